@@ -1,0 +1,90 @@
+// The plain structs between torch and the kernels: pointers and sizes, no torch, no STL.
+#pragma once
+
+#include <cstdint>
+
+namespace sparseconv {
+
+enum class Element : int { f32, f64, bf16, f16 };
+enum class PaddingMode : int { zeros, replicate, reflect, circular };
+
+// (batch, channel, position); strides in elements, of either sign, 0 allowed.
+struct TensorView {
+  void* data;
+  int64_t stride[3];
+};
+
+// One run of scratch rows. Row `row + j` holds, for every lane, the input position
+// `position + j * step` relative to where the lane's piece begins.
+struct Segment {
+  int64_t position;
+  int64_t row;
+  int64_t span;  // rows beyond those of one tap: last tap's row - first tap's row
+};
+
+// Where the taps of one channel find their inputs inside the scratch tile (see layout.h).
+struct TileShape {
+  const Segment* segments;
+  int64_t n_segments;
+  int64_t step;            // input positions between neighbouring rows
+  int64_t channel_rows;    // scratch rows of one channel
+  int64_t block_channels;  // channels that share the scratch
+};
+
+// The active weights, row by row: row r of the pattern owns, for each of its `row_channels`
+// channels c, the entries pointers[r * row_channels + c] .. pointers[r * row_channels + c + 1].
+struct Entries {
+  const int32_t* pointers;
+  const int32_t* rows;   // (nnz,) scratch row of each entry, within its channel block
+  const int32_t* index;  // (nnz,) where its weight stands in `values`; null: at the same place
+  int64_t row_channels;
+  int64_t n_rows;
+  int64_t groups;
+};
+
+// out[n, r, i] = init[r] + sum over the entries e of row r:
+//                values[index[e]] * in[n, channel(e), origin + i * step + position(tap(e))]
+// for i in [0, count), written to position first + i * out_step of the output. That is fprop, and
+// with the transposed pattern each phase of dgrad.
+struct Correlation {
+  Entries entries;
+  TileShape tile;
+  const void* values;  // accumulation type
+  const void* init;    // accumulation type, (n_rows,) or null for zeros
+  TensorView in;
+  int64_t in_length;
+  PaddingMode mode;
+  int64_t origin;
+  TensorView out;
+  int64_t out_length;
+  int64_t first;
+  int64_t out_step;
+  // Outputs that fall left of position 0 or right of out_length - 1 go here, accumulation type:
+  // (batch, row, fold_left + fold_right). Null: there are none.
+  void* fold;
+  int64_t fold_left;
+  int64_t fold_right;
+  int64_t batch;
+  int64_t count;  // outputs per series
+  int64_t piece;  // outputs per lane, <= count
+};
+
+// out[e] = sum over n, i: grad[n, r(e), i] * in[n, channel(e), origin + i * step + position(tap(e))]
+struct WeightGradient {
+  Entries entries;
+  TileShape tile;
+  TensorView grad;
+  TensorView in;
+  int64_t in_length;
+  PaddingMode mode;
+  int64_t origin;
+  void* partial;  // accumulation type, (splits, nnz), zeros
+  int64_t nnz;
+  int64_t splits;  // the chunks are cut into this many fixed runs, each with its own sums
+  int64_t batch;
+  int64_t count;
+  int64_t piece;   // outputs per lane, <= count, a multiple of `tile_length` unless count is less
+  int64_t tile_length;
+};
+
+}  // namespace sparseconv

@@ -1,0 +1,59 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace sparseconv {
+
+namespace {
+
+std::vector<const KernelTable*> runnable() {
+  std::vector<const KernelTable*> tables;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
+    tables.push_back(&kAvx512);
+  }
+  if (avx2) {
+    tables.push_back(&kAvx2);
+  }
+#endif
+  tables.push_back(&kBaseline);
+  return tables;
+}
+
+const std::vector<const KernelTable*>& tables() {
+  static const std::vector<const KernelTable*> found = runnable();
+  return found;
+}
+
+}  // namespace
+
+std::vector<std::string> runnable_isas() {
+  std::vector<std::string> names;
+  for (const KernelTable* table : tables()) {
+    names.emplace_back(table->name);
+  }
+  return names;
+}
+
+const KernelTable& kernels() {
+  // Read at every call (some 20 ns), so that a test or a benchmark can switch within one process.
+  const char* wanted = std::getenv("SPARSECONV_CPU_ISA");
+  if (wanted == nullptr || *wanted == '\0') {
+    return *tables().front();
+  }
+  std::string names;
+  for (const KernelTable* table : tables()) {
+    if (std::string(wanted) == table->name) {
+      return *table;
+    }
+    names += (names.empty() ? "" : ", ") + std::string(table->name);
+  }
+  throw std::invalid_argument("SPARSECONV_CPU_ISA must be one of those this CPU can run (" + names +
+                              "), but got '" + wanted + "'; unset it to take the best");
+}
+
+}  // namespace sparseconv

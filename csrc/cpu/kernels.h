@@ -1,0 +1,26 @@
+// The kernels of one instruction set, as a table. Each computes one of `parts` equal shares of
+// the work, so threads live outside; `scratch` is private to the call.
+#pragma once
+
+#include "../conv1d.h"
+
+namespace sparseconv {
+
+struct KernelTable {
+  const char* name;
+  // Indexed by Element.
+  void (*correlate[4])(const Correlation&, int64_t part, int64_t parts, void* scratch);
+  void (*wgrad[4])(const WeightGradient&, int64_t part, int64_t parts, void* scratch);
+};
+
+extern const KernelTable kBaseline;
+#if defined(__x86_64__)
+extern const KernelTable kAvx2;
+extern const KernelTable kAvx512;
+#endif
+
+// Bytes of scratch, 64-byte aligned, that one call needs.
+int64_t scratch_bytes(const Correlation& problem);
+int64_t scratch_bytes(const WeightGradient& problem);
+
+}  // namespace sparseconv

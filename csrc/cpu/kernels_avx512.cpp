@@ -1,0 +1,52 @@
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "half.h"
+#include "kernels.h"
+#include "layout.h"
+#include "scratch.h"
+
+// Everything the region below compiles may use these instructions: only our own code, which the
+// table reaches after the CPU was asked. Nothing of the STL may be instantiated in it.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx2,fma,f16c")
+#endif
+
+namespace sparseconv {
+namespace avx512 {
+
+#include "vec_avx512.h"
+
+#include "tile.inl"
+
+#include "correlate.inl"
+
+#include "wgrad.inl"
+
+}  // namespace avx512
+}  // namespace sparseconv
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace sparseconv {
+
+const KernelTable kAvx512 = {
+    "avx512",
+    {avx512::correlate<avx512::F32, float>, avx512::correlate<avx512::F64, double>, avx512::correlate<avx512::F32, Bf16>, avx512::correlate<avx512::F32, Half>},
+    {avx512::wgrad<avx512::F32, float>, avx512::wgrad<avx512::F64, double>, avx512::wgrad<avx512::F32, Bf16>, avx512::wgrad<avx512::F32, Half>},
+};
+
+}  // namespace sparseconv
+
+#endif

@@ -1,0 +1,58 @@
+// How a tile of the input lies in the scratch memory, and how long a lane's piece of a series is.
+// Depends on shapes only, never on the ISA or the dtype: a scratch row is 64 bytes on all of them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../conv1d.h"
+
+namespace sparseconv {
+
+constexpr int64_t kRowBytes = 64;
+// Outputs per lane at most. Longer pieces pack fewer overlapping inputs, shorter ones leave room
+// for more channels in L1.
+constexpr int64_t kPieceMax = 48;
+// What the packed inputs of one channel block may take of the smallest L1 data cache in use.
+constexpr int64_t kScratchBytes = 32 * 1024;
+// Positions of wgrad's tile: 12 gradients, two sums and an input fit AVX2's 16 registers.
+constexpr int64_t kWgradTileMax = 12;
+
+struct Layout {
+  std::vector<Segment> segments;
+  std::vector<int32_t> tap_rows;  // scratch row of each given tap position
+  int64_t step = 1;
+  int64_t channel_rows = 0;
+  int64_t block_channels = 1;
+
+  TileShape shape() const {
+    return {segments.data(), static_cast<int64_t>(segments.size()), step, channel_rows,
+            block_channels};
+  }
+};
+
+// Rows for taps at the given input positions, when neighbouring outputs are `step` inputs apart.
+// Taps whose rows would overlap share a segment, so a dense kernel packs each input once, and a
+// widely dilated one packs no sample that no tap reads.
+Layout make_layout(const std::vector<int64_t>& positions, int64_t step);
+
+Layout fprop_layout(int64_t kernel_size, int64_t stride, int64_t dilation);
+
+// The taps that reach input phase `phase` (padded input position mod stride); `taps` names them.
+Layout dgrad_layout(int64_t kernel_size, int64_t stride, int64_t dilation, int64_t phase,
+                    std::vector<int64_t>* taps);
+
+// The piece length that wastes least: pieces x lanes should just cover batch x count.
+int64_t correlate_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span);
+
+struct WgradPiece {
+  int64_t piece;
+  int64_t tile_length;
+};
+WgradPiece wgrad_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span);
+
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace sparseconv

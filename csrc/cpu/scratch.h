@@ -1,0 +1,35 @@
+// How the scratch memory of one kernel call is divided, in rows of 64 bytes.
+#pragma once
+
+#include "layout.h"
+
+namespace sparseconv {
+
+// Sums that wait for the next channel block stay in this much L2; more rows come in blocks, for
+// which the inputs are packed anew.
+constexpr int64_t kAccBytes = 512 * 1024;
+// Weights whose sums over the lanes are taken together; their rows (4 KB) stay in L1.
+constexpr int64_t kWgradBatch = 64;
+
+struct CorrelateScratch {
+  int64_t channel_block;
+  int64_t row_block;
+  int64_t acc_slots;
+  int64_t input_rows;
+  int64_t acc_rows;
+  int64_t stage_rows;
+};
+
+struct WgradScratch {
+  int64_t channel_block;
+  int64_t row_block;
+  int64_t grad_channel_rows;
+  int64_t input_rows;
+  int64_t grad_rows;
+  int64_t stage_rows;
+};
+
+CorrelateScratch plan_scratch(const Correlation& problem);
+WgradScratch plan_scratch(const WeightGradient& problem);
+
+}  // namespace sparseconv

@@ -1,0 +1,274 @@
+// Lanes, packing and unpacking. Included once per ISA, after its vec_*.h.
+//
+// A lane is a piece of one series: `piece` neighbouring outputs of one batch item. Lanes are
+// independent sequences, so a tap, a stride or a dilation only changes the scratch row that is
+// read, every load is aligned, and one long series fills a vector as well as 16 short ones.
+
+template <typename T>
+constexpr int kLanes = static_cast<int>(kRowBytes / sizeof(T));
+template <typename T>
+constexpr int kBlock = sizeof(T) == 4 ? kBlockF32 : kBlockF64;
+
+template <typename A, typename B>
+constexpr bool kSame = false;
+template <typename A>
+constexpr bool kSame<A, A> = true;
+
+static inline int64_t min_of(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+static inline int64_t max_of(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+
+static inline float to_acc(float x) {
+  return x;
+}
+static inline double to_acc(double x) {
+  return x;
+}
+static inline float to_acc(Half x) {
+  return half_to_float(x.bits);
+}
+static inline float to_acc(Bf16 x) {
+  union {
+    uint32_t bits;
+    float value;
+  } y = {static_cast<uint32_t>(x.bits) << 16};
+  return y.value;
+}
+static inline void from_acc(float x, float* y) {
+  *y = x;
+}
+static inline void from_acc(double x, double* y) {
+  *y = x;
+}
+static inline void from_acc(float x, Half* y) {
+  y->bits = float_to_half(x);
+}
+static inline void from_acc(float x, Bf16* y) {
+  union {
+    float value;
+    uint32_t bits;
+  } b = {x};
+  const bool nan = (b.bits & 0x7fffffffu) > 0x7f800000u;
+  const uint32_t rounded = b.bits + 0x7fffu + ((b.bits >> 16) & 1);  // to nearest, ties to even
+  y->bits = static_cast<uint16_t>(nan ? (b.bits >> 16) | 0x40u : rounded >> 16);
+}
+
+struct Lane {
+  int64_t item;   // batch item, or -1: the lane is idle
+  int64_t start;  // first output of the piece
+  int64_t skip;   // outputs at its beginning that the piece before computes too
+};
+
+// The last piece of a series is moved back to end with it: no lane ever reads or writes past it.
+static void cut_lanes(Lane* lanes, int n_lanes, int64_t group, int64_t batch, int64_t count,
+                      int64_t piece) {
+  const int64_t pieces = ceil_div(count, piece);
+  for (int l = 0; l < n_lanes; ++l) {
+    const int64_t unit = group * n_lanes + l;
+    if (unit >= batch * pieces) {
+      lanes[l] = {-1, 0, 0};
+      continue;
+    }
+    const int64_t first = (unit % pieces) * piece;
+    const int64_t start = min_of(first, count - piece);
+    lanes[l] = {unit / pieces, start, first - start};
+  }
+}
+
+// Where a position outside the series reads. The caller has checked that one step is enough.
+static inline int64_t fold_position(int64_t position, int64_t length, PaddingMode mode) {
+  switch (mode) {
+    case PaddingMode::replicate:
+      return position < 0 ? 0 : length - 1;
+    case PaddingMode::reflect:
+      return position < 0 ? -position : 2 * length - 2 - position;
+    default:
+      return position < 0 ? position + length : position - length;
+  }
+}
+
+template <typename T, typename S>
+static void read_outside(T* out, const S* series, int64_t stride, int64_t length, PaddingMode mode,
+                         int64_t first, int64_t step, int64_t begin, int64_t end) {
+  for (int64_t j = begin; j < end; ++j) {
+    out[j] = mode == PaddingMode::zeros
+                 ? T(0)
+                 : to_acc(series[fold_position(first + j * step, length, mode) * stride]);
+  }
+}
+
+// out[j] = series[first + j * step] for j in [0, count), padded.
+template <typename T, typename S>
+static void read_lane(T* out, const S* series, int64_t stride, int64_t length, PaddingMode mode,
+                      int64_t first, int64_t step, int64_t count) {
+  const int64_t begin = first >= 0 ? 0 : min_of(count, ceil_div(-first, step));
+  const int64_t past = first >= length ? 0 : min_of(count, ceil_div(length - first, step));
+  const int64_t end = max_of(begin, past);
+  read_outside(out, series, stride, length, mode, first, step, 0, begin);
+  for (int64_t j = begin; j < end; ++j) {
+    out[j] = to_acc(series[(first + j * step) * stride]);
+  }
+  read_outside(out, series, stride, length, mode, first, step, end, count);
+}
+
+// Stage entries per lane for `rows` rows: transposes read whole blocks.
+static inline int64_t stage_stride(int64_t rows) {
+  return (rows + 15) / 16 * 16;
+}
+
+// Copies the inputs of channels [c0, c1) into rows[(c - c0) * channel_rows + row][lane]: padding,
+// stride, conversion and the transpose from (n, c, l) happen here and nowhere else.
+template <typename T, typename S>
+static void pack(const TileShape& tile, const TensorView& in, int64_t length, PaddingMode mode,
+                 int64_t origin, const Lane* lanes, int64_t piece, int64_t c0, int64_t c1, T* rows,
+                 T* stage) {
+  constexpr int kN = kLanes<T>;
+  constexpr int kB = kBlock<T>;
+  const S* data = static_cast<const S*>(in.data);
+  for (int64_t s = 0; s < tile.n_segments; ++s) {
+    const Segment& segment = tile.segments[s];
+    const int64_t count = piece + segment.span;
+    const int64_t staged = stage_stride(count);
+    int64_t first[kN];
+    bool direct[kN];  // read where it lies
+    const T* src[kN];
+    for (int l = 0; l < kN; ++l) {
+      first[l] = origin + lanes[l].start * tile.step + segment.position;
+      direct[l] = kSame<T, S> && lanes[l].item >= 0 && in.stride[2] * tile.step == 1 &&
+                  count >= kB && first[l] >= 0 && first[l] + count <= length;
+      src[l] = stage + l * staged;
+      if (lanes[l].item < 0) {
+        for (int64_t j = 0; j < staged; ++j) {
+          stage[l * staged + j] = T(0);
+        }
+      }
+    }
+    for (int64_t c = c0; c < c1; ++c) {
+      for (int l = 0; l < kN; ++l) {
+        if (lanes[l].item < 0) {
+          continue;
+        }
+        const S* series = data + lanes[l].item * in.stride[0] + c * in.stride[1];
+        if (direct[l]) {
+          src[l] = reinterpret_cast<const T*>(series) + first[l];
+        } else {
+          read_lane(stage + l * staged, series, in.stride[2], length, mode, first[l], tile.step,
+                    count);
+        }
+      }
+      T* target = rows + ((c - c0) * tile.channel_rows + segment.row) * kN;
+      for (int64_t j = 0; j < count; j += kB) {
+        const int64_t at = min_of(j, max_of(count - kB, 0));  // the last block ends with the rows
+        for (int l = 0; l < kN; l += kB) {
+          const T* from[kB];
+          T* to[kB];
+          for (int i = 0; i < kB; ++i) {
+            from[i] = src[l + i] + at;
+            to[i] = target + (at + i) * kN + l;
+          }
+          transpose(from, to);
+        }
+      }
+    }
+  }
+}
+
+// Writes the outputs of one row from acc[position][lane] to where they belong.
+template <typename T, typename S>
+static void unpack(const Correlation& p, const Lane* lanes, int64_t row, const T* acc, T* stage) {
+  constexpr int kN = kLanes<T>;
+  constexpr int kB = kBlock<T>;
+  const int64_t staged = stage_stride(p.piece);
+  T* target[kN];
+  bool direct[kN];
+  bool any = false;
+  for (int l = 0; l < kN; ++l) {
+    const Lane& lane = lanes[l];
+    const int64_t begin = p.first + lane.start * p.out_step;
+    direct[l] = kSame<T, S> && lane.item >= 0 && lane.skip == 0 && p.piece >= kB &&
+                p.out.stride[2] * p.out_step == 1 && begin >= 0 && begin + p.piece <= p.out_length;
+    target[l] = stage + l * staged;
+    if (direct[l]) {
+      target[l] = static_cast<T*>(p.out.data) + lane.item * p.out.stride[0] +
+                  row * p.out.stride[1] + begin;
+      any = true;
+    }
+  }
+  for (int64_t j = 0; any && j < p.piece; j += kB) {
+    const int64_t at = min_of(j, p.piece - kB);
+    for (int l = 0; l < kN; l += kB) {
+      const T* from[kB];
+      T* to[kB];
+      for (int i = 0; i < kB; ++i) {
+        from[i] = acc + (at + i) * kN + l;
+        to[i] = target[l + i] + at;
+      }
+      transpose(from, to);
+    }
+  }
+  for (int l = 0; l < kN; ++l) {
+    const Lane& lane = lanes[l];
+    if (direct[l] || lane.item < 0) {
+      continue;
+    }
+    S* series = static_cast<S*>(p.out.data) + lane.item * p.out.stride[0] + row * p.out.stride[1];
+    T* fold = p.fold == nullptr ? nullptr
+                                : static_cast<T*>(p.fold) + (lane.item * p.entries.n_rows + row) *
+                                                                (p.fold_left + p.fold_right);
+    for (int64_t j = lane.skip; j < p.piece; ++j) {
+      const int64_t position = p.first + (lane.start + j) * p.out_step;
+      const T value = acc[j * kN + l];
+      if (position < 0) {
+        fold[p.fold_left + position] = value;
+      } else if (position >= p.out_length) {
+        fold[p.fold_left + position - p.out_length] = value;
+      } else {
+        from_acc(value, series + position * p.out.stride[2]);
+      }
+    }
+  }
+}
+
+// One thread's share of groups x rows of equal cost (a row costs its entries and its outputs).
+struct Share {
+  int64_t group_begin;
+  int64_t row_begin;  // in the first group
+  int64_t group_end;  // inclusive
+  int64_t row_end;    // in the last group
+};
+
+constexpr int64_t kRowCost = 4;  // storing a row's outputs costs about as much as four entries
+
+static inline int64_t rows_cost(const Entries& e, int64_t row) {
+  return e.pointers[row * e.row_channels] - e.pointers[0] + kRowCost * row;
+}
+
+// The first row before which at least `cost` has been spent.
+static int64_t row_at_cost(const Entries& e, int64_t cost) {
+  int64_t low = 0, high = e.n_rows;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (rows_cost(e, middle) < cost) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+static Share share_of(const Entries& e, int64_t groups, int64_t part, int64_t parts) {
+  const int64_t each = rows_cost(e, e.n_rows);
+  const int64_t total = groups * each;
+  const int64_t begin = total / parts * part + min_of(part, total % parts);
+  const int64_t end = begin + total / parts + (part < total % parts ? 1 : 0);
+  if (begin == end) {
+    return {0, 0, 0, 0};
+  }
+  // A row belongs to whoever holds the cost at which it begins, so every row has one owner.
+  const int64_t last = (end - 1) / each;
+  return {begin / each, row_at_cost(e, begin % each), last, row_at_cost(e, end - last * each)};
+}

@@ -1,0 +1,16 @@
+// The Python module _C: which instruction sets there are and which is used. Importing it also
+// registers the CPU ops (conv1d_cpu.cpp).
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/dispatch.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Capabilities of the compiled kernels; the ops are in torch.ops.sparseconv.";
+  m.def("isas", &sparseconv::runnable_isas,
+        "Instruction sets this CPU can run, the best first: what SPARSECONV_CPU_ISA accepts.");
+  m.def(
+      "isa", [] { return sparseconv::kernels().name; },
+      "The instruction set in use. Raises ValueError if SPARSECONV_CPU_ISA names another.");
+}

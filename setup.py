@@ -1,0 +1,49 @@
+"""The extension list; everything else is in pyproject.toml.
+
+torch is not a build requirement on purpose: an isolated build would download the newest torch
+(several GB with CUDA) and build against that. With torch present, use
+``pip install --no-build-isolation .``; without it, or without a compiler, the package installs
+without the extension and says so when asked (``python -m sparseconv info``).
+"""
+
+import sys
+
+from setuptools import setup
+from setuptools.errors import CCompilerError, ExecError, PlatformError
+
+try:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError:
+    print("sparseconv: torch is not importable here, the C++ extension is left out", file=sys.stderr)
+    extensions, commands = [], {}
+else:
+
+    class OptionalBuild(BuildExtension):
+        """Builds the extension, or leaves it out with a word of why."""
+
+        def run(self):
+            try:
+                super().run()
+            except (CCompilerError, ExecError, PlatformError, RuntimeError, OSError) as error:
+                print(f"sparseconv: the C++ extension is left out: {error}", file=sys.stderr)
+
+    extensions = [
+        CppExtension(
+            "sparseconv._C",
+            [
+                "csrc/extension.cpp",
+                "csrc/cpu/conv1d_cpu.cpp",
+                "csrc/cpu/dispatch.cpp",
+                "csrc/cpu/layout.cpp",
+                "csrc/cpu/kernels_avx512.cpp",
+                "csrc/cpu/kernels_avx2.cpp",
+                "csrc/cpu/kernels_baseline.cpp",
+            ],
+            # No -march and no -ffast-math: each ISA has its own target region. Contraction would
+            # fuse where the kernels do not ask for it, and the bits would depend on the ISA.
+            extra_compile_args=["-O3", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden"],
+        )
+    ]
+    commands = {"build_ext": OptionalBuild}
+
+setup(ext_modules=extensions, cmdclass=commands)

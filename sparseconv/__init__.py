@@ -1,0 +1,37 @@
+"""Weight-sparse 1-D convolution for PyTorch: kernels that touch active weights only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sparseconv import models
+from sparseconv._backends import available_backends
+from sparseconv.dst import DSTScheduler
+from sparseconv.functional import sparse_conv1d
+from sparseconv.modules import SparseConv1d
+from sparseconv.pattern import KernelCSR, Region
+
+if TYPE_CHECKING:
+    from sparseconv.classification import DSNClassifier
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DSNClassifier",
+    "DSTScheduler",
+    "KernelCSR",
+    "Region",
+    "SparseConv1d",
+    "available_backends",
+    "models",
+    "sparse_conv1d",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # aeon and scikit-learn take seconds to import and are an extra: only who asks pays.
+    if name == "DSNClassifier":
+        from sparseconv.classification import DSNClassifier
+
+        return DSNClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,72 @@
+"""Which implementations are built, which can run here, and why not."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("cpp", "reference")
+
+
+def _load_extension() -> tuple[ModuleType | None, str]:
+    try:
+        from sparseconv import _C
+    except ImportError as error:
+        return None, (
+            f"the C++ extension is not built ({error}); "
+            "build it with `pip install --no-build-isolation .` (needs a C++20 compiler)"
+        )
+    return _C, ""
+
+
+extension, _missing_reason = _load_extension()
+
+
+def available_backends() -> dict[str, str]:
+    """Name every backend with the state it is in on this machine.
+
+    Returns:
+        ``{"cpp": ..., "reference": ...}``: ``"available"``, followed by the instruction set in
+        use where there is one, or the reason why the backend cannot run.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> sc.available_backends()["reference"]
+        'available'
+    """
+    if extension is None:
+        cpp = _missing_reason
+    else:
+        try:
+            cpp = f"available (CPU, {extension.isa()})"
+        except ValueError as error:  # SPARSECONV_CPU_ISA names what this CPU cannot run
+            cpp = str(error)
+    return {"cpp": cpp, "reference": "available"}
+
+
+def resolve_backend(name: str, device: torch.device) -> str:
+    """Turn a requested backend into one that runs on ``device``, or raise with the reason.
+
+    ``"auto"`` takes ``SPARSECONV_BACKEND`` if it is set, else the C++ kernels for CPU tensors,
+    else the dense reference. A named backend is never replaced by another.
+    """
+    if name == "auto":
+        name = os.environ.get("SPARSECONV_BACKEND", "auto")
+    if name == "auto":
+        return "cpp" if extension is not None and device.type == "cpu" else "reference"
+    if name == "reference":
+        return name
+    if name != "cpp":
+        raise ValueError(
+            f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, but got {name!r}"
+        )
+    if extension is None:
+        raise RuntimeError(f"backend 'cpp' cannot run: {_missing_reason}")
+    if device.type != "cpu":
+        raise RuntimeError(
+            f"backend 'cpp' runs on CPU tensors, but the input is on {device}; "
+            "move it with .cpu() or use backend='auto'"
+        )
+    return name

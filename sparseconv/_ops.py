@@ -1,0 +1,181 @@
+"""The registered ops: schemas, shapes for the compiler, FLOP formulas, and their callers.
+
+Each computation is one op that never calls another. Tensors and sizes only, so torch.compile,
+export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+if TYPE_CHECKING:
+    from sparseconv.functional import Geometry
+    from sparseconv.pattern import KernelCSR
+
+_GEOMETRY = "int stride, int[] padding, int dilation, int groups, str padding_mode"
+_library = torch.library.Library("sparseconv", "DEF")
+_library.define(
+    "plan_fprop(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation)"
+    " -> Tensor"
+)
+_library.define(
+    "plan_dgrad(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation,"
+    " int groups) -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
+    f" int[] shape, {_GEOMETRY}) -> Tensor"
+)
+_library.define(
+    "dgrad(Tensor grad_output, Tensor values, Tensor pointers, Tensor rows, Tensor index,"
+    f" int[] shape, int input_length, {_GEOMETRY}) -> Tensor"
+)
+_library.define(
+    "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor rows, int[] shape,"
+    f" {_GEOMETRY}) -> Tensor"
+)
+
+
+class DgradPlan(NamedTuple):
+    """The transposed pattern: per stride phase and input channel, entries over output channels."""
+
+    pointers: Tensor
+    rows: Tensor
+    index: Tensor  # where each entry's weight stands in `values`
+
+
+def _fprop_rows(pattern: KernelCSR, geometry: Geometry) -> Tensor:
+    stride, dilation = geometry.stride, geometry.dilation
+
+    def make(pattern: KernelCSR) -> Tensor:
+        rows: Tensor = torch.ops.sparseconv.plan_fprop(
+            pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation
+        )
+        return rows
+
+    return pattern.derived(("cpu fprop", stride, dilation), make)
+
+
+def _dgrad_plan(pattern: KernelCSR, geometry: Geometry) -> DgradPlan:
+    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
+
+    def make(pattern: KernelCSR) -> DgradPlan:
+        return DgradPlan(
+            *torch.ops.sparseconv.plan_dgrad(
+                pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation, groups
+            )
+        )
+
+    return pattern.derived(("cpu dgrad", stride, dilation, groups), make)
+
+
+def fprop(
+    x: Tensor, values: Tensor, bias: Tensor | None, pattern: KernelCSR, geometry: Geometry
+) -> Tensor:
+    """``(N, C_in, L_in) -> (N, C_out, L_out)``."""
+    y: Tensor = torch.ops.sparseconv.fprop(
+        x, values, bias, pattern.crow_indices, _fprop_rows(pattern, geometry), *geometry
+    )
+    return y
+
+
+def dgrad(
+    grad: Tensor, values: Tensor, pattern: KernelCSR, geometry: Geometry, input_length: int
+) -> Tensor:
+    """``(N, C_out, L_out) -> (N, C_in, L_in)``: the gradient of the input."""
+    plan = _dgrad_plan(pattern, geometry)
+    g: Tensor = torch.ops.sparseconv.dgrad(
+        grad, values, *plan, geometry.shape, input_length, *geometry[1:]
+    )
+    return g
+
+
+def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
+    """``(nnz,)``: the gradient of the active weights, in CSR order."""
+    g: Tensor = torch.ops.sparseconv.wgrad(
+        grad, x, pattern.crow_indices, _fprop_rows(pattern, geometry), *geometry
+    )
+    return g
+
+
+def _output_length(
+    length: int, shape: list[int], stride: int, padding: list[int], dilation: int
+) -> int:
+    return (length + padding[0] + padding[1] - dilation * (shape[2] - 1) - 1) // stride + 1
+
+
+@torch.library.register_fake("sparseconv::fprop", lib=_library)
+def _fake_fprop(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    rows: Tensor,
+    shape: list[int],
+    stride: int,
+    padding: list[int],
+    dilation: int,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    length = _output_length(input.shape[2], shape, stride, padding, dilation)
+    return input.new_empty((input.shape[0], shape[0], length))
+
+
+@torch.library.register_fake("sparseconv::dgrad", lib=_library)
+def _fake_dgrad(
+    grad_output: Tensor,
+    values: Tensor,
+    pointers: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    shape: list[int],
+    input_length: int,
+    stride: int,
+    padding: list[int],
+    dilation: int,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    return grad_output.new_empty((grad_output.shape[0], shape[1] * groups, input_length))
+
+
+@torch.library.register_fake("sparseconv::wgrad", lib=_library)
+def _fake_wgrad(
+    grad_output: Tensor, input: Tensor, crow_indices: Tensor, rows: Tensor, *args: Any
+) -> Tensor:
+    return input.new_empty(rows.shape)
+
+
+# A multiply-add is two operations; each active weight meets every output of its row once. Every
+# op knows the output of fprop or its gradient by shape, and nnz by that of the rows.
+
+
+@register_flop_formula(torch.ops.sparseconv.fprop)  # type: ignore[untyped-decorator]
+def _flops_fprop(
+    input_shape: Any,
+    values_shape: Any,
+    bias_shape: Any,
+    crow_shape: Any,
+    rows_shape: Any,
+    *args: Any,
+    out_shape: Any = None,
+    **kwargs: Any,
+) -> int:
+    return int(2 * input_shape[0] * out_shape[2] * values_shape[0])
+
+
+@register_flop_formula(torch.ops.sparseconv.dgrad)  # type: ignore[untyped-decorator]
+def _flops_dgrad(grad_shape: Any, values_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return int(2 * grad_shape[0] * grad_shape[2] * values_shape[0])
+
+
+@register_flop_formula(torch.ops.sparseconv.wgrad)  # type: ignore[untyped-decorator]
+def _flops_wgrad(
+    grad_shape: Any, input_shape: Any, crow_shape: Any, rows_shape: Any, *args: Any, **kwargs: Any
+) -> int:
+    return int(2 * grad_shape[0] * grad_shape[2] * rows_shape[0])

@@ -1,0 +1,294 @@
+"""``sparse_conv1d``: the checks, the choice of a backend and the gradients."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparseconv import _ops, reference
+from sparseconv._backends import resolve_backend
+from sparseconv.pattern import KernelCSR
+
+PADDING_MODES = ("zeros", "replicate", "reflect", "circular")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+Padding = int | tuple[int, ...] | str
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """A wrong argument: ``nn.Conv1d`` reports it as RuntimeError, Python says ValueError."""
+
+
+class Geometry(NamedTuple):
+    """Everything about one convolution but its tensors."""
+
+    shape: tuple[int, int, int]  # C_out, C_in // groups, K
+    stride: int
+    padding: tuple[int, int]  # left, right
+    dilation: int
+    groups: int
+    padding_mode: str
+
+    def output_length(self, input_length: int) -> int:
+        reach = self.dilation * (self.shape[2] - 1) + 1
+        return (input_length + sum(self.padding) - reach) // self.stride + 1
+
+
+def single(name: str, value: int | tuple[int, ...], least: int) -> int:
+    """Take an int or a 1-tuple, as nn.Conv1d does, and check its lower bound."""
+    if isinstance(value, tuple | list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int or a tuple of one int, but got {value!r}")
+    if value < least:
+        word = "negative" if least == 0 else "non-positive"
+        raise ArgumentError(f"{word} {name} is not supported: expected >= {least}, got {value}")
+    return value
+
+
+def resolve_padding(
+    padding: Padding, kernel_size: int, dilation: int = 1, stride: int = 1
+) -> tuple[int, int]:
+    """Turn every spelling of ``padding`` into ``(left, right)`` numbers of samples.
+
+    Takes what ``nn.Conv1d`` takes (an int, a 1-tuple, ``"same"``, ``"valid"``) and a pair.
+    """
+    if isinstance(padding, str):
+        if padding == "valid":
+            return 0, 0
+        if padding != "same":
+            raise ArgumentError(
+                f"Invalid padding string {padding!r}, should be one of 'valid', 'same'"
+            )
+        if stride != 1:
+            raise ArgumentError("padding='same' is not supported for strided convolutions")
+        total = dilation * (kernel_size - 1)
+        return total // 2, total - total // 2
+    if isinstance(padding, tuple | list) and len(padding) == 2:
+        return single("padding", padding[0], 0), single("padding", padding[1], 0)
+    both = single("padding", padding, 0)
+    return both, both
+
+
+def sparse_conv1d(
+    input: Tensor,
+    values: Tensor,
+    pattern: KernelCSR,
+    bias: Tensor | None = None,
+    stride: int | tuple[int] = 1,
+    padding: Padding = 0,
+    dilation: int | tuple[int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    backend: str = "auto",
+) -> Tensor:
+    """Convolve with the active weights only.
+
+    ``y[n, o, l] = bias[o] + sum over active (c, k) of w[o, c, k] * x[n, c, l*stride + k*dilation
+    - left]``, the cross-correlation that ``F.conv1d`` computes with a weight that is zero outside
+    ``pattern``. Differentiable in ``input``, ``values`` and ``bias``, twice and more.
+
+    Args:
+        input: ``(N, C_in, L_in)`` or ``(C_in, L_in)``; float32, float64, bfloat16 or float16
+            (the half types accumulate in float32); any strides.
+        values: ``(nnz,)``, the active weights in the pattern's CSR order; dtype of ``input``.
+        pattern: which weights are active; shape ``(C_out, C_in // groups, K)``.
+        bias: ``(C_out,)`` or None.
+        stride, dilation, groups: as in ``F.conv1d``.
+        padding: as in ``F.conv1d``, or a pair ``(left, right)``, in samples.
+        padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``, done inside
+            the kernel: no padded copy of the input is made.
+        backend: ``"auto"``, ``"cpp"`` (CPU kernels) or ``"reference"`` (dense). A named backend
+            runs or raises.
+
+    Returns:
+        ``(N, C_out, L_out)`` or ``(C_out, L_out)``.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes that do not fit (also a RuntimeError, as ``F.conv1d`` raises).
+        RuntimeError: the named backend cannot run here.
+
+    Example:
+        >>> import torch, sparseconv as sc
+        >>> pattern = sc.KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
+        >>> sc.sparse_conv1d(torch.arange(5.0).view(1, 1, 5), torch.tensor([1.0, -1.0]), pattern)
+        tensor([[[-2., -2., -2.]]])
+    """
+    if not isinstance(pattern, KernelCSR):
+        raise TypeError(
+            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
+            "make one with KernelCSR.from_mask(mask)"
+        )
+    stride = single("stride", stride, 1)
+    dilation = single("dilation", dilation, 1)
+    groups = single("groups", groups, 1)
+    geometry = Geometry(
+        pattern.shape,
+        stride,
+        resolve_padding(padding, pattern.shape[2], dilation, stride),
+        dilation,
+        groups,
+        padding_mode,
+    )
+    _check(input, values, pattern, bias, geometry)
+    x = input if input.dim() == 3 else input.unsqueeze(0)
+    if resolve_backend(backend, x.device) == "reference":
+        y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
+    else:
+        y = _Fprop.apply(x, values, bias, pattern, geometry)
+    return y if input.dim() == 3 else y.squeeze(0)
+
+
+def _check(
+    input: Tensor, values: Tensor, pattern: KernelCSR, bias: Tensor | None, geometry: Geometry
+) -> None:
+    """Refuse what the kernels could not compute, in F.conv1d's words where it has them."""
+    for name, tensor in (("input", input), ("values", values), ("bias", bias)):
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, but got {type(tensor).__name__}")
+        if tensor.dtype != input.dtype:
+            raise TypeError(
+                f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"
+            )
+        if tensor.device != input.device:
+            raise ArgumentError(
+                f"Expected all tensors to be on the same device, but input is on {input.device} "
+                f"and {name} on {tensor.device}; move one with .to()"
+            )
+    if input.dtype not in DTYPES:
+        raise TypeError(f"input must have one of the dtypes {DTYPES}, but got {input.dtype}")
+    out_channels, group_channels, kernel_size = geometry.shape
+    groups, mode = geometry.groups, geometry.padding_mode
+    if input.dim() not in (2, 3):
+        raise ArgumentError(
+            "Expected 2D (unbatched) or 3D (batched) input to sparse_conv1d, "
+            f"but got input of size: {list(input.shape)}"
+        )
+    if out_channels % groups:
+        raise ArgumentError(f"out_channels must be divisible by groups: {out_channels} % {groups}")
+    if input.shape[-2] != group_channels * groups:
+        raise ArgumentError(
+            f"Given groups={groups}, weight of size {list(geometry.shape)}, expected "
+            f"input{list(input.shape)} to have {group_channels * groups} channels, but got "
+            f"{input.shape[-2]} channels instead"
+        )
+    if values.shape != (pattern.nnz,):
+        raise ArgumentError(
+            f"values must have shape ({pattern.nnz},), one value for each active weight of the "
+            f"pattern, but got {list(values.shape)}"
+        )
+    if bias is not None and bias.shape != (out_channels,):
+        raise ArgumentError(
+            f"Given weight of size {list(geometry.shape)}, expected bias to be 1-dimensional "
+            f"with {out_channels} elements, but got bias of size {list(bias.shape)} instead"
+        )
+    if mode not in PADDING_MODES:
+        raise ArgumentError(
+            f"padding_mode must be one of {set(PADDING_MODES)}, but got padding_mode={mode!r}"
+        )
+    length, most = input.shape[-1], max(geometry.padding)
+    # The mirror does not repeat the border sample; a circle goes round once at most.
+    room = {"reflect": length - 1, "circular": length}.get(mode, most)
+    if most > room or (mode == "replicate" and most > 0 and length == 0):
+        raise ArgumentError(
+            f"Padding size should be less than or equal to {max(room, 0)} for padding_mode="
+            f"{mode!r} at input length {length}, but got padding {geometry.padding}"
+        )
+    padded = length + sum(geometry.padding)
+    reach = geometry.dilation * (kernel_size - 1) + 1
+    if padded < reach:
+        raise ArgumentError(
+            f"Calculated padded input size per channel: ({padded}). Kernel size: ({reach}). "
+            "Kernel size can't be greater than actual input size"
+        )
+
+
+# The operation is bilinear in (input, values), so the gradient of each of the three computations
+# is made of the two others; that is what makes every order of differentiation available.
+
+
+class _Fprop(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        pattern: KernelCSR,
+        geometry: Geometry,
+    ) -> Tensor:
+        ctx.save_for_backward(x, values)
+        ctx.pattern, ctx.geometry = pattern, geometry
+        return _ops.fprop(x, values, bias, pattern, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, values = ctx.saved_tensors
+        pattern, geometry = ctx.pattern, ctx.geometry
+        need_x, need_values, need_bias = ctx.needs_input_grad[:3]
+        return (
+            _Dgrad.apply(grad, values, pattern, geometry, x.shape[2]) if need_x else None,
+            _Wgrad.apply(grad, x, pattern, geometry) if need_values else None,
+            grad.sum((0, 2)) if need_bias else None,
+            None,
+            None,
+        )
+
+
+class _Dgrad(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad: Tensor,
+        values: Tensor,
+        pattern: KernelCSR,
+        geometry: Geometry,
+        input_length: int,
+    ) -> Tensor:
+        ctx.save_for_backward(grad, values)
+        ctx.pattern, ctx.geometry = pattern, geometry
+        return _ops.dgrad(grad, values, pattern, geometry, input_length)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradgrad,) = grads
+        grad, values = ctx.saved_tensors
+        pattern, geometry = ctx.pattern, ctx.geometry
+        need_grad, need_values = ctx.needs_input_grad[:2]
+        return (
+            _Fprop.apply(gradgrad, values, None, pattern, geometry) if need_grad else None,
+            _Wgrad.apply(grad, gradgrad, pattern, geometry) if need_values else None,
+            None,
+            None,
+            None,
+        )
+
+
+class _Wgrad(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry
+    ) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        ctx.pattern, ctx.geometry = pattern, geometry
+        return _ops.wgrad(grad, x, pattern, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradgrad,) = grads
+        grad, x = ctx.saved_tensors
+        pattern, geometry = ctx.pattern, ctx.geometry
+        need_grad, need_x = ctx.needs_input_grad[:2]
+        return (
+            _Fprop.apply(x, gradgrad, None, pattern, geometry) if need_grad else None,
+            _Dgrad.apply(grad, gradgrad, pattern, geometry, x.shape[2]) if need_x else None,
+            None,
+            None,
+        )
