@@ -12,6 +12,7 @@ from setuptools import setup
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 try:
+    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:
     print("sparseconv: torch is not importable here, the C++ extension is left out", file=sys.stderr)
@@ -27,6 +28,8 @@ else:
             except (CCompilerError, ExecError, PlatformError, RuntimeError, OSError) as error:
                 print(f"sparseconv: the C++ extension is left out: {error}", file=sys.stderr)
 
+    # at::parallel_for is a template: it runs on torch's pool only if compiled as torch was.
+    openmp = ["-fopenmp"] if torch.backends.openmp.is_available() else []
     extensions = [
         CppExtension(
             "sparseconv._C",
@@ -41,7 +44,14 @@ else:
             ],
             # No -march and no -ffast-math: each ISA has its own target region. Contraction would
             # fuse where the kernels do not ask for it, and the bits would depend on the ISA.
-            extra_compile_args=["-O3", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden"],
+            extra_compile_args=[
+                "-O3",
+                "-std=c++20",
+                "-ffp-contract=off",
+                "-fvisibility=hidden",
+                *openmp,
+            ],
+            extra_link_args=openmp,
         )
     ]
     commands = {"build_ext": OptionalBuild}

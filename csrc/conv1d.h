@@ -69,7 +69,8 @@ struct Correlation {
   int64_t piece;  // outputs per lane, <= count
 };
 
-// out[e] = sum over n, i: grad[n, r(e), i] * in[n, channel(e), origin + i * step + position(tap(e))]
+// out[e] = sum over n, i: grad[n, r(e), i] * in[n, channel(e), origin + i * step +
+// position(tap(e))]
 struct WeightGradient {
   Entries entries;
   TileShape tile;
@@ -83,7 +84,7 @@ struct WeightGradient {
   int64_t splits;  // the chunks are cut into this many fixed runs, each with its own sums
   int64_t batch;
   int64_t count;
-  int64_t piece;   // outputs per lane, <= count, a multiple of `tile_length` unless count is less
+  int64_t piece;  // outputs per lane, <= count, a multiple of `tile_length` unless count is less
   int64_t tile_length;
 };
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseconv import models
 from sparseconv._backends import available_backends
+from sparseconv._version import __version__
 from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d
 from sparseconv.modules import SparseConv1d
@@ -14,14 +15,13 @@ from sparseconv.pattern import KernelCSR, Region
 if TYPE_CHECKING:
     from sparseconv.classification import DSNClassifier
 
-__version__ = "0.1.0"
-
 __all__ = [
     "DSNClassifier",
     "DSTScheduler",
     "KernelCSR",
     "Region",
     "SparseConv1d",
+    "__version__",
     "available_backends",
     "models",
     "sparse_conv1d",

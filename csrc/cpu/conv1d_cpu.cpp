@@ -49,8 +49,12 @@ PaddingMode parse_mode(c10::string_view mode) {
   return PaddingMode::circular;
 }
 
-Geometry check_geometry(at::IntArrayRef shape, int64_t stride, at::IntArrayRef padding,
-                        int64_t dilation, int64_t groups, c10::string_view mode) {
+Geometry check_geometry(at::IntArrayRef shape,
+                        int64_t stride,
+                        at::IntArrayRef padding,
+                        int64_t dilation,
+                        int64_t groups,
+                        c10::string_view mode) {
   TORCH_CHECK_VALUE(shape.size() == 3 && padding.size() == 2,
                     "expected shape (C_out, C_in // groups, K) and padding (left, right), but got ",
                     shape, " and ", padding);
@@ -61,14 +65,14 @@ Geometry check_geometry(at::IntArrayRef shape, int64_t stride, at::IntArrayRef p
                       "shape, stride, dilation and groups must lie in [1, 2**31), but got ", shape,
                       ", ", stride, ", ", dilation, ", ", groups);
   }
-  TORCH_CHECK_VALUE(padding[0] >= 0 && padding[0] <= kMost && padding[1] >= 0 &&
-                        padding[1] <= kMost,
-                    "padding must lie in [0, 2**31), but got ", padding);
+  TORCH_CHECK_VALUE(
+      padding[0] >= 0 && padding[0] <= kMost && padding[1] >= 0 && padding[1] <= kMost,
+      "padding must lie in [0, 2**31), but got ", padding);
   TORCH_CHECK_VALUE(shape[0] % groups == 0, "out_channels must be divisible by groups, but got ",
                     shape[0], " and ", groups);
   TORCH_CHECK_VALUE(shape[0] <= kMost / shape[1] && shape[0] * shape[1] <= kMost / shape[2],
                     "C_out * C_in // groups * K must be below 2**31, but got ", shape);
-  return {shape[0],   shape[1], shape[2], stride, padding[0],
+  return {shape[0],   shape[1], shape[2], stride,          padding[0],
           padding[1], dilation, groups,   parse_mode(mode)};
 }
 
@@ -88,17 +92,17 @@ void check_lengths(const Geometry& g, int64_t length) {
 }
 
 void check_signal(const Tensor& x, const char* name, int64_t channels) {
-  TORCH_CHECK_TYPE(x.device().is_cpu() && x.layout() == at::kStrided,
-                   "expected ", name, " to be a dense CPU tensor, but got ", x.toString());
+  TORCH_CHECK_TYPE(x.device().is_cpu() && x.layout() == at::kStrided, "expected ", name,
+                   " to be a dense CPU tensor, but got ", x.toString());
   TORCH_CHECK_VALUE(x.dim() == 3 && x.size(1) == channels, "expected ", name, " of shape (N, ",
                     channels, ", L), but got ", x.sizes());
 }
 
 void check_same_type(const Tensor& a, const Tensor& b, const char* name) {
-  TORCH_CHECK_TYPE(b.device().is_cpu() && b.layout() == at::kStrided &&
-                       b.scalar_type() == a.scalar_type(),
-                   "expected ", name, " to be a dense CPU tensor of dtype ", a.scalar_type(),
-                   ", but got ", b.toString());
+  TORCH_CHECK_TYPE(
+      b.device().is_cpu() && b.layout() == at::kStrided && b.scalar_type() == a.scalar_type(),
+      "expected ", name, " to be a dense CPU tensor of dtype ", a.scalar_type(), ", but got ",
+      b.toString());
 }
 
 void check_indices(const Tensor& indices, const char* name, int64_t size) {
@@ -106,8 +110,8 @@ void check_indices(const Tensor& indices, const char* name, int64_t size) {
                        indices.scalar_type() == at::kInt && indices.is_contiguous(),
                    "expected ", name, " to be a contiguous int32 CPU tensor, but got ",
                    indices.toString());
-  TORCH_CHECK_VALUE(indices.dim() == 1 && indices.numel() == size, "expected ", name,
-                    " of shape (", size, ",), but got ", indices.sizes());
+  TORCH_CHECK_VALUE(indices.dim() == 1 && indices.numel() == size, "expected ", name, " of shape (",
+                    size, ",), but got ", indices.sizes());
 }
 
 void check_below(const Tensor& indices, const char* name, int64_t limit) {
@@ -190,10 +194,10 @@ void* thread_scratch(int64_t bytes) {
 constexpr int64_t kGrain = 64 * 1024;
 
 template <typename Problem>
-void run(const Problem& problem, int64_t row_operations,
+void run(const Problem& problem,
+         int64_t row_operations,
          void (*kernel)(const Problem&, int64_t, int64_t, void*)) {
-  const int64_t parts =
-      std::clamp<int64_t>(row_operations / kGrain, 1, at::get_num_threads());
+  const int64_t parts = std::clamp<int64_t>(row_operations / kGrain, 1, at::get_num_threads());
   const int64_t bytes = scratch_bytes(problem);
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
@@ -213,7 +217,10 @@ void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t spa
   run(p, outputs * (nnz + 4 * e.n_rows), table().correlate[static_cast<int>(element)]);
 }
 
-Tensor plan_fprop(const Tensor& crow, const Tensor& col, at::IntArrayRef shape, int64_t stride,
+Tensor plan_fprop(const Tensor& crow,
+                  const Tensor& col,
+                  at::IntArrayRef shape,
+                  int64_t stride,
                   int64_t dilation) {
   const Geometry g = check_geometry(shape, stride, {0, 0}, dilation, 1, "zeros");
   const int64_t nnz = col.numel();
@@ -236,9 +243,12 @@ Tensor plan_fprop(const Tensor& crow, const Tensor& col, at::IntArrayRef shape, 
   return rows;
 }
 
-std::tuple<Tensor, Tensor, Tensor> plan_dgrad(const Tensor& crow, const Tensor& col,
-                                              at::IntArrayRef shape, int64_t stride,
-                                              int64_t dilation, int64_t groups) {
+std::tuple<Tensor, Tensor, Tensor> plan_dgrad(const Tensor& crow,
+                                              const Tensor& col,
+                                              at::IntArrayRef shape,
+                                              int64_t stride,
+                                              int64_t dilation,
+                                              int64_t groups) {
   const Geometry g = check_geometry(shape, stride, {0, 0}, dilation, groups, "zeros");
   const int64_t nnz = col.numel();
   check_indices(col, "col_indices", nnz);
@@ -268,8 +278,7 @@ std::tuple<Tensor, Tensor, Tensor> plan_dgrad(const Tensor& crow, const Tensor& 
     for (int64_t channel = 0; channel < g.in_channels(); ++channel) {
       const int64_t group = channel / g.row_channels;
       for (int64_t o = 0; o < group_rows; ++o) {
-        const int64_t kernel =
-            (group * group_rows + o) * g.row_channels + channel % g.row_channels;
+        const int64_t kernel = (group * group_rows + o) * g.row_channels + channel % g.row_channels;
         const int64_t base = o % layout.block_channels * layout.channel_rows;
         for (int32_t e = from[kernel]; e < from[kernel + 1]; ++e) {
           if (tap_rows[taps[e]] >= 0) {
@@ -291,13 +300,20 @@ int64_t span_of(const Layout& layout) {
 // A row must leave space for the piece that begins there.
 void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout) {
   check_indices(rows, "rows", nnz);
-  check_below(rows, "rows",
-              layout.block_channels * layout.channel_rows - kPieceMax + 1);
+  check_below(rows, "rows", layout.block_channels * layout.channel_rows - kPieceMax + 1);
 }
 
-Tensor fprop(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias,
-             const Tensor& crow, const Tensor& rows, at::IntArrayRef shape, int64_t stride,
-             at::IntArrayRef padding, int64_t dilation, int64_t groups, c10::string_view mode) {
+Tensor fprop(const Tensor& input,
+             const Tensor& values,
+             const std::optional<Tensor>& bias,
+             const Tensor& crow,
+             const Tensor& rows,
+             at::IntArrayRef shape,
+             int64_t stride,
+             at::IntArrayRef padding,
+             int64_t dilation,
+             int64_t groups,
+             c10::string_view mode) {
   const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
   check_signal(input, "input", g.in_channels());
   const int64_t length = input.size(2);
@@ -321,8 +337,12 @@ Tensor fprop(const Tensor& input, const Tensor& values, const std::optional<Tens
   const int64_t out_length = g.output_length(length);
   Tensor output = at::empty({input.size(0), g.out_channels, out_length}, input.options());
   Correlation p{};
-  p.entries = {crow.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>(), nullptr,
-               g.row_channels, g.out_channels, groups};
+  p.entries = {crow.const_data_ptr<int32_t>(),
+               rows.const_data_ptr<int32_t>(),
+               nullptr,
+               g.row_channels,
+               g.out_channels,
+               groups};
   p.tile = layout.shape();
   p.values = weights.const_data_ptr();
   p.init = init.defined() ? init.const_data_ptr() : nullptr;
@@ -361,15 +381,24 @@ void add_fold(Tensor& output, const Tensor& fold, const Geometry& g) {
   });
 }
 
-Tensor dgrad(const Tensor& grad, const Tensor& values, const Tensor& pointers, const Tensor& rows,
-             const Tensor& index, at::IntArrayRef shape, int64_t input_length, int64_t stride,
-             at::IntArrayRef padding, int64_t dilation, int64_t groups, c10::string_view mode) {
+Tensor dgrad(const Tensor& grad,
+             const Tensor& values,
+             const Tensor& pointers,
+             const Tensor& rows,
+             const Tensor& index,
+             at::IntArrayRef shape,
+             int64_t input_length,
+             int64_t stride,
+             at::IntArrayRef padding,
+             int64_t dilation,
+             int64_t groups,
+             c10::string_view mode) {
   const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
   check_signal(grad, "grad_output", g.out_channels);
   check_lengths(g, input_length);
-  TORCH_CHECK_VALUE(grad.size(2) == g.output_length(input_length), "expected grad_output of length ",
-                    g.output_length(input_length), " for input_length ", input_length, ", but got ",
-                    grad.size(2));
+  TORCH_CHECK_VALUE(grad.size(2) == g.output_length(input_length),
+                    "expected grad_output of length ", g.output_length(input_length),
+                    " for input_length ", input_length, ", but got ", grad.size(2));
   const Element element = element_of(grad);
   check_same_type(grad, values, "values");
   const int64_t nnz = values.numel();
@@ -409,8 +438,12 @@ Tensor dgrad(const Tensor& grad, const Tensor& values, const Tensor& pointers, c
     check_below(rows.slice(0, begin, end), "rows",
                 layout.block_channels * layout.channel_rows - kPieceMax + 1);
     Correlation p{};
-    p.entries = {phase_pointers, rows.const_data_ptr<int32_t>(), index.const_data_ptr<int32_t>(),
-                 group_rows, g.in_channels(), groups};
+    p.entries = {phase_pointers,
+                 rows.const_data_ptr<int32_t>(),
+                 index.const_data_ptr<int32_t>(),
+                 group_rows,
+                 g.in_channels(),
+                 groups};
     p.tile = layout.shape();
     p.values = weights.const_data_ptr();
     p.in = view(source);
@@ -443,9 +476,16 @@ Tensor dgrad(const Tensor& grad, const Tensor& values, const Tensor& pointers, c
 constexpr int64_t kSplitsMax = 8;
 constexpr int64_t kGroupsPerSplit = 4;
 
-Tensor wgrad(const Tensor& grad, const Tensor& input, const Tensor& crow, const Tensor& rows,
-             at::IntArrayRef shape, int64_t stride, at::IntArrayRef padding, int64_t dilation,
-             int64_t groups, c10::string_view mode) {
+Tensor wgrad(const Tensor& grad,
+             const Tensor& input,
+             const Tensor& crow,
+             const Tensor& rows,
+             at::IntArrayRef shape,
+             int64_t stride,
+             at::IntArrayRef padding,
+             int64_t dilation,
+             int64_t groups,
+             c10::string_view mode) {
   const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
   check_signal(input, "input", g.in_channels());
   check_signal(grad, "grad_output", g.out_channels);
@@ -469,8 +509,12 @@ Tensor wgrad(const Tensor& grad, const Tensor& input, const Tensor& crow, const 
   Tensor partial = at::zeros({splits, nnz}, input.options().dtype(acc_type(input)));
   if (input.size(0) > 0 && nnz > 0) {
     WeightGradient p{};
-    p.entries = {crow.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>(), nullptr,
-                 g.row_channels, g.out_channels, groups};
+    p.entries = {crow.const_data_ptr<int32_t>(),
+                 rows.const_data_ptr<int32_t>(),
+                 nullptr,
+                 g.row_channels,
+                 g.out_channels,
+                 groups};
     p.tile = layout.shape();
     p.grad = view(grad);
     p.in = view(input);

@@ -4,8 +4,11 @@
 // broadcast and kR multiply-adds, each with an aligned load. One chain per output, in entry order:
 // the bits depend on nothing but the problem.
 template <typename V, int kR, bool kIndexed>
-static void correlate_tile(const typename V::T* inputs, const typename V::T* values,
-                           const int32_t* index, const int32_t* rows, int64_t n,
+static void correlate_tile(const typename V::T* inputs,
+                           const typename V::T* values,
+                           const int32_t* index,
+                           const int32_t* rows,
+                           int64_t n,
                            typename V::T* acc) {
   constexpr int kN = kLanes<typename V::T>;
   V sum[kR];
@@ -28,8 +31,12 @@ static void correlate_tile(const typename V::T* inputs, const typename V::T* val
 }
 
 template <typename V>
-using CorrelateTile = void (*)(const typename V::T*, const typename V::T*, const int32_t*,
-                               const int32_t*, int64_t, typename V::T*);
+using CorrelateTile = void (*)(const typename V::T*,
+                               const typename V::T*,
+                               const int32_t*,
+                               const int32_t*,
+                               int64_t,
+                               typename V::T*);
 
 template <typename V, bool kIndexed, int... kR>
 static CorrelateTile<V> pick_correlate_tile(int rows, std::integer_sequence<int, kR...>) {
@@ -96,8 +103,8 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
             int64_t at = h;
             for (int64_t t = 0; t < n_tiles; ++t) {
               const bool extra = t < longer;
-              tiles[extra](inputs + at, weights, e.index + (indexed ? first : 0), e.rows + first,
-                           n, sums + at);
+              tiles[extra](inputs + at, weights, e.index + (indexed ? first : 0), e.rows + first, n,
+                           sums + at);
               at += (tile_rows + extra) * kN;
             }
           }

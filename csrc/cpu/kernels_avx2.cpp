@@ -43,8 +43,10 @@ namespace sparseconv {
 
 const KernelTable kAvx2 = {
     "avx2",
-    {avx2::correlate<avx2::F32, float>, avx2::correlate<avx2::F64, double>, avx2::correlate<avx2::F32, Bf16>, avx2::correlate<avx2::F32, Half>},
-    {avx2::wgrad<avx2::F32, float>, avx2::wgrad<avx2::F64, double>, avx2::wgrad<avx2::F32, Bf16>, avx2::wgrad<avx2::F32, Half>},
+    {avx2::correlate<avx2::F32, float>, avx2::correlate<avx2::F64, double>,
+     avx2::correlate<avx2::F32, Bf16>, avx2::correlate<avx2::F32, Half>},
+    {avx2::wgrad<avx2::F32, float>, avx2::wgrad<avx2::F64, double>, avx2::wgrad<avx2::F32, Bf16>,
+     avx2::wgrad<avx2::F32, Half>},
 };
 
 }  // namespace sparseconv

@@ -13,7 +13,8 @@
 // Everything the region below compiles may use these instructions: only our own code, which the
 // table reaches after the CPU was asked. Nothing of the STL may be instantiated in it.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx2,fma,f16c")
@@ -43,8 +44,10 @@ namespace sparseconv {
 
 const KernelTable kAvx512 = {
     "avx512",
-    {avx512::correlate<avx512::F32, float>, avx512::correlate<avx512::F64, double>, avx512::correlate<avx512::F32, Bf16>, avx512::correlate<avx512::F32, Half>},
-    {avx512::wgrad<avx512::F32, float>, avx512::wgrad<avx512::F64, double>, avx512::wgrad<avx512::F32, Bf16>, avx512::wgrad<avx512::F32, Half>},
+    {avx512::correlate<avx512::F32, float>, avx512::correlate<avx512::F64, double>,
+     avx512::correlate<avx512::F32, Bf16>, avx512::correlate<avx512::F32, Half>},
+    {avx512::wgrad<avx512::F32, float>, avx512::wgrad<avx512::F64, double>,
+     avx512::wgrad<avx512::F32, Bf16>, avx512::wgrad<avx512::F32, Half>},
 };
 
 }  // namespace sparseconv

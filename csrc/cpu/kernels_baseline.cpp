@@ -24,8 +24,10 @@ namespace sparseconv {
 
 const KernelTable kBaseline = {
     "baseline",
-    {baseline::correlate<baseline::F32, float>, baseline::correlate<baseline::F64, double>, baseline::correlate<baseline::F32, Bf16>, baseline::correlate<baseline::F32, Half>},
-    {baseline::wgrad<baseline::F32, float>, baseline::wgrad<baseline::F64, double>, baseline::wgrad<baseline::F32, Bf16>, baseline::wgrad<baseline::F32, Half>},
+    {baseline::correlate<baseline::F32, float>, baseline::correlate<baseline::F64, double>,
+     baseline::correlate<baseline::F32, Bf16>, baseline::correlate<baseline::F32, Half>},
+    {baseline::wgrad<baseline::F32, float>, baseline::wgrad<baseline::F64, double>,
+     baseline::wgrad<baseline::F32, Bf16>, baseline::wgrad<baseline::F32, Half>},
 };
 
 }  // namespace sparseconv

@@ -37,7 +37,8 @@ Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
     layout.tap_rows[tap] = static_cast<int32_t>(segment.row + segment.span);
   }
   layout.channel_rows = rows;
-  layout.block_channels = std::max<int64_t>(1, kScratchBytes / (std::max<int64_t>(rows, 1) * kRowBytes));
+  layout.block_channels =
+      std::max<int64_t>(1, kScratchBytes / (std::max<int64_t>(rows, 1) * kRowBytes));
   return layout;
 }
 
@@ -49,7 +50,10 @@ Layout fprop_layout(int64_t kernel_size, int64_t stride, int64_t dilation) {
   return make_layout(positions, stride);
 }
 
-Layout dgrad_layout(int64_t kernel_size, int64_t stride, int64_t dilation, int64_t phase,
+Layout dgrad_layout(int64_t kernel_size,
+                    int64_t stride,
+                    int64_t dilation,
+                    int64_t phase,
                     std::vector<int64_t>* taps) {
   taps->clear();
   std::vector<int64_t> positions;

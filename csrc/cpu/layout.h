@@ -39,7 +39,10 @@ Layout make_layout(const std::vector<int64_t>& positions, int64_t step);
 Layout fprop_layout(int64_t kernel_size, int64_t stride, int64_t dilation);
 
 // The taps that reach input phase `phase` (padded input position mod stride); `taps` names them.
-Layout dgrad_layout(int64_t kernel_size, int64_t stride, int64_t dilation, int64_t phase,
+Layout dgrad_layout(int64_t kernel_size,
+                    int64_t stride,
+                    int64_t dilation,
+                    int64_t phase,
                     std::vector<int64_t>* taps);
 
 // The piece length that wastes least: pieces x lanes should just cover batch x count.

@@ -63,7 +63,11 @@ struct Lane {
 };
 
 // The last piece of a series is moved back to end with it: no lane ever reads or writes past it.
-static void cut_lanes(Lane* lanes, int n_lanes, int64_t group, int64_t batch, int64_t count,
+static void cut_lanes(Lane* lanes,
+                      int n_lanes,
+                      int64_t group,
+                      int64_t batch,
+                      int64_t count,
                       int64_t piece) {
   const int64_t pieces = ceil_div(count, piece);
   for (int l = 0; l < n_lanes; ++l) {
@@ -91,8 +95,15 @@ static inline int64_t fold_position(int64_t position, int64_t length, PaddingMod
 }
 
 template <typename T, typename S>
-static void read_outside(T* out, const S* series, int64_t stride, int64_t length, PaddingMode mode,
-                         int64_t first, int64_t step, int64_t begin, int64_t end) {
+static void read_outside(T* out,
+                         const S* series,
+                         int64_t stride,
+                         int64_t length,
+                         PaddingMode mode,
+                         int64_t first,
+                         int64_t step,
+                         int64_t begin,
+                         int64_t end) {
   for (int64_t j = begin; j < end; ++j) {
     out[j] = mode == PaddingMode::zeros
                  ? T(0)
@@ -102,8 +113,14 @@ static void read_outside(T* out, const S* series, int64_t stride, int64_t length
 
 // out[j] = series[first + j * step] for j in [0, count), padded.
 template <typename T, typename S>
-static void read_lane(T* out, const S* series, int64_t stride, int64_t length, PaddingMode mode,
-                      int64_t first, int64_t step, int64_t count) {
+static void read_lane(T* out,
+                      const S* series,
+                      int64_t stride,
+                      int64_t length,
+                      PaddingMode mode,
+                      int64_t first,
+                      int64_t step,
+                      int64_t count) {
   const int64_t begin = first >= 0 ? 0 : min_of(count, ceil_div(-first, step));
   const int64_t past = first >= length ? 0 : min_of(count, ceil_div(length - first, step));
   const int64_t end = max_of(begin, past);
@@ -122,8 +139,16 @@ static inline int64_t stage_stride(int64_t rows) {
 // Copies the inputs of channels [c0, c1) into rows[(c - c0) * channel_rows + row][lane]: padding,
 // stride, conversion and the transpose from (n, c, l) happen here and nowhere else.
 template <typename T, typename S>
-static void pack(const TileShape& tile, const TensorView& in, int64_t length, PaddingMode mode,
-                 int64_t origin, const Lane* lanes, int64_t piece, int64_t c0, int64_t c1, T* rows,
+static void pack(const TileShape& tile,
+                 const TensorView& in,
+                 int64_t length,
+                 PaddingMode mode,
+                 int64_t origin,
+                 const Lane* lanes,
+                 int64_t piece,
+                 int64_t c0,
+                 int64_t c1,
+                 T* rows,
                  T* stage) {
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
@@ -192,8 +217,8 @@ static void unpack(const Correlation& p, const Lane* lanes, int64_t row, const T
                 p.out.stride[2] * p.out_step == 1 && begin >= 0 && begin + p.piece <= p.out_length;
     target[l] = stage + l * staged;
     if (direct[l]) {
-      target[l] = static_cast<T*>(p.out.data) + lane.item * p.out.stride[0] +
-                  row * p.out.stride[1] + begin;
+      target[l] =
+          static_cast<T*>(p.out.data) + lane.item * p.out.stride[0] + row * p.out.stride[1] + begin;
       any = true;
     }
   }

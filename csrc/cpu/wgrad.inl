@@ -26,8 +26,12 @@ static inline V tile_sum(const V* grad, const typename V::T* input) {
 // kPair tiles of kQ gradients stay in registers while the entries of one row and channel block
 // pass by. sums[e] collects, lane by lane; the first tiles of a piece begin it.
 template <typename V, int kQ, int kPair>
-static void wgrad_tile(const typename V::T* grads, const typename V::T* inputs, const int32_t* rows,
-                       int64_t n, bool begin, typename V::T* sums) {
+static void wgrad_tile(const typename V::T* grads,
+                       const typename V::T* inputs,
+                       const int32_t* rows,
+                       int64_t n,
+                       bool begin,
+                       typename V::T* sums) {
   constexpr int kN = kLanes<typename V::T>;
   V grad[kQ * kPair];
 #pragma GCC unroll 24
@@ -48,8 +52,12 @@ static void wgrad_tile(const typename V::T* grads, const typename V::T* inputs, 
 }
 
 template <typename V>
-using WgradTile = void (*)(const typename V::T*, const typename V::T*, const int32_t*, int64_t,
-                           bool, typename V::T*);
+using WgradTile = void (*)(const typename V::T*,
+                           const typename V::T*,
+                           const int32_t*,
+                           int64_t,
+                           bool,
+                           typename V::T*);
 
 template <typename V, int kPair, int... kQ>
 static WgradTile<V> pick_wgrad_tile(int length, std::integer_sequence<int, kQ...>) {

@@ -1,0 +1,54 @@
+# Each command sets itself up: a virtual environment in .venv with what the command needs.
+PYTHON ?= python3
+VENV ?= .venv
+# Pinned, or pip would take the newest torch with several GB of CUDA packages.
+TORCH ?= torch==2.13.0
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+
+.PHONY: demo test bench lint format clean
+
+demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
+	$(PY) -m benchmarks.demo --out demo
+
+test: $(VENV)/.built  ## run the whole test suite
+	$(PY) -m pytest
+
+bench: $(VENV)/.built  ## time the kernels and the training step beside dense PyTorch
+	$(PY) -m benchmarks.kernels
+	$(PY) -m benchmarks.step
+
+lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f)
+
+format: $(VENV)/.lint  ## rewrite the sources in the house style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $$(find csrc -type f)
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	    f"sparseconv needs Python 3.11 or newer, found {v.major}.{v.minor}: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch and the packages that training needs (once, a few minutes)"
+	$(PIP) $(TORCH)
+	$(PIP) 'setuptools>=77' ninja pybind11
+	touch $@
+
+$(VENV)/.built: $(VENV)/.python $(SOURCES)
+	@echo "building the kernels"
+	$(PIP) --no-build-isolation --editable '.[tsc,test]'
+	$(PY) -c 'import torch, sparseconv._C'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable '.[lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info sparseconv/_C*.so

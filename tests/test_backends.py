@@ -1,0 +1,102 @@
+"""Which backend runs: a named one runs or raises, and what is missing is said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import sparseconv as sc
+from sparseconv import _backends
+
+PATTERN = sc.KernelCSR.full((2, 1, 3))
+
+
+def convolve(backend: str = "auto") -> torch.Tensor:
+    return sc.sparse_conv1d(torch.ones(1, 1, 5), torch.ones(6), PATTERN, backend=backend)
+
+
+def test_extension_is_built() -> None:
+    # A suite that skips the kernels would pass without testing anything.
+    assert _backends.extension is not None, sc.available_backends()["cpp"]
+
+
+def test_auto_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPARSECONV_BACKEND", raising=False)
+    assert _backends.resolve_backend("auto", torch.device("cpu")) == "cpp"
+    assert _backends.resolve_backend("auto", torch.device("meta")) == "reference"
+
+
+def test_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
+    assert _backends.resolve_backend("auto", torch.device("cpu")) == "reference"
+    assert _backends.resolve_backend("cpp", torch.device("cpu")) == "cpp"
+    monkeypatch.setenv("SPARSECONV_BACKEND", "fast")
+    with pytest.raises(ValueError, match="'fast'"):
+        convolve()
+
+
+def test_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match="backend must be 'auto' or one of 'cpp', 'reference'"):
+        convolve("triton")
+
+
+def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="runs on CPU tensors, but the input is on meta"):
+        _backends.resolve_backend("cpp", torch.device("meta"))
+    monkeypatch.setattr(_backends, "extension", None)
+    monkeypatch.setattr(_backends, "_missing_reason", "not built, because")
+    with pytest.raises(RuntimeError, match="not built, because"):
+        convolve("cpp")
+    assert sc.available_backends() == {"cpp": "not built, because", "reference": "available"}
+    assert torch.equal(convolve("auto"), torch.full((1, 2, 3), 3.0))
+
+
+@pytest.mark.parametrize("name", ["avx1024", "AVX2", "avx2 "])
+def test_unknown_isa_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", name)
+    with pytest.raises(ValueError, match=f"can run .*baseline.*but got '{name}'"):
+        convolve("cpp")
+    assert "SPARSECONV_CPU_ISA" in sc.available_backends()["cpp"]
+
+
+def test_every_listed_isa_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _backends.extension is not None
+    names = _backends.extension.isas()
+    assert names[-1] == "baseline"
+    for name in names:
+        monkeypatch.setenv("SPARSECONV_CPU_ISA", name)
+        assert _backends.extension.isa() == name
+        assert sc.available_backends()["cpp"] == f"available (CPU, {name})"
+        assert torch.equal(convolve("cpp"), torch.full((1, 2, 3), 3.0))
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_without_the_extension() -> None:
+    code = """
+import sys
+sys.modules["sparseconv._C"] = None
+import torch, sparseconv as sc
+print(sc.available_backends()["cpp"])
+conv = sc.SparseConv1d(2, 3, 5)
+conv(torch.ones(1, 2, 9)).sum().backward()
+assert conv.values.grad is not None
+"""
+    assert "not built" in run_python(code)
+
+
+def test_import_is_light() -> None:
+    code = """
+import sys, torch
+before = set(sys.modules)
+import sparseconv
+print([m for m in ("aeon", "sklearn", "matplotlib", "jinja2", "triton") if m in set(sys.modules) - before])
+"""
+    assert run_python(code) == "[]"

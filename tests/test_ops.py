@@ -1,0 +1,155 @@
+"""The registered ops: torch's own op checks, the FLOP counter, and every wrong argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import sparseconv as sc
+from sparseconv import _ops
+from sparseconv.functional import Geometry
+
+OPS = torch.ops.sparseconv
+GEOMETRIES = [
+    Geometry((4, 3, 5), 1, (0, 0), 1, 1, "zeros"),
+    Geometry((4, 3, 5), 1, (2, 2), 1, 2, "zeros"),
+    Geometry((4, 3, 5), 3, (4, 1), 2, 1, "replicate"),
+    Geometry((6, 1, 1), 2, (0, 0), 1, 3, "zeros"),
+    Geometry((2, 3, 4), 1, (3, 0), 1, 1, "circular"),
+    Geometry((2, 3, 4), 1, (3, 2), 1, 1, "reflect"),
+]
+
+
+def arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, ...]]:
+    """A correct argument list for every op."""
+    torch.manual_seed(0)
+    pattern = sc.KernelCSR.from_mask(torch.rand(geometry.shape) < 0.5)
+    crow, col, shape = pattern.crow_indices, pattern.col_indices, list(geometry.shape)
+    values = torch.randn(pattern.nnz, dtype=dtype)
+    x = torch.randn(2, geometry.shape[1] * geometry.groups, 20, dtype=dtype)
+    grad = torch.randn(2, geometry.shape[0], geometry.output_length(20), dtype=dtype)
+    tail = (geometry.stride, list(geometry.padding), *geometry[3:])
+    rows = OPS.plan_fprop(crow, col, shape, geometry.stride, geometry.dilation)
+    plan = (crow, col, shape, geometry.stride, geometry.dilation)
+    transposed = OPS.plan_dgrad(*plan, geometry.groups)
+    return {
+        "plan_fprop": plan,
+        "plan_dgrad": (*plan, geometry.groups),
+        "fprop": (x, values, torch.randn(shape[0], dtype=dtype), crow, rows, shape, *tail),
+        "dgrad": (grad, values, *transposed, shape, 20, *tail),
+        "wgrad": (grad, x, crow, rows, shape, *tail),
+    }
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("name", ["fprop", "dgrad", "wgrad"])
+def test_opcheck(name: str, geometry: Geometry) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.library.opcheck(getattr(OPS, name).default, arguments(geometry, dtype)[name])
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_flop_counter_counts_active_weights(geometry: Geometry) -> None:
+    layer = sc.SparseConv1d(
+        geometry.shape[1] * geometry.groups,
+        geometry.shape[0],
+        geometry.shape[2],
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        geometry.groups,
+        padding_mode=geometry.padding_mode,
+        density=0.4,
+    )
+    x = torch.randn(2, geometry.shape[1] * geometry.groups, 20, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        y = layer(x)
+        forward = counter.get_total_flops()
+        y.sum().backward()
+    assert forward == 2 * layer.pattern.nnz * y.shape[0] * y.shape[2]
+    assert counter.get_total_flops() == 3 * forward
+
+
+def with_argument(args: tuple[Any, ...], i: int, value: Any) -> tuple[Any, ...]:
+    return (*args[:i], value, *args[i + 1 :])
+
+
+def wrong_values(value: Any) -> list[Any]:
+    """Every way in which one argument can be wrong."""
+    if isinstance(value, Tensor):
+        wrong = [
+            value.to(torch.int64),
+            value.to(torch.complex64),
+            value.unsqueeze(0),
+            value.flatten()[:0],
+            torch.cat([value, value[:1]]),
+            value.to_sparse(),
+        ]
+        if value.numel() > 0:
+            wrong += [value[:-1], value[0]]
+        if value.dtype == torch.int32:
+            for bad in (-1, 2**31 - 1, -(2**31)):
+                for at in (0, value.numel() // 2, value.numel() - 1):
+                    poisoned = value.clone()
+                    poisoned[at] = bad
+                    wrong.append(poisoned)
+        elif value.dim() == 3:
+            wrong += [value[:, :, :-1], value[:, :-1], value[:, :, :0]]
+        return wrong
+    if isinstance(value, list):
+        return [[], value[:-1], [*value, 1], [-1, *value[1:]], [2**40, *value[1:]]]
+    if isinstance(value, str):
+        return ["", "same", "zero"]
+    return [-1, 0, 2**31, 2**62, -(2**62)]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_every_wrong_argument_raises(geometry: Geometry, count_cases: Any) -> None:
+    cases = 0
+    for name, args in arguments(geometry).items():
+        op = getattr(OPS, name)
+        op(*args)
+        for i, value in enumerate(args):
+            for wrong in wrong_values(value):
+                cases += 1
+                try:
+                    result = op(*with_argument(args, i, wrong))
+                except (ValueError, TypeError, RuntimeError, NotImplementedError):
+                    continue
+                # What does not raise must have been another correct call: same shapes, finite.
+                outputs = result if isinstance(result, tuple) else (result,)
+                assert all(o.double().isfinite().all() for o in outputs), (name, i, wrong)
+    count_cases(cases)
+    assert cases > 200
+
+
+def test_poisoned_indices_never_reach_memory() -> None:
+    """In-range for the tensor, out of range for the scratch: refused, not read."""
+    args = arguments(GEOMETRIES[0])
+    for name, i in (("fprop", 4), ("dgrad", 3), ("wgrad", 3)):
+        rows = args[name][i].clone()
+        rows[0] = 10_000
+        with pytest.raises(ValueError, match="rows"):
+            getattr(OPS, name)(*with_argument(args[name], i, rows))
+
+
+def test_plans_are_made_once_and_shared() -> None:
+    pattern = sc.KernelCSR.random((4, 3, 5), 20)
+    geometry = GEOMETRIES[0]
+    assert _ops._fprop_rows(pattern, geometry) is _ops._fprop_rows(pattern, geometry)
+    assert _ops._dgrad_plan(pattern, geometry) is _ops._dgrad_plan(pattern, geometry)
+
+
+def test_values_are_read_afresh() -> None:
+    """An optimizer changes values in place: no cache may serve the old ones."""
+    pattern = sc.KernelCSR.full((1, 1, 2))
+    values, x = torch.ones(2), torch.ones(1, 1, 4)
+    assert sc.sparse_conv1d(x, values, pattern).sum() == 6
+    values.mul_(2)
+    assert sc.sparse_conv1d(x, values, pattern).sum() == 12
+    values.data.mul_(2)
+    assert sc.sparse_conv1d(x, values, pattern).sum() == 24
