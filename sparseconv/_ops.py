@@ -17,27 +17,21 @@ if TYPE_CHECKING:
     from sparseconv.pattern import KernelCSR
 
 _GEOMETRY = "int stride, int[] padding, int dilation, int groups, str padding_mode"
-_library = torch.library.Library("sparseconv", "DEF")
-_library.define(
+_SCHEMAS = (
     "plan_fprop(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation)"
-    " -> Tensor"
-)
-_library.define(
+    " -> Tensor",
     "plan_dgrad(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation,"
-    " int groups) -> (Tensor, Tensor, Tensor)"
-)
-_library.define(
+    " int groups) -> (Tensor, Tensor, Tensor)",
     "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
-    f" int[] shape, {_GEOMETRY}) -> Tensor"
-)
-_library.define(
+    f" int[] shape, {_GEOMETRY}) -> Tensor",
     "dgrad(Tensor grad_output, Tensor values, Tensor pointers, Tensor rows, Tensor index,"
-    f" int[] shape, int input_length, {_GEOMETRY}) -> Tensor"
-)
-_library.define(
+    f" int[] shape, int input_length, {_GEOMETRY}) -> Tensor",
     "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor rows, int[] shape,"
-    f" {_GEOMETRY}) -> Tensor"
+    f" {_GEOMETRY}) -> Tensor",
 )
+_library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped-call]
+for _schema in _SCHEMAS:
+    _library.define(_schema)  # type: ignore[no-untyped-call]
 
 
 class DgradPlan(NamedTuple):
@@ -45,7 +39,7 @@ class DgradPlan(NamedTuple):
 
     pointers: Tensor
     rows: Tensor
-    index: Tensor  # where each entry's weight stands in `values`
+    source: Tensor  # where each entry's weight stands in `values`
 
 
 def _fprop_rows(pattern: KernelCSR, geometry: Geometry) -> Tensor:
@@ -108,7 +102,7 @@ def _output_length(
     return (length + padding[0] + padding[1] - dilation * (shape[2] - 1) - 1) // stride + 1
 
 
-@torch.library.register_fake("sparseconv::fprop", lib=_library)
+@torch.library.register_fake("sparseconv::fprop", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_fprop(
     input: Tensor,
     values: Tensor,
@@ -126,7 +120,7 @@ def _fake_fprop(
     return input.new_empty((input.shape[0], shape[0], length))
 
 
-@torch.library.register_fake("sparseconv::dgrad", lib=_library)
+@torch.library.register_fake("sparseconv::dgrad", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_dgrad(
     grad_output: Tensor,
     values: Tensor,
@@ -144,7 +138,7 @@ def _fake_dgrad(
     return grad_output.new_empty((grad_output.shape[0], shape[1] * groups, input_length))
 
 
-@torch.library.register_fake("sparseconv::wgrad", lib=_library)
+@torch.library.register_fake("sparseconv::wgrad", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_wgrad(
     grad_output: Tensor, input: Tensor, crow_indices: Tensor, rows: Tensor, *args: Any
 ) -> Tensor:
@@ -155,7 +149,7 @@ def _fake_wgrad(
 # op knows the output of fprop or its gradient by shape, and nnz by that of the rows.
 
 
-@register_flop_formula(torch.ops.sparseconv.fprop)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.sparseconv.fprop)
 def _flops_fprop(
     input_shape: Any,
     values_shape: Any,
@@ -169,12 +163,12 @@ def _flops_fprop(
     return int(2 * input_shape[0] * out_shape[2] * values_shape[0])
 
 
-@register_flop_formula(torch.ops.sparseconv.dgrad)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.sparseconv.dgrad)
 def _flops_dgrad(grad_shape: Any, values_shape: Any, *args: Any, **kwargs: Any) -> int:
     return int(2 * grad_shape[0] * grad_shape[2] * values_shape[0])
 
 
-@register_flop_formula(torch.ops.sparseconv.wgrad)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.sparseconv.wgrad)
 def _flops_wgrad(
     grad_shape: Any, input_shape: Any, crow_shape: Any, rows_shape: Any, *args: Any, **kwargs: Any
 ) -> int:

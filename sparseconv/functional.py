@@ -139,7 +139,7 @@ def sparse_conv1d(
     if resolve_backend(backend, x.device) == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
     else:
-        y = _Fprop.apply(x, values, bias, pattern, geometry)
+        y = _apply(_Fprop, x, values, bias, pattern, geometry)
     return y if input.dim() == 3 else y.squeeze(0)
 
 
@@ -209,6 +209,11 @@ def _check(
         )
 
 
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
+    return result
+
+
 # The operation is bilinear in (input, values), so the gradient of each of the three computations
 # is made of the two others; that is what makes every order of differentiation available.
 
@@ -234,8 +239,8 @@ class _Fprop(torch.autograd.Function):
         pattern, geometry = ctx.pattern, ctx.geometry
         need_x, need_values, need_bias = ctx.needs_input_grad[:3]
         return (
-            _Dgrad.apply(grad, values, pattern, geometry, x.shape[2]) if need_x else None,
-            _Wgrad.apply(grad, x, pattern, geometry) if need_values else None,
+            _apply(_Dgrad, grad, values, pattern, geometry, x.shape[2]) if need_x else None,
+            _apply(_Wgrad, grad, x, pattern, geometry) if need_values else None,
             grad.sum((0, 2)) if need_bias else None,
             None,
             None,
@@ -263,8 +268,8 @@ class _Dgrad(torch.autograd.Function):
         pattern, geometry = ctx.pattern, ctx.geometry
         need_grad, need_values = ctx.needs_input_grad[:2]
         return (
-            _Fprop.apply(gradgrad, values, None, pattern, geometry) if need_grad else None,
-            _Wgrad.apply(grad, gradgrad, pattern, geometry) if need_values else None,
+            _apply(_Fprop, gradgrad, values, None, pattern, geometry) if need_grad else None,
+            _apply(_Wgrad, grad, gradgrad, pattern, geometry) if need_values else None,
             None,
             None,
             None,
@@ -287,8 +292,8 @@ class _Wgrad(torch.autograd.Function):
         pattern, geometry = ctx.pattern, ctx.geometry
         need_grad, need_x = ctx.needs_input_grad[:2]
         return (
-            _Fprop.apply(x, gradgrad, None, pattern, geometry) if need_grad else None,
-            _Dgrad.apply(grad, gradgrad, pattern, geometry, x.shape[2]) if need_x else None,
+            _apply(_Fprop, x, gradgrad, None, pattern, geometry) if need_grad else None,
+            _apply(_Dgrad, grad, gradgrad, pattern, geometry, x.shape[2]) if need_x else None,
             None,
             None,
         )

@@ -97,6 +97,7 @@ def test_import_is_light() -> None:
 import sys, torch
 before = set(sys.modules)
 import sparseconv
-print([m for m in ("aeon", "sklearn", "matplotlib", "jinja2", "triton") if m in set(sys.modules) - before])
+extras = {"aeon", "sklearn", "matplotlib", "jinja2", "triton", "tqdm"}
+print(sorted(extras & (set(sys.modules) - before)))
 """
     assert run_python(code) == "[]"

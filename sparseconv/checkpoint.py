@@ -1,0 +1,148 @@
+"""Checkpoint files: written whole or not at all, refused when they are not what they should be."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORMAT = "sparseconv checkpoint"
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or a checkpoint of something else."""
+
+
+def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write ``content`` so that ``path`` holds the old file or the new one, whenever it is killed.
+
+    The bytes go to a file beside ``path``, reach the disk, and only then take its name.
+
+    Args:
+        path: the file; its folder exists.
+        content: dicts, lists, tensors, numbers and strings only: what
+            ``torch.load(weights_only=True)`` reads back without running any code.
+
+    Raises:
+        OSError, RuntimeError: the file cannot be written; an older one is left as it was.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "checkpoint.pt"
+        >>> save(path, {"epoch": 3})
+        >>> load(path)["epoch"]
+        3
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name must reach the disk as well
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what ``save`` wrote, tensors on the CPU.
+
+    Raises:
+        OSError: the file cannot be read.
+        CheckpointError: it is truncated, damaged, or no checkpoint of this library and version.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
+        >>> path.write_text("no checkpoint")
+        13
+        >>> try:
+        ...     load(path)
+        ... except CheckpointError:
+        ...     print("refused")
+        refused
+    """
+    raw = Path(path).read_bytes()
+    try:
+        # torch does not compare the checksums that it writes; Python's zipfile does.
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of its part {damaged!r} is wrong")
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint: it is truncated, damaged or of another "
+            f"program ({error}); use another file, or train without resuming"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a file of torch, but no checkpoint written by sparseconv.checkpoint.save"
+        )
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {content.get('version')}, but this release reads "
+            f"version {VERSION}; use the release that wrote it"
+        )
+    return content
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Copy a model's state dict (weights, patterns, buffers), so that training on cannot alter it.
+
+    Example:
+        >>> sorted(snapshot(nn.Linear(2, 1)))
+        ['bias', 'weight']
+    """
+    state: dict[str, Any] = copy.deepcopy(model.state_dict())
+    return state
+
+
+def restore(model: nn.Module, state: dict[str, Any]) -> None:
+    """Load a model's state dict whole or not at all.
+
+    Raises:
+        CheckpointError: the state is of another architecture, or its patterns are invalid; the
+            model is left as it was.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> restore(model, snapshot(model))
+    """
+    before = snapshot(model)
+    expected, came = _layout(before), _layout(state)
+    if expected != came:
+        name = min(name for name, _ in expected.items() ^ came.items())
+        raise CheckpointError(
+            f"the checkpoint is of another architecture: this model has {name!r} "
+            f"{expected.get(name, 'not at all')}, the checkpoint {came.get(name, 'not at all')}; "
+            "build the model as it was when the checkpoint was written"
+        )
+    try:
+        model.load_state_dict(state)
+    except Exception as error:
+        model.load_state_dict(before)
+        raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+
+
+def _layout(state: dict[str, Any]) -> dict[str, str]:
+    return {
+        name: f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else "no tensor"
+        for name, tensor in state.items()
+    }

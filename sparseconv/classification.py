@@ -1,0 +1,192 @@
+"""``DSNClassifier``: the Dynamic Sparse Network as an aeon and scikit-learn estimator."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from aeon.classification.base import BaseClassifier
+from aeon.utils.validation import check_n_jobs
+from aeon.utils.validation.collection import get_type, has_missing, is_equal_length
+from sklearn.utils import check_random_state
+
+from sparseconv.evaluation import predict_log_proba
+from sparseconv.machine import threads
+from sparseconv.models import DSN
+from sparseconv.recipe import Recipe
+from sparseconv.training import train
+
+
+class DSNClassifier(BaseClassifier):  # type: ignore[misc]
+    """Classify time series with a Dynamic Sparse Network trained on active weights only.
+
+    The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,
+    n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel; they are used as they come,
+    as float32, so normalise them first if their scales differ. Labels are whatever NumPy can sort.
+
+    Args:
+        sparsity, nf, kernel_size, depth, n_groups, init, padding, backend: see ``models.DSN``.
+        epochs, lr, lr_min, weight_decay, batch_size, update_every_epochs, update_every_steps,
+        skip_step_at_update, decay_share, prune_fraction, prune_floor, grow: see ``recipe.Recipe``.
+        random_state: an int fixes everything that is drawn; a ``RandomState`` gives the seed;
+            None draws a new seed for each fit.
+        n_jobs: threads that torch may use in fit and predict; -1 takes all cores.
+        verbose: show a progress bar.
+
+    Attributes:
+        model_: the trained ``DSN``, with the weights and pattern of its best epoch.
+        history_: one dict per epoch, see ``training.TrainingResult``.
+        cost_: ``DSNCost`` for one series of the training set's length.
+        n_parameters_: parameters that exist, active weights and all others.
+        seed_: the seed used.
+        classes_, n_classes_: the labels seen in fit, sorted, and their number.
+
+    Raises:
+        ValueError: unequal lengths, values that are missing or not finite, another number of
+            channels or time points than in fit, constants out of their range.
+
+    Example:
+        >>> import numpy as np
+        >>> from sparseconv import DSNClassifier
+        >>> X = np.sin(np.outer(1 + np.arange(8) % 2, np.linspace(0, 20, 40)))
+        >>> y = np.array(["slow", "fast"] * 4)
+        >>> classifier = DSNClassifier(nf=8, kernel_size=9, epochs=40, random_state=0).fit(X, y)
+        >>> classifier.predict(X[:2])
+        array(['slow', 'fast'], dtype='<U4')
+
+    Source: Xiao et al., "Dynamic Sparse Network for Time Series Classification: Learning What to
+    'See'", NeurIPS 2022.
+    """
+
+    _tags = {  # noqa: RUF012 (aeon's convention)
+        "capability:multivariate": True,
+        "capability:multithreading": True,
+        "algorithm_type": "deeplearning",
+        "python_dependencies": ["torch"],
+    }
+
+    def __init__(
+        self,
+        sparsity: float = 0.8,
+        nf: int = 47,
+        kernel_size: int = 39,
+        depth: int = 4,
+        n_groups: int = 3,
+        init: str = "prefix",
+        padding: str = "right-replicate",
+        epochs: int = 1000,
+        lr: float = 3e-4,
+        lr_min: float = 1e-4,
+        weight_decay: float = 0.0,
+        batch_size: int | None = None,
+        update_every_epochs: int = 5,
+        update_every_steps: int | None = None,
+        skip_step_at_update: bool = False,
+        decay_share: float = 0.8,
+        prune_fraction: float = 0.5,
+        prune_floor: float = 0.001,
+        grow: str = "random",
+        backend: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        n_jobs: int = 1,
+        verbose: bool = False,
+    ) -> None:
+        self.sparsity = sparsity
+        self.nf = nf
+        self.kernel_size = kernel_size
+        self.depth = depth
+        self.n_groups = n_groups
+        self.init = init
+        self.padding = padding
+        self.epochs = epochs
+        self.lr = lr
+        self.lr_min = lr_min
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.update_every_epochs = update_every_epochs
+        self.update_every_steps = update_every_steps
+        self.skip_step_at_update = skip_step_at_update
+        self.decay_share = decay_share
+        self.prune_fraction = prune_fraction
+        self.prune_floor = prune_floor
+        self.grow = grow
+        self.backend = backend
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+        super().__init__()
+
+    def _check_X(self, X: Any) -> Any:  # noqa: N802 (aeon's name)
+        """Refuse, with the remedy, what aeon would refuse without."""
+        get_type(X)  # aeon's own words for what is no collection of series
+        if not is_equal_length(X):
+            raise ValueError(
+                "DSNClassifier expected series of one length, but got unequal length series; pad "
+                "or cut them first, with aeon.transformations.collection.unequal_length.Padder or "
+                "Truncator"
+            )
+        if has_missing(X):
+            raise ValueError(
+                "DSNClassifier expected finite values, but got missing values (NaN); fill them in "
+                "first, with aeon.transformations.collection.SimpleImputer or, as the paper did, "
+                "with zeros: np.nan_to_num(X)"
+            )
+        return super()._check_X(X)
+
+    def _fit(self, X: npt.NDArray[Any], y: npt.NDArray[Any]) -> DSNClassifier:
+        series = _as_tensor(X)
+        labels = torch.from_numpy(np.searchsorted(self.classes_, y))
+        self._n_jobs = check_n_jobs(self.n_jobs)
+        seed, own = self._draw_seed(), self.get_params(deep=False)
+        recipe = Recipe(
+            seed=seed,
+            **{field.name: own[field.name] for field in fields(Recipe) if field.name in own},
+        )
+        network = {name: own[name] for name in inspect.signature(DSN).parameters if name in own}
+        with threads(self._n_jobs), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model = DSN(series.shape[1], self.n_classes_, **network)
+            result = train(model, series, labels, recipe, progress=bool(self.verbose))
+        self.seed_ = seed
+        self.model_ = model
+        self.history_ = result.history
+        self.cost_ = model.cost(series.shape[2])
+        self.n_parameters_ = self.cost_.params
+        return self
+
+    def _draw_seed(self) -> int:
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        if self.random_state is None:  # NumPy's global generator is not ours to advance
+            return int(np.random.default_rng().integers(2**31))
+        return int(check_random_state(self.random_state).randint(2**31))
+
+    def _predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        with threads(self._n_jobs):
+            log_proba = predict_log_proba(self.model_, _as_tensor(X))
+        # In double, so that the probabilities add up to 1 as closely as scikit-learn checks it.
+        proba: npt.NDArray[np.float64] = log_proba.double().softmax(1).numpy()
+        return proba
+
+    def _predict(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        labels: npt.NDArray[Any] = self.classes_[self._predict_proba(X).argmax(1)]
+        return labels
+
+    @classmethod
+    def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
+        return {"nf": 2, "kernel_size": 6, "depth": 2, "epochs": 2}
+
+
+def _as_tensor(X: npt.NDArray[Any]) -> torch.Tensor:
+    with np.errstate(over="ignore"):  # a number too large for float32 shows as inf just below
+        series = torch.from_numpy(np.array(X, dtype=np.float32, order="C"))
+    if not bool(series.isfinite().all()):
+        raise ValueError(
+            "DSNClassifier expected finite values, but got some that are infinite or too large "
+            "for float32; remove or rescale them"
+        )
+    return series

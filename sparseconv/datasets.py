@@ -1,0 +1,264 @@
+"""Time-series data sets: aeon's bundled ones, folders of ``.ts`` files, ``.npz`` files."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BUNDLED = (
+    "ACSF1",
+    "ArrowHead",
+    "BasicMotions",
+    "GunPoint",
+    "ItalyPowerDemand",
+    "JapaneseVowels",
+    "OSULeaf",
+)
+_KEYS = ("X_train", "y_train", "X_test", "y_test")
+# aeon carries JapaneseVowels twice: the original, and one padded to 25 time points.
+_STEMS = {"JapaneseVowels": "JapaneseVowels_eq"}
+
+_Splits = tuple[Any, Any, Any, Any]  # in the order of _KEYS
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A checked training and test set.
+
+    Attributes:
+        name: the data set's name.
+        X_train, X_test: ``(n_cases, n_channels, n_timepoints)`` float32, finite.
+        y_train, y_test: ``(n_cases,)`` int64, indices into ``classes``.
+        classes: the labels as they came, sorted.
+    """
+
+    name: str
+    X_train: npt.NDArray[np.float32]
+    y_train: npt.NDArray[np.int64]
+    X_test: npt.NDArray[np.float32]
+    y_test: npt.NDArray[np.int64]
+    classes: npt.NDArray[Any]
+
+    @property
+    def n_channels(self) -> int:
+        return int(self.X_train.shape[1])
+
+    @property
+    def n_timepoints(self) -> int:
+        return int(self.X_train.shape[2])
+
+
+def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> Dataset:
+    """Read a data set from this machine; nothing is ever downloaded.
+
+    Args:
+        name_or_path: one of ``BUNDLED`` (they lie inside the aeon package; JapaneseVowels is the
+            equal-length variant), a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``, or a
+            ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and ``y_test``. Series have
+            the shape ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
+            ``(n_cases, n_timepoints)``; labels are numbers or strings.
+        nan_to_zero: replace missing values by 0, as the paper's UCR 85 runs do, instead of
+            refusing them.
+
+    Raises:
+        ValueError: an unknown name, an unreadable source, or data that cannot be classified:
+            unequal lengths, non-finite values, one class only, test labels unseen in training.
+        RuntimeError: aeon is needed and not installed.
+
+    Example:
+        >>> from sparseconv import datasets
+        >>> data = datasets.load("GunPoint")
+        >>> data.X_train.shape, data.X_test.shape, data.classes.tolist()
+        ((50, 1, 150), (150, 1, 150), ['1', '2'])
+    """
+    path = Path(name_or_path)
+    if name_or_path in BUNDLED:
+        name = str(name_or_path)
+        splits = _read_bundled(name)
+    elif path.is_dir():
+        stem = _find_stem(path)
+        name, splits = stem, _read_folder(path, stem)
+    elif path.suffix == ".npz" and path.is_file():
+        name, splits = path.stem, _read_npz(path)
+    else:
+        state = "is a file of another kind" if path.exists() else "does not exist"
+        raise ValueError(
+            f"no data set {os.fspath(name_or_path)!r}: expected one of aeon's bundled sets "
+            f"({', '.join(BUNDLED)}), a folder with NAME_TRAIN.ts and NAME_TEST.ts, or a .npz "
+            f"file with {', '.join(_KEYS)}; as a path it {state}"
+        )
+    return _check(name, splits, nan_to_zero)
+
+
+def _aeon() -> Any:
+    try:
+        import aeon.datasets
+    except ImportError as error:
+        raise RuntimeError(
+            f"aeon reads the bundled sets and .ts files, but it cannot be imported ({error}); "
+            "install it with `pip install 'sparseconv[tsc]'`, or give a .npz file"
+        ) from error
+    return aeon.datasets
+
+
+def _read_bundled(name: str) -> _Splits:
+    folder = Path(_aeon().__file__).parent / "data" / name
+    if not folder.is_dir():  # aeon sheds its larger sets from time to time
+        raise ValueError(
+            f"the installed aeon does not carry {name}; get {name}_TRAIN.ts and {name}_TEST.ts "
+            "from timeseriesclassification.com and give the folder that holds them"
+        )
+    return _read_folder(folder, _STEMS.get(name, name))
+
+
+def _find_stem(folder: Path) -> str:
+    """The NAME of the one pair NAME_TRAIN.ts, NAME_TEST.ts; of several, the folder's own name."""
+    try:
+        files = set(os.listdir(folder))
+    except OSError as error:
+        raise ValueError(
+            f"the folder {folder} cannot be read ({error.strerror}); check its permissions"
+        ) from error
+    stems = sorted(
+        stem
+        for stem in (file.removesuffix("_TRAIN.ts") for file in files)
+        if {f"{stem}_TRAIN.ts", f"{stem}_TEST.ts"} <= files
+    )
+    own = folder.resolve().name
+    if own in stems:
+        return own
+    if len(stems) != 1:
+        found = f"the pairs {', '.join(stems)}" if stems else ", ".join(sorted(files)[:5])
+        raise ValueError(
+            f"expected one pair NAME_TRAIN.ts and NAME_TEST.ts in the folder {folder}, but it "
+            f"holds {found or 'nothing'}; put one data set into a folder"
+        )
+    return stems[0]
+
+
+def _read_folder(folder: Path, stem: str) -> _Splits:
+    read = _aeon().load_from_ts_file
+    train, test = (_read_ts(folder / f"{stem}_{split}.ts", read) for split in ("TRAIN", "TEST"))
+    return *train, *test
+
+
+def _read_ts(path: Path, read: Callable[..., Any]) -> tuple[Any, Any]:
+    try:
+        X, y, header = read(str(path), return_meta_data=True)
+    # aeon checks little: what is wrong with a file shows as any of these.
+    except (OSError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a .ts file ({type(error).__name__}: {error}); expected "
+            "header lines that end with @data, then one case a line, equally long"
+        ) from error
+    if not header["classlabel"]:
+        raise ValueError(
+            f"{path} has no class labels; expected a header line '@classLabel true ...' and a "
+            "label at the end of each line"
+        )
+    if len(X) == 0:
+        raise ValueError(f"{path} holds no cases; expected one on each line after @data")
+    return X, y
+
+
+def _read_npz(path: Path) -> _Splits:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in _KEYS if key not in file.files]
+            if missing:
+                raise ValueError(
+                    f"it lacks {', '.join(missing)} and holds {', '.join(file.files) or 'nothing'}"
+                )
+            X_train, y_train, X_test, y_test = (file[key] for key in _KEYS)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} cannot be used as a data set ({error}); write it with np.savez and the keys "
+            f"{', '.join(_KEYS)}, each a plain array of numbers (labels: or of strings)"
+        ) from error
+    return X_train, y_train, X_test, y_test
+
+
+def _check(name: str, splits: _Splits, nan_to_zero: bool) -> Dataset:
+    raw_train, labels_train, raw_test, labels_test = splits
+    X_train = _series(name, "X_train", raw_train, nan_to_zero)
+    X_test = _series(name, "X_test", raw_test, nan_to_zero)
+    if X_train.shape[1:] != X_test.shape[1:]:
+        raise ValueError(
+            f"{name}: expected X_test to have X_train's channels and time points "
+            f"{X_train.shape[1:]}, but got {X_test.shape[1:]}; cut or pad one of them"
+        )
+    y_train = _labels(name, "y_train", labels_train, len(X_train))
+    y_test = _labels(name, "y_test", labels_test, len(X_test))
+    classes = np.unique(y_train)
+    if len(classes) < 2:
+        raise ValueError(
+            f"{name}: expected at least 2 classes in y_train, but got only {classes.tolist()}"
+        )
+    unseen = sorted(set(y_test.tolist()) - set(classes.tolist()), key=str)
+    if unseen:
+        raise ValueError(
+            f"{name}: y_test holds labels that y_train does not: {unseen[:5]}; training knows "
+            f"{classes.tolist()[:10]}; remove those cases, or add some of them to the training set"
+        )
+    index = {label: i for i, label in enumerate(classes.tolist())}
+    indices = [
+        np.array([index[label] for label in y.tolist()], dtype=np.int64) for y in (y_train, y_test)
+    ]
+    return Dataset(name, X_train, indices[0], X_test, indices[1], classes)
+
+
+def _series(name: str, key: str, raw: Any, nan_to_zero: bool) -> npt.NDArray[np.float32]:
+    """Series as a finite float32 array (n_cases, n_channels, n_timepoints)."""
+    if isinstance(raw, list):  # one array a case: what aeon gives for @equalLength false
+        lengths = {case.shape[-1] for case in raw}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{name}: expected {key} to hold series of one length, but got lengths from "
+                f"{min(lengths)} to {max(lengths)}; pad or cut them to one length first, with "
+                "aeon.transformations.collection.unequal_length.Padder or Truncator"
+            )
+        raw = np.array(raw)
+    if raw.ndim == 2:
+        raw = raw[:, None, :]
+    if raw.ndim != 3 or 0 in raw.shape:
+        raise ValueError(
+            f"{name}: expected {key} of shape (n_cases, n_channels, n_timepoints) or (n_cases, "
+            f"n_timepoints), none of them 0, but got {raw.shape}"
+        )
+    if raw.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{name}: expected {key} to hold real numbers, but got dtype {raw.dtype}; "
+            "convert it to float32"
+        )
+    if nan_to_zero and raw.dtype.kind == "f":
+        raw = np.where(np.isnan(raw), 0.0, raw)
+    with np.errstate(over="ignore"):  # a number too large for float32 shows as inf just below
+        X = np.ascontiguousarray(raw, dtype=np.float32)
+    bad = ~np.isfinite(X)
+    if bad.any():
+        raise ValueError(
+            f"{name}: expected finite values in {key}, but {int(bad.sum())} of {X.size} are "
+            f"missing (NaN), infinite or too large for float32, the first in case "
+            f"{int(bad.any((1, 2)).argmax())}; fill them in first, or read missing ones as 0 "
+            "with nan_to_zero=True (--nan-to-zero)"
+        )
+    return X
+
+
+def _labels(name: str, key: str, raw: Any, n_cases: int) -> npt.NDArray[Any]:
+    y = np.asarray(raw)
+    if y.shape != (n_cases,):
+        raise ValueError(
+            f"{name}: expected {key} of shape ({n_cases},), one label for each case of its "
+            f"series, but got {y.shape}"
+        )
+    if y.dtype.kind == "f" and np.isnan(y).any():
+        raise ValueError(f"{name}: expected a label for each case, but {key} holds NaN")
+    return y

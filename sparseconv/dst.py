@@ -1,0 +1,375 @@
+"""Dynamic sparse training: prune the smallest weights, grow others, keep their number."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv1d_weight
+from torch.utils.hooks import RemovableHandle
+
+from sparseconv.functional import single
+from sparseconv.modules import SparseConv1d
+from sparseconv.pattern import KernelCSR
+from sparseconv.pruning import check_growth, check_regions, prune_and_grow
+
+__all__ = ["DSTScheduler", "prune_and_grow"]
+
+
+class _GradientWatch:
+    """A forward hook that sums the dense weight gradient of a layer over its backward passes."""
+
+    def __init__(self, watching: bool = False) -> None:
+        self.watching = watching
+        self.total: Tensor | None = None
+
+    def close(self) -> None:
+        """See nothing more, also of graphs that were made while watching."""
+        self.watching, self.total = False, None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _GradientWatch, ()  # a copied or pickled layer carries a watch that sees nothing
+
+    def __call__(
+        self, layer: SparseConv1d, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        if not output.requires_grad:
+            return
+        input = (args[0] if args else kwargs["input"]).detach()
+
+        def add(grad: Tensor) -> None:
+            if self.watching:
+                dense = _dense_wgrad(layer, input, grad.detach())
+                self.total = dense if self.total is None else self.total + dense
+
+        output.register_hook(add)  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def _dense_wgrad(layer: SparseConv1d, input: Tensor, grad: Tensor) -> Tensor:
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    if input.dim() == 2:
+        input, grad = input.unsqueeze(0), grad.unsqueeze(0)
+    padded = F.pad(input, layer.resolved_padding, mode)
+    dense: Tensor = conv1d_weight(  # type: ignore[no-untyped-call]
+        padded, layer.pattern.shape, grad, layer.stride, 0, layer.dilation, layer.groups
+    )
+    return dense
+
+
+class _Change(NamedTuple):
+    """What an update will do to one layer, computed before any layer is touched."""
+
+    name: str
+    layer: SparseConv1d
+    pattern: KernelCSR
+    values: Tensor
+    followers: list[tuple[Tensor, Tensor]]  # (gradient or optimizer state, its new content)
+
+
+class DSTScheduler:
+    """Change which weights of a model's ``SparseConv1d`` layers are active, while it trains.
+
+    Call ``step()`` after each ``optimizer.step()``. Every ``update_every``-th call, up to the
+    ``end_step``-th, prunes and grows in each region of each layer (``prune_and_grow``). The number
+    of active weights in a region never changes. ``values`` stays the same parameter; each
+    surviving weight keeps its value, its gradient and every elementwise state that the optimizer
+    has for it (any tensor shaped like ``values``); a grown weight starts with zeros in all of
+    these. Everything happens in place. If an update raises, nothing has changed.
+
+    The share of weights moved at call t follows a cosine from ``prune_fraction`` to
+    ``prune_floor``, which it reaches at call ``decay_steps`` and keeps:
+    ``floor + (start - floor) * (1 + cos(pi * min(t, decay_steps) / decay_steps)) / 2``.
+
+    ``grow="gradient"`` needs the dense gradient: it is computed only in the backward passes of
+    the step before an update, summed over all of them (gradient accumulation, a layer used
+    several times), and released after the update. Forward passes without a backward do not count.
+
+    Args:
+        model: holds at least one ``SparseConv1d``; ``layer.regions`` says what may move where.
+        optimizer: holds ``values`` of every such layer.
+        update_every, end_step, decay_steps: in calls of ``step()``; ``decay_steps`` defaults to
+            ``end_step``.
+        prune_fraction, prune_floor: share of active weights, ``0 <= floor <= fraction <= 1``.
+        grow: ``"random"`` (SET, DSN), ``"gradient"`` (RigL) or ``"static"`` (never change).
+        seed: of the scheduler's own generator; torch's global one is neither read nor advanced.
+
+    Attributes:
+        step_count: calls of ``step()`` so far.
+        updates: how many of them moved weights.
+
+    Raises:
+        TypeError: not a module or not an optimizer.
+        ValueError: numbers out of range, no sparse layer, ``values`` that the optimizer does not
+            hold, two layers with the same ``values``, bad regions.
+
+    Example:
+        >>> import torch, sparseconv as sc
+        >>> layer = sc.SparseConv1d(4, 8, 9, density=0.2)
+        >>> optimizer = torch.optim.Adam(layer.parameters())
+        >>> dst = sc.DSTScheduler(layer, optimizer, update_every=2, end_step=100)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     layer(torch.randn(2, 4, 30)).square().mean().backward()
+        ...     optimizer.step()
+        ...     print(dst.step())
+        False
+        True
+        False
+        >>> dst.itop_rate() > layer.pattern.density
+        True
+
+    Source: Xiao et al. 2022 (DSN), Algorithm 1; Evci et al. 2020 (RigL), section 3 (schedule);
+    Liu et al. 2021 (ITOP).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        update_every: int,
+        end_step: int,
+        prune_fraction: float = 0.5,
+        prune_floor: float = 0.0,
+        decay_steps: int | None = None,
+        grow: str = "random",
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer, but got {type(optimizer).__name__}"
+            )
+        self.update_every = single("update_every", update_every, 1)
+        self.end_step = single("end_step", end_step, 1)
+        self.decay_steps = single(
+            "decay_steps", end_step if decay_steps is None else decay_steps, 1
+        )
+        if not 0 <= prune_floor <= prune_fraction <= 1:
+            raise ValueError(
+                "expected 0 <= prune_floor <= prune_fraction <= 1, but got "
+                f"prune_floor={prune_floor} and prune_fraction={prune_fraction}"
+            )
+        self.prune_fraction, self.prune_floor = prune_fraction, prune_floor
+        check_growth(grow)
+        self.grow = grow
+        self.seed = seed
+        self.step_count = self.updates = 0
+        self._optimizer = optimizer
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._layers = {
+            name: layer for name, layer in model.named_modules() if isinstance(layer, SparseConv1d)
+        }
+        if not self._layers:
+            raise ValueError(
+                "model must hold at least one SparseConv1d, but it has none; "
+                "make one of an nn.Conv1d with SparseConv1d.from_dense(conv)"
+            )
+        self._check_layers()
+        self._ever_active: dict[str, Tensor] = {}
+        for name, layer in self._layers.items():
+            check_regions(layer.regions, layer.pattern.shape)
+            # One bit for each weight: an ITOP count must not cost what a dense weight costs.
+            bits = torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")
+            self._ever_active[name] = _set_bits(bits, layer.pattern.positions())
+        self._watches: dict[str, _GradientWatch] = {}
+        self._handles: list[RemovableHandle] = []
+        weakref.finalize(self, _remove_hooks, self._handles)
+        self._watch_next_step()
+
+    def __repr__(self) -> str:
+        nnz = sum(layer.pattern.nnz for layer in self._layers.values())
+        settings = ", ".join(f"{key}={value!r}" for key, value in self._hyperparameters().items())
+        return (
+            f"DSTScheduler({len(self._layers)} layers, {nnz} active weights, {settings}, "
+            f"step_count={self.step_count}, updates={self.updates})"
+        )
+
+    @property
+    def prune_fraction_now(self) -> float:
+        """Share of active weights that an update at the latest ``step()`` moves."""
+        return self._prune_fraction_at(self.step_count)
+
+    def itop_rate(self) -> float:
+        """Share of all weights of the sparse layers that have been active at any time."""
+        ever = sum(
+            int((bits >> bit & 1).sum()) for bits in self._ever_active.values() for bit in range(8)
+        )
+        return ever / max(1, sum(layer.pattern.numel for layer in self._layers.values()))
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Count one optimizer step and, if it is time, prune and grow.
+
+        Returns:
+            True if weights were moved.
+
+        Raises:
+            RuntimeError: gradient growth, but no backward pass went through some layer since the
+                last ``step()``.
+            ValueError: the optimizer no longer holds some layer's ``values``.
+        """
+        changes = self._plan() if self._is_due(self.step_count + 1) else []
+        for change in changes:
+            grad = change.layer.values.grad
+            change.layer.set_pattern(change.pattern, values=change.values)
+            for tensor, content in change.followers:
+                tensor.copy_(content)
+            change.layer.values.grad = grad  # set_pattern dropped it, but it has followed too
+            _set_bits(self._ever_active[change.name], change.pattern.positions())
+        self.step_count += 1
+        self.updates += bool(changes)
+        self._watch_next_step()
+        return bool(changes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs beside the model's and the optimizer's state."""
+        return {
+            "hyperparameters": self._hyperparameters(),
+            "step_count": self.step_count,
+            "updates": self.updates,
+            "generator": self._generator.get_state(),
+            "shapes": {name: layer.pattern.shape for name, layer in self._layers.items()},
+            "ever_active": {name: bits.clone() for name, bits in self._ever_active.items()},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict()`` was taken; all or nothing.
+
+        Raises:
+            ValueError: not the state of a scheduler with these settings over these layers.
+        """
+        own = self.state_dict()
+        if not isinstance(state_dict, Mapping) or state_dict.keys() != own.keys():
+            came = list(state_dict) if isinstance(state_dict, Mapping) else type(state_dict)
+            raise ValueError(f"expected a DSTScheduler state with keys {list(own)}, but got {came}")
+        for key in ("hyperparameters", "shapes"):
+            if state_dict[key] != own[key]:
+                raise ValueError(
+                    f"the state is of another scheduler: expected {key} {own[key]}, but got "
+                    f"{state_dict[key]}; build model and scheduler as when it was saved"
+                )
+        for key in ("step_count", "updates"):
+            single(key, state_dict[key], 0)
+        ever_active = state_dict["ever_active"]
+        for name, bits in own["ever_active"].items():
+            found = ever_active.get(name) if isinstance(ever_active, Mapping) else None
+            if not isinstance(found, Tensor) or (found.dtype, found.shape) != (
+                bits.dtype,
+                bits.shape,
+            ):
+                raise ValueError(
+                    f"expected ever_active[{name!r}] to be a uint8 tensor of shape "
+                    f"{list(bits.shape)}, but got {found!r}"
+                )
+        generator = torch.Generator("cpu")
+        try:
+            generator.set_state(state_dict["generator"])
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"expected a state of a CPU torch.Generator: {error}") from error
+        self.step_count, self.updates = state_dict["step_count"], state_dict["updates"]
+        self._generator = generator
+        self._ever_active = {name: ever_active[name].cpu().clone() for name in self._layers}
+        self._watch_next_step()
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        names = ("update_every", "end_step", "prune_fraction", "prune_floor", "decay_steps")
+        return {name: getattr(self, name) for name in (*names, "grow", "seed")}
+
+    def _prune_fraction_at(self, step: int) -> float:
+        angle = math.pi * min(step, self.decay_steps) / self.decay_steps
+        span = self.prune_fraction - self.prune_floor
+        return self.prune_floor + 0.5 * span * (1 + math.cos(angle))
+
+    def _is_due(self, step: int) -> bool:
+        return self.grow != "static" and step <= self.end_step and step % self.update_every == 0
+
+    def _check_layers(self) -> None:
+        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        owner: dict[int, str] = {}
+        for name, layer in self._layers.items():
+            if id(layer.values) not in held:
+                raise ValueError(
+                    f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
+                    f"of layer {name!r}; construct it with model.parameters()"
+                )
+            if owner.setdefault(id(layer.values), name) != name:
+                raise ValueError(
+                    f"each SparseConv1d must have its own `values`, but {owner[id(layer.values)]!r}"
+                    f" and {name!r} share theirs; use one layer in both places"
+                )
+
+    def _plan(self) -> list[_Change]:
+        """Compute the update of every layer; only the generator advances."""
+        self._check_layers()
+        fraction = self._prune_fraction_at(self.step_count + 1)
+        before = self._generator.get_state()
+        try:
+            plans = [self._plan_layer(name, fraction) for name in self._layers]
+        except BaseException:
+            self._generator.set_state(before)
+            raise
+        return [plan for plan in plans if plan is not None]
+
+    def _plan_layer(self, name: str, fraction: float) -> _Change | None:
+        layer = self._layers[name]
+        values = layer.values
+        dense_grad = self._watches[name].total if self.grow == "gradient" else None
+        if self.grow == "gradient" and dense_grad is None:
+            raise RuntimeError(
+                f"grow='gradient' needs a forward and a backward pass through layer {name!r} "
+                f"between step() number {self.step_count} and {self.step_count + 1}, but there was "
+                "none; call loss.backward() and optimizer.step() before each step()"
+            )
+        pattern, source = prune_and_grow(
+            layer.pattern,
+            values,
+            layer.regions,
+            fraction,
+            grow=self.grow,
+            generator=self._generator,
+            dense_grad=dense_grad,
+        )
+        if pattern is layer.pattern:
+            return None
+        source = source.to(values.device)
+        index, grown = source.clamp(min=0), source < 0
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor[index].masked_fill_(grown, 0)
+
+        state = [values.grad, *self._optimizer.state.get(values, {}).values()]
+        followers = [t for t in state if isinstance(t, Tensor) and t.shape == values.shape]
+        return _Change(name, layer, pattern, moved(values), [(t, moved(t)) for t in followers])
+
+    def _watch_next_step(self) -> None:
+        """Forget the gradients seen; if an update comes next, let the layers show theirs."""
+        _remove_hooks(self._handles)
+        for watch in self._watches.values():
+            watch.close()
+        self._watches = {}
+        if self.grow == "gradient" and self._is_due(self.step_count + 1):
+            for name, layer in self._layers.items():
+                self._watches[name] = watch = _GradientWatch(watching=True)
+                # Before other hooks, which may return another output than the convolution's.
+                hook = layer.register_forward_hook(watch, prepend=True, with_kwargs=True)
+                self._handles.append(hook)
+
+
+def _remove_hooks(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()
+
+
+def _set_bits(bits: Tensor, positions: Tensor) -> Tensor:
+    """Set the bits at distinct ``positions``; in place."""
+    byte, bit = positions >> 3, (1 << (positions & 7)).to(torch.uint8)
+    unset = bits[byte] & bit == 0
+    return bits.index_add_(0, byte[unset], bit[unset])  # adding a bit that is not set is setting it

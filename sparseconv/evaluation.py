@@ -1,0 +1,51 @@
+"""What a trained classifier says of series that it is given."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def predict_log_proba(model: nn.Module, X: Tensor, batch_size: int = 64) -> Tensor:
+    """Return the log-probabilities ``(n_cases, n_classes)``, in eval mode, batch by batch.
+
+    Args:
+        model: maps ``(N, ...)`` to log-probabilities; its mode is left as it was.
+        X: ``(n_cases, ...)``, at least one case, on any device.
+        batch_size: cases at a time, a question of memory only.
+
+    Example:
+        >>> from sparseconv.models import DSN
+        >>> predict_log_proba(DSN(1, 3, nf=4), torch.zeros(5, 1, 20)).shape
+        torch.Size([5, 3])
+    """
+    device, was_training = first_parameter(model).device, model.training
+    model.eval()
+    try:
+        starts = range(0, len(X), batch_size)
+        return torch.cat([model(X[start : start + batch_size].to(device)) for start in starts])
+    finally:
+        model.train(was_training)
+
+
+def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:
+    """Return ``test_loss`` (mean NLL) and ``test_accuracy`` over labelled series.
+
+    Args:
+        model: maps ``(N, ...)`` to log-probabilities.
+        X: ``(n_cases, ...)``.
+        y: int64 ``(n_cases,)``, class indices.
+        batch_size: cases at a time.
+    """
+    log_proba = predict_log_proba(model, X, batch_size)
+    accuracy = (log_proba.argmax(1) == y).double().mean().item()
+    return {"test_loss": F.nll_loss(log_proba, y).item(), "test_accuracy": accuracy}
+
+
+def first_parameter(model: nn.Module) -> nn.Parameter:
+    """Return the parameter that stands for a model's device and dtype."""
+    for parameter in model.parameters():
+        return parameter
+    raise ValueError("the model has no parameters to train")

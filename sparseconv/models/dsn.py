@@ -1,0 +1,254 @@
+"""The Dynamic Sparse Network (Xiao et al., NeurIPS 2022) for time series classification."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv.functional import single
+from sparseconv.modules import SparseConv1d
+from sparseconv.pattern import KernelCSR, Region
+
+INITS = ("prefix", "random")
+PADDINGS = ("right-replicate", "centred-zeros")
+WIDTH = 3  # a module has WIDTH * nf channels, with however many kernel groups
+POOLED = 50  # samples that the head keeps of any length
+
+
+@dataclass(frozen=True)
+class DSNCost:
+    """What one network costs for one series; every number is named for what it counts.
+
+    Attributes:
+        params: parameters that exist: active weights, 1x1 convolutions, BatchNorm's affine pairs.
+        params_dense: the same with every tap active.
+        flops_paper: operations as the paper counts them: ``2 * C_in - 1`` for each tap of an
+            output, and the head's convolution and BatchNorm twice, for its counter visits them
+            twice.
+        flops_paper_dense: the same with every tap active.
+        macs_executed: multiply-accumulates of all convolutions, one per active weight and sample.
+        macs_dense: the same with every tap active.
+        macs_sparse_layers: the part of ``macs_executed`` done by sparse kernels: nnz * length.
+        macs_sparse_layers_dense: the same with every tap active.
+    """
+
+    params: int
+    params_dense: int
+    flops_paper: float
+    flops_paper_dense: float
+    macs_executed: int
+    macs_dense: int
+    macs_sparse_layers: int
+    macs_sparse_layers_dense: int
+
+
+class DSN(nn.Module):
+    """Four modules of sparse convolutions with long kernels, and a small dense head.
+
+    A module is [1x1 convolution to ``nf`` channels, unless its input has one channel] → sparse
+    convolution to ``3 * nf`` channels → BatchNorm → ReLU. The output channels are split into
+    ``n_groups`` kernel groups; group i of 1..n_groups has its active weights among the first
+    ``(kernel_size // n_groups) * i`` taps, so that the groups see short to long stretches of the
+    series. Where ``n_groups`` does not divide ``kernel_size``, the remaining last taps belong to
+    no group and stay inactive, as in the authors' implementation.
+
+    Patterns and parameters are drawn with torch's global generator: ``torch.manual_seed`` before
+    the constructor makes a network reproducible.
+
+    Args:
+        in_channels: channels of a series.
+        n_classes: number of classes.
+        sparsity: inactive share of each group's *region*, in [0, 1). With kernel groups the true
+            density is lower than ``1 - sparsity``. 0 is the paper's dense network: every tap is
+            active and there are no groups.
+        nf: channels between modules.
+        kernel_size: taps of the sparse convolutions.
+        depth: number of modules.
+        n_groups: number of kernel groups; 1 removes them (the paper's ablation).
+        init: first pattern: ``"prefix"`` activates the first taps of every kernel, ``"random"``
+            draws uniformly inside the region.
+        padding: ``"right-replicate"`` repeats the last sample, so the taps look forward;
+            ``"centred-zeros"`` is what the paper used on the UCR 2018 archive.
+        backend: of the sparse convolutions, as in ``sparse_conv1d``.
+
+    Shape:
+        Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.
+
+    Raises:
+        ValueError: an argument out of its range.
+        TypeError: an argument of another type.
+
+    Example:
+        >>> model = DSN(in_channels=9, n_classes=6)
+        >>> model(torch.zeros(2, 9, 128)).shape
+        torch.Size([2, 6])
+        >>> model.cost(n_timepoints=128).params
+        160126
+
+    Source: Xiao et al., "Dynamic Sparse Network for Time Series Classification: Learning What to
+    'See'", NeurIPS 2022, section 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        n_classes: int,
+        *,
+        sparsity: float = 0.8,
+        nf: int = 47,
+        kernel_size: int = 39,
+        depth: int = 4,
+        n_groups: int = 3,
+        init: str = "prefix",
+        padding: str = "right-replicate",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.in_channels = single("in_channels", in_channels, 1)
+        self.n_classes = single("n_classes", n_classes, 1)
+        if not 0 <= sparsity < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), but got {sparsity}")
+        nf = single("nf", nf, 1)
+        kernel_size = single("kernel_size", kernel_size, 1)
+        if init not in INITS:
+            raise ValueError(f"init must be one of {INITS}, but got {init!r}")
+        if padding not in PADDINGS:
+            raise ValueError(f"padding must be one of {PADDINGS}, but got {padding!r}")
+        channels = WIDTH * nf
+        regions = _regions(channels, kernel_size, single("n_groups", n_groups, 1), sparsity)
+
+        blocks = []
+        for index in range(single("depth", depth, 1)):
+            inputs = self.in_channels if index == 0 else channels
+            layers: OrderedDict[str, nn.Module] = OrderedDict()
+            if inputs > 1:
+                layers["bottleneck"] = nn.Conv1d(inputs, nf, 1, bias=False)
+                inputs = nf
+            conv = SparseConv1d(
+                inputs,
+                channels,
+                kernel_size,
+                padding=(
+                    (0, kernel_size - 1)
+                    if padding == "right-replicate"
+                    else ((kernel_size - 1) // 2, kernel_size // 2)
+                ),
+                bias=False,
+                padding_mode="replicate" if padding == "right-replicate" else "zeros",
+                pattern=_first_pattern(regions, inputs, sparsity, init, channels, kernel_size),
+                backend=backend,
+            )
+            conv.regions = regions
+            layers["conv"] = conv
+            layers["norm"] = nn.BatchNorm1d(channels)
+            layers["relu"] = nn.ReLU()
+            blocks.append(nn.Sequential(layers))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool1d(POOLED),
+            nn.Conv1d(channels, n_classes, 1, bias=False),
+            nn.BatchNorm1d(n_classes),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.LogSoftmax(dim=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
+        if x.dim() != 3 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"this DSN expects series of shape (n_cases, {self.in_channels}, n_timepoints), "
+                f"but got {tuple(x.shape)}; build it with in_channels equal to the second size"
+            )
+        log_proba: Tensor = self.head(self.blocks(x))
+        return log_proba
+
+    def sparse_layers(self) -> list[SparseConv1d]:
+        """Return the sparse convolutions, first to last."""
+        return [layer for layer in self.blocks.modules() if isinstance(layer, SparseConv1d)]
+
+    def cost(self, n_timepoints: int) -> DSNCost:
+        """Count parameters and operations for one series of ``n_timepoints`` samples.
+
+        Raises:
+            ValueError: ``n_timepoints`` below 1.
+
+        Example:
+            >>> cost = DSN(9, 6).cost(128)
+            >>> round(cost.flops_paper / 1e6, 2), round(cost.macs_executed / 1e6, 2)
+            (40.64, 20.28)
+        """
+        length = single("n_timepoints", n_timepoints, 1)
+        layers = self.sparse_layers()
+        channels, classes = layers[0].out_channels, self.n_classes
+        bottlenecks = [m for m in self.blocks.modules() if isinstance(m, nn.Conv1d)]
+        params = sum(parameter.numel() for parameter in self.parameters())
+
+        macs_1x1 = length * sum(conv.weight.numel() for conv in bottlenecks)
+        macs_1x1 += POOLED * channels * classes
+        macs_sparse = length * sum(layer.pattern.nnz for layer in layers)
+        macs_full = length * sum(layer.pattern.numel for layer in layers)
+
+        flops_rest = 5 * channels * length * len(layers)  # BatchNorm and ReLU
+        flops_rest += sum(length * (2 * c.in_channels - 1) * c.out_channels for c in bottlenecks)
+        flops_rest += (length // POOLED + 1) * channels * POOLED
+        flops_rest += 2 * (POOLED * (2 * channels - 1) * classes + 4 * POOLED * classes)
+        flops_rest += (POOLED + 1) * classes
+
+        def flops(layer: SparseConv1d, weights: int) -> float:
+            return length * (2 * layer.in_channels - 1) * weights / layer.in_channels
+
+        return DSNCost(
+            params=params,
+            params_dense=params + sum(x.pattern.numel - x.pattern.nnz for x in layers),
+            flops_paper=flops_rest + sum(flops(x, x.pattern.nnz) for x in layers),
+            flops_paper_dense=flops_rest + sum(flops(x, x.pattern.numel) for x in layers),
+            macs_executed=macs_1x1 + macs_sparse,
+            macs_dense=macs_1x1 + macs_full,
+            macs_sparse_layers=macs_sparse,
+            macs_sparse_layers_dense=macs_full,
+        )
+
+
+def _regions(channels: int, kernel_size: int, n_groups: int, sparsity: float) -> tuple[Region, ...]:
+    if sparsity == 0:
+        return (Region((0, channels), (0, kernel_size)),)
+    groups = torch.arange(channels).chunk(n_groups)
+    if len(groups) < n_groups or kernel_size < n_groups:
+        raise ValueError(
+            f"n_groups={n_groups} is too many for {channels} output channels (3 * nf) and "
+            f"{kernel_size} taps: every group needs channels and at least one more tap than the "
+            "group before; choose fewer groups"
+        )
+    taps = kernel_size // n_groups
+    return tuple(
+        Region((int(group[0]), int(group[-1]) + 1), (0, taps * (i + 1)))
+        for i, group in enumerate(groups)
+    )
+
+
+def _first_pattern(
+    regions: tuple[Region, ...],
+    in_channels: int,
+    sparsity: float,
+    init: str,
+    channels: int,
+    kernel_size: int,
+) -> KernelCSR:
+    """Activate ``int(size * (1 - sparsity))`` weights of each region."""
+    shape = (channels, in_channels, kernel_size)
+    if sparsity == 0:
+        return KernelCSR.full(shape)
+    density = round(1 - sparsity, 12)  # 1 - 0.8 is 0.19999999999999996, which truncates wrongly
+    positions = []
+    for (first, end), (_, taps) in regions:
+        kernels = (end - first) * in_channels
+        nnz = int(kernels * taps * density)
+        # Numbered tap by tap, so the first nnz positions are the same first taps of all kernels.
+        chosen = torch.arange(nnz) if init == "prefix" else torch.randperm(kernels * taps)[:nnz]
+        tap, kernel = chosen // kernels, chosen % kernels
+        positions.append((first * in_channels + kernel) * kernel_size + tap)
+    return KernelCSR.from_positions(torch.cat(positions).sort().values, shape)

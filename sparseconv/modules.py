@@ -1,0 +1,401 @@
+"""``SparseConv1d``: owns the active weights and their pattern; computes nothing itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv._state_dict import entry_names, read_layer
+from sparseconv.functional import (
+    DTYPES,
+    PADDING_MODES,
+    Padding,
+    resolve_padding,
+    single,
+    sparse_conv1d,
+)
+from sparseconv.pattern import KernelCSR, Region
+from sparseconv.reference import dense_weight
+
+_NO_WEIGHT = (
+    "SparseConv1d has no 'weight', only 'values', the active weights in the pattern's CSR order; "
+    "dense_weight() returns a dense copy, set_pattern(pattern, values) writes"
+)
+
+
+class SparseConv1d(nn.Module):
+    """``nn.Conv1d`` that stores and touches its active weights only.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+        padding_mode, device, dtype: as in ``nn.Conv1d``; ``padding`` may also be a pair
+            ``(left, right)``, in samples.
+        density: share of active weights, in [0, 1]; ``round(density * numel)`` of them are drawn
+            with torch's global generator. Not used when ``pattern`` is given.
+        pattern: which weights are active.
+        backend: as in ``sparse_conv1d``.
+
+    Attributes:
+        values: parameter ``(nnz,)``, the active weights in the pattern's CSR order; the only
+            weight storage, so gradients and optimizer state are nnz long too.
+        bias: parameter ``(out_channels,)`` or None.
+        pattern: the ``KernelCSR``; ``set_pattern`` changes it.
+        crow_indices, col_indices: the pattern's arrays as buffers, on the layer's device.
+        regions: boxes in which dynamic sparse training keeps nnz; by default one, the whole.
+
+    The state dict holds ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
+    takes a dense ``weight`` (its zeros are inactive, or a ``weight_mask`` says which) and the
+    ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``. A layer is loaded whole or
+    not at all.
+
+    Raises:
+        ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words; a density
+            outside [0, 1]; a pattern of another shape.
+
+    Example:
+        >>> layer = SparseConv1d(4, 8, 5, padding="same", density=0.1)
+        >>> layer
+        SparseConv1d(4, 8, kernel_size=(5,), stride=(1,), padding=same, nnz=16, density=10.00 %)
+        >>> layer(torch.zeros(2, 4, 30)).shape
+        torch.Size([2, 8, 30])
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    crow_indices: Tensor
+    col_indices: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: Padding = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        density: float = 0.2,
+        pattern: KernelCSR | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.in_channels = single("in_channels", in_channels, 1)
+        self.out_channels = single("out_channels", out_channels, 1)
+        self.kernel_size = (single("kernel_size", kernel_size, 1),)
+        self.stride = (single("stride", stride, 1),)
+        self.dilation = (single("dilation", dilation, 1),)
+        if isinstance(groups, bool) or not isinstance(groups, int) or groups <= 0:
+            raise ValueError("groups must be a positive integer")
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) % groups:
+                raise ValueError(f"{name} must be divisible by groups")
+        self.groups = groups
+        if not isinstance(padding, str):
+            padding = tuple(padding) if isinstance(padding, list | tuple) else (padding,)
+        self.padding = padding
+        resolve_padding(self.padding, self.kernel_size[0], self.dilation[0], self.stride[0])
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(
+                f"padding_mode must be one of {set(PADDING_MODES)}, "
+                f"but got padding_mode={padding_mode!r}"
+            )
+        self.padding_mode, self.backend = padding_mode, backend
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype must be one of {DTYPES}, but got {dtype}")
+        shape = (self.out_channels, self.in_channels // groups, self.kernel_size[0])
+        if pattern is None:
+            if not 0 <= density <= 1:
+                raise ValueError(f"density must lie in [0, 1], but got {density}")
+            pattern = KernelCSR.random(shape, round(density * math.prod(shape)))
+        self._check_pattern(pattern, shape)
+
+        self.regions: tuple[Region, ...] = (Region((0, shape[0]), (0, shape[2])),)
+        self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
+        offsets = torch.empty(shape[0], device=device, dtype=dtype)
+        self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
+        self._adopt(pattern)
+        self.reset_parameters()
+
+    def reset_parameters(self, fan_in: str = "dense") -> None:
+        """Draw values and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as ``nn.Conv1d`` does.
+
+        Args:
+            fan_in: ``"dense"`` counts every weight of an output channel, so an active weight has
+                the distribution that it has in ``nn.Conv1d``; ``"active"`` counts, channel by
+                channel, the active ones, which keeps the variance of the outputs (Evci et al.,
+                "Gradient Flow in Sparse Neural Networks and How Lottery Tickets Win", 2022).
+
+        Raises:
+            ValueError: another ``fan_in``.
+
+        Example:
+            >>> SparseConv1d(4, 8, 5).reset_parameters(fan_in="active")
+        """
+        _, group_channels, kernel_size = self.pattern.shape
+        active = self.pattern.crow_indices[::group_channels].long().diff()
+        if fan_in == "dense":
+            counts = torch.full_like(active, group_channels * kernel_size)
+        elif fan_in == "active":
+            counts = active.clamp(min=1)  # a channel without weights still has its bias
+        else:
+            raise ValueError(f"fan_in must be 'dense' or 'active', but got {fan_in!r}")
+        bound = counts.double().rsqrt().to(self.values.dtype)
+        with torch.no_grad():
+            self.values.uniform_(-1, 1).mul_(bound.repeat_interleave(active).to(self.values.device))
+            if self.bias is not None:
+                self.bias.uniform_(-1, 1).mul_(bound.to(self.bias.device))
+
+    @property
+    def pattern(self) -> KernelCSR:
+        """Which weights are active."""
+        return self._pattern
+
+    @property
+    def resolved_padding(self) -> tuple[int, int]:
+        """Samples added ``(left, right)``, whatever the spelling of ``padding``."""
+        return resolve_padding(self.padding, self.kernel_size[0], self.dilation[0], self.stride[0])
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
+        return sparse_conv1d(
+            input,
+            self.values,
+            self._pattern,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            padding_mode=self.padding_mode,
+            backend=self.backend,
+        )
+
+    def dense_weight(self) -> Tensor:
+        """Return ``(C_out, C_in // groups, K)``, zeros where inactive; differentiable."""
+        return dense_weight(self.values, self._pattern)
+
+    @torch.no_grad()
+    def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
+        """Make other weights active.
+
+        ``self.values`` stays the same parameter object, so an optimizer keeps hold of it: with
+        as many active weights as before its data is overwritten in place, with another number
+        its ``.data`` is replaced. Its gradient belonged to the old pattern and is dropped when the
+        pattern changes. Optimizer state does not follow by itself: ``DSTScheduler`` moves it.
+
+        Args:
+            new: the pattern, of the same shape.
+            values: ``(nnz,)`` in the new CSR order; None keeps the surviving values and gives the
+                others 0.
+
+        Raises:
+            TypeError, ValueError: another type or shape; the layer is left as it was.
+
+        Example:
+            >>> layer = SparseConv1d(1, 1, 3, pattern=KernelCSR.full((1, 1, 3)))
+            >>> layer.set_pattern(KernelCSR.from_positions(torch.tensor([2]), (1, 1, 3)))
+            >>> layer.values.shape
+            torch.Size([1])
+        """
+        self._check_pattern(new, self._pattern.shape)
+        if values is None:
+            values = self._surviving_values(new)
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            raise TypeError("values must be a floating-point tensor in the pattern's CSR order")
+        if values.shape != (new.nnz,):
+            raise ValueError(
+                f"values must have shape ({new.nnz},), one for each active weight, "
+                f"but got {list(values.shape)}"
+            )
+        self._adopt(new)
+        self.values.copy_(values)
+
+    def _surviving_values(self, new: KernelCSR) -> Tensor:
+        old_at, new_at = self._pattern.positions(), new.positions()
+        survivors = torch.isin(new_at, old_at, assume_unique=True)
+        source = torch.searchsorted(old_at, new_at[survivors]).to(self.values.device)
+        values = self.values.new_zeros(new.nnz)
+        values[survivors.to(values.device)] = self.values[source]
+        return values
+
+    @torch.no_grad()
+    def _adopt(self, pattern: KernelCSR) -> None:
+        """Install a checked pattern; with another nnz the values become uninitialised."""
+        device = self.values.device
+        if pattern != getattr(self, "_pattern", None):
+            self.values.grad = None
+        self._pattern = pattern
+        self.register_buffer("crow_indices", pattern.crow_indices.to(device, copy=True))
+        self.register_buffer("col_indices", pattern.col_indices.to(device, copy=True))
+        if self.values.shape != (pattern.nnz,):
+            # A graph that is still alive remembers the old length for the next backward; a detour
+            # over another dtype makes torch forget it.
+            dtype = self.values.dtype
+            detour = torch.float32 if dtype == torch.float64 else torch.float64
+            self.values.data = self.values.new_empty(pattern.nnz, dtype=detour)
+            self.values.data = self.values.new_empty(pattern.nnz, dtype=dtype)
+
+    @staticmethod
+    def _check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
+        if not isinstance(pattern, KernelCSR):
+            raise TypeError(
+                f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
+                "make one with KernelCSR.from_mask(mask)"
+            )
+        if pattern.shape != shape:
+            raise ValueError(
+                f"pattern must have the shape (out_channels, in_channels // groups, kernel_size) "
+                f"= {shape}, but got {pattern.shape}"
+            )
+
+    @classmethod
+    @torch.no_grad()
+    def from_dense(
+        cls, conv: nn.Conv1d, mask: Tensor | None = None, *, backend: str = "auto"
+    ) -> SparseConv1d:
+        """Copy an ``nn.Conv1d`` into a sparse layer.
+
+        Args:
+            conv: the dense layer; left as it is.
+            mask: bool ``(C_out, C_in // groups, K)``, the active weights; None takes the
+                ``weight_mask`` of ``torch.nn.utils.prune`` if there is one, else the weights
+                that are not zero.
+            backend: as in ``sparse_conv1d``.
+
+        Raises:
+            TypeError: ``conv`` is no ``nn.Conv1d``, ``mask`` no bool tensor.
+            ValueError: the shapes of mask and weight differ.
+
+        Example:
+            >>> conv = nn.Conv1d(2, 3, 5)
+            >>> SparseConv1d.from_dense(conv, conv.weight.abs() > 0.1).kernel_size
+            (5,)
+        """
+        if not isinstance(conv, nn.Conv1d):
+            raise TypeError(f"conv must be an nn.Conv1d, but got {type(conv).__name__}")
+        weight = conv.weight
+        if mask is None:
+            mask = getattr(conv, "weight_mask", weight) != 0
+        pattern = KernelCSR.from_mask(mask)
+        # On the meta device nothing is drawn, so torch's generator is left as it was.
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size[0],
+            conv.stride[0],
+            conv.padding,
+            conv.dilation[0],
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            "meta",
+            weight.dtype,
+            pattern=pattern,
+            backend=backend,
+        ).to_empty(device=weight.device)
+        layer.set_pattern(pattern, weight[mask.to(weight.device)])
+        if layer.bias is not None and conv.bias is not None:
+            layer.bias.copy_(conv.bias)
+        return layer.train(conv.training)
+
+    @torch.no_grad()
+    def to_dense(self) -> nn.Conv1d:
+        """Copy the layer into an ``nn.Conv1d`` that computes the same function.
+
+        Raises:
+            NotImplementedError: the padding differs left and right, which ``nn.Conv1d`` cannot do.
+
+        Example:
+            >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
+            Conv1d(2, 3, kernel_size=(5,), stride=(1,), padding=(2,))
+        """
+        left, right = self.resolved_padding
+        padding_mode: Any = self.padding_mode  # to nn.Conv1d a Literal
+        if left != right and not isinstance(self.padding, str):
+            raise NotImplementedError(
+                f"nn.Conv1d cannot pad {left} samples left and {right} right; build it with "
+                "padding=0 from dense_weight() and pad the input with torch.nn.functional.pad"
+            )
+        conv = nn.Conv1d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size[0],
+            self.stride[0],
+            self.padding if isinstance(self.padding, str) else left,
+            self.dilation[0],
+            self.groups,
+            self.bias is not None,
+            padding_mode,
+            "meta",
+            self.values.dtype,
+        ).to_empty(device=self.values.device)
+        conv.weight.copy_(self.dense_weight())
+        if conv.bias is not None and self.bias is not None:
+            conv.bias.copy_(self.bias)
+        return conv.train(self.training)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load the layer whole or not at all; see the class for the formats."""
+        found = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        has_bias = self.bias is not None
+        if not found:
+            missing_keys.extend(prefix + name for name in entry_names(has_bias))
+            return
+        try:
+            pattern, entries = read_layer(found, self._pattern.shape, has_bias)
+        except (TypeError, ValueError) as error:
+            error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
+            return
+        self._adopt(pattern)
+        super()._load_from_state_dict(
+            {prefix + name: tensor for name, tensor in entries.items()},
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+    def extra_repr(self) -> str:
+        """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
+        unsaid = {
+            "padding": ((0,), (0, 0)),
+            "dilation": ((1,),),
+            "groups": (1,),
+            "bias": (True,),
+            "padding_mode": ("zeros",),
+        }
+        options = {**self.__dict__, "bias": self.bias is not None}
+        said = [f"{name}={options[name]}" for name in unsaid if options[name] not in unsaid[name]]
+        head = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        tail = f"nnz={self._pattern.nnz}, density={100 * self._pattern.density:.2f} %"
+        return ", ".join([head, f"stride={self.stride}", *said, tail])
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(_NO_WEIGHT)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(_NO_WEIGHT)
+        super().__setattr__(name, value)

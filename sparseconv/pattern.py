@@ -1,0 +1,400 @@
+"""``KernelCSR``: which weights of a 1-D convolution are active."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Region(NamedTuple):
+    """A box of one weight tensor that holds a fixed number of active weights.
+
+    ``out_channels`` and ``taps`` are half-open ranges; all input channels belong to the box.
+    A kernel group of a Dynamic Sparse Network is one region.
+
+    Example:
+        >>> Region(out_channels=(0, 47), taps=(0, 13))
+        Region(out_channels=(0, 47), taps=(0, 13))
+    """
+
+    out_channels: tuple[int, int]
+    taps: tuple[int, int]
+
+
+class KernelCSR:
+    """The set of active weights of a convolution: one CSR row per kernel, one column per tap.
+
+    Row ``o * (C_in // groups) + c`` is the kernel from input channel ``c`` of its group to output
+    channel ``o``; within a row the taps ascend. Immutable, so equality and hash go by content and
+    everything derived from a pattern is made once. The index arrays are copied on the way in;
+    what ``crow_indices`` and ``col_indices`` hand out is the pattern's own memory, to be read
+    only: after an in-place change the pattern refuses to work.
+
+    Args:
+        crow_indices: int32 ``(C_out * C_in // groups + 1,)`` on the CPU.
+        col_indices: int32 ``(nnz,)`` on the CPU.
+        shape: ``(C_out, C_in // groups, K)``, less than 2**31 weights.
+
+    Raises:
+        TypeError: arrays that are not int32 CPU tensors of one dimension.
+        ValueError: indices that are no CSR structure of this shape; the first bad row is named.
+
+    Example:
+        >>> mask = torch.tensor([[[True, False, True]], [[False, False, False]]])
+        >>> pattern = KernelCSR.from_mask(mask)
+        >>> pattern
+        KernelCSR(shape=(2, 1, 3), nnz=2, density=33.33 %)
+        >>> pattern.crow_indices, pattern.col_indices
+        (tensor([0, 2, 2], dtype=torch.int32), tensor([0, 2], dtype=torch.int32))
+    """
+
+    __slots__ = ("_col", "_crow", "_derived", "_hash", "_lock", "_shape", "_versions")
+
+    _crow: Tensor
+    _col: Tensor
+    _shape: tuple[int, int, int]
+    _versions: tuple[int, int]
+    _hash: int | None
+    _derived: dict[Hashable, Any]
+    _lock: threading.RLock
+
+    def __init__(
+        self, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int, int]
+    ) -> None:
+        shape = _checked_shape(shape)
+        for name, array in (("crow_indices", crow_indices), ("col_indices", col_indices)):
+            _check_array(name, array)
+        # An inference tensor has no version counter, and the pattern outlives the mode.
+        with torch.inference_mode(False):
+            crow = crow_indices.detach().clone(memory_format=torch.contiguous_format)
+            col = col_indices.detach().clone(memory_format=torch.contiguous_format)
+        _check_structure(crow, col, shape)
+        for name, value in (
+            ("_crow", crow),
+            ("_col", col),
+            ("_shape", shape),
+            ("_versions", (crow._version, col._version)),
+            ("_hash", None),
+            ("_derived", {}),
+            ("_lock", threading.RLock()),  # a plan may be made from another plan
+        ):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> KernelCSR:
+        """Take the pattern of a bool mask ``(C_out, C_in // groups, K)``.
+
+        Raises:
+            TypeError: the mask is not a bool tensor.
+            ValueError: it has not three dimensions.
+
+        Example:
+            >>> KernelCSR.from_mask(torch.eye(3, dtype=torch.bool)[None]).col_indices
+            tensor([0, 1, 2], dtype=torch.int32)
+        """
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"mask must be a bool tensor, but got {kind}; use `weight != 0`")
+        if mask.dim() != 3:
+            raise ValueError(
+                "mask must have three dimensions (C_out, C_in // groups, K), "
+                f"but got shape {list(mask.shape)}"
+            )
+        out_channels, group_channels, kernel_size = mask.shape
+        positions = mask.detach().cpu().flatten().nonzero().squeeze(1)
+        return cls.from_positions(positions, (out_channels, group_channels, kernel_size))
+
+    @classmethod
+    def from_positions(cls, positions: Tensor, shape: tuple[int, int, int]) -> KernelCSR:
+        """Take the pattern whose active weights lie at flat positions ``(o * Cg + c) * K + k``.
+
+        Args:
+            positions: int64 ``(nnz,)``, ascending, none twice (what ``positions()`` returns).
+            shape: ``(C_out, C_in // groups, K)``.
+
+        Raises:
+            TypeError: positions that are not an int64 tensor of one dimension.
+            ValueError: positions unsorted, repeated or outside the shape.
+
+        Example:
+            >>> KernelCSR.from_positions(torch.tensor([0, 5]), (2, 1, 3)).to_mask().int()
+            tensor([[[1, 0, 0]],
+            <BLANKLINE>
+                    [[0, 0, 1]]], dtype=torch.int32)
+        """
+        shape = _checked_shape(shape)
+        if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
+            kind = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
+            raise TypeError(f"positions must be an int64 tensor, but got {kind}")
+        if positions.dim() != 1:
+            raise ValueError(f"positions must be 1-dimensional, but got {list(positions.shape)}")
+        positions = positions.detach().cpu()
+        rows, kernel_size = shape[0] * shape[1], shape[2]
+        outside = (positions < 0) | (positions >= rows * kernel_size)
+        if outside.any():
+            bad = int(positions[outside][0])
+            raise ValueError(
+                f"positions must lie in [0, {rows * kernel_size}) for shape {shape}, but got {bad}"
+            )
+        falling = positions[1:] <= positions[:-1]
+        if falling.any():
+            at = int(falling.nonzero()[0])
+            raise ValueError(
+                "positions must ascend without repetition, but "
+                f"{int(positions[at + 1])} follows {int(positions[at])}; sort them first"
+            )
+        crow = torch.zeros(rows + 1, dtype=torch.int32, device="cpu")
+        counts = torch.bincount(positions // kernel_size, minlength=rows)
+        torch.cumsum(counts, 0, dtype=torch.int32, out=crow[1:])
+        return cls(crow, (positions % kernel_size).to(torch.int32), shape)
+
+    @classmethod
+    def full(cls, shape: tuple[int, int, int]) -> KernelCSR:
+        """Return the pattern with every weight active: a dense convolution."""
+        out_channels, group_channels, kernel_size = _checked_shape(shape)
+        positions = torch.arange(out_channels * group_channels * kernel_size, device="cpu")
+        return cls.from_positions(positions, shape)
+
+    @classmethod
+    def random(
+        cls,
+        shape: tuple[int, int, int],
+        nnz: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> KernelCSR:
+        """Draw ``nnz`` active weights uniformly, without replacement.
+
+        Args:
+            shape: ``(C_out, C_in // groups, K)``.
+            nnz: number of active weights, 0 to all.
+            generator: a CPU generator; None takes torch's global one, which
+                ``torch.manual_seed`` seeds.
+
+        Raises:
+            ValueError: ``nnz`` outside ``[0, numel]``.
+
+        Example:
+            >>> KernelCSR.random((8, 4, 5), 32, generator=torch.Generator().manual_seed(0)).nnz
+            32
+        """
+        out_channels, group_channels, kernel_size = _checked_shape(shape)
+        numel = out_channels * group_channels * kernel_size
+        if isinstance(nnz, bool) or not isinstance(nnz, int):
+            raise TypeError(f"nnz must be an int, but got {nnz!r}")
+        if not 0 <= nnz <= numel:
+            raise ValueError(f"nnz must lie in [0, {numel}] for shape {shape}, but got {nnz}")
+        order = torch.randperm(numel, generator=generator, device="cpu")
+        return cls.from_positions(order[:nnz].sort().values, shape)
+
+    @property
+    def crow_indices(self) -> Tensor:
+        """int32 ``(C_out * C_in // groups + 1,)``: where each kernel begins; read only."""
+        self._check_untouched()
+        return self._crow
+
+    @property
+    def col_indices(self) -> Tensor:
+        """int32 ``(nnz,)``: the tap of each active weight; read only."""
+        self._check_untouched()
+        return self._col
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(C_out, C_in // groups, K)``."""
+        return self._shape
+
+    @property
+    def nnz(self) -> int:
+        """Number of active weights."""
+        return self._col.shape[0]
+
+    @property
+    def numel(self) -> int:
+        """Number of weights, active or not."""
+        return self._shape[0] * self._shape[1] * self._shape[2]
+
+    @property
+    def density(self) -> float:
+        """``nnz / numel``."""
+        return self.nnz / self.numel
+
+    def positions(self) -> Tensor:
+        """Return the flat positions ``(o * Cg + c) * K + k`` of the active weights, int64 in order.
+
+        Example:
+            >>> KernelCSR.full((1, 2, 2)).positions()
+            tensor([0, 1, 2, 3])
+        """
+        crow = self.crow_indices.long()
+        rows = torch.arange(crow.shape[0] - 1, device="cpu")
+        kernels = rows.repeat_interleave(crow.diff(), output_size=self.nnz)
+        return kernels * self._shape[2] + self.col_indices
+
+    def to_mask(self) -> Tensor:
+        """Return the bool mask ``(C_out, C_in // groups, K)``, on the CPU.
+
+        Example:
+            >>> KernelCSR.full((1, 1, 2)).to_mask()
+            tensor([[[True, True]]])
+        """
+        mask = torch.zeros(self.numel, dtype=torch.bool, device="cpu")
+        mask[self.positions()] = True
+        return mask.view(self._shape)
+
+    def validate(self) -> None:
+        """Check the whole structure again (the constructor did it once).
+
+        Raises:
+            ValueError: the arrays are no CSR structure of this shape; the first bad row is named.
+        """
+        _check_structure(self._crow, self._col, self._shape)
+
+    def derived(self, key: Hashable, make: Callable[[KernelCSR], T]) -> T:
+        """Return ``make(self)``, computed at the first call with this key and kept.
+
+        Plans for the kernels live here. They are neither compared nor pickled. Thread-safe.
+
+        Example:
+            >>> pattern = KernelCSR.full((2, 1, 3))
+            >>> pattern.derived("nnz per kernel", lambda p: p.crow_indices.diff().tolist())
+            [3, 3]
+        """
+        if key not in self._derived:
+            with self._lock:
+                if key not in self._derived:
+                    self._derived[key] = make(self)
+        return cast(T, self._derived[key])
+
+    def _check_untouched(self) -> None:
+        if torch.compiler.is_compiling():  # a version counter is nothing to trace
+            return
+        if (self._crow._version, self._col._version) != self._versions:
+            raise RuntimeError(
+                "the index arrays of this KernelCSR were changed in place, which makes it useless; "
+                "clone them before a change and build a new KernelCSR"
+            )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"KernelCSR is immutable: cannot set {name!r}; build a new one")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"KernelCSR is immutable: cannot delete {name!r}; build a new one")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KernelCSR):
+            return NotImplemented
+        return self is other or (
+            self._shape == other._shape
+            and torch.equal(self.crow_indices, other.crow_indices)
+            and torch.equal(self.col_indices, other.col_indices)
+        )
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            arrays = (self.crow_indices.numpy().tobytes(), self.col_indices.numpy().tobytes())
+            object.__setattr__(self, "_hash", hash((self._shape, arrays)))
+        return cast(int, self._hash)
+
+    def __repr__(self) -> str:
+        percent = 100 * self.density
+        return f"KernelCSR(shape={self._shape}, nnz={self.nnz}, density={percent:.2f} %)"
+
+    def __copy__(self) -> KernelCSR:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> KernelCSR:
+        return self
+
+    def __reduce__(self) -> tuple[type[KernelCSR], tuple[Tensor, Tensor, tuple[int, int, int]]]:
+        return KernelCSR, (self.crow_indices, self.col_indices, self._shape)
+
+
+def _checked_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    sizes = tuple(shape)
+    if len(sizes) != 3 or not all(isinstance(n, int) and not isinstance(n, bool) for n in sizes):
+        raise TypeError(f"shape must be three ints (C_out, C_in // groups, K), but got {shape!r}")
+    if min(sizes) < 1:
+        raise ValueError(f"shape must be positive in every dimension, but got {sizes}")
+    if sizes[0] * sizes[1] * sizes[2] >= 2**31:
+        raise ValueError(
+            f"shape {sizes} has {sizes[0] * sizes[1] * sizes[2]} weights, but int32 indices "
+            "count fewer than 2**31; split the layer by output channels"
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _check_array(name: str, array: Tensor) -> None:
+    if not isinstance(array, Tensor):
+        raise TypeError(
+            f"{name} must be an int32 tensor, but got {type(array).__name__}; "
+            "use torch.as_tensor(..., dtype=torch.int32)"
+        )
+    if array.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, but got {array.dtype}; use .to(torch.int32)")
+    if array.device.type != "cpu" or array.layout != torch.strided:
+        raise TypeError(
+            f"{name} must be a dense tensor on the CPU, but got {array.layout} on {array.device}; "
+            "use .cpu()"
+        )
+    if array.dim() != 1:
+        raise TypeError(f"{name} must be 1-dimensional, but got shape {list(array.shape)}")
+
+
+def _check_structure(crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
+    """Refuse arrays that are no CSR structure, naming the first offending row."""
+    out_channels, group_channels, kernel_size = shape
+    rows, nnz = out_channels * group_channels, col.shape[0]
+
+    def refuse(row: int, problem: str) -> None:
+        out_channel, channel = divmod(row, group_channels)
+        raise ValueError(
+            f"row {row} (output channel {out_channel}, input channel {channel}): {problem}"
+        )
+
+    if crow.shape[0] != rows + 1:
+        raise ValueError(
+            f"crow_indices must have {rows + 1} entries for shape {shape} "
+            f"(one per kernel and one more), but got {crow.shape[0]}"
+        )
+    if crow[0] != 0:
+        refuse(0, f"crow_indices must begin with 0, but begins with {int(crow[0])}")
+    falling = crow[1:] < crow[:-1]
+    if falling.any():
+        row = int(falling.nonzero()[0])
+        refuse(
+            row,
+            f"crow_indices must not decrease, but goes from {int(crow[row])} "
+            f"to {int(crow[row + 1])}",
+        )
+    if crow[-1] != nnz:
+        raise ValueError(
+            f"crow_indices must end with the number of col_indices, {nnz}, "
+            f"but ends with {int(crow[-1])}"
+        )
+
+    def row_of(position: int) -> int:
+        return int(torch.searchsorted(crow, position, right=True)) - 1
+
+    outside = (col < 0) | (col >= kernel_size)
+    if outside.any():
+        at = int(outside.nonzero()[0])
+        refuse(row_of(at), f"taps must lie in [0, {kernel_size}), but got {int(col[at])}")
+    falling = col[1:] <= col[:-1]
+    # A new row may begin with any tap: clear the marks at row starts.
+    starts = crow[(crow > 0) & (crow < nnz)].long()
+    falling[starts - 1] = False
+    if falling.any():
+        at = int(falling.nonzero()[0])
+        problem = "repeated" if col[at] == col[at + 1] else "unsorted"
+        refuse(
+            row_of(at),
+            f"taps must ascend without repetition, but {int(col[at + 1])} follows {int(col[at])} "
+            f"({problem}); KernelCSR.from_mask sorts for you",
+        )

@@ -1,0 +1,164 @@
+"""Prune the smallest weights and grow others: one update of a pattern, as index arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparseconv.pattern import KernelCSR, Region
+
+GROWTHS = ("random", "gradient", "static")
+
+
+def prune_and_grow(
+    pattern: KernelCSR,
+    values: Tensor,
+    regions: Sequence[Region],
+    fraction: float,
+    *,
+    grow: str = "random",
+    generator: torch.Generator | None = None,
+    dense_grad: Tensor | None = None,
+) -> tuple[KernelCSR, Tensor]:
+    """Move a fraction of each region's active weights to other positions of that region.
+
+    Prunes the ``ceil(fraction * nnz)`` weights of least magnitude (the first in CSR order among
+    equals; NaN counts as largest) and grows as many among the positions that do not hold a
+    survivor, so that a position just pruned may come back, as a fresh weight. Never more than
+    there are inactive positions: a full region stays as it is. Weights outside all regions stay.
+
+    Args:
+        pattern: the active weights, shape ``(C_out, C_in // groups, K)``.
+        values: ``(nnz,)`` in CSR order, on any device; only magnitudes are read.
+        regions: disjoint boxes; the number of active weights in each is kept exactly.
+        fraction: share of each region's active weights to move, in [0, 1].
+        grow: ``"random"``: uniformly; ``"gradient"``: where ``dense_grad`` is largest in magnitude
+            (the first position among equals); ``"static"``: change nothing.
+        generator: a CPU generator for random growth; default: torch's global one.
+        dense_grad: ``(C_out, C_in // groups, K)``, read for ``grow="gradient"`` only.
+
+    Returns:
+        The new pattern and ``source_index``, int64 ``(nnz,)`` on the CPU: for each new weight the
+        old CSR index it had, or -1 if it was grown. If nothing moves, ``pattern`` itself.
+
+    Raises:
+        ValueError: arguments that do not fit each other, overlapping regions.
+
+    Example:
+        >>> import torch
+        >>> from sparseconv import KernelCSR, Region
+        >>> pattern = KernelCSR.from_mask(torch.tensor([[[True, True, False, False]]]))
+        >>> new, source = prune_and_grow(
+        ...     pattern, torch.tensor([0.1, 2.0]), [Region((0, 1), (0, 4))], 0.5,
+        ...     grow="gradient", dense_grad=torch.tensor([[[0.0, 0.0, 3.0, -4.0]]]))
+        >>> new.positions(), source
+        (tensor([1, 3]), tensor([ 1, -1]))
+
+    Source: Mocanu et al. 2018 (SET), Evci et al. 2020 (RigL), Xiao et al. 2022 (DSN), Algorithm 1.
+    """
+    check_growth(grow)
+    check_regions(regions, pattern.shape)
+    if values.shape != (pattern.nnz,):
+        raise ValueError(f"values must have shape ({pattern.nnz},), but got {list(values.shape)}")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie in [0, 1], but got {fraction}")
+    if grow == "gradient" and (dense_grad is None or dense_grad.shape != pattern.shape):
+        came = "none" if dense_grad is None else f"one of shape {list(dense_grad.shape)}"
+        raise ValueError(
+            f"grow='gradient' needs a dense_grad of shape {list(pattern.shape)}, but got {came}"
+        )
+    source = torch.arange(pattern.nnz, device="cpu")
+    if grow == "static":
+        return pattern, source
+    _, channels, kernel_size = pattern.shape
+    positions, crow, tap = pattern.positions(), pattern.crow_indices, pattern.col_indices.long()
+    row = positions // kernel_size
+    magnitude = _magnitude(values)
+    survives = torch.ones(pattern.nnz, dtype=torch.bool, device="cpu")
+    grown = []
+    for (first, end), (left, right) in regions:
+        top, bottom, width = first * channels, end * channels, right - left
+        begin, stop = int(crow[top]), int(crow[bottom])
+        inside = (tap[begin:stop] >= left) & (tap[begin:stop] < right)
+        active = begin + inside.nonzero().squeeze(1)
+        free = (bottom - top) * width - len(active)
+        count = min(math.ceil(fraction * len(active)), free)
+        if count == 0:
+            continue
+        survives[active] = ~_least(magnitude[active], count)
+        kept = active[survives[active]]
+        # Positions are counted along the region's box, which keeps the CSR order.
+        taken = (row[kept] - top) * width + (tap[kept] - left)
+        if dense_grad is not None and grow == "gradient":
+            score = -_magnitude(dense_grad[first:end, :, left:right]).flatten()
+            score[taken] = math.inf
+            new = _least(score, count).nonzero().squeeze(1)
+        else:
+            new = _nth_free(_subset(free + count, count, generator), taken)
+        grown.append((new // width + top) * kernel_size + new % width + left)
+    if not grown:
+        return pattern, source
+    fresh = torch.cat(grown)
+    merged, order = torch.cat([positions[survives], fresh]).sort()
+    source = torch.cat([source[survives], fresh.new_full(fresh.shape, -1)])[order]
+    return KernelCSR.from_positions(merged, pattern.shape), source
+
+
+def _magnitude(tensor: Tensor) -> Tensor:
+    return tensor.detach().abs().cpu().nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def _least(keys: Tensor, count: int) -> Tensor:
+    """Mark the ``count >= 1`` smallest keys; the first ones among equals."""
+    limit = keys.kthvalue(count).values
+    chosen = keys < limit
+    ties = (keys == limit).nonzero().squeeze(1)
+    chosen[ties[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+def _nth_free(n: Tensor, taken: Tensor) -> Tensor:
+    """Find the n-th (from 0) positions that are not ``taken`` (ascending), in O(len(taken)).
+
+    The i-th taken position has ``taken[i] - i`` free ones before it, so none needs listing.
+    """
+    free_before = taken - torch.arange(len(taken), device="cpu")
+    return n + torch.searchsorted(free_before, n, right=True)
+
+
+def _subset(total: int, count: int, generator: torch.Generator | None) -> Tensor:
+    """Draw ``count <= total / 2`` distinct members of ``range(total)``, all subsets equally likely.
+
+    Takes O(count) memory: what was drawn twice is drawn again among the rest.
+    """
+    draws = torch.randint(total, (count,), generator=generator, device="cpu")
+    drawn: Tensor = draws.unique()  # type: ignore[no-untyped-call]
+    if len(drawn) == count:
+        return drawn
+    rest = _subset(total - len(drawn), count - len(drawn), generator)
+    return torch.cat([drawn, _nth_free(rest, drawn)])
+
+
+def check_growth(grow: str) -> None:
+    """Refuse an unknown way to grow."""
+    if grow not in GROWTHS:
+        raise ValueError(f"grow must be one of {', '.join(map(repr, GROWTHS))}, but got {grow!r}")
+
+
+def check_regions(regions: Sequence[Region], shape: tuple[int, int, int]) -> None:
+    """Refuse regions that overlap or do not lie inside a weight of this shape."""
+    if not regions:
+        return
+    first, end = torch.tensor([list(region) for region in regions], device="cpu").unbind(-1)
+    wrong = (first < 0) | (first > end) | (end > torch.tensor([shape[0], shape[2]], device="cpu"))
+    if wrong.any():
+        region = regions[int(wrong.any(1).nonzero()[0])]
+        raise ValueError(f"{region} does not lie inside a weight of shape {list(shape)}")
+    overlap = ((first[:, None] < end) & (first < end[:, None])).all(-1)
+    overlap &= ((first < end).all(-1)) & ~torch.eye(len(regions), dtype=torch.bool, device="cpu")
+    if overlap.any():
+        i, j = overlap.nonzero()[0].tolist()
+        raise ValueError(f"regions must be disjoint, but {regions[i]} and {regions[j]} overlap")

@@ -1,0 +1,304 @@
+"""The figures of a run: how it learned, what it sees and what the sparsity saved.
+
+matplotlib is imported when a figure is drawn, and only its object interface is used: no pyplot,
+no global state, so figures can be made in any thread and beside any plotting of the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from sparseconv.models import DSN
+    from sparseconv.modules import SparseConv1d
+    from sparseconv.pattern import KernelCSR
+
+# Okabe and Ito's palette: told apart with every common form of colour blindness.
+BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+SERIES = (BLUE, ORANGE, GREEN, PURPLE)
+INK, FAINT, GRID = "#1f2933", "#64707d", "#e4e8ec"
+
+
+class Saving(NamedTuple):
+    """One measured point of :func:`time_vs_flops`; both factors are dense divided by sparse."""
+
+    series: str  # points of one series share a colour: "forward", "backward"
+    label: str  # what was measured: "layer 2"
+    flops: float
+    time: float
+    sweep: bool = False  # part of the line drawn through its series instead of a marker
+
+
+def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
+    """Effective neighbour receptive field of every kernel, in samples.
+
+    Last active tap - first active tap + 1, and 0 for a kernel without active taps
+    (Xiao et al., NeurIPS 2022, equation 2).
+
+    Returns:
+        int64 ``(C_out, C_in // groups)``.
+
+    Example:
+        >>> import torch, sparseconv as sc
+        >>> mask = torch.tensor([[[0, 1, 0, 1], [0, 0, 0, 0]]]).bool()
+        >>> receptive_field_sizes(sc.KernelCSR.from_mask(mask))
+        array([[3, 0]])
+    """
+    crow, col = (t.numpy().astype(np.int64) for t in (pattern.crow_indices, pattern.col_indices))
+    sizes = np.zeros(len(crow) - 1, dtype=np.int64)
+    used = crow[1:] > crow[:-1]
+    sizes[used] = col[crow[1:][used] - 1] - col[crow[:-1][used]] + 1
+    return sizes.reshape(pattern.shape[:2])
+
+
+def group_profiles(layer: SparseConv1d) -> NDArray[np.float64]:
+    """Sum of the magnitudes of a layer's active weights, by kernel group and tap.
+
+    Returns:
+        float64 ``(n_groups, K)``; a tap outside a group's region is 0.
+    """
+    pattern = layer.pattern
+    _, group_channels, kernel_size = pattern.shape
+    positions = pattern.positions().numpy()
+    out_channel, tap = positions // (group_channels * kernel_size), positions % kernel_size
+    starts = sorted(region.out_channels[0] for region in layer.regions)
+    group = np.searchsorted(starts, out_channel, side="right") - 1
+    magnitude = layer.values.detach().abs().double().cpu().numpy()
+    profile = np.zeros((len(starts), kernel_size))
+    np.add.at(profile, (group, tap), magnitude)
+    return profile
+
+
+def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Draw loss and accuracy per epoch, with the pattern updates marked below.
+
+    Args:
+        history: one row per epoch as ``training.train`` returns them: ``epoch``, ``train_loss``,
+            ``train_accuracy``, ``updated`` and, if a validation set was given, ``test_loss`` and
+            ``test_accuracy``.
+        path: where the picture goes; the suffix decides the format.
+
+    Raises:
+        ValueError: the history is empty.
+    """
+    if not history:
+        raise ValueError("expected a history of at least one epoch, but got none; train first")
+    epochs = np.array([row["epoch"] for row in history])
+    updates = np.array([row["epoch"] for row in history if row["updated"]])
+    losses = np.array([row["train_loss"] for row in history])
+    kept = epochs[len(losses) - 1 - int(np.argmin(losses[::-1]))]
+    figure = _figure("Learning", 9.0, 3.7)
+    axes = figure.subplots(1, 2, sharex=True)
+    for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
+        _style(ax, "epoch", f"{quantity} (NLL, nats)" if quantity == "loss" else quantity)
+        for subset, colour in (("train", BLUE), ("test", ORANGE)):
+            if f"{subset}_{quantity}" not in history[0]:
+                continue
+            curve = [row[f"{subset}_{quantity}"] for row in history]
+            ax.plot(epochs, curve, color=colour, linewidth=1.3, label=subset)
+        # A rug in axes coordinates: hundreds of updates stay legible and never hide the curve.
+        ax.vlines(
+            updates, 0, 0.03, transform=ax.get_xaxis_transform(), color=FAINT, linewidth=0.6,
+            label=f"pattern update ({len(updates)})" if len(updates) else None,
+        )  # fmt: skip
+        ax.axvline(kept, color=GREEN, linewidth=1, linestyle=(0, (4, 3)), label=f"kept ({kept})")
+    if min(losses) > 0:
+        axes[0].set_yscale("log")
+    axes[1].set_ylim(top=1.02)
+    _legend(figure, axes[1])
+    return _save(figure, path)
+
+
+def receptive_fields(models: Mapping[str, DSN], path: str | Path) -> Path:
+    """Draw how effective receptive field sizes are distributed, per layer and per stack.
+
+    Upper row: sizes of all kernels of a layer. Lower row: sizes of all paths through the layers
+    so far, ``sum(s) - (depth - 1)`` (Xiao et al., NeurIPS 2022, equations 2 and 3 and Figure 6).
+    The 1x1 convolution between two layers joins every output to every input, so paths combine
+    freely and their distribution is the convolution of the layers' distributions. Paths through
+    an empty kernel see nothing and are left out of the lower row.
+
+    Args:
+        models: label -> network; all of the same depth and kernel size.
+        path: where the picture goes.
+    """
+    counts = {
+        label: [
+            np.bincount(receptive_field_sizes(layer.pattern).ravel(), minlength=1)
+            for layer in model.sparse_layers()
+        ]
+        for label, model in models.items()
+    }
+    depth = len(next(iter(counts.values())))
+    figure = _figure("Effective receptive fields", 2.35 * depth, 4.6)
+    axes = figure.subplots(2, depth, sharex="row", sharey="row", squeeze=False)
+    for (label, layers), colour in zip(counts.items(), SERIES, strict=False):
+        paths = [c[1:] / max(c[1:].sum(), 1) for c in layers]  # index i: size i + 1
+        for i, ax in enumerate(axes[0]):
+            share = layers[i] / layers[i].sum() * 100
+            ax.stairs(share, np.arange(len(share) + 1) - 0.5, color=colour, linewidth=1.4,
+                      fill=False, label=label)  # fmt: skip
+            ax.stairs(share, np.arange(len(share) + 1) - 0.5, color=colour, alpha=0.12, fill=True)
+        for i, ax in enumerate(axes[1]):
+            together = reduce(np.convolve, paths[: i + 1])
+            sizes = np.arange(1, len(together) + 1)
+            ax.plot(sizes, np.cumsum(together) * 100, color=colour, linewidth=1.6)
+    for i in range(depth):
+        axes[0, i].set_title(f"layer {i + 1}", fontsize=9, color=INK, loc="left")
+        stack = "layer 1" if i == 0 else f"layers 1-{i + 1}"
+        axes[1, i].set_title(stack, fontsize=9, color=INK, loc="left")
+        _style(axes[0, i], "kernel's field (samples)", "kernels (%)" if i == 0 else "")
+        _style(axes[1, i], "path's field (samples)", "paths up to this (%)" if i == 0 else "")
+    _legend(figure, axes[0, 0])
+    return _save(figure, path)
+
+
+def group_weights(model: DSN, path: str | Path) -> Path:
+    """Draw where the weight of each kernel group lies, per layer (after the paper's Figure 8).
+
+    A cell is the sum of the magnitudes of one group's active weights at one tap, divided by the
+    largest such sum of the layer; hatched taps lie outside the group's region. The number at the
+    right is the group's share of the magnitudes of all the layer's active weights.
+
+    Args:
+        model: the network.
+        path: where the picture goes.
+    """
+    layers = model.sparse_layers()
+    height = 0.9 + 0.95 * len(layers)
+    figure = _figure("Normalised active weights of the kernel groups", 9.0, height)
+    axes = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
+    for i, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
+        profile = group_profiles(layer)
+        regions = sorted(layer.regions, key=lambda region: region.out_channels)
+        total, peak = profile.sum(), profile.max(initial=0.0)
+        kernel_size = profile.shape[1]
+        image = ax.imshow(profile / (peak or 1.0), aspect="auto", cmap="viridis", vmin=0, vmax=1,
+                          extent=(-0.5, kernel_size - 0.5, len(profile) - 0.5, -0.5))  # fmt: skip
+        for row, region in enumerate(regions):
+            for left, right in ((0, region.taps[0]), (region.taps[1], kernel_size)):
+                if right > left:
+                    ax.fill_between(
+                        (left - 0.5, right - 0.5), row - 0.5, row + 0.5,
+                        facecolor="white", edgecolor=GRID, hatch="////", linewidth=0,
+                    )  # fmt: skip
+            share = profile[row].sum() / (total or 1.0)
+            ax.annotate(f"{share:.0%}", (kernel_size - 0.5, row), (6, 0), va="center", fontsize=8,
+                        textcoords="offset points", color=INK, annotation_clip=False)  # fmt: skip
+        ax.set_yticks(range(len(regions)), [f"group {row + 1}" for row in range(len(regions))])
+        _style(ax, "tap" if i == len(layers) - 1 else "", "", grid=False)
+        ax.set_title(f"layer {i + 1}", fontsize=9, color=INK, loc="left", pad=3)
+    bar = figure.colorbar(image, ax=list(axes), pad=0.07, fraction=0.03)
+    bar.set_label("Σ|w| at the tap / layer's largest", fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=FAINT)
+    bar.outline.set_visible(False)
+    axes[0].annotate("share", (1, 1), (6, 6), xycoords="axes fraction", fontsize=8, color=FAINT,
+                     textcoords="offset points", annotation_clip=False)  # fmt: skip
+    return _save(figure, path)
+
+
+def time_vs_flops(rows: Iterable[Saving], path: str | Path) -> Path:
+    """Draw by what factor time fell against by what factor FLOPs fell, with the line y = x.
+
+    A point on the line saved time exactly as it saved arithmetic; above it, the sparse kernel
+    also uses the machine better than the dense one; below it, part of the saving was lost.
+
+    Args:
+        rows: the measured factors; rows with ``sweep`` are joined to a line.
+        path: where the picture goes.
+    """
+    rows = list(rows)
+    figure = _figure("Time saved against FLOPs saved", 6.4, 5.2)
+    ax = figure.subplots()
+    _style(ax, "FLOPs: dense / executed", "time: dense / sparse")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    factors = [factor for row in rows for factor in (row.flops, row.time)]
+    low, high = min([1.0, *factors]) / 1.3, max([2.0, *factors]) * 1.5
+    ax.plot([low, high], [low, high], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    ax.annotate("y = x: time falls as FLOPs do", (1.0, 1.0), (2, 8), color=FAINT, fontsize=8,
+                textcoords="offset points", rotation=45, rotation_mode="anchor")  # fmt: skip
+    ax.axhspan(low, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
+    ax.annotate("slower than dense", (high, 1.0), (-6, -5), textcoords="offset points", ha="right",
+                va="top", fontsize=8, color=FAINT)  # fmt: skip
+    for i, series in enumerate(dict.fromkeys(row.series for row in rows)):
+        colour, side = SERIES[i % len(SERIES)], -1 if i == 0 else 1
+        line = sorted((r.flops, r.time) for r in rows if r.series == series and r.sweep)
+        if line:
+            ax.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, alpha=0.7)
+        points = [row for row in rows if row.series == series and not row.sweep]
+        ax.scatter([p.flops for p in points], [p.time for p in points], s=36, color=colour,
+                   edgecolor="white", linewidth=0.8, zorder=3, label=series)  # fmt: skip
+        for cluster in _clusters(points):
+            ax.annotate(", ".join(p.label for p in cluster),
+                        (cluster[0].flops, float(np.mean([p.time for p in cluster]))),
+                        (6 * side, 0), textcoords="offset points", va="center", fontsize=7.5,
+                        ha="right" if side < 0 else "left", color=colour)  # fmt: skip
+    ax.set_xlim(low, high)
+    ax.set_ylim(low, high)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}x")
+    ax.set_aspect("equal")
+    _legend(figure, ax)
+    return _save(figure, path)
+
+
+def _clusters(points: Sequence[Saving]) -> list[list[Saving]]:
+    """Points too near each other for a label each, bottom up."""
+    clusters: list[list[Saving]] = []
+    for point in sorted(points, key=lambda p: p.time):
+        last = clusters[-1][-1] if clusters else None
+        near = last and abs(np.log(point.flops / last.flops)) < 0.05
+        if last and near and point.time < last.time * 1.08:
+            clusters[-1].append(point)
+        else:
+            clusters.append([point])
+    return [sorted(cluster, key=lambda p: p.label) for cluster in clusters]
+
+
+def _figure(title: str, width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeError(
+            f"figures need matplotlib, which cannot be imported ({error}); "
+            "install it with `pip install sparseconv[tsc]`"
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
+    return figure
+
+
+def _style(ax: Axes, xlabel: str, ylabel: str, *, grid: bool = True) -> None:
+    for side, spine in ax.spines.items():
+        spine.set_visible(grid and side in ("left", "bottom"))
+        spine.set_color(FAINT)
+    ax.tick_params(which="both", labelsize=8, colors=FAINT, length=3 if grid else 0)
+    ax.set_xlabel(xlabel, fontsize=8.5, color=INK)
+    ax.set_ylabel(ylabel, fontsize=8.5, color=INK)
+    if grid:
+        ax.grid(color=GRID, linewidth=0.7)
+        ax.set_axisbelow(True)
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    """One legend for the whole figure, above the plots and right of the title."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=8.5,
+                  frameon=False, labelcolor=INK, handlelength=1.4)  # fmt: skip
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=170)
+    return path

@@ -1,0 +1,104 @@
+"""Tables, and one self-contained HTML page made of them and of figures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells already formatted as text: the first ``text_columns`` align left, numbers right.
+
+    Example:
+        >>> print(Table(("layer", "active"), [("1", "732"), ("2", "34 459")]).markdown())
+        | layer | active |
+        |:------|-------:|
+        | 1     |    732 |
+        | 2     | 34 459 |
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+
+    def markdown(self) -> str:
+        """The table as Markdown, padded so that it also reads well in a terminal."""
+        lines = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
+        widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+        left = [i < self.text_columns for i in range(len(widths))]
+        rule = [
+            ":" + "-" * (width + 1) if text else "-" * (width + 1) + ":"
+            for width, text in zip(widths, left, strict=True)
+        ]
+        body = [
+            "| "
+            + " | ".join(
+                cell.ljust(width) if text else cell.rjust(width)
+                for cell, width, text in zip(line, widths, left, strict=True)
+            )
+            + " |"
+            for line in lines
+        ]
+        return "\n".join([body[0], "|" + "|".join(rule) + "|", *body[1:]])
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a page, shown in this order."""
+
+    title: str
+    text: str = ""
+    table: Table | None = None
+    figure: Path | None = None
+    caption: str = ""
+
+
+def write_html(
+    path: str | Path,
+    title: str,
+    sections: Sequence[Section],
+    *,
+    subtitle: str = "",
+    highlights: Sequence[tuple[str, str]] = (),
+) -> Path:
+    """Write one HTML file that needs no other: styles and figures are inside.
+
+    Args:
+        path: the file; its folder is made if missing.
+        title: heading of the page.
+        sections: what it shows.
+        subtitle: one line below the heading.
+        highlights: (figure, what it is) pairs shown large below the heading.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FileNotFoundError: a section's figure does not exist; nothing is written.
+        RuntimeError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise RuntimeError(
+            f"the HTML report needs jinja2, which cannot be imported ({error}); "
+            "install it with `pip install sparseconv[tsc]`"
+        ) from error
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["inline"] = _inline
+    template = environment.from_string(files(__package__).joinpath("template.html").read_text())
+    html = template.render(title=title, subtitle=subtitle, highlights=highlights, sections=sections)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def _inline(figure: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()

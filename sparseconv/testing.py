@@ -1,0 +1,319 @@
+"""For correctness tests: random cases, tensor layouts and computed error bounds.
+
+>>> case = random_case(random.Random(0))
+>>> eval(repr(case)) == case
+True
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparseconv.functional import Padding, resolve_padding
+from sparseconv.pattern import KernelCSR
+from sparseconv.reference import conv1d_oracle, oracle_dgrad, oracle_wgrad
+
+# Below, at and just past the vector widths (8 and 16 floats) and their multiples.
+LENGTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 64, 65, 97, 130)
+PATTERNS = (
+    "random",
+    "empty_row",
+    "one_tap",
+    "one_dense_row",
+    "dsn_prefix",
+    "dsn_evolved",
+    "last_tap_only",
+    "none",
+    "full",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution, described by numbers; its ``repr`` evaluates to the same case.
+
+    Example:
+        >>> case = Case(n=2, in_channels=4, out_channels=6, kernel_size=3, length=10)
+        >>> case.tensors().input.shape
+        torch.Size([2, 4, 10])
+    """
+
+    n: int
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    length: int
+    stride: int = 1
+    padding: Padding = 0
+    dilation: int = 1
+    groups: int = 1
+    padding_mode: str = "zeros"
+    dtype: str = "float32"
+    pattern: str = "random"  # one of PATTERNS
+    density: float = 0.3
+    bias: bool = True
+    batched: bool = True  # False: the input is (C_in, L_in), and n must be 1
+    integers: bool = False  # data of -8 ... 8 without 0, so that every sum is exact
+    seed: int = 0
+
+    @property
+    def resolved_padding(self) -> tuple[int, int]:
+        """Samples added ``(left, right)``."""
+        return resolve_padding(self.padding, self.kernel_size, self.dilation, self.stride)
+
+    @property
+    def output_length(self) -> int:
+        """``L_out``; less than one where the kernel does not fit."""
+        reach = self.dilation * (self.kernel_size - 1) + 1
+        return (self.length + sum(self.resolved_padding) - reach) // self.stride + 1
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the kernel fits and the padding mode allows this much padding."""
+        room = {"reflect": self.length - 1, "circular": self.length}
+        most = max(self.resolved_padding)
+        return self.output_length > 0 and most <= room.get(self.padding_mode, most)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``sparse_conv1d``."""
+        names = ("stride", "padding", "dilation", "groups", "padding_mode")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def geometry(self) -> tuple[int, tuple[int, int], int, int, str]:
+        """Last positional arguments of the functions in ``sparseconv.reference``."""
+        return self.stride, self.resolved_padding, self.dilation, self.groups, self.padding_mode
+
+    def make_pattern(self) -> KernelCSR:
+        """Build the pattern; always the same one."""
+        shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size)
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(self.seed)) < self.density
+        taps = torch.arange(self.kernel_size).expand(shape)
+        if self.pattern == "empty_row":
+            mask[0], mask[-1, -1] = False, False
+        elif self.pattern == "one_tap":
+            mask = torch.zeros(shape, dtype=torch.bool)
+            mask.view(-1)[self.seed % mask.numel()] = True
+        elif self.pattern == "one_dense_row":
+            mask = torch.zeros(shape, dtype=torch.bool)
+            mask[self.seed % self.out_channels, self.seed % shape[1]] = True
+        elif self.pattern == "last_tap_only":
+            mask = taps == self.kernel_size - 1
+        elif self.pattern in ("dsn_prefix", "dsn_evolved"):
+            # Each third of the output channels may use one, two or three thirds of the taps.
+            chunk = torch.arange(self.out_channels) // -(-self.out_channels // 3)
+            region = taps < (self.kernel_size // 3 * (chunk + 1)).clamp(min=1)[:, None, None]
+            share = self.density * self.kernel_size
+            mask = region & (taps < share if self.pattern == "dsn_prefix" else mask)
+        elif self.pattern in ("none", "full"):
+            mask = torch.full(shape, self.pattern == "full")
+        return KernelCSR.from_mask(mask)
+
+    def tensors(self) -> Tensors:
+        """Draw the data; always the same."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def draw(*shape: int) -> Tensor:
+            if self.integers:
+                magnitude = torch.randint(1, 9, shape, generator=generator)
+                sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+                return (magnitude * sign).to(getattr(torch, self.dtype))
+            return torch.randn(shape, generator=generator).to(getattr(torch, self.dtype))
+
+        batch = (self.n,) if self.batched else ()
+        return Tensors(
+            draw(*batch, self.in_channels, self.length),
+            draw(self.make_pattern().nnz),
+            draw(self.out_channels) if self.bias else None,
+            draw(*batch, self.out_channels, self.output_length),
+        )
+
+
+class Tensors(NamedTuple):
+    """The data of one case; ``grad`` is the gradient of the output."""
+
+    input: Tensor
+    values: Tensor
+    bias: Tensor | None
+    grad: Tensor
+
+
+def random_case(rng: random.Random, **fixed: Any) -> Case:
+    """Draw a valid case; ``fixed`` sets fields by name.
+
+    Example:
+        >>> random_case(random.Random(1), dtype="float64", groups=2).groups
+        2
+    """
+    while True:
+        groups = rng.choice((1, 1, 1, 2, 3))
+        batched = rng.random() < 0.9
+        kernel_size = rng.choice((1, 2, 3, 4, 5, 7, 9, 13, 39))
+        stride = rng.choice((1, 1, 1, 2, 3))
+        left, right = rng.randint(0, kernel_size), rng.randint(0, kernel_size)
+        spellings: list[Padding] = [0, left, (left,), (left, right), (0, kernel_size - 1), "valid"]
+        drawn: dict[str, Any] = {
+            "n": rng.choice((0, 1, 1, 2, 3, 5)) if batched else 1,
+            "in_channels": groups * rng.randint(1, 4),
+            "out_channels": groups * rng.randint(1, 7),
+            "kernel_size": kernel_size,
+            "length": rng.choice(LENGTHS),
+            "stride": stride,
+            "padding": rng.choice(spellings + ["same"] * (stride == 1)),
+            "dilation": rng.choice((1, 1, 1, 2, 3)),
+            "groups": groups,
+            "padding_mode": rng.choice(("zeros", "replicate", "reflect", "circular")),
+            "dtype": rng.choice(("float32", "float32", "float64", "bfloat16", "float16")),
+            "pattern": rng.choice(("random", *PATTERNS)),
+            "density": rng.choice((0.05, 0.15, 0.3, 0.6)),
+            "bias": rng.random() < 0.5,
+            "batched": batched,
+            "seed": rng.randrange(10**6),
+        }
+        case = Case(**(drawn | fixed))
+        if case.is_valid:
+            return case
+
+
+class Expected(NamedTuple):
+    """A result in float64 and how far from it a correct computation may lie."""
+
+    exact: Tensor
+    bound: Tensor
+
+
+def expected_fprop(case: Case, tensors: Tensors) -> Expected:
+    """Compute the output with its error bound."""
+    pattern = case.make_pattern()
+
+    def oracle(x: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = conv1d_oracle(_batch(x), values, pattern, bias, *case.geometry)
+        return y if case.batched else y[0]
+
+    data = (tensors.input, tensors.values, tensors.bias)
+    return _expected(oracle, *(tensor for tensor in data if tensor is not None))
+
+
+def expected_dgrad(case: Case, tensors: Tensors) -> Expected:
+    """Compute the gradient of the input with its error bound."""
+    pattern = case.make_pattern()
+
+    def oracle(grad: Tensor, values: Tensor) -> Tensor:
+        dx = oracle_dgrad(_batch(grad), values, pattern, case.length, *case.geometry)
+        return dx if case.batched else dx[0]
+
+    return _expected(oracle, tensors.grad, tensors.values)
+
+
+def expected_wgrad(case: Case, tensors: Tensors) -> Expected:
+    """Compute the gradient of the values with its error bound."""
+    pattern = case.make_pattern()
+
+    def oracle(grad: Tensor, x: Tensor) -> Tensor:
+        return oracle_wgrad(_batch(grad), _batch(x), pattern, *case.geometry)
+
+    return _expected(oracle, tensors.grad, tensors.input)
+
+
+def _batch(x: Tensor) -> Tensor:
+    return x if x.dim() == 3 else x.unsqueeze(0)
+
+
+def _expected(oracle: Callable[..., Tensor], *data: Tensor) -> Expected:
+    # On magnitudes the oracle adds up what can be rounded, on ones it counts the terms.
+    exact = oracle(*data)
+    magnitude = oracle(*(tensor.abs() for tensor in data))
+    terms = oracle(*(torch.ones_like(tensor) for tensor in data))
+    return Expected(exact, error_bound(exact, magnitude, terms, data[0].dtype))
+
+
+def error_bound(exact: Tensor, magnitude: Tensor, terms: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bound the rounding error of a sum of products, whatever the order of its terms.
+
+    ``(terms + 2) * u * magnitude`` with the unit roundoff ``u`` of the accumulator (Higham,
+    "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1), where ``magnitude`` is
+    the sum of the products' absolute values. The half types accumulate in float32 and add one
+    rounding to the result. In float64 the oracle rounds as well, which doubles the bound.
+
+    Example:
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> bool(error_bound(one, one, one, torch.float32) == 3 * 2**-24)
+        True
+    """
+    half = dtype in (torch.bfloat16, torch.float16)
+    unit = torch.finfo(torch.float32 if half else dtype).eps / 2
+    bound = (terms + 2) * unit * magnitude
+    if dtype == torch.float64:
+        return 2 * bound
+    if half:
+        info = torch.finfo(dtype)
+        spacing = info.smallest_normal * info.eps  # of the subnormal numbers
+        bound = bound + info.eps / 2 * (exact.abs() + bound) + spacing / 2
+    return bound
+
+
+# Tensors of the same shape in every memory layout that torch can express. Some layouts repeat
+# elements, so each is compared with its own contiguous copy.
+
+
+def _padded_copy(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+    size = list(x.shape)
+    size[dim] += before + after
+    buffer = x.new_full(size, float("nan"))
+    view = buffer.narrow(dim, before, x.shape[dim])
+    return view.copy_(x)
+
+
+def _strided_copy(x: Tensor, dim: int, step: int) -> Tensor:
+    size = list(x.shape)
+    size[dim] *= step
+    buffer = x.new_full(size, float("nan"))
+    index = [slice(None)] * x.dim()
+    index[dim] = slice(None, None, step)
+    return buffer[tuple(index)].copy_(x)
+
+
+def _permuted_copy(x: Tensor, *order: int) -> Tensor:
+    back = [order.index(d) for d in range(x.dim())]
+    return x.permute(order).contiguous().permute(back)
+
+
+def _offset_copy(x: Tensor) -> Tensor:
+    return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+
+
+def _windows(x: Tensor) -> Tensor:
+    """Overlap neighbours: every index steps through memory by one element."""
+    return x.new_tensor(range(sum(x.shape) + 1)).as_strided(x.shape, (1,) * x.dim())
+
+
+def _imaginary(x: Tensor) -> Tensor:
+    """Make a view with torch's negative bit, which torch itself sets: the memory holds ``-x``."""
+    if x.dtype not in (torch.float32, torch.float64):
+        return _strided_copy(x, -1, 2)
+    return torch.complex(torch.zeros_like(x), -x).conj().imag
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.clone(),
+    "offset": _offset_copy,
+    "transposed": lambda x: _permuted_copy(x, *range(x.dim() - 2), *range(x.dim())[:-3:-1]),
+    "reversed_dims": lambda x: _permuted_copy(x, *range(x.dim())[::-1]),
+    "batch_last": lambda x: _permuted_copy(x, *range(1, x.dim()), 0),
+    "sliced_last": lambda x: _padded_copy(x, -1, 3, 2),
+    "sliced_first": lambda x: _padded_copy(x, 0, 1, 1),
+    "sliced_middle": lambda x: _padded_copy(x, x.dim() // 2, 2, 1),
+    "every_second": lambda x: _strided_copy(x, -1, 2),
+    "every_third_first": lambda x: _strided_copy(x, 0, 3),
+    "expanded_first": lambda x: x[:1].clone().expand_as(x),
+    "expanded_last": lambda x: x[..., :1].clone().expand_as(x),
+    "overlapping": _windows,
+    "imaginary": _imaginary,
+}

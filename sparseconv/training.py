@@ -1,0 +1,370 @@
+"""The one training loop: dynamic sparse training, checkpoints, resuming, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import operator
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseconv import checkpoint
+from sparseconv.checkpoint import CheckpointError
+from sparseconv.dst import DSTScheduler
+from sparseconv.evaluation import evaluate, first_parameter, predict_log_proba
+from sparseconv.modules import SparseConv1d
+from sparseconv.recipe import Recipe
+
+CHECKPOINT_NAME = "checkpoint.pt"
+
+
+class PatternScheduler(Protocol):
+    """What the loop asks of a ``DSTScheduler`` or of anything used in its place."""
+
+    @property
+    def prune_fraction_now(self) -> float: ...
+    def step(self) -> bool: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None: ...
+
+
+# (model, optimizer, update_every, end_step, decay_steps), the last three in optimizer steps
+SchedulerFactory = Callable[..., PatternScheduler | None]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training run reports beside the model.
+
+    Attributes:
+        history: one row per epoch with ``epoch`` (from 1), ``train_loss`` and ``train_accuracy``
+            (means over the epoch's batches, as they were seen), ``lr``, ``prune_fraction``,
+            ``updated`` (the pattern changed), ``seconds`` (training only), and with validation
+            data ``test_loss`` and ``test_accuracy``.
+        best_epoch, best_loss: the epoch of least training loss; among equals, the last.
+        itop_rate: share of all weights of the sparse layers that were ever active (Liu et al.
+            2021), or None without a ``DSTScheduler``.
+        checkpoint: the checkpoint file, or None.
+    """
+
+    history: list[dict[str, Any]]
+    best_epoch: int
+    best_loss: float
+    itop_rate: float | None
+    checkpoint: Path | None
+
+
+def train(
+    model: nn.Module,
+    X: Any,
+    y: Any,
+    recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    validation: tuple[Any, Any] | None = None,
+    progress: bool = True,
+    checkpoint_every: int = 1,
+    on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
+    scheduler_factory: SchedulerFactory | None = None,
+) -> TrainingResult:
+    """Train a classifier and leave it with the weights and patterns of its best epoch.
+
+    The best epoch has the least training loss; kept are its weights after its last optimizer
+    step, before the pattern changes. The model is left in eval mode. If training stops early (an
+    error, Ctrl-C), the model gets the best epoch so far, or what it was before the first.
+    Torch's global generator is left as it was. The same model, data, recipe and number of threads
+    give the same bits, resumed or not.
+
+    Args:
+        model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``. Its ``SparseConv1d``
+            layers are trained dynamically; it may have none.
+        X: training series, an array or tensor ``(n_cases, ...)``, finite.
+        y: ``(n_cases,)`` integers, class indices from 0.
+        recipe: every constant.
+        out: a folder, made if need be, for ``checkpoint.pt``; an older one is overwritten.
+        resume: continue from ``out/checkpoint.pt`` if it exists.
+        validation: ``(X, y)`` evaluated after each epoch; it does not influence training.
+        progress: show a bar (tqdm) on stderr.
+        checkpoint_every: epochs between checkpoints; the last epoch always writes one.
+        on_epoch: called with the history so far when an epoch has ended and is saved.
+        scheduler_factory: makes what changes the patterns, instead of a ``DSTScheduler``, from
+            (model, optimizer, update_every, end_step, decay_steps), counted in optimizer steps.
+
+    Raises:
+        TypeError, ValueError: data or arguments that do not fit; a training loss that is not
+            finite (the last checkpoint is kept).
+        CheckpointError: a file that is no checkpoint, or is of another recipe, model or data.
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+
+    Example:
+        >>> from sparseconv.models import DSN
+        >>> X, y = torch.randn(20, 1, 30), torch.arange(20) % 2
+        >>> model = DSN(1, 2, nf=4, kernel_size=9, depth=2)
+        >>> result = train(model, X, y, Recipe(epochs=2), progress=False)
+        >>> [row["epoch"] for row in result.history]
+        [1, 2]
+
+    Source: Xiao et al. 2022 (DSN), Algorithm 1.
+    """
+    if resume and out is None:
+        raise ValueError("resume=True needs out, the folder with the checkpoint to continue from")
+    if operator.index(checkpoint_every) < 1:
+        raise ValueError(f"checkpoint_every must be >= 1, but got {checkpoint_every}")
+    X, y = _checked_data(model, X, y)
+    if validation is not None:
+        validation = _checked_data(model, *validation)
+    path = None if out is None else Path(out) / CHECKPOINT_NAME
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        run = _Run(model, X, y, recipe, scheduler_factory)
+        if resume and path is not None and path.exists():
+            run.load(path)
+        bar = _progress_bar(len(run.history), recipe.epochs) if progress else None
+        try:
+            while len(run.history) < recipe.epochs:
+                row = run.epoch()
+                if validation is not None:
+                    row |= evaluate(model, *validation, run.batch_size)
+                done = len(run.history)
+                if path is not None and (done % checkpoint_every == 0 or done == recipe.epochs):
+                    checkpoint.save(path, run.content())
+                if on_epoch is not None:
+                    on_epoch(run.history)
+                if bar is not None:
+                    bar.set_postfix(loss=f"{row['train_loss']:.4f}", best=run.best["epoch"])
+                    bar.update()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_how_to_go_on(run, path)) from None
+        finally:
+            if bar is not None:
+                bar.close()
+            model.load_state_dict(run.best["model"])
+            model.eval()
+    itop = run.scheduler.itop_rate() if isinstance(run.scheduler, DSTScheduler) else None
+    return TrainingResult(run.history, run.best["epoch"], run.best["loss"], itop, path)
+
+
+class _Run:
+    """The state of a training run: all that a checkpoint holds."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        X: Tensor,
+        y: Tensor,
+        recipe: Recipe,
+        make_scheduler: SchedulerFactory | None,
+    ) -> None:
+        self.model, self.X, self.y, self.recipe = model, X, y, recipe
+        self.batch_size = recipe.batch_size_for(len(X))
+        self.batches = math.ceil(len(X) / self.batch_size)
+        self.update_every = recipe.update_every_steps or recipe.update_every_epochs * self.batches
+        self.optimizer = torch.optim.Adam(
+            model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
+        steps = recipe.epochs * self.batches
+        decay_steps = max(1, int(recipe.decay_share * steps))
+        self.scheduler = (make_scheduler or self._dst)(
+            model, self.optimizer, self.update_every, steps, decay_steps
+        )
+        self.shuffle = torch.Generator().manual_seed(recipe.seed)
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {
+            "epoch": 0,
+            "loss": math.inf,
+            "model": checkpoint.snapshot(model),
+        }
+
+    def _dst(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, end: int, decay: int
+    ) -> PatternScheduler | None:
+        if not any(isinstance(layer, SparseConv1d) for layer in model.modules()):
+            return None
+        return DSTScheduler(
+            model,
+            optimizer,
+            update_every=every,
+            end_step=end,
+            decay_steps=decay,
+            prune_fraction=self.recipe.prune_fraction,
+            prune_floor=self.recipe.prune_floor,
+            grow=self.recipe.grow,
+            seed=self.recipe.seed,
+        )
+
+    def epoch(self) -> dict[str, Any]:
+        """Train one epoch and return its row of the history."""
+        begin, number = time.perf_counter(), len(self.history) + 1
+        lr = self.recipe.lr_in(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.train()
+        n_cases, loss_sum, correct, updated = len(self.X), 0.0, 0, False
+        order = torch.randperm(n_cases, generator=self.shuffle)
+        for batch in range(1, self.batches + 1):
+            index = order[(batch - 1) * self.batch_size :][: self.batch_size]
+            target = self.y[index]
+            self.optimizer.zero_grad()
+            log_proba = self.model(self.X[index])
+            loss = F.nll_loss(log_proba, target)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"the training loss became {value} in epoch {number}, batch {batch}: lower lr "
+                    f"(now {lr:.3g}) or rescale the series; the last checkpoint is kept"
+                )
+            torch.autograd.backward(loss)
+            step = len(self.history) * self.batches + batch
+            if not (self.recipe.skip_step_at_update and step % self.update_every == 0):
+                self.optimizer.step()
+            loss_sum += value * len(index)
+            correct += int((log_proba.argmax(1) == target).sum())
+            if batch == self.batches and loss_sum / n_cases <= self.best["loss"]:
+                # Before the pattern changes: the loss was measured with these weights.
+                best = checkpoint.snapshot(self.model)
+                self.best = {"epoch": number, "loss": loss_sum / n_cases, "model": best}
+            if self.scheduler is not None:
+                updated |= self.scheduler.step()
+        self.history.append(
+            {
+                "epoch": number,
+                "train_loss": loss_sum / n_cases,
+                "train_accuracy": correct / n_cases,
+                "lr": lr,
+                "prune_fraction": self.scheduler.prune_fraction_now if self.scheduler else 0.0,
+                "updated": updated,
+                "seconds": time.perf_counter() - begin,
+            }
+        )
+        return self.history[-1]
+
+    def content(self) -> dict[str, Any]:
+        """Everything that going on needs, and what tells this run from another."""
+        return {
+            **self._identity(),
+            "state": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "rng": {"torch": torch.get_rng_state(), "shuffle": self.shuffle.get_state()},
+            "best": self.best,
+            "history": self.history,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for tensor in (self.X, self.y):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+        return {
+            "recipe": asdict(self.recipe),
+            "model": {f"line {i}": text for i, text in enumerate(str(self.model).splitlines())},
+            "data": {"SHA-256 of X and y": digest.hexdigest()},
+        }
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint of the same run; nothing is changed if it is of another."""
+        content = checkpoint.load(path)
+        for kind, here in self._identity().items():
+            there = content.get(kind)
+            if there == here:
+                continue
+            there = there if isinstance(there, dict) else {}
+            key = next(key for key in here | there if here.get(key) != there.get(key))
+            raise CheckpointError(
+                f"{path} is of another run, its {kind} differs: {key!r} is {there.get(key)!r} in "
+                f"the checkpoint, but now {here.get(key)!r}; resume with the same {kind}, "
+                "or choose another folder"
+            )
+        before = checkpoint.snapshot(self.model)
+        try:
+            checkpoint.restore(self.model, content["best"]["model"])
+            checkpoint.restore(self.model, content["state"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(content["scheduler"])
+            self.shuffle.set_state(content["rng"]["shuffle"])
+            torch.set_rng_state(content["rng"]["torch"])
+            self.best, self.history = content["best"], list(content["history"])
+        except Exception as error:
+            self.model.load_state_dict(before)
+            raise CheckpointError(
+                f"{path} cannot be resumed: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Bring data to the model's device and dtype; refuse what it cannot be trained on."""
+    parameter = first_parameter(model)
+    try:
+        X, y = torch.as_tensor(X), torch.as_tensor(y)
+    except TypeError as error:
+        raise TypeError(f"X and y must be arrays of numbers, but {error}; {_LABELS}") from error
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"y must hold class indices as integers, but got {y.dtype}; {_LABELS}")
+    if X.dim() < 2 or y.dim() != 1 or len(X) != len(y) or X.numel() == 0:
+        raise ValueError(
+            "expected X of shape (n_cases, n_channels, n_timepoints) and y of shape (n_cases,), "
+            f"at least one case, but got {tuple(X.shape)} and {tuple(y.shape)}"
+        )
+    X, y = X.to(parameter), y.to(parameter.device, torch.int64)
+    if not torch.isfinite(X).all():
+        cases = int((~torch.isfinite(X)).flatten(1).any(1).sum())
+        raise ValueError(
+            f"X must be finite, but {cases} of {len(X)} series hold NaN or infinity; replace them, "
+            "for example with numpy.nan_to_num(X)"
+        )
+    log_proba = predict_log_proba(model, X[:1])
+    if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
+        raise ValueError(
+            "the model must return log-probabilities (n_cases, n_classes), but got shape "
+            f"{tuple(log_proba.shape)} with sums {log_proba.exp().sum(-1).tolist()}; "
+            "end it with torch.nn.LogSoftmax(dim=1)"
+        )
+    if y.min() < 0 or y.max() >= log_proba.shape[1]:
+        raise ValueError(
+            f"y must hold class indices in [0, {log_proba.shape[1]}), the model's classes, but "
+            f"reaches from {int(y.min())} to {int(y.max())}; {_LABELS}"
+        )
+    return X, y
+
+
+_LABELS = "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
+
+
+def _how_to_go_on(run: _Run, path: Path | None) -> str:
+    text = f"training was interrupted in epoch {len(run.history) + 1} of {run.recipe.epochs}; "
+    if path is None:
+        return text + "nothing was saved, for train(out=...) named no folder"
+    with contextlib.suppress(OSError, CheckpointError):  # of an older run, or none yet
+        history = checkpoint.load(path).get("history")
+        if history and history == run.history[: len(history)]:
+            return text + (
+                f"{path} holds the state after epoch {len(history)}: go on with the same call "
+                "and resume=True"
+            )
+    return text + "no epoch of this run has been saved yet"
+
+
+def _progress_bar(done: int, epochs: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        warnings.warn(
+            "no progress bar: tqdm is not installed (pip install 'sparseconv[tsc]')", stacklevel=3
+        )
+        return None
+    return tqdm(total=epochs, initial=done, unit="epoch", desc="training")

@@ -1,0 +1,229 @@
+"""Checkpoints: resumed runs end with the same bits, and no wrong file is ever taken."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import (
+    RECIPE,
+    WithDropout,
+    data,
+    interrupt_after,
+    network,
+    one_thread,  # noqa: F401 (autouse)
+    run,
+    same,
+)
+from torch import Tensor, nn
+
+from sparseconv import checkpoint
+from sparseconv.checkpoint import CheckpointError
+from sparseconv.recipe import Recipe
+from sparseconv.training import train
+
+
+@pytest.mark.parametrize("make", [network, WithDropout])
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+@pytest.mark.parametrize("checkpoint_every", [1, 3])
+def test_resumed_runs_end_with_the_same_bits(
+    make: Any, grow: str, checkpoint_every: int, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, grow=grow)
+    arguments = {"recipe": recipe, "checkpoint_every": checkpoint_every}
+    undisturbed = make()
+    expected = run(undisturbed, out=tmp_path / "a", **arguments)
+    finished = 0
+    for forward_passes in (3, 14, 9, 5):  # of 4 an epoch, and one that checks the model
+        model = make()
+        hook = interrupt_after(model, forward_passes)
+        with pytest.raises(KeyboardInterrupt) as stop:
+            run(model, out=tmp_path / "b", resume=True, **arguments)
+        hook.remove()
+        done = finished + (forward_passes - 1) // 4
+        finished = done - done % checkpoint_every
+        if finished:
+            assert f"state after epoch {finished}: go on with" in str(stop.value)
+            content = checkpoint.load(tmp_path / "b" / "checkpoint.pt")
+            assert len(content["history"]) == finished
+        else:
+            assert "no epoch of this run has been saved yet" in str(stop.value)
+    model = make()
+    result = run(model, out=tmp_path / "b", resume=True, **arguments)
+    assert same(result.history, expected.history)
+    assert (result.best_epoch, result.best_loss, result.itop_rate) == (
+        expected.best_epoch,
+        expected.best_loss,
+        expected.itop_rate,
+    )
+    assert same(dict(model.state_dict()), dict(undisturbed.state_dict()))
+    assert same(*(checkpoint.load(tmp_path / name / "checkpoint.pt") for name in "ab"))
+
+
+def test_resuming_a_finished_run_only_restores_its_best_epoch(tmp_path: Path) -> None:
+    model, again = network(), network(1)
+    first = run(model, out=tmp_path)
+    bytes_before = (tmp_path / "checkpoint.pt").read_bytes()
+    second = run(again, out=tmp_path, resume=True)
+    assert second == first
+    assert same(dict(model.state_dict()), dict(again.state_dict()))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == bytes_before
+
+
+def test_an_interrupted_model_holds_the_best_epoch_so_far(tmp_path: Path) -> None:
+    model = network()
+    given = checkpoint.snapshot(model)
+    hook = interrupt_after(model, 3)
+    with pytest.raises(KeyboardInterrupt, match="nothing was saved"):
+        run(model)
+    hook.remove()
+    assert same(dict(model.state_dict()), dict(given))
+    interrupt_after(model, 18)
+    with pytest.raises(KeyboardInterrupt, match="in epoch 5 of 7"):
+        run(model, out=tmp_path)
+    best = checkpoint.load(tmp_path / "checkpoint.pt")["best"]
+    assert same(dict(model.state_dict()), dict(best["model"]))
+
+
+def test_an_older_file_is_not_taken_for_this_runs(tmp_path: Path) -> None:
+    run(network(), out=tmp_path)
+    model = network()
+    interrupt_after(model, 3)
+    with pytest.raises(KeyboardInterrupt, match="no epoch of this run has been saved yet"):
+        run(model, out=tmp_path)
+
+
+def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    model = network()
+    count = 0
+
+    def poison(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return output * math.nan if count == 11 else output
+
+    hook = model.register_forward_hook(poison)
+    with pytest.raises(ValueError, match="became nan in epoch 3, batch 2: lower lr"):
+        run(model, out=tmp_path)
+    hook.remove()
+    content = checkpoint.load(tmp_path / "checkpoint.pt")
+    assert len(content["history"]) == 2
+    assert same(dict(model.state_dict()), dict(content["best"]["model"]))
+    expected = run(network())
+    assert same(run(network(), out=tmp_path, resume=True).history, expected.history)
+
+
+def refused(model: nn.Module, out: Path, text: str, recipe: Recipe = RECIPE, X: Any = None) -> None:
+    before, file = checkpoint.snapshot(model), (out / "checkpoint.pt").read_bytes()
+    rng, mode = torch.get_rng_state(), model.training
+    X = data()[0] if X is None else X
+    with pytest.raises(CheckpointError, match=text):
+        train(model, X, data()[1], recipe, out=out, resume=True, progress=False)
+    assert same(dict(model.state_dict()), dict(before))
+    assert (out / "checkpoint.pt").read_bytes() == file
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert model.training == mode
+
+
+def test_another_run_is_not_resumed(tmp_path: Path) -> None:
+    run(network(), out=tmp_path)
+    for change in ({"epochs": 8}, {"lr": 0.1}, {"seed": 1}, {"grow": "gradient"}):
+        (name, value), *_ = change.items()
+        text = f"its recipe differs: '{name}' is {getattr(RECIPE, name)!r} in .* now {value!r}"
+        refused(network(), tmp_path, text, replace(RECIPE, **change))
+    for model in (
+        network(nf=4),
+        network(sparsity=0.7),
+        network(depth=3),
+        network(padding="centred-zeros"),
+        WithDropout(),
+    ):
+        refused(model, tmp_path, "its model differs: 'line ")
+    X, _ = data()
+    refused(network(), tmp_path, "its data differs", X=X + 1e-6)
+    refused(network(), tmp_path, "its data differs", X=X[:, :, :-1])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content.pop("optimizer"),
+        lambda content: content["state"].pop("head.1.weight"),
+        lambda content: content["state"].update({"head.1.weight": torch.zeros(3)}),
+        lambda content: content["state"]["blocks.1.conv.col_indices"].fill_(99),
+        lambda content: content["best"]["model"]["blocks.0.conv.col_indices"].fill_(-1),
+        lambda content: content["best"].update(model=None),
+        lambda content: content["optimizer"]["param_groups"].clear(),
+        lambda content: content["scheduler"].pop("generator"),
+        lambda content: content["rng"].update(torch=torch.zeros(3)),
+        lambda content: content["rng"].pop("shuffle"),
+        lambda content: content.update(history=None),
+    ],
+)
+def test_a_wellformed_checkpoint_with_wrong_content(damage: Any, tmp_path: Path) -> None:
+    run(network(), out=tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    content = checkpoint.load(path)
+    damage(content)
+    checkpoint.save(path, content)
+    refused(network(1), tmp_path, "cannot be resumed")
+
+
+def test_damaged_and_foreign_files(tmp_path: Path, count_cases: Any) -> None:
+    run(network(), out=tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    damaged = [whole[: len(whole) * part // 20] for part in range(20)]
+    damaged += [whole[:-1], b"text", whole[: len(whole) // 2] + whole[len(whole) // 2 + 7 :]]
+    # A flipped bit in the content of a tensor, which torch.load itself does not notice.
+    values = checkpoint.load(path)["state"]["blocks.1.conv.values"]
+    at = whole.index(values.numpy().tobytes())
+    for offset in generator.integers(0, 4 * values.numel(), 5):
+        flipped = bytearray(whole)
+        flipped[at + offset] ^= 1 << int(generator.integers(8))
+        damaged.append(bytes(flipped))
+    for file in damaged:
+        path.write_bytes(file)
+        refused(network(1), tmp_path, "truncated, damaged or of another program")
+    count_cases(len(damaged))
+    torch.save({"weight": torch.zeros(2)}, path)
+    refused(network(1), tmp_path, "no checkpoint written by")
+    torch.save([1, 2], path)
+    refused(network(1), tmp_path, "no checkpoint written by")
+    torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
+    refused(network(1), tmp_path, "version 99")
+
+
+def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"epoch": 1})
+    for content, error in (({"f": lambda: 0}, Exception), ({"epoch": _Interrupting()}, OSError)):
+        with pytest.raises(error):
+            checkpoint.save(path, content)
+        assert checkpoint.load(path)["epoch"] == 1
+        assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(tmp_path / "absent.pt")
+
+
+class _Interrupting:
+    """Pickling it fails half-way through the file."""
+
+    def __reduce__(self) -> Any:
+        raise OSError("no space left on device")
+
+
+def test_restore_is_all_or_nothing() -> None:
+    model, other = network(0), network(1)
+    checkpoint.restore(model, checkpoint.snapshot(other))
+    assert same(dict(model.state_dict()), dict(other.state_dict()))
+    before = checkpoint.snapshot(model)
+    with pytest.raises(CheckpointError, match=r"another architecture: this model has '.*'"):
+        checkpoint.restore(model, checkpoint.snapshot(network(nf=4)))
+    assert same(dict(model.state_dict()), dict(before))

@@ -1,0 +1,269 @@
+"""``DSNClassifier`` is a whole aeon estimator, and fitting it changes nothing outside it."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aeon.testing.estimator_checking import check_estimator
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
+
+import sparseconv as sc
+from sparseconv import DSNClassifier
+from sparseconv.machine import threads
+from sparseconv.recipe import Recipe
+
+SMALL: dict[str, Any] = {"nf": 4, "kernel_size": 9, "depth": 2, "epochs": 12, "lr": 3e-3}
+
+
+def waves(n_cases: int = 24, n_classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Sines of as many frequencies as classes, with noise, and their class indices."""
+    generator = np.random.default_rng(0)
+    y = np.arange(n_cases) % n_classes
+    time = np.linspace(0, 6 * np.pi, 40)
+    X = np.sin(np.outer(1 + 2 * y, time)) + 0.1 * generator.normal(size=(n_cases, 40))
+    return X[:, None, :], y
+
+
+def small(**changes: Any) -> DSNClassifier:
+    return DSNClassifier(**(SMALL | {"random_state": 0} | changes))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> DSNClassifier:
+    return small().fit(*waves())
+
+
+def weights(classifier: DSNClassifier) -> dict[str, torch.Tensor]:
+    return classifier.model_.state_dict()
+
+
+def same(first: DSNClassifier, second: DSNClassifier) -> bool:
+    a, b = weights(first), weights(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_aeons_check_estimator_passes_whole() -> None:
+    results = check_estimator(DSNClassifier)
+    assert len(results) >= 22
+    for name, outcome in results.items():
+        assert outcome == "PASSED", name
+
+
+def test_every_constant_is_an_argument_with_the_same_default() -> None:
+    arguments = inspect.signature(DSNClassifier).parameters
+    constants = {field.name: field.default for field in fields(Recipe) if field.name != "seed"}
+    network = inspect.signature(sc.models.DSN).parameters.values()
+    constants |= {p.name: p.default for p in network if p.kind is p.KEYWORD_ONLY}
+    for name, default in constants.items():
+        assert arguments[name].default == default, name
+    assert set(arguments) - set(constants) == {"random_state", "n_jobs", "verbose"}
+
+
+def test_constants_reach_the_network_and_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Recipe] = []
+    real = sc.classification.train
+
+    def spy(model: Any, X: Any, y: Any, recipe: Recipe, **kwargs: Any) -> Any:
+        seen.append(recipe)
+        return real(model, X, y, recipe, **kwargs)
+
+    monkeypatch.setattr(sc.classification, "train", spy)
+    constants = {
+        "epochs": 3, "lr": 2e-3, "lr_min": 1e-3, "weight_decay": 0.1, "batch_size": 7,
+        "update_every_epochs": 2, "update_every_steps": 3, "skip_step_at_update": True,
+        "decay_share": 0.5, "prune_fraction": 0.4, "prune_floor": 0.1, "grow": "gradient",
+    }  # fmt: skip
+    classifier = small(
+        **constants, sparsity=0.5, nf=5, kernel_size=8, depth=3, n_groups=2, init="random",
+        padding="centred-zeros", backend="reference", random_state=9,
+    ).fit(*waves())  # fmt: skip
+    assert seen == [Recipe(**constants, seed=9)]
+    layers = classifier.model_.sparse_layers()
+    assert [layer.pattern.shape for layer in layers] == [(15, 1, 8), (15, 5, 8), (15, 5, 8)]
+    assert [len(layer.regions) for layer in layers] == [2, 2, 2]
+    assert {(layer.padding_mode, layer.padding) for layer in layers} == {("zeros", (3, 4))}
+    assert {layer.backend for layer in layers} == {"reference"}
+    assert layers[1].pattern.nnz == int(8 * 5 * 4 * 0.5) + int(7 * 5 * 8 * 0.5)
+
+
+def test_learns_and_reports(fitted: DSNClassifier) -> None:
+    X, y = waves()
+    assert fitted.score(X, y) == 1.0
+    assert [row["epoch"] for row in fitted.history_] == list(range(1, 13))
+    assert fitted.n_parameters_ == sum(p.numel() for p in fitted.model_.parameters())
+    assert fitted.cost_ == fitted.model_.cost(40)
+    assert fitted.seed_ == 0
+
+
+def test_probabilities_agree_with_predictions(fitted: DSNClassifier) -> None:
+    X, _ = waves()
+    proba = fitted.predict_proba(X)
+    assert proba.shape == (24, 2)
+    assert proba.dtype == np.float64
+    np.testing.assert_allclose(proba.sum(1), 1, rtol=0, atol=4 * np.finfo(np.float64).eps)
+    np.testing.assert_array_equal(fitted.classes_[proba.argmax(1)], fitted.predict(X))
+
+
+@pytest.mark.parametrize(
+    "label",
+    [str, bool, float, np.int8, lambda i: ["z", "aa", "m"][i], lambda i: (-7, 3, 100)[i]],
+    ids=["str", "bool", "float", "int8", "unsorted str", "sparse int"],
+)
+def test_labels_of_any_dtype(label: Callable[[int], Any]) -> None:
+    X, indices = waves(n_classes=2 if label is bool else 3)
+    y = np.array([label(int(i)) for i in indices])
+    classifier = small(epochs=40).fit(X, y)
+    predicted = classifier.predict(X)
+    assert predicted.dtype == y.dtype
+    np.testing.assert_array_equal(classifier.classes_, np.unique(y))
+    np.testing.assert_array_equal(predicted, y)
+
+
+def test_objects_as_labels() -> None:
+    X, indices = waves()
+    y = np.array(["one", "another"], dtype=object)[indices]
+    np.testing.assert_array_equal(small().fit(X, y).predict(X), y)
+
+
+def test_shapes_of_input() -> None:
+    X, y = waves()
+    reference = small(epochs=2).fit(X, y)
+    assert same(reference, small(epochs=2).fit(X[:, 0], y))
+    assert same(reference, small(epochs=2).fit(list(X), y))
+    two = np.concatenate([X, -X], axis=1)
+    assert small(epochs=2).fit(two, y).predict(two).shape == (24,)
+
+
+def test_pickle_and_clone(fitted: DSNClassifier) -> None:
+    X, _ = waves()
+    restored = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(restored.predict_proba(X), fitted.predict_proba(X))
+    assert same(restored, fitted)
+    assert restored.history_ == fitted.history_
+    assert clone(fitted).get_params() == fitted.get_params()
+    assert not clone(fitted).is_fitted
+
+
+def test_scikit_learns_tools_take_it() -> None:
+    scores = cross_val_score(small(epochs=40, batch_size=6), *waves(), cv=2)
+    assert scores.tolist() == [1.0, 1.0]
+
+
+def test_random_state_fixes_everything(fitted: DSNClassifier) -> None:
+    X, y = waves()
+    torch.manual_seed(123)
+    np.random.seed(123)
+    assert same(fitted, small().fit(X, y))
+    assert not same(fitted, small(random_state=1).fit(X, y))
+    generator = np.random.RandomState(5)
+    first = small(random_state=generator).fit(X, y)
+    second = small(random_state=generator).fit(X, y)
+    assert not same(first, second)
+    assert same(first, small(random_state=np.random.RandomState(5)).fit(X, y))
+    assert same(first, small(random_state=first.seed_).fit(X, y))
+    assert small(random_state=None).fit(X, y).seed_ != small(random_state=None).fit(X, y).seed_
+
+
+def test_fit_and_predict_change_nothing_global() -> None:
+    X, y = waves()
+    X, y = X.copy(), y.copy()
+    X.setflags(write=False)
+
+    def state() -> tuple[Any, ...]:
+        _, words, *rest = np.random.get_state()
+        return (
+            torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
+            torch.get_rng_state().tolist(), words.tolist(), rest,
+        )  # fmt: skip
+
+    for outside, n_jobs in ((2, 1), (1, 2)):
+        with threads(outside):
+            before = state()
+            small(n_jobs=n_jobs, random_state=None, epochs=1).fit(X, y).predict(X)
+            assert state() == before
+            with pytest.raises(ValueError, match="sparsity"):
+                small(n_jobs=n_jobs, sparsity=2).fit(X, y)
+            assert state() == before
+
+
+def test_n_jobs_sets_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    forward = sc.models.DSN.forward
+
+    def spy(self: sc.models.DSN, x: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return forward(self, x)
+
+    monkeypatch.setattr(sc.models.DSN, "forward", spy)
+    X, y = waves()
+    for outside, n_jobs in ((2, 1), (1, 2)):
+        with threads(outside):
+            small(n_jobs=n_jobs, epochs=1).fit(X, y).predict(X[:3])
+        assert set(seen) == {n_jobs}
+        seen.clear()
+
+
+@pytest.mark.parametrize("stage", ["fit", "predict"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda X: _with(X, np.nan), ["missing values", "SimpleImputer", "nan_to_num"]),
+        (lambda X: _with(X, np.inf), ["infinite", "rescale"]),
+        (lambda X: _with(X, 1e39), ["too large for float32", "rescale"]),
+        (lambda X: [x[:, : 30 + i % 2] for i, x in enumerate(X)], ["unequal length", "Padder"]),
+    ],
+    ids=["NaN", "inf", "overflow", "unequal"],
+)
+def test_bad_series(
+    fitted: DSNClassifier, stage: str, spoil: Callable[..., Any], words: list[str]
+) -> None:
+    X, y = waves()
+    with pytest.raises(ValueError, match=words[0]) as error:
+        fitted.predict(spoil(X)) if stage == "predict" else small().fit(spoil(X), y)
+    for word in words:
+        assert word in str(error.value)
+    assert fitted.score(X, y) == 1.0
+
+
+def _with(X: np.ndarray, value: float) -> np.ndarray:
+    X = X.copy()
+    X[3, 0, 7] = value
+    return X
+
+
+def test_other_shapes_than_in_fit(fitted: DSNClassifier) -> None:
+    X, _ = waves()
+    with pytest.raises(ValueError, match="length"):
+        fitted.predict(X[:, :, :30])
+    with pytest.raises(ValueError, match="channels"):
+        fitted.predict(np.concatenate([X, X], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epochs": 0}, "epochs must be >= 1"),
+        ({"sparsity": 1.0}, "sparsity must lie"),
+        ({"grow": "fastest"}, "grow must be one of"),
+        ({"random_state": -1}, "seed must be >= 0"),
+    ],
+)
+def test_bad_constants(changes: dict[str, Any], words: str) -> None:
+    classifier = small(**changes)  # stored as given, as scikit-learn asks; refused by fit
+    with pytest.raises(ValueError, match=words):
+        classifier.fit(*waves())
+    assert not classifier.is_fitted
+
+
+def test_one_class_only_is_refused() -> None:
+    X, y = waves()
+    with pytest.raises(ValueError, match="at least 2 unique labels"):
+        small().fit(X, np.zeros_like(y))

@@ -1,0 +1,403 @@
+"""``python -m sparseconv``: what it prints, writes, refuses and takes up again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sparseconv as sc
+from sparseconv import _backends, checkpoint, cli, machine
+from sparseconv.cli import main
+
+SMALL = ["--nf", "3", "--kernel-size", "6", "--depth", "2", "--seed", "4", "--quiet"]
+SMALL += ["--threads", "1"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """A small .npz with two classes of sines, labelled by strings."""
+    generator = np.random.default_rng(0)
+    y = np.arange(16) % 2
+    X = np.sin(np.outer(1 + 2 * y, np.linspace(0, 12, 20))) + 0.1 * generator.normal(size=(16, 20))
+    labels = np.array(["slow", "fast"])[y]
+    path = tmp_path / "toy.npz"
+    np.savez(path, X_train=X[:10], y_train=labels[:10], X_test=X[10:], y_test=labels[10:])
+    return str(path)
+
+
+def history(out: Path) -> list[dict[str, str]]:
+    with (out / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def losses(out: Path) -> list[str]:
+    return [row["train_loss"] for row in history(out)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    rows = dict(re.split(r" {2,}", line, maxsplit=1) for line in text.splitlines())
+    assert sc.__version__ in rows["versions"]
+    assert torch.__version__ in rows["versions"]
+    assert machine.cpu_name() in rows["processor"]
+    assert rows["ISA"] == machine.isa()
+    assert f"torch uses {torch.get_num_threads()} of" in rows["threads"]
+    for name, state in sc.available_backends().items():
+        assert rows[f"backend {name}"] == state
+    for name in machine.OPTIONAL_PACKAGES:
+        assert name in rows
+
+
+def test_info_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (_backends, machine):
+        monkeypatch.setattr(module, "extension", None)
+    monkeypatch.setattr(_backends, "_missing_reason", "no compiler was found")
+    monkeypatch.setattr(machine, "OPTIONAL_PACKAGES", ("aeon", "no-such-package"))
+    monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for pattern in (
+        r"ISA +none: the C\+\+ extension is not built",
+        r"backend cpp +no compiler was found",
+        r"no-such-package +not installed: pip install 'sparseconv\[tsc\]'",
+        r"SPARSECONV_BACKEND +reference",
+    ):
+        assert re.search(pattern, text), pattern
+
+
+@pytest.mark.skipif(_backends.extension is None, reason="the C++ extension is not built")
+def test_info_names_an_isa_that_cannot_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", "mmx")
+    assert main(["info"]) == 0
+    assert re.search(r"ISA +.*'mmx'.*; available: .*baseline", capsys.readouterr().out)
+
+
+def test_train_writes_a_results_folder(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results" / "first"
+    assert main(["train", data, "--epochs", "3", "--lr", "0.001", "--out", str(out), *SMALL]) == 0
+    printed = capsys.readouterr().out
+
+    config = json.loads((out / "config.json").read_text())
+    assert config["data"] == {
+        "name": "toy", "n_train": 10, "n_test": 6, "n_channels": 1, "n_timepoints": 20,
+        "classes": ["fast", "slow"], "nan_to_zero": False,
+    }  # fmt: skip
+    assert config["network"] == cli.NETWORK | {"nf": 3, "kernel_size": 6, "depth": 2}
+    assert config["recipe"] == cli.RECIPE | {"epochs": 3, "lr": 0.001, "seed": 4}
+    assert config["machine"]["cpu"] == machine.cpu_name()
+
+    saved = checkpoint.load(out / "checkpoint.pt")["history"]
+    rows = history(out)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [{key: str(value) for key, value in row.items()} for row in saved] == rows
+
+    assert (out / "summary.md").read_text().startswith("# ")
+    assert list((out / "figures").glob("*.png"))
+    assert not list(out.rglob("*.partial"))
+
+    accuracy = re.search(r"toy: test accuracy (\S+) \((\d+) of 6\)", printed)
+    assert accuracy is not None
+    assert float(accuracy[1]) == pytest.approx(int(accuracy[2]) / 6, abs=5e-5)
+    model = sc.models.DSN(1, 2, nf=3, kernel_size=6, depth=2)
+    assert f"parameters {model.cost(20).params:,}" in printed
+    assert f"{model.cost(20).flops_paper / 1e6:,.2f} M" in printed
+    assert "3 epochs" in printed
+    assert str(out / "summary.md") in printed
+
+
+def test_the_same_network_as_the_classifier(data: str, tmp_path: Path) -> None:
+    assert main(["train", data, "--epochs", "3", "--out", str(tmp_path / "a"), *SMALL]) == 0
+    with np.load(data) as arrays:
+        classifier = sc.DSNClassifier(nf=3, kernel_size=6, depth=2, epochs=3, random_state=4)
+        classifier.fit(arrays["X_train"], arrays["y_train"])
+    best = checkpoint.load(tmp_path / "a" / "checkpoint.pt")["best"]["model"]
+    for name, tensor in classifier.model_.state_dict().items():
+        assert torch.equal(tensor, best[name]), name
+
+
+def test_default_folder_and_what_is_shown(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    arguments = [word for word in SMALL if word != "--quiet"]
+    assert main(["train", data, "--epochs", "1", *arguments]) == 0
+    printed = capsys.readouterr()
+    assert (tmp_path / "runs" / "toy-seed4" / "summary.md").exists()
+    assert "toy: 10 training and 6 test series, 1 x 20, 2 classes" in printed.out
+    assert "threads: 1" in printed.out
+    assert "1/1" in printed.err  # the progress bar
+    assert torch.get_num_threads() == threads
+
+
+def test_every_option_reaches_the_run(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopError(RuntimeError):
+        pass
+
+    def spy(model: sc.models.DSN, X: Any, y: Any, recipe: Any, **_: Any) -> None:
+        layer = model.sparse_layers()[1]
+        assert (layer.in_channels, layer.out_channels, layer.kernel_size) == (5, 15, (8,))
+        assert (len(layer.regions), layer.padding_mode, layer.backend) == (2, "zeros", "reference")
+        assert len(model.sparse_layers()) == 3
+        assert layer.pattern.nnz == int(8 * 5 * 4 * 0.5) + int(7 * 5 * 8 * 0.5)
+        assert recipe == cli.Recipe(**expected)
+        raise StopError("seen")
+
+    monkeypatch.setattr(cli, "train", spy)
+    network = {
+        "sparsity": 0.5, "nf": 5, "kernel_size": 8, "depth": 3, "n_groups": 2, "init": "random",
+        "padding": "centred-zeros", "backend": "reference",
+    }  # fmt: skip
+    expected = {
+        "epochs": 7, "lr": 0.002, "lr_min": 0.001, "weight_decay": 0.1, "batch_size": 3,
+        "update_every_epochs": 2, "update_every_steps": 4, "skip_step_at_update": True,
+        "decay_share": 0.5, "prune_fraction": 0.4, "prune_floor": 0.1, "grow": "gradient",
+        "seed": 11,
+    }  # fmt: skip
+    assert (set(network), set(expected)) == (set(cli.NETWORK), set(cli.RECIPE))
+    words = ["train", data, "--out", str(tmp_path / "a"), "--quiet"]
+    for name, value in (network | expected).items():
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [flag, str(value)]
+    assert main(words) == 2
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["network"] == network
+
+
+def test_missing_values_as_zero(data: str, tmp_path: Path) -> None:
+    with np.load(data) as arrays:
+        content = dict(arrays)
+    content["X_train"][0, 3] = np.nan
+    np.savez(data, **content)
+    words = ["train", data, "--epochs", "1", *SMALL]
+    assert main([*words, "--out", str(tmp_path / "a")]) == 2
+    assert main([*words, "--out", str(tmp_path / "b"), "--nan-to-zero"]) == 0
+    assert main(["train", data, "--out", str(tmp_path / "b"), "--resume", "--quiet"]) == 0
+
+
+def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make Ctrl-C happen once, right after the checkpoint of an epoch."""
+    real, count = checkpoint.save, 0
+
+    def save(*args: Any) -> None:
+        nonlocal count
+        real(*args)
+        count += 1
+        if count == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", save)
+
+
+def test_interrupted_and_resumed_is_as_undisturbed(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", data, "--epochs", "7", "--update-every-epochs", "2", *SMALL]
+    whole, broken = tmp_path / "whole", tmp_path / "broken one"
+    assert main([*words, "--out", str(whole)]) == 0
+    with monkeypatch.context() as patched:
+        stop_after(3, patched)
+        assert main([*words, "--out", str(broken)]) == 130
+    error = capsys.readouterr().err
+    line = f"python -m sparseconv train {data} --out '{broken}' --resume"
+    assert error.strip().endswith(f"to go on: {line}")
+    assert len(history(broken)) == 2  # a row follows its checkpoint, which was the last thing done
+    with machine.threads(2):  # the run's own number is taken, or the last bits would differ
+        assert main(["train", data, "--out", str(broken), "--resume", "--quiet"]) == 0
+    assert losses(broken) == losses(whole)
+    first, second = (checkpoint.load(out / "checkpoint.pt") for out in (whole, broken))
+    assert first["best"]["epoch"] == second["best"]["epoch"]
+    for name, tensor in first["state"].items():
+        assert torch.equal(tensor, second["state"][name]), name
+
+
+def test_interrupted_before_the_first_epoch(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = ["train", data, "--epochs", "2", *SMALL, "--out", str(tmp_path / "a")]
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "train", interrupted)
+        assert main(words) == 130
+    assert main([*words, "--resume"]) == 0
+    assert len(history(tmp_path / "a")) == 2
+
+
+def test_resuming_a_finished_run_makes_its_report_again(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    assert main(["train", data, "--epochs", "2", *SMALL, "--out", str(out)]) == 0
+    before = losses(out)
+    (out / "summary.md").unlink()
+    assert main(["train", data, "--out", str(out), "--resume", "--quiet"]) == 0
+    assert (out / "summary.md").exists()
+    assert losses(out) == before
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str], *expected: str) -> None:
+    capsys.readouterr()
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    for text in expected:
+        assert text in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--epochs", "0"], ["epochs must be >= 1", "0"]),
+        (["--lr", "nan"], ["lr must be finite"]),
+        (["--sparsity", "1"], ["sparsity must lie in [0, 1)", "1.0"]),
+        (["--n-groups", "50"], ["n_groups=50 is too many"]),
+        (["--threads", "0"], ["--threads must be at least 1", "0"]),
+        (["--seed", "-1"], ["seed must be >= 0", "-1"]),
+        (["--resume"], ["nothing to resume", "config.json does not exist", "--resume"]),
+    ],
+)
+def test_bad_options_write_nothing(
+    data: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    expected: list[str],
+) -> None:
+    out = tmp_path / "a"
+    refused(capsys, ["train", data, "--out", str(out), *SMALL, *words], *expected)
+    assert not out.exists()
+
+
+def test_a_backend_that_cannot_run_writes_nothing(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", data, "--out", str(tmp_path / "a"), *SMALL, "--backend", "cpp"]
+    if _backends.extension is not None:
+        with monkeypatch.context() as patched:
+            patched.setenv("SPARSECONV_CPU_ISA", "mmx")
+            refused(capsys, words, "SPARSECONV_CPU_ISA", "mmx", "baseline")
+    monkeypatch.setattr(_backends, "extension", None)
+    refused(capsys, words, "backend 'cpp' cannot run")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["fly"], ["train"], ["train", "x", "--grow", "fast"], ["train", "x", "--epochs", "many"]],
+)
+def test_bad_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage: python -m sparseconv" in capsys.readouterr().err
+
+
+def test_unknown_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a"
+    words = ["train", "GunPont", "--out", str(out)]
+    refused(capsys, words, "no data set 'GunPont'", "GunPoint", "_TRAIN.ts", ".npz")
+    refused(capsys, ["train", str(tmp_path), "--out", str(out)], "one pair NAME_TRAIN.ts")
+    assert not out.exists()
+
+
+def test_folders_that_are_not_free(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a"
+    words = ["train", data, "--epochs", "2", *SMALL, "--out", str(out)]
+    out.write_text("a file")
+    refused(capsys, words, str(out), "is a file", "--out")
+    out.unlink()
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    refused(capsys, words, str(out), "holds other files", "--out")
+    refused(capsys, [*words, "--resume"], "nothing to resume")
+    assert files(out) == {"thesis.tex": b"mine"}
+    (out / "thesis.tex").unlink()
+    assert main(words) == 0
+    before = files(out)
+    refused(capsys, words, str(out), "holds a run already", "--resume", "--out")
+    assert files(out) == before
+
+
+def test_resuming_something_else(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a"
+    words = ["train", data, "--out", str(out), "--resume", "--quiet"]
+    assert main(["train", data, "--epochs", "2", *SMALL, "--out", str(out)]) == 0
+    before = files(out)
+    refused(capsys, [*words, "--epochs", "3"], "has epochs=2, but --epochs asks for 3", "--out")
+    refused(capsys, [*words, "--kernel-size", "7"], "has kernel_size=6, but --kernel-size asks")
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "other.npz", **(dict(arrays) | {"X_train": arrays["X_train"] + 1}))
+    refused(capsys, ["train", str(tmp_path / "other.npz"), *words[2:]], "another run", "data")
+    assert files(out) == before
+
+    (out / "checkpoint.pt").write_bytes(before["checkpoint.pt"][:1000])
+    refused(capsys, words, "checkpoint.pt is not a readable checkpoint")
+    for text in ("", "{}", "[1]", '{"data": 1, "network": 2, "recipe": 3}'):
+        (out / "config.json").write_text(text)
+        refused(capsys, words, "config.json is not the config.json of a run", "another folder")
+
+
+def test_as_a_process(data: str, tmp_path: Path) -> None:
+    """The command itself: info, Ctrl-C in the middle of a long run, exit codes, no traceback."""
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(sc.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "sparseconv"]
+    out = tmp_path / "a"
+    words = [*command, "train", data, "--epochs", "100000", *SMALL, "--out", str(out)]
+    info = subprocess.Popen([*command, "info"], stdout=subprocess.PIPE, text=True, env=environment)
+    run = subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, env=environment,
+        # A shell's background jobs ignore Ctrl-C, and their children would inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        limit = time.monotonic() + 60
+        while not (out / "checkpoint.pt").exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        _, error = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 130
+    assert "Traceback" not in error
+    assert error.strip().endswith(f"--out {out} --resume")
+    assert len(history(out)) >= 1
+    assert info.communicate(timeout=60)[0].startswith("versions")
+    assert info.returncode == 0

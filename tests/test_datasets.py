@@ -1,0 +1,264 @@
+"""Every source of a data set is read as promised, and every bad one named in one clear error."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparseconv import datasets
+
+SHAPES = {  # training cases, test cases, channels, time points, classes
+    "ACSF1": (100, 100, 1, 1460, 10),
+    "ArrowHead": (36, 175, 1, 251, 3),
+    "BasicMotions": (40, 40, 6, 100, 4),
+    "GunPoint": (50, 150, 1, 150, 2),
+    "ItalyPowerDemand": (67, 1029, 1, 24, 2),
+    "JapaneseVowels": (270, 370, 12, 25, 9),
+    "OSULeaf": (200, 242, 1, 427, 6),
+}
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    """A good small data set, with some of its arrays replaced; None leaves one out."""
+    generator = np.random.default_rng(0)
+    good = {
+        "X_train": generator.normal(size=(6, 2, 5)),
+        "y_train": np.array([1, 0, 1, 0, 7, 7]),
+        "X_test": generator.normal(size=(4, 2, 5)),
+        "y_test": np.array([7, 0, 0, 1]),
+    }
+    return {key: value for key, value in (good | changes).items() if value is not None}
+
+
+def npz(folder: Path, **changes: Any) -> Path:
+    path = folder / "toy.npz"
+    np.savez(path, **arrays(**changes))
+    return path
+
+
+def ts(
+    path: Path, cases: list[str], *, header: str = "@equalLength true\n@classLabel true a b"
+) -> None:
+    path.write_text("\n".join(["@problemName toy", header, "@data", *cases]) + "\n")
+
+
+def ts_folder(folder: Path, train: list[str], test: list[str], **kwargs: Any) -> Path:
+    ts(folder / "toy_TRAIN.ts", train, **kwargs)
+    ts(folder / "toy_TEST.ts", test, **kwargs)
+    return folder
+
+
+@pytest.mark.parametrize("name", datasets.BUNDLED)
+def test_bundled_sets_have_their_published_sizes(name: str) -> None:
+    data = datasets.load(name)
+    n_train, n_test, n_channels, n_timepoints, n_classes = SHAPES[name]
+    assert data.name == name
+    assert data.X_train.shape == (n_train, n_channels, n_timepoints)
+    assert data.X_test.shape == (n_test, n_channels, n_timepoints)
+    assert (data.n_channels, data.n_timepoints) == (n_channels, n_timepoints)
+    assert data.X_train.dtype == data.X_test.dtype == np.float32
+    for y, n_cases in ((data.y_train, n_train), (data.y_test, n_test)):
+        assert y.shape == (n_cases,)
+        assert y.dtype == np.int64
+        assert set(np.unique(y)) == set(range(n_classes))
+    assert len(data.classes) == n_classes
+
+
+def test_npz_keeps_values_and_encodes_labels(tmp_path: Path) -> None:
+    data = datasets.load(npz(tmp_path))
+    given = arrays()
+    assert data.name == "toy"
+    np.testing.assert_array_equal(data.X_train, given["X_train"].astype(np.float32))
+    np.testing.assert_array_equal(data.X_test, given["X_test"].astype(np.float32))
+    np.testing.assert_array_equal(data.classes[data.y_train], given["y_train"])
+    np.testing.assert_array_equal(data.classes[data.y_test], given["y_test"])
+    assert data.classes.tolist() == [0, 1, 7]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["b", "a"] * 3, [True, False] * 3, [2.5, -1.0] * 3, [200, 3] * 3],
+    ids=["str", "bool", "float", "int"],
+)
+def test_labels_of_any_dtype(tmp_path: Path, labels: list[Any]) -> None:
+    y = np.array(labels)
+    data = datasets.load(npz(tmp_path, y_train=y, y_test=y[:4]))
+    assert data.y_train.tolist() == [1, 0] * 3
+    assert data.classes.dtype == y.dtype
+    np.testing.assert_array_equal(data.classes[data.y_test], y[:4])
+
+
+def test_a_matrix_is_univariate(tmp_path: Path) -> None:
+    X = np.arange(30.0).reshape(6, 5)
+    data = datasets.load(str(npz(tmp_path, X_train=X, X_test=X[:4])))
+    np.testing.assert_array_equal(data.X_train[:, 0], X)
+    assert data.X_test.shape == (4, 1, 5)
+
+
+def test_ts_folder(tmp_path: Path) -> None:
+    header = "@univariate false\n@classLabel true a b"
+    ts_folder(tmp_path, ["1,2:3,4:a", "5,6:7,8:b"], ["0,1:2,3:b"], header=header)
+    data = datasets.load(tmp_path)
+    assert data.name == "toy"
+    assert data.X_train.tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    assert data.X_test.tolist() == [[[0, 1], [2, 3]]]
+    assert (data.y_train.tolist(), data.y_test.tolist()) == ([0, 1], [1])
+    assert data.classes.tolist() == ["a", "b"]
+
+
+def test_ts_said_to_be_unequal_but_equal_in_fact(tmp_path: Path) -> None:
+    header = "@equalLength false\n@classLabel true a b"
+    ts_folder(tmp_path, ["1,2:a", "5,6:b"], ["0,1:b"], header=header)
+    assert datasets.load(tmp_path).X_train.tolist() == [[[1, 2]], [[5, 6]]]
+
+
+def test_of_several_pairs_the_folders_own_name_is_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for split in ("TRAIN", "TEST"):
+        ts(folder / f"mine_{split}.ts", ["1,2:a", "5,6:b"])
+        ts(folder / f"mine_eq_{split}.ts", ["1:a", "5:b"])
+    assert datasets.load(folder).n_timepoints == 2
+
+
+def test_missing_values_as_zero_when_asked(tmp_path: Path) -> None:
+    ts_folder(tmp_path, ["1,?:a", "NaN,6:b"], ["0,1:b"])
+    assert datasets.load(tmp_path, nan_to_zero=True).X_train.tolist() == [[[1, 0]], [[0, 6]]]
+    X = np.where(np.arange(60).reshape(6, 2, 5) % 7 == 0, np.nan, 1.0)
+    data = datasets.load(npz(tmp_path, X_train=X), nan_to_zero=True)
+    np.testing.assert_array_equal(data.X_train, np.nan_to_num(X))
+
+
+def refused(*words: str, source: Path | str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
+        datasets.load(source)
+    for word in words[1:]:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"y_test": None}, ["lacks y_test", "holds X_train, y_train, X_test", "np.savez"]),
+        ({"X_train": np.zeros(6)}, ["X_train of shape (n_cases, n_channels", "(6,)"]),
+        ({"X_test": np.zeros((4, 1, 2, 5))}, ["X_test of shape", "(4, 1, 2, 5)"]),
+        ({"X_train": np.zeros((0, 2, 5))}, ["none of them 0", "(0, 2, 5)"]),
+        ({"X_train": np.zeros((6, 2, 0)), "X_test": np.zeros((4, 2, 0))}, ["(6, 2, 0)"]),
+        ({"X_train": np.full((6, 2, 5), "x")}, ["real numbers", "<U1", "float32"]),
+        ({"X_train": np.zeros((6, 2, 5), complex)}, ["real numbers", "complex128"]),
+        ({"X_test": np.zeros((4, 2, 6))}, ["X_train's channels", "(2, 5)", "(2, 6)", "pad"]),
+        ({"X_test": np.zeros((4, 3, 5))}, ["(2, 5)", "(3, 5)"]),
+        ({"y_train": np.zeros(6)}, ["at least 2 classes", "[0.0]"]),
+        ({"y_train": np.arange(5)}, ["y_train of shape (6,)", "(5,)"]),
+        ({"y_train": np.eye(6)}, ["y_train of shape (6,)", "(6, 6)"]),
+        ({"y_train": np.array([0, 1, np.nan, 0, 1, 1])}, ["a label for each case", "y_train"]),
+        ({"y_test": np.array([0, 1, 9, 8])}, ["does not: [8, 9]", "knows [0, 1, 7]", "remove"]),
+        ({"y_test": np.array(["0", "1", "7", "0"])}, ["does not: ['0', '1', '7']", "[0, 1, 7]"]),
+        (
+            {"X_train": np.array([np.zeros(3), np.zeros(4)], dtype=object)},
+            ["cannot be used", "plain array"],
+        ),
+    ],
+)
+def test_bad_npz(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+    refused(*words, source=npz(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+def test_non_finite_values(tmp_path: Path, value: float) -> None:
+    X = arrays()["X_test"]
+    X[2, 1, 3] = value
+    refused(
+        "finite values in X_test", "1 of 40", "case 2", "--nan-to-zero",
+        source=npz(tmp_path, X_test=X),
+    )  # fmt: skip
+    if not np.isnan(value):
+        with pytest.raises(ValueError, match="finite values"):
+            datasets.load(npz(tmp_path, X_test=X), nan_to_zero=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip archive", b"PK\x03\x04 cut off"])
+def test_foreign_npz(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "toy.npz"
+    path.write_bytes(content)
+    refused(str(path), "cannot be used", "np.savez", source=path)
+
+
+def test_truncated_npz(tmp_path: Path) -> None:
+    path = npz(tmp_path)
+    content = path.read_bytes()
+    for share in (0.1, 0.5, 0.9):
+        path.write_bytes(content[: int(len(content) * share)])
+        refused(str(path), "cannot be used", source=path)
+
+
+def test_unknown_names_and_paths(tmp_path: Path) -> None:
+    other = tmp_path / "toy.csv"
+    other.write_text("1,2\n")
+    refused("'GunPont'", "GunPoint", "OSULeaf", "_TRAIN.ts", ".npz", "not exist", source="GunPont")
+    refused("does not exist", ".npz", source=tmp_path / "none.npz")
+    refused("a file of another kind", "X_train, y_train, X_test, y_test", source=other)
+
+
+def test_folders_without_one_pair(tmp_path: Path) -> None:
+    refused(str(tmp_path), "NAME_TRAIN.ts and NAME_TEST.ts", "holds nothing", source=tmp_path)
+    ts(tmp_path / "a_TRAIN.ts", ["1:a"])
+    refused("one pair", "holds a_TRAIN.ts", source=tmp_path)
+    for stem in ("a", "b"):
+        for split in ("TRAIN", "TEST"):
+            ts(tmp_path / f"{stem}_{split}.ts", ["1:a", "2:b"])
+    refused("the pairs a, b", "one data set", source=tmp_path)
+
+
+def test_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", forbidden)
+    refused(str(tmp_path), "cannot be read", "Permission denied", source=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "header", "words"),
+    [
+        (["1,2:a", "1,2,3:b"], "@classLabel true a b", ["toy_TRAIN.ts", "equally long"]),
+        (
+            ["1,2:a", "1,2,3:b"],
+            "@equalLength false\n@classLabel true a b",
+            ["one length", "from 2 to 3", "Padder"],
+        ),
+        (["1,2:3,4:a", "1,2:b"], "@classLabel true a b", ["toy_TRAIN.ts", "cannot be read"]),
+        (["1,x:a", "1,2:b"], "@classLabel true a b", ["toy_TRAIN.ts", "cannot be read"]),
+        (["1,2:0.5", "1,3:0.25"], "@targetlabel true", ["no class labels", "@classLabel"]),
+        (["1,2", "1,3"], "@classLabel false", ["no class labels"]),
+        ([], "@classLabel true a b", ["toy_TRAIN.ts", "no cases", "@data"]),
+        (["1,?:a", "1,2:b"], "@classLabel true a b", ["finite values in X_train", "case 0"]),
+    ],
+)
+def test_bad_ts(tmp_path: Path, train: list[str], header: str, words: list[str]) -> None:
+    refused(*words, source=ts_folder(tmp_path, train, train, header=header))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\x01", b"@problemName toy\n1,2:a\n"])
+def test_foreign_ts(tmp_path: Path, content: bytes) -> None:
+    for split in ("TRAIN", "TEST"):
+        (tmp_path / f"toy_{split}.ts").write_bytes(content)
+    refused("toy_TRAIN.ts", "@data", source=tmp_path)
+
+
+def test_a_set_that_aeon_no_longer_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "BUNDLED", (*datasets.BUNDLED, "Gone"))
+    refused("does not carry Gone", "Gone_TRAIN.ts", source="Gone")
+
+
+def test_without_aeon_only_npz_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aeon.datasets", None)
+    with pytest.raises(RuntimeError, match=r"aeon reads.*pip install 'sparseconv\[tsc\]"):
+        datasets.load("GunPoint")
+    assert datasets.load(npz(tmp_path)).n_channels == 2

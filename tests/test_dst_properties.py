@@ -1,0 +1,263 @@
+"""One prune-and-grow update: what it keeps, what it picks, how it draws."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from sparseconv import KernelCSR, Region
+from sparseconv.dst import prune_and_grow
+
+
+def mask_of(region: Region, shape: tuple[int, int, int]) -> torch.Tensor:
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[slice(*region.out_channels), :, slice(*region.taps)] = True
+    return mask.flatten()
+
+
+@st.composite
+def updates(draw: st.DrawFn) -> dict:
+    """A layer cut into regions (some empty, some touching nothing), with ties in what is ranked."""
+    shape = tuple(draw(st.integers(1, high)) for high in (5, 3, 7))
+    cuts = sorted({0, shape[0], *draw(st.lists(st.integers(0, shape[0]), max_size=3))})
+    regions = []
+    for first, end in itertools.pairwise(cuts):
+        left, right = sorted(draw(st.tuples(*[st.integers(0, shape[2])] * 2)))
+        regions.append(Region((first, end), (left, right)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    numel = math.prod(shape)
+    active = torch.from_numpy(rng.random(numel) < draw(st.floats(0, 1)))
+    pattern = KernelCSR.from_mask(active.view(shape))
+    levels = draw(st.sampled_from([2, 5, 10**6]))  # few levels make ties
+    values = torch.from_numpy(rng.integers(-levels, levels + 1, pattern.nnz) / 8)
+    return {
+        "pattern": pattern,
+        "values": values.to(draw(st.sampled_from([torch.float32, torch.float64]))),
+        "regions": regions[: draw(st.integers(0, len(regions)))],
+        "fraction": draw(st.sampled_from([0.0, 1e-9, 0.1, 0.5, 0.9, 1.0])),
+        "grow": draw(st.sampled_from(["random", "gradient", "static"])),
+        "generator": torch.Generator().manual_seed(draw(st.integers(0, 2**32))),
+        "dense_grad": torch.from_numpy(rng.integers(-levels, levels + 1, shape) / 8),
+    }
+
+
+@settings(max_examples=400, derandomize=True, deadline=None)
+@given(updates())
+def test_an_update_is_what_a_plain_loop_over_weights_says(case: dict) -> None:
+    pattern, values = case["pattern"], case["values"]
+    new, source = prune_and_grow(**case)
+    new.validate()
+    old_positions, positions = pattern.positions(), new.positions()
+    assert source.dtype == torch.int64
+    assert source.shape == (pattern.nnz,)
+    assert new.nnz == pattern.nnz
+    survivors = source >= 0
+    assert torch.equal(positions[survivors], old_positions[source[survivors]])
+    pruned = set(range(pattern.nnz)) - set(source[survivors].tolist())
+    grown = set(positions[~survivors].tolist())
+
+    expected_pruned, moved = set(), 0
+    for region in case["regions"]:
+        inside = mask_of(region, pattern.shape)
+        active = [i for i, p in enumerate(old_positions.tolist()) if inside[p]]
+        room = int(inside.sum()) - len(active)
+        count = min(math.ceil(case["fraction"] * len(active)), room)
+        if case["grow"] == "static":
+            count = 0
+        least = sorted(active, key=lambda i: (abs(float(values[i])), i))[:count]
+        expected_pruned |= set(least)
+        here = {p for p in grown if inside[p]}
+        assert len(here) == count
+        moved += count
+        if case["grow"] == "gradient":
+            kept = {int(old_positions[i]) for i in set(active) - set(least)}
+            free = [p for p in inside.nonzero().flatten().tolist() if p not in kept]
+            grad = case["dense_grad"].flatten()
+            assert here == set(sorted(free, key=lambda p: (-abs(float(grad[p])), p))[:count])
+    assert pruned == expected_pruned
+    assert len(grown) == moved
+    if moved == 0:
+        assert new is pattern
+
+
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(updates())
+def test_the_same_generator_state_gives_the_same_update(case: dict) -> None:
+    state = case["generator"].get_state()
+    first = prune_and_grow(**case)
+    case["generator"].set_state(state)
+    second = prune_and_grow(**case)
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize(
+    ("size", "active", "fraction"), [(6, 3, 0.6), (7, 2, 0.5), (8, 4, 1.0), (5, 3, 1.0)]
+)
+def test_random_growth_draws_every_set_of_free_positions_equally_often(
+    size: int, active: int, fraction: float
+) -> None:
+    """Chi-square over all subsets; small enough that most draws hold repeats."""
+    pattern = KernelCSR.from_positions(torch.arange(active) * 2 % size, (1, 1, size))
+    values = torch.arange(1.0, active + 1)
+    count = min(math.ceil(fraction * active), size - active)
+    free = size - (active - count)
+    generator = torch.Generator().manual_seed(7)
+    seen: dict[tuple[int, ...], int] = {}
+    subsets = math.comb(free, count)
+    draws = 40 * subsets
+    for _ in range(draws):
+        new, source = prune_and_grow(
+            pattern, values, [Region((0, 1), (0, size))], fraction, generator=generator
+        )
+        key = tuple(new.positions()[source < 0].tolist())
+        seen[key] = seen.get(key, 0) + 1
+    assert len(seen) <= subsets
+    expected = draws / subsets
+    statistic = sum((n - expected) ** 2 / expected for n in seen.values())
+    statistic += (subsets - len(seen)) * expected
+    assert chi2.sf(statistic, subsets - 1) > 0.001
+
+
+def test_random_growth_is_uniform_over_a_large_region() -> None:
+    """Counts per position; equal marginals of sets of fixed size, hence the factor (m-1)/m."""
+    shape, draws = (4, 5, 25), 400
+    generator = torch.Generator().manual_seed(3)
+    pattern = KernelCSR.random(shape, 100, generator=generator)
+    values = torch.rand(100, generator=generator) + 1
+    kept = pattern.positions()[values.argsort()[50:]]
+    counts = torch.zeros(500)
+    for _ in range(draws):
+        new, source = prune_and_grow(
+            pattern, values, [Region((0, 4), (0, 25))], 0.5, generator=generator
+        )
+        counts[new.positions()[source < 0]] += 1
+    assert counts[kept].sum() == 0
+    free = torch.ones(500, dtype=torch.bool)
+    free[kept] = False
+    share = 50 / 450
+    variance = draws * share * (1 - share) * 450 / 449
+    statistic = float(((counts[free] - draws * share) ** 2).sum() / variance)
+    assert 0.001 < chi2.sf(statistic, 449) < 0.999
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_the_pattern_stays_valid_and_each_region_full_over_1000_updates(grow: str) -> None:
+    shape = (6, 3, 13)
+    regions = [Region((0, 2), (0, 4)), Region((2, 4), (0, 8)), Region((4, 6), (0, 13))]
+    generator = torch.Generator().manual_seed(0)
+    inside = [mask_of(region, shape) for region in regions]
+    allowed = inside[0] | inside[1] | inside[2]
+    chosen = allowed & (torch.rand(allowed.shape, generator=generator) < 0.3)
+    pattern = KernelCSR.from_mask(chosen.view(shape))
+    amounts = [int((chosen & region).sum()) for region in inside]
+    ever = chosen.clone()
+    for step in range(1000):
+        pattern, source = prune_and_grow(
+            pattern,
+            torch.randn(pattern.nnz, generator=generator),
+            regions,
+            0.5 * (1 - step / 1000),
+            grow=grow,
+            generator=generator,
+            dense_grad=torch.randn(shape, generator=generator),
+        )
+        pattern.validate()
+        mask = pattern.to_mask().flatten()
+        assert [int((mask & region).sum()) for region in inside] == amounts
+        assert not (mask & ~allowed).any()
+        assert bool((source < 0).any())
+        ever |= mask
+    assert torch.equal(ever, allowed)  # exploration reaches every position
+
+
+def test_weights_outside_every_region_stay() -> None:
+    pattern = KernelCSR.full((2, 1, 4))
+    mask = pattern.to_mask()
+    mask[0, 0, 2:] = False
+    pattern = KernelCSR.from_mask(mask)
+    values = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0, 0.0])
+    new, source = prune_and_grow(
+        pattern, values, [Region((0, 1), (0, 4))], 0.5, generator=torch.Generator().manual_seed(1)
+    )
+    assert new.to_mask()[1].all()
+    assert source[2:].tolist() == [2, 3, 4, 5]
+    assert source[:2].tolist().count(-1) == 1
+    assert 1 in source[:2]
+
+
+def test_a_full_region_has_nothing_to_explore() -> None:
+    pattern = KernelCSR.full((2, 2, 3))
+    new, _ = prune_and_grow(pattern, torch.rand(12), [Region((0, 2), (0, 3))], 0.5)
+    assert new is pattern
+
+
+def test_no_more_weights_move_than_there_are_inactive_positions() -> None:
+    mask = torch.ones(1, 1, 10, dtype=torch.bool)
+    mask[0, 0, 3] = False
+    pattern = KernelCSR.from_mask(mask)
+    _, source = prune_and_grow(pattern, torch.arange(9.0), [Region((0, 1), (0, 10))], 0.5)
+    assert int((source < 0).sum()) == 1
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf])
+def test_special_values_rank_as_the_largest(special: float) -> None:
+    pattern = KernelCSR.from_positions(torch.arange(4), (1, 1, 8))
+    grad = torch.tensor([0, 0, 0, 0, 1.0, 2.0, special, 3.0]).view(1, 1, 8)
+    new, source = prune_and_grow(
+        pattern,
+        torch.tensor([special, 1.0, 2.0, -special]),
+        [Region((0, 1), (0, 8))],
+        0.5,
+        grow="gradient",
+        dense_grad=grad,
+    )
+    assert new.positions().tolist() == [0, 3, 6, 7]
+    assert source.tolist() == [0, 3, -1, -1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_ranked_too(dtype: torch.dtype) -> None:
+    pattern = KernelCSR.from_positions(torch.arange(3), (1, 1, 5))
+    new, _ = prune_and_grow(
+        pattern,
+        torch.tensor([3.0, -1.0, 2.0], dtype=dtype),
+        [Region((0, 1), (0, 5))],
+        0.1,
+        grow="gradient",
+        dense_grad=torch.tensor([[[9.0, 0.0, 9.0, 0.5, -4.0]]], dtype=dtype),
+    )
+    assert new.positions().tolist() == [0, 2, 4]
+
+
+WHOLE = Region((0, 2), (0, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grow": "rigl"}, "grow must be one of 'random', 'gradient', 'static'"),
+        ({"fraction": 1.5}, r"\[0, 1\], but got 1.5"),
+        ({"fraction": math.nan}, r"\[0, 1\], but got nan"),
+        ({"values": torch.rand(3)}, r"shape \(4,\), but got \[3\]"),
+        ({"grow": "gradient"}, r"dense_grad of shape \[2, 1, 4\], but got none"),
+        ({"grow": "gradient", "dense_grad": torch.rand(8)}, r"but got one of shape \[8\]"),
+        ({"regions": [Region((0, 3), (0, 4))]}, r"does not lie inside .* \[2, 1, 4\]"),
+        ({"regions": [Region((0, 2), (3, 2))]}, "does not lie inside"),
+        ({"regions": [Region((-1, 2), (0, 2))]}, "does not lie inside"),
+        ({"regions": [WHOLE, Region((1, 2), (3, 4))]}, "must be disjoint"),
+        ({"regions": [WHOLE, WHOLE]}, "must be disjoint"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
+    pattern = KernelCSR.from_positions(torch.arange(4), (2, 1, 4))
+    case = {"pattern": pattern, "values": torch.rand(4), "regions": [WHOLE], "fraction": 0.5}
+    with pytest.raises(ValueError, match=message):
+        prune_and_grow(**{**case, **change})

@@ -1,0 +1,329 @@
+"""The C++ kernels: accurate, exact on integers, reproducible, in every memory layout, on every ISA.
+
+Each test runs all instruction sets of this machine. Fresh memory is filled with NaN throughout, so
+an element that no kernel wrote shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparseconv import KernelCSR, sparse_conv1d
+from sparseconv._backends import extension
+from sparseconv.reference import conv1d_oracle, oracle_dgrad, oracle_wgrad
+from sparseconv.testing import (
+    LAYOUTS,
+    LENGTHS,
+    PATTERNS,
+    Case,
+    Tensors,
+    expected_dgrad,
+    expected_fprop,
+    expected_wgrad,
+    random_case,
+)
+
+pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
+
+ISAS = extension.isas() if extension is not None else []
+MODES = ("zeros", "replicate", "reflect", "circular")
+DSN_LIKE = Case(2, 2, 3, 39, 130, padding=(0, 38), padding_mode="replicate", pattern="dsn_evolved")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def isas(monkeypatch: pytest.MonkeyPatch):
+    """Iterate over the instruction sets, each forced in turn."""
+
+    def switch() -> Iterator[str]:
+        for isa in ISAS:
+            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            assert extension.isa() == isa
+            yield isa
+
+    return switch
+
+
+def compute(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the three computations: output, gradient of the input, gradient of the values."""
+    x = tensors.input.detach().requires_grad_()
+    values = tensors.values.detach().requires_grad_()
+    y = sparse_conv1d(x, values, case.make_pattern(), tensors.bias, **case.options, backend="cpp")
+    dx, dw = torch.autograd.grad(y, (x, values), tensors.grad)
+    return y.detach(), dx, dw
+
+
+def expected(case: Case, tensors: Tensors):
+    return (
+        expected_fprop(case, tensors),
+        expected_dgrad(case, tensors),
+        expected_wgrad(case, tensors),
+    )
+
+
+NAMES = ("fprop", "dgrad", "wgrad")
+
+
+def check(case: Case, isas) -> None:
+    tensors = case.tensors()
+    wanted = expected(case, tensors)
+    for isa in isas():
+        for name, got, (exact, bound) in zip(NAMES, compute(case, tensors), wanted, strict=True):
+            assert (got.shape, got.dtype) == (exact.shape, tensors.input.dtype), (name, isa, case)
+            error = (got.double() - exact).abs()
+            assert (error <= bound).all(), f"{name} on {isa}, {error.max():.3g} off: {case!r}"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_cases_within_the_computed_bound(seed, isas, count_cases):
+    rng = random.Random(seed)
+    for _ in range(50):
+        check(random_case(rng), isas)
+        count_cases(1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_every_length_about_the_vector_widths(dtype, isas, count_cases):
+    for length in range(1, 70):
+        case = replace(DSN_LIKE, length=length, dtype=dtype)
+        check(replace(case, seed=length), isas)
+        check(replace(case, stride=2, padding=19, padding_mode="zeros", seed=length), isas)
+        count_cases(2)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_named_patterns(pattern, isas, count_cases):
+    for mode in MODES:
+        for stride, dilation, groups in ((1, 1, 1), (2, 1, 3), (1, 3, 1), (3, 2, 3)):
+            check(
+                Case(3, 6, 9, 5, 33, stride, (2, 3), dilation, groups, mode, pattern=pattern), isas
+            )
+            count_cases(1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_layers_of_many_channels(seed, isas, count_cases):
+    """Larger than the kernels' blocks of channels, rows and positions."""
+    rng = random.Random(2000 + seed)
+    groups = rng.choice((1, 1, 2))
+    sizes = {"in_channels": rng.randint(10, 70), "out_channels": rng.randint(20, 160)}
+    sizes = {name: size * groups for name, size in sizes.items()}
+    check(
+        random_case(rng, n=rng.randint(1, 9), batched=True, groups=groups, density=0.1, **sizes),
+        isas,
+    )
+    count_cases(1)
+
+
+def test_the_dsn_layer(isas, count_cases):
+    check(replace(DSN_LIKE, n=16, in_channels=47, out_channels=141, length=128, density=0.2), isas)
+    count_cases(1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_integers_are_exact(seed, isas, count_cases):
+    rng = random.Random(1000 + seed)
+    counted = 0
+    while counted < 30:
+        case = random_case(rng, integers=True)
+        tensors = case.tensors()
+        wanted = [exact for exact, _ in expected(case, tensors)]
+        if not wanted[0].numel() or (wanted[0] == 0).double().mean() > 0.7:
+            continue  # a result of zeros proves nothing
+        for isa in isas():
+            for name, got, exact in zip(NAMES, compute(case, tensors), wanted, strict=True):
+                assert got.equal(exact.to(got.dtype)), f"{name} on {isa}: {case!r}"
+        counted += 1
+    count_cases(counted)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradcheck(mode, isas):
+    case = Case(2, 4, 6, 3, 8, 2, (1, 3), 2, 2, mode, "float64", density=0.5)
+    for _ in isas():
+        x, values, bias, _ = case.tensors()
+        assert bias is not None
+        inputs = [tensor.requires_grad_() for tensor in (x, values, bias)]
+        pattern = case.make_pattern()
+
+        def function(x, values, bias, pattern=pattern):
+            return sparse_conv1d(x, values, pattern, bias, **case.options, backend="cpp")
+
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_layout_does_not_change_a_bit(name, dtype, isas, count_cases):
+    layout = LAYOUTS[name]
+    for stride, mode in ((1, "replicate"), (2, "circular"), (1, "zeros")):
+        case = Case(3, 4, 6, 5, 37, stride, (3, 2), 1, 2, mode, dtype, density=0.5)
+        plain = case.tensors()
+        for _ in isas():
+            for field in Tensors._fields:
+                odd = plain._replace(**{field: layout(getattr(plain, field))})
+                even = odd._replace(**{field: getattr(odd, field).contiguous().clone()})
+                for what, a, b in zip(NAMES, compute(case, odd), compute(case, even), strict=True):
+                    assert a.equal(b), f"{what} with {name} {field}: {case!r}"
+        count_cases(1)
+
+
+def digest(tensor: Tensor) -> str:
+    raw = tensor.contiguous().view(torch.uint8)
+    return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("geometry", ["dsn", "strided"])
+def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, isas, count_cases):
+    # Large enough for every one of seven threads to get a share.
+    case = replace(DSN_LIKE, n=16, in_channels=24, out_channels=48, dtype=dtype)
+    if geometry == "strided":
+        case = replace(
+            case, stride=2, padding=40, dilation=2, groups=3, padding_mode="zeros", density=0.9
+        )
+    tensors = case.tensors()
+    reversed_batch = tensors._replace(input=tensors.input.flip(0), grad=tensors.grad.flip(0))
+    per_sample, weights = set(), {}
+    threads_before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 4, 7):
+            torch.set_num_threads(threads)
+            for isa in isas():
+                for n in (1, 2, 7, 16):
+                    part = tensors._replace(input=tensors.input[:n], grad=tensors.grad[:n])
+                    y, dx, dw = compute(replace(case, n=n), part)
+                    for i in range(n):
+                        per_sample.add((i, digest(y[i]), digest(dx[i])))
+                    weights.setdefault(n, {}).setdefault(digest(dw), []).append((threads, isa))
+                    count_cases(1)
+                y, dx, _ = compute(case, reversed_batch)
+                for i in range(16):
+                    per_sample.add((15 - i, digest(y[i]), digest(dx[i])))
+    finally:
+        torch.set_num_threads(threads_before)
+    assert len(per_sample) == 16, "one result for each sample, whatever computed it"
+    for n, digests in weights.items():
+        assert len(digests) == 1, f"wgrad of batch {n} differs: {list(digests.values())}"
+
+
+def count(case: Case, name: str, a: Tensor, b: Tensor) -> Tensor:
+    """Tell where marks in ``a`` meet marks in ``b``: the oracle on indicators."""
+    pattern = case.make_pattern()
+    if name == "fprop":
+        return conv1d_oracle(a, b, pattern, None, *case.geometry) > 0
+    if name == "dgrad":
+        return oracle_dgrad(a, b, pattern, case.length, *case.geometry) > 0
+    return oracle_wgrad(a, b, pattern, *case.geometry) > 0
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("mode", MODES)
+def test_nan_and_inf_travel_along_active_weights_only(special, mode, isas, count_cases):
+    for stride, pattern in ((1, "empty_row"), (2, "random")):
+        case = Case(1, 2, 4, 3, 19, stride, (2, 1), 1, 1, mode, pattern=pattern, density=0.4)
+        plain = case.tensors()
+        ones = Tensors(*(torch.ones_like(t) for t in plain))
+        for at in range(plain.input.numel()):
+            x, mark = plain.input.clone(), torch.zeros_like(plain.input)
+            x.view(-1)[at], mark.view(-1)[at] = special, 1
+            hit = count(case, "fprop", mark, ones.values)
+            hit_weights = count(case, "wgrad", ones.grad, mark)
+            for isa in isas():
+                y, dx, dw = compute(case, plain._replace(input=x))
+                assert (~y.isfinite()).equal(hit), (isa, at, case)
+                assert dx.isfinite().all(), "the gradient of the input does not read it"
+                assert (~dw.isfinite()).equal(hit_weights), (isa, at, case)
+        for at in range(plain.grad.numel()):
+            grad, mark = plain.grad.clone(), torch.zeros_like(plain.grad)
+            grad.view(-1)[at], mark.view(-1)[at] = special, 1
+            hit = count(case, "dgrad", mark, ones.values)
+            for isa in isas():
+                _, dx, dw = compute(case, plain._replace(grad=grad))
+                assert (~dx.isfinite()).equal(hit), (isa, at, case)
+                if mode != "zeros":  # a zero of the padding times infinity is anybody's choice
+                    hit_weights = count(case, "wgrad", mark, ones.input)
+                    assert (~dw.isfinite()).equal(hit_weights), (isa, at, case)
+        count_cases(plain.input.numel() + plain.grad.numel())
+
+
+def test_empty_row_gives_exactly_the_bias(isas):
+    case = Case(2, 3, 4, 5, 40, padding=2, pattern="empty_row")
+    mask = case.make_pattern().to_mask()
+    assert not mask[0].any()
+    x, values, bias, grad = case.tensors()
+    x[:] = float("nan")
+    for _ in isas():
+        y, _, _ = compute(case, Tensors(x, values, bias, grad))
+        assert (y[:, 0] == bias[0]).all()
+        assert y[:, 1].isnan().any()
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_nothing_to_do(batched, isas):
+    none = Case(2 if batched else 1, 3, 4, 5, 40, pattern="none", batched=batched)
+    tensors = none.tensors()
+    for _ in isas():
+        y, dx, dw = compute(none, tensors)
+        assert y.equal(tensors.bias[:, None].expand_as(y))
+        assert dx.shape == tensors.input.shape
+        assert not dx.any()
+        assert dw.shape == (0,)
+        if batched:
+            empty = Case(0, 3, 4, 5, 40)
+            y, dx, dw = compute(empty, empty.tensors())
+            assert y.shape == (0, 4, 36)
+            assert dx.shape == (0, 3, 40)
+            assert dw.shape == (empty.make_pattern().nnz,)
+            assert not dw.any()
+
+
+def test_values_are_read_afresh(isas):
+    """An optimizer changes them in place; nothing may be cached."""
+    case = Case(2, 3, 4, 5, 40, integers=True)
+    x, values, _, grad = case.tensors()
+    for _ in isas():
+        y, dx, _ = compute(case, Tensors(x, values, None, grad))
+        values.mul_(2)
+        twice, dx_twice, _ = compute(case, Tensors(x, values, None, grad))
+        assert twice.equal(2 * y)
+        assert dx_twice.equal(2 * dx)
+        values.data.copy_(values / 2)
+
+
+def test_unknown_isa_is_refused(monkeypatch):
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", "sse9")
+    with pytest.raises(ValueError, match=r"SPARSECONV_CPU_ISA.*sse9"):
+        sparse_conv1d(torch.ones(1, 1, 3), torch.ones(3), KernelCSR.full((1, 1, 3)), backend="cpp")
+
+
+def test_the_random_cases_cover_every_option():
+    rng, seen = random.Random(0), set()
+    for _ in range(2000):
+        case = random_case(rng)
+        fields = ("n", "kernel_size", "length", "stride", "dilation", "groups", "padding_mode")
+        seen |= {(f, getattr(case, f)) for f in (*fields, "dtype", "pattern", "batched", "bias")}
+        seen.add(("padding", type(case.padding).__name__, str(case.padding).isalpha()))
+    wanted = {("length", n) for n in LENGTHS} | {("pattern", p) for p in PATTERNS}
+    wanted |= {("padding_mode", m) for m in MODES} | {("groups", g) for g in (1, 2, 3)}
+    wanted |= {("stride", s) for s in (1, 2, 3)} | {("dilation", d) for d in (1, 2, 3)}
+    wanted |= {("dtype", d) for d in ("float32", "float64", "bfloat16", "float16")}
+    wanted |= {("n", n) for n in (0, 1, 2, 3, 5)} | {("batched", False), ("bias", False)}
+    wanted |= {("padding", "str", True), ("padding", "int", False), ("padding", "tuple", False)}
+    assert wanted <= seen

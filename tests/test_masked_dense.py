@@ -1,0 +1,208 @@
+"""The masked-dense rival is the same network, trained by the same rule."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.masked_dense import MaskedDST, PremaskedConv1d, masked_copy
+from sparseconv import DSTScheduler, SparseConv1d
+from sparseconv.models import DSN
+from sparseconv.recipe import Recipe
+from sparseconv.training import train
+
+SETTINGS: dict[str, Any] = {
+    "update_every": 2,
+    "end_step": 100,
+    "decay_steps": 80,
+    "prune_floor": 0.001,
+}
+
+
+def network(**options: Any) -> DSN:
+    torch.manual_seed(0)
+    return DSN(2, 3, nf=5, kernel_size=9, depth=3, **options)
+
+
+def masked_layers(model: nn.Module) -> list[PremaskedConv1d]:
+    return [layer for layer in model.modules() if isinstance(layer, PremaskedConv1d)]
+
+
+def batch(n: int = 8, length: int = 20) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 2, length, generator=generator), torch.arange(n) % 3
+
+
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    X, y = batch()
+    optimizer.zero_grad()
+    F.nll_loss(model(X), y).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
+@pytest.mark.parametrize("init", ["prefix", "random"])
+def test_the_copy_is_the_same_function(padding: str, init: str) -> None:
+    model = network(padding=padding, init=init, backend="reference").double()
+    before = copy.deepcopy(model.state_dict())
+    twin = masked_copy(model)
+    layers = model.sparse_layers()
+    X = batch()[0].double()
+    for train_mode in (True, False):
+        torch.testing.assert_close(
+            twin.train(train_mode)(X), model.train(train_mode)(X), rtol=1e-12, atol=1e-12
+        )
+    assert not [m for m in twin.modules() if isinstance(m, SparseConv1d)]
+    for dense, sparse in zip(masked_layers(twin), layers, strict=True):
+        assert dense.weight.shape == sparse.pattern.shape
+        assert torch.equal(dense.mask, sparse.pattern.to_mask())
+        assert dense.regions == sparse.regions
+    assert model.sparse_layers() == layers  # the model is left as it was, but for running means
+    assert torch.equal(before["blocks.0.conv.values"], model.state_dict()["blocks.0.conv.values"])
+
+
+def test_parameters_are_dense_and_so_are_gradients() -> None:
+    model = network()
+    twin = masked_copy(model)
+    assert sum(p.numel() for p in twin.parameters()) == model.cost(20).params_dense
+    take_step(twin, torch.optim.SGD(twin.parameters(), 0.0))
+    for layer in masked_layers(twin):
+        assert layer.weight.grad is not None
+        inactive = layer.weight.grad[~layer.mask]
+        assert (inactive != 0).double().mean() > 0.5  # a channel whose ReLU is shut has none
+
+
+def test_gradients_of_active_weights_are_those_of_the_sparse_network() -> None:
+    model = network(backend="reference").double()
+    twin = masked_copy(model)
+    X, y = batch()
+    for each in (model, twin):
+        F.nll_loss(each(X.double()), y).backward()
+    for sparse, dense in zip(model.sparse_layers(), masked_layers(twin), strict=True):
+        assert dense.weight.grad is not None
+        torch.testing.assert_close(dense.weight.grad[dense.mask], sparse.values.grad)
+
+
+def test_weights_stay_masked_while_moments_of_inactive_weights_accumulate() -> None:
+    twin = masked_copy(network())
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    scheduler = MaskedDST(twin, optimizer, **SETTINGS)
+    for _ in range(7):
+        take_step(twin, optimizer)
+        for layer in masked_layers(twin):  # before scheduler.step() as well as after
+            assert (layer.weight[~layer.mask] == 0).all()
+            assert optimizer.state[layer.weight]["exp_avg"][~layer.mask].abs().max() > 0
+        scheduler.step()
+        for layer in masked_layers(twin):
+            assert (layer.weight[~layer.mask] == 0).all()
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_updates_keep_the_number_in_every_region(grow: str) -> None:
+    model = network(init="random")
+    twin = masked_copy(model)
+    layers = masked_layers(twin)
+    nnz = [[_inside(layer, r) for r in layer.regions] for layer in layers]
+    masks = [layer.mask.clone() for layer in layers]
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    scheduler = MaskedDST(twin, optimizer, grow=grow, **SETTINGS)
+    updated = []
+    for _ in range(10):
+        take_step(twin, optimizer)
+        updated.append(scheduler.step())
+        assert [[_inside(layer, r) for r in layer.regions] for layer in layers] == nnz
+        assert [layer.mask.sum() for layer in layers] == [sum(counts) for counts in nnz]
+    assert updated == [False, True] * 5
+    assert not any(map(torch.equal, masks, (layer.mask for layer in layers)))
+
+
+def _inside(layer: PremaskedConv1d, region: Any) -> int:
+    return int(layer.mask[slice(*region.out_channels), :, slice(*region.taps)].sum())
+
+
+def test_static_patterns_never_change() -> None:
+    twin = masked_copy(network())
+    masks = [layer.mask.clone() for layer in masked_layers(twin)]
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    scheduler = MaskedDST(twin, optimizer, grow="static", **SETTINGS)
+    for _ in range(4):
+        take_step(twin, optimizer)
+        assert not scheduler.step()
+    assert all(map(torch.equal, masks, (layer.mask for layer in masked_layers(twin))))
+
+
+def test_it_moves_what_the_sparse_scheduler_moves() -> None:
+    """Same weights, same seed, same schedule: the same patterns and values after each update."""
+    model = network(backend="reference").double()
+    twin = masked_copy(model)
+    # Without optimizer state both follow the same trajectory; SGD without momentum has none.
+    sparse_optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    dense_optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+    sparse = DSTScheduler(model, sparse_optimizer, seed=3, **SETTINGS)
+    dense = MaskedDST(twin, dense_optimizer, seed=3, **SETTINGS)
+    X, y = batch()
+    for _ in range(12):
+        for each, optimizer in ((model, sparse_optimizer), (twin, dense_optimizer)):
+            optimizer.zero_grad()
+            F.nll_loss(each(X.double()), y).backward()
+            optimizer.step()
+        assert sparse.step() == dense.step()
+        assert sparse.prune_fraction_now == pytest.approx(dense.prune_fraction_now, rel=1e-12)
+        for ours, theirs in zip(model.sparse_layers(), masked_layers(twin), strict=True):
+            assert torch.equal(ours.pattern.to_mask(), theirs.mask)
+            torch.testing.assert_close(ours.dense_weight(), theirs.weight, rtol=1e-9, atol=1e-12)
+    assert sparse.updates == 6
+
+
+def test_it_trains_through_the_one_loop_and_keeps_a_masked_best() -> None:
+    model = network()
+    twin = masked_copy(model)
+
+    def factory(
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        update_every: int,
+        end_step: int,
+        decay_steps: int,
+    ) -> MaskedDST:
+        return MaskedDST(
+            model, optimizer, update_every=update_every, end_step=end_step, decay_steps=decay_steps
+        )
+
+    X, y = batch(20)
+    result = train(
+        twin, X, y, Recipe(epochs=6, update_every_epochs=2), progress=False,
+        scheduler_factory=factory,
+    )  # fmt: skip
+    assert [row["updated"] for row in result.history] == [False, True] * 3
+    for layer, sparse in zip(masked_layers(twin), model.sparse_layers(), strict=True):
+        assert (layer.weight[~layer.mask] == 0).all()
+        assert int(layer.mask.sum()) == sparse.pattern.nnz
+
+
+def test_state_goes_on_where_it_was() -> None:
+    states = []
+    for resume in (False, True):
+        twin = masked_copy(network())
+        optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+        scheduler = MaskedDST(twin, optimizer, **SETTINGS)
+        for i in range(8):
+            if resume and i == 5:
+                state = scheduler.state_dict()
+                scheduler = MaskedDST(twin, optimizer, **SETTINGS)
+                scheduler.load_state_dict(state)
+            take_step(twin, optimizer)
+            scheduler.step()
+        states.append([layer.mask for layer in masked_layers(twin)])
+    assert all(map(torch.equal, *states))
+
+
+def test_a_model_without_masked_layers_is_refused() -> None:
+    model = network()
+    with pytest.raises(ValueError, match="masked_copy"):
+        MaskedDST(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)

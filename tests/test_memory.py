@@ -1,0 +1,81 @@
+"""Training memory follows the active weights: nothing of a dense weight's size is ever held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from sparseconv import DSTScheduler, available_backends
+from sparseconv.models import DSN
+
+DENSE_BYTES = 141 * 47 * 39 * 4  # one layer's weight in float32
+
+
+def set_up(model: DSN) -> tuple[Callable[[], None], torch.optim.Optimizer]:
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    # Two short series: no activation, padded or not, comes near the size of a dense weight.
+    x, y = torch.randn(2, model.in_channels, 64), torch.tensor([0, 1])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.nll_loss(model(x), y).backward()
+        optimizer.step()
+
+    step()  # makes the moments, and the plans that are kept with a pattern
+    return step, optimizer
+
+
+def held_bytes(model: DSN) -> int:
+    """Bytes of parameters, gradients, optimizer state, and of the indices as well."""
+    _, optimizer = set_up(model)
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    tensors += [entry for state in optimizer.state.values() for entry in state.values()]
+    assert len(optimizer.state) == len(list(model.parameters()))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def allocations(work: Callable[[], Any]) -> list[int]:
+    """Size in bytes of every buffer that torch's CPU allocator hands out during ``work``."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    results = profiler.profiler.kineto_results
+    assert results is not None
+    sizes, events = [], list(results.experimental_event_tree())
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            sizes.append(event.extra_fields.alloc_size)
+    return sizes
+
+
+@pytest.mark.parametrize("in_channels", [1, 9])
+def test_parameters_gradients_and_moments(in_channels: int) -> None:
+    sparse, dense = (DSN(in_channels, 2, sparsity=sparsity) for sparsity in (0.8, 0.0))
+    plain = sum(parameter.numel() for parameter in dense.parameters()) * 4 * 4
+    # The dense network, as one would build it, has no indices: they count for the sparse one only.
+    assert held_bytes(sparse) < 0.2 * plain
+
+
+def test_no_dense_sized_buffer_in_a_training_step() -> None:
+    if not available_backends()["cpp"].startswith("available"):
+        pytest.skip(available_backends()["cpp"])
+    model = DSN(1, 2, backend="cpp")
+    step, optimizer = set_up(model)
+    scheduler = DSTScheduler(model, optimizer, update_every=1, end_step=10)
+    for work in (step, scheduler.step, step):  # the last one makes the new pattern's plans
+        sizes = allocations(work)
+        assert len(sizes) > 50, "the profiler saw no allocations: the test shows nothing"
+        assert max(sizes) < DENSE_BYTES
+
+
+def test_the_measurement_sees_dense_buffers() -> None:
+    step, _ = set_up(DSN(1, 2, backend="reference"))
+    assert max(allocations(step)) >= DENSE_BYTES

@@ -1,0 +1,388 @@
+"""SparseConv1d is a drop-in nn.Conv1d: construction, loading, conversion, change of pattern."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from sparseconv import KernelCSR, Region, SparseConv1d
+
+OPTIONS = [
+    {},
+    {"stride": 2, "padding": 3},
+    {"padding": "same", "dilation": 2, "padding_mode": "reflect"},
+    {"groups": 2, "bias": False, "padding": (1,), "padding_mode": "circular"},
+    {"padding": "valid", "stride": (3,), "dtype": torch.float64},
+]
+
+
+def snapshot(layer: SparseConv1d) -> dict[str, object]:
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    return {
+        "state": {name: tensor.tolist() for name, tensor in state.items()},
+        "pattern": layer.pattern,
+        "objects": [id(p) for p in layer.parameters()],
+        "grad": None if layer.values.grad is None else layer.values.grad.tolist(),
+    }
+
+
+def run(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return layer(x.to(next(layer.parameters()).dtype)).detach()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_like_conv1d(options):
+    layer, conv = SparseConv1d(4, 6, 5, density=1.0, **options), nn.Conv1d(4, 6, 5, **options)
+    assert repr(layer).startswith("SparseConv1d" + repr(conv)[len("Conv1d") : -1])
+    assert repr(layer).endswith(f", nnz={layer.pattern.nnz}, density=100.00 %)")
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups"):
+        assert getattr(layer, name) == getattr(conv, name)
+    assert layer.padding == conv.padding
+    assert layer.padding_mode == conv.padding_mode
+    assert layer.values.dtype == conv.weight.dtype
+    assert (layer.bias is None) == (conv.bias is None)
+    x = torch.randn(2, 4, 30)
+    with torch.no_grad():
+        conv.weight.copy_(layer.dense_weight())
+        if conv.bias is not None:
+            conv.bias.copy_(layer.bias)
+    assert torch.allclose(run(layer, x), run(conv, x), atol=1e-5)
+    assert torch.allclose(run(layer, x[0]), run(conv, x[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"groups": 0},
+        {"groups": -1},
+        {"groups": 3},
+        {"in_channels": 6, "out_channels": 4, "groups": 3},
+        {"padding": "reflect"},
+        {"padding": "same", "stride": 2},
+    ],
+)
+def test_refuses_in_the_words_of_conv1d(options):
+    arguments = {"in_channels": 4, "out_channels": 6, "kernel_size": 3} | options
+    with pytest.raises(ValueError, match=r"must|should|not") as theirs:
+        nn.Conv1d(**arguments)
+    head = str(theirs.value).split("{")[0]  # a set follows, printed in any order
+    with pytest.raises(ValueError, match=re.escape(head)):
+        SparseConv1d(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"padding_mode": "mirror"}, ValueError, "padding_mode must be one of"),
+        ({"kernel_size": 0}, ValueError, "kernel_size"),
+        ({"kernel_size": (3, 3)}, TypeError, "kernel_size"),
+        ({"in_channels": 0}, ValueError, "in_channels"),
+        ({"out_channels": -1}, ValueError, "out_channels"),
+        ({"stride": 0}, ValueError, "stride"),
+        ({"dilation": 0}, ValueError, "dilation"),
+        ({"padding": -1}, ValueError, "padding"),
+        ({"padding": (1, 2, 3)}, TypeError, "padding"),
+        ({"padding": 1.5}, TypeError, "padding"),
+        ({"density": 1.1}, ValueError, r"density must lie in \[0, 1\], but got 1.1"),
+        ({"density": -0.1}, ValueError, "density"),
+        ({"density": float("nan")}, ValueError, "density"),
+        ({"density": "0.2"}, TypeError, "str"),
+        ({"dtype": torch.int32}, TypeError, "dtype"),
+        ({"dtype": torch.complex64}, TypeError, "dtype"),
+        ({"pattern": torch.ones(6, 4, 3, dtype=torch.bool)}, TypeError, "from_mask"),
+        ({"pattern": KernelCSR.full((6, 4, 4))}, ValueError, r"\(6, 4, 3\), but got \(6, 4, 4\)"),
+        ({"kernel_size": 1 << 30}, ValueError, r"2\*\*31"),
+    ],
+)
+def test_refuses(options, error, message):
+    arguments = {"in_channels": 4, "out_channels": 6, "kernel_size": 3} | options
+    with pytest.raises(error, match=message):
+        SparseConv1d(**arguments)
+
+
+def test_density_and_seed():
+    torch.manual_seed(1)
+    first = SparseConv1d(8, 16, 9)
+    torch.manual_seed(1)
+    again = SparseConv1d(8, 16, 9)
+    assert snapshot(first)["state"] == snapshot(again)["state"]
+    assert first.pattern.nnz == round(0.2 * 8 * 16 * 9)
+    assert SparseConv1d(8, 16, 9, density=0).values.shape == (0,)
+    assert SparseConv1d(8, 16, 9, density=1).pattern == KernelCSR.full((16, 8, 9))
+    assert first.regions == (Region((0, 16), (0, 9)),)
+
+
+@pytest.mark.parametrize("fan_in", ["dense", "active"])
+def test_initialisation_is_uniform_within_the_fan_in_bound(fan_in):
+    mask = torch.rand(64, 50, 20, generator=torch.Generator().manual_seed(0)) < 0.2
+    mask[0] = False
+    layer = SparseConv1d(50, 64, 20, pattern=KernelCSR.from_mask(mask))
+    layer.reset_parameters(fan_in=fan_in)
+    counts = mask.sum((1, 2)).clamp(min=1) if fan_in == "active" else torch.full((64,), 1000)
+    scaled = (layer.dense_weight() * counts.sqrt()[:, None, None])[mask].detach()
+    # U(-1, 1): extremes near 1, mean 0 +- 1/sqrt(3 n), variance 1/3 +- sqrt(4/45 n); n ~ 12 600.
+    assert 0.99 < scaled.abs().max() <= 1 + 1e-6
+    assert scaled.mean().abs() < 5 / (3 * scaled.numel()) ** 0.5
+    assert abs(scaled.var().item() - 1 / 3) < 5 * (4 / 45 / scaled.numel()) ** 0.5
+    bias = (layer.bias * counts.sqrt()).detach()
+    assert 0.8 < bias.abs().max() <= 1 + 1e-6
+    with pytest.raises(ValueError, match="fan_in"):
+        layer.reset_parameters(fan_in="out")
+
+
+def test_weight_does_not_exist():
+    layer = SparseConv1d(2, 3, 4)
+    for action in (lambda: layer.weight, lambda: setattr(layer, "weight", nn.Parameter())):
+        with pytest.raises(AttributeError, match=r"values.*dense_weight\(\)"):
+            action()
+    assert not hasattr(layer, "weight")
+    with pytest.raises(AttributeError, match="no attribute 'wieght'"):
+        _ = layer.wieght
+    assert layer.dense_weight().shape == (3, 2, 4)
+    assert layer.dense_weight()[layer.pattern.to_mask()].equal(layer.values)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_state_dict_round_trip(options):
+    source, target = (SparseConv1d(4, 6, 5, density=d, **options) for d in (0.3, 0.6))
+    names = {"values", "crow_indices", "col_indices"} | (
+        {"bias"} if source.bias is not None else set()
+    )
+    assert set(source.state_dict()) == names
+    file = io.BytesIO()
+    torch.save(source.state_dict(), file)
+    file.seek(0)
+    parameter = target.values
+    target.load_state_dict(torch.load(file, weights_only=True))
+    assert target.values is parameter
+    assert target.pattern == source.pattern
+    x = torch.randn(2, 4, 30)
+    assert run(target, x).equal(run(source, x))
+    target.values.data.zero_()
+    assert source.values.any(), "the two share no memory"
+
+
+def test_load_dense_weight():
+    conv = nn.Conv1d(4, 6, 5)
+    mask = torch.rand(6, 4, 5) < 0.3
+    with torch.no_grad():
+        conv.weight.mul_(mask)
+    x = torch.randn(2, 4, 30)
+    layer = SparseConv1d(4, 6, 5)
+    layer.load_state_dict(conv.state_dict())
+    assert layer.pattern == KernelCSR.from_mask(mask)
+    assert torch.allclose(run(layer, x), run(conv, x), atol=1e-5)
+
+    wider = mask | (torch.rand(6, 4, 5) < 0.3)
+    layer.load_state_dict(conv.state_dict() | {"weight_mask": wider.float()})
+    assert layer.pattern == KernelCSR.from_mask(wider)
+    assert layer.dense_weight().equal(conv.weight)
+
+
+def test_load_pruned():
+    conv = nn.Conv1d(4, 6, 5)
+    prune.random_unstructured(conv, "weight", 0.7)
+    assert set(conv.state_dict()) == {"weight_orig", "weight_mask", "bias"}
+    layer = SparseConv1d(4, 6, 5)
+    layer.load_state_dict(conv.state_dict())
+    assert layer.dense_weight().equal(conv.weight)
+    assert layer.pattern.nnz == 36
+    assert SparseConv1d.from_dense(conv).dense_weight().equal(conv.weight)
+
+
+def test_load_with_assign():
+    source = SparseConv1d(4, 6, 5, density=0.4, dtype=torch.float64)
+    with torch.device("meta"):
+        target = SparseConv1d(4, 6, 5)
+    target.load_state_dict(source.state_dict(), assign=True)
+    x = torch.randn(2, 4, 30)
+    assert target.values.requires_grad
+    assert run(target, x).equal(run(source, x))
+
+
+def bad_states() -> dict[str, tuple[dict[str, object], str]]:
+    good = SparseConv1d(4, 6, 5, density=0.5).state_dict()
+    dense = nn.Conv1d(4, 6, 5).state_dict()
+
+    def without(*names):
+        return {name: tensor for name, tensor in good.items() if name not in names}
+
+    unsorted = good["col_indices"].flip(0)
+    return {
+        "no values": (without("values"), "expected values, crow_indices and col_indices"),
+        "no indices": (without("crow_indices"), r"missing \['crow_indices'\]"),
+        "no bias": (without("bias"), r"missing \['bias'\]"),
+        "extra": (good | {"scale": torch.ones(1)}, r"unexpected \['scale'\]"),
+        "both": (good | dense, r"unexpected \['weight'\]"),
+        "values too short": (good | {"values": good["values"][1:]}, "size mismatch for values"),
+        "bias too short": (good | {"bias": torch.ones(5)}, "size mismatch for bias"),
+        "unsorted": (good | {"col_indices": unsorted}, r"row \d+ .*unsorted"),
+        "int64": (good | {"crow_indices": good["crow_indices"].long()}, "int32"),
+        "int values": (good | {"values": good["values"].int()}, "floating point"),
+        "no tensor": (good | {"values": [1.0]}, "must be a tensor"),
+        "other weight": (dense | {"weight": torch.ones(6, 4, 4)}, "size mismatch for weight"),
+        "other mask": (dense | {"weight_mask": torch.ones(6, 4)}, "size mismatch for weight_mask"),
+        "odd mask": (dense | {"weight_mask": torch.full((6, 4, 5), 0.5)}, "zeros and ones"),
+        "orig alone": ({"weight_orig": dense["weight"], "bias": dense["bias"]}, "weight_mask"),
+    }
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", bad_states())
+def test_refused_load_changes_nothing(name, strict):
+    state, message = bad_states()[name]
+    model = nn.Sequential(nn.ReLU(), SparseConv1d(4, 6, 5))
+    model(torch.randn(2, 4, 30)).sum().backward()
+    before = snapshot(model[1])
+    with pytest.raises(RuntimeError, match=message) as error:
+        model.load_state_dict({f"1.{k}": v for k, v in state.items()}, strict=strict)
+    assert "1: " in str(error.value)
+    assert snapshot(model[1]) == before
+
+
+def test_absent_layer_is_missing():
+    model = nn.Sequential(SparseConv1d(4, 6, 5), nn.BatchNorm1d(6))
+    before = snapshot(model[0])
+    state = {name: t for name, t in model.state_dict().items() if name.startswith("1.")}
+    report = model.load_state_dict(state, strict=False)
+    assert report.missing_keys == ["0.values", "0.crow_indices", "0.col_indices", "0.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*0.values"):
+        model.load_state_dict(state)
+    assert snapshot(model[0]) == before
+
+
+def test_from_dense_and_to_dense():
+    torch.manual_seed(0)
+    for options in OPTIONS:
+        conv = nn.Conv1d(4, 6, 5, **options).eval()
+        mask = torch.rand(conv.weight.shape) < 0.4
+        state, original = torch.get_rng_state(), conv.weight.detach().clone()
+        layer = SparseConv1d.from_dense(conv, mask)
+        dense = layer.to_dense()
+        assert torch.get_rng_state().equal(state), "nothing is drawn"
+        assert conv.weight.equal(original)
+        assert not layer.training
+        assert not dense.training
+        assert dense.weight.equal(conv.weight * mask)
+        assert repr(dense) == repr(conv)
+        assert dense.bias is None if conv.bias is None else dense.bias.equal(conv.bias)
+        x = torch.randn(2, 4, 30)
+        assert torch.allclose(run(layer, x), run(dense, x), atol=1e-5)
+        assert SparseConv1d.from_dense(dense).pattern == KernelCSR.from_mask(mask)
+    full = SparseConv1d.from_dense(nn.Conv1d(1, 1, 3))
+    assert full.pattern.nnz == 3
+    with pytest.raises(TypeError, match=r"nn\.Conv1d"):
+        SparseConv1d.from_dense(nn.Linear(3, 3))
+    with pytest.raises(TypeError, match="bool"):
+        SparseConv1d.from_dense(conv, conv.weight)
+    with pytest.raises(ValueError, match="shape"):
+        SparseConv1d.from_dense(conv, torch.ones(6, 4, 4, dtype=torch.bool))
+    with pytest.raises(NotImplementedError, match="pad the input"):
+        SparseConv1d(4, 6, 5, padding=(0, 4)).to_dense()
+    assert SparseConv1d(4, 6, 5, padding=(2, 2)).to_dense().padding == (2,)
+
+
+@pytest.mark.parametrize("nnz", [0, 30, 36, 50, 120])
+def test_set_pattern(nnz):
+    layer = SparseConv1d(4, 6, 5, density=0.3, dtype=torch.float64)
+    assert layer.pattern.nnz == 36
+    layer(torch.randn(1, 4, 9, dtype=torch.float64)).sum().backward()
+    old, old_mask = layer.dense_weight().detach(), layer.pattern.to_mask()
+    parameter, memory = layer.values, layer.values.data_ptr()
+    new = KernelCSR.random((6, 4, 5), nnz)
+    layer.set_pattern(new)
+    assert layer.values is parameter
+    assert layer.values.shape == (nnz,)
+    assert layer.pattern is new
+    assert layer.values.grad is None
+    assert layer.dense_weight().equal(old * new.to_mask()), "survivors keep, the others are 0"
+    assert layer.crow_indices.equal(new.crow_indices)
+    assert layer.col_indices.equal(new.col_indices)
+    if nnz == 36:
+        assert layer.values.data_ptr() == memory
+        assert not new.to_mask().equal(old_mask)
+    values = torch.randn(nnz, dtype=torch.float64)
+    layer.set_pattern(new, values)
+    assert layer.values.equal(values)
+    x = torch.randn(2, 4, 9, dtype=torch.float64)
+    loss = layer(x).sum()  # this graph stays alive over the next change
+    layer.set_pattern(KernelCSR.full((6, 4, 5)))
+    layer(x).square().sum().backward()
+    assert layer.values.grad.shape == (120,)
+    assert loss.requires_grad
+
+
+def test_same_pattern_keeps_the_gradient():
+    layer = SparseConv1d(4, 6, 5)
+    layer(torch.randn(1, 4, 9)).sum().backward()
+    layer.set_pattern(KernelCSR(layer.crow_indices, layer.col_indices, layer.pattern.shape))
+    assert layer.values.grad is not None
+
+
+def test_refused_pattern_changes_nothing():
+    layer = SparseConv1d(4, 6, 5)
+    before = snapshot(layer)
+    full = KernelCSR.full((6, 4, 5))
+    for arguments, error in (
+        ((full.to_mask(),), TypeError),
+        ((KernelCSR.full((6, 4, 4)),), ValueError),
+        ((full, torch.ones(119)), ValueError),
+        ((full, torch.ones(120, dtype=torch.int64)), TypeError),
+        ((full, [0.0] * 120), TypeError),
+    ):
+        with pytest.raises(error):
+            layer.set_pattern(*arguments)
+        assert snapshot(layer) == before
+    with pytest.raises(AttributeError):
+        layer.pattern = full
+
+
+def test_copies_and_conversions():
+    layer = SparseConv1d(4, 6, 5, padding=(0, 4), padding_mode="replicate")
+    layer.regions = (Region((0, 3), (0, 2)), Region((3, 6), (0, 5)))
+    x = torch.randn(2, 4, 30)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert run(twin, x).equal(run(layer, x))
+        assert twin.regions == layer.regions
+        assert twin.pattern == layer.pattern
+        twin.set_pattern(KernelCSR.full((6, 4, 5)))
+        assert layer.pattern.nnz == 24 == layer.values.numel()
+    assert layer.double().values.dtype == torch.float64
+    assert layer.col_indices.dtype == torch.int32
+    assert layer.pattern.nnz == 24
+    meta = copy.deepcopy(layer).to("meta")
+    assert meta.values.is_meta
+    assert meta.crow_indices.is_meta
+    assert meta.pattern == layer.pattern
+
+
+def test_trains():
+    torch.manual_seed(0)
+    layer = SparseConv1d(2, 3, 5, padding="same", density=0.5)
+    target = SparseConv1d(2, 3, 5, padding="same", pattern=layer.pattern)
+    x = torch.randn(16, 2, 40)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+    losses = []
+    for _ in range(150):
+        loss = (layer(x) - run(target, x)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] * 1e-3
+    assert optimizer.state[layer.values]["exp_avg"].shape == (15,)
+
+
+def test_no_active_weight_gives_the_bias():
+    layer = SparseConv1d(4, 6, 5, density=0)
+    y = layer(torch.randn(2, 4, 9))
+    assert y.equal(layer.bias[:, None].expand_as(y))
+    y.sum().backward()
+    assert layer.values.grad.shape == (0,)

@@ -1,0 +1,235 @@
+"""KernelCSR holds a valid, immutable set of active weights, or refuses."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+import time
+
+import pytest
+import torch
+
+from sparseconv import KernelCSR
+from sparseconv.testing import PATTERNS, Case
+
+
+def int32(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def case(pattern: str) -> Case:
+    return Case(1, 4, 6, 7, 20, pattern=pattern, density=0.4, seed=3)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_mask_round_trip(name, count_cases):
+    pattern = case(name).make_pattern()
+    mask = pattern.to_mask()
+    pattern.validate()
+    rows = [row.nonzero().flatten().tolist() for row in mask.flatten(0, 1)]
+    assert pattern.col_indices.tolist() == [tap for row in rows for tap in row]
+    assert pattern.crow_indices.diff().tolist() == [len(row) for row in rows]
+    assert pattern.nnz == int(mask.sum())
+    assert pattern.numel == mask.numel()
+    assert pattern.density == pattern.nnz / pattern.numel
+    assert KernelCSR.from_mask(mask) == pattern
+    assert KernelCSR.from_positions(pattern.positions(), pattern.shape) == pattern
+    assert KernelCSR(pattern.crow_indices, pattern.col_indices, pattern.shape) == pattern
+    assert pattern.crow_indices.dtype == pattern.col_indices.dtype == torch.int32
+    count_cases(1)
+
+
+def test_from_mask_takes_any_layout():
+    mask = torch.rand(5, 3, 4) < 0.5
+    assert KernelCSR.from_mask(mask.transpose(0, 2)).to_mask().equal(mask.transpose(0, 2))
+
+
+def test_full_and_random():
+    assert KernelCSR.full((2, 3, 4)).to_mask().all()
+    assert KernelCSR.random((2, 3, 4), 24) == KernelCSR.full((2, 3, 4))
+    assert KernelCSR.random((2, 3, 4), 0).nnz == 0
+    torch.manual_seed(5)
+    first = KernelCSR.random((8, 4, 9), 50)
+    torch.manual_seed(5)
+    assert KernelCSR.random((8, 4, 9), 50) == first
+    generators = (torch.Generator().manual_seed(6) for _ in range(2))
+    a, b = (KernelCSR.random((8, 4, 9), 50, generator=g) for g in generators)
+    assert a == b != first
+
+
+def test_random_is_uniform():
+    drawn = sum(
+        KernelCSR.random((3, 2, 4), 6, generator=torch.Generator().manual_seed(i)).to_mask().int()
+        for i in range(400)
+    )
+    # 400 draws of a quarter of the weights: mean 100, standard deviation 8.7.
+    assert (drawn - 100).abs().max() < 5 * 8.7
+
+
+@pytest.mark.parametrize(
+    ("crow", "col", "message"),
+    [
+        ((0, 2, 3, 3, 4), (1, 0, 2, 1), r"row 0 .*unsorted"),
+        ((0, 2, 4, 4, 4), (0, 2, 1, 1), r"row 1 \(output channel 0, input channel 1\).*repeated"),
+        ((0, 1, 1, 2, 3), (0, 3, 1), r"row 2 .*\[0, 3\), but got 3"),
+        ((0, 1, 1, 1, 2), (0, -1), r"row 3 .*but got -1"),
+        ((0, 2, 1, 2, 2), (0, 1), r"row 1 .*must not decrease"),
+        ((0, -1, 2, 2, 2), (0, 1), r"row 0 .*must not decrease"),
+        ((1, 1, 2, 2, 2), (0, 1), r"row 0 .*begin with 0"),
+        ((0, 1, 2, 2, 3), (0, 1), r"end with the number of col_indices, 2, but ends with 3"),
+        ((0, 1, 2, 2), (0, 1), r"must have 5 entries"),
+        ((0, 1, 2, 2, 2, 2), (0, 1), r"must have 5 entries"),
+        ((), (), r"must have 5 entries"),
+    ],
+)
+def test_refuses_bad_structure(crow, col, message):
+    with pytest.raises(ValueError, match=message):
+        KernelCSR(int32(*crow), int32(*col), (2, 2, 3))
+
+
+def test_names_the_first_bad_row():
+    crow, col = int32(0, 2, 4, 6, 8), int32(0, 1, 1, 0, 2, 1, 0, 1)
+    with pytest.raises(ValueError, match=r"row 1 "):
+        KernelCSR(crow, col, (2, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("crow", "col"),
+    [
+        (torch.tensor([0, 1]), int32(0)),
+        (int32(0, 1), torch.tensor([0.0])),
+        (int32(0, 1), torch.tensor([True])),
+        ([0, 1], int32(0)),
+        (int32(0, 1), int32(0)[None]),
+        (int32(0, 1), torch.empty(1, dtype=torch.int32, device="meta")),
+    ],
+)
+def test_refuses_wrong_types(crow, col):
+    with pytest.raises(TypeError, match="_indices must be"):
+        KernelCSR(crow, col, (1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [
+        ((1 << 11, 1 << 10, 1 << 10), ValueError, r"2\*\*31"),
+        ((1 << 40, 1 << 40, 1 << 40), ValueError, r"2\*\*31"),
+        ((1, 0, 3), ValueError, "positive"),
+        ((1, -1, 3), ValueError, "positive"),
+        ((1, 2), TypeError, "three ints"),
+        ((1, 2, 3.0), TypeError, "three ints"),
+    ],
+)
+def test_refuses_shapes(shape, error, message):
+    for build in (
+        lambda: KernelCSR(int32(0), int32(), shape),
+        lambda: KernelCSR.full(shape),
+        lambda: KernelCSR.random(shape, 1),
+        lambda: KernelCSR.from_positions(torch.tensor([0]), shape),
+    ):
+        with pytest.raises(error, match=message):
+            build()
+
+
+@pytest.mark.parametrize(
+    ("positions", "error", "message"),
+    [
+        (torch.tensor([0, 2, 1]), ValueError, "1 follows 2"),
+        (torch.tensor([0, 2, 2]), ValueError, "2 follows 2"),
+        (torch.tensor([0, 6]), ValueError, r"\[0, 6\).*got 6"),
+        (torch.tensor([-1, 0]), ValueError, "got -1"),
+        (torch.tensor([0.0]), TypeError, "int64"),
+        (torch.tensor([[0]]), ValueError, "1-dimensional"),
+        ([0], TypeError, "int64"),
+    ],
+)
+def test_refuses_positions(positions, error, message):
+    with pytest.raises(error, match=message):
+        KernelCSR.from_positions(positions, (2, 1, 3))
+
+
+def test_refuses_masks_and_counts():
+    with pytest.raises(TypeError, match=r"weight != 0"):
+        KernelCSR.from_mask(torch.ones(2, 2, 2))
+    with pytest.raises(ValueError, match="three dimensions"):
+        KernelCSR.from_mask(torch.ones(2, 2, dtype=torch.bool))
+    for nnz in (-1, 7):
+        with pytest.raises(ValueError, match=r"\[0, 6\]"):
+            KernelCSR.random((1, 2, 3), nnz)
+
+
+def test_equality_and_hash():
+    a, b = (case("random").make_pattern() for _ in range(2))
+    assert a == b
+    assert hash(a) == hash(b)
+    assert len({a, b}) == 1
+    other = case("empty_row").make_pattern()
+    assert a != other
+    assert hash(a) != hash(other)
+    reshaped = KernelCSR.from_positions(a.positions(), (a.shape[0] * 2, 2, a.shape[2]))
+    assert a != reshaped
+    assert a != "pattern"
+
+
+def test_copies():
+    pattern = case("random").make_pattern()
+    pattern.derived("plan", lambda p: [1])
+    loaded = pickle.loads(pickle.dumps(pattern))
+    assert loaded == pattern
+    assert hash(loaded) == hash(pattern)
+    assert loaded.derived("plan", lambda p: [2]) == [2], "plans are not pickled"
+    assert copy.deepcopy(pattern) is pattern
+    assert copy.copy(pattern) is pattern
+
+
+def test_immutable():
+    pattern = KernelCSR.full((1, 1, 3))
+    for name in ("shape", "crow_indices", "_col", "new"):
+        with pytest.raises(AttributeError, match="immutable"):
+            setattr(pattern, name, None)
+    with pytest.raises(AttributeError, match="immutable"):
+        del pattern._col
+
+
+def test_owns_its_arrays():
+    crow, col = int32(0, 2), int32(0, 2)
+    pattern = KernelCSR(crow, col, (1, 1, 3))
+    col[0] = 1
+    assert pattern.col_indices.tolist() == [0, 2]
+    pattern.col_indices[0] = 1
+    with pytest.raises(RuntimeError, match="changed in place"):
+        _ = pattern.col_indices
+
+
+def test_made_in_inference_mode_and_under_another_default_device():
+    with torch.inference_mode(), torch.device("meta"):
+        pattern = KernelCSR.random((4, 2, 3), 10)
+        assert pattern.to_mask().sum() == 10
+    assert pattern.col_indices.device.type == "cpu"
+    assert not pattern.col_indices.is_inference()
+
+
+def test_repr():
+    pattern = KernelCSR.random((141, 47, 39), 34459)
+    assert repr(pattern) == "KernelCSR(shape=(141, 47, 39), nnz=34459, density=13.33 %)"
+
+
+def test_derived_is_made_once_by_many_threads():
+    pattern, made, got = KernelCSR.full((2, 2, 2)), [], []
+
+    def make(p: KernelCSR) -> object:
+        made.append(p.derived("inner", lambda q: q.nnz))  # one plan may be made from another
+        time.sleep(0.01)
+        return object()
+
+    threads = [
+        threading.Thread(target=lambda: got.append(pattern.derived("plan", make))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [8]
+    assert len(set(map(id, got))) == 1
+    assert len(got) == 8

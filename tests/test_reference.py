@@ -1,0 +1,142 @@
+"""The reference is right: oracle against F.conv1d, dense path against autograd and the oracle."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
+from sparseconv.reference import (
+    MaskedConv1d,
+    conv1d_dense,
+    conv1d_oracle,
+    dense_weight,
+    oracle_dgrad,
+    oracle_wgrad,
+)
+from sparseconv.testing import (
+    LAYOUTS,
+    expected_dgrad,
+    expected_fprop,
+    expected_wgrad,
+    random_case,
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_oracle_is_conv1d(seed, count_cases):
+    """Integers, so that both must agree exactly; F.pad writes the padding independently."""
+    rng = random.Random(seed)
+    for _ in range(50):
+        case = random_case(rng, dtype="float64", integers=True, batched=True, n=2)
+        pattern = case.make_pattern()
+        x, values, bias, grad = case.tensors()
+        stride, padding, dilation, groups, mode = case.geometry
+        x.requires_grad_()
+        weight = torch.zeros(pattern.shape, dtype=torch.float64)
+        weight[pattern.to_mask()] = values
+        weight.requires_grad_()
+        padded = F.pad(x, padding, "constant" if mode == "zeros" else mode)
+        y = F.conv1d(padded, weight, bias, stride, 0, dilation, groups)
+        y.backward(grad)
+        assert conv1d_oracle(x, values, pattern, bias, *case.geometry).equal(y), case
+        dx = oracle_dgrad(grad, values, pattern, case.length, *case.geometry)
+        assert dx.equal(x.grad), case
+        dw = oracle_wgrad(grad, x, pattern, *case.geometry)
+        assert dw.equal(weight.grad[pattern.to_mask()]), case
+        count_cases(1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dense_path_within_the_bound(seed, count_cases):
+    rng = random.Random(100 + seed)
+    for _ in range(50):
+        case = random_case(rng)
+        tensors = case.tensors()
+        x, values, bias, grad = tensors
+        x.requires_grad_(), values.requires_grad_()
+        y = sparse_conv1d(x, values, case.make_pattern(), bias, **case.options, backend="reference")
+        y.backward(grad)
+        for got, (exact, bound) in (
+            (y, expected_fprop(case, tensors)),
+            (x.grad, expected_dgrad(case, tensors)),
+            (values.grad, expected_wgrad(case, tensors)),
+        ):
+            assert (got.shape, got.dtype) == (exact.shape, x.dtype), case
+            assert ((got.detach().double() - exact).abs() <= bound).all(), case
+        count_cases(1)
+
+
+def test_the_bound_is_tight_enough_to_catch_a_missing_term():
+    rng = random.Random(7)
+    for _ in range(20):
+        case = random_case(rng, dtype="float32", pattern="full", n=2, batched=True)
+        tensors = case.tensors()
+        x, values, bias, _ = tensors
+        wrong = values.clone()
+        wrong[0] = 0
+        exact, bound = expected_fprop(case, tensors)
+        y = conv1d_dense(x, wrong, case.make_pattern(), bias, *case.geometry)
+        assert ((y.double() - exact).abs() > bound).any(), case
+
+
+@pytest.mark.parametrize("mode", ["zeros", "replicate", "reflect", "circular"])
+def test_gradcheck(mode):
+    pattern = KernelCSR.random((4, 2, 3), 9, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    tensors = [
+        torch.randn(size, dtype=torch.float64, requires_grad=True)
+        for size in ((2, 4, 6), (9,), (4,))
+    ]
+
+    def function(x, values, bias):
+        return conv1d_dense(x, values, pattern, bias, 2, (1, 3), 2, 2, mode)
+
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+
+def test_dense_weight():
+    mask = torch.rand(5, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.4
+    pattern = KernelCSR.from_mask(mask)
+    values = torch.arange(1.0, pattern.nnz + 1, requires_grad=True)
+    weight = dense_weight(values, pattern)
+    assert weight[mask].equal(values)
+    assert not weight[~mask].any()
+    weight.square().sum().backward()
+    assert values.grad.equal(2 * values)
+
+
+def test_layouts_are_what_they_say():
+    x = torch.randn(3, 4, 5)
+    repeating = {"expanded_first", "expanded_last", "overlapping"}
+    strides = set()
+    for name, layout in LAYOUTS.items():
+        y = layout(x)
+        strides.add((y.stride(), y.storage_offset(), y.is_neg()))
+        assert y.shape == x.shape
+        assert not y.isnan().any()
+        assert y.equal(x) or name in repeating
+        for size in ((4, 5), (7,), (0, 3, 2), (1, 1, 1)):
+            assert layout(torch.randn(size)).shape == size
+    assert len(LAYOUTS) == 14
+    assert len(strides) >= 12
+
+
+def test_masked_layer_computes_what_the_sparse_layer_does():
+    layer = SparseConv1d(
+        4, 6, 5, 2, (0, 4), 2, 2, padding_mode="replicate", density=0.4, dtype=torch.float64
+    )
+    layer.backend = "reference"
+    twin = MaskedConv1d.from_sparse(layer)
+    x = torch.randn(3, 4, 20, dtype=torch.float64)
+    y, z = layer(x), twin(x)
+    assert torch.allclose(y, z, rtol=0, atol=1e-14)
+    (y.sum() + z.sum()).backward()
+    mask = layer.pattern.to_mask()
+    assert torch.allclose(layer.values.grad, twin.weight.grad[mask], rtol=0, atol=1e-13)
+    assert not twin.weight.grad[~mask].any()
+    assert set(twin.state_dict()) == {"weight", "bias", "mask"}

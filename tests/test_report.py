@@ -1,0 +1,255 @@
+"""The summary, the figures and the HTML page that a run leaves behind."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparseconv import KernelCSR, SparseConv1d
+from sparseconv.models import DSN
+from sparseconv.report import Section, Table, figures, write_html, write_training_report
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def history(epochs: int, *, test: bool = False) -> list[dict[str, Any]]:
+    rows = []
+    for epoch in range(1, epochs + 1):
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "train_loss": 1 / epoch,
+            "train_accuracy": 1 - 0.5 / epoch,
+            "lr": 3e-4,
+            "prune_fraction": 0.5,
+            "updated": epoch % 5 == 0,
+            "seconds": 0.25,
+        }
+        if test:
+            row |= {"test_loss": 2 / epoch, "test_accuracy": 1 - 0.6 / epoch}
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def model() -> DSN:
+    torch.manual_seed(0)
+    return DSN(1, 2, nf=6, kernel_size=9, init="random")
+
+
+def test_receptive_field_is_the_span_of_the_active_taps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(40, 5, 13, generator=generator) < 0.15
+    sizes = figures.receptive_field_sizes(KernelCSR.from_mask(mask))
+    assert sizes.shape == (40, 5)
+    spans = set()
+    for o in range(40):
+        for c in range(5):
+            taps = mask[o, c].nonzero().flatten().tolist()
+            expected = taps[-1] - taps[0] + 1 if taps else 0
+            assert sizes[o, c] == expected
+            spans.add(expected)
+    assert {0, 1} < spans
+    assert len(spans) > 10
+
+
+def test_receptive_field_of_no_and_of_every_weight() -> None:
+    none = KernelCSR.from_mask(torch.zeros(3, 2, 7, dtype=torch.bool))
+    assert (figures.receptive_field_sizes(none) == 0).all()
+    assert (figures.receptive_field_sizes(KernelCSR.full((3, 2, 7))) == 7).all()
+
+
+def test_group_profiles_sum_magnitudes_by_group_and_tap(model: DSN) -> None:
+    for layer in model.sparse_layers():
+        profile = figures.group_profiles(layer)
+        weight = layer.dense_weight().detach().abs().double()
+        expected = np.zeros_like(profile)
+        for row, region in enumerate(layer.regions):
+            expected[row] = weight[slice(*region.out_channels)].sum((0, 1)).numpy()
+        np.testing.assert_allclose(profile, expected, rtol=1e-12)
+        assert profile[0, layer.regions[0].taps[1] :].sum() == 0 < profile[0].sum()
+
+
+def test_group_profiles_do_not_depend_on_the_order_of_regions() -> None:
+    layer = SparseConv1d(2, 6, 5, density=0.5)
+    layer.regions = DSN(1, 2, nf=2, kernel_size=5, n_groups=2).sparse_layers()[0].regions
+    forward = figures.group_profiles(layer)
+    layer.regions = layer.regions[::-1]
+    np.testing.assert_array_equal(figures.group_profiles(layer), forward)
+
+
+@pytest.mark.parametrize("epochs", [1, 40])
+@pytest.mark.parametrize("test", [False, True])
+def test_learning_curve(tmp_path: Path, epochs: int, test: bool) -> None:
+    path = figures.learning_curve(history(epochs, test=test), tmp_path / "new" / "curve.png")
+    assert path.read_bytes().startswith(PNG)
+
+
+def test_learning_curve_takes_a_loss_of_zero(tmp_path: Path) -> None:
+    rows = history(3)
+    rows[-1]["train_loss"] = 0.0
+    assert figures.learning_curve(rows, tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_learning_curve_refuses_an_empty_history(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one epoch"):
+        figures.learning_curve([], tmp_path / "curve.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pattern_figures(tmp_path: Path, model: DSN) -> None:
+    ungrouped = DSN(1, 2, nf=6, kernel_size=9, n_groups=1)
+    models = {"with groups": model, "without": ungrouped}
+    assert figures.receptive_fields(models, tmp_path / "a.png").read_bytes().startswith(PNG)
+    for network, name in ((model, "b.png"), (ungrouped, "c.png")):
+        assert figures.group_weights(network, tmp_path / name).read_bytes().startswith(PNG)
+
+
+def test_dense_and_shallow_networks_have_figures_too(tmp_path: Path) -> None:
+    dense = DSN(3, 2, sparsity=0.0, nf=2, kernel_size=5, depth=1)
+    assert figures.receptive_fields({"dense": dense}, tmp_path / "a.png").exists()
+    assert figures.group_weights(dense, tmp_path / "b.png").exists()
+
+
+def test_time_vs_flops(tmp_path: Path) -> None:
+    rows = [
+        figures.Saving("forward", "layer 1", 7.5, 0.6),
+        figures.Saving("forward", "layer 2", 7.5, 8.0),
+        figures.Saving("backward", "layer 2", 7.5, 5.5),
+        figures.Saving("backward", "S = 50 %", 3.0, 2.0, sweep=True),
+    ]
+    assert figures.time_vs_flops(rows, tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+def test_labels_of_near_points_are_joined() -> None:
+    points = [figures.Saving("", str(i), 7.5, time) for i, time in enumerate((8, 1, 8.1, 4))]
+    clusters = figures._clusters(points)
+    assert [[point.label for point in cluster] for cluster in clusters] == [
+        ["1"],
+        ["3"],
+        ["0", "2"],
+    ]
+
+
+def test_drawing_leaves_matplotlib_and_numpy_as_they_were(tmp_path: Path) -> None:
+    """In a fresh process: importing draws nothing in; drawing sets no global state."""
+    code = f"""
+import sys, sparseconv.report
+assert not {{"matplotlib", "jinja2"}} & set(sys.modules), "imported too early"
+import matplotlib, random, torch
+before = matplotlib.rcParams.copy(), random.getstate(), torch.get_rng_state()
+from sparseconv.report import figures
+figures.time_vs_flops([figures.Saving("a", "b", 2.0, 2.0)], {str(tmp_path / "a.png")!r})
+assert "matplotlib.pyplot" not in sys.modules, "pyplot keeps global state"
+after = matplotlib.rcParams.copy(), random.getstate(), torch.get_rng_state()
+assert before[:2] == after[:2] and torch.equal(before[2], after[2])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_report(tmp_path: Path, model: DSN) -> None:
+    summary = write_training_report(
+        tmp_path / "run",
+        dataset_name="GunPoint",
+        model=model,
+        history=history(20),
+        cost=model.cost(150),
+        test_accuracy=0.98,
+        config={"epochs": 20, "seed": 0, "batch_size": None},
+    )
+    text = summary.read_text()
+    cost = model.cost(150)
+    assert summary == tmp_path / "run" / "summary.md"
+    assert "GunPoint" in text
+    assert "0.9800" in text
+    assert "0.050000 in epoch 20" in text
+    assert f"{cost.macs_executed:,}".replace(",", " ") in text
+    for i, layer in enumerate(model.sparse_layers(), start=1):
+        assert re.search(rf"\| {i} .*\| +{layer.pattern.nnz} \|", text)
+    assert "batch_size" in text
+    links = re.findall(r"!\[.+\]\((.+)\)", text)
+    assert len(links) == 3
+    for link in links:
+        assert (summary.parent / link).read_bytes().startswith(PNG)
+
+
+def test_training_report_keeps_the_later_of_equal_epochs(tmp_path: Path, model: DSN) -> None:
+    rows = history(4)
+    rows[1]["train_loss"] = rows[3]["train_loss"]
+    summary = write_training_report(
+        tmp_path, dataset_name="x", model=model, history=rows, cost=model.cost(9),
+        test_accuracy=1.0, config={"epochs": 4},
+    )  # fmt: skip
+    assert "in epoch 4" in summary.read_text()
+
+
+def test_table_is_aligned_markdown() -> None:
+    table = Table(("name", "n"), [("a|b", "1"), ("long name", "12 345")])
+    lines = table.markdown().splitlines()
+    assert len({len(line) for line in lines if "a" not in line}) == 1
+    assert lines[0] == "| name      |      n |"
+    assert lines[1] == "|:----------|-------:|"
+    assert lines[2] == r"| a\|b      |      1 |"
+
+
+def test_html_is_one_self_contained_file(tmp_path: Path, model: DSN) -> None:
+    figure = figures.group_weights(model, tmp_path / "weights.png")
+    page = write_html(
+        tmp_path / "out" / "report.html",
+        "A <title>",
+        [
+            Section(
+                "First & foremost", "Text with <b>tags</b>.", Table(("a", "b"), [("x", "1.5")])
+            ),
+            Section("Second", figure=figure, caption="What it shows"),
+        ],
+        subtitle="one line",
+        highlights=[("98 %", "accuracy")],
+    )
+    figure.unlink()  # nothing outside is needed
+    html = page.read_text()
+    assert "A &lt;title&gt;" in html
+    assert "&lt;b&gt;" in html
+    assert "First &amp; foremost" in html
+    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert len(sources) == 1
+    assert sources[0].startswith("data:image/png;base64,iVBOR")
+    assert "@import" not in html
+    assert "url(" not in html
+    assert "<script" not in html
+    assert "prefers-color-scheme: dark" in html
+    assert 'name="viewport"' in html
+    assert '<td class="text">x</td>' in html
+    assert "<td>1.5</td>" in html
+    assert "98 %" in html
+    assert "What it shows" in html
+    assert "one line" in html
+
+
+def test_html_writes_nothing_without_its_figure(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_html(tmp_path / "r.html", "t", [Section("s", figure=tmp_path / "missing.png")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    draw: dict[str, Callable[[], object]] = {
+        "matplotlib": lambda: figures.learning_curve(history(2), tmp_path / "a.png"),
+        "jinja2": lambda: write_html(tmp_path / "r.html", "t", []),
+    }
+    with pytest.raises(RuntimeError, match=rf"{package}.*pip install"):
+        draw[package]()

@@ -1,0 +1,251 @@
+"""The training loop follows the recipe and keeps the best epoch."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import (
+    RECIPE,
+    Constant,
+    WithDropout,
+    data,
+    network,
+    one_thread,  # noqa: F401 (autouse)
+    run,
+    same,
+)
+from torch import Tensor, nn
+
+from sparseconv import DSTScheduler, checkpoint
+from sparseconv.evaluation import predict_log_proba
+from sparseconv.recipe import Recipe
+from sparseconv.training import train
+
+
+def test_every_series_once_per_epoch_in_a_new_order_last_batch_kept() -> None:
+    model, batches = network(), []
+    model.register_forward_pre_hook(lambda module, args: batches.append(args[0][:, 0, 0].tolist()))
+    run(model, replace(RECIPE, epochs=3))
+    # The first pass checks the model, then an epoch takes four.
+    epochs = [[x for batch in batches[i : i + 4] for x in batch] for i in (1, 5, 9)]
+    assert [len(batch) for batch in batches[1:]] == [6, 6, 6, 2] * 3
+    everything = sorted(data()[0][:, 0, 0].tolist())
+    assert all(sorted(epoch) == everything for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient", "static"])
+def test_history(grow: str) -> None:
+    model = network()
+    first = [layer.pattern for layer in model.sparse_layers()]
+    recipe = Recipe(epochs=12, batch_size=7, grow=grow)
+    result = run(model, recipe, validation=data(9, seed=1))
+    assert [row["epoch"] for row in result.history] == list(range(1, 13))
+    updates = [] if grow == "static" else [5, 10]
+    assert [row["epoch"] for row in result.history if row["updated"]] == updates
+    for row in result.history:
+        assert row["lr"] == recipe.lr_in(row["epoch"])
+        t = min(row["epoch"] * 3, 28)  # 36 steps; 80 % of them are 28
+        fraction = 0.001 + 0.2495 * (1 + math.cos(math.pi * t / 28))
+        assert row["prune_fraction"] == pytest.approx(fraction)
+        assert row["seconds"] > 0
+        assert 0 <= row["train_accuracy"] <= 1
+        assert 0 <= row["test_accuracy"] <= 1
+        assert row["test_loss"] > 0
+    assert [layer.pattern.nnz for layer in model.sparse_layers()] == [p.nnz for p in first]
+    weights = sum(p.numel for p in first)
+    started = sum(p.nnz for p in first) / weights
+    assert (result.itop_rate == started) if grow == "static" else (result.itop_rate > started)
+
+
+def test_training_learns() -> None:
+    model = network(nf=6)
+    recipe = Recipe(epochs=30, lr=1e-2, batch_size=5)
+    result = train(model, *data(60), recipe, progress=False)
+    X, y = data(200, seed=5)
+    assert result.history[-1]["train_loss"] < 0.5 * result.history[0]["train_loss"]
+    assert (predict_log_proba(model, X).argmax(1) == y).double().mean() > 0.8
+
+
+def test_loss_and_accuracy_are_means_over_series() -> None:
+    history = run(Constant(), replace(RECIPE, epochs=1)).history
+    assert history[0]["train_loss"] == pytest.approx(math.log(2))
+    assert history[0]["train_accuracy"] == 0.5  # argmax of equals is class 0, half of the series
+
+
+def test_the_best_epoch_is_left_with_its_own_pattern() -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Recording(DSTScheduler):
+        def step(self) -> bool:
+            seen.append(checkpoint.snapshot(self.model))
+            return super().step()
+
+    def factory(model: nn.Module, optimizer: Any, every: int, end: int, decay: int) -> Any:
+        Recording.model = model
+        return Recording(model, optimizer, update_every=every, end_step=end, decay_steps=decay)
+
+    model = network()
+    count = 0
+
+    def worsen(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return output - int(count > 1 + 4 * 5)  # one pass checks the model
+
+    model.register_forward_hook(worsen)
+    recipe = replace(RECIPE, epochs=9, update_every_epochs=1)
+    result = run(model, recipe, scheduler_factory=factory)
+    losses = [row["train_loss"] for row in result.history]
+    assert result.best_loss == min(losses) == losses[result.best_epoch - 1]
+    assert result.best_epoch <= 5
+    # After the best epoch's last optimizer step, before the update that followed it.
+    assert same(dict(model.state_dict()), dict(seen[4 * result.best_epoch - 1]))
+    assert not same(dict(seen[4 * result.best_epoch - 1]), dict(seen[-1]))
+    assert not model.training
+
+
+def test_of_equal_epochs_the_last_is_best() -> None:
+    assert run(Constant(), replace(RECIPE, epochs=5)).best_epoch == 5
+
+
+def test_steps_between_updates_and_skipped_optimizer_steps() -> None:
+    def updates(**arguments: Any) -> tuple[list[tuple[int, ...]], list[float]]:
+        made: list[tuple[int, ...]] = []
+        optimizers: list[Any] = []
+
+        class Counting:
+            prune_fraction_now = 0.25
+
+            def step(self) -> bool:
+                return False
+
+        def factory(model: nn.Module, optimizer: Any, *steps: int) -> Counting:
+            made.append(steps)
+            optimizers.append(optimizer)
+            return Counting()
+
+        result = run(network(), replace(RECIPE, epochs=5, **arguments), scheduler_factory=factory)
+        assert result.itop_rate is None
+        assert {row["prune_fraction"] for row in result.history} == {0.25}
+        (state, *_) = optimizers[0].state.values()
+        return made, [float(state["step"])]
+
+    assert updates() == ([(8, 20, 16)], [20])
+    assert updates(update_every_steps=3, decay_share=0.5) == ([(3, 20, 10)], [20])
+    assert updates(update_every_steps=3, skip_step_at_update=True) == ([(3, 20, 16)], [14])
+
+
+def test_a_model_without_sparse_layers() -> None:
+    result = run(WithDropout())
+    assert result.itop_rate is None
+    assert {row["updated"] for row in result.history} == {False}
+
+
+def test_the_dense_network_never_changes_its_pattern() -> None:
+    model = network(sparsity=0.0)
+    result = run(model)
+    assert not any(row["updated"] for row in result.history)
+    assert result.itop_rate == 1.0
+
+
+@pytest.mark.parametrize("make", [network, WithDropout])
+def test_the_seed_decides_and_nothing_else(make: Any, tmp_path: Path) -> None:
+    contents = []
+    for number, (seed, validation) in enumerate([(3, None), (3, data(8, seed=9)), (4, None)]):
+        model = make()
+        torch.manual_seed(number)  # torch's global generator must not matter, nor change
+        before = torch.get_rng_state()
+        out = tmp_path / str(number)
+        run(model, replace(RECIPE, seed=seed), out=out, validation=validation)
+        assert torch.equal(torch.get_rng_state(), before)
+        content = checkpoint.load(out / "checkpoint.pt")
+        contents.append({key: content[key] for key in ("state", "optimizer", "best", "rng")})
+    assert same(contents[0], contents[1])
+    assert not same(contents[0]["state"], contents[2]["state"])
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_bar(progress: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    run(network(), progress=progress)
+    assert ("7/7" in capsys.readouterr().err) == progress
+
+
+def test_without_tqdm_training_runs_and_says_why_there_is_no_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.warns(UserWarning, match="tqdm is not installed"):
+        assert len(run(network(), progress=True).history) == 7
+
+
+def test_predict_log_proba() -> None:
+    model = network()
+    X, _ = data(11)
+    expected = model.eval()(X)
+    for mode in (True, False):
+        model.train(mode)
+        got = predict_log_proba(model, X, batch_size=4)
+        assert model.training == mode
+        assert not got.requires_grad
+        torch.testing.assert_close(got, expected)
+
+
+X, y = data()
+NAN = X.clone()
+NAN[3, 0, 5] = math.nan
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "error", "text"),
+    [
+        (X, y[:-1], ValueError, r"but got \(20, 1, 24\) and \(19,\)"),
+        (X[:0], y[:0], ValueError, "at least one case"),
+        (X[:, 0, 0], y, ValueError, "expected X of shape"),
+        (X, y[:, None], ValueError, "expected X of shape"),
+        (X, y.double(), TypeError, "class indices as integers, but got torch.float64"),
+        (X, y == 1, TypeError, "class indices as integers, but got torch.bool"),
+        (X, np.array(["a", "b"] * 10), TypeError, "return_inverse"),
+        (X, y + 1, ValueError, r"class indices in \[0, 2\).*reaches from 1 to 2"),
+        (X, y - 1, ValueError, r"class indices in \[0, 2\).*reaches from -1 to 0"),
+        (NAN, y, ValueError, "1 of 20 series hold NaN"),
+        (X.expand(-1, 2, -1), y, ValueError, r"expects series of shape \(n_cases, 1, n"),
+    ],
+)
+def test_bad_data(X: Any, y: Any, error: type[Exception], text: str) -> None:
+    model = network()
+    before = checkpoint.snapshot(model)
+    for arguments in ((X, y), (*data(), RECIPE)):
+        validation = None if arguments[0] is X else (X, y)
+        with pytest.raises(error, match=text):
+            train(model, *arguments, validation=validation, progress=False)
+    assert same(dict(model.state_dict()), dict(before))
+    assert model.training
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resume=True needs out"):
+        run(network(), resume=True)
+    with pytest.raises(ValueError, match="checkpoint_every"):
+        run(network(), checkpoint_every=0)
+    with pytest.raises(ValueError, match="LogSoftmax"):
+        run(nn.Sequential(nn.Flatten(), nn.Linear(24, 2)))
+    with pytest.raises(ValueError, match="no parameters"):
+        run(nn.Flatten())
+
+
+def test_data_of_any_kind() -> None:
+    X, y = data()
+    histories = [
+        train(network(), *arrays, RECIPE, progress=False).history
+        for arrays in ((X, y), (X.numpy(), y.numpy()), (X.double().numpy(), y.numpy().astype("u1")))
+    ]
+    assert same(histories[0], histories[1])
+    assert same(histories[0], histories[2])
