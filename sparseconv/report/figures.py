@@ -81,6 +81,9 @@ def group_profiles(layer: SparseConv1d) -> NDArray[np.float64]:
 def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Draw loss and accuracy per epoch, with the pattern updates marked below.
 
+    Thin lines are the epochs as they were; a strong line is their running median, over about a
+    thirtieth of the run.
+
     Args:
         history: one row per epoch as ``training.train`` returns them: ``epoch``, ``train_loss``,
             ``train_accuracy``, ``updated`` and, if a validation set was given, ``test_loss`` and
@@ -103,8 +106,9 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
         for subset, colour in (("train", BLUE), ("test", ORANGE)):
             if f"{subset}_{quantity}" not in history[0]:
                 continue
-            curve = [row[f"{subset}_{quantity}"] for row in history]
-            ax.plot(epochs, curve, color=colour, linewidth=1.3, label=subset)
+            curve = np.array([row[f"{subset}_{quantity}"] for row in history])
+            ax.plot(epochs, curve, color=colour, linewidth=0.7, alpha=0.35)
+            ax.plot(epochs, _running_median(curve), color=colour, linewidth=1.6, label=subset)
         # A rug in axes coordinates: hundreds of updates stay legible and never hide the curve.
         ax.vlines(
             updates, 0, 0.03, transform=ax.get_xaxis_transform(), color=FAINT, linewidth=0.6,
@@ -116,6 +120,13 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
     axes[1].set_ylim(top=1.02)
     _legend(figure, axes[1])
     return _save(figure, path)
+
+
+def _running_median(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+    half = len(curve) // 60
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(curve, half, "edge"), 2 * half + 1)
+    medians: NDArray[np.float64] = np.median(windows, axis=1)
+    return medians
 
 
 def receptive_fields(models: Mapping[str, DSN], path: str | Path) -> Path:
@@ -234,7 +245,7 @@ def time_vs_flops(rows: Iterable[Saving], path: str | Path) -> Path:
         colour, side = SERIES[i % len(SERIES)], -1 if i == 0 else 1
         line = sorted((r.flops, r.time) for r in rows if r.series == series and r.sweep)
         if line:
-            ax.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, alpha=0.7)
+            ax.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, alpha=0.6, marker=".")
         points = [row for row in rows if row.series == series and not row.sweep]
         ax.scatter([p.flops for p in points], [p.time for p in points], s=36, color=colour,
                    edgecolor="white", linewidth=0.8, zorder=3, label=series)  # fmt: skip
@@ -242,7 +253,8 @@ def time_vs_flops(rows: Iterable[Saving], path: str | Path) -> Path:
             ax.annotate(", ".join(p.label for p in cluster),
                         (cluster[0].flops, float(np.mean([p.time for p in cluster]))),
                         (6 * side, 0), textcoords="offset points", va="center", fontsize=7.5,
-                        ha="right" if side < 0 else "left", color=colour)  # fmt: skip
+                        ha="right" if side < 0 else "left", color=colour,
+                        bbox={"color": "white", "alpha": 0.75, "pad": 0.5})  # fmt: skip
     ax.set_xlim(low, high)
     ax.set_ylim(low, high)
     for axis in (ax.xaxis, ax.yaxis):

@@ -1,0 +1,327 @@
+"""``python -m benchmarks.demo``: train a DSN on GunPoint sparsely and show what that saves.
+
+Prints and saves the accuracy, the time of every layer and of the whole training step beside the
+dense ones, and four figures; ends with one self-contained HTML page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import step, timing
+from benchmarks.cases import layer_problem
+from benchmarks.kernels import WrongResultError, check, cpp_or_reason
+from benchmarks.masked_dense import PremaskedConv1d
+from sparseconv import SparseConv1d, _ops, datasets
+from sparseconv.evaluation import predict_log_proba
+from sparseconv.machine import threads
+from sparseconv.models import DSN
+from sparseconv.recipe import Recipe
+from sparseconv.report import Section, Table, figures, grouped, write_html
+from sparseconv.training import TrainingResult, train
+
+DATASET = "GunPoint"
+# The paper's 1 000 epochs, and enough to see what groups do: about two minutes together.
+EPOCHS, EPOCHS_WITHOUT_GROUPS = 1000, 150
+SWEEP = (0.5, 0.8, 0.9, 0.95)  # sparsities of the lines in the figure of savings
+PASSES = ("forward", "backward")
+
+
+def train_and_test(
+    data: datasets.Dataset, epochs: int, seed: int, **options: Any
+) -> tuple[DSN, TrainingResult, float]:
+    """Train one network with the paper's recipe; return it with its result and test accuracy."""
+    torch.manual_seed(seed)
+    model = DSN(data.n_channels, len(data.classes), backend="cpp", **options)
+    result = train(model, data.X_train, data.y_train, Recipe(epochs=epochs, seed=seed))
+    predicted = predict_log_proba(model, torch.as_tensor(data.X_test)).argmax(1)
+    correct = predicted == torch.as_tensor(data.y_test)
+    return model, result, correct.double().mean().item()
+
+
+def time_layer(
+    layer: SparseConv1d, batch: int, length: int, *, first: bool, rounds: int = 20
+) -> dict[str, dict[str, Any]]:
+    """Time a layer, forward and backward, beside the same layer with dense masked weights.
+
+    The backward pass yields the gradients that training asks for: of the weights and, but for the
+    first layer, of the input. FLOPs are two per weight, output sample and gradient.
+    """
+    x = torch.randn(batch, layer.in_channels, length, requires_grad=not first)
+    twins: dict[str, nn.Module] = {
+        "sparse": layer,
+        "dense": PremaskedConv1d.from_sparse(layer),
+    }
+    outputs = {name: twin(x) for name, twin in twins.items()}
+    grad = torch.randn_like(outputs["sparse"])
+    wanted = {name: [*([] if first else [x]), *twin.parameters()] for name, twin in twins.items()}
+    calls = {
+        "forward": {name: lambda twin=twin: twin(x) for name, twin in twins.items()},
+        "backward": {
+            name: lambda name=name: torch.autograd.grad(
+                outputs[name], wanted[name], grad, retain_graph=True
+            )
+            for name in twins
+        },
+    }
+    rows = {}
+    for which in PASSES:
+        times = timing.interleave(calls[which], rounds=rounds)
+        work = 2 * batch * length * (1 if which == "forward" or first else 2)
+        rows[which] = {
+            "sparse_ms": timing.interval(times["sparse"]).median * 1e3,
+            "dense_ms": timing.interval(times["dense"]).median * 1e3,
+            "ratio": timing.ratio(times, "dense", "sparse"),
+            "flops": work * layer.pattern.nnz,
+            "dense_flops": work * layer.pattern.numel,
+        }
+    return rows
+
+
+def savings(
+    layers: Sequence[dict[str, dict[str, Any]]], batch: int, length: int
+) -> list[figures.Saving]:
+    """The measured layers, and the second layer's shape at other sparsities."""
+
+    def saving(which: str, label: str, row: dict[str, Any], sweep: bool) -> figures.Saving:
+        flops = row["dense_flops"] / row["flops"]
+        return figures.Saving(which, label, flops, row["ratio"].median, sweep)
+
+    rows = [
+        saving(which, f"layer {i}", layer[which], False)
+        for i, layer in enumerate(layers, start=1)
+        for which in PASSES
+    ]
+    for sparsity in SWEEP:
+        layer = DSN(1, 2, sparsity=sparsity, init="random", backend="cpp").sparse_layers()[1]
+        check(_ops, layer_problem(layer, batch, length))
+        timed = time_layer(layer, batch, length, first=False, rounds=10)
+        rows += [saving(which, f"S = {sparsity:.0%}", timed[which], True) for which in PASSES]
+    return rows
+
+
+def layer_tables(model: DSN, layers: Sequence[dict[str, dict[str, Any]]]) -> list[Table]:
+    """One table per pass."""
+    tables = []
+    for which in PASSES:
+        rows = []
+        for i, (layer, timed) in enumerate(zip(model.sparse_layers(), layers, strict=True), 1):
+            row = timed[which]
+            rows.append(
+                (
+                    f"{i}: {layer.in_channels} → {layer.out_channels}",
+                    grouped(layer.pattern.nnz),
+                    f"{layer.pattern.density:.1%}",
+                    f"{row['flops'] / 1e6:.1f}",
+                    f"{row['dense_flops'] / 1e6:.1f}",
+                    f"{row['sparse_ms']:.3f}",
+                    f"{row['dense_ms']:.3f}",
+                    str(row["ratio"]),
+                )
+            )
+        header = (
+            f"layer, {which}", "active weights", "density", "MFLOP executed", "MFLOP dense",
+            "sparse ms", "dense ms", "dense / sparse",
+        )  # fmt: skip
+        tables.append(Table(header, rows))
+    return tables
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--epochs-without-groups", type=int, default=EPOCHS_WITHOUT_GROUPS)
+    # Batches of 5 gain little from a second thread, and two threads wait for each other where
+    # other programs run too.
+    parser.add_argument("--threads", type=int, default=1, help="in training and layers")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    if reason := cpp_or_reason():
+        print(f"The demo shows the C++ kernels at work, and {reason}", file=sys.stderr)
+        return 1
+    with threads(arguments.threads):
+        try:
+            return _demo(arguments)
+        except WrongResultError as error:
+            print(f"The kernels are wrong on this machine, so nothing is timed: {error}",
+                  file=sys.stderr)  # fmt: skip
+            return 1
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    machine = timing.machine()
+    count = torch.get_num_threads()
+    isa = machine["cpp"].removeprefix("available ").strip("()")
+    on_threads = f"{count} thread{'s' if count > 1 else ''}"
+    where = f"{machine['cpu']}, {on_threads}, kernels for {isa}"
+    print(f"Weight-sparse convolution on {where}, torch {machine['torch']}\n")
+    data = datasets.load(DATASET)
+    epochs, epochs_without = arguments.epochs, arguments.epochs_without_groups
+    batch = Recipe().batch_size_for(len(data.X_train))
+    print(f"1/4  Dynamic Sparse Network on {DATASET}: {len(data.X_train)} training and "
+          f"{len(data.X_test)} test series of {data.n_timepoints} samples, {epochs} epochs, "
+          f"batches of {batch}")  # fmt: skip
+    model, result, accuracy = train_and_test(data, epochs, arguments.seed)
+    seconds = sum(row["seconds"] for row in result.history)
+    print(f"     test accuracy {accuracy:.4f}, trained in {seconds:.0f} s\n")
+
+    print(f"2/4  The same without kernel groups, {epochs_without} epochs, for comparison")
+    ungrouped, _, accuracy_without = train_and_test(
+        data, epochs_without, arguments.seed, n_groups=1
+    )
+    print(f"     test accuracy {accuracy_without:.4f}\n")
+
+    print("3/4  Every layer beside the same layer dense")
+    step.check_layers(model, batch, data.n_timepoints)
+    layers = [
+        time_layer(layer, batch, data.n_timepoints, first=i == 0)
+        for i, layer in enumerate(model.sparse_layers())
+    ]
+    tables = layer_tables(model, layers)
+    for table in tables:
+        print(table.markdown(), end="\n\n")
+
+    print("4/4  The whole training step beside the masked-dense step")
+    X, y = torch.as_tensor(data.X_train[:batch]), torch.as_tensor(data.y_train[:batch])
+    steps: list[dict[str, Any]] = []
+    for step_count in sorted({count, min(2, os.cpu_count() or 1)}):
+        with threads(step_count):
+            steps += step.measure(model, X, y)
+    step_table = step.table(steps)
+    print(step_table.markdown(), end="\n\n")
+
+    folder = arguments.out / "figures"
+    cost = model.cost(data.n_timepoints)
+    networks = {
+        f"with kernel groups ({grouped(_active(model))} active)": model,
+        f"without ({grouped(_active(ungrouped))} active)": ungrouped,
+    }
+    ratio = next(r["ratio"] for r in steps if r["threads"] == count and r["step"] == "plain")
+    rows = savings(layers, batch, data.n_timepoints)
+    rows.append(figures.Saving("training step", "whole network",
+                               cost.macs_dense / cost.macs_executed, ratio.median))  # fmt: skip
+    curve = figures.learning_curve(result.history, folder / "learning_curve.png")
+    fields = figures.receptive_fields(networks, folder / "receptive_fields.png")
+    weights = figures.group_weights(model, folder / "group_weights.png")
+    saved = figures.time_vs_flops(rows, folder / "time_vs_flops.png")
+    costs = Table(
+        ("", "this network", "every tap active"),
+        [
+            ("parameters", grouped(cost.params), grouped(cost.params_dense)),
+            ("multiply-accumulates executed per series, forward",
+             grouped(cost.macs_executed), grouped(cost.macs_dense)),
+            ("memory of parameters, gradients and Adam's moments",
+             f"{16e-6 * cost.params:.1f} MB", f"{16e-6 * cost.params_dense:.1f} MB"),
+        ],
+    )  # fmt: skip
+    sections = [
+        Section(
+            "How it learned",
+            f"The paper's recipe (Adam, cosine learning rate, pattern updates every 5 epochs) for "
+            f"{epochs} epochs; the network of the epoch with least training loss is kept.",
+            figure=curve,
+            caption="Training loss and accuracy: thin, every epoch; strong, their running "
+            "median. Ticks at the bottom mark the epochs "
+            "after which weights of least magnitude were pruned and others grown. "
+            f"{result.itop_rate or 0:.1%} of all weights were active at some time.",
+        ),
+        Section("What it costs", table=costs),
+        *(
+            Section(
+                f"Layers, {which}",
+                f"A batch of {batch} series of {data.n_timepoints} samples, {on_threads}. The "
+                "dense layer multiplies the same weights, zeros included.",
+                table=table,
+                caption=caption,
+            )
+            for which, table, caption in zip(
+                PASSES,
+                tables,
+                (
+                    "Ratios are medians of interleaved pairs, with 95 % bootstrap intervals.",
+                    "Backward: gradients of the weights and, but for layer 1, of the input.",
+                ),
+                strict=True,
+            )
+        ),
+        Section(
+            "The whole training step",
+            "zero_grad, forward, loss, backward, Adam, masks: this library beside dense weights "
+            "multiplied by masks after every step, as dynamic sparse training is usually run. "
+            "Both take turns in one process.",
+            table=step_table,
+            caption="An updating step also prunes and grows; the recipe takes one such step in "
+            f"{5 * -(-len(data.X_train) // batch)}.",
+        ),
+        Section(
+            "Time saved against FLOPs saved",
+            figure=saved,
+            caption="Each point compares a part of the network with its dense twin. The lines "
+            "follow the shape of layers 2-4 at sparsities of "
+            f"{', '.join(f'{s:.0%}' for s in SWEEP)}.",
+        ),
+        Section(
+            "What the kernels see",
+            figure=fields,
+            caption="Above: effective receptive field of every kernel (last minus first active "
+            "tap, plus 1). Below: of every path through the layers so far. Both networks were "
+            f"trained with the same recipe, with kernel groups for {epochs} epochs (accuracy "
+            f"{accuracy:.4f}), without for {epochs_without} ({accuracy_without:.4f}). After "
+            "Figure 6 of the paper.",
+        ),
+        Section(
+            "Where the weight lies",
+            figure=weights,
+            caption="Sum of the magnitudes of a kernel group's active weights at each tap, divided "
+            "by the largest of the layer; hatched taps are closed to the group. At the right: the "
+            "group's share of the layer's sum of magnitudes. After Figure 8 of the paper.",
+        ),
+    ]
+    (arguments.out / "results.json").write_text(
+        json.dumps(
+            {
+                "machine": machine | {"threads": count},
+                "accuracy": accuracy,
+                "train_seconds": seconds,
+                "layers": layers,
+                "steps": steps,
+                "savings": rows,
+                "history": result.history,
+            },
+            indent=1,
+        )
+    )
+    page = write_html(
+        arguments.out / "report.html",
+        f"A Dynamic Sparse Network on {DATASET}",
+        sections,
+        subtitle=f"{where}, torch {machine['torch']}, {machine['date']}",
+        highlights=[
+            (f"{accuracy:.1%}", "test accuracy"),
+            (f"{ratio.median:.1f}x", f"faster training step than masked dense "
+             f"[{ratio.low:.1f}, {ratio.high:.1f}]"),
+            (f"{cost.params / cost.params_dense:.0%}", "of the dense network's parameters, "
+             "gradients and optimizer state"),
+            (f"{seconds:.0f} s", f"for {epochs} epochs of training"),
+        ],
+    )  # fmt: skip
+    print(f"Report: {page.resolve()}")
+    return 0
+
+
+def _active(model: DSN) -> int:
+    return sum(layer.pattern.nnz for layer in model.sparse_layers())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

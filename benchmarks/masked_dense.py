@@ -1,0 +1,135 @@
+"""The same network as mask-based sparse training runs it: dense convolutions over zeros.
+
+This is the rival of every whole-network comparison here, and it follows the published practice:
+the weight is a dense parameter, multiplied by its mask after each optimizer step; forward and
+backward are those of the dense convolution; the input is padded by a copy; Adam's moments of
+inactive weights go on accumulating dense gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseconv import KernelCSR, Region, SparseConv1d
+from sparseconv.dst import prune_and_grow
+from sparseconv.reference import MaskedConv1d, dense_weight
+
+
+class PremaskedConv1d(MaskedConv1d):
+    """A masked convolution whose weight is zero outside the mask already.
+
+    ``forward`` therefore multiplies nothing by the mask, which makes this rival a little faster
+    than ``MaskedConv1d``, and its gradient is the whole dense one.
+    """
+
+    regions: tuple[Region, ...] = ()
+
+    @classmethod
+    def from_sparse(cls, layer: SparseConv1d) -> PremaskedConv1d:
+        twin = super().from_sparse(layer)
+        assert isinstance(twin, PremaskedConv1d)
+        twin.regions = layer.regions
+        return twin
+
+    def forward(self, input: Tensor) -> Tensor:
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x = F.pad(input, self.padding, mode)
+        return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def masked_copy(model: nn.Module) -> nn.Module:
+    """Copy a network, with a ``PremaskedConv1d`` in the place of every ``SparseConv1d``.
+
+    The copy computes the same function; ``model`` is left as it was.
+
+    Example:
+        >>> from sparseconv.models import DSN
+        >>> model = DSN(1, 2, nf=4, kernel_size=9, depth=2)
+        >>> type(masked_copy(model).get_submodule("blocks.0.conv")).__name__
+        'PremaskedConv1d'
+    """
+    twin = copy.deepcopy(model)
+    for name, layer in list(twin.named_modules()):
+        if isinstance(layer, SparseConv1d):
+            twin.set_submodule(name, PremaskedConv1d.from_sparse(layer))
+    return twin
+
+
+class MaskedDST:
+    """``DSTScheduler`` for a ``masked_copy``: the same prune and grow, on masks.
+
+    Masks are applied after every ``optimizer.step()``, through a hook, so that the weights are
+    never seen unmasked. Takes the settings of ``DSTScheduler``, all of them needed here.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        update_every: int,
+        end_step: int,
+        decay_steps: int,
+        prune_fraction: float = 0.5,
+        prune_floor: float = 0.0,
+        grow: str = "random",
+        seed: int = 0,
+    ) -> None:
+        self.layers = [m for m in model.modules() if isinstance(m, PremaskedConv1d)]
+        if not self.layers:
+            raise ValueError("model must come from masked_copy(), but holds no masked layer")
+        self.update_every, self.end_step, self.decay_steps = update_every, end_step, decay_steps
+        self.prune_fraction, self.prune_floor, self.grow = prune_fraction, prune_floor, grow
+        self.step_count = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        optimizer.register_step_post_hook(lambda *_: self._apply_masks())
+
+    @property
+    def prune_fraction_now(self) -> float:
+        angle = math.pi * min(self.step_count / self.decay_steps, 1)
+        return self.prune_floor + (self.prune_fraction - self.prune_floor) / 2 * (
+            1 + math.cos(angle)
+        )
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Count one optimizer step and, if it is time, prune and grow."""
+        self.step_count += 1
+        due = self.step_count <= self.end_step and self.step_count % self.update_every == 0
+        if self.grow == "static" or not due:
+            return False
+        for layer in self.layers:
+            values = layer.weight[layer.mask]
+            pattern, source = prune_and_grow(
+                KernelCSR.from_mask(layer.mask),
+                values,
+                layer.regions,
+                self.prune_fraction_now,
+                grow=self.grow,
+                generator=self._generator,
+                dense_grad=layer.weight.grad,
+            )
+            # A position that is pruned and grown at once holds a new weight: it starts from zero.
+            kept = values[source.clamp(min=0)].masked_fill_(source < 0, 0)
+            layer.weight.copy_(dense_weight(kept, pattern))
+            layer.mask.copy_(pattern.to_mask())
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step_count": self.step_count, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        self._generator.set_state(state_dict["generator"])
+        self.step_count = state_dict["step_count"]
+
+    @torch.no_grad()
+    def _apply_masks(self) -> None:
+        for layer in self.layers:
+            layer.weight.mul_(layer.mask)

@@ -1,0 +1,107 @@
+"""Timing that means something on a shared machine: interleaved, shuffled, paired.
+
+Absolute times drift with the machine's clock and its other tenants, so candidates take turns in
+one process, in random order, and only ratios of neighbours are compared.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sparseconv.machine import facts
+
+Times = dict[str, NDArray[np.float64]]
+
+
+class Interval(NamedTuple):
+    """A median with its 95 % bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def interval(samples: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Median of ``samples`` and the 95 % percentile-bootstrap interval of that median.
+
+    Example:
+        >>> interval([1.0, 1.0, 1.0])
+        Interval(median=1.0, low=1.0, high=1.0)
+    """
+    values = np.asarray(samples, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"expected a list of at least one sample, but got shape {values.shape}")
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(np.median(values[draws], axis=1), (2.5, 97.5))
+    return Interval(float(np.median(values)), float(low), float(high))
+
+
+def ratio(times: Times, numerator: str, denominator: str) -> Interval:
+    """Median and interval of the ratio of two candidates, taken pair by pair."""
+    return interval(times[numerator] / times[denominator])
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 30,
+    warmup: int = 2,
+    least_seconds: float = 2e-3,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
+    """Time every candidate once per round, in an order drawn afresh for each round.
+
+    Args:
+        candidates: name -> call without arguments.
+        rounds: number of pairs.
+        warmup: untimed calls of each candidate before the first round.
+        least_seconds: calls shorter than this are repeated within a round until they last so long.
+        seed: of the order.
+        clock: seconds; replaced in tests.
+
+    Returns:
+        name -> seconds per call, one entry per round; entries of one index belong together.
+    """
+    repeats = {}
+    for name, call in candidates.items():
+        for _ in range(warmup):
+            call()
+        start = clock()
+        call()
+        repeats[name] = max(1, int(np.ceil(least_seconds / max(clock() - start, 1e-9))))
+    times: Times = {name: np.empty(rounds) for name in candidates}
+    rng = np.random.default_rng(seed)
+    names = list(candidates)
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            for name in rng.permutation(names):
+                call, count = candidates[name], repeats[name]
+                start = clock()
+                for _ in range(count):
+                    call()
+                times[name][i] = (clock() - start) / count
+    finally:
+        if collecting:
+            gc.enable()
+    return times
+
+
+def machine() -> dict[str, str]:
+    """The facts without which a time says nothing, and the date; threads stand in every row."""
+    found = facts() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    del found["threads"]
+    return found
