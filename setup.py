@@ -15,7 +15,9 @@ try:
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:
-    print("sparseconv: torch is not importable here, the C++ extension is left out", file=sys.stderr)
+    print(
+        "sparseconv: torch is not importable here, the C++ extension is left out", file=sys.stderr
+    )
     extensions, commands = [], {}
 else:
 

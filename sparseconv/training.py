@@ -22,6 +22,7 @@ from sparseconv import checkpoint
 from sparseconv.checkpoint import CheckpointError
 from sparseconv.dst import DSTScheduler
 from sparseconv.evaluation import evaluate, first_parameter, predict_log_proba
+from sparseconv.machine import keep_freed_memory
 from sparseconv.modules import SparseConv1d
 from sparseconv.recipe import Recipe
 
@@ -128,6 +129,7 @@ def train(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
+    keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         run = _Run(model, X, y, recipe, scheduler_factory)

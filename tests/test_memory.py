@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -79,3 +82,30 @@ def test_no_dense_sized_buffer_in_a_training_step() -> None:
 def test_the_measurement_sees_dense_buffers() -> None:
     step, _ = set_up(DSN(1, 2, backend="reference"))
     assert max(allocations(step)) >= DENSE_BYTES
+
+
+FAULTS = """
+import resource, sys, torch
+from sparseconv.machine import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def step():
+    blocks = [torch.zeros(300_000) for _ in range(8)]  # 1.2 MB each, as activations are
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tunes the GNU C library only")
+def test_freed_memory_is_kept() -> None:
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    pages = 10 * 8 * 1_200_000 // 4096  # what ten steps touch
+    assert faults("do not") > pages / 2
+    assert faults("keep") < pages / 100
