@@ -7,6 +7,7 @@ without the extension and says so when asked (``python -m sparseconv info``).
 """
 
 import sys
+from pathlib import Path
 
 from setuptools import setup
 from setuptools.errors import CCompilerError, ExecError, PlatformError
@@ -35,15 +36,7 @@ else:
     extensions = [
         CppExtension(
             "sparseconv._C",
-            [
-                "csrc/extension.cpp",
-                "csrc/cpu/conv1d_cpu.cpp",
-                "csrc/cpu/dispatch.cpp",
-                "csrc/cpu/layout.cpp",
-                "csrc/cpu/kernels_avx512.cpp",
-                "csrc/cpu/kernels_avx2.cpp",
-                "csrc/cpu/kernels_baseline.cpp",
-            ],
+            sorted(str(path) for path in Path("csrc").rglob("*.cpp")),
             # No -march and no -ffast-math: each ISA has its own target region. Contraction would
             # fuse where the kernels do not ask for it, and the bits would depend on the ISA.
             extra_compile_args=[

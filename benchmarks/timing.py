@@ -7,9 +7,11 @@ one process, in random order, and only ratios of neighbours are compared.
 from __future__ import annotations
 
 import gc
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -104,4 +106,19 @@ def machine() -> dict[str, str]:
     """The facts without which a time says nothing, and the date; threads stand in every row."""
     found = facts() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     del found["threads"]
-    return found
+    return found | {"commit": _commit()}
+
+
+def _commit() -> str:
+    """The commit that was measured; marked if the sources differ from it."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "../csrc", "../sparseconv", "../setup.py")
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

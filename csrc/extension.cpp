@@ -1,5 +1,5 @@
 // The Python module _C: which instruction sets there are and which is used. Importing it also
-// registers the CPU ops (conv1d_cpu.cpp).
+// registers the CPU ops (cpu/*_cpu.cpp).
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

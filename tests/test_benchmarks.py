@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import accuracy, demo, kernels, step, timing
+from benchmarks import accuracy, demo, kernels, readme, step, timing
 from benchmarks.cases import CASES, Problem, layer_problem
 from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.functional import Geometry
@@ -343,3 +343,7 @@ def test_accuracy_trains_both_kinds(kind: str) -> None:
     assert result["active_weights"] == 732 + 3 * 34459
     assert (result["itop_rate"] is None) == (kind == "masked dense")
     json.dumps(result)
+
+
+def test_readme_shows_the_recorded_results() -> None:
+    assert readme.main(["--check"]) == 0, "run python -m benchmarks.readme"

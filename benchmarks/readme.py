@@ -1,0 +1,87 @@
+"""``python -m benchmarks.readme``: put the recorded results into README.md.
+
+The section between the two markers is made of the files in ``benchmarks/results/``, so no figure in
+it is typed by hand; ``--check`` only says whether it is up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import accuracy, kernels, step
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).with_name("results")
+BEGIN = "<!-- results: written by `python -m benchmarks.readme`, not by hand -->\n"
+END = "<!-- end of results -->"
+
+
+def section(results: Path = RESULTS) -> str:
+    """The measured part of the README, in Markdown."""
+    parts = []
+    kernel_runs = _read(results / "kernels.json")
+    parts += [
+        "**Kernels.** One layer of the network, beside `F.conv1d` and its gradients on the same "
+        "weights: N = 16, 47 → 141 channels, K = 39, 34 459 of 258 453 weights active (13.3 %), "
+        "float32. " + _how(kernel_runs["machine"]),
+        kernels.table(
+            [row for row in kernel_runs["rows"] if row["case"].startswith("dsn_evolved")]
+        ).markdown(),
+    ]
+    step_runs = _read(results / "step.json")
+    parts += [
+        "**A training step** of the whole univariate network (zero gradients, forward, loss, "
+        "backward, Adam, masks), S = 80 %, beside the same network with masked dense weights, as "
+        "public codes train it. " + _how(step_runs["machine"]),
+        step.table([row for row in step_runs["rows"] if row["step"] == "plain"]).markdown(),
+    ]
+    runs = accuracy.finished(results / "accuracy.jsonl")
+    parts += [
+        "**Accuracy** in percent: mean over seeds ± their standard deviation (number of seeds), "
+        "the recipe's constants but for the epochs; published means of the peers, their own full "
+        f"training. {_where(runs[0]['machine'])}.",
+        accuracy.table(runs).markdown(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _where(machine: Mapping[str, str]) -> str:
+    isa = machine["cpp"].removeprefix("available (CPU, ").removesuffix(")")
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {isa}, torch {machine['torch']}, "
+        f"{machine['date']}, commit {machine['commit']}"
+    )
+
+
+def _how(machine: Mapping[str, str]) -> str:
+    return (
+        "Medians of calls interleaved in one process; ratio: median of the pairs and its 95 % "
+        f"bootstrap interval. {_where(machine)}."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args(argv)
+    path = ROOT / "README.md"
+    before = path.read_text(encoding="utf-8")
+    head, rest = before.split(BEGIN)
+    after = head + BEGIN + "\n" + section() + "\n" + END + rest.split(END)[1]
+    if arguments.check:
+        return int(before != after)
+    path.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,146 @@
+#include "checks.h"
+
+#include <limits>
+
+namespace sparseconv {
+
+static PaddingMode parse_mode(c10::string_view mode) {
+  if (mode == "zeros") {
+    return PaddingMode::zeros;
+  }
+  if (mode == "replicate") {
+    return PaddingMode::replicate;
+  }
+  if (mode == "reflect") {
+    return PaddingMode::reflect;
+  }
+  TORCH_CHECK_VALUE(mode == "circular",
+                    "padding_mode must be zeros, replicate, reflect or circular, but got ", mode);
+  return PaddingMode::circular;
+}
+
+Geometry check_geometry(at::IntArrayRef shape,
+                        int64_t stride,
+                        at::IntArrayRef padding,
+                        int64_t dilation,
+                        int64_t groups,
+                        c10::string_view mode) {
+  TORCH_CHECK_VALUE(shape.size() == 3 && padding.size() == 2,
+                    "expected shape (C_out, C_in // groups, K) and padding (left, right), but got ",
+                    shape, " and ", padding);
+  // Far beyond any use, and small enough that no sum or product of two overflows.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  for (const int64_t size : {shape[0], shape[1], shape[2], stride, dilation, groups}) {
+    TORCH_CHECK_VALUE(size >= 1 && size <= kMost,
+                      "shape, stride, dilation and groups must lie in [1, 2**31), but got ", shape,
+                      ", ", stride, ", ", dilation, ", ", groups);
+  }
+  TORCH_CHECK_VALUE(
+      padding[0] >= 0 && padding[0] <= kMost && padding[1] >= 0 && padding[1] <= kMost,
+      "padding must lie in [0, 2**31), but got ", padding);
+  TORCH_CHECK_VALUE(shape[0] % groups == 0, "out_channels must be divisible by groups, but got ",
+                    shape[0], " and ", groups);
+  TORCH_CHECK_VALUE(shape[0] <= kMost / shape[1] && shape[0] * shape[1] <= kMost / shape[2],
+                    "C_out * C_in // groups * K must be below 2**31, but got ", shape);
+  return {shape[0],   shape[1], shape[2], stride,          padding[0],
+          padding[1], dilation, groups,   parse_mode(mode)};
+}
+
+void check_lengths(const Geometry& g, int64_t length) {
+  const int64_t most = std::max(g.left, g.right);
+  const int64_t room = g.mode == PaddingMode::reflect     ? length - 1
+                       : g.mode == PaddingMode::circular  ? length
+                       : g.mode == PaddingMode::replicate ? (length > 0 ? most : 0)
+                                                          : most;
+  TORCH_CHECK_VALUE(most <= room, "Padding size should be at most ", std::max<int64_t>(room, 0),
+                    " for this padding_mode at input length ", length, ", but got (", g.left, ", ",
+                    g.right, ")");
+  TORCH_CHECK_VALUE(length >= 0 && length + g.left + g.right >= g.reach(),
+                    "Calculated padded input size per channel: (", length + g.left + g.right,
+                    "). Kernel size: (", g.reach(),
+                    "). Kernel size can't be greater than actual input size");
+}
+
+void check_signal(const Tensor& x, const char* name, int64_t channels) {
+  TORCH_CHECK_TYPE(x.device().is_cpu() && x.layout() == at::kStrided, "expected ", name,
+                   " to be a dense CPU tensor, but got ", x.toString());
+  TORCH_CHECK_VALUE(x.dim() == 3 && x.size(1) == channels, "expected ", name, " of shape (N, ",
+                    channels, ", L), but got ", x.sizes());
+}
+
+void check_same_type(const Tensor& a, const Tensor& b, const char* name) {
+  TORCH_CHECK_TYPE(
+      b.device().is_cpu() && b.layout() == at::kStrided && b.scalar_type() == a.scalar_type(),
+      "expected ", name, " to be a dense CPU tensor of dtype ", a.scalar_type(), ", but got ",
+      b.toString());
+}
+
+void check_indices(const Tensor& indices, const char* name, int64_t size) {
+  TORCH_CHECK_TYPE(indices.device().is_cpu() && indices.layout() == at::kStrided &&
+                       indices.scalar_type() == at::kInt && indices.is_contiguous(),
+                   "expected ", name, " to be a contiguous int32 CPU tensor, but got ",
+                   indices.toString());
+  TORCH_CHECK_VALUE(indices.dim() == 1 && indices.numel() == size, "expected ", name, " of shape (",
+                    size, ",), but got ", indices.sizes());
+}
+
+void check_below(const Tensor& indices, const char* name, int64_t limit) {
+  const int32_t* data = indices.const_data_ptr<int32_t>();
+  uint32_t most = 0;  // a negative index is a huge one
+  for (int64_t i = 0; i < indices.numel(); ++i) {
+    most = std::max(most, static_cast<uint32_t>(data[i]));
+  }
+  TORCH_CHECK_VALUE(indices.numel() == 0 || static_cast<int64_t>(most) < limit, "expected ", name,
+                    " in [0, ", limit, "), but found one that is not");
+}
+
+void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int64_t nnz) {
+  check_indices(pointers, name, rows + 1);
+  const int32_t* data = pointers.const_data_ptr<int32_t>();
+  bool sorted = data[0] == 0 && data[rows] == nnz;
+  for (int64_t i = 0; i < rows; ++i) {
+    sorted &= data[i] <= data[i + 1];
+  }
+  TORCH_CHECK_VALUE(sorted, "expected ", name, " to rise from 0 to nnz = ", nnz,
+                    " without falling, but it does not");
+}
+
+Element element_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return Element::f32;
+    case at::kDouble:
+      return Element::f64;
+    case at::kBFloat16:
+      return Element::bf16;
+    case at::kHalf:
+      return Element::f16;
+    default:
+      TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, but got ",
+                       x.scalar_type());
+  }
+}
+
+at::ScalarType acc_type(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+int64_t lanes_of(const Tensor& x) {
+  return kRowBytes / static_cast<int64_t>(at::elementSize(acc_type(x)));
+}
+
+TensorView view(const Tensor& x) {
+  return {const_cast<void*>(x.const_data_ptr()), {x.stride(0), x.stride(1), x.stride(2)}};
+}
+
+int64_t span_of(const Layout& layout) {
+  return layout.channel_rows - kPieceMax * static_cast<int64_t>(layout.segments.size());
+}
+
+// A row must leave space for the piece that begins there.
+void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout) {
+  check_indices(rows, "rows", nnz);
+  check_below(rows, "rows", layout.block_channels * layout.channel_rows - kPieceMax + 1);
+}
+
+}  // namespace sparseconv

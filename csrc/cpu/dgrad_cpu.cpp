@@ -1,0 +1,200 @@
+// The gradient of the input: fprop on the transposed pattern, one phase of the stride at a time.
+
+#include <torch/library.h>
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "checks.h"
+#include "launch.h"
+#include "layout.h"
+
+namespace sparseconv {
+namespace {
+
+// Adds what reached the padding to the samples that it was copied from, in ascending order.
+template <typename T>
+void add_fold(Tensor& output, const Tensor& fold, const Geometry& g) {
+  const int64_t length = output.size(2), width = g.left + g.right;
+  T* out = output.data_ptr<T>();
+  const T* extra = fold.const_data_ptr<T>();
+  at::parallel_for(0, output.size(0) * output.size(1), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t series = begin; series < end; ++series) {
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t position = i < g.left ? i - g.left : length + i - g.left;
+        int64_t source = position < 0 ? 0 : length - 1;  // replicate
+        if (g.mode == PaddingMode::reflect) {
+          source = position < 0 ? -position : 2 * length - 2 - position;
+        } else if (g.mode == PaddingMode::circular) {
+          source = position < 0 ? position + length : position - length;
+        }
+        out[series * length + source] += extra[series * width + i];
+      }
+    }
+  });
+}
+
+enum class Side { left, right };
+
+// sums[n, o, span - position] = the sum of all gradients that a tap at this position of the kernel
+// meets while it stands on one side's padding: the first ones on the left, the last on the right.
+template <typename T>
+Tensor edge_sums(const Tensor& grad, const Geometry& g, Side side) {
+  const int64_t length = grad.size(2), span = g.reach() - 1;
+  Tensor sums = at::empty({grad.size(0), grad.size(1), span + 1}, grad.options());
+  const auto from = grad.accessor<T, 3>();
+  auto to = sums.accessor<T, 3>();
+  at::parallel_for(0, grad.size(0) * grad.size(1), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t series = begin; series < end; ++series) {
+      const auto x = from[series / grad.size(1)][series % grad.size(1)];
+      auto y = to[series / grad.size(1)][series % grad.size(1)];
+      T sum = 0;
+      if (side == Side::left) {
+        int64_t next = 0;
+        for (int64_t i = 0; i <= span; ++i) {
+          for (const int64_t past = std::min(length, g.left - span + i); next < past; ++next) {
+            sum += x[next];
+          }
+          y[i] = sum;
+        }
+      } else {
+        int64_t next = length;
+        for (int64_t i = span; i >= 0; --i) {
+          for (const int64_t first = std::max<int64_t>(0, length - g.right + i); next > first;) {
+            sum += x[--next];
+          }
+          y[i] = sum;
+        }
+      }
+    }
+  });
+  return sums;
+}
+
+// Adds what reaches the replicated samples of one side to the border sample they were copied from:
+// the same correlation once more, for one output, over the sums of what those samples met.
+void add_edge(Tensor& output, const Tensor& grad, Correlation p, const Geometry& g, Side side) {
+  if ((side == Side::left ? g.left : g.right) == 0) {
+    return;
+  }
+  const Tensor sums = grad.scalar_type() == at::kDouble ? edge_sums<double>(grad, g, side)
+                                                        : edge_sums<float>(grad, g, side);
+  Tensor edge = at::empty({output.size(0), output.size(1), 1}, output.options());
+  p.in = view(sums);
+  p.in_length = sums.size(2);
+  p.origin = p.in_length - 1;
+  p.out = view(edge);
+  p.out_length = 1;
+  p.first = 0;
+  p.count = 1;
+  run_correlation(p, element_of(grad), lanes_of(grad), p.in_length - 1);
+  output.select(2, side == Side::left ? 0 : output.size(2) - 1).add_(edge.select(2, 0));
+}
+
+Tensor dgrad(const Tensor& grad,
+             const Tensor& values,
+             const Tensor& pointers,
+             const Tensor& rows,
+             const Tensor& index,
+             at::IntArrayRef shape,
+             int64_t input_length,
+             int64_t stride,
+             at::IntArrayRef padding,
+             int64_t dilation,
+             int64_t groups,
+             c10::string_view mode) {
+  const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
+  check_signal(grad, "grad_output", g.out_channels);
+  check_lengths(g, input_length);
+  TORCH_CHECK_VALUE(grad.size(2) == g.output_length(input_length),
+                    "expected grad_output of length ", g.output_length(input_length),
+                    " for input_length ", input_length, ", but got ", grad.size(2));
+  check_same_type(grad, values, "values");
+  const int64_t nnz = values.numel();
+  TORCH_CHECK_VALUE(values.dim() == 1, "expected values of shape (nnz,), but got ", values.sizes());
+  const int64_t group_rows = g.out_channels / groups;
+  const int64_t n_kernels = g.in_channels() * group_rows;
+  TORCH_CHECK_VALUE(stride <= std::numeric_limits<int32_t>::max() / n_kernels,
+                    "stride x kernels must be below 2**31, but got ", stride, " x ", n_kernels);
+  check_pointers(pointers, "pointers", stride * n_kernels, nnz);
+  check_indices(rows, "rows", nnz);
+  check_indices(index, "index", nnz);
+  check_below(index, "index", nnz);
+  const Tensor weights = values.to(acc_type(grad)).contiguous();
+
+  // Padding other than zeros carries gradient back to the samples it was copied from. With stride 1
+  // what reaches a replicated border is one more output per side (add_edge); else the gradient of
+  // the padding is computed and folded. The sums stay in the accumulation type, and as no kernel
+  // reads a half type and writes another, such a gradient is widened.
+  const bool padded = g.mode != PaddingMode::zeros && g.left + g.right > 0;
+  const bool edges = padded && g.mode == PaddingMode::replicate && stride == 1;
+  const bool folds = padded && !edges;
+  const Tensor source = padded ? grad.to(acc_type(grad)) : grad;
+  const Element element = element_of(source);
+  Tensor output = at::empty({grad.size(0), g.in_channels(), input_length}, source.options());
+  Tensor fold;
+  if (folds) {
+    fold = at::empty({grad.size(0), g.in_channels(), g.left + g.right}, source.options());
+  }
+
+  std::vector<int64_t> taps;
+  for (int64_t phase = 0; phase < stride; ++phase) {
+    const Layout layout = dgrad_layout(g.kernel_size, stride, dilation, phase, &taps);
+    // Padded positions j = stride * u + phase that lie in [low, high).
+    const int64_t low = folds ? 0 : g.left;
+    const int64_t high = folds ? input_length + g.left + g.right : g.left + input_length;
+    const int64_t first = low > phase ? ceil_div(low - phase, stride) : 0;
+    const int64_t past = high > phase ? ceil_div(high - phase, stride) : 0;
+    const int32_t* phase_pointers = pointers.const_data_ptr<int32_t>() + phase * n_kernels;
+    const int64_t begin = phase_pointers[0], end = phase_pointers[n_kernels];
+    check_below(rows.slice(0, begin, end), "rows",
+                layout.block_channels * layout.channel_rows - kPieceMax + 1);
+    Correlation p{};
+    p.entries = {phase_pointers,
+                 rows.const_data_ptr<int32_t>(),
+                 index.const_data_ptr<int32_t>(),
+                 group_rows,
+                 g.in_channels(),
+                 groups};
+    p.tile = layout.shape();
+    p.values = weights.const_data_ptr();
+    p.in = view(source);
+    p.in_length = grad.size(2);
+    p.mode = PaddingMode::zeros;
+    p.origin = first;
+    p.out = view(output);
+    p.out_length = input_length;
+    p.first = first * stride + phase - g.left;
+    p.out_step = stride;
+    p.fold = folds ? fold.data_ptr() : nullptr;
+    p.fold_left = g.left;
+    p.fold_right = g.right;
+    p.batch = grad.size(0);
+    p.count = past - first;
+    run_correlation(p, element, lanes_of(grad), span_of(layout));
+    if (edges) {
+      for (const Side side : {Side::left, Side::right}) {
+        add_edge(output, source, p, g, side);
+      }
+    }
+  }
+  if (folds) {
+    if (output.scalar_type() == at::kDouble) {
+      add_fold<double>(output, fold, g);
+    } else {
+      add_fold<float>(output, fold, g);
+    }
+  }
+  return output.to(grad.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
+  m.impl("dgrad", dgrad);
+}
+
+}  // namespace sparseconv

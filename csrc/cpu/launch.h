@@ -1,0 +1,38 @@
+// From a checked problem to the kernels of the chosen ISA, on torch's threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "kernels.h"
+
+namespace sparseconv {
+
+// The kernels in use; ValueError if SPARSECONV_CPU_ISA names others than this CPU can run.
+const KernelTable& table();
+
+// Memory that a thread keeps from call to call: half a megabyte would otherwise be mapped and
+// faulted in anew each time.
+void* thread_scratch(int64_t bytes);
+
+// A share below this many row operations (some 10 us) is not worth waking a thread for.
+constexpr int64_t kGrain = 64 * 1024;
+
+template <typename Problem>
+void run(const Problem& problem,
+         int64_t row_operations,
+         void (*kernel)(const Problem&, int64_t, int64_t, void*)) {
+  const int64_t parts = std::clamp<int64_t>(row_operations / kGrain, 1, at::get_num_threads());
+  const int64_t bytes = scratch_bytes(problem);
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      kernel(problem, part, parts, thread_scratch(bytes));
+    }
+  });
+}
+
+// Chooses the piece length and runs; does nothing if there are no outputs.
+void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t span);
+
+}  // namespace sparseconv

@@ -1,0 +1,86 @@
+// The gradient of the active weights.
+
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "checks.h"
+#include "launch.h"
+#include "layout.h"
+
+namespace sparseconv {
+namespace {
+
+// The lane groups are cut into at most this many fixed runs, so that many threads need not all
+// pack the same inputs. By shape alone: the sums must not depend on the number of threads.
+constexpr int64_t kSplitsMax = 8;
+constexpr int64_t kGroupsPerSplit = 4;
+
+Tensor wgrad(const Tensor& grad,
+             const Tensor& input,
+             const Tensor& crow,
+             const Tensor& rows,
+             at::IntArrayRef shape,
+             int64_t stride,
+             at::IntArrayRef padding,
+             int64_t dilation,
+             int64_t groups,
+             c10::string_view mode) {
+  const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
+  check_signal(input, "input", g.in_channels());
+  check_signal(grad, "grad_output", g.out_channels);
+  check_same_type(input, grad, "grad_output");
+  const int64_t length = input.size(2);
+  check_lengths(g, length);
+  const int64_t out_length = g.output_length(length);
+  TORCH_CHECK_VALUE(grad.size(0) == input.size(0) && grad.size(2) == out_length,
+                    "expected grad_output of shape (", input.size(0), ", ", g.out_channels, ", ",
+                    out_length, "), but got ", grad.sizes());
+  const Element element = element_of(input);
+  const int64_t nnz = rows.numel();
+  check_pointers(crow, "crow_indices", g.out_channels * g.row_channels, nnz);
+  const Layout layout = fprop_layout(g.kernel_size, stride, dilation);
+  check_rows(rows, nnz, layout);
+
+  const int64_t lanes = lanes_of(input);
+  const WgradPiece cut = wgrad_piece(input.size(0), out_length, lanes, span_of(layout));
+  const int64_t lane_groups = ceil_div(input.size(0) * ceil_div(out_length, cut.piece), lanes);
+  const int64_t splits = std::clamp<int64_t>(lane_groups / kGroupsPerSplit, 1, kSplitsMax);
+  Tensor partial = at::zeros({splits, nnz}, input.options().dtype(acc_type(input)));
+  if (input.size(0) > 0 && nnz > 0) {
+    WeightGradient p{};
+    p.entries = {crow.const_data_ptr<int32_t>(),
+                 rows.const_data_ptr<int32_t>(),
+                 nullptr,
+                 g.row_channels,
+                 g.out_channels,
+                 groups};
+    p.tile = layout.shape();
+    p.grad = view(grad);
+    p.in = view(input);
+    p.in_length = length;
+    p.mode = g.mode;
+    p.origin = -g.left;
+    p.partial = partial.data_ptr();
+    p.nnz = nnz;
+    p.splits = splits;
+    p.batch = input.size(0);
+    p.count = out_length;
+    p.piece = cut.piece;
+    p.tile_length = cut.tile_length;
+    run(p, lane_groups * cut.piece * nnz, table().wgrad[static_cast<int>(element)]);
+  }
+  Tensor result = partial[0];
+  for (int64_t split = 1; split < splits; ++split) {
+    result.add_(partial[split]);
+  }
+  return result.to(input.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
+  m.impl("wgrad", wgrad);
+}
+
+}  // namespace sparseconv
