@@ -46,8 +46,11 @@ $(VENV)/.built: $(VENV)/.python $(SOURCES)
 	$(PY) -c 'import torch, sparseconv._C'
 	touch $@
 
+# The extra's packages alone: installing the package with it would build the kernels again.
 $(VENV)/.lint: $(VENV)/.built
-	$(PIP) --no-build-isolation --editable '.[lint]'
+	$(PY) -c 'import tomllib; \
+	    extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	    print(*extras["lint"], sep="\n")' | $(PIP) --requirement /dev/stdin
 	touch $@
 
 clean:

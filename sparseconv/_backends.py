@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from types import ModuleType
 
@@ -12,13 +13,12 @@ BACKENDS = ("cpp", "reference")
 
 def _load_extension() -> tuple[ModuleType | None, str]:
     try:
-        from sparseconv import _C
-    except ImportError as error:
+        return importlib.import_module("sparseconv._C"), ""
+    except ImportError as error:  # not built, or built against another torch
         return None, (
-            f"the C++ extension is not built ({error}); "
+            f"the C++ extension cannot be loaded ({error}); "
             "build it with `pip install --no-build-isolation .` (needs a C++20 compiler)"
         )
-    return _C, ""
 
 
 extension, _missing_reason = _load_extension()
