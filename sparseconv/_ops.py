@@ -102,6 +102,24 @@ def _output_length(
     return (length + padding[0] + padding[1] - dilation * (shape[2] - 1) - 1) // stride + 1
 
 
+@torch.library.register_fake("sparseconv::plan_fprop", lib=_library)  # type: ignore[untyped-decorator]
+def _fake_plan_fprop(crow_indices: Tensor, col_indices: Tensor, *args: Any) -> Tensor:
+    return col_indices.new_empty(col_indices.shape)
+
+
+@torch.library.register_fake("sparseconv::plan_dgrad", lib=_library)  # type: ignore[untyped-decorator]
+def _fake_plan_dgrad(
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    shape: list[int],
+    stride: int,
+    dilation: int,
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    pointers = crow_indices.new_empty((stride * (crow_indices.shape[0] - 1) + 1,))
+    return pointers, col_indices.new_empty(col_indices.shape), torch.empty_like(col_indices)
+
+
 @torch.library.register_fake("sparseconv::fprop", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_fprop(
     input: Tensor,

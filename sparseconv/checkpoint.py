@@ -141,6 +141,36 @@ def restore(model: nn.Module, state: dict[str, Any]) -> None:
         raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
 
 
+def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
+    """Load Adam's state dict if its moments fit the parameters: the fused step does not look.
+
+    Raises:
+        CheckpointError: a moment has another shape, dtype or layout than its parameter; the
+            optimizer is left as it was.
+
+    Example:
+        >>> optimizer = torch.optim.Adam(nn.Linear(2, 1).parameters())
+        >>> restore_adam(optimizer, optimizer.state_dict())
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, moments in state["state"].items():
+        if index not in range(len(parameters)):
+            raise CheckpointError(
+                f"the checkpoint has moments of parameter {index!r}, but the optimizer only "
+                f"{len(parameters)} parameters"
+            )
+        moment = torch.empty_like(parameters[index], device="meta")
+        fitting = {"step": torch.zeros(()), "exp_avg": moment, "exp_avg_sq": moment}
+        expected, came = _layout(fitting), _layout(moments)
+        strides = {m.stride() for name, m in moments.items() if name != "step"}
+        if expected != came or strides != {moment.stride()}:
+            raise CheckpointError(
+                f"the moments of parameter {index} do not fit it: expected {expected} with "
+                f"strides {moment.stride()}, but the checkpoint has {came}"
+            )
+    optimizer.load_state_dict(state)
+
+
 def _layout(state: dict[str, Any]) -> dict[str, str]:
     return {
         name: f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else "no tensor"

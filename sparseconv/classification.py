@@ -26,7 +26,8 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
 
     The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,
     n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel; they are used as they come,
-    as float32, so normalise them first if their scales differ. Labels are whatever NumPy can sort.
+    as float32, so normalise them first if their scales differ. Labels are strings, integers, booleans
+    or whole numbers held as floats; aeon takes other floats for the targets of a regression.
 
     Args:
         sparsity, nf, kernel_size, depth, n_groups, init, padding, backend: see ``models.DSN``.
@@ -34,7 +35,8 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         skip_step_at_update, decay_share, prune_fraction, prune_floor, grow: see ``recipe.Recipe``.
         random_state: an int fixes everything that is drawn; a ``RandomState`` gives the seed;
             None draws a new seed for each fit.
-        n_jobs: threads that torch may use in fit and predict; -1 takes all cores.
+        n_jobs: threads that torch may use in fit and predict, as aeon counts them: -1 takes all
+            cores, -2 all but one; never less than one.
         verbose: show a progress bar.
 
     Attributes:
@@ -122,6 +124,11 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
 
     def _check_X(self, X: Any) -> Any:  # noqa: N802 (aeon's name)
         """Refuse, with the remedy, what aeon would refuse without."""
+        if isinstance(X, np.ndarray | list) and 0 in np.shape(X[:1]):
+            raise ValueError(
+                "DSNClassifier expected at least one series with at least one channel and time "
+                f"point, but got {'an empty list' if isinstance(X, list) else X.shape}"
+            )
         get_type(X)  # aeon's own words for what is no collection of series
         if not is_equal_length(X):
             raise ValueError(
@@ -166,7 +173,7 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         return int(check_random_state(self.random_state).randint(2**31))
 
     def _predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        with threads(self._n_jobs):
+        with threads(check_n_jobs(self.n_jobs)):  # set_params may have changed it since fit
             log_proba = predict_log_proba(self.model_, _as_tensor(X))
         # In double, so that the probabilities add up to 1 as closely as scikit-learn checks it.
         proba: npt.NDArray[np.float64] = log_proba.double().softmax(1).numpy()

@@ -24,8 +24,9 @@ from sparseconv.models import DSN
 from sparseconv.models.dsn import INITS, PADDINGS
 from sparseconv.pruning import GROWTHS
 from sparseconv.recipe import Recipe
-from sparseconv.report import write_training_report
-from sparseconv.training import TrainingResult, train
+from sparseconv.report import figures, write_training_report
+from sparseconv.training import CHECKPOINT_NAME, TrainingResult, train
+from sparseconv.training_data import digest
 
 PROG = "python -m sparseconv"
 CONFIG_NAME, HISTORY_NAME = "config.json", "history.csv"
@@ -160,7 +161,8 @@ def _train(args: argparse.Namespace) -> int:
     out: Path = args.out or Path("runs") / f"{name}-seed{given.get('seed', RECIPE['seed'])}"
     settings = _resumed(out, given) if args.resume else _fresh(out, given)
 
-    # Whatever can be wrong with the user's arguments shows before anything is written.
+    # Whatever can be wrong shows before anything is written.
+    figures.require_matplotlib()
     data = datasets.load(args.data, nan_to_zero=settings["nan_to_zero"])
     recipe = Recipe(**{name: settings[name] for name in RECIPE})
     threads = settings["threads"] if args.threads is None else args.threads
@@ -205,8 +207,10 @@ def _train(args: argparse.Namespace) -> int:
 def _fresh(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     if out.exists() and not out.is_dir():
         raise ValueError(f"the results folder {out} is a file; choose another with --out")
-    if out.is_dir() and any(out.iterdir()):
-        if (out / CONFIG_NAME).exists():
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    # What a run leaves that ended before its first checkpoint is in nobody's way.
+    if found - {CONFIG_NAME, f"{CONFIG_NAME}.partial", f"{CHECKPOINT_NAME}.partial"}:
+        if CONFIG_NAME in found:
             raise ValueError(
                 f"{out} holds a run already; go on with it with --resume, or choose another folder "
                 "with --out"
@@ -253,25 +257,34 @@ def _config(
 ) -> dict[str, Any]:
     """Write config.json, or read that of a resumed run."""
     path = out / CONFIG_NAME
+    facts = {
+        "name": data.name,
+        "n_train": len(data.X_train),
+        "n_test": len(data.X_test),
+        "n_channels": data.n_channels,
+        "n_timepoints": data.n_timepoints,
+        "classes": data.classes.tolist(),
+        "test_sha256": digest(torch.from_numpy(data.X_test), torch.from_numpy(data.y_test)),
+        **{name: settings[name] for name in DATA},
+    }
     if resume:
         config: dict[str, Any] = json.loads(path.read_text())
+        for name, value in facts.items():
+            if (there := config["data"].get(name)) != value:
+                raise ValueError(
+                    f"{out} holds another run, its data differs: {name} is {there!r} there, but "
+                    f"now {value!r}; give the data of that run, or start a new one with --out"
+                )
         return config
     config = {
-        "data": {
-            "name": data.name,
-            "n_train": len(data.X_train),
-            "n_test": len(data.X_test),
-            "n_channels": data.n_channels,
-            "n_timepoints": data.n_timepoints,
-            "classes": data.classes.tolist(),
-            **{name: settings[name] for name in DATA},
-        },
+        "data": facts,
         "network": {name: settings[name] for name in NETWORK},
         "recipe": {name: settings[name] for name in RECIPE},
         "machine": machine.facts(),
     }
+    text = json.dumps(config, indent=2) + "\n"
     out.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(config, indent=2) + "\n")
+    _write(path, text)
     return config
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +62,8 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
             equal-length variant), a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``, or a
             ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and ``y_test``. Series have
             the shape ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
-            ``(n_cases, n_timepoints)``; labels are numbers or strings.
+            ``(n_cases, n_timepoints)``; labels are strings or real
+            numbers.
         nan_to_zero: replace missing values by 0, as the paper's UCR 85 runs do, instead of
             refusing them.
 
@@ -170,14 +170,19 @@ def _read_ts(path: Path, read: Callable[..., Any]) -> tuple[Any, Any]:
 
 def _read_npz(path: Path) -> _Splits:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array without a key")
+        with file:
             missing = [key for key in _KEYS if key not in file.files]
             if missing:
                 raise ValueError(
                     f"it lacks {', '.join(missing)} and holds {', '.join(file.files) or 'nothing'}"
                 )
-            X_train, y_train, X_test, y_test = (file[key] for key in _KEYS)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            X_train, y_train, X_test, y_test = splits = tuple(file[key] for key in _KEYS)
+        if not all(isinstance(array, np.ndarray) for array in splits):
+            raise ValueError("not all of its members are arrays")
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{path} cannot be used as a data set ({error}); write it with np.savez and the keys "
             f"{', '.join(_KEYS)}, each a plain array of numbers (labels: or of strings)"
@@ -232,7 +237,7 @@ def _series(name: str, key: str, raw: Any, nan_to_zero: bool) -> npt.NDArray[np.
             f"{name}: expected {key} of shape (n_cases, n_channels, n_timepoints) or (n_cases, "
             f"n_timepoints), none of them 0, but got {raw.shape}"
         )
-    if raw.dtype.kind not in "fiub":
+    if raw.dtype.kind not in "fiu":
         raise ValueError(
             f"{name}: expected {key} to hold real numbers, but got dtype {raw.dtype}; "
             "convert it to float32"
@@ -258,6 +263,11 @@ def _labels(name: str, key: str, raw: Any, n_cases: int) -> npt.NDArray[Any]:
         raise ValueError(
             f"{name}: expected {key} of shape ({n_cases},), one label for each case of its "
             f"series, but got {y.shape}"
+        )
+    if y.dtype.kind not in "biufU" or y.dtype.char == "g":  # g: no Python number holds it
+        raise ValueError(
+            f"{name}: expected {key} to hold strings or real numbers, but got dtype {y.dtype}; "
+            "convert it, bytes for example with y.astype(str)"
         )
     if y.dtype.kind == "f" and np.isnan(y).any():
         raise ValueError(f"{name}: expected a label for each case, but {key} holds NaN")

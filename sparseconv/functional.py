@@ -134,6 +134,8 @@ def sparse_conv1d(
         groups,
         padding_mode,
     )
+    if torch.is_autocast_enabled(input.device.type):
+        input, values, bias = _autocast(input, values, bias)
     _check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
     if resolve_backend(backend, x.device) == "reference":
@@ -141,6 +143,16 @@ def sparse_conv1d(
     else:
         y = _apply(_Fprop, x, values, bias, pattern, geometry)
     return y if input.dim() == 3 else y.squeeze(0)
+
+
+def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Cast as autocast does for F.conv1d: everything but float64."""
+    return tuple(
+        t
+        if t is None or t.dtype == torch.float64
+        else t.to(torch.get_autocast_dtype(t.device.type))
+        for t in tensors
+    )
 
 
 def _check(
@@ -165,10 +177,10 @@ def _check(
         raise TypeError(f"input must have one of the dtypes {DTYPES}, but got {input.dtype}")
     out_channels, group_channels, kernel_size = geometry.shape
     groups, mode = geometry.groups, geometry.padding_mode
-    if input.dim() not in (2, 3):
+    if input.dim() not in (2, 3) or input.shape[-1] == 0:
         raise ArgumentError(
-            "Expected 2D (unbatched) or 3D (batched) input to sparse_conv1d, "
-            f"but got input of size: {list(input.shape)}"
+            "Expected 2D (unbatched) or 3D (batched) input to sparse_conv1d with optional 0 dim "
+            f"batch size, but got input of size: {list(input.shape)}"
         )
     if out_channels % groups:
         raise ArgumentError(f"out_channels must be divisible by groups: {out_channels} % {groups}")
@@ -193,11 +205,17 @@ def _check(
             f"padding_mode must be one of {set(PADDING_MODES)}, but got padding_mode={mode!r}"
         )
     length, most = input.shape[-1], max(geometry.padding)
+    # The transposed pattern has one row per kernel and stride phase; sizes are counted in int32.
+    if max(most, geometry.stride * out_channels * group_channels) >= 2**31:
+        raise ArgumentError(
+            f"padding and stride * kernels must be below 2**31, but got padding {geometry.padding} "
+            f"and stride {geometry.stride} with {out_channels * group_channels} kernels"
+        )
     # The mirror does not repeat the border sample; a circle goes round once at most.
     room = {"reflect": length - 1, "circular": length}.get(mode, most)
-    if most > room or (mode == "replicate" and most > 0 and length == 0):
+    if most > room:
         raise ArgumentError(
-            f"Padding size should be less than or equal to {max(room, 0)} for padding_mode="
+            f"Padding size should be less than or equal to {room} for padding_mode="
             f"{mode!r} at input length {length}, but got padding {geometry.padding}"
         )
     padded = length + sum(geometry.padding)
@@ -241,10 +259,18 @@ class _Fprop(torch.autograd.Function):
         return (
             _apply(_Dgrad, grad, values, pattern, geometry, x.shape[2]) if need_x else None,
             _apply(_Wgrad, grad, x, pattern, geometry) if need_values else None,
-            grad.sum((0, 2)) if need_bias else None,
+            _bias_gradient(grad, pattern) if need_bias else None,
             None,
             None,
         )
+
+
+def _bias_gradient(grad: Tensor, pattern: KernelCSR) -> Tensor:
+    """The bias is the weight of a channel of ones; torch's own sum depends on the threads."""
+    shape = (pattern.shape[0], 1, 1)
+    ones = grad.new_ones(1).expand(grad.shape[0], 1, grad.shape[2])
+    full = pattern.derived("bias", lambda _: KernelCSR.full(shape))
+    return _apply(_Wgrad, grad, ones, full, Geometry(shape, 1, (0, 0), 1, 1, "zeros"))
 
 
 class _Dgrad(torch.autograd.Function):

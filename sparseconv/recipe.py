@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from sparseconv.pruning import GROWTHS
 
@@ -60,9 +62,12 @@ class Recipe:
             value = getattr(self, name)
             if value is None and name in ("batch_size", "update_every_steps"):
                 continue
-            self._set(name, "an integer", operator.index)
+            self._set(name, "an integer", Integral, int)
             if getattr(self, name) < (name != "seed"):
                 raise ValueError(f"{name} must be >= {int(name != 'seed')}, but got {value!r}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be < 2**63, but got {self.seed}")
+        self._set("skip_step_at_update", "True or False", bool | np.bool_, bool)
         for name in (
             "lr",
             "lr_min",
@@ -71,7 +76,7 @@ class Recipe:
             "prune_fraction",
             "prune_floor",
         ):
-            self._set(name, "a number", float)
+            self._set(name, "a number", Real, float)
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and >= 0, but got {getattr(self, name)}")
         if not self.lr_min <= self.lr or self.lr == 0:
@@ -88,13 +93,12 @@ class Recipe:
         if self.grow not in GROWTHS:
             raise ValueError(f"grow must be one of {GROWTHS}, but got {self.grow!r}")
 
-    def _set(self, name: str, kind: str, convert: Callable[[Any], Any]) -> None:
+    def _set(self, name: str, kind: str, taken: Any, convert: Callable[[Any], Any]) -> None:
         """Take NumPy's scalars too, but hold Python's: that is what a checkpoint can carry."""
         value = getattr(self, name)
-        try:
-            object.__setattr__(self, name, convert(value))
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name} must be {kind}, but got {value!r}") from error
+        if not isinstance(value, taken) or (isinstance(value, bool) and convert is not bool):
+            raise TypeError(f"{name} must be {kind}, but got {value!r}")
+        object.__setattr__(self, name, convert(value))
 
     def batch_size_for(self, n_cases: int) -> int:
         """Return the number of series in a batch for a training set of ``n_cases``."""

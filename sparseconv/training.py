@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
-import operator
 import os
 import time
 import warnings
@@ -21,10 +19,12 @@ from torch import Tensor, nn
 from sparseconv import checkpoint
 from sparseconv.checkpoint import CheckpointError
 from sparseconv.dst import DSTScheduler
-from sparseconv.evaluation import evaluate, first_parameter, predict_log_proba
+from sparseconv.evaluation import evaluate
+from sparseconv.functional import single
 from sparseconv.machine import keep_freed_memory
 from sparseconv.modules import SparseConv1d
 from sparseconv.recipe import Recipe
+from sparseconv.training_data import checked_data, digest
 
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -104,7 +104,7 @@ def train(
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; a training loss that is not
-            finite (the last checkpoint is kept).
+            finite (checkpoints of earlier epochs are kept).
         CheckpointError: a file that is no checkpoint, or is of another recipe, model or data.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
 
@@ -120,13 +120,21 @@ def train(
     """
     if resume and out is None:
         raise ValueError("resume=True needs out, the folder with the checkpoint to continue from")
-    if operator.index(checkpoint_every) < 1:
-        raise ValueError(f"checkpoint_every must be >= 1, but got {checkpoint_every}")
-    X, y = _checked_data(model, X, y)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a Recipe, but got {recipe!r}; write Recipe(epochs=...)")
+    checkpoint_every = single("checkpoint_every", checkpoint_every, 1)
+    X, y = checked_data(model, X, y)
     if validation is not None:
-        validation = _checked_data(model, *validation)
+        validation = checked_data(model, *validation)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "nothing can be trained, for every parameter of the model is frozen; "
+            "call requires_grad_() on what is to learn"
+        )
     path = None if out is None else Path(out) / CHECKPOINT_NAME
     if path is not None:
+        if path.parent.is_file():
+            raise ValueError(f"out must name a folder, but {path.parent} is a file")
         path.parent.mkdir(parents=True, exist_ok=True)
 
     keep_freed_memory()
@@ -227,7 +235,7 @@ class _Run:
             if not math.isfinite(value):
                 raise ValueError(
                     f"the training loss became {value} in epoch {number}, batch {batch}: lower lr "
-                    f"(now {lr:.3g}) or rescale the series; the last checkpoint is kept"
+                    f"(now {lr:.3g}) or rescale the series"
                 )
             torch.autograd.backward(loss)
             step = len(self.history) * self.batches + batch
@@ -267,14 +275,10 @@ class _Run:
         }
 
     def _identity(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for tensor in (self.X, self.y):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
         return {
             "recipe": asdict(self.recipe),
             "model": {f"line {i}": text for i, text in enumerate(str(self.model).splitlines())},
-            "data": {"SHA-256 of X and y": digest.hexdigest()},
+            "data": {"SHA-256 of X and y": digest(self.X, self.y)},
         }
 
     def load(self, path: Path) -> None:
@@ -293,9 +297,10 @@ class _Run:
             )
         before = checkpoint.snapshot(self.model)
         try:
+            _check_progress(content["best"], content["history"], self.recipe.epochs)
             checkpoint.restore(self.model, content["best"]["model"])
             checkpoint.restore(self.model, content["state"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            checkpoint.restore_adam(self.optimizer, content["optimizer"])
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(content["scheduler"])
             self.shuffle.set_state(content["rng"]["shuffle"])
@@ -308,43 +313,18 @@ class _Run:
             ) from error
 
 
-def _checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Bring data to the model's device and dtype; refuse what it cannot be trained on."""
-    parameter = first_parameter(model)
-    try:
-        X, y = torch.as_tensor(X), torch.as_tensor(y)
-    except TypeError as error:
-        raise TypeError(f"X and y must be arrays of numbers, but {error}; {_LABELS}") from error
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise TypeError(f"y must hold class indices as integers, but got {y.dtype}; {_LABELS}")
-    if X.dim() < 2 or y.dim() != 1 or len(X) != len(y) or X.numel() == 0:
+def _check_progress(best: Any, history: Any, epochs: int) -> None:
+    """Refuse a history that no run writes, and a best epoch that is not the history's."""
+    if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
+        raise ValueError("its history does not hold the epochs 1, 2, ... in order")
+    if not 1 <= len(history) <= epochs:
+        raise ValueError(f"its history holds {len(history)} epochs instead of 1 to {epochs}")
+    kept = min(reversed(history), key=lambda row: row["train_loss"])
+    if (best["epoch"], best["loss"]) != (kept["epoch"], kept["train_loss"]):
         raise ValueError(
-            "expected X of shape (n_cases, n_channels, n_timepoints) and y of shape (n_cases,), "
-            f"at least one case, but got {tuple(X.shape)} and {tuple(y.shape)}"
+            f"its best epoch is {best['epoch']} with training loss {best['loss']}, but by its "
+            f"history {kept['epoch']} with {kept['train_loss']}"
         )
-    X, y = X.to(parameter), y.to(parameter.device, torch.int64)
-    if not torch.isfinite(X).all():
-        cases = int((~torch.isfinite(X)).flatten(1).any(1).sum())
-        raise ValueError(
-            f"X must be finite, but {cases} of {len(X)} series hold NaN or infinity; replace them, "
-            "for example with numpy.nan_to_num(X)"
-        )
-    log_proba = predict_log_proba(model, X[:1])
-    if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
-        raise ValueError(
-            "the model must return log-probabilities (n_cases, n_classes), but got shape "
-            f"{tuple(log_proba.shape)} with sums {log_proba.exp().sum(-1).tolist()}; "
-            "end it with torch.nn.LogSoftmax(dim=1)"
-        )
-    if y.min() < 0 or y.max() >= log_proba.shape[1]:
-        raise ValueError(
-            f"y must hold class indices in [0, {log_proba.shape[1]}), the model's classes, but "
-            f"reaches from {int(y.min())} to {int(y.max())}; {_LABELS}"
-        )
-    return X, y
-
-
-_LABELS = "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
 
 
 def _how_to_go_on(run: _Run, path: Path | None) -> str:

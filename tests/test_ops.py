@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sparseconv as sc
 from sparseconv import _ops
 from sparseconv.functional import Geometry
+from sparseconv.machine import threads
 
 OPS = torch.ops.sparseconv
 GEOMETRIES = [
@@ -46,7 +47,7 @@ def arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> dict[st
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("name", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize("name", ["plan_fprop", "plan_dgrad", "fprop", "dgrad", "wgrad"])
 def test_opcheck(name: str, geometry: Geometry) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         torch.library.opcheck(getattr(OPS, name).default, arguments(geometry, dtype)[name])
@@ -62,6 +63,7 @@ def test_flop_counter_counts_active_weights(geometry: Geometry) -> None:
         geometry.padding,
         geometry.dilation,
         geometry.groups,
+        bias=False,  # its gradient is counted too, as that of a weight on ones
         padding_mode=geometry.padding_mode,
         density=0.4,
     )
@@ -127,14 +129,24 @@ def test_every_wrong_argument_raises(geometry: Geometry, count_cases: Any) -> No
     assert cases > 200
 
 
-def test_poisoned_indices_never_reach_memory() -> None:
-    """In-range for the tensor, out of range for the scratch: refused, not read."""
-    args = arguments(GEOMETRIES[0])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_scratch_rows_are_bounded_tightly(geometry: Geometry) -> None:
+    """A row must leave space for a piece within the scratch that these channels have."""
+    piece = 48
+    channels = {"fprop": geometry.shape[1], "wgrad": geometry.shape[1]}
+    channels["dgrad"] = geometry.shape[0] // geometry.groups
+    reach = geometry.dilation * (geometry.shape[2] - 1)
+    residues = {tap * geometry.dilation % geometry.stride for tap in range(geometry.shape[2])}
+    args = arguments(geometry)
     for name, i in (("fprop", 4), ("dgrad", 3), ("wgrad", 3)):
-        rows = args[name][i].clone()
-        rows[0] = 10_000
-        with pytest.raises(ValueError, match="rows"):
-            getattr(OPS, name)(*with_argument(args[name], i, rows))
+        op, rows = getattr(OPS, name), args[name][i]
+        # All taps of a residue share one run of rows: a piece, and as many as they lie apart.
+        most = channels[name] * (len(residues) * piece + reach // geometry.stride + 1)
+        for wrong in (most, most + 1, 10_000):
+            poisoned = rows.clone()
+            poisoned[-1] = wrong
+            with pytest.raises(ValueError, match="rows"):
+                op(*with_argument(args[name], i, poisoned))
 
 
 def test_plans_are_made_once_and_shared() -> None:
@@ -142,6 +154,36 @@ def test_plans_are_made_once_and_shared() -> None:
     geometry = GEOMETRIES[0]
     assert _ops._fprop_rows(pattern, geometry) is _ops._fprop_rows(pattern, geometry)
     assert _ops._dgrad_plan(pattern, geometry) is _ops._dgrad_plan(pattern, geometry)
+
+
+def test_bias_gradient_does_not_depend_on_threads() -> None:
+    """One output channel: torch would split the sum to one number among its threads."""
+    for batch, length in ((64, 5000), (1, 300_000)):
+        grad, bits = torch.randn(batch, 1, length), set()
+        for count in (1, 2, 3):
+            bias = torch.zeros(1, requires_grad=True)
+            x, pattern = torch.zeros(batch, 1, length), sc.KernelCSR.full((1, 1, 1))
+            with threads(count):
+                sc.sparse_conv1d(x, torch.ones(1), pattern, bias).backward(grad)
+            assert bias.grad is not None
+            bits.add(bias.grad.item())
+        assert len(bits) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_as_conv1d(dtype: torch.dtype) -> None:
+    x, layer = torch.randn(2, 4, 20), sc.SparseConv1d(4, 8, 5, density=0.4)
+    model = torch.nn.Sequential(torch.nn.Conv1d(4, 4, 3), layer)
+    with torch.autocast("cpu", dtype):
+        y = model(x)
+        assert y.dtype == dtype == layer.to_dense()(x).dtype
+        assert layer(x.double().to(dtype)).dtype == dtype
+    y.float().sum().backward()
+    assert layer.values.grad is not None
+    assert layer.values.grad.dtype == torch.float32
+    double = sc.SparseConv1d(4, 8, 5, dtype=torch.float64)
+    with torch.autocast("cpu", dtype):
+        assert double(x.double()).dtype == torch.float64
 
 
 def test_values_are_read_afresh() -> None:

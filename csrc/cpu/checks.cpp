@@ -1,5 +1,6 @@
 #include "checks.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace sparseconv {
@@ -47,15 +48,16 @@ Geometry check_geometry(at::IntArrayRef shape,
 }
 
 void check_lengths(const Geometry& g, int64_t length) {
+  TORCH_CHECK_VALUE(length >= 1 && length <= (int64_t{1} << 62),
+                    "expected an input of at least one sample, but got length ", length);
   const int64_t most = std::max(g.left, g.right);
-  const int64_t room = g.mode == PaddingMode::reflect     ? length - 1
-                       : g.mode == PaddingMode::circular  ? length
-                       : g.mode == PaddingMode::replicate ? (length > 0 ? most : 0)
-                                                          : most;
-  TORCH_CHECK_VALUE(most <= room, "Padding size should be at most ", std::max<int64_t>(room, 0),
+  const int64_t room = g.mode == PaddingMode::reflect    ? length - 1
+                       : g.mode == PaddingMode::circular ? length
+                                                         : most;
+  TORCH_CHECK_VALUE(most <= room, "Padding size should be at most ", room,
                     " for this padding_mode at input length ", length, ", but got (", g.left, ", ",
                     g.right, ")");
-  TORCH_CHECK_VALUE(length >= 0 && length + g.left + g.right >= g.reach(),
+  TORCH_CHECK_VALUE(length + g.left + g.right >= g.reach(),
                     "Calculated padded input size per channel: (", length + g.left + g.right,
                     "). Kernel size: (", g.reach(),
                     "). Kernel size can't be greater than actual input size");
@@ -137,10 +139,10 @@ int64_t span_of(const Layout& layout) {
   return layout.channel_rows - kPieceMax * static_cast<int64_t>(layout.segments.size());
 }
 
-// A row must leave space for the piece that begins there.
-void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout) {
+void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout, int64_t row_channels) {
   check_indices(rows, "rows", nnz);
-  check_below(rows, "rows", layout.block_channels * layout.channel_rows - kPieceMax + 1);
+  const int64_t channels = std::min(layout.block_channels, row_channels);
+  check_below(rows, "rows", channels * layout.channel_rows - kPieceMax + 1);
 }
 
 }  // namespace sparseconv

@@ -37,7 +37,7 @@ void check_below(const Tensor& indices, const char* name, int64_t limit);
 void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int64_t nnz);
 
 // The scratch rows of entries: each must leave space for the piece that begins there.
-void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout);
+void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout, int64_t row_channels);
 
 Element element_of(const Tensor& x);
 at::ScalarType acc_type(const Tensor& x);

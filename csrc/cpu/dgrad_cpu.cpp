@@ -25,12 +25,7 @@ void add_fold(Tensor& output, const Tensor& fold, const Geometry& g) {
     for (int64_t series = begin; series < end; ++series) {
       for (int64_t i = 0; i < width; ++i) {
         const int64_t position = i < g.left ? i - g.left : length + i - g.left;
-        int64_t source = position < 0 ? 0 : length - 1;  // replicate
-        if (g.mode == PaddingMode::reflect) {
-          source = position < 0 ? -position : 2 * length - 2 - position;
-        } else if (g.mode == PaddingMode::circular) {
-          source = position < 0 ? position + length : position - length;
-        }
+        const int64_t source = fold_position(position, length, g.mode);
         out[series * length + source] += extra[series * width + i];
       }
     }
@@ -150,8 +145,7 @@ Tensor dgrad(const Tensor& grad,
     const int64_t past = high > phase ? ceil_div(high - phase, stride) : 0;
     const int32_t* phase_pointers = pointers.const_data_ptr<int32_t>() + phase * n_kernels;
     const int64_t begin = phase_pointers[0], end = phase_pointers[n_kernels];
-    check_below(rows.slice(0, begin, end), "rows",
-                layout.block_channels * layout.channel_rows - kPieceMax + 1);
+    check_rows(rows.slice(0, begin, end), end - begin, layout, group_rows);
     Correlation p{};
     p.entries = {phase_pointers,
                  rows.const_data_ptr<int32_t>(),

@@ -29,7 +29,7 @@ Tensor fprop(const Tensor& input,
   TORCH_CHECK_VALUE(values.dim() == 1, "expected values of shape (nnz,), but got ", values.sizes());
   check_pointers(crow, "crow_indices", g.out_channels * g.row_channels, nnz);
   const Layout layout = fprop_layout(g.kernel_size, stride, dilation);
-  check_rows(rows, nnz, layout);
+  check_rows(rows, nnz, layout, g.row_channels);
   const Tensor weights = values.to(acc_type(input)).contiguous();
   Tensor init;
   if (bias.has_value()) {

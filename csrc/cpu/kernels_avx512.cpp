@@ -1,5 +1,10 @@
 #if defined(__x86_64__)
 
+#if defined(__GNUC__) && !defined(__clang__)
+// The intrinsics of gcc 12 leave operands undefined on purpose and are warned about for it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include <immintrin.h>
 
 #include <cstdint>

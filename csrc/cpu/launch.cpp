@@ -19,21 +19,47 @@ const KernelTable& table() {
   }
 }
 
-void* thread_scratch(int64_t bytes) {
+namespace {
+
+constexpr int64_t kKeptBytes = 8 * 1024 * 1024;
+
+struct Scratch {
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
-  thread_local std::unique_ptr<void, Free> memory;
-  thread_local int64_t size = 0;
-  if (size < bytes) {
+  std::unique_ptr<void, Free> memory;
+  int64_t size = 0;
+
+  void resize(int64_t bytes) {
     memory.reset();
     size = 0;
-    const int64_t rounded = ceil_div(bytes, kRowBytes) * kRowBytes;
-    memory.reset(std::aligned_alloc(kRowBytes, rounded));
-    TORCH_CHECK(memory != nullptr, "could not allocate ", rounded, " bytes of scratch memory");
-    size = rounded;
+    if (bytes > 0) {
+      memory.reset(std::aligned_alloc(kRowBytes, bytes));
+      TORCH_CHECK(memory != nullptr, "could not allocate ", bytes, " bytes of scratch memory");
+      size = bytes;
+    }
   }
-  return memory.get();
+};
+
+Scratch& scratch_of_thread() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+}  // namespace
+
+void* thread_scratch(int64_t bytes) {
+  Scratch& scratch = scratch_of_thread();
+  if (scratch.size < bytes) {
+    scratch.resize(ceil_div(bytes, kRowBytes) * kRowBytes);
+  }
+  return scratch.memory.get();
+}
+
+void release_large_scratch() {
+  if (scratch_of_thread().size > kKeptBytes) {
+    scratch_of_thread().resize(0);
+  }
 }
 
 void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t span) {

@@ -13,8 +13,9 @@ namespace sparseconv {
 const KernelTable& table();
 
 // Memory that a thread keeps from call to call: half a megabyte would otherwise be mapped and
-// faulted in anew each time.
+// faulted in anew each time. Only what an unusual layer needs (long dilated kernels) is given back.
 void* thread_scratch(int64_t bytes);
+void release_large_scratch();
 
 // A share below this many row operations (some 10 us) is not worth waking a thread for.
 constexpr int64_t kGrain = 64 * 1024;
@@ -29,6 +30,7 @@ void run(const Problem& problem,
     for (int64_t part = begin; part < end; ++part) {
       kernel(problem, part, parts, thread_scratch(bytes));
     }
+    release_large_scratch();
   });
 }
 

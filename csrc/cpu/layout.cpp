@@ -82,48 +82,40 @@ constexpr int64_t kLatencyRows = 8;
 }  // namespace
 
 int64_t correlate_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span) {
-  int64_t best_piece = std::min(count, kPieceMax);
-  double best_cost = -1;
-  for (int64_t pieces = ceil_div(count, kPieceMax); pieces <= count; ++pieces) {
-    const int64_t piece = ceil_div(count, pieces);
-    const double cost =
-        static_cast<double>(lane_groups(batch, pieces, lanes)) *
-        (static_cast<double>(std::max(piece, kLatencyRows)) + kPackShare * (piece + span));
-    if (best_cost < 0 || cost < best_cost) {
+  int64_t best_piece = 0;
+  double best_cost = 0;
+  for (int64_t most = std::min(count, kPieceMax); most >= std::min(count, kLatencyRows); --most) {
+    const int64_t pieces = ceil_div(count, most);
+    const int64_t piece = ceil_div(count, pieces);  // as short as so many pieces can be
+    const double cost = static_cast<double>(lane_groups(batch, pieces, lanes)) *
+                        (static_cast<double>(std::max(piece, kLatencyRows)) +
+                         kPackShare * static_cast<double>(piece + span));
+    if (best_piece == 0 || cost < best_cost) {
       best_cost = cost;
       best_piece = piece;
-    }
-    if (piece <= kLatencyRows) {
-      break;
     }
   }
   return best_piece;
 }
 
 WgradPiece wgrad_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span) {
-  WgradPiece best{std::min<int64_t>(count, kWgradTileMax), std::min<int64_t>(count, kWgradTileMax)};
-  double best_cost = -1;
-  for (int64_t pieces = ceil_div(count, kPieceMax); pieces <= count; ++pieces) {
-    const int64_t least = ceil_div(count, pieces);
-    const int64_t tiles = ceil_div(least, kWgradTileMax);
-    const int64_t tile = ceil_div(least, tiles);
+  WgradPiece best{0, 0};
+  double best_cost = 0;
+  for (int64_t most = std::min(count, kPieceMax); most >= std::min(count, kLatencyRows); --most) {
+    const int64_t pieces = ceil_div(count, most);
+    const int64_t tiles = ceil_div(ceil_div(count, pieces), kWgradTileMax);
+    const int64_t tile = ceil_div(ceil_div(count, pieces), tiles);
     const int64_t piece = tile * tiles;
-    if (piece > count || piece > kPieceMax) {
-      if (least <= kLatencyRows) {
-        break;
-      }
+    if (piece > std::min(count, kPieceMax)) {
       continue;
     }
     // Each weight pays, per lane group, for the sum over lanes, and per tile for its own sum.
-    const double cost =
-        static_cast<double>(lane_groups(batch, pieces, lanes)) *
-        (static_cast<double>(piece) + 1.0 * tiles + 4.0 + kPackShare * (2 * piece + span));
-    if (best_cost < 0 || cost < best_cost) {
+    const double cost = static_cast<double>(lane_groups(batch, pieces, lanes)) *
+                        (static_cast<double>(piece + tiles + 4) +
+                         kPackShare * static_cast<double>(2 * piece + span));
+    if (best.piece == 0 || cost < best_cost) {
       best_cost = cost;
       best = {piece, tile};
-    }
-    if (least <= kLatencyRows) {
-      break;
     }
   }
   return best;
@@ -136,7 +128,7 @@ int64_t stage_rows(const TileShape& tile, int64_t piece) {
   for (int64_t i = 0; i < tile.n_segments; ++i) {
     span = std::max(span, tile.segments[i].span);
   }
-  return ceil_div(piece + span, 16) * 16;
+  return stage_stride(piece + span);
 }
 
 }  // namespace

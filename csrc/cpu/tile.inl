@@ -82,18 +82,6 @@ static void cut_lanes(Lane* lanes,
   }
 }
 
-// Where a position outside the series reads. The caller has checked that one step is enough.
-static inline int64_t fold_position(int64_t position, int64_t length, PaddingMode mode) {
-  switch (mode) {
-    case PaddingMode::replicate:
-      return position < 0 ? 0 : length - 1;
-    case PaddingMode::reflect:
-      return position < 0 ? -position : 2 * length - 2 - position;
-    default:
-      return position < 0 ? position + length : position - length;
-  }
-}
-
 template <typename T, typename S>
 static void read_outside(T* out,
                          const S* series,
@@ -129,11 +117,6 @@ static void read_lane(T* out,
     out[j] = to_acc(series[(first + j * step) * stride]);
   }
   read_outside(out, series, stride, length, mode, first, step, end, count);
-}
-
-// Stage entries per lane for `rows` rows: transposes read whole blocks.
-static inline int64_t stage_stride(int64_t rows) {
-  return (rows + 15) / 16 * 16;
 }
 
 // Copies the inputs of channels [c0, c1) into rows[(c - c0) * channel_rows + row][lane]: padding,

@@ -40,7 +40,7 @@ Tensor wgrad(const Tensor& grad,
   const int64_t nnz = rows.numel();
   check_pointers(crow, "crow_indices", g.out_channels * g.row_channels, nnz);
   const Layout layout = fprop_layout(g.kernel_size, stride, dilation);
-  check_rows(rows, nnz, layout);
+  check_rows(rows, nnz, layout, g.row_channels);
 
   const int64_t lanes = lanes_of(input);
   const WgradPiece cut = wgrad_piece(input.size(0), out_length, lanes, span_of(layout));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,8 @@ class DSN(nn.Module):
         super().__init__()
         self.in_channels = single("in_channels", in_channels, 1)
         self.n_classes = single("n_classes", n_classes, 1)
+        if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
+            raise TypeError(f"sparsity must be a number, but got {sparsity!r}")
         if not 0 <= sparsity < 1:
             raise ValueError(f"sparsity must lie in [0, 1), but got {sparsity}")
         nf = single("nf", nf, 1)

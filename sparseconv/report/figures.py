@@ -277,7 +277,16 @@ def _clusters(points: Sequence[Saving]) -> list[list[Saving]]:
     return [sorted(cluster, key=lambda p: p.label) for cluster in clusters]
 
 
-def _figure(title: str, width: float, height: float) -> Figure:
+def require_matplotlib() -> type[Figure]:
+    """Return matplotlib's ``Figure``.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+
+    Example:
+        >>> require_matplotlib().__name__
+        'Figure'
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -285,7 +294,11 @@ def _figure(title: str, width: float, height: float) -> Figure:
             f"figures need matplotlib, which cannot be imported ({error}); "
             "install it with `pip install sparseconv[tsc]`"
         ) from error
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return Figure
+
+
+def _figure(title: str, width: float, height: float) -> Figure:
+    figure = require_matplotlib()(figsize=(width, height), layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
     return figure
 

@@ -1,0 +1,85 @@
+"""The data of a training run: checked before anything is trained, and told apart by a digest."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv.evaluation import first_parameter, predict_log_proba
+
+_LABELS = "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
+
+
+def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Bring data to the model's device and dtype; refuse what it cannot be trained on.
+
+    Args:
+        model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``.
+        X: series, an array or tensor ``(n_cases, ...)``.
+        y: ``(n_cases,)`` integers, class indices from 0.
+
+    Raises:
+        TypeError, ValueError: data or a model that do not fit.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(5, 2), nn.LogSoftmax(dim=1))
+        >>> X, y = checked_data(model, [[[1, 2, 3, 4, 5]]], [1])
+        >>> X.shape, y
+        (torch.Size([1, 1, 5]), tensor([1]))
+    """
+    parameter = first_parameter(model)
+    try:
+        X, y = torch.as_tensor(X), torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"X and y must be arrays of numbers, but {error}; {_LABELS}") from error
+    if X.layout != torch.strided or X.is_complex() or X.dtype == torch.bool:
+        raise TypeError(
+            f"X must be a dense array of real numbers, but got {X.dtype} in layout {X.layout}"
+        )
+    if y.layout != torch.strided or y.is_complex() or y.is_floating_point() or y.dtype == torch.bool:
+        raise TypeError(
+            "y must be a dense array of class indices as integers, but got "
+            f"{y.dtype} in layout {y.layout}; {_LABELS}"
+        )
+    if X.dim() < 2 or y.dim() != 1 or len(X) != len(y) or X.numel() == 0:
+        raise ValueError(
+            "expected X of shape (n_cases, n_channels, n_timepoints) and y of shape (n_cases,), "
+            f"at least one case, but got {tuple(X.shape)} and {tuple(y.shape)}"
+        )
+    X, y = X.to(parameter), y.to(parameter.device, torch.int64)
+    if not torch.isfinite(X).all():
+        cases = int((~torch.isfinite(X)).flatten(1).any(1).sum())
+        raise ValueError(
+            f"X must be finite, but {cases} of {len(X)} series hold NaN or infinity; replace them, "
+            "for example with numpy.nan_to_num(X)"
+        )
+    log_proba = predict_log_proba(model, X[:1])
+    if log_proba.dim() != 2 or bool((log_proba.logsumexp(1).abs() > 0.01).any()):
+        raise ValueError(
+            "the model must return log-probabilities (n_cases, n_classes), but got shape "
+            f"{tuple(log_proba.shape)} with sums {log_proba.exp().sum(-1).tolist()}; "
+            "end it with torch.nn.LogSoftmax(dim=1)"
+        )
+    if y.min() < 0 or y.max() >= log_proba.shape[1]:
+        raise ValueError(
+            f"y must hold class indices in [0, {log_proba.shape[1]}), the model's classes, but "
+            f"reaches from {int(y.min())} to {int(y.max())}; {_LABELS}"
+        )
+    return X, y
+
+
+def digest(*tensors: Tensor) -> str:
+    """Return the SHA-256 of tensors: of their dtypes, shapes and elements.
+
+    Example:
+        >>> digest(torch.zeros(2)) == digest(torch.zeros(2)), len(digest(torch.ones(2)))
+        (True, 64)
+    """
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        sha.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
