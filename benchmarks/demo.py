@@ -171,6 +171,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     print(f"1/4  Dynamic Sparse Network on {DATASET}: {len(data.X_train)} training and "
           f"{len(data.X_test)} test series of {data.n_timepoints} samples, {epochs} epochs, "
           f"batches of {batch}")  # fmt: skip
+    # A wrong kernel must not get as far as an accuracy.
+    step.check_layers(DSN(data.n_channels, 2, init="random"), batch, data.n_timepoints)
     model, result, accuracy = train_and_test(data, epochs, arguments.seed)
     seconds = sum(row["seconds"] for row in result.history)
     print(f"     test accuracy {accuracy:.4f}, trained in {seconds:.0f} s\n")

@@ -65,7 +65,9 @@ def dense_calls(problem: Problem) -> dict[str, Callable[[], Tensor]]:
     """PyTorch on the dense weight; each gradient alone, as autograd would ask for it."""
     x, values, grad, pattern, geometry = problem
     weight = dense_weight(values, pattern)
-    (padding, _), stride, dilation = geometry.padding, geometry.stride, geometry.dilation
+    (padding, right), stride, dilation = geometry.padding, geometry.stride, geometry.dilation
+    if right != padding or geometry.groups != 1 or geometry.padding_mode != "zeros":
+        raise ValueError(f"the dense rival is one convolution call, which cannot do {geometry}")
 
     def backward(wanted: int) -> Tensor:
         mask = [wanted == i for i in range(3)]
@@ -107,9 +109,7 @@ def _double(problem: Problem, x: Tensor, values: Tensor, grad: Tensor) -> dict[s
     return {"fprop": y.detach(), "dgrad": dgrad, "wgrad": wgrad}
 
 
-def measure(
-    case: Case, kernels: Kernels, *, rounds: int = 30, first_layer_dgrad: bool = True
-) -> list[dict[str, Any]]:
+def measure(case: Case, kernels: Kernels, *, rounds: int = 30) -> list[dict[str, Any]]:
     """Check a case, then time its computations; one row each.
 
     Raises:

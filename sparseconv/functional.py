@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparseconv import _ops, reference
 from sparseconv._backends import resolve_backend
+from sparseconv._validation import integer
 from sparseconv.pattern import KernelCSR
 
 PADDING_MODES = ("zeros", "replicate", "reflect", "circular")
@@ -40,12 +41,11 @@ def single(name: str, value: int | tuple[int, ...], least: int) -> int:
     """Take an int or a 1-tuple, as nn.Conv1d does, and check its lower bound."""
     if isinstance(value, tuple | list) and len(value) == 1:
         value = value[0]
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int or a tuple of one int, but got {value!r}")
-    if value < least:
+    number = integer(f"{name} must be an int or a tuple of one int", value)
+    if number < least:
         word = "negative" if least == 0 else "non-positive"
-        raise ArgumentError(f"{word} {name} is not supported: expected >= {least}, got {value}")
-    return value
+        raise ArgumentError(f"{word} {name} is not supported: expected >= {least}, got {number}")
+    return number
 
 
 def resolve_padding(
@@ -90,6 +90,9 @@ def sparse_conv1d(
     ``y[n, o, l] = bias[o] + sum over active (c, k) of w[o, c, k] * x[n, c, l*stride + k*dilation
     - left]``, the cross-correlation that ``F.conv1d`` computes with a weight that is zero outside
     ``pattern``. Differentiable in ``input``, ``values`` and ``bias``, twice and more.
+
+    NaN and infinity travel along active weights only. A weight that is itself not finite also
+    meets the zeros beyond the ends of the series, in padding and in gradients, and makes NaN there.
 
     Args:
         input: ``(N, C_in, L_in)`` or ``(C_in, L_in)``; float32, float64, bfloat16 or float16

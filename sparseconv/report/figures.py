@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sparseconv.pattern import KernelCSR
 
 # Okabe and Ito's palette: told apart with every common form of colour blindness.
-BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE)
 INK, FAINT, GRID = "#1f2933", "#64707d", "#e4e8ec"
 
