@@ -1,12 +1,59 @@
-"""What a ``SparseConv1d`` accepts in a state dict: its own format and two dense ones."""
+"""What a ``SparseConv1d`` accepts: a pattern, values, a state dict, an ``nn.Conv1d``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from sparseconv._validation import check_dense
+from sparseconv.functional import DTYPES
 from sparseconv.pattern import KernelCSR
+
+
+def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
+    """Refuse what is no pattern of a layer whose dense weight has this shape."""
+    if not isinstance(pattern, KernelCSR):
+        raise TypeError(
+            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
+            "make one with KernelCSR.from_mask(mask)"
+        )
+    if pattern.shape != shape:
+        raise ValueError(
+            f"pattern must have the shape (out_channels, in_channels // groups, kernel_size) "
+            f"= {shape}, but got {pattern.shape}"
+        )
+
+
+def check_floats(name: str, tensor: Tensor, size: int) -> None:
+    """Refuse what cannot be copied into a parameter ``(size,)``."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
+    check_dense(name, tensor)
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be floating point, of {DTYPES}, but got {tensor.dtype}")
+    if tensor.shape != (size,):
+        raise ValueError(
+            f"size mismatch for {name}: expected shape ({size},), but got {tuple(tensor.shape)}"
+        )
+
+
+def shared_options(layer: nn.Module) -> dict[str, Any]:
+    """Collect the arguments that mean the same to ``SparseConv1d`` and ``nn.Conv1d``."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
+    options = {name: getattr(layer, name) for name in (*names, "padding_mode")}
+    return options | {"bias": layer.bias is not None}
+
+
+def current(conv: nn.Conv1d, name: str) -> Tensor:
+    """Return a weight or bias as the next forward pass would use it.
+
+    ``torch.nn.utils.prune`` computes the attribute itself only during that pass.
+    """
+    tensor: Tensor = getattr(conv, name)
+    if hasattr(conv, f"{name}_orig") and hasattr(conv, f"{name}_mask"):
+        tensor = getattr(conv, f"{name}_orig") * getattr(conv, f"{name}_mask")
+    return tensor
 
 
 def entry_names(has_bias: bool) -> list[str]:
@@ -30,6 +77,7 @@ def read_layer(
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
+        check_dense(name, tensor)
     entries = dict(found) if "values" in found else _from_dense(dict(found), shape)
     expected = entry_names(has_bias)
     if missing := sorted(set(expected) - set(entries)):
@@ -41,13 +89,8 @@ def read_layer(
         )
     pattern = KernelCSR(entries["crow_indices"].cpu(), entries["col_indices"].cpu(), shape)
     for name, size in (("values", pattern.nnz), ("bias", shape[0])):
-        if name in entries and entries[name].shape != (size,):
-            raise ValueError(
-                f"size mismatch for {name}: expected shape ({size},), "
-                f"but got {tuple(entries[name].shape)}"
-            )
-        if name in entries and not entries[name].is_floating_point():
-            raise TypeError(f"{name} must be floating point, but got {entries[name].dtype}")
+        if name in entries:
+            check_floats(name, entries[name], size)
     return pattern, entries
 
 

@@ -26,8 +26,8 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
 
     The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,
     n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel; they are used as they come,
-    as float32, so normalise them first if their scales differ. Labels are strings, integers, booleans
-    or whole numbers held as floats; aeon takes other floats for the targets of a regression.
+    as float32, so normalise them first if their scales differ. Labels are strings, integers,
+    booleans or whole numbers held as floats; aeon takes other floats for targets of a regression.
 
     Args:
         sparsity, nf, kernel_size, depth, n_groups, init, padding, backend: see ``models.DSN``.
@@ -124,10 +124,10 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
 
     def _check_X(self, X: Any) -> Any:  # noqa: N802 (aeon's name)
         """Refuse, with the remedy, what aeon would refuse without."""
-        if isinstance(X, np.ndarray | list) and 0 in np.shape(X[:1]):
+        if isinstance(X, np.ndarray) and X.size == 0:
             raise ValueError(
-                "DSNClassifier expected at least one series with at least one channel and time "
-                f"point, but got {'an empty list' if isinstance(X, list) else X.shape}"
+                "DSNClassifier expected at least one series with at least one time point, but got "
+                f"shape {X.shape}"
             )
         get_type(X)  # aeon's own words for what is no collection of series
         if not is_equal_length(X):

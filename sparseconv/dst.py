@@ -8,58 +8,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv1d_weight
 from torch.utils.hooks import RemovableHandle
 
+from sparseconv._gradient_watch import GradientWatch
+from sparseconv._validation import integer, number
 from sparseconv.functional import single
 from sparseconv.modules import SparseConv1d
 from sparseconv.pattern import KernelCSR
 from sparseconv.pruning import check_growth, check_regions, prune_and_grow
 
 __all__ = ["DSTScheduler", "prune_and_grow"]
-
-
-class _GradientWatch:
-    """A forward hook that sums the dense weight gradient of a layer over its backward passes."""
-
-    def __init__(self, watching: bool = False) -> None:
-        self.watching = watching
-        self.total: Tensor | None = None
-
-    def close(self) -> None:
-        """See nothing more, also of graphs that were made while watching."""
-        self.watching, self.total = False, None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _GradientWatch, ()  # a copied or pickled layer carries a watch that sees nothing
-
-    def __call__(
-        self, layer: SparseConv1d, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        if not output.requires_grad:
-            return
-        input = (args[0] if args else kwargs["input"]).detach()
-
-        def add(grad: Tensor) -> None:
-            if self.watching:
-                dense = _dense_wgrad(layer, input, grad.detach())
-                self.total = dense if self.total is None else self.total + dense
-
-        output.register_hook(add)  # type: ignore[no-untyped-call]
-
-
-@torch.no_grad()
-def _dense_wgrad(layer: SparseConv1d, input: Tensor, grad: Tensor) -> Tensor:
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    if input.dim() == 2:
-        input, grad = input.unsqueeze(0), grad.unsqueeze(0)
-    padded = F.pad(input, layer.resolved_padding, mode)
-    dense: Tensor = conv1d_weight(  # type: ignore[no-untyped-call]
-        padded, layer.pattern.shape, grad, layer.stride, 0, layer.dilation, layer.groups
-    )
-    return dense
 
 
 class _Change(NamedTuple):
@@ -152,6 +111,8 @@ class DSTScheduler:
         self.decay_steps = single(
             "decay_steps", end_step if decay_steps is None else decay_steps, 1
         )
+        prune_fraction = number("prune_fraction", prune_fraction)
+        prune_floor = number("prune_floor", prune_floor)
         if not 0 <= prune_floor <= prune_fraction <= 1:
             raise ValueError(
                 "expected 0 <= prune_floor <= prune_fraction <= 1, but got "
@@ -160,10 +121,12 @@ class DSTScheduler:
         self.prune_fraction, self.prune_floor = prune_fraction, prune_floor
         check_growth(grow)
         self.grow = grow
-        self.seed = seed
+        self.seed = integer("seed must be an int", seed)
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [-2**63, 2**64), but got {self.seed}")
         self.step_count = self.updates = 0
         self._optimizer = optimizer
-        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(self.seed)
         self._layers = {
             name: layer for name, layer in model.named_modules() if isinstance(layer, SparseConv1d)
         }
@@ -179,10 +142,22 @@ class DSTScheduler:
             # One bit for each weight: an ITOP count must not cost what a dense weight costs.
             bits = torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")
             self._ever_active[name] = _set_bits(bits, layer.pattern.positions())
-        self._watches: dict[str, _GradientWatch] = {}
+        self._watches: dict[str, GradientWatch] = {}
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove_hooks, self._handles)
         self._watch_next_step()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle with the gradients seen so far, but without the watches' hooks."""
+        totals = {name: watch.total for name, watch in self._watches.items()}
+        return {**self.__dict__, "_watches": totals}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _watches={})
+        weakref.finalize(self, _remove_hooks, self._handles)
+        self._watch_next_step()  # removes the dead watches that came with the layers
+        for name, watch in self._watches.items():
+            watch.total = state["_watches"][name]
 
     def __repr__(self) -> str:
         nnz = sum(layer.pattern.nnz for layer in self._layers.values())
@@ -214,7 +189,8 @@ class DSTScheduler:
         Raises:
             RuntimeError: gradient growth, but no backward pass went through some layer since the
                 last ``step()``.
-            ValueError: the optimizer no longer holds some layer's ``values``.
+            ValueError: the optimizer no longer holds some layer's ``values``, or has state for
+                another number of them.
         """
         changes = self._plan() if self._is_due(self.step_count + 1) else []
         for change in changes:
@@ -256,8 +232,10 @@ class DSTScheduler:
                     f"the state is of another scheduler: expected {key} {own[key]}, but got "
                     f"{state_dict[key]}; build model and scheduler as when it was saved"
                 )
-        for key in ("step_count", "updates"):
-            single(key, state_dict[key], 0)
+        step_count = single("step_count", state_dict["step_count"], 0)
+        updates = single("updates", state_dict["updates"], 0)
+        if updates > step_count:
+            raise ValueError(f"expected updates <= step_count, but got {updates} > {step_count}")
         ever_active = state_dict["ever_active"]
         for name, bits in own["ever_active"].items():
             found = ever_active.get(name) if isinstance(ever_active, Mapping) else None
@@ -274,7 +252,7 @@ class DSTScheduler:
             generator.set_state(state_dict["generator"])
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"expected a state of a CPU torch.Generator: {error}") from error
-        self.step_count, self.updates = state_dict["step_count"], state_dict["updates"]
+        self.step_count, self.updates = step_count, updates
         self._generator = generator
         self._ever_active = {name: ever_active[name].cpu().clone() for name in self._layers}
         self._watch_next_step()
@@ -321,6 +299,14 @@ class DSTScheduler:
     def _plan_layer(self, name: str, fraction: float) -> _Change | None:
         layer = self._layers[name]
         values = layer.values
+        state = self._optimizer.state.get(values, {})
+        for key, tensor in state.items():
+            if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape != values.shape:
+                raise ValueError(
+                    f"the optimizer's {key!r} of layer {name!r} must have shape "
+                    f"{list(values.shape)}, one for each active weight, but has "
+                    f"{list(tensor.shape)}; build a new optimizer after a change of their number"
+                )
         dense_grad = self._watches[name].total if self.grow == "gradient" else None
         if self.grow == "gradient" and dense_grad is None:
             raise RuntimeError(
@@ -345,8 +331,8 @@ class DSTScheduler:
         def moved(tensor: Tensor) -> Tensor:
             return tensor[index].masked_fill_(grown, 0)
 
-        state = [values.grad, *self._optimizer.state.get(values, {}).values()]
-        followers = [t for t in state if isinstance(t, Tensor) and t.shape == values.shape]
+        kept = [values.grad, *state.values()]
+        followers = [t for t in kept if isinstance(t, Tensor) and t.shape == values.shape]
         return _Change(name, layer, pattern, moved(values), [(t, moved(t)) for t in followers])
 
     def _watch_next_step(self) -> None:
@@ -357,7 +343,7 @@ class DSTScheduler:
         self._watches = {}
         if self.grow == "gradient" and self._is_due(self.step_count + 1):
             for name, layer in self._layers.items():
-                self._watches[name] = watch = _GradientWatch(watching=True)
+                self._watches[name] = watch = GradientWatch(watching=True)
                 # Before other hooks, which may return another output than the convolution's.
                 hook = layer.register_forward_hook(watch, prepend=True, with_kwargs=True)
                 self._handles.append(hook)

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv._state_dict import entry_names, read_layer
+from sparseconv._backends import BACKENDS
+from sparseconv._state_dict import (
+    check_floats,
+    check_pattern,
+    current,
+    entry_names,
+    read_layer,
+    shared_options,
+)
+from sparseconv._validation import integer, number
 from sparseconv.functional import (
     DTYPES,
     PADDING_MODES,
@@ -18,6 +27,7 @@ from sparseconv.functional import (
     sparse_conv1d,
 )
 from sparseconv.pattern import KernelCSR, Region
+from sparseconv.pruning import carry_over
 from sparseconv.reference import dense_weight
 
 _NO_WEIGHT = (
@@ -49,7 +59,7 @@ class SparseConv1d(nn.Module):
     The state dict holds ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
     takes a dense ``weight`` (its zeros are inactive, or a ``weight_mask`` says which) and the
     ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``. A layer is loaded whole or
-    not at all.
+    not at all. When a load changes nnz, build a new optimizer, as after ``set_pattern``.
 
     Raises:
         ValueError, TypeError: arguments that ``nn.Conv1d`` refuses, in its words; a density
@@ -92,14 +102,15 @@ class SparseConv1d(nn.Module):
         self.kernel_size = (single("kernel_size", kernel_size, 1),)
         self.stride = (single("stride", stride, 1),)
         self.dilation = (single("dilation", dilation, 1),)
-        if isinstance(groups, bool) or not isinstance(groups, int) or groups <= 0:
+        self.groups = integer("groups must be a positive integer", groups)
+        if self.groups <= 0:
             raise ValueError("groups must be a positive integer")
         for name in ("in_channels", "out_channels"):
-            if getattr(self, name) % groups:
+            if getattr(self, name) % self.groups:
                 raise ValueError(f"{name} must be divisible by groups")
-        self.groups = groups
         if not isinstance(padding, str):
             padding = tuple(padding) if isinstance(padding, list | tuple) else (padding,)
+            padding = tuple(single("padding", samples, 0) for samples in padding)
         self.padding = padding
         resolve_padding(self.padding, self.kernel_size[0], self.dilation[0], self.stride[0])
         if padding_mode not in PADDING_MODES:
@@ -107,22 +118,25 @@ class SparseConv1d(nn.Module):
                 f"padding_mode must be one of {set(PADDING_MODES)}, "
                 f"but got padding_mode={padding_mode!r}"
             )
+        if backend not in ("auto", *BACKENDS):
+            raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, but got {backend!r}")
         self.padding_mode, self.backend = padding_mode, backend
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in DTYPES:
             raise TypeError(f"dtype must be one of {DTYPES}, but got {dtype}")
-        shape = (self.out_channels, self.in_channels // groups, self.kernel_size[0])
+        shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size[0])
         if pattern is None:
+            density = number("density", density)
             if not 0 <= density <= 1:
                 raise ValueError(f"density must lie in [0, 1], but got {density}")
             pattern = KernelCSR.random(shape, round(density * math.prod(shape)))
-        self._check_pattern(pattern, shape)
+        check_pattern(pattern, shape)
 
         self.regions: tuple[Region, ...] = (Region((0, shape[0]), (0, shape[2])),)
         self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
         offsets = torch.empty(shape[0], device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
-        self._adopt(pattern)
+        self._pattern = pattern
         self.reset_parameters()
 
     def reset_parameters(self, fan_in: str = "dense") -> None:
@@ -149,6 +163,7 @@ class SparseConv1d(nn.Module):
         else:
             raise ValueError(f"fan_in must be 'dense' or 'active', but got {fan_in!r}")
         bound = counts.double().rsqrt().to(self.values.dtype)
+        self._adopt(self._pattern)  # to_empty() before it leaves buffers without content
         with torch.no_grad():
             self.values.uniform_(-1, 1).mul_(bound.repeat_interleave(active).to(self.values.device))
             if self.bias is not None:
@@ -190,7 +205,13 @@ class SparseConv1d(nn.Module):
         ``self.values`` stays the same parameter object, so an optimizer keeps hold of it: with
         as many active weights as before its data is overwritten in place, with another number
         its ``.data`` is replaced. Its gradient belonged to the old pattern and is dropped when the
-        pattern changes. Optimizer state does not follow by itself: ``DSTScheduler`` moves it.
+        pattern changes. What is kept for each weight elsewhere does not follow by itself:
+
+        - Optimizer state: ``DSTScheduler`` moves it. With another number of active weights, also
+          after ``load_state_dict``, build a new optimizer: moments of the old length are an error,
+          and torch's fused optimizers do not check it but write outside their memory.
+        - A running average (``torch.optim.swa_utils.AveragedModel``) pairs weights by their place
+          in ``values``: begin a new one, or the mean is of weights at different positions.
 
         Args:
             new: the pattern, of the same shape.
@@ -199,6 +220,7 @@ class SparseConv1d(nn.Module):
 
         Raises:
             TypeError, ValueError: another type or shape; the layer is left as it was.
+            RuntimeError: the layer was made in ``torch.inference_mode()``, and this is outside.
 
         Example:
             >>> layer = SparseConv1d(1, 1, 3, pattern=KernelCSR.full((1, 1, 3)))
@@ -206,56 +228,39 @@ class SparseConv1d(nn.Module):
             >>> layer.values.shape
             torch.Size([1])
         """
-        self._check_pattern(new, self._pattern.shape)
+        check_pattern(new, self._pattern.shape)
         if values is None:
-            values = self._surviving_values(new)
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            raise TypeError("values must be a floating-point tensor in the pattern's CSR order")
-        if values.shape != (new.nnz,):
-            raise ValueError(
-                f"values must have shape ({new.nnz},), one for each active weight, "
-                f"but got {list(values.shape)}"
-            )
+            values = carry_over(self.values, self._pattern, new)
+        else:
+            check_floats("values", values, new.nnz)
+            values = values.to(self.values)
         self._adopt(new)
         self.values.copy_(values)
-
-    def _surviving_values(self, new: KernelCSR) -> Tensor:
-        old_at, new_at = self._pattern.positions(), new.positions()
-        survivors = torch.isin(new_at, old_at, assume_unique=True)
-        source = torch.searchsorted(old_at, new_at[survivors]).to(self.values.device)
-        values = self.values.new_zeros(new.nnz)
-        values[survivors.to(values.device)] = self.values[source]
-        return values
 
     @torch.no_grad()
     def _adopt(self, pattern: KernelCSR) -> None:
         """Install a checked pattern; with another nnz the values become uninitialised."""
-        device = self.values.device
-        if pattern != getattr(self, "_pattern", None):
+        if self.values.is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "a layer made in torch.inference_mode() can be changed in that mode only; "
+                "make it outside"
+            )
+        device, dtype = self.values.device, self.values.dtype
+        with torch.inference_mode(False):  # what is made in that mode would not train later
+            crow = pattern.crow_indices.to(device, copy=True)
+            col = pattern.col_indices.to(device, copy=True)
+            if self.values.shape != (pattern.nnz,):
+                # A graph that is still alive remembers the old length for the next backward; a
+                # detour over another dtype makes torch forget it.
+                detour = torch.float32 if dtype == torch.float64 else torch.float64
+                fresh = torch.empty(pattern.nnz, device=device, dtype=dtype)
+                self.values.data = torch.empty(pattern.nnz, device=device, dtype=detour)
+                self.values.data = fresh
+        if pattern != self._pattern:
             self.values.grad = None
         self._pattern = pattern
-        self.register_buffer("crow_indices", pattern.crow_indices.to(device, copy=True))
-        self.register_buffer("col_indices", pattern.col_indices.to(device, copy=True))
-        if self.values.shape != (pattern.nnz,):
-            # A graph that is still alive remembers the old length for the next backward; a detour
-            # over another dtype makes torch forget it.
-            dtype = self.values.dtype
-            detour = torch.float32 if dtype == torch.float64 else torch.float64
-            self.values.data = self.values.new_empty(pattern.nnz, dtype=detour)
-            self.values.data = self.values.new_empty(pattern.nnz, dtype=dtype)
-
-    @staticmethod
-    def _check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
-        if not isinstance(pattern, KernelCSR):
-            raise TypeError(
-                f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
-                "make one with KernelCSR.from_mask(mask)"
-            )
-        if pattern.shape != shape:
-            raise ValueError(
-                f"pattern must have the shape (out_channels, in_channels // groups, kernel_size) "
-                f"= {shape}, but got {pattern.shape}"
-            )
+        self.register_buffer("crow_indices", crow)
+        self.register_buffer("col_indices", col)
 
     @classmethod
     @torch.no_grad()
@@ -282,29 +287,17 @@ class SparseConv1d(nn.Module):
         """
         if not isinstance(conv, nn.Conv1d):
             raise TypeError(f"conv must be an nn.Conv1d, but got {type(conv).__name__}")
-        weight = conv.weight
+        weight = current(conv, "weight")
         if mask is None:
             mask = getattr(conv, "weight_mask", weight) != 0
         pattern = KernelCSR.from_mask(mask)
         # On the meta device nothing is drawn, so torch's generator is left as it was.
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size[0],
-            conv.stride[0],
-            conv.padding,
-            conv.dilation[0],
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            "meta",
-            weight.dtype,
-            pattern=pattern,
-            backend=backend,
-        ).to_empty(device=weight.device)
+        options = shared_options(conv) | {"device": "meta", "dtype": weight.dtype}
+        layer = cls(**options, padding=conv.padding, pattern=pattern, backend=backend)
+        layer.to_empty(device=weight.device)
         layer.set_pattern(pattern, weight[mask.to(weight.device)])
         if layer.bias is not None and conv.bias is not None:
-            layer.bias.copy_(conv.bias)
+            layer.bias.copy_(current(conv, "bias"))
         return layer.train(conv.training)
 
     @torch.no_grad()
@@ -319,29 +312,27 @@ class SparseConv1d(nn.Module):
             Conv1d(2, 3, kernel_size=(5,), stride=(1,), padding=(2,))
         """
         left, right = self.resolved_padding
-        padding_mode: Any = self.padding_mode  # to nn.Conv1d a Literal
         if left != right and not isinstance(self.padding, str):
             raise NotImplementedError(
                 f"nn.Conv1d cannot pad {left} samples left and {right} right; build it with "
                 "padding=0 from dense_weight() and pad the input with torch.nn.functional.pad"
             )
-        conv = nn.Conv1d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size[0],
-            self.stride[0],
-            self.padding if isinstance(self.padding, str) else left,
-            self.dilation[0],
-            self.groups,
-            self.bias is not None,
-            padding_mode,
-            "meta",
-            self.values.dtype,
-        ).to_empty(device=self.values.device)
+        padding = self.padding if isinstance(self.padding, str) else left
+        options = shared_options(self) | {"device": "meta", "dtype": self.values.dtype}
+        conv = nn.Conv1d(**options, padding=padding).to_empty(device=self.values.device)
         conv.weight.copy_(self.dense_weight())
         if conv.bias is not None and self.bias is not None:
             conv.bias.copy_(self.bias)
         return conv.train(self.training)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Save the pattern that computes: whoever walks over all buffers may write into them."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in ("crow_indices", "col_indices"):
+            indices: Tensor = getattr(self._pattern, name)
+            destination[prefix + name] = indices.to(self.values.device, copy=True)
 
     def _load_from_state_dict(
         self,
@@ -361,10 +352,10 @@ class SparseConv1d(nn.Module):
             return
         try:
             pattern, entries = read_layer(found, self._pattern.shape, has_bias)
-        except (TypeError, ValueError) as error:
+            self._adopt(pattern)
+        except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
             return
-        self._adopt(pattern)
         super()._load_from_state_dict(
             {prefix + name: tensor for name, tensor in entries.items()},
             prefix,

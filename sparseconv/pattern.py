@@ -9,6 +9,14 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from sparseconv._validation import (
+    check_array,
+    check_dense,
+    check_structure,
+    checked_shape,
+    integer,
+)
+
 T = TypeVar("T")
 
 
@@ -34,7 +42,8 @@ class KernelCSR:
     channel ``o``; within a row the taps ascend. Immutable, so equality and hash go by content and
     everything derived from a pattern is made once. The index arrays are copied on the way in;
     what ``crow_indices`` and ``col_indices`` hand out is the pattern's own memory, to be read
-    only: after an in-place change the pattern refuses to work.
+    only: after an in-place change by torch the pattern refuses to work (one through ``.numpy()``
+    goes unnoticed until ``validate()``, which sees it if it broke the structure).
 
     Args:
         crow_indices: int32 ``(C_out * C_in // groups + 1,)`` on the CPU.
@@ -67,14 +76,14 @@ class KernelCSR:
     def __init__(
         self, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int, int]
     ) -> None:
-        shape = _checked_shape(shape)
+        shape = checked_shape(shape)
         for name, array in (("crow_indices", crow_indices), ("col_indices", col_indices)):
-            _check_array(name, array)
+            check_array(name, array)
         # An inference tensor has no version counter, and the pattern outlives the mode.
         with torch.inference_mode(False):
             crow = crow_indices.detach().clone(memory_format=torch.contiguous_format)
             col = col_indices.detach().clone(memory_format=torch.contiguous_format)
-        _check_structure(crow, col, shape)
+        check_structure(crow, col, shape)
         for name, value in (
             ("_crow", crow),
             ("_col", col),
@@ -91,7 +100,7 @@ class KernelCSR:
         """Take the pattern of a bool mask ``(C_out, C_in // groups, K)``.
 
         Raises:
-            TypeError: the mask is not a bool tensor.
+            TypeError: the mask is not a dense bool tensor.
             ValueError: it has not three dimensions.
 
         Example:
@@ -101,6 +110,7 @@ class KernelCSR:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"mask must be a bool tensor, but got {kind}; use `weight != 0`")
+        check_dense("mask", mask)
         if mask.dim() != 3:
             raise ValueError(
                 "mask must have three dimensions (C_out, C_in // groups, K), "
@@ -119,7 +129,7 @@ class KernelCSR:
             shape: ``(C_out, C_in // groups, K)``.
 
         Raises:
-            TypeError: positions that are not an int64 tensor of one dimension.
+            TypeError: positions that are not a dense int64 tensor of one dimension.
             ValueError: positions unsorted, repeated or outside the shape.
 
         Example:
@@ -128,10 +138,11 @@ class KernelCSR:
             <BLANKLINE>
                     [[0, 0, 1]]], dtype=torch.int32)
         """
-        shape = _checked_shape(shape)
+        shape = checked_shape(shape)
         if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
             kind = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
             raise TypeError(f"positions must be an int64 tensor, but got {kind}")
+        check_dense("positions", positions)
         if positions.dim() != 1:
             raise ValueError(f"positions must be 1-dimensional, but got {list(positions.shape)}")
         positions = positions.detach().cpu()
@@ -157,7 +168,7 @@ class KernelCSR:
     @classmethod
     def full(cls, shape: tuple[int, int, int]) -> KernelCSR:
         """Return the pattern with every weight active: a dense convolution."""
-        out_channels, group_channels, kernel_size = _checked_shape(shape)
+        out_channels, group_channels, kernel_size = checked_shape(shape)
         positions = torch.arange(out_channels * group_channels * kernel_size, device="cpu")
         return cls.from_positions(positions, shape)
 
@@ -178,16 +189,16 @@ class KernelCSR:
                 ``torch.manual_seed`` seeds.
 
         Raises:
+            TypeError: ``nnz`` is no int.
             ValueError: ``nnz`` outside ``[0, numel]``.
 
         Example:
             >>> KernelCSR.random((8, 4, 5), 32, generator=torch.Generator().manual_seed(0)).nnz
             32
         """
-        out_channels, group_channels, kernel_size = _checked_shape(shape)
+        out_channels, group_channels, kernel_size = checked_shape(shape)
         numel = out_channels * group_channels * kernel_size
-        if isinstance(nnz, bool) or not isinstance(nnz, int):
-            raise TypeError(f"nnz must be an int, but got {nnz!r}")
+        nnz = integer("nnz must be an int", nnz)
         if not 0 <= nnz <= numel:
             raise ValueError(f"nnz must lie in [0, {numel}] for shape {shape}, but got {nnz}")
         order = torch.randperm(numel, generator=generator, device="cpu")
@@ -254,7 +265,7 @@ class KernelCSR:
         Raises:
             ValueError: the arrays are no CSR structure of this shape; the first bad row is named.
         """
-        _check_structure(self._crow, self._col, self._shape)
+        check_structure(self._crow, self._col, self._shape)
 
     def derived(self, key: Hashable, make: Callable[[KernelCSR], T]) -> T:
         """Return ``make(self)``, computed at the first call with this key and kept.
@@ -314,87 +325,3 @@ class KernelCSR:
 
     def __reduce__(self) -> tuple[type[KernelCSR], tuple[Tensor, Tensor, tuple[int, int, int]]]:
         return KernelCSR, (self.crow_indices, self.col_indices, self._shape)
-
-
-def _checked_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    sizes = tuple(shape)
-    if len(sizes) != 3 or not all(isinstance(n, int) and not isinstance(n, bool) for n in sizes):
-        raise TypeError(f"shape must be three ints (C_out, C_in // groups, K), but got {shape!r}")
-    if min(sizes) < 1:
-        raise ValueError(f"shape must be positive in every dimension, but got {sizes}")
-    if sizes[0] * sizes[1] * sizes[2] >= 2**31:
-        raise ValueError(
-            f"shape {sizes} has {sizes[0] * sizes[1] * sizes[2]} weights, but int32 indices "
-            "count fewer than 2**31; split the layer by output channels"
-        )
-    return sizes[0], sizes[1], sizes[2]
-
-
-def _check_array(name: str, array: Tensor) -> None:
-    if not isinstance(array, Tensor):
-        raise TypeError(
-            f"{name} must be an int32 tensor, but got {type(array).__name__}; "
-            "use torch.as_tensor(..., dtype=torch.int32)"
-        )
-    if array.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32, but got {array.dtype}; use .to(torch.int32)")
-    if array.device.type != "cpu" or array.layout != torch.strided:
-        raise TypeError(
-            f"{name} must be a dense tensor on the CPU, but got {array.layout} on {array.device}; "
-            "use .cpu()"
-        )
-    if array.dim() != 1:
-        raise TypeError(f"{name} must be 1-dimensional, but got shape {list(array.shape)}")
-
-
-def _check_structure(crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
-    """Refuse arrays that are no CSR structure, naming the first offending row."""
-    out_channels, group_channels, kernel_size = shape
-    rows, nnz = out_channels * group_channels, col.shape[0]
-
-    def refuse(row: int, problem: str) -> None:
-        out_channel, channel = divmod(row, group_channels)
-        raise ValueError(
-            f"row {row} (output channel {out_channel}, input channel {channel}): {problem}"
-        )
-
-    if crow.shape[0] != rows + 1:
-        raise ValueError(
-            f"crow_indices must have {rows + 1} entries for shape {shape} "
-            f"(one per kernel and one more), but got {crow.shape[0]}"
-        )
-    if crow[0] != 0:
-        refuse(0, f"crow_indices must begin with 0, but begins with {int(crow[0])}")
-    falling = crow[1:] < crow[:-1]
-    if falling.any():
-        row = int(falling.nonzero()[0])
-        refuse(
-            row,
-            f"crow_indices must not decrease, but goes from {int(crow[row])} "
-            f"to {int(crow[row + 1])}",
-        )
-    if crow[-1] != nnz:
-        raise ValueError(
-            f"crow_indices must end with the number of col_indices, {nnz}, "
-            f"but ends with {int(crow[-1])}"
-        )
-
-    def row_of(position: int) -> int:
-        return int(torch.searchsorted(crow, position, right=True)) - 1
-
-    outside = (col < 0) | (col >= kernel_size)
-    if outside.any():
-        at = int(outside.nonzero()[0])
-        refuse(row_of(at), f"taps must lie in [0, {kernel_size}), but got {int(col[at])}")
-    falling = col[1:] <= col[:-1]
-    # A new row may begin with any tap: clear the marks at row starts.
-    starts = crow[(crow > 0) & (crow < nnz)].long()
-    falling[starts - 1] = False
-    if falling.any():
-        at = int(falling.nonzero()[0])
-        problem = "repeated" if col[at] == col[at + 1] else "unsorted"
-        refuse(
-            row_of(at),
-            f"taps must ascend without repetition, but {int(col[at + 1])} follows {int(col[at])} "
-            f"({problem}); KernelCSR.from_mask sorts for you",
-        )

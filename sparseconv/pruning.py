@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparseconv._validation import integer, number
 from sparseconv.pattern import KernelCSR, Region
 
 GROWTHS = ("random", "gradient", "static")
@@ -63,7 +64,7 @@ def prune_and_grow(
     check_regions(regions, pattern.shape)
     if values.shape != (pattern.nnz,):
         raise ValueError(f"values must have shape ({pattern.nnz},), but got {list(values.shape)}")
-    if not 0 <= fraction <= 1:
+    if not 0 <= number("fraction", fraction) <= 1:
         raise ValueError(f"fraction must lie in [0, 1], but got {fraction}")
     if grow == "gradient" and (dense_grad is None or dense_grad.shape != pattern.shape):
         came = "none" if dense_grad is None else f"one of shape {list(dense_grad.shape)}"
@@ -105,6 +106,16 @@ def prune_and_grow(
     merged, order = torch.cat([positions[survives], fresh]).sort()
     source = torch.cat([source[survives], fresh.new_full(fresh.shape, -1)])[order]
     return KernelCSR.from_positions(merged, pattern.shape), source
+
+
+def carry_over(values: Tensor, old: KernelCSR, new: KernelCSR) -> Tensor:
+    """Return the values of ``new``: those of ``old`` where it is active too, else 0."""
+    old_at, new_at = old.positions(), new.positions()
+    survivors = torch.isin(new_at, old_at, assume_unique=True)
+    source = torch.searchsorted(old_at, new_at[survivors]).to(values.device)
+    carried = values.new_zeros(new.nnz)
+    carried[survivors.to(values.device)] = values[source]
+    return carried
 
 
 def _magnitude(tensor: Tensor) -> Tensor:
@@ -150,9 +161,17 @@ def check_growth(grow: str) -> None:
 
 def check_regions(regions: Sequence[Region], shape: tuple[int, int, int]) -> None:
     """Refuse regions that overlap or do not lie inside a weight of this shape."""
-    if not regions:
+    expectation = "regions must be a sequence of Region((first, end), (first, end)) of ints"
+    try:
+        boxes = [
+            [[integer(expectation, n) for n in (first, end)] for first, end in (channels, taps)]
+            for channels, taps in regions
+        ]
+    except (TypeError, ValueError):
+        raise TypeError(f"{expectation}, but got {regions!r}") from None
+    if not boxes:
         return
-    first, end = torch.tensor([list(region) for region in regions], device="cpu").unbind(-1)
+    first, end = torch.tensor(boxes, device="cpu").unbind(-1)
     wrong = (first < 0) | (first > end) | (end > torch.tensor([shape[0], shape[2]], device="cpu"))
     if wrong.any():
         region = regions[int(wrong.any(1).nonzero()[0])]

@@ -39,7 +39,12 @@ def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         raise TypeError(
             f"X must be a dense array of real numbers, but got {X.dtype} in layout {X.layout}"
         )
-    if y.layout != torch.strided or y.is_complex() or y.is_floating_point() or y.dtype == torch.bool:
+    if (
+        y.layout != torch.strided
+        or y.is_complex()
+        or y.is_floating_point()
+        or y.dtype == torch.bool
+    ):
         raise TypeError(
             "y must be a dense array of class indices as integers, but got "
             f"{y.dtype} in layout {y.layout}; {_LABELS}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,10 +164,47 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
         lambda content: content["rng"].update(torch=torch.zeros(3)),
         lambda content: content["rng"].pop("shuffle"),
         lambda content: content.update(history=None),
+        lambda content: content.update(history="abc"),
+        lambda content: content.update(history=[]),
+        lambda content: content["history"].pop(),
+        lambda content: content["history"].pop(2),
+        lambda content: content["history"].append({**content["history"][-1], "epoch": 8}),
+        lambda content: content["best"].pop("epoch"),
+        lambda content: content["best"].update(epoch=1, loss=0.0),
     ],
 )
 def test_a_wellformed_checkpoint_with_wrong_content(damage: Any, tmp_path: Path) -> None:
     run(network(), out=tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    content = checkpoint.load(path)
+    damage(content)
+    checkpoint.save(path, content)
+    refused(network(1), tmp_path, "cannot be resumed")
+
+
+def _set_moments(content: dict[str, Any], name: str, change: Callable[[Tensor], Any]) -> None:
+    for moments in content["optimizer"]["state"].values():
+        moments[name] = change(moments[name])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: _set_moments(content, "exp_avg", lambda _: torch.zeros(3)),
+        lambda content: _set_moments(content, "exp_avg_sq", lambda m: m.double()),
+        lambda content: _set_moments(content, "exp_avg", lambda m: m.flatten()[:1].expand(m.shape)),
+        lambda content: _set_moments(content, "exp_avg", lambda m: m.to_sparse()),
+        lambda content: _set_moments(content, "exp_avg", lambda m: None),
+        lambda content: _set_moments(content, "step", lambda _: torch.zeros(2)),
+        lambda content: [m.pop("step") for m in content["optimizer"]["state"].values()],
+        lambda content: content["optimizer"]["state"].update({99: {}}),
+    ],
+)
+def test_moments_that_do_not_fit_are_refused_before_they_crash(damage: Any, tmp_path: Path) -> None:
+    interrupted = network()
+    interrupt_after(interrupted, 9)
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted, out=tmp_path)
     path = tmp_path / "checkpoint.pt"
     content = checkpoint.load(path)
     damage(content)

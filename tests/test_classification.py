@@ -211,6 +211,15 @@ def test_n_jobs_sets_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.clear()
 
 
+def test_n_jobs_changed_after_fit_holds_for_predict(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = waves()
+    classifier = small(epochs=1).fit(X, y).set_params(n_jobs=2)
+    seen: list[int] = []
+    monkeypatch.setattr(sc.classification, "threads", lambda n: seen.append(n) or threads(n))
+    classifier.predict(X)
+    assert seen == [2]
+
+
 @pytest.mark.parametrize("stage", ["fit", "predict"])
 @pytest.mark.parametrize(
     ("spoil", "words"),
@@ -237,6 +246,14 @@ def _with(X: np.ndarray, value: float) -> np.ndarray:
     X = X.copy()
     X[3, 0, 7] = value
     return X
+
+
+@pytest.mark.parametrize("empty", [np.zeros((0, 1, 40)), np.zeros((3, 1, 0))])
+def test_no_series(fitted: DSNClassifier, empty: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="at least one series with at least one time point"):
+        fitted.predict(empty)
+    with pytest.raises(ValueError, match="at least one series with at least one time point"):
+        small().fit(empty, np.zeros(len(empty)))
 
 
 def test_other_shapes_than_in_fit(fitted: DSNClassifier) -> None:

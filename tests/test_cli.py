@@ -1,8 +1,7 @@
-"""``python -m sparseconv``: what it prints, writes, refuses and takes up again."""
+"""``python -m sparseconv``: what it prints, writes and takes up again."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -17,42 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy_run import SMALL, history, losses, write_data
 
 import sparseconv as sc
 from sparseconv import _backends, checkpoint, cli, machine
 from sparseconv.cli import main
 
-SMALL = ["--nf", "3", "--kernel-size", "6", "--depth", "2", "--seed", "4", "--quiet"]
-SMALL += ["--threads", "1"]
-
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """A small .npz with two classes of sines, labelled by strings."""
-    generator = np.random.default_rng(0)
-    y = np.arange(16) % 2
-    X = np.sin(np.outer(1 + 2 * y, np.linspace(0, 12, 20))) + 0.1 * generator.normal(size=(16, 20))
-    labels = np.array(["slow", "fast"])[y]
-    path = tmp_path / "toy.npz"
-    np.savez(path, X_train=X[:10], y_train=labels[:10], X_test=X[10:], y_test=labels[10:])
-    return str(path)
-
-
-def history(out: Path) -> list[dict[str, str]]:
-    with (out / "history.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def losses(out: Path) -> list[str]:
-    return [row["train_loss"] for row in history(out)]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return write_data(tmp_path)
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +79,7 @@ def test_train_writes_a_results_folder(
     printed = capsys.readouterr().out
 
     config = json.loads((out / "config.json").read_text())
+    assert re.fullmatch("[0-9a-f]{64}", config["data"].pop("test_sha256"))
     assert config["data"] == {
         "name": "toy", "n_train": 10, "n_test": 6, "n_channels": 1, "n_timepoints": 20,
         "classes": ["fast", "slow"], "nan_to_zero": False,
@@ -262,114 +236,6 @@ def test_resuming_a_finished_run_makes_its_report_again(data: str, tmp_path: Pat
     assert main(["train", data, "--out", str(out), "--resume", "--quiet"]) == 0
     assert (out / "summary.md").exists()
     assert losses(out) == before
-
-
-def refused(capsys: pytest.CaptureFixture[str], words: list[str], *expected: str) -> None:
-    capsys.readouterr()
-    assert main(words) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    assert line.startswith("error: ")
-    for text in expected:
-        assert text in line
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--epochs", "0"], ["epochs must be >= 1", "0"]),
-        (["--lr", "nan"], ["lr must be finite"]),
-        (["--sparsity", "1"], ["sparsity must lie in [0, 1)", "1.0"]),
-        (["--n-groups", "50"], ["n_groups=50 is too many"]),
-        (["--threads", "0"], ["--threads must be at least 1", "0"]),
-        (["--seed", "-1"], ["seed must be >= 0", "-1"]),
-        (["--resume"], ["nothing to resume", "config.json does not exist", "--resume"]),
-    ],
-)
-def test_bad_options_write_nothing(
-    data: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    expected: list[str],
-) -> None:
-    out = tmp_path / "a"
-    refused(capsys, ["train", data, "--out", str(out), *SMALL, *words], *expected)
-    assert not out.exists()
-
-
-def test_a_backend_that_cannot_run_writes_nothing(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["train", data, "--out", str(tmp_path / "a"), *SMALL, "--backend", "cpp"]
-    if _backends.extension is not None:
-        with monkeypatch.context() as patched:
-            patched.setenv("SPARSECONV_CPU_ISA", "mmx")
-            refused(capsys, words, "SPARSECONV_CPU_ISA", "mmx", "baseline")
-    monkeypatch.setattr(_backends, "extension", None)
-    refused(capsys, words, "backend 'cpp' cannot run")
-    assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize(
-    "words",
-    [[], ["fly"], ["train"], ["train", "x", "--grow", "fast"], ["train", "x", "--epochs", "many"]],
-)
-def test_bad_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(words)
-    assert stop.value.code == 2
-    assert "usage: python -m sparseconv" in capsys.readouterr().err
-
-
-def test_unknown_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "a"
-    words = ["train", "GunPont", "--out", str(out)]
-    refused(capsys, words, "no data set 'GunPont'", "GunPoint", "_TRAIN.ts", ".npz")
-    refused(capsys, ["train", str(tmp_path), "--out", str(out)], "one pair NAME_TRAIN.ts")
-    assert not out.exists()
-
-
-def test_folders_that_are_not_free(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "a"
-    words = ["train", data, "--epochs", "2", *SMALL, "--out", str(out)]
-    out.write_text("a file")
-    refused(capsys, words, str(out), "is a file", "--out")
-    out.unlink()
-    out.mkdir()
-    (out / "thesis.tex").write_text("mine")
-    refused(capsys, words, str(out), "holds other files", "--out")
-    refused(capsys, [*words, "--resume"], "nothing to resume")
-    assert files(out) == {"thesis.tex": b"mine"}
-    (out / "thesis.tex").unlink()
-    assert main(words) == 0
-    before = files(out)
-    refused(capsys, words, str(out), "holds a run already", "--resume", "--out")
-    assert files(out) == before
-
-
-def test_resuming_something_else(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "a"
-    words = ["train", data, "--out", str(out), "--resume", "--quiet"]
-    assert main(["train", data, "--epochs", "2", *SMALL, "--out", str(out)]) == 0
-    before = files(out)
-    refused(capsys, [*words, "--epochs", "3"], "has epochs=2, but --epochs asks for 3", "--out")
-    refused(capsys, [*words, "--kernel-size", "7"], "has kernel_size=6, but --kernel-size asks")
-    with np.load(data) as arrays:
-        np.savez(tmp_path / "other.npz", **(dict(arrays) | {"X_train": arrays["X_train"] + 1}))
-    refused(capsys, ["train", str(tmp_path / "other.npz"), *words[2:]], "another run", "data")
-    assert files(out) == before
-
-    (out / "checkpoint.pt").write_bytes(before["checkpoint.pt"][:1000])
-    refused(capsys, words, "checkpoint.pt is not a readable checkpoint")
-    for text in ("", "{}", "[1]", '{"data": 1, "network": 2, "recipe": 3}'):
-        (out / "config.json").write_text(text)
-        refused(capsys, words, "config.json is not the config.json of a run", "another folder")
 
 
 def test_as_a_process(data: str, tmp_path: Path) -> None:

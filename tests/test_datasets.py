@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +156,11 @@ def refused(*words: str, source: Path | str) -> None:
         ({"X_train": np.zeros((6, 2, 0)), "X_test": np.zeros((4, 2, 0))}, ["(6, 2, 0)"]),
         ({"X_train": np.full((6, 2, 5), "x")}, ["real numbers", "<U1", "float32"]),
         ({"X_train": np.zeros((6, 2, 5), complex)}, ["real numbers", "complex128"]),
+        ({"X_train": np.zeros((6, 2, 5), bool)}, ["real numbers", "bool"]),
+        ({"y_train": np.array([b"a", b"b"] * 3)}, ["y_train to hold strings", "|S1", "astype"]),
+        ({"y_test": np.arange(4) + 0j}, ["y_test to hold strings", "complex128"]),
+        ({"y_train": np.arange(6).astype("M8[D]")}, ["y_train to hold strings", "datetime64"]),
+        ({"y_train": np.arange(6, dtype=np.longdouble)}, ["y_train to hold", "real numbers"]),
         ({"X_test": np.zeros((4, 2, 6))}, ["X_train's channels", "(2, 5)", "(2, 6)", "pad"]),
         ({"X_test": np.zeros((4, 3, 5))}, ["(2, 5)", "(3, 5)"]),
         ({"y_train": np.zeros(6)}, ["at least 2 classes", "[0.0]"]),
@@ -188,6 +197,39 @@ def test_foreign_npz(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "toy.npz"
     path.write_bytes(content)
     refused(str(path), "cannot be used", "np.savez", source=path)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_damaged_npz(tmp_path: Path, write: Callable[..., None], count_cases: Any) -> None:
+    path = tmp_path / "toy.npz"
+    write(path, **arrays())
+    content = path.read_bytes()
+    places = range(0, len(content), 13)
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        with contextlib.suppress(ValueError):  # some bytes, such as dates, do not matter
+            datasets.load(path)
+    path.write_bytes(content[:100] + bytes(20) + content[120:])
+    refused(str(path), "cannot be used", source=path)
+    count_cases(len(places))
+
+
+def test_npz_of_something_else_than_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "toy.npz"
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    refused("one array without a key", "np.savez", source=path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for key in arrays():
+            archive.writestr(f"{key}.npy", "text")
+    refused("cannot be used", "not all of its members are arrays", source=path)
+    header = io.BytesIO()
+    large = {"descr": "<f8", "fortran_order": False, "shape": (2**20, 2**20, 2**15)}
+    np.lib.format.write_array_header_1_0(header, large)
+    with zipfile.ZipFile(path, "w") as archive:
+        for key in arrays():
+            archive.writestr(f"{key}.npy", header.getvalue())
+    refused("cannot be used", source=path)
 
 
 def test_truncated_npz(tmp_path: Path) -> None:

@@ -287,6 +287,12 @@ def test_bad_arguments(arguments: dict[str, object], text: str) -> None:
         DSN(**{"in_channels": 1, "n_classes": 2, **arguments})
 
 
+@pytest.mark.parametrize("sparsity", ["x", None, False, 0.5j])
+def test_a_sparsity_that_is_no_number(sparsity: object) -> None:
+    with pytest.raises(TypeError, match="sparsity must be a number, but got"):
+        DSN(1, 2, sparsity=sparsity)
+
+
 def test_wrong_input() -> None:
     model = DSN(9, 6, nf=2)
     for shape in ((2, 8, 50), (9, 50), (2, 9)):

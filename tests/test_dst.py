@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -443,6 +444,37 @@ def test_a_watched_model_can_be_copied_and_pickled_and_outlives_its_scheduler() 
     assert not layer._forward_hooks
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))])
+@pytest.mark.parametrize("seen", [False, True], ids=["before backward", "after backward"])
+def test_a_copied_run_continues_like_the_original(copied: Callable[[Any], Any], seen: bool) -> None:
+    model = two_layers()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    dst = DSTScheduler(model, optimizer, update_every=2, end_step=9, grow="gradient")
+    data = [x for x, _ in zip(batches(), range(6), strict=False)]
+    train_step(model, optimizer, data[0])
+    dst.step()
+    if seen:
+        train_step(model, optimizer, data[1])
+    runs = [(model, optimizer, dst), copied((model, optimizer, dst))]
+    for its_model, its_optimizer, its_dst in runs:
+        hooks = [list(layer._forward_hooks.values()) for layer in sparse_layers(its_model)]
+        assert hooks == [[watch] for watch in its_dst._watches.values()]
+        if not seen:
+            train_step(its_model, its_optimizer, data[1])
+        assert its_dst.step()
+        for x in data[2:]:
+            train_step(its_model, its_optimizer, x)
+            its_dst.step()
+        assert its_dst.updates == 3
+    assert same(*(snapshot(*run)[:4] for run in runs))
+    twin_model, _, twin = runs[1]
+    twin.load_state_dict({**twin.state_dict(), "step_count": 1, "updates": 0})
+    assert all(layer._forward_hooks for layer in sparse_layers(twin_model))
+    del twin, runs, its_dst, its_model, its_optimizer
+    gc.collect()
+    assert not any(layer._forward_hooks for layer in sparse_layers(twin_model))
+
+
 # --- saving ---
 
 
@@ -514,6 +546,7 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (put("step_count", -1), ValueError, "step_count"),
         (put("step_count", "3"), TypeError, "step_count must be an int"),
         (put("updates", 1.5), TypeError, "updates must be an int"),
+        (put("updates", 2), ValueError, "expected updates <= step_count, but got 2 > 1"),
         (put("generator", torch.zeros(3)), ValueError, "state of a CPU torch.Generator"),
         (put("generator", None), ValueError, "state of a CPU torch.Generator"),
         (put("ever_active", {}), ValueError, r"ever_active\['0'\] to be a uint8 tensor"),
@@ -551,9 +584,9 @@ def with_shared_values() -> nn.Module:
     return model
 
 
-def with_bad_region() -> nn.Module:
+def with_regions(regions: Any) -> nn.Module:
     model = two_layers()
-    model[2].regions = (Region((0, 4), (0, 6)),)
+    model[2].regions = regions
     return model
 
 
@@ -569,13 +602,25 @@ def with_bad_region() -> nn.Module:
             "of layer '2'; construct it with model.parameters",
         ),
         ({"model": with_shared_values()}, ValueError, "'a' and 'b' share theirs"),
-        ({"model": with_bad_region()}, ValueError, "does not lie inside a weight of shape"),
+        (
+            {"model": with_regions((Region((0, 4), (0, 6)),))},
+            ValueError,
+            "does not lie inside a weight of shape",
+        ),
         ({"update_every": 0}, ValueError, "update_every"),
         ({"update_every": 2.5}, TypeError, "update_every must be an int"),
         ({"end_step": -3}, ValueError, "end_step"),
         ({"decay_steps": 0}, ValueError, "decay_steps"),
         ({"prune_fraction": 1.01}, ValueError, "prune_fraction=1.01"),
         ({"prune_fraction": math.nan}, ValueError, "prune_fraction=nan"),
+        ({"prune_fraction": "a"}, TypeError, "prune_fraction must be a number, but got a str"),
+        ({"prune_floor": None}, TypeError, "prune_floor must be a number"),
+        ({"seed": "a"}, TypeError, "seed must be an int, but got 'a'"),
+        ({"seed": None}, TypeError, "seed must be an int, but got None"),
+        ({"seed": 2**64}, ValueError, r"seed must lie in \[-2\*\*63, 2\*\*64\)"),
+        ({"model": with_regions(((0, 4), (0, 5)))}, TypeError, "sequence of Region"),
+        ({"model": with_regions(None)}, TypeError, "sequence of Region.* but got None"),
+        ({"model": with_regions((Region((0, 4), (0, 2.5)),))}, TypeError, "sequence of Region"),
         ({"prune_floor": -0.1}, ValueError, "prune_floor=-0.1"),
         ({"prune_floor": 0.6}, ValueError, "prune_floor=0.6 and prune_fraction=0.5"),
         ({"grow": "rigl"}, ValueError, "grow must be one of 'random', 'gradient', 'static'"),
@@ -619,6 +664,31 @@ def test_an_optimizer_that_lost_the_values_is_refused_at_the_update() -> None:
     with pytest.raises(ValueError, match="lacks those of layer '2'"):
         dst.step()
     assert same(snapshot(model, optimizer, dst), before)
+
+
+def test_optimizer_state_of_another_number_of_weights_is_refused() -> None:
+    model = two_layers()
+    optimizer = torch.optim.Adam(model.parameters())
+    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9)
+    train_step(model, optimizer, next(batches()))
+    model[2].set_pattern(KernelCSR.full(model[2].pattern.shape))
+    before = snapshot(model, optimizer, dst)
+    with pytest.raises(
+        ValueError, match=r"'exp_avg' of layer '2' .*\[120\].*\[36\].*new optimizer"
+    ):
+        dst.step()
+    assert same(snapshot(model, optimizer, dst), before)
+
+
+def test_numpy_numbers_are_taken() -> None:
+    model = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    plain = DSTScheduler(model, optimizer, update_every=3, end_step=9, seed=4)
+    three, nine, half = np.int64(3), np.int32(9), np.float64(0.5)
+    settings = {"update_every": three, "end_step": nine, "prune_fraction": half}
+    dst = DSTScheduler(model, optimizer, **settings, seed=np.int64(4))
+    assert repr(dst) == repr(plain)
+    dst.load_state_dict(plain.state_dict())
 
 
 # --- cost ---

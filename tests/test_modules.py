@@ -1,40 +1,19 @@
-"""SparseConv1d is a drop-in nn.Conv1d: construction, loading, conversion, change of pattern."""
+"""SparseConv1d is a drop-in nn.Conv1d: construction, conversion, change of pattern."""
 
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
+from layers import OPTIONS, run, snapshot
 from torch import nn
 from torch.nn.utils import prune
 
 from sparseconv import KernelCSR, Region, SparseConv1d
-
-OPTIONS = [
-    {},
-    {"stride": 2, "padding": 3},
-    {"padding": "same", "dilation": 2, "padding_mode": "reflect"},
-    {"groups": 2, "bias": False, "padding": (1,), "padding_mode": "circular"},
-    {"padding": "valid", "stride": (3,), "dtype": torch.float64},
-]
-
-
-def snapshot(layer: SparseConv1d) -> dict[str, object]:
-    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    return {
-        "state": {name: tensor.tolist() for name, tensor in state.items()},
-        "pattern": layer.pattern,
-        "objects": [id(p) for p in layer.parameters()],
-        "grad": None if layer.values.grad is None else layer.values.grad.tolist(),
-    }
-
-
-def run(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return layer(x.to(next(layer.parameters()).dtype)).detach()
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -93,7 +72,12 @@ def test_refuses_in_the_words_of_conv1d(options):
         ({"density": 1.1}, ValueError, r"density must lie in \[0, 1\], but got 1.1"),
         ({"density": -0.1}, ValueError, "density"),
         ({"density": float("nan")}, ValueError, "density"),
-        ({"density": "0.2"}, TypeError, "str"),
+        ({"density": "0.2"}, TypeError, "density must be a number, but got a str"),
+        ({"density": True}, TypeError, "density must be a number, but got a bool"),
+        ({"density": torch.tensor(0.2)}, TypeError, "density must be a number"),
+        ({"in_channels": True}, TypeError, "in_channels"),
+        ({"groups": 1.5}, TypeError, "groups must be a positive integer, but got 1.5"),
+        ({"backend": "gpu"}, ValueError, "backend must be one of .*'auto'.* but got 'gpu'"),
         ({"dtype": torch.int32}, TypeError, "dtype"),
         ({"dtype": torch.complex64}, TypeError, "dtype"),
         ({"pattern": torch.ones(6, 4, 3, dtype=torch.bool)}, TypeError, "from_mask"),
@@ -105,6 +89,14 @@ def test_refuses(options, error, message):
     arguments = {"in_channels": 4, "out_channels": 6, "kernel_size": 3} | options
     with pytest.raises(error, match=message):
         SparseConv1d(**arguments)
+
+
+def test_takes_numpy_integers_as_conv1d_does():
+    four, one = np.int64(4), np.int32(1)
+    arguments = (four, np.int64(6), np.int16(5), one, (np.int64(2),), one, np.int64(2))
+    layer, conv = SparseConv1d(*arguments, density=np.float32(1)), nn.Conv1d(*arguments)
+    assert layer(torch.ones(1, 4, 9)).shape == conv(torch.ones(1, 4, 9)).shape
+    assert repr(layer) == repr(SparseConv1d(4, 6, 5, 1, 2, 1, 2, density=1))
 
 
 def test_density_and_seed():
@@ -149,113 +141,23 @@ def test_weight_does_not_exist():
     assert layer.dense_weight()[layer.pattern.to_mask()].equal(layer.values)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-def test_state_dict_round_trip(options):
-    source, target = (SparseConv1d(4, 6, 5, density=d, **options) for d in (0.3, 0.6))
-    names = {"values", "crow_indices", "col_indices"} | (
-        {"bias"} if source.bias is not None else set()
-    )
-    assert set(source.state_dict()) == names
-    file = io.BytesIO()
-    torch.save(source.state_dict(), file)
-    file.seek(0)
-    parameter = target.values
-    target.load_state_dict(torch.load(file, weights_only=True))
-    assert target.values is parameter
-    assert target.pattern == source.pattern
-    x = torch.randn(2, 4, 30)
-    assert run(target, x).equal(run(source, x))
-    target.values.data.zero_()
-    assert source.values.any(), "the two share no memory"
-
-
-def test_load_dense_weight():
+def test_from_dense_takes_the_pruned_weights_of_now():
+    """The attributes of a pruned layer are those of its last forward pass."""
     conv = nn.Conv1d(4, 6, 5)
-    mask = torch.rand(6, 4, 5) < 0.3
-    with torch.no_grad():
-        conv.weight.mul_(mask)
-    x = torch.randn(2, 4, 30)
-    layer = SparseConv1d(4, 6, 5)
-    layer.load_state_dict(conv.state_dict())
-    assert layer.pattern == KernelCSR.from_mask(mask)
-    assert torch.allclose(run(layer, x), run(conv, x), atol=1e-5)
-
-    wider = mask | (torch.rand(6, 4, 5) < 0.3)
-    layer.load_state_dict(conv.state_dict() | {"weight_mask": wider.float()})
-    assert layer.pattern == KernelCSR.from_mask(wider)
+    prune.l1_unstructured(conv, "weight", 0.5)
+    prune.random_unstructured(conv, "bias", 0.5)
+    x, optimizer = torch.randn(2, 4, 30), torch.optim.SGD(conv.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        conv(x).square().mean().backward()
+        optimizer.step()
+    layer = SparseConv1d.from_dense(conv)
+    narrow = SparseConv1d.from_dense(conv, conv.weight.abs() > 0.1)
+    expected = conv(x)
+    torch.testing.assert_close(layer(x), expected)
     assert layer.dense_weight().equal(conv.weight)
-
-
-def test_load_pruned():
-    conv = nn.Conv1d(4, 6, 5)
-    prune.random_unstructured(conv, "weight", 0.7)
-    assert set(conv.state_dict()) == {"weight_orig", "weight_mask", "bias"}
-    layer = SparseConv1d(4, 6, 5)
-    layer.load_state_dict(conv.state_dict())
-    assert layer.dense_weight().equal(conv.weight)
-    assert layer.pattern.nnz == 36
-    assert SparseConv1d.from_dense(conv).dense_weight().equal(conv.weight)
-
-
-def test_load_with_assign():
-    source = SparseConv1d(4, 6, 5, density=0.4, dtype=torch.float64)
-    with torch.device("meta"):
-        target = SparseConv1d(4, 6, 5)
-    target.load_state_dict(source.state_dict(), assign=True)
-    x = torch.randn(2, 4, 30)
-    assert target.values.requires_grad
-    assert run(target, x).equal(run(source, x))
-
-
-def bad_states() -> dict[str, tuple[dict[str, object], str]]:
-    good = SparseConv1d(4, 6, 5, density=0.5).state_dict()
-    dense = nn.Conv1d(4, 6, 5).state_dict()
-
-    def without(*names):
-        return {name: tensor for name, tensor in good.items() if name not in names}
-
-    unsorted = good["col_indices"].flip(0)
-    return {
-        "no values": (without("values"), "expected values, crow_indices and col_indices"),
-        "no indices": (without("crow_indices"), r"missing \['crow_indices'\]"),
-        "no bias": (without("bias"), r"missing \['bias'\]"),
-        "extra": (good | {"scale": torch.ones(1)}, r"unexpected \['scale'\]"),
-        "both": (good | dense, r"unexpected \['weight'\]"),
-        "values too short": (good | {"values": good["values"][1:]}, "size mismatch for values"),
-        "bias too short": (good | {"bias": torch.ones(5)}, "size mismatch for bias"),
-        "unsorted": (good | {"col_indices": unsorted}, r"row \d+ .*unsorted"),
-        "int64": (good | {"crow_indices": good["crow_indices"].long()}, "int32"),
-        "int values": (good | {"values": good["values"].int()}, "floating point"),
-        "no tensor": (good | {"values": [1.0]}, "must be a tensor"),
-        "other weight": (dense | {"weight": torch.ones(6, 4, 4)}, "size mismatch for weight"),
-        "other mask": (dense | {"weight_mask": torch.ones(6, 4)}, "size mismatch for weight_mask"),
-        "odd mask": (dense | {"weight_mask": torch.full((6, 4, 5), 0.5)}, "zeros and ones"),
-        "orig alone": ({"weight_orig": dense["weight"], "bias": dense["bias"]}, "weight_mask"),
-    }
-
-
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("name", bad_states())
-def test_refused_load_changes_nothing(name, strict):
-    state, message = bad_states()[name]
-    model = nn.Sequential(nn.ReLU(), SparseConv1d(4, 6, 5))
-    model(torch.randn(2, 4, 30)).sum().backward()
-    before = snapshot(model[1])
-    with pytest.raises(RuntimeError, match=message) as error:
-        model.load_state_dict({f"1.{k}": v for k, v in state.items()}, strict=strict)
-    assert "1: " in str(error.value)
-    assert snapshot(model[1]) == before
-
-
-def test_absent_layer_is_missing():
-    model = nn.Sequential(SparseConv1d(4, 6, 5), nn.BatchNorm1d(6))
-    before = snapshot(model[0])
-    state = {name: t for name, t in model.state_dict().items() if name.startswith("1.")}
-    report = model.load_state_dict(state, strict=False)
-    assert report.missing_keys == ["0.values", "0.crow_indices", "0.col_indices", "0.bias"]
-    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*0.values"):
-        model.load_state_dict(state)
-    assert snapshot(model[0]) == before
+    assert layer.bias.equal(conv.bias)
+    assert narrow.dense_weight().equal(conv.weight * narrow.pattern.to_mask())
 
 
 def test_from_dense_and_to_dense():
@@ -336,12 +238,43 @@ def test_refused_pattern_changes_nothing():
         ((full, torch.ones(119)), ValueError),
         ((full, torch.ones(120, dtype=torch.int64)), TypeError),
         ((full, [0.0] * 120), TypeError),
+        ((full, torch.empty(120, device="meta")), TypeError),
+        ((full, torch.ones(120).to_sparse()), TypeError),
+        ((full, torch.ones(120, dtype=torch.complex64)), TypeError),
     ):
         with pytest.raises(error):
             layer.set_pattern(*arguments)
         assert snapshot(layer) == before
     with pytest.raises(AttributeError):
         layer.pattern = full
+
+
+@pytest.mark.parametrize("density", [0.5, 0.2])
+def test_a_layer_made_in_inference_mode_changes_there_or_not_at_all(density):
+    with torch.inference_mode():
+        layer = SparseConv1d(4, 6, 5)
+        before = snapshot(layer)
+    other = SparseConv1d(4, 6, 5, density=density)
+    with pytest.raises(RuntimeError, match="made in torch"):
+        layer.set_pattern(other.pattern)
+    with pytest.raises(RuntimeError, match="made in torch"):
+        layer.load_state_dict(other.state_dict())
+    with pytest.raises(RuntimeError, match="made in torch"):
+        layer.reset_parameters()
+    assert snapshot(layer) == before
+    with torch.inference_mode():
+        layer.load_state_dict(other.state_dict())
+    assert layer.dense_weight().equal(other.dense_weight())
+
+
+def test_a_layer_changed_in_inference_mode_still_trains():
+    layer = SparseConv1d(4, 6, 5)
+    with torch.inference_mode():
+        layer.set_pattern(KernelCSR.full((6, 4, 5)))
+    optimizer, before = torch.optim.SGD(layer.parameters(), 0.1), layer.values.tolist()
+    layer(torch.randn(2, 4, 9)).sum().backward()
+    optimizer.step()
+    assert layer.values.tolist() != before
 
 
 def test_copies_and_conversions():

@@ -7,6 +7,7 @@ import pickle
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +59,13 @@ def test_full_and_random():
     assert a == b != first
 
 
+def test_takes_numpy_integers():
+    shape = tuple(np.arange(2, 5))
+    pattern = KernelCSR.random(shape, np.int64(24))
+    assert pattern == KernelCSR.full((2, 3, 4))
+    assert list(map(type, pattern.shape)) == [int] * 3
+
+
 def test_random_is_uniform():
     drawn = sum(
         KernelCSR.random((3, 2, 4), 6, generator=torch.Generator().manual_seed(i)).to_mask().int()
@@ -103,6 +111,7 @@ def test_names_the_first_bad_row():
         ([0, 1], int32(0)),
         (int32(0, 1), int32(0)[None]),
         (int32(0, 1), torch.empty(1, dtype=torch.int32, device="meta")),
+        (int32(0, 1), int32(1).to_sparse()),
     ],
 )
 def test_refuses_wrong_types(crow, col):
@@ -119,6 +128,8 @@ def test_refuses_wrong_types(crow, col):
         ((1, -1, 3), ValueError, "positive"),
         ((1, 2), TypeError, "three ints"),
         ((1, 2, 3.0), TypeError, "three ints"),
+        ((1, 2, True), TypeError, "three ints"),
+        (None, TypeError, "three ints .* but got None"),
     ],
 )
 def test_refuses_shapes(shape, error, message):
@@ -142,6 +153,7 @@ def test_refuses_shapes(shape, error, message):
         (torch.tensor([0.0]), TypeError, "int64"),
         (torch.tensor([[0]]), ValueError, "1-dimensional"),
         ([0], TypeError, "int64"),
+        (torch.tensor([0]).to("meta"), TypeError, "positions must be a dense tensor"),
     ],
 )
 def test_refuses_positions(positions, error, message):
@@ -154,6 +166,13 @@ def test_refuses_masks_and_counts():
         KernelCSR.from_mask(torch.ones(2, 2, 2))
     with pytest.raises(ValueError, match="three dimensions"):
         KernelCSR.from_mask(torch.ones(2, 2, dtype=torch.bool))
+    mask = torch.ones(2, 2, 2, dtype=torch.bool)
+    for unreadable in (mask.to_sparse(), mask.to("meta")):
+        with pytest.raises(TypeError, match="mask must be a dense tensor"):
+            KernelCSR.from_mask(unreadable)
+    for nnz in (True, 2.0, "2", None):
+        with pytest.raises(TypeError, match="nnz must be an int"):
+            KernelCSR.random((1, 2, 3), nnz)
     for nnz in (-1, 7):
         with pytest.raises(ValueError, match=r"\[0, 6\]"):
             KernelCSR.random((1, 2, 3), nnz)

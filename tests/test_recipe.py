@@ -71,6 +71,13 @@ def test_learning_rate_is_the_cosine_per_epoch() -> None:
         ({"prune_floor": 0.6}, ValueError, "prune_floor"),
         ({"grow": "slowly"}, ValueError, "grow"),
         ({"seed": -1}, ValueError, "seed"),
+        ({"seed": 2**63}, ValueError, r"seed must be < 2\*\*63"),
+        ({"seed": "a"}, TypeError, "seed must be an integer, but got 'a'"),
+        ({"seed": None}, TypeError, "seed must be an integer"),
+        ({"epochs": True}, TypeError, "epochs must be an integer, but got True"),
+        ({"lr": "0.1"}, TypeError, "lr must be a number, but got '0.1'"),
+        ({"lr": True}, TypeError, "lr must be a number"),
+        ({"skip_step_at_update": "no"}, TypeError, "skip_step_at_update must be True or False"),
     ],
 )
 def test_bad_constants(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -79,7 +86,7 @@ def test_bad_constants(arguments: dict[str, Any], error: type[Exception], text: 
 
 
 def test_numpy_scalars_are_taken_and_saved(tmp_path: Path) -> None:
-    recipe = Recipe(epochs=np.int64(1), lr=np.float32(0.01), seed=np.int32(4))
+    recipe = Recipe(epochs=np.int64(1), lr=np.float32(0.01), seed=np.uint64(2**63 - 1))
     run(network(), recipe, out=tmp_path)
     saved = checkpoint.load(tmp_path / "checkpoint.pt")["recipe"]
     assert saved == asdict(recipe)

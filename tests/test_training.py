@@ -215,6 +215,11 @@ NAN[3, 0, 5] = math.nan
         (X, np.array(["a", "b"] * 10), TypeError, "return_inverse"),
         (X, y + 1, ValueError, r"class indices in \[0, 2\).*reaches from 1 to 2"),
         (X, y - 1, ValueError, r"class indices in \[0, 2\).*reaches from -1 to 0"),
+        (X, ["a", "b"] * 10, TypeError, "arrays of numbers.*return_inverse"),
+        (X.to_sparse(), y, TypeError, "X must be a dense array.*sparse_coo"),
+        (X, y.to_sparse(), TypeError, "y must be a dense array.*sparse_coo"),
+        (X > 0, y, TypeError, "X must be a dense array of real numbers, but got torch.bool"),
+        (X + 0j, y, TypeError, "real numbers, but got torch.complex64"),
         (NAN, y, ValueError, "1 of 20 series hold NaN"),
         (X.expand(-1, 2, -1), y, ValueError, r"expects series of shape \(n_cases, 1, n"),
     ],
@@ -239,6 +244,16 @@ def test_bad_arguments(tmp_path: Path) -> None:
         run(nn.Sequential(nn.Flatten(), nn.Linear(24, 2)))
     with pytest.raises(ValueError, match="no parameters"):
         run(nn.Flatten())
+
+    with pytest.raises(TypeError, match=r"recipe must be a Recipe, but got \{'epochs': 2\}"):
+        run(network(), {"epochs": 2})
+    with pytest.raises(ValueError, match="every parameter of the model is frozen"):
+        run(network().requires_grad_(False))
+    out = tmp_path / "a file"
+    out.write_text("mine")
+    with pytest.raises(ValueError, match=r"out must name a folder, but .* is a file"):
+        run(network(), out=out)
+    assert out.read_text() == "mine"
 
 
 def test_data_of_any_kind() -> None:

@@ -1,0 +1,55 @@
+"""The dense weight gradient of a ``SparseConv1d``, taken while somebody needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv1d_weight
+
+from sparseconv.modules import SparseConv1d
+
+
+class GradientWatch:
+    """A forward hook that sums the dense weight gradient of a layer over its backward passes."""
+
+    def __init__(self, watching: bool = False) -> None:
+        self.watching = watching
+        self.total: Tensor | None = None
+
+    def close(self) -> None:
+        """See nothing more, also of graphs that were made while watching."""
+        self.watching, self.total = False, None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copied or pickled layer carries a watch that sees nothing; if its scheduler is copied
+        # with it, that one replaces it.
+        return GradientWatch, ()
+
+    def __call__(
+        self, layer: SparseConv1d, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        if not (self.watching and output.requires_grad):
+            return
+        input = (args[0] if args else kwargs["input"]).detach()
+
+        def add(grad: Tensor) -> None:
+            if self.watching:
+                dense = _dense_wgrad(layer, input, grad.detach())
+                self.total = dense if self.total is None else self.total + dense
+
+        output.register_hook(add)  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def _dense_wgrad(layer: SparseConv1d, input: Tensor, grad: Tensor) -> Tensor:
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    if input.dim() == 2:
+        input, grad = input.unsqueeze(0), grad.unsqueeze(0)
+    padded = F.pad(input, layer.resolved_padding, mode)
+    dense: Tensor = conv1d_weight(  # type: ignore[no-untyped-call]
+        padded, layer.pattern.shape, grad, layer.stride, 0, layer.dilation, layer.groups
+    )
+    return dense

@@ -1,0 +1,163 @@
+"""``python -m sparseconv train`` refuses what cannot be run, in one line, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_run import SMALL, files, refused, write_data
+
+from sparseconv import _backends, cli
+from sparseconv.cli import main
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return write_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--epochs", "0"], ["epochs must be >= 1", "0"]),
+        (["--lr", "nan"], ["lr must be finite"]),
+        (["--sparsity", "1"], ["sparsity must lie in [0, 1)", "1.0"]),
+        (["--n-groups", "50"], ["n_groups=50 is too many"]),
+        (["--threads", "0"], ["--threads must be at least 1", "0"]),
+        (["--seed", "-1"], ["seed must be >= 0", "-1"]),
+        (["--seed", str(2**70)], ["seed must be < 2**63", str(2**70)]),
+        (["--resume"], ["nothing to resume", "config.json does not exist", "--resume"]),
+    ],
+)
+def test_bad_options_write_nothing(
+    data: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    expected: list[str],
+) -> None:
+    out = tmp_path / "a"
+    refused(capsys, ["train", data, "--out", str(out), *SMALL, *words], *expected)
+    assert not out.exists()
+
+
+def test_a_backend_that_cannot_run_writes_nothing(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", data, "--out", str(tmp_path / "a"), *SMALL, "--backend", "cpp"]
+    if _backends.extension is not None:
+        with monkeypatch.context() as patched:
+            patched.setenv("SPARSECONV_CPU_ISA", "mmx")
+            refused(capsys, words, "SPARSECONV_CPU_ISA", "mmx", "baseline")
+    monkeypatch.setattr(_backends, "extension", None)
+    refused(capsys, words, "backend 'cpp' cannot run")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["fly"], ["train"], ["train", "x", "--grow", "fast"], ["train", "x", "--epochs", "many"]],
+)
+def test_bad_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage: python -m sparseconv" in capsys.readouterr().err
+
+
+def test_unknown_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a"
+    words = ["train", "GunPont", "--out", str(out)]
+    refused(capsys, words, "no data set 'GunPont'", "GunPoint", "_TRAIN.ts", ".npz")
+    refused(capsys, ["train", str(tmp_path), "--out", str(out)], "one pair NAME_TRAIN.ts")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("dtype", ["S4", "complex", "M8[D]", "longdouble"])
+def test_labels_that_config_json_cannot_hold_write_nothing(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str
+) -> None:
+    with np.load(data) as arrays:
+        labels = {key: (arrays[key] == "fast").astype(int) for key in ("y_train", "y_test")}
+        labels = {key: y.astype(dtype) for key, y in labels.items()}
+        np.savez(data, **(dict(arrays) | labels))
+    refused(capsys, ["train", data, "--out", str(tmp_path / "a"), *SMALL], "y_train to hold")
+    assert not (tmp_path / "a").exists()
+
+
+def test_folders_that_are_not_free(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a"
+    words = ["train", data, "--epochs", "2", *SMALL, "--out", str(out)]
+    out.write_text("a file")
+    refused(capsys, words, str(out), "is a file", "--out")
+    out.unlink()
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    refused(capsys, words, str(out), "holds other files", "--out")
+    refused(capsys, [*words, "--resume"], "nothing to resume")
+    assert files(out) == {"thesis.tex": b"mine"}
+    (out / "thesis.tex").unlink()
+    assert main(words) == 0
+    before = files(out)
+    refused(capsys, words, str(out), "holds a run already", "--resume", "--out")
+    assert files(out) == before
+
+
+def test_a_run_without_a_checkpoint_does_not_block_its_folder(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a"
+    words = ["train", data, "--epochs", "2", *SMALL, "--out", str(out)]
+    refused(capsys, [*words, "--lr", "1e38"], "the training loss became", "lower lr")
+    assert files(out).keys() == {"config.json"}
+    (out / "checkpoint.pt.partial").write_bytes(b"killed while it wrote its first checkpoint")
+    assert main(words) == 0
+    assert json.loads((out / "config.json").read_text())["recipe"]["lr"] == cli.RECIPE["lr"]
+    refused(capsys, words, "holds a run already")
+
+
+def test_without_matplotlib_nothing_is_trained(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    out = tmp_path / "a"
+    refused(capsys, ["train", data, "--out", str(out), *SMALL], "figures need matplotlib", "pip")
+    assert not out.exists()
+
+
+def test_resuming_something_else(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a"
+    words = ["train", data, "--out", str(out), "--resume", "--quiet"]
+    assert main(["train", data, "--epochs", "2", *SMALL, "--out", str(out)]) == 0
+    before = files(out)
+    refused(capsys, [*words, "--epochs", "3"], "has epochs=2, but --epochs asks for 3", "--out")
+    refused(capsys, [*words, "--kernel-size", "7"], "has kernel_size=6, but --kernel-size asks")
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "other.npz", **(dict(arrays) | {"X_train": arrays["X_train"] + 1}))
+    refused(capsys, ["train", str(tmp_path / "other.npz"), *words[2:]], "another run", "data")
+    with np.load(data) as arrays:
+        whole = dict(arrays)
+    for changes, text in (
+        ({"X_train": whole["X_train"] + 1}, "is of another run, its data differs"),
+        ({"X_test": whole["X_test"] + 1}, "its data differs: test_sha256 is"),
+        ({"y_test": whole["y_test"][::-1]}, "its data differs: test_sha256 is"),
+        ({"X_test": whole["X_test"][:5], "y_test": whole["y_test"][:5]}, "n_test is 6"),
+        ({"y_train": whole["y_train"] + "er", "y_test": whole["y_test"] + "er"}, "classes is"),
+    ):
+        np.savez(data, **(whole | changes))
+        refused(capsys, words, text)
+        assert files(out) == before
+    np.savez(data, **whole)
+
+    (out / "checkpoint.pt").write_bytes(before["checkpoint.pt"][:1000])
+    refused(capsys, words, "checkpoint.pt is not a readable checkpoint")
+    for text in ("", "{}", "[1]", '{"data": 1, "network": 2, "recipe": 3}'):
+        (out / "config.json").write_text(text)
+        refused(capsys, words, "config.json is not the config.json of a run", "another folder")

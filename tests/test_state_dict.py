@@ -1,0 +1,163 @@
+"""SparseConv1d saves what it computes with, and loads a layer whole or not at all."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from layers import OPTIONS, run, snapshot
+from torch import nn
+from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
+
+from sparseconv import KernelCSR, SparseConv1d
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_state_dict_round_trip(options):
+    source, target = (SparseConv1d(4, 6, 5, density=d, **options) for d in (0.3, 0.6))
+    names = {"values", "crow_indices", "col_indices"} | (
+        {"bias"} if source.bias is not None else set()
+    )
+    assert set(source.state_dict()) == names
+    file = io.BytesIO()
+    torch.save(source.state_dict(), file)
+    file.seek(0)
+    parameter = target.values
+    target.load_state_dict(torch.load(file, weights_only=True))
+    assert target.values is parameter
+    assert target.pattern == source.pattern
+    x = torch.randn(2, 4, 30)
+    assert run(target, x).equal(run(source, x))
+    target.values.data.zero_()
+    assert source.values.any(), "the two share no memory"
+
+
+def test_load_dense_weight():
+    conv = nn.Conv1d(4, 6, 5)
+    mask = torch.rand(6, 4, 5) < 0.3
+    with torch.no_grad():
+        conv.weight.mul_(mask)
+    x = torch.randn(2, 4, 30)
+    layer = SparseConv1d(4, 6, 5)
+    layer.load_state_dict(conv.state_dict())
+    assert layer.pattern == KernelCSR.from_mask(mask)
+    assert torch.allclose(run(layer, x), run(conv, x), atol=1e-5)
+
+    wider = mask | (torch.rand(6, 4, 5) < 0.3)
+    layer.load_state_dict(conv.state_dict() | {"weight_mask": wider.float()})
+    assert layer.pattern == KernelCSR.from_mask(wider)
+    assert layer.dense_weight().equal(conv.weight)
+
+
+def test_load_pruned():
+    conv = nn.Conv1d(4, 6, 5)
+    prune.random_unstructured(conv, "weight", 0.7)
+    assert set(conv.state_dict()) == {"weight_orig", "weight_mask", "bias"}
+    layer = SparseConv1d(4, 6, 5)
+    layer.load_state_dict(conv.state_dict())
+    assert layer.dense_weight().equal(conv.weight)
+    assert layer.pattern.nnz == 36
+    assert SparseConv1d.from_dense(conv).dense_weight().equal(conv.weight)
+
+
+def test_load_with_assign():
+    source = SparseConv1d(4, 6, 5, density=0.4, dtype=torch.float64)
+    with torch.device("meta"):
+        target = SparseConv1d(4, 6, 5)
+    target.load_state_dict(source.state_dict(), assign=True)
+    x = torch.randn(2, 4, 30)
+    assert target.values.requires_grad
+    assert run(target, x).equal(run(source, x))
+
+
+def bad_states() -> dict[str, tuple[dict[str, object], str]]:
+    good = SparseConv1d(4, 6, 5, density=0.5).state_dict()
+    dense = nn.Conv1d(4, 6, 5).state_dict()
+
+    def without(*names):
+        return {name: tensor for name, tensor in good.items() if name not in names}
+
+    unsorted = good["col_indices"].flip(0)
+    return {
+        "no values": (without("values"), "expected values, crow_indices and col_indices"),
+        "no indices": (without("crow_indices"), r"missing \['crow_indices'\]"),
+        "no bias": (without("bias"), r"missing \['bias'\]"),
+        "extra": (good | {"scale": torch.ones(1)}, r"unexpected \['scale'\]"),
+        "both": (good | dense, r"unexpected \['weight'\]"),
+        "values too short": (good | {"values": good["values"][1:]}, "size mismatch for values"),
+        "bias too short": (good | {"bias": torch.ones(5)}, "size mismatch for bias"),
+        "unsorted": (good | {"col_indices": unsorted}, r"row \d+ .*unsorted"),
+        "int64": (good | {"crow_indices": good["crow_indices"].long()}, "int32"),
+        "int values": (good | {"values": good["values"].int()}, "floating point"),
+        "no tensor": (good | {"values": [1.0]}, "must be a tensor"),
+        "meta values": (good | {"values": good["values"].to("meta")}, "values must be a dense"),
+        "meta bias": (good | {"bias": good["bias"].to("meta")}, "bias must be a dense .* meta"),
+        "all meta": ({k: t.to("meta") for k, t in good.items()}, "must be a dense tensor"),
+        "sparse values": (good | {"values": good["values"].to_sparse()}, "values must be a dense"),
+        "sparse weight": (dense | {"weight": dense["weight"].to_sparse()}, "weight must be a de"),
+        "sparse mask": (dense | {"weight_mask": dense["weight"].to_sparse()}, "weight_mask must"),
+        "float8": (good | {"values": good["values"].to(torch.float8_e5m2)}, "must be floating"),
+        "other weight": (dense | {"weight": torch.ones(6, 4, 4)}, "size mismatch for weight"),
+        "other mask": (dense | {"weight_mask": torch.ones(6, 4)}, "size mismatch for weight_mask"),
+        "odd mask": (dense | {"weight_mask": torch.full((6, 4, 5), 0.5)}, "zeros and ones"),
+        "orig alone": ({"weight_orig": dense["weight"], "bias": dense["bias"]}, "weight_mask"),
+    }
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", bad_states())
+def test_refused_load_changes_nothing(name, strict):
+    state, message = bad_states()[name]
+    model = nn.Sequential(nn.ReLU(), SparseConv1d(4, 6, 5))
+    model(torch.randn(2, 4, 30)).sum().backward()
+    before = snapshot(model[1])
+    with pytest.raises(RuntimeError, match=message) as error:
+        model.load_state_dict({f"1.{k}": v for k, v in state.items()}, strict=strict)
+    assert "1: " in str(error.value)
+    assert snapshot(model[1]) == before
+
+
+def test_absent_layer_is_missing():
+    model = nn.Sequential(SparseConv1d(4, 6, 5), nn.BatchNorm1d(6))
+    before = snapshot(model[0])
+    state = {name: t for name, t in model.state_dict().items() if name.startswith("1.")}
+    report = model.load_state_dict(state, strict=False)
+    assert report.missing_keys == ["0.values", "0.crow_indices", "0.col_indices", "0.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*0.values"):
+        model.load_state_dict(state)
+    assert snapshot(model[0]) == before
+
+
+def test_state_dict_holds_the_pattern_that_computes():
+    """Whatever was done to the buffers, which torch's tools walk over."""
+
+    def materialised() -> SparseConv1d:
+        layer = SparseConv1d(4, 6, 5, device="meta").to_empty(device="cpu")
+        layer.crow_indices.fill_(-7)  # what memory without content may hold
+        layer.reset_parameters()
+        assert layer.crow_indices.equal(layer.pattern.crow_indices)
+        return layer
+
+    def averaged() -> SparseConv1d:
+        layer = SparseConv1d(4, 6, 5)
+        average = AveragedModel(layer, use_buffers=True)
+        average.update_parameters(layer)
+        layer.set_pattern(KernelCSR.random((6, 4, 5), 24))
+        average.update_parameters(layer)
+        return average.module
+
+    emptied = SparseConv1d(4, 6, 5)
+    emptied.col_indices.fill_(-7)
+    cast = SparseConv1d(4, 6, 5).type(torch.float64)
+    for layer in (materialised(), averaged(), emptied, cast):
+        state = layer.state_dict()
+        assert state["crow_indices"].equal(layer.pattern.crow_indices)
+        assert state["col_indices"].equal(layer.pattern.col_indices)
+        twin = SparseConv1d(4, 6, 5, dtype=layer.values.dtype)
+        twin.load_state_dict(state)
+        assert twin.dense_weight().equal(layer.dense_weight())
+        state["col_indices"].zero_()  # the pattern's own memory is not handed out
+        layer.pattern.validate()
+        assert layer.pattern.col_indices.any()
