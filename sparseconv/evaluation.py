@@ -12,7 +12,7 @@ def predict_log_proba(model: nn.Module, X: Tensor, batch_size: int = 64) -> Tens
     """Return the log-probabilities ``(n_cases, n_classes)``, in eval mode, batch by batch.
 
     Args:
-        model: maps ``(N, ...)`` to log-probabilities; its mode is left as it was.
+        model: maps ``(N, ...)`` to log-probabilities; the mode of each module is left as it was.
         X: ``(n_cases, ...)``, at least one case, on any device.
         batch_size: cases at a time, a question of memory only.
 
@@ -21,13 +21,15 @@ def predict_log_proba(model: nn.Module, X: Tensor, batch_size: int = 64) -> Tens
         >>> predict_log_proba(DSN(1, 3, nf=4), torch.zeros(5, 1, 20)).shape
         torch.Size([5, 3])
     """
-    device, was_training = first_parameter(model).device, model.training
+    device = first_parameter(model).device
+    modes = {module: module.training for module in model.modules()}  # some may be frozen
     model.eval()
     try:
         starts = range(0, len(X), batch_size)
         return torch.cat([model(X[start : start + batch_size].to(device)) for start in starts])
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:

@@ -180,6 +180,7 @@ class _Run:
         make_scheduler: SchedulerFactory | None,
     ) -> None:
         self.model, self.X, self.y, self.recipe = model, X, y, recipe
+        self.data_digest = digest(X, y)
         self.batch_size = recipe.batch_size_for(len(X))
         self.batches = math.ceil(len(X) / self.batch_size)
         self.update_every = recipe.update_every_steps or recipe.update_every_epochs * self.batches
@@ -278,7 +279,7 @@ class _Run:
         return {
             "recipe": asdict(self.recipe),
             "model": {f"line {i}": text for i, text in enumerate(str(self.model).splitlines())},
-            "data": {"SHA-256 of X and y": digest(self.X, self.y)},
+            "data": {"SHA-256 of X and y": self.data_digest},
         }
 
     def load(self, path: Path) -> None:

@@ -264,3 +264,12 @@ def test_data_of_any_kind() -> None:
     ]
     assert same(histories[0], histories[1])
     assert same(histories[0], histories[2])
+
+
+def test_prediction_leaves_every_module_in_its_mode() -> None:
+    model = DSN(1, 2, nf=4, kernel_size=9, depth=2).train()
+    frozen = model.get_submodule("blocks.0.norm").eval()
+    predict_log_proba(model, torch.zeros(3, 1, 20))
+    assert not frozen.training
+    assert model.training
+    assert model.get_submodule("blocks.1.norm").training
