@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, checkpoint
 from sparseconv.evaluation import predict_log_proba
+from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
 from sparseconv.training import train
 
