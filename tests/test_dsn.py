@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, Region, SparseConv1d
-from sparseconv.models import DSN
+from sparseconv.models import DSN, dsn
 
 # The paper's table: (channels, length, classes), then Params in thousands and FLOPs in millions
 # at S = 0, 50, 80 and 90 %.
@@ -300,3 +300,14 @@ def test_wrong_input() -> None:
             model(torch.zeros(shape))
     with pytest.raises(ValueError, match="n_timepoints"):
         model.cost(0)
+
+
+@pytest.mark.parametrize("length", [1, 7, 24, 49, 50, 51, 128, 150, 256, 257, 512])
+def test_short_pooling_is_adaptive_pooling(length: int) -> None:
+    x = torch.randn(2, 5, length, dtype=torch.float64, requires_grad=True)
+    pools = dsn.ShortAvgPool1d(), torch.nn.AdaptiveAvgPool1d(50)
+    ours, theirs = (pool(x) for pool in pools)
+    torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+    grad = torch.randn_like(ours)
+    (a,), (b,) = (torch.autograd.grad(y, x, grad) for y in (ours, theirs))
+    torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-14)

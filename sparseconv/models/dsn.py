@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from dataclasses import dataclass
 from numbers import Real
@@ -45,6 +46,33 @@ class DSNCost:
     macs_dense: int
     macs_sparse_layers: int
     macs_sparse_layers_dense: int
+
+
+class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
+    """``nn.AdaptiveAvgPool1d``, for short series as a product with the averaging matrix.
+
+    torch's kernel takes as long for 24 samples as for 500 (0.8 ms for 16 x 141 x 50 outputs, and
+    as much backward); the product takes 0.07 ms for 24, 0.35 ms for 128, and is slower from about
+    300 on (AMD EPYC, one thread, torch 2.13).
+    """
+
+    LONGEST = 256
+
+    def __init__(self) -> None:
+        super().__init__(POOLED)
+
+    def forward(self, input: Tensor) -> Tensor:
+        length = input.shape[-1]
+        if length > self.LONGEST:
+            return super().forward(input)
+        return input @ _averaging_matrix(length, input.dtype, input.device)
+
+
+@functools.cache
+def _averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        samples = torch.eye(length, dtype=torch.float64, device="cpu")
+        return nn.functional.adaptive_avg_pool1d(samples, POOLED).to(device, dtype)
 
 
 class DSN(nn.Module):
@@ -145,11 +173,11 @@ class DSN(nn.Module):
             conv.regions = regions
             layers["conv"] = conv
             layers["norm"] = nn.BatchNorm1d(channels)
-            layers["relu"] = nn.ReLU()
+            layers["relu"] = nn.ReLU(inplace=True)  # BatchNorm's backward needs its input only
             blocks.append(nn.Sequential(layers))
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Sequential(
-            nn.AdaptiveAvgPool1d(POOLED),
+            ShortAvgPool1d(),
             nn.Conv1d(channels, n_classes, 1, bias=False),
             nn.BatchNorm1d(n_classes),
             nn.AdaptiveAvgPool1d(1),
