@@ -32,8 +32,8 @@ def test_like_conv1d(options):
         conv.weight.copy_(layer.dense_weight())
         if conv.bias is not None:
             conv.bias.copy_(layer.bias)
-    assert torch.allclose(run(layer, x), run(conv, x), atol=1e-5)
-    assert torch.allclose(run(layer, x[0]), run(conv, x[0]), atol=1e-5)
+    torch.testing.assert_close(run(layer, x), run(conv, x))
+    torch.testing.assert_close(run(layer, x[0]), run(conv, x[0]))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_from_dense_and_to_dense():
         assert repr(dense) == repr(conv)
         assert dense.bias is None if conv.bias is None else dense.bias.equal(conv.bias)
         x = torch.randn(2, 4, 30)
-        assert torch.allclose(run(layer, x), run(dense, x), atol=1e-5)
+        torch.testing.assert_close(run(layer, x), run(dense, x))
         assert SparseConv1d.from_dense(dense).pattern == KernelCSR.from_mask(mask)
     full = SparseConv1d.from_dense(nn.Conv1d(1, 1, 3))
     assert full.pattern.nnz == 3

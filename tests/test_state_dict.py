@@ -43,7 +43,7 @@ def test_load_dense_weight():
     layer = SparseConv1d(4, 6, 5)
     layer.load_state_dict(conv.state_dict())
     assert layer.pattern == KernelCSR.from_mask(mask)
-    assert torch.allclose(run(layer, x), run(conv, x), atol=1e-5)
+    torch.testing.assert_close(run(layer, x), run(conv, x))
 
     wider = mask | (torch.rand(6, 4, 5) < 0.3)
     layer.load_state_dict(conv.state_dict() | {"weight_mask": wider.float()})
