@@ -41,6 +41,7 @@ else:
             # fuse where the kernels do not ask for it, and the bits would depend on the ISA.
             extra_compile_args=[
                 "-O3",
+                "-g0",
                 "-std=c++20",
                 "-ffp-contract=off",
                 "-fvisibility=hidden",
