@@ -45,7 +45,7 @@ def section(results: Path = RESULTS) -> str:
     parts += [
         "**Accuracy** in percent: mean over seeds ± their standard deviation (number of seeds), "
         "the recipe's constants but for the epochs; published means of the peers, their own full "
-        f"training. {_where(runs[0]['machine'])}.",
+        f"training. First run: {_where(runs[0]['machine'])}; the file names each run's own.",
         accuracy.table(runs).markdown(),
     ]
     return "\n\n".join(parts) + "\n"
