@@ -9,7 +9,6 @@ inactive weights go on accumulating dense gradients.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, Region, SparseConv1d
-from sparseconv.dst import prune_and_grow
+from sparseconv.pruning import cosine_decay, prune_and_grow
 from sparseconv.reference import MaskedConv1d, dense_weight
 
 
@@ -93,9 +92,8 @@ class MaskedDST:
 
     @property
     def prune_fraction_now(self) -> float:
-        angle = math.pi * min(self.step_count / self.decay_steps, 1)
-        return self.prune_floor + (self.prune_fraction - self.prune_floor) / 2 * (
-            1 + math.cos(angle)
+        return cosine_decay(
+            self.prune_fraction, self.prune_floor, self.step_count, self.decay_steps
         )
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -96,10 +97,11 @@ def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Te
     return g
 
 
-def _output_length(
-    length: int, shape: list[int], stride: int, padding: list[int], dilation: int
+def output_length(
+    length: int, kernel_size: int, stride: int, padding: Sequence[int], dilation: int
 ) -> int:
-    return (length + padding[0] + padding[1] - dilation * (shape[2] - 1) - 1) // stride + 1
+    """``L_out`` of a convolution over ``length`` samples; below 1 where the kernel does not fit."""
+    return (length + padding[0] + padding[1] - dilation * (kernel_size - 1) - 1) // stride + 1
 
 
 @torch.library.register_fake("sparseconv::plan_fprop", lib=_library)  # type: ignore[untyped-decorator]
@@ -134,7 +136,7 @@ def _fake_fprop(
     groups: int,
     padding_mode: str,
 ) -> Tensor:
-    length = _output_length(input.shape[2], shape, stride, padding, dilation)
+    length = output_length(input.shape[2], shape[2], stride, padding, dilation)
     return input.new_empty((input.shape[0], shape[0], length))
 
 

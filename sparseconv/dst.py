@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from sparseconv._validation import integer, number
 from sparseconv.functional import single
 from sparseconv.modules import SparseConv1d
 from sparseconv.pattern import KernelCSR
-from sparseconv.pruning import check_growth, check_regions, prune_and_grow
+from sparseconv.pruning import check_growth, check_regions, cosine_decay, prune_and_grow
 
 __all__ = ["DSTScheduler", "prune_and_grow"]
 
@@ -262,9 +261,7 @@ class DSTScheduler:
         return {name: getattr(self, name) for name in (*names, "grow", "seed")}
 
     def _prune_fraction_at(self, step: int) -> float:
-        angle = math.pi * min(step, self.decay_steps) / self.decay_steps
-        span = self.prune_fraction - self.prune_floor
-        return self.prune_floor + 0.5 * span * (1 + math.cos(angle))
+        return cosine_decay(self.prune_fraction, self.prune_floor, step, self.decay_steps)
 
     def _is_due(self, step: int) -> bool:
         return self.grow != "static" and step <= self.end_step and step % self.update_every == 0

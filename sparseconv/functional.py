@@ -33,8 +33,9 @@ class Geometry(NamedTuple):
     padding_mode: str
 
     def output_length(self, input_length: int) -> int:
-        reach = self.dilation * (self.shape[2] - 1) + 1
-        return (input_length + sum(self.padding) - reach) // self.stride + 1
+        return _ops.output_length(
+            input_length, self.shape[2], self.stride, self.padding, self.dilation
+        )
 
 
 def single(name: str, value: int | tuple[int, ...], least: int) -> int:

@@ -153,6 +153,11 @@ def _subset(total: int, count: int, generator: torch.Generator | None) -> Tensor
     return torch.cat([drawn, _nth_free(rest, drawn)])
 
 
+def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
+    """Fall from ``start`` at step 0 along half a cosine to ``end`` at ``steps``, and stay there."""
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(step, steps) / steps))
+
+
 def check_growth(grow: str) -> None:
     """Refuse an unknown way to grow."""
     if grow not in GROWTHS:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparseconv.pruning import GROWTHS
+from sparseconv.pruning import GROWTHS, cosine_decay
 
 
 @dataclass(frozen=True)
@@ -106,5 +106,4 @@ class Recipe:
 
     def lr_in(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 1."""
-        cosine = math.cos(math.pi * (epoch - 1) / self.epochs)
-        return self.lr_min + 0.5 * (self.lr - self.lr_min) * (1 + cosine)
+        return cosine_decay(self.lr, self.lr_min, epoch - 1, self.epochs)

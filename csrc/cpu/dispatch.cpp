@@ -47,7 +47,7 @@ std::vector<std::string> runnable_isas() {
 }
 
 const KernelTable& kernels() {
-  // Read at every call (some 20 ns), so that a test or a benchmark can switch within one process.
+  // Read at every call, so that a test or a benchmark can switch within one process.
   const char* wanted = std::getenv("SPARSECONV_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') {
     return *tables().front();

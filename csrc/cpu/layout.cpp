@@ -73,8 +73,8 @@ int64_t lane_groups(int64_t batch, int64_t pieces, int64_t lanes) {
   return ceil_div(batch * pieces, lanes);
 }
 
-// Packing one row costs about as much as this share of one row's products (measured: 3-5 % of
-// the time at DSN's shape, where a row takes part in 141 x 5.2 / 2 multiply-adds).
+// What packing one row is taken to cost, as a share of one row's products at DSN's shape. An
+// estimate: it only ranks piece lengths that waste about the same number of lanes.
 constexpr double kPackShare = 0.05;
 // Below about 8 outputs the latency of a multiply-add shows: the tile takes as long as one of 8.
 constexpr int64_t kLatencyRows = 8;

@@ -248,7 +248,7 @@ struct Share {
   int64_t row_end;    // in the last group
 };
 
-constexpr int64_t kRowCost = 4;  // storing a row's outputs costs about as much as four entries
+constexpr int64_t kRowCost = 4;  // storing a row's outputs counts as four entries: an estimate
 
 static inline int64_t rows_cost(const Entries& e, int64_t row) {
   return e.pointers[row * e.row_channels] - e.pointers[0] + kRowCost * row;

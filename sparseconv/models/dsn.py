@@ -52,8 +52,8 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
     """``nn.AdaptiveAvgPool1d``, for short series as a product with the averaging matrix.
 
     torch's kernel takes as long for 24 samples as for 500 (0.8 ms for 16 x 141 x 50 outputs, and
-    as much backward); the product takes 0.07 ms for 24, 0.35 ms for 128, and is slower from about
-    300 on (AMD EPYC, one thread, torch 2.13).
+    as much backward); the product takes 0.07 ms for 24, 0.35 ms for 128, and twice
+    as long as torch's for 512 (AMD EPYC, one thread, torch 2.13).
     """
 
     LONGEST = 256
