@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import timing
-from benchmarks.masked_dense import MaskedDST, masked_copy
 from sparseconv import datasets
+from sparseconv.bench import timing
+from sparseconv.bench.masked_dense import MaskedDST, masked_copy
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.machine import threads
 from sparseconv.models import DSN

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import step, timing
-from benchmarks.cases import layer_problem
+from benchmarks import step
 from benchmarks.kernels import WrongResultError, check, cpp_or_reason
-from benchmarks.masked_dense import PremaskedConv1d
 from sparseconv import SparseConv1d, _ops, datasets
+from sparseconv.bench import timing
+from sparseconv.bench.cases import layer_problem
+from sparseconv.bench.masked_dense import PremaskedConv1d
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.machine import threads
 from sparseconv.models import DSN

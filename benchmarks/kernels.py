@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import timing
-from benchmarks.cases import CASES, Case, Problem
 from sparseconv import KernelCSR, _ops
 from sparseconv._backends import resolve_backend
+from sparseconv.bench import timing
+from sparseconv.bench.cases import CASES, Case, Problem
 from sparseconv.functional import Geometry
 from sparseconv.machine import threads
 from sparseconv.reference import conv1d_dense, dense_weight

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import timing
-from benchmarks.cases import layer_problem
 from benchmarks.kernels import WrongResultError, check, cpp_or_reason, write
-from benchmarks.masked_dense import MaskedDST, masked_copy
 from sparseconv import DSTScheduler, _ops
+from sparseconv.bench import timing
+from sparseconv.bench.cases import layer_problem
+from sparseconv.bench.masked_dense import MaskedDST, masked_copy
 from sparseconv.machine import keep_freed_memory, threads
 from sparseconv.models import DSN
 from sparseconv.report import Table

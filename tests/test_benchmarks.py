@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import accuracy, demo, kernels, readme, step, timing
-from benchmarks.cases import CASES, Problem, layer_problem
+from benchmarks import accuracy, demo, kernels, readme, step
 from sparseconv import KernelCSR, SparseConv1d
+from sparseconv.bench import timing
+from sparseconv.bench.cases import CASES, Problem, layer_problem
 from sparseconv.functional import Geometry
 from sparseconv.models import DSN
 from sparseconv.reference import conv1d_dense

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.masked_dense import MaskedDST, PremaskedConv1d, masked_copy
 from sparseconv import DSTScheduler, SparseConv1d
+from sparseconv.bench.masked_dense import MaskedDST, PremaskedConv1d, masked_copy
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
 from sparseconv.training import train

@@ -118,7 +118,7 @@ def _commit() -> str:
         return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "../csrc", "../sparseconv", "../setup.py")
+        changed = git("status", "--porcelain", "--", "../../csrc", "..", "../../setup.py")
         return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,0 +1,1 @@
+"""Measuring: named cases, paired timing, rivals; nothing here is imported by the kernels' users."""
