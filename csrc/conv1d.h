@@ -31,19 +31,19 @@ struct TileShape {
   int64_t block_channels;  // channels that share the scratch
 };
 
-// The active weights, row by row: row r of the pattern owns, for each of its `row_channels`
-// channels c, the entries pointers[r * row_channels + c] .. pointers[r * row_channels + c + 1].
+// The active weights, row by row: row r of the pattern owns, for each block b of channels that
+// share the scratch, the entries starts[r * n_blocks + b] .. starts[r * n_blocks + b + 1].
 struct Entries {
-  const int32_t* pointers;
-  const int32_t* rows;   // (nnz,) scratch row of each entry, within its channel block
-  const int32_t* index;  // (nnz,) where its weight stands in `values`; null: at the same place
+  const int32_t* starts;
+  const int32_t* rows;  // scratch row of each entry, within its channel block
+  int64_t n_blocks;
   int64_t row_channels;
   int64_t n_rows;
   int64_t groups;
 };
 
 // out[n, r, i] = init[r] + sum over the entries e of row r:
-//                values[index[e]] * in[n, channel(e), origin + i * step + position(tap(e))]
+//                values[e] * in[n, channel(e), origin + i * step + position(tap(e))]
 // for i in [0, count), written to position first + i * out_step of the output. That is fprop, and
 // with the transposed pattern each phase of dgrad.
 struct Correlation {

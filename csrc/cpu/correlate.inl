@@ -1,12 +1,11 @@
 // fprop, and dgrad on the transposed pattern. Included once per ISA, after tile.inl.
 
-// kR sums stay in registers while the entries of one row and channel block pass by: per entry one
-// broadcast and kR multiply-adds, each with an aligned load. One chain per output, in entry order:
-// the bits depend on nothing but the problem.
-template <typename V, int kR, bool kIndexed>
+// The kR sums of a tile stay in registers while the entries of one row and channel block pass by:
+// per entry one broadcast and kR multiply-adds, each with an aligned load. One chain per output, in
+// entry order: the bits depend on nothing but the problem.
+template <typename V, int kR>
 static void correlate_tile(const typename V::T* inputs,
                            const typename V::T* values,
-                           const int32_t* index,
                            const int32_t* rows,
                            int64_t n,
                            typename V::T* acc) {
@@ -16,9 +15,10 @@ static void correlate_tile(const typename V::T* inputs,
   for (int r = 0; r < kR; ++r) {
     sum[r] = V::load(acc + r * kN);
   }
+  Ahead<typename V::T> ahead(inputs, rows, n);
   for (int64_t e = 0; e < n; ++e) {
-    const V weight = V::splat(kIndexed ? values[index[e]] : values[e]);
-    const typename V::T* input = inputs + static_cast<int64_t>(rows[e]) * kN;
+    const V weight = V::splat(values[e]);
+    const typename V::T* input = ahead.next(e);
 #pragma GCC unroll 32
     for (int r = 0; r < kR; ++r) {
       sum[r] = fma(weight, V::load(input + r * kN), sum[r]);
@@ -31,23 +31,13 @@ static void correlate_tile(const typename V::T* inputs,
 }
 
 template <typename V>
-using CorrelateTile = void (*)(const typename V::T*,
-                               const typename V::T*,
-                               const int32_t*,
-                               const int32_t*,
-                               int64_t,
-                               typename V::T*);
+using CorrelateTile =
+    void (*)(const typename V::T*, const typename V::T*, const int32_t*, int64_t, typename V::T*);
 
-template <typename V, bool kIndexed, int... kR>
-static CorrelateTile<V> pick_correlate_tile(int rows, std::integer_sequence<int, kR...>) {
-  static constexpr CorrelateTile<V> kTiles[] = {correlate_tile<V, kR + 1, kIndexed>...};
+template <typename V, int... kR>
+static CorrelateTile<V> pick_correlate_tile(int64_t rows, std::integer_sequence<int, kR...>) {
+  static constexpr CorrelateTile<V> kTiles[] = {correlate_tile<V, kR + 1>...};
   return kTiles[rows - 1];
-}
-
-template <typename V, bool kIndexed>
-static CorrelateTile<V> pick_correlate_tile(int64_t rows) {
-  return pick_correlate_tile<V, kIndexed>(static_cast<int>(rows),
-                                          std::make_integer_sequence<int, V::kTile>());
 }
 
 template <typename V, typename S>
@@ -62,14 +52,12 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
   const T* values = static_cast<const T*>(p.values);
 
   // The piece in near-equal tiles that fit the registers.
+  constexpr auto kSizes = std::make_integer_sequence<int, V::kTile>();
   const int64_t n_tiles = ceil_div(p.piece, V::kTile);
   const int64_t tile_rows = p.piece / n_tiles, longer = p.piece % n_tiles;
-  const bool indexed = e.index != nullptr;
   const CorrelateTile<V> tiles[2] = {
-      indexed ? pick_correlate_tile<V, true>(tile_rows) : pick_correlate_tile<V, false>(tile_rows),
-      longer == 0 ? nullptr
-      : indexed   ? pick_correlate_tile<V, true>(tile_rows + 1)
-                  : pick_correlate_tile<V, false>(tile_rows + 1)};
+      pick_correlate_tile<V>(tile_rows, kSizes),
+      longer == 0 ? nullptr : pick_correlate_tile<V>(tile_rows + 1, kSizes)};
 
   const int64_t group_rows = e.n_rows / e.groups;
   const int64_t lane_groups = ceil_div(p.batch * ceil_div(p.count, p.piece), kN);
@@ -82,33 +70,31 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
     for (int64_t r0 = row_begin, r1; r0 < row_end; r0 = r1) {
       const int64_t conv_group = r0 / group_rows;
       r1 = min_of(min_of(row_end, (conv_group + 1) * group_rows), r0 + plan.row_block);
-      for (int64_t c0 = 0, c1; c0 < e.row_channels; c0 = c1) {
-        c1 = min_of(e.row_channels, c0 + plan.channel_block);
-        const int64_t base = conv_group * e.row_channels;
-        pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, p.piece, base + c0,
-                   base + c1, inputs, stage);
+      for (int64_t b = 0; b < e.n_blocks; ++b) {
+        const int64_t c0 = conv_group * e.row_channels + b * p.tile.block_channels;
+        const int64_t c1 = min_of((conv_group + 1) * e.row_channels, c0 + p.tile.block_channels);
+        pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, p.piece, c0, c1, inputs,
+                   stage);
         for (int64_t r = r0; r < r1; ++r) {
           // With one channel block no sum waits for the next, and one slot serves every row.
-          T* sums = acc + (plan.acc_slots == 1 ? 0 : r - r0) * p.piece * kN;
-          if (c0 == 0) {
+          T* sums = acc + (e.n_blocks == 1 ? 0 : r - r0) * p.piece * kN;
+          if (b == 0) {
             const V start = V::splat(p.init ? static_cast<const T*>(p.init)[r] : T(0));
             for (int64_t i = 0; i < p.piece * kN; i += V::kWidth) {
               start.store(sums + i);
             }
           }
-          const int64_t first = e.pointers[r * e.row_channels + c0];
-          const int64_t n = e.pointers[r * e.row_channels + c1] - first;
-          const T* weights = indexed ? values : values + first;
-          for (int h = 0; h < kN; h += V::kWidth) {
+          const int64_t first = e.starts[r * e.n_blocks + b];
+          const int64_t n = e.starts[r * e.n_blocks + b + 1] - first;
+          for (int h = 0; n > 0 && h < kN; h += V::kWidth) {
             int64_t at = h;
             for (int64_t t = 0; t < n_tiles; ++t) {
               const bool extra = t < longer;
-              tiles[extra](inputs + at, weights, e.index + (indexed ? first : 0), e.rows + first, n,
-                           sums + at);
+              tiles[extra](inputs + at, values + first, e.rows + first, n, sums + at);
               at += (tile_rows + extra) * kN;
             }
           }
-          if (c1 == e.row_channels) {
+          if (b + 1 == e.n_blocks) {
             unpack<T, S>(p, lanes, r, sums, stage);
           }
         }

@@ -32,6 +32,26 @@ void add_fold(Tensor& output, const Tensor& fold, const Geometry& g) {
   });
 }
 
+// The weights in the order in which the transposed pattern meets them. Reading them through the
+// index instead would bring in a cache line for every weight, once per lane group.
+Tensor gathered(const Tensor& values, const Tensor& index) {
+  Tensor weights = at::empty_like(values);
+  const int32_t* from = index.const_data_ptr<int32_t>();
+  const auto gather = [&](auto* out, const auto* in) {
+    at::parallel_for(0, index.numel(), 16 * 1024, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        out[i] = in[from[i]];
+      }
+    });
+  };
+  if (values.scalar_type() == at::kDouble) {
+    gather(weights.data_ptr<double>(), values.const_data_ptr<double>());
+  } else {
+    gather(weights.data_ptr<float>(), values.const_data_ptr<float>());
+  }
+  return weights;
+}
+
 enum class Side { left, right };
 
 // sums[n, o, span - position] = the sum of all gradients that a tap at this position of the kernel
@@ -118,7 +138,7 @@ Tensor dgrad(const Tensor& grad,
   check_indices(rows, "rows", nnz);
   check_indices(index, "index", nnz);
   check_below(index, "index", nnz);
-  const Tensor weights = values.to(acc_type(grad)).contiguous();
+  const Tensor weights = gathered(values.to(acc_type(grad)).contiguous(), index);
 
   // Padding other than zeros carries gradient back to the samples it was copied from. With stride 1
   // what reaches a replicated border is one more output per side (add_edge); else the gradient of
@@ -147,9 +167,11 @@ Tensor dgrad(const Tensor& grad,
     const int64_t begin = phase_pointers[0], end = phase_pointers[n_kernels];
     check_rows(rows.slice(0, begin, end), end - begin, layout, group_rows);
     Correlation p{};
-    p.entries = {phase_pointers,
+    const std::vector<int32_t> starts =
+        block_starts(phase_pointers, g.in_channels(), group_rows, layout.block_channels);
+    p.entries = {starts.data(),
                  rows.const_data_ptr<int32_t>(),
-                 index.const_data_ptr<int32_t>(),
+                 layout.blocks(group_rows),
                  group_rows,
                  g.in_channels(),
                  groups};

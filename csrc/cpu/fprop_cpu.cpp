@@ -1,6 +1,8 @@
 
 #include <torch/library.h>
 
+#include <vector>
+
 #include "checks.h"
 #include "launch.h"
 #include "layout.h"
@@ -42,9 +44,11 @@ Tensor fprop(const Tensor& input,
   const int64_t out_length = g.output_length(length);
   Tensor output = at::empty({input.size(0), g.out_channels, out_length}, input.options());
   Correlation p{};
-  p.entries = {crow.const_data_ptr<int32_t>(),
+  const std::vector<int32_t> starts = block_starts(crow.const_data_ptr<int32_t>(), g.out_channels,
+                                                   g.row_channels, layout.block_channels);
+  p.entries = {starts.data(),
                rows.const_data_ptr<int32_t>(),
-               nullptr,
+               layout.blocks(g.row_channels),
                g.row_channels,
                g.out_channels,
                groups};

@@ -68,7 +68,7 @@ void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t spa
   }
   p.piece = correlate_piece(p.batch, p.count, lanes, span);
   const Entries& e = p.entries;
-  const int64_t nnz = e.pointers[e.n_rows * e.row_channels] - e.pointers[0];
+  const int64_t nnz = e.starts[e.n_rows * e.n_blocks] - e.starts[0];
   const int64_t outputs = ceil_div(p.batch * p.count, lanes);
   run(p, outputs * (nnz + 4 * e.n_rows), table().correlate[static_cast<int>(element)]);
 }

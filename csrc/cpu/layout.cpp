@@ -1,5 +1,9 @@
 #include "layout.h"
 
+#if defined(__unix__)
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <numeric>
 
@@ -7,6 +11,21 @@
 #include "scratch.h"
 
 namespace sparseconv {
+
+namespace {
+
+// Three quarters of L1 for the packed inputs of a channel block leave room for the sums, weights
+// and rows that pass by. Measured on 48 KB at DSN's layer: 32, 36 and 40 KB come within 2 % of each
+// other, 24 KB is 5 % slower.
+int64_t input_bytes() {
+  int64_t l1 = 0;
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#endif
+  return (l1 > 0 ? l1 : 32 * 1024) / 4 * 3;
+}
+
+}  // namespace
 
 Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
   Layout layout;
@@ -37,9 +56,24 @@ Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
     layout.tap_rows[tap] = static_cast<int32_t>(segment.row + segment.span);
   }
   layout.channel_rows = rows;
-  layout.block_channels =
-      std::max<int64_t>(1, kScratchBytes / (std::max<int64_t>(rows, 1) * kRowBytes));
+  static const int64_t bytes = input_bytes();
+  layout.block_channels = std::max<int64_t>(1, bytes / (std::max<int64_t>(rows, 1) * kRowBytes));
   return layout;
+}
+
+std::vector<int32_t> block_starts(const int32_t* pointers,
+                                  int64_t n_rows,
+                                  int64_t row_channels,
+                                  int64_t block_channels) {
+  std::vector<int32_t> starts;
+  starts.reserve(n_rows * ceil_div(row_channels, block_channels) + 1);
+  for (int64_t row = 0; row < n_rows; ++row) {
+    for (int64_t channel = 0; channel < row_channels; channel += block_channels) {
+      starts.push_back(pointers[row * row_channels + channel]);
+    }
+  }
+  starts.push_back(pointers[n_rows * row_channels]);
+  return starts;
 }
 
 Layout fprop_layout(int64_t kernel_size, int64_t stride, int64_t dilation) {
@@ -101,18 +135,19 @@ int64_t correlate_piece(int64_t batch, int64_t count, int64_t lanes, int64_t spa
 WgradPiece wgrad_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span) {
   WgradPiece best{0, 0};
   double best_cost = 0;
-  for (int64_t most = std::min(count, kPieceMax); most >= std::min(count, kLatencyRows); --most) {
+  const int64_t longest = std::min(count, 2 * kWgradTileMax);
+  for (int64_t most = longest; most >= std::min(count, kLatencyRows); --most) {
     const int64_t pieces = ceil_div(count, most);
     const int64_t tiles = ceil_div(ceil_div(count, pieces), kWgradTileMax);
     const int64_t tile = ceil_div(ceil_div(count, pieces), tiles);
     const int64_t piece = tile * tiles;
-    if (piece > std::min(count, kPieceMax)) {
+    if (piece > longest) {
       continue;
     }
-    // Each weight pays, per lane group, for the sum over lanes, and per tile for its own sum.
-    const double cost = static_cast<double>(lane_groups(batch, pieces, lanes)) *
-                        (static_cast<double>(piece + tiles + 4) +
-                         kPackShare * static_cast<double>(2 * piece + span));
+    // Each weight pays, per lane group, for the sum over lanes.
+    const double cost =
+        static_cast<double>(lane_groups(batch, pieces, lanes)) *
+        (static_cast<double>(piece + 4) + kPackShare * static_cast<double>(2 * piece + span));
     if (best.piece == 0 || cost < best_cost) {
       best_cost = cost;
       best = {piece, tile};
@@ -131,27 +166,28 @@ int64_t stage_rows(const TileShape& tile, int64_t piece) {
   return stage_stride(piece + span);
 }
 
+int64_t block_rows(const TileShape& tile, const Entries& entries) {
+  return tile.channel_rows * std::min(tile.block_channels, entries.row_channels);
+}
+
 }  // namespace
 
 CorrelateScratch plan_scratch(const Correlation& p) {
   CorrelateScratch plan;
-  plan.channel_block = std::min(p.tile.block_channels, p.entries.row_channels);
   plan.row_block = std::max<int64_t>(1, kAccBytes / (p.piece * kRowBytes));
   plan.row_block = std::min(plan.row_block, p.entries.n_rows / p.entries.groups);
-  plan.acc_slots = plan.channel_block == p.entries.row_channels ? 1 : plan.row_block;
-  plan.input_rows = p.tile.channel_rows * plan.channel_block;
-  plan.acc_rows = plan.acc_slots * p.piece;
+  plan.input_rows = block_rows(p.tile, p.entries);
+  plan.acc_rows = (p.entries.n_blocks == 1 ? 1 : plan.row_block) * p.piece;
   plan.stage_rows = stage_rows(p.tile, p.piece);
   return plan;
 }
 
 WgradScratch plan_scratch(const WeightGradient& p) {
   WgradScratch plan;
-  plan.channel_block = std::min(p.tile.block_channels, p.entries.row_channels);
   plan.grad_channel_rows = std::max<int64_t>(p.piece, 16);
   plan.row_block = std::max<int64_t>(1, kAccBytes / (plan.grad_channel_rows * kRowBytes));
   plan.row_block = std::min(plan.row_block, p.entries.n_rows / p.entries.groups);
-  plan.input_rows = p.tile.channel_rows * plan.channel_block;
+  plan.input_rows = block_rows(p.tile, p.entries);
   plan.grad_rows = plan.row_block * plan.grad_channel_rows;
   plan.stage_rows = stage_rows(p.tile, p.piece);
   return plan;

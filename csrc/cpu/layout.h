@@ -1,5 +1,5 @@
 // How a tile of the input lies in the scratch memory, and how long a lane's piece of a series is.
-// Depends on shapes only, never on the ISA or the dtype: a scratch row is 64 bytes on all of them.
+// Never depends on the ISA or the dtype: a scratch row is 64 bytes on all of them.
 #pragma once
 
 #include <cstdint>
@@ -10,14 +10,11 @@
 namespace sparseconv {
 
 constexpr int64_t kRowBytes = 64;
-// Outputs per lane at most. Longer pieces pack fewer overlapping inputs, shorter ones leave room
-// for more channels in L1. Measured at DSN's layer, L = 128, fprop, one thread: 32, 40 and 48 reach
-// 166, 165 and 147 GFLOP/s; wgrad 116, 130 and 134.
-constexpr int64_t kPieceMax = 40;
-// What the packed inputs of one channel block may take of the smallest L1 data cache in use.
-constexpr int64_t kScratchBytes = 32 * 1024;
-// Positions of wgrad's tile: 12 gradients, two sums and an input fit AVX2's 16 registers.
-constexpr int64_t kWgradTileMax = 12;
+// Outputs per lane at most: one register tile of AVX-512, two of AVX2.
+constexpr int64_t kPieceMax = 28;
+// Positions of wgrad's tile: 13 gradients and two sums fit AVX2's 16 registers. A piece has two at
+// most, which fit those of AVX-512.
+constexpr int64_t kWgradTileMax = 13;
 
 struct Layout {
   std::vector<Segment> segments;
@@ -26,6 +23,9 @@ struct Layout {
   int64_t channel_rows = 0;
   int64_t block_channels = 1;
 
+  int64_t blocks(int64_t channels) const {
+    return (channels + block_channels - 1) / block_channels;
+  }
   TileShape shape() const {
     return {segments.data(), static_cast<int64_t>(segments.size()), step, channel_rows,
             block_channels};
@@ -35,6 +35,7 @@ struct Layout {
 // Rows for taps at the given input positions, when neighbouring outputs are `step` inputs apart.
 // Taps whose rows would overlap share a segment, so a dense kernel packs each input once, and a
 // widely dilated one packs no sample that no tap reads.
+// The channels that share the scratch follow from this machine's L1 cache; no result depends on it.
 Layout make_layout(const std::vector<int64_t>& positions, int64_t step);
 
 Layout fprop_layout(int64_t kernel_size, int64_t stride, int64_t dilation);
@@ -45,6 +46,12 @@ Layout dgrad_layout(int64_t kernel_size,
                     int64_t dilation,
                     int64_t phase,
                     std::vector<int64_t>* taps);
+
+// Where the entries of each row and channel block start, from where those of each kernel do.
+std::vector<int32_t> block_starts(const int32_t* pointers,
+                                  int64_t n_rows,
+                                  int64_t row_channels,
+                                  int64_t block_channels);
 
 // The piece length that wastes least: pieces x lanes should just cover batch x count.
 int64_t correlate_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span);

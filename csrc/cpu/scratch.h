@@ -12,16 +12,13 @@ constexpr int64_t kAccBytes = 512 * 1024;
 constexpr int64_t kWgradBatch = 64;
 
 struct CorrelateScratch {
-  int64_t channel_block;
   int64_t row_block;
-  int64_t acc_slots;
   int64_t input_rows;
   int64_t acc_rows;
   int64_t stage_rows;
 };
 
 struct WgradScratch {
-  int64_t channel_block;
   int64_t row_block;
   int64_t grad_channel_rows;
   int64_t input_rows;

@@ -4,8 +4,8 @@
 struct F32 {
   using T = float;
   static constexpr int kWidth = 8;
-  static constexpr int kTile = 14;      // 16 registers: 14 sums, one weight
-  static constexpr int kWgradPair = 1;  // one 12-position tile of gradients, two sums, one input
+  static constexpr int kTile = 14;       // 16 registers: 14 sums, one weight
+  static constexpr int kWgradTiles = 1;  // one tile of 13 gradients and its two sums
   __m256 v;
   static F32 load(const T* p) { return {_mm256_load_ps(p)}; }
   static F32 splat(T x) { return {_mm256_set1_ps(x)}; }
@@ -25,7 +25,7 @@ struct F64 {
   using T = double;
   static constexpr int kWidth = 4;
   static constexpr int kTile = 14;
-  static constexpr int kWgradPair = 1;
+  static constexpr int kWgradTiles = 1;
   __m256d v;
   static F64 load(const T* p) { return {_mm256_load_pd(p)}; }
   static F64 splat(T x) { return {_mm256_set1_pd(x)}; }
@@ -41,17 +41,42 @@ static inline F64 add(F64 a, F64 b) {
   return {_mm256_add_pd(a.v, b.v)};
 }
 
-// Sum over the lanes of one row, always in the order lanes i and i + half, half = n/2 ... 1.
-static inline float sum_lanes(const float* row) {
-  const __m256 a = _mm256_add_ps(_mm256_load_ps(row), _mm256_load_ps(row + 8));
-  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
-  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+// sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
+// order lanes j and j + half, half = n/2 ... 1. Two vectors of partial sums are halved into one.
+static inline __m256 row_half(const float* row) {
+  return _mm256_add_ps(_mm256_load_ps(row), _mm256_load_ps(row + 8));
 }
-static inline double sum_lanes(const double* row) {
-  const __m256d a = _mm256_add_pd(_mm256_load_pd(row), _mm256_load_pd(row + 4));
-  const __m128d b = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
-  return _mm_cvtsd_f64(_mm_add_sd(b, _mm_unpackhi_pd(b, b)));
+static inline __m256 halve_4(__m256 a, __m256 b) {
+  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+static inline __m256 halve_2(__m256 a, __m256 b) {
+  const __m256d c = _mm256_castps_pd(a), d = _mm256_castps_pd(b);
+  return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(c, d)),
+                       _mm256_castpd_ps(_mm256_unpackhi_pd(c, d)));
+}
+static inline void sum_lanes(const float* rows, float* sums) {
+  // Half h of fours[j] ends up as row 4 h + j.
+  __m256 fours[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    fours[j] = halve_4(row_half(rows + j * 16), row_half(rows + (4 + j) * 16));
+  }
+  const __m256 a = halve_2(fours[0], fours[1]), b = halve_2(fours[2], fours[3]);
+  _mm256_store_ps(sums,
+                  _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd)));
+}
+static inline __m256d row_half(const double* row) {
+  return _mm256_add_pd(_mm256_load_pd(row), _mm256_load_pd(row + 4));
+}
+static inline __m256d halve_2(__m256d a, __m256d b) {
+  return _mm256_add_pd(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31));
+}
+static inline void sum_lanes(const double* rows, double* sums) {
+  // Half h of `even` ends up as row 2 h, that of `odd` as row 2 h + 1.
+  const __m256d even = halve_2(row_half(rows), row_half(rows + 2 * 8));
+  const __m256d odd = halve_2(row_half(rows + 8), row_half(rows + 3 * 8));
+  _mm256_store_pd(sums,
+                  _mm256_add_pd(_mm256_unpacklo_pd(even, odd), _mm256_unpackhi_pd(even, odd)));
 }
 
 // transpose(src, dst): dst[j][i] = src[i][j] for one square block of kBlock x kBlock.

@@ -6,7 +6,7 @@ struct F32 {
   static constexpr int kWidth = 16;
   // 32 registers: 28 sums, one weight; the inputs are memory operands of the multiply-adds.
   static constexpr int kTile = 28;
-  static constexpr int kWgradPair = 2;  // two 12-position tiles of gradients fill 24 registers
+  static constexpr int kWgradTiles = 2;  // two tiles of 13 gradients and their four sums
   __m512 v;
   static F32 load(const T* p) { return {_mm512_load_ps(p)}; }
   static F32 splat(T x) { return {_mm512_set1_ps(x)}; }
@@ -26,7 +26,7 @@ struct F64 {
   using T = double;
   static constexpr int kWidth = 8;
   static constexpr int kTile = 28;
-  static constexpr int kWgradPair = 2;
+  static constexpr int kWgradTiles = 2;
   __m512d v;
   static F64 load(const T* p) { return {_mm512_load_pd(p)}; }
   static F64 splat(T x) { return {_mm512_set1_pd(x)}; }
@@ -42,19 +42,51 @@ static inline F64 add(F64 a, F64 b) {
   return {_mm512_add_pd(a.v, b.v)};
 }
 
-// Sum over the lanes of one row, always in the order lanes i and i + half, half = n/2 ... 1.
-static inline float sum_lanes(const float* row) {
-  const __m512 r = _mm512_load_ps(row);
-  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(r), _mm512_extractf32x8_ps(r, 1));
-  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
-  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+// sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
+// order lanes j and j + half, half = n/2 ... 1. Two shuffles and an addition halve two vectors of
+// partial sums into one, so a row costs two shuffles, not a tree of its own.
+static inline __m512 halve_8(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }
-static inline double sum_lanes(const double* row) {
-  const __m512d r = _mm512_load_pd(row);
-  const __m256d a = _mm256_add_pd(_mm512_castpd512_pd256(r), _mm512_extractf64x4_pd(r, 1));
-  const __m128d b = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
-  return _mm_cvtsd_f64(_mm_add_sd(b, _mm_unpackhi_pd(b, b)));
+static inline __m512 halve_4(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+static inline __m512 halve_2(__m512 a, __m512 b) {
+  const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
+                       _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+}
+static inline __m512 halve_1(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+static inline void sum_lanes(const float* rows, float* sums) {
+  // Quarter q of fours[j] ends up as row 4 q + j: rows are taken in that order.
+  __m512 fours[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const float* row = rows + j * 16;
+    fours[j] = halve_4(halve_8(_mm512_load_ps(row), _mm512_load_ps(row + 4 * 16)),
+                       halve_8(_mm512_load_ps(row + 8 * 16), _mm512_load_ps(row + 12 * 16)));
+  }
+  _mm512_store_ps(sums, halve_1(halve_2(fours[0], fours[1]), halve_2(fours[2], fours[3])));
+}
+static inline void sum_lanes(const double* rows, double* sums) {
+  // Quarter q of twos[j] ends up as row 2 q + j.
+  __m512d twos[2];
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; ++j) {
+    __m512d halves[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const __m512d a = _mm512_load_pd(rows + (j + 4 * i) * 8);
+      const __m512d b = _mm512_load_pd(rows + (j + 4 * i + 2) * 8);
+      halves[i] = _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee));
+    }
+    twos[j] = _mm512_add_pd(_mm512_shuffle_f64x2(halves[0], halves[1], 0x88),
+                            _mm512_shuffle_f64x2(halves[0], halves[1], 0xdd));
+  }
+  _mm512_store_pd(sums, _mm512_add_pd(_mm512_unpacklo_pd(twos[0], twos[1]),
+                                      _mm512_unpackhi_pd(twos[0], twos[1])));
 }
 
 // transpose(src, dst): dst[j][i] = src[i][j] for one square block of kBlock x kBlock.

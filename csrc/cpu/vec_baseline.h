@@ -32,7 +32,7 @@ struct F32 {
   using T = float;
   static constexpr int kWidth = 4;
   static constexpr int kTile = 8;  // fits the 16 registers of SSE2; NEON has 32
-  static constexpr int kWgradPair = 1;
+  static constexpr int kWgradTiles = 1;
   Lanes4 v;
   static F32 load(const T* p) { return {*reinterpret_cast<const Lanes4*>(p)}; }
   static F32 splat(T x) { return {Lanes4{x, x, x, x}}; }
@@ -56,7 +56,7 @@ struct F64 {
   using T = double;
   static constexpr int kWidth = 2;
   static constexpr int kTile = 8;
-  static constexpr int kWgradPair = 1;
+  static constexpr int kWgradTiles = 1;
   Lanes2 v;
   static F64 load(const T* p) { return {*reinterpret_cast<const Lanes2*>(p)}; }
   static F64 splat(T x) { return {Lanes2{x, x}}; }
@@ -72,20 +72,23 @@ static inline F64 add(F64 a, F64 b) {
   return {a.v + b.v};
 }
 
-// Sum over the lanes of one row, always in the order lanes i and i + half, half = n/2 ... 1.
+// sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
+// order lanes j and j + half, half = n/2 ... 1.
 template <typename T>
-static inline T sum_lanes(const T* row) {
+static inline void sum_lanes(const T* rows, T* sums) {
   constexpr int kLanes = static_cast<int>(kRowBytes / sizeof(T));
-  T sum[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    sum[i] = row[i];
-  }
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) {
-      sum[i] = sum[i] + sum[i + half];
+  for (int row = 0; row < static_cast<int>(16 / sizeof(T)); ++row) {
+    T sum[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      sum[i] = rows[row * kLanes + i];
     }
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) {
+        sum[i] = sum[i] + sum[i + half];
+      }
+    }
+    sums[row] = sum[0];
   }
-  return sum[0];
 }
 
 // transpose(src, dst): dst[j][i] = src[i][j] for one square block of kBlock x kBlock.

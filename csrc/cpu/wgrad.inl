@@ -12,7 +12,7 @@ static inline V tile_sum(const V* grad, const typename V::T* input) {
     return even;
   } else {
     V odd = mul(grad[1], V::load(input + kN));
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int q = 2; q < kQ; q += 2) {
       even = fma(grad[q], V::load(input + q * kN), even);
       if (q + 1 < kQ) {
@@ -23,9 +23,9 @@ static inline V tile_sum(const V* grad, const typename V::T* input) {
   }
 }
 
-// kPair tiles of kQ gradients stay in registers while the entries of one row and channel block
-// pass by. sums[e] collects, lane by lane; the first tiles of a piece begin it.
-template <typename V, int kQ, int kPair>
+// kTiles tiles of kQ gradients stay in registers while the entries of one row and channel block
+// pass by. sums[e] is what entry e collects, lane by lane; the first tile of a piece begins it.
+template <typename V, int kQ, int kTiles>
 static void wgrad_tile(const typename V::T* grads,
                        const typename V::T* inputs,
                        const int32_t* rows,
@@ -33,19 +33,19 @@ static void wgrad_tile(const typename V::T* grads,
                        bool begin,
                        typename V::T* sums) {
   constexpr int kN = kLanes<typename V::T>;
-  V grad[kQ * kPair];
-#pragma GCC unroll 24
-  for (int q = 0; q < kQ * kPair; ++q) {
+  V grad[kQ * kTiles];
+#pragma GCC unroll 32
+  for (int q = 0; q < kQ * kTiles; ++q) {
     grad[q] = V::load(grads + q * kN);
   }
+  Ahead<typename V::T> ahead(inputs, rows, n);
   for (int64_t e = 0; e < n; ++e) {
-    const typename V::T* input = inputs + static_cast<int64_t>(rows[e]) * kN;
+    const typename V::T* input = ahead.next(e);
     V sum = tile_sum<V, kQ>(grad, input);
-    if (!begin) {
-      sum = add(V::load(sums + e * kN), sum);
-    }
-    if constexpr (kPair == 2) {
+    if constexpr (kTiles == 2) {
       sum = add(sum, tile_sum<V, kQ>(grad + kQ, input + kQ * kN));
+    } else if (!begin) {
+      sum = add(V::load(sums + e * kN), sum);
     }
     sum.store(sums + e * kN);
   }
@@ -59,16 +59,10 @@ using WgradTile = void (*)(const typename V::T*,
                            bool,
                            typename V::T*);
 
-template <typename V, int kPair, int... kQ>
-static WgradTile<V> pick_wgrad_tile(int length, std::integer_sequence<int, kQ...>) {
-  static constexpr WgradTile<V> kTiles[] = {wgrad_tile<V, kQ + 1, kPair>...};
-  return kTiles[length - 1];
-}
-
-template <typename V, int kPair>
-static WgradTile<V> pick_wgrad_tile(int64_t length) {
-  return pick_wgrad_tile<V, kPair>(
-      static_cast<int>(length), std::make_integer_sequence<int, static_cast<int>(kWgradTileMax)>());
+template <typename V, int kTiles, int... kQ>
+static WgradTile<V> pick_wgrad_tile(int64_t length, std::integer_sequence<int, kQ...>) {
+  static constexpr WgradTile<V> kTable[] = {wgrad_tile<V, kQ + 1, kTiles>...};
+  return kTable[length - 1];
 }
 
 template <typename V, typename S>
@@ -84,9 +78,13 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
 
   const Segment whole = {0, 0, 0};
   const TileShape grad_tile = {&whole, 1, 1, plan.grad_channel_rows, 1};
+  // A piece has one tile or two; where the registers hold only one, a second pass adds the other.
+  constexpr auto kSizes = std::make_integer_sequence<int, static_cast<int>(kWgradTileMax)>();
   const int64_t n_tiles = p.piece / p.tile_length;
-  const WgradTile<V> one = pick_wgrad_tile<V, 1>(p.tile_length);
-  const WgradTile<V> pair = pick_wgrad_tile<V, V::kWgradPair>(p.tile_length);
+  const bool together = V::kWgradTiles == 2 && n_tiles == 2;
+  const WgradTile<V> tile = together ? pick_wgrad_tile<V, V::kWgradTiles>(p.tile_length, kSizes)
+                                     : pick_wgrad_tile<V, 1>(p.tile_length, kSizes);
+  const int64_t passes = together ? 1 : n_tiles;
 
   const int64_t group_rows = e.n_rows / e.groups;
   const int64_t lane_groups = ceil_div(p.batch * ceil_div(p.count, p.piece), kN);
@@ -113,26 +111,29 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
             }
           }
         }
-        for (int64_t c0 = 0, c1; c0 < e.row_channels; c0 = c1) {
-          c1 = min_of(e.row_channels, c0 + plan.channel_block);
-          const int64_t base = conv_group * e.row_channels;
-          pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, p.piece, base + c0,
-                     base + c1, inputs, stage);
+        for (int64_t b = 0; b < e.n_blocks; ++b) {
+          const int64_t c0 = conv_group * e.row_channels + b * p.tile.block_channels;
+          const int64_t c1 = min_of((conv_group + 1) * e.row_channels, c0 + p.tile.block_channels);
+          pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, p.piece, c0, c1, inputs,
+                     stage);
           for (int64_t r = r0; r < r1; ++r) {
             const T* grad = grads + (r - r0) * plan.grad_channel_rows * kN;
-            const int64_t last = e.pointers[r * e.row_channels + c1];
-            for (int64_t e0 = e.pointers[r * e.row_channels + c0], n; e0 < last; e0 += n) {
+            const int64_t last = e.starts[r * e.n_blocks + b + 1];
+            for (int64_t e0 = e.starts[r * e.n_blocks + b], n; e0 < last; e0 += n) {
               n = min_of(kWgradBatch, last - e0);
               for (int h = 0; h < kN; h += V::kWidth) {
-                for (int64_t t = 0; t < n_tiles;) {
-                  const bool two = V::kWgradPair == 2 && t + 1 < n_tiles;
+                for (int64_t t = 0; t < passes; ++t) {
                   const int64_t at = t * p.tile_length * kN + h;
-                  (two ? pair : one)(grad + at, inputs + at, e.rows + e0, n, t == 0, sums + h);
-                  t += two ? 2 : 1;
+                  tile(grad + at, inputs + at, e.rows + e0, n, t == 0, sums + h);
                 }
               }
+              // The lanes of kBlock entries at a time; the last ones may be of an earlier batch.
+              alignas(kRowBytes) T totals[kWgradBatch];
+              for (int64_t i = 0; i < n; i += kBlock<T>) {
+                sum_lanes(sums + i * kN, totals + i);
+              }
               for (int64_t i = 0; i < n; ++i) {
-                partial[e0 + i] += sum_lanes(sums + i * kN);
+                partial[e0 + i] += totals[i];
               }
             }
           }

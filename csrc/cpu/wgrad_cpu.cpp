@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "checks.h"
 #include "launch.h"
@@ -49,9 +50,11 @@ Tensor wgrad(const Tensor& grad,
   Tensor partial = at::zeros({splits, nnz}, input.options().dtype(acc_type(input)));
   if (input.size(0) > 0 && nnz > 0) {
     WeightGradient p{};
-    p.entries = {crow.const_data_ptr<int32_t>(),
+    const std::vector<int32_t> starts = block_starts(crow.const_data_ptr<int32_t>(), g.out_channels,
+                                                     g.row_channels, layout.block_channels);
+    p.entries = {starts.data(),
                  rows.const_data_ptr<int32_t>(),
-                 nullptr,
+                 layout.blocks(g.row_channels),
                  g.row_channels,
                  g.out_channels,
                  groups};
