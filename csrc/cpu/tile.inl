@@ -142,6 +142,9 @@ static void pack(const TileShape& tile,
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
   const S* data = static_cast<const S*>(in.data);
+  // A batch item of this size is not in L2 any more when the next piece of it comes: asking for the
+  // next channel early makes dgrad 8 % faster at 141 x 2709, and 3 % slower at 141 x 512.
+  const bool far = in.stride[0] * static_cast<int64_t>(sizeof(S)) > 512 * 1024;
   for (int64_t s = 0; s < tile.n_segments; ++s) {
     const Segment& segment = tile.segments[s];
     const int64_t count = piece + segment.span;
@@ -168,6 +171,9 @@ static void pack(const TileShape& tile,
         const S* series = data + lanes[l].item * in.stride[0] + c * in.stride[1];
         if (direct[l]) {
           src[l] = reinterpret_cast<const T*>(series) + first[l];
+          for (int64_t j = 0; far && j < count; j += kN) {
+            __builtin_prefetch(src[l] + in.stride[1] + j);
+          }
         } else {
           read_lane(stage + l * staged, series, in.stride[2], length, mode, first[l], tile.step,
                     count);
