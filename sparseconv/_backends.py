@@ -24,6 +24,13 @@ def _load_extension() -> tuple[ModuleType | None, str]:
 extension, _missing_reason = _load_extension()
 
 
+@torch.compiler.assume_constant_result
+def _preferred() -> str:
+    # Every call of a layer asks, and os.environ takes a twentieth of a small one to answer.
+    getenv = os.environ.get if extension is None else extension.getenv
+    return getenv("SPARSECONV_BACKEND") or "auto"
+
+
 def available_backends() -> dict[str, str]:
     """Name every backend with the state it is in on this machine.
 
@@ -53,7 +60,7 @@ def resolve_backend(name: str, device: torch.device) -> str:
     else the dense reference. A named backend is never replaced by another.
     """
     if name == "auto":
-        name = os.environ.get("SPARSECONV_BACKEND", "auto")
+        name = _preferred()
     if name == "auto":
         return "cpp" if extension is not None and device.type == "cpu" else "reference"
     if name == "reference":

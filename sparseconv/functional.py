@@ -40,8 +40,10 @@ class Geometry(NamedTuple):
 
 def single(name: str, value: int | tuple[int, ...], least: int) -> int:
     """Take an int or a 1-tuple, as nn.Conv1d does, and check its lower bound."""
-    if isinstance(value, tuple | list) and len(value) == 1:
+    if isinstance(value, (tuple, list)) and len(value) == 1:
         value = value[0]
+    if type(value) is int and value >= least:  # the usual case: every call of a layer comes here
+        return value
     number = integer(f"{name} must be an int or a tuple of one int", value)
     if number < least:
         word = "negative" if least == 0 else "non-positive"
@@ -67,7 +69,7 @@ def resolve_padding(
             raise ArgumentError("padding='same' is not supported for strided convolutions")
         total = dilation * (kernel_size - 1)
         return total // 2, total - total // 2
-    if isinstance(padding, tuple | list) and len(padding) == 2:
+    if isinstance(padding, (tuple, list)) and len(padding) == 2:
         return single("padding", padding[0], 0), single("padding", padding[1], 0)
     both = single("padding", padding, 0)
     return both, both
@@ -138,12 +140,20 @@ def sparse_conv1d(
         groups,
         padding_mode,
     )
+    if not (
+        isinstance(input, Tensor)
+        and isinstance(values, Tensor)
+        and (bias is None or isinstance(bias, Tensor))
+    ):
+        _refuse_types(input, values, bias)
     if torch.is_autocast_enabled(input.device.type):
         input, values, bias = _autocast(input, values, bias)
     _check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
     if resolve_backend(backend, x.device) == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
+    elif torch.is_inference_mode_enabled():  # nothing to differentiate, so nothing to record
+        y = _ops.fprop(x, values, bias, pattern, geometry)
     else:
         y = _apply(_Fprop, x, values, bias, pattern, geometry)
     return y if input.dim() == 3 else y.squeeze(0)
@@ -163,36 +173,28 @@ def _check(
     input: Tensor, values: Tensor, pattern: KernelCSR, bias: Tensor | None, geometry: Geometry
 ) -> None:
     """Refuse what the kernels could not compute, in F.conv1d's words where it has them."""
-    for name, tensor in (("input", input), ("values", values), ("bias", bias)):
-        if tensor is None and name == "bias":
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor, but got {type(tensor).__name__}")
-        if tensor.dtype != input.dtype:
-            raise TypeError(
-                f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"
-            )
-        if tensor.device != input.device:
-            raise ArgumentError(
-                f"Expected all tensors to be on the same device, but input is on {input.device} "
-                f"and {name} on {tensor.device}; move one with .to()"
-            )
-    if input.dtype not in DTYPES:
-        raise TypeError(f"input must have one of the dtypes {DTYPES}, but got {input.dtype}")
-    out_channels, group_channels, kernel_size = geometry.shape
-    groups, mode = geometry.groups, geometry.padding_mode
-    if input.dim() not in (2, 3) or input.shape[-1] == 0:
+    dtype, device = input.dtype, input.device
+    if not (
+        dtype in DTYPES
+        and values.dtype is dtype
+        and values.device == device
+        and (bias is None or (bias.dtype is dtype and bias.device == device))
+    ):
+        _refuse_types(input, values, bias)
+    (out_channels, group_channels, kernel_size), stride, padding, dilation, groups, mode = geometry
+    size = input.shape
+    if len(size) not in (2, 3) or size[-1] == 0:
         raise ArgumentError(
             "Expected 2D (unbatched) or 3D (batched) input to sparse_conv1d with optional 0 dim "
-            f"batch size, but got input of size: {list(input.shape)}"
+            f"batch size, but got input of size: {list(size)}"
         )
     if out_channels % groups:
         raise ArgumentError(f"out_channels must be divisible by groups: {out_channels} % {groups}")
-    if input.shape[-2] != group_channels * groups:
+    if size[-2] != group_channels * groups:
         raise ArgumentError(
             f"Given groups={groups}, weight of size {list(geometry.shape)}, expected "
-            f"input{list(input.shape)} to have {group_channels * groups} channels, but got "
-            f"{input.shape[-2]} channels instead"
+            f"input{list(size)} to have {group_channels * groups} channels, but got "
+            f"{size[-2]} channels instead"
         )
     if values.shape != (pattern.nnz,):
         raise ArgumentError(
@@ -208,27 +210,46 @@ def _check(
         raise ArgumentError(
             f"padding_mode must be one of {set(PADDING_MODES)}, but got padding_mode={mode!r}"
         )
-    length, most = input.shape[-1], max(geometry.padding)
+    length, (left, right) = size[-1], padding
+    most = max(left, right)
     # The transposed pattern has one row per kernel and stride phase; sizes are counted in int32.
-    if max(most, geometry.stride * out_channels * group_channels) >= 2**31:
+    if max(most, stride * out_channels * group_channels) >= 2**31:
         raise ArgumentError(
-            f"padding and stride * kernels must be below 2**31, but got padding {geometry.padding} "
-            f"and stride {geometry.stride} with {out_channels * group_channels} kernels"
+            f"padding and stride * kernels must be below 2**31, but got padding {padding} "
+            f"and stride {stride} with {out_channels * group_channels} kernels"
         )
     # The mirror does not repeat the border sample; a circle goes round once at most.
-    room = {"reflect": length - 1, "circular": length}.get(mode, most)
-    if most > room:
+    room = length - 1 if mode == "reflect" else length
+    if most > room and mode in ("reflect", "circular"):
         raise ArgumentError(
             f"Padding size should be less than or equal to {room} for padding_mode="
-            f"{mode!r} at input length {length}, but got padding {geometry.padding}"
+            f"{mode!r} at input length {length}, but got padding {padding}"
         )
-    padded = length + sum(geometry.padding)
-    reach = geometry.dilation * (kernel_size - 1) + 1
+    padded = length + left + right
+    reach = dilation * (kernel_size - 1) + 1
     if padded < reach:
         raise ArgumentError(
             f"Calculated padded input size per channel: ({padded}). Kernel size: ({reach}). "
             "Kernel size can't be greater than actual input size"
         )
+
+
+def _refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
+    for name, tensor in (("input", input), ("values", values), ("bias", bias)):
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, but got {type(tensor).__name__}")
+        if tensor.dtype != input.dtype:
+            raise TypeError(
+                f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"
+            )
+        if tensor.device != input.device:
+            raise ArgumentError(
+                f"Expected all tensors to be on the same device, but input is on {input.device} "
+                f"and {name} on {tensor.device}; move one with .to()"
+            )
+    raise TypeError(f"input must have one of the dtypes {DTYPES}, but got {input.dtype}")
 
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
