@@ -24,7 +24,7 @@ def _load_extension() -> tuple[ModuleType | None, str]:
 extension, _missing_reason = _load_extension()
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _preferred() -> str:
     # Every call of a layer asks, and os.environ takes a twentieth of a small one to answer.
     getenv = os.environ.get if extension is None else extension.getenv
