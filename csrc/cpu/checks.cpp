@@ -88,11 +88,15 @@ void check_indices(const Tensor& indices, const char* name, int64_t size) {
 
 void check_below(const Tensor& indices, const char* name, int64_t limit) {
   const int32_t* data = indices.const_data_ptr<int32_t>();
-  uint32_t most = 0;  // a negative index is a huge one
+  // The sign bit of i | (limit - 1 - i) tells i < 0 and i >= limit, on vectors of any CPU.
+  const uint32_t last =
+      static_cast<uint32_t>(std::min<int64_t>(limit - 1, std::numeric_limits<int32_t>::max()));
+  uint32_t signs = 0;
   for (int64_t i = 0; i < indices.numel(); ++i) {
-    most = std::max(most, static_cast<uint32_t>(data[i]));
+    const uint32_t index = static_cast<uint32_t>(data[i]);
+    signs |= index | (last - index);
   }
-  TORCH_CHECK_VALUE(indices.numel() == 0 || static_cast<int64_t>(most) < limit, "expected ", name,
+  TORCH_CHECK_VALUE(indices.numel() == 0 || (limit >= 1 && signs >> 31 == 0), "expected ", name,
                     " in [0, ", limit, "), but found one that is not");
 }
 

@@ -58,31 +58,32 @@ enum class Side { left, right };
 // meets while it stands on one side's padding: the first ones on the left, the last on the right.
 template <typename T>
 Tensor edge_sums(const Tensor& grad, const Geometry& g, Side side) {
-  const int64_t length = grad.size(2), span = g.reach() - 1;
-  Tensor sums = at::empty({grad.size(0), grad.size(1), span + 1}, grad.options());
-  const auto from = grad.accessor<T, 3>();
-  auto to = sums.accessor<T, 3>();
-  at::parallel_for(0, grad.size(0) * grad.size(1), 64, [&](int64_t begin, int64_t end) {
+  const int64_t length = grad.size(2), channels = grad.size(1), span = g.reach() - 1;
+  const int64_t padding = side == Side::left ? g.left : g.right;
+  Tensor sums = at::empty({grad.size(0), channels, span + 1}, grad.options());
+  const T* from = grad.const_data_ptr<T>();
+  T* to = sums.data_ptr<T>();
+  // A tap `place` positions from the kernel's end that reaches over the padding meets, on its way
+  // through it, the outermost padding - place gradients.
+  const int64_t first_sample = side == Side::left ? 0 : length - 1;
+  const int64_t first_place = side == Side::left ? span : 0;
+  const int64_t inwards = side == Side::left ? 1 : -1;
+  at::parallel_for(0, grad.size(0) * channels, 64, [&](int64_t begin, int64_t end) {
     for (int64_t series = begin; series < end; ++series) {
-      const auto x = from[series / grad.size(1)][series % grad.size(1)];
-      auto y = to[series / grad.size(1)][series % grad.size(1)];
+      const T* x = from + series / channels * grad.stride(0) + series % channels * grad.stride(1) +
+                   first_sample * grad.stride(2);
+      T* y = to + series * (span + 1) + first_place;
+      const int64_t step = inwards * grad.stride(2);
       T sum = 0;
-      if (side == Side::left) {
-        int64_t next = 0;
-        for (int64_t i = 0; i <= span; ++i) {
-          for (const int64_t past = std::min(length, g.left - span + i); next < past; ++next) {
-            sum += x[next];
-          }
-          y[i] = sum;
+      int64_t taken = 0;
+      for (; taken < std::min(length, padding - span - 1); ++taken) {
+        sum += x[taken * step];
+      }
+      for (int64_t place = span; place >= 0; --place) {
+        if (place < padding && taken < length) {
+          sum += x[taken++ * step];
         }
-      } else {
-        int64_t next = length;
-        for (int64_t i = span; i >= 0; --i) {
-          for (const int64_t first = std::max<int64_t>(0, length - g.right + i); next > first;) {
-            sum += x[--next];
-          }
-          y[i] = sum;
-        }
+        y[-inwards * place] = sum;
       }
     }
   });
