@@ -1,5 +1,5 @@
-// The Python module _C: which instruction sets there are and which is used. Importing it also
-// registers the CPU ops (cpu/*_cpu.cpp).
+// The Python module _C: which instruction sets there are, which is used and what it reaches at
+// best. Importing it also registers the CPU ops (cpu/*_cpu.cpp).
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "cpu/dispatch.h"
+#include "cpu/peaks.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Capabilities of the compiled kernels; the ops are in torch.ops.sparseconv.";
@@ -18,4 +19,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "getenv", [](const char* name) { return std::getenv(name); },
       "An environment variable or None, ten times as fast as os.environ.get.");
+  m.def("run_peak", &sparseconv::run_peak, pybind11::call_guard<pybind11::gil_scoped_release>(),
+        pybind11::arg("what"), pybind11::arg("float64"), pybind11::arg("bytes"),
+        pybind11::arg("passes"), pybind11::arg("repeats"),
+        "Seconds of each run of a loop that does nothing but one thing; see cpu/peaks.h.");
 }

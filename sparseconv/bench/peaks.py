@@ -1,0 +1,130 @@
+"""The machine's own limits, measured: multiply-adds from registers, L1 and L2, and the stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sparseconv import _backends
+from sparseconv.machine import threads
+
+BLOCK = 1536  # bytes; csrc/cpu/peaks.h, kPeakBlock
+REPEATS = 7
+_RUN = 5e-3  # seconds of one run: a thread's start (some 10 us) is 0.2 % of it
+# Where the system does not tell: sizes that every x86-64 server of the last ten years has.
+_L1, _L2, _L3 = 32 << 10, 256 << 10, 32 << 20
+
+
+@contextmanager
+def forced_isa(isa: str | None) -> Iterator[str]:
+    """Let the C++ kernels use ``isa`` inside the block; None leaves their choice.
+
+    Raises:
+        ValueError: this CPU cannot run it; the message names what it can.
+
+    Example:
+        >>> with forced_isa("baseline") as isa:
+        ...     print(isa)
+        baseline
+    """
+    variable = "SPARSECONV_CPU_ISA"
+    before = os.environ.get(variable)
+    if isa is not None:
+        os.environ[variable] = isa
+    try:
+        assert _backends.extension is not None
+        yield str(_backends.extension.isa())
+    finally:
+        if before is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = before
+
+
+def measure(
+    thread_counts: Sequence[int],
+    isas: Sequence[str] | None = None,
+    dtypes: Sequence[str] = ("float32", "float64"),
+) -> list[dict[str, Any]]:
+    """Measure the peaks of every instruction set, type and number of threads.
+
+    A peak is the fastest of several runs: what disturbs a run only slows it down. The multiply-add
+    is the kernels' own, which the portable baseline imitates without the instruction.
+
+    Args:
+        thread_counts: numbers of torch's threads, each working in memory of its own.
+        isas: instruction sets; all that this CPU can run by default.
+        dtypes: ``"float32"`` and ``"float64"``.
+
+    Returns:
+        One dict each, with ``fma_gflops`` (operands in registers), ``l1_gflops`` and
+        ``l2_gflops`` (one aligned vector loaded per multiply-add) in GFLOP/s of all threads
+        together, and ``stream_gbs``, GB/s read and written by ``a = b + s * c`` beyond the last
+        cache.
+
+    Raises:
+        RuntimeError: the C++ extension is not built.
+
+    Example:
+        >>> peak = measure([1], ["baseline"], ["float32"])[0]  # doctest: +SKIP
+        >>> peak["fma_gflops"] > 0  # doctest: +SKIP
+        True
+    """
+    if _backends.extension is None:
+        raise RuntimeError("the peaks are measured by the C++ extension, which is not built")
+    rows = []
+    for count in thread_counts:
+        with threads(count):
+            for isa in isas or _backends.extension.isas():
+                with forced_isa(isa):
+                    rows += [_peak(count, isa, dtype) for dtype in dtypes]
+    return rows
+
+
+def find(
+    peaks: Sequence[dict[str, Any]], threads: int, isa: str, dtype: str
+) -> dict[str, Any] | None:
+    """The peak measured under these conditions, if it was."""
+    for peak in peaks:
+        if (peak["threads"], peak["isa"], peak["dtype"]) == (threads, isa, dtype):
+            return peak
+    return None
+
+
+def _peak(count: int, isa: str, dtype: str) -> dict[str, Any]:
+    wide = dtype == "float64"
+    flops = 2 / (8 if wide else 4)  # per byte
+    l1, l2, l3 = (_cache(i, size) for i, size in ((1, _L1), (2, _L2), (3, _L3)))
+    # Half of a cache lies in it for sure; four times the last one, shared out, does not.
+    beyond = max(4 * l3 // count, 2 * l2)
+    return {
+        "threads": count,
+        "isa": isa,
+        "dtype": dtype,
+        "fma_gflops": 1e-9 * flops * _rate("registers", wide, l1 // 2) * count,
+        "l1_gflops": 1e-9 * flops * _rate("loads", wide, l1 // 2) * count,
+        "l2_gflops": 1e-9 * flops * _rate("loads", wide, l2 // 2) * count,
+        "stream_gbs": 1e-9 * _rate("triad", wide, beyond) * count,
+    }
+
+
+def _rate(what: str, wide: bool, size: int) -> float:
+    """Bytes per second of one thread."""
+    run = _backends.extension.run_peak  # type: ignore[union-attr]
+    size = max(size // BLOCK, 1) * BLOCK
+    once = min(run(what, wide, size, 1, 3))
+    passes = max(1, round(_RUN / max(once, 1e-9)))
+    best: float = min(run(what, wide, size, passes, REPEATS))
+    return size * passes / best
+
+
+def _cache(level: int, otherwise: int) -> int:
+    """Bytes of a data cache as the C library knows it."""
+    name = "SC_LEVEL1_DCACHE_SIZE" if level == 1 else f"SC_LEVEL{level}_CACHE_SIZE"
+    try:
+        return max(os.sysconf(name), 0) or otherwise
+    except (ValueError, OSError, AttributeError):  # not the GNU C library
+        return otherwise
+
