@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sparseconv import _backends
 from sparseconv.machine import threads
 
 BLOCK = 1536  # bytes; csrc/cpu/peaks.h, kPeakBlock
-REPEATS = 7
-_RUN = 5e-3  # seconds of one run: a thread's start (some 10 us) is 0.2 % of it
+REPEATS = 20
+_RUN = 2e-3  # seconds of one run: short, so that some run undisturbed; starting threads takes 0.5 %
 # Where the system does not tell: sizes that every x86-64 server of the last ten years has.
 _L1, _L2, _L3 = 32 << 10, 256 << 10, 32 << 20
 
@@ -121,10 +122,14 @@ def _rate(what: str, wide: bool, size: int) -> float:
 
 
 def _cache(level: int, otherwise: int) -> int:
-    """Bytes of a data cache as the C library knows it."""
-    name = "SC_LEVEL1_DCACHE_SIZE" if level == 1 else f"SC_LEVEL{level}_CACHE_SIZE"
-    try:
-        return max(os.sysconf(name), 0) or otherwise
-    except (ValueError, OSError, AttributeError):  # not the GNU C library
-        return otherwise
-
+    """Bytes of the data cache of this level that a core sees, as Linux tells."""
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            there, kind, size = (
+                (folder / name).read_text().strip() for name in ("level", "type", "size")
+            )
+        except OSError:
+            continue
+        if int(there) == level and kind != "Instruction" and size.endswith("K"):
+            return int(size[:-1]) << 10
+    return otherwise

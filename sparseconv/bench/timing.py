@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sparseconv._backends import extension
 from sparseconv.machine import facts
 
 Times = dict[str, NDArray[np.float64]]
@@ -106,18 +107,26 @@ def machine() -> dict[str, str]:
     """The facts without which a time says nothing, and the date; threads stand in every row."""
     found = facts() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     del found["threads"]
-    return found | {"commit": _commit()}
+    isas = ["none"] if extension is None else [extension.isa(), *extension.isas()]
+    return found | {"isa": isas[0], "isas": ", ".join(isas[1:]), "commit": _commit()}
 
 
 def _commit() -> str:
-    """The commit that was measured; marked if the sources differ from it."""
+    """The commit that was measured; marked if the sources differ from it.
+
+    Known only where the package lies in a checkout of its own repository: a checkout of something
+    else around an installed package says nothing about it.
+    """
+    here = Path(__file__).parent
 
     def git(*words: str) -> str:
-        here = Path(__file__).parent
         done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        if git("rev-parse", "--show-prefix") != "sparseconv/bench/":
+            return "unknown"
         changed = git("status", "--porcelain", "--", "../../csrc", "..", "../../setup.py")
         return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
