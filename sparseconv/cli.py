@@ -1,4 +1,4 @@
-"""The command line: ``python -m sparseconv info`` and ``python -m sparseconv train NAME``."""
+"""The command line: ``python -m sparseconv info``, ``… train NAME`` and ``… bench``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 
 from sparseconv import datasets, machine
 from sparseconv._backends import BACKENDS, available_backends
+from sparseconv.bench import command as bench_command
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
 from sparseconv.models.dsn import INITS, PADDINGS
@@ -68,7 +69,9 @@ _HELP = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 (refused) or 130 (interrupted)."""
+    """Run one command and return its exit code: 0, 1 (a wrong result), 2 (refused) or
+    130 (interrupted).
+    """
     args = _parser().parse_args(argv)
     try:
         code: int = args.run(args)
@@ -87,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     info = commands.add_parser("info", help="say what is installed and what can run here")
     info.set_defaults(run=_info)
+    bench = commands.add_parser("bench", help="check and time the kernels beside dense PyTorch")
+    bench_command.add_arguments(bench)
+    bench.set_defaults(run=bench_command.main)
 
     command = commands.add_parser(
         "train",

@@ -149,7 +149,7 @@ def _dsn_pattern(case: Case) -> KernelCSR:
 
 def _layer(name: str, suite: str, **changes: Any) -> Case:
     """DSN's later layer on 16 series of 128 samples, S = 80 %, zeros around; and what differs."""
-    fields = {
+    fields: dict[str, Any] = {
         "n": 16, "in_channels": 47, "out_channels": 141, "kernel_size": 39, "length": 128,
         "padding": "same", "pattern": "dsn_evolved", "density": 0.2,
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,8 @@ def measure(
 
 
 def find(
-    peaks: Sequence[dict[str, Any]], threads: int, isa: str, dtype: str
-) -> dict[str, Any] | None:
+    peaks: Sequence[Mapping[str, Any]], threads: int, isa: str, dtype: str
+) -> Mapping[str, Any] | None:
     """The peak measured under these conditions, if it was."""
     for peak in peaks:
         if (peak["threads"], peak["isa"], peak["dtype"]) == (threads, isa, dtype):
@@ -117,8 +117,8 @@ def _rate(what: str, wide: bool, size: int) -> float:
     size = max(size // BLOCK, 1) * BLOCK
     once = min(run(what, wide, size, 1, 3))
     passes = max(1, round(_RUN / max(once, 1e-9)))
-    best: float = min(run(what, wide, size, passes, REPEATS))
-    return size * passes / best
+    best = min(run(what, wide, size, passes, REPEATS))
+    return float(size * passes / best)
 
 
 def _cache(level: int, otherwise: int) -> int:

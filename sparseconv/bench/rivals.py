@@ -212,11 +212,13 @@ def fft(problem: Problem) -> Calls:
     forward, backward = spectrum.conj().resolve_conj().contiguous(), spectrum.mT.contiguous()
 
     def transform(t: Tensor) -> Tensor:  # (N, C, samples) -> (frequency, group, N, C // group)
-        return torch.fft.rfft(t, size).view(n, groups, t.shape[1] // groups, -1).permute(3, 1, 0, 2)
+        found: Tensor = torch.fft.rfft(t, size)
+        return found.view(n, groups, t.shape[1] // groups, -1).permute(3, 1, 0, 2)
 
     def samples(found: Tensor) -> Tensor:  # and back
         wide = found.permute(2, 1, 3, 0).reshape(n, -1, found.shape[0])
-        return torch.fft.irfft(wide, size)
+        series: Tensor = torch.fft.irfft(wide, size)
+        return series
 
     def spread() -> Tensor:
         if stride == 1:
@@ -235,7 +237,7 @@ def fft(problem: Problem) -> Calls:
 
     def wgrad() -> Tensor:
         found = transform(spread()).conj().mT @ transform(_pad(x, geometry))
-        lags = torch.fft.irfft(found.permute(1, 2, 3, 0).flatten(0, 1), size)
+        lags: Tensor = torch.fft.irfft(found.permute(1, 2, 3, 0).flatten(0, 1), size)
         return lags[..., :reach:dilation]
 
     return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}

@@ -184,12 +184,12 @@ def _module_calls(problem: Problem, wanted: Expected) -> dict[str, Callable[[], 
     """
     x, values, _, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape
-    if geometry.padding[0] != geometry.padding[1]:
-        raise ValueError(f"nn.Conv1d pads both sides alike, but the case asks for {geometry}")
+    if geometry.padding[0] != geometry.padding[1] or geometry.padding_mode != "zeros":
+        raise ValueError(f"expected padding as nn.Conv1d has it, but the case asks for {geometry}")
     sizes = (group_channels * geometry.groups, out_channels, taps, geometry.stride)
     options = (geometry.padding[0], geometry.dilation, geometry.groups, False)
-    layer = SparseConv1d(*sizes, *options, padding_mode=geometry.padding_mode, pattern=pattern)
-    dense = nn.Conv1d(*sizes, *options, padding_mode=geometry.padding_mode)
+    layer = SparseConv1d(*sizes, *options, pattern=pattern)
+    dense = nn.Conv1d(*sizes, *options)
     with torch.no_grad():
         layer.values.copy_(values)
         dense.weight.copy_(layer.dense_weight())
