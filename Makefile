@@ -16,9 +16,9 @@ demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write dem
 test: $(VENV)/.built  ## run the whole test suite
 	$(PY) -m pytest
 
-bench: $(VENV)/.built  ## time the kernels and the training step beside dense PyTorch
-	$(PY) -m benchmarks.kernels
-	$(PY) -m benchmarks.step
+bench: $(VENV)/.built  ## measure everything into benchmarks/results (about an hour)
+	$(PY) -m sparseconv bench --json benchmarks/results/bench.json
+	$(PY) -m benchmarks.step --out benchmarks/results/step.json
 
 lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 	$(VENV)/bin/ruff check .

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from benchmarks import step
-from benchmarks.kernels import WrongResultError, check, cpp_or_reason
 from sparseconv import SparseConv1d, _ops, datasets
 from sparseconv.bench import timing
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.masked_dense import PremaskedConv1d
+from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.machine import threads
 from sparseconv.models import DSN

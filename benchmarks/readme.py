@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, kernels, step
+from benchmarks import accuracy, step
+from sparseconv.bench import goals, tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results")
@@ -23,22 +24,32 @@ END = "<!-- end of results -->"
 def section(results: Path = RESULTS) -> str:
     """The measured part of the README, in Markdown."""
     parts = []
-    kernel_runs = _read(results / "kernels.json")
+    bench = _read(results / "bench.json")
     parts += [
-        "**Kernels.** One layer of the network, beside `F.conv1d` and its gradients on the same "
-        "weights: N = 16, 47 → 141 channels, K = 39, 34 459 of 258 453 weights active (13.3 %), "
-        "float32. " + _how(kernel_runs["machine"]),
-        kernels.table(
-            [row for row in kernel_runs["rows"] if row["case"].startswith("dsn_evolved")]
+        "**Kernels.** One layer of the network on 16 series: 47 → 141 channels, K = 39, 34 459 of "
+        "258 453 weights active (13.3 %), float32. Rivals: their time over the sparse one; "
+        "masked dense multiplies by its mask, what a rival can prepare is not timed. "
+        + _how(bench["machine"]),
+        tables.rows_table(
+            [row for row in bench["rows"] if row["case"].startswith("dsn_evolved")]
         ).markdown(),
+        "The peaks of the same machine in the same run:",
+        tables.peaks_table(bench["peaks"]).markdown(),
+        "**Goals.** Each is judged by the worst of its rows.",
+        goals.table(bench).markdown(),
     ]
+    if bench["growth"]:
+        parts += [
+            "**Growth.** Time and memory of the layer grow like the quantity to this power, from "
+            "the smallest size to the largest.",
+            tables.growth_table(bench["growth"]).markdown(),
+        ]
     step_runs = _read(results / "step.json")
     parts += [
         "**A training step** of the whole univariate network (zero gradients, forward, loss, "
         "backward, Adam, masks), S = 80 %, beside the same network with masked dense weights, as "
-        "public codes train it: `F.conv1d`, not the fastest dense path known (`channels_last` "
-        "conv2d, not yet measured here). A step in which the pattern changes, one in five epochs, "
-        "costs more. " + _how(step_runs["machine"]),
+        "public codes train it, with `F.conv1d`. A step in which the pattern changes, one in five "
+        "epochs, costs more. " + _how(step_runs["machine"]),
         step.table([row for row in step_runs["rows"] if row["step"] == "plain"]).markdown(),
     ]
     runs = accuracy.finished(results / "accuracy.jsonl")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.kernels import WrongResultError, check, cpp_or_reason, write
 from sparseconv import DSTScheduler, _ops
 from sparseconv.bench import timing
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.masked_dense import MaskedDST, masked_copy
+from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
 from sparseconv.machine import keep_freed_memory, threads
 from sparseconv.models import DSN
 from sparseconv.report import Table
@@ -148,6 +149,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                     return 1
     write(table(rows), rows, arguments.out)
     return 0
+
+
+def write(shown: Table, rows: Sequence[dict[str, Any]], out: Path | None) -> None:
+    """Print the table and the machine's facts; write both as JSON if a path is given."""
+    machine = timing.machine()
+    print("\n".join(f"{key}: {value}" for key, value in machine.items()), end="\n\n")
+    print(shown.markdown())
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"machine": machine, "rows": list(rows)}, indent=1) + "\n")
+        print(f"\nwritten to {out}")
 
 
 if __name__ == "__main__":

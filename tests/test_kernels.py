@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparseconv import KernelCSR, sparse_conv1d
+from sparseconv import KernelCSR, _ops, sparse_conv1d
 from sparseconv._backends import extension
+from sparseconv.bench import run
+from sparseconv.bench.cases import CASES
 from sparseconv.reference import conv1d_oracle, oracle_dgrad, oracle_wgrad
 from sparseconv.testing import (
     LAYOUTS,
@@ -132,19 +134,19 @@ def test_layers_of_many_channels(seed, isas, count_cases):
     count_cases(1)
 
 
-LARGE = {
-    "wgrad_splits": Case(16, 2, 3, 3, 512),  # lane groups summed in separate runs
-    "output_row_blocks": Case(16, 2, 230, 3, 480, density=0.2),  # more rows than L2 has sums for
-    "input_row_blocks": Case(16, 230, 3, 3, 480, density=0.2),
-    "taps_far_apart": Case(2, 3, 4, 3, 200, dilation=49),  # no scratch row in common
-    "far_apart_and_strided": Case(2, 3, 4, 5, 900, 2, (90, 7), 101, padding_mode="circular"),
-}
+LARGE = (
+    "wgrad_splits",
+    "output_row_blocks",
+    "input_row_blocks",
+    "taps_far_apart",
+    "far_apart_and_strided",
+)
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_every_block_of_large_cases(name, isas, count_cases):
-    check(LARGE[name], isas)
-    check(replace(LARGE[name], dtype="float64"), isas)
+    check(replace(CASES[name], bias=True), isas)
+    check(replace(CASES[name], bias=True, dtype="float64"), isas)
     count_cases(2)
 
 
@@ -160,7 +162,17 @@ def test_multiply_add_rounds_once_on_every_isa(isas):
 
 
 def test_the_dsn_layer(isas, count_cases):
-    check(replace(DSN_LIKE, n=16, in_channels=47, out_channels=141, length=128, density=0.2), isas)
+    check(replace(CASES["uci_HAR_S80"], bias=True), isas)
+    count_cases(1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_of_the_benchmark(name, isas, count_cases):
+    """On shorter series and against the dense path: the oracle's loop would take an hour."""
+    problem = CASES[name].shrunk().build()
+    for isa in isas():
+        if CASES[name].isa in ("", isa):
+            run.check(_ops, problem)
     count_cases(1)
 
 

@@ -96,8 +96,8 @@ def _density(rows: Sequence[Row]) -> Iterable[Goal | None]:
         pack, base = packing.get(_conditions(row)), evolved.get(_conditions(row))
         if pack is None or base is None:
             return None
-        each = (_ms(base) - pack) / base["nnz"]
-        return (_ms(row) - pack) / (each * float(row["nnz"]))
+        linear = (_ms(base) - pack) * float(row["nnz"] / base["nnz"])
+        return (_ms(row) - pack) / linear
 
     weights = [row for row in suite if row["case"] not in ("packing", "dsn_S80")]
     yield _most(

@@ -1,0 +1,135 @@
+"""The registry of cases: each builds what it says, twice the same, and the suites are complete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from toy_run import SMALL, write_data
+
+from sparseconv import SparseConv1d, cli, models
+from sparseconv.bench import cases, trained
+from sparseconv.bench.cases import CASES, SUITES, layer_problem, select
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_builds(name: str) -> None:
+    case = CASES[name]
+    assert case.name == name
+    assert case.suite in SUITES
+    assert case.is_valid
+    assert case.shrunk().is_valid
+    x, values, grad, pattern, geometry = case.build()
+    cases._make_pattern.cache_clear()
+    again = case.build()
+    for one, other in zip((x, values, grad), (again.x, again.values, again.grad), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == getattr(torch, case.dtype)
+    assert again.pattern == pattern
+    assert pattern.nnz == len(values) > 0
+    assert pattern.shape == geometry.shape
+    assert x.shape == (case.n, case.in_channels, case.length)
+    assert grad.shape == (case.n, case.out_channels, geometry.output_length(case.length))
+
+
+def test_every_suite_has_cases_and_every_name_is_one() -> None:
+    assert {case.suite for case in CASES.values()} == set(SUITES)
+    assert len(CASES) == len(list(cases._all()))
+
+
+@pytest.mark.parametrize(
+    ("name", "nnz"),
+    [
+        ("dsn_prefix_L24", 34459),
+        ("dsn_evolved_L2709", 34459),
+        ("ucr2018_GunPoint_first", 732),
+        ("uci_HAR_S50", 86150),
+        ("uci_EEG2_S90", 17229),
+        ("uci_HAR_dense", 258453),
+        ("uci_HAR_ungrouped", 51690),
+        ("uea_JapaneseVowels", 27150),
+        ("trained_first_N5_L150", 732),
+        ("trained_last_N16_L128", 34459),
+        ("packing", 47),
+    ],
+)
+def test_active_weights_of_published_layers(name: str, nnz: int) -> None:
+    """As many as the paper's counting rule gives: int(kernels * taps * (1 - S)) for each group."""
+    assert CASES[name].make_pattern().nnz == nnz
+
+
+def test_evolved_and_trained_patterns_use_every_tap_of_their_regions_and_prefixes_do_not() -> None:
+    for name in ("dsn_evolved_L24", "trained_last_N5_L150", "dsn_prefix_L24"):
+        mask = CASES[name].make_pattern().to_mask()
+        for group, reach in enumerate((13, 26, 39)):
+            used = mask[47 * group : 47 * (group + 1)].any(0).any(0)
+            assert not used[reach:].any()
+            assert used.sum() == (-(-reach // 5) if "prefix" in name else reach)
+
+
+def test_adversarial_patterns_are_what_their_names_say() -> None:
+    masks = {c.name: c.make_pattern().to_mask() for c in select(["adversarial"])}
+    assert masks["dense_output"][0].all()
+    assert masks["dense_output"][1:].double().mean() < 0.2
+    assert not masks["empty_outputs"][::2].any()
+    assert masks["empty_outputs"][1::2].any(2).any(1).all()
+    assert not masks["one_channel"][:, 1:].any()
+    assert masks["last_tap_only"][..., -1].all()
+    assert not masks["last_tap_only"][..., :-1].any()
+    assert masks["one_dense_row"].any(2).sum() == 1
+    weights = CASES["packing"].make_pattern().to_mask()
+    assert weights.sum((0, 2)).tolist() == [1] * 47
+
+
+def test_selection_and_its_refusals() -> None:
+    assert select() == list(CASES.values())
+    assert {case.suite for case in select(["batch", "isa"])} == {"batch", "isa"}
+    assert [case.name for case in select(None, ["packing"])] == ["packing"]
+    with pytest.raises(ValueError, match=r"no suite 'layers'.*layer, published"):
+        select(["layers"])
+    with pytest.raises(ValueError, match=r"no case 'dsn'.*dsn_prefix_L24"):
+        select(["layer"], ["dsn"])
+
+
+def test_layer_problem_follows_the_layers_options() -> None:
+    layer = SparseConv1d(4, 6, 5, 2, (1, 3), 2, 2, padding_mode="replicate")
+    problem = layer_problem(layer, batch=2, length=17)
+    assert problem.geometry == ((6, 2, 5), 2, (1, 3), 2, 2, "replicate")
+    assert problem.grad.shape == layer(problem.x).shape
+
+
+def test_trained_patterns_say_where_they_come_from() -> None:
+    assert (Path(trained.__file__).with_name(trained.FILE)).stat().st_size < 40_000
+    provenance = trained.saved()["provenance"]
+    assert provenance["data"] == "GunPoint"
+    assert provenance["recipe"]["epochs"] >= 300
+    assert {"seed", "lr", "grow"} <= set(provenance["recipe"])
+    assert provenance["sparseconv"]
+    # Training moved weights: a first pattern is a prefix of every kernel.
+    mask = trained.pattern("last").to_mask()
+    assert (mask[..., 1:] & ~mask[..., :-1]).any(2).double().mean() > 0.5
+
+
+def test_a_damaged_pattern_is_refused() -> None:
+    entry = trained.saved()["layers"]["first"]
+    with pytest.raises(ValueError, match="expected 731 active weights, but the mask has 732"):
+        trained.decode(entry | {"nnz": 731})
+
+
+def test_patterns_of_a_run_are_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tmp_path / "run", tmp_path / "trained.json"
+    assert cli.main(["train", write_data(tmp_path), "--out", str(run), *SMALL]) == 0
+    assert trained.main([str(run), "--out", str(out)]) == 0
+    content = json.loads(out.read_text())
+    best = torch.load(run / "checkpoint.pt", weights_only=True)["best"]
+    network = content["provenance"]["network"]
+    names = ("sparsity", "nf", "kernel_size", "depth", "n_groups")
+    model = models.DSN(1, 2, **{name: network[name] for name in names})
+    layers = model.sparse_layers()
+    for label, index in (("first", 0), ("last", len(layers) - 1)):
+        pattern = trained.decode(content["layers"][label])
+        assert pattern.shape == layers[index].pattern.shape
+        there = best["model"][f"blocks.{index}.conv.col_indices"]
+        assert torch.equal(pattern.col_indices, there)

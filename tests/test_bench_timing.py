@@ -1,0 +1,143 @@
+"""Paired timing on fake clocks, and the facts that are recorded with a time."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sparseconv
+from sparseconv.bench import timing
+
+
+class FakeClock:
+    """Time passes only in the calls that it hands out."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, name: str, seconds: Callable[[], float]) -> Callable[[], None]:
+        def call() -> None:
+            self.log.append(name)
+            self.now += seconds()
+
+        return call
+
+
+def test_interval_of_a_constant_and_of_noise() -> None:
+    assert timing.interval([2.0] * 5) == (2.0, 2.0, 2.0)
+    samples = np.random.default_rng(0).normal(10, 1, 200)
+    median, low, high = timing.interval(samples)
+    assert median == np.median(samples)
+    assert low < median < high
+    assert high - low < 1  # a median of 200 is known far better than one sample is
+    assert timing.interval(samples) == (median, low, high)  # seeded
+    with pytest.raises(ValueError, match="at least one sample"):
+        timing.interval([])
+
+
+def test_interval_covers_the_true_median_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    intervals = [timing.interval(rng.exponential(1, 41), resamples=300) for _ in range(300)]
+    covered = np.mean([low <= np.log(2) <= high for _, low, high in intervals])
+    # Binomial(300, 0.95) leaves 0.90 ... 0.99 less than once in 1 000; the bootstrap of a median
+    # is conservative, never far below.
+    assert covered >= 0.90
+
+
+def test_pairs_cancel_a_drifting_machine() -> None:
+    """The machine slows down tenfold in the course of the run; the ratio stays."""
+    clock = FakeClock()
+
+    def slowdown() -> float:
+        return 1 + len(clock.log) / 50
+
+    calls = {
+        "slow": clock.takes("slow", lambda: 0.3 * slowdown()),
+        "fast": clock.takes("fast", lambda: 0.1 * slowdown()),
+    }
+    times = timing.interleave(calls, rounds=300, clock=clock)
+    assert times["slow"][-1] > 10 * times["slow"][0]
+    median, low, high = timing.ratio(times, "slow", "fast")
+    assert 2.9 < low <= median <= high < 3.1
+
+
+def test_every_round_runs_each_candidate_in_a_drawn_order() -> None:
+    clock = FakeClock()
+    calls = {name: clock.takes(name, lambda: 1.0) for name in "abc"}
+    times = timing.interleave(calls, rounds=50, warmup=2, clock=clock)
+    untimed = 3 * (2 + 1)  # the warm-up, and one call to see how often to repeat
+    rounds = [tuple(clock.log[i : i + 3]) for i in range(untimed, len(clock.log), 3)]
+    assert len(rounds) == 50
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(set(rounds)) == 6  # every order occurred
+    assert all((times[name] == 1.0).all() for name in "abc")
+
+
+def test_short_calls_are_repeated_and_long_ones_are_not() -> None:
+    clock = FakeClock()
+    calls = {
+        "short": clock.takes("short", lambda: 1e-4),
+        "long": clock.takes("long", lambda: 1.0),
+    }
+    times = timing.interleave(calls, rounds=4, warmup=0, least_seconds=2e-3, clock=clock)
+    assert clock.log.count("short") == 1 + 4 * 20
+    assert clock.log.count("long") == 1 + 4
+    np.testing.assert_allclose(times["short"], 1e-4)
+
+
+def test_garbage_collection_is_as_it_was_even_after_an_error() -> None:
+    import gc
+
+    def fails() -> None:
+        if not gc.isenabled():
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        timing.interleave({"fails": fails})
+    assert gc.isenabled()
+
+
+def test_machine_facts_are_complete() -> None:
+    facts = timing.machine()
+    assert {"cpu", "cores", "cpp", "torch", "python", "date"} <= set(facts)
+    assert all(facts.values())
+    assert facts["torch"] == torch.__version__
+
+
+def test_the_commit_is_the_packages_own_or_unknown(tmp_path: Path) -> None:
+    """A repository around an installed package is not where it came from."""
+    package = Path(sparseconv.__file__).parent
+    code = "from sparseconv.bench import timing; print(timing.machine()['commit'])"
+
+    def commit(where: Path) -> str:
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, cwd=where, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    around = tmp_path / "project"
+    shutil.copytree(package, around / "sparseconv", ignore=shutil.ignore_patterns("_C*"))
+    assert commit(around) == "unknown"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], cwd=around, check=True)
+    (around / "mine").touch()
+    subprocess.run([*git, "add", "mine"], cwd=around, check=True)
+    subprocess.run([*git, "commit", "-qm", "theirs"], cwd=around, check=True)
+    assert commit(around) == "unknown"
+    subprocess.run([*git, "add", "sparseconv"], cwd=around, check=True)
+    subprocess.run([*git, "commit", "-qm", "own"], cwd=around, check=True)
+    own = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=around, capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    assert commit(around).split()[0] == own
