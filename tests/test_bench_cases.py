@@ -120,7 +120,9 @@ def test_a_damaged_pattern_is_refused() -> None:
 
 def test_patterns_of_a_run_are_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = tmp_path / "run", tmp_path / "trained.json"
-    assert cli.main(["train", write_data(tmp_path), "--out", str(run), *SMALL]) == 0
+    assert (
+        cli.main(["train", write_data(tmp_path), "--out", str(run), *SMALL, "--epochs", "6"]) == 0
+    )
     assert trained.main([str(run), "--out", str(out)]) == 0
     content = json.loads(out.read_text())
     best = torch.load(run / "checkpoint.pt", weights_only=True)["best"]

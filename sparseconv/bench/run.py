@@ -47,6 +47,7 @@ class Expected(NamedTuple):
 
     exact: Tensor
     bound: Tensor
+    terms: float  # the most that any of its sums has
 
 
 def cpp_or_reason() -> str:
@@ -76,7 +77,11 @@ def expected(problem: Problem) -> dict[str, Expected]:
     terms = _double(problem, *(torch.ones_like(t) for t in data))
     dtype = problem.x.dtype
     return {
-        name: Expected(exact[name], error_bound(exact[name], magnitude[name], terms[name], dtype))
+        name: Expected(
+            exact[name],
+            error_bound(exact[name], magnitude[name], terms[name], dtype),
+            float(terms[name].max()) if terms[name].numel() else 0.0,
+        )
         for name in COMPUTATIONS
     }
 
@@ -84,15 +89,40 @@ def expected(problem: Problem) -> dict[str, Expected]:
 def check(kernels: Kernels, problem: Problem) -> dict[str, Expected]:
     """Compare all three computations with float64; return what they were compared with.
 
+    Within the computed bound on the problem's own data, and exactly on integers: a gradient of the
+    weights sums so many terms that a missing one hides inside any bound.
+
     Raises:
-        WrongResultError: some output is outside its bound.
+        WrongResultError: some output is outside its bound, or some sum of integers is not exact.
     """
     wanted = expected(problem)
     for name, call in sparse_calls(kernels, problem).items():
-        times = _times_its_bound(call(), *wanted[name])
+        times = _times_its_bound(call(), wanted[name].exact, wanted[name].bound)
         if not times <= 1:
             raise WrongResultError(f"{name} is wrong: {times:.3g} times its error bound")
+    twin = _integer_twin(problem)
+    exact = _double(twin, *twin[:3])
+    for name, call in sparse_calls(kernels, twin).items():
+        if wanted[name].terms * 8 * 8 < 2**24:  # so every partial sum is an exact float32
+            wrong = int((call() != exact[name].to(twin.x.dtype)).sum())
+            if wrong:
+                raise WrongResultError(
+                    f"{name} is wrong: {wrong} of {exact[name].numel()} sums of integers"
+                )
     return wanted
+
+
+def _integer_twin(problem: Problem) -> Problem:
+    """The same convolution of integers from -8 to 8 without 0."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(like: Tensor) -> Tensor:
+        magnitude = torch.randint(1, 9, like.shape, generator=generator)
+        sign = torch.randint(0, 2, like.shape, generator=generator) * 2 - 1
+        return (magnitude * sign).to(like.dtype)
+
+    x, values, grad = (draw(t) for t in problem[:3])
+    return problem._replace(x=x, values=values, grad=grad)
 
 
 def check_rival(
@@ -110,7 +140,7 @@ def check_rival(
         return {}, dict.fromkeys(COMPUTATIONS, _first_line(error))
     right, absent = {}, {}
     for computation, call in calls.items():
-        exact, bound = wanted[computation]
+        exact, bound, _ = wanted[computation]
         try:
             got = call()
         except (RuntimeError, NotImplementedError) as error:
@@ -194,7 +224,7 @@ def _module_calls(problem: Problem, wanted: Expected) -> dict[str, Callable[[], 
         layer.values.copy_(values)
         dense.weight.copy_(layer.dense_weight())
     for name, module in (("fprop of SparseConv1d", layer), ("fprop of nn.Conv1d", dense)):
-        times = _times_its_bound(module(x), *wanted)
+        times = _times_its_bound(module(x), wanted.exact, wanted.bound)
         if not times <= 1:
             raise WrongResultError(f"{name} is wrong: {times:.3g} times its error bound")
     return {"sparse": lambda: layer(x), "conv1d": lambda: dense(x)}
