@@ -110,7 +110,7 @@ def test_garbage_collection_is_as_it_was_even_after_an_error() -> None:
 
 def test_machine_facts_are_complete() -> None:
     facts = timing.machine()
-    assert {"cpu", "cores", "cpp", "torch", "python", "date"} <= set(facts)
+    assert {"cpu", "cores", "cpp", "isa", "isas", "torch", "python", "date", "commit"} <= set(facts)
     assert all(facts.values())
     assert facts["torch"] == torch.__version__
 

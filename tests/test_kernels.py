@@ -169,9 +169,10 @@ def test_the_dsn_layer(isas, count_cases):
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_of_the_benchmark(name, isas, count_cases):
     """On shorter series and against the dense path: the oracle's loop would take an hour."""
-    problem = CASES[name].shrunk().build()
+    case = CASES[name]
+    problem = case.shrunk(outputs=40 if case.in_channels < 200 else 9).build()
     for isa in isas():
-        if CASES[name].isa in ("", isa):
+        if case.isa in ("", isa):
             run.check(_ops, problem)
     count_cases(1)
 

@@ -62,32 +62,33 @@ def _conv1d(problem: Problem, mask: Tensor | None = None) -> Calls:
     inside = left if fits else 0
     options = ([geometry.stride], [inside], [geometry.dilation])
 
-    def weight() -> Tensor:
-        return dense if mask is None else dense * mask
-
     def padded() -> Tensor:
         return x if fits else _pad(x, geometry)
 
-    def backward(wanted: int, input: Tensor, w: Tensor) -> Tensor:
+    def backward(wanted: int, input: Tensor) -> Tensor:
         chosen = [wanted == i for i in range(3)]
         result: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            grad, input, w, None, *options, False, [0], geometry.groups, chosen
+            grad, input, dense, None, *options, False, [0], geometry.groups, chosen
         )
         return result[wanted]
 
     # The input's gradient reads the input's shape only.
     shaped = x if fits else x.new_empty(*x.shape[:2], x.shape[2] + left + right)
 
+    def fprop() -> Tensor:
+        weight = dense if mask is None else dense * mask
+        return F.conv1d(padded(), weight, None, *options, geometry.groups)
+
     def dgrad() -> Tensor:
-        g = backward(0, shaped, weight())
+        g = backward(0, shaped)
         return g if fits else _unpad(g, geometry, x.shape[2])
 
     def wgrad() -> Tensor:
-        g = backward(1, padded(), dense)
+        g = backward(1, padded())
         return g if mask is None else g * mask
 
     return {
-        "fprop": lambda: F.conv1d(padded(), weight(), None, *options, geometry.groups),
+        "fprop": fprop,
         "dgrad": dgrad,
         "wgrad": wgrad,
     }
@@ -99,7 +100,11 @@ def conv1d(problem: Problem) -> Calls:
 
 
 def masked_dense(problem: Problem) -> Calls:
-    """The dense convolution on ``weight * mask``, which is how masks are trained elsewhere."""
+    """The dense convolution on ``weight * mask``, which is how masks are trained elsewhere.
+
+    The forward pass multiplies, the input's gradient finds the product made, and the weight's
+    gradient is multiplied by the mask.
+    """
     return _conv1d(problem, problem.pattern.to_mask().to(problem.x.dtype))
 
 
