@@ -64,6 +64,7 @@ struct Correlation {
   void* fold;
   int64_t fold_left;
   int64_t fold_right;
+  bool relu;  // negative outputs become 0; NaN stays
   int64_t batch;
   int64_t count;  // outputs per series
   int64_t piece;  // outputs per lane, <= count

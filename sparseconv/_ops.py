@@ -24,7 +24,7 @@ _SCHEMAS = (
     "plan_dgrad(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation,"
     " int groups) -> (Tensor, Tensor, Tensor)",
     "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
-    f" int[] shape, {_GEOMETRY}) -> Tensor",
+    f" int[] shape, {_GEOMETRY}, bool relu=False) -> Tensor",
     "dgrad(Tensor grad_output, Tensor values, Tensor pointers, Tensor rows, Tensor index,"
     f" int[] shape, int input_length, {_GEOMETRY}) -> Tensor",
     "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor rows, int[] shape,"
@@ -74,11 +74,16 @@ def _dgrad_plan(pattern: KernelCSR, geometry: Geometry) -> DgradPlan:
 
 
 def fprop(
-    x: Tensor, values: Tensor, bias: Tensor | None, pattern: KernelCSR, geometry: Geometry
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: KernelCSR,
+    geometry: Geometry,
+    relu: bool = False,
 ) -> Tensor:
-    """``(N, C_in, L_in) -> (N, C_out, L_out)``."""
+    """``(N, C_in, L_in) -> (N, C_out, L_out)``; with ``relu`` negative outputs become 0."""
     y: Tensor = _fprop(
-        x, values, bias, pattern.crow_indices, _fprop_rows(pattern, geometry), *geometry
+        x, values, bias, pattern.crow_indices, _fprop_rows(pattern, geometry), *geometry, relu
     )
     return y
 
@@ -136,6 +141,7 @@ def _fake_fprop(
     dilation: int,
     groups: int,
     padding_mode: str,
+    relu: bool = False,
 ) -> Tensor:
     length = output_length(input.shape[2], shape[2], stride, padding, dilation)
     return input.new_empty((input.shape[0], shape[0], length))

@@ -54,6 +54,17 @@ def test_opcheck(name: str, geometry: Geometry) -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_opcheck_relu(geometry: Geometry) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        args = arguments(geometry, dtype)["fprop"]
+        torch.library.opcheck(OPS.fprop.default, (*args, True))
+        with FlopCounterMode(display=False) as counter:
+            fused = OPS.fprop(*args, relu=True)
+        assert fused.equal(OPS.fprop(*args).relu())
+        assert counter.get_total_flops() == 2 * len(args[1]) * fused.shape[0] * fused.shape[2]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_flop_counter_counts_active_weights(geometry: Geometry) -> None:
     layer = sc.SparseConv1d(
         geometry.shape[1] * geometry.groups,

@@ -20,7 +20,8 @@ Tensor fprop(const Tensor& input,
              at::IntArrayRef padding,
              int64_t dilation,
              int64_t groups,
-             c10::string_view mode) {
+             c10::string_view mode,
+             bool relu) {
   const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
   check_signal(input, "input", g.in_channels());
   const int64_t length = input.size(2);
@@ -62,6 +63,7 @@ Tensor fprop(const Tensor& input,
   p.out = view(output);
   p.out_length = out_length;
   p.out_step = 1;
+  p.relu = relu;
   p.batch = input.size(0);
   p.count = out_length;
   run_correlation(p, element, lanes_of(input), span_of(layout));

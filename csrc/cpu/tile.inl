@@ -198,8 +198,11 @@ static void pack(const TileShape& tile,
 
 // Writes the outputs of one row from acc[position][lane] to where they belong.
 template <typename T, typename S>
-static void unpack(const Correlation& p, const Lane* lanes, int64_t row, const T* acc, T* stage) {
+static void unpack(const Correlation& p, const Lane* lanes, int64_t row, T* acc, T* stage) {
   constexpr int kN = kLanes<T>;
+  for (int64_t i = 0; p.relu && i < p.piece * kN; ++i) {
+    acc[i] = acc[i] < T(0) ? T(0) : acc[i];
+  }
   constexpr int kB = kBlock<T>;
   const int64_t staged = stage_stride(p.piece);
   T* target[kN];
