@@ -87,6 +87,7 @@ def sparse_conv1d(
     *,
     padding_mode: str = "zeros",
     backend: str = "auto",
+    relu: bool = False,
 ) -> Tensor:
     """Convolve with the active weights only.
 
@@ -109,6 +110,8 @@ def sparse_conv1d(
             the kernel: no padded copy of the input is made.
         backend: ``"auto"``, ``"cpp"`` (CPU kernels) or ``"reference"`` (dense). A named backend
             runs or raises.
+        relu: replace negative outputs by 0 before they are stored; the bits of ``F.relu`` of the
+            output, and its gradients.
 
     Returns:
         ``(N, C_out, L_out)`` or ``(C_out, L_out)``.
@@ -152,8 +155,11 @@ def sparse_conv1d(
     x = input if input.dim() == 3 else input.unsqueeze(0)
     if resolve_backend(backend, x.device) == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
+        y = y.relu() if relu else y
     elif torch.is_inference_mode_enabled():  # nothing to differentiate, so nothing to record
-        y = _ops.fprop(x, values, bias, pattern, geometry)
+        y = _ops.fprop(x, values, bias, pattern, geometry, relu)
+    elif relu:
+        y = _apply(_FpropRelu, x, values, bias, pattern, geometry)
     else:
         y = _apply(_Fprop, x, values, bias, pattern, geometry)
     return y if input.dim() == 3 else y.squeeze(0)
@@ -261,6 +267,20 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
 # is made of the two others; that is what makes every order of differentiation available.
 
 
+def _fprop_gradients(
+    grad: Tensor, x: Tensor, values: Tensor, ctx: Any
+) -> tuple[Tensor | None, ...]:
+    pattern, geometry = ctx.pattern, ctx.geometry
+    need_x, need_values, need_bias = ctx.needs_input_grad[:3]
+    return (
+        _apply(_Dgrad, grad, values, pattern, geometry, x.shape[2]) if need_x else None,
+        _apply(_Wgrad, grad, x, pattern, geometry) if need_values else None,
+        _bias_gradient(grad, pattern) if need_bias else None,
+        None,
+        None,
+    )
+
+
 class _Fprop(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -277,17 +297,29 @@ class _Fprop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, values = ctx.saved_tensors
-        pattern, geometry = ctx.pattern, ctx.geometry
-        need_x, need_values, need_bias = ctx.needs_input_grad[:3]
-        return (
-            _apply(_Dgrad, grad, values, pattern, geometry, x.shape[2]) if need_x else None,
-            _apply(_Wgrad, grad, x, pattern, geometry) if need_values else None,
-            _bias_gradient(grad, pattern) if need_bias else None,
-            None,
-            None,
-        )
+        return _fprop_gradients(grads[0], *ctx.saved_tensors, ctx)
+
+
+class _FpropRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        pattern: KernelCSR,
+        geometry: Geometry,
+    ) -> Tensor:
+        y = _ops.fprop(x, values, bias, pattern, geometry, relu=True)
+        ctx.save_for_backward(x, values, y)
+        ctx.pattern, ctx.geometry = pattern, geometry
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, y = ctx.saved_tensors
+        passed = torch.ops.aten.threshold_backward(grads[0], y, 0)  # where y > 0, as F.relu's
+        return _fprop_gradients(passed, x, values, ctx)
 
 
 def _bias_gradient(grad: Tensor, pattern: KernelCSR) -> Tensor:
