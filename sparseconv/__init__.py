@@ -9,6 +9,7 @@ from sparseconv._backends import available_backends
 from sparseconv._version import __version__
 from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d
+from sparseconv.inference import optimize_for_inference
 from sparseconv.modules import SparseConv1d
 from sparseconv.pattern import KernelCSR, Region
 
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "models",
+    "optimize_for_inference",
     "sparse_conv1d",
 ]
 

@@ -297,7 +297,8 @@ class _Fprop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _fprop_gradients(grads[0], *ctx.saved_tensors, ctx)
+        x, values = ctx.saved_tensors
+        return _fprop_gradients(grads[0], x, values, ctx)
 
 
 class _FpropRelu(torch.autograd.Function):

@@ -1,0 +1,174 @@
+"""Which ``nn.Sequential`` of a model run whole, from first to last, and in no other way.
+
+A module may be replaced by an equal one whatever the model does with it. Two neighbours may be
+merged only if nobody takes what stands between them, and that depends on the code around them:
+``self.net(x)`` runs a Sequential whole, ``self.net[:2](x)`` or ``for layer in self.net`` need not.
+Proven here for every module from the root down, by two means:
+
+1. The bytecode of ``forward``, and of the methods that it calls, uses a child only by calling it.
+   That holds for every path through the code.
+2. Else, ``torch.fx`` traces that ``forward`` with all children as leaves; this sees through loops
+   over a ``ModuleList``, and gives up where the path depends on the data.
+"""
+
+from __future__ import annotations
+
+import copy
+import dis
+import inspect
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+
+def called_whole(root: nn.Module) -> list[nn.Sequential]:
+    """Return the Sequentials below ``root`` that are proven to run whole whenever they run.
+
+    The proof is about one place in the tree: a module that hangs in several is not looked for.
+
+    Example:
+        >>> net = nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU())
+        >>> called_whole(net) == [net, net[0]]
+        True
+    """
+    found, visited = [], set()
+    waiting = [root]
+    while waiting:
+        module = waiting.pop()
+        if id(module) in visited:
+            continue
+        visited.add(id(module))
+        if _is_plain_sequential(module):
+            assert isinstance(module, nn.Sequential)
+            found.append(module)
+        waiting += reversed(list(_whole_children(module)))
+    return found
+
+
+def has_own_code(module: nn.Module) -> bool:
+    """Whether something other than the class decides what calling this module does."""
+    hooks = any(value for name, value in vars(module).items() if name.endswith("_hooks"))
+    return hooks or "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__
+
+
+def _is_plain_sequential(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Sequential)
+        and type(module).forward is nn.Sequential.forward
+        and type(module).__iter__ is nn.Sequential.__iter__
+        and "forward" not in vars(module)
+        and type(module).__call__ is nn.Module.__call__
+    )
+
+
+def _whole_children(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules below this one that it calls whole, and not otherwise."""
+    if _is_plain_sequential(module):
+        yield from module._modules.values()  # type: ignore[misc]
+        return
+    children = {name: child for name, child in module._modules.items() if child is not None}
+    if not children or "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
+        return
+    taken = _children_taken(type(module), set(children))
+    yield from (child for name, child in children.items() if name not in taken)
+    if taken:
+        for target in _traced_calls(module):
+            if target.partition(".")[0] in taken:
+                yield module.get_submodule(target)
+
+
+# What the code says: which children does forward use in another way than by calling them?
+
+
+def _children_taken(kind: type[nn.Module], children: set[str]) -> set[str]:
+    """Names of the children that some path through ``forward`` may not call whole."""
+    taken: set[str] = set()
+    waiting, seen = ["forward"], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for owner in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+            if name not in vars(owner):
+                continue
+            code = _code(vars(owner)[name])
+            uses = None if code is None else _uses_of_self(code)
+            if uses is None:
+                return children
+            for attribute, called in uses:
+                if attribute in children:
+                    taken |= set() if called else {attribute}
+                elif hasattr(nn.Module, attribute) and attribute not in ("forward", "training"):
+                    return children  # children(), _modules, get_submodule, ...
+                else:
+                    waiting.append(attribute)
+    return taken
+
+
+def _code(member: Any) -> CodeType | None:
+    """The code of a method or property; None if it has none that can be read."""
+    if isinstance(member, property):
+        member = member.fget
+    if isinstance(member, staticmethod | classmethod):
+        return None
+    if not callable(member):
+        return (lambda self: None).__code__  # a constant of the class
+    member = inspect.unwrap(member)
+    return member.__code__ if isinstance(member, FunctionType) else None
+
+
+def _uses_of_self(code: CodeType) -> list[tuple[str, bool]] | None:
+    """List ``(attribute, is only called)`` per ``self.attribute``; None if self goes astray."""
+    if code.co_argcount == 0:
+        return None
+    itself = code.co_varnames[0]
+    if itself in code.co_cellvars:  # an inner function knows self
+        return None
+    uses = []
+    instructions = [i for i in dis.get_instructions(code) if i.opname != "CACHE"]
+    for at, instruction in enumerate(instructions):
+        names = instruction.argval
+        names = names if isinstance(names, tuple) else (names,)
+        if not instruction.opname.startswith("LOAD_FAST") or itself not in names:
+            continue
+        before, after = instructions[at - 1], instructions[at + 1]
+        if before.argval == "__class__" and after.opname in ("PRECALL", "CALL", "LOAD_SUPER_ATTR"):
+            named = next(i for i in instructions[at + 1 :] if i.opname.startswith("LOAD_"))
+            uses.append((str(named.argval), True))  # super().name: every class's is looked at
+            continue
+        if names[-1] != itself or names.count(itself) > 1:
+            return None
+        if after.opname == "LOAD_METHOD" or (
+            after.opname == "LOAD_ATTR" and "NULL|self" in after.argrepr
+        ):
+            uses.append((str(after.argval), True))
+        elif after.opname == "LOAD_ATTR":
+            uses.append((str(after.argval), False))
+        elif after.opname != "STORE_ATTR":
+            return None
+    return uses
+
+
+# What a trace shows.
+
+
+class _Calls(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _traced_calls(module: nn.Module) -> set[str]:
+    """Names of the modules that ``forward`` calls and touches in no other way."""
+    twin = copy.deepcopy(module)  # forward may count, or write into buffers
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            nodes = _Calls().trace(twin).nodes
+    except Exception:  # whatever a forward does to something that is no tensor
+        return set()
+    touched = {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+    called = {str(node.target) for node in nodes if node.op == "call_module"}
+    return {name for name in called if not any(other.startswith(name + ".") for other in touched)}
