@@ -1,0 +1,677 @@
+"""optimize_for_inference: right within a computed bound, and nothing merged that may not be."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import sparseconv as sc
+from sparseconv import SparseConv1d
+from sparseconv._backends import extension
+from sparseconv.evaluation import predict_log_proba
+from sparseconv.models import DSN
+from sparseconv.recipe import Recipe
+from sparseconv.training import train
+from tests import tiny
+
+ISAS = extension.isas() if extension is not None else []
+MODES = ("zeros", "replicate", "reflect", "circular")
+HALF = (torch.bfloat16, torch.float16)
+
+
+def kinds(model: nn.Module) -> list[str]:
+    return [type(m).__name__.removeprefix("_Inference") for m in model.modules()][1:]
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """Give every BatchNorm statistics and weights as training leaves them."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            if norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.1, 3)
+            if norm.affine:
+                nn.init.normal_(norm.weight)
+                nn.init.normal_(norm.bias)
+    return model.eval()
+
+
+def everything(model: nn.Module) -> dict[str, Any]:
+    """All that a model is, to see whether it was touched."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return {
+        "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "parameters": [
+            (id(p), p.requires_grad, None if p.grad is None else p.grad.clone())
+            for p in model.parameters()
+        ],
+        "modules": {name: (id(m), type(m), m.training) for name, m in modules.items()},
+        "hooks": {
+            name: {k: list(v) for k, v in vars(m).items() if k.endswith("_hooks")}
+            for name, m in modules.items()
+        },
+    }
+
+
+# What rounding may do, counted along the network.
+
+
+def weight_of(conv: nn.Module) -> Tensor:
+    weight = conv.dense_weight() if isinstance(conv, SparseConv1d) else conv.weight
+    return weight.detach().double()
+
+
+def correlate(conv: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    pads = (conv.resolved_padding if isinstance(conv, SparseConv1d)
+            else tuple(conv._reversed_padding_repeated_twice))  # fmt: skip
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    x = F.pad(x, pads, mode)
+    return F.conv1d(x, weight, None, conv.stride, 0, conv.dilation, conv.groups)
+
+
+def with_bounds(layers: list[nn.Module], x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The layers' output in float64, and how far from it the merged layers may be.
+
+    A sum of n products rounds by (n + 2) u times the sum of magnitudes; a folded weight was rounded
+    once by our folding, eight times by torch's (the variance, its root, three products and sums,
+    twice for the bias); an error of the input passes through the magnitudes of the weights.
+    """
+    unit = torch.finfo(torch.float32 if dtype in HALF else dtype).eps / 2
+    stored = torch.finfo(dtype).eps / 2 if dtype in HALF else unit
+    spacing = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
+    exact, error = x.double(), torch.zeros_like(x, dtype=torch.float64)
+    for i, layer in enumerate(layers):
+        if isinstance(layer, SparseConv1d | nn.Conv1d):
+            norm = layers[i + 1] if i + 1 < len(layers) else None
+            scale, shift = torch.ones(layer.out_channels, dtype=torch.float64), 0
+            loose = torch.zeros_like(scale)  # magnitudes that make the bias
+            if isinstance(norm, nn.BatchNorm1d):
+                scale = (norm.running_var.double() + norm.eps).rsqrt()
+                scale = scale * (norm.weight.detach().double() if norm.affine else 1)
+                beta = norm.bias.detach().double() if norm.affine else torch.zeros_like(scale)
+                shift = beta - norm.running_mean.double() * scale
+                loose = beta.abs() + (norm.running_mean.double() * scale).abs()
+            if layer.bias is not None:
+                shift = shift + layer.bias.detach().double() * scale
+                loose = loose + (layer.bias.detach().double() * scale).abs()
+            weight = weight_of(layer) * scale[:, None, None]
+            size = correlate(layer, exact.abs() + error, weight.abs()) + loose[:, None]
+            ones = correlate(layer, torch.ones_like(exact), (weight != 0).double())
+            rounded = 1 if isinstance(layer, SparseConv1d) else 8
+            passed = correlate(layer, error, weight.abs())
+            exact = correlate(layer, exact, weight)
+            exact = exact + (shift[:, None] if isinstance(shift, Tensor) else shift)
+            error = passed + ((ones + 3) * unit + rounded * stored) * size * (1 + 2 * stored)
+            error = error + spacing * (ones + 1) * (1 + exact.abs())
+            if dtype in HALF:
+                error = error + stored * (exact.abs() + error) + spacing
+        elif isinstance(layer, nn.ReLU):
+            exact = exact.relu()  # moves no two values apart
+        elif isinstance(layer, nn.AdaptiveAvgPool1d):
+            terms = exact.shape[-1] + 2
+            size = F.adaptive_avg_pool1d(exact.abs() + error, layer.output_size)
+            error = F.adaptive_avg_pool1d(error, layer.output_size) + terms * unit * size
+            exact = F.adaptive_avg_pool1d(exact, layer.output_size)
+        elif isinstance(layer, nn.Flatten):
+            exact, error = exact.flatten(1), error.flatten(1)
+        else:
+            assert isinstance(layer, nn.BatchNorm1d)  # counted with the layer before
+    return exact, (2 if dtype == torch.float64 else 1) * error  # float64 itself rounds as well
+
+
+def random_net(rng: random.Random, dtype: torch.dtype) -> list[nn.Module]:
+    channels, layers = rng.randint(1, 4), []
+    for _ in range(rng.randint(1, 3)):
+        groups, out = rng.choice((1, 1, 2)), 2 * rng.randint(1, 9)
+        channels_in = channels if channels % groups == 0 else None
+        groups = groups if channels_in else 1
+        kernel = rng.choice((1, 3, 5, 9))
+        dense = rng.random() < 0.3 and dtype not in HALF  # torch sums halves as it likes
+        padding = rng.choice((0, kernel // 2)) if dense else (rng.randint(0, 2), kernel // 2)
+        options = {
+            "padding": padding,
+            "stride": rng.choice((1, 1, 2)),
+            "dilation": rng.choice((1, 2)),
+            "groups": groups,
+            "bias": rng.random() < 0.5,
+            "padding_mode": rng.choice(MODES),
+            "dtype": dtype,
+        }
+        layers.append(
+            nn.Conv1d(channels, out, kernel, **options)
+            if dense
+            else SparseConv1d(channels, out, kernel, **options, density=rng.choice((0, 0.2, 1)))
+        )
+        if rng.random() < 0.8:
+            eps = rng.choice((1e-5, 1e-3, 1.0))
+            layers.append(nn.BatchNorm1d(out, eps, affine=rng.random() < 0.5, dtype=dtype))
+        if rng.random() < 0.8:
+            layers.append(nn.ReLU(inplace=rng.random() < 0.5))
+        channels = out
+    return layers
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
+def test_random_networks_within_the_computed_bound(
+    dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch, count_cases: Any
+) -> None:
+    if backend == "cpp" and extension is None:
+        pytest.skip("the C++ extension is not built")
+    monkeypatch.setenv("SPARSECONV_BACKEND", backend)
+    merged = 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        layers = random_net(random.Random(seed), dtype)
+        model = settled(nn.Sequential(*layers))
+        before = everything(model)
+        fast = sc.optimize_for_inference(model)
+        assert tiny.same(everything(model), before)
+        x = torch.randn(3, layers[0].in_channels, 70, dtype=dtype)
+        exact, bound = with_bounds(layers, x, dtype)
+        for isa in ISAS if backend == "cpp" else [""]:
+            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            y = fast(x)
+            assert y.dtype == dtype
+            error = (y.double() - exact).abs()
+            assert (error <= bound).all(), f"seed {seed} {isa}: {(error / bound).max():.3g}"
+        merged += len(layers) - len(list(fast))
+        followed = [i for i in range(len(layers)) if isinstance(layers[i], nn.BatchNorm1d)]
+        assert "BatchNorm1d" not in kinds(fast), followed
+    count_cases(60)
+    assert merged > 100
+
+
+def test_the_bound_would_notice_a_wrong_fold() -> None:
+    torch.manual_seed(0)
+    layers = [SparseConv1d(3, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU()]
+    fast = sc.optimize_for_inference(settled(nn.Sequential(*layers)))
+    x = torch.randn(4, 3, 50)
+    exact, bound = with_bounds(layers, x, torch.float32)
+    for wrong in ("eps", "order"):
+        spoiled = copy.deepcopy(fast)
+        with torch.no_grad():
+            if wrong == "eps":  # as if eps were left out
+                var = layers[1].running_var
+                values, crow = spoiled[0].values, spoiled[0].pattern.crow_indices[::3].diff()
+                scale = ((var + layers[1].eps) / var).sqrt()
+                values *= scale.repeat_interleave(crow)
+            else:
+                spoiled[0].bias.copy_(spoiled[0].bias.roll(1))
+        assert not ((spoiled(x) - exact).abs() <= bound).all(), wrong
+
+
+@pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
+def test_relu_has_the_bits_and_gradients_of_relu(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-40])
+    for length in (1, 5, 16, 33, 200):
+        layer = SparseConv1d(3, 20, 5, padding=2, density=0.5, dtype=dtype)
+        x = torch.randn(5, 3, length, dtype=dtype)
+        x[0, 0, :5] = special[:length].to(dtype)
+        arguments = (layer.values, layer.pattern, layer.bias)
+        for isa in ISAS:
+            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            plain = sc.sparse_conv1d(x, *arguments, padding=2)
+            fused = sc.sparse_conv1d(x, *arguments, padding=2, relu=True)
+            torch.testing.assert_close(fused, plain.relu(), rtol=0, atol=0, equal_nan=True)
+            assert plain.isnan().any()
+            assert torch.equal(fused.isnan(), plain.isnan())
+        wanted = [x.nan_to_num(0, 0, 0).requires_grad_(), layer.values, layer.bias]
+        grads = [
+            torch.autograd.grad(y.square().sum(), wanted)
+            for y in (
+                sc.sparse_conv1d(wanted[0], *arguments, padding=2, relu=True),
+                sc.sparse_conv1d(wanted[0], *arguments, padding=2).relu(),
+            )
+        ]
+        assert all(map(torch.equal, *grads))
+
+
+def test_relu_can_be_differentiated_twice() -> None:
+    torch.manual_seed(0)
+    pattern = sc.KernelCSR.random((4, 2, 3), 15)
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 9), 15, 4)]
+
+    def function(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return sc.sparse_conv1d(x, values, pattern, bias, padding=(2, 0), relu=True)
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+# The Dynamic Sparse Network
+
+
+def trained(in_channels: int = 1, **options: Any) -> DSN:
+    torch.manual_seed(0)
+    model = DSN(in_channels, 3, **{"nf": 7, "kernel_size": 9, "depth": 3, **options})
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        x = torch.randn(8, in_channels, 40)
+        F.nll_loss(model(x), torch.arange(8) % 3).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
+@pytest.mark.parametrize("in_channels", [1, 4])
+def test_dsn(in_channels: int, padding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(in_channels, padding=padding)
+    before = everything(model)
+    fast = sc.optimize_for_inference(model)
+    assert tiny.same(everything(model), before)
+    assert model.training
+    assert not {"BatchNorm1d", "ReLU"} & set(kinds(fast))
+    assert fast.cost(40).macs_executed == model.cost(40).macs_executed
+    logits: list[Tensor] = []
+    fast.head[-1].register_forward_pre_hook(lambda _, args: logits.append(args[0]))
+    layers = [layer for block in model.blocks for layer in block] + list(model.head)[:-1]
+    for length in (1, 24, 40, 300):  # either way to pool
+        x = torch.randn(5, in_channels, length)
+        exact, bound = with_bounds(layers, x, torch.float32)
+        for isa in ISAS or [""]:
+            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            assert fast(x).shape == (5, 3)
+            assert ((logits[-1].double() - exact).abs() <= bound).all()
+
+
+def test_predictions_on_gunpoint_are_the_same() -> None:
+    pytest.importorskip("aeon")
+    from sparseconv import datasets
+
+    data = datasets.load("GunPoint")
+    torch.manual_seed(0)
+    model = DSN(1, 2, nf=8, kernel_size=15, depth=3)
+    train(model, data.X_train, data.y_train, Recipe(epochs=15, lr=3e-3), progress=False)
+    X, y = torch.as_tensor(data.X_test), torch.as_tensor(data.y_test)
+    slow = predict_log_proba(model, X)
+    fast = predict_log_proba(sc.optimize_for_inference(model), X)
+    assert fast.argmax(1).equal(slow.argmax(1))
+    assert (slow.argmax(1) == y).double().mean() > 0.6  # it did learn
+
+
+# What the result can do
+
+
+def test_copied_pickled_saved_and_loaded() -> None:
+    model = trained(2)
+    fast, x = sc.optimize_for_inference(model), torch.randn(2, 2, 30)
+    y = fast(x)
+    assert torch.equal(copy.deepcopy(fast)(x), y)
+    assert torch.equal(pickle.loads(pickle.dumps(fast))(x), y)
+    other = sc.optimize_for_inference(trained(2, init="random"))
+    other.load_state_dict(fast.state_dict())
+    assert torch.equal(other(x), y)
+    assert torch.equal(sc.optimize_for_inference(fast)(x), y)  # nothing is left to merge
+    assert torch.equal(torch.compile(fast, backend="aot_eager", fullgraph=True)(x), y)
+    assert torch.equal(torch.export.export(fast, (x,)).module()(x), y)
+    assert not y.requires_grad
+    x.requires_grad_()  # saliency maps
+    (grad,) = torch.autograd.grad(fast(x).sum(), x)
+    model.eval()
+    (wanted,) = torch.autograd.grad(model(x).sum(), x)
+    torch.testing.assert_close(grad, wanted)
+
+
+def test_prints_what_was_merged() -> None:
+    model = nn.Sequential(SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 4, 1))
+    text = str(sc.optimize_for_inference(model))
+    assert "SparseConv1d(2, 3, kernel_size=(5,), stride=(1,), nnz=6, density=20.00 %, " in text
+    assert "norm=folded, activation=relu)" in text
+    assert "(3): Conv1d(3, 4, kernel_size=(1,), stride=(1,))" in text  # and keeps its name
+    assert "BatchNorm" not in text
+
+
+def test_refuses_what_it_cannot_do() -> None:
+    layers = (SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
+    fast = sc.optimize_for_inference(nn.Sequential(*layers))
+    with pytest.raises(RuntimeError, match="train the model that it was made from"):
+        fast.train()
+    assert fast.eval() is fast
+    with pytest.raises(ValueError, match="expected 3D input"):
+        fast(torch.zeros(2, 9))
+    with pytest.raises(NotImplementedError, match="fused ReLU"):
+        fast[0].to_dense()
+    with pytest.raises(TypeError, match=r"must be an nn\.Module, but got int"):
+        sc.optimize_for_inference(3)
+    dense = sc.optimize_for_inference(nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm1d(3)))
+    with pytest.raises(ValueError, match="expected 3D input"):
+        dense(torch.zeros(2, 9))
+    only_relu = sc.optimize_for_inference(nn.Sequential(layers[0], nn.ReLU()))
+    assert only_relu(torch.zeros(2, 9)).shape == (3, 5)
+
+
+def test_made_in_inference_mode_and_used_outside() -> None:
+    model, x = settled(trained()), torch.randn(2, 1, 30, requires_grad=True)
+    state = torch.get_rng_state()
+    with torch.inference_mode():
+        fast = sc.optimize_for_inference(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    fast(x).sum().backward()
+    with torch.inference_mode():
+        assert fast(x).shape == (2, 3)
+
+
+# What is left as it is
+
+
+def conv(**options: Any) -> SparseConv1d:
+    return SparseConv1d(4, 4, 3, padding=1, density=0.5, **options)
+
+
+class SpecialNorm(nn.BatchNorm1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 1
+
+
+class AlwaysTraining(nn.BatchNorm1d):
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(True)
+
+
+class Doubled(SparseConv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def shared_conv() -> nn.Module:
+    layer = conv()
+    return nn.Sequential(layer, nn.BatchNorm1d(4), layer, nn.BatchNorm1d(4))
+
+
+def shared_norm() -> nn.Module:
+    norm = nn.BatchNorm1d(4)
+    return nn.Sequential(conv(), norm, conv(), norm)
+
+
+def shared_block() -> nn.Module:
+    block = nn.Sequential(conv(), nn.BatchNorm1d(4))
+    return nn.Sequential(block, nn.Tanh(), block)
+
+
+def hooked(index: int, kind: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = nn.Sequential(conv(), nn.BatchNorm1d(4))
+        if kind == "pre":
+            model[index].register_forward_pre_hook(lambda _, args: (args[0] + 1,))
+        else:
+            model[index].register_forward_hook(lambda _, __, out: out * 2)
+        return model
+
+    return make
+
+
+def own_forward() -> nn.Module:
+    model = nn.Sequential(conv(), nn.BatchNorm1d(4))
+    model[0].forward = lambda x: x  # type: ignore[method-assign]
+    return model
+
+
+def variance_of_zero() -> nn.Module:
+    norm = nn.BatchNorm1d(4, eps=0)
+    norm.running_var.zero_()
+    return nn.Sequential(conv(), norm).eval()
+
+
+LEFT: dict[str, Callable[[], nn.Module]] = {
+    "no running statistics": lambda: nn.Sequential(
+        conv(), nn.BatchNorm1d(4, track_running_stats=False)
+    ),
+    "norm first": lambda: nn.Sequential(nn.BatchNorm1d(4), conv()),
+    "not adjacent": lambda: nn.Sequential(conv(), nn.Tanh(), nn.BatchNorm1d(4)),
+    "other activation": lambda: nn.Sequential(conv(), nn.GELU()),
+    "ReLU6": lambda: nn.Sequential(conv(), nn.ReLU6()),
+    "subclass of the norm": lambda: nn.Sequential(conv(), SpecialNorm(4)),
+    "subclass of the layer": lambda: nn.Sequential(Doubled(4, 4, 3), nn.BatchNorm1d(4)),
+    "always in training": lambda: nn.Sequential(conv(), AlwaysTraining(4)),
+    "instance norm": lambda: nn.Sequential(conv(), nn.InstanceNorm1d(4)),
+    "layer used twice": shared_conv,
+    "norm used twice": shared_norm,
+    "block used twice": shared_block,
+    "hook before the layer": hooked(0, "pre"),
+    "hook after the layer": hooked(0, "post"),
+    "hook before the norm": hooked(1, "pre"),
+    "own forward": own_forward,
+    "folded weights not finite": variance_of_zero,
+    "pruned": lambda: nn.Sequential(
+        prune.random_unstructured(nn.Conv1d(4, 4, 3), "weight", 0.5), nn.BatchNorm1d(4)
+    ),
+    "weight norm": lambda: nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3)), nn.BatchNorm1d(4)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_left_as_it_is(name: str) -> None:
+    torch.manual_seed(0)
+    model = LEFT[name]()
+    fast = sc.optimize_for_inference(model)
+    assert [type(m) for m in fast.modules()] == [type(m) for m in model.modules()]
+    model.eval()
+    x = torch.randn(3, 4, 30)
+    torch.testing.assert_close(fast(x), model(x), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_relu_may_stand_in_many_places() -> None:
+    relu = nn.ReLU()
+    model = nn.Sequential(conv(), nn.BatchNorm1d(4), relu, conv(), relu, nn.Tanh(), relu)
+    fast = sc.optimize_for_inference(model)
+    assert kinds(fast) == ["SparseConv1d", "SparseConv1d", "Tanh", "ReLU"]
+
+
+# Who runs the Sequential?
+
+
+class Around(nn.Module):
+    """A model around a Sequential that could be merged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(conv(), nn.BatchNorm1d(4), nn.ReLU())
+
+
+class Calls(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] > 2:
+            x = self.net(x) + x
+        return self.again(x)
+
+    def again(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class CallsSuper(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class Decorated(Around):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Calls().net for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x) + x
+        return x
+
+
+class Loops(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        kept = []
+        for layer in self.net:
+            x = layer(x)
+            kept.append(x)
+        return torch.cat(kept)
+
+
+class Slices(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[:2](x)
+
+
+class SlicesElsewhere(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + self.part(x)
+
+    def part(self, x: Tensor) -> Tensor:
+        return self.net[0](x)
+
+
+class SlicesInABranch(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[:1](x) if x.sum() > 1e9 else self.net(x)
+
+
+class ByProperty(Around):
+    @property
+    def first(self) -> nn.Module:
+        return self.net[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.net(x)
+
+
+class ByName(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_submodule("net.0")(x) + self.net(x)
+
+
+class ByChildren(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        for module in list(self.modules())[2:]:
+            x = module(x) + x
+        return x
+
+
+class HandsItselfOn(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return first_of(self)(x)
+
+
+def first_of(model: Any) -> nn.Module:
+    return model.net[0]
+
+
+class InnerFunction(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            return self.net[0](x)
+
+        return run(x)
+
+
+class OverridesCalls(CallsSuper):
+    def again(self, x: Tensor) -> Tensor:
+        return self.net[0](x)
+
+
+class HoldsALayer(Around):
+    """Also through a list, which registers nothing: the old layer must still be the old one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taps = [self.net[0]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + self.taps[0](x)
+
+
+class HasALayer(Around):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.net[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + self.first(x)
+
+
+class Counts(Around):
+    """Cannot be read (a loop over children), and has side effects when traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.count += 1
+        for child in self.children():
+            x = child(x) + 0 * torch.rand(1)
+        return x
+
+
+MERGED = (Calls, CallsSuper, Decorated, Blocks, HoldsALayer, Counts)
+NOT_MERGED = (
+    Loops,
+    Slices,
+    SlicesElsewhere,
+    SlicesInABranch,
+    ByProperty,
+    ByName,
+    ByChildren,
+    HandsItselfOn,
+    InnerFunction,
+    OverridesCalls,
+    HasALayer,
+)
+
+
+def inside(model: nn.Module) -> Iterator[nn.Module]:
+    """The model alone and in other models' places."""
+    yield model
+    yield nn.Sequential(nn.Tanh(), model)
+    yield nn.Sequential(nn.Sequential(model), nn.Tanh())
+
+
+@pytest.mark.parametrize("kind", [*MERGED, *NOT_MERGED])
+def test_models_around_a_sequential(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    for model in inside(settled(kind())):
+        before, state = everything(model), torch.get_rng_state()
+        fast = sc.optimize_for_inference(model)
+        assert tiny.same(everything(model), before)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert ("BatchNorm1d" not in kinds(fast)) == (kind in MERGED)
+        x = torch.randn(3, 4, 30)
+        torch.testing.assert_close(fast(x), model(x))
+
+
+class Outer(nn.Module):
+    """Takes apart what hangs deep inside of a model that itself does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Calls()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.inner.net[0](x)
+
+
+def test_an_outer_model_reaches_inside() -> None:
+    torch.manual_seed(0)
+    model, x = settled(Outer()), torch.randn(3, 4, 30)
+    fast = sc.optimize_for_inference(model)
+    assert "BatchNorm1d" in kinds(fast)
+    assert torch.equal(fast(x), model(x))
