@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
 from typing import TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparseconv._called_whole import called_whole, has_own_code
 from sparseconv.functional import sparse_conv1d
+from sparseconv.models.dsn import ShortAvgPool1d
 from sparseconv.modules import SparseConv1d
 
 
@@ -20,8 +23,9 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     In every ``nn.Sequential`` the ``BatchNorm1d`` that follows a ``SparseConv1d`` or an
     ``nn.Conv1d`` is folded into its weights and bias, and the ``ReLU`` that follows a
-    ``SparseConv1d`` is computed where the kernel stores its outputs. All other modules, their
-    names and their hooks are kept. The outputs differ from those of ``model.eval()`` by rounding.
+    ``SparseConv1d`` is computed where the kernel stores its outputs. Where a global average
+    follows a 1x1 ``nn.Conv1d``, perhaps with an ``AdaptiveAvgPool1d`` before it, the average is
+    taken first. All other modules, their names and their hooks are kept. The outputs differ from those of ``model.eval()`` by rounding.
 
     Left as it is, because merging could change the result: a module that hangs in several places
     of the model or has hooks or its own ``forward``; a BatchNorm without running statistics, or
@@ -54,12 +58,24 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
     # What is made in inference mode could not be used outside of it.
     with torch.inference_mode(False), torch.no_grad():
-        fast = copy.deepcopy(model).requires_grad_(False).eval()
+        fast = _copied(model).requires_grad_(False).eval()
         places = Counter(id(m) for _, m in fast.named_modules(remove_duplicate=False))
         for sequential in called_whole(fast):
             if places[id(sequential)] == 1:
                 _merge_neighbours(sequential, places)
+                _average_first(sequential, places)
     return fast
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    # Pruning and weight_norm keep a computed tensor as an attribute, which deepcopy refuses.
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed)
 
 
 def _merge_neighbours(sequential: nn.Sequential, places: Counter[int]) -> None:
@@ -145,6 +161,51 @@ def _fold(
     return folded
 
 
+def _average_first(sequential: nn.Sequential, places: Counter[int]) -> None:
+    """A 1x1 convolution is the same map at every position: only the mean has to pass it."""
+    names = list(sequential._modules)
+    for before, name, after in zip(["", *names], names, names[1:], strict=False):
+        conv = sequential._modules.get(name)  # None: merged with the one before
+        if not (
+            isinstance(conv, nn.Conv1d)
+            and type(conv) in (nn.Conv1d, _InferenceConv1d)
+            and not has_own_code(conv)
+            and places[id(conv)] <= 1  # 0: folded just now
+            and conv.groups == 1
+            and conv.kernel_size == conv.stride == (1,)
+            and conv.padding in ((0,), "same", "valid")
+            and conv.weight.dtype in (torch.float32, torch.float64)
+            and _pooled_size(sequential._modules.get(after)) == 1
+        ):
+            continue
+        bins = _pooled_size(sequential._modules.get(before))
+        sequential._modules[name] = _InferencePointwiseOfMean(conv, bins)
+        del sequential._modules[after]
+        if bins is not None:
+            del sequential._modules[before]
+
+
+def _pooled_size(module: nn.Module | None) -> int | None:
+    if not isinstance(module, nn.AdaptiveAvgPool1d) or has_own_code(module):
+        return None
+    if type(module) not in (nn.AdaptiveAvgPool1d, ShortAvgPool1d):
+        return None
+    size = module.output_size
+    size = size[0] if isinstance(size, tuple) and len(size) == 1 else size
+    return size if isinstance(size, int) and size > 0 else None
+
+
+@functools.lru_cache(maxsize=256)
+def _mean_of_bins(length: int, bins: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(length,)``: what each sample counts in the mean over ``bins`` adaptive averages."""
+    with torch.inference_mode(False), torch.no_grad():
+        weights = torch.zeros(length, dtype=torch.float64, device="cpu")
+        for i in range(bins):
+            first, end = i * length // bins, -((-(i + 1) * length) // bins)
+            weights[first:end] += 1 / (bins * (end - first))
+        return weights.to(device, dtype)
+
+
 class _Merged(nn.Module):
     """What all layers share that stand for several modules."""
 
@@ -218,3 +279,26 @@ class _InferenceConv1d(_Merged, nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         self._check(input)
         return super().forward(input)
+
+
+class _InferencePointwiseOfMean(_Merged):
+    """A 1x1 convolution of adaptive averages and the global average behind it: the mean first."""
+
+    def __init__(self, conv: nn.Conv1d, bins: int | None) -> None:
+        super().__init__()
+        self.conv, self.bins = conv, bins
+        self.eval()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(N, C, L)`` to ``(N, C_out, 1)``."""
+        conv, length = self.conv, input.shape[-1]
+        if input.dim() != 3 or input.shape[1] != conv.in_channels or length == 0:
+            raise ValueError(
+                f"expected input of shape (N, {conv.in_channels}, L) with L >= 1, "
+                f"but got {tuple(input.shape)}"
+            )
+        mean = input @ _mean_of_bins(length, self.bins or 1, input.dtype, input.device)
+        return F.linear(mean, conv.weight[:, :, 0], conv.bias).unsqueeze(2)
+
+    def extra_repr(self) -> str:
+        return f"bins={self.bins}"

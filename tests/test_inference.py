@@ -303,6 +303,52 @@ def test_predictions_on_gunpoint_are_the_same() -> None:
     assert (slow.argmax(1) == y).double().mean() > 0.6  # it did learn
 
 
+HEADS: dict[str, list[nn.Module]] = {
+    "global average": [nn.Conv1d(4, 3, 1), nn.AdaptiveAvgPool1d(1)],
+    "with a norm": [nn.Conv1d(4, 3, 1), nn.BatchNorm1d(3), nn.AdaptiveAvgPool1d((1,))],
+    "bins before": [nn.AdaptiveAvgPool1d(7), nn.Conv1d(4, 3, 1), nn.AdaptiveAvgPool1d(1)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", HEADS)
+def test_the_average_comes_first(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = [nn.ReLU(), *HEADS[name], nn.Flatten()]
+    model = settled(nn.Sequential(*copy.deepcopy(layers)).to(dtype))
+    fast = sc.optimize_for_inference(model)
+    assert len(fast) == 3
+    for length in (1, 2, 6, 7, 8, 50, 333):
+        x = torch.randn(4, 4, length, dtype=dtype)
+        exact, bound = with_bounds(list(model), x, dtype)
+        assert ((fast(x).double() - exact).abs() <= bound).all()
+    x[2, 1, 5] = float("nan")
+    assert fast(x).isnan().all(1).tolist() == [False, False, True, False]
+    for wrong in (torch.zeros(4, 4, 0), torch.zeros(4, 3, 9), torch.zeros(4, 9)):
+        with pytest.raises(ValueError, match="expected input of shape"):
+            fast(wrong.to(dtype))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv1d(4, 4, 1, groups=2), nn.AdaptiveAvgPool1d(1)],
+        [nn.Conv1d(4, 4, 3), nn.AdaptiveAvgPool1d(1)],
+        [nn.Conv1d(4, 4, 1, padding=1), nn.AdaptiveAvgPool1d(1)],
+        [nn.Conv1d(4, 4, 1, stride=2), nn.AdaptiveAvgPool1d(1)],
+        [nn.Conv1d(4, 4, 1), nn.AdaptiveAvgPool1d(2)],
+        [nn.Conv1d(4, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1)],
+        [nn.Conv1d(4, 4, 1), nn.AdaptiveMaxPool1d(1)],
+    ],
+    ids=str,
+)
+def test_no_average_is_moved_where_it_counts(layers: list[nn.Module]) -> None:
+    model, x = nn.Sequential(*layers), torch.randn(2, 4, 9)
+    fast = sc.optimize_for_inference(model)
+    assert kinds(fast) == kinds(model)
+    assert torch.equal(fast(x), model(x))
+
+
 # What the result can do
 
 
