@@ -15,6 +15,7 @@ from sparseconv.pattern import KernelCSR, Region
 
 if TYPE_CHECKING:
     from sparseconv.classification import DSNClassifier
+    from sparseconv.profiling import profile
 
 __all__ = [
     "DSNClassifier",
@@ -26,14 +27,20 @@ __all__ = [
     "available_backends",
     "models",
     "optimize_for_inference",
+    "profile",
     "sparse_conv1d",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # aeon and scikit-learn take seconds to import and are an extra: only who asks pays.
+    # aeon and scikit-learn take seconds to import and are an extra: only who asks pays. Measuring
+    # is nothing that a training run or a deployed model needs.
     if name == "DSNClassifier":
         from sparseconv.classification import DSNClassifier
 
         return DSNClassifier
+    if name == "profile":
+        from sparseconv.profiling import profile
+
+        return profile
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

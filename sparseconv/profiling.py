@@ -1,0 +1,351 @@
+"""``profile``: what each sparse layer of a model costs, and whether sparse pays there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from sparseconv import machine
+from sparseconv._backends import extension
+from sparseconv._untouched import untouched
+from sparseconv._validation import integer
+from sparseconv.bench.timing import Interval, Times, interleave, interval, ratio
+from sparseconv.functional import sparse_conv1d
+from sparseconv.modules import SparseConv1d
+from sparseconv.profile_result import LayerProfile, Measurement, ModelTime, Profile
+
+Passes = dict[str, Callable[[], object]]
+
+# With n rounds the whole range of the samples covers the median with probability 1 - 2 / 2^n: six
+# are needed before any interval can claim 95 %.
+LEAST_ROUNDS = 6
+
+
+@dataclass
+class _Call:
+    """A layer on an input as the model gave it, and how often it did."""
+
+    name: str
+    layer: SparseConv1d
+    input: Tensor
+    needs_dgrad: bool
+    calls: int = 1
+
+
+def profile(
+    model: nn.Module,
+    input: Tensor | tuple[Any, ...],
+    *,
+    backward: bool = True,
+    rounds: int = 30,
+    least_seconds: float = 2e-3,
+    seed: int = 0,
+) -> Profile:
+    """Measure every ``SparseConv1d`` of a model beside the same layer dense.
+
+    The model runs once to see what its layers are given. Then each layer is timed on its own,
+    sparse and dense taking turns in shuffled order (``sparseconv.bench.timing``), and at last the
+    whole model in turns with its sparse layers alone. Dense is what ``nn.Conv1d`` does:
+    ``F.conv1d`` with the dense weight, after ``F.pad`` where the padding is not zeros or differs
+    left and right. Backward computes what a training step would: no gradient of the input where
+    none is needed (the first layer), none of frozen values. Threads, mode (train or eval) and
+    autocast are those of the caller.
+
+    The model is left as it was: mode, gradients, buffers, hooks, random generators. Hooks of its
+    own run when the model runs, but not when a layer is timed.
+
+    Args:
+        model: any module that holds ``SparseConv1d`` layers, on the CPU.
+        input: what the model takes; a tuple is several arguments.
+        backward: time the backward pass too; False profiles inference, without gradients.
+        rounds: pairs of measurements, at least 6.
+        least_seconds: calls shorter than this are repeated until they last so long.
+        seed: of the order and of the gradients that the layers are given.
+
+    Returns:
+        A ``Profile``: print it, or read its ``layers``; ``to_dict()`` is ready for json.
+
+    Raises:
+        TypeError: ``model`` is no module, ``input`` neither tensor nor tuple.
+        ValueError: the model holds no ``SparseConv1d``, fails on the input, or reaches none of
+            its sparse layers with it; too few rounds.
+        NotImplementedError: a layer is on another device than the CPU.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> model = nn.Sequential(sc.SparseConv1d(8, 16, 9, padding=4), nn.ReLU())
+        >>> found = sc.profile(model, torch.randn(4, 8, 50), rounds=6)
+        >>> [(layer.name, layer.input_shape, layer.nnz) for layer in found.layers]
+        [('0', (4, 8, 50), 230)]
+    """
+    layers = _sparse_layers(model)
+    arguments = _arguments(input)
+    rounds = integer("rounds must be an int", rounds)
+    if rounds < LEAST_ROUNDS:
+        raise ValueError(
+            f"rounds must be at least {LEAST_ROUNDS}, or no interval of 95 % exists, "
+            f"but got {rounds}"
+        )
+    timing = {"rounds": rounds, "least_seconds": least_seconds, "seed": seed}
+    with untouched(model), torch.inference_mode(False), torch.set_grad_enabled(backward):
+        calls = _capture(model, layers, arguments)
+        reached = {call.name for call in calls}
+        peaks = {dtype: _fma_peak(dtype) for dtype in {_counted(call) for call in calls}}
+        measured = [_measure(call, backward, peaks[_counted(call)], timing) for call in calls]
+        alone = [(call.calls, passes) for call, (_, passes) in zip(calls, measured, strict=True)]
+        whole = _measure_model(model, arguments, alone, backward, timing)
+    return Profile(
+        layers=tuple(layer for layer, _ in measured),
+        unreached=tuple(name for name in layers.values() if name not in reached),
+        model=whole,
+        threads=torch.get_num_threads(),
+        fma_gflops={str(d).removeprefix("torch."): p for d, p in peaks.items() if p is not None},
+        machine=machine.facts(),
+    )
+
+
+def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    layers = {
+        # torch.compile puts a wrapper around what the user wrote.
+        module: name.replace("_orig_mod.", "") or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, SparseConv1d)
+    }
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} holds no SparseConv1d, so there is nothing to profile; "
+            "SparseConv1d.from_dense(conv, mask) makes one of an nn.Conv1d"
+        )
+    for layer, name in layers.items():
+        if layer.values.device.type != "cpu":
+            raise NotImplementedError(
+                f"profile measures on the CPU only, but layer {name!r} is on "
+                f"{layer.values.device}; move the model and its input with .cpu()"
+            )
+    return layers
+
+
+def _arguments(input: Any) -> tuple[Any, ...]:
+    """The arguments, copied: a model may write into them."""
+    if not isinstance(input, Tensor | tuple):
+        raise TypeError(
+            "input must be a tensor, or a tuple of the model's arguments, but got "
+            f"{type(input).__name__}"
+        )
+    with torch.inference_mode(False):
+        arguments: tuple[Any, ...] = tree_map_only(
+            Tensor,
+            lambda tensor: tensor.detach().clone().requires_grad_(tensor.requires_grad),
+            input if isinstance(input, tuple) else (input,),
+        )
+    return arguments
+
+
+def _capture(
+    model: nn.Module, layers: dict[SparseConv1d, str], arguments: tuple[Any, ...]
+) -> list[_Call]:
+    """Run the model once; calls of a layer that differ in numbers only are counted together."""
+    calls: dict[tuple[Any, ...], _Call] = {}
+
+    def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> None:
+        assert isinstance(layer, SparseConv1d)
+        x: Tensor = args[0] if args else kwargs["input"]
+        key = layer, x.shape, x.stride(), x.dtype, x.requires_grad
+        if key in calls:
+            calls[key].calls += 1
+        else:  # cloned, for what follows may write into it
+            calls[key] = _Call(layers[layer], layer, x.detach().clone(), x.requires_grad)
+
+    handles = [layer.register_forward_hook(see, with_kwargs=True) for layer in layers]
+    try:
+        # A compiled model would not know of the hooks.
+        with _eager():
+            model(*arguments)
+    except Exception as error:
+        shapes = [tuple(t.shape) for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+        raise ValueError(
+            f"{type(model).__name__} failed on the input (tensors of shape {shapes}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not calls:
+        raise ValueError(
+            f"the input reached none of the model's sparse layers ({', '.join(layers.values())}); "
+            "give one that the model sends through them, in the mode (train or eval) that does"
+        )
+    return list(calls.values())
+
+
+def _eager() -> AbstractContextManager[None]:
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _counted(call: _Call) -> torch.dtype:
+    """The dtype of the multiply-adds: the half types accumulate in float32."""
+    return torch.float64 if call.input.dtype == torch.float64 else torch.float32
+
+
+def _fma_peak(dtype: torch.dtype) -> float | None:
+    """GFLOP/s that this machine reaches with the caller's threads; None without the kernels."""
+    if extension is None:
+        return None
+    from sparseconv.bench.peaks import measure
+
+    with machine.threads(torch.get_num_threads()):
+        return float(measure(threads=torch.get_num_threads(), dtype=dtype)["fma_gflops"])
+
+
+def _convolutions(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., Tensor]]]:
+    """Per way its weight and the convolution ``(x, weight, bias) -> y``."""
+    pattern, mode, padding = layer.pattern, layer.padding_mode, layer.resolved_padding
+    stride, dilation, groups = layer.stride, layer.dilation, layer.groups
+    left, right = padding
+
+    def sparse(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        return sparse_conv1d(
+            x, values, pattern, bias, stride, padding, dilation, groups,
+            padding_mode=mode, backend=layer.backend,
+        )  # fmt: skip
+
+    def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if mode == "zeros" and left == right:
+            return F.conv1d(x, weight, bias, stride, left, dilation, groups)
+        if padding != (0, 0):
+            x = F.pad(x, padding, "constant" if mode == "zeros" else mode)
+        return F.conv1d(x, weight, bias, stride, 0, dilation, groups)
+
+    return {"sparse": (layer.values, sparse), "dense": (layer.dense_weight(), dense)}
+
+
+def _measure(
+    call: _Call, backward: bool, peak: float | None, timing: dict[str, Any]
+) -> tuple[LayerProfile, Passes]:
+    """The layer's record, and its sparse passes to be timed again beside the model."""
+    layer, pattern = call.layer, call.layer.pattern
+    candidates: Passes = {}
+    needs_dgrad = backward and call.needs_dgrad
+    needs_wgrad = backward and layer.values.requires_grad
+    for way, (weight, convolve) in _convolutions(layer).items():
+        x = call.input.detach().requires_grad_(needs_dgrad)
+        weight = weight.detach().requires_grad_(needs_wgrad)
+        bias = None if layer.bias is None else layer.bias.detach()
+        if bias is not None:
+            bias.requires_grad_(backward and layer.bias is not None and layer.bias.requires_grad)
+        arguments = x, weight, bias
+        y = convolve(*arguments)
+        candidates[f"{way} forward"] = partial(convolve, *arguments)
+        wanted = [t for t in arguments if t is not None and t.requires_grad]
+        if wanted:
+            generator = torch.Generator().manual_seed(timing["seed"])
+            grad = torch.empty_like(y).normal_(generator=generator)
+            candidates[f"{way} backward"] = partial(
+                torch.autograd.grad, y, wanted, grad, retain_graph=True
+            )
+    times = interleave(candidates, **timing)
+    passes = ("forward", "backward") if "sparse backward" in candidates else ("forward",)
+    outputs = y.numel() // layer.out_channels  # N * L_out
+    work = {"forward": 1, "backward": needs_dgrad + needs_wgrad}
+    measured = {
+        which: _measurement(
+            times,
+            which,
+            [2 * work[which] * outputs * n for n in (pattern.nnz, pattern.numel)],
+            peak,
+        )
+        for which in passes
+    }
+    together = {
+        way: sum(times[f"{way} {which}"] for which in passes) for way in ("sparse", "dense")
+    }
+    record = LayerProfile(
+        name=call.name,
+        calls=call.calls,
+        input_shape=tuple(call.input.shape),
+        output_shape=tuple(y.shape),
+        weight_shape=pattern.shape,
+        dtype=str(y.dtype).removeprefix("torch."),
+        nnz=pattern.nnz,
+        density=pattern.density,
+        dgrad=needs_dgrad,
+        wgrad=needs_wgrad,
+        forward=measured["forward"],
+        backward=measured.get("backward"),
+        ratio=interval(together["dense"] / together["sparse"]),
+    )
+    return record, {which: candidates[f"sparse {which}"] for which in passes}
+
+
+def _measurement(times: Times, which: str, flops: list[int], peak: float | None) -> Measurement:
+    sparse, dense = times[f"sparse {which}"], times[f"dense {which}"]
+    typical = interval(sparse)
+    executed, whole = flops
+    return Measurement(
+        flops=executed,
+        dense_flops=whole,
+        sparse_ms=_milliseconds(typical),
+        dense_ms=_milliseconds(interval(dense)),
+        ratio=interval(dense / sparse),
+        share_of_peak=None if peak is None else executed / typical.median / 1e9 / peak,
+    )
+
+
+def _milliseconds(seconds: Interval) -> Interval:
+    return Interval(*(1e3 * value for value in seconds))
+
+
+def _measure_model(
+    model: nn.Module,
+    arguments: tuple[Any, ...],
+    layers: list[tuple[int, Passes]],
+    backward: bool,
+    timing: dict[str, Any],
+) -> ModelTime:
+    def forward() -> list[Tensor]:
+        return [t for t in tree_leaves(model(*arguments)) if isinstance(t, Tensor)]
+
+    def step() -> object:
+        outputs = _differentiable(forward())
+        return torch.autograd.grad(
+            outputs, wanted, [torch.ones_like(t) for t in outputs], allow_unused=True
+        )
+
+    def run(*passes: str) -> None:
+        for calls, layer in layers:
+            for which in passes:
+                for _ in range(calls if which in layer else 0):
+                    layer[which]()
+
+    leaves = tree_leaves(arguments)
+    wanted = _differentiable([*model.parameters(), *(t for t in leaves if isinstance(t, Tensor))])
+    trains = backward and bool(wanted) and bool(_differentiable(forward()))
+    # Shares are taken pair by pair: the machine's speed may have changed since the layers' turn.
+    candidates: Passes = {"forward": forward, "layers forward": partial(run, "forward")}
+    if trains:
+        candidates |= {"step": step, "layers step": partial(run, "forward", "backward")}
+    times = interleave(candidates, **timing)
+    return ModelTime(
+        forward_ms=_milliseconds(interval(times["forward"])),
+        forward_share=ratio(times, "layers forward", "forward"),
+        step_ms=_milliseconds(interval(times["step"])) if trains else None,
+        step_share=ratio(times, "layers step", "step") if trains else None,
+    )
+
+
+def _differentiable(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor.requires_grad]
