@@ -33,7 +33,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     attributes = [_remember(vars(module)) for module in modules]
     buffers = [
-        (buffer, buffer._version, buffer.detach().clone())
+        (buffer, buffer.detach().clone())
         for buffer in model.buffers()
         if not buffer.is_inference()  # nobody can change those here
     ]
@@ -53,8 +53,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for module, before in zip(modules, attributes, strict=True):
                 _restore(vars(module), before)
             with torch.no_grad():
-                for buffer, version, content in buffers:
-                    if buffer._version != version:
+                for buffer, content in buffers:
+                    # Not by its version: batch_norm writes into its statistics without counting.
+                    if not torch.equal(buffer, content):
                         buffer.copy_(content)
 
 

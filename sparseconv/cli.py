@@ -1,4 +1,4 @@
-"""The command line: ``python -m sparseconv info``, ``… train NAME`` and ``… bench``."""
+"""The command line: ``python -m sparseconv info``, ``… train``, ``… profile`` and ``… bench``."""
 
 from __future__ import annotations
 
@@ -125,11 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     for title, options in (("data", DATA), ("network", NETWORK), ("recipe", RECIPE)):
         group = command.add_argument_group(title)
         for name, default in options.items():
-            _add_option(group, name, default)
+            add_option(group, name, default)
+
+    from sparseconv import profile_command  # it is made of this module's options
+
+    profile_command.add_to(commands)
     return parser
 
 
-def _add_option(group: argparse._ArgumentGroup, name: str, default: Any) -> None:
+def add_option(group: argparse._ArgumentGroup, name: str, default: Any) -> None:
     """One option; left out of the parsed arguments unless it is given."""
     flag = "--" + name.replace("_", "-")
     shown = "" if default is None else f" (default: {default})"
@@ -165,7 +169,7 @@ def _train(args: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(args).items() if name in DATA | NETWORK | RECIPE}
     name = Path(args.data).resolve().name.removesuffix(".npz")
     out: Path = args.out or Path("runs") / f"{name}-seed{given.get('seed', RECIPE['seed'])}"
-    settings = _resumed(out, given) if args.resume else _fresh(out, given)
+    settings = resumed_settings(out, given) if args.resume else _fresh(out, given)
 
     # Whatever can be wrong shows before anything is written.
     figures.require_matplotlib()
@@ -228,7 +232,7 @@ def _fresh(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return DATA | NETWORK | RECIPE | {"threads": torch.get_num_threads()} | dict(given)
 
 
-def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the run in ``out``; those given again must agree."""
     path = out / CONFIG_NAME
     try:
@@ -290,7 +294,7 @@ def _config(
     }
     text = json.dumps(config, indent=2) + "\n"
     out.mkdir(parents=True, exist_ok=True)
-    _write(path, text)
+    write_whole(path, text)
     return config
 
 
@@ -309,13 +313,13 @@ def _history_writer(path: Path) -> Callable[[list[dict[str, Any]]], None]:
         else:
             writer.writeheader()
             writer.writerows(history)
-            _write(path, text.getvalue())
+            write_whole(path, text.getvalue())
         begun = True
 
     return write
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

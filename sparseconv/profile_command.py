@@ -1,0 +1,165 @@
+"""``python -m sparseconv profile``: the sparse layers of a trained or of a fresh network."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparseconv import checkpoint, datasets, machine
+from sparseconv.cli import (
+    CONFIG_NAME,
+    DATA,
+    NETWORK,
+    RECIPE,
+    add_option,
+    resumed_settings,
+    write_whole,
+)
+from sparseconv.functional import single
+from sparseconv.models import DSN
+from sparseconv.recipe import Recipe
+from sparseconv.training import CHECKPOINT_NAME
+
+BATCH = 16  # series, where neither a run nor a data set says how many
+_SHAPE = ("channels", "classes", "length")
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the command line's parser."""
+    command = commands.add_parser(
+        "profile",
+        help="measure each sparse layer beside the same layer dense",
+        description="Measure each sparse layer of a Dynamic Sparse Network beside the same layer "
+        "dense: of a trained one (the folder of a run, or its checkpoint.pt; its best epoch, with "
+        "the pattern that it has grown), of a fresh one for a data set, or of a fresh one for "
+        "series of --channels, --length and --classes.",
+    )
+    command.set_defaults(run=_profile)
+    command.add_argument(
+        "source",
+        nargs="?",
+        metavar="RUN_OR_DATA",
+        help="results folder or checkpoint of `train`; or a data set as `train` takes it",
+    )
+    for name, text in (
+        ("channels", "channels of a series, where no run and no data set is named"),
+        ("classes", "number of classes, likewise"),
+        ("length", "samples of a series (default: the run's or the data set's)"),
+        ("batch", f"series in a batch (default: as in training, else {BATCH})"),
+        ("threads", "threads for torch (default: the run's, else torch's own)"),
+    ):
+        command.add_argument(f"--{name}", type=int, metavar="X", help=text)
+    command.add_argument(
+        "--inference", action="store_true", help="eval mode, no gradients, forward only"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
+    group = command.add_argument_group("network", "of a fresh one; a run knows its own")
+    for name, default in (NETWORK | {"seed": RECIPE["seed"]} | DATA).items():
+        add_option(group, name, default)
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from sparseconv.profiling import profile  # measuring is imported by who measures
+
+    options = NETWORK | DATA | {"seed": RECIPE["seed"]}
+    given = {name: value for name, value in vars(args).items() if name in options}
+    folder = _run_folder(args.source)
+    asked = {name: getattr(args, name) for name in _SHAPE if getattr(args, name) is not None}
+    if args.source is not None and (extra := [name for name in asked if name != "length"]):
+        raise ValueError(
+            f"{args.source} says how many {extra[0]} there are; leave --{extra[0]} away, or name "
+            "no run and no data set"
+        )
+    if folder is not None:
+        model, shape, threads = _trained(folder, Path(args.source), given)
+    else:
+        model, shape = _fresh(args.source, asked, options | given)
+        threads = torch.get_num_threads()
+    for name, value in (("batch", args.batch), ("length", args.length)):
+        if value is not None:
+            shape[name] = single(f"--{name}", value, 1)
+    threads = single("--threads", threads if args.threads is None else args.threads, 1)
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ValueError(f"--json {args.json} lies in a folder that does not exist; make it first")
+
+    machine.keep_freed_memory()  # as train() does
+    model.train(not args.inference)
+    x = _series(shape)
+    with machine.threads(threads):
+        found = profile(model, x, backward=not args.inference)
+    print(found)
+    if args.json is not None:
+        write_whole(args.json, json.dumps(found.to_dict(), indent=2) + "\n")
+    return 0
+
+
+def _run_folder(source: str | None) -> Path | None:
+    """The folder of the run that ``source`` names, if it names one."""
+    if source is None:
+        return None
+    path = Path(source)
+    if path.suffix == ".pt":
+        if not (path.parent / CONFIG_NAME).exists():
+            raise ValueError(
+                f"{path} needs the {CONFIG_NAME} of its run beside it, but there is none; name the "
+                "results folder of a run"
+            )
+        return path.parent
+    return path if (path / CONFIG_NAME).exists() else None
+
+
+def _trained(
+    folder: Path, source: Path, given: Mapping[str, Any]
+) -> tuple[DSN, dict[str, int], int]:
+    """The network of a run in its best epoch, the shape of its batches, and its threads."""
+    settings = resumed_settings(folder, given)
+    path = source if source.suffix == ".pt" else folder / CHECKPOINT_NAME
+    content = checkpoint.load(path)
+    data = json.loads((folder / CONFIG_NAME).read_text())["data"]
+    model = DSN(
+        data["n_channels"], len(data["classes"]), **{name: settings[name] for name in NETWORK}
+    )
+    try:
+        state = content["best"]["model"]
+    except (KeyError, TypeError):
+        raise checkpoint.CheckpointError(
+            f"{path} holds no best epoch, so `train` did not write it"
+        ) from None
+    checkpoint.restore(model, state)
+    batch = Recipe(**{name: settings[name] for name in RECIPE}).batch_size_for(data["n_train"])
+    shape = {"batch": batch, "channels": data["n_channels"], "length": data["n_timepoints"]}
+    return model, shape, settings["threads"]
+
+
+def _fresh(
+    source: str | None, asked: Mapping[str, int], settings: Mapping[str, Any]
+) -> tuple[DSN, dict[str, int]]:
+    """A network as training would begin with it, for a data set or for a shape alone."""
+    if source is None:
+        if missing := [name for name in _SHAPE if name not in asked]:
+            raise ValueError(
+                "profile needs a run, a data set, or all of --channels, --classes and --length, "
+                f"but --{missing[0]} is missing"
+            )
+        channels, classes = asked["channels"], asked["classes"]
+        shape = {"batch": BATCH, "channels": channels, "length": asked["length"]}
+    else:
+        data = datasets.load(source, nan_to_zero=settings["nan_to_zero"])
+        channels, classes = data.n_channels, len(data.classes)
+        batch = Recipe().batch_size_for(len(data.X_train))
+        shape = {"batch": batch, "channels": channels, "length": data.n_timepoints}
+    torch.manual_seed(Recipe(seed=settings["seed"]).seed)
+    return DSN(channels, classes, **{name: settings[name] for name in NETWORK}), shape
+
+
+def _series(shape: Mapping[str, int]) -> Tensor:
+    """Random series: no kernel's time depends on the numbers in them."""
+    return torch.randn(
+        shape["batch"], shape["channels"], shape["length"], generator=torch.Generator()
+    )

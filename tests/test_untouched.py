@@ -1,0 +1,132 @@
+"""Profiling leaves no trace: in the model, in its input, in the generators, however it ends."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nested import QUICK, Nested, X, nested
+from torch import Tensor, nn
+
+import sparseconv as sc
+from sparseconv import SparseConv1d, profiling
+from sparseconv.profiling import profile
+
+
+@pytest.fixture(autouse=True)
+def no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "_fma_peak", lambda _: None)
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything that a run of a model could change, comparable."""
+
+    def attributes(module: nn.Module) -> dict[str, Any]:
+        return {
+            name: list(value.items()) if isinstance(value, dict) else value
+            for name, value in vars(module).items()
+            if name not in ("_parameters", "_buffers")
+        }
+
+    numpy = np.random.get_state()
+    return {
+        "tensors": {k: v.tolist() for k, v in model.state_dict().items()},
+        "identities": [id(t) for t in (*model.parameters(), *model.buffers())],
+        "grads": {
+            k: None if p.grad is None else p.grad.tolist() for k, p in model.named_parameters()
+        },
+        "attributes": [repr(attributes(m)) for m in model.modules()],
+        "torch": torch.get_rng_state().tolist(),
+        "python": random.getstate(),
+        "numpy": (numpy[1].tolist(), numpy[2]),
+        "threads": torch.get_num_threads(),
+        "modes": [m.training for m in model.modules()],
+        "grad mode": torch.is_grad_enabled(),
+    }
+
+
+def prepared() -> Nested:
+    model = nested()
+    model.inner.eval()
+    model(X)["out"][0].sum().backward()
+    model.first.register_forward_hook(lambda *_: None)
+    model.register_forward_pre_hook(lambda *_: None)
+    return model
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = prepared()
+    before = state(model)
+    profile(model, X, **QUICK)
+    assert state(model) == before
+    profile(model, X, backward=False, **QUICK)
+    assert state(model) == before
+    model(X)
+    assert state(model) != before  # the comparison sees what a forward pass does
+
+
+def test_the_model_is_left_as_it_was_if_it_fails() -> None:
+    model = prepared()
+    model.failing = True
+    before = state(model)
+    with pytest.raises(ValueError, match="the head is broken"):
+        profile(model, X, **QUICK)
+    assert state(model) == before
+
+
+def test_the_model_is_left_as_it_was_if_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(candidates: Mapping[str, Any], **_: Any) -> None:
+        torch.randn(1)
+        if "layers forward" in candidates:
+            candidates["forward"]()
+            raise KeyboardInterrupt
+
+    model = prepared()
+    before = state(model)
+    real = profiling.interleave
+    monkeypatch.setattr(
+        profiling, "interleave", lambda c, **k: stop(c, **k) or real(c, **(k | QUICK))
+    )
+    with pytest.raises(KeyboardInterrupt):
+        profile(model, X)
+    assert state(model) == before
+
+
+def test_gradient_growth_sees_nothing_of_it() -> None:
+    """A ``DSTScheduler`` that gathers dense gradients grows the same weights as without."""
+    grown = []
+    for profiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(SparseConv1d(3, 4, 5), nn.ReLU(), SparseConv1d(4, 4, 5))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        dst = sc.DSTScheduler(model, optimizer, update_every=1, end_step=5, grow="gradient")
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(X).square().sum().backward()
+            if profiled:
+                profile(model, X, **QUICK)
+            optimizer.step()
+            dst.step()
+        grown.append([layer.pattern.to_mask().tolist() for layer in model[::2]])
+    assert grown[0] == grown[1]
+
+
+def test_the_input_is_left_as_it_was() -> None:
+    class Greedy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = SparseConv1d(3, 4, 5)
+
+        def forward(self, x: Tensor, scale: float) -> Tensor:
+            y = self.conv(x)
+            x.mul_(scale)
+            return y
+
+    x = X.clone()
+    found = profile(Greedy(), (x, 3.0), backward=False, **QUICK)
+    assert torch.equal(x, X)
+    assert len(found.layers) == 1
