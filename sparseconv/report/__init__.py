@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseconv.report import figures
-from sparseconv.report.page import Section, Table, write_html
+from sparseconv.report.page import Section, Table, render, write_html
 
 if TYPE_CHECKING:
     from sparseconv.models import DSN
     from sparseconv.models.dsn import DSNCost
 
-__all__ = ["Section", "Table", "figures", "grouped", "write_html", "write_training_report"]
+__all__ = [
+    "Section",
+    "Table",
+    "figures",
+    "grouped",
+    "render",
+    "write_html",
+    "write_training_report",
+]
 
 
 def write_training_report(

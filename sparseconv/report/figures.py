@@ -99,10 +99,10 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
     updates = np.array([row["epoch"] for row in history if row["updated"]])
     losses = np.array([row["train_loss"] for row in history])
     kept = epochs[len(losses) - 1 - int(np.argmin(losses[::-1]))]
-    figure = _figure("Learning", 9.0, 3.7)
+    figure = new_figure("Learning", 9.0, 3.7)
     axes = figure.subplots(1, 2, sharex=True)
     for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
-        _style(ax, "epoch", f"{quantity} (NLL, nats)" if quantity == "loss" else quantity)
+        style_axes(ax, "epoch", f"{quantity} (NLL, nats)" if quantity == "loss" else quantity)
         for subset, colour in (("train", BLUE), ("test", ORANGE)):
             if f"{subset}_{quantity}" not in history[0]:
                 continue
@@ -118,7 +118,7 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
     if min(losses) > 0:
         axes[0].set_yscale("log")
     axes[1].set_ylim(top=1.02)
-    _legend(figure, axes[1])
+    legend_above(figure, axes[1])
     return _save(figure, path)
 
 
@@ -150,7 +150,7 @@ def receptive_fields(models: Mapping[str, DSN], path: str | Path) -> Path:
         for label, model in models.items()
     }
     depth = len(next(iter(counts.values())))
-    figure = _figure("Effective receptive fields", 2.35 * depth, 4.6)
+    figure = new_figure("Effective receptive fields", 2.35 * depth, 4.6)
     axes = figure.subplots(2, depth, sharex="row", sharey="row", squeeze=False)
     for (label, layers), colour in zip(counts.items(), SERIES, strict=False):
         paths = [c[1:] / max(c[1:].sum(), 1) for c in layers]  # index i: size i + 1
@@ -167,9 +167,9 @@ def receptive_fields(models: Mapping[str, DSN], path: str | Path) -> Path:
         axes[0, i].set_title(f"layer {i + 1}", fontsize=9, color=INK, loc="left")
         stack = "layer 1" if i == 0 else f"layers 1-{i + 1}"
         axes[1, i].set_title(stack, fontsize=9, color=INK, loc="left")
-        _style(axes[0, i], "kernel's field (samples)", "kernels (%)" if i == 0 else "")
-        _style(axes[1, i], "path's field (samples)", "paths up to this (%)" if i == 0 else "")
-    _legend(figure, axes[0, 0])
+        style_axes(axes[0, i], "kernel's field (samples)", "kernels (%)" if i == 0 else "")
+        style_axes(axes[1, i], "path's field (samples)", "paths up to this (%)" if i == 0 else "")
+    legend_above(figure, axes[0, 0])
     return _save(figure, path)
 
 
@@ -186,7 +186,7 @@ def group_weights(model: DSN, path: str | Path) -> Path:
     """
     layers = model.sparse_layers()
     height = 0.9 + 0.95 * len(layers)
-    figure = _figure("Normalised active weights of the kernel groups", 9.0, height)
+    figure = new_figure("Normalised active weights of the kernel groups", 9.0, height)
     axes = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
     for i, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
         profile = group_profiles(layer)
@@ -206,7 +206,7 @@ def group_weights(model: DSN, path: str | Path) -> Path:
             ax.annotate(f"{share:.0%}", (kernel_size - 0.5, row), (6, 0), va="center", fontsize=8,
                         textcoords="offset points", color=INK, annotation_clip=False)  # fmt: skip
         ax.set_yticks(range(len(regions)), [f"group {row + 1}" for row in range(len(regions))])
-        _style(ax, "tap" if i == len(layers) - 1 else "", "", grid=False)
+        style_axes(ax, "tap" if i == len(layers) - 1 else "", "", grid=False)
         ax.set_title(f"layer {i + 1}", fontsize=9, color=INK, loc="left", pad=3)
     bar = figure.colorbar(image, ax=list(axes), pad=0.07, fraction=0.03)
     bar.set_label("Σ|w| at the tap / layer's largest", fontsize=8, color=INK)
@@ -224,13 +224,19 @@ def time_vs_flops(rows: Iterable[Saving], path: str | Path) -> Path:
     also uses the machine better than the dense one; below it, part of the saving was lost.
 
     Args:
-        rows: the measured factors; rows with ``sweep`` are joined to a line.
+        rows: the measured factors; rows with ``sweep`` are joined to a line, and points without a
+            label get none.
         path: where the picture goes.
     """
+    return _save(saving_figure(rows), path)
+
+
+def saving_figure(rows: Iterable[Saving], title: str = "Time saved against FLOPs saved") -> Figure:
+    """The figure of :func:`time_vs_flops`, not saved yet."""
     rows = list(rows)
-    figure = _figure("Time saved against FLOPs saved", 6.4, 5.2)
+    figure = new_figure(title, 6.4, 5.2)
     ax = figure.subplots()
-    _style(ax, "FLOPs: dense / executed", "time: dense / sparse")
+    style_axes(ax, "FLOPs: dense / executed", "time: dense / sparse")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
     factors = [factor for row in rows for factor in (row.flops, row.time)]
@@ -249,7 +255,7 @@ def time_vs_flops(rows: Iterable[Saving], path: str | Path) -> Path:
         points = [row for row in rows if row.series == series and not row.sweep]
         ax.scatter([p.flops for p in points], [p.time for p in points], s=36, color=colour,
                    edgecolor="white", linewidth=0.8, zorder=3, label=series)  # fmt: skip
-        for cluster in _clusters(points):
+        for cluster in _clusters([point for point in points if point.label]):
             ax.annotate(", ".join(p.label for p in cluster),
                         (cluster[0].flops, float(np.mean([p.time for p in cluster]))),
                         (6 * side, 0), textcoords="offset points", va="center", fontsize=7.5,
@@ -260,8 +266,8 @@ def time_vs_flops(rows: Iterable[Saving], path: str | Path) -> Path:
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}x")
     ax.set_aspect("equal")
-    _legend(figure, ax)
-    return _save(figure, path)
+    legend_above(figure, ax)
+    return figure
 
 
 def _clusters(points: Sequence[Saving]) -> list[list[Saving]]:
@@ -297,13 +303,16 @@ def require_matplotlib() -> type[Figure]:
     return Figure
 
 
-def _figure(title: str, width: float, height: float) -> Figure:
+def new_figure(title: str, width: float, height: float) -> Figure:
+    """A white figure, ``width x height`` inches, its title at the left."""
     figure = require_matplotlib()(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
     return figure
 
 
-def _style(ax: Axes, xlabel: str, ylabel: str, *, grid: bool = True) -> None:
+def style_axes(ax: Axes, xlabel: str, ylabel: str, *, grid: bool = True) -> None:
+    """Give the axes their labels and the house style."""
     for side, spine in ax.spines.items():
         spine.set_visible(grid and side in ("left", "bottom"))
         spine.set_color(FAINT)
@@ -315,7 +324,7 @@ def _style(ax: Axes, xlabel: str, ylabel: str, *, grid: bool = True) -> None:
         ax.set_axisbelow(True)
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
+def legend_above(figure: Figure, ax: Axes) -> None:
     """One legend for the whole figure, above the plots and right of the title."""
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=8.5,

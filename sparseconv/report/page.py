@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,54 @@ def write_html(
         FileNotFoundError: a section's figure does not exist; nothing is written.
         RuntimeError: jinja2 is not installed.
     """
+    figures = [_inline(section.figure) if section.figure else None for section in sections]
+    return render(
+        path,
+        __package__,
+        "template.html",
+        title=title,
+        subtitle=subtitle,
+        highlights=highlights,
+        sections=list(zip(sections, figures, strict=True)),
+    )
+
+
+def render(path: str | Path, package: str, template: str, **content: Any) -> Path:
+    """Write the page that a template makes of ``content``.
+
+    Args:
+        path: the file; its folder is made if missing.
+        package: where the template lies; it may extend this package's ``base.html``, which takes
+            ``title``, ``subtitle`` and ``highlights``, and import ``parts.html``.
+        template: its file name.
+        content: what the template names.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        RuntimeError: jinja2 is not installed.
+    """
     try:
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError as error:
         raise RuntimeError(
             f"the HTML report needs jinja2, which cannot be imported ({error}); "
             "install it with `pip install sparseconv[tsc]`"
         ) from error
+
+    def load(name: str) -> str:
+        own = files(package).joinpath(name)
+        return (own if own.is_file() else files(__package__).joinpath(name)).read_text("utf-8")
+
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(load),
     )
-    environment.filters["inline"] = _inline
-    template = environment.from_string(files(__package__).joinpath("template.html").read_text())
-    html = template.render(title=title, subtitle=subtitle, highlights=highlights, sections=sections)
+    html = environment.get_template(template).render(content)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
