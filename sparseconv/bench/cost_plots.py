@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparseconv.bench.plots import COMPUTATIONS
-from sparseconv.bench.svg import GOLD, SKY, Plot, legend, plain, threads_text, ticks
+from sparseconv.bench.svg import GOLD, SKY, Plot, decades, legend, threads_text, ticks
 from sparseconv.report import figures
 from sparseconv.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE
 
@@ -31,13 +31,12 @@ def growth(fits: Sequence[Mapping[str, Any]]) -> list[Plot]:
     for quantity in dict.fromkeys(fit["quantity"] for fit in fits):
         mine = [fit for fit in fits if fit["quantity"] == quantity]
         label = QUANTITIES.get(quantity, quantity)
-        figure = figures.new_figure("", 9.0, 4.2)
+        figure = figures.new_figure("", 9.0, 3.6 + 0.15 * len(mine))
         time, memory = figure.subplots(1, 2)
         for ax, unit in ((time, "time (ms)"), (memory, "peak memory (MB)")):
             figures.style_axes(ax, label, unit)
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
-            plain(ax.yaxis)
         for fit in sorted(
             mine, key=lambda f: (f["threads"], list(COMPUTATIONS).index(f["computation"]))
         ):
@@ -52,9 +51,9 @@ def growth(fits: Sequence[Mapping[str, Any]]) -> list[Plot]:
         places = sorted({point[0] for fit in mine for point in fit["points"]})
         for ax in (time, memory):
             ticks(ax.xaxis, places, least_gap=0.12)
-            ax.legend(loc="upper left", fontsize=7, frameon=False, labelcolor=INK)
-            bottom, top = ax.get_ylim()
-            ax.set_ylim(bottom, top * (top / bottom) ** (0.09 * len(mine)))  # room for the legend
+            decades(ax.yaxis)
+            ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), fontsize=8, frameon=False,
+                      labelcolor=INK, borderaxespad=0.2)  # fmt: skip
         plots.append(
             Plot(figure, f"How cost grows with {label}",
                  "Points are measured, lines are powers of the fitted exponent through their mean; "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-COMPUTATIONS = {"fprop": BLUE, "dgrad": GREEN, "wgrad": ORANGE}
+COMPUTATIONS = {"fprop": BLUE, "dgrad": ORANGE, "wgrad": GREEN}
 RIVALS = {
     "conv1d": BLUE, "conv2d_channels_last": ORANGE, "masked_dense": GREEN, "im2col_csr": PURPLE,
     "fft": GOLD,
@@ -76,7 +76,8 @@ def roofline(rows: Sequence[Row], peaks: Sequence[Row]) -> list[Plot]:
                            [row["gflops"] for row in points], s=26, color=colour, zorder=3,
                            edgecolor="white", linewidth=0.6, label=computation)  # fmt: skip
         ax.set_xlim(low, high)
-        ax.set_ylim(min(row["gflops"] for row in mine) / 1.5, peak["fma_gflops"] * 1.5)
+        reached = [row["gflops"] for row in mine]
+        ax.set_ylim(min(reached) / 1.5, max([*reached, peak["fma_gflops"]]) * 1.5)
         plain(ax.xaxis, ax.yaxis)
         legend(figure, ax, columns=4)
         name = f"{threads_text(peak['threads'])}, {peak['isa']}, {peak['dtype']}"
@@ -91,14 +92,18 @@ def roofline(rows: Sequence[Row], peaks: Sequence[Row]) -> list[Plot]:
 def speedup(rows: Sequence[Row], suite: str) -> list[Plot]:
     """Rival's time over the sparse time along one sweep, a panel per computation.
 
-    Of a suite that varies more than one thing, the longest sweep is drawn.
+    Of a suite that varies more than one thing, the longest sweep is drawn; of several, that most
+    like the network's layers.
     """
     key, label = SWEEPS[suite]
+    typical = next((row for row in rows if row["suite"] == "layer"), None)
     rows = [row for row in main_rows(rows) if row["suite"] == suite and row["ratio"]]
     plots = []
     for threads in sorted({row["threads"] for row in rows}):
         groups = _alike([row for row in rows if row["threads"] == threads], _varied(suite))
-        mine = max(groups.values(), key=lambda group: len({row[key] for row in group}))
+        mine = max(
+            groups.values(), key=lambda g: (len({r[key] for r in g}), _alikeness(g[0], typical))
+        )
         if len({row[key] for row in mine}) < 2:
             continue
         present = [name for name in COMPUTATIONS if any(r["computation"] == name for r in mine)]
@@ -134,6 +139,13 @@ def _alike(rows: Iterable[Row], varied: set[str]) -> dict[tuple[Any, ...], list[
             same.append(float(f"{row['density']:.2g}"))
         groups.setdefault(tuple(same), []).append(row)
     return groups
+
+
+def _alikeness(row: Row, typical: Row | None) -> int:
+    if typical is None:
+        return 0
+    same = [row[key] == typical[key] for key in SHAPE]
+    return sum(map(bool, [*same, f"{row['density']:.2g}" == f"{typical['density']:.2g}"]))
 
 
 def _constant(row: Row, varied: set[str]) -> str:
@@ -225,8 +237,10 @@ def _grid(rows: Sequence[Row], key: str) -> _Grid | None:
         place = float(f"{row['density']:.2g}"), row[key]
         cells.setdefault(place, []).append(row["ratio"]["conv1d"][0])
     up, across = sorted({y for y, _ in cells}), sorted({x for _, x in cells})
-    # A cross of two sweeps is no map: at least half of its fields must be measured.
-    if min(len(across), len(up)) < 2 or 2 * len(cells) < len(across) * len(up):
+    # A cross of two sweeps is no map: of each density and of each size half must be measured.
+    up = [y for y in up if 2 * sum((y, x) in cells for x in across) >= len(across)]
+    across = [x for x in across if 2 * sum((y, x) in cells for y in up) >= len(up)]
+    if min(len(across), len(up)) < 2:
         return None
     return _Grid(across, up, np.array([[_mean(cells.get((y, x))) for x in across] for y in up]))
 
@@ -241,20 +255,23 @@ def _maps(maps: Mapping[str, _Grid], label: str) -> Figure:
     figure = figures.new_figure("", 1.6 + len(maps) * (0.5 + 0.42 * wide), 1.3 + 0.34 * high)
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     logs = {name: np.log2(grid.ratios) for name, grid in maps.items()}
-    reach = max(1.0, *(float(np.nanmax(np.abs(values))) for values in logs.values()))
+    least, most = (
+        float(pick([pick(values) for values in logs.values()])) for pick in (np.nanmin, np.nanmax)
+    )
+    # Both colours down to a factor of 2 at least: a loss of 3 % must not look like a disaster.
+    norm = _colors().TwoSlopeNorm(0, min(least, -1.0), max(most, 1.0))
     for i, (ax, (name, grid)) in enumerate(zip(axes, maps.items(), strict=True)):
         figures.style_axes(ax, label, "density (%)" if i == 0 else "", grid=False)
         ax.set_title(name, fontsize=9, color=INK, loc="left")
-        image = ax.pcolormesh(logs[name], cmap="RdBu", vmin=-reach, vmax=reach,
+        image = ax.pcolormesh(logs[name], cmap="RdBu", norm=norm,
                               edgecolor="white", linewidth=1)  # fmt: skip
         for (y, x), value in np.ndenumerate(grid.ratios):
             if not np.isnan(value):
-                dark = abs(logs[name][y, x]) > 0.6 * reach
+                dark = abs(norm(logs[name][y, x]) - 0.5) > 0.3
                 ax.text(x + 0.5, y + 0.5, f"{value:.2g}", ha="center", va="center", fontsize=7.5,
                         color="#fefefe" if dark else "#111111")  # fmt: skip
         if np.nanmin(logs[name]) < 0 < np.nanmax(logs[name]):
             places = (np.arange(len(side)) + 0.5 for side in (grid.across, grid.up))
-            # What is not a number is left out of the contour.
             ax.contour(*places, logs[name], [0.0], colors="#111111", linewidths=1.8)
         ax.set_xticks(np.arange(len(grid.across)) + 0.5, [f"{x:g}" for x in grid.across])
         ax.set_yticks(np.arange(len(grid.up)) + 0.5, [f"{100 * y:g}" for y in grid.up])
@@ -263,6 +280,12 @@ def _maps(maps: Mapping[str, _Grid], label: str) -> Figure:
     bar.ax.tick_params(labelsize=8, colors=FAINT)
     bar.outline.set_visible(False)
     return figure
+
+
+def _colors() -> Any:
+    from matplotlib import colors
+
+    return colors
 
 
 def saved(rows: Sequence[Row]) -> list[Plot]:

@@ -66,6 +66,15 @@ def ticks(axis: Any, values: Sequence[float], least_gap: float) -> None:
     axis.set_major_formatter(lambda value, _: f"{value:.3g}" if value < 1000 else f"{value:.0f}")
 
 
+def decades(axis: Any) -> None:
+    """Ticks of a logarithmic axis in plain numbers: 1, 10, 100, or 1, 2, 5 on a short one."""
+    low, high = axis.get_view_interval()
+    ticker = _matplotlib("ticker")
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0,) if high / low > 1e3 else (1.0, 2.0, 5.0)))
+    axis.set_minor_formatter(ticker.NullFormatter())
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace(",", " "))
+
+
 def plain(*axes: Any) -> None:
     """Plain numbers instead of powers."""
     for axis in axes:

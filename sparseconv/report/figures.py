@@ -242,8 +242,8 @@ def saving_figure(rows: Iterable[Saving], title: str = "Time saved against FLOPs
     factors = [factor for row in rows for factor in (row.flops, row.time)]
     low, high = min([1.0, *factors]) / 1.3, max([2.0, *factors]) * 1.5
     ax.plot([low, high], [low, high], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    ax.annotate("y = x: time falls as FLOPs do", (1.0, 1.0), (2, 8), color=FAINT, fontsize=8,
-                textcoords="offset points", rotation=45, rotation_mode="anchor")  # fmt: skip
+    ax.annotate("y = x: time falls as FLOPs do", (1, 1), (0, 4), xycoords="axes fraction",
+                ha="right", textcoords="offset points", color=FAINT, fontsize=8)  # fmt: skip
     ax.axhspan(low, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
     ax.annotate("slower than dense", (high, 1.0), (-6, -5), textcoords="offset points", ha="right",
                 va="top", fontsize=8, color=FAINT)  # fmt: skip
