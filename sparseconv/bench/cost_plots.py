@@ -10,7 +10,7 @@ import numpy as np
 from sparseconv.bench.plots import COMPUTATIONS
 from sparseconv.bench.svg import GOLD, SKY, Plot, decades, legend, threads_text, ticks
 from sparseconv.report import figures
-from sparseconv.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE
+from sparseconv.report.figures import BLUE, GREEN, INK, ORANGE, PURPLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ QUANTITIES = {
     "length": "length L (samples)",
     "in_channels": "input channels",
 }
-PARTS = (BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY, FAINT, "#8c6d31", "#a0a7ae")
+PARTS = (BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY, "#8c6d31", "#8a6fd1", "#a0a7ae")
 WAYS = {"masked_dense": "before: masked dense", "sparse": "after: sparse"}
 
 

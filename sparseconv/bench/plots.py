@@ -25,7 +25,7 @@ RIVALS = {
     "fft": GOLD,
 }  # fmt: skip
 SHAPE = ("batch", "in_channels", "out_channels", "kernel_size", "length", "stride", "dilation",
-         "groups", "threads")  # fmt: skip
+         "groups", "threads", "density")  # fmt: skip
 
 # Per sweep: the row's key and its axis.
 SWEEPS = {
@@ -76,8 +76,8 @@ def roofline(rows: Sequence[Row], peaks: Sequence[Row]) -> list[Plot]:
                            [row["gflops"] for row in points], s=26, color=colour, zorder=3,
                            edgecolor="white", linewidth=0.6, label=computation)  # fmt: skip
         ax.set_xlim(low, high)
-        reached = [row["gflops"] for row in mine]
-        ax.set_ylim(min(reached) / 1.5, max([*reached, peak["fma_gflops"]]) * 1.5)
+        heights = [*(row["gflops"] for row in mine), peak["fma_gflops"], peak["l2_gflops"]]
+        ax.set_ylim(min(heights) / 1.5, max(heights) * 1.5)
         plain(ax.xaxis, ax.yaxis)
         legend(figure, ax, columns=4)
         name = f"{threads_text(peak['threads'])}, {peak['isa']}, {peak['dtype']}"
@@ -92,11 +92,12 @@ def roofline(rows: Sequence[Row], peaks: Sequence[Row]) -> list[Plot]:
 def speedup(rows: Sequence[Row], suite: str) -> list[Plot]:
     """Rival's time over the sparse time along one sweep, a panel per computation.
 
-    Of a suite that varies more than one thing, the longest sweep is drawn; of several, that most
-    like the network's layers.
+    Of a suite that varies more than one thing, the longest sweep is drawn; of several, the one
+    most like all the cases.
     """
     key, label = SWEEPS[suite]
-    typical = next((row for row in rows if row["suite"] == "layer"), None)
+    seen = [_shape(row) for row in rows]
+    typical = {k: Counter(shape[k] for shape in seen).most_common(1)[0][0] for k in SHAPE if seen}
     rows = [row for row in main_rows(rows) if row["suite"] == suite and row["ratio"]]
     plots = []
     for threads in sorted({row["threads"] for row in rows}):
@@ -130,22 +131,23 @@ def _varied(suite: str) -> set[str]:
     return {"in_channels", "out_channels"} if suite == "channels" else {SWEEPS[suite][0]}
 
 
-def _alike(rows: Iterable[Row], varied: set[str]) -> dict[tuple[Any, ...], list[Row]]:
+def _shape(row: Row) -> dict[str, float]:
+    """What tells two cases apart; patterns of one density differ by a few weights."""
+    return {key: row[key] for key in SHAPE} | {"density": float(f"{row['density']:.2g}")}
+
+
+def _alike(rows: Iterable[Row], varied: set[str]) -> dict[tuple[float, ...], list[Row]]:
     """Rows that differ in computation and in what is varied only."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[tuple[float, ...], list[Row]] = {}
     for row in rows:
-        same = [row[key] for key in SHAPE if key not in varied]
-        if "density" not in varied:  # patterns of one density differ by a few weights
-            same.append(float(f"{row['density']:.2g}"))
-        groups.setdefault(tuple(same), []).append(row)
+        same = tuple(value for key, value in _shape(row).items() if key not in varied)
+        groups.setdefault(same, []).append(row)
     return groups
 
 
-def _alikeness(row: Row, typical: Row | None) -> int:
-    if typical is None:
-        return 0
-    same = [row[key] == typical[key] for key in SHAPE]
-    return sum(map(bool, [*same, f"{row['density']:.2g}" == f"{typical['density']:.2g}"]))
+def _alikeness(row: Row, typical: Row) -> int:
+    shape = _shape(row)
+    return sum(shape[key] == value for key, value in typical.items())
 
 
 def _constant(row: Row, varied: set[str]) -> str:
@@ -234,7 +236,7 @@ class _Grid(NamedTuple):
 def _grid(rows: Sequence[Row], key: str) -> _Grid | None:
     cells: dict[tuple[float, float], list[float]] = {}
     for row in rows:
-        place = float(f"{row['density']:.2g}"), row[key]
+        place = _shape(row)["density"], row[key]
         cells.setdefault(place, []).append(row["ratio"]["conv1d"][0])
     up, across = sorted({y for y, _ in cells}), sorted({x for _, x in cells})
     # A cross of two sweeps is no map: of each density and of each size half must be measured.
