@@ -79,9 +79,13 @@ def test_every_part_of_the_document_is_shown(page: str) -> None:
 def test_numbers_reach_the_tables(page: str) -> None:
     row = document(counts=(1,))["rows"][0]
     m, low, high = row["ratio"]["conv1d"]
-    cells = [row["case"], "fprop", "16", "47 → 141 x 39", "24", "13.33%",
-             f"{row['ms']['sparse']:.4g}", f"{row['gflops']:.1f}", f"{row['share_of_peak']:.0%}", f"{row['share_of_roof']:.0%}",
-             f"{row['drift']:.2f}", f"{m:.2f} [{low:.2f}, {high:.2f}]"]  # fmt: skip
+    cells = [row["case"], "fprop", "16", "47 → 141 x 39", "24", "13.33%"]
+    cells += [f"{row['ms']['sparse']:.4g}", f"{row['gflops']:.1f}", f"{row['share_of_peak']:.0%}"]
+    cells += [
+        f"{row['share_of_roof']:.0%}",
+        f"{row['drift']:.2f}",
+        f"{m:.2f} [{low:.2f}, {high:.2f}]",
+    ]
     pattern = r"\s*".join(rf"<td[^>]*>{re.escape(cell)}</td>" for cell in cells)
     assert re.search(pattern, page)
 

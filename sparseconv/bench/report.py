@@ -116,9 +116,11 @@ def _highlights(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _goals(goals: Sequence[Row]) -> Part:
     if not goals:
         return Part("Goals")
-    lines = [(goal["goal"], str(goal["measured"]), "✓ met" if goal["met"] else "✗ missed")
-             for goal in goals]  # fmt: skip
-    return Part("Goals", tables=[("", Table(("goal", "measured", ""), lines, text_columns=3))])
+    lines = [
+        ("✓ met" if goal["met"] else "✗ missed", goal["goal"], str(goal["measured"]))
+        for goal in goals
+    ]
+    return Part("Goals", tables=[("", Table(("", "goal", "measured"), lines, text_columns=3))])
 
 
 def _suite(suite: str, title: str, rows: Sequence[Row]) -> Part:
