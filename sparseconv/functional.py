@@ -156,7 +156,8 @@ def sparse_conv1d(
     if resolve_backend(backend, x.device) == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
         y = y.relu() if relu else y
-    elif torch.is_inference_mode_enabled():  # nothing to differentiate, so nothing to record
+    elif not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        # Nothing to differentiate, so nothing to record.
         y = _ops.fprop(x, values, bias, pattern, geometry, relu)
     elif relu:
         y = _apply(_FpropRelu, x, values, bias, pattern, geometry)

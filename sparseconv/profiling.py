@@ -207,8 +207,9 @@ def _fma_peak(dtype: torch.dtype) -> float | None:
         return None
     from sparseconv.bench.peaks import measure
 
-    with machine.threads(torch.get_num_threads()):
-        return float(measure(threads=torch.get_num_threads(), dtype=dtype)["fma_gflops"])
+    name = str(dtype).removeprefix("torch.")
+    (peak,) = measure([torch.get_num_threads()], [extension.isa()], [name])
+    return float(peak["fma_gflops"])
 
 
 def _convolutions(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., Tensor]]]:
