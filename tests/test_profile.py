@@ -152,7 +152,7 @@ def test_verdict_and_shares(
     fake = times_of(sparse_forward=1.0, sparse_backward=2.0, dense_forward=dense_forward,
                     dense_backward=dense_backward, **MODEL)  # fmt: skip
     monkeypatch.setattr(profiling, "interleave", fake)
-    monkeypatch.setattr(profiling, "extension", object())
+    monkeypatch.setattr(profiling, "extension", types.SimpleNamespace(isa=lambda: "avx2"))
     found = profile(nn.Sequential(SparseConv1d(3, 6, 5, padding=2)), X)
     (layer,) = found.layers
     assert layer.backward is not None
