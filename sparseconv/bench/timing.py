@@ -107,8 +107,8 @@ def machine() -> dict[str, str]:
     """The facts without which a time says nothing, and the date; threads stand in every row."""
     found = facts() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     del found["threads"]
-    isas = ["none"] if extension is None else [extension.isa(), *extension.isas()]
-    return found | {"isa": isas[0], "isas": ", ".join(isas[1:]), "commit": _commit()}
+    isa, isas = ("none", ["none"]) if extension is None else (extension.isa(), extension.isas())
+    return found | {"isa": isa, "isas": ", ".join(isas), "commit": _commit()}
 
 
 def _commit() -> str:
