@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_verdict_and_shares(
     fake = times_of(sparse_forward=1.0, sparse_backward=2.0, dense_forward=dense_forward,
                     dense_backward=dense_backward, **MODEL)  # fmt: skip
     monkeypatch.setattr(profiling, "interleave", fake)
-    monkeypatch.setattr(profiling, "extension", types.SimpleNamespace(isa=lambda: "avx2"))
+    monkeypatch.setattr(profiling, "extension", SimpleNamespace(isa=lambda: "avx2"))
     found = profile(nn.Sequential(SparseConv1d(3, 6, 5, padding=2)), X)
     (layer,) = found.layers
     assert layer.backward is not None
