@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench bench-check lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -20,16 +20,20 @@ bench: $(VENV)/.built  ## measure everything into benchmarks/results (about an h
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json
 	$(PY) -m benchmarks.step --out benchmarks/results/step.json
 
+bench-check: $(VENV)/.built  ## compare the kernels' speed with BASE=<git ref>; fails if slower by 10 %
+	@test -n "$(BASE)" || { echo "name what to compare with: make bench-check BASE=HEAD~1" >&2; exit 2; }
+	$(PY) -m benchmarks.compare $(if $(THREADS),--threads $(THREADS)) -- $(BASE)
+
 lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f)
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) benchmarks/*.cpp
 
 format: $(VENV)/.lint  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i $$(find csrc -type f)
+	$(VENV)/bin/clang-format -i $$(find csrc -type f) benchmarks/*.cpp
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
