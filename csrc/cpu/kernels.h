@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../conv1d.h"
+#include "fused.h"
 
 namespace sparseconv {
 
@@ -11,6 +12,13 @@ struct KernelTable {
   // Indexed by Element.
   void (*correlate[4])(const Correlation&, int64_t part, int64_t parts, void* scratch);
   void (*wgrad[4])(const WeightGradient&, int64_t part, int64_t parts, void* scratch);
+  // float32 and float64 only.
+  void (*pointwise[2])(const Pointwise&, int64_t, int64_t, void*);
+  void (*pointwise_gradient[2])(const PointwiseGradient&, int64_t, int64_t, void*);
+  void (*batch_norm_relu[2])(const BatchNormRelu&, int64_t, int64_t, void*);
+  void (*batch_norm_relu_gradient[2])(const BatchNormReluGradient&, int64_t, int64_t, void*);
+  void (*pool[2])(const Pool&, int64_t, int64_t, void*);
+  void (*pool_gradient[2])(const Pool&, int64_t, int64_t, void*);
 };
 
 extern const KernelTable kBaseline;

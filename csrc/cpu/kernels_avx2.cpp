@@ -24,11 +24,21 @@ namespace avx2 {
 
 #include "vec_avx2.h"
 
+#include "vec_more_avx2.h"
+
 #include "tile.inl"
 
 #include "correlate.inl"
 
 #include "wgrad.inl"
+
+#include "columns.inl"
+
+#include "pointwise.inl"
+
+#include "batch_norm_relu.inl"
+
+#include "pool.inl"
 
 }  // namespace avx2
 }  // namespace sparseconv
@@ -47,6 +57,12 @@ const KernelTable kAvx2 = {
      avx2::correlate<avx2::F32, Bf16>, avx2::correlate<avx2::F32, Half>},
     {avx2::wgrad<avx2::F32, float>, avx2::wgrad<avx2::F64, double>, avx2::wgrad<avx2::F32, Bf16>,
      avx2::wgrad<avx2::F32, Half>},
+    {avx2::pointwise<avx2::F32>, avx2::pointwise<avx2::F64>},
+    {avx2::pointwise_gradient<avx2::F32>, avx2::pointwise_gradient<avx2::F64>},
+    {avx2::batch_norm_relu<avx2::F32>, avx2::batch_norm_relu<avx2::F64>},
+    {avx2::batch_norm_relu_gradient<avx2::F32>, avx2::batch_norm_relu_gradient<avx2::F64>},
+    {avx2::pool<avx2::F32, false>, avx2::pool<avx2::F64, false>},
+    {avx2::pool<avx2::F32, true>, avx2::pool<avx2::F64, true>},
 };
 
 }  // namespace sparseconv

@@ -30,11 +30,21 @@ namespace avx512 {
 
 #include "vec_avx512.h"
 
+#include "vec_more_avx512.h"
+
 #include "tile.inl"
 
 #include "correlate.inl"
 
 #include "wgrad.inl"
+
+#include "columns.inl"
+
+#include "pointwise.inl"
+
+#include "batch_norm_relu.inl"
+
+#include "pool.inl"
 
 }  // namespace avx512
 }  // namespace sparseconv
@@ -53,6 +63,12 @@ const KernelTable kAvx512 = {
      avx512::correlate<avx512::F32, Bf16>, avx512::correlate<avx512::F32, Half>},
     {avx512::wgrad<avx512::F32, float>, avx512::wgrad<avx512::F64, double>,
      avx512::wgrad<avx512::F32, Bf16>, avx512::wgrad<avx512::F32, Half>},
+    {avx512::pointwise<avx512::F32>, avx512::pointwise<avx512::F64>},
+    {avx512::pointwise_gradient<avx512::F32>, avx512::pointwise_gradient<avx512::F64>},
+    {avx512::batch_norm_relu<avx512::F32>, avx512::batch_norm_relu<avx512::F64>},
+    {avx512::batch_norm_relu_gradient<avx512::F32>, avx512::batch_norm_relu_gradient<avx512::F64>},
+    {avx512::pool<avx512::F32, false>, avx512::pool<avx512::F64, false>},
+    {avx512::pool<avx512::F32, true>, avx512::pool<avx512::F64, true>},
 };
 
 }  // namespace sparseconv

@@ -1,0 +1,92 @@
+// The plain structs of what stands around the sparse convolutions: no torch, no STL. Positions of
+// a whole batch are numbered through: column j is sample j % length of batch item j / length.
+#pragma once
+
+#include "../conv1d.h"
+
+namespace sparseconv {
+
+// out[n, r, l] = sum over k: weight[k, r] * in[n, k, l]. fprop of a 1x1 convolution, and with the
+// weight's other dimension first its dgrad. `weight` and `out` are contiguous.
+struct Pointwise {
+  TensorView in;
+  const void* weight;
+  void* out;
+  int64_t batch;
+  int64_t length;
+  int64_t depth;  // channels that are summed over
+  int64_t rows;   // output channels
+};
+
+// partial[s][r][c] = sum over the columns j of split s: row_side[j, r] * lane_side[j, c]. wgrad of
+// a 1x1 convolution; which tensor's channels become lanes is the caller's choice.
+struct PointwiseGradient {
+  TensorView row_side;
+  TensorView lane_side;
+  int64_t rows;
+  int64_t lanes;
+  void* partial;           // (splits, rows, partial_stride), 64-byte aligned
+  int64_t partial_stride;  // a multiple of a scratch row
+  int64_t splits;          // the columns are cut into this many fixed runs
+  int64_t batch;
+  int64_t length;
+};
+
+// Per channel: z = (x - mean) * (invstd * weight) + bias, out = max(z, 0). `out` is contiguous.
+struct BatchNormRelu {
+  TensorView in;
+  void* out;
+  const void* weight;  // null: ones
+  const void* bias;    // null: zeros
+  void* mean;          // (channels,), computed when training, else given
+  void* invstd;
+  void* running_mean;  // updated when training, unless null
+  void* running_var;
+  bool training;
+  double momentum;
+  double eps;
+  int64_t batch;
+  int64_t channels;
+  int64_t length;
+};
+
+// With dz = grad where z > 0 and n = batch * length: grad_bias = sum dz, grad_weight = sum dz *
+// xhat, grad_in = invstd * weight * (dz - (grad_bias + xhat * grad_weight) / n), the last part only
+// when training.
+struct BatchNormReluGradient {
+  TensorView grad;
+  TensorView in;
+  void* grad_in;  // contiguous
+  const void* weight;
+  const void* bias;
+  const void* mean;
+  const void* invstd;
+  void* grad_weight;
+  void* grad_bias;
+  bool training;
+  int64_t batch;
+  int64_t channels;
+  int64_t length;
+};
+
+// Averages over bins: bin i of `bins` covers samples floor(i length / bins) up to
+// ceil((i + 1) length / bins). Series are contiguous and follow each other.
+struct Pool {
+  const void* in;  // (series, length); of the gradient (series, bins)
+  void* out;       // (series, bins); of the gradient (series, length)
+  int64_t series;
+  int64_t length;
+  int64_t bins;
+};
+
+// Columns whose channels wait side by side for the tiles of PointwiseGradient.
+constexpr int64_t kPointDepth = 128;
+
+// Bytes of scratch, 64-byte aligned, that one call needs; enough for float64 on any ISA.
+int64_t scratch_bytes(const Pointwise& problem);
+int64_t scratch_bytes(const PointwiseGradient& problem);
+int64_t scratch_bytes(const BatchNormRelu& problem);
+int64_t scratch_bytes(const BatchNormReluGradient& problem);
+int64_t scratch_bytes(const Pool& problem);
+
+}  // namespace sparseconv

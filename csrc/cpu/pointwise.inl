@@ -1,0 +1,181 @@
+// Dense 1x1 convolution: three matrix products. Included once per ISA, after columns.inl.
+//
+// A tile of kR x kC vectors of sums stays in registers; per step of the depth it takes kC loads and
+// kR broadcasts for kR * kC multiply-adds. One chain per output, in the order of the depth: for
+// fprop and dgrad that is the channels, so the bits depend on nothing but the problem.
+
+template <typename V, int kR, int kC>
+static void point_tile(const typename V::T* rows,
+                       int64_t row_stride,
+                       const typename V::T* lanes,
+                       int64_t depth,
+                       bool go_on,
+                       typename V::T* out,
+                       int64_t out_stride) {
+  V sum[kR][kC];
+#pragma GCC unroll 12
+  for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 2
+    for (int c = 0; c < kC; ++c) {
+      sum[r][c] = go_on ? loadu(out + r * out_stride + c * V::kWidth) : V::splat(0);
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    V lane[kC];
+#pragma GCC unroll 2
+    for (int c = 0; c < kC; ++c) {
+      lane[c] = V::load(lanes + c * V::kWidth);
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < kR; ++r) {
+      const V weight = V::splat(rows[r]);
+#pragma GCC unroll 2
+      for (int c = 0; c < kC; ++c) {
+        sum[r][c] = fma(weight, lane[c], sum[r][c]);
+      }
+    }
+    rows += row_stride;
+    lanes += kC * V::kWidth;
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 2
+    for (int c = 0; c < kC; ++c) {
+      storeu(out + r * out_stride + c * V::kWidth, sum[r][c]);
+    }
+  }
+}
+
+template <typename V>
+using PointTile = void (*)(const typename V::T*,
+                           int64_t,
+                           const typename V::T*,
+                           int64_t,
+                           bool,
+                           typename V::T*,
+                           int64_t);
+
+template <typename V, int kC, int... kR>
+static PointTile<V> pick_point_tile(int64_t rows, std::integer_sequence<int, kR...>) {
+  static constexpr PointTile<V> kTiles[] = {point_tile<V, kR + 1, kC>...};
+  return kTiles[rows - 1];
+}
+
+// All rows of one panel of kC vectors, in near-equal tiles.
+template <typename V, int kC>
+static void point_panel(const typename V::T* rows,
+                        int64_t row_stride,
+                        int64_t n_rows,
+                        const typename V::T* lanes,
+                        int64_t depth,
+                        bool go_on,
+                        typename V::T* out,
+                        int64_t out_stride) {
+  const int64_t n_tiles = ceil_div(n_rows, kPointRows);
+  const int64_t tile = n_rows / n_tiles, longer = n_rows % n_tiles;
+  for (int64_t t = 0, r = 0; t < n_tiles; ++t) {
+    const int64_t count = tile + (t < longer);
+    pick_point_tile<V, kC>(count, std::make_integer_sequence<int, kPointRows>())(
+        rows + r, row_stride, lanes, depth, go_on, out + r * out_stride, out_stride);
+    r += count;
+  }
+}
+
+// lanes[k][i] = in[column begin + i, channel k] for the columns [begin, end) of one panel of
+// `width`; zeros beyond them.
+template <typename V>
+static void pack_panel(const Pointwise& p,
+                       int64_t begin,
+                       int64_t end,
+                       int64_t width,
+                       typename V::T* lanes) {
+  using T = typename V::T;
+  for (int64_t k = 0; end - begin < width && k < p.depth; ++k) {
+    for (int64_t i = end - begin; i < width; ++i) {
+      lanes[k * width + i] = T(0);
+    }
+  }
+  Run run;
+  for (int64_t j = begin; j < end; j += run.count) {
+    run = run_at(j, end, p.length);
+    T* to = lanes + (j - begin);
+    const T* from =
+        static_cast<const T*>(p.in.data) + run.item * p.in.stride[0] + run.start * p.in.stride[2];
+    if (run.count == 2 * V::kWidth && p.in.stride[2] == 1) {
+      for (int64_t k = 0; k < p.depth; ++k) {
+        loadu(from + k * p.in.stride[1]).store(to + k * width);
+        loadu(from + k * p.in.stride[1] + V::kWidth).store(to + k * width + V::kWidth);
+      }
+    } else {
+      for (int64_t k = 0; k < p.depth; ++k) {
+        copy_run<V>(to + k * width, from + k * p.in.stride[1], p.in.stride[2], run.count);
+      }
+    }
+  }
+}
+
+// Scratch: one panel of inputs and one of outputs.
+template <typename V>
+static void pointwise(const Pointwise& p, int64_t part, int64_t parts, void* scratch) {
+  using T = typename V::T;
+  constexpr int64_t kPanel = 2 * V::kWidth;
+  T* lanes = static_cast<T*>(scratch);
+  T* sums = lanes + p.depth * kPanel;
+  const T* weight = static_cast<const T*>(p.weight);
+  const int64_t columns = p.batch * p.length;
+  const int64_t panels = ceil_div(columns, kPanel);
+  for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
+    const int64_t begin = panel * kPanel, end = min_of(columns, begin + kPanel);
+    pack_panel<V>(p, begin, end, kPanel, lanes);
+    Run run = run_at(begin, end, p.length);
+    if (run.count == kPanel) {  // straight to where the outputs belong
+      T* out = static_cast<T*>(p.out) + run.item * p.rows * p.length + run.start;
+      point_panel<V, 2>(weight, p.rows, p.rows, lanes, p.depth, false, out, p.length);
+      continue;
+    }
+    point_panel<V, 2>(weight, p.rows, p.rows, lanes, p.depth, false, sums, kPanel);
+    for (int64_t j = begin; j < end; j += run.count) {
+      run = run_at(j, end, p.length);
+      T* out = static_cast<T*>(p.out) + run.item * p.rows * p.length + run.start;
+      for (int64_t r = 0; r < p.rows; ++r) {
+        copy_run<V>(out + r * p.length, sums + r * kPanel + (j - begin), run.count);
+      }
+    }
+  }
+}
+
+// Scratch: kPointDepth columns of the row side and of one panel of the lane side, both with their
+// channels side by side. One chain per weight and split, in the order of the columns.
+template <typename V>
+static void pointwise_gradient(const PointwiseGradient& p,
+                               int64_t part,
+                               int64_t parts,
+                               void* scratch) {
+  using T = typename V::T;
+  constexpr int64_t kPanel = 2 * V::kWidth;
+  const int64_t row_stride = ceil_div(p.rows, kLanes<T>) * kLanes<T>;
+  T* rows = static_cast<T*>(scratch);
+  T* lanes = rows + kPointDepth * row_stride;
+  const int64_t columns = p.batch * p.length;
+  const int64_t panels = ceil_div(p.lanes, kPanel);
+  const int64_t first = p.splits * panels * part / parts;
+  const int64_t last = p.splits * panels * (part + 1) / parts;
+  for (int64_t split = first / panels; split * panels < last; ++split) {
+    const int64_t panel_begin = max_of(first - split * panels, 0);
+    const int64_t panel_end = min_of(last - split * panels, panels);
+    const int64_t begin = columns * split / p.splits, end = columns * (split + 1) / p.splits;
+    T* partial = static_cast<T*>(p.partial) + split * p.rows * p.partial_stride;
+    for (int64_t j = begin; j < end; j += kPointDepth) {
+      const int64_t stop = min_of(end, j + kPointDepth);
+      channels_to_lanes(p.row_side, p.length, p.rows, 0, row_stride, j, stop, rows, row_stride);
+      for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+        const int64_t c = panel * kPanel;
+        const int64_t width = min_of(kPanel, ceil_div(p.lanes - c, V::kWidth) * V::kWidth);
+        channels_to_lanes(p.lane_side, p.length, p.lanes, c, width, j, stop, lanes, width);
+        (width == kPanel ? point_panel<V, 2> : point_panel<V, 1>)(rows, row_stride, p.rows, lanes,
+                                                                  stop - j, j > begin, partial + c,
+                                                                  p.partial_stride);
+      }
+    }
+  }
+}

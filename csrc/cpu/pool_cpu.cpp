@@ -1,0 +1,57 @@
+// Adaptive averages over a fixed number of bins, and their gradient.
+
+#include <torch/library.h>
+
+#include "checks.h"
+#include "fused.h"
+#include "launch.h"
+
+namespace sparseconv {
+
+int64_t scratch_bytes(const Pool& p) {
+  return (p.length + p.bins) * kRowBytes;
+}
+
+namespace {
+
+Tensor run_pool(const Tensor& x, int64_t length, int64_t bins, bool gradient) {
+  check_signal(x, gradient ? "grad_output" : "input", x.dim() == 3 ? x.size(1) : 0);
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                   "expected float32 or float64, but got ", x.scalar_type());
+  constexpr int64_t kMost = int64_t{1} << 31;
+  TORCH_CHECK_VALUE(length >= 1 && length < kMost && bins >= 1 && bins < kMost,
+                    "expected a length and a number of bins in [1, 2**31), but got ", length,
+                    " and ", bins);
+  const Tensor in = x.contiguous();
+  Tensor output = at::empty({x.size(0), x.size(1), gradient ? length : bins}, x.options());
+  Pool p{};
+  p.in = in.const_data_ptr();
+  p.out = output.data_ptr();
+  p.series = x.size(0) * x.size(1);
+  p.length = length;
+  p.bins = bins;
+  if (p.series > 0) {
+    const KernelTable& kernels = table();
+    const auto& all = gradient ? kernels.pool_gradient : kernels.pool;
+    run(p, ceil_div(p.series, lanes_of(x)) * 4 * (length + bins),
+        all[static_cast<int>(element_of(x))]);
+  }
+  return output;
+}
+
+Tensor forward(const Tensor& input, int64_t bins) {
+  return run_pool(input, input.dim() == 3 ? input.size(2) : 0, bins, false);
+}
+
+Tensor backward(const Tensor& grad, int64_t length) {
+  return run_pool(grad, length, grad.dim() == 3 ? grad.size(2) : 0, true);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
+  m.impl("average_bins", forward);
+  m.impl("average_bins_backward", backward);
+}
+
+}  // namespace sparseconv

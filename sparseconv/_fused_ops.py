@@ -1,0 +1,89 @@
+"""The registered ops around the sparse convolutions: schemas, shapes, FLOP formulas.
+
+Same rules as in ``_ops``: tensors and numbers only, and no op calls another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+_library = torch.library.Library("sparseconv", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _schema in (
+    "pointwise_fprop(Tensor input, Tensor weight) -> Tensor",
+    "pointwise_dgrad(Tensor grad_output, Tensor weight) -> Tensor",
+    "pointwise_wgrad(Tensor grad_output, Tensor input) -> Tensor",
+    "batch_norm_relu(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean,"
+    " Tensor(b!)? running_var, bool training, float momentum, float eps)"
+    " -> (Tensor, Tensor, Tensor)",
+    "batch_norm_relu_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias,"
+    " Tensor mean, Tensor invstd, bool training) -> (Tensor, Tensor, Tensor)",
+    "average_bins(Tensor input, int bins) -> Tensor",
+    "average_bins_backward(Tensor grad_output, int length) -> Tensor",
+):
+    _library.define(_schema)  # type: ignore[no-untyped-call]
+
+
+def _fake(name: str) -> Any:
+    return torch.library.register_fake(f"sparseconv::{name}", lib=_library)
+
+
+@_fake("pointwise_fprop")  # type: ignore[untyped-decorator]
+def _fake_pointwise_fprop(input: Tensor, weight: Tensor) -> Tensor:
+    return input.new_empty((input.shape[0], weight.shape[0], input.shape[2]))
+
+
+@_fake("pointwise_dgrad")  # type: ignore[untyped-decorator]
+def _fake_pointwise_dgrad(grad_output: Tensor, weight: Tensor) -> Tensor:
+    return grad_output.new_empty((grad_output.shape[0], weight.shape[1], grad_output.shape[2]))
+
+
+@_fake("pointwise_wgrad")  # type: ignore[untyped-decorator]
+def _fake_pointwise_wgrad(grad_output: Tensor, input: Tensor) -> Tensor:
+    return input.new_empty((grad_output.shape[1], input.shape[1], 1))
+
+
+@_fake("batch_norm_relu")  # type: ignore[untyped-decorator]
+def _fake_batch_norm_relu(input: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    channels = (input.shape[1],)
+    return input.new_empty(input.shape), input.new_empty(channels), input.new_empty(channels)
+
+
+@_fake("batch_norm_relu_backward")  # type: ignore[untyped-decorator]
+def _fake_batch_norm_relu_backward(
+    grad_output: Tensor, input: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_batch_norm_relu(input)  # type: ignore[no-any-return]
+
+
+@_fake("average_bins")  # type: ignore[untyped-decorator]
+def _fake_average_bins(input: Tensor, bins: int) -> Tensor:
+    return input.new_empty((*input.shape[:2], bins))
+
+
+@_fake("average_bins_backward")  # type: ignore[untyped-decorator]
+def _fake_average_bins_backward(grad_output: Tensor, length: int) -> Tensor:
+    return grad_output.new_empty((*grad_output.shape[:2], length))
+
+
+# A multiply-add is two operations, as for F.conv1d; torch counts no others.
+
+
+@register_flop_formula(torch.ops.sparseconv.pointwise_fprop)
+def _flops_pointwise_fprop(
+    input_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any
+) -> int:
+    return int(2 * input_shape[0] * input_shape[2] * weight_shape[0] * weight_shape[1])
+
+
+@register_flop_formula(torch.ops.sparseconv.pointwise_dgrad)
+def _flops_pointwise_dgrad(grad_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return int(2 * grad_shape[0] * grad_shape[2] * weight_shape[0] * weight_shape[1])
+
+
+@register_flop_formula(torch.ops.sparseconv.pointwise_wgrad)
+def _flops_pointwise_wgrad(grad_shape: Any, input_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return int(2 * grad_shape[0] * grad_shape[2] * grad_shape[1] * input_shape[1])
