@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.functional import single
+from sparseconv.models.block import Block
 from sparseconv.modules import SparseConv1d
 from sparseconv.pattern import KernelCSR, Region
 
@@ -174,7 +175,7 @@ class DSN(nn.Module):
             layers["conv"] = conv
             layers["norm"] = nn.BatchNorm1d(channels)
             layers["relu"] = nn.ReLU(inplace=True)  # BatchNorm's backward needs its input only
-            blocks.append(nn.Sequential(layers))
+            blocks.append(Block(layers))
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Sequential(
             ShortAvgPool1d(),

@@ -1,0 +1,282 @@
+"""What stands around the sparse convolutions of a network, each as one pass over memory.
+
+``conv1x1`` and ``batch_norm_relu`` compute what torch's modules compute, with the C++ kernels where
+these can run and with torch everywhere else. ``models.block.Block`` decides when to use them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseconv import _fused_ops as _fused_ops  # registers the ops
+from sparseconv._backends import extension
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def runs_here(*tensors: Tensor | None) -> bool:
+    """Whether the kernels can take these tensors, in the way that torch is running now."""
+    first = tensors[0]
+    return (
+        extension is not None
+        and isinstance(first, Tensor)
+        and first.dim() == 3
+        and first.numel() > 0
+        and first.dtype in _DTYPES
+        and all(
+            tensor is None
+            or (
+                type(tensor) in (Tensor, nn.Parameter)
+                and tensor.device.type == "cpu"
+                and tensor.layout == torch.strided
+                and tensor.dtype == first.dtype
+            )
+            for tensor in tensors
+        )
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad
+    )
+
+
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
+    return result
+
+
+def conv1x1(input: Tensor, weight: Tensor) -> Tensor:
+    """Convolve with a kernel of one tap: ``F.conv1d(input, weight)``, differentiable like it.
+
+    Args:
+        input: ``(N, C_in, L)``; the kernels take float32 and float64, any strides.
+        weight: ``(C_out, C_in, 1)``.
+
+    Returns:
+        ``(N, C_out, L)``. The same bits for any number of threads and on every instruction set.
+
+    Raises:
+        RuntimeError, as ``F.conv1d`` does: shapes or dtypes that do not fit.
+
+    Example:
+        >>> conv1x1(torch.ones(1, 2, 3), torch.tensor([[[2.0], [-1.0]]]))
+        tensor([[[1., 1., 1.]]])
+    """
+    fits = (
+        runs_here(input, weight)
+        and weight.dim() == 3
+        and weight.shape[2] == 1
+        and weight.shape[1] == input.shape[1]
+    )
+    return _apply(_Conv1x1, input, weight) if fits else F.conv1d(input, weight)
+
+
+# Bilinear in (input, weight): the gradient of each computation is made of the two others. While
+# no graph is made of the backward pass itself, the ops are called without the wrapping.
+
+
+class _Conv1x1(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        y: Tensor = torch.ops.sparseconv.pointwise_fprop(x, weight)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        need_x, need_weight = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return (
+                _apply(_Dgrad, grad, weight) if need_x else None,
+                _apply(_Wgrad, grad, x) if need_weight else None,
+            )
+        ops = torch.ops.sparseconv
+        return (
+            ops.pointwise_dgrad(grad, weight) if need_x else None,
+            ops.pointwise_wgrad(grad, x) if need_weight else None,
+        )
+
+
+class _Dgrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, weight)
+        dx: Tensor = torch.ops.sparseconv.pointwise_dgrad(grad, weight)
+        return dx
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradgrad,) = grads
+        grad, weight = ctx.saved_tensors
+        need_grad, need_weight = ctx.needs_input_grad
+        return (
+            _apply(_Conv1x1, gradgrad, weight) if need_grad else None,
+            _apply(_Wgrad, grad, gradgrad) if need_weight else None,
+        )
+
+
+class _Wgrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        dw: Tensor = torch.ops.sparseconv.pointwise_wgrad(grad, x)
+        return dw
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradgrad,) = grads
+        grad, x = ctx.saved_tensors
+        need_grad, need_x = ctx.needs_input_grad
+        return (
+            _apply(_Conv1x1, x, gradgrad) if need_grad else None,
+            _apply(_Dgrad, grad, gradgrad) if need_x else None,
+        )
+
+
+def batch_norm_relu(input: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """Normalise and rectify: ``F.relu(norm(input))``, with all that ``norm`` does in passing.
+
+    In training that is the update of ``running_mean``, ``running_var`` and
+    ``num_batches_tracked``; ``momentum=None``, ``affine=False``, ``track_running_stats=False`` and
+    eval mode mean what they mean in ``nn.BatchNorm1d``. Differentiable, twice and more.
+
+    Args:
+        input: ``(N, C, L)``; the kernels take float32 and float64, any strides.
+        norm: called as a module, hooks and all, where the kernels cannot run.
+
+    Returns:
+        ``(N, C, L)``. The same bits for any number of threads and on every instruction set.
+
+    Raises:
+        ValueError, as ``norm`` does: one value per channel in training.
+
+    Example:
+        >>> batch_norm_relu(torch.tensor([[[-1.0, 1.0]]]), nn.BatchNorm1d(1, eps=0.0))
+        tensor([[[0., 1.]]], grad_fn=<_BatchNormReluBackward>)
+    """
+    training = norm.training or (norm.running_mean is None and norm.running_var is None)
+    tracked = (norm.running_mean, norm.running_var)
+    mean, var = tracked if not norm.training or norm.track_running_stats else (None, None)
+    fits = (
+        runs_here(input, norm.weight, norm.bias, mean, var)
+        and input.shape[1] == norm.num_features
+        and (not training or input.shape[0] * input.shape[2] > 1)
+        and all(t is None or t.is_contiguous() for t in (norm.weight, norm.bias, mean, var))
+    )
+    if not fits:
+        return F.relu(norm(input))
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # the mean over all batches
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    return _apply(
+        _BatchNormRelu, input, norm.weight, norm.bias, mean, var, training, momentum, norm.eps
+    )
+
+
+class _BatchNormRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        y, mean, invstd = torch.ops.sparseconv.batch_norm_relu(
+            x, weight, bias, running_mean, running_var, training, momentum, eps
+        )
+        ctx.save_for_backward(x, weight, bias, mean, invstd)
+        ctx.training, ctx.eps = training, eps
+        result: Tensor = y
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, weight, bias, mean, invstd = ctx.saved_tensors
+        found: tuple[Tensor | None, ...]
+        if torch.is_grad_enabled():
+            found = _differentiable_gradient(ctx, grad)
+        else:
+            found = torch.ops.sparseconv.batch_norm_relu_backward(
+                grad, x, weight, bias, mean, invstd, ctx.training
+            )
+        needed = ctx.needs_input_grad
+        return (*(g if need else None for g, need in zip(found, needed, strict=False)), *5 * (None,))
+
+
+def _differentiable_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the gradient by torch's operations, which have gradients themselves."""
+    x, weight, bias, mean, invstd = ctx.saved_tensors
+    if ctx.training:
+        y = F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)
+    else:
+        y = (x - mean[:, None]) * invstd[:, None]
+        y = y if weight is None else y * weight[:, None]
+        y = y if bias is None else y + bias[:, None]
+    wanted = [
+        tensor if need else None
+        for tensor, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False)
+    ]
+    inputs = [tensor for tensor in wanted if tensor is not None]
+    found = iter(torch.autograd.grad(F.relu(y), inputs, grad, create_graph=True))
+    return tuple(None if tensor is None else next(found) for tensor in wanted)
+
+
+def average_bins(input: Tensor, bins: int) -> Tensor:
+    """Average over ``bins`` nearly equal stretches: ``F.adaptive_avg_pool1d(input, bins)``.
+
+    Args:
+        input: ``(N, C, L)``; the kernels take float32 and float64, any strides.
+        bins: number of outputs; bin i covers samples ``i * L // bins`` up to, not including,
+            ``ceil((i + 1) * L / bins)``.
+
+    Returns:
+        ``(N, C, bins)``. The same bits for any number of threads and on every instruction set.
+
+    Raises:
+        RuntimeError, as ``F.adaptive_avg_pool1d`` does: a size that does not fit.
+
+    Example:
+        >>> average_bins(torch.tensor([[[1.0, 2.0, 3.0]]]), 2)
+        tensor([[[1.5000, 2.5000]]])
+    """
+    if not runs_here(input):
+        return F.adaptive_avg_pool1d(input, bins)
+    return _apply(_AverageBins, input, bins)
+
+
+class _AverageBins(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bins: int) -> Tensor:
+        ctx.length = x.shape[2]
+        y: Tensor = torch.ops.sparseconv.average_bins(x, bins)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _apply(_SpreadBins, grads[0], ctx.length), None
+
+
+class _SpreadBins(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, length: int) -> Tensor:
+        ctx.bins = grad.shape[2]
+        dx: Tensor = torch.ops.sparseconv.average_bins_backward(grad, length)
+        return dx
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _apply(_AverageBins, grads[0], ctx.bins), None

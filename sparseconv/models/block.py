@@ -1,0 +1,81 @@
+"""A sequence of modules that takes fewer passes over memory where nobody can tell."""
+
+from __future__ import annotations
+
+import torch.nn.modules.module as torch_module
+from torch import Tensor, nn
+
+from sparseconv._backends import resolve_backend
+from sparseconv.fused import batch_norm_relu, conv1x1, runs_here
+from sparseconv.modules import SparseConv1d
+
+
+class Block(nn.Sequential):
+    """``nn.Sequential`` around a ``SparseConv1d``, with faster ways through its neighbours.
+
+    A 1x1 ``nn.Conv1d`` and an ``nn.BatchNorm1d`` followed by ``nn.ReLU`` are computed by
+    ``sparseconv.fused`` when the sparse convolution runs on the C++ kernels and the outcome is the
+    same: modules of exactly these types, without hooks, on float32 or float64 CPU tensors, outside
+    torch.compile, autocast and torch.func. Everything else, and a block without a
+    ``SparseConv1d``, runs module by module. ReLU's ``inplace`` is then without effect.
+
+    Example:
+        >>> import torch
+        >>> from collections import OrderedDict
+        >>> norm = nn.BatchNorm1d(3)
+        >>> block = Block(OrderedDict(conv=SparseConv1d(2, 3, 5), norm=norm, relu=nn.ReLU()))
+        >>> block(torch.zeros(4, 2, 9)).shape
+        torch.Size([4, 3, 5])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the modules in their order."""
+        modules = list(self._modules.values())
+        backends = [m.backend for m in modules if type(m) is SparseConv1d]
+        x = input
+        if not backends or not runs_here(x) or resolve_backend(backends[0], x.device) != "cpp":
+            result: Tensor = super().forward(x)
+            return result
+        i = 0
+        while i < len(modules):
+            module = modules[i]
+            if type(module) is nn.Conv1d and _is_1x1(module) and _is_plain(module):
+                x = conv1x1(x, module.weight)
+            elif (
+                type(module) is nn.BatchNorm1d
+                and type(following := modules[min(i + 1, len(modules) - 1)]) is nn.ReLU
+                and _is_plain(module)
+                and _is_plain(following)
+            ):
+                x = batch_norm_relu(x, module)
+                i += 1
+            else:
+                assert module is not None
+                x = module(x)
+            i += 1
+        return x
+
+
+def _is_1x1(conv: nn.Conv1d) -> bool:
+    return (
+        conv.kernel_size == (1,)
+        and conv.stride == (1,)
+        and conv.groups == 1
+        and conv.bias is None
+        and (conv.padding == (0,) or conv.padding in ("same", "valid"))
+    )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether calling it runs its class's ``forward`` and nothing else."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
