@@ -73,9 +73,7 @@ def _fake_average_bins_backward(grad_output: Tensor, length: int) -> Tensor:
 
 
 @register_flop_formula(torch.ops.sparseconv.pointwise_fprop)
-def _flops_pointwise_fprop(
-    input_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any
-) -> int:
+def _flops_pointwise_fprop(input_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
     return int(2 * input_shape[0] * input_shape[2] * weight_shape[0] * weight_shape[1])
 
 

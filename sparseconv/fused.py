@@ -214,7 +214,10 @@ class _BatchNormRelu(torch.autograd.Function):
                 grad, x, weight, bias, mean, invstd, ctx.training
             )
         needed = ctx.needs_input_grad
-        return (*(g if need else None for g, need in zip(found, needed, strict=False)), *5 * (None,))
+        return (
+            *(g if need else None for g, need in zip(found, needed, strict=False)),
+            *5 * (None,),
+        )
 
 
 def _differentiable_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

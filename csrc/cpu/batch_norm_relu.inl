@@ -1,58 +1,63 @@
 // BatchNorm and ReLU in one pass over memory each way. Included once per ISA, after columns.inl.
 //
-// A channel's samples are first copied side by side into scratch, where all passes over them meet
-// aligned vectors, whatever the length and the strides. Every sum runs over kSumRows interleaved
-// scratch rows of lanes, which are added in double in a fixed order: neither the ISA nor the
-// threads, which share out channels, change a bit.
+// The samples of a few channels are first copied into scratch, where all passes over a channel meet
+// aligned vectors side by side, whatever the length and the strides. Every sum of kSumSteps steps
+// runs over kSumRows interleaved scratch rows of lanes; longer ones go on in double. Neither the
+// ISA nor the threads, which share out channels, change a bit.
 
 constexpr int kSumRows = 2;
+constexpr int64_t kSumSteps = 64;
 
 template <typename V>
 struct LaneSums {
   static constexpr int kVectors = kSumRows * kLanes<typename V::T> / V::kWidth;
+  static constexpr int kStep = kVectors * V::kWidth;
   V sum[kVectors];
 
   void clear() {
+#pragma GCC unroll 16
     for (int i = 0; i < kVectors; ++i) {
       sum[i] = V::splat(0);
     }
   }
   double total() const {
-    constexpr int kSums = kVectors * V::kWidth;
-    typename V::T lanes[kSums];
-    double total[kSums];
-    for (int i = 0; i < kVectors; ++i) {
-      storeu(lanes + i * V::kWidth, sum[i]);
+    alignas(64) typename V::T row[kLanes<typename V::T>];
+    for (int i = 0; i < kVectors / kSumRows; ++i) {
+      add(sum[i], sum[i + kVectors / kSumRows]).store(row + i * V::kWidth);
     }
-    for (int i = 0; i < kSums; ++i) {
-      total[i] = static_cast<double>(lanes[i]);
-    }
-    for (int half = kSums / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) {
-        total[i] = total[i] + total[i + half];
-      }
-    }
-    return total[0];
+    return static_cast<double>(sum_lanes(row));
   }
 };
 
-// Entries of a channel of n samples in scratch: whole steps of LaneSums.
-template <typename T>
-static inline int64_t padded_size(int64_t n) {
-  return ceil_div(n, kSumRows * kLanes<T>) * kSumRows * kLanes<T>;
+// Channels [c0, c1) of x: samples[((c - c0) * step) + n * length + l] = x[n, c, l]. Asks for the
+// places in `out`, contiguous or null, that the caller is going to write.
+template <typename V>
+static void gather_channels(const TensorView& x,
+                            int64_t c0,
+                            int64_t c1,
+                            int64_t batch,
+                            int64_t channels,
+                            int64_t length,
+                            int64_t step,
+                            typename V::T* samples,
+                            const void* out) {
+  for (int64_t n = 0; n < batch; ++n) {
+    const auto* from = static_cast<const typename V::T*>(x.data) + n * x.stride[0];
+    for (int64_t c = c0; c < c1; ++c) {
+      copy_run<V>(samples + (c - c0) * step + n * length, from + c * x.stride[1], x.stride[2],
+                  length);
+    }
+    if (out) {
+      prefetch(static_cast<const typename V::T*>(out) + (n * channels + c0) * length,
+               (c1 - c0) * length);
+    }
+  }
 }
 
-// samples[n * length + l] = x[n, channel, l].
-template <typename V>
-static void gather_channel(const TensorView& x,
-                           int64_t channel,
-                           int64_t batch,
-                           int64_t length,
-                           typename V::T* samples) {
-  const auto* from = static_cast<const typename V::T*>(x.data) + channel * x.stride[1];
-  for (int64_t n = 0; n < batch; ++n) {
-    copy_run<V>(samples + n * length, from + n * x.stride[0], x.stride[2], length);
-  }
+// Asks for the samples of one series of the channels that are gathered next.
+template <typename T>
+static inline void prefetch_series(const TensorView& x, int64_t item, int64_t c, int64_t length) {
+  prefetch(static_cast<const T*>(x.data) + item * x.stride[0] + c * x.stride[1], length);
 }
 
 template <typename T>
@@ -74,38 +79,68 @@ struct Statistics {
 };
 
 // In two passes, the second of which also corrects the mean (Chan, Golub and LeVeque, "Algorithms
-// for computing the sample variance", 1983). Overwrites the padding behind the samples.
+// for computing the sample variance", 1983). Overwrites the padding behind the n samples.
 template <typename V>
-static Statistics<typename V::T> statistics(typename V::T* samples, int64_t n) {
+static Statistics<typename V::T> statistics(typename V::T* samples, int64_t n, int64_t size) {
   using T = typename V::T;
-  const int64_t size = padded_size<T>(n);
-  LaneSums<V> sums, squares;
-  sums.clear();
+  using Sums = LaneSums<V>;
   fill(samples + n, samples + size, T(0));
+  double total = 0;
   for (int64_t i = 0; i < size;) {
+    Sums sums;
+    sums.clear();
+    for (const int64_t end = min_of(size, i + kSumSteps * Sums::kStep); i < end; i += Sums::kStep) {
 #pragma GCC unroll 16
-    for (int j = 0; j < LaneSums<V>::kVectors; ++j, i += V::kWidth) {
-      sums.sum[j] = add(sums.sum[j], V::load(samples + i));
+      for (int j = 0; j < Sums::kVectors; ++j) {
+        sums.sum[j] = add(sums.sum[j], V::load(samples + i + j * V::kWidth));
+      }
     }
+    total += sums.total();
   }
-  const T first = static_cast<T>(sums.total() / static_cast<double>(n));
+  const T first = static_cast<T>(total / static_cast<double>(n));
   fill(samples + n, samples + size, first);
-  sums.clear();
-  squares.clear();
+  double shift = 0, squares = 0;
   const V centre = V::splat(first);
   for (int64_t i = 0; i < size;) {
+    Sums sums, products;
+    sums.clear();
+    products.clear();
+    for (const int64_t end = min_of(size, i + kSumSteps * Sums::kStep); i < end; i += Sums::kStep) {
 #pragma GCC unroll 16
-    for (int j = 0; j < LaneSums<V>::kVectors; ++j, i += V::kWidth) {
-      const V x = sub(V::load(samples + i), centre);
-      sums.sum[j] = add(sums.sum[j], x);
-      squares.sum[j] = fma(x, x, squares.sum[j]);
+      for (int j = 0; j < Sums::kVectors; ++j) {
+        const V x = sub(V::load(samples + i + j * V::kWidth), centre);
+        sums.sum[j] = add(sums.sum[j], x);
+        products.sum[j] = fma(x, x, products.sum[j]);
+      }
     }
+    shift += sums.total();
+    squares += products.total();
   }
-  const double shift = sums.total() / static_cast<double>(n);
-  const T mean = static_cast<T>(static_cast<double>(first) + shift);
-  const double about_zero = squares.total() - shift * shift * static_cast<double>(n);
-  // Rounding, or an infinity, must not make a variance below zero; a NaN stays.
-  return {mean, about_zero < 0 ? 0 : about_zero};
+  shift /= static_cast<double>(n);
+  squares -= shift * shift * static_cast<double>(n);
+  // Rounding must not make a variance negative; a NaN stays.
+  return {static_cast<T>(static_cast<double>(first) + shift), squares < 0 ? 0 : squares};
+}
+
+// Statistics of one channel while training, and what follows from them.
+template <typename V>
+static void train_channel(const BatchNormRelu& p, int64_t c, typename V::T* samples) {
+  using T = typename V::T;
+  const double n = static_cast<double>(p.batch * p.length);
+  const Statistics<T> found =
+      statistics<V>(samples, p.batch * p.length, channel_samples(p.batch, p.length));
+  static_cast<T*>(p.mean)[c] = found.mean;
+  static_cast<T*>(p.invstd)[c] = static_cast<T>(1 / __builtin_sqrt(found.squares / n + p.eps));
+  if (p.running_mean) {
+    T& mean = static_cast<T*>(p.running_mean)[c];
+    mean = static_cast<T>(p.momentum * static_cast<double>(found.mean) +
+                          (1 - p.momentum) * static_cast<double>(mean));
+  }
+  if (p.running_var) {
+    T& var = static_cast<T*>(p.running_var)[c];
+    var = static_cast<T>(p.momentum * (found.squares / (n - 1)) +
+                         (1 - p.momentum) * static_cast<double>(var));
+  }
 }
 
 template <typename V>
@@ -117,47 +152,98 @@ template <typename V>
 static void batch_norm_relu(const BatchNormRelu& p, int64_t part, int64_t parts, void* scratch) {
   using T = typename V::T;
   T* samples = static_cast<T*>(scratch);
-  const int64_t n = p.batch * p.length;
-  T* means = static_cast<T*>(p.mean);
-  T* invstds = static_cast<T*>(p.invstd);
-  for (int64_t c = p.channels * part / parts; c < p.channels * (part + 1) / parts; ++c) {
-    gather_channel<V>(p.in, c, p.batch, p.length, samples);
-    if (p.training) {
-      const Statistics<T> found = statistics<V>(samples, n);
-      const double size = static_cast<double>(n);
-      means[c] = found.mean;
-      invstds[c] = static_cast<T>(1 / __builtin_sqrt(found.squares / size + p.eps));
-      if (p.running_mean) {
-        T& mean = static_cast<T*>(p.running_mean)[c];
-        mean = static_cast<T>(p.momentum * static_cast<double>(found.mean) +
-                              (1 - p.momentum) * static_cast<double>(mean));
-      }
-      if (p.running_var) {
-        T& var = static_cast<T*>(p.running_var)[c];
-        var = static_cast<T>(p.momentum * (found.squares / (size - 1)) +
-                             (1 - p.momentum) * static_cast<double>(var));
-      }
+  const int64_t step = channel_samples(p.batch, p.length);
+  // With given statistics one pass is enough, and the series are read where they lie.
+  const bool direct = !p.training && p.in.stride[2] == 1;
+  const int64_t block = direct ? p.channels : channel_block(p.batch, p.length, 1);
+  const int64_t last = p.channels * (part + 1) / parts;
+  for (int64_t c0 = p.channels * part / parts, c1; c0 < last; c0 = c1) {
+    c1 = min_of(last, c0 + block);
+    if (!direct) {
+      gather_channels<V>(p.in, c0, c1, p.batch, p.channels, p.length, step, samples, p.out);
     }
-    const V mean = V::splat(means[c]), shift = V::splat(entry<T>(p.bias, c, T(0)));
-    const V scale = V::splat(invstds[c] * entry<T>(p.weight, c, T(1)));
+    for (int64_t c = c0; p.training && c < c1; ++c) {
+      train_channel<V>(p, c, samples + (c - c0) * step);
+    }
     for (int64_t item = 0; item < p.batch; ++item) {
-      const T* x = samples + item * p.length;
-      T* y = static_cast<T*>(p.out) + (item * p.channels + c) * p.length;
-      int64_t l = 0;
-      for (; l + V::kWidth <= p.length; l += V::kWidth) {
-        storeu(y + l, relu(normalised(loadu(x + l), mean, scale, shift)));
-      }
-      if (l < p.length) {
-        const int64_t rest = p.length - l;
-        store_part(y + l, relu(normalised(load_part(x + l, rest), mean, scale, shift)), rest);
+      for (int64_t c = c0; c < c1; ++c) {
+        const V mean = V::splat(static_cast<const T*>(p.mean)[c]);
+        const V shift = V::splat(entry<T>(p.bias, c, T(0)));
+        const V scale = V::splat(static_cast<const T*>(p.invstd)[c] * entry<T>(p.weight, c, T(1)));
+        const T* x = direct ? static_cast<const T*>(p.in.data) + item * p.in.stride[0] +
+                                  c * p.in.stride[1]
+                            : samples + (c - c0) * step + item * p.length;
+        T* y = static_cast<T*>(p.out) + (item * p.channels + c) * p.length;
+        if (!direct) {
+          prefetch_series<T>(p.in, item, c + block, p.length);
+        }
+        int64_t l = 0;
+        for (; l + V::kWidth <= p.length; l += V::kWidth) {
+          storeu(y + l, relu(normalised(loadu(x + l), mean, scale, shift)));
+        }
+        if (const int64_t rest = p.length - l; rest > 0) {
+          store_part(y + l, relu(normalised(load_part(x + l, rest), mean, scale, shift)), rest);
+        }
       }
     }
   }
 }
 
+// grad_in = scale * dz + (offset + slope * (x - mean)); given statistics have no gradient, so no
+// second part.
+template <typename T>
+struct Correction {
+  T offset;
+  T slope;
+};
+
+// The gradients of weight and bias. Zeroes the entries of `grads` that ReLU does not let through.
 template <typename V>
-static inline V correct(V grad, V x, V mean, V slope, V offset) {
-  return add(fma(sub(x, mean), slope, offset), grad);
+static Correction<typename V::T> channel_gradient(const BatchNormReluGradient& p,
+                                                  int64_t c,
+                                                  typename V::T* samples,
+                                                  typename V::T* grads) {
+  using T = typename V::T;
+  using Sums = LaneSums<V>;
+  const int64_t n = p.batch * p.length;
+  const int64_t size = channel_samples(p.batch, p.length);
+  const T invstd = static_cast<const T*>(p.invstd)[c], centre = static_cast<const T*>(p.mean)[c];
+  const T factor = invstd * entry<T>(p.weight, c, T(1));
+  const V mean = V::splat(centre), shift = V::splat(entry<T>(p.bias, c, T(0)));
+  const V scale = V::splat(factor);
+  fill(samples + n, samples + size, centre);
+  fill(grads + n, grads + size, T(0));
+  double sum = 0, product = 0;
+  for (int64_t i = 0; i < size;) {
+    Sums sums, products;
+    sums.clear();
+    products.clear();
+    for (const int64_t end = min_of(size, i + kSumSteps * Sums::kStep); i < end; i += Sums::kStep) {
+#pragma GCC unroll 16
+      for (int j = 0; j < Sums::kVectors; ++j) {
+        const int64_t at = i + j * V::kWidth;
+        const V x = sub(V::load(samples + at), mean);
+        const V grad = relu_gradient(fma(x, scale, shift), V::load(grads + at));
+        grad.store(grads + at);
+        sums.sum[j] = add(sums.sum[j], grad);
+        products.sum[j] = fma(x, grad, products.sum[j]);
+      }
+    }
+    sum += sums.total();
+    product += products.total();
+  }
+  product *= static_cast<double>(invstd);
+  static_cast<T*>(p.grad_bias)[c] = static_cast<T>(sum);
+  static_cast<T*>(p.grad_weight)[c] = static_cast<T>(product);
+  const double each = static_cast<double>(factor) / static_cast<double>(n);
+  return {static_cast<T>(-each * sum),
+          static_cast<T>(-each * product * static_cast<double>(invstd))};
+}
+
+template <typename V>
+static inline V input_gradient(V grad, V x, V mean, V scale, V slope, V offset, bool training) {
+  const V scaled = mul(grad, scale);
+  return training ? add(fma(sub(x, mean), slope, offset), scaled) : scaled;
 }
 
 template <typename V>
@@ -166,55 +252,42 @@ static void batch_norm_relu_gradient(const BatchNormReluGradient& p,
                                      int64_t parts,
                                      void* scratch) {
   using T = typename V::T;
-  const int64_t n = p.batch * p.length;
-  const int64_t size = padded_size<T>(n);
+  const int64_t step = channel_samples(p.batch, p.length);
+  const int64_t block = channel_block(p.batch, p.length, 2);
   T* samples = static_cast<T*>(scratch);
-  T* grads = samples + size;
-  for (int64_t c = p.channels * part / parts; c < p.channels * (part + 1) / parts; ++c) {
-    gather_channel<V>(p.in, c, p.batch, p.length, samples);
-    gather_channel<V>(p.grad, c, p.batch, p.length, grads);
-    const T invstd = static_cast<const T*>(p.invstd)[c];
-    const T centre = static_cast<const T*>(p.mean)[c];
-    const T weight = entry<T>(p.weight, c, T(1));
-    const V mean = V::splat(centre), shift = V::splat(entry<T>(p.bias, c, T(0)));
-    const V scale = V::splat(invstd * weight);
-    fill(samples + n, samples + size, centre);
-    fill(grads + n, grads + size, T(0));
-    LaneSums<V> sums, products;
-    sums.clear();
-    products.clear();
-    for (int64_t i = 0; i < size;) {
-#pragma GCC unroll 16
-      for (int j = 0; j < LaneSums<V>::kVectors; ++j, i += V::kWidth) {
-        const V x = sub(V::load(samples + i), mean);
-        const V grad = relu_gradient(fma(x, scale, shift), V::load(grads + i));
-        grad.store(grads + i);
-        sums.sum[j] = add(sums.sum[j], grad);
-        products.sum[j] = fma(x, grad, products.sum[j]);
-      }
+  T* grads = samples + block * step;
+  Correction<T> corrections[kChannelBlockMax];
+  const int64_t last = p.channels * (part + 1) / parts;
+  for (int64_t c0 = p.channels * part / parts, c1; c0 < last; c0 = c1) {
+    c1 = min_of(last, c0 + block);
+    gather_channels<V>(p.in, c0, c1, p.batch, p.channels, p.length, step, samples, p.grad_in);
+    gather_channels<V>(p.grad, c0, c1, p.batch, p.channels, p.length, step, grads, nullptr);
+    for (int64_t c = c0; c < c1; ++c) {
+      corrections[c - c0] =
+          channel_gradient<V>(p, c, samples + (c - c0) * step, grads + (c - c0) * step);
     }
-    const double sum = sums.total(), product = products.total() * static_cast<double>(invstd);
-    static_cast<T*>(p.grad_bias)[c] = static_cast<T>(sum);
-    static_cast<T*>(p.grad_weight)[c] = static_cast<T>(product);
-    // grad_in = scale * grad + (offset + slope * (x - mean)); given statistics have no gradient.
-    const double each = static_cast<double>(invstd * weight) / static_cast<double>(n);
-    const V offset = V::splat(static_cast<T>(-each * sum));
-    const V slope = V::splat(static_cast<T>(-each * product * static_cast<double>(invstd)));
     for (int64_t item = 0; item < p.batch; ++item) {
-      const T* x = samples + item * p.length;
-      const T* grad = grads + item * p.length;
-      T* out = static_cast<T*>(p.grad_in) + (item * p.channels + c) * p.length;
-      int64_t l = 0;
-      for (; l + V::kWidth <= p.length; l += V::kWidth) {
-        const V scaled = mul(loadu(grad + l), scale);
-        storeu(out + l, p.training ? correct(scaled, loadu(x + l), mean, slope, offset) : scaled);
-      }
-      if (l < p.length) {
-        const int64_t rest = p.length - l;
-        const V scaled = mul(load_part(grad + l, rest), scale);
-        const V centred = load_part(x + l, rest);
-        store_part(out + l, p.training ? correct(scaled, centred, mean, slope, offset) : scaled,
-                   rest);
+      for (int64_t c = c0; c < c1; ++c) {
+        const V mean = V::splat(static_cast<const T*>(p.mean)[c]);
+        const V scale = V::splat(static_cast<const T*>(p.invstd)[c] * entry<T>(p.weight, c, T(1)));
+        const V slope = V::splat(corrections[c - c0].slope);
+        const V offset = V::splat(corrections[c - c0].offset);
+        const T* x = samples + (c - c0) * step + item * p.length;
+        const T* grad = grads + (c - c0) * step + item * p.length;
+        T* out = static_cast<T*>(p.grad_in) + (item * p.channels + c) * p.length;
+        prefetch_series<T>(p.in, item, c + block, p.length);
+        prefetch_series<T>(p.grad, item, c + block, p.length);
+        int64_t l = 0;
+        for (; l + V::kWidth <= p.length; l += V::kWidth) {
+          storeu(out + l, input_gradient(loadu(grad + l), loadu(x + l), mean, scale, slope, offset,
+                                         p.training));
+        }
+        if (const int64_t rest = p.length - l; rest > 0) {
+          store_part(out + l,
+                     input_gradient(load_part(grad + l, rest), load_part(x + l, rest), mean, scale,
+                                    slope, offset, p.training),
+                     rest);
+        }
       }
     }
   }

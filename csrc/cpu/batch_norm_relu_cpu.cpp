@@ -10,13 +10,12 @@
 
 namespace sparseconv {
 
-// One channel, or two, rounded up to whole steps of the sums; see batch_norm_relu.inl.
 int64_t scratch_bytes(const BatchNormRelu& p) {
-  return (p.batch * p.length + 32) * 8;
+  return channel_block(p.batch, p.length, 1) * channel_samples(p.batch, p.length) * 8;
 }
 
 int64_t scratch_bytes(const BatchNormReluGradient& p) {
-  return 2 * (p.batch * p.length + 32) * 8;
+  return 2 * channel_block(p.batch, p.length, 2) * channel_samples(p.batch, p.length) * 8;
 }
 
 namespace {

@@ -103,6 +103,7 @@ static void pack_panel(const Pointwise& p,
         static_cast<const T*>(p.in.data) + run.item * p.in.stride[0] + run.start * p.in.stride[2];
     if (run.count == 2 * V::kWidth && p.in.stride[2] == 1) {
       for (int64_t k = 0; k < p.depth; ++k) {
+        prefetch(from + k * p.in.stride[1] + width, width);  // the next panel
         loadu(from + k * p.in.stride[1]).store(to + k * width);
         loadu(from + k * p.in.stride[1] + V::kWidth).store(to + k * width + V::kWidth);
       }
@@ -130,6 +131,9 @@ static void pointwise(const Pointwise& p, int64_t part, int64_t parts, void* scr
     Run run = run_at(begin, end, p.length);
     if (run.count == kPanel) {  // straight to where the outputs belong
       T* out = static_cast<T*>(p.out) + run.item * p.rows * p.length + run.start;
+      for (int64_t r = 0; r < p.rows; ++r) {
+        prefetch(out + r * p.length, kPanel);
+      }
       point_panel<V, 2>(weight, p.rows, p.rows, lanes, p.depth, false, out, p.length);
       continue;
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
@@ -14,10 +17,14 @@ class Block(nn.Sequential):
     """``nn.Sequential`` around a ``SparseConv1d``, with faster ways through its neighbours.
 
     A 1x1 ``nn.Conv1d`` and an ``nn.BatchNorm1d`` followed by ``nn.ReLU`` are computed by
-    ``sparseconv.fused`` when the sparse convolution runs on the C++ kernels and the outcome is the
-    same: modules of exactly these types, without hooks, on float32 or float64 CPU tensors, outside
-    torch.compile, autocast and torch.func. Everything else, and a block without a
-    ``SparseConv1d``, runs module by module. ReLU's ``inplace`` is then without effect.
+    ``sparseconv.fused`` when the backend is the C++ kernels and the outcome is the same: modules of
+    exactly these types, without hooks, on float32 or float64 CPU tensors, outside torch.compile,
+    autocast and torch.func. Everything else runs module by module.
+
+    Args:
+        modules: as for ``nn.Sequential``.
+        backend: as in ``sparse_conv1d``; None takes that of the ``SparseConv1d`` among the modules,
+            and without one runs module by module.
 
     Example:
         >>> import torch
@@ -28,12 +35,17 @@ class Block(nn.Sequential):
         torch.Size([4, 3, 5])
     """
 
+    backend: str | None = None  # of the class, for copies pickled without it
+
+    def __init__(self, *modules: Any, backend: str | None = None) -> None:
+        super().__init__(*modules)
+        self.backend = backend
+
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in their order."""
         modules = list(self._modules.values())
-        backends = [m.backend for m in modules if type(m) is SparseConv1d]
         x = input
-        if not backends or not runs_here(x) or resolve_backend(backends[0], x.device) != "cpp":
+        if not runs_here(x) or not self._is_cpp(modules, x.device):
             result: Tensor = super().forward(x)
             return result
         i = 0
@@ -54,6 +66,13 @@ class Block(nn.Sequential):
                 x = module(x)
             i += 1
         return x
+
+    def _is_cpp(self, modules: list[nn.Module | None], device: torch.device) -> bool:
+        backend = self.backend
+        for module in modules:
+            if backend is None and type(module) is SparseConv1d:
+                backend = module.backend
+        return backend is not None and resolve_backend(backend, device) == "cpp"
 
 
 def _is_1x1(conv: nn.Conv1d) -> bool:

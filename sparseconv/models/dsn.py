@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.functional import single
+from sparseconv.fused import average_bins, runs_here
 from sparseconv.models.block import Block
 from sparseconv.modules import SparseConv1d
 from sparseconv.pattern import KernelCSR, Region
@@ -50,11 +51,11 @@ class DSNCost:
 
 
 class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
-    """``nn.AdaptiveAvgPool1d``, for short series as a product with the averaging matrix.
+    """``nn.AdaptiveAvgPool1d``, by whatever is fastest for the series.
 
-    torch's kernel takes as long for 24 samples as for 500 (0.8 ms for 16 x 141 x 50 outputs, and
-    as much backward); the product takes 0.07 ms for 24, 0.35 ms for 128, and twice
-    as long as torch's for 512 (AMD EPYC, one thread, torch 2.13).
+    torch's kernel takes as long for 24 samples as for 500. On the CPU ours takes TODO; where it cannot run (torch.compile, autocast, half types), short series
+    are multiplied by the averaging matrix: 0.07 ms for 24 samples, 0.35 for 128, and for 512 twice
+    as long as torch's.
     """
 
     LONGEST = 256
@@ -64,6 +65,8 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
 
     def forward(self, input: Tensor) -> Tensor:
         length = input.shape[-1]
+        if runs_here(input):
+            return average_bins(input, POOLED)
         if length > self.LONGEST:
             return super().forward(input)
         return input @ _averaging_matrix(length, input.dtype, input.device)
@@ -177,13 +180,14 @@ class DSN(nn.Module):
             layers["relu"] = nn.ReLU(inplace=True)  # BatchNorm's backward needs its input only
             blocks.append(Block(layers))
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Sequential(
+        self.head = Block(
             ShortAvgPool1d(),
             nn.Conv1d(channels, n_classes, 1, bias=False),
             nn.BatchNorm1d(n_classes),
             nn.AdaptiveAvgPool1d(1),
             nn.Flatten(),
             nn.LogSoftmax(dim=1),
+            backend=backend,
         )
 
     def forward(self, x: Tensor) -> Tensor:
