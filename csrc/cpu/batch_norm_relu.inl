@@ -170,9 +170,9 @@ static void batch_norm_relu(const BatchNormRelu& p, int64_t part, int64_t parts,
         const V mean = V::splat(static_cast<const T*>(p.mean)[c]);
         const V shift = V::splat(entry<T>(p.bias, c, T(0)));
         const V scale = V::splat(static_cast<const T*>(p.invstd)[c] * entry<T>(p.weight, c, T(1)));
-        const T* x = direct ? static_cast<const T*>(p.in.data) + item * p.in.stride[0] +
-                                  c * p.in.stride[1]
-                            : samples + (c - c0) * step + item * p.length;
+        const T* x =
+            direct ? static_cast<const T*>(p.in.data) + item * p.in.stride[0] + c * p.in.stride[1]
+                   : samples + (c - c0) * step + item * p.length;
         T* y = static_cast<T*>(p.out) + (item * p.channels + c) * p.length;
         if (!direct) {
           prefetch_series<T>(p.in, item, c + block, p.length);
