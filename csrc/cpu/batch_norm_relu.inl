@@ -25,7 +25,12 @@ struct LaneSums {
     for (int i = 0; i < kVectors / kSumRows; ++i) {
       add(sum[i], sum[i + kVectors / kSumRows]).store(row + i * V::kWidth);
     }
-    return static_cast<double>(sum_lanes(row));
+    for (int half = kLanes<typename V::T> / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) {
+        row[i] += row[i + half];
+      }
+    }
+    return static_cast<double>(row[0]);
   }
 };
 
