@@ -84,6 +84,9 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
               start.store(sums + i);
             }
           }
+          if (b + 1 == e.n_blocks) {
+            expect_unpack<T, S>(p, lanes, r);
+          }
           const int64_t first = e.starts[r * e.n_blocks + b];
           const int64_t n = e.starts[r * e.n_blocks + b + 1] - first;
           for (int h = 0; n > 0 && h < kN; h += V::kWidth) {

@@ -196,6 +196,21 @@ static void pack(const TileShape& tile,
   }
 }
 
+// Asks for the memory that `unpack` will write to, while the last entries of the row are summed:
+// 4 % of a training step at L = 512, whose activations do not lie in L2.
+template <typename T, typename S>
+static void expect_unpack(const Correlation& p, const Lane* lanes, int64_t row) {
+  for (int l = 0; l < kLanes<T>; ++l) {
+    if (lanes[l].item >= 0) {
+      const int64_t begin = max_of(p.first + lanes[l].start * p.out_step, 0);
+      const S* series = static_cast<const S*>(p.out.data) + lanes[l].item * p.out.stride[0] +
+                        row * p.out.stride[1] + begin * p.out.stride[2];
+      __builtin_prefetch(series, 1);
+      __builtin_prefetch(series + kRowBytes / sizeof(S), 1);
+    }
+  }
+}
+
 // Writes the outputs of one row from acc[position][lane] to where they belong.
 template <typename T, typename S>
 static void unpack(const Correlation& p, const Lane* lanes, int64_t row, T* acc, T* stage) {
