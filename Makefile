@@ -18,7 +18,7 @@ test: $(VENV)/.built  ## run the whole test suite
 
 bench: $(VENV)/.built  ## measure everything into benchmarks/results (about an hour)
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json
-	$(PY) -m benchmarks.step --out benchmarks/results/step.json
+	$(PY) -m sparseconv.bench.network --out benchmarks/results/network.json
 
 bench-check: $(VENV)/.built  ## compare the kernels' speed with BASE=<git ref>; fails if slower by 10 %
 	@test -n "$(BASE)" || { echo "name what to compare with: make bench-check BASE=HEAD~1" >&2; exit 2; }

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import step
 from sparseconv import SparseConv1d, _ops, datasets
-from sparseconv.bench import timing
+from sparseconv.bench import network, timing
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.masked_dense import PremaskedConv1d
 from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
@@ -173,7 +172,7 @@ def _demo(arguments: argparse.Namespace) -> int:
           f"{len(data.X_test)} test series of {data.n_timepoints} samples, {epochs} epochs, "
           f"batches of {batch}")  # fmt: skip
     # A wrong kernel must not get as far as an accuracy.
-    step.check_layers(DSN(data.n_channels, 2, init="random"), batch, data.n_timepoints)
+    network.check_layers(DSN(data.n_channels, 2, init="random"), batch, data.n_timepoints)
     model, result, accuracy = train_and_test(data, epochs, arguments.seed)
     seconds = sum(row["seconds"] for row in result.history)
     print(f"     test accuracy {accuracy:.4f}, trained in {seconds:.0f} s\n")
@@ -185,7 +184,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     print(f"     test accuracy {accuracy_without:.4f}\n")
 
     print("3/4  Every layer beside the same layer dense")
-    step.check_layers(model, batch, data.n_timepoints)
+    network.check_layers(model, batch, data.n_timepoints)
     layers = [
         time_layer(layer, batch, data.n_timepoints, first=i == 0)
         for i, layer in enumerate(model.sparse_layers())
@@ -199,8 +198,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     steps: list[dict[str, Any]] = []
     for step_count in sorted({count, min(2, os.cpu_count() or 1)}):
         with threads(step_count):
-            steps += step.measure(model, X, y)
-    step_table = step.table(steps)
+            steps += [network.training_row(mode, model, X, y) for mode in ("train", "update")]
+    step_table = network.table(steps)
     print(step_table.markdown(), end="\n\n")
 
     folder = arguments.out / "figures"
@@ -209,7 +208,8 @@ def _demo(arguments: argparse.Namespace) -> int:
         f"with kernel groups ({grouped(_active(model))} active)": model,
         f"without ({grouped(_active(ungrouped))} active)": ungrouped,
     }
-    ratio = next(r["ratio"] for r in steps if r["threads"] == count and r["step"] == "plain")
+    step = next(row for row in steps if (row["threads"], row["mode"]) == (count, "train"))
+    ratio = timing.Interval(*step["ratio"]["masked_dense"])
     rows = savings(layers, batch, data.n_timepoints)
     rows.append(figures.Saving("training step", "whole network",
                                cost.macs_dense / cost.macs_executed, ratio.median))  # fmt: skip

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, step
-from sparseconv.bench import goals, tables
+from benchmarks import accuracy
+from sparseconv.bench import goals, network, tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results")
@@ -44,13 +44,15 @@ def section(results: Path = RESULTS) -> str:
             "the smallest size to the largest.",
             tables.growth_table(bench["growth"]).markdown(),
         ]
-    step_runs = _read(results / "step.json")
+    network_runs = _read(results / "network.json")
     parts += [
         "**A training step** of the whole univariate network (zero gradients, forward, loss, "
         "backward, Adam, masks), S = 80 %, beside the same network with masked dense weights, as "
         "public codes train it, with `F.conv1d`. A step in which the pattern changes, one in five "
-        "epochs, costs more. " + _how(step_runs["machine"]),
-        step.table([row for row in step_runs["rows"] if row["step"] == "plain"]).markdown(),
+        "epochs, costs more. " + _how(network_runs["machine"]),
+        network.table(
+            [row for row in network_runs["network"] if row["mode"] == "train"]
+        ).markdown(),
     ]
     runs = accuracy.finished(results / "accuracy.jsonl")
     parts += [

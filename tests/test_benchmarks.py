@@ -7,33 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from dense_kernels import dense_ops, one_wrong
 
-from benchmarks import accuracy, demo, readme, step
-from sparseconv.bench import timing
-from sparseconv.bench.run import WrongResultError
+from benchmarks import accuracy, demo, readme
+from sparseconv.bench import network
 from sparseconv.models import DSN
-
-
-def test_steps_are_not_timed_with_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_ops", dense_ops(wgrad=one_wrong))
-    monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
-    model = DSN(1, 2, nf=5, kernel_size=9, depth=2)
-    with pytest.raises(WrongResultError, match="wgrad"):
-        step.measure(model, torch.zeros(4, 1, 20), torch.arange(4) % 2)
-
-
-def test_step_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_ops", dense_ops())
-    torch.manual_seed(0)
-    model = DSN(1, 2, nf=5, kernel_size=9, depth=2)
-    before = [p.clone() for p in model.parameters()]
-    X, y = torch.randn(4, 1, 20), torch.arange(4) % 2
-    rows = step.measure(model, X, y, rounds=2)
-    assert [row["step"] for row in rows] == ["plain", "updating"]
-    assert step.table(rows).markdown().count("\n") == 3
-    assert all(map(torch.equal, before, model.parameters()))  # copies were trained
 
 
 def test_without_the_extension_the_demo_and_benchmarks_say_so(
@@ -44,7 +21,7 @@ def test_without_the_extension_the_demo_and_benchmarks_say_so(
     monkeypatch.setattr(_backends, "extension", None)
     monkeypatch.setattr(_backends, "_missing_reason", "the C++ extension is not built (why)")
     out = tmp_path / "demo"
-    for main in (demo.main, step.main):
+    for main in (demo.main, network.main):
         assert main(["--out", str(out)]) == 1
         shown = capsys.readouterr()
         assert "not built (why)" in shown.err

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
 from sparseconv.training import train
-from tests import tiny
 
 ISAS = extension.isas() if extension is not None else []
 MODES = ("zeros", "replicate", "reflect", "circular")

@@ -1,15 +1,14 @@
 """The whole network beside the same network dense: training, inference, latency, epochs, memory.
 
 The rival is the network as mask-based sparse training runs it (``masked_dense``), and the same
-under ``torch.compile``. Every sparse layer is checked against float64 first, and every network's
-outputs against the float64 network, before anything is timed.
+under ``torch.compile``. Before anything is timed, every sparse layer is checked against float64,
+and what runs inference also by its outputs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -25,14 +24,15 @@ from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.dense_network import Network, inference_variants
 from sparseconv.bench.masked_dense import masked_copy
 from sparseconv.bench.network_steps import NEVER, compiled, training_bytes, training_steps
+from sparseconv.bench.network_tables import RIVALS, parts_table, table
 from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
 from sparseconv.machine import keep_freed_memory, threads
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
-from sparseconv.report import Table
+
+__all__ = ["MODES", "RIVALS", "parts_table", "run", "table", "training_row"]
 
 MODES = ("train", "update", "inference", "latency", "epoch")
-RIVALS = ("masked_dense", "dense_compiled")
 LENGTHS, THREADS, BATCH = (24, 128, 512), (1, 2), 16
 # n_cases, n_channels, n_timepoints and classes of the training sets: used where aeon is missing.
 EPOCHS_OF = {"ACSF1": (100, 1, 1460, 10), "JapaneseVowels": (270, 12, 25, 9)}
@@ -125,20 +125,23 @@ def _measurements(
 # Training
 
 
-def _training(
+def training_row(
     mode: str,
-    length: int,
-    batch: int,
+    model: DSN,
+    X: Tensor,
+    y: Tensor,
     *,
-    rounds: int,
-    rivals: Sequence[str],
-    build: Callable[[int, int], DSN],
-    with_parts: bool,
+    rounds: int = 20,
+    rivals: Sequence[str] = ("masked_dense",),
+    with_parts: bool = False,
 ) -> Row:
+    """Measure the training step of a model, which is left as it is, on one batch.
+
+    Raises:
+        WrongResultError: a kernel is wrong; nothing was timed.
+    """
+    check_layers(model, len(X), X.shape[2])
     torch.compiler.reset()  # or the eighth shape of a run is not compiled any more
-    model = build(1, 2)
-    X, y = torch.randn(batch, 1, length), torch.arange(batch) % 2
-    check_layers(model, batch, length)
     every = 1 if mode == "update" else NEVER
     calls: dict[str, Call] = {}
     absent = {}
@@ -162,6 +165,13 @@ def _training(
             name: parts.measure(call) for name, call in calls.items() if name != "dense_compiled"
         }
     return row
+
+
+def _training(
+    mode: str, length: int, batch: int, *, build: Callable[[int, int], DSN], **settings: Any
+) -> Row:
+    X, y = torch.randn(batch, 1, length), torch.arange(batch) % 2
+    return training_row(mode, build(1, 2), X, y, **settings)
 
 
 def _epoch(
@@ -269,7 +279,7 @@ def _check_output(got: Tensor, exact: Tensor) -> None:
         raise WrongResultError(f"the network's outputs are wrong: {error}") from None
 
 
-# Rows and tables
+# Rows
 
 
 def check_layers(model: DSN, batch: int, length: int) -> None:
@@ -310,50 +320,6 @@ def _row(
         },
         "absent": dict(absent),
     }
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per row: times, ratios with their intervals, peak memory."""
-
-    def ratio(row: Mapping[str, Any], name: str) -> str:
-        return str(timing.Interval(*row["ratio"][name])) if name in row["ratio"] else "-"
-
-    def ms(row: Mapping[str, Any], name: str) -> str:
-        value = row["ms"].get(name)
-        return "-" if value is None else f"{value:.{max(0, 2 - int(math.log10(value)))}f}"
-
-    def memory(row: Mapping[str, Any], name: str) -> str:
-        value = row.get("peak_bytes", {}).get(name)
-        return "-" if value is None else f"{value / 1e6:.1f}"
-
-    header = (
-        "mode", "L", "channels", "batch", "threads", "sparse ms", "masked dense ms",
-        "compiled dense ms", "masked dense / sparse", "compiled dense / sparse", "sparse MB",
-        "masked dense MB",
-    )  # fmt: skip
-    return Table(
-        header,
-        [
-            (
-                row["mode"] + (f" ({row['data']})" if "data" in row else ""),
-                *(str(row[key]) for key in ("length", "in_channels", "batch", "threads")),
-                *(ms(row, name) for name in ("sparse", *RIVALS)),
-                *(ratio(row, name) for name in RIVALS),
-                *(memory(row, name) for name in ("sparse", "masked_dense")),
-            )
-            for row in rows
-        ],
-    )
-
-
-def parts_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Milliseconds per part of a call, the sparse and the masked dense network's."""
-    lines = []
-    for row in rows:
-        for name, spent in row.get("parts", {}).items():
-            where = f"{row['mode']}, L = {row['length']}, {row['threads']} thr., {name}"
-            lines += [(where, part, f"{value:.3f}") for part, value in spent.items()]
-    return Table(("call", "part", "ms"), lines, text_columns=2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,55 @@
+"""The whole-network rows as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparseconv.bench import timing
+from sparseconv.report import Table
+
+RIVALS = ("masked_dense", "dense_compiled")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One line per row: times, ratios with their intervals, peak memory."""
+
+    def ratio(row: Mapping[str, Any], name: str) -> str:
+        return str(timing.Interval(*row["ratio"][name])) if name in row["ratio"] else "-"
+
+    def ms(row: Mapping[str, Any], name: str) -> str:
+        value = row["ms"].get(name)
+        return "-" if value is None else f"{value:.{max(0, 2 - int(math.log10(value)))}f}"
+
+    def memory(row: Mapping[str, Any], name: str) -> str:
+        value = row.get("peak_bytes", {}).get(name)
+        return "-" if value is None else f"{value / 1e6:.1f}"
+
+    header = (
+        "mode", "L", "channels", "batch", "threads", "sparse ms", "masked dense ms",
+        "compiled dense ms", "masked dense / sparse", "compiled dense / sparse", "sparse MB",
+        "masked dense MB",
+    )  # fmt: skip
+    lines = [
+        (
+            row["mode"] + (f" ({row['data']})" if "data" in row else ""),
+            *(str(row[key]) for key in ("length", "in_channels", "batch", "threads")),
+            *(ms(row, name) for name in ("sparse", *RIVALS)),
+            *(ratio(row, name) for name in RIVALS),
+            *(memory(row, name) for name in ("sparse", "masked_dense")),
+        )
+        for row in rows
+    ]
+    shown = [i for i in range(len(header)) if any(line[i] != "-" for line in lines)]
+    return Table(tuple(header[i] for i in shown), [tuple(line[i] for i in shown) for line in lines])
+
+
+def parts_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Milliseconds per part of a call, the sparse and the masked dense network's."""
+    lines = []
+    for row in rows:
+        for name, spent in row.get("parts", {}).items():
+            where = f"{row['mode']}, L = {row['length']}, {row['threads']} thr., {name}"
+            lines += [(where, part, f"{value:.3f}") for part, value in spent.items()]
+    return Table(("call", "part", "ms"), lines, text_columns=2)

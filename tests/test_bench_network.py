@@ -1,0 +1,315 @@
+"""The whole-network benchmark: nothing wrong is timed, and every figure follows from its times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dense_kernels import dense_ops, one_wrong
+from torch import Tensor, nn
+
+from sparseconv import SparseConv1d, datasets
+from sparseconv._backends import extension
+from sparseconv.bench import dense_network, network, network_steps, parts, timing
+from sparseconv.bench.masked_dense import PremaskedConv1d
+from sparseconv.bench.run import WrongResultError
+from sparseconv.machine import threads
+from sparseconv.models import DSN
+
+pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
+
+SECONDS = {"sparse": 2e-3, "masked_dense": 1e-2, "dense_compiled": 8e-3}
+
+
+def small(in_channels: int = 1, n_classes: int = 2, **options: Any) -> DSN:
+    return DSN(in_channels, n_classes, **{"nf": 4, "kernel_size": 9, "depth": 2, **options})
+
+
+@pytest.fixture
+def fake_times(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Every candidate runs once and took what ``SECONDS`` says; returns who was timed together."""
+    timed: list[list[str]] = []
+
+    def fake(calls: dict[str, Callable[[], object]], *, rounds: int, **_: Any) -> timing.Times:
+        for call in calls.values():
+            call()
+        timed.append(list(calls))
+        return {name: np.full(rounds, SECONDS.get(name, 1e-3)) for name in calls}
+
+    monkeypatch.setattr(timing, "interleave", fake)
+    return timed
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of half a minute for each network: the eager one."""
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+
+
+def sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "EPOCHS_OF", {"Tiny": (7, 3, 12, 4)})
+
+    def missing(name: str) -> Any:
+        raise RuntimeError(f"no {name} without aeon")
+
+    monkeypatch.setattr(datasets, "load", missing)
+
+
+def test_rows_of_every_mode(
+    fake_times: list[list[str]], no_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes(monkeypatch)
+    seen: list[network.Row] = []
+    state = torch.get_rng_state()
+    rows = network.run(
+        lengths=(10,), threads=(1, 2), rounds=5, batch=4, build=small, on_row=seen.append
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert rows == seen
+    assert [(r["mode"], r["threads"]) for r in rows] == [
+        (mode, count) for mode in network.MODES for count in (1, 2)
+    ]
+    for row in rows:
+        assert row["ms"]["sparse"] == pytest.approx(2)
+        assert row["ratio"]["masked_dense"] == pytest.approx([5, 5, 5])
+        assert (row["model"], row["absent"]) == ("DSN", {})
+        epoch = row["mode"] == "epoch"
+        assert row["batch"] == {"latency": 1, "epoch": 2}.get(row["mode"], 4)
+        assert (row["length"], row["in_channels"]) == ((12, 3) if epoch else (10, 1))
+        assert set(row["ms"]) == set(SECONDS) - ({"dense_compiled"} if epoch else set())
+        if epoch:
+            assert (row["data"], row["n_cases"]) == ("random series of the sizes of Tiny", 7)
+        else:
+            assert set(row["parts"]) == {"sparse", "masked_dense"}
+            assert row["ratio"]["dense_compiled"] == pytest.approx([4, 4, 4])
+        assert ("peak_bytes" in row) == (row["mode"] in ("train", "update"))
+        if row["mode"] in ("inference", "latency"):
+            assert row["settings"]["sparse"] == "optimize_for_inference"
+            assert row["settings"]["masked_dense"] in dense_network.inference_variants(small(), ...)
+    json.dumps(rows)
+    text = network.table(rows).markdown()
+    assert text.count("5.00 [5.00, 5.00]") == len(rows)
+    assert "epoch (random series of the sizes of Tiny)" in text
+    assert "sparse conv wgrad" in network.parts_table(rows).markdown()
+    assert "compiled" not in network.table(rows[-2:]).markdown()  # nothing to show
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"mode must be one of .*'training'"):
+        network.run(modes=["training"])
+    with pytest.raises(ValueError, match=r"rival must be one of .*'conv1d'"):
+        network.run(rivals=["conv1d"])
+
+
+def test_a_real_epoch_takes_every_series(
+    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes(monkeypatch)
+    seen: list[int] = []
+    step = network_steps._step
+
+    def counting(net: Any, optimizer: Any, scheduler: Any, X: Tensor, y: Tensor) -> None:
+        seen.append(len(X))
+        step(net, optimizer, scheduler, X, y)
+
+    monkeypatch.setattr(network_steps, "_step", counting)
+    network.run(modes=["epoch"], threads=[1], rivals=["masked_dense"], build=small)
+    assert seen == [2, 2, 2, 1] * 2  # either side once
+
+
+def test_bundled_sets_have_the_sizes_that_stand_in_for_them() -> None:
+    pytest.importorskip("aeon")
+    for name, (n_cases, channels, length, classes) in network.EPOCHS_OF.items():
+        data = datasets.load(name)
+        assert data.X_train.shape == (n_cases, channels, length)
+        assert len(data.classes) == classes
+
+
+# Nothing wrong is timed
+
+
+@pytest.mark.parametrize("mode", network.MODES)
+def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes(monkeypatch)
+    monkeypatch.setattr(network, "_ops", dense_ops(wgrad=one_wrong))
+    monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
+    with pytest.raises(WrongResultError, match="wgrad is wrong"):
+        network.run(lengths=[10], threads=[1], modes=[mode], build=small)
+
+
+def test_a_wrong_network_is_not_timed(
+    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = {"lengths": [10], "threads": [1], "modes": ["inference"], "build": small}
+
+    def optimized(model: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda x: model(x) + 1e-3
+
+    monkeypatch.setattr(network, "optimize_for_inference", optimized)
+    with pytest.raises(WrongResultError, match="outputs are wrong"):
+        network.run(**run, rivals=["masked_dense"])
+    monkeypatch.undo()
+    assert fake_times == []
+
+
+def test_a_rival_that_fails_is_absent_with_the_reason(
+    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    rows = network.run(
+        lengths=[10], threads=[1], modes=["train", "inference"], build=small, with_parts=False
+    )
+    for row in rows:
+        assert "dense_compiled" not in row["ms"]
+        assert "no C++ compiler found" in row["absent"]["dense_compiled"]
+        assert "and more" not in row["absent"]["dense_compiled"]
+        assert "parts" not in row
+    assert "-" in network.table(rows).markdown()
+
+
+# The dense side
+
+
+@pytest.mark.parametrize("length", [8, 50, 300])
+@pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
+def test_every_way_to_run_dense_computes_the_same(length: int, padding: str) -> None:
+    torch.manual_seed(0)
+    model, x = small(3, padding=padding), torch.randn(4, 3, length)
+    for _ in range(5):
+        model(x)
+    model.eval()
+    variants = dense_network.inference_variants(model, x)
+    with torch.no_grad():
+        for name, make in variants.items():
+            torch.testing.assert_close(make()(x), model(x), msg=lambda m, n=name: f"{n}: {m}")
+    assert not any(isinstance(m, SparseConv1d) for m in variants["channels_last"]().modules())  # type: ignore[attr-defined]
+
+
+def test_the_fastest_setting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"plain": 3.0, "jit": 1.0, "channels_last": 2.0}
+    monkeypatch.setattr(
+        timing, "interleave", lambda calls, **_: {n: np.array([seconds[n]]) for n in calls}
+    )
+    assert network._fastest(dict.fromkeys(seconds, int)) == "jit"
+    assert network._fastest({"plain": int}) == "plain"
+
+
+def test_steps_train_copies_and_keep_masks() -> None:
+    torch.manual_seed(0)
+    model = small()
+    before = [p.clone() for p in model.parameters()]
+    X, y = torch.randn(4, 1, 20), torch.arange(4) % 2
+    steps = network_steps.training_steps(model, update_every=2)
+    trained = {name: step.args[0] for name, step in steps.items()}  # type: ignore[attr-defined]
+    start = trained["sparse"].sparse_layers()[1].pattern
+    for _ in range(4):
+        for step in steps.values():
+            step(X, y)
+    assert all(map(torch.equal, before, model.parameters()))
+    assert trained["sparse"].sparse_layers()[1].pattern != start
+    for layer in trained["masked_dense"].modules():
+        if isinstance(layer, PremaskedConv1d):
+            assert (layer.weight[~layer.mask] == 0).all()
+    for twin in trained.values():
+        assert not any(map(torch.equal, before, twin.parameters()))
+
+
+def test_memory_counts_what_is_held_and_what_comes_out() -> None:
+    model = small(kernel_size=39, nf=12)
+    X, y = torch.randn(2, 1, 16), torch.arange(2)
+    sparse, dense = (
+        network_steps.training_bytes(model, name, X, y) for name in ("sparse", "masked_dense")
+    )
+    inactive = sum(layer.pattern.numel - layer.pattern.nnz for layer in model.sparse_layers())
+    # Weight, gradient and two moments of what is inactive, at least; and the masks, a byte each,
+    # against at most 7 index arrays of nnz.
+    nnz = sum(layer.pattern.nnz for layer in model.sparse_layers())
+    assert dense - sparse > 16 * inactive - 4 * 7 * nnz
+    assert sparse > 16 * sum(p.numel() for p in model.parameters())
+    longer = network_steps.training_bytes(model, "sparse", torch.randn(2, 1, 1600), y)
+    assert longer - sparse > 4 * 2 * 1584 * 36 * 2  # a module's outputs, before and after the norm
+
+
+# Where the time goes
+
+
+def test_parts_of_both_networks() -> None:
+    model = small()
+    X, y = torch.randn(4, 1, 200), torch.arange(4) % 2
+    steps = network_steps.training_steps(model)
+    with threads(1):
+        spent = {name: parts.measure(partial(step, X, y)) for name, step in steps.items()}
+    common = {"1x1 conv", "batch norm", "relu", "pool and head", "optimizer and masks", parts.OTHER}
+    sparse = {f"sparse conv {name}" for name in ("fprop", "dgrad", "wgrad")}
+    dense = {"dense conv forward", "dense conv backward", "padding"}
+    assert set(spent["sparse"]) == common | sparse
+    assert set(spent["masked_dense"]) == common | dense
+    for times in spent.values():
+        assert all(value >= 0 for value in times.values())
+        assert list(times.values()) == sorted(times.values(), reverse=True)
+        assert sum(value > 0 for value in times.values()) >= len(times) - 1
+
+
+def test_parts_add_up_to_the_unprofiled_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "interleave", lambda *_, **__: {"": np.array([7.0])})
+    layer, x = nn.Conv1d(3, 4, 5), torch.randn(2, 3, 50)
+    spent = parts.measure(lambda: layer(x))
+    assert set(spent) == {"dense conv forward", parts.OTHER}
+    assert sum(spent.values()) == pytest.approx(7000)
+    assert spent["dense conv forward"] < 1000
+
+
+def test_the_profile_charges_who_takes_the_time() -> None:
+    """A convolution made twenty times as long takes the larger part of the step."""
+    small_conv, large = nn.Conv1d(1, 1, 1), nn.Conv1d(64, 64, 65)
+    x, wide = torch.randn(1, 1, 10), torch.randn(8, 64, 500)
+    spent = parts.measure(lambda: (small_conv(x), large(wide)))
+    assert next(iter(spent)) == "dense conv forward"
+    assert spent["1x1 conv"] < spent["dense conv forward"] / 20
+
+
+# The command
+
+
+def test_main_prints_and_writes(
+    fake_times: list[list[str]],
+    no_compiler: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(network, "_evolved", small)
+    out = tmp_path / "new" / "rows.json"
+    assert network.main(["--quick", "--parts", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    document = json.loads(out.read_text())
+    assert document["schema"] == 1
+    assert document["machine"]["torch"] == torch.__version__
+    assert [row["mode"] for row in document["network"]] == [
+        mode for mode in network.MODES[:4] for _ in range(2)
+    ]
+    assert shown.out.count("5.00 [5.00, 5.00]") == 8
+    assert "| sparse conv wgrad" in shown.out
+    assert "train, L = 24, 1 threads: sparse 2.00 ms, masked_dense 10.00 ms" in shown.err
+
+
+def test_main_prints_no_figure_of_a_wrong_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(network, "_evolved", small)
+    monkeypatch.setattr(network, "_ops", dense_ops(dgrad=one_wrong))
+    out = tmp_path / "rows.json"
+    assert network.main(["--quick", "--out", str(out)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("dgrad is wrong: ")
+    assert not out.exists()
