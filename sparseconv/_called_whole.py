@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import copy
 import dis
-import inspect
 from collections.abc import Iterator
-from types import CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -70,9 +69,16 @@ def _whole_children(module: nn.Module) -> Iterator[nn.Module]:
         yield from module._modules.values()  # type: ignore[misc]
         return
     children = {name: child for name, child in module._modules.items() if child is not None}
-    if not children or "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
+    kind = type(module)
+    if (
+        not children
+        or "forward" in vars(module)
+        or kind.__call__ is not nn.Module.__call__
+        or kind.__getattr__ is not nn.Module.__getattr__
+        or kind.__getattribute__ is not nn.Module.__getattribute__
+    ):
         return
-    taken = _children_taken(type(module), set(children))
+    taken = _children_taken(module, set(children))
     yield from (child for name, child in children.items() if name not in taken)
     if taken:
         for target in _traced_calls(module):
@@ -83,45 +89,57 @@ def _whole_children(module: nn.Module) -> Iterator[nn.Module]:
 # What the code says: which children does forward use in another way than by calling them?
 
 
-def _children_taken(kind: type[nn.Module], children: set[str]) -> set[str]:
+def _children_taken(module: nn.Module, children: set[str]) -> set[str]:
     """Names of the children that some path through ``forward`` may not call whole."""
     taken: set[str] = set()
+    owners = [owner for owner in type(module).__mro__ if owner not in (nn.Module, object)]
     waiting, seen = ["forward"], set()
     while waiting:
         name = waiting.pop()
         if name in seen:
             continue
         seen.add(name)
-        for owner in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-            if name not in vars(owner):
-                continue
-            code = _code(vars(owner)[name])
-            uses = None if code is None else _uses_of_self(code)
+        for member in (vars(owner)[name] for owner in owners if name in vars(owner)):
+            uses = _uses_of_self(member)
             if uses is None:
                 return children
             for attribute, called in uses:
                 if attribute in children:
                     taken |= set() if called else {attribute}
-                elif hasattr(nn.Module, attribute) and attribute not in ("forward", "training"):
+                elif attribute in vars(module):
+                    if called and not _knows_only_its_arguments(vars(module)[attribute]):
+                        return children
+                elif hasattr(nn.Module, attribute) and attribute != "forward":
                     return children  # children(), _modules, get_submodule, ...
                 else:
                     waiting.append(attribute)
     return taken
 
 
-def _code(member: Any) -> CodeType | None:
-    """The code of a method or property; None if it has none that can be read."""
+def _knows_only_its_arguments(value: Any) -> bool:
+    if isinstance(value, FunctionType):
+        return value.__closure__ is None
+    return isinstance(value, BuiltinFunctionType | type) and not isinstance(
+        getattr(value, "__self__", None), nn.Module
+    )
+
+
+def _uses_of_self(member: Any) -> list[tuple[str, bool]] | None:
+    """What ``_attributes`` says of a member of a class; None if it has no code to be read."""
     if isinstance(member, property):
         member = member.fget
-    if isinstance(member, staticmethod | classmethod):
-        return None
-    if not callable(member):
-        return (lambda self: None).__code__  # a constant of the class
-    member = inspect.unwrap(member)
-    return member.__code__ if isinstance(member, FunctionType) else None
+    while isinstance(member, FunctionType):
+        wrapped = getattr(member, "__wrapped__", None)
+        if wrapped is None:
+            return _attributes(member.__code__)
+        if not str(member.__globals__.get("__name__")).startswith("torch."):
+            return None  # a decorator; torch.no_grad() and the like do nothing with self
+        member = wrapped
+    computes = callable(member) or hasattr(type(member), "__get__")
+    return None if computes else []  # a constant of the class
 
 
-def _uses_of_self(code: CodeType) -> list[tuple[str, bool]] | None:
+def _attributes(code: CodeType) -> list[tuple[str, bool]] | None:
     """List ``(attribute, is only called)`` per ``self.attribute``; None if self goes astray."""
     if code.co_argcount == 0:
         return None

@@ -58,7 +58,9 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
     # What is made in inference mode could not be used outside of it.
     with torch.inference_mode(False), torch.no_grad():
-        fast = _copied(model).requires_grad_(False).eval()
+        fast = _copied(model).eval()
+        for parameter in fast.parameters():  # requires_grad_() refuses ScriptModules
+            parameter.requires_grad_(False)
         places = Counter(id(m) for _, m in fast.named_modules(remove_duplicate=False))
         for sequential in called_whole(fast):
             if places[id(sequential)] == 1:

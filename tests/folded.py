@@ -1,0 +1,113 @@
+"""What tests of inference look at: what a model is, and how far rounding may move its output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseconv import SparseConv1d
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def kinds(model: nn.Module) -> list[str]:
+    return [type(m).__name__.removeprefix("_Inference") for m in model.modules()][1:]
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """Give every BatchNorm statistics and weights as training leaves them."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            if norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.1, 3)
+            if norm.affine:
+                nn.init.normal_(norm.weight)
+                nn.init.normal_(norm.bias)
+    return model.eval()
+
+
+def everything(model: nn.Module) -> dict[str, Any]:
+    """All that a model is, to see whether it was touched."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return {
+        "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "parameters": [
+            (id(p), p.requires_grad, None if p.grad is None else p.grad.clone())
+            for p in model.parameters()
+        ],
+        "modules": {name: (id(m), type(m), m.training) for name, m in modules.items()},
+        "hooks": {
+            name: {k: list(v) for k, v in vars(m).items() if k.endswith("_hooks")}
+            for name, m in modules.items()
+        },
+    }
+
+
+# What rounding may do, counted along the network.
+
+
+def weight_of(conv: nn.Module) -> Tensor:
+    weight = conv.dense_weight() if isinstance(conv, SparseConv1d) else conv.weight
+    return weight.detach().double()
+
+
+def correlate(conv: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    pads = (conv.resolved_padding if isinstance(conv, SparseConv1d)
+            else tuple(conv._reversed_padding_repeated_twice))  # fmt: skip
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    x = F.pad(x, pads, mode)
+    return F.conv1d(x, weight, None, conv.stride, 0, conv.dilation, conv.groups)
+
+
+def with_bounds(layers: list[nn.Module], x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The layers' output in float64, and how far from it the merged layers may be.
+
+    A sum of n products rounds by (n + 2) u times the sum of magnitudes; a folded weight was rounded
+    once by our folding, eight times by torch's (the variance, its root, three products and sums,
+    twice for the bias); an error of the input passes through the magnitudes of the weights.
+    """
+    unit = torch.finfo(torch.float32 if dtype in HALF else dtype).eps / 2
+    stored = torch.finfo(dtype).eps / 2 if dtype in HALF else unit
+    spacing = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
+    exact, error = x.double(), torch.zeros_like(x, dtype=torch.float64)
+    for i, layer in enumerate(layers):
+        if isinstance(layer, SparseConv1d | nn.Conv1d):
+            norm = layers[i + 1] if i + 1 < len(layers) else None
+            scale, shift = torch.ones(layer.out_channels, dtype=torch.float64), 0
+            loose = torch.zeros_like(scale)  # magnitudes that make the bias
+            if isinstance(norm, nn.BatchNorm1d):
+                scale = (norm.running_var.double() + norm.eps).rsqrt()
+                scale = scale * (norm.weight.detach().double() if norm.affine else 1)
+                beta = norm.bias.detach().double() if norm.affine else torch.zeros_like(scale)
+                shift = beta - norm.running_mean.double() * scale
+                loose = beta.abs() + (norm.running_mean.double() * scale).abs()
+            if layer.bias is not None:
+                shift = shift + layer.bias.detach().double() * scale
+                loose = loose + (layer.bias.detach().double() * scale).abs()
+            weight = weight_of(layer) * scale[:, None, None]
+            size = correlate(layer, exact.abs() + error, weight.abs()) + loose[:, None]
+            ones = correlate(layer, torch.ones_like(exact), (weight != 0).double())
+            rounded = 1 if isinstance(layer, SparseConv1d) else 8
+            passed = correlate(layer, error, weight.abs())
+            exact = correlate(layer, exact, weight)
+            exact = exact + (shift[:, None] if isinstance(shift, Tensor) else shift)
+            error = passed + ((ones + 3) * unit + rounded * stored) * size * (1 + 2 * stored)
+            error = error + spacing * (ones + 1) * (1 + exact.abs())
+            if dtype in HALF:
+                error = error + stored * (exact.abs() + error) + spacing
+        elif isinstance(layer, nn.ReLU):
+            exact = exact.relu()  # moves no two values apart
+        elif isinstance(layer, nn.AdaptiveAvgPool1d):
+            terms = exact.shape[-1] + 2
+            size = F.adaptive_avg_pool1d(exact.abs() + error, layer.output_size)
+            error = F.adaptive_avg_pool1d(error, layer.output_size) + terms * unit * size
+            exact = F.adaptive_avg_pool1d(exact, layer.output_size)
+        elif isinstance(layer, nn.Flatten):
+            exact, error = exact.flatten(1), error.flatten(1)
+        else:
+            assert isinstance(layer, nn.BatchNorm1d)  # counted with the layer before
+    return exact, (2 if dtype == torch.float64 else 1) * error  # float64 itself rounds as well
