@@ -17,10 +17,10 @@ for _schema in (
     "pointwise_dgrad(Tensor grad_output, Tensor weight) -> Tensor",
     "pointwise_wgrad(Tensor grad_output, Tensor input) -> Tensor",
     "batch_norm_relu(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean,"
-    " Tensor(b!)? running_var, bool training, float momentum, float eps)"
+    " Tensor(b!)? running_var, float momentum, float eps)"
     " -> (Tensor, Tensor, Tensor)",
     "batch_norm_relu_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias,"
-    " Tensor mean, Tensor invstd, bool training) -> (Tensor, Tensor, Tensor)",
+    " Tensor mean, Tensor invstd) -> (Tensor, Tensor, Tensor)",
     "average_bins(Tensor input, int bins) -> Tensor",
     "average_bins_backward(Tensor grad_output, int length) -> Tensor",
 ):

@@ -38,7 +38,7 @@ def runs_here(*tensors: Tensor | None) -> bool:
             for tensor in tensors
         )
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad
     )
@@ -143,8 +143,9 @@ def batch_norm_relu(input: Tensor, norm: nn.BatchNorm1d) -> Tensor:
     """Normalise and rectify: ``F.relu(norm(input))``, with all that ``norm`` does in passing.
 
     In training that is the update of ``running_mean``, ``running_var`` and
-    ``num_batches_tracked``; ``momentum=None``, ``affine=False``, ``track_running_stats=False`` and
-    eval mode mean what they mean in ``nn.BatchNorm1d``. Differentiable, twice and more.
+    ``num_batches_tracked``; ``momentum=None``, ``affine=False`` and ``track_running_stats=False``
+    mean what they mean in ``nn.BatchNorm1d``. Differentiable, twice and more. In eval mode torch
+    computes it: its one pass cannot be beaten (0.083 ms for 16 x 141 x 128, ours took 0.096).
 
     Args:
         input: ``(N, C, L)``; the kernels take float32 and float64, any strides.
@@ -161,24 +162,23 @@ def batch_norm_relu(input: Tensor, norm: nn.BatchNorm1d) -> Tensor:
         tensor([[[0., 1.]]], grad_fn=<_BatchNormReluBackward>)
     """
     training = norm.training or (norm.running_mean is None and norm.running_var is None)
-    tracked = (norm.running_mean, norm.running_var)
-    mean, var = tracked if not norm.training or norm.track_running_stats else (None, None)
+    tracked = norm.training and norm.track_running_stats
+    mean, var = (norm.running_mean, norm.running_var) if tracked else (None, None)
     fits = (
-        runs_here(input, norm.weight, norm.bias, mean, var)
+        training
+        and runs_here(input, norm.weight, norm.bias, mean, var)
         and input.shape[1] == norm.num_features
-        and (not training or input.shape[0] * input.shape[2] > 1)
+        and input.shape[0] * input.shape[2] > 1
         and all(t is None or t.is_contiguous() for t in (norm.weight, norm.bias, mean, var))
     )
     if not fits:
         return F.relu(norm(input))
     momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+    if tracked and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # the mean over all batches
             momentum = 1.0 / float(norm.num_batches_tracked)
-    return _apply(
-        _BatchNormRelu, input, norm.weight, norm.bias, mean, var, training, momentum, norm.eps
-    )
+    return _apply(_BatchNormRelu, input, norm.weight, norm.bias, mean, var, momentum, norm.eps)
 
 
 class _BatchNormRelu(torch.autograd.Function):
@@ -190,15 +190,14 @@ class _BatchNormRelu(torch.autograd.Function):
         bias: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
-        training: bool,
         momentum: float,
         eps: float,
     ) -> Tensor:
         y, mean, invstd = torch.ops.sparseconv.batch_norm_relu(
-            x, weight, bias, running_mean, running_var, training, momentum, eps
+            x, weight, bias, running_mean, running_var, momentum, eps
         )
         ctx.save_for_backward(x, weight, bias, mean, invstd)
-        ctx.training, ctx.eps = training, eps
+        ctx.eps = eps
         result: Tensor = y
         return result
 
@@ -211,24 +210,19 @@ class _BatchNormRelu(torch.autograd.Function):
             found = _differentiable_gradient(ctx, grad)
         else:
             found = torch.ops.sparseconv.batch_norm_relu_backward(
-                grad, x, weight, bias, mean, invstd, ctx.training
+                grad, x, weight, bias, mean, invstd
             )
         needed = ctx.needs_input_grad
         return (
             *(g if need else None for g, need in zip(found, needed, strict=False)),
-            *5 * (None,),
+            *4 * (None,),
         )
 
 
 def _differentiable_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradient by torch's operations, which have gradients themselves."""
-    x, weight, bias, mean, invstd = ctx.saved_tensors
-    if ctx.training:
-        y = F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)
-    else:
-        y = (x - mean[:, None]) * invstd[:, None]
-        y = y if weight is None else y * weight[:, None]
-        y = y if bias is None else y + bias[:, None]
+    x, weight, bias, *_ = ctx.saved_tensors
+    y = F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)
     wanted = [
         tensor if need else None
         for tensor, need in zip((x, weight, bias), ctx.needs_input_grad, strict=False)
@@ -270,7 +264,9 @@ class _AverageBins(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _apply(_SpreadBins, grads[0], ctx.length), None
+        if torch.is_grad_enabled():
+            return _apply(_SpreadBins, grads[0], ctx.length), None
+        return torch.ops.sparseconv.average_bins_backward(grads[0], ctx.length), None
 
 
 class _SpreadBins(torch.autograd.Function):

@@ -200,7 +200,7 @@ def test_batch_norm_relu_within_the_computed_bound(dtype, isas, count_cases) -> 
         grad = torch.randn_like(x)
         weight, bias = torch.randn(2, channels, dtype=dtype)
         for isa in isas():
-            y, mean, invstd = OPS.batch_norm_relu(x, weight, bias, None, None, True, 0.1, 1e-5)
+            y, mean, invstd = OPS.batch_norm_relu(x, weight, bias, None, None, 0.1, 1e-5)
             first = x.double().mean((0, 2), keepdim=True)
             d = x.double() - first  # exact enough to correct the mean by
             exact_mean, d = first + d.mean((0, 2), keepdim=True), d - d.mean((0, 2), keepdim=True)
@@ -219,7 +219,7 @@ def test_batch_norm_relu_within_the_computed_bound(dtype, isas, count_cases) -> 
             assert (relative <= 1.01 * invstd_error).all()
 
             # The gradient, for the given statistics and the given signs of the output.
-            dx, dw, db = OPS.batch_norm_relu_backward(grad, x, weight, bias, mean, invstd, True)
+            dx, dw, db = OPS.batch_norm_relu_backward(grad, x, weight, bias, mean, invstd)
             centred = x.double() - mean.double()[:, None]
             dz = torch.where(y > 0, grad, 0).double()
             sums, sizes = (
@@ -362,12 +362,9 @@ def test_gradcheck(isas) -> None:
         x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
         weight = torch.randn(4, 3, 1, dtype=torch.float64, requires_grad=True)
         scale, shift = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in "ab")
-        statistics = torch.randn(3, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
 
-        def norm(x: Tensor, scale: Tensor, shift: Tensor, training: bool = True) -> Tensor:
-            module = nn.BatchNorm1d(3, dtype=torch.float64).train(training)
-            if not training:
-                module.running_mean, module.running_var = statistics  # noqa: B023
+        def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+            module = nn.BatchNorm1d(3, dtype=torch.float64)
             del module.weight, module.bias
             module.weight, module.bias = scale, shift
             return batch_norm_relu(x, module)
@@ -375,7 +372,6 @@ def test_gradcheck(isas) -> None:
         for function, inputs in (
             (conv1x1, (x, weight)),
             (norm, (x, scale, shift)),
-            (lambda *args: norm(*args, training=False), (x, scale, shift)),
             (
                 lambda x: batch_norm_relu(x, nn.BatchNorm1d(3, affine=False, dtype=torch.float64)),
                 (x,),
@@ -396,8 +392,8 @@ def op_arguments(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, ...
         "pointwise_fprop": (x, weight),
         "pointwise_dgrad": (grad, weight),
         "pointwise_wgrad": (grad, x),
-        "batch_norm_relu": (x, v[0], v[1], v[2], v[3], True, 0.1, 1e-5),
-        "batch_norm_relu_backward": (x, x, v[0], v[1], v[2], v[3], True),
+        "batch_norm_relu": (x, v[0], v[1], v[2], v[3], 0.1, 1e-5),
+        "batch_norm_relu_backward": (x, x, v[0], v[1], v[2], v[3]),
         "average_bins": (x, 7),
         "average_bins_backward": (x, 33),
     }

@@ -127,7 +127,7 @@ static Statistics<typename V::T> statistics(typename V::T* samples, int64_t n, i
   return {static_cast<T>(static_cast<double>(first) + shift), squares < 0 ? 0 : squares};
 }
 
-// Statistics of one channel while training, and what follows from them.
+// Statistics of one channel, and what follows from them.
 template <typename V>
 static void train_channel(const BatchNormRelu& p, int64_t c, typename V::T* samples) {
   using T = typename V::T;
@@ -158,16 +158,12 @@ static void batch_norm_relu(const BatchNormRelu& p, int64_t part, int64_t parts,
   using T = typename V::T;
   T* samples = static_cast<T*>(scratch);
   const int64_t step = channel_samples(p.batch, p.length);
-  // With given statistics one pass is enough, and the series are read where they lie.
-  const bool direct = !p.training && p.in.stride[2] == 1;
-  const int64_t block = direct ? p.channels : channel_block(p.batch, p.length, 1);
+  const int64_t block = channel_block(p.batch, p.length, 1);
   const int64_t last = p.channels * (part + 1) / parts;
   for (int64_t c0 = p.channels * part / parts, c1; c0 < last; c0 = c1) {
     c1 = min_of(last, c0 + block);
-    if (!direct) {
-      gather_channels<V>(p.in, c0, c1, p.batch, p.channels, p.length, step, samples, p.out);
-    }
-    for (int64_t c = c0; p.training && c < c1; ++c) {
+    gather_channels<V>(p.in, c0, c1, p.batch, p.channels, p.length, step, samples, p.out);
+    for (int64_t c = c0; c < c1; ++c) {
       train_channel<V>(p, c, samples + (c - c0) * step);
     }
     for (int64_t item = 0; item < p.batch; ++item) {
@@ -175,13 +171,9 @@ static void batch_norm_relu(const BatchNormRelu& p, int64_t part, int64_t parts,
         const V mean = V::splat(static_cast<const T*>(p.mean)[c]);
         const V shift = V::splat(entry<T>(p.bias, c, T(0)));
         const V scale = V::splat(static_cast<const T*>(p.invstd)[c] * entry<T>(p.weight, c, T(1)));
-        const T* x =
-            direct ? static_cast<const T*>(p.in.data) + item * p.in.stride[0] + c * p.in.stride[1]
-                   : samples + (c - c0) * step + item * p.length;
+        const T* x = samples + (c - c0) * step + item * p.length;
         T* y = static_cast<T*>(p.out) + (item * p.channels + c) * p.length;
-        if (!direct) {
-          prefetch_series<T>(p.in, item, c + block, p.length);
-        }
+        prefetch_series<T>(p.in, item, c + block, p.length);
         int64_t l = 0;
         for (; l + V::kWidth <= p.length; l += V::kWidth) {
           storeu(y + l, relu(normalised(loadu(x + l), mean, scale, shift)));
@@ -194,8 +186,7 @@ static void batch_norm_relu(const BatchNormRelu& p, int64_t part, int64_t parts,
   }
 }
 
-// grad_in = scale * dz + (offset + slope * (x - mean)); given statistics have no gradient, so no
-// second part.
+// grad_in = scale * dz + (offset + slope * (x - mean)).
 template <typename T>
 struct Correction {
   T offset;
@@ -246,9 +237,8 @@ static Correction<typename V::T> channel_gradient(const BatchNormReluGradient& p
 }
 
 template <typename V>
-static inline V input_gradient(V grad, V x, V mean, V scale, V slope, V offset, bool training) {
-  const V scaled = mul(grad, scale);
-  return training ? add(fma(sub(x, mean), slope, offset), scaled) : scaled;
+static inline V input_gradient(V grad, V x, V mean, V scale, V slope, V offset) {
+  return fma(grad, scale, fma(sub(x, mean), slope, offset));
 }
 
 template <typename V>
@@ -284,13 +274,13 @@ static void batch_norm_relu_gradient(const BatchNormReluGradient& p,
         prefetch_series<T>(p.grad, item, c + block, p.length);
         int64_t l = 0;
         for (; l + V::kWidth <= p.length; l += V::kWidth) {
-          storeu(out + l, input_gradient(loadu(grad + l), loadu(x + l), mean, scale, slope, offset,
-                                         p.training));
+          storeu(out + l,
+                 input_gradient(loadu(grad + l), loadu(x + l), mean, scale, slope, offset));
         }
         if (const int64_t rest = p.length - l; rest > 0) {
           store_part(out + l,
                      input_gradient(load_part(grad + l, rest), load_part(x + l, rest), mean, scale,
-                                    slope, offset, p.training),
+                                    slope, offset),
                      rest);
         }
       }

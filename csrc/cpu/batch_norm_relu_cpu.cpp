@@ -1,4 +1,4 @@
-// BatchNorm followed by ReLU, and their gradient.
+// BatchNorm over a batch (training), followed by ReLU, and their gradient.
 
 #include <torch/library.h>
 
@@ -49,7 +49,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input,
                                            const std::optional<Tensor>& bias,
                                            const std::optional<Tensor>& running_mean,
                                            const std::optional<Tensor>& running_var,
-                                           bool training,
                                            double momentum,
                                            double eps) {
   const Element element = checked_element(input);
@@ -59,25 +58,16 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input,
   p.bias = channel_vector(input, bias, "bias");
   p.running_mean = const_cast<void*>(channel_vector(input, running_mean, "running_mean"));
   p.running_var = const_cast<void*>(channel_vector(input, running_var, "running_var"));
-  p.training = training;
   p.momentum = momentum;
   p.eps = eps;
   p.batch = input.size(0);
   p.channels = input.size(1);
   p.length = input.size(2);
-  TORCH_CHECK_VALUE(p.batch * p.length > (training ? 1 : 0),
+  TORCH_CHECK_VALUE(p.batch * p.length > 1,
                     "Expected more than 1 value per channel when training, got input size ",
                     input.sizes());
-  Tensor mean, invstd;
-  if (training) {
-    mean = at::empty({p.channels}, input.options());
-    invstd = at::empty({p.channels}, input.options());
-  } else {
-    TORCH_CHECK_VALUE(p.running_mean && p.running_var,
-                      "expected running_mean and running_var when training is False");
-    mean = running_mean->clone();
-    invstd = (*running_var + eps).rsqrt_();
-  }
+  Tensor mean = at::empty({p.channels}, input.options());
+  Tensor invstd = at::empty({p.channels}, input.options());
   p.mean = mean.data_ptr();
   p.invstd = invstd.data_ptr();
   Tensor output = at::empty(input.sizes(), input.options());
@@ -92,8 +82,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad,
                                             const std::optional<Tensor>& weight,
                                             const std::optional<Tensor>& bias,
                                             const Tensor& mean,
-                                            const Tensor& invstd,
-                                            bool training) {
+                                            const Tensor& invstd) {
   const Element element = checked_element(input);
   check_same_type(input, grad, "grad_output");
   TORCH_CHECK_VALUE(grad.sizes() == input.sizes() && input.size(0) * input.size(2) > 0,
@@ -106,7 +95,6 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad,
   p.bias = channel_vector(input, bias, "bias");
   p.mean = channel_vector(input, mean, "mean");
   p.invstd = channel_vector(input, invstd, "invstd");
-  p.training = training;
   p.batch = input.size(0);
   p.channels = input.size(1);
   p.length = input.size(2);

@@ -32,17 +32,17 @@ struct PointwiseGradient {
   int64_t length;
 };
 
-// Per channel: z = (x - mean) * (invstd * weight) + bias, out = max(z, 0). `out` is contiguous.
+// Per channel, with the statistics of this batch: z = (x - mean) * (invstd * weight) + bias,
+// out = max(z, 0). `out` is contiguous.
 struct BatchNormRelu {
   TensorView in;
   void* out;
   const void* weight;  // null: ones
   const void* bias;    // null: zeros
-  void* mean;          // (channels,), computed when training, else given
+  void* mean;          // (channels,), written
   void* invstd;
-  void* running_mean;  // updated when training, unless null
+  void* running_mean;  // updated, unless null
   void* running_var;
-  bool training;
   double momentum;
   double eps;
   int64_t batch;
@@ -50,9 +50,9 @@ struct BatchNormRelu {
   int64_t length;
 };
 
-// With dz = grad where z > 0 and n = batch * length: grad_bias = sum dz, grad_weight = sum dz *
-// xhat, grad_in = invstd * weight * (dz - (grad_bias + xhat * grad_weight) / n), the last part only
-// when training.
+// With dz = grad where z > 0, xhat = (x - mean) * invstd and n = batch * length: grad_bias = sum
+// dz, grad_weight = sum dz * xhat, grad_in = invstd * weight * (dz - (grad_bias + xhat *
+// grad_weight) / n).
 struct BatchNormReluGradient {
   TensorView grad;
   TensorView in;
@@ -63,7 +63,6 @@ struct BatchNormReluGradient {
   const void* invstd;
   void* grad_weight;
   void* grad_bias;
-  bool training;
   int64_t batch;
   int64_t channels;
   int64_t length;
