@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sparseconv.models.block import Block
+
 
 def called_whole(root: nn.Module) -> list[nn.Sequential]:
     """Return the Sequentials below ``root`` that are proven to run whole whenever they run.
@@ -56,7 +58,7 @@ def has_own_code(module: nn.Module) -> bool:
 def _is_plain_sequential(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.Sequential)
-        and type(module).forward is nn.Sequential.forward
+        and type(module).forward in (nn.Sequential.forward, Block.forward)
         and type(module).__iter__ is nn.Sequential.__iter__
         and "forward" not in vars(module)
         and type(module).__call__ is nn.Module.__call__

@@ -79,7 +79,7 @@ class Block(nn.Sequential):
     def _is_cpp(self, modules: list[nn.Module], device: torch.device) -> bool:
         backend = self.backend
         for module in modules:
-            if backend is None and type(module) is SparseConv1d:
+            if backend is None and isinstance(module, SparseConv1d):
                 backend = module.backend
         return backend is not None and resolve_backend(backend, device) == "cpp"
 
