@@ -65,6 +65,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
   for (int64_t g = share.group_begin; g <= share.group_end; ++g) {
     Lane lanes[kN];
     cut_lanes(lanes, kN, g, p.batch, p.count, p.piece);
+    const Targets<T, S> targets = targets_of<T, S>(p, lanes);
     const int64_t row_begin = g == share.group_begin ? share.row_begin : 0;
     const int64_t row_end = g == share.group_end ? share.row_end : e.n_rows;
     for (int64_t r0 = row_begin, r1; r0 < row_end; r0 = r1) {
@@ -85,7 +86,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
             }
           }
           if (b + 1 == e.n_blocks) {
-            expect_unpack<T, S>(p, lanes, r);
+            expect_unpack(p, targets, r);
           }
           const int64_t first = e.starts[r * e.n_blocks + b];
           const int64_t n = e.starts[r * e.n_blocks + b + 1] - first;
@@ -98,7 +99,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
             }
           }
           if (b + 1 == e.n_blocks) {
-            unpack<T, S>(p, lanes, r, sums, stage);
+            unpack(p, lanes, targets, r, sums, stage);
           }
         }
       }

@@ -92,10 +92,17 @@ static void read_outside(T* out,
                          int64_t step,
                          int64_t begin,
                          int64_t end) {
+  if (begin < end && (mode == PaddingMode::zeros || mode == PaddingMode::replicate)) {
+    const bool zeros = mode == PaddingMode::zeros;
+    const T value =
+        zeros ? T(0) : to_acc(series[(first + begin * step < 0 ? 0 : length - 1) * stride]);
+    for (int64_t j = begin; j < end; ++j) {
+      out[j] = value;
+    }
+    return;
+  }
   for (int64_t j = begin; j < end; ++j) {
-    out[j] = mode == PaddingMode::zeros
-                 ? T(0)
-                 : to_acc(series[fold_position(first + j * step, length, mode) * stride]);
+    out[j] = to_acc(series[fold_position(first + j * step, length, mode) * stride]);
   }
 }
 
@@ -196,15 +203,37 @@ static void pack(const TileShape& tile,
   }
 }
 
+// Where the outputs of row 0 of each lane go; the other rows lie a stride apart.
+template <typename T, typename S>
+struct Targets {
+  S* first[kLanes<T>];     // output of the lane that is written first, after those it skips
+  bool inside[kLanes<T>];  // they lie side by side, none of them outside of the series
+  bool direct[kLanes<T>];  // and all that the lane computes can be written as it is
+};
+
+template <typename T, typename S>
+static Targets<T, S> targets_of(const Correlation& p, const Lane* lanes) {
+  Targets<T, S> targets;
+  for (int l = 0; l < kLanes<T>; ++l) {
+    const Lane& lane = lanes[l];
+    const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
+    targets.first[l] = static_cast<S*>(p.out.data) + max_of(lane.item, 0) * p.out.stride[0] +
+                       begin * p.out.stride[2];
+    targets.inside[l] = p.out.stride[2] * p.out_step == 1 && begin >= 0 &&
+                        begin + p.piece - lane.skip <= p.out_length;
+    targets.direct[l] = kSame<T, S> && targets.inside[l] && lane.item >= 0 && lane.skip == 0 &&
+                        p.piece >= kBlock<T>;
+  }
+  return targets;
+}
+
 // Asks for the memory that `unpack` will write to, while the last entries of the row are summed:
 // 4 % of a training step at L = 512, whose activations do not lie in L2.
 template <typename T, typename S>
-static void expect_unpack(const Correlation& p, const Lane* lanes, int64_t row) {
+static void expect_unpack(const Correlation& p, const Targets<T, S>& targets, int64_t row) {
   for (int l = 0; l < kLanes<T>; ++l) {
-    if (lanes[l].item >= 0) {
-      const int64_t begin = max_of(p.first + lanes[l].start * p.out_step, 0);
-      const S* series = static_cast<const S*>(p.out.data) + lanes[l].item * p.out.stride[0] +
-                        row * p.out.stride[1] + begin * p.out.stride[2];
+    if (targets.direct[l]) {
+      const S* series = targets.first[l] + row * p.out.stride[1];
       __builtin_prefetch(series, 1);
       __builtin_prefetch(series + kRowBytes / sizeof(S), 1);
     }
@@ -213,23 +242,22 @@ static void expect_unpack(const Correlation& p, const Lane* lanes, int64_t row) 
 
 // Writes the outputs of one row from acc[position][lane] to where they belong.
 template <typename T, typename S>
-static void unpack(const Correlation& p, const Lane* lanes, int64_t row, T* acc, T* stage) {
+static void unpack(const Correlation& p,
+                   const Lane* lanes,
+                   const Targets<T, S>& targets,
+                   int64_t row,
+                   T* acc,
+                   T* stage) {
   constexpr int kN = kLanes<T>;
+  constexpr int kB = kBlock<T>;
   for (int64_t i = 0; p.relu && i < p.piece * kN; ++i) {
     acc[i] = acc[i] < T(0) ? T(0) : acc[i];
   }
-  constexpr int kB = kBlock<T>;
   const int64_t staged = stage_stride(p.piece);
   T* target[kN];
   for (int l = 0; l < kN; ++l) {
-    const Lane& lane = lanes[l];
-    const int64_t begin = p.first + lane.start * p.out_step;
-    const bool direct = kSame<T, S> && lane.item >= 0 && lane.skip == 0 && p.piece >= kB &&
-                        p.out.stride[2] * p.out_step == 1 && begin >= 0 &&
-                        begin + p.piece <= p.out_length;
-    target[l] = direct ? static_cast<T*>(p.out.data) + lane.item * p.out.stride[0] +
-                             row * p.out.stride[1] + begin
-                       : stage + l * staged;
+    target[l] = targets.direct[l] ? reinterpret_cast<T*>(targets.first[l] + row * p.out.stride[1])
+                                  : stage + l * staged;
   }
   for (int64_t j = 0; j < p.piece; j += kB) {
     const int64_t at = min_of(j, max_of(p.piece - kB, 0));  // the last block ends with the piece
@@ -245,22 +273,22 @@ static void unpack(const Correlation& p, const Lane* lanes, int64_t row, T* acc,
   }
   for (int l = 0; l < kN; ++l) {
     const Lane& lane = lanes[l];
-    if (target[l] != stage + l * staged || lane.item < 0) {
+    if (targets.direct[l] || lane.item < 0) {
       continue;
     }
-    S* series = static_cast<S*>(p.out.data) + lane.item * p.out.stride[0] + row * p.out.stride[1];
-    const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
-    const int64_t count = p.piece - lane.skip;
+    S* series = targets.first[l] + row * p.out.stride[1];
     const T* from = target[l] + lane.skip;
-    if (p.out.stride[2] * p.out_step == 1 && begin >= 0 && begin + count <= p.out_length) {
+    const int64_t count = p.piece - lane.skip;
+    if (targets.inside[l]) {
       for (int64_t j = 0; j < count; ++j) {
-        from_acc(from[j], series + begin + j);
+        from_acc(from[j], series + j);
       }
       continue;
     }
     T* fold = p.fold == nullptr ? nullptr
                                 : static_cast<T*>(p.fold) + (lane.item * p.entries.n_rows + row) *
                                                                 (p.fold_left + p.fold_right);
+    const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
     for (int64_t j = 0; j < count; ++j) {
       const int64_t position = begin + j * p.out_step;
       if (position < 0) {
@@ -268,7 +296,7 @@ static void unpack(const Correlation& p, const Lane* lanes, int64_t row, T* acc,
       } else if (position >= p.out_length) {
         fold[p.fold_left + position - p.out_length] = from[j];
       } else {
-        from_acc(from[j], series + position * p.out.stride[2]);
+        from_acc(from[j], series + j * p.out_step * p.out.stride[2]);
       }
     }
   }
