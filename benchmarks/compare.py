@@ -296,8 +296,10 @@ def build(tree: Path, into: Path) -> Path:
     try:
         output, _ = process.communicate()
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        # Not SIGKILL: ninja's compilers are in groups of their own, and only ninja ends them. The
+        # pipe closes with the last process that writes to it.
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate()
         raise
     # setup.py leaves the extension out if it cannot be compiled, and goes on.
     if process.returncode != 0 or not list((into / "lib" / "sparseconv").glob("_C*.so")):
