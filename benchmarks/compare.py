@@ -301,8 +301,10 @@ def build(tree: Path, into: Path) -> Path:
         process.communicate()
         raise
     # setup.py leaves the extension out if it cannot be compiled, and goes on.
-    if process.returncode != 0 or not list((into / "lib" / "sparseconv").glob("_C*.so")):
-        raise CompareError(f"{tree} does not build:\n{output[-3000:]}")
+    package = into / "lib" / "sparseconv"
+    complete = (package / "__init__.py").exists() and list(package.glob("_C*.so"))
+    if process.returncode != 0 or not complete:
+        raise CompareError(f"{tree} does not build a package with kernels:\n{output[-3000:]}")
     return into / "lib"
 
 
