@@ -26,9 +26,9 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import numpy as np
 import torch
 
-from benchmarks.kernels import COMPUTATIONS, WrongResultError, check
 from sparseconv.bench import timing
 from sparseconv.bench.cases import CASES, Problem
+from sparseconv.bench.run import COMPUTATIONS, WrongResultError, check
 from sparseconv.report import Table
 
 ROOT = Path(__file__).parent.parent

@@ -84,7 +84,7 @@ def build(folder: Path, csrc: Path = ROOT / "csrc") -> Path:
         CountingError: with the compiler's words.
     """
     program = folder / "counts"
-    sources = [csrc / "cpu" / name for name in ("kernels_avx2.cpp", "layout.cpp")]
+    sources = [csrc / "cpu" / name for name in ("kernels_avx2.cpp", "layout.cpp", "plan.cpp")]
     driver = Path(__file__).with_name("counts_driver.cpp")
     command = [compiler(), *compile_flags(), f"-I{csrc}", "-o", program, driver, *sources]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -138,13 +138,8 @@ def _write_call(file: Any, problem: Problem, computation: str) -> None:
     (left, _), rest = geometry.padding, (geometry.stride, geometry.dilation, geometry.groups)
     if rest != (1, 1, 1) or geometry.padding_mode != "zeros":
         raise ValueError(f"the driver knows stride, dilation, groups 1 and zeros, not {geometry}")
-    rows = _ops._fprop_rows(pattern, geometry)
-    plan = _ops._dgrad_plan(pattern, geometry)
-    arrays = {
-        "fprop": (pattern.crow_indices, rows, values, x),
-        "dgrad": (*plan, values, grad),
-        "wgrad": (pattern.crow_indices, rows, grad, x),
-    }[computation]
+    arrays = {"fprop": (values, x), "dgrad": (values, grad), "wgrad": (grad, x)}[computation]
+    arrays = (pattern.crow_indices, pattern.col_indices, *arrays)
     header = [
         COMPUTATIONS.index(computation), *x.shape, *grad.shape[1:], geometry.shape[2], left,
         pattern.nnz, len(arrays[0]),

@@ -1,19 +1,25 @@
 // Runs the AVX2 kernels under callgrind without torch: reads the calls of benchmarks/counts.py from
 // one file, and writes their results to another, so that they can be compared with those of the
-// ops. What the ops take from tensors (csrc/cpu/*_cpu.cpp) comes from a header here; the layout and
-// the length of a piece come from the kernels' own files.
+// ops. What the ops take from tensors (csrc/cpu/*_cpu.cpp) comes from a header here; plans, layouts
+// and the length of a piece come from the kernels' own files.
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
+#include "cpu/plan.h"
 
 using namespace sparseconv;
+
+// In place of the machine's own (cache.cpp), or the counts would differ with its L1 cache.
+int64_t sparseconv::input_bytes() {
+  return 36 * 1024;
+}
 
 // The kernels' loops become calls of it, and that of the C library differs with its version.
 extern "C" void* memset(void* to, int value, size_t n) {
@@ -47,9 +53,6 @@ extern "C" __attribute__((noinline)) void counted_all() {
 namespace {
 
 constexpr int64_t kLanes = kRowBytes / sizeof(float);
-// As in wgrad_cpu.cpp.
-constexpr int64_t kSplitsMax = 8;
-constexpr int64_t kGroupsPerSplit = 4;
 
 enum Computation : int64_t { kFprop, kDgrad, kWgrad };
 
@@ -78,13 +81,21 @@ std::vector<T> read(std::FILE* file, int64_t n) {
   return data;
 }
 
-TensorView view(std::vector<float>& data, int64_t channels, int64_t length) {
-  return {data.data(), {channels * length, length, 1}};
+struct Pattern {
+  std::vector<int32_t> pointers, taps;
+};
+
+Pattern read_pattern(const Call& c, std::FILE* file) {
+  auto pointers = read<int32_t>(file, c.n_pointers);
+  return {std::move(pointers), read<int32_t>(file, c.nnz)};
 }
 
-// As checks.cpp has it for the ops.
-int64_t span_of(const Layout& layout) {
-  return layout.channel_rows - static_cast<int64_t>(layout.segments.size()) * kPieceMax;
+PlanShape shape_of(const Call& c) {
+  return {c.out_channels, c.in_channels, c.kernel_size, 1, 1, 1};
+}
+
+TensorView view(std::vector<float>& data, int64_t channels, int64_t length) {
+  return {data.data(), {channels * length, length, 1}};
 }
 
 template <typename Problem>
@@ -94,9 +105,7 @@ void* scratch_for(const Problem& p) {
 
 std::vector<float> correlate(const Call& c, std::FILE* calls) {
   const bool forward = c.computation == kFprop;
-  const auto pointers = read<int32_t>(calls, c.n_pointers);
-  const auto rows = read<int32_t>(calls, c.nnz);
-  const auto index = read<int32_t>(calls, forward ? 0 : c.nnz);
+  const auto pattern = read_pattern(c, calls);
   const auto values = read<float>(calls, c.nnz);
   const int64_t from_channels = forward ? c.in_channels : c.out_channels;
   const int64_t from_length = forward ? c.in_length : c.out_length;
@@ -109,10 +118,23 @@ std::vector<float> correlate(const Call& c, std::FILE* calls) {
   const Layout layout =
       forward ? fprop_layout(c.kernel_size, 1, 1) : dgrad_layout(c.kernel_size, 1, 1, 0, &taps);
   Correlation p{};
-  p.entries = {pointers.data(), rows.data(), forward ? nullptr : index.data(),
-               from_channels,   to_channels, 1};
+  std::vector<int32_t> pointers = pattern.pointers, rows(c.nnz), index(c.nnz);
+  std::vector<float> weights = values;
+  if (forward) {
+    plan_fprop(shape_of(c), pointers.data(), pattern.taps.data(), rows.data());
+  } else {
+    plan_dgrad(shape_of(c), pattern.pointers.data(), pattern.taps.data(), pointers.data(),
+               rows.data(), index.data());
+    for (int64_t e = 0; e < c.nnz; ++e) {
+      weights[e] = values[index[e]];
+    }
+  }
+  const auto starts =
+      block_starts(pointers.data(), to_channels, from_channels, layout.block_channels);
+  p.entries = {starts.data(), rows.data(), layout.blocks(from_channels),
+               from_channels, to_channels, 1};
   p.tile = layout.shape();
-  p.values = values.data();
+  p.values = weights.data();
   p.in = view(input, from_channels, from_length);
   p.in_length = from_length;
   p.mode = PaddingMode::zeros;
@@ -122,7 +144,7 @@ std::vector<float> correlate(const Call& c, std::FILE* calls) {
   p.out_step = 1;
   p.batch = c.batch;
   p.count = to_length;
-  p.piece = correlate_piece(p.batch, p.count, kLanes, span_of(layout));
+  p.piece = correlate_piece(p.batch, p.count, kLanes, layout.span());
   void* scratch = scratch_for(p);
   counted_correlate(kAvx2.correlate[static_cast<int>(Element::f32)], p, scratch);
   std::free(scratch);
@@ -130,18 +152,22 @@ std::vector<float> correlate(const Call& c, std::FILE* calls) {
 }
 
 std::vector<float> wgrad(const Call& c, std::FILE* calls) {
-  const auto pointers = read<int32_t>(calls, c.n_pointers);
-  const auto rows = read<int32_t>(calls, c.nnz);
+  const auto pattern = read_pattern(c, calls);
   auto grad = read<float>(calls, c.batch * c.out_channels * c.out_length);
   auto input = read<float>(calls, c.batch * c.in_channels * c.in_length);
 
   const Layout layout = fprop_layout(c.kernel_size, 1, 1);
-  const WgradPiece cut = wgrad_piece(c.batch, c.out_length, kLanes, span_of(layout));
+  const WgradPiece cut = wgrad_piece(c.batch, c.out_length, kLanes, layout.span());
   const int64_t lane_groups = ceil_div(c.batch * ceil_div(c.out_length, cut.piece), kLanes);
-  const int64_t splits = std::clamp<int64_t>(lane_groups / kGroupsPerSplit, 1, kSplitsMax);
+  const int64_t splits = wgrad_splits(lane_groups);
   std::vector<float> partial(splits * c.nnz);
   WeightGradient p{};
-  p.entries = {pointers.data(), rows.data(), nullptr, c.in_channels, c.out_channels, 1};
+  std::vector<int32_t> rows(c.nnz);
+  plan_fprop(shape_of(c), pattern.pointers.data(), pattern.taps.data(), rows.data());
+  const auto starts =
+      block_starts(pattern.pointers.data(), c.out_channels, c.in_channels, layout.block_channels);
+  p.entries = {starts.data(), rows.data(),    layout.blocks(c.in_channels),
+               c.in_channels, c.out_channels, 1};
   p.tile = layout.shape();
   p.grad = view(grad, c.out_channels, c.out_length);
   p.in = view(input, c.in_channels, c.in_length);

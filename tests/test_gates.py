@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from benchmarks import compare
-from benchmarks.kernels import COMPUTATIONS, WrongResultError
 from sparseconv.bench import timing
 from sparseconv.bench.cases import CASES
+from sparseconv.bench.run import COMPUTATIONS, WrongResultError
 
 KEYS = [(f"case {i}", computation) for i in range(4) for computation in COMPUTATIONS]
 

@@ -139,10 +139,6 @@ TensorView view(const Tensor& x) {
   return {const_cast<void*>(x.const_data_ptr()), {x.stride(0), x.stride(1), x.stride(2)}};
 }
 
-int64_t span_of(const Layout& layout) {
-  return layout.channel_rows - kPieceMax * static_cast<int64_t>(layout.segments.size());
-}
-
 void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout, int64_t row_channels) {
   check_indices(rows, "rows", nnz);
   const int64_t channels = std::min(layout.block_channels, row_channels);

@@ -44,7 +44,4 @@ at::ScalarType acc_type(const Tensor& x);
 int64_t lanes_of(const Tensor& x);
 TensorView view(const Tensor& x);
 
-// Rows of a layout beyond those that one tap per segment would take.
-int64_t span_of(const Layout& layout);
-
 }  // namespace sparseconv

@@ -191,7 +191,7 @@ Tensor dgrad(const Tensor& grad,
     p.fold_right = g.right;
     p.batch = grad.size(0);
     p.count = past - first;
-    run_correlation(p, element, lanes_of(grad), span_of(layout));
+    run_correlation(p, element, lanes_of(grad), layout.span());
     if (edges) {
       for (const Side side : {Side::left, Side::right}) {
         add_edge(output, source, p, g, side);

@@ -66,7 +66,7 @@ Tensor fprop(const Tensor& input,
   p.relu = relu;
   p.batch = input.size(0);
   p.count = out_length;
-  run_correlation(p, element, lanes_of(input), span_of(layout));
+  run_correlation(p, element, lanes_of(input), layout.span());
   return output;
 }
 

@@ -1,9 +1,5 @@
 #include "layout.h"
 
-#if defined(__unix__)
-#include <unistd.h>
-#endif
-
 #include <algorithm>
 #include <numeric>
 
@@ -11,21 +7,6 @@
 #include "scratch.h"
 
 namespace sparseconv {
-
-namespace {
-
-// Three quarters of L1 for the packed inputs of a channel block leave room for the sums, weights
-// and rows that pass by. Measured on 48 KB at DSN's layer: 32, 36 and 40 KB come within 2 % of each
-// other, 24 KB is 5 % slower.
-int64_t input_bytes() {
-  int64_t l1 = 0;
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-  l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-#endif
-  return (l1 > 0 ? l1 : 32 * 1024) / 4 * 3;
-}
-
-}  // namespace
 
 Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
   Layout layout;
@@ -98,6 +79,11 @@ Layout dgrad_layout(int64_t kernel_size,
     }
   }
   return make_layout(positions, 1);
+}
+
+int64_t wgrad_splits(int64_t lane_groups) {
+  constexpr int64_t kSplitsMax = 8, kGroupsPerSplit = 4;
+  return std::clamp<int64_t>(lane_groups / kGroupsPerSplit, 1, kSplitsMax);
 }
 
 namespace {

@@ -2,7 +2,6 @@
 
 #include <torch/library.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "checks.h"
@@ -11,11 +10,6 @@
 
 namespace sparseconv {
 namespace {
-
-// The lane groups are cut into at most this many fixed runs, so that many threads need not all
-// pack the same inputs. By shape alone: the sums must not depend on the number of threads.
-constexpr int64_t kSplitsMax = 8;
-constexpr int64_t kGroupsPerSplit = 4;
 
 Tensor wgrad(const Tensor& grad,
              const Tensor& input,
@@ -44,9 +38,9 @@ Tensor wgrad(const Tensor& grad,
   check_rows(rows, nnz, layout, g.row_channels);
 
   const int64_t lanes = lanes_of(input);
-  const WgradPiece cut = wgrad_piece(input.size(0), out_length, lanes, span_of(layout));
+  const WgradPiece cut = wgrad_piece(input.size(0), out_length, lanes, layout.span());
   const int64_t lane_groups = ceil_div(input.size(0) * ceil_div(out_length, cut.piece), lanes);
-  const int64_t splits = std::clamp<int64_t>(lane_groups / kGroupsPerSplit, 1, kSplitsMax);
+  const int64_t splits = wgrad_splits(lane_groups);
   Tensor partial = at::zeros({splits, nnz}, input.options().dtype(acc_type(input)));
   if (input.size(0) > 0 && nnz > 0) {
     WeightGradient p{};
