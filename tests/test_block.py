@@ -22,7 +22,9 @@ from sparseconv.models import block as block_module
 from sparseconv.models.block import Block
 from sparseconv.models.dsn import ShortAvgPool1d
 
-pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
+pytestmark = pytest.mark.skipif(
+    extension is None or extension.isas() == ["baseline"], reason="needs the C++ kernels and AVX2"
+)
 
 FUSED = ("conv1x1", "batch_norm_relu")
 
@@ -72,6 +74,17 @@ def test_it_takes_the_fused_path(taken: list[str]) -> None:
     assert taken == list(FUSED)
     for a, b in zip(block.state_dict().values(), twin.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("isa", extension.isas() if extension is not None else [])
+def test_every_instruction_set_but_the_baseline(
+    isa: str, taken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+    block = make_block()
+    x = torch.randn(3, 6, 20)
+    torch.testing.assert_close(block(x), plain(block)(x))
+    assert taken == ([] if isa == "baseline" else list(FUSED))
 
 
 def test_small_inputs_go_module_by_module(monkeypatch: pytest.MonkeyPatch) -> None:
