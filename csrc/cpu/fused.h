@@ -89,9 +89,10 @@ inline int64_t channel_samples(int64_t batch, int64_t length) {
 constexpr int64_t kChannelBlockMax = 16;
 
 // Channels that are gathered together: as many as L1 takes (32 KB of float32 in `arrays` arrays),
-// for their samples follow each other in memory and are fetched as one stream (DSN, N = 16: 0.068
-// ms fall to 0.048 at L = 24, 0.184 to 0.171 at L = 128; asking ahead for the next block, 0.026 and
-// 0.125).
+// for their samples follow each other in memory and are fetched as one stream. DSN, N = 16, memory
+// cold: from one channel at a time 0.068 ms fall to 0.048 at L = 24, 0.184 to 0.171 at L = 128, and
+// with the next block asked for ahead to 0.026 and 0.125. Two and four times as many channels take
+// 8 % and 24 % longer at L = 128.
 inline int64_t channel_block(int64_t batch, int64_t length, int64_t arrays) {
   const int64_t fit = 8192 / (arrays * channel_samples(batch, length));
   return fit < 1 ? 1 : fit > kChannelBlockMax ? kChannelBlockMax : fit;
