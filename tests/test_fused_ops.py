@@ -1,0 +1,150 @@
+"""The ops around the sparse convolutions: derivatives, torch's op checks, wrong arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparseconv._backends import extension
+from sparseconv.fused import average_bins, batch_norm_relu, conv1x1
+
+pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
+
+ISAS = extension.isas() if extension is not None else []
+OPS = torch.ops.sparseconv
+DTYPES = (torch.float32, torch.float64)
+
+
+@pytest.fixture
+def isas(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
+    def switch() -> Iterator[str]:
+        for isa in ISAS:
+            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            yield isa
+
+    return switch
+
+
+def test_gradcheck(isas) -> None:
+    for _ in isas():
+        torch.manual_seed(0)
+        x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(4, 3, 1, dtype=torch.float64, requires_grad=True)
+        scale, shift = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in "ab")
+
+        def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+            module = nn.BatchNorm1d(3, dtype=torch.float64)
+            del module.weight, module.bias
+            module.weight, module.bias = scale, shift
+            return batch_norm_relu(x, module)
+
+        for function, inputs in (
+            (conv1x1, (x, weight)),
+            (norm, (x, scale, shift)),
+            (
+                lambda x: batch_norm_relu(x, nn.BatchNorm1d(3, affine=False, dtype=torch.float64)),
+                (x,),
+            ),
+            (lambda x: average_bins(x, 3), (x,)),
+        ):
+            assert torch.autograd.gradcheck(function, inputs)
+            assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def op_arguments(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, ...]]:
+    torch.manual_seed(0)
+    x, weight, grad = torch.randn(2, 3, 20), torch.randn(4, 3, 1), torch.randn(2, 4, 20)
+    v = torch.rand(5, 3)
+    tensors = [t.to(dtype) for t in (x, weight, grad, *v)]
+    x, weight, grad, *v = tensors
+    return {
+        "pointwise_fprop": (x, weight),
+        "pointwise_dgrad": (grad, weight),
+        "pointwise_wgrad": (grad, x),
+        "batch_norm_relu": (x, v[0], v[1], v[2], v[3], 0.1, 1e-5),
+        "batch_norm_relu_backward": (x, x, v[0], v[1], v[2], v[3]),
+        "average_bins": (x, 7),
+        "average_bins_backward": (x, 33),
+    }
+
+
+@pytest.mark.parametrize("name", op_arguments())
+def test_opcheck(name) -> None:
+    for dtype in DTYPES:
+        torch.library.opcheck(getattr(OPS, name).default, op_arguments(dtype)[name])
+
+
+# Shapes that do not fit the other arguments: argument -> shapes.
+MISMATCHES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
+    "pointwise_fprop": {0: ((2, 4, 20),), 1: ((4, 2, 1), (4, 3, 2), (4, 3, 0))},
+    "pointwise_dgrad": {0: ((2, 3, 20),), 1: ((3, 3, 1), (4, 3, 2))},
+    "pointwise_wgrad": {0: ((2, 4, 19), (1, 4, 20)), 1: ((2, 3, 21),)},
+    "batch_norm_relu": {0: ((2, 2, 20), (1, 3, 1)), **dict.fromkeys((1, 2, 3, 4), ((2,), (4,)))},
+    "batch_norm_relu_backward": {
+        0: ((2, 3, 19), (2, 4, 20)),
+        1: ((1, 3, 20), (0, 3, 20)),
+        **dict.fromkeys((2, 3, 4, 5), ((2,), (4,))),
+    },
+    "average_bins": {0: ((2, 3, 0),)},
+    "average_bins_backward": {0: ((2, 3, 0),)},
+}
+
+
+@pytest.mark.parametrize("name", op_arguments())
+def test_wrong_arguments_are_refused(name, count_cases) -> None:
+    op, args = getattr(OPS, name), op_arguments()[name]
+    for i, value in enumerate(args):
+        if not isinstance(value, Tensor):
+            wrong: list[Any] = [-1, 0, 2**31] if type(value) is int else []
+        else:
+            wrong = [
+                value.to(torch.int64),
+                value.bfloat16(),
+                value.to(torch.complex64),
+                value.unsqueeze(0),
+                value.flatten()[:0],
+                value.to_sparse(),
+            ]
+            wrong += [value.new_ones(shape) for shape in MISMATCHES[name].get(i, ())]
+            if sum(isinstance(other, Tensor) for other in args) > 1:
+                wrong.append(value.double())
+        for bad in wrong:
+            with pytest.raises((TypeError, ValueError, RuntimeError)):
+                op(*args[:i], bad, *args[i + 1 :])
+            count_cases(1)
+
+
+def test_flops_are_those_of_the_convolution() -> None:
+    x, weight = torch.randn(2, 3, 20, requires_grad=True), torch.randn(4, 3, 1, requires_grad=True)
+    counts = []
+    for function in (conv1x1, F.conv1d):
+        with FlopCounterMode(display=False) as counter:
+            function(x, weight).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 3 * 2 * 2 * 3 * 4 * 20
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_dtypes_are_torchs(dtype) -> None:
+    x, weight = torch.randn(2, 3, 20, dtype=dtype), torch.randn(4, 3, 1, dtype=dtype)
+    norm, twin = nn.BatchNorm1d(3, dtype=dtype), nn.BatchNorm1d(3, dtype=dtype)
+    assert conv1x1(x, weight).equal(F.conv1d(x, weight))
+    assert batch_norm_relu(x, norm).equal(F.relu(twin(x)))
+    assert average_bins(x, 5).equal(F.adaptive_avg_pool1d(x, 5))
+    with pytest.raises(RuntimeError):
+        conv1x1(x, torch.randn(4, 2, 1, dtype=dtype))
+
+
+def test_empty_batches_are_torchs() -> None:
+    x = torch.zeros(0, 3, 20, requires_grad=True)
+    weight = torch.ones(4, 3, 1, requires_grad=True)
+    y = conv1x1(x, weight)
+    dx, dw = torch.autograd.grad(y.sum(), (x, weight))
+    assert (y.shape, dx.shape) == ((0, 4, 20), (0, 3, 20))
+    assert not dw.any()
