@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
@@ -28,7 +27,7 @@ import torch
 
 from sparseconv.bench import timing
 from sparseconv.bench.cases import CASES, Problem
-from sparseconv.bench.run import COMPUTATIONS, WrongResultError, check
+from sparseconv.bench.run import COMPUTATIONS, WrongResultError, check_bounds
 from sparseconv.report import Table
 
 ROOT = Path(__file__).parent.parent
@@ -221,9 +220,8 @@ def _plain(problem: Problem) -> dict[str, Any]:
 
 def _check(side: str, results: dict[str, Any], problems: Mapping[str, Problem]) -> None:
     for name, problem in problems.items():
-        given = {c: lambda *_, result=results[name][c]: result for c in COMPUTATIONS}
         try:
-            check(SimpleNamespace(**given), problem)
+            check_bounds(results[name], problem)
         except WrongResultError as error:
             raise WrongResultError(f"{side}, {name}: {error}") from error
 
