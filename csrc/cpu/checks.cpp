@@ -92,7 +92,7 @@ void check_below(const Tensor& indices, const char* name, int64_t limit) {
   const uint32_t last =
       static_cast<uint32_t>(std::min<int64_t>(limit - 1, std::numeric_limits<int32_t>::max()));
   uint32_t signs = 0;
-  for (int64_t i = 0; i < indices.numel(); ++i) {
+  for (int64_t i = 0, n = indices.numel(); i < n; ++i) {
     const uint32_t index = static_cast<uint32_t>(data[i]);
     signs |= index | (last - index);
   }
