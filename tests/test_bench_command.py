@@ -15,7 +15,7 @@ from dense_kernels import dense_ops, one_wrong
 from toy_run import refused
 
 from sparseconv import _backends
-from sparseconv.bench import command, growth, peaks, run, tables
+from sparseconv.bench import command, growth, network, peaks, run, suite, tables
 from sparseconv.bench.cases import CASES, SUITES, Case
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.cli import main
@@ -28,16 +28,27 @@ PEAK = {
     "threads": 1, "isa": "avx512", "dtype": "float32",
     "fma_gflops": 2.0, "l1_gflops": 2.0, "l2_gflops": 1.0, "stream_gbs": 0.5,
 }  # fmt: skip
+NROW = {
+    "model": "DSN", "mode": "train", "length": 24, "batch": 16, "in_channels": 1, "threads": 1,
+    "rounds": 3, "ms": {"sparse": 5.0, "masked_dense": 20.0, "dense_best": 15.0},
+    "ratio": {"masked_dense": [4.0, 3.9, 4.1], "dense_best": [3.0, 2.9, 3.1]}, "absent": {},
+    "settings": {"dense_best": "channels_last"}, "parts": {"sparse": {"1x1 conv": 1.5}},
+}  # fmt: skip
 ROW_FIELDS = (
     "case suite computation dtype threads isa batch in_channels out_channels kernel_size length "
     "output_length stride dilation groups nnz density flops dense_flops bytes ms ratio gflops "
-    "share_of_peak share_of_roof drift checked"
+    "share_of_peak share_of_roof drift checked rounds"
 )
 
 
 @pytest.fixture
 def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peaks, "measure", lambda counts: [PEAK | {"threads": n} for n in counts])
+
+
+def fake_network(**settings: Any) -> list[network.Task]:
+    assert (settings["threads"], settings["rounds"]) == ([1], 3)
+    return [network.Task("DSN train", lambda: NROW)]
 
 
 @needs_extension
@@ -53,13 +64,18 @@ def test_everything_that_is_written(
     files = [word for kind, path in paths.items() for word in (f"--{kind}", str(path))]
     sizes = [Case(1, 2, 3, 3, length, name="tiny", suite="layer") for length in (8, 16)]
     monkeypatch.setattr(growth, "SERIES", {"length": sizes})
-    assert main([*SMALL, "--rivals", "conv1d", "fft", "--growth", *files]) == 0
+    monkeypatch.setattr(network, "tasks", fake_network)
+    words = ["--suites", "growth", "network", "--rivals", "conv1d", "fft"]
+    assert main([*SMALL, *words, *files]) == 0
 
     document = json.loads(paths["json"].read_text())
-    assert list(document) == ["schema", "machine", "peaks", "rows", "growth", "network"]
-    assert document["schema"] == 1
+    assert list(document) == [
+        "schema", "complete", "machine", "peaks", "rows", "growth", "network", "goals",
+    ]  # fmt: skip
+    assert (document["schema"], document["complete"]) == (1, True)
     assert document["peaks"] == [PEAK]
-    assert document["network"] == []
+    assert document["network"] == [NROW]
+    assert {"goal", "measured", "verdict"} == set(document["goals"][0])
     assert document["machine"]["torch"] == torch.__version__
     assert all(isinstance(value, str) and value for value in document["machine"].values())
     names = [(row["case"], row["computation"]) for row in document["rows"]]
@@ -83,6 +99,9 @@ def test_everything_that_is_written(
     shown = capsys.readouterr()
     assert shown.out.count("wgrad_splits") == 3
     assert "conv2d_channels_last" not in shown.out
+    assert "4.00 [3.90, 4.10]" in shown.out
+    assert "1x1 conv" in shown.out
+    assert "DSN, training step, L = 24: ≥ 3x masked dense" in shown.out
     assert document["machine"]["cpu"] in shown.out
     assert "wgrad_splits" in shown.err  # progress
 
@@ -93,20 +112,21 @@ def test_no_figure_is_given_for_a_wrong_kernel(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, quick_peaks: None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(command, "_ops", dense_ops(**{name: one_wrong}))
+    monkeypatch.setattr(suite, "_ops", dense_ops(**{name: one_wrong}))
     out = tmp_path / "rows.json"
     words = ["bench", "--cases", "taps_far_apart", "--threads", "1", "--json", str(out)]
     assert main(words) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
     assert f"taps_far_apart, 1 threads: {name} is wrong" in shown.err
+    assert "before" not in shown.err
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--suites", "layers"], ["no suite 'layers'", *SUITES]),
+        (["--suites", "layers"], ["no suite 'layers'", *SUITES, "growth", "network"]),
         (["--cases", "dsn"], ["no case 'dsn'", "dsn_prefix_L24", "packing"]),
         (["--rivals", "winograd"], ["no rival 'winograd'", *RIVALS]),
         (["--threads", "0"], ["--threads must be at least 1", "0"]),
@@ -118,7 +138,7 @@ def test_refusals(
     words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(command, "run", lambda *a, **k: pytest.fail("measured"))
+    monkeypatch.setattr(suite, "run", lambda *a, **k: pytest.fail("measured"))
     refused(capsys, ["bench", *words], *expected)
 
 
@@ -128,7 +148,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
     kind: str, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(command, "run", lambda *a, **k: pytest.fail("measured"))
+    monkeypatch.setattr(suite, "run", lambda *a, **k: pytest.fail("measured"))
     monkeypatch.setattr(command, "cpp_or_reason", lambda: "")
     (tmp_path / "file").touch()
     path = {
@@ -148,7 +168,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
 def test_a_missing_report_is_refused_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "run", lambda *a, **k: pytest.fail("measured"))
+    monkeypatch.setattr(suite, "run", lambda *a, **k: pytest.fail("measured"))
     monkeypatch.setattr(command, "cpp_or_reason", lambda: "")
     monkeypatch.setitem(sys.modules, "sparseconv.bench.report", None)  # import fails
     path = tmp_path / "report.html"
@@ -171,6 +191,8 @@ def test_list_shows_every_case_once(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert main(["bench", "--list", "--suites", "isa"]) == 0
     assert capsys.readouterr().out.count("ISA avx2") == 3
+    assert main(["bench", "--list", "--suites", "network"]) == 0
+    assert capsys.readouterr().out.startswith("network: the whole network")
 
 
 @needs_extension
@@ -183,10 +205,10 @@ def test_rivals_by_default_and_what_cannot_run(
         asked[case.name] = torch.get_num_threads(), list(rival_names)
         return []
 
-    monkeypatch.setattr(command, "measure", fake)
+    monkeypatch.setattr(suite, "measure", fake)
     other = Case(1, 1, 1, 1, 1, name="other_isa", suite="isa", isa="neon9")
     cases = [CASES["dsn_evolved_L24"], CASES["stride_2"], other]
-    assert command.run(cases, [2])["rows"] == []
+    assert suite.run(cases, [2])["rows"] == []
     assert asked == {
         "dsn_evolved_L24": (2, list(RIVALS)),
         "stride_2": (2, ["conv1d", "conv2d_channels_last"]),
@@ -194,14 +216,93 @@ def test_rivals_by_default_and_what_cannot_run(
     assert "other_isa is left out: this CPU has no neon9" in capsys.readouterr().err
 
 
-def test_growth_belongs_to_the_whole_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+@pytest.mark.parametrize(
+    ("words", "cases", "more"),
+    [
+        ([], len(CASES), ["growth", "network"]),
+        (["--quick"], len(CASES), ["growth", "network"]),
+        (["--suites", "isa"], 3, []),
+        (["--suites", "network"], 0, ["network"]),
+        (["--suites", "isa", "growth"], 3, ["growth"]),
+        (["--cases", "packing"], 1, []),
+        (["--cases", "packing", "--suites", "isa", "network"], 4, ["network"]),
+    ],
+)
+def test_what_is_measured(
+    words: list[str], cases: int, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, list[str], bool]] = []
     monkeypatch.setattr(command, "cpp_or_reason", lambda: "")
     monkeypatch.setattr(command, "shown", lambda document: "")
-    monkeypatch.setattr(command, "run", lambda *a, series, **k: asked.append(series))
-    for words in ([], ["--suites", "isa"], ["--quick"], ["--suites", "isa", "--growth"]):
-        assert main(["bench", *words]) == 0
-    assert asked == [list(growth.SERIES), [], [], list(growth.SERIES)]
+
+    def fake(chosen: list[Case], _: object, *, more: list[str], quick: bool, **__: object) -> None:
+        asked.append((len(chosen), more, quick))
+
+    monkeypatch.setattr(suite, "run", fake)
+    assert main(["bench", *words]) == 0
+    assert asked == [(cases, more, "--quick" in words)]
+
+
+@needs_extension
+@pytest.mark.parametrize("quick", [False, True])
+def test_each_suite_has_its_rounds(
+    quick: bool, monkeypatch: pytest.MonkeyPatch, quick_peaks: None
+) -> None:
+    asked: dict[str, int] = {}
+
+    def fake(case: Case, *_: object, rounds: int, **__: object) -> list[Any]:
+        asked[case.suite] = rounds
+        return []
+
+    def fake_growth(quantity: str, *, rounds: int) -> list[Any]:
+        asked["growth"] = rounds
+        return []
+
+    def tasks(*, threads: list[int], rounds: int, **settings: Any) -> list[network.Task]:
+        assert ("dense_compiled" in settings.get("rivals", network.RIVALS)) is not quick
+        assert ("epoch" in settings.get("modes", network.MODES)) is not quick
+        asked["network"] = rounds
+        return []
+
+    monkeypatch.setattr(suite, "measure", fake)
+    monkeypatch.setattr(growth, "measure", fake_growth)
+    monkeypatch.setattr(network, "tasks", tasks)
+    cases = [CASES["dsn_evolved_L24"], CASES["stride_2"]]
+    document = suite.run(cases, [1], more=list(suite.MORE), quick=quick)
+    few = dict.fromkeys(asked, suite.QUICK_ROUNDS)
+    assert asked == (few if quick else {
+        "layer": suite.ROUNDS["layer"], "options": suite.OTHER_ROUNDS,
+        "growth": suite.ROUNDS["growth"], "network": network.ROUNDS,
+    })  # fmt: skip
+    assert len(asked) == 4
+    assert document["complete"]
+
+
+@needs_extension
+@pytest.mark.parametrize("error", [KeyboardInterrupt, run.WrongResultError("wgrad is wrong")])
+def test_what_was_measured_before_an_end_is_kept(
+    error: type[BaseException] | BaseException, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_peaks: None,
+) -> None:  # fmt: skip
+    row = {"suite": "options", "case": "any", "absent": {}, "density": 1.0, "ratio": {}}
+
+    def fake(case: Case, *_: object, **__: object) -> list[Any]:
+        if case.name == "stride_2":
+            raise error
+        return [row]
+
+    monkeypatch.setattr(suite, "measure", fake)
+    out = tmp_path / "rows.json"
+    out.write_text("an earlier run")
+    words = ["--cases", "pointwise", "stride_2", "dilation_4", "--threads", "1"]
+    code = main(["bench", *words, "--json", str(out)])
+    assert code == (130 if error is KeyboardInterrupt else 1)
+    document = json.loads(out.read_text())
+    assert (document["rows"], document["complete"]) == ([row], False)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"what was measured before is in {out}" in shown.err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 
 def test_absent_rivals_are_explained_once() -> None:

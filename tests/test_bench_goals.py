@@ -122,9 +122,10 @@ def test_slower_than_dense_is_a_miss_at_low_density_only() -> None:
 
 
 def test_the_network() -> None:
-    rows = [network("train", 128, 10.0, 4.0), network("update", 128, 25.0)]
+    rows = [network("train", 128, 10.0, 4.0), network("update", 128, 35.0)]
     update, step = goals.judge({"rows": [], "network": rows})
-    assert update.measured == "2.50x (L = 128, 1 thread)"
+    assert "2 steps longer than one without" in update.goal
+    assert update.measured == "2.50 steps (L = 128, 1 thread)"  # beyond the step itself
     assert update.verdict == "missed by 20%"
     assert step.verdict == "missed by 20%"
     other = network("train", 128) | {"in_channels": 12}

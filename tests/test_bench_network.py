@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,17 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from torch import Tensor, nn
 
-from sparseconv import SparseConv1d, datasets
+from sparseconv import SparseConv1d, datasets, fused
 from sparseconv._backends import extension
 from sparseconv.bench import dense_network, network, network_steps, parts, timing
-from sparseconv.bench.masked_dense import PremaskedConv1d
+from sparseconv.bench.masked_dense import PremaskedConv1d, masked_copy
 from sparseconv.bench.run import WrongResultError
 from sparseconv.machine import threads
 from sparseconv.models import DSN
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 
-SECONDS = {"sparse": 2e-3, "masked_dense": 1e-2, "dense_compiled": 8e-3}
+SECONDS = {"sparse": 2e-3, "masked_dense": 1e-2, "dense_best": 6e-3, "dense_compiled": 8e-3}
 
 
 def small(in_channels: int = 1, n_classes: int = 2, **options: Any) -> DSN:
@@ -65,13 +64,13 @@ def test_rows_of_every_mode(
     fake_times: list[list[str]], no_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes(monkeypatch)
-    seen: list[network.Row] = []
     state = torch.get_rng_state()
-    rows = network.run(
-        lengths=(10,), threads=(1, 2), rounds=5, batch=4, build=small, on_row=seen.append
-    )
+    tasks = network.tasks(lengths=(10,), threads=(1, 2), rounds=5, batch=4, build=small)
+    rows = [task.measure() for task in tasks]
     assert torch.equal(torch.get_rng_state(), state)
-    assert rows == seen
+    assert [task.name for task in tasks[:2] + tasks[-1:]] == [
+        "DSN train L=10, 1 threads", "DSN train L=10, 2 threads", "DSN epoch Tiny, 2 threads",
+    ]  # fmt: skip
     assert [(r["mode"], r["threads"]) for r in rows] == [
         (mode, count) for mode in network.MODES for count in (1, 2)
     ]
@@ -82,16 +81,24 @@ def test_rows_of_every_mode(
         epoch = row["mode"] == "epoch"
         assert row["batch"] == {"latency": 1, "epoch": 2}.get(row["mode"], 4)
         assert (row["length"], row["in_channels"]) == ((12, 3) if epoch else (10, 1))
-        assert set(row["ms"]) == set(SECONDS) - ({"dense_compiled"} if epoch else set())
+        assert row["rounds"] == (3 if epoch else 5)
+        alone = row["mode"] in ("update", "epoch")
+        assert set(row["ms"]) == ({"sparse", "masked_dense"} if alone else set(SECONDS))
         if epoch:
             assert (row["data"], row["n_cases"]) == ("random series of the sizes of Tiny", 7)
         else:
             assert set(row["parts"]) == {"sparse", "masked_dense"}
+        if not alone:
             assert row["ratio"]["dense_compiled"] == pytest.approx([4, 4, 4])
+            assert row["ratio"]["dense_best"] == pytest.approx([3, 3, 3])
         assert ("peak_bytes" in row) == (row["mode"] in ("train", "update"))
         if row["mode"] in ("inference", "latency"):
             assert row["settings"]["sparse"] == "optimize_for_inference"
-            assert row["settings"]["masked_dense"] in dense_network.inference_variants(small(), ...)
+            assert row["settings"]["masked_dense"] == "plain"
+            assert row["settings"]["dense_best"] in dense_network.inference_variants(small(), ...)
+            assert row["settings"]["dense_compiled"] == "freezing"
+        if row["mode"] == "train":
+            assert row["settings"]["dense_best"] in dense_network.training_variants(small())
     json.dumps(rows)
     text = network.table(rows).markdown()
     assert text.count("5.00 [5.00, 5.00]") == len(rows)
@@ -194,6 +201,47 @@ def test_every_way_to_run_dense_computes_the_same(length: int, padding: str) -> 
     assert not any(isinstance(m, SparseConv1d) for m in variants["channels_last"]().modules())  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
+def test_every_way_to_train_dense_learns_the_same(padding: str) -> None:
+    """The same loss, gradients and masked weights, step for step; in memory of another order."""
+    torch.manual_seed(0)
+    model = small(3, padding=padding)
+    X, y = torch.randn(4, 3, 20), torch.arange(4) % 2
+    names = ("masked_dense", *dense_network.training_variants(model))
+    steps = network_steps.training_steps(model, names, update_every=3)
+    trained = {name: step.args[0] for name, step in steps.items()}  # type: ignore[attr-defined]
+    for _ in range(3):
+        for step in steps.values():
+            step(X, y)
+        wanted, *others = ([p.grad for p in net.parameters()] for net in trained.values())
+        for grads in others:
+            for a, b in zip(wanted, grads, strict=True):
+                torch.testing.assert_close(a, b.view_as(a), rtol=1e-3, atol=1e-5)
+    masks = {
+        name: [m.mask for m in net.modules() if isinstance(m, PremaskedConv1d)]
+        for name, net in trained.items()
+    }
+    assert len(masks["channels_last"]) == 2
+    for first, second in zip(masks["masked_dense"], masks["channels_last"], strict=True):
+        assert torch.equal(first, second)
+    layer = next(m for m in reversed(list(trained["channels_last"].modules()))
+                 if isinstance(m, PremaskedConv1d))  # fmt: skip
+    for tensor in (layer.weight, layer.mask, layer.weight.grad):
+        assert tensor.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)
+    assert (layer.weight[~layer.mask] == 0).all()
+
+
+def test_the_dense_side_runs_none_of_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = small(3), torch.randn(4, 3, 20)
+    monkeypatch.setattr(fused, "_apply", lambda *_: pytest.fail("a kernel of ours"))
+    y = torch.arange(4) % 2
+    for twin in (
+        masked_copy(model),
+        *(make() for make in dense_network.training_variants(model).values()),
+    ):
+        torch.nn.functional.nll_loss(twin(x), y).backward()
+
+
 def test_the_fastest_setting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"plain": 3.0, "jit": 1.0, "channels_last": 2.0}
     monkeypatch.setattr(
@@ -248,7 +296,7 @@ def test_parts_of_both_networks() -> None:
     steps = network_steps.training_steps(model)
     with threads(1):
         spent = {name: parts.measure(partial(step, X, y)) for name, step in steps.items()}
-    common = {"1x1 conv", "batch norm", "relu", "pool and head", "optimizer and masks", parts.OTHER}
+    common = {"1x1 conv", parts.NORM, "pool and head", "optimizer and masks", parts.OTHER}
     sparse = {f"sparse conv {name}" for name in ("fprop", "dgrad", "wgrad")}
     dense = {"dense conv forward", "dense conv backward", "padding"}
     assert set(spent["sparse"]) == common | sparse
@@ -257,6 +305,12 @@ def test_parts_of_both_networks() -> None:
         assert all(value >= 0 for value in times.values())
         assert list(times.values()) == sorted(times.values(), reverse=True)
         assert sum(value > 0 for value in times.values()) >= len(times) - 1
+
+
+def test_every_op_of_ours_belongs_to_a_part() -> None:
+    ours = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("sparseconv::")}
+    assert {"sparseconv::fprop", "sparseconv::average_bins_backward"} <= ours
+    assert [name for name in sorted(ours) if parts.part_of(name) is None] == []
 
 
 def test_parts_add_up_to_the_unprofiled_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,41 +329,3 @@ def test_the_profile_charges_who_takes_the_time() -> None:
     spent = parts.measure(lambda: (small_conv(x), large(wide)))
     assert next(iter(spent)) == "dense conv forward"
     assert spent["1x1 conv"] < spent["dense conv forward"] / 20
-
-
-# The command
-
-
-def test_main_prints_and_writes(
-    fake_times: list[list[str]],
-    no_compiler: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
-    monkeypatch.setattr(network, "_evolved", small)
-    out = tmp_path / "new" / "rows.json"
-    assert network.main(["--quick", "--parts", "--out", str(out)]) == 0
-    shown = capsys.readouterr()
-    document = json.loads(out.read_text())
-    assert document["schema"] == 1
-    assert document["machine"]["torch"] == torch.__version__
-    assert [row["mode"] for row in document["network"]] == [
-        mode for mode in network.MODES[:4] for _ in range(2)
-    ]
-    assert shown.out.count("5.00 [5.00, 5.00]") == 8
-    assert "| sparse conv wgrad" in shown.out
-    assert "train, L = 24, 1 threads: sparse 2.00 ms, masked_dense 10.00 ms" in shown.err
-
-
-def test_main_prints_no_figure_of_a_wrong_kernel(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(network, "_evolved", small)
-    monkeypatch.setattr(network, "_ops", dense_ops(dgrad=one_wrong))
-    out = tmp_path / "rows.json"
-    assert network.main(["--quick", "--out", str(out)]) == 1
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith("dgrad is wrong: ")
-    assert not out.exists()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bench_document import document
 
-from sparseconv.bench import cost_plots, plots, report
+from sparseconv.bench import cases, cost_plots, plots, report
 from sparseconv.bench.svg import THEME
 
 
@@ -62,7 +62,8 @@ def test_every_part_of_the_document_is_shown(page: str) -> None:
     assert outline.ids == outline.links
     assert outline.headings == [
         "Goals", "Roofline", "Time saved against FLOPs saved", "Break-even", "The whole network",
-        "How cost grows", "Layers of the Dynamic Sparse Network", "Series from short to long",
+        "How cost grows", "Layers of the Dynamic Sparse Network",
+        "Patterns of a trained network", "Series from short to long",
         "From sparse to dense", "Channels", "Kernel sizes", "Batch sizes",
         "Stride, dilation, groups, padding", "Adversarial patterns", "Other dtypes",
         "Other instruction sets", "Machine",
@@ -70,10 +71,16 @@ def test_every_part_of_the_document_is_shown(page: str) -> None:
     content = document(counts=(1,))
     for row in content["rows"]:
         assert row["case"] in page
-    assert page.count("<tbody>") == 4 + 10  # goals, network, facts, peaks; suites
+    assert page.count("<tbody>") == 4 + 11  # goals, network, facts, peaks; suites
     assert "✗ missed" in page
-    assert "1 of 2" in page
+    assert "1 of 2" in page  # the third is stated, and not judged
+    for text in ("dense best / sparse", "3.90 [3.80, 4.00]", "5.20 [5.00, 5.40]", "channels_last"):
+        assert text in page
     assert "Imaginary CPU &lt;x64&gt;" in page
+
+
+def test_no_suite_is_forgotten() -> None:
+    assert set(report.SUITES) == set(cases.SUITES)
 
 
 def test_numbers_reach_the_tables(page: str) -> None:

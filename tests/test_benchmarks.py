@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from benchmarks import accuracy, demo, readme
-from sparseconv.bench import network
 from sparseconv.models import DSN
 
 
-def test_without_the_extension_the_demo_and_benchmarks_say_so(
+def test_without_the_extension_the_demo_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from sparseconv import _backends
@@ -21,11 +20,10 @@ def test_without_the_extension_the_demo_and_benchmarks_say_so(
     monkeypatch.setattr(_backends, "extension", None)
     monkeypatch.setattr(_backends, "_missing_reason", "the C++ extension is not built (why)")
     out = tmp_path / "demo"
-    for main in (demo.main, network.main):
-        assert main(["--out", str(out)]) == 1
-        shown = capsys.readouterr()
-        assert "not built (why)" in shown.err
-        assert shown.out == ""
+    assert demo.main(["--out", str(out)]) == 1
+    shown = capsys.readouterr()
+    assert "not built (why)" in shown.err
+    assert shown.out == ""
     assert not out.exists()
 
 

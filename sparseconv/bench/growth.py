@@ -72,6 +72,7 @@ def measure(
                 "quantity": quantity,
                 "computation": computation,
                 "threads": torch.get_num_threads(),
+                "rounds": rounds,
                 "points": [
                     [size, float(ms), peak]
                     for size, ms, peak in zip(

@@ -9,6 +9,7 @@ inactive weights go on accumulating dense gradients.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, Region, SparseConv1d
+from sparseconv.models.block import Block
+from sparseconv.models.dsn import ShortAvgPool1d
 from sparseconv.pruning import cosine_decay, prune_and_grow
 from sparseconv.reference import MaskedConv1d, dense_weight
 
@@ -46,7 +49,8 @@ class PremaskedConv1d(MaskedConv1d):
 def masked_copy(model: nn.Module) -> nn.Module:
     """Copy a network, with a ``PremaskedConv1d`` in the place of every ``SparseConv1d``.
 
-    The copy computes the same function; ``model`` is left as it was.
+    The copy computes the same function, with torch's own modules alone: a ``Block`` becomes the
+    ``nn.Sequential`` that it is, the pooling of short series torch's. ``model`` is left as it was.
 
     Example:
         >>> from sparseconv.models import DSN
@@ -58,6 +62,11 @@ def masked_copy(model: nn.Module) -> nn.Module:
     for name, layer in list(twin.named_modules()):
         if isinstance(layer, SparseConv1d):
             twin.set_submodule(name, PremaskedConv1d.from_sparse(layer))
+        elif isinstance(layer, ShortAvgPool1d):
+            twin.set_submodule(name, nn.AdaptiveAvgPool1d(layer.output_size))
+    for name, block in list(twin.named_modules()):
+        if isinstance(block, Block):
+            twin.set_submodule(name, nn.Sequential(OrderedDict(block.named_children())))
     return twin
 
 

@@ -1,19 +1,16 @@
 """The whole network beside the same network dense: training, inference, latency, epochs, memory.
 
-The rival is the network as mask-based sparse training runs it (``masked_dense``), and the same
-under ``torch.compile``. Before anything is timed, every sparse layer is checked against float64,
-and what runs inference also by its outputs.
+The rivals are the network as mask-based sparse training runs it (``masked_dense``), the fastest
+that PyTorch's settings make of it (``dense_best``, the row names which), and ``torch.compile``.
+Before anything is timed, every sparse layer is checked against float64, and what runs inference
+also by its outputs.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,19 +18,19 @@ from torch import Tensor
 from sparseconv import _ops, datasets, optimize_for_inference
 from sparseconv.bench import parts, timing
 from sparseconv.bench.cases import layer_problem
-from sparseconv.bench.dense_network import Network, inference_variants
+from sparseconv.bench.dense_network import Network, inference_variants, training_variants
 from sparseconv.bench.masked_dense import masked_copy
 from sparseconv.bench.network_steps import NEVER, compiled, training_bytes, training_steps
 from sparseconv.bench.network_tables import RIVALS, parts_table, table
-from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
+from sparseconv.bench.run import WrongResultError, check
 from sparseconv.machine import keep_freed_memory, threads
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
 
-__all__ = ["MODES", "RIVALS", "parts_table", "run", "table", "training_row"]
+__all__ = ["MODES", "RIVALS", "Task", "parts_table", "run", "table", "tasks", "training_row"]
 
 MODES = ("train", "update", "inference", "latency", "epoch")
-LENGTHS, THREADS, BATCH = (24, 128, 512), (1, 2), 16
+LENGTHS, THREADS, BATCH, ROUNDS = (24, 128, 512), (1, 2), 16, 20
 # n_cases, n_channels, n_timepoints and classes of the training sets: used where aeon is missing.
 EPOCHS_OF = {"ACSF1": (100, 1, 1460, 10), "JapaneseVowels": (270, 12, 25, 9)}
 
@@ -41,19 +38,25 @@ Call = Callable[[], object]
 Row = dict[str, Any]
 
 
-def run(
+class Task(NamedTuple):
+    """One row, not measured yet."""
+
+    name: str
+    measure: Callable[[], Row]
+
+
+def tasks(
     *,
     lengths: Sequence[int] = LENGTHS,
     threads: Sequence[int] = THREADS,
-    rounds: int = 20,
+    rounds: int = ROUNDS,
     modes: Sequence[str] = MODES,
     rivals: Sequence[str] = RIVALS,
     batch: int = BATCH,
     build: Callable[[int, int], DSN] | None = None,
     with_parts: bool = True,
-    on_row: Callable[[Row], None] | None = None,
-) -> list[Row]:
-    """Measure the network in every mode, at every length, with every number of threads.
+) -> list[Task]:
+    """The network in every mode, at every length, with every number of threads.
 
     Args:
         lengths: samples of a series, for all modes but ``"epoch"``, which takes data sets.
@@ -62,37 +65,38 @@ def run(
         modes: of ``MODES``. ``"train"`` is zero_grad, forward, loss, backward, Adam, masks;
             ``"update"`` prunes and grows in each step as well; ``"latency"`` is ``"inference"`` of
             one series.
-        rivals: of ``RIVALS``; an epoch is not compiled. One that cannot run is left out of its
-            row, which gives the reason under ``"absent"``.
+        rivals: of ``RIVALS``; an update and an epoch are compared with ``masked_dense`` only. One
+            that cannot run is left out of its row, which gives the reason under ``"absent"``.
         batch: series in a batch.
         build: makes the network from its numbers of channels and classes; None takes a DSN with an
             evolved pattern.
         with_parts: also profile where the time goes, and the memory of a training step.
-        on_row: told of each row as it is there.
 
     Raises:
         ValueError: a mode or rival that there is not.
-        WrongResultError: a kernel or network is wrong; nothing of it was timed.
+        WrongResultError: of a task: a kernel or network is wrong; nothing of it was timed.
     """
     for kind, given, known in (("mode", modes, MODES), ("rival", rivals, RIVALS)):
         if unknown := set(given) - set(known):
             raise ValueError(f"{kind} must be one of {known}, but got {sorted(unknown)}")
+    found = _measurements(lengths, rounds, modes, rivals, batch, build or _evolved, with_parts)
+    return [
+        Task(f"{name}, {count} threads", partial(_on_threads, count, measure))
+        for name, measure in found
+        for count in threads
+    ]
+
+
+def run(**settings: Any) -> list[Row]:
+    """Measure all ``tasks`` of these settings, one after the other."""
+    return [task.measure() for task in tasks(**settings)]
+
+
+def _on_threads(count: int, measure: Callable[[], Row]) -> Row:
     keep_freed_memory()  # as train() does; either side gains
-    rows = []
-    with torch.random.fork_rng(devices=[]):
-        for measure in _measurements(
-            lengths, rounds, modes, rivals, batch, build or _evolved, with_parts
-        ):
-            for count in threads:
-                with _threads(count):
-                    torch.manual_seed(0)
-                    rows.append(measure())
-                if on_row is not None:
-                    on_row(rows[-1])
-    return rows
-
-
-_threads = threads  # run() has an argument of this name
+    with torch.random.fork_rng(devices=[]), threads(count):
+        torch.manual_seed(0)
+        return measure()
 
 
 def _evolved(in_channels: int, n_classes: int) -> DSN:
@@ -107,19 +111,23 @@ def _measurements(
     batch: int,
     build: Callable[[int, int], DSN],
     with_parts: bool,
-) -> Iterator[Callable[[], Row]]:
-    settings: Any = {"rivals": rivals, "build": build, "with_parts": with_parts}
+) -> Iterator[Task]:
+    settings: Any = {"build": build, "with_parts": with_parts, "rivals": rivals}
+    masked = settings | {"rivals": [name for name in rivals if name == "masked_dense"]}
     for mode in modes:
         if mode == "epoch":
             few = max(3, rounds // 5)
-            yield from (partial(_epoch, name, rounds=few, **settings) for name in EPOCHS_OF)
+            for name in EPOCHS_OF:
+                yield Task(f"DSN epoch {name}", partial(_epoch, name, rounds=few, **masked))
             continue
         for length in lengths:
             if mode in ("train", "update"):
-                yield partial(_training, mode, length, batch, rounds=rounds, **settings)
+                chosen = settings if mode == "train" else masked
+                measure = partial(_training, mode, length, batch, rounds=rounds, **chosen)
             else:
                 size = 1 if mode == "latency" else batch
-                yield partial(_inference, mode, length, size, rounds=rounds, **settings)
+                measure = partial(_inference, mode, length, size, rounds=rounds, **settings)
+            yield Task(f"DSN {mode} L={length}", measure)
 
 
 # Training
@@ -144,26 +152,28 @@ def training_row(
     torch.compiler.reset()  # or the eighth shape of a run is not compiled any more
     every = 1 if mode == "update" else NEVER
     calls: dict[str, Call] = {}
-    absent = {}
+    absent, settings = {}, {}
     for name in ("sparse", *rivals):
+        ways = training_variants(model) if name == "dense_best" else (name,)
         try:
-            step = training_steps(model, [name], update_every=every)[name]
-            step(X, y)  # compiles
+            steps = training_steps(model, tuple(ways), update_every=every)
+            for step in steps.values():
+                step(X, y)  # compiles
         except Exception as error:
             if name != "dense_compiled":
                 raise
             absent[name] = _first_line(error)
         else:
-            calls[name] = partial(step, X, y)
-    row = _row(mode, model, X, calls, rounds, absent)
+            candidates: dict[str, Call] = {way: partial(steps[way], X, y) for way in ways}
+            best = _fastest(candidates)
+            calls[name] = candidates[best]
+            if name == "dense_best":
+                settings[name] = best
+    row = _row(mode, model, X, calls, rounds, absent) | {"settings": settings}
     if with_parts:
-        row["peak_bytes"] = {
-            name: training_bytes(model, name, X, y) for name in calls if name != "dense_compiled"
-        }
-        # Compiled code has no operations to see.
-        row["parts"] = {
-            name: parts.measure(call) for name, call in calls.items() if name != "dense_compiled"
-        }
+        both = [name for name in ("sparse", "masked_dense") if name in calls]
+        row["peak_bytes"] = {name: training_bytes(model, name, X, y) for name in both}
+        row["parts"] = {name: parts.measure(calls[name]) for name in both}
     return row
 
 
@@ -194,13 +204,12 @@ def _epoch(
     model = build(X.shape[1], int(y.max()) + 1)
     batch = Recipe().batch_size_for(len(X))
     check_layers(model, batch, X.shape[2])
-    names = ("sparse", *(rival for rival in rivals if rival == "masked_dense"))
 
     def epoch(step: Callable[[Tensor, Tensor], None]) -> None:
         for index in torch.split(torch.randperm(len(X)), batch):
             step(X[index], y[index])
 
-    steps = training_steps(model, names)
+    steps = training_steps(model, ("sparse", *rivals))
     calls: dict[str, Call] = {name: partial(epoch, step) for name, step in steps.items()}
     row = _row("epoch", model, X[:batch], calls, rounds, {}, warmup=1)
     return row | {"data": source, "n_cases": len(X)}
@@ -229,10 +238,11 @@ def _inference(
     exact = masked_copy(model).double()(x.double()).detach()
     makers: dict[str, dict[str, Callable[[], Network]]] = {
         "sparse": {"optimize_for_inference": lambda: optimize_for_inference(model)},
-        "masked_dense": inference_variants(model, x),
+        "masked_dense": {"plain": lambda: masked_copy(model).eval()},
+        "dense_best": inference_variants(model, x),
         "dense_compiled": {
             "freezing": lambda: compiled(masked_copy(model).eval(), freezing=True),
-            "plain": lambda: compiled(masked_copy(model).eval()),
+            "not frozen": lambda: compiled(masked_copy(model).eval()),
         },
     }
     calls: dict[str, Call] = {}
@@ -250,17 +260,17 @@ def _inference(
                     wrong[setting] = _first_line(error)
                 else:
                     right[setting] = partial(network, x)
+                    if name == "dense_compiled":  # one is enough: compiling takes half a minute
+                        break
             if right:
                 settings[name] = _fastest(right)
                 calls[name] = right[settings[name]]
             else:
                 absent[name] = "; ".join(f"{key}: {reason}" for key, reason in wrong.items())
         row = _row(mode, model, x, calls, rounds, absent) | {"settings": settings}
-        if with_parts:  # TorchScript's operations are called otherwise: the plain network's
-            row["parts"] = {"sparse": parts.measure(calls["sparse"])}
-            if "masked_dense" in calls:
-                plain = partial(makers["masked_dense"]["plain"](), x)
-                row["parts"]["masked_dense"] = parts.measure(plain)
+        if with_parts:
+            both = [name for name in ("sparse", "masked_dense") if name in calls]
+            row["parts"] = {name: parts.measure(calls[name]) for name in both}
     return row
 
 
@@ -314,64 +324,10 @@ def _row(
         "batch": X.shape[0],
         "in_channels": X.shape[1],
         "threads": torch.get_num_threads(),
+        "rounds": rounds,
         "ms": {name: timing.interval(samples).median * 1e3 for name, samples in times.items()},
         "ratio": {
             name: list(timing.ratio(times, name, "sparse")) for name in times if name != "sparse"
         },
         "absent": dict(absent),
     }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparseconv.bench.network", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--threads", type=int, nargs="+", default=THREADS)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument(
-        "--quick", action="store_true", help="2 lengths, 1 thread, 5 rounds, 1 rival, no epochs"
-    )
-    parser.add_argument("--parts", action="store_true", help="also print where the time goes")
-    parser.add_argument("--out", type=Path, help="also write the rows and the machine as JSON")
-    arguments = parser.parse_args(argv)
-    if reason := cpp_or_reason():
-        print(reason, file=sys.stderr)
-        return 1
-    options = {
-        name: getattr(arguments, name)
-        for name in ("lengths", "threads", "modes", "rivals", "rounds")
-    }
-    if arguments.quick:
-        options |= {"lengths": (24, 128), "threads": (1,), "rounds": 5, "modes": MODES[:4],
-                    "rivals": RIVALS[:1]}  # fmt: skip
-    try:
-        rows = run(**options, on_row=lambda row: print(_progress(row), file=sys.stderr))
-    except WrongResultError as error:
-        print(error, file=sys.stderr)
-        return 1
-    machine = timing.machine()
-    print("\n".join(f"{key}: {value}" for key, value in machine.items()), end="\n\n")
-    print(table(rows).markdown())
-    if arguments.parts:
-        print("\n" + parts_table(rows).markdown())
-    if arguments.out is not None:
-        document = {"schema": 1, "machine": machine, "peaks": [], "rows": [], "growth": [],
-                    "network": rows}  # fmt: skip
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        print(f"\nwritten to {arguments.out}")
-    return 0
-
-
-def _progress(row: Mapping[str, Any]) -> str:
-    times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in row["ms"].items())
-    reasons = "".join(f"; without {name}: {reason}" for name, reason in row["absent"].items())
-    return f"{row['mode']}, L = {row['length']}, {row['threads']} threads: {times}{reasons}"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

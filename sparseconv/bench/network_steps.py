@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler
-from sparseconv.bench.dense_network import Network
+from sparseconv.bench.dense_network import Network, training_variants
 from sparseconv.bench.growth import peak_bytes
 from sparseconv.bench.masked_dense import MaskedDST, masked_copy
 from sparseconv.models import DSN
@@ -24,13 +24,21 @@ def training_steps(
 ) -> dict[str, Callable[[Tensor, Tensor], None]]:
     """Training steps on a batch ``(X, y)``, of copies of ``model`` and of its masked-dense twin.
 
+    Names are ``"sparse"``, ``"masked_dense"`` (as its authors run it), ``"dense_compiled"`` and
+    those of ``training_variants``.
+
     Example:
         >>> steps = training_steps(DSN(1, 2, nf=2, kernel_size=3, depth=2))
         >>> steps["sparse"](torch.randn(4, 1, 9), torch.tensor([0, 1, 0, 1]))
     """
+    makers: dict[str, Callable[[], nn.Module]] = training_variants(model) | {
+        "sparse": lambda: copy.deepcopy(model),
+        "masked_dense": lambda: masked_copy(model),
+        "dense_compiled": lambda: masked_copy(model),
+    }
     steps: dict[str, Callable[[Tensor, Tensor], None]] = {}
     for name in names:
-        twin = (copy.deepcopy(model) if name == "sparse" else masked_copy(model)).train()
+        twin = makers[name]().train()
         # fused: Adam's fastest form for either side, and the one that train() uses.
         optimizer = torch.optim.Adam(twin.parameters(), lr=3e-4, fused=True)
         scheduler = (DSTScheduler if name == "sparse" else MaskedDST)(

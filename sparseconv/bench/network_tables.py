@@ -9,7 +9,7 @@ from typing import Any
 from sparseconv.bench import timing
 from sparseconv.report import Table
 
-RIVALS = ("masked_dense", "dense_compiled")
+RIVALS = ("masked_dense", "dense_best", "dense_compiled")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -26,10 +26,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         value = row.get("peak_bytes", {}).get(name)
         return "-" if value is None else f"{value / 1e6:.1f}"
 
+    names = {name: name.replace("_", " ") for name in RIVALS}
     header = (
-        "mode", "L", "channels", "batch", "threads", "sparse ms", "masked dense ms",
-        "compiled dense ms", "masked dense / sparse", "compiled dense / sparse", "sparse MB",
-        "masked dense MB",
+        "mode", "L", "channels", "batch", "threads", "sparse ms",
+        *(f"{name} ms" for name in names.values()),
+        *(f"{name} / sparse" for name in names.values()),
+        "best by", "sparse MB", "masked dense MB",
     )  # fmt: skip
     lines = [
         (
@@ -37,6 +39,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             *(str(row[key]) for key in ("length", "in_channels", "batch", "threads")),
             *(ms(row, name) for name in ("sparse", *RIVALS)),
             *(ratio(row, name) for name in RIVALS),
+            row.get("settings", {}).get("dense_best", "-"),
             *(memory(row, name) for name in ("sparse", "masked_dense")),
         )
         for row in rows

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from sparseconv.bench import timing
 
 OTHER = "python and other"
+NORM = "batch norm, relu"  # one part, for one side computes them in one pass
 
 # The outermost operation that is named here takes all the time below it. A convolution's part
 # depends on its number of taps as well.
@@ -20,11 +21,18 @@ _PARTS = {
     "sparseconv::wgrad": "sparse conv wgrad",
     "sparseconv::plan_fprop": "plans",
     "sparseconv::plan_dgrad": "plans",
-    "aten::batch_norm": "batch norm",
-    "aten::native_batch_norm_backward": "batch norm",
-    "aten::relu": "relu",
-    "aten::relu_": "relu",
-    "aten::threshold_backward": "relu",
+    "sparseconv::pointwise_fprop": "1x1 conv",
+    "sparseconv::pointwise_dgrad": "1x1 conv",
+    "sparseconv::pointwise_wgrad": "1x1 conv",
+    "sparseconv::batch_norm_relu": NORM,
+    "sparseconv::batch_norm_relu_backward": NORM,
+    "sparseconv::average_bins": "pool and head",
+    "sparseconv::average_bins_backward": "pool and head",
+    "aten::batch_norm": NORM,
+    "aten::native_batch_norm_backward": NORM,
+    "aten::relu": NORM,
+    "aten::relu_": NORM,
+    "aten::threshold_backward": NORM,
     "aten::pad": "padding",
     "aten::replication_pad1d": "padding",
     "aten::replication_pad1d_backward": "padding",

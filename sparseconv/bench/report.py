@@ -17,6 +17,7 @@ SCHEMA = 1
 SUITES = {
     "layer": "Layers of the Dynamic Sparse Network",
     "published": "Published configurations",
+    "trained": "Patterns of a trained network",
     "length": "Series from short to long",
     "density": "From sparse to dense",
     "channels": "Channels",
@@ -95,8 +96,9 @@ def write(document: Mapping[str, Any], path: Path) -> None:
 def _highlights(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     if goals := document.get("goals", []):
-        met = sum(bool(goal["met"]) for goal in goals)
-        found.append((f"{met} of {len(goals)}", "goals met"))
+        judged = [goal for goal in goals if goal["verdict"] != "stated"]
+        met = sum(goal["verdict"] == "met" for goal in judged)
+        found.append((f"{met} of {len(judged)}", "goals met"))
     rows = document.get("rows", [])
     layers = [r for r in plots.main_rows(rows) if r["suite"] == "layer" and "conv1d" in r["ratio"]]
     for threads in sorted({row["threads"] for row in layers}):
@@ -116,8 +118,9 @@ def _highlights(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _goals(goals: Sequence[Row]) -> Part:
     if not goals:
         return Part("Goals")
+    sign = {"met": "✓ ", "stated": ""}
     lines = [
-        ("✓ met" if goal["met"] else "✗ missed", goal["goal"], str(goal["measured"]))
+        (sign.get(goal["verdict"], "✗ ") + goal["verdict"], goal["goal"], goal["measured"])
         for goal in goals
     ]
     return Part("Goals", tables=[("", Table(("", "goal", "measured"), lines, text_columns=3))])
@@ -183,15 +186,19 @@ def _network(network: Sequence[Row]) -> Part:
     ]
     header += [f"{spelled[rival]} / sparse" for rival in rivals]
     header += [f"{spelled[way]} MB" for way in ways]
+    header += [f"{spelled[way]} by" for way in ways]
     lines = []
     for row in network:
-        line = [row["model"], row["mode"]]
+        line = [row["model"], row["mode"] + (f" ({row['data']})" if "data" in row else "")]
         line += [str(row[key]) for key in ("threads", "batch", "in_channels", "length")]
         line += [f"{row['ms'][way]:.4g}" if way in row["ms"] else "" for way in ways]
         line += [_interval(row["ratio"].get(rival)) for rival in rivals]
         memory = row.get("peak_bytes", {})
         line += [f"{memory[way] / 1e6:.3g}" if way in memory else "" for way in ways]
+        line += [row.get("settings", {}).get(way, "") for way in ways]
         lines.append(line)
+    shown = [i for i in range(len(header)) if any(line[i] for line in lines)]
+    header, lines = [header[i] for i in shown], [[line[i] for i in shown] for line in lines]
     return Part(
         "The whole network",
         plots=cost_plots.step_parts(network),

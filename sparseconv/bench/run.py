@@ -280,6 +280,7 @@ def _row(
         "flops": flops,
         "dense_flops": 2 * pattern.numel * outputs,
         "bytes": moved,
+        "rounds": len(sparse),
         "ms": ms,
         "ratio": {
             name: list(timing.ratio(times, name, "sparse")) for name in times if name != "sparse"

@@ -78,11 +78,11 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
             return average_bins(input, POOLED)
         if length > self.LONGEST:
             return super().forward(input)
-        return input @ _averaging_matrix(length, input.dtype, input.device)
+        return input @ averaging_matrix(length, input.dtype, input.device)
 
 
 @functools.cache
-def _averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         samples = torch.eye(length, dtype=torch.float64, device="cpu")
         return nn.functional.adaptive_avg_pool1d(samples, POOLED).to(device, dtype)
