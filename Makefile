@@ -16,9 +16,9 @@ demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write dem
 test: $(VENV)/.built  ## run the whole test suite
 	$(PY) -m pytest
 
-bench: $(VENV)/.built  ## measure everything into benchmarks/results (about an hour)
-	$(PY) -m sparseconv bench --json benchmarks/results/bench.json
-	$(PY) -m sparseconv.bench.network --out benchmarks/results/network.json
+bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour) and the README
+	$(PY) -m sparseconv bench --json benchmarks/results/bench.json --html benchmarks/results/bench.html
+	$(PY) -m benchmarks.readme
 
 bench-check: $(VENV)/.built  ## compare the kernels' speed with BASE=<git ref>; fails if slower by 10 %
 	@test -n "$(BASE)" || { echo "name what to compare with: make bench-check BASE=HEAD~1" >&2; exit 2; }

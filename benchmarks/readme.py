@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy
-from sparseconv.bench import goals, network, tables
+from benchmarks import accuracy, readme_tables
+from sparseconv.bench import goals
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results")
@@ -22,38 +23,51 @@ END = "<!-- end of results -->"
 
 
 def section(results: Path = RESULTS) -> str:
-    """The measured part of the README, in Markdown."""
-    parts = []
+    """The measured part of the README, in Markdown.
+
+    Raises:
+        ValueError: the recorded run did not reach its end.
+    """
     bench = _read(results / "bench.json")
-    parts += [
-        "**Kernels.** One layer of the network on 16 series: 47 → 141 channels, K = 39, 34 459 of "
-        "258 453 weights active (13.3 %), float32. Rivals: their time over the sparse one; "
-        "masked dense multiplies by its mask, what a rival can prepare is not timed. "
-        + _how(bench["machine"]),
-        tables.rows_table(
-            [row for row in bench["rows"] if row["case"].startswith("dsn_evolved")]
-        ).markdown(),
-        "The peaks of the same machine in the same run:",
-        tables.peaks_table(bench["peaks"]).markdown(),
-        "**Goals.** Each is judged by the worst of its rows.",
-        goals.table(bench).markdown(),
+    if not bench.get("complete", True):
+        raise ValueError(f"{results / 'bench.json'} is of a run that was stopped; make bench anew")
+    parts = [
+        f"One run of `python -m sparseconv bench` on {_where(bench['machine'])}. Calls take turns "
+        "in one process; ratios are another's time over the sparse one: medians of the pairs, with "
+        "their 95 % bootstrap interval where there is room. All of it, with all suites, is in "
+        "[bench.json](benchmarks/results/bench.json)."
     ]
-    if bench["growth"]:
-        parts += [
-            "**Growth.** Time and memory of the layer grow like the quantity to this power, from "
-            "the smallest size to the largest.",
-            tables.growth_table(bench["growth"]).markdown(),
-        ]
-    network_runs = _read(results / "network.json")
-    parts += [
-        "**A training step** of the whole univariate network (zero gradients, forward, loss, "
-        "backward, Adam, masks), S = 80 %, beside the same network with masked dense weights, as "
-        "public codes train it, with `F.conv1d`. A step in which the pattern changes, one in five "
-        "epochs, costs more. " + _how(network_runs["machine"]),
-        network.table(
-            [row for row in network_runs["network"] if row["mode"] == "train"]
-        ).markdown(),
-    ]
+    for text, table in (
+        (
+            "**Kernels.** One layer of the network on 16 series of L samples: 47 → 141 channels, "
+            "K = 39, 34 459 of 258 453 weights active (13.3 %), float32.",
+            readme_tables.kernels(bench["rows"]),
+        ),
+        (
+            "**Where it pays least**: of every suite the worst row. Below 1, dense is faster.",
+            readme_tables.worst(bench["rows"]),
+        ),
+        (
+            "**The whole network** (DSN, S = 80 %, batch 16; latency: 1), beside the same network "
+            "with dense weights: *masked* as public codes run it, *best* under PyTorch's fastest "
+            "settings, *compiled* by `torch.compile`. A training step is zero_grad, forward, loss, "
+            "backward, Adam and masks; an update also prunes and grows; inference is in eval mode "
+            "after `optimize_for_inference`.",
+            readme_tables.whole_network(bench["network"]),
+        ),
+        (
+            "**Where the time goes**, in ms.",
+            readme_tables.where_time_goes(bench["network"]),
+        ),
+        ("**Goals**, each judged by the worst of its rows.", goals.table(bench)),
+        (
+            "**The machine's own peaks**, measured in the same run: GFLOP/s with operands in "
+            "registers, with one load per multiply-add from L1 and from L2, and GB/s of a stream.",
+            readme_tables.peaks(bench["peaks"]),
+        ),
+    ):
+        if table.rows:
+            parts += [text, table.markdown()]
     runs = accuracy.finished(results / "accuracy.jsonl")
     parts += [
         "**Accuracy** in percent: mean over seeds ± their standard deviation (number of seeds), "
@@ -77,13 +91,6 @@ def _where(machine: Mapping[str, str]) -> str:
     )
 
 
-def _how(machine: Mapping[str, str]) -> str:
-    return (
-        "Medians of calls interleaved in one process; ratio: median of the pairs and its 95 % "
-        f"bootstrap interval. {_where(machine)}."
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true")
@@ -91,7 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = ROOT / "README.md"
     before = path.read_text(encoding="utf-8")
     head, rest = before.split(BEGIN)
-    after = head + BEGIN + "\n" + section() + "\n" + END + rest.split(END)[1]
+    try:
+        measured = section()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    after = head + BEGIN + "\n" + measured + "\n" + END + rest.split(END)[1]
     if arguments.check:
         return int(before != after)
     path.write_text(after, encoding="utf-8")

@@ -17,7 +17,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_every_block_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     values, pattern = torch.randn(60), sc.KernelCSR.random((3, 4, 39), 60)
     scope: dict[str, Any] = {
         "sc": sc,
