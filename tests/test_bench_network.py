@@ -30,6 +30,10 @@ def small(in_channels: int = 1, n_classes: int = 2, **options: Any) -> DSN:
     return DSN(in_channels, n_classes, **{"nf": 4, "kernel_size": 9, "depth": 2, **options})
 
 
+def measured(**settings: Any) -> list[network.Row]:
+    return [task.measure() for task in network.tasks(**settings)]
+
+
 @pytest.fixture
 def fake_times(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Every candidate runs once and took what ``SECONDS`` says; returns who was timed together."""
@@ -109,9 +113,9 @@ def test_rows_of_every_mode(
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match=r"mode must be one of .*'training'"):
-        network.run(modes=["training"])
+        measured(modes=["training"])
     with pytest.raises(ValueError, match=r"rival must be one of .*'conv1d'"):
-        network.run(rivals=["conv1d"])
+        measured(rivals=["conv1d"])
 
 
 def test_a_real_epoch_takes_every_series(
@@ -126,7 +130,7 @@ def test_a_real_epoch_takes_every_series(
         step(net, optimizer, scheduler, X, y)
 
     monkeypatch.setattr(network_steps, "_step", counting)
-    network.run(modes=["epoch"], threads=[1], rivals=["masked_dense"], build=small)
+    measured(modes=["epoch"], threads=[1], rivals=["masked_dense"], build=small)
     assert seen == [2, 2, 2, 1] * 2  # either side once
 
 
@@ -147,7 +151,7 @@ def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(network, "_ops", dense_ops(wgrad=one_wrong))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     with pytest.raises(WrongResultError, match="wgrad is wrong"):
-        network.run(lengths=[10], threads=[1], modes=[mode], build=small)
+        measured(lengths=[10], threads=[1], modes=[mode], build=small)
 
 
 def test_a_wrong_network_is_not_timed(
@@ -160,7 +164,7 @@ def test_a_wrong_network_is_not_timed(
 
     monkeypatch.setattr(network, "optimize_for_inference", optimized)
     with pytest.raises(WrongResultError, match="outputs are wrong"):
-        network.run(**run, rivals=["masked_dense"])
+        measured(**run, rivals=["masked_dense"])
     monkeypatch.undo()
     assert fake_times == []
 
@@ -172,7 +176,7 @@ def test_a_rival_that_fails_is_absent_with_the_reason(
         raise RuntimeError("no C++ compiler found\nand more")
 
     monkeypatch.setattr(torch, "compile", fails)
-    rows = network.run(
+    rows = measured(
         lengths=[10], threads=[1], modes=["train", "inference"], build=small, with_parts=False
     )
     for row in rows:

@@ -74,7 +74,13 @@ def test_every_part_of_the_document_is_shown(page: str) -> None:
     assert page.count("<tbody>") == 4 + 11  # goals, network, facts, peaks; suites
     assert "✗ missed" in page
     assert "1 of 2" in page  # the third is stated, and not judged
-    for text in ("dense best / sparse", "3.90 [3.80, 4.00]", "5.20 [5.00, 5.40]", "channels_last"):
+    for text in (
+        "dense best / sparse",
+        "3.90 [3.80, 4.00]",
+        "5.20 [5.00, 5.40]",
+        "channels_last",
+        "training step (3.9x to 3.9x the best dense)",
+    ):
         assert text in page
     assert "Imaginary CPU &lt;x64&gt;" in page
 

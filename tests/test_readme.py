@@ -37,5 +37,6 @@ def test_every_block_runs() -> None:
             one_line = re.findall(r"y = (.*?)  +#", block)
             sparse, dense = (eval(line, scope) for line in one_line)
             torch.testing.assert_close(sparse, dense)
+    torch.testing.assert_close(scope["y"], scope["model"].eval()(scope["x"]))
     assert scope["layer"].pattern.density < 0.14
     assert len(scope["classifier"].predict(scope["X_test"])) == 3

@@ -27,7 +27,7 @@ from sparseconv.machine import keep_freed_memory, threads
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
 
-__all__ = ["MODES", "RIVALS", "Task", "parts_table", "run", "table", "tasks", "training_row"]
+__all__ = ["MODES", "RIVALS", "Task", "parts_table", "table", "tasks", "training_row"]
 
 MODES = ("train", "update", "inference", "latency", "epoch")
 LENGTHS, THREADS, BATCH, ROUNDS = (24, 128, 512), (1, 2), 16, 20
@@ -85,11 +85,6 @@ def tasks(
         for name, measure in found
         for count in threads
     ]
-
-
-def run(**settings: Any) -> list[Row]:
-    """Measure all ``tasks`` of these settings, one after the other."""
-    return [task.measure() for task in tasks(**settings)]
 
 
 def _on_threads(count: int, measure: Callable[[], Row]) -> Row:

@@ -110,8 +110,26 @@ def _highlights(document: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"({min(medians):.1f}x to {max(medians):.1f}x)",
             )
         )
+    found += _network_highlights(document.get("network", []))
     if rows:
         found.append((grouped(len(rows)), "rows, each checked for correctness in the same run"))
+    return found
+
+
+def _network_highlights(network: Sequence[Row]) -> list[tuple[str, str]]:
+    found = []
+    for mode, what in (("train", "training step"), ("inference", "inference")):
+        spans = {}
+        for rival in ("masked_dense", "dense_best"):
+            medians = [r["ratio"][rival][0] for r in network if r["mode"] == mode
+                       and rival in r["ratio"]]  # fmt: skip
+            if medians:
+                spans[rival] = f"{min(medians):.1f}x to {max(medians):.1f}x"
+        if "masked_dense" in spans:
+            text = f"as fast as masked dense: the whole network's {what}"
+            if "dense_best" in spans:
+                text += f" ({spans['dense_best']} the best dense)"
+            found.append((spans["masked_dense"], text))
     return found
 
 
