@@ -31,7 +31,8 @@ def row(name: str, computation: str = "fprop", threads: int = 1, **fields: Any) 
 def network(mode: str, length: int, ms: float = 10.0, ratio: float = 8.0) -> dict[str, Any]:
     return {
         "model": "DSN", "mode": mode, "length": length, "batch": 16, "in_channels": 1, "threads": 1,
-        "ms": {"sparse": ms}, "ratio": {"masked_dense": [ratio, ratio, ratio]},
+        "ms": {"sparse": ms}, "ratio": {"masked_dense": [ratio, ratio, ratio]}
+        | ({"plain_step": [0.5, 0.4, 0.6]} if mode == "update" else {}),
     }  # fmt: skip
 
 
@@ -122,7 +123,9 @@ def test_slower_than_dense_is_a_miss_at_low_density_only() -> None:
 
 
 def test_the_network() -> None:
-    rows = [network("train", 128, 10.0, 4.0), network("update", 128, 35.0)]
+    slow = network("update", 128, 35.0)
+    slow["ratio"]["plain_step"] = [1 / 3.5, 0.25, 0.3]
+    rows = [network("train", 128, 10.0, 4.0), slow]
     update, step = goals.judge({"rows": [], "network": rows})
     assert "2 steps longer than one without" in update.goal
     assert update.measured == "2.50 steps (L = 128, 1 thread)"  # beyond the step itself

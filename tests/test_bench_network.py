@@ -13,7 +13,7 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from torch import Tensor, nn
 
-from sparseconv import SparseConv1d, datasets, fused
+from sparseconv import DSTScheduler, SparseConv1d, datasets, fused
 from sparseconv._backends import extension
 from sparseconv.bench import dense_network, network, network_steps, parts, timing
 from sparseconv.bench.masked_dense import PremaskedConv1d, masked_copy
@@ -86,13 +86,15 @@ def test_rows_of_every_mode(
         assert row["batch"] == {"latency": 1, "epoch": 2}.get(row["mode"], 4)
         assert (row["length"], row["in_channels"]) == ((12, 3) if epoch else (10, 1))
         assert row["rounds"] == (3 if epoch else 5)
-        alone = row["mode"] in ("update", "epoch")
-        assert set(row["ms"]) == ({"sparse", "masked_dense"} if alone else set(SECONDS))
+        alone = {"update": {"plain_step"}, "epoch": set[str]()}.get(row["mode"])
+        assert set(row["ms"]) == (
+            set(SECONDS) if alone is None else {"sparse", "masked_dense"} | alone
+        )
         if epoch:
             assert (row["data"], row["n_cases"]) == ("random series of the sizes of Tiny", 7)
         else:
             assert set(row["parts"]) == {"sparse", "masked_dense"}
-        if not alone:
+        if alone is None:
             assert row["ratio"]["dense_compiled"] == pytest.approx([4, 4, 4])
             assert row["ratio"]["dense_best"] == pytest.approx([3, 3, 3])
         assert ("peak_bytes" in row) == (row["mode"] in ("train", "update"))
@@ -273,6 +275,19 @@ def test_steps_train_copies_and_keep_masks() -> None:
             assert (layer.weight[~layer.mask] == 0).all()
     for twin in trained.values():
         assert not any(map(torch.equal, before, twin.parameters()))
+
+
+def test_an_update_is_timed_beside_a_step_without_one(
+    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[int] = []
+    step = DSTScheduler.step
+    monkeypatch.setattr(DSTScheduler, "step", lambda self: moved.append(step(self)))
+    settings: dict[str, Any] = {"lengths": [10], "threads": [1], "build": small}
+    measured(modes=["update"], rivals=[], with_parts=False, **settings)
+    # When it was made; in turns with the other: one of them moved weights, one did not.
+    assert moved == [True, True, False]
+    assert fake_times == [["sparse", "plain_step"]]
 
 
 def test_memory_counts_what_is_held_and_what_comes_out() -> None:

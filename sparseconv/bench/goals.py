@@ -171,15 +171,10 @@ def _network(rows: Sequence[Row]) -> Iterable[Goal | None]:
     univariate = [
         row for row in rows if (row["model"], row["batch"], row["in_channels"]) == ("DSN", 16, 1)
     ]
-    train = {
-        (row["length"], row["threads"]): row["ms"]["sparse"]
-        for row in univariate
-        if row["mode"] == "train"
-    }
 
     def extra_steps(row: Row) -> float | None:
-        step = train.get((row["length"], row["threads"]))
-        return None if step is None else (row["ms"]["sparse"] - step) / step
+        plain = _ratio("plain_step")(row)
+        return None if plain is None else 1 / plain - 1
 
     update = [row for row in univariate if row["mode"] == "update" and row["length"] == 128]
     yield _most(

@@ -63,8 +63,8 @@ def tasks(
         threads: torch's threads.
         rounds: pairs of neighbours; an epoch takes a fifth of them, at least 3.
         modes: of ``MODES``. ``"train"`` is zero_grad, forward, loss, backward, Adam, masks;
-            ``"update"`` prunes and grows in each step as well; ``"latency"`` is ``"inference"`` of
-            one series.
+            ``"update"`` prunes and grows in each step as well, beside a ``"plain_step"`` that does
+            not; ``"latency"`` is ``"inference"`` of one series.
         rivals: of ``RIVALS``; an update and an epoch are compared with ``masked_dense`` only. One
             that cannot run is left out of its row, which gives the reason under ``"absent"``.
         batch: series in a batch.
@@ -164,6 +164,9 @@ def training_row(
             calls[name] = candidates[best]
             if name == "dense_best":
                 settings[name] = best
+    if mode == "update":  # in turns with the step that it is compared with
+        (plain,) = training_steps(model, ["sparse"]).values()
+        calls["plain_step"] = partial(plain, X, y)
     row = _row(mode, model, X, calls, rounds, absent) | {"settings": settings}
     if with_parts:
         both = [name for name in ("sparse", "masked_dense") if name in calls]

@@ -50,9 +50,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def parts_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Milliseconds per part of a call, the sparse and the masked dense network's."""
-    lines = []
-    for row in rows:
-        for name, spent in row.get("parts", {}).items():
-            where = f"{row['mode']}, L = {row['length']}, {row['threads']} thr., {name}"
-            lines += [(where, part, f"{value:.3f}") for part, value in spent.items()]
-    return Table(("call", "part", "ms"), lines, text_columns=2)
+    calls = {
+        f"{row['mode']}, L = {row['length']}, {row['threads']} thr., {name}": spent
+        for row in rows
+        for name, spent in row.get("parts", {}).items()
+    }
+    names = list(dict.fromkeys(part for spent in calls.values() for part in spent))
+    return Table(
+        ("ms", *names),
+        [
+            (call, *(f"{spent[name]:.3f}" if name in spent else "-" for name in names))
+            for call, spent in calls.items()
+        ],
+    )
