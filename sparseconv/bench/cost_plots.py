@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparseconv.bench import parts
 from sparseconv.bench.plots import COMPUTATIONS
 from sparseconv.bench.svg import GOLD, SKY, Plot, decades, legend, threads_text, ticks
 from sparseconv.report import figures
@@ -21,7 +22,9 @@ QUANTITIES = {
     "length": "length L (samples)",
     "in_channels": "input channels",
 }
-PARTS = (BLUE, ORANGE, GREEN, PURPLE, GOLD, SKY, "#8c6d31", "#8a6fd1", "#a0a7ae")
+# One for each of parts.ORDER.
+PARTS = (BLUE, SKY, GREEN, ORANGE, GOLD, PURPLE, "#8a6fd1", "#b5c334", "#8c6d31", "#b03a5b",
+         "#4f7f86", "#a0a7ae")  # fmt: skip
 WAYS = {"masked_dense": "before: masked dense", "sparse": "after: sparse"}
 
 
@@ -78,10 +81,13 @@ def step_parts(network: Sequence[Mapping[str, Any]]) -> list[Plot]:
     for model, mode, threads in dict.fromkeys((r["model"], r["mode"], r["threads"]) for r in rows):
         mine = [r for r in rows if (r["model"], r["mode"], r["threads"]) == (model, mode, threads)]
         mine.sort(key=lambda row: (row["length"], row["batch"]))
-        names = list(
-            dict.fromkeys(n for row in mine for w in WAYS for n in row["parts"].get(w, {}))
-        )
-        colours = {name: PARTS[i % len(PARTS)] for i, name in enumerate(names)}
+        there = dict.fromkeys(n for row in mine for w in WAYS for n in row["parts"].get(w, {}))
+        # The same colour in every plot.
+        colours = {
+            name: PARTS[i % len(PARTS)]
+            for i, name in enumerate(dict.fromkeys((*parts.ORDER, *there)))
+            if name in there
+        }
         figure = figures.new_figure("", 9.0, 0.9 + 1.25 * len(mine))
         for ax, row in zip(figure.subplots(len(mine), 1, squeeze=False)[:, 0], mine, strict=True):
             figures.style_axes(ax, "ms" if row is mine[-1] else "", "")

@@ -49,6 +49,12 @@ _PARTS = {
     "aten::nll_loss_nd": "pool and head",
     "aten::nll_loss_backward": "pool and head",
 }
+# For whoever shows them side by side.
+ORDER = (
+    "sparse conv fprop", "sparse conv dgrad", "sparse conv wgrad", "dense conv forward",
+    "dense conv backward", "1x1 conv", NORM, "padding", "pool and head", "optimizer and masks",
+    "plans", OTHER,
+)  # fmt: skip
 _WEIGHT_AT = {"aten::conv1d": (1, "forward"), "aten::convolution_backward": (2, "backward")}
 
 
