@@ -6,9 +6,10 @@
 namespace sparseconv {
 
 // Sums that wait for the next channel block stay in this much L2; more rows come in blocks, for
-// which the inputs are packed anew.
+// which the inputs are packed anew (with 128 KB, twice at DSN's layer: fprop 2 % slower).
 constexpr int64_t kAccBytes = 512 * 1024;
-// Weights whose sums over the lanes are taken together; their rows (4 KB) stay in L1.
+// Weights whose sums over the lanes are taken together; their rows (4 KB) stay in L1. GFLOP/s of
+// wgrad at DSN's layer, L = 128: 167 with 16, 176 with 32, 180 with 64, 183 with 128.
 constexpr int64_t kWgradBatch = 64;
 
 struct CorrelateScratch {
