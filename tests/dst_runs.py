@@ -1,0 +1,89 @@
+"""What the tests of dynamic sparse training run, and what they compare."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "Adam": lambda p: torch.optim.Adam(p, 1e-2),
+    "Adam amsgrad": lambda p: torch.optim.Adam(p, 1e-2, amsgrad=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, 1e-2),
+    "NAdam": lambda p: torch.optim.NAdam(p, 1e-2),
+    "SGD": lambda p: torch.optim.SGD(p, 1e-2),
+    "SGD momentum": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, nesterov=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.9, centered=True),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, 1e-2),
+    "Adadelta": lambda p: torch.optim.Adadelta(p),
+    "Rprop": lambda p: torch.optim.Rprop(p, 1e-3),
+}
+
+
+def two_layers(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
+    """The first layer has two regions and a weight outside both, the second the default one."""
+    torch.manual_seed(seed)
+    first = SparseConv1d(2, 6, 7, padding="same", density=0.4, dtype=dtype)
+    first.regions = (Region((0, 3), (0, 4)), Region((3, 6), (0, 7)))
+    second = SparseConv1d(
+        6, 4, 5, padding=(0, 4), padding_mode="replicate", density=0.3, dtype=dtype
+    )
+    return nn.Sequential(first, nn.Tanh(), second)
+
+
+def sparse_layers(model: nn.Module) -> list[SparseConv1d]:
+    return [layer for layer in model.modules() if isinstance(layer, SparseConv1d)]
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+def batches(dtype: torch.dtype = torch.float32, seed: int = 1) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randn(3, 2, 20, generator=generator, dtype=dtype)
+
+
+def amounts(layer: SparseConv1d) -> list[int]:
+    mask = layer.pattern.to_mask()
+    return [int(mask[slice(*r.out_channels), :, slice(*r.taps)].sum()) for r in layer.regions]
+
+
+def snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, dst: DSTScheduler | None = None
+) -> Any:
+    """Everything that an update may touch, as independent copies."""
+    return copy.deepcopy(
+        (
+            [(layer.pattern, layer.values.grad) for layer in sparse_layers(model)],
+            model.state_dict(),
+            optimizer.state_dict(),
+            dst and dst.state_dict(),
+            torch.get_rng_state(),
+        )
+    )
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal bit for bit, whatever the nesting (NaNs of Adadelta and friends do not occur)."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def spread(tensor: Tensor, pattern: KernelCSR) -> Tensor:
+    """Put per-weight numbers at their flat positions; NaN where no weight is active."""
+    return tensor.new_full((pattern.numel,), math.nan).index_put_((pattern.positions(),), tensor)

@@ -1,0 +1,208 @@
+"""Growth by gradient: exact, watching only while it must, and copied with the model."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dst_runs import batches, same, snapshot, sparse_layers, train_step, two_layers
+from torch import Tensor
+
+from sparseconv import DSTScheduler, Region, SparseConv1d
+
+# --- gradient growth ---
+
+
+def largest_gradients(layer: SparseConv1d, dense_grad: Tensor, fraction: float) -> Tensor:
+    """Compute the mask that RigL asks for, with sorts over dense arrays."""
+    weight = layer.dense_weight().detach().abs()
+    mask = layer.pattern.to_mask()
+    new = mask.clone()
+    for region in layer.regions:
+        box = (slice(*region.out_channels), slice(None), slice(*region.taps))
+        count = math.ceil(fraction * int(mask[box].sum()))
+        ranked = torch.where(mask[box], weight[box], math.inf).flatten()
+        survivors = mask[box].flatten().clone()
+        survivors[ranked.argsort()[:count]] = False
+        score = torch.where(survivors, -1.0, dense_grad[box].abs().flatten())
+        survivors[score.argsort(descending=True)[:count]] = True
+        new[box] = survivors.view(new[box].shape)
+    return new
+
+
+def dense_twin(layer: SparseConv1d) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """A dense weight with every tap trainable, and the layer's function of it."""
+    weight = layer.dense_weight().detach().requires_grad_()
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+
+    def forward(x: Tensor) -> Tensor:
+        padded = F.pad(x, layer.resolved_padding, mode)
+        options = (layer.stride, 0, layer.dilation, layer.groups)
+        return F.conv1d(padded, weight, layer.bias, *options)
+
+    return weight, forward
+
+
+CONVOLUTIONS: list[dict[str, Any]] = [
+    {"padding": 3},
+    {"padding": "same", "dilation": 2},
+    {"padding": (0, 6), "padding_mode": "replicate"},
+    {"padding": (5, 1), "padding_mode": "reflect", "stride": 3, "groups": 2},
+    {"padding": 4, "padding_mode": "circular", "stride": 2, "dilation": 2, "bias": False},
+]
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("batched", [True, False])
+def test_growth_picks_exactly_the_largest_dense_gradients(
+    options: dict[str, Any], batched: bool
+) -> None:
+    torch.manual_seed(3)
+    layer = SparseConv1d(4, 6, 5, density=0.25, dtype=torch.float64, **options)
+    layer.regions = (Region((0, 2), (0, 3)), Region((2, 6), (1, 5)))
+    optimizer = torch.optim.SGD([layer.values], 0.01)
+    dst = DSTScheduler(layer, optimizer, update_every=2, end_step=100, grow="gradient")
+    for step in range(1, 9):
+        x = torch.randn(*([2] if batched else []), 4, 23, dtype=torch.float64)
+        weight, dense = dense_twin(layer)
+        dense(x).pow(3).mean().backward()
+        optimizer.zero_grad()
+        layer(x).pow(3).mean().backward()
+        assert bool(dst._watches) == (step % 2 == 0)
+        optimizer.step()
+        fraction = 0.25 * (1 + math.cos(math.pi * step / 100))
+        expected = largest_gradients(layer, weight.grad, fraction)
+        updated = dst.step()
+        assert updated == (step % 2 == 0)
+        if updated:
+            assert torch.equal(layer.pattern.to_mask(), expected)
+
+
+def test_gradients_add_up_over_backwards_and_uses_while_other_forwards_do_not_count() -> None:
+    torch.manual_seed(4)
+    layer = SparseConv1d(3, 3, 5, padding=2, density=0.3, dtype=torch.float64)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.01)
+    dst = DSTScheduler(layer, optimizer, update_every=1, end_step=100, grow="gradient")
+    for _ in range(4):
+        weight, dense = dense_twin(layer)
+        optimizer.zero_grad()
+        for _ in range(3):  # gradient accumulation, the layer twice in each forward pass
+            x = torch.randn(2, 3, 16, dtype=torch.float64)
+            dense(dense(x).tanh()).square().sum().backward()
+            y = layer(layer(input=x).tanh())
+            with torch.no_grad():
+                layer(x * 100)
+            with torch.inference_mode():
+                layer(x * 100)
+            layer.eval()
+            layer(x * 100)  # builds a graph that is never run backward
+            layer.train()
+            copy.deepcopy(layer)(x * 100).sum().backward()  # a copy is not the layer
+            y.square().sum().backward()
+        total = dst._watches[""].total
+        # Two orders of summing the same products: float64 rounding only, far below 1e-10.
+        torch.testing.assert_close(total, weight.grad, rtol=1e-10, atol=1e-10)
+        optimizer.step()
+        expected = largest_gradients(
+            layer, weight.grad, 0.25 * (1 + math.cos(math.pi * (dst.step_count + 1) / 100))
+        )
+        assert dst.step()
+        assert torch.equal(layer.pattern.to_mask(), expected)
+
+
+def test_gradient_growth_without_a_backward_pass_is_refused_and_can_be_repaired() -> None:
+    model = two_layers()
+    optimizer = torch.optim.Adam(model.parameters())
+    dst = DSTScheduler(model, optimizer, update_every=2, end_step=9, grow="gradient")
+    data = batches()
+    late = model(next(data)).square().mean()  # made before the step that is watched
+    dst.step()
+    late.backward()
+    model[0](next(data)).square().mean().backward()  # leaves out the second layer
+    before = snapshot(model, optimizer, dst)
+    with pytest.raises(
+        RuntimeError, match=r"backward pass through layer '2' between step.* 1 and 2"
+    ):
+        dst.step()
+    assert same(snapshot(model, optimizer, dst), before)
+    train_step(model, optimizer, next(data))
+    assert dst.step()
+
+
+def test_watching_ends_with_the_update_and_leaves_nothing_behind() -> None:
+    model = two_layers()
+    layer = model[0]
+    for sparse in sparse_layers(model):
+        sparse.backend = "reference"  # whose graphs still run backward after an update
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    dst = DSTScheduler(model, optimizer, update_every=2, end_step=4, grow="gradient")
+    assert not layer._forward_hooks
+    dst.step()
+    assert len(layer._forward_hooks) == 1
+    kept = model(next(batches())).square().mean()
+    kept.backward(retain_graph=True)
+    watches = list(dst._watches.values())
+    assert all(watch.total is not None for watch in watches)
+    assert dst.step()
+    assert not layer._forward_hooks
+    dst.step()  # watching again, for step 4
+    kept.backward()  # a graph of the pattern before: its gradient must not count
+    assert all(watch.total is None for watch in watches)
+    assert all(watch.total is None for watch in dst._watches.values())
+    train_step(model, optimizer, next(batches()))
+    dst.step()
+    dst.step()
+    assert not layer._forward_hooks  # step 6 lies behind the end
+
+
+def test_a_watched_model_can_be_copied_and_pickled_and_outlives_its_scheduler() -> None:
+    layer = two_layers()[2]
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    dst = DSTScheduler(layer, optimizer, update_every=1, end_step=4, grow="gradient")
+    x = torch.randn(1, 6, 9)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        twin(x).sum().backward()
+        assert torch.equal(twin(x), layer(x))
+        assert all(watch.total is None for watch in twin._forward_hooks.values())
+    assert dst._watches[""].total is None
+    del dst
+    gc.collect()
+    assert not layer._forward_hooks
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))])
+@pytest.mark.parametrize("seen", [False, True], ids=["before backward", "after backward"])
+def test_a_copied_run_continues_like_the_original(copied: Callable[[Any], Any], seen: bool) -> None:
+    model = two_layers()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    dst = DSTScheduler(model, optimizer, update_every=2, end_step=9, grow="gradient")
+    data = [x for x, _ in zip(batches(), range(6), strict=False)]
+    train_step(model, optimizer, data[0])
+    dst.step()
+    if seen:
+        train_step(model, optimizer, data[1])
+    runs = [(model, optimizer, dst), copied((model, optimizer, dst))]
+    for its_model, its_optimizer, its_dst in runs:
+        hooks = [list(layer._forward_hooks.values()) for layer in sparse_layers(its_model)]
+        assert hooks == [[watch] for watch in its_dst._watches.values()]
+        if not seen:
+            train_step(its_model, its_optimizer, data[1])
+        assert its_dst.step()
+        for x in data[2:]:
+            train_step(its_model, its_optimizer, x)
+            its_dst.step()
+        assert its_dst.updates == 3
+    assert same(*(snapshot(*run)[:4] for run in runs))
+    twin_model, _, twin = runs[1]
+    twin.load_state_dict({**twin.state_dict(), "step_count": 1, "updates": 0})
+    assert all(layer._forward_hooks for layer in sparse_layers(twin_model))
+    del twin, runs, its_dst, its_model, its_optimizer
+    gc.collect()
+    assert not any(layer._forward_hooks for layer in sparse_layers(twin_model))
