@@ -3,25 +3,23 @@
 A module may be replaced by an equal one whatever the model does with it. Two neighbours may be
 merged only if nobody takes what stands between them, and that depends on the code around them:
 ``self.net(x)`` runs a Sequential whole, ``self.net[:2](x)`` or ``for layer in self.net`` need not.
-Proven here for every module from the root down, by two means:
-
-1. The bytecode of ``forward``, and of the methods that it calls, uses a child only by calling it.
-   That holds for every path through the code.
-2. Else, ``torch.fx`` traces that ``forward`` with all children as leaves; this sees through loops
-   over a ``ModuleList``, and gives up where the path depends on the data.
+Proven here for every module from the root down, by reading: the bytecode of ``forward``, and of the
+methods that it calls, uses a child only by calling it, and besides children only what can hold no
+module. That holds for every path through the code. What it does not see through, such as a loop
+over a ``ModuleList``, is not proven.
 """
 
 from __future__ import annotations
 
-import copy
 import dis
 from collections.abc import Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
+from sparseconv._hooks import has_hooks
 from sparseconv.models.block import Block
 
 
@@ -39,7 +37,7 @@ def called_whole(root: nn.Module) -> list[nn.Sequential]:
     waiting = [root]
     while waiting:
         module = waiting.pop()
-        if id(module) in visited:
+        if id(module) in visited or has_hooks(module):  # a hook may look at anything below
             continue
         visited.add(id(module))
         if _is_plain_sequential(module):
@@ -47,12 +45,6 @@ def called_whole(root: nn.Module) -> list[nn.Sequential]:
             found.append(module)
         waiting += reversed(list(_whole_children(module)))
     return found
-
-
-def has_own_code(module: nn.Module) -> bool:
-    """Whether something other than the class decides what calling this module does."""
-    hooks = any(value for name, value in vars(module).items() if name.endswith("_hooks"))
-    return hooks or "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__
 
 
 def _is_plain_sequential(module: nn.Module) -> bool:
@@ -82,10 +74,6 @@ def _whole_children(module: nn.Module) -> Iterator[nn.Module]:
         return
     taken = _children_taken(module, set(children))
     yield from (child for name, child in children.items() if name not in taken)
-    if taken:
-        for target in _traced_calls(module):
-            if target.partition(".")[0] in taken:
-                yield module.get_submodule(target)
 
 
 # What the code says: which children does forward use in another way than by calling them?
@@ -109,13 +97,23 @@ def _children_taken(module: nn.Module, children: set[str]) -> set[str]:
                 if attribute in children:
                     taken |= set() if called else {attribute}
                 elif attribute in vars(module):
-                    if called and not _knows_only_its_arguments(vars(module)[attribute]):
+                    value = vars(module)[attribute]
+                    if not (
+                        _knows_only_its_arguments(value) if called else _holds_no_module(value)
+                    ):
                         return children
                 elif hasattr(nn.Module, attribute) and attribute != "forward":
                     return children  # children(), _modules, get_submodule, ...
                 else:
                     waiting.append(attribute)
     return taken
+
+
+def _holds_no_module(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_holds_no_module(item) for item in value)
+    inert = int | float | complex | str | bytes | None | torch.dtype | torch.device | torch.Tensor
+    return isinstance(value, inert)
 
 
 def _knows_only_its_arguments(value: Any) -> bool:
@@ -171,24 +169,3 @@ def _attributes(code: CodeType) -> list[tuple[str, bool]] | None:
         elif after.opname != "STORE_ATTR":
             return None
     return uses
-
-
-# What a trace shows.
-
-
-class _Calls(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _traced_calls(module: nn.Module) -> set[str]:
-    """Names of the modules that ``forward`` calls and touches in no other way."""
-    twin = copy.deepcopy(module)  # forward may count, or write into buffers
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            nodes = _Calls().trace(twin).nodes
-    except Exception:  # whatever a forward does to something that is no tensor
-        return set()
-    touched = {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
-    called = {str(node.target) for node in nodes if node.op == "call_module"}
-    return {name for name in called if not any(other.startswith(name + ".") for other in touched)}

@@ -19,6 +19,7 @@ import torch
 
 from sparseconv import datasets, machine
 from sparseconv._backends import BACKENDS, available_backends
+from sparseconv._files import write_whole
 from sparseconv.bench import command as bench_command
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
@@ -317,13 +318,6 @@ def _history_writer(path: Path) -> Callable[[list[dict[str, Any]]], None]:
         begun = True
 
     return write
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _describe(data: datasets.Dataset, model: DSN, out: Path) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparseconv import _fused_ops as _fused_ops  # registers the ops
 from sparseconv._backends import extension
+from sparseconv.functional import _apply
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -42,11 +43,6 @@ def runs_here(*tensors: Tensor | None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad
     )
-
-
-def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
-    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
-    return result
 
 
 def conv1x1(input: Tensor, weight: Tensor) -> Tensor:
@@ -250,7 +246,7 @@ def average_bins(input: Tensor, bins: int) -> Tensor:
         >>> average_bins(torch.tensor([[[1.0, 2.0, 3.0]]]), 2)
         tensor([[[1.5000, 2.5000]]])
     """
-    if not runs_here(input):
+    if not (runs_here(input) and type(bins) is int and bins >= 1):
         return F.adaptive_avg_pool1d(input, bins)
     return _apply(_AverageBins, input, bins)
 

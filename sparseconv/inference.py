@@ -10,9 +10,11 @@ from typing import TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sparseconv._called_whole import called_whole, has_own_code
+from sparseconv._called_whole import called_whole
+from sparseconv._hooks import has_own_code
 from sparseconv.functional import sparse_conv1d
 from sparseconv.models.dsn import ShortAvgPool1d
 from sparseconv.modules import SparseConv1d
@@ -30,8 +32,9 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Left as it is, because merging could change the result: a module that hangs in several places
     of the model or has hooks or its own ``forward``; a BatchNorm without running statistics, or
     that stays in training mode; a BatchNorm of another size or dtype; subclasses; any other
-    activation; neighbours in a Sequential that ``model(x)`` does not always run whole (it indexes
-    or slices it, loops over it, or a ``forward`` around it cannot be read).
+    activation; neighbours in a Sequential that ``model(x)`` does not always run whole (it indexes,
+    slices, counts or loops over it, a module around it has hooks or keeps modules in a list of its
+    own, or a ``forward`` around it cannot be read, as one that loops over a ``ModuleList``).
 
     Args:
         model: any module; left exactly as it is.
@@ -43,6 +46,9 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``model`` is no ``nn.Module``.
+        ValueError: a parameter or buffer holds no data: on the meta device, or of a lazy module
+            that has not run yet. A convolution with a folded BatchNorm raises it for input without
+            a batch dimension, which BatchNorm takes for N = C cases of L channels.
 
     Example:
         >>> model = nn.Sequential(SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
@@ -56,6 +62,12 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     """  # noqa: E501 (what it prints)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta or is_lazy(tensor):
+            raise ValueError(
+                f"every parameter and buffer must hold data, but {name} does not; load the model's "
+                "state, or run it once if it has lazy modules"
+            )
     # What is made in inference mode could not be used outside of it.
     with torch.inference_mode(False), torch.no_grad():
         fast = _copied(model).eval()
@@ -120,7 +132,6 @@ def _fits(norm: nn.Module | None, conv: SparseConv1d | nn.Conv1d) -> TypeGuard[n
     return (
         type(norm) is nn.BatchNorm1d
         and not has_own_code(norm)
-        and not norm.training
         and norm.running_mean is not None
         and norm.running_var is not None
         and norm.num_features == conv.out_channels
@@ -218,7 +229,8 @@ class _Merged(nn.Module):
         if mode:
             raise RuntimeError(
                 "optimize_for_inference() merged this layer with the modules behind it, so it "
-                "cannot be trained; train the model that it was made from and optimize that again"
+                "cannot be trained; call eval() again, for modules before it are in training mode "
+                "now; train the model that this one was made from and optimize that again"
             )
         return super().train(mode)
 
@@ -292,15 +304,17 @@ class _InferencePointwiseOfMean(_Merged):
         self.eval()
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map ``(N, C, L)`` to ``(N, C_out, 1)``."""
-        conv, length = self.conv, input.shape[-1]
-        if input.dim() != 3 or input.shape[1] != conv.in_channels or length == 0:
+        """Map ``(N, C, L)`` to ``(N, C_out, 1)``, and ``(C, L)`` to ``(C_out, 1)``."""
+        conv, shape = self.conv, input.shape
+        if isinstance(conv, _Merged):
+            conv._check(input)
+        if len(shape) not in (2, 3) or shape[-2] != conv.in_channels or shape[-1] == 0:
             raise ValueError(
-                f"expected input of shape (N, {conv.in_channels}, L) with L >= 1, "
-                f"but got {tuple(input.shape)}"
+                f"expected input of shape (N, {conv.in_channels}, L) or ({conv.in_channels}, L) "
+                f"with L >= 1, but got {tuple(shape)}"
             )
-        mean = input @ _mean_of_bins(length, self.bins or 1, input.dtype, input.device)
-        return F.linear(mean, conv.weight[:, :, 0], conv.bias).unsqueeze(2)
+        mean = input @ _mean_of_bins(shape[-1], self.bins or 1, input.dtype, input.device)
+        return F.linear(mean, conv.weight[:, :, 0], conv.bias).unsqueeze(-1)
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}"

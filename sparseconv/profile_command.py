@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparseconv import checkpoint, datasets, machine
+from sparseconv._files import check_writable, write_whole
 from sparseconv.cli import (
     CONFIG_NAME,
     DATA,
@@ -19,7 +20,6 @@ from sparseconv.cli import (
     RECIPE,
     add_option,
     resumed_settings,
-    write_whole,
 )
 from sparseconv.functional import single
 from sparseconv.models import DSN
@@ -85,8 +85,8 @@ def _profile(args: argparse.Namespace) -> int:
         if value is not None:
             shape[name] = single(f"--{name}", value, 1)
     threads = single("--threads", threads if args.threads is None else args.threads, 1)
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ValueError(f"--json {args.json} lies in a folder that does not exist; make it first")
+    if args.json is not None:
+        check_writable(args.json)
 
     machine.keep_freed_memory()  # as train() does
     model.train(not args.inference)

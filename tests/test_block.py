@@ -111,6 +111,11 @@ def own_forward(block: Block) -> None:
     norm.forward = lambda x: nn.BatchNorm1d.forward(norm, x)
 
 
+def with_bottleneck(kernel_size: int, **options: Any) -> Callable[[Block], Any]:
+    conv = nn.Conv1d(6, 4, kernel_size, bias=False, **options)
+    return lambda block: block.set_submodule("bottleneck", conv)
+
+
 class NamedNorm(nn.BatchNorm1d):
     """Not exactly nn.BatchNorm1d."""
 
@@ -131,6 +136,11 @@ CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "weight norm": (lambda b: parametrizations.weight_norm(b.bottleneck), ["batch_norm_relu"]),
     "pruned": (lambda b: prune.l1_unstructured(b.bottleneck, "weight", 3), ["batch_norm_relu"]),
     "bias": (lambda b: b.set_submodule("bottleneck", nn.Conv1d(6, 4, 1)), ["batch_norm_relu"]),
+    "stride": (with_bottleneck(1, stride=2), ["batch_norm_relu"]),
+    "groups": (with_bottleneck(1, groups=2), ["batch_norm_relu"]),
+    "padding": (with_bottleneck(1, padding=1), ["batch_norm_relu"]),
+    "three taps": (with_bottleneck(3), ["batch_norm_relu"]),
+    "spelled out": (with_bottleneck(1, padding="same"), list(FUSED)),
     "no sparse layer": (lambda b: b.set_submodule("conv", nn.Conv1d(4, 9, 1, bias=False)), []),
     "reference": (lambda b: setattr(b.conv, "backend", "reference"), []),
 }
@@ -191,6 +201,16 @@ def test_environment_and_compiler(taken: list[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
     torch.testing.assert_close(block(x), want)
     assert taken == list(FUSED)
+
+
+def test_transforms_and_traces_run_on_torch(taken: list[str]) -> None:
+    norm, x = nn.BatchNorm1d(4), torch.randn(3, 6, 20)
+    block = Block(nn.Conv1d(6, 4, 1, bias=False), norm, nn.ReLU(), backend="cpp").eval()
+    want = block(x)
+    assert taken == ["conv1x1"]
+    torch.testing.assert_close(torch.func.vmap(lambda x: block(x[None])[0])(x), want)
+    torch.testing.assert_close(torch.jit.trace(block, x, check_trace=False)(x), want)
+    assert taken == ["conv1x1"]
 
 
 def test_a_sequence_like_any_other() -> None:

@@ -326,6 +326,22 @@ def test_special_values_travel_as_in_torch(special, isas) -> None:
             )
 
 
+def test_statistics_beyond_the_sums_of_floats(isas) -> None:
+    x = torch.full((16, 5, 128), 3e37)
+    x[0] = 0
+    x[:, 1] = torch.randn(16, 128)
+    for _ in isas():
+        ours, exact = nn.BatchNorm1d(5), nn.BatchNorm1d(5).double()
+        y = batch_norm_relu(x, ours)  # torch's float32 makes zeros of it: its variance overflows
+        torch.testing.assert_close(y, F.relu(exact(x.double())).float())
+        torch.testing.assert_close(ours.running_mean, exact.running_mean.float())
+    x[3, 2, 7] = float("inf")
+    ours, theirs = nn.BatchNorm1d(5), nn.BatchNorm1d(5)
+    batch_norm_relu(x, ours)
+    theirs(x)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean, equal_nan=True)
+
+
 # Averages over bins
 
 

@@ -222,9 +222,15 @@ def test_the_average_comes_first(name: str, dtype: torch.dtype) -> None:
         assert ((fast(x).double() - exact).abs() <= bound).all()
     x[2, 1, 5] = float("nan")
     assert fast(x).isnan().all(1).tolist() == [False, False, True, False]
-    for wrong in (torch.zeros(4, 4, 0), torch.zeros(4, 3, 9), torch.zeros(4, 9)):
-        with pytest.raises(ValueError, match="expected input of shape"):
+    for wrong in (torch.zeros(4, 4, 0), torch.zeros(4, 3, 9), torch.zeros(9)):
+        with pytest.raises(ValueError, match="expected"):
             fast(wrong.to(dtype))
+    unbatched = torch.randn(4, 9, dtype=dtype)
+    if name == "with a norm":  # which would take it for 3 channels of as many cases
+        with pytest.raises(ValueError, match="expected 3D input"):
+            fast(unbatched)
+    else:
+        torch.testing.assert_close(fast(unbatched), model(unbatched))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +288,7 @@ def test_prints_what_was_merged() -> None:
 def test_refuses_what_it_cannot_do() -> None:
     layers = (SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
     fast = sc.optimize_for_inference(nn.Sequential(*layers))
-    with pytest.raises(RuntimeError, match="train the model that it was made from"):
+    with pytest.raises(RuntimeError, match="train the model that this one was made from"):
         fast.train()
     assert fast.eval() is fast
     with pytest.raises(ValueError, match="expected 3D input"):
@@ -291,6 +297,12 @@ def test_refuses_what_it_cannot_do() -> None:
         fast[0].to_dense()
     with pytest.raises(TypeError, match=r"must be an nn\.Module, but got int"):
         sc.optimize_for_inference(3)
+    for empty in (
+        copy.deepcopy(nn.Sequential(*layers)).to("meta"),
+        nn.Sequential(nn.LazyConv1d(3, 3)),
+    ):
+        with pytest.raises(ValueError, match="must hold data, but 0"):
+            sc.optimize_for_inference(empty)
     dense = sc.optimize_for_inference(nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm1d(3)))
     with pytest.raises(ValueError, match="expected 3D input"):
         dense(torch.zeros(2, 9))

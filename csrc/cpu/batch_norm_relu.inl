@@ -83,6 +83,15 @@ struct Statistics {
   double squares;  // sum of the squared distances from the mean
 };
 
+template <typename T>
+static double sum_of(const T* samples, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    sum += static_cast<double>(samples[i]);
+  }
+  return sum;
+}
+
 // In two passes, the second of which also corrects the mean (Chan, Golub and LeVeque, "Algorithms
 // for computing the sample variance", 1983). Overwrites the padding behind the n samples.
 template <typename V>
@@ -102,7 +111,13 @@ static Statistics<typename V::T> statistics(typename V::T* samples, int64_t n, i
     }
     total += sums.total();
   }
-  const T first = static_cast<T>(total / static_cast<double>(n));
+  // Sums of the largest floats leave their range, and only then: such a channel is summed in
+  // double.
+  const bool wide = !(total - total == 0);
+  const T first = static_cast<T>((wide ? sum_of(samples, n) : total) / static_cast<double>(n));
+  if (!(first - first == 0)) {  // an infinite sample, or a NaN
+    return {first, static_cast<double>(first - first)};
+  }
   fill(samples + n, samples + size, first);
   double shift = 0, squares = 0;
   const V centre = V::splat(first);
@@ -120,6 +135,15 @@ static Statistics<typename V::T> statistics(typename V::T* samples, int64_t n, i
     }
     shift += sums.total();
     squares += products.total();
+  }
+  if (!(shift - shift == 0 && squares - squares == 0)) {
+    const double mean = static_cast<double>(first);
+    shift = squares = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double x = static_cast<double>(samples[i]) - mean;
+      shift += x;
+      squares += x * x;
+    }
   }
   shift /= static_cast<double>(n);
   squares -= shift * shift * static_cast<double>(n);

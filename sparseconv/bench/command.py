@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sparseconv._files import check_writable
 from sparseconv.bench import files, goals, network, suite, tables
 from sparseconv.bench.cases import SUITES, Case, select
 from sparseconv.bench.rivals import RIVALS
@@ -28,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--suites", nargs="+", metavar="SUITE", help=f"of {', '.join(EVERY_SUITE)}")
-    add("--cases", nargs="+", metavar="CASE", help="single cases; --list shows them")
+    add(
+        "--cases",
+        nargs="+",
+        metavar="CASE",
+        help="single cases, besides any suites; --list shows them",
+    )
     add("--threads", nargs="+", type=int, metavar="X", help="default: 1 and, with more cores, 2")
     add(
         "--rivals", nargs="*", metavar="RIVAL",
@@ -182,17 +188,11 @@ def _writers(arguments: argparse.Namespace) -> list[tuple[Path, Save]]:
                 "`pip install 'sparseconv[tsc]'`"
             ) from error
         wanted.append((arguments.html, report.write))
+    paths = [path.absolute() for path, _ in wanted]
+    if twice := {path for path in paths if paths.count(path) > 1}:
+        raise ValueError(f"{twice.pop()} was named for two outputs; name a file for each")
     for path, _ in wanted:
-        try:
-            if path.is_dir():
-                raise IsADirectoryError("it is a folder")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.partial_path(path).touch()
-            files.partial_path(path).unlink()
-        except OSError as error:
-            raise ValueError(
-                f"{path} cannot be written ({error.strerror or error}); choose another file"
-            ) from error
+        check_writable(path)
     return wanted
 
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparseconv._files import write_whole
+
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
     """Write everything."""
-    replace(path, json.dumps(document, indent=1) + "\n")
+    write_whole(path, json.dumps(document, indent=1) + "\n")
 
 
 def write_csv(document: Mapping[str, Any], path: Path) -> None:
     """Write the rows: ``ms_conv1d``, ``ratio_conv1d``, ``ratio_conv1d_low`` ... for each rival."""
     flat = [flatten(row) for row in document["rows"]]
     names = list(dict.fromkeys(name for row in flat for name in row))
-    with partial_path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
-    partial_path(path).replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_whole(path, text.getvalue())
 
 
 def flatten(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,14 +46,3 @@ def flatten(row: Mapping[str, Any]) -> dict[str, Any]:
         elif key != "absent":
             flat[key] = value
     return flat
-
-
-def partial_path(path: Path) -> Path:
-    """Where a file is written before it takes its place."""
-    return path.with_name(path.name + ".partial")
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial_path(path).write_text(text, encoding="utf-8")
-    partial_path(path).replace(path)

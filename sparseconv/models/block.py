@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
 from sparseconv._backends import extension, resolve_backend
+from sparseconv._hooks import has_own_code
 from sparseconv.fused import batch_norm_relu, conv1x1, runs_here
 from sparseconv.modules import SparseConv1d
 
@@ -59,15 +59,15 @@ class Block(nn.Sequential):
         i = 0
         while i < len(modules):
             module = modules[i]
-            if type(module) is nn.Conv1d and _is_1x1(module, x) and _is_plain(module):
+            if type(module) is nn.Conv1d and _is_1x1(module, x) and not has_own_code(module):
                 x = conv1x1(x, module.weight)
             elif (
                 type(module) is nn.BatchNorm1d
                 and module.training
                 and x.numel() >= NORM_ELEMENTS
                 and type(following := modules[min(i + 1, len(modules) - 1)]) is nn.ReLU
-                and _is_plain(module)
-                and _is_plain(following)
+                and not has_own_code(module)
+                and not has_own_code(following)
             ):
                 x = batch_norm_relu(x, module)
                 i += 1
@@ -100,19 +100,4 @@ def _is_1x1(conv: nn.Conv1d, x: Tensor) -> bool:
             positions >= CONV_POSITIONS
             or positions * conv.in_channels * conv.out_channels >= CONV_MACS
         )
-    )
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether calling it runs its class's ``forward`` and nothing else."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
     )
