@@ -31,6 +31,9 @@ __all__ = ["MODES", "RIVALS", "Task", "parts_table", "table", "tasks", "training
 
 MODES = ("train", "update", "inference", "latency", "epoch")
 LENGTHS, THREADS, BATCH, ROUNDS = (24, 128, 512), (1, 2), 16, 20
+# Seconds of calls in a row before the next candidate's turn: training takes one step after the
+# other, and what a rival left in the caches after its 60 ms would cost the sparse step a fifth.
+TURN = 0.1
 # n_cases, n_channels, n_timepoints and classes of the training sets: used where aeon is missing.
 EPOCHS_OF = {"ACSF1": (100, 1, 1460, 10), "JapaneseVowels": (270, 12, 25, 9)}
 
@@ -275,7 +278,7 @@ def _inference(
 def _fastest(calls: Mapping[str, Call]) -> str:
     if len(calls) == 1:
         return next(iter(calls))
-    times = timing.interleave(calls, rounds=5)
+    times = timing.interleave(calls, rounds=5, least_seconds=TURN)
     return min(times, key=lambda name: timing.interval(times[name]).median)
 
 
@@ -314,7 +317,7 @@ def _row(
     *,
     warmup: int = 2,
 ) -> Row:
-    times = timing.interleave(calls, rounds=rounds, warmup=warmup)
+    times = timing.interleave(calls, rounds=rounds, warmup=warmup, least_seconds=TURN)
     return {
         "model": type(model).__name__,
         "mode": mode,

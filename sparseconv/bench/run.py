@@ -18,6 +18,9 @@ from sparseconv.reference import conv1d_dense
 from sparseconv.testing import error_bound
 
 COMPUTATIONS = ("fprop", "dgrad", "wgrad")
+# Seconds of calls in a row before the next candidate's turn, or each would measure the caches that
+# the one before has emptied.
+TURN = 0.01
 
 
 class WrongResultError(AssertionError):
@@ -211,7 +214,14 @@ def measure(
             candidates = {"fprop": _module_calls(problem, wanted["fprop"])}
         peak = peaks.find(machine_peaks, torch.get_num_threads(), isa, case.dtype)
         return [
-            _row(case, problem, name, isa, timing.interleave(calls, rounds=rounds), peak)
+            _row(
+                case,
+                problem,
+                name,
+                isa,
+                timing.interleave(calls, rounds=rounds, least_seconds=TURN),
+                peak,
+            )
             | {"absent": absent[name]}
             for name, calls in candidates.items()
         ]
