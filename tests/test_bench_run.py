@@ -100,7 +100,9 @@ def test_a_wrong_module_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_follow_from_the_measured_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine twice as slow at the end; conv1d takes four times as long as the kernels."""
 
-    def fake(calls: dict[str, Callable[[], Tensor]], *, rounds: int) -> timing.Times:
+    def fake(
+        calls: dict[str, Callable[[], Tensor]], *, rounds: int, least_seconds: float
+    ) -> timing.Times:
         for call in calls.values():
             call()
         seconds = 1e-3 * np.linspace(1, 2, rounds)
