@@ -42,8 +42,6 @@ def single(name: str, value: int | tuple[int, ...], least: int) -> int:
     """Take an int or a 1-tuple, as nn.Conv1d does, and check its lower bound."""
     if isinstance(value, (tuple, list)) and len(value) == 1:
         value = value[0]
-    if type(value) is int and value >= least:  # the usual case: every call of a layer comes here
-        return value
     number = integer(f"{name} must be an int or a tuple of one int", value)
     if number < least:
         word = "negative" if least == 0 else "non-positive"
@@ -132,38 +130,70 @@ def sparse_conv1d(
             f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
             "make one with KernelCSR.from_mask(mask)"
         )
+    geometry = geometry_of(pattern.shape, stride, padding, dilation, groups, padding_mode)
+    return convolve(input, values, pattern, bias, geometry, backend, relu)
+
+
+def geometry_of(
+    shape: tuple[int, int, int],
+    stride: int | tuple[int, ...],
+    padding: Padding,
+    dilation: int | tuple[int, ...],
+    groups: int,
+    padding_mode: str,
+) -> Geometry:
+    """Resolve every spelling of the arguments, and refuse what no input could be right for."""
     stride = single("stride", stride, 1)
     dilation = single("dilation", dilation, 1)
     groups = single("groups", groups, 1)
-    geometry = Geometry(
-        pattern.shape,
-        stride,
-        resolve_padding(padding, pattern.shape[2], dilation, stride),
-        dilation,
-        groups,
-        padding_mode,
-    )
+    left_right = resolve_padding(padding, shape[2], dilation, stride)
+    out_channels, group_channels, _ = shape
+    if out_channels % groups:
+        raise ArgumentError(f"out_channels must be divisible by groups: {out_channels} % {groups}")
+    if padding_mode not in PADDING_MODES:
+        raise ArgumentError(
+            f"padding_mode must be one of {set(PADDING_MODES)}, "
+            f"but got padding_mode={padding_mode!r}"
+        )
+    # The transposed pattern has one row per kernel and stride phase; sizes are counted in int32.
+    if max(*left_right, stride * out_channels * group_channels) >= 2**31:
+        raise ArgumentError(
+            f"padding and stride * kernels must be below 2**31, but got padding {left_right} "
+            f"and stride {stride} with {out_channels * group_channels} kernels"
+        )
+    return Geometry(shape, stride, left_right, dilation, groups, padding_mode)
+
+
+def convolve(
+    input: Tensor,
+    values: Tensor,
+    pattern: KernelCSR,
+    bias: Tensor | None,
+    geometry: Geometry,
+    backend: str,
+    relu: bool = False,
+) -> Tensor:
+    """``sparse_conv1d`` of arguments that are resolved already."""
     if not (
         isinstance(input, Tensor)
         and isinstance(values, Tensor)
         and (bias is None or isinstance(bias, Tensor))
     ):
         _refuse_types(input, values, bias)
-    if torch.is_autocast_enabled(input.device.type):
+    device = input.device
+    if torch.is_autocast_enabled(device.type):
         input, values, bias = _autocast(input, values, bias)
     _check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
-    if resolve_backend(backend, x.device) == "reference":
+    if resolve_backend(backend, device) == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
         y = y.relu() if relu else y
     elif not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         # Nothing to differentiate, so nothing to record.
         y = _ops.fprop(x, values, bias, pattern, geometry, relu)
-    elif relu:
-        y = _apply(_FpropRelu, x, values, bias, pattern, geometry)
     else:
-        y = _apply(_Fprop, x, values, bias, pattern, geometry)
-    return y if input.dim() == 3 else y.squeeze(0)
+        y = _apply(_FpropRelu if relu else _Fprop, x, values, bias, pattern, geometry)
+    return y if x is input else y.squeeze(0)
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -188,15 +218,13 @@ def _check(
         and (bias is None or (bias.dtype is dtype and bias.device == device))
     ):
         _refuse_types(input, values, bias)
-    (out_channels, group_channels, kernel_size), stride, padding, dilation, groups, mode = geometry
+    (out_channels, group_channels, kernel_size), _, padding, dilation, groups, mode = geometry
     size = input.shape
     if len(size) not in (2, 3) or size[-1] == 0:
         raise ArgumentError(
             "Expected 2D (unbatched) or 3D (batched) input to sparse_conv1d with optional 0 dim "
             f"batch size, but got input of size: {list(size)}"
         )
-    if out_channels % groups:
-        raise ArgumentError(f"out_channels must be divisible by groups: {out_channels} % {groups}")
     if size[-2] != group_channels * groups:
         raise ArgumentError(
             f"Given groups={groups}, weight of size {list(geometry.shape)}, expected "
@@ -213,26 +241,15 @@ def _check(
             f"Given weight of size {list(geometry.shape)}, expected bias to be 1-dimensional "
             f"with {out_channels} elements, but got bias of size {list(bias.shape)} instead"
         )
-    if mode not in PADDING_MODES:
-        raise ArgumentError(
-            f"padding_mode must be one of {set(PADDING_MODES)}, but got padding_mode={mode!r}"
-        )
-    length, (left, right) = size[-1], padding
-    most = max(left, right)
-    # The transposed pattern has one row per kernel and stride phase; sizes are counted in int32.
-    if max(most, stride * out_channels * group_channels) >= 2**31:
-        raise ArgumentError(
-            f"padding and stride * kernels must be below 2**31, but got padding {padding} "
-            f"and stride {stride} with {out_channels * group_channels} kernels"
-        )
+    length = size[-1]
     # The mirror does not repeat the border sample; a circle goes round once at most.
     room = length - 1 if mode == "reflect" else length
-    if most > room and mode in ("reflect", "circular"):
+    if mode in ("reflect", "circular") and max(padding) > room:
         raise ArgumentError(
             f"Padding size should be less than or equal to {room} for padding_mode="
             f"{mode!r} at input length {length}, but got padding {padding}"
         )
-    padded = length + left + right
+    padded = length + sum(padding)
     reach = dilation * (kernel_size - 1) + 1
     if padded < reach:
         raise ArgumentError(
@@ -355,9 +372,7 @@ class _Dgrad(torch.autograd.Function):
         return (
             _apply(_Fprop, gradgrad, values, None, pattern, geometry) if need_grad else None,
             _apply(_Wgrad, grad, gradgrad, pattern, geometry) if need_values else None,
-            None,
-            None,
-            None,
+            *3 * (None,),
         )
 
 

@@ -22,9 +22,10 @@ from sparseconv.functional import (
     DTYPES,
     PADDING_MODES,
     Padding,
+    convolve,
+    geometry_of,
     resolve_padding,
     single,
-    sparse_conv1d,
 )
 from sparseconv.pattern import KernelCSR, Region
 from sparseconv.pruning import carry_over
@@ -137,6 +138,8 @@ class SparseConv1d(nn.Module):
         offsets = torch.empty(shape[0], device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
         self._pattern = pattern
+        settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        self._resolved = settings, geometry_of(shape, *settings)
         self.reset_parameters()
 
     def reset_parameters(self, fan_in: str = "dense") -> None:
@@ -181,18 +184,16 @@ class SparseConv1d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
-        return sparse_conv1d(
-            input,
-            self.values,
-            self._pattern,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            padding_mode=self.padding_mode,
-            backend=self.backend,
-        )
+        settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        known, geometry = self._resolved
+        if settings != known:  # somebody set an attribute
+            geometry = geometry_of(self._pattern.shape, *settings)
+        # nn.Module's way to a parameter takes longer than all of the above; pruning and
+        # parametrization leave it as the only one.
+        held = self._parameters
+        values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
+        bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
+        return convolve(input, values, self._pattern, bias, geometry, self.backend)
 
     def dense_weight(self) -> Tensor:
         """Return ``(C_out, C_in // groups, K)``, zeros where inactive; differentiable."""

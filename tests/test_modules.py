@@ -319,3 +319,25 @@ def test_no_active_weight_gives_the_bias():
     assert y.equal(layer.bias[:, None].expand_as(y))
     y.sum().backward()
     assert layer.values.grad.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stride", (2,)), ("padding", (3,)), ("dilation", (2,)), ("padding", "same")],
+)
+def test_an_attribute_that_is_set_counts(name, value):
+    layer, x = SparseConv1d(2, 3, 5, density=0.5), torch.randn(1, 2, 12)
+    setattr(layer, name, value)
+    expected = nn.functional.conv1d(x, layer.dense_weight(), layer.bias, **{name: value})
+    torch.testing.assert_close(layer(x), expected)
+    layer.padding_mode = "mirror"
+    with pytest.raises(ValueError, match="padding_mode must be one of"):
+        layer(x)
+
+
+def test_values_that_are_no_parameter():
+    layer, x = SparseConv1d(2, 3, 5, density=1.0), torch.randn(1, 2, 12)
+    prune.random_unstructured(layer, "values", 10)
+    assert int((layer.values == 0).sum()) == 10
+    expected = nn.functional.conv1d(x, layer.dense_weight(), layer.bias)
+    torch.testing.assert_close(layer(x), expected)
