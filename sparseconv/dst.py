@@ -326,7 +326,7 @@ class DSTScheduler:
         index, grown = source.clamp(min=0), source < 0
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor[index].masked_fill_(grown, 0)
+            return torch.where(grown, 0, tensor.index_select(0, index))
 
         kept = [values.grad, *state.values()]
         followers = [t for t in kept if isinstance(t, Tensor) and t.shape == values.shape]

@@ -161,9 +161,9 @@ class KernelCSR:
                 f"{int(positions[at + 1])} follows {int(positions[at])}; sort them first"
             )
         crow = torch.zeros(rows + 1, dtype=torch.int32, device="cpu")
-        counts = torch.bincount(positions // kernel_size, minlength=rows)
-        torch.cumsum(counts, 0, dtype=torch.int32, out=crow[1:])
-        return cls(crow, (positions % kernel_size).to(torch.int32), shape)
+        kernel = positions // kernel_size
+        torch.cumsum(torch.bincount(kernel, minlength=rows), 0, dtype=torch.int32, out=crow[1:])
+        return cls(crow, (positions - kernel * kernel_size).to(torch.int32), shape)
 
     @classmethod
     def full(cls, shape: tuple[int, int, int]) -> KernelCSR:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,12 +72,13 @@ def prune_and_grow(
         raise ValueError(
             f"grow='gradient' needs a dense_grad of shape {list(pattern.shape)}, but got {came}"
         )
-    source = torch.arange(pattern.nnz, device="cpu")
     if grow == "static":
-        return pattern, source
+        return pattern, torch.arange(pattern.nnz, device="cpu")
+    # Positions fit int32, which sorts and searches in half the time of int64.
     _, channels, kernel_size = pattern.shape
-    positions, crow, tap = pattern.positions(), pattern.crow_indices, pattern.col_indices.long()
-    row = positions // kernel_size
+    crow, tap = pattern.crow_indices, pattern.col_indices
+    rows = torch.arange(len(crow) - 1, dtype=torch.int32, device="cpu")
+    row = rows.repeat_interleave(crow.diff(), output_size=pattern.nnz)
     magnitude = _magnitude(values)
     survives = torch.ones(pattern.nnz, dtype=torch.bool, device="cpu")
     grown = []
@@ -89,23 +91,28 @@ def prune_and_grow(
         count = min(math.ceil(fraction * len(active)), free)
         if count == 0:
             continue
-        survives[active] = ~_least(magnitude[active], count)
-        kept = active[survives[active]]
+        survives[active] = ~_least(magnitude.index_select(0, active), count)
+        kept = active[survives.index_select(0, active)]
         # Positions are counted along the region's box, which keeps the CSR order.
-        taken = (row[kept] - top) * width + (tap[kept] - left)
+        taken = (row.index_select(0, kept) - top) * width + (tap.index_select(0, kept) - left)
         if dense_grad is not None and grow == "gradient":
             score = -_magnitude(dense_grad[first:end, :, left:right]).flatten()
             score[taken] = math.inf
-            new = _least(score, count).nonzero().squeeze(1)
+            new = _least(score, count).nonzero().squeeze(1).int()
         else:
             new = _nth_free(_subset(free + count, count, generator), taken)
-        grown.append((new // width + top) * kernel_size + new % width + left)
+        new_row = new // width
+        grown.append((new_row + top) * kernel_size + (new - new_row * width) + left)
     if not grown:
-        return pattern, source
-    fresh = torch.cat(grown)
-    merged, order = torch.cat([positions[survives], fresh]).sort()
-    source = torch.cat([source[survives], fresh.new_full(fresh.shape, -1)])[order]
-    return KernelCSR.from_positions(merged, pattern.shape), source
+        return pattern, torch.arange(pattern.nnz, device="cpu")
+    kept = survives.nonzero().squeeze(1)
+    old = row.index_select(0, kept) * kernel_size + tap.index_select(0, kept)
+    merged = torch.cat([old, *grown])
+    # Two ascending runs: a stable sort merges them.
+    order = torch.from_numpy(np.argsort(merged.numpy(), kind="stable"))
+    source = torch.cat([kept, kept.new_full((len(merged) - len(kept),), -1)])
+    positions = merged.index_select(0, order).long()
+    return KernelCSR.from_positions(positions, pattern.shape), source.index_select(0, order)
 
 
 def carry_over(values: Tensor, old: KernelCSR, new: KernelCSR) -> Tensor:
@@ -119,12 +126,18 @@ def carry_over(values: Tensor, old: KernelCSR, new: KernelCSR) -> Tensor:
 
 
 def _magnitude(tensor: Tensor) -> Tensor:
-    return tensor.detach().abs().cpu().nan_to_num(nan=math.inf, posinf=math.inf)
+    """The absolute values on the CPU, float32 or float64; NaN is infinite."""
+    found = tensor.detach().abs().cpu()
+    found = found if found.dtype == torch.float64 else found.float()
+    return found.nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+# numpy sorts, selects and searches 2 to 20 times faster than torch: 8 us, not 181, for 5 700 int32.
 
 
 def _least(keys: Tensor, count: int) -> Tensor:
     """Mark the ``count >= 1`` smallest keys; the first ones among equals."""
-    limit = keys.kthvalue(count).values
+    limit = float(np.partition(keys.numpy(), count - 1)[count - 1])
     chosen = keys < limit
     ties = (keys == limit).nonzero().squeeze(1)
     chosen[ties[: count - int(chosen.sum())]] = True
@@ -136,17 +149,21 @@ def _nth_free(n: Tensor, taken: Tensor) -> Tensor:
 
     The i-th taken position has ``taken[i] - i`` free ones before it, so none needs listing.
     """
-    free_before = taken - torch.arange(len(taken), device="cpu")
-    return n + torch.searchsorted(free_before, n, right=True)
+    free_before = taken - torch.arange(len(taken), dtype=torch.int32, device="cpu")
+    before = np.searchsorted(free_before.numpy(), n.numpy(), side="right")
+    return n + torch.from_numpy(before).int()
 
 
 def _subset(total: int, count: int, generator: torch.Generator | None) -> Tensor:
     """Draw ``count <= total / 2`` distinct members of ``range(total)``, all subsets equally likely.
 
-    Takes O(count) memory: what was drawn twice is drawn again among the rest.
+    Takes O(count) memory: what was drawn twice is drawn again among the rest. Ascending, int32.
     """
-    draws = torch.randint(total, (count,), generator=generator, device="cpu")
-    drawn: Tensor = draws.unique()  # type: ignore[no-untyped-call]
+    draws = torch.randint(total, (count,), generator=generator, device="cpu").int()
+    ascending = torch.from_numpy(np.sort(draws.numpy()))
+    first = torch.ones(count, dtype=torch.bool, device="cpu")
+    torch.ne(ascending[1:], ascending[:-1], out=first[1:])
+    drawn = ascending[first]
     if len(drawn) == count:
         return drawn
     rest = _subset(total - len(drawn), count - len(drawn), generator)
