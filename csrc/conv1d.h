@@ -65,6 +65,12 @@ struct Correlation {
   int64_t fold_left;
   int64_t fold_right;
   bool relu;  // negative outputs become 0; NaN stays
+  // Not null: a 1x1 convolution of the rows is written in place of the rows, which never leave the
+  // scratch: out[n, m, i] = mix_init[m] + sum over r: mix[r, m] * row r. Needs the tensors' dtype to
+  // be that of the accumulation.
+  const void* mix;       // (n_rows, mixed), contiguous
+  const void* mix_init;  // (mixed,) or null for zeros
+  int64_t mixed;
   int64_t batch;
   int64_t count;  // outputs per series
   int64_t piece;  // outputs per lane, <= count

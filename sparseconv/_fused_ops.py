@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sparseconv._ops import GEOMETRY, output_length
+
 _library = torch.library.Library("sparseconv", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (
+    "fprop_conv1x1(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
+    f" int[] shape, {GEOMETRY}, bool relu, Tensor weight, Tensor? weight_bias) -> Tensor",
     "pointwise_fprop(Tensor input, Tensor weight) -> Tensor",
     "pointwise_dgrad(Tensor grad_output, Tensor weight) -> Tensor",
     "pointwise_wgrad(Tensor grad_output, Tensor input) -> Tensor",
@@ -29,6 +33,27 @@ for _schema in (
 
 def _fake(name: str) -> Any:
     return torch.library.register_fake(f"sparseconv::{name}", lib=_library)
+
+
+@_fake("fprop_conv1x1")  # type: ignore[untyped-decorator]
+def _fake_fprop_conv1x1(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    rows: Tensor,
+    shape: list[int],
+    stride: int,
+    padding: list[int],
+    dilation: int,
+    groups: int,
+    padding_mode: str,
+    relu: bool,
+    weight: Tensor,
+    weight_bias: Tensor | None,
+) -> Tensor:
+    length = output_length(input.shape[2], shape[2], stride, padding, dilation)
+    return input.new_empty((input.shape[0], weight.shape[0], length))
 
 
 @_fake("pointwise_fprop")  # type: ignore[untyped-decorator]
@@ -70,6 +95,15 @@ def _fake_average_bins_backward(grad_output: Tensor, length: int) -> Tensor:
 
 
 # A multiply-add is two operations, as for F.conv1d; torch counts no others.
+
+
+@register_flop_formula(torch.ops.sparseconv.fprop_conv1x1)
+def _flops_fprop_conv1x1(
+    input_shape: Any, values_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    weight_shape = args[-2]
+    macs = values_shape[0] + weight_shape[0] * weight_shape[1]
+    return int(2 * input_shape[0] * out_shape[2] * macs)
 
 
 @register_flop_formula(torch.ops.sparseconv.pointwise_fprop)

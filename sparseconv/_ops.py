@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from sparseconv.functional import Geometry
     from sparseconv.pattern import KernelCSR
 
-_GEOMETRY = "int stride, int[] padding, int dilation, int groups, str padding_mode"
+GEOMETRY = "int stride, int[] padding, int dilation, int groups, str padding_mode"
 _SCHEMAS = (
     "plan_fprop(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation)"
     " -> Tensor",
     "plan_dgrad(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation,"
     " int groups) -> (Tensor, Tensor, Tensor)",
     "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
-    f" int[] shape, {_GEOMETRY}, bool relu=False) -> Tensor",
+    f" int[] shape, {GEOMETRY}, bool relu=False) -> Tensor",
     "dgrad(Tensor grad_output, Tensor values, Tensor pointers, Tensor rows, Tensor index,"
-    f" int[] shape, int input_length, {_GEOMETRY}) -> Tensor",
+    f" int[] shape, int input_length, {GEOMETRY}) -> Tensor",
     "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor rows, int[] shape,"
-    f" {_GEOMETRY}) -> Tensor",
+    f" {GEOMETRY}) -> Tensor",
 )
 _library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped-call]
 for _schema in _SCHEMAS:

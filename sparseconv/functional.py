@@ -32,6 +32,36 @@ class Geometry(NamedTuple):
     groups: int
     padding_mode: str
 
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, int, int],
+        stride: int | tuple[int, ...],
+        padding: Padding,
+        dilation: int | tuple[int, ...],
+        groups: int,
+        padding_mode: str,
+    ) -> Geometry:
+        """Resolve every spelling of the arguments, and refuse what no input could be right for."""
+        stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
+        groups = single("groups", groups, 1)
+        left_right = resolve_padding(padding, shape[2], dilation, stride)
+        out_channels, group_channels, _ = shape
+        if out_channels % groups:
+            raise ArgumentError(f"out_channels must be divisible by groups: {shape[0]} % {groups}")
+        if padding_mode not in PADDING_MODES:
+            raise ArgumentError(
+                f"padding_mode must be one of {set(PADDING_MODES)}, "
+                f"but got padding_mode={padding_mode!r}"
+            )
+        # The transposed pattern has one row per kernel and stride phase, counted in int32.
+        if max(*left_right, stride * out_channels * group_channels) >= 2**31:
+            raise ArgumentError(
+                f"padding and stride * kernels must be below 2**31, but got padding {left_right} "
+                f"and stride {stride} with {out_channels * group_channels} kernels"
+            )
+        return cls(shape, stride, left_right, dilation, groups, padding_mode)
+
     def output_length(self, input_length: int) -> int:
         return _ops.output_length(
             input_length, self.shape[2], self.stride, self.padding, self.dilation
@@ -130,38 +160,8 @@ def sparse_conv1d(
             f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
             "make one with KernelCSR.from_mask(mask)"
         )
-    geometry = geometry_of(pattern.shape, stride, padding, dilation, groups, padding_mode)
+    geometry = Geometry.of(pattern.shape, stride, padding, dilation, groups, padding_mode)
     return convolve(input, values, pattern, bias, geometry, backend, relu)
-
-
-def geometry_of(
-    shape: tuple[int, int, int],
-    stride: int | tuple[int, ...],
-    padding: Padding,
-    dilation: int | tuple[int, ...],
-    groups: int,
-    padding_mode: str,
-) -> Geometry:
-    """Resolve every spelling of the arguments, and refuse what no input could be right for."""
-    stride = single("stride", stride, 1)
-    dilation = single("dilation", dilation, 1)
-    groups = single("groups", groups, 1)
-    left_right = resolve_padding(padding, shape[2], dilation, stride)
-    out_channels, group_channels, _ = shape
-    if out_channels % groups:
-        raise ArgumentError(f"out_channels must be divisible by groups: {out_channels} % {groups}")
-    if padding_mode not in PADDING_MODES:
-        raise ArgumentError(
-            f"padding_mode must be one of {set(PADDING_MODES)}, "
-            f"but got padding_mode={padding_mode!r}"
-        )
-    # The transposed pattern has one row per kernel and stride phase; sizes are counted in int32.
-    if max(*left_right, stride * out_channels * group_channels) >= 2**31:
-        raise ArgumentError(
-            f"padding and stride * kernels must be below 2**31, but got padding {left_right} "
-            f"and stride {stride} with {out_channels * group_channels} kernels"
-        )
-    return Geometry(shape, stride, left_right, dilation, groups, padding_mode)
 
 
 def convolve(

@@ -21,9 +21,9 @@ from sparseconv._validation import integer, number
 from sparseconv.functional import (
     DTYPES,
     PADDING_MODES,
+    Geometry,
     Padding,
     convolve,
-    geometry_of,
     resolve_padding,
     single,
 )
@@ -139,7 +139,7 @@ class SparseConv1d(nn.Module):
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
         self._pattern = pattern
         settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-        self._resolved = settings, geometry_of(shape, *settings)
+        self._resolved = settings, Geometry.of(shape, *settings)
         self.reset_parameters()
 
     def reset_parameters(self, fan_in: str = "dense") -> None:
@@ -187,7 +187,7 @@ class SparseConv1d(nn.Module):
         settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
         known, geometry = self._resolved
         if settings != known:  # somebody set an attribute
-            geometry = geometry_of(self._pattern.shape, *settings)
+            geometry = Geometry.of(self._pattern.shape, *settings)
         # nn.Module's way to a parameter takes longer than all of the above; pruning and
         # parametrization leave it as the only one.
         held = self._parameters

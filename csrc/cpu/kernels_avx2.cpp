@@ -28,6 +28,8 @@ namespace avx2 {
 
 #include "tile.inl"
 
+#include "point_tile.inl"
+
 #include "correlate.inl"
 
 #include "wgrad.inl"

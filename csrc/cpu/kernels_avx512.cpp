@@ -34,6 +34,8 @@ namespace avx512 {
 
 #include "tile.inl"
 
+#include "point_tile.inl"
+
 #include "correlate.inl"
 
 #include "wgrad.inl"

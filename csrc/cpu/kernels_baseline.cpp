@@ -15,6 +15,8 @@ namespace baseline {
 
 #include "tile.inl"
 
+#include "point_tile.inl"
+
 #include "correlate.inl"
 
 #include "wgrad.inl"

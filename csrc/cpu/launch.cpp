@@ -66,11 +66,12 @@ void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t spa
   if (p.batch == 0 || p.count <= 0) {
     return;
   }
-  p.piece = correlate_piece(p.batch, p.count, lanes, span);
+  p.piece = correlate_piece(p.batch, p.count, lanes, span,
+                            p.mix == nullptr ? 1 : at::get_num_threads());
   const Entries& e = p.entries;
   const int64_t nnz = e.starts[e.n_rows * e.n_blocks] - e.starts[0];
   const int64_t outputs = ceil_div(p.batch * p.count, lanes);
-  run(p, outputs * (nnz + 4 * e.n_rows), table().correlate[static_cast<int>(element)]);
+  run(p, outputs * (nnz + (4 + p.mixed) * e.n_rows), table().correlate[static_cast<int>(element)]);
 }
 
 }  // namespace sparseconv

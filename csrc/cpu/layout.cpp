@@ -101,13 +101,15 @@ constexpr int64_t kLatencyRows = 8;
 
 }  // namespace
 
-int64_t correlate_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span) {
+int64_t correlate_piece(
+    int64_t batch, int64_t count, int64_t lanes, int64_t span, int64_t threads) {
   int64_t best_piece = 0;
   double best_cost = 0;
   for (int64_t most = std::min(count, kPieceMax); most >= std::min(count, kLatencyRows); --most) {
     const int64_t pieces = ceil_div(count, most);
     const int64_t piece = ceil_div(count, pieces);  // as short as so many pieces can be
-    const double cost = static_cast<double>(lane_groups(batch, pieces, lanes)) *
+    const int64_t most_groups = ceil_div(lane_groups(batch, pieces, lanes), threads);
+    const double cost = static_cast<double>(most_groups) *
                         (static_cast<double>(std::max(piece, kLatencyRows)) +
                          kPackShare * static_cast<double>(piece + span));
     if (best_piece == 0 || cost < best_cost) {
@@ -163,7 +165,12 @@ CorrelateScratch plan_scratch(const Correlation& p) {
   plan.row_block = std::max<int64_t>(1, kAccBytes / (p.piece * kRowBytes));
   plan.row_block = std::min(plan.row_block, p.entries.n_rows / p.entries.groups);
   plan.input_rows = block_rows(p.tile, p.entries);
-  plan.acc_rows = (p.entries.n_blocks == 1 ? 1 : plan.row_block) * p.piece;
+  // With one channel block no sum waits for the next, and one slot serves every row. Rows that
+  // wait to be mixed lie an odd number of cache lines apart: a panel of them spreads over all of L1.
+  plan.acc_stride = p.mix != nullptr ? p.piece | 1 : p.entries.n_blocks == 1 ? 0 : p.piece;
+  const int64_t waiting = p.mix != nullptr ? p.entries.n_rows : plan.row_block;
+  plan.acc_rows = std::max(p.piece, waiting * plan.acc_stride);
+  plan.mixed_rows = p.mix != nullptr ? p.mixed * p.piece : 0;
   plan.stage_rows = stage_rows(p.tile, p.piece);
   return plan;
 }
@@ -181,7 +188,7 @@ WgradScratch plan_scratch(const WeightGradient& p) {
 
 int64_t scratch_bytes(const Correlation& p) {
   const CorrelateScratch plan = plan_scratch(p);
-  return (plan.input_rows + plan.acc_rows + plan.stage_rows) * kRowBytes;
+  return (plan.input_rows + plan.acc_rows + plan.mixed_rows + plan.stage_rows) * kRowBytes;
 }
 
 int64_t scratch_bytes(const WeightGradient& p) {

@@ -64,8 +64,10 @@ std::vector<int32_t> block_starts(const int32_t* pointers,
                                   int64_t row_channels,
                                   int64_t block_channels);
 
-// The piece length that wastes least: pieces x lanes should just cover batch x count.
-int64_t correlate_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span);
+// The piece length that wastes least: pieces x lanes should just cover batch x count, and where
+// threads cannot share a lane group, lane groups the threads.
+int64_t correlate_piece(
+    int64_t batch, int64_t count, int64_t lanes, int64_t span, int64_t threads = 1);
 
 struct WgradPiece {
   int64_t piece;

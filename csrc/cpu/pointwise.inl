@@ -1,85 +1,6 @@
-// Dense 1x1 convolution: three matrix products. Included once per ISA, after columns.inl.
-//
-// A tile of kR x kC vectors of sums stays in registers; per step of the depth it takes kC loads and
-// kR broadcasts for kR * kC multiply-adds. One chain per output, in the order of the depth: for
-// fprop and dgrad that is the channels, so the bits depend on nothing but the problem.
-
-template <typename V, int kR, int kC>
-static void point_tile(const typename V::T* rows,
-                       int64_t row_stride,
-                       const typename V::T* lanes,
-                       int64_t depth,
-                       bool go_on,
-                       typename V::T* out,
-                       int64_t out_stride) {
-  V sum[kR][kC];
-#pragma GCC unroll 12
-  for (int r = 0; r < kR; ++r) {
-#pragma GCC unroll 2
-    for (int c = 0; c < kC; ++c) {
-      sum[r][c] = go_on ? loadu(out + r * out_stride + c * V::kWidth) : V::splat(0);
-    }
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    V lane[kC];
-#pragma GCC unroll 2
-    for (int c = 0; c < kC; ++c) {
-      lane[c] = V::load(lanes + c * V::kWidth);
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < kR; ++r) {
-      const V weight = V::splat(rows[r]);
-#pragma GCC unroll 2
-      for (int c = 0; c < kC; ++c) {
-        sum[r][c] = fma(weight, lane[c], sum[r][c]);
-      }
-    }
-    rows += row_stride;
-    lanes += kC * V::kWidth;
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < kR; ++r) {
-#pragma GCC unroll 2
-    for (int c = 0; c < kC; ++c) {
-      storeu(out + r * out_stride + c * V::kWidth, sum[r][c]);
-    }
-  }
-}
-
-template <typename V>
-using PointTile = void (*)(const typename V::T*,
-                           int64_t,
-                           const typename V::T*,
-                           int64_t,
-                           bool,
-                           typename V::T*,
-                           int64_t);
-
-template <typename V, int kC, int... kR>
-static PointTile<V> pick_point_tile(int64_t rows, std::integer_sequence<int, kR...>) {
-  static constexpr PointTile<V> kTiles[] = {point_tile<V, kR + 1, kC>...};
-  return kTiles[rows - 1];
-}
-
-// All rows of one panel of kC vectors, in near-equal tiles.
-template <typename V, int kC>
-static void point_panel(const typename V::T* rows,
-                        int64_t row_stride,
-                        int64_t n_rows,
-                        const typename V::T* lanes,
-                        int64_t depth,
-                        bool go_on,
-                        typename V::T* out,
-                        int64_t out_stride) {
-  const int64_t n_tiles = ceil_div(n_rows, kPointRows);
-  const int64_t tile = n_rows / n_tiles, longer = n_rows % n_tiles;
-  for (int64_t t = 0, r = 0; t < n_tiles; ++t) {
-    const int64_t count = tile + (t < longer);
-    pick_point_tile<V, kC>(count, std::make_integer_sequence<int, kPointRows>())(
-        rows + r, row_stride, lanes, depth, go_on, out + r * out_stride, out_stride);
-    r += count;
-  }
-}
+// Dense 1x1 convolution: three matrix products. Included once per ISA, after columns.inl and
+// point_tile.inl. One chain per output, in the order of the depth: for fprop and dgrad that is the
+// channels, so the bits depend on nothing but the problem.
 
 // lanes[k][i] = in[column begin + i, channel k] for the columns [begin, end) of one panel of
 // `width`; zeros beyond them.
@@ -134,10 +55,10 @@ static void pointwise(const Pointwise& p, int64_t part, int64_t parts, void* scr
       for (int64_t r = 0; r < p.rows; ++r) {
         prefetch(out + r * p.length, kPanel);
       }
-      point_panel<V, 2>(weight, p.rows, p.rows, lanes, p.depth, false, out, p.length);
+      point_panel<V, 2>(weight, p.rows, p.rows, lanes, kPanel, p.depth, false, out, p.length);
       continue;
     }
-    point_panel<V, 2>(weight, p.rows, p.rows, lanes, p.depth, false, sums, kPanel);
+    point_panel<V, 2>(weight, p.rows, p.rows, lanes, kPanel, p.depth, false, sums, kPanel);
     for (int64_t j = begin; j < end; j += run.count) {
       run = run_at(j, end, p.length);
       T* out = static_cast<T*>(p.out) + run.item * p.rows * p.length + run.start;
@@ -176,9 +97,9 @@ static void pointwise_gradient(const PointwiseGradient& p,
         const int64_t c = panel * kPanel;
         const int64_t width = min_of(kPanel, ceil_div(p.lanes - c, V::kWidth) * V::kWidth);
         channels_to_lanes(p.lane_side, p.length, p.lanes, c, width, j, stop, lanes, width);
-        (width == kPanel ? point_panel<V, 2> : point_panel<V, 1>)(rows, row_stride, p.rows, lanes,
-                                                                  stop - j, j > begin, partial + c,
-                                                                  p.partial_stride);
+        (width == kPanel ? point_panel<V, 2> : point_panel<V, 1>)(
+            rows, row_stride, p.rows, lanes, width, stop - j, j > begin, partial + c,
+            p.partial_stride);
       }
     }
   }

@@ -15,7 +15,9 @@ constexpr int64_t kWgradBatch = 64;
 struct CorrelateScratch {
   int64_t row_block;
   int64_t input_rows;
+  int64_t acc_stride;  // from the sums of one row to those of the next
   int64_t acc_rows;
+  int64_t mixed_rows;
   int64_t stage_rows;
 };
 

@@ -250,9 +250,6 @@ static void unpack(const Correlation& p,
                    T* stage) {
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
-  for (int64_t i = 0; p.relu && i < p.piece * kN; ++i) {
-    acc[i] = acc[i] < T(0) ? T(0) : acc[i];
-  }
   const int64_t staged = stage_stride(p.piece);
   T* target[kN];
   for (int l = 0; l < kN; ++l) {
@@ -360,6 +357,11 @@ static int64_t row_at_cost(const Entries& e, int64_t cost) {
     }
   }
   return low;
+}
+
+// The same where all rows of a group must be computed by one thread.
+static Share share_of_groups(const Entries& e, int64_t groups, int64_t part, int64_t parts) {
+  return {groups * part / parts, 0, groups * (part + 1) / parts - 1, e.n_rows};
 }
 
 static Share share_of(const Entries& e, int64_t groups, int64_t part, int64_t parts) {
