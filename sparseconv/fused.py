@@ -38,10 +38,17 @@ def runs_here(*tensors: Tensor | None) -> bool:
             )
             for tensor in tensors
         )
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad
+        and runs_eagerly()
+    )
+
+
+def runs_eagerly() -> bool:
+    """Whether torch computes just what it is told: nothing is traced, cast or transformed."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()  # torch.jit.is_tracing() asks the same, and takes longer
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad
     )
 
 
@@ -68,7 +75,12 @@ def conv1x1(input: Tensor, weight: Tensor) -> Tensor:
         and weight.shape[2] == 1
         and weight.shape[1] == input.shape[1]
     )
-    return _apply(_Conv1x1, input, weight) if fits else F.conv1d(input, weight)
+    if not fits:
+        return F.conv1d(input, weight)
+    if torch.is_inference_mode_enabled():  # nothing to differentiate, so nothing to record
+        y: Tensor = torch.ops.sparseconv.pointwise_fprop(input, weight)
+        return y
+    return _apply(_Conv1x1, input, weight)
 
 
 # Bilinear in (input, weight): the gradient of each computation is made of the two others. While

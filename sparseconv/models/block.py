@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparseconv._backends import extension, resolve_backend
 from sparseconv._hooks import has_own_code
-from sparseconv.fused import batch_norm_relu, conv1x1, runs_here
+from sparseconv.fused import batch_norm_relu, conv1x1, runs_eagerly, runs_here
 from sparseconv.modules import SparseConv1d
 
 # From these sizes on the kernels win, and what they lose below is some 20 us of Python. Times of
@@ -52,39 +52,59 @@ class Block(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in their order."""
-        modules = list(self._modules.values())
-        x = input
-        if not runs_here(x) or not self._pays(modules, x.device):
-            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+        if not runs_eagerly():
+            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
+        return self._through(list(self._modules.values()), input)
+
+    def _through(self, modules: list[nn.Module], x: Tensor) -> Tensor:
+        """Run these modules of the block, where nothing traces, casts or transforms."""
+        ready: bool | None = None  # asked only where there is something to gain
         i = 0
         while i < len(modules):
             module = modules[i]
-            if type(module) is nn.Conv1d and _is_1x1(module, x) and not has_own_code(module):
-                x = conv1x1(x, module.weight)
-            elif (
-                type(module) is nn.BatchNorm1d
-                and module.training
-                and x.numel() >= NORM_ELEMENTS
-                and type(following := modules[min(i + 1, len(modules) - 1)]) is nn.ReLU
-                and not has_own_code(module)
-                and not has_own_code(following)
-            ):
-                x = batch_norm_relu(x, module)
-                i += 1
+            fused = _fusable(modules, i, x)
+            if fused and ready is None:
+                ready = runs_here(x) and self._pays(x.device)
+            if fused and ready:
+                if isinstance(module, nn.Conv1d):
+                    x = conv1x1(x, module.weight)
+                else:
+                    assert isinstance(module, nn.BatchNorm1d)
+                    x = batch_norm_relu(x, module)
+                i += fused
             else:
                 x = module(x)
-            i += 1
+                i += 1
         return x
 
-    def _pays(self, modules: list[nn.Module], device: torch.device) -> bool:
+    def _pays(self, device: torch.device) -> bool:
         backend = self.backend
-        for module in modules:
+        for module in self._modules.values():
             if backend is None and isinstance(module, SparseConv1d):
                 backend = module.backend
         if backend is None or resolve_backend(backend, device) != "cpp" or extension is None:
             return False
         # Without the instruction a multiply-add is imitated, bit for bit: 30 to 100 times slower.
         return bool(extension.isa() != "baseline")
+
+
+def _fusable(modules: list[nn.Module], i: int, x: Tensor) -> int:
+    """How many modules, from this one on, one kernel can replace."""
+    module = modules[i]
+    if type(x) is not Tensor and type(x) is not nn.Parameter:
+        return 0
+    if type(module) is nn.Conv1d:
+        return int(_is_1x1(module, x) and not has_own_code(module))
+    norm_then_relu = (
+        type(module) is nn.BatchNorm1d
+        and module.training
+        and x.numel() >= NORM_ELEMENTS
+        and i + 1 < len(modules)
+        and type(modules[i + 1]) is nn.ReLU
+        and not has_own_code(module)
+        and not has_own_code(modules[i + 1])
+    )
+    return 2 if norm_then_relu else 0
 
 
 def _is_1x1(conv: nn.Conv1d, x: Tensor) -> bool:
