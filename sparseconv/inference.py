@@ -53,12 +53,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             that has not run yet.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm1d(3))
-        >>> optimize_for_inference(model)
-        InferenceSequential(
-          (0): Conv1d(2, 3, kernel_size=(5,), stride=(1,))
-          (1): BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-        )
+        >>> model = nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
+        >>> fast, x = optimize_for_inference(model), torch.randn(4, 2, 9)
+        >>> torch.allclose(fast(x), model.eval()(x), atol=1e-5)
+        True
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2 (folding).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import random
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from folded import HALF, everything, kinds, settled, with_bounds
+from folded import HALF, everything, norms, operations, settled, with_bounds
 from torch import Tensor, nn
 
 import sparseconv as sc
@@ -82,11 +83,10 @@ def test_random_networks_within_the_computed_bound(
             assert y.dtype == dtype
             error = (y.double() - exact).abs()
             assert (error <= bound).all(), f"seed {seed} {isa}: {(error / bound).max():.3g}"
-        merged += len(layers) - len(list(fast))
-        followed = [i for i in range(len(layers)) if isinstance(layers[i], nn.BatchNorm1d)]
-        assert "BatchNorm1d" not in kinds(fast), followed
+        merged += norms(model, x)
+        assert norms(fast, x) == 0, f"seed {seed}"
     count_cases(60)
-    assert merged > 100
+    assert merged > 90
 
 
 def test_the_bound_would_notice_a_wrong_fold() -> None:
@@ -95,16 +95,14 @@ def test_the_bound_would_notice_a_wrong_fold() -> None:
     fast = sc.optimize_for_inference(settled(nn.Sequential(*layers)))
     x = torch.randn(4, 3, 50)
     exact, bound = with_bounds(layers, x, torch.float32)
+    assert ((fast(x) - exact).abs() <= bound).all()
     for wrong in ("eps", "order"):
         spoiled = copy.deepcopy(fast)
         with torch.no_grad():
-            if wrong == "eps":  # as if eps were left out
-                var = layers[1].running_var
-                values, crow = spoiled[0].values, spoiled[0].pattern.crow_indices[::3].diff()
-                scale = ((var + layers[1].eps) / var).sqrt()
-                values *= scale.repeat_interleave(crow)
+            if wrong == "eps":
+                spoiled[1].eps = 0.0
             else:
-                spoiled[0].bias.copy_(spoiled[0].bias.roll(1))
+                spoiled[1].bias.copy_(spoiled[1].bias.roll(1))
         assert not ((spoiled(x) - exact).abs() <= bound).all(), wrong
 
 
@@ -172,7 +170,8 @@ def test_dsn(in_channels: int, padding: str, monkeypatch: pytest.MonkeyPatch) ->
     fast = sc.optimize_for_inference(model)
     assert tiny.same(everything(model), before)
     assert model.training
-    assert not {"BatchNorm1d", "ReLU"} & set(kinds(fast))
+    ran = operations(fast, torch.randn(5, in_channels, 24))
+    assert not {"aten::batch_norm", "aten::relu", "aten::relu_"} & ran.keys()
     assert fast.cost(40).macs_executed == model.cost(40).macs_executed
     logits: list[Tensor] = []
     fast.head[-1].register_forward_pre_hook(lambda _, args: logits.append(args[0]))
@@ -215,22 +214,25 @@ def test_the_average_comes_first(name: str, dtype: torch.dtype) -> None:
     layers = [nn.ReLU(), *HEADS[name], nn.Flatten()]
     model = settled(nn.Sequential(*copy.deepcopy(layers)).to(dtype))
     fast = sc.optimize_for_inference(model)
-    assert len(fast) == 3
+    ran = operations(fast, torch.randn(4, 4, 9, dtype=dtype))
+    assert not {"aten::batch_norm", "aten::adaptive_avg_pool1d"} & ran.keys()
     for length in (1, 2, 6, 7, 8, 50, 333):
         x = torch.randn(4, 4, length, dtype=dtype)
         exact, bound = with_bounds(list(model), x, dtype)
         assert ((fast(x).double() - exact).abs() <= bound).all()
     x[2, 1, 5] = float("nan")
     assert fast(x).isnan().all(1).tolist() == [False, False, True, False]
-    for wrong in (torch.zeros(4, 4, 0), torch.zeros(4, 3, 9), torch.zeros(9)):
-        with pytest.raises(ValueError, match="expected"):
-            fast(wrong.to(dtype))
-    unbatched = torch.randn(4, 9, dtype=dtype)
-    if name == "with a norm":  # which would take it for 3 channels of as many cases
-        with pytest.raises(ValueError, match="expected 3D input"):
-            fast(unbatched)
-    else:
-        torch.testing.assert_close(fast(unbatched), model(unbatched))
+    others = (torch.zeros(4, 4, 0), torch.zeros(4, 3, 9), torch.zeros(9), torch.randn(4, 9))
+    for other in others:
+        assert outcome(fast, other.to(dtype)) == outcome(model, other.to(dtype))
+    assert outcome(fast, x.half()) == outcome(model, x.half())
+
+
+def outcome(model: nn.Module, x: Tensor) -> Any:
+    try:
+        return model(x).tolist()
+    except Exception as error:
+        return type(error), str(error)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_the_average_comes_first(name: str, dtype: torch.dtype) -> None:
 def test_no_average_is_moved_where_it_counts(layers: list[nn.Module]) -> None:
     model, x = nn.Sequential(*layers), torch.randn(2, 4, 9)
     fast = sc.optimize_for_inference(model)
-    assert kinds(fast) == kinds(model)
+    assert type(fast) is nn.Sequential
     assert torch.equal(fast(x), model(x))
 
 
@@ -260,54 +262,55 @@ def test_copied_pickled_saved_and_loaded() -> None:
     model = trained(2)
     fast, x = sc.optimize_for_inference(model), torch.randn(2, 2, 30)
     y = fast(x)
-    assert torch.equal(copy.deepcopy(fast)(x), y)
-    assert torch.equal(pickle.loads(pickle.dumps(fast))(x), y)
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    copies = (
+        copy.deepcopy(fast),
+        copy.copy(fast),
+        pickle.loads(pickle.dumps(fast)),
+        torch.load(file, weights_only=False),
+        sc.optimize_for_inference(fast),
+    )
+    for other in copies:
+        assert torch.equal(other(x), y)
+        assert norms(other, x) == 0
+    assert len(pickle.dumps(fast)) == len(pickle.dumps(copies[0])), "folded weights are not kept"
+    assert fast.state_dict().keys() == model.state_dict().keys()
     other = sc.optimize_for_inference(trained(2, init="random"))
-    other.load_state_dict(fast.state_dict())
+    other(x)
+    other.load_state_dict(model.state_dict())
     assert torch.equal(other(x), y)
-    assert torch.equal(sc.optimize_for_inference(fast)(x), y)  # nothing is left to merge
-    assert torch.equal(torch.compile(fast, backend="aot_eager", fullgraph=True)(x), y)
-    assert torch.equal(torch.export.export(fast, (x,)).module()(x), y)
     assert not y.requires_grad
     x.requires_grad_()  # saliency maps
     (grad,) = torch.autograd.grad(fast(x).sum(), x)
-    model.eval()
-    (wanted,) = torch.autograd.grad(model(x).sum(), x)
-    torch.testing.assert_close(grad, wanted)
+    (wanted,) = torch.autograd.grad(model.eval()(x).sum(), x)
+    assert torch.equal(grad, wanted)
 
 
-def test_prints_what_was_merged() -> None:
-    model = nn.Sequential(SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 4, 1))
-    text = str(sc.optimize_for_inference(model))
-    assert "SparseConv1d(2, 3, kernel_size=(5,), stride=(1,), nnz=6, density=20.00 %, " in text
-    assert "norm=folded, activation=relu)" in text
-    assert "(3): Conv1d(3, 4, kernel_size=(1,), stride=(1,))" in text  # and keeps its name
-    assert "BatchNorm" not in text
+def test_prints_what_it_is() -> None:
+    model = nn.Sequential(SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
+    fast = sc.optimize_for_inference(model)
+    assert str(fast) == str(model).replace("Sequential", "InferenceSequential")
+    assert str(sc.optimize_for_inference(nn.Sequential(model[1]))).startswith("Sequential(")
 
 
 def test_refuses_what_it_cannot_do() -> None:
-    layers = (SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
-    fast = sc.optimize_for_inference(nn.Sequential(*layers))
-    with pytest.raises(RuntimeError, match="train the model that this one was made from"):
-        fast.train()
-    assert fast.eval() is fast
-    with pytest.raises(ValueError, match="expected 3D input"):
-        fast(torch.zeros(2, 9))
-    with pytest.raises(NotImplementedError, match="fused ReLU"):
-        fast[0].to_dense()
     with pytest.raises(TypeError, match=r"must be an nn\.Module, but got int"):
         sc.optimize_for_inference(3)
-    for empty in (
-        copy.deepcopy(nn.Sequential(*layers)).to("meta"),
-        nn.Sequential(nn.LazyConv1d(3, 3)),
-    ):
+    layers = (SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
+    for empty in (nn.Sequential(*layers).to("meta"), nn.Sequential(nn.LazyConv1d(3, 3))):
         with pytest.raises(ValueError, match="must hold data, but 0"):
             sc.optimize_for_inference(empty)
-    dense = sc.optimize_for_inference(nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm1d(3)))
-    with pytest.raises(ValueError, match="expected 3D input"):
-        dense(torch.zeros(2, 9))
-    only_relu = sc.optimize_for_inference(nn.Sequential(layers[0], nn.ReLU()))
-    assert only_relu(torch.zeros(2, 9)).shape == (3, 5)
+
+
+@pytest.mark.parametrize("layer", [SparseConv1d, nn.Conv1d])
+def test_inputs_without_a_batch(layer: type[nn.Module]) -> None:
+    model = settled(nn.Sequential(layer(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU()))
+    fast = sc.optimize_for_inference(model)
+    for length in (7, 9):  # 3 outputs, which BatchNorm takes for its channels, and 5
+        x = torch.randn(2, length)
+        assert outcome(fast, x) == outcome(model, x)
 
 
 def test_made_in_inference_mode_and_used_outside() -> None:

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from folded import everything, kinds, settled
+from folded import everything, norms, settled
 from torch import Tensor, nn
 
 import sparseconv as sc
@@ -277,8 +277,12 @@ class ByFlag(Around):
         return self.net[0](x) if self.features else self.net(x)
 
 
-MERGED = (Calls, CallsSuper, Decorated, WithFunctions)
-NOT_MERGED = (
+# Whatever they do with the Sequential besides, where they run it whole it is merged.
+MERGED = (
+    Calls,
+    CallsSuper,
+    Decorated,
+    WithFunctions,
     Blocks,
     Counts,
     HoldsALayer,
@@ -286,23 +290,20 @@ NOT_MERGED = (
     ByHelper,
     CountsTheLayers,
     ByFlag,
-    Loops,
-    Slices,
     SlicesElsewhere,
     SlicesInABranch,
     ByProperty,
     ByName,
-    ByChildren,
-    HandsItselfOn,
     InnerFunction,
+    HandsItselfOn,
     OverridesCalls,
     HasALayer,
     ByMixin,
     ByBoundMethod,
     ByCachedProperty,
     ByDecorator,
-    ByAttributeAccess,
 )
+RUN_THE_NORM = (Loops, Slices, ByChildren, ByAttributeAccess)
 
 
 def inside(model: nn.Module) -> Iterator[nn.Module]:
@@ -312,7 +313,7 @@ def inside(model: nn.Module) -> Iterator[nn.Module]:
     yield nn.Sequential(nn.Sequential(model), nn.Tanh())
 
 
-@pytest.mark.parametrize("kind", [*MERGED, *NOT_MERGED])
+@pytest.mark.parametrize("kind", [*MERGED, *RUN_THE_NORM])
 def test_models_around_a_sequential(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     for model in inside(settled(kind())):
@@ -320,9 +321,9 @@ def test_models_around_a_sequential(kind: type[nn.Module]) -> None:
         fast = sc.optimize_for_inference(model)
         assert tiny.same(everything(model), before)
         assert torch.equal(torch.get_rng_state(), state)
-        assert ("BatchNorm1d" not in kinds(fast)) == (kind in MERGED)
         x = torch.randn(3, 4, 30)
         torch.testing.assert_close(fast(x), model(x))
+        assert (norms(fast, x) == 0) == (kind in MERGED)
 
 
 @pytest.mark.parametrize("on", ["net", ""])
@@ -331,7 +332,7 @@ def test_a_hook_may_look_inside(on: str) -> None:
     model, x = settled(Calls()), torch.randn(3, 4, 30)
     first = (lambda m, i: m[0](i[0])) if on else (lambda m, i: m.net[0](i[0]))
     model.get_submodule(on).register_forward_hook(lambda m, i, _: first(m, i))
-    assert torch.equal(sc.optimize_for_inference(model)(x), model(x))
+    torch.testing.assert_close(sc.optimize_for_inference(model)(x), model(x))
 
 
 def test_scripted_and_compiled_models() -> None:
@@ -343,20 +344,18 @@ def test_scripted_and_compiled_models() -> None:
         assert torch.equal(fast(x), model(x))
 
 
-class Outer(nn.Module):
-    """Takes apart what hangs deep inside of a model that itself does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = Calls()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) + self.inner.net[0](x)
-
-
-def test_an_outer_model_reaches_inside() -> None:
+def test_slices_and_single_modules_are_those_of_the_original() -> None:
     torch.manual_seed(0)
-    model, x = settled(Outer()), torch.randn(3, 4, 30)
+    model, x = settled(Calls()), torch.randn(3, 4, 30)
     fast = sc.optimize_for_inference(model)
-    assert "BatchNorm1d" in kinds(fast)
-    assert torch.equal(fast(x), model(x))
+    fast(x)
+    assert list(map(type, fast.net)) == list(map(type, model.net))
+    assert torch.equal(fast.net[:2](x), model.net[:2](x))
+    assert torch.equal(fast.net[1](fast.net[0](x)), model.net[1](model.net[0](x)))
+    sliced = fast.net[:2].eval()
+    torch.testing.assert_close(sliced(x), model.net[:2](x))
+    assert norms(sliced, x) == 0
+    fast.net.append(nn.Tanh())
+    torch.testing.assert_close(fast.net(x), model.net(x).tanh())
+    del fast.net[1]
+    torch.testing.assert_close(fast.net(x), model.net[0](x).relu().tanh())

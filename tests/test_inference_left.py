@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from folded import kinds
+from folded import norms, operations, settled
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -85,9 +85,6 @@ LEFT: dict[str, Callable[[], nn.Module]] = {
     "subclass of the layer": lambda: nn.Sequential(Doubled(4, 4, 3), nn.BatchNorm1d(4)),
     "always in training": lambda: nn.Sequential(conv(), AlwaysTraining(4)),
     "instance norm": lambda: nn.Sequential(conv(), nn.InstanceNorm1d(4)),
-    "layer used twice": shared_conv,
-    "norm used twice": shared_norm,
-    "block used twice": shared_block,
     "hook before the layer": hooked(0, "pre"),
     "hook after the layer": hooked(0, "post"),
     "hook before the norm": hooked(1, "pre"),
@@ -107,22 +104,36 @@ def test_left_as_it_is(name: str) -> None:
     torch.manual_seed(0)
     model = LEFT[name]()
     fast = sc.optimize_for_inference(model)
-    assert [type(m) for m in fast.modules()] == [type(m) for m in model.modules()]
     model.eval()
     x = torch.randn(3, 4, 30)
     torch.testing.assert_close(fast(x), model(x), rtol=0, atol=0, equal_nan=True)
+    assert operations(fast, x) == operations(model, x)
 
 
 @pytest.mark.parametrize(
     "norm", [nn.BatchNorm1d(3), nn.BatchNorm1d(4, dtype=torch.float64)], ids=str
 )
-def test_what_does_not_fit_is_left_to_fail_as_before(norm: nn.Module) -> None:
-    model = nn.Sequential(conv(), norm)
-    assert kinds(sc.optimize_for_inference(model)) == kinds(model)
+def test_what_does_not_fit_fails_as_before(norm: nn.Module) -> None:
+    model = nn.Sequential(conv(), norm).eval()
+    said = []
+    for network in (model, sc.optimize_for_inference(model)):
+        with pytest.raises(RuntimeError) as caught:
+            network(torch.randn(3, 4, 30))
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("make", [shared_conv, shared_norm, shared_block])
+def test_modules_may_stand_in_many_places(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = settled(make()), torch.randn(3, 4, 30)
+    fast = sc.optimize_for_inference(model)
+    torch.testing.assert_close(fast(x), model(x))
+    assert norms(fast, x) == 0
 
 
 def test_a_relu_may_stand_in_many_places() -> None:
     relu = nn.ReLU()
     model = nn.Sequential(conv(), nn.BatchNorm1d(4), relu, conv(), relu, nn.Tanh(), relu)
-    fast = sc.optimize_for_inference(model)
-    assert kinds(fast) == ["SparseConv1d", "SparseConv1d", "Tanh", "ReLU"]
+    ran = operations(sc.optimize_for_inference(model), torch.randn(3, 4, 30))
+    assert (ran["aten::batch_norm"], ran["aten::relu"]) == (0, 1)

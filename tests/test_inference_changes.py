@@ -1,0 +1,376 @@
+"""``optimize_for_inference``: the copy follows every change, and can be trained like the original.
+
+Each change is made to the copy, whose folded weights are in use, and to the original.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from folded import norms, settled
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune, vector_to_parameters
+from torch.utils.flop_counter import FlopCounterMode
+
+import sparseconv as sc
+from sparseconv import SparseConv1d
+from sparseconv.models import DSN
+from sparseconv.models.block import Block
+
+X = torch.randn(3, 4, 30, generator=torch.Generator().manual_seed(1))
+
+
+def make() -> nn.Sequential:
+    torch.manual_seed(0)
+    sparse = SparseConv1d(4, 6, 3, padding=1, density=0.5)
+    model = nn.Sequential(sparse, nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 4, 3))
+    model.append(nn.BatchNorm1d(4))
+    return settled(model)
+
+
+def step_with(optimizer: Callable[..., torch.optim.Optimizer]) -> Callable[[nn.Sequential], None]:
+    def step(model: nn.Sequential) -> None:
+        model.requires_grad_(True)  # in eval mode: fine-tuning with frozen statistics
+        algorithm = optimizer(model.parameters())
+        model(X).square().sum().backward()
+        with torch.no_grad():
+            model(X)  # must not fold what the step is about to change
+        algorithm.step()
+        model.requires_grad_(False)
+
+    return step
+
+
+def training_step(model: nn.Sequential) -> None:
+    model.requires_grad_(True).train()
+    model(X).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.01).step()
+    model.requires_grad_(False).eval()
+
+
+def norm_in_training(model: nn.Sequential) -> None:
+    model[1].train()  # the statistics follow, and torch does not count that
+    for _ in range(3):
+        model(X + 3)
+    model[1].eval()
+
+
+def statistics_by_name(model: nn.Sequential) -> None:
+    state = model.state_dict()
+    for name in ("1.running_mean", "4.running_var", "0.values", "3.bias"):
+        state[name].add_(0.5)
+
+
+def another_state(model: nn.Sequential) -> dict[str, Tensor]:
+    torch.manual_seed(7)
+    other = settled(copy.deepcopy(model))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+    return other.state_dict()
+
+
+def in_place(model: nn.Sequential) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+
+
+def in_inference_mode(model: nn.Sequential) -> None:
+    with torch.inference_mode():
+        for tensor in (*model.parameters(), model[1].running_var):
+            tensor.add_(0.1)
+
+
+def new_pattern(model: nn.Sequential) -> None:
+    mask = ~model[0].pattern.to_mask()
+    mask[0, 0, 0] = True
+    pattern = sc.KernelCSR.from_mask(mask)
+    model[0].set_pattern(pattern, torch.linspace(-1, 1, pattern.nnz))
+
+
+def same_size_pattern(model: nn.Sequential) -> None:
+    shape, nnz = model[0].pattern.shape, model[0].pattern.nnz
+    generator = torch.Generator().manual_seed(3)
+    model[0].set_pattern(sc.KernelCSR.random(shape, nnz, generator=generator))
+
+
+def dst_update(model: nn.Sequential) -> None:
+    model.requires_grad_(True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    dst = sc.DSTScheduler(model, optimizer, update_every=1, end_step=9, grow="gradient")
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(X).square().sum().backward()
+        optimizer.step()
+        dst.step()
+    model.requires_grad_(False)
+
+
+def moved_and_moved_back(model: nn.Sequential) -> None:
+    """Memory that is given back may be handed out again."""
+    for factor in (2.0, 3.0):
+        for parameter in model.parameters():
+            parameter.data = parameter.data * factor
+        model(X)
+
+
+def unseen_write(model: nn.Sequential) -> None:
+    for parameter in model.parameters():
+        parameter.data.add_(0.1)
+    model[1].running_mean.numpy()[:] += 1
+    model.eval()
+
+
+def pruned(model: nn.Sequential) -> None:
+    prune.l1_unstructured(model[3], "weight", 40)
+
+
+def weight_norm(model: nn.Sequential) -> None:
+    parametrizations.weight_norm(model[3])
+    with torch.no_grad():
+        model[3].parametrizations.weight.original0.mul_(3)
+
+
+CHANGES: dict[str, Callable[[nn.Sequential], Any]] = {
+    "Adam": step_with(torch.optim.Adam),
+    "fused Adam": step_with(lambda p: torch.optim.Adam(p, fused=True)),
+    "foreach SGD": step_with(lambda p: torch.optim.SGD(p, lr=0.1, foreach=True)),
+    "training step": training_step,
+    "norm in training": norm_in_training,
+    "through the state dict": statistics_by_name,
+    "load_state_dict": lambda m: m.load_state_dict(another_state(m)),
+    "load_state_dict, assign": lambda m: m.load_state_dict(another_state(m), assign=True),
+    "load into one module": lambda m: m[1].load_state_dict(
+        {k[2:]: v for k, v in another_state(m).items() if k.startswith("1.")}
+    ),
+    "in place": in_place,
+    "in inference mode": in_inference_mode,
+    "another vector": lambda m: vector_to_parameters(
+        torch.linspace(-1, 1, sum(p.numel() for p in m.parameters())), m.parameters()
+    ),
+    "data, several times": moved_and_moved_back,
+    "a write that nobody counts, and eval()": unseen_write,
+    "set_pattern": new_pattern,
+    "set_pattern, as many weights": same_size_pattern,
+    "DST": dst_update,
+    "eps": lambda m: setattr(m[1], "eps", 1.0),
+    "padding": lambda m: setattr(m[0], "padding", (3, 0)),
+    "new parameter": lambda m: setattr(m[1], "weight", nn.Parameter(torch.linspace(-1, 1, 6))),
+    "new buffer": lambda m: setattr(m[1], "running_mean", torch.linspace(-1, 1, 6)),
+    "no affine": lambda m: (setattr(m[1], "weight", None), setattr(m[1], "bias", None)),
+    "swapped": lambda m: m[1].__dict__.update(
+        _parameters={"weight": m[1].bias, "bias": m[1].weight}
+    ),
+    "new norm": lambda m: m.__setitem__(1, nn.BatchNorm1d(6).eval()),
+    "new layer": lambda m: m.__setitem__(0, SparseConv1d(4, 6, 1, padding=2, density=1.0)),
+    "less modules": lambda m: m.__delitem__(2),
+    "other order": lambda m: m.append(m.pop(2)),
+    "pruned": pruned,
+    "weight norm": weight_norm,
+    "statistics dropped": lambda m: m[1].__dict__.update(
+        _buffers={"running_mean": None, "running_var": None, "num_batches_tracked": None}
+    ),
+    "not finite any more": lambda m: (m[1].running_var.zero_(), setattr(m[1], "eps", 0.0)),
+}
+
+
+ONE_NOT_MERGED_ANY_MORE = ("pruned", "weight norm", "statistics dropped", "not finite any more")
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, Block])
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_copy_follows_every_change(name: str, kind: type[nn.Sequential]) -> None:
+    model = kind(*make()).eval()
+    fast = sc.optimize_for_inference(model)
+    before = fast(X)
+    assert norms(fast, X) == 0
+    for network in (model, fast):
+        torch.manual_seed(2)
+        CHANGES[name](network)
+    wanted = model.requires_grad_(False)(X)
+    torch.testing.assert_close(fast(X), wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert before.shape != wanted.shape or not torch.allclose(before, wanted, atol=1e-2)
+    # A new parameter asks for gradients.
+    left = norms(fast.requires_grad_(False), X)
+    assert left == (1 if name in ONE_NOT_MERGED_ANY_MORE else 0)
+
+
+@pytest.mark.parametrize("convert", [nn.Module.double, nn.Module.bfloat16])
+def test_converted_as_a_whole_and_in_parts(convert: Callable[[nn.Module], nn.Module]) -> None:
+    model = make()
+    fast = sc.optimize_for_inference(model)
+    fast(X)
+    convert(model), convert(fast)
+    x = X.to(model[0].values.dtype)
+    tolerance = {} if x.dtype == torch.float64 else {"rtol": 0.1, "atol": 0.1}
+    torch.testing.assert_close(fast(x), model(x), **tolerance)
+    assert norms(fast, x) == 0
+    fast[0].float()  # fails as the original does
+    with pytest.raises((TypeError, RuntimeError)):
+        fast(X)
+
+
+def test_tensors_of_inference_mode_are_never_folded() -> None:
+    with torch.inference_mode():
+        model = settled(make())
+        fast = sc.optimize_for_inference(model)
+        wanted = model(X)
+        torch.testing.assert_close(fast(X), wanted)
+        assert norms(fast, X) == 0, "the copy holds ordinary ones"
+        for network in (model, fast):
+            network.double().float()
+            fast(X)
+            network[1].running_mean.add_(1)
+        assert fast[1].running_mean.is_inference()
+        assert torch.equal(fast(X), model(X))
+        assert norms(fast, X) == norms(model, X) == 2
+
+
+# Training the copy
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_are_those_of_the_original(training: bool) -> None:
+    torch.manual_seed(0)
+    model = settled(DSN(2, 3, nf=5, kernel_size=9, depth=2))
+    fast, x = sc.optimize_for_inference(model), torch.randn(8, 2, 40)
+    with torch.inference_mode():
+        fast(x)
+    model.train(training)
+    fast.requires_grad_(True).train(training)
+    for network in (model, fast):
+        F.nll_loss(network(x), torch.arange(8) % 3).backward()
+    wanted = {name: p.grad for name, p in model.named_parameters()}
+    for name, parameter in fast.named_parameters():
+        assert torch.equal(parameter.grad, wanted[name]), name
+    for a, b in zip(fast.buffers(), model.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_merged_only_while_nobody_asks_for_gradients() -> None:
+    fast = sc.optimize_for_inference(make())
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert norms(fast, X) == 0
+    assert norms(fast, X.clone().requires_grad_()) == 2
+    with torch.no_grad():
+        assert norms(fast, X.clone().requires_grad_()) == 0
+        fast[1].weight.requires_grad_(True)  # may be written to without being counted
+        assert norms(fast, X) == 1
+    fast.train()
+    assert norms(fast, X) == 2
+    fast.requires_grad_(False).eval()
+    assert norms(fast, X) == 0
+
+
+# Who watches sees what the original would show
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_hooks_added_afterwards_are_called(index: int) -> None:
+    model = make()
+    fast = sc.optimize_for_inference(model)
+    fast(X)
+    seen: list[list[Tensor]] = [[], []]
+    for network, outputs in zip((model, fast), seen, strict=True):
+        network[index].register_forward_hook(lambda _, __, y, o=outputs: o.append(y.clone()))
+        network[index].register_forward_pre_hook(lambda _, args: (2 * args[0],))
+    torch.testing.assert_close(fast(X), model(X))
+    torch.testing.assert_close(*seen)
+    assert len(seen[0]) == 1
+
+
+def test_hooks_of_all_modules_are_called() -> None:
+    fast, called = sc.optimize_for_inference(make()), []
+    fast(X)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, y: called.append(type(module))
+    )
+    try:
+        fast(X)
+    finally:
+        handle.remove()
+    assert called == [*map(type, fast), type(fast)]
+
+
+def test_an_own_forward_is_run() -> None:
+    fast = sc.optimize_for_inference(make())
+    fast(X)
+    fast[1].forward = lambda x: x * 0
+    assert not fast[:3](X).any()
+    assert torch.equal(fast(X), fast[3:].eval()(torch.zeros(3, 6, 30)))
+
+
+def test_transforms_traces_and_compilers() -> None:
+    model = make()
+    fast = sc.optimize_for_inference(model)
+    wanted = fast(X)
+    part, twin = fast[3:].eval(), model[3:].eval()
+    z = torch.randn(2, 6, 9)
+    for transform in (
+        lambda network: torch.func.vmap(lambda x: network(x[None])[0])(z),
+        lambda network: torch.func.jvp(network, (z,), (z.cos(),))[1],
+        lambda network: torch.func.grad(lambda x: network(x).square().sum())(z),
+    ):
+        torch.testing.assert_close(transform(part), transform(twin))
+    state = {name: t + 1 for name, t in model.state_dict().items() if t.is_floating_point()}
+    called = [torch.func.functional_call(network, state, (X,)) for network in (fast, model)]
+    torch.testing.assert_close(*called)
+    for made in (
+        torch.compile(fast, backend="aot_eager", fullgraph=True),
+        torch.export.export(fast, (X,)).module(),
+        torch.jit.trace(fast, X, check_trace=False),
+        torch.fx.symbolic_trace(fast),
+    ):
+        torch.testing.assert_close(made(X), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(X), model(X))
+    with FlopCounterMode(display=False) as counter:
+        fast(X)
+    with FlopCounterMode(display=False) as counter_of_model:
+        model(X)
+    assert counter.get_total_flops() == counter_of_model.get_total_flops()
+    assert torch.equal(fast(X), wanted)
+    dense = nn.Sequential(nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.ReLU())
+    scripted = torch.jit.script(sc.optimize_for_inference(dense))
+    torch.testing.assert_close(scripted(X), dense.eval()(X))
+
+
+def test_threads_share_a_copy() -> None:
+    model = make()
+    fast, xs = sc.optimize_for_inference(model), [X * i for i in range(40)]
+    wanted = [model(x) for x in xs]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(5):
+            fast.eval()  # all fold at once
+            for got, want in zip(threads.map(fast, xs), wanted, strict=True):
+                torch.testing.assert_close(got, want)
+
+
+def test_profiled_like_any_model() -> None:
+    fast = sc.optimize_for_inference(make())
+    y = fast(X)
+    found = sc.profile(fast, X, backward=False, rounds=6, least_seconds=0.0)
+    assert [layer.name for layer in found.layers] == ["0"]
+    assert torch.equal(fast(X), y)
+    assert norms(fast, X) == 0
+
+
+def test_a_changed_copy_can_be_pickled() -> None:
+    fast = sc.optimize_for_inference(make())
+    fast(X)
+    in_place(fast)
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        in_place(other)
+        with torch.no_grad():
+            assert not torch.allclose(other(X), fast(X), atol=1e-2)
+        for module, twin in zip(other.modules(), fast.modules(), strict=True):
+            assert module is not twin
