@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseconv._backends import resolve_backend
 from sparseconv._hooks import has_code_of_its_own
-from sparseconv.functional import Geometry, convolve
+from sparseconv.functional import convolve
+from sparseconv.fused import conv_conv1x1, mixing_pays
 from sparseconv.models.dsn import ShortAvgPool1d
 from sparseconv.modules import SparseConv1d
 from sparseconv.pattern import KernelCSR
@@ -152,6 +154,10 @@ class Merged:
 
     def run(self, x: Tensor) -> Tensor | None:
         """Compute what the modules compute, or None where they have to do it themselves."""
+        weights = self._ready(x)
+        return None if weights is None else self._compute(x, *weights)
+
+    def _ready(self, x: Tensor) -> Weights | None:
         norm = self.norm
         # BatchNorm takes an unbatched (C, L) for N = C cases of L channels.
         if (
@@ -165,10 +171,9 @@ class Merged:
         ):
             return None
         try:
-            weights = self._weights()
+            return self._weights()
         except RuntimeError:  # inference tensors, and others that do not count what is written
             return None
-        return None if weights is None else self._compute(x, *weights)
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         raise NotImplementedError
@@ -210,17 +215,34 @@ class MergedSparseConv(Merged):
     ) -> None:
         super().__init__(modules, conv, norm)
         self._relu = relu
-        self._geometry: tuple[tuple[object, ...], Geometry] | None = None
+
+    def run_with(self, pointwise: nn.Conv1d, x: Tensor) -> Tensor | None:
+        """The same and the 1x1 convolution behind it, or None where ``run`` is to be tried."""
+        weight, offsets = pointwise._parameters.get("weight"), pointwise._parameters.get("bias")
+        if (
+            weight is None
+            or has_code_of_its_own(pointwise)
+            or not _is_pointwise(pointwise)
+            or (torch.is_grad_enabled() and _any_trained((weight, offsets)))
+        ):
+            return None
+        weights = self._ready(x)
+        conv = self.conv
+        assert isinstance(conv, SparseConv1d)
+        if weights is None or resolve_backend(conv.backend, x.device) != "cpp":
+            return None
+        values, bias = weights
+        if not mixing_pays(x, values, bias, conv._pattern, weight, offsets):
+            return None
+        return conv_conv1x1(
+            x, values, bias, conv._pattern, conv._geometry(), weight, offsets, relu=self._relu
+        )
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         conv = self.conv
         assert isinstance(conv, SparseConv1d)
-        pattern = conv._pattern
-        options = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-        known = self._geometry
-        if known is None or known[0] != options:
-            known = self._geometry = (options, Geometry.of(pattern.shape, *options))
-        return convolve(x, weight, pattern, bias, known[1], conv.backend, self._relu)
+        geometry = conv._geometry()
+        return convolve(x, weight, conv._pattern, bias, geometry, conv.backend, self._relu)
 
 
 class MergedConv(Merged):

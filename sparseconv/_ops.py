@@ -48,7 +48,7 @@ class DgradPlan(NamedTuple):
     source: Tensor  # where each entry's weight stands in `values`
 
 
-def _fprop_rows(pattern: KernelCSR, geometry: Geometry) -> Tensor:
+def fprop_rows(pattern: KernelCSR, geometry: Geometry) -> Tensor:
     stride, dilation = geometry.stride, geometry.dilation
 
     def make(pattern: KernelCSR) -> Tensor:
@@ -83,7 +83,7 @@ def fprop(
 ) -> Tensor:
     """``(N, C_in, L_in) -> (N, C_out, L_out)``; with ``relu`` negative outputs become 0."""
     y: Tensor = _fprop(
-        x, values, bias, pattern.crow_indices, _fprop_rows(pattern, geometry), *geometry, relu
+        x, values, bias, pattern.crow_indices, fprop_rows(pattern, geometry), *geometry, relu
     )
     return y
 
@@ -99,7 +99,7 @@ def dgrad(
 
 def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
     """``(nnz,)``: the gradient of the active weights, in CSR order."""
-    g: Tensor = _wgrad(grad, x, pattern.crow_indices, _fprop_rows(pattern, geometry), *geometry)
+    g: Tensor = _wgrad(grad, x, pattern.crow_indices, fprop_rows(pattern, geometry), *geometry)
     return g
 
 

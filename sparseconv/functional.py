@@ -183,7 +183,7 @@ def convolve(
     device = input.device
     if torch.is_autocast_enabled(device.type):
         input, values, bias = _autocast(input, values, bias)
-    _check(input, values, pattern, bias, geometry)
+    check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
     if resolve_backend(backend, device) == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
@@ -206,7 +206,7 @@ def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-def _check(
+def check(
     input: Tensor, values: Tensor, pattern: KernelCSR, bias: Tensor | None, geometry: Geometry
 ) -> None:
     """Refuse what the kernels could not compute, in F.conv1d's words where it has them."""

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import _fused_ops as _fused_ops  # registers the ops
+from sparseconv import _ops
 from sparseconv._backends import extension
-from sparseconv.functional import _apply
+from sparseconv.functional import Geometry, _apply, check
+from sparseconv.pattern import KernelCSR
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -145,6 +147,85 @@ class _Wgrad(torch.autograd.Function):
             _apply(_Conv1x1, x, gradgrad) if need_grad else None,
             _apply(_Dgrad, grad, gradgrad) if need_x else None,
         )
+
+
+def conv_conv1x1(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: KernelCSR,
+    geometry: Geometry,
+    weight: Tensor,
+    weight_bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+) -> Tensor:
+    """A sparse convolution, perhaps a ReLU, and a convolution with a kernel of one tap, in one go.
+
+    What is between them never leaves the kernels' scratch memory. For inference: nothing is
+    recorded for a backward pass.
+
+    Args:
+        input: ``(N, C_in, L)``, float32 or float64 on the CPU, any strides.
+        values, bias, pattern: of the sparse convolution, as in ``sparse_conv1d``.
+        geometry: its other arguments.
+        weight: ``(C_out, C_mid, 1)``, C_mid being the sparse convolution's output channels.
+        weight_bias: ``(C_out,)`` or None.
+        relu: replace negative outputs of the sparse convolution by 0.
+
+    Returns:
+        ``(N, C_out, L_out)``. The same bits for any number of threads and on every instruction
+        set: those of ``conv1x1`` of ``sparse_conv1d``, if there is no ``weight_bias``.
+
+    Raises:
+        ValueError, TypeError: arguments that do not fit.
+        RuntimeError: no C++ kernels here, or they know neither the dtype nor the device.
+
+    Example:
+        >>> from sparseconv import KernelCSR
+        >>> geometry = Geometry.of((2, 1, 1), 1, 0, 1, 1, "zeros")
+        >>> pattern, values = KernelCSR.full((2, 1, 1)), torch.tensor([1.0, -1.0])
+        >>> x, weight = torch.tensor([[[-2.0, 3.0]]]), torch.ones(1, 2, 1)
+        >>> conv_conv1x1(x, values, None, pattern, geometry, weight, relu=True)
+        tensor([[[2., 3.]]])
+    """
+    check(input, values, pattern, bias, geometry)
+    y: Tensor = torch.ops.sparseconv.fprop_conv1x1(
+        input,
+        values,
+        bias,
+        pattern.crow_indices,
+        _ops.fprop_rows(pattern, geometry),
+        *geometry,
+        relu,
+        weight,
+        weight_bias,
+    )
+    return y
+
+
+# Channels whose sums over a piece (28 rows of 64 bytes) are in L2 until they are mixed: half a
+# megabyte.
+MIXED_CHANNELS = 512 * 1024 // (28 * 64)
+
+
+def mixing_pays(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: KernelCSR,
+    weight: Tensor,
+    weight_bias: Tensor | None,
+) -> bool:
+    """Whether ``conv_conv1x1`` can run here, faster than one after the other."""
+    return (
+        pattern.shape[0] <= MIXED_CHANNELS
+        and weight.dim() == 3
+        and weight.shape[1] == pattern.shape[0]
+        and runs_here(input, values, bias, weight, weight_bias)
+        and extension is not None
+        and extension.isa() != "baseline"  # as for Block: there is no multiply-add to win with
+    )
 
 
 def batch_norm_relu(input: Tensor, norm: nn.BatchNorm1d) -> Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -10,8 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.parameter import is_lazy
 
-from sparseconv._hooks import has_hooks_for_all
-from sparseconv._merged import Merged, split
+from sparseconv._hooks import has_code_of_its_own, has_hooks_for_all
+from sparseconv._merged import Merged, MergedSparseConv, split
 from sparseconv.fused import runs_eagerly
 from sparseconv.models.block import Block
 
@@ -76,8 +79,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         parameter.requires_grad_(False)
     for module in fast.modules():
         if type(module) in _INSTEAD_OF and "forward" not in vars(module):
-            parts = split(_in_order(module))
-            if any(isinstance(part, Merged) for part in parts):
+            leaves = [leaf for _, leaf in _leaves(module)]
+            if any(isinstance(part, Merged) for part in split(leaves)):
                 module.__class__ = _INSTEAD_OF[type(module)]
     return fast
 
@@ -93,37 +96,49 @@ def _copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, computed)
 
 
-def _in_order(sequential: nn.Module) -> list[nn.Module]:
-    return list(sequential._modules.values())  # type: ignore[arg-type]
+def _leaves(sequential: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Yield ``(the Sequential it stands in, module)`` in the order in which they run.
+
+    A Sequential inside of a Sequential is no more than its modules, unless calling it does more.
+    """
+    for module in sequential._modules.values():
+        assert module is not None
+        if type(module) in _TRANSPARENT and not has_code_of_its_own(module):
+            yield from _leaves(module)
+        else:
+            yield sequential, module
 
 
 class _Inference(nn.Sequential):
     """A sequence that merges neighbours where nobody can tell."""
 
-    _plan: tuple[list[int], list[list[nn.Module] | Merged]] | None = None
+    _plan: tuple[list[int], list[Merged | tuple[nn.Module, list[nn.Module]]]] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in their order."""
         # A slice of this one begins in training mode, so none is folded for a single call.
         if self.training or not _nothing_watches():
             return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
-        modules = _in_order(self)
-        present = list(map(id, modules))
+        leaves = list(_leaves(self))
+        present = [id(module) for pair in leaves for module in pair]
         plan = self._plan
         if plan is None or plan[0] != present:
-            plan = self._plan = (present, split(modules))
-        x = input
-        for part in plan[1]:
-            if isinstance(part, Merged):
+            plan = self._plan = (present, _parts(leaves))
+        x, done = input, 0  # modules of the next part that the one before has computed
+        for part, following in zip(plan[1], [*plan[1][1:], None], strict=True):
+            if isinstance(part, tuple):
+                owner, modules = part
+                x = _through(owner, modules[done:], x)
+                done = 0
+                continue
+            y = None
+            if isinstance(part, MergedSparseConv) and isinstance(following, tuple):
+                first = following[1][0]
+                y = part.run_with(first, x) if type(first) is nn.Conv1d else None
+                done = int(y is not None)
+            if y is None:
                 y = part.run(x)
-                x = self._through(part.modules, x) if y is None else y
-            else:
-                x = self._through(part, x)
-        return x
-
-    def _through(self, modules: list[nn.Module], x: Tensor) -> Tensor:
-        for module in modules:
-            x = module(x)
+            x = _through(self, part.modules, x) if y is None else y
         return x
 
     def train(self, mode: bool = True) -> _Inference:
@@ -147,13 +162,41 @@ class InferenceSequential(_Inference):
 class InferenceBlock(_Inference, Block):
     """What ``optimize_for_inference`` makes of a ``Block``."""
 
-    _through = Block._through
 
-
+_TRANSPARENT = (nn.Sequential, Block, InferenceSequential, InferenceBlock)
 _INSTEAD_OF: dict[type[nn.Module], type[_Inference]] = {
     nn.Sequential: InferenceSequential,
     Block: InferenceBlock,
 }
+
+
+def _parts(
+    leaves: list[tuple[nn.Module, nn.Module]],
+) -> list[Merged | tuple[nn.Module, list[nn.Module]]]:
+    """What can be merged, and between them runs of modules that stand in one Sequential."""
+    parts: list[Merged | tuple[nn.Module, list[nn.Module]]] = []
+    owners = iter(owner for owner, _ in leaves)
+    for part in split([leaf for _, leaf in leaves]):
+        if isinstance(part, Merged):
+            parts.append(part)
+            for _ in part.modules:
+                next(owners)
+        else:
+            pairs = zip(part, owners, strict=False)  # takes of the owners what the part needs
+            parts += [
+                (owner, [module for module, _ in run])
+                for owner, run in groupby(pairs, key=itemgetter(1))
+            ]
+    return parts
+
+
+def _through(owner: nn.Module, modules: list[nn.Module], x: Tensor) -> Tensor:
+    """Run modules one by one, or as their Block would."""
+    if isinstance(owner, Block):
+        return owner._through(modules, x)
+    for module in modules:
+        x = module(x)
+    return x
 
 
 def _nothing_watches() -> bool:

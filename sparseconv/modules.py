@@ -184,16 +184,18 @@ class SparseConv1d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
-        settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-        known, geometry = self._resolved
-        if settings != known:  # somebody set an attribute
-            geometry = Geometry.of(self._pattern.shape, *settings)
         # nn.Module's way to a parameter takes longer than all of the above; pruning and
         # parametrization leave it as the only one.
         held = self._parameters
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
-        return convolve(input, values, self._pattern, bias, geometry, self.backend)
+        return convolve(input, values, self._pattern, bias, self._geometry(), self.backend)
+
+    def _geometry(self) -> Geometry:
+        settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        known, geometry = self._resolved
+        # Resolved in the constructor, unless somebody has set an attribute since.
+        return geometry if settings == known else Geometry.of(self._pattern.shape, *settings)
 
     def dense_weight(self) -> Tensor:
         """Return ``(C_out, C_in // groups, K)``, zeros where inactive; differentiable."""

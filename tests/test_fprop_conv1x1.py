@@ -55,7 +55,7 @@ def both(
 ) -> tuple[Tensor, Tensor]:
     """The result of the op, and that of the sparse convolution mixed by a sum over channels."""
     got = OPS.fprop_conv1x1(
-        x, values, bias, pattern.crow_indices, _ops._fprop_rows(pattern, geometry), *geometry, relu,
+        x, values, bias, pattern.crow_indices, _ops.fprop_rows(pattern, geometry), *geometry, relu,
         weight, weight_bias,
     )  # fmt: skip
     y = _ops.fprop(x, values, bias, pattern, geometry, relu)
@@ -112,7 +112,7 @@ def arguments(dtype: torch.dtype = torch.float32) -> list[object]:
     torch.manual_seed(0)
     geometry = Geometry((6, 1, 3), 2, (2, 1), 1, 3, "replicate")
     pattern = KernelCSR.random(geometry.shape, 9)
-    rows = _ops._fprop_rows(pattern, geometry)
+    rows = _ops.fprop_rows(pattern, geometry)
     return [
         torch.randn(2, 3, 20, dtype=dtype), torch.randn(9, dtype=dtype),
         torch.randn(6, dtype=dtype), pattern.crow_indices, rows, *geometry, True,
