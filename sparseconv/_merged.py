@@ -101,19 +101,15 @@ def _pooled_size(module: nn.Module | None) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
-class _Source(NamedTuple):
-    """A tensor as it was. Writes count its version up, ``.data = ...`` gives it other memory."""
+# A tensor as it was: in-place writes count its version up, ``.data = ...`` gives it other memory.
+# The last one holds the memory, so that nothing else gets the address.
+_Source = tuple[Tensor | None, int, int, Tensor | None]
 
-    tensor: Tensor | None
-    version: int = 0
-    address: int = 0
-    memory: Tensor | None = None  # held, so that nothing else gets the address
 
-    @classmethod
-    def of(cls, tensor: Tensor | None) -> _Source:
-        if tensor is None:
-            return cls(None)
-        return cls(tensor, tensor._version, tensor.data_ptr(), tensor.data)
+def _source(tensor: Tensor | None) -> _Source:
+    if tensor is None:
+        return None, 0, 0, None
+    return tensor, tensor._version, tensor.data_ptr(), tensor.data
 
 
 class _Folded(NamedTuple):
@@ -129,7 +125,7 @@ class _Folded(NamedTuple):
     ) -> bool:
         if eps != self.eps or pattern is not self.pattern or len(tensors) != len(self.sources):
             return False
-        for tensor, (source, version, address, _) in zip(tensors, self.sources, strict=True):
+        for tensor, (source, version, address, _) in zip(tensors, self.sources, strict=False):
             if tensor is not source or (
                 tensor is not None
                 and (
@@ -191,7 +187,7 @@ class Merged:
             if _any_trained(tensors):
                 return None
             with torch.inference_mode(False), torch.no_grad():
-                sources = list(map(_Source.of, tensors))  # before they are read: some may change
+                sources = list(map(_source, tensors))  # before they are read: some may change
                 folded = _Folded(sources, norm.eps, pattern, _fold(conv, norm))
             self._folded = folded  # as a whole, for other threads may be here too
         return folded.weights

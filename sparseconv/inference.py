@@ -24,9 +24,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     In every ``nn.Sequential`` the ``BatchNorm1d`` that follows a ``SparseConv1d`` or an
     ``nn.Conv1d`` is folded into its weights and bias, and the ``ReLU`` that follows a
-    ``SparseConv1d`` is computed where the kernel stores its outputs. Where a global average
-    follows a 1x1 ``nn.Conv1d``, perhaps with an ``AdaptiveAvgPool1d`` before it, the average is
-    taken first. The outputs differ from those of ``model.eval()`` by rounding.
+    ``SparseConv1d`` is computed where the kernel stores its outputs; a 1x1 ``nn.Conv1d`` behind
+    them, in the same Sequential or the next, mixes those outputs before they are stored. Where a
+    global average follows a 1x1 ``nn.Conv1d``, perhaps with an ``AdaptiveAvgPool1d`` before it, the
+    average is taken first. The outputs differ from those of ``model.eval()`` by rounding.
 
     All modules stay in place, with their names, hooks and state; what changes is how a Sequential
     runs. Whoever indexes it, slices it, loops over it, hooks, trains, loads or converts the copy
@@ -38,9 +39,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     folded weights would not be finite.
 
     The folded weights are made at the first call, and again after every change of a parameter,
-    buffer, pattern or ``eps`` that PyTorch can tell. It cannot tell an in-place write through
-    ``.data``, ``.numpy()`` or ``F.batch_norm(training=True)`` into a copy that is not being
-    trained: call ``eval()`` on the copy after it.
+    buffer, pattern or ``eps``. Only in-place writes that PyTorch does not count are not seen, when
+    they go into parameters that ask for no gradient: through ``.data`` (``p.data.copy_(q)``),
+    ``.numpy()``, from another process, or ``F.batch_norm(..., training=True)`` on the statistics.
+    Call ``eval()`` on the copy after them.
 
     Args:
         model: any module; left exactly as it is.

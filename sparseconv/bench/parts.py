@@ -19,6 +19,7 @@ _PARTS = {
     "sparseconv::fprop": "sparse conv fprop",
     "sparseconv::dgrad": "sparse conv dgrad",
     "sparseconv::wgrad": "sparse conv wgrad",
+    "sparseconv::fprop_conv1x1": "sparse conv and 1x1",
     "sparseconv::plan_fprop": "plans",
     "sparseconv::plan_dgrad": "plans",
     "sparseconv::pointwise_fprop": "1x1 conv",
@@ -52,8 +53,8 @@ _PARTS = {
 # For whoever shows them side by side.
 ORDER = (
     "sparse conv fprop", "sparse conv dgrad", "sparse conv wgrad", "dense conv forward",
-    "dense conv backward", "1x1 conv", NORM, "padding", "pool and head", "optimizer and masks",
-    "plans", OTHER,
+    "dense conv backward", "sparse conv and 1x1", "1x1 conv", NORM, "padding", "pool and head",
+    "optimizer and masks", "plans", OTHER,
 )  # fmt: skip
 _WEIGHT_AT = {"aten::conv1d": (1, "forward"), "aten::convolution_backward": (2, "backward")}
 
