@@ -7,7 +7,7 @@ is seen in the profiler, and anybody who could look between them must find what 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sparseconv import SparseConv1d, optimize_for_inference
 from sparseconv._backends import extension
-from sparseconv.fused import MIXED_CHANNELS
+from sparseconv.fused import MIXED_CHANNELS, MIXED_POSITIONS
+from sparseconv.machine import threads
 from sparseconv.models.block import Block
 
 pytestmark = pytest.mark.skipif(
@@ -24,6 +25,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 X = torch.randn(3, 4, 40, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with threads(1):
+        yield
 
 
 def body(inputs: int = 4, outputs: int = 9, kind: type[nn.Sequential] = nn.Sequential) -> nn.Module:
@@ -112,6 +119,16 @@ def test_not_on_the_baseline(monkeypatch) -> None:
     _, fast = original_and_copy(bordering)
     monkeypatch.setenv("SPARSECONV_CPU_ISA", "baseline")
     assert mixed(fast) == 0
+
+
+def test_several_threads_mix_where_each_has_enough() -> None:
+    model, fast = original_and_copy(bordering)
+    for count in (2, 3):
+        enough = torch.randn(count, 4, MIXED_POSITIONS)
+        with threads(count):
+            assert mixed(fast, enough) == 1
+            assert mixed(fast, enough[:, :, 1:]) == 0
+            torch.testing.assert_close(fast(enough), model(enough).detach())
 
 
 @pytest.mark.parametrize("place", ["0", "1", "0.0", "0.2", "1.0"])
