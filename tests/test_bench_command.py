@@ -68,7 +68,14 @@ def test_everything_that_is_written(
     words = ["--suites", "growth", "network", "--rivals", "conv1d", "fft"]
     assert main([*SMALL, *words, *files]) == 0
 
-    document = json.loads(paths["json"].read_text())
+    text = paths["json"].read_text()
+    document = json.loads(text)
+    for key in ("peaks", "rows", "growth", "network", "goals"):  # a line each, for diffs
+        written_as = [json.dumps(entry) for entry in document[key]]
+        assert written_as
+        assert all(any(line.startswith(entry) for line in text.splitlines()) for entry in written_as)
+    for row in document["rows"]:
+        assert all(float(f"{ms:.5g}") == ms for ms in row["ms"].values())
     assert list(document) == [
         "schema", "complete", "machine", "peaks", "rows", "growth", "network", "goals",
     ]  # fmt: skip

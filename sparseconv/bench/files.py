@@ -12,9 +12,45 @@ from typing import Any
 from sparseconv._files import write_whole
 
 
+DIGITS = 5  # of a measured number: it repeats to three at best
+
+
 def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write everything."""
-    write_whole(path, json.dumps(document, indent=1) + "\n")
+    """Write everything, each entry of a list on its own line."""
+    write_whole(path, dumps(document))
+
+
+def dumps(document: Mapping[str, Any]) -> str:
+    """The text of ``write_json``: small, and readable line by line in a diff.
+
+    Example:
+        >>> print(dumps({"schema": 1, "rows": [{"ms": 1.5}, {"ms": 2.0}]}), end="")
+        {"schema": 1,
+        "rows": [
+        {"ms": 1.5},
+        {"ms": 2.0}]}
+    """
+    parts = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(map(json.dumps, value)) + "]"
+        parts.append(f"{json.dumps(key)}: {text}")
+    return "{" + ",\n".join(parts) + "}\n"
+
+
+def rounded(value: Any) -> Any:
+    """Lists and dicts with every float in them rounded to five significant digits.
+
+    Example:
+        >>> rounded([{"ms": 1.23456789, "nnz": 1234567, "data": "ACSF1"}, None])
+        [{'ms': 1.2346, 'nnz': 1234567, 'data': 'ACSF1'}, None]
+    """
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(entry) for key, entry in value.items()}
+    return [rounded(entry) for entry in value] if isinstance(value, list) else value
 
 
 def write_csv(document: Mapping[str, Any], path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sparseconv import _backends, _ops
 from sparseconv.bench import goals, growth, network, peaks, timing
 from sparseconv.bench.cases import Case
+from sparseconv.bench.files import rounded
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.bench.run import WrongResultError, measure
 from sparseconv.machine import threads
@@ -87,11 +88,11 @@ def run(
         tasks += _network_tasks(thread_counts, rounds, quick)
     with _Bar(1 + len(tasks)) as advance:
         advance("the machine's peaks")
-        document["peaks"] += peaks.measure(thread_counts)
+        document["peaks"] += rounded(peaks.measure(thread_counts))
         for task in tasks:
             advance(task.name)
             try:
-                document[task.key] += task.measure()
+                document[task.key] += rounded(task.measure())
             except WrongResultError as error:
                 raise WrongResultError(f"{task.name}: {error}") from error
             document["goals"] = [goal._asdict() for goal in goals.judge(document)]
