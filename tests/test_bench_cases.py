@@ -60,6 +60,14 @@ def test_active_weights_of_published_layers(name: str, nnz: int) -> None:
     assert CASES[name].make_pattern().nnz == nnz
 
 
+def test_uniform_patterns_have_as_many_weights_as_they_say() -> None:
+    """Sweeps are told apart by density, and small layers would stray from it by chance."""
+    for case in CASES.values():
+        if case.pattern == "random":
+            pattern = case.make_pattern()
+            assert pattern.nnz == round(case.density * pattern.numel), case.name
+
+
 def test_evolved_and_trained_patterns_use_every_tap_of_their_regions_and_prefixes_do_not() -> None:
     for name in ("dsn_evolved_L24", "trained_last_N5_L150", "dsn_prefix_L24"):
         mask = CASES[name].make_pattern().to_mask()

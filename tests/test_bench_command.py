@@ -73,7 +73,9 @@ def test_everything_that_is_written(
     for key in ("peaks", "rows", "growth", "network", "goals"):  # a line each, for diffs
         written_as = [json.dumps(entry) for entry in document[key]]
         assert written_as
-        assert all(any(line.startswith(entry) for line in text.splitlines()) for entry in written_as)
+        assert all(
+            any(line.startswith(entry) for line in text.splitlines()) for entry in written_as
+        )
     for row in document["rows"]:
         assert all(float(f"{ms:.5g}") == ms for ms in row["ms"].values())
     assert list(document) == [

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import bench_document
 import numpy as np
 import pytest
 from bench_document import document
@@ -93,14 +94,13 @@ def test_numbers_reach_the_tables(page: str) -> None:
     row = document(counts=(1,))["rows"][0]
     m, low, high = row["ratio"]["conv1d"]
     cells = [row["case"], "fprop", "16", "47 → 141 x 39", "24", "13.33%"]
-    cells += [f"{row['ms']['sparse']:.4g}", f"{row['gflops']:.1f}", f"{row['share_of_peak']:.0%}"]
-    cells += [
-        f"{row['share_of_roof']:.0%}",
-        f"{row['drift']:.2f}",
-        f"{m:.2f} [{low:.2f}, {high:.2f}]",
-    ]
-    pattern = r"\s*".join(rf"<td[^>]*>{re.escape(cell)}</td>" for cell in cells)
-    assert re.search(pattern, page)
+    cells += [f"{row['ms']['sparse']:.4g}", f"{m:.2f} [{low:.2f}, {high:.2f}]"]
+    speed = [f"{row['gflops']:.1f}", f"{row['share_of_peak']:.0%}", f"{row['share_of_roof']:.0%}"]
+    first, last = (
+        r"\s*".join(rf"<td[^>]*>{re.escape(cell)}</td>" for cell in some)
+        for some in (cells, [*speed, f"{row['drift']:.2f}"])
+    )
+    assert re.search(rf"{first}((?!</tr>).)*{last}", page, flags=re.DOTALL)
 
 
 def test_the_page_needs_nothing_else(page: str) -> None:
@@ -216,6 +216,62 @@ def test_break_even_needs_a_grid() -> None:
         if row["suite"] == "length" or (row["suite"] == "density" and row["length"] == 128)
     ]
     assert plots.break_even(cross) == []
+    diagonal = [row for row in rows if row["case"] in ("random_0.9_L512", "random_0.3_L24")]
+    assert plots.break_even(diagonal) == []
+
+
+def test_break_even_frames_what_dense_wins() -> None:
+    rows = [row for row in document(counts=(1,))["rows"] if row["suite"] == "density"]
+    (everywhere,) = plots.break_even([row | {"ratio": {"conv1d": [1.5] * 3}} for row in rows])
+    assert "faster in every field" in everywhere.caption
+    lost = {(0.9, 512), (1.0, 24)}
+    (plot,) = plots.break_even(
+        [
+            row
+            | {"ratio": {"conv1d": [0.5 if (row["density"], row["length"]) in lost else 1.5] * 3}}
+            for row in rows
+        ]
+    )
+    assert "in red ones with a frame dense" in plot.caption
+    for ax in axes_of(plot):
+        columns, lines = (
+            [float(t.get_text()) for t in labels]
+            for labels in (ax.get_xticklabels(), ax.get_yticklabels())
+        )
+        framed = {
+            (lines[int(min(y))] / 100, columns[int(min(x))])
+            for x, y in (line.get_data() for line in ax.get_lines())
+        }
+        assert framed == lost
+        assert not axes_of(everywhere)[0].get_lines()
+
+
+def test_the_registry_spans_three_maps() -> None:
+    made = bench_document.row("any", "any", "fprop", np.random.default_rng(0))
+    rows = [
+        made | {
+            "case": case.name, "batch": case.n, "in_channels": case.in_channels,
+            "out_channels": case.out_channels, "kernel_size": case.kernel_size,
+            "length": case.length, "density": case.make_pattern().density,
+        }
+        for case in cases.select(["density", "length", "channels", "kernel", "break_even", "layer"])
+    ]  # fmt: skip
+    found = [axes_of(plot)[0] for plot in plots.break_even(rows)]
+    spans = [[t.get_text() for t in ax.get_xticklabels()] for ax in found]
+    assert spans == [["24", "128", "512"], ["8", "32", "128"], ["3", "9", "39"]]
+    for ax in found:
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["13", "30", "60", "100"]
+        assert np.isfinite(ax.collections[0].get_array()).all()
+
+
+def test_patterns_of_almost_no_weights_stand_in_no_sweep() -> None:
+    rows = document(counts=(1,))["rows"]
+    layer = next(r for r in rows if r["suite"] == "density" and r["length"] == 128)
+    packing = [layer | {"density": 2e-4, "flops": layer["flops"] / 100}]
+    for draw in (plots.saved, lambda some: plots.speedup(some, "density")):
+        ((with_it,), (without,)) = draw(rows + packing), draw(rows)
+        for one, other in zip(axes_of(with_it), axes_of(without), strict=True):
+            assert one.get_xlim() == other.get_xlim()
 
 
 def test_rivals_that_did_not_run_leave_nothing_empty() -> None:

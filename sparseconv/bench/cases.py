@@ -24,6 +24,7 @@ SUITES = {
     "batch": "1 to 17 series, and odd lengths",
     "channels": "1 to 512 channels in and out",
     "kernel": "3 to 128 taps",
+    "break_even": "30 to 100 % of the weights at other lengths, channels and kernel sizes",
     "options": "first layer, 1x1, stride, dilation, groups",
     "dtype": "float64, bfloat16 and float16",
     "isa": "AVX2 forced",
@@ -112,7 +113,10 @@ def _make_pattern(case: Case) -> KernelCSR:
     if case.pattern.startswith("dsn_"):
         return _dsn_pattern(case)
     shape = (case.out_channels, case.in_channels // case.groups, case.kernel_size)
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(case.seed)) < case.density
+    mask = torch.zeros(shape, dtype=torch.bool)
+    drawn = torch.rand(mask.numel(), generator=torch.Generator().manual_seed(case.seed))
+    # As many as the density says, so that cases of one density stand in one sweep.
+    mask.view(-1)[drawn.argsort()[: round(case.density * mask.numel())]] = True
     if case.pattern == "one_weight_per_channel":
         mask[:] = False
         mask[0, :, 0] = True
@@ -122,7 +126,7 @@ def _make_pattern(case: Case) -> KernelCSR:
         mask[0] = True
     elif case.pattern == "empty_outputs":
         mask[::2] = False
-    else:
+    elif case.pattern != "random":
         return testing.Case.make_pattern(case)
     return KernelCSR.from_mask(mask)
 
@@ -192,6 +196,7 @@ def _all() -> Iterator[Case]:
         )  # fmt: skip
     for taps in (3, 5, 9, 19, 39, 64, 128):
         yield _uniform(f"kernel_{taps}", "kernel", kernel_size=taps)
+    yield from _break_even()
     yield from _options()
     for dtype in ("float64", "bfloat16", "float16"):
         yield _layer(dtype, "dtype", dtype=dtype)
@@ -228,6 +233,19 @@ def _published() -> Iterator[Case]:
             f"uea_{name}", "published",
             in_channels=59, out_channels=177, n=n, length=length, density=0.1, **right,
         )  # fmt: skip
+
+
+def _break_even() -> Iterator[Case]:
+    """What the sweeps leave open of three maps: density against length, channels and kernel."""
+    for percent in (30, 60, 100):
+        for mark, size, changes in (
+            *(("L", n, {"length": n}) for n in (24, 512)),
+            *(("C", n, {"in_channels": n, "out_channels": n, "length": 64}) for n in (8, 32, 128)),
+            *(("K", n, {"kernel_size": n}) for n in (3, 9)),
+        ):
+            yield _uniform(
+                f"uniform_{percent}_{mark}{size}", "break_even", density=percent / 100, **changes
+            )
 
 
 def _options() -> Iterator[Case]:

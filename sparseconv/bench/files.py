@@ -11,7 +11,6 @@ from typing import Any
 
 from sparseconv._files import write_whole
 
-
 DIGITS = 5  # of a measured number: it repeats to three at best
 
 

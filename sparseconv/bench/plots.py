@@ -37,6 +37,10 @@ SWEEPS = {
 }
 
 
+# Patterns with fewer weights stand for no layer: their case tells what packing takes.
+LEAST_DENSITY = 0.01
+
+
 def main_rows(rows: Iterable[Row]) -> list[Row]:
     """The rows in float32 on the instruction set that most of them ran on: what plots compare."""
     rows = [row for row in rows if row["dtype"] == "float32"]
@@ -44,12 +48,18 @@ def main_rows(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["isa"] == isas.most_common(1)[0][0]]
 
 
+def layers(rows: Iterable[Row]) -> list[Row]:
+    """Those of ``main_rows`` whose patterns a layer may have."""
+    return [row for row in main_rows(rows) if row["density"] >= LEAST_DENSITY]
+
+
 def roofline(rows: Sequence[Row], peaks: Sequence[Row]) -> list[Plot]:
     """One roofline for each measured peak that has rows."""
     plots = []
     for peak in peaks:
         kind = ("threads", "isa", "dtype")
-        mine = [row for row in rows if all(row[key] == peak[key] for key in kind)]
+        mine = [row for row in rows if all(row[key] == peak[key] for key in kind)
+                and row["share_of_roof"] is not None]  # fmt: skip
         if not mine:
             continue
         figure = figures.new_figure("", 9.0, 4.8)
@@ -61,7 +71,8 @@ def roofline(rows: Sequence[Row], peaks: Sequence[Row]) -> list[Plot]:
         ridge = peak["fma_gflops"] / peak["stream_gbs"]
         low, high = min([*intensity, ridge]) / 2, max([*intensity, ridge]) * 2
         ax.plot([low, ridge], [low * peak["stream_gbs"], peak["fma_gflops"]], color=INK,
-                linewidth=1.4, label=f"memory stream, {peak['stream_gbs']:.3g} GB/s")  # fmt: skip
+                linewidth=1.4, linestyle=(0, (8, 2, 1.5, 2)),
+                label=f"memory stream, {peak['stream_gbs']:.3g} GB/s")  # fmt: skip
         for key, text, style, start in (
             ("fma_gflops", "FMA from registers", "-", ridge),
             ("l1_gflops", "a load from L1 per FMA", (0, (6, 3)), low),
@@ -98,7 +109,7 @@ def speedup(rows: Sequence[Row], suite: str) -> list[Plot]:
     key, label = SWEEPS[suite]
     seen = [_shape(row) for row in rows]
     typical = {k: Counter(shape[k] for shape in seen).most_common(1)[0][0] for k in SHAPE if seen}
-    rows = [row for row in main_rows(rows) if row["suite"] == suite and row["ratio"]]
+    rows = [row for row in layers(rows) if row["suite"] == suite and row["ratio"]]
     plots = []
     for threads in sorted({row["threads"] for row in rows}):
         groups = _alike([row for row in rows if row["threads"] == threads], _varied(suite))
@@ -204,7 +215,7 @@ def _faster_and_slower(axes: Iterable[Axes]) -> None:
 def break_even(rows: Sequence[Row]) -> list[Plot]:
     """Maps of the speedup over conv1d: density against length, channels or kernel size."""
     plots = []
-    rows = [row for row in main_rows(rows) if "conv1d" in row["ratio"]]
+    rows = [row for row in layers(rows) if "conv1d" in row["ratio"]]
     for suite in ("length", "channels", "kernel"):
         key, label = SWEEPS[suite]
         varied = _varied(suite) | {"density"}
@@ -215,14 +226,16 @@ def break_even(rows: Sequence[Row]) -> list[Plot]:
                 if (grid := _grid(mine, key)) is not None:
                     maps[computation] = grid
             if maps:
-                threads = group[0]["threads"]
+                name = f"{label}, {threads_text(group[0]['threads'])}"
+                lost = any((grid.ratios < 1).any() for grid in maps.values())
+                caption = f"{_constant(group[0], varied)}: time of F.conv1d / sparse time. "
+                caption += (
+                    "In blue fields sparse is faster, in red ones with a frame dense."
+                    if lost
+                    else "Sparse is faster in every field."
+                )
                 plots.append(
-                    Plot(
-                        _maps(maps, label),
-                        f"Break-even map: density and {label}, {threads_text(threads)}",
-                        f"{_constant(group[0], varied)}: time of F.conv1d / sparse time. In blue "
-                        "fields sparse is faster; the line is where both take the same time.",
-                    )
+                    Plot(_maps(maps, label), f"Break-even map: density and {name}", caption)
                 )
     return plots
 
@@ -238,13 +251,29 @@ def _grid(rows: Sequence[Row], key: str) -> _Grid | None:
     for row in rows:
         place = _shape(row)["density"], row[key]
         cells.setdefault(place, []).append(row["ratio"]["conv1d"][0])
-    up, across = sorted({y for y, _ in cells}), sorted({x for _, x in cells})
-    # A cross of two sweeps is no map: of each density and of each size half must be measured.
-    up = [y for y in up if 2 * sum((y, x) in cells for x in across) >= len(across)]
-    across = [x for x in across if 2 * sum((y, x) in cells for y in up) >= len(up)]
+    up, across = _crossing(set(cells))
     if min(len(across), len(up)) < 2:
         return None
     return _Grid(across, up, np.array([[_mean(cells.get((y, x))) for x in across] for y in up]))
+
+
+def _crossing(places: set[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """The rows and columns that make a map: each is measured at more than half of its places.
+
+    Sweeps cross the map and leave most of their row or column empty: those with the fewest go.
+    """
+    while places:
+        lines = [{place[i] for place in places} for i in (0, 1)]
+        found = {
+            (side, value): sum(place[side] == value for place in places)
+            for side in (0, 1)
+            for value in lines[side]
+        }
+        if all(2 * count > len(lines[1 - side]) for (side, _), count in found.items()):
+            return sorted(lines[0]), sorted(lines[1])
+        side, value = min(found, key=lambda line: (found[line], line))
+        places = {place for place in places if place[side] != value}
+    return [], []
 
 
 def _mean(ratios: Sequence[float] | None) -> float:
@@ -270,15 +299,17 @@ def _maps(maps: Mapping[str, _Grid], label: str) -> Figure:
         for (y, x), value in np.ndenumerate(grid.ratios):
             if not np.isnan(value):
                 dark = abs(norm(logs[name][y, x]) - 0.5) > 0.3
-                ax.text(x + 0.5, y + 0.5, f"{value:.2g}", ha="center", va="center", fontsize=7.5,
+                text = f"{value:.2f}" if value < 2 else f"{value:.1f}"
+                ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=7.5,
                         color="#fefefe" if dark else "#111111")  # fmt: skip
-        if np.nanmin(logs[name]) < 0 < np.nanmax(logs[name]):
-            places = (np.arange(len(side)) + 0.5 for side in (grid.across, grid.up))
-            ax.contour(*places, logs[name], [0.0], colors="#111111", linewidths=1.8)
+        for y, x in np.argwhere(grid.ratios < 1):
+            ax.plot([x, x + 1, x + 1, x, x], [y, y, y + 1, y + 1, y], color=INK, linewidth=1.8,
+                    clip_on=False)  # fmt: skip
         ax.set_xticks(np.arange(len(grid.across)) + 0.5, [f"{x:g}" for x in grid.across])
         ax.set_yticks(np.arange(len(grid.up)) + 0.5, [f"{100 * y:g}" for y in grid.up])
     bar = figure.colorbar(image, ax=list(axes), pad=0.02)
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{2**value:.2g}x")
+    bar.set_ticks(np.arange(np.ceil(norm.vmin), norm.vmax).tolist())
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{2**value:g}x")
     bar.ax.tick_params(labelsize=8, colors=FAINT)
     bar.outline.set_visible(False)
     return figure
@@ -293,7 +324,7 @@ def _colors() -> Any:
 def saved(rows: Sequence[Row]) -> list[Plot]:
     """Time saved against FLOPs saved, over F.conv1d."""
     plots = []
-    rows = [row for row in main_rows(rows) if "conv1d" in row["ratio"] and row["flops"]]
+    rows = [row for row in layers(rows) if "conv1d" in row["ratio"] and row["flops"]]
     for threads in sorted({row["threads"] for row in rows}):
         points = [
             figures.Saving(row["computation"], "", row["dense_flops"] / row["flops"],
@@ -305,6 +336,6 @@ def saved(rows: Sequence[Row]) -> list[Plot]:
             Plot(figures.saving_figure(points, ""),
                  f"Time saved against FLOPs saved, {threads_text(threads)}",
                  f"{threads_text(threads)}: one point per case. Above the diagonal, more time was "
-                 "saved than arithmetic.")
+                 f"saved than arithmetic. Patterns below {LEAST_DENSITY:.0%} are left out.")
         )  # fmt: skip
     return plots

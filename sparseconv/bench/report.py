@@ -22,6 +22,7 @@ SUITES = {
     "density": "From sparse to dense",
     "channels": "Channels",
     "kernel": "Kernel sizes",
+    "break_even": "Cases of the break-even maps",
     "batch": "Batch sizes",
     "options": "Stride, dilation, groups, padding",
     "adversarial": "Adversarial patterns",
@@ -159,8 +160,8 @@ def _row_table(rows: Sequence[Row]) -> Table:
     rivals = [name for name in plots.RIVALS if any(name in row["ratio"] for row in rows)]
     kinds = [key for key in ("dtype", "isa") if len({row[key] for row in rows}) > 1]
     header = ["case", "computation", *kinds, "N", "channels x taps", "L", "density", "ms"]
-    header += ["GFLOP/s", "of peak", "of roof", "drift"]
     header += [f"{rival.replace('_', ' ')} / sparse" for rival in rivals]
+    header += ["GFLOP/s", "of peak", "of roof", "drift"]
     lines = []
     for row in rows:
         line = [row["case"], row["computation"], *(row[key] for key in kinds), str(row["batch"])]
@@ -169,11 +170,11 @@ def _row_table(rows: Sequence[Row]) -> Table:
             str(row["length"]),
             f"{row['density']:.2%}",
             f"{row['ms']['sparse']:.4g}",
+            *(_interval(row["ratio"].get(rival)) for rival in rivals),
             f"{row['gflops']:.1f}",
             _share(row["share_of_peak"]),
             _share(row["share_of_roof"]),
             f"{row['drift']:.2f}",
-            *(_interval(row["ratio"].get(rival)) for rival in rivals),
         ]
         lines.append(line)
     return Table(header, lines, text_columns=2 + len(kinds))
