@@ -120,6 +120,16 @@ def test_wrong_arguments_are_refused(name, count_cases) -> None:
             count_cases(1)
 
 
+@pytest.mark.parametrize("name", op_arguments())
+def test_a_signal_that_no_kernel_takes_is_named(name) -> None:
+    op, (signal, *rest) = getattr(OPS, name), op_arguments()[name]
+    with pytest.raises(ValueError, match=r"of shape \(N, C, L\), but got \[\d+\]"):
+        op(signal.flatten(), *rest)
+    halves = [t.bfloat16() if isinstance(t, Tensor) else t for t in (signal, *rest)]
+    with pytest.raises(TypeError, match=r"float32 or float64, but got BFloat16; use torch\.nn"):
+        op(*halves)
+
+
 def test_flops_are_those_of_the_convolution() -> None:
     x, weight = torch.randn(2, 3, 20, requires_grad=True), torch.randn(4, 3, 1, requires_grad=True)
     counts = []

@@ -23,14 +23,6 @@ namespace {
 // A vector takes as long as this many multiply-adds of a convolution, over all passes: an estimate.
 constexpr int64_t kVectorCost = 8;
 
-Element checked_element(const Tensor& x) {
-  check_signal(x, "input", x.dim() == 3 ? x.size(1) : 0);
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "expected float32 or float64, but got ", x.scalar_type(),
-                   "; use torch.nn.functional.batch_norm");
-  return element_of(x);
-}
-
 // A contiguous vector with one entry per channel, of the input's dtype.
 const void* channel_vector(const Tensor& x, const Tensor& vector, const char* name) {
   check_same_type(x, vector, name);
@@ -51,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input,
                                            const std::optional<Tensor>& running_var,
                                            double momentum,
                                            double eps) {
-  const Element element = checked_element(input);
+  const Element element = fused_element(input, "input", "batch_norm");
   BatchNormRelu p{};
   p.in = view(input);
   p.weight = channel_vector(input, weight, "weight");
@@ -83,7 +75,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad,
                                             const std::optional<Tensor>& bias,
                                             const Tensor& mean,
                                             const Tensor& invstd) {
-  const Element element = checked_element(input);
+  const Element element = fused_element(input, "input", "batch_norm");
+  check_signal(grad, "grad_output");
   check_same_type(input, grad, "grad_output");
   TORCH_CHECK_VALUE(grad.sizes() == input.sizes() && input.size(0) * input.size(2) > 0,
                     "expected grad_output of the shape of the input, not empty, but got ",

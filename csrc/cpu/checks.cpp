@@ -63,11 +63,16 @@ void check_lengths(const Geometry& g, int64_t length) {
                     "). Kernel size can't be greater than actual input size");
 }
 
-void check_signal(const Tensor& x, const char* name, int64_t channels) {
+void check_signal(const Tensor& x, const char* name) {
   TORCH_CHECK_TYPE(x.device().is_cpu() && x.layout() == at::kStrided, "expected ", name,
                    " to be a dense CPU tensor, but got ", x.toString());
-  TORCH_CHECK_VALUE(x.dim() == 3 && x.size(1) == channels, "expected ", name, " of shape (N, ",
-                    channels, ", L), but got ", x.sizes());
+  TORCH_CHECK_VALUE(x.dim() == 3, "expected ", name, " of shape (N, C, L), but got ", x.sizes());
+}
+
+void check_signal(const Tensor& x, const char* name, int64_t channels) {
+  check_signal(x, name);
+  TORCH_CHECK_VALUE(x.size(1) == channels, "expected ", name, " of shape (N, ", channels,
+                    ", L), but got ", x.sizes());
 }
 
 void check_same_type(const Tensor& a, const Tensor& b, const char* name) {
@@ -125,6 +130,14 @@ Element element_of(const Tensor& x) {
       TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, but got ",
                        x.scalar_type());
   }
+}
+
+Element fused_element(const Tensor& x, const char* name, const char* instead) {
+  check_signal(x, name);
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                   "expected float32 or float64, but got ", x.scalar_type(),
+                   "; use torch.nn.functional.", instead);
+  return element_of(x);
 }
 
 at::ScalarType acc_type(const Tensor& x) {

@@ -30,6 +30,7 @@ Geometry check_geometry(at::IntArrayRef shape,
                         int64_t groups,
                         c10::string_view mode);
 void check_lengths(const Geometry& g, int64_t length);
+void check_signal(const Tensor& x, const char* name);
 void check_signal(const Tensor& x, const char* name, int64_t channels);
 void check_same_type(const Tensor& a, const Tensor& b, const char* name);
 void check_indices(const Tensor& indices, const char* name, int64_t size);
@@ -40,6 +41,8 @@ void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int6
 void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout, int64_t row_channels);
 
 Element element_of(const Tensor& x);
+// The element of a signal whose kernels know float32 and float64; `instead` takes any other.
+Element fused_element(const Tensor& x, const char* name, const char* instead);
 at::ScalarType acc_type(const Tensor& x);
 int64_t lanes_of(const Tensor& x);
 TensorView view(const Tensor& x);

@@ -7,6 +7,8 @@
 
 namespace sparseconv {
 
+using PeakLoop = void (*)(void* memory, int64_t bytes, int64_t passes, void* sink);
+
 struct KernelTable {
   const char* name;
   // Indexed by Element.
@@ -19,6 +21,8 @@ struct KernelTable {
   void (*batch_norm_relu_gradient[2])(const BatchNormReluGradient&, int64_t, int64_t, void*);
   void (*pool[2])(const Pool&, int64_t, int64_t, void*);
   void (*pool_gradient[2])(const Pool&, int64_t, int64_t, void*);
+  // What the machine reaches with these vectors, see peaks.h: registers, loads, triad.
+  PeakLoop peaks[3][2];
 };
 
 extern const KernelTable kBaseline;

@@ -42,6 +42,8 @@ namespace avx2 {
 
 #include "pool.inl"
 
+#include "peaks.inl"
+
 }  // namespace avx2
 }  // namespace sparseconv
 
@@ -65,6 +67,11 @@ const KernelTable kAvx2 = {
     {avx2::batch_norm_relu_gradient<avx2::F32>, avx2::batch_norm_relu_gradient<avx2::F64>},
     {avx2::pool<avx2::F32, false>, avx2::pool<avx2::F64, false>},
     {avx2::pool<avx2::F32, true>, avx2::pool<avx2::F64, true>},
+    {
+        {avx2::peak_registers<avx2::F32>, avx2::peak_registers<avx2::F64>},
+        {avx2::peak_loads<avx2::F32>, avx2::peak_loads<avx2::F64>},
+        {avx2::peak_triad<avx2::F32>, avx2::peak_triad<avx2::F64>},
+    },
 };
 
 }  // namespace sparseconv

@@ -48,6 +48,8 @@ namespace avx512 {
 
 #include "pool.inl"
 
+#include "peaks.inl"
+
 }  // namespace avx512
 }  // namespace sparseconv
 
@@ -71,6 +73,11 @@ const KernelTable kAvx512 = {
     {avx512::batch_norm_relu_gradient<avx512::F32>, avx512::batch_norm_relu_gradient<avx512::F64>},
     {avx512::pool<avx512::F32, false>, avx512::pool<avx512::F64, false>},
     {avx512::pool<avx512::F32, true>, avx512::pool<avx512::F64, true>},
+    {
+        {avx512::peak_registers<avx512::F32>, avx512::peak_registers<avx512::F64>},
+        {avx512::peak_loads<avx512::F32>, avx512::peak_loads<avx512::F64>},
+        {avx512::peak_triad<avx512::F32>, avx512::peak_triad<avx512::F64>},
+    },
 };
 
 }  // namespace sparseconv

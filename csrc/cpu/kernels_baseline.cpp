@@ -29,6 +29,8 @@ namespace baseline {
 
 #include "pool.inl"
 
+#include "peaks.inl"
+
 }  // namespace baseline
 }  // namespace sparseconv
 
@@ -47,6 +49,11 @@ const KernelTable kBaseline = {
      baseline::batch_norm_relu_gradient<baseline::F64>},
     {baseline::pool<baseline::F32, false>, baseline::pool<baseline::F64, false>},
     {baseline::pool<baseline::F32, true>, baseline::pool<baseline::F64, true>},
+    {
+        {baseline::peak_registers<baseline::F32>, baseline::peak_registers<baseline::F64>},
+        {baseline::peak_loads<baseline::F32>, baseline::peak_loads<baseline::F64>},
+        {baseline::peak_triad<baseline::F32>, baseline::peak_triad<baseline::F64>},
+    },
 };
 
 }  // namespace sparseconv

@@ -7,106 +7,19 @@
 #include <cstring>
 #include <memory>
 #include <stdexcept>
-#include <utility>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "dispatch.h"
-#include "half.h"
+#include "kernels.h"
 #include "layout.h"
 
-// One namespace and one target region for each instruction set, as in kernels_*.cpp.
-#if defined(__x86_64__)
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx2,fma,f16c")
-#endif
 namespace sparseconv {
-namespace peaks_avx512 {
-#include "vec_avx512.h"
-constexpr int kSums = 24;
-#include "peaks.inl"
-}  // namespace peaks_avx512
-}  // namespace sparseconv
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
-namespace sparseconv {
-namespace peaks_avx2 {
-#include "vec_avx2.h"
-constexpr int kSums = 12;
-#include "peaks.inl"
-}  // namespace peaks_avx2
-}  // namespace sparseconv
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#endif
-
-namespace sparseconv {
-namespace peaks_baseline {
-#include "vec_baseline.h"
-constexpr int kSums = 12;
-#include "peaks.inl"
-}  // namespace peaks_baseline
-
 namespace {
 
-using Loop = void (*)(void* memory, int64_t bytes, int64_t passes, void* sink);
-
-struct Loops {
-  const char* isa;
-  Loop loops[3][2];  // what; float32, float64
-};
-
-constexpr const char* kWhat[3] = {"registers", "loads", "triad"};
-
-#define SPARSECONV_LOOPS(space)                                               \
-  {                                                                           \
-      {space::peak_registers<space::F32>, space::peak_registers<space::F64>}, \
-      {space::peak_loads<space::F32>, space::peak_loads<space::F64>},         \
-      {space::peak_triad<space::F32>, space::peak_triad<space::F64>},         \
-  }
-
-constexpr Loops kLoops[] = {
-#if defined(__x86_64__)
-    {"avx512", SPARSECONV_LOOPS(peaks_avx512)},
-    {"avx2", SPARSECONV_LOOPS(peaks_avx2)},
-#endif
-    {"baseline", SPARSECONV_LOOPS(peaks_baseline)},
-};
-
-#undef SPARSECONV_LOOPS
-
-Loop find(const std::string& what, bool float64) {
-  const std::string isa = kernels().name;
-  for (const Loops& entry : kLoops) {
-    for (int i = 0; i < 3; ++i) {
-      if (isa == entry.isa && what == kWhat[i]) {
-        return entry.loops[i][float64 ? 1 : 0];
-      }
+PeakLoop find(const std::string& what, bool float64) {
+  constexpr const char* kWhat[3] = {"registers", "loads", "triad"};
+  for (int i = 0; i < 3; ++i) {
+    if (what == kWhat[i]) {
+      return kernels().peaks[i][float64 ? 1 : 0];
     }
   }
   throw std::invalid_argument("expected \"registers\", \"loads\" or \"triad\", but got '" + what +
@@ -124,7 +37,7 @@ std::vector<double> run_peak(const std::string& what,
                              int64_t bytes,
                              int64_t passes,
                              int64_t repeats) {
-  const Loop loop = find(what, float64);
+  const PeakLoop loop = find(what, float64);
   if (bytes < 1 || bytes % kPeakBlock != 0 || passes < 1 || repeats < 1) {
     throw std::invalid_argument("expected a multiple of " + std::to_string(kPeakBlock) +
                                 " bytes and at least 1 pass and 1 repeat, but got " +

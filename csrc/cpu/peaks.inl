@@ -1,15 +1,16 @@
 // The loops of peaks.cpp, over a vector type V of vec_*.h: the kernels' own multiply-add, so that a
-// share of these peaks is a share of what the kernels could reach. Included inside the namespace
-// and the target region of one instruction set. Every loop leaves a result in `sink`: a compiler
-// may not drop it.
+// share of these peaks is a share of what the kernels could reach. Included once per ISA. Every
+// loop leaves a result in `sink`: a compiler may not drop it.
 
-// As many sums as a kernel's tile holds, and more than latency x throughput (4 cycles x 2) asks
+// Of 32 registers with AVX-512 and 16 elsewhere; more than latency x throughput (4 cycles x 2) asks
 // for.
+constexpr int kPeakSums = sizeof(F32) == 64 ? 24 : 12;
+
 template <typename V>
 static inline void leave(const V* sums, void* sink) {
   V total = sums[0];
 #pragma GCC unroll 24
-  for (int i = 1; i < kSums; ++i) {
+  for (int i = 1; i < kPeakSums; ++i) {
     total = add(total, sums[i]);
   }
   total.store(static_cast<typename V::T*>(sink));
@@ -20,15 +21,15 @@ static void peak_registers(void* memory, int64_t bytes, int64_t passes, void* si
   const auto* data = static_cast<const typename V::T*>(memory);
   const V w = V::splat(data[0]);
   const V x = V::load(data);
-  V sums[kSums];
+  V sums[kPeakSums];
 #pragma GCC unroll 24
-  for (int i = 0; i < kSums; ++i) {
+  for (int i = 0; i < kPeakSums; ++i) {
     sums[i] = V::splat(data[i]);
   }
-  const int64_t tiles = bytes / (kSums * static_cast<int64_t>(sizeof(V)));
+  const int64_t tiles = bytes / (kPeakSums * static_cast<int64_t>(sizeof(V)));
   for (int64_t n = 0; n < tiles * passes; ++n) {
 #pragma GCC unroll 24
-    for (int i = 0; i < kSums; ++i) {
+    for (int i = 0; i < kPeakSums; ++i) {
       sums[i] = fma(w, x, sums[i]);
     }
   }
@@ -39,17 +40,17 @@ template <typename V>
 static void peak_loads(void* memory, int64_t bytes, int64_t passes, void* sink) {
   const auto* data = static_cast<const typename V::T*>(memory);
   const V w = V::splat(data[0]);
-  V sums[kSums];
+  V sums[kPeakSums];
 #pragma GCC unroll 24
-  for (int i = 0; i < kSums; ++i) {
+  for (int i = 0; i < kPeakSums; ++i) {
     sums[i] = V::splat(data[i]);
   }
-  const int64_t tiles = bytes / (kSums * static_cast<int64_t>(sizeof(V)));
+  const int64_t tiles = bytes / (kPeakSums * static_cast<int64_t>(sizeof(V)));
   for (int64_t pass = 0; pass < passes; ++pass) {
     const typename V::T* row = data;
-    for (int64_t n = 0; n < tiles; ++n, row += kSums * V::kWidth) {
+    for (int64_t n = 0; n < tiles; ++n, row += kPeakSums * V::kWidth) {
 #pragma GCC unroll 24
-      for (int i = 0; i < kSums; ++i) {
+      for (int i = 0; i < kPeakSums; ++i) {
         sums[i] = fma(w, V::load(row + i * V::kWidth), sums[i]);
       }
     }

@@ -24,17 +24,9 @@ namespace {
 constexpr int64_t kSplitsMax = 8;
 constexpr int64_t kColumnsPerSplit = 512;
 
-Element checked_element(const Tensor& x) {
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "expected float32 or float64, but got ", x.scalar_type(),
-                   "; use torch.nn.functional.conv1d");
-  return element_of(x);
-}
-
 void check_weight(const Tensor& x, const Tensor& weight, int64_t dimension) {
   check_same_type(x, weight, "weight");
-  TORCH_CHECK_VALUE(x.dim() == 3 && weight.dim() == 3 && weight.size(2) == 1 &&
-                        weight.size(dimension) == x.size(1),
+  TORCH_CHECK_VALUE(weight.dim() == 3 && weight.size(2) == 1 && weight.size(dimension) == x.size(1),
                     "expected a signal (N, C, L) and a weight (C_out, C_in, 1) that fits it, but "
                     "got ",
                     x.sizes(), " and ", weight.sizes());
@@ -55,8 +47,7 @@ Tensor transposed(const Tensor& weight) {
   return result;
 }
 
-Tensor multiply(const Tensor& x, const Tensor& weight, int64_t rows) {
-  const Element element = checked_element(x);
+Tensor multiply(const Tensor& x, const Tensor& weight, int64_t rows, Element element) {
   Tensor output = at::empty({x.size(0), rows, x.size(2)}, x.options());
   Pointwise p{};
   p.in = view(x);
@@ -74,26 +65,23 @@ Tensor multiply(const Tensor& x, const Tensor& weight, int64_t rows) {
 }
 
 Tensor fprop(const Tensor& input, const Tensor& weight) {
-  check_signal(input, "input", input.dim() == 3 ? input.size(1) : 0);
+  const Element element = fused_element(input, "input", "conv1d");
   check_weight(input, weight, 1);
-  checked_element(input);
-  return multiply(
-      input,
-      input.scalar_type() == at::kDouble ? transposed<double>(weight) : transposed<float>(weight),
-      weight.size(0));
+  return multiply(input,
+                  element == Element::f64 ? transposed<double>(weight) : transposed<float>(weight),
+                  weight.size(0), element);
 }
 
 Tensor dgrad(const Tensor& grad, const Tensor& weight) {
-  check_signal(grad, "grad_output", grad.dim() == 3 ? grad.size(1) : 0);
+  const Element element = fused_element(grad, "grad_output", "conv1d");
   check_weight(grad, weight, 0);
-  return multiply(grad, weight.contiguous(), weight.size(1));
+  return multiply(grad, weight.contiguous(), weight.size(1), element);
 }
 
 Tensor wgrad(const Tensor& grad, const Tensor& input) {
-  check_signal(grad, "grad_output", grad.dim() == 3 ? grad.size(1) : 0);
-  check_signal(input, "input", input.dim() == 3 ? input.size(1) : 0);
+  check_signal(grad, "grad_output");
+  const Element element = fused_element(input, "input", "conv1d");
   check_same_type(input, grad, "grad_output");
-  const Element element = checked_element(input);
   TORCH_CHECK_VALUE(grad.size(0) == input.size(0) && grad.size(2) == input.size(2),
                     "expected grad_output (N, C_out, L) and input (N, C_in, L), but got ",
                     grad.sizes(), " and ", input.sizes());

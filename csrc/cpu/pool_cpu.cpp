@@ -19,9 +19,8 @@ namespace {
 constexpr int64_t kPositionCost = 16;
 
 Tensor run_pool(const Tensor& x, int64_t length, int64_t bins, bool gradient) {
-  check_signal(x, gradient ? "grad_output" : "input", x.dim() == 3 ? x.size(1) : 0);
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "expected float32 or float64, but got ", x.scalar_type());
+  const Element element =
+      fused_element(x, gradient ? "grad_output" : "input", "adaptive_avg_pool1d");
   constexpr int64_t kMost = int64_t{1} << 31;
   TORCH_CHECK_VALUE(length >= 1 && length < kMost && bins >= 1 && bins < kMost,
                     "expected a length and a number of bins in [1, 2**31), but got ", length,
@@ -38,7 +37,7 @@ Tensor run_pool(const Tensor& x, int64_t length, int64_t bins, bool gradient) {
     const KernelTable& kernels = table();
     const auto& all = gradient ? kernels.pool_gradient : kernels.pool;
     run(p, ceil_div(p.series, lanes_of(x)) * kPositionCost * (length + bins),
-        all[static_cast<int>(element_of(x))]);
+        all[static_cast<int>(element)]);
   }
   return output;
 }
