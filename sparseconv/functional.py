@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparseconv import _ops, reference
 from sparseconv._backends import resolve_backend
+from sparseconv._bilinear import apply, bilinear
 from sparseconv._validation import integer
 from sparseconv.pattern import KernelCSR
 
@@ -192,7 +193,7 @@ def convolve(
         # Nothing to differentiate, so nothing to record.
         y = _ops.fprop(x, values, bias, pattern, geometry, relu)
     else:
-        y = _apply(_FpropRelu if relu else _Fprop, x, values, bias, pattern, geometry)
+        y = apply(_Fprop, x, values, bias, pattern, geometry, relu)
     return y if x is input else y.squeeze(0)
 
 
@@ -276,30 +277,18 @@ def _refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
     raise TypeError(f"input must have one of the dtypes {DTYPES}, but got {input.dtype}")
 
 
-def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
-    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
-    return result
-
-
-# The operation is bilinear in (input, values), so the gradient of each of the three computations
-# is made of the two others; that is what makes every order of differentiation available.
-
-
-def _fprop_gradients(
-    grad: Tensor, x: Tensor, values: Tensor, ctx: Any
-) -> tuple[Tensor | None, ...]:
-    pattern, geometry = ctx.pattern, ctx.geometry
-    need_x, need_values, need_bias = ctx.needs_input_grad[:3]
-    return (
-        _apply(_Dgrad, grad, values, pattern, geometry, x.shape[2]) if need_x else None,
-        _apply(_Wgrad, grad, x, pattern, geometry) if need_values else None,
-        _bias_gradient(grad, pattern) if need_bias else None,
-        None,
-        None,
-    )
+# The operation is bilinear in (input, values): that is what makes every order of differentiation
+# available. The context is (pattern, geometry, input length).
+_CONV = bilinear(
+    lambda x, values, pattern, geometry, _: _ops.fprop(x, values, None, pattern, geometry),
+    _ops.dgrad,
+    lambda grad, x, pattern, geometry, _: _ops.wgrad(grad, x, pattern, geometry),
+)
 
 
 class _Fprop(torch.autograd.Function):
+    """With a bias, and with ReLU."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -308,37 +297,28 @@ class _Fprop(torch.autograd.Function):
         bias: Tensor | None,
         pattern: KernelCSR,
         geometry: Geometry,
+        relu: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, values)
-        ctx.pattern, ctx.geometry = pattern, geometry
-        return _ops.fprop(x, values, bias, pattern, geometry)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, values = ctx.saved_tensors
-        return _fprop_gradients(grads[0], x, values, ctx)
-
-
-class _FpropRelu(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        values: Tensor,
-        bias: Tensor | None,
-        pattern: KernelCSR,
-        geometry: Geometry,
-    ) -> Tensor:
-        y = _ops.fprop(x, values, bias, pattern, geometry, relu=True)
-        ctx.save_for_backward(x, values, y)
+        y = _ops.fprop(x, values, bias, pattern, geometry, relu)
+        ctx.save_for_backward(x, values, y if relu else None)
         ctx.pattern, ctx.geometry = pattern, geometry
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, values, y = ctx.saved_tensors
-        passed = torch.ops.aten.threshold_backward(grads[0], y, 0)  # where y > 0, as F.relu's
-        return _fprop_gradients(passed, x, values, ctx)
+        (grad,), (x, values, y) = grads, ctx.saved_tensors
+        if y is not None:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)  # where y > 0, as F.relu's
+        need_x, need_values, need_bias, *_ = ctx.needs_input_grad
+        context = ctx.pattern, ctx.geometry, x.shape[2]
+        return (
+            _CONV.dgrad.run(grad, values, *context) if need_x else None,
+            _CONV.wgrad.run(grad, x, *context) if need_values else None,
+            _bias_gradient(grad, ctx.pattern) if need_bias else None,
+            None,
+            None,
+            None,
+        )
 
 
 def _bias_gradient(grad: Tensor, pattern: KernelCSR) -> Tensor:
@@ -346,54 +326,5 @@ def _bias_gradient(grad: Tensor, pattern: KernelCSR) -> Tensor:
     shape = (pattern.shape[0], 1, 1)
     ones = grad.new_ones(1).expand(grad.shape[0], 1, grad.shape[2])
     full = pattern.derived("bias", lambda _: KernelCSR.full(shape))
-    return _apply(_Wgrad, grad, ones, full, Geometry(shape, 1, (0, 0), 1, 1, "zeros"))
-
-
-class _Dgrad(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad: Tensor,
-        values: Tensor,
-        pattern: KernelCSR,
-        geometry: Geometry,
-        input_length: int,
-    ) -> Tensor:
-        ctx.save_for_backward(grad, values)
-        ctx.pattern, ctx.geometry = pattern, geometry
-        return _ops.dgrad(grad, values, pattern, geometry, input_length)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradgrad,) = grads
-        grad, values = ctx.saved_tensors
-        pattern, geometry = ctx.pattern, ctx.geometry
-        need_grad, need_values = ctx.needs_input_grad[:2]
-        return (
-            _apply(_Fprop, gradgrad, values, None, pattern, geometry) if need_grad else None,
-            _apply(_Wgrad, grad, gradgrad, pattern, geometry) if need_values else None,
-            *3 * (None,),
-        )
-
-
-class _Wgrad(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry
-    ) -> Tensor:
-        ctx.save_for_backward(grad, x)
-        ctx.pattern, ctx.geometry = pattern, geometry
-        return _ops.wgrad(grad, x, pattern, geometry)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradgrad,) = grads
-        grad, x = ctx.saved_tensors
-        pattern, geometry = ctx.pattern, ctx.geometry
-        need_grad, need_x = ctx.needs_input_grad[:2]
-        return (
-            _apply(_Fprop, x, gradgrad, None, pattern, geometry) if need_grad else None,
-            _apply(_Dgrad, grad, gradgrad, pattern, geometry, x.shape[2]) if need_x else None,
-            None,
-            None,
-        )
+    geometry = Geometry(shape, 1, (0, 0), 1, 1, "zeros")
+    return _CONV.wgrad.run(grad, ones, full, geometry, grad.shape[2])

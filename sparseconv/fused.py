@@ -11,11 +11,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from sparseconv import _fused_ops as _fused_ops  # registers the ops
 from sparseconv import _ops
 from sparseconv._backends import extension
-from sparseconv.functional import Geometry, _apply, check
+from sparseconv._bilinear import apply, bilinear
+from sparseconv.functional import Geometry, check
 from sparseconv.pattern import KernelCSR
 
 _DTYPES = (torch.float32, torch.float64)
@@ -26,6 +28,7 @@ def runs_here(*tensors: Tensor | None) -> bool:
     first = tensors[0]
     return (
         extension is not None
+        and runs_eagerly()  # first: a tracer warns of sizes that are looked at
         and isinstance(first, Tensor)
         and first.dim() == 3
         and first.numel() > 0
@@ -40,17 +43,17 @@ def runs_here(*tensors: Tensor | None) -> bool:
             )
             for tensor in tensors
         )
-        and runs_eagerly()
     )
 
 
 def runs_eagerly() -> bool:
-    """Whether torch computes just what it is told: nothing is traced, cast or transformed."""
+    """Whether torch just computes: no tracer, cast, transform, or derivative in forward mode."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()  # torch.jit.is_tracing() asks the same, and takes longer
         or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad
+        or forward_ad._current_level >= 0
     )
 
 
@@ -82,71 +85,14 @@ def conv1x1(input: Tensor, weight: Tensor) -> Tensor:
     if torch.is_inference_mode_enabled():  # nothing to differentiate, so nothing to record
         y: Tensor = torch.ops.sparseconv.pointwise_fprop(input, weight)
         return y
-    return _apply(_Conv1x1, input, weight)
+    return apply(_CONV1X1.fprop, input, weight)
 
 
-# Bilinear in (input, weight): the gradient of each computation is made of the two others. While
-# no graph is made of the backward pass itself, the ops are called without the wrapping.
-
-
-class _Conv1x1(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        y: Tensor = torch.ops.sparseconv.pointwise_fprop(x, weight)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, weight = ctx.saved_tensors
-        need_x, need_weight = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            return (
-                _apply(_Dgrad, grad, weight) if need_x else None,
-                _apply(_Wgrad, grad, x) if need_weight else None,
-            )
-        ops = torch.ops.sparseconv
-        return (
-            ops.pointwise_dgrad(grad, weight) if need_x else None,
-            ops.pointwise_wgrad(grad, x) if need_weight else None,
-        )
-
-
-class _Dgrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(grad, weight)
-        dx: Tensor = torch.ops.sparseconv.pointwise_dgrad(grad, weight)
-        return dx
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradgrad,) = grads
-        grad, weight = ctx.saved_tensors
-        need_grad, need_weight = ctx.needs_input_grad
-        return (
-            _apply(_Conv1x1, gradgrad, weight) if need_grad else None,
-            _apply(_Wgrad, grad, gradgrad) if need_weight else None,
-        )
-
-
-class _Wgrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(grad, x)
-        dw: Tensor = torch.ops.sparseconv.pointwise_wgrad(grad, x)
-        return dw
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradgrad,) = grads
-        grad, x = ctx.saved_tensors
-        need_grad, need_x = ctx.needs_input_grad
-        return (
-            _apply(_Conv1x1, x, gradgrad) if need_grad else None,
-            _apply(_Dgrad, grad, gradgrad) if need_x else None,
-        )
+_CONV1X1 = bilinear(
+    torch.ops.sparseconv.pointwise_fprop,
+    torch.ops.sparseconv.pointwise_dgrad,
+    torch.ops.sparseconv.pointwise_wgrad,
+)
 
 
 def conv_conv1x1(
@@ -275,7 +221,7 @@ def batch_norm_relu(input: Tensor, norm: nn.BatchNorm1d) -> Tensor:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # the mean over all batches
             momentum = 1.0 / float(norm.num_batches_tracked)
-    return _apply(_BatchNormRelu, input, norm.weight, norm.bias, mean, var, momentum, norm.eps)
+    return apply(_BatchNormRelu, input, norm.weight, norm.bias, mean, var, momentum, norm.eps)
 
 
 class _BatchNormRelu(torch.autograd.Function):
@@ -349,7 +295,7 @@ def average_bins(input: Tensor, bins: int) -> Tensor:
     """
     if not (runs_here(input) and type(bins) is int and bins >= 1):
         return F.adaptive_avg_pool1d(input, bins)
-    return _apply(_AverageBins, input, bins)
+    return apply(_AverageBins, input, bins)
 
 
 class _AverageBins(torch.autograd.Function):
@@ -362,7 +308,7 @@ class _AverageBins(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         if torch.is_grad_enabled():
-            return _apply(_SpreadBins, grads[0], ctx.length), None
+            return apply(_SpreadBins, grads[0], ctx.length), None
         return torch.ops.sparseconv.average_bins_backward(grads[0], ctx.length), None
 
 
@@ -375,4 +321,4 @@ class _SpreadBins(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _apply(_AverageBins, grads[0], ctx.bins), None
+        return apply(_AverageBins, grads[0], ctx.bins), None

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.parameter import is_lazy
 
 from sparseconv._hooks import has_code_of_its_own, has_hooks_for_all
@@ -203,9 +202,4 @@ def _through(owner: nn.Module, modules: list[nn.Module], x: Tensor) -> Tensor:
 
 def _nothing_watches() -> bool:
     """Whether torch just computes: no tracer, cast, transform, dispatch mode, hook for all."""
-    return (
-        runs_eagerly()
-        and not torch._C._len_torch_dispatch_stack()
-        and forward_ad._current_level < 0
-        and not has_hooks_for_all()
-    )
+    return runs_eagerly() and not torch._C._len_torch_dispatch_stack() and not has_hooks_for_all()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
 
 from sparseconv import SparseConv1d
@@ -211,6 +212,18 @@ def test_transforms_and_traces_run_on_torch(taken: list[str]) -> None:
     torch.testing.assert_close(torch.func.vmap(lambda x: block(x[None])[0])(x), want)
     torch.testing.assert_close(torch.jit.trace(block, x, check_trace=False)(x), want)
     assert taken == ["conv1x1"]
+
+
+def test_forward_mode_runs_on_torch(taken: list[str]) -> None:
+    x, tangent = torch.randn(2, 3, 6, 20)
+    block = Block(nn.Conv1d(6, 4, 1, bias=False), nn.BatchNorm1d(4), nn.ReLU(), backend="cpp")
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, tangent)
+        got, want = (forward_ad.unpack_dual(m(dual)) for m in (block, nn.Sequential(*block)))
+        torch.testing.assert_close(got.tangent, want.tangent)
+        with pytest.raises(NotImplementedError, match="forward mode AD"):
+            make_block()(dual)  # its sparse convolution has no such derivative
+    assert taken == []
 
 
 def test_a_sequence_like_any_other() -> None:

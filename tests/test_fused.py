@@ -74,7 +74,7 @@ def digest(*tensors: Tensor) -> str:
 def pointwise(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     y = conv1x1(x, weight)
-    assert type(y.grad_fn).__name__ == "_Conv1x1Backward", "the kernel did not run"
+    assert type(y.grad_fn).__name__ == "FpropBackward", "the kernel did not run"
     return (y.detach(), *torch.autograd.grad(y, (x, weight), grad))
 
 
