@@ -170,10 +170,10 @@ def _read_ts(path: Path, read: Callable[..., Any]) -> tuple[Any, Any]:
 
 def _read_npz(path: Path) -> _Splits:
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array without a key")
-        with file:
+        with path.open("rb") as opened:  # np.load would leave a damaged file open
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array without a key")
             missing = [key for key in _KEYS if key not in file.files]
             if missing:
                 raise ValueError(
