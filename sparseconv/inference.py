@@ -201,5 +201,5 @@ def _through(owner: nn.Module, modules: list[nn.Module], x: Tensor) -> Tensor:
 
 
 def _nothing_watches() -> bool:
-    """Whether torch just computes: no tracer, cast, transform, dispatch mode, hook for all."""
+    """Whether torch just computes: no tracer, cast, transform, dispatch mode, hook of all."""
     return runs_eagerly() and not torch._C._len_torch_dispatch_stack() and not has_hooks_for_all()
