@@ -42,6 +42,10 @@ struct Entries {
   int64_t groups;
 };
 
+// What the scratch holds for an input position: the input, or the sum of all inputs of the tile's
+// only segment up to it or from it on, as summed from that end.
+enum class Running : int { no, up_to, from };
+
 // out[n, r, i] = init[r] + sum over the entries e of row r:
 //                values[e] * in[n, channel(e), origin + i * step + position(tap(e))]
 // for i in [0, count), written to position first + i * out_step of the output. That is fprop, and
@@ -55,6 +59,7 @@ struct Correlation {
   int64_t in_length;
   PaddingMode mode;
   int64_t origin;
+  Running running;
   TensorView out;
   int64_t out_length;
   int64_t first;
@@ -66,8 +71,8 @@ struct Correlation {
   int64_t fold_right;
   bool relu;  // negative outputs become 0; NaN stays
   // Not null: a 1x1 convolution of the rows is written in place of the rows, which never leave the
-  // scratch: out[n, m, i] = mix_init[m] + sum over r: mix[r, m] * row r. Needs the tensors' dtype to
-  // be that of the accumulation.
+  // scratch: out[n, m, i] = mix_init[m] + sum over r: mix[r, m] * row r. Needs the tensors' dtype
+  // to be that of the accumulation.
   const void* mix;       // (n_rows, mixed), contiguous
   const void* mix_init;  // (mixed,) or null for zeros
   int64_t mixed;

@@ -40,6 +40,26 @@ static CorrelateTile<V> pick_correlate_tile(int64_t rows, std::integer_sequence<
   return kTiles[rows - 1];
 }
 
+// Turns the packed inputs of some channels into their running sums.
+template <typename V>
+static void run_sums(const Correlation& p, int64_t channels, typename V::T* inputs) {
+  constexpr int kN = kLanes<typename V::T>;
+  const int64_t rows = p.piece + p.tile.segments[0].span;
+  const int64_t step = p.running == Running::up_to ? kN : -kN;
+  for (int64_t c = 0; c < channels; ++c) {
+    typename V::T* first = inputs + (c * p.tile.channel_rows + (step > 0 ? 0 : rows - 1)) * kN;
+    for (int h = 0; h < kN; h += V::kWidth) {
+      typename V::T* row = first + h;
+      V sum = V::load(row);
+      for (int64_t i = 1; i < rows; ++i) {
+        row += step;
+        sum = add(sum, V::load(row));
+        sum.store(row);
+      }
+    }
+  }
+}
+
 // The 1x1 convolution of a tile's rows, which lie `stride` apart, and its way out.
 template <typename V>
 static void mix_rows(const Correlation& p,
@@ -60,9 +80,10 @@ static void mix_rows(const Correlation& p,
     }
   }
   for (int64_t i = 0; i < width; i += kPanel) {
-    (width - i >= kPanel ? point_panel<V, 2> : point_panel<V, 1>)(
-        weight, p.mixed, p.mixed, rows + i, stride, p.entries.n_rows, p.mix_init != nullptr,
-        mixed + i, width);
+    (width - i >= kPanel ? point_panel<V, 2>
+                         : point_panel<V, 1>)(weight, p.mixed, p.mixed, rows + i, stride,
+                                              p.entries.n_rows, p.mix_init != nullptr, mixed + i,
+                                              width);
   }
   for (int64_t m = 0; m < p.mixed; ++m) {
     unpack(p, lanes, targets, m, mixed + m * width, stage);
@@ -91,9 +112,8 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
 
   const int64_t group_rows = e.n_rows / e.groups;
   const int64_t lane_groups = ceil_div(p.batch * ceil_div(p.count, p.piece), kN);
-  const Share share = p.mix == nullptr
-                          ? share_of(e, lane_groups, part, parts)
-                          : share_of_groups(e, lane_groups, part, parts);
+  const Share share = p.mix == nullptr ? share_of(e, lane_groups, part, parts)
+                                       : share_of_groups(e, lane_groups, part, parts);
   for (int64_t g = share.group_begin; g <= share.group_end; ++g) {
     Lane lanes[kN];
     cut_lanes(lanes, kN, g, p.batch, p.count, p.piece);
@@ -109,6 +129,9 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
         const int64_t c1 = min_of((conv_group + 1) * e.row_channels, c0 + p.tile.block_channels);
         pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, p.piece, c0, c1, inputs,
                    stage);
+        if (p.running != Running::no) {
+          run_sums<V>(p, c1 - c0, inputs);
+        }
         for (int64_t r = r0; r < r1; ++r) {
           T* sums = sums0 + r * plan.acc_stride * kN;
           if (b == 0) {

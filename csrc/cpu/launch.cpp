@@ -66,12 +66,15 @@ void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t spa
   if (p.batch == 0 || p.count <= 0) {
     return;
   }
-  p.piece = correlate_piece(p.batch, p.count, lanes, span,
-                            p.mix == nullptr ? 1 : at::get_num_threads());
+  p.piece =
+      correlate_piece(p.batch, p.count, lanes, span, p.mix == nullptr ? 1 : at::get_num_threads());
   const Entries& e = p.entries;
   const int64_t nnz = e.starts[e.n_rows * e.n_blocks] - e.starts[0];
   const int64_t outputs = ceil_div(p.batch * p.count, lanes);
-  run(p, outputs * (nnz + (4 + p.mixed) * e.n_rows), table().correlate[static_cast<int>(element)]);
+  const int64_t lane_groups = ceil_div(p.batch * ceil_div(p.count, p.piece), lanes);
+  const int64_t packed = lane_groups * e.groups * e.row_channels * (p.piece + span);
+  run(p, outputs * (nnz + (4 + p.mixed) * e.n_rows) + packed * kPackCost,
+      table().correlate[static_cast<int>(element)]);
 }
 
 }  // namespace sparseconv

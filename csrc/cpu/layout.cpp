@@ -101,17 +101,20 @@ constexpr int64_t kLatencyRows = 8;
 
 }  // namespace
 
-int64_t correlate_piece(
-    int64_t batch, int64_t count, int64_t lanes, int64_t span, int64_t threads) {
+int64_t correlate_piece(int64_t batch,
+                        int64_t count,
+                        int64_t lanes,
+                        int64_t span,
+                        int64_t threads) {
   int64_t best_piece = 0;
   double best_cost = 0;
   for (int64_t most = std::min(count, kPieceMax); most >= std::min(count, kLatencyRows); --most) {
     const int64_t pieces = ceil_div(count, most);
     const int64_t piece = ceil_div(count, pieces);  // as short as so many pieces can be
     const int64_t most_groups = ceil_div(lane_groups(batch, pieces, lanes), threads);
-    const double cost = static_cast<double>(most_groups) *
-                        (static_cast<double>(std::max(piece, kLatencyRows)) +
-                         kPackShare * static_cast<double>(piece + span));
+    const double cost =
+        static_cast<double>(most_groups) * (static_cast<double>(std::max(piece, kLatencyRows)) +
+                                            kPackShare * static_cast<double>(piece + span));
     if (best_piece == 0 || cost < best_cost) {
       best_cost = cost;
       best_piece = piece;
@@ -166,7 +169,8 @@ CorrelateScratch plan_scratch(const Correlation& p) {
   plan.row_block = std::min(plan.row_block, p.entries.n_rows / p.entries.groups);
   plan.input_rows = block_rows(p.tile, p.entries);
   // With one channel block no sum waits for the next, and one slot serves every row. Rows that
-  // wait to be mixed lie an odd number of cache lines apart: a panel of them spreads over all of L1.
+  // wait to be mixed lie an odd number of cache lines apart: a panel of them spreads over all of
+  // L1.
   plan.acc_stride = p.mix != nullptr ? p.piece | 1 : p.entries.n_blocks == 1 ? 0 : p.piece;
   const int64_t waiting = p.mix != nullptr ? p.entries.n_rows : plan.row_block;
   plan.acc_rows = std::max(p.piece, waiting * plan.acc_stride);

@@ -65,7 +65,10 @@ Tensor wgrad(const Tensor& grad,
     p.count = out_length;
     p.piece = cut.piece;
     p.tile_length = cut.tile_length;
-    run(p, lane_groups * cut.piece * nnz, table().wgrad[static_cast<int>(element)]);
+    const int64_t packed =
+        lane_groups * (g.out_channels * cut.piece + g.in_channels() * (cut.piece + layout.span()));
+    run(p, lane_groups * cut.piece * nnz + packed * kPackCost,
+        table().wgrad[static_cast<int>(element)]);
   }
   Tensor result = partial[0];
   for (int64_t split = 1; split < splits; ++split) {
