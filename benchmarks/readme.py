@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accuracy, readme_tables
-from sparseconv.bench import goals
+from sparseconv.bench import goals, tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results")
@@ -63,7 +63,7 @@ def section(results: Path = RESULTS) -> str:
         (
             "**The machine's own peaks**, measured in the same run: GFLOP/s with operands in "
             "registers, with one load per multiply-add from L1 and from L2, and GB/s of a stream.",
-            readme_tables.peaks(bench["peaks"]),
+            tables.peaks_table(bench["peaks"]),
         ),
     ):
         if table.rows:

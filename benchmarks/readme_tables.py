@@ -121,24 +121,6 @@ def where_time_goes(rows: Rows, threads: int = 1) -> Table:
     return Table((f"L = {length}, {threads} thread", *columns), lines)
 
 
-def peaks(found: Rows) -> Table:
-    """The machine's own limits."""
-    names = ("fma_gflops", "l1_gflops", "l2_gflops", "stream_gbs")
-    return Table(
-        ("", "", "threads", "registers", "L1", "L2", "GB/s"),
-        [
-            (
-                peak["isa"],
-                peak["dtype"],
-                str(peak["threads"]),
-                *(f"{peak[name]:.0f}" for name in names),
-            )
-            for peak in found
-        ],
-        text_columns=2,
-    )
-
-
 def _ms(value: float) -> str:
     """Three figures that count.
 

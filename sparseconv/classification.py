@@ -142,9 +142,7 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
                 "first, with aeon.transformations.collection.SimpleImputer or, as the paper did, "
                 "with zeros: np.nan_to_num(X)"
             )
-        with np.errstate(
-            invalid="ignore"
-        ):  # infinities: _as_tensor refuses them
+        with np.errstate(invalid="ignore"):  # infinities: _as_tensor refuses them
             return super()._check_X(X)
 
     def _fit(self, X: npt.NDArray[Any], y: npt.NDArray[Any]) -> DSNClassifier:

@@ -6,14 +6,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from sparseconv import DSTScheduler, available_backends
+from sparseconv.bench.growth import allocations
 from sparseconv.models import DSN
 
 DENSE_BYTES = 141 * 47 * 39 * 4  # one layer's weight in float32
@@ -41,22 +40,6 @@ def held_bytes(model: DSN) -> int:
     tensors += [entry for state in optimizer.state.values() for entry in state.values()]
     assert len(optimizer.state) == len(list(model.parameters()))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def allocations(work: Callable[[], Any]) -> list[int]:
-    """Size in bytes of every buffer that torch's CPU allocator hands out during ``work``."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    assert profiler.profiler is not None
-    results = profiler.profiler.kineto_results
-    assert results is not None
-    sizes, events = [], list(results.experimental_event_tree())
-    while events:
-        event = events.pop()
-        events += event.children
-        if event.tag == torch._C._profiler._EventType.Allocation:
-            sizes.append(event.extra_fields.alloc_size)
-    return sizes
 
 
 @pytest.mark.parametrize("in_channels", [1, 9])

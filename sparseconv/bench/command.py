@@ -120,7 +120,12 @@ def _chosen(suites: list[str] | None, names: list[str] | None) -> tuple[list[Cas
 def shown(document: Mapping[str, Any]) -> str:
     """The document as text: machine, peaks, a table for each suite, growth, network, goals."""
     machine = "\n".join(f"{key}: {value}" for key, value in document["machine"].items())
-    parts = [machine, tables.peaks_table(document["peaks"]).markdown()]
+    parts = [
+        machine,
+        "Peaks: GFLOP/s with operands in registers, with one load per multiply-add from "
+        "L1 and from L2; GB/s of a stream.",
+        tables.peaks_table(document["peaks"]).markdown(),
+    ]
     parts.append(
         "Rivals: their time over the sparse one, median of the pairs and its 95 % bootstrap "
         "interval. Peak: multiply-adds from registers; roof: that, or the stream's bytes."

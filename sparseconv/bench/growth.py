@@ -118,6 +118,23 @@ def peak_bytes(call: Callable[[], object]) -> int:
         >>> peak_bytes(lambda: torch.zeros(1000))
         4000
     """
+    out = most = 0
+    for change in allocations(call):
+        out += change
+        most = max(most, out)
+    return most
+
+
+def allocations(call: Callable[[], object]) -> list[int]:
+    """What torch's CPU allocator hands out and takes back during a call, in order.
+
+    Returns:
+        Bytes of each buffer; those of one that is given back are negative.
+
+    Example:
+        >>> allocations(lambda: torch.zeros(1000).dim())
+        [4000, -4000]
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes two lines to stderr each time
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = call()  # freed after the last event, as a caller would hold it
@@ -131,8 +148,4 @@ def peak_bytes(call: Callable[[], object]) -> int:
         events += event.children
         if event.tag == torch._C._profiler._EventType.Allocation:
             changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-    out = most = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        out += change
-        most = max(most, out)
-    return most
+    return [change for _, change in sorted(changes, key=lambda pair: pair[0])]

@@ -11,6 +11,7 @@ import numpy as np
 
 from sparseconv.bench import cost_plots, plots
 from sparseconv.bench.svg import Plot, threads_text
+from sparseconv.bench.tables import peaks_table
 from sparseconv.report import Table, figures, grouped, render
 
 SCHEMA = 1
@@ -231,11 +232,5 @@ def _machine(machine: Mapping[str, str], peaks: Sequence[Row]) -> Part:
         facts = Table(("", "value"), [(k, str(v)) for k, v in machine.items()], text_columns=2)
         tables.append(("", facts))
     if peaks:
-        header = ("ISA", "dtype", "threads", "FMA GFLOP/s", "from L1", "from L2", "stream GB/s")
-        keys = ("fma_gflops", "l1_gflops", "l2_gflops", "stream_gbs")
-        lines = [
-            (peak["isa"], peak["dtype"], str(peak["threads"]), *(f"{peak[k]:.1f}" for k in keys))
-            for peak in peaks
-        ]
-        tables.append(("", Table(header, lines, text_columns=2)))
+        tables.append(("", peaks_table(peaks)))
     return Part("Machine", tables=tables)

@@ -43,16 +43,16 @@ def rows_table(rows: Rows) -> Table:
 
 
 def peaks_table(peaks: Rows) -> Table:
-    """The machine's own limits."""
+    """The machine's own limits: GFLOP/s by where the operands lie, and the stream's GB/s."""
     names = ("fma_gflops", "l1_gflops", "l2_gflops", "stream_gbs")
     return Table(
-        ("peak", "", "threads", "GFLOP/s, registers", "a load from L1 each", "from L2", "GB/s"),
+        ("", "", "threads", "registers", "L1", "L2", "GB/s"),
         [
             (
                 peak["isa"],
                 peak["dtype"],
                 str(peak["threads"]),
-                *(f"{peak[name]:.1f}" for name in names),
+                *(f"{peak[name]:.0f}" for name in names),
             )
             for peak in peaks
         ],
