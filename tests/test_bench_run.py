@@ -97,6 +97,13 @@ def test_a_wrong_module_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_extension
+def test_a_module_has_the_rivals_that_were_asked_for() -> None:
+    for names, found in ((["fft"], set()), (["fft", "conv1d"], {"conv1d"})):
+        (line,) = run.measure(CASES["tiny_module"], _ops, rival_names=names, rounds=3)
+        assert set(line["ratio"]) == found
+
+
+@needs_extension
 def test_rows_follow_from_the_measured_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine twice as slow at the end; conv1d takes four times as long as the kernels."""
 

@@ -214,6 +214,13 @@ def test_transforms_and_traces_run_on_torch(taken: list[str]) -> None:
     assert taken == ["conv1x1"]
 
 
+def test_a_slice_keeps_the_backend(taken: list[str]) -> None:
+    block = Block(nn.Conv1d(6, 4, 1, bias=False), nn.BatchNorm1d(4), nn.ReLU(), backend="cpp")
+    block[1:](block[:1](torch.randn(3, 6, 20)))
+    assert taken == list(FUSED)
+    assert type(block[0]) is nn.Conv1d
+
+
 def test_forward_mode_runs_on_torch(taken: list[str]) -> None:
     x, tangent = torch.randn(2, 3, 6, 20)
     block = Block(nn.Conv1d(6, 4, 1, bias=False), nn.BatchNorm1d(4), nn.ReLU(), backend="cpp")

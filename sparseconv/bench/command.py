@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cases",
         nargs="+",
         metavar="CASE",
-        help="single cases, besides any suites; --list shows them",
+        help="these cases, and all of the --suites if some are named; --list shows them",
     )
     add("--threads", nargs="+", type=int, metavar="X", help="default: 1 and, with more cores, 2")
     add(
@@ -122,8 +122,8 @@ def shown(document: Mapping[str, Any]) -> str:
     machine = "\n".join(f"{key}: {value}" for key, value in document["machine"].items())
     parts = [
         machine,
-        "Peaks: GFLOP/s with operands in registers, with one load per multiply-add from "
-        "L1 and from L2; GB/s of a stream.",
+        "Peaks: GFLOP/s with operands in registers, with one load per multiply-add from L1 "
+        "and from L2; GB/s of a stream.",
         tables.peaks_table(document["peaks"]).markdown(),
     ]
     parts.append(

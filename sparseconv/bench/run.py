@@ -211,7 +211,9 @@ def measure(
             for name, reason in reasons.items():
                 absent[name][rival] = reason
         if case.module:
-            candidates = {"fprop": _module_calls(problem, wanted["fprop"])}
+            calls = _module_calls(problem, wanted["fprop"])
+            kept = {name: calls[name] for name in calls if name in ("sparse", *rival_names)}
+            candidates = {"fprop": kept}
         peak = peaks.find(machine_peaks, torch.get_num_threads(), isa, case.dtype)
         if case.module:  # its time is Python's
             peak = None

@@ -50,6 +50,13 @@ class Block(nn.Sequential):
         super().__init__(*modules)
         self.backend = backend
 
+    def __getitem__(self, index: int | slice) -> Any:
+        """A module, or a block of some of them that keeps the backend."""
+        part: Any = super().__getitem__(index)
+        if isinstance(index, slice):
+            part.backend = self.backend
+        return part
+
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in their order."""
         if not runs_eagerly():
