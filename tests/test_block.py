@@ -121,6 +121,13 @@ class NamedNorm(nn.BatchNorm1d):
     """Not exactly nn.BatchNorm1d."""
 
 
+class RaisedReLU(nn.ReLU):
+    """Not exactly nn.ReLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 1
+
+
 # What changes a block, and what is then still fused.
 CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "norm hook": (lambda b: b.norm.register_forward_hook(hook), ["conv1x1"]),
@@ -132,6 +139,7 @@ CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "conv hook": (lambda b: b.conv.register_forward_hook(hook), list(FUSED)),
     "own forward": (own_forward, ["conv1x1"]),
     "norm subclass": (lambda b: b.set_submodule("norm", NamedNorm(9)), ["conv1x1"]),
+    "relu subclass": (lambda b: b.set_submodule("relu", RaisedReLU()), ["conv1x1"]),
     "other activation": (lambda b: b.set_submodule("relu", nn.ELU()), ["conv1x1"]),
     "no activation": (lambda b: b.pop(3), ["conv1x1"]),
     "weight norm": (lambda b: parametrizations.weight_norm(b.bottleneck), ["batch_norm_relu"]),
