@@ -117,13 +117,20 @@ class _Folded(NamedTuple):
 
     sources: list[_Source]
     eps: float
-    pattern: KernelCSR | None
+    form: KernelCSR | tuple[int, ...] | None  # the pattern, or the strides of a dense weight
     weights: Weights | None  # None: not to be folded
 
     def is_current(
-        self, tensors: tuple[Tensor | None, ...], eps: float, pattern: KernelCSR | None
+        self,
+        tensors: tuple[Tensor | None, ...],
+        eps: float,
+        form: KernelCSR | tuple[int, ...] | None,
     ) -> bool:
-        if eps != self.eps or pattern is not self.pattern or len(tensors) != len(self.sources):
+        if (
+            eps != self.eps
+            or (form is not self.form and form != self.form)
+            or len(tensors) != len(self.sources)
+        ):
             return False
         for tensor, (source, version, address, _) in zip(tensors, self.sources, strict=False):
             if tensor is not source or (
@@ -180,15 +187,20 @@ class Merged:
         if norm is None:
             return None if _any_trained((*own,)) else _weight_and_bias(conv)
         tensors = (*own, *norm._parameters.values(), *norm._buffers.values())
-        pattern = conv._pattern if type(conv) is SparseConv1d else None
+        form: KernelCSR | tuple[int, ...] | None
+        if isinstance(conv, SparseConv1d):
+            form = conv._pattern
+        else:
+            weight = conv._parameters.get("weight")
+            form = None if weight is None else weight.stride()
         folded = self._folded
-        if folded is None or not folded.is_current(tensors, norm.eps, pattern):
+        if folded is None or not folded.is_current(tensors, norm.eps, form):
             self._folded = None
             if _any_trained(tensors):
                 return None
             with torch.inference_mode(False), torch.no_grad():
                 sources = list(map(_source, tensors))  # before they are read: some may change
-                folded = _Folded(sources, norm.eps, pattern, _fold(conv, norm))
+                folded = _Folded(sources, norm.eps, form, _fold(conv, norm))
             self._folded = folded  # as a whole, for other threads may be here too
         return folded.weights
 

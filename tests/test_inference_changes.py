@@ -203,6 +203,15 @@ def test_the_copy_follows_every_change(name: str, kind: type[nn.Sequential]) -> 
     assert left == (1 if name in ONE_NOT_MERGED_ANY_MORE else 0)
 
 
+def test_the_same_memory_read_in_another_order() -> None:
+    model = settled(nn.Sequential(nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4)))
+    fast = sc.optimize_for_inference(model)
+    fast(X)
+    for network in (model, fast):
+        network[0].weight.data = network[0].weight.data.transpose(0, 1)
+    torch.testing.assert_close(fast(X), model(X))
+
+
 @pytest.mark.parametrize("convert", [nn.Module.double, nn.Module.bfloat16])
 def test_converted_as_a_whole_and_in_parts(convert: Callable[[nn.Module], nn.Module]) -> None:
     model = make()
