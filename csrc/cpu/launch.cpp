@@ -73,7 +73,7 @@ void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t spa
   const int64_t outputs = ceil_div(p.batch * p.count, lanes);
   const int64_t lane_groups = ceil_div(p.batch * ceil_div(p.count, p.piece), lanes);
   const int64_t packed = lane_groups * e.groups * e.row_channels * (p.piece + span);
-  run(p, outputs * (nnz + (4 + p.mixed) * e.n_rows) + packed * kPackCost,
+  run(p, outputs * (nnz + (kStoreCost + p.mixed) * e.n_rows) + packed * kPackCost,
       table().correlate[static_cast<int>(element)]);
 }
 

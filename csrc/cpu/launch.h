@@ -20,9 +20,6 @@ void release_large_scratch();
 // A share below this many row operations (some 10 us) is not worth waking a thread for.
 constexpr int64_t kGrain = 64 * 1024;
 
-// What packing a row of lanes counts as in row operations: 2 ns, where one takes 0.12.
-constexpr int64_t kPackCost = 16;
-
 template <typename Problem>
 void run(const Problem& problem,
          int64_t row_operations,

@@ -97,9 +97,9 @@ static void pointwise_gradient(const PointwiseGradient& p,
         const int64_t c = panel * kPanel;
         const int64_t width = min_of(kPanel, ceil_div(p.lanes - c, V::kWidth) * V::kWidth);
         channels_to_lanes(p.lane_side, p.length, p.lanes, c, width, j, stop, lanes, width);
-        (width == kPanel ? point_panel<V, 2> : point_panel<V, 1>)(
-            rows, row_stride, p.rows, lanes, width, stop - j, j > begin, partial + c,
-            p.partial_stride);
+        (width == kPanel ? point_panel<V, 2> : point_panel<V, 1>)(rows, row_stride, p.rows, lanes,
+                                                                  width, stop - j, j > begin,
+                                                                  partial + c, p.partial_stride);
       }
     }
   }

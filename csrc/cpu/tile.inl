@@ -339,10 +339,8 @@ struct Share {
   int64_t row_end;    // in the last group
 };
 
-constexpr int64_t kRowCost = 4;  // storing a row's outputs counts as four entries: an estimate
-
 static inline int64_t rows_cost(const Entries& e, int64_t row) {
-  return e.starts[row * e.n_blocks] - e.starts[0] + kRowCost * row;
+  return e.starts[row * e.n_blocks] - e.starts[0] + kStoreCost * row;
 }
 
 // The first row before which at least `cost` has been spent.
