@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from sparseconv.pattern import KernelCSR
 
 GEOMETRY = "int stride, int[] padding, int dilation, int groups, str padding_mode"
-_SCHEMAS = (
+_PLANS = (
     "plan_fprop(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation)"
     " -> Tensor",
     "plan_dgrad(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation,"
     " int groups) -> (Tensor, Tensor, Tensor)",
+)
+_COMPUTATIONS = (
     "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
     f" int[] shape, {GEOMETRY}, bool relu=False) -> Tensor",
     "dgrad(Tensor grad_output, Tensor values, Tensor pointers, Tensor rows, Tensor index,"
@@ -31,7 +33,9 @@ _SCHEMAS = (
     f" {GEOMETRY}) -> Tensor",
 )
 _library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped-call]
-for _schema in _SCHEMAS:
+# Triton's kernels have their own ops, because they run where others run too: the schema is the
+# same, with their own plans in the place of the index tensors.
+for _schema in (*_PLANS, *_COMPUTATIONS, *(f"triton_{_schema}" for _schema in _COMPUTATIONS)):
     _library.define(_schema)  # type: ignore[no-untyped-call]
 
 # Looked up once: three attributes in a row are a tenth of a small call.
@@ -129,6 +133,7 @@ def _fake_plan_dgrad(
 
 
 @torch.library.register_fake("sparseconv::fprop", lib=_library)  # type: ignore[untyped-decorator]
+@torch.library.register_fake("sparseconv::triton_fprop", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_fprop(
     input: Tensor,
     values: Tensor,
@@ -148,6 +153,7 @@ def _fake_fprop(
 
 
 @torch.library.register_fake("sparseconv::dgrad", lib=_library)  # type: ignore[untyped-decorator]
+@torch.library.register_fake("sparseconv::triton_dgrad", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_dgrad(
     grad_output: Tensor,
     values: Tensor,
@@ -166,6 +172,7 @@ def _fake_dgrad(
 
 
 @torch.library.register_fake("sparseconv::wgrad", lib=_library)  # type: ignore[untyped-decorator]
+@torch.library.register_fake("sparseconv::triton_wgrad", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_wgrad(
     grad_output: Tensor, input: Tensor, crow_indices: Tensor, rows: Tensor, *args: Any
 ) -> Tensor:
@@ -176,7 +183,7 @@ def _fake_wgrad(
 # op knows the output of fprop or its gradient by shape, and nnz by that of the rows.
 
 
-@register_flop_formula(torch.ops.sparseconv.fprop)
+@register_flop_formula([torch.ops.sparseconv.fprop, torch.ops.sparseconv.triton_fprop])
 def _flops_fprop(
     input_shape: Any,
     values_shape: Any,
@@ -190,12 +197,12 @@ def _flops_fprop(
     return int(2 * input_shape[0] * out_shape[2] * values_shape[0])
 
 
-@register_flop_formula(torch.ops.sparseconv.dgrad)
+@register_flop_formula([torch.ops.sparseconv.dgrad, torch.ops.sparseconv.triton_dgrad])
 def _flops_dgrad(grad_shape: Any, values_shape: Any, *args: Any, **kwargs: Any) -> int:
     return int(2 * grad_shape[0] * grad_shape[2] * values_shape[0])
 
 
-@register_flop_formula(torch.ops.sparseconv.wgrad)
+@register_flop_formula([torch.ops.sparseconv.wgrad, torch.ops.sparseconv.triton_wgrad])
 def _flops_wgrad(
     grad_shape: Any, input_shape: Any, crow_shape: Any, rows_shape: Any, *args: Any, **kwargs: Any
 ) -> int:

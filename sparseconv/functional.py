@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -137,8 +139,8 @@ def sparse_conv1d(
         padding: as in ``F.conv1d``, or a pair ``(left, right)``, in samples.
         padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``, done inside
             the kernel: no padded copy of the input is made.
-        backend: ``"auto"``, ``"cpp"`` (CPU kernels) or ``"reference"`` (dense). A named backend
-            runs or raises.
+        backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"triton"`` (GPU kernels) or
+            ``"reference"`` (dense). A named backend runs or raises.
         relu: replace negative outputs by 0 before they are stored; the bits of ``F.relu`` of the
             output, and its gradients.
 
@@ -186,14 +188,16 @@ def convolve(
         input, values, bias = _autocast(input, values, bias)
     check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
-    if resolve_backend(backend, device) == "reference":
+    name = resolve_backend(backend, device)
+    ops = importlib.import_module("sparseconv.triton") if name == "triton" else _ops
+    if name == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
         y = y.relu() if relu else y
     elif not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         # Nothing to differentiate, so nothing to record.
-        y = _ops.fprop(x, values, bias, pattern, geometry, relu)
+        y = ops.fprop(x, values, bias, pattern, geometry, relu)
     else:
-        y = apply(_Fprop, x, values, bias, pattern, geometry, relu)
+        y = apply(_Fprop, x, values, bias, pattern, geometry, relu, ops)
     return y if x is input else y.squeeze(0)
 
 
@@ -278,11 +282,13 @@ def _refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
 
 
 # The operation is bilinear in (input, values): that is what makes every order of differentiation
-# available. The context is (pattern, geometry, input length).
+# available. The context is (pattern, geometry, input length, the module whose kernels run).
 _CONV = bilinear(
-    lambda x, values, pattern, geometry, _: _ops.fprop(x, values, None, pattern, geometry),
-    _ops.dgrad,
-    lambda grad, x, pattern, geometry, _: _ops.wgrad(grad, x, pattern, geometry),
+    lambda x, values, pattern, geometry, _, ops: ops.fprop(x, values, None, pattern, geometry),
+    lambda grad, values, pattern, geometry, length, ops: ops.dgrad(
+        grad, values, pattern, geometry, length
+    ),
+    lambda grad, x, pattern, geometry, _, ops: ops.wgrad(grad, x, pattern, geometry),
 )
 
 
@@ -298,10 +304,11 @@ class _Fprop(torch.autograd.Function):
         pattern: KernelCSR,
         geometry: Geometry,
         relu: bool,
+        ops: ModuleType,
     ) -> Tensor:
-        y = _ops.fprop(x, values, bias, pattern, geometry, relu)
+        y: Tensor = ops.fprop(x, values, bias, pattern, geometry, relu)
         ctx.save_for_backward(x, values, y if relu else None)
-        ctx.pattern, ctx.geometry = pattern, geometry
+        ctx.context = pattern, geometry, x.shape[2], ops
         return y
 
     @staticmethod
@@ -310,21 +317,19 @@ class _Fprop(torch.autograd.Function):
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)  # where y > 0, as F.relu's
         need_x, need_values, need_bias, *_ = ctx.needs_input_grad
-        context = ctx.pattern, ctx.geometry, x.shape[2]
+        pattern, *_, ops = ctx.context
         return (
-            _CONV.dgrad.run(grad, values, *context) if need_x else None,
-            _CONV.wgrad.run(grad, x, *context) if need_values else None,
-            _bias_gradient(grad, ctx.pattern) if need_bias else None,
-            None,
-            None,
-            None,
+            _CONV.dgrad.run(grad, values, *ctx.context) if need_x else None,
+            _CONV.wgrad.run(grad, x, *ctx.context) if need_values else None,
+            _bias_gradient(grad, pattern, ops) if need_bias else None,
+            *4 * (None,),
         )
 
 
-def _bias_gradient(grad: Tensor, pattern: KernelCSR) -> Tensor:
+def _bias_gradient(grad: Tensor, pattern: KernelCSR, ops: ModuleType) -> Tensor:
     """The bias is the weight of a channel of ones; torch's own sum depends on the threads."""
     shape = (pattern.shape[0], 1, 1)
     ones = grad.new_ones(1).expand(grad.shape[0], 1, grad.shape[2])
     full = pattern.derived("bias", lambda _: KernelCSR.full(shape))
     geometry = Geometry(shape, 1, (0, 0), 1, 1, "zeros")
-    return _CONV.wgrad.run(grad, ones, full, geometry, grad.shape[2])
+    return _CONV.wgrad.run(grad, ones, full, geometry, grad.shape[2], ops)

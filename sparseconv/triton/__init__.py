@@ -1,0 +1,60 @@
+"""The portable GPU kernels, in Triton. Imported only when they are to run: Triton is an extra.
+
+The three computations have the signatures and the op schemas of those in ``sparseconv._ops``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from sparseconv import _ops  # noqa: F401  the schemas
+from sparseconv.triton import kernels, launch, plan
+
+if TYPE_CHECKING:
+    from sparseconv.functional import Geometry
+    from sparseconv.pattern import KernelCSR
+
+# Triton decides when it decorates: with TRITON_INTERPRET=1 the kernels run on the CPU, slowly.
+INTERPRETED = not isinstance(kernels.correlate, JITFunction)
+
+_library = torch.library.Library("sparseconv", "IMPL")  # type: ignore[no-untyped-call]
+for _name in ("fprop", "dgrad", "wgrad"):
+    for _key in ("CPU", "CUDA") if INTERPRETED else ("CUDA",):
+        _library.impl(f"triton_{_name}", getattr(launch, _name), _key)  # type: ignore[no-untyped-call]
+
+_fprop = torch.ops.sparseconv.triton_fprop.default
+_dgrad = torch.ops.sparseconv.triton_dgrad.default
+_wgrad = torch.ops.sparseconv.triton_wgrad.default
+
+
+def fprop(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: KernelCSR,
+    geometry: Geometry,
+    relu: bool = False,
+) -> Tensor:
+    """``(N, C_in, L_in) -> (N, C_out, L_out)``; with ``relu`` negative outputs become 0."""
+    y: Tensor = _fprop(x, values, bias, *plan.fprop(pattern, geometry, x.device), *geometry, relu)
+    return y
+
+
+def dgrad(
+    grad: Tensor, values: Tensor, pattern: KernelCSR, geometry: Geometry, input_length: int
+) -> Tensor:
+    """``(N, C_out, L_out) -> (N, C_in, L_in)``: the gradient of the input."""
+    transposed = plan.dgrad(pattern, geometry, grad.device)
+    g: Tensor = _dgrad(grad, values, *transposed, geometry.shape, input_length, *geometry[1:])
+    return g
+
+
+def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
+    """``(nnz,)``: the gradient of the active weights, in CSR order."""
+    blocks = plan.wgrad(pattern, x.device)
+    g: Tensor = _wgrad(grad, x, blocks, plan.fprop(pattern, geometry, x.device).entries, *geometry)
+    return g

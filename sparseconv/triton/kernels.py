@@ -1,0 +1,246 @@
+"""The kernels. A tile is ``BN`` samples of the batch times ``BL`` neighbouring positions, flat.
+
+Every sum runs over the active weights in the plan's order, so its bits depend on neither the tile
+nor the batch. The accumulator is float32, or float64 for float64. Sums over positions (wgrad) have
+an order fixed by the sizes. Offsets into tensors are 64 bits wide, positions in a series 32.
+
+A tile whose taps all fall inside the series needs no mask and no padding: that is the fast loop.
+Sizes are not specialized, or each length of series would be compiled anew.
+"""
+
+# Triton reads its own types off the arguments, and its decorator has none.
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _source(position, length, MODE: tl.constexpr):
+    """Say which sample stands at a padded position, and whether there is one."""
+    if MODE == "replicate":
+        position = tl.minimum(tl.maximum(position, 0), length - 1)
+    elif MODE == "reflect":
+        position = tl.where(position < 0, -position, position)
+        position = tl.where(position < length, position, 2 * (length - 1) - position)
+    elif MODE == "circular":
+        position = tl.where(position < 0, position + length, position)
+        position = tl.where(position < length, position, position - length)
+    return position, (position >= 0) & (position < length)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "batch",
+        "channels",
+        "in_length",
+        "out_length",
+        "x_n",
+        "x_c",
+        "origin",
+        "lead",
+        "low",
+        "high",
+    ]
+)
+def correlate(
+    out,  # (batch, channels, out_length), contiguous
+    x,
+    values,
+    bias,  # or None
+    rows,  # int32 (channels * out_step, 3): row, first entry, past the last; heaviest first
+    entries,  # int64: channel of x in the upper half, offset in the lower
+    source,  # int32: where an entry's weight stands in `values`; None: at the entry itself
+    batch,
+    channels,
+    in_length,
+    out_length,
+    x_n,
+    x_c,
+    x_l,
+    in_step,
+    out_step,
+    origin,
+    lead,
+    low,  # least and greatest offset of an entry
+    high,
+    RELU: tl.constexpr,
+    MODE: tl.constexpr,
+    BN: tl.constexpr,
+    BL: tl.constexpr,
+):
+    """``out[n, c, j * out_step + phase] = bias[c] + sum of w * x[n, channel, j * in_step + first +
+    offset]`` over the entries of one row, which is a pair of channel and stride phase.
+
+    fprop reads in steps (one phase); dgrad writes in steps, because the outputs that a sample
+    reached are every ``stride``-th only.
+    """
+    real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    tiles_l = ((out_length + out_step - 1) // out_step + BL - 1) // BL
+    tiles = tiles_l * ((batch + BN - 1) // BN)
+    row_at = rows + tl.program_id(0) // tiles * 3
+    row, begin, end = tl.load(row_at), tl.load(row_at + 1), tl.load(row_at + 2)
+    tile = tl.program_id(0) % tiles
+    channel = row // out_step
+    phase = (row % out_step - lead % out_step + out_step) % out_step
+    count = (out_length - phase + out_step - 1) // out_step
+    j0 = tile % tiles_l * BL
+    at = tl.arange(0, BN * BL)
+    n, j = tile // tiles_l * BN + at // BL, j0 + at % BL
+    sample = x + tl.minimum(n, batch - 1).to(tl.int64) * x_n
+
+    acc = tl.full((BN * BL,), 0, real)
+    if bias is not None:
+        acc += tl.load(bias + channel).to(real)
+    first = origin + (phase + lead) // out_step
+    start = j0 * in_step + first
+    if (start + low >= 0) & (start + (BL - 1) * in_step + high < in_length):
+        inside = sample + (start.to(tl.int64) * x_l + (at % BL).to(tl.int64) * in_step * x_l)
+        for e in tl.range(begin, end, loop_unroll_factor=4):
+            entry = tl.load(entries + e)
+            w = tl.load(values + (e if source is None else tl.load(source + e))).to(real)
+            offset = (entry >> 32) * x_c + entry.to(tl.int32).to(tl.int64) * x_l
+            acc = tl.fma(tl.load(inside + offset).to(real), w, acc)
+    else:
+        padded = tl.minimum(j, count - 1) * in_step + first
+        for e in range(begin, end):
+            entry = tl.load(entries + e)
+            w = tl.load(values + (e if source is None else tl.load(source + e))).to(real)
+            position, valid = _source(padded + entry.to(tl.int32), in_length, MODE)
+            offset = (entry >> 32) * x_c + position.to(tl.int64) * x_l
+            acc = tl.fma(tl.load(sample + offset, mask=valid, other=0).to(real), w, acc)
+
+    if RELU:
+        acc = tl.where(acc < 0, 0, acc)  # NaN stays
+    target = out + (n.to(tl.int64) * channels + channel) * out_length + (phase + j * out_step)
+    tl.store(target, acc.to(out.dtype.element_ty), mask=(n < batch) & (j < count))
+
+
+@triton.jit(do_not_specialize=["series", "length", "left", "right"])
+def fold(
+    out,  # (series, length)
+    padded,  # (series, left + length + right)
+    series,
+    length,
+    left,
+    right,
+    MODE: tl.constexpr,
+    BN: tl.constexpr,
+    BL: tl.constexpr,
+):
+    """Add the gradients of the padding to those of the samples that it repeats."""
+    tiles_l = (length + BL - 1) // BL
+    i0 = tl.program_id(0) % tiles_l * BL
+    at = tl.arange(0, BN * BL)
+    n, i = tl.program_id(0) // tiles_l * BN + at // BL, i0 + at % BL
+    valid = (n < series) & (i < length)
+    sample = padded + n.to(tl.int64) * (left + length + right) + left
+    total = tl.load(sample + i, mask=valid, other=0)
+    if MODE == "replicate":
+        if i0 == 0:
+            for m in range(1, left + 1):
+                total += tl.load(sample - m, mask=valid & (i == 0), other=0)
+        if i0 + BL >= length:
+            for m in range(length, length + right):
+                total += tl.load(sample + m, mask=valid & (i == length - 1), other=0)
+    elif MODE == "reflect":
+        total += tl.load(sample - i, mask=valid & (i > 0) & (i <= left), other=0)
+        mirrored = 2 * (length - 1) - i
+        reached = (mirrored >= length) & (mirrored < length + right)
+        total += tl.load(sample + mirrored, mask=valid & reached, other=0)
+    elif MODE == "circular":
+        total += tl.load(sample + i - length, mask=valid & (i >= length - left), other=0)
+        total += tl.load(sample + i + length, mask=valid & (i < right), other=0)
+    target = out + n.to(tl.int64) * length + i
+    tl.store(target, total.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "nnz",
+        "batch",
+        "in_length",
+        "out_length",
+        "g_n",
+        "g_c",
+        "x_n",
+        "x_c",
+        "left",
+        "reach",
+        "tiles_each",
+    ]
+)
+def wgrad(
+    out,  # (chunks, nnz)
+    grad,
+    x,
+    blocks,  # int32 (blocks, 3): output channel, first entry, past the last
+    entries,  # as in `correlate`
+    nnz,
+    batch,
+    in_length,
+    out_length,
+    g_n,
+    g_c,
+    g_l,
+    x_n,
+    x_c,
+    x_l,
+    step,
+    left,
+    reach,
+    tiles_each,  # tiles of positions in one chunk
+    MODE: tl.constexpr,
+    BE: tl.constexpr,
+    BN: tl.constexpr,
+    BL: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """``out[chunk, e] = sum of grad[n, o, l] * x[n, channel, l * step + offset - left]`` over the
+    chunk's positions, for up to ``BE`` entries of one output channel, which share their ``grad``.
+    """
+    real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    block = blocks + tl.program_id(0) * 3
+    channel, begin, end = tl.load(block).to(tl.int64), tl.load(block + 1), tl.load(block + 2)
+    if begin >= end:  # the grid is that of the fullest pattern with this many weights
+        return
+    e = begin + tl.arange(0, BE)
+    entry = tl.load(entries + tl.minimum(e, end - 1))
+    tap = entry.to(tl.int32)
+    series = (entry >> 32) * x_c
+    inside = series + tap.to(tl.int64) * x_l
+    tiles_l = (out_length + BL * UNROLL - 1) // (BL * UNROLL)
+    tiles = tiles_l * ((batch + BN - 1) // BN)
+    begin_tile = tl.program_id(1) * tiles_each
+    at = tl.arange(0, BN * BL)
+
+    acc = tl.full((BE, BN * BL), 0, real)
+    for tile in range(begin_tile, tl.minimum(begin_tile + tiles_each, tiles)):
+        n0, l0 = tile // tiles_l * BN, tile % tiles_l * (BL * UNROLL)
+        n, first = n0 + at // BL, l0 + at % BL
+        start = l0 * step - left
+        g_at = grad + channel * g_c + (n.to(tl.int64) * g_n + first.to(tl.int64) * g_l)
+        sample = x + n.to(tl.int64) * x_n
+        whole = (n0 + BN <= batch) & (l0 + BL * UNROLL <= out_length)
+        if whole & (start >= 0) & (start + (BL * UNROLL - 1) * step + reach < in_length):
+            sample += start.to(tl.int64) * x_l + (at % BL).to(tl.int64) * step * x_l
+            x_at = sample[None, :] + inside[:, None]
+            for u in tl.static_range(UNROLL):
+                g = tl.load(g_at + u * BL * g_l).to(real)
+                v = tl.load(x_at + u * BL * step * x_l).to(real)
+                acc = tl.fma(v, tl.broadcast_to(g[None, :], (BE, BN * BL)), acc)
+        else:
+            for u in range(UNROLL):
+                position = first + u * BL
+                valid = (n < batch) & (position < out_length)
+                g = tl.load(g_at + u * BL * g_l, mask=valid, other=0).to(real)
+                padded = tl.minimum(position, out_length - 1) * step - left
+                source, known = _source(padded[None, :] + tap[:, None], in_length, MODE)
+                x_at = sample[None, :] + (series[:, None] + source.to(tl.int64) * x_l)
+                v = tl.load(x_at, mask=valid[None, :] & known, other=0).to(real)
+                acc = tl.fma(v, tl.broadcast_to(g[None, :], (BE, BN * BL)), acc)
+
+    target = out + tl.program_id(1).to(tl.int64) * nnz + e
+    tl.store(target, tl.sum(acc, 1).to(out.dtype.element_ty), mask=e < end)
