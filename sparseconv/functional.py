@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -189,7 +188,11 @@ def convolve(
     check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
     name = resolve_backend(backend, device)
-    ops = importlib.import_module("sparseconv.triton") if name == "triton" else _ops
+    ops: ModuleType = _ops
+    if name == "triton":
+        from sparseconv import triton
+
+        ops = triton
     if name == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
         y = y.relu() if relu else y

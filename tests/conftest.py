@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from engines import ISAS, Engine, Engines, on_gpu
 
+from sparseconv._backends import extension
+
+collect_ignore = ["triton_cases.py"]  # test_triton.py runs it, in a process of its own
 CASES = pytest.StashKey[int]()
 
 
@@ -19,6 +23,25 @@ def count_cases(pytestconfig: pytest.Config) -> Callable[[int], None]:
         pytestconfig.stash[CASES] = pytestconfig.stash.get(CASES, 0) + n
 
     return count
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engines:
+    """Iterate over the kernels of a device: the instruction sets, each forced, or the backends."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU: torch sees no CUDA device")
+    gpu = on_gpu() if request.param == "cuda" else []
+    assert gpu or request.param == "cpu", "no backend runs on this GPU"
+
+    def switch() -> Iterator[Engine]:
+        yield from gpu
+        for isa in ISAS if request.param == "cpu" else []:
+            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            assert extension is not None
+            assert extension.isa() == isa
+            yield Engine("cpp", isa=isa)
+
+    return switch
 
 
 def pytest_terminal_summary(

@@ -39,8 +39,8 @@ def test_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend must be 'auto' or one of 'cpp', 'reference'"):
-        convolve("triton")
+    with pytest.raises(ValueError, match="backend must be 'auto' or one of 'cpp', 'triton', 'refe"):
+        convolve("fast")
 
 
 def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,10 @@ def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(_backends, "_missing_reason", "not built, because")
     with pytest.raises(RuntimeError, match="not built, because"):
         convolve("cpp")
-    assert sc.available_backends() == {"cpp": "not built, because", "reference": "available"}
+    states = sc.available_backends()
+    assert list(states) == list(_backends.BACKENDS)
+    assert states["cpp"] == "not built, because"
+    assert states["reference"] == "available"
     assert torch.equal(convolve("auto"), torch.full((1, 2, 3), 3.0))
 
 
@@ -95,10 +98,10 @@ assert conv.values.grad is not None
 def test_import_is_light() -> None:
     code = """
 import sys, torch
-import torch.utils.flop_counter  # which imports triton where there is one
+import torch.utils.flop_counter  # imports Triton itself, where it is installed
 before = set(sys.modules)
 import sparseconv
-extras = {"aeon", "sklearn", "matplotlib", "jinja2", "triton", "tqdm"}
+extras = {"aeon", "sklearn", "matplotlib", "jinja2", "triton", "tqdm", "sparseconv.triton"}
 print(sorted(extras & (set(sys.modules) - before)))
 """
     assert run_python(code) == "[]"

@@ -1,7 +1,7 @@
-"""The C++ kernels: accurate, exact on integers, reproducible, in every memory layout, on every ISA.
+"""The kernels: accurate, exact on integers, reproducible, in every memory layout, on every ISA.
 
-Each test runs all instruction sets of this machine. Fresh memory is filled with NaN throughout, so
-an element that no kernel wrote shows.
+Each test runs all instruction sets of this machine, and all backends of its GPU. Fresh memory is
+filled with NaN throughout, so an element that no kernel wrote shows.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engines import NAMES, check, compute, expected
 from torch import Tensor
 
-from sparseconv import KernelCSR, _ops, sparse_conv1d
+from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv._backends import extension
 from sparseconv.bench import run
 from sparseconv.bench.cases import CASES
+from sparseconv.functional import Geometry
 from sparseconv.reference import conv1d_oracle, oracle_dgrad, oracle_wgrad
 from sparseconv.testing import (
     LAYOUTS,
@@ -26,15 +28,11 @@ from sparseconv.testing import (
     PATTERNS,
     Case,
     Tensors,
-    expected_dgrad,
-    expected_fprop,
-    expected_wgrad,
     random_case,
 )
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 
-ISAS = extension.isas() if extension is not None else []
 MODES = ("zeros", "replicate", "reflect", "circular")
 DSN_LIKE = Case(2, 2, 3, 39, 130, padding=(0, 38), padding_mode="replicate", pattern="dsn_evolved")
 
@@ -48,80 +46,38 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture
-def isas(monkeypatch: pytest.MonkeyPatch):
-    """Iterate over the instruction sets, each forced in turn."""
-
-    def switch() -> Iterator[str]:
-        for isa in ISAS:
-            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
-            assert extension.isa() == isa
-            yield isa
-
-    return switch
-
-
-def compute(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the three computations: output, gradient of the input, gradient of the values."""
-    x = tensors.input.detach().requires_grad_()
-    values = tensors.values.detach().requires_grad_()
-    y = sparse_conv1d(x, values, case.make_pattern(), tensors.bias, **case.options, backend="cpp")
-    dx, dw = torch.autograd.grad(y, (x, values), tensors.grad)
-    return y.detach(), dx, dw
-
-
-def expected(case: Case, tensors: Tensors):
-    return (
-        expected_fprop(case, tensors),
-        expected_dgrad(case, tensors),
-        expected_wgrad(case, tensors),
-    )
-
-
-NAMES = ("fprop", "dgrad", "wgrad")
-
-
-def check(case: Case, isas) -> None:
-    tensors = case.tensors()
-    wanted = expected(case, tensors)
-    for isa in isas():
-        for name, got, (exact, bound) in zip(NAMES, compute(case, tensors), wanted, strict=True):
-            assert (got.shape, got.dtype) == (exact.shape, tensors.input.dtype), (name, isa, case)
-            error = (got.double() - exact).abs()
-            assert (error <= bound).all(), f"{name} on {isa}, {error.max():.3g} off: {case!r}"
-
-
 @pytest.mark.parametrize("seed", range(40))
-def test_random_cases_within_the_computed_bound(seed, isas, count_cases):
+def test_random_cases_within_the_computed_bound(seed, engines, count_cases):
     rng, counted = random.Random(seed), 0
     while counted < 50:
         case = random_case(rng)
-        check(case, isas)
+        check(case, engines)
         counted += case.n > 0 and case.make_pattern().nnz > 0  # others compute nothing
     count_cases(counted)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-def test_every_length_about_the_vector_widths(dtype, isas, count_cases):
+def test_every_length_about_the_vector_widths(dtype, engines, count_cases):
     for length in range(1, 70):
         case = replace(DSN_LIKE, length=length, dtype=dtype)
-        check(replace(case, seed=length), isas)
-        check(replace(case, stride=2, padding=19, padding_mode="zeros", seed=length), isas)
+        check(replace(case, seed=length), engines)
+        check(replace(case, stride=2, padding=19, padding_mode="zeros", seed=length), engines)
         count_cases(2)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_named_patterns(pattern, isas, count_cases):
+def test_named_patterns(pattern, engines, count_cases):
     for mode in MODES:
         for stride, dilation, groups in ((1, 1, 1), (2, 1, 3), (1, 3, 1), (3, 2, 3)):
             check(
-                Case(3, 6, 9, 5, 33, stride, (2, 3), dilation, groups, mode, pattern=pattern), isas
+                Case(3, 6, 9, 5, 33, stride, (2, 3), dilation, groups, mode, pattern=pattern),
+                engines,
             )
             count_cases(1)
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_layers_of_many_channels(seed, isas, count_cases):
+def test_layers_of_many_channels(seed, engines, count_cases):
     """Larger than the kernels' blocks of channels, rows and positions."""
     rng = random.Random(2000 + seed)
     groups = rng.choice((1, 1, 2))
@@ -129,7 +85,7 @@ def test_layers_of_many_channels(seed, isas, count_cases):
     sizes = {name: size * groups for name, size in sizes.items()}
     check(
         random_case(rng, n=rng.randint(1, 9), batched=True, groups=groups, density=0.1, **sizes),
-        isas,
+        engines,
     )
     count_cases(1)
 
@@ -144,41 +100,43 @@ LARGE = (
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_every_block_of_large_cases(name, isas, count_cases):
-    check(replace(CASES[name], bias=True), isas)
-    check(replace(CASES[name], bias=True, dtype="float64"), isas)
+def test_every_block_of_large_cases(name, engines, count_cases):
+    check(replace(CASES[name], bias=True), engines)
+    check(replace(CASES[name], bias=True, dtype="float64"), engines)
     count_cases(2)
 
 
-def test_multiply_add_rounds_once_on_every_isa(isas):
+def test_multiply_add_rounds_once_on_every_isa(engines):
     """The product lies so close to a tie that rounding it first would round the sum up."""
     u = 2.0**-24
     x = torch.full((1, 1, 1), (1 + 2.0**-15) * 2.0**-12)
     values = torch.tensor([(1 - 2.0**-15) * 2.0**-12])
-    bias = torch.tensor([1 + 2 * u])
-    for isa in isas():
-        y = sparse_conv1d(x, values, KernelCSR.full((1, 1, 1)), bias, backend="cpp")
-        assert y.item() == bias.item(), isa
+    bias, pattern = torch.tensor([1 + 2 * u]), KernelCSR.full((1, 1, 1))
+    for engine in engines():
+        y = engine.kernels.fprop(
+            x, values, bias, pattern, Geometry((1, 1, 1), 1, (0, 0), 1, 1, "zeros")
+        )
+        assert y.item() == bias.item(), engine
 
 
-def test_the_dsn_layer(isas, count_cases):
-    check(replace(CASES["uci_HAR_S80"], bias=True), isas)
+def test_the_dsn_layer(engines, count_cases):
+    check(replace(CASES["uci_HAR_S80"], bias=True), engines)
     count_cases(1)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_case_of_the_benchmark(name, isas, count_cases):
+def test_every_case_of_the_benchmark(name, engines, count_cases):
     """On shorter series and against the dense path: the oracle's loop would take an hour."""
     case = CASES[name]
     problem = case.shrunk(outputs=40 if case.in_channels < 200 else 9).build()
-    for isa in isas():
-        if case.isa in ("", isa):
-            run.check(_ops, problem)
+    for engine in engines():
+        if case.isa in ("", engine.isa):
+            run.check(engine.kernels, problem)
     count_cases(1)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_integers_are_exact(seed, isas, count_cases):
+def test_integers_are_exact(seed, engines, count_cases):
     rng = random.Random(1000 + seed)
     counted = 0
     while counted < 30:
@@ -187,24 +145,24 @@ def test_integers_are_exact(seed, isas, count_cases):
         wanted = [exact for exact, _ in expected(case, tensors)]
         if not wanted[0].numel() or (wanted[0] == 0).double().mean() > 0.7:
             continue  # a result of zeros proves nothing
-        for isa in isas():
-            for name, got, exact in zip(NAMES, compute(case, tensors), wanted, strict=True):
-                assert got.equal(exact.to(got.dtype)), f"{name} on {isa}: {case!r}"
+        for engine in engines():
+            for name, got, exact in zip(NAMES, compute(case, tensors, engine), wanted, strict=True):
+                assert got.equal(exact.to(got.dtype)), f"{name} on {engine}: {case!r}"
         counted += 1
     count_cases(counted)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gradcheck(mode, isas):
+def test_gradcheck(mode, engines):
     case = Case(2, 4, 6, 3, 8, 2, (1, 3), 2, 2, mode, "float64", density=0.5)
-    for _ in isas():
-        x, values, bias, _ = case.tensors()
+    for engine in engines():
+        x, values, bias, _ = engine.put(case.tensors())
         assert bias is not None
         inputs = [tensor.requires_grad_() for tensor in (x, values, bias)]
         pattern = case.make_pattern()
 
-        def function(x, values, bias, pattern=pattern):
-            return sparse_conv1d(x, values, pattern, bias, **case.options, backend="cpp")
+        def function(x, values, bias, pattern=pattern, backend=engine.backend):
+            return sparse_conv1d(x, values, pattern, bias, **case.options, backend=backend)
 
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs)
@@ -212,16 +170,17 @@ def test_gradcheck(mode, isas):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-def test_layout_does_not_change_a_bit(name, dtype, isas, count_cases):
+def test_layout_does_not_change_a_bit(name, dtype, engines, count_cases):
     layout = LAYOUTS[name]
     for stride, mode in ((1, "replicate"), (2, "circular"), (1, "zeros")):
         case = Case(3, 4, 6, 5, 37, stride, (3, 2), 1, 2, mode, dtype, density=0.5)
-        plain = case.tensors()
-        for _ in isas():
+        for engine in engines():
+            plain = engine.put(case.tensors())
             for field in Tensors._fields:
                 odd = plain._replace(**{field: layout(getattr(plain, field))})
                 even = odd._replace(**{field: getattr(odd, field).contiguous().clone()})
-                for what, a, b in zip(NAMES, compute(case, odd), compute(case, even), strict=True):
+                both = (compute(case, tensors, engine) for tensors in (odd, even))
+                for what, a, b in zip(NAMES, *both, strict=True):
                     assert a.equal(b), f"{what} with {name} {field}: {case!r}"
         count_cases(1)
 
@@ -233,7 +192,7 @@ def digest(tensor: Tensor) -> str:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 @pytest.mark.parametrize("geometry", ["dsn", "strided", "long"])
-def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, isas, count_cases):
+def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, engines, count_cases):
     # Large enough for every one of seven threads to get a share.
     case = replace(DSN_LIKE, n=16, in_channels=24, out_channels=48, dtype=dtype)
     if geometry == "strided":
@@ -249,22 +208,24 @@ def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, isas, count
     try:
         for threads in (1, 2, 3, 4, 7):
             torch.set_num_threads(threads)
-            for isa in isas():
+            for engine in engines():
                 for n in (1, 2, 7, 16):
                     part = tensors._replace(input=tensors.input[:n], grad=tensors.grad[:n])
-                    y, dx, dw = compute(replace(case, n=n), part)
+                    y, dx, dw = compute(replace(case, n=n), part, engine)
                     for i in range(n):
-                        per_sample.add((i, digest(y[i]), digest(dx[i])))
-                    weights.setdefault(n, {}).setdefault(digest(dw), []).append((threads, isa))
+                        per_sample.add((engine.backend, i, digest(y[i]), digest(dx[i])))
+                    same = weights.setdefault((engine.backend, n), {})
+                    same.setdefault(digest(dw), []).append((threads, engine))
                     count_cases(1)
-                y, dx, _ = compute(case, reversed_batch)
+                y, dx, _ = compute(case, reversed_batch, engine)
                 for i in range(16):
-                    per_sample.add((15 - i, digest(y[i]), digest(dx[i])))
+                    per_sample.add((engine.backend, 15 - i, digest(y[i]), digest(dx[i])))
     finally:
         torch.set_num_threads(threads_before)
-    assert len(per_sample) == 16, "one result for each sample, whatever computed it"
-    for n, digests in weights.items():
-        assert len(digests) == 1, f"wgrad of batch {n} differs: {list(digests.values())}"
+    backends = {backend for backend, *_ in per_sample}
+    assert len(per_sample) == 16 * len(backends), "one result for each sample, whatever computed it"
+    for batch, digests in weights.items():
+        assert len(digests) == 1, f"wgrad of batch {batch} differs: {list(digests.values())}"
 
 
 def count(case: Case, name: str, a: Tensor, b: Tensor) -> Tensor:
@@ -279,7 +240,7 @@ def count(case: Case, name: str, a: Tensor, b: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("mode", MODES)
-def test_nan_and_inf_travel_along_active_weights_only(special, mode, isas, count_cases):
+def test_nan_and_inf_travel_along_active_weights_only(special, mode, engines, count_cases):
     for stride, pattern in ((1, "empty_row"), (2, "random")):
         case = Case(1, 2, 4, 3, 19, stride, (2, 1), 1, 1, mode, pattern=pattern, density=0.4)
         plain = case.tensors()
@@ -289,63 +250,63 @@ def test_nan_and_inf_travel_along_active_weights_only(special, mode, isas, count
             x.view(-1)[at], mark.view(-1)[at] = special, 1
             hit = count(case, "fprop", mark, ones.values)
             hit_weights = count(case, "wgrad", ones.grad, mark)
-            for isa in isas():
-                y, dx, dw = compute(case, plain._replace(input=x))
-                assert (~y.isfinite()).equal(hit), (isa, at, case)
+            for engine in engines():
+                y, dx, dw = compute(case, plain._replace(input=x), engine)
+                assert (~y.isfinite()).equal(hit), (engine, at, case)
                 assert dx.isfinite().all(), "the gradient of the input does not read it"
-                assert (~dw.isfinite()).equal(hit_weights), (isa, at, case)
+                assert (~dw.isfinite()).equal(hit_weights), (engine, at, case)
         for at in range(plain.grad.numel()):
             grad, mark = plain.grad.clone(), torch.zeros_like(plain.grad)
             grad.view(-1)[at], mark.view(-1)[at] = special, 1
             hit = count(case, "dgrad", mark, ones.values)
-            for isa in isas():
-                _, dx, dw = compute(case, plain._replace(grad=grad))
-                assert (~dx.isfinite()).equal(hit), (isa, at, case)
+            for engine in engines():
+                _, dx, dw = compute(case, plain._replace(grad=grad), engine)
+                assert (~dx.isfinite()).equal(hit), (engine, at, case)
                 if mode != "zeros":  # a zero of the padding times infinity is anybody's choice
                     hit_weights = count(case, "wgrad", mark, ones.input)
-                    assert (~dw.isfinite()).equal(hit_weights), (isa, at, case)
+                    assert (~dw.isfinite()).equal(hit_weights), (engine, at, case)
         count_cases(plain.input.numel() + plain.grad.numel())
 
 
-def test_empty_row_gives_exactly_the_bias(isas):
+def test_empty_row_gives_exactly_the_bias(engines):
     case = Case(2, 3, 4, 5, 40, padding=2, pattern="empty_row")
     mask = case.make_pattern().to_mask()
     assert not mask[0].any()
     x, values, bias, grad = case.tensors()
     x[:] = float("nan")
-    for _ in isas():
-        y, _, _ = compute(case, Tensors(x, values, bias, grad))
+    for engine in engines():
+        y, _, _ = compute(case, Tensors(x, values, bias, grad), engine)
         assert (y[:, 0] == bias[0]).all()
         assert y[:, 1].isnan().any()
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_nothing_to_do(batched, isas):
+def test_nothing_to_do(batched, engines):
     none = Case(2 if batched else 1, 3, 4, 5, 40, pattern="none", batched=batched)
     tensors = none.tensors()
-    for _ in isas():
-        y, dx, dw = compute(none, tensors)
+    for engine in engines():
+        y, dx, dw = compute(none, tensors, engine)
         assert y.equal(tensors.bias[:, None].expand_as(y))
         assert dx.shape == tensors.input.shape
         assert not dx.any()
         assert dw.shape == (0,)
         if batched:
             empty = Case(0, 3, 4, 5, 40)
-            y, dx, dw = compute(empty, empty.tensors())
+            y, dx, dw = compute(empty, empty.tensors(), engine)
             assert y.shape == (0, 4, 36)
             assert dx.shape == (0, 3, 40)
             assert dw.shape == (empty.make_pattern().nnz,)
             assert not dw.any()
 
 
-def test_values_are_read_afresh(isas):
+def test_values_are_read_afresh(engines):
     """An optimizer changes them in place; nothing may be cached."""
     case = Case(2, 3, 4, 5, 40, integers=True)
     x, values, _, grad = case.tensors()
-    for _ in isas():
-        y, dx, _ = compute(case, Tensors(x, values, None, grad))
+    for engine in engines():
+        y, dx, _ = compute(case, Tensors(x, values, None, grad), engine)
         values.mul_(2)
-        twice, dx_twice, _ = compute(case, Tensors(x, values, None, grad))
+        twice, dx_twice, _ = compute(case, Tensors(x, values, None, grad), engine)
         assert twice.equal(2 * y)
         assert dx_twice.equal(2 * dx)
         values.data.copy_(values / 2)

@@ -1,0 +1,96 @@
+"""What the differential tests run: each instruction set of the CPU, and each backend of a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparseconv import _ops, available_backends, sparse_conv1d
+from sparseconv._backends import extension
+from sparseconv.testing import Case, Tensors, expected_dgrad, expected_fprop, expected_wgrad
+
+NAMES = ("fprop", "dgrad", "wgrad")
+ISAS = extension.isas() if extension is not None else []
+
+
+class Engine(NamedTuple):
+    """One implementation of the kernels, and the device that it runs on."""
+
+    backend: str
+    device: str = "cpu"
+    isa: str = ""
+
+    def put(self, tensors: Tensors) -> Tensors:
+        return Tensors(*(None if t is None else t.to(self.device) for t in tensors))
+
+    @property
+    def kernels(self) -> Any:
+        """The three computations on CPU tensors, wherever they run."""
+        return _Kernels(self)
+
+
+class _Kernels:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        ops, device = _ops, self.engine.device
+        if self.engine.backend == "triton":
+            from sparseconv import triton as ops
+
+        def call(*args: Any) -> Tensor:
+            moved = (a.to(device) if isinstance(a, Tensor) else a for a in args)
+            return getattr(ops, name)(*moved).cpu()
+
+        return call
+
+
+Engines = Callable[[], Iterator[Engine]]
+
+
+def on_gpu() -> list[Engine]:
+    """Every backend that runs on CUDA tensors here."""
+    states = available_backends()
+    return [
+        Engine(name, "cuda")
+        for name in ("cuda", "triton")
+        if states.get(name, "").startswith("available")
+    ]
+
+
+def compute(case: Case, tensors: Tensors, engine: Engine) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the three computations: output, gradient of the input, gradient of the values."""
+    x, values, bias, grad = engine.put(tensors)
+    x, values = x.detach().requires_grad_(), values.detach().requires_grad_()
+    y = sparse_conv1d(x, values, case.make_pattern(), bias, **case.options, backend=engine.backend)
+    dx, dw = torch.autograd.grad(y, (x, values), grad)
+    return y.detach().cpu(), dx.cpu(), dw.cpu()
+
+
+def expected(case: Case, tensors: Tensors):
+    return (
+        expected_fprop(case, tensors),
+        expected_dgrad(case, tensors),
+        expected_wgrad(case, tensors),
+    )
+
+
+def check(case: Case, engines: Engines) -> None:
+    """Compare what every engine computes with the oracle."""
+    tensors = case.tensors()
+    dtype = tensors.input.dtype
+    wanted = expected(case, tensors)
+    for engine in engines():
+        # Triton's interpreter cuts bfloat16 off where a GPU rounds: up to one unit, not half.
+        cut = torch.finfo(dtype).eps / 2 if engine[:2] == ("triton", "cpu") else 0.0
+        for name, got, (exact, bound) in zip(
+            NAMES, compute(case, tensors, engine), wanted, strict=True
+        ):
+            assert (got.shape, got.dtype) == (exact.shape, dtype), (name, engine, case)
+            if cut and dtype == torch.bfloat16:
+                bound = bound + cut * (exact.abs() + bound)
+            error = (got.double() - exact).abs()
+            assert (error <= bound).all(), f"{name} on {engine}, {error.max():.3g} off: {case!r}"
