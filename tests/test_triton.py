@@ -137,8 +137,8 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
             used = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", report)}
             print(f"sm_{capability} {name} {dtype}: {used}")
             assert used["STACK"] == used["LOCAL"] == 0, f"{name} spills: {report}"
-            # Room for 12 warps on a multiprocessor, 8 where sums are 64 bits wide.
-            assert used["REG"] <= (168 if dtype != torch.float64 else 255), report
+            # Room for 16 warps on a multiprocessor, 8 where sums are 64 bits wide.
+            assert used["REG"] <= (128 if dtype != torch.float64 else 255), report
             count_cases(1)
 
 
@@ -162,11 +162,10 @@ def test_cpu_tensors_are_refused():
         assert sc.available_backends()["triton"] == "no GPU: torch sees no CUDA device"
 
 
-@pytest.mark.parametrize("missing", ["triton", "sparseconv.triton.kernels"])
-def test_without_triton(missing):
-    code = f"""
+def test_without_triton():
+    code = """
 import sys
-sys.modules[{missing!r}] = None
+sys.modules["triton"] = None
 import torch, sparseconv as sc
 print(sc.available_backends()["triton"])
 assert sc.SparseConv1d(1, 1, 3)(torch.ones(1, 1, 9)).shape == (1, 1, 7)

@@ -216,6 +216,9 @@ def wgrad(
     begin_tile = tl.program_id(1) * tiles_each
     at = tl.arange(0, BN * BL)
 
+    run = tl.full((), BL, tl.int64)
+    g_step, x_step = run * g_l, run * step * x_l
+
     acc = tl.full((BE, BN * BL), 0, real)
     for tile in range(begin_tile, tl.minimum(begin_tile + tiles_each, tiles)):
         n0, l0 = tile // tiles_l * BN, tile % tiles_l * (BL * UNROLL)
@@ -228,14 +231,14 @@ def wgrad(
             sample += start.to(tl.int64) * x_l + (at % BL).to(tl.int64) * step * x_l
             x_at = sample[None, :] + inside[:, None]
             for u in tl.static_range(UNROLL):
-                g = tl.load(g_at + u * BL * g_l).to(real)
-                v = tl.load(x_at + u * BL * step * x_l).to(real)
+                g = tl.load(g_at + u * g_step).to(real)
+                v = tl.load(x_at + u * x_step).to(real)
                 acc = tl.fma(v, tl.broadcast_to(g[None, :], (BE, BN * BL)), acc)
         else:
             for u in range(UNROLL):
                 position = first + u * BL
                 valid = (n < batch) & (position < out_length)
-                g = tl.load(g_at + u * BL * g_l, mask=valid, other=0).to(real)
+                g = tl.load(g_at + u * g_step, mask=valid, other=0).to(real)
                 padded = tl.minimum(position, out_length - 1) * step - left
                 source, known = _source(padded[None, :] + tap[:, None], in_length, MODE)
                 x_at = sample[None, :] + (series[:, None] + source.to(tl.int64) * x_l)

@@ -215,8 +215,8 @@ def wgrad(
     bn, bl = _tile(min(_WGRAD_TILE // size, _TILE), _WGRAD_ALONG, batch, out_length)
     unroll = min(_UNROLL, _power_of_two(-(-out_length // bl)))
     tiles = _programs(out_length, bl * unroll, batch, bn)
-    each = max(_LEAST_TILES, -(-tiles // _MOST_CHUNKS))
-    chunks = -(-tiles // each)
+    each = _programs(tiles, min(_MOST_CHUNKS, _programs(tiles, _LEAST_TILES)))
+    chunks = _programs(tiles, each)
     wide = torch.promote_types(input.dtype, torch.float32)
     out = input.new_empty((chunks, nnz), dtype=wide if chunks > 1 else input.dtype)
     with torch.accelerator.device_index(input.device.index):
