@@ -226,8 +226,8 @@ def wgrad(
         start = l0 * step - left
         g_at = grad + channel * g_c + (n.to(tl.int64) * g_n + first.to(tl.int64) * g_l)
         sample = x + n.to(tl.int64) * x_n
-        whole = (n0 + BN <= batch) & (l0 + BL * UNROLL <= out_length)
-        if whole & (start >= 0) & (start + (BL * UNROLL - 1) * step + reach < in_length):
+        last = start + (BL * UNROLL - 1) * step + reach  # inside only if all outputs exist
+        if (n0 + BN <= batch) & (start >= 0) & (last < in_length):
             sample += start.to(tl.int64) * x_l + (at % BL).to(tl.int64) * step * x_l
             x_at = sample[None, :] + inside[:, None]
             for u in tl.static_range(UNROLL):
