@@ -26,6 +26,7 @@ def test_extension_is_built() -> None:
 def test_auto_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARSECONV_BACKEND", raising=False)
     assert _backends.resolve_backend("auto", torch.device("cpu")) == "cpp"
+    assert _backends.resolve_backend("auto", torch.device("cpu:0")) == "cpp"
     assert _backends.resolve_backend("auto", torch.device("meta")) == "reference"
 
 
