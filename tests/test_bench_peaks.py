@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sparseconv._backends import extension
-from sparseconv.bench import peaks
+from sparseconv.bench import peaks, timing
+from sparseconv.machine import threads
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 # Multiply-adds of a core in a cycle: one or two units of 16 or 8 floats; two vectors of 4 imitated
@@ -52,6 +53,20 @@ def test_four_times_the_work_takes_four_times_as_long(what: str, float64: bool) 
             for passes in (2000, 8000)
         )
         return 2.5 < often / once < 6.5  # dropped: 1; where the memory lies makes some tenths
+
+    assert eventually(holds)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_loop_reaches_the_peak_that_it_belongs_to(dtype: str) -> None:
+    def holds() -> bool:
+        (peak,) = peaks.measure([1], None, [dtype])[:1]
+        with threads(1):
+            loop = peaks.loop(peak)
+            seconds = min(timing.interleave({"": loop.call}, rounds=5)[""])
+        return (
+            1e-3 < seconds < 8e-3 and 0.8 < 1e-9 * loop.flops / seconds / peak["fma_gflops"] < 1.2
+        )
 
     assert eventually(holds)
 

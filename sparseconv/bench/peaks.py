@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparseconv import _backends
 from sparseconv.machine import threads
@@ -93,9 +94,31 @@ def find(
     return None
 
 
+class Loop(NamedTuple):
+    """Multiply-adds from registers, to be timed in turns with a kernel."""
+
+    call: Callable[[], object]
+    flops: float  # of all threads, per call
+
+
+def loop(peak: Mapping[str, Any]) -> Loop:
+    """The loop behind ``peak["fma_gflops"]``; each call takes some milliseconds.
+
+    The clock of a shared machine follows its other tenants: what a kernel could reach is what this
+    reaches beside it, not what it reached minutes ago.
+    """
+    wide = peak["dtype"] == "float64"
+    size = _whole_blocks(_cache(1, _L1) // 2)
+    flops = size * _flops_per_byte(wide)
+    passes = max(1, round(_RUN * 1e9 * peak["fma_gflops"] / peak["threads"] / flops))
+    assert _backends.extension is not None
+    call = partial(_backends.extension.run_peak, "registers", wide, size, passes, 1)
+    return Loop(call, flops * passes * peak["threads"])
+
+
 def _peak(count: int, isa: str, dtype: str) -> dict[str, Any]:
     wide = dtype == "float64"
-    flops = 2 / (8 if wide else 4)  # per byte
+    flops = _flops_per_byte(wide)
     l1, l2, l3 = (_cache(i, size) for i, size in ((1, _L1), (2, _L2), (3, _L3)))
     # Half of a cache lies in it for sure; four times the last one, shared out, does not.
     beyond = max(4 * l3 // count, 2 * l2)
@@ -110,10 +133,18 @@ def _peak(count: int, isa: str, dtype: str) -> dict[str, Any]:
     }
 
 
+def _flops_per_byte(wide: bool) -> float:
+    return 2 / (8 if wide else 4)
+
+
+def _whole_blocks(size: int) -> int:
+    return max(size // BLOCK, 1) * BLOCK
+
+
 def _rate(what: str, wide: bool, size: int) -> float:
     """Bytes per second of one thread."""
     run = _backends.extension.run_peak  # type: ignore[union-attr]
-    size = max(size // BLOCK, 1) * BLOCK
+    size = _whole_blocks(size)
     once = min(run(what, wide, size, 1, 3))
     passes = max(1, round(_RUN / max(once, 1e-9)))
     best = min(run(what, wide, size, passes, REPEATS))

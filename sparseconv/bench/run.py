@@ -21,6 +21,7 @@ COMPUTATIONS = ("fprop", "dgrad", "wgrad")
 # Seconds of calls in a row before the next candidate's turn, or each would measure the caches that
 # the one before has emptied.
 TURN = 0.01
+_PEAK = "fma peak"  # a candidate among the others, never a rival
 
 
 class WrongResultError(AssertionError):
@@ -200,7 +201,7 @@ def measure(
     with peaks.forced_isa(case.isa or None) as isa:
         problem = case.build()
         wanted = check(kernels, problem)
-        candidates = {
+        candidates: dict[str, dict[str, Callable[[], object]]] = {
             name: {"sparse": call} for name, call in sparse_calls(kernels, problem).items()
         }
         absent: dict[str, dict[str, str]] = {name: {} for name in COMPUTATIONS}
@@ -210,13 +211,16 @@ def measure(
                 candidates[name][rival] = call
             for name, reason in reasons.items():
                 absent[name][rival] = reason
-        if case.module:
-            calls = _module_calls(problem, wanted["fprop"])
-            kept = {name: calls[name] for name in calls if name in ("sparse", *rival_names)}
-            candidates = {"fprop": kept}
-        peak = peaks.find(machine_peaks, torch.get_num_threads(), isa, case.dtype)
-        if case.module:  # its time is Python's
-            peak = None
+        roof = None
+        if case.module:  # its time is Python's, and has no roof
+            modules = _module_calls(problem, wanted["fprop"])
+            kept = [name for name in modules if name in ("sparse", *rival_names)]
+            candidates = {"fprop": {name: modules[name] for name in kept}}
+        elif peak := peaks.find(machine_peaks, torch.get_num_threads(), isa, case.dtype):
+            beside = peaks.loop(peak)
+            roof = beside.flops, peak["stream_gbs"]
+            for calls in candidates.values():
+                calls[_PEAK] = beside.call
         return [
             _row(
                 case,
@@ -224,7 +228,7 @@ def measure(
                 name,
                 isa,
                 timing.interleave(calls, rounds=rounds, least_seconds=TURN),
-                peak,
+                roof,
             )
             | {"absent": absent[name]}
             for name, calls in candidates.items()
@@ -261,8 +265,10 @@ def _row(
     computation: str,
     isa: str,
     times: timing.Times,
-    peak: Mapping[str, Any] | None,
+    roof: tuple[float, float] | None,
 ) -> dict[str, Any]:
+    """One row; ``roof``: the FLOPs of the peak's loop, and the stream in GB/s."""
+    loop_seconds = times.pop(_PEAK, None)
     pattern, outputs = problem.pattern, case.n * case.output_length
     sparse = times["sparse"]
     third = max(1, len(sparse) // 3)
@@ -270,9 +276,11 @@ def _row(
     ms = {name: timing.interval(samples).median * 1e3 for name, samples in times.items()}
     gflops = 1e-6 * flops / ms["sparse"]
     share_of_peak = share_of_roof = None
-    if peak is not None:
-        share_of_peak = gflops / peak["fma_gflops"]
-        share_of_roof = gflops / min(peak["fma_gflops"], peak["stream_gbs"] * flops / moved)
+    if roof is not None and loop_seconds is not None:
+        loop_flops, stream = roof
+        reached, peak = 1e-9 * flops / sparse, 1e-9 * loop_flops / loop_seconds
+        share_of_peak = timing.interval(reached / peak).median
+        share_of_roof = timing.interval(reached / np.minimum(peak, stream * flops / moved)).median
     return {
         "case": case.name,
         "suite": case.suite,
