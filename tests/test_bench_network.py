@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, SparseConv1d, datasets, fused
 from sparseconv._backends import extension
-from sparseconv.bench import dense_network, network, network_steps, parts, timing
+from sparseconv.bench import cost_plots, dense_network, network, network_steps, parts, timing
 from sparseconv.bench.masked_dense import PremaskedConv1d, masked_copy
 from sparseconv.bench.run import WrongResultError
 from sparseconv.machine import threads
@@ -332,6 +332,7 @@ def test_every_op_of_ours_belongs_to_a_part() -> None:
     assert [name for name in sorted(ours) if parts.part_of(name) is None] == []
     dense = {"dense conv forward", "dense conv backward", "optimizer and masks", parts.OTHER}
     assert set(parts.ORDER) == set(parts._PARTS.values()) | dense
+    assert len(set(cost_plots.PARTS)) == len(parts.ORDER)  # no two parts of one colour
 
 
 def test_parts_add_up_to_the_unprofiled_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ QUANTITIES = {
 }
 # One for each of parts.ORDER.
 PARTS = (BLUE, SKY, GREEN, ORANGE, GOLD, PURPLE, "#8a6fd1", "#b5c334", "#8c6d31", "#b03a5b",
-         "#4f7f86", "#a0a7ae")  # fmt: skip
+         "#4f7f86", "#5b6b7a", "#b4bac1")  # fmt: skip
 WAYS = {"masked_dense": "before: masked dense", "sparse": "after: sparse"}
 
 
