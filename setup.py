@@ -6,6 +6,7 @@ torch is not a build requirement on purpose: an isolated build would download th
 without the extension and says so when asked (``python -m sparseconv info``).
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 try:
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError:
     print(
         "sparseconv: torch is not importable here, the C++ extension is left out", file=sys.stderr
@@ -33,20 +34,34 @@ else:
 
     # at::parallel_for is a template: it runs on torch's pool only if compiled as torch was.
     openmp = ["-fopenmp"] if torch.backends.openmp.is_available() else []
+    # CUDA kernels where torch has CUDA and nvcc is found; FORCE_CUDA=1 or 0 decides otherwise.
+    # TORCH_CUDA_ARCH_LIST names the GPUs to compile for, as for every extension of torch.
+    found = torch.version.cuda is not None and CUDA_HOME is not None
+    cuda = {"0": False, "1": True}.get(os.environ.get("FORCE_CUDA", ""), found)
+    folders = ["csrc", "csrc/cpu", *(["csrc/cuda"] if cuda else [])]
     extensions = [
-        CppExtension(
+        (CUDAExtension if cuda else CppExtension)(
             "sparseconv._C",
-            sorted(str(path) for path in Path("csrc").rglob("*.cpp")),
+            sorted(
+                str(path)
+                for folder in folders
+                for path in Path(folder).iterdir()
+                if path.suffix in (".cpp", ".cu")
+            ),
+            define_macros=[("SPARSECONV_WITH_CUDA", str(int(cuda)))],
             # No -march and no -ffast-math: each ISA has its own target region. Contraction would
             # fuse where the kernels do not ask for it, and the bits would depend on the ISA.
-            extra_compile_args=[
-                "-O3",
-                "-g0",
-                "-std=c++20",
-                "-ffp-contract=off",
-                "-fvisibility=hidden",
-                *openmp,
-            ],
+            extra_compile_args={
+                "cxx": [
+                    "-O3",
+                    "-g0",
+                    "-std=c++20",
+                    "-ffp-contract=off",
+                    "-fvisibility=hidden",
+                    *openmp,
+                ],
+                "nvcc": ["-O3", "-std=c++20"],
+            },
             extra_link_args=openmp,
         )
     ]

@@ -74,7 +74,7 @@ def compile_flags() -> list[str]:
     from distutils.core import run_setup  # isort: skip
 
     modules: Any = run_setup(str(ROOT / "setup.py"), stop_after="init").ext_modules
-    return list(modules[0].extra_compile_args)
+    return list(modules[0].extra_compile_args["cxx"])
 
 
 def build(folder: Path, csrc: Path = ROOT / "csrc") -> Path:

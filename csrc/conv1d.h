@@ -3,10 +3,46 @@
 
 #include <cstdint>
 
+// What host and device code share compiles as plain C++ as well.
+#if defined(__CUDACC__)
+#define SPARSECONV_HD __host__ __device__
+#else
+#define SPARSECONV_HD
+#endif
+
 namespace sparseconv {
 
 enum class Element : int { f32, f64, bf16, f16 };
 enum class PaddingMode : int { zeros, replicate, reflect, circular };
+
+SPARSECONV_HD inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Where a position outside the series reads. The caller has checked that one step is enough.
+SPARSECONV_HD inline int64_t fold_position(int64_t position, int64_t length, PaddingMode mode) {
+  switch (mode) {
+    case PaddingMode::replicate:
+      return position < 0 ? 0 : length - 1;
+    case PaddingMode::reflect:
+      return position < 0 ? -position : 2 * length - 2 - position;
+    default:
+      return position < 0 ? position + length : position - length;
+  }
+}
+
+// One convolution but for its tensors.
+struct Geometry {
+  int64_t out_channels, row_channels, kernel_size;  // row_channels = C_in / groups
+  int64_t stride, left, right, dilation, groups;
+  PaddingMode mode;
+
+  int64_t in_channels() const { return row_channels * groups; }
+  int64_t reach() const { return dilation * (kernel_size - 1) + 1; }
+  int64_t output_length(int64_t input_length) const {
+    return (input_length + left + right - reach()) / stride + 1;
+  }
+};
 
 // (batch, channel, position); strides in elements, of either sign, 0 allowed.
 struct TensorView {

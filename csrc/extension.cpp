@@ -1,5 +1,5 @@
 // The Python module _C: which instruction sets there are, which is used and what it reaches at
-// best. Importing it also registers the CPU ops (cpu/*_cpu.cpp).
+// best. Importing it also registers the ops (cpu/*_cpu.cpp, cuda/conv1d_cuda.cpp).
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,6 +11,7 @@
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Capabilities of the compiled kernels; the ops are in torch.ops.sparseconv.";
+  m.attr("cuda") = pybind11::bool_(SPARSECONV_WITH_CUDA);  // whether the CUDA ops are in it
   m.def("isas", &sparseconv::runnable_isas,
         "Instruction sets this CPU can run, the best first: what SPARSECONV_CPU_ISA accepts.");
   m.def(

@@ -9,7 +9,8 @@ from types import ModuleType
 
 import torch
 
-BACKENDS = ("cpp", "triton", "reference")
+BACKENDS = ("cpp", "cuda", "triton", "reference")
+_ON = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 _CPU = torch.device("cpu")
 
 
@@ -42,25 +43,56 @@ def _load_triton() -> tuple[ModuleType | None, str]:
         return None, f"Triton cannot be loaded ({error}); install it with `pip install triton`"
 
 
+def _missing(name: str) -> str:
+    """Say why a backend is not there at all; empty if it is."""
+    if name == "triton":
+        return _load_triton()[1]
+    if extension is None:
+        return _missing_reason
+    if name == "cuda" and not extension.cuda:
+        if torch.version.cuda is None:
+            return "not built: torch has no CUDA; install a CUDA build of torch, then sparseconv"
+        return (
+            "not built: nvcc was not found; set CUDA_HOME and build again with "
+            "`pip install --no-build-isolation .`"
+        )
+    return ""
+
+
+def _interpreted() -> bool:
+    module, _ = _load_triton()
+    return module is not None and bool(module.INTERPRETED)
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _why_not_triton(device_type: str) -> str:
-    """Say why the Triton kernels cannot run on this type of device; empty where they can."""
-    module, reason = _load_triton()
-    if module is None:
+def _why_not(name: str, device_type: str) -> str:
+    """Say why a backend cannot compute on this type of device; empty if it can."""
+    reason = _missing(name)
+    if reason or device_type == _ON[name]:
         return reason
-    if device_type == "cuda" or (device_type == "cpu" and module.INTERPRETED):
+    if name == "triton" and device_type == "cpu" and _interpreted():
         return ""
-    return (
-        f"its kernels run on CUDA tensors, but the input is on {device_type}; move it with .cuda()"
-        " (for tests, TRITON_INTERPRET=1 in the environment interprets them on the CPU, slowly)"
+    reason = (
+        f"it runs on {_ON[name].upper()} tensors, but the input is on {device_type}; "
+        f"move it with .{_ON[name]}() or use backend='auto'"
     )
+    if name == "triton":
+        reason += " (TRITON_INTERPRET=1 in the environment interprets it on the CPU, slowly)"
+    return reason
 
 
-def _triton_state() -> str:
-    module, reason = _load_triton()
-    if module is None:
+def _state(name: str) -> str:
+    """What ``available_backends`` says of one."""
+    if name == "reference":
+        return "available"
+    if reason := _missing(name):
         return reason
-    if module.INTERPRETED:
+    if name == "cpp" and extension is not None:
+        try:
+            return f"available (CPU, {extension.isa()})"
+        except ValueError as error:  # SPARSECONV_CPU_ISA names what this CPU cannot run
+            return str(error)
+    if name == "triton" and _interpreted():
         return "available (CPU, interpreted: slow, for tests)"
     if torch.cuda.is_available():
         return f"available ({torch.cuda.get_device_name()})"
@@ -71,8 +103,8 @@ def available_backends() -> dict[str, str]:
     """Name every backend with the state it is in on this machine.
 
     Returns:
-        ``{"cpp": ..., "triton": ..., "reference": ...}``: ``"available"``, followed by the
-        instruction set or the GPU in use where there is one, or the reason why the backend
+        ``{"cpp": ..., "cuda": ..., "triton": ..., "reference": ...}``: ``"available"``, followed by
+        the instruction set or the GPU in use where there is one, or the reason why the backend
         cannot run.
 
     Example:
@@ -80,22 +112,15 @@ def available_backends() -> dict[str, str]:
         >>> sc.available_backends()["reference"]
         'available'
     """
-    if extension is None:
-        cpp = _missing_reason
-    else:
-        try:
-            cpp = f"available (CPU, {extension.isa()})"
-        except ValueError as error:  # SPARSECONV_CPU_ISA names what this CPU cannot run
-            cpp = str(error)
-    return {"cpp": cpp, "triton": _triton_state(), "reference": "available"}
+    return {name: _state(name) for name in BACKENDS}
 
 
 def resolve_backend(name: str, device: torch.device) -> str:
     """Turn a requested backend into one that runs on ``device``, or raise with the reason.
 
-    ``"auto"`` takes ``SPARSECONV_BACKEND`` if it is set, else the C++ kernels for CPU tensors,
-    Triton's for CUDA tensors, else the dense reference. A named backend is never replaced by
-    another.
+    ``"auto"`` takes ``SPARSECONV_BACKEND`` if it is set, else the C++ kernels for CPU tensors, and
+    for CUDA tensors the CUDA kernels or else Triton's, else the dense reference. A named backend is
+    never replaced by another.
     """
     if name == "auto":
         name = _preferred()
@@ -103,23 +128,17 @@ def resolve_backend(name: str, device: torch.device) -> str:
         # The first question takes a third of the second's time, and every small call asks.
         if device == _CPU or device.type == "cpu":
             return "cpp" if extension is not None else "reference"
-        return "triton" if device.type == "cuda" and not _why_not_triton("cuda") else "reference"
+        return next(
+            (kernels for kernels in ("cuda", "triton")
+             if device.type == "cuda" and not _why_not(kernels, "cuda")),
+            "reference",
+        )  # fmt: skip
     if name == "reference":
         return name
-    if name == "triton":
-        reason = _why_not_triton(device.type)
-        if reason:
-            raise RuntimeError(f"backend 'triton' cannot run: {reason}")
-        return name
-    if name != "cpp":
+    if name not in BACKENDS:
         raise ValueError(
             f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, but got {name!r}"
         )
-    if extension is None:
-        raise RuntimeError(f"backend 'cpp' cannot run: {_missing_reason}")
-    if device.type != "cpu":
-        raise RuntimeError(
-            f"backend 'cpp' runs on CPU tensors, but the input is on {device}; "
-            "move it with .cpu() or use backend='auto'"
-        )
+    if reason := _why_not(name, device.type):
+        raise RuntimeError(f"backend {name!r} cannot run: {reason}")
     return name

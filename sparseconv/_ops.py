@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sparseconv import _cuda_plans
+
 if TYPE_CHECKING:
     from sparseconv.functional import Geometry
     from sparseconv.pattern import KernelCSR
@@ -77,6 +79,32 @@ def _dgrad_plan(pattern: KernelCSR, geometry: Geometry) -> DgradPlan:
     return pattern.derived(("cpu dgrad", stride, dilation, groups), make)
 
 
+def _fprop_plan(pattern: KernelCSR, geometry: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The pattern's pointers and the rows that its entries read, on the device of ``x``."""
+    if not x.is_cuda:
+        return pattern.crow_indices, fprop_rows(pattern, geometry)
+    dilation, device = geometry.dilation, x.device
+
+    def make(pattern: KernelCSR) -> tuple[Tensor, Tensor]:
+        rows = _cuda_plans.fprop_rows(pattern, dilation)
+        return pattern.crow_indices.to(device), rows.to(device)
+
+    return pattern.derived(("cuda fprop", dilation, device), make)
+
+
+def _dgrad_plan_for(pattern: KernelCSR, geometry: Geometry, grad: Tensor) -> DgradPlan:
+    if not grad.is_cuda:
+        return _dgrad_plan(pattern, geometry)
+    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
+    device = grad.device
+
+    def make(pattern: KernelCSR) -> DgradPlan:
+        plan = _cuda_plans.dgrad_plan(pattern, stride, dilation, groups)
+        return DgradPlan(*(tensor.to(device) for tensor in plan))
+
+    return pattern.derived(("cuda dgrad", stride, dilation, groups, device), make)
+
+
 def fprop(
     x: Tensor,
     values: Tensor,
@@ -86,9 +114,8 @@ def fprop(
     relu: bool = False,
 ) -> Tensor:
     """``(N, C_in, L_in) -> (N, C_out, L_out)``; with ``relu`` negative outputs become 0."""
-    y: Tensor = _fprop(
-        x, values, bias, pattern.crow_indices, fprop_rows(pattern, geometry), *geometry, relu
-    )
+    crow, rows = _fprop_plan(pattern, geometry, x)
+    y: Tensor = _fprop(x, values, bias, crow, rows, *geometry, relu)
     return y
 
 
@@ -96,14 +123,15 @@ def dgrad(
     grad: Tensor, values: Tensor, pattern: KernelCSR, geometry: Geometry, input_length: int
 ) -> Tensor:
     """``(N, C_out, L_out) -> (N, C_in, L_in)``: the gradient of the input."""
-    plan = _dgrad_plan(pattern, geometry)
+    plan = _dgrad_plan_for(pattern, geometry, grad)
     g: Tensor = _dgrad(grad, values, *plan, geometry.shape, input_length, *geometry[1:])
     return g
 
 
 def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
     """``(nnz,)``: the gradient of the active weights, in CSR order."""
-    g: Tensor = _wgrad(grad, x, pattern.crow_indices, fprop_rows(pattern, geometry), *geometry)
+    crow, rows = _fprop_plan(pattern, geometry, x)
+    g: Tensor = _wgrad(grad, x, crow, rows, *geometry)
     return g
 
 

@@ -138,8 +138,8 @@ def sparse_conv1d(
         padding: as in ``F.conv1d``, or a pair ``(left, right)``, in samples.
         padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``, done inside
             the kernel: no padded copy of the input is made.
-        backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"triton"`` (GPU kernels) or
-            ``"reference"`` (dense). A named backend runs or raises.
+        backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"cuda"``, ``"triton"`` or ``"reference"``
+            (dense). A named backend runs or raises.
         relu: replace negative outputs by 0 before they are stored; the bits of ``F.relu`` of the
             output, and its gradients.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend must be 'auto' or one of 'cpp', 'triton', 'refe"):
+    with pytest.raises(ValueError, match="'auto' or one of 'cpp', 'cuda', 'triton', 'reference'"):
         convolve("fast")
 
 
@@ -53,9 +55,34 @@ def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
         convolve("cpp")
     states = sc.available_backends()
     assert list(states) == list(_backends.BACKENDS)
-    assert states["cpp"] == "not built, because"
-    assert states["reference"] == "available"
+    assert states.pop("reference") == "available"
+    assert states["cpp"] == states["cuda"] == "not built, because"
     assert torch.equal(convolve("auto"), torch.full((1, 2, 3), 3.0))
+
+
+def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def state(built: bool, version: str | None, device: bool) -> str:
+        monkeypatch.setattr(
+            _backends,
+            "extension",
+            SimpleNamespace(cuda=built, isa=lambda: "isa", getenv=os.environ.get),
+        )
+        monkeypatch.setattr(torch.version, "cuda", version)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+        return sc.available_backends()["cuda"]
+
+    cuda = torch.device("cuda")
+    for version, text in ((None, "not built: torch has no CUDA"), ("13.0", "nvcc was not found")):
+        assert text in state(False, version, True)
+        assert _backends.resolve_backend("auto", cuda) == "reference"
+        with pytest.raises(RuntimeError, match=f"'cuda' cannot run: .*{text}"):
+            _backends.resolve_backend("cuda", cuda)
+    assert state(True, "13.0", False) == "built, but torch sees no CUDA device"
+    assert state(True, "13.0", True) == "available (a GPU)"
+    assert _backends.resolve_backend("auto", cuda) == "cuda"
+    with pytest.raises(RuntimeError, match="'cuda' cannot run: it runs on CUDA tensors, but the input is on cpu"):
+        _backends.resolve_backend("cuda", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["avx1024", "AVX2", "avx2 "])

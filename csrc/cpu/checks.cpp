@@ -63,32 +63,57 @@ void check_lengths(const Geometry& g, int64_t length) {
                     "). Kernel size can't be greater than actual input size");
 }
 
-void check_signal(const Tensor& x, const char* name) {
-  TORCH_CHECK_TYPE(x.device().is_cpu() && x.layout() == at::kStrided, "expected ", name,
-                   " to be a dense CPU tensor, but got ", x.toString());
+void check_signal(const Tensor& x, const char* name, at::DeviceType device) {
+  TORCH_CHECK_TYPE(x.device().type() == device && x.layout() == at::kStrided, "expected ", name,
+                   " to be a dense ", at::DeviceTypeName(device), " tensor, but got ",
+                   x.toString());
   TORCH_CHECK_VALUE(x.dim() == 3, "expected ", name, " of shape (N, C, L), but got ", x.sizes());
 }
 
-void check_signal(const Tensor& x, const char* name, int64_t channels) {
-  check_signal(x, name);
+void check_signal(const Tensor& x, const char* name, int64_t channels, at::DeviceType device) {
+  check_signal(x, name, device);
   TORCH_CHECK_VALUE(x.size(1) == channels, "expected ", name, " of shape (N, ", channels,
                     ", L), but got ", x.sizes());
 }
 
 void check_same_type(const Tensor& a, const Tensor& b, const char* name) {
   TORCH_CHECK_TYPE(
-      b.device().is_cpu() && b.layout() == at::kStrided && b.scalar_type() == a.scalar_type(),
-      "expected ", name, " to be a dense CPU tensor of dtype ", a.scalar_type(), ", but got ",
-      b.toString());
+      b.device() == a.device() && b.layout() == at::kStrided && b.scalar_type() == a.scalar_type(),
+      "expected ", name, " to be a dense tensor of dtype ", a.scalar_type(), " on ", a.device(),
+      ", but got ", b.toString(), " on ", b.device());
 }
 
-void check_indices(const Tensor& indices, const char* name, int64_t size) {
-  TORCH_CHECK_TYPE(indices.device().is_cpu() && indices.layout() == at::kStrided &&
+void check_values(const Tensor& values, const Tensor& x) {
+  check_same_type(x, values, "values");
+  TORCH_CHECK_VALUE(values.dim() == 1, "expected values of shape (nnz,), but got ", values.sizes());
+}
+
+void check_vector(const Tensor& vector, const char* name, const Tensor& x, int64_t channels) {
+  check_same_type(x, vector, name);
+  TORCH_CHECK_VALUE(vector.dim() == 1 && vector.numel() == channels, "expected ", name,
+                    " of shape (", channels, ",), but got ", vector.sizes());
+}
+
+void check_gradient(const Tensor& grad, const Geometry& g, int64_t batch, int64_t input_length) {
+  const int64_t length = g.output_length(input_length);
+  TORCH_CHECK_VALUE(grad.size(0) == batch && grad.size(2) == length,
+                    "expected grad_output of shape (", batch, ", ", g.out_channels, ", ", length,
+                    ") for an input of length ", input_length, ", but got ", grad.sizes());
+}
+
+void check_indices(const Tensor& indices, const char* name, int64_t size, at::Device device) {
+  TORCH_CHECK_TYPE(indices.device() == device && indices.layout() == at::kStrided &&
                        indices.scalar_type() == at::kInt && indices.is_contiguous(),
-                   "expected ", name, " to be a contiguous int32 CPU tensor, but got ",
-                   indices.toString());
+                   "expected ", name, " to be a contiguous int32 tensor on ", device, ", but got ",
+                   indices.toString(), " on ", indices.device());
   TORCH_CHECK_VALUE(indices.dim() == 1 && indices.numel() == size, "expected ", name, " of shape (",
                     size, ",), but got ", indices.sizes());
+}
+
+void check_phases(const Geometry& g) {
+  const int64_t n_kernels = g.out_channels * g.row_channels;
+  TORCH_CHECK_VALUE(g.stride <= std::numeric_limits<int32_t>::max() / n_kernels,
+                    "stride x kernels must be below 2**31, but got ", g.stride, " x ", n_kernels);
 }
 
 void check_below(const Tensor& indices, const char* name, int64_t limit) {

@@ -1,5 +1,6 @@
-// What the CPU ops check of their arguments. Every op can be called with anything; after these
-// checks no argument can make a kernel touch memory outside its buffers.
+// What the ops check of their arguments. Every op can be called with anything; after these checks
+// no argument can make a CPU kernel touch memory outside its buffers. (The contents of index
+// tensors are checked on the CPU only; CUDA kernels guard themselves.)
 #pragma once
 
 #include <ATen/ATen.h>
@@ -10,18 +11,6 @@ namespace sparseconv {
 
 using at::Tensor;
 
-struct Geometry {
-  int64_t out_channels, row_channels, kernel_size;  // row_channels = C_in / groups
-  int64_t stride, left, right, dilation, groups;
-  PaddingMode mode;
-
-  int64_t in_channels() const { return row_channels * groups; }
-  int64_t reach() const { return dilation * (kernel_size - 1) + 1; }
-  int64_t output_length(int64_t input_length) const {
-    return (input_length + left + right - reach()) / stride + 1;
-  }
-};
-
 // All of these throw: ValueError for sizes and contents, TypeError for dtypes and devices.
 Geometry check_geometry(at::IntArrayRef shape,
                         int64_t stride,
@@ -30,10 +19,20 @@ Geometry check_geometry(at::IntArrayRef shape,
                         int64_t groups,
                         c10::string_view mode);
 void check_lengths(const Geometry& g, int64_t length);
-void check_signal(const Tensor& x, const char* name);
-void check_signal(const Tensor& x, const char* name, int64_t channels);
-void check_same_type(const Tensor& a, const Tensor& b, const char* name);
-void check_indices(const Tensor& indices, const char* name, int64_t size);
+void check_signal(const Tensor& x, const char* name, at::DeviceType device = at::kCPU);
+void check_signal(const Tensor& x,
+                  const char* name,
+                  int64_t channels,
+                  at::DeviceType device = at::kCPU);
+void check_same_type(const Tensor& a, const Tensor& b, const char* name);  // and on one device
+void check_values(const Tensor& values, const Tensor& x);
+void check_vector(const Tensor& vector, const char* name, const Tensor& x, int64_t channels);
+void check_gradient(const Tensor& grad, const Geometry& g, int64_t batch, int64_t input_length);
+void check_indices(const Tensor& indices,
+                   const char* name,
+                   int64_t size,
+                   at::Device device = at::kCPU);
+void check_phases(const Geometry& g);  // dgrad has pointers for each phase of the stride
 void check_below(const Tensor& indices, const char* name, int64_t limit);
 void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int64_t nnz);
 

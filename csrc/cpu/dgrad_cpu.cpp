@@ -5,7 +5,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 #include "checks.h"
@@ -86,16 +85,12 @@ Tensor dgrad(const Tensor& grad,
   const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
   check_signal(grad, "grad_output", g.out_channels);
   check_lengths(g, input_length);
-  TORCH_CHECK_VALUE(grad.size(2) == g.output_length(input_length),
-                    "expected grad_output of length ", g.output_length(input_length),
-                    " for input_length ", input_length, ", but got ", grad.size(2));
-  check_same_type(grad, values, "values");
+  check_gradient(grad, g, grad.size(0), input_length);
+  check_values(values, grad);
   const int64_t nnz = values.numel();
-  TORCH_CHECK_VALUE(values.dim() == 1, "expected values of shape (nnz,), but got ", values.sizes());
   const int64_t group_rows = g.out_channels / groups;
   const int64_t n_kernels = g.in_channels() * group_rows;
-  TORCH_CHECK_VALUE(stride <= std::numeric_limits<int32_t>::max() / n_kernels,
-                    "stride x kernels must be below 2**31, but got ", stride, " x ", n_kernels);
+  check_phases(g);
   check_pointers(pointers, "pointers", stride * n_kernels, nnz);
   check_indices(rows, "rows", nnz);
   check_indices(index, "index", nnz);

@@ -18,9 +18,7 @@ Tensor start_values(const Tensor& input,
   if (!bias.has_value()) {
     return {};
   }
-  check_same_type(input, *bias, name);
-  TORCH_CHECK_VALUE(bias->dim() == 1 && bias->numel() == channels, "expected ", name, " of shape (",
-                    channels, ",), but got ", bias->sizes());
+  check_vector(*bias, name, input, channels);
   return bias->to(acc_type(input)).contiguous();
 }
 
@@ -42,9 +40,8 @@ Tensor convolve(const Tensor& input,
   const int64_t length = input.size(2);
   check_lengths(g, length);
   const Element element = element_of(input);
-  check_same_type(input, values, "values");
+  check_values(values, input);
   const int64_t nnz = values.numel();
-  TORCH_CHECK_VALUE(values.dim() == 1, "expected values of shape (nnz,), but got ", values.sizes());
   check_pointers(crow, "crow_indices", g.out_channels * g.row_channels, nnz);
   const Layout layout = fprop_layout(g.kernel_size, g.stride, g.dilation);
   check_rows(rows, nnz, layout, g.row_channels);

@@ -87,25 +87,9 @@ WgradPiece wgrad_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span
 // inputs. By shape alone: the sums must not depend on the number of threads.
 int64_t wgrad_splits(int64_t lane_groups);
 
-// Where a position outside the series reads. The caller has checked that one step is enough.
-inline int64_t fold_position(int64_t position, int64_t length, PaddingMode mode) {
-  switch (mode) {
-    case PaddingMode::replicate:
-      return position < 0 ? 0 : length - 1;
-    case PaddingMode::reflect:
-      return position < 0 ? -position : 2 * length - 2 - position;
-    default:
-      return position < 0 ? position + length : position - length;
-  }
-}
-
 // Stage entries per lane for `rows` rows: transposes read whole blocks of at most 16.
 inline int64_t stage_stride(int64_t rows) {
   return (rows + 15) / 16 * 16;
-}
-
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
 }
 
 }  // namespace sparseconv

@@ -2,7 +2,6 @@
 
 #include <torch/library.h>
 
-#include <limits>
 #include <tuple>
 
 #include "checks.h"
@@ -41,8 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> dgrad_plan(const Tensor& crow,
   check_pointers(crow, "crow_indices", g.out_channels * g.row_channels, nnz);
   const PlanShape sizes{g.out_channels, g.row_channels, g.kernel_size, stride, dilation, groups};
   const int64_t n_kernels = sizes.n_kernels();
-  TORCH_CHECK_VALUE(stride <= std::numeric_limits<int32_t>::max() / n_kernels,
-                    "stride x kernels must be below 2**31, but got ", stride, " x ", n_kernels);
+  check_phases(g);
   Tensor pointers = at::empty({stride * n_kernels + 1}, col.options());
   Tensor rows = at::empty({nnz}, col.options());
   Tensor index = at::empty({nnz}, col.options());

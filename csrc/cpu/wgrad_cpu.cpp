@@ -27,10 +27,8 @@ Tensor wgrad(const Tensor& grad,
   check_same_type(input, grad, "grad_output");
   const int64_t length = input.size(2);
   check_lengths(g, length);
+  check_gradient(grad, g, input.size(0), length);
   const int64_t out_length = g.output_length(length);
-  TORCH_CHECK_VALUE(grad.size(0) == input.size(0) && grad.size(2) == out_length,
-                    "expected grad_output of shape (", input.size(0), ", ", g.out_channels, ", ",
-                    out_length, "), but got ", grad.sizes());
   const Element element = element_of(input);
   const int64_t nnz = rows.numel();
   check_pointers(crow, "crow_indices", g.out_channels * g.row_channels, nnz);

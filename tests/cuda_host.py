@@ -1,0 +1,138 @@
+"""The CUDA kernels on the CPU: calls of tests/cuda_host.cpp, written and read back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseconv import _cuda_plans
+from sparseconv.testing import Case, Tensors
+
+ROOT = Path(__file__).parent.parent
+COMPILER = os.environ.get("CXX", "c++")
+ELEMENTS = ("float32", "float64", "bfloat16", "float16")
+MODES = ("zeros", "replicate", "reflect", "circular")
+SOURCES = ("direct", "tiled", "registers")
+COMPUTATIONS = ("fprop", "dgrad", "wgrad")
+
+Results = dict[str, Tensor]  # name of the kernel's instance -> what it computed
+
+
+def build(folder: Path, *flags: str) -> Path:
+    """Compile the program; ``flags`` name the sanitizers."""
+    program = folder / "cuda_host"
+    command = [COMPILER, "-std=c++20", "-O1", "-g1", *flags, f"-I{ROOT / 'csrc'}", "-pthread",
+               "-o", program, Path(__file__).with_suffix(".cpp")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def missing() -> str:
+    """What this machine lacks; empty if nothing."""
+    return "" if shutil.which(COMPILER) else f"{COMPILER} is not installed"
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Calls:
+    """Problems for the program; ``run`` answers them in the same order."""
+
+    def __init__(self) -> None:
+        self.data: list[bytes] = []
+        self.outputs: list[tuple[tuple[int, ...], torch.dtype, torch.dtype]] = []
+
+    def add(self, computation: str, case: Case, tensors: Tensors, relu: bool = False) -> None:
+        """Set up one call as the binding does (csrc/cuda/conv1d_cuda.cpp)."""
+        pattern = case.make_pattern()
+        x, values, bias, grad = tensors
+        if not case.batched:
+            x, grad = x.unsqueeze(0), grad.unsqueeze(0)
+        dtype = element = x.dtype
+        if computation == "dgrad" and case.padding_mode != "zeros" and any(case.resolved_padding):
+            element = accumulator(dtype)  # rounded once, after the gradient of the padding
+            grad = grad.to(element)
+        self._numbers(
+            COMPUTATIONS.index(computation),
+            ELEMENTS.index(str(element).removeprefix("torch.")),
+            x.shape[0], x.shape[2], int(relu),
+            *pattern.shape, case.stride, *case.resolved_padding, case.dilation, case.groups,
+            MODES.index(case.padding_mode),
+        )  # fmt: skip
+        weights = values.to(accumulator(dtype))
+        if computation == "dgrad":
+            pointers, rows, source = _cuda_plans.dgrad_plan(
+                pattern, case.stride, case.dilation, case.groups
+            )
+            self._tensor(grad)
+            self._arrays(pointers, rows, weights[source.long()])
+            shape = tuple(x.shape)
+        else:
+            rows = _cuda_plans.fprop_rows(pattern, case.dilation)
+            if computation == "fprop":
+                self._tensor(x)
+                init = torch.empty(0) if bias is None else bias.to(weights.dtype)
+                self._arrays(pattern.crow_indices, rows, weights, init)
+                shape = (x.shape[0], case.out_channels, case.output_length)
+            else:
+                self._tensor(grad)
+                self._tensor(x)
+                self._arrays(pattern.crow_indices, rows)
+                shape = (pattern.nnz,)
+        if computation != "wgrad" and not case.batched:
+            shape = shape[1:]
+        self.outputs.append((shape, element, dtype))
+
+    def _numbers(self, *numbers: int) -> None:
+        self.data.append(np.array(numbers, dtype=np.int64).tobytes())
+
+    def _tensor(self, x: Tensor) -> None:
+        """All memory that the tensor may touch, and not a byte more."""
+        if x.numel() == 0:
+            self._numbers(0, 0, *x.stride())
+            return
+        reach = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+        memory = x.as_strided((reach,), (1,), x.storage_offset()).contiguous()
+        self._numbers(memory.numel() * memory.element_size(), 0, *x.stride())
+        self.data.append(memory.view(torch.uint8).numpy().tobytes())
+
+    def _arrays(self, *arrays: Tensor) -> None:
+        for array in arrays:
+            self._numbers(array.numel() * array.element_size())
+            self.data.append(array.contiguous().numpy().tobytes())
+
+    def run(self, program: Path, folder: Path) -> list[Results]:
+        """Compute all calls, each with every instance that can."""
+        (folder / "calls").write_bytes(b"".join(self.data))
+        command: Sequence[Any] = [program, folder / "calls", folder / "results"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        memory = bytearray((folder / "results").read_bytes())
+        at, answers = 0, []
+        for shape, element, dtype in self.outputs:
+            count = int(np.frombuffer(memory, np.int64, 1, at)[0])
+            variants = np.frombuffer(memory, np.int64, 3 * count, at + 8).reshape(count, 3)
+            at += 8 + 24 * count
+            size = int(np.prod(shape))
+            answer = {}
+            for source, reach, outputs in variants.tolist():
+                name = f"{SOURCES[source]} {reach} {outputs}"
+                if size == 0:
+                    answer[name] = torch.empty(shape, dtype=dtype)
+                    continue
+                found = torch.frombuffer(memory, dtype=element, count=size, offset=at)
+                answer[name] = found.view(shape).to(dtype)
+                at += size * element.itemsize
+            answers.append(answer)
+        assert at == len(memory)
+        return answers
