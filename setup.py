@@ -34,10 +34,16 @@ else:
 
     # at::parallel_for is a template: it runs on torch's pool only if compiled as torch was.
     openmp = ["-fopenmp"] if torch.backends.openmp.is_available() else []
-    # CUDA kernels where torch has CUDA and nvcc is found; FORCE_CUDA=1 or 0 decides otherwise.
-    # TORCH_CUDA_ARCH_LIST names the GPUs to compile for, as for every extension of torch.
+    # CUDA kernels where torch has CUDA and nvcc is found; FORCE_CUDA=0 leaves them out, and
+    # FORCE_CUDA=1 refuses to. TORCH_CUDA_ARCH_LIST names the GPUs, as for any extension of torch.
+    force = os.environ.get("FORCE_CUDA")
     found = torch.version.cuda is not None and CUDA_HOME is not None
-    cuda = {"0": False, "1": True}.get(os.environ.get("FORCE_CUDA", ""), found)
+    if force == "1" and not found:
+        raise RuntimeError(
+            "FORCE_CUDA=1 needs a torch with CUDA and nvcc, but torch.version.cuda is "
+            f"{torch.version.cuda} and CUDA_HOME is {CUDA_HOME}; set CUDA_HOME, or unset FORCE_CUDA"
+        )
+    cuda = found and force != "0"
     folders = ["csrc", "csrc/cpu", *(["csrc/cuda"] if cuda else [])]
     extensions = [
         (CUDAExtension if cuda else CppExtension)(

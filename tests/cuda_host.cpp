@@ -32,9 +32,11 @@ class Team {
   uint32_t bits[kWarps][kLanes];
   float weights[kWarps][kLanes + 1];
 
-  // Calls body(thread) on every thread.
-  void run(std::function<void(int)> body) {
+  // Calls body(thread) on every thread. They take turns in ascending or in descending order: what
+  // a kernel computes must not depend on it.
+  void run(bool ascending, std::function<void(int)> body) {
     body_ = std::move(body);
+    step_ = ascending ? 1 : kThreads - 1;
     running_ = kThreads;
     for (int i = kThreads - 1; i >= 0; --i) {
       getcontext(&contexts_[i]);
@@ -75,7 +77,7 @@ class Team {
   void next() {
     const int from = present_;
     do {
-      present_ = (present_ + 1) % kThreads;
+      present_ = (present_ + step_) % kThreads;
     } while (done_[present_]);
     if (present_ != from) {
       swapcontext(&contexts_[from], &contexts_[present_]);
@@ -86,7 +88,7 @@ class Team {
   ucontext_t main_, contexts_[kThreads];
   std::vector<std::vector<char>> stacks_{kThreads, std::vector<char>(64 * 1024)};
   bool done_[kThreads];
-  int running_, present_;
+  int running_, present_, step_;
 };
 
 class HostBlock {
@@ -117,14 +119,32 @@ class HostBlock {
 
 // Calls kernel(block, shared) on every thread of every block, as a GPU would.
 template <typename T, typename Kernel>
-void run(const Launch& launch, Kernel kernel) {
+void run(const Launch& launch, bool ascending, Kernel kernel) {
   static Team team;
-  for (int64_t index = 0; index < launch.blocks; ++index) {
+  for (int64_t i = 0; i < launch.blocks; ++i) {
+    const int64_t index = ascending ? i : launch.blocks - 1 - i;
     // Fresh memory for each block, exactly as long as asked for, and no value that would pass
     // for a result.
     std::vector<T> shared(launch.shared_bytes / sizeof(T), T(NAN));
-    team.run([&](int thread) { kernel(HostBlock(team, thread, index), shared.data()); });
+    team.run(ascending, [&](int thread) { kernel(HostBlock(team, thread, index), shared.data()); });
   }
+}
+
+// Where pointers and rows are no pattern, two warps may well write to the same place.
+bool is_pattern = true;
+
+// Computes in both orders of the threads and blocks, and demands the same bits.
+template <typename Compute>
+Bytes computed(int64_t size, Compute compute) {
+  Bytes results[2] = {Bytes(size, '\xff'), Bytes(size, '\xff')};
+  for (const bool ascending : {false, true}) {
+    compute(ascending, results[ascending]);
+  }
+  if (is_pattern && results[0] != results[1]) {
+    std::fputs("the order of the threads changes the result\n", stderr);
+    std::exit(3);
+  }
+  return results[0];
 }
 
 std::FILE* calls;
@@ -172,20 +192,35 @@ const T* as(const Bytes& x) {
   return reinterpret_cast<const T*>(x.data());
 }
 
+void set_pattern(Pattern& p, const Bytes& pointers, const Bytes& rows) {
+  p.nnz = static_cast<int32_t>(rows.size() / sizeof(int32_t));
+  p.pointers = as<int32_t>(pointers);
+  p.rows = as<int32_t>(rows);
+}
+
 int64_t size_of(Element e) {
   return e == Element::f64 ? 8 : e == Element::f32 ? 4 : 2;
 }
 
-// Every instance that exists, with all reaches.
+constexpr int64_t kProcessors = 132;  // those of an H200
+
+bool same(const Variant& a, const Variant& b) {
+  return a.source == b.source && a.reach == b.reach && a.outputs == b.outputs;
+}
+
+// The one that would be launched, then all others that can compute the problem.
 std::vector<Variant> variants(const Problem& problem) {
   std::vector<Variant> all = {kTiled, kDirect};
   for (const int reach : kReaches) {
-    all.push_back({Source::registers, reach, kWide, kRegisterRows});
-    if (!problem.wgrad) {
-      all.push_back({Source::registers, reach, kNarrow, kRegisterRows});
+    for (const int outputs : {kWide, kNarrow}) {
+      if (!(problem.wgrad && outputs == kNarrow)) {
+        all.push_back({Source::registers, reach, outputs, kRegisterRows});
+      }
     }
   }
-  std::erase_if(all, [&](const Variant& v) { return !can_run(problem, v); });
+  const Variant chosen = choose(problem, kProcessors);
+  std::erase_if(all, [&](const Variant& v) { return !can_run(problem, v) || same(v, chosen); });
+  all.insert(all.begin(), chosen);
   return all;
 }
 
@@ -198,17 +233,17 @@ void write_variants(const std::vector<Variant>& all) {
   }
 }
 
-void correlate_on_host(const Correlation& p, const Variant& v) {
+void correlate_on_host(const Correlation& p, const Variant& v, bool ascending) {
   const Launch launch = launch_of({p.pattern, p.window, p.in.element, false}, v);
   with_correlate(v, p.in.element, [&](auto instance) {
     using I = decltype(instance);
-    run<typename I::T>(launch, [&](const HostBlock& block, typename I::T* shared) {
+    run<typename I::T>(launch, ascending, [&](const HostBlock& block, typename I::T* shared) {
       correlate<typename I::Inputs, I::kRows>(p, launch.cut, block, shared);
     });
   });
 }
 
-void wgrad_on_host(WeightGradient p, const Variant& v, Bytes& out) {
+void wgrad_on_host(WeightGradient p, const Variant& v, bool ascending, Bytes& out) {
   const Launch launch = launch_of({p.pattern, p.window, p.in.element, true}, v);
   if (launch.parts == 0) {
     return out.assign(out.size(), '\0');
@@ -219,7 +254,7 @@ void wgrad_on_host(WeightGradient p, const Variant& v, Bytes& out) {
     std::vector<T> partial(launch.parts * p.pattern.nnz, T(NAN));
     p.chunks = launch.parts;
     p.partial = partial.data();
-    run<T>(launch, [&](const HostBlock& block, T* shared) {
+    run<T>(launch, ascending, [&](const HostBlock& block, T* shared) {
       wgrad<typename I::Inputs, I::kRows>(p, launch.cut, block, shared);
     });
     for (int32_t e = 0; e < p.pattern.nnz; ++e) {
@@ -232,9 +267,7 @@ void fprop_call(const Geometry& g, Element element, int64_t batch, int64_t lengt
   const Tensor x = tensor(size_of(element));
   const Bytes pointers = array(), rows = array(), weights = array(), init = array();
   Correlation p = fprop_problem(g, element, batch, length);
-  p.pattern.nnz = static_cast<int32_t>(rows.size() / sizeof(int32_t));
-  p.pattern.pointers = as<int32_t>(pointers);
-  p.pattern.rows = as<int32_t>(rows);
+  set_pattern(p.pattern, pointers, rows);
   p.in.view = x.view;
   p.weights = weights.data();
   p.init = init.empty() ? nullptr : init.data();
@@ -242,9 +275,11 @@ void fprop_call(const Geometry& g, Element element, int64_t batch, int64_t lengt
   const auto all = variants({p.pattern, p.window, element, false});
   write_variants(all);
   for (const Variant& v : all) {
-    Bytes out(batch * g.out_channels * p.out_length * size_of(element), '\xff');
-    p.out = {out.data(), {g.out_channels * p.out_length, p.out_length, 1}};
-    correlate_on_host(p, v);
+    const int64_t size = batch * g.out_channels * p.out_length * size_of(element);
+    const Bytes out = computed(size, [&](bool ascending, Bytes& to) {
+      p.out = {to.data(), {g.out_channels * p.out_length, p.out_length, 1}};
+      correlate_on_host(p, v, ascending);
+    });
     write(out.data(), out.size());
   }
 }
@@ -254,33 +289,34 @@ void dgrad_call(const Geometry& g, Element element, int64_t batch, int64_t lengt
   const Bytes pointers = array(), rows = array(), weights = array();
   const bool folds = g.mode != PaddingMode::zeros && g.left + g.right > 0;
   const int64_t series = batch * g.in_channels();
-  // Phases differ in what can run: one that cannot takes the direct kernel.
-  const auto all =
-      variants({Pattern{nullptr, nullptr, 0, 1, 1, 1},
-                dgrad_problem(g, element, batch, length, 0, folds).window, element, false});
+  // The first phase has the longest window: what can run it can run all.
+  Correlation first = dgrad_problem(g, element, batch, length, 0, folds);
+  set_pattern(first.pattern, pointers, rows);
+  const auto all = variants({first.pattern, first.window, element, false});
   write_variants(all);
   for (const Variant& v : all) {
-    Bytes out(series * length * size_of(element), '\xff');
-    Bytes fold(folds ? series * (g.left + g.right) * size_of(element) : 0, '\xff');
-    for (int64_t phase = 0; phase < g.stride; ++phase) {
-      Correlation p = dgrad_problem(g, element, batch, length, phase, folds);
-      p.pattern.nnz = static_cast<int32_t>(rows.size() / sizeof(int32_t));
-      p.pattern.pointers = as<int32_t>(pointers) + phase * g.in_channels() * p.pattern.row_channels;
-      p.pattern.rows = as<int32_t>(rows);
-      p.in.view = grad.view;
-      p.weights = weights.data();
-      p.out = {out.data(), {g.in_channels() * length, length, 1}};
-      p.fold = fold.data();
-      if (p.window.count > 0) {
-        correlate_on_host(p, v);
+    const int64_t size = series * length * size_of(element);
+    const Bytes out = computed(size, [&](bool ascending, Bytes& to) {
+      Bytes fold(folds ? series * (g.left + g.right) * size_of(element) : 0, '\xff');
+      for (int64_t phase = 0; phase < g.stride; ++phase) {
+        Correlation p = dgrad_problem(g, element, batch, length, phase, folds);
+        set_pattern(p.pattern, pointers, rows);
+        p.pattern.pointers += phase * g.in_channels() * p.pattern.row_channels;
+        p.in.view = grad.view;
+        p.weights = weights.data();
+        p.out = {to.data(), {g.in_channels() * length, length, 1}};
+        p.fold = fold.data();
+        if (p.window.count > 0) {
+          correlate_on_host(p, v, ascending);
+        }
       }
-    }
-    if (folds) {
-      const Fold p{fold.data(), out.data(), series, length, g.left, g.right, g.mode};
-      for (int64_t i = 0; i < series * length; ++i) {
-        element == Element::f64 ? add_fold<double>(p, i) : add_fold<float>(p, i);
+      if (folds) {
+        const Fold p{fold.data(), to.data(), series, length, g.left, g.right, g.mode};
+        for (int64_t i = 0; i < series * length; ++i) {
+          element == Element::f64 ? add_fold<double>(p, i) : add_fold<float>(p, i);
+        }
       }
-    }
+    });
     write(out.data(), out.size());
   }
 }
@@ -289,18 +325,25 @@ void wgrad_call(const Geometry& g, Element element, int64_t batch, int64_t lengt
   const Tensor grad = tensor(size_of(element)), x = tensor(size_of(element));
   const Bytes pointers = array(), rows = array();
   WeightGradient p = wgrad_problem(g, element, batch, length);
-  p.pattern.nnz = static_cast<int32_t>(rows.size() / sizeof(int32_t));
-  p.pattern.pointers = as<int32_t>(pointers);
-  p.pattern.rows = as<int32_t>(rows);
+  set_pattern(p.pattern, pointers, rows);
   p.in.view = x.view;
   p.grad = grad.view;
   const auto all = variants({p.pattern, p.window, element, true});
   write_variants(all);
   for (const Variant& v : all) {
-    Bytes out(p.pattern.nnz * size_of(element), '\xff');
-    wgrad_on_host(p, v, out);
+    const Bytes out = computed(p.pattern.nnz * size_of(element), [&](bool ascending, Bytes& to) {
+      wgrad_on_host(p, v, ascending, to);
+    });
     write(out.data(), out.size());
   }
+}
+
+// Only names what would be launched for so many active weights.
+void choose_call(int64_t computation, const Geometry& g, Element e, int64_t batch, int64_t length) {
+  const Correlation forward = fprop_problem(g, e, batch, length);
+  Correlation p = computation == 1 ? dgrad_problem(g, e, batch, length, 0, false) : forward;
+  p.pattern.nnz = static_cast<int32_t>(number());
+  write_variants({choose({p.pattern, p.window, e, computation == 2}, kProcessors)});
 }
 
 }  // namespace
@@ -323,6 +366,7 @@ int main(int n_arguments, char** arguments) {
   while (std::fread(&computation, sizeof computation, 1, calls) == 1) {
     const Element element = static_cast<Element>(number());
     const int64_t batch = number(), length = number(), relu = number();
+    is_pattern = number() != 0;
     Geometry g;
     for (int64_t* field : {&g.out_channels, &g.row_channels, &g.kernel_size, &g.stride, &g.left,
                            &g.right, &g.dilation, &g.groups}) {
@@ -333,8 +377,10 @@ int main(int n_arguments, char** arguments) {
       fprop_call(g, element, batch, length, relu != 0);
     } else if (computation == 1) {
       dgrad_call(g, element, batch, length);
-    } else {
+    } else if (computation == 2) {
       wgrad_call(g, element, batch, length);
+    } else {
+      choose_call(computation - 3, g, element, batch, length);
     }
   }
   return std::fclose(results) == 0 ? 0 : 2;

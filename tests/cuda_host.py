@@ -48,7 +48,9 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 class Calls:
     """Problems for the program; ``run`` answers them in the same order."""
 
-    def __init__(self) -> None:
+    def __init__(self, patterns: bool = True) -> None:
+        self.patterns = patterns  # False: all index tensors hold nonsense
+        self.random = torch.Generator().manual_seed(0)
         self.data: list[bytes] = []
         self.outputs: list[tuple[tuple[int, ...], torch.dtype, torch.dtype]] = []
 
@@ -62,13 +64,7 @@ class Calls:
         if computation == "dgrad" and case.padding_mode != "zeros" and any(case.resolved_padding):
             element = accumulator(dtype)  # rounded once, after the gradient of the padding
             grad = grad.to(element)
-        self._numbers(
-            COMPUTATIONS.index(computation),
-            ELEMENTS.index(str(element).removeprefix("torch.")),
-            x.shape[0], x.shape[2], int(relu),
-            *pattern.shape, case.stride, *case.resolved_padding, case.dilation, case.groups,
-            MODES.index(case.padding_mode),
-        )  # fmt: skip
+        self._header(COMPUTATIONS.index(computation), case, element, relu)
         weights = values.to(accumulator(dtype))
         if computation == "dgrad":
             pointers, rows, source = _cuda_plans.dgrad_plan(
@@ -93,6 +89,25 @@ class Calls:
             shape = shape[1:]
         self.outputs.append((shape, element, dtype))
 
+    def add_choice(self, computation: str, case: Case) -> None:
+        """Ask only which instance would be launched on an H200: one result, empty."""
+        element = getattr(torch, case.dtype)
+        self._header(len(COMPUTATIONS) + COMPUTATIONS.index(computation), case, element)
+        self._numbers(case.make_pattern().nnz)
+        self.outputs.append(((0,), element, element))
+
+    def _header(
+        self, computation: int, case: Case, element: torch.dtype, relu: bool = False
+    ) -> None:
+        self._numbers(
+            computation,
+            ELEMENTS.index(str(element).removeprefix("torch.")),
+            case.n, case.length, int(relu), int(self.patterns),
+            case.out_channels, case.in_channels // case.groups, case.kernel_size,
+            case.stride, *case.resolved_padding, case.dilation, case.groups,
+            MODES.index(case.padding_mode),
+        )  # fmt: skip
+
     def _numbers(self, *numbers: int) -> None:
         self.data.append(np.array(numbers, dtype=np.int64).tobytes())
 
@@ -108,6 +123,9 @@ class Calls:
 
     def _arrays(self, *arrays: Tensor) -> None:
         for array in arrays:
+            if array.dtype == torch.int32 and not self.patterns:
+                wild = torch.tensor([-(2**31), -1, 0, 1, 7, 100, 2**31 - 1], dtype=torch.int32)
+                array = wild[torch.randint(len(wild), array.shape, generator=self.random)]
             self._numbers(array.numel() * array.element_size())
             self.data.append(array.contiguous().numpy().tobytes())
 

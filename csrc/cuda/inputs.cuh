@@ -146,10 +146,10 @@ struct Cursor {
   static constexpr bool kHasWeights = kWeighted;
   const T* weights = nullptr;
   int32_t offset = 0;
-  int32_t kernel = -1;  // where the present channel's entries end, in the pointers; -1: no such row
+  int32_t kernel = 0;  // where the present channel's entries end, in the pointers
   int32_t entry = 0;
-  int32_t row_end = 0;
-  int32_t row = 0;  // of the window
+  int32_t row_end = 0;  // 0: there is no such row, or nothing in it
+  int32_t row = 0;      // of the window
   T weight = 0;
 
   SPARSECONV_DEVICE void start(const Pattern& p, const T* of, int32_t pattern_row, int32_t lead) {
@@ -157,9 +157,11 @@ struct Cursor {
     offset = lead;
     if (pattern_row >= 0) {
       kernel = pattern_row * p.row_channels;
-      row_end = within(p, p.pointers[kernel + p.row_channels]);
       entry = within(p, p.pointers[kernel]);
-      advance(p, 0);
+      row_end = within(p, p.pointers[kernel + p.row_channels]);
+      if (entry < row_end) {
+        advance(p, 0);
+      }
     }
   }
   static SPARSECONV_DEVICE int32_t within(const Pattern& p, int32_t e) {
@@ -167,19 +169,16 @@ struct Cursor {
   }
   // Where the entries of the next channel end.
   SPARSECONV_DEVICE int32_t next_channel(const Pattern& p) {
-    if (kernel < 0) {
-      return 0;
-    }
     const int32_t end = p.pointers[++kernel];
     return end < row_end ? end : row_end;
   }
+  // To be called in rows that have entries; beyond the last it reads that one again.
   SPARSECONV_DEVICE void advance(const Pattern& p, int32_t entries) {
     entry += entries;
-    if (entry + offset < row_end) {
-      row = p.rows[entry + offset];
-      if constexpr (kWeighted) {
-        weight = weights[entry + offset];
-      }
+    const int32_t at = entry + offset < row_end ? entry + offset : row_end - 1;
+    row = p.rows[at];
+    if constexpr (kWeighted) {
+      weight = weights[at];
     }
   }
 };

@@ -1,0 +1,224 @@
+"""What nvcc makes of the CUDA kernels, and that the binding fits torch: no GPU is needed.
+
+``pytest -s tests/test_cuda_build.py`` prints the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from cuda_host import COMPILER, ROOT
+from cuda_sass import Share, kernels_of, share_of_multiply_adds
+
+from sparseconv.bench.cases import CASES
+from sparseconv.report import Table
+
+CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+NVCC = shutil.which("nvcc") or shutil.which(CUDA / "bin" / "nvcc") or ""
+ARCHITECTURES = ("sm_80", "sm_90")
+SOURCES = ("correlate", "wgrad")
+
+# The most registers of each instance on any architecture. 128 threads: up to 128 registers let four
+# blocks run on a multiprocessor, 168 three, 255 two.
+CEILINGS = {
+    "correlate registers 39 31": 168,
+    "correlate registers 26 31": 168,
+    "correlate registers 13 31": 168,
+    "correlate registers 39 17": 128,
+    "correlate registers 26 17": 128,
+    "correlate registers 13 17": 128,
+    "correlate tiled float": 96,
+    "correlate tiled double": 128,
+    "correlate direct float": 96,
+    "correlate direct double": 128,
+    "wgrad registers 39 31": 255,
+    "wgrad registers 26 31": 255,
+    "wgrad registers 13 31": 255,
+    "wgrad tiled float": 128,
+    "wgrad tiled double": 128,
+    "wgrad direct float": 128,
+    "wgrad direct double": 128,
+    "fold float": 64,
+    "fold double": 64,
+    "add_chunks float": 64,
+    "add_chunks double": 64,
+}
+# Weights of a batch; everything else is asked for at launch, at most 47 KB (csrc/cuda/cut.h).
+STATIC_SHARED = 4 * 33 * 4
+# FFMA of the instructions that the wide kernel executes between two fillings of its window, for
+# DSN's layer with S = 80 %. For sm_80, nvcc does not see that all lanes of a warp jump alike.
+LEAST_SHARE = {"sm_80": 0.5, "sm_90": 0.6}
+
+
+class Resources(NamedTuple):
+    kernel: str
+    architecture: str
+    registers: int
+    shared: int
+    stack: int
+    spilled: int
+
+
+class Built(NamedTuple):
+    objects: dict[str, Path]
+    resources: list[Resources]
+
+
+def disassembler() -> str:
+    """cuobjdump: the toolkit's, or the one that triton carries; empty if there is none."""
+    folders = [CUDA / "bin"]
+    for folder in map(Path, sys.path):
+        folders.append(folder / "triton" / "backends" / "nvidia" / "bin")
+    found = [shutil.which("cuobjdump"), *(shutil.which(folder / "cuobjdump") for folder in folders)]
+    return next(filter(None, found), "")
+
+
+def readable(symbol: str) -> str:
+    """``"correlate registers 39 31"`` from a mangled name."""
+    kind = re.search(r"(correlate|wgrad|fold|add_chunks)_kernel", symbol)
+    assert kind, symbol
+    if instance := re.search(r"9RegistersILi(\d+)ELi(\d+)E", symbol):
+        return f"{kind[1]} registers {instance[1]} {instance[2]}"
+    source = re.search(r"5(Tiled)|6(Direct)", symbol)
+    number = {"f": "float", "d": "double"}[
+        re.search(r"(?:5Tiled|6Direct|_kernel)I([fd])", symbol)[1]  # type: ignore[index]
+    ]
+    return " ".join([kind[1], *([source[0][1:].lower()] if source else []), number])
+
+
+def run(command: Sequence[Any]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    if not NVCC:
+        pytest.skip("nvcc is not installed")
+    folder = tmp_path_factory.mktemp("cuda")
+    targets = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES]
+    flags = ["-O3", "-std=c++20", "-Xptxas=-v,-warn-spills", "-Werror=all-warnings", "--threads=2"]
+    objects = {name: folder / f"{name}.o" for name in SOURCES}
+    jobs = [
+        subprocess.Popen(
+            [NVCC, *flags, *targets, "-c", ROOT / "csrc" / "cuda" / f"{name}.cu", "-o", path],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name, path in objects.items()
+    ]  # fmt: skip
+    logs = [job.communicate()[0] for job in jobs]
+    for job, log in zip(jobs, logs, strict=True):
+        assert job.returncode == 0, log
+    found = re.findall(
+        r"entry function '(\S+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers(.*?)\n",
+        "".join(logs),
+        re.DOTALL,
+    )
+    resources = []
+    for symbol, architecture, stack, stores, loads, registers, rest in found:
+        shared = re.search(r"(\d+) bytes smem", rest)
+        numbers = int(registers), int(shared[1]) if shared else 0, int(stack)
+        spilled = int(stores) + int(loads)
+        resources.append(Resources(readable(symbol), architecture, *numbers, spilled))
+    return Built(objects, resources)
+
+
+def test_registers_and_shared_memory_stay_below_their_ceilings(built: Built) -> None:
+    rows = [[str(field) for field in r] + [str(CEILINGS[r.kernel])] for r in built.resources]
+    print("\n" + Table((*Resources._fields, "ceiling"), rows, text_columns=2).markdown())
+    assert {(r.kernel, r.architecture) for r in built.resources} == {
+        (kernel, a) for kernel in CEILINGS for a in ARCHITECTURES
+    }
+    for r in built.resources:
+        assert r.registers <= CEILINGS[r.kernel], r
+        assert r.shared <= STATIC_SHARED, r
+
+
+def test_nothing_spills_or_lives_in_local_memory(built: Built) -> None:
+    assert not [r for r in built.resources if r.stack or r.spilled]
+
+
+def dsn_batches() -> list[list[int]]:
+    """What warps meet per channel and row: the window rows of every 11th kernel of DSN's layer."""
+    pattern = CASES["dsn_evolved_L128"].make_pattern()
+    crow, col = pattern.crow_indices.tolist(), pattern.col_indices.tolist()
+    return [col[begin:end] for begin, end in list(pairwise(crow))[::11] if end > begin]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_register_kernels_mostly_multiply_and_add(built: Built, source: str) -> None:
+    if not (tool := disassembler()):
+        pytest.skip("no disassembler: neither cuobjdump nor triton is installed")
+    batches, rows = dsn_batches(), []
+    for architecture in ARCHITECTURES:
+        listing = run([tool, "-arch", architecture, "-sass", built.objects[source]])
+        for symbol, code in kernels_of(listing).items():
+            name = readable(symbol)
+            assert not [line for line in code if re.search(r"\b(LDL|STL)\b", line.text)], name
+            if "registers 39" in name:
+                outputs = int(name.split()[-1])
+                share = share_of_multiply_adds(code, 39, outputs, batches)
+                rows.append([name, architecture, *(f"{part:.1%}" for part in share)])
+                if source == "correlate" and outputs == 31:
+                    assert share.batch > LEAST_SHARE[architecture], (name, architecture, share)
+    print("\n" + Table(("kernel", "architecture", *Share._fields), rows, text_columns=2).markdown())
+    assert rows
+
+
+def test_the_binding_fits_the_headers_of_torch() -> None:
+    """A CPU build of torch cannot link it, but has nearly all headers that it includes."""
+    runtime = CUDA / "include" / "cuda_runtime_api.h"
+    if not shutil.which(COMPILER) or not runtime.exists():
+        pytest.skip("no C++ compiler, or no CUDA headers")
+    include = Path(torch.__file__).parent / "include"
+    run([
+        COMPILER, "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror",
+        "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE",  # the header that only a CUDA build generates
+        "-isystem", include, "-isystem", include / "torch/csrc/api/include",
+        "-isystem", runtime.parent, ROOT / "csrc" / "cuda" / "conv1d_cuda.cpp",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [None, "13.0"])
+@pytest.mark.parametrize("force", ["", "0", "1"])
+def test_what_is_built(version: str | None, force: str, tmp_path: Path) -> None:
+    """CUDA kernels where torch has CUDA; FORCE_CUDA may forbid or demand them."""
+    code = f"""
+import json, setuptools, torch
+from distutils.core import run_setup
+from torch.utils import cpp_extension
+torch.version.cuda = {version!r}
+cpp_extension.CUDA_HOME = {str(tmp_path) if version else None!r}
+(module,) = run_setup("setup.py", stop_after="init").ext_modules
+print(json.dumps([module.sources, module.define_macros]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=os.environ | {"FORCE_CUDA": force}, cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if version is None and force == "1":
+        assert done.returncode == 1
+        assert "FORCE_CUDA=1 needs a torch with CUDA" in done.stderr
+        return
+    assert (done.returncode, done.stderr) == (0, "")
+    cuda = version is not None and force != "0"
+    sources, macros = json.loads(done.stdout.splitlines()[-1])
+    ours = {path for path in sources if path.startswith("csrc/cuda")}
+    wanted = {"conv1d_cuda.cpp", "correlate.cu", "wgrad.cu"} if cuda else set()
+    assert ours == {f"csrc/cuda/{name}" for name in wanted}
+    assert {"csrc/extension.cpp", "csrc/cpu/fprop_cpu.cpp"} < set(sources)
+    assert macros == [["SPARSECONV_WITH_CUDA", str(int(cuda))]]
