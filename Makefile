@@ -28,12 +28,12 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) benchmarks/*.cpp
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) benchmarks/*.cpp tests/*.cpp tests/*.h
 
 format: $(VENV)/.lint  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i $$(find csrc -type f) benchmarks/*.cpp
+	$(VENV)/bin/clang-format -i $$(find csrc -type f) benchmarks/*.cpp tests/*.cpp tests/*.h
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \

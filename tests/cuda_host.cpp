@@ -2,133 +2,18 @@
 // what they do: a block is a team of threads, its barriers are theirs. Reads the calls of
 // tests/test_cuda_index.py from one file and writes the results to another.
 
-#include <ucontext.h>
-
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <utility>
 #include <vector>
 
-#include "cuda/correlate.cuh"
-#include "cuda/wgrad.cuh"
+#include "cuda_team.h"
 
 namespace sparseconv::cuda {
 namespace {
 
 using Bytes = std::vector<char>;  // exactly as long as a tensor's memory: one byte more is an error
-
-// The threads of a block take turns: each runs until it waits for others.
-class Team {
- public:
-  static constexpr int kThreads = kWarps * kLanes;
-  struct Barrier {
-    int arrived = 0, passed = 0;
-  };
-  Barrier block, warps[kWarps];
-  uint32_t bits[kWarps][kLanes];
-  float weights[kWarps][kLanes + 1];
-
-  // Calls body(thread) on every thread. They take turns in ascending or in descending order: what
-  // a kernel computes must not depend on it.
-  void run(bool ascending, std::function<void(int)> body) {
-    body_ = std::move(body);
-    step_ = ascending ? 1 : kThreads - 1;
-    running_ = kThreads;
-    for (int i = kThreads - 1; i >= 0; --i) {
-      getcontext(&contexts_[i]);
-      contexts_[i].uc_stack.ss_sp = stacks_[i].data();
-      contexts_[i].uc_stack.ss_size = stacks_[i].size();
-      contexts_[i].uc_link = &main_;
-      const auto team = reinterpret_cast<uintptr_t>(this);
-      makecontext(&contexts_[i], reinterpret_cast<void (*)()>(&Team::begin), 2,
-                  static_cast<unsigned>(team >> 32), static_cast<unsigned>(team));
-      done_[i] = false;
-    }
-    present_ = 0;
-    swapcontext(&main_, &contexts_[0]);
-  }
-
-  // Returns once `n` threads have called it with this barrier.
-  void wait(Barrier& barrier, int n) {
-    const int before = barrier.passed;
-    if (++barrier.arrived == n) {
-      barrier.arrived = 0;
-      ++barrier.passed;
-    }
-    while (barrier.passed == before) {
-      next();
-    }
-  }
-
- private:
-  static void begin(unsigned high, unsigned low) {
-    Team& team = *reinterpret_cast<Team*>(uintptr_t{high} << 32 | low);
-    team.body_(team.present_);
-    team.done_[team.present_] = true;
-    if (--team.running_ > 0) {
-      team.next();
-    }
-  }
-
-  void next() {
-    const int from = present_;
-    do {
-      present_ = (present_ + step_) % kThreads;
-    } while (done_[present_]);
-    if (present_ != from) {
-      swapcontext(&contexts_[from], &contexts_[present_]);
-    }
-  }
-
-  std::function<void(int)> body_;
-  ucontext_t main_, contexts_[kThreads];
-  std::vector<std::vector<char>> stacks_{kThreads, std::vector<char>(64 * 1024)};
-  bool done_[kThreads];
-  int running_, present_, step_;
-};
-
-class HostBlock {
- public:
-  HostBlock(Team& team, int thread, int64_t index) : team_(team), thread_(thread), index_(index) {}
-  int64_t index() const { return index_; }
-  int warp() const { return thread_ / kLanes; }
-  int lane() const { return thread_ % kLanes; }
-  void sync() const { team_.wait(team_.block, Team::kThreads); }
-  void sync_warp() const { team_.wait(team_.warps[warp()], kLanes); }
-  uint32_t any_bits(uint32_t x) const {
-    team_.bits[warp()][lane()] = x;
-    sync_warp();
-    uint32_t all = 0;
-    for (const uint32_t bits : team_.bits[warp()]) {
-      all |= bits;
-    }
-    sync_warp();
-    return all;
-  }
-  float* batch() const { return team_.weights[warp()]; }
-
- private:
-  Team& team_;
-  int thread_;
-  int64_t index_;
-};
-
-// Calls kernel(block, shared) on every thread of every block, as a GPU would.
-template <typename T, typename Kernel>
-void run(const Launch& launch, bool ascending, Kernel kernel) {
-  static Team team;
-  for (int64_t i = 0; i < launch.blocks; ++i) {
-    const int64_t index = ascending ? i : launch.blocks - 1 - i;
-    // Fresh memory for each block, exactly as long as asked for, and no value that would pass
-    // for a result.
-    std::vector<T> shared(launch.shared_bytes / sizeof(T), T(NAN));
-    team.run(ascending, [&](int thread) { kernel(HostBlock(team, thread, index), shared.data()); });
-  }
-}
 
 // Where pointers and rows are no pattern, two warps may well write to the same place.
 bool is_pattern = true;
@@ -233,36 +118,6 @@ void write_variants(const std::vector<Variant>& all) {
   }
 }
 
-void correlate_on_host(const Correlation& p, const Variant& v, bool ascending) {
-  const Launch launch = launch_of({p.pattern, p.window, p.in.element, false}, v);
-  with_correlate(v, p.in.element, [&](auto instance) {
-    using I = decltype(instance);
-    run<typename I::T>(launch, ascending, [&](const HostBlock& block, typename I::T* shared) {
-      correlate<typename I::Inputs, I::kRows>(p, launch.cut, block, shared);
-    });
-  });
-}
-
-void wgrad_on_host(WeightGradient p, const Variant& v, bool ascending, Bytes& out) {
-  const Launch launch = launch_of({p.pattern, p.window, p.in.element, true}, v);
-  if (launch.parts == 0) {
-    return out.assign(out.size(), '\0');
-  }
-  with_wgrad(v, p.in.element, [&](auto instance) {
-    using I = decltype(instance);
-    using T = typename I::T;
-    std::vector<T> partial(launch.parts * p.pattern.nnz, T(NAN));
-    p.chunks = launch.parts;
-    p.partial = partial.data();
-    run<T>(launch, ascending, [&](const HostBlock& block, T* shared) {
-      wgrad<typename I::Inputs, I::kRows>(p, launch.cut, block, shared);
-    });
-    for (int32_t e = 0; e < p.pattern.nnz; ++e) {
-      add_chunks(partial.data(), p.chunks, p.pattern.nnz, out.data(), p.in.element, e);
-    }
-  });
-}
-
 void fprop_call(const Geometry& g, Element element, int64_t batch, int64_t length, bool relu) {
   const Tensor x = tensor(size_of(element));
   const Bytes pointers = array(), rows = array(), weights = array(), init = array();
@@ -278,7 +133,7 @@ void fprop_call(const Geometry& g, Element element, int64_t batch, int64_t lengt
     const int64_t size = batch * g.out_channels * p.out_length * size_of(element);
     const Bytes out = computed(size, [&](bool ascending, Bytes& to) {
       p.out = {to.data(), {g.out_channels * p.out_length, p.out_length, 1}};
-      correlate_on_host(p, v, ascending);
+      correlate_on_host(p, launch_of({p.pattern, p.window, element, false}, v), ascending);
     });
     write(out.data(), out.size());
   }
@@ -307,14 +162,11 @@ void dgrad_call(const Geometry& g, Element element, int64_t batch, int64_t lengt
         p.out = {to.data(), {g.in_channels() * length, length, 1}};
         p.fold = fold.data();
         if (p.window.count > 0) {
-          correlate_on_host(p, v, ascending);
+          correlate_on_host(p, launch_of({p.pattern, p.window, element, false}, v), ascending);
         }
       }
       if (folds) {
-        const Fold p{fold.data(), to.data(), series, length, g.left, g.right, g.mode};
-        for (int64_t i = 0; i < series * length; ++i) {
-          element == Element::f64 ? add_fold<double>(p, i) : add_fold<float>(p, i);
-        }
+        fold_on_host({fold.data(), to.data(), series, length, g.left, g.right, g.mode}, element);
       }
     });
     write(out.data(), out.size());
@@ -332,7 +184,15 @@ void wgrad_call(const Geometry& g, Element element, int64_t batch, int64_t lengt
   write_variants(all);
   for (const Variant& v : all) {
     const Bytes out = computed(p.pattern.nnz * size_of(element), [&](bool ascending, Bytes& to) {
-      wgrad_on_host(p, v, ascending, to);
+      const Launch launch = launch_of({p.pattern, p.window, element, true}, v);
+      if (launch.parts == 0) {
+        return std::fill(to.begin(), to.end(), '\0');
+      }
+      Bytes partial(launch.parts * p.pattern.nnz * (element == Element::f64 ? 8 : 4), '\xff');
+      p.chunks = launch.parts;
+      p.partial = partial.data();
+      wgrad_on_host(p, launch, ascending);
+      add_chunks_on_host(partial.data(), p.chunks, p.pattern.nnz, to.data(), element);
     });
     write(out.data(), out.size());
   }

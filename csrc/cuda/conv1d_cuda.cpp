@@ -9,6 +9,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <cstdlib>
 #include <limits>
 
 #include "../cpu/checks.h"
@@ -20,11 +21,6 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-
-void check_launch(const Launch& launch) {
-  TORCH_CHECK_VALUE(launch.blocks <= kMost, "expected a problem of less than 2**31 blocks of ",
-                    "threads, but got one of ", launch.blocks, "; split the batch");
-}
 
 // Sizes that kernels count in 32 bits. Pointers have one more element than there are kernels.
 void check_sizes(const Geometry& g, int64_t nnz) {
@@ -46,10 +42,28 @@ int64_t processors() {
   return count;
 }
 
+// The best instance, or the one that the environment names.
+Launch launch_for(const Problem& p) {
+  const char* name = std::getenv("SPARSECONV_CUDA_KERNEL");
+  Variant v;
+  if (name == nullptr || *name == '\0') {
+    v = choose(p, processors());
+  } else {
+    v = named(p, name);
+    TORCH_CHECK_VALUE(v.outputs > 0,
+                      "SPARSECONV_CUDA_KERNEL must be direct, tiled, narrow or wide,", " but got '",
+                      name, "'");
+    TORCH_CHECK_VALUE(can_run(p, v), "the kernel that SPARSECONV_CUDA_KERNEL names, ", name,
+                      ", cannot compute this problem; unset the variable");
+  }
+  const Launch launch = launch_of(p, v);
+  TORCH_CHECK_VALUE(launch.blocks <= kMost, "expected a problem of less than 2**31 blocks of ",
+                    "threads, but got one of ", launch.blocks, "; split the batch");
+  return launch;
+}
+
 void launch(const Correlation& p) {
-  const Problem problem{p.pattern, p.window, p.in.element, false};
-  const Launch launch = launch_of(problem, choose(problem, processors()));
-  check_launch(launch);
+  const Launch launch = launch_for({p.pattern, p.window, p.in.element, false});
   if (launch.blocks > 0) {
     C10_CUDA_CHECK(launch_correlate(p, launch, c10::cuda::getCurrentCUDAStream()));
   }
@@ -180,9 +194,7 @@ Tensor wgrad(const Tensor& grad,
   set_pattern(p.pattern, crow, rows);
   p.in.view = view(input);
   p.grad = view(grad);
-  const Problem problem{p.pattern, p.window, element, true};
-  const Launch launch = launch_of(problem, choose(problem, processors()));
-  check_launch(launch);
+  const Launch launch = launch_for({p.pattern, p.window, element, true});
   p.chunks = launch.parts;
   Tensor partial = at::empty({p.chunks, nnz}, input.options().dtype(acc_type(input)));
   p.partial = partial.data_ptr();

@@ -13,7 +13,7 @@ constexpr int kBlocks = Instance::Inputs::kOutputs == kWide ? 3 : 4;
 template <typename Instance>
 __global__ void __launch_bounds__(kWarps* kLanes, kBlocks<Instance>)
     correlate_kernel(const __grid_constant__ Correlation p, const __grid_constant__ Cut cut) {
-  correlate<typename Instance::Inputs, Instance::kRows>(
+  correlate_block<typename Instance::Inputs, Instance::kRows>(
       p, cut, DeviceBlock(), reinterpret_cast<typename Instance::T*>(shared_memory));
 }
 

@@ -45,10 +45,10 @@ struct Accumulate {
 };
 
 template <typename Inputs, int kRows, typename Block>
-SPARSECONV_DEVICE void correlate(const Correlation& p,
-                                 const Cut& cut,
-                                 const Block& block,
-                                 typename Inputs::T* shared) {
+SPARSECONV_DEVICE void correlate_block(const Correlation& p,
+                                       const Cut& cut,
+                                       const Block& block,
+                                       typename Inputs::T* shared) {
   using T = typename Inputs::T;
   constexpr int kR = Inputs::kOutputs;
   const Pattern& pattern = p.pattern;

@@ -3,6 +3,8 @@
 // latter.
 #pragma once
 
+#include <string_view>
+
 #include "cut.h"
 
 namespace sparseconv::cuda {
@@ -38,7 +40,8 @@ constexpr int kReaches[] = {13, 26, 39};  // the regions of a Dynamic Sparse Net
 // When to take registers. Filling a window costs outputs + reach - 1 reads of shared memory per
 // channel, and saves `outputs` for each active weight of the rows that share it: where these are
 // this many times the cost. And wide ones, where these make so many warps per multiprocessor.
-// Estimates: these kernels have never run on a GPU. benchmarks/gpu.py measures all of them.
+// Estimates: these kernels have never run on a GPU. benchmarks/gpu.py measures all of them, by
+// SPARSECONV_CUDA_KERNEL.
 constexpr double kRegisterGain = 1.0;
 constexpr int64_t kWarpsPerProcessor = 8;
 // wgrad's tiles are cut into chunks until there are so many warps. A constant, because the sums
@@ -94,20 +97,33 @@ inline bool registers_pay(const Pattern& p, const Variant& v) {
   return static_cast<double>(p.nnz) * v.outputs * v.rows >= kRegisterGain * loads;
 }
 
-inline Variant choose(const Problem& p, int64_t processors) {
+// The shortest reach that holds the window.
+inline Variant registers(const Problem& p, int outputs) {
+  Variant v{Source::registers, 0, p.wgrad ? kWide : outputs, kRegisterRows};
   for (const int reach : kReaches) {
-    Variant v{Source::registers, reach, kWide, kRegisterRows};
-    if (!can_run(p, v)) {
-      continue;
-    }
-    const int64_t warps = p.cut(v).tiles * p.row_blocks(v) * kWarps;
-    if (!p.wgrad && warps < kWarpsPerProcessor * processors) {
-      v.outputs = kNarrow;
-    }
+    v.reach = v.reach == 0 && p.window.span < reach ? reach : v.reach;
+  }
+  return v;
+}
+
+// What SPARSECONV_CUDA_KERNEL names; no outputs: it names nothing.
+inline Variant named(const Problem& p, std::string_view name) {
+  return name == "direct"   ? kDirect
+         : name == "tiled"  ? kTiled
+         : name == "narrow" ? registers(p, kNarrow)
+         : name == "wide"   ? registers(p, kWide)
+                            : Variant{};
+}
+
+inline Variant choose(const Problem& p, int64_t processors) {
+  const Variant wide = registers(p, kWide);
+  if (can_run(p, wide)) {
+    const bool many =
+        p.cut(wide).tiles * p.row_blocks(wide) * kWarps >= kWarpsPerProcessor * processors;
+    const Variant v = many ? wide : registers(p, kNarrow);
     if (registers_pay(p.pattern, v)) {
       return v;
     }
-    break;
   }
   return can_run(p, kTiled) ? kTiled : kDirect;
 }

@@ -13,7 +13,7 @@ constexpr int kBlocks = Instance::Inputs::kOutputs == kWide ? 2 : 4;
 template <typename Instance>
 __global__ void __launch_bounds__(kWarps* kLanes, kBlocks<Instance>)
     wgrad_kernel(const __grid_constant__ WeightGradient p, const __grid_constant__ Cut cut) {
-  wgrad<typename Instance::Inputs, Instance::kRows>(
+  wgrad_block<typename Instance::Inputs, Instance::kRows>(
       p, cut, DeviceBlock(), reinterpret_cast<typename Instance::T*>(shared_memory));
 }
 

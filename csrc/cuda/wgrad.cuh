@@ -88,10 +88,10 @@ struct LaneSums {
 };
 
 template <typename Inputs, int kRows, typename Block>
-SPARSECONV_DEVICE void wgrad(const WeightGradient& p,
-                             const Cut& cut,
-                             const Block& block,
-                             typename Inputs::T* shared) {
+SPARSECONV_DEVICE void wgrad_block(const WeightGradient& p,
+                                   const Cut& cut,
+                                   const Block& block,
+                                   typename Inputs::T* shared) {
   using T = typename Inputs::T;
   constexpr int kR = Inputs::kOutputs;
   const Pattern& pattern = p.pattern;
