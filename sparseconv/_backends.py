@@ -43,10 +43,11 @@ def _load_triton() -> tuple[ModuleType | None, str]:
         return None, f"Triton cannot be loaded ({error}); install it with `pip install triton`"
 
 
-def _missing(name: str) -> str:
-    """Say why a backend is not there at all; empty if it is."""
+def _missing(name: str) -> str | None:
+    """Say why a backend is not there at all; None if it is."""
     if name == "triton":
-        return _load_triton()[1]
+        module, reason = _load_triton()
+        return reason if module is None else None
     if extension is None:
         return _missing_reason
     if name == "cuda" and not extension.cuda:
@@ -56,7 +57,7 @@ def _missing(name: str) -> str:
             "not built: nvcc was not found; set CUDA_HOME and build again with "
             "`pip install --no-build-isolation .`"
         )
-    return ""
+    return None
 
 
 def _interpreted() -> bool:
@@ -65,13 +66,13 @@ def _interpreted() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _why_not(name: str, device_type: str) -> str:
-    """Say why a backend cannot compute on this type of device; empty if it can."""
+def _why_not(name: str, device_type: str) -> str | None:
+    """Say why a backend cannot compute on this type of device; None if it can."""
     reason = _missing(name)
-    if reason or device_type == _ON[name]:
+    if reason is not None or device_type == _ON[name]:
         return reason
     if name == "triton" and device_type == "cpu" and _interpreted():
-        return ""
+        return None
     reason = (
         f"it runs on {_ON[name].upper()} tensors, but the input is on {device_type}; "
         f"move it with .{_ON[name]}() or use backend='auto'"
@@ -85,7 +86,7 @@ def _state(name: str) -> str:
     """What ``available_backends`` says of one."""
     if name == "reference":
         return "available"
-    if reason := _missing(name):
+    if (reason := _missing(name)) is not None:
         return reason
     if name == "cpp" and extension is not None:
         try:
@@ -130,7 +131,7 @@ def resolve_backend(name: str, device: torch.device) -> str:
             return "cpp" if extension is not None else "reference"
         return next(
             (kernels for kernels in ("cuda", "triton")
-             if device.type == "cuda" and not _why_not(kernels, "cuda")),
+             if device.type == "cuda" and _why_not(kernels, "cuda") is None),
             "reference",
         )  # fmt: skip
     if name == "reference":
@@ -139,6 +140,6 @@ def resolve_backend(name: str, device: torch.device) -> str:
         raise ValueError(
             f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, but got {name!r}"
         )
-    if reason := _why_not(name, device.type):
+    if (reason := _why_not(name, device.type)) is not None:
         raise RuntimeError(f"backend {name!r} cannot run: {reason}")
     return name
