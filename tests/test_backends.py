@@ -75,7 +75,9 @@ def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     for version, text in ((None, "not built: torch has no CUDA"), ("13.0", "nvcc was not found")):
         assert text in state(False, version, True)
-        assert _backends.resolve_backend("auto", cuda) == "reference"
+        for module, taken in ((None, "reference"), (SimpleNamespace(INTERPRETED=False), "triton")):
+            monkeypatch.setattr(_backends, "_load_triton", lambda module=module: (module, "none"))
+            assert _backends.resolve_backend("auto", cuda) == taken
         with pytest.raises(RuntimeError, match=f"'cuda' cannot run: .*{text}"):
             _backends.resolve_backend("cuda", cuda)
     assert state(True, "13.0", False) == "no GPU: torch sees no CUDA device"

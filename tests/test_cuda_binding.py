@@ -31,7 +31,7 @@ functional.resolve_backend = lambda name, device: "cuda"
 _ops._fprop_plan = lambda pattern, g, device: (
     pattern.crow_indices, _cuda_plans.fprop_rows(pattern, g.dilation)
 )
-_ops._dgrad_plan_on = lambda pattern, g, device: _ops.DgradPlan(
+_ops._dgrad_plan_for = lambda pattern, g, device: _ops.DgradPlan(
     *_cuda_plans.dgrad_plan(pattern, g.stride, g.dilation, g.groups)
 )
 
@@ -58,7 +58,7 @@ x, values, bias, grad = case.tensors()
 pattern = case.make_pattern()
 g = functional.Geometry(pattern.shape, *case.geometry)
 crow, rows = _ops._fprop_plan(pattern, g, None)
-plan = _ops._dgrad_plan_on(pattern, g, None)
+plan = _ops._dgrad_plan_for(pattern, g, None)
 wrong = [
     lambda: _ops._fprop(x[:, 1:], values, bias, crow, rows, *g),
     lambda: _ops._fprop(x, values[1:], bias, crow, rows, *g),

@@ -156,7 +156,7 @@ def test_backend_is_chosen(monkeypatch):
 @needs_triton
 def test_cpu_tensors_are_refused():
     pattern = sc.KernelCSR.full((1, 1, 1))
-    with pytest.raises(RuntimeError, match="run on CUDA tensors, but the input is on cpu"):
+    with pytest.raises(RuntimeError, match="runs on CUDA tensors, but the input is on cpu"):
         sc.sparse_conv1d(torch.ones(1, 1, 3), torch.ones(1), pattern, backend="triton")
     if not torch.cuda.is_available():
         assert sc.available_backends()["triton"] == "no GPU: torch sees no CUDA device"
