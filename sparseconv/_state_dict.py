@@ -25,6 +25,15 @@ def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
         )
 
 
+def check_own_values(layer: nn.Module) -> None:
+    """Refuse a layer whose values are no parameter any more."""
+    if "values" not in layer._parameters:
+        raise RuntimeError(
+            "the values of this layer are computed from others, by torch.nn.utils.prune for one; "
+            "call torch.nn.utils.prune.remove(layer, 'values') before a change of pattern"
+        )
+
+
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
     """Refuse what cannot be copied into a parameter ``(size,)``."""
     if not isinstance(tensor, Tensor):
@@ -61,23 +70,38 @@ def entry_names(has_bias: bool) -> list[str]:
     return ["values", "crow_indices", "col_indices"] + ["bias"] * has_bias
 
 
+def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return what stands under the layer's prefix, without it.
+
+    Left out are entries of what a subclass, pruning or parametrization added: nn.Module loads them.
+    """
+    added = {*layer._parameters, *layer._buffers, *layer._modules} - set(entry_names(True))
+    entries = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    return {name: v for name, v in entries.items() if name.split(".")[0] not in added}
+
+
 def read_layer(
-    found: dict[str, Any], shape: tuple[int, int, int], has_bias: bool
+    layer: nn.Module, found: dict[str, Any], present: KernelCSR, has_bias: bool
 ) -> tuple[KernelCSR, dict[str, Tensor]]:
     """Check the whole entry of one layer and return it in the layer's own format.
 
     Args:
-        found: everything in the state dict under the layer's prefix, without the prefix.
-        shape: of the layer's dense weight.
-        has_bias: whether the layer has one.
+        layer: whose entry it is.
+        found: its ``own_entries``.
+        present: the layer's pattern.
+        has_bias: whether the bias is a parameter of the layer.
 
     Raises:
         TypeError, ValueError: the entry is not exactly one of the formats, or does not fit.
     """
+    shape = present.shape
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
         check_dense(name, tensor)
+    if "values" not in layer._parameters:
+        _check_same_pattern(found, present)
+        return present, found
     entries = dict(found) if "values" in found else _from_dense(dict(found), shape)
     expected = entry_names(has_bias)
     if missing := sorted(set(expected) - set(entries)):
@@ -92,6 +116,17 @@ def read_layer(
         if name in entries:
             check_floats(name, entries[name], size)
     return pattern, entries
+
+
+def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:
+    """Refuse another pattern for a layer whose values are computed from others."""
+    for name in ("crow_indices", "col_indices"):
+        indices, present = found.get(name), getattr(pattern, name)
+        if not isinstance(indices, Tensor) or not indices.cpu().equal(present):
+            raise ValueError(
+                f"{name} must be those of the layer's present pattern, because its values are "
+                "computed from others; call torch.nn.utils.prune.remove(layer, 'values') first"
+            )
 
 
 def _from_dense(entries: dict[str, Tensor], shape: tuple[int, int, int]) -> dict[str, Tensor]:

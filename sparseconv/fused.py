@@ -175,7 +175,9 @@ def mixing_pays(
             or input.shape[0] * input.shape[2] >= MIXED_POSITIONS * threads
         )
         and weight.dim() == 3
-        and weight.shape[1] == pattern.shape[0]
+        and weight.shape[0] > 0
+        and weight.shape[1:] == (pattern.shape[0], 1)
+        and (weight_bias is None or weight_bias.shape == weight.shape[:1])
         and runs_here(input, values, bias, weight, weight_bias)
         and extension is not None
         and extension.isa() != "baseline"  # as for Block: there is no multiply-add to win with

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from sparseconv._hooks import has_code_of_its_own, has_hooks_for_all
 from sparseconv._merged import Merged, MergedSparseConv, split
@@ -103,11 +105,14 @@ def _leaves(sequential: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     A Sequential inside of a Sequential is no more than its modules, unless calling it does more.
     """
     for module in sequential._modules.values():
-        assert module is not None
-        if type(module) in _TRANSPARENT and not has_code_of_its_own(module):
+        if isinstance(module, _TRANSPARENT) and _adds_nothing(module):
             yield from _leaves(module)
         else:
-            yield sequential, module
+            yield sequential, module  # type: ignore[misc]  # None fails when it is called
+
+
+def _adds_nothing(sequential: nn.Sequential) -> bool:
+    return type(sequential) in _TRANSPARENT and not has_code_of_its_own(sequential)
 
 
 class _Inference(nn.Sequential):
@@ -126,7 +131,7 @@ class _Inference(nn.Sequential):
         if plan is None or plan[0] != present:
             plan = self._plan = (present, _parts(leaves))
         x, done = input, 0  # modules of the next part that the one before has computed
-        for part, following in zip(plan[1], [*plan[1][1:], None], strict=True):
+        for part, following in zip_longest(plan[1], plan[1][1:]):
             if isinstance(part, tuple):
                 owner, modules = part
                 x = _through(owner, modules[done:], x)
@@ -200,6 +205,19 @@ def _through(owner: nn.Module, modules: list[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
+def _function_modes() -> list[Any]:
+    if not torch._C._len_torch_function_stack():  # the usual case, asked at every call
+        return []
+    modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return modes
+
+
 def _nothing_watches() -> bool:
-    """Whether torch just computes: no tracer, cast, transform, dispatch mode, hook of all."""
-    return runs_eagerly() and not torch._C._len_torch_dispatch_stack() and not has_hooks_for_all()
+    """Whether torch just computes: no tracer, cast, transform, mode, hook of all."""
+    return (
+        runs_eagerly()
+        and not torch._C._len_torch_dispatch_stack()
+        and not has_hooks_for_all()
+        # torch.set_default_device() is a mode, too, but only sees where tensors are made.
+        and all(type(mode) is DeviceContext for mode in _function_modes())
+    )

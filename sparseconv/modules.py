@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from sparseconv._backends import BACKENDS
 from sparseconv._state_dict import (
     check_floats,
+    check_own_values,
     check_pattern,
     current,
     entry_names,
+    own_entries,
     read_layer,
     shared_options,
 )
@@ -180,12 +182,12 @@ class SparseConv1d(nn.Module):
     @property
     def resolved_padding(self) -> tuple[int, int]:
         """Samples added ``(left, right)``, whatever the spelling of ``padding``."""
-        return resolve_padding(self.padding, self.kernel_size[0], self.dilation[0], self.stride[0])
+        return self._geometry().padding
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
-        # nn.Module's way to a parameter takes longer than all of the above; pruning and
-        # parametrization leave it as the only one.
+        # nn.Module's way to a parameter takes longer than all of the above; pruning leaves it as
+        # the only one.
         held = self._parameters
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
@@ -223,7 +225,8 @@ class SparseConv1d(nn.Module):
 
         Raises:
             TypeError, ValueError: another type or shape; the layer is left as it was.
-            RuntimeError: the layer was made in ``torch.inference_mode()``, and this is outside.
+            RuntimeError: the layer was made in ``torch.inference_mode()``, and this is outside; or
+                torch's pruning computes its values.
 
         Example:
             >>> layer = SparseConv1d(1, 1, 3, pattern=KernelCSR.full((1, 1, 3)))
@@ -232,6 +235,7 @@ class SparseConv1d(nn.Module):
             torch.Size([1])
         """
         check_pattern(new, self._pattern.shape)
+        check_own_values(self)
         if values is None:
             values = carry_over(self.values, self._pattern, new)
         else:
@@ -348,19 +352,20 @@ class SparseConv1d(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Load the layer whole or not at all; see the class for the formats."""
-        found = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        has_bias = self.bias is not None
+        found = own_entries(self, state_dict, prefix)
+        bias = self._parameters.get("bias")  # None as well where a parametrization holds it
         if not found:
-            missing_keys.extend(prefix + name for name in entry_names(has_bias))
+            missing_keys.extend(prefix + name for name in entry_names(bias is not None))
             return
         try:
-            pattern, entries = read_layer(found, self._pattern.shape, has_bias)
+            pattern, entries = read_layer(self, found, self._pattern, bias is not None)
             self._adopt(pattern)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
             return
+        rest = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
         super()._load_from_state_dict(
-            {prefix + name: tensor for name, tensor in entries.items()},
+            rest | {prefix + name: tensor for name, tensor in entries.items()},
             prefix,
             local_metadata,
             strict,

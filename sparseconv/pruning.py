@@ -108,7 +108,7 @@ def prune_and_grow(
     kept = survives.nonzero().squeeze(1)
     old = row.index_select(0, kept) * kernel_size + tap.index_select(0, kept)
     merged = torch.cat([old, *grown])
-    # Two ascending runs: a stable sort merges them.
+    # A few ascending runs: a stable sort merges them.
     order = torch.from_numpy(np.argsort(merged.numpy(), kind="stable"))
     source = torch.cat([kept, kept.new_full((len(merged) - len(kept),), -1)])
     positions = merged.index_select(0, order).long()
@@ -157,7 +157,8 @@ def _nth_free(n: Tensor, taken: Tensor) -> Tensor:
 def _subset(total: int, count: int, generator: torch.Generator | None) -> Tensor:
     """Draw ``count <= total / 2`` distinct members of ``range(total)``, all subsets equally likely.
 
-    Takes O(count) memory: what was drawn twice is drawn again among the rest. Ascending, int32.
+    Takes O(count) memory: what was drawn twice is drawn again among the rest, and stands behind the
+    first draw. int32.
     """
     draws = torch.randint(total, (count,), generator=generator, device="cpu").int()
     ascending = torch.from_numpy(np.sort(draws.numpy()))

@@ -137,3 +137,34 @@ def test_a_relu_may_stand_in_many_places() -> None:
     model = nn.Sequential(conv(), nn.BatchNorm1d(4), relu, conv(), relu, nn.Tanh(), relu)
     ran = operations(sc.optimize_for_inference(model), torch.randn(3, 4, 30))
     assert (ran["aten::batch_norm"], ran["aten::relu"]) == (0, 1)
+
+
+def test_a_sequential_that_was_emptied_or_holds_none() -> None:
+    fast = sc.optimize_for_inference(nn.Sequential(conv(), nn.ReLU()).eval())
+    x = torch.randn(2, 4, 9)
+    fast.add_module("none", None)
+    with pytest.raises(TypeError, match="NoneType"):
+        fast(x)
+    for name in list(fast._modules):
+        del fast._modules[name]
+    assert fast(x) is x
+    model = nn.Sequential(conv(), nn.ReLU())
+    model.add_module("none", None)
+    with pytest.raises(TypeError, match="NoneType"):
+        sc.optimize_for_inference(model)(x)
+
+
+def test_a_function_mode_sees_every_module() -> None:
+    fast = sc.optimize_for_inference(nn.Sequential(conv(), nn.BatchNorm1d(4)).eval())
+    x, seen = torch.randn(2, 4, 9), []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(getattr(function, "__name__", ""))
+            return function(*args, **(kwargs or {}))
+
+    with Mode():
+        fast(x)
+    assert "batch_norm" in seen
+    with torch.device("cpu"):  # a mode, too, but it sees nothing of what is computed
+        assert norms(fast, x) == 0

@@ -192,3 +192,29 @@ def test_wrong_inputs_fail_as_before() -> None:
     _, fast = original_and_copy(lambda: nn.Sequential(*body(), nn.Conv1d(8, 4, 1)))
     with pytest.raises(RuntimeError, match="expected input"):
         fast(X)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("weight", (4, 9, 3)),
+        ("bias", (1,)),
+        ("bias", (4, 1)),
+        ("bias", (7,)),
+        ("weight", (0, 9, 1)),
+    ],
+)
+def test_a_weight_of_another_shape_does_what_it_does_in_the_original(name, shape) -> None:
+    def outcome(model: nn.Module) -> object:
+        try:
+            return model(X).shape
+        except Exception as error:
+            return type(error), str(error)
+
+    model, fast = original_and_copy(flat)
+    for network in (model, fast):
+        parameter = nn.Parameter(torch.ones(shape), requires_grad=False)
+        setattr(network[3], name, parameter)
+        if shape[0] == 0:
+            network[3].bias = None
+    assert outcome(fast) == outcome(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 
 import pytest
@@ -161,3 +163,59 @@ def test_state_dict_holds_the_pattern_that_computes():
         state["col_indices"].zero_()  # the pattern's own memory is not handed out
         layer.pattern.validate()
         assert layer.pattern.col_indices.any()
+
+
+class WithMore(SparseConv1d):
+    """A subclass with a parameter, a buffer and a child of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 3, 5)
+        self.gain = nn.Parameter(torch.ones(1))
+        self.register_buffer("scale", torch.ones(2))
+        self.extra = nn.Linear(2, 2)
+
+
+def pruned(pattern: KernelCSR | None = None) -> SparseConv1d:
+    layer = SparseConv1d(2, 3, 5, pattern=pattern)
+    prune.random_unstructured(layer, "values", 2)
+    return layer
+
+
+def parametrized() -> SparseConv1d:
+    layer = SparseConv1d(2, 3, 5)
+    nn.utils.parametrize.register_parametrization(layer, "bias", nn.Tanh())
+    return layer
+
+
+@pytest.mark.parametrize("make", [WithMore, pruned, parametrized])
+def test_a_layer_with_more_loads_its_own_state(make):
+    torch.manual_seed(0)
+    layer, twin = make(), make()
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    assert set(state) == set(twin.state_dict())
+    if make is pruned:  # it keeps its pattern
+        make = functools.partial(pruned, layer.pattern)
+        twin = make()
+    twin.load_state_dict(state)
+    for name, tensor in twin.state_dict().items():
+        assert tensor.equal(state[name]), name
+    assert twin(x := torch.randn(1, 2, 9)).equal(layer(x))
+    with pytest.raises(RuntimeError, match="foo"):
+        twin.load_state_dict(state | {"foo": torch.ones(1)})
+    holder = nn.Sequential(make())
+    holder.load_state_dict({f"0.{name}": tensor for name, tensor in state.items()})
+    assert holder[0](x).equal(layer(x))
+
+
+def test_a_pruned_layer_keeps_its_pattern():
+    layer = pruned()
+    before = copy.deepcopy(layer.state_dict())
+    other = SparseConv1d(2, 3, 5)
+    with pytest.raises(RuntimeError, match=r"prune\.remove"):
+        layer.set_pattern(other.pattern)
+    wrong = layer.state_dict() | {"crow_indices": layer.crow_indices.flip(0)}
+    with pytest.raises(RuntimeError, match="crow_indices must be those of the layer's present"):
+        layer.load_state_dict(wrong)
+    assert all(tensor.equal(before[name]) for name, tensor in layer.state_dict().items())
+    prune.remove(layer, "values")
+    layer.set_pattern(other.pattern)

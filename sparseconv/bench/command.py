@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--rounds", type=int, metavar="X",
-        help=f"timed rounds of everything (default: {OTHER_ROUNDS} in most suites; each row says)",
+        help="timed rounds of everything, at least 3 "
+        f"(default: {OTHER_ROUNDS} in most suites; each row says)",
     )  # fmt: skip
     add(
         "--quick", action="store_true",
