@@ -1,7 +1,9 @@
 // More of vec_avx2.h, for the kernels around the sparse convolutions: any address, parts of a
 // vector, ReLU. Included after it.
 
-// Outputs x vectors of one register tile: 12 sums, two inputs, one weight of 16 registers.
+// Outputs x vectors of one register tile: 12 sums, two inputs, one weight of 16 registers. With 4
+// instead of 6, 1x1 of 141 -> 47 takes 8 to 9 % longer, with 5 it takes 4 to 7 % (N = 16, L = 128 and
+// 512, one thread of an AMD EPYC, Zen 5).
 constexpr int kPointRows = 6;
 
 static inline F32 loadu(const float* p) {
