@@ -94,7 +94,8 @@ int64_t lane_groups(int64_t batch, int64_t pieces, int64_t lanes) {
 }
 
 // What packing one row is taken to cost, as a share of one row's products at DSN's shape. It only
-// ranks piece lengths: with 0 DSN's layer takes 7 to 10 % longer at L = 128, with 0.2 about as long.
+// ranks piece lengths: with 0 DSN's layer takes 7 to 10 % longer at L = 128, with 0.2 about as
+// long.
 constexpr double kPackShare = 0.05;
 // Below about 8 outputs the latency of a multiply-add shows: the tile takes as long as one of 8.
 constexpr int64_t kLatencyRows = 8;
