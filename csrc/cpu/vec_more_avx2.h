@@ -2,8 +2,8 @@
 // vector, ReLU. Included after it.
 
 // Outputs x vectors of one register tile: 12 sums, two inputs, one weight of 16 registers. With 4
-// instead of 6, 1x1 of 141 -> 47 takes 8 to 9 % longer, with 5 it takes 4 to 7 % (N = 16, L = 128 and
-// 512, one thread of an AMD EPYC, Zen 5).
+// instead of 6, 1x1 of 141 -> 47 takes 8 to 9 % longer, with 5 it takes 4 to 7 % (N = 16, L = 128
+// and 512, one thread of an AMD EPYC, Zen 5).
 constexpr int kPointRows = 6;
 
 static inline F32 loadu(const float* p) {
