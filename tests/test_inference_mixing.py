@@ -111,8 +111,8 @@ def test_not_mixed(name) -> None:
     model, fast = original_and_copy(LEFT[name])
     x = X.to(next(model.parameters()).dtype)
     assert mixed(fast, x) == 0
-    bound = {"rtol": 0.05, "atol": 0.05} if x.dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(fast(x), model(x).detach(), **bound)
+    if x.dtype == torch.float32:  # half types have their computed bound in test_inference.py
+        torch.testing.assert_close(fast(x), model(x).detach())
 
 
 def test_not_on_the_baseline(monkeypatch) -> None:
