@@ -35,9 +35,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     gets what the original would give. Modules are run one by one, as in the original, where
     merging them could be noticed or could change the result: while one of them asks for gradients,
     is in training mode or has hooks or its own ``forward``; for inputs that ask for gradients, or
-    have no batch dimension; under torch.compile, torch.jit, torch.export, torch.func and autocast;
-    for subclasses, a BatchNorm without running statistics or of another size or dtype, and where
-    folded weights would not be finite.
+    have no batch dimension; under torch.compile, torch.jit, torch.export, torch.func, autocast and
+    modes that see functions or operations (but for ``torch.set_default_device``); for subclasses, a
+    BatchNorm without running statistics or of another size or dtype, and where folded weights would
+    not be finite.
 
     The folded weights are made at the first call, and again after every change of a parameter,
     buffer, pattern or ``eps``. Only in-place writes that PyTorch does not count are not seen, when
@@ -104,15 +105,12 @@ def _leaves(sequential: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
 
     A Sequential inside of a Sequential is no more than its modules, unless calling it does more.
     """
-    for module in sequential._modules.values():
-        if isinstance(module, _TRANSPARENT) and _adds_nothing(module):
+    modules: Any = sequential._modules.values()  # None among them fails when it is called
+    for module in modules:
+        if type(module) in _TRANSPARENT and not has_code_of_its_own(module):
             yield from _leaves(module)
         else:
-            yield sequential, module  # type: ignore[misc]  # None fails when it is called
-
-
-def _adds_nothing(sequential: nn.Sequential) -> bool:
-    return type(sequential) in _TRANSPARENT and not has_code_of_its_own(sequential)
+            yield sequential, module
 
 
 class _Inference(nn.Sequential):
