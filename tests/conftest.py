@@ -4,25 +4,45 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from engines import ISAS, Engine, Engines, on_gpu
+from evidence import CASES, Recorder, add_cases, claims
 
 from sparseconv._backends import extension
 
 collect_ignore = ["triton_cases.py"]  # test_triton.py runs it, in a process of its own
-CASES = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--evidence", help="write what the run proves to this JSON file")
+    parser.addoption(
+        "--campaign", action="store_true", help="run the long versions (see the Makefile)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--evidence"):
+        config.pluginmanager.register(Recorder(Path(path)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        claims(item)  # a wrong marker stops the run, not the one that writes the evidence
 
 
 @pytest.fixture
-def count_cases(pytestconfig: pytest.Config) -> Callable[[int], None]:
+def count_cases(request: pytest.FixtureRequest) -> Callable[[int], None]:
     """Add to the number of cases that the summary prints: ``count_cases(50)`` after 50 of them."""
+    return lambda n: add_cases(request.node, n)
 
-    def count(n: int) -> None:
-        pytestconfig.stash[CASES] = pytestconfig.stash.get(CASES, 0) + n
 
-    return count
+@pytest.fixture(scope="session")
+def campaign(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
+    """``campaign(2_000, 200_000)`` is the first in ``make test``, the second in a campaign."""
+    return lambda usual, long: long if pytestconfig.getoption("--campaign") else usual
 
 
 @pytest.fixture(params=["cpu", "cuda"])
