@@ -21,6 +21,7 @@ from sparseconv.checkpoint import CheckpointError
 from sparseconv.dst import DSTScheduler
 from sparseconv.evaluation import evaluate
 from sparseconv.functional import single
+from sparseconv.graphed import GraphedStep
 from sparseconv.machine import keep_freed_memory
 from sparseconv.modules import SparseConv1d
 from sparseconv.recipe import Recipe
@@ -78,6 +79,7 @@ def train(
     checkpoint_every: int = 1,
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
     scheduler_factory: SchedulerFactory | None = None,
+    graphed: bool = False,
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
 
@@ -101,10 +103,13 @@ def train(
         on_epoch: called with the history so far when an epoch has ended and is saved.
         scheduler_factory: makes what changes the patterns, instead of a ``DSTScheduler``, from
             (model, optimizer, update_every, end_step, decay_steps), counted in optimizer steps.
+        graphed: replay the steps as CUDA graphs (``sparseconv.graphed``), all but the first ones
+            and those before an update; the same results without most of the time for launches. The
+            model must be on a CUDA device, and its forward hooks run in the other steps only.
 
     Raises:
-        TypeError, ValueError: data or arguments that do not fit; a training loss that is not
-            finite (checkpoints of earlier epochs are kept).
+        TypeError, ValueError: data or arguments that do not fit; ``graphed`` without a GPU; a
+            training loss that is not finite (checkpoints of earlier epochs are kept).
         CheckpointError: a file that is no checkpoint, or is of another recipe, model or data.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
 
@@ -140,7 +145,7 @@ def train(
     keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        run = _Run(model, X, y, recipe, scheduler_factory)
+        run = _Run(model, X, y, recipe, scheduler_factory, graphed)
         if resume and path is not None and path.exists():
             run.load(path)
         bar = _progress_bar(len(run.history), recipe.epochs) if progress else None
@@ -178,15 +183,23 @@ class _Run:
         y: Tensor,
         recipe: Recipe,
         make_scheduler: SchedulerFactory | None,
+        graphed: bool,
     ) -> None:
         self.model, self.X, self.y, self.recipe = model, X, y, recipe
         self.data_digest = digest(X, y)
         self.batch_size = recipe.batch_size_for(len(X))
         self.batches = math.ceil(len(X) / self.batch_size)
         self.update_every = recipe.update_every_steps or recipe.update_every_epochs * self.batches
+        # A graph can read no Python number; off the graph the same one is read, for the same bits.
+        self.lr = torch.tensor(recipe.lr, device=X.device) if X.is_cuda else None
         self.optimizer = torch.optim.Adam(
-            model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True
+            model.parameters(),
+            recipe.lr if self.lr is None else self.lr,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+            capturable=X.is_cuda,
         )
+        self.step = GraphedStep(model, self._eager_step) if graphed else self._eager_step
         steps = recipe.epochs * self.batches
         decay_steps = max(1, int(recipe.decay_share * steps))
         self.scheduler = (make_scheduler or self._dst)(
@@ -222,28 +235,27 @@ class _Run:
         begin, number = time.perf_counter(), len(self.history) + 1
         lr = self.recipe.lr_in(number)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr if self.lr is None else self.lr.fill_(lr)
         self.model.train()
         n_cases, loss_sum, correct, updated = len(self.X), 0.0, 0, False
         order = torch.randperm(n_cases, generator=self.shuffle)
         for batch in range(1, self.batches + 1):
             index = order[(batch - 1) * self.batch_size :][: self.batch_size]
-            target = self.y[index]
-            self.optimizer.zero_grad()
-            log_proba = self.model(self.X[index])
-            loss = F.nll_loss(log_proba, target)
+            step = len(self.history) * self.batches + batch
+            update = step % self.update_every == 0
+            # Gradient growth watches the step before an update by hooks, which a graph leaves out.
+            take = self._eager_step if update else self.step
+            if update and self.recipe.skip_step_at_update:
+                take = self._gradients
+            loss, hits = take(self.X[index], self.y[index])
             value = loss.item()
             if not math.isfinite(value):
                 raise ValueError(
                     f"the training loss became {value} in epoch {number}, batch {batch}: lower lr "
                     f"(now {lr:.3g}) or rescale the series"
                 )
-            torch.autograd.backward(loss)
-            step = len(self.history) * self.batches + batch
-            if not (self.recipe.skip_step_at_update and step % self.update_every == 0):
-                self.optimizer.step()
             loss_sum += value * len(index)
-            correct += int((log_proba.argmax(1) == target).sum())
+            correct += int(hits)
             if batch == self.batches and loss_sum / n_cases <= self.best["loss"]:
                 # Before the pattern changes: the loss was measured with these weights.
                 best = checkpoint.snapshot(self.model)
@@ -262,6 +274,19 @@ class _Run:
             }
         )
         return self.history[-1]
+
+    def _gradients(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of a batch and how many of it are right; leave the gradients."""
+        self.optimizer.zero_grad()
+        log_proba = self.model(x)
+        loss = F.nll_loss(log_proba, target)
+        torch.autograd.backward(loss)
+        return loss.detach(), (log_proba.argmax(1) == target).sum()
+
+    def _eager_step(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        measured = self._gradients(x, target)
+        self.optimizer.step()
+        return measured
 
     def content(self) -> dict[str, Any]:
         """Everything that going on needs, and what tells this run from another."""
@@ -302,6 +327,8 @@ class _Run:
             checkpoint.restore(self.model, content["best"]["model"])
             checkpoint.restore(self.model, content["state"])
             checkpoint.restore_adam(self.optimizer, content["optimizer"])
+            for group in self.optimizer.param_groups:  # it may have been written on another device
+                group["capturable"] = self.X.is_cuda
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(content["scheduler"])
             self.shuffle.set_state(content["rng"]["shuffle"])

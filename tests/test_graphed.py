@@ -1,0 +1,254 @@
+"""Training from CUDA graphs: the same results as eager, from memory that stays where it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import RECIPE, data, network, one_thread, same  # noqa: F401 (autouse)
+from torch import Tensor, nn
+
+import sparseconv as sc
+from sparseconv import KernelCSR, SparseConv1d, checkpoint
+from sparseconv.graphed import WARM_UP, GraphedStep, Outputs, Slot
+from sparseconv.recipe import Recipe
+from sparseconv.training import train
+
+GEOMETRIES = [
+    {},
+    {"stride": 2, "padding": 3},
+    {"dilation": 3},
+    {"padding_mode": "circular", "padding": 2},
+]
+
+
+def tensors(derived: object) -> list[Tensor]:
+    if isinstance(derived, Tensor):
+        return [derived]
+    return [t for part in derived for t in tensors(part)] if isinstance(derived, tuple) else []
+
+
+@pytest.mark.parametrize("options", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("nnz", [0, 1, 37])
+def test_a_slot_follows_in_place(
+    options: dict[str, object], nnz: int, count_cases: Callable[[int], None]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (6, 3, 5)
+    slot = Slot(KernelCSR.random(shape, nnz, generator=generator))
+    values = torch.randn(nnz, generator=generator)
+    x = torch.randn(2, 3, 20, generator=generator, requires_grad=True)
+
+    def gradients(pattern: KernelCSR) -> list[Tensor]:
+        v = values.clone().requires_grad_()
+        bias = torch.zeros(6, requires_grad=True)
+        y = sc.sparse_conv1d(x, v, pattern, bias, **options)
+        return [y, *torch.autograd.grad(y.square().sum(), (x, v, bias))]
+
+    gradients(slot)
+    held = {key: tensors(value) for key, value in slot._derived.items()}
+    places = {key: [t.data_ptr() for t in held[key]] for key in held}
+    assert sum(map(len, held.values())) >= 4
+    for _ in range(5):
+        pattern = KernelCSR.random(shape, nnz, generator=generator)
+        slot.follow(pattern)
+        assert slot == pattern
+        assert hash(slot) == hash(pattern)
+        for own, expected in zip(gradients(slot), gradients(pattern), strict=True):
+            assert torch.equal(own, expected)
+        assert {key: [t.data_ptr() for t in tensors(slot._derived[key])] for key in held} == places
+        for key in held:
+            for own, expected in zip(held[key], tensors(pattern._derived[key]), strict=True):
+                assert torch.equal(own, expected)
+        count_cases(1)
+
+
+def test_a_slot_says_what_it_cannot_rewrite() -> None:
+    slot = Slot(KernelCSR.from_positions(torch.tensor([0, 1]), (1, 1, 4)))
+    slot.derived("taps", lambda p: p.col_indices.tolist())
+    with pytest.raises(RuntimeError, match="cannot be rewritten in place"):
+        slot.follow(KernelCSR.from_positions(torch.tensor([2, 3]), (1, 1, 4)))
+
+
+def test_plans_for_triton_stay_where_they_are() -> None:
+    plan = pytest.importorskip("sparseconv.triton.plan")
+    generator = torch.Generator().manual_seed(1)
+    shape, cpu = (8, 4, 7), torch.device("cpu")
+    layer = SparseConv1d(4, 8, 7, stride=2)
+    slot = Slot(KernelCSR.random(shape, 60, generator=generator))
+
+    def made(pattern: KernelCSR) -> list[Tensor]:
+        geometry = layer._geometry()
+        plans = (plan.fprop(pattern, geometry, cpu), plan.dgrad(pattern, geometry, cpu))
+        return [*tensors(plans), plan.wgrad(pattern, cpu)]
+
+    places = [t.data_ptr() for t in made(slot)]
+    # All in one channel: as uneven as it gets, at the same nnz.
+    for positions in (torch.arange(60), torch.arange(60) * 3):
+        pattern = KernelCSR.from_positions(positions, (8, 4, 7))
+        slot.follow(pattern)
+        assert [t.data_ptr() for t in made(slot)] == places
+        assert all(map(torch.equal, made(slot), made(pattern)))
+
+
+class Replayed:
+    """Stands for CUDA graphs on the CPU: runs the step again, on the tensors that were captured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.captures = self.replays = self.warm_ups = 0
+        for name in ("_aside", "_capture"):
+            monkeypatch.setattr(GraphedStep, name, staticmethod(getattr(self, name)))
+        monkeypatch.setattr(GraphedStep, "_check_devices", staticmethod(lambda _: None))
+
+    def _aside(self, call: Callable[[], Outputs]) -> Outputs:
+        self.warm_ups += 1
+        return call()
+
+    def _capture(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        self.captures += 1
+
+        def replay() -> Outputs:
+            self.replays += 1
+            return call()
+
+        return replay
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU: torch sees no CUDA device")
+    return request.param
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"grow": "gradient"}, {"grow": "static"}, {"update_every_steps": 3},
+     {"skip_step_at_update": True}],
+    ids=str,
+)  # fmt: skip
+def test_the_same_results_as_eager(
+    change: dict[str, object], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, epochs=14, **change)
+    models, results = [], []
+    for graphed in (False, True):
+        fake = Replayed(monkeypatch) if graphed and device == "cpu" else None
+        model = network().to(device)
+        results.append(train(model, *data(), recipe, progress=False, graphed=graphed))
+        models.append(model)
+        if fake is not None:
+            assert fake.captures == 2  # whole batches, and the smaller one at the end
+            assert fake.warm_ups == 2 * WARM_UP
+            assert fake.replays > 20
+    histories = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in r.history] for r in results
+    ]
+    assert histories[0] == histories[1]
+    assert same(models[0].state_dict(), models[1].state_dict())
+    assert any(row["updated"] for row in results[1].history) == (recipe.grow != "static")
+
+
+def step_of(model: nn.Module) -> tuple[torch.optim.Optimizer, Callable[..., Outputs]]:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+    def step(x: Tensor) -> Outputs:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return (loss.detach(),)
+
+    return optimizer, step
+
+
+def test_captured_anew_when_nnz_or_memory_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Replayed(monkeypatch)
+    model = nn.Sequential(SparseConv1d(2, 3, 5, density=0.5), nn.BatchNorm1d(3))
+    twin = copy.deepcopy(model)
+    (_, step), (_, eager) = step_of(model), step_of(twin)
+    graphed = GraphedStep(model, step)
+    x = torch.randn(4, 2, 20)
+
+    def go(times: int = WARM_UP + 2) -> None:
+        for _ in range(times):
+            assert torch.equal(graphed(x)[0], eager(x)[0])
+
+    go(WARM_UP)
+    plans = [set(slot._derived) for slot in graphed._slots]
+    assert plans[0] > {"bias"}
+    go(2)
+    assert (fake.captures, fake.replays) == (1, 2)
+    assert [set(slot._derived) for slot in graphed._slots] == plans  # none while capturing
+    for net in (model, twin):
+        net[0].set_pattern(
+            KernelCSR.random((3, 2, 5), 15, generator=torch.Generator().manual_seed(3))
+        )
+    go()  # as many weights as before
+    assert fake.captures == 1
+    for net in (model, twin):
+        net[0].set_pattern(KernelCSR.full((3, 2, 5)))
+        net[0].values.grad = None
+    (_, step), (_, eager) = step_of(model), step_of(twin)
+    graphed.function = step
+    go()
+    assert fake.captures == 2
+    model[1].weight.data = model[1].weight.data.clone()
+    go()
+    assert fake.captures == 3
+    assert isinstance(model[0].pattern, KernelCSR)
+    assert not isinstance(model[0].pattern, Slot)
+
+
+def test_what_cannot_be_captured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    Replayed(monkeypatch)
+
+    def refuse(call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(GraphedStep, "_capture", staticmethod(refuse))
+    layer = SparseConv1d(2, 3, 5)
+    graphed = GraphedStep(layer, step_of(layer)[1])
+    x = torch.randn(1, 2, 9)
+    for _ in range(WARM_UP):
+        graphed(x)
+    with pytest.raises(RuntimeError, match=r"cannot be captured .* not permitted .* without .item"):
+        graphed(x)
+    assert not isinstance(layer.pattern, Slot)
+
+
+def test_a_checkpoint_of_another_device_goes_on(tmp_path: Path) -> None:
+    """On CUDA the optimizer's settings are others: a tensor for ``lr``, and ``capturable``."""
+    models = [network(), network()]
+    train(models[0], *data(), replace(RECIPE, epochs=4), out=tmp_path / "a", progress=False)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(history: list[dict[str, object]]) -> None:
+        if len(history) == 2:
+            raise Stopped
+
+    arguments = {"recipe": replace(RECIPE, epochs=4), "out": tmp_path / "b", "progress": False}
+    with pytest.raises(Stopped):
+        train(models[1], *data(), **arguments, on_epoch=stop)
+    file = tmp_path / "b" / "checkpoint.pt"
+    content = checkpoint.load(file)
+    for group in content["optimizer"]["param_groups"]:
+        assert not group["capturable"]
+        group["capturable"], group["lr"] = True, torch.tensor(group["lr"])
+    checkpoint.save(file, content)
+    train(models[1], *data(), **arguments, resume=True)
+    assert same(models[0].state_dict(), models[1].state_dict())
+
+
+def test_without_a_gpu_it_is_refused() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"CUDA device.*model\.cuda\(\)"):
+        train(model, *data(), Recipe(epochs=1), progress=False, graphed=True)
+    assert same(model.state_dict(), before)
