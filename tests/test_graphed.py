@@ -226,15 +226,15 @@ def test_a_checkpoint_of_another_device_goes_on(tmp_path: Path) -> None:
     models = [network(), network()]
     train(models[0], *data(), replace(RECIPE, epochs=4), out=tmp_path / "a", progress=False)
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     def stop(history: list[dict[str, object]]) -> None:
         if len(history) == 2:
-            raise Stopped
+            raise StoppedError
 
     arguments = {"recipe": replace(RECIPE, epochs=4), "out": tmp_path / "b", "progress": False}
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(models[1], *data(), **arguments, on_epoch=stop)
     file = tmp_path / "b" / "checkpoint.pt"
     content = checkpoint.load(file)
