@@ -243,6 +243,8 @@ def test_a_checkpoint_of_another_device_goes_on(tmp_path: Path) -> None:
         group["capturable"], group["lr"] = True, torch.tensor(group["lr"])
     checkpoint.save(file, content)
     train(models[1], *data(), **arguments, resume=True)
+    groups = checkpoint.load(file)["optimizer"]["param_groups"]
+    assert [(group["capturable"], type(group["lr"])) for group in groups] == [(False, float)]
     assert same(models[0].state_dict(), models[1].state_dict())
 
 
