@@ -6,7 +6,7 @@ export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from sparseconv import _cuda_plans
+from sparseconv._backends import resolve_backend
 
 if TYPE_CHECKING:
     from sparseconv.functional import Geometry
@@ -39,6 +40,28 @@ _library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped
 # same, with their own plans in the place of the index tensors.
 for _schema in (*_PLANS, *_COMPUTATIONS, *(f"triton_{_schema}" for _schema in _COMPUTATIONS)):
     _library.define(_schema)  # type: ignore[no-untyped-call]
+
+
+def _triton(name: str) -> Callable[..., Tensor]:
+    """Launch Triton's kernel, or say why it cannot run; Triton is imported at the first call."""
+    schema = getattr(torch.ops.sparseconv, f"triton_{name}").default._schema
+    needed = [(i, a.name) for i, a in enumerate(schema.arguments) if str(a.type) == "Tensor"]
+
+    def launched(*args: Any) -> Tensor:
+        for i, argument in needed:
+            if args[i] is None:  # which torch lets pass
+                raise TypeError(f"expected {argument} to be a tensor, but got None")
+        resolve_backend("triton", args[0].device)
+        from sparseconv.triton import launch
+
+        result: Tensor = getattr(launch, name)(*args)
+        return result
+
+    return launched
+
+
+for _name in ("fprop", "dgrad", "wgrad"):  # on every device, for the reason why not
+    _library.impl(f"triton_{_name}", _triton(_name), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 # Looked up once: three attributes in a row are a tenth of a small call.
 _fprop = torch.ops.sparseconv.fprop.default

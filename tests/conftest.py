@@ -13,7 +13,8 @@ from evidence import CASES, Recorder, add_cases, claims
 
 from sparseconv._backends import extension
 
-collect_ignore = ["triton_cases.py"]  # test_triton.py runs it, in a process of its own
+# test_triton.py runs them, in a process of its own
+collect_ignore = ["triton_arguments.py", "triton_cases.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

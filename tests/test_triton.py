@@ -39,9 +39,10 @@ pytestmark = pytest.mark.skipif(
 
 @needs_triton
 def test_interpreted(count_cases):
-    """The cases of ``triton_cases.py``, in a process whose Triton interprets."""
+    """The cases of two other files, in a process whose Triton interprets."""
+    files = [str(HERE / name) for name in ("triton_cases.py", "triton_arguments.py")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(HERE / "triton_cases.py")],
+        [sys.executable, "-m", "pytest", *files],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=HERE.parent,
         capture_output=True,
@@ -158,8 +159,27 @@ def test_cpu_tensors_are_refused():
     pattern = sc.KernelCSR.full((1, 1, 1))
     with pytest.raises(RuntimeError, match="runs on CUDA tensors, but the input is on cpu"):
         sc.sparse_conv1d(torch.ones(1, 1, 3), torch.ones(1), pattern, backend="triton")
+    x, values, row = torch.ones(1, 1, 3), torch.ones(1), torch.tensor([[0, 0, 1]]).int()
+    entry, geometry = torch.zeros(1, dtype=torch.int64), ([1, 1, 1], 1, [0, 0], 1, 1, "zeros")
+    with pytest.raises(RuntimeError, match=r"runs on CUDA tensors.*TRITON_INTERPRET=1"):
+        torch.ops.sparseconv.triton_fprop(x, values, None, row, entry, *geometry)
     if not torch.cuda.is_available():
         assert sc.available_backends()["triton"] == "no GPU: torch sees no CUDA device"
+
+
+@needs_triton
+def test_raw_ops_need_no_import():
+    """Calling one imports ``sparseconv.triton``."""
+    code = """
+import torch, sparseconv, sys
+assert "sparseconv.triton" not in sys.modules
+row, entry = torch.tensor([[0, 0, 1]]).int(), torch.tensor([0])
+x, geometry = torch.randn(1, 1, 9), ([1, 1, 1], 1, [0, 0], 1, 1, "zeros")
+y = torch.ops.sparseconv.triton_fprop(x, torch.tensor([2.0]), None, row, entry, *geometry)
+assert y.equal(2 * x)
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def test_without_triton():
@@ -168,6 +188,13 @@ import sys
 sys.modules["triton"] = None
 import torch, sparseconv as sc
 print(sc.available_backends()["triton"])
+x, row = torch.ones(1, 1, 9), torch.tensor([[0, 0, 1]]).int()
+try:
+    torch.ops.sparseconv.triton_fprop(
+        x, x[0, 0, :1], None, row, row[0, :1].long(), [1, 1, 1], 1, [0, 0], 1, 1, "zeros"
+    )
+except RuntimeError as error:
+    assert "Triton cannot be loaded" in str(error), error
 assert sc.SparseConv1d(1, 1, 3)(torch.ones(1, 1, 9)).shape == (1, 1, 7)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

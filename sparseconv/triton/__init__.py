@@ -1,6 +1,7 @@
 """The portable GPU kernels, in Triton. Imported only when they are to run: Triton is an extra.
 
-The three computations have the signatures and the op schemas of those in ``sparseconv._ops``.
+The three computations have the signatures and the op schemas of those in ``sparseconv._ops``, which
+registers ``launch`` as what the ops run.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from sparseconv import _ops  # noqa: F401  the schemas
-from sparseconv.triton import kernels, launch, plan
+from sparseconv.triton import kernels, plan
 
 if TYPE_CHECKING:
     from sparseconv.functional import Geometry
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 # Triton decides when it decorates: with TRITON_INTERPRET=1 the kernels run on the CPU, slowly.
 INTERPRETED = not isinstance(kernels.correlate, JITFunction)
-
-_library = torch.library.Library("sparseconv", "IMPL")  # type: ignore[no-untyped-call]
-for _name in ("fprop", "dgrad", "wgrad"):
-    for _key in ("CPU", "CUDA") if INTERPRETED else ("CUDA",):
-        _library.impl(f"triton_{_name}", getattr(launch, _name), _key)  # type: ignore[no-untyped-call]
 
 _fprop = torch.ops.sparseconv.triton_fprop.default
 _dgrad = torch.ops.sparseconv.triton_dgrad.default

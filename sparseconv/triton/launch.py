@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparseconv import _ops
-from sparseconv.triton import kernels
-from sparseconv.triton.plan import block_size
+from sparseconv.triton import checks, kernels
+from sparseconv.triton.plan import block_count, block_size
 
 # Sizes of programs, all fixed: nothing is tuned at run time. Each thread has 16 accumulators.
-_TILE, _ALONG = 1024, 64  # correlate and fold: positions, and how many of them in a row at least
+_TILE, _ALONG = (
+    checks.TILE,
+    64,
+)  # correlate and fold: positions, and how many of them in a row at least
 _WGRAD_TILE, _WGRAD_ALONG = 2048, 32  # wgrad: positions times entries
 _MOST_ALONG = 256
 _UNROLL = 4  # wgrad's positions in a row have one address
@@ -39,16 +41,6 @@ def _programs(*sizes_and_tiles: int) -> int:
     return math.prod(-(-size // tile) for size, tile in pairs)
 
 
-def _check_length(length: int, padding: Sequence[int], stride: int) -> None:
-    # The last tile reaches beyond the end.
-    if length + sum(padding) + _TILE * stride >= 2**31:
-        raise NotImplementedError(
-            "the Triton kernels count positions in 32 bits: expected length + padding + "
-            f"{_TILE} * stride below 2**31, but got length {length}, padding "
-            f"{tuple(padding)}, stride {stride}; use backend='reference'"
-        )
-
-
 def _correlate(
     x: Tensor,
     values: Tensor,
@@ -70,7 +62,7 @@ def _correlate(
     if out.numel() == 0:
         return out
     bn, bl = _tile(_TILE, _ALONG, batch, per_phase)
-    grid = rows.shape[0] * _programs(per_phase, bl, batch, bn)
+    grid = checks.checked_programs(rows.shape[0] * _programs(per_phase, bl, batch, bn))
     with torch.accelerator.device_index(x.device.index):
         kernels.correlate[(grid,)](
             out,
@@ -80,8 +72,10 @@ def _correlate(
             rows,
             entries,
             source,
+            values.shape[0],
             batch,
             channels,
+            x.shape[1],
             x.shape[2],
             out_length,
             *x.stride(),
@@ -114,9 +108,16 @@ def fprop(
     padding_mode: str,
     relu: bool = False,
 ) -> Tensor:
+    g = checks.checked_geometry(shape, stride, padding, dilation, groups, padding_mode)
+    checks.check_signal(input, "input", g.shape[1] * groups)
     batch, _, length = input.shape
-    _check_length(length, padding, stride)
-    out_length = _ops.output_length(length, shape[2], stride, padding, dilation)
+    checks.check_length(g, length)
+    nnz = values.numel()
+    checks.check_vector(values, "values", input, nnz)
+    if bias is not None:
+        checks.check_vector(bias, "bias", input, shape[0])
+    checks.check_indices(crow_indices, "crow_indices", (shape[0], 3), torch.int32, input.device)
+    checks.check_indices(rows, "rows", (nnz,), torch.int64, input.device)
     return _correlate(
         input,
         values,
@@ -124,7 +125,7 @@ def fprop(
         crow_indices,
         rows,
         None,
-        input.new_empty((batch, shape[0], out_length)),
+        input.new_empty((batch, shape[0], g.output_length(length))),
         in_step=stride,
         out_step=1,
         origin=-padding[0],
@@ -149,9 +150,17 @@ def dgrad(
     groups: int,
     padding_mode: str,
 ) -> Tensor:
-    batch, channels = grad_output.shape[0], shape[1] * groups
+    g = checks.checked_geometry(shape, stride, padding, dilation, groups, padding_mode)
+    checks.check_signal(grad_output, "grad_output", shape[0])
+    batch, channels, device = grad_output.shape[0], shape[1] * groups, grad_output.device
+    checks.check_length(g, input_length)
+    checks.check_gradient(grad_output, g, batch, input_length)
+    nnz = values.numel()
+    checks.check_vector(values, "values", grad_output, nnz)
+    checks.check_indices(pointers, "pointers", (channels * stride, 3), torch.int32, device)
+    checks.check_indices(rows, "rows", (nnz,), torch.int64, device)
+    checks.check_indices(index, "index", (nnz,), torch.int32, device)
     left, right = padding
-    _check_length(input_length, padding, stride)
     out = grad_output.new_empty((batch, channels, input_length))
     folded = padding_mode != "zeros" and left + right > 0
     wide = torch.promote_types(out.dtype, torch.float32)
@@ -176,8 +185,8 @@ def dgrad(
     )
     if folded and out.numel() > 0:
         bn, bl = _tile(_TILE, _ALONG, batch * channels, input_length)
-        grid = _programs(input_length, bl, batch * channels, bn)
-        with torch.accelerator.device_index(out.device.index):
+        grid = checks.checked_programs(_programs(input_length, bl, batch * channels, bn))
+        with torch.accelerator.device_index(device.index):
             kernels.fold[(grid,)](
                 out,
                 target,
@@ -206,12 +215,20 @@ def wgrad(
     groups: int,
     padding_mode: str,
 ) -> Tensor:
-    batch, _, out_length = grad_output.shape
-    nnz = rows.shape[0]
-    _check_length(input.shape[2], padding, stride)
-    if nnz == 0 or batch * out_length == 0:
+    g = checks.checked_geometry(shape, stride, padding, dilation, groups, padding_mode)
+    checks.check_signal(input, "input", g.shape[1] * groups)
+    checks.check_signal(grad_output, "grad_output", shape[0])
+    checks.check_same_type(input, grad_output, "grad_output")
+    batch, _, length = input.shape
+    checks.check_length(g, length)
+    checks.check_gradient(grad_output, g, batch, length)
+    nnz, out_length = rows.numel(), grad_output.shape[2]
+    blocks = block_count(g.shape, nnz)
+    checks.check_indices(crow_indices, "crow_indices", (blocks, 3), torch.int32, input.device)
+    checks.check_indices(rows, "rows", (nnz,), torch.int64, input.device)
+    if nnz == 0 or batch == 0:
         return input.new_zeros(nnz)
-    size = block_size((shape[0], shape[1], shape[2]))
+    size = block_size(g.shape)
     bn, bl = _tile(min(_WGRAD_TILE // size, _TILE), _WGRAD_ALONG, batch, out_length)
     unroll = min(_UNROLL, _power_of_two(-(-out_length // bl)))
     tiles = _programs(out_length, bl * unroll, batch, bn)
@@ -220,7 +237,7 @@ def wgrad(
     wide = torch.promote_types(input.dtype, torch.float32)
     out = input.new_empty((chunks, nnz), dtype=wide if chunks > 1 else input.dtype)
     with torch.accelerator.device_index(input.device.index):
-        kernels.wgrad[(crow_indices.shape[0], chunks)](
+        kernels.wgrad[(blocks, chunks)](
             out,
             grad_output,
             input,
@@ -228,8 +245,8 @@ def wgrad(
             rows,
             nnz,
             batch,
-            input.shape[2],
-            out_length,
+            *input.shape[1:],
+            *grad_output.shape[1:],
             *grad_output.stride(),
             *input.stride(),
             stride,

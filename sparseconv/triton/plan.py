@@ -38,6 +38,11 @@ def block_size(shape: tuple[int, int, int]) -> int:
     return min(BLOCK, 1 << (most - 1).bit_length())
 
 
+def block_count(shape: tuple[int, int, int], nnz: int) -> int:
+    """Blocks of wgrad that the least favourable pattern with this ``nnz`` needs."""
+    return nnz // block_size(shape) + min(shape[0], nnz)
+
+
 def fprop(pattern: KernelCSR, geometry: Geometry, device: torch.device) -> Correlation:
     dilation, groups = geometry.dilation, geometry.groups
 
@@ -77,9 +82,8 @@ def wgrad(pattern: KernelCSR, device: torch.device) -> Tensor:
         size = block_size(pattern.shape)
         bounds = pattern.crow_indices[:: pattern.shape[1]].long()
         blocks = ((bounds.diff() + size - 1) // size).cumsum(0)
-        # As many as the least favourable pattern with this nnz needs; those too many are empty.
-        most = pattern.nnz // size + min(pattern.shape[0], pattern.nnz)
-        block = torch.arange(most, device="cpu")
+        # Those too many are empty.
+        block = torch.arange(block_count(pattern.shape, pattern.nnz), device="cpu")
         channel = torch.searchsorted(blocks, block, right=True).clamp(max=pattern.shape[0] - 1)
         before = torch.where(channel > 0, blocks[channel - 1], 0)
         begin = bounds[channel] + (block - before) * size
