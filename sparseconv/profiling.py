@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from sparseconv.modules import SparseConv1d
 from sparseconv.profile_result import LayerProfile, Measurement, ModelTime, Profile
 
 Passes = dict[str, Callable[[], object]]
+Layer = TypeVar("Layer", bound=nn.Module)
 
 # With n rounds the whole range of the samples covers the median with probability 1 - 2 / 2^n: six
 # are needed before any interval can claim 95 %.
@@ -31,11 +32,11 @@ LEAST_ROUNDS = 6
 
 
 @dataclass
-class _Call:
+class Call(Generic[Layer]):
     """A layer on an input as the model gave it, and how often it did."""
 
     name: str
-    layer: SparseConv1d
+    layer: Layer
     input: Tensor
     needs_dgrad: bool
     calls: int = 1
@@ -88,19 +89,19 @@ def profile(
         [('0', (4, 8, 50), 230)]
     """
     layers = _sparse_layers(model)
-    arguments = _arguments(input)
-    rounds = integer("rounds must be an int", rounds)
-    if rounds < LEAST_ROUNDS:
-        raise ValueError(
-            f"rounds must be at least {LEAST_ROUNDS}, or no interval of 95 % exists, "
-            f"but got {rounds}"
-        )
-    timing = {"rounds": rounds, "least_seconds": least_seconds, "seed": seed}
+    arguments = copied_arguments(input)
+    timing = {"rounds": checked_rounds(rounds), "least_seconds": least_seconds, "seed": seed}
     with untouched(model), torch.inference_mode(False), torch.set_grad_enabled(backward):
-        calls = _capture(model, layers, arguments)
+        calls = capture(model, layers, arguments)
         reached = {call.name for call in calls}
+        if not reached:
+            raise ValueError(
+                "the input reached none of the model's sparse layers "
+                f"({', '.join(layers.values())}); give one that the model sends through them, in "
+                "the mode (train or eval) that does"
+            )
         peaks = {dtype: _fma_peak(dtype) for dtype in {_counted(call) for call in calls}}
-        measured = [_measure(call, backward, peaks[_counted(call)], timing) for call in calls]
+        measured = [measure(call, backward, peaks[_counted(call)], timing) for call in calls]
         alone = [(call.calls, passes) for call, (_, passes) in zip(calls, measured, strict=True)]
         whole = _measure_model(model, arguments, alone, backward, timing)
     return Profile(
@@ -136,11 +137,22 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
     return layers
 
 
-def _arguments(input: Any) -> tuple[Any, ...]:
-    """The arguments, copied: a model may write into them."""
+def checked_rounds(rounds: int) -> int:
+    """Refuse a number of measurements that no 95 % interval can be made of."""
+    rounds = integer("rounds must be an int", rounds)
+    if rounds < LEAST_ROUNDS:
+        raise ValueError(
+            f"rounds must be at least {LEAST_ROUNDS}, or no interval of 95 % exists, "
+            f"but got {rounds}"
+        )
+    return rounds
+
+
+def copied_arguments(input: Any, name: str = "input") -> tuple[Any, ...]:
+    """The model's arguments, copied: a model may write into them."""
     if not isinstance(input, Tensor | tuple):
         raise TypeError(
-            "input must be a tensor, or a tuple of the model's arguments, but got "
+            f"{name} must be a tensor, or a tuple of the model's arguments, but got "
             f"{type(input).__name__}"
         )
     with torch.inference_mode(False):
@@ -152,20 +164,19 @@ def _arguments(input: Any) -> tuple[Any, ...]:
     return arguments
 
 
-def _capture(
-    model: nn.Module, layers: dict[SparseConv1d, str], arguments: tuple[Any, ...]
-) -> list[_Call]:
+def capture(
+    model: nn.Module, layers: Mapping[Layer, str], arguments: tuple[Any, ...]
+) -> list[Call[Layer]]:
     """Run the model once; calls of a layer that differ in numbers only are counted together."""
-    calls: dict[tuple[Any, ...], _Call] = {}
+    calls: dict[tuple[Any, ...], Call[Layer]] = {}
 
-    def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> None:
-        assert isinstance(layer, SparseConv1d)
+    def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> None:
         x: Tensor = args[0] if args else kwargs["input"]
         key = layer, x.shape, x.stride(), x.dtype, x.requires_grad
         if key in calls:
             calls[key].calls += 1
         else:  # cloned, for what follows may write into it
-            calls[key] = _Call(layers[layer], layer, x.detach().clone(), x.requires_grad)
+            calls[key] = Call(layers[layer], layer, x.detach().clone(), x.requires_grad)
 
     handles = [layer.register_forward_hook(see, with_kwargs=True) for layer in layers]
     try:
@@ -181,11 +192,6 @@ def _capture(
     finally:
         for handle in handles:
             handle.remove()
-    if not calls:
-        raise ValueError(
-            f"the input reached none of the model's sparse layers ({', '.join(layers.values())}); "
-            "give one that the model sends through them, in the mode (train or eval) that does"
-        )
     return list(calls.values())
 
 
@@ -196,7 +202,7 @@ def _eager() -> AbstractContextManager[None]:
     return stance
 
 
-def _counted(call: _Call) -> torch.dtype:
+def _counted(call: Call[SparseConv1d]) -> torch.dtype:
     """The dtype of the multiply-adds: the half types accumulate in float32."""
     return torch.float64 if call.input.dtype == torch.float64 else torch.float32
 
@@ -234,10 +240,13 @@ def _convolutions(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., 
     return {"sparse": (layer.values, sparse), "dense": (layer.dense_weight(), dense)}
 
 
-def _measure(
-    call: _Call, backward: bool, peak: float | None, timing: dict[str, Any]
+def measure(
+    call: Call[SparseConv1d], backward: bool, peak: float | None, timing: dict[str, Any]
 ) -> tuple[LayerProfile, Passes]:
-    """The layer's record, and its sparse passes to be timed again beside the model."""
+    """Time a layer, sparse and dense in turns.
+
+    Returns its record, and its sparse passes to be timed again beside the model.
+    """
     layer, pattern = call.layer, call.layer.pattern
     candidates: Passes = {}
     needs_dgrad = backward and call.needs_dgrad
@@ -317,6 +326,30 @@ def _measure_model(
     backward: bool,
     timing: dict[str, Any],
 ) -> ModelTime:
+    def run(*passes: str) -> None:
+        for calls, layer in layers:
+            for which in passes:
+                for _ in range(calls if which in layer else 0):
+                    layer[which]()
+
+    candidates = model_passes(model, arguments, backward)
+    trains = "step" in candidates
+    # Shares are taken pair by pair: the machine's speed may have changed since the layers' turn.
+    candidates["layers forward"] = partial(run, "forward")
+    if trains:
+        candidates["layers step"] = partial(run, "forward", "backward")
+    times = interleave(candidates, **timing)
+    return ModelTime(
+        forward_ms=_milliseconds(interval(times["forward"])),
+        forward_share=ratio(times, "layers forward", "forward"),
+        step_ms=_milliseconds(interval(times["step"])) if trains else None,
+        step_share=ratio(times, "layers step", "step") if trains else None,
+    )
+
+
+def model_passes(model: nn.Module, arguments: tuple[Any, ...], backward: bool) -> Passes:
+    """Calls that run the whole model: ``"forward"``, and ``"step"`` where there are gradients."""
+
     def forward() -> list[Tensor]:
         return [t for t in tree_leaves(model(*arguments)) if isinstance(t, Tensor)]
 
@@ -326,26 +359,10 @@ def _measure_model(
             outputs, wanted, [torch.ones_like(t) for t in outputs], allow_unused=True
         )
 
-    def run(*passes: str) -> None:
-        for calls, layer in layers:
-            for which in passes:
-                for _ in range(calls if which in layer else 0):
-                    layer[which]()
-
     leaves = tree_leaves(arguments)
     wanted = _differentiable([*model.parameters(), *(t for t in leaves if isinstance(t, Tensor))])
     trains = backward and bool(wanted) and bool(_differentiable(forward()))
-    # Shares are taken pair by pair: the machine's speed may have changed since the layers' turn.
-    candidates: Passes = {"forward": forward, "layers forward": partial(run, "forward")}
-    if trains:
-        candidates |= {"step": step, "layers step": partial(run, "forward", "backward")}
-    times = interleave(candidates, **timing)
-    return ModelTime(
-        forward_ms=_milliseconds(interval(times["forward"])),
-        forward_share=ratio(times, "layers forward", "forward"),
-        step_ms=_milliseconds(interval(times["step"])) if trains else None,
-        step_share=ratio(times, "layers step", "step") if trains else None,
-    )
+    return {"forward": forward, "step": step} if trains else {"forward": forward}
 
 
 def _differentiable(tensors: Iterable[Tensor]) -> list[Tensor]:
