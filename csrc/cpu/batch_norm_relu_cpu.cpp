@@ -10,14 +10,6 @@
 
 namespace sparseconv {
 
-int64_t scratch_bytes(const BatchNormRelu& p) {
-  return channel_block(p.batch, p.length, 1) * channel_samples(p.batch, p.length) * 8;
-}
-
-int64_t scratch_bytes(const BatchNormReluGradient& p) {
-  return 2 * channel_block(p.batch, p.length, 2) * channel_samples(p.batch, p.length) * 8;
-}
-
 namespace {
 
 // A vector takes as long as this many multiply-adds of a convolution, over all passes (forward 26,

@@ -10,14 +10,6 @@
 
 namespace sparseconv {
 
-int64_t scratch_bytes(const Pointwise& p) {
-  return (p.depth + p.rows) * 2 * kRowBytes;
-}
-
-int64_t scratch_bytes(const PointwiseGradient& p) {
-  return kPointDepth * (ceil_div(p.rows, 8) * kRowBytes + 2 * kRowBytes + kRowBytes);
-}
-
 namespace {
 
 // The columns of wgrad are cut into at most this many runs, by shape alone: with panels of 32 lanes

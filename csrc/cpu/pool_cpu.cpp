@@ -8,10 +8,6 @@
 
 namespace sparseconv {
 
-int64_t scratch_bytes(const Pool& p) {
-  return (p.length + p.bins) * kRowBytes;
-}
-
 namespace {
 
 // A position of a lane group takes as long as this many multiply-adds of a convolution: 67 us for
