@@ -19,8 +19,10 @@ from sparseconv.functional import Padding, resolve_padding
 from sparseconv.pattern import KernelCSR
 from sparseconv.reference import conv1d_oracle, oracle_dgrad, oracle_wgrad
 
-# Below, at and just past the vector widths (8 and 16 floats) and their multiples.
-LENGTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 64, 65, 97, 130)
+# Below, at and just past the vector widths (2 to 16 numbers), their multiples, and the longest
+# piece of a series that a lane takes (28).
+LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 27, 28, 29, 31, 32, 33, 47, 48, 49, 63,
+           64, 65, 97, 130)  # fmt: skip
 PATTERNS = (
     "random",
     "empty_row",

@@ -22,6 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--campaign", action="store_true", help="run the long versions (see the Makefile)"
     )
+    parser.addoption(
+        "--share", type=float, default=1.0, help="of their cases, how many a campaign runs (0 to 1)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,7 +46,10 @@ def count_cases(request: pytest.FixtureRequest) -> Callable[[int], None]:
 @pytest.fixture(scope="session")
 def campaign(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
     """``campaign(2_000, 200_000)`` is the first in ``make test``, the second in a campaign."""
-    return lambda usual, long: long if pytestconfig.getoption("--campaign") else usual
+    if not pytestconfig.getoption("--campaign"):
+        return lambda usual, long: usual
+    share = pytestconfig.getoption("--share")
+    return lambda usual, long: max(usual, round(share * long))
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -46,16 +47,18 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("seed", range(40))
-def test_random_cases_within_the_computed_bound(seed, engines, count_cases):
+def test_random_cases_within_the_computed_bound(seed, engines, campaign, count_cases):
     rng, counted = random.Random(seed), 0
-    while counted < 50:
+    while counted < campaign(50, 5000):
         case = random_case(rng)
         check(case, engines)
         counted += case.n > 0 and case.make_pattern().nnz > 0  # others compute nothing
     count_cases(counted)
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_every_length_about_the_vector_widths(dtype, engines, count_cases):
     for length in range(1, 70):
@@ -65,6 +68,16 @@ def test_every_length_about_the_vector_widths(dtype, engines, count_cases):
         count_cases(2)
 
 
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_every_batch_about_the_vector_widths(dtype, engines, count_cases):
+    """The lanes of a vector are series, or pieces of them."""
+    for n in range(1, 35):
+        check(Case(n, 2, 3, 5, 9, padding=2, dtype=dtype, seed=n), engines)
+        count_cases(1)
+
+
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_named_patterns(pattern, engines, count_cases):
     for mode in MODES:
@@ -76,6 +89,7 @@ def test_named_patterns(pattern, engines, count_cases):
             count_cases(1)
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("seed", range(12))
 def test_layers_of_many_channels(seed, engines, count_cases):
     """Larger than the kernels' blocks of channels, rows and positions."""
@@ -99,6 +113,7 @@ LARGE = (
 )
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("name", LARGE)
 def test_every_block_of_large_cases(name, engines, count_cases):
     check(replace(CASES[name], bias=True), engines)
@@ -135,11 +150,12 @@ def test_every_case_of_the_benchmark(name, engines, count_cases):
     count_cases(1)
 
 
+@pytest.mark.promise("P2")
 @pytest.mark.parametrize("seed", range(10))
-def test_integers_are_exact(seed, engines, count_cases):
+def test_integers_are_exact(seed, engines, campaign, count_cases):
     rng = random.Random(1000 + seed)
     counted = 0
-    while counted < 30:
+    while counted < campaign(30, 3000):
         case = random_case(rng, integers=True)
         tensors = case.tensors()
         wanted = [exact for exact, _ in expected(case, tensors)]
@@ -168,13 +184,15 @@ def test_gradcheck(mode, engines):
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.promise("P6")
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_layout_does_not_change_a_bit(name, dtype, engines, count_cases):
     layout = LAYOUTS[name]
     for stride, mode in ((1, "replicate"), (2, "circular"), (1, "zeros")):
-        case = Case(3, 4, 6, 5, 37, stride, (3, 2), 1, 2, mode, dtype, density=0.5)
-        for engine in engines():
+        # A series of one channel has dimensions whose strides mean nothing.
+        one = Case(1, 1, 6, 5, 37, stride, (3, 2), 1, 1, mode, dtype, density=0.5)
+        for case, engine in product((replace(one, n=3, in_channels=4, groups=2), one), engines()):
             plain = engine.put(case.tensors())
             for field in Tensors._fields:
                 odd = plain._replace(**{field: layout(getattr(plain, field))})
@@ -182,7 +200,7 @@ def test_layout_does_not_change_a_bit(name, dtype, engines, count_cases):
                 both = (compute(case, tensors, engine) for tensors in (odd, even))
                 for what, a, b in zip(NAMES, *both, strict=True):
                     assert a.equal(b), f"{what} with {name} {field}: {case!r}"
-        count_cases(1)
+                count_cases(1)
 
 
 def digest(tensor: Tensor) -> str:
@@ -190,6 +208,7 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
 
 
+@pytest.mark.promise("P3")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 @pytest.mark.parametrize("geometry", ["dsn", "strided", "long"])
 def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, engines, count_cases):
@@ -209,7 +228,7 @@ def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, engines, co
         for threads in (1, 2, 3, 4, 7):
             torch.set_num_threads(threads)
             for engine in engines():
-                for n in (1, 2, 7, 16):
+                for n in (1, 2, 7, 16, 16):  # the whole batch twice: runs do not differ either
                     part = tensors._replace(input=tensors.input[:n], grad=tensors.grad[:n])
                     y, dx, dw = compute(replace(case, n=n), part, engine)
                     for i in range(n):
@@ -238,16 +257,28 @@ def count(case: Case, name: str, a: Tensor, b: Tensor) -> Tensor:
     return oracle_wgrad(a, b, pattern, *case.geometry) > 0
 
 
+def marked(tensor: Tensor, at: int, special: float) -> tuple[Tensor, Tensor]:
+    """A copy with one special number, and where it stands."""
+    copy, mark = tensor.clone(), torch.zeros_like(tensor)
+    copy.view(-1)[at], mark.view(-1)[at] = special, 1
+    return copy, mark
+
+
+@pytest.mark.promise("P4")
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("mode", MODES)
 def test_nan_and_inf_travel_along_active_weights_only(special, mode, engines, count_cases):
-    for stride, pattern in ((1, "empty_row"), (2, "random")):
-        case = Case(1, 2, 4, 3, 19, stride, (2, 1), 1, 1, mode, pattern=pattern, density=0.4)
+    for stride, pattern, dtype in (
+        (1, "empty_row", "float32"),
+        (2, "random", "float32"),
+        (1, "dsn_evolved", "bfloat16"),
+        (3, "one_dense_row", "float64"),
+    ):
+        case = Case(1, 2, 4, 3, 19, stride, (2, 1), 1, 1, mode, dtype, pattern, density=0.4)
         plain = case.tensors()
         ones = Tensors(*(torch.ones_like(t) for t in plain))
         for at in range(plain.input.numel()):
-            x, mark = plain.input.clone(), torch.zeros_like(plain.input)
-            x.view(-1)[at], mark.view(-1)[at] = special, 1
+            x, mark = marked(plain.input, at, special)
             hit = count(case, "fprop", mark, ones.values)
             hit_weights = count(case, "wgrad", ones.grad, mark)
             for engine in engines():
@@ -256,8 +287,7 @@ def test_nan_and_inf_travel_along_active_weights_only(special, mode, engines, co
                 assert dx.isfinite().all(), "the gradient of the input does not read it"
                 assert (~dw.isfinite()).equal(hit_weights), (engine, at, case)
         for at in range(plain.grad.numel()):
-            grad, mark = plain.grad.clone(), torch.zeros_like(plain.grad)
-            grad.view(-1)[at], mark.view(-1)[at] = special, 1
+            grad, mark = marked(plain.grad, at, special)
             hit = count(case, "dgrad", mark, ones.values)
             for engine in engines():
                 _, dx, dw = compute(case, plain._replace(grad=grad), engine)
@@ -265,9 +295,34 @@ def test_nan_and_inf_travel_along_active_weights_only(special, mode, engines, co
                 if mode != "zeros":  # a zero of the padding times infinity is anybody's choice
                     hit_weights = count(case, "wgrad", mark, ones.input)
                     assert (~dw.isfinite()).equal(hit_weights), (engine, at, case)
-        count_cases(plain.input.numel() + plain.grad.numel())
+        for at, kernel in enumerate(case.make_pattern().positions() // case.kernel_size):
+            values, mark = marked(plain.values, at, special)
+            o, c = divmod(int(kernel), case.in_channels)
+            must = count(case, "fprop", ones.input, mark), count(case, "dgrad", ones.grad, mark)
+            for engine in engines():
+                y, dx, dw = compute(case, plain._replace(values=values), engine)
+                assert dw.isfinite().all(), "the gradient of the weights does not read them"
+                for result, hit, channel in ((y, must[0], o), (dx, must[1], c)):
+                    bad = ~result.isfinite()
+                    assert bad[hit].all(), (engine, at, case)
+                    # Beyond the series it meets zeros, which again is anybody's choice.
+                    bad[:, channel] = False
+                    assert not bad.any(), (engine, at, case)
+                if mode != "zeros":
+                    assert (~y.isfinite()).equal(must[0]), (engine, at, case)
+        assert plain.bias is not None
+        for at in range(case.out_channels):
+            bias, mark = marked(plain.bias, at, special)
+            hit = mark.bool()[:, None].expand_as(plain.grad)
+            for engine in engines():
+                y, dx, dw = compute(case, plain._replace(bias=bias), engine)
+                assert (~y.isfinite()).equal(hit), (engine, at, case)
+                assert dx.isfinite().all()
+                assert dw.isfinite().all()
+        count_cases(sum(t.numel() for t in plain if t is not None))
 
 
+@pytest.mark.promise("P4")
 def test_empty_row_gives_exactly_the_bias(engines):
     case = Case(2, 3, 4, 5, 40, padding=2, pattern="empty_row")
     mask = case.make_pattern().to_mask()
