@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparseconv._ops import GEOMETRY, output_length
+from sparseconv._ops import GEOMETRY, output_length, register_fake
 
 _library = torch.library.Library("sparseconv", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (
@@ -31,11 +31,7 @@ for _schema in (
     _library.define(_schema)  # type: ignore[no-untyped-call]
 
 
-def _fake(name: str) -> Any:
-    return torch.library.register_fake(f"sparseconv::{name}", lib=_library)
-
-
-@_fake("fprop_conv1x1")  # type: ignore[untyped-decorator]
+@register_fake(_library, "fprop_conv1x1")
 def _fake_fprop_conv1x1(
     input: Tensor,
     values: Tensor,
@@ -56,40 +52,40 @@ def _fake_fprop_conv1x1(
     return input.new_empty((input.shape[0], weight.shape[0], length))
 
 
-@_fake("pointwise_fprop")  # type: ignore[untyped-decorator]
+@register_fake(_library, "pointwise_fprop")
 def _fake_pointwise_fprop(input: Tensor, weight: Tensor) -> Tensor:
     return input.new_empty((input.shape[0], weight.shape[0], input.shape[2]))
 
 
-@_fake("pointwise_dgrad")  # type: ignore[untyped-decorator]
+@register_fake(_library, "pointwise_dgrad")
 def _fake_pointwise_dgrad(grad_output: Tensor, weight: Tensor) -> Tensor:
     return grad_output.new_empty((grad_output.shape[0], weight.shape[1], grad_output.shape[2]))
 
 
-@_fake("pointwise_wgrad")  # type: ignore[untyped-decorator]
+@register_fake(_library, "pointwise_wgrad")
 def _fake_pointwise_wgrad(grad_output: Tensor, input: Tensor) -> Tensor:
     return input.new_empty((grad_output.shape[1], input.shape[1], 1))
 
 
-@_fake("batch_norm_relu")  # type: ignore[untyped-decorator]
+@register_fake(_library, "batch_norm_relu")
 def _fake_batch_norm_relu(input: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     channels = (input.shape[1],)
     return input.new_empty(input.shape), input.new_empty(channels), input.new_empty(channels)
 
 
-@_fake("batch_norm_relu_backward")  # type: ignore[untyped-decorator]
+@register_fake(_library, "batch_norm_relu_backward")
 def _fake_batch_norm_relu_backward(
     grad_output: Tensor, input: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_batch_norm_relu(input)  # type: ignore[no-any-return]
+    return _fake_batch_norm_relu(input)
 
 
-@_fake("average_bins")  # type: ignore[untyped-decorator]
+@register_fake(_library, "average_bins")
 def _fake_average_bins(input: Tensor, bins: int) -> Tensor:
     return input.new_empty((*input.shape[:2], bins))
 
 
-@_fake("average_bins_backward")  # type: ignore[untyped-decorator]
+@register_fake(_library, "average_bins_backward")
 def _fake_average_bins_backward(grad_output: Tensor, length: int) -> Tensor:
     return grad_output.new_empty((*grad_output.shape[:2], length))
 

@@ -7,7 +7,7 @@ export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparseconv.functional import Geometry
     from sparseconv.pattern import KernelCSR
 
+Fake = TypeVar("Fake", bound=Callable[..., Any])
 GEOMETRY = "int stride, int[] padding, int dilation, int groups, str padding_mode"
 _PLANS = (
     "plan_fprop(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation)"
@@ -165,12 +166,39 @@ def output_length(
     return (length + padding[0] + padding[1] - dilation * (kernel_size - 1) - 1) // stride + 1
 
 
-@torch.library.register_fake("sparseconv::plan_fprop", lib=_library)  # type: ignore[untyped-decorator]
+def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake], Fake]:
+    """Register what tells the shapes of these ops' results.
+
+    One tensor without memory (device "meta") brings the others here as well: the result must not
+    be memory that no kernel ever writes.
+    """
+
+    def register(fake: Fake) -> Fake:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            results = fake(*args, **kwargs)
+            tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+            without = [tensor for tensor in tensors if tensor.device.type == "meta"]
+            written = results if isinstance(results, tuple) else (results,)
+            if without and any(result.device.type != "meta" for result in written):
+                raise TypeError(
+                    "expected all tensors on one device, but got one of shape "
+                    f"{list(without[0].shape)} on device 'meta', which holds no numbers"
+                )
+            return results
+
+        for name in names:
+            torch.library.register_fake(f"sparseconv::{name}", checked, lib=library)
+        return fake
+
+    return register
+
+
+@register_fake(_library, "plan_fprop")
 def _fake_plan_fprop(crow_indices: Tensor, col_indices: Tensor, *args: Any) -> Tensor:
     return col_indices.new_empty(col_indices.shape)
 
 
-@torch.library.register_fake("sparseconv::plan_dgrad", lib=_library)  # type: ignore[untyped-decorator]
+@register_fake(_library, "plan_dgrad")
 def _fake_plan_dgrad(
     crow_indices: Tensor,
     col_indices: Tensor,
@@ -183,8 +211,7 @@ def _fake_plan_dgrad(
     return pointers, col_indices.new_empty(col_indices.shape), torch.empty_like(col_indices)
 
 
-@torch.library.register_fake("sparseconv::fprop", lib=_library)  # type: ignore[untyped-decorator]
-@torch.library.register_fake("sparseconv::triton_fprop", lib=_library)  # type: ignore[untyped-decorator]
+@register_fake(_library, "fprop", "triton_fprop")
 def _fake_fprop(
     input: Tensor,
     values: Tensor,
@@ -203,8 +230,7 @@ def _fake_fprop(
     return input.new_empty((input.shape[0], shape[0], length))
 
 
-@torch.library.register_fake("sparseconv::dgrad", lib=_library)  # type: ignore[untyped-decorator]
-@torch.library.register_fake("sparseconv::triton_dgrad", lib=_library)  # type: ignore[untyped-decorator]
+@register_fake(_library, "dgrad", "triton_dgrad")
 def _fake_dgrad(
     grad_output: Tensor,
     values: Tensor,
@@ -222,8 +248,7 @@ def _fake_dgrad(
     return grad_output.new_empty((grad_output.shape[0], shape[1] * groups, input_length))
 
 
-@torch.library.register_fake("sparseconv::wgrad", lib=_library)  # type: ignore[untyped-decorator]
-@torch.library.register_fake("sparseconv::triton_wgrad", lib=_library)  # type: ignore[untyped-decorator]
+@register_fake(_library, "wgrad", "triton_wgrad")
 def _fake_wgrad(
     grad_output: Tensor, input: Tensor, crow_indices: Tensor, rows: Tensor, *args: Any
 ) -> Tensor:

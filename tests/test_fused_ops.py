@@ -96,6 +96,7 @@ MISMATCHES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
 }
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize("name", op_arguments())
 def test_wrong_arguments_are_refused(name, count_cases) -> None:
     op, args = getattr(OPS, name), op_arguments()[name]

@@ -1,4 +1,4 @@
-"""The registered ops: torch's own op checks, the FLOP counter, and every wrong argument."""
+"""The registered ops: torch's own op checks, the FLOP counter, and bounds of plans."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
@@ -91,55 +90,7 @@ def with_argument(args: tuple[Any, ...], i: int, value: Any) -> tuple[Any, ...]:
     return (*args[:i], value, *args[i + 1 :])
 
 
-def wrong_values(value: Any) -> list[Any]:
-    """Every way in which one argument can be wrong."""
-    if isinstance(value, Tensor):
-        wrong = [
-            value.to(torch.int64),
-            value.to(torch.complex64),
-            value.unsqueeze(0),
-            value.flatten()[:0],
-            torch.cat([value, value[:1]]),
-            value.to_sparse(),
-        ]
-        if value.numel() > 0:
-            wrong += [value[:-1], value[0]]
-        if value.dtype == torch.int32:
-            for bad in (-1, 2**31 - 1, -(2**31)):
-                for at in (0, value.numel() // 2, value.numel() - 1):
-                    poisoned = value.clone()
-                    poisoned[at] = bad
-                    wrong.append(poisoned)
-        elif value.dim() == 3:
-            wrong += [value[:, :, :-1], value[:, :-1], value[:, :, :0]]
-        return wrong
-    if isinstance(value, list):
-        return [[], value[:-1], [*value, 1], [-1, *value[1:]], [2**40, *value[1:]]]
-    if isinstance(value, str):
-        return ["", "same", "zero"]
-    return [-1, 0, 2**31, 2**62, -(2**62)]
-
-
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_every_wrong_argument_raises(geometry: Geometry, count_cases: Any) -> None:
-    cases = 0
-    for name, args in arguments(geometry).items():
-        op = getattr(OPS, name)
-        op(*args)
-        for i, value in enumerate(args):
-            for wrong in wrong_values(value):
-                cases += 1
-                try:
-                    result = op(*with_argument(args, i, wrong))
-                except (ValueError, TypeError, RuntimeError, NotImplementedError):
-                    continue
-                # What does not raise must have been another correct call: same shapes, finite.
-                outputs = result if isinstance(result, tuple) else (result,)
-                assert all(o.double().isfinite().all() for o in outputs), (name, i, wrong)
-    count_cases(cases)
-    assert cases > 200
-
-
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_scratch_rows_are_bounded_tightly(geometry: Geometry) -> None:
     """A row must leave space for a piece within the scratch that these channels have."""
