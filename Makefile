@@ -8,13 +8,23 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: demo test bench bench-check lint format clean
+SUITE := benchmarks/results/reliability/suite.json
+
+.PHONY: demo test reliability mutants bench bench-check lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
 
 test: $(VENV)/.built  ## run the whole test suite
 	$(PY) -m pytest
+
+reliability: $(VENV)/.built  ## run the whole test suite and write what it proves into RELIABILITY.md
+	$(PY) -m pytest --evidence $(SUITE); code=$$?; $(PY) -m benchmarks.reliability && exit $$code
+
+mutants: $(VENV)/.built  ## change the code in 400 small places, one at a time: do the tests notice?
+	$(PY) -m benchmarks.mutants --isa avx2
+	$(PY) -m benchmarks.mutants --retry
+	$(PY) -m benchmarks.reliability
 
 bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour) and the README
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json --html benchmarks/results/bench.html

@@ -42,6 +42,7 @@ def claims(item: pytest.Item) -> dict[str, Any]:
             )
     module = item.getparent(pytest.Module)
     about = (getattr(module and module.obj, "__doc__", None) or "").partition("\n")[0].rstrip(".")
+    promises.sort(key=lambda promise: int(promise[1:]))
     return {"promises": promises, "tools": tools, "about": about}
 
 
@@ -52,6 +53,7 @@ class Recorder:
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
         self.reasons: dict[str, int] = {}
+        self.totals = dict.fromkeys(("passed", "failed", "skipped"), 0)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Any:
@@ -64,6 +66,7 @@ class Recorder:
         if report.skipped and isinstance(report.longrepr, tuple):
             reason = report.longrepr[2].removeprefix("Skipped: ")
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.totals[report.outcome] += 1
         claim = claims(item)
         if not claim["promises"] and not claim["tools"]:
             return
@@ -80,6 +83,8 @@ class Recorder:
         content = {
             "command": shlex.join(["pytest", *sys.argv[1:]]),
             "machine": machine(),
+            **self.totals,
+            "cases": session.config.stash.get(CASES, 0),
             "not_run": self.reasons,
             "tests": [self.rows[name] for name in sorted(self.rows)],
         }
