@@ -46,6 +46,7 @@ def test_unknown_backend_is_refused() -> None:
         convolve("fast")
 
 
+@pytest.mark.promise("P10")
 def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="runs on CPU tensors, but the input is on meta"):
         _backends.resolve_backend("cpp", torch.device("meta"))
@@ -60,6 +61,7 @@ def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(convolve("auto"), torch.full((1, 2, 3), 3.0))
 
 
+@pytest.mark.promise("P10")
 def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def state(built: bool, version: str | None, device: bool) -> str:
         monkeypatch.setattr(
@@ -87,6 +89,7 @@ def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         _backends.resolve_backend("cuda", torch.device("cpu"))
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize("name", ["avx1024", "AVX2", "avx2 "])
 def test_unknown_isa_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSECONV_CPU_ISA", name)
@@ -95,6 +98,7 @@ def test_unknown_isa_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert "SPARSECONV_CPU_ISA" in sc.available_backends()["cpp"]
 
 
+@pytest.mark.promise("P10")
 def test_every_listed_isa_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _backends.extension is not None
     names = _backends.extension.isas()
@@ -112,6 +116,7 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.promise("P10")
 def test_import_without_the_extension() -> None:
     code = """
 import sys
@@ -125,6 +130,7 @@ assert conv.values.grad is not None
     assert "the C++ extension cannot be loaded" in run_python(code)
 
 
+@pytest.mark.promise("P10")
 def test_import_is_light() -> None:
     code = """
 import sys, torch

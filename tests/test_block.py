@@ -77,6 +77,7 @@ def test_it_takes_the_fused_path(taken: list[str]) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.promise("P7")
 @pytest.mark.parametrize("isa", extension.isas() if extension is not None else [])
 def test_every_instruction_set_but_the_baseline(
     isa: str, taken: list[str], monkeypatch: pytest.MonkeyPatch
@@ -200,6 +201,7 @@ def test_half_types_and_autocast_are_torchs(dtype: torch.dtype, taken: list[str]
     assert not taken
 
 
+@pytest.mark.promise("P7")
 def test_environment_and_compiler(taken: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     block, x = make_block(), torch.randn(3, 6, 20)
     want = block(x)

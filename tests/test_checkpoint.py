@@ -29,11 +29,12 @@ from sparseconv.recipe import Recipe
 from sparseconv.training import train
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize("make", [network, WithDropout])
 @pytest.mark.parametrize("grow", ["random", "gradient"])
 @pytest.mark.parametrize("checkpoint_every", [1, 3])
 def test_resumed_runs_end_with_the_same_bits(
-    make: Any, grow: str, checkpoint_every: int, tmp_path: Path
+    make: Any, grow: str, checkpoint_every: int, tmp_path: Path, count_cases: Any
 ) -> None:
     recipe = replace(RECIPE, grow=grow)
     arguments = {"recipe": recipe, "checkpoint_every": checkpoint_every}
@@ -54,6 +55,7 @@ def test_resumed_runs_end_with_the_same_bits(
             assert len(content["history"]) == finished
         else:
             assert "no epoch of this run has been saved yet" in str(stop.value)
+        count_cases(1)
     model = make()
     result = run(model, out=tmp_path / "b", resume=True, **arguments)
     assert same(result.history, expected.history)
@@ -150,6 +152,7 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     refused(network(), tmp_path, "its data differs", X=X[:, :, :-1])
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -187,6 +190,7 @@ def _set_moments(content: dict[str, Any], name: str, change: Callable[[Tensor], 
         moments[name] = change(moments[name])
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -212,6 +216,8 @@ def test_moments_that_do_not_fit_are_refused_before_they_crash(damage: Any, tmp_
     refused(network(1), tmp_path, "cannot be resumed")
 
 
+@pytest.mark.promise("P5")
+@pytest.mark.promise("P9")
 def test_damaged_and_foreign_files(tmp_path: Path, count_cases: Any) -> None:
     run(network(), out=tmp_path)
     path = tmp_path / "checkpoint.pt"
@@ -238,6 +244,7 @@ def test_damaged_and_foreign_files(tmp_path: Path, count_cases: Any) -> None:
     refused(network(1), tmp_path, "version 99")
 
 
+@pytest.mark.promise("P9")
 def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"epoch": 1})
@@ -257,6 +264,7 @@ class _Interrupting:
         raise OSError("no space left on device")
 
 
+@pytest.mark.promise("P9")
 def test_restore_is_all_or_nothing() -> None:
     model, other = network(0), network(1)
     checkpoint.restore(model, checkpoint.snapshot(other))

@@ -172,6 +172,7 @@ def test_random_state_fixes_everything(fitted: DSNClassifier) -> None:
     assert small(random_state=None).fit(X, y).seed_ != small(random_state=None).fit(X, y).seed_
 
 
+@pytest.mark.promise("P8")
 def test_fit_and_predict_change_nothing_global() -> None:
     X, y = waves()
     X, y = X.copy(), y.copy()

@@ -43,6 +43,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in rows
 
 
+@pytest.mark.promise("P10")
 def test_info_says_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,6 +63,7 @@ def test_info_says_what_is_missing(
         assert re.search(pattern, text), pattern
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.skipif(_backends.extension is None, reason="the C++ extension is not built")
 def test_info_names_an_isa_that_cannot_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -192,6 +194,7 @@ def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "save", save)
 
 
+@pytest.mark.promise("P9")
 def test_interrupted_and_resumed_is_as_undisturbed(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

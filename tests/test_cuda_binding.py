@@ -96,6 +96,7 @@ print(done)
 """
 
 
+@pytest.mark.promise("P1")
 def test_the_binding_computes_what_it_should(tmp_path: Path, count_cases) -> None:
     if not shutil.which(COMPILER):
         pytest.skip(f"{COMPILER} is not installed")

@@ -192,6 +192,7 @@ def test_the_binding_fits_the_headers_of_torch() -> None:
     ])  # fmt: skip
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize("version", [None, "13.0"])
 @pytest.mark.parametrize("force", ["", "0", "1"])
 def test_what_is_built(version: str | None, force: str, tmp_path: Path) -> None:

@@ -245,6 +245,7 @@ def test_a_random_update_makes_nothing_of_the_size_of_the_dense_weight() -> None
     assert sizes["gradient"] >= dense  # the yardstick sees a dense buffer where there is one
 
 
+@pytest.mark.promise("P8")
 def test_an_update_neither_reads_nor_advances_the_global_generator() -> None:
     runs = []
     for seed in (0, 1):

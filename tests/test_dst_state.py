@@ -19,6 +19,7 @@ from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d
 # --- saving ---
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize("grow", ["random", "gradient", "static"])
 def test_a_resumed_run_continues_bit_for_bit(grow: str) -> None:
     def fresh(seed: int) -> tuple[nn.Sequential, torch.optim.Optimizer, DSTScheduler]:
@@ -69,6 +70,7 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda state: {**state, key: value}
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -181,6 +183,7 @@ def test_wrong_arguments_are_refused(
         assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.promise("P9")
 def test_an_update_that_fails_leaves_everything_as_it_was() -> None:
     """The second layer is broken, after the first one's growth was drawn."""
     model = two_layers()

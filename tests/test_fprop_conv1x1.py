@@ -87,6 +87,7 @@ def check(case: Case, isas: Callable[[], Iterator[str]], rows: int, *, relu: boo
                 assert got.equal(exact), f"{isa}, {count} threads, {rows} rows: {case!r}"
 
 
+@pytest.mark.promise("P7")
 @pytest.mark.parametrize("seed", range(20))
 def test_random_cases_have_the_bits_of_two_steps(seed, isas, count_cases) -> None:
     rng, counted = random.Random(1000 + seed), 0
@@ -120,13 +121,16 @@ def arguments(dtype: torch.dtype = torch.float32) -> list[object]:
     ]  # fmt: skip
 
 
-def test_opcheck() -> None:
+@pytest.mark.promise("P7")
+def test_opcheck(count_cases) -> None:
     for dtype in (torch.float32, torch.float64):
         args = arguments(dtype)
         torch.library.opcheck(OPS.fprop_conv1x1.default, tuple(args))
         torch.library.opcheck(OPS.fprop_conv1x1.default, (*args[:2], None, *args[3:-1], None))
+        count_cases(2)
 
 
+@pytest.mark.promise("P4")
 def test_nan_and_infinity_are_those_of_two_steps(isas) -> None:
     case = Case(2, 3, 20, 5, 40, padding=2)
     tensors, pattern = case.tensors(), case.make_pattern()
@@ -140,6 +144,7 @@ def test_nan_and_infinity_are_those_of_two_steps(isas) -> None:
             assert torch.equal(got.nan_to_num(7.0), exact.nan_to_num(7.0))
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("place", "bad", "says"),
     [
@@ -168,6 +173,7 @@ def test_wrong_arguments_are_refused(place, bad, says) -> None:
         OPS.fprop_conv1x1(*args)
 
 
+@pytest.mark.promise("P5")
 def test_half_types_are_refused() -> None:
     with pytest.raises(TypeError, match="expected float32 or float64"):
         OPS.fprop_conv1x1(*arguments(torch.bfloat16))

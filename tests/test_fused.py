@@ -87,6 +87,7 @@ def oracle(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Ten
     )
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_conv1x1_within_the_computed_bound(dtype, isas, count_cases) -> None:
     for seed, (n, c_in, c_out, length) in enumerate((*SHAPES, *random_shapes(1, 60))):
@@ -106,6 +107,7 @@ def test_conv1x1_within_the_computed_bound(dtype, isas, count_cases) -> None:
         count_cases(1)
 
 
+@pytest.mark.promise("P2")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_conv1x1_integers_are_exact(dtype, isas, count_cases) -> None:
     for n, c_in, c_out, length in (*SHAPES, *random_shapes(2, 30)):
@@ -117,6 +119,7 @@ def test_conv1x1_integers_are_exact(dtype, isas, count_cases) -> None:
         count_cases(1)
 
 
+@pytest.mark.promise("P6")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_does_not_change_a_bit(name, isas, count_cases) -> None:
     layout = LAYOUTS[name]
@@ -138,6 +141,7 @@ def test_layout_does_not_change_a_bit(name, isas, count_cases) -> None:
         count_cases(len(ISAS))
 
 
+@pytest.mark.promise("P3")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_do_not_depend_on_threads_or_isa(dtype, isas, count_cases) -> None:
     torch.manual_seed(0)
@@ -163,6 +167,7 @@ def test_bits_do_not_depend_on_threads_or_isa(dtype, isas, count_cases) -> None:
     assert [len(digests) for digests in found.values()] == [1, 1, 1]
 
 
+@pytest.mark.promise("P3")
 def test_conv1x1_does_not_depend_on_the_batch(isas) -> None:
     x, weight = torch.randn(7, 30, 37), torch.randn(20, 30, 1)
     for _ in isas():
@@ -186,6 +191,7 @@ def sum_roundings(n: int) -> int:
     return min(-(-n // 16), 64) + 2 + 4 + 4
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_batch_norm_relu_within_the_computed_bound(dtype, isas, count_cases) -> None:
     """First-order error analysis; the factor 1.01 covers the products of errors."""
@@ -253,6 +259,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.promise("P7")
 @pytest.mark.parametrize("evaluating", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_batch_norm_relu_is_torchs(mode, evaluating, isas, count_cases) -> None:
@@ -303,6 +310,7 @@ def test_one_value_per_channel_is_refused_as_by_torch() -> None:
     assert batch_norm_relu(torch.ones(1, 3, 1), ours.eval()).shape == (1, 3, 1)
 
 
+@pytest.mark.promise("P4")
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
 def test_special_values_travel_as_in_torch(special, isas) -> None:
     torch.manual_seed(0)
@@ -345,6 +353,7 @@ def test_statistics_beyond_the_sums_of_floats(isas) -> None:
 # Averages over bins
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_average_bins(dtype, isas, count_cases) -> None:
     for length in (*LENGTHS, 500):

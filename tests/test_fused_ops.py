@@ -74,10 +74,12 @@ def op_arguments(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, ...
     }
 
 
+@pytest.mark.promise("P7")
 @pytest.mark.parametrize("name", op_arguments())
-def test_opcheck(name) -> None:
+def test_opcheck(name, count_cases) -> None:
     for dtype in DTYPES:
         torch.library.opcheck(getattr(OPS, name).default, op_arguments(dtype)[name])
+        count_cases(1)
 
 
 # Shapes that do not fit the other arguments: argument -> shapes.
@@ -121,6 +123,7 @@ def test_wrong_arguments_are_refused(name, count_cases) -> None:
             count_cases(1)
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize("name", op_arguments())
 def test_a_signal_that_no_kernel_takes_is_named(name) -> None:
     op, (signal, *rest) = getattr(OPS, name), op_arguments()[name]

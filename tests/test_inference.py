@@ -59,6 +59,7 @@ def random_net(rng: random.Random, dtype: torch.dtype) -> list[nn.Module]:
     return layers
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
 def test_random_networks_within_the_computed_bound(
@@ -106,6 +107,7 @@ def test_the_bound_would_notice_a_wrong_fold() -> None:
         assert not ((spoiled(x) - exact).abs() <= bound).all(), wrong
 
 
+@pytest.mark.promise("P7")
 @pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
 def test_relu_has_the_bits_and_gradients_of_relu(

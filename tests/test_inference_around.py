@@ -335,6 +335,7 @@ def test_a_hook_may_look_inside(on: str) -> None:
     torch.testing.assert_close(sc.optimize_for_inference(model)(x), model(x))
 
 
+@pytest.mark.promise("P7")
 def test_scripted_and_compiled_models() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 4, 30)

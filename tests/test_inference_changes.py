@@ -324,6 +324,7 @@ def test_an_own_forward_is_run() -> None:
     assert torch.equal(fast(X), fast[3:].eval()(torch.zeros(3, 6, 30)))
 
 
+@pytest.mark.promise("P7")
 def test_transforms_traces_and_compilers() -> None:
     model = make()
     fast = sc.optimize_for_inference(model)
@@ -363,6 +364,7 @@ def test_transforms_traces_and_compilers() -> None:
         torch.testing.assert_close(made(X), dense(X))
 
 
+@pytest.mark.promise("P8")
 def test_threads_share_a_copy() -> None:
     model = make()
     fast, xs = sc.optimize_for_inference(model), [X * i for i in range(40)]

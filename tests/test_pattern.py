@@ -75,6 +75,7 @@ def test_random_is_uniform():
     assert (drawn - 100).abs().max() < 5 * 8.7
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("crow", "col", "message"),
     [
@@ -96,12 +97,14 @@ def test_refuses_bad_structure(crow, col, message):
         KernelCSR(int32(*crow), int32(*col), (2, 2, 3))
 
 
+@pytest.mark.promise("P5")
 def test_names_the_first_bad_row():
     crow, col = int32(0, 2, 4, 6, 8), int32(0, 1, 1, 0, 2, 1, 0, 1)
     with pytest.raises(ValueError, match=r"row 1 "):
         KernelCSR(crow, col, (2, 2, 3))
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("crow", "col"),
     [
@@ -119,6 +122,7 @@ def test_refuses_wrong_types(crow, col):
         KernelCSR(crow, col, (1, 1, 2))
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("shape", "error", "message"),
     [
@@ -143,6 +147,7 @@ def test_refuses_shapes(shape, error, message):
             build()
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("positions", "error", "message"),
     [
@@ -211,6 +216,7 @@ def test_immutable():
         del pattern._col
 
 
+@pytest.mark.promise("P5")
 def test_owns_its_arrays():
     crow, col = int32(0, 2), int32(0, 2)
     pattern = KernelCSR(crow, col, (1, 1, 3))
@@ -234,6 +240,7 @@ def test_repr():
     assert repr(pattern) == "KernelCSR(shape=(141, 47, 39), nnz=34459, density=13.33 %)"
 
 
+@pytest.mark.promise("P8")
 def test_derived_is_made_once_by_many_threads():
     pattern, made, got = KernelCSR.full((2, 2, 2)), [], []
 

@@ -26,6 +26,7 @@ from sparseconv.testing import (
 )
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("seed", range(4))
 def test_oracle_is_conv1d(seed, count_cases):
     """Integers, so that both must agree exactly; F.pad writes the padding independently."""
@@ -50,6 +51,7 @@ def test_oracle_is_conv1d(seed, count_cases):
         count_cases(1)
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("seed", range(4))
 def test_dense_path_within_the_bound(seed, count_cases):
     rng = random.Random(100 + seed)
@@ -70,6 +72,7 @@ def test_dense_path_within_the_bound(seed, count_cases):
         count_cases(1)
 
 
+@pytest.mark.promise("P1")
 def test_the_bound_is_tight_enough_to_catch_a_missing_term():
     rng = random.Random(7)
     for _ in range(20):

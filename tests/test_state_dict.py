@@ -108,6 +108,7 @@ def bad_states() -> dict[str, tuple[dict[str, object], str]]:
     }
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("name", bad_states())
 def test_refused_load_changes_nothing(name, strict):

@@ -157,6 +157,7 @@ def test_the_dense_network_never_changes_its_pattern() -> None:
     assert result.itop_rate == 1.0
 
 
+@pytest.mark.promise("P3")
 @pytest.mark.parametrize("make", [network, WithDropout])
 def test_the_seed_decides_and_nothing_else(make: Any, tmp_path: Path) -> None:
     contents = []
@@ -179,6 +180,7 @@ def test_progress_bar(progress: bool, capsys: pytest.CaptureFixture[str]) -> Non
     assert ("7/7" in capsys.readouterr().err) == progress
 
 
+@pytest.mark.promise("P10")
 def test_without_tqdm_training_runs_and_says_why_there_is_no_bar(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -267,6 +269,7 @@ def test_data_of_any_kind() -> None:
     assert same(histories[0], histories[2])
 
 
+@pytest.mark.promise("P8")
 def test_prediction_leaves_every_module_in_its_mode() -> None:
     model = DSN(1, 2, nf=4, kernel_size=9, depth=2).train()
     frozen = model.get_submodule("blocks.0.norm").eval()

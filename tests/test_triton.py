@@ -37,6 +37,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.promise("P1")
 @needs_triton
 def test_interpreted(count_cases):
     """The cases of two other files, in a process whose Triton interprets."""
@@ -154,6 +155,7 @@ def test_backend_is_chosen(monkeypatch):
         _backends.resolve_backend("triton", CUDA)
 
 
+@pytest.mark.promise("P10")
 @needs_triton
 def test_cpu_tensors_are_refused():
     pattern = sc.KernelCSR.full((1, 1, 1))
@@ -182,6 +184,7 @@ assert y.equal(2 * x)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
+@pytest.mark.promise("P10")
 def test_without_triton():
     code = """
 import sys

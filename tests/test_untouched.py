@@ -58,6 +58,7 @@ def prepared() -> Nested:
     return model
 
 
+@pytest.mark.promise("P8")
 def test_the_model_is_left_as_it_was() -> None:
     model = prepared()
     before = state(model)
@@ -69,6 +70,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert state(model) != before  # the comparison sees what a forward pass does
 
 
+@pytest.mark.promise("P8")
 def test_the_model_is_left_as_it_was_if_it_fails() -> None:
     model = prepared()
     model.failing = True
@@ -78,6 +80,7 @@ def test_the_model_is_left_as_it_was_if_it_fails() -> None:
     assert state(model) == before
 
 
+@pytest.mark.promise("P8")
 def test_the_model_is_left_as_it_was_if_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(candidates: Mapping[str, Any], **_: Any) -> None:
         torch.randn(1)
@@ -96,6 +99,7 @@ def test_the_model_is_left_as_it_was_if_it_is_stopped(monkeypatch: pytest.Monkey
     assert state(model) == before
 
 
+@pytest.mark.promise("P8")
 def test_gradient_growth_sees_nothing_of_it() -> None:
     """A ``DSTScheduler`` that gathers dense gradients grows the same weights as without."""
     grown = []
@@ -115,6 +119,7 @@ def test_gradient_growth_sees_nothing_of_it() -> None:
     assert grown[0] == grown[1]
 
 
+@pytest.mark.promise("P8")
 def test_the_input_is_left_as_it_was() -> None:
     class Greedy(nn.Module):
         def __init__(self) -> None:
