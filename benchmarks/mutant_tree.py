@@ -226,7 +226,7 @@ def verdict(code: int, output: str) -> Run:
     if "Timeout (" in output:
         place = re.search(r'File "[^"]*/(test_\w+\.py)", line \d+ in (test_\w+)', output)
         return Run("timeout", "::".join(place.groups()) if place else f"{TEST_LIMIT} s")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
     return Run("killed", failed[1] if failed else f"the tests ended with code {code}")
 
 

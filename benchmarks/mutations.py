@@ -122,7 +122,7 @@ def _python(file: str, source: str) -> Iterator[Mutation]:
             case ast.Call(func, [first, second, *_]) if not isinstance(first, ast.Starred):
                 a, b = source[slice(*span(first))], source[slice(*span(second))]
                 name = ast.unparse(func).rpartition(".")[2]
-                plain = not isinstance(second, ast.Starred) and a[0] not in "\"'"
+                plain = not isinstance(second, ast.Starred) and not _is_text(first)
                 if a != b and plain and name not in SYMMETRIC:
                     begin, end = span(first)[0], span(second)[1]
                     gap = source[span(first)[1] : span(second)[0]]
@@ -133,6 +133,13 @@ def _python(file: str, source: str) -> Iterator[Mutation]:
                 yield Mutation(file, begin, end, "boolean", f"(not {source[begin:end]})")
         elif _deletable(node):
             yield Mutation(file, *span(node), "deleted statement", "pass")
+
+
+def _is_text(node: ast.expr) -> bool:
+    """Whether it is the name of an argument or the beginning of a message: nobody swaps those."""
+    return isinstance(node, ast.JoinedStr) or (
+        isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
 
 
 def _deletable(node: ast.AST) -> bool:

@@ -195,16 +195,14 @@ def _promises(runs: Mapping[str, Evidence]) -> Table:
     for promise, (name, text, _) in PROMISES.items():
         rows = [row for run in runs.values() for row in _rows(run, promise)]
         cases = [sum(row.cases for row in _rows(run, promise)) for run in runs.values()]
-        failed, passed = sum(row.failed for row in rows), sum(row.passed for row in rows)
-        if failed:
-            result = f"**FAILED** ({failed})"
-        else:
-            result = "holds" if any(r.passed for r in _rows(runs["suite"], promise)) else ""
+        failed = sum(row.failed for row in rows)
+        passed = sum(row.passed for row in _rows(runs["suite"], promise))
+        result = f"**FAILED** ({failed})" if failed else "holds" if passed else "**NOT TESTED**"
         lines.append(
             (
                 promise,
                 f"**{name}.** {text}",
-                result or "**NOT TESTED**",
+                result,
                 str(passed),
                 *(grouped(n) if n else "-" for n in cases),
             )

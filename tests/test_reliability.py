@@ -230,6 +230,13 @@ def test_malformed_mutants_are_refused(
     assert "is not what make mutants writes" in capsys.readouterr().err
 
 
+def test_the_page_is_what_the_recorded_files_say() -> None:
+    page, suite = reliability.ROOT / "RELIABILITY.md", reliability.RESULTS / "suite.json"
+    assert page.exists() == suite.exists()
+    if suite.exists():
+        assert page.read_text(encoding="utf-8") == reliability.markdown()[0]
+
+
 def test_every_explanation_is_of_a_mutant_that_survived() -> None:
     recorded = mutants_table.read(reliability.RESULTS / "mutants.json")
     outcomes = {row["id"]: row["outcome"] for row in (recorded or {"mutants": []})["mutants"]}
