@@ -10,7 +10,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 SUITE := benchmarks/results/reliability/suite.json
 
-.PHONY: demo test reliability mutants bench bench-check lint format clean
+.PHONY: demo test reliability mutants bench bench-check docs lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -33,6 +33,10 @@ bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half
 bench-check: $(VENV)/.built  ## compare the kernels' speed with BASE=<git ref>; fails if slower by 10 %
 	@test -n "$(BASE)" || { echo "name what to compare with: make bench-check BASE=HEAD~1" >&2; exit 2; }
 	$(PY) -m benchmarks.compare $(if $(THREADS),--threads $(THREADS)) -- $(BASE)
+
+docs: $(VENV)/.docs  ## build the documentation site into site/
+	$(PY) -m sphinx -q -W --keep-going -b html docs site
+	@echo "open site/index.html"
 
 lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 	$(VENV)/bin/ruff check .
@@ -60,12 +64,12 @@ $(VENV)/.built: $(VENV)/.python $(SOURCES)
 	$(PY) -c 'import torch, sparseconv._C'
 	touch $@
 
-# The extra's packages alone: installing the package with it would build the kernels again.
-$(VENV)/.lint: $(VENV)/.built
+# An extra's packages alone: installing the package with it would build the kernels again.
+$(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.built
 	$(PY) -c 'import tomllib; \
 	    extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	    print(*extras["lint"], sep="\n")' | $(PIP) --requirement /dev/stdin
+	    print(*extras["$*"], sep="\n")' | $(PIP) --requirement /dev/stdin
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info sparseconv/_C*.so
+	rm -rf $(VENV) build dist site docs/generated *.egg-info sparseconv/_C*.so

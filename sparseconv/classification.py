@@ -31,8 +31,9 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
 
     Args:
         sparsity, nf, kernel_size, depth, n_groups, init, padding, backend: see ``models.DSN``.
-        epochs, lr, lr_min, weight_decay, batch_size, update_every_epochs, update_every_steps,
-        skip_step_at_update, decay_share, prune_fraction, prune_floor, grow: see ``recipe.Recipe``.
+        epochs, lr, lr_min, weight_decay, batch_size: see ``recipe.Recipe``.
+        update_every_epochs, update_every_steps, skip_step_at_update: see ``recipe.Recipe``.
+        decay_share, prune_fraction, prune_floor, grow: see ``recipe.Recipe``.
         random_state: an int fixes everything that is drawn; a ``RandomState`` gives the seed;
             None draws a new seed for each fit.
         n_jobs: threads that torch may use in fit and predict, as aeon counts them: -1 takes all

@@ -43,8 +43,8 @@ class SparseConv1d(nn.Module):
     """``nn.Conv1d`` that stores and touches its active weights only.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-        padding_mode, device, dtype: as in ``nn.Conv1d``; ``padding`` may also be a pair
+        in_channels, out_channels, kernel_size, stride, dilation, groups, bias: as in nn.Conv1d.
+        padding, padding_mode, device, dtype: as in ``nn.Conv1d``; ``padding`` may also be a pair
             ``(left, right)``, in samples.
         density: share of active weights, in [0, 1]; ``round(density * numel)`` of them are drawn
             with torch's global generator. Not used when ``pattern`` is given.

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import snippets
 import torch
 
 import sparseconv as sc
 from sparseconv.reference import dense_weight
 
-README = Path(__file__).parent.parent / "README.md"
-
 
 def test_every_block_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    found = snippets.blocks(snippets.ROOT / "README.md")
+    blocks = [block for block in found if block.language == "python"]
     assert len(blocks) == 6
     values, pattern = torch.randn(60), sc.KernelCSR.random((3, 4, 39), 60)
     scope: dict[str, Any] = {
@@ -32,9 +31,9 @@ def test_every_block_runs() -> None:
         "X_test": torch.randn(3, 1, 40).numpy(),
     }
     for block in blocks:
-        exec(block.replace("epochs=300", "epochs=1"), scope)
+        snippets.run(block, scope)
         if block is blocks[0]:
-            one_line = re.findall(r"y = (.*?)  +#", block)
+            one_line = re.findall(r"y = (.*?)  +#", block.text)
             sparse, dense = (eval(line, scope) for line in one_line)
             torch.testing.assert_close(sparse, dense)
     torch.testing.assert_close(scope["y"], scope["model"].eval()(scope["x"]))

@@ -1,0 +1,54 @@
+"""Sphinx: the documentation site; ``make docs`` builds it into ``site/``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import generate  # noqa: E402
+
+from sparseconv import __version__  # noqa: E402
+
+project = "sparseconv"
+version = release = __version__
+language = "en-GB"
+
+extensions = ["myst_parser", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+exclude_patterns = ["generated/*.md"]  # included by pages
+default_role = "code"  # docstrings may write `x` as well as ``x``
+pygments_style, pygments_dark_style = "friendly", "github-dark"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+autodoc_class_signature = "mixed"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+
+# No font, script or style sheet comes from another server: the site works without a network.
+html_theme = "furo"
+html_title = "sparseconv"
+html_static_path = ["static"]
+html_css_files = ["style.css"]
+html_extra_path = ["generated/extra"]
+html_show_copyright = False
+html_copy_source = False
+html_show_sourcelink = False
+html_permalinks_icon = "#"
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b5f8a", "color-brand-content": "#0b5f8a"},
+    "dark_css_variables": {"color-brand-primary": "#6cb8e6", "color-brand-content": "#6cb8e6"},
+}
+
+
+def setup(app: Any) -> None:
+    """Write what pages include of measured results and drawings, before they are read."""
+    generate.write_all(HERE / "generated")

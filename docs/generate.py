@@ -1,0 +1,97 @@
+"""What pages include: drawings, and everything that was measured, from ``benchmarks/results``.
+
+No figure on the site is typed by hand: a page that speaks of one includes a file made here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import draw
+
+from benchmarks import readme
+from sparseconv.bench import plots, report
+from sparseconv.bench.svg import Plot
+from sparseconv.report import Table
+
+ROOT = Path(__file__).parent.parent
+
+
+def write_all(folder: Path) -> None:
+    """Write every file that a page includes; the same results give the same files."""
+    bench = json.loads((readme.RESULTS / "bench.json").read_text())
+    (folder / "extra").mkdir(parents=True, exist_ok=True)
+    report.write(bench, folder / "extra" / "bench.html")
+    for name, drawing in draw.DRAWINGS.items():
+        _write(folder / f"{name}.md", _figure(f'<div class="picture">{drawing()}</div>'))
+    parts: dict[str, Callable[[], str]] = {
+        "measured": measured,
+        "machine": lambda: _machine(bench["machine"]),
+        "break_even": lambda: "\n\n".join(map(plot, plots.break_even(bench["rows"]))),
+        "saved": lambda: "\n\n".join(map(plot, plots.saved(bench["rows"]))),
+        "dense_wins": lambda: dense_wins(bench["rows"]).markdown(),
+        "reliability": reliability,
+    }
+    for name, make in parts.items():
+        _write(folder / f"{name}.md", make())
+
+
+def measured() -> str:
+    """The README's measured section, with links that hold on the site."""
+    return readme.section().replace(
+        "[bench.json](benchmarks/results/bench.json)", "`benchmarks/results/bench.json`"
+    )
+
+
+def plot(drawn: Plot) -> str:
+    """A plot of the benchmark report with its caption."""
+    inches = drawn.figure.get_figwidth()
+    return _figure(f'<div class="plot" style="--inches: {inches:.2f}">{drawn.svg()}</div>'
+                   f"<figcaption>{drawn.caption}</figcaption>")  # fmt: skip
+
+
+def dense_wins(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Every measured row in which ``F.conv1d`` was faster, slowest first."""
+    lost = [row for row in rows if "conv1d" in row["ratio"] and row["ratio"]["conv1d"][0] < 1]
+    lost.sort(key=lambda row: row["ratio"]["conv1d"][0])
+    return Table(
+        ("case", "", "threads", "N", "channels", "K", "L", "density", "conv1d's time / sparse"),
+        [
+            (
+                row["case"], row["computation"], str(row["threads"]), str(row["batch"]),
+                f"{row['in_channels']} → {row['out_channels']}", str(row["kernel_size"]),
+                str(row["length"]), f"{row['density']:.0%}",
+                "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"]["conv1d"]),
+            )
+            for row in lost
+        ],
+    )  # fmt: skip
+
+
+def reliability() -> str:
+    """RELIABILITY.md, whose title the page has already."""
+    path = ROOT / "RELIABILITY.md"
+    if not path.exists():
+        return "No record yet: `make reliability` runs the campaigns and writes it."
+    title, _, text = path.read_text(encoding="utf-8").partition("\n")
+    return text if title.startswith("# ") else f"{title}\n{text}"
+
+
+def _machine(machine: Mapping[str, str]) -> str:
+    return (
+        f"Measured on {machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch "
+        f"{machine['torch']}, {machine['date']}, commit {machine['commit']}."
+    )
+
+
+def _figure(content: str) -> str:
+    return f'```{{raw}} html\n<figure class="drawn">{content}</figure>\n```'
+
+
+def _write(path: Path, text: str) -> None:
+    text = text.rstrip() + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # an unchanged page is kept
+        path.write_text(text, encoding="utf-8")

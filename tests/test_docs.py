@@ -1,0 +1,84 @@
+"""Documentation: every snippet runs, every public name has its entry, and the site builds."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import run as run_process
+from typing import Any
+
+import pytest
+import snippets
+import torch
+
+import sparseconv as sc
+
+DOCS = snippets.ROOT / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "generated" not in path.parts)
+NEED_AEON = {"dsn", "when-it-pays"}
+WITH_SNIPPETS = [page for page in PAGES if any(snippets.blocks(page))]
+
+
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.stem)
+def test_every_snippet_runs(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count_cases: Callable[[int], None],
+) -> None:
+    if page.stem in NEED_AEON:
+        pytest.importorskip("aeon")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    scope: dict[str, Any] = {"__name__": "snippet"}
+    for block in snippets.blocks(page):
+        snippets.run(block, scope)
+        count_cases(1)
+
+
+def test_there_are_snippets_in_every_guide() -> None:
+    guides = [page for page in PAGES if page.parent == DOCS and page.stem != "reliability"]
+    assert guides
+    assert set(guides) <= set(WITH_SNIPPETS)
+
+
+def entries() -> list[str]:
+    """The full names that the API pages document."""
+    text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
+    return re.findall(r"auto(?:class|function|exception):: (\S+)|py:(?:module|data):: (\S+)", text)
+
+
+def test_every_public_name_is_in_the_api() -> None:
+    documented = {name for pair in entries() for name in pair if name}
+    public = {f"sparseconv.{name}" for name in sc.__all__}
+    public |= {f"sparseconv.models.{name}" for name in ("DSN",)}
+    assert public <= documented
+    for name in documented - {"sparseconv"}:
+        # Longest module first: what is documented must exist, under this name.
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    for package in ("sphinx", "furo", "myst_parser", "sphinx_design"):
+        pytest.importorskip(package, reason="the docs extra is not installed (make docs builds)")
+    site = tmp_path / "site"
+    done = run_process(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", DOCS, site],
+        capture_output=True, text=True, check=False, cwd=snippets.ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pages = list(site.glob("*.html")) + list((site / "api").glob("*.html"))
+    assert {page.stem for page in pages} >= {page.stem for page in PAGES}
+    # Whoever reads offline must miss nothing: no script, style, font or picture from a server.
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"([^\"]+)\"", text)
+        loaded += re.findall(r"<link[^>]* href=\"([^\"]+)\"", text)
+        assert not [url for url in loaded if "//" in url], page.name
+    kernels = (site / "kernels.html").read_text(encoding="utf-8")
+    assert kernels.count('<div class="picture"><svg') == 5
+    assert (site / "bench.html").stat().st_size > 100_000
