@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
+F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("cpp", "cuda", "triton", "reference")
 _ON = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 _CPU = torch.device("cpu")
@@ -24,10 +28,24 @@ def _load_extension() -> tuple[ModuleType | None, str]:
         )
 
 
+def _constant(function: F) -> F:
+    # torch.compiler.assume_constant_result does just this, but importing it takes as long again as
+    # importing torch: it loads the whole compiler.
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 extension, _missing_reason = _load_extension()
+if extension is None:
+    # Once per process, and never an error: whoever wants silence may filter it.
+    warnings.warn(
+        f"sparseconv computes with its dense reference, slowly: {_missing_reason}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def _preferred() -> str:
     # Every call of a layer asks, and os.environ takes a twentieth of a small one to answer.
     getenv = os.environ.get if extension is None else extension.getenv
@@ -65,7 +83,7 @@ def _interpreted() -> bool:
     return module is not None and bool(module.INTERPRETED)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def _why_not(name: str, device_type: str) -> str | None:
     """Say why a backend cannot compute on this type of device; None if it can."""
     reason = _missing(name)

@@ -116,6 +116,13 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
+def test_constant_results_are_marked_as_torch_marks_them() -> None:
+    torch_marks = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(torch_marks)
+    for function in (_backends._preferred, _backends._why_not):
+        assert vars(torch_marks).items() <= vars(function).items()
+
+
 @pytest.mark.promise("P10")
 def test_import_without_the_extension() -> None:
     code = """
@@ -138,6 +145,7 @@ import torch.utils.flop_counter  # imports Triton itself, where it is installed
 before = set(sys.modules)
 import sparseconv
 extras = {"aeon", "sklearn", "matplotlib", "jinja2", "triton", "tqdm", "sparseconv.triton"}
+extras |= {"torch._dynamo", "torch._inductor", "sympy", "scipy", "pandas", "numba"}  # seconds each
 print(sorted(extras & (set(sys.modules) - before)))
 """
     assert run_python(code) == "[]"
