@@ -1,0 +1,83 @@
+"""Run in a fresh interpreter: what the installed package says of itself, and whether it computes.
+
+``python installed_check.py [CASES] [BLOCKED ...]`` prints one line of JSON. It needs nothing but
+the package and torch. Blocked modules cannot be imported, as if they were not installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+import warnings
+
+n_cases, blocked = int(sys.argv[1]), sys.argv[2:]
+sys.modules.update(dict.fromkeys(blocked))
+import torch  # noqa: E402
+import torch.utils.flop_counter  # noqa: E402 (imports Triton itself, where it is installed)
+
+before, start = set(sys.modules), time.perf_counter()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import sparseconv as sc
+
+    seconds = time.perf_counter() - start
+    loaded = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
+
+    from sparseconv import testing
+    from sparseconv._backends import extension
+
+    # Every case on every instruction set: within the bound of float64, and the same bits.
+    rng, digests, worst = random.Random(7), set(), 0.0
+    isas = extension.isas() if extension is not None else [None]
+    cases = [testing.random_case(rng) for _ in range(n_cases)]
+    for isa in isas:
+        if isa is not None:
+            os.environ["SPARSECONV_CPU_ISA"] = isa
+        digest = hashlib.sha256()
+        for case in cases:
+            data = case.tensors()
+            x, values = data.input.requires_grad_(), data.values.requires_grad_()
+            y = sc.sparse_conv1d(x, values, case.make_pattern(), data.bias, **case.options)
+            got = (y, *torch.autograd.grad(y, (x, values), data.grad))
+            plain = data._replace(input=x.detach(), values=values.detach())
+            wanted = (testing.expected_fprop(case, plain), testing.expected_dgrad(case, plain),
+                      testing.expected_wgrad(case, plain))  # fmt: skip
+            for tensor, (exact, bound) in zip(got, wanted, strict=True):
+                excess = (tensor.detach().double() - exact).abs() - bound
+                assert not excess.numel() or excess.max() <= 0, repr(case)
+                if extension is not None:
+                    raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+                    digest.update(raw.numpy().tobytes())
+        digests.add(digest.hexdigest())
+    assert len(digests) == 1, "the instruction sets disagree"
+    os.environ.pop("SPARSECONV_CPU_ISA", None)
+
+    model = torch.nn.Sequential(
+        sc.SparseConv1d(2, 4, 5, density=0.5), torch.nn.BatchNorm1d(4), torch.nn.ReLU()
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+    dst = sc.DSTScheduler(model, optimizer, update_every=1, end_step=9)
+    model(torch.ones(3, 2, 20)).sum().backward()
+    optimizer.step()
+    assert dst.step()
+    sc.optimize_for_inference(model)(torch.ones(3, 2, 20))
+
+print(
+    json.dumps(
+        {
+            "file": sc.__file__,
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "backends": sc.available_backends(),
+            "isas": isas,
+            "bits": digests.pop(),
+            "import_seconds": seconds,
+            "imported": loaded,
+            "warnings": [str(w.message) for w in caught if "sparseconv" in str(w.message)],
+        }
+    )
+)

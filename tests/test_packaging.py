@@ -1,0 +1,160 @@
+"""Installing: what is in the archives, and what runs without a compiler, Triton or aeon."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator
+from email.parser import HeaderParser
+from pathlib import Path, PurePosixPath
+
+import installing
+import pytest
+
+pytestmark = pytest.mark.promise("P10")
+SLOWLY = "sparseconv computes with its dense reference, slowly"
+
+
+def sources(*patterns: str) -> set[str]:
+    """Files of this tree, as paths from its root."""
+    found = (path for pattern in patterns for path in installing.ROOT.glob(pattern))
+    return {
+        path.relative_to(installing.ROOT).as_posix()
+        for path in found
+        if path.is_file() and "generated" not in path.parts and path.suffix not in (".pyc", ".so")
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("packages")
+
+
+@pytest.fixture(scope="module")
+def sdist(folder: Path) -> Path:
+    return installing.make_sdist(folder)
+
+
+@pytest.fixture(scope="module")
+def built_without_compiler(sdist: Path, folder: Path) -> tuple[Path, str]:
+    source = installing.unpack(sdist, folder / "unpacked")
+    (folder / "no programs").mkdir()
+    hidden = {"PATH": str(folder / "no programs"), "CC": "", "CXX": "", "FORCE_CUDA": "0"}
+    return installing.make_wheel(source, folder / "wheels", **hidden)
+
+
+@pytest.fixture(scope="module")
+def installed(built_without_compiler: tuple[Path, str], folder: Path) -> Iterator[Path]:
+    """The wheel in a folder whose name has spaces and into which nobody may write."""
+    wheel, _ = built_without_compiler
+    target = folder / "site packages of Ünal"
+    installing.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+         "--target", target, wheel]
+    )  # fmt: skip
+    everything = [target, *target.rglob("*")]
+    for path in everything:
+        path.chmod(path.stat().st_mode & ~0o222)
+    yield target
+    for path in everything:
+        path.chmod(path.stat().st_mode | 0o200)
+
+
+def test_the_source_archive_is_the_whole_project(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = sources("csrc/**/*", "sparseconv/**/*", "tests/**/*", "benchmarks/**/*", "docs/**/*")
+    wanted |= sources("*.md", "Makefile", "LICENSE", "setup.py", "pyproject.toml")
+    wanted -= {"benchmarks/results/bench.html"}
+    assert len(wanted) > 200
+    assert wanted <= names, sorted(wanted - names)
+    made = {name for name in names - wanted if not name.startswith("examples")}
+    made = {name for name in made if "." in name and ".egg-info" not in name}
+    assert made <= {"PKG-INFO", "setup.cfg", "MANIFEST.in"}, sorted(made)
+
+
+def test_the_wheel_holds_the_package_alone(built_without_compiler: tuple[Path, str]) -> None:
+    wheel, said = built_without_compiler
+    assert "sparseconv: the C++ extension is left out:" in said
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        info = next(name for name in names if name.endswith(".dist-info/METADATA"))
+        metadata = HeaderParser().parsestr(archive.read(info).decode())
+    package = {name for name in names if ".dist-info/" not in name}
+    assert package == sources("sparseconv/**/*")
+    assert {PurePosixPath(name).name for name in names - package} >= {"METADATA", "LICENSE"}
+
+    project = tomllib.loads((installing.ROOT / "pyproject.toml").read_text())["project"]
+    assert metadata["Requires-Python"] == project["requires-python"]
+    required = metadata.get_all("Requires-Dist", [])
+    assert [line for line in required if "extra ==" not in line] == project["dependencies"]
+    extras = project["optional-dependencies"]
+    assert set(metadata.get_all("Provides-Extra", [])) == set(extras)
+
+
+@pytest.mark.parametrize(
+    "blocked", [(), ("triton",), ("aeon", "sklearn", "matplotlib", "tqdm", "jinja2")], ids=str
+)
+def test_without_a_compiler_the_reference_runs_and_says_so_once(
+    installed: Path,
+    tmp_path: Path,
+    blocked: tuple[str, ...],
+    count_cases: Callable[[int], None],
+) -> None:
+    result = installing.check(
+        [*without_privileges(), sys.executable], 25, blocked=blocked, cwd=tmp_path,
+        env={"PYTHONPATH": str(installed), "HOME": "/nonexistent"},
+    )  # fmt: skip
+    count_cases(25)
+    assert Path(result["file"]).is_relative_to(installed)
+    assert result["isas"] == [None]
+    assert [text.startswith(SLOWLY) for text in result["warnings"]] == [True]
+    assert "pip install --no-build-isolation" in result["warnings"][0]
+    assert result["backends"]["reference"] == "available"
+    assert not {"aeon", "sklearn", "matplotlib", "triton", "tqdm"} & set(result["imported"])
+
+
+def test_a_missing_extra_is_named(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(aeon=None, matplotlib=None)\n"
+        "import sparseconv.cli as cli; sys.exit(cli.main(['train', 'GunPoint']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "sparseconv[tsc]" in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_runs_from_a_read_only_installation(installed: Path, tmp_path: Path) -> None:
+    said = installing.run(
+        [*without_privileges(), sys.executable, "-m", "sparseconv", "info"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed), "HOME": "/nonexistent"},
+    )
+    assert "backend reference  available" in said
+    assert "pip install --no-build-isolation" in said
+
+
+def without_privileges() -> list[str]:
+    """Before a command: even root must not be able to write where the mode bits forbid it."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("run as root, which may write everywhere, and setpriv is not installed")
+    powers = "-dac_override,-dac_read_search,-fowner"
+    return ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"]
+
+
+def test_read_only_means_it(installed: Path) -> None:
+    """The tests above prove nothing if these processes could write."""
+    done = subprocess.run([*without_privileges(), "touch", installed / "x"], capture_output=True)
+    assert done.returncode != 0
