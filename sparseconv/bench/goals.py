@@ -220,34 +220,50 @@ def _conditions(row: Row) -> tuple[Any, ...]:
 def _least(
     goal: str, rows: Sequence[Row], target: float, value: Value, shown: str = "{:.2f}x"
 ) -> Goal | None:
-    return _extreme(goal, rows, value, shown, min, lambda found: found / max(target, 1e-9))
+    return worst_of(goal, _found(rows, value), target, shown)
 
 
 def _most(
     goal: str, rows: Sequence[Row], target: float, value: Value, shown: str = "{:.2f}x"
 ) -> Goal | None:
-    return _extreme(goal, rows, value, shown, max, lambda found: target / max(found, 1e-9))
+    return worst_of(goal, _found(rows, value), target, shown, most=True)
 
 
-def _extreme(
-    goal: str,
-    rows: Sequence[Row],
-    value: Value,
-    shown: str,
-    worst: Callable[..., Any],
-    reached: Callable[[float], float],
-) -> Goal | None:
-    """Judge by the worst row; None if no row has the value."""
-    found = [(number, row) for row in rows if (number := value(row)) is not None]
-    if not found:
-        return None
-    number, row = worst(found, key=lambda pair: pair[0])
+def _found(rows: Sequence[Row], value: Value) -> list[tuple[float, str]]:
+    """The rows that have the value, as it is and what it is of."""
+    return [(number, _where(row)) for row in rows if (number := value(row)) is not None]
+
+
+def _where(row: Row) -> str:
     name = row["case"] if "case" in row else f"L = {row['length']}"
     which = f"{name} {row['computation']}" if "computation" in row else name
-    measured = f"{shown.format(number)} ({which}, {_threads(row['threads'])})"
+    return f"{which}, {_threads(row['threads'])}"
+
+
+def worst_of(
+    goal: str,
+    found: Sequence[tuple[float, str]],
+    target: float,
+    shown: str = "{:.2f}x",
+    *,
+    most: bool = False,
+) -> Goal | None:
+    """Judge by the worst of some values, each with what it is of; None if there are none.
+
+    ``target`` is the least that all must reach, or with ``most`` the most that they may.
+
+    Example:
+        >>> worst_of("at least 4x", [(5.0, "a"), (3.0, "b")], 4)
+        Goal(goal='at least 4x', measured='worst of 2: 3.00x (b)', verdict='missed by 25%')
+    """
+    if not found:
+        return None
+    number, where = (max if most else min)(found, key=lambda pair: pair[0])
+    measured = f"{shown.format(number)} ({where})"
     if len(found) > 1:
         measured = f"worst of {len(found)}: {measured}"
-    return Goal(goal, measured, _verdict(reached(number)))
+    reached = target / max(number, 1e-9) if most else number / max(target, 1e-9)
+    return Goal(goal, measured, _verdict(reached))
 
 
 def _threads(count: int) -> str:

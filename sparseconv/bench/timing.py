@@ -10,6 +10,7 @@ import gc
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +63,7 @@ def interleave(
     least_seconds: float = 2e-3,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
+    around: Callable[[str], AbstractContextManager[object]] = lambda _: nullcontext(),
 ) -> Times:
     """Time every candidate once per round, in an order drawn afresh for each round.
 
@@ -71,18 +73,20 @@ def interleave(
         warmup: untimed calls of each candidate before the first round.
         least_seconds: calls shorter than this are repeated within a round until they last so long.
         seed: of the order.
-        clock: seconds; replaced in tests.
+        clock: seconds; on a GPU one that waits for it.
+        around: what a candidate's calls run in, by its name; entering it is not timed.
 
     Returns:
         name -> seconds per call, one entry per round; entries of one index belong together.
     """
     repeats = {}
     for name, call in candidates.items():
-        for _ in range(warmup):
+        with around(name):
+            for _ in range(warmup):
+                call()
+            start = clock()
             call()
-        start = clock()
-        call()
-        repeats[name] = max(1, int(np.ceil(least_seconds / max(clock() - start, 1e-9))))
+            repeats[name] = max(1, int(np.ceil(least_seconds / max(clock() - start, 1e-9))))
     times: Times = {name: np.empty(rounds) for name in candidates}
     rng = np.random.default_rng(seed)
     names = list(candidates)
@@ -93,10 +97,11 @@ def interleave(
         for i in range(rounds):
             for name in rng.permutation(names):
                 call, count = candidates[name], repeats[name]
-                start = clock()
-                for _ in range(count):
-                    call()
-                times[name][i] = (clock() - start) / count
+                with around(name):
+                    start = clock()
+                    for _ in range(count):
+                        call()
+                    times[name][i] = (clock() - start) / count
     finally:
         if collecting:
             gc.enable()
