@@ -15,6 +15,7 @@ from sparseconv.pattern import KernelCSR, Region
 
 if TYPE_CHECKING:
     from sparseconv.classification import DSNClassifier
+    from sparseconv.conversion import convert, to_dense
     from sparseconv.profiling import profile
 
 __all__ = [
@@ -25,10 +26,12 @@ __all__ = [
     "SparseConv1d",
     "__version__",
     "available_backends",
+    "convert",
     "models",
     "optimize_for_inference",
     "profile",
     "sparse_conv1d",
+    "to_dense",
 ]
 
 
@@ -43,4 +46,8 @@ def __getattr__(name: str) -> Any:
         from sparseconv.profiling import profile
 
         return profile
+    if name in ("convert", "to_dense"):
+        from sparseconv import conversion
+
+        return getattr(conversion, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

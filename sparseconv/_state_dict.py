@@ -54,14 +54,14 @@ def shared_options(layer: nn.Module) -> dict[str, Any]:
     return options | {"bias": layer.bias is not None}
 
 
-def current(conv: nn.Conv1d, name: str) -> Tensor:
-    """Return a weight or bias as the next forward pass would use it.
+def current(layer: nn.Module, name: str) -> Tensor:
+    """Return a layer's weight, values or bias as its next forward pass would use it.
 
     ``torch.nn.utils.prune`` computes the attribute itself only during that pass.
     """
-    tensor: Tensor = getattr(conv, name)
-    if hasattr(conv, f"{name}_orig") and hasattr(conv, f"{name}_mask"):
-        tensor = getattr(conv, f"{name}_orig") * getattr(conv, f"{name}_mask")
+    tensor: Tensor = getattr(layer, name)
+    if hasattr(layer, f"{name}_orig") and hasattr(layer, f"{name}_mask"):
+        tensor = getattr(layer, f"{name}_orig") * getattr(layer, f"{name}_mask")
     return tensor
 
 

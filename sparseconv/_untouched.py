@@ -1,7 +1,8 @@
-"""Running somebody's model without leaving a trace in it."""
+"""Running or copying somebody's model without leaving a trace in it."""
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,9 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparseconv._gradient_watch import GradientWatch
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """``copy.deepcopy``, also of what it refuses.
+
+    Pruning and weight_norm keep a computed tensor as an attribute, which is no leaf of a graph.
+    """
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from itertools import groupby, zip_longest
 from operator import itemgetter
@@ -16,6 +15,7 @@ from torch.utils._device import DeviceContext
 
 from sparseconv._hooks import has_code_of_its_own, has_hooks_for_all
 from sparseconv._merged import Merged, MergedSparseConv, split
+from sparseconv._untouched import copied
 from sparseconv.fused import runs_eagerly
 from sparseconv.models.block import Block
 
@@ -78,7 +78,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             )
     # What is made in inference mode could not be used outside of it, nor be watched.
     with torch.inference_mode(False), torch.no_grad():
-        fast = _copied(model).eval()
+        fast = copied(model).eval()
     for parameter in fast.parameters():  # requires_grad_() refuses ScriptModules
         parameter.requires_grad_(False)
     for module in fast.modules():
@@ -87,17 +87,6 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             if any(isinstance(part, Merged) for part in split(leaves)):
                 module.__class__ = _INSTEAD_OF[type(module)]
     return fast
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    # Pruning and weight_norm keep a computed tensor as an attribute, which deepcopy refuses.
-    computed = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(model, computed)
 
 
 def _leaves(sequential: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

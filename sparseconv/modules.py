@@ -201,7 +201,7 @@ class SparseConv1d(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """Return ``(C_out, C_in // groups, K)``, zeros where inactive; differentiable."""
-        return dense_weight(self.values, self._pattern)
+        return dense_weight(current(self, "values"), self._pattern)
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
@@ -321,15 +321,15 @@ class SparseConv1d(nn.Module):
         left, right = self.resolved_padding
         if left != right and not isinstance(self.padding, str):
             raise NotImplementedError(
-                f"nn.Conv1d cannot pad {left} samples left and {right} right; build it with "
-                "padding=0 from dense_weight() and pad the input with torch.nn.functional.pad"
+                f"nn.Conv1d cannot pad {left} samples left and {right} right; "
+                "sparseconv.to_dense(layer) puts torch's padding layer before it"
             )
         padding = self.padding if isinstance(self.padding, str) else left
         options = shared_options(self) | {"device": "meta", "dtype": self.values.dtype}
         conv = nn.Conv1d(**options, padding=padding).to_empty(device=self.values.device)
         conv.weight.copy_(self.dense_weight())
         if conv.bias is not None and self.bias is not None:
-            conv.bias.copy_(self.bias)
+            conv.bias.copy_(current(self, "bias"))
         return conv.train(self.training)
 
     def _save_to_state_dict(

@@ -12,6 +12,13 @@ from sparseconv.report import Table
 KEEP, DENSE, UNCLEAR = "keep sparse", "dense is faster here", "no clear difference"
 
 
+def verdict_of(ratio: Interval) -> str:
+    """Judge dense / sparse by its 95 % interval."""
+    if ratio.low > 1:
+        return KEEP
+    return DENSE if ratio.high < 1 else UNCLEAR
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One pass of a layer, forward or backward, for one call.
@@ -74,9 +81,7 @@ class LayerProfile:
             ...              False, once, None, once.ratio).verdict
             'no clear difference'
         """
-        if self.ratio.low > 1:
-            return KEEP
-        return DENSE if self.ratio.high < 1 else UNCLEAR
+        return verdict_of(self.ratio)
 
     @property
     def passes(self) -> dict[str, Measurement]:

@@ -129,12 +129,17 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
             "SparseConv1d.from_dense(conv, mask) makes one of an nn.Conv1d"
         )
     for layer, name in layers.items():
-        if layer.values.device.type != "cpu":
-            raise NotImplementedError(
-                f"profile measures on the CPU only, but layer {name!r} is on "
-                f"{layer.values.device}; move the model and its input with .cpu()"
-            )
+        check_measurable(name, layer.values.device)
     return layers
+
+
+def check_measurable(name: str, device: torch.device) -> None:
+    """Refuse a layer on a device where ``interleave`` would time the launches alone."""
+    if device.type != "cpu":
+        raise NotImplementedError(
+            f"layers are measured on the CPU only, but layer {name!r} is on {device}; "
+            "move the model and its input with .cpu()"
+        )
 
 
 def checked_rounds(rounds: int) -> int:
@@ -308,14 +313,15 @@ def _measurement(times: Times, which: str, flops: list[int], peak: float | None)
     return Measurement(
         flops=executed,
         dense_flops=whole,
-        sparse_ms=_milliseconds(typical),
-        dense_ms=_milliseconds(interval(dense)),
+        sparse_ms=milliseconds(typical),
+        dense_ms=milliseconds(interval(dense)),
         ratio=interval(dense / sparse),
         share_of_peak=None if peak is None else executed / typical.median / 1e9 / peak,
     )
 
 
-def _milliseconds(seconds: Interval) -> Interval:
+def milliseconds(seconds: Interval) -> Interval:
+    """An interval of seconds in milliseconds."""
     return Interval(*(1e3 * value for value in seconds))
 
 
@@ -340,9 +346,9 @@ def _measure_model(
         candidates["layers step"] = partial(run, "forward", "backward")
     times = interleave(candidates, **timing)
     return ModelTime(
-        forward_ms=_milliseconds(interval(times["forward"])),
+        forward_ms=milliseconds(interval(times["forward"])),
         forward_share=ratio(times, "layers forward", "forward"),
-        step_ms=_milliseconds(interval(times["step"])) if trains else None,
+        step_ms=milliseconds(interval(times["step"])) if trains else None,
         step_share=ratio(times, "layers step", "step") if trains else None,
     )
 

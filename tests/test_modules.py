@@ -186,7 +186,7 @@ def test_from_dense_and_to_dense():
         SparseConv1d.from_dense(conv, conv.weight)
     with pytest.raises(ValueError, match="shape"):
         SparseConv1d.from_dense(conv, torch.ones(6, 4, 4, dtype=torch.bool))
-    with pytest.raises(NotImplementedError, match="pad the input"):
+    with pytest.raises(NotImplementedError, match=r"to_dense\(layer\)"):
         SparseConv1d(4, 6, 5, padding=(0, 4)).to_dense()
     assert SparseConv1d(4, 6, 5, padding=(2, 2)).to_dense().padding == (2,)
 
@@ -341,3 +341,18 @@ def test_values_that_are_no_parameter():
     assert int((layer.values == 0).sum()) == 10
     expected = nn.functional.conv1d(x, layer.dense_weight(), layer.bias)
     torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_dense_weight_is_that_of_the_next_forward_pass():
+    """Pruning computes its attributes in forward passes only."""
+    layer = SparseConv1d(2, 3, 5, density=0.5)
+    prune.l1_unstructured(layer, "values", 3)
+    prune.l1_unstructured(layer, "bias", 1)
+    layer.values_orig.data.mul_(2)
+    layer.bias_orig.data.mul_(2)
+    weight, conv = layer.dense_weight(), layer.to_dense()
+    x = torch.randn(1, 2, 9)
+    expected = layer(x)
+    torch.testing.assert_close(conv(x), expected)
+    assert torch.equal(weight, layer.dense_weight())
+    assert torch.equal(weight, conv.weight)

@@ -1,0 +1,84 @@
+"""Putting another layer in a layer's place: where it stands, and what stays with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.utils._pytree import tree_leaves
+
+from sparseconv._gradient_watch import GradientWatch
+from sparseconv._state_dict import current
+
+# What a layer holds for its weight alone, and what its class knows of itself.
+OF_CONV1D = frozenset(
+    {"weight", "weight_orig", "weight_mask", "parametrizations"}
+    | {"transposed", "output_padding", "_reversed_padding_repeated_twice"}
+)
+OF_SPARSE_CONV1D = frozenset(
+    {"values", "values_orig", "values_mask", "parametrizations", "crow_indices", "col_indices"}
+    | {"backend", "regions", "_pattern", "_resolved"}
+)
+
+
+def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put each successor wherever its predecessor stands; returns the model, or its successor."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in successors:
+                parent._modules[name] = successors[child]
+    return successors.get(model, model)
+
+
+@torch.enable_grad()
+def asks_for_gradients(layer: nn.Module, name: str) -> bool:
+    """Whether a weight or bias does, or the parameters that it is computed from."""
+    return current(layer, name).requires_grad
+
+
+def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Yield modules that stand in plain attributes, lists for one, where torch cannot see them."""
+    for owner in model.modules():
+        for name, value in vars(owner).items():
+            if name == "_modules":
+                continue
+            for leaf in tree_leaves(value) if isinstance(value, list | tuple | dict) else [value]:
+                if isinstance(leaf, nn.Module):
+                    yield leaf, f"{type(owner).__name__}.{name}"
+
+
+def carry_state(old: nn.Module, new: nn.Module, own: frozenset[str]) -> None:
+    """Move the bias, the same parameter object, and whatever somebody has added to the layer.
+
+    Args:
+        old: the predecessor.
+        new: already holds the weights, a bias if the old one has one, and the mode.
+        own: names of the old class's own things, which stay behind.
+    """
+    if "bias" not in old._parameters and "bias_orig" in old._parameters:  # pruned, and stays so
+        del new._parameters["bias"]
+    for registry in ("_parameters", "_buffers", "_modules"):
+        added = {name: v for name, v in vars(old)[registry].items() if name not in own}
+        vars(new)[registry].update(added)
+    new._non_persistent_buffers_set |= old._non_persistent_buffers_set - own
+    for name in vars(old).keys() - vars(new).keys() - own:
+        vars(new)[name] = vars(old)[name]
+
+
+def carry_hooks(old: nn.Module, new: nn.Module, own: frozenset[str]) -> None:
+    """Move all hooks but those that belong to the weight; their handles go on to work."""
+
+    def belongs_to_the_weight(hook: Any) -> bool:
+        if isinstance(hook, BasePruningMethod):
+            return hook._tensor_name in own
+        return isinstance(hook, GradientWatch)
+
+    for name, hooks in vars(old).items():
+        if "hook" not in name:
+            continue
+        if isinstance(hooks, dict) and any(map(belongs_to_the_weight, hooks.values())):
+            hooks = type(hooks)((k, h) for k, h in hooks.items() if not belongs_to_the_weight(h))
+        vars(new)[name] = hooks

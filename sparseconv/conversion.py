@@ -1,0 +1,382 @@
+"""``convert``: sparse layers where they are faster; ``to_dense``: the way back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from sparseconv import machine
+from sparseconv._convertible import (
+    Candidate,
+    check_module,
+    checked_masks,
+    convolutions,
+    find_candidates,
+    told_layers,
+)
+from sparseconv._replacement import (
+    OF_CONV1D,
+    OF_SPARSE_CONV1D,
+    asks_for_gradients,
+    carry_hooks,
+    carry_state,
+    replace,
+)
+from sparseconv._untouched import copied, untouched
+from sparseconv._validation import number
+from sparseconv.bench.timing import Interval, interleave, interval, ratio
+from sparseconv.conversion_result import (
+    Conversion,
+    ConversionReport,
+    LayerConversion,
+    ModelTimes,
+)
+from sparseconv.modules import SparseConv1d
+from sparseconv.profile_result import KEEP, LayerProfile, verdict_of
+from sparseconv.profiling import (
+    Call,
+    capture,
+    check_measurable,
+    checked_rounds,
+    copied_arguments,
+    measure,
+    milliseconds,
+    model_passes,
+)
+
+# Of what was measured (benchmarks/results/bench.json), sparse won wherever so few weights were
+# active, but for problems of a few microseconds.
+MAX_DENSITY = 0.2
+
+
+def convert(
+    model: nn.Module,
+    *,
+    example_input: Tensor | tuple[Any, ...] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    layers: Iterable[str] | None = None,
+    max_density: float | None = None,
+    backward: bool = True,
+    inplace: bool = False,
+    rounds: int = 30,
+    least_seconds: float = 2e-3,
+    seed: int = 0,
+) -> Conversion:
+    """Replace a pruned model's ``nn.Conv1d`` layers by ``SparseConv1d`` where that is faster.
+
+    Inactive are the weights that a mask leaves out: that of ``masks``, of ``torch.nn.utils.prune``
+    or of ``torch.ao.pruning``; without a mask those that are zero. What decides is
+
+    - with ``example_input``, a measurement: the model runs once to see what its layers are given,
+      then each layer is timed sparse and dense in turns, as ``profile`` does. It becomes sparse
+      if that is faster with 95 % confidence. Threads, mode and autocast are those of the caller.
+      Dense is a plain ``nn.Conv1d``, without the cost of masks or pruning hooks.
+    - with ``layers``, you: exactly these become sparse; they are measured too if there is an
+      ``example_input``.
+    - with neither, the density: every layer with at most ``max_density`` active weights becomes
+      sparse. No time is measured, so that may be a loss, mostly in tiny layers.
+
+    Left dense, with the reason in the report: subclasses of ``nn.Conv1d``, layers with a weight
+    that is shared or computed (weight_norm), without inactive weights, or that the input does not
+    reach. Everything else about a layer stays: its name and places, bias, mode, ``requires_grad``,
+    dtype, device, hooks, added attributes. Outputs differ from those of the masked model by
+    rounding. Hooks or code that use a layer's ``weight`` raise afterwards; it has ``values``.
+
+    Convert first, then build the optimizer: ``Adam(converted.parameters())``. One that was built
+    before holds the dense weights, and its moments of these are not carried over.
+
+    Args:
+        model: any module, before ``torch.compile`` or a distributed wrapper.
+        example_input: what the model takes; a tuple is several arguments. On the CPU.
+        masks: layer name (or that of its parameter, ``"conv.weight"``) -> ``(C_out, C_in // groups,
+            K)`` of bools, or zeros and ones. Weights outside count as zero.
+        layers: names of the layers to convert.
+        max_density: 0.2 if nothing decides; with ``example_input`` or ``layers`` not allowed.
+        backward: measure what a training step computes; False measures inference.
+        inplace: change ``model`` itself; what is replaced must not be used any more.
+        rounds, least_seconds, seed: of the measurement, as in ``profile``.
+
+    Returns:
+        ``(model, report)``: a converted copy, and a table to print with each layer's density,
+        times and verdict. The input model is left as it was, unless ``inplace``.
+
+    Raises:
+        TypeError: ``model`` is no module, or a mask or name of another type.
+        ValueError: no ``nn.Conv1d``, unknown names, a mask that does not fit or whose layer cannot
+            be converted, options that exclude each other; the model fails on the input.
+        NotImplementedError: a measurement on another device than the CPU.
+
+    Example:
+        >>> import torch, torch.nn.utils.prune as prune, sparseconv as sc
+        >>> model = nn.Sequential(nn.Conv1d(8, 16, 9), nn.ReLU(), nn.Conv1d(16, 4, 1))
+        >>> _ = prune.l1_unstructured(model[0], "weight", amount=0.9)
+        >>> sparse, report = sc.convert(model)  # with example_input=x it measures
+        >>> sparse[0]
+        SparseConv1d(8, 16, kernel_size=(9,), stride=(1,), nnz=115, density=9.98 %)
+        >>> print(report.layers[1].verdict)
+        dense: no weight is zero or masked
+        >>> torch.equal(sc.to_dense(sparse)[0].weight, model[0].weight)
+        True
+    """
+    convs = convolutions(model)
+    named = dict(model.named_modules(remove_duplicate=False))
+    told = None if layers is None else told_layers(named, convs, layers)
+    given = checked_masks(named, convs, masks or {})
+    if max_density is not None:
+        if example_input is not None or told is not None:
+            raise ValueError(
+                "max_density decides where nothing else does; leave it out, or example_input and "
+                "layers"
+            )
+        max_density = number("max_density", max_density)
+        if not 0 <= max_density <= 1:
+            raise ValueError(f"max_density must lie in [0, 1], but got {max_density}")
+    timing = {"rounds": checked_rounds(rounds), "least_seconds": least_seconds, "seed": seed}
+    if inplace and model in convs:
+        raise ValueError(
+            "a model that is itself the nn.Conv1d cannot be replaced in place; use "
+            "SparseConv1d.from_dense(model), or convert it without inplace"
+        )
+    candidates = find_candidates(model, convs, given, told or ())
+    arguments: tuple[Any, ...] | None = None
+    if example_input is not None:
+        arguments = copied_arguments(example_input, "example_input")
+        _measure(model, [c for c in candidates if _wanted(c, told)], arguments, backward, timing)
+    for candidate in candidates:
+        _decide(candidate, told, arguments is not None, max_density)
+    chosen = [candidate for candidate in candidates if candidate.chosen]
+    converted = _install(copied(model), chosen)
+    times = {}
+    if arguments is not None and chosen:
+        times = _measure_models(model, converted, arguments, backward, timing)
+    report = ConversionReport(
+        tuple(map(_record, candidates)),
+        times,
+        backward,
+        torch.get_num_threads(),
+        machine.facts(),
+    )
+    return Conversion(_install(model, chosen) if inplace else converted, report)
+
+
+def to_dense(model: nn.Module) -> nn.Module:
+    """Copy a model with an ``nn.Conv1d`` in the place of every ``SparseConv1d``.
+
+    The way back from ``convert``, and to every tool that knows torch's own layers only. Active
+    weights and biases come back bit for bit; inactive ones are +0.0. Which of the zeros were
+    active is not known any more: keep ``{name: layer.pattern.to_mask()}`` for ``convert``'s
+    ``masks`` if it matters. Names, mode, ``requires_grad``, hooks and added attributes stay.
+    Values that pruning or a parametrization computes come back as they are now, uncomputed.
+
+    A layer that pads left and right differently, which ``nn.Conv1d`` cannot, becomes an
+    ``nn.Sequential`` of torch's padding layer and an ``nn.Conv1d``; its entries in the state dict
+    are called ``1.weight`` and ``1.bias`` then. So do those of a DSN.
+
+    Args:
+        model: any module; left exactly as it is. Without sparse layers, the copy is just that.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        NotImplementedError: a subclass of ``SparseConv1d``, which may compute something else.
+
+    Example:
+        >>> to_dense(nn.Sequential(SparseConv1d(2, 3, 5, padding=(4, 0)), nn.ReLU()))
+        Sequential(
+          (0): Sequential(
+            (0): ZeroPad1d((4, 0))
+            (1): Conv1d(2, 3, kernel_size=(5,), stride=(1,))
+          )
+          (1): ReLU()
+        )
+    """
+    check_module(model)
+    twin = copied(model)
+    successors: dict[nn.Module, nn.Module] = {}
+    for name, layer in twin.named_modules():
+        if not isinstance(layer, SparseConv1d):
+            continue
+        kind = type_before_parametrizations(layer)
+        if kind is not SparseConv1d:
+            raise NotImplementedError(
+                f"layer {name!r} is a {kind.__name__}, which may compute something else than "
+                "SparseConv1d; replace it yourself, by layer.to_dense() for one"
+            )
+        successors[layer] = _dense_twin(layer)
+    return replace(twin, successors)
+
+
+_PADDINGS = {
+    "zeros": nn.ZeroPad1d,
+    "replicate": nn.ReplicationPad1d,
+    "reflect": nn.ReflectionPad1d,
+    "circular": nn.CircularPad1d,
+}
+
+
+def _dense_twin(layer: SparseConv1d) -> nn.Module:
+    left, right = layer.resolved_padding
+    whole: nn.Module
+    if left == right or isinstance(layer.padding, str):
+        whole = conv = layer.to_dense()
+    else:
+        padding, mode = layer.padding, layer.padding_mode
+        layer.padding, layer.padding_mode = (0,), "zeros"
+        conv = layer.to_dense()
+        layer.padding, layer.padding_mode = padding, mode
+        whole = nn.Sequential(_PADDINGS[mode]((left, right)), conv).train(layer.training)
+    conv.weight.requires_grad_(asks_for_gradients(layer, "values"))
+    carry_state(layer, conv, OF_SPARSE_CONV1D)
+    carry_hooks(layer, whole, OF_SPARSE_CONV1D)
+    return whole
+
+
+def _wanted(candidate: Candidate, told: Collection[nn.Module] | None) -> bool:
+    """Whether to measure this layer."""
+    if candidate.sparse is None:
+        return False
+    return candidate.sparse.pattern.density < 1 if told is None else candidate.conv in told
+
+
+def _measure(
+    model: nn.Module,
+    candidates: list[Candidate],
+    arguments: tuple[Any, ...],
+    backward: bool,
+    timing: dict[str, Any],
+) -> None:
+    for candidate in candidates:
+        check_measurable(candidate.name, candidate.conv.weight.device)
+    by_conv = {c.conv: c for c in candidates}
+    with untouched(model), torch.inference_mode(False), torch.set_grad_enabled(backward):
+        for call in capture(model, {c.conv: c.name for c in candidates}, arguments):
+            candidate = by_conv[call.layer]
+            assert candidate.sparse is not None
+            sparse = Call(call.name, candidate.sparse, call.input, call.needs_dgrad, call.calls)
+            profile, _ = measure(sparse, backward, None, timing)
+            candidate.profiles += (profile,)
+
+
+def _decide(
+    candidate: Candidate,
+    told: Collection[nn.Module] | None,
+    measured: bool,
+    max_density: float | None,
+) -> None:
+    density = candidate.sparse.pattern.density if candidate.sparse else None
+    if density is None:
+        candidate.reason = candidate.obstacle
+    elif told is not None:
+        candidate.chosen = candidate.conv in told
+        candidate.reason = "named in layers" if candidate.chosen else "not named in layers"
+    elif density == 1:
+        candidate.reason = "no weight is zero or masked"
+    elif measured:
+        found = _together(candidate.profiles)
+        candidate.reason = verdict_of(found.ratio) if found else "the input never reaches it"
+        if candidate.reason == KEEP:
+            candidate.chosen, candidate.reason = True, "measured faster"
+    else:
+        limit = MAX_DENSITY if max_density is None else max_density
+        candidate.chosen = density <= limit
+        few = "at most" if candidate.chosen else "more than"
+        candidate.reason = f"{few} {limit:.0%} of the weights are active; not measured"
+
+
+class _Together(NamedTuple):
+    """All calls of a layer in one pass of the model."""
+
+    calls: int
+    dense_ms: float
+    sparse_ms: float
+    ratio: Interval
+
+
+def _together(profiles: Sequence[LayerProfile]) -> _Together | None:
+    """Add up a layer's calls on inputs of several shapes; None if there was no call."""
+    if not profiles:
+        return None
+
+    def add(way: str) -> list[float]:
+        return [
+            p.calls * sum(getattr(m, f"{way}_ms").median for m in p.passes.values())
+            for p in profiles
+        ]
+
+    # The ratio of the sums is the mean of the ratios, each weighted by the sparse time; so are
+    # its bounds if all inputs are as favourable as their intervals allow.
+    sparse = add("sparse")
+    bounds = [
+        sum(time * getattr(p.ratio, end) for time, p in zip(sparse, profiles, strict=True))
+        / sum(sparse)
+        for end in Interval._fields
+    ]
+    calls = sum(p.calls for p in profiles)
+    return _Together(calls, sum(add("dense")), sum(sparse), Interval(*bounds))
+
+
+def _record(candidate: Candidate) -> LayerConversion:
+    conv, sparse, found = candidate.conv, candidate.sparse, _together(candidate.profiles)
+    return LayerConversion(
+        name=candidate.name,
+        weight_shape=(conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size),
+        density=None if sparse is None else sparse.pattern.density,
+        sparse=candidate.chosen,
+        reason=candidate.reason,
+        **({} if found is None else found._asdict()),
+    )
+
+
+def _install(model: nn.Module, chosen: Sequence[Candidate]) -> nn.Module:
+    """Put copies of the chosen sparse layers into the model, or into a copy of it."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    successors: dict[nn.Module, nn.Module] = {}
+    for candidate in chosen:
+        conv, sparse = modules[candidate.path], copy.deepcopy(candidate.sparse)
+        assert sparse is not None
+        carry_state(conv, sparse, OF_CONV1D)
+        carry_hooks(conv, sparse, OF_CONV1D)
+        successors[conv] = sparse
+    return replace(model, successors)
+
+
+def _measure_models(
+    before: nn.Module,
+    after: nn.Module,
+    arguments: tuple[Any, ...],
+    backward: bool,
+    timing: dict[str, Any],
+) -> dict[str, ModelTimes]:
+    """Time the whole model before and after the conversion."""
+    with (
+        untouched(before),
+        untouched(after),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(backward),
+    ):
+        try:
+            passes = {
+                f"{when} {which}": call
+                for when, model in (("before", before), ("after", after))
+                for which, call in model_passes(model, arguments, backward).items()
+            }
+        except AttributeError as error:
+            raise ValueError(
+                f"the converted model fails on example_input: {error}; if the model's own code "
+                "uses a layer's weight, name the other layers in layers=[...]"
+            ) from error
+        times = interleave(passes, **timing)
+    found = {}
+    for which in ("forward", "step"):
+        if f"after {which}" in times:
+            earlier, later = f"before {which}", f"after {which}"
+            found[which] = ModelTimes(
+                milliseconds(interval(times[earlier])),
+                milliseconds(interval(times[later])),
+                ratio(times, earlier, later),
+            )
+    return found

@@ -1,0 +1,275 @@
+"""Converting pruned models: what the result computes, keeps and refuses."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pruned_models import KINDS, Tagged, X, masked, nested, pruned
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import sparseconv as sc
+from sparseconv import SparseConv1d
+from sparseconv.testing import Case, expected_fprop, random_case
+
+
+@pytest.mark.promise("P2")
+@pytest.mark.tool("sc.convert of torch.nn.utils.prune", "works")
+@pytest.mark.tool("sc.convert of torch.ao.pruning masks", "works")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nested_model_computes_the_same_numbers(
+    kind: str, count_cases: Callable[[int], None]
+) -> None:
+    """Integers: outputs, and gradients of what is active, are equal bit by bit."""
+    for seed in range(5):
+        model = nested(seed)
+        masks = pruned(model, kind)
+        converted, report = sc.convert(model, masks=masks, max_density=1.0)
+        layers = [m for m in converted.modules() if isinstance(m, SparseConv1d)]
+        assert len(layers) == len(report.layers) == 5
+        assert not any(isinstance(m, nn.Conv1d) for m in converted.modules())
+        assert converted.also is converted.block[0] is converted.block[2]
+        expected = masked(model, masks)(X)
+        assert expected.abs().max() < 2**24
+        assert (expected != 0).float().mean() > 0.3
+        found = converted(X)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        torch.testing.assert_close(sc.to_dense(converted)(X), expected, rtol=0, atol=0)
+        count_cases(found.numel())
+
+
+def test_gradients_are_those_of_the_masked_model() -> None:
+    model = nested()
+    pruned(model, "prune")
+    converted, _ = sc.convert(model, max_density=1.0)
+    model(X).sum().backward()
+    converted(X).sum().backward()
+    for name, layer in converted.named_modules():
+        if isinstance(layer, SparseConv1d):
+            conv = model.get_submodule(name)
+            active = layer.pattern.to_mask()
+            torch.testing.assert_close(layer.values.grad, conv.weight_orig.grad[active])
+            if layer.bias is not None:
+                torch.testing.assert_close(layer.bias.grad, conv.bias.grad)
+
+
+@pytest.mark.promise("P1")
+def test_every_layer_lies_within_its_bound(
+    count_cases: Callable[[int], None], campaign: Callable[[int, int], int]
+) -> None:
+    rng = random.Random(0)
+    done = 0
+    while done < campaign(150, 5_000):
+        case: Case = random_case(rng, dtype=rng.choice(["float32", "float64"]))
+        tensors, pattern = case.tensors(), case.make_pattern()
+        left, right = case.resolved_padding
+        if left != right and not isinstance(case.padding, str):
+            continue  # nn.Conv1d cannot
+        padding = case.padding if isinstance(case.padding, str) else left
+        options = case.options | {"padding": padding}
+        sizes = (case.in_channels, case.out_channels, case.kernel_size)
+        conv = nn.Conv1d(*sizes, **options, bias=case.bias, dtype=tensors.input.dtype)
+        with torch.no_grad():  # what the mask leaves out is not zero
+            conv.weight.view(-1)[pattern.positions()] = tensors.values
+            if conv.bias is not None:
+                conv.bias.copy_(tensors.bias)
+        prune.custom_from_mask(conv, "weight", pattern.to_mask())
+        converted, _ = sc.convert(nn.Sequential(conv), layers=["0"])
+        assert converted[0].pattern == pattern, case
+        expected = expected_fprop(case, tensors)
+        error = (converted(tensors.input).double() - expected.exact).abs()
+        assert bool((error <= expected.bound).all()), case
+        done += 1
+    count_cases(done)
+
+
+def everything(model: nn.Module) -> list[Any]:
+    """All that a model holds, by identity, and the contents of its tensors."""
+    held: list[Any] = []
+    for name, module in model.named_modules():
+        held.append((name, id(module), type(module), module.training))
+        for key, value in vars(module).items():
+            entries = list(value.items()) if isinstance(value, dict) else [(key, value)]
+            for entry, item in entries:
+                content = item.detach().tolist() if isinstance(item, Tensor) else None
+                held.append((key, entry, id(item) if content is None else content))
+    return held
+
+
+@pytest.mark.parametrize(
+    ("kind", "measured"), [*((kind, False) for kind in KINDS), ("prune", True), ("ao", True)]
+)
+def test_the_input_model_is_left_alone(kind: str, measured: bool) -> None:
+    model = nested()
+    masks = pruned(model, kind)
+    model(X)  # pruning computes its attributes here
+    before, random_state = everything(model), torch.random.get_rng_state()
+    if measured:
+        sc.convert(model, masks=masks, example_input=X, rounds=6, least_seconds=0.0)
+    else:
+        converted, _ = sc.convert(model, masks=masks, max_density=1.0)
+        for parameter in converted.parameters():
+            parameter.data.add_(1.0)
+        before_back = everything(converted)
+        for parameter in sc.to_dense(converted).parameters():
+            parameter.data.add_(1.0)
+        assert everything(converted) == before_back
+    assert everything(model) == before
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+
+
+def test_everything_else_about_a_layer_stays() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 3, 5, dtype=torch.float64), nn.Conv1d(3, 3, 3)).double()
+    conv = model[0]
+    prune.l1_unstructured(conv, "weight", 0.5)
+    prune.l1_unstructured(conv, "bias", 1)
+    conv.weight_orig.requires_grad_(False)
+    conv.eval()
+    forward, pre, backward = Tagged(), Tagged(), Tagged()
+    conv.register_forward_hook(forward)
+    conv.register_forward_pre_hook(pre)
+    conv.register_full_backward_hook(backward)
+    conv.register_buffer("seen", torch.tensor(3), persistent=False)
+    conv.register_parameter("scale", nn.Parameter(torch.ones(2)))
+    conv.tag = "first"
+    x = torch.randn(2, 2, 20, dtype=torch.float64, requires_grad=True)
+    expected = model(x)
+    converted, _ = sc.convert(model, layers=["0"])
+    for candidate in (converted, sc.to_dense(converted)):
+        layer = candidate[0]
+        torch.testing.assert_close(candidate(x), expected)
+        assert (layer.training, candidate.training, layer.tag) == (False, True, "first")
+        weight = layer.values if isinstance(layer, SparseConv1d) else layer.weight
+        assert (weight.requires_grad, weight.dtype) == (False, torch.float64)
+        assert layer.bias_orig.requires_grad
+        assert layer.bias_mask.tolist() == conv.bias_mask.tolist()
+        assert "seen" not in layer.state_dict()
+        assert (layer.seen.item(), layer.scale.tolist()) == (3, [1.0, 1.0])
+        hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
+        tagged = [hook for hook in hooks if isinstance(hook, Tagged)]
+        assert len(tagged) == 2
+        candidate(x).sum().backward()
+        assert all(hook.calls > 0 for hook in (*tagged, *layer._backward_hooks.values()))
+        assert layer.bias_orig.grad is not None
+        pickle.loads(pickle.dumps(candidate))
+
+
+def test_in_place() -> None:
+    model = nested()
+    pruned(model, "prune")
+    expected, bias = model(X), model.stem.bias
+    hook = Tagged()
+    handle = model.block[0].register_forward_hook(hook)
+    converted, report = sc.convert(
+        model, inplace=True, example_input=X, layers=["stem", "also"], rounds=6, least_seconds=0.0
+    )
+    assert converted is model
+    assert isinstance(model.stem, SparseConv1d)
+    assert model.stem.bias is bias
+    assert isinstance(model.also, SparseConv1d)
+    assert model.also is model.block[0] is model.block[2]
+    assert type(model.head) is nn.Conv1d
+    assert report.times.keys() == {"forward", "step"}
+    calls = hook.calls
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
+    assert hook.calls == calls + 2
+    handle.remove()
+    model(X)
+    assert hook.calls == calls + 2
+
+
+def test_a_model_that_is_one_layer() -> None:
+    conv = prune.l1_unstructured(nn.Conv1d(2, 3, 5), "weight", 0.9)
+    converted, report = sc.convert(conv)
+    assert isinstance(converted, SparseConv1d)
+    assert report.layers[0].name == "Conv1d"
+    assert type(sc.to_dense(converted)) is nn.Conv1d
+    with pytest.raises(ValueError, match=r"itself the nn\.Conv1d"):
+        sc.convert(conv, inplace=True)
+
+
+def test_a_converted_model_trains_with_a_scheduler() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 8, 9), nn.ReLU(), nn.Conv1d(8, 2, 3))
+    for conv in (model[0], model[2]):
+        prune.l1_unstructured(conv, "weight", 0.85)
+    converted, _ = sc.convert(model)
+    optimizer = torch.optim.Adam(converted.parameters())
+    dst = sc.DSTScheduler(converted, optimizer, update_every=2, end_step=10, grow="gradient")
+    patterns = [converted[0].pattern, converted[2].pattern]
+    for _ in range(4):
+        optimizer.zero_grad()
+        converted(torch.randn(4, 2, 30)).square().mean().backward()
+        optimizer.step()
+        dst.step()
+    assert dst.updates == 2
+    assert converted[0].pattern != patterns[0]
+    assert converted[0].pattern.nnz == patterns[0].nnz
+
+
+class OwnConv(nn.Conv1d):
+    """A subclass, whatever it does."""
+
+
+class Odd(nn.Module):
+    """Layers that cannot be replaced, each for another reason."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = OwnConv(2, 2, 3)
+        self.tied, self.tied_too = nn.Conv1d(2, 2, 3), nn.Conv1d(2, 2, 3)
+        self.tied_too.weight = self.tied.weight
+        self.normed = parametrizations.weight_norm(nn.Conv1d(2, 2, 3))
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            self.normed_once = nn.utils.weight_norm(nn.Conv1d(2, 2, 3))
+        self.bias_normed = parametrizations.weight_norm(nn.Conv1d(2, 2, 3), "bias")
+        self.patched = nn.Conv1d(2, 2, 3)
+        self.patched.forward = lambda x: x
+        self.listed = nn.Conv1d(2, 2, 3)
+        self.kept = [{"conv": self.listed}]
+        self.complex = nn.Conv1d(2, 2, 3, dtype=torch.complex64)
+        self.meta = nn.Conv1d(2, 2, 3, device="meta")
+        self.named = nn.Conv1d(2, 2, 3)
+        self.named.values = 3
+        self.fine = nn.Conv1d(2, 2, 3)
+        self.fine.weight.data[0] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fine(x)
+
+
+REASONS = {
+    "own": "a OwnConv may compute something else than nn.Conv1d",
+    "tied": "it shares its weight with 'tied_too'",
+    "tied_too": "it shares its weight with 'tied'",
+    "normed": r"its weight is computed by other means than pruning \(_WeightNorm\)",
+    "normed_once": r"its weight is computed by other means than pruning \(WeightNorm\)",
+    "bias_normed": "its bias is computed by other means",
+    "patched": "it has a forward of its own",
+    "listed": r"it also stands in Odd\.kept, where nothing can replace it",
+    "complex": r"torch\.complex64 is not supported",
+    "meta": "on the meta device",
+    "named": "an attribute 'values'",
+}
+
+
+def test_what_cannot_be_replaced_is_left_and_said() -> None:
+    model = Odd()
+    converted, report = sc.convert(model, max_density=1.0)
+    found = {layer.name: layer for layer in report.layers}
+    assert found.keys() == REASONS.keys() | {"fine"}
+    assert found["fine"].sparse
+    for name, reason in REASONS.items():
+        assert not found[name].sparse
+        assert type(converted.get_submodule(name)) is not SparseConv1d
+        with pytest.raises(ValueError, match=f"layer '{name}' cannot be converted: .*{reason}"):
+            sc.convert(model, layers=[name])
+        with pytest.raises(ValueError, match=f"layer '{name}' cannot be converted"):
+            sc.convert(model, masks={name: torch.ones(2, 2, 3)})
+        assert f"dense: {found[name].reason}" in str(report)
+    assert isinstance(converted.fine, SparseConv1d)

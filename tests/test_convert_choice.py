@@ -1,0 +1,264 @@
+"""Which layers ``sc.convert`` makes sparse, on what grounds, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import sparseconv as sc
+from sparseconv import SparseConv1d, conversion, profiling
+from sparseconv.profile_result import DENSE, UNCLEAR
+
+QUICK: dict[str, Any] = {"rounds": 6, "least_seconds": 0.0}
+X = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
+
+
+class Network(nn.Module):
+    """Kernels of 9 samples that win, of 7 that lose, of 5 that do neither; one never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wins = nn.Conv1d(3, 4, 9)
+        self.loses = nn.Conv1d(4, 4, 7)
+        self.neither = nn.Conv1d(4, 4, 5)
+        self.never = nn.Conv1d(4, 4, 9)
+        self.whole = nn.Conv1d(4, 2, 9)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.whole(self.neither(self.loses(self.wins(x))))
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    model = Network()
+    for name in ("wins", "loses", "neither", "never"):
+        prune.l1_unstructured(model.get_submodule(name), "weight", 0.9)
+    return model
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """Times by kernel size instead of measured ones; the list says what was to be timed."""
+    asked: list[set[str]] = []
+
+    def interleave(candidates: Mapping[str, Callable[[], object]], **timing: Any) -> Any:
+        asked.append(set(candidates))
+        times = {name: np.full(timing["rounds"], 1e-3) for name in candidates}
+        for name, call in candidates.items():
+            call()
+            if name.startswith("dense"):
+                factors = {9: [3.0, 4.0], 7: [0.5, 0.6], 5: [0.5, 2.0]}
+                weight = candidates["dense forward"].args[1]  # type: ignore[attr-defined]
+                times[name][:] = 1e-3 * np.resize(factors[weight.shape[2]], timing["rounds"])
+            elif name.startswith("before"):
+                times[name] *= 2
+        return times
+
+    monkeypatch.setattr(profiling, "interleave", interleave)
+    monkeypatch.setattr(conversion, "interleave", interleave)
+    return asked
+
+
+def verdicts(report: Any) -> dict[str, tuple[bool, str]]:
+    return {layer.name: (layer.sparse, layer.reason) for layer in report.layers}
+
+
+def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
+    model = network()
+    converted, report = sc.convert(model, example_input=X, **QUICK)
+    assert verdicts(report) == {
+        "wins": (True, "measured faster"),
+        "loses": (False, DENSE),
+        "neither": (False, UNCLEAR),
+        "never": (False, "the input never reaches it"),
+        "whole": (False, "no weight is zero or masked"),
+    }
+    assert [isinstance(m, SparseConv1d) for m in converted.children()] == [True] + 4 * [False]
+    assert model.calls == 0
+    wins = report.layers[0]
+    assert (wins.calls, wins.density, wins.weight_shape) == (1, 11 / 108, (4, 3, 9))
+    assert wins.sparse_ms == pytest.approx(2.0)  # forward and backward
+    assert wins.dense_ms == pytest.approx(7.0)
+    assert report.layers[3].ratio is None
+    assert report.times["step"].ratio.median == pytest.approx(2.0)
+    text = str(report)
+    assert "1 of 5 layers are sparse now" in text
+    assert "sparse: measured faster" in text
+    assert f"dense: {DENSE}" in text
+    assert "forward and backward of the whole model: 2.00 ms as it came, 1.00 ms" in text
+    assert "measured: forward and backward;" in text
+    found = json.loads(json.dumps(report.to_dict()))
+    assert found["layers"][0]["verdict"] == "sparse: measured faster"
+    assert found["times"]["forward"]["ratio"] == [pytest.approx(2.0)] * 3
+
+
+def test_inference_is_measured_without_gradients(clock: list[set[str]]) -> None:
+    _, report = sc.convert(network(), example_input=X, backward=False, **QUICK)
+    assert set().union(*clock) == {"sparse forward", "dense forward"} | {
+        "before forward",
+        "after forward",
+    }
+    assert report.times.keys() == {"forward"}
+    assert "measured: forward;" in str(report)
+
+
+def test_the_model_is_not_timed_when_nothing_changes(clock: list[set[str]]) -> None:
+    model = network()
+    model.wins = nn.Conv1d(3, 4, 9)
+    _, report = sc.convert(model, example_input=X, **QUICK)
+    assert not any(layer.sparse for layer in report.layers)
+    assert report.times == {}
+    assert not any(name.startswith("before") for asked in clock for name in asked)
+
+
+def test_you_may_decide(clock: list[set[str]]) -> None:
+    converted, report = sc.convert(
+        network(), example_input=X, layers=["loses", "never", "whole"], **QUICK
+    )
+    found = verdicts(report)
+    assert found["loses"] == found["never"] == found["whole"] == (True, "named in layers")
+    assert found["wins"] == found["neither"] == (False, "not named in layers")
+    assert [layer.calls for layer in report.layers] == [0, 1, 0, 0, 1]
+    assert report.layers[1].ratio is not None
+    assert report.layers[1].ratio.high < 1
+    assert isinstance(converted.whole, SparseConv1d)
+    clock.clear()
+    _, report = sc.convert(network(), layers=["never"])
+    assert not clock
+    assert not report.measured
+    assert sum(layer.sparse for layer in report.layers) == 1
+
+
+def test_nothing_known_means_by_density(clock: list[set[str]]) -> None:
+    model = network()
+    prune.remove(model.loses, "weight")
+    model.loses.weight.data.view(-1)[:50] = 1.0  # 112 weights
+    _, report = sc.convert(model)
+    assert not clock
+    found = verdicts(report)
+    assert found["wins"] == (True, "at most 20% of the weights are active; not measured")
+    assert found["loses"] == (False, "more than 20% of the weights are active; not measured")
+    assert found["whole"] == (False, "no weight is zero or masked")
+    assert "nothing was measured: give an example_input" in str(report)
+    _, report = sc.convert(model, max_density=0.7)
+    assert verdicts(report)["loses"][0]
+    _, report = sc.convert(model, max_density=0.0)
+    assert not any(layer.sparse for layer in report.layers)
+
+
+def test_a_layer_called_on_several_shapes_is_judged_by_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The ratio of the sums: 2 x 4 ms and 1 ms dense against 2 x 1 ms and 2 ms sparse."""
+    shared = prune.l1_unstructured(nn.Conv1d(3, 3, 3, padding=1), "weight", 0.9)
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = shared
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.conv(x)) * self.conv(x[..., :9]).sum()
+
+    def interleave(candidates: Mapping[str, Callable[[], Any]], **timing: Any) -> Any:
+        long = "sparse forward" in candidates and candidates["sparse forward"]().shape[2] > 9
+        seconds = {"sparse": 1e-3, "dense": 4e-3} if long else {"sparse": 2e-3, "dense": 1e-3}
+        return {n: np.full(timing["rounds"], seconds.get(n.split()[0], 1e-3)) for n in candidates}
+
+    monkeypatch.setattr(profiling, "interleave", interleave)
+    monkeypatch.setattr(conversion, "interleave", interleave)
+    _, report = sc.convert(Shared(), example_input=X, backward=False, **QUICK)
+    (layer,) = report.layers
+    assert (layer.calls, layer.sparse) == (3, True)
+    assert layer.sparse_ms == pytest.approx(4.0)
+    assert layer.dense_ms == pytest.approx(9.0)
+    assert layer.ratio is not None
+    assert layer.ratio.median == pytest.approx(9 / 4)
+    assert "conv (3x)" in str(report)
+
+
+def test_it_really_measures() -> None:
+    """Long kernels, one weight in a hundred: sparse wins on every machine, by far."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(16, 32, 65), nn.ReLU())
+    prune.l1_unstructured(model[0], "weight", 0.99)
+    converted, report = sc.convert(model, example_input=torch.randn(4, 16, 300), rounds=10)
+    assert isinstance(converted[0], SparseConv1d), report
+    assert report.layers[0].ratio is not None
+    assert report.layers[0].ratio.median > 2, report
+
+
+class UsesWeight(nn.Module):
+    """Calls its layer, and reads its weight as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wins = prune.l1_unstructured(nn.Conv1d(3, 4, 9), "weight", 0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wins(x) + self.wins.weight.sum()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_model_that_reads_a_weight_is_refused(clock: list[set[str]], inplace: bool) -> None:
+    model = UsesWeight()
+    with pytest.raises(ValueError, match=r"the converted model fails .*no 'weight'.*layers="):
+        sc.convert(model, example_input=X, inplace=inplace, **QUICK)
+    assert type(model.wins) is nn.Conv1d
+    model(X)
+
+
+MODEL = nn.Sequential(nn.Conv1d(3, 4, 9), nn.ReLU())
+REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
+    "no module": (TypeError, r"nn\.Module, but got list", {"model": []}),
+    "no Conv1d": (ValueError, r"Sequential holds no nn\.Conv1d", {"model": nn.Sequential()}),
+    "both": (ValueError, "max_density decides where", {"example_input": X, "max_density": 0.5}),
+    "both too": (ValueError, "max_density decides where", {"layers": ["0"], "max_density": 0.5}),
+    "density": (ValueError, r"must lie in \[0, 1\], but got 2", {"max_density": 2.0}),
+    "density type": (TypeError, "max_density", {"max_density": "all"}),
+    "one name": (TypeError, "use a list", {"layers": "0"}),
+    "unknown": (ValueError, r"layers .* of \['0'\], but got 'conv'", {"layers": ["conv"]}),
+    "no conv": (ValueError, r"layers .* of \['0'\], but got '1'", {"layers": ["1"]}),
+    "name type": (TypeError, "names of layers, but got 0", {"layers": [0]}),
+    "mask name": (ValueError, "masks .*but got '1'", {"masks": {"1.weight": X}}),
+    "mask type": (TypeError, "mask of '0' must be a tensor", {"masks": {"0": [1]}}),
+    "mask shape": (ValueError, r"shape \(4, 3, 9\), but has \(2, 3, 40\)", {"masks": {"0": X}}),
+    "mask": (ValueError, "zeros and ones only", {"masks": {"0": torch.full((4, 3, 9), 0.5)}}),
+    "input type": (TypeError, "example_input must be a tensor", {"example_input": [X]}),
+    "input": (ValueError, "failed on the input", {"example_input": X[:, :2], "layers": ["0"]}),
+    "rounds": (ValueError, "at least 6", {"example_input": X, "rounds": 3}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_arguments_are_refused(case: str) -> None:
+    error, text, arguments = REFUSED[case]
+    arguments = {"model": MODEL, **arguments}
+    with pytest.raises(error, match=text):
+        sc.convert(arguments.pop("model"), **arguments)
+    assert type(MODEL[0]) is nn.Conv1d
+
+
+def test_a_compiled_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"before torch\.compile.*_orig_mod"):
+        sc.convert(torch.compile(MODEL, backend="eager"))
+
+
+def test_a_subclass_alone_is_reported() -> None:
+    class Own(nn.Conv1d):
+        pass
+
+    converted, report = sc.convert(nn.Sequential(Own(2, 2, 3)), example_input=X[:, :2])
+    assert type(converted[0]) is Own
+    assert not report.measured
+    assert report.layers[0].density is None
+    assert "a Own may compute something else" in str(report)

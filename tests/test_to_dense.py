@@ -1,0 +1,131 @@
+"""``sc.to_dense``: the way back from sparse layers, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from layers import OPTIONS
+from pruned_models import KINDS, Tagged, bits, integers, masked, pruned
+from torch import nn
+from torch.nn.utils import prune
+
+import sparseconv as sc
+from sparseconv import SparseConv1d
+
+
+@pytest.mark.promise("P2")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_there_and_back_is_the_same_weight_bit_for_bit(options: dict[str, Any], kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 6, 5, **options))
+    masks = pruned(model, kind)
+    converted, _ = sc.convert(model, masks=masks, layers=["0"])
+    (back,) = sc.to_dense(converted)
+    assert type(back) is nn.Conv1d
+    expected = masked(model, masks)[0].weight + 0.0  # an inactive zero has no sign
+    assert torch.equal(bits(back.weight), bits(expected))
+    assert (back.weight != 0).any()
+    if back.bias is not None:
+        assert torch.equal(bits(back.bias), bits(model[0].bias))
+    assert back.extra_repr() == model[0].extra_repr()
+    again, _ = sc.convert(sc.to_dense(converted), layers=["0"])
+    assert again[0].pattern == converted[0].pattern
+    assert torch.equal(bits(again[0].values), bits(converted[0].values))
+
+
+def test_active_zeros_and_what_is_not_finite() -> None:
+    """-0.0, NaN and infinity of active weights survive; masks keep active zeros active."""
+    conv = nn.Conv1d(1, 1, 5)
+    special = torch.tensor([[[0.0, -0.0, float("nan"), -float("inf"), 2.0]]])
+    conv.weight.data.copy_(special)
+    mask = torch.tensor([[[1, 1, 1, 1, 0]]])
+    converted, _ = sc.convert(nn.Sequential(conv), masks={"0.weight": mask}, layers=["0"])
+    assert converted[0].pattern.nnz == 4
+    back = sc.to_dense(converted)
+    assert torch.equal(bits(back[0].weight)[0, 0, :4], bits(special)[0, 0, :4])
+    assert bits(back[0].weight)[0, 0, 4] == 0
+    kept = {name: m.pattern.to_mask() for name, m in converted.named_modules() if name}
+    again, _ = sc.convert(back, masks=kept, layers=kept)
+    assert again[0].pattern == converted[0].pattern
+    assert torch.equal(bits(again[0].values), bits(converted[0].values))
+    forgotten, _ = sc.convert(back, layers=["0"])
+    assert forgotten[0].pattern.nnz == 2  # NaN and infinity: the zeros are not active any more
+
+
+@pytest.mark.parametrize("mode", ["zeros", "replicate", "reflect", "circular"])
+@pytest.mark.parametrize("padding", [(0, 4), (3, 1), (2, 2), "same"])
+def test_to_dense_of_layers_made_by_hand(mode: str, padding: Any) -> None:
+    torch.manual_seed(0)
+    layer = SparseConv1d(2, 4, 5, padding=padding, padding_mode=mode, density=0.4)
+    integers(layer)
+    hook = Tagged()
+    layer.register_forward_hook(hook)
+    layer.eval().tag = 3
+    dense = sc.to_dense(nn.ModuleDict({"layer": layer}))["layer"]
+    x = torch.randint(-3, 4, (2, 2, 20)).float()
+    assert torch.equal(dense(x), layer(x))
+    assert torch.equal(dense(x[0]), layer(x[0]))
+    assert not any(isinstance(m, SparseConv1d) for m in dense.modules())
+    assert not any(m.training for m in dense.modules())
+    assert len(dense._forward_hooks) == 1
+    assert layer.resolved_padding == sc.functional.resolve_padding(padding, 5)
+    conv = dense if isinstance(dense, nn.Conv1d) else dense[1]
+    assert conv.tag == 3
+    assert torch.equal(bits(conv.weight), bits(layer.dense_weight()))
+
+
+@pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
+def test_a_whole_dsn_there_and_back(padding: str) -> None:
+    torch.manual_seed(0)
+    model = sc.models.DSN(3, 4, nf=4, kernel_size=9, depth=2, padding=padding).eval()
+    masks = {}
+    dense = sc.to_dense(model)
+    assert not any(isinstance(m, SparseConv1d) for m in dense.modules())
+    x = torch.randn(2, 3, 40)
+    torch.testing.assert_close(dense(x), model(x))
+    for name, layer in model.named_modules():
+        if isinstance(layer, SparseConv1d):
+            inner = name if isinstance(dense.get_submodule(name), nn.Conv1d) else f"{name}.1"
+            masks[inner] = layer.pattern.to_mask()
+    again, _ = sc.convert(dense, masks=masks, layers=masks)
+    found = [m for m in again.modules() if isinstance(m, SparseConv1d)]
+    for one, other in zip(found, model.sparse_layers(), strict=True):
+        assert one.pattern == other.pattern
+        assert torch.equal(bits(one.values), bits(other.values))
+    torch.testing.assert_close(again(x), model(x))
+
+
+def test_values_that_are_computed_come_back_as_they_are_now() -> None:
+    layer = SparseConv1d(2, 3, 5, density=0.5)
+    prune.l1_unstructured(layer, "values", 3)
+    layer.values_orig.data.mul_(2)  # the attribute is that of the last forward pass
+    dense = sc.to_dense(layer)
+    expected = layer.values_orig * layer.values_mask
+    assert torch.equal(dense.weight[layer.pattern.to_mask()], expected)
+    assert not dense._forward_pre_hooks
+    assert {name for name, _ in dense.named_parameters()} == {"weight", "bias"}
+
+
+def test_a_scheduler_that_watches_gradients_stays_behind() -> None:
+    layer = SparseConv1d(2, 3, 5)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    scheduler = sc.DSTScheduler(layer, optimizer, update_every=1, end_step=9, grow="gradient")
+    dense = sc.to_dense(layer)
+    assert layer._forward_hooks, scheduler
+    assert not dense._forward_hooks
+
+
+class OwnSparse(SparseConv1d):
+    """Another."""
+
+
+def test_to_dense_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(NotImplementedError, match=r"layer '0' is a OwnSparse"):
+        sc.to_dense(nn.Sequential(OwnSparse(2, 3, 5)))
+    with pytest.raises(TypeError, match=r"an nn\.Module, but got int"):
+        sc.to_dense(3)
+    plain = nn.Sequential(nn.Linear(2, 2))
+    assert sc.to_dense(plain) is not plain
