@@ -189,7 +189,7 @@ class Merged:
         tensors = (*own, *norm._parameters.values(), *norm._buffers.values())
         form: KernelCSR | tuple[int, ...] | None
         if isinstance(conv, SparseConv1d):
-            form = conv._pattern
+            form = conv.pattern
         else:
             weight = conv._parameters.get("weight")
             form = None if weight is None else weight.stride()
@@ -240,17 +240,17 @@ class MergedSparseConv(Merged):
         if weights is None or resolve_backend(conv.backend, x.device) != "cpp":
             return None
         values, bias = weights
-        if not mixing_pays(x, values, bias, conv._pattern, weight, offsets):
+        if not mixing_pays(x, values, bias, conv.pattern, weight, offsets):
             return None
         return conv_conv1x1(
-            x, values, bias, conv._pattern, conv._geometry(), weight, offsets, relu=self._relu
+            x, values, bias, conv.pattern, conv._geometry(), weight, offsets, relu=self._relu
         )
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         conv = self.conv
         assert isinstance(conv, SparseConv1d)
         geometry = conv._geometry()
-        return convolve(x, weight, conv._pattern, bias, geometry, conv.backend, self._relu)
+        return convolve(x, weight, conv.pattern, bias, geometry, conv.backend, self._relu)
 
 
 class MergedConv(Merged):

@@ -26,12 +26,24 @@ def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
 
 
 def check_own_values(layer: nn.Module) -> None:
-    """Refuse a layer whose values are no parameter any more."""
+    """Refuse a layer whose values are no parameter any more, or not all of them here."""
     if "values" not in layer._parameters:
         raise RuntimeError(
             "the values of this layer are computed from others, by torch.nn.utils.prune for one; "
             "call torch.nn.utils.prune.remove(layer, 'values') before a change of pattern"
         )
+    if not _holds_values(layer):
+        raise NotImplementedError(
+            "the values of this layer are sharded (FSDP), so its pattern cannot change: use "
+            "DistributedDataParallel, or change the pattern before sharding"
+        )
+
+
+def _holds_values(layer: nn.Module) -> bool:
+    """Whether all the values are a parameter of the layer, and in this process."""
+    values = layer._parameters.get("values")
+    # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its own.
+    return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
 
 
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
@@ -99,7 +111,7 @@ def read_layer(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
         check_dense(name, tensor)
-    if "values" not in layer._parameters:
+    if not _holds_values(layer):
         _check_same_pattern(found, present)
         return present, found
     entries = dict(found) if "values" in found else _from_dense(dict(found), shape)
@@ -125,7 +137,8 @@ def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:
         if not isinstance(indices, Tensor) or not indices.cpu().equal(present):
             raise ValueError(
                 f"{name} must be those of the layer's present pattern, because its values are "
-                "computed from others; call torch.nn.utils.prune.remove(layer, 'values') first"
+                "computed from others or sharded; load before sharding, or call "
+                "torch.nn.utils.prune.remove(layer, 'values') first"
             )
 
 

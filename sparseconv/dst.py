@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sparseconv._dst_checks import check_layers, check_state, sparse_layers
 from sparseconv._gradient_watch import GradientWatch
+from sparseconv._pattern_tag import checksum
+from sparseconv._ranks import Ranks
 from sparseconv._validation import integer, number
 from sparseconv.functional import single
 from sparseconv.modules import SparseConv1d
@@ -18,6 +21,12 @@ from sparseconv.pattern import KernelCSR
 from sparseconv.pruning import check_growth, check_regions, cosine_decay, prune_and_grow
 
 __all__ = ["DSTScheduler", "prune_and_grow"]
+
+
+_REMEDY = (
+    "build model and scheduler from the same seed or state dict on every rank, keep the weights "
+    "equal (DistributedDataParallel does), or pass the process_group that trains this model"
+)
 
 
 class _Change(NamedTuple):
@@ -28,6 +37,7 @@ class _Change(NamedTuple):
     pattern: KernelCSR
     values: Tensor
     followers: list[tuple[Tensor, Tensor]]  # (gradient or optimizer state, its new content)
+    averages: list[tuple[SparseConv1d, Tensor]]  # (the layer in a running average, its new values)
 
 
 class DSTScheduler:
@@ -48,6 +58,10 @@ class DSTScheduler:
     the step before an update, summed over all of them (gradient accumulation, a layer used
     several times), and released after the update. Forward passes without a backward do not count.
 
+    Where ``torch.distributed`` is initialised, every rank constructs and steps its scheduler. Dense
+    gradients are summed over the ranks (DistributedDataParallel does not know them), and an update
+    happens on all ranks or on none: they compare what they are about to do.
+
     Args:
         model: holds at least one ``SparseConv1d``; ``layer.regions`` says what may move where.
         optimizer: holds ``values`` of every such layer.
@@ -56,6 +70,9 @@ class DSTScheduler:
         prune_fraction, prune_floor: share of active weights, ``0 <= floor <= fraction <= 1``.
         grow: ``"random"`` (SET, DSN), ``"gradient"`` (RigL) or ``"static"`` (never change).
         seed: of the scheduler's own generator; torch's global one is neither read nor advanced.
+        averages: running averages of the model, ``torch.optim.swa_utils.AveragedModel`` or any copy
+            that somebody averages: their weights move with the model's, grown ones begin at 0.
+        process_group: of the ranks that train this model together; None: this process does alone.
 
     Attributes:
         step_count: calls of ``step()`` so far.
@@ -64,7 +81,9 @@ class DSTScheduler:
     Raises:
         TypeError: not a module or not an optimizer.
         ValueError: numbers out of range, no sparse layer, ``values`` that the optimizer does not
-            hold, two layers with the same ``values``, bad regions.
+            hold, two layers with the same ``values``, bad regions, an average of another model.
+        RuntimeError: ranks with other settings or patterns.
+        NotImplementedError: ``values`` that are sharded.
 
     Example:
         >>> import torch, sparseconv as sc
@@ -98,6 +117,8 @@ class DSTScheduler:
         decay_steps: int | None = None,
         grow: str = "random",
         seed: int = 0,
+        averages: Sequence[nn.Module] = (),
+        process_group: torch.distributed.ProcessGroup | str | None = "default",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
@@ -126,15 +147,15 @@ class DSTScheduler:
         self.step_count = self.updates = 0
         self._optimizer = optimizer
         self._generator = torch.Generator("cpu").manual_seed(self.seed)
-        self._layers = {
-            name: layer for name, layer in model.named_modules() if isinstance(layer, SparseConv1d)
-        }
+        self._layers = sparse_layers(model)
         if not self._layers:
             raise ValueError(
                 "model must hold at least one SparseConv1d, but it has none; "
                 "make one of an nn.Conv1d with SparseConv1d.from_dense(conv)"
             )
-        self._check_layers()
+        self._averages = [list(sparse_layers(average).values()) for average in averages]
+        self._ranks = Ranks(process_group)
+        self._ranks.together(self._check_layers, self._seal, _REMEDY)
         self._ever_active: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
             check_regions(layer.regions, layer.pattern.shape)
@@ -198,6 +219,8 @@ class DSTScheduler:
             for tensor, content in change.followers:
                 tensor.copy_(content)
             change.layer.values.grad = grad  # set_pattern dropped it, but it has followed too
+            for average, values in change.averages:
+                average.set_pattern(change.pattern, values=values)
             _set_bits(self._ever_active[change.name], change.pattern.positions())
         self.step_count += 1
         self.updates += bool(changes)
@@ -267,44 +290,49 @@ class DSTScheduler:
         return self.grow != "static" and step <= self.end_step and step % self.update_every == 0
 
     def _check_layers(self) -> None:
-        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        owner: dict[int, str] = {}
-        for name, layer in self._layers.items():
-            if id(layer.values) not in held:
-                raise ValueError(
-                    f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
-                    f"of layer {name!r}; construct it with model.parameters()"
-                )
-            if owner.setdefault(id(layer.values), name) != name:
-                raise ValueError(
-                    f"each SparseConv1d must have its own `values`, but {owner[id(layer.values)]!r}"
-                    f" and {name!r} share theirs; use one layer in both places"
-                )
+        check_layers(self._layers, self._optimizer, self._averages)
+
+    def _seal(self, _: None) -> dict[str, Any]:
+        patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
+        return {**self._hyperparameters(), "patterns": patterns}
 
     def _plan(self) -> list[_Change]:
         """Compute the update of every layer; only the generator advances."""
-        self._check_layers()
         fraction = self._prune_fraction_at(self.step_count + 1)
         before = self._generator.get_state()
+
+        def compute() -> list[_Change]:
+            self._check_layers()
+            plans = [self._plan_layer(name, fraction, gradients.get(name)) for name in self._layers]
+            return [plan for plan in plans if plan is not None]
+
         try:
-            plans = [self._plan_layer(name, fraction) for name in self._layers]
+            gradients = self._dense_gradients()
+            return self._ranks.together(
+                compute, lambda plans: {p.name: checksum(p.pattern) for p in plans}, _REMEDY
+            )
         except BaseException:
             self._generator.set_state(before)
             raise
-        return [plan for plan in plans if plan is not None]
 
-    def _plan_layer(self, name: str, fraction: float) -> _Change | None:
+    def _dense_gradients(self) -> dict[str, Tensor | None]:
+        """Those that some rank has seen, summed over all ranks."""
+        totals = {name: watch.total for name, watch in self._watches.items()}
+        if self.grow != "gradient" or self._ranks.alone:
+            return totals
+        seen = self._ranks.gather([name for name, total in totals.items() if total is not None])
+        for name in sorted(set().union(*seen)):
+            values, total = self._layers[name].values, totals[name]
+            if total is None:  # this rank's batch did not use the layer
+                total = values.new_zeros(self._layers[name].pattern.shape)
+            totals[name] = self._ranks.sum(total.to(values.dtype, copy=True))
+        return totals
+
+    def _plan_layer(self, name: str, fraction: float, dense_grad: Tensor | None) -> _Change | None:
         layer = self._layers[name]
         values = layer.values
         state = self._optimizer.state.get(values, {})
-        for key, tensor in state.items():
-            if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape != values.shape:
-                raise ValueError(
-                    f"the optimizer's {key!r} of layer {name!r} must have shape "
-                    f"{list(values.shape)}, one for each active weight, but has "
-                    f"{list(tensor.shape)}; build a new optimizer after a change of their number"
-                )
-        dense_grad = self._watches[name].total if self.grow == "gradient" else None
+        check_state(name, values, state)
         if self.grow == "gradient" and dense_grad is None:
             raise RuntimeError(
                 f"grow='gradient' needs a forward and a backward pass through layer {name!r} "
@@ -330,7 +358,15 @@ class DSTScheduler:
 
         kept = [values.grad, *state.values()]
         followers = [t for t in kept if isinstance(t, Tensor) and t.shape == values.shape]
-        return _Change(name, layer, pattern, moved(values), [(t, moved(t)) for t in followers])
+        averaged = [average[list(self._layers).index(name)] for average in self._averages]
+        return _Change(
+            name,
+            layer,
+            pattern,
+            moved(values),
+            [(tensor, moved(tensor)) for tensor in followers],
+            [(average, moved(average.values)) for average in averaged],
+        )
 
     def _watch_next_step(self) -> None:
         """Forget the gradients seen; if an update comes next, let the layers show theirs."""

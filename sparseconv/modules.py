@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv._backends import BACKENDS
+from sparseconv._pattern_tag import TagCheck, pattern_tag
 from sparseconv._state_dict import (
     check_floats,
     check_own_values,
@@ -139,7 +140,7 @@ class SparseConv1d(nn.Module):
         self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
         offsets = torch.empty(shape[0], device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
-        self._pattern = pattern
+        self._pattern, self._check_tag = pattern, TagCheck()
         settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
         self._resolved = settings, Geometry.of(shape, *settings)
         self.reset_parameters()
@@ -159,6 +160,7 @@ class SparseConv1d(nn.Module):
         Example:
             >>> SparseConv1d(4, 8, 5).reset_parameters(fan_in="active")
         """
+        self._adopt(self._pattern)  # to_empty() before it leaves buffers without content
         _, group_channels, kernel_size = self.pattern.shape
         active = self.pattern.crow_indices[::group_channels].long().diff()
         if fan_in == "dense":
@@ -168,7 +170,6 @@ class SparseConv1d(nn.Module):
         else:
             raise ValueError(f"fan_in must be 'dense' or 'active', but got {fan_in!r}")
         bound = counts.double().rsqrt().to(self.values.dtype)
-        self._adopt(self._pattern)  # to_empty() before it leaves buffers without content
         with torch.no_grad():
             self.values.uniform_(-1, 1).mul_(bound.repeat_interleave(active).to(self.values.device))
             if self.bias is not None:
@@ -176,7 +177,9 @@ class SparseConv1d(nn.Module):
 
     @property
     def pattern(self) -> KernelCSR:
-        """Which weights are active."""
+        """Which weights are active; RuntimeError if another pattern's buffers overwrote them."""
+        if not torch.compiler.is_compiling():  # a version counter is nothing to trace
+            self._check_tag(self._buffers["pattern_tag"], self._pattern)
         return self._pattern
 
     @property
@@ -186,12 +189,11 @@ class SparseConv1d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
-        # nn.Module's way to a parameter takes longer than all of the above; pruning leaves it as
-        # the only one.
+        # nn.Module's way to a parameter takes longer; pruning leaves it as the only one.
         held = self._parameters
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
-        return convolve(input, values, self._pattern, bias, self._geometry(), self.backend)
+        return convolve(input, values, self.pattern, bias, self._geometry(), self.backend)
 
     def _geometry(self) -> Geometry:
         settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
@@ -201,7 +203,7 @@ class SparseConv1d(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """Return ``(C_out, C_in // groups, K)``, zeros where inactive; differentiable."""
-        return dense_weight(current(self, "values"), self._pattern)
+        return dense_weight(current(self, "values"), self.pattern)
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
@@ -210,13 +212,10 @@ class SparseConv1d(nn.Module):
         ``self.values`` stays the same parameter object, so an optimizer keeps hold of it: with
         as many active weights as before its data is overwritten in place, with another number
         its ``.data`` is replaced. Its gradient belonged to the old pattern and is dropped when the
-        pattern changes. What is kept for each weight elsewhere does not follow by itself:
-
-        - Optimizer state: ``DSTScheduler`` moves it. With another number of active weights, also
-          after ``load_state_dict``, build a new optimizer: moments of the old length are an error,
-          and torch's fused optimizers do not check it but write outside their memory.
-        - A running average (``torch.optim.swa_utils.AveragedModel``) pairs weights by their place
-          in ``values``: begin a new one, or the mean is of weights at different positions.
+        pattern changes. Optimizer state and running averages follow in ``DSTScheduler`` only. With
+        another number of active weights, also after ``load_state_dict``, build a new optimizer:
+        moments of the old length are an error, and torch's fused optimizers do not check it but
+        write outside their memory. Begin a new average too (``AveragedModel`` would refuse to run).
 
         Args:
             new: the pattern, of the same shape.
@@ -237,7 +236,7 @@ class SparseConv1d(nn.Module):
         check_pattern(new, self._pattern.shape)
         check_own_values(self)
         if values is None:
-            values = carry_over(self.values, self._pattern, new)
+            values = carry_over(self.values, self.pattern, new)
         else:
             check_floats("values", values, new.nnz)
             values = values.to(self.values)
@@ -256,6 +255,7 @@ class SparseConv1d(nn.Module):
         with torch.inference_mode(False):  # what is made in that mode would not train later
             crow = pattern.crow_indices.to(device, copy=True)
             col = pattern.col_indices.to(device, copy=True)
+            tag = pattern_tag(pattern, device)
             if self.values.shape != (pattern.nnz,):
                 # A graph that is still alive remembers the old length for the next backward; a
                 # detour over another dtype makes torch forget it.
@@ -268,6 +268,7 @@ class SparseConv1d(nn.Module):
         self._pattern = pattern
         self.register_buffer("crow_indices", crow)
         self.register_buffer("col_indices", col)
+        self.register_buffer("pattern_tag", tag, persistent=False)
 
     @classmethod
     @torch.no_grad()
@@ -338,7 +339,7 @@ class SparseConv1d(nn.Module):
         """Save the pattern that computes: whoever walks over all buffers may write into them."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in ("crow_indices", "col_indices"):
-            indices: Tensor = getattr(self._pattern, name)
+            indices: Tensor = getattr(self.pattern, name)
             destination[prefix + name] = indices.to(self.values.device, copy=True)
 
     def _load_from_state_dict(

@@ -228,6 +228,7 @@ class _Run:
             prune_floor=self.recipe.prune_floor,
             grow=self.recipe.grow,
             seed=self.recipe.seed,
+            process_group=None,  # this loop knows no other process
         )
 
     def epoch(self) -> dict[str, Any]:

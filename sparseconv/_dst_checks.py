@@ -1,0 +1,62 @@
+"""What ``DSTScheduler`` needs of a model, its optimizer and its running averages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv._state_dict import check_own_values
+from sparseconv.modules import SparseConv1d
+
+Layers = Mapping[str, SparseConv1d]
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseConv1d]:
+    """The model's ``SparseConv1d`` layers by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, SparseConv1d)}
+
+
+def check_layers(
+    layers: Layers, optimizer: torch.optim.Optimizer, averages: Sequence[Sequence[SparseConv1d]]
+) -> None:
+    """Refuse values that are not the optimizer's, and averages of something else."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    owner: dict[int, str] = {}
+    for name, layer in layers.items():
+        check_own_values(layer)
+        if id(layer.values) not in held:
+            raise ValueError(
+                f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
+                f"of layer {name!r}; construct it with model.parameters()"
+            )
+        if owner.setdefault(id(layer.values), name) != name:
+            raise ValueError(
+                f"each SparseConv1d must have its own `values`, but {owner[id(layer.values)]!r}"
+                f" and {name!r} share theirs; use one layer in both places"
+            )
+    for average in averages:
+        if [layer.pattern for layer in average] != [layer.pattern for layer in layers.values()]:
+            raise ValueError(
+                "averages must be copies of the model with its present patterns, but one differs; "
+                "begin a new one after a change of pattern that this scheduler did not make"
+            )
+        for layer in average:
+            check_own_values(layer)
+            if id(layer.values) in owner:
+                raise ValueError(
+                    f"averages must be copies of the model, but one has the `values` of layer "
+                    f"{owner[id(layer.values)]!r} itself; use AveragedModel or copy.deepcopy"
+                )
+
+
+def check_state(name: str, values: Tensor, state: Mapping[str, object]) -> None:
+    """Refuse state of the optimizer that is not elementwise."""
+    for key, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape != values.shape:
+            raise ValueError(
+                f"the optimizer's {key!r} of layer {name!r} must have shape "
+                f"{list(values.shape)}, one for each active weight, but has "
+                f"{list(tensor.shape)}; build a new optimizer after a change of their number"
+            )

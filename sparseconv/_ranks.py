@@ -1,0 +1,81 @@
+"""The processes that train one model together: they do the same thing, or all raise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """A process group, or this process alone while ``torch.distributed`` is not initialised.
+
+    Args:
+        group: a process group; ``"default"`` is torch's default one; None is this process alone.
+
+    Raises:
+        TypeError: something else.
+    """
+
+    def __init__(self, group: Any) -> None:
+        known = group is None or group == "default"
+        if not known and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(
+                "process_group must be a torch.distributed.ProcessGroup, 'default' or None, "
+                f"but got {group!r}"
+            )
+        self.trains_alone = group is None
+        self.group = None if group == "default" else group  # torch's None is the default group
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to agree with."""
+        distributed = dist.is_available() and dist.is_initialized()
+        return self.trains_alone or not distributed or dist.get_world_size(self.group) == 1
+
+    def gather(self, item: Any) -> list[Any]:
+        """What every rank calls this with, in the order of ranks; every rank must call it."""
+        if self.alone:
+            return [item]
+        items = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(items, item, group=self.group)
+        return items
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum in place over the ranks; each gets the same bits."""
+        if not self.alone:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def together(self, compute: Callable[[], T], seal: Callable[[T], Any], remedy: str) -> T:
+        """Return what ``compute`` returns, if it succeeds on every rank with an equal ``seal``.
+
+        Raises:
+            RuntimeError: it failed on another rank, or the seals differ; on all ranks alike.
+        """
+        if self.alone:
+            return compute()
+        failure: Exception | None = None
+        found = own = None
+        try:
+            found = compute()
+            own = seal(found)
+        except Exception as error:  # the others must hear of it before it goes up
+            failure = error
+        told = None if failure is None else f"{type(failure).__name__}: {failure}"
+        reports = self.gather((told, own))
+        if failure is not None:
+            raise failure
+        for rank, (its_failure, other) in enumerate(reports):
+            if its_failure is not None:
+                raise RuntimeError(f"rank {rank} failed, so no rank goes on: {its_failure}")
+            if other != own:
+                raise RuntimeError(
+                    f"all ranks must have the same, but rank {rank} has {other} and this one, "
+                    f"rank {dist.get_rank(self.group)}, has {own}; {remedy}"
+                )
+        return found  # type: ignore[return-value]

@@ -1,0 +1,191 @@
+"""Running averages of the weights (EMA, SWA).
+
+They follow the pattern where DSTScheduler knows of them; elsewhere they refuse to compute.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from dst_runs import batches, same, snapshot, sparse_layers, train_step, two_layers
+from torch import Tensor, nn
+from torch.optim.swa_utils import (
+    AveragedModel,
+    get_ema_avg_fn,
+    get_ema_multi_avg_fn,
+    get_swa_avg_fn,
+    get_swa_multi_avg_fn,
+    update_bn,
+)
+
+from sparseconv import DSTScheduler, KernelCSR, SparseConv1d, optimize_for_inference
+from sparseconv.reference import MaskedConv1d
+
+AVERAGES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "EMA": {"multi_avg_fn": get_ema_multi_avg_fn(0.9)},
+    "EMA one by one": {"avg_fn": get_ema_avg_fn(0.99)},
+    "SWA": {"multi_avg_fn": get_swa_multi_avg_fn()},
+    "SWA one by one": {"avg_fn": get_swa_avg_fn()},
+}
+# torch's foreach SWA cannot average integers, of a BatchNorm for one.
+each_average = pytest.mark.parametrize(
+    ("name", "use_buffers"),
+    [(name, use) for name in AVERAGES for use in (False, True) if (name, use) != ("SWA", True)],
+)
+
+
+@pytest.mark.tool("AveragedModel (EMA, SWA)", "works", "DSTScheduler(averages=[...]) moves it")
+@each_average
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_the_average_follows_the_pattern(name: str, use_buffers: bool, grow: str) -> None:
+    """Beside a masked dense run whose average is cleared where the mask changes."""
+    model = two_layers(torch.float64)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    average = AveragedModel(model, use_buffers=use_buffers, **AVERAGES[name])
+    dst = DSTScheduler(model, optimizer, update_every=3, end_step=99, grow=grow, averages=[average])
+    masked = nn.Sequential(*map(MaskedConv1d.from_sparse, sparse_layers(model)))
+    dense = AveragedModel(masked, **AVERAGES[name])
+    data = batches(torch.float64)
+    for _ in range(14):
+        train_step(model, optimizer, next(data))
+        if dst.step():
+            for layer, twin in zip(sparse_layers(model), dense.module, strict=True):
+                fresh = ~layer.pattern.to_mask() | (layer.dense_weight().detach() == 0)
+                twin.weight.data[fresh] = 0
+        for layer, twin in zip(sparse_layers(model), masked, strict=True):
+            twin.weight.data.copy_(layer.dense_weight())
+            twin.bias.data.copy_(layer.bias)
+        average.update_parameters(model)
+        dense.update_parameters(masked)
+        x = next(data)
+        averaged = sparse_layers(average)
+        for layer, own, twin in zip(averaged, sparse_layers(model), dense.module, strict=True):
+            assert layer.pattern == own.pattern
+            torch.testing.assert_close(layer.dense_weight(), twin.weight, rtol=1e-12, atol=1e-15)
+        for layer, twin in zip(averaged, dense.module, strict=True):
+            twin.mask.copy_(layer.pattern.to_mask())
+        first, second = dense.module
+        torch.testing.assert_close(average(x), second(first(x).tanh()))
+    assert dst.updates == 4
+
+
+@pytest.mark.tool(
+    "AveragedModel that DSTScheduler does not know",
+    "refuses",
+    "once the pattern has changed: RuntimeError at its next use",
+)
+@each_average
+def test_an_average_over_two_patterns_refuses_to_compute(name: str, use_buffers: bool) -> None:
+    layer = SparseConv1d(4, 6, 5)
+    average = AveragedModel(layer, use_buffers=use_buffers, **AVERAGES[name])
+    x = torch.randn(2, 4, 9)
+    for _ in range(3):
+        average.update_parameters(layer)
+    torch.testing.assert_close(average(x), layer(x))  # one pattern: an average like any other
+    average.load_state_dict(average.state_dict())
+    before = copy.deepcopy(average)
+    other = SparseConv1d(4, 6, 5)
+    layer.set_pattern(other.pattern)
+    average.update_parameters(layer)
+    for use in (
+        average,
+        copy.deepcopy(average),
+        copy.deepcopy(average).double(),
+        lambda _: average.state_dict(),
+        lambda _: average.module.dense_weight(),
+        lambda _: average.module.to_dense(),
+        lambda _: average.module.set_pattern(KernelCSR.full((6, 4, 5))),
+        lambda _: optimize_for_inference(average)(x),
+        lambda _: optimize_for_inference(nn.Sequential(average.module, nn.ReLU()))(x),
+    ):
+        with pytest.raises(RuntimeError, match=r"overwritten.*DSTScheduler\(averages="):
+            use(x)
+    torch.testing.assert_close(before(x), before.module.to_dense()(x))  # a copy of before goes on
+    average.module.load_state_dict(layer.state_dict())  # and it can be repaired
+    assert average(x).equal(layer(x))
+
+
+def test_an_average_of_another_number_of_weights_is_refused_by_torch() -> None:
+    layer = SparseConv1d(4, 6, 5)
+    average = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    average.update_parameters(layer)
+    layer.set_pattern(KernelCSR.full((6, 4, 5)))
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        average.update_parameters(layer)
+
+
+def test_every_other_pattern_is_noticed(count_cases: Any) -> None:
+    """Copies and means of tags, with the least share of the other that an EMA gives it."""
+    generator = torch.Generator().manual_seed(0)
+    shape, n = (6, 4, 5), 300
+    layers = [
+        SparseConv1d(4, 6, 5, pattern=KernelCSR.random(shape, 24, generator=generator))
+        for _ in range(n)
+    ]
+    for layer, other in pairwise(layers):
+        layer.pattern  # noqa: B018 (raises where the tag is wrong)
+        own, foreign = layer.pattern_tag, other.pattern_tag
+        kept = own.clone()
+        for decay in (0.0, 0.5, 0.999, 0.9999999):
+            own.copy_(kept * decay + kept * (1 - decay))
+            assert layer.pattern is layer._pattern
+            own.copy_(kept * decay + foreign * (1 - decay))
+            with pytest.raises(RuntimeError, match="overwritten"):
+                layer.pattern  # noqa: B018
+            own.copy_(kept)
+    count_cases(4 * (n - 1))
+
+
+def test_averages_of_something_else_are_refused() -> None:
+    model = two_layers()
+    optimizer = torch.optim.Adam(model.parameters())
+    settings = {"update_every": 1, "end_step": 9}
+    other = two_layers(seed=1)
+    for wrong, message in (
+        (model, "the `values` of layer '0' itself"),
+        (other, "copies of the model with its present patterns"),
+        (model[:1], "copies of the model with its present patterns"),
+        (nn.Linear(2, 2), "copies of the model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DSTScheduler(model, optimizer, **settings, averages=[wrong])
+    average = AveragedModel(model)
+    dst = DSTScheduler(model, optimizer, **settings, averages=[average])
+    train_step(model, optimizer, next(batches()))
+    assert dst.step()
+    layer = average.module[2]
+    layer.set_pattern(KernelCSR.random(layer.pattern.shape, layer.pattern.nnz))
+    before = snapshot(model, optimizer, dst)
+    kept = copy.deepcopy(average.state_dict())
+    with pytest.raises(ValueError, match="begin a new one"):
+        dst.step()
+    assert same(snapshot(model, optimizer, dst), before)
+    assert same(average.state_dict(), kept)
+
+
+def test_update_bn_and_several_averages() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(SparseConv1d(2, 6, 7, padding="same"), nn.BatchNorm1d(6))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    averages = [AveragedModel(model), AveragedModel(model, avg_fn=get_ema_avg_fn(0.5))]
+    dst = DSTScheduler(model, optimizer, update_every=1, end_step=99, averages=averages)
+    dst = copy.deepcopy((dst, model, optimizer, averages))  # a copied run has its own averages
+    dst, model, optimizer, averages = dst
+    data = [x for x, _ in zip(batches(), range(6), strict=False)]
+    for x in data:
+        train_step(model, optimizer, x)
+        assert dst.step()
+        for average in averages:
+            average.update_parameters(model)
+    loader: list[Tensor] = data
+    for average in averages:
+        update_bn(loader, average)
+        y = average.eval()(data[0])
+        expected = average.module[1](average.module[0].to_dense()(data[0]))
+        torch.testing.assert_close(y, expected)
+    assert averages[0].module[0].values.equal(averages[1].module[0].values) is False

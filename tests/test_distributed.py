@@ -1,0 +1,286 @@
+"""Distributed training (two processes, gloo).
+
+The ranks see different data; their patterns must stay equal, or all of them must raise.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+from dst_runs import same, snapshot, sparse_layers, train_step, two_layers
+from ranks import WORLD, on_ranks
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparseconv import DSTScheduler, KernelCSR, SparseConv1d
+from sparseconv._ranks import Ranks
+
+STEPS = 8
+SETTINGS = {"update_every": 3, "end_step": 40, "seed": 5}
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
+)
+
+
+def data(rank: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    return [torch.randn(3, 2, 20, generator=generator, dtype=torch.float64) for _ in range(STEPS)]
+
+
+def run(model: nn.Module, network: nn.Module, grow: str, batches: list[Tensor]) -> Any:
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    dst = DSTScheduler(network, optimizer, **SETTINGS, grow=grow)
+    for x in batches:
+        train_step(model, optimizer, x)
+        dst.step()
+    layers = sparse_layers(network)
+    return {
+        "patterns": [layer.pattern.positions() for layer in layers],
+        "gradients": [layer.values.grad for layer in layers],
+        "updates": dst.updates,
+        "parameters": [p.detach() for p in network.parameters()],
+        "moments": [optimizer.state[p]["exp_avg"] for p in network.parameters()],
+        "schedule": dst.state_dict(),
+    }
+
+
+def with_ddp(rank: int, grow: str, options: dict[str, Any]) -> Any:
+    network = two_layers(torch.float64)
+    return run(DistributedDataParallel(network, **options), network, grow, data(rank))
+
+
+@pytest.mark.tool(
+    "DistributedDataParallel",
+    "works",
+    "DSTScheduler sums dense gradients over the ranks and compares patterns",
+)
+@pytest.mark.parametrize("grow", ["random", "gradient", "static"])
+def test_ranks_with_different_data_train_one_model(grow: str, tmp_path: Path) -> None:
+    options = {"gradient_as_bucket_view": grow == "gradient", "broadcast_buffers": grow != "static"}
+    first, second = on_ranks(with_ddp, tmp_path, grow, options)
+    assert same(first, second)
+    together = [torch.cat(pair) for pair in zip(data(0), data(1), strict=True)]
+    network = two_layers(torch.float64)
+    alone = run(network, network, grow, together)
+    assert first["updates"] == alone["updates"] == (0 if grow == "static" else STEPS // 3)
+    assert same(first["patterns"], alone["patterns"])
+    for name in ("parameters", "moments", "gradients"):
+        torch.testing.assert_close(first[name], alone[name])
+
+
+def with_local_gradients(rank: int) -> str:
+    Ranks.sum = lambda self, tensor: tensor  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="all ranks must have the same, but rank") as error:
+        with_ddp(rank, "gradient", {})
+    return str(error.value)
+
+
+def test_without_the_sum_of_gradients_the_ranks_would_part_and_that_is_noticed(
+    tmp_path: Path,
+) -> None:
+    assert all(
+        "DistributedDataParallel does" in text for text in on_ranks(with_local_gradients, tmp_path)
+    )
+
+
+def built_from_other_seeds(rank: int) -> None:
+    network = two_layers(seed=rank)
+    model = DistributedDataParallel(network)  # rank 0's values go to all
+    optimizer = torch.optim.Adam(network.parameters())
+    with pytest.raises(RuntimeError, match=r"torch\.manual_seed|rank 1 failed"):
+        DSTScheduler(network, optimizer, **SETTINGS)
+    if rank == 0:
+        model(torch.randn(1, 2, 20))
+        return
+    with pytest.raises(RuntimeError, match=r"ranks built different patterns: call torch\.manual_s"):
+        model(torch.randn(1, 2, 20))
+
+
+@pytest.mark.tool(
+    "DistributedDataParallel of ranks with different patterns",
+    "refuses",
+    "seed all ranks alike, or load one state dict",
+)
+def test_ranks_with_different_patterns_are_refused(tmp_path: Path) -> None:
+    on_ranks(built_from_other_seeds, tmp_path)
+
+
+def refusals(rank: int) -> None:
+    network = two_layers()
+    optimizer = torch.optim.Adam(network.parameters())
+    with pytest.raises(RuntimeError, match=f"rank {1 - rank} has.*'seed': {1 - rank}.*this one"):
+        DSTScheduler(network, optimizer, **{**SETTINGS, "seed": rank})
+    other = two_layers(seed=rank)
+    with pytest.raises(RuntimeError, match=r"'patterns'.*process_group that trains this model"):
+        DSTScheduler(other, torch.optim.Adam(other.parameters()), **SETTINGS)
+    with pytest.raises(TypeError, match=r"must be a torch\.distributed\.ProcessGroup"):
+        DSTScheduler(network, optimizer, **SETTINGS, process_group="gloo")
+
+    # One rank cannot: no rank does.
+    dst = DSTScheduler(network, optimizer, update_every=1, end_step=9)
+    x = torch.randn(3, 2, 20, generator=torch.Generator().manual_seed(0))
+    train_step(network, optimizer, x)
+    good, network[2].regions = network[2].regions, network[2].regions if rank == 0 else None
+    before = snapshot(network, optimizer, dst)
+    with pytest.raises(*(TypeError, RuntimeError)[1 - rank : 2 - rank], match="Region"):
+        dst.step()
+    assert same(snapshot(network, optimizer, dst), before)
+    network[2].regions = good
+    assert dst.step()
+
+    # Weights that have come apart, as without DistributedDataParallel.
+    for _ in range(3):
+        train_step(network, optimizer, x + rank)
+    network[0].values.data.mul_(1 + rank * torch.rand(network[0].values.shape))
+    before = snapshot(network, optimizer, dst)
+    with pytest.raises(RuntimeError, match=r"weights equal \(DistributedDataParallel does\)"):
+        dst.step()
+    assert same(snapshot(network, optimizer, dst), before)
+
+
+def test_what_one_rank_cannot_do_no_rank_does(tmp_path: Path) -> None:
+    on_ranks(refusals, tmp_path)
+
+
+class Branches(nn.Module):
+    """Each rank runs one branch: the other's parameters get no gradient there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.branches = nn.ModuleList([SparseConv1d(2, 3, 5) for _ in range(WORLD + 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branches[dist.get_rank()](x)
+
+
+def with_branches(rank: int) -> Any:
+    network = Branches()
+    model = DistributedDataParallel(network, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    network.branches[WORLD].regions = ()
+    dst = DSTScheduler(network, optimizer, update_every=1, end_step=9, grow="gradient")
+    train_step(model, optimizer, torch.randn(3, 2, 20))
+    with pytest.raises(RuntimeError, match=r"backward pass through layer 'branches\.2'"):
+        dst.step()  # that no rank has used
+    for branch in network.branches:
+        branch(torch.zeros(1, 2, 20)).sum().backward()
+    assert dst.step()
+    return network.state_dict()
+
+
+def test_a_layer_that_one_rank_did_not_use_grows_by_what_the_other_saw(tmp_path: Path) -> None:
+    assert same(*on_ranks(with_branches, tmp_path))
+
+
+def alone(rank: int) -> Any:
+    network = two_layers(seed=rank)
+    optimizer = torch.optim.Adam(network.parameters())
+    mine, _ = dist.new_subgroups(1)
+    for group in (None, mine):
+        dst = DSTScheduler(network, optimizer, **SETTINGS, grow="gradient", process_group=group)
+        for x in data(rank):
+            train_step(network, optimizer, x.float())
+            dst.step()
+        assert dst.updates == STEPS // 3
+    if rank == 0:  # a training loop of one process asks nobody
+        tiny.run(tiny.network())
+    return network[0].pattern.positions()
+
+
+def test_a_process_can_train_a_model_of_its_own(tmp_path: Path) -> None:
+    first, second = on_ranks(alone, tmp_path)
+    assert not first.equal(second)
+
+
+# --- sharded parameters ---
+
+
+def sharded(network: nn.Sequential, how: str) -> nn.Module:
+    if how == "fully_shard":
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = dist.device_mesh.init_device_mesh("cpu", (WORLD,))
+        for layer in sparse_layers(network):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+        return network
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel(
+        network, device_id=torch.device("cpu"), use_orig_params=how == "original parameters"
+    )
+
+
+def with_shards(rank: int, how: str) -> None:
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+        set_model_state_dict,
+    )
+
+    network = two_layers()
+    twin = copy.deepcopy(network)
+    model = sharded(network, how)
+    optimizers = [torch.optim.Adam(m.parameters(), 1e-2) for m in (model, twin)]
+    for x in data(0):  # the same on both ranks, so that one process is their mean
+        for m, optimizer in zip((model, twin), optimizers, strict=True):
+            train_step(m, optimizer, x.float())
+    torch.testing.assert_close(model(x.float()), twin(x.float()))
+    assert sum(p.numel() for p in model.parameters()) <= sum(p.numel() for p in twin.parameters())
+
+    options = StateDictOptions(full_state_dict=True)
+    state = get_model_state_dict(model, options=options)
+    assert list(state) == list(twin.state_dict())
+    plain = two_layers(seed=1)
+    plain.load_state_dict(state)
+    assert plain[0].pattern == twin[0].pattern
+    torch.testing.assert_close(plain(x.float()), twin(x.float()))
+    doubled = {k: v * 2 if v.is_floating_point() else v for k, v in state.items()}
+    set_model_state_dict(model, doubled, options=options)
+    for p in plain.parameters():
+        p.data.mul_(2)
+    torch.testing.assert_close(model(x.float()), plain(x.float()))
+
+    message = r"sharded|prune\.remove"
+    with pytest.raises(RuntimeError, match=message):
+        DSTScheduler(model, optimizers[0], **SETTINGS)
+    layer = network[0]
+    for pattern in (KernelCSR.full(layer.pattern.shape), two_layers(seed=2)[0].pattern):
+        with pytest.raises(RuntimeError, match=message):
+            layer.set_pattern(pattern)
+    if how == "flat parameters":  # gathers them for a load, so that another pattern fits
+        plain = two_layers(seed=2)
+        set_model_state_dict(model, plain.state_dict(), options=options)
+    else:
+        with pytest.raises(RuntimeError, match=r"layer's present pattern.*load before sharding"):
+            set_model_state_dict(model, two_layers(seed=2).state_dict(), options=options)
+    torch.testing.assert_close(model(x.float()), plain(x.float()))
+
+
+@pytest.mark.tool("FSDP (fully_shard)", "works", "fixed patterns; seed all ranks alike")
+def test_fully_shard(tmp_path: Path) -> None:
+    on_ranks(with_shards, tmp_path, "fully_shard")
+
+
+@pytest.mark.tool("FSDP1", "works", "fixed patterns; seed all ranks alike")
+@pytest.mark.parametrize("how", ["flat parameters", "original parameters"])
+def test_fsdp1(how: str, tmp_path: Path) -> None:
+    on_ranks(with_shards, tmp_path, how)
+
+
+@pytest.mark.tool("FSDP with DSTScheduler", "refuses", "NotImplementedError; DDP works")
+def test_patterns_of_sharded_layers_are_fixed(tmp_path: Path) -> None:
+    def attempt(rank: int) -> None:
+        model = sharded(two_layers(), "fully_shard")
+        with pytest.raises(NotImplementedError, match="use DistributedDataParallel"):
+            DSTScheduler(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)
+
+    on_ranks(attempt, tmp_path)
