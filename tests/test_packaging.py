@@ -130,7 +130,7 @@ def test_a_missing_extra_is_named(installed: Path, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(installed)},
     )  # fmt: skip
     assert done.returncode == 2
-    assert "sparseconv[tsc]" in done.stderr, done.stderr
+    assert "pip install 'sparseconv[tsc]'" in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
 
 

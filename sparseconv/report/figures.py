@@ -298,7 +298,7 @@ def require_matplotlib() -> type[Figure]:
     except ImportError as error:
         raise RuntimeError(
             f"figures need matplotlib, which cannot be imported ({error}); "
-            "install it with `pip install sparseconv[tsc]`"
+            "install it with `pip install 'sparseconv[tsc]'`"
         ) from error
     return Figure
 

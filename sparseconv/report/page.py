@@ -115,7 +115,7 @@ def render(path: str | Path, package: str, template: str, **content: Any) -> Pat
     except ImportError as error:
         raise RuntimeError(
             f"the HTML report needs jinja2, which cannot be imported ({error}); "
-            "install it with `pip install sparseconv[tsc]`"
+            "install it with `pip install 'sparseconv[tsc]'`"
         ) from error
 
     def load(name: str) -> str:

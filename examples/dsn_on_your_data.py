@@ -1,0 +1,105 @@
+# %% [markdown]
+# # A Dynamic Sparse Network on your own data
+#
+# Series and labels go into a `.npz`; a DSN is trained on them, stopped half way, and resumed with
+# the same bits. Replace the first cell by your own arrays.
+#
+# Needs `pip install '.[tsc]'`. `SPARSECONV_QUICK=1` makes it a matter of seconds.
+
+# %%
+import os
+
+import numpy as np
+import torch
+
+import sparseconv as sc
+from sparseconv import datasets
+from sparseconv.evaluation import predict_log_proba
+from sparseconv.recipe import Recipe
+from sparseconv.training import train
+
+EPOCHS = 4 if os.environ.get("SPARSECONV_QUICK") else 40
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## Data
+# Two channels of 100 samples: in a class of its own is what moves first. The only difference is an
+# order of events 20 samples apart, which needs kernels that look far.
+
+
+# %%
+def make(n_cases: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.array(["first", "second"])[np.arange(n_cases) % 2]
+    X = rng.normal(0, 0.3, (n_cases, 2, 100))  # (n_cases, n_channels, n_timepoints)
+    for series, label in zip(X, labels, strict=True):
+        start = rng.integers(10, 60)
+        leader = int(label == "second")
+        series[leader, start : start + 5] += 2
+        series[1 - leader, start + 20 : start + 25] += 2
+    return X, labels
+
+
+X_train, y_train = make(60)
+X_test, y_test = make(100)
+np.savez("events.npz", X_train=X_train, y_train=y_train, X_test=X_test, y_test=y_test)
+data = datasets.load("events.npz")  # or a folder with NAME_TRAIN.ts and NAME_TEST.ts
+
+# %% [markdown]
+# ## Training, stopped half way
+# A checkpoint is written after every epoch, whole or not at all. Here an exception stands for the
+# power cut.
+
+
+# %%
+def network() -> sc.models.DSN:
+    torch.manual_seed(0)
+    return sc.models.DSN(data.n_channels, len(data.classes), nf=16, depth=3)
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def cut(history: list[dict]) -> None:
+    if len(history) == EPOCHS // 2:
+        raise PowerCutError
+
+
+recipe = Recipe(epochs=EPOCHS, lr=1e-3, update_every_epochs=2)
+arguments = data.X_train, data.y_train, recipe
+try:
+    train(network(), *arguments, out="events-run", progress=False, on_epoch=cut)
+except PowerCutError:
+    print(f"stopped after epoch {EPOCHS // 2}")
+
+# %% [markdown]
+# ## Resumed
+# Weights, pattern, optimizer, schedule and random numbers go on where they were: the result has the
+# bits of a run that nobody stopped.
+
+# %%
+model = network()
+result = train(model, *arguments, out="events-run", resume=True, progress=False)
+whole = network()
+train(whole, *arguments, progress=False)
+for name, tensor in model.state_dict().items():
+    assert torch.equal(tensor, whole.state_dict()[name]), name
+print(f"resumed to epoch {len(result.history)}: the same bits as without a stop")
+
+# %% [markdown]
+# ## What it learnt
+
+# %%
+predicted = predict_log_proba(model, torch.from_numpy(data.X_test)).argmax(1).numpy()
+print(f"test accuracy {(predicted == data.y_test).mean():.3f}")
+cost = model.cost(data.n_timepoints)
+print(f"{cost.params:,} parameters, {cost.params_dense:,} in the dense network")
+print(f"{result.itop_rate:.1%} of its weights were active at some time")
+
+# %% [markdown]
+# ## As an estimator
+# The same network for aeon and scikit-learn.
+
+# %%
+classifier = sc.DSNClassifier(nf=8, depth=2, epochs=EPOCHS, lr=1e-3, random_state=0)
+print(f"estimator: test accuracy {classifier.fit(X_train, y_train).score(X_test, y_test):.3f}")
