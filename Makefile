@@ -10,7 +10,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 SUITE := benchmarks/results/reliability/suite.json
 
-.PHONY: demo test reliability mutants bench bench-check docs lint format clean
+.PHONY: demo test install-matrix reliability mutants bench bench-check docs lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -25,6 +25,10 @@ mutants: $(VENV)/.built  ## change the code in 400 small places, one at a time: 
 	$(PY) -m benchmarks.mutants --isa avx2
 	$(PY) -m benchmarks.mutants --retry
 	$(PY) -m benchmarks.reliability
+
+install-matrix: $(VENV)/.built  ## build and run with several Pythons, torches and (emulated) processors
+	$(PY) -m pytest --campaign --evidence benchmarks/results/reliability/install.json \
+	    tests/test_packaging.py tests/test_install_matrix.py
 
 bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour) and the README
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json --html benchmarks/results/bench.html
