@@ -144,9 +144,11 @@ def restore(model: nn.Module, state: dict[str, Any]) -> None:
 def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
     """Load Adam's state dict if its moments fit the parameters: the fused step does not look.
 
+    Options stay those of ``optimizer``; but for the learning rate, the state's must be the same.
+
     Raises:
-        CheckpointError: a moment has another shape, dtype or layout than its parameter; the
-            optimizer is left as it was.
+        CheckpointError: a moment has another shape, dtype or layout than its parameter, or an
+            option another value; the optimizer is left as it was.
 
     Example:
         >>> optimizer = torch.optim.Adam(nn.Linear(2, 1).parameters())
@@ -167,7 +169,16 @@ def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
                 f"the moments of parameter {index} do not fit it: expected {expected} with "
                 f"strides {moment.stride()}, but the checkpoint has {came}"
             )
-    optimizer.load_state_dict(state)
+    own = optimizer.state_dict()["param_groups"]
+    for here, there in zip(own, state["param_groups"], strict=True):
+        for key in here.keys() - {"lr"}:
+            found = there.get(key, here[key])  # other releases of torch know other options
+            if found != here[key]:
+                raise CheckpointError(
+                    f"the checkpoint is of an optimizer with {key} {found!r}, but this one has "
+                    f"{here[key]!r}; build the optimizer as it was"
+                )
+    optimizer.load_state_dict({**state, "param_groups": own})
 
 
 def _layout(state: dict[str, Any]) -> dict[str, str]:

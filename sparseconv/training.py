@@ -313,15 +313,16 @@ class _Run:
         content = checkpoint.load(path)
         for kind, here in self._identity().items():
             there = content.get(kind)
-            if there == here:
-                continue
             there = there if isinstance(there, dict) else {}
-            key = next(key for key in here | there if here.get(key) != there.get(key))
-            raise CheckpointError(
-                f"{path} is of another run, its {kind} differs: {key!r} is {there.get(key)!r} in "
-                f"the checkpoint, but now {here.get(key)!r}; resume with the same {kind}, "
-                "or choose another folder"
-            )
+            for key in here | there:
+                # What they print as: a damaged entry may be anything, and compare as anything.
+                a, b = (repr(d[key]) if key in d else "absent" for d in (here, there))
+                if a != b:
+                    raise CheckpointError(
+                        f"{path} is of another run, its {kind} differs: {key!r} is {b} in the "
+                        f"checkpoint, but now {a}; resume with the same {kind}, or choose another "
+                        "folder"
+                    )
         before = checkpoint.snapshot(self.model)
         try:
             _check_progress(content["best"], content["history"], self.recipe.epochs)

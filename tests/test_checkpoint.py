@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -163,6 +164,8 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
         lambda content: content["best"]["model"]["blocks.0.conv.col_indices"].fill_(-1),
         lambda content: content["best"].update(model=None),
         lambda content: content["optimizer"]["param_groups"].clear(),
+        lambda content: content["optimizer"]["param_groups"][0].update(amsgrad=True),
+        lambda content: content["optimizer"]["param_groups"][0]["params"].reverse(),
         lambda content: content["scheduler"].pop("generator"),
         lambda content: content["rng"].update(torch=torch.zeros(3)),
         lambda content: content["rng"].pop("shuffle"),
@@ -214,6 +217,19 @@ def test_moments_that_do_not_fit_are_refused_before_they_crash(damage: Any, tmp_
     damage(content)
     checkpoint.save(path, content)
     refused(network(1), tmp_path, "cannot be resumed")
+
+
+@pytest.mark.parametrize("value", [None, torch.zeros(2)])
+def test_an_identity_with_a_damaged_entry(value: Any, tmp_path: Path) -> None:
+    run(network(), out=tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    content = checkpoint.load(path)
+    assert content["recipe"]["batch_size"] is not None
+    for damage in (lambda r: r.update(batch_size=value), lambda r: r.pop("update_every_steps")):
+        damaged = copy.deepcopy(content)
+        damage(damaged["recipe"])
+        checkpoint.save(path, damaged)
+        refused(network(1), tmp_path, "its recipe differs")
 
 
 @pytest.mark.promise("P5")
