@@ -1,326 +1,271 @@
-"""``python -m benchmarks.gpu``: all that only a GPU can tell of the CUDA kernels, in one run.
+"""``python -m benchmarks.gpu``: all that only a GPU can tell of the GPU kernels, in one run.
 
-Checks first (benchmarks/gpu_checks.py); a wrong kernel is not timed. Then the layer and the
-training step of a Dynamic Sparse Network beside dense at every precision, the error against float64
-beside each time. About five minutes are planned on an H200; nobody has run it there yet.
-``--device cpu`` tries the script where there is no GPU.
+In parts, the most important first, each in a process of its own with a limit of seconds, so that
+none can take the others along: results are right (a wrong kernel is not timed); the layer of a
+Dynamic Sparse Network beside dense at every precision, the error against float64 beside each time;
+training steps, eager and as CUDA graphs, updates of the patterns included; bits that repeat;
+compute-sanitizer; the same of Triton's kernels; each CUDA kernel forced; torch.compile. What was
+found is saved after each row, and ``python -m benchmarks.readme`` puts it into the README.
+
+On a machine with a GPU, CUDA's nvcc and PyTorch, from the root of the sources, the kernels built in
+place first (on 16 cores about a minute)::
+
+    export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0   # 9.0: H100 and H200; 8.0: A100
+    python3 setup.py -q build_ext --inplace && python3 -m benchmarks.gpu
+
+or, to install the package as well, ``pip install --no-build-isolation .`` instead of the build.
+Where commands are limited to ten minutes and only a folder ``$OUT`` comes back::
+
+    export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 PYTHONUNBUFFERED=1; \\
+    python3 setup.py -q build_ext --inplace && \\
+    python3 -m benchmarks.gpu --seconds 440 --out $OUT/gpu.json
+
+Nobody has run it on a GPU yet. ``--device cpu`` tries it where there is none, on a small network;
+with ``TRITON_INTERPRET=1`` Triton's parts too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from benchmarks import gpu_checks
-from sparseconv import _ops, available_backends
-from sparseconv.bench import run, timing
-from sparseconv.bench.cases import CASES, Problem
-from sparseconv.bench.masked_dense import masked_copy
-from sparseconv.models import DSN
-from sparseconv.reference import conv1d_dense, dense_weight
-from sparseconv.report import Table
+from benchmarks import gpu_checks, gpu_layer, gpu_step, gpu_tables
+from benchmarks.gpu_target import Target
+from sparseconv.bench import timing
+from sparseconv.machine import versions
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
-LENGTHS = (150, 537, 2709)
-COMPUTATIONS = ("fprop", "dgrad", "wgrad")
-# Dense precisions: the tensors' type, and whether float32 may be rounded to TF32.
-PRECISIONS = {
-    "fp32": (torch.float32, False),
-    "TF32": (torch.float32, True),
-    "bf16": (torch.bfloat16, False),
-}
-Calls = Mapping[str, Callable[[], Tensor]]
-Row = dict[str, Any]
+LENGTHS = (537, 2709, 150)
+STEP_LENGTHS = (150, 2709)  # N * L = 2 400, and a long one
+LEAST_SECONDS = 10  # with less left, no part is begun
+Record = dict[str, Any]
 
 
-def device(name: str) -> torch.device:
-    """The device, or the reason why its kernels cannot run.
+class Options(NamedTuple):
+    """What the parts are told."""
 
-    Raises:
-        RuntimeError: with the reason.
-    """
-    state = available_backends()["cuda" if name == "cuda" else "cpp"]
-    if not state.startswith("available"):
-        raise RuntimeError(f"there is nothing to measure: {state}")
-    return torch.device(name)
+    lengths: list[int]
+    step_lengths: list[int]
+    cases: int
+    rounds: int
+    seconds: float  # that the part has
 
 
-@contextmanager
-def precision(tf32: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+class Part(NamedTuple):
+    """Some of the measurements; only after those that it needs have not failed."""
+
+    name: str
+    seconds: int  # at the most; expected is about half
+    needs: tuple[str, ...]
+    run: Callable[[Target, Options], Iterator[Record]]
 
 
-def milliseconds(call: Callable[[], object], on: torch.device, rounds: int = 25) -> float:
-    """Median time of a call; calls in a row, as many as last half a millisecond."""
-
-    def seconds(repeats: int) -> float:
-        if on.type == "cpu":
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            return time.perf_counter() - start
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-    seconds(3)
-    repeats = max(1, int(5e-4 / max(seconds(1), 1e-7)))
-    return float(np.median([seconds(repeats) / repeats for _ in range(rounds)]) * 1e3)
+def layers(target: Target, options: Options) -> Iterator[gpu_layer.Layer]:
+    for length in options.lengths:
+        yield gpu_layer.Layer(target, length, options.rounds)
 
 
-def modes(call: Callable[[], Tensor], on: torch.device) -> dict[str, Callable[[], object]]:
-    """The call as it is, and as a CUDA graph."""
-    return {"eager": call} | ({} if on.type == "cpu" else {"graph": gpu_checks.graphed(call)[0]})
+def triton(target: Target, options: Options) -> Iterator[Record]:
+    """Triton compiles each kind of case anew, so few are checked; the interpreter did more."""
+    fixed = {"dtype": "float32", "padding_mode": "zeros", "bias": False, "n": 2}
+    yield gpu_checks.checked(
+        "triton: random cases",
+        lambda: gpu_checks.random_cases(target, "triton", max(1, options.cases // 20), **fixed),
+    )
+    for layer in layers(target, options):
+        yield from layer.triton_rows()
+    kernels = [target.first, "triton"]
+    length = options.step_lengths[0]
+    yield gpu_step.step_row(target, length, kernels, ["fp32"], max(2, options.rounds // 3))
 
 
-def exact(problem: Problem) -> dict[str, Tensor]:
-    """The three results in float64, by the dense path on the problem's device."""
-    x, values = (t.double().requires_grad_() for t in problem[:2])
-    y = conv1d_dense(x, values, problem.pattern, None, *problem.geometry[1:])
-    dx, dw = torch.autograd.grad(y, (x, values), problem.grad.double())
-    return {"fprop": y.detach(), "dgrad": dx, "wgrad": dw}
+def of_layers(name: str) -> Callable[[Target, Options], Iterator[Record]]:
+    """A part that makes these rows at every length."""
+
+    def run(target: Target, options: Options) -> Iterator[Record]:
+        for layer in layers(target, options):
+            yield from getattr(layer, name)()
+
+    return run
 
 
-def dense_calls(problem: Problem, dtype: torch.dtype, channels: tuple[int, int]) -> Calls:
-    """cuDNN's convolution of ``channels`` channels, in and out; zeros fill what is too many."""
-    (left, _), (out_channels, in_channels, _) = problem.geometry.padding, problem.geometry.shape
-    more_in, more_out = channels[0] - in_channels, channels[1] - out_channels
-    x = F.pad(problem.x, (0, 0, 0, more_in)).to(dtype)
-    grad = F.pad(problem.grad, (0, 0, 0, more_out)).to(dtype)
-    weight = dense_weight(problem.values, problem.pattern)
-    weight = F.pad(weight, (0, 0, 0, more_in, 0, more_out)).to(dtype)
-
-    def backward(*wanted: bool) -> Any:
-        return torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [1], [left], [1], False, [0], 1, [*wanted, False]
-        )
-
-    return {
-        "fprop": lambda: F.conv1d(x, weight, padding=left)[:, :out_channels],
-        "dgrad": lambda: backward(True, False)[0][:, :in_channels],
-        "wgrad": lambda: backward(False, True)[1][:out_channels, :in_channels],
-    }
+PARTS = (
+    Part("right", 100, (), lambda t, o: gpu_checks.right(t, o.cases)),
+    Part("layer", 120, ("right",), of_layers("rows")),
+    Part(
+        "step", 120, ("right",),
+        lambda t, o: gpu_step.rows(t, o.step_lengths, max(2, o.rounds // 3)),
+    ),
+    Part("reproducible", 90, ("right",), lambda t, o: gpu_checks.reproducible(t)),
+    Part("compute-sanitizer", 120, (), lambda t, o: gpu_checks.sanitized(t, o.seconds - 10)),
+    Part("triton", 100, (), triton),
+    Part("kernels", 40, ("right",), of_layers("kernel_rows")),
+    Part("compiled", 90, ("right",), of_layers("compiled_rows")),
+)  # fmt: skip
+# What runs on which device: a CPU has neither graphs nor kernels to choose from.
+SKIPPED = {"cpu": ("compute-sanitizer", "kernels", "compiled"), "cuda": ()}
 
 
-def sliced_calls(problem: Problem, dtype: torch.dtype) -> Calls:
-    """Three dense convolutions, one for each region of the pattern: it has no weight elsewhere."""
-    left, right = problem.geometry.padding
-    out_channels, _, kernel_size = problem.geometry.shape
-    length = problem.x.shape[2]
-    weight = dense_weight(problem.values, problem.pattern).to(dtype)
-    padded = F.pad(problem.x, (left, right)).to(dtype)
-    parts = []
-    for i in range(3):
-        rows = slice(out_channels // 3 * i, out_channels // 3 * (i + 1))
-        taps = kernel_size // 3 * (i + 1)
-        assert not weight[rows, :, taps:].any(), "a weight outside its region"
-        grad = problem.grad[:, rows].to(dtype)
-        parts.append((padded[:, :, : length + taps - 1], weight[rows, :, :taps], grad))
-
-    def dgrad() -> Tensor:
-        full = torch.zeros_like(padded)
-        for x, w, grad in parts:
-            full[:, :, : x.shape[2]] += F.conv_transpose1d(grad, w)
-        return full[:, :, left : left + length]
-
-    def wgrad() -> Tensor:
-        whole = torch.zeros_like(weight)
-        rows = 0
-        for x, w, grad in parts:
-            whole[rows : rows + len(w), :, : w.shape[2]] = torch.ops.aten.convolution_backward(
-                grad, x, w, None, [1], [0], [1], False, [0], 1, [False, True, False]
-            )[1]
-            rows += len(w)
-        return whole
-
-    return {
-        "fprop": lambda: torch.cat([F.conv1d(x, w) for x, w, _ in parts], 1),
-        "dgrad": dgrad,
-        "wgrad": wgrad,
-    }
+def records(target: Target, part: Part, options: Options) -> Iterator[Record]:
+    if part.name == "triton" and "triton" not in target.kernels:
+        why = f"not run: {target.states['triton']}"
+        yield {"check": "triton", "ok": None, "result": why}
+    else:
+        yield from part.run(target, options)
 
 
-def layer_rows(length: int, on: torch.device) -> Iterator[Row]:
-    """DSN's later layer on 16 series: every sparse kernel, and dense at every precision."""
-    problem = gpu_checks.on(on, replace(CASES["dsn_evolved_L128"], length=length).build())
-    wanted, positions = exact(problem), problem.pattern.positions().to(on)
-    out_channels, in_channels, _ = problem.geometry.shape
-    wide = -(-in_channels // 16) * 16, -(-out_channels // 16) * 16
-
-    def rows(name: str, kind: str, calls: Calls, modes_of: Any = modes) -> Iterator[Row]:
-        for computation, call in calls.items():
-            found = call().double()
-            if computation == "wgrad" and found.dim() == 3:
-                found = found.flatten()[positions]
-            error = float((found - wanted[computation]).norm() / wanted[computation].norm())
-            for mode, timed in modes_of(call, on).items():
-                yield {
-                    "length": length, "computation": computation, "candidate": name,
-                    "precision": kind, "mode": mode, "ms": milliseconds(timed, on), "error": error,
-                }  # fmt: skip
-
-    half = problem._replace(**{n: getattr(problem, n).bfloat16() for n in ("x", "values", "grad")})
-    yield from rows("sparse", "fp32", run.sparse_calls(_ops, problem))
-    yield from rows("sparse", "bf16", run.sparse_calls(_ops, half))
-    for name in () if on.type == "cpu" else ("tiled", "narrow", "wide"):
-        with gpu_checks.kernel(name):
-            yield from rows(f"sparse {name}", "fp32", run.sparse_calls(_ops, problem))
-    for kind, (dtype, tf32) in PRECISIONS.items():
-        with precision(tf32):
-            plain = dense_calls(problem, dtype, (in_channels, out_channels))
-            yield from rows("dense", kind, plain)
-            yield from rows(f"dense {wide[0]}/{wide[1]}", kind, dense_calls(problem, dtype, wide))
-            yield from rows("dense slices", kind, sliced_calls(problem, dtype))
-            if on.type != "cpu" and dtype == torch.float32:
-                compiled = torch.compile(plain["fprop"], mode="reduce-overhead")
-                yield from rows(
-                    "dense", kind, {"fprop": compiled}, lambda call, _: {"compiled": call}
-                )
-
-
-def step_of(model: nn.Module, x: Tensor, target: Tensor) -> Callable[[], Tensor]:
-    """One training step: forward, backward, Adam."""
-    cuda = x.device.type == "cuda"
-    optimizer = torch.optim.Adam(model.parameters(), capturable=cuda)
-
-    def step() -> Tensor:
-        optimizer.zero_grad(set_to_none=False)
-        loss = F.nll_loss(model(x), target)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    step()  # gradients and moments exist from here on: a graph allocates none
-    return step
-
-
-def step_rows(length: int, on: torch.device) -> Iterator[Row]:
-    """The whole network's training step on 16 series, without the update of the pattern."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(16, 1, length, generator=generator).to(on)
-    target = torch.randint(0, 2, (16,), generator=generator).to(on)
-    torch.manual_seed(0)
-    sparse = DSN(1, 2, padding="centred-zeros")
-
-    def row(name: str, kind: str, mode: str, step: Callable[[], object]) -> Row:
-        ms = milliseconds(step, on, rounds=10)
-        return {"length": length, "computation": "training step", "candidate": name,
-                "precision": kind, "mode": mode, "ms": ms, "error": None}  # fmt: skip
-
-    for mode, step in modes(step_of(masked_copy(sparse).to(on), x, target), on).items():
-        yield row("dense", "TF32 as PyTorch's default", mode, step)
-    with precision(False):
-        for name, make in (("sparse", lambda: sparse), ("dense", lambda: masked_copy(sparse))):
-            for mode, step in modes(step_of(make().to(on), x, target), on).items():
-                yield row(name, "fp32", mode, step)
-        if on.type != "cpu":
-            model = torch.compile(masked_copy(sparse).to(on), mode="reduce-overhead")
-            yield row("dense", "fp32", "compiled", step_of(model, x, target))
-
-
-def goals(rows: Sequence[Row]) -> Table:
-    """How many times faster the sparse kernels are, beside what was hoped for."""
-    time_of = {
-        (r["length"], r["computation"], r["candidate"], r["precision"], r["mode"]): r["ms"]
-        for r in rows
-    }
-    wanted = [
-        (length, name, mode, "dense", kind, mode, factor)
-        for length in LENGTHS[1:]
-        for name in COMPUTATIONS
-        for mode in ("eager", "graph")
-        for kind, factor in (("fp32", 3.0 if name == "wgrad" else 4.0), ("TF32", 1.2))
-        if not (name == "wgrad" and kind == "TF32")
-    ]
-    step = "training step"
-    wanted += [(150, step, "graph", "dense", "fp32", "eager", 4.0)]
-    wanted += [(150, step, "graph", "dense", "fp32", "graph", 1.3)]
-    wanted += [(2709, step, "graph", "dense", "fp32", "graph", 2.5)]
-    lines = []
-    for length, name, mode, rival, kind, rival_mode, factor in wanted:
-        mine = time_of.get((length, name, "sparse", "fp32", mode))
-        theirs = time_of.get((length, name, rival, kind, rival_mode))
-        if mine is not None and theirs is not None:
-            ratio = theirs / mine
-            met = "met" if ratio >= factor else "missed"
-            lines.append(
-                (f"{name}, L = {length}, {mode}", f"{rival} {kind} {rival_mode}", f"{ratio:.2f}x",
-                 f"{factor:g}x", met)
-            )  # fmt: skip
-    return Table(("sparse", "beside", "faster", "goal", ""), lines, text_columns=2)
-
-
-def table(rows: Sequence[Row]) -> Table:
-    columns = ("length", "computation", "candidate", "precision", "mode", "ms", "error")
-    lines = [
-        [*(str(r[c]) for c in columns[:5]), f"{r['ms']:.4f}",
-         "" if r["error"] is None else f"{r['error']:.1e}"]
-        for r in rows
-    ]  # fmt: skip
-    return Table(columns, lines, text_columns=5)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--cases", type=int, default=200, help="random cases to check first")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args(argv)
-    try:
-        on = device(arguments.device)
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 2
-    cuda = on.type == "cuda"
-    found: dict[str, Any] = {"machine": timing.machine() | {"device": available_backends()["cuda"]}}
-    found["checks"] = {
-        "random cases": gpu_checks.random_cases(on, "cuda" if cuda else "cpp", arguments.cases)
-    }
-    if cuda:
-        found["checks"] |= {
-            "cases of the benchmark": gpu_checks.registry(on),
-            "every kernel": gpu_checks.every_kernel(on),
-            "reproducible calls": gpu_checks.reproducible(on),
-        }
-    found["rows"] = []
-    for length in arguments.lengths:
-        for rows in (layer_rows, step_rows):
-            for row in rows(length, on):
-                found["rows"].append(row)
-                _save(arguments.out, found)  # a lease may end at any time
-    print(table(found["rows"]).markdown(), goals(found["rows"]).markdown(), sep="\n\n")
-    if cuda:
-        found["checks"]["compute-sanitizer"] = gpu_checks.sanitized()
-        _save(arguments.out, found)
-    print(json.dumps(found["checks"], indent=1))
+def child(arguments: argparse.Namespace, options: Options) -> int:
+    """Run one part and write its records, a line each, as they come."""
+    part = next(part for part in PARTS if part.name == arguments.part)
+    with arguments.out.open("a") as file:
+        for record in records(Target(arguments.device), part, options):
+            file.write(json.dumps(record) + "\n")
+            file.flush()
     return 0
 
 
-def _save(path: Path, found: Mapping[str, Any]) -> None:
+Keep = Callable[[list[Record]], None]
+
+
+def spawn(part: Part, arguments: argparse.Namespace, options: Options, keep: Keep) -> str:
+    """Run one part in a process of its own, handing its records on; what went wrong, if any."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, log, seen = Path(folder) / "records", Path(folder) / "log", 0
+        out.touch()
+        command = [sys.executable, "-m", "benchmarks.gpu", "--part", part.name, "--out", str(out)]
+        for name, value in (
+            ("device", [arguments.device]), ("lengths", options.lengths),
+            ("step-lengths", options.step_lengths), ("cases", [options.cases]),
+            ("rounds", [options.rounds]), ("seconds", [options.seconds]),
+        ):  # fmt: skip
+            command += [f"--{name}", *map(str, value)]
+        end, code = time.monotonic() + options.seconds, None
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        while code is None and time.monotonic() < end:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=min(2.0, max(0.0, end - time.monotonic())))
+            lines = out.read_text().split("\n")[:-1]  # whole ones
+            keep([json.loads(line) for line in lines[seen:]])
+            seen = len(lines)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it started: nothing may time beside
+        process.wait()
+        if code is None:
+            return f"stopped after {options.seconds:.0f} s"
+        return f"failed with code {code}: {log.read_text()[-1500:]}" if code else ""
+
+
+Run = Callable[[Part, argparse.Namespace, Options, Keep], str]
+
+
+def measure(arguments: argparse.Namespace, options: Options, run: Run) -> dict[str, Any]:
+    """Run the parts in turn, as long as there is time; save whatever comes at once."""
+    begin = time.monotonic()
+    found: dict[str, Any] = {
+        "machine": machine(arguments.device), "parts": {}, "checks": [], "rows": [],
+    }  # fmt: skip
+
+    def keep(records: list[Record]) -> None:
+        found["checks"] += [record for record in records if "check" in record]
+        found["rows"] += [record for record in records if "check" not in record]
+        if records:
+            save(arguments.out, found)
+
+    for part in PARTS:
+        left = arguments.seconds - (time.monotonic() - begin)
+        failed = [name for name in part.needs if found["parts"][name]["state"] == "failed"]
+        state, why, start = "not run", "", time.monotonic()
+        before = len(found["checks"])
+        if part.name in SKIPPED[arguments.device]:
+            why = "there is no GPU"
+        elif failed:
+            why = f"{failed[0]!r} failed"
+        elif left < LEAST_SECONDS:
+            why = f"no time was left of {arguments.seconds:.0f} s"
+        else:
+            told = options._replace(seconds=min(float(part.seconds), left))
+            why = run(part, arguments, told, keep)
+            wrong = any(check["ok"] is False for check in found["checks"][before:])
+            state = "failed" if wrong or why.startswith("failed") else "stopped" if why else "done"
+        spent = time.monotonic() - start
+        found["parts"][part.name] = {
+            "state": state, "why": why, "seconds": round(spent, 1), "limit": part.seconds,
+        }  # fmt: skip
+        print(f"{part.name}: {state} {why} ({spent:.0f} s)", flush=True)
+        save(arguments.out, found)
+    return found
+
+
+def machine(device: str) -> dict[str, str]:
+    """What the times are of."""
+    facts = timing.machine() | {"device": device}
+    if device == "cuda":
+        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        facts |= {
+            "device": f"{name} (sm_{major}{minor})",
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),
+            "triton": versions()["triton"],
+        }
+    return facts
+
+
+def save(path: Path, found: dict[str, Any]) -> None:
+    """Write what was found; a run that is killed meanwhile leaves the file before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(found, indent=1) + "\n")
+    new.replace(path)
+
+
+def main(argv: Sequence[str] | None = None, run: Run = spawn) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--seconds", type=float, default=540, help="for all parts together")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--step-lengths", type=int, nargs="+", default=STEP_LENGTHS)
+    parser.add_argument("--cases", type=int, default=200, help="random cases to check first")
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each candidate")
+    parser.add_argument("--out", type=Path, help=f"{RESULTS} by default, if on a GPU")
+    parser.add_argument("--part", choices=[part.name for part in PARTS], help="only this one")
+    arguments = parser.parse_args(argv)
+    if arguments.out is None:
+        if arguments.device == "cpu":
+            parser.error("a trial on a CPU is no result: name a file with --out")
+        arguments.out = RESULTS
+    options = Options(
+        list(arguments.lengths), list(arguments.step_lengths), arguments.cases, arguments.rounds,
+        arguments.seconds,
+    )  # fmt: skip
+    if arguments.part:
+        return child(arguments, options)
+    try:
+        Target(arguments.device)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found = measure(arguments, options, run)
+    print(*gpu_tables.report(found), sep="\n\n")
+    return 0
 
 
 if __name__ == "__main__":

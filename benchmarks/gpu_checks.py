@@ -1,156 +1,237 @@
-"""What must hold on a GPU before any time means something: right, reproducible, clean."""
+"""What must hold on a GPU before any time means something: right, reproducible, clean.
+
+Each check yields ``{"check": what, "ok": bool, "result": words}``; ``ok`` is None where it could
+not be made.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparseconv import _ops, sparse_conv1d
+from benchmarks.gpu_layer import KERNELS, on
+from benchmarks.gpu_step import BATCH, batches, network
+from benchmarks.gpu_target import Target, forced_kernel
+from sparseconv import sparse_conv1d
 from sparseconv.bench import run
-from sparseconv.bench.cases import CASES, Problem
-from sparseconv.testing import expected_dgrad, expected_fprop, expected_wgrad, random_case
+from sparseconv.bench.cases import CASES
+from sparseconv.recipe import Recipe
+from sparseconv.testing import (
+    expected_dgrad,
+    expected_fprop,
+    expected_wgrad,
+    random_case,
+)
+from sparseconv.training import train
 
-KERNELS = ("direct", "tiled", "narrow", "wide")
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
-Call = Callable[[], Tensor]
+Record = dict[str, Any]
 
 
-@contextmanager
-def kernel(name: str):
-    """Force the CUDA kernel ``name``; all of this run's own choices if it is empty."""
-    os.environ["SPARSECONV_CUDA_KERNEL"] = name
+def checked(what: str, check: Callable[[], str]) -> Record:
+    """Make a check; words say what was found right, an AssertionError what was wrong."""
     try:
-        yield
-    finally:
-        del os.environ["SPARSECONV_CUDA_KERNEL"]
+        return {"check": what, "ok": True, "result": check()}
+    except AssertionError as error:
+        return {"check": what, "ok": False, "result": str(error)}
 
 
-def on(device: torch.device, problem: Problem) -> Problem:
-    x, values, grad = (tensor.to(device) for tensor in problem[:3])
-    return problem._replace(x=x, values=values, grad=grad)
+def right(target: Target, cases: int) -> Iterator[Record]:
+    """The judged kernels' results, in three ways."""
+    kernel = target.first
+    yield checked(f"{kernel}: random cases", lambda: random_cases(target, kernel, cases))
+    yield checked(f"{kernel}: cases of the benchmark", lambda: registry(target, kernel))
+    if target.is_gpu:
+        yield checked(f"{kernel}: every kernel", lambda: every_kernel(target))
 
 
-def random_cases(device: torch.device, backend: str, count: int, seed: int = 0) -> int:
-    """All three computations of random cases within their computed bounds; how many there were.
-
-    Raises:
-        AssertionError: naming the case.
-    """
-    rng = random.Random(seed)
+def random_cases(target: Target, kernel: str, count: int, **fixed: Any) -> str:
+    """All three computations of random cases within their computed bounds of float64."""
+    rng = random.Random(0)
     for _ in range(count):
-        case = random_case(rng)
+        case = random_case(rng, **fixed)
         tensors = case.tensors()
-        x, values = (t.to(device).requires_grad_() for t in (tensors.input, tensors.values))
-        bias = None if tensors.bias is None else tensors.bias.to(device)
-        y = sparse_conv1d(x, values, case.make_pattern(), bias, **case.options, backend=backend)
-        dx, dw = torch.autograd.grad(y, (x, values), tensors.grad.to(device))
+        x, values = (t.to(target.device).requires_grad_() for t in (tensors.input, tensors.values))
+        bias = None if tensors.bias is None else tensors.bias.to(target.device)
+        backend, pattern = target.backend(kernel), case.make_pattern()
+        y = sparse_conv1d(x, values, pattern, bias, **case.options, backend=backend)
+        dx, dw = torch.autograd.grad(y, (x, values), tensors.grad.to(target.device))
         for got, expected in ((y, expected_fprop), (dx, expected_dgrad), (dw, expected_wgrad)):
             exact, bound = expected(case, tensors)
             error = (got.detach().cpu().double() - exact).abs()
             assert (error <= bound).all(), f"{expected.__name__}: {case!r}"
-    return count
+    return f"{count} within the computed bounds of float64"
 
 
-def registry(device: torch.device) -> int:
+def registry(target: Target, kernel: str) -> str:
     """Every case of the benchmark, shrunk, on random data and exactly on integers."""
+    ops = target.ops(kernel)
 
     def moved(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(*arguments: object) -> Tensor:
-            there = (a.to(device) if isinstance(a, Tensor) else a for a in arguments)
+            there = (a.to(target.device) if isinstance(a, Tensor) else a for a in arguments)
             return function(*there).cpu()
 
         return call
 
-    names = ("fprop", "dgrad", "wgrad")
-    kernels = SimpleNamespace(**{name: moved(getattr(_ops, name)) for name in names})
-    for case in CASES.values():
+    kernels = SimpleNamespace(**{name: moved(getattr(ops, name)) for name in run.COMPUTATIONS})
+    cases = list(CASES.values())[: target.sizes.registry]
+    for case in cases:
         run.check(kernels, case.shrunk(outputs=40 if case.in_channels < 200 else 9).build())
-    return len(CASES)
+    return f"{len(cases)} within the bounds, and exact on integers"
 
 
-def every_kernel(device: torch.device) -> int:
+def every_kernel(target: Target) -> str:
     """Each kernel within the computed bounds; in fprop and dgrad, all with the same bits."""
-    problem = replace(CASES["dsn_evolved_L128"], n=3).build()
-    calls, first = run.sparse_calls(_ops, on(device, problem)), {}
-    for instance in KERNELS:
-        with kernel(instance):
-            results = {name: call().cpu() for name, call in calls.items()}
+    problem = target.sizes.layer(128, n=3).build()
+    calls = run.sparse_calls(target.ops(target.first), on(target.device, problem))
+    first: dict[str, Tensor] = {}
+    for name in KERNELS:
+        with forced_kernel(name):
+            results = {computation: call().cpu() for computation, call in calls.items()}
         run.check_bounds(results, problem)
         first = first or results
-        for name in ("fprop", "dgrad"):
-            assert results[name].equal(first[name]), (name, instance)
-    return len(KERNELS)
+        for computation in ("fprop", "dgrad"):
+            assert results[computation].equal(first[computation]), (name, computation)
+    return f"{', '.join(KERNELS)}: within the bounds; fprop and dgrad with the same bits"
 
 
-def reproducible(device: torch.device, runs: int = 100, replays: int = 1000) -> int:
-    """Bits equal over runs, on side streams, and in graph replays with changed data."""
-    problem = on(device, CASES["dsn_evolved_L128"].build())
-    counted = 0
-    for name, call in run.sparse_calls(_ops, problem).items():
-        first = call()
-        assert all(call().equal(first) for _ in range(runs)), name
-        streams = [torch.cuda.Stream() for _ in range(4)]
-        results = []
-        for i in range(runs):
-            streams[i % 4].wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(streams[i % 4]):
-                results.append(call())
-        torch.cuda.synchronize()
-        assert all(result.equal(first) for result in results), f"{name} on side streams"
-        replay, captured = graphed(call)
-        for _ in range(replays):
-            for tensor in problem[:3]:
-                tensor.normal_()
-            replay()
-            assert captured.equal(call()), f"{name} replayed"
-        counted += 2 * runs + replays
-    return counted
+def reproducible(target: Target) -> Iterator[Record]:
+    """Bits that are equal; of small and of large problems, for these take other kernels."""
+    for kernel in target.kernels:
+        for length in (128, 1024) if target.is_gpu else (24,):
+            yield from reproducible_layer(target, kernel, length)
+    yield checked("graphed training has the bits of eager", lambda: graphed_training(target))
 
 
-def graphed(call: Call) -> tuple[Callable[[], None], Tensor]:
-    """Capture a call into a CUDA graph; its replay, and the tensor that it fills."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-    return graph.replay, result
+def reproducible_layer(target: Target, kernel: str, length: int) -> Iterator[Record]:
+    runs, replays = target.sizes.runs, target.sizes.replays
+    problem = on(target.device, target.sizes.layer(length).build())
+    calls = run.sparse_calls(target.ops(kernel), problem)
+    what = f"{kernel}, L = {length}: "
+
+    def again() -> str:
+        for computation, call in calls.items():
+            first = call()
+            assert all(call().equal(first) for _ in range(runs)), computation
+        return f"{runs} runs of {len(calls)} computations"
+
+    def on_streams() -> str:
+        for computation, call in calls.items():
+            first, results = call(), []
+            for i in range(runs):
+                with target.aside(i):
+                    results.append(call())
+            target.wait()
+            assert all(result.equal(first) for result in results), computation
+        return f"{runs} runs of {len(calls)} computations, each on a stream of its own"
+
+    def replayed() -> str:
+        for computation, call in calls.items():
+            replay, captured = target.capture(call)
+            for _ in range(replays):
+                for tensor in problem[:3]:
+                    tensor.normal_()
+                replay()
+                assert captured.equal(call()), computation
+        return f"{replays} replays of {len(calls)} graphs, each time other inputs and values"
+
+    yield checked(what + "bits equal over runs", again)
+    if target.is_gpu:
+        yield checked(what + "bits equal on side streams", on_streams)
+        yield checked(what + "bits of replayed graphs are those of eager", replayed)
 
 
-def sanitized(seconds: int = 90) -> dict[str, str]:
-    """What compute-sanitizer says of ten random cases, the caching allocator off."""
-    if shutil.which("compute-sanitizer") is None:
-        return dict.fromkeys(SANITIZERS, "not run: compute-sanitizer is not installed")
-    code = (
-        "import torch; from benchmarks import gpu_checks; "
-        "gpu_checks.random_cases(torch.device('cuda'), 'cuda', 10)"
-    )
-    found = {}
-    for tool in SANITIZERS:
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable]
-        environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+def graphed_training(target: Target, length: int = 150) -> str:
+    """A run of ``train`` from graphs ends with the weights and patterns of one without."""
+    cudnn, epochs = torch.backends.cudnn, target.sizes.epochs
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        X, y = batches(length, 10, target.device)
+        recipe, states = Recipe(epochs=epochs, batch_size=BATCH), []
+        model = network(target, target.first)
+        for graphed in (False, True) if target.is_gpu else (False, False):
+            twin = copy.deepcopy(model)
+            history = train(twin, X, y, recipe, progress=False, graphed=graphed).history
+            states.append(twin.state_dict())
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+    updates = sum(bool(row["updated"]) for row in history)
+    for name, tensor in states[0].items():
+        assert tensor.equal(states[1][name]), f"{name} differs"
+    assert not states[0]["blocks.1.conv.values"].equal(model.state_dict()["blocks.1.conv.values"])
+    return f"{epochs * 10} steps with {updates} updates of the patterns"
+
+
+def sanitizer() -> str:
+    """Where compute-sanitizer lies; empty if it is not installed."""
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    places = [None, home / "bin", home / "compute-sanitizer", home / "extras" / "compute-sanitizer"]
+    found = (shutil.which("compute-sanitizer", path=place and str(place)) for place in places)
+    return next(filter(None, found), "")
+
+
+def sanitized(target: Target, seconds: float) -> Iterator[Record]:
+    """What compute-sanitizer says of some cases, PyTorch's caching allocator off; all at once."""
+    names = [f"{tool}, {kernel}" for tool in SANITIZERS for kernel in target.kernels]
+    program = sanitizer()
+    if not program or not target.is_gpu:
+        why = "compute-sanitizer is not installed" if target.is_gpu else "there is no GPU"
+        for name in names:
+            yield {"check": name, "ok": None, "result": f"not run: {why}"}
+        return
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    running = []
+    for name in names:
+        tool, _, kernel = name.partition(", ")
+        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c"]
+        code = f"from benchmarks import gpu_checks; gpu_checks.small_driver({kernel!r})"
+        running.append(
+            subprocess.Popen(
+                [*command, code], env=environment, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+        )  # fmt: skip
+    end = time.monotonic() + seconds
+    for name, process in zip(names, running, strict=True):
         try:
-            done = subprocess.run(
-                [*command, "-c", code], env=environment, capture_output=True, text=True,
-                timeout=seconds, check=False,
-            )  # fmt: skip
+            output = process.communicate(timeout=max(0.1, end - time.monotonic()))[0]
         except subprocess.TimeoutExpired:
-            found[tool] = f"not finished after {seconds} s"
+            process.kill()
+            yield {"check": name, "ok": None, "result": f"not finished after {seconds:.0f} s"}
         else:
-            clean = done.returncode == 0
-            found[tool] = "clean" if clean else (done.stdout + done.stderr)[-2000:]
-    return found
+            yield {"check": name} | verdict(process.returncode, output)
+
+
+def verdict(code: int, output: str) -> Record:
+    """Read compute-sanitizer's output."""
+    if "Device not supported" in output:
+        return {"ok": None, "result": "not run: compute-sanitizer does not support this device"}
+    summary = re.findall(r"=+ (\w+ SUMMARY: .*)", output)
+    if code == 0 and summary:
+        return {"ok": True, "result": f"clean ({summary[-1]})"}
+    return {"ok": False, "result": output[-2000:]}
+
+
+def small_driver(kernel: str) -> None:
+    """What runs under compute-sanitizer: every kernel, and random cases."""
+    target = Target("cuda")
+    if kernel == "triton":  # each kind of case is compiled anew
+        random_cases(target, kernel, 3, dtype="float32", padding_mode="replicate")
+    else:
+        every_kernel(target)
+        random_cases(target, kernel, 20)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, readme_tables
+from benchmarks import accuracy, gpu_tables, readme_tables
 from sparseconv.bench import goals, tables
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ def section(results: Path = RESULTS) -> str:
     """The measured part of the README, in Markdown.
 
     Raises:
-        ValueError: the recorded run did not reach its end.
+        ValueError: the recorded run did not reach its end, or is of no GPU.
     """
     bench = _read(results / "bench.json")
     if not bench.get("complete", True):
@@ -75,6 +75,7 @@ def section(results: Path = RESULTS) -> str:
         "the recipe's constants but for the epochs; published means of the peers, their own full "
         f"training. First run: {_where(runs[0]['machine'])}; the file names each run's own.",
         accuracy.table(runs).markdown(),
+        *gpu_tables.section(results / "gpu.json"),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -34,7 +34,7 @@ def kernels(rows: Rows) -> Table:
                 row["computation"],
                 str(row["length"]),
                 str(row["threads"]),
-                _ms(row["ms"]["sparse"]),
+                three_digits(row["ms"]["sparse"]),
                 f"{row['gflops']:.0f}",
                 _share(row["share_of_peak"]),
                 _interval(row, "conv1d"),
@@ -79,7 +79,7 @@ def whole_network(rows: Rows) -> Table:
                 MODES[row["mode"]] + (f", {row['data']}" if "data" in row else ""),
                 str(row["length"]),
                 str(row["threads"]),
-                _ms(row["ms"]["sparse"]),
+                three_digits(row["ms"]["sparse"]),
                 _interval(row, "masked_dense"),
                 _median(row, "dense_best"),
                 row.get("settings", {}).get("dense_best", "-"),
@@ -107,25 +107,27 @@ def where_time_goes(rows: Rows, threads: int = 1) -> Table:
             largest[part] = max(largest.get(part, 0.0), ms / whole)
     shown = [part for part, share in largest.items() if share >= LEAST_PART]
     lines = [
-        (part, *(_ms(spent[part]) if part in spent else "-" for spent in columns.values()))
+        (part, *(three_digits(spent[part]) if part in spent else "-" for spent in columns.values()))
         for part in shown
     ]
     rest = [
         sum(ms for part, ms in spent.items() if part not in shown) for spent in columns.values()
     ]
     if any(rest):
-        lines.append(("all others", *map(_ms, rest)))
+        lines.append(("all others", *map(three_digits, rest)))
     if lines:
-        lines.append(("**together**", *(_ms(sum(spent.values())) for spent in columns.values())))
+        lines.append(
+            ("**together**", *(three_digits(sum(spent.values())) for spent in columns.values()))
+        )
     length = PARTS_AT[0][1]
     return Table((f"L = {length}, {threads} thread", *columns), lines)
 
 
-def _ms(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three figures that count.
 
     Example:
-        >>> _ms(1234.5), _ms(12.345), _ms(0.012345)
+        >>> three_digits(1234.5), three_digits(12.345), three_digits(0.012345)
         ('1234', '12.3', '0.0123')
     """
     return f"{value:.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")

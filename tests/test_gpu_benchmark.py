@@ -1,40 +1,169 @@
-"""The GPU benchmark's script, tried where there is no GPU."""
+"""The GPU benchmark, tried where there is no GPU: on a fake one, and its processes on a CPU."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fake_gpu import MACHINE, FakeGpu
+from test_graphed import Replayed
 
-from benchmarks import gpu, gpu_checks
-from sparseconv import available_backends
+from benchmarks import gpu, gpu_checks, gpu_layer, gpu_tables
+from benchmarks.gpu_target import PRECISIONS, TRIAL, Target
+from sparseconv import _ops, available_backends
+from sparseconv.bench.run import COMPUTATIONS
 
-LENGTH = 24
+DENSE = ("dense", "dense 16/16", "dense slices")  # channels as a trial has them
+OPTIONS = gpu.Options([537, 2709], [150, 2709], 20, 2, 60.0)
+Document = dict[str, Any]
 
 
-def test_the_script_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "new" / "gpu.json"
-    arguments = ["--device", "cpu", "--lengths", str(LENGTH), "--cases", "4", "--out", str(out)]
-    assert gpu.main(arguments) == 0
-    found = json.loads(out.read_text())
-    assert found["checks"] == {"random cases": 4}
-    rows = {(r["computation"], r["candidate"], r["precision"]): r for r in found["rows"]}
-    dense = ("dense", "dense 48/144", "dense slices")
-    assert set(rows) >= {
-        (computation, candidate, kind)
-        for computation in gpu.COMPUTATIONS
-        for candidates, kinds in ((("sparse",), ("fp32", "bf16")), (dense, gpu.PRECISIONS))
-        for candidate in candidates
-        for kind in kinds
+def namespace(out: Path, seconds: float = 60.0, device: str = "cuda") -> argparse.Namespace:
+    return argparse.Namespace(device=device, seconds=seconds, out=out, part=None)
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a program in the place of compute-sanitizer."""
+
+    def put(script: str) -> None:
+        file = tmp_path / "compute-sanitizer"
+        file.write_text(f"#!{sys.executable}\n{script}\n")
+        file.chmod(0o755)
+        monkeypatch.setattr(gpu_checks, "sanitizer", lambda: str(file))
+
+    return put
+
+
+@pytest.fixture
+def found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str], None]
+) -> Document:
+    """Everything that a run on a fake GPU writes."""
+    Replayed(monkeypatch)
+    monkeypatch.setattr(torch, "compile", lambda call, **_: call)
+    monkeypatch.setattr(gpu, "machine", lambda _: MACHINE)
+    program("import sys; print(f'========= {sys.argv[2].upper()} SUMMARY: 0 errors')")
+    target = FakeGpu()
+
+    def inline(
+        part: gpu.Part, arguments: argparse.Namespace, options: gpu.Options, keep: gpu.Keep
+    ) -> str:
+        keep([json.loads(json.dumps(r)) for r in gpu.records(target, part, options)])
+        return ""
+
+    out = tmp_path / "results" / "gpu.json"
+    document = gpu.measure(namespace(out), OPTIONS, inline)
+    assert json.loads(out.read_text()) == document
+    assert target.captures > 50
+    return document
+
+
+def test_every_part_runs(found: Document, tmp_path: Path) -> None:
+    assert {name: part["state"] for name, part in found["parts"].items()} == {
+        part.name: "done" for part in gpu.PARTS
     }
-    assert all(row["ms"] > 0 for row in found["rows"])
-    for (computation, candidate, kind), row in rows.items():
-        if computation != "training step":  # an error stands beside each time, and tells precision
-            half = rows[computation, candidate, "bf16"]["error"]
-            assert 0 < row["error"] < half < 1 or kind == "bf16"
-    assert "| sparse " in capsys.readouterr().out
+    layer = gpu_tables.of_kind(found, "layer")
+    names = [("cuda", kind) for kind in ("fp32", "bf16")]
+    names += [(name, kind) for name in DENSE for kind in PRECISIONS]
+    for length in OPTIONS.lengths:
+        for computation in COMPUTATIONS:
+            (row,) = (r for r in layer if (r["length"], r["computation"]) == (length, computation))
+            wanted = {f"{n} {kind} {mode}" for n, kind in names for mode in ("eager", "graph")}
+            assert set(row["samples_ms"]) == wanted
+            assert all(len(s) == OPTIONS.rounds and min(s) > 0 for s in row["samples_ms"].values())
+            # An error stands beside each time, and tells the precision.
+            assert set(row["error"]) == {f"{name} {kind}" for name, kind in names}
+            for name, error in row["error"].items():
+                assert 0 < error < 1e-5 or (name.endswith("bf16") and 1e-3 < error < 1e-2)
+    for row in gpu_tables.of_kind(found, "step"):
+        both = {f"{n} {kind} {mode}" for n in ("cuda", "dense") for kind in ("fp32", "TF32")
+                for mode in ("eager", "graph")}  # fmt: skip
+        assert set(row["samples_ms"]) == both | {"dense bf16 eager", "dense bf16 graph"}
+        assert row["error"]["cuda fp32"] < 1e-4
+    kernels = gpu_tables.of_kind(found, "kernels")
+    assert set(kernels[0]["samples_ms"]) == {*gpu_layer.KERNELS, "chosen"}
+    compiled = gpu_tables.of_kind(found, "compiled")
+    assert [name for row in compiled[:3] for name in row["samples_ms"] if "compiled" in name] == [
+        f"dense {kind} compiled" for kind in PRECISIONS
+    ]
+    (epoch,) = gpu_tables.of_kind(found, "train")
+    assert len(epoch["samples_ms"]["cuda TF32 graph"]) == TRIAL.epochs - 2
+    checks = {check["check"]: check["ok"] for check in found["checks"]}
+    assert checks.pop("triton") is None
+    assert set(checks.values()) == {True}
+    assert {"cuda, L = 1024: bits of replayed graphs are those of eager", "initcheck, cuda",
+            "graphed training has the bits of eager"} < set(checks)  # fmt: skip
+
+    goals = gpu_tables.goals(found)
+    assert not [goal for goal in goals if goal.verdict == "not run"]
+    assert len(goals) == 6 + 3 + 1 + 3
+    text = "\n".join(gpu_tables.section(tmp_path / "results" / "gpu.json"))
+    for part in ("Fake (sm_90)", "CUDA 13.0", "**The layer**", "**A training step**", "| TF32 ",
+                 "slices", "**Checks.**", "**Goals on a GPU**", "clean (MEMCHECK"):  # fmt: skip
+        assert part in text
+    assert "What was not finished" not in text
+    assert all(isinstance(table, str) for table in gpu_tables.report(found))
+
+
+def test_processes(tmp_path: Path) -> None:
+    """A part's records come back; one that takes too long or fails takes nothing along."""
+    kept: list[dict[str, Any]] = []
+    arguments, options = namespace(tmp_path, device="cpu"), OPTIONS._replace(cases=2, seconds=120.0)
+    assert gpu.spawn(gpu.PARTS[0], arguments, options, kept.extend) == ""
+    assert [record["check"] for record in kept] == [
+        "cpp: random cases", "cpp: cases of the benchmark",
+    ]  # fmt: skip
+    assert all(record["ok"] for record in kept)
+    slow = options._replace(seconds=0.1)
+    assert gpu.spawn(gpu.PARTS[0], arguments, slow, kept.extend) == "stopped after 0 s"
+    if not torch.cuda.is_available():
+        why = gpu.spawn(gpu.PARTS[0], namespace(tmp_path), options, kept.extend)
+        assert why.startswith("failed with code 1: ")
+        assert f"there is nothing to measure: {available_backends()['cuda']}" in why
+    assert len(kept) == 2
+
+
+def test_what_goes_wrong_stands_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "machine", lambda _: MACHINE)
+    out, seen = tmp_path / "gpu.json", []
+
+    def run(part: gpu.Part, arguments: Any, options: gpu.Options, keep: gpu.Keep) -> str:
+        seen.append((part.name, options.seconds))
+        keep([{"check": f"{part.name}: 1", "ok": part.name != "right", "result": "so"}])
+        assert json.loads(out.read_text())["checks"][-1]["check"] == f"{part.name}: 1"
+        return "stopped after 120 s" if part.name == "compute-sanitizer" else ""
+
+    found = gpu.measure(namespace(out, 300), OPTIONS, run)
+    states = {name: (part["state"], part["why"]) for name, part in found["parts"].items()}
+    assert states["right"] == ("failed", "")
+    assert states["layer"] == ("not run", "'right' failed")  # a wrong kernel is not timed
+    assert states["triton"] == ("done", "")
+    assert states["compute-sanitizer"] == ("stopped", "stopped after 120 s")
+    assert [name for name, _ in seen] == ["right", "compute-sanitizer", "triton"]
+    assert "What was not finished" in "\n".join(gpu_tables.section(out))
+    seen.clear()
+    found = gpu.measure(namespace(out, 9), OPTIONS, run)
+    assert seen == []
+    assert {part["why"] for part in found["parts"].values()} == {"no time was left of 9 s"}
+    gpu.measure(namespace(out, 50), OPTIONS, run)
+    assert all(seconds <= 50 for _, seconds in seen)
+    assert {goal.verdict for goal in gpu_tables.goals(found)} == {"not run"}
+
+
+def test_parts_fit_into_ten_minutes() -> None:
+    important = ("right", "layer", "step", "reproducible", "compute-sanitizer")
+    assert tuple(part.name for part in gpu.PARTS)[:5] == important
+    assert sum(part.seconds for part in gpu.PARTS if part.name in important) <= 540 + 10
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -42,22 +171,127 @@ def test_without_a_gpu_it_says_why(tmp_path: Path, capsys: pytest.CaptureFixture
     assert gpu.main(["--out", str(tmp_path / "gpu.json")]) == 2
     assert available_backends()["cuda"] in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu"])  # would overwrite what was measured
+    assert "is no result" in capsys.readouterr().err
 
 
-def test_goals_are_judged() -> None:
-    def row(candidate: str, precision: str, ms: float) -> gpu.Row:
-        return {"length": 537, "computation": "fprop", "candidate": candidate,
-                "precision": precision, "mode": "eager", "ms": ms, "error": 1e-7}  # fmt: skip
+def row(kind: str, length: int = 537, **samples: list[float]) -> dict[str, Any]:
+    """A row whose candidates are named like ``cuda_fp32_graph``."""
+    computation = "fprop" if kind == "layer" else "training step"
+    named = {name.replace("_", " "): times for name, times in samples.items()}
+    return {"kind": kind, "length": length, "batch": 16, "computation": computation,
+            "samples_ms": named, "error": {}}  # fmt: skip
 
-    rows = [row("sparse", "fp32", 1.0), row("dense", "fp32", 4.0), row("dense", "TF32", 1.1)]
-    assert gpu.goals(rows).rows == [
-        ("fprop, L = 537, eager", "dense fp32 eager", "4.00x", "4x", "met"),
-        ("fprop, L = 537, eager", "dense TF32 eager", "1.10x", "1.2x", "missed"),
+
+def judged(rows: list[dict[str, Any]], checks: list[dict[str, Any]] | None = None) -> list[Any]:
+    document = {"machine": MACHINE, "rows": rows, "checks": checks or []}
+    return [goal for goal in gpu_tables.goals(document) if goal.verdict != "not run"]
+
+
+def test_goals_are_judged_by_the_fastest_dense_form() -> None:
+    rows = [
+        row("layer", cuda_fp32_graph=[1.0], dense_fp32_graph=[9.0], dense_slices_fp32_graph=[3.0]),
+        row("layer", 2709, cuda_fp32_graph=[1.0], dense_fp32_graph=[4.0], dense_TF32_graph=[2.0]),
+        row("layer", 150, cuda_fp32_graph=[1.0], dense_fp32_graph=[0.1]),  # no goal speaks of it
     ]
+    four, tf32 = judged(rows)
+    assert "≥ 4x the fastest dense fp32" in four.goal
+    assert four.measured == "worst of 2: 3.00x (fprop, L = 537, beside dense slices)"
+    assert four.verdict == "missed by 25%"
+    assert (tf32.measured, tf32.verdict) == ("2.00x (fprop, L = 2709, beside dense)", "met")
+
+
+def test_goals_of_steps() -> None:
+    short = row("step", 150, cuda_fp32_graph=[1.0], dense_fp32_eager=[5.0], dense_fp32_graph=[1.2],
+                cuda_TF32_graph=[1.0], dense_TF32_eager=[4.5], dense_TF32_graph=[1.5])  # fmt: skip
+    long = row("step", 2709, cuda_fp32_graph=[1.0], dense_fp32_graph=[2.5])
+    eager, graph, whole = judged([short, long])
+    assert (eager.measured, eager.verdict) == ("worst of 2: 4.50x (L = 150, TF32)", "met")
+    assert graph.verdict == "missed by 8%"
+    assert (whole.measured, whole.verdict) == ("2.50x (L = 2709, fp32)", "met")
+
+
+def test_goals_of_checks() -> None:
+    def check(name: str, ok: bool | None) -> dict[str, Any]:
+        return {"check": name, "ok": ok, "result": "clean" if ok else "not finished"}
+
+    bits = [check("cuda, L = 128: bits equal over runs", True)]
+    (goal,) = judged([], bits)
+    assert goal.verdict == "met"
+    (goal,) = judged([], [*bits, check("cuda, L = 1024: bits equal over runs", False)])
+    assert goal.verdict == "missed"
+    assert "L = 1024" in goal.measured
+    (goal,) = judged([], [check("memcheck, cuda", True), check("memcheck, triton", True)])
+    assert goal.goal.startswith("compute-sanitizer memcheck")
+    assert judged([], [check("memcheck, cuda", True), check("memcheck, triton", None)]) == []
+
+
+def test_the_readme_says_what_never_ran(tmp_path: Path) -> None:
+    (text,) = gpu_tables.section(tmp_path / "gpu.json")
+    assert "nothing was ever run" in text
+    document = {"machine": MACHINE | {"device": "cpu"}, "rows": [], "checks": [], "parts": {}}
+    (tmp_path / "gpu.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="trial on a CPU"):
+        gpu_tables.section(tmp_path / "gpu.json")
 
 
 def test_checks_find_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = gpu_checks.sparse_conv1d
+    target, right = Target("cpu"), gpu_checks.sparse_conv1d
     monkeypatch.setattr(gpu_checks, "sparse_conv1d", lambda *a, **k: right(*a, **k) * 1.001)
-    with pytest.raises(AssertionError, match="expected_fprop: Case"):
-        gpu_checks.random_cases(torch.device("cpu"), "cpp", 3)
+    first = next(gpu_checks.right(target, 3))
+    assert not first["ok"]
+    assert first["result"].startswith("expected_fprop: Case")
+
+
+def test_checks_find_bits_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, calls = _ops.dgrad, iter(range(10**6))
+
+    def drifting(*args: Any) -> torch.Tensor:
+        return right(*args) * (1 + (next(calls) == 7) * 2.0**-23)
+
+    monkeypatch.setattr(_ops, "dgrad", drifting)
+    found = list(gpu_checks.reproducible_layer(FakeGpu(), "cuda", 24))
+    assert [record["ok"] for record in found] == [True, False, True]
+    assert found[1]["result"].startswith("dgrad")
+
+
+@pytest.mark.parametrize(
+    ("script", "ok", "words"),
+    [
+        ("print('========= RACECHECK SUMMARY: 0 hazards displayed')", True, "clean (RACECHECK"),
+        ("print('========= Invalid __global__ read', flush=True); exit(9)", False, "Invalid __gl"),
+        ("print('========= Error: Device not supported'); exit(1)", None, "does not support"),
+        ("print('no summary')", False, "no summary"),
+        ("import time; time.sleep(60)", None, "not finished after 2 s"),
+    ],
+)
+def test_what_compute_sanitizer_says(
+    script: str, ok: bool | None, words: str, program: Callable[[str], None]
+) -> None:
+    program(script)
+    found = list(gpu_checks.sanitized(FakeGpu(), 2))
+    assert [record["check"] for record in found] == ["memcheck, cuda", "racecheck, cuda",
+                                                     "initcheck, cuda"]  # fmt: skip
+    assert {record["ok"] for record in found} == {ok}
+    assert all(words in record["result"] for record in found)
+
+
+def test_without_compute_sanitizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks, "sanitizer", lambda: "")
+    found = list(gpu_checks.sanitized(FakeGpu(("cuda", "triton")), 2))
+    assert len(found) == 6
+    assert {record["ok"] for record in found} == {None}
+    assert "not installed" in found[0]["result"]
+
+
+def test_what_dense_cannot_run_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Any:
+        raise RuntimeError("cuDNN has no algorithm")
+
+    monkeypatch.setattr(gpu_layer, "sliced_calls", lambda *_: dict.fromkeys(COMPUTATIONS, refuse))
+    first = next(gpu_layer.Layer(FakeGpu(), 24, 1).rows())
+    assert first["absent"] == {f"dense slices {kind}": "cuDNN has no algorithm"
+                               for kind in PRECISIONS}  # fmt: skip
+    assert not any("slices" in name for name in first["samples_ms"])
+    assert not any(math.isnan(error) for error in first["error"].values())
