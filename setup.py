@@ -24,12 +24,14 @@ except ImportError:
 else:
 
     class OptionalBuild(BuildExtension):
-        """Builds the extension, or leaves it out with a word of why."""
+        """Builds the extension, or leaves it out with a word of why, unless it is demanded."""
 
         def run(self):
             try:
                 super().run()
             except (CCompilerError, ExecError, PlatformError, RuntimeError, OSError) as error:
+                if force == "1":
+                    raise
                 print(f"sparseconv: the C++ extension is left out: {error}", file=sys.stderr)
 
     # at::parallel_for is a template: it runs on torch's pool only if compiled as torch was.

@@ -223,3 +223,22 @@ print(json.dumps([module.sources, module.define_macros]))
     assert ours == {f"csrc/cuda/{name}" for name in wanted}
     assert {"csrc/extension.cpp", "csrc/cpu/fprop_cpu.cpp"} < set(sources)
     assert macros == [["SPARSECONV_WITH_CUDA", str(int(cuda))]]
+
+
+@pytest.mark.parametrize("force", ["", "1"])
+def test_a_build_that_fails(force: str, tmp_path: Path) -> None:
+    """The package does without its kernels, but where they are demanded."""
+    code = f"""
+import runpy, sys, torch
+from torch.utils import cpp_extension
+torch.version.cuda, cpp_extension.CUDA_HOME = "13.0", {str(tmp_path)!r}  # without nvcc
+sys.argv = ["setup.py", "-q", "build_ext", "-b", {str(tmp_path)!r}, "-t", {str(tmp_path)!r}]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"FORCE_CUDA": force}, cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == (force == "1"), done.stderr
+    assert "nvcc" in done.stderr
+    assert ("the C++ extension is left out" in done.stderr) == (force == "")
