@@ -1,9 +1,10 @@
 """``make reliability``: what the library promises, and what a run of the tests says about it.
 
 RELIABILITY.md is made of the files in ``benchmarks/results/reliability/``: ``suite.json`` of the
-whole suite and ``fuzz.json``, ``crash.json`` of the long campaigns (``pytest --evidence``),
-``mutants.json`` (``make mutants``). No figure in it is typed by hand. The command fails where a
-promise has a failed test or none; ``--check`` only says whether the file is up to date.
+whole suite, and of the long campaigns ``fuzz.json``, ``crash.json``, ``install.json`` (all of them
+by ``pytest --evidence``) and ``mutants.json`` (``make mutants``). No figure in it is typed by hand.
+The command fails where a promise has a failed test or none; ``--check`` only says whether the file
+is up to date.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "Fresh processes and environments with each part missing.",
     ),
 }
-CAMPAIGNS = {"fuzz": "make fuzz", "crash": "make crash"}
+CAMPAIGNS = {"fuzz": "make fuzz", "crash": "make crash", "install": "make install-matrix"}
 
 
 class Broken(RuntimeError):  # noqa: N818  (a finding, not an error of the program)
@@ -98,13 +99,7 @@ def markdown(results: Path = RESULTS) -> tuple[str, list[str]]:
     Raises:
         ValueError: a file is missing or malformed.
     """
-    suite = evidence_files.read(results / "suite.json")
-    campaigns = {
-        name: evidence_files.read(results / f"{name}.json")
-        for name in CAMPAIGNS
-        if (results / f"{name}.json").exists()
-    }
-    runs = {"suite": suite, **campaigns}
+    runs = _read_runs(results)
     mutants = mutants_table.read(results / "mutants.json")
     broken = problems(runs)
     parts = [
@@ -133,6 +128,12 @@ def markdown(results: Path = RESULTS) -> tuple[str, list[str]]:
     return "\n\n".join(parts) + "\n", broken
 
 
+def _read_runs(results: Path) -> dict[str, Evidence]:
+    """The suite first, then the campaigns that were recorded."""
+    found = [name for name in CAMPAIGNS if (results / f"{name}.json").exists()]
+    return {name: evidence_files.read(results / f"{name}.json") for name in ("suite", *found)}
+
+
 def matrix_markdown(results: Path = RESULTS, heading: str = "###") -> str:
     """The table of tools, one for each file of tests that has some.
 
@@ -141,7 +142,7 @@ def matrix_markdown(results: Path = RESULTS, heading: str = "###") -> str:
     """
     sections: dict[str, dict[str, list[TestRow]]] = {}
     verdicts: dict[str, str] = {}
-    for row in evidence_files.read(results / "suite.json").tests:
+    for row in (row for run in _read_runs(results).values() for row in run.tests):
         for tool, verdict, *_ in row.tools:
             if verdicts.setdefault(tool, verdict) != verdict:
                 raise ValueError(

@@ -6,6 +6,7 @@ No figure on the site is typed by hand: a page that speaks of one includes a fil
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def reliability() -> str:
     if not path.exists():
         return "No record yet: `make reliability` runs the campaigns and writes it."
     title, _, text = path.read_text(encoding="utf-8").partition("\n")
+    text = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"`\1`", text)  # files are not on the site
     return text if title.startswith("# ") else f"{title}\n{text}"
 
 

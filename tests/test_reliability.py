@@ -148,6 +148,15 @@ def test_the_matrix_of_tools(tmp_path: Path) -> None:
         reliability.matrix_markdown(tmp_path)
 
 
+def test_a_campaign_runs_what_the_suite_leaves_out(tmp_path: Path) -> None:
+    skipped = row(tools=[["an old torch", "works"]], passed=0, skipped=1)
+    write(tmp_path, suite=run(skipped))
+    assert "not run (expected: works)" in reliability.matrix_markdown(tmp_path)
+    write(tmp_path, suite=run(skipped), install=run(row(tools=[["an old torch", "works"]])))
+    assert "not run" not in reliability.matrix_markdown(tmp_path)
+    assert reliability.matrix_markdown(tmp_path).count("an old torch") == 1
+
+
 def without(content: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != name}
 
