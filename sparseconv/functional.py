@@ -188,7 +188,7 @@ def convolve(
         input, values, bias = _autocast(input, values, bias)
     check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
-    name = resolve_backend(backend, device)
+    name = "reference" if _leaves_torch() else resolve_backend(backend, device)
     ops: ModuleType = _ops
     if name == "triton":
         from sparseconv import triton
@@ -203,6 +203,12 @@ def convolve(
     else:
         y = apply(_Fprop, x, values, bias, pattern, geometry, relu, ops)
     return y if x is input else y.squeeze(0)
+
+
+def _leaves_torch() -> bool:
+    """Whether torch writes a graph for ONNX, whose runtimes do not know the kernels."""
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return traced and torch.onnx.is_in_onnx_export()
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

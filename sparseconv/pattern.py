@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sparseconv._validation import (
     check_array,
@@ -243,10 +245,12 @@ class KernelCSR:
             >>> KernelCSR.full((1, 2, 2)).positions()
             tensor([0, 1, 2, 3])
         """
-        crow = self.crow_indices.long()
-        rows = torch.arange(crow.shape[0] - 1, device="cpu")
-        kernels = rows.repeat_interleave(crow.diff(), output_size=self.nnz)
-        return kernels * self._shape[2] + self.col_indices
+        # For ONNX, which lacks these operations, a constant: torch's tracers look away.
+        with _disable_current_modes() if torch.onnx.is_in_onnx_export() else nullcontext():
+            crow = self.crow_indices.long()
+            rows = torch.arange(crow.shape[0] - 1, device="cpu")
+            kernels = rows.repeat_interleave(crow.diff(), output_size=self.nnz)
+            return kernels * self._shape[2] + self.col_indices
 
     def to_mask(self) -> Tensor:
         """Return the bool mask ``(C_out, C_in // groups, K)``, on the CPU.

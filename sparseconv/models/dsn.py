@@ -74,18 +74,29 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
 
     def forward(self, input: Tensor) -> Tensor:
         length = input.shape[-1]
-        if input.numel() >= self.LEAST and runs_here(input):
+        if runs_here(input) and input.numel() >= self.LEAST:
             return average_bins(input, POOLED)
+        if not isinstance(length, int):  # a graph of torch.export, good for every length
+            return input @ _averaging_matrix(length, input.dtype, input.device)
         if length > self.LONGEST:
             return super().forward(input)
-        return input @ averaging_matrix(length, input.dtype, input.device)
+        make = _averaging_matrix if torch.compiler.is_compiling() else averaging_matrix
+        return input @ make(length, input.dtype, input.device)
+
+
+def _averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    bins = torch.arange(POOLED, device=device)
+    first, end = bins * length // POOLED, -(-(bins + 1) * length // POOLED)
+    samples = torch.arange(length, device=device).unsqueeze(1)
+    inside = (samples >= first) & (samples < end)
+    return (inside / (end - first).double()).to(dtype)
 
 
 @functools.cache
 def averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(length, 50)``: the product of a series with it is ``nn.AdaptiveAvgPool1d(50)`` of it."""
     with torch.inference_mode(False), torch.no_grad():
-        samples = torch.eye(length, dtype=torch.float64, device="cpu")
-        return nn.functional.adaptive_avg_pool1d(samples, POOLED).to(device, dtype)
+        return _averaging_matrix(length, dtype, device)
 
 
 class DSN(nn.Module):

@@ -1,0 +1,206 @@
+"""ONNX: what ``torch.onnx.export`` writes, executed by onnxruntime."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import sparseconv as sc
+from sparseconv import SparseConv1d
+from sparseconv.testing import Case, expected_fprop
+
+onnx = pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+ANY_SIZE = ({0: "n", 2: "length"},)  # batch and length of the input are free
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable(logging.WARNING)  # the exporter tells of every package that it does not find
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def exported(model: nn.Module, x: Tensor, **options: Any) -> Any:
+    """The model as an ONNX protocol buffer, checked by ONNX itself."""
+    program = torch.onnx.export(
+        model, (x,), **{"dynamic_shapes": ANY_SIZE, "verbose": False, **options}
+    )
+    assert program is not None
+    onnx.checker.check_model(program.model_proto, full_check=True)
+    return program.model_proto
+
+
+def run(proto: Any, x: Tensor) -> list[Tensor]:
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    session = runtime.InferenceSession(
+        proto.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+    outputs = session.run(None, {session.get_inputs()[0].name: x.detach().numpy()})
+    return [torch.from_numpy(y) for y in outputs]
+
+
+def domains(proto: Any) -> set[str]:
+    """Of all operators: '' is ONNX itself."""
+    return {node.domain for node in proto.graph.node} | {f.domain for f in proto.functions}
+
+
+CASES = [
+    Case(n=2, in_channels=4, out_channels=6, kernel_size=5, length=30, **options)
+    for mode in ("zeros", "replicate", "reflect", "circular")
+    for options in (
+        {"padding": (0, 4), "padding_mode": mode},
+        {"padding": 3, "padding_mode": mode, "stride": 2, "groups": 2, "bias": False},
+        {"padding": "same", "padding_mode": mode, "dilation": 2, "pattern": "empty_row"},
+    )
+] + [Case(n=2, in_channels=4, out_channels=6, kernel_size=1, length=30, pattern="none")]
+
+
+class Side(nn.Module):
+    """Every case's layer on the same input."""
+
+    def __init__(self, cases: list[Case]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for case in cases:
+            tensors = case.tensors()
+            layer = SparseConv1d(
+                case.in_channels, case.out_channels, case.kernel_size, **case.options,
+                bias=case.bias, dtype=tensors.input.dtype, pattern=case.make_pattern(),
+            )  # fmt: skip
+            with torch.no_grad():
+                layer.values.copy_(tensors.values)
+                if layer.bias is not None:
+                    layer.bias.copy_(tensors.bias)
+            self.layers.append(layer)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(layer(x) for layer in self.layers)
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.tool(
+    "torch.onnx.export, run in onnxruntime",
+    "works",
+    "float32; stores the active weights and their positions",
+)
+@pytest.mark.parametrize("way", ["direct", "to_dense"])
+def test_layers_lie_within_the_bound(way: str, count_cases: Callable[[int], None]) -> None:
+    """All padding modes; other batch sizes and lengths than those of the export."""
+    model: nn.Module = Side(CASES).eval()
+    if way == "to_dense":
+        model = sc.to_dense(model)
+    proto = exported(model, CASES[0].tensors().input)
+    assert domains(proto) <= {"", "ai.onnx"}
+    for sizes in ({}, {"n": 1, "length": 17}, {"n": 5, "length": 64}):
+        x = Case(**{**vars(CASES[0]), **sizes}).tensors().input
+        for case, y in zip(CASES, run(proto, x), strict=True):
+            expected = expected_fprop(case, case.tensors()._replace(input=x))
+            error = (y.double() - expected.exact).abs()
+            assert bool((error <= expected.bound).all()), (case, error.max())
+        count_cases(len(CASES))
+
+
+@pytest.mark.tool("torch.onnx.export of an unbatched input", "works")
+def test_without_a_batch_dimension() -> None:
+    layer = SparseConv1d(3, 4, 5, padding=(4, 0), padding_mode="replicate").eval()
+    x = torch.randn(3, 20)
+    proto = exported(layer, x, dynamic_shapes=({1: "length"},))
+    y = torch.randn(3, 33)
+    torch.testing.assert_close(run(proto, y)[0], layer(y).detach())
+
+
+@pytest.mark.tool("torch.onnx.export(dynamo=False)", "works")
+@pytest.mark.filterwarnings("ignore")  # deprecated, and it tells of every size that it looks at
+def test_the_older_exporter(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        SparseConv1d(3, 8, 5, padding="same", padding_mode="reflect"),
+        nn.ReLU(),
+        SparseConv1d(8, 2, 3),
+    ).eval()
+    sizes = {"x": {0: "n", 2: "length"}}
+    path = os.fspath(tmp_path / "model.onnx")
+    x = torch.randn(2, 3, 20)
+    torch.onnx.export(model, (x,), path, dynamo=False, input_names=["x"], dynamic_axes=sizes)
+    y = torch.randn(4, 3, 31)
+    torch.testing.assert_close(run(onnx.load(path), y)[0], model(y).detach())
+
+
+NETWORKS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "as it is": lambda model: model,
+    "to_dense": sc.to_dense,
+    "optimize_for_inference": sc.optimize_for_inference,
+}
+
+
+@pytest.mark.tool("torch.onnx.export of a DSN", "works", "any batch size and length")
+@pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
+@pytest.mark.parametrize("way", NETWORKS)
+def test_a_dsn_of_any_length(way: str, padding: str) -> None:
+    """Also of lengths that its pooling of 50 samples divides, and those it does not."""
+    torch.manual_seed(0)
+    model = sc.models.DSN(3, 4, nf=4, kernel_size=9, depth=2, padding=padding).eval()
+    with torch.no_grad():  # so that the classes differ
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    for length in (40, 300) if (way, padding) == ("as it is", "right-replicate") else (40,):
+        proto = exported(NETWORKS[way](model), torch.randn(2, 3, length))
+        assert domains(proto) <= {"", "ai.onnx"}
+        for n, other in ((2, 29), (7, 53), (2, 300), (3, 501)):
+            x = torch.randn(n, 3, other)
+            expected = model(x).detach()
+            torch.testing.assert_close(run(proto, x)[0], expected)
+            assert expected.std(dim=0).max() > 1e-3
+
+
+def test_an_export_leaves_the_network_working() -> None:
+    """A trace must not leave its own kind of tensors in any cache."""
+    model = sc.models.DSN(3, 4, nf=4, kernel_size=9, depth=2).eval()
+    x = torch.randn(1, 3, 31)  # a length that no other test has
+    exported(model, x)
+    y = model(x)
+    assert type(y) is Tensor
+    torch.export.export(model.head, (torch.randn(1, 12, 37),))
+    z = model.head(torch.randn(1, 12, 37))
+    assert type(z) is Tensor
+
+
+@pytest.mark.tool("torch.onnx.export of a converted network", "works")
+def test_a_converted_network() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(2, 16, 9, padding=4), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 8, 5, stride=2)
+    ).eval()
+    for conv in (model[0], model[3]):
+        prune.l1_unstructured(conv, "weight", 0.9)
+    sparse, report = sc.convert(model)
+    assert sum(layer.sparse for layer in report.layers) == 2
+    x = torch.randn(3, 2, 40)
+    proto = exported(sparse, x)
+    y = torch.randn(5, 2, 61)
+    torch.testing.assert_close(run(proto, y)[0], model(y).detach())
+
+
+def test_the_file_holds_active_weights_only() -> None:
+    layer = SparseConv1d(64, 64, 25, density=0.05, bias=False).eval()
+    x = torch.randn(1, 64, 40)
+    proto, dense = exported(layer, x), exported(sc.to_dense(layer), x)
+    nnz, numel = layer.pattern.nnz, layer.pattern.numel
+    # A float32 and an int64 for each, and the graph.
+    assert len(proto.SerializeToString()) < 12 * nnz + 20_000
+    assert len(dense.SerializeToString()) > 4 * numel
+    stored = {np.prod(tensor.dims) for tensor in proto.graph.initializer}
+    assert nnz in stored
+    assert numel not in stored
