@@ -29,8 +29,9 @@ def check_own_values(layer: nn.Module) -> None:
     """Refuse a layer whose values are no parameter any more, or not all of them here."""
     if "values" not in layer._parameters:
         raise RuntimeError(
-            "the values of this layer are computed from others, by torch.nn.utils.prune for one; "
-            "call torch.nn.utils.prune.remove(layer, 'values') before a change of pattern"
+            "the values of this layer are computed from others, by pruning or a parametrization; "
+            "call torch.nn.utils.prune.remove(layer, 'values') or torch.nn.utils.parametrize."
+            "remove_parametrizations(layer, 'values') before a change of pattern"
         )
     if not _holds_values(layer):
         raise NotImplementedError(

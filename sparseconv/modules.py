@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv._backends import BACKENDS
+from sparseconv._parametrizations import Parametrizations
 from sparseconv._pattern_tag import TagCheck, pattern_tag
 from sparseconv._state_dict import (
     check_floats,
@@ -189,7 +190,7 @@ class SparseConv1d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
-        # nn.Module's way to a parameter takes longer; pruning leaves it as the only one.
+        # nn.Module's way to a parameter is slow; pruning leaves it as the only one.
         held = self._parameters
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
@@ -398,4 +399,4 @@ class SparseConv1d(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise AttributeError(_NO_WEIGHT)
-        super().__setattr__(name, value)
+        super().__setattr__(name, Parametrizations() if name == "parametrizations" else value)

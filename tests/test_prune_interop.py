@@ -1,0 +1,252 @@
+"""Pruning, parametrizing and scheduling the values of a sparse layer with torch's own tools."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from layers import snapshot
+from torch import Tensor, nn
+from torch.ao.pruning import BaseSparsifier, FakeSparsity
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.optim import lr_scheduler
+
+import sparseconv as sc
+from sparseconv import SparseConv1d
+
+X = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(0))
+
+
+def layer() -> SparseConv1d:
+    torch.manual_seed(0)
+    return SparseConv1d(3, 6, 5, density=0.4)
+
+
+def check_computes(sparse: SparseConv1d, values: Tensor) -> None:
+    """Output and gradients of a layer whose values are computed are those of ``F.conv1d``."""
+    weight = torch.zeros(sparse.pattern.numel)
+    weight = weight.index_put((sparse.pattern.positions(),), values).view(sparse.pattern.shape)
+    expected = nn.functional.conv1d(X, weight, sparse.bias)
+    found = sparse(X)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(sparse.dense_weight(), weight)
+    parameters = [p for name, p in sparse.named_parameters() if name != "bias"]
+    torch.testing.assert_close(
+        torch.autograd.grad(found.square().sum(), parameters),
+        torch.autograd.grad(expected.square().sum(), parameters),
+    )
+
+
+PRUNERS: dict[str, Callable[[SparseConv1d], object]] = {
+    "random_unstructured": lambda m: prune.random_unstructured(m, "values", 0.5),
+    "l1_unstructured": lambda m: prune.l1_unstructured(m, "values", 7),
+    "custom_from_mask": lambda m: prune.custom_from_mask(m, "values", torch.arange(36) % 2),
+    "global_unstructured": lambda m: prune.global_unstructured(
+        [(m, "values")], prune.L1Unstructured, amount=0.5
+    ),
+    "identity": lambda m: prune.identity(m, "values"),
+}
+
+
+@pytest.mark.tool("torch.nn.utils.prune on values", "works", "prune.remove before a new pattern")
+@pytest.mark.parametrize("name", PRUNERS)
+def test_pruning(name: str) -> None:
+    sparse = layer()
+    before = sparse.values.detach().clone()
+    PRUNERS[name](sparse)
+    mask = sparse.values_mask
+    assert name == "identity" or 0 < mask.sum() < 36
+    check_computes(sparse, sparse.values_orig * mask)
+    sparse.values_orig.data.mul_(2)  # an optimizer's step
+    check_computes(sparse, sparse.values_orig * mask)
+    twice = copy.deepcopy(prune.remove(sparse, "values"))
+    assert torch.equal(twice.values, 2 * before * mask)
+    smaller = SparseConv1d.from_dense(twice.to_dense())  # the way to store what is left only
+    assert smaller.pattern.nnz == int(mask.sum())
+    torch.testing.assert_close(smaller(X), twice(X))
+
+
+@pytest.mark.tool("prune.ln_structured on values", "refuses", "values have one dimension")
+def test_structured_pruning() -> None:
+    sparse = layer()
+    before, held = sparse.state_dict(), set(sparse.parameters())
+    with pytest.raises(ValueError, match="multidimensional"):
+        prune.ln_structured(sparse, "values", 0.5, n=2, dim=0)
+    assert set(sparse.parameters()) == held  # torch puts them back, in another order
+    assert all(torch.equal(before[name], tensor) for name, tensor in sparse.state_dict().items())
+    sparse(X)
+
+
+class Doubled(nn.Module):
+    """A parametrization with a way back."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return 2 * values
+
+    def right_inverse(self, values: Tensor) -> Tensor:
+        return values / 2
+
+
+@pytest.mark.tool("torch.nn.utils.parametrize on values", "works", "fixed pattern while it lasts")
+def test_parametrizing() -> None:
+    sparse = layer()
+    values = sparse.values.detach().clone()
+    parametrize.register_parametrization(sparse, "values", Doubled())
+    parametrize.register_parametrization(sparse, "bias", nn.Tanh())
+    original = sparse.parametrizations["values"].original
+    assert torch.equal(2 * original, values)
+    assert isinstance(sparse, SparseConv1d)
+    assert parametrize.is_parametrized(sparse, "values")
+    check = dict(sparse.named_parameters())
+    assert set(check) == {"parametrizations.values.original", "parametrizations.bias.original"}
+    assert sparse.get_parameter("parametrizations.values.original") is original
+    parametrize.remove_parametrizations(sparse, "bias")
+    check_computes(sparse, 2 * original)
+    with parametrize.cached():
+        check_computes(sparse, 2 * original)
+    sparse.values = torch.ones(36)
+    assert (original == 0.5).all()
+    check_computes(sparse, 2 * original)
+    new = {"parametrizations.values.original": torch.zeros(36), "bias": torch.ones(6)}
+    moved = torch.func.functional_call(sparse, new, (X,))
+    torch.testing.assert_close(moved, torch.ones(2, 6, 16))
+    twin = layer()
+    parametrize.register_parametrization(twin, "values", Doubled())
+    assert set(twin.state_dict()) == set(sparse.state_dict())
+    twin.load_state_dict(sparse.state_dict())
+    assert torch.equal(twin(X), sparse(X))
+    assert torch.equal(copy.deepcopy(sparse)(X), sparse(X))
+    parametrize.remove_parametrizations(sparse, "values")
+    assert type(sparse) is SparseConv1d
+    assert (sparse.values == 1).all()
+    assert isinstance(sparse.values, nn.Parameter)
+    sparse.set_pattern(sc.KernelCSR.full((6, 3, 5)))
+    assert "parametrizations" not in sparse._modules
+
+
+def test_a_dict_of_parametrizations_without_values_is_one_as_any() -> None:
+    sparse = layer()
+    parametrize.register_parametrization(sparse, "bias", nn.Tanh())
+    (found,) = sparse.parametrizations.values()
+    assert isinstance(found[0], nn.Tanh)
+    assert list(sparse.parametrizations) == ["bias"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: prune.l1_unstructured(m, "values", 7),
+        lambda m: parametrize.register_parametrization(m, "values", Doubled()),
+    ],
+)
+def test_computed_values_keep_their_pattern(change: Callable[[SparseConv1d], object]) -> None:
+    sparse = layer()
+    change(sparse)
+    optimizer = torch.optim.SGD(sparse.parameters(), 0.1)
+    pattern, y = sparse.pattern, sparse(X)
+    with pytest.raises(RuntimeError, match=r"remove_parametrizations\(layer, 'values'\)"):
+        sparse.set_pattern(sc.KernelCSR.full((6, 3, 5)))
+    with pytest.raises(RuntimeError, match=r"prune\.remove\(layer, 'values'\)"):
+        sc.DSTScheduler(sparse, optimizer, update_every=1, end_step=9)
+    assert sparse.pattern is pattern
+    assert torch.equal(sparse(X), y)
+    dense = sc.to_dense(sparse)
+    assert type(dense) is nn.Conv1d
+    torch.testing.assert_close(dense(X), y)
+
+
+@pytest.mark.tool("weight_norm on values", "works", "one norm for each active weight, so no use")
+def test_weight_norm() -> None:
+    sparse = parametrizations.weight_norm(layer(), "values")
+    held = sparse.parametrizations["values"]
+    check_computes(sparse, torch._weight_norm(held.original1, held.original0, 0))
+
+
+@pytest.mark.tool("spectral_norm on values", "works", "divides by the norm of all active weights")
+def test_spectral_norm() -> None:
+    sparse = parametrizations.spectral_norm(layer(), "values")
+    values = sparse.parametrizations["values"].original
+    check_computes(sparse, values / values.norm())
+
+
+REFUSED: dict[str, Callable[[SparseConv1d], object]] = {
+    "prune": lambda m: prune.l1_unstructured(m, "weight", 0.5),
+    "weight_norm": lambda m: parametrizations.weight_norm(m),
+    "spectral_norm": lambda m: parametrizations.spectral_norm(m),
+    "parametrize": lambda m: parametrize.register_parametrization(m, "weight", Doubled()),
+}
+
+
+@pytest.mark.tool("weight_norm, spectral_norm, prune on 'weight'", "refuses", "name 'values'")
+@pytest.mark.parametrize("name", REFUSED)
+def test_there_is_no_weight(name: str) -> None:
+    sparse = layer()
+    before = snapshot(sparse)
+    with pytest.raises((AttributeError, ValueError), match="weight"):
+        REFUSED[name](sparse)
+    assert snapshot(sparse) == before
+    sparse(X)
+
+
+class RandomSparsifier(BaseSparsifier):
+    """Half of everything."""
+
+    def update_mask(self, module: nn.Module, tensor_name: str, **_: Any) -> None:
+        mask = module.parametrizations[tensor_name][0].mask
+        mask.copy_(torch.arange(mask.numel()).view_as(mask) % 2)
+
+
+@pytest.mark.tool("torch.ao.pruning on values", "works")
+def test_torch_ao_pruning() -> None:
+    model = nn.Sequential(layer(), nn.ReLU())
+    before = model[0].values.detach().clone()
+    sparsifier = RandomSparsifier({})
+    sparsifier.prepare(model, [{"tensor_fqn": "0.values"}])
+    assert isinstance(model[0].parametrizations["values"][0], FakeSparsity)
+    sparsifier.step()
+    kept = torch.arange(36) % 2
+    check_computes(model[0], model[0].parametrizations["values"].original * kept)
+    sparsifier.squash_mask()
+    assert type(model[0]) is SparseConv1d
+    assert torch.equal(model[0].values, before * kept)
+
+
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 2, gamma=0.5),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=8),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[3]
+    ),
+}
+
+
+@pytest.mark.tool("torch.optim.lr_scheduler", "works", "also beside a DSTScheduler")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_lr_schedulers(name: str) -> None:
+    """A scheduler sees the same rates with a pattern that changes as with a dense layer."""
+    rates = []
+    for sparse in (layer(), nn.Conv1d(3, 6, 5)):
+        optimizer = torch.optim.AdamW(sparse.parameters(), lr=0.05)
+        scheduler = SCHEDULERS[name](optimizer)
+        dst = None
+        if isinstance(sparse, SparseConv1d):
+            dst = sc.DSTScheduler(sparse, optimizer, update_every=2, end_step=8)
+        rates.append([])
+        for _ in range(8):
+            optimizer.zero_grad()
+            sparse(X).square().mean().backward()
+            optimizer.step()
+            if dst is not None:
+                dst.step()
+            scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+            rates[-1].append(optimizer.param_groups[0]["lr"])
+        if dst is not None:
+            assert dst.updates == 3  # the last one prunes nothing, by its cosine
+            assert optimizer.param_groups[0]["params"][0] is sparse.values
+    assert rates[0] == rates[1]
+    assert len(set(rates[0])) > 1
