@@ -2,8 +2,6 @@
 
 #include <torch/library.h>
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -20,7 +18,7 @@ void add_fold(Tensor& output, const Tensor& fold, const Geometry& g) {
   const int64_t length = output.size(2), width = g.left + g.right;
   T* out = output.data_ptr<T>();
   const T* extra = fold.const_data_ptr<T>();
-  at::parallel_for(0, output.size(0) * output.size(1), 64, [&](int64_t begin, int64_t end) {
+  parallel_for(output.size(0) * output.size(1), 64, [&](int64_t begin, int64_t end) {
     for (int64_t series = begin; series < end; ++series) {
       for (int64_t i = 0; i < width; ++i) {
         const int64_t position = i < g.left ? i - g.left : length + i - g.left;
@@ -37,7 +35,7 @@ Tensor gathered(const Tensor& values, const Tensor& index) {
   Tensor weights = at::empty_like(values);
   const int32_t* from = index.const_data_ptr<int32_t>();
   const auto gather = [&](auto* out, const auto* in) {
-    at::parallel_for(0, index.numel(), 16 * 1024, [&](int64_t begin, int64_t end) {
+    parallel_for(index.numel(), 16 * 1024, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         out[i] = in[from[i]];
       }

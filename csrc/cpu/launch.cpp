@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <pthread.h>
+
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
@@ -46,7 +49,16 @@ Scratch& scratch_of_thread() {
   return scratch;
 }
 
+std::atomic<bool> forked{false};
+
+// Registered when the library is loaded, before any fork that could matter.
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
 }  // namespace
+
+int64_t usable_threads() {
+  return forked.load(std::memory_order_relaxed) ? 1 : at::get_num_threads();
+}
 
 void* thread_scratch(int64_t bytes) {
   Scratch& scratch = scratch_of_thread();
@@ -66,8 +78,7 @@ void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t spa
   if (p.batch == 0 || p.count <= 0) {
     return;
   }
-  p.piece =
-      correlate_piece(p.batch, p.count, lanes, span, p.mix == nullptr ? 1 : at::get_num_threads());
+  p.piece = correlate_piece(p.batch, p.count, lanes, span, p.mix == nullptr ? 1 : usable_threads());
   const Entries& e = p.entries;
   const int64_t nnz = e.starts[e.n_rows * e.n_blocks] - e.starts[0];
   const int64_t outputs = ceil_div(p.batch * p.count, lanes);

@@ -17,6 +17,19 @@ const KernelTable& table();
 void* thread_scratch(int64_t bytes);
 void release_large_scratch();
 
+// How many threads a call may use: torch's number of them, but one in a forked child. The OpenMP
+// that most builds of torch have waits there for the parent's threads, which do not exist.
+int64_t usable_threads();
+
+template <typename Function>
+void parallel_for(int64_t end, int64_t grain, const Function& function) {
+  if (usable_threads() == 1) {
+    function(0, end);
+  } else {
+    at::parallel_for(0, end, grain, function);
+  }
+}
+
 // A share below this many row operations (some 10 us) is not worth waking a thread for.
 constexpr int64_t kGrain = 64 * 1024;
 
@@ -24,9 +37,9 @@ template <typename Problem>
 void run(const Problem& problem,
          int64_t row_operations,
          void (*kernel)(const Problem&, int64_t, int64_t, void*)) {
-  const int64_t parts = std::clamp<int64_t>(row_operations / kGrain, 1, at::get_num_threads());
+  const int64_t parts = std::clamp<int64_t>(row_operations / kGrain, 1, usable_threads());
   const int64_t bytes = scratch_bytes(problem);
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       kernel(problem, part, parts, thread_scratch(bytes));
     }

@@ -1,7 +1,5 @@
 #include "peaks.h"
 
-#include <ATen/Parallel.h>
-
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -10,6 +8,7 @@
 
 #include "dispatch.h"
 #include "kernels.h"
+#include "launch.h"
 #include "layout.h"
 
 namespace sparseconv {
@@ -44,7 +43,7 @@ std::vector<double> run_peak(const std::string& what,
                                 std::to_string(bytes) + ", " + std::to_string(passes) + " and " +
                                 std::to_string(repeats));
   }
-  const int64_t threads = at::get_num_threads();
+  const int64_t threads = usable_threads();
   const int64_t stride = (bytes / kRowBytes + 1) * kRowBytes;  // one more row, for the sink
   std::vector<std::unique_ptr<char, Free>> memory(threads);
   for (auto& part : memory) {
@@ -54,7 +53,7 @@ std::vector<double> run_peak(const std::string& what,
     }
   }
   const auto everywhere = [&](int64_t times) {
-    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         char* data = memory[part].get();
         if (times == 0) {  // each thread touches its own memory first

@@ -2,6 +2,7 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "checks.h"
@@ -10,6 +11,28 @@
 
 namespace sparseconv {
 namespace {
+
+constexpr int64_t kPart = 32 * 1024;  // weights; fewer are not worth waking a thread for
+
+// torch's own zeros and sums would wait for ever in a forked child: see usable_threads().
+template <typename T>
+void clear(T* partial, int64_t numel) {
+  parallel_for(numel, kPart, [&](int64_t begin, int64_t end) {
+    std::fill(partial + begin, partial + end, T(0));
+  });
+}
+
+// Adds the other splits to the first one, in their order.
+template <typename T>
+void add_up(T* partial, int64_t splits, int64_t nnz) {
+  parallel_for(nnz, kPart, [&](int64_t begin, int64_t end) {
+    for (int64_t split = 1; split < splits; ++split) {
+      for (int64_t i = begin; i < end; ++i) {
+        partial[i] += partial[split * nnz + i];
+      }
+    }
+  });
+}
 
 Tensor wgrad(const Tensor& grad,
              const Tensor& input,
@@ -39,7 +62,10 @@ Tensor wgrad(const Tensor& grad,
   const WgradPiece cut = wgrad_piece(input.size(0), out_length, lanes, layout.span());
   const int64_t lane_groups = ceil_div(input.size(0) * ceil_div(out_length, cut.piece), lanes);
   const int64_t splits = wgrad_splits(lane_groups);
-  Tensor partial = at::zeros({splits, nnz}, input.options().dtype(acc_type(input)));
+  Tensor partial = at::empty({splits, nnz}, input.options().dtype(acc_type(input)));
+  const bool wide = partial.scalar_type() == at::kDouble;
+  wide ? clear(partial.data_ptr<double>(), partial.numel())
+       : clear(partial.data_ptr<float>(), partial.numel());
   if (input.size(0) > 0 && nnz > 0) {
     WeightGradient p{};
     const std::vector<int32_t> starts = block_starts(crow.const_data_ptr<int32_t>(), g.out_channels,
@@ -68,11 +94,9 @@ Tensor wgrad(const Tensor& grad,
     run(p, lane_groups * cut.piece * nnz + packed * kPackCost,
         table().wgrad[static_cast<int>(element)]);
   }
-  Tensor result = partial[0];
-  for (int64_t split = 1; split < splits; ++split) {
-    result.add_(partial[split]);
-  }
-  return result.to(input.scalar_type());
+  wide ? add_up(partial.data_ptr<double>(), splits, nnz)
+       : add_up(partial.data_ptr<float>(), splits, nnz);
+  return partial[0].to(input.scalar_type());
 }
 
 }  // namespace
