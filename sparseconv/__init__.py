@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sparseconv import models
+from sparseconv import (
+    _interpreter,  # noqa: F401 (first: it refuses where torch would hang)
+    models,
+)
 from sparseconv._backends import available_backends
 from sparseconv._version import __version__
 from sparseconv.dst import DSTScheduler

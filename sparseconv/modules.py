@@ -246,7 +246,7 @@ class SparseConv1d(nn.Module):
 
     @torch.no_grad()
     def _adopt(self, pattern: KernelCSR) -> None:
-        """Install a checked pattern; with another nnz the values become uninitialised."""
+        """Install a checked pattern; with another nnz the values become 0."""
         if self.values.is_inference() and not torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "a layer made in torch.inference_mode() can be changed in that mode only; "
@@ -261,7 +261,7 @@ class SparseConv1d(nn.Module):
                 # A graph that is still alive remembers the old length for the next backward; a
                 # detour over another dtype makes torch forget it.
                 detour = torch.float32 if dtype == torch.float64 else torch.float64
-                fresh = torch.empty(pattern.nnz, device=device, dtype=dtype)
+                fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
                 self.values.data = torch.empty(pattern.nnz, device=device, dtype=detour)
                 self.values.data = fresh
         if pattern != self._pattern:

@@ -1,0 +1,204 @@
+"""Threads.
+
+Several threads on one layer, changes of pattern meanwhile, and any number of OpenMP threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparseconv import KernelCSR, SparseConv1d, optimize_for_inference, sparse_conv1d
+from sparseconv.machine import threads
+
+THREADS, ROUNDS = 8, 12
+
+pytestmark = pytest.mark.promise("P8")
+
+
+def compute(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    values = layer.get_parameter("values")
+    return (y.detach(), *torch.autograd.grad(y.square().sum(), (x, values)))
+
+
+def in_threads(work: Callable[[int], Any]) -> list[Any]:
+    """Run ``work(0)``, ``work(1)``, ... at the same time; errors come up here."""
+    start = threading.Barrier(THREADS)
+
+    def begin(i: int) -> Any:
+        start.wait()
+        return work(i)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [
+            future.result(timeout=120) for future in [pool.submit(begin, i) for i in range(THREADS)]
+        ]
+
+
+@pytest.mark.tool("Python threads", "works", "8 threads on one layer, forward and backward")
+@pytest.mark.parametrize("openmp", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding_mode": "reflect"}], ids=str)
+def test_threads_get_the_bits_of_one(
+    openmp: int, options: dict[str, Any], count_cases: Any
+) -> None:
+    torch.manual_seed(0)
+    pattern = KernelCSR.random((16, 12, 25), 1500)
+    series = [torch.randn(2, 12, 100 + 70 * i) for i in range(THREADS)]
+    with threads(openmp):
+        for _ in range(3):  # a fresh pattern each time: its plans are made by all at once
+            fresh = KernelCSR(pattern.crow_indices, pattern.col_indices, pattern.shape)
+            layer = SparseConv1d(12, 16, 25, padding=12, pattern=fresh, **options)
+            alone = SparseConv1d(12, 16, 25, padding=12, pattern=pattern, **options)
+            alone.load_state_dict(layer.state_dict())
+            expected = [compute(alone, x) for x in series]
+            found = in_threads(lambda i, of=layer: [compute(of, series[i]) for _ in range(ROUNDS)])
+            for want, rounds in zip(expected, found, strict=True):
+                for got in rounds:
+                    assert all(a.equal(b) for a, b in zip(got, want, strict=True))
+                    count_cases(1)
+
+
+def test_gradients_of_all_threads_add_up() -> None:
+    """In whole numbers, so that the order in which they come does not matter."""
+    pattern = KernelCSR.random((6, 4, 9), 60)
+    layer = SparseConv1d(4, 6, 9, pattern=pattern)
+    series = [torch.randint(-8, 9, (2, 4, 40)).float() for _ in range(THREADS)]
+    nn.init.ones_(layer.values)
+
+    def work(i: int) -> None:
+        for _ in range(ROUNDS):
+            layer(series[i]).sum().backward()
+
+    in_threads(work)
+    grad = layer.values.grad
+    layer.values.grad = None
+    for x in series:
+        layer(x).sum().backward()
+    assert grad is not None
+    assert grad.equal(ROUNDS * layer.values.grad)
+
+
+def test_plans_are_made_once_for_all_threads() -> None:
+    pattern, made = KernelCSR.random((6, 4, 9), 60), []
+
+    def make(_: KernelCSR) -> object:
+        made.append(threading.get_ident())
+        return object()
+
+    found = in_threads(lambda i: pattern.derived("key", make))
+    assert len(made) == 1
+    assert len(set(map(id, found))) == 1
+
+
+@pytest.mark.parametrize("same_number", [True, False])
+def test_a_change_of_pattern_in_between_is_safe_and_complete_afterwards(
+    same_number: bool, count_cases: Any
+) -> None:
+    """What runs meanwhile may see half of it, as with any parameter: a number or an error."""
+    torch.manual_seed(0)
+    layer = SparseConv1d(8, 8, 15, padding=7, density=0.3)
+    shape, nnz = layer.pattern.shape, layer.pattern.nnz
+    patterns = [KernelCSR.random(shape, nnz if same_number else nnz - 40 * i) for i in range(4)]
+    x, stop, refused = torch.randn(2, 8, 60), threading.Event(), []
+
+    def change() -> int:
+        try:
+            for n in range(120):
+                layer.set_pattern(patterns[n % 4])
+        finally:
+            stop.set()
+        return 120
+
+    def use() -> int:
+        n = 0
+        while not stop.is_set():
+            n += 1
+            try:
+                assert all(t.isfinite().all() for t in compute(layer, x))
+            except (ValueError, TypeError, RuntimeError):  # as half of a change reads
+                refused.append(n)
+        return n
+
+    calls = sum(in_threads(lambda i: use() if i else change()))
+    assert len(refused) < calls
+    count_cases(calls)
+    layer.set_pattern(patterns[1], torch.randn(patterns[1].nnz))
+    with torch.no_grad():
+        dense = nn.functional.conv1d(x, layer.dense_weight(), layer.bias, padding=7)
+        torch.testing.assert_close(layer(x), dense)
+
+
+def test_threads_share_a_model_optimised_for_inference() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(SparseConv1d(4, 8, 9), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 5, 1))
+    model(torch.randn(8, 4, 30))
+    fast, x = optimize_for_inference(model), torch.randn(3, 4, 50)
+    with torch.inference_mode():
+        expected = optimize_for_inference(model)(x)
+
+    def work(i: int) -> bool:
+        with torch.inference_mode():
+            return all(fast(x).equal(expected) for _ in range(ROUNDS))
+
+    assert all(in_threads(work))
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.tool("torch.set_num_threads", "works", "also between calls; the bits stay")
+def test_any_number_of_threads_at_any_call() -> None:
+    torch.manual_seed(0)
+    layer = SparseConv1d(16, 16, 39, padding="same", density=0.3)
+    x, before = torch.randn(4, 16, 700), torch.get_num_threads()
+    expected = compute(layer, x)
+    for forward, backward in ((1, 2), (2, 1), (7, 3), (3, 16), (1, 1)):
+        with threads(forward):
+            leaf = x.clone().requires_grad_()
+            y = layer(leaf)
+            assert torch.get_num_threads() == forward
+        with threads(backward):
+            grads = torch.autograd.grad(y.square().sum(), (leaf, layer.values))
+            assert torch.get_num_threads() == backward
+        for got, want in zip((y, *grads), expected, strict=True):
+            assert got.equal(want), (forward, backward)
+    assert torch.get_num_threads() == before
+
+
+def test_threads_of_their_own_number_each() -> None:
+    """OpenMP counts per thread; each of these sets another number, none changes the bits."""
+    torch.manual_seed(0)
+    layer, x = SparseConv1d(16, 16, 39, padding="same", density=0.3), torch.randn(2, 16, 600)
+    expected = compute(layer, x)
+
+    def work(i: int) -> bool:
+        torch.set_num_threads(1 + i % 3)
+        return all(a.equal(b) for a, b in zip(compute(layer, x), expected, strict=True))
+
+    with threads(torch.get_num_threads()):
+        assert all(in_threads(work))
+
+
+def test_a_thread_in_inference_mode_beside_one_that_trains() -> None:
+    layer, x = SparseConv1d(4, 6, 9, padding="same"), torch.randn(2, 4, 40)
+    with torch.no_grad():
+        expected = sparse_conv1d(x, layer.values, layer.pattern, layer.bias, padding="same")
+
+    def work(i: int) -> bool:
+        for _ in range(ROUNDS):
+            if i % 2:
+                with torch.inference_mode():
+                    y = layer(x)
+            else:
+                y = layer(x)
+            if not (y.equal(expected) and y.requires_grad == (i % 2 == 0)):
+                return False
+        return True
+
+    assert all(in_threads(work))
