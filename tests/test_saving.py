@@ -1,0 +1,235 @@
+"""Saving, copying and converting.
+
+What torch's tools do with nn.Conv1d they do with SparseConv1d: the same outputs, the same pattern.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dst_runs import batches, same, sparse_layers, train_step, two_layers
+from torch import Tensor, nn
+
+from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d
+
+X = torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(0))
+
+
+def layer(seed: int = 0, **options: Any) -> SparseConv1d:
+    torch.manual_seed(seed)
+    made = SparseConv1d(4, 6, 5, **{"padding": (0, 4), "padding_mode": "replicate", **options})
+    made.regions = (Region((0, 3), (0, 2)), Region((3, 6), (0, 5)))
+    return made
+
+
+def saved(content: Any) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    return file
+
+
+def check_twin(twin: SparseConv1d, original: SparseConv1d) -> None:
+    """Equal to the last bit, trainable, and independent."""
+    assert type(twin) is type(original)
+    assert twin.pattern == original.pattern
+    assert twin.regions == original.regions
+    assert twin(X).equal(original(X))
+    before = original(X)
+    twin(X).square().sum().backward()
+    torch.optim.SGD(twin.parameters(), 0.1).step()
+    assert not twin(X).equal(before)
+    twin.set_pattern(KernelCSR.full(twin.pattern.shape))
+    assert original(X).equal(before)
+    assert twin.state_dict()["col_indices"].equal(twin.pattern.col_indices)
+
+
+@pytest.mark.tool("copy.deepcopy", "works")
+def test_deepcopy() -> None:
+    original = layer()
+    check_twin(copy.deepcopy(original), original)
+    original(X).sum().backward()
+    check_twin(copy.deepcopy(original), original)
+
+
+@pytest.mark.tool("pickle", "works")
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_pickle(protocol: int) -> None:
+    original = layer()
+    check_twin(pickle.loads(pickle.dumps(original, protocol)), original)
+
+
+@pytest.mark.tool("cloudpickle", "works")
+def test_cloudpickle() -> None:
+    cloudpickle = pytest.importorskip("cloudpickle")
+    original = layer()
+    double = lambda x: 2 * original(x)  # noqa: E731 (a closure is what pickle refuses)
+    assert pickle.loads(cloudpickle.dumps(double))(X).equal(double(X))
+    check_twin(pickle.loads(cloudpickle.dumps(original)), original)
+
+
+@pytest.mark.tool("torch.save, torch.load(weights_only=True) of a state dict", "works")
+def test_state_dict_with_weights_only() -> None:
+    original, twin = layer(), layer(seed=1)
+    twin.load_state_dict(torch.load(saved(original.state_dict()), weights_only=True))
+    check_twin(twin, original)
+
+
+@pytest.mark.tool(
+    "torch.load(weights_only=True) of a whole module",
+    "refuses",
+    "as for every module; with safe_globals of the classes it names it works",
+)
+def test_whole_module() -> None:
+    original = layer()
+    for module in (original, nn.Conv1d(4, 6, 5)):
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            torch.load(saved(module), weights_only=True)
+    check_twin(torch.load(saved(original), weights_only=False), original)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(saved(original))
+    assert all(name.startswith("sparseconv.") for name in names), names
+    with torch.serialization.safe_globals([pickle_class(name) for name in names]):
+        check_twin(torch.load(saved(original), weights_only=True), original)
+
+
+def pickle_class(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(__import__(module, fromlist=[attribute]), attribute)
+
+
+@pytest.mark.tool("safetensors", "works")
+def test_safetensors(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, twin = two_layers(), two_layers(seed=1)
+    x = next(batches())
+    safetensors.save_model(model, tmp_path / "model.safetensors")
+    assert safetensors.load_model(twin, tmp_path / "model.safetensors") == (set(), [])
+    assert twin(x).equal(model(x))
+    safetensors.save_file(model.state_dict(), tmp_path / "state.safetensors")
+    third = two_layers(seed=2)
+    third.load_state_dict(safetensors.load_file(tmp_path / "state.safetensors"))
+    assert third(x).equal(model(x))
+
+
+@pytest.mark.tool("load_state_dict(assign=True)", "works")
+@pytest.mark.parametrize("density", [0.2, 0.5])
+def test_assign(density: float) -> None:
+    original, twin = layer(density=density), layer(seed=1)
+    state = original.state_dict()
+    twin.load_state_dict(state, assign=True)
+    assert isinstance(twin.values, nn.Parameter)
+    assert twin.values.data_ptr() == state["values"].data_ptr()
+    twin.load_state_dict(copy.deepcopy(state), assign=True)
+    check_twin(twin, original)
+
+
+@pytest.mark.tool("meta device, to_empty", "works", "then reset_parameters() or a state dict")
+def test_meta_device() -> None:
+    original = layer()
+    with torch.device("meta"):
+        twins = [layer(seed=1) for _ in range(3)]
+        assert twins[0](X.to("meta")).shape == original(X).shape
+    assert all(t.is_meta for t in twins[0].state_dict(keep_vars=True).values())
+    twins[0].load_state_dict(copy.deepcopy(original.state_dict()), assign=True)
+    twins[1].to_empty(device="cpu").load_state_dict(original.state_dict())
+    for twin in twins[:2]:
+        check_twin(twin, original)
+    empty = twins[2].to_empty(device="cpu")
+    empty.pattern_tag.fill_(7)  # what fresh memory may hold
+    with pytest.raises(RuntimeError, match=r"After to_empty\(\), call reset_parameters\(\)"):
+        empty(X)
+    empty.reset_parameters()
+    assert empty(X).isfinite().all()
+    assert empty.crow_indices.equal(empty.pattern.crow_indices)
+
+
+CONVERSIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "double": lambda m: m.double(),
+    "bfloat16": lambda m: m.bfloat16(),
+    "half": lambda m: m.half(),
+    "to(dtype)": lambda m: m.to(torch.float64),
+    "to(device, dtype)": lambda m: m.to("cpu", torch.bfloat16),
+    "type": lambda m: m.type(torch.float64),
+}
+
+
+@pytest.mark.tool("Module.to, half, double", "works")
+@pytest.mark.parametrize("name", CONVERSIONS)
+@pytest.mark.parametrize("swap", [False, True], ids=["", "swapped"])
+def test_conversions_and_loads_across_dtypes(name: str, swap: bool) -> None:
+    """With set_swap_module_params_on_conversion, parameters stay the same objects."""
+    original = layer()
+    torch.__future__.set_swap_module_params_on_conversion(swap)
+    try:
+        twin = copy.deepcopy(original)
+        parameter = twin.values
+        CONVERSIONS[name](twin)
+        assert (twin.values is parameter) or not swap
+        dtype = twin.values.dtype
+        assert dtype != torch.float32
+        assert twin.values.equal(original.values.to(dtype))
+        assert twin.pattern == original.pattern
+        assert twin(X.to(dtype)).dtype == dtype
+        assert twin(X.to(dtype)).equal(CONVERSIONS[name](copy.deepcopy(original))(X.to(dtype)))
+        back = layer(seed=1)
+        back.load_state_dict(twin.state_dict())  # a checkpoint of another dtype is converted
+        assert back.values.dtype == torch.float32
+        assert back.values.equal(twin.values.float())
+        assert back.pattern == original.pattern
+        third = CONVERSIONS[name](layer(seed=2, density=0.5))
+        third.load_state_dict(original.state_dict())
+        assert third(X.to(dtype)).equal(twin(X.to(dtype)))
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.mark.tool("torch.utils.swap_tensors", "works")
+def test_swap_tensors() -> None:
+    one, other = layer(), layer(seed=1)
+    other.set_pattern(one.pattern, other.values.detach())
+    expected = nn.functional.conv1d(
+        nn.functional.pad(X, (0, 4), "replicate"), other.dense_weight(), one.bias
+    )
+    torch.utils.swap_tensors(one.values, other.values)
+    torch.testing.assert_close(one(X), expected)
+    wider = layer(seed=2, density=0.5)
+    torch.utils.swap_tensors(one.values, wider.values)
+    with pytest.raises(ValueError, match="one value for each active weight"):
+        one(X)
+
+
+@pytest.mark.tool("Optimizer.state_dict", "works", "also through torch.load(weights_only=True)")
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_optimizer_state_round_trip_over_pattern_changes(grow: str) -> None:
+    def fresh(seed: int) -> Any:
+        model = two_layers(seed=seed)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2, amsgrad=True)
+        return (
+            model,
+            optimizer,
+            DSTScheduler(model, optimizer, update_every=2, end_step=99, grow=grow),
+        )
+
+    runs, data = [fresh(0)], [x for x, _ in zip(batches(), range(9), strict=False)]
+
+    def train(run: Any, batches: list[Tensor]) -> None:
+        for x in batches:
+            train_step(*run[:2], x)
+            run[2].step()
+
+    train(runs[0], data[:5])
+    runs.append(fresh(1))
+    states = [part.state_dict() for part in runs[0]]
+    for part, state in zip(runs[1], torch.load(saved(states), weights_only=True), strict=True):
+        part.load_state_dict(state)
+    for run in runs:
+        train(run, data[5:])
+    assert same(*([part.state_dict() for part in run] for run in runs))
+    assert sparse_layers(runs[0][0])[0].pattern == sparse_layers(runs[1][0])[0].pattern
