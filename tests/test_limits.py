@@ -1,0 +1,275 @@
+"""Every check of the ops, on both sides of its limit: the last good argument, the first bad one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import sparseconv as sc
+
+OPS = torch.ops.sparseconv
+MOST = 2**31 - 1
+PATTERN = sc.KernelCSR.from_mask(torch.tensor([[[1, 0, 1], [0, 1, 1]], [[1, 1, 1], [1, 0, 0]]]) > 0)
+CROW, COL, NNZ = PATTERN.crow_indices, PATTERN.col_indices, PATTERN.nnz
+LENGTH, BATCH = 9, 2
+GEOMETRY: dict[str, Any] = {
+    "shape": [2, 2, 3], "stride": 1, "padding": [0, 0], "dilation": 1, "groups": 1,
+    "padding_mode": "zeros",
+}  # fmt: skip
+ROWS = OPS.plan_fprop(CROW, COL, [2, 2, 3], 1, 1)
+POINTERS, TRANSPOSED_ROWS, INDEX = OPS.plan_dgrad(CROW, COL, [2, 2, 3], 1, 1, 1)
+PLANNED = {name: GEOMETRY[name] for name in ("shape", "stride", "dilation")}
+OUT = LENGTH - 2
+# By the names of the schemas.
+GOOD: dict[str, dict[str, Any]] = {
+    "plan_fprop": {"crow_indices": CROW, "col_indices": COL, **PLANNED},
+    "plan_dgrad": {"crow_indices": CROW, "col_indices": COL, **PLANNED, "groups": 1},
+    "fprop": {
+        "input": torch.randn(BATCH, 2, LENGTH), "values": torch.randn(NNZ),
+        "bias": torch.randn(2), "crow_indices": CROW, "rows": ROWS, **GEOMETRY,
+    },
+    "dgrad": {
+        "grad_output": torch.randn(BATCH, 2, OUT), "values": torch.randn(NNZ),
+        "pointers": POINTERS, "rows": TRANSPOSED_ROWS, "index": INDEX, "input_length": LENGTH,
+        **GEOMETRY,
+    },
+    "wgrad": {
+        "grad_output": torch.randn(BATCH, 2, OUT), "input": torch.randn(BATCH, 2, LENGTH),
+        "crow_indices": CROW, "rows": ROWS, **GEOMETRY,
+    },
+}  # fmt: skip
+COMPUTING, PLANNING = ("fprop", "dgrad", "wgrad"), ("plan_fprop", "plan_dgrad")
+
+
+def call(op: str, **changes: Any) -> Any:
+    return getattr(OPS, op)(**(GOOD[op] | changes))
+
+
+def refused(op: str, error: type[Exception], message: str, **changes: Any) -> None:
+    with pytest.raises(error, match=message):
+        call(op, **changes)
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("op", GOOD)
+def test_sizes(op: str, count_cases: Any) -> None:
+    call(op)
+    range_ = r"must lie in \[1, 2\*\*31\)"
+    for bad in (-1, 0, 2**31, 2**62):
+        for name in ("stride", "dilation", "groups"):
+            if name in GOOD[op]:
+                refused(op, ValueError, range_, **{name: bad})
+        for i in range(3):
+            shape = [2, 2, 3]
+            shape[i] = bad
+            refused(op, ValueError, range_, shape=shape)
+        count_cases(6)
+    for shape in ([], [2, 2], [2, 2, 3, 1]):
+        refused(op, ValueError, r"expected shape \(C_out", shape=shape)
+    # Just below 2**31 weights is a size like any other; the arrays do not fit it.
+    for good, bad in (
+        ([MOST, 1, 1], [2**16, 2**15, 1]),
+        ([2**16 - 1, 2**15, 1], [2**15, 2**16, 1]),
+        ([2**10, 2**10, 2**11 - 1], [2**10, 2**10, 2**11]),
+        ([1, 2**10, 2**21 - 1], [1, 2**10, 2**21]),
+    ):
+        refused(op, ValueError, r"K must be below 2\*\*31", shape=bad)
+        with pytest.raises((ValueError, TypeError)) as error:
+            call(op, shape=good)
+        assert "2**31" not in str(error.value)
+        count_cases(2)
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("op", COMPUTING)
+def test_paddings_and_groups(op: str, count_cases: Any) -> None:
+    for bad in (-1, 2**31, 2**62):
+        for padding in ([bad, 0], [0, bad]):
+            refused(op, ValueError, r"padding must lie in \[0, 2\*\*31\)", padding=padding)
+    for padding in ([], [0], [0, 0, 0]):
+        refused(op, ValueError, r"padding \(left, right\)", padding=padding)
+    refused(op, ValueError, "out_channels must be divisible by groups", groups=3)
+    for mode in ("", "same", "Zeros", "reflection"):
+        refused(
+            op, ValueError, "padding_mode must be zeros, replicate, reflect or", padding_mode=mode
+        )
+    count_cases(14)
+
+
+@pytest.mark.promise("P5")
+def test_the_largest_padding_stride_and_dilation_compute() -> None:
+    x, values = torch.randn(1, 1, 3), torch.randn(1)
+    crow, rows = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    for padding in ([MOST, 0], [0, MOST]):
+        args = ([1, 1, 1], MOST, padding, MOST, 1, "zeros")
+        y = OPS.fprop(x, values, None, crow, rows, *args)
+        wanted = [0.0, 0.0]
+        if padding[0] == 0:
+            wanted[0] = float(x[0, 0, 0] * values)
+        else:
+            wanted[1] = float(x[0, 0, 0] * values)
+        assert y.tolist() == [[wanted]]
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("op", COMPUTING)
+def test_lengths(op: str, count_cases: Any) -> None:
+    def with_length(length: int, left: int, right: int, mode: str = "zeros") -> Any:
+        out = max(0, length + left + right - 2)
+        changes: dict[str, Any] = {"padding": [left, right], "padding_mode": mode}
+        if op != "fprop":
+            changes["grad_output"] = torch.randn(BATCH, 2, out)
+        if op == "dgrad":
+            changes["input_length"] = length
+        else:
+            changes["input"] = torch.randn(BATCH, 2, length)
+        return lambda: call(op, **changes)
+
+    too_small, too_wide = "Kernel size can't be greater", "Padding size should be at most"
+    refusals: list[tuple[Callable[[], Any], str]] = [
+        (with_length(2, 0, 0), too_small),
+        (with_length(1, 1, 0), too_small),
+        (with_length(1, 0, 1), too_small),
+        (with_length(0, 5, 5), "at least one sample"),
+    ]
+    good = [with_length(3, 0, 0), with_length(1, 1, 1), with_length(1, 2, 0), with_length(1, 0, 2)]
+    for length in (1, 4):
+        for mode, room in (("circular", length), ("reflect", length - 1)):
+            for at in range(2):
+                widest, wider = [3, 3], [3, 3]
+                widest[at], widest[1 - at] = room, min(room, 2)
+                wider[at], wider[1 - at] = room + 1, room
+                if length + sum(widest) >= 3:
+                    good.append(with_length(length, *widest, mode))
+                refusals.append((with_length(length, *wider, mode), f"{too_wide} {room} "))
+        good.append(with_length(length, 7, 7, "replicate"))
+    for accepted in good:
+        accepted()
+    for wrong, message in refusals:
+        with pytest.raises(ValueError, match=message):
+            wrong()
+    count_cases(len(good) + len(refusals))
+
+
+TENSORS = [(op, name) for op in GOOD for name, v in GOOD[op].items() if isinstance(v, torch.Tensor)]
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+def test_tensors(op: str, name: str, count_cases: Any) -> None:
+    tensor = GOOD[op][name]
+    integer = tensor.dtype == torch.int32
+    other = torch.int64 if integer else torch.float64
+    # Some ops take the number of weights or a dtype from an argument; the others do not fit it.
+    with pytest.raises(TypeError, match="expected "):
+        call(op, **{name: tensor.to(other)})
+    with pytest.raises((TypeError, NotImplementedError)):
+        call(op, **{name: tensor.to_sparse()})
+    rank = {1: r"of shape \(", 3: r"of shape \(N, "}[tensor.dim()]
+    refused(op, ValueError, rank, **{name: tensor.unsqueeze(0)})
+    if tensor.dim() == 1:
+        refused(op, ValueError, r"shape \(|to rise", **{name: tensor[:-1]})
+        refused(op, ValueError, r"shape \(|to rise", **{name: torch.cat([tensor, tensor[-1:]])})
+    else:
+        refused(op, ValueError, "of shape", **{name: tensor[:, :1]})
+        refused(op, ValueError, "of shape", **{name: torch.cat([tensor, tensor], 1)})
+    if integer:
+        strided = torch.stack([tensor, tensor], 1)[:, 0]
+        refused(op, TypeError, "contiguous int32", **{name: strided})
+    count_cases(5)
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("op", ["dgrad", "wgrad"])
+def test_gradients(op: str, count_cases: Any) -> None:
+    for shape in ((BATCH, 2, OUT - 1), (BATCH, 2, OUT + 1)):
+        refused(op, ValueError, "expected grad_output of shape", grad_output=torch.randn(shape))
+    if op == "wgrad":
+        for batch in (BATCH - 1, BATCH + 1):
+            grad = torch.randn(batch, 2, OUT)
+            refused(op, ValueError, "expected grad_output of shape", grad_output=grad)
+    count_cases(3)
+
+
+def poisoned(tensor: torch.Tensor, at: int, value: int) -> torch.Tensor:
+    changed = tensor.clone()
+    changed[at] = value
+    return changed
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize(
+    ("op", "name", "limit"),
+    [
+        ("plan_fprop", "col_indices", 3),
+        ("plan_dgrad", "col_indices", 3),
+        ("fprop", "rows", int(ROWS.max()) + 1),
+        ("wgrad", "rows", int(ROWS.max()) + 1),
+        ("dgrad", "rows", int(TRANSPOSED_ROWS.max()) + 1),
+        ("dgrad", "index", NNZ),
+    ],
+)
+def test_indices(op: str, name: str, limit: int, count_cases: Any) -> None:
+    good = GOOD[op][name]
+    for at in range(NNZ):
+        call(op, **{name: poisoned(good, at, limit - 1)})
+        call(op, **{name: poisoned(good, at, 0)})
+        for bad in (-1, limit, MOST, -(2**31)):
+            wrong = poisoned(good, at, bad)
+            refused(op, ValueError, rf"{name} in \[0, {limit}\)", **{name: wrong})
+        count_cases(6)
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [("plan_fprop", "crow_indices"), ("plan_dgrad", "crow_indices"), ("fprop", "crow_indices"),
+     ("wgrad", "crow_indices"), ("dgrad", "pointers")],
+)  # fmt: skip
+def test_pointers(op: str, name: str, count_cases: Any) -> None:
+    good = GOOD[op][name]
+    says = f"expected {name} to rise from 0 to nnz = {NNZ} "
+    for at in range(len(good)):
+        refused(op, ValueError, says, **{name: poisoned(good, at, -1)})
+        refused(op, ValueError, says, **{name: poisoned(good, at, NNZ + 1)})
+        if at in (0, len(good) - 1):
+            refused(op, ValueError, says, **{name: poisoned(good, at, int(good[at]) - 1)})
+            refused(op, ValueError, says, **{name: poisoned(good, at, int(good[at]) + 1)})
+        else:
+            refused(op, ValueError, says, **{name: poisoned(good, at, int(good[at - 1]) - 1)})
+            refused(op, ValueError, says, **{name: poisoned(good, at, int(good[at + 1]) + 1)})
+            call(op, **{name: poisoned(good, at, int(good[at - 1]))})
+            call(op, **{name: poisoned(good, at, int(good[at + 1]))})
+        count_cases(4)
+
+
+@pytest.mark.promise("P5")
+def test_phases() -> None:
+    """A stride that makes 2**31 pointers or more is refused before they are made."""
+    for op, args in (("plan_dgrad", {}), ("dgrad", {"input_length": 3})):
+        changes: dict[str, Any] = {"stride": 2**29, **args}
+        if op == "dgrad":
+            changes["grad_output"] = torch.randn(BATCH, 2, 1)
+        refused(op, ValueError, r"stride x kernels must be below 2\*\*31", **changes)
+    # One less is a stride like any other: only the pointers do not fit it.
+    changes = {"stride": 2**29 - 1, "input_length": 3, "grad_output": torch.randn(BATCH, 2, 1)}
+    refused("dgrad", ValueError, rf"pointers of shape \({4 * (2**29 - 1) + 1},\)", **changes)
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("op", COMPUTING)
+def test_dtypes(op: str) -> None:
+    def with_dtype(dtype: torch.dtype) -> Any:
+        return call(op, **{
+            name: value.to(dtype) for name, value in GOOD[op].items()
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+        })  # fmt: skip
+
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        assert with_dtype(dtype).dtype == dtype
+    for dtype in (torch.int32, torch.complex64, torch.float8_e4m3fn, torch.bool):
+        with pytest.raises((TypeError, NotImplementedError), match=r"expected float32|not impl"):
+            with_dtype(dtype)
