@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -92,7 +92,8 @@ class Tree:
             if error := self._compile(unit, self._object(unit)):
                 raise MutantsError(f"{unit.name} does not compile:\n{error}")
         if self.units:
-            self._link(self._object(unit) for unit in self.units)
+            self._link([self._object(unit) for unit in self.units], self._unchanged)
+            self._install(self._unchanged)
         tests = sorted({f"tests/{test}" for tests in self.files.values() for test in tests})
         if (run := self._test(tests)).outcome != "survived":
             raise MutantsError(f"a test fails before anything is changed: {run}")
@@ -112,6 +113,8 @@ class Tree:
             return self._test([mutation.file, *tests])  # its doctests first
         finally:
             self._write(path, before)
+            if path.suffix != ".py":
+                self._install(self._unchanged)
 
     def _write(self, path: Path, text: str) -> None:
         """Write a file with a time of its own: by time and size Python knows its bytecode."""
@@ -153,7 +156,9 @@ class Tree:
                 linked.append(old)
         if same:
             return Run("equivalent", "compiles to the same code")
-        self._link(linked)
+        extension = folder / self._unchanged.name
+        self._link(linked, extension)
+        self._install(extension)
         return None
 
     def _compile(self, unit: Path, into: Path) -> str:
@@ -168,9 +173,14 @@ class Tree:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return (done.stderr or "no reason given") if done.returncode else ""
 
-    def _link(self, objects: Iterable[Path]) -> None:
-        target = self.root / "sparseconv" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-        target.unlink(missing_ok=True)
+    @property
+    def _unchanged(self) -> Path:
+        return self.objects / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+    def _install(self, extension: Path) -> None:
+        shutil.copy2(extension, self.root / "sparseconv" / extension.name)
+
+    def _link(self, objects: Sequence[Path], target: Path) -> None:
         command = [
             self.compiler[0], "-shared", "-fopenmp", *objects, "-o", target,
             *(f"-L{path}" for path in library_paths()),

@@ -29,7 +29,13 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "reliability" / "mutants.json"
 
 KERNELS = ("test_kernels.py", "test_fprop_conv1x1.py", "test_ops.py", "test_inference.py")
-OPS = ("test_ops.py", "test_kernels.py", "test_fprop_conv1x1.py", "test_inference.py")
+OPS = (
+    "test_limits.py",
+    "test_ops.py",
+    "test_kernels.py",
+    "test_fprop_conv1x1.py",
+    "test_inference.py",
+)
 FUSED = ("test_fused.py", "test_fused_ops.py", "test_fprop_conv1x1.py", "test_block.py")
 LAYERS = ("test_modules.py", "test_state_dict.py")
 DST = ("test_dst_properties.py", "test_dst.py", "test_dst_gradient.py", "test_dst_state.py")
@@ -38,7 +44,7 @@ FILES: dict[str, tuple[str, ...]] = {
     **{f"csrc/cpu/{name}": KERNELS for name in (
         "tile.inl", "correlate.inl", "wgrad.inl", "layout.cpp", "plan.cpp")},
     **{f"csrc/cpu/{name}": OPS for name in ("fprop_cpu.cpp", "dgrad_cpu.cpp", "wgrad_cpu.cpp")},
-    "csrc/cpu/checks.cpp": ("test_ops.py", "test_fused_ops.py", *OPS[1:]),
+    "csrc/cpu/checks.cpp": (*OPS[:2], "test_fused_ops.py", *OPS[2:]),
     **{f"csrc/cpu/{name}": FUSED for name in (
         "pointwise.inl", "pointwise_cpu.cpp", "point_tile.inl", "columns.inl", "pool.inl",
         "pool_cpu.cpp", "batch_norm_relu.inl", "batch_norm_relu_cpu.cpp")},

@@ -135,6 +135,40 @@ def test_killed_survived_hung_or_no_code_at_all(tree: Tree) -> None:
     assert tree.judge(Mutation("toy.py", 0, 1, "none", "?")) == Run("invalid", "does not compile")
 
 
+def test_a_changed_kernel_is_compiled_and_then_forgotten(tree: Tree) -> None:
+    (tree.root / "csrc" / "cpu").mkdir(parents=True)
+    (tree.root / "sparseconv").mkdir()
+    (tree.root / "csrc" / "cpu" / "limit.h").write_text("static const int kLimit = 3;\n")
+    kernel = """
+#include "cpu/limit.h"
+extern "C" int below(int n) {
+  return n < kLimit && 1 < 2;
+}
+"""
+    (tree.root / "csrc" / "toy.cpp").write_text(kernel)
+    (tree.root / "tests" / "test_toy.py").write_text("""
+import ctypes, pathlib
+extension = ctypes.CDLL(next(pathlib.Path("sparseconv").glob("_C*.so")))
+
+def test_below():
+    assert [extension.below(n) for n in (2, 3, 4)] == [1, 0, 0]
+""")
+    files = ("csrc/toy.cpp", "csrc/cpu/limit.h", "toy.py")
+    tree.files = dict.fromkeys(files, ("test_toy.py",))
+    tree.compiler, tree.units = ["c++", "-O3"], [tree.root / "csrc" / "toy.cpp"]
+    tree.prepare()
+    at = kernel.index("<")
+    killed = Run("killed", "tests/test_toy.py::test_below")
+    assert tree.judge(Mutation("csrc/toy.cpp", at, at + 1, "", "<=")) == killed
+    assert tree.judge(Mutation("toy.py", 0, 0, "", "# no change")) == Run("survived")
+    assert tree.judge(Mutation("csrc/cpu/limit.h", 26, 27, "", "4")) == killed
+    at = kernel.index("1 < 2")
+    same = Run("equivalent", "compiles to the same code")
+    assert tree.judge(Mutation("csrc/toy.cpp", at, at + 1, "", "0")) == same
+    assert tree.judge(Mutation("csrc/toy.cpp", at, at, "", "?")).outcome == "invalid"
+    assert tree.judge(Mutation("toy.py", 0, 0, "", "# no change")) == Run("survived")
+
+
 def test_a_suite_that_fails_by_itself_judges_nothing(tree: Tree) -> None:
     (tree.root / "tests" / "test_toy.py").write_text(TESTS.replace("== 3", "== 2"))
     with pytest.raises(MutantsError, match=r"before anything is changed.*test_largest"):
