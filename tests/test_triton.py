@@ -139,8 +139,10 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
             used = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", report)}
             print(f"sm_{capability} {name} {dtype}: {used}")
             assert used["STACK"] == used["LOCAL"] == 0, f"{name} spills: {report}"
-            # Room for 16 warps on a multiprocessor, 8 where sums are 64 bits wide.
-            assert used["REG"] <= (128 if dtype != torch.float64 else 255), report
+            # Room for 16 warps on a multiprocessor, 12 in wgrad, 8 where sums are 64 bits wide.
+            # Triton 3.7.1 needs 128 at the most, 3.6.0 158.
+            most = 255 if dtype == torch.float64 else 168 if name == "wgrad" else 128
+            assert used["REG"] <= most, report
             count_cases(1)
 
 

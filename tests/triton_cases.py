@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -18,7 +19,6 @@ from test_kernels import (  # noqa: F401  tests that are as small
     count,
     poisoned_memory,
     test_empty_row_gives_exactly_the_bias,
-    test_multiply_add_rounds_once_on_every_isa,
     test_nothing_to_do,
     test_values_are_read_afresh,
 )
@@ -30,6 +30,9 @@ from sparseconv.testing import LAYOUTS, PATTERNS, Case, Tensors, random_case
 from sparseconv.triton import launch, plan
 
 assert triton.INTERPRETED, "run this file through test_triton.py"
+
+if tuple(map(int, version("triton").split(".")[:2])) >= (3, 7):  # before, interpreters round twice
+    from test_kernels import test_multiply_add_rounds_once_on_every_isa  # noqa: F401
 
 ENGINE = Engine("triton")
 MODES = ("zeros", "replicate", "reflect", "circular")
