@@ -64,7 +64,8 @@ def check(
     **options: Any,
 ) -> dict[str, Any]:
     """Run ``installed_check.py`` away from the sources; what it says of the installed package."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("SPARSECONV")} | dict(env or {})
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SPARSECONV", "PYTHONPATH"))}
+    env = clean | dict(env or {})
     said = run([*python, CHECK, str(cases), *blocked], env=env, **options)
     line = next(line for line in said.splitlines() if line.startswith("{"))
     result: dict[str, Any] = json.loads(line)

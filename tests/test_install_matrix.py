@@ -51,6 +51,7 @@ def installed_with(long_run: None, tmp_path: Path, count_cases: Callable[[int], 
         result = installing.check([interpreter], 400, cwd=tmp_path)
         count_cases(400 * len(result["isas"]))
         shutil.rmtree(tmp_path / "an environment")  # gigabytes
+        assert Path(result["file"]).is_relative_to(tmp_path / "an environment")
         assert result["python"].startswith(python)
         assert result["torch"].startswith(torch)
         assert result["isas"][-1] == "baseline"
