@@ -18,7 +18,11 @@ import sparseconv as sc
 
 DOCS = snippets.ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "generated" not in path.parts)
-NEED_AEON = {"dsn", "when-it-pays"}
+NEEDS = {
+    "dsn": ["aeon"],
+    "when-it-pays": ["aeon"],
+    "export": ["onnx", "onnxscript", "onnxruntime"],
+}
 WITH_SNIPPETS = [page for page in PAGES if any(snippets.blocks(page))]
 
 
@@ -29,8 +33,8 @@ def test_every_snippet_runs(
     monkeypatch: pytest.MonkeyPatch,
     count_cases: Callable[[int], None],
 ) -> None:
-    if page.stem in NEED_AEON:
-        pytest.importorskip("aeon")
+    for package in NEEDS.get(page.stem, []):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     scope: dict[str, Any] = {"__name__": "snippet"}
