@@ -76,6 +76,11 @@ def test_the_newest_torch(installed_with: Check) -> None:
     installed_with("3.13", "2.15.0")
 
 
+@pytest.mark.tool("Python 3.14 with torch 2.15.0", "works")
+def test_the_newest_python(installed_with: Check) -> None:
+    installed_with("3.14", "2.15.0")
+
+
 def bits_on(processor: str, tmp_path: Path) -> dict[str, Any]:
     """Run this tree's kernels on another processor, in emulation."""
     emulator = shutil.which("qemu-x86_64")
