@@ -1,0 +1,329 @@
+"""``python -m benchmarks.published_networks``: networks that nobody here wrote, pruned and converted.
+
+Each network is built by its own package with that package's defaults, trained dense, pruned by
+``torch.nn.utils.prune`` (90 % of every convolution's weights, the smallest ones), converted by
+``sc.convert``, and fine-tuned three ways with the same number of epochs: dense and unpruned, masked
+dense (the pruning hooks), and converted, with a ``DSTScheduler``. Timed in turns: a training step and
+inference of the three. One thread. Every finished run is written to
+benchmarks/results/published_networks.json at once, and skipped when the command is repeated;
+``--table`` prints what is recorded.
+
+The packages are no dependencies of this project. Into an environment that has it with ``[tsc]``:
+
+    pip install torch==2.13.0 tsai torch-ecg pytorch-tcn
+
+tsai's fastai brings a torchvision for CUDA, which a CPU build of torch cannot load; uninstall it.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+
+import sparseconv as sc
+from sparseconv import datasets
+from sparseconv._untouched import copied
+from sparseconv.bench.files import rounded, write_json
+from sparseconv.bench.timing import Interval, interleave, interval, machine
+from sparseconv.machine import threads
+from sparseconv.report import Table
+
+RESULTS = Path(__file__).parent / "results" / "published_networks.json"
+PRUNED = 0.9
+BATCH = 16
+LR = 1e-3
+WAYS = ("dense", "masked", "converted")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A published network and the data set that it is tried on."""
+
+    name: str
+    package: str
+    dataset: str
+    build: Callable[[int, int, int], nn.Module]  # channels, classes, samples
+    epochs: int = 20  # dense, and as many again of fine-tuning
+
+
+def _inception_time(channels: int, classes: int, length: int) -> nn.Module:
+    from tsai.models.InceptionTime import InceptionTime
+
+    return InceptionTime(channels, classes)
+
+
+def _fcn(channels: int, classes: int, length: int) -> nn.Module:
+    from tsai.models.FCN import FCN
+
+    return FCN(channels, classes)
+
+
+def _ecg_crnn(channels: int, classes: int, length: int) -> nn.Module:
+    from torch_ecg.model_configs import ECG_CRNN_CONFIG
+    from torch_ecg.models import ECG_CRNN
+
+    names = [str(i) for i in range(classes)]
+    return ECG_CRNN(classes=names, n_leads=channels, config=deepcopy(ECG_CRNN_CONFIG))
+
+
+def _tcn(channels: int, classes: int, length: int) -> nn.Module:
+    from pytorch_tcn import TCN
+
+    features = TCN(channels, [25] * 8, kernel_size=7)  # sizes of tsai's TCN
+    pool = nn.AdaptiveAvgPool1d(1)
+    return nn.Sequential(features, pool, nn.Flatten(), nn.Linear(25, classes))
+
+
+NETWORKS = (
+    Network("InceptionTime", "tsai", "ArrowHead", _inception_time),
+    Network("FCN", "tsai", "GunPoint", _fcn, epochs=40),
+    Network("ECG_CRNN", "torch-ecg", "BasicMotions", _ecg_crnn),
+    Network("TCN", "pytorch-tcn", "BasicMotions", _tcn, epochs=40),
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Standardised series by channel, and class numbers."""
+
+    X_train: Tensor
+    y_train: Tensor
+    X_test: Tensor
+    y_test: Tensor
+    classes: int
+
+    @classmethod
+    def load(cls, name: str) -> Data:
+        found = datasets.load(name)
+        mean = found.X_train.mean(axis=(0, 2), keepdims=True)
+        std = found.X_train.std(axis=(0, 2), keepdims=True)
+        X_train, X_test = ((X - mean) / std for X in (found.X_train, found.X_test))
+        tensors = [torch.as_tensor(a) for a in (X_train, found.y_train, X_test, found.y_test)]
+        return cls(*tensors, classes=len(found.classes))
+
+
+def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -> dict[str, Any]:
+    """Train, prune, convert, fine-tune and test once; times are those of the first seed.
+
+    Args:
+        choice: names of the layers to convert, as measured with another seed; None measures.
+    """
+    torch.manual_seed(seed)
+    length = data.X_train.shape[2]
+    dense = network.build(data.X_train.shape[1], data.classes, length)
+    fit(dense, data, network.epochs, seed)
+    for layer in dense.modules():  # weight_norm, which pruning cannot act on, has done its work
+        if isinstance(layer, nn.Conv1d) and is_parametrized(layer, "weight"):
+            remove_parametrizations(layer, "weight")
+    row: dict[str, Any] = {
+        "network": network.name,
+        "dataset": network.dataset,
+        "seed": seed,
+        "epochs": network.epochs,
+        "shape": list(data.X_train[:BATCH].shape),
+        "parameters": sum(p.numel() for p in dense.parameters()),
+        "before": {"dense": accuracy(dense, data)},
+    }
+    masked = copied(dense)
+    for layer in masked.modules():
+        if isinstance(layer, nn.Conv1d):
+            prune.l1_unstructured(layer, "weight", amount=PRUNED)
+    row["before"]["pruned"] = accuracy(masked, data)
+    if choice is None:
+        converted, report = sc.convert(masked, example_input=data.X_train[:BATCH], rounds=20)
+        row["layers"] = report.to_dict()["layers"]
+    else:
+        converted, _ = sc.convert(masked, layers=choice)
+    models = dict(zip(WAYS, (dense, masked, converted), strict=True))
+    if choice is None:
+        row["times"] = times({way: copied(model) for way, model in models.items()}, data)
+    row["after"] = {}
+    for way, model in models.items():
+        fit(model, data, network.epochs, seed + 1, patterns=way == "converted")
+        row["after"][way] = accuracy(model, data)
+    return row
+
+
+def fit(model: nn.Module, data: Data, epochs: int, seed: int, *, patterns: bool = False) -> None:
+    """Train with Adam; where there are sparse layers, patterns change every tenth of the steps."""
+    torch.manual_seed(seed)
+    step = stepper(model, data, epochs, patterns=patterns)
+    for _ in range(epochs * -(-len(data.X_train) // BATCH)):
+        step()
+
+
+def stepper(
+    model: nn.Module, data: Data, epochs: int, *, patterns: bool = False
+) -> Callable[[], None]:
+    """One training step after another, over shuffled batches without end."""
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    dst = None
+    if patterns and any(isinstance(m, sc.SparseConv1d) for m in model.modules()):
+        steps = epochs * -(-len(data.X_train) // BATCH)
+        dst = sc.DSTScheduler(
+            model, optimizer, update_every=max(1, steps // 10), end_step=max(1, steps * 3 // 4)
+        )
+
+    def batches() -> Iterable[Tensor]:
+        while True:
+            order = torch.randperm(len(data.X_train))
+            yield from (part for part in order.split(BATCH) if len(part) > 1)  # BatchNorm needs two
+
+    index = iter(batches())
+
+    def step() -> None:
+        part = next(index)
+        optimizer.zero_grad()
+        F.cross_entropy(model(data.X_train[part]), data.y_train[part]).backward()
+        optimizer.step()
+        if dst is not None:
+            dst.step()
+
+    return step
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Data) -> float:
+    """Share of the test series that are classified rightly."""
+    model.eval()
+    found = torch.cat([model(part).argmax(1) for part in data.X_test.split(64)])
+    return float((found == data.y_test).float().mean())
+
+
+def times(models: Mapping[str, nn.Module], data: Data, repeats: int = 3) -> dict[str, Any]:
+    """Time a training step and inference of one batch, all ways in turns, several times over."""
+    data = replace(data, X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
+    found: dict[str, Any] = {}
+
+    def inference(model: nn.Module) -> Callable[[], object]:
+        def call() -> object:
+            with torch.inference_mode():
+                return model(data.X_train)
+
+        return call
+
+    for what in ("step", "inference"):
+        if what == "step":
+            calls = {way: stepper(model, data, 1) for way, model in models.items()}
+        else:
+            calls = {way: inference(model.eval()) for way, model in models.items()}
+        taken = [interleave(calls, rounds=12, seed=seed) for seed in range(repeats)]
+        seconds = {way: np.concatenate([t[way] for t in taken]) for way in models}
+        found[what] = {
+            "ms": {way: [1e3 * t for t in interval(s)] for way, s in seconds.items()},
+            "ratio": {way: list(interval(seconds[way] / seconds["converted"])) for way in WAYS[:2]},
+            "ratio_by_repeat": {
+                way: [interval(t[way] / t["converted"]).median for t in taken] for way in WAYS[:2]
+            },
+        }
+    return found
+
+
+def table(path: Path = RESULTS) -> str:
+    """What is recorded, as Markdown: times of the first seed, accuracies over all seeds."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for name in dict.fromkeys(row["network"] for row in document["rows"]):
+        runs = [row for row in document["rows"] if row["network"] == name]
+        (timed,) = (row for row in runs if "times" in row)
+        sparse = sum(layer["sparse"] for layer in timed["layers"])
+        ratios = [
+            str(Interval(*timed["times"][what]["ratio"][way]))
+            for what in ("step", "inference")
+            for way in WAYS[:2]
+        ]
+        scores = [_spread([row["after"][way] for row in runs]) for way in WAYS]
+        size = " x ".join(map(str, timed["shape"]))
+        layers = f"{sparse} of {len(timed['layers'])}"
+        network = f"{name} ({timed['package']})"
+        rows.append((network, timed["dataset"], size, layers, *ratios, *scores))
+    header = (
+        "network", "data set", "batch", "layers made sparse", "step: dense / converted",
+        "masked / converted", "inference: dense / converted", "masked / converted",
+        "accuracy dense", "masked", "converted + DST",
+    )  # fmt: skip
+    about = document["machine"]
+    lines = [Table(header, rows, text_columns=4).markdown(), ""]
+    lines.append(
+        f"{about['cpu']}, 1 thread, {about['isa']}, torch {about['torch']}, {about['date']}; 90 % "
+        "of the weights of every convolution pruned by magnitude. Ratios above 1: the converted "
+        "network is faster; medians with 95 % intervals of 36 pairs taken in turns, in three "
+        "repeats, on a machine with other work on it. Accuracies in percent on the test set: mean "
+        "± standard deviation (seeds), after equal epochs of fine-tuning."
+    )
+    for row in document["rows"]:
+        for reason, count in _left_dense(row).items():
+            of = f"{count} of {len(row['layers'])}"
+            lines.append(f"- {row['network']}: {of} left dense: {reason}")
+    return "\n".join(lines) + "\n"
+
+
+def _left_dense(row: Mapping[str, Any]) -> dict[str, int]:
+    reasons = [layer["reason"] for layer in row.get("layers", ()) if not layer["sparse"]]
+    return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+
+
+def _spread(values: Sequence[float]) -> str:
+    percent = [100 * value for value in values]
+    deviation = statistics.stdev(percent) if len(percent) > 1 else 0.0
+    return f"{statistics.mean(percent):.1f} ± {deviation:.1f} ({len(percent)})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.published_networks")
+    names = [network.name for network in NETWORKS]
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(names)}")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each network (3)")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where results are recorded")
+    parser.add_argument("--table", action="store_true", help="print what is recorded, run nothing")
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.networks) - set(names):
+        parser.error(f"expected networks of {names}, but got {sorted(unknown)}")
+    if not arguments.table:
+        chosen = [n for n in NETWORKS if n.name in (arguments.networks or names)]
+        with threads(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the packages
+            measure(chosen, arguments.seeds, arguments.json)
+    print(table(arguments.json), end="")
+    return 0
+
+
+def measure(networks: Iterable[Network], seeds: int, path: Path) -> None:
+    """Run what is not recorded yet, and record each run when it has ended."""
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
+    for network in networks:
+        data = Data.load(network.dataset)
+        for seed in range(seeds):
+            done = [row for row in document["rows"] if row["network"] == network.name]
+            if any(row["seed"] == seed for row in done):
+                continue
+            choice = None
+            for row in islice((row for row in done if "layers" in row), 1):
+                choice = [layer["name"] for layer in row["layers"] if layer["sparse"]]
+            row = run(network, seed, choice, data)
+            packages = {"package": f"{network.package} {version(network.package)}"}
+            document = {"machine": machine(), "rows": [*document["rows"], rounded(row) | packages]}
+            write_json(document, path)
+            print(network.name, seed, row["before"], row["after"], flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
