@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,51 +128,3 @@ def ends(child: Callable[[], Any], seconds: float = 20) -> bool:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return False
-
-
-FORK = """
-import sys
-import torch
-from test_processes import ends, gradients
-from torch import nn
-from sparseconv import SparseConv1d
-
-torch.set_num_threads(2)
-torch.manual_seed(0)
-# Large enough for the kernels to share the work out, too small for torch's own loops to do it.
-layer = SparseConv1d(16, 16, 39, padding="same", padding_mode="replicate", density=0.3)
-x, grad = torch.randn(2, 1, 16, 1500)
-expected = gradients(layer, x, grad)
-
-def child():
-    for got, want in zip(gradients(layer, x, grad), expected, strict=True):
-        assert got.equal(want)
-
-assert ends(child), "a forked child waits for threads that it does not have"
-# The yardstick: what does hang there, or this test could not fail.
-dense = nn.Conv1d(16, 16, 39, padding="same")
-big = torch.randn(16, 16, 1500)
-dense(big), big.exp()
-print("torch's own operations", "end" if ends(lambda: (dense(big), big.exp()), 3) else "hang")
-"""
-
-
-def gradients(layer: SparseConv1d, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """Output, and gradients of input and weights."""
-    x = x.clone().requires_grad_()
-    y = layer(x)
-    return (y.detach(), *torch.autograd.grad(y, (x, layer.values), grad))
-
-
-@pytest.mark.promise("P8")
-@pytest.mark.tool("os.fork after use", "works", "a forked child computes on one thread")
-def test_a_fork_after_the_kernels_ran_on_two_threads(capfd: pytest.CaptureFixture[str]) -> None:
-    """In a fresh process, because this one may have to fork and go on."""
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
-    environment.pop("OMP_NUM_THREADS", None)
-    run = subprocess.run(
-        [sys.executable, "-c", FORK], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("torch's own operations")
