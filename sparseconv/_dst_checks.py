@@ -51,9 +51,23 @@ def check_layers(
                 )
 
 
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer whose state is not of single weights."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise NotImplementedError(
+            "LBFGS keeps a history of all parameters at once, which cannot follow a change of "
+            "pattern; use SGD, Adam or another elementwise optimizer, or grow='static'"
+        )
+
+
 def check_state(name: str, values: Tensor, state: Mapping[str, object]) -> None:
     """Refuse state of the optimizer that is not elementwise."""
     for key, tensor in state.items():
+        if isinstance(tensor, (list, tuple, dict)):
+            raise NotImplementedError(
+                f"the optimizer's {key!r} of layer {name!r} is a {type(tensor).__name__}, which "
+                "cannot follow a change of pattern; use an elementwise optimizer, or grow='static'"
+            )
         if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape != values.shape:
             raise ValueError(
                 f"the optimizer's {key!r} of layer {name!r} must have shape "

@@ -43,9 +43,17 @@ class GradientWatch:
         output.register_hook(add)  # type: ignore[no-untyped-call]
 
 
+def gradient_dtype(layer: SparseConv1d) -> torch.dtype:
+    """In which a layer's dense gradient is computed."""
+    return torch.float64 if layer.values.dtype == torch.float64 else torch.float32
+
+
 @torch.no_grad()
 def _dense_wgrad(layer: SparseConv1d, input: Tensor, grad: Tensor) -> Tensor:
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    # Under autocast the two differ; and a half type would add up half numbers.
+    dtype = gradient_dtype(layer)
+    input, grad = input.to(dtype), grad.to(dtype)
     if input.dim() == 2:
         input, grad = input.unsqueeze(0), grad.unsqueeze(0)
     padded = F.pad(input, layer.resolved_padding, mode)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparseconv._dst_checks import check_layers, check_state, sparse_layers
-from sparseconv._gradient_watch import GradientWatch
+from sparseconv._dst_checks import check_layers, check_optimizer, check_state, sparse_layers
+from sparseconv._gradient_watch import GradientWatch, gradient_dtype
 from sparseconv._pattern_tag import checksum
 from sparseconv._ranks import Ranks
 from sparseconv._validation import integer, number
@@ -83,7 +83,7 @@ class DSTScheduler:
         ValueError: numbers out of range, no sparse layer, ``values`` that the optimizer does not
             hold, two layers with the same ``values``, bad regions, an average of another model.
         RuntimeError: ranks with other settings or patterns.
-        NotImplementedError: ``values`` that are sharded.
+        NotImplementedError: ``values`` that are sharded; an optimizer whose state cannot follow.
 
     Example:
         >>> import torch, sparseconv as sc
@@ -291,6 +291,8 @@ class DSTScheduler:
 
     def _check_layers(self) -> None:
         check_layers(self._layers, self._optimizer, self._averages)
+        if self.grow != "static":
+            check_optimizer(self._optimizer)
 
     def _seal(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
@@ -322,10 +324,10 @@ class DSTScheduler:
             return totals
         seen = self._ranks.gather([name for name, total in totals.items() if total is not None])
         for name in sorted(set().union(*seen)):
-            values, total = self._layers[name].values, totals[name]
+            layer, total = self._layers[name], totals[name]
             if total is None:  # this rank's batch did not use the layer
-                total = values.new_zeros(self._layers[name].pattern.shape)
-            totals[name] = self._ranks.sum(total.to(values.dtype, copy=True))
+                total = layer.values.new_zeros(layer.pattern.shape, dtype=gradient_dtype(layer))
+            totals[name] = self._ranks.sum(total.clone())  # a failed update is tried again
         return totals
 
     def _plan_layer(self, name: str, fraction: float, dense_grad: Tensor | None) -> _Change | None:

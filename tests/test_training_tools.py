@@ -1,0 +1,281 @@
+"""Training tools of torch.
+
+Optimizers, schedules, scaling, clipping and accumulation, over changes of the pattern.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from dst_runs import (
+    OPTIMIZERS,
+    batches,
+    same,
+    snapshot,
+    sparse_layers,
+    spread,
+    train_step,
+    two_layers,
+)
+from torch import Tensor, nn
+from torch.optim import lr_scheduler as schedules
+
+from sparseconv import DSTScheduler, SparseConv1d
+
+MORE: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    **OPTIMIZERS,
+    "Adam fused": lambda p: torch.optim.Adam(p, 1e-2, fused=True),
+    "Adam foreach": lambda p: torch.optim.Adam(p, 1e-2, foreach=True),
+    "AdamW capturable": lambda p: torch.optim.AdamW(p, 1e-2, amsgrad=True),
+    "Adamax": lambda p: torch.optim.Adamax(p, 1e-2),
+    "RAdam": lambda p: torch.optim.RAdam(p, 1e-2),
+    "ASGD": lambda p: torch.optim.ASGD(p, 1e-2),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, 1e-2),
+    "SGD fused": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, fused=True),
+    "Adagrad fused": lambda p: torch.optim.Adagrad(p, 1e-2, fused=True),
+}
+
+
+@pytest.mark.tool(
+    "torch.optim (every elementwise optimizer)", "works", "its state follows a weight"
+)
+@pytest.mark.parametrize("name", MORE)
+def test_the_state_of_every_optimizer_follows(name: str) -> None:
+    model = two_layers()
+    optimizer = MORE[name](model.parameters())
+    dst = DSTScheduler(model, optimizer, update_every=4, end_step=40)
+    data, followed = batches(), 0
+    for _ in range(12):
+        train_step(model, optimizer, next(data))
+        olds = [
+            ({k: spread(t, x.pattern) for k, t in optimizer.state[x.values].items()
+              if isinstance(t, Tensor) and t.shape == x.values.shape}, x.values.detach().clone())
+            for x in sparse_layers(model)
+        ]  # fmt: skip
+        if not dst.step():
+            continue
+        for layer, (old, values) in zip(sparse_layers(model), olds, strict=True):
+            kept = layer.values != 0
+            assert int(kept.sum()) < len(values)
+            for key, tensor in old.items():
+                now = optimizer.state[layer.values][key]
+                assert now[kept].equal(tensor[layer.pattern.positions()[kept]]), key
+                assert not now[~kept].any(), key
+                followed += 1
+    assert dst.updates == 3
+    assert bool(followed) == (name != "SGD")
+    train_step(model, optimizer, next(data))
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.tool("LBFGS with DSTScheduler", "refuses", "its history is of all parameters at once")
+def test_lbfgs_trains_fixed_patterns_and_refuses_to_follow() -> None:
+    model = two_layers()
+    optimizer = torch.optim.LBFGS(model.parameters(), 0.1, max_iter=4)
+    x = next(batches())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure).item()
+    assert optimizer.step(closure).item() < first
+    settings = {"update_every": 1, "end_step": 9}
+    assert not DSTScheduler(model, optimizer, **settings, grow="static").step()
+    before = snapshot(model, optimizer)
+    for grow in ("random", "gradient"):
+        with pytest.raises(NotImplementedError, match=r"LBFGS .*elementwise optimizer"):
+            DSTScheduler(model, optimizer, **settings, grow=grow)
+    assert same(snapshot(model, optimizer), before)
+
+
+def test_state_that_is_no_tensor_for_each_weight_is_refused() -> None:
+    model = two_layers()
+    optimizer = torch.optim.Adam(model.parameters())
+    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9)
+    train_step(model, optimizer, next(batches()))
+    optimizer.state[model[2].values]["history"] = [torch.zeros(36)]
+    before = snapshot(model, optimizer, dst)
+    with pytest.raises(NotImplementedError, match="'history' of layer '2' is a list"):
+        dst.step()
+    assert same(snapshot(model, optimizer, dst), before)
+
+
+@pytest.mark.tool("Muon", "refuses", "it takes matrices only; give it the other parameters")
+def test_muon_refuses_the_values_itself() -> None:
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch without Muon")
+    with pytest.raises(ValueError, match="2D"):
+        torch.optim.Muon(two_layers().parameters())
+
+
+@pytest.mark.tool("SparseAdam", "refuses", "it takes torch.sparse gradients; use Adam")
+def test_sparse_adam_refuses_dense_gradients() -> None:
+    model = two_layers()
+    with pytest.raises(RuntimeError, match="does not support dense gradients"):
+        train_step(model, torch.optim.SparseAdam(model.parameters()), next(batches()))
+
+
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "LambdaLR": lambda o: schedules.LambdaLR(o, lambda i: 0.9**i),
+    "MultiplicativeLR": lambda o: schedules.MultiplicativeLR(o, lambda i: 0.95),
+    "StepLR": lambda o: schedules.StepLR(o, 2),
+    "MultiStepLR": lambda o: schedules.MultiStepLR(o, [2, 5]),
+    "ConstantLR": lambda o: schedules.ConstantLR(o),
+    "LinearLR": lambda o: schedules.LinearLR(o),
+    "ExponentialLR": lambda o: schedules.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o: schedules.PolynomialLR(o, 9),
+    "CosineAnnealingLR": lambda o: schedules.CosineAnnealingLR(o, 9),
+    "CosineAnnealingWarmRestarts": lambda o: schedules.CosineAnnealingWarmRestarts(o, 3),
+    "CyclicLR": lambda o: schedules.CyclicLR(o, 1e-3, 1e-2, cycle_momentum=False),
+    "OneCycleLR": lambda o: schedules.OneCycleLR(o, 1e-2, total_steps=20),
+    "ReduceLROnPlateau": lambda o: schedules.ReduceLROnPlateau(o, patience=1),
+    "SequentialLR": lambda o: schedules.SequentialLR(
+        o, [schedules.ConstantLR(o), schedules.ExponentialLR(o, 0.9)], [3]
+    ),
+    "ChainedScheduler": lambda o: schedules.ChainedScheduler(
+        [schedules.ConstantLR(o), schedules.ExponentialLR(o, 0.9)]
+    ),
+}
+
+
+def test_every_schedule_of_torch_is_tried() -> None:
+    names = {name for name in schedules.__all__ if name not in ("LRScheduler", "SWALR")}
+    assert names == set(SCHEDULES)
+
+
+@pytest.mark.tool("torch.optim.lr_scheduler (all)", "works")
+@pytest.mark.parametrize("name", [*SCHEDULES, "SWALR"])
+def test_learning_rates_go_their_way_over_updates(name: str) -> None:
+    """The rates are those of the same run without updates, and a restored run goes on alike."""
+    make = SCHEDULES.get(name, lambda o: torch.optim.swa_utils.SWALR(o, 1e-3))
+
+    def fresh(seed: int, grow: str) -> Any:
+        model = two_layers(seed=seed)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        dst = DSTScheduler(model, optimizer, update_every=2, end_step=20, grow=grow)
+        return model, optimizer, dst, make(optimizer)
+
+    def train(run: Any, data: list[Tensor]) -> list[float]:
+        model, optimizer, dst, schedule = run
+        rates = []
+        for x in data:
+            train_step(model, optimizer, x)
+            dst.step()
+            schedule.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+            rates.append(optimizer.param_groups[0]["lr"])
+        return rates
+
+    data = [x for x, _ in zip(batches(), range(10), strict=False)]
+    static, moving = fresh(0, "static"), fresh(0, "random")
+    rates = train(moving, data[:5])
+    resumed = fresh(1, "random")
+    for part, other in zip(resumed, moving, strict=True):
+        part.load_state_dict(copy.deepcopy(other.state_dict()))
+    rates += train(moving, data[5:])
+    assert rates == train(static, data)
+    assert rates[5:] == train(resumed, data[5:])
+    assert moving[2].updates == 5
+    assert same(*([p.state_dict() for p in run[:3]] for run in (moving, resumed)))
+
+
+@pytest.mark.tool("gradient accumulation", "works")
+@pytest.mark.tool("clip_grad_norm_, clip_grad_value_", "works")
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_accumulated_and_clipped_gradients(grow: str) -> None:
+    """Three small batches train like one that holds them all."""
+    runs = []
+    for parts in (1, 3):
+        model = two_layers(torch.float64)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        dst = DSTScheduler(model, optimizer, update_every=2, end_step=20, grow=grow)
+        norms, data = [], batches(torch.float64)
+        for _ in range(8):
+            optimizer.zero_grad()
+            for x in next(data).chunk(parts):
+                (model(x).square().mean() / parts).backward()
+            norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.05)))
+            optimizer.step()
+            dst.step()
+        assert max(norms) > 0.05  # it did clip
+        assert dst.updates == 4
+        runs.append((norms, model, dst))
+    (norms, one, _), (others, three, _) = runs
+    torch.testing.assert_close(norms, others)
+    for a, b in zip(sparse_layers(one), sparse_layers(three), strict=True):
+        assert a.pattern == b.pattern
+        torch.testing.assert_close(a.values, b.values)
+    nn.utils.clip_grad_value_(one.parameters(), 1e-9)
+    assert max(float(p.grad.abs().max()) for p in one.parameters()) <= 1e-9
+
+
+@pytest.mark.tool("torch.autocast and GradScaler", "works", "float32 weights, half computation")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_mixed_precision(dtype: torch.dtype, grow: str) -> None:
+    model = two_layers()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    dst = DSTScheduler(model, optimizer, update_every=3, end_step=99, grow=grow)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
+    x, losses = next(batches()), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype):
+            y = model(x)
+            assert y.dtype == dtype
+            loss = y.float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 10)
+        scaler.step(optimizer)
+        scaler.update()
+        dst.step()
+        losses.append(loss.item())
+    assert dst.updates == 10
+    assert losses[-1] < losses[0] / 2
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+
+
+def test_a_step_that_the_scaler_skips() -> None:
+    """Growth ranks gradients that are not finite first: whoever skips a step skips dst.step()."""
+    layer = SparseConv1d(2, 3, 5)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    dst = DSTScheduler(layer, optimizer, update_every=1, end_step=9, grow="gradient")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = layer.state_dict()
+    scaler.scale(layer(torch.full((1, 2, 9), 1e20)).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert same(layer.state_dict(), before)
+    assert scaler.get_scale() < 2.0**127
+    assert dst.step_count == 0
+    optimizer.zero_grad()
+    layer(torch.randn(1, 2, 9)).sum().backward()
+    optimizer.step()
+    assert dst.step()
+
+
+@pytest.mark.tool("parameter groups, frozen layers", "works")
+def test_groups_and_frozen_layers() -> None:
+    model = two_layers()
+    model[0].requires_grad_(False)
+    groups = [
+        {"params": [x.values for x in sparse_layers(model)], "weight_decay": 0.1},
+        {"params": [x.bias for x in sparse_layers(model)], "lr": 1e-3},
+    ]
+    optimizer = torch.optim.AdamW(groups, 1e-2)
+    dst = DSTScheduler(model, optimizer, update_every=2, end_step=9)
+    frozen = model[0].values.detach().clone()
+    for x, _ in zip(batches(), range(3), strict=False):
+        train_step(model, optimizer, x)
+        if dst.step_count == 0:
+            assert model[0].values.equal(frozen)
+        dst.step()
+    assert dst.updates == 1
+    assert model[0].values.grad is None
