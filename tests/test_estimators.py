@@ -1,0 +1,147 @@
+"""scikit-learn and aeon.
+
+DSNClassifier where these libraries put an estimator.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("aeon", reason="aeon is not installed")
+
+from aeon.classification import DummyClassifier
+from aeon.datasets import load_classification
+from aeon.pipeline import make_pipeline
+from aeon.testing.estimator_checking import check_estimator
+from aeon.transformations.collection import Normalizer
+from sklearn.base import clone
+from sklearn.ensemble import VotingClassifier
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    RandomizedSearchCV,
+    StratifiedKFold,
+    cross_val_predict,
+    cross_val_score,
+    cross_validate,
+)
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from sparseconv import DSNClassifier
+
+SMALL: dict[str, Any] = {"nf": 4, "kernel_size": 9, "depth": 2, "epochs": 12, "lr": 1e-2}
+
+
+def data(n: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    y = np.arange(n) % 2
+    X = np.sin(np.outer(1 + 2 * y, np.linspace(0, 12, 30))) + 0.1 * generator.normal(size=(n, 30))
+    return X[:, None], np.array(["slow", "fast"])[y]
+
+
+def classifier(**options: Any) -> DSNClassifier:
+    return DSNClassifier(**SMALL, random_state=0, **options)
+
+
+@pytest.mark.tool("aeon: check_estimator", "works", "all of its checks")
+def test_check_estimator() -> None:
+    results = check_estimator(DSNClassifier, raise_exceptions=True, verbose=False)
+    assert len(results) > 15
+    assert set(results.values()) == {"PASSED"}
+
+
+@pytest.mark.tool("scikit-learn: clone, get_params, set_params, pickle", "works")
+def test_clone_and_parameters() -> None:
+    X, y = data()
+    fitted = classifier().fit(X, y)
+    twin = clone(fitted)
+    assert twin.get_params() == fitted.get_params()
+    assert not hasattr(twin, "model_")
+    assert np.array_equal(twin.fit(X, y).predict_proba(X), fitted.predict_proba(X))
+    for copied in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
+        assert np.array_equal(copied.predict_proba(X), fitted.predict_proba(X))
+    assert twin.set_params(nf=3, epochs=1).fit(X, y).model_ is not fitted.model_
+
+
+@pytest.mark.tool("scikit-learn: cross_val_score, cross_validate, cross_val_predict", "works")
+def test_cross_validation() -> None:
+    X, y = data()
+    folds = StratifiedKFold(3)
+    scores = cross_val_score(classifier(), X, y, cv=folds)
+    assert scores.shape == (3,)
+    assert scores.mean() > 0.8
+    again = cross_validate(classifier(), X, y, cv=folds, scoring=["accuracy", "neg_log_loss"])
+    assert np.array_equal(again["test_accuracy"], scores)  # a seed fixes everything
+    proba = cross_val_predict(classifier(), X, y, cv=folds, method="predict_proba")
+    assert np.allclose(proba.sum(1), 1)
+
+
+@pytest.mark.tool("scikit-learn: GridSearchCV, RandomizedSearchCV", "works")
+def test_searches() -> None:
+    X, y = data()
+    grid = {"sparsity": [0.5, 0.9], "grow": ["random", "gradient"]}
+    search = GridSearchCV(classifier(), grid, cv=2).fit(X, y)
+    assert len(search.cv_results_["params"]) == 4
+    assert accuracy_score(y, search.predict(X)) > 0.8
+    found = RandomizedSearchCV(classifier(), grid, n_iter=2, cv=2, random_state=0).fit(X, y)
+    assert found.best_estimator_.get_params()["nf"] == 4
+
+
+@pytest.mark.tool("scikit-learn: Pipeline, VotingClassifier", "works")
+def test_pipelines_of_scikit_learn() -> None:
+    X, y = data()
+    steps = [("scale", FunctionTransformer(lambda a: a / np.abs(a).max())), ("dsn", classifier())]
+    pipeline = Pipeline(steps).fit(X, y)
+    assert pipeline.score(X, y) > 0.8
+    search = GridSearchCV(pipeline, {"dsn__epochs": [1, 12]}, cv=2).fit(X, y)
+    assert set(search.best_params_) == {"dsn__epochs"}
+    members = [("a", classifier()), ("b", classifier(sparsity=0.5))]
+    assert VotingClassifier(members, voting="soft").fit(X, y).score(X, y) > 0.8
+
+
+@pytest.mark.tool("aeon: make_pipeline", "works", "with aeon's transformers before it")
+def test_pipelines_of_aeon() -> None:
+    X, y = data()
+    pipeline = make_pipeline(Normalizer(), classifier())
+    assert accuracy_score(y, pipeline.fit(X * 50 + 3, y).predict(X * 50 + 3)) > 0.8
+    assert cross_val_score(pipeline, X, y, cv=2).mean() > 0.7
+
+
+@pytest.mark.tool("aeon: bundled data sets", "works")
+def test_a_bundled_data_set() -> None:
+    X, y = load_classification("ItalyPowerDemand", split="train")
+    small = DSNClassifier(nf=6, kernel_size=9, depth=2, epochs=15, lr=3e-3, random_state=0)
+    assert small.fit(X, y).score(X, y) > 0.85
+
+
+@pytest.mark.tool("aeon.visualisation: critical difference diagram", "works")
+@pytest.mark.filterwarnings("ignore")
+def test_critical_difference_diagram(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    matplotlib.use("Agg")
+    from aeon.visualisation import plot_critical_difference
+
+    X, y = data(48)
+    estimators = [classifier(), classifier(sparsity=0.5), DummyClassifier()]
+    halves = [(slice(0, 24), slice(24, 48)), (slice(24, 48), slice(0, 24))]
+    scores = np.array(
+        [
+            [
+                accuracy_score(y[test], clone(e).fit(X[train] + noise, y[train]).predict(X[test]))
+                for e in estimators
+            ]
+            for train, test in halves
+            for noise in (0.0, 0.1, 0.2)
+        ]
+    )
+    figure, axes = plot_critical_difference(scores, ["DSN 80 %", "DSN 50 %", "dummy"])
+    figure.savefig(tmp_path / "ranks.png")
+    assert {"DSN 80 %", "DSN 50 %", "dummy"} <= {text.get_text() for text in axes.texts}
+    assert (scores[:, 0] > scores[:, 2]).all()

@@ -1,0 +1,123 @@
+"""PyTorch Lightning.
+
+A LightningModule with sparse layers, trained by Trainer.fit; patterns move, checkpoints keep them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dst_runs import sparse_layers, two_layers
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sparseconv import DSTScheduler
+
+lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, grow: str = "random", every: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        self.network, self.grow, self.every = two_layers(seed=seed), grow, every
+        self.losses: list[float] = []
+
+    def training_step(self, x: Tensor, _: int) -> Tensor:
+        loss = self.network(x).square().mean()
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), 1e-2)
+        self.dst = DSTScheduler(
+            self.network, optimizer, update_every=self.every, end_step=99, grow=self.grow
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+        }
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.dst.step()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dst"] = self.dst.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.restored = checkpoint["dst"]
+
+    def on_train_start(self) -> None:
+        if hasattr(self, "restored"):
+            self.dst.load_state_dict(self.restored)
+
+
+def data() -> DataLoader[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(list(torch.randn(18, 2, 20, generator=generator)), batch_size=3)
+
+
+def trainer(folder: Path, epochs: int, **options: Any) -> Any:
+    return lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **options,
+    )
+
+
+@pytest.mark.tool("PyTorch Lightning: Trainer.fit", "works", "DSTScheduler in on_train_batch_end")
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_fit_and_resume(grow: str, tmp_path: Path) -> None:
+    through = Module(grow)
+    trainer(tmp_path, 4, gradient_clip_val=0.5).fit(through, data())
+    assert through.losses[-1] < through.losses[0] / 2
+    assert through.dst.updates == 6
+    path, begun = tmp_path / "half.ckpt", trainer(tmp_path, 2, gradient_clip_val=0.5)
+    begun.fit(Module(grow), data())
+    begun.save_checkpoint(path)
+    second = Module(grow, seed=9)
+    trainer(tmp_path, 4, gradient_clip_val=0.5).fit(second, data(), ckpt_path=path)
+    for one, other in zip(sparse_layers(second), sparse_layers(through), strict=True):
+        assert one.pattern == other.pattern
+        assert one.values.equal(other.values)
+    assert second.losses == through.losses[12:]
+
+
+@pytest.mark.tool("PyTorch Lightning: bf16-mixed precision", "works")
+def test_mixed_precision(tmp_path: Path) -> None:
+    module = Module("gradient")
+    trainer(tmp_path, 3, precision="bf16-mixed").fit(module, data())
+    assert module.dst.updates == 4
+    assert module.losses[-1] < module.losses[0] / 2
+    assert module.network[0].values.dtype == torch.float32
+
+
+@pytest.mark.tool(
+    "PyTorch Lightning: WeightAveraging callbacks",
+    "refuses",
+    "once the pattern has changed; fixed patterns average",
+)
+def test_weight_averaging(tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    def train(grow: str) -> None:
+        module = Module(grow)
+        trainer(tmp_path, 2, callbacks=[EMAWeightAveraging(decay=0.5)]).fit(module, data())
+        assert module.network(torch.zeros(1, 2, 20)).isfinite().all()
+
+    train("static")
+    with pytest.raises(RuntimeError, match=r"overwritten.*DSTScheduler\(averages="):
+        train("random")
