@@ -52,7 +52,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "sparseconv/pruning.py": (*DST, "test_modules.py", "test_dsn.py"),
     "sparseconv/dst.py": (*DST, "test_training.py", "test_checkpoint.py"),
     "sparseconv/_bilinear.py": (*LAYERS, *OPS, "test_dst_gradient.py"),
-    "sparseconv/functional.py": (*LAYERS, *OPS, "test_dsn.py"),
+    "sparseconv/functional.py": ("test_functional.py", *LAYERS, *OPS, "test_dsn.py"),
     "sparseconv/_state_dict.py": (*LAYERS, "test_inference_changes.py"),
     "sparseconv/checkpoint.py": ("test_checkpoint.py", "test_training.py"),
 }  # fmt: skip

@@ -161,6 +161,7 @@ def with_regions(regions: Any) -> nn.Module:
         ({"seed": "a"}, TypeError, "seed must be an int, but got 'a'"),
         ({"seed": None}, TypeError, "seed must be an int, but got None"),
         ({"seed": 2**64}, ValueError, r"seed must lie in \[-2\*\*63, 2\*\*64\)"),
+        ({"seed": -(2**63) - 1}, ValueError, r"seed must lie in \[-2\*\*63, 2\*\*64\)"),
         ({"model": with_regions(((0, 4), (0, 5)))}, TypeError, "sequence of Region"),
         ({"model": with_regions(None)}, TypeError, "sequence of Region.* but got None"),
         ({"model": with_regions((Region((0, 4), (0, 2.5)),))}, TypeError, "sequence of Region"),

@@ -129,6 +129,11 @@ def test_lengths(op: str, count_cases: Any) -> None:
         return lambda: call(op, **changes)
 
     too_small, too_wide = "Kernel size can't be greater", "Padding size should be at most"
+    if op == "fprop":  # too long for any memory, but for views like this one
+        for length in (2**62, 2**62 + 1):
+            x, values = torch.empty(1).expand(1, 1, length), torch.randn(1, 1)
+            with pytest.raises(ValueError, match="of shape" if length == 2**62 else "least one"):
+                call(op, input=x, values=values, shape=[1, 1, 1])
     refusals: list[tuple[Callable[[], Any], str]] = [
         (with_length(2, 0, 0), too_small),
         (with_length(1, 1, 0), too_small),

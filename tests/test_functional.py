@@ -1,0 +1,173 @@
+"""sparse_conv1d refuses what F.conv1d refuses, in its words, on both sides of every limit."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sparseconv as sc
+from sparseconv.functional import ArgumentError, Geometry
+
+PATTERN = sc.KernelCSR.from_mask(torch.tensor([[[1, 0, 1], [0, 1, 1]], [[1, 1, 1], [1, 0, 0]]]) > 0)
+BACKENDS = ("cpp", "reference")
+X, VALUES, BIAS = torch.randn(3, 2, 9), torch.randn(PATTERN.nnz), torch.randn(2)
+
+
+def dense(values: Tensor) -> Tensor:
+    weight = values.new_zeros(PATTERN.shape)
+    weight[PATTERN.to_mask()] = values
+    return weight
+
+
+def convolve(backend: str, **changes: Any) -> Tensor:
+    arguments = {"input": X, "values": VALUES, "pattern": PATTERN, "bias": BIAS} | changes
+    return sc.sparse_conv1d(**arguments, backend=backend)
+
+
+AS_CONV1D = [
+    {"input": torch.randn(3, 3, 9)},
+    {"input": torch.randn(3, 1, 9)},
+    {"input": torch.randn(3, 9)},
+    {"input": torch.randn(3, 2, 2)},
+    {"input": torch.randn(3, 2, 1), "padding": 0},
+    {"input": torch.randn(3, 4, 9)},
+    {"bias": torch.randn(3)},
+    {"bias": torch.randn(1)},
+    {"bias": torch.randn(1, 2)},
+    {"groups": 2},
+    {"dilation": 4, "input": torch.randn(1, 2, 8)},
+]
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("changes", AS_CONV1D, ids=range(len(AS_CONV1D)))
+def test_refuses_what_conv1d_refuses(changes: dict[str, Any], backend: str) -> None:
+    theirs = {"input": X, "bias": BIAS} | changes
+    with pytest.raises(RuntimeError) as expected:
+        F.conv1d(weight=dense(VALUES), **theirs)
+    with pytest.raises(ArgumentError) as error:
+        convolve(backend, **changes)
+    said, wanted = str(error.value), str(expected.value)
+    numbers = set(re.findall(r"\d+", wanted))
+    assert said[:24] == wanted[:24]
+    assert numbers <= set(re.findall(r"\d+", said)) or "bias" in wanted
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"input": [1.0]}, TypeError, "input must be a Tensor, but got list"),
+        ({"values": 1.0}, TypeError, "values must be a Tensor, but got float"),
+        ({"values": None}, TypeError, "values must be a Tensor, but got NoneType"),
+        ({"bias": 0.5}, TypeError, "bias must be a Tensor, but got float"),
+        ({"pattern": PATTERN.to_mask()}, TypeError, "pattern must be a KernelCSR, but got Tensor"),
+        ({"values": VALUES.double()}, TypeError, "values type .*float64.* should be the same"),
+        ({"bias": BIAS.double()}, TypeError, "bias type .*float64.* should be the same"),
+        ({"input": X.double()}, TypeError, "Input type .*float64.* values type .*float32"),
+        ({"values": VALUES.to("meta")}, ValueError, "same device.*cpu and values on meta"),
+        ({"bias": BIAS.to("meta")}, ValueError, "same device.*cpu and bias on meta"),
+        ({"input": torch.randn(2, 0)}, ValueError, r"Expected 2D .*\[2, 0\]"),
+        ({"input": torch.randn(3, 2, 0), "padding": 5}, ValueError, r"Expected 2D .*\[3, 2, 0\]"),
+        ({"input": torch.randn(2)}, ValueError, r"Expected 2D .*\[2\]"),
+        ({"input": torch.randn(1, 3, 2, 9)}, ValueError, r"Expected 2D .*\[1, 3, 2, 9\]"),
+        ({"values": VALUES[:-1]}, ValueError, r"values must have shape \(8,\).*\[7\]"),
+        ({"values": VALUES[None]}, ValueError, r"values must have shape \(8,\).*\[1, 8\]"),
+        ({"stride": 0}, ValueError, "non-positive stride .* expected >= 1, got 0"),
+        ({"dilation": 0}, ValueError, "non-positive dilation .* expected >= 1, got 0"),
+        ({"groups": 0}, ValueError, "non-positive groups .* expected >= 1, got 0"),
+        ({"groups": 3}, ValueError, "out_channels must be divisible by groups: 2 % 3"),
+        ({"padding": -1}, ValueError, "negative padding .* expected >= 0, got -1"),
+        ({"padding": (0, -1)}, ValueError, "negative padding .* expected >= 0, got -1"),
+        ({"padding": (-1, 0)}, ValueError, "negative padding .* expected >= 0, got -1"),
+        ({"padding": (1, 1, 1)}, TypeError, "padding must be an int or a tuple of one int"),
+        ({"stride": (1, 1)}, TypeError, "stride must be an int or a tuple of one int"),
+        ({"padding": "SAME"}, ValueError, "Invalid padding string 'SAME'"),
+        ({"padding": "same", "stride": 2}, ValueError, "'same' is not supported for strided"),
+        ({"padding_mode": "wrap"}, ValueError, "padding_mode must be one of .*'wrap'"),
+        ({"padding": 2**31}, ValueError, r"must be below 2\*\*31, but got padding"),
+        ({"padding": (0, 2**31)}, ValueError, r"must be below 2\*\*31, but got padding"),
+        ({"stride": 2**29}, ValueError, r"must be below 2\*\*31.* stride 536870912 with 4 kernels"),
+    ],
+)
+def test_refuses(
+    changes: dict[str, Any], error: type[Exception], message: str, backend: str
+) -> None:
+    with pytest.raises(error, match=message):
+        convolve(backend, **changes)
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_refuses_dtypes(dtype: torch.dtype, backend: str) -> None:
+    tensors = {"input": X.to(dtype), "values": VALUES.to(dtype), "bias": BIAS.to(dtype)}
+    with pytest.raises(TypeError, match=r"input must have one of the dtypes .*float16.* but got"):
+        convolve(backend, **tensors)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_good_argument(backend: str, count_cases: Any) -> None:
+    for length, changes, pad in (
+        (3, {}, (0, 0)),
+        (9, {"dilation": 4}, (0, 0)),
+        (2, {"padding": (1, 0)}, (1, 0)),
+        (2, {"padding": (0, 1)}, (0, 1)),
+        (1, {"padding": "same"}, (1, 1)),
+        (4, {"padding": "same", "dilation": 3}, (3, 3)),
+        (9, {"padding": "valid", "stride": 2}, (0, 0)),
+        (9, {"padding": (2,), "stride": 2}, (2, 2)),
+        (9, {"padding": [2]}, (2, 2)),
+    ):
+        x = torch.randn(2, 2, length)
+        options = {k: v for k, v in changes.items() if k != "padding"}
+        theirs = F.conv1d(F.pad(x, pad), dense(VALUES), BIAS, **options)
+        torch.testing.assert_close(convolve(backend, input=x, **changes), theirs)
+        count_cases(1)
+    tuples = {"stride": (2,), "dilation": [2], "groups": (1,)}
+    theirs = F.conv1d(X, dense(VALUES), BIAS, 2, 0, 2)
+    torch.testing.assert_close(convolve(backend, **tuples), theirs)
+    for mode, room in (("circular", 4), ("reflect", 3)):
+        x = torch.randn(2, 2, 4)
+        for padding in ((room, 0), (0, room), (room, room)):
+            theirs = F.conv1d(F.pad(x, padding, mode), dense(VALUES), BIAS)
+            ours = convolve(backend, input=x, padding=padding, padding_mode=mode)
+            torch.testing.assert_close(ours, theirs)
+            wider = tuple(n + (n == room) for n in padding)
+            with pytest.raises(ValueError, match=rf"less than or equal to {room} for .*'{mode}'"):
+                convolve(backend, input=x, padding=wider, padding_mode=mode)
+            count_cases(2)
+
+
+def test_an_odd_total_of_same_goes_to_the_right() -> None:
+    shape = (1, 1, 4)
+    for dilation, expected in ((1, (1, 2)), (2, (3, 3)), (3, (4, 5))):
+        assert Geometry.of(shape, 1, "same", dilation, 1, "zeros").padding == expected
+
+
+def test_the_largest_sizes_of_a_geometry() -> None:
+    assert Geometry.of((1, 1, 1), 2**31 - 1, (2**31 - 1, 0), 1, 1, "zeros").stride == 2**31 - 1
+    assert Geometry.of((2, 2, 1), 2**29 - 1, 0, 1, 1, "zeros").stride == 2**29 - 1
+    geometry = Geometry.of((1, 1, 3), 2, (1, 2), 3, 1, "zeros")
+    assert [geometry.output_length(n) for n in (4, 5, 6, 7)] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_a_batch_or_a_bias_and_with_relu(backend: str) -> None:
+    want = F.conv1d(X, dense(VALUES), BIAS)
+    torch.testing.assert_close(convolve(backend), want)
+    torch.testing.assert_close(convolve(backend, input=X[0]), want[0])
+    torch.testing.assert_close(convolve(backend, input=X[:0]), want[:0])
+    torch.testing.assert_close(convolve(backend, bias=None), F.conv1d(X, dense(VALUES)))
+    torch.testing.assert_close(convolve(backend, relu=True), want.relu())
+    assert (want < 0).any()
+    with torch.inference_mode():
+        torch.testing.assert_close(convolve(backend, relu=True), want.relu())
+        torch.testing.assert_close(convolve(backend, input=X[0]), want[0])
