@@ -227,6 +227,16 @@ def test_owns_its_arrays():
         _ = pattern.col_indices
 
 
+@pytest.mark.promise("P5")
+def test_validate_sees_what_a_change_behind_its_back_broke():
+    for name, value in (("col_indices", 3), ("crow_indices", 9)):
+        pattern = KernelCSR.full((2, 1, 3))
+        pattern.validate()
+        getattr(pattern, name).numpy()[1] = value
+        with pytest.raises(ValueError, match=r"col_indices|crow_indices|row"):
+            pattern.validate()
+
+
 def test_made_in_inference_mode_and_under_another_default_device():
     with torch.inference_mode(), torch.device("meta"):
         pattern = KernelCSR.random((4, 2, 3), 10)
