@@ -169,15 +169,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = about()
     with tempfile.TemporaryDirectory(prefix="sparseconv-mutants-") as temporary:
         folder = arguments.folder or Path(temporary)
-        tree = Tree(ROOT, folder, FILES, facts.pop("compiler"), isa=arguments.isa)
-        chosen = sample(tree.root, arguments.files, arguments.count, arguments.seed)
+        compiler = facts.pop("compiler")
         facts |= {"command": "make mutants", "seed": arguments.seed, "drawn": arguments.count}
         try:
+            tree = Tree(ROOT, folder, FILES, compiler, isa=arguments.isa)
             print("compiling, and running all tests once", flush=True)
             tree.prepare()
         except MutantsError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        chosen = sample(tree.root, arguments.files, arguments.count, arguments.seed)
         content = campaign(
             tree.root, chosen, tree.judge, arguments.results, facts, retry=arguments.retry
         )
