@@ -9,8 +9,9 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 SUITE := benchmarks/results/reliability/suite.json
+CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1) --evidence benchmarks/results/reliability
 
-.PHONY: demo test install-matrix reliability mutants bench bench-check docs lint format clean
+.PHONY: demo test fuzz crash install-matrix reliability mutants bench bench-check docs lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -29,6 +30,13 @@ mutants: $(VENV)/.built  ## change the code in 400 small places, one at a time: 
 install-matrix: $(VENV)/.built  ## build and run with several Pythons, torches and (emulated) processors
 	$(PY) -m pytest --campaign --evidence benchmarks/results/reliability/install.json \
 	    tests/test_packaging.py tests/test_install_matrix.py
+
+fuzz: $(VENV)/.built  ## P1 to P6 with 200 000 random cases: an hour on a quiet core (SHARE=0.1: a tenth)
+	$(CAMPAIGN)/fuzz.json tests/test_kernels.py tests/test_sanitizers.py tests/test_guard_pages.py \
+	    tests/test_wrong_arguments.py tests/test_mutations.py tests/test_ops.py tests/test_fused_ops.py
+
+crash: $(VENV)/.built  ## P9: kill training 200 times, fill its disk, damage its files (SHARE as for fuzz)
+	$(CAMPAIGN)/crash.json tests/test_crash.py tests/test_full_disk.py tests/test_checkpoint.py
 
 bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour) and the README
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json --html benchmarks/results/bench.html

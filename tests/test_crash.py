@@ -20,7 +20,6 @@ from torch import Tensor
 from sparseconv import checkpoint
 from sparseconv.training import CHECKPOINT_NAME
 
-KILLS = 5
 EPOCHS = 40
 
 CHILD = f"""
@@ -106,14 +105,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
     return digest(out), (time.monotonic() - begin) / (EPOCHS - 1)
 
 
-def kill_and_resume(out: Path, instants: random.Random, epoch_seconds: float) -> list[int]:
+def kill_and_resume(
+    out: Path, kills: int, instants: random.Random, epoch_seconds: float
+) -> list[int]:
     """Kill the run again and again, at random instants of random epochs.
 
-    Returns the number of epochs in the checkpoint after each kill; fewer than KILLS of them if the
-    run came to its end before a kill.
+    Returns the number of epochs in the checkpoint after each kill; fewer than ``kills`` of them if
+    the run came to its end before a kill.
     """
     saved: list[int] = []
-    for epoch in sorted(instants.sample(range(EPOCHS - 5), KILLS)):
+    for epoch in sorted(instants.sample(range(EPOCHS - 5), kills)):
         child = start(out)
         wait_for_epoch(child, epoch)
         time.sleep(instants.uniform(0, 2 * epoch_seconds))
@@ -128,23 +129,28 @@ def kill_and_resume(out: Path, instants: random.Random, epoch_seconds: float) ->
     return saved
 
 
-def test_killed_at_five_random_instants(
-    undisturbed: tuple[str, float], tmp_path: Path, count_cases: Callable[[int], None]
+@pytest.mark.promise("P9")
+def test_killed_at_random_instants(
+    undisturbed: tuple[str, float],
+    tmp_path: Path,
+    campaign: Callable[[int, int], int],
+    count_cases: Callable[[int], None],
 ) -> None:
+    """Five kills of each run; each run is finished, and compared with one that nobody killed."""
     expected, epoch_seconds = undisturbed
-    instants, out = random.Random(0), tmp_path
-    # On a busy machine a run may end before its kill comes: begin again, at other instants.
-    for _ in range(20):
-        if len(kill_and_resume(out, instants, epoch_seconds)) == KILLS:
-            break
-        out = out / "again"
-    else:
-        pytest.fail(f"no run of 20 could be killed {KILLS} times")
-    finish(out)
-    assert digest(out) == expected
-    count_cases(KILLS)
+    instants, killed, kills, runs = random.Random(0), 0, campaign(5, 200), 0
+    while killed < kills:
+        runs += 1
+        assert runs <= 2 * kills, f"only {killed} of {runs} runs could be killed"
+        out = tmp_path / f"{runs}"
+        # On a busy machine a run may end before its kill comes: then there were fewer.
+        killed += len(kill_and_resume(out, 5, instants, epoch_seconds))
+        finish(out)
+        assert digest(out) == expected
+    count_cases(killed)
 
 
+@pytest.mark.promise("P9")
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(
     undisturbed: tuple[str, float], tmp_path: Path
 ) -> None:
