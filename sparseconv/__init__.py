@@ -9,6 +9,7 @@ from sparseconv import (
     models,
 )
 from sparseconv._backends import available_backends
+from sparseconv._tracing import when_imported
 from sparseconv._version import __version__
 from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d
@@ -36,6 +37,9 @@ __all__ = [
     "sparse_conv1d",
     "to_dense",
 ]
+
+# FlopCounterMode counts active weights. Its module imports Triton: only who uses it shall wait.
+when_imported("torch.utils.flop_counter", "sparseconv._flops")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
+import sys
 import warnings
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeVar
 
 import torch
 
-F = TypeVar("F", bound=Callable[..., Any])
+from sparseconv._tracing import constant_in_graphs
+
 BACKENDS = ("cpp", "cuda", "triton", "reference")
 _ON = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 _CPU = torch.device("cpu")
@@ -28,13 +29,6 @@ def _load_extension() -> tuple[ModuleType | None, str]:
         )
 
 
-def _constant(function: F) -> F:
-    # torch.compiler.assume_constant_result does just this, but importing it takes as long again as
-    # importing torch: it loads the whole compiler.
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
 extension, _missing_reason = _load_extension()
 if extension is None:
     # Once per process, and never an error: whoever wants silence may filter it.
@@ -45,7 +39,7 @@ if extension is None:
     )
 
 
-@_constant
+@constant_in_graphs
 def _preferred() -> str:
     # Every call of a layer asks, and os.environ takes a twentieth of a small one to answer.
     getenv = os.environ.get if extension is None else extension.getenv
@@ -83,7 +77,7 @@ def _interpreted() -> bool:
     return module is not None and bool(module.INTERPRETED)
 
 
-@_constant
+@constant_in_graphs
 def _why_not(name: str, device_type: str) -> str | None:
     """Say why a backend cannot compute on this type of device; None if it can."""
     reason = _missing(name)
@@ -104,6 +98,9 @@ def _state(name: str) -> str:
     """What ``available_backends`` says of one."""
     if name == "reference":
         return "available"
+    no_gpu = "no GPU: torch sees no CUDA device"
+    if name == "triton" and not torch.cuda.is_available() and _waits_for_gpu():
+        return no_gpu
     if (reason := _missing(name)) is not None:
         return reason
     if name == "cpp" and extension is not None:
@@ -115,7 +112,16 @@ def _state(name: str) -> str:
         return "available (CPU, interpreted: slow, for tests)"
     if torch.cuda.is_available():
         return f"available ({torch.cuda.get_device_name()})"
-    return "no GPU: torch sees no CUDA device"
+    return no_gpu
+
+
+def _waits_for_gpu() -> bool:
+    """Whether Triton is installed, but nobody has needed it yet: importing it takes 0.3 s."""
+    return (
+        "sparseconv.triton" not in sys.modules
+        and not os.environ.get("TRITON_INTERPRET")
+        and importlib.util.find_spec("triton") is not None
+    )
 
 
 def available_backends() -> dict[str, str]:

@@ -7,16 +7,77 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-Product = Callable[..., Tensor]
+Operation = Callable[..., Tensor]
+Gradients = Callable[..., tuple[Tensor | None, ...]]
 
 
 class Bilinear(NamedTuple):
     """What ``bilinear`` makes; the gradients of each are made of the two others."""
 
-    fprop: type[_Product]
-    dgrad: type[_Product]
-    wgrad: type[_Product]
+    fprop: type[Product]
+    dgrad: type[Product]
+    wgrad: type[Product]
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, or torch differentiates in forward mode."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+class _Rest:
+    """The arguments that are no tensors: torch.func would look into a tuple for some."""
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.args = args
+
+
+class Differentiable(torch.autograd.Function):
+    """A function in two forms: the usual one, and one for ``torch.func`` and forward mode.
+
+    Subclasses write ``forward`` and ``backward``: that is called in the least time, and is all
+    that torch.compile knows. ``transformable`` is made of it, ``keep`` and ``tangent``.
+    """
+
+    tensors = 2  # how many arguments are tensors, or None; they come first
+    transformable: type[torch.autograd.Function]
+
+    @staticmethod
+    def compute(*args: Any) -> Tensor:
+        """The result, of what ``forward`` takes after its context."""
+        raise NotImplementedError
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Save what ``backward`` and ``tangent`` need."""
+        raise NotImplementedError
+
+    @staticmethod
+    def tangent(ctx: Any, *tangents: Any) -> Tensor:
+        """The derivative in the direction of ``tangents``."""
+        raise NotImplementedError
+
+    def __init_subclass__(cls) -> None:
+        class Transformable(torch.autograd.Function):
+            generate_vmap_rule = True
+            jvp = staticmethod(cls.tangent)
+
+            @staticmethod
+            def forward(*args: Any) -> Tensor:
+                *tensors, rest = args
+                return cls.compute(*tensors, *rest.args)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+                *tensors, rest = inputs
+                cls.keep(ctx, (*tensors, *rest.args), output)
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+                return (*cls.backward(ctx, *grads)[: cls.tensors], None)
+
+        cls.transformable = Transformable
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
@@ -25,32 +86,56 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
     return result
 
 
-class _Product(torch.autograd.Function):
-    product: Product
+def differentiable(function: type[Differentiable], *args: Any) -> Tensor:
+    """The result, in the form that is fit for what goes on around it.
 
-    @classmethod
-    def run(cls, *args: Any) -> Tensor:
-        """The product; while no graph is made of a backward pass, without the wrapping."""
-        return apply(cls, *args) if torch.is_grad_enabled() else cls.product(*args)
+    While nobody differentiates, it is only computed.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        if is_transformed():
+            raise NotImplementedError(
+                "torch.compile with fullgraph=True cannot compile a sparse convolution inside of "
+                "torch.func (vmap, grad, jvp, ...) or forward-mode differentiation; leave "
+                "fullgraph=True out, or apply the transform to the module that is not compiled"
+            )
+        return apply(function, *args)
+    if is_transformed():
+        tensors, rest = args[: function.tensors], args[function.tensors :]
+        return apply(function.transformable, *tensors, _Rest(rest))
+    # A trace holds the op alone: it can be saved, and has no derivative.
+    if torch.is_grad_enabled() and not torch._C._is_tracing():
+        return apply(function, *args)
+    return function.compute(*args)
+
+
+class Product(Differentiable):
+    """One of three."""
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        a, b, *context = inputs
+        ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
+        ctx.context = context
 
 
 def gradients(
     ctx: Any,
-    first: type[_Product],
+    first: type[Product],
     first_args: tuple[Tensor, Tensor],
-    second: type[_Product],
+    second: type[Product],
     second_args: tuple[Tensor, Tensor],
 ) -> tuple[Tensor | None, ...]:
     """Those of the two tensors that need one, and none of the context."""
     need_first, need_second, *_ = ctx.needs_input_grad
     return (
-        first.run(*first_args, *ctx.context) if need_first else None,
-        second.run(*second_args, *ctx.context) if need_second else None,
+        differentiable(first, *first_args, *ctx.context) if need_first else None,
+        differentiable(second, *second_args, *ctx.context) if need_second else None,
         *(None,) * len(ctx.context),
     )
 
 
-def bilinear(fprop: Product, dgrad: Product, wgrad: Product) -> Bilinear:
+def bilinear(fprop: Operation, dgrad: Operation, wgrad: Operation) -> Bilinear:
     """Make an operation ``y = fprop(x, w, *context)`` differentiable.
 
     Args:
@@ -59,56 +144,52 @@ def bilinear(fprop: Product, dgrad: Product, wgrad: Product) -> Bilinear:
         wgrad: ``(grad, x, *context)`` to the gradient of ``w``.
 
     Returns:
-        The three as functions to ``apply``.
+        The three as functions for ``differentiable``.
 
     Example:
         >>> outer = bilinear(torch.outer, torch.mv, lambda grad, x: grad.t() @ x)
         >>> x, w = torch.ones(2, requires_grad=True), torch.ones(3)
-        >>> apply(outer.fprop, x, w).sum().backward()
+        >>> differentiable(outer.fprop, x, w).sum().backward()
         >>> x.grad
         tensor([3., 3.])
     """
 
-    class Fprop(_Product):
-        product = staticmethod(fprop)
+    def product(name: str, operation: Operation, derivative: Gradients) -> type[Product]:
+        class Made(Product):
+            compute = staticmethod(operation)
+            backward = staticmethod(derivative)
 
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, w: Tensor, *context: Any) -> Tensor:
-            ctx.save_for_backward(x, w)
-            ctx.context = context
-            return fprop(x, w, *context)
+            @staticmethod
+            def forward(ctx: Any, a: Tensor, b: Tensor, *context: Any) -> Tensor:
+                ctx.save_for_backward(a, b)
+                ctx.context = context
+                return operation(a, b, *context)
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            (grad,), (x, w) = grads, ctx.saved_tensors
-            return gradients(ctx, Dgrad, (grad, w), Wgrad, (grad, x))
+            @staticmethod
+            def tangent(ctx: Any, da: Tensor, db: Tensor, *_: None) -> Tensor:
+                a, b = ctx.saved_tensors
+                return differentiable(Made, da, b, *ctx.context) + differentiable(
+                    Made, a, db, *ctx.context
+                )
 
-    class Dgrad(_Product):
-        product = staticmethod(dgrad)
+        Made._backward_cls.__name__ = f"{name}Backward"  # what a tensor's grad_fn shows
+        return Made
 
-        @staticmethod
-        def forward(ctx: Any, grad: Tensor, w: Tensor, *context: Any) -> Tensor:
-            ctx.save_for_backward(grad, w)
-            ctx.context = context
-            return dgrad(grad, w, *context)
+    def of_fprop(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        return gradients(ctx, made.dgrad, (grad, w), made.wgrad, (grad, x))
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            (gradgrad,), (grad, w) = grads, ctx.saved_tensors
-            return gradients(ctx, Fprop, (gradgrad, w), Wgrad, (grad, gradgrad))
+    def of_dgrad(ctx: Any, gradgrad: Tensor) -> tuple[Tensor | None, ...]:
+        grad, w = ctx.saved_tensors
+        return gradients(ctx, made.fprop, (gradgrad, w), made.wgrad, (grad, gradgrad))
 
-    class Wgrad(_Product):
-        product = staticmethod(wgrad)
+    def of_wgrad(ctx: Any, gradgrad: Tensor) -> tuple[Tensor | None, ...]:
+        grad, x = ctx.saved_tensors
+        return gradients(ctx, made.fprop, (x, gradgrad), made.dgrad, (grad, gradgrad))
 
-        @staticmethod
-        def forward(ctx: Any, grad: Tensor, x: Tensor, *context: Any) -> Tensor:
-            ctx.save_for_backward(grad, x)
-            ctx.context = context
-            return wgrad(grad, x, *context)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            (gradgrad,), (grad, x) = grads, ctx.saved_tensors
-            return gradients(ctx, Fprop, (x, gradgrad), Dgrad, (grad, gradgrad))
-
-    return Bilinear(Fprop, Dgrad, Wgrad)
+    made = Bilinear(
+        product("Fprop", fprop, of_fprop),
+        product("Dgrad", dgrad, of_dgrad),
+        product("Wgrad", wgrad, of_wgrad),
+    )
+    return made

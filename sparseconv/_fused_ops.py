@@ -1,4 +1,4 @@
-"""The registered ops around the sparse convolutions: schemas, shapes, FLOP formulas.
+"""The registered ops around the sparse convolutions: schemas and shapes.
 
 Same rules as in ``_ops``: tensors and numbers only, and no op calls another.
 """
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from sparseconv._ops import GEOMETRY, output_length, register_fake
 
@@ -88,30 +87,3 @@ def _fake_average_bins(input: Tensor, bins: int) -> Tensor:
 @register_fake(_library, "average_bins_backward")
 def _fake_average_bins_backward(grad_output: Tensor, length: int) -> Tensor:
     return grad_output.new_empty((*grad_output.shape[:2], length))
-
-
-# A multiply-add is two operations, as for F.conv1d; torch counts no others.
-
-
-@register_flop_formula(torch.ops.sparseconv.fprop_conv1x1)
-def _flops_fprop_conv1x1(
-    input_shape: Any, values_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    weight_shape = args[-2]
-    macs = values_shape[0] + weight_shape[0] * weight_shape[1]
-    return int(2 * input_shape[0] * out_shape[2] * macs)
-
-
-@register_flop_formula(torch.ops.sparseconv.pointwise_fprop)
-def _flops_pointwise_fprop(input_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return int(2 * input_shape[0] * input_shape[2] * weight_shape[0] * weight_shape[1])
-
-
-@register_flop_formula(torch.ops.sparseconv.pointwise_dgrad)
-def _flops_pointwise_dgrad(grad_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return int(2 * grad_shape[0] * grad_shape[2] * weight_shape[0] * weight_shape[1])
-
-
-@register_flop_formula(torch.ops.sparseconv.pointwise_wgrad)
-def _flops_pointwise_wgrad(grad_shape: Any, input_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return int(2 * grad_shape[0] * grad_shape[2] * grad_shape[1] * input_shape[1])

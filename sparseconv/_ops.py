@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from sparseconv import _cuda_plans
 from sparseconv._backends import resolve_backend
@@ -32,7 +31,7 @@ _COMPUTATIONS = (
     "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
     f" int[] shape, {GEOMETRY}, bool relu=False) -> Tensor",
     "dgrad(Tensor grad_output, Tensor values, Tensor pointers, Tensor rows, Tensor index,"
-    f" int[] shape, int input_length, {GEOMETRY}) -> Tensor",
+    f" int[] shape, SymInt input_length, {GEOMETRY}) -> Tensor",
     "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor rows, int[] shape,"
     f" {GEOMETRY}) -> Tensor",
 )
@@ -78,55 +77,49 @@ class DgradPlan(NamedTuple):
     source: Tensor  # where each entry's weight stands in `values`
 
 
+def _cpu_fprop(pattern: KernelCSR, stride: int, dilation: int) -> Tensor:
+    rows: Tensor = torch.ops.sparseconv.plan_fprop(
+        pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation
+    )
+    return rows
+
+
+def _cpu_dgrad(pattern: KernelCSR, stride: int, dilation: int, groups: int) -> DgradPlan:
+    return DgradPlan(
+        *torch.ops.sparseconv.plan_dgrad(
+            pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation, groups
+        )
+    )
+
+
+def _cuda_fprop(pattern: KernelCSR, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows = _cuda_plans.fprop_rows(pattern, dilation)
+    return pattern.crow_indices.to(device), rows.to(device)
+
+
+def _cuda_dgrad(
+    pattern: KernelCSR, stride: int, dilation: int, groups: int, device: torch.device
+) -> DgradPlan:
+    plan = _cuda_plans.dgrad_plan(pattern, stride, dilation, groups)
+    return DgradPlan(*(tensor.to(device) for tensor in plan))
+
+
 def fprop_rows(pattern: KernelCSR, geometry: Geometry) -> Tensor:
-    stride, dilation = geometry.stride, geometry.dilation
-
-    def make(pattern: KernelCSR) -> Tensor:
-        rows: Tensor = torch.ops.sparseconv.plan_fprop(
-            pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation
-        )
-        return rows
-
-    return pattern.derived(("cpu fprop", stride, dilation), make)
-
-
-def _dgrad_plan(pattern: KernelCSR, geometry: Geometry) -> DgradPlan:
-    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
-
-    def make(pattern: KernelCSR) -> DgradPlan:
-        return DgradPlan(
-            *torch.ops.sparseconv.plan_dgrad(
-                pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation, groups
-            )
-        )
-
-    return pattern.derived(("cpu dgrad", stride, dilation, groups), make)
+    return pattern.derived(_cpu_fprop, geometry.stride, geometry.dilation)
 
 
 def _fprop_plan(pattern: KernelCSR, geometry: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
     """The pattern's pointers and the rows that its entries read, on the device of ``x``."""
     if not x.is_cuda:
         return pattern.crow_indices, fprop_rows(pattern, geometry)
-    dilation, device = geometry.dilation, x.device
-
-    def make(pattern: KernelCSR) -> tuple[Tensor, Tensor]:
-        rows = _cuda_plans.fprop_rows(pattern, dilation)
-        return pattern.crow_indices.to(device), rows.to(device)
-
-    return pattern.derived(("cuda fprop", dilation, device), make)
+    return pattern.derived(_cuda_fprop, geometry.dilation, x.device)
 
 
 def _dgrad_plan_for(pattern: KernelCSR, geometry: Geometry, grad: Tensor) -> DgradPlan:
-    if not grad.is_cuda:
-        return _dgrad_plan(pattern, geometry)
     stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
-    device = grad.device
-
-    def make(pattern: KernelCSR) -> DgradPlan:
-        plan = _cuda_plans.dgrad_plan(pattern, stride, dilation, groups)
-        return DgradPlan(*(tensor.to(device) for tensor in plan))
-
-    return pattern.derived(("cuda dgrad", stride, dilation, groups, device), make)
+    if not grad.is_cuda:
+        return pattern.derived(_cpu_dgrad, stride, dilation, groups)
+    return pattern.derived(_cuda_dgrad, stride, dilation, groups, grad.device)
 
 
 def fprop(
@@ -255,31 +248,26 @@ def _fake_wgrad(
     return input.new_empty(rows.shape)
 
 
-# A multiply-add is two operations; each active weight meets every output of its row once. Every
-# op knows the output of fprop or its gradient by shape, and nnz by that of the rows.
+# Under torch.vmap, one more dimension of series joins N; anything else is computed one by one.
 
 
-@register_flop_formula([torch.ops.sparseconv.fprop, torch.ops.sparseconv.triton_fprop])
-def _flops_fprop(
-    input_shape: Any,
-    values_shape: Any,
-    bias_shape: Any,
-    crow_shape: Any,
-    rows_shape: Any,
-    *args: Any,
-    out_shape: Any = None,
-    **kwargs: Any,
-) -> int:
-    return int(2 * input_shape[0] * out_shape[2] * values_shape[0])
+def _vmap(op: Any) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        batched = [i for i, dim in enumerate(in_dims) if isinstance(dim, int)]
+        if batched == [0] and op not in (_wgrad, _triton_wgrad):
+            series = args[0].movedim(in_dims[0], 0)
+            y: Tensor = op(series.flatten(0, 1), *args[1:])
+            return y.view(*series.shape[:2], *y.shape[1:]), 0
+        parts = [
+            [arg.select(in_dims[i], n) if i in batched else arg for i, arg in enumerate(args)]
+            for n in range(info.batch_size)
+        ]
+        return torch.stack([op(*part) for part in parts]), 0
+
+    return rule
 
 
-@register_flop_formula([torch.ops.sparseconv.dgrad, torch.ops.sparseconv.triton_dgrad])
-def _flops_dgrad(grad_shape: Any, values_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return int(2 * grad_shape[0] * grad_shape[2] * values_shape[0])
-
-
-@register_flop_formula([torch.ops.sparseconv.wgrad, torch.ops.sparseconv.triton_wgrad])
-def _flops_wgrad(
-    grad_shape: Any, input_shape: Any, crow_shape: Any, rows_shape: Any, *args: Any, **kwargs: Any
-) -> int:
-    return int(2 * grad_shape[0] * grad_shape[2] * rows_shape[0])
+_triton_wgrad = torch.ops.sparseconv.triton_wgrad.default
+for _name in ("fprop", "dgrad", "wgrad", "triton_fprop", "triton_dgrad", "triton_wgrad"):
+    _op = getattr(torch.ops.sparseconv, _name).default
+    torch.library.register_vmap(_op, _vmap(_op), lib=_library)

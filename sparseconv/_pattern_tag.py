@@ -28,23 +28,23 @@ def pattern_tag(pattern: KernelCSR, device: torch.device) -> Tensor:
     pattern's tag over this one, or averaging with it, makes some 0 here another number; averaging
     with an equal one leaves every 0 a 0 (but may change the others: integers are cut off).
     """
-    return pattern.derived("tag", _make).to(device, copy=True)
+    return pattern.derived(_tag).to(device, copy=True)
 
 
 def checksum(pattern: KernelCSR) -> int:
     """A number that two different patterns share once in 2**32 times, the same in any process."""
 
-    def make(pattern: KernelCSR) -> int:
-        arrays = (pattern.crow_indices.numpy(), pattern.col_indices.numpy())
-        return zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data))
-
-    return pattern.derived("checksum", make)
+    return pattern.derived(_checksum)
 
 
-def _make(pattern: KernelCSR) -> Tensor:
-    with torch.inference_mode(False):
-        bits = torch.tensor([checksum(pattern) >> i & 1 for i in range(32)], device="cpu")
-        return (torch.cat([bits, 1 - bits]) * _BIT).to(torch.int32)
+def _checksum(pattern: KernelCSR) -> int:
+    arrays = (pattern.crow_indices.numpy(), pattern.col_indices.numpy())
+    return zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data))
+
+
+def _tag(pattern: KernelCSR) -> Tensor:
+    bits = torch.tensor([checksum(pattern) >> i & 1 for i in range(32)], device="cpu")
+    return (torch.cat([bits, 1 - bits]) * _BIT).to(torch.int32)
 
 
 class TagCheck:
@@ -71,7 +71,7 @@ class TagCheck:
             return
         if type(tag) is not Tensor or tag.is_meta or is_functorch_wrapped_tensor(tag):
             return  # no content to look at
-        own = pattern.derived("tag", _make)
+        own = pattern.derived(_tag)
         if bool(tag.cpu()[own == 0].any()):
             raise RuntimeError(_MIXED)
         if not tag.is_inference():  # those do not count what is written

@@ -171,7 +171,7 @@ def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
             )
     own = optimizer.state_dict()["param_groups"]
     for here, there in zip(own, state["param_groups"], strict=True):
-        for key in here.keys() - {"lr"}:
+        for key in here.keys() - {"lr", "capturable"}:  # the latter goes by the device
             found = there.get(key, here[key])  # other releases of torch know other options
             if found != here[key]:
                 raise CheckpointError(

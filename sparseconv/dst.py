@@ -339,7 +339,8 @@ class DSTScheduler:
             raise RuntimeError(
                 f"grow='gradient' needs a forward and a backward pass through layer {name!r} "
                 f"between step() number {self.step_count} and {self.step_count + 1}, but there was "
-                "none; call loss.backward() and optimizer.step() before each step()"
+                "none; call loss.backward() and optimizer.step() before each step(), and leave out "
+                "torch.compile here, which does not show the layers' inputs and gradients"
             )
         pattern, source = prune_and_grow(
             layer.pattern,

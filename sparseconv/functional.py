@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseconv import _ops, reference
 from sparseconv._backends import resolve_backend
-from sparseconv._bilinear import apply, bilinear
+from sparseconv._bilinear import Differentiable, bilinear, differentiable
 from sparseconv._validation import integer
 from sparseconv.pattern import KernelCSR
 
@@ -197,11 +197,8 @@ def convolve(
     if name == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
         y = y.relu() if relu else y
-    elif not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-        # Nothing to differentiate, so nothing to record.
-        y = ops.fprop(x, values, bias, pattern, geometry, relu)
     else:
-        y = apply(_Fprop, x, values, bias, pattern, geometry, relu, ops)
+        y = differentiable(_Fprop, x, values, bias, pattern, geometry, relu, ops)
     return y if x is input else y.squeeze(0)
 
 
@@ -302,8 +299,30 @@ _CONV = bilinear(
 )
 
 
-class _Fprop(torch.autograd.Function):
+class _Fprop(Differentiable):
     """With a bias, and with ReLU."""
+
+    tensors = 3
+
+    @staticmethod
+    def compute(
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        pattern: KernelCSR,
+        geometry: Geometry,
+        relu: bool,
+        ops: ModuleType,
+    ) -> Tensor:
+        y: Tensor = ops.fprop(x, values, bias, pattern, geometry, relu)
+        return y
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, values, _, pattern, geometry, relu, ops = inputs
+        ctx.save_for_backward(x, values, output if relu else None)
+        ctx.save_for_forward(x, values, output if relu else None)
+        ctx.context = pattern, geometry, ops
 
     @staticmethod
     def forward(
@@ -318,7 +337,7 @@ class _Fprop(torch.autograd.Function):
     ) -> Tensor:
         y: Tensor = ops.fprop(x, values, bias, pattern, geometry, relu)
         ctx.save_for_backward(x, values, y if relu else None)
-        ctx.context = pattern, geometry, x.shape[2], ops
+        ctx.context = pattern, geometry, ops
         return y
 
     @staticmethod
@@ -327,19 +346,34 @@ class _Fprop(torch.autograd.Function):
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)  # where y > 0, as F.relu's
         need_x, need_values, need_bias, *_ = ctx.needs_input_grad
-        pattern, *_, ops = ctx.context
+        pattern, geometry, ops = ctx.context
+        # Read off the tensor: to a compiler a number kept in the context is always this number.
+        context = pattern, geometry, x.shape[2], ops
         return (
-            _CONV.dgrad.run(grad, values, *ctx.context) if need_x else None,
-            _CONV.wgrad.run(grad, x, *ctx.context) if need_values else None,
+            differentiable(_CONV.dgrad, grad, values, *context) if need_x else None,
+            differentiable(_CONV.wgrad, grad, x, *context) if need_values else None,
             _bias_gradient(grad, pattern, ops) if need_bias else None,
             *4 * (None,),
         )
+
+    @staticmethod
+    def tangent(ctx: Any, *tangents: Any) -> Tensor:
+        (dx, dvalues, dbias, *_), (x, values, y) = tangents, ctx.saved_tensors
+        pattern, geometry, ops = ctx.context
+        moved = differentiable(_CONV.fprop, dx, values, pattern, geometry, x.shape[2], ops)
+        turned = differentiable(_Fprop, x, dvalues, dbias, pattern, geometry, False, ops)
+        dy = moved + turned
+        return dy if y is None else torch.ops.aten.threshold_backward(dy, y, 0)
+
+
+def _bias_pattern(pattern: KernelCSR) -> KernelCSR:
+    return KernelCSR.full((pattern.shape[0], 1, 1))
 
 
 def _bias_gradient(grad: Tensor, pattern: KernelCSR, ops: ModuleType) -> Tensor:
     """The bias is the weight of a channel of ones; torch's own sum depends on the threads."""
     shape = (pattern.shape[0], 1, 1)
     ones = grad.new_ones(1).expand(grad.shape[0], 1, grad.shape[2])
-    full = pattern.derived("bias", lambda _: KernelCSR.full(shape))
+    full = pattern.derived(_bias_pattern)
     geometry = Geometry(shape, 1, (0, 0), 1, 1, "zeros")
-    return _CONV.wgrad.run(grad, ones, full, geometry, grad.shape[2], ops)
+    return differentiable(_CONV.wgrad, grad, ones, full, geometry, grad.shape[2], ops)

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from sparseconv import _fused_ops as _fused_ops  # registers the ops
 from sparseconv import _ops
 from sparseconv._backends import extension
-from sparseconv._bilinear import apply, bilinear
+from sparseconv._bilinear import apply, bilinear, differentiable
 from sparseconv.functional import Geometry, check
 from sparseconv.pattern import KernelCSR
 
@@ -82,10 +82,7 @@ def conv1x1(input: Tensor, weight: Tensor) -> Tensor:
     )
     if not fits:
         return F.conv1d(input, weight)
-    if torch.is_inference_mode_enabled():  # nothing to differentiate, so nothing to record
-        y: Tensor = torch.ops.sparseconv.pointwise_fprop(input, weight)
-        return y
-    return apply(_CONV1X1.fprop, input, weight)
+    return differentiable(_CONV1X1.fprop, input, weight)
 
 
 _CONV1X1 = bilinear(

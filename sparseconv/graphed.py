@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from sparseconv.modules import SparseConv1d
 from sparseconv.pattern import KernelCSR
 
-T = TypeVar("T")
 Outputs = tuple[Tensor, ...]
 
 WARM_UP = 3  # calls before a capture: kernels are loaded, gradients and moments allocated
@@ -25,18 +24,7 @@ class Slot(KernelCSR):
     graph may hold it.
     """
 
-    __slots__ = ("_makers",)
-
-    _makers: dict[Hashable, Callable[[KernelCSR], Any]]
-
-    def __init__(self, pattern: KernelCSR) -> None:
-        super().__init__(pattern.crow_indices, pattern.col_indices, pattern.shape)
-        object.__setattr__(self, "_makers", {})
-
-    def derived(self, key: Hashable, make: Callable[[KernelCSR], T]) -> T:
-        """Return what ``KernelCSR.derived`` does, and remember how it is made."""
-        self._makers.setdefault(key, make)
-        return super().derived(key, make)
+    __slots__ = ()
 
     def follow(self, pattern: KernelCSR) -> None:
         """Take the content of a pattern with the same shape and nnz, in place."""
@@ -44,8 +32,8 @@ class Slot(KernelCSR):
             own.copy_(new)
         object.__setattr__(self, "_versions", (self._crow._version, self._col._version))
         object.__setattr__(self, "_hash", None)
-        for key, held in self._derived.items():  # in the order in which they were made
-            _overwrite(held, self._makers[key](self))
+        for (make, args), held in self._derived.items():
+            _overwrite(held, make(self, *args))
 
 
 def _overwrite(held: Any, new: Any) -> None:
@@ -133,7 +121,7 @@ class GraphedStep:
             self._forget()
         if not self._slots:
             self._patterns = [layer.pattern for layer in self._layers]
-            self._slots = [Slot(pattern) for pattern in self._patterns]
+            self._slots = [Slot(p.crow_indices, p.col_indices, p.shape) for p in self._patterns]
         if self._calls[key] < WARM_UP:
             self._calls[key] += 1
             return self._aside(lambda: self._in_slots(inputs))

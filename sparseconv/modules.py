@@ -24,11 +24,9 @@ from sparseconv._state_dict import (
 from sparseconv._validation import integer, number
 from sparseconv.functional import (
     DTYPES,
-    PADDING_MODES,
     Geometry,
     Padding,
     convolve,
-    resolve_padding,
     single,
 )
 from sparseconv.pattern import KernelCSR, Region
@@ -116,20 +114,16 @@ class SparseConv1d(nn.Module):
         if not isinstance(padding, str):
             padding = tuple(padding) if isinstance(padding, list | tuple) else (padding,)
             padding = tuple(single("padding", samples, 0) for samples in padding)
-        self.padding = padding
-        resolve_padding(self.padding, self.kernel_size[0], self.dilation[0], self.stride[0])
-        if padding_mode not in PADDING_MODES:
-            raise ValueError(
-                f"padding_mode must be one of {set(PADDING_MODES)}, "
-                f"but got padding_mode={padding_mode!r}"
-            )
+        self.padding, self.padding_mode = padding, padding_mode
+        shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size[0])
+        settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        self._resolved = settings, Geometry.of(shape, *settings)
         if backend not in ("auto", *BACKENDS):
             raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, but got {backend!r}")
-        self.padding_mode, self.backend = padding_mode, backend
+        self.backend = backend
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in DTYPES:
             raise TypeError(f"dtype must be one of {DTYPES}, but got {dtype}")
-        shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size[0])
         if pattern is None:
             density = number("density", density)
             if not 0 <= density <= 1:
@@ -142,8 +136,6 @@ class SparseConv1d(nn.Module):
         offsets = torch.empty(shape[0], device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
         self._pattern, self._check_tag = pattern, TagCheck()
-        settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-        self._resolved = settings, Geometry.of(shape, *settings)
         self.reset_parameters()
 
     def reset_parameters(self, fan_in: str = "dense") -> None:
@@ -266,6 +258,7 @@ class SparseConv1d(nn.Module):
                 self.values.data = fresh
         if pattern != self._pattern:
             self.values.grad = None
+        pattern.prepare_like(self._pattern)
         self._pattern = pattern
         self.register_buffer("crow_indices", crow)
         self.register_buffer("col_indices", col)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from sparseconv._tracing import untraced
 from sparseconv._validation import (
     check_array,
     check_dense,
@@ -20,6 +21,10 @@ from sparseconv._validation import (
 )
 
 T = TypeVar("T")
+
+
+class _Names:
+    """Attributes: the compiler looks each up when it needs it, but copies a dict once and whole."""
 
 
 class Region(NamedTuple):
@@ -65,14 +70,26 @@ class KernelCSR:
         (tensor([0, 2, 2], dtype=torch.int32), tensor([0, 2], dtype=torch.int32))
     """
 
-    __slots__ = ("_col", "_crow", "_derived", "_hash", "_lock", "_shape", "_versions")
+    __slots__ = (
+        "_asked",
+        "_col",
+        "_crow",
+        "_derived",
+        "_hash",
+        "_lock",
+        "_named",
+        "_shape",
+        "_versions",
+    )
 
     _crow: Tensor
     _col: Tensor
     _shape: tuple[int, int, int]
     _versions: tuple[int, int]
     _hash: int | None
-    _derived: dict[Hashable, Any]
+    _derived: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], Any]
+    _named: _Names
+    _asked: dict[str, tuple[Callable[..., Any], tuple[Hashable, ...]]]
     _lock: threading.RLock
 
     def __init__(
@@ -93,6 +110,8 @@ class KernelCSR:
             ("_versions", (crow._version, col._version)),
             ("_hash", None),
             ("_derived", {}),
+            ("_named", _Names()),
+            ("_asked", {}),
             ("_lock", threading.RLock()),  # a plan may be made from another plan
         ):
             object.__setattr__(self, name, value)
@@ -271,24 +290,59 @@ class KernelCSR:
         """
         check_structure(self._crow, self._col, self._shape)
 
-    def derived(self, key: Hashable, make: Callable[[KernelCSR], T]) -> T:
-        """Return ``make(self)``, computed at the first call with this key and kept.
+    def derived(self, make: Callable[..., T], *args: Hashable) -> T:
+        """Return ``make(self, *args)``, computed at the first call with these and kept.
 
-        Plans for the kernels live here. They are neither compared nor pickled. Thread-safe.
+        Plans for the kernels live here. They are neither compared nor pickled. Thread-safe. Made
+        outside of whatever traces, transforms or fakes the call that asks first. Each ``make`` is
+        a function with a name of its own, and its arguments can be hashed.
 
         Example:
-            >>> pattern = KernelCSR.full((2, 1, 3))
-            >>> pattern.derived("nnz per kernel", lambda p: p.crow_indices.diff().tolist())
-            [3, 3]
+            >>> def taps_of(pattern, kernel):
+            ...     return pattern.crow_indices.diff()[kernel].item()
+            >>> KernelCSR.full((2, 1, 3)).derived(taps_of, 1)
+            3
         """
-        if key not in self._derived:
+        if torch.compiler.is_dynamo_compiling():
+            # The graph takes it as an input from its place in `_named`, made before it is looked
+            # up. So a new pattern brings its own.
+            from torch._dynamo.comptime import comptime
+
+            name = "_".join([make.__name__, *[str(arg) for arg in args]])
+            comptime(_derive_while_compiling)
+            return cast(T, getattr(self._named, name))
+        key = make, args
+        try:
+            made: T = self._derived[key]
+        except KeyError:
             with self._lock:
                 if key not in self._derived:
-                    self._derived[key] = make(self)
-        return cast(T, self._derived[key])
+                    with untraced():
+                        self._derived[key] = make(self, *args)
+                made = self._derived[key]
+        return made
+
+    def prepare_like(self, other: KernelCSR) -> None:
+        """Make all that compiled code takes from another pattern of this shape.
+
+        It finds it here, too, and is not compiled again for the new pattern.
+
+        Example:
+            >>> old, new = KernelCSR.full((1, 1, 3)), KernelCSR.random((1, 1, 3), 1)
+            >>> new.prepare_like(old)
+        """
+        for name, (make, args) in other._asked.items():
+            self._derive(name, make, args)
+            made = getattr(self._named, name)
+            if isinstance(made, KernelCSR):
+                made.prepare_like(getattr(other._named, name))
+
+    def _derive(self, name: str, make: Callable[..., Any], args: tuple[Hashable, ...]) -> None:
+        self._asked[name] = make, args
+        setattr(self._named, name, self.derived(make, *args))
 
     def _check_untouched(self) -> None:
-        if torch.compiler.is_compiling():  # a version counter is nothing to trace
+        if torch.compiler.is_dynamo_compiling():  # a version counter is nothing to trace
             return
         if (self._crow._version, self._col._version) != self._versions:
             raise RuntimeError(
@@ -329,3 +383,12 @@ class KernelCSR:
 
     def __reduce__(self) -> tuple[type[KernelCSR], tuple[Tensor, Tensor, tuple[int, int, int]]]:
         return KernelCSR, (self.crow_indices, self.col_indices, self._shape)
+
+
+def _derive_while_compiling(context: Any) -> None:
+    """Do what ``derived`` is asked for, with its real arguments: torch.compile runs this itself."""
+    pattern, make, args, name = (
+        context.get_local(local)._i_will_not_complain_if_bc_breaks_VariableTracker().realize()
+        for local in ("self", "make", "args", "name")
+    )
+    pattern.value._derive(name.as_python_constant(), make.get_function(), args.as_python_constant())

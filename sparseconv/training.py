@@ -329,8 +329,6 @@ class _Run:
             checkpoint.restore(self.model, content["best"]["model"])
             checkpoint.restore(self.model, content["state"])
             checkpoint.restore_adam(self.optimizer, content["optimizer"])
-            for group in self.optimizer.param_groups:  # it may have been written on another device
-                group["capturable"] = self.X.is_cuda
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(content["scheduler"])
             self.shuffle.set_state(content["rng"]["shuffle"])

@@ -139,13 +139,36 @@ assert conv.values.grad is not None
 
 @pytest.mark.promise("P10")
 def test_import_is_light() -> None:
+    """Nor does it take Triton, or the compiler's two seconds, to ask what there is."""
     code = """
 import sys, torch
-import torch.utils.flop_counter  # imports Triton itself, where it is installed
 before = set(sys.modules)
-import sparseconv
+import sparseconv as sc
+from sparseconv import machine
+sc.available_backends()
+machine.facts()
+sc.SparseConv1d(2, 3, 5)(torch.ones(1, 2, 9)).sum().backward()
 extras = {"aeon", "sklearn", "matplotlib", "jinja2", "triton", "tqdm", "sparseconv.triton"}
 extras |= {"torch._dynamo", "torch._inductor", "sympy", "scipy", "pandas", "numba"}  # seconds each
 print(sorted(extras & (set(sys.modules) - before)))
 """
     assert run_python(code) == "[]"
+
+
+@pytest.mark.parametrize("first", ["sparseconv", "torch.utils.flop_counter"])
+def test_flops_are_known_whoever_is_imported_first(first: str) -> None:
+    code = f"""
+import importlib, sys, torch
+finders = list(sys.meta_path)
+importlib.import_module({first!r})
+import sparseconv as sc
+from importlib.util import find_spec
+assert find_spec("torch.utils.flop_counter") is not None
+from torch.utils.flop_counter import FlopCounterMode
+assert sys.meta_path == finders
+layer = sc.SparseConv1d(2, 3, 5, pattern=sc.KernelCSR.random((3, 2, 5), 7))
+with FlopCounterMode(display=False) as counter:
+    layer(torch.ones(4, 2, 9))
+print(counter.get_total_flops())
+"""
+    assert run_python(code) == str(2 * 7 * 4 * 5)

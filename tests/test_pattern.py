@@ -196,13 +196,18 @@ def test_equality_and_hash():
     assert a != "pattern"
 
 
+def kernels(pattern: KernelCSR) -> list[int]:
+    return pattern.crow_indices.diff().tolist()
+
+
 def test_copies():
     pattern = case("random").make_pattern()
-    pattern.derived("plan", lambda p: [1])
+    plan = pattern.derived(kernels)
     loaded = pickle.loads(pickle.dumps(pattern))
     assert loaded == pattern
     assert hash(loaded) == hash(pattern)
-    assert loaded.derived("plan", lambda p: [2]) == [2], "plans are not pickled"
+    assert plan is pattern.derived(kernels)
+    assert plan is not loaded.derived(kernels), "plans are not pickled"
     assert copy.deepcopy(pattern) is pattern
     assert copy.copy(pattern) is pattern
 
@@ -255,17 +260,15 @@ def test_derived_is_made_once_by_many_threads():
     pattern, made, got = KernelCSR.full((2, 2, 2)), [], []
 
     def make(p: KernelCSR) -> object:
-        made.append(p.derived("inner", lambda q: q.nnz))  # one plan may be made from another
+        made.append(p.derived(kernels))  # one plan may be made from another
         time.sleep(0.01)
         return object()
 
-    threads = [
-        threading.Thread(target=lambda: got.append(pattern.derived("plan", make))) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: got.append(pattern.derived(make))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert made == [8]
+    assert made == [[2, 2, 2, 2]]
     assert len(set(map(id, got))) == 1
     assert len(got) == 8

@@ -44,53 +44,54 @@ def block_count(shape: tuple[int, int, int], nnz: int) -> int:
 
 
 def fprop(pattern: KernelCSR, geometry: Geometry, device: torch.device) -> Correlation:
-    dilation, groups = geometry.dilation, geometry.groups
+    return pattern.derived(_triton_fprop, geometry.dilation, geometry.groups, device)
 
-    def make(pattern: KernelCSR) -> Correlation:
-        _, channel, tap = _weights(pattern, groups)
-        bounds = pattern.crow_indices[:: pattern.shape[1]]
-        return Correlation(
-            _heaviest_first(bounds).to(device), _packed(channel, tap * dilation).to(device)
-        )
 
-    return pattern.derived(("triton fprop", dilation, groups, device), make)
+def _triton_fprop(
+    pattern: KernelCSR, dilation: int, groups: int, device: torch.device
+) -> Correlation:
+    _, channel, tap = _weights(pattern, groups)
+    bounds = pattern.crow_indices[:: pattern.shape[1]]
+    return Correlation(
+        _heaviest_first(bounds).to(device), _packed(channel, tap * dilation).to(device)
+    )
 
 
 def dgrad(pattern: KernelCSR, geometry: Geometry, device: torch.device) -> Transposed:
     stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
+    return pattern.derived(_triton_dgrad, stride, dilation, groups, device)
 
-    def make(pattern: KernelCSR) -> Transposed:
-        out_channel, channel, tap = _weights(pattern, groups)
-        row = channel * stride + tap * dilation % stride
-        order = row.argsort(stable=True)
-        rows = torch.arange(pattern.shape[1] * groups * stride + 1, device="cpu")
-        bounds = torch.searchsorted(row[order], rows)
-        entries = _packed(out_channel, -(tap * dilation // stride))[order]
-        return Transposed(
-            _heaviest_first(bounds).to(device),
-            entries.to(device),
-            order.to(device, torch.int32),
-        )
 
-    return pattern.derived(("triton dgrad", stride, dilation, groups, device), make)
+def _triton_dgrad(
+    pattern: KernelCSR, stride: int, dilation: int, groups: int, device: torch.device
+) -> Transposed:
+    out_channel, channel, tap = _weights(pattern, groups)
+    row = channel * stride + tap * dilation % stride
+    order = row.argsort(stable=True)
+    rows = torch.arange(pattern.shape[1] * groups * stride + 1, device="cpu")
+    bounds = torch.searchsorted(row[order], rows)
+    entries = _packed(out_channel, -(tap * dilation // stride))[order]
+    return Transposed(
+        _heaviest_first(bounds).to(device), entries.to(device), order.to(device, torch.int32)
+    )
 
 
 def wgrad(pattern: KernelCSR, device: torch.device) -> Tensor:
     """Return the blocks ``(blocks, 3)``: entries of one output channel that a program takes."""
+    return pattern.derived(_triton_wgrad, device)
 
-    def make(pattern: KernelCSR) -> Tensor:
-        size = block_size(pattern.shape)
-        bounds = pattern.crow_indices[:: pattern.shape[1]].long()
-        blocks = ((bounds.diff() + size - 1) // size).cumsum(0)
-        # Those too many are empty.
-        block = torch.arange(block_count(pattern.shape, pattern.nnz), device="cpu")
-        channel = torch.searchsorted(blocks, block, right=True).clamp(max=pattern.shape[0] - 1)
-        before = torch.where(channel > 0, blocks[channel - 1], 0)
-        begin = bounds[channel] + (block - before) * size
-        end = torch.minimum(begin + size, bounds[channel + 1])
-        return torch.stack((channel, begin, end), 1).to(device, torch.int32)
 
-    return pattern.derived(("triton wgrad", device), make)
+def _triton_wgrad(pattern: KernelCSR, device: torch.device) -> Tensor:
+    size = block_size(pattern.shape)
+    bounds = pattern.crow_indices[:: pattern.shape[1]].long()
+    blocks = ((bounds.diff() + size - 1) // size).cumsum(0)
+    # Those too many are empty.
+    block = torch.arange(block_count(pattern.shape, pattern.nnz), device="cpu")
+    channel = torch.searchsorted(blocks, block, right=True).clamp(max=pattern.shape[0] - 1)
+    before = torch.where(channel > 0, blocks[channel - 1], 0)
+    begin = bounds[channel] + (block - before) * size
+    end = torch.minimum(begin + size, bounds[channel + 1])
+    return torch.stack((channel, begin, end), 1).to(device, torch.int32)
 
 
 def _weights(pattern: KernelCSR, groups: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,13 @@
+// What an op does when autograd meets it alone, in a graph that was exported or traced. Gradients
+// are made around the ops, in sparseconv/functional.py: here there are none, and backward and
+// forward mode raise instead of being wrong.
+
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
+  for (const char* name : {"fprop", "dgrad", "wgrad", "fprop_conv1x1", "triton_fprop",
+                           "triton_dgrad", "triton_wgrad"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  }
+}

@@ -1,0 +1,75 @@
+"""How the library behaves while torch traces, transforms or fakes what runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import _disable_current_modes
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def constant_in_graphs(function: F) -> F:
+    """Do what ``torch.compiler.assume_constant_result`` does, and not import the compiler for it.
+
+    That would take 2 s, of everybody who imports this library.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Compute for real, with tensors that are good for every later use.
+
+    No torch.inference_mode, torch.func transform, FakeTensorMode, tracer or other mode that was
+    entered before sees what happens inside.
+    """
+    set_jit_tracer: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        stack.callback(set_jit_tracer, torch._C._get_tracing_state())
+        set_jit_tracer(None)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(temporarily_clear_interpreter_stack())
+        stack.enter_context(_disable_current_modes())
+        yield
+
+
+def when_imported(name: str, then: str) -> None:
+    """Import a second module as soon as somebody imports the first."""
+    if name in sys.modules:
+        importlib.import_module(then)
+    else:
+        sys.meta_path.insert(0, _Follower(name, then))
+
+
+class _Follower(MetaPathFinder):
+    def __init__(self, name: str, then: str) -> None:
+        self.name, self.then = name, then
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                sys.meta_path.remove(self)
+                importlib.import_module(self.then)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

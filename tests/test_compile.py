@@ -1,0 +1,267 @@
+"""torch.compile: one graph at the first call, for every pattern, with the bits of eager mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from layers import OPTIONS
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jacrev, jvp, vmap
+
+import sparseconv as sc
+
+pytestmark = pytest.mark.promise("P7")
+
+
+@pytest.fixture(autouse=True)
+def no_code_compiled_before() -> Iterator[None]:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(model: Callable[..., Any], backend: str = "aot_eager", **options: Any) -> Any:
+    """The model in one graph, and the number of graphs that it took."""
+    counter = CompileCounterWithBackend(backend)
+    return torch.compile(model, backend=counter, fullgraph=True, **options), counter
+
+
+def step(model: Callable[[Tensor], Tensor], x: Tensor, *leaves: Tensor) -> list[Tensor]:
+    """Output and gradients, of the input too."""
+    x = x.detach().requires_grad_()
+    y = model(x)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *leaves])]
+
+
+def assert_same_bits(got: list[Tensor], wanted: list[Tensor]) -> None:
+    for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        assert a.equal(b), f"tensor {i}"
+
+
+def redrawn(pattern: sc.KernelCSR, nnz: int | None = None) -> sc.KernelCSR:
+    """Another pattern of this shape."""
+    return sc.KernelCSR.random(pattern.shape, pattern.nnz if nnz is None else nnz)
+
+
+@pytest.mark.tool("torch.compile(fullgraph=True)", "works", "from the first call; bits of eager")
+def test_inductor_at_the_first_call(count_cases: Callable[[int], None]) -> None:
+    """Two convolutions and what is between them, never run before."""
+    model = nn.Sequential(
+        sc.SparseConv1d(3, 6, 5, **OPTIONS[2]), nn.ReLU(), sc.SparseConv1d(6, 4, 3, **OPTIONS[3])
+    )
+    x = torch.randn(2, 3, 20)
+    run, counter = compiled(model, "inductor")
+    got = step(run, x, *model.parameters())
+    assert_same_bits(got, step(model, x, *model.parameters()))
+    assert counter.frame_count == 1
+    count_cases(1)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option(options: dict[str, Any]) -> None:
+    layer = sc.SparseConv1d(4, 6, 5, density=0.3, **options)
+    x = torch.randn(2, 4, 20, dtype=layer.values.dtype)
+    run, counter = compiled(layer)
+    got = step(run, x, *layer.parameters())
+    assert_same_bits(got, step(layer, x, *layer.parameters()))
+    assert run(x[0]).equal(layer(x[0])), "without a batch dimension"
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert run(x).equal(layer(x))
+    assert_same_bits(step(run, x, *layer.parameters()), got)  # plans are no inference tensors
+    assert counter.frame_count == 4
+
+
+@pytest.mark.tool("torch.compile(dynamic shapes)", "works", "batch size and length; one graph")
+def test_dynamic_shapes(count_cases: Callable[[int], None]) -> None:
+    layer = sc.SparseConv1d(4, 6, 5, stride=2, padding=3, padding_mode="replicate")
+    run, counter = compiled(layer)
+    for n, length in [(2, 20), (3, 21), (7, 64), (16, 3), (2, 150)]:
+        x = torch.randn(n, 4, length)
+        for dim in (0, 2):
+            torch._dynamo.mark_dynamic(x, dim)  # raises if a size is taken for a constant
+        y = run(x)
+        assert y.equal(layer(x))
+        got = torch.autograd.grad(y.sum(), layer.parameters())
+        assert_same_bits([*got], [*torch.autograd.grad(layer(x).sum(), layer.parameters())])
+    assert counter.frame_count == 1
+    count_cases(5)
+
+
+@pytest.mark.tool("torch.compile, pattern changed", "works", "recompiles only for another nnz")
+def test_a_changed_pattern_is_seen() -> None:
+    """Never the old one; and as long as nnz stays, the graph is the same."""
+    layer, x = sc.SparseConv1d(4, 6, 5, density=0.3), torch.randn(2, 4, 20)
+    run, counter = compiled(layer)
+
+    def check() -> Tensor:
+        got = step(run, x, *layer.parameters())
+        assert_same_bits(got, step(layer, x, *layer.parameters()))
+        return got[0]
+
+    before = check()
+    for _ in range(3):
+        layer.set_pattern(redrawn(layer.pattern), layer.values.detach().clone())
+        after = check()
+        assert not after.equal(before), "the change can be seen at all"
+        before = after
+    other = sc.SparseConv1d(4, 6, 5, pattern=redrawn(layer.pattern))
+    layer.load_state_dict(other.state_dict())
+    check()
+    assert counter.frame_count == 1
+    layer.set_pattern(redrawn(layer.pattern, 50))
+    check()
+    layer.stride = (2,)  # a plan that no pattern had before
+    check()
+    assert counter.frame_count == 3
+
+
+@pytest.mark.tool(
+    "torch.compile and DSTScheduler",
+    "works",
+    "grow='gradient' needs the steps before an update uncompiled, and says so",
+)
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_dynamic_sparse_training(grow: str) -> None:
+    """The same weights and patterns as in eager mode, and no graph but the first."""
+
+    def train(compile_: bool, everywhere: bool = False) -> tuple[list[Tensor], Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            sc.SparseConv1d(2, 5, 7, padding=3), nn.ReLU(), sc.SparseConv1d(5, 3, 5, density=0.4)
+        )
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        dst = sc.DSTScheduler(model, optimizer, update_every=3, end_step=100, grow=grow)
+        run, counter = compiled(model) if compile_ else (model, None)
+        first = model[0].pattern
+        for i in range(1, 11):
+            optimizer.zero_grad()
+            watched = grow == "gradient" and i % 3 == 0 and not everywhere
+            (model if watched else run)(torch.randn(4, 2, 16)).square().mean().backward()
+            optimizer.step()
+            dst.step()
+        assert model[0].pattern != first
+        return [*model.state_dict().values()], counter
+
+    got, counter = train(True)
+    assert_same_bits(got, train(False)[0])
+    assert counter.frame_count == 1
+    if grow == "gradient":
+        torch._dynamo.reset()
+        with pytest.raises(RuntimeError, match=r"leave out torch\.compile"):
+            train(True, everywhere=True)
+
+
+def test_one_pattern_in_two_layers() -> None:
+    """Its plans for another stride are made while those for the first are in the graph."""
+    pattern = sc.KernelCSR.random((4, 4, 5), 30)
+    model = nn.Sequential(
+        sc.SparseConv1d(4, 4, 5, pattern=pattern), sc.SparseConv1d(4, 4, 5, 2, pattern=pattern)
+    )
+    x = torch.randn(2, 4, 30)
+    run, counter = compiled(model)
+    got = step(run, x, *model.parameters())
+    assert_same_bits(got, step(model, x, *model.parameters()))
+    assert counter.frame_count == 1
+
+
+def test_a_pattern_as_an_argument() -> None:
+    """Each new one is compiled anew: it has no plans, and the function knows no earlier one."""
+    x, bias = torch.randn(2, 3, 20), torch.randn(4)
+    function, counter = compiled(sc.sparse_conv1d)
+    for n in range(1, 4):
+        pattern, values = sc.KernelCSR.random((4, 3, 5), 20), torch.randn(20)
+        assert function(x, values, pattern, bias).equal(sc.sparse_conv1d(x, values, pattern, bias))
+        assert counter.frame_count == n
+
+
+def test_models() -> None:
+    """A whole network, and its copy for inference, which runs module by module."""
+    model = sc.models.DSN(2, 3, nf=3, kernel_size=9, depth=3)
+    x = torch.randn(4, 2, 24)
+    run, counter = compiled(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    got = step(run, x, *model.parameters())
+    model.load_state_dict(before)
+    assert_same_bits(got, step(model, x, *model.parameters()))
+    fast = sc.optimize_for_inference(model)
+    run_fast, counter_fast = compiled(fast)
+    with torch.no_grad():
+        assert run_fast(x).equal(model.eval()(x))
+    assert counter.frame_count == counter_fast.frame_count == 1
+
+
+def test_autocast() -> None:
+    layer, x = sc.SparseConv1d(4, 6, 5), torch.randn(2, 4, 20)
+    run, _ = compiled(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = run(x)
+        assert got.dtype == torch.bfloat16
+        assert got.equal(layer(x))
+
+
+def forward_mode(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(model(forward_ad.make_dual(x, x))).tangent
+
+
+@pytest.mark.tool(
+    "torch.compile of torch.func transforms",
+    "works",
+    "without fullgraph, and not compiled; fullgraph=True refuses",
+)
+@pytest.mark.parametrize("trained", [False, True])
+def test_transforms_inside_of_a_graph(trained: bool) -> None:
+    """An op has no derivative of its own: what the graph cannot hold runs outside of it."""
+    layer, x = sc.SparseConv1d(3, 4, 3, padding=1).requires_grad_(trained), torch.randn(2, 3, 8)
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return functional_call(layer, parameters, (x,)).square().sum()
+
+    functions: list[tuple[Callable[..., Any], Any]] = [
+        (lambda x: vmap(layer)(x), x[None]),
+        (lambda x: grad(lambda x: layer(x).square().sum())(x), x),
+        (lambda p: grad(loss)(p)["values"], parameters),
+        (lambda x: jacrev(layer)(x), x[0]),
+        (lambda x: jvp(layer, (x,), (x,))[1], x),
+    ]
+    for function, argument in functions:
+        with pytest.raises(RuntimeError, match=r"inside of torch\.func"):
+            compiled(function)[0](argument)
+        torch._dynamo.reset()
+        wanted = function(argument)
+        assert wanted.any()
+        assert torch.compile(function, backend="aot_eager")(argument).equal(wanted)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_forward_mode(trained: bool) -> None:
+    """A graph that was made without it is not taken for it."""
+    layer, x = sc.SparseConv1d(3, 4, 3, padding=1).requires_grad_(trained), torch.randn(2, 3, 8)
+    run, counter = compiled(layer)
+    run(x)
+    assert counter.frame_count == 1
+    with pytest.raises(RuntimeError, match="forward-mode"):
+        forward_mode(run, x)
+    torch._dynamo.reset()
+    run = torch.compile(layer, backend="aot_eager")
+    run(x)
+    assert forward_mode(run, x).equal(forward_mode(layer, x))
+
+
+def test_what_a_graph_leaves_to_torch() -> None:
+    """Two derivatives of a compiled function: refused for F.conv1d as well."""
+    layer, x = sc.SparseConv1d(3, 4, 3), torch.randn(2, 3, 8, requires_grad=True)
+    for model in (layer, layer.to_dense()):
+        y = compiled(model)[0](x).pow(3).sum()
+        (dx,) = torch.autograd.grad(y, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="double backward"):
+            torch.autograd.grad(F.relu(dx).sum(), x)
