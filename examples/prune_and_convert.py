@@ -1,0 +1,122 @@
+# %% [markdown]
+# # Prune and convert your CNN
+#
+# A dense CNN is trained on GunPoint and pruned with `torch.nn.utils.prune`, as you may have done
+# with a network of your own. `sc.convert` makes it sparse where that is measured to be faster; it
+# is then fine-tuned, deployed, and brought back to torch's own layers.
+#
+# Needs `pip install '.[tsc]'` for the data set. `SPARSECONV_QUICK=1` makes it a matter of seconds.
+
+# %%
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune
+
+import sparseconv as sc
+from sparseconv import datasets
+
+QUICK = bool(os.environ.get("SPARSECONV_QUICK"))
+EPOCHS = 2 if QUICK else 20
+CHANNELS = 8 if QUICK else 32
+
+data = datasets.load("GunPoint")
+X, X_test = torch.from_numpy(data.X_train), torch.from_numpy(data.X_test)
+y, y_test = torch.from_numpy(data.y_train), torch.from_numpy(data.y_test)
+
+# %% [markdown]
+# ## Your network
+# Plain torch. Layers may stand anywhere: in lists, dictionaries, other modules, or in two places.
+
+
+# %%
+def block(inputs: int, kernel_size: int) -> nn.Sequential:
+    conv = nn.Conv1d(inputs, CHANNELS, kernel_size, padding="same", bias=False)
+    return nn.Sequential(conv, nn.BatchNorm1d(CHANNELS), nn.ReLU())
+
+
+torch.manual_seed(0)
+model = nn.Sequential(
+    block(data.n_channels, 15),
+    block(CHANNELS, 31),
+    block(CHANNELS, 31),
+    nn.AdaptiveAvgPool1d(1),
+    nn.Flatten(),
+    nn.Linear(CHANNELS, len(data.classes)),
+)
+
+
+def train(model: nn.Module, epochs: int, *, pattern_updates: bool = False) -> None:
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    dst = None
+    if pattern_updates:
+        steps = epochs * -(-len(X) // 10)
+        dst = sc.DSTScheduler(model, optimizer, update_every=max(1, steps // 10), end_step=steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(X)).split(10):
+            optimizer.zero_grad()
+            F.cross_entropy(model(X[rows]), y[rows]).backward()
+            optimizer.step()
+            if dst is not None:
+                dst.step()
+
+
+def accuracy(model: nn.Module) -> float:
+    model.eval()
+    with torch.inference_mode():
+        return (model(X_test).argmax(1) == y_test).double().mean().item()
+
+
+train(model, EPOCHS)
+print(f"dense: test accuracy {accuracy(model):.3f}")
+
+# %% [markdown]
+# ## Prune it
+# 90 % of every convolution, the smallest weights. The network gets no faster: torch multiplies a
+# dense weight by a mask now.
+
+# %%
+for layer in model.modules():
+    if isinstance(layer, nn.Conv1d):
+        prune.l1_unstructured(layer, "weight", amount=0.9)
+print(f"pruned: test accuracy {accuracy(model):.3f}")
+
+# %% [markdown]
+# ## Convert it
+# The masks say which weights are active. The example input decides: give a batch as you will train
+# with, or `backward=False` and what you will serve. The report has a line for every convolution,
+# also for those that are better left dense. `model` itself stays as it is.
+
+# %%
+sparse, report = sc.convert(model.train(), example_input=X[:10], rounds=6 if QUICK else 30)
+print(report)
+if not any(layer.sparse for layer in report.layers):  # a busy machine, or a tiny network
+    sparse, report = sc.convert(model, max_density=0.2)
+difference = (sparse.eval()(X_test) - model.eval()(X_test)).abs().max().item()
+print(f"converted: test accuracy {accuracy(sparse):.3f}, outputs differ by {difference:.1e}")
+
+# %% [markdown]
+# ## Fine-tune it
+# The optimizer is built after the conversion, for it must hold the new parameters. A
+# `DSTScheduler` moves weights to better places; leave it out to keep the pattern of the pruning.
+
+# %%
+train(sparse, EPOCHS, pattern_updates=True)
+print(f"fine-tuned: test accuracy {accuracy(sparse):.3f}")
+
+# %% [markdown]
+# ## Deploy it
+# Fused for inference here; as torch's own layers for a tool that knows no others. Both compute what
+# the sparse network does.
+
+# %%
+fast, dense = sc.optimize_for_inference(sparse), sc.to_dense(sparse)
+print(f"fused: test accuracy {accuracy(fast):.3f}")
+print(f"dense again: test accuracy {accuracy(dense):.3f}")
+torch.save(sparse.state_dict(), "sparse.pt")
+torch.save(dense.state_dict(), "dense.pt")
+sizes = [os.path.getsize(name) / 1024 for name in ("sparse.pt", "dense.pt")]
+print("sparse.pt holds {:.0f} KiB, dense.pt {:.0f} KiB".format(*sizes))
