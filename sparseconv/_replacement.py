@@ -12,16 +12,21 @@ from torch.utils._pytree import tree_leaves
 
 from sparseconv._gradient_watch import GradientWatch
 from sparseconv._state_dict import current
+from sparseconv.modules import SparseConv1d
+from sparseconv.pattern import KernelCSR
 
-# What a layer holds for its weight alone, and what its class knows of itself.
-OF_CONV1D = frozenset(
-    {"weight", "weight_orig", "weight_mask", "parametrizations"}
-    | {"transposed", "output_padding", "_reversed_padding_repeated_twice"}
-)
-OF_SPARSE_CONV1D = frozenset(
-    {"values", "values_orig", "values_mask", "parametrizations", "crow_indices", "col_indices"}
-    | {"backend", "regions", "_pattern", "_resolved"}
-)
+
+def own_names(layer: nn.Conv1d | SparseConv1d) -> frozenset[str]:
+    """What a layer of this class holds for itself, but for its bias, however it is pruned."""
+    if isinstance(layer, SparseConv1d):
+        # On the meta device nothing is drawn, so torch's generator is left as it was.
+        pattern = KernelCSR.full((1, 1, 1))
+        plain: nn.Module = SparseConv1d(1, 1, 1, device="meta", pattern=pattern)
+        weight = "values"
+    else:
+        plain, weight = nn.Conv1d(1, 1, 1, device="meta"), "weight"
+    names = {*vars(plain), *plain._parameters, *plain._buffers} - {"bias"}
+    return frozenset(names | {weight, f"{weight}_orig", f"{weight}_mask", "parametrizations"})
 
 
 def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -50,14 +55,12 @@ def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                     yield leaf, f"{type(owner).__name__}.{name}"
 
 
-def carry_state(old: nn.Module, new: nn.Module, own: frozenset[str]) -> None:
+def carry_state(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
     """Move the bias, the same parameter object, and whatever somebody has added to the layer.
 
-    Args:
-        old: the predecessor.
-        new: already holds the weights, a bias if the old one has one, and the mode.
-        own: names of the old class's own things, which stay behind.
+    ``new`` already holds the weights, a bias if the old one has one, and the mode.
     """
+    own = own_names(old)
     if "bias" not in old._parameters and "bias_orig" in old._parameters:  # pruned, and stays so
         del new._parameters["bias"]
     for registry in ("_parameters", "_buffers", "_modules"):
@@ -68,8 +71,9 @@ def carry_state(old: nn.Module, new: nn.Module, own: frozenset[str]) -> None:
         vars(new)[name] = vars(old)[name]
 
 
-def carry_hooks(old: nn.Module, new: nn.Module, own: frozenset[str]) -> None:
+def carry_hooks(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
     """Move all hooks but those that belong to the weight; their handles go on to work."""
+    own = own_names(old)
 
     def belongs_to_the_weight(hook: Any) -> bool:
         if isinstance(hook, BasePruningMethod):

@@ -20,8 +20,6 @@ from sparseconv._convertible import (
     told_layers,
 )
 from sparseconv._replacement import (
-    OF_CONV1D,
-    OF_SPARSE_CONV1D,
     asks_for_gradients,
     carry_hooks,
     carry_state,
@@ -230,8 +228,8 @@ def _dense_twin(layer: SparseConv1d) -> nn.Module:
         layer.padding, layer.padding_mode = padding, mode
         whole = nn.Sequential(_PADDINGS[mode]((left, right)), conv).train(layer.training)
     conv.weight.requires_grad_(asks_for_gradients(layer, "values"))
-    carry_state(layer, conv, OF_SPARSE_CONV1D)
-    carry_hooks(layer, whole, OF_SPARSE_CONV1D)
+    carry_state(layer, conv)
+    carry_hooks(layer, whole)
     return whole
 
 
@@ -338,8 +336,9 @@ def _install(model: nn.Module, chosen: Sequence[Candidate]) -> nn.Module:
     for candidate in chosen:
         conv, sparse = modules[candidate.path], copy.deepcopy(candidate.sparse)
         assert sparse is not None
-        carry_state(conv, sparse, OF_CONV1D)
-        carry_hooks(conv, sparse, OF_CONV1D)
+        assert isinstance(conv, nn.Conv1d)
+        carry_state(conv, sparse)
+        carry_hooks(conv, sparse)
         successors[conv] = sparse
     return replace(model, successors)
 

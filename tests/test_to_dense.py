@@ -109,6 +109,17 @@ def test_values_that_are_computed_come_back_as_they_are_now() -> None:
     assert {name for name, _ in dense.named_parameters()} == {"weight", "bias"}
 
 
+def test_nothing_of_the_other_class_is_left() -> None:
+    sparse = SparseConv1d(2, 3, 5)
+    plain, dense = nn.Conv1d(2, 3, 5), sc.to_dense(sparse)
+    again = sc.convert(dense, layers=[""])[0]
+    for one, other in ((dense, plain), (again, sparse)):
+        assert vars(one).keys() == vars(other).keys()
+        assert one._buffers.keys() == other._buffers.keys()
+        assert one._parameters.keys() == other._parameters.keys()
+        assert one._non_persistent_buffers_set == other._non_persistent_buffers_set
+
+
 def test_a_scheduler_that_watches_gradients_stays_behind() -> None:
     layer = SparseConv1d(2, 3, 5)
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
