@@ -59,77 +59,72 @@ def run_on_own_disk(size: int, out: Path, then: str = ":") -> subprocess.Complet
     return done
 
 
-def epochs_in(out: Path) -> int:
-    return len(checkpoint.load(out / CHECKPOINT_NAME)["history"])
-
-
-@pytest.fixture
-def one_epoch(tmp_path: Path) -> Path:
-    """A folder with the checkpoint of a run that was killed after its first epochs."""
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The checkpoint of a run that was killed after its first epochs."""
+    out = tmp_path_factory.mktemp("killed")
     child = start(out)
     wait_for_epoch(child, 1)
     child.kill()
     child.communicate()
-    return out
+    return (out / CHECKPOINT_NAME).read_bytes()
+
+
+@pytest.fixture
+def out(killed: bytes, tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / CHECKPOINT_NAME).write_bytes(killed)
+    return folder
+
+
+def is_left_alone(out: Path, content: bytes) -> bool:
+    """Then it goes on as one that was killed: see test_a_checkpoint_that_was_damaged_since."""
+    return [(f.name, f.read_bytes()) for f in out.iterdir()] == [(CHECKPOINT_NAME, content)]
 
 
 @pytest.mark.promise("P9")
-def test_a_disk_that_is_full(
-    undisturbed: tuple[str, float],  # noqa: F811
-    one_epoch: Path,
-    count_cases: Callable[[int], None],
-) -> None:
+def test_a_disk_that_is_full(killed: bytes, out: Path, count_cases: Callable[[int], None]) -> None:
     """It holds one checkpoint and half of the next, which is written beside it."""
-    size = (one_epoch / CHECKPOINT_NAME).stat().st_size
-    saved = epochs_in(one_epoch)
-    done = run_on_own_disk(size + size // 2, one_epoch)
+    done = run_on_own_disk(len(killed) * 3 // 2, out)
     assert done.returncode != 0
     assert "No space left on device" in done.stderr or "PytorchStreamWriter" in done.stderr
-    assert epochs_in(one_epoch) == saved
-    assert [file.name for file in one_epoch.iterdir()] == [CHECKPOINT_NAME]
-    finish(one_epoch)
-    assert digest(one_epoch) == undisturbed[0]
+    assert is_left_alone(out, killed)
     count_cases(1)
 
 
 @pytest.mark.promise("P9")
 def test_a_disk_that_is_read_only(
-    undisturbed: tuple[str, float],  # noqa: F811
-    one_epoch: Path,
-    count_cases: Callable[[int], None],
+    killed: bytes, out: Path, count_cases: Callable[[int], None]
 ) -> None:
-    whole = (one_epoch / CHECKPOINT_NAME).read_bytes()
-    done = run_on_own_disk(2**24, one_epoch, 'mount -o remount,ro "$2"')
+    done = run_on_own_disk(2**24, out, 'mount -o remount,ro "$2"')
     assert done.returncode != 0
     assert "Read-only file system" in done.stderr
-    assert (one_epoch / CHECKPOINT_NAME).read_bytes() == whole
-    finish(one_epoch)
-    assert digest(one_epoch) == undisturbed[0]
+    assert is_left_alone(out, killed)
     count_cases(1)
 
 
 @pytest.mark.promise("P9")
 def test_a_checkpoint_that_was_damaged_since(
     undisturbed: tuple[str, float],  # noqa: F811
-    one_epoch: Path,
+    killed: bytes,
+    out: Path,
     count_cases: Callable[[int], None],
 ) -> None:
     """It is refused and left alone; a copy of it goes on, whatever lies about beside it."""
-    path = one_epoch / CHECKPOINT_NAME
-    whole = path.read_bytes()
-    damaged = whole[: len(whole) // 2] + whole[len(whole) // 2 + 1 :]
+    path = out / CHECKPOINT_NAME
+    damaged = killed[: len(killed) // 2] + killed[len(killed) // 2 + 1 :]
     path.write_bytes(damaged)
-    child = start(one_epoch)
+    child = start(out)
     _, errors = child.communicate()
     assert child.returncode != 0
     assert "CheckpointError" in errors
-    assert path.read_bytes() == damaged
-    path.write_bytes(whole)
-    path.with_name(CHECKPOINT_NAME + ".partial").write_bytes(whole[:99])
-    finish(one_epoch)
-    assert digest(one_epoch) == undisturbed[0]
-    assert [file.name for file in one_epoch.iterdir()] == [CHECKPOINT_NAME]
+    assert is_left_alone(out, damaged)
+    path.write_bytes(killed)
+    path.with_name(CHECKPOINT_NAME + ".partial").write_bytes(killed[:99])
+    finish(out)
+    assert digest(out) == undisturbed[0]
+    assert [file.name for file in out.iterdir()] == [CHECKPOINT_NAME]
     count_cases(1)
 
 
