@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is 
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("what", "usual", "long"),
-    [("patterns", 5_000, 50_000), ("states", 2_000, 20_000), ("checkpoints", 300, 10_000)],
+    [("patterns", 3_000, 50_000), ("states", 1_500, 20_000), ("checkpoints", 300, 10_000)],
 )
 def test_what_is_damaged_loads_or_is_refused(
     what: str,
