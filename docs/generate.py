@@ -13,7 +13,7 @@ from typing import Any
 
 import draw
 
-from benchmarks import readme
+from benchmarks import published_networks, readme
 from sparseconv.bench import plots, report
 from sparseconv.bench.svg import Plot
 from sparseconv.report import Table
@@ -35,6 +35,7 @@ def write_all(folder: Path) -> None:
         "saved": lambda: "\n\n".join(map(plot, plots.saved(bench["rows"]))),
         "dense_wins": lambda: dense_wins(bench["rows"]).markdown(),
         "reliability": reliability,
+        "published_networks": networks,
     }
     for name, make in parts.items():
         _write(folder / f"{name}.md", make())
@@ -80,6 +81,13 @@ def reliability() -> str:
     title, _, text = path.read_text(encoding="utf-8").partition("\n")
     text = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"`\1`", text)  # files are not on the site
     return text if title.startswith("# ") else f"{title}\n{text}"
+
+
+def networks() -> str:
+    """Networks of other packages, pruned and converted."""
+    if not published_networks.RESULTS.exists():
+        return "Not measured yet: `python -m benchmarks.published_networks` does."
+    return published_networks.table()
 
 
 def _machine(machine: Mapping[str, str]) -> str:
