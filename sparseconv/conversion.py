@@ -52,6 +52,7 @@ from sparseconv.profiling import (
 MAX_DENSITY = 0.2
 
 
+@torch.inference_mode(False)  # what is made in that mode would not train later
 def convert(
     model: nn.Module,
     *,
@@ -162,6 +163,7 @@ def convert(
     return Conversion(_install(model, chosen) if inplace else converted, report)
 
 
+@torch.inference_mode(False)
 def to_dense(model: nn.Module) -> nn.Module:
     """Copy a model with an ``nn.Conv1d`` in the place of every ``SparseConv1d``.
 

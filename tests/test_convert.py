@@ -183,6 +183,17 @@ def test_in_place() -> None:
     assert hook.calls == calls + 2
 
 
+def test_what_is_made_in_inference_mode_trains_later() -> None:
+    model = nested()
+    pruned(model, "prune")
+    with torch.inference_mode():
+        converted, _ = sc.convert(model, example_input=X, rounds=6, layers=["stem"])
+        back = sc.to_dense(converted)
+    for candidate in (converted, back):
+        candidate(X).sum().backward()
+        assert all(parameter.grad is not None for parameter in candidate.parameters())
+
+
 def test_a_model_that_is_one_layer() -> None:
     conv = prune.l1_unstructured(nn.Conv1d(2, 3, 5), "weight", 0.9)
     converted, report = sc.convert(conv)

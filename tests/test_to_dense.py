@@ -84,6 +84,8 @@ def test_a_whole_dsn_there_and_back(padding: str) -> None:
     masks = {}
     dense = sc.to_dense(model)
     assert not any(isinstance(m, SparseConv1d) for m in dense.modules())
+    with pytest.raises(ValueError, match="no SparseConv1d any more"):
+        dense.cost(40)
     x = torch.randn(2, 3, 40)
     torch.testing.assert_close(dense(x), model(x))
     for name, layer in model.named_modules():

@@ -228,7 +228,7 @@ class DSN(nn.Module):
         """Count parameters and operations for one series of ``n_timepoints`` samples.
 
         Raises:
-            ValueError: ``n_timepoints`` below 1.
+            ValueError: ``n_timepoints`` below 1; a network without sparse layers.
 
         Example:
             >>> cost = DSN(9, 6).cost(128)
@@ -237,6 +237,8 @@ class DSN(nn.Module):
         """
         length = single("n_timepoints", n_timepoints, 1)
         layers = self.sparse_layers()
+        if not layers:
+            raise ValueError("this network has no SparseConv1d any more; ask the one that had them")
         channels, classes = layers[0].out_channels, self.n_classes
         bottlenecks = [m for m in self.blocks.modules() if isinstance(m, nn.Conv1d)]
         params = sum(parameter.numel() for parameter in self.parameters())
