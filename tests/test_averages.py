@@ -110,6 +110,30 @@ def test_an_average_over_two_patterns_refuses_to_compute(name: str, use_buffers:
     assert average(x).equal(layer(x))
 
 
+@pytest.mark.tool(
+    "EMA by a loop over state_dict()", "works", "DSTScheduler(averages=[...]) moves it"
+)
+def test_any_copy_that_somebody_averages_follows() -> None:
+    """As other libraries do it: all entries of both state dicts, side by side."""
+    model = two_layers(torch.float64)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    loop, average = copy.deepcopy(model), AveragedModel(model, avg_fn=get_ema_avg_fn(0.9))
+    dst = DSTScheduler(model, optimizer, update_every=2, end_step=99, averages=[loop, average])
+    average.update_parameters(model)
+    with torch.no_grad():
+        for entry, other in zip(loop.parameters(), average.module.parameters(), strict=True):
+            entry.copy_(other)
+    for _, x in zip(range(9), batches(torch.float64), strict=False):
+        train_step(model, optimizer, x)
+        dst.step()
+        average.update_parameters(model)
+        states = (loop.state_dict(), model.state_dict())
+        for ema, new in zip(*(state.values() for state in states), strict=True):
+            ema.copy_(0.9 * ema + 0.1 * new if ema.is_floating_point() else new)
+        torch.testing.assert_close(loop(x), average(x))
+    assert dst.updates == 4
+
+
 def test_an_average_of_another_number_of_weights_is_refused_by_torch() -> None:
     layer = SparseConv1d(4, 6, 5)
     average = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(0.9))

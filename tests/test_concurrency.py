@@ -6,6 +6,7 @@ Several threads on one layer, changes of pattern meanwhile, and any number of Op
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -90,6 +91,7 @@ def test_plans_are_made_once_for_all_threads() -> None:
     pattern, made = KernelCSR.random((6, 4, 9), 60), []
 
     def make(_: KernelCSR) -> object:
+        time.sleep(0.05)  # as long as the others may need to come here too
         made.append(threading.get_ident())
         return object()
 
