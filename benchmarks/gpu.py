@@ -90,6 +90,16 @@ def triton(target: Target, options: Options) -> Iterator[Record]:
     yield gpu_step.step_row(target, length, kernels, ["fp32"], max(2, options.rounds // 3))
 
 
+def compiled(target: Target, options: Options) -> Iterator[Record]:
+    """torch.compile, with its own CUDA graphs: it takes half a minute for a network."""
+    rounds = max(2, options.rounds // 3)
+    for precision in ("fp32", "TF32"):
+        length = options.step_lengths[0]
+        yield gpu_step.step_row(target, length, [target.first], [precision], rounds, "compiled")
+    for layer in layers(target, options):
+        yield from layer.compiled_rows()
+
+
 def of_layers(name: str) -> Callable[[Target, Options], Iterator[Record]]:
     """A part that makes these rows at every length."""
 
@@ -111,7 +121,7 @@ PARTS = (
     Part("compute-sanitizer", 120, (), lambda t, o: gpu_checks.sanitized(t, o.seconds - 10)),
     Part("triton", 100, (), triton),
     Part("kernels", 40, ("right",), of_layers("kernel_rows")),
-    Part("compiled", 90, ("right",), of_layers("compiled_rows")),
+    Part("compiled", 120, ("right",), compiled),
 )  # fmt: skip
 # What runs on which device: a CPU has neither graphs nor kernels to choose from.
 SKIPPED = {"cpu": ("compute-sanitizer", "kernels", "compiled"), "cuda": ()}

@@ -87,7 +87,7 @@ def error(model: nn.Module, sparse: DSN, x: Tensor, y: Tensor, precision: str) -
         return relative(gradients(copy.deepcopy(model).train(), x, y, sparse), exact)
 
 
-def steps(model: nn.Module, target: Target, length: int, precision: str, graphed: bool) -> Call:
+def steps(model: nn.Module, target: Target, length: int, precision: str, mode: str) -> Call:
     """Some steps of training: forward, backward, Adam; then one update of the patterns."""
     on_gpu = target.device.type == "cuda"
     optimizer = torch.optim.Adam(model.parameters(), 3e-4, fused=True, capturable=on_gpu)
@@ -98,15 +98,17 @@ def steps(model: nn.Module, target: Target, length: int, precision: str, graphed
             model, optimizer, update_every=target.sizes.steps, end_step=NEVER, decay_steps=NEVER
         )
 
+    compiled = torch.compile(model, mode="reduce-overhead") if mode == "compiled" else model
+
     def eager(series: Tensor, classes: Tensor) -> tuple[Tensor, ...]:
         optimizer.zero_grad()
         with autocast(precision, series.device):
-            loss = F.nll_loss(model(series), classes)
+            loss = F.nll_loss(compiled(series), classes)
         loss.backward()
         optimizer.step()
         return (loss.detach(),)
 
-    step: Callable[..., Any] = GraphedStep(model, eager) if graphed else eager
+    step: Callable[..., Any] = GraphedStep(model, eager) if mode == "graph" else eager
 
     def run() -> None:
         for i in range(target.sizes.steps):
@@ -120,9 +122,18 @@ def steps(model: nn.Module, target: Target, length: int, precision: str, graphed
 
 
 def step_row(
-    target: Target, length: int, kernels: list[str], precisions: list[str], rounds: int
+    target: Target,
+    length: int,
+    kernels: list[str],
+    precisions: list[str],
+    rounds: int,
+    kind: str = "step",
 ) -> Row:
-    """One step, with its share of an update: sparse networks and a dense one, in turns."""
+    """One step, with its share of an update: sparse networks and a dense one, in turns.
+
+    Of kind ``"compiled"``, the dense network is that of torch.compile, and all else is graphed: a
+    sparse one would be compiled anew for each pattern.
+    """
     x, y = batches(length, 1, target.device)
     candidates, errors, absent = {}, {}, {}
     for precision in precisions:
@@ -136,9 +147,12 @@ def step_row(
             label = f"{name} {precision}"
             with tf32(allowed):
                 errors[label] = error(model, sparse[kernels[0]], x, y, precision)
-            for mode in ("eager", "graph") if target.is_gpu else ("eager",):
+            modes = ("eager", "graph") if target.is_gpu else ("eager",)
+            if kind == "compiled":
+                modes = ("compiled", "graph") if name == "dense" else ("graph",)
+            for mode in modes:
                 twin = copy.deepcopy(model).train()
-                call = steps(twin, target, length, precision, mode == "graph")
+                call = steps(twin, target, length, precision, mode)
                 try:
                     with tf32(allowed):
                         call()
@@ -148,7 +162,7 @@ def step_row(
                     candidates[f"{label} {mode}"] = Candidate(call, allowed)
     samples = target.samples(candidates, rounds=rounds, least_seconds=0, steps=target.sizes.steps)
     return {
-        "kind": "step", "computation": "training step", "length": length, "batch": BATCH,
+        "kind": kind, "computation": "training step", "length": length, "batch": BATCH,
         "samples_ms": samples, "error": errors, "absent": absent,
     }  # fmt: skip
 

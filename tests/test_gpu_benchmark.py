@@ -90,10 +90,12 @@ def test_every_part_runs(found: Document, tmp_path: Path) -> None:
         assert row["error"]["cuda fp32"] < 1e-4
     kernels = gpu_tables.of_kind(found, "kernels")
     assert set(kernels[0]["samples_ms"]) == {*gpu_layer.KERNELS, "chosen"}
-    compiled = gpu_tables.of_kind(found, "compiled")
-    assert [name for row in compiled[:3] for name in row["samples_ms"] if "compiled" in name] == [
-        f"dense {kind} compiled" for kind in PRECISIONS
+    *steps, compiled = gpu_tables.of_kind(found, "compiled")[:3]
+    assert [set(row["samples_ms"]) for row in steps] == [
+        {f"cuda {kind} graph", f"dense {kind} compiled", f"dense {kind} graph"}
+        for kind in ("fp32", "TF32")
     ]
+    assert "dense fp32 compiled" in compiled["samples_ms"]
     (epoch,) = gpu_tables.of_kind(found, "train")
     assert len(epoch["samples_ms"]["cuda TF32 graph"]) == TRIAL.epochs - 2
     checks = {check["check"]: check["ok"] for check in found["checks"]}
