@@ -91,19 +91,20 @@ def differentiable(function: type[Differentiable], *args: Any) -> Tensor:
 
     While nobody differentiates, it is only computed.
     """
-    if torch.compiler.is_dynamo_compiling():
-        if is_transformed():
+    dynamo = torch.compiler.is_dynamo_compiling()
+    if is_transformed():
+        if dynamo:
             raise NotImplementedError(
                 "torch.compile with fullgraph=True cannot compile a sparse convolution inside of "
                 "torch.func (vmap, grad, jvp, ...) or forward-mode differentiation; leave "
                 "fullgraph=True out, or apply the transform to the module that is not compiled"
             )
-        return apply(function, *args)
-    if is_transformed():
         tensors, rest = args[: function.tensors], args[function.tensors :]
         return apply(function.transformable, *tensors, _Rest(rest))
-    # A trace holds the op alone: it can be saved, and has no derivative.
-    if torch.is_grad_enabled() and not torch._C._is_tracing():
+    # An exported or traced graph holds the op alone: it can be saved, and has no derivative.
+    if (dynamo or torch.is_grad_enabled()) and not (
+        torch.compiler.is_exporting() or (not dynamo and torch._C._is_tracing())
+    ):
         return apply(function, *args)
     return function.compute(*args)
 

@@ -39,7 +39,6 @@ def untraced() -> Iterator[None]:
         stack.callback(set_jit_tracer, torch._C._get_tracing_state())
         set_jit_tracer(None)
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
         yield

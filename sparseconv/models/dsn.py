@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseconv._tracing import untraced
 from sparseconv.functional import single
-from sparseconv.fused import average_bins, runs_here
+from sparseconv.fused import average_bins, runs_eagerly, runs_here
 from sparseconv.models.block import Block
 from sparseconv.modules import SparseConv1d
 from sparseconv.pattern import KernelCSR, Region
@@ -74,29 +75,30 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
 
     def forward(self, input: Tensor) -> Tensor:
         length = input.shape[-1]
-        if runs_here(input) and input.numel() >= self.LEAST:
+        if runs_eagerly() and input.numel() >= self.LEAST and runs_here(input):
             return average_bins(input, POOLED)
         if not isinstance(length, int):  # a graph of torch.export, good for every length
-            return input @ _averaging_matrix(length, input.dtype, input.device)
+            return input @ _averages(length, input.dtype, input.device)
         if length > self.LONGEST:
             return super().forward(input)
-        make = _averaging_matrix if torch.compiler.is_compiling() else averaging_matrix
+        # A compiler leaves out the cache, and warns of that.
+        make = _averages if torch.compiler.is_compiling() else averaging_matrix
         return input @ make(length, input.dtype, input.device)
-
-
-def _averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    bins = torch.arange(POOLED, device=device)
-    first, end = bins * length // POOLED, -(-(bins + 1) * length // POOLED)
-    samples = torch.arange(length, device=device).unsqueeze(1)
-    inside = (samples >= first) & (samples < end)
-    return (inside / (end - first).double()).to(dtype)
 
 
 @functools.cache
 def averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(length, 50)``: the product of a series with it is ``nn.AdaptiveAvgPool1d(50)`` of it."""
-    with torch.inference_mode(False), torch.no_grad():
-        return _averaging_matrix(length, dtype, device)
+    with untraced():
+        return _averages(length, dtype, device)
+
+
+def _averages(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    bins = torch.arange(POOLED, device=device)
+    first, end = bins * length // POOLED, -(-(bins + 1) * length // POOLED)
+    samples = torch.arange(length, device=device).unsqueeze(1)
+    inside = (samples >= first) & (samples < end)
+    return (inside / (end - first).double()).to(dtype)
 
 
 class DSN(nn.Module):

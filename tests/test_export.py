@@ -1,0 +1,206 @@
+"""Exported graphs: torch.export, AOTInductor and torch.jit, loaded in a fresh process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from layers import OPTIONS
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, export
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import sparseconv as sc
+
+pytestmark = pytest.mark.promise("P7")
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    first, second = sc.SparseConv1d(3, 6, 5, **OPTIONS[2]), sc.SparseConv1d(6, 4, 3, **OPTIONS[1])
+    return nn.Sequential(first, nn.BatchNorm1d(6), nn.ReLU(), second).eval()
+
+
+def run_elsewhere(program: str, *args: Path, imports: str = "torch, sparseconv") -> str:
+    """What a new Python process prints; its error, if it fails."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            f"import sys, {imports}\n{program}",
+            *map(str, args),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() if done.returncode == 0 else done.stderr
+
+
+def case_for_elsewhere(model: Callable[[Tensor], Tensor], folder: Path) -> Path:
+    """A file with an input of another batch size and length, and its output."""
+    x = torch.randn(7, 3, 33)
+    with torch.no_grad():
+        torch.save((x, model(x)), folder / "case.pt")
+    return folder / "case.pt"
+
+
+COMPARE = """
+x, wanted = torch.load(sys.argv[2])
+with torch.no_grad():
+    print(bool(model(x).equal(wanted)))
+"""
+
+
+@pytest.mark.tool("torch.export, saved and loaded in a fresh process", "works", "import sparseconv")
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_program_in_a_fresh_process(strict: bool, tmp_path: Path) -> None:
+    """One graph for all batch sizes and lengths; who loads it has to import this library."""
+    model, sizes = make_model(), ({0: Dim("n", min=1), 2: Dim("length", min=8)},)
+    program = export(model, (torch.randn(2, 3, 20),), dynamic_shapes=sizes, strict=strict)
+    torch.export.save(program, tmp_path / "model.pt2")
+    case = case_for_elsewhere(model, tmp_path)
+    load = "model = torch.export.load(sys.argv[1]).module()\n" + COMPARE
+    assert run_elsewhere(load, tmp_path / "model.pt2", case) == "True"
+    if not strict:
+        refused = run_elsewhere(load, tmp_path / "model.pt2", case, imports="torch")
+        assert "error when deserializing" in refused
+
+
+def test_export_is_the_first_to_run_a_model() -> None:
+    """What it makes for its graph is good for the model afterwards, and the other way round."""
+    x = torch.randn(4, 2, 24)
+    for model in (sc.models.DSN(2, 3, nf=3, kernel_size=9, depth=3), sc.SparseConv1d(2, 3, 5)):
+        model.eval()
+        program = export(model, (x,), dynamic_shapes=({0: Dim("n")},))
+        assert program.module()(x).equal(model(x))
+        assert program.run_decompositions().module()(x[:3]).equal(model(x[:3]))
+        fast = sc.optimize_for_inference(model)
+        assert export(fast, (x,)).module()(x).equal(model(x)), "module by module"
+        model.train()(x).sum().backward()
+
+
+def test_dsn_for_every_length() -> None:
+    model = sc.models.DSN(2, 3, nf=3, kernel_size=9, depth=2).eval()
+    sizes = ({0: Dim("n"), 2: Dim("length", min=9)},)
+    program = export(model, (torch.randn(4, 2, 24),), dynamic_shapes=sizes)
+    x = torch.randn(3, 2, 40)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.tool("AOTInductor (aoti_compile_and_package)", "works", "import sparseconv")
+def test_aotinductor(tmp_path: Path) -> None:
+    model, sizes = make_model(), ({0: Dim("n", min=1), 2: Dim("length", min=8)},)
+    with torch.no_grad():
+        program = export(model[3], (torch.randn(2, 6, 20),), dynamic_shapes=sizes)
+        path = str(tmp_path / "model.pt2")
+        torch._inductor.aoti_compile_and_package(program, package_path=path)
+        x = torch.randn(7, 6, 33)
+        torch.save((x, model[3](x)), tmp_path / "case.pt")
+    load = "model = torch._inductor.aoti_load_package(sys.argv[1])\n" + COMPARE
+    assert run_elsewhere(load, Path(path), tmp_path / "case.pt") == "True"
+
+
+@pytest.mark.tool("torch.jit.trace, saved and loaded", "works", "import sparseconv; for inference")
+def test_traced_module_in_a_fresh_process(tmp_path: Path) -> None:
+    model = make_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes are looked at
+        traced = torch.jit.trace(model, torch.randn(2, 3, 20))
+    torch.jit.save(traced, tmp_path / "model.pt")
+    case = case_for_elsewhere(model, tmp_path)
+    load = "model = torch.jit.load(sys.argv[1])\n" + COMPARE
+    assert run_elsewhere(load, tmp_path / "model.pt", case) == "True"
+    x = torch.randn(2, 3, 20)
+    assert make_model()(x).equal(traced(x))
+
+
+@pytest.mark.tool("torch.jit.script", "refuses", "deprecated in torch; export instead")
+def test_script_is_refused() -> None:
+    with pytest.raises((ValueError, RuntimeError, torch.jit.frontend.FrontendError)):
+        torch.jit.script(sc.SparseConv1d(2, 3, 5))
+
+
+@pytest.mark.tool("training an exported or traced graph", "refuses", "train the layer, then export")
+def test_graphs_are_for_inference() -> None:
+    """No gradient, rather than none that anybody notices."""
+    layer, x = sc.SparseConv1d(2, 3, 5), torch.randn(4, 2, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(layer, x)
+    for graph in (export(layer, (x,)).module(), traced, make_fx(layer)(x)):
+        y = graph(x)
+        assert y.equal(layer(x))
+        with pytest.raises(RuntimeError, match="fprop is not implemented"):
+            y.sum().backward()
+
+
+def around_vmap(layer: nn.Module, x: Tensor) -> None:
+    torch.vmap(layer)(x[None])
+
+
+def around_grad(layer: nn.Module, x: Tensor) -> None:
+    torch.func.grad(lambda x: layer(x).sum())(x)
+
+
+def around_fakes(layer: nn.Module, x: Tensor) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        layer(x)
+
+
+def around_inference(layer: nn.Module, x: Tensor) -> None:
+    with torch.inference_mode():
+        layer(x)
+
+
+def around_tracer(layer: nn.Module, x: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        torch.jit.trace(layer, x)
+
+
+def around_fx(layer: nn.Module, x: Tensor) -> None:
+    make_fx(layer, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
+
+
+def around_default_device(layer: nn.Module, x: Tensor) -> None:
+    with torch.device("meta"):
+        layer(x)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        around_vmap,
+        around_grad,
+        around_fakes,
+        around_inference,
+        around_tracer,
+        around_fx,
+        around_default_device,
+    ],
+)
+def test_plans_are_made_for_real(around: Callable[[nn.Module, Tensor], None]) -> None:
+    """They are made at the first call, whatever traces or fakes it, and used ever after."""
+    layer, x = sc.SparseConv1d(2, 3, 5, stride=2), torch.randn(4, 2, 9)
+    around(layer, x)
+    twin = sc.SparseConv1d(
+        2, 3, 5, stride=2, pattern=sc.KernelCSR.from_mask(layer.pattern.to_mask())
+    )
+    twin.load_state_dict(layer.state_dict())
+    got, wanted = layer(x), twin(x)
+    assert got.equal(wanted)
+    for a, b in zip(
+        torch.autograd.grad(got.sum(), layer.parameters()),
+        torch.autograd.grad(wanted.sum(), twin.parameters()),
+        strict=True,
+    ):
+        assert a.equal(b)
