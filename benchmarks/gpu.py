@@ -20,6 +20,9 @@ Where commands are limited to ten minutes and only a folder ``$OUT`` comes back:
     python3 setup.py -q build_ext --inplace && \\
     python3 -m benchmarks.gpu --seconds 440 --out $OUT/gpu.json
 
+and the file goes to ``benchmarks/results/gpu.json``. A second call with ``--part NAME --out FILE``
+makes one part again, a record per line.
+
 Nobody has run it on a GPU yet. ``--device cpu`` tries it where there is none, on a small network;
 with ``TRITON_INTERPRET=1`` Triton's parts too.
 """
@@ -66,7 +69,7 @@ class Part(NamedTuple):
     """Some of the measurements; only after those that it needs have not failed."""
 
     name: str
-    seconds: int  # at the most; expected is about half
+    seconds: int  # at the most
     needs: tuple[str, ...]
     run: Callable[[Target, Options], Iterator[Record]]
 
@@ -110,6 +113,8 @@ def of_layers(name: str) -> Callable[[Target, Options], Iterator[Record]]:
     return run
 
 
+# Expected of an H200 in seconds, an estimate from turns, calls and computed times: right 40, layer
+# 60, step 60, reproducible 30, compute-sanitizer 60, triton 60, kernels 15, compiled 90.
 PARTS = (
     Part("right", 100, (), lambda t, o: gpu_checks.right(t, o.cases)),
     Part("layer", 120, ("right",), of_layers("rows")),
