@@ -8,7 +8,7 @@ compute-sanitizer; the same of Triton's kernels; each CUDA kernel forced; torch.
 found is saved after each row, and ``python -m benchmarks.readme`` puts it into the README.
 
 On a machine with a GPU, CUDA's nvcc and PyTorch, from the root of the sources, the kernels built in
-place first (on 16 cores about a minute)::
+place first (five minutes of one core, shared by all)::
 
     export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0   # 9.0: H100 and H200; 8.0: A100
     python3 setup.py -q build_ext --inplace && python3 -m benchmarks.gpu
