@@ -13,8 +13,8 @@ from evidence import CASES, Recorder, add_cases, claims
 
 from sparseconv._backends import extension
 
-# test_triton.py runs them, in a process of its own
-collect_ignore = ["triton_arguments.py", "triton_cases.py"]
+# Programs, and what test_triton.py runs in a process of its own.
+collect_ignore = ["installed_check.py", "triton_arguments.py", "triton_cases.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
