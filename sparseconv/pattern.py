@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from sparseconv._tracing import untraced
 from sparseconv._validation import (
@@ -264,8 +263,8 @@ class KernelCSR:
             >>> KernelCSR.full((1, 2, 2)).positions()
             tensor([0, 1, 2, 3])
         """
-        # For ONNX, which lacks these operations, a constant: torch's tracers look away.
-        with _disable_current_modes() if torch.onnx.is_in_onnx_export() else nullcontext():
+        # A constant for ONNX, which lacks these operations.
+        with untraced() if torch.onnx.is_in_onnx_export() else nullcontext():
             crow = self.crow_indices.long()
             rows = torch.arange(crow.shape[0] - 1, device="cpu")
             kernels = rows.repeat_interleave(crow.diff(), output_size=self.nnz)
