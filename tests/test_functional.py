@@ -171,3 +171,13 @@ def test_without_a_batch_or_a_bias_and_with_relu(backend: str) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(convolve(backend, relu=True), want.relu())
         torch.testing.assert_close(convolve(backend, input=X[0]), want[0])
+
+
+def test_autocast_of_another_device_changes_nothing() -> None:
+    want = convolve("cpp")
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert torch._C._is_any_autocast_enabled()
+        assert convolve("cpp").equal(want)
+    finally:
+        torch.set_autocast_enabled("cuda", False)
