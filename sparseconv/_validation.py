@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 
+class ArgumentError(ValueError, RuntimeError):
+    """A wrong argument: ``nn.Conv1d`` reports it as RuntimeError, Python says ValueError."""
+
+
 def integer(expectation: str, value: Any) -> int:
     """Take a Python or NumPy integer, as ``nn.Conv1d`` does, but no bool."""
     if not isinstance(value, bool):

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparseconv import _ops, reference
 from sparseconv._backends import resolve_backend
 from sparseconv._bilinear import Differentiable, bilinear, differentiable
-from sparseconv._validation import integer
+from sparseconv._validation import ArgumentError, integer
 from sparseconv.pattern import KernelCSR
 
 PADDING_MODES = ("zeros", "replicate", "reflect", "circular")
@@ -20,8 +20,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Padding = int | tuple[int, ...] | str
 
 
-class ArgumentError(ValueError, RuntimeError):
-    """A wrong argument: ``nn.Conv1d`` reports it as RuntimeError, Python says ValueError."""
+class DtypeError(TypeError, RuntimeError):
+    """A dtype that does not fit, of which ``F.conv1d`` makes a RuntimeError."""
 
 
 class Geometry(NamedTuple):
@@ -50,7 +50,11 @@ class Geometry(NamedTuple):
         left_right = resolve_padding(padding, shape[2], dilation, stride)
         out_channels, group_channels, _ = shape
         if out_channels % groups:
-            raise ArgumentError(f"out_channels must be divisible by groups: {shape[0]} % {groups}")
+            amount = "at least" if out_channels < groups else "divisible by"
+            raise ArgumentError(
+                f"Given groups={groups}, expected weight to be {amount} {groups} at dimension 0, "
+                f"but got weight of size {list(shape)} instead"
+            )
         if padding_mode not in PADDING_MODES:
             raise ArgumentError(
                 f"padding_mode must be one of {set(PADDING_MODES)}, "
@@ -76,6 +80,8 @@ def single(name: str, value: int | tuple[int, ...], least: int) -> int:
         value = value[0]
     number = integer(f"{name} must be an int or a tuple of one int", value)
     if number < least:
+        if name == "dilation":
+            raise ArgumentError(f"dilation should be greater than zero, but got {number}")
         word = "negative" if least == 0 else "non-positive"
         raise ArgumentError(f"{word} {name} is not supported: expected >= {least}, got {number}")
     return number
@@ -147,8 +153,9 @@ def sparse_conv1d(
         ``(N, C_out, L_out)`` or ``(C_out, L_out)``.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes that do not fit (also a RuntimeError, as ``F.conv1d`` raises).
+        TypeError: an argument of the wrong type, or dtype (also a RuntimeError, as ``F.conv1d``
+            raises).
+        ValueError: shapes that do not fit (also a RuntimeError).
         RuntimeError: the named backend cannot run here.
 
     Example:
@@ -277,7 +284,7 @@ def _refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a Tensor, but got {type(tensor).__name__}")
         if tensor.dtype != input.dtype:
-            raise TypeError(
+            raise DtypeError(
                 f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"
             )
         if tensor.device != input.device:
@@ -285,7 +292,7 @@ def _refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
                 f"Expected all tensors to be on the same device, but input is on {input.device} "
                 f"and {name} on {tensor.device}; move one with .to()"
             )
-    raise TypeError(f"input must have one of the dtypes {DTYPES}, but got {input.dtype}")
+    raise DtypeError(f"input must have one of the dtypes {DTYPES}, but got {input.dtype}")
 
 
 # The operation is bilinear in (input, values): that is what makes every order of differentiation

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparseconv._tracing import untraced
 from sparseconv._validation import (
+    ArgumentError,
     check_array,
     check_dense,
     check_structure,
@@ -132,7 +133,7 @@ class KernelCSR:
             raise TypeError(f"mask must be a bool tensor, but got {kind}; use `weight != 0`")
         check_dense("mask", mask)
         if mask.dim() != 3:
-            raise ValueError(
+            raise ArgumentError(
                 "mask must have three dimensions (C_out, C_in // groups, K), "
                 f"but got shape {list(mask.shape)}"
             )
