@@ -72,7 +72,7 @@ $(VENV)/.python:
 
 $(VENV)/.built: $(VENV)/.python $(SOURCES)
 	@echo "building the kernels"
-	$(PIP) --no-build-isolation --editable '.[tsc,test]'
+	$(PIP) --no-build-isolation --editable '.[tsc,onnx,test]'
 	$(PY) -c 'import torch, sparseconv._C'
 	touch $@
 
