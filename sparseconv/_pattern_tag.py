@@ -76,3 +76,11 @@ class TagCheck:
             raise RuntimeError(_MIXED)
         if not tag.is_inference():  # those do not count what is written
             self.tag, self.version = tag, tag._version
+
+
+def check_in_graph(tag: Tensor | None, pattern: KernelCSR) -> None:
+    """The same where a call is traced: there is no version to look at, so each call compares."""
+    if tag is None or tag.device.type != "cpu" or torch.compiler.is_exporting():
+        return  # a failed check would take the GPU's context with it
+    own = pattern.derived(_tag)
+    torch._assert_async(~((own == 0) & (tag != 0)).any(), _MIXED)

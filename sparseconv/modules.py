@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparseconv._backends import BACKENDS
 from sparseconv._parametrizations import Parametrizations
-from sparseconv._pattern_tag import TagCheck, pattern_tag
+from sparseconv._pattern_tag import TagCheck, check_in_graph, pattern_tag
 from sparseconv._state_dict import (
     check_floats,
     check_own_values,
@@ -171,8 +171,8 @@ class SparseConv1d(nn.Module):
     @property
     def pattern(self) -> KernelCSR:
         """Which weights are active; RuntimeError if another pattern's buffers overwrote them."""
-        if not torch.compiler.is_compiling():  # a version counter is nothing to trace
-            self._check_tag(self._buffers["pattern_tag"], self._pattern)
+        check = check_in_graph if torch.compiler.is_compiling() else self._check_tag
+        check(self._buffers["pattern_tag"], self._pattern)
         return self._pattern
 
     @property
