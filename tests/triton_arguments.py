@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from test_kernels import poisoned_memory  # noqa: F401  what no kernel writes is NaN
-from test_ops import GEOMETRIES, with_argument, wrong_values
+from test_ops import GEOMETRIES, with_argument
 from torch import Tensor
+from wrong_arguments import wrong_values
 
 from sparseconv import KernelCSR, triton
 from sparseconv.functional import Geometry
