@@ -121,15 +121,6 @@ def arguments(dtype: torch.dtype = torch.float32) -> list[object]:
     ]  # fmt: skip
 
 
-@pytest.mark.promise("P7")
-def test_opcheck(count_cases) -> None:
-    for dtype in (torch.float32, torch.float64):
-        args = arguments(dtype)
-        torch.library.opcheck(OPS.fprop_conv1x1.default, tuple(args))
-        torch.library.opcheck(OPS.fprop_conv1x1.default, (*args[:2], None, *args[3:-1], None))
-        count_cases(2)
-
-
 @pytest.mark.promise("P4")
 def test_nan_and_infinity_are_those_of_two_steps(isas) -> None:
     case = Case(2, 3, 20, 5, 40, padding=2)

@@ -74,14 +74,6 @@ def op_arguments(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, ...
     }
 
 
-@pytest.mark.promise("P7")
-@pytest.mark.parametrize("name", op_arguments())
-def test_opcheck(name, count_cases) -> None:
-    for dtype in DTYPES:
-        torch.library.opcheck(getattr(OPS, name).default, op_arguments(dtype)[name])
-        count_cases(1)
-
-
 # Shapes that do not fit the other arguments: argument -> shapes.
 MISMATCHES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
     "pointwise_fprop": {0: ((2, 4, 20),), 1: ((4, 2, 1), (4, 3, 2), (4, 3, 0))},

@@ -1,0 +1,55 @@
+"""torch.library.opcheck of every registered op: schema, fake kernel, autograd, dynamic shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import test_fprop_conv1x1
+import test_fused_ops
+import test_ops
+import torch
+
+OPS = torch.ops.sparseconv
+
+
+def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Each op with correct arguments, for every geometry, dtype and choice of optional ones."""
+    for geometry in test_ops.GEOMETRIES:
+        for dtype in (torch.float32, torch.bfloat16):
+            for name, args in test_ops.arguments(geometry, dtype).items():
+                yield name, args
+                if name == "fprop":
+                    yield name, (*args, True)
+                    yield name, (*args[:2], None, *args[3:])
+    for dtype in (torch.float32, torch.float64):
+        args = test_fprop_conv1x1.arguments(dtype)
+        yield "fprop_conv1x1", tuple(args)
+        yield "fprop_conv1x1", (*args[:2], None, *args[3:-1], None)
+        for name, args in test_fused_ops.op_arguments(dtype).items():
+            yield name, args
+            if name == "batch_norm_relu":
+                yield name, (args[0], *4 * (None,), *args[5:])
+            if name == "batch_norm_relu_backward":
+                yield name, (*args[:2], None, None, *args[4:])
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.tool("torch.library.opcheck", "works", "every op, over 100 signatures")
+def test_opcheck(count_cases: Callable[[int], None]) -> None:
+    """All but Triton's, which test_triton.py checks where they run."""
+    torch.manual_seed(0)
+    cases, checked = 0, set()
+    for name, args in signatures():
+        # In a graph with dynamic shapes it takes half a second: one signature of each op.
+        tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+        tests += ["test_aot_dispatch_dynamic"] * (name not in checked)
+        torch.library.opcheck(getattr(OPS, name).default, args, test_utils=tests)
+        cases += 1
+        checked.add(name)
+    names = [name.partition("::") for name in torch._C._dispatch_get_all_op_names()]
+    registered = {name for library, _, name in names if library == "sparseconv"}
+    assert checked == {name for name in registered if not name.startswith("triton_")}
+    assert cases > 100
+    count_cases(cases)
