@@ -1,0 +1,84 @@
+"""FLOP counters: what they show of a sparse convolution."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
+
+import sparseconv as sc
+
+
+def make_model() -> tuple[nn.Sequential, Tensor, int, int]:
+    """A model, an input, and the active multiply-adds of its sparse and dense layer."""
+    torch.manual_seed(0)
+    sparse = sc.SparseConv1d(3, 6, 5, padding=2, bias=False, density=0.3)
+    model = nn.Sequential(sparse, nn.ReLU(), nn.Conv1d(6, 2, 3, bias=False))
+    return model, torch.randn(4, 3, 20), sparse.pattern.nnz * 4 * 20, 6 * 2 * 3 * 4 * 18
+
+
+@pytest.mark.tool("FlopCounterMode", "works", "active FLOPs, forward and backward, by module")
+def test_flop_counter_mode() -> None:
+    model, x, sparse, dense = make_model()
+    with FlopCounterMode(display=False) as counter:
+        y = model(x)
+        forward = counter.get_flop_counts()
+        y.sum().backward()
+    assert sum(forward["Sequential.0"].values()) == 2 * sparse
+    assert sum(forward["Global"].values()) == 2 * (sparse + dense)
+    # The input needs no gradient: the first layer has no dgrad.
+    assert counter.get_total_flops() == 2 * (2 * sparse + 3 * dense)
+    model[0].set_pattern(sc.KernelCSR.random((6, 3, 5), 7))
+    with FlopCounterMode(display=False) as counter:
+        model[0](x.requires_grad_()).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 7 * 4 * 20
+
+
+@pytest.mark.tool("torch.profiler", "works", "each op by its name, with shapes and times")
+@pytest.mark.tool(
+    "torch.profiler(with_flops)", "not applicable", "counts no 1-D convolution, nn.Conv1d's neither"
+)
+def test_profiler_with_flops() -> None:
+    model, x, _, _ = make_model()
+    with profile(with_flops=True, record_shapes=True) as profiler:
+        model(x.requires_grad_()).sum().backward()
+    flops = {event.key: event.flops for event in profiler.key_averages()}
+    sparse = [flops[f"sparseconv::{name}"] for name in ("fprop", "dgrad", "wgrad")]
+    dense = [n for name, n in flops.items() if name.startswith("aten::") and "conv" in name]
+    assert set(sparse) == set(dense) == {0}
+    assert len(dense) >= 2
+
+
+@pytest.mark.tool("thop", "works", "custom_ops={sc.SparseConv1d: a hook of one line}")
+def test_thop() -> None:
+    thop = pytest.importorskip("thop")
+    model, x, sparse, dense = make_model()
+
+    def count(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        layer.total_ops += layer.pattern.nnz * output.shape[0] * output.shape[-1]
+
+    hooks = {sc.SparseConv1d: count}
+    macs, parameters = thop.profile(copy.deepcopy(model), (x,), hooks, verbose=False)
+    assert macs == sparse + dense
+    assert parameters == model[0].pattern.nnz + 36
+    unhooked, _ = thop.profile(model, (x,), verbose=False)
+    assert unhooked == dense, "without the hook it takes a layer that it does not know for nothing"
+
+
+@pytest.mark.tool("fvcore", "works", 'set_op_handle("sparseconv::fprop", a handle of two lines)')
+def test_fvcore() -> None:
+    fvcore = pytest.importorskip("fvcore.nn")
+    model, x, sparse, dense = make_model()
+
+    def handle(inputs: Any, outputs: Any) -> int:
+        (nnz,), (n, _, length) = (v.type().sizes() for v in (inputs[1], outputs[0]))
+        return nnz * n * length
+
+    analysis = fvcore.FlopCountAnalysis(model, x).set_op_handle("sparseconv::fprop", handle)
+    analysis.unsupported_ops_warnings(False).tracer_warnings("none")
+    assert analysis.by_module() == {"": sparse + dense, "0": sparse, "1": 0, "2": dense}
