@@ -1,0 +1,78 @@
+"""``benchmarks.published_networks``: a run of it with a stand-in, and what is recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from benchmarks import published_networks
+from benchmarks.published_networks import RESULTS, WAYS, Data, Network
+
+
+class Own(nn.Conv1d):
+    """Convert leaves it alone."""
+
+
+def build(channels: int, classes: int, length: int) -> nn.Module:
+    return nn.Sequential(
+        weight_norm(nn.Conv1d(channels, 8, 49, padding="same")),
+        nn.ReLU(),
+        Own(8, 8, 3),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(8, classes),
+    )
+
+
+def data(_: str) -> Data:
+    torch.manual_seed(0)
+    y = torch.arange(36) % 2
+    X = torch.randn(36, 1, 80) + torch.linspace(-2, 2, 80) * (2 * y - 1)[:, None, None]
+    return Data(X, y, X[:20], y[:20], classes=2)
+
+
+def test_a_run_is_recorded_once_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Data, "load", data)
+    monkeypatch.setattr(published_networks, "ROUNDS", 2)
+    monkeypatch.setattr(published_networks, "LR", 0.02)
+    network = Network("Stand-in", "torch", "Ramps", build, epochs=8)
+    path = tmp_path / "results.json"
+    published_networks.measure([network], 2, path)
+    before = path.read_text()
+    published_networks.measure([network], 2, path)
+    assert path.read_text() == before
+    rows = json.loads(before)["rows"]
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert [layer["name"] for layer in rows[0]["layers"]] == ["0", "2"]
+    assert "a Own may compute something else" in rows[0]["layers"][1]["reason"]
+    assert rows[0]["times"].keys() == {"step", "inference"}
+    assert "times" not in rows[1]
+    for row in rows:
+        assert row["before"].keys() == {"dense", "pruned"}
+        assert min(row["after"][way] for way in (*WAYS, "moving")) > 0.6
+    text = published_networks.table(path)
+    assert f"Stand-in (torch {torch.__version__}" in text
+    assert "1 of 2 left dense: a Own" in text
+    assert capsys.readouterr().out.count("Stand-in") == 2
+
+
+def test_the_recorded_results_make_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert published_networks.main(["--table"]) == 0
+    text = capsys.readouterr().out
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"]
+    for name in {row["network"] for row in rows}:
+        assert f"| {name} (" in text
+
+
+def test_unknown_networks_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        published_networks.main(["LeNet"])
+    assert "expected networks of ['InceptionTime'" in capsys.readouterr().err
