@@ -126,6 +126,15 @@ def test_a_signal_that_no_kernel_takes_is_named(name) -> None:
         op(*halves)
 
 
+@pytest.mark.promise("P5")
+def test_the_gradient_is_named_whose_dtype_differs() -> None:
+    x = torch.randn(2, 3, 9)
+    with pytest.raises(TypeError, match=r"expected grad_output .* dtype Float on cpu.*Double"):
+        OPS.pointwise_wgrad(x.double(), x)
+    with pytest.raises(TypeError, match=r"expected grad_output .* dtype Double on cpu.*Float"):
+        OPS.pointwise_wgrad(x, x.double())
+
+
 def test_flops_are_those_of_the_convolution() -> None:
     x, weight = torch.randn(2, 3, 20, requires_grad=True), torch.randn(4, 3, 1, requires_grad=True)
     counts = []
