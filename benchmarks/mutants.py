@@ -36,7 +36,13 @@ OPS = (
     "test_fprop_conv1x1.py",
     "test_inference.py",
 )
-FUSED = ("test_fused.py", "test_fused_ops.py", "test_fprop_conv1x1.py", "test_block.py")
+FUSED = (
+    "test_fused.py",
+    "test_fused_ops.py",
+    "test_fused_guard.py",
+    "test_fprop_conv1x1.py",
+    "test_block.py",
+)
 LAYERS = ("test_modules.py", "test_state_dict.py")
 DST = ("test_dst_properties.py", "test_dst.py", "test_dst_gradient.py", "test_dst_state.py")
 # What is changed, and the files of tests that run then, the likeliest to notice first.

@@ -260,6 +260,15 @@ def test_damaged_and_foreign_files(tmp_path: Path, count_cases: Any) -> None:
     refused(network(1), tmp_path, "version 99")
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd to count open files in")
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    before = len(list(Path("/dev/fd").iterdir()))
+    for _ in range(3):
+        checkpoint.save(tmp_path / "checkpoint.pt", {"epoch": 1})
+        checkpoint.load(tmp_path / "checkpoint.pt")
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
 @pytest.mark.promise("P9")
 def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"

@@ -135,6 +135,18 @@ def test_the_gradient_is_named_whose_dtype_differs() -> None:
         OPS.pointwise_wgrad(x, x.double())
 
 
+@pytest.mark.promise("P5")
+def test_bins_and_lengths_that_no_index_can_count() -> None:
+    none = torch.empty(0, 3, 5)
+    for op in (OPS.average_bins, OPS.average_bins_backward):
+        assert op(none, 2**31 - 1).shape == (0, 3, 2**31 - 1)
+        for bad in (0, -1, 2**31):
+            with pytest.raises(ValueError, match=r"length and a number of bins in \[1, 2\*\*31\)"):
+                op(none, bad)
+            with pytest.raises(ValueError, match=r"length and a number of bins in \[1, 2\*\*31\)"):
+                op(torch.empty(1).expand(0, 3, max(0, bad)), 5)
+
+
 def test_flops_are_those_of_the_convolution() -> None:
     x, weight = torch.randn(2, 3, 20, requires_grad=True), torch.randn(4, 3, 1, requires_grad=True)
     counts = []

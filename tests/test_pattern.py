@@ -230,6 +230,12 @@ def test_owns_its_arrays():
     pattern.col_indices[0] = 1
     with pytest.raises(RuntimeError, match="changed in place"):
         _ = pattern.col_indices
+    pattern = KernelCSR(crow, int32(0, 2), (1, 1, 3))
+    crow[1] = 1
+    assert pattern.crow_indices.tolist() == [0, 2]
+    pattern.crow_indices[1] = 1
+    with pytest.raises(RuntimeError, match="changed in place"):
+        _ = pattern.crow_indices
 
 
 @pytest.mark.promise("P5")
