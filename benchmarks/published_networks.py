@@ -279,6 +279,12 @@ def table(path: Path = RESULTS) -> str:
         for reason, count in _left_dense(row).items():
             of = f"{count} of {len(row['layers'])}"
             lines.append(f"- {row['network']}: {of} left dense: {reason}")
+    for row in document.get("earlier", ()):  # settings were changed after these had been seen
+        scores = ", ".join(f"{way} {100 * score:.1f}" for way, score in row["after"].items())
+        lines.append(
+            f"- tried before: {row['network']}, seed {row['seed']}, 2 x {row['epochs']} epochs "
+            f"({row['replaced']} since then): {scores}"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -324,7 +330,8 @@ def measure(networks: Iterable[Network], seeds: int, path: Path) -> None:
             choice = [layer["name"] for layer in measured[0] if layer["sparse"]]
         row = run(network, seed, choice, Data.load(network.dataset))
         packages = {"package": f"{network.package} {version(network.package)}"}
-        document = {"machine": machine(), "rows": [*document["rows"], rounded(row) | packages]}
+        rows = [*document["rows"], rounded(row) | packages]
+        document = document | {"machine": machine(), "rows": rows}
         write_json(document, path)
         print(network.name, seed, row["before"], row["after"], flush=True)
 
