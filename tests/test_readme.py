@@ -16,7 +16,7 @@ from sparseconv.reference import dense_weight
 def test_every_block_runs() -> None:
     found = snippets.blocks(snippets.ROOT / "README.md")
     blocks = [block for block in found if block.language == "python"]
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     values, pattern = torch.randn(60), sc.KernelCSR.random((3, 4, 39), 60)
     scope: dict[str, Any] = {
         "sc": sc,
