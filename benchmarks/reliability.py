@@ -256,6 +256,8 @@ def _not_run(runs: Mapping[str, Evidence], mutants: Mapping[str, Any] | None) ->
             lines.append(f"- `{command}`, the long campaign: no result is recorded")
     if mutants is None:
         lines.append("- `make mutants`: no result is recorded")
+    elif left := mutants["drawn"] - len(mutants["mutants"]):
+        lines.append(f"- `make mutants`: {left} of the {mutants['drawn']} changes that were drawn")
     for promise in PROMISES:
         for row in _rows(runs["suite"], promise):
             if row.skipped and not row.passed:

@@ -211,14 +211,14 @@ def test_mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows[18] |= {"kind": "deleted statement", "old": "b += 1", "new": "", "text": "b += 1"}
     explained = {"19": "a and b are never equal", "20": "nobody looks"}
     monkeypatch.setattr(mutants_table, "explanations", lambda: explained)
-    write(tmp_path, suite=run(*ALL), mutants={"machine": MACHINE, "mutants": rows})
+    write(tmp_path, suite=run(*ALL), mutants={"machine": MACHINE, "drawn": 30, "mutants": rows})
     assert command(tmp_path) == 0
     text = page(tmp_path)
     assert "Of 22 changes **18 were noticed**; 1 compiled to the same code, 2 others" in text
     assert "**94.7%** of those that do harm (goal: 95%, **missed**)" in text
     assert "**Not noticed, though it should be:**\n\n- a.py:3: `b += 1` left out\n" in text
     assert "- a.py:3: `<` → `<=` in `if a < b:`: a and b are never equal\n" in text
-    assert "`make mutants`: no result" not in text
+    assert "- `make mutants`: 7 of the 30 changes that were drawn\n" in text
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,11 @@ def test_mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "",
         {"mutants": []},
-        {"machine": {}, "mutants": []},
-        {"machine": MACHINE, "mutants": [{"id": "1"}]},
-        {"machine": MACHINE, "mutants": [mutant("1", "fine")]},
+        {"machine": MACHINE, "mutants": []},
+        {"machine": {}, "drawn": 1, "mutants": []},
+        {"machine": MACHINE, "drawn": 1, "mutants": [{"id": "1"}]},
+        {"machine": MACHINE, "drawn": 1, "mutants": [mutant("1", "fine")]},
+        {"machine": MACHINE, "drawn": 0, "mutants": [mutant("1", "killed")]},
     ],
 )
 def test_malformed_mutants_are_refused(
