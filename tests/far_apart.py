@@ -54,7 +54,8 @@ def computations(case: Case) -> list[tuple[Any, tuple[Any, ...], list[int]]]:
     pattern = case.make_pattern()
     geometry = Geometry(pattern.shape, *case.geometry)
     shape, tail = geometry.shape, geometry[1:]
-    rows, plan = _ops.fprop_rows(pattern, geometry), _ops._dgrad_plan(pattern, geometry)
+    rows = _ops.fprop_rows(pattern, geometry)
+    plan = _ops._dgrad_plan_for(pattern, geometry, grad)
     return [
         (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, shape, *tail), [0, 1, 2]),
         (OPS.dgrad, (grad, values, *plan, shape, case.length, *tail), [0, 1]),

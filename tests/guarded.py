@@ -62,7 +62,8 @@ def calls_of(case: Case, rng: random.Random) -> list[tuple[Any, tuple[Any, ...]]
     pattern = case.make_pattern()
     geometry = Geometry(pattern.shape, *case.geometry)
     shape, tail = geometry.shape, geometry[1:]
-    rows, plan = _ops.fprop_rows(pattern, geometry), _ops._dgrad_plan(pattern, geometry)
+    rows = _ops.fprop_rows(pattern, geometry)
+    plan = _ops._dgrad_plan_for(pattern, geometry, grad)
     relu = rng.random() < 0.3
     return [
         (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, shape, *tail, relu)),
