@@ -253,7 +253,7 @@ class Never(nn.Module):
         (SparseConv1d(3, 4, 5), [X], TypeError, "tuple of the model's arguments, but got list"),
         (SparseConv1d(3, 4, 5), X[:, :2], ValueError, r"\(2, 2, 20\).*expected.*3 channels"),
         (SparseConv1d(3, 4, 5), (X, X), ValueError, "failed on the input.*TypeError"),
-        (SparseConv1d(3, 4, 5), X.double(), ValueError, "TypeError.*should be the same"),
+        (SparseConv1d(3, 4, 5), X.double(), ValueError, "DtypeError.*should be the same"),
         (Never(), X, ValueError, r"none of the model's sparse layers \(conv\)"),
         (SparseConv1d(3, 4, 5, device="meta"), X, NotImplementedError, "on meta.*cpu"),
     ],
