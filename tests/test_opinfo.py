@@ -19,7 +19,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
 
 # Importing them forbids this process to set flags such as cudnn.benchmark, which other tests do.
-torch.backends.__allow_nonbracketed_mutation_flag = True
+torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 OP = next(info for info in op_db if info.name == "nn.functional.conv1d")
 MODULE = next(info for info in module_db if info.module_cls is nn.Conv1d)
