@@ -18,6 +18,18 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseConv1d]:
     return {name: m for name, m in model.named_modules() if isinstance(m, SparseConv1d)}
 
 
+def layers_of(averages: Sequence[nn.Module]) -> list[list[SparseConv1d]]:
+    """The layers of each average; refuse what is no list of modules."""
+    if not isinstance(averages, list | tuple) or not all(
+        isinstance(average, nn.Module) for average in averages
+    ):
+        raise TypeError(
+            "averages must be a list of modules, copies of the model, but got "
+            f"{type(averages).__name__}; write averages=[ema]"
+        )
+    return [list(sparse_layers(average).values()) for average in averages]
+
+
 def check_layers(
     layers: Layers, optimizer: torch.optim.Optimizer, averages: Sequence[Sequence[SparseConv1d]]
 ) -> None:
@@ -26,10 +38,10 @@ def check_layers(
     owner: dict[int, str] = {}
     for name, layer in layers.items():
         check_own_values(layer)
-        if id(layer.values) not in held:
+        if id(layer.values) not in held and layer.values.requires_grad:
             raise ValueError(
                 f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
-                f"of layer {name!r}; construct it with model.parameters()"
+                f"of layer {name!r}; construct it with model.parameters(), or freeze the layer"
             )
         if owner.setdefault(id(layer.values), name) != name:
             raise ValueError(
@@ -58,6 +70,12 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
             "LBFGS keeps a history of all parameters at once, which cannot follow a change of "
             "pattern; use SGD, Adam or another elementwise optimizer, or grow='static'"
         )
+    for name, inner in vars(optimizer).items():  # ZeroRedundancyOptimizer, SAM, ...
+        if isinstance(inner, torch.optim.Optimizer) and inner.state is not optimizer.state:
+            raise NotImplementedError(
+                f"{type(optimizer).__name__} keeps its state in an optimizer of its own, where it "
+                f"cannot follow a change of pattern; hand optimizer.{name} to the DSTScheduler"
+            )
 
 
 def check_state(name: str, values: Tensor, state: Mapping[str, object]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.nn.grad import conv1d_weight
 
 from sparseconv.modules import SparseConv1d
@@ -31,16 +32,25 @@ class GradientWatch:
     def __call__(
         self, layer: SparseConv1d, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> None:
-        if not (self.watching and output.requires_grad):
+        if not (self.watching and output.requires_grad) or _is_batched(output):
             return
         input = (args[0] if args else kwargs["input"]).detach()
 
         def add(grad: Tensor) -> None:
-            if self.watching:
+            if self.watching and not _is_batched(grad):
                 dense = _dense_wgrad(layer, input, grad.detach())
                 self.total = dense if self.total is None else self.total + dense
 
         output.register_hook(add)  # type: ignore[no-untyped-call]
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether ``torch.vmap`` looks on: per-sample gradients are not the step's."""
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return True
+        tensor = get_unwrapped(tensor)
+    return False
 
 
 def gradient_dtype(layer: SparseConv1d) -> torch.dtype:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from sparseconv.pattern import KernelCSR
 
@@ -69,13 +69,28 @@ class TagCheck:
         # the first look is enough, or each layer would wait for the GPU each time.
         if tag is self.tag and tag.is_cuda and torch.is_grad_enabled():
             return
-        if type(tag) is not Tensor or tag.is_meta or is_functorch_wrapped_tensor(tag):
+        if type(tag) is not Tensor or tag.is_meta:
             return  # no content to look at
         own = pattern.derived(_tag)
+        if is_functorch_wrapped_tensor(tag):
+            _check_wrapped(tag, own)
+            return
         if bool(tag.cpu()[own == 0].any()):
             raise RuntimeError(_MIXED)
         if not tag.is_inference():  # those do not count what is written
             self.tag, self.version = tag, tag._version
+
+
+def _check_wrapped(tag: Tensor, own: Tensor) -> None:
+    """Compare all tags that ``torch.vmap`` runs over, those of an ensemble's members for one."""
+    while is_functorch_wrapped_tensor(tag):
+        tag = get_unwrapped(tag)
+    with torch._C._DisableFuncTorch():
+        # The members may be counted along any dimension; the 64 entries are the one of that size.
+        if tag.dim() > 1 and tag.shape[-1] != len(own):
+            tag = tag.movedim(tag.shape.index(len(own)), -1)
+        if bool(tag.detach().cpu()[..., own == 0].any()):
+            raise RuntimeError(_MIXED)
 
 
 def check_in_graph(tag: Tensor | None, pattern: KernelCSR) -> None:

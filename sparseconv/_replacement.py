@@ -26,7 +26,8 @@ def own_names(layer: nn.Conv1d | SparseConv1d) -> frozenset[str]:
     else:
         plain, weight = nn.Conv1d(1, 1, 1, device="meta"), "weight"
     names = {*vars(plain), *plain._parameters, *plain._buffers} - {"bias"}
-    return frozenset(names | {weight, f"{weight}_orig", f"{weight}_mask", "parametrizations"})
+    names |= {weight, f"{weight}_orig", f"{weight}_mask", "parametrizations"}
+    return frozenset(names | {"_compiled_call_impl"})  # of layer.compile(): it calls the old layer
 
 
 def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -51,6 +52,7 @@ def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             if name == "_modules":
                 continue
             for leaf in tree_leaves(value) if isinstance(value, list | tuple | dict) else [value]:
+                leaf = getattr(leaf, "__self__", leaf)  # a method of a module holds it as well
                 if isinstance(leaf, nn.Module):
                     yield leaf, f"{type(owner).__name__}.{name}"
 

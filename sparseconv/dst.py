@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparseconv._dst_checks import check_layers, check_optimizer, check_state, sparse_layers
+from sparseconv import _dst_checks as checks
 from sparseconv._gradient_watch import GradientWatch, gradient_dtype
 from sparseconv._pattern_tag import checksum
 from sparseconv._ranks import Ranks
@@ -48,7 +48,8 @@ class DSTScheduler:
     of active weights in a region never changes. ``values`` stays the same parameter; each
     surviving weight keeps its value, its gradient and every elementwise state that the optimizer
     has for it (any tensor shaped like ``values``); a grown weight starts with zeros in all of
-    these. Everything happens in place. If an update raises, nothing has changed.
+    these. Everything happens in place. If an update raises, nothing has changed. Frozen layers
+    (``values`` without ``requires_grad``) keep their patterns.
 
     The share of weights moved at call t follows a cosine from ``prune_fraction`` to
     ``prune_floor``, which it reaches at call ``decay_steps`` and keeps:
@@ -64,7 +65,7 @@ class DSTScheduler:
 
     Args:
         model: holds at least one ``SparseConv1d``; ``layer.regions`` says what may move where.
-        optimizer: holds ``values`` of every such layer.
+        optimizer: holds ``values`` of every such layer that is not frozen.
         update_every, end_step, decay_steps: in calls of ``step()``; ``decay_steps`` defaults to
             ``end_step``.
         prune_fraction, prune_floor: share of active weights, ``0 <= floor <= fraction <= 1``.
@@ -147,13 +148,13 @@ class DSTScheduler:
         self.step_count = self.updates = 0
         self._optimizer = optimizer
         self._generator = torch.Generator("cpu").manual_seed(self.seed)
-        self._layers = sparse_layers(model)
+        self._layers = checks.sparse_layers(model)
         if not self._layers:
             raise ValueError(
                 "model must hold at least one SparseConv1d, but it has none; "
                 "make one of an nn.Conv1d with SparseConv1d.from_dense(conv)"
             )
-        self._averages = [list(sparse_layers(average).values()) for average in averages]
+        self._averages = checks.layers_of(averages)
         self._ranks = Ranks(process_group)
         self._ranks.together(self._check_layers, self._seal, _REMEDY)
         self._ever_active: dict[str, Tensor] = {}
@@ -290,9 +291,9 @@ class DSTScheduler:
         return self.grow != "static" and step <= self.end_step and step % self.update_every == 0
 
     def _check_layers(self) -> None:
-        check_layers(self._layers, self._optimizer, self._averages)
+        checks.check_layers(self._layers, self._optimizer, self._averages)
         if self.grow != "static":
-            check_optimizer(self._optimizer)
+            checks.check_optimizer(self._optimizer)
 
     def _seal(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
@@ -305,7 +306,8 @@ class DSTScheduler:
 
         def compute() -> list[_Change]:
             self._check_layers()
-            plans = [self._plan_layer(name, fraction, gradients.get(name)) for name in self._layers]
+            training = [name for name, x in self._layers.items() if x.values.requires_grad]
+            plans = [self._plan_layer(name, fraction, gradients.get(name)) for name in training]
             return [plan for plan in plans if plan is not None]
 
         try:
@@ -334,7 +336,7 @@ class DSTScheduler:
         layer = self._layers[name]
         values = layer.values
         state = self._optimizer.state.get(values, {})
-        check_state(name, values, state)
+        checks.check_state(name, values, state)
         if self.grow == "gradient" and dense_grad is None:
             raise RuntimeError(
                 f"grow='gradient' needs a forward and a backward pass through layer {name!r} "

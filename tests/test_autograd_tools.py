@@ -107,6 +107,29 @@ def test_an_ensemble_of_one_pattern() -> None:
     assert each.equal(torch.stack([first(x), second(2 * x)]))
 
 
+@pytest.mark.tool("ensembles of several patterns, by vmap", "refuses", "one pattern in a call")
+@pytest.mark.parametrize("in_dims", [0, 1])
+def test_an_ensemble_of_several_patterns(in_dims: int) -> None:
+    """The pattern is the module's, so another member's values would meet the wrong taps."""
+    x = torch.randn(3, 2, 9, dtype=torch.float64)
+
+    def run(*members: sc.SparseConv1d) -> Tensor:
+        parameters, buffers = stack_module_state(members)
+        tag = buffers["pattern_tag"].movedim(0, in_dims)
+        dims = {name: in_dims if name == "pattern_tag" else 0 for name in buffers}
+        return vmap(lambda p, b: functional_call(members[0], (p, b), (x,)), in_dims=(0, dims))(
+            parameters, buffers | {"pattern_tag": tag}
+        )
+
+    first = make_layer()
+    assert run(first, make_layer(pattern=first.pattern))[0].equal(first(x))
+    other = sc.KernelCSR.random(
+        first.pattern.shape, first.pattern.nnz, generator=torch.Generator().manual_seed(8)
+    )
+    with pytest.raises(RuntimeError, match="its values may stand at other positions"):
+        run(first, make_layer(pattern=other))
+
+
 @pytest.mark.tool("torch.func.grad, vjp, jacrev, jacfwd, hessian, linearize", "works")
 def test_derivatives_of_parameters() -> None:
     """As torch finds them for the dense convolution."""

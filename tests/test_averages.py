@@ -179,6 +179,9 @@ def test_averages_of_something_else_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             DSTScheduler(model, optimizer, **settings, averages=[wrong])
     average = AveragedModel(model)
+    for wrong in (average, [average.state_dict()]):
+        with pytest.raises(TypeError, match=r"list of modules.*averages=\[ema\]"):
+            DSTScheduler(model, optimizer, **settings, averages=wrong)
     dst = DSTScheduler(model, optimizer, **settings, averages=[average])
     train_step(model, optimizer, next(batches()))
     assert dst.step()

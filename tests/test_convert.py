@@ -183,6 +183,18 @@ def test_in_place() -> None:
     assert hook.calls == calls + 2
 
 
+def test_a_layer_that_was_compiled_in_place_computes_what_it_is_now() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 3, 5))
+    model[0].compile(backend="eager")
+    x = torch.randn(2, 2, 20)
+    model(x)
+    sc.convert(model, layers=["0"], inplace=True)
+    with torch.no_grad():
+        model[0].values.zero_()
+        model[0].bias.zero_()
+    assert not model(x).any()
+
+
 def test_what_is_made_in_inference_mode_trains_later() -> None:
     model = nested()
     pruned(model, "prune")
@@ -243,6 +255,8 @@ class Odd(nn.Module):
         self.patched.forward = lambda x: x
         self.listed = nn.Conv1d(2, 2, 3)
         self.kept = [{"conv": self.listed}]
+        self.bound = nn.Conv1d(2, 2, 3)
+        self.call = self.bound.forward
         self.complex = nn.Conv1d(2, 2, 3, dtype=torch.complex64)
         self.meta = nn.Conv1d(2, 2, 3, device="meta")
         self.named = nn.Conv1d(2, 2, 3)
@@ -263,6 +277,7 @@ REASONS = {
     "bias_normed": "its bias is computed by other means",
     "patched": "it has a forward of its own",
     "listed": r"it also stands in Odd\.kept, where nothing can replace it",
+    "bound": r"it also stands in Odd\.call, where nothing can replace it",
     "complex": r"torch\.complex64 is not supported",
     "meta": "on the meta device",
     "named": "an attribute 'values'",

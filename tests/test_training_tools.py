@@ -271,11 +271,66 @@ def test_groups_and_frozen_layers() -> None:
     ]
     optimizer = torch.optim.AdamW(groups, 1e-2)
     dst = DSTScheduler(model, optimizer, update_every=2, end_step=9)
-    frozen = model[0].values.detach().clone()
+    frozen, pattern = model[0].values.detach().clone(), model[0].pattern
     for x, _ in zip(batches(), range(3), strict=False):
         train_step(model, optimizer, x)
-        if dst.step_count == 0:
-            assert model[0].values.equal(frozen)
         dst.step()
     assert dst.updates == 1
+    assert model[0].values.equal(frozen)
+    assert model[0].pattern is pattern
     assert model[0].values.grad is None
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_a_frozen_layer_need_not_be_in_the_optimizer(grow: str) -> None:
+    model = two_layers()
+    model[0].requires_grad_(False)
+    before = copy.deepcopy(model[0].state_dict())
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow=grow)
+    for x, _ in zip(batches(), range(3), strict=False):
+        train_step(model, optimizer, x)
+        assert dst.step()
+    assert same(model[0].state_dict(), before)
+    model[0].requires_grad_(True)
+    with pytest.raises(ValueError, match=r"lacks those of layer .* or freeze the layer"):
+        dst.step()
+
+
+class Wrapped(torch.optim.Optimizer):
+    """As ZeroRedundancyOptimizer and SAM do: another optimizer holds the state."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+        self.inner = torch.optim.Adam(self.param_groups)
+
+    def step(self) -> None:  # type: ignore[override]
+        self.inner.step()
+
+
+def test_state_in_another_optimizer_is_refused_where_it_would_stay_behind() -> None:
+    model = two_layers()
+    optimizer = Wrapped(model.parameters())
+    with pytest.raises(NotImplementedError, match=r"hand optimizer\.inner to the DSTScheduler"):
+        DSTScheduler(model, optimizer, update_every=1, end_step=9)
+    DSTScheduler(model, optimizer, update_every=1, end_step=9, grow="static")
+    dst = DSTScheduler(model, optimizer.inner, update_every=1, end_step=9)
+    train_step(model, optimizer, next(iter(batches())))
+    assert dst.step()
+
+
+def test_per_sample_gradients_are_not_the_steps() -> None:
+    """Gradient growth adds up what ``backward()`` gives, and nothing of ``torch.vmap``."""
+    grown = []
+    for looked in (False, True):
+        torch.manual_seed(0)
+        model = two_layers()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow="gradient")
+        x = next(iter(batches()))
+        if looked:
+            torch.vmap(torch.func.grad(lambda z, net=model: net(z).sum()))(x)
+        train_step(model, optimizer, x)
+        assert dst.step()
+        grown.append(model.state_dict())
+    assert same(*grown)
