@@ -277,12 +277,22 @@ def check(
         )
 
 
+_FX = (
+    "; torch.fx.symbolic_trace cannot look into a SparseConv1d: use a torch.fx.Tracer whose "
+    "is_leaf_module(module, name) is True for it, or torch.export"
+)
+
+
 def _refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("input", input), ("values", values), ("bias", bias)):
         if tensor is None and name == "bias":
             continue
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor, but got {type(tensor).__name__}")
+            kind = type(tensor)
+            traced = kind.__module__.startswith("torch.fx")
+            raise TypeError(
+                f"{name} must be a Tensor, but got {kind.__name__}" + (_FX if traced else "")
+            )
         if tensor.dtype != input.dtype:
             raise DtypeError(
                 f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"

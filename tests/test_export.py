@@ -204,3 +204,20 @@ def test_plans_are_made_for_real(around: Callable[[nn.Module, Tensor], None]) ->
         strict=True,
     ):
         assert a.equal(b)
+
+
+@pytest.mark.tool(
+    "torch.fx.symbolic_trace", "refuses", "names the remedy: a Tracer that takes it for a leaf"
+)
+def test_symbolic_tracing_is_refused_and_a_leaf_works() -> None:
+    model = nn.Sequential(sc.SparseConv1d(2, 3, 5), nn.ReLU())
+    with pytest.raises(TypeError, match=r"got Proxy.*is_leaf_module\(module, name\)"):
+        torch.fx.symbolic_trace(model)
+
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, name: str) -> bool:
+            return isinstance(m, sc.SparseConv1d) or super().is_leaf_module(m, name)
+
+    traced = torch.fx.GraphModule(model, Tracer().trace(model))
+    x = torch.randn(2, 2, 20)
+    assert traced(x).equal(model(x))
