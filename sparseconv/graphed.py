@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -52,11 +53,16 @@ def _overwrite(held: Any, new: Any) -> None:
 class _Graph(NamedTuple):
     inputs: tuple[Tensor, ...]
     replay: Callable[[], Outputs]
-    reads: list[tuple[Tensor, int]]  # the model's tensors, and where they lay
+    places: list[tuple[Mapping[Any, Any], Any]]  # whose entries the graph reads and writes
+    addresses: list[int]
 
     def stands(self) -> bool:
         """Say whether everything still lies where the graph looks for it."""
-        return all(tensor.data_ptr() == address for tensor, address in self.reads)
+        return _addresses(self.places) == self.addresses
+
+
+def _addresses(places: list[tuple[Mapping[Any, Any], Any]]) -> list[int]:
+    return [registry[name].data_ptr() for registry, name in places if name in registry]
 
 
 class GraphedStep:
@@ -65,16 +71,20 @@ class GraphedStep:
     The first calls with a shape run as they are (they count as steps like any other), then one is
     captured and from there on replayed: a launch instead of hundreds. When a ``SparseConv1d`` of
     the model has another pattern with as many active weights, its plans are written into the memory
-    that the graphs read; with another number of them the graphs are captured anew.
+    that the graphs read; with another number of them, or when a tensor of the model or of the
+    optimizer's state lies elsewhere, the graphs are captured anew. Never yet run on a GPU.
 
     Args:
-        model: on a CUDA device. Its parameters and buffers stay the same tensors.
+        model: on one CUDA device.
         function: takes tensors, returns a tuple of tensors, and changes everything else in place:
             zero_grad, forward, backward, an optimizer's step with ``capturable=True`` (and ``lr`` a
-            tensor if it is to change). Hooks and Python code in it run while capturing only.
+            tensor if it is to change). Hooks and Python code in it run while capturing only: so
+            with gradient growth call the function itself in the step before an update.
+        optimizer: the one that the function steps. After its ``load_state_dict`` the graphs are
+            captured anew.
 
     Raises:
-        ValueError: the model is not on a CUDA device.
+        ValueError: the model is not on one CUDA device.
 
     Example:
         >>> import sparseconv as sc
@@ -89,16 +99,21 @@ class GraphedStep:
         ...         optimizer.step()
         ...         return (loss.detach(),)
         ...
-        ...     step = GraphedStep(model, function)
+        ...     step = GraphedStep(model, function, optimizer)
         ...     (loss,) = step(torch.randn(16, 4, 100, device="cuda"))
 
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
 
-    def __init__(self, model: nn.Module, function: Callable[..., Outputs]) -> None:
-        self.model, self.function = model, function
+    def __init__(
+        self,
+        model: nn.Module,
+        function: Callable[..., Outputs],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.model, self.function, self.optimizer = model, function, optimizer
         self._layers = [layer for layer in model.modules() if isinstance(layer, SparseConv1d)]
-        self._check_devices({tensor.device.type for tensor in self._pinned()})
+        self._device = self._only_device({r[name].device for r, name in self._places()})
         self._graphs: dict[Hashable, _Graph] = {}
         self._calls: Counter[Hashable] = Counter()
         self._slots: list[Slot] = []
@@ -167,38 +182,56 @@ class GraphedStep:
                 f"this step cannot be captured as a CUDA graph: {error}; every operation must stay "
                 "on the device, without .item() or .cpu(); or call the function itself"
             ) from error
-        return _Graph(held, replay, [(tensor, tensor.data_ptr()) for tensor in self._pinned()])
+        places = self._places()
+        return _Graph(held, replay, places, _addresses(places))
 
-    def _pinned(self) -> list[Tensor]:
-        """What the graphs read of the model; the indices in its buffers are not among it."""
-        indices = {id(t) for layer in self._layers for t in (layer.crow_indices, layer.col_indices)}
+    def _places(self) -> list[tuple[Mapping[Any, Any], Any]]:
+        """Where the tensors stand that a graph reads and writes: all but the patterns' buffers."""
+        unread = {id(t) for layer in self._layers for t in (layer.crow_indices, layer.col_indices)}
+        registries: list[Mapping[Any, Any]] = [
+            registry for m in self.model.modules() for registry in (m._parameters, m._buffers)
+        ]
+        if self.optimizer is not None:
+            registries += [_State(self.optimizer, p) for p in self.optimizer.state]
         return [
-            *self.model.parameters(),
-            *(b for b in self.model.buffers() if id(b) not in indices),
+            (registry, name)
+            for registry in registries
+            for name, tensor in registry.items()
+            if isinstance(tensor, Tensor) and id(tensor) not in unread and name != "pattern_tag"
         ]
 
     @staticmethod
-    def _check_devices(found: set[str]) -> None:
-        if found != {"cuda"}:
+    def _only_device(found: set[torch.device]) -> torch.device:
+        if len(found) != 1 or next(iter(found)).type != "cuda":
             raise ValueError(
-                f"a graphed step needs a model on a CUDA device, but its tensors are on {found}; "
-                "move it with model.cuda(), or run the step ungraphed"
+                "a graphed step needs a model on one CUDA device, but its tensors are on "
+                f"{', '.join(sorted(map(str, found)))}; move it with model.cuda(), or run the step "
+                "ungraphed"
             )
+        return found.pop()
 
-    @staticmethod
-    def _aside(call: Callable[[], Outputs]) -> Outputs:
-        """Run on a side stream, as a capture will: autograd remembers the streams of its nodes."""
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            outputs = call()
-        current.wait_stream(side)
+    @functools.cached_property
+    def _side(self) -> Any:
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    def _aside(self, call: Callable[[], Outputs]) -> Outputs:
+        """Run on the stream of the captures: autograd remembers the streams of its nodes."""
+        with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            self._side.wait_stream(current)
+            with torch.cuda.stream(self._side):
+                outputs = call()
+            current.wait_stream(self._side)
         return outputs
 
-    @staticmethod
-    def _capture(call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    def _capture(self, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with (
+            torch.cuda.device(self._device),
+            # Comes back to the present stream also if the capture fails, which torch's does not.
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, stream=self._side),
+        ):
             outputs = call()
 
         def replay() -> Outputs:
@@ -206,3 +239,19 @@ class GraphedStep:
             return outputs
 
         return replay
+
+
+class _State(Mapping[str, Any]):
+    """A parameter's state in an optimizer, which ``load_state_dict`` puts into new dicts."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+        self.optimizer, self.parameter = optimizer, parameter
+
+    def __getitem__(self, name: str) -> Any:
+        return self.optimizer.state[self.parameter][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.optimizer.state[self.parameter])
+
+    def __len__(self) -> int:
+        return len(self.optimizer.state[self.parameter])

@@ -29,8 +29,14 @@ def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
         >>> dense_weight(torch.tensor([5.0]), pattern)
         tensor([[[0., 5., 0.]]])
     """
-    positions = pattern.positions().to(values.device)
+    # Kept on a GPU: a CUDA graph can read no memory of the CPU.
+    on_gpu = values.is_cuda
+    positions = pattern.derived(_positions_on, values.device) if on_gpu else pattern.positions()
     return values.new_zeros(pattern.numel).scatter(0, positions, values).view(pattern.shape)
+
+
+def _positions_on(pattern: KernelCSR, device: torch.device) -> Tensor:
+    return pattern.positions().to(device)
 
 
 def conv1d_dense(

@@ -86,8 +86,9 @@ def train(
     The best epoch has the least training loss; kept are its weights after its last optimizer
     step, before the pattern changes. The model is left in eval mode. If training stops early (an
     error, Ctrl-C), the model gets the best epoch so far, or what it was before the first.
-    Torch's global generator is left as it was. The same model, data, recipe and number of threads
-    give the same bits, resumed or not.
+    Torch's global generators are left as they were. The same model, data, recipe and number of
+    threads give the same bits, resumed or not; on CUDA as far as the model's other operations
+    repeat theirs (cuDNN's do with ``torch.backends.cudnn.deterministic``).
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``. Its ``SparseConv1d``
@@ -105,7 +106,8 @@ def train(
             (model, optimizer, update_every, end_step, decay_steps), counted in optimizer steps.
         graphed: replay the steps as CUDA graphs (``sparseconv.graphed``), all but the first ones
             and those before an update; the same results without most of the time for launches. The
-            model must be on a CUDA device, and its forward hooks run in the other steps only.
+            model must be on a CUDA device, and its forward hooks run in the other steps only. Never
+            yet run on a GPU.
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``graphed`` without a GPU; a
@@ -143,8 +145,10 @@ def train(
         path.parent.mkdir(parents=True, exist_ok=True)
 
     keep_freed_memory()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
         torch.default_generator.manual_seed(recipe.seed)
+        if X.is_cuda:
+            _cuda_generator(X.device).manual_seed(recipe.seed)
         run = _Run(model, X, y, recipe, scheduler_factory, graphed)
         if resume and path is not None and path.exists():
             run.load(path)
@@ -191,7 +195,8 @@ class _Run:
         self.batches = math.ceil(len(X) / self.batch_size)
         self.update_every = recipe.update_every_steps or recipe.update_every_epochs * self.batches
         # A graph can read no Python number; off the graph the same one is read, for the same bits.
-        self.lr = torch.tensor(recipe.lr, device=X.device) if X.is_cuda else None
+        on_gpu = X.is_cuda or graphed
+        self.lr = torch.tensor(recipe.lr, device=X.device) if on_gpu else None
         self.optimizer = torch.optim.Adam(
             model.parameters(),
             recipe.lr if self.lr is None else self.lr,
@@ -199,7 +204,9 @@ class _Run:
             fused=True,
             capturable=X.is_cuda,
         )
-        self.step = GraphedStep(model, self._eager_step) if graphed else self._eager_step
+        self.step: Any = self._eager_step
+        if graphed:
+            self.step = GraphedStep(model, self._eager_step, self.optimizer)
         steps = recipe.epochs * self.batches
         decay_steps = max(1, int(recipe.decay_share * steps))
         self.scheduler = (make_scheduler or self._dst)(
@@ -296,10 +303,14 @@ class _Run:
             "state": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "rng": {"torch": torch.get_rng_state(), "shuffle": self.shuffle.get_state()},
+            "rng": {name: generator.get_state() for name, generator in self._generators().items()},
             "best": self.best,
             "history": self.history,
         }
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        own = {"torch": torch.default_generator, "shuffle": self.shuffle}
+        return own | ({"cuda": _cuda_generator(self.X.device)} if self.X.is_cuda else {})
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -331,14 +342,21 @@ class _Run:
             checkpoint.restore_adam(self.optimizer, content["optimizer"])
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(content["scheduler"])
-            self.shuffle.set_state(content["rng"]["shuffle"])
-            torch.set_rng_state(content["rng"]["torch"])
+            for name, generator in self._generators().items():
+                if name != "cuda" or name in content["rng"]:  # written on a CPU it has none
+                    generator.set_state(content["rng"][name])
             self.best, self.history = content["best"], list(content["history"])
         except Exception as error:
             self.model.load_state_dict(before)
             raise CheckpointError(
                 f"{path} cannot be resumed: {type(error).__name__}: {error}"
             ) from error
+
+
+def _cuda_generator(device: torch.device) -> torch.Generator:
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # makes the generators
+    generators: tuple[torch.Generator, ...] = torch.cuda.default_generators
+    return generators[torch.cuda.current_device() if device.index is None else device.index]
 
 
 def _check_progress(best: Any, history: Any, epochs: int) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +149,9 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
 
 def test_backend_is_chosen(monkeypatch):
     monkeypatch.delenv("SPARSECONV_BACKEND", raising=False)
+    # With CUDA kernels "auto" is those.
+    without = SimpleNamespace(cuda=False, getenv=os.environ.get, isa=lambda: "any")
+    monkeypatch.setattr(_backends, "extension", without)
     assert _backends.resolve_backend("auto", CUDA) == ("reference" if missing else "triton")
     assert _backends.resolve_backend("auto", torch.device("meta")) == "reference"
     monkeypatch.setattr(_backends, "_load_triton", lambda: (None, "Triton is not here"))
