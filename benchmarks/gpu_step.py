@@ -108,7 +108,7 @@ def steps(model: nn.Module, target: Target, length: int, precision: str, mode: s
         optimizer.step()
         return (loss.detach(),)
 
-    step: Callable[..., Any] = GraphedStep(model, eager) if mode == "graph" else eager
+    step: Callable[..., Any] = GraphedStep(model, eager, optimizer) if mode == "graph" else eager
 
     def run() -> None:
         for i in range(target.sizes.steps):

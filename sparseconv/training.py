@@ -195,8 +195,10 @@ class _Run:
         self.batches = math.ceil(len(X) / self.batch_size)
         self.update_every = recipe.update_every_steps or recipe.update_every_epochs * self.batches
         # A graph can read no Python number; off the graph the same one is read, for the same bits.
-        on_gpu = X.is_cuda or graphed
-        self.lr = torch.tensor(recipe.lr, device=X.device) if on_gpu else None
+        # (Torch's fused Adam reads 32 bits on CUDA, and 64 on a CPU.)
+        dtype = torch.float32 if X.is_cuda else torch.float64
+        fixed = X.is_cuda or graphed
+        self.lr = torch.tensor(recipe.lr, dtype=dtype, device=X.device) if fixed else None
         self.optimizer = torch.optim.Adam(
             model.parameters(),
             recipe.lr if self.lr is None else self.lr,
