@@ -7,6 +7,8 @@ without the extension and says so when asked (``python -m sparseconv info``).
 """
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,33 +24,25 @@ except ImportError:
     )
     extensions, commands = [], {}
 else:
-
-    class OptionalBuild(BuildExtension):
-        """Builds the extension, or leaves it out with a word of why, unless it is demanded."""
-
-        def run(self):
-            try:
-                super().run()
-            except (CCompilerError, ExecError, PlatformError, RuntimeError, OSError) as error:
-                if force == "1":
-                    raise
-                print(f"sparseconv: the C++ extension is left out: {error}", file=sys.stderr)
-
     # at::parallel_for is a template: it runs on torch's pool only if compiled as torch was.
     openmp = ["-fopenmp"] if torch.backends.openmp.is_available() else []
     # CUDA kernels where torch has CUDA and nvcc is found; FORCE_CUDA=0 leaves them out, and
     # FORCE_CUDA=1 refuses to. TORCH_CUDA_ARCH_LIST names the GPUs, as for any extension of torch.
     force = os.environ.get("FORCE_CUDA")
-    found = torch.version.cuda is not None and CUDA_HOME is not None
+    # torch takes any folder for CUDA_HOME; that of an image for running programs has no nvcc.
+    nvcc = CUDA_HOME and shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin"))
+    found = torch.version.cuda is not None and bool(nvcc)
     if force == "1" and not found:
         raise RuntimeError(
             "FORCE_CUDA=1 needs a torch with CUDA and nvcc, but torch.version.cuda is "
-            f"{torch.version.cuda} and CUDA_HOME is {CUDA_HOME}; set CUDA_HOME, or unset FORCE_CUDA"
+            f"{torch.version.cuda}, and nvcc is {nvcc or 'not found'} (CUDA_HOME is {CUDA_HOME}); "
+            "set CUDA_HOME, or unset FORCE_CUDA"
         )
     cuda = found and force != "0"
-    folders = ["csrc", "csrc/cpu", *(["csrc/cuda"] if cuda else [])]
-    extensions = [
-        (CUDAExtension if cuda else CppExtension)(
+
+    def extension(cuda):
+        folders = ["csrc", "csrc/cpu", *(["csrc/cuda"] if cuda else [])]
+        return (CUDAExtension if cuda else CppExtension)(
             "sparseconv._C",
             sorted(
                 str(path)
@@ -72,7 +66,37 @@ else:
             },
             extra_link_args=openmp,
         )
-    ]
+
+    class OptionalBuild(BuildExtension):
+        """Builds what can be built, and leaves out the rest with a word of why.
+
+        First the CUDA kernels, unless they are demanded; then the whole extension.
+        """
+
+        def run(self):
+            before = self.compiler, self.inplace  # a build changes both, one that fails for good
+            if not self.built("CUDA kernels are" if cuda else "C++ extension is") and cuda:
+                self.compiler, self.inplace = before
+                vars(self.extensions[0]).update(vars(extension(cuda=False)))
+                self.built("C++ extension is")
+
+        def built(self, what):
+            try:
+                super().run()
+            except (
+                CCompilerError, ExecError, PlatformError, RuntimeError, OSError, IndexError,
+                subprocess.CalledProcessError,
+            ) as error:  # fmt: skip
+                if force == "1":
+                    raise
+                why = " ".join(str(error).split())
+                if isinstance(error, IndexError):  # torch takes the last of the GPUs that it sees
+                    why = "no GPU is visible; name those to build for in TORCH_CUDA_ARCH_LIST"
+                print(f"sparseconv: the {what} left out: {why}", file=sys.stderr)
+                return False
+            return True
+
+    extensions = [extension(cuda)]
     commands = {"build_ext": OptionalBuild}
 
 setup(ext_modules=extensions, cmdclass=commands)

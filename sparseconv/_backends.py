@@ -66,8 +66,8 @@ def _missing(name: str) -> str | None:
         if torch.version.cuda is None:
             return "not built: torch has no CUDA; install a CUDA build of torch, then sparseconv"
         return (
-            "not built: nvcc was not found; set CUDA_HOME and build again with "
-            "`pip install --no-build-isolation .`"
+            "not built: nvcc was not found or did not fit torch, or FORCE_CUDA=0; set CUDA_HOME "
+            "and build again with `FORCE_CUDA=1 pip install --no-build-isolation .`"
         )
     return None
 

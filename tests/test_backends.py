@@ -75,7 +75,7 @@ def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         return sc.available_backends()["cuda"]
 
     cuda = torch.device("cuda")
-    for version, text in ((None, "not built: torch has no CUDA"), ("13.0", "nvcc was not found")):
+    for version, text in ((None, "not built: torch has no CUDA"), ("13.0", "or FORCE_CUDA=0; set")):
         assert text in state(False, version, True)
         for module, taken in ((None, "reference"), (SimpleNamespace(INTERPRETED=False), "triton")):
             monkeypatch.setattr(_backends, "_load_triton", lambda module=module: (module, "none"))

@@ -192,31 +192,51 @@ def test_the_binding_fits_the_headers_of_torch() -> None:
     ])  # fmt: skip
 
 
-@pytest.mark.promise("P10")
-@pytest.mark.parametrize("version", [None, "13.0"])
-@pytest.mark.parametrize("force", ["", "0", "1"])
-def test_what_is_built(version: str | None, force: str, tmp_path: Path) -> None:
-    """CUDA kernels where torch has CUDA; FORCE_CUDA may forbid or demand them."""
-    code = f"""
-import json, setuptools, torch
-from distutils.core import run_setup
+def toolkit(folder: Path, release: str) -> str:
+    """A CUDA_HOME whose nvcc tells its release and compiles nothing; without one if empty."""
+    (folder / "bin").mkdir()
+    if release:
+        nvcc = folder / "bin" / "nvcc"
+        tells = f"echo 'Cuda compilation tools, release {release}, V{release}.1'"
+        nvcc.write_text(f'#!/bin/sh\n[ "$1" = --version ] && {tells}\n')
+        nvcc.chmod(0o755)
+    return str(folder)
+
+
+def set_up(code: str, version: str | None, home: str | None, force: str, folder: Path) -> Any:
+    """Run code in a folder with setup.py, beside a torch for this version of CUDA."""
+    before = f"""
+import torch
 from torch.utils import cpp_extension
-torch.version.cuda = {version!r}
-cpp_extension.CUDA_HOME = {str(tmp_path) if version else None!r}
+torch.version.cuda, cpp_extension.CUDA_HOME = {version!r}, {home!r}
+"""
+    return subprocess.run(
+        [sys.executable, "-c", before + code], env=os.environ | {"FORCE_CUDA": force}, cwd=folder,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.promise("P10")
+@pytest.mark.parametrize(("version", "release"), [(None, ""), ("13.0", ""), ("13.0", "13.0")])
+@pytest.mark.parametrize("force", ["", "0", "1"])
+def test_what_is_built(version: str | None, release: str, force: str, tmp_path: Path) -> None:
+    """CUDA kernels where torch has CUDA and there is an nvcc; FORCE_CUDA may forbid or demand."""
+    code = """
+import json, warnings
+warnings.simplefilter("error")
+import setuptools
+from distutils.core import run_setup
 (module,) = run_setup("setup.py", stop_after="init").ext_modules
 print(json.dumps([module.sources, module.define_macros]))
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env=os.environ | {"FORCE_CUDA": force}, cwd=ROOT, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    if version is None and force == "1":
+    done = set_up(code, version, toolkit(tmp_path, release) if version else None, force, ROOT)
+    if not release and force == "1":
         assert done.returncode == 1
-        assert "FORCE_CUDA=1 needs a torch with CUDA" in done.stderr
+        assert "FORCE_CUDA=1 needs a torch with CUDA and nvcc" in done.stderr
+        assert "nvcc is not found" in done.stderr
         return
     assert (done.returncode, done.stderr) == (0, "")
-    cuda = version is not None and force != "0"
+    cuda = release != "" and force != "0"
     sources, macros = json.loads(done.stdout.splitlines()[-1])
     ours = {path for path in sources if path.startswith("csrc/cuda")}
     wanted = {"conv1d_cuda.cpp", "correlate.cu", "wgrad.cu"} if cuda else set()
@@ -225,20 +245,64 @@ print(json.dumps([module.sources, module.define_macros]))
     assert macros == [["SPARSECONV_WITH_CUDA", str(int(cuda))]]
 
 
+SMALL = """
+#include <Python.h>
+static PyModuleDef small = {PyModuleDef_HEAD_INIT, "_C"};
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+    PyObject* module = PyModule_Create(&small);
+    PyModule_AddIntConstant(module, "cuda", SPARSECONV_WITH_CUDA);
+    return module;
+}
+"""
+
+
+@pytest.mark.promise("P10")
+@pytest.mark.parametrize(
+    ("release", "gpus", "source"),
+    [
+        ("", "9.0", SMALL),
+        ("12.0", "9.0", SMALL),  # not torch's
+        ("13.0", "9.0", SMALL),  # cannot compile
+        ("13.0", "", SMALL),  # does not know for which GPUs, where none is visible
+        ("13.0", "9.0", "#error broken"),
+    ],
+)
 @pytest.mark.parametrize("force", ["", "1"])
-def test_a_build_that_fails(force: str, tmp_path: Path) -> None:
-    """The package does without its kernels, but where they are demanded."""
-    code = f"""
-import runpy, sys, torch
-from torch.utils import cpp_extension
-torch.version.cuda, cpp_extension.CUDA_HOME = "13.0", {str(tmp_path)!r}  # without nvcc
-sys.argv = ["setup.py", "-q", "build_ext", "-b", {str(tmp_path)!r}, "-t", {str(tmp_path)!r}]
+def test_a_build_that_fails(
+    release: str, gpus: str, source: str, force: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What cannot be built is left out, and nothing else is; what is demanded stops the build."""
+    if not shutil.which(COMPILER):
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", gpus)
+    home = tmp_path / "cuda"
+    home.mkdir()
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    for name, text in (("extension.cpp", source), ("cpu/cpu.cpp", ""), ("cuda/kernel.cu", "")):
+        file = tmp_path / "csrc" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (tmp_path / "sparseconv").mkdir()
+    code = """
+import runpy, sys
+sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
 runpy.run_path("setup.py", run_name="__main__")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"FORCE_CUDA": force}, cwd=ROOT,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = set_up(code, "13.0", toolkit(home, release), force, tmp_path)
+    built = list((tmp_path / "sparseconv").glob("_C*"))
     assert done.returncode == (force == "1"), done.stderr
-    assert "nvcc" in done.stderr
-    assert ("the C++ extension is left out" in done.stderr) == (force == "")
+    if force == "1":
+        assert not built
+        return
+    without = re.findall("sparseconv: the (.*) left out: .", done.stderr)
+    assert without == ["CUDA kernels are"] * bool(release) + ["C++ extension is"] * (not built)
+    assert bool(built) == (source == SMALL), done.stderr
+    if not gpus and not torch.cuda.is_available():
+        assert "name those to build for in TORCH_CUDA_ARCH_LIST" in done.stderr
+    if built:
+        run([sys.executable, "-c", f"""
+import importlib.util, torch
+spec = importlib.util.spec_from_file_location("sparseconv._C", {str(built[0])!r})
+assert importlib.util.module_from_spec(spec).cuda == 0
+"""])  # fmt: skip
