@@ -38,6 +38,10 @@ from sparseconv.testing import (
 from sparseconv.training import train
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
+LENGTHS = (128, 1024)  # small and large problems take other kernels
+OVER_RUNS = "bits equal over runs"
+ON_STREAMS = "bits equal on side streams"
+REPLAYED = "bits of replayed graphs are those of eager"
 Record = dict[str, Any]
 
 
@@ -110,9 +114,9 @@ def every_kernel(target: Target) -> str:
 
 
 def reproducible(target: Target) -> Iterator[Record]:
-    """Bits that are equal; of small and of large problems, for these take other kernels."""
+    """Bits that are equal."""
     for kernel in target.kernels:
-        for length in (128, 1024) if target.is_gpu else (24,):
+        for length in LENGTHS if target.is_gpu else (24,):
             yield from reproducible_layer(target, kernel, length)
     yield checked("graphed training has the bits of eager", lambda: graphed_training(target))
 
@@ -149,10 +153,10 @@ def reproducible_layer(target: Target, kernel: str, length: int) -> Iterator[Rec
                 assert captured.equal(call()), computation
         return f"{replays} replays of {len(calls)} graphs, each time other inputs and values"
 
-    yield checked(what + "bits equal over runs", again)
+    yield checked(what + OVER_RUNS, again)
     if target.is_gpu:
-        yield checked(what + "bits equal on side streams", on_streams)
-        yield checked(what + "bits of replayed graphs are those of eager", replayed)
+        yield checked(what + ON_STREAMS, on_streams)
+        yield checked(what + REPLAYED, replayed)
 
 
 def graphed_training(target: Target, length: int = 150) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import gpu_checks
 from benchmarks.readme_tables import three_digits
 from sparseconv.bench.goals import Goal, worst_of
 from sparseconv.bench.timing import Interval, interval, ratio
@@ -17,7 +18,9 @@ from sparseconv.report import Table
 Row = Mapping[str, Any]
 Document = Mapping[str, Any]
 PRECISIONS = ("fp32", "TF32", "bf16")
-SHORT = 2500  # series times samples
+# The lengths that goals speak of.
+LAYER_LENGTHS = (537, 2709)
+SHORT, LONG = 150, 2709
 NEVER_RUN = (
     "**On a GPU** nothing was ever run: no figure in this file is of one. "
     "`python -m benchmarks.gpu`, on a machine that has one, makes them all in one run of at most "
@@ -58,7 +61,7 @@ def kernel_of(found: Document) -> str:
 
 
 def goals(found: Document) -> list[Goal]:
-    """All goals; those without a row are not measured."""
+    """All goals; without all that one speaks of it is not met, and a CPU meets none."""
     kernel, judged = kernel_of(found), []
     layer, step = of_kind(found, "layer"), of_kind(found, "step")
     for mode in ("graph", "eager"):
@@ -66,71 +69,112 @@ def goals(found: Document) -> list[Goal]:
             ("fp32", ("fprop", "dgrad"), 4), ("TF32", ("fprop", "dgrad"), 1.2),
             ("fp32", ("wgrad",), 3),
         ):  # fmt: skip
-            rows = [r for r in layer if r["computation"] in computations and r["length"] >= 537]
             judged.append(
                 _judged(
                     f"{', '.join(computations)}, L = 537 and 2709, {mode}: ≥ {factor}x the fastest "
                     f"dense {precision}",
-                    _beside_fastest(rows, kernel, precision, mode),
+                    {
+                        f"{computation}, L = {length}": _beside_fastest(
+                            [r for r in layer if r["computation"] == computation],
+                            length, kernel, precision, mode,
+                        )
+                        for computation in computations
+                        for length in LAYER_LENGTHS
+                    },
                     factor,
                 )
-            )
-    short = [r for r in step if r["batch"] * r["length"] <= SHORT]
-    long = [r for r in step if r["length"] == 2709]
-    for what, rows, precisions, mode, factor in (
-        (f"training step, N L ≤ {SHORT}, graphed", short, ("fp32", "TF32"), "eager", 4),
-        (f"training step, N L ≤ {SHORT}, graphed", short, ("fp32", "TF32"), "graph", 1.3),
-        ("training step, L = 2709, graphed", long, ("fp32",), "graph", 2.5),
+            )  # fmt: skip
+    for what, length, precisions, mode, factor in (
+        ("N L ≤ 2500", SHORT, ("fp32", "TF32"), "eager", 4),
+        ("N L ≤ 2500", SHORT, ("fp32", "TF32"), "graph", 1.3),
+        ("L = 2709", LONG, ("fp32",), "graph", 2.5),
     ):
         judged.append(
             _judged(
-                f"{what}: ≥ {factor}x dense {' and '.join(precisions)}, "
+                f"training step, {what}, graphed: ≥ {factor}x dense {' and '.join(precisions)}, "
                 f"{'graphed' if mode == 'graph' else 'eager'}",
-                _beside_dense(rows, kernel, precisions, mode),
+                {
+                    f"L = {length}, {precision}": _beside_dense(
+                        step, length, kernel, precision, mode
+                    )
+                    for precision in precisions
+                },
                 factor,
             )
         )
-    bits = [c for c in found["checks"] if c["check"].startswith(f"{kernel}, ")]
-    judged.append(_checked("the same bits over 100 runs, on streams, in 1000 replays", bits))
-    for tool in ("memcheck", "racecheck", "initcheck"):
-        mine = [c for c in found["checks"] if c["check"].startswith(f"{tool}, ")]
-        judged.append(_checked(f"compute-sanitizer {tool}: clean", mine))
+    bits = [
+        f"{kernel}, L = {length}: {what}"
+        for length in gpu_checks.LENGTHS
+        for what in (gpu_checks.OVER_RUNS, gpu_checks.ON_STREAMS, gpu_checks.REPLAYED)
+    ]
+    what = "the same bits over 100 runs, on streams, in 1000 replays"
+    judged.append(_checked(what, found["checks"], bits))
+    # Triton's kernels too, unless its part said that they cannot run.
+    without = any(check["check"] == "triton" for check in found["checks"])
+    kernels = (kernel,) if without else (kernel, "triton")
+    for tool in gpu_checks.SANITIZERS:
+        names = [f"{tool}, {name}" for name in kernels]
+        judged.append(_checked(f"compute-sanitizer {tool}: clean", found["checks"], names))
+    if kernel == "cpp":
+        return [
+            goal if goal.verdict == "not run" else goal._replace(verdict="a trial on a CPU")
+            for goal in judged
+        ]
     return judged
 
 
+Value = tuple[float, str]
+
+
 def _beside_fastest(
-    rows: Iterable[Row], kernel: str, precision: str, mode: str
-) -> Iterator[tuple[float, str]]:
+    rows: Iterable[Row], length: int, kernel: str, precision: str, mode: str
+) -> Iterator[Value]:
     for row in rows:
         form = fastest(row, precision, mode)
         times = form and faster(row, f"{form} {precision} {mode}", f"{kernel} fp32 {mode}")
-        if times:
-            yield times.median, f"{row['computation']}, L = {row['length']}, beside {form}"
+        if times and row["length"] == length:
+            yield times.median, f"{row['computation']}, L = {length}, beside {form}"
 
 
 def _beside_dense(
-    rows: Iterable[Row], kernel: str, precisions: Sequence[str], mode: str
-) -> Iterator[tuple[float, str]]:
+    rows: Iterable[Row], length: int, kernel: str, precision: str, mode: str
+) -> Iterator[Value]:
     for row in rows:
-        for precision in precisions:
-            times = faster(row, f"dense {precision} {mode}", f"{kernel} {precision} graph")
-            if times:
-                yield times.median, f"L = {row['length']}, {precision}"
+        times = faster(row, f"dense {precision} {mode}", f"{kernel} {precision} graph")
+        if times and row["length"] == length:
+            yield times.median, f"L = {length}, {precision}"
 
 
-def _judged(goal: str, found: Iterable[tuple[float, str]], target: float) -> Goal:
-    return worst_of(goal, list(found), target) or Goal(goal, "not measured", "not run")
+def _judged(goal: str, parts: Mapping[str, Iterable[Value]], target: float) -> Goal:
+    """Judge by the worst value of any part; each part must have some."""
+    found = {name: list(values) for name, values in parts.items()}
+    judged = worst_of(goal, [value for values in found.values() for value in values], target)
+    if judged is None:
+        return Goal(goal, "not measured", "not run")
+    return _unless_missing(judged, [name for name, values in found.items() if not values])
 
 
-def _checked(goal: str, checks: Sequence[Row]) -> Goal:
-    known = [check for check in checks if check["ok"] is not None]
-    bad = [check["check"] for check in known if not check["ok"]]
-    if len(known) < max(1, len(checks)):
-        why = next((check["result"] for check in checks if check["ok"] is None), "")
-        return Goal(goal, why or "not measured", "not run" if not bad else "missed")
+def _checked(goal: str, checks: Sequence[Row], names: Sequence[str]) -> Goal:
+    """Judge by the checks of these names; each must have been made."""
+    mine = [check for check in checks if check["check"] in names]
+    known = {check["check"]: check for check in mine if check["ok"] is not None}
+    bad = [name for name, check in known.items() if not check["ok"]]
+    missing = [name for name in names if name not in known]
     if bad:
         return Goal(goal, f"not so: {', '.join(bad)}", "missed")
-    return Goal(goal, "; ".join(check["result"] for check in known), "met")
+    if not known:
+        why = next((check["result"] for check in mine), "not measured")
+        return Goal(goal, why, "not run")
+    measured = "; ".join(check["result"] for check in known.values())
+    return _unless_missing(Goal(goal, measured, "met"), missing)
+
+
+def _unless_missing(goal: Goal, missing: Sequence[str]) -> Goal:
+    """What is missing may not meet a goal, but cannot mend one that is missed."""
+    if not missing:
+        return goal
+    measured = f"{goal.measured}; missing: {', '.join(missing)}"
+    return Goal(goal.goal, measured, "not finished" if goal.verdict == "met" else goal.verdict)
 
 
 def layer_table(found: Document) -> Table:

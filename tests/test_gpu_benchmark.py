@@ -105,7 +105,9 @@ def test_every_part_runs(found: Document, tmp_path: Path) -> None:
             "graphed training has the bits of eager"} < set(checks)  # fmt: skip
 
     goals = gpu_tables.goals(found)
-    assert not [goal for goal in goals if goal.verdict == "not run"]
+    assert not [goal for goal in goals if goal.verdict in ("not run", "not finished")]
+    trial = found | {"machine": found["machine"] | {"device": "cpu"}}
+    assert "met" not in {goal.verdict for goal in gpu_tables.goals(trial)}
     assert len(goals) == 6 + 3 + 1 + 3
     text = "\n".join(gpu_tables.section(tmp_path / "results" / "gpu.json"))
     for part in ("Fake (sm_90)", "CUDA 13.0", "**The layer**", "**A training step**", "| TF32 ",
@@ -178,30 +180,55 @@ def test_without_a_gpu_it_says_why(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "is no result" in capsys.readouterr().err
 
 
-def row(kind: str, length: int = 537, **samples: list[float]) -> dict[str, Any]:
+def row(
+    kind: str, length: int = 537, computation: str = "training step", **samples: list[float]
+) -> dict[str, Any]:
     """A row whose candidates are named like ``cuda_fp32_graph``."""
-    computation = "fprop" if kind == "layer" else "training step"
     named = {name.replace("_", " "): times for name, times in samples.items()}
     return {"kind": kind, "length": length, "batch": 16, "computation": computation,
             "samples_ms": named, "error": {}}  # fmt: skip
 
 
-def judged(rows: list[dict[str, Any]], checks: list[dict[str, Any]] | None = None) -> list[Any]:
-    document = {"machine": MACHINE, "rows": rows, "checks": checks or []}
+def judged(
+    rows: list[dict[str, Any]], checks: list[dict[str, Any]] | None = None, device: str = "H200"
+) -> list[Any]:
+    document = {"machine": MACHINE | {"device": device}, "rows": rows, "checks": checks or []}
     return [goal for goal in gpu_tables.goals(document) if goal.verdict != "not run"]
 
 
+def layer_rows(**samples: list[float]) -> list[dict[str, Any]]:
+    pairs = [(computation, n) for computation in ("fprop", "dgrad") for n in (537, 2709)]
+    return [row("layer", n, computation, **samples) for computation, n in pairs]
+
+
 def test_goals_are_judged_by_the_fastest_dense_form() -> None:
-    rows = [
-        row("layer", cuda_fp32_graph=[1.0], dense_fp32_graph=[9.0], dense_slices_fp32_graph=[3.0]),
-        row("layer", 2709, cuda_fp32_graph=[1.0], dense_fp32_graph=[4.0], dense_TF32_graph=[2.0]),
-        row("layer", 150, cuda_fp32_graph=[1.0], dense_fp32_graph=[0.1]),  # no goal speaks of it
-    ]
+    rows = layer_rows(cuda_fp32_graph=[1.0], dense_fp32_graph=[4.0], dense_TF32_graph=[2.0])
+    rows[0]["samples_ms"] |= {"dense fp32 graph": [9.0], "dense slices fp32 graph": [3.0]}
+    # No goal speaks of it.
+    rows.append(row("layer", 150, "fprop", cuda_fp32_graph=[1.0], dense_fp32_graph=[0.1]))
     four, tf32 = judged(rows)
     assert "≥ 4x the fastest dense fp32" in four.goal
-    assert four.measured == "worst of 2: 3.00x (fprop, L = 537, beside dense slices)"
+    assert four.measured == "worst of 4: 3.00x (fprop, L = 537, beside dense slices)"
     assert four.verdict == "missed by 25%"
-    assert (tf32.measured, tf32.verdict) == ("2.00x (fprop, L = 2709, beside dense)", "met")
+    assert (tf32.measured, tf32.verdict) == ("worst of 4: 2.00x (fprop, L = 537, beside dense)",
+                                             "met")  # fmt: skip
+
+
+@pytest.mark.parametrize("left", range(4))
+def test_goals_of_an_unfinished_layer(left: int) -> None:
+    rows = layer_rows(cuda_fp32_graph=[1.0], dense_fp32_graph=[5.0])
+    assert [goal.verdict for goal in judged(rows)] == ["met"]
+    assert [goal.verdict for goal in judged(rows, device="cpu")] == []
+    gone = rows.pop(left)
+    (goal,) = judged(rows)
+    assert goal.verdict == "not finished"
+    missing = f"missing: {gone['computation']}, L = {gone['length']}"
+    assert goal.measured.startswith("worst of 3: 5.00x")
+    assert goal.measured.endswith(missing)
+    rows[0]["samples_ms"]["dense fp32 graph"] = [3.0]  # what is missing cannot mend this
+    (goal,) = judged(rows)
+    assert goal.verdict == "missed by 25%"
+    assert goal.measured.endswith(missing)
 
 
 def test_goals_of_steps() -> None:
@@ -212,21 +239,48 @@ def test_goals_of_steps() -> None:
     assert (eager.measured, eager.verdict) == ("worst of 2: 4.50x (L = 150, TF32)", "met")
     assert graph.verdict == "missed by 8%"
     assert (whole.measured, whole.verdict) == ("2.50x (L = 2709, fp32)", "met")
+    del short["samples_ms"]["dense TF32 eager"]
+    eager, *_ = judged([short, long])
+    assert (eager.measured, eager.verdict) == (
+        "5.00x (L = 150, fp32); missing: L = 150, TF32", "not finished",
+    )  # fmt: skip
 
 
-def test_goals_of_checks() -> None:
-    def check(name: str, ok: bool | None) -> dict[str, Any]:
-        return {"check": name, "ok": ok, "result": "clean" if ok else "not finished"}
+def check(name: str, ok: bool | None = True) -> dict[str, Any]:
+    return {"check": name, "ok": ok, "result": "clean" if ok else "not finished after 9 s"}
 
-    bits = [check("cuda, L = 128: bits equal over runs", True)]
+
+def test_goals_of_bits() -> None:
+    names = ("bits equal over runs", "bits equal on side streams",
+             "bits of replayed graphs are those of eager")  # fmt: skip
+    bits = [check(f"cuda, L = {length}: {name}") for length in (128, 1024) for name in names]
     (goal,) = judged([], bits)
     assert goal.verdict == "met"
-    (goal,) = judged([], [*bits, check("cuda, L = 1024: bits equal over runs", False)])
+    for i, gone in enumerate(bits):
+        rest = [*bits[:i], *bits[i + 1 :]]
+        for found in (rest, [*rest, check(gone["check"], None)]):
+            (goal,) = judged([], found)
+            assert goal.verdict == "not finished"
+            assert goal.measured.endswith(f"; missing: {gone['check']}")
+        (goal,) = judged([], [*rest, check(gone["check"], False)])
+        assert (goal.measured, goal.verdict) == (f"not so: {gone['check']}", "missed")
+    (goal,) = judged([], [check(bits[0]["check"], False)])
     assert goal.verdict == "missed"
-    assert "L = 1024" in goal.measured
-    (goal,) = judged([], [check("memcheck, cuda", True), check("memcheck, triton", True)])
+    (goal,) = judged([], [check(c["check"].replace("cuda", "cpp")) for c in bits], "cpu")
+    assert goal.verdict == "a trial on a CPU"
+
+
+def test_goals_of_compute_sanitizer() -> None:
+    cuda, triton = check("memcheck, cuda"), check("memcheck, triton")
+    (goal,) = judged([], [cuda, triton])
     assert goal.goal.startswith("compute-sanitizer memcheck")
-    assert judged([], [check("memcheck, cuda", True), check("memcheck, triton", None)]) == []
+    assert goal.verdict == "met"
+    for found in ([cuda], [cuda, check("memcheck, triton", None)]):
+        (goal,) = judged([], found)
+        assert (goal.measured, goal.verdict) == ("clean; missing: memcheck, triton", "not finished")
+    (goal,) = judged([], [cuda, check("triton", None)])  # there is no Triton
+    assert goal.verdict == "met"
+    assert judged([], [check("memcheck, cuda", None), check("memcheck, triton", None)]) == []
 
 
 def test_the_readme_says_what_never_ran(tmp_path: Path) -> None:
