@@ -135,7 +135,7 @@ def test_a_missing_extra_is_named(installed: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_runs_from_a_read_only_installation(installed: Path, tmp_path: Path) -> None:
-    # Without the finder of an editable installation, which would lend its kernels (installed_check).
+    # Without the finder of an editable installation, as in installed_check.py.
     command = """
 import runpy, sys
 sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != "_EditableFinder"]
