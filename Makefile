@@ -8,8 +8,9 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
+# With "=": else pytest takes a file that exists for the folder whose conftest knows the option.
 SUITE := benchmarks/results/reliability/suite.json
-CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1) --evidence benchmarks/results/reliability
+CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1) --evidence=benchmarks/results/reliability
 
 .PHONY: demo test fuzz crash install-matrix reliability mutants bench bench-check docs lint format clean
 
@@ -20,7 +21,7 @@ test: $(VENV)/.built  ## run the whole test suite
 	$(PY) -m pytest
 
 reliability: $(VENV)/.built  ## run the whole test suite and write what it proves into RELIABILITY.md
-	$(PY) -m pytest --evidence $(SUITE); code=$$?; $(PY) -m benchmarks.reliability && exit $$code
+	$(PY) -m pytest --evidence=$(SUITE); code=$$?; $(PY) -m benchmarks.reliability && exit $$code
 
 mutants: $(VENV)/.built  ## change the code in 400 small places, one at a time: do the tests notice?
 	$(PY) -m benchmarks.mutants --isa avx2
@@ -28,7 +29,7 @@ mutants: $(VENV)/.built  ## change the code in 400 small places, one at a time: 
 	$(PY) -m benchmarks.reliability
 
 install-matrix: $(VENV)/.built  ## build and run with several Pythons, torches and (emulated) processors
-	$(PY) -m pytest --campaign --evidence benchmarks/results/reliability/install.json \
+	$(PY) -m pytest --campaign --evidence=benchmarks/results/reliability/install.json \
 	    tests/test_packaging.py tests/test_install_matrix.py
 
 fuzz: $(VENV)/.built  ## P1 to P6 with 200 000 random cases: an hour on a quiet core (SHARE=0.1: a tenth)
