@@ -30,6 +30,7 @@ def read(path: Path) -> dict[str, Any] | None:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not {"date", "commit"} <= set(content["machine"]):
             raise ValueError("the machine has no date or commit")
+        str(content["command"])
         if not len(content["mutants"]) <= int(content["drawn"]):
             raise ValueError("there are more mutants than were drawn")
         for row in content["mutants"]:

@@ -219,7 +219,7 @@ def _runs(runs: Mapping[str, Evidence], mutants: Mapping[str, Any] | None) -> Ta
         lines.append((f"`{run.command}`", outcome, grouped(run.cases), *_where(run.machine)))
     if mutants is not None:
         count = f"{len(mutants['mutants'])} mutants"
-        lines.append(("`make mutants`", count, "-", *_where(mutants["machine"])))
+        lines.append((f"`{mutants['command']}`", count, "-", *_where(mutants["machine"])))
     header = ("command", "outcome", "cases", "date", "commit", "machine")
     return Table(header, lines, text_columns=6)
 

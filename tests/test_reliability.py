@@ -211,7 +211,11 @@ def test_mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows[18] |= {"kind": "deleted statement", "old": "b += 1", "new": "", "text": "b += 1"}
     explained = {"19": "a and b are never equal", "20": "nobody looks"}
     monkeypatch.setattr(mutants_table, "explanations", lambda: explained)
-    write(tmp_path, suite=run(*ALL), mutants={"machine": MACHINE, "drawn": 30, "mutants": rows})
+    write(
+        tmp_path,
+        suite=run(*ALL),
+        mutants={"machine": MACHINE, "command": "make mutants", "drawn": 30, "mutants": rows},
+    )
     assert command(tmp_path) == 0
     text = page(tmp_path)
     assert "Of 22 changes **18 were noticed**; 1 compiled to the same code, 2 others" in text
