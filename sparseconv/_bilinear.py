@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _is_tracing
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling, is_exporting
 
 Operation = Callable[..., Tensor]
 Gradients = Callable[..., tuple[Tensor | None, ...]]
@@ -23,7 +25,7 @@ class Bilinear(NamedTuple):
 
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is at work, or torch differentiates in forward mode."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class _Rest:
@@ -91,7 +93,7 @@ def differentiable(function: type[Differentiable], *args: Any) -> Tensor:
 
     While nobody differentiates, it is only computed.
     """
-    dynamo = torch.compiler.is_dynamo_compiling()
+    dynamo = is_dynamo_compiling()
     if is_transformed():
         if dynamo:
             raise NotImplementedError(
@@ -103,7 +105,7 @@ def differentiable(function: type[Differentiable], *args: Any) -> Tensor:
         return apply(function.transformable, *tensors, _Rest(rest))
     # An exported or traced graph holds the op alone: it can be saved, and has no derivative.
     if (dynamo or torch.is_grad_enabled()) and not (
-        torch.compiler.is_exporting() or (not dynamo and torch._C._is_tracing())
+        is_exporting() or (not dynamo and _is_tracing())
     ):
         return apply(function, *args)
     return function.compute(*args)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _is_tracing
+from torch.compiler import is_compiling
 
 from sparseconv import _ops, reference
 from sparseconv._backends import resolve_backend
@@ -211,8 +213,7 @@ def convolve(
 
 def _leaves_torch() -> bool:
     """Whether torch writes a graph for ONNX, whose runtimes do not know the kernels."""
-    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return traced and torch.onnx.is_in_onnx_export()
+    return (is_compiling() or _is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -268,7 +269,7 @@ def check(
             f"Padding size should be less than or equal to {room} for padding_mode="
             f"{mode!r} at input length {length}, but got padding {padding}"
         )
-    padded = length + sum(padding)
+    padded = length + padding[0] + padding[1]
     reach = dilation * (kernel_size - 1) + 1
     if padded < reach:
         raise ArgumentError(

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from sparseconv._backends import BACKENDS
 from sparseconv._parametrizations import Parametrizations
-from sparseconv._pattern_tag import TagCheck, check_in_graph, pattern_tag
+from sparseconv._pattern_tag import PatternCheck, check_in_graph, pattern_tag
 from sparseconv._state_dict import (
     check_floats,
     check_own_values,
@@ -37,6 +38,7 @@ _NO_WEIGHT = (
     "SparseConv1d has no 'weight', only 'values', the active weights in the pattern's CSR order; "
     "dense_weight() returns a dense copy, set_pattern(pattern, values) writes"
 )
+_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
 class SparseConv1d(nn.Module):
@@ -116,8 +118,8 @@ class SparseConv1d(nn.Module):
             padding = tuple(single("padding", samples, 0) for samples in padding)
         self.padding, self.padding_mode = padding, padding_mode
         shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size[0])
-        settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-        self._resolved = settings, Geometry.of(shape, *settings)
+        settings = (getattr(self, name) for name in _GEOMETRY)
+        self._resolved: Geometry | None = Geometry.of(shape, *settings)
         if backend not in ("auto", *BACKENDS):
             raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, but got {backend!r}")
         self.backend = backend
@@ -135,7 +137,7 @@ class SparseConv1d(nn.Module):
         self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
         offsets = torch.empty(shape[0], device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
-        self._pattern, self._check_tag = pattern, TagCheck()
+        self._pattern, self._check = pattern, PatternCheck()
         self.reset_parameters()
 
     def reset_parameters(self, fan_in: str = "dense") -> None:
@@ -171,8 +173,10 @@ class SparseConv1d(nn.Module):
     @property
     def pattern(self) -> KernelCSR:
         """Which weights are active; RuntimeError if another pattern's buffers overwrote them."""
-        check = check_in_graph if torch.compiler.is_compiling() else self._check_tag
-        check(self._buffers["pattern_tag"], self._pattern)
+        if is_dynamo_compiling():
+            check_in_graph(self._buffers, self._pattern, self._check)
+        else:
+            self._check(self._buffers, self._pattern)
         return self._pattern
 
     @property
@@ -189,10 +193,10 @@ class SparseConv1d(nn.Module):
         return convolve(input, values, self.pattern, bias, self._geometry(), self.backend)
 
     def _geometry(self) -> Geometry:
-        settings = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-        known, geometry = self._resolved
-        # Resolved in the constructor, unless somebody has set an attribute since.
-        return geometry if settings == known else Geometry.of(self._pattern.shape, *settings)
+        if self._resolved is None:  # somebody has set an attribute
+            settings = (getattr(self, name) for name in _GEOMETRY)
+            self._resolved = Geometry.of(self._pattern.shape, *settings)
+        return self._resolved
 
     def dense_weight(self) -> Tensor:
         """Return ``(C_out, C_in // groups, K)``, zeros where inactive; differentiable."""
@@ -263,6 +267,14 @@ class SparseConv1d(nn.Module):
         self.register_buffer("crow_indices", crow)
         self.register_buffer("col_indices", col)
         self.register_buffer("pattern_tag", tag, persistent=False)
+        self._check = PatternCheck(col)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseConv1d:
+        """Move the layer; the indices on the other device are the same ones."""
+        known = self._buffers["col_indices"] is self._check.col_indices
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._check = PatternCheck(self._buffers["col_indices"] if known else None)
+        return self
 
     @classmethod
     @torch.no_grad()
@@ -336,17 +348,9 @@ class SparseConv1d(nn.Module):
             indices: Tensor = getattr(self.pattern, name)
             destination[prefix + name] = indices.to(self.values.device, copy=True)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load the layer whole or not at all; see the class for the formats."""
+        _, _, missing_keys, _, error_msgs = rest
         found = own_entries(self, state_dict, prefix)
         bias = self._parameters.get("bias")  # None as well where a parametrization holds it
         if not found:
@@ -358,16 +362,9 @@ class SparseConv1d(nn.Module):
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
             return
-        rest = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
-        super()._load_from_state_dict(
-            rest | {prefix + name: tensor for name, tensor in entries.items()},
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
+        left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
+        loaded = {prefix + name: tensor for name, tensor in entries.items()}
+        super()._load_from_state_dict(left | loaded, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
@@ -392,4 +389,6 @@ class SparseConv1d(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise AttributeError(_NO_WEIGHT)
+        if name in _GEOMETRY:
+            self._resolved = None
         super().__setattr__(name, Parametrizations() if name == "parametrizations" else value)

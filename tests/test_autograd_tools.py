@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +65,35 @@ def test_functional_call() -> None:
         for name, p in layer.named_parameters():
             p.copy_(other[name])
     assert got.equal(layer(x))
+
+
+@pytest.mark.tool(
+    "torch.func.functional_call with the state dict of another pattern",
+    "refuses",
+    "one pattern in a call",
+)
+@pytest.mark.parametrize("nnz", [12, 13], ids=["as many weights", "one more weight"])
+def test_functional_call_with_another_pattern(nnz: int) -> None:
+    """A state dict brings values and indices, but the pattern is the module's."""
+    shape, x = (4, 2, 3), torch.randn(3, 2, 9, dtype=torch.float64)
+    layer, other, twin = (
+        make_layer(pattern=sc.KernelCSR.random(shape, n, generator=torch.manual_seed(seed)))
+        for seed, n in ((1, 12), (2, nnz), (1, 12))
+    )
+    wanted = layer(x)
+    copies = (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), make_layer())
+    copies[-1].load_state_dict(layer.state_dict(), assign=True)
+    for module in (layer, *copies):
+        assert functional_call(module, twin.state_dict(), (x,)).equal(twin(x))
+        assert functional_call(module, module.state_dict(), (x,)).equal(wanted)
+        with pytest.raises(RuntimeError, match="functional_call cannot change a pattern"):
+            functional_call(module, other.state_dict(), (x,))
+        assert module(x).equal(wanted), "it is as it was"
+    both = [{name: t[None] for name, t in one.state_dict().items()} for one in (twin, other)]
+    ensemble = vmap(lambda state: functional_call(layer, state, (x,)))
+    assert ensemble(both[0])[0].equal(twin(x))
+    with pytest.raises(RuntimeError, match="functional_call cannot change a pattern"):
+        ensemble(both[1])
 
 
 @pytest.mark.tool("torch.vmap", "works", "inputs join the batch; batches of weights one by one")

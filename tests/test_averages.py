@@ -74,6 +74,20 @@ def test_the_average_follows_the_pattern(name: str, use_buffers: bool, grow: str
     assert dst.updates == 4
 
 
+def test_an_average_of_the_indices_is_not_read() -> None:
+    """The average cuts integers off; the pattern, which computes, is the right one."""
+    model = two_layers(torch.float64)
+    average = AveragedModel(model, use_buffers=True, avg_fn=get_ema_avg_fn(0.9))
+    for _ in range(3):
+        average.update_parameters(model)
+    layer = average.module[0]
+    assert not layer.col_indices.equal(layer.pattern.col_indices)
+    x = next(batches(torch.float64))
+    for copied in (average, copy.deepcopy(average), average._apply(torch.clone)):
+        torch.testing.assert_close(copied(x), model(x))
+    torch.testing.assert_close(torch.compile(average, backend="eager")(x), model(x))
+
+
 @pytest.mark.tool(
     "AveragedModel that DSTScheduler does not know",
     "refuses",

@@ -242,6 +242,20 @@ def test_transforms_inside_of_a_graph(trained: bool) -> None:
         assert torch.compile(function, backend="aot_eager")(argument).equal(wanted)
 
 
+@pytest.mark.parametrize("first", ["own", "other"])
+def test_functional_call_with_another_pattern(first: str) -> None:
+    """Refused as without a compiler, whichever state dict was compiled for."""
+    layer, other = (sc.SparseConv1d(3, 4, 3, padding=1, density=0.5) for _ in range(2))
+    x = torch.randn(2, 3, 8)
+    run = torch.compile(lambda state: functional_call(layer, state, (x,)), backend="aot_eager")
+    for name in (first, "own", "other", "own"):
+        if name == "own":
+            assert run(layer.state_dict()).equal(layer(x))
+        else:
+            with pytest.raises(RuntimeError, match="functional_call cannot change a pattern"):
+                run(other.state_dict())
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_forward_mode(trained: bool) -> None:
     """A graph that was made without it is not taken for it."""
