@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparseconv.classification import DSNClassifier
     from sparseconv.conversion import convert, to_dense
     from sparseconv.profiling import profile
+    from sparseconv.run_folder import load_run
 
 __all__ = [
     "DSNClassifier",
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "convert",
+    "load_run",
     "models",
     "optimize_for_inference",
     "profile",
@@ -53,6 +55,10 @@ def __getattr__(name: str) -> Any:
         from sparseconv.profiling import profile
 
         return profile
+    if name == "load_run":
+        from sparseconv.run_folder import load_run
+
+        return load_run
     if name in ("convert", "to_dense"):
         from sparseconv import conversion
 

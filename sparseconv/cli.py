@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import inspect
 import io
 import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +25,19 @@ from sparseconv.models.dsn import INITS, PADDINGS
 from sparseconv.pruning import GROWTHS
 from sparseconv.recipe import Recipe
 from sparseconv.report import figures, write_training_report
+from sparseconv.run_folder import (
+    CONFIG_NAME,
+    DATA,
+    HISTORY_NAME,
+    NETWORK,
+    RECIPE,
+    read_config,
+)
 from sparseconv.training import CHECKPOINT_NAME, TrainingResult, train
 from sparseconv.training_data import digest
 
 PROG = "python -m sparseconv"
-CONFIG_NAME, HISTORY_NAME = "config.json", "history.csv"
 INTERRUPTED, REFUSED = 130, 2  # exit codes: the shell's for SIGINT, argparse's for bad usage
-
-NETWORK: dict[str, Any] = {
-    parameter.name: parameter.default
-    for parameter in inspect.signature(DSN).parameters.values()
-    if parameter.kind is parameter.KEYWORD_ONLY
-}
-RECIPE: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
-DATA: dict[str, Any] = {"nan_to_zero": False}
 
 _CHOICES = {"init": INITS, "padding": PADDINGS, "grow": GROWTHS, "backend": ("auto", *BACKENDS)}
 _HELP = {
@@ -235,32 +232,24 @@ def _fresh(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the run in ``out``; those given again must agree."""
-    path = out / CONFIG_NAME
-    try:
-        config = json.loads(path.read_text())
-        settings = {
-            name: config[section][name]
-            for section, options in (("data", DATA), ("network", NETWORK), ("recipe", RECIPE))
-            for name in options
-        }
-        settings["threads"] = int(config["machine"]["threads"])
-    except FileNotFoundError:
+    if not (out / CONFIG_NAME).exists():
         raise ValueError(
-            f"nothing to resume: {path} does not exist; name the folder of a run with --out, or "
-            "leave --resume away"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not the config.json of a run of this version "
-            f"({type(error).__name__}: {error}); start a new run in another folder"
-        ) from error
+            f"nothing to resume: {out / CONFIG_NAME} does not exist; name the folder of a run with "
+            "--out, or leave --resume away"
+        )
+    config = read_config(out)
+    settings = {
+        name: config[section][name]
+        for section, options in (("data", DATA), ("network", NETWORK), ("recipe", RECIPE))
+        for name in options
+    }
     for name, value in given.items():
         if value != settings[name]:
             raise ValueError(
                 f"the run in {out} has {name}={settings[name]}, but --{name.replace('_', '-')} "
                 f"asks for {value}; leave the option away, or start a new run with --out"
             )
-    return settings
+    return settings | {"threads": int(config["machine"]["threads"])}
 
 
 def _config(

@@ -192,8 +192,8 @@ def _read_npz(path: Path) -> _Splits:
 
 def _check(name: str, splits: _Splits, nan_to_zero: bool) -> Dataset:
     raw_train, labels_train, raw_test, labels_test = splits
-    X_train = _series(name, "X_train", raw_train, nan_to_zero)
-    X_test = _series(name, "X_test", raw_test, nan_to_zero)
+    X_train = as_series(name, "X_train", raw_train, nan_to_zero)
+    X_test = as_series(name, "X_test", raw_test, nan_to_zero)
     if X_train.shape[1:] != X_test.shape[1:]:
         raise ValueError(
             f"{name}: expected X_test to have X_train's channels and time points "
@@ -219,8 +219,8 @@ def _check(name: str, splits: _Splits, nan_to_zero: bool) -> Dataset:
     return Dataset(name, X_train, indices[0], X_test, indices[1], classes)
 
 
-def _series(name: str, key: str, raw: Any, nan_to_zero: bool) -> npt.NDArray[np.float32]:
-    """Series as a finite float32 array (n_cases, n_channels, n_timepoints)."""
+def as_series(name: str, key: str, raw: Any, nan_to_zero: bool) -> npt.NDArray[np.float32]:
+    """Check series, and return them as float32 ``(n_cases, n_channels, n_timepoints)``, finite."""
     if isinstance(raw, list):  # one array a case: what aeon gives for @equalLength false
         lengths = {case.shape[-1] for case in raw}
         if len(lengths) > 1:

@@ -11,20 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseconv import checkpoint, datasets, machine
+from sparseconv import datasets, machine
 from sparseconv._files import check_writable, write_whole
-from sparseconv.cli import (
-    CONFIG_NAME,
-    DATA,
-    NETWORK,
-    RECIPE,
-    add_option,
-    resumed_settings,
-)
+from sparseconv.cli import add_option, resumed_settings
 from sparseconv.functional import single
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
-from sparseconv.training import CHECKPOINT_NAME
+from sparseconv.run_folder import CONFIG_NAME, DATA, NETWORK, RECIPE, load_run
 
 BATCH = 16  # series, where neither a run nor a data set says how many
 _SHAPE = ("channels", "classes", "length")
@@ -119,22 +112,11 @@ def _trained(
 ) -> tuple[DSN, dict[str, int], int]:
     """The network of a run in its best epoch, the shape of its batches, and its threads."""
     settings = resumed_settings(folder, given)
-    path = source if source.suffix == ".pt" else folder / CHECKPOINT_NAME
-    content = checkpoint.load(path)
-    data = json.loads((folder / CONFIG_NAME).read_text())["data"]
-    model = DSN(
-        data["n_channels"], len(data["classes"]), **{name: settings[name] for name in NETWORK}
-    )
-    try:
-        state = content["best"]["model"]
-    except (KeyError, TypeError):
-        raise checkpoint.CheckpointError(
-            f"{path} holds no best epoch, so `train` did not write it"
-        ) from None
-    checkpoint.restore(model, state)
+    run = load_run(source)
+    data = run.config["data"]
     batch = Recipe(**{name: settings[name] for name in RECIPE}).batch_size_for(data["n_train"])
     shape = {"batch": batch, "channels": data["n_channels"], "length": data["n_timepoints"]}
-    return model, shape, settings["threads"]
+    return run.model, shape, settings["threads"]
 
 
 def _fresh(

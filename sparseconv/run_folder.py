@@ -1,0 +1,137 @@
+"""The results folder of ``python -m sparseconv train``, read back: the network and its labels."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sparseconv import checkpoint, datasets
+from sparseconv.evaluation import predict_log_proba
+from sparseconv.models import DSN
+from sparseconv.recipe import Recipe
+from sparseconv.training import CHECKPOINT_NAME
+
+CONFIG_NAME, HISTORY_NAME = "config.json", "history.csv"
+
+# The options of a run, with their defaults, by the section of config.json that holds them.
+NETWORK: dict[str, Any] = {
+    parameter.name: parameter.default
+    for parameter in inspect.signature(DSN).parameters.values()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
+RECIPE: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
+DATA: dict[str, Any] = {"nan_to_zero": False}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A network that ``python -m sparseconv train`` has trained.
+
+    Attributes:
+        model: the network of the best epoch, in eval mode, on the CPU. It maps
+            ``(N, n_channels, length)`` to log-probabilities ``(N, n_classes)``.
+        classes: the label of each class, in the order of the model's outputs.
+        epoch: the best epoch, from 1.
+        config: what ``config.json`` holds: data, network, recipe and machine.
+    """
+
+    model: DSN
+    classes: npt.NDArray[Any]
+    epoch: int
+    config: Mapping[str, Any]
+
+    def predict(self, X: Any) -> npt.NDArray[Any]:
+        """Return the likeliest label of each series.
+
+        Args:
+            X: an array ``(n_cases, n_channels, length)``, or of one channel ``(n_cases, length)``;
+                scaled as the training series were. Missing values are read as 0 if training read
+                them so.
+
+        Returns:
+            ``(n_cases,)``, of ``classes``.
+
+        Raises:
+            ValueError: series that training would refuse, or of another number of channels.
+        """
+        series = datasets.as_series(
+            "predict", "X", np.asarray(X), self.config["data"]["nan_to_zero"]
+        )
+        log_proba = predict_log_proba(self.model, torch.from_numpy(series))
+        labels: npt.NDArray[Any] = self.classes[log_proba.argmax(1).numpy()]
+        return labels
+
+
+def load_run(path: str | os.PathLike[str]) -> TrainedRun:
+    """Read the network that ``python -m sparseconv train`` wrote.
+
+    Args:
+        path: the results folder, finished or not: kept is the best epoch so far. Or its
+            ``checkpoint.pt``.
+
+    Raises:
+        ValueError: not the folder of a run. CheckpointError: a checkpoint that is damaged or of
+            another network.
+        OSError: a file cannot be read.
+
+    Example:
+        >>> run = load_run("runs/GunPoint-seed0")  # doctest: +SKIP
+        >>> run.predict(X_new)  # doctest: +SKIP
+        array(['1', '2', '1'], dtype='<U1')
+    """
+    path = Path(path)
+    folder, file = (path.parent, path) if path.suffix == ".pt" else (path, path / CHECKPOINT_NAME)
+    config = read_config(folder)
+    if not file.exists():
+        raise ValueError(
+            f"{folder} holds no {CHECKPOINT_NAME} yet, for no epoch of the run has ended; "
+            "go on with it with --resume"
+        )
+    content, data = checkpoint.load(file), config["data"]
+    try:
+        best, state = content["best"]["epoch"], content["best"]["model"]
+    except (KeyError, TypeError):
+        raise checkpoint.CheckpointError(
+            f"{file} holds no best epoch, so `train` did not write it"
+        ) from None
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then overwritten
+        network = {name: config["network"][name] for name in NETWORK}
+        model = DSN(data["n_channels"], len(data["classes"]), **network)
+    checkpoint.restore(model, state)
+    return TrainedRun(model.eval(), np.array(data["classes"]), best, config)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a run, with every option that this version knows.
+
+    Raises:
+        ValueError: there is none, or it is of no run of this version.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for section, options in (("data", DATA), ("network", NETWORK), ("recipe", RECIPE)):
+            for name in options:
+                config[section][name]
+        int(config["machine"]["threads"])
+        for name in ("n_channels", "n_timepoints", "n_train", "classes"):
+            config["data"][name]
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder} is not the results folder of a run: {path} does not exist"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not the config.json of a run of this version "
+            f"({type(error).__name__}: {error}); start a new run in another folder"
+        ) from error
+    return config

@@ -1,0 +1,111 @@
+"""Reading a results folder back: the network, its labels, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_run import SMALL, files, write_data
+
+import sparseconv as sc
+from sparseconv import checkpoint, datasets
+from sparseconv.cli import main
+from sparseconv.evaluation import predict_log_proba
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    words = ["train", write_data(folder), "--epochs", "30", "--out", str(folder / "run"), *SMALL]
+    assert main([*words, "--update-every-epochs", "1"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_the_network_of_the_best_epoch(finished: Path) -> None:
+    before, generator = files(finished), torch.get_rng_state()
+    run = sc.load_run(finished)
+    assert files(finished) == before
+    assert torch.get_rng_state().equal(generator)
+    best = checkpoint.load(finished / "checkpoint.pt")["best"]
+    assert run.epoch == best["epoch"]
+    state = run.model.state_dict()
+    assert state.keys() == best["model"].keys()
+    assert all(state[name].equal(tensor) for name, tensor in best["model"].items())
+    assert not run.model.training
+    assert run.config == json.loads((finished / "config.json").read_text())
+    assert sc.load_run(str(finished / "checkpoint.pt")).epoch == run.epoch
+
+
+def test_its_labels(finished: Path) -> None:
+    data = datasets.load(finished.parent / "toy.npz")
+    run = sc.load_run(finished)
+    assert run.classes.tolist() == data.classes.tolist() == ["fast", "slow"]
+    predicted = run.predict(data.X_test)
+    index = predict_log_proba(run.model, torch.from_numpy(data.X_test)).argmax(1)
+    assert predicted.tolist() == data.classes[index].tolist()
+    correct = (predicted == data.classes[data.y_test]).sum()
+    printed = (finished / "summary.md").read_text()
+    assert f"{correct / len(predicted):.4f}" in printed, "the accuracy that training reported"
+    assert set(predicted) == {"fast", "slow"}
+    assert run.predict(data.X_test[:, 0].astype("float64")).tolist() == predicted.tolist()
+    assert run.predict(torch.from_numpy(data.X_test)).tolist() == predicted.tolist()
+    assert run.predict(np.tile(data.X_test, 2)).shape == predicted.shape, "of another length"
+
+
+def test_an_unfinished_run(copied: Path) -> None:
+    """The best epoch so far; before the first there is none."""
+    content = checkpoint.load(copied / "checkpoint.pt")
+    kept = content["history"][:3]
+    best = min(reversed(kept), key=lambda row: row["train_loss"])
+    content |= {"history": kept, "best": content["best"] | {"epoch": best["epoch"]}}
+    checkpoint.save(copied / "checkpoint.pt", content)
+    assert sc.load_run(copied).epoch == best["epoch"]
+    (copied / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=r"holds no checkpoint\.pt yet.*--resume"):
+        sc.load_run(copied)
+
+
+def test_missing_values_as_in_training(copied: Path) -> None:
+    X = datasets.load(write_data(copied.parent)).X_test
+    X[0, 0, 3] = np.nan
+    run = sc.load_run(copied)
+    with pytest.raises(ValueError, match=r"predict: expected finite values in X, but 1 of"):
+        run.predict(X)
+    config = json.loads((copied / "config.json").read_text())
+    config["data"]["nan_to_zero"] = True
+    (copied / "config.json").write_text(json.dumps(config))
+    zero = np.nan_to_num(X)
+    assert sc.load_run(copied).predict(X).tolist() == run.predict(zero).tolist()
+
+
+def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
+    run = sc.load_run(copied)
+    for X, wrong in (
+        (np.zeros((2, 3, 20)), r"expects series of shape \(n_cases, 1, n_timepoints\)"),
+        (np.zeros(20), r"got \(20,\)"),
+        (np.zeros((0, 1, 20)), r"got \(0, 1, 20\)"),
+        (np.array([["a"]]), "real numbers"),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            run.predict(X)
+    with pytest.raises(ValueError, match=r"is not the results folder of a run"):
+        sc.load_run(tmp_path / "nowhere")
+    config = json.loads((copied / "config.json").read_text())
+    for section, name in (("network", "nf"), ("data", "classes"), ("machine", "threads")):
+        less = {**config, section: {k: v for k, v in config[section].items() if k != name}}
+        (copied / "config.json").write_text(json.dumps(less))
+        with pytest.raises(ValueError, match=rf"not the config\.json of a run.*{name}"):
+            sc.load_run(copied)
+    config["network"]["nf"] += 1
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(checkpoint.CheckpointError, match="another architecture"):
+        sc.load_run(copied)
