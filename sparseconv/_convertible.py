@@ -25,6 +25,7 @@ class Candidate:
     conv: nn.Conv1d
     sparse: SparseConv1d | None  # None where there is an obstacle
     obstacle: str
+    hooked: bool = False  # its weight's gradient has hooks, of hand-made masking for one
     chosen: bool = False
     reason: str = ""
     profiles: tuple[LayerProfile, ...] = ()
@@ -112,7 +113,7 @@ def find_candidates(
         assert isinstance(conv, nn.Conv1d)
         pruning = _pruning(conv)
         obstacle = pruning if isinstance(pruning, str) else ""
-        sparse = None
+        sparse, hooked = None, False
         if conv in outside:
             obstacle = f"it also stands in {outside[conv]}, where nothing can replace it"
         if not obstacle and not isinstance(pruning, str):
@@ -123,13 +124,15 @@ def find_candidates(
                 obstacle = f"it shares its weight with {', '.join(others)}"
             else:
                 mask = masks.get(conv, mask)
+                hooked = bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
                 sparse = SparseConv1d.from_dense(conv, mask)
                 sparse.values.requires_grad_(parameter.requires_grad)
                 if sparse.bias is not None:
                     sparse.bias.requires_grad_(asks_for_gradients(conv, "bias"))
         if obstacle and (conv in told or conv in masks):
             raise ValueError(f"layer {name!r} cannot be converted: {obstacle}")
-        candidates.append(Candidate(name or type(conv).__name__, name, conv, sparse, obstacle))
+        label = name or type(conv).__name__
+        candidates.append(Candidate(label, name, conv, sparse, obstacle, hooked))
     return candidates
 
 

@@ -38,6 +38,13 @@ def check_own_values(layer: nn.Module) -> None:
             "the values of this layer are sharded (FSDP), so its pattern cannot change: use "
             "DistributedDataParallel, or change the pattern before sharding"
         )
+    if _are_shared(layer):
+        raise NotImplementedError(
+            "the values of this layer are in shared memory, where other processes would take them "
+            "for weights at the positions of their own pattern: change the pattern before "
+            "share_memory() or before torch.multiprocessing sends the layer, or in a copy "
+            "(copy.deepcopy)"
+        )
 
 
 def _holds_values(layer: nn.Module) -> bool:
@@ -45,6 +52,14 @@ def _holds_values(layer: nn.Module) -> bool:
     values = layer._parameters.get("values")
     # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its own.
     return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
+
+
+def _are_shared(layer: nn.Module) -> bool:
+    """Whether other processes may hold the values too, with a pattern of their own."""
+    values = layer._parameters.get("values")
+    if values is None or values.device.type != "cpu":  # on CUDA all memory is
+        return False
+    return bool(values.is_shared())  # type: ignore[no-untyped-call]
 
 
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
@@ -125,6 +140,8 @@ def read_layer(
             "a layer is loaded whole or not at all"
         )
     pattern = KernelCSR(entries["crow_indices"].cpu(), entries["col_indices"].cpu(), shape)
+    if pattern != present:
+        check_own_values(layer)
     for name, size in (("values", pattern.nnz), ("bias", shape[0])):
         if name in entries:
             check_floats(name, entries[name], size)

@@ -84,7 +84,8 @@ def convert(
     that is shared or computed (weight_norm), without inactive weights, or that the input does not
     reach. Everything else about a layer stays: its name and places, bias, mode, ``requires_grad``,
     dtype, device, hooks, added attributes. Outputs differ from those of the masked model by
-    rounding. Hooks or code that use a layer's ``weight`` raise afterwards; it has ``values``.
+    rounding. Hooks or code that use a layer's ``weight`` raise afterwards; it has ``values``. Hooks
+    on the weight's gradient stay behind, and the report says so.
 
     Convert first, then build the optimizer: ``Adam(converted.parameters())``. One that was built
     before holds the dense weights, and its moments of these are not carried over.
@@ -285,6 +286,8 @@ def _decide(
         candidate.chosen = density <= limit
         few = "at most" if candidate.chosen else "more than"
         candidate.reason = f"{few} {limit:.0%} of the weights are active; not measured"
+    if candidate.chosen and candidate.hooked:
+        candidate.reason += "; the hooks on its weight's gradient are left behind"
 
 
 class _Together(NamedTuple):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import checkpoint
+from sparseconv._files import check_writable
 from sparseconv.checkpoint import CheckpointError
 from sparseconv.dst import DSTScheduler
 from sparseconv.evaluation import evaluate
@@ -51,8 +52,8 @@ class TrainingResult:
     Attributes:
         history: one row per epoch with ``epoch`` (from 1), ``train_loss`` and ``train_accuracy``
             (means over the epoch's batches, as they were seen), ``lr``, ``prune_fraction``,
-            ``updated`` (the pattern changed), ``seconds`` (training only), and with validation
-            data ``test_loss`` and ``test_accuracy``.
+            ``updated`` (the pattern changed), ``seconds`` (training only), and with validation data
+            ``test_loss`` and ``test_accuracy``.
         best_epoch, best_loss: the epoch of least training loss; among equals, the last.
         itop_rate: share of all weights of the sparse layers that were ever active (Liu et al.
             2021), or None without a ``DSTScheduler``.
@@ -110,8 +111,8 @@ def train(
             yet run on a GPU.
 
     Raises:
-        TypeError, ValueError: data or arguments that do not fit; ``graphed`` without a GPU; a
-            training loss that is not finite (checkpoints of earlier epochs are kept).
+        TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written;
+            ``graphed`` without a GPU; a training loss that is not finite (checkpoints stay).
         CheckpointError: a file that is no checkpoint, or is of another recipe, model or data.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
 
@@ -139,10 +140,8 @@ def train(
             "call requires_grad_() on what is to learn"
         )
     path = None if out is None else Path(out) / CHECKPOINT_NAME
-    if path is not None:
-        if path.parent.is_file():
-            raise ValueError(f"out must name a folder, but {path.parent} is a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if path is not None and path.parent.is_file():
+        raise ValueError(f"out must name a folder, but {path.parent} is a file")
 
     keep_freed_memory()
     with torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
@@ -154,6 +153,8 @@ def train(
             run.load(path)
         bar = _progress_bar(len(run.history), recipe.epochs) if progress else None
         try:
+            if path is not None and len(run.history) < recipe.epochs:
+                check_writable(path)
             while len(run.history) < recipe.epochs:
                 row = run.epoch()
                 if validation is not None:
@@ -216,11 +217,8 @@ class _Run:
         )
         self.shuffle = torch.Generator().manual_seed(recipe.seed)
         self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] = {
-            "epoch": 0,
-            "loss": math.inf,
-            "model": checkpoint.snapshot(model),
-        }
+        start = checkpoint.snapshot(model)
+        self.best: dict[str, Any] = {"epoch": 0, "loss": math.inf, "model": start}
 
     def _dst(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, end: int, decay: int

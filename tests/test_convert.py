@@ -284,6 +284,21 @@ REASONS = {
 }
 
 
+def test_hooks_on_a_gradient_are_left_behind_and_that_is_said() -> None:
+    """Masking by hand keeps pruned weights at 0 so; in a sparse layer there are none."""
+    model = nn.Sequential(*(nn.Conv1d(2, 2, 3) for _ in range(3)))
+    mask = torch.zeros(2, 2, 3)
+    mask[0, 0, 0] = 1
+    masks = dict.fromkeys("012", mask)
+    model[0].weight.register_hook(lambda gradient: gradient * mask)
+    model[1].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    converted, report = sc.convert(model, masks=masks)
+    told = ["hooks on its weight's gradient are left behind" in row.reason for row in report.layers]
+    assert told == [True, True, False]
+    assert all(layer.sparse for layer in report.layers)
+    assert not converted[0].values._backward_hooks
+
+
 def test_what_cannot_be_replaced_is_left_and_said() -> None:
     model = Odd()
     converted, report = sc.convert(model, max_density=1.0)

@@ -5,7 +5,9 @@ Shared memory, Hogwild training, data loaders and plain forks: the same outputs,
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sparseconv import SparseConv1d
+from sparseconv import DSTScheduler, KernelCSR, SparseConv1d
 from sparseconv.machine import threads
 
 TIMEOUT = 60.0  # seconds; a deadlock ends in a failure
@@ -66,6 +68,37 @@ def test_hogwild(method: str, n: int) -> None:
         final = float(model(x).square().mean())
     assert final < float(y.square().mean())  # the parent sees what its children have trained
     assert n > 1 or final == pytest.approx(losses[0])
+
+
+@pytest.mark.tool(
+    "share_memory and a change of pattern",
+    "refuses",
+    "other processes keep theirs; before sharing or in a copy it works",
+)
+def test_shared_values_keep_their_pattern() -> None:
+    model, x = make(), torch.randn(3, 2, 30)
+    other = copy.deepcopy(model)
+    for layer in (other[0], other[2]):
+        layer.set_pattern(KernelCSR.random(layer.pattern.shape, layer.pattern.nnz))
+    model.share_memory()
+    before = copy.deepcopy(model.state_dict())
+    first = model[0]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for change in (
+        lambda: first.set_pattern(KernelCSR.random(first.pattern.shape, 3)),
+        lambda: DSTScheduler(model, optimizer, update_every=1, end_step=9),
+        lambda: model.load_state_dict(other.state_dict()),
+    ):
+        with pytest.raises((NotImplementedError, RuntimeError), match="are in shared memory"):
+            change()
+    after = model.state_dict()
+    assert all(after[name].equal(tensor) for name, tensor in before.items())
+    assert all(t.is_shared() for t in model.parameters())
+    twin = copy.deepcopy(model)
+    model.load_state_dict(twin.state_dict())  # the same pattern
+    for module in (twin, pickle.loads(pickle.dumps(model))):
+        module.load_state_dict(other.state_dict())
+        assert module(x).equal(other(x))
 
 
 class Filtered(Dataset[Tensor]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import math
 import sys
 from dataclasses import replace
@@ -257,6 +259,26 @@ def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out must name a folder, but .* is a file"):
         run(network(), out=out)
     assert out.read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows before an epoch is computed; a finished run has nothing to write any more."""
+    finished = run(network(), out=tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def touch(self: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", touch)
+    epochs: list[Any] = []
+    model = network()
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be written \(Permission denied\)"):
+        run(model, out=tmp_path, on_epoch=epochs.append)
+    assert not epochs
+    assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
+    assert run(network(), out=tmp_path, resume=True).history == finished.history
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
 def test_data_of_any_kind() -> None:
