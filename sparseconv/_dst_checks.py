@@ -92,3 +92,15 @@ def check_state(name: str, values: Tensor, state: Mapping[str, object]) -> None:
                 f"{list(values.shape)}, one for each active weight, but has "
                 f"{list(tensor.shape)}; build a new optimizer after a change of their number"
             )
+
+
+def unseen(name: str, step_count: int) -> str:
+    """Say why gradient growth saw no gradient of a layer, and what to do."""
+    return (
+        f"grow='gradient' needs a forward and a backward pass through layer {name!r} between "
+        f"step() number {step_count} and {step_count + 1}, but saw none; call loss.backward() and "
+        "optimizer.step() before each step(). Neither torch.compile nor the replay of a CUDA graph "
+        "(GraphedStep) shows the layers' inputs and gradients: in the step before an update, where "
+        "(step_count + 1) % update_every == 0, call the model uncompiled, or the function itself "
+        "instead of its GraphedStep"
+    )

@@ -338,12 +338,7 @@ class DSTScheduler:
         state = self._optimizer.state.get(values, {})
         checks.check_state(name, values, state)
         if self.grow == "gradient" and dense_grad is None:
-            raise RuntimeError(
-                f"grow='gradient' needs a forward and a backward pass through layer {name!r} "
-                f"between step() number {self.step_count} and {self.step_count + 1}, but there was "
-                "none; call loss.backward() and optimizer.step() before each step(), and leave out "
-                "torch.compile here, which does not show the layers' inputs and gradients"
-            )
+            raise RuntimeError(checks.unseen(name, self.step_count))
         pattern, source = prune_and_grow(
             layer.pattern,
             values,

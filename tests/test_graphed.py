@@ -223,6 +223,29 @@ def test_captured_anew_when_nnz_or_memory_changes(monkeypatch: pytest.MonkeyPatc
     assert not isinstance(model[0].pattern, Slot)
 
 
+def test_growth_by_gradient_with_every_step_graphed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A replay calls no hook; the step before an update by the function itself repairs it."""
+    Replayed(monkeypatch)
+    layer = SparseConv1d(2, 3, 5, density=0.5)
+    optimizer, step = step_of(layer)
+    dst = sc.DSTScheduler(layer, optimizer, update_every=WARM_UP + 3, end_step=99, grow="gradient")
+    taken, x, before = GraphedStep(layer, step, optimizer), torch.randn(4, 2, 20), layer.pattern
+    for _ in range(WARM_UP + 2):
+        taken(x)
+        assert not dst.step()
+    taken(x)
+    causes = r"Neither torch\.compile nor the replay of a CUDA graph \(GraphedStep\) shows"
+    with pytest.raises(RuntimeError, match=causes + ".* call .* the function itself instead of"):
+        dst.step()
+    assert (layer.pattern, dst.step_count) == (before, WARM_UP + 2)
+    assert (dst.step_count + 1) % dst.update_every == 0  # as the message says
+    step(x)
+    assert dst.step()
+    assert layer.pattern != before
+
+
 def test_what_cannot_be_captured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     Replayed(monkeypatch)
 
