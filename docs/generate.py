@@ -14,6 +14,7 @@ from typing import Any
 import draw
 
 from benchmarks import published_networks, readme
+from sparseconv._backends import NEVER_ON_A_GPU
 from sparseconv.bench import plots, report
 from sparseconv.bench.svg import Plot
 from sparseconv.report import Table
@@ -36,6 +37,7 @@ def write_all(folder: Path) -> None:
         "dense_wins": lambda: dense_wins(bench["rows"]).markdown(),
         "reliability": reliability,
         "published_networks": networks,
+        "never_on_a_gpu": never_on_a_gpu,
     }
     for name, make in parts.items():
         _write(folder / f"{name}.md", make())
@@ -71,6 +73,14 @@ def dense_wins(rows: Sequence[Mapping[str, Any]]) -> Table:
             for row in lost
         ],
     )  # fmt: skip
+
+
+def never_on_a_gpu() -> str:
+    """What ``info`` says of each kernel, while it is so."""
+    if not NEVER_ON_A_GPU:
+        return ""
+    lines = [f"- {name}: {instead}" for name, instead in NEVER_ON_A_GPU.items()]
+    return "\n".join(["**They have never run on a GPU,** and no speed is claimed:", "", *lines])
 
 
 def reliability() -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from sparseconv import datasets, machine
-from sparseconv._backends import BACKENDS, available_backends
+from sparseconv._backends import BACKENDS, available_backends, untried
 from sparseconv._files import write_whole
 from sparseconv.bench import command as bench_command
 from sparseconv.evaluation import predict_log_proba
@@ -154,6 +154,7 @@ def _info(_: argparse.Namespace) -> int:
         ("ISA", machine.isa()),
         ("threads", f"torch uses {facts['threads']} of {facts['cores']} cores"),
         *((f"backend {name}", state) for name, state in available_backends().items()),
+        *((f"{name} kernels", words) for name, words in untried().items()),
         *((name, versions[name]) for name in machine.OPTIONAL_PACKAGES if name in versions),
         *((name, "not installed: pip install 'sparseconv[tsc]'") for name in missing),
         *((name, os.environ[name]) for name in machine.VARIABLES if name in os.environ),
