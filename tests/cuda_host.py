@@ -1,4 +1,5 @@
-"""The CUDA kernels on the CPU: calls of tests/cuda_host.cpp, written and read back."""
+"""The CUDA kernels on the CPU: calls of tests/cuda_host.cpp, written and read back; and what their
+launches ask for (tests/cuda_shared.cpp)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,17 +24,45 @@ MODES = ("zeros", "replicate", "reflect", "circular")
 SOURCES = ("direct", "tiled", "registers")
 COMPUTATIONS = ("fprop", "dgrad", "wgrad")
 
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+# What a block may have, static and dynamic together, unless the driver is asked for more: no launch
+# does that, so with a byte more it would fail.
+SHARED = 48 * 1024
+# Weights of a batch, in the register kernels of fprop and dgrad; the rest is asked for at launch.
+STATIC_SHARED = 4 * 33 * 4
+
 Results = dict[str, Tensor]  # name of the kernel's instance -> what it computed
 
 
-def build(folder: Path, *flags: str) -> Path:
-    """Compile the program; ``flags`` name the sanitizers."""
-    program = folder / "cuda_host"
-    command = [COMPILER, "-std=c++20", "-O1", "-g1", *flags, f"-I{ROOT / 'csrc'}", "-pthread",
-               "-o", program, Path(__file__).with_suffix(".cpp")]  # fmt: skip
+class Shared(NamedTuple):
+    """The most dynamic shared memory that launches of one kernel asked for, and where."""
+
+    launches: int
+    bytes: int
+    shape: str
+
+
+def build(folder: Path, name: str = "cuda_host") -> Path:
+    """Compile a program of this folder under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    program = folder / name
+    command = [COMPILER, "-std=c++20", "-O1", "-g1", *SANITIZERS, f"-I{ROOT / 'csrc'}", "-pthread",
+               "-o", program, Path(__file__).with_name(f"{name}.cpp")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return program
+
+
+def most_shared(folder: Path) -> dict[str, Shared]:
+    """By the name of each kernel, over all launches of tests/cuda_shared.cpp."""
+    program = build(folder, "cuda_shared")
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for line in done.stdout.splitlines():
+        numbers, shape = line.split(": ")
+        launches, most, name = numbers.split(" ", 2)
+        found[name] = Shared(int(launches), int(most), shape)
+    return found
 
 
 def missing() -> str:

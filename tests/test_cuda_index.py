@@ -12,7 +12,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_host import COMPUTATIONS, Calls, Results, build, missing
+from cuda_host import (
+    COMPUTATIONS,
+    SHARED,
+    STATIC_SHARED,
+    Calls,
+    Results,
+    build,
+    missing,
+    most_shared,
+)
 from torch import Tensor
 
 from sparseconv import KernelCSR, _cuda_plans, _ops
@@ -40,9 +49,9 @@ Compute = Callable[[Calls], list[Results]]
 
 @pytest.fixture(scope="module")
 def compute(tmp_path_factory: pytest.TempPathFactory) -> Compute:
-    """Run calls under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    """Run calls under the sanitizers."""
     folder = tmp_path_factory.mktemp("cuda_host")
-    program = build(folder, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    program = build(folder)
     return lambda calls: calls.run(program, folder)
 
 
@@ -142,6 +151,20 @@ def test_which_instance_is_launched(compute):
     answers = iter([next(iter(answer)) for answer in compute(calls)])
     for case, names in wanted.items():
         assert tuple(next(answers) for _ in names) == names, case
+
+
+def test_no_launch_asks_for_more_shared_memory_than_a_block_has(tmp_path, count_cases):
+    """Whatever the shape; and kernels of registers for no more than a tile and a stage."""
+    found, tile, stage = most_shared(tmp_path), 24 * 1024, 4 * 4 * 32 * 33
+    assert len(found) == 17  # instances
+    for name, most in found.items():
+        assert 0 < most.bytes <= SHARED - STATIC_SHARED, (name, most)
+        if "registers" in name:
+            assert most.bytes <= tile + (stage if "wgrad" in name else 0), (name, most)
+        assert most.launches > 2000, name
+        count_cases(1)
+    # Shapes that use up what cut.h allows are among them.
+    assert max(most.bytes for most in found.values()) > SHARED - 2 * 1024
 
 
 def test_bits_are_those_of_the_cpu_kernels(compute, count_cases):
