@@ -136,7 +136,8 @@ inline Launch launch_of(const Problem& p, const Variant& v) {
     launch.parts = wanted < launch.parts ? wanted : launch.parts;
   }
   launch.blocks = launch.parts * p.row_blocks(v);
-  const int64_t tile = p.bytes() * launch.cut.channel_rows * launch.cut.channels;
+  const int64_t tile =
+      v.source == Source::direct ? 0 : p.bytes() * launch.cut.channel_rows * launch.cut.channels;
   const int64_t stage = p.stage(v);
   launch.shared_bytes = p.wgrad ? stage + tile : stage > tile ? stage : tile;
   return launch;
