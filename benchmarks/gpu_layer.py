@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu_target import PRECISIONS, Candidate, Target, forced_kernel, relative, tf32
+from benchmarks.gpu_target import (
+    PRECISIONS,
+    Candidate,
+    Target,
+    compiled,
+    forced_kernel,
+    relative,
+    stay,
+    tf32,
+)
 from sparseconv.bench.cases import Problem
 from sparseconv.bench.run import COMPUTATIONS, sparse_calls
 from sparseconv.reference import conv1d_dense, dense_weight
@@ -40,6 +49,7 @@ def dense_calls(problem: Problem, dtype: torch.dtype, channels: tuple[int, int])
     grad = F.pad(problem.grad, (0, 0, 0, more_out)).to(dtype)
     weight = dense_weight(problem.values, problem.pattern)
     weight = F.pad(weight, (0, 0, 0, more_in, 0, more_out)).to(dtype)
+    stay(x, grad, weight)
 
     def backward(*wanted: bool) -> Any:
         return torch.ops.aten.convolution_backward(
@@ -67,6 +77,7 @@ def sliced_calls(problem: Problem, dtype: torch.dtype) -> Calls:
         assert not weight[rows, :, taps:].any(), "a weight outside its region"
         grad = problem.grad[:, rows].to(dtype)
         parts.append((padded[:, :, : length + taps - 1], weight[rows, :, :taps], grad))
+        stay(*parts[-1])
 
     def dgrad() -> Tensor:
         full = torch.zeros_like(padded)
@@ -138,11 +149,11 @@ class Layer:
         candidates, errors, absent = {}, {}, {}
         for form in forms:
             call, (_, allowed) = form.calls[computation], PRECISIONS[form.precision]
-            name = f"{form.name} {form.precision}"
+            name = f"{form.name} {form.precision}" + " compiled" * form.compiled
             try:
                 with tf32(allowed):
                     error = self.error(computation, call())
-                    modes = {"compiled": call} if form.compiled else self.target.modes(call)
+                    modes = {"": call} if form.compiled else self.target.modes(call)
             except RuntimeError as reason:
                 if form.name == self.target.first:
                     raise
@@ -150,7 +161,7 @@ class Layer:
                 continue
             errors[name] = error
             for mode, timed in modes.items():
-                candidates[f"{name} {mode}"] = Candidate(timed, allowed)
+                candidates[f"{name} {mode}".rstrip()] = Candidate(timed, allowed)
         return self._row(kind, computation, candidates, errors) | {"absent": absent}
 
     def _row(
@@ -194,14 +205,12 @@ class Layer:
             candidates["chosen"] = Candidate(self.target.capture(calls[computation])[0])
             yield self._row("kernels", computation, candidates, errors)
 
-    def compiled_rows(self) -> Iterator[Row]:
-        """What torch.compile makes of dense fprop; a row each, for compiling takes seconds."""
-        for precision in PRECISIONS:
-            plain = next(self.dense(precision))
-            compiled = torch.compile(plain.calls["fprop"], mode="reduce-overhead")
-            forms = [
-                next(self.sparse(self.target.first)),
-                plain,
-                Form("dense", precision, {"fprop": compiled}, compiled=True),
-            ]
-            yield self.row("compiled", "fprop", forms)
+    def compiled_row(self, precision: str, computation: str) -> Row:
+        """What torch.compile makes of each dense form of one computation."""
+        torch.compiler.reset()
+        forms = [
+            Form(form.name, precision, {computation: compiled(form.calls[computation])}, True)
+            for form in self.dense(precision)
+        ]
+        sparse = next(self.sparse(self.target.first))
+        return self.row("compiled", computation, [sparse, *forms])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu_target import PRECISIONS, Call, Candidate, Target, relative, tf32
+from benchmarks.gpu_target import PRECISIONS, Call, Candidate, Target, compiled, relative, tf32
 from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.graphed import GraphedStep
 from sparseconv.models import DSN
@@ -98,12 +98,12 @@ def steps(model: nn.Module, target: Target, length: int, precision: str, mode: s
             model, optimizer, update_every=target.sizes.steps, end_step=NEVER, decay_steps=NEVER
         )
 
-    compiled = torch.compile(model, mode="reduce-overhead") if mode == "compiled" else model
+    forward = compiled(model) if mode == "compiled" else model
 
     def eager(series: Tensor, classes: Tensor) -> tuple[Tensor, ...]:
         optimizer.zero_grad()
         with autocast(precision, series.device):
-            loss = F.nll_loss(compiled(series), classes)
+            loss = F.nll_loss(forward(series), classes)
         loss.backward()
         optimizer.step()
         return (loss.detach(),)
@@ -134,6 +134,8 @@ def step_row(
     Of kind ``"compiled"``, the dense network is that of torch.compile, and all else is graphed: a
     sparse one would be compiled anew for each pattern.
     """
+    if kind == "compiled":
+        torch.compiler.reset()
     x, y = batches(length, 1, target.device)
     candidates, errors, absent = {}, {}, {}
     for precision in precisions:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,14 +19,39 @@ from sparseconv.report import Table
 Row = Mapping[str, Any]
 Document = Mapping[str, Any]
 PRECISIONS = ("fp32", "TF32", "bf16")
-# The lengths that goals speak of.
+# What goals speak of: the layer at these lengths, ``(precision, computations, times faster)``.
 LAYER_LENGTHS = (537, 2709)
-SHORT, LONG = 150, 2709
+LAYER_GOALS = (("fp32", ("fprop", "dgrad"), 4), ("TF32", ("fprop", "dgrad"), 1.2),
+               ("fp32", ("wgrad",), 3))  # fmt: skip
+STEP_GOALS = (
+    ("N L ≤ 2500", 150, ("fp32", "TF32"), "eager", 4),
+    ("N L ≤ 2500", 150, ("fp32", "TF32"), "graph", 1.3),
+    ("L = 2709", 2709, ("fp32",), "graph", 2.5),
+)
+# What torch.compile makes has CUDA graphs: it is a rival of graphed kernels.
+DENSE_IS = {"graph": "graph or compiled", "eager": "eager"}
 NEVER_RUN = (
     "**On a GPU** nothing was ever run: no figure in this file is of one. "
     "`python -m benchmarks.gpu`, on a machine that has one, makes them all in one run of at most "
     "ten minutes, and the next `python -m benchmarks.readme` puts them here."
 )
+
+
+class Place(NamedTuple):
+    """Where candidates are compared."""
+
+    computation: str
+    length: int
+    precision: str  # of dense
+
+
+class Rival(NamedTuple):
+    """The fastest dense form of a row, and how many times faster the sparse candidate is."""
+
+    name: str
+    row: Row
+    candidate: str
+    times: Interval
 
 
 def faster(row: Row, slow: str, fast: str) -> Interval | None:
@@ -41,17 +67,6 @@ def median(row: Row, name: str) -> float | None:
     return interval(samples).median if samples else None
 
 
-def fastest(row: Row, precision: str, mode: str) -> str | None:
-    """The dense form that takes least."""
-    ending = f" {precision} {mode}"
-    forms = {
-        name: interval(samples).median
-        for name, samples in row["samples_ms"].items()
-        if name.startswith("dense") and name.endswith(ending)
-    }
-    return min(forms, key=lambda name: forms[name]).removesuffix(ending) if forms else None
-
-
 def of_kind(found: Document, kind: str) -> list[Row]:
     return [row for row in found["rows"] if row["kind"] == kind]
 
@@ -62,43 +77,31 @@ def kernel_of(found: Document) -> str:
 
 def goals(found: Document) -> list[Goal]:
     """All goals; without all that one speaks of it is not met, and a CPU meets none."""
-    kernel, judged = kernel_of(found), []
-    layer, step = of_kind(found, "layer"), of_kind(found, "step")
+    kernel, made = kernel_of(found), []
     for mode in ("graph", "eager"):
-        for precision, computations, factor in (
-            ("fp32", ("fprop", "dgrad"), 4), ("TF32", ("fprop", "dgrad"), 1.2),
-            ("fp32", ("wgrad",), 3),
-        ):  # fmt: skip
-            judged.append(
+        for precision, computations, factor in LAYER_GOALS:
+            parts: dict[str, list[Value]] = {}
+            for computation, length in itertools.product(computations, LAYER_LENGTHS):
+                place, named = Place(computation, length, precision), f"{computation}, L = {length}"
+                parts |= _values(found, "layer", place, mode, f"{kernel} fp32 {mode}", named)
+            made.append(
                 _judged(
                     f"{', '.join(computations)}, L = 537 and 2709, {mode}: ≥ {factor}x the fastest "
-                    f"dense {precision}",
-                    {
-                        f"{computation}, L = {length}": _beside_fastest(
-                            [r for r in layer if r["computation"] == computation],
-                            length, kernel, precision, mode,
-                        )
-                        for computation in computations
-                        for length in LAYER_LENGTHS
-                    },
+                    f"dense {precision}, {DENSE_IS[mode]}",
+                    parts,
                     factor,
                 )
-            )  # fmt: skip
-    for what, length, precisions, mode, factor in (
-        ("N L ≤ 2500", SHORT, ("fp32", "TF32"), "eager", 4),
-        ("N L ≤ 2500", SHORT, ("fp32", "TF32"), "graph", 1.3),
-        ("L = 2709", LONG, ("fp32",), "graph", 2.5),
-    ):
-        judged.append(
+            )
+    for what, length, precisions, mode, factor in STEP_GOALS:
+        parts = {}
+        for precision in precisions:
+            place, named = Place("training step", length, precision), f"L = {length}, {precision}"
+            parts |= _values(found, "step", place, mode, f"{kernel} {precision} graph", named)
+        made.append(
             _judged(
                 f"training step, {what}, graphed: ≥ {factor}x dense {' and '.join(precisions)}, "
-                f"{'graphed' if mode == 'graph' else 'eager'}",
-                {
-                    f"L = {length}, {precision}": _beside_dense(
-                        step, length, kernel, precision, mode
-                    )
-                    for precision in precisions
-                },
+                f"{DENSE_IS[mode]}",
+                parts,
                 factor,
             )
         )
@@ -108,41 +111,69 @@ def goals(found: Document) -> list[Goal]:
         for what in (gpu_checks.OVER_RUNS, gpu_checks.ON_STREAMS, gpu_checks.REPLAYED)
     ]
     what = "the same bits over 100 runs, on streams, in 1000 replays"
-    judged.append(_checked(what, found["checks"], bits))
+    made.append(_checked(what, found["checks"], bits))
     # Triton's kernels too, unless its part said that they cannot run.
     without = any(check["check"] == "triton" for check in found["checks"])
     kernels = (kernel,) if without else (kernel, "triton")
     for tool in gpu_checks.SANITIZERS:
         names = [f"{tool}, {name}" for name in kernels]
-        judged.append(_checked(f"compute-sanitizer {tool}: clean", found["checks"], names))
+        made.append(_checked(f"compute-sanitizer {tool}: clean", found["checks"], names))
     if kernel == "cpp":
         return [
             goal if goal.verdict == "not run" else goal._replace(verdict="a trial on a CPU")
-            for goal in judged
+            for goal in made
         ]
-    return judged
+    return made
+
+
+def is_goal(length: int, precision: str, computation: str) -> bool:
+    """Whether a goal speaks of this row of the layer."""
+    return length in LAYER_LENGTHS and any(
+        precision == spoken and computation in computations
+        for spoken, computations, _ in LAYER_GOALS
+    )
+
+
+def rivals(found: Document, kind: str, place: Place, mode: str, sparse: str) -> list[list[Rival]]:
+    """Dense at its fastest in the rows of a place, in this mode; for graphs, compiled as well."""
+    sources = [(kind, mode)] + [("compiled", "compiled")] * (mode == "graph")
+    return [
+        [
+            rival
+            for row in of_kind(found, kind)
+            if (row["computation"], row["length"]) == place[:2]
+            for rival in _fastest(row, place.precision, dense_mode, sparse)
+        ]
+        for kind, dense_mode in sources
+    ]
+
+
+def _fastest(row: Row, precision: str, mode: str, sparse: str) -> Iterator[Rival]:
+    """The dense form that takes least, if the row has one, and the sparse candidate."""
+    forms = [
+        name
+        for name, samples in row["samples_ms"].items()
+        if name.startswith("dense") and name.endswith(f" {precision} {mode}") and samples
+    ]
+    form = min(forms, key=lambda name: median(row, name) or 0, default="")
+    times = faster(row, form, sparse)
+    if times is not None:
+        name = form.removesuffix(f" {precision} {mode}")
+        yield Rival(name + " compiled" * (mode == "compiled"), row, form, times)
 
 
 Value = tuple[float, str]
 
 
-def _beside_fastest(
-    rows: Iterable[Row], length: int, kernel: str, precision: str, mode: str
-) -> Iterator[Value]:
-    for row in rows:
-        form = fastest(row, precision, mode)
-        times = form and faster(row, f"{form} {precision} {mode}", f"{kernel} fp32 {mode}")
-        if times and row["length"] == length:
-            yield times.median, f"{row['computation']}, L = {length}, beside {form}"
-
-
-def _beside_dense(
-    rows: Iterable[Row], length: int, kernel: str, precision: str, mode: str
-) -> Iterator[Value]:
-    for row in rows:
-        times = faster(row, f"dense {precision} {mode}", f"{kernel} {precision} graph")
-        if times and row["length"] == length:
-            yield times.median, f"L = {length}, {precision}"
+def _values(
+    found: Document, kind: str, place: Place, mode: str, sparse: str, named: str
+) -> dict[str, list[Value]]:
+    """What a goal is judged by at one place: of each kind of rivals there must be one."""
+    names = (named, f"{named}, compiled")
+    return {
+        name: [(rival.times.median, f"{named}, beside {rival.name}") for rival in some]
+        for name, some in zip(names, rivals(found, kind, place, mode, sparse), strict=False)
+    }
 
 
 def _judged(goal: str, parts: Mapping[str, Iterable[Value]], target: float) -> Goal:
@@ -180,21 +211,22 @@ def _unless_missing(goal: Goal, missing: Sequence[str]) -> Goal:
 def layer_table(found: Document) -> Table:
     """The layer, beside the fastest dense form at each precision."""
     kernel, lines = kernel_of(found), []
-    for row in of_kind(found, "layer"):
-        for precision in PRECISIONS:
-            cells = []
-            for mode in ("graph", "eager"):
-                form = fastest(row, precision, mode)
-                sparse, dense = f"{kernel} fp32 {mode}", f"{form} {precision} {mode}"
-                cells += [
-                    _ms(median(row, sparse)), _ms(median(row, dense)),
-                    (form or "-").removeprefix("dense ") if form != "dense" else "as it is",
-                    str(faster(row, dense, sparse) or "-"),
-                ]  # fmt: skip
-            errors = row["error"].get(f"{kernel} fp32"), row["error"].get(f"dense {precision}")
-            lines.append(
-                (row["computation"], str(row["length"]), precision, *cells, *map(_error, errors))
-            )
+    for row, precision in itertools.product(of_kind(found, "layer"), PRECISIONS):
+        place, cells = Place(row["computation"], row["length"], precision), []
+        for mode in ("graph", "eager"):
+            sparse = f"{kernel} fp32 {mode}"
+            some = itertools.chain(*rivals(found, "layer", place, mode, sparse))
+            best = min(some, key=lambda rival: rival.times.median, default=None)
+            if best is None:
+                cells += [_ms(median(row, sparse)), "-", "-", "-"]
+            else:
+                form = best.name.removeprefix("dense").strip() or "as it is"
+                times = (median(best.row, name) for name in (sparse, best.candidate))
+                cells += [*map(_ms, times), form, str(best.times)]
+        errors = row["error"].get(f"{kernel} fp32"), row["error"].get(f"dense {precision}")
+        lines.append(
+            (row["computation"], str(row["length"]), precision, *cells, *map(_error, errors))
+        )
     header = (
         "", "L", "dense", "graph: sparse ms", "dense ms", "(form)", "faster",
         "eager: sparse ms", "dense ms", "(form)", "faster", "sparse error", "dense error",
@@ -265,7 +297,8 @@ def section(path: Path) -> list[str]:
         "with their 95 % bootstrap interval. *Error*: the norm of the difference to float64, by "
         "that of float64. *Dense* is cuDNN's fastest algorithm (benchmark mode) for the fastest of "
         "three forms: as it is, with channels padded to 48/144, as three slices of 13, 26 and 39 "
-        "taps. All samples are in [gpu.json](benchmarks/results/gpu.json)."
+        "taps; beside graphs, each of them also as torch.compile (reduce-overhead) makes it. All "
+        "samples are in [gpu.json](benchmarks/results/gpu.json)."
     ]
     for text, table in (
         ("**The layer**, 47 → 141 channels, K = 39, 13.3 % active, N = 16.", layer_table(found)),

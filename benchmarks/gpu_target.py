@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseconv import _ops, available_backends
 from sparseconv.bench import timing
@@ -52,6 +52,25 @@ def forced_kernel(name: str) -> Iterator[None]:
         yield
     finally:
         del os.environ["SPARSECONV_CUDA_KERNEL"]
+
+
+def compiled(call: FunctionType | nn.Module) -> Callable[..., Any]:
+    """What torch.compile makes of a call for its own shapes, with CUDA graphs.
+
+    It keeps what it made by code, searches that at each call, and beyond eight of the same code it
+    warns and calls the function itself: so each function gets code of its own, and each row of a
+    table calls ``torch.compiler.reset()`` first.
+    """
+    if isinstance(call, FunctionType):
+        code = call.__code__.replace()
+        call = FunctionType(code, call.__globals__, call.__name__, None, call.__closure__)
+    return torch.compile(call, mode="reduce-overhead", dynamic=False)
+
+
+def stay(*tensors: Tensor) -> None:
+    """Tell torch.compile that these lie where they are: its graphs shall not copy them first."""
+    for tensor in tensors:
+        torch._dynamo.mark_static_address(tensor)
 
 
 class Sizes(NamedTuple):
