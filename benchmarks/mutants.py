@@ -176,7 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="sparseconv-mutants-") as temporary:
         folder = arguments.folder or Path(temporary)
         compiler = facts.pop("compiler")
-        facts |= {"command": "make mutants", "seed": arguments.seed, "drawn": arguments.count}
+        words = ["python -m benchmarks.mutants", *(sys.argv[1:] if argv is None else argv)]
+        facts |= {"command": " ".join(words), "seed": arguments.seed, "drawn": arguments.count}
         try:
             tree = Tree(ROOT, folder, FILES, compiler, isa=arguments.isa)
             print("compiling, and running all tests once", flush=True)
