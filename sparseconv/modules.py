@@ -45,9 +45,9 @@ class SparseConv1d(nn.Module):
     """``nn.Conv1d`` that stores and touches its active weights only.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, dilation, groups, bias: as in nn.Conv1d.
-        padding, padding_mode, device, dtype: as in ``nn.Conv1d``; ``padding`` may also be a pair
-            ``(left, right)``, in samples.
+        in_channels, out_channels, kernel_size, stride: as in ``nn.Conv1d``.
+        padding: as there, or a pair ``(left, right)``, in samples.
+        dilation, groups, bias, padding_mode, device, dtype: as there.
         density: share of active weights, in [0, 1]; ``round(density * numel)`` of them are drawn
             with torch's global generator. Not used when ``pattern`` is given.
         pattern: which weights are active.

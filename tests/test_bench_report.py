@@ -232,7 +232,7 @@ def test_break_even_frames_what_dense_wins() -> None:
             for row in rows
         ]
     )
-    assert "in red ones with a frame dense" in plot.caption
+    assert "in red frames dense" in plot.caption
     for ax in axes_of(plot):
         columns, lines = (
             [float(t.get_text()) for t in labels]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
+LOST = "#b2182b"  # a frame in it is seen on the cells, whatever the page's colours
 COMPUTATIONS = {"fprop": BLUE, "dgrad": ORANGE, "wgrad": GREEN}
 RIVALS = {
     "conv1d": BLUE, "conv2d_channels_last": ORANGE, "masked_dense": GREEN, "im2col_csr": PURPLE,
@@ -230,7 +231,7 @@ def break_even(rows: Sequence[Row]) -> list[Plot]:
                 lost = any((grid.ratios < 1).any() for grid in maps.values())
                 caption = f"{_constant(group[0], varied)}: time of F.conv1d / sparse time. "
                 caption += (
-                    "In blue fields sparse is faster, in red ones with a frame dense."
+                    "In blue fields sparse is faster, in red frames dense."
                     if lost
                     else "Sparse is faster in every field."
                 )
@@ -303,7 +304,7 @@ def _maps(maps: Mapping[str, _Grid], label: str) -> Figure:
                 ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=7.5,
                         color="#fefefe" if dark else "#111111")  # fmt: skip
         for y, x in np.argwhere(grid.ratios < 1):
-            ax.plot([x, x + 1, x + 1, x, x], [y, y, y + 1, y + 1, y], color=INK, linewidth=1.8,
+            ax.plot([x, x + 1, x + 1, x, x], [y, y, y + 1, y + 1, y], color=LOST, linewidth=1.8,
                     clip_on=False)  # fmt: skip
         ax.set_xticks(np.arange(len(grid.across)) + 0.5, [f"{x:g}" for x in grid.across])
         ax.set_yticks(np.arange(len(grid.up)) + 0.5, [f"{100 * y:g}" for y in grid.up])
