@@ -86,5 +86,7 @@ def digest(*tensors: Tensor) -> str:
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-        sha.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+        # contiguous() keeps the stride of a dimension of one entry, which view() refuses.
+        plain = tensor.cpu().clone(memory_format=torch.contiguous_format)
+        sha.update(plain.view(torch.uint8).numpy().data)
     return sha.hexdigest()

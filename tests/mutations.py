@@ -37,7 +37,7 @@ def damaged_tensor(rng: random.Random, x: Tensor) -> Any:
         return x  # damaged already
     at, other = (rng.randrange(x.numel()) if x.numel() else 0 for _ in "ab")
     if rng.random() < 0.6 and x.numel():
-        x = x.detach().clone().contiguous()
+        x = x.detach().clone(memory_format=torch.contiguous_format)
         flat = x.view(-1)
         kind = rng.randrange(5)
         if kind == 0:

@@ -30,6 +30,7 @@ from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
 from sparseconv.training import train
+from sparseconv.training_data import digest
 
 
 def test_every_series_once_per_epoch_in_a_new_order_last_batch_kept() -> None:
@@ -289,6 +290,12 @@ def test_data_of_any_kind() -> None:
     ]
     assert same(histories[0], histories[1])
     assert same(histories[0], histories[2])
+    # Of one time point, with the cases last in memory: contiguous, says torch, strides and all.
+    last = X[:, 0, 0].clone().view(1, 1, -1).permute(2, 1, 0)
+    assert last.is_contiguous()
+    assert digest(last) == digest(X[:, :1, :1].clone())
+    (row,) = train(network(), last, y, replace(RECIPE, epochs=1), progress=False).history
+    assert math.isfinite(row["train_loss"])
 
 
 @pytest.mark.promise("P8")
