@@ -91,16 +91,20 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is not a readable checkpoint: it is truncated, damaged or of another "
             f"program ({error}); use another file, or train without resuming"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    # Their types first: in a damaged file anything may stand there, a tensor for one.
+    kind, version = (content.get(name) if isinstance(content, dict) else None
+                     for name in ("format", "version"))  # fmt: skip
+    if type(kind) is not str or kind != FORMAT:
         raise CheckpointError(
             f"{path} is a file of torch, but no checkpoint written by sparseconv.checkpoint.save"
         )
-    if content.get("version") != VERSION:
+    if type(version) is not int or version != VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint version {content.get('version')}, but this release reads "
-            f"version {VERSION}; use the release that wrote it"
+            f"{path} has checkpoint version {version}, but this release reads version {VERSION}; "
+            "use the release that wrote it"
         )
-    return content
+    found: dict[str, Any] = content
+    return found
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

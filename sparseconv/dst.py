@@ -262,9 +262,10 @@ class DSTScheduler:
         ever_active = state_dict["ever_active"]
         for name, bits in own["ever_active"].items():
             found = ever_active.get(name) if isinstance(ever_active, Mapping) else None
-            if not isinstance(found, Tensor) or (found.dtype, found.shape) != (
-                bits.dtype,
-                bits.shape,
+            if (
+                not isinstance(found, Tensor)
+                or (found.dtype, found.shape, found.layout) != (bits.dtype, bits.shape, bits.layout)
+                or found.is_meta
             ):
                 raise ValueError(
                     f"expected ever_active[{name!r}] to be a uint8 tensor of shape "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -256,8 +257,11 @@ def test_damaged_and_foreign_files(tmp_path: Path, count_cases: Any) -> None:
     refused(network(1), tmp_path, "no checkpoint written by")
     torch.save([1, 2], path)
     refused(network(1), tmp_path, "no checkpoint written by")
-    torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
-    refused(network(1), tmp_path, "version 99")
+    torch.save({"format": torch.zeros(2), "version": 1}, path)
+    refused(network(1), tmp_path, "no checkpoint written by")
+    for version in (99, torch.zeros(2), True):
+        torch.save({"format": checkpoint.FORMAT, "version": version}, path)
+        refused(network(1), tmp_path, re.escape(f"has checkpoint version {version}"))
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd to count open files in")

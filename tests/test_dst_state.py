@@ -92,6 +92,13 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (put("updates", 2), ValueError, "expected updates <= step_count, but got 2 > 1"),
         (put("generator", torch.zeros(3)), ValueError, "state of a CPU torch.Generator"),
         (put("generator", None), ValueError, "state of a CPU torch.Generator"),
+        (
+            lambda state: put(
+                "ever_active", {k: bits.to_sparse() for k, bits in state["ever_active"].items()}
+            )(state),
+            ValueError,
+            r"ever_active\['0'\] to be a uint8 tensor",
+        ),
         (put("ever_active", {}), ValueError, r"ever_active\['0'\] to be a uint8 tensor"),
         (
             lambda state: put(
