@@ -100,7 +100,8 @@ class PatternCheck:
             return
         if content.shape[-1:] != (pattern.nnz,) or bool((content != pattern.col_indices).any()):
             raise RuntimeError(_OTHER)
-        self.col_indices = col
+        if col is not None and not is_functorch_wrapped_tensor(col):  # those end with their vmap
+            self.col_indices = col
 
 
 def _content(buffer: Tensor | None, size: int) -> Tensor | None:
