@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import warnings
@@ -271,9 +272,9 @@ def table(path: Path = RESULTS) -> str:
         f"{about['cpu']}, 1 thread, {about['isa']}, torch {about['torch']}, {about['date']}; 90 % "
         "of the weights of every convolution pruned by magnitude. Ratios above 1: the converted "
         f"network is faster; medians with 95 % intervals of {ROUNDS * REPEATS} pairs taken in "
-        "turns, on a machine with much other work on it. Accuracies in percent on the test set: "
-        "mean ± standard deviation (seeds), after as many epochs of fine-tuning as of training, "
-        "few of both."
+        f"turns, {document['load']} processes at work on {about['cores']} cores. Accuracies in "
+        "percent on the test set: mean ± standard deviation (seeds), after as many epochs of "
+        "fine-tuning as of training, few of both."
     )
     for row in document["rows"]:
         for reason, count in _left_dense(row).items():
@@ -331,7 +332,8 @@ def measure(networks: Iterable[Network], seeds: int, path: Path) -> None:
         row = run(network, seed, choice, Data.load(network.dataset))
         packages = {"package": f"{network.package} {version(network.package)}"}
         rows = [*document["rows"], rounded(row) | packages]
-        document = document | {"machine": machine(), "rows": rows}
+        load = round(os.getloadavg()[1], 1)  # of the last five minutes, this program's own with it
+        document = document | {"machine": machine(), "load": load, "rows": rows}
         write_json(document, path)
         print(network.name, seed, row["before"], row["after"], flush=True)
 
