@@ -28,7 +28,13 @@ from benchmarks.mutations import Mutation, identity, mutations
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "reliability" / "mutants.json"
 
-KERNELS = ("test_kernels.py", "test_fprop_conv1x1.py", "test_ops.py", "test_inference.py")
+KERNELS = (
+    "test_kernels.py",
+    "test_fprop_conv1x1.py",
+    "test_ops.py",
+    "test_inference.py",
+    "test_fused_guard.py",
+)
 OPS = (
     "test_limits.py",
     "test_ops.py",
@@ -57,8 +63,9 @@ FILES: dict[str, tuple[str, ...]] = {
     "sparseconv/pattern.py": ("test_pattern.py", *LAYERS, "test_dst_properties.py"),
     "sparseconv/pruning.py": (*DST, "test_modules.py", "test_dsn.py"),
     "sparseconv/dst.py": (*DST, "test_training.py", "test_checkpoint.py"),
-    "sparseconv/_bilinear.py": (*LAYERS, *OPS, "test_dst_gradient.py"),
-    "sparseconv/functional.py": ("test_functional.py", *LAYERS, *OPS, "test_dsn.py"),
+    "sparseconv/_bilinear.py": (*LAYERS, *OPS, "test_dst_gradient.py", "test_autograd_tools.py"),
+    "sparseconv/functional.py": (
+        "test_functional.py", *LAYERS, *OPS, "test_dsn.py", "test_autograd_tools.py"),
     "sparseconv/_state_dict.py": (*LAYERS, "test_inference_changes.py"),
     "sparseconv/checkpoint.py": ("test_checkpoint.py", "test_training.py"),
 }  # fmt: skip

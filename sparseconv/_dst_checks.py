@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sparseconv._state_dict import check_not_shared as check_not_shared
 from sparseconv._state_dict import check_own_values
 from sparseconv.modules import SparseConv1d
 

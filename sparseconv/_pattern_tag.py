@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
+from sparseconv._tracing import untraced
 from sparseconv.pattern import KernelCSR
 
 _BIT = 2**30
@@ -20,8 +22,8 @@ _MIXED = (
     "before, or load one state dict. After to_empty(), call reset_parameters() or load a state dict"
 )
 _OTHER = (
-    "col_indices stand in the place of this layer's buffer that are not those of its pattern, so "
-    "its values would be taken for weights at other positions: torch.func.functional_call cannot "
+    "indices stand in the place of this layer's buffers that are not those of its pattern, so its "
+    "values would be taken for weights at other positions: torch.func.functional_call cannot "
     "change a pattern. Load the state dict into a copy of the module, and call that"
 )
 
@@ -59,14 +61,15 @@ class PatternCheck:
     layer's state dict puts other buffers in their place instead, and leaves the tag.
     """
 
-    def __init__(self, col_indices: Tensor | None = None) -> None:
-        self.col_indices = col_indices  # the buffer that was looked at
-        self.tag: Any = None  # likewise, in this version
+    def __init__(self, buffers: Mapping[str, Tensor | None] = {}) -> None:
+        self.crow_indices = buffers.get("crow_indices")  # the layer's own
+        self.col_indices = buffers.get("col_indices")
+        self.tag: Any = None  # the one that was looked at, in this version
         self.version = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copied layer looks at its tag for itself. Not at its indices: averages cut them off.
-        return PatternCheck, (self.col_indices,)
+        return PatternCheck, ({"crow_indices": self.crow_indices, "col_indices": self.col_indices},)
 
     def __call__(self, buffers: dict[str, Tensor | None], pattern: KernelCSR) -> None:
         """Refuse the buffers of another pattern.
@@ -74,11 +77,19 @@ class PatternCheck:
         Raises:
             RuntimeError: the layer's values belong to another pattern, at least in part.
         """
-        tag, col = buffers["pattern_tag"], buffers["col_indices"]
+        tag = buffers["pattern_tag"]
         if tag is not self.tag or tag._version != self.version:
             self._look_at_tag(tag, pattern)
-        if col is not self.col_indices:
-            self._look_at_indices(col, pattern)
+        if not self.is_own(buffers):  # looked at in each call: they may be written into
+            for name in ("crow_indices", "col_indices"):
+                _look_at_indices(buffers[name], getattr(pattern, name))
+
+    def is_own(self, buffers: dict[str, Tensor | None]) -> bool:
+        """Whether these are the indices that the layer registered, whatever they hold by now."""
+        return (
+            buffers["col_indices"] is self.col_indices
+            and buffers["crow_indices"] is self.crow_indices
+        )
 
     def _look_at_tag(self, tag: Tensor | None, pattern: KernelCSR) -> None:
         # DistributedDataParallel writes into every buffer before every forward pass in training:
@@ -94,14 +105,15 @@ class PatternCheck:
         if type(tag) is Tensor and not tag.is_inference():  # those do not count what is written
             self.tag, self.version = tag, tag._version
 
-    def _look_at_indices(self, col: Tensor | None, pattern: KernelCSR) -> None:
-        content = _content(col, pattern.nnz)
-        if content is None:
-            return
-        if content.shape[-1:] != (pattern.nnz,) or bool((content != pattern.col_indices).any()):
-            raise RuntimeError(_OTHER)
-        if col is not None and not is_functorch_wrapped_tensor(col):  # those end with their vmap
-            self.col_indices = col
+
+def _look_at_indices(buffer: Tensor | None, own: Tensor) -> None:
+    with untraced():
+        content = _content(buffer, len(own))
+        known = content is None or (
+            content.shape[-1:] == own.shape and bool((content == own).all())
+        )
+    if not known:
+        raise RuntimeError(_OTHER)
 
 
 def _content(buffer: Tensor | None, size: int) -> Tensor | None:
@@ -109,7 +121,7 @@ def _content(buffer: Tensor | None, size: int) -> Tensor | None:
 
     ``torch.vmap`` runs over those of an ensemble's members together: ``(members, size)``.
     """
-    if type(buffer) is not Tensor or buffer.is_meta:
+    if type(buffer) not in (Tensor, nn.Parameter) or buffer is None or buffer.is_meta:
         return None
     if not is_functorch_wrapped_tensor(buffer):
         return buffer.detach().cpu()
@@ -124,18 +136,25 @@ def _content(buffer: Tensor | None, size: int) -> Tensor | None:
 
 
 def check_in_graph(
-    buffers: dict[str, Tensor | None], pattern: KernelCSR, check: PatternCheck
+    check: PatternCheck, buffers: dict[str, Tensor | None], pattern: KernelCSR
 ) -> None:
     """The same where a call is traced: there is no version to look at, so each call compares."""
-    tag, col = buffers["pattern_tag"], buffers["col_indices"]
+    tag = buffers["pattern_tag"]
     if tag is None or tag.device.type != "cpu" or torch.compiler.is_exporting():
         return  # a failed check would take the GPU's context with it
     own = pattern.derived(_tag)
     torch._assert_async(~((own == 0) & (tag != 0)).any(), _MIXED)
-    if col is not None and col is not check.col_indices:
-        if col.shape != pattern.col_indices.shape:
-            raise RuntimeError(_OTHER)
-        torch._assert_async((col == pattern.derived(_col_indices)).all(), _OTHER)
+    if not check.is_own(buffers):
+        for name, make in (("crow_indices", _crow_indices), ("col_indices", _col_indices)):
+            there = buffers[name]
+            if there is not None:
+                if there.shape != getattr(pattern, name).shape:
+                    raise RuntimeError(_OTHER)
+                torch._assert_async((there == pattern.derived(make)).all(), _OTHER)
+
+
+def _crow_indices(pattern: KernelCSR) -> Tensor:
+    return pattern.crow_indices
 
 
 def _col_indices(pattern: KernelCSR) -> Tensor:

@@ -38,12 +38,17 @@ def check_own_values(layer: nn.Module) -> None:
             "the values of this layer are sharded (FSDP), so its pattern cannot change: use "
             "DistributedDataParallel, or change the pattern before sharding"
         )
-    if _are_shared(layer):
+
+
+def check_not_shared(layer: nn.Module) -> None:
+    """Refuse a layer whose values other processes may take for those of their own pattern."""
+    if are_shared(layer._parameters["values"]):
         raise NotImplementedError(
             "the values of this layer are in shared memory, where other processes would take them "
             "for weights at the positions of their own pattern: change the pattern before "
-            "share_memory() or before torch.multiprocessing sends the layer, or in a copy "
-            "(copy.deepcopy)"
+            "share_memory() or before torch.multiprocessing sends the layer or its state dict, or "
+            "send a copy. Once no other process uses them, take them out of there: "
+            "layer.values.data = layer.values.data.clone()"
         )
 
 
@@ -54,12 +59,9 @@ def _holds_values(layer: nn.Module) -> bool:
     return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
 
 
-def _are_shared(layer: nn.Module) -> bool:
+def are_shared(values: Any) -> bool:
     """Whether other processes may hold the values too, with a pattern of their own."""
-    values = layer._parameters.get("values")
-    if values is None or values.device.type != "cpu":  # on CUDA all memory is
-        return False
-    return bool(values.is_shared())  # type: ignore[no-untyped-call]
+    return values.device.type == "cpu" and bool(values.is_shared())  # on CUDA all memory is
 
 
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
@@ -140,8 +142,6 @@ def read_layer(
             "a layer is loaded whole or not at all"
         )
     pattern = KernelCSR(entries["crow_indices"].cpu(), entries["col_indices"].cpu(), shape)
-    if pattern != present:
-        check_own_values(layer)
     for name, size in (("values", pattern.nnz), ("bias", shape[0])):
         if name in entries:
             check_floats(name, entries[name], size)

@@ -44,6 +44,27 @@ def untraced() -> Iterator[None]:
         yield
 
 
+class Names:
+    """Attributes: the compiler looks each up when it needs it, but copies a dict once and whole.
+
+    One that is not there reads as something without content. That happens only where torch looks
+    for the reason why a graph does not fit, in a pattern from which it has taken nothing yet.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _ABSENT
+
+
+class _Absent(Names):
+    def __getitem__(self, index: object) -> Any:
+        return self
+
+
+_ABSENT = _Absent()
+
+
 def when_imported(name: str, then: str) -> None:
     """Import a second module as soon as somebody imports the first."""
     if name in sys.modules:

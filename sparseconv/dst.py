@@ -295,6 +295,10 @@ class DSTScheduler:
         checks.check_layers(self._layers, self._optimizer, self._averages)
         if self.grow != "static":
             checks.check_optimizer(self._optimizer)
+            for layers in (self._layers.values(), *self._averages):
+                for layer in layers:
+                    if layer.values.requires_grad:
+                        checks.check_not_shared(layer)
 
     def _seal(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}

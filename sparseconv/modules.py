@@ -13,7 +13,9 @@ from sparseconv._backends import BACKENDS
 from sparseconv._parametrizations import Parametrizations
 from sparseconv._pattern_tag import PatternCheck, check_in_graph, pattern_tag
 from sparseconv._state_dict import (
+    are_shared,
     check_floats,
+    check_not_shared,
     check_own_values,
     check_pattern,
     current,
@@ -23,13 +25,7 @@ from sparseconv._state_dict import (
     shared_options,
 )
 from sparseconv._validation import integer, number
-from sparseconv.functional import (
-    DTYPES,
-    Geometry,
-    Padding,
-    convolve,
-    single,
-)
+from sparseconv.functional import DTYPES, Geometry, Padding, convolve, single
 from sparseconv.pattern import KernelCSR, Region
 from sparseconv.pruning import carry_over
 from sparseconv.reference import dense_weight
@@ -173,10 +169,8 @@ class SparseConv1d(nn.Module):
     @property
     def pattern(self) -> KernelCSR:
         """Which weights are active; RuntimeError if another pattern's buffers overwrote them."""
-        if is_dynamo_compiling():
-            check_in_graph(self._buffers, self._pattern, self._check)
-        else:
-            self._check(self._buffers, self._pattern)
+        check = check_in_graph if is_dynamo_compiling() else PatternCheck.__call__
+        check(self._check, self._buffers, self._pattern)
         return self._pattern
 
     @property
@@ -232,6 +226,8 @@ class SparseConv1d(nn.Module):
         """
         check_pattern(new, self._pattern.shape)
         check_own_values(self)
+        if new != self._pattern:
+            check_not_shared(self)
         if values is None:
             values = carry_over(self.values, self.pattern, new)
         else:
@@ -253,6 +249,8 @@ class SparseConv1d(nn.Module):
             crow = pattern.crow_indices.to(device, copy=True)
             col = pattern.col_indices.to(device, copy=True)
             tag = pattern_tag(pattern, device)
+            if are_shared(self.values) and pattern != self._pattern:  # others keep theirs
+                self.values.data = self.values.detach().clone()
             if self.values.shape != (pattern.nnz,):
                 # A graph that is still alive remembers the old length for the next backward; a
                 # detour over another dtype makes torch forget it.
@@ -267,13 +265,14 @@ class SparseConv1d(nn.Module):
         self.register_buffer("crow_indices", crow)
         self.register_buffer("col_indices", col)
         self.register_buffer("pattern_tag", tag, persistent=False)
-        self._check = PatternCheck(col)
+        self._check = PatternCheck(self._buffers)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SparseConv1d:
         """Move the layer; the indices on the other device are the same ones."""
-        known = self._buffers["col_indices"] is self._check.col_indices
+        known = self._check.is_own(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._check = PatternCheck(self._buffers["col_indices"] if known else None)
+        if known:
+            self._check = PatternCheck(self._buffers)
         return self
 
     @classmethod
@@ -365,6 +364,7 @@ class SparseConv1d(nn.Module):
         left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
         loaded = {prefix + name: tensor for name, tensor in entries.items()}
         super()._load_from_state_dict(left | loaded, prefix, *rest)
+        self._check = PatternCheck(self._buffers)  # assign=True took those that were read just now
 
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
@@ -391,4 +391,5 @@ class SparseConv1d(nn.Module):
             raise AttributeError(_NO_WEIGHT)
         if name in _GEOMETRY:
             self._resolved = None
+            value = tuple(value) if isinstance(value, list) else value  # nobody changes it later
         super().__setattr__(name, Parametrizations() if name == "parametrizations" else value)

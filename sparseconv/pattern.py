@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from sparseconv._tracing import untraced
+from sparseconv._tracing import Names, untraced
 from sparseconv._validation import (
     ArgumentError,
     check_array,
@@ -21,10 +21,6 @@ from sparseconv._validation import (
 )
 
 T = TypeVar("T")
-
-
-class _Names:
-    """Attributes: the compiler looks each up when it needs it, but copies a dict once and whole."""
 
 
 class Region(NamedTuple):
@@ -88,7 +84,7 @@ class KernelCSR:
     _versions: tuple[int, int]
     _hash: int | None
     _derived: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], Any]
-    _named: _Names
+    _named: Names
     _asked: dict[str, tuple[Callable[..., Any], tuple[Hashable, ...]]]
     _lock: threading.RLock
 
@@ -110,7 +106,7 @@ class KernelCSR:
             ("_versions", (crow._version, col._version)),
             ("_hash", None),
             ("_derived", {}),
-            ("_named", _Names()),
+            ("_named", Names()),
             ("_asked", {}),
             ("_lock", threading.RLock()),  # a plan may be made from another plan
         ):

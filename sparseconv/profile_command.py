@@ -97,7 +97,7 @@ def _run_folder(source: str | None) -> Path | None:
     if source is None:
         return None
     path = Path(source)
-    if path.suffix == ".pt":
+    if path.suffix == ".pt" and not path.is_dir():
         if not (path.parent / CONFIG_NAME).exists():
             raise ValueError(
                 f"{path} needs the {CONFIG_NAME} of its run beside it, but there is none; name the "

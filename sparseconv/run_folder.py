@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from sparseconv import checkpoint, datasets
+from sparseconv._validation import integer
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
@@ -54,8 +55,8 @@ class TrainedRun:
 
         Args:
             X: an array ``(n_cases, n_channels, length)``, or of one channel ``(n_cases, length)``;
-                scaled as the training series were. Missing values are read as 0 if training read
-                them so.
+                of any length, scaled as the training series were. Missing values are read as 0
+                if training read them so.
 
         Returns:
             ``(n_cases,)``, of ``classes``.
@@ -63,9 +64,14 @@ class TrainedRun:
         Raises:
             ValueError: series that training would refuse, or of another number of channels.
         """
-        series = datasets.as_series(
-            "predict", "X", np.asarray(X), self.config["data"]["nan_to_zero"]
-        )
+        data, given = self.config["data"], np.asarray(X)
+        series = datasets.as_series("predict", "X", given, data["nan_to_zero"])
+        if series.shape[1] != data["n_channels"]:
+            raise ValueError(
+                f"predict: expected X of shape (n_cases, {data['n_channels']}, n_timepoints), the "
+                f"channels of the training series, but got {given.shape}; one series alone is "
+                "X[None]"
+            )
         log_proba = predict_log_proba(self.model, torch.from_numpy(series))
         labels: npt.NDArray[Any] = self.classes[log_proba.argmax(1).numpy()]
         return labels
@@ -89,22 +95,24 @@ def load_run(path: str | os.PathLike[str]) -> TrainedRun:
         array(['1', '2', '1'], dtype='<U1')
     """
     path = Path(path)
-    folder, file = (path.parent, path) if path.suffix == ".pt" else (path, path / CHECKPOINT_NAME)
+    file = path if path.suffix == ".pt" and not path.is_dir() else path / CHECKPOINT_NAME
+    folder = file.parent
     config = read_config(folder)
     if not file.exists():
         raise ValueError(
-            f"{folder} holds no {CHECKPOINT_NAME} yet, for no epoch of the run has ended; "
-            "go on with it with --resume"
+            f"{file} does not exist; if no epoch of the run has ended yet, go on with it with "
+            "--resume"
         )
     content, data = checkpoint.load(file), config["data"]
     try:
-        best, state = content["best"]["epoch"], content["best"]["model"]
-    except (KeyError, TypeError):
+        best, state = content["best"]["epoch"], dict(content["best"]["model"])
+    except (KeyError, TypeError, ValueError):
         raise checkpoint.CheckpointError(
             f"{file} holds no best epoch, so `train` did not write it"
         ) from None
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then overwritten
         network = {name: config["network"][name] for name in NETWORK}
+        network["backend"] = "auto"  # whatever it was trained on
         model = DSN(data["n_channels"], len(data["classes"]), **network)
     checkpoint.restore(model, state)
     return TrainedRun(model.eval(), np.array(data["classes"]), best, config)
@@ -123,13 +131,16 @@ def read_config(folder: Path) -> dict[str, Any]:
             for name in options:
                 config[section][name]
         int(config["machine"]["threads"])
-        for name in ("n_channels", "n_timepoints", "n_train", "classes"):
-            config["data"][name]
-    except FileNotFoundError:
+        for name in ("n_channels", "n_timepoints", "n_train"):
+            integer(name, config["data"][name])
+        if not isinstance(config["data"]["classes"], list):
+            raise TypeError(f"classes is {config['data']['classes']!r}")
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
-            f"{folder} is not the results folder of a run: {path} does not exist"
+            f"{folder} is not a results folder of `python -m sparseconv train`: {path} does not "
+            "exist (sparseconv.training.train writes the checkpoint alone)"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{path} is not the config.json of a run of this version "
             f"({type(error).__name__}: {error}); start a new run in another folder"

@@ -72,16 +72,19 @@ def test_functional_call() -> None:
     "refuses",
     "one pattern in a call",
 )
-@pytest.mark.parametrize("nnz", [12, 13], ids=["as many weights", "one more weight"])
-def test_functional_call_with_another_pattern(nnz: int) -> None:
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("more", [0, 1], ids=["as many weights", "one more weight"])
+def test_functional_call_with_another_pattern(more: int, taps: int) -> None:
     """A state dict brings values and indices, but the pattern is the module's."""
-    shape, x = (4, 2, 3), torch.randn(3, 2, 9, dtype=torch.float64)
-    layer, other, twin = (
-        make_layer(pattern=sc.KernelCSR.random(shape, n, generator=torch.manual_seed(seed)))
-        for seed, n in ((1, 12), (2, nnz), (1, 12))
-    )
+
+    def make(seed: int, nnz: int) -> sc.SparseConv1d:
+        pattern = sc.KernelCSR.random((8, 8, taps), nnz, generator=torch.manual_seed(seed))
+        return sc.SparseConv1d(8, 8, taps, pattern=pattern)
+
+    x, nnz = torch.randn(3, 8, 9), 20 * taps
+    layer, other, twin = make(1, nnz), make(2, nnz + more), make(1, nnz)
     wanted = layer(x)
-    copies = (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), make_layer())
+    copies = (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), make(2, nnz))
     copies[-1].load_state_dict(layer.state_dict(), assign=True)
     for module in (layer, *copies):
         assert functional_call(module, twin.state_dict(), (x,)).equal(twin(x))
@@ -89,9 +92,16 @@ def test_functional_call_with_another_pattern(nnz: int) -> None:
         with pytest.raises(RuntimeError, match="functional_call cannot change a pattern"):
             functional_call(module, other.state_dict(), (x,))
         assert module(x).equal(wanted), "it is as it was"
+    state = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
+    assert functional_call(layer, state, (x,)).equal(twin(x))
+    if not more:
+        for name, tensor in other.state_dict().items():
+            state[name].copy_(tensor)
+        with pytest.raises(RuntimeError, match="functional_call cannot change a pattern"):
+            functional_call(layer, state, (x,))
     both = [{name: t[None] for name, t in one.state_dict().items()} for one in (twin, other)]
     ensemble = vmap(lambda state: functional_call(layer, state, (x,)))
-    assert ensemble(both[0])[0].equal(twin(x))
+    torch.testing.assert_close(ensemble(both[0])[0], twin(x))
     with pytest.raises(RuntimeError, match="functional_call cannot change a pattern"):
         ensemble(both[1])
 

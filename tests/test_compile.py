@@ -242,10 +242,12 @@ def test_transforms_inside_of_a_graph(trained: bool) -> None:
         assert torch.compile(function, backend="aot_eager")(argument).equal(wanted)
 
 
+@pytest.mark.parametrize("taps", [1, 3])
 @pytest.mark.parametrize("first", ["own", "other"])
-def test_functional_call_with_another_pattern(first: str) -> None:
+def test_functional_call_with_another_pattern(first: str, taps: int) -> None:
     """Refused as without a compiler, whichever state dict was compiled for."""
-    layer, other = (sc.SparseConv1d(3, 4, 3, padding=1, density=0.5) for _ in range(2))
+    torch.manual_seed(0)
+    layer, other = (sc.SparseConv1d(3, 4, taps, density=0.5) for _ in range(2))
     x = torch.randn(2, 3, 8)
     run = torch.compile(lambda state: functional_call(layer, state, (x,)), backend="aot_eager")
     for name in (first, "own", "other", "own"):

@@ -149,3 +149,16 @@ def test_values_are_read_afresh() -> None:
     assert sc.sparse_conv1d(x, values, pattern).sum() == 12
     values.data.mul_(2)
     assert sc.sparse_conv1d(x, values, pattern).sum() == 24
+
+
+@pytest.mark.promise("P2")
+def test_weight_gradients_that_threads_add_up_together() -> None:
+    """Two splits of the batch, of more weights than one thread adds up: whole numbers, exactly."""
+    torch.manual_seed(0)
+    pattern = sc.KernelCSR.full((64, 64, 17))
+    x, grad = (torch.randint(-3, 4, (128, 64, length)).float() for length in (40, 24))
+    values = torch.zeros(pattern.nnz, requires_grad=True)
+    with threads(2):
+        (found,) = torch.autograd.grad(sc.sparse_conv1d(x, values, pattern), values, grad)
+    wanted = torch.nn.grad.conv1d_weight(x.double(), pattern.shape, grad.double())
+    assert found.double().equal(wanted.flatten())
