@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -29,10 +30,10 @@ def _load_extension() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module("sparseconv._C"), ""
     except ImportError as error:  # not built, or built against another torch
-        return None, (
-            f"the C++ extension cannot be loaded ({error}); "
-            "build it with `pip install --no-build-isolation .` (needs a C++20 compiler)"
-        )
+        remedy = "build it with `pip install --no-build-isolation .` (needs a C++20 compiler)"
+        if (Path(__file__).parents[1] / "setup.py").exists():
+            remedy += "; an installed one is hidden by the sources here: run from another folder"
+        return None, f"the C++ extension cannot be loaded ({error}); {remedy}"
 
 
 extension, _missing_reason = _load_extension()
