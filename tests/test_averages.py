@@ -86,6 +86,9 @@ def test_an_average_of_the_indices_is_not_read() -> None:
     for copied in (average, copy.deepcopy(average), average._apply(torch.clone)):
         torch.testing.assert_close(copied(x), model(x))
     torch.testing.assert_close(torch.compile(average, backend="eager")(x), model(x))
+    called = torch.func.functional_call(average, average.state_dict(), (x,))
+    for y in (called, average(x), copy.deepcopy(average)(x)):
+        torch.testing.assert_close(y, model(x))
 
 
 @pytest.mark.tool(

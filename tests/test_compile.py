@@ -258,6 +258,21 @@ def test_functional_call_with_another_pattern(first: str, taps: int) -> None:
                 run(other.state_dict())
 
 
+@pytest.mark.parametrize("how", ["assigned", "given twice"])
+def test_another_model_whose_tensors_are_told_apart_otherwise(how: str) -> None:
+    """Torch says why it compiles anew, and asks the new pattern for what it has not made yet."""
+
+    def new() -> sc.SparseConv1d:
+        return sc.SparseConv1d(6, 8, 9, density=0.5)
+
+    first, second, x = new(), new(), torch.randn(2, 6, 20)
+    if how == "assigned":
+        first.load_state_dict(new().state_dict(), assign=True)
+    run = torch.compile(lambda layer, u, v: layer(u) + layer(v), backend="eager")
+    for layer, other in ((first, x.clone()), (second, x), (first, x)):
+        assert run(layer, x, other).equal(2 * layer(x))
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_forward_mode(trained: bool) -> None:
     """A graph that was made without it is not taken for it."""

@@ -330,6 +330,11 @@ def test_an_attribute_that_is_set_counts(name, value):
     setattr(layer, name, value)
     expected = nn.functional.conv1d(x, layer.dense_weight(), layer.bias, **{name: value})
     torch.testing.assert_close(layer(x), expected)
+    if value != "same":
+        given = list(value)
+        setattr(layer, name, given)
+        given[0] = 9  # which sets no attribute
+        torch.testing.assert_close(layer(x), expected)
     layer.padding_mode = "mirror"
     with pytest.raises(ValueError, match="padding_mode must be one of"):
         layer(x)
