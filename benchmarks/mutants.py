@@ -60,7 +60,8 @@ FILES: dict[str, tuple[str, ...]] = {
     **{f"csrc/cpu/{name}": FUSED for name in (
         "pointwise.inl", "pointwise_cpu.cpp", "point_tile.inl", "columns.inl", "pool.inl",
         "pool_cpu.cpp", "batch_norm_relu.inl", "batch_norm_relu_cpu.cpp")},
-    "sparseconv/pattern.py": ("test_pattern.py", *LAYERS, "test_dst_properties.py"),
+    "sparseconv/pattern.py": (
+        "test_pattern.py", *LAYERS, "test_dst_properties.py", "test_compile.py"),
     "sparseconv/pruning.py": (*DST, "test_modules.py", "test_dsn.py"),
     "sparseconv/dst.py": (*DST, "test_training.py", "test_checkpoint.py"),
     "sparseconv/_bilinear.py": (*LAYERS, *OPS, "test_dst_gradient.py", "test_autograd_tools.py"),
