@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sparseconv._state_dict import check_not_shared as check_not_shared
-from sparseconv._state_dict import check_own_values
+from sparseconv._state_dict import check_not_shared, check_own_values
 from sparseconv.modules import SparseConv1d
 
 Layers = Mapping[str, SparseConv1d]
@@ -62,6 +61,14 @@ def check_layers(
                     f"averages must be copies of the model, but one has the `values` of layer "
                     f"{owner[id(layer.values)]!r} itself; use AveragedModel or copy.deepcopy"
                 )
+
+
+def check_movable(layers: Layers, averages: Sequence[Sequence[SparseConv1d]]) -> None:
+    """Refuse values that train in shared memory: other processes keep their pattern."""
+    for group in (layers.values(), *averages):
+        for layer in group:
+            if layer.values.requires_grad:
+                check_not_shared(layer)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

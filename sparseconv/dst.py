@@ -84,7 +84,8 @@ class DSTScheduler:
         ValueError: numbers out of range, no sparse layer, ``values`` that the optimizer does not
             hold, two layers with the same ``values``, bad regions, an average of another model.
         RuntimeError: ranks with other settings or patterns.
-        NotImplementedError: ``values`` that are sharded; an optimizer whose state cannot follow.
+        NotImplementedError: ``values`` that are sharded, or in shared memory; an optimizer whose
+            state cannot follow.
 
     Example:
         >>> import torch, sparseconv as sc
@@ -295,10 +296,7 @@ class DSTScheduler:
         checks.check_layers(self._layers, self._optimizer, self._averages)
         if self.grow != "static":
             checks.check_optimizer(self._optimizer)
-            for layers in (self._layers.values(), *self._averages):
-                for layer in layers:
-                    if layer.values.requires_grad:
-                        checks.check_not_shared(layer)
+            checks.check_movable(self._layers, self._averages)
 
     def _seal(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}

@@ -217,6 +217,7 @@ class SparseConv1d(nn.Module):
             TypeError, ValueError: another type or shape; the layer is left as it was.
             RuntimeError: the layer was made in ``torch.inference_mode()``, and this is outside; or
                 torch's pruning computes its values.
+            NotImplementedError: the values are sharded, or in shared memory.
 
         Example:
             >>> layer = SparseConv1d(1, 1, 3, pattern=KernelCSR.full((1, 1, 3)))

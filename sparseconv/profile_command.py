@@ -112,7 +112,7 @@ def _trained(
 ) -> tuple[DSN, dict[str, int], int]:
     """The network of a run in its best epoch, the shape of its batches, and its threads."""
     settings = resumed_settings(folder, given)
-    run = load_run(source)
+    run = load_run(source, backend=settings["backend"])
     data = run.config["data"]
     batch = Recipe(**{name: settings[name] for name in RECIPE}).batch_size_for(data["n_train"])
     shape = {"batch": batch, "channels": data["n_channels"], "length": data["n_timepoints"]}

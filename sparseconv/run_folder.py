@@ -77,12 +77,13 @@ class TrainedRun:
         return labels
 
 
-def load_run(path: str | os.PathLike[str]) -> TrainedRun:
+def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedRun:
     """Read the network that ``python -m sparseconv train`` wrote.
 
     Args:
         path: the results folder, finished or not: kept is the best epoch so far. Or its
             ``checkpoint.pt``.
+        backend: what computes, as in ``sparse_conv1d``, whatever the run was trained with.
 
     Raises:
         ValueError: not the folder of a run. CheckpointError: a checkpoint that is damaged or of
@@ -90,9 +91,18 @@ def load_run(path: str | os.PathLike[str]) -> TrainedRun:
         OSError: a file cannot be read.
 
     Example:
-        >>> run = load_run("runs/GunPoint-seed0")  # doctest: +SKIP
-        >>> run.predict(X_new)  # doctest: +SKIP
-        array(['1', '2', '1'], dtype='<U1')
+        >>> import tempfile
+        >>> from sparseconv.cli import main
+        >>> folder = tempfile.mkdtemp()
+        >>> words = ["--epochs", "1", "--nf", "4", "--depth", "2", "--quiet", "--out", folder]
+        >>> main(["train", "GunPoint", *words])  # doctest: +ELLIPSIS
+        GunPoint: test accuracy ...
+        0
+        >>> run = load_run(folder)
+        >>> run.classes, run.epoch
+        (array(['1', '2'], dtype='<U1'), 1)
+        >>> run.predict([[0.0] * 150]).shape
+        (1,)
     """
     path = Path(path)
     file = path if path.suffix == ".pt" and not path.is_dir() else path / CHECKPOINT_NAME
@@ -111,8 +121,7 @@ def load_run(path: str | os.PathLike[str]) -> TrainedRun:
             f"{file} holds no best epoch, so `train` did not write it"
         ) from None
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then overwritten
-        network = {name: config["network"][name] for name in NETWORK}
-        network["backend"] = "auto"  # whatever it was trained on
+        network = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
         model = DSN(data["n_channels"], len(data["classes"]), **network)
     checkpoint.restore(model, state)
     return TrainedRun(model.eval(), np.array(data["classes"]), best, config)

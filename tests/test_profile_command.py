@@ -27,8 +27,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def spy(model: DSN, input: torch.Tensor, *, backward: bool) -> Any:
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        backends = {layer.backend for layer in model.sparse_layers()}
         calls.append({"model": weights, "shape": tuple(input.shape), "backward": backward,
-                      "training": model.training, "threads": torch.get_num_threads()})  # fmt: skip
+                      "training": model.training, "threads": torch.get_num_threads(),
+                      "backends": backends})  # fmt: skip
         return real(model, input, backward=backward, rounds=6, least_seconds=0.0)
 
     monkeypatch.setattr(profiling, "profile", spy)
@@ -57,6 +59,7 @@ def test_a_trained_network(
     (call,) = asked
     best = checkpoint.load(run_folder / "checkpoint.pt")["best"]["model"]
     assert call.pop("model").keys() == best.keys()
+    assert call.pop("backends") == {"auto"}
     assert call == {"shape": (2, 1, 20), "backward": True, "training": True, "threads": 1}
     assert files(run_folder) == before
     assert torch.get_num_threads() == threads
@@ -69,12 +72,21 @@ def test_its_best_epoch_and_other_shapes(
     words = ["profile", str(run_folder / "checkpoint.pt"), "--inference", "--batch", "3"]
     assert main([*words, "--length", "31", "--threads", "2", "--json", str(path)]) == 0
     (call,) = asked
+    assert call.pop("backends") == {"auto"}
     best = checkpoint.load(run_folder / "checkpoint.pt")["best"]["model"]
     for name, tensor in call.pop("model").items():
         assert torch.equal(tensor, best[name]), name
     assert call == {"shape": (3, 1, 31), "backward": False, "training": False, "threads": 2}
     rows = json.loads(path.read_text())["layers"]
     assert [row["input_shape"] for row in rows] == [[3, 1, 31], [3, 3, 31]]
+
+
+def test_the_backend_that_the_run_named(run_folder: Path, asked: list[dict[str, Any]]) -> None:
+    config = json.loads((run_folder / "config.json").read_text())
+    config["network"]["backend"] = "reference"
+    (run_folder / "config.json").write_text(json.dumps(config))
+    assert main(["profile", str(run_folder)]) == 0
+    assert asked[0]["backends"] == {"reference"}
 
 
 def test_a_fresh_network(asked: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -127,5 +127,7 @@ def test_where_it_was_trained_and_how_it_is_called_do_not_matter(copied: Path) -
     (copied / "config.json").write_text(json.dumps(config))
     X = np.zeros((2, 1, 20))
     wanted = sc.load_run(copied).predict(X)
+    layers = sc.load_run(copied, backend="reference").model.sparse_layers()
+    assert {layer.backend for layer in layers} == {"reference"}
     named = copied.rename(copied.with_name("like a file.pt"))
     assert sc.load_run(named).predict(X).tolist() == wanted.tolist()
