@@ -29,12 +29,7 @@ from sparseconv import sparse_conv1d
 from sparseconv.bench import run
 from sparseconv.bench.cases import CASES
 from sparseconv.recipe import Recipe
-from sparseconv.testing import (
-    expected_dgrad,
-    expected_fprop,
-    expected_wgrad,
-    random_case,
-)
+from sparseconv.testing import expected_dgrad, expected_fprop, expected_wgrad, random_case
 from sparseconv.training import train
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck")

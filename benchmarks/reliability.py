@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import evidence_files, mutants_table
 from benchmarks.evidence_files import Evidence, TestRow
-from sparseconv._files import write_whole
+from sparseconv.core.files import write_whole
 from sparseconv.report import grouped
 from sparseconv.report.page import Table
 

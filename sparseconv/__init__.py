@@ -9,13 +9,13 @@ from sparseconv import (
     models,
 )
 from sparseconv._backends import available_backends
-from sparseconv._tracing import when_imported
 from sparseconv._version import __version__
+from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.tracing import when_imported
 from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d
 from sparseconv.inference import optimize_for_inference
 from sparseconv.modules import SparseConv1d
-from sparseconv.pattern import KernelCSR, Region
 
 if TYPE_CHECKING:
     from sparseconv.classification import DSNClassifier

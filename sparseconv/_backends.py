@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from sparseconv._tracing import constant_in_graphs
+from sparseconv.core.tracing import constant_in_graphs
 
 BACKENDS = ("cpp", "cuda", "triton", "reference")
 _ON = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}

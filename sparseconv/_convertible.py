@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv._replacement import asks_for_gradients, held_outside
-from sparseconv.functional import DTYPES
+from sparseconv.core.geometry import DTYPES
 from sparseconv.modules import SparseConv1d
 from sparseconv.profile_result import LayerProfile
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparseconv.pattern import KernelCSR
+from sparseconv.core.pattern import KernelCSR
 
 
 def fprop_rows(pattern: KernelCSR, dilation: int) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseconv._ops import GEOMETRY, output_length, register_fake
+from sparseconv._ops import GEOMETRY, register_fake
+from sparseconv.core.geometry import output_length
 
 _library = torch.library.Library("sparseconv", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (

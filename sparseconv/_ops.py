@@ -6,7 +6,7 @@ export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sparseconv import _cuda_plans
 from sparseconv._backends import resolve_backend
+from sparseconv.core.geometry import output_length
 
 if TYPE_CHECKING:
-    from sparseconv.functional import Geometry
-    from sparseconv.pattern import KernelCSR
+    from sparseconv.core.geometry import Geometry
+    from sparseconv.core.pattern import KernelCSR
 
 Fake = TypeVar("Fake", bound=Callable[..., Any])
 GEOMETRY = "int stride, int[] padding, int dilation, int groups, str padding_mode"
@@ -150,13 +151,6 @@ def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Te
     crow, rows = _fprop_plan(pattern, geometry, x)
     g: Tensor = _wgrad(grad, x, crow, rows, *geometry)
     return g
-
-
-def output_length(
-    length: int, kernel_size: int, stride: int, padding: Sequence[int], dilation: int
-) -> int:
-    """``L_out`` of a convolution over ``length`` samples; below 1 where the kernel does not fit."""
-    return (length + padding[0] + padding[1] - dilation * (kernel_size - 1) - 1) // stride + 1
 
 
 def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake], Fake]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from sparseconv._tracing import untraced
-from sparseconv.pattern import KernelCSR
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.tracing import untraced
 
 _BIT = 2**30
 _MIXED = (

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from sparseconv._gradient_watch import GradientWatch
 from sparseconv._state_dict import current
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.modules import SparseConv1d
-from sparseconv.pattern import KernelCSR
 
 
 def own_names(layer: nn.Conv1d | SparseConv1d) -> frozenset[str]:

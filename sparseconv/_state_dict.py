@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparseconv._validation import check_dense
-from sparseconv.functional import DTYPES
-from sparseconv.pattern import KernelCSR
+from sparseconv.core.checks import check_dense
+from sparseconv.core.geometry import DTYPES
+from sparseconv.core.pattern import KernelCSR
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:

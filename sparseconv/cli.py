@@ -17,22 +17,15 @@ import torch
 
 from sparseconv import datasets, machine
 from sparseconv._backends import BACKENDS, available_backends, untried
-from sparseconv._files import write_whole
 from sparseconv.bench import command as bench_command
+from sparseconv.core.files import write_whole
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
 from sparseconv.models.dsn import INITS, PADDINGS
 from sparseconv.pruning import GROWTHS
 from sparseconv.recipe import Recipe
 from sparseconv.report import figures, write_training_report
-from sparseconv.run_folder import (
-    CONFIG_NAME,
-    DATA,
-    HISTORY_NAME,
-    NETWORK,
-    RECIPE,
-    read_config,
-)
+from sparseconv.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, NETWORK, RECIPE, read_config
 from sparseconv.training import CHECKPOINT_NAME, TrainingResult, train
 from sparseconv.training_data import digest
 

@@ -19,21 +19,11 @@ from sparseconv._convertible import (
     find_candidates,
     told_layers,
 )
-from sparseconv._replacement import (
-    asks_for_gradients,
-    carry_hooks,
-    carry_state,
-    replace,
-)
+from sparseconv._replacement import asks_for_gradients, carry_hooks, carry_state, replace
 from sparseconv._untouched import copied, untouched
-from sparseconv._validation import number
 from sparseconv.bench.timing import Interval, interleave, interval, ratio
-from sparseconv.conversion_result import (
-    Conversion,
-    ConversionReport,
-    LayerConversion,
-    ModelTimes,
-)
+from sparseconv.conversion_result import Conversion, ConversionReport, LayerConversion, ModelTimes
+from sparseconv.core.checks import number
 from sparseconv.modules import SparseConv1d
 from sparseconv.profile_result import KEEP, LayerProfile, verdict_of
 from sparseconv.profiling import (

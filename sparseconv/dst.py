@@ -14,10 +14,10 @@ from sparseconv import _dst_checks as checks
 from sparseconv._gradient_watch import GradientWatch, gradient_dtype
 from sparseconv._pattern_tag import checksum
 from sparseconv._ranks import Ranks
-from sparseconv._validation import integer, number
-from sparseconv.functional import single
+from sparseconv.core.checks import integer, number
+from sparseconv.core.geometry import single
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.modules import SparseConv1d
-from sparseconv.pattern import KernelCSR
 from sparseconv.pruning import check_growth, check_regions, cosine_decay, prune_and_grow
 
 __all__ = ["DSTScheduler", "prune_and_grow"]

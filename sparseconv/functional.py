@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,104 +13,13 @@ from torch.compiler import is_compiling
 from sparseconv import _ops, reference
 from sparseconv._backends import resolve_backend
 from sparseconv._bilinear import Differentiable, bilinear, differentiable
-from sparseconv._validation import ArgumentError, integer
-from sparseconv.pattern import KernelCSR
-
-PADDING_MODES = ("zeros", "replicate", "reflect", "circular")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-Padding = int | tuple[int, ...] | str
+from sparseconv.core.checks import ArgumentError
+from sparseconv.core.geometry import DTYPES, Geometry, Padding
+from sparseconv.core.pattern import KernelCSR
 
 
 class DtypeError(TypeError, RuntimeError):
     """A dtype that does not fit, of which ``F.conv1d`` makes a RuntimeError."""
-
-
-class Geometry(NamedTuple):
-    """Everything about one convolution but its tensors."""
-
-    shape: tuple[int, int, int]  # C_out, C_in // groups, K
-    stride: int
-    padding: tuple[int, int]  # left, right
-    dilation: int
-    groups: int
-    padding_mode: str
-
-    @classmethod
-    def of(
-        cls,
-        shape: tuple[int, int, int],
-        stride: int | tuple[int, ...],
-        padding: Padding,
-        dilation: int | tuple[int, ...],
-        groups: int,
-        padding_mode: str,
-    ) -> Geometry:
-        """Resolve every spelling of the arguments, and refuse what no input could be right for."""
-        stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
-        groups = single("groups", groups, 1)
-        left_right = resolve_padding(padding, shape[2], dilation, stride)
-        out_channels, group_channels, _ = shape
-        if out_channels % groups:
-            amount = "at least" if out_channels < groups else "divisible by"
-            raise ArgumentError(
-                f"Given groups={groups}, expected weight to be {amount} {groups} at dimension 0, "
-                f"but got weight of size {list(shape)} instead"
-            )
-        if padding_mode not in PADDING_MODES:
-            raise ArgumentError(
-                f"padding_mode must be one of {set(PADDING_MODES)}, "
-                f"but got padding_mode={padding_mode!r}"
-            )
-        # The transposed pattern has one row per kernel and stride phase, counted in int32.
-        if max(*left_right, stride * out_channels * group_channels) >= 2**31:
-            raise ArgumentError(
-                f"padding and stride * kernels must be below 2**31, but got padding {left_right} "
-                f"and stride {stride} with {out_channels * group_channels} kernels"
-            )
-        return cls(shape, stride, left_right, dilation, groups, padding_mode)
-
-    def output_length(self, input_length: int) -> int:
-        return _ops.output_length(
-            input_length, self.shape[2], self.stride, self.padding, self.dilation
-        )
-
-
-def single(name: str, value: int | tuple[int, ...], least: int) -> int:
-    """Take an int or a 1-tuple, as nn.Conv1d does, and check its lower bound."""
-    if isinstance(value, (tuple, list)) and len(value) == 1:
-        value = value[0]
-    number = integer(f"{name} must be an int or a tuple of one int", value)
-    if number < least:
-        if name == "dilation":
-            raise ArgumentError(f"dilation should be greater than zero, but got {number}")
-        word = "negative" if least == 0 else "non-positive"
-        raise ArgumentError(f"{word} {name} is not supported: expected >= {least}, got {number}")
-    return number
-
-
-def resolve_padding(
-    padding: Padding, kernel_size: int, dilation: int = 1, stride: int = 1
-) -> tuple[int, int]:
-    """Turn every spelling of ``padding`` into ``(left, right)`` numbers of samples.
-
-    Takes what ``nn.Conv1d`` takes (an int, a 1-tuple, ``"same"``, ``"valid"``) and a pair.
-    """
-    if isinstance(padding, str):
-        if padding == "valid":
-            return 0, 0
-        if padding != "same":
-            raise ArgumentError(
-                f"Invalid padding string {padding!r}, should be one of 'valid', 'same'"
-            )
-        if stride != 1:
-            raise ArgumentError("padding='same' is not supported for strided convolutions")
-        total = dilation * (kernel_size - 1)
-        return total // 2, total - total // 2
-    if isinstance(padding, (tuple, list)) and len(padding) == 2:
-        return single("padding", padding[0], 0), single("padding", padding[1], 0)
-    both = single("padding", padding, 0)
-    return both, both
 
 
 def sparse_conv1d(

@@ -17,8 +17,9 @@ from sparseconv import _fused_ops as _fused_ops  # registers the ops
 from sparseconv import _ops
 from sparseconv._backends import extension
 from sparseconv._bilinear import apply, bilinear, differentiable
-from sparseconv.functional import Geometry, check
-from sparseconv.pattern import KernelCSR
+from sparseconv.core.geometry import Geometry
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.functional import check
 
 _DTYPES = (torch.float32, torch.float64)
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.modules import SparseConv1d
-from sparseconv.pattern import KernelCSR
 
 Outputs = tuple[Tensor, ...]
 

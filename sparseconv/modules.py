@@ -24,10 +24,10 @@ from sparseconv._state_dict import (
     read_layer,
     shared_options,
 )
-from sparseconv._validation import integer, number
-from sparseconv.functional import DTYPES, Geometry, Padding, convolve, single
-from sparseconv.pattern import KernelCSR, Region
-from sparseconv.pruning import carry_over
+from sparseconv.core.checks import integer, number
+from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
+from sparseconv.core.pattern import KernelCSR, Region, carry_over
+from sparseconv.functional import convolve
 from sparseconv.reference import dense_weight
 
 _NO_WEIGHT = (

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sparseconv import datasets, machine
-from sparseconv._files import check_writable, write_whole
 from sparseconv.cli import add_option, resumed_settings
-from sparseconv.functional import single
+from sparseconv.core.files import check_writable, write_whole
+from sparseconv.core.geometry import single
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
 from sparseconv.run_folder import CONFIG_NAME, DATA, NETWORK, RECIPE, load_run

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sparseconv import machine
 from sparseconv._backends import extension
 from sparseconv._untouched import untouched
-from sparseconv._validation import integer
 from sparseconv.bench.timing import Interval, Times, interleave, interval, ratio
+from sparseconv.core.checks import integer
 from sparseconv.functional import sparse_conv1d
 from sparseconv.modules import SparseConv1d
 from sparseconv.profile_result import LayerProfile, Measurement, ModelTime, Profile

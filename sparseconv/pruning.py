@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseconv._validation import integer, number
-from sparseconv.pattern import KernelCSR, Region
+from sparseconv.core.checks import integer, number
+from sparseconv.core.pattern import KernelCSR, Region
 
 GROWTHS = ("random", "gradient", "static")
 
@@ -113,16 +113,6 @@ def prune_and_grow(
     source = torch.cat([kept, kept.new_full((len(merged) - len(kept),), -1)])
     positions = merged.index_select(0, order).long()
     return KernelCSR.from_positions(positions, pattern.shape), source.index_select(0, order)
-
-
-def carry_over(values: Tensor, old: KernelCSR, new: KernelCSR) -> Tensor:
-    """Return the values of ``new``: those of ``old`` where it is active too, else 0."""
-    old_at, new_at = old.positions(), new.positions()
-    survivors = torch.isin(new_at, old_at, assume_unique=True)
-    source = torch.searchsorted(old_at, new_at[survivors]).to(values.device)
-    carried = values.new_zeros(new.nnz)
-    carried[survivors.to(values.device)] = values[source]
-    return carried
 
 
 def _magnitude(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.pattern import KernelCSR
+from sparseconv.core.pattern import KernelCSR
 
 if TYPE_CHECKING:
     from sparseconv.modules import SparseConv1d

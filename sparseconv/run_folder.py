@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from sparseconv import checkpoint, datasets
-from sparseconv._validation import integer
+from sparseconv.core.checks import integer
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe

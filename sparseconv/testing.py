@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparseconv.functional import Padding, resolve_padding
-from sparseconv.pattern import KernelCSR
+from sparseconv.core.geometry import Padding, resolve_padding
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.reference import conv1d_oracle, oracle_dgrad, oracle_wgrad
 
 # Below, at and just past the vector widths (2 to 16 numbers), their multiples, and the longest

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import checkpoint
-from sparseconv._files import check_writable
 from sparseconv.checkpoint import CheckpointError
+from sparseconv.core.files import check_writable
+from sparseconv.core.geometry import single
 from sparseconv.dst import DSTScheduler
 from sparseconv.evaluation import evaluate
-from sparseconv.functional import single
 from sparseconv.graphed import GraphedStep
 from sparseconv.machine import keep_freed_memory
 from sparseconv.modules import SparseConv1d

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparseconv import KernelCSR
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.reference import conv1d_dense
 
 Ops = SimpleNamespace

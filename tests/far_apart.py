@@ -21,7 +21,7 @@ from test_fused_ops import op_arguments
 from torch import Tensor
 
 from sparseconv import KernelCSR, _ops, fused  # noqa: F401  the latter registers ops
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.testing import Case
 
 OPS = torch.ops.sparseconv

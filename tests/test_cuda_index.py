@@ -27,7 +27,7 @@ from torch import Tensor
 from sparseconv import KernelCSR, _cuda_plans, _ops
 from sparseconv._backends import extension
 from sparseconv.bench.cases import CASES
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.reference import conv1d_oracle
 from sparseconv.testing import (
     LAYOUTS,

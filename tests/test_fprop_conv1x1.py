@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparseconv import KernelCSR, _ops
 from sparseconv._backends import extension
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.machine import threads
 from sparseconv.testing import Case, random_case
 

@@ -21,16 +21,9 @@ from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv._backends import extension
 from sparseconv.bench import run
 from sparseconv.bench.cases import CASES
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.reference import conv1d_oracle, oracle_dgrad, oracle_wgrad
-from sparseconv.testing import (
-    LAYOUTS,
-    LENGTHS,
-    PATTERNS,
-    Case,
-    Tensors,
-    random_case,
-)
+from sparseconv.testing import LAYOUTS, LENGTHS, PATTERNS, Case, Tensors, random_case
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparseconv as sc
-from sparseconv.functional import DTYPES
+from sparseconv.core.geometry import DTYPES
 
 pytest.importorskip("expecttest")
 from torch.testing._internal.common_methods_invocations import op_db

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
 from sparseconv import _ops
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.machine import threads
 
 OPS = torch.ops.sparseconv

@@ -17,13 +17,7 @@ from sparseconv.reference import (
     oracle_dgrad,
     oracle_wgrad,
 )
-from sparseconv.testing import (
-    LAYOUTS,
-    expected_dgrad,
-    expected_fprop,
-    expected_wgrad,
-    random_case,
-)
+from sparseconv.testing import LAYOUTS, expected_dgrad, expected_fprop, expected_wgrad, random_case
 
 
 @pytest.mark.promise("P1")

@@ -15,7 +15,7 @@ import torch
 
 import sparseconv as sc
 from sparseconv import _backends
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.testing import Case
 
 HERE = Path(__file__).parent

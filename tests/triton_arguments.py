@@ -13,7 +13,7 @@ from torch import Tensor
 from wrong_arguments import wrong_values
 
 from sparseconv import KernelCSR, triton
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.triton import kernels, plan
 
 assert triton.INTERPRETED, "run this file through test_triton.py"

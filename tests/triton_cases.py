@@ -25,7 +25,7 @@ from test_kernels import (  # noqa: F401  tests that are as small
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d, triton
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.testing import LAYOUTS, PATTERNS, Case, Tensors, random_case
 from sparseconv.triton import launch, plan
 

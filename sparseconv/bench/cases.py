@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparseconv import KernelCSR, SparseConv1d, testing
 from sparseconv.bench import trained
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.models import DSN
 
 SUITES = {

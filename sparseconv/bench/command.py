@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparseconv._files import check_writable
 from sparseconv.bench import files, goals, network, suite, tables
 from sparseconv.bench.cases import SUITES, Case, select
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.bench.run import WrongResultError, cpp_or_reason
 from sparseconv.bench.suite import ALL_RIVALS_IN, FAST_RIVALS, MORE, OTHER_ROUNDS, QUICK_ROUNDS
+from sparseconv.core.files import check_writable
 
 EVERY_SUITE = {**SUITES, **MORE}
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparseconv._files import write_whole
+from sparseconv.core.files import write_whole
 
 DIGITS = 5  # of a measured number: it repeats to three at best
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparseconv.bench.cases import Problem
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.reference import dense_weight
 
 Calls = dict[str, Callable[[], Tensor]]

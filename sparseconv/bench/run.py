@@ -13,7 +13,7 @@ from sparseconv import KernelCSR, SparseConv1d, _ops
 from sparseconv._backends import resolve_backend
 from sparseconv.bench import peaks, rivals, timing
 from sparseconv.bench.cases import Case, Problem
-from sparseconv.functional import Geometry
+from sparseconv.core.geometry import Geometry
 from sparseconv.reference import conv1d_dense
 from sparseconv.testing import error_bound
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from sparseconv import checkpoint
-from sparseconv.pattern import KernelCSR
+from sparseconv.core.pattern import KernelCSR
 
 FILE = "trained.json"
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv._tracing import untraced
-from sparseconv.functional import single
+from sparseconv.core.geometry import single
+from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.core.tracing import untraced
 from sparseconv.fused import average_bins, runs_eagerly, runs_here
 from sparseconv.models.block import Block
 from sparseconv.modules import SparseConv1d
-from sparseconv.pattern import KernelCSR, Region
 
 INITS = ("prefix", "random")
 PADDINGS = ("right-replicate", "centred-zeros")

@@ -15,8 +15,8 @@ from triton.runtime.jit import JITFunction
 from sparseconv.triton import kernels, plan
 
 if TYPE_CHECKING:
-    from sparseconv.functional import Geometry
-    from sparseconv.pattern import KernelCSR
+    from sparseconv.core.geometry import Geometry
+    from sparseconv.core.pattern import KernelCSR
 
 # Triton decides when it decorates: with TRITON_INTERPRET=1 the kernels run on the CPU, slowly.
 INTERPRETED = not isinstance(kernels.correlate, JITFunction)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparseconv.functional import DTYPES, PADDING_MODES, Geometry
+from sparseconv.core.geometry import DTYPES, PADDING_MODES, Geometry
 
 _MOST = 2**31 - 1  # sizes; so no sum or product of two of them overflows 64 bits
 TILE = 1024  # positions of a program of correlate; the last one reaches beyond the end

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparseconv.functional import Geometry
-from sparseconv.pattern import KernelCSR
+from sparseconv.core.geometry import Geometry
+from sparseconv.core.pattern import KernelCSR
 
 BLOCK = 16  # entries that a program of wgrad takes
 

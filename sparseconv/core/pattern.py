@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from sparseconv._tracing import Names, untraced
-from sparseconv._validation import (
+from sparseconv.core.checks import (
     ArgumentError,
     check_array,
     check_dense,
@@ -19,6 +18,7 @@ from sparseconv._validation import (
     checked_shape,
     integer,
 )
+from sparseconv.core.tracing import Names, untraced
 
 T = TypeVar("T")
 
@@ -388,3 +388,13 @@ def _derive_while_compiling(context: Any) -> None:
         for local in ("self", "make", "args", "name")
     )
     pattern.value._derive(name.as_python_constant(), make.get_function(), args.as_python_constant())
+
+
+def carry_over(values: Tensor, old: KernelCSR, new: KernelCSR) -> Tensor:
+    """Return the values of ``new``: those of ``old`` where it is active too, else 0."""
+    old_at, new_at = old.positions(), new.positions()
+    survivors = torch.isin(new_at, old_at, assume_unique=True)
+    source = torch.searchsorted(old_at, new_at[survivors]).to(values.device)
+    carried = values.new_zeros(new.nnz)
+    carried[survivors.to(values.device)] = values[source]
+    return carried
