@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseconv import _ops
-from sparseconv._backends import extension
 from sparseconv.bench.cases import CASES, Problem
+from sparseconv.ops import calls as ops
+from sparseconv.ops.backends import extension
 from sparseconv.report import Table
 
 ROOT = Path(__file__).parent.parent
@@ -126,9 +126,9 @@ def count(program: Path, names: Sequence[str] = COUNTED) -> Counts:
 def _results(problem: Problem) -> dict[str, Tensor]:
     x, values, grad, pattern, geometry = problem
     return {
-        "fprop": _ops.fprop(x, values, None, pattern, geometry),
-        "dgrad": _ops.dgrad(grad, values, pattern, geometry, x.shape[2]),
-        "wgrad": _ops.wgrad(grad, x, pattern, geometry),
+        "fprop": ops.fprop(x, values, None, pattern, geometry),
+        "dgrad": ops.dgrad(grad, values, pattern, geometry, x.shape[2]),
+        "wgrad": ops.wgrad(grad, x, pattern, geometry),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseconv import SparseConv1d, _ops, datasets
+from sparseconv import SparseConv1d, datasets
 from sparseconv.bench import network, timing
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.masked_dense import PremaskedConv1d
@@ -25,6 +25,7 @@ from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.machine import threads
 from sparseconv.models import DSN
+from sparseconv.ops import calls as ops
 from sparseconv.recipe import Recipe
 from sparseconv.report import Section, Table, figures, grouped, write_html
 from sparseconv.training import TrainingResult, train
@@ -103,7 +104,7 @@ def savings(
     ]
     for sparsity in SWEEP:
         layer = DSN(1, 2, sparsity=sparsity, init="random", backend="cpp").sparse_layers()[1]
-        check(_ops, layer_problem(layer, batch, length))
+        check(ops, layer_problem(layer, batch, length))
         timed = time_layer(layer, batch, length, first=False, rounds=10)
         rows += [saving(which, f"S = {sparsity:.0%}", timed[which], True) for which in PASSES]
     return rows

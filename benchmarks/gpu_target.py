@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparseconv import _ops, available_backends
+from sparseconv import available_backends
 from sparseconv.bench import timing
 from sparseconv.bench.cases import CASES, Case
+from sparseconv.ops import calls as ops
 
 # Dense precisions: the tensors' type, and whether float32 may be rounded to TF32.
 PRECISIONS = {
@@ -127,8 +128,8 @@ class Target:
     def ops(self, kernel: str) -> ModuleType:
         """The three computations by kernels of this name."""
         if kernel != "triton":
-            return _ops
-        from sparseconv import triton
+            return ops
+        from sparseconv.ops import triton
 
         return triton
 

@@ -14,9 +14,9 @@ from typing import Any
 import draw
 
 from benchmarks import published_networks, readme
-from sparseconv._backends import NEVER_ON_A_GPU
 from sparseconv.bench import plots, report
 from sparseconv.bench.svg import Plot
+from sparseconv.ops.backends import NEVER_ON_A_GPU
 from sparseconv.report import Table
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,6 @@ from sparseconv import (
     _interpreter,  # noqa: F401 (first: it refuses where torch would hang)
     models,
 )
-from sparseconv._backends import available_backends
 from sparseconv._version import __version__
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.core.tracing import when_imported
@@ -16,6 +15,7 @@ from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d
 from sparseconv.inference import optimize_for_inference
 from sparseconv.modules import SparseConv1d
+from sparseconv.ops.backends import available_backends
 
 if TYPE_CHECKING:
     from sparseconv.classification import DSNClassifier
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 # FlopCounterMode counts active weights. Its module imports Triton: only who uses it shall wait.
-when_imported("torch.utils.flop_counter", "sparseconv._flops")
+when_imported("torch.utils.flop_counter", "sparseconv.ops.flops")
 
 
 def __getattr__(name: str) -> Any:

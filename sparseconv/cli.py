@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from sparseconv import datasets, machine
-from sparseconv._backends import BACKENDS, available_backends, untried
 from sparseconv.bench import command as bench_command
 from sparseconv.core.files import write_whole
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
 from sparseconv.models.dsn import INITS, PADDINGS
+from sparseconv.ops.backends import BACKENDS, available_backends, untried
 from sparseconv.pruning import GROWTHS
 from sparseconv.recipe import Recipe
 from sparseconv.report import figures, write_training_report

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch._C import _is_tracing
 from torch.compiler import is_compiling
 
-from sparseconv import _ops, reference
-from sparseconv._backends import resolve_backend
+from sparseconv import reference
 from sparseconv._bilinear import Differentiable, bilinear, differentiable
 from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import DTYPES, Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.ops import calls
+from sparseconv.ops.backends import resolve_backend
 
 
 class DtypeError(TypeError, RuntimeError):
@@ -107,9 +108,9 @@ def convolve(
     check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
     name = "reference" if _leaves_torch() else resolve_backend(backend, device)
-    ops: ModuleType = _ops
+    ops: ModuleType = calls
     if name == "triton":
-        from sparseconv import triton
+        from sparseconv.ops import triton
 
         ops = triton
     if name == "reference":

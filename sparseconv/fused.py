@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from sparseconv import _fused_ops as _fused_ops  # registers the ops
-from sparseconv import _ops
-from sparseconv._backends import extension
 from sparseconv._bilinear import apply, bilinear, differentiable
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional import check
+from sparseconv.ops import calls
+from sparseconv.ops import fused_schemas as fused_schemas
+from sparseconv.ops.backends import extension
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -139,7 +139,7 @@ def conv_conv1x1(
         values,
         bias,
         pattern.crow_indices,
-        _ops.fprop_rows(pattern, geometry),
+        calls.fprop_rows(pattern, geometry),
         *geometry,
         relu,
         weight,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from sparseconv._backends import available_backends, extension
 from sparseconv._version import __version__
+from sparseconv.ops.backends import available_backends, extension
 
 CORE_PACKAGES = ("sparseconv", "torch", "python")
 OPTIONAL_PACKAGES = ("aeon", "scikit-learn", "tqdm", "matplotlib", "jinja2")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-from sparseconv._backends import BACKENDS
 from sparseconv._parametrizations import Parametrizations
 from sparseconv._pattern_tag import PatternCheck, check_in_graph, pattern_tag
 from sparseconv._state_dict import (
@@ -28,6 +27,7 @@ from sparseconv.core.checks import integer, number
 from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
 from sparseconv.core.pattern import KernelCSR, Region, carry_over
 from sparseconv.functional import convolve
+from sparseconv.ops.backends import BACKENDS
 from sparseconv.reference import dense_weight
 
 _NO_WEIGHT = (

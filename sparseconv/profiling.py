@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv import machine
-from sparseconv._backends import extension
 from sparseconv._untouched import untouched
 from sparseconv.bench.timing import Interval, Times, interleave, interval, ratio
 from sparseconv.core.checks import integer
 from sparseconv.functional import sparse_conv1d
 from sparseconv.modules import SparseConv1d
+from sparseconv.ops.backends import extension
 from sparseconv.profile_result import LayerProfile, Measurement, ModelTime, Profile
 
 Passes = dict[str, Callable[[], object]]

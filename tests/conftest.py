@@ -11,7 +11,7 @@ import torch
 from engines import ISAS, Engine, Engines, on_gpu
 from evidence import CASES, Recorder, add_cases, claims
 
-from sparseconv._backends import extension
+from sparseconv.ops.backends import extension
 
 # Programs, and what test_triton.py runs in a process of its own.
 collect_ignore = ["installed_check.py", "triton_arguments.py", "triton_cases.py"]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseconv import _cuda_plans
+from sparseconv.ops import cuda_plans
 from sparseconv.testing import Case, Tensors
 
 ROOT = Path(__file__).parent.parent
@@ -96,14 +96,14 @@ class Calls:
         self._header(COMPUTATIONS.index(computation), case, element, relu)
         weights = values.to(accumulator(dtype))
         if computation == "dgrad":
-            pointers, rows, source = _cuda_plans.dgrad_plan(
+            pointers, rows, source = cuda_plans.dgrad_plan(
                 pattern, case.stride, case.dilation, case.groups
             )
             self._tensor(grad)
             self._arrays(pointers, rows, weights[source.long()])
             shape = tuple(x.shape)
         else:
-            rows = _cuda_plans.fprop_rows(pattern, case.dilation)
+            rows = cuda_plans.fprop_rows(pattern, case.dilation)
             if computation == "fprop":
                 self._tensor(x)
                 init = torch.empty(0) if bias is None else bias.to(weights.dtype)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparseconv import _ops, available_backends, sparse_conv1d
-from sparseconv._backends import extension
+from sparseconv import available_backends, sparse_conv1d
+from sparseconv.ops import calls as ops
+from sparseconv.ops.backends import extension
 from sparseconv.testing import Case, Tensors, expected_dgrad, expected_fprop, expected_wgrad
 
 NAMES = ("fprop", "dgrad", "wgrad")
@@ -37,9 +38,9 @@ class _Kernels:
         self.engine = engine
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
-        ops, device = _ops, self.engine.device
+        ops, device = ops, self.engine.device
         if self.engine.backend == "triton":
-            from sparseconv import triton as ops
+            from sparseconv.ops import triton as ops
 
         def call(*args: Any) -> Tensor:
             moved = (a.to(device) if isinstance(a, Tensor) else a for a in args)

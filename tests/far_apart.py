@@ -20,8 +20,9 @@ from engines import ISAS
 from test_fused_ops import op_arguments
 from torch import Tensor
 
-from sparseconv import KernelCSR, _ops, fused  # noqa: F401  the latter registers ops
+from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops import calls as ops
 from sparseconv.testing import Case
 
 OPS = torch.ops.sparseconv
@@ -54,8 +55,8 @@ def computations(case: Case) -> list[tuple[Any, tuple[Any, ...], list[int]]]:
     pattern = case.make_pattern()
     geometry = Geometry(pattern.shape, *case.geometry)
     shape, tail = geometry.shape, geometry[1:]
-    rows = _ops.fprop_rows(pattern, geometry)
-    plan = _ops._dgrad_plan_for(pattern, geometry, grad)
+    rows = ops.fprop_rows(pattern, geometry)
+    plan = ops._dgrad_plan_for(pattern, geometry, grad)
     return [
         (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, shape, *tail), [0, 1, 2]),
         (OPS.dgrad, (grad, values, *plan, shape, case.length, *tail), [0, 1]),
@@ -107,9 +108,7 @@ def many(what: str) -> tuple[int, list[str]]:
     values = torch.tensor([1, 2, 3], dtype=dtype)
     faults = []
     if what == "wgrad":
-        got = _ops.wgrad(
-            torch.ones((), dtype=dtype).expand(n, 1, length), series, pattern, geometry
-        )
+        got = ops.wgrad(torch.ones((), dtype=dtype).expand(n, 1, length), series, pattern, geometry)
         total = n * length * (length + 1) // 2
         # The outer taps miss a sample of the other end. All sums are below 2**53.
         expected = [total - n * length, total, total - n]
@@ -117,11 +116,11 @@ def many(what: str) -> tuple[int, list[str]]:
             faults.append(f"{got.tolist()} instead of {expected}")
         return 1, faults
     if what == "dgrad":
-        y = _ops.dgrad(series, values, pattern, geometry, length)
-        first = _ops.dgrad(series[:1], values, pattern, geometry, length)
+        y = ops.dgrad(series, values, pattern, geometry, length)
+        first = ops.dgrad(series[:1], values, pattern, geometry, length)
     else:
-        y = _ops.fprop(series, values, None, pattern, geometry)
-        first = _ops.fprop(series[:1], values, None, pattern, geometry)
+        y = ops.fprop(series, values, None, pattern, geometry)
+        first = ops.fprop(series[:1], values, None, pattern, geometry)
     if not y[0].equal(first[0]) or not all_equal_to_the_first(y):
         faults.append(f"the batch of {n} does not give the same {n} times")
     return 1, faults

@@ -22,8 +22,8 @@ from engines import ISAS
 from test_fused_ops import op_arguments
 from torch import Tensor
 
-from sparseconv import _ops, fused  # noqa: F401  the latter registers ops
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops import calls as ops
 from sparseconv.testing import LAYOUTS, Case, random_case
 
 OPS = torch.ops.sparseconv
@@ -62,8 +62,8 @@ def calls_of(case: Case, rng: random.Random) -> list[tuple[Any, tuple[Any, ...]]
     pattern = case.make_pattern()
     geometry = Geometry(pattern.shape, *case.geometry)
     shape, tail = geometry.shape, geometry[1:]
-    rows = _ops.fprop_rows(pattern, geometry)
-    plan = _ops._dgrad_plan_for(pattern, geometry, grad)
+    rows = ops.fprop_rows(pattern, geometry)
+    plan = ops._dgrad_plan_for(pattern, geometry, grad)
     relu = rng.random() < 0.3
     return [
         (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, shape, *tail, relu)),

@@ -30,7 +30,7 @@ with warnings.catch_warnings(record=True) as caught:
     loaded = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
 
     from sparseconv import testing
-    from sparseconv._backends import extension
+    from sparseconv.ops.backends import extension
 
     def same_everywhere(like: torch.Tensor | None) -> torch.Tensor | None:
         """Data for a tensor; torch.randn's last bits depend on the processor, these do not."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sparseconv as sc
-from sparseconv import _backends
+from sparseconv.ops import backends
 
 PATTERN = sc.KernelCSR.full((2, 1, 3))
 
@@ -22,20 +22,20 @@ def convolve(backend: str = "auto") -> torch.Tensor:
 
 def test_extension_is_built() -> None:
     # A suite that skips the kernels would pass without testing anything.
-    assert _backends.extension is not None, sc.available_backends()["cpp"]
+    assert backends.extension is not None, sc.available_backends()["cpp"]
 
 
 def test_auto_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARSECONV_BACKEND", raising=False)
-    assert _backends.resolve_backend("auto", torch.device("cpu")) == "cpp"
-    assert _backends.resolve_backend("auto", torch.device("cpu:0")) == "cpp"
-    assert _backends.resolve_backend("auto", torch.device("meta")) == "reference"
+    assert backends.resolve_backend("auto", torch.device("cpu")) == "cpp"
+    assert backends.resolve_backend("auto", torch.device("cpu:0")) == "cpp"
+    assert backends.resolve_backend("auto", torch.device("meta")) == "reference"
 
 
 def test_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
-    assert _backends.resolve_backend("auto", torch.device("cpu")) == "reference"
-    assert _backends.resolve_backend("cpp", torch.device("cpu")) == "cpp"
+    assert backends.resolve_backend("auto", torch.device("cpu")) == "reference"
+    assert backends.resolve_backend("cpp", torch.device("cpu")) == "cpp"
     monkeypatch.setenv("SPARSECONV_BACKEND", "fast")
     with pytest.raises(ValueError, match="'fast'"):
         convolve()
@@ -49,13 +49,13 @@ def test_unknown_backend_is_refused() -> None:
 @pytest.mark.promise("P10")
 def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="runs on CPU tensors, but the input is on meta"):
-        _backends.resolve_backend("cpp", torch.device("meta"))
-    monkeypatch.setattr(_backends, "extension", None)
-    monkeypatch.setattr(_backends, "_missing_reason", "not built, because")
+        backends.resolve_backend("cpp", torch.device("meta"))
+    monkeypatch.setattr(backends, "extension", None)
+    monkeypatch.setattr(backends, "_missing_reason", "not built, because")
     with pytest.raises(RuntimeError, match="not built, because"):
         convolve("cpp")
     states = sc.available_backends()
-    assert list(states) == list(_backends.BACKENDS)
+    assert list(states) == list(backends.BACKENDS)
     assert states.pop("reference") == "available"
     assert states["cpp"] == states["cuda"] == "not built, because"
     assert torch.equal(convolve("auto"), torch.full((1, 2, 3), 3.0))
@@ -65,7 +65,7 @@ def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
 def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def state(built: bool, version: str | None, device: bool) -> str:
         monkeypatch.setattr(
-            _backends,
+            backends,
             "extension",
             SimpleNamespace(cuda=built, isa=lambda: "isa", getenv=os.environ.get),
         )
@@ -78,15 +78,15 @@ def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, text in ((None, "not built: torch has no CUDA"), ("13.0", "or FORCE_CUDA=0; set")):
         assert text in state(False, version, True)
         for module, taken in ((None, "reference"), (SimpleNamespace(INTERPRETED=False), "triton")):
-            monkeypatch.setattr(_backends, "_load_triton", lambda module=module: (module, "none"))
-            assert _backends.resolve_backend("auto", cuda) == taken
+            monkeypatch.setattr(backends, "_load_triton", lambda module=module: (module, "none"))
+            assert backends.resolve_backend("auto", cuda) == taken
         with pytest.raises(RuntimeError, match=f"'cuda' cannot run: .*{text}"):
-            _backends.resolve_backend("cuda", cuda)
+            backends.resolve_backend("cuda", cuda)
     assert state(True, "13.0", False) == "no GPU: torch sees no CUDA device"
     assert state(True, "13.0", True) == "available (a GPU)"
-    assert _backends.resolve_backend("auto", cuda) == "cuda"
+    assert backends.resolve_backend("auto", cuda) == "cuda"
     with pytest.raises(RuntimeError, match="'cuda' cannot run: it runs on CUDA tensors"):
-        _backends.resolve_backend("cuda", torch.device("cpu"))
+        backends.resolve_backend("cuda", torch.device("cpu"))
 
 
 @pytest.mark.promise("P10")
@@ -100,12 +100,12 @@ def test_unknown_isa_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.promise("P10")
 def test_every_listed_isa_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _backends.extension is not None
-    names = _backends.extension.isas()
+    assert backends.extension is not None
+    names = backends.extension.isas()
     assert names[-1] == "baseline"
     for name in names:
         monkeypatch.setenv("SPARSECONV_CPU_ISA", name)
-        assert _backends.extension.isa() == name
+        assert backends.extension.isa() == name
         assert sc.available_backends()["cpp"] == f"available (CPU, {name})"
         assert torch.equal(convolve("cpp"), torch.full((1, 2, 3), 3.0))
 
@@ -119,7 +119,7 @@ def run_python(code: str) -> str:
 def test_constant_results_are_marked_as_torch_marks_them() -> None:
     torch_marks = torch.compiler.assume_constant_result(lambda: None)
     assert vars(torch_marks)
-    for function in (_backends._preferred, _backends._why_not):
+    for function in (backends._preferred, backends._why_not):
         assert vars(torch_marks).items() <= vars(function).items()
 
 
@@ -148,7 +148,7 @@ from sparseconv import machine
 sc.available_backends()
 machine.facts()
 sc.SparseConv1d(2, 3, 5)(torch.ones(1, 2, 9)).sum().backward()
-extras = {"aeon", "sklearn", "matplotlib", "jinja2", "triton", "tqdm", "sparseconv.triton"}
+extras = {"aeon", "sklearn", "matplotlib", "jinja2", "triton", "tqdm", "sparseconv.ops.triton"}
 extras |= {"torch._dynamo", "torch._inductor", "sympy", "scipy", "pandas", "numba"}  # seconds each
 print(sorted(extras & (set(sys.modules) - before)))
 """

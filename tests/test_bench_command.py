@@ -14,14 +14,14 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from toy_run import refused
 
-from sparseconv import _backends
 from sparseconv.bench import command, growth, network, peaks, run, suite, tables
 from sparseconv.bench.cases import CASES, SUITES, Case
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.cli import main
+from sparseconv.ops import backends
 
 needs_extension = pytest.mark.skipif(
-    _backends.extension is None, reason="the C++ extension is not built"
+    backends.extension is None, reason="the C++ extension is not built"
 )
 SMALL = ("bench", "--cases", "tiny_module", "wgrad_splits", "--threads", "1", "--rounds", "3")
 PEAK = {
@@ -121,7 +121,7 @@ def test_no_figure_is_given_for_a_wrong_kernel(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, quick_peaks: None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(suite, "_ops", dense_ops(**{name: one_wrong}))
+    monkeypatch.setattr(suite, "calls", dense_ops(**{name: one_wrong}))
     out = tmp_path / "rows.json"
     words = ["bench", "--cases", "taps_far_apart", "--threads", "1", "--json", str(out)]
     assert main(words) == 1
@@ -187,8 +187,8 @@ def test_a_missing_report_is_refused_before_anything_is_measured(
 def test_without_the_extension_it_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_backends, "extension", None)
-    monkeypatch.setattr(_backends, "_missing_reason", "the C++ extension is not built (why)")
+    monkeypatch.setattr(backends, "extension", None)
+    monkeypatch.setattr(backends, "_missing_reason", "the C++ extension is not built (why)")
     refused(capsys, ["bench"], "nothing to measure", "not built (why)")
 
 

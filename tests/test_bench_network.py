@@ -14,12 +14,12 @@ from dense_kernels import dense_ops, one_wrong
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, SparseConv1d, datasets, fused
-from sparseconv._backends import extension
 from sparseconv.bench import cost_plots, dense_network, network, network_steps, parts, timing
 from sparseconv.bench.masked_dense import PremaskedConv1d, masked_copy
 from sparseconv.bench.run import WrongResultError
 from sparseconv.machine import threads
 from sparseconv.models import DSN
+from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 
@@ -150,7 +150,7 @@ def test_bundled_sets_have_the_sizes_that_stand_in_for_them() -> None:
 @pytest.mark.parametrize("mode", network.MODES)
 def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes(monkeypatch)
-    monkeypatch.setattr(network, "_ops", dense_ops(wgrad=one_wrong))
+    monkeypatch.setattr(network, "calls", dense_ops(wgrad=one_wrong))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     with pytest.raises(WrongResultError, match="wgrad is wrong"):
         measured(lengths=[10], threads=[1], modes=[mode], build=small)

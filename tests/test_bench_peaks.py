@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sparseconv._backends import extension
 from sparseconv.bench import peaks, timing
 from sparseconv.machine import threads
+from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 # Multiply-adds of a core in a cycle: one or two units of 16 or 8 floats; two vectors of 4 imitated

@@ -14,11 +14,11 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from torch import Tensor
 
-from sparseconv import _ops
-from sparseconv._backends import extension
 from sparseconv.bench import growth, peaks, rivals, run, timing
 from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv.models import DSN
+from sparseconv.ops import calls as ops
+from sparseconv.ops.backends import extension
 
 needs_extension = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 TINY = Case(2, 3, 4, 5, 20, padding=2, name="tiny", suite="layer")
@@ -93,13 +93,13 @@ def test_a_wrong_module_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = SparseConv1d.forward
     monkeypatch.setattr(SparseConv1d, "forward", lambda self, x: one_wrong(forward(self, x)))
     with pytest.raises(run.WrongResultError, match="SparseConv1d is wrong"):
-        run.measure(case, _ops)
+        run.measure(case, ops)
 
 
 @needs_extension
 def test_a_module_has_the_rivals_that_were_asked_for() -> None:
     for names, found in ((["fft"], set()), (["fft", "conv1d"], {"conv1d"})):
-        (line,) = run.measure(CASES["tiny_module"], _ops, rival_names=names, rounds=3)
+        (line,) = run.measure(CASES["tiny_module"], ops, rival_names=names, rounds=3)
         assert set(line["ratio"]) == found
 
 
@@ -121,7 +121,7 @@ def test_rows_follow_from_the_measured_times(monkeypatch: pytest.MonkeyPatch) ->
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = run.measure(TINY, _ops, rival_names=["conv1d"], rounds=9, machine_peaks=[peak])
+        rows = run.measure(TINY, ops, rival_names=["conv1d"], rounds=9, machine_peaks=[peak])
     finally:
         torch.set_num_threads(before)
     assert [row["computation"] for row in rows] == list(run.COMPUTATIONS)
@@ -147,7 +147,7 @@ def test_rows_follow_from_the_measured_times(monkeypatch: pytest.MonkeyPatch) ->
 
 @needs_extension
 def test_a_row_without_its_peak_has_no_share() -> None:
-    rows = run.measure(TINY, _ops, rival_names=[], rounds=3, machine_peaks=[PEAK | {"threads": 99}])
+    rows = run.measure(TINY, ops, rival_names=[], rounds=3, machine_peaks=[PEAK | {"threads": 99}])
     assert all(row["share_of_peak"] is row["share_of_roof"] is None for row in rows)
 
 
@@ -155,17 +155,17 @@ def test_a_row_without_its_peak_has_no_share() -> None:
 def test_a_case_forces_its_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARSECONV_CPU_ISA", raising=False)
     best = extension.isa()
-    rows = run.measure(replace(TINY, isa="baseline"), _ops, rival_names=["conv1d"], rounds=3)
+    rows = run.measure(replace(TINY, isa="baseline"), ops, rival_names=["conv1d"], rounds=3)
     assert {row["isa"] for row in rows} == {"baseline"}
     assert extension.isa() == best
     with pytest.raises(ValueError, match="sse9"):
-        run.measure(replace(TINY, isa="sse9"), _ops)
+        run.measure(replace(TINY, isa="sse9"), ops)
     assert extension.isa() == best
 
 
 @needs_extension
 def test_absent_rivals_are_in_no_row_but_named() -> None:
-    rows = run.measure(replace(TINY, dtype="bfloat16"), _ops, rival_names=["fft"], rounds=3)
+    rows = run.measure(replace(TINY, dtype="bfloat16"), ops, rival_names=["fft"], rounds=3)
     for row in rows:
         assert set(row["ms"]) == {"sparse"}
         assert not row["ratio"]
@@ -174,7 +174,7 @@ def test_absent_rivals_are_in_no_row_but_named() -> None:
 
 @needs_extension
 def test_every_rival_stands_in_a_real_row() -> None:
-    rows = run.measure(TINY, _ops, rounds=3)
+    rows = run.measure(TINY, ops, rounds=3)
     for row in rows:
         assert set(row["ms"]) == {"sparse", *rivals.RIVALS}
         assert all(0 < low <= median <= high for median, low, high in row["ratio"].values())

@@ -16,10 +16,10 @@ from sparseconv.models import DSN
 def test_without_the_extension_the_demo_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from sparseconv import _backends
+    from sparseconv.ops import backends
 
-    monkeypatch.setattr(_backends, "extension", None)
-    monkeypatch.setattr(_backends, "_missing_reason", "the C++ extension is not built (why)")
+    monkeypatch.setattr(backends, "extension", None)
+    monkeypatch.setattr(backends, "_missing_reason", "the C++ extension is not built (why)")
     out = tmp_path / "demo"
     assert demo.main(["--out", str(out)]) == 1
     shown = capsys.readouterr()

@@ -16,12 +16,12 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
 
 from sparseconv import SparseConv1d
-from sparseconv._backends import extension
 from sparseconv.bench.masked_dense import masked_copy
 from sparseconv.models import DSN
 from sparseconv.models import block as block_module
 from sparseconv.models.block import Block
 from sparseconv.models.dsn import ShortAvgPool1d
+from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(
     extension is None or extension.isas() == ["baseline"], reason="needs the C++ kernels and AVX2"

@@ -20,8 +20,9 @@ import torch
 from toy_run import SMALL, history, losses, write_data
 
 import sparseconv as sc
-from sparseconv import _backends, checkpoint, cli, machine
+from sparseconv import checkpoint, cli, machine
 from sparseconv.cli import main
+from sparseconv.ops import backends
 
 
 @pytest.fixture
@@ -51,25 +52,25 @@ def test_info_says_which_kernels_never_ran_on_a_gpu(
     cuda: bool, triton: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of those that are there, whether or not this machine has a GPU."""
-    monkeypatch.setattr(_backends, "extension", SimpleNamespace(cuda=cuda, isa=lambda: "avx2"))
+    monkeypatch.setattr(backends, "extension", SimpleNamespace(cuda=cuda, isa=lambda: "avx2"))
     module = SimpleNamespace(INTERPRETED=False) if triton else None
-    monkeypatch.setattr(_backends, "_waits_for_gpu", lambda: False)
-    monkeypatch.setattr(_backends, "_load_triton", lambda: (module, "not installed"))
+    monkeypatch.setattr(backends, "_waits_for_gpu", lambda: False)
+    monkeypatch.setattr(backends, "_load_triton", lambda: (module, "not installed"))
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     said = re.findall(r"^(\w+) kernels +never yet run on a GPU: only (.*)$", text, re.MULTILINE)
     there = {"cuda": cuda, "triton": triton}
-    wanted = [name for name in _backends.NEVER_ON_A_GPU if there[name]]
-    assert said == [(name, _backends.NEVER_ON_A_GPU[name]) for name in wanted]
+    wanted = [name for name in backends.NEVER_ON_A_GPU if there[name]]
+    assert said == [(name, backends.NEVER_ON_A_GPU[name]) for name in wanted]
 
 
 @pytest.mark.promise("P10")
 def test_info_says_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (_backends, machine):
+    for module in (backends, machine):
         monkeypatch.setattr(module, "extension", None)
-    monkeypatch.setattr(_backends, "_missing_reason", "no compiler was found")
+    monkeypatch.setattr(backends, "_missing_reason", "no compiler was found")
     monkeypatch.setattr(machine, "OPTIONAL_PACKAGES", ("aeon", "no-such-package"))
     monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
     assert main(["info"]) == 0
@@ -84,7 +85,7 @@ def test_info_says_what_is_missing(
 
 
 @pytest.mark.promise("P10")
-@pytest.mark.skipif(_backends.extension is None, reason="the C++ extension is not built")
+@pytest.mark.skipif(backends.extension is None, reason="the C++ extension is not built")
 def test_info_names_an_isa_that_cannot_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

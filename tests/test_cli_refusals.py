@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from toy_run import SMALL, files, refused, write_data
 
-from sparseconv import _backends, cli
+from sparseconv import cli
 from sparseconv.cli import main
+from sparseconv.ops import backends
 
 
 @pytest.fixture
@@ -48,11 +49,11 @@ def test_a_backend_that_cannot_run_writes_nothing(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["train", data, "--out", str(tmp_path / "a"), *SMALL, "--backend", "cpp"]
-    if _backends.extension is not None:
+    if backends.extension is not None:
         with monkeypatch.context() as patched:
             patched.setenv("SPARSECONV_CPU_ISA", "mmx")
             refused(capsys, words, "SPARSECONV_CPU_ISA", "mmx", "baseline")
-    monkeypatch.setattr(_backends, "extension", None)
+    monkeypatch.setattr(backends, "extension", None)
     refused(capsys, words, "backend 'cpp' cannot run")
     assert not (tmp_path / "a").exists()
 

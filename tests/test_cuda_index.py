@@ -24,10 +24,12 @@ from cuda_host import (
 )
 from torch import Tensor
 
-from sparseconv import KernelCSR, _cuda_plans, _ops
-from sparseconv._backends import extension
+from sparseconv import KernelCSR
 from sparseconv.bench.cases import CASES
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops import calls as ops
+from sparseconv.ops import cuda_plans
+from sparseconv.ops.backends import extension
 from sparseconv.reference import conv1d_oracle
 from sparseconv.testing import (
     LAYOUTS,
@@ -182,7 +184,7 @@ def test_bits_are_those_of_the_cpu_kernels(compute, count_cases):
         if name == "fprop":
             pattern = case.make_pattern()
             geometry = Geometry(pattern.shape, *case.geometry)
-            y = _ops.fprop(x, values, bias, pattern, geometry)
+            y = ops.fprop(x, values, bias, pattern, geometry)
             assert all(got.equal(y) for got in results.values()), case
             count_cases(case.n > 0)
 
@@ -256,9 +258,7 @@ def test_wrong_patterns_touch_no_memory_outside(compute, count_cases):
 def test_the_transposed_pattern_is_that_of_the_cpu(seed):
     case = random_case(random.Random(seed))
     pattern = case.make_pattern()
-    pointers, rows, source = _cuda_plans.dgrad_plan(
-        pattern, case.stride, case.dilation, case.groups
-    )
+    pointers, rows, source = cuda_plans.dgrad_plan(pattern, case.stride, case.dilation, case.groups)
     wanted = torch.ops.sparseconv.plan_dgrad(
         pattern.crow_indices, pattern.col_indices, pattern.shape, case.stride, case.dilation,
         case.groups,
@@ -276,4 +276,4 @@ def test_the_transposed_pattern_is_that_of_the_cpu(seed):
 
 def test_a_reach_beyond_32_bits_is_refused() -> None:
     with pytest.raises(ValueError, match=r"below 2\*\*31 on CUDA, but got 4294967297"):
-        _cuda_plans.fprop_rows(KernelCSR.full((1, 1, 5)), dilation=2**30)
+        cuda_plans.fprop_rows(KernelCSR.full((1, 1, 5)), dilation=2**30)

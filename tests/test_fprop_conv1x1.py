@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparseconv import KernelCSR, _ops
-from sparseconv._backends import extension
+from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
 from sparseconv.machine import threads
+from sparseconv.ops import calls as ops
+from sparseconv.ops.backends import extension
 from sparseconv.testing import Case, random_case
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
@@ -55,13 +56,13 @@ def both(
 ) -> tuple[Tensor, Tensor]:
     """The result of the op, and that of the sparse convolution mixed by a sum over channels."""
     got = OPS.fprop_conv1x1(
-        x, values, bias, pattern.crow_indices, _ops.fprop_rows(pattern, geometry), *geometry, relu,
+        x, values, bias, pattern.crow_indices, ops.fprop_rows(pattern, geometry), *geometry, relu,
         weight, weight_bias,
     )  # fmt: skip
-    y = _ops.fprop(x, values, bias, pattern, geometry, relu)
+    y = ops.fprop(x, values, bias, pattern, geometry, relu)
     full = KernelCSR.full(tuple(weight.shape))
     dense = Geometry(full.shape, 1, (0, 0), 1, 1, "zeros")
-    return got, _ops.fprop(y, weight.flatten(), weight_bias, full, dense)
+    return got, ops.fprop(y, weight.flatten(), weight_bias, full, dense)
 
 
 def check(case: Case, isas: Callable[[], Iterator[str]], rows: int, *, relu: bool) -> None:
@@ -113,7 +114,7 @@ def arguments(dtype: torch.dtype = torch.float32) -> list[object]:
     torch.manual_seed(0)
     geometry = Geometry((6, 1, 3), 2, (2, 1), 1, 3, "replicate")
     pattern = KernelCSR.random(geometry.shape, 9)
-    rows = _ops.fprop_rows(pattern, geometry)
+    rows = ops.fprop_rows(pattern, geometry)
     return [
         torch.randn(2, 3, 20, dtype=dtype), torch.randn(9, dtype=dtype),
         torch.randn(6, dtype=dtype), pattern.crow_indices, rows, *geometry, True,

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv._backends import extension
 from sparseconv.fused import average_bins, batch_norm_relu, conv1x1
 from sparseconv.machine import threads
+from sparseconv.ops.backends import extension
 from sparseconv.testing import LAYOUTS, LENGTHS, error_bound
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")

@@ -31,7 +31,7 @@ def between_guards(tensor: Tensor, at_end: bool) -> Tensor:
 
 
 def run() -> None:
-    from sparseconv._backends import extension
+    from sparseconv.ops.backends import extension
 
     assert extension is not None
     ops = torch.ops.sparseconv

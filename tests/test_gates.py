@@ -146,7 +146,7 @@ def altered_worker(folder: Path, code: str) -> Path:
     """The worker's script, in a process where ``code`` has changed the package."""
     script = folder / "altered.py"
     run = f"import runpy; runpy.run_path({str(compare.WORKER)!r}, run_name='__main__')"
-    script.write_text(f"import sparseconv._ops as ops\n{code}\n{run}\n")
+    script.write_text(f"import sparseconv.ops.calls as ops\n{code}\n{run}\n")
     return script
 
 

@@ -17,9 +17,10 @@ from test_graphed import Replayed
 
 from benchmarks import gpu, gpu_checks, gpu_layer, gpu_tables
 from benchmarks.gpu_target import PRECISIONS, TRIAL, Target
-from sparseconv import _ops, available_backends
-from sparseconv._backends import NEVER_ON_A_GPU
+from sparseconv import available_backends
 from sparseconv.bench.run import COMPUTATIONS
+from sparseconv.ops import calls as ops
+from sparseconv.ops.backends import NEVER_ON_A_GPU
 
 DENSE = ("dense", "dense 16/16", "dense slices")  # channels as a trial has them
 OPTIONS = gpu.Options([537, 2709], [150, 2709], 20, 2, 60.0)
@@ -229,12 +230,12 @@ def test_checks_find_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_checks_find_bits_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    right, calls = _ops.dgrad, iter(range(10**6))
+    right, calls = ops.dgrad, iter(range(10**6))
 
     def drifting(*args: Any) -> torch.Tensor:
         return right(*args) * (1 + (next(calls) == 7) * 2.0**-23)
 
-    monkeypatch.setattr(_ops, "dgrad", drifting)
+    monkeypatch.setattr(ops, "dgrad", drifting)
     found = list(gpu_checks.reproducible_layer(FakeGpu(), "cuda", 24))
     assert [record["ok"] for record in found] == [True, False, True]
     assert found[1]["result"].startswith("dgrad")

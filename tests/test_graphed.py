@@ -84,7 +84,7 @@ def test_a_slot_says_what_it_cannot_rewrite() -> None:
 
 
 def test_plans_for_triton_stay_where_they_are() -> None:
-    plan = pytest.importorskip("sparseconv.triton.plan")
+    plan = pytest.importorskip("sparseconv.ops.triton.plan")
     generator = torch.Generator().manual_seed(1)
     shape, cpu = (8, 4, 7), torch.device("cpu")
     layer = SparseConv1d(4, 8, 7, stride=2)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
-from sparseconv._backends import extension
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
+from sparseconv.ops.backends import extension
 from sparseconv.recipe import Recipe
 from sparseconv.training import train
 

@@ -15,10 +15,10 @@ from folded import operations, settled
 from torch import Tensor, nn
 
 from sparseconv import SparseConv1d, optimize_for_inference
-from sparseconv._backends import extension
 from sparseconv.fused import MIXED_CHANNELS, MIXED_POSITIONS
 from sparseconv.machine import threads
 from sparseconv.models.block import Block
+from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(
     extension is None or extension.isas() == ["baseline"], reason="needs the C++ kernels and AVX2"

@@ -18,10 +18,10 @@ from engines import NAMES, check, compute, expected
 from torch import Tensor
 
 from sparseconv import KernelCSR, sparse_conv1d
-from sparseconv._backends import extension
 from sparseconv.bench import run
 from sparseconv.bench.cases import CASES
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops.backends import extension
 from sparseconv.reference import conv1d_oracle, oracle_dgrad, oracle_wgrad
 from sparseconv.testing import LAYOUTS, LENGTHS, PATTERNS, Case, Tensors, random_case
 

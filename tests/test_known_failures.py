@@ -24,7 +24,7 @@ from machine_code import functions_of, leaks
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, KernelCSR, SparseConv1d, sparse_conv1d
-from sparseconv._backends import extension
+from sparseconv.ops.backends import extension
 from sparseconv.reference import dense_weight
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from child import run_child
 
-from sparseconv._backends import extension
+from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 

@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
-from sparseconv import _ops
 from sparseconv.core.geometry import Geometry
 from sparseconv.machine import threads
+from sparseconv.ops import calls as ops
 
 OPS = torch.ops.sparseconv
 GEOMETRIES = [
@@ -106,8 +106,8 @@ def test_scratch_rows_are_bounded_tightly(geometry: Geometry) -> None:
 def test_plans_are_made_once_and_shared() -> None:
     pattern = sc.KernelCSR.random((4, 3, 5), 20)
     geometry = GEOMETRIES[0]
-    assert _ops.fprop_rows(pattern, geometry) is _ops.fprop_rows(pattern, geometry)
-    assert pattern.derived(_ops._cpu_dgrad, 1, 1, 1) is pattern.derived(_ops._cpu_dgrad, 1, 1, 1)
+    assert ops.fprop_rows(pattern, geometry) is ops.fprop_rows(pattern, geometry)
+    assert pattern.derived(ops._cpu_dgrad, 1, 1, 1) is pattern.derived(ops._cpu_dgrad, 1, 1, 1)
 
 
 def test_bias_gradient_does_not_depend_on_threads() -> None:

@@ -17,8 +17,9 @@ from nested import QUICK, X, nested
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparseconv import SparseConv1d, _backends, machine, profiling
+from sparseconv import SparseConv1d, machine, profiling
 from sparseconv.models import DSN
+from sparseconv.ops import backends
 from sparseconv.profiling import profile
 
 PEAK = 50.0
@@ -57,7 +58,7 @@ def test_every_call_of_every_layer_is_found() -> None:
 
 def test_flops_are_those_that_torch_counts() -> None:
     torch.manual_seed(0)
-    backend = "auto" if _backends.extension is not None else "reference"
+    backend = "auto" if backends.extension is not None else "reference"
     if backend == "reference":
         pytest.skip("the dense path executes dense FLOPs")
     layers = [SparseConv1d(3, 6, 5, padding=2, bias=False, density=0.3)]
@@ -210,7 +211,7 @@ def test_modes_and_dtypes(mode: str, peaks: list[tuple[list[int], list[str]]]) -
     dtype = {"autocast": "bfloat16", "bfloat16": "bfloat16", "float64": "float64"}
     assert {layer.dtype for layer in found.layers} == {dtype.get(mode, "float32")}
     assert all(layer.backward for layer in found.layers)
-    if _backends.extension is not None:
+    if backends.extension is not None:
         counted = "float64" if mode == "float64" else "float32"
         assert peaks == [([torch.get_num_threads()], [counted])]
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import sparseconv as sc
-from sparseconv import _backends
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops import backends
 from sparseconv.testing import Case
 
 HERE = Path(__file__).parent
@@ -31,7 +31,7 @@ TYPES = {
 DSN = Case(16, 4, 6, 39, 300, padding=(0, 38), padding_mode="replicate")
 FULL_OPTIONS = Case(3, 4, 6, 5, 70, 2, (3, 4), 2, 2, "circular")
 
-missing = _backends._load_triton()[1]
+missing = backends._load_triton()[1]
 needs_triton = pytest.mark.skipif(bool(missing), reason=missing)
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1: nothing is compiled"
@@ -108,8 +108,8 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
     from triton import knobs
     from triton.backends.compiler import GPUTarget
 
-    from sparseconv import triton as ops
-    from sparseconv.triton import kernels, launch
+    from sparseconv.ops import triton as ops
+    from sparseconv.ops.triton import kernels, launch
 
     names = ("correlate", "fold", "wgrad")
     recorders = {name: Recorder(getattr(kernels, name)) for name in names}
@@ -151,14 +151,14 @@ def test_backend_is_chosen(monkeypatch):
     monkeypatch.delenv("SPARSECONV_BACKEND", raising=False)
     # With CUDA kernels "auto" is those.
     without = SimpleNamespace(cuda=False, getenv=os.environ.get, isa=lambda: "any")
-    monkeypatch.setattr(_backends, "extension", without)
-    assert _backends.resolve_backend("auto", CUDA) == ("reference" if missing else "triton")
-    assert _backends.resolve_backend("auto", torch.device("meta")) == "reference"
-    monkeypatch.setattr(_backends, "_load_triton", lambda: (None, "Triton is not here"))
-    assert _backends.resolve_backend("auto", CUDA) == "reference"
+    monkeypatch.setattr(backends, "extension", without)
+    assert backends.resolve_backend("auto", CUDA) == ("reference" if missing else "triton")
+    assert backends.resolve_backend("auto", torch.device("meta")) == "reference"
+    monkeypatch.setattr(backends, "_load_triton", lambda: (None, "Triton is not here"))
+    assert backends.resolve_backend("auto", CUDA) == "reference"
     assert sc.available_backends()["triton"] == "Triton is not here"
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run: Triton is not here"):
-        _backends.resolve_backend("triton", CUDA)
+        backends.resolve_backend("triton", CUDA)
 
 
 @pytest.mark.promise("P10")
@@ -177,10 +177,10 @@ def test_cpu_tensors_are_refused():
 
 @needs_triton
 def test_raw_ops_need_no_import():
-    """Calling one imports ``sparseconv.triton``."""
+    """Calling one imports ``sparseconv.ops.triton``."""
     code = """
 import torch, sparseconv, sys
-assert "sparseconv.triton" not in sys.modules
+assert "sparseconv.ops.triton" not in sys.modules
 row, entry = torch.tensor([[0, 0, 1]]).int(), torch.tensor([0])
 x, geometry = torch.randn(1, 1, 9), ([1, 1, 1], 1, [0, 0], 1, 1, "zeros")
 y = torch.ops.sparseconv.triton_fprop(x, torch.tensor([2.0]), None, row, entry, *geometry)

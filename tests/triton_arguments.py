@@ -12,9 +12,10 @@ from test_ops import GEOMETRIES, with_argument
 from torch import Tensor
 from wrong_arguments import wrong_values
 
-from sparseconv import KernelCSR, triton
+from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
-from sparseconv.triton import kernels, plan
+from sparseconv.ops import triton
+from sparseconv.ops.triton import kernels, plan
 
 assert triton.INTERPRETED, "run this file through test_triton.py"
 

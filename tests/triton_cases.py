@@ -24,10 +24,11 @@ from test_kernels import (  # noqa: F401  tests that are as small
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d, triton
+from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops import triton
+from sparseconv.ops.triton import launch, plan
 from sparseconv.testing import LAYOUTS, PATTERNS, Case, Tensors, random_case
-from sparseconv.triton import launch, plan
 
 assert triton.INTERPRETED, "run this file through test_triton.py"
 

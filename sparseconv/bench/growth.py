@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
-from sparseconv import _ops
 from sparseconv.bench import timing
 from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.run import COMPUTATIONS, Kernels, check, sparse_calls
+from sparseconv.ops import calls
 
 _BASE = CASES["uniform_15"]
 SERIES: dict[str, list[Case]] = {
@@ -28,7 +28,7 @@ SERIES: dict[str, list[Case]] = {
 
 def measure(
     quantity: str,
-    kernels: Kernels = _ops,
+    kernels: Kernels = calls,
     *,
     cases: Sequence[Case] | None = None,
     rounds: int = 15,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparseconv import _ops, datasets, optimize_for_inference
+from sparseconv import datasets, optimize_for_inference
 from sparseconv.bench import parts, timing
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.dense_network import Network, inference_variants, training_variants
@@ -25,6 +25,7 @@ from sparseconv.bench.network_tables import RIVALS, parts_table, table
 from sparseconv.bench.run import WrongResultError, check
 from sparseconv.machine import keep_freed_memory, threads
 from sparseconv.models import DSN
+from sparseconv.ops import calls
 from sparseconv.recipe import Recipe
 
 __all__ = ["MODES", "RIVALS", "Task", "parts_table", "table", "tasks", "training_row"]
@@ -301,7 +302,7 @@ def check_layers(model: DSN, batch: int, length: int) -> None:
         WrongResultError: some result is outside its error bound.
     """
     for layer in model.sparse_layers():
-        check(_ops, layer_problem(layer, batch, length))
+        check(calls, layer_problem(layer, batch, length))
 
 
 def _first_line(error: Exception) -> str:

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseconv import _backends
 from sparseconv.machine import threads
+from sparseconv.ops import backends
 
 BLOCK = 1536  # bytes; csrc/cpu/peaks.h, kPeakBlock
 REPEATS = 20
@@ -36,8 +36,8 @@ def forced_isa(isa: str | None) -> Iterator[str]:
     if isa is not None:
         os.environ[variable] = isa
     try:
-        assert _backends.extension is not None
-        yield str(_backends.extension.isa())
+        assert backends.extension is not None
+        yield str(backends.extension.isa())
     finally:
         if before is None:
             os.environ.pop(variable, None)
@@ -73,12 +73,12 @@ def measure(
         >>> list(measure([1], ["baseline"], ["float32"])[0])
         ['threads', 'isa', 'dtype', 'fma_gflops', 'l1_gflops', 'l2_gflops', 'stream_gbs']
     """
-    if _backends.extension is None:
+    if backends.extension is None:
         raise RuntimeError("the peaks are measured by the C++ extension, which is not built")
     rows = []
     for count in thread_counts:
         with threads(count):
-            for isa in isas or _backends.extension.isas():
+            for isa in isas or backends.extension.isas():
                 with forced_isa(isa):
                     rows += [_peak(count, isa, dtype) for dtype in dtypes]
     return rows
@@ -111,8 +111,8 @@ def loop(peak: Mapping[str, Any]) -> Loop:
     size = _whole_blocks(_cache(1, _L1) // 2)
     flops = size * _flops_per_byte(wide)
     passes = max(1, round(_RUN * 1e9 * peak["fma_gflops"] / peak["threads"] / flops))
-    assert _backends.extension is not None
-    call = partial(_backends.extension.run_peak, "registers", wide, size, passes, 1)
+    assert backends.extension is not None
+    call = partial(backends.extension.run_peak, "registers", wide, size, passes, 1)
     return Loop(call, flops * passes * peak["threads"])
 
 
@@ -143,7 +143,7 @@ def _whole_blocks(size: int) -> int:
 
 def _rate(what: str, wide: bool, size: int) -> float:
     """Bytes per second of one thread."""
-    run = _backends.extension.run_peak  # type: ignore[union-attr]
+    run = backends.extension.run_peak  # type: ignore[union-attr]
     size = _whole_blocks(size)
     once = min(run(what, wide, size, 1, 3))
     passes = max(1, round(_RUN / max(once, 1e-9)))

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseconv import KernelCSR, SparseConv1d, _ops
-from sparseconv._backends import resolve_backend
+from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.bench import peaks, rivals, timing
 from sparseconv.bench.cases import Case, Problem
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops import calls
+from sparseconv.ops.backends import resolve_backend
 from sparseconv.reference import conv1d_dense
 from sparseconv.testing import error_bound
 
@@ -29,7 +30,7 @@ class WrongResultError(AssertionError):
 
 
 class Kernels(Protocol):
-    """The three computations, as ``sparseconv._ops`` has them."""
+    """The three computations, as ``sparseconv.ops.calls`` has them."""
 
     def fprop(
         self, x: Tensor, values: Tensor, bias: Tensor | None, pattern: KernelCSR,
@@ -176,7 +177,7 @@ def check_rival(
 
 def measure(
     case: Case,
-    kernels: Kernels = _ops,
+    kernels: Kernels = calls,
     *,
     rival_names: Sequence[str] = tuple(rivals.RIVALS),
     rounds: int = 30,

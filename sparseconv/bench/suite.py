@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from sparseconv import _backends, _ops
 from sparseconv.bench import goals, growth, network, peaks, timing
 from sparseconv.bench.cases import Case
 from sparseconv.bench.files import rounded
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.bench.run import WrongResultError, measure
 from sparseconv.machine import threads
+from sparseconv.ops import backends, calls
 
 SCHEMA = 1
 # Beside the suites of cases.
@@ -109,9 +109,9 @@ def _case_tasks(
     rivals: Sequence[str] | None,
     machine_peaks: Sequence[Mapping[str, Any]],
 ) -> Iterator[Task]:
-    assert _backends.extension is not None
+    assert backends.extension is not None
     for case in cases:
-        if case.isa not in ("", *_backends.extension.isas()):
+        if case.isa not in ("", *backends.extension.isas()):
             print(f"{case.name} is left out: this CPU has no {case.isa}", file=sys.stderr)
             continue
         names = rivals
@@ -120,7 +120,7 @@ def _case_tasks(
         call = partial(
             measure,
             case,
-            _ops,
+            calls,
             rival_names=names,
             rounds=rounds or ROUNDS.get(case.suite, OTHER_ROUNDS),
             machine_peaks=machine_peaks,

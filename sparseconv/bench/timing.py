@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sparseconv._backends import extension
 from sparseconv.machine import facts
+from sparseconv.ops.backends import extension
 
 Times = dict[str, NDArray[np.float64]]
 

@@ -31,7 +31,7 @@ def _load_extension() -> tuple[ModuleType | None, str]:
         return importlib.import_module("sparseconv._C"), ""
     except ImportError as error:  # not built, or built against another torch
         remedy = "build it with `pip install --no-build-isolation .` (needs a C++20 compiler)"
-        if (Path(__file__).parents[1] / "setup.py").exists():
+        if (Path(__file__).parents[2] / "setup.py").exists():
             remedy += "; an installed one is hidden by the sources here: run from another folder"
         return None, f"the C++ extension cannot be loaded ({error}); {remedy}"
 
@@ -57,7 +57,7 @@ def _preferred() -> str:
 def _load_triton() -> tuple[ModuleType | None, str]:
     # At first use, not above: Triton takes a third of a second, and the CPU needs none of it.
     try:
-        return importlib.import_module("sparseconv.triton"), ""
+        return importlib.import_module("sparseconv.ops.triton"), ""
     except ImportError as error:
         return None, f"Triton cannot be loaded ({error}); install it with `pip install triton`"
 
@@ -125,7 +125,7 @@ def _state(name: str) -> str:
 def _waits_for_gpu() -> bool:
     """Whether Triton is installed, but nobody has needed it yet: importing it takes 0.3 s."""
     return (
-        "sparseconv.triton" not in sys.modules
+        "sparseconv.ops.triton" not in sys.modules
         and not os.environ.get("TRITON_INTERPRET")
         and importlib.util.find_spec("triton") is not None
     )

@@ -1,6 +1,6 @@
 """How torch.utils.flop_counter counts the registered ops: by their active weights.
 
-Imported when that module is (see ``_ops``).
+Imported when that module is (see ``sparseconv/__init__.py``).
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
-
-from sparseconv import _fused_ops as _fused_ops  # with _ops, the ops that are counted
 
 # A multiply-add is two operations; each active weight meets every output of its row once. Every
 # op knows the output of fprop or its gradient by shape, and nnz by that of the rows.

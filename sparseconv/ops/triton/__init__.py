@@ -1,7 +1,7 @@
 """The portable GPU kernels, in Triton. Imported only when they are to run: Triton is an extra.
 
-The three computations have the signatures and the op schemas of those in ``sparseconv._ops``, which
-registers ``launch`` as what the ops run.
+The three computations have the signatures of those in ``sparseconv.ops.calls``, and ``schemas``
+registers ``launch`` as what their ops run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from sparseconv.triton import kernels, plan
+from sparseconv.ops.triton import kernels, plan
 
 if TYPE_CHECKING:
     from sparseconv.core.geometry import Geometry

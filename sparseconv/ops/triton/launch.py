@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparseconv.triton import checks, kernels
-from sparseconv.triton.plan import block_count, block_size
+from sparseconv.ops.triton import checks, kernels
+from sparseconv.ops.triton.plan import block_count, block_size
 
 # Sizes of programs, all fixed: nothing is tuned at run time. Each thread has 16 accumulators.
 _TILE, _ALONG = (

@@ -1,4 +1,4 @@
-"""The registered ops: schemas, shapes for the compiler, FLOP formulas, and their callers.
+"""The registered ops: schemas, shapes for the compiler, and what torch.vmap does with them.
 
 Each computation is one op that never calls another. Tensors and sizes only, so torch.compile,
 export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
@@ -7,18 +7,13 @@ export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from sparseconv import _cuda_plans
-from sparseconv._backends import resolve_backend
 from sparseconv.core.geometry import output_length
-
-if TYPE_CHECKING:
-    from sparseconv.core.geometry import Geometry
-    from sparseconv.core.pattern import KernelCSR
+from sparseconv.ops.backends import resolve_backend
 
 Fake = TypeVar("Fake", bound=Callable[..., Any])
 GEOMETRY = "int stride, int[] padding, int dilation, int groups, str padding_mode"
@@ -53,7 +48,7 @@ def _triton(name: str) -> Callable[..., Tensor]:
             if args[i] is None:  # which torch lets pass
                 raise TypeError(f"expected {argument} to be a tensor, but got None")
         resolve_backend("triton", args[0].device)
-        from sparseconv.triton import launch
+        from sparseconv.ops.triton import launch
 
         result: Tensor = getattr(launch, name)(*args)
         return result
@@ -63,94 +58,6 @@ def _triton(name: str) -> Callable[..., Tensor]:
 
 for _name in ("fprop", "dgrad", "wgrad"):  # on every device, for the reason why not
     _library.impl(f"triton_{_name}", _triton(_name), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-
-# Looked up once: three attributes in a row are a tenth of a small call.
-_fprop = torch.ops.sparseconv.fprop.default
-_dgrad = torch.ops.sparseconv.dgrad.default
-_wgrad = torch.ops.sparseconv.wgrad.default
-
-
-class DgradPlan(NamedTuple):
-    """The transposed pattern: per stride phase and input channel, entries over output channels."""
-
-    pointers: Tensor
-    rows: Tensor
-    source: Tensor  # where each entry's weight stands in `values`
-
-
-def _cpu_fprop(pattern: KernelCSR, stride: int, dilation: int) -> Tensor:
-    rows: Tensor = torch.ops.sparseconv.plan_fprop(
-        pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation
-    )
-    return rows
-
-
-def _cpu_dgrad(pattern: KernelCSR, stride: int, dilation: int, groups: int) -> DgradPlan:
-    return DgradPlan(
-        *torch.ops.sparseconv.plan_dgrad(
-            pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation, groups
-        )
-    )
-
-
-def _cuda_fprop(pattern: KernelCSR, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    rows = _cuda_plans.fprop_rows(pattern, dilation)
-    return pattern.crow_indices.to(device), rows.to(device)
-
-
-def _cuda_dgrad(
-    pattern: KernelCSR, stride: int, dilation: int, groups: int, device: torch.device
-) -> DgradPlan:
-    plan = _cuda_plans.dgrad_plan(pattern, stride, dilation, groups)
-    return DgradPlan(*(tensor.to(device) for tensor in plan))
-
-
-def fprop_rows(pattern: KernelCSR, geometry: Geometry) -> Tensor:
-    return pattern.derived(_cpu_fprop, geometry.stride, geometry.dilation)
-
-
-def _fprop_plan(pattern: KernelCSR, geometry: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The pattern's pointers and the rows that its entries read, on the device of ``x``."""
-    if not x.is_cuda:
-        return pattern.crow_indices, fprop_rows(pattern, geometry)
-    return pattern.derived(_cuda_fprop, geometry.dilation, x.device)
-
-
-def _dgrad_plan_for(pattern: KernelCSR, geometry: Geometry, grad: Tensor) -> DgradPlan:
-    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
-    if not grad.is_cuda:
-        return pattern.derived(_cpu_dgrad, stride, dilation, groups)
-    return pattern.derived(_cuda_dgrad, stride, dilation, groups, grad.device)
-
-
-def fprop(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    pattern: KernelCSR,
-    geometry: Geometry,
-    relu: bool = False,
-) -> Tensor:
-    """``(N, C_in, L_in) -> (N, C_out, L_out)``; with ``relu`` negative outputs become 0."""
-    crow, rows = _fprop_plan(pattern, geometry, x)
-    y: Tensor = _fprop(x, values, bias, crow, rows, *geometry, relu)
-    return y
-
-
-def dgrad(
-    grad: Tensor, values: Tensor, pattern: KernelCSR, geometry: Geometry, input_length: int
-) -> Tensor:
-    """``(N, C_out, L_out) -> (N, C_in, L_in)``: the gradient of the input."""
-    plan = _dgrad_plan_for(pattern, geometry, grad)
-    g: Tensor = _dgrad(grad, values, *plan, geometry.shape, input_length, *geometry[1:])
-    return g
-
-
-def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
-    """``(nnz,)``: the gradient of the active weights, in CSR order."""
-    crow, rows = _fprop_plan(pattern, geometry, x)
-    g: Tensor = _wgrad(grad, x, crow, rows, *geometry)
-    return g
 
 
 def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake], Fake]:
@@ -248,7 +155,7 @@ def _fake_wgrad(
 def _vmap(op: Any) -> Callable[..., Any]:
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         batched = [i for i, dim in enumerate(in_dims) if isinstance(dim, int)]
-        if batched == [0] and op not in (_wgrad, _triton_wgrad):
+        if batched == [0] and not op._opname.endswith("wgrad"):
             series = args[0].movedim(in_dims[0], 0)
             y: Tensor = op(series.flatten(0, 1), *args[1:])
             return y.view(*series.shape[:2], *y.shape[1:]), 0
@@ -261,7 +168,6 @@ def _vmap(op: Any) -> Callable[..., Any]:
     return rule
 
 
-_triton_wgrad = torch.ops.sparseconv.triton_wgrad.default
 for _name in ("fprop", "dgrad", "wgrad", "triton_fprop", "triton_dgrad", "triton_wgrad"):
     _op = getattr(torch.ops.sparseconv, _name).default
     torch.library.register_vmap(_op, _vmap(_op), lib=_library)

@@ -1,6 +1,6 @@
 """The registered ops around the sparse convolutions: schemas and shapes.
 
-Same rules as in ``_ops``: tensors and numbers only, and no op calls another.
+Same rules as in ``schemas``: tensors and numbers only, and no op calls another.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseconv._ops import GEOMETRY, register_fake
 from sparseconv.core.geometry import output_length
+from sparseconv.ops.schemas import GEOMETRY, register_fake
 
 _library = torch.library.Library("sparseconv", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (

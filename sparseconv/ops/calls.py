@@ -1,0 +1,100 @@
+"""fprop, dgrad and wgrad of a pattern: the ops, called with plans that the pattern caches."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparseconv.core.geometry import Geometry
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.ops import cuda_plans
+
+# Looked up once: three attributes in a row are a tenth of a small call.
+_fprop = torch.ops.sparseconv.fprop.default
+_dgrad = torch.ops.sparseconv.dgrad.default
+_wgrad = torch.ops.sparseconv.wgrad.default
+
+
+class DgradPlan(NamedTuple):
+    """The transposed pattern: per stride phase and input channel, entries over output channels."""
+
+    pointers: Tensor
+    rows: Tensor
+    source: Tensor  # where each entry's weight stands in `values`
+
+
+def _cpu_fprop(pattern: KernelCSR, stride: int, dilation: int) -> Tensor:
+    rows: Tensor = torch.ops.sparseconv.plan_fprop(
+        pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation
+    )
+    return rows
+
+
+def _cpu_dgrad(pattern: KernelCSR, stride: int, dilation: int, groups: int) -> DgradPlan:
+    return DgradPlan(
+        *torch.ops.sparseconv.plan_dgrad(
+            pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation, groups
+        )
+    )
+
+
+def _cuda_fprop(pattern: KernelCSR, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows = cuda_plans.fprop_rows(pattern, dilation)
+    return pattern.crow_indices.to(device), rows.to(device)
+
+
+def _cuda_dgrad(
+    pattern: KernelCSR, stride: int, dilation: int, groups: int, device: torch.device
+) -> DgradPlan:
+    plan = cuda_plans.dgrad_plan(pattern, stride, dilation, groups)
+    return DgradPlan(*(tensor.to(device) for tensor in plan))
+
+
+def fprop_rows(pattern: KernelCSR, geometry: Geometry) -> Tensor:
+    return pattern.derived(_cpu_fprop, geometry.stride, geometry.dilation)
+
+
+def _fprop_plan(pattern: KernelCSR, geometry: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The pattern's pointers and the rows that its entries read, on the device of ``x``."""
+    if not x.is_cuda:
+        return pattern.crow_indices, fprop_rows(pattern, geometry)
+    return pattern.derived(_cuda_fprop, geometry.dilation, x.device)
+
+
+def _dgrad_plan_for(pattern: KernelCSR, geometry: Geometry, grad: Tensor) -> DgradPlan:
+    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
+    if not grad.is_cuda:
+        return pattern.derived(_cpu_dgrad, stride, dilation, groups)
+    return pattern.derived(_cuda_dgrad, stride, dilation, groups, grad.device)
+
+
+def fprop(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: KernelCSR,
+    geometry: Geometry,
+    relu: bool = False,
+) -> Tensor:
+    """``(N, C_in, L_in) -> (N, C_out, L_out)``; with ``relu`` negative outputs become 0."""
+    crow, rows = _fprop_plan(pattern, geometry, x)
+    y: Tensor = _fprop(x, values, bias, crow, rows, *geometry, relu)
+    return y
+
+
+def dgrad(
+    grad: Tensor, values: Tensor, pattern: KernelCSR, geometry: Geometry, input_length: int
+) -> Tensor:
+    """``(N, C_out, L_out) -> (N, C_in, L_in)``: the gradient of the input."""
+    plan = _dgrad_plan_for(pattern, geometry, grad)
+    g: Tensor = _dgrad(grad, values, *plan, geometry.shape, input_length, *geometry[1:])
+    return g
+
+
+def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
+    """``(nnz,)``: the gradient of the active weights, in CSR order."""
+    crow, rows = _fprop_plan(pattern, geometry, x)
+    g: Tensor = _wgrad(grad, x, crow, rows, *geometry)
+    return g
