@@ -21,13 +21,12 @@ import torch
 from torch import nn
 
 from sparseconv import datasets
-from sparseconv.bench import timing
 from sparseconv.bench.masked_dense import MaskedDST, masked_copy
 from sparseconv.evaluation import predict_log_proba
-from sparseconv.machine import threads
+from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.table import Table
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
-from sparseconv.report import Table
 from sparseconv.training import PatternScheduler, train
 
 # The paper's settings by archive. All else is the default of DSN and Recipe.
@@ -96,7 +95,7 @@ def run(
         "active_weights": nnz,
         "train_seconds": sum(row["seconds"] for row in result.history),
         "threads": torch.get_num_threads(),
-        "machine": timing.machine(),
+        "machine": measurement_context(),
     }
 
 

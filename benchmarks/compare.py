@@ -25,10 +25,11 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import numpy as np
 import torch
 
-from sparseconv.bench import timing
 from sparseconv.bench.cases import CASES, Problem
 from sparseconv.bench.run import COMPUTATIONS, WrongResultError, check_bounds
-from sparseconv.report import Table
+from sparseconv.measure import timing
+from sparseconv.measure.machine import measurement_context
+from sparseconv.measure.table import Table
 
 ROOT = Path(__file__).parent.parent
 WORKER = Path(__file__).with_name("compare_worker.py")
@@ -348,7 +349,7 @@ def run(ref: str, cases: Sequence[str], threads: int, rounds: int) -> int:
         rows = compare(
             lambda: workers(base, present, problems, threads=threads), keys, rounds=rounds
         )
-    machine = timing.machine() | {"threads": str(threads)}
+    machine = measurement_context() | {"threads": str(threads)}
     del machine["cpp"], machine["commit"]  # of this process, which runs no kernel
     print("\n".join(f"{key}: {value}" for key, value in machine.items()), end="\n\n")
     print(table(rows).markdown())

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from sparseconv.bench.cases import CASES, Problem
+from sparseconv.measure.table import Table
 from sparseconv.ops import calls as ops
 from sparseconv.ops.backends import extension
-from sparseconv.report import Table
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "benchmarks" / "results" / "instruction_counts.json"

@@ -18,16 +18,18 @@ import torch
 from torch import nn
 
 from sparseconv import SparseConv1d, datasets
-from sparseconv.bench import network, timing
+from sparseconv.bench import network
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.masked_dense import PremaskedConv1d
 from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
 from sparseconv.evaluation import predict_log_proba
-from sparseconv.machine import threads
+from sparseconv.measure import timing
+from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.table import Table, grouped
 from sparseconv.models import DSN
 from sparseconv.ops import calls as ops
 from sparseconv.recipe import Recipe
-from sparseconv.report import Section, Table, figures, grouped, write_html
+from sparseconv.report import Section, figures, write_html
 from sparseconv.training import TrainingResult, train
 
 DATASET = "GunPoint"
@@ -160,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    machine = timing.machine()
+    machine = measurement_context()
     count = torch.get_num_threads()
     isa = machine["cpp"].removeprefix("available ").strip("()")
     on_threads = f"{count} thread{'s' if count > 1 else ''}"

@@ -48,8 +48,8 @@ import torch
 
 from benchmarks import gpu_checks, gpu_layer, gpu_step, gpu_tables
 from benchmarks.gpu_target import PRECISIONS, Target
-from sparseconv.bench import timing
 from sparseconv.bench.run import COMPUTATIONS
+from sparseconv.measure.machine import measurement_context
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 LENGTHS = (537, 2709, 150)
@@ -237,7 +237,7 @@ def measure(arguments: argparse.Namespace, options: Options, run: Run) -> dict[s
 
 def machine(device: str) -> dict[str, str]:
     """What the times are of."""
-    facts = timing.machine() | {"device": device}
+    facts = measurement_context() | {"device": device}
     if device == "cuda":
         name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         facts |= {

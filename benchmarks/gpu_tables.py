@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks import gpu_checks
 from benchmarks.readme_tables import three_digits
 from sparseconv.bench.goals import Goal, worst_of
-from sparseconv.bench.timing import Interval, interval, ratio
-from sparseconv.report import Table
+from sparseconv.measure.table import Table
+from sparseconv.measure.timing import Interval, interval, ratio
 
 Row = Mapping[str, Any]
 Document = Mapping[str, Any]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv import available_backends
-from sparseconv.bench import timing
 from sparseconv.bench.cases import CASES, Case
+from sparseconv.measure import timing
 from sparseconv.ops import calls as ops
 
 # Dense precisions: the tensors' type, and whether float32 may be rounded to TF32.

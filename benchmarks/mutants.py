@@ -153,7 +153,7 @@ def about() -> dict[str, Any]:
     From a process of its own: this one must not import the package, or the tests would see it.
     """
     code = (
-        "import json; from benchmarks import counts; from sparseconv.bench.timing import machine;"
+        "import json; from benchmarks import counts; from sparseconv.measure.timing import machine;"
         "print(json.dumps([machine(), [counts.compiler(), *counts.compile_flags()]]))"
     )
     done = subprocess.run(

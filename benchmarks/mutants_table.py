@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseconv.report.page import Table
+from sparseconv.measure.table import Table
 
 EXPLAINED = Path(__file__).with_name("mutants_explained.json")
 OUTCOMES = ("killed", "timeout", "survived", "equivalent", "invalid")

@@ -42,9 +42,9 @@ import sparseconv as sc
 from sparseconv import datasets
 from sparseconv._untouched import copied
 from sparseconv.bench.files import rounded, write_json
-from sparseconv.bench.timing import Interval, interleave, interval, machine
-from sparseconv.machine import threads
-from sparseconv.report import Table
+from sparseconv.measure.machine import machine, threads
+from sparseconv.measure.table import Table
+from sparseconv.measure.timing import Interval, interleave, interval
 
 RESULTS = Path(__file__).parent / "results" / "published_networks.json"
 PRUNED = 0.9

@@ -7,8 +7,8 @@ from typing import Any
 
 from sparseconv.bench.cases import SUITES
 from sparseconv.bench.run import COMPUTATIONS
-from sparseconv.bench.timing import Interval
-from sparseconv.report import Table
+from sparseconv.measure.table import Table
+from sparseconv.measure.timing import Interval
 
 Rows = Sequence[Mapping[str, Any]]
 MODES = {

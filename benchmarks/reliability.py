@@ -18,8 +18,7 @@ from typing import Any
 from benchmarks import evidence_files, mutants_table
 from benchmarks.evidence_files import Evidence, TestRow
 from sparseconv.core.files import write_whole
-from sparseconv.report import grouped
-from sparseconv.report.page import Table
+from sparseconv.measure.table import Table, grouped
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results") / "reliability"

@@ -16,8 +16,8 @@ import draw
 from benchmarks import published_networks, readme
 from sparseconv.bench import plots, report
 from sparseconv.bench.svg import Plot
+from sparseconv.measure.table import Table
 from sparseconv.ops.backends import NEVER_ON_A_GPU
-from sparseconv.report import Table
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,7 +15,7 @@ from aeon.utils.validation.collection import get_type, has_missing, is_equal_len
 from sklearn.utils import check_random_state
 
 from sparseconv.evaluation import predict_log_proba
-from sparseconv.machine import threads
+from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
 from sparseconv.training import train

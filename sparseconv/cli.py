@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from sparseconv import datasets, machine
+from sparseconv import datasets
 from sparseconv.bench import command as bench_command
 from sparseconv.core.files import write_whole
 from sparseconv.evaluation import predict_log_proba
+from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.models.dsn import INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS, available_backends, untried
@@ -139,7 +140,7 @@ def add_option(group: argparse._ArgumentGroup, name: str, default: Any) -> None:
 
 
 def _info(_: argparse.Namespace) -> int:
-    facts, versions = machine.facts(), machine.versions()
+    facts, versions = machine.environment_info(), machine.versions()
     missing = [name for name in machine.OPTIONAL_PACKAGES if name not in versions]
     lines = [
         ("versions", ", ".join(f"{name} {versions[name]}" for name in machine.CORE_PACKAGES)),
@@ -274,7 +275,7 @@ def _config(
         "data": facts,
         "network": {name: settings[name] for name in NETWORK},
         "recipe": {name: settings[name] for name in RECIPE},
-        "machine": machine.facts(),
+        "machine": machine.environment_info(),
     }
     text = json.dumps(config, indent=2) + "\n"
     out.mkdir(parents=True, exist_ok=True)

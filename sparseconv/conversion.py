@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from sparseconv import machine
 from sparseconv._convertible import (
     Candidate,
     check_module,
@@ -21,9 +20,10 @@ from sparseconv._convertible import (
 )
 from sparseconv._replacement import asks_for_gradients, carry_hooks, carry_state, replace
 from sparseconv._untouched import copied, untouched
-from sparseconv.bench.timing import Interval, interleave, interval, ratio
 from sparseconv.conversion_result import Conversion, ConversionReport, LayerConversion, ModelTimes
 from sparseconv.core.checks import number
+from sparseconv.measure import machine
+from sparseconv.measure.timing import Interval, interleave, interval, ratio
 from sparseconv.modules import SparseConv1d
 from sparseconv.profile_result import KEEP, LayerProfile, verdict_of
 from sparseconv.profiling import (
@@ -149,7 +149,7 @@ def convert(
         times,
         backward,
         torch.get_num_threads(),
-        machine.facts(),
+        machine.environment_info(),
     )
     return Conversion(_install(model, chosen) if inplace else converted, report)
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from sparseconv.bench.timing import Interval
-from sparseconv.report import Table
+from sparseconv.measure.table import Table
+from sparseconv.measure.timing import Interval
 
 
 @dataclass(frozen=True)

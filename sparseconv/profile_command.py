@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseconv import datasets, machine
+from sparseconv import datasets
 from sparseconv.cli import add_option, resumed_settings
 from sparseconv.core.files import check_writable, write_whole
 from sparseconv.core.geometry import single
+from sparseconv.measure import machine
+from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.models import DSN
 from sparseconv.recipe import Recipe
 from sparseconv.run_folder import CONFIG_NAME, DATA, NETWORK, RECIPE, load_run
@@ -81,7 +83,7 @@ def _profile(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_writable(args.json)
 
-    machine.keep_freed_memory()  # as train() does
+    retain_freed_memory()  # as train() does
     model.train(not args.inference)
     x = _series(shape)
     with machine.threads(threads):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparseconv.bench.timing import Interval
-from sparseconv.report import Table
+from sparseconv.measure.table import Table
+from sparseconv.measure.timing import Interval
 
 KEEP, DENSE, UNCLEAR = "keep sparse", "dense is faster here", "no clear difference"
 

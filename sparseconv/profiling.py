@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv import machine
 from sparseconv._untouched import untouched
-from sparseconv.bench.timing import Interval, Times, interleave, interval, ratio
 from sparseconv.core.checks import integer
 from sparseconv.functional import sparse_conv1d
+from sparseconv.measure import machine
+from sparseconv.measure.timing import Interval, Times, interleave, interval, ratio
 from sparseconv.modules import SparseConv1d
 from sparseconv.ops.backends import extension
 from sparseconv.profile_result import LayerProfile, Measurement, ModelTime, Profile
@@ -54,7 +54,7 @@ def profile(
     """Measure every ``SparseConv1d`` of a model beside the same layer dense.
 
     The model runs once to see what its layers are given. Then each layer is timed on its own,
-    sparse and dense taking turns in shuffled order (``sparseconv.bench.timing``), and at last the
+    sparse and dense taking turns in shuffled order (``sparseconv.measure.timing``), and at last the
     whole model in turns with its sparse layers alone. Dense is what ``nn.Conv1d`` does:
     ``F.conv1d`` with the dense weight, after ``F.pad`` where the padding is not zeros or differs
     left and right. Backward computes what a training step would: no gradient of the input where
@@ -110,7 +110,7 @@ def profile(
         model=whole,
         threads=torch.get_num_threads(),
         fma_gflops={str(d).removeprefix("torch."): p for d, p in peaks.items() if p is not None},
-        machine=machine.facts(),
+        machine=machine.environment_info(),
     )
 
 
@@ -216,7 +216,7 @@ def _fma_peak(dtype: torch.dtype) -> float | None:
     """GFLOP/s that this machine reaches with the caller's threads; None without the kernels."""
     if extension is None:
         return None
-    from sparseconv.bench.peaks import measure
+    from sparseconv.measure.peaks import measure
 
     name = str(dtype).removeprefix("torch.")
     (peak,) = measure([torch.get_num_threads()], [extension.isa()], [name])

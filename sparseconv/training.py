@@ -23,7 +23,7 @@ from sparseconv.core.geometry import single
 from sparseconv.dst import DSTScheduler
 from sparseconv.evaluation import evaluate
 from sparseconv.graphed import GraphedStep
-from sparseconv.machine import keep_freed_memory
+from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.modules import SparseConv1d
 from sparseconv.recipe import Recipe
 from sparseconv.training_data import checked_data, digest
@@ -143,7 +143,7 @@ def train(
     if path is not None and path.parent.is_file():
         raise ValueError(f"out must name a folder, but {path.parent} is a file")
 
-    keep_freed_memory()
+    retain_freed_memory()
     with torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
         torch.default_generator.manual_seed(recipe.seed)
         if X.is_cuda:

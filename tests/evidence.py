@@ -78,7 +78,7 @@ class Recorder:
         row["cases"] += item.stash.get(CASES, 0) if report.when == "call" else 0
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        from sparseconv.bench.timing import machine
+        from sparseconv.measure.machine import machine
 
         content = {
             "command": shlex.join(["pytest", *sys.argv[1:]]),

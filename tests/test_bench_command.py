@@ -14,10 +14,11 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from toy_run import refused
 
-from sparseconv.bench import command, growth, network, peaks, run, suite, tables
+from sparseconv.bench import command, growth, network, run, suite, tables
 from sparseconv.bench.cases import CASES, SUITES, Case
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.cli import main
+from sparseconv.measure import peaks
 from sparseconv.ops import backends
 
 needs_extension = pytest.mark.skipif(

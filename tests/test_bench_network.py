@@ -14,10 +14,11 @@ from dense_kernels import dense_ops, one_wrong
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, SparseConv1d, datasets, fused
-from sparseconv.bench import cost_plots, dense_network, network, network_steps, parts, timing
+from sparseconv.bench import cost_plots, dense_network, network, network_steps, parts
 from sparseconv.bench.masked_dense import PremaskedConv1d, masked_copy
 from sparseconv.bench.run import WrongResultError
-from sparseconv.machine import threads
+from sparseconv.measure import timing
+from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
 from sparseconv.ops.backends import extension
 

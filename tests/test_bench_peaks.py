@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sparseconv.bench import peaks, timing
-from sparseconv.machine import threads
+from sparseconv.measure import peaks, timing
+from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")

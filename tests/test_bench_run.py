@@ -14,8 +14,9 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from torch import Tensor
 
-from sparseconv.bench import growth, peaks, rivals, run, timing
+from sparseconv.bench import growth, rivals, run
 from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
+from sparseconv.measure import peaks, timing
 from sparseconv.models import DSN
 from sparseconv.ops import calls as ops
 from sparseconv.ops.backends import extension

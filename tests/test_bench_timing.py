@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import sparseconv
-from sparseconv.bench import timing
+from sparseconv.measure import timing
+from sparseconv.measure.machine import measurement_context
 
 
 class FakeClock:
@@ -109,7 +110,7 @@ def test_garbage_collection_is_as_it_was_even_after_an_error() -> None:
 
 
 def test_machine_facts_are_complete() -> None:
-    facts = timing.machine()
+    facts = measurement_context()
     assert {"cpu", "cores", "cpp", "isa", "isas", "torch", "python", "date", "commit"} <= set(facts)
     assert all(facts.values())
     assert facts["torch"] == torch.__version__
@@ -118,7 +119,7 @@ def test_machine_facts_are_complete() -> None:
 def test_the_commit_is_the_packages_own_or_unknown(tmp_path: Path) -> None:
     """A repository around an installed package is not where it came from."""
     package = Path(sparseconv.__file__).parent
-    code = "from sparseconv.bench import timing; print(timing.machine()['commit'])"
+    code = "from sparseconv.measure import machine; print(machine.measurement_context()['commit'])"
 
     def commit(where: Path) -> str:
         words = [sys.executable, "-c", code]

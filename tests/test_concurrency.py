@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, SparseConv1d, optimize_for_inference, sparse_conv1d
-from sparseconv.machine import threads
+from sparseconv.measure.machine import threads
 
 THREADS, ROUNDS = 8, 12
 

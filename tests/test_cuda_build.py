@@ -22,7 +22,7 @@ from cuda_host import COMPILER, ROOT, SHARED, STATIC_SHARED, most_shared
 from cuda_sass import Share, kernels_of, share_of_multiply_adds
 
 from sparseconv.bench.cases import CASES
-from sparseconv.report import Table
+from sparseconv.measure.table import Table
 
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 NVCC = shutil.which("nvcc") or shutil.which(CUDA / "bin" / "nvcc") or ""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
-from sparseconv.machine import threads
+from sparseconv.measure.machine import threads
 from sparseconv.ops import calls as ops
 from sparseconv.ops.backends import extension
 from sparseconv.testing import Case, random_case

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv.fused import average_bins, batch_norm_relu, conv1x1
-from sparseconv.machine import threads
+from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 from sparseconv.testing import LAYOUTS, LENGTHS, error_bound
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from benchmarks import compare
-from sparseconv.bench import timing
 from sparseconv.bench.cases import CASES
 from sparseconv.bench.run import COMPUTATIONS, WrongResultError
+from sparseconv.measure import timing
 
 KEYS = [(f"case {i}", computation) for i in range(4) for computation in COMPUTATIONS]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparseconv import SparseConv1d, optimize_for_inference
 from sparseconv.fused import MIXED_CHANNELS, MIXED_POSITIONS
-from sparseconv.machine import threads
+from sparseconv.measure.machine import threads
 from sparseconv.models.block import Block
 from sparseconv.ops.backends import extension
 

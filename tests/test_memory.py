@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from sparseconv import DSTScheduler, available_backends
-from sparseconv.bench.growth import allocations
+from sparseconv.measure.memory import allocations
 from sparseconv.models import DSN
 
 DENSE_BYTES = 141 * 47 * 39 * 4  # one layer's weight in float32
@@ -69,8 +69,8 @@ def test_the_measurement_sees_dense_buffers() -> None:
 
 FAULTS = """
 import resource, torch
-from sparseconv.machine import keep_freed_memory
-keep_freed_memory()
+from sparseconv.measure.memory import retain_freed_memory
+retain_freed_memory()
 def step():
     blocks = [torch.zeros(300_000) for _ in range(8)]  # 1.2 MB each, as activations are
 for _ in range(3):

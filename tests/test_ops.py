@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
 from sparseconv.core.geometry import Geometry
-from sparseconv.machine import threads
+from sparseconv.measure.machine import threads
 from sparseconv.ops import calls as ops
 
 OPS = torch.ops.sparseconv

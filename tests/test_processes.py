@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sparseconv import DSTScheduler, KernelCSR, SparseConv1d
-from sparseconv.machine import threads
+from sparseconv.measure.machine import threads
 
 TIMEOUT = 60.0  # seconds; a deadlock ends in a failure
 

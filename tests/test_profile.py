@@ -17,7 +17,8 @@ from nested import QUICK, X, nested
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparseconv import SparseConv1d, machine, profiling
+from sparseconv import SparseConv1d, profiling
+from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.ops import backends
 from sparseconv.profiling import profile
@@ -34,7 +35,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], list[str]]]:
         asked.append((counts, dtypes))
         return [{"fma_gflops": PEAK}]
 
-    monkeypatch.setattr("sparseconv.bench.peaks.measure", measure)
+    monkeypatch.setattr("sparseconv.measure.peaks.measure", measure)
     return asked
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from sparseconv import KernelCSR, SparseConv1d
+from sparseconv.measure.table import Table
 from sparseconv.models import DSN
-from sparseconv.report import Section, Table, figures, write_html, write_training_report
+from sparseconv.report import Section, figures, write_html, write_training_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

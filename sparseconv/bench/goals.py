@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sparseconv.report import Table
+from sparseconv.measure.table import Table
 
 Row = Mapping[str, Any]
 LARGE = (128, 512, 1024)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.profiler import ProfilerActivity, profile
 
-from sparseconv.bench import timing
 from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.run import COMPUTATIONS, Kernels, check, sparse_calls
+from sparseconv.measure import timing
+from sparseconv.measure.memory import peak_bytes
 from sparseconv.ops import calls
 
 _BASE = CASES["uniform_15"]
@@ -107,45 +106,3 @@ def exponent_range(
         for _ in range(resamples)
     ]
     return [float(bound) for bound in np.percentile(slopes, (2.5, 97.5))]
-
-
-def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes that torch's allocator has out at once during a call: result, temporaries.
-
-    The kernels' scratch is not among them: it belongs to a thread, not to a call, and fits in L2.
-
-    Example:
-        >>> peak_bytes(lambda: torch.zeros(1000))
-        4000
-    """
-    out = most = 0
-    for change in allocations(call):
-        out += change
-        most = max(most, out)
-    return most
-
-
-def allocations(call: Callable[[], object]) -> list[int]:
-    """What torch's CPU allocator hands out and takes back during a call, in order.
-
-    Returns:
-        Bytes of each buffer; those of one that is given back are negative.
-
-    Example:
-        >>> allocations(lambda: torch.zeros(1000).dim())
-        [4000, -4000]
-    """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes two lines to stderr each time
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = call()  # freed after the last event, as a caller would hold it
-    del kept
-    assert profiler.profiler is not None
-    results = profiler.profiler.kineto_results
-    assert results is not None
-    changes, events = [], list(results.experimental_event_tree())
-    while events:
-        event = events.pop()
-        events += event.children
-        if event.tag == torch._C._profiler._EventType.Allocation:
-            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-    return [change for _, change in sorted(changes, key=lambda pair: pair[0])]

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from sparseconv import datasets, optimize_for_inference
-from sparseconv.bench import parts, timing
+from sparseconv.bench import parts
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.dense_network import Network, inference_variants, training_variants
 from sparseconv.bench.masked_dense import masked_copy
 from sparseconv.bench.network_steps import NEVER, compiled, training_bytes, training_steps
 from sparseconv.bench.network_tables import RIVALS, parts_table, table
 from sparseconv.bench.run import WrongResultError, check
-from sparseconv.machine import keep_freed_memory, threads
+from sparseconv.measure import timing
+from sparseconv.measure.machine import threads
+from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.models import DSN
 from sparseconv.ops import calls
 from sparseconv.recipe import Recipe
@@ -93,7 +95,7 @@ def tasks(
 
 
 def _on_threads(count: int, measure: Callable[[], Row]) -> Row:
-    keep_freed_memory()  # as train() does; either side gains
+    retain_freed_memory()  # as train() does; either side gains
     with torch.random.fork_rng(devices=[]), threads(count):
         torch.manual_seed(0)
         return measure()

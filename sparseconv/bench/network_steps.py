@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparseconv import DSTScheduler
 from sparseconv.bench.dense_network import Network, training_variants
-from sparseconv.bench.growth import peak_bytes
 from sparseconv.bench.masked_dense import MaskedDST, masked_copy
+from sparseconv.measure.memory import peak_bytes
 from sparseconv.models import DSN
 
 NEVER = 10**9

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparseconv.bench import timing
-from sparseconv.report import Table
+from sparseconv.measure import timing
+from sparseconv.measure.table import Table
 
 RIVALS = ("masked_dense", "dense_best", "dense_compiled")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from sparseconv.bench import timing
+from sparseconv.measure import timing
 
 OTHER = "python and other"
 NORM = "batch norm, relu"  # one part, for one side computes them in one pass

@@ -12,7 +12,8 @@ import numpy as np
 from sparseconv.bench import cost_plots, plots
 from sparseconv.bench.svg import Plot, threads_text
 from sparseconv.bench.tables import peaks_table
-from sparseconv.report import Table, figures, grouped, render
+from sparseconv.measure.table import Table, grouped
+from sparseconv.report import figures, render
 
 SCHEMA = 1
 SUITES = {

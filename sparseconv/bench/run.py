@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, SparseConv1d
-from sparseconv.bench import peaks, rivals, timing
+from sparseconv.bench import rivals
 from sparseconv.bench.cases import Case, Problem
 from sparseconv.core.geometry import Geometry
+from sparseconv.measure import peaks, timing
 from sparseconv.ops import calls
 from sparseconv.ops.backends import resolve_backend
 from sparseconv.reference import conv1d_dense

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from sparseconv.bench import goals, growth, network, peaks, timing
+from sparseconv.bench import goals, growth, network
 from sparseconv.bench.cases import Case
 from sparseconv.bench.files import rounded
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.bench.run import WrongResultError, measure
-from sparseconv.machine import threads
+from sparseconv.measure import peaks
+from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.ops import backends, calls
 
 SCHEMA = 1
@@ -74,7 +75,7 @@ def run(
     document: Document = {
         "schema": SCHEMA,
         "complete": False,
-        "machine": timing.machine(),
+        "machine": measurement_context(),
         "peaks": [],
         "rows": [],
         "growth": [],

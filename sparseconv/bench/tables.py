@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparseconv.bench.rivals import RIVALS
-from sparseconv.bench.timing import Interval
-from sparseconv.report import Table
+from sparseconv.measure.table import Table
+from sparseconv.measure.timing import Interval
 
 Rows = Sequence[Mapping[str, Any]]
 

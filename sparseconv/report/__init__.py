@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparseconv.measure.table import Table, grouped
 from sparseconv.report import figures
-from sparseconv.report.page import Section, Table, render, write_html
+from sparseconv.report.page import Section, render, write_html
 
 if TYPE_CHECKING:
     from sparseconv.models import DSN
@@ -111,16 +112,6 @@ def _layer_table(model: DSN) -> Table:
         ],
         text_columns=2,
     )
-
-
-def grouped(number: float) -> str:
-    """Digits in groups of three: ``34 459``.
-
-    Example:
-        >>> grouped(34459)
-        '34 459'
-    """
-    return f"{number:,.0f}".replace(",", " ")
 
 
 def _compared(name: str, ours: float, dense: float) -> tuple[str, str, str, str]:

@@ -9,42 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Table:
-    """Cells already formatted as text: the first ``text_columns`` align left, numbers right.
-
-    Example:
-        >>> print(Table(("layer", "active"), [("1", "732"), ("2", "34 459")]).markdown())
-        | layer | active |
-        |:------|-------:|
-        | 1     |    732 |
-        | 2     | 34 459 |
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text_columns: int = 1
-
-    def markdown(self) -> str:
-        """The table as Markdown, padded so that it also reads well in a terminal."""
-        lines = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
-        widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-        left = [i < self.text_columns for i in range(len(widths))]
-        rule = [
-            ":" + "-" * (width + 1) if text else "-" * (width + 1) + ":"
-            for width, text in zip(widths, left, strict=True)
-        ]
-        body = [
-            "| "
-            + " | ".join(
-                cell.ljust(width) if text else cell.rjust(width)
-                for cell, width, text in zip(line, widths, left, strict=True)
-            )
-            + " |"
-            for line in lines
-        ]
-        return "\n".join([body[0], "|" + "|".join(rule) + "|", *body[1:]])
+from sparseconv.measure.table import Table
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,13 @@ one process, in random order, and only ratios of neighbours are compared.
 from __future__ import annotations
 
 import gc
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from sparseconv.machine import facts
-from sparseconv.ops.backends import extension
 
 Times = dict[str, NDArray[np.float64]]
 
@@ -106,33 +100,3 @@ def interleave(
         if collecting:
             gc.enable()
     return times
-
-
-def machine() -> dict[str, str]:
-    """The facts without which a time says nothing, and the date; threads stand in every row."""
-    found = facts() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
-    del found["threads"]
-    isa, isas = ("none", ["none"]) if extension is None else (extension.isa(), extension.isas())
-    return found | {"isa": isa, "isas": ", ".join(isas), "commit": _commit()}
-
-
-def _commit() -> str:
-    """The commit that was measured; marked if the sources differ from it.
-
-    Known only where the package lies in a checkout of its own repository: a checkout of something
-    else around an installed package says nothing about it.
-    """
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        if git("rev-parse", "--show-prefix") != "sparseconv/bench/":
-            return "unknown"
-        changed = git("status", "--porcelain", "--", "../../csrc", "..", "../../setup.py")
-        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -56,11 +58,11 @@ def isa() -> str:
     return f"{chosen}; available: {', '.join(extension.isas())}"
 
 
-def facts() -> dict[str, str]:
+def environment_info() -> dict[str, str]:
     """What a reader of a time or of an accuracy must know.
 
     Example:
-        >>> sorted(facts())
+        >>> sorted(environment_info())
         ['cores', 'cpp', 'cpu', 'python', 'sparseconv', 'system', 'threads', 'torch']
     """
     found = versions()
@@ -91,12 +93,31 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what a training step frees, instead of returning it to the system.
+def measurement_context() -> dict[str, str]:
+    """The facts without which a time says nothing, and the date; threads stand in every row."""
+    found = environment_info() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    del found["threads"]
+    isa, isas = ("none", ["none"]) if extension is None else (extension.isa(), extension.isas())
+    return found | {"isa": isa, "isas": ", ".join(isas), "commit": _commit()}
 
-    A step frees and allocates the same activations; given back, each of their pages is faulted in
-    and cleared again (some 2 000 faults and a fifth of the time of a DSN's step at L = 128). The
-    GNU C library keeps blocks up to the largest that it has seen freed, 32 MB at most: so one such
-    block is allocated and freed. Elsewhere this does nothing.
+
+def _commit() -> str:
+    """The commit that was measured; marked if the sources differ from it.
+
+    Known only where the package lies in a checkout of its own repository: a checkout of something
+    else around an installed package says nothing about it.
     """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        if git("rev-parse", "--show-prefix") != "sparseconv/measure/":
+            return "unknown"
+        changed = git("status", "--porcelain", "--", "../../csrc", "..", "../../setup.py")
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseconv.machine import threads
+from sparseconv.measure.machine import threads
 from sparseconv.ops import backends
 
 BLOCK = 1536  # bytes; csrc/cpu/peaks.h, kPeakBlock

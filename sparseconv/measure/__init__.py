@@ -1,0 +1,1 @@
+"""The ruler: paired timing, the machine under a figure, memory, peaks, tables."""

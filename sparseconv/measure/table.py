@@ -1,0 +1,53 @@
+"""Tables of text, and numbers as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells already formatted as text: the first ``text_columns`` align left, numbers right.
+
+    Example:
+        >>> print(Table(("layer", "active"), [("1", "732"), ("2", "34 459")]).markdown())
+        | layer | active |
+        |:------|-------:|
+        | 1     |    732 |
+        | 2     | 34 459 |
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+
+    def markdown(self) -> str:
+        """The table as Markdown, padded so that it also reads well in a terminal."""
+        lines = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
+        widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+        left = [i < self.text_columns for i in range(len(widths))]
+        rule = [
+            ":" + "-" * (width + 1) if text else "-" * (width + 1) + ":"
+            for width, text in zip(widths, left, strict=True)
+        ]
+        body = [
+            "| "
+            + " | ".join(
+                cell.ljust(width) if text else cell.rjust(width)
+                for cell, width, text in zip(line, widths, left, strict=True)
+            )
+            + " |"
+            for line in lines
+        ]
+        return "\n".join([body[0], "|" + "|".join(rule) + "|", *body[1:]])
+
+
+def grouped(number: float) -> str:
+    """Digits in groups of three: ``34 459``.
+
+    Example:
+        >>> grouped(34459)
+        '34 459'
+    """
+    return f"{number:,.0f}".replace(",", " ")
