@@ -30,13 +30,13 @@ from sparseconv.core.geometry import Geometry
 from sparseconv.ops import calls as ops
 from sparseconv.ops import cuda_plans
 from sparseconv.ops.backends import extension
-from sparseconv.reference import conv1d_oracle
 from sparseconv.testing import (
     LAYOUTS,
     PATTERNS,
     Case,
     Expected,
     Tensors,
+    conv1d_oracle,
     expected_dgrad,
     expected_fprop,
     expected_wgrad,

@@ -22,8 +22,17 @@ from sparseconv.bench import run
 from sparseconv.bench.cases import CASES
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops.backends import extension
-from sparseconv.reference import conv1d_oracle, oracle_dgrad, oracle_wgrad
-from sparseconv.testing import LAYOUTS, LENGTHS, PATTERNS, Case, Tensors, random_case
+from sparseconv.testing import (
+    LAYOUTS,
+    LENGTHS,
+    PATTERNS,
+    Case,
+    Tensors,
+    conv1d_oracle,
+    oracle_dgrad,
+    oracle_wgrad,
+    random_case,
+)
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 

@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
-from sparseconv.reference import (
-    MaskedConv1d,
-    conv1d_dense,
+from sparseconv.reference import MaskedConv1d, conv1d_dense, dense_weight
+from sparseconv.testing import (
+    LAYOUTS,
     conv1d_oracle,
-    dense_weight,
+    expected_dgrad,
+    expected_fprop,
+    expected_wgrad,
     oracle_dgrad,
     oracle_wgrad,
+    random_case,
 )
-from sparseconv.testing import LAYOUTS, expected_dgrad, expected_fprop, expected_wgrad, random_case
 
 
 @pytest.mark.promise("P1")

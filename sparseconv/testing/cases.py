@@ -1,4 +1,4 @@
-"""For correctness tests: random cases, tensor layouts and computed error bounds.
+"""Random convolutions, described by numbers.
 
 >>> case = random_case(random.Random(0))
 >>> eval(repr(case)) == case
@@ -8,7 +8,6 @@ True
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,12 +16,13 @@ from torch import Tensor
 
 from sparseconv.core.geometry import Padding, resolve_padding
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.reference import conv1d_oracle, oracle_dgrad, oracle_wgrad
 
 # Below, at and just past the vector widths (2 to 16 numbers), their multiples, and the longest
 # piece of a series that a lane takes (28).
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 27, 28, 29, 31, 32, 33, 47, 48, 49, 63,
            64, 65, 97, 130)  # fmt: skip
+
+
 PATTERNS = (
     "random",
     "empty_row",
@@ -182,140 +182,3 @@ def random_case(rng: random.Random, **fixed: Any) -> Case:
         case = Case(**(drawn | fixed))
         if case.is_valid:
             return case
-
-
-class Expected(NamedTuple):
-    """A result in float64 and how far from it a correct computation may lie."""
-
-    exact: Tensor
-    bound: Tensor
-
-
-def expected_fprop(case: Case, tensors: Tensors) -> Expected:
-    """Compute the output with its error bound."""
-    pattern = case.make_pattern()
-
-    def oracle(x: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = conv1d_oracle(_batch(x), values, pattern, bias, *case.geometry)
-        return y if case.batched else y[0]
-
-    data = (tensors.input, tensors.values, tensors.bias)
-    return _expected(oracle, *(tensor for tensor in data if tensor is not None))
-
-
-def expected_dgrad(case: Case, tensors: Tensors) -> Expected:
-    """Compute the gradient of the input with its error bound."""
-    pattern = case.make_pattern()
-
-    def oracle(grad: Tensor, values: Tensor) -> Tensor:
-        dx = oracle_dgrad(_batch(grad), values, pattern, case.length, *case.geometry)
-        return dx if case.batched else dx[0]
-
-    return _expected(oracle, tensors.grad, tensors.values)
-
-
-def expected_wgrad(case: Case, tensors: Tensors) -> Expected:
-    """Compute the gradient of the values with its error bound."""
-    pattern = case.make_pattern()
-
-    def oracle(grad: Tensor, x: Tensor) -> Tensor:
-        return oracle_wgrad(_batch(grad), _batch(x), pattern, *case.geometry)
-
-    return _expected(oracle, tensors.grad, tensors.input)
-
-
-def _batch(x: Tensor) -> Tensor:
-    return x if x.dim() == 3 else x.unsqueeze(0)
-
-
-def _expected(oracle: Callable[..., Tensor], *data: Tensor) -> Expected:
-    # On magnitudes the oracle adds up what can be rounded, on ones it counts the terms.
-    exact = oracle(*data)
-    magnitude = oracle(*(tensor.abs() for tensor in data))
-    terms = oracle(*(torch.ones_like(tensor) for tensor in data))
-    return Expected(exact, error_bound(exact, magnitude, terms, data[0].dtype))
-
-
-def error_bound(exact: Tensor, magnitude: Tensor, terms: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bound the rounding error of a sum of products, whatever the order of its terms.
-
-    ``(terms + 2) * u * magnitude`` with the unit roundoff ``u`` of the accumulator (Higham,
-    "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1), where ``magnitude`` is
-    the sum of the products' absolute values. The half types accumulate in float32 and add one
-    rounding to the result. In float64 the oracle rounds as well, which doubles the bound.
-
-    Example:
-        >>> one = torch.ones(1, dtype=torch.float64)
-        >>> bool(error_bound(one, one, one, torch.float32) == 3 * 2**-24)
-        True
-    """
-    half = dtype in (torch.bfloat16, torch.float16)
-    unit = torch.finfo(torch.float32 if half else dtype).eps / 2
-    bound = (terms + 2) * unit * magnitude
-    if dtype == torch.float64:
-        return 2 * bound
-    if half:
-        info = torch.finfo(dtype)
-        spacing = info.smallest_normal * info.eps  # of the subnormal numbers
-        bound = bound + info.eps / 2 * (exact.abs() + bound) + spacing / 2
-    return bound
-
-
-# Tensors of the same shape in every memory layout that torch can express. Some layouts repeat
-# elements, so each is compared with its own contiguous copy.
-
-
-def _padded_copy(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    size = list(x.shape)
-    size[dim] += before + after
-    buffer = x.new_full(size, float("nan"))
-    view = buffer.narrow(dim, before, x.shape[dim])
-    return view.copy_(x)
-
-
-def _strided_copy(x: Tensor, dim: int, step: int) -> Tensor:
-    size = list(x.shape)
-    size[dim] *= step
-    buffer = x.new_full(size, float("nan"))
-    index = [slice(None)] * x.dim()
-    index[dim] = slice(None, None, step)
-    return buffer[tuple(index)].copy_(x)
-
-
-def _permuted_copy(x: Tensor, *order: int) -> Tensor:
-    back = [order.index(d) for d in range(x.dim())]
-    return x.permute(order).contiguous().permute(back)
-
-
-def _offset_copy(x: Tensor) -> Tensor:
-    return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
-
-
-def _windows(x: Tensor) -> Tensor:
-    """Overlap neighbours: every index steps through memory by one element."""
-    return x.new_tensor(range(sum(x.shape) + 1)).as_strided(x.shape, (1,) * x.dim())
-
-
-def _imaginary(x: Tensor) -> Tensor:
-    """Make a view with torch's negative bit, which torch itself sets: the memory holds ``-x``."""
-    if x.dtype not in (torch.float32, torch.float64):
-        return _strided_copy(x, -1, 2)
-    return torch.complex(torch.zeros_like(x), -x).conj().imag
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda x: x.clone(),
-    "offset": _offset_copy,
-    "transposed": lambda x: _permuted_copy(x, *range(x.dim() - 2), *range(x.dim())[:-3:-1]),
-    "reversed_dims": lambda x: _permuted_copy(x, *range(x.dim())[::-1]),
-    "batch_last": lambda x: _permuted_copy(x, *range(1, x.dim()), 0),
-    "sliced_last": lambda x: _padded_copy(x, -1, 3, 2),
-    "sliced_first": lambda x: _padded_copy(x, 0, 1, 1),
-    "sliced_middle": lambda x: _padded_copy(x, x.dim() // 2, 2, 1),
-    "every_second": lambda x: _strided_copy(x, -1, 2),
-    "every_third_first": lambda x: _strided_copy(x, 0, 3),
-    "expanded_first": lambda x: x[:1].clone().expand_as(x),
-    "expanded_last": lambda x: x[..., :1].clone().expand_as(x),
-    "overlapping": _windows,
-    "imaginary": _imaginary,
-}

@@ -1,0 +1,125 @@
+"""The three computations in float64, one active weight after the other.
+
+Nothing here is shared with the kernels or with the dense path, not even the padding: what they are
+compared with must not share their bugs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparseconv.core.pattern import KernelCSR
+
+
+def _active(pattern: KernelCSR) -> list[tuple[int, int, int]]:
+    """List ``(o, c, k)`` of the active weights in CSR order."""
+    crow, col = pattern.crow_indices.tolist(), pattern.col_indices.tolist()
+    return [
+        (*divmod(row, pattern.shape[1]), col[j])
+        for row in range(len(crow) - 1)
+        for j in range(crow[row], crow[row + 1])
+    ]
+
+
+def _sources(length: int, padding: tuple[int, int], mode: str) -> tuple[list[int], list[int]]:
+    """Pair every padded sample with the input sample that it repeats; zeros have none."""
+    padded, sources = [], []
+    for at in range(-padding[0], length + padding[1]):
+        if 0 <= at < length:
+            source = at
+        elif mode == "replicate":
+            source = 0 if at < 0 else length - 1
+        elif mode == "reflect":
+            source = -at if at < 0 else 2 * (length - 1) - at
+        elif mode == "circular":
+            source = at + length if at < 0 else at - length
+        else:
+            continue
+        padded.append(at + padding[0])
+        sources.append(source)
+    return padded, sources
+
+
+def _padded(x: Tensor, padding: tuple[int, int], mode: str) -> Tensor:
+    y = x.new_zeros(*x.shape[:2], x.shape[2] + sum(padding), dtype=torch.float64)
+    padded, sources = _sources(x.shape[2], padding, mode)
+    y[:, :, padded] = x.detach().double()[:, :, sources]
+    return y
+
+
+def conv1d_oracle(
+    input: Tensor,
+    values: Tensor,
+    pattern: KernelCSR,
+    bias: Tensor | None,
+    stride: int,
+    padding: tuple[int, int],
+    dilation: int,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """Compute the output in float64, one active weight after the other.
+
+    The definition itself: ``y[n, o, l] = bias[o] + sum w[o, c, k] * x[n, c, l*stride +
+    k*dilation - left]``. On absolute values of input, values and bias it gives the sum of
+    magnitudes that bounds the rounding error.
+    """
+    x = _padded(input, padding, padding_mode)
+    out_channels, group_channels, kernel_size = pattern.shape
+    length = (x.shape[2] - dilation * (kernel_size - 1) - 1) // stride + 1
+    y = x.new_zeros(x.shape[0], out_channels, length)
+    if bias is not None:
+        y += bias.detach().double()[:, None]
+    for w, (o, c, k) in zip(values.detach().double().tolist(), _active(pattern), strict=True):
+        channel = o // (out_channels // groups) * group_channels + c
+        begin = k * dilation
+        y[:, o] += w * x[:, channel, begin : begin + stride * (length - 1) + 1 : stride]
+    return y
+
+
+def oracle_dgrad(
+    grad: Tensor,
+    values: Tensor,
+    pattern: KernelCSR,
+    input_length: int,
+    stride: int,
+    padding: tuple[int, int],
+    dilation: int,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """Compute the gradient ``(N, C_in, L_in)`` of the input in float64; see ``conv1d_oracle``."""
+    out_channels, group_channels, _ = pattern.shape
+    g, length = grad.detach().double(), grad.shape[2]
+    padded = g.new_zeros(g.shape[0], group_channels * groups, input_length + sum(padding))
+    for w, (o, c, k) in zip(values.detach().double().tolist(), _active(pattern), strict=True):
+        channel = o // (out_channels // groups) * group_channels + c
+        begin = k * dilation
+        padded[:, channel, begin : begin + stride * (length - 1) + 1 : stride] += w * g[:, o]
+    folded = g.new_zeros(g.shape[0], group_channels * groups, input_length)
+    for at, source in zip(*_sources(input_length, padding, padding_mode), strict=True):
+        folded[:, :, source] += padded[:, :, at]
+    return folded
+
+
+def oracle_wgrad(
+    grad: Tensor,
+    input: Tensor,
+    pattern: KernelCSR,
+    stride: int,
+    padding: tuple[int, int],
+    dilation: int,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """Compute the gradient ``(nnz,)`` of the values in float64; see ``conv1d_oracle``."""
+    x, g, length = _padded(input, padding, padding_mode), grad.detach().double(), grad.shape[2]
+    out_channels, group_channels, _ = pattern.shape
+    sums = g.new_zeros(pattern.nnz)
+    for j, (o, c, k) in enumerate(_active(pattern)):
+        channel = o // (out_channels // groups) * group_channels + c
+        begin = k * dilation
+        window = x[:, channel, begin : begin + stride * (length - 1) + 1 : stride]
+        sums[j] = (g[:, o] * window).sum()
+    return sums
