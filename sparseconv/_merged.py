@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sparseconv._hooks import has_code_of_its_own
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.functional import convolve
-from sparseconv.fused import conv_conv1x1, mixing_pays
+from sparseconv.functional.conv import convolve
+from sparseconv.functional.fused import conv_conv1x1, mixing_pays
 from sparseconv.models.dsn import ShortAvgPool1d
 from sparseconv.modules import SparseConv1d
 from sparseconv.ops.backends import resolve_backend

@@ -16,7 +16,7 @@ from torch.utils._device import DeviceContext
 from sparseconv._hooks import has_code_of_its_own, has_hooks_for_all
 from sparseconv._merged import Merged, MergedSparseConv, split
 from sparseconv._untouched import copied
-from sparseconv.fused import runs_eagerly
+from sparseconv.functional.fused import runs_eagerly
 from sparseconv.models.block import Block
 
 

@@ -26,7 +26,7 @@ from sparseconv._state_dict import (
 from sparseconv.core.checks import integer, number
 from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
 from sparseconv.core.pattern import KernelCSR, Region, carry_over
-from sparseconv.functional import convolve
+from sparseconv.functional.conv import convolve
 from sparseconv.ops.backends import BACKENDS
 from sparseconv.reference import dense_weight
 

@@ -13,10 +13,11 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from torch import Tensor, nn
 
-from sparseconv import DSTScheduler, SparseConv1d, datasets, fused
+from sparseconv import DSTScheduler, SparseConv1d, datasets
 from sparseconv.bench import cost_plots, dense_network, network, network_steps, parts
 from sparseconv.bench.masked_dense import PremaskedConv1d, masked_copy
 from sparseconv.bench.run import WrongResultError
+from sparseconv.functional import fused
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.models import DSN

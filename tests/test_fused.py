@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.fused import average_bins, batch_norm_relu, conv1x1
+from sparseconv.functional.fused import average_bins, batch_norm_relu, conv1x1
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 from sparseconv.testing import LAYOUTS, LENGTHS, error_bound

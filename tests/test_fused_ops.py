@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparseconv.fused import average_bins, batch_norm_relu, conv1x1
+from sparseconv.functional.fused import average_bins, batch_norm_relu, conv1x1
 from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")

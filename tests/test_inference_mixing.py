@@ -15,7 +15,7 @@ from folded import operations, settled
 from torch import Tensor, nn
 
 from sparseconv import SparseConv1d, optimize_for_inference
-from sparseconv.fused import MIXED_CHANNELS, MIXED_POSITIONS
+from sparseconv.functional.fused import MIXED_CHANNELS, MIXED_POSITIONS
 from sparseconv.measure.machine import threads
 from sparseconv.models.block import Block
 from sparseconv.ops.backends import extension

@@ -20,8 +20,6 @@ from test_ops import GEOMETRIES, arguments, with_argument
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sparseconv import fused  # noqa: F401  registers its ops
-
 OPS = torch.ops.sparseconv
 MOST = 2**31 - 1
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparseconv.core.geometry import single
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.core.tracing import untraced
-from sparseconv.fused import average_bins, runs_eagerly, runs_here
+from sparseconv.functional.fused import average_bins, runs_eagerly, runs_here
 from sparseconv.models.block import Block
 from sparseconv.modules import SparseConv1d
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from sparseconv._bilinear import apply, bilinear, differentiable
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.functional import check
+from sparseconv.functional.bilinear import apply, bilinear, differentiable
+from sparseconv.functional.conv import check
 from sparseconv.ops import calls
 from sparseconv.ops import fused_schemas as fused_schemas
 from sparseconv.ops.backends import extension

@@ -11,10 +11,10 @@ from torch._C import _is_tracing
 from torch.compiler import is_compiling
 
 from sparseconv import reference
-from sparseconv._bilinear import Differentiable, bilinear, differentiable
 from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import DTYPES, Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.functional.bilinear import Differentiable, bilinear, differentiable
 from sparseconv.ops import calls
 from sparseconv.ops.backends import resolve_backend
 

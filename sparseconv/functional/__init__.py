@@ -1,0 +1,13 @@
+"""Sparse convolution as functions: the checks, the choice of a backend and the gradients."""
+
+from sparseconv.core.geometry import DTYPES, PADDING_MODES, Geometry, resolve_padding
+from sparseconv.functional.conv import DtypeError, sparse_conv1d
+
+__all__ = [
+    "DTYPES",
+    "PADDING_MODES",
+    "DtypeError",
+    "Geometry",
+    "resolve_padding",
+    "sparse_conv1d",
+]
