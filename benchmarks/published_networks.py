@@ -40,11 +40,11 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 import sparseconv as sc
 from sparseconv import datasets
-from sparseconv._untouched import copied
 from sparseconv.bench.files import rounded, write_json
 from sparseconv.measure.machine import machine, threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Interval, interleave, interval
+from sparseconv.nn.untouched import copied
 
 RESULTS = Path(__file__).parent / "results" / "published_networks.json"
 PRUNED = 0.9

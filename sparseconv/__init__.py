@@ -14,7 +14,7 @@ from sparseconv.core.tracing import when_imported
 from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d
 from sparseconv.inference import optimize_for_inference
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops.backends import available_backends
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from sparseconv._replacement import asks_for_gradients, held_outside
 from sparseconv.core.geometry import DTYPES
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.replacement import asks_for_gradients, held_outside
 from sparseconv.profile_result import LayerProfile
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sparseconv._state_dict import check_not_shared, check_own_values
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.state import check_not_shared, check_own_values
 
 Layers = Mapping[str, SparseConv1d]
 

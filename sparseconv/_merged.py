@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv._hooks import has_code_of_its_own
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.conv import convolve
 from sparseconv.functional.fused import conv_conv1x1, mixing_pays
-from sparseconv.models.dsn import ShortAvgPool1d
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.hooks import has_code_of_its_own
+from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.ops.backends import resolve_backend
 
 Convolution = SparseConv1d | nn.Conv1d

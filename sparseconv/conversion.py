@@ -18,13 +18,13 @@ from sparseconv._convertible import (
     find_candidates,
     told_layers,
 )
-from sparseconv._replacement import asks_for_gradients, carry_hooks, carry_state, replace
-from sparseconv._untouched import copied, untouched
 from sparseconv.conversion_result import Conversion, ConversionReport, LayerConversion, ModelTimes
 from sparseconv.core.checks import number
 from sparseconv.measure import machine
 from sparseconv.measure.timing import Interval, interleave, interval, ratio
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.replacement import asks_for_gradients, carry_hooks, carry_state, replace
+from sparseconv.nn.untouched import copied, untouched
 from sparseconv.profile_result import KEEP, LayerProfile, verdict_of
 from sparseconv.profiling import (
     Call,

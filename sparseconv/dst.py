@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparseconv import _dst_checks as checks
-from sparseconv._gradient_watch import GradientWatch, gradient_dtype
-from sparseconv._pattern_tag import checksum
 from sparseconv._ranks import Ranks
 from sparseconv.core.checks import integer, number
 from sparseconv.core.geometry import single
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.dense_gradient import GradientWatch, gradient_dtype
+from sparseconv.nn.overwritten import checksum
 from sparseconv.pruning import check_growth, check_regions, cosine_decay, prune_and_grow
 
 __all__ = ["DSTScheduler", "prune_and_grow"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
 
 Outputs = tuple[Tensor, ...]
 

@@ -13,11 +13,11 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from sparseconv._hooks import has_code_of_its_own, has_hooks_for_all
 from sparseconv._merged import Merged, MergedSparseConv, split
-from sparseconv._untouched import copied
 from sparseconv.functional.fused import runs_eagerly
-from sparseconv.models.block import Block
+from sparseconv.nn.block import Block
+from sparseconv.nn.hooks import has_code_of_its_own, has_hooks_for_all
+from sparseconv.nn.untouched import copied
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:

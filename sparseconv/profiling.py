@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv._untouched import untouched
 from sparseconv.core.checks import integer
 from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import machine
 from sparseconv.measure.timing import Interval, Times, interleave, interval, ratio
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.untouched import untouched
 from sparseconv.ops.backends import extension
 from sparseconv.profile_result import LayerProfile, Measurement, ModelTime, Profile
 

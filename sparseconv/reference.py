@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparseconv.core.pattern import KernelCSR
 
 if TYPE_CHECKING:
-    from sparseconv.modules import SparseConv1d
+    from sparseconv.nn.conv import SparseConv1d
 
 
 def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:

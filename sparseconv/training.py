@@ -24,7 +24,7 @@ from sparseconv.dst import DSTScheduler
 from sparseconv.evaluation import evaluate
 from sparseconv.graphed import GraphedStep
 from sparseconv.measure.memory import retain_freed_memory
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
 from sparseconv.recipe import Recipe
 from sparseconv.training_data import checked_data, digest
 

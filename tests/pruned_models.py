@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils import prune
 
-from sparseconv._untouched import copied
+from sparseconv.nn.untouched import copied
 
 KINDS = ("prune", "twice", "ao", "zeros", "masks")
 

@@ -18,9 +18,9 @@ from torch.nn.utils import parametrizations, prune
 from sparseconv import SparseConv1d
 from sparseconv.bench.masked_dense import masked_copy
 from sparseconv.models import DSN
-from sparseconv.models import block as block_module
-from sparseconv.models.block import Block
-from sparseconv.models.dsn import ShortAvgPool1d
+from sparseconv.nn import block as block_module
+from sparseconv.nn.block import Block
+from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(

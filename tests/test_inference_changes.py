@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sparseconv as sc
 from sparseconv import SparseConv1d
 from sparseconv.models import DSN
-from sparseconv.models.block import Block
+from sparseconv.nn.block import Block
 
 X = torch.randn(3, 4, 30, generator=torch.Generator().manual_seed(1))
 

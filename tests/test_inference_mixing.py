@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparseconv import SparseConv1d, optimize_for_inference
 from sparseconv.functional.fused import MIXED_CHANNELS, MIXED_POSITIONS
 from sparseconv.measure.machine import threads
-from sparseconv.models.block import Block
+from sparseconv.nn.block import Block
 from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(

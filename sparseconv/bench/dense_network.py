@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from sparseconv import SparseConv1d
 from sparseconv.bench.masked_dense import PremaskedConv1d, masked_copy
 from sparseconv.models import DSN
-from sparseconv.models.dsn import ShortAvgPool1d, averaging_matrix
+from sparseconv.nn.pooling import ShortAvgPool1d, averaging_matrix
 
 Network = Callable[[Tensor], Tensor]
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, Region, SparseConv1d
-from sparseconv.models.block import Block
-from sparseconv.models.dsn import ShortAvgPool1d
+from sparseconv.nn.block import Block
+from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.pruning import cosine_decay, prune_and_grow
 from sparseconv.reference import MaskedConv1d, dense_weight
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from dataclasses import dataclass
 from numbers import Real
@@ -13,15 +12,13 @@ from torch import Tensor, nn
 
 from sparseconv.core.geometry import single
 from sparseconv.core.pattern import KernelCSR, Region
-from sparseconv.core.tracing import untraced
-from sparseconv.functional.fused import average_bins, runs_eagerly, runs_here
-from sparseconv.models.block import Block
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.block import Block
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.pooling import POOLED, ShortAvgPool1d
 
 INITS = ("prefix", "random")
 PADDINGS = ("right-replicate", "centred-zeros")
 WIDTH = 3  # a module has WIDTH * nf channels, with however many kernel groups
-POOLED = 50  # samples that the head keeps of any length
 
 
 @dataclass(frozen=True)
@@ -49,56 +46,6 @@ class DSNCost:
     macs_dense: int
     macs_sparse_layers: int
     macs_sparse_layers_dense: int
-
-
-class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
-    """``nn.AdaptiveAvgPool1d``, by whatever is fastest.
-
-    On the CPU that is ``average_bins`` from ``LEAST`` elements on; below, and where it cannot run
-    (torch.compile, autocast, half types), short series are multiplied by the averaging matrix.
-    Forward and backward of 16 x 141 series on one thread of an AMD EPYC (Zen 5), in ms:
-
-    ======  ============  =======  =======
-    length  average_bins  product  torch's
-    ======  ============  =======  =======
-    24              0.11     0.17      1.4
-    128             0.16     0.74      1.5
-    512             0.44      2.9      1.7
-    ======  ============  =======  =======
-    """
-
-    LONGEST = 256  # samples, for the product
-    LEAST = 16_384  # elements: 0.05 ms for 0.07 at 5 x 141 x 24, but for 0.03 at 5 x 141 x 2
-
-    def __init__(self) -> None:
-        super().__init__(POOLED)
-
-    def forward(self, input: Tensor) -> Tensor:
-        length = input.shape[-1]
-        if runs_eagerly() and input.numel() >= self.LEAST and runs_here(input):
-            return average_bins(input, POOLED)
-        if not isinstance(length, int):  # a graph of torch.export, good for every length
-            return input @ _averages(length, input.dtype, input.device)
-        if length > self.LONGEST:
-            return super().forward(input)
-        # A compiler leaves out the cache, and warns of that.
-        make = _averages if torch.compiler.is_compiling() else averaging_matrix
-        return input @ make(length, input.dtype, input.device)
-
-
-@functools.cache
-def averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(length, 50)``: the product of a series with it is ``nn.AdaptiveAvgPool1d(50)`` of it."""
-    with untraced():
-        return _averages(length, dtype, device)
-
-
-def _averages(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    bins = torch.arange(POOLED, device=device)
-    first, end = bins * length // POOLED, -(-(bins + 1) * length // POOLED)
-    samples = torch.arange(length, device=device).unsqueeze(1)
-    inside = (samples >= first) & (samples < end)
-    return (inside / (end - first).double()).to(dtype)
 
 
 class DSN(nn.Module):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sparseconv.core.pattern import KernelCSR
     from sparseconv.models import DSN
-    from sparseconv.modules import SparseConv1d
+    from sparseconv.nn.conv import SparseConv1d
 
 # Okabe and Ito's palette: told apart with every common form of colour blindness.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv._hooks import has_own_code
 from sparseconv.functional.fused import batch_norm_relu, conv1x1, runs_eagerly, runs_here
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.hooks import has_own_code
 from sparseconv.ops.backends import extension, resolve_backend
 
 # From these sizes on the kernels win, and what they lose below is some 20 us of Python. Times of

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.utils._pytree import tree_leaves
 
-from sparseconv._gradient_watch import GradientWatch
-from sparseconv._state_dict import current
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.dense_gradient import GradientWatch
+from sparseconv.nn.state import current
 
 
 def own_names(layer: nn.Conv1d | SparseConv1d) -> frozenset[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseconv._gradient_watch import GradientWatch
+from sparseconv.nn.dense_gradient import GradientWatch
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-from sparseconv._parametrizations import Parametrizations
-from sparseconv._pattern_tag import PatternCheck, check_in_graph, pattern_tag
-from sparseconv._state_dict import (
+from sparseconv.core.checks import integer, number
+from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
+from sparseconv.core.pattern import KernelCSR, Region, carry_over
+from sparseconv.functional.conv import convolve
+from sparseconv.nn.overwritten import PatternCheck, check_in_graph, pattern_tag
+from sparseconv.nn.parametrizations import Parametrizations
+from sparseconv.nn.state import (
     are_shared,
     check_floats,
     check_not_shared,
@@ -23,10 +27,6 @@ from sparseconv._state_dict import (
     read_layer,
     shared_options,
 )
-from sparseconv.core.checks import integer, number
-from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
-from sparseconv.core.pattern import KernelCSR, Region, carry_over
-from sparseconv.functional.conv import convolve
 from sparseconv.ops.backends import BACKENDS
 from sparseconv.reference import dense_weight
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.nn.grad import conv1d_weight
 
-from sparseconv.modules import SparseConv1d
+from sparseconv.nn.conv import SparseConv1d
 
 
 class GradientWatch:
