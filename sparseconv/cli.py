@@ -18,12 +18,12 @@ import torch
 from sparseconv import datasets
 from sparseconv.bench import command as bench_command
 from sparseconv.core.files import write_whole
+from sparseconv.dst.update import GROWTHS
 from sparseconv.evaluation import predict_log_proba
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.models.dsn import INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS, available_backends, untried
-from sparseconv.pruning import GROWTHS
 from sparseconv.recipe import Recipe
 from sparseconv.report import figures, write_training_report
 from sparseconv.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, NETWORK, RECIPE, read_config

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparseconv.pruning import GROWTHS, cosine_decay
+from sparseconv.dst.update import GROWTHS, cosine_decay
 
 
 @dataclass(frozen=True)

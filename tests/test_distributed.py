@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparseconv import DSTScheduler, KernelCSR, SparseConv1d
-from sparseconv._ranks import Ranks
+from sparseconv.dst.ranks import Ranks
 
 STEPS = 8
 SETTINGS = {"update_every": 3, "end_step": 40, "seed": 5}

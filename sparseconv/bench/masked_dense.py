@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, Region, SparseConv1d
+from sparseconv.dst.update import cosine_decay, prune_and_grow
 from sparseconv.nn.block import Block
 from sparseconv.nn.pooling import ShortAvgPool1d
-from sparseconv.pruning import cosine_decay, prune_and_grow
 from sparseconv.reference import MaskedConv1d, dense_weight
 
 

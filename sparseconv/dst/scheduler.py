@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparseconv import _dst_checks as checks
-from sparseconv._ranks import Ranks
 from sparseconv.core.checks import integer, number
 from sparseconv.core.geometry import single
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.dst import checks
+from sparseconv.dst.ranks import Ranks
+from sparseconv.dst.update import check_growth, check_regions, cosine_decay, prune_and_grow
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import GradientWatch, gradient_dtype
 from sparseconv.nn.overwritten import checksum
-from sparseconv.pruning import check_growth, check_regions, cosine_decay, prune_and_grow
 
 __all__ = ["DSTScheduler", "prune_and_grow"]
 
