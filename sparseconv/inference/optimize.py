@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from sparseconv._merged import Merged, MergedSparseConv, split
 from sparseconv.functional.fused import runs_eagerly
+from sparseconv.inference.folding import Merged, MergedSparseConv, split
 from sparseconv.nn.block import Block
 from sparseconv.nn.hooks import has_code_of_its_own, has_hooks_for_all
 from sparseconv.nn.untouched import copied
