@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 import sparseconv as sc
 from sparseconv import SparseConv1d, conversion, profiling
-from sparseconv.profile_result import DENSE, UNCLEAR
+from sparseconv.profiling.result import DENSE, UNCLEAR
 
 QUICK: dict[str, Any] = {"rounds": 6, "least_seconds": 0.0}
 X = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))

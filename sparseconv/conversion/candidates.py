@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparseconv.core.geometry import DTYPES
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import asks_for_gradients, held_outside
-from sparseconv.profile_result import LayerProfile
+from sparseconv.profiling.result import LayerProfile
 
 
 @dataclass

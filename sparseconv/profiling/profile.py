@@ -21,7 +21,7 @@ from sparseconv.measure.timing import Interval, Times, interleave, interval, rat
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.untouched import untouched
 from sparseconv.ops.backends import extension
-from sparseconv.profile_result import LayerProfile, Measurement, ModelTime, Profile
+from sparseconv.profiling.result import LayerProfile, Measurement, ModelTime, Profile
 
 Passes = dict[str, Callable[[], object]]
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -1,0 +1,86 @@
+"""``to_dense``: sparse layers back to ``nn.Conv1d``."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from sparseconv.conversion.candidates import (
+    check_module,
+)
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.replacement import asks_for_gradients, carry_hooks, carry_state, replace
+from sparseconv.nn.untouched import copied
+
+
+@torch.inference_mode(False)
+def to_dense(model: nn.Module) -> nn.Module:
+    """Copy a model with an ``nn.Conv1d`` in the place of every ``SparseConv1d``.
+
+    The way back from ``convert``, and to every tool that knows torch's own layers only. Active
+    weights and biases come back bit for bit; inactive ones are +0.0. Which of the zeros were
+    active is not known any more: keep ``{name: layer.pattern.to_mask()}`` for ``convert``'s
+    ``masks`` if it matters. Names, mode, ``requires_grad``, hooks and added attributes stay.
+    Values that pruning or a parametrization computes come back as they are now, uncomputed.
+
+    A layer that pads left and right differently, which ``nn.Conv1d`` cannot, becomes an
+    ``nn.Sequential`` of torch's padding layer and an ``nn.Conv1d``; its entries in the state dict
+    are called ``1.weight`` and ``1.bias`` then. So do those of a DSN.
+
+    Args:
+        model: any module; left exactly as it is. Without sparse layers, the copy is just that.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        NotImplementedError: a subclass of ``SparseConv1d``, which may compute something else.
+
+    Example:
+        >>> to_dense(nn.Sequential(SparseConv1d(2, 3, 5, padding=(4, 0)), nn.ReLU()))
+        Sequential(
+          (0): Sequential(
+            (0): ZeroPad1d((4, 0))
+            (1): Conv1d(2, 3, kernel_size=(5,), stride=(1,))
+          )
+          (1): ReLU()
+        )
+    """
+    check_module(model)
+    twin = copied(model)
+    successors: dict[nn.Module, nn.Module] = {}
+    for name, layer in twin.named_modules():
+        if not isinstance(layer, SparseConv1d):
+            continue
+        kind = type_before_parametrizations(layer)
+        if kind is not SparseConv1d:
+            raise NotImplementedError(
+                f"layer {name!r} is a {kind.__name__}, which may compute something else than "
+                "SparseConv1d; replace it yourself, by layer.to_dense() for one"
+            )
+        successors[layer] = _dense_twin(layer)
+    return replace(twin, successors)
+
+
+_PADDINGS = {
+    "zeros": nn.ZeroPad1d,
+    "replicate": nn.ReplicationPad1d,
+    "reflect": nn.ReflectionPad1d,
+    "circular": nn.CircularPad1d,
+}
+
+
+def _dense_twin(layer: SparseConv1d) -> nn.Module:
+    left, right = layer.resolved_padding
+    whole: nn.Module
+    if left == right or isinstance(layer.padding, str):
+        whole = conv = layer.to_dense()
+    else:
+        padding, mode = layer.padding, layer.padding_mode
+        layer.padding, layer.padding_mode = (0,), "zeros"
+        conv = layer.to_dense()
+        layer.padding, layer.padding_mode = padding, mode
+        whole = nn.Sequential(_PADDINGS[mode]((left, right)), conv).train(layer.training)
+    conv.weight.requires_grad_(asks_for_gradients(layer, "values"))
+    carry_state(layer, conv)
+    carry_hooks(layer, whole)
+    return whole
