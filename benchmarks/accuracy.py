@@ -22,12 +22,12 @@ from torch import nn
 
 from sparseconv import datasets
 from sparseconv.bench.masked_dense import MaskedDST, masked_copy
-from sparseconv.evaluation import predict_log_proba
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
 from sparseconv.models import DSN
-from sparseconv.recipe import Recipe
-from sparseconv.training import PatternScheduler, train
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import PatternScheduler, train
+from sparseconv.training.recipe import Recipe
 
 # The paper's settings by archive. All else is the default of DSN and Recipe.
 UCR_85: dict[str, Any] = {}

@@ -22,15 +22,15 @@ from sparseconv.bench import network
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.masked_dense import PremaskedConv1d
 from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
-from sparseconv.evaluation import predict_log_proba
 from sparseconv.measure import timing
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table, grouped
 from sparseconv.models import DSN
 from sparseconv.ops import calls as ops
-from sparseconv.recipe import Recipe
 from sparseconv.report import Section, figures, write_html
-from sparseconv.training import TrainingResult, train
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import TrainingResult, train
+from sparseconv.training.recipe import Recipe
 
 DATASET = "GunPoint"
 # The paper's 1 000 epochs, and enough to see what groups do: about two minutes together.

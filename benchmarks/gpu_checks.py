@@ -28,9 +28,9 @@ from benchmarks.gpu_target import Target, forced_kernel
 from sparseconv import sparse_conv1d
 from sparseconv.bench import run
 from sparseconv.bench.cases import CASES
-from sparseconv.recipe import Recipe
 from sparseconv.testing import expected_dgrad, expected_fprop, expected_wgrad, random_case
-from sparseconv.training import train
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 LENGTHS = (128, 1024)  # small and large problems take other kernels

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_target import PRECISIONS, Call, Candidate, Target, compiled, relative, tf32
 from sparseconv import DSTScheduler, SparseConv1d
-from sparseconv.graphed import GraphedStep
 from sparseconv.models import DSN
-from sparseconv.recipe import Recipe
-from sparseconv.training import train
+from sparseconv.training.graphed import GraphedStep
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
 
 BATCH = 16
 BATCHES = 4  # different ones, in turns

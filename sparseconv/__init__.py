@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sparseconv.classification import DSNClassifier
     from sparseconv.conversion import convert, to_dense
     from sparseconv.profiling import profile
-    from sparseconv.run_folder import load_run
+    from sparseconv.training.run_folder import load_run
 
 __all__ = [
     "DSNClassifier",
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
         return profile
     if name == "load_run":
-        from sparseconv.run_folder import load_run
+        from sparseconv.training.run_folder import load_run
 
         return load_run
     if name in ("convert", "to_dense"):

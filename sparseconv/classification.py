@@ -14,11 +14,11 @@ from aeon.utils.validation import check_n_jobs
 from aeon.utils.validation.collection import get_type, has_missing, is_equal_length
 from sklearn.utils import check_random_state
 
-from sparseconv.evaluation import predict_log_proba
 from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
-from sparseconv.recipe import Recipe
-from sparseconv.training import train
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
 
 
 class DSNClassifier(BaseClassifier):  # type: ignore[misc]

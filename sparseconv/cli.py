@@ -19,16 +19,23 @@ from sparseconv import datasets
 from sparseconv.bench import command as bench_command
 from sparseconv.core.files import write_whole
 from sparseconv.dst.update import GROWTHS
-from sparseconv.evaluation import predict_log_proba
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.models.dsn import INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS, available_backends, untried
-from sparseconv.recipe import Recipe
 from sparseconv.report import figures, write_training_report
-from sparseconv.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, NETWORK, RECIPE, read_config
-from sparseconv.training import CHECKPOINT_NAME, TrainingResult, train
-from sparseconv.training_data import digest
+from sparseconv.training.data import digest
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
+from sparseconv.training.recipe import Recipe
+from sparseconv.training.run_folder import (
+    CONFIG_NAME,
+    DATA,
+    HISTORY_NAME,
+    NETWORK,
+    RECIPE,
+    read_config,
+)
 
 PROG = "python -m sparseconv"
 INTERRUPTED, REFUSED = 130, 2  # exit codes: the shell's for SIGINT, argparse's for bad usage

@@ -18,8 +18,8 @@ from sparseconv.core.geometry import single
 from sparseconv.measure import machine
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.models import DSN
-from sparseconv.recipe import Recipe
-from sparseconv.run_folder import CONFIG_NAME, DATA, NETWORK, RECIPE, load_run
+from sparseconv.training.recipe import Recipe
+from sparseconv.training.run_folder import CONFIG_NAME, DATA, NETWORK, RECIPE, load_run
 
 BATCH = 16  # series, where neither a run nor a data set says how many
 _SHAPE = ("channels", "classes", "length")

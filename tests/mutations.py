@@ -25,7 +25,8 @@ from child import limit_memory, refuses
 from tiny import RECIPE, network, run, same
 from torch import Tensor
 
-from sparseconv import KernelCSR, SparseConv1d, checkpoint, sparse_conv1d
+from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
+from sparseconv.training import checkpoint
 
 DTYPES = (torch.int64, torch.int16, torch.float64, torch.bool, torch.uint8)
 HUGE = (-1, 1, 2, 7, 2**31 - 1, -(2**31), 2**62)

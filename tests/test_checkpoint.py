@@ -25,10 +25,10 @@ from tiny import (
 )
 from torch import Tensor, nn
 
-from sparseconv import checkpoint
-from sparseconv.checkpoint import CheckpointError
-from sparseconv.recipe import Recipe
-from sparseconv.training import train
+from sparseconv.training import checkpoint
+from sparseconv.training.checkpoint import CheckpointError
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
 
 
 @pytest.mark.promise("P9")

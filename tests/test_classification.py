@@ -18,7 +18,7 @@ from sklearn.model_selection import cross_val_score
 import sparseconv as sc
 from sparseconv import DSNClassifier
 from sparseconv.measure.machine import threads
-from sparseconv.recipe import Recipe
+from sparseconv.training.recipe import Recipe
 
 SMALL: dict[str, Any] = {"nf": 4, "kernel_size": 9, "depth": 2, "epochs": 12, "lr": 3e-3}
 

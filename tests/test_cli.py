@@ -20,10 +20,11 @@ import torch
 from toy_run import SMALL, history, losses, write_data
 
 import sparseconv as sc
-from sparseconv import checkpoint, cli
+from sparseconv import cli
 from sparseconv.cli import main
 from sparseconv.measure import machine
 from sparseconv.ops import backends
+from sparseconv.training import checkpoint
 
 
 @pytest.fixture

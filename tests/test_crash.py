@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparseconv import checkpoint
-from sparseconv.training import CHECKPOINT_NAME
+from sparseconv.training import checkpoint
+from sparseconv.training.loop import CHECKPOINT_NAME
 
 EPOCHS = 40
 

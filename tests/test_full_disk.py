@@ -22,8 +22,8 @@ from test_crash import (
     wait_for_epoch,
 )
 
-from sparseconv import checkpoint
-from sparseconv.training import CHECKPOINT_NAME
+from sparseconv.training import checkpoint
+from sparseconv.training.loop import CHECKPOINT_NAME
 
 # A file system of the run's own, seen by nobody else and gone with it: $1 its size, $2 where, $3
 # the folder that lends it its content and gets it back, $4 what else to do before the run.

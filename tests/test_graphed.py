@@ -14,10 +14,11 @@ from tiny import RECIPE, data, network, one_thread, same  # noqa: F401 (autouse)
 from torch import Tensor, nn
 
 import sparseconv as sc
-from sparseconv import KernelCSR, SparseConv1d, checkpoint
-from sparseconv.graphed import WARM_UP, GraphedStep, Outputs, Slot
-from sparseconv.recipe import Recipe
-from sparseconv.training import train
+from sparseconv import KernelCSR, SparseConv1d
+from sparseconv.training import checkpoint
+from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs, Slot
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
 
 GEOMETRIES = [
     {},

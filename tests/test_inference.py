@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
-from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
 from sparseconv.ops.backends import extension
-from sparseconv.recipe import Recipe
-from sparseconv.training import train
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
 
 ISAS = extension.isas() if extension is not None else []
 MODES = ("zeros", "replicate", "reflect", "circular")

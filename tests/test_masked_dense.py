@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.bench.masked_dense import MaskedDST, PremaskedConv1d, masked_copy
 from sparseconv.models import DSN
-from sparseconv.recipe import Recipe
-from sparseconv.training import train
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
 
 SETTINGS: dict[str, Any] = {
     "update_every": 2,

@@ -12,9 +12,10 @@ import pytest
 import torch
 from toy_run import SMALL, files, refused, write_data
 
-from sparseconv import checkpoint, profiling
+from sparseconv import profiling
 from sparseconv.cli import main
 from sparseconv.models import DSN
+from sparseconv.training import checkpoint
 
 QUICK_NETWORK = ["--nf", "3", "--kernel-size", "6", "--depth", "2"]
 

@@ -17,8 +17,8 @@ from tiny import (
 )
 from torch import nn
 
-from sparseconv import checkpoint
-from sparseconv.recipe import Recipe
+from sparseconv.training import checkpoint
+from sparseconv.training.recipe import Recipe
 
 
 def test_defaults_are_the_published_recipe() -> None:

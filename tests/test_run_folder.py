@@ -12,9 +12,10 @@ import torch
 from toy_run import SMALL, files, write_data
 
 import sparseconv as sc
-from sparseconv import checkpoint, datasets
+from sparseconv import datasets
 from sparseconv.cli import main
-from sparseconv.evaluation import predict_log_proba
+from sparseconv.training import checkpoint
+from sparseconv.training.evaluation import predict_log_proba
 
 
 @pytest.fixture(scope="module")

@@ -25,12 +25,13 @@ from tiny import (
 )
 from torch import Tensor, nn
 
-from sparseconv import DSTScheduler, checkpoint
-from sparseconv.evaluation import predict_log_proba
+from sparseconv import DSTScheduler
 from sparseconv.models import DSN
-from sparseconv.recipe import Recipe
-from sparseconv.training import train
-from sparseconv.training_data import digest
+from sparseconv.training import checkpoint
+from sparseconv.training.data import digest
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
 
 
 def test_every_series_once_per_epoch_in_a_new_order_last_batch_kept() -> None:

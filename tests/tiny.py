@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.models import DSN
-from sparseconv.recipe import Recipe
-from sparseconv.training import TrainingResult, train
+from sparseconv.training.loop import TrainingResult, train
+from sparseconv.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=7, lr=3e-3, batch_size=6, update_every_epochs=2, seed=3)
 

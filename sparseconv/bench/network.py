@@ -28,7 +28,7 @@ from sparseconv.measure.machine import threads
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.models import DSN
 from sparseconv.ops import calls
-from sparseconv.recipe import Recipe
+from sparseconv.training.recipe import Recipe
 
 __all__ = ["MODES", "RIVALS", "Task", "parts_table", "table", "tasks", "training_row"]
 

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparseconv import checkpoint
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.training import checkpoint
 
 FILE = "trained.json"
 

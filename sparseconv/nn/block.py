@@ -27,7 +27,7 @@ class Block(nn.Sequential):
     """``nn.Sequential`` around a ``SparseConv1d``, with faster ways through its neighbours.
 
     A 1x1 ``nn.Conv1d``, and in training an ``nn.BatchNorm1d`` followed by ``nn.ReLU``, are computed
-    by ``sparseconv.functional.fused`` when the backend is the C++ kernels on AVX2 or better, the input is
+    by ``functional.fused`` when the backend is the C++ kernels on AVX2 or better, the input is
     large enough for that to be faster, and the outcome is the same: modules of exactly these types,
     without hooks, on float32 or float64 CPU tensors, outside torch.compile, autocast and
     torch.func. Everything else runs module by module.

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparseconv import checkpoint, datasets
+from sparseconv import datasets
 from sparseconv.core.checks import integer
-from sparseconv.evaluation import predict_log_proba
 from sparseconv.models import DSN
-from sparseconv.recipe import Recipe
-from sparseconv.training import CHECKPOINT_NAME
+from sparseconv.training import checkpoint
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import CHECKPOINT_NAME
+from sparseconv.training.recipe import Recipe
 
 CONFIG_NAME, HISTORY_NAME = "config.json", "history.csv"
 

@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv import checkpoint
-from sparseconv.checkpoint import CheckpointError
 from sparseconv.core.files import check_writable
 from sparseconv.core.geometry import single
 from sparseconv.dst import DSTScheduler
-from sparseconv.evaluation import evaluate
-from sparseconv.graphed import GraphedStep
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.recipe import Recipe
-from sparseconv.training_data import checked_data, digest
+from sparseconv.training import checkpoint
+from sparseconv.training.checkpoint import CheckpointError
+from sparseconv.training.data import checked_data, digest
+from sparseconv.training.evaluation import evaluate
+from sparseconv.training.graphed import GraphedStep
+from sparseconv.training.recipe import Recipe
 
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -105,7 +105,7 @@ def train(
         on_epoch: called with the history so far when an epoch has ended and is saved.
         scheduler_factory: makes what changes the patterns, instead of a ``DSTScheduler``, from
             (model, optimizer, update_every, end_step, decay_steps), counted in optimizer steps.
-        graphed: replay the steps as CUDA graphs (``sparseconv.graphed``), all but the first ones
+        graphed: replay the steps as CUDA graphs (``sparseconv.training.graphed``), all but the first ones
             and those before an update; the same results without most of the time for launches. The
             model must be on a CUDA device, and its forward hooks run in the other steps only. Never
             yet run on a GPU.

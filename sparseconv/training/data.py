@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.evaluation import first_parameter, predict_log_proba
+from sparseconv.training.evaluation import first_parameter, predict_log_proba
 
 _LABELS = "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
 

@@ -1,0 +1,21 @@
+"""Training a classifier with sparse layers: the loop, its recipe, checkpoints and run folders."""
+
+from sparseconv.training.checkpoint import CheckpointError
+from sparseconv.training.loop import (
+    CHECKPOINT_NAME,
+    PatternScheduler,
+    SchedulerFactory,
+    TrainingResult,
+    train,
+)
+from sparseconv.training.recipe import Recipe
+
+__all__ = [
+    "CHECKPOINT_NAME",
+    "CheckpointError",
+    "PatternScheduler",
+    "Recipe",
+    "SchedulerFactory",
+    "TrainingResult",
+    "train",
+]
