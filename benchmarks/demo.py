@@ -27,7 +27,8 @@ from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table, grouped
 from sparseconv.models import DSN
 from sparseconv.ops import calls as ops
-from sparseconv.report import Section, figures, write_html
+from sparseconv.report import figures
+from sparseconv.report.page import Section, write_html
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import TrainingResult, train
 from sparseconv.training.recipe import Recipe

@@ -23,7 +23,8 @@ from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.models.dsn import INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS, available_backends, untried
-from sparseconv.report import figures, write_training_report
+from sparseconv.report import figures
+from sparseconv.report.training import write_training_report
 from sparseconv.training.data import digest
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train

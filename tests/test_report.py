@@ -16,7 +16,9 @@ import torch
 from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.measure.table import Table
 from sparseconv.models import DSN
-from sparseconv.report import Section, figures, write_html, write_training_report
+from sparseconv.report import figures
+from sparseconv.report.page import Section, write_html
+from sparseconv.report.training import write_training_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

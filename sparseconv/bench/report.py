@@ -13,7 +13,8 @@ from sparseconv.bench import cost_plots, plots
 from sparseconv.bench.svg import Plot, threads_text
 from sparseconv.bench.tables import peaks_table
 from sparseconv.measure.table import Table, grouped
-from sparseconv.report import figures, render
+from sparseconv.report import figures
+from sparseconv.report.page import render
 
 SCHEMA = 1
 SUITES = {

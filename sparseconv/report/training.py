@@ -1,0 +1,107 @@
+"""What a training run leaves for a person to read: a summary and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparseconv.measure.table import Table, grouped
+from sparseconv.report import figures
+
+if TYPE_CHECKING:
+    from sparseconv.models import DSN
+    from sparseconv.models.dsn import DSNCost
+
+
+def write_training_report(
+    out: str | Path,
+    *,
+    dataset_name: str,
+    model: DSN,
+    history: Sequence[Mapping[str, Any]],
+    cost: DSNCost,
+    test_accuracy: float,
+    config: Mapping[str, Any],
+) -> Path:
+    """Write ``summary.md`` and its figures into the results folder of a run.
+
+    Args:
+        out: the folder; made if missing. Figures go into ``out/figures``.
+        dataset_name: what the network was trained on.
+        model: the trained network.
+        history: one row per epoch, as ``training.train`` returns them.
+        cost: ``model.cost(n_timepoints)``.
+        test_accuracy: share of the test cases classified correctly, in [0, 1].
+        config: every setting of the run, by name.
+
+    Returns:
+        The path of ``summary.md``.
+
+    Raises:
+        ValueError: the history is empty.
+        RuntimeError: matplotlib is not installed.
+    """
+    out = Path(out)
+    folder = out / "figures"
+    captions = {
+        figures.learning_curve(history, folder / "learning_curve.png"): "Loss and accuracy",
+        figures.receptive_fields(
+            {"this network": model}, folder / "receptive_fields.png"
+        ): "Effective receptive fields of kernels and of paths through the layers",
+        figures.group_weights(
+            model, folder / "group_weights.png"
+        ): "Magnitude of the active weights by kernel group and tap",
+    }
+    kept = min(reversed(history), key=lambda row: float(row["train_loss"]))
+    facts = Table(
+        ("", "value"),
+        [
+            ("test accuracy", f"{test_accuracy:.4f}"),
+            ("least training loss", f"{kept['train_loss']:.6f} in epoch {kept['epoch']}"),
+            ("epochs", f"{len(history)}"),
+            ("pattern updates", f"{sum(bool(row['updated']) for row in history)}"),
+            ("time in training", f"{sum(float(row['seconds']) for row in history):.0f} s"),
+        ],
+    )
+    costs = Table(
+        ("per series", "this network", "every tap active", "share"),
+        [
+            _compared("parameters", cost.params, cost.params_dense),
+            _compared("multiply-accumulates executed", cost.macs_executed, cost.macs_dense),
+            _compared("FLOPs as the paper counts", cost.flops_paper, cost.flops_paper_dense),
+        ],
+    )
+    settings = Table(
+        ("setting", "value"), [(key, str(value)) for key, value in config.items()], text_columns=2
+    )
+    parts = [f"# DSN on {dataset_name}", facts.markdown(), "## Cost", costs.markdown()]
+    parts += ["## Sparse layers", _layer_table(model).markdown(), "## Figures"]
+    parts += [f"![{text}]({path.relative_to(out).as_posix()})" for path, text in captions.items()]
+    parts += ["## Settings", settings.markdown()]
+    summary = out / "summary.md"
+    summary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return summary
+
+
+def _layer_table(model: DSN) -> Table:
+    """The sparse layers of a network: size, active weights, density."""
+    patterns = [layer.pattern for layer in model.sparse_layers()]
+    return Table(
+        ("layer", "channels x taps", "active weights", "of", "density"),
+        [
+            (
+                f"{i}",
+                f"{p.shape[1]} → {p.shape[0]} x {p.shape[2]}",
+                grouped(p.nnz),
+                grouped(p.numel),
+                f"{p.density:.2%}",
+            )
+            for i, p in enumerate(patterns, start=1)
+        ],
+        text_columns=2,
+    )
+
+
+def _compared(name: str, ours: float, dense: float) -> tuple[str, str, str, str]:
+    return name, grouped(ours), grouped(dense), f"{ours / dense:.1%}"
