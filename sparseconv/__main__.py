@@ -1,4 +1,4 @@
-"""``python -m sparseconv``: see ``cli.py``."""
+"""``python -m sparseconv``: see ``cli``."""
 
 from __future__ import annotations
 

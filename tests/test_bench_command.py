@@ -14,10 +14,10 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from toy_run import refused
 
-from sparseconv.bench import command, growth, network, run, suite, tables
+from sparseconv.bench import growth, network, run, suite, tables
 from sparseconv.bench.cases import CASES, SUITES, Case
 from sparseconv.bench.rivals import RIVALS
-from sparseconv.cli import main
+from sparseconv.cli import bench, main
 from sparseconv.measure import peaks
 from sparseconv.ops import backends
 
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(suite, "run", lambda *a, **k: pytest.fail("measured"))
-    monkeypatch.setattr(command, "cpp_or_reason", lambda: "")
+    monkeypatch.setattr(bench, "cpp_or_reason", lambda: "")
     (tmp_path / "file").touch()
     path = {
         "folder": tmp_path,
@@ -179,7 +179,7 @@ def test_a_missing_report_is_refused_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suite, "run", lambda *a, **k: pytest.fail("measured"))
-    monkeypatch.setattr(command, "cpp_or_reason", lambda: "")
+    monkeypatch.setattr(bench, "cpp_or_reason", lambda: "")
     monkeypatch.setitem(sys.modules, "sparseconv.bench.report", None)  # import fails
     path = tmp_path / "report.html"
     refused(capsys, ["bench", "--html", str(path)], "--html cannot be written", "sparseconv[tsc]")
@@ -242,8 +242,8 @@ def test_what_is_measured(
     words: list[str], cases: int, more: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, list[str], bool]] = []
-    monkeypatch.setattr(command, "cpp_or_reason", lambda: "")
-    monkeypatch.setattr(command, "shown", lambda document: "")
+    monkeypatch.setattr(bench, "cpp_or_reason", lambda: "")
+    monkeypatch.setattr(bench, "shown", lambda document: "")
 
     def fake(chosen: list[Case], _: object, *, more: list[str], quick: bool, **__: object) -> None:
         asked.append((len(chosen), more, quick))

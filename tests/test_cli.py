@@ -20,11 +20,11 @@ import torch
 from toy_run import SMALL, history, losses, write_data
 
 import sparseconv as sc
-from sparseconv import cli
-from sparseconv.cli import main
+from sparseconv.cli import main, options
+from sparseconv.cli import train as train_command
 from sparseconv.measure import machine
 from sparseconv.ops import backends
-from sparseconv.training import checkpoint
+from sparseconv.training import Recipe, checkpoint
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_train_writes_a_results_folder(
         "name": "toy", "n_train": 10, "n_test": 6, "n_channels": 1, "n_timepoints": 20,
         "classes": ["fast", "slow"], "nan_to_zero": False,
     }  # fmt: skip
-    assert config["network"] == cli.NETWORK | {"nf": 3, "kernel_size": 6, "depth": 2}
-    assert config["recipe"] == cli.RECIPE | {"epochs": 3, "lr": 0.001, "seed": 4}
+    assert config["network"] == options.NETWORK | {"nf": 3, "kernel_size": 6, "depth": 2}
+    assert config["recipe"] == options.RECIPE | {"epochs": 3, "lr": 0.001, "seed": 4}
     assert config["machine"]["cpu"] == machine.cpu_name()
 
     saved = checkpoint.load(out / "checkpoint.pt")["history"]
@@ -169,10 +169,10 @@ def test_every_option_reaches_the_run(
         assert (len(layer.regions), layer.padding_mode, layer.backend) == (2, "zeros", "reference")
         assert len(model.sparse_layers()) == 3
         assert layer.pattern.nnz == int(8 * 5 * 4 * 0.5) + int(7 * 5 * 8 * 0.5)
-        assert recipe == cli.Recipe(**expected)
+        assert recipe == Recipe(**expected)
         raise StopError("seen")
 
-    monkeypatch.setattr(cli, "train", spy)
+    monkeypatch.setattr(train_command, "train", spy)
     network = {
         "sparsity": 0.5, "nf": 5, "kernel_size": 8, "depth": 3, "n_groups": 2, "init": "random",
         "padding": "centred-zeros", "backend": "reference",
@@ -183,7 +183,7 @@ def test_every_option_reaches_the_run(
         "decay_share": 0.5, "prune_fraction": 0.4, "prune_floor": 0.1, "grow": "gradient",
         "seed": 11,
     }  # fmt: skip
-    assert (set(network), set(expected)) == (set(cli.NETWORK), set(cli.RECIPE))
+    assert (set(network), set(expected)) == (set(options.NETWORK), set(options.RECIPE))
     words = ["train", data, "--out", str(tmp_path / "a"), "--quiet"]
     for name, value in (network | expected).items():
         flag = "--" + name.replace("_", "-")
@@ -248,7 +248,7 @@ def test_interrupted_before_the_first_epoch(
 
     words = ["train", data, "--epochs", "2", *SMALL, "--out", str(tmp_path / "a")]
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "train", interrupted)
+        patched.setattr(train_command, "train", interrupted)
         assert main(words) == 130
     assert main([*words, "--resume"]) == 0
     assert len(history(tmp_path / "a")) == 2

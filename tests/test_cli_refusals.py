@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from toy_run import SMALL, files, refused, write_data
 
-from sparseconv import cli
 from sparseconv.cli import main
 from sparseconv.ops import backends
+from sparseconv.training.run_folder import RECIPE
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_run_without_a_checkpoint_does_not_block_its_folder(
     assert files(out).keys() == {"config.json"}
     (out / "checkpoint.pt.partial").write_bytes(b"killed while it wrote its first checkpoint")
     assert main(words) == 0
-    assert json.loads((out / "config.json").read_text())["recipe"]["lr"] == cli.RECIPE["lr"]
+    assert json.loads((out / "config.json").read_text())["recipe"]["lr"] == RECIPE["lr"]
     refused(capsys, words, "holds a run already")
 
 

@@ -96,7 +96,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
                      for name in ("format", "version"))  # fmt: skip
     if type(kind) is not str or kind != FORMAT:
         raise CheckpointError(
-            f"{path} is a file of torch, but no checkpoint written by sparseconv.training.checkpoint.save"
+            f"{path} is a file of torch, but no checkpoint written by "
+            "sparseconv.training.checkpoint.save"
         )
     if type(version) is not int or version != VERSION:
         raise CheckpointError(

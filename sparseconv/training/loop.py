@@ -105,8 +105,8 @@ def train(
         on_epoch: called with the history so far when an epoch has ended and is saved.
         scheduler_factory: makes what changes the patterns, instead of a ``DSTScheduler``, from
             (model, optimizer, update_every, end_step, decay_steps), counted in optimizer steps.
-        graphed: replay the steps as CUDA graphs (``sparseconv.training.graphed``), all but the first ones
-            and those before an update; the same results without most of the time for launches. The
+        graphed: replay the steps as CUDA graphs (``training.graphed``), all but the first ones and
+            those before an update; the same results without most of the time for launches. The
             model must be on a CUDA device, and its forward hooks run in the other steps only. Never
             yet run on a GPU.
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m sparseconv info``, ``… train``, ``… profile`` and ``… bench``."""
+"""``python -m sparseconv train``: train a DSN on a data set and write a results folder."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import argparse
 import csv
 import io
 import json
-import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparseconv import datasets
-from sparseconv.bench import command as bench_command
+from sparseconv.cli.options import INTERRUPTED, PROG, add_option, resumed_settings
 from sparseconv.core.files import write_whole
-from sparseconv.dst.update import GROWTHS
 from sparseconv.measure import machine
 from sparseconv.models import DSN
-from sparseconv.models.dsn import INITS, PADDINGS
-from sparseconv.ops.backends import BACKENDS, available_backends, untried
 from sparseconv.report import figures
 from sparseconv.report.training import write_training_report
 from sparseconv.training.data import digest
@@ -35,65 +31,11 @@ from sparseconv.training.run_folder import (
     HISTORY_NAME,
     NETWORK,
     RECIPE,
-    read_config,
 )
 
-PROG = "python -m sparseconv"
-INTERRUPTED, REFUSED = 130, 2  # exit codes: the shell's for SIGINT, argparse's for bad usage
 
-_CHOICES = {"init": INITS, "padding": PADDINGS, "grow": GROWTHS, "backend": ("auto", *BACKENDS)}
-_HELP = {
-    "sparsity": "inactive share of each kernel group's region; 0 is the dense network",
-    "nf": "channels between modules; a module has three times as many",
-    "kernel_size": "taps of the sparse convolutions",
-    "depth": "number of modules",
-    "n_groups": "kernel groups of growing reach; 1 for none",
-    "init": "first pattern: the first taps of every kernel, or at random",
-    "padding": "right-replicate looks forward; centred-zeros is the paper's for UCR 2018",
-    "backend": "what computes the sparse convolutions",
-    "epochs": "passes over the training set",
-    "lr": "Adam's learning rate at the start",
-    "lr_min": "where its cosine over the epochs ends",
-    "weight_decay": "Adam's L2 penalty",
-    "batch_size": "series in a batch; by default a tenth of the training set, from 2 to 16",
-    "update_every_epochs": "epochs between two changes of the pattern",
-    "update_every_steps": "optimizer steps between two changes, instead of epochs",
-    "skip_step_at_update": "leave out the optimizer step where the pattern changes",
-    "decay_share": "share of all steps over which the pruned share falls",
-    "prune_fraction": "share of active weights moved by the first update",
-    "prune_floor": "share moved by the last updates",
-    "grow": "which weights become active: random, of largest gradient, or never any",
-    "seed": "of the first weights, of the order of batches and of growth",
-    "nan_to_zero": "read missing values as 0, as the paper does on UCR 85",
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 (a wrong result), 2 (refused) or
-    130 (interrupted).
-    """
-    args = _parser().parse_args(argv)
-    try:
-        code: int = args.run(args)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (ValueError, OSError, RuntimeError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return REFUSED
-    return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROG, description="Weight-sparse 1-D convolution for PyTorch."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    info = commands.add_parser("info", help="say what is installed and what can run here")
-    info.set_defaults(run=_info)
-    bench = commands.add_parser("bench", help="check and time the kernels beside dense PyTorch")
-    bench_command.add_arguments(bench)
-    bench.set_defaults(run=bench_command.main)
-
+def add_to(commands: Any) -> None:
+    """Add the command to the command line's parser."""
     command = commands.add_parser(
         "train",
         help="train a Dynamic Sparse Network on a data set",
@@ -126,44 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         group = command.add_argument_group(title)
         for name, default in options.items():
             add_option(group, name, default)
-
-    from sparseconv import profile_command  # it is made of this module's options
-
-    profile_command.add_to(commands)
-    return parser
-
-
-def add_option(group: argparse._ArgumentGroup, name: str, default: Any) -> None:
-    """One option; left out of the parsed arguments unless it is given."""
-    flag = "--" + name.replace("_", "-")
-    shown = "" if default is None else f" (default: {default})"
-    kwargs: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _HELP[name] + shown}
-    if isinstance(default, bool):
-        kwargs |= {"action": argparse.BooleanOptionalAction}
-    elif name in _CHOICES:
-        kwargs |= {"choices": _CHOICES[name]}
-    else:
-        kwargs |= {"type": float if isinstance(default, float) else int, "metavar": "X"}
-    group.add_argument(flag, **kwargs)
-
-
-def _info(_: argparse.Namespace) -> int:
-    facts, versions = machine.environment_info(), machine.versions()
-    missing = [name for name in machine.OPTIONAL_PACKAGES if name not in versions]
-    lines = [
-        ("versions", ", ".join(f"{name} {versions[name]}" for name in machine.CORE_PACKAGES)),
-        ("processor", f"{facts['cpu']} ({facts['system']})"),
-        ("ISA", machine.isa()),
-        ("threads", f"torch uses {facts['threads']} of {facts['cores']} cores"),
-        *((f"backend {name}", state) for name, state in available_backends().items()),
-        *((f"{name} kernels", words) for name, words in untried().items()),
-        *((name, versions[name]) for name in machine.OPTIONAL_PACKAGES if name in versions),
-        *((name, "not installed: pip install 'sparseconv[tsc]'") for name in missing),
-        *((name, os.environ[name]) for name in machine.VARIABLES if name in os.environ),
-    ]
-    width = max(len(name) for name, _ in lines)
-    print("\n".join(f"{name:{width}}  {text}" for name, text in lines))
-    return 0
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -231,28 +135,6 @@ def _fresh(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             "with --out"
         )
     return DATA | NETWORK | RECIPE | {"threads": torch.get_num_threads()} | dict(given)
-
-
-def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the run in ``out``; those given again must agree."""
-    if not (out / CONFIG_NAME).exists():
-        raise ValueError(
-            f"nothing to resume: {out / CONFIG_NAME} does not exist; name the folder of a run with "
-            "--out, or leave --resume away"
-        )
-    config = read_config(out)
-    settings = {
-        name: config[section][name]
-        for section, options in (("data", DATA), ("network", NETWORK), ("recipe", RECIPE))
-        for name in options
-    }
-    for name, value in given.items():
-        if value != settings[name]:
-            raise ValueError(
-                f"the run in {out} has {name}={settings[name]}, but --{name.replace('_', '-')} "
-                f"asks for {value}; leave the option away, or start a new run with --out"
-            )
-    return settings | {"threads": int(config["machine"]["threads"])}
 
 
 def _config(

@@ -20,14 +20,17 @@ from sparseconv.core.files import check_writable
 EVERY_SUITE = {**SUITES, **MORE}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.description = (
-        "Check the sparse kernels against float64, then time them, and the whole network, beside "
-        "dense PyTorch and other rivals, in turns, in one process. Without --suites and --cases, "
-        "everything: about half an hour on two cores."
+def add_to(commands: Any) -> None:
+    """Add the command to the command line's parser."""
+    command = commands.add_parser(
+        "bench",
+        help="check and time the kernels beside dense PyTorch",
+        description="Check the sparse kernels against float64, then time them, and the whole "
+        "network, beside dense PyTorch and other rivals, in turns, in one process. Without "
+        "--suites and --cases, everything: about half an hour on two cores.",
     )
-    add = parser.add_argument
+    command.set_defaults(run=_bench)
+    add = command.add_argument
     add("--suites", nargs="+", metavar="SUITE", help=f"of {', '.join(EVERY_SUITE)}")
     add(
         "--cases",
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="show the suites and cases, and do nothing")
 
 
-def main(arguments: argparse.Namespace) -> int:
+def _bench(arguments: argparse.Namespace) -> int:
     """Run the command: 0, or 1 if a result was wrong.
 
     Raises:

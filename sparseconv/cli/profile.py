@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparseconv import datasets
-from sparseconv.cli import add_option, resumed_settings
+from sparseconv.cli.options import add_option, resumed_settings
 from sparseconv.core.files import check_writable, write_whole
 from sparseconv.core.geometry import single
 from sparseconv.measure import machine

@@ -1,0 +1,35 @@
+"""``python -m sparseconv info``: what is installed and what can run here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from sparseconv.measure import machine
+from sparseconv.ops.backends import available_backends, untried
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the command line's parser."""
+    command = commands.add_parser("info", help="say what is installed and what can run here")
+    command.set_defaults(run=_info)
+
+
+def _info(_: argparse.Namespace) -> int:
+    facts, versions = machine.environment_info(), machine.versions()
+    missing = [name for name in machine.OPTIONAL_PACKAGES if name not in versions]
+    lines = [
+        ("versions", ", ".join(f"{name} {versions[name]}" for name in machine.CORE_PACKAGES)),
+        ("processor", f"{facts['cpu']} ({facts['system']})"),
+        ("ISA", machine.isa()),
+        ("threads", f"torch uses {facts['threads']} of {facts['cores']} cores"),
+        *((f"backend {name}", state) for name, state in available_backends().items()),
+        *((f"{name} kernels", words) for name, words in untried().items()),
+        *((name, versions[name]) for name in machine.OPTIONAL_PACKAGES if name in versions),
+        *((name, "not installed: pip install 'sparseconv[tsc]'") for name in missing),
+        *((name, os.environ[name]) for name in machine.VARIABLES if name in os.environ),
+    ]
+    width = max(len(name) for name, _ in lines)
+    print("\n".join(f"{name:{width}}  {text}" for name, text in lines))
+    return 0

@@ -1,0 +1,37 @@
+"""The command line: ``python -m sparseconv info``, ``… train``, ``… profile`` and ``… bench``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sparseconv.cli import bench, info, profile, train
+from sparseconv.cli.options import INTERRUPTED, PROG
+
+REFUSED = 2  # exit code: argparse's for bad usage
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 (a wrong result), 2 (refused) or
+    130 (interrupted).
+    """
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ValueError, OSError, RuntimeError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return REFUSED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG, description="Weight-sparse 1-D convolution for PyTorch."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (info, bench, train, profile):
+        command.add_to(commands)
+    return parser
