@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from sparseconv import datasets
-from sparseconv.bench.masked_dense import MaskedDST, masked_copy
+from sparseconv.bench.network.masked import MaskedDST, masked_copy
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
 from sparseconv.models import DSN

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from sparseconv import SparseConv1d, datasets
-from sparseconv.bench import network
 from sparseconv.bench.cases import layer_problem
-from sparseconv.bench.masked_dense import PremaskedConv1d
+from sparseconv.bench.network import compare
+from sparseconv.bench.network.masked import PremaskedConv1d
 from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
 from sparseconv.measure import timing
 from sparseconv.measure.machine import measurement_context, threads
@@ -176,7 +176,7 @@ def _demo(arguments: argparse.Namespace) -> int:
           f"{len(data.X_test)} test series of {data.n_timepoints} samples, {epochs} epochs, "
           f"batches of {batch}")  # fmt: skip
     # A wrong kernel must not get as far as an accuracy.
-    network.check_layers(DSN(data.n_channels, 2, init="random"), batch, data.n_timepoints)
+    compare.check_layers(DSN(data.n_channels, 2, init="random"), batch, data.n_timepoints)
     model, result, accuracy = train_and_test(data, epochs, arguments.seed)
     seconds = sum(row["seconds"] for row in result.history)
     print(f"     test accuracy {accuracy:.4f}, trained in {seconds:.0f} s\n")
@@ -188,7 +188,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     print(f"     test accuracy {accuracy_without:.4f}\n")
 
     print("3/4  Every layer beside the same layer dense")
-    network.check_layers(model, batch, data.n_timepoints)
+    compare.check_layers(model, batch, data.n_timepoints)
     layers = [
         time_layer(layer, batch, data.n_timepoints, first=i == 0)
         for i, layer in enumerate(model.sparse_layers())
@@ -202,8 +202,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     steps: list[dict[str, Any]] = []
     for step_count in sorted({count, min(2, os.cpu_count() or 1)}):
         with threads(step_count):
-            steps += [network.training_row(mode, model, X, y) for mode in ("train", "update")]
-    step_table = network.table(steps)
+            steps += [compare.training_row(mode, model, X, y) for mode in ("train", "update")]
+    step_table = compare.table(steps)
     print(step_table.markdown(), end="\n\n")
 
     folder = arguments.out / "figures"

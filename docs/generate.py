@@ -14,8 +14,8 @@ from typing import Any
 import draw
 
 from benchmarks import published_networks, readme
-from sparseconv.bench import plots, report
-from sparseconv.bench.svg import Plot
+from sparseconv.bench.page import plots, report
+from sparseconv.bench.page.svg import Plot
 from sparseconv.measure.table import Table
 from sparseconv.ops.backends import NEVER_ON_A_GPU
 

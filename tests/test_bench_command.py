@@ -14,8 +14,9 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from toy_run import refused
 
-from sparseconv.bench import growth, network, run, suite, tables
+from sparseconv.bench import growth, run, suite, tables
 from sparseconv.bench.cases import CASES, SUITES, Case
+from sparseconv.bench.network import compare
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.cli import bench, main
 from sparseconv.measure import peaks
@@ -47,9 +48,9 @@ def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peaks, "measure", lambda counts: [PEAK | {"threads": n} for n in counts])
 
 
-def fake_network(**settings: Any) -> list[network.Task]:
+def fake_network(**settings: Any) -> list[compare.Task]:
     assert (settings["threads"], settings["rounds"]) == ([1], 3)
-    return [network.Task("DSN train", lambda: NROW)]
+    return [compare.Task("DSN train", lambda: NROW)]
 
 
 @needs_extension
@@ -58,14 +59,14 @@ def test_everything_that_is_written(
     quick_peaks: None,
 ) -> None:  # fmt: skip
     written: list[tuple[dict[str, Any], Path]] = []
-    fake = ModuleType("sparseconv.bench.report")
+    fake = ModuleType("sparseconv.bench.page.report")
     fake.write = lambda document, path: written.append((document, path))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "sparseconv.bench.report", fake)
+    monkeypatch.setitem(sys.modules, "sparseconv.bench.page.report", fake)
     paths = {kind: tmp_path / "new" / f"rows.{kind}" for kind in ("json", "csv", "html")}
     files = [word for kind, path in paths.items() for word in (f"--{kind}", str(path))]
     sizes = [Case(1, 2, 3, 3, length, name="tiny", suite="layer") for length in (8, 16)]
     monkeypatch.setattr(growth, "SERIES", {"length": sizes})
-    monkeypatch.setattr(network, "tasks", fake_network)
+    monkeypatch.setattr(compare, "tasks", fake_network)
     words = ["--suites", "growth", "network", "--rivals", "conv1d", "fft"]
     assert main([*SMALL, *words, *files]) == 0
 
@@ -180,7 +181,7 @@ def test_a_missing_report_is_refused_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr(suite, "run", lambda *a, **k: pytest.fail("measured"))
     monkeypatch.setattr(bench, "cpp_or_reason", lambda: "")
-    monkeypatch.setitem(sys.modules, "sparseconv.bench.report", None)  # import fails
+    monkeypatch.setitem(sys.modules, "sparseconv.bench.page.report", None)  # import fails
     path = tmp_path / "report.html"
     refused(capsys, ["bench", "--html", str(path)], "--html cannot be written", "sparseconv[tsc]")
 
@@ -268,21 +269,21 @@ def test_each_suite_has_its_rounds(
         asked["growth"] = rounds
         return []
 
-    def tasks(*, threads: list[int], rounds: int, **settings: Any) -> list[network.Task]:
-        assert ("dense_compiled" in settings.get("rivals", network.RIVALS)) is not quick
-        assert ("epoch" in settings.get("modes", network.MODES)) is not quick
+    def tasks(*, threads: list[int], rounds: int, **settings: Any) -> list[compare.Task]:
+        assert ("dense_compiled" in settings.get("rivals", compare.RIVALS)) is not quick
+        assert ("epoch" in settings.get("modes", compare.MODES)) is not quick
         asked["network"] = rounds
         return []
 
     monkeypatch.setattr(suite, "measure", fake)
     monkeypatch.setattr(growth, "measure", fake_growth)
-    monkeypatch.setattr(network, "tasks", tasks)
+    monkeypatch.setattr(compare, "tasks", tasks)
     cases = [CASES["dsn_evolved_L24"], CASES["stride_2"]]
     document = suite.run(cases, [1], more=list(suite.MORE), quick=quick)
     few = dict.fromkeys(asked, suite.QUICK_ROUNDS)
     assert asked == (few if quick else {
         "layer": suite.ROUNDS["layer"], "options": suite.OTHER_ROUNDS,
-        "growth": suite.ROUNDS["growth"], "network": network.ROUNDS,
+        "growth": suite.ROUNDS["growth"], "network": compare.ROUNDS,
     })  # fmt: skip
     assert len(asked) == 4
     assert document["complete"]

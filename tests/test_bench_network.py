@@ -14,8 +14,9 @@ from dense_kernels import dense_ops, one_wrong
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, SparseConv1d, datasets
-from sparseconv.bench import cost_plots, dense_network, network, network_steps, parts
-from sparseconv.bench.masked_dense import PremaskedConv1d, masked_copy
+from sparseconv.bench.network import compare, dense, parts, steps
+from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
+from sparseconv.bench.page import cost_plots
 from sparseconv.bench.run import WrongResultError
 from sparseconv.functional import fused
 from sparseconv.measure import timing
@@ -32,8 +33,8 @@ def small(in_channels: int = 1, n_classes: int = 2, **options: Any) -> DSN:
     return DSN(in_channels, n_classes, **{"nf": 4, "kernel_size": 9, "depth": 2, **options})
 
 
-def measured(**settings: Any) -> list[network.Row]:
-    return [task.measure() for task in network.tasks(**settings)]
+def measured(**settings: Any) -> list[compare.Row]:
+    return [task.measure() for task in compare.tasks(**settings)]
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "EPOCHS_OF", {"Tiny": (7, 3, 12, 4)})
+    monkeypatch.setattr(compare, "EPOCHS_OF", {"Tiny": (7, 3, 12, 4)})
 
     def missing(name: str) -> Any:
         raise RuntimeError(f"no {name} without aeon")
@@ -71,14 +72,14 @@ def test_rows_of_every_mode(
 ) -> None:
     sizes(monkeypatch)
     state = torch.get_rng_state()
-    tasks = network.tasks(lengths=(10,), threads=(1, 2), rounds=5, batch=4, build=small)
+    tasks = compare.tasks(lengths=(10,), threads=(1, 2), rounds=5, batch=4, build=small)
     rows = [task.measure() for task in tasks]
     assert torch.equal(torch.get_rng_state(), state)
     assert [task.name for task in tasks[:2] + tasks[-1:]] == [
         "DSN train L=10, 1 threads", "DSN train L=10, 2 threads", "DSN epoch Tiny, 2 threads",
     ]  # fmt: skip
     assert [(r["mode"], r["threads"]) for r in rows] == [
-        (mode, count) for mode in network.MODES for count in (1, 2)
+        (mode, count) for mode in compare.MODES for count in (1, 2)
     ]
     for row in rows:
         assert row["ms"]["sparse"] == pytest.approx(2)
@@ -103,16 +104,16 @@ def test_rows_of_every_mode(
         if row["mode"] in ("inference", "latency"):
             assert row["settings"]["sparse"] == "optimize_for_inference"
             assert row["settings"]["masked_dense"] == "plain"
-            assert row["settings"]["dense_best"] in dense_network.inference_variants(small(), ...)
+            assert row["settings"]["dense_best"] in dense.inference_variants(small(), ...)
             assert row["settings"]["dense_compiled"] == "freezing"
         if row["mode"] == "train":
-            assert row["settings"]["dense_best"] in dense_network.training_variants(small())
+            assert row["settings"]["dense_best"] in dense.training_variants(small())
     json.dumps(rows)
-    text = network.table(rows).markdown()
+    text = compare.table(rows).markdown()
     assert text.count("5.00 [5.00, 5.00]") == len(rows)
     assert "epoch (random series of the sizes of Tiny)" in text
-    assert "sparse conv wgrad" in network.parts_table(rows).markdown()
-    assert "compiled" not in network.table(rows[-2:]).markdown()  # nothing to show
+    assert "sparse conv wgrad" in compare.parts_table(rows).markdown()
+    assert "compiled" not in compare.table(rows[-2:]).markdown()  # nothing to show
 
 
 def test_unknown_names_are_refused() -> None:
@@ -127,20 +128,20 @@ def test_a_real_epoch_takes_every_series(
 ) -> None:
     sizes(monkeypatch)
     seen: list[int] = []
-    step = network_steps._step
+    step = steps._step
 
     def counting(net: Any, optimizer: Any, scheduler: Any, X: Tensor, y: Tensor) -> None:
         seen.append(len(X))
         step(net, optimizer, scheduler, X, y)
 
-    monkeypatch.setattr(network_steps, "_step", counting)
+    monkeypatch.setattr(steps, "_step", counting)
     measured(modes=["epoch"], threads=[1], rivals=["masked_dense"], build=small)
     assert seen == [2, 2, 2, 1] * 2  # either side once
 
 
 def test_bundled_sets_have_the_sizes_that_stand_in_for_them() -> None:
     pytest.importorskip("aeon")
-    for name, (n_cases, channels, length, classes) in network.EPOCHS_OF.items():
+    for name, (n_cases, channels, length, classes) in compare.EPOCHS_OF.items():
         data = datasets.load(name)
         assert data.X_train.shape == (n_cases, channels, length)
         assert len(data.classes) == classes
@@ -149,10 +150,10 @@ def test_bundled_sets_have_the_sizes_that_stand_in_for_them() -> None:
 # Nothing wrong is timed
 
 
-@pytest.mark.parametrize("mode", network.MODES)
+@pytest.mark.parametrize("mode", compare.MODES)
 def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes(monkeypatch)
-    monkeypatch.setattr(network, "calls", dense_ops(wgrad=one_wrong))
+    monkeypatch.setattr(compare, "calls", dense_ops(wgrad=one_wrong))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     with pytest.raises(WrongResultError, match="wgrad is wrong"):
         measured(lengths=[10], threads=[1], modes=[mode], build=small)
@@ -166,7 +167,7 @@ def test_a_wrong_network_is_not_timed(
     def optimized(model: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda x: model(x) + 1e-3
 
-    monkeypatch.setattr(network, "optimize_for_inference", optimized)
+    monkeypatch.setattr(compare, "optimize_for_inference", optimized)
     with pytest.raises(WrongResultError, match="outputs are wrong"):
         measured(**run, rivals=["masked_dense"])
     monkeypatch.undo()
@@ -188,7 +189,7 @@ def test_a_rival_that_fails_is_absent_with_the_reason(
         assert "no C++ compiler found" in row["absent"]["dense_compiled"]
         assert "and more" not in row["absent"]["dense_compiled"]
         assert "parts" not in row
-    assert "-" in network.table(rows).markdown()
+    assert "-" in compare.table(rows).markdown()
 
 
 # The dense side
@@ -202,7 +203,7 @@ def test_every_way_to_run_dense_computes_the_same(length: int, padding: str) -> 
     for _ in range(5):
         model(x)
     model.eval()
-    variants = dense_network.inference_variants(model, x)
+    variants = dense.inference_variants(model, x)
     with torch.no_grad():
         for name, make in variants.items():
             torch.testing.assert_close(make()(x), model(x), msg=lambda m, n=name: f"{n}: {m}")
@@ -215,11 +216,11 @@ def test_every_way_to_train_dense_learns_the_same(padding: str) -> None:
     torch.manual_seed(0)
     model = small(3, padding=padding)
     X, y = torch.randn(4, 3, 20), torch.arange(4) % 2
-    names = ("masked_dense", *dense_network.training_variants(model))
-    steps = network_steps.training_steps(model, names, update_every=3)
-    trained = {name: step.args[0] for name, step in steps.items()}  # type: ignore[attr-defined]
+    names = ("masked_dense", *dense.training_variants(model))
+    made = steps.training_steps(model, names, update_every=3)
+    trained = {name: step.args[0] for name, step in made.items()}  # type: ignore[attr-defined]
     for _ in range(3):
-        for step in steps.values():
+        for step in made.values():
             step(X, y)
         wanted, *others = ([p.grad for p in net.parameters()] for net in trained.values())
         for grads in others:
@@ -245,7 +246,7 @@ def test_the_dense_side_runs_none_of_our_kernels(monkeypatch: pytest.MonkeyPatch
     y = torch.arange(4) % 2
     for twin in (
         masked_copy(model),
-        *(make() for make in dense_network.training_variants(model).values()),
+        *(make() for make in dense.training_variants(model).values()),
     ):
         torch.nn.functional.nll_loss(twin(x), y).backward()
 
@@ -255,8 +256,8 @@ def test_the_fastest_setting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         timing, "interleave", lambda calls, **_: {n: np.array([seconds[n]]) for n in calls}
     )
-    assert network._fastest(dict.fromkeys(seconds, int)) == "jit"
-    assert network._fastest({"plain": int}) == "plain"
+    assert compare._fastest(dict.fromkeys(seconds, int)) == "jit"
+    assert compare._fastest({"plain": int}) == "plain"
 
 
 def test_steps_train_copies_and_keep_masks() -> None:
@@ -264,11 +265,11 @@ def test_steps_train_copies_and_keep_masks() -> None:
     model = small()
     before = [p.clone() for p in model.parameters()]
     X, y = torch.randn(4, 1, 20), torch.arange(4) % 2
-    steps = network_steps.training_steps(model, update_every=2)
-    trained = {name: step.args[0] for name, step in steps.items()}  # type: ignore[attr-defined]
+    made = steps.training_steps(model, update_every=2)
+    trained = {name: step.args[0] for name, step in made.items()}  # type: ignore[attr-defined]
     start = trained["sparse"].sparse_layers()[1].pattern
     for _ in range(4):
-        for step in steps.values():
+        for step in made.values():
             step(X, y)
     assert all(map(torch.equal, before, model.parameters()))
     assert trained["sparse"].sparse_layers()[1].pattern != start
@@ -295,16 +296,14 @@ def test_an_update_is_timed_beside_a_step_without_one(
 def test_memory_counts_what_is_held_and_what_comes_out() -> None:
     model = small(kernel_size=39, nf=12)
     X, y = torch.randn(2, 1, 16), torch.arange(2)
-    sparse, dense = (
-        network_steps.training_bytes(model, name, X, y) for name in ("sparse", "masked_dense")
-    )
+    sparse, dense = (steps.training_bytes(model, name, X, y) for name in ("sparse", "masked_dense"))
     inactive = sum(layer.pattern.numel - layer.pattern.nnz for layer in model.sparse_layers())
     # Weight, gradient and two moments of what is inactive, at least; and the masks, a byte each,
     # against at most 7 index arrays of nnz.
     nnz = sum(layer.pattern.nnz for layer in model.sparse_layers())
     assert dense - sparse > 16 * inactive - 4 * 7 * nnz
     assert sparse > 16 * sum(p.numel() for p in model.parameters())
-    longer = network_steps.training_bytes(model, "sparse", torch.randn(2, 1, 1600), y)
+    longer = steps.training_bytes(model, "sparse", torch.randn(2, 1, 1600), y)
     assert longer - sparse > 4 * 2 * 1584 * 36 * 2  # a module's outputs, before and after the norm
 
 
@@ -314,9 +313,9 @@ def test_memory_counts_what_is_held_and_what_comes_out() -> None:
 def test_parts_of_both_networks() -> None:
     model = small()
     X, y = torch.randn(4, 1, 200), torch.arange(4) % 2
-    steps = network_steps.training_steps(model)
+    made = steps.training_steps(model)
     with threads(1):
-        spent = {name: parts.measure(partial(step, X, y)) for name, step in steps.items()}
+        spent = {name: parts.measure(partial(step, X, y)) for name, step in made.items()}
     common = {"1x1 conv", parts.NORM, "pool and head", "optimizer and masks", parts.OTHER}
     sparse = {f"sparse conv {name}" for name in ("fprop", "dgrad", "wgrad")}
     dense = {"dense conv forward", "dense conv backward", "padding"}

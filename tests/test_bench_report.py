@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from bench_document import document
 
-from sparseconv.bench import cases, cost_plots, plots, report
-from sparseconv.bench.svg import THEME
+from sparseconv.bench import cases
+from sparseconv.bench.page import cost_plots, plots, report
+from sparseconv.bench.page.svg import THEME
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +316,7 @@ def test_stacked_bars_add_up() -> None:
 
 def test_importing_it_imports_neither_matplotlib_nor_jinja2() -> None:
     code = (
-        "import sys, sparseconv.bench.report\n"
+        "import sys, sparseconv.bench.page.report\n"
         "assert not {'matplotlib', 'jinja2'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

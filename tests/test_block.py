@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
 
 from sparseconv import SparseConv1d
-from sparseconv.bench.masked_dense import masked_copy
+from sparseconv.bench.network.masked import masked_copy
 from sparseconv.models import DSN
 from sparseconv.nn import block as block_module
 from sparseconv.nn.block import Block

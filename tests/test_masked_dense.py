@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, SparseConv1d
-from sparseconv.bench.masked_dense import MaskedDST, PremaskedConv1d, masked_copy
+from sparseconv.bench.network.masked import MaskedDST, PremaskedConv1d, masked_copy
 from sparseconv.models import DSN
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from sparseconv.bench import goals, growth, network
+from sparseconv.bench import goals, growth
 from sparseconv.bench.cases import Case
 from sparseconv.bench.files import rounded
+from sparseconv.bench.network import compare
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.bench.run import WrongResultError, measure
 from sparseconv.measure import peaks
@@ -23,13 +24,13 @@ MORE = {
     "network": "the whole network: training step, update, inference, latency, epoch",
 }
 # So that everything takes half an hour on two cores: most rounds where goals are judged by 1 %.
-ROUNDS = {"layer": 30, "trained": 12, "density": 12, "growth": 9, "network": network.ROUNDS}
+ROUNDS = {"layer": 30, "trained": 12, "density": 12, "growth": 9, "network": compare.ROUNDS}
 OTHER_ROUNDS, QUICK_ROUNDS = 15, 5
 # The slow rivals are shown where their place is in question: they take most of the time.
 FAST_RIVALS = ("conv1d", "conv2d_channels_last")
 ALL_RIVALS_IN = ("layer", "trained", "density")
 # Compiling takes most of the network's time, and its epochs a minute.
-QUICK_NETWORK = {"rivals": ("masked_dense", "dense_best"), "modes": network.MODES[:4]}
+QUICK_NETWORK = {"rivals": ("masked_dense", "dense_best"), "modes": compare.MODES[:4]}
 
 Document = dict[str, Any]
 Row = dict[str, Any]
@@ -140,7 +141,7 @@ def _growth_tasks(thread_counts: Sequence[int], rounds: int | None) -> Iterator[
 
 def _network_tasks(thread_counts: Sequence[int], rounds: int | None, quick: bool) -> Iterator[Task]:
     settings: Mapping[str, Any] = QUICK_NETWORK if quick else {}
-    for name, call in network.tasks(
+    for name, call in compare.tasks(
         threads=thread_counts, rounds=rounds or ROUNDS["network"], **settings
     ):
         yield Task(name, "network", partial(_one, call))

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparseconv.bench import files, goals, network, suite, tables
+from sparseconv.bench import files, goals, suite, tables
 from sparseconv.bench.cases import SUITES, Case, select
+from sparseconv.bench.network import compare
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.bench.run import WrongResultError, cpp_or_reason
 from sparseconv.bench.suite import ALL_RIVALS_IN, FAST_RIVALS, MORE, OTHER_ROUNDS, QUICK_ROUNDS
@@ -122,7 +123,7 @@ def _chosen(suites: list[str] | None, names: list[str] | None) -> tuple[list[Cas
 
 
 def shown(document: Mapping[str, Any]) -> str:
-    """The document as text: machine, peaks, a table for each suite, growth, network, goals."""
+    """The document as text: machine, peaks, a table for each suite, growth, compare, goals."""
     machine = "\n".join(f"{key}: {value}" for key, value in document["machine"].items())
     parts = [
         machine,
@@ -142,8 +143,8 @@ def shown(document: Mapping[str, Any]) -> str:
         parts.append(tables.growth_table(document["growth"]).markdown())
     if document["network"]:
         parts.append("network: " + MORE["network"])
-        parts.append(network.table(document["network"]).markdown())
-        parts.append(network.parts_table(document["network"]).markdown())
+        parts.append(compare.table(document["network"]).markdown())
+        parts.append(compare.parts_table(document["network"]).markdown())
     if document["goals"]:
         parts += ["Goals, each judged by the worst of its rows", goals.table(document).markdown()]
     return "\n\n".join(parts) + "\n"
@@ -190,7 +191,7 @@ def _writers(arguments: argparse.Namespace) -> list[tuple[Path, Save]]:
         wanted.append((arguments.csv, files.write_csv))
     if arguments.html:
         try:  # only who asks for plots needs matplotlib
-            report = importlib.import_module("sparseconv.bench.report")
+            report = importlib.import_module("sparseconv.bench.page.report")
         except ImportError as error:
             raise RuntimeError(
                 f"--html cannot be written: {error}; install what it needs with "

@@ -10,13 +10,7 @@ from typing import Any
 from sparseconv.dst.update import GROWTHS
 from sparseconv.models.dsn import INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS
-from sparseconv.training.run_folder import (
-    CONFIG_NAME,
-    DATA,
-    NETWORK,
-    RECIPE,
-    read_config,
-)
+from sparseconv.training.run_folder import CONFIG_NAME, DATA, NETWORK, RECIPE, read_config
 
 PROG = "python -m sparseconv"
 INTERRUPTED = 130  # exit code: the shell's for SIGINT

@@ -25,13 +25,7 @@ from sparseconv.training.data import digest
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import (
-    CONFIG_NAME,
-    DATA,
-    HISTORY_NAME,
-    NETWORK,
-    RECIPE,
-)
+from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, NETWORK, RECIPE
 
 
 def add_to(commands: Any) -> None:

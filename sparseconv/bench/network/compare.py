@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from sparseconv import datasets, optimize_for_inference
-from sparseconv.bench import parts
 from sparseconv.bench.cases import layer_problem
-from sparseconv.bench.dense_network import Network, inference_variants, training_variants
-from sparseconv.bench.masked_dense import masked_copy
-from sparseconv.bench.network_steps import NEVER, compiled, training_bytes, training_steps
-from sparseconv.bench.network_tables import RIVALS, parts_table, table
+from sparseconv.bench.network import parts
+from sparseconv.bench.network.dense import Network, inference_variants, training_variants
+from sparseconv.bench.network.masked import masked_copy
+from sparseconv.bench.network.steps import NEVER, compiled, training_bytes, training_steps
+from sparseconv.bench.network.tables import RIVALS, parts_table, table
 from sparseconv.bench.run import WrongResultError, check
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparseconv import SparseConv1d
-from sparseconv.bench.masked_dense import PremaskedConv1d, masked_copy
+from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
 from sparseconv.models import DSN
 from sparseconv.nn.pooling import ShortAvgPool1d, averaging_matrix
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sparseconv.bench import cost_plots, plots
-from sparseconv.bench.svg import Plot, threads_text
+from sparseconv.bench.page import cost_plots, plots
+from sparseconv.bench.page.svg import Plot, threads_text
 from sparseconv.bench.tables import peaks_table
 from sparseconv.measure.table import Table, grouped
 from sparseconv.report import figures

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparseconv.bench.svg import GOLD, SHADE, Plot, legend, plain, threads_text, ticks
+from sparseconv.bench.page.svg import GOLD, SHADE, Plot, legend, plain, threads_text, ticks
 from sparseconv.report import figures
 from sparseconv.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE
 

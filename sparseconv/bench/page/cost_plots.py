@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparseconv.bench import parts
-from sparseconv.bench.plots import COMPUTATIONS
-from sparseconv.bench.svg import GOLD, SKY, Plot, decades, legend, threads_text, ticks
+from sparseconv.bench.network import parts
+from sparseconv.bench.page.plots import COMPUTATIONS
+from sparseconv.bench.page.svg import GOLD, SKY, Plot, decades, legend, threads_text, ticks
 from sparseconv.report import figures
 from sparseconv.report.figures import BLUE, GREEN, INK, ORANGE, PURPLE
 

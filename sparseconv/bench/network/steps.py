@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler
-from sparseconv.bench.dense_network import Network, training_variants
-from sparseconv.bench.masked_dense import MaskedDST, masked_copy
+from sparseconv.bench.network.dense import Network, training_variants
+from sparseconv.bench.network.masked import MaskedDST, masked_copy
 from sparseconv.measure.memory import peak_bytes
 from sparseconv.models import DSN
 

@@ -1,0 +1,1 @@
+"""The whole network beside the same network dense."""

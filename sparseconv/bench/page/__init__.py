@@ -1,0 +1,1 @@
+"""The results of the benchmark as an HTML page."""
