@@ -30,14 +30,14 @@ mutants: $(VENV)/.built  ## change the code in 400 small places, one at a time: 
 
 install-matrix: $(VENV)/.built  ## build and run with several Pythons, torches and (emulated) processors
 	$(PY) -m pytest --campaign --evidence=benchmarks/results/reliability/install.json \
-	    tests/test_packaging.py tests/test_install_matrix.py
+	    tests/packaging/test_packaging.py tests/packaging/test_install_matrix.py
 
 fuzz: $(VENV)/.built  ## P1 to P6 with 200 000 random cases: an hour on a quiet core (SHARE=0.1: a tenth)
-	$(CAMPAIGN)/fuzz.json tests/test_kernels.py tests/test_sanitizers.py tests/test_guard_pages.py \
-	    tests/test_wrong_arguments.py tests/test_mutations.py tests/test_ops.py tests/test_fused_ops.py
+	$(CAMPAIGN)/fuzz.json tests/kernels/test_kernels.py tests/trust/test_sanitizers.py tests/trust/test_guard_pages.py \
+	    tests/trust/test_wrong_arguments.py tests/trust/test_mutations.py tests/ops/test_ops.py tests/ops/test_fused_ops.py
 
 crash: $(VENV)/.built  ## P9: kill training 200 times, fill its disk, damage its files (SHARE as for fuzz)
-	$(CAMPAIGN)/crash.json tests/test_crash.py tests/test_full_disk.py tests/test_checkpoint.py
+	$(CAMPAIGN)/crash.json tests/trust/test_crash.py tests/trust/test_full_disk.py tests/training/test_checkpoint.py
 
 bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour) and the README
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json --html benchmarks/results/bench.html
@@ -55,12 +55,12 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) benchmarks/*.cpp tests/*.cpp tests/*.h
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) benchmarks/*.cpp $$(find tests -name '*.cpp' -o -name '*.h')
 
 format: $(VENV)/.lint  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i $$(find csrc -type f) benchmarks/*.cpp tests/*.cpp tests/*.h
+	$(VENV)/bin/clang-format -i $$(find csrc -type f) benchmarks/*.cpp $$(find tests -name '*.cpp' -o -name '*.h')
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \

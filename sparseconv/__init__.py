@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from sparseconv import (
-    _interpreter,  # noqa: F401 (first: it refuses where torch would hang)
-    models,
-)
+from sparseconv import models
 from sparseconv._version import __version__
+from sparseconv.core import moved as _moved  # noqa: F401  old pickles find what they name
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.core.tracing import when_imported
 from sparseconv.dst import DSTScheduler
@@ -20,6 +19,7 @@ from sparseconv.ops.backends import available_backends
 if TYPE_CHECKING:
     from sparseconv.classification import DSNClassifier
     from sparseconv.conversion import convert, to_dense
+    from sparseconv.measure.memory import retain_freed_memory
     from sparseconv.profiling import profile
     from sparseconv.training.run_folder import load_run
 
@@ -36,31 +36,27 @@ __all__ = [
     "models",
     "optimize_for_inference",
     "profile",
+    "retain_freed_memory",
     "sparse_conv1d",
     "to_dense",
 ]
 
-# FlopCounterMode counts active weights. Its module imports Triton: only who uses it shall wait.
+# Imported at their first use: aeon and scikit-learn take seconds and are an extra, and measuring is
+# nothing that a training run or a deployed model needs.
+_LAZY = {
+    "DSNClassifier": "classification",
+    "convert": "conversion",
+    "load_run": "training.run_folder",
+    "profile": "profiling",
+    "retain_freed_memory": "measure.memory",
+    "to_dense": "conversion",
+}
+
+# FlopCounterMode counts active weights. Its module imports Triton, which takes a third of a second.
 when_imported("torch.utils.flop_counter", "sparseconv.ops.flops")
 
 
 def __getattr__(name: str) -> Any:
-    # aeon and scikit-learn take seconds to import and are an extra: only who asks pays. Measuring
-    # is nothing that a training run or a deployed model needs.
-    if name == "DSNClassifier":
-        from sparseconv.classification import DSNClassifier
-
-        return DSNClassifier
-    if name == "profile":
-        from sparseconv.profiling import profile
-
-        return profile
-    if name == "load_run":
-        from sparseconv.training.run_folder import load_run
-
-        return load_run
-    if name in ("convert", "to_dense"):
-        from sparseconv import conversion
-
-        return getattr(conversion, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sparseconv.{_LAZY[name]}"), name)

@@ -65,6 +65,8 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
     'See'", NeurIPS 2022.
     """
 
+    __module__ = "sparseconv"  # what pickles and reprs name
+
     _tags = {  # noqa: RUF012 (aeon's convention)
         "capability:multivariate": True,
         "capability:multithreading": True,
@@ -199,3 +201,6 @@ def _as_tensor(X: npt.NDArray[Any]) -> torch.Tensor:
             "for float32; remove or rescale them"
         )
     return series
+
+
+__test__ = {"DSNClassifier": DSNClassifier}  # for doctest, which sees that it is sparseconv's

@@ -34,6 +34,8 @@ class Region(NamedTuple):
         Region(out_channels=(0, 47), taps=(0, 13))
     """
 
+    __module__ = "sparseconv"  # what pickles and reprs name
+
     out_channels: tuple[int, int]
     taps: tuple[int, int]
 
@@ -65,6 +67,8 @@ class KernelCSR:
         >>> pattern.crow_indices, pattern.col_indices
         (tensor([0, 2, 2], dtype=torch.int32), tensor([0, 2], dtype=torch.int32))
     """
+
+    __module__ = "sparseconv"  # what pickles and reprs name
 
     __slots__ = (
         "_asked",

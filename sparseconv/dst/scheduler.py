@@ -107,6 +107,8 @@ class DSTScheduler:
     Liu et al. 2021 (ITOP).
     """
 
+    __module__ = "sparseconv"  # what pickles and reprs name
+
     def __init__(
         self,
         model: nn.Module,

@@ -1,5 +1,9 @@
 """Networks for inference: neighbours folded and fused."""
 
-from sparseconv.inference.optimize import optimize_for_inference
+from sparseconv.inference.optimize import (
+    InferenceBlock,
+    InferenceSequential,
+    optimize_for_inference,
+)
 
-__all__ = ["optimize_for_inference"]
+__all__ = ["InferenceBlock", "InferenceSequential", "optimize_for_inference"]

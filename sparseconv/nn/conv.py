@@ -74,6 +74,8 @@ class SparseConv1d(nn.Module):
         torch.Size([2, 8, 30])
     """
 
+    __module__ = "sparseconv"  # what pickles and reprs name
+
     values: nn.Parameter
     bias: nn.Parameter | None
     crow_indices: Tensor

@@ -1,0 +1,131 @@
+"""Tensors whose offsets, or whose number of elements, no int32 holds: run by a test.
+
+    python tests/ops/far_apart.py strides|fprop|dgrad|wgrad|bytes FOLDER
+
+``strides`` lays small tensors across a sparse file of 34 GB, of which only the touched pages exist;
+results must be those of contiguous copies. The others compute more than 2**31 elements (``bytes``:
+bytes) from a series that all of the batch shares: each of the batch must get the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from engines import ISAS
+from test_fused_ops import op_arguments
+from torch import Tensor
+
+from sparseconv import KernelCSR
+from sparseconv.core.geometry import Geometry
+from sparseconv.ops import calls as ops
+from sparseconv.testing import Case
+
+OPS = torch.ops.sparseconv
+FAR = 2**31
+
+
+class Sparse:
+    """A file of more than 2**32 float64 that takes only the pages which are written."""
+
+    def __init__(self, folder: Path) -> None:
+        path, size = folder / "sparse", 8 * (2 * FAR + 2**20)
+        with path.open("wb") as file:
+            file.truncate(size)
+        self.memory = torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+        path.unlink()  # the mapping keeps it
+
+    def spread(self, x: Tensor, dim: int, offset: int = 0) -> Tensor:
+        """The same numbers; neighbours along ``dim`` lie so far apart that the last is past 2**31.
+
+        ``offset`` elements, past 2**31 as well, may come first.
+        """
+        steps = list(x.contiguous().stride())
+        steps[dim] = FAR // (x.shape[dim] - 1) + 7
+        return self.memory.view(x.dtype).as_strided(x.shape, steps, offset).copy_(x)
+
+
+def computations(case: Case) -> list[tuple[Any, tuple[Any, ...], list[int]]]:
+    """Each op, its arguments, and which of them are spread."""
+    x, values, bias, grad = case.tensors()
+    pattern = case.make_pattern()
+    geometry = Geometry(pattern.shape, *case.geometry)
+    shape, tail = geometry.shape, geometry[1:]
+    rows = ops.fprop_rows(pattern, geometry)
+    plan = ops._dgrad_plan_for(pattern, geometry, grad)
+    return [
+        (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, shape, *tail), [0, 1, 2]),
+        (OPS.dgrad, (grad, values, *plan, shape, case.length, *tail), [0, 1]),
+        (OPS.wgrad, (grad, x, pattern.crow_indices, rows, shape, *tail), [0, 1]),
+    ]
+
+
+def strides(folder: Path) -> tuple[int, list[str]]:
+    sparse, calls, faults = Sparse(folder), 0, []
+    work = []
+    for dtype in ("float32", "float64", "bfloat16", "float16"):
+        for mode, stride in (("zeros", 1), ("reflect", 2)):
+            case = Case(2, 3, 4, 5, 40, stride, (3, 2), padding_mode=mode, dtype=dtype, density=0.5)
+            work += computations(case)
+    for name, args in op_arguments().items():
+        signals = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.dim() == 3]
+        work.append((getattr(OPS, name), args, signals))
+    for op, args, which in work:
+        for i in which:
+            for dim in range(args[i].dim()):
+                if args[i].shape[dim] < 2:
+                    continue
+                for offset in (0, FAR):
+                    far = sparse.spread(args[i], dim, offset if dim == 0 else 0)
+                    for isa in ISAS:
+                        os.environ["SPARSECONV_CPU_ISA"] = isa
+                        near = [a.clone() if isinstance(a, Tensor) else a for a in args]
+                        expected = op(*near)
+                        got = op(*near[:i], far, *near[i + 1 :])
+                        calls += 1
+                        one, other = (r if isinstance(r, tuple) else (r,) for r in (expected, got))
+                        if not all(map(torch.equal, one, other)):
+                            faults.append(f"{op} argument {i} dim {dim} on {isa}")
+    return calls, faults
+
+
+def all_equal_to_the_first(y: Tensor) -> bool:
+    return all(bool((part == y[0]).all()) for part in y.split(2**20))
+
+
+def many(what: str) -> tuple[int, list[str]]:
+    """``(N, 1, 64)`` from one series; the last of the batch begins past 2**31."""
+    length = 64
+    pattern = KernelCSR.full((1, 1, 3))
+    geometry = Geometry((1, 1, 3), 1, (1, 1), 1, 1, "zeros")
+    dtype = {"bytes": torch.float32, "wgrad": torch.float64}.get(what, torch.bfloat16)
+    n = (FAR if what != "bytes" else FAR // 4) // length + 3
+    series = torch.arange(1, length + 1, dtype=dtype)[None, None].expand(n, 1, length)
+    values = torch.tensor([1, 2, 3], dtype=dtype)
+    faults = []
+    if what == "wgrad":
+        got = ops.wgrad(torch.ones((), dtype=dtype).expand(n, 1, length), series, pattern, geometry)
+        total = n * length * (length + 1) // 2
+        # The outer taps miss a sample of the other end. All sums are below 2**53.
+        expected = [total - n * length, total, total - n]
+        if got.tolist() != expected:
+            faults.append(f"{got.tolist()} instead of {expected}")
+        return 1, faults
+    if what == "dgrad":
+        y = ops.dgrad(series, values, pattern, geometry, length)
+        first = ops.dgrad(series[:1], values, pattern, geometry, length)
+    else:
+        y = ops.fprop(series, values, None, pattern, geometry)
+        first = ops.fprop(series[:1], values, None, pattern, geometry)
+    if not y[0].equal(first[0]) or not all_equal_to_the_first(y):
+        faults.append(f"the batch of {n} does not give the same {n} times")
+    return 1, faults
+
+
+if __name__ == "__main__":
+    done, wrong = strides(Path(sys.argv[2])) if sys.argv[1] == "strides" else many(sys.argv[1])
+    print(json.dumps({"calls": done, "faults": wrong}))

@@ -1,0 +1,54 @@
+"""Run part of a test in a process of its own, so that a crash is seen and not suffered."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
+# What a process of its own needs to import what pytest does.
+PYTHONPATH = os.pathsep.join(
+    map(str, (ROOT, *sorted({path.parent for path in TESTS.rglob("*.py")})))
+)
+CLEAR = (ValueError, TypeError, RuntimeError, NotImplementedError)
+
+
+def run_child(script: str, *arguments: object, timeout: float | None = None) -> Any:
+    """What the script of this name in ``tests`` prints as JSON; the test fails if it dies."""
+    (file,) = TESTS.rglob(f"{script}.py")
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", str(file), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"the child ended with {done.returncode}:\n{done.stderr[-4000:]}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def refuses(call: Callable[[], Any]) -> tuple[bool, Any]:
+    """Whether the call raised, and what it returned or raised; a message must say something."""
+    try:
+        return False, call()
+    except MemoryError as error:
+        return True, error
+    except CLEAR as error:
+        if len(str(error)) < 10:
+            raise AssertionError(f"{type(error).__name__} without a word of why") from error
+        return True, error
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Let allocations beyond what is mapped now fail, as they do on a small machine."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    most = mapped + int(gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))

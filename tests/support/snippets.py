@@ -1,0 +1,55 @@
+"""The code blocks of the README and the docs, run as a reader would paste them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparseconv.cli import main
+
+ROOT = Path(__file__).parents[2]
+# A reader trains for longer: one epoch of a small network shows that a command goes through.
+SMALL = ["--epochs", "1", "--nf", "4", "--depth", "1", "--quiet"]
+
+
+class Block(NamedTuple):
+    """One fenced block: ``python`` or ``sh``, its text and where it starts."""
+
+    language: str
+    text: str
+    place: str
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    """The fenced blocks of a Markdown file, also those inside directives."""
+    page = path.read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(python|sh)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        line = page.count("\n", 0, found.start()) + 2
+        yield Block(found[1], found[2], f"{path.relative_to(ROOT)}:{line}")
+
+
+def run(block: Block, scope: dict[str, Any]) -> None:
+    """Run a block: Python in ``scope``, commands of this package in this process."""
+    if block.language == "python":
+        source = re.sub(r"\bepochs=\d+", "epochs=1", block.text)
+        exec(compile(source, block.place, "exec"), scope)
+        return
+    for line in block.text.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:3] == ["python", "-m", "sparseconv"]:
+            command = words[3:] + (SMALL if words[3] == "train" else [])
+            assert main(command) == 0, f"{block.place}: {line}"
+        else:
+            check_foreign(words, f"{block.place}: {line}")
+
+
+def check_foreign(words: list[str], place: str) -> None:
+    """What a test cannot run must at least exist: a target of the Makefile."""
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{re.escape(words[1])}:", makefile, re.MULTILINE), place
+    else:
+        assert words[:2] == ["pip", "install"], f"{place}: nothing here runs this"

@@ -1,0 +1,120 @@
+"""Calls the raw ops on tensors that lie flush against pages that nobody may touch: run by a test.
+
+    python tests/trust/guarded.py SEED CASES
+    python tests/trust/guarded.py control
+
+Every tensor and index array ends right before such a page, or begins right behind one. Results must
+be the bits that the op gives elsewhere. ``control`` reads one element too many, and must die.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import random
+import sys
+from typing import Any
+
+import torch
+from engines import ISAS
+from test_fused_ops import op_arguments
+from torch import Tensor
+
+from sparseconv.core.geometry import Geometry
+from sparseconv.ops import calls as ops
+from sparseconv.testing import LAYOUTS, Case, random_case
+
+OPS = torch.ops.sparseconv
+PAGE = mmap.PAGESIZE
+LIBC = ctypes.CDLL(None, use_errno=True)
+NO_ACCESS = 0
+
+
+def guarded(x: Tensor, before: bool) -> Tensor:
+    """The same tensor, strides included, in memory of its own that ends or begins at a guard."""
+    if x.numel() == 0:
+        return x
+    reach = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    size = reach * x.element_size()
+    body = -(-size // PAGE) * PAGE
+    memory = mmap.mmap(-1, body + 2 * PAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    offset = PAGE + (body - size if before else 0)
+    flat = torch.frombuffer(memory, dtype=x.dtype, count=reach, offset=offset)
+    flat.copy_(x.as_strided((reach,), (1,), x.storage_offset()))
+    for guard in (address, address + PAGE + body):
+        assert LIBC.mprotect(ctypes.c_void_p(guard), PAGE, NO_ACCESS) == 0
+    return flat.as_strided(x.shape, x.stride())
+
+
+def calls_of(case: Case, rng: random.Random) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The three computations with their plans, in random layouts."""
+    layouts = [name for name in LAYOUTS if name != "imaginary"]  # whose memory holds -x
+    x, values, bias, grad = (
+        None if t is None else LAYOUTS[rng.choice(layouts)](t) for t in case.tensors()
+    )
+    if not case.batched:
+        assert x is not None
+        assert grad is not None
+        x, grad = x[None], grad[None]
+    pattern = case.make_pattern()
+    geometry = Geometry(pattern.shape, *case.geometry)
+    shape, tail = geometry.shape, geometry[1:]
+    rows = ops.fprop_rows(pattern, geometry)
+    plan = ops._dgrad_plan_for(pattern, geometry, grad)
+    relu = rng.random() < 0.3
+    return [
+        (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, shape, *tail, relu)),
+        (OPS.dgrad, (grad, values, *plan, shape, case.length, *tail)),
+        (OPS.wgrad, (grad, x, pattern.crow_indices, rows, shape, *tail)),
+        (
+            OPS.plan_fprop,
+            (pattern.crow_indices, pattern.col_indices, shape, case.stride, case.dilation),
+        ),
+    ]
+
+
+def check(op: Any, args: tuple[Any, ...]) -> None:
+    def place(before: bool | None) -> tuple[Any, ...]:
+        return tuple(
+            a if not isinstance(a, Tensor) else a.clone() if before is None else guarded(a, before)
+            for a in args
+        )
+
+    results = []
+    for before in (None, True, False):
+        result = op(*place(before))
+        results.append(result if isinstance(result, tuple) else (result,))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert a.equal(b), "other bits beside a guard page"
+
+
+def main(seed: int, cases: int) -> None:
+    calls, faults = 0, []
+    for number in range(seed, seed + cases):
+        rng = random.Random(number)
+        case = random_case(rng, n=rng.randint(1, 5), batched=True)
+        work = calls_of(case, rng)
+        if number % 10 == 0:
+            dtype = rng.choice((torch.float32, torch.float64))
+            work += [(getattr(OPS, name), args) for name, args in op_arguments(dtype).items()]
+        for isa in ISAS:
+            os.environ["SPARSECONV_CPU_ISA"] = isa
+            for op, args in work:
+                calls += 1
+                try:
+                    check(op, args)
+                except AssertionError as error:
+                    faults.append(f"{op} on {isa}: {error}: {case!r}")
+    print(json.dumps({"calls": calls, "faults": faults}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "control":
+        row = guarded(torch.zeros(5), before=True)
+        ctypes.string_at(row.data_ptr(), 5 * 4 + 1)
+    else:
+        main(*map(int, sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""A disk that is full, damaged or read-only costs a training run no epoch that it has saved."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_crash import (
+    CHILD,
+    digest,
+    finish,
+    start,
+    undisturbed,  # noqa: F401 (a fixture)
+    wait_for_epoch,
+)
+
+from sparseconv.training import checkpoint
+from sparseconv.training.loop import CHECKPOINT_NAME
+
+# A file system of the run's own, seen by nobody else and gone with it: $1 its size, $2 where, $3
+# the folder that lends it its content and gets it back, $4 what else to do before the run.
+OWN_DISK = """
+mount -t tmpfs -o size=$1 none "$2" || exit 77
+cp "$3"/* "$2"/ 2>/dev/null
+eval "$4"
+"$PYTHON" -c "$CHILD" "$2"; code=$?
+cp "$2"/* "$3"/
+exit $code
+"""
+
+
+def run_on_own_disk(size: int, out: Path, then: str = ":") -> subprocess.CompletedProcess[str]:
+    """Train in a file system of ``size`` bytes; skipped where none can be mounted."""
+    point = out.parent / "disk"
+    point.mkdir(exist_ok=True)
+    environment = {"PYTHON": sys.executable, "CHILD": CHILD, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = ["unshare", "--mount", "sh", "-c", OWN_DISK, "sh", str(size), str(point), str(out)]
+    try:
+        done = subprocess.run(
+            [*command, then],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no file system can be mounted here (needs root)")
+    return done
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The checkpoint of a run that was killed after its first epochs."""
+    out = tmp_path_factory.mktemp("killed")
+    child = start(out)
+    wait_for_epoch(child, 1)
+    child.kill()
+    child.communicate()
+    return (out / CHECKPOINT_NAME).read_bytes()
+
+
+@pytest.fixture
+def out(killed: bytes, tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / CHECKPOINT_NAME).write_bytes(killed)
+    return folder
+
+
+def is_left_alone(out: Path, content: bytes) -> bool:
+    """Then it goes on as one that was killed: see test_a_checkpoint_that_was_damaged_since."""
+    return [(f.name, f.read_bytes()) for f in out.iterdir()] == [(CHECKPOINT_NAME, content)]
+
+
+@pytest.mark.promise("P9")
+def test_a_disk_that_is_full(killed: bytes, out: Path, count_cases: Callable[[int], None]) -> None:
+    """It holds one checkpoint and half of the next, which is written beside it."""
+    done = run_on_own_disk(len(killed) * 3 // 2, out)
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr or "PytorchStreamWriter" in done.stderr
+    assert is_left_alone(out, killed)
+    count_cases(1)
+
+
+@pytest.mark.promise("P9")
+def test_a_disk_that_is_read_only(
+    killed: bytes, out: Path, count_cases: Callable[[int], None]
+) -> None:
+    done = run_on_own_disk(2**24, out, 'mount -o remount,ro "$2"')
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stderr
+    assert is_left_alone(out, killed)
+    count_cases(1)
+
+
+@pytest.mark.promise("P9")
+def test_a_checkpoint_that_was_damaged_since(
+    undisturbed: tuple[str, float],  # noqa: F811
+    killed: bytes,
+    out: Path,
+    count_cases: Callable[[int], None],
+) -> None:
+    """It is refused and left alone; a copy of it goes on, whatever lies about beside it."""
+    path = out / CHECKPOINT_NAME
+    damaged = killed[: len(killed) // 2] + killed[len(killed) // 2 + 1 :]
+    path.write_bytes(damaged)
+    child = start(out)
+    _, errors = child.communicate()
+    assert child.returncode != 0
+    assert "CheckpointError" in errors
+    assert is_left_alone(out, damaged)
+    path.write_bytes(killed)
+    path.with_name(CHECKPOINT_NAME + ".partial").write_bytes(killed[:99])
+    finish(out)
+    assert digest(out) == undisturbed[0]
+    assert [file.name for file in out.iterdir()] == [CHECKPOINT_NAME]
+    count_cases(1)
+
+
+class _Full:
+    """A file whose disk is full after so many writes."""
+
+    def __init__(self, file: Any, writes: int) -> None:
+        self.file, self.left = file, writes
+
+    def write(self, data: Any) -> int:
+        if self.left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.left -= 1
+        return int(self.file.write(data))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __enter__(self) -> _Full:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+
+@pytest.mark.promise("P9")
+def test_no_write_of_a_save_may_fail_unnoticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_cases: Callable[[int], None]
+) -> None:
+    """Each write in turn, then the way to the disk, then the new name."""
+    path, content = tmp_path / "checkpoint.pt", {"epoch": 1, "x": [torch.zeros(9), torch.ones(5)]}
+    checkpoint.save(path, content)
+    whole, opened = path.read_bytes(), builtins.open
+
+    def fails(replacement: Any, *place: Any) -> bool:
+        """Whether the save raised and left the older file as it was."""
+        with monkeypatch.context() as patch:
+            patch.setattr(*place, replacement)
+            try:
+                checkpoint.save(path, {**content, "epoch": 2})
+            except (OSError, RuntimeError):
+                pass
+            else:
+                return False
+        assert path.read_bytes() == whole
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+        return True
+
+    def no_space(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for place in ((checkpoint.os, "fsync"), (Path, "replace"), (Path, "open")):
+        assert fails(no_space, *place)
+    writes = 0
+    while fails(lambda self, mode, n=writes: _Full(opened(self, mode), n), Path, "open"):
+        writes += 1
+    assert writes > 10
+    assert checkpoint.load(path)["epoch"] == 2
+    count_cases(writes + 3)

@@ -1,0 +1,162 @@
+"""Calls every raw op with every wrong argument, and with several at once: run by a test.
+
+    python tests/trust/wrong_arguments.py SEED COMBINATIONS
+
+Prints, as JSON, how many calls were made, and those that neither raised nor gave a right result.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from child import limit_memory, refuses
+from test_fused_ops import op_arguments
+from test_ops import GEOMETRIES, arguments, with_argument
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+OPS = torch.ops.sparseconv
+MOST = 2**31 - 1
+
+
+def wrong_tensors(value: Tensor) -> list[Any]:
+    wrong: list[Any] = [None, 3, "x", [1.0], value.to("meta"), value.to_sparse()]
+    wrong += [
+        value.to(dtype) for dtype in (torch.int64, torch.complex64, torch.bool, torch.float8_e5m2)
+    ]
+    wrong += [value.unsqueeze(0), value.unsqueeze(-1), value.flatten()[:0], value.new_zeros(())]
+    for dim, size in enumerate(value.shape):
+        wrong += [value.narrow(dim, 0, size - 1)] if size else []
+        wrong += [torch.cat([value, value.narrow(dim, 0, 1)], dim)] if size else []
+        wrong += [value.narrow(dim, 0, 0)]
+    if value.dim():
+        wrong.append(value[0])
+    if value.is_floating_point():
+        return [*wrong, value.double(), value.bfloat16(), value.half()]
+    spread = torch.full((2 * len(value),), MOST, dtype=value.dtype)
+    wrong.append(spread[::2].copy_(value))
+    wrong += [value.flip(0), value + 1, value - 1, value.double(), value.to(torch.int16)]
+    for bad in (-1, 1, value.numel(), MOST, -MOST - 1):
+        for at in {0, value.numel() // 2, value.numel() - 1} if value.numel() else ():
+            poisoned = value.clone()
+            poisoned[at] = bad
+            wrong.append(poisoned)
+    return wrong
+
+
+def wrong_values(value: Any) -> list[Any]:
+    """Every way in which one argument can be wrong."""
+    if isinstance(value, Tensor):
+        return wrong_tensors(value)
+    if isinstance(value, list):
+        wrong: list[Any] = [[], value[:-1], [*value, 1], None, ["x"], 1.5]
+        for at, number in enumerate(value):
+            for bad in (number - 1, number + 1, -1, 0, MOST, 2**40, -(2**62)):
+                wrong.append([*value[:at], bad, *value[at + 1 :]])
+        return wrong
+    if isinstance(value, str):
+        return ["", "same", "zero", None, 3, "zeros\0", "reflect", "circular"]
+    if isinstance(value, bool):
+        return [None, "x", [True]]
+    if isinstance(value, float):
+        return [None, "x", float("nan"), float("inf"), -1.0, 1e300]
+    return [value - 1, value + 1, -1, 0, MOST, 2**31, 2**62, -(2**62), 2**63 - 1, 2**64, None, 1.5]
+
+
+def all_arguments() -> list[tuple[str, tuple[Any, ...]]]:
+    """A correct argument list for every op: one for each geometry."""
+    found = [(name, args) for g in GEOMETRIES for name, args in arguments(g).items()]
+    for geometry in GEOMETRIES:
+        fprop = arguments(geometry)["fprop"]
+        channels = geometry.shape[0]
+        mix = (torch.randn(3, channels, 1), torch.randn(3))
+        found.append(("fprop_conv1x1", (*fprop, False, *mix)))
+    found += list(op_arguments().items())
+    names = {name for name, _ in found}
+    registered = {
+        name.removeprefix("sparseconv::").partition(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("sparseconv::")
+    }
+    # Triton's ops need a GPU, or its interpreter: tests/kernels/triton/triton_cases.py.
+    assert names == {name for name in registered if not name.startswith("triton_")}
+    return found
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def is_right(op: Any, args: tuple[Any, ...], result: Any, of_numbers: bool) -> bool:
+    """Another correct call: the shapes that the compiler is told, and all of it written."""
+    if any(isinstance(a, Tensor) and a.is_meta for a in args):
+        return all(r.is_meta for r in outputs(result))  # nothing was computed
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
+        told = outputs(op(*fakes))
+    return all(
+        # Memory that was never written holds NaN.
+        r.shape == t.shape and r.dtype == t.dtype and (of_numbers or bool(r.isfinite().all()))
+        for r, t in zip(outputs(result), told, strict=True)
+    )
+
+
+def changes_numbers(value: Any) -> bool:
+    """Whether a wrong one may change what is computed: a plan of another geometry, a negative eps.
+
+    Such a plan can point at scratch memory that this call has not filled.
+    """
+    if isinstance(value, Tensor):
+        return not value.is_floating_point()
+    return not isinstance(value, str | bool)
+
+
+def main(seed: int, combinations: int) -> None:
+    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+    rng = random.Random(seed)
+    limit_memory(1.0)
+    calls, faults = 0, []
+
+    def attempt(name: str, args: tuple[Any, ...], about: str, of_numbers: bool) -> None:
+        nonlocal calls
+        calls += 1
+        op: Callable[..., Any] = getattr(OPS, name)
+        try:
+            raised, result = refuses(lambda: op(*args))
+            if not raised and not is_right(op, args, result, of_numbers):
+                faults.append(f"{name}: {about} gave something wrong")
+        except Exception as error:
+            faults.append(f"{name}: {about}: {type(error).__name__}: {error}")
+
+    def copied(args: tuple[Any, ...]) -> tuple[Any, ...]:  # some ops write into their arguments
+        return tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
+
+    everything = all_arguments()
+    for name, args in everything:
+        before = [r.clone() for r in outputs(getattr(OPS, name)(*copied(args)))]
+        for i, value in enumerate(args):
+            for wrong in wrong_values(value):
+                about = f"argument {i} = {str(wrong)[:60]}"
+                attempt(name, with_argument(copied(args), i, wrong), about, changes_numbers(value))
+        after = outputs(getattr(OPS, name)(*copied(args)))
+        if not all(a.equal(b) for a, b in zip(before, after, strict=True)):
+            faults.append(f"{name}: a later call gives something else")
+    for number in range(combinations):
+        name, args = rng.choice(everything)
+        args, of_numbers = copied(args), False
+        for i in rng.sample(range(len(args)), min(len(args), rng.randint(2, 4))):
+            of_numbers |= changes_numbers(args[i])
+            wrong = rng.choice(wrong_values(args[i]))
+            if not (isinstance(wrong, Tensor) and wrong.is_meta):  # which turns to no kernel
+                args = with_argument(args, i, wrong)
+        attempt(name, args, f"combination {number} of seed {seed}", of_numbers)
+    print(json.dumps({"calls": calls, "faults": faults}))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
