@@ -41,7 +41,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 import sparseconv as sc
 from sparseconv import datasets
 from sparseconv.bench.files import rounded, write_json
-from sparseconv.measure.machine import machine, threads
+from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Interval, interleave, interval
 from sparseconv.nn.untouched import copied
@@ -333,7 +333,7 @@ def measure(networks: Iterable[Network], seeds: int, path: Path) -> None:
         packages = {"package": f"{network.package} {version(network.package)}"}
         rows = [*document["rows"], rounded(row) | packages]
         load = round(os.getloadavg()[1], 1)  # of the last five minutes, this program's own with it
-        document = document | {"machine": machine(), "load": load, "rows": rows}
+        document = document | {"machine": measurement_context(), "load": load, "rows": rows}
         write_json(document, path)
         print(network.name, seed, row["before"], row["after"], flush=True)
 

@@ -14,7 +14,11 @@ from evidence import CASES, Recorder, add_cases, claims
 from sparseconv.ops.backends import extension
 
 # Programs, and what test_triton.py runs in a process of its own.
-collect_ignore = ["installed_check.py", "triton_arguments.py", "triton_cases.py"]
+collect_ignore = [
+    "packaging/installed_check.py",
+    "kernels/triton/triton_arguments.py",
+    "kernels/triton/triton_cases.py",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

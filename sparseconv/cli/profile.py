@@ -60,7 +60,6 @@ def add_to(commands: Any) -> None:
 
 
 def _profile(args: argparse.Namespace) -> int:
-    from sparseconv.profiling import profile  # measuring is imported by who measures
 
     options = NETWORK | DATA | {"seed": RECIPE["seed"]}
     given = {name: value for name, value in vars(args).items() if name in options}
@@ -86,6 +85,8 @@ def _profile(args: argparse.Namespace) -> int:
     retain_freed_memory()  # as train() does
     model.train(not args.inference)
     x = _series(shape)
+    from sparseconv.profiling import profile  # needed by this command only
+
     with machine.threads(threads):
         found = profile(model, x, backward=not args.inference)
     print(found)

@@ -34,10 +34,11 @@ class Region(NamedTuple):
         Region(out_channels=(0, 47), taps=(0, 13))
     """
 
-    __module__ = "sparseconv"  # what pickles and reprs name
-
     out_channels: tuple[int, int]
     taps: tuple[int, int]
+
+
+Region.__module__ = "sparseconv"  # what pickles and reprs name; mypy sees a field in the class
 
 
 class KernelCSR:

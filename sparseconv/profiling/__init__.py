@@ -1,6 +1,6 @@
 """What each sparse layer of a model costs beside dense."""
 
-from sparseconv.profiling.profile import profile
+from sparseconv.profiling.profiler import profile
 from sparseconv.profiling.result import Profile
 
 __all__ = ["Profile", "profile"]

@@ -18,7 +18,8 @@ from sparseconv.bench import growth, run, suite, tables
 from sparseconv.bench.cases import CASES, SUITES, Case
 from sparseconv.bench.network import compare
 from sparseconv.bench.rivals import RIVALS
-from sparseconv.cli import bench, main
+from sparseconv.cli import bench
+from sparseconv.cli.main import main
 from sparseconv.measure import peaks
 from sparseconv.ops import backends
 

@@ -20,8 +20,9 @@ import torch
 from toy_run import SMALL, history, losses, write_data
 
 import sparseconv as sc
-from sparseconv.cli import main, options
+from sparseconv.cli import options
 from sparseconv.cli import train as train_command
+from sparseconv.cli.main import main
 from sparseconv.measure import machine
 from sparseconv.ops import backends
 from sparseconv.training import Recipe, checkpoint

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toy_run import SMALL, files, refused, write_data
 
-from sparseconv.cli import main
+from sparseconv.cli.main import main
 from sparseconv.ops import backends
 from sparseconv.training.run_folder import RECIPE
 

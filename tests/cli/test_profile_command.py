@@ -13,7 +13,7 @@ import torch
 from toy_run import SMALL, files, refused, write_data
 
 from sparseconv import profiling
-from sparseconv.cli import main
+from sparseconv.cli.main import main
 from sparseconv.models import DSN
 from sparseconv.training import checkpoint
 
@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return real(model, input, backward=backward, rounds=6, least_seconds=0.0)
 
     monkeypatch.setattr(profiling, "profile", spy)
-    monkeypatch.setattr(profiling, "_fma_peak", lambda _: 100.0)
+    monkeypatch.setattr(profiling.profiler, "_fma_peak", lambda _: 100.0)
     return calls
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sparseconv as sc
+from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import Geometry
-from sparseconv.functional import ArgumentError
 
 PATTERN = sc.KernelCSR.from_mask(torch.tensor([[[1, 0, 1], [0, 1, 1]], [[1, 1, 1], [1, 0, 0]]]) > 0)
 BACKENDS = ("cpp", "reference")

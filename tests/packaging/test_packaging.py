@@ -122,7 +122,7 @@ def test_without_a_compiler_the_reference_runs_and_says_so_once(
 def test_a_missing_extra_is_named(installed: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules.update(aeon=None, matplotlib=None)\n"
-        "import sparseconv.cli as cli; sys.exit(cli.main(['train', 'GunPoint']))"
+        "from sparseconv.cli.main import main; sys.exit(main(['train', 'GunPoint']))"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

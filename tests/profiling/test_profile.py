@@ -17,11 +17,11 @@ from nested import QUICK, X, nested
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparseconv import SparseConv1d, profiling
+from sparseconv import SparseConv1d
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.ops import backends
-from sparseconv.profiling import profile
+from sparseconv.profiling import profile, profiler
 
 PEAK = 50.0
 
@@ -123,7 +123,7 @@ def test_dense_is_the_same_function(options: dict[str, Any]) -> None:
     layer = SparseConv1d(4, 6, 4, **options).double()
     x = torch.randn(2, 4, 30, dtype=torch.float64, requires_grad=True)
     results = []
-    for weight, convolve in profiling._convolutions(layer).values():
+    for weight, convolve in profiler._convolutions(layer).values():
         y = convolve(x, weight, layer.bias)
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, layer.values])])
     torch.testing.assert_close(*results)
@@ -154,8 +154,8 @@ def test_verdict_and_shares(
 ) -> None:
     fake = times_of(sparse_forward=1.0, sparse_backward=2.0, dense_forward=dense_forward,
                     dense_backward=dense_backward, **MODEL)  # fmt: skip
-    monkeypatch.setattr(profiling, "interleave", fake)
-    monkeypatch.setattr(profiling, "extension", SimpleNamespace(isa=lambda: "avx2"))
+    monkeypatch.setattr(profiler, "interleave", fake)
+    monkeypatch.setattr(profiler, "extension", SimpleNamespace(isa=lambda: "avx2"))
     found = profile(nn.Sequential(SparseConv1d(3, 6, 5, padding=2)), X)
     (layer,) = found.layers
     assert layer.backward is not None
@@ -218,7 +218,7 @@ def test_modes_and_dtypes(mode: str, peaks: list[tuple[list[int], list[str]]]) -
 
 
 def test_without_the_kernels_there_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "extension", None)
+    monkeypatch.setattr(profiler, "extension", None)
     found = profile(SparseConv1d(3, 4, 5, backend="reference"), X, **QUICK)
     assert found.layers[0].forward.share_of_peak is None
     assert found.fma_gflops == {}

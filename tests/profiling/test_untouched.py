@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import sparseconv as sc
 from sparseconv import SparseConv1d, profiling
-from sparseconv.profiling import profile
+from sparseconv.profiling import profile, profiler
 
 
 @pytest.fixture(autouse=True)
 def no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "_fma_peak", lambda _: None)
+    monkeypatch.setattr(profiler, "_fma_peak", lambda _: None)
 
 
 def state(model: nn.Module) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseconv.cli import main
+from sparseconv.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 # A reader trains for longer: one epoch of a small network shows that a command goes through.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparseconv.cli import main
+from sparseconv.cli.main import main
 
 SMALL = ["--nf", "3", "--kernel-size", "6", "--depth", "2", "--seed", "4", "--quiet"]
 SMALL += ["--threads", "1"]

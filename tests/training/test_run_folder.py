@@ -13,7 +13,7 @@ from toy_run import SMALL, files, write_data
 
 import sparseconv as sc
 from sparseconv import datasets
-from sparseconv.cli import main
+from sparseconv.cli.main import main
 from sparseconv.training import checkpoint
 from sparseconv.training.evaluation import predict_log_proba
 

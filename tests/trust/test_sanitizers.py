@@ -1,7 +1,7 @@
 """The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, and beside guard pages.
 
-They are built without torch into tests/trust/kernels_host.cpp, which also compares their results with
-exact results.
+They are built without torch into tests/trust/kernels_host.cpp, which also compares their results
+with exact ones.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The CUDA kernels on the CPU: calls of tests/kernels/cuda/cuda_host.cpp, written and read back; and what their
-launches ask for (tests/kernels/cuda/cuda_shared.cpp)."""
+"""The CUDA kernels on the CPU: calls of cuda_host.cpp, written and read back; and what their
+launches ask for (cuda_shared.cpp).
+"""
 
 from __future__ import annotations
 

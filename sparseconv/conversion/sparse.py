@@ -22,7 +22,7 @@ from sparseconv.measure import machine
 from sparseconv.measure.timing import Interval, interleave, interval, ratio
 from sparseconv.nn.replacement import carry_hooks, carry_state, replace
 from sparseconv.nn.untouched import copied, untouched
-from sparseconv.profiling.profile import (
+from sparseconv.profiling.profiler import (
     Call,
     capture,
     check_measurable,
