@@ -41,14 +41,12 @@ else:
     cuda = found and force != "0"
 
     def extension(cuda):
-        folders = ["csrc", "csrc/cpu", *(["csrc/cuda"] if cuda else [])]
         return (CUDAExtension if cuda else CppExtension)(
             "sparseconv._C",
             sorted(
                 str(path)
-                for folder in folders
-                for path in Path(folder).iterdir()
-                if path.suffix in (".cpp", ".cu")
+                for path in Path("csrc").rglob("*")
+                if path.suffix in (".cpp", ".cu") and (cuda or path.parent.name != "cuda")
             ),
             define_macros=[("SPARSECONV_WITH_CUDA", str(int(cuda)))],
             # No -march and no -ffast-math: each ISA has its own target region. Contraction would

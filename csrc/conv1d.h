@@ -31,13 +31,13 @@ SPARSECONV_HD inline int64_t fold_position(int64_t position, int64_t length, Pad
   }
 }
 
-// One convolution but for its tensors.
+// One convolution without its tensors.
 struct Geometry {
-  int64_t out_channels, row_channels, kernel_size;  // row_channels = C_in / groups
+  int64_t out_channels, channels_per_group, kernel_size;  // channels_per_group = C_in / groups
   int64_t stride, left, right, dilation, groups;
   PaddingMode mode;
 
-  int64_t in_channels() const { return row_channels * groups; }
+  int64_t in_channels() const { return channels_per_group * groups; }
   int64_t reach() const { return dilation * (kernel_size - 1) + 1; }
   int64_t output_length(int64_t input_length) const {
     return (input_length + left + right - reach()) / stride + 1;
@@ -73,14 +73,14 @@ struct Entries {
   const int32_t* starts;
   const int32_t* rows;  // scratch row of each entry, within its channel block
   int64_t n_blocks;
-  int64_t row_channels;
+  int64_t channels_per_group;
   int64_t n_rows;
   int64_t groups;
 };
 
-// What the scratch holds for an input position: the input, or the sum of all inputs of the tile's
-// only segment up to it or from it on, as summed from that end.
-enum class Running : int { no, up_to, from };
+// What the scratch holds for an input position: the input, or an inclusive scan of the tile's only
+// segment, from its beginning (prefix sums) or from its end (suffix sums).
+enum class Scan : int { none, prefix, suffix };
 
 // out[n, r, i] = init[r] + sum over the entries e of row r:
 //                values[e] * in[n, channel(e), origin + i * step + position(tap(e))]
@@ -95,7 +95,7 @@ struct Correlation {
   int64_t in_length;
   PaddingMode mode;
   int64_t origin;
-  Running running;
+  Scan scan;
   TensorView out;
   int64_t out_length;
   int64_t first;
@@ -106,12 +106,12 @@ struct Correlation {
   int64_t fold_left;
   int64_t fold_right;
   bool relu;  // negative outputs become 0; NaN stays
-  // Not null: a 1x1 convolution of the rows is written in place of the rows, which never leave the
-  // scratch: out[n, m, i] = mix_init[m] + sum over r: mix[r, m] * row r. Needs the tensors' dtype
-  // to be that of the accumulation.
-  const void* mix;       // (n_rows, mixed), contiguous
-  const void* mix_init;  // (mixed,) or null for zeros
-  int64_t mixed;
+  // Pointwise epilogue, unless null: instead of the rows, which never leave the scratch, a 1x1
+  // convolution of them is written: out[n, m, i] = epilogue_bias[m] + sum over r:
+  // epilogue_weight[r, m] * row r. The tensors' dtype must be that of the accumulation.
+  const void* epilogue_weight;  // (n_rows, epilogue_channels), contiguous
+  const void* epilogue_bias;    // (epilogue_channels,) or null for zeros
+  int64_t epilogue_channels;
   int64_t batch;
   int64_t count;  // outputs per series
   int64_t piece;  // outputs per lane, <= count

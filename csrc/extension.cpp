@@ -1,12 +1,12 @@
 // The Python module _C: which instruction sets there are, which is used and what it reaches at
-// best. Importing it also registers the ops (cpu/*_cpu.cpp, cuda/conv1d_cuda.cpp).
+// best. Importing it also registers the ops (cpu/ops, cuda/conv1d_cuda.cpp).
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdlib>
 
-#include "cpu/dispatch.h"
+#include "cpu/isa/dispatch.h"
 #include "cpu/peaks.h"
 
 PYBIND11_MODULE(_C, m) {
@@ -15,7 +15,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", &sparseconv::runnable_isas,
         "Instruction sets this CPU can run, the best first: what SPARSECONV_CPU_ISA accepts.");
   m.def(
-      "isa", [] { return sparseconv::kernels().name; },
+      "isa", [] { return sparseconv::active_kernels().name; },
       "The instruction set in use. Raises ValueError if SPARSECONV_CPU_ISA names another.");
   m.def(
       "getenv", [](const char* name) { return std::getenv(name); },

@@ -6,7 +6,7 @@
 
 namespace sparseconv {
 
-int64_t input_bytes() {
+int64_t l1_input_budget() {
   int64_t l1 = 0;
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
   l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE);

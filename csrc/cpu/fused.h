@@ -101,11 +101,4 @@ inline int64_t channel_block(int64_t batch, int64_t length, int64_t arrays) {
   return fit < 1 ? 1 : fit > kChannelBlockMax ? kChannelBlockMax : fit;
 }
 
-// Bytes of scratch, 64-byte aligned, that one call needs; enough for float64 on any ISA.
-int64_t scratch_bytes(const Pointwise& problem);
-int64_t scratch_bytes(const PointwiseGradient& problem);
-int64_t scratch_bytes(const BatchNormRelu& problem);
-int64_t scratch_bytes(const BatchNormReluGradient& problem);
-int64_t scratch_bytes(const Pool& problem);
-
 }  // namespace sparseconv

@@ -9,6 +9,14 @@ namespace sparseconv {
 
 using PeakLoop = void (*)(void* memory, int64_t bytes, int64_t passes, void* sink);
 
+// The half types as the kernels see them: 16 bits each. Arithmetic is always in float.
+struct Half {
+  uint16_t bits;
+};
+struct Bf16 {
+  uint16_t bits;
+};
+
 struct KernelTable {
   const char* name;
   // Indexed by Element.
@@ -30,9 +38,5 @@ extern const KernelTable kBaseline;
 extern const KernelTable kAvx2;
 extern const KernelTable kAvx512;
 #endif
-
-// Bytes of scratch, 64-byte aligned, that one call needs.
-int64_t scratch_bytes(const Correlation& problem);
-int64_t scratch_bytes(const WeightGradient& problem);
 
 }  // namespace sparseconv

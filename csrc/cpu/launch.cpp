@@ -1,7 +1,5 @@
 #include "launch.h"
 
-#include <ATen/ATen.h>
-
 #include <pthread.h>
 
 #include <atomic>
@@ -9,14 +7,14 @@
 #include <memory>
 #include <stdexcept>
 
-#include "dispatch.h"
-#include "layout.h"
+#include "../checks.h"
+#include "isa/dispatch.h"
 
 namespace sparseconv {
 
-const KernelTable& table() {
+const KernelTable& checked_kernels() {
   try {
-    return kernels();
+    return active_kernels();
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
@@ -56,6 +54,16 @@ std::atomic<bool> forked{false};
 
 }  // namespace
 
+void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout, int64_t channels_per_group) {
+  check_indices(rows, "rows", nnz);
+  const int64_t channels = std::min(layout.block_channels, channels_per_group);
+  check_below(rows, "rows", channels * layout.channel_rows - kPieceMax + 1);
+}
+
+int64_t lanes_of(const Tensor& x) {
+  return kRowBytes / static_cast<int64_t>(at::elementSize(acc_type(x)));
+}
+
 int64_t usable_threads() {
   return forked.load(std::memory_order_relaxed) ? 1 : at::get_num_threads();
 }
@@ -78,14 +86,15 @@ void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t spa
   if (p.batch == 0 || p.count <= 0) {
     return;
   }
-  p.piece = correlate_piece(p.batch, p.count, lanes, span, p.mix == nullptr ? 1 : usable_threads());
+  p.piece = correlate_piece(p.batch, p.count, lanes, span,
+                            p.epilogue_weight == nullptr ? 1 : usable_threads());
   const Entries& e = p.entries;
   const int64_t nnz = e.starts[e.n_rows * e.n_blocks] - e.starts[0];
   const int64_t outputs = ceil_div(p.batch * p.count, lanes);
   const int64_t lane_groups = ceil_div(p.batch * ceil_div(p.count, p.piece), lanes);
-  const int64_t packed = lane_groups * e.groups * e.row_channels * (p.piece + span);
-  run(p, outputs * (nnz + (kStoreCost + p.mixed) * e.n_rows) + packed * kPackCost,
-      table().correlate[static_cast<int>(element)]);
+  const int64_t packed = lane_groups * e.groups * e.channels_per_group * (p.piece + span);
+  run_kernel(p, &KernelTable::correlate, element,
+             outputs * (nnz + (kStoreCost + p.epilogue_channels) * e.n_rows) + packed * kPackCost);
 }
 
 }  // namespace sparseconv

@@ -1,19 +1,27 @@
-// From a checked problem to the kernels of the chosen ISA, on torch's threads.
+// From a checked problem to the kernels of the chosen instruction set, on torch's threads.
 #pragma once
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 
 #include "kernels.h"
+#include "scratch.h"
 
 namespace sparseconv {
 
-// The kernels in use; ValueError if SPARSECONV_CPU_ISA names others than this CPU can run.
-const KernelTable& table();
+// The scratch rows of entries: each must leave space for the piece that begins there. ValueError.
+void check_rows(const at::Tensor& rows,
+                int64_t nnz,
+                const Layout& layout,
+                int64_t channels_per_group);
+
+// Elements of the accumulation type in a scratch row.
+int64_t lanes_of(const at::Tensor& x);
 
 // Memory that a thread keeps from call to call: half a megabyte would otherwise be mapped and
-// faulted in anew each time. Only what an unusual layer needs (long dilated kernels) is given back.
+// page-faulted at each call. Only what an unusual layer needs (long dilated kernels) is freed.
 void* thread_scratch(int64_t bytes);
 void release_large_scratch();
 
@@ -33,10 +41,16 @@ void parallel_for(int64_t end, int64_t grain, const Function& function) {
 // A share below this many row operations (some 10 us) is not worth waking a thread for.
 constexpr int64_t kGrain = 64 * 1024;
 
-template <typename Problem>
-void run(const Problem& problem,
-         int64_t row_operations,
-         void (*kernel)(const Problem&, int64_t, int64_t, void*)) {
+// The kernels in use; ValueError if SPARSECONV_CPU_ISA names others than this CPU can run.
+const KernelTable& checked_kernels();
+
+// Runs one of the table's kernels in as many parts as `row_operations` are worth.
+template <typename Problem, typename Kernels>
+void run_kernel(const Problem& problem,
+                Kernels KernelTable::* kernels,
+                Element element,
+                int64_t row_operations) {
+  const auto kernel = (checked_kernels().*kernels)[static_cast<int>(element)];
   const int64_t parts = std::clamp<int64_t>(row_operations / kGrain, 1, usable_threads());
   const int64_t bytes = scratch_bytes(problem);
   parallel_for(parts, 1, [&](int64_t begin, int64_t end) {

@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "kernels.h"
-#include "scratch.h"
-
 namespace sparseconv {
 
 Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
@@ -37,23 +34,23 @@ Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
     layout.tap_rows[tap] = static_cast<int32_t>(segment.row + segment.span);
   }
   layout.channel_rows = rows;
-  static const int64_t bytes = input_bytes();
+  static const int64_t bytes = l1_input_budget();
   layout.block_channels = std::max<int64_t>(1, bytes / (std::max<int64_t>(rows, 1) * kRowBytes));
   return layout;
 }
 
 std::vector<int32_t> block_starts(const int32_t* pointers,
                                   int64_t n_rows,
-                                  int64_t row_channels,
+                                  int64_t channels_per_group,
                                   int64_t block_channels) {
   std::vector<int32_t> starts;
-  starts.reserve(n_rows * ceil_div(row_channels, block_channels) + 1);
+  starts.reserve(n_rows * ceil_div(channels_per_group, block_channels) + 1);
   for (int64_t row = 0; row < n_rows; ++row) {
-    for (int64_t channel = 0; channel < row_channels; channel += block_channels) {
-      starts.push_back(pointers[row * row_channels + channel]);
+    for (int64_t channel = 0; channel < channels_per_group; channel += block_channels) {
+      starts.push_back(pointers[row * channels_per_group + channel]);
     }
   }
-  starts.push_back(pointers[n_rows * row_channels]);
+  starts.push_back(pointers[n_rows * channels_per_group]);
   return starts;
 }
 
@@ -140,65 +137,12 @@ WgradPiece wgrad_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span
     const double cost =
         static_cast<double>(lane_groups(batch, pieces, lanes)) *
         (static_cast<double>(piece + 4) + kPackShare * static_cast<double>(2 * piece + span));
-    if (best.piece == 0 || cost < best_cost) {
+    if (best.length == 0 || cost < best_cost) {
       best_cost = cost;
       best = {piece, tile};
     }
   }
   return best;
-}
-
-namespace {
-
-int64_t stage_rows(const TileShape& tile, int64_t piece) {
-  int64_t span = 0;
-  for (int64_t i = 0; i < tile.n_segments; ++i) {
-    span = std::max(span, tile.segments[i].span);
-  }
-  return stage_stride(piece + span);
-}
-
-int64_t block_rows(const TileShape& tile, const Entries& entries) {
-  return tile.channel_rows * std::min(tile.block_channels, entries.row_channels);
-}
-
-}  // namespace
-
-CorrelateScratch plan_scratch(const Correlation& p) {
-  CorrelateScratch plan;
-  plan.row_block = std::max<int64_t>(1, kAccBytes / (p.piece * kRowBytes));
-  plan.row_block = std::min(plan.row_block, p.entries.n_rows / p.entries.groups);
-  plan.input_rows = block_rows(p.tile, p.entries);
-  // With one channel block no sum waits for the next, and one slot serves every row. Rows that
-  // wait to be mixed lie an odd number of cache lines apart: a panel of them spreads over all of
-  // L1.
-  plan.acc_stride = p.mix != nullptr ? p.piece | 1 : p.entries.n_blocks == 1 ? 0 : p.piece;
-  const int64_t waiting = p.mix != nullptr ? p.entries.n_rows : plan.row_block;
-  plan.acc_rows = std::max(p.piece, waiting * plan.acc_stride);
-  plan.mixed_rows = p.mix != nullptr ? p.mixed * p.piece : 0;
-  plan.stage_rows = stage_rows(p.tile, p.piece);
-  return plan;
-}
-
-WgradScratch plan_scratch(const WeightGradient& p) {
-  WgradScratch plan;
-  plan.grad_channel_rows = std::max<int64_t>(p.piece, 16);
-  plan.row_block = std::max<int64_t>(1, kAccBytes / (plan.grad_channel_rows * kRowBytes));
-  plan.row_block = std::min(plan.row_block, p.entries.n_rows / p.entries.groups);
-  plan.input_rows = block_rows(p.tile, p.entries);
-  plan.grad_rows = plan.row_block * plan.grad_channel_rows;
-  plan.stage_rows = stage_rows(p.tile, p.piece);
-  return plan;
-}
-
-int64_t scratch_bytes(const Correlation& p) {
-  const CorrelateScratch plan = plan_scratch(p);
-  return (plan.input_rows + plan.acc_rows + plan.mixed_rows + plan.stage_rows) * kRowBytes;
-}
-
-int64_t scratch_bytes(const WeightGradient& p) {
-  const WgradScratch plan = plan_scratch(p);
-  return (plan.input_rows + plan.grad_rows + kWgradBatch + plan.stage_rows) * kRowBytes;
 }
 
 }  // namespace sparseconv

@@ -47,7 +47,7 @@ struct Layout {
 // machine's L1 data cache, which leaves room for the sums, weights and rows that pass by. No result
 // depends on it. Measured on 48 KB at DSN's layer: 32, 36 and 40 KB come within 2 % of each other,
 // 24 KB is 5 % slower.
-int64_t input_bytes();
+int64_t l1_input_budget();
 
 // Rows for taps at the given input positions, when neighbouring outputs are `step` inputs apart.
 // Taps whose rows would overlap share a segment, so a dense kernel packs each input once, and a
@@ -66,7 +66,7 @@ Layout dgrad_layout(int64_t kernel_size,
 // Where the entries of each row and channel block start, from where those of each kernel do.
 std::vector<int32_t> block_starts(const int32_t* pointers,
                                   int64_t n_rows,
-                                  int64_t row_channels,
+                                  int64_t channels_per_group,
                                   int64_t block_channels);
 
 // The piece length that wastes least: pieces x lanes should just cover batch x count, and where
@@ -78,7 +78,7 @@ int64_t correlate_piece(int64_t batch,
                         int64_t threads = 1);
 
 struct WgradPiece {
-  int64_t piece;
+  int64_t length;
   int64_t tile_length;
 };
 WgradPiece wgrad_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span);

@@ -6,7 +6,7 @@
 #include <memory>
 #include <stdexcept>
 
-#include "dispatch.h"
+#include "isa/dispatch.h"
 #include "kernels.h"
 #include "launch.h"
 #include "layout.h"
@@ -18,7 +18,7 @@ PeakLoop find(const std::string& what, bool float64) {
   constexpr const char* kWhat[3] = {"registers", "loads", "triad"};
   for (int i = 0; i < 3; ++i) {
     if (what == kWhat[i]) {
-      return kernels().peaks[i][float64 ? 1 : 0];
+      return active_kernels().peaks[i][float64 ? 1 : 0];
     }
   }
   throw std::invalid_argument("expected \"registers\", \"loads\" or \"triad\", but got '" + what +

@@ -13,7 +13,7 @@ void plan_fprop(const PlanShape& shape,
                 int32_t* rows) {
   const Layout layout = fprop_layout(shape.kernel_size, shape.stride, shape.dilation);
   for (int64_t kernel = 0; kernel < shape.n_kernels(); ++kernel) {
-    const int64_t channel = kernel % shape.row_channels;
+    const int64_t channel = kernel % shape.channels_per_group;
     const int64_t base = channel % layout.block_channels * layout.channel_rows;
     for (int64_t e = pointers[kernel]; e < pointers[kernel + 1]; ++e) {
       rows[e] = static_cast<int32_t>(base + layout.tap_rows[taps[e]]);
@@ -38,11 +38,11 @@ void plan_dgrad(const PlanShape& shape,
     for (std::size_t i = 0; i < phase_taps.size(); ++i) {
       tap_rows[phase_taps[i]] = layout.tap_rows[i];
     }
-    for (int64_t channel = 0; channel < shape.row_channels * shape.groups; ++channel) {
-      const int64_t group = channel / shape.row_channels;
+    for (int64_t channel = 0; channel < shape.channels_per_group * shape.groups; ++channel) {
+      const int64_t group = channel / shape.channels_per_group;
       for (int64_t o = 0; o < group_rows; ++o) {
-        const int64_t kernel =
-            (group * group_rows + o) * shape.row_channels + channel % shape.row_channels;
+        const int64_t kernel = (group * group_rows + o) * shape.channels_per_group +
+                               channel % shape.channels_per_group;
         const int64_t base = o % layout.block_channels * layout.channel_rows;
         for (int32_t e = pointers[kernel]; e < pointers[kernel + 1]; ++e) {
           if (tap_rows[taps[e]] >= 0) {

@@ -6,11 +6,12 @@
 
 namespace sparseconv {
 
-// What a plan depends on. The pattern is CSR: row o * row_channels + c of `pointers` owns taps.
+// What a plan depends on. The pattern is CSR: row o * channels_per_group + c of `pointers` owns
+// taps.
 struct PlanShape {
-  int64_t out_channels, row_channels, kernel_size, stride, dilation, groups;
+  int64_t out_channels, channels_per_group, kernel_size, stride, dilation, groups;
 
-  int64_t n_kernels() const { return out_channels * row_channels; }
+  int64_t n_kernels() const { return out_channels * channels_per_group; }
 };
 
 // rows: (nnz,)

@@ -1,6 +1,7 @@
 // How the scratch memory of one kernel call is divided, in rows of 64 bytes.
 #pragma once
 
+#include "fused.h"
 #include "layout.h"
 
 namespace sparseconv {
@@ -17,7 +18,7 @@ struct CorrelateScratch {
   int64_t input_rows;
   int64_t acc_stride;  // from the sums of one row to those of the next
   int64_t acc_rows;
-  int64_t mixed_rows;
+  int64_t epilogue_rows;
   int64_t stage_rows;
 };
 
@@ -31,5 +32,14 @@ struct WgradScratch {
 
 CorrelateScratch plan_scratch(const Correlation& problem);
 WgradScratch plan_scratch(const WeightGradient& problem);
+
+// Bytes of scratch, 64-byte aligned, that one call needs; enough for float64 on any ISA.
+int64_t scratch_bytes(const Correlation& problem);
+int64_t scratch_bytes(const WeightGradient& problem);
+int64_t scratch_bytes(const Pointwise& problem);
+int64_t scratch_bytes(const PointwiseGradient& problem);
+int64_t scratch_bytes(const BatchNormRelu& problem);
+int64_t scratch_bytes(const BatchNormReluGradient& problem);
+int64_t scratch_bytes(const Pool& problem);
 
 }  // namespace sparseconv

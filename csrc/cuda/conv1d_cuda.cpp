@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <limits>
 
-#include "../cpu/checks.h"
+#include "../checks.h"
 #include "kernels.h"
 
 namespace sparseconv::cuda {
@@ -88,7 +88,7 @@ Tensor fprop(const Tensor& input,
   const int64_t nnz = values.numel();
   check_sizes(g, nnz);
   check_values(values, input);
-  check_indices(crow, "crow_indices", g.out_channels * g.row_channels + 1, input.device());
+  check_indices(crow, "crow_indices", g.out_channels * g.channels_per_group + 1, input.device());
   check_indices(rows, "rows", nnz, input.device());
   const Tensor weights = values.to(acc_type(input)).contiguous();
   Tensor init;
@@ -125,7 +125,7 @@ Tensor dgrad(const Tensor& grad,
   const c10::cuda::CUDAGuard guard(grad.device());
   check_lengths(g, input_length);
   check_gradient(grad, g, grad.size(0), input_length);
-  const int64_t nnz = values.numel(), n_kernels = g.out_channels * g.row_channels;
+  const int64_t nnz = values.numel(), n_kernels = g.out_channels * g.channels_per_group;
   check_sizes(g, nnz);
   check_values(values, grad);
   check_phases(g);
@@ -183,7 +183,7 @@ Tensor wgrad(const Tensor& grad,
   check_gradient(grad, g, input.size(0), input.size(2));
   const int64_t nnz = rows.numel();
   check_sizes(g, nnz);
-  check_indices(crow, "crow_indices", g.out_channels * g.row_channels + 1, input.device());
+  check_indices(crow, "crow_indices", g.out_channels * g.channels_per_group + 1, input.device());
   check_indices(rows, "rows", nnz, input.device());
 
   const Element element = element_of(input);

@@ -12,9 +12,9 @@ constexpr int kBlocks = Instance::Inputs::kOutputs == kWide ? 3 : 4;
 
 template <typename Instance>
 __global__ void __launch_bounds__(kWarps* kLanes, kBlocks<Instance>)
-    correlate_kernel(const __grid_constant__ Correlation p, const __grid_constant__ Cut cut) {
+    correlate_kernel(const __grid_constant__ Correlation p, const __grid_constant__ Tiling tiling) {
   correlate_block<typename Instance::Inputs, Instance::kRows>(
-      p, cut, DeviceBlock(), reinterpret_cast<typename Instance::T*>(shared_memory));
+      p, tiling, DeviceBlock(), reinterpret_cast<typename Instance::T*>(shared_memory));
 }
 
 template <typename T>
@@ -30,7 +30,7 @@ cudaError_t launch_correlate(const Correlation& p, const Launch& launch, cudaStr
   with_correlate(launch.variant, p.in.element, [&](auto instance) {
     correlate_kernel<decltype(instance)>
         <<<static_cast<unsigned>(launch.blocks), kWarps * kLanes, launch.shared_bytes, stream>>>(
-            p, launch.cut);
+            p, launch.tiling);
   });
   return cudaGetLastError();
 }

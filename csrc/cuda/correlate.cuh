@@ -1,7 +1,7 @@
 // fprop, and each phase of dgrad: one block's part.
 //
 // One chain of multiply-adds per output, in entry order, that begins with the bias: the bits are
-// those of the CPU kernels, whatever the cut, the batch or the place the inputs come from.
+// those of the CPU kernels, whatever the tiling, the batch or the place the inputs come from.
 #pragma once
 
 #include "instances.cuh"
@@ -46,7 +46,7 @@ struct Accumulate {
 
 template <typename Inputs, int kRows, typename Block>
 SPARSECONV_DEVICE void correlate_block(const Correlation& p,
-                                       const Cut& cut,
+                                       const Tiling& tiling,
                                        const Block& block,
                                        typename Inputs::T* shared) {
   using T = typename Inputs::T;
@@ -54,7 +54,7 @@ SPARSECONV_DEVICE void correlate_block(const Correlation& p,
   const Pattern& pattern = p.pattern;
   const RowUnits units(pattern, kRows);
   const Work work = work_of(pattern, units, block.index(), block.warp());
-  const Site<T> site{p.in, p.window, cut, lane_of(cut, work.part, block.lane()), shared};
+  const Site<T> site{p.in, p.window, tiling, lane_of(tiling, work.part, block.lane()), shared};
 
   T sum[kRows][kR];
   Cursor<T, true> at[kRows];
@@ -69,14 +69,14 @@ SPARSECONV_DEVICE void correlate_block(const Correlation& p,
     at[o].start(pattern, static_cast<const T*>(p.weights), row, Inputs::offset(block.lane()));
   }
 
-  const int32_t channels = pattern.row_channels;
+  const int32_t channels = pattern.channels_per_group;
   const int64_t first_channel = int64_t{work.group} * channels;
-  const int32_t together = Inputs::kLoads ? cut.channels : channels;
+  const int32_t together = Inputs::kLoads ? tiling.channels : channels;
   for (int32_t c0 = 0; c0 < channels; c0 += together) {
     const int32_t n = channels - c0 < together ? channels - c0 : together;
     if constexpr (Inputs::kLoads) {
       block.sync();
-      load_tile(p.in, p.window, cut, work.part, first_channel + c0, n, shared, block);
+      load_tile(p.in, p.window, tiling, work.part, first_channel + c0, n, shared, block);
       block.sync();
     }
     SPARSECONV_NO_UNROLL
@@ -93,8 +93,8 @@ SPARSECONV_DEVICE void correlate_block(const Correlation& p,
   // Through shared memory, so that neighbouring lanes store neighbouring outputs.
   block.sync();
   T* stage = shared + block.warp() * kLanes * kR;
-  const Lane first = lane_of(cut, work.part, 0);
-  const int outputs = cut.pieces * kR;
+  const Lane first = lane_of(tiling, work.part, 0);
+  const int outputs = tiling.pieces * kR;
   SPARSECONV_UNROLL
   for (int o = 0; o < kRows; ++o) {
     block.sync_warp();
@@ -104,7 +104,8 @@ SPARSECONV_DEVICE void correlate_block(const Correlation& p,
     }
     block.sync_warp();
     const int32_t row = row_of(units, work, o);
-    for (int s = 0; row >= 0 && s < kLanes / cut.pieces && first.item + s < p.window.batch; ++s) {
+    for (int s = 0; row >= 0 && s < kLanes / tiling.pieces && first.item + s < p.window.batch;
+         ++s) {
       for (int i = block.lane(); i < outputs && first.output + i < p.window.count; i += kLanes) {
         store_output(p, first.item + s, row, first.output + i, stage[s * outputs + i]);
       }

@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "cut.h"
+#include "tiling.h"
 
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
@@ -101,25 +101,25 @@ SPARSECONV_DEVICE T sample(const Signal& in, const Window& w, int64_t base, int6
 template <typename T, typename Block>
 SPARSECONV_DEVICE void load_tile(const Signal& in,
                                  const Window& w,
-                                 const Cut& cut,
+                                 const Tiling& tiling,
                                  int64_t tile,
                                  int64_t first_channel,
                                  int32_t channels,
                                  T* shared,
                                  const Block& block) {
-  const int series = kLanes / cut.pieces;
-  const Lane first = lane_of(cut, tile, 0);
+  const int series = kLanes / tiling.pieces;
+  const Lane first = lane_of(tiling, tile, 0);
   const int64_t origin = w.origin + first.output * w.step;
   for (int i = block.warp(); i < channels * series; i += kWarps) {
     const int channel = i / series, item = i % series;
     const bool idle = first.item + item >= w.batch;
     const int64_t base =
         (first.item + item) * in.view.stride[0] + (first_channel + channel) * in.view.stride[1];
-    T* to = shared + channel * cut.channel_rows + item * cut.series_rows;
-    for (int residue = 0; residue < cut.residues; ++residue) {
-      for (int row = block.lane(); row < cut.residue_rows; row += kLanes) {
+    T* to = shared + channel * tiling.channel_rows + item * tiling.series_rows;
+    for (int residue = 0; residue < tiling.residues; ++residue) {
+      for (int row = block.lane(); row < tiling.residue_rows; row += kLanes) {
         const int64_t position = origin + residue + row * w.step;
-        to[residue * cut.residue_rows + row] = idle ? T(0) : sample<T>(in, w, base, position);
+        to[residue * tiling.residue_rows + row] = idle ? T(0) : sample<T>(in, w, base, position);
       }
     }
   }
@@ -130,12 +130,12 @@ template <typename T>
 struct Site {
   const Signal& in;
   const Window& window;
-  const Cut& cut;
+  const Tiling& tiling;
   Lane lane;
   const T* tile;  // shared memory
 
   SPARSECONV_DEVICE const T* rows(int channel) const {
-    return tile + channel * cut.channel_rows + lane.row;
+    return tile + channel * tiling.channel_rows + lane.row;
   }
 };
 
@@ -156,9 +156,9 @@ struct Cursor {
     weights = of;
     offset = lead;
     if (pattern_row >= 0) {
-      kernel = pattern_row * p.row_channels;
+      kernel = pattern_row * p.channels_per_group;
       entry = within(p, p.pointers[kernel]);
-      row_end = within(p, p.pointers[kernel + p.row_channels]);
+      row_end = within(p, p.pointers[kernel + p.channels_per_group]);
       if (entry < row_end) {
         advance(p, 0);
       }
@@ -196,13 +196,13 @@ struct Tiled {
   static constexpr bool kLoads = true;
 
   const T* rows;
-  const Cut& cut;
+  const Tiling& tiling;
   int64_t step;
   int32_t span;
 
   SPARSECONV_DEVICE Tiled(const Site<T>& site, int channel, int64_t)
       : rows(site.rows(channel)),
-        cut(site.cut),
+        tiling(site.tiling),
         step(site.window.step),
         span(static_cast<int32_t>(site.window.span)) {}
 
@@ -217,7 +217,7 @@ struct Tiled {
       at.advance(p, 1);
       f.reserve(1);
       const bool wrong = static_cast<uint32_t>(row) > static_cast<uint32_t>(span);
-      const T* x = rows + offset_of(cut, step, wrong ? 0 : row);
+      const T* x = rows + offset_of(tiling, step, wrong ? 0 : row);
       f(entry, weight, [x](int r) { return x[r]; });
     }
   }

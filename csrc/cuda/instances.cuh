@@ -1,8 +1,8 @@
 // The instantiations that exist, from the numbers of a Variant.
 #pragma once
 
+#include "dispatch.h"
 #include "inputs.cuh"
-#include "variants.h"
 
 namespace sparseconv::cuda {
 

@@ -21,7 +21,7 @@
 //   direct     reads global memory, for windows that nothing else holds.
 // The three are one loop (correlate.cuh, wgrad.cuh) over three kinds of inputs (inputs.cuh), for
 // all element types: half types are widened where they are loaded. dgrad is fprop on the transposed
-// pattern, once per phase of the stride. How work is cut: cut.h. Which kernel when: variants.h.
+// pattern, once per phase of the stride. Tiling: tiling.h. Which kernel when: dispatch.h.
 //
 // Sizes. A lane computes 17 or 31 neighbouring outputs: odd, so that neighbouring lanes meet
 // different banks; 31, because 2 x 31 sums and 69 inputs just fit 168 registers, with which three
@@ -34,7 +34,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "variants.h"
+#include "dispatch.h"
 
 namespace sparseconv::cuda {
 

@@ -11,16 +11,16 @@
 
 namespace sparseconv::cuda {
 
-// Row r owns the entries pointers[r * row_channels + c] .. [r * row_channels + c + 1) of each
-// channel c of its group. Kernels keep e in [0, nnz) and rows in [0, span], so that a wrong pattern
-// gives wrong numbers but touches no memory outside the buffers: checking it would need a
+// Row r owns the entries pointers[r * channels_per_group + c] .. [r * channels_per_group + c + 1)
+// of each channel c of its group. Kernels keep e in [0, nnz) and rows in [0, span], so that a wrong
+// pattern gives wrong numbers but touches no memory outside the buffers: checking it would need a
 // synchronisation.
 struct Pattern {
   const int32_t* pointers;
   const int32_t* rows;
   int32_t nnz;
   int32_t n_rows;
-  int32_t row_channels;
+  int32_t channels_per_group;
   int32_t groups;
 };
 
@@ -86,7 +86,7 @@ inline Correlation fprop_problem(const Geometry& g,
                                  int64_t length) {
   Correlation p{};
   p.pattern.n_rows = static_cast<int32_t>(g.out_channels);
-  p.pattern.row_channels = static_cast<int32_t>(g.row_channels);
+  p.pattern.channels_per_group = static_cast<int32_t>(g.channels_per_group);
   p.pattern.groups = static_cast<int32_t>(g.groups);
   p.window = {-g.left, g.stride, g.reach() - 1, g.output_length(length), batch};
   p.in.element = element;
@@ -115,7 +115,7 @@ inline Correlation dgrad_problem(const Geometry& g,
   const int64_t span = reach < phase ? 0 : (reach - phase) / g.stride;
   Correlation p{};
   p.pattern.n_rows = static_cast<int32_t>(g.in_channels());
-  p.pattern.row_channels = static_cast<int32_t>(g.out_channels / g.groups);
+  p.pattern.channels_per_group = static_cast<int32_t>(g.out_channels / g.groups);
   p.pattern.groups = static_cast<int32_t>(g.groups);
   p.window = {low - span, 1, span, high - low, batch};
   p.in.element = element;

@@ -12,9 +12,9 @@ constexpr int kBlocks = Instance::Inputs::kOutputs == kWide ? 2 : 4;
 
 template <typename Instance>
 __global__ void __launch_bounds__(kWarps* kLanes, kBlocks<Instance>)
-    wgrad_kernel(const __grid_constant__ WeightGradient p, const __grid_constant__ Cut cut) {
+    wgrad_kernel(const __grid_constant__ WeightGradient p, const __grid_constant__ Tiling tiling) {
   wgrad_block<typename Instance::Inputs, Instance::kRows>(
-      p, cut, DeviceBlock(), reinterpret_cast<typename Instance::T*>(shared_memory));
+      p, tiling, DeviceBlock(), reinterpret_cast<typename Instance::T*>(shared_memory));
 }
 
 template <typename T>
@@ -31,7 +31,7 @@ cudaError_t launch_wgrad(const WeightGradient& p, const Launch& launch, cudaStre
   with_wgrad(launch.variant, p.in.element, [&](auto instance) {
     wgrad_kernel<decltype(instance)>
         <<<static_cast<unsigned>(launch.blocks), kWarps * kLanes, launch.shared_bytes, stream>>>(
-            p, launch.cut);
+            p, launch.tiling);
   });
   return cudaGetLastError();
 }

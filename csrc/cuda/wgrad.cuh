@@ -13,17 +13,17 @@ namespace sparseconv::cuda {
 // A lane's neighbouring gradients, brought through `stage`; 0 where there are none.
 template <typename T, int kR, typename Block>
 SPARSECONV_DEVICE void load_gradients(const WeightGradient& p,
-                                      const Cut& cut,
+                                      const Tiling& tiling,
                                       int64_t tile,
                                       int64_t row,
                                       T* stage,
                                       const Block& block,
                                       T* gradients) {
   static_assert(kLanes * kR <= kWarpStage);  // gradients pass through it as well
-  const Lane first = lane_of(cut, tile, 0);
-  const int outputs = cut.pieces * kR;
+  const Lane first = lane_of(tiling, tile, 0);
+  const int outputs = tiling.pieces * kR;
   block.sync_warp();
-  for (int s = 0; s < kLanes / cut.pieces; ++s) {
+  for (int s = 0; s < kLanes / tiling.pieces; ++s) {
     const int64_t item = first.item + s;
     const int64_t base = item * p.grad.stride[0] + row * p.grad.stride[1];
     for (int i = block.lane(); i < outputs; i += kLanes) {
@@ -89,7 +89,7 @@ struct LaneSums {
 
 template <typename Inputs, int kRows, typename Block>
 SPARSECONV_DEVICE void wgrad_block(const WeightGradient& p,
-                                   const Cut& cut,
+                                   const Tiling& tiling,
                                    const Block& block,
                                    typename Inputs::T* shared) {
   using T = typename Inputs::T;
@@ -97,24 +97,24 @@ SPARSECONV_DEVICE void wgrad_block(const WeightGradient& p,
   const Pattern& pattern = p.pattern;
   const RowUnits units(pattern, kRows);
   const Work work = work_of(pattern, units, block.index(), block.warp());
-  const Run tiles = chunk_of(work.part, p.chunks, cut.tiles);
+  const Run tiles = chunk_of(work.part, p.chunks, tiling.tiles);
   T* stage = shared + block.warp() * kWarpStage;
   T* tile_memory = shared + kWarps * kWarpStage;
   T* partial = static_cast<T*>(p.partial) + work.part * pattern.nnz;
-  const int32_t channels = pattern.row_channels;
+  const int32_t channels = pattern.channels_per_group;
   const int64_t first_channel = int64_t{work.group} * channels;
-  const int32_t together = Inputs::kLoads ? cut.channels : channels;
+  const int32_t together = Inputs::kLoads ? tiling.channels : channels;
 
   SPARSECONV_NO_UNROLL
   for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
-    const Site<T> site{p.in, p.window, cut, lane_of(cut, tile, block.lane()), tile_memory};
+    const Site<T> site{p.in, p.window, tiling, lane_of(tiling, tile, block.lane()), tile_memory};
     LaneSums<T, kR, Block> sums{block, stage, partial, tile == tiles.begin};
     T gradients[kRows][kR];
     Cursor<T, false> at[kRows];
     SPARSECONV_UNROLL
     for (int o = 0; o < kRows; ++o) {
       const int32_t row = row_of(units, work, o);
-      load_gradients<T, kR>(p, cut, tile, row, stage, block, gradients[o]);
+      load_gradients<T, kR>(p, tiling, tile, row, stage, block, gradients[o]);
       at[o].start(pattern, nullptr, row, Inputs::offset(block.lane()));
     }
     SPARSECONV_NO_UNROLL
@@ -122,7 +122,7 @@ SPARSECONV_DEVICE void wgrad_block(const WeightGradient& p,
       const int32_t n = channels - c0 < together ? channels - c0 : together;
       if constexpr (Inputs::kLoads) {
         block.sync();
-        load_tile(p.in, p.window, cut, tile, first_channel + c0, n, tile_memory, block);
+        load_tile(p.in, p.window, tiling, tile, first_channel + c0, n, tile_memory, block);
         block.sync();
       }
       SPARSECONV_NO_UNROLL

@@ -9,9 +9,9 @@ struct Convolution {
   Geometry g;
   int64_t batch, length;
   Element element;
-  std::vector<int32_t> pointers, taps;  // CSR: row o * row_channels + c owns taps
+  std::vector<int32_t> pointers, taps;  // CSR: row o * channels_per_group + c owns taps
   bool bias, relu;
-  int64_t mixed;  // channels of the 1x1 convolution that follows; 0: none
+  int64_t epilogue_channels;  // of the 1x1 convolution that follows; 0: none
 
   int64_t out_length() const { return g.output_length(length); }
   int64_t nnz() const { return static_cast<int64_t>(taps.size()); }
@@ -35,14 +35,14 @@ enum Pattern : int64_t {
 };
 
 inline void draw_pattern(Random& random, Convolution& c) {
-  const int64_t kernels = c.g.out_channels * c.g.row_channels;
+  const int64_t kernels = c.g.out_channels * c.g.channels_per_group;
   const int64_t kind = random.pick({kRandom, kRandom, kRandom, kEmptyRow, kOneTap, kOneDenseRow,
                                     kPrefix, kLastTap, kNone, kFull});
   const int64_t one_in = random.pick({2, 3, 7, 20}), chosen = random(0, kernels - 1);
   const int64_t chosen_tap = random(0, c.g.kernel_size - 1);
   c.pointers.push_back(0);
   for (int64_t kernel = 0; kernel < kernels; ++kernel) {
-    const int64_t row = kernel / c.g.row_channels;
+    const int64_t row = kernel / c.g.channels_per_group;
     const int64_t prefix = c.g.kernel_size * (row * 3 / c.g.out_channels + 1) / 3;
     for (int64_t tap = 0; tap < c.g.kernel_size; ++tap) {
       const bool drawn = random.once_in(one_in);
@@ -81,7 +81,8 @@ inline Convolution draw_convolution(Random& random) {
     c.bias = random.once_in(2);
     c.relu = random.once_in(3);
     // Only where nothing has to be widened or rounded.
-    c.mixed = c.element == accumulator(c.element) && random.once_in(3) ? random(1, 20) : 0;
+    c.epilogue_channels =
+        c.element == accumulator(c.element) && random.once_in(3) ? random(1, 20) : 0;
   } while (!c.is_valid());
   draw_pattern(random, c);
   return c;
@@ -108,9 +109,10 @@ inline int64_t sample(int64_t position, int64_t length, PaddingMode mode) {
 template <typename Visit>
 void every_product(const Convolution& c, Visit visit) {
   const int64_t rows_of_group = c.g.out_channels / c.g.groups;
-  for (int64_t kernel = 0; kernel < c.g.out_channels * c.g.row_channels; ++kernel) {
-    const int64_t o = kernel / c.g.row_channels;
-    const int64_t channel = o / rows_of_group * c.g.row_channels + kernel % c.g.row_channels;
+  for (int64_t kernel = 0; kernel < c.g.out_channels * c.g.channels_per_group; ++kernel) {
+    const int64_t o = kernel / c.g.channels_per_group;
+    const int64_t channel =
+        o / rows_of_group * c.g.channels_per_group + kernel % c.g.channels_per_group;
     for (int64_t e = c.pointers[kernel]; e < c.pointers[kernel + 1]; ++e) {
       for (int64_t i = 0; i < c.out_length(); ++i) {
         const int64_t position = i * c.g.stride + c.taps[e] * c.g.dilation - c.g.left;

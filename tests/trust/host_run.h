@@ -5,7 +5,7 @@
 #include <map>
 #include <string>
 
-#include "cpu/dispatch.h"
+#include "cpu/isa/dispatch.h"
 #include "cpu/kernels.h"
 #include "host_memory.h"
 

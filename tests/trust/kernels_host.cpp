@@ -1,7 +1,7 @@
 // Runs the CPU kernels of every instruction set without torch, on random problems: nothing is read
 // or written outside the tensors, index arrays and scratch memory that a call is given, and what
-// comes out is exact. tests/test_memory_safety.py builds it with sanitizers. Calls are set up as
-// the ops do (csrc/cpu/*_cpu.cpp).
+// comes out is exact. tests/test_sanitizers.py builds it with sanitizers. Calls are set up as
+// the ops do (csrc/cpu/ops).
 //
 //   kernels_host SEED CASES heap|behind_guard|before_guard BYTES [LACKING]
 //
@@ -10,7 +10,7 @@
 
 #include <string>
 
-#include "cpu/dispatch.h"
+#include "cpu/isa/dispatch.h"
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
 #include "cpu/plan.h"
@@ -20,9 +20,9 @@
 
 namespace sparseconv {
 
-static int64_t input_bytes_given = 0;
-int64_t input_bytes() {
-  return input_bytes_given;
+static int64_t l1_budget_given = 0;
+int64_t l1_input_budget() {
+  return l1_budget_given;
 }
 
 namespace host {
@@ -36,13 +36,13 @@ Indices indices(const Layout& layout,
                 const int32_t* pointers,
                 const std::vector<int32_t>& rows,
                 int64_t n_rows,
-                int64_t row_channels) {
-  return {copied(block_starts(pointers, n_rows, row_channels, layout.block_channels)),
+                int64_t channels_per_group) {
+  return {copied(block_starts(pointers, n_rows, channels_per_group, layout.block_channels)),
           copied(rows)};
 }
 
 PlanShape plan_shape(const Geometry& g) {
-  return {g.out_channels, g.row_channels, g.kernel_size, g.stride, g.dilation, g.groups};
+  return {g.out_channels, g.channels_per_group, g.kernel_size, g.stride, g.dilation, g.groups};
 }
 
 std::vector<int32_t> fprop_rows(const Convolution& c) {
@@ -54,7 +54,8 @@ std::vector<int32_t> fprop_rows(const Convolution& c) {
 
 void correlate(Run& run, Correlation& p, Element element, int64_t span) {
   const int64_t lanes = kRowBytes / size_of(accumulator(element));
-  p.piece = correlate_piece(p.batch, p.count, lanes, span, p.mix == nullptr ? 1 : run.random(1, 7));
+  p.piece = correlate_piece(p.batch, p.count, lanes, span,
+                            p.epilogue_weight == nullptr ? 1 : run.random(1, 7));
   run(run.table->correlate[static_cast<int>(element)], p);
 }
 
@@ -63,9 +64,9 @@ void fprop(Run& run, const Convolution& c) {
   const Signal x = signal(run.random, {c.batch, c.g.in_channels(), c.length}, c.element);
   const Block values = numbers(run.random, c.nnz(), acc);
   const Block bias = numbers(run.random, c.g.out_channels, acc);
-  const Block mix = numbers(run.random, c.g.out_channels * c.mixed, acc, 1);
-  const Block mix_bias = numbers(run.random, c.mixed, acc);
-  const int64_t channels = c.mixed > 0 ? c.mixed : c.g.out_channels;
+  const Block weight = numbers(run.random, c.g.out_channels * c.epilogue_channels, acc, 1);
+  const Block weight_bias = numbers(run.random, c.epilogue_channels, acc);
+  const int64_t channels = c.epilogue_channels > 0 ? c.epilogue_channels : c.g.out_channels;
 
   std::vector<double> rows(c.batch * c.g.out_channels * c.out_length());
   const auto row = [&](int64_t n, int64_t o, int64_t i) -> double& {
@@ -80,12 +81,12 @@ void fprop(Run& run, const Convolution& c) {
     rows[r] = c.relu && rows[r] < 0 ? 0 : rows[r];
   }
   const auto expected = [&](int64_t n, int64_t m, int64_t i) {
-    if (c.mixed == 0) {
+    if (c.epilogue_channels == 0) {
       return row(n, m, i);
     }
-    double sum = c.bias ? get(mix_bias.data, m, acc) : 0;
+    double sum = c.bias ? get(weight_bias.data, m, acc) : 0;
     for (int64_t o = 0; o < c.g.out_channels; ++o) {
-      sum += get(mix.data, o * c.mixed + m, acc) * row(n, o, i);
+      sum += get(weight.data, o * c.epilogue_channels + m, acc) * row(n, o, i);
     }
     return sum;
   };
@@ -93,11 +94,11 @@ void fprop(Run& run, const Convolution& c) {
   const Layout layout = fprop_layout(c.g.kernel_size, c.g.stride, c.g.dilation);
   const Block pointers = copied(c.pointers);
   const Indices index =
-      indices(layout, ints(pointers), fprop_rows(c), c.g.out_channels, c.g.row_channels);
+      indices(layout, ints(pointers), fprop_rows(c), c.g.out_channels, c.g.channels_per_group);
   const Block segments = copied(layout.segments);
   Correlation p{};
-  p.entries = {ints(index.starts), ints(index.rows), layout.blocks(c.g.row_channels),
-               c.g.row_channels,   c.g.out_channels, c.g.groups};
+  p.entries = {ints(index.starts),     ints(index.rows), layout.blocks(c.g.channels_per_group),
+               c.g.channels_per_group, c.g.out_channels, c.g.groups};
   p.tile = layout.shape();
   p.tile.segments = static_cast<const Segment*>(segments.data);
   p.values = values.data;
@@ -110,12 +111,12 @@ void fprop(Run& run, const Convolution& c) {
   p.out_step = 1;
   p.relu = c.relu;
   p.batch = c.batch;
-  if (c.mixed > 0) {
-    p.mix = mix.data;
-    p.mix_init = c.bias ? mix_bias.data : nullptr;
-    p.mixed = c.mixed;
+  if (c.epilogue_channels > 0) {
+    p.epilogue_weight = weight.data;
+    p.epilogue_bias = c.bias ? weight_bias.data : nullptr;
+    p.epilogue_channels = c.epilogue_channels;
   }
-  run.on_every_isa(c.mixed > 0 ? "fprop_conv1x1" : "fprop", [&] {
+  run.on_every_isa(c.epilogue_channels > 0 ? "fprop_conv1x1" : "fprop", [&] {
     const Signal y = fresh({c.batch, channels, c.out_length()}, c.element);
     p.out = y.view();
     correlate(run, p, c.element, layout.span());
@@ -142,7 +143,7 @@ void add_edge(Run& run, Signal& dx, Correlation p, const Convolution& c, bool le
   }
   const Signal edge = fresh({c.batch, channels, 1}, dx.element);
   p.origin = left ? c.g.left - 1 : p.in_length - c.g.right + span;
-  p.running = left ? Running::up_to : Running::from;
+  p.scan = left ? Scan::prefix : Scan::suffix;
   p.out = edge.view();
   p.out_length = p.count = 1;
   p.first = 0;
@@ -249,14 +250,14 @@ void wgrad(Run& run, const Convolution& c) {
 
   const int64_t lanes = kRowBytes / size_of(acc);
   const Layout layout = fprop_layout(c.g.kernel_size, c.g.stride, c.g.dilation);
-  const WgradPiece cut = wgrad_piece(c.batch, c.out_length(), lanes, layout.span());
+  const WgradPiece piece = wgrad_piece(c.batch, c.out_length(), lanes, layout.span());
   const Block pointers = copied(c.pointers);
   const Indices index =
-      indices(layout, ints(pointers), fprop_rows(c), c.g.out_channels, c.g.row_channels);
+      indices(layout, ints(pointers), fprop_rows(c), c.g.out_channels, c.g.channels_per_group);
   const Block segments = copied(layout.segments);
   WeightGradient p{};
-  p.entries = {ints(index.starts), ints(index.rows), layout.blocks(c.g.row_channels),
-               c.g.row_channels,   c.g.out_channels, c.g.groups};
+  p.entries = {ints(index.starts),     ints(index.rows), layout.blocks(c.g.channels_per_group),
+               c.g.channels_per_group, c.g.out_channels, c.g.groups};
   p.tile = layout.shape();
   p.tile.segments = static_cast<const Segment*>(segments.data);
   p.grad = grad.view();
@@ -265,11 +266,11 @@ void wgrad(Run& run, const Convolution& c) {
   p.mode = c.g.mode;
   p.origin = -c.g.left;
   p.nnz = nnz;
-  p.splits = wgrad_splits(ceil_div(c.batch * ceil_div(c.out_length(), cut.piece), lanes));
+  p.splits = wgrad_splits(ceil_div(c.batch * ceil_div(c.out_length(), piece.length), lanes));
   p.batch = c.batch;
   p.count = c.out_length();
-  p.piece = cut.piece;
-  p.tile_length = cut.tile_length;
+  p.piece = piece.length;
+  p.tile_length = piece.tile_length;
   run.on_every_isa("wgrad", [&] {
     const Signal partial = fresh({p.splits, 1, nnz}, acc);
     std::memset(partial.memory.data, 0, partial.memory.bytes());
@@ -311,7 +312,7 @@ int main(int n_arguments, char** arguments) {
   host::place = where == "heap"           ? host::Place::heap
                 : where == "behind_guard" ? host::Place::behind_guard
                                           : host::Place::before_guard;
-  input_bytes_given = std::atoll(arguments[4]);
+  l1_budget_given = std::atoll(arguments[4]);
   host::lacking = n_arguments > 5 ? std::atoll(arguments[5]) : 0;
   host::Run run(arguments);
   const int64_t first = std::atoll(arguments[1]), cases = std::atoll(arguments[2]);

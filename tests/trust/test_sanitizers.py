@@ -27,9 +27,8 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # The kernels are slow to compile, the loops that check them slow to run.
 SOURCES = {"tests/trust/kernels_host.cpp": "-O2"} | {
     f"csrc/cpu/{name}.cpp": "-O1"
-    for name in ("kernels_baseline", "kernels_avx2", "kernels_avx512", "dispatch", "layout", "plan")
+    for name in ("isa/baseline", "isa/avx2", "isa/avx512", "isa/dispatch", "layout", "plan", "scratch")
 }
-SOURCES["csrc/cpu/fused.cpp"] = "-O1"
 KERNELS = {"fprop", "fprop_conv1x1", "dgrad", "wgrad", "pointwise", "pointwise_gradient"}
 KERNELS |= {"batch_norm_relu", "pool"}
 # Of the inputs that share the scratch: an L1 cache of 48 KB, and one that holds hardly a channel.

@@ -1,4 +1,4 @@
-"""What the ops check of their arguments, in the words of ``csrc/cpu/checks.cpp``.
+"""What the ops check of their arguments, in the words of ``csrc/checks.cpp``.
 
 Nothing here waits for a GPU, so contents of index tensors are not looked at: the kernels stay
 inside their buffers whatever stands there.

@@ -33,7 +33,7 @@ inline cudaStream_t getCurrentCUDAStream() {
 
 #define kCUDA kCPU
 #define CUDA CPU
-#include "cpu/checks.cpp"
+#include "checks.cpp"
 #include "cuda/conv1d_cuda.cpp"
 
 namespace sparseconv::cuda {

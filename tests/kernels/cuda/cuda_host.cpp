@@ -156,7 +156,7 @@ void dgrad_call(const Geometry& g, Element element, int64_t batch, int64_t lengt
       for (int64_t phase = 0; phase < g.stride; ++phase) {
         Correlation p = dgrad_problem(g, element, batch, length, phase, folds);
         set_pattern(p.pattern, pointers, rows);
-        p.pattern.pointers += phase * g.in_channels() * p.pattern.row_channels;
+        p.pattern.pointers += phase * g.in_channels() * p.pattern.channels_per_group;
         p.in.view = grad.view;
         p.weights = weights.data();
         p.out = {to.data(), {g.in_channels() * length, length, 1}};
@@ -228,8 +228,8 @@ int main(int n_arguments, char** arguments) {
     const int64_t batch = number(), length = number(), relu = number();
     is_pattern = number() != 0;
     Geometry g;
-    for (int64_t* field : {&g.out_channels, &g.row_channels, &g.kernel_size, &g.stride, &g.left,
-                           &g.right, &g.dilation, &g.groups}) {
+    for (int64_t* field : {&g.out_channels, &g.channels_per_group, &g.kernel_size, &g.stride,
+                           &g.left, &g.right, &g.dilation, &g.groups}) {
       *field = number();
     }
     g.mode = static_cast<PaddingMode>(number());

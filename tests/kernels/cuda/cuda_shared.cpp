@@ -7,7 +7,7 @@
 #include <map>
 #include <string>
 
-#include "cuda/variants.h"
+#include "cuda/dispatch.h"
 
 namespace sparseconv::cuda {
 namespace {
@@ -35,9 +35,10 @@ void look(const Problem& p, const Variant& v, const Geometry& g, int64_t length)
     if (bytes > most.bytes) {
       char shape[160];
       std::snprintf(shape, sizeof shape, "N=%d C=%d K=%d stride=%d dilation=%d L=%d",
-                    static_cast<int>(p.window.batch), static_cast<int>(p.pattern.row_channels),
-                    static_cast<int>(g.kernel_size), static_cast<int>(g.stride),
-                    static_cast<int>(g.dilation), static_cast<int>(length));
+                    static_cast<int>(p.window.batch),
+                    static_cast<int>(p.pattern.channels_per_group), static_cast<int>(g.kernel_size),
+                    static_cast<int>(g.stride), static_cast<int>(g.dilation),
+                    static_cast<int>(length));
       most.bytes = bytes;
       most.shape = shape;
     }

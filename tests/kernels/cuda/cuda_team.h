@@ -128,7 +128,7 @@ inline void correlate_on_host(const Correlation& p, const Launch& launch, bool a
   with_correlate(launch.variant, p.in.element, [&](auto instance) {
     using I = decltype(instance);
     run<typename I::T>(launch, ascending, [&](const HostBlock& block, typename I::T* shared) {
-      correlate_block<typename I::Inputs, I::kRows>(p, launch.cut, block, shared);
+      correlate_block<typename I::Inputs, I::kRows>(p, launch.tiling, block, shared);
     });
   });
 }
@@ -143,7 +143,7 @@ inline void wgrad_on_host(const WeightGradient& p, const Launch& launch, bool as
   with_wgrad(launch.variant, p.in.element, [&](auto instance) {
     using I = decltype(instance);
     run<typename I::T>(launch, ascending, [&](const HostBlock& block, typename I::T* shared) {
-      wgrad_block<typename I::Inputs, I::kRows>(p, launch.cut, block, shared);
+      wgrad_block<typename I::Inputs, I::kRows>(p, launch.tiling, block, shared);
     });
   });
 }

@@ -249,7 +249,7 @@ print(json.dumps([module.sources, module.define_macros]))
     ours = {path for path in sources if path.startswith("csrc/cuda")}
     wanted = {"conv1d_cuda.cpp", "correlate.cu", "wgrad.cu"} if cuda else set()
     assert ours == {f"csrc/cuda/{name}" for name in wanted}
-    assert {"csrc/extension.cpp", "csrc/cpu/fprop_cpu.cpp"} < set(sources)
+    assert {"csrc/extension.cpp", "csrc/cpu/ops/fprop.cpp"} < set(sources)
     assert macros == [["SPARSECONV_WITH_CUDA", str(int(cuda))]]
 
 

@@ -170,7 +170,7 @@ def test_no_launch_asks_for_more_shared_memory_than_a_block_has(tmp_path, count_
             assert most.bytes == stage, (name, most)
         assert most.launches > 2000, name
         count_cases(1)
-    # Shapes that use up what cut.h allows are among them.
+    # Shapes that use up what tiling.h allows are among them.
     assert max(most.bytes for most in found.values()) > SHARED - 2 * 1024
 
 

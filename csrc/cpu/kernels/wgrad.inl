@@ -112,8 +112,9 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
           }
         }
         for (int64_t b = 0; b < e.n_blocks; ++b) {
-          const int64_t c0 = conv_group * e.row_channels + b * p.tile.block_channels;
-          const int64_t c1 = min_of((conv_group + 1) * e.row_channels, c0 + p.tile.block_channels);
+          const int64_t c0 = conv_group * e.channels_per_group + b * p.tile.block_channels;
+          const int64_t c1 =
+              min_of((conv_group + 1) * e.channels_per_group, c0 + p.tile.block_channels);
           pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, p.piece, c0, c1, inputs,
                      stage);
           for (int64_t r = r0; r < r1; ++r) {

@@ -4,8 +4,8 @@
 
 #include <tuple>
 
-#include "checks.h"
-#include "plan.h"
+#include "../../checks.h"
+#include "../plan.h"
 
 namespace sparseconv {
 namespace {
@@ -19,7 +19,7 @@ Tensor fprop_plan(const Tensor& crow,
   const int64_t nnz = col.numel();
   check_indices(col, "col_indices", nnz);
   check_below(col, "col_indices", g.kernel_size);
-  const PlanShape sizes{g.out_channels, g.row_channels, g.kernel_size, stride, dilation, 1};
+  const PlanShape sizes{g.out_channels, g.channels_per_group, g.kernel_size, stride, dilation, 1};
   check_pointers(crow, "crow_indices", sizes.n_kernels(), nnz);
   Tensor rows = at::empty({nnz}, col.options());
   plan_fprop(sizes, crow.const_data_ptr<int32_t>(), col.const_data_ptr<int32_t>(),
@@ -37,8 +37,9 @@ std::tuple<Tensor, Tensor, Tensor> dgrad_plan(const Tensor& crow,
   const int64_t nnz = col.numel();
   check_indices(col, "col_indices", nnz);
   check_below(col, "col_indices", g.kernel_size);
-  check_pointers(crow, "crow_indices", g.out_channels * g.row_channels, nnz);
-  const PlanShape sizes{g.out_channels, g.row_channels, g.kernel_size, stride, dilation, groups};
+  check_pointers(crow, "crow_indices", g.out_channels * g.channels_per_group, nnz);
+  const PlanShape sizes{g.out_channels, g.channels_per_group, g.kernel_size, stride, dilation,
+                        groups};
   const int64_t n_kernels = sizes.n_kernels();
   check_phases(g);
   Tensor pointers = at::empty({stride * n_kernels + 1}, col.options());

@@ -46,7 +46,7 @@ std::vector<std::string> runnable_isas() {
   return names;
 }
 
-const KernelTable& kernels() {
+const KernelTable& active_kernels() {
   // Read at every call, so that a test or a benchmark can switch within one process.
   const char* wanted = std::getenv("SPARSECONV_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') {

@@ -1,4 +1,4 @@
-// The register tile of dense matrix products. Included once per ISA, after vec_more_*.h.
+// The register tile of dense matrix products. Included once per ISA, after vec_*.h.
 
 // kR x kC vectors of sums stay in registers; per step of the depth the tile takes kC loads and kR
 // broadcasts for kR * kC multiply-adds. One chain per output, in the order of the depth.

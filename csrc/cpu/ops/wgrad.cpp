@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "checks.h"
-#include "launch.h"
-#include "layout.h"
+#include "../../checks.h"
+#include "../launch.h"
+#include "../layout.h"
 
 namespace sparseconv {
 namespace {
@@ -54,13 +54,13 @@ Tensor wgrad(const Tensor& grad,
   const int64_t out_length = g.output_length(length);
   const Element element = element_of(input);
   const int64_t nnz = rows.numel();
-  check_pointers(crow, "crow_indices", g.out_channels * g.row_channels, nnz);
+  check_pointers(crow, "crow_indices", g.out_channels * g.channels_per_group, nnz);
   const Layout layout = fprop_layout(g.kernel_size, stride, dilation);
-  check_rows(rows, nnz, layout, g.row_channels);
+  check_rows(rows, nnz, layout, g.channels_per_group);
 
   const int64_t lanes = lanes_of(input);
-  const WgradPiece cut = wgrad_piece(input.size(0), out_length, lanes, layout.span());
-  const int64_t lane_groups = ceil_div(input.size(0) * ceil_div(out_length, cut.piece), lanes);
+  const WgradPiece piece = wgrad_piece(input.size(0), out_length, lanes, layout.span());
+  const int64_t lane_groups = ceil_div(input.size(0) * ceil_div(out_length, piece.length), lanes);
   const int64_t splits = wgrad_splits(lane_groups);
   Tensor partial = at::empty({splits, nnz}, input.options().dtype(acc_type(input)));
   const bool wide = partial.scalar_type() == at::kDouble;
@@ -69,11 +69,11 @@ Tensor wgrad(const Tensor& grad,
   if (input.size(0) > 0 && nnz > 0) {
     WeightGradient p{};
     const std::vector<int32_t> starts = block_starts(crow.const_data_ptr<int32_t>(), g.out_channels,
-                                                     g.row_channels, layout.block_channels);
+                                                     g.channels_per_group, layout.block_channels);
     p.entries = {starts.data(),
                  rows.const_data_ptr<int32_t>(),
-                 layout.blocks(g.row_channels),
-                 g.row_channels,
+                 layout.blocks(g.channels_per_group),
+                 g.channels_per_group,
                  g.out_channels,
                  groups};
     p.tile = layout.shape();
@@ -87,12 +87,12 @@ Tensor wgrad(const Tensor& grad,
     p.splits = splits;
     p.batch = input.size(0);
     p.count = out_length;
-    p.piece = cut.piece;
-    p.tile_length = cut.tile_length;
-    const int64_t packed =
-        lane_groups * (g.out_channels * cut.piece + g.in_channels() * (cut.piece + layout.span()));
-    run(p, lane_groups * cut.piece * nnz + packed * kPackCost,
-        table().wgrad[static_cast<int>(element)]);
+    p.piece = piece.length;
+    p.tile_length = piece.tile_length;
+    const int64_t packed = lane_groups * (g.out_channels * piece.length +
+                                          g.in_channels() * (piece.length + layout.span()));
+    run_kernel(p, &KernelTable::wgrad, element,
+               lane_groups * piece.length * nnz + packed * kPackCost);
   }
   wide ? add_up(partial.data_ptr<double>(), splits, nnz)
        : add_up(partial.data_ptr<float>(), splits, nnz);

@@ -40,12 +40,12 @@ static CorrelateTile<V> pick_correlate_tile(int64_t rows, std::integer_sequence<
   return kTiles[rows - 1];
 }
 
-// Turns the packed inputs of some channels into their running sums.
+// Turns the packed inputs of some channels into their prefix or suffix sums.
 template <typename V>
-static void run_sums(const Correlation& p, int64_t channels, typename V::T* inputs) {
+static void scan_rows(const Correlation& p, int64_t channels, typename V::T* inputs) {
   constexpr int kN = kLanes<typename V::T>;
   const int64_t rows = p.piece + p.tile.segments[0].span;
-  const int64_t step = p.running == Running::up_to ? kN : -kN;
+  const int64_t step = p.scan == Scan::prefix ? kN : -kN;
   for (int64_t c = 0; c < channels; ++c) {
     typename V::T* first = inputs + (c * p.tile.channel_rows + (step > 0 ? 0 : rows - 1)) * kN;
     for (int h = 0; h < kN; h += V::kWidth) {
@@ -60,33 +60,33 @@ static void run_sums(const Correlation& p, int64_t channels, typename V::T* inpu
   }
 }
 
-// The 1x1 convolution of a tile's rows, which lie `stride` apart, and its way out.
+// Writes the 1x1 convolution of a tile's rows, which are `stride` elements apart.
 template <typename V>
-static void mix_rows(const Correlation& p,
-                     const Lane* lanes,
-                     const Targets<typename V::T, typename V::T>& targets,
-                     const typename V::T* rows,
-                     int64_t stride,
-                     typename V::T* mixed,
-                     typename V::T* stage) {
+static void pointwise_epilogue(const Correlation& p,
+                               const Lane* lanes,
+                               const Targets<typename V::T, typename V::T>& targets,
+                               const typename V::T* rows,
+                               int64_t stride,
+                               typename V::T* outputs,
+                               typename V::T* stage) {
   using T = typename V::T;
   constexpr int64_t kPanel = 2 * V::kWidth;
   const int64_t width = p.piece * kLanes<T>;
-  const T* weight = static_cast<const T*>(p.mix);
-  for (int64_t m = 0; p.mix_init != nullptr && m < p.mixed; ++m) {
-    const V start = V::splat(static_cast<const T*>(p.mix_init)[m]);
+  const T* weight = static_cast<const T*>(p.epilogue_weight);
+  for (int64_t m = 0; p.epilogue_bias != nullptr && m < p.epilogue_channels; ++m) {
+    const V start = V::splat(static_cast<const T*>(p.epilogue_bias)[m]);
     for (int64_t i = 0; i < width; i += V::kWidth) {
-      start.store(mixed + m * width + i);
+      start.store(outputs + m * width + i);
     }
   }
   for (int64_t i = 0; i < width; i += kPanel) {
     (width - i >= kPanel ? point_panel<V, 2>
-                         : point_panel<V, 1>)(weight, p.mixed, p.mixed, rows + i, stride,
-                                              p.entries.n_rows, p.mix_init != nullptr, mixed + i,
-                                              width);
+                         : point_panel<V, 1>)(weight, p.epilogue_channels, p.epilogue_channels,
+                                              rows + i, stride, p.entries.n_rows,
+                                              p.epilogue_bias != nullptr, outputs + i, width);
   }
-  for (int64_t m = 0; m < p.mixed; ++m) {
-    unpack(p, lanes, targets, m, mixed + m * width, stage);
+  for (int64_t m = 0; m < p.epilogue_channels; ++m) {
+    unpack(p, lanes, targets, m, outputs + m * width, stage);
   }
 }
 
@@ -98,8 +98,8 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
   const CorrelateScratch plan = plan_scratch(p);
   T* inputs = static_cast<T*>(scratch);
   T* acc = inputs + plan.input_rows * kN;
-  T* mixed = acc + plan.acc_rows * kN;
-  T* stage = mixed + plan.mixed_rows * kN;
+  T* outputs = acc + plan.acc_rows * kN;
+  T* stage = outputs + plan.epilogue_rows * kN;
   const T* values = static_cast<const T*>(p.values);
 
   // The piece in near-equal tiles that fit the registers.
@@ -112,8 +112,8 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
 
   const int64_t group_rows = e.n_rows / e.groups;
   const int64_t lane_groups = ceil_div(p.batch * ceil_div(p.count, p.piece), kN);
-  const Share share = p.mix == nullptr ? share_of(e, lane_groups, part, parts)
-                                       : share_of_groups(e, lane_groups, part, parts);
+  const Share share = p.epilogue_weight == nullptr ? share_of(e, lane_groups, part, parts)
+                                                   : share_of_groups(e, lane_groups, part, parts);
   for (int64_t g = share.group_begin; g <= share.group_end; ++g) {
     Lane lanes[kN];
     cut_lanes(lanes, kN, g, p.batch, p.count, p.piece);
@@ -123,14 +123,15 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
     for (int64_t r0 = row_begin, r1; r0 < row_end; r0 = r1) {
       const int64_t conv_group = r0 / group_rows;
       r1 = min_of(min_of(row_end, (conv_group + 1) * group_rows), r0 + plan.row_block);
-      T* sums0 = acc - (p.mix == nullptr ? r0 : 0) * plan.acc_stride * kN;
+      T* sums0 = acc - (p.epilogue_weight == nullptr ? r0 : 0) * plan.acc_stride * kN;
       for (int64_t b = 0; b < e.n_blocks; ++b) {
-        const int64_t c0 = conv_group * e.row_channels + b * p.tile.block_channels;
-        const int64_t c1 = min_of((conv_group + 1) * e.row_channels, c0 + p.tile.block_channels);
+        const int64_t c0 = conv_group * e.channels_per_group + b * p.tile.block_channels;
+        const int64_t c1 =
+            min_of((conv_group + 1) * e.channels_per_group, c0 + p.tile.block_channels);
         pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, p.piece, c0, c1, inputs,
                    stage);
-        if (p.running != Running::no) {
-          run_sums<V>(p, c1 - c0, inputs);
+        if (p.scan != Scan::none) {
+          scan_rows<V>(p, c1 - c0, inputs);
         }
         for (int64_t r = r0; r < r1; ++r) {
           T* sums = sums0 + r * plan.acc_stride * kN;
@@ -141,7 +142,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
             }
           }
           const bool last = b + 1 == e.n_blocks;
-          if (last && p.mix == nullptr) {
+          if (last && p.epilogue_weight == nullptr) {
             expect_unpack(p, targets, r);
           }
           const int64_t first = e.starts[r * e.n_blocks + b];
@@ -157,15 +158,15 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
           for (int64_t i = 0; last && p.relu && i < p.piece * kN; i += V::kWidth) {
             relu(V::load(sums + i)).store(sums + i);
           }
-          if (last && p.mix == nullptr) {
+          if (last && p.epilogue_weight == nullptr) {
             unpack(p, lanes, targets, r, sums, stage);
           }
         }
       }
     }
     if constexpr (kSame<T, S>) {
-      if (p.mix != nullptr) {
-        mix_rows<V>(p, lanes, targets, acc, plan.acc_stride * kN, mixed, stage);
+      if (p.epilogue_weight != nullptr) {
+        pointwise_epilogue<V>(p, lanes, targets, acc, plan.acc_stride * kN, outputs, stage);
       }
     }
   }

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "../kernels.h"
 
 namespace sparseconv {
 
@@ -13,6 +13,6 @@ std::vector<std::string> runnable_isas();
 
 // The table that SPARSECONV_CPU_ISA names, or the best one. Throws std::invalid_argument for a
 // name that is unknown or that this CPU cannot run.
-const KernelTable& kernels();
+const KernelTable& active_kernels();
 
 }  // namespace sparseconv

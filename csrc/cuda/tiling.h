@@ -22,7 +22,7 @@ constexpr int64_t kSharedBytes = 47 * 1024;
 // step side by side: [channel][series][residue][row]. So the inputs of neighbouring outputs are
 // neighbours whatever the stride, and those of neighbouring lanes are `outputs` words apart. That
 // is odd, and from series to series it goes on alike (series_rows): 32 lanes meet 32 banks.
-struct Cut {
+struct Tiling {
   int32_t outputs;
   int32_t pieces;
   int32_t residues;
@@ -36,8 +36,12 @@ struct Cut {
 
 // `bytes`: of an element in shared memory; `room`: bytes there. The fewest tiles, and of equals the
 // one with the most pieces: the fewest series, and with them the fewest inputs beyond the outputs.
-inline Cut make_cut(const Window& w, int outputs, int64_t channels, int64_t bytes, int64_t room) {
-  Cut best{};
+inline Tiling make_tiling(const Window& w,
+                          int outputs,
+                          int64_t channels,
+                          int64_t bytes,
+                          int64_t room) {
+  Tiling best{};
   const int64_t residues = w.step < w.span + 1 ? w.step : w.span + 1;
   for (int32_t pieces = kLanes; pieces >= 1; pieces /= 2) {
     const int64_t series = kLanes / pieces, series_outputs = int64_t{pieces} * outputs;
@@ -45,22 +49,22 @@ inline Cut make_cut(const Window& w, int outputs, int64_t channels, int64_t byte
     const int64_t rows = residues * residue_rows;
     const int64_t series_rows = rows + ((series_outputs - rows) % kLanes + kLanes) % kLanes;
     const int64_t channel_bytes = series_rows * series * bytes;
-    Cut cut{};
-    cut.outputs = outputs;
-    cut.pieces = pieces;
-    cut.series_tiles = ceil_div(w.count, series_outputs);
-    cut.tiles = ceil_div(w.batch, series) * cut.series_tiles;
+    Tiling tiling{};
+    tiling.outputs = outputs;
+    tiling.pieces = pieces;
+    tiling.series_tiles = ceil_div(w.count, series_outputs);
+    tiling.tiles = ceil_div(w.batch, series) * tiling.series_tiles;
     if (channel_bytes <= room) {
       const int64_t most = (room < kTileBytes ? room : kTileBytes) / channel_bytes;
-      cut.channels = static_cast<int32_t>(most < 1 ? 1 : most < channels ? most : channels);
-      cut.residues = static_cast<int32_t>(residues);
-      cut.residue_rows = static_cast<int32_t>(residue_rows);
-      cut.series_rows = static_cast<int32_t>(series_rows);
-      cut.channel_rows = static_cast<int32_t>(series_rows * series);
+      tiling.channels = static_cast<int32_t>(most < 1 ? 1 : most < channels ? most : channels);
+      tiling.residues = static_cast<int32_t>(residues);
+      tiling.residue_rows = static_cast<int32_t>(residue_rows);
+      tiling.series_rows = static_cast<int32_t>(series_rows);
+      tiling.channel_rows = static_cast<int32_t>(series_rows * series);
     }
-    const bool loads = cut.channels > 0, loaded = best.channels > 0;
-    if (best.pieces == 0 || (loads == loaded ? cut.tiles < best.tiles : loads)) {
-      best = cut;
+    const bool loads = tiling.channels > 0, loaded = best.channels > 0;
+    if (best.pieces == 0 || (loads == loaded ? tiling.tiles < best.tiles : loads)) {
+      best = tiling;
     }
   }
   return best;
@@ -73,17 +77,17 @@ struct Lane {
   int32_t row;
 };
 
-SPARSECONV_HD inline Lane lane_of(const Cut& cut, int64_t tile, int lane) {
-  const int series = lane / cut.pieces, piece = lane % cut.pieces;
-  return {tile / cut.series_tiles * (kLanes / cut.pieces) + series,
-          (tile % cut.series_tiles * cut.pieces + piece) * cut.outputs,
-          series * cut.series_rows + piece * cut.outputs};
+SPARSECONV_HD inline Lane lane_of(const Tiling& tiling, int64_t tile, int lane) {
+  const int series = lane / tiling.pieces, piece = lane % tiling.pieces;
+  return {tile / tiling.series_tiles * (kLanes / tiling.pieces) + series,
+          (tile % tiling.series_tiles * tiling.pieces + piece) * tiling.outputs,
+          series * tiling.series_rows + piece * tiling.outputs};
 }
 
 // Where an input `row` positions into the window lies, from where the lane's inputs begin.
-SPARSECONV_HD inline int32_t offset_of(const Cut& cut, int64_t step, int32_t row) {
+SPARSECONV_HD inline int32_t offset_of(const Tiling& tiling, int64_t step, int32_t row) {
   const int32_t s = static_cast<int32_t>(step);
-  return s == 1 ? row : row % s * cut.residue_rows + row / s;
+  return s == 1 ? row : row % s * tiling.residue_rows + row / s;
 }
 
 // Warps take kRows rows each, `units` apart, so that a pattern whose rows grow heavier from the

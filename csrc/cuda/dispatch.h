@@ -5,7 +5,7 @@
 
 #include <string_view>
 
-#include "cut.h"
+#include "tiling.h"
 
 namespace sparseconv::cuda {
 
@@ -15,13 +15,13 @@ enum class Source : int { direct, tiled, registers };
 struct Variant {
   Source source;
   int reach;    // rows of the window that registers hold; 0 for the other sources
-  int outputs;  // per lane: odd, see Cut
+  int outputs;  // per lane: odd, see Tiling
   int rows;     // of the pattern, per warp
 };
 
 struct Launch {
   Variant variant;
-  Cut cut;
+  Tiling tiling;
   int64_t parts;  // tiles, or wgrad's chunks of tiles
   int64_t blocks;
   int64_t shared_bytes;
@@ -69,11 +69,11 @@ struct Problem {
     return bytes() * kWarps * (wgrad ? kWarpStage : kLanes * v.outputs);
   }
   // The tile of a register kernel holds the whole reach, also where the window is shorter.
-  Cut cut(const Variant& v) const {
+  Tiling tiling(const Variant& v) const {
     Window w = window;
     w.span = w.span < v.reach - 1 ? v.reach - 1 : w.span;
-    return make_cut(w, v.outputs, pattern.row_channels, bytes(),
-                    kSharedBytes - (wgrad ? stage(v) : 0));
+    return make_tiling(w, v.outputs, pattern.channels_per_group, bytes(),
+                       kSharedBytes - (wgrad ? stage(v) : 0));
   }
   int64_t row_blocks(const Variant& v) const {
     return RowUnits(pattern, v.rows).group_blocks * pattern.groups;
@@ -85,14 +85,14 @@ inline bool can_run(const Problem& p, const Variant& v) {
     case Source::direct:
       return true;
     case Source::tiled:
-      return p.cut(v).channels > 0;
+      return p.tiling(v).channels > 0;
     default:
       return p.element != Element::f64 && p.window.step == 1 && p.window.span < v.reach;
   }
 }
 
 inline bool registers_pay(const Pattern& p, const Variant& v) {
-  const double loads = static_cast<double>(p.n_rows) * static_cast<double>(p.row_channels) *
+  const double loads = static_cast<double>(p.n_rows) * static_cast<double>(p.channels_per_group) *
                        (v.outputs + v.reach - 1);
   return static_cast<double>(p.nnz) * v.outputs * v.rows >= kRegisterGain * loads;
 }
@@ -119,7 +119,7 @@ inline Variant choose(const Problem& p, int64_t processors) {
   const Variant wide = registers(p, kWide);
   if (can_run(p, wide)) {
     const bool many =
-        p.cut(wide).tiles * p.row_blocks(wide) * kWarps >= kWarpsPerProcessor * processors;
+        p.tiling(wide).tiles * p.row_blocks(wide) * kWarps >= kWarpsPerProcessor * processors;
     const Variant v = many ? wide : registers(p, kNarrow);
     if (registers_pay(p.pattern, v)) {
       return v;
@@ -129,15 +129,16 @@ inline Variant choose(const Problem& p, int64_t processors) {
 }
 
 inline Launch launch_of(const Problem& p, const Variant& v) {
-  Launch launch{v, p.cut(v), 0, 0, 0};
-  launch.parts = launch.cut.tiles;
+  Launch launch{v, p.tiling(v), 0, 0, 0};
+  launch.parts = launch.tiling.tiles;
   if (p.wgrad) {
     const int64_t wanted = ceil_div(kWgradWarps, p.row_blocks(v) * kWarps);
     launch.parts = wanted < launch.parts ? wanted : launch.parts;
   }
   launch.blocks = launch.parts * p.row_blocks(v);
-  const int64_t tile =
-      v.source == Source::direct ? 0 : p.bytes() * launch.cut.channel_rows * launch.cut.channels;
+  const int64_t tile = v.source == Source::direct
+                           ? 0
+                           : p.bytes() * launch.tiling.channel_rows * launch.tiling.channels;
   const int64_t stage = p.stage(v);
   launch.shared_bytes = p.wgrad ? stage + tile : stage > tile ? stage : tile;
   return launch;

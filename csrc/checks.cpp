@@ -111,7 +111,7 @@ void check_indices(const Tensor& indices, const char* name, int64_t size, at::De
 }
 
 void check_phases(const Geometry& g) {
-  const int64_t n_kernels = g.out_channels * g.row_channels;
+  const int64_t n_kernels = g.out_channels * g.channels_per_group;
   TORCH_CHECK_VALUE(g.stride <= std::numeric_limits<int32_t>::max() / n_kernels,
                     "stride x kernels must be below 2**31, but got ", g.stride, " x ", n_kernels);
 }
@@ -169,18 +169,8 @@ at::ScalarType acc_type(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-int64_t lanes_of(const Tensor& x) {
-  return kRowBytes / static_cast<int64_t>(at::elementSize(acc_type(x)));
-}
-
 TensorView view(const Tensor& x) {
   return {const_cast<void*>(x.const_data_ptr()), {x.stride(0), x.stride(1), x.stride(2)}};
-}
-
-void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout, int64_t row_channels) {
-  check_indices(rows, "rows", nnz);
-  const int64_t channels = std::min(layout.block_channels, row_channels);
-  check_below(rows, "rows", channels * layout.channel_rows - kPieceMax + 1);
 }
 
 }  // namespace sparseconv

@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "checks.h"
-#include "launch.h"
-#include "layout.h"
+#include "../../checks.h"
+#include "../launch.h"
+#include "../layout.h"
 
 namespace sparseconv {
 namespace {
@@ -23,7 +23,7 @@ Tensor start_values(const Tensor& input,
 }
 
 // A 1x1 convolution of the outputs.
-struct Mix {
+struct PointwiseEpilogue {
   const Tensor& weight;
   const std::optional<Tensor>& bias;
 };
@@ -35,27 +35,27 @@ Tensor convolve(const Tensor& input,
                 const Tensor& rows,
                 const Geometry& g,
                 bool relu,
-                const Mix* mix) {
+                const PointwiseEpilogue* epilogue) {
   check_signal(input, "input", g.in_channels());
   const int64_t length = input.size(2);
   check_lengths(g, length);
   const Element element = element_of(input);
   check_values(values, input);
   const int64_t nnz = values.numel();
-  check_pointers(crow, "crow_indices", g.out_channels * g.row_channels, nnz);
+  check_pointers(crow, "crow_indices", g.out_channels * g.channels_per_group, nnz);
   const Layout layout = fprop_layout(g.kernel_size, g.stride, g.dilation);
-  check_rows(rows, nnz, layout, g.row_channels);
+  check_rows(rows, nnz, layout, g.channels_per_group);
   const Tensor weights = values.to(acc_type(input)).contiguous();
   const Tensor init = start_values(input, bias, "bias", g.out_channels);
 
   const int64_t out_length = g.output_length(length);
   const std::vector<int32_t> starts = block_starts(crow.const_data_ptr<int32_t>(), g.out_channels,
-                                                   g.row_channels, layout.block_channels);
+                                                   g.channels_per_group, layout.block_channels);
   Correlation p{};
   p.entries = {starts.data(),
                rows.const_data_ptr<int32_t>(),
-               layout.blocks(g.row_channels),
-               g.row_channels,
+               layout.blocks(g.channels_per_group),
+               g.channels_per_group,
                g.out_channels,
                g.groups};
   p.tile = layout.shape();
@@ -70,22 +70,23 @@ Tensor convolve(const Tensor& input,
   p.relu = relu;
   p.batch = input.size(0);
   p.count = out_length;
-  Tensor mix_weight, mix_init;
+  Tensor epilogue_weight, epilogue_bias;
   int64_t channels = g.out_channels;
-  if (mix != nullptr) {
+  if (epilogue != nullptr) {
     TORCH_CHECK_TYPE(element == Element::f32 || element == Element::f64,
                      "expected float32 or float64, but got ", input.scalar_type(),
                      "; convolve in two steps");
-    check_same_type(input, mix->weight, "weight");
-    TORCH_CHECK_VALUE(
-        mix->weight.dim() == 3 && mix->weight.size(1) == g.out_channels && mix->weight.size(2) == 1,
-        "expected weight of shape (C_out, ", g.out_channels, ", 1), but got ", mix->weight.sizes());
-    channels = mix->weight.size(0);
-    mix_weight = mix->weight.select(2, 0).t().contiguous();
-    mix_init = start_values(input, mix->bias, "weight_bias", channels);
-    p.mix = mix_weight.const_data_ptr();
-    p.mix_init = mix_init.defined() ? mix_init.const_data_ptr() : nullptr;
-    p.mixed = channels;
+    check_same_type(input, epilogue->weight, "weight");
+    TORCH_CHECK_VALUE(epilogue->weight.dim() == 3 && epilogue->weight.size(1) == g.out_channels &&
+                          epilogue->weight.size(2) == 1,
+                      "expected weight of shape (C_out, ", g.out_channels, ", 1), but got ",
+                      epilogue->weight.sizes());
+    channels = epilogue->weight.size(0);
+    epilogue_weight = epilogue->weight.select(2, 0).t().contiguous();
+    epilogue_bias = start_values(input, epilogue->bias, "weight_bias", channels);
+    p.epilogue_weight = epilogue_weight.const_data_ptr();
+    p.epilogue_bias = epilogue_bias.defined() ? epilogue_bias.const_data_ptr() : nullptr;
+    p.epilogue_channels = channels;
   }
   Tensor output = at::empty({input.size(0), channels, out_length}, input.options());
   p.out = view(output);
@@ -126,8 +127,8 @@ Tensor fprop_conv1x1(const Tensor& input,
                      const Tensor& weight,
                      const std::optional<Tensor>& weight_bias) {
   const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
-  const Mix mix{weight, weight_bias};
-  return convolve(input, values, bias, crow, rows, g, relu, &mix);
+  const PointwiseEpilogue epilogue{weight, weight_bias};
+  return convolve(input, values, bias, crow, rows, g, relu, &epilogue);
 }
 
 }  // namespace

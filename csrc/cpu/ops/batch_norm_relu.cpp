@@ -4,9 +4,9 @@
 
 #include <tuple>
 
-#include "checks.h"
-#include "fused.h"
-#include "launch.h"
+#include "../../checks.h"
+#include "../fused.h"
+#include "../launch.h"
 
 namespace sparseconv {
 
@@ -57,8 +57,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input,
   p.invstd = invstd.data_ptr();
   Tensor output = at::empty(input.sizes(), input.options());
   p.out = output.data_ptr();
-  run(p, ceil_div(input.numel(), lanes_of(input)) * kVectorCost,
-      table().batch_norm_relu[static_cast<int>(element)]);
+  run_kernel(p, &KernelTable::batch_norm_relu, element,
+             ceil_div(input.numel(), lanes_of(input)) * kVectorCost);
   return {output, mean, invstd};
 }
 
@@ -90,8 +90,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad,
   p.grad_in = grad_input.data_ptr();
   p.grad_weight = grad_weight.data_ptr();
   p.grad_bias = grad_bias.data_ptr();
-  run(p, ceil_div(input.numel(), lanes_of(input)) * kVectorCost,
-      table().batch_norm_relu_gradient[static_cast<int>(element)]);
+  run_kernel(p, &KernelTable::batch_norm_relu_gradient, element,
+             ceil_div(input.numel(), lanes_of(input)) * kVectorCost);
   return {grad_input, grad_weight, grad_bias};
 }
 

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "checks.h"
-#include "launch.h"
-#include "layout.h"
+#include "../../checks.h"
+#include "../launch.h"
+#include "../layout.h"
 
 namespace sparseconv {
 namespace {
@@ -59,7 +59,7 @@ void add_edge(Tensor& output, Correlation p, const Geometry& g, int64_t span, bo
   }
   Tensor edge = at::empty({output.size(0), output.size(1), 1}, output.options());
   p.origin = left ? g.left - 1 : p.in_length - g.right + span;
-  p.running = left ? Running::up_to : Running::from;
+  p.scan = left ? Scan::prefix : Scan::suffix;
   p.out = view(edge);
   p.out_length = 1;
   p.first = 0;

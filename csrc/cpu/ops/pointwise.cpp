@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "checks.h"
-#include "fused.h"
-#include "launch.h"
+#include "../../checks.h"
+#include "../fused.h"
+#include "../launch.h"
 
 namespace sparseconv {
 
@@ -52,8 +52,8 @@ Tensor multiply(const Tensor& x, const Tensor& weight, int64_t rows, Element ele
   p.depth = x.size(1);
   p.rows = rows;
   if (output.numel() > 0) {
-    run(p, ceil_div(p.batch * p.length, lanes_of(x)) * p.depth * rows,
-        table().pointwise[static_cast<int>(element)]);
+    run_kernel(p, &KernelTable::pointwise, element,
+               ceil_div(p.batch * p.length, lanes_of(x)) * p.depth * rows);
   }
   return output;
 }
@@ -104,8 +104,8 @@ Tensor wgrad(const Tensor& grad, const Tensor& input) {
   p.splits = std::clamp<int64_t>(columns / kColumnsPerSplit, 1, kSplitsMax);
   Tensor partial = at::empty({p.splits, p.rows, p.partial_stride}, input.options());
   p.partial = partial.data_ptr();
-  run(p, ceil_div(p.rows * p.lanes, lanes) * columns,
-      table().pointwise_gradient[static_cast<int>(element)]);
+  run_kernel(p, &KernelTable::pointwise_gradient, element,
+             ceil_div(p.rows * p.lanes, lanes) * columns);
   Tensor result = partial[0];
   for (int64_t split = 1; split < p.splits; ++split) {
     result.add_(partial[split]);

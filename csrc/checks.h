@@ -5,7 +5,7 @@
 
 #include <ATen/ATen.h>
 
-#include "layout.h"
+#include "conv1d.h"
 
 namespace sparseconv {
 
@@ -36,14 +36,10 @@ void check_phases(const Geometry& g);  // dgrad has pointers for each phase of t
 void check_below(const Tensor& indices, const char* name, int64_t limit);
 void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int64_t nnz);
 
-// The scratch rows of entries: each must leave space for the piece that begins there.
-void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout, int64_t row_channels);
-
 Element element_of(const Tensor& x);
-// The element of a signal whose kernels know float32 and float64; `instead` takes any other.
+// The element of a signal whose kernels know float32 and float64; torch's `instead` accepts any.
 Element fused_element(const Tensor& x, const char* name, const char* instead);
 at::ScalarType acc_type(const Tensor& x);
-int64_t lanes_of(const Tensor& x);
 TensorView view(const Tensor& x);
 
 }  // namespace sparseconv

@@ -2,9 +2,9 @@
 
 #include <torch/library.h>
 
-#include "checks.h"
-#include "fused.h"
-#include "launch.h"
+#include "../../checks.h"
+#include "../fused.h"
+#include "../launch.h"
 
 namespace sparseconv {
 
@@ -30,10 +30,8 @@ Tensor run_pool(const Tensor& x, int64_t length, int64_t bins, bool gradient) {
   p.length = length;
   p.bins = bins;
   if (p.series > 0) {
-    const KernelTable& kernels = table();
-    const auto& all = gradient ? kernels.pool_gradient : kernels.pool;
-    run(p, ceil_div(p.series, lanes_of(x)) * kPositionCost * (length + bins),
-        all[static_cast<int>(element)]);
+    run_kernel(p, gradient ? &KernelTable::pool_gradient : &KernelTable::pool, element,
+               ceil_div(p.series, lanes_of(x)) * kPositionCost * (length + bins));
   }
   return output;
 }

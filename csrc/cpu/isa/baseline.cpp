@@ -1,0 +1,15 @@
+#include <utility>
+
+#include "../kernels.h"
+#include "../scratch.h"
+
+namespace sparseconv::baseline {
+
+#include "vec_baseline.h"
+
+#include "../kernels/all.inl"
+
+}  // namespace sparseconv::baseline
+
+constinit const sparseconv::KernelTable sparseconv::kBaseline =
+    sparseconv::baseline::table("baseline");

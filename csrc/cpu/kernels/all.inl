@@ -1,0 +1,14 @@
+// Every kernel, in an order in which each finds what it uses. Included once per instruction set,
+// inside its namespace and target region, after its vec_*.h.
+
+// clang-format off
+#include "tile.inl"
+#include "point_tile.inl"
+#include "correlate.inl"
+#include "wgrad.inl"
+#include "columns.inl"
+#include "pointwise.inl"
+#include "batch_norm_relu.inl"
+#include "pool.inl"
+#include "peaks.inl"
+#include "table.inl"

@@ -1,0 +1,19 @@
+// The kernels of one instruction set. Evaluated by the compiler only: no code of it may run before
+// the CPU was asked.
+
+consteval KernelTable table(const char* name) {
+  return {
+      name,
+      {correlate<F32, float>, correlate<F64, double>, correlate<F32, Bf16>, correlate<F32, Half>},
+      {wgrad<F32, float>, wgrad<F64, double>, wgrad<F32, Bf16>, wgrad<F32, Half>},
+      {pointwise<F32>, pointwise<F64>},
+      {pointwise_gradient<F32>, pointwise_gradient<F64>},
+      {batch_norm_relu<F32>, batch_norm_relu<F64>},
+      {batch_norm_relu_gradient<F32>, batch_norm_relu_gradient<F64>},
+      {pool<F32, false>, pool<F64, false>},
+      {pool<F32, true>, pool<F64, true>},
+      {{peak_registers<F32>, peak_registers<F64>},
+       {peak_loads<F32>, peak_loads<F64>},
+       {peak_triad<F32>, peak_triad<F64>}},
+  };
+}
