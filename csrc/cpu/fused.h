@@ -1,5 +1,5 @@
-// The plain structs of what stands around the sparse convolutions: no torch, no STL. Positions of
-// a whole batch are numbered through: column j is sample j % length of batch item j / length.
+// The plain structs of the ops around the sparse convolutions: no torch, no STL. Positions of a
+// whole batch are numbered consecutively: column j is sample j % length of batch item j / length.
 #pragma once
 
 #include "../conv1d.h"
@@ -91,7 +91,7 @@ inline int64_t channel_samples(int64_t batch, int64_t length) {
 
 constexpr int64_t kChannelBlockMax = 16;
 
-// Channels that are gathered together: as many as L1 takes (32 KB of float32 in `arrays` arrays),
+// Channels that are gathered together: as many as fit L1 (32 KB of float32 in `arrays` arrays),
 // for their samples follow each other in memory and are fetched as one stream. DSN, N = 16, memory
 // cold: from one channel at a time 0.068 ms fall to 0.048 at L = 24, 0.184 to 0.171 at L = 128, and
 // with the next block asked for ahead to 0.026 and 0.125. Two and four times as many channels take

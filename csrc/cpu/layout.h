@@ -1,5 +1,5 @@
-// How a tile of the input lies in the scratch memory, and how long a lane's piece of a series is.
-// Never depends on the ISA or the dtype: a scratch row is 64 bytes on all of them.
+// How a tile of the input is stored in the scratch memory, and how long a lane's piece of a series
+// is. Never depends on the ISA or the dtype: a scratch row is 64 bytes on all of them.
 #pragma once
 
 #include <cstdint>

@@ -7,7 +7,7 @@
 namespace sparseconv {
 
 // Sums that wait for the next channel block stay in this much L2; more rows come in blocks, for
-// which the inputs are packed anew (with 128 KB, twice at DSN's layer: fprop 2 % slower).
+// which the inputs are packed again (with 128 KB, twice at DSN's layer: fprop 2 % slower).
 constexpr int64_t kAccBytes = 512 * 1024;
 // Weights whose sums over the lanes are taken together; their rows (4 KB) stay in L1. GFLOP/s of
 // wgrad at DSN's layer, L = 128: 167 with 16, 176 with 32, 180 with 64, 183 with 128.

@@ -1,7 +1,7 @@
 // The CUDA ops: tensors -> checks -> problems -> launches on the current stream.
 //
 // Contents of index tensors are not checked: that would wait for the GPU. The kernels stay inside
-// their buffers whatever stands there (problem.h).
+// their buffers whatever they contain (problem.h).
 
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAException.h>

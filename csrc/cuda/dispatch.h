@@ -9,7 +9,7 @@
 
 namespace sparseconv::cuda {
 
-// Where a multiply-add takes its input from: see inputs.cuh.
+// Where a multiply-add reads its input from: see inputs.cuh.
 enum class Source : int { direct, tiled, registers };
 
 struct Variant {

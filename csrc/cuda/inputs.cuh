@@ -1,5 +1,5 @@
 // How a thread reads: elements, samples beyond the ends, tiles, and the three places from which a
-// multiply-add takes its input. Compiles as plain C++ too: `Block` is then a team of host threads.
+// multiply-add reads its input. Compiles as plain C++ too: `Block` is then a team of host threads.
 #pragma once
 
 #include <math.h>
@@ -83,7 +83,7 @@ SPARSECONV_DEVICE void store(void* data, Element element, int64_t at, float x) {
   }
 }
 
-// The sample at `position` of the series that begins at element `base`, padded. What lies beyond
+// The sample at `position` of the series that begins at element `base`, padded. What is beyond
 // the last position that an output reads is 0: the padding modes are not defined there.
 template <typename T>
 SPARSECONV_DEVICE T sample(const Signal& in, const Window& w, int64_t base, int64_t position) {
@@ -140,7 +140,7 @@ struct Site {
 };
 
 // Walks the entries of one row of the pattern, channel by channel. Each lane has read ahead what
-// stands `offset` entries further on: the same for all lanes, or a batch with one entry per lane.
+// is stored `offset` entries further on: the same for all lanes, or a batch of one entry a lane.
 template <typename T, bool kWeighted>
 struct Cursor {
   static constexpr bool kHasWeights = kWeighted;

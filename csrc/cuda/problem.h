@@ -1,4 +1,4 @@
-// What one launch computes, and where its work lies: plain C++ without torch, shared by kernels,
+// What one launch computes, and where its data is: plain C++ without torch, shared by kernels,
 // launchers and tests.
 //
 // A pattern's `rows` say where an active weight reads: input positions from the beginning of the
@@ -79,7 +79,7 @@ struct Fold {
   PaddingMode mode;
 };
 
-// The three problems but for pointers and strides.
+// The three problems without pointers and strides.
 inline Correlation fprop_problem(const Geometry& g,
                                  Element element,
                                  int64_t batch,

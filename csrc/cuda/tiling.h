@@ -1,5 +1,5 @@
-// How a launch is cut into blocks, warps and lanes, and how inputs lie in shared memory. By shape
-// alone, and no result of fprop or dgrad depends on it.
+// How a launch is cut into blocks, warps and lanes, and how inputs are stored in shared memory. By
+// shape alone, and no result of fprop or dgrad depends on it.
 #pragma once
 
 #include "problem.h"
@@ -21,7 +21,7 @@ constexpr int64_t kSharedBytes = 47 * 1024;
 // In shared memory each series of a tile has its inputs once, positions that are equal modulo the
 // step side by side: [channel][series][residue][row]. So the inputs of neighbouring outputs are
 // neighbours whatever the stride, and those of neighbouring lanes are `outputs` words apart. That
-// is odd, and from series to series it goes on alike (series_rows): 32 lanes meet 32 banks.
+// is odd, and continues from series to series (series_rows): 32 lanes meet 32 banks.
 struct Tiling {
   int32_t outputs;
   int32_t pieces;
@@ -84,7 +84,7 @@ SPARSECONV_HD inline Lane lane_of(const Tiling& tiling, int64_t tile, int lane) 
           series * tiling.series_rows + piece * tiling.outputs};
 }
 
-// Where an input `row` positions into the window lies, from where the lane's inputs begin.
+// Where an input `row` positions into the window is stored, from where the lane's inputs begin.
 SPARSECONV_HD inline int32_t offset_of(const Tiling& tiling, int64_t step, int32_t row) {
   const int32_t s = static_cast<int32_t>(step);
   return s == 1 ? row : row % s * tiling.residue_rows + row / s;

@@ -3,8 +3,6 @@
 // accurate they are is tested through the ops).
 #pragma once
 
-#include "cpu/fused.h"
-#include "cpu/layout.h"
 #include "host_run.h"
 
 namespace sparseconv::host {

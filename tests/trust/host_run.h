@@ -6,7 +6,7 @@
 #include <string>
 
 #include "cpu/isa/dispatch.h"
-#include "cpu/kernels.h"
+#include "cpu/scratch.h"
 #include "host_memory.h"
 
 extern "C" void __sanitizer_set_death_callback(void (*)()) __attribute__((weak));

@@ -11,8 +11,6 @@
 #include <string>
 
 #include "cpu/isa/dispatch.h"
-#include "cpu/kernels.h"
-#include "cpu/layout.h"
 #include "cpu/plan.h"
 #include "host_around.h"
 #include "host_convolution.h"

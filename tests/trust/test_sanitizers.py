@@ -27,8 +27,10 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # The kernels are slow to compile, the loops that check them slow to run.
 SOURCES = {"tests/trust/kernels_host.cpp": "-O2"} | {
     f"csrc/cpu/{name}.cpp": "-O1"
-    for name in ("isa/baseline", "isa/avx2", "isa/avx512", "isa/dispatch", "layout", "plan", "scratch")
-}
+    for name in (
+        "isa/baseline", "isa/avx2", "isa/avx512", "isa/dispatch", "layout", "plan", "scratch",
+    )
+}  # fmt: skip
 KERNELS = {"fprop", "fprop_conv1x1", "dgrad", "wgrad", "pointwise", "pointwise_gradient"}
 KERNELS |= {"batch_norm_relu", "pool"}
 # Of the inputs that share the scratch: an L1 cache of 48 KB, and one that holds hardly a channel.

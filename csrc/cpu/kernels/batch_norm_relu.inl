@@ -2,7 +2,7 @@
 //
 // The samples of a few channels are first copied into scratch, where all passes over a channel meet
 // aligned vectors side by side, whatever the length and the strides. Every sum of kSumSteps steps
-// runs over kSumRows interleaved scratch rows of lanes; longer ones go on in double. Neither the
+// runs over kSumRows interleaved scratch rows of lanes; longer ones continue in double. Neither the
 // ISA nor the threads, which share out channels, change a bit.
 
 constexpr int kSumRows = 2;

@@ -157,7 +157,7 @@ static void pack(const TileShape& tile,
     const int64_t count = piece + segment.span;
     const int64_t staged = stage_stride(count);
     int64_t first[kN];
-    bool direct[kN];  // read where it lies
+    bool direct[kN];  // read in place
     const T* src[kN];
     for (int l = 0; l < kN; ++l) {
       first[l] = origin + lanes[l].start * tile.step + segment.position;
@@ -203,11 +203,11 @@ static void pack(const TileShape& tile,
   }
 }
 
-// Where the outputs of row 0 of each lane go; the other rows lie a stride apart.
+// Where the outputs of row 0 of each lane go; the other rows are a stride apart.
 template <typename T, typename S>
 struct Targets {
   S* first[kLanes<T>];     // output of the lane that is written first, after those it skips
-  bool inside[kLanes<T>];  // they lie side by side, none of them outside of the series
+  bool inside[kLanes<T>];  // they are adjacent, none of them outside of the series
   bool direct[kLanes<T>];  // and all that the lane computes can be written as it is
 };
 
@@ -228,7 +228,7 @@ static Targets<T, S> targets_of(const Correlation& p, const Lane* lanes) {
 }
 
 // Asks for the memory that `unpack` will write to, while the last entries of the row are summed:
-// 4 % of a training step at L = 512, whose activations do not lie in L2.
+// 4 % of a training step at L = 512, whose activations are not in L2.
 template <typename T, typename S>
 static void expect_unpack(const Correlation& p, const Targets<T, S>& targets, int64_t row) {
   for (int l = 0; l < kLanes<T>; ++l) {
@@ -370,7 +370,7 @@ static Share share_of(const Entries& e, int64_t groups, int64_t part, int64_t pa
   if (begin == end) {
     return {0, 0, 0, 0};
   }
-  // A row belongs to whoever holds the cost at which it begins, so every row has one owner.
+  // A row belongs to the part that holds the cost at which it begins, so every row has one owner.
   const int64_t last = (end - 1) / each;
   return {begin / each, row_at_cost(e, begin % each), last, row_at_cost(e, end - last * each)};
 }

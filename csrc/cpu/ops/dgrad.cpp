@@ -117,7 +117,7 @@ Tensor dgrad(const Tensor& grad,
 
   for (int64_t phase = 0; phase < stride; ++phase) {
     const Layout layout = dgrad_layout(g.kernel_size, stride, dilation, phase, &taps);
-    // Padded positions j = stride * u + phase that lie in [low, high).
+    // Padded positions j = stride * u + phase in [low, high).
     const int64_t low = folds ? 0 : g.left;
     const int64_t high = folds ? input_length + g.left + g.right : g.left + input_length;
     const int64_t first = low > phase ? ceil_div(low - phase, stride) : 0;
