@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparseconv import available_backends, sparse_conv1d
-from sparseconv.ops import calls as ops
+from sparseconv.ops import calls
 from sparseconv.ops.backends import extension
 from sparseconv.testing import Case, Tensors, expected_dgrad, expected_fprop, expected_wgrad
 
@@ -38,7 +38,7 @@ class _Kernels:
         self.engine = engine
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
-        ops, device = ops, self.engine.device
+        ops, device = calls, self.engine.device
         if self.engine.backend == "triton":
             from sparseconv.ops import triton as ops
 
