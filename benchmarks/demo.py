@@ -24,7 +24,7 @@ from sparseconv.bench.network.masked import PremaskedConv1d
 from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
 from sparseconv.measure import timing
 from sparseconv.measure.machine import measurement_context, threads
-from sparseconv.measure.table import Table, grouped
+from sparseconv.measure.table import Table, with_thousands
 from sparseconv.models import DSN
 from sparseconv.ops import calls as ops
 from sparseconv.report import figures
@@ -93,12 +93,12 @@ def time_layer(
 
 def savings(
     layers: Sequence[dict[str, dict[str, Any]]], batch: int, length: int
-) -> list[figures.Saving]:
+) -> list[figures.SpeedupPoint]:
     """The measured layers, and the second layer's shape at other sparsities."""
 
-    def saving(which: str, label: str, row: dict[str, Any], sweep: bool) -> figures.Saving:
+    def saving(which: str, label: str, row: dict[str, Any], sweep: bool) -> figures.SpeedupPoint:
         flops = row["dense_flops"] / row["flops"]
-        return figures.Saving(which, label, flops, row["ratio"].median, sweep)
+        return figures.SpeedupPoint(which, label, flops, row["ratio"].median, sweep)
 
     rows = [
         saving(which, f"layer {i}", layer[which], False)
@@ -123,7 +123,7 @@ def layer_tables(model: DSN, layers: Sequence[dict[str, dict[str, Any]]]) -> lis
             rows.append(
                 (
                     f"{i}: {layer.in_channels} → {layer.out_channels}",
-                    grouped(layer.pattern.nnz),
+                    with_thousands(layer.pattern.nnz),
                     f"{layer.pattern.density:.1%}",
                     f"{row['flops'] / 1e6:.1f}",
                     f"{row['dense_flops'] / 1e6:.1f}",
@@ -209,13 +209,13 @@ def _demo(arguments: argparse.Namespace) -> int:
     folder = arguments.out / "figures"
     cost = model.cost(data.n_timepoints)
     networks = {
-        f"with kernel groups ({grouped(_active(model))} active)": model,
-        f"without ({grouped(_active(ungrouped))} active)": ungrouped,
+        f"with kernel groups ({with_thousands(_active(model))} active)": model,
+        f"without ({with_thousands(_active(ungrouped))} active)": ungrouped,
     }
     step = next(row for row in steps if (row["threads"], row["mode"]) == (count, "train"))
     ratio = timing.Interval(*step["ratio"]["masked_dense"])
     rows = savings(layers, batch, data.n_timepoints)
-    rows.append(figures.Saving("training step", "whole network",
+    rows.append(figures.SpeedupPoint("training step", "whole network",
                                cost.macs_dense / cost.macs_executed, ratio.median))  # fmt: skip
     curve = figures.learning_curve(result.history, folder / "learning_curve.png")
     fields = figures.receptive_fields(networks, folder / "receptive_fields.png")
@@ -224,9 +224,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     costs = Table(
         ("", "this network", "every tap active"),
         [
-            ("parameters", grouped(cost.params), grouped(cost.params_dense)),
+            ("parameters", with_thousands(cost.params), with_thousands(cost.params_dense)),
             ("multiply-accumulates executed per series, forward",
-             grouped(cost.macs_executed), grouped(cost.macs_dense)),
+             with_thousands(cost.macs_executed), with_thousands(cost.macs_dense)),
             ("memory of parameters, gradients and Adam's moments",
              f"{16e-6 * cost.params:.1f} MB", f"{16e-6 * cost.params_dense:.1f} MB"),
         ],

@@ -165,7 +165,7 @@ def graphed_training(target: Target, length: int = 150) -> str:
         model = network(target, target.first)
         for graphed in (False, True) if target.is_gpu else (False, False):
             twin = copy.deepcopy(model)
-            history = train(twin, X, y, recipe, progress=False, graphed=graphed).history
+            history = train(twin, X, y, recipe, progress=False, cuda_graphs=graphed).history
             states.append(twin.state_dict())
     finally:
         cudnn.deterministic, cudnn.benchmark = before

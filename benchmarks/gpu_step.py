@@ -178,7 +178,7 @@ def train_row(target: Target, length: int) -> Row:
     for name, model in ((target.first, sparse), ("dense", dense_twin(sparse))):
         for mode in ("eager", "graph") if target.is_gpu else ("eager",):
             twin, graphed = copy.deepcopy(model), mode == "graph"
-            history = train(twin, X, y, recipe, progress=False, graphed=graphed).history
+            history = train(twin, X, y, recipe, progress=False, cuda_graphs=graphed).history
             # The first epochs load, try algorithms and capture.
             samples[f"{name} TF32 {mode}"] = [1e3 * row["seconds"] for row in history[2:]]
     return {

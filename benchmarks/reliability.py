@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import evidence_files, mutants_table
 from benchmarks.evidence_files import Evidence, TestRow
 from sparseconv.core.files import write_whole
-from sparseconv.measure.table import Table, grouped
+from sparseconv.measure.table import Table, with_thousands
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results") / "reliability"
@@ -204,7 +204,7 @@ def _promises(runs: Mapping[str, Evidence]) -> Table:
                 f"**{name}.** {text}",
                 result,
                 str(passed),
-                *(grouped(n) if n else "-" for n in cases),
+                *(with_thousands(n) if n else "-" for n in cases),
             )
         )
     header = ("", "promise", "result", "tests passed", "cases")
@@ -215,7 +215,7 @@ def _runs(runs: Mapping[str, Evidence], mutants: Mapping[str, Any] | None) -> Ta
     lines = []
     for run in runs.values():
         outcome = f"{run.passed} passed, {run.failed} failed, {run.skipped} skipped"
-        lines.append((f"`{run.command}`", outcome, grouped(run.cases), *_where(run.machine)))
+        lines.append((f"`{run.command}`", outcome, with_thousands(run.cases), *_where(run.machine)))
     if mutants is not None:
         count = f"{len(mutants['mutants'])} mutants"
         lines.append((f"`{mutants['command']}`", count, "-", *_where(mutants["machine"])))
@@ -239,7 +239,7 @@ def _evidence_for(promise: str, runs: Mapping[str, Evidence]) -> str:
             outcome = f"{row.passed} passed" if row.passed else ""
             for count, word in ((row.failed, "**failed**"), (row.skipped, "not run")):
                 outcome += f"{', ' if outcome else ''}{count} {word}" if count else ""
-            cases = f", {grouped(row.cases)} cases" if row.cases else ""
+            cases = f", {with_thousands(row.cases)} cases" if row.cases else ""
             what = test.removeprefix("test_").replace("_", " ")
             where = "" if title == "suite" else f" ({CAMPAIGNS[title]})"
             lines.append(f"- {what}: {outcome}{cases} · [{Path(file).name}]({file}){where}")

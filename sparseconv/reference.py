@@ -28,7 +28,7 @@ def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
     """
     # Kept on a GPU: a CUDA graph can read no memory of the CPU.
     on_gpu = values.is_cuda
-    positions = pattern.derived(_positions_on, values.device) if on_gpu else pattern.positions()
+    positions = pattern.cached(_positions_on, values.device) if on_gpu else pattern.positions()
     return values.new_zeros(pattern.numel).scatter(0, positions, values).view(pattern.shape)
 
 

@@ -18,7 +18,7 @@ from sparseconv.core.checks import (
     checked_shape,
     integer,
 )
-from sparseconv.core.tracing import Names, untraced
+from sparseconv.core.tracing import CompiledAttributes, outside_tracing
 
 T = TypeVar("T")
 
@@ -73,9 +73,9 @@ class KernelCSR:
 
     __slots__ = (
         "_asked",
+        "_cached",
         "_col",
         "_crow",
-        "_derived",
         "_hash",
         "_lock",
         "_named",
@@ -88,8 +88,8 @@ class KernelCSR:
     _shape: tuple[int, int, int]
     _versions: tuple[int, int]
     _hash: int | None
-    _derived: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], Any]
-    _named: Names
+    _cached: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], Any]
+    _named: CompiledAttributes
     _asked: dict[str, tuple[Callable[..., Any], tuple[Hashable, ...]]]
     _lock: threading.RLock
 
@@ -110,8 +110,8 @@ class KernelCSR:
             ("_shape", shape),
             ("_versions", (crow._version, col._version)),
             ("_hash", None),
-            ("_derived", {}),
-            ("_named", Names()),
+            ("_cached", {}),
+            ("_named", CompiledAttributes()),
             ("_asked", {}),
             ("_lock", threading.RLock()),  # a plan may be made from another plan
         ):
@@ -266,7 +266,7 @@ class KernelCSR:
             tensor([0, 1, 2, 3])
         """
         # A constant for ONNX, which lacks these operations.
-        with untraced() if torch.onnx.is_in_onnx_export() else nullcontext():
+        with outside_tracing() if torch.onnx.is_in_onnx_export() else nullcontext():
             crow = self.crow_indices.long()
             rows = torch.arange(crow.shape[0] - 1, device="cpu")
             kernels = rows.repeat_interleave(crow.diff(), output_size=self.nnz)
@@ -291,7 +291,7 @@ class KernelCSR:
         """
         check_structure(self._crow, self._col, self._shape)
 
-    def derived(self, make: Callable[..., T], *args: Hashable) -> T:
+    def cached(self, make: Callable[..., T], *args: Hashable) -> T:
         """Return ``make(self, *args)``, computed at the first call with these and kept.
 
         Plans for the kernels live here. They are neither compared nor pickled. Thread-safe. Made
@@ -301,7 +301,7 @@ class KernelCSR:
         Example:
             >>> def taps_of(pattern, kernel):
             ...     return pattern.crow_indices.diff()[kernel].item()
-            >>> KernelCSR.full((2, 1, 3)).derived(taps_of, 1)
+            >>> KernelCSR.full((2, 1, 3)).cached(taps_of, 1)
             3
         """
         if torch.compiler.is_dynamo_compiling():
@@ -310,44 +310,44 @@ class KernelCSR:
             from torch._dynamo.comptime import comptime
 
             name = "_".join([make.__name__, *[str(arg) for arg in args]])
-            comptime(_derive_while_compiling)
+            comptime(_cache_while_compiling)
             return cast(T, getattr(self._named, name))
         key = make, args
         try:
-            made: T = self._derived[key]
+            made: T = self._cached[key]
         except KeyError:
             with self._lock:
-                if key not in self._derived:
-                    with untraced():
-                        self._derived[key] = make(self, *args)
-                made = self._derived[key]
+                if key not in self._cached:
+                    with outside_tracing():
+                        self._cached[key] = make(self, *args)
+                made = self._cached[key]
         return made
 
-    def prepare_like(self, other: KernelCSR) -> None:
+    def warm_up_like(self, other: KernelCSR) -> None:
         """Make all that compiled code takes from another pattern of this shape.
 
         It finds it here, too, and is not compiled again for the new pattern.
 
         Example:
             >>> old, new = KernelCSR.full((1, 1, 3)), KernelCSR.random((1, 1, 3), 1)
-            >>> new.prepare_like(old)
+            >>> new.warm_up_like(old)
         """
         for name, (make, args) in other._asked.items():
-            self._derive(name, make, args)
+            self._cache_named(name, make, args)
             made = getattr(self._named, name)
             if isinstance(made, KernelCSR):
-                made.prepare_like(getattr(other._named, name))
+                made.warm_up_like(getattr(other._named, name))
 
-    def _derive(self, name: str, make: Callable[..., Any], args: tuple[Hashable, ...]) -> None:
+    def _cache_named(self, name: str, make: Callable[..., Any], args: tuple[Hashable, ...]) -> None:
         self._asked[name] = make, args
-        setattr(self._named, name, self.derived(make, *args))
+        setattr(self._named, name, self.cached(make, *args))
 
     def _check_untouched(self) -> None:
         if torch.compiler.is_dynamo_compiling():  # a version counter is nothing to trace
             return
         if (self._crow._version, self._col._version) != self._versions:
             raise RuntimeError(
-                "the index arrays of this KernelCSR were changed in place, which makes it useless; "
+                "the index arrays of this KernelCSR were modified in place, so it is invalid; "
                 "clone them before a change and build a new KernelCSR"
             )
 
@@ -386,13 +386,15 @@ class KernelCSR:
         return KernelCSR, (self.crow_indices, self.col_indices, self._shape)
 
 
-def _derive_while_compiling(context: Any) -> None:
-    """Do what ``derived`` is asked for, with its real arguments: torch.compile runs this itself."""
+def _cache_while_compiling(context: Any) -> None:
+    """Do what ``cached`` is asked for, with its real arguments: torch.compile runs this itself."""
     pattern, make, args, name = (
         context.get_local(local)._i_will_not_complain_if_bc_breaks_VariableTracker().realize()
         for local in ("self", "make", "args", "name")
     )
-    pattern.value._derive(name.as_python_constant(), make.get_function(), args.as_python_constant())
+    pattern.value._cache_named(
+        name.as_python_constant(), make.get_function(), args.as_python_constant()
+    )
 
 
 def carry_over(values: Tensor, old: KernelCSR, new: KernelCSR) -> Tensor:

@@ -28,7 +28,7 @@ def constant_in_graphs(function: F) -> F:
 
 
 @contextmanager
-def untraced() -> Iterator[None]:
+def outside_tracing() -> Iterator[None]:
     """Compute for real, with tensors that are good for every later use.
 
     No torch.inference_mode, torch.func transform, FakeTensorMode, tracer or other mode that was
@@ -44,7 +44,7 @@ def untraced() -> Iterator[None]:
         yield
 
 
-class Names:
+class CompiledAttributes:
     """Attributes: the compiler looks each up when it needs it, but copies a dict once and whole.
 
     One that is not there reads as something without content. That happens only where torch looks
@@ -57,7 +57,7 @@ class Names:
         return _ABSENT
 
 
-class _Absent(Names):
+class _Absent(CompiledAttributes):
     def __getitem__(self, index: object) -> Any:
         return self
 
@@ -70,10 +70,10 @@ def when_imported(name: str, then: str) -> None:
     if name in sys.modules:
         importlib.import_module(then)
     else:
-        sys.meta_path.insert(0, _Follower(name, then))
+        sys.meta_path.insert(0, _ImportHook(name, then))
 
 
-class _Follower(MetaPathFinder):
+class _ImportHook(MetaPathFinder):
     def __init__(self, name: str, then: str) -> None:
         self.name, self.then = name, then
 

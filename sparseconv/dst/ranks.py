@@ -28,14 +28,14 @@ class Ranks:
                 "process_group must be a torch.distributed.ProcessGroup, 'default' or None, "
                 f"but got {group!r}"
             )
-        self.trains_alone = group is None
+        self.single_process = group is None
         self.group = None if group == "default" else group  # torch's None is the default group
 
     @property
     def alone(self) -> bool:
         """Whether there is nobody to agree with."""
         distributed = dist.is_available() and dist.is_initialized()
-        return self.trains_alone or not distributed or dist.get_world_size(self.group) == 1
+        return self.single_process or not distributed or dist.get_world_size(self.group) == 1
 
     def gather(self, item: Any) -> list[Any]:
         """What every rank calls this with, in the order of ranks; every rank must call it."""
@@ -51,11 +51,11 @@ class Ranks:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def together(self, compute: Callable[[], T], seal: Callable[[T], Any], remedy: str) -> T:
-        """Return what ``compute`` returns, if it succeeds on every rank with an equal ``seal``.
+    def agree(self, compute: Callable[[], T], fingerprint: Callable[[T], Any], hint: str) -> T:
+        """Return what ``compute`` returns, if it succeeds on every rank with one ``fingerprint``.
 
         Raises:
-            RuntimeError: it failed on another rank, or the seals differ; on all ranks alike.
+            RuntimeError: it failed on another rank, or the fingerprints differ; on all ranks alike.
         """
         if self.alone:
             return compute()
@@ -63,7 +63,7 @@ class Ranks:
         found = own = None
         try:
             found = compute()
-            own = seal(found)
+            own = fingerprint(found)
         except Exception as error:  # the others must hear of it before it goes up
             failure = error
         told = None if failure is None else f"{type(failure).__name__}: {failure}"
@@ -76,6 +76,6 @@ class Ranks:
             if other != own:
                 raise RuntimeError(
                     f"all ranks must have the same, but rank {rank} has {other} and this one, "
-                    f"rank {dist.get_rank(self.group)}, has {own}; {remedy}"
+                    f"rank {dist.get_rank(self.group)}, has {own}; {hint}"
                 )
         return found  # type: ignore[return-value]

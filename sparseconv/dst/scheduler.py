@@ -23,7 +23,7 @@ from sparseconv.nn.overwritten import checksum
 __all__ = ["DSTScheduler", "prune_and_grow"]
 
 
-_REMEDY = (
+_HINT = (
     "build model and scheduler from the same seed or state dict on every rank, keep the weights "
     "equal (DistributedDataParallel does), or pass the process_group that trains this model"
 )
@@ -159,7 +159,7 @@ class DSTScheduler:
             )
         self._averages = checks.layers_of(averages)
         self._ranks = Ranks(process_group)
-        self._ranks.together(self._check_layers, self._seal, _REMEDY)
+        self._ranks.agree(self._check_layers, self._fingerprint, _HINT)
         self._ever_active: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
             check_regions(layer.regions, layer.pattern.shape)
@@ -300,7 +300,7 @@ class DSTScheduler:
             checks.check_optimizer(self._optimizer)
             checks.check_movable(self._layers, self._averages)
 
-    def _seal(self, _: None) -> dict[str, Any]:
+    def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
         return {**self._hyperparameters(), "patterns": patterns}
 
@@ -317,8 +317,8 @@ class DSTScheduler:
 
         try:
             gradients = self._dense_gradients()
-            return self._ranks.together(
-                compute, lambda plans: {p.name: checksum(p.pattern) for p in plans}, _REMEDY
+            return self._ranks.agree(
+                compute, lambda plans: {p.name: checksum(p.pattern) for p in plans}, _HINT
             )
         except BaseException:
             self._generator.set_state(before)

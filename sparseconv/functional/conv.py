@@ -82,10 +82,10 @@ def sparse_conv1d(
             "make one with KernelCSR.from_mask(mask)"
         )
     geometry = Geometry.of(pattern.shape, stride, padding, dilation, groups, padding_mode)
-    return convolve(input, values, pattern, bias, geometry, backend, relu)
+    return sparse_conv1d_resolved(input, values, pattern, bias, geometry, backend, relu)
 
 
-def convolve(
+def sparse_conv1d_resolved(
     input: Tensor,
     values: Tensor,
     pattern: KernelCSR,
@@ -302,6 +302,6 @@ def _bias_gradient(grad: Tensor, pattern: KernelCSR, ops: ModuleType) -> Tensor:
     """The bias is the weight of a channel of ones; torch's own sum depends on the threads."""
     shape = (pattern.shape[0], 1, 1)
     ones = grad.new_ones(1).expand(grad.shape[0], 1, grad.shape[2])
-    full = pattern.derived(_bias_pattern)
+    full = pattern.cached(_bias_pattern)
     geometry = Geometry(shape, 1, (0, 0), 1, 1, "zeros")
     return differentiable(_CONV.wgrad, grad, ones, full, geometry, grad.shape[2], ops)

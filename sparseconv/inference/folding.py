@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.functional.conv import convolve
+from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.functional.fused import conv_conv1x1, mixing_pays
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.hooks import has_code_of_its_own
@@ -250,7 +250,9 @@ class MergedSparseConv(Merged):
         conv = self.conv
         assert isinstance(conv, SparseConv1d)
         geometry = conv._geometry()
-        return convolve(x, weight, conv.pattern, bias, geometry, conv.backend, self._relu)
+        return sparse_conv1d_resolved(
+            x, weight, conv.pattern, bias, geometry, conv.backend, self._relu
+        )
 
 
 class MergedConv(Merged):

@@ -43,11 +43,11 @@ class Table:
         return "\n".join([body[0], "|" + "|".join(rule) + "|", *body[1:]])
 
 
-def grouped(number: float) -> str:
+def with_thousands(number: float) -> str:
     """Digits in groups of three: ``34 459``.
 
     Example:
-        >>> grouped(34459)
+        >>> with_thousands(34459)
         '34 459'
     """
     return f"{number:,.0f}".replace(",", " ")

@@ -12,8 +12,8 @@ from torch.compiler import is_dynamo_compiling
 from sparseconv.core.checks import integer, number
 from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
 from sparseconv.core.pattern import KernelCSR, Region, carry_over
-from sparseconv.functional.conv import convolve
-from sparseconv.nn.overwritten import PatternCheck, check_in_graph, pattern_tag
+from sparseconv.functional.conv import sparse_conv1d_resolved
+from sparseconv.nn.overwritten import PatternCheck, check_in_graph, checksum_buffer
 from sparseconv.nn.parametrizations import Parametrizations
 from sparseconv.nn.state import (
     are_shared,
@@ -186,7 +186,9 @@ class SparseConv1d(nn.Module):
         held = self._parameters
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
-        return convolve(input, values, self.pattern, bias, self._geometry(), self.backend)
+        return sparse_conv1d_resolved(
+            input, values, self.pattern, bias, self._geometry(), self.backend
+        )
 
     def _geometry(self) -> Geometry:
         if self._resolved is None:  # somebody has set an attribute
@@ -251,7 +253,7 @@ class SparseConv1d(nn.Module):
         with torch.inference_mode(False):  # what is made in that mode would not train later
             crow = pattern.crow_indices.to(device, copy=True)
             col = pattern.col_indices.to(device, copy=True)
-            tag = pattern_tag(pattern, device)
+            tag = checksum_buffer(pattern, device)
             if are_shared(self.values) and pattern != self._pattern:  # others keep theirs
                 self.values.data = self.values.detach().clone()
             if self.values.shape != (pattern.nnz,):
@@ -263,7 +265,7 @@ class SparseConv1d(nn.Module):
                 self.values.data = fresh
         if pattern != self._pattern:
             self.values.grad = None
-        pattern.prepare_like(self._pattern)
+        pattern.warm_up_like(self._pattern)
         self._pattern = pattern
         self.register_buffer("crow_indices", crow)
         self.register_buffer("col_indices", col)

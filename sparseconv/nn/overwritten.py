@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.core.tracing import untraced
+from sparseconv.core.tracing import outside_tracing
 
 _BIT = 2**30
 _MIXED = (
@@ -28,20 +28,20 @@ _OTHER = (
 )
 
 
-def pattern_tag(pattern: KernelCSR, device: torch.device) -> Tensor:
+def checksum_buffer(pattern: KernelCSR, device: torch.device) -> Tensor:
     """A buffer that tells two patterns apart, whatever torch's tools do to buffers.
 
     int32 ``(64,)``: each bit of a checksum and its opposite, times 2**30. Copying another
     pattern's tag over this one, or averaging with it, makes some 0 here another number; averaging
     with an equal one leaves every 0 a 0 (but may change the others: integers are cut off).
     """
-    return pattern.derived(_tag).to(device, copy=True)
+    return pattern.cached(_tag).to(device, copy=True)
 
 
 def checksum(pattern: KernelCSR) -> int:
     """A number that two different patterns share once in 2**32 times, the same in any process."""
 
-    return pattern.derived(_checksum)
+    return pattern.cached(_checksum)
 
 
 def _checksum(pattern: KernelCSR) -> int:
@@ -96,7 +96,7 @@ class PatternCheck:
         # the first look is enough, or each layer would wait for the GPU each time.
         if tag is not None and tag is self.tag and tag.is_cuda and torch.is_grad_enabled():
             return
-        own = pattern.derived(_tag)
+        own = pattern.cached(_tag)
         content = _content(tag, len(own))
         if content is None:
             return
@@ -107,7 +107,7 @@ class PatternCheck:
 
 
 def _look_at_indices(buffer: Tensor | None, own: Tensor) -> None:
-    with untraced():
+    with outside_tracing():
         content = _content(buffer, len(own))
         known = content is None or (
             content.shape[-1:] == own.shape and bool((content == own).all())
@@ -142,7 +142,7 @@ def check_in_graph(
     tag = buffers["pattern_tag"]
     if tag is None or tag.device.type != "cpu" or torch.compiler.is_exporting():
         return  # a failed check would take the GPU's context with it
-    own = pattern.derived(_tag)
+    own = pattern.cached(_tag)
     torch._assert_async(~((own == 0) & (tag != 0)).any(), _MIXED)
     if not check.is_own(buffers):
         for name, make in (("crow_indices", _crow_indices), ("col_indices", _col_indices)):
@@ -150,7 +150,7 @@ def check_in_graph(
             if there is not None:
                 if there.shape != getattr(pattern, name).shape:
                     raise RuntimeError(_OTHER)
-                torch._assert_async((there == pattern.derived(make)).all(), _OTHER)
+                torch._assert_async((there == pattern.cached(make)).all(), _OTHER)
 
 
 def _crow_indices(pattern: KernelCSR) -> Tensor:

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.tracing import untraced
+from sparseconv.core.tracing import outside_tracing
 from sparseconv.functional.fused import average_bins, runs_eagerly, runs_here
 
 POOLED = 50  # samples that are kept of any length
@@ -51,7 +51,7 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
 @functools.cache
 def averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(length, 50)``: the product of a series with it is ``nn.AdaptiveAvgPool1d(50)`` of it."""
-    with untraced():
+    with outside_tracing():
         return _averages(length, dtype, device)
 
 

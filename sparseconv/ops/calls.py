@@ -53,21 +53,21 @@ def _cuda_dgrad(
 
 
 def fprop_rows(pattern: KernelCSR, geometry: Geometry) -> Tensor:
-    return pattern.derived(_cpu_fprop, geometry.stride, geometry.dilation)
+    return pattern.cached(_cpu_fprop, geometry.stride, geometry.dilation)
 
 
 def _fprop_plan(pattern: KernelCSR, geometry: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
     """The pattern's pointers and the rows that its entries read, on the device of ``x``."""
     if not x.is_cuda:
         return pattern.crow_indices, fprop_rows(pattern, geometry)
-    return pattern.derived(_cuda_fprop, geometry.dilation, x.device)
+    return pattern.cached(_cuda_fprop, geometry.dilation, x.device)
 
 
 def _dgrad_plan_for(pattern: KernelCSR, geometry: Geometry, grad: Tensor) -> DgradPlan:
     stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
     if not grad.is_cuda:
-        return pattern.derived(_cpu_dgrad, stride, dilation, groups)
-    return pattern.derived(_cuda_dgrad, stride, dilation, groups, grad.device)
+        return pattern.cached(_cpu_dgrad, stride, dilation, groups)
+    return pattern.cached(_cuda_dgrad, stride, dilation, groups, grad.device)
 
 
 def fprop(

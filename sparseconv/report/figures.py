@@ -28,7 +28,7 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE)
 INK, FAINT, GRID = "#1f2933", "#64707d", "#e4e8ec"
 
 
-class Saving(NamedTuple):
+class SpeedupPoint(NamedTuple):
     """One measured point of :func:`time_vs_flops`; both factors are dense divided by sparse."""
 
     series: str  # points of one series share a colour: "forward", "backward"
@@ -217,7 +217,7 @@ def group_weights(model: DSN, path: str | Path) -> Path:
     return _save(figure, path)
 
 
-def time_vs_flops(rows: Iterable[Saving], path: str | Path) -> Path:
+def time_vs_flops(rows: Iterable[SpeedupPoint], path: str | Path) -> Path:
     """Draw by what factor time fell against by what factor FLOPs fell, with the line y = x.
 
     A point on the line saved time exactly as it saved arithmetic; above it, the sparse kernel
@@ -228,10 +228,12 @@ def time_vs_flops(rows: Iterable[Saving], path: str | Path) -> Path:
             label get none.
         path: where the picture goes.
     """
-    return _save(saving_figure(rows), path)
+    return _save(speedup_figure(rows), path)
 
 
-def saving_figure(rows: Iterable[Saving], title: str = "Time saved against FLOPs saved") -> Figure:
+def speedup_figure(
+    rows: Iterable[SpeedupPoint], title: str = "Time saved against FLOPs saved"
+) -> Figure:
     """The figure of :func:`time_vs_flops`, not saved yet."""
     rows = list(rows)
     figure = new_figure(title, 6.4, 5.2)
@@ -270,9 +272,9 @@ def saving_figure(rows: Iterable[Saving], title: str = "Time saved against FLOPs
     return figure
 
 
-def _clusters(points: Sequence[Saving]) -> list[list[Saving]]:
+def _clusters(points: Sequence[SpeedupPoint]) -> list[list[SpeedupPoint]]:
     """Points too near each other for a label each, bottom up."""
-    clusters: list[list[Saving]] = []
+    clusters: list[list[SpeedupPoint]] = []
     for point in sorted(points, key=lambda p: p.time):
         last = clusters[-1][-1] if clusters else None
         near = last and abs(np.log(point.flops / last.flops)) < 0.05

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparseconv.measure.table import Table, grouped
+from sparseconv.measure.table import Table, with_thousands
 from sparseconv.report import figures
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def _layer_table(model: DSN) -> Table:
             (
                 f"{i}",
                 f"{p.shape[1]} → {p.shape[0]} x {p.shape[2]}",
-                grouped(p.nnz),
-                grouped(p.numel),
+                with_thousands(p.nnz),
+                with_thousands(p.numel),
                 f"{p.density:.2%}",
             )
             for i, p in enumerate(patterns, start=1)
@@ -104,4 +104,4 @@ def _layer_table(model: DSN) -> Table:
 
 
 def _compared(name: str, ours: float, dense: float) -> tuple[str, str, str, str]:
-    return name, grouped(ours), grouped(dense), f"{ours / dense:.1%}"
+    return name, with_thousands(ours), with_thousands(dense), f"{ours / dense:.1%}"

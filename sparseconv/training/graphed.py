@@ -18,7 +18,7 @@ Outputs = tuple[Tensor, ...]
 WARM_UP = 3  # calls before a capture: kernels are loaded, gradients and moments allocated
 
 
-class Slot(KernelCSR):
+class StaticPattern(KernelCSR):
     """A pattern whose content can be replaced: what was derived from it keeps its memory.
 
     That is what a CUDA graph needs, which reads the same addresses at every replay. Nobody but the
@@ -33,7 +33,7 @@ class Slot(KernelCSR):
             own.copy_(new)
         object.__setattr__(self, "_versions", (self._crow._version, self._col._version))
         object.__setattr__(self, "_hash", None)
-        for (make, args), held in self._derived.items():
+        for (make, args), held in self._cached.items():
             _overwrite(held, make(self, *args))
 
 
@@ -56,7 +56,7 @@ class _Graph(NamedTuple):
     places: list[tuple[Mapping[Any, Any], Any]]  # whose entries the graph reads and writes
     addresses: list[int]
 
-    def stands(self) -> bool:
+    def is_valid(self) -> bool:
         """Say whether everything still lies where the graph looks for it."""
         return _addresses(self.places) == self.addresses
 
@@ -116,8 +116,8 @@ class GraphedStep:
         self._device = self._only_device({r[name].device for r, name in self._places()})
         self._graphs: dict[Hashable, _Graph] = {}
         self._calls: Counter[Hashable] = Counter()
-        self._slots: list[Slot] = []
-        self._patterns: list[KernelCSR] = []  # whose content the slots have
+        self._static: list[StaticPattern] = []
+        self._patterns: list[KernelCSR] = []  # whose content the static patterns have
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Take a step; what it returns is overwritten by the next one.
@@ -128,23 +128,25 @@ class GraphedStep:
         self._follow()
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         graph = self._graphs.get(key)
-        if graph is not None and graph.stands():
+        if graph is not None and graph.is_valid():
             for held, new in zip(graph.inputs, inputs, strict=True):
                 held.copy_(new)
             return graph.replay()
         if graph is not None:
             self._forget()
-        if not self._slots:
+        if not self._static:
             self._patterns = [layer.pattern for layer in self._layers]
-            self._slots = [Slot(p.crow_indices, p.col_indices, p.shape) for p in self._patterns]
+            self._static = [
+                StaticPattern(p.crow_indices, p.col_indices, p.shape) for p in self._patterns
+            ]
         if self._calls[key] < WARM_UP:
             self._calls[key] += 1
-            return self._aside(lambda: self._in_slots(inputs))
+            return self._on_side_stream(lambda: self._with_static_patterns(inputs))
         self._graphs[key] = graph = self._captured(inputs)
         return graph.replay()
 
     def _follow(self) -> None:
-        """Bring the slots up to date, or begin anew where nnz has changed."""
+        """Bring the static patterns up to date, or begin anew where nnz has changed."""
         for i, known in enumerate(self._patterns):
             pattern = self._layers[i].pattern
             if pattern is known:
@@ -152,22 +154,22 @@ class GraphedStep:
             if pattern.nnz != known.nnz:
                 self._forget()
                 return
-            self._slots[i].follow(pattern)
+            self._static[i].follow(pattern)
             self._patterns[i] = pattern
 
     def _forget(self) -> None:
-        for held in (self._graphs, self._calls, self._slots, self._patterns):
+        for held in (self._graphs, self._calls, self._static, self._patterns):
             held.clear()
 
-    def _in_slots(self, inputs: tuple[Tensor, ...]) -> Outputs:
+    def _with_static_patterns(self, inputs: tuple[Tensor, ...]) -> Outputs:
         """Call the function while the layers read their plans from the memory that stays.
 
         The calls before a capture do it too: a plan that is made while capturing would be copied
         from memory of the CPU which is gone at the replay.
         """
         try:
-            for layer, slot in zip(self._layers, self._slots, strict=True):
-                layer._pattern = slot
+            for layer, static in zip(self._layers, self._static, strict=True):
+                layer._pattern = static
             return self.function(*inputs)
         finally:
             for layer, pattern in zip(self._layers, self._patterns, strict=True):
@@ -176,7 +178,7 @@ class GraphedStep:
     def _captured(self, inputs: tuple[Tensor, ...]) -> _Graph:
         held = tuple(tensor.clone() for tensor in inputs)
         try:
-            replay = self._capture(lambda: self._in_slots(held))
+            replay = self._capture(lambda: self._with_static_patterns(held))
         except RuntimeError as error:
             raise RuntimeError(
                 f"this step cannot be captured as a CUDA graph: {error}; every operation must stay "
@@ -214,7 +216,7 @@ class GraphedStep:
     def _side(self) -> Any:
         return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
-    def _aside(self, call: Callable[[], Outputs]) -> Outputs:
+    def _on_side_stream(self, call: Callable[[], Outputs]) -> Outputs:
         """Run on the stream of the captures: autograd remembers the streams of its nodes."""
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream()

@@ -80,7 +80,7 @@ def train(
     checkpoint_every: int = 1,
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
     scheduler_factory: SchedulerFactory | None = None,
-    graphed: bool = False,
+    cuda_graphs: bool = False,
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
 
@@ -105,14 +105,14 @@ def train(
         on_epoch: called with the history so far when an epoch has ended and is saved.
         scheduler_factory: makes what changes the patterns, instead of a ``DSTScheduler``, from
             (model, optimizer, update_every, end_step, decay_steps), counted in optimizer steps.
-        graphed: replay the steps as CUDA graphs (``training.graphed``), all but the first ones and
-            those before an update; the same results without most of the time for launches. The
-            model must be on a CUDA device, and its forward hooks run in the other steps only. Never
-            yet run on a GPU.
+        cuda_graphs: replay all steps but the first ones and those before an update as CUDA graphs
+            (``training.graphed``): the same results without most of the time for launches. The
+            model must be on a CUDA device; its forward hooks run in the other steps only. Not yet
+            run on a GPU.
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written;
-            ``graphed`` without a GPU; a training loss that is not finite (checkpoints stay).
+            ``cuda_graphs`` without a GPU; a training loss that is not finite (checkpoints stay).
         CheckpointError: a file that is no checkpoint, or is of another recipe, model or data.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
 
@@ -148,7 +148,7 @@ def train(
         torch.default_generator.manual_seed(recipe.seed)
         if X.is_cuda:
             _cuda_generator(X.device).manual_seed(recipe.seed)
-        run = _Run(model, X, y, recipe, scheduler_factory, graphed)
+        run = _Run(model, X, y, recipe, scheduler_factory, cuda_graphs)
         if resume and path is not None and path.exists():
             run.load(path)
         bar = _progress_bar(len(run.history), recipe.epochs) if progress else None
@@ -188,7 +188,7 @@ class _Run:
         y: Tensor,
         recipe: Recipe,
         make_scheduler: SchedulerFactory | None,
-        graphed: bool,
+        cuda_graphs: bool,
     ) -> None:
         self.model, self.X, self.y, self.recipe = model, X, y, recipe
         self.data_digest = digest(X, y)
@@ -198,7 +198,7 @@ class _Run:
         # A graph can read no Python number; off the graph the same one is read, for the same bits.
         # (Torch's fused Adam reads 32 bits on CUDA, and 64 on a CPU.)
         dtype = torch.float32 if X.is_cuda else torch.float64
-        fixed = X.is_cuda or graphed
+        fixed = X.is_cuda or cuda_graphs
         self.lr = torch.tensor(recipe.lr, dtype=dtype, device=X.device) if fixed else None
         self.optimizer = torch.optim.Adam(
             model.parameters(),
@@ -208,7 +208,7 @@ class _Run:
             capturable=X.is_cuda,
         )
         self.step: Any = self._eager_step
-        if graphed:
+        if cuda_graphs:
             self.step = GraphedStep(model, self._eager_step, self.optimizer)
         steps = recipe.epochs * self.batches
         decay_steps = max(1, int(recipe.decay_share * steps))

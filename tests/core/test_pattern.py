@@ -202,12 +202,12 @@ def kernels(pattern: KernelCSR) -> list[int]:
 
 def test_copies():
     pattern = case("random").make_pattern()
-    plan = pattern.derived(kernels)
+    plan = pattern.cached(kernels)
     loaded = pickle.loads(pickle.dumps(pattern))
     assert loaded == pattern
     assert hash(loaded) == hash(pattern)
-    assert plan is pattern.derived(kernels)
-    assert plan is not loaded.derived(kernels), "plans are not pickled"
+    assert plan is pattern.cached(kernels)
+    assert plan is not loaded.cached(kernels), "plans are not pickled"
     assert copy.deepcopy(pattern) is pattern
     assert copy.copy(pattern) is pattern
 
@@ -228,13 +228,13 @@ def test_owns_its_arrays():
     col[0] = 1
     assert pattern.col_indices.tolist() == [0, 2]
     pattern.col_indices[0] = 1
-    with pytest.raises(RuntimeError, match="changed in place"):
+    with pytest.raises(RuntimeError, match="modified in place"):
         _ = pattern.col_indices
     pattern = KernelCSR(crow, int32(0, 2), (1, 1, 3))
     crow[1] = 1
     assert pattern.crow_indices.tolist() == [0, 2]
     pattern.crow_indices[1] = 1
-    with pytest.raises(RuntimeError, match="changed in place"):
+    with pytest.raises(RuntimeError, match="modified in place"):
         _ = pattern.crow_indices
 
 
@@ -262,15 +262,15 @@ def test_repr():
 
 
 @pytest.mark.promise("P8")
-def test_derived_is_made_once_by_many_threads():
+def test_cached_is_made_once_by_many_threads():
     pattern, made, got = KernelCSR.full((2, 2, 2)), [], []
 
     def make(p: KernelCSR) -> object:
-        made.append(p.derived(kernels))  # one plan may be made from another
+        made.append(p.cached(kernels))  # one plan may be made from another
         time.sleep(0.01)
         return object()
 
-    threads = [threading.Thread(target=lambda: got.append(pattern.derived(make))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: got.append(pattern.cached(make))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

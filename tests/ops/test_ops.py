@@ -107,7 +107,7 @@ def test_plans_are_made_once_and_shared() -> None:
     pattern = sc.KernelCSR.random((4, 3, 5), 20)
     geometry = GEOMETRIES[0]
     assert ops.fprop_rows(pattern, geometry) is ops.fprop_rows(pattern, geometry)
-    assert pattern.derived(ops._cpu_dgrad, 1, 1, 1) is pattern.derived(ops._cpu_dgrad, 1, 1, 1)
+    assert pattern.cached(ops._cpu_dgrad, 1, 1, 1) is pattern.cached(ops._cpu_dgrad, 1, 1, 1)
 
 
 def test_bias_gradient_does_not_depend_on_threads() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import sparseconv as sc
 from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.training import checkpoint
-from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs, Slot
+from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs, StaticPattern
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 
@@ -28,8 +28,8 @@ GEOMETRIES = [
 ]
 
 
-def slot_of(pattern: KernelCSR) -> Slot:
-    return Slot(pattern.crow_indices, pattern.col_indices, pattern.shape)
+def static_pattern(pattern: KernelCSR) -> StaticPattern:
+    return StaticPattern(pattern.crow_indices, pattern.col_indices, pattern.shape)
 
 
 def taps(pattern: KernelCSR) -> list[int]:
@@ -44,12 +44,12 @@ def tensors(derived: object) -> list[Tensor]:
 
 @pytest.mark.parametrize("options", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("nnz", [0, 1, 37])
-def test_a_slot_follows_in_place(
+def test_a_static_pattern_follows_in_place(
     options: dict[str, object], nnz: int, count_cases: Callable[[int], None]
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (6, 3, 5)
-    slot = slot_of(KernelCSR.random(shape, nnz, generator=generator))
+    static = static_pattern(KernelCSR.random(shape, nnz, generator=generator))
     values = torch.randn(nnz, generator=generator)
     x = torch.randn(2, 3, 20, generator=generator, requires_grad=True)
 
@@ -59,29 +59,29 @@ def test_a_slot_follows_in_place(
         y = sc.sparse_conv1d(x, v, pattern, bias, **options)
         return [y, *torch.autograd.grad(y.square().sum(), (x, v, bias))]
 
-    gradients(slot)
-    held = {key: tensors(value) for key, value in slot._derived.items()}
+    gradients(static)
+    held = {key: tensors(value) for key, value in static._cached.items()}
     places = {key: [t.data_ptr() for t in held[key]] for key in held}
     assert sum(map(len, held.values())) >= 4
     for _ in range(5):
         pattern = KernelCSR.random(shape, nnz, generator=generator)
-        slot.follow(pattern)
-        assert slot == pattern
-        assert hash(slot) == hash(pattern)
-        for own, expected in zip(gradients(slot), gradients(pattern), strict=True):
+        static.follow(pattern)
+        assert static == pattern
+        assert hash(static) == hash(pattern)
+        for own, expected in zip(gradients(static), gradients(pattern), strict=True):
             assert torch.equal(own, expected)
-        assert {key: [t.data_ptr() for t in tensors(slot._derived[key])] for key in held} == places
+        assert {key: [t.data_ptr() for t in tensors(static._cached[key])] for key in held} == places
         for key in held:
-            for own, expected in zip(held[key], tensors(pattern._derived[key]), strict=True):
+            for own, expected in zip(held[key], tensors(pattern._cached[key]), strict=True):
                 assert torch.equal(own, expected)
         count_cases(1)
 
 
-def test_a_slot_says_what_it_cannot_rewrite() -> None:
-    slot = slot_of(KernelCSR.from_positions(torch.tensor([0, 1]), (1, 1, 4)))
-    slot.derived(taps)
+def test_a_static_pattern_says_what_it_cannot_rewrite() -> None:
+    static = static_pattern(KernelCSR.from_positions(torch.tensor([0, 1]), (1, 1, 4)))
+    static.cached(taps)
     with pytest.raises(RuntimeError, match="cannot be rewritten in place"):
-        slot.follow(KernelCSR.from_positions(torch.tensor([2, 3]), (1, 1, 4)))
+        static.follow(KernelCSR.from_positions(torch.tensor([2, 3]), (1, 1, 4)))
 
 
 def test_plans_for_triton_stay_where_they_are() -> None:
@@ -89,20 +89,20 @@ def test_plans_for_triton_stay_where_they_are() -> None:
     generator = torch.Generator().manual_seed(1)
     shape, cpu = (8, 4, 7), torch.device("cpu")
     layer = SparseConv1d(4, 8, 7, stride=2)
-    slot = slot_of(KernelCSR.random(shape, 60, generator=generator))
+    static = static_pattern(KernelCSR.random(shape, 60, generator=generator))
 
     def made(pattern: KernelCSR) -> list[Tensor]:
         geometry = layer._geometry()
         plans = (plan.fprop(pattern, geometry, cpu), plan.dgrad(pattern, geometry, cpu))
         return [*tensors(plans), plan.wgrad(pattern, cpu)]
 
-    places = [t.data_ptr() for t in made(slot)]
+    places = [t.data_ptr() for t in made(static)]
     # All in one channel: as uneven as it gets, at the same nnz.
     for positions in (torch.arange(60), torch.arange(60) * 3):
         pattern = KernelCSR.from_positions(positions, (8, 4, 7))
-        slot.follow(pattern)
-        assert [t.data_ptr() for t in made(slot)] == places
-        assert all(map(torch.equal, made(slot), made(pattern)))
+        static.follow(pattern)
+        assert [t.data_ptr() for t in made(static)] == places
+        assert all(map(torch.equal, made(static), made(pattern)))
 
 
 class Replayed:
@@ -125,7 +125,7 @@ class Replayed:
 
             return counted
 
-        monkeypatch.setattr(GraphedStep, "_aside", aside)
+        monkeypatch.setattr(GraphedStep, "_on_side_stream", aside)
         monkeypatch.setattr(GraphedStep, "_capture", capture)
         monkeypatch.setattr(GraphedStep, "_only_device", staticmethod(lambda _: None))
 
@@ -152,7 +152,7 @@ def test_the_same_results_as_eager(
     for graphed in (False, True):
         fake = Replayed(monkeypatch) if graphed and device == "cpu" else None
         model = network().to(device)
-        results.append(train(model, *data(), recipe, progress=False, graphed=graphed))
+        results.append(train(model, *data(), recipe, progress=False, cuda_graphs=graphed))
         models.append(model)
         if fake is not None:
             assert fake.captures == 2  # whole batches, and the smaller one at the end
@@ -189,11 +189,11 @@ def test_captured_anew_when_nnz_or_memory_changes(monkeypatch: pytest.MonkeyPatc
             assert torch.equal(taken(x)[0], eager(x)[0])
 
     go(WARM_UP)
-    plans = [set(slot._derived) for slot in taken._slots]
+    plans = [set(static._cached) for static in taken._static]
     assert len(plans[0]) == 2  # of fprop and wgrad, and of the gradient of the bias
     go(2)
     assert (fake.captures, fake.replays) == (1, 2)
-    assert [set(slot._derived) for slot in taken._slots] == plans  # none while capturing
+    assert [set(static._cached) for static in taken._static] == plans  # none while capturing
     for net in (model, twin):
         net[0].set_pattern(
             KernelCSR.random((3, 2, 5), 15, generator=torch.Generator().manual_seed(3))
@@ -221,7 +221,7 @@ def test_captured_anew_when_nnz_or_memory_changes(monkeypatch: pytest.MonkeyPatc
     go()
     assert fake.captures == 5
     assert isinstance(model[0].pattern, KernelCSR)
-    assert not isinstance(model[0].pattern, Slot)
+    assert not isinstance(model[0].pattern, StaticPattern)
 
 
 def test_growth_by_gradient_with_every_step_graphed_is_refused(
@@ -261,7 +261,7 @@ def test_what_cannot_be_captured_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         taken(x)
     with pytest.raises(RuntimeError, match=r"cannot be captured .* not permitted .* without .item"):
         taken(x)
-    assert not isinstance(layer.pattern, Slot)
+    assert not isinstance(layer.pattern, StaticPattern)
 
 
 def test_a_checkpoint_of_another_device_goes_on(tmp_path: Path) -> None:
@@ -295,5 +295,5 @@ def test_without_a_gpu_it_is_refused() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"CUDA device.*model\.cuda\(\)"):
-        train(model, *data(), Recipe(epochs=1), progress=False, graphed=True)
+        train(model, *data(), Recipe(epochs=1), progress=False, cuda_graphs=True)
     assert same(model.state_dict(), before)

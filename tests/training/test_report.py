@@ -123,16 +123,16 @@ def test_dense_and_shallow_networks_have_figures_too(tmp_path: Path) -> None:
 
 def test_time_vs_flops(tmp_path: Path) -> None:
     rows = [
-        figures.Saving("forward", "layer 1", 7.5, 0.6),
-        figures.Saving("forward", "layer 2", 7.5, 8.0),
-        figures.Saving("backward", "layer 2", 7.5, 5.5),
-        figures.Saving("backward", "S = 50 %", 3.0, 2.0, sweep=True),
+        figures.SpeedupPoint("forward", "layer 1", 7.5, 0.6),
+        figures.SpeedupPoint("forward", "layer 2", 7.5, 8.0),
+        figures.SpeedupPoint("backward", "layer 2", 7.5, 5.5),
+        figures.SpeedupPoint("backward", "S = 50 %", 3.0, 2.0, sweep=True),
     ]
     assert figures.time_vs_flops(rows, tmp_path / "a.png").read_bytes().startswith(PNG)
 
 
 def test_labels_of_near_points_are_joined() -> None:
-    points = [figures.Saving("", str(i), 7.5, time) for i, time in enumerate((8, 1, 8.1, 4))]
+    points = [figures.SpeedupPoint("", str(i), 7.5, time) for i, time in enumerate((8, 1, 8.1, 4))]
     clusters = figures._clusters(points)
     assert [[point.label for point in cluster] for cluster in clusters] == [
         ["1"],
@@ -149,7 +149,7 @@ assert not {{"matplotlib", "jinja2"}} & set(sys.modules), "imported too early"
 import matplotlib, random, torch
 before = matplotlib.rcParams.copy(), random.getstate(), torch.get_rng_state()
 from sparseconv.report import figures
-figures.time_vs_flops([figures.Saving("a", "b", 2.0, 2.0)], {str(tmp_path / "a.png")!r})
+figures.time_vs_flops([figures.SpeedupPoint("a", "b", 2.0, 2.0)], {str(tmp_path / "a.png")!r})
 assert "matplotlib.pyplot" not in sys.modules, "pyplot keeps global state"
 after = matplotlib.rcParams.copy(), random.getstate(), torch.get_rng_state()
 assert before[:2] == after[:2] and torch.equal(before[2], after[2])

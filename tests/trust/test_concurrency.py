@@ -95,7 +95,7 @@ def test_plans_are_made_once_for_all_threads() -> None:
         made.append(threading.get_ident())
         return object()
 
-    found = in_threads(lambda i: pattern.derived(make))
+    found = in_threads(lambda i: pattern.cached(make))
     assert len(made) == 1
     assert len(set(map(id, found))) == 1
 

@@ -90,7 +90,7 @@ def training_bytes(model: DSN, name: str, X: Tensor, y: Tensor) -> int:
     if isinstance(network, DSN) and name == "sparse":
         for layer in network.sparse_layers():
             held += [layer.pattern.crow_indices, layer.pattern.col_indices]
-            for plan in layer.pattern._derived.values():
+            for plan in layer.pattern._cached.values():
                 held += [t for t in (plan if isinstance(plan, tuple) else (plan,))
                          if isinstance(t, Tensor)]  # fmt: skip
     held_bytes: int = sum(t.numel() * t.element_size() for t in held)

@@ -328,13 +328,13 @@ def saved(rows: Sequence[Row]) -> list[Plot]:
     rows = [row for row in layers(rows) if "conv1d" in row["ratio"] and row["flops"]]
     for threads in sorted({row["threads"] for row in rows}):
         points = [
-            figures.Saving(row["computation"], "", row["dense_flops"] / row["flops"],
+            figures.SpeedupPoint(row["computation"], "", row["dense_flops"] / row["flops"],
                            row["ratio"]["conv1d"][0])
             for row in rows if row["threads"] == threads
         ]  # fmt: skip
         points.sort(key=lambda point: list(COMPUTATIONS).index(point.series))
         plots.append(
-            Plot(figures.saving_figure(points, ""),
+            Plot(figures.speedup_figure(points, ""),
                  f"Time saved against FLOPs saved, {threads_text(threads)}",
                  f"{threads_text(threads)}: one point per case. Above the diagonal, more time was "
                  f"saved than arithmetic. Patterns below {LEAST_DENSITY:.0%} are left out.")

@@ -12,7 +12,7 @@ import numpy as np
 from sparseconv.bench.page import cost_plots, plots
 from sparseconv.bench.page.svg import Plot, threads_text
 from sparseconv.bench.tables import peaks_table
-from sparseconv.measure.table import Table, grouped
+from sparseconv.measure.table import Table, with_thousands
 from sparseconv.report import figures
 from sparseconv.report.page import render
 
@@ -116,7 +116,9 @@ def _highlights(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     found += _network_highlights(document.get("network", []))
     if rows:
-        found.append((grouped(len(rows)), "rows, each checked for correctness in the same run"))
+        found.append(
+            (with_thousands(len(rows)), "rows, each checked for correctness in the same run")
+        )
     return found
 
 

@@ -44,7 +44,7 @@ def block_count(shape: tuple[int, int, int], nnz: int) -> int:
 
 
 def fprop(pattern: KernelCSR, geometry: Geometry, device: torch.device) -> Correlation:
-    return pattern.derived(_triton_fprop, geometry.dilation, geometry.groups, device)
+    return pattern.cached(_triton_fprop, geometry.dilation, geometry.groups, device)
 
 
 def _triton_fprop(
@@ -59,7 +59,7 @@ def _triton_fprop(
 
 def dgrad(pattern: KernelCSR, geometry: Geometry, device: torch.device) -> Transposed:
     stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
-    return pattern.derived(_triton_dgrad, stride, dilation, groups, device)
+    return pattern.cached(_triton_dgrad, stride, dilation, groups, device)
 
 
 def _triton_dgrad(
@@ -78,7 +78,7 @@ def _triton_dgrad(
 
 def wgrad(pattern: KernelCSR, device: torch.device) -> Tensor:
     """Return the blocks ``(blocks, 3)``: entries of one output channel that a program takes."""
-    return pattern.derived(_triton_wgrad, device)
+    return pattern.cached(_triton_wgrad, device)
 
 
 def _triton_wgrad(pattern: KernelCSR, device: torch.device) -> Tensor:
