@@ -50,5 +50,5 @@ html_theme_options = {
 
 
 def setup(app: Any) -> None:
-    """Write what pages include of measured results and drawings, before they are read."""
+    """Write what pages include of measured results, before they are read."""
     generate.write_all(HERE / "generated")

@@ -1,4 +1,4 @@
-"""What pages include: drawings, and everything that was measured, from ``benchmarks/results``.
+"""What pages include of everything that was measured, from ``benchmarks/results``.
 
 No figure on the site is typed by hand: a page that speaks of one includes a file made here.
 """
@@ -10,8 +10,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import draw
 
 from benchmarks import published_networks, readme
 from sparseconv.bench.page import plots, report
@@ -27,8 +25,6 @@ def write_all(folder: Path) -> None:
     bench = json.loads((readme.RESULTS / "bench.json").read_text())
     (folder / "extra").mkdir(parents=True, exist_ok=True)
     report.write(bench, folder / "extra" / "bench.html")
-    for name, drawing in draw.DRAWINGS.items():
-        _write(folder / f"{name}.md", _figure(f'<div class="picture">{drawing()}</div>'))
     parts: dict[str, Callable[[], str]] = {
         "measured": measured,
         "machine": lambda: _machine(bench["machine"]),

@@ -14,9 +14,8 @@ import torch
 
 import sparseconv as sc
 from sparseconv import datasets
+from sparseconv.training import Recipe, train
 from sparseconv.training.evaluation import predict_log_proba
-from sparseconv.training.loop import train
-from sparseconv.training.recipe import Recipe
 
 EPOCHS = 4 if os.environ.get("SPARSECONV_QUICK") else 40
 rng = np.random.default_rng(0)
