@@ -33,8 +33,8 @@ install-matrix: $(VENV)/.built  ## build and run with several Pythons, torches a
 	    tests/packaging/test_packaging.py tests/packaging/test_install_matrix.py
 
 fuzz: $(VENV)/.built  ## P1 to P6 with 200 000 random cases: an hour on a quiet core (SHARE=0.1: a tenth)
-	$(CAMPAIGN)/fuzz.json tests/kernels/test_kernels.py tests/trust/test_sanitizers.py tests/trust/test_guard_pages.py \
-	    tests/trust/test_wrong_arguments.py tests/trust/test_mutations.py tests/ops/test_ops.py tests/ops/test_fused_ops.py
+	$(CAMPAIGN)/fuzz.json tests/kernels/test_kernels.py tests/trust/test_memory_safety.py \
+	    tests/trust/test_mutations.py tests/ops/test_ops.py tests/ops/test_fused_ops.py
 
 crash: $(VENV)/.built  ## P9: kill training 200 times, fill its disk, damage its files (SHARE as for fuzz)
 	$(CAMPAIGN)/crash.json tests/trust/test_crash.py tests/trust/test_full_disk.py tests/training/test_checkpoint.py

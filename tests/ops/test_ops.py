@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -140,15 +141,36 @@ def test_autocast_as_conv1d(dtype: torch.dtype) -> None:
         assert double(x.double()).dtype == torch.float64
 
 
-def test_values_are_read_afresh() -> None:
-    """An optimizer changes values in place: no cache may serve the old ones."""
-    pattern = sc.KernelCSR.full((1, 1, 2))
-    values, x = torch.ones(2), torch.ones(1, 1, 4)
-    assert sc.sparse_conv1d(x, values, pattern).sum() == 6
-    values.mul_(2)
-    assert sc.sparse_conv1d(x, values, pattern).sum() == 12
-    values.data.mul_(2)
-    assert sc.sparse_conv1d(x, values, pattern).sum() == 24
+IN_PLACE: dict[str, Callable[[torch.nn.Parameter], Any]] = {
+    "SGD": lambda p: torch.optim.SGD([p], 0.1).step(),
+    "SGD foreach": lambda p: torch.optim.SGD([p], 0.1, foreach=True).step(),
+    "Adam fused": lambda p: torch.optim.Adam([p], 0.1, fused=True).step(),
+    "data": lambda p: p.data.mul_(2),
+    "numpy": lambda p: p.detach().numpy().__imul__(2),
+    "new memory at the old address": lambda p: setattr(p, "data", p.data.clone().mul_(2)),
+}
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_values_are_read_afresh(name: str) -> None:
+    """Some of these count no version, and some memory comes back at the same address."""
+    layer, x = sc.SparseConv1d(4, 6, 5, padding=2), torch.randn(2, 4, 30)
+    for _ in range(5):
+        layer.zero_grad()
+        before = layer(x)
+        before.square().sum().backward()
+        IN_PLACE[name](layer.values)
+        fresh = sc.SparseConv1d(4, 6, 5, padding=2, pattern=layer.pattern)
+        fresh.load_state_dict(layer.state_dict())
+        results = []
+        for computed in (layer, fresh):
+            leaf = x.clone().requires_grad_()
+            y = computed(leaf)
+            results += [y, *torch.autograd.grad(y.sum(), leaf)]
+        assert not results[0].equal(before)
+        assert results[0].equal(results[2])
+        assert results[1].equal(results[3])
 
 
 @pytest.mark.promise("P2")

@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ PYTHONPATH = os.pathsep.join(
 CLEAR = (ValueError, TypeError, RuntimeError, NotImplementedError)
 
 
-def run_child(script: str, *arguments: object, timeout: float | None = None) -> Any:
+def run_child(
+    script: str, *arguments: object, environment: Mapping[str, str] | None = None
+) -> Any:
     """What the script of this name in ``tests`` prints as JSON; the test fails if it dies."""
     (file,) = TESTS.rglob(f"{script}.py")
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", str(file), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, **(environment or {})},
         capture_output=True,
         text=True,
         check=False,
-        timeout=timeout,
     )
     assert done.returncode == 0, f"the child ended with {done.returncode}:\n{done.stderr[-4000:]}"
     return json.loads(done.stdout.splitlines()[-1])

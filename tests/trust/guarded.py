@@ -4,7 +4,8 @@
     python tests/trust/guarded.py control
 
 Every tensor and index array ends right before such a page, or begins right behind one. Results must
-be the bits that the op gives elsewhere. ``control`` reads one element too many, and must die.
+be the bits that the op gives elsewhere. ``control`` reads one byte too many, and must die; with PLACE
+in the environment it reads beyond an ordinary tensor, for the sanitizers to notice.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import calls as ops
+from sparseconv.ops.backends import extension
 from sparseconv.testing import LAYOUTS, Case, random_case
 
 OPS = torch.ops.sparseconv
@@ -109,12 +111,12 @@ def main(seed: int, cases: int) -> None:
                     check(op, args)
                 except AssertionError as error:
                     faults.append(f"{op} on {isa}: {error}: {case!r}")
-    print(json.dumps({"calls": calls, "faults": faults}))
+    print(json.dumps({"calls": calls, "faults": faults, "extension": extension.__file__}))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "control":
-        row = guarded(torch.zeros(5), before=True)
+        row = torch.zeros(5) if "PLACE" in os.environ else guarded(torch.zeros(5), before=True)
         ctypes.string_at(row.data_ptr(), 5 * 4 + 1)
     else:
         main(*map(int, sys.argv[1:]))

@@ -1,10 +1,11 @@
 """Tensors whose offsets, or whose number of elements, no int32 holds: run by a test.
 
-    python tests/ops/far_apart.py strides|fprop|dgrad|wgrad|bytes FOLDER
+    python tests/trust/large_strides.py strides|length|fprop|dgrad|wgrad|bytes FOLDER
 
 ``strides`` lays small tensors across a sparse file of 34 GB, of which only the touched pages exist;
-results must be those of contiguous copies. The others compute more than 2**31 elements (``bytes``:
-bytes) from a series that all of the batch shares: each of the batch must get the same.
+results must be those of contiguous copies. ``length`` is a series of more than 2**31 samples, most
+of them skipped by the stride. The others compute more than 2**31 elements (``bytes``: bytes) from a
+series that all of the batch shares: each of the batch must get the same.
 """
 
 from __future__ import annotations
@@ -93,6 +94,21 @@ def strides(folder: Path) -> tuple[int, list[str]]:
     return calls, faults
 
 
+def length(folder: Path) -> tuple[int, list[str]]:
+    stride, samples = 2**26, 33
+    x = Sparse(folder).memory.view(torch.float32)[: FAR + stride].view(1, 1, -1)
+    series = x[..., ::stride].copy_(torch.arange(1.0, samples + 1))
+    pattern, faults = KernelCSR.full((1, 1, 1)), []
+    geometry = Geometry((1, 1, 1), stride, (0, 0), 1, 1, "zeros")
+    for isa in ISAS:
+        os.environ["SPARSECONV_CPU_ISA"] = isa
+        y = ops.fprop(x, torch.tensor([2.0]), None, pattern, geometry)
+        dw = ops.wgrad(torch.ones_like(y), x, pattern, geometry)
+        if not y.equal(2 * series) or dw.item() != series.sum():
+            faults.append(f"{y.flatten().tolist()}, {dw.item()} on {isa}")
+    return 2 * len(ISAS), faults
+
+
 def all_equal_to_the_first(y: Tensor) -> bool:
     return all(bool((part == y[0]).all()) for part in y.split(2**20))
 
@@ -127,5 +143,7 @@ def many(what: str) -> tuple[int, list[str]]:
 
 
 if __name__ == "__main__":
-    done, wrong = strides(Path(sys.argv[2])) if sys.argv[1] == "strides" else many(sys.argv[1])
+    what, folder = sys.argv[1], Path(sys.argv[2])
+    on_disk = {"strides": strides, "length": length}
+    done, wrong = on_disk[what](folder) if what in on_disk else many(what)
     print(json.dumps({"calls": done, "faults": wrong}))

@@ -1,0 +1,128 @@
+"""No op reads or writes outside its buffers, whatever its arguments; each runs in a child process.
+
+Beside pages that may not be touched, in an extension built under AddressSanitizer and
+UndefinedBehaviorSanitizer, on tensors whose offsets no int32 holds, and with wrong arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from child import PYTHONPATH, ROOT, run_child
+
+from sparseconv.ops.backends import extension
+
+pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
+
+COMPILER = os.environ.get("CXX", "c++")
+SANITIZE = "-fsanitize=address,undefined -fno-sanitize=vptr"
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.promise("P6")
+def test_inputs_flush_against_guard_pages(
+    campaign: Callable[[int, int], int], count_cases: Callable[[int], None]
+) -> None:
+    found = run_child("guarded", 0, campaign(100, 5_000))
+    assert found["faults"] == []
+    count_cases(found["calls"])
+
+
+def control(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(Path(__file__).with_name("guarded.py")), "control"]
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_one_byte_too_many_beside_a_guard_page_is_noticed() -> None:
+    done = control({})
+    assert done.returncode < 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def sanitized(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """The environment of a process whose extension is built under the sanitizers."""
+    if not pytestconfig.getoption("--campaign"):
+        pytest.skip("builds the extension for minutes: in campaigns only")
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"{COMPILER} is not installed")
+    folder = tmp_path_factory.mktemp("sanitized")
+    flags = {"CFLAGS": f"{SANITIZE} -fno-sanitize-recover=all -g1", "LDFLAGS": SANITIZE}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder),
+         "--build-temp", str(folder / "objects")],
+        cwd=ROOT, env={**os.environ, **flags, "FORCE_CUDA": "0"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert list((folder / "sparseconv").glob("_C*")), done.stderr[-4000:]
+    shutil.copytree(
+        ROOT / "sparseconv", folder / "sparseconv", dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("_C*"),
+    )  # fmt: skip
+    find = [COMPILER, "-print-file-name=libasan.so"]
+    library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "PYTHONPATH": os.pathsep.join([str(folder), PYTHONPATH]),
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+
+
+@pytest.mark.promise("P5")
+def test_under_the_sanitizers(
+    sanitized: dict[str, str],
+    campaign: Callable[[int, int], int],
+    count_cases: Callable[[int], None],
+) -> None:
+    found = run_child("guarded", 100_000, campaign(100, 5_000), environment=sanitized)
+    assert found["extension"].startswith(sanitized["PYTHONPATH"].split(os.pathsep)[0])
+    assert found["faults"] == []
+    count_cases(found["calls"])
+
+
+def test_one_byte_too_many_on_the_heap_is_noticed(sanitized: dict[str, str]) -> None:
+    assert "heap-buffer-overflow" in control({**sanitized, "PLACE": "heap"}).stderr
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.promise("P6")
+@pytest.mark.parametrize("what", ["strides", "length"])
+def test_offsets_that_no_int32_holds(
+    what: str, tmp_path: Path, count_cases: Callable[[int], None]
+) -> None:
+    found = run_child("large_strides", what, tmp_path)
+    assert found["faults"] == []
+    count_cases(found["calls"])
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("what", ["fprop", "dgrad", "wgrad", "bytes"])
+def test_results_of_more_elements_than_an_int32_counts(
+    what: str,
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
+    count_cases: Callable[[int], None],
+) -> None:
+    if not pytestconfig.getoption("--campaign"):
+        pytest.skip("needs 5 GB of memory and a minute: in campaigns only")
+    found = run_child("large_strides", what, tmp_path)
+    assert found["faults"] == []
+    count_cases(found["calls"])
+
+
+@pytest.mark.promise("P5")
+def test_every_wrong_argument_of_every_op(
+    campaign: Callable[[int, int], int], count_cases: Callable[[int], None]
+) -> None:
+    found = run_child("wrong_arguments", 0, campaign(2_000, 100_000))
+    assert found["faults"] == []
+    count_cases(found["calls"])
+    assert found["calls"] > 5_000
