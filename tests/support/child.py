@@ -20,9 +20,7 @@ PYTHONPATH = os.pathsep.join(
 CLEAR = (ValueError, TypeError, RuntimeError, NotImplementedError)
 
 
-def run_child(
-    script: str, *arguments: object, environment: Mapping[str, str] | None = None
-) -> Any:
+def run_child(script: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Any:
     """What the script of this name in ``tests`` prints as JSON; the test fails if it dies."""
     (file,) = TESTS.rglob(f"{script}.py")
     done = subprocess.run(
