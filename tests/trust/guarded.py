@@ -4,8 +4,8 @@
     python tests/trust/guarded.py control
 
 Every tensor and index array ends right before such a page, or begins right behind one. Results must
-be the bits that the op gives elsewhere. ``control`` reads one byte too many, and must die; with PLACE
-in the environment it reads beyond an ordinary tensor, for the sanitizers to notice.
+be the bits that the op gives elsewhere. ``control`` reads one byte too many, and must die; with
+PLACE in the environment it reads beyond an ordinary tensor, for the sanitizers to notice.
 """
 
 from __future__ import annotations
