@@ -61,7 +61,7 @@ class Row(NamedTuple):
     computation: str
     base: float
     present: float
-    ratio: timing.Interval
+    ratio: timing.Estimate
 
     @property
     def verdict(self) -> str:

@@ -82,8 +82,8 @@ def time_layer(
         times = timing.interleave(calls[which], rounds=rounds)
         work = 2 * batch * length * (1 if which == "forward" or first else 2)
         rows[which] = {
-            "sparse_ms": timing.interval(times["sparse"]).median * 1e3,
-            "dense_ms": timing.interval(times["dense"]).median * 1e3,
+            "sparse_ms": timing.median_with_ci(times["sparse"]).median * 1e3,
+            "dense_ms": timing.median_with_ci(times["dense"]).median * 1e3,
             "ratio": timing.ratio(times, "dense", "sparse"),
             "flops": work * layer.pattern.nnz,
             "dense_flops": work * layer.pattern.numel,
@@ -213,7 +213,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         f"without ({with_thousands(_active(ungrouped))} active)": ungrouped,
     }
     step = next(row for row in steps if (row["threads"], row["mode"]) == (count, "train"))
-    ratio = timing.Interval(*step["ratio"]["masked_dense"])
+    ratio = timing.Estimate(*step["ratio"]["masked_dense"])
     rows = savings(layers, batch, data.n_timepoints)
     rows.append(figures.SpeedupPoint("training step", "whole network",
                                cost.macs_dense / cost.macs_executed, ratio.median))  # fmt: skip

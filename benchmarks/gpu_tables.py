@@ -14,7 +14,7 @@ from benchmarks import gpu_checks
 from benchmarks.readme_tables import three_digits
 from sparseconv.bench.goals import Goal, worst_of
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Interval, interval, ratio
+from sparseconv.measure.timing import Estimate, median_with_ci, ratio
 
 Row = Mapping[str, Any]
 Document = Mapping[str, Any]
@@ -51,10 +51,10 @@ class Rival(NamedTuple):
     name: str
     row: Row
     candidate: str
-    times: Interval
+    times: Estimate
 
 
-def faster(row: Row, slow: str, fast: str) -> Interval | None:
+def faster(row: Row, slow: str, fast: str) -> Estimate | None:
     """How many times faster one candidate is than another; None where one is missing."""
     times = {n: np.asarray(row["samples_ms"].get(n, ())) for n in (slow, fast)}
     if not all(map(len, times.values())):
@@ -64,7 +64,7 @@ def faster(row: Row, slow: str, fast: str) -> Interval | None:
 
 def median(row: Row, name: str) -> float | None:
     samples = row["samples_ms"].get(name)
-    return interval(samples).median if samples else None
+    return median_with_ci(samples).median if samples else None
 
 
 def of_kind(found: Document, kind: str) -> list[Row]:

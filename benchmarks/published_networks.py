@@ -43,7 +43,7 @@ from sparseconv import datasets
 from sparseconv.bench.files import rounded, write_json
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Interval, interleave, interval
+from sparseconv.measure.timing import Estimate, interleave, median_with_ci
 from sparseconv.nn.untouched import copied
 
 RESULTS = Path(__file__).parent / "results" / "published_networks.json"
@@ -233,10 +233,13 @@ def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
         taken = [interleave(calls, rounds=ROUNDS, seed=seed) for seed in range(REPEATS)]
         seconds = {way: np.concatenate([t[way] for t in taken]) for way in models}
         found[what] = {
-            "ms": {way: [1e3 * t for t in interval(s)] for way, s in seconds.items()},
-            "ratio": {way: list(interval(seconds[way] / seconds["converted"])) for way in WAYS[:2]},
+            "ms": {way: [1e3 * t for t in median_with_ci(s)] for way, s in seconds.items()},
+            "ratio": {
+                way: list(median_with_ci(seconds[way] / seconds["converted"])) for way in WAYS[:2]
+            },
             "ratio_by_repeat": {
-                way: [interval(t[way] / t["converted"]).median for t in taken] for way in WAYS[:2]
+                way: [median_with_ci(t[way] / t["converted"]).median for t in taken]
+                for way in WAYS[:2]
             },
         }
     return found
@@ -251,7 +254,7 @@ def table(path: Path = RESULTS) -> str:
         (timed,) = (row for row in runs if "times" in row)
         sparse = sum(layer["sparse"] for layer in timed["layers"])
         ratios = [
-            str(Interval(*timed["times"][what]["ratio"][way]))
+            str(Estimate(*timed["times"][what]["ratio"][way]))
             for what in ("step", "inference")
             for way in WAYS[:2]
         ]

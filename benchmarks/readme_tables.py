@@ -8,7 +8,7 @@ from typing import Any
 from sparseconv.bench.cases import SUITES
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Interval
+from sparseconv.measure.timing import Estimate
 
 Rows = Sequence[Mapping[str, Any]]
 MODES = {
@@ -138,7 +138,7 @@ def _share(value: float | None) -> str:
 
 
 def _interval(row: Mapping[str, Any], rival: str) -> str:
-    return str(Interval(*row["ratio"][rival])) if rival in row["ratio"] else "-"
+    return str(Estimate(*row["ratio"][rival])) if rival in row["ratio"] else "-"
 
 
 def _median(row: Mapping[str, Any], rival: str) -> str:

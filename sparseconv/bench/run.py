@@ -275,14 +275,16 @@ def _row(
     sparse = times["sparse"]
     third = max(1, len(sparse) // 3)
     flops, moved = 2 * pattern.nnz * outputs, compulsory_bytes(problem)
-    ms = {name: timing.interval(samples).median * 1e3 for name, samples in times.items()}
+    ms = {name: timing.median_with_ci(samples).median * 1e3 for name, samples in times.items()}
     gflops = 1e-6 * flops / ms["sparse"]
     share_of_peak = share_of_roof = None
     if roof is not None and loop_seconds is not None:
         loop_flops, stream = roof
         reached, peak = 1e-9 * flops / sparse, 1e-9 * loop_flops / loop_seconds
-        share_of_peak = timing.interval(reached / peak).median
-        share_of_roof = timing.interval(reached / np.minimum(peak, stream * flops / moved)).median
+        share_of_peak = timing.median_with_ci(reached / peak).median
+        share_of_roof = timing.median_with_ci(
+            reached / np.minimum(peak, stream * flops / moved)
+        ).median
     return {
         "case": case.name,
         "suite": case.suite,

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparseconv.bench.rivals import RIVALS
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Interval
+from sparseconv.measure.timing import Estimate
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -32,7 +32,7 @@ def rows_table(rows: Rows) -> Table:
                 _share(row["share_of_roof"]),
                 f"{row['drift']:.2f}",
                 *(
-                    str(Interval(*row["ratio"][name])) if name in row["ratio"] else "-"
+                    str(Estimate(*row["ratio"][name])) if name in row["ratio"] else "-"
                     for name in rivals
                 ),
             )

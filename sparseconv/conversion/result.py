@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Interval
+from sparseconv.measure.timing import Estimate
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LayerConversion:
     calls: int = 0
     dense_ms: float | None = None
     sparse_ms: float | None = None
-    ratio: Interval | None = None
+    ratio: Estimate | None = None
 
     @property
     def verdict(self) -> str:
@@ -53,9 +53,9 @@ class LayerConversion:
 class ModelTimes(NamedTuple):
     """The whole model, in turns: as it came and converted; milliseconds, and before / after."""
 
-    before_ms: Interval
-    after_ms: Interval
-    ratio: Interval
+    before_ms: Estimate
+    after_ms: Estimate
+    ratio: Estimate
 
 
 @dataclass(frozen=True)

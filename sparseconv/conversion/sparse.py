@@ -19,7 +19,7 @@ from sparseconv.conversion.candidates import (
 from sparseconv.conversion.result import Conversion, ConversionReport, LayerConversion, ModelTimes
 from sparseconv.core.checks import number
 from sparseconv.measure import machine
-from sparseconv.measure.timing import Interval, interleave, interval, ratio
+from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
 from sparseconv.nn.replacement import carry_hooks, carry_state, replace
 from sparseconv.nn.untouched import copied, untouched
 from sparseconv.profiling.profiler import (
@@ -211,7 +211,7 @@ class _Together(NamedTuple):
     calls: int
     dense_ms: float
     sparse_ms: float
-    ratio: Interval
+    ratio: Estimate
 
 
 def _together(profiles: Sequence[LayerProfile]) -> _Together | None:
@@ -231,10 +231,10 @@ def _together(profiles: Sequence[LayerProfile]) -> _Together | None:
     bounds = [
         sum(time * getattr(p.ratio, end) for time, p in zip(sparse, profiles, strict=True))
         / sum(sparse)
-        for end in Interval._fields
+        for end in Estimate._fields
     ]
     calls = sum(p.calls for p in profiles)
-    return _Together(calls, sum(add("dense")), sum(sparse), Interval(*bounds))
+    return _Together(calls, sum(add("dense")), sum(sparse), Estimate(*bounds))
 
 
 def _record(candidate: Candidate) -> LayerConversion:
@@ -294,8 +294,8 @@ def _measure_models(
         if f"after {which}" in times:
             earlier, later = f"before {which}", f"after {which}"
             found[which] = ModelTimes(
-                milliseconds(interval(times[earlier])),
-                milliseconds(interval(times[later])),
+                milliseconds(median_with_ci(times[earlier])),
+                milliseconds(median_with_ci(times[later])),
                 ratio(times, earlier, later),
             )
     return found

@@ -35,6 +35,8 @@ MOVED = {
     "_pattern_tag": ("nn.overwritten",),
 }
 
+RENAMED = {"Interval": "Estimate"}
+
 
 class _Moved(MetaPathFinder, Loader):
     """Finds a module under its old name; it has what its successors have."""
@@ -52,6 +54,7 @@ class _Moved(MetaPathFinder, Loader):
         homes = [importlib.import_module(f"sparseconv.{name}") for name in successors]
 
         def find(name: str) -> Any:
+            name = RENAMED.get(name, name)
             for home in homes:
                 if hasattr(home, name):
                     return getattr(home, name)

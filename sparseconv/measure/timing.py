@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 Times = dict[str, NDArray[np.float64]]
 
 
-class Interval(NamedTuple):
+class Estimate(NamedTuple):
     """A median with its 95 % bootstrap interval."""
 
     median: float
@@ -29,24 +29,24 @@ class Interval(NamedTuple):
         return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def interval(samples: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:
+def median_with_ci(samples: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
     """Median of ``samples`` and the 95 % percentile-bootstrap interval of that median.
 
     Example:
-        >>> interval([1.0, 1.0, 1.0])
-        Interval(median=1.0, low=1.0, high=1.0)
+        >>> median_with_ci([1.0, 1.0, 1.0])
+        Estimate(median=1.0, low=1.0, high=1.0)
     """
     values = np.asarray(samples, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"expected a list of at least one sample, but got shape {values.shape}")
     draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.percentile(np.median(values[draws], axis=1), (2.5, 97.5))
-    return Interval(float(np.median(values)), float(low), float(high))
+    return Estimate(float(np.median(values)), float(low), float(high))
 
 
-def ratio(times: Times, numerator: str, denominator: str) -> Interval:
+def ratio(times: Times, numerator: str, denominator: str) -> Estimate:
     """Median and interval of the ratio of two candidates, taken pair by pair."""
-    return interval(times[numerator] / times[denominator])
+    return median_with_ci(times[numerator] / times[denominator])
 
 
 def interleave(
@@ -57,7 +57,7 @@ def interleave(
     least_seconds: float = 2e-3,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
-    around: Callable[[str], AbstractContextManager[object]] = lambda _: nullcontext(),
+    context: Callable[[str], AbstractContextManager[object]] = lambda _: nullcontext(),
 ) -> Times:
     """Time every candidate once per round, in an order drawn afresh for each round.
 
@@ -68,14 +68,14 @@ def interleave(
         least_seconds: calls shorter than this are repeated within a round until they last so long.
         seed: of the order.
         clock: seconds; on a GPU one that waits for it.
-        around: what a candidate's calls run in, by its name; entering it is not timed.
+        context: what a candidate's calls run in, by its name; entering it is not timed.
 
     Returns:
         name -> seconds per call, one entry per round; entries of one index belong together.
     """
     repeats = {}
     for name, call in candidates.items():
-        with around(name):
+        with context(name):
             for _ in range(warmup):
                 call()
             start = clock()
@@ -91,7 +91,7 @@ def interleave(
         for i in range(rounds):
             for name in rng.permutation(names):
                 call, count = candidates[name], repeats[name]
-                with around(name):
+                with context(name):
                     start = clock()
                     for _ in range(count):
                         call()

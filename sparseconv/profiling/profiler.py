@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sparseconv.core.checks import integer
 from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import machine
-from sparseconv.measure.timing import Interval, Times, interleave, interval, ratio
+from sparseconv.measure.timing import Estimate, Times, interleave, median_with_ci, ratio
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.untouched import untouched
 from sparseconv.ops.backends import extension
@@ -301,28 +301,28 @@ def measure(
         wgrad=needs_wgrad,
         forward=measured["forward"],
         backward=measured.get("backward"),
-        ratio=interval(together["dense"] / together["sparse"]),
+        ratio=median_with_ci(together["dense"] / together["sparse"]),
     )
     return record, {which: candidates[f"sparse {which}"] for which in passes}
 
 
 def _measurement(times: Times, which: str, flops: list[int], peak: float | None) -> Measurement:
     sparse, dense = times[f"sparse {which}"], times[f"dense {which}"]
-    typical = interval(sparse)
+    typical = median_with_ci(sparse)
     executed, whole = flops
     return Measurement(
         flops=executed,
         dense_flops=whole,
         sparse_ms=milliseconds(typical),
-        dense_ms=milliseconds(interval(dense)),
-        ratio=interval(dense / sparse),
+        dense_ms=milliseconds(median_with_ci(dense)),
+        ratio=median_with_ci(dense / sparse),
         share_of_peak=None if peak is None else executed / typical.median / 1e9 / peak,
     )
 
 
-def milliseconds(seconds: Interval) -> Interval:
+def milliseconds(seconds: Estimate) -> Estimate:
     """An interval of seconds in milliseconds."""
-    return Interval(*(1e3 * value for value in seconds))
+    return Estimate(*(1e3 * value for value in seconds))
 
 
 def _measure_model(
@@ -346,9 +346,9 @@ def _measure_model(
         candidates["layers step"] = partial(run, "forward", "backward")
     times = interleave(candidates, **timing)
     return ModelTime(
-        forward_ms=milliseconds(interval(times["forward"])),
+        forward_ms=milliseconds(median_with_ci(times["forward"])),
         forward_share=ratio(times, "layers forward", "forward"),
-        step_ms=milliseconds(interval(times["step"])) if trains else None,
+        step_ms=milliseconds(median_with_ci(times["step"])) if trains else None,
         step_share=ratio(times, "layers step", "step") if trains else None,
     )
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Interval
+from sparseconv.measure.timing import Estimate
 
 KEEP, DENSE, UNCLEAR = "keep sparse", "dense is faster here", "no clear difference"
 
 
-def verdict_of(ratio: Interval) -> str:
+def verdict_of(ratio: Estimate) -> str:
     """Judge dense / sparse by its 95 % interval."""
     if ratio.low > 1:
         return KEEP
@@ -34,9 +34,9 @@ class Measurement:
 
     flops: int
     dense_flops: int
-    sparse_ms: Interval
-    dense_ms: Interval
-    ratio: Interval
+    sparse_ms: Estimate
+    dense_ms: Estimate
+    ratio: Estimate
     share_of_peak: float | None
 
 
@@ -69,14 +69,14 @@ class LayerProfile:
     wgrad: bool
     forward: Measurement
     backward: Measurement | None
-    ratio: Interval
+    ratio: Estimate
 
     @property
     def verdict(self) -> str:
         """``"keep sparse"``, ``"dense is faster here"``, or neither if the interval holds 1.
 
         Example:
-            >>> once = Measurement(10, 100, *[Interval(1.0, 0.9, 1.1)] * 3, None)
+            >>> once = Measurement(10, 100, *[Estimate(1.0, 0.9, 1.1)] * 3, None)
             >>> LayerProfile("a", 1, (1, 1, 9), (1, 1, 9), (1, 1, 1), "float32", 1, 1.0, False,
             ...              False, once, None, once.ratio).verdict
             'no clear difference'
@@ -100,10 +100,10 @@ class ModelTime:
             pair by pair.
     """
 
-    forward_ms: Interval
-    forward_share: Interval
-    step_ms: Interval | None
-    step_share: Interval | None
+    forward_ms: Estimate
+    forward_share: Estimate
+    step_ms: Estimate | None
+    step_share: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _lines(layer: LayerProfile, *, many: bool) -> list[tuple[str, ...]]:
     return lines
 
 
-def _sum_up(name: str, total: Totals, time: Interval | None, share: Interval | None) -> str:
+def _sum_up(name: str, total: Totals, time: Estimate | None, share: Estimate | None) -> str:
     text = (
         f"{_SPELLED[name]}: sparse layers {total.sparse_ms:.2f} ms, as dense ones "
         f"{total.dense_ms:.2f} ms; {_mega(total.flops)} of {_mega(total.dense_flops)} MFLOP "

@@ -36,20 +36,20 @@ class FakeClock:
 
 
 def test_interval_of_a_constant_and_of_noise() -> None:
-    assert timing.interval([2.0] * 5) == (2.0, 2.0, 2.0)
+    assert timing.median_with_ci([2.0] * 5) == (2.0, 2.0, 2.0)
     samples = np.random.default_rng(0).normal(10, 1, 200)
-    median, low, high = timing.interval(samples)
+    median, low, high = timing.median_with_ci(samples)
     assert median == np.median(samples)
     assert low < median < high
     assert high - low < 1  # a median of 200 is known far better than one sample is
-    assert timing.interval(samples) == (median, low, high)  # seeded
+    assert timing.median_with_ci(samples) == (median, low, high)  # seeded
     with pytest.raises(ValueError, match="at least one sample"):
-        timing.interval([])
+        timing.median_with_ci([])
 
 
 def test_interval_covers_the_true_median_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
-    intervals = [timing.interval(rng.exponential(1, 41), resamples=300) for _ in range(300)]
+    intervals = [timing.median_with_ci(rng.exponential(1, 41), resamples=300) for _ in range(300)]
     covered = np.mean([low <= np.log(2) <= high for _, low, high in intervals])
     # Binomial(300, 0.95) leaves 0.90 ... 0.99 less than once in 1 000; the bootstrap of a median
     # is conservative, never far below.

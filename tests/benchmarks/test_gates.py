@@ -341,7 +341,7 @@ def test_the_command_fails_for_slower_kernels_only(
 def test_wide_intervals_are_pointed_out(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = compare.Row("case", "fprop", 1.0, 1.0, timing.Interval(1.0, 0.7, 1.3))
+    row = compare.Row("case", "fprop", 1.0, 1.0, timing.Estimate(1.0, 0.7, 1.3))
     monkeypatch.setattr(compare, "build", lambda tree, into: into)
     monkeypatch.setattr(compare, "compare", lambda *_, **__: [row])
     assert compare.main(["good"]) == 0

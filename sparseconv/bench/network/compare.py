@@ -283,7 +283,7 @@ def _fastest(calls: Mapping[str, Call]) -> str:
     if len(calls) == 1:
         return next(iter(calls))
     times = timing.interleave(calls, rounds=5, least_seconds=TURN)
-    return min(times, key=lambda name: timing.interval(times[name]).median)
+    return min(times, key=lambda name: timing.median_with_ci(times[name]).median)
 
 
 def _check_output(got: Tensor, exact: Tensor) -> None:
@@ -330,7 +330,9 @@ def _row(
         "in_channels": X.shape[1],
         "threads": torch.get_num_threads(),
         "rounds": rounds,
-        "ms": {name: timing.interval(samples).median * 1e3 for name, samples in times.items()},
+        "ms": {
+            name: timing.median_with_ci(samples).median * 1e3 for name, samples in times.items()
+        },
         "ratio": {
             name: list(timing.ratio(times, name, "sparse")) for name in times if name != "sparse"
         },

@@ -73,7 +73,9 @@ def measure(call: Callable[[], object], *, repeats: int = 5) -> dict[str, float]
         call: what to profile.
         repeats: profiled calls.
     """
-    milliseconds = timing.interval(timing.interleave({"": call}, rounds=repeats)[""]).median * 1e3
+    milliseconds = (
+        timing.median_with_ci(timing.interleave({"": call}, rounds=repeats)[""]).median * 1e3
+    )
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to stderr
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         for _ in range(repeats):

@@ -16,7 +16,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line per row: times, ratios with their intervals, peak memory."""
 
     def ratio(row: Mapping[str, Any], name: str) -> str:
-        return str(timing.Interval(*row["ratio"][name])) if name in row["ratio"] else "-"
+        return str(timing.Estimate(*row["ratio"][name])) if name in row["ratio"] else "-"
 
     def ms(row: Mapping[str, Any], name: str) -> str:
         value = row["ms"].get(name)
