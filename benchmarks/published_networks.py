@@ -44,7 +44,7 @@ from sparseconv.bench.files import rounded, write_json
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, interleave, median_with_ci
-from sparseconv.nn.untouched import copied
+from sparseconv.nn.restored import deepcopy_model
 
 RESULTS = Path(__file__).parent / "results" / "published_networks.json"
 PRUNED = 0.9
@@ -143,7 +143,7 @@ def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -
         "parameters": sum(p.numel() for p in dense.parameters()),
         "before": {"dense": accuracy(dense, data)},
     }
-    masked = copied(dense)
+    masked = deepcopy_model(dense)
     for layer in masked.modules():
         if isinstance(layer, nn.Conv1d):
             prune.l1_unstructured(layer, "weight", amount=PRUNED)
@@ -155,9 +155,9 @@ def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -
         converted, _ = sc.convert(masked, layers=choice)
     models = dict(zip(WAYS, (dense, masked, converted), strict=True))
     if choice is None:
-        row["times"] = times({way: copied(model) for way, model in models.items()}, data)
+        row["times"] = times({way: deepcopy_model(model) for way, model in models.items()}, data)
     row["after"] = {}
-    for way, model in (models | {"moving": copied(converted)}).items():
+    for way, model in (models | {"moving": deepcopy_model(converted)}).items():
         fit(model, data, network.epochs, seed + 1, moving=way == "moving")
         row["after"][way] = accuracy(model, data)
     return row

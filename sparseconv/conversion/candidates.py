@@ -68,7 +68,7 @@ def _find(
     return module
 
 
-def told_layers(
+def selected_layers(
     named: Mapping[str, nn.Module], convs: Mapping[nn.Module, str], layers: Iterable[str]
 ) -> set[nn.Module]:
     if isinstance(layers, str):
@@ -101,7 +101,7 @@ def find_candidates(
     model: nn.Module,
     convs: Mapping[nn.Module, str],
     masks: Mapping[nn.Module, Tensor],
-    told: Collection[nn.Module],
+    selected: Collection[nn.Module],
 ) -> list[Candidate]:
     outside = dict(held_outside(model))
     owners: dict[int, list[str]] = {}
@@ -129,7 +129,7 @@ def find_candidates(
                 sparse.values.requires_grad_(parameter.requires_grad)
                 if sparse.bias is not None:
                     sparse.bias.requires_grad_(asks_for_gradients(conv, "bias"))
-        if obstacle and (conv in told or conv in masks):
+        if obstacle and (conv in selected or conv in masks):
             raise ValueError(f"layer {name!r} cannot be converted: {obstacle}")
         label = name or type(conv).__name__
         candidates.append(Candidate(label, name, conv, sparse, obstacle, hooked))

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparseconv.conversion.candidates import check_module
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import asks_for_gradients, carry_hooks, carry_state, replace
-from sparseconv.nn.untouched import copied
+from sparseconv.nn.restored import deepcopy_model
 
 
 @torch.inference_mode(False)
@@ -44,7 +44,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         )
     """
     check_module(model)
-    twin = copied(model)
+    twin = deepcopy_model(model)
     successors: dict[nn.Module, nn.Module] = {}
     for name, layer in twin.named_modules():
         if not isinstance(layer, SparseConv1d):

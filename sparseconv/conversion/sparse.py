@@ -14,14 +14,14 @@ from sparseconv.conversion.candidates import (
     checked_masks,
     convolutions,
     find_candidates,
-    told_layers,
+    selected_layers,
 )
 from sparseconv.conversion.result import Conversion, ConversionReport, LayerConversion, ModelTimes
 from sparseconv.core.checks import number
 from sparseconv.measure import machine
 from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
 from sparseconv.nn.replacement import carry_hooks, carry_state, replace
-from sparseconv.nn.untouched import copied, untouched
+from sparseconv.nn.restored import deepcopy_model, restored_afterwards
 from sparseconv.profiling.profiler import (
     Call,
     capture,
@@ -112,10 +112,10 @@ def convert(
     """
     convs = convolutions(model)
     named = dict(model.named_modules(remove_duplicate=False))
-    told = None if layers is None else told_layers(named, convs, layers)
+    selected = None if layers is None else selected_layers(named, convs, layers)
     given = checked_masks(named, convs, masks or {})
     if max_density is not None:
-        if example_input is not None or told is not None:
+        if example_input is not None or selected is not None:
             raise ValueError(
                 "max_density decides where nothing else does; leave it out, or example_input and "
                 "layers"
@@ -129,15 +129,17 @@ def convert(
             "a model that is itself the nn.Conv1d cannot be replaced in place; use "
             "SparseConv1d.from_dense(model), or convert it without inplace"
         )
-    candidates = find_candidates(model, convs, given, told or ())
+    candidates = find_candidates(model, convs, given, selected or ())
     arguments: tuple[Any, ...] | None = None
     if example_input is not None:
         arguments = copied_arguments(example_input, "example_input")
-        _measure(model, [c for c in candidates if _wanted(c, told)], arguments, backward, timing)
+        _measure(
+            model, [c for c in candidates if _wanted(c, selected)], arguments, backward, timing
+        )
     for candidate in candidates:
-        _decide(candidate, told, arguments is not None, max_density)
+        _decide(candidate, selected, arguments is not None, max_density)
     chosen = [candidate for candidate in candidates if candidate.chosen]
-    converted = _install(copied(model), chosen)
+    converted = _install(deepcopy_model(model), chosen)
     times = {}
     if arguments is not None and chosen:
         times = _measure_models(model, converted, arguments, backward, timing)
@@ -151,11 +153,11 @@ def convert(
     return Conversion(_install(model, chosen) if inplace else converted, report)
 
 
-def _wanted(candidate: Candidate, told: Collection[nn.Module] | None) -> bool:
+def _wanted(candidate: Candidate, selected: Collection[nn.Module] | None) -> bool:
     """Whether to measure this layer."""
     if candidate.sparse is None:
         return False
-    return candidate.sparse.pattern.density < 1 if told is None else candidate.conv in told
+    return candidate.sparse.pattern.density < 1 if selected is None else candidate.conv in selected
 
 
 def _measure(
@@ -168,7 +170,7 @@ def _measure(
     for candidate in candidates:
         check_measurable(candidate.name, candidate.conv.weight.device)
     by_conv = {c.conv: c for c in candidates}
-    with untouched(model), torch.inference_mode(False), torch.set_grad_enabled(backward):
+    with restored_afterwards(model), torch.inference_mode(False), torch.set_grad_enabled(backward):
         for call in capture(model, {c.conv: c.name for c in candidates}, arguments):
             candidate = by_conv[call.layer]
             assert candidate.sparse is not None
@@ -179,15 +181,15 @@ def _measure(
 
 def _decide(
     candidate: Candidate,
-    told: Collection[nn.Module] | None,
+    selected: Collection[nn.Module] | None,
     measured: bool,
     max_density: float | None,
 ) -> None:
     density = candidate.sparse.pattern.density if candidate.sparse else None
     if density is None:
         candidate.reason = candidate.obstacle
-    elif told is not None:
-        candidate.chosen = candidate.conv in told
+    elif selected is not None:
+        candidate.chosen = candidate.conv in selected
         candidate.reason = "named in layers" if candidate.chosen else "not named in layers"
     elif density == 1:
         candidate.reason = "no weight is zero or masked"
@@ -272,8 +274,8 @@ def _measure_models(
 ) -> dict[str, ModelTimes]:
     """Time the whole model before and after the conversion."""
     with (
-        untouched(before),
-        untouched(after),
+        restored_afterwards(before),
+        restored_afterwards(after),
         torch.inference_mode(False),
         torch.set_grad_enabled(backward),
     ):

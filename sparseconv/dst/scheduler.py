@@ -17,7 +17,7 @@ from sparseconv.dst import checks
 from sparseconv.dst.ranks import Ranks
 from sparseconv.dst.update import check_growth, check_regions, cosine_decay, prune_and_grow
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.dense_gradient import GradientWatch, gradient_dtype
+from sparseconv.nn.dense_gradient import DenseGradientHook, gradient_dtype
 from sparseconv.nn.overwritten import checksum
 
 __all__ = ["DSTScheduler", "prune_and_grow"]
@@ -166,7 +166,7 @@ class DSTScheduler:
             # One bit for each weight: an ITOP count must not cost what a dense weight costs.
             bits = torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")
             self._ever_active[name] = _set_bits(bits, layer.pattern.positions())
-        self._watches: dict[str, GradientWatch] = {}
+        self._watches: dict[str, DenseGradientHook] = {}
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove_hooks, self._handles)
         self._watch_next_step()
@@ -381,7 +381,7 @@ class DSTScheduler:
         self._watches = {}
         if self.grow == "gradient" and self._is_due(self.step_count + 1):
             for name, layer in self._layers.items():
-                self._watches[name] = watch = GradientWatch(watching=True)
+                self._watches[name] = watch = DenseGradientHook(watching=True)
                 # Before other hooks, which may return another output than the convolution's.
                 hook = layer.register_forward_hook(watch, prepend=True, with_kwargs=True)
                 self._handles.append(hook)

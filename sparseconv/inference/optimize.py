@@ -17,7 +17,7 @@ from sparseconv.functional.fused import runs_eagerly
 from sparseconv.inference.folding import Merged, MergedSparseConv, split
 from sparseconv.nn.block import Block
 from sparseconv.nn.hooks import has_code_of_its_own, has_hooks_for_all
-from sparseconv.nn.untouched import copied
+from sparseconv.nn.restored import deepcopy_model
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
@@ -78,7 +78,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             )
     # What is made in inference mode could not be used outside of it, nor be watched.
     with torch.inference_mode(False), torch.no_grad():
-        fast = copied(model).eval()
+        fast = deepcopy_model(model).eval()
     for parameter in fast.parameters():  # requires_grad_() refuses ScriptModules
         parameter.requires_grad_(False)
     for module in fast.modules():

@@ -13,7 +13,7 @@ from torch.nn.grad import conv1d_weight
 from sparseconv.nn.conv import SparseConv1d
 
 
-class GradientWatch:
+class DenseGradientHook:
     """A forward hook that sums the dense weight gradient of a layer over its backward passes."""
 
     def __init__(self, watching: bool = False) -> None:
@@ -25,9 +25,9 @@ class GradientWatch:
         self.watching, self.total = False, None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copied or pickled layer carries a watch that sees nothing; if its scheduler is copied
-        # with it, that one replaces it.
-        return GradientWatch, ()
+        # A copied or pickled layer has a hook that sees nothing; if its scheduler is copied with
+        # it, that one replaces the hook.
+        return DenseGradientHook, ()
 
     def __call__(
         self, layer: SparseConv1d, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -42,6 +42,9 @@ class GradientWatch:
                 self.total = dense if self.total is None else self.total + dense
 
         output.register_hook(add)  # type: ignore[no-untyped-call]
+
+
+GradientWatch = DenseGradientHook  # as pickles of version 0.1 name it
 
 
 def _is_batched(tensor: Tensor) -> bool:

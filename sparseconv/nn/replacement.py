@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.dense_gradient import GradientWatch
+from sparseconv.nn.dense_gradient import DenseGradientHook
 from sparseconv.nn.state import current
 
 
@@ -80,7 +80,7 @@ def carry_hooks(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
     def belongs_to_the_weight(hook: Any) -> bool:
         if isinstance(hook, BasePruningMethod):
             return hook._tensor_name in own
-        return isinstance(hook, GradientWatch)
+        return isinstance(hook, DenseGradientHook)
 
     for name, hooks in vars(old).items():
         if "hook" not in name:

@@ -19,7 +19,7 @@ from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import machine
 from sparseconv.measure.timing import Estimate, Times, interleave, median_with_ci, ratio
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.untouched import untouched
+from sparseconv.nn.restored import restored_afterwards
 from sparseconv.ops.backends import extension
 from sparseconv.profiling.result import LayerProfile, Measurement, ModelTime, Profile
 
@@ -91,7 +91,7 @@ def profile(
     layers = _sparse_layers(model)
     arguments = copied_arguments(input)
     timing = {"rounds": checked_rounds(rounds), "least_seconds": least_seconds, "seed": seed}
-    with untouched(model), torch.inference_mode(False), torch.set_grad_enabled(backward):
+    with restored_afterwards(model), torch.inference_mode(False), torch.set_grad_enabled(backward):
         calls = capture(model, layers, arguments)
         reached = {call.name for call in calls}
         if not reached:

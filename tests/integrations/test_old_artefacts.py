@@ -86,6 +86,11 @@ def test_every_moved_module_is_found(old: str) -> None:
         module.nothing  # noqa: B018
 
 
+def test_a_pickled_gradient_hook() -> None:
+    hook = pickle.loads(b"csparseconv._gradient_watch\nGradientWatch\n(tR.")
+    assert type(hook).__name__ == "DenseGradientHook"
+
+
 def test_public_classes_name_the_public_module() -> None:
     for public in (sc.SparseConv1d, sc.KernelCSR, sc.Region, sc.DSTScheduler):
         assert public.__module__ == "sparseconv"

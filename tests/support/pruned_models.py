@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils import prune
 
-from sparseconv.nn.untouched import copied
+from sparseconv.nn.restored import deepcopy_model
 
 KINDS = ("prune", "twice", "ao", "zeros", "masks")
 
@@ -48,7 +48,7 @@ def pruned(model: nn.Module, kind: str) -> dict[str, Tensor]:
 
 def masked(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
     """What the masks mean."""
-    model = copied(model)
+    model = deepcopy_model(model)
     for name, mask in masks.items():
         model.get_submodule(name).weight.data.mul_(mask)
     return model

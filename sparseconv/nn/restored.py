@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseconv.nn.dense_gradient import GradientWatch
+from sparseconv.nn.dense_gradient import DenseGradientHook
 
 
-def copied(model: nn.Module) -> nn.Module:
+def deepcopy_model(model: nn.Module) -> nn.Module:
     """``copy.deepcopy``, also of what it refuses.
 
     Pruning and weight_norm keep a computed tensor as an attribute, which is no leaf of a graph.
@@ -30,7 +30,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def restored_afterwards(model: nn.Module) -> Iterator[None]:
     """Put back, however the block ends, what running a model changes.
 
     That is every module's attributes (mode, hooks, counters, what it remembers of an input), the
@@ -40,7 +40,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Example:
         >>> norm = nn.BatchNorm1d(3)
-        >>> with untouched(norm):
+        >>> with restored_afterwards(norm):
         ...     _ = norm(torch.randn(5, 3))
         >>> norm.num_batches_tracked
         tensor(0)
@@ -57,7 +57,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for module in modules:
             for hook in module._forward_hooks.values():
-                if isinstance(hook, GradientWatch):
+                if isinstance(hook, DenseGradientHook):
                     stack.callback(setattr, hook, "watching", hook.watching)
                     hook.watching = False
         try:
