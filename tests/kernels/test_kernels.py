@@ -6,21 +6,30 @@ filled with NaN throughout, so an element that no kernel wrote shows.
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
-from engines import NAMES, check, compute, expected
-from torch import Tensor
+from any_kernels import (
+    MODES,
+    check_integers,
+    check_layout,
+    check_special_input,
+    digest,
+    marked,
+    meets,
+    poisoned_memory,  # noqa: F401
+    test_empty_row_gives_exactly_the_bias,  # noqa: F401
+    test_multiply_add_rounds_once,  # noqa: F401
+    test_nothing_to_do,  # noqa: F401
+    test_relu_is_that_of_torch,  # noqa: F401
+)
+from engines import check, compute
 
 from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.bench import run
 from sparseconv.bench.cases import CASES
-from sparseconv.core.geometry import Geometry
 from sparseconv.ops.backends import extension
 from sparseconv.testing import (
     LAYOUTS,
@@ -28,25 +37,12 @@ from sparseconv.testing import (
     PATTERNS,
     Case,
     Tensors,
-    conv1d_oracle,
-    oracle_dgrad,
-    oracle_wgrad,
     random_case,
 )
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 
-MODES = ("zeros", "replicate", "reflect", "circular")
 DSN_LIKE = Case(2, 2, 3, 39, 130, padding=(0, 38), padding_mode="replicate", pattern="dsn_evolved")
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.promise("P1")
@@ -123,19 +119,6 @@ def test_every_block_of_large_cases(name, engines, count_cases):
     count_cases(2)
 
 
-def test_multiply_add_rounds_once_on_every_isa(engines):
-    """The product lies so close to a tie that rounding it first would round the sum up."""
-    u = 2.0**-24
-    x = torch.full((1, 1, 1), (1 + 2.0**-15) * 2.0**-12)
-    values = torch.tensor([(1 - 2.0**-15) * 2.0**-12])
-    bias, pattern = torch.tensor([1 + 2 * u]), KernelCSR.full((1, 1, 1))
-    for engine in engines():
-        y = engine.kernels.fprop(
-            x, values, bias, pattern, Geometry((1, 1, 1), 1, (0, 0), 1, 1, "zeros")
-        )
-        assert y.item() == bias.item(), engine
-
-
 def test_the_dsn_layer(engines, count_cases):
     check(replace(CASES["uci_HAR_S80"], bias=True), engines)
     count_cases(1)
@@ -155,18 +138,9 @@ def test_every_case_of_the_benchmark(name, engines, count_cases):
 @pytest.mark.promise("P2")
 @pytest.mark.parametrize("seed", range(10))
 def test_integers_are_exact(seed, engines, campaign, count_cases):
-    rng = random.Random(1000 + seed)
-    counted = 0
+    rng, counted = random.Random(1000 + seed), 0
     while counted < campaign(30, 3000):
-        case = random_case(rng, integers=True)
-        tensors = case.tensors()
-        wanted = [exact for exact, _ in expected(case, tensors)]
-        if not wanted[0].numel() or (wanted[0] == 0).double().mean() > 0.7:
-            continue  # a result of zeros proves nothing
-        for engine in engines():
-            for name, got, exact in zip(NAMES, compute(case, tensors, engine), wanted, strict=True):
-                assert got.equal(exact.to(got.dtype)), f"{name} on {engine}: {case!r}"
-        counted += 1
+        counted += check_integers(random_case(rng, integers=True), engines)
     count_cases(counted)
 
 
@@ -190,24 +164,11 @@ def test_gradcheck(mode, engines):
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_layout_does_not_change_a_bit(name, dtype, engines, count_cases):
-    layout = LAYOUTS[name]
     for stride, mode in ((1, "replicate"), (2, "circular"), (1, "zeros")):
         # A series of one channel has dimensions whose strides mean nothing.
         one = Case(1, 1, 6, 5, 37, stride, (3, 2), 1, 1, mode, dtype, density=0.5)
-        for case, engine in product((replace(one, n=3, in_channels=4, groups=2), one), engines()):
-            plain = engine.put(case.tensors())
-            for field in Tensors._fields:
-                odd = plain._replace(**{field: layout(getattr(plain, field))})
-                even = odd._replace(**{field: getattr(odd, field).contiguous().clone()})
-                both = (compute(case, tensors, engine) for tensors in (odd, even))
-                for what, a, b in zip(NAMES, *both, strict=True):
-                    assert a.equal(b), f"{what} with {name} {field}: {case!r}"
-                count_cases(1)
-
-
-def digest(tensor: Tensor) -> str:
-    raw = tensor.contiguous().view(torch.uint8)
-    return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
+        for case in (replace(one, n=3, in_channels=4, groups=2), one):
+            count_cases(check_layout(case, name, engines) * len(list(engines())))
 
 
 @pytest.mark.promise("P3")
@@ -249,23 +210,6 @@ def test_bits_do_not_depend_on_threads_batch_or_isa(geometry, dtype, engines, co
         assert len(digests) == 1, f"wgrad of batch {batch} differs: {list(digests.values())}"
 
 
-def count(case: Case, name: str, a: Tensor, b: Tensor) -> Tensor:
-    """Tell where marks in ``a`` meet marks in ``b``: the oracle on indicators."""
-    pattern = case.make_pattern()
-    if name == "fprop":
-        return conv1d_oracle(a, b, pattern, None, *case.geometry) > 0
-    if name == "dgrad":
-        return oracle_dgrad(a, b, pattern, case.length, *case.geometry) > 0
-    return oracle_wgrad(a, b, pattern, *case.geometry) > 0
-
-
-def marked(tensor: Tensor, at: int, special: float) -> tuple[Tensor, Tensor]:
-    """A copy with one special number, and where it stands."""
-    copy, mark = tensor.clone(), torch.zeros_like(tensor)
-    copy.view(-1)[at], mark.view(-1)[at] = special, 1
-    return copy, mark
-
-
 @pytest.mark.promise("P4")
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("mode", MODES)
@@ -279,35 +223,18 @@ def test_nan_and_inf_travel_along_active_weights_only(special, mode, engines, co
         case = Case(1, 2, 4, 3, 19, stride, (2, 1), 1, 1, mode, dtype, pattern, density=0.4)
         plain = case.tensors()
         ones = Tensors(*(torch.ones_like(t) for t in plain))
-        for at in range(plain.input.numel()):
-            x, mark = marked(plain.input, at, special)
-            hit = count(case, "fprop", mark, ones.values)
-            hit_weights = count(case, "wgrad", ones.grad, mark)
-            for engine in engines():
-                y, dx, dw = compute(case, plain._replace(input=x), engine)
-                assert (~y.isfinite()).equal(hit), (engine, at, case)
-                assert dx.isfinite().all(), "the gradient of the input does not read it"
-                assert (~dw.isfinite()).equal(hit_weights), (engine, at, case)
-        for at in range(plain.grad.numel()):
-            grad, mark = marked(plain.grad, at, special)
-            hit = count(case, "dgrad", mark, ones.values)
-            for engine in engines():
-                _, dx, dw = compute(case, plain._replace(grad=grad), engine)
-                assert (~dx.isfinite()).equal(hit), (engine, at, case)
-                if mode != "zeros":  # a zero of the padding times infinity is anybody's choice
-                    hit_weights = count(case, "wgrad", mark, ones.input)
-                    assert (~dw.isfinite()).equal(hit_weights), (engine, at, case)
+        check_special_input(case, special, engines)
         for at, kernel in enumerate(case.make_pattern().positions() // case.kernel_size):
             values, mark = marked(plain.values, at, special)
             o, c = divmod(int(kernel), case.in_channels)
-            must = count(case, "fprop", ones.input, mark), count(case, "dgrad", ones.grad, mark)
+            must = meets(case, "fprop", ones.input, mark), meets(case, "dgrad", ones.grad, mark)
             for engine in engines():
                 y, dx, dw = compute(case, plain._replace(values=values), engine)
                 assert dw.isfinite().all(), "the gradient of the weights does not read them"
                 for result, hit, channel in ((y, must[0], o), (dx, must[1], c)):
                     bad = ~result.isfinite()
                     assert bad[hit].all(), (engine, at, case)
-                    # Beyond the series it meets zeros, which again is anybody's choice.
+                    # Beyond the series it meets zeros, which again gives either.
                     bad[:, channel] = False
                     assert not bad.any(), (engine, at, case)
                 if mode != "zeros":
@@ -322,51 +249,6 @@ def test_nan_and_inf_travel_along_active_weights_only(special, mode, engines, co
                 assert dx.isfinite().all()
                 assert dw.isfinite().all()
         count_cases(sum(t.numel() for t in plain if t is not None))
-
-
-@pytest.mark.promise("P4")
-def test_empty_row_gives_exactly_the_bias(engines):
-    case = Case(2, 3, 4, 5, 40, padding=2, pattern="empty_row")
-    mask = case.make_pattern().to_mask()
-    assert not mask[0].any()
-    x, values, bias, grad = case.tensors()
-    x[:] = float("nan")
-    for engine in engines():
-        y, _, _ = compute(case, Tensors(x, values, bias, grad), engine)
-        assert (y[:, 0] == bias[0]).all()
-        assert y[:, 1].isnan().any()
-
-
-@pytest.mark.parametrize("batched", [True, False])
-def test_nothing_to_do(batched, engines):
-    none = Case(2 if batched else 1, 3, 4, 5, 40, pattern="none", batched=batched)
-    tensors = none.tensors()
-    for engine in engines():
-        y, dx, dw = compute(none, tensors, engine)
-        assert y.equal(tensors.bias[:, None].expand_as(y))
-        assert dx.shape == tensors.input.shape
-        assert not dx.any()
-        assert dw.shape == (0,)
-        if batched:
-            empty = Case(0, 3, 4, 5, 40)
-            y, dx, dw = compute(empty, empty.tensors(), engine)
-            assert y.shape == (0, 4, 36)
-            assert dx.shape == (0, 3, 40)
-            assert dw.shape == (empty.make_pattern().nnz,)
-            assert not dw.any()
-
-
-def test_values_are_read_afresh(engines):
-    """An optimizer changes them in place; nothing may be cached."""
-    case = Case(2, 3, 4, 5, 40, integers=True)
-    x, values, _, grad = case.tensors()
-    for engine in engines():
-        y, dx, _ = compute(case, Tensors(x, values, None, grad), engine)
-        values.mul_(2)
-        twice, dx_twice, _ = compute(case, Tensors(x, values, None, grad), engine)
-        assert twice.equal(2 * y)
-        assert dx_twice.equal(2 * dx)
-        values.data.copy_(values / 2)
 
 
 def test_unknown_isa_is_refused(monkeypatch):
