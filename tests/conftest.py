@@ -36,8 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Recorder(Path(path)))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if not config.getoption("--campaign") and (mark := item.get_closest_marker("campaign")):
+            reason = f"only in campaigns (see the Makefile): {mark.args[0]}"
+            item.add_marker(pytest.mark.skip(reason=reason))
         claims(item)  # a wrong marker stops the run, not the one that writes the evidence
 
 
@@ -56,11 +59,9 @@ def campaign(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
     return lambda usual, long: max(usual, round(share * long))
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engines:
     """Iterate over the kernels of a device: the instruction sets, each forced, or the backends."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU: torch sees no CUDA device")
     gpu = on_gpu() if request.param == "cuda" else []
     assert gpu or request.param == "cpu", "no backend runs on this GPU"
 

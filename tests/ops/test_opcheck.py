@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import test_fprop_conv1x1
 import test_fused_ops
-import test_ops
 import torch
+from op_arguments import GEOMETRIES, arguments
 
 OPS = torch.ops.sparseconv
 
 
 def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Each op with correct arguments, for every geometry, dtype and choice of optional ones."""
-    for geometry in test_ops.GEOMETRIES:
+    for geometry in GEOMETRIES:
         for dtype in (torch.float32, torch.bfloat16):
-            for name, args in test_ops.arguments(geometry, dtype).items():
+            for name, args in arguments(geometry, dtype).items():
                 yield name, args
                 if name == "fprop":
                     yield name, (*args, True)

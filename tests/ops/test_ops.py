@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_arguments import GEOMETRIES, arguments, with_argument
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
@@ -15,35 +16,6 @@ from sparseconv.measure.machine import threads
 from sparseconv.ops import calls as ops
 
 OPS = torch.ops.sparseconv
-GEOMETRIES = [
-    Geometry((4, 3, 5), 1, (0, 0), 1, 1, "zeros"),
-    Geometry((4, 3, 5), 1, (2, 2), 1, 2, "zeros"),
-    Geometry((4, 3, 5), 3, (4, 1), 2, 1, "replicate"),
-    Geometry((6, 1, 1), 2, (0, 0), 1, 3, "zeros"),
-    Geometry((2, 3, 4), 1, (3, 0), 1, 1, "circular"),
-    Geometry((2, 3, 4), 1, (3, 2), 1, 1, "reflect"),
-]
-
-
-def arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, ...]]:
-    """A correct argument list for every op."""
-    torch.manual_seed(0)
-    pattern = sc.KernelCSR.from_mask(torch.rand(geometry.shape) < 0.5)
-    crow, col, shape = pattern.crow_indices, pattern.col_indices, list(geometry.shape)
-    values = torch.randn(pattern.nnz, dtype=dtype)
-    x = torch.randn(2, geometry.shape[1] * geometry.groups, 20, dtype=dtype)
-    grad = torch.randn(2, geometry.shape[0], geometry.output_length(20), dtype=dtype)
-    tail = (geometry.stride, list(geometry.padding), *geometry[3:])
-    rows = OPS.plan_fprop(crow, col, shape, geometry.stride, geometry.dilation)
-    plan = (crow, col, shape, geometry.stride, geometry.dilation)
-    transposed = OPS.plan_dgrad(*plan, geometry.groups)
-    return {
-        "plan_fprop": plan,
-        "plan_dgrad": (*plan, geometry.groups),
-        "fprop": (x, values, torch.randn(shape[0], dtype=dtype), crow, rows, shape, *tail),
-        "dgrad": (grad, values, *transposed, shape, 20, *tail),
-        "wgrad": (grad, x, crow, rows, shape, *tail),
-    }
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -77,10 +49,6 @@ def test_flop_counter_counts_active_weights(geometry: Geometry) -> None:
         y.sum().backward()
     assert forward == 2 * layer.pattern.nnz * y.shape[0] * y.shape[2]
     assert counter.get_total_flops() == 3 * forward
-
-
-def with_argument(args: tuple[Any, ...], i: int, value: Any) -> tuple[Any, ...]:
-    return (*args[:i], value, *args[i + 1 :])
 
 
 @pytest.mark.promise("P5")

@@ -46,12 +46,8 @@ def test_one_byte_too_many_beside_a_guard_page_is_noticed() -> None:
 
 
 @pytest.fixture(scope="module")
-def sanitized(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process whose extension is built under the sanitizers."""
-    if not pytestconfig.getoption("--campaign"):
-        pytest.skip("builds the extension for minutes: in campaigns only")
     if shutil.which(COMPILER) is None:
         pytest.skip(f"{COMPILER} is not installed")
     folder = tmp_path_factory.mktemp("sanitized")
@@ -76,6 +72,10 @@ def sanitized(
     }
 
 
+SLOW_BUILD = pytest.mark.campaign("builds the extension for minutes")
+
+
+@SLOW_BUILD
 @pytest.mark.promise("P5")
 def test_under_the_sanitizers(
     sanitized: dict[str, str],
@@ -88,6 +88,7 @@ def test_under_the_sanitizers(
     count_cases(found["calls"])
 
 
+@SLOW_BUILD
 def test_one_byte_too_many_on_the_heap_is_noticed(sanitized: dict[str, str]) -> None:
     assert "heap-buffer-overflow" in control({**sanitized, "PLACE": "heap"}).stderr
 
@@ -103,16 +104,12 @@ def test_offsets_that_no_int32_holds(
     count_cases(found["calls"])
 
 
+@pytest.mark.campaign("needs 5 GB of memory and a minute")
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize("what", ["fprop", "dgrad", "wgrad", "bytes"])
 def test_results_of_more_elements_than_an_int32_counts(
-    what: str,
-    tmp_path: Path,
-    pytestconfig: pytest.Config,
-    count_cases: Callable[[int], None],
+    what: str, tmp_path: Path, count_cases: Callable[[int], None]
 ) -> None:
-    if not pytestconfig.getoption("--campaign"):
-        pytest.skip("needs 5 GB of memory and a minute: in campaigns only")
     found = run_child("large_strides", what, tmp_path)
     assert found["faults"] == []
     count_cases(found["calls"])

@@ -15,57 +15,12 @@ from typing import Any
 
 import torch
 from child import limit_memory, refuses
+from op_arguments import GEOMETRIES, arguments, with_argument, wrong_values
 from test_fused_ops import op_arguments
-from test_ops import GEOMETRIES, arguments, with_argument
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 OPS = torch.ops.sparseconv
-MOST = 2**31 - 1
-
-
-def wrong_tensors(value: Tensor) -> list[Any]:
-    wrong: list[Any] = [None, 3, "x", [1.0], value.to("meta"), value.to_sparse()]
-    wrong += [
-        value.to(dtype) for dtype in (torch.int64, torch.complex64, torch.bool, torch.float8_e5m2)
-    ]
-    wrong += [value.unsqueeze(0), value.unsqueeze(-1), value.flatten()[:0], value.new_zeros(())]
-    for dim, size in enumerate(value.shape):
-        wrong += [value.narrow(dim, 0, size - 1)] if size else []
-        wrong += [torch.cat([value, value.narrow(dim, 0, 1)], dim)] if size else []
-        wrong += [value.narrow(dim, 0, 0)]
-    if value.dim():
-        wrong.append(value[0])
-    if value.is_floating_point():
-        return [*wrong, value.double(), value.bfloat16(), value.half()]
-    spread = torch.full((2 * len(value),), MOST, dtype=value.dtype)
-    wrong.append(spread[::2].copy_(value))
-    wrong += [value.flip(0), value + 1, value - 1, value.double(), value.to(torch.int16)]
-    for bad in (-1, 1, value.numel(), MOST, -MOST - 1):
-        for at in {0, value.numel() // 2, value.numel() - 1} if value.numel() else ():
-            poisoned = value.clone()
-            poisoned[at] = bad
-            wrong.append(poisoned)
-    return wrong
-
-
-def wrong_values(value: Any) -> list[Any]:
-    """Every way in which one argument can be wrong."""
-    if isinstance(value, Tensor):
-        return wrong_tensors(value)
-    if isinstance(value, list):
-        wrong: list[Any] = [[], value[:-1], [*value, 1], None, ["x"], 1.5]
-        for at, number in enumerate(value):
-            for bad in (number - 1, number + 1, -1, 0, MOST, 2**40, -(2**62)):
-                wrong.append([*value[:at], bad, *value[at + 1 :]])
-        return wrong
-    if isinstance(value, str):
-        return ["", "same", "zero", None, 3, "zeros\0", "reflect", "circular"]
-    if isinstance(value, bool):
-        return [None, "x", [True]]
-    if isinstance(value, float):
-        return [None, "x", float("nan"), float("inf"), -1.0, 1e300]
-    return [value - 1, value + 1, -1, 0, MOST, 2**31, 2**62, -(2**62), 2**63 - 1, 2**64, None, 1.5]
 
 
 def all_arguments() -> list[tuple[str, tuple[Any, ...]]]:

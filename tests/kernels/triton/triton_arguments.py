@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
-from test_kernels import poisoned_memory  # noqa: F401  what no kernel writes is NaN
-from test_ops import GEOMETRIES, with_argument
+from any_kernels import poisoned_memory  # noqa: F401  what no kernel writes is NaN
+from op_arguments import GEOMETRIES, with_argument, wrong_values
 from torch import Tensor
-from wrong_arguments import wrong_values
 
 from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
@@ -67,12 +67,12 @@ def wrong(value: Any) -> Iterator[Any]:
 
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_every_wrong_argument_raises(geometry: Geometry, count_cases: Any) -> None:
-    cases, refused = 0, 0
+def test_every_wrong_argument_raises(geometry: Geometry, campaign: Any, count_cases: Any) -> None:
+    cases, refused, step = 0, 0, 1 if campaign(0, 1) else 8
     for name, args in arguments(geometry).items():
         op = getattr(torch.ops.sparseconv, name)
         for i, value in enumerate(args):
-            for other in wrong(value):
+            for other in islice(wrong(value), i % step, None, step):
                 cases += 1
                 try:
                     result = op(*with_argument(args, i, other))
@@ -84,7 +84,7 @@ def test_every_wrong_argument_raises(geometry: Geometry, count_cases: Any) -> No
                 written = result[:-1] if (name, i) == ("triton_wgrad", 3) else result
                 assert written.isfinite().all(), (name, i, other)
     count_cases(cases)
-    assert cases > 250
+    assert cases > 250 // step
     assert refused > 0.8 * cases
 
 
