@@ -1,36 +1,57 @@
-"""``python -m benchmarks.readme``: put the recorded results into README.md.
+"""``python -m benchmarks.readme``: put the recorded results into README.md and its picture.
 
-The section between the two markers is made of the files in ``benchmarks/results/``, so no figure in
-it is typed by hand; ``--check`` only says whether it is up to date.
+The lines between the two markers are made of ``benchmarks/results/bench.json``, so no figure in
+them is typed by hand; ``--check`` only says whether they are up to date. The documentation has all
+tables, by ``section``.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
 from benchmarks import accuracy, gpu_tables, readme_tables
 from sparseconv.bench import goals, tables
+from sparseconv.bench.page import plots
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results")
+PICTURE = ROOT / "docs" / "static" / "time-saved.svg"
 BEGIN = "<!-- results: written by `python -m benchmarks.readme`, not by hand -->\n"
 END = "<!-- end of results -->"
 
 
+def short(results: Path = RESULTS) -> str:
+    """The measured lines of the README, in Markdown."""
+    bench = _complete(results / "bench.json")
+    from_density = readme_tables.break_even(bench["rows"])
+    fastest = [readme_tables.fastest_dense(row)[0] for row in bench["rows"] if row["ratio"]]
+    lost = sum(ratio < 1 for ratio in fastest)
+    return (
+        f"{readme_tables.when_it_pays(bench).markdown()}\n\n"
+        "Ratios: dense time over sparse time, the worse of one and two threads; below 1 dense is "
+        "faster. *Plain dense* is `F.conv1d` for the layer, `weight * mask` for the network; "
+        "*fastest dense* is the best of all dense ways that were timed. Some dense way wins in "
+        f"[{lost} of {len(fastest)} measured rows](docs/when-it-pays.md): at high densities, "
+        f"for this layer from {from_density:.0%} on (FFT), and in tiny calls. "
+        f"{_where(bench['machine'])}.\n"
+    )
+
+
 def section(results: Path = RESULTS) -> str:
-    """The measured part of the README, in Markdown.
+    """Every table of the recorded results, in Markdown.
 
     Raises:
         ValueError: the recorded run did not reach its end, or is of no GPU.
     """
-    bench = _read(results / "bench.json")
-    if not bench.get("complete", True):
-        raise ValueError(f"{results / 'bench.json'} is of a run that was stopped; make bench anew")
+    bench = _complete(results / "bench.json")
     parts = [
         f"One run of `python -m sparseconv bench` on {_where(bench['machine'])}. Calls take turns "
         "in one process; ratios are another's time over the sparse one: medians of the pairs, with "
@@ -50,10 +71,10 @@ def section(results: Path = RESULTS) -> str:
         ),
         (
             "**The whole network** (DSN, S = 80 %, batch 16; latency: 1), beside the same network "
-            "with dense weights: *masked* as public codes run it, *best* under PyTorch's fastest "
-            "settings, *compiled* by `torch.compile`. A training step is zero_grad, forward, loss, "
-            "backward, Adam and masks; an update also prunes and grows; inference is in eval mode "
-            "after `optimize_for_inference`.",
+            "with dense weights: *masked*, `weight * mask` as in published code; *best*, PyTorch's "
+            "fastest settings; *compiled*, `torch.compile`. A training step is zero_grad, forward, "
+            "loss, backward, Adam and masks; an update also prunes and grows; inference is in "
+            "eval mode after `optimize_for_inference`.",
             readme_tables.whole_network(bench["network"]),
         ),
         (
@@ -69,20 +90,35 @@ def section(results: Path = RESULTS) -> str:
     ):
         if table.rows:
             parts += [text, table.markdown()]
-    runs = accuracy.finished(results / "accuracy.jsonl")
-    parts += [
-        "**Accuracy** in percent: mean over seeds ± their standard deviation (number of seeds), "
-        "the recipe's constants but for the epochs; published means of the peers, their own full "
-        f"training. First run: {_where(runs[0]['machine'])}; the file names each run's own.",
-        accuracy.table(runs).markdown(),
-        *gpu_tables.section(results / "gpu.json"),
-    ]
+    parts += gpu_tables.section(results / "gpu.json")
     return "\n\n".join(parts) + "\n"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def accuracies(results: Path = RESULTS) -> str:
+    """Accuracy of the network beside published ones, in Markdown."""
+    runs = accuracy.finished(results / "accuracy.jsonl")
+    return (
+        "Accuracy in percent: mean over seeds ± their standard deviation (number of seeds), "
+        "default recipe, fewer epochs; published means of the peers, their own full "
+        f"training. First run: {_where(runs[0]['machine'])}; `accuracy.jsonl` names each run's "
+        f"own.\n\n{accuracy.table(runs).markdown()}\n"
+    )
+
+
+def _complete(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text())
+    if not content.get("complete", True):
+        raise ValueError(f"{path} is of a run that was stopped; run make bench again")
     return content
+
+
+def picture(bench: Mapping[str, Any]) -> str:
+    """Time saved against FLOPs saved on one thread, as SVG on a white ground."""
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "sparseconv", "svg.fonttype": "none"}):
+        figure = plots.saved(bench["rows"])[0].figure
+        figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None})
+    return "".join(line.rstrip() + "\n" for line in file.getvalue().splitlines())
 
 
 def _where(machine: Mapping[str, str]) -> str:
@@ -101,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = path.read_text(encoding="utf-8")
     head, rest = before.split(BEGIN)
     try:
-        measured = section()
+        measured = short()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -109,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.check:
         return int(before != after)
     path.write_text(after, encoding="utf-8")
+    PICTURE.write_text(picture(_complete(RESULTS / "bench.json")), encoding="utf-8")
     return 0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparseconv.bench import goals
 from sparseconv.bench.cases import SUITES
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.measure.table import Table
@@ -43,6 +45,51 @@ def kernels(rows: Rows) -> Table:
             for row in chosen
         ],
     )
+
+
+def when_it_pays(bench: Mapping[str, Any]) -> Table:
+    """Six lines for a reader in a hurry: the layer, the network, and a call that is too small."""
+    layer = "layer, 16 series of 128 samples, {}"
+    lines = [
+        _pays(layer.format(computation), "conv1d", [
+            row for row in bench["rows"]
+            if (row["case"], row["computation"]) == ("dsn_evolved_L128", computation)
+        ])
+        for computation in COMPUTATIONS
+    ]  # fmt: skip
+    for what, mode, length in (
+        ("DSN, training step, 16 series of 128", "train", 128),
+        ("DSN, inference, 16 series of 128", "inference", 128),
+        ("DSN, latency of one series of 24", "latency", 24),
+    ):
+        found = [r for r in bench["network"] if (r["mode"], r["length"]) == (mode, length)]
+        lines.append(_pays(what, "masked_dense", found))
+    header = ("13 % of the weights active", "plain dense", "fastest dense", "which")
+    return Table(header, lines)
+
+
+def _pays(what: str, plain: str, rows: Rows) -> tuple[str, ...]:
+    """The worst of the rows: against the plain dense way, and against the fastest."""
+    worst_plain = min(row["ratio"][plain][0] for row in rows)
+    row = min(rows, key=fastest_dense)
+    ratio, name = fastest_dense(row)
+    name = row.get("settings", {}).get(name, name).replace("_", " ")
+    return what, f"{worst_plain:.2f}", f"{ratio:.2f}", name
+
+
+def fastest_dense(row: Mapping[str, Any]) -> tuple[float, str]:
+    """The smallest ratio of a row, and whose it is."""
+    return min((ratio[0], name) for name, ratio in row["ratio"].items())
+
+
+def break_even(rows: Rows) -> float:
+    """Density from which on some dense way is faster, at the worst computation and threads."""
+    points: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["suite"] == "density" and row["case"].startswith("uniform"):
+            key = row["computation"], row["threads"]
+            points.setdefault(key, []).append((row["density"], fastest_dense(row)[0]))
+    return min(filter(None, map(goals.break_even, points.values())), default=math.inf)
 
 
 def worst(rows: Rows) -> Table:

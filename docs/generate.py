@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import published_networks, readme
+from benchmarks import published_networks, readme, readme_tables
 from sparseconv.bench.page import plots, report
 from sparseconv.bench.page.svg import Plot
 from sparseconv.measure.table import Table
@@ -27,6 +27,7 @@ def write_all(folder: Path) -> None:
     report.write(bench, folder / "extra" / "bench.html")
     parts: dict[str, Callable[[], str]] = {
         "measured": measured,
+        "accuracy": readme.accuracies,
         "machine": lambda: _machine(bench["machine"]),
         "break_even": lambda: "\n\n".join(map(plot, plots.break_even(bench["rows"]))),
         "saved": lambda: "\n\n".join(map(plot, plots.saved(bench["rows"]))),
@@ -40,7 +41,7 @@ def write_all(folder: Path) -> None:
 
 
 def measured() -> str:
-    """The README's measured section, with links that hold on the site."""
+    """Every table of the recorded results, with links that hold on the site."""
     return readme.section().replace(
         "[bench.json](benchmarks/results/bench.json)", "`benchmarks/results/bench.json`"
     )
@@ -54,17 +55,18 @@ def plot(drawn: Plot) -> str:
 
 
 def dense_wins(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Every measured row in which ``F.conv1d`` was faster, slowest first."""
-    lost = [row for row in rows if "conv1d" in row["ratio"] and row["ratio"]["conv1d"][0] < 1]
-    lost.sort(key=lambda row: row["ratio"]["conv1d"][0])
+    """Every measured row in which some dense way was faster, slowest first."""
+    fastest = readme_tables.fastest_dense
+    lost = [row for row in rows if row["ratio"] and fastest(row)[0] < 1]
+    lost.sort(key=fastest)
     return Table(
-        ("case", "", "threads", "N", "channels", "K", "L", "density", "conv1d's time / sparse"),
+        ("case", "", "threads", "N", "channels", "K", "L", "density", "dense / sparse", "dense by"),
         [
             (
                 row["case"], row["computation"], str(row["threads"]), str(row["batch"]),
                 f"{row['in_channels']} → {row['out_channels']}", str(row["kernel_size"]),
                 str(row["length"]), f"{row['density']:.0%}",
-                "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"]["conv1d"]),
+                "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"][fastest(row)[1]]), fastest(row)[1],
             )
             for row in lost
         ],

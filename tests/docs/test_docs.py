@@ -1,4 +1,4 @@
-"""Documentation: every snippet runs, every public name has its entry, and the site builds."""
+"""README and docs: every snippet runs, every public name has its entry, and the site builds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import run as run_process
-from typing import Any
 
 import pytest
 import snippets
@@ -19,11 +18,13 @@ import sparseconv as sc
 DOCS = snippets.ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "generated" not in path.parts)
 NEEDS = {
-    "dsn": ["aeon"],
+    "cli": ["aeon"],
+    "dsn": ["aeon", "onnx", "onnxscript", "onnxruntime"],
     "when-it-pays": ["aeon"],
     "export": ["onnx", "onnxscript", "onnxruntime"],
 }
-WITH_SNIPPETS = [page for page in PAGES if any(snippets.blocks(page))]
+README = snippets.ROOT / "README.md"
+WITH_SNIPPETS = [page for page in (README, *PAGES) if any(snippets.blocks(page))]
 
 
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.stem)
@@ -37,7 +38,7 @@ def test_every_snippet_runs(
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    scope: dict[str, Any] = {"__name__": "snippet"}
+    scope = snippets.readme_scope() if page == README else {"__name__": "snippet"}
     for block in snippets.blocks(page):
         snippets.run(block, scope)
         count_cases(1)
@@ -77,7 +78,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     pages = list(site.glob("*.html")) + list((site / "api").glob("*.html"))
     assert {page.stem for page in pages} >= {page.stem for page in PAGES}
-    # Whoever reads offline must miss nothing: no script, style, font or picture from a server.
+    # The site is complete offline: no script, style, font or picture comes from a server.
     for page in pages:
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"([^\"]+)\"", text)
