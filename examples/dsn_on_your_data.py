@@ -1,10 +1,10 @@
 # %% [markdown]
 # # A Dynamic Sparse Network on your own data
 #
-# Series and labels go into a `.npz`; a DSN is trained on them, stopped half way, and resumed with
-# the same bits. Replace the first cell by your own arrays.
+# Series and labels are stored in a `.npz`; a DSN is trained on them, stopped half way, and resumed
+# with the same bits. Replace the first cell with your own arrays.
 #
-# Needs `pip install '.[tsc]'`. `SPARSECONV_QUICK=1` makes it a matter of seconds.
+# Needs `pip install '.[tsc]'`. With `SPARSECONV_QUICK=1` it finishes within seconds.
 
 # %%
 import os
@@ -22,8 +22,8 @@ rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## Data
-# Two channels of 100 samples: in a class of its own is what moves first. The only difference is an
-# order of events 20 samples apart, which needs kernels that look far.
+# Two channels of 100 samples. The classes differ only in which channel moves first, by 20 samples,
+# so kernels need a wide receptive field.
 
 
 # %%
@@ -45,8 +45,7 @@ data = datasets.load("events.npz")  # or a folder with NAME_TRAIN.ts and NAME_TE
 
 # %% [markdown]
 # ## Training, stopped half way
-# A checkpoint is written after every epoch, whole or not at all. Here an exception stands for the
-# power cut.
+# A checkpoint is written after every epoch, atomically. Here an exception simulates a power cut.
 
 
 # %%
@@ -73,8 +72,8 @@ except PowerCutError:
 
 # %% [markdown]
 # ## Resumed
-# Weights, pattern, optimizer, schedule and random numbers go on where they were: the result has the
-# bits of a run that nobody stopped.
+# Weights, pattern, optimizer, schedule and random numbers are restored: the result is the same to
+# the bit as without the stop.
 
 # %%
 model = network()
@@ -86,7 +85,7 @@ for name, tensor in model.state_dict().items():
 print(f"resumed to epoch {len(result.history)}: the same bits as without a stop")
 
 # %% [markdown]
-# ## What it learnt
+# ## The result
 
 # %%
 predicted = predict_log_proba(model, torch.from_numpy(data.X_test)).argmax(1).numpy()

@@ -2,10 +2,11 @@
 # # Prune and convert your CNN
 #
 # A dense CNN is trained on GunPoint and pruned with `torch.nn.utils.prune`, as you may have done
-# with a network of your own. `sc.convert` makes it sparse where that is measured to be faster; it
-# is then fine-tuned, deployed, and brought back to torch's own layers.
+# with your own network. `sc.convert` makes layers sparse where that is measured to be faster; the
+# network is then fine-tuned, deployed, and converted back to torch's own layers.
 #
-# Needs `pip install '.[tsc]'` for the data set. `SPARSECONV_QUICK=1` makes it a matter of seconds.
+# Needs `pip install '.[tsc]'` for the data set. With `SPARSECONV_QUICK=1` it finishes within
+# seconds.
 
 # %%
 import os
@@ -28,7 +29,7 @@ y, y_test = torch.from_numpy(data.y_train), torch.from_numpy(data.y_test)
 
 # %% [markdown]
 # ## Your network
-# Plain torch. Layers may stand anywhere: in lists, dictionaries, other modules, or in two places.
+# Plain torch. Layers may be anywhere: in lists, dictionaries, other modules, or in two places.
 
 
 # %%
@@ -75,8 +76,8 @@ print(f"dense: test accuracy {accuracy(model):.3f}")
 
 # %% [markdown]
 # ## Prune it
-# 90 % of every convolution, the smallest weights. The network gets no faster: torch multiplies a
-# dense weight by a mask now.
+# 90 % of every convolution, the smallest weights. The network gets no faster: torch now multiplies
+# a dense weight by a mask.
 
 # %%
 for layer in model.modules():
@@ -86,9 +87,9 @@ print(f"pruned: test accuracy {accuracy(model):.3f}")
 
 # %% [markdown]
 # ## Convert it
-# The masks say which weights are active. The example input decides: give a batch as you will train
-# with, or `backward=False` and what you will serve. The report has a line for every convolution,
-# also for those that are better left dense. `model` itself stays as it is.
+# The masks say which weights are active. Layers are timed with the example input: pass a batch as
+# in training, or `backward=False` and a batch as in deployment. The report has a line for every
+# convolution, also for those that stay dense. `model` itself is not changed.
 
 # %%
 sparse, report = sc.convert(model.train(), example_input=X[:10], rounds=6 if QUICK else 30)
@@ -100,8 +101,8 @@ print(f"converted: test accuracy {accuracy(sparse):.3f}, outputs differ by {diff
 
 # %% [markdown]
 # ## Fine-tune it
-# The optimizer is built after the conversion, for it must hold the new parameters. A
-# `DSTScheduler` moves weights to better places; leave it out to keep the pattern of the pruning.
+# The optimizer is built after the conversion, because it must hold the new parameters. A
+# `DSTScheduler` moves weights to better places; omit it to keep the pattern of the pruning.
 
 # %%
 train(sparse, EPOCHS, pattern_updates=True)
@@ -109,8 +110,8 @@ print(f"fine-tuned: test accuracy {accuracy(sparse):.3f}")
 
 # %% [markdown]
 # ## Deploy it
-# Fused for inference here; as torch's own layers for a tool that knows no others. Both compute what
-# the sparse network does.
+# Fused for inference, or as torch's own layers for a tool that supports no others. Both compute
+# what the sparse network does.
 
 # %%
 fast, dense = sc.optimize_for_inference(sparse), sc.to_dense(sparse)
@@ -119,4 +120,4 @@ print(f"dense again: test accuracy {accuracy(dense):.3f}")
 torch.save(sparse.state_dict(), "sparse.pt")
 torch.save(dense.state_dict(), "dense.pt")
 sizes = [os.path.getsize(name) / 1024 for name in ("sparse.pt", "dense.pt")]
-print("sparse.pt holds {:.0f} KiB, dense.pt {:.0f} KiB".format(*sizes))
+print("sparse.pt has {:.0f} KiB, dense.pt {:.0f} KiB".format(*sizes))

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # Sparse from scratch with RigL
 #
-# A small CNN is trained on GunPoint with 10 % of its weights, dense weights never existing. Before
-# each update of the pattern RigL looks at the dense gradient and grows the weights that would help
-# most. The same network is trained with a static pattern beside it.
+# A small CNN is trained on GunPoint with 10 % of its weights, and dense weights never exist. Before
+# each update of the pattern RigL computes the dense gradient and grows the weights where it is
+# largest. The same network is trained with a static pattern and with random growth for comparison.
 #
-# Needs `pip install '.[tsc]'` for the data set. `SPARSECONV_QUICK=1` makes it a matter of seconds.
+# Needs `pip install '.[tsc]'` for the data set. With `SPARSECONV_QUICK=1` it finishes within
+# seconds.
 
 # %%
 import os
@@ -28,8 +29,8 @@ y, y_test = torch.from_numpy(data.y_train), torch.from_numpy(data.y_test)
 
 # %% [markdown]
 # ## The network
-# `SparseConv1d` stands where `nn.Conv1d` would. The first layer has one input channel and few
-# weights: it stays denser than the others, as RigL's authors advise.
+# `SparseConv1d` replaces `nn.Conv1d`. The first layer has one input channel and few weights: it is
+# denser than the others, as RigL's authors advise.
 
 
 # %%

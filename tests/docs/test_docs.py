@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import run as run_process
+from typing import Any
 
 import pytest
 import snippets
@@ -38,7 +39,7 @@ def test_every_snippet_runs(
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    scope = snippets.readme_scope() if page == README else {"__name__": "snippet"}
+    scope: dict[str, Any] = {"__name__": "snippet"}
     for block in snippets.blocks(page):
         snippets.run(block, scope)
         count_cases(1)

@@ -7,13 +7,17 @@ import re
 import snippets
 import torch
 
+import sparseconv as sc
+from sparseconv.reference import dense_weight
+
 README = snippets.ROOT / "README.md"
 
 
 def test_the_sparse_call_equals_the_dense_one() -> None:
-    first = next(snippets.blocks(README))
-    sparse, dense = re.findall(r"y = (.*?)  +#", first.text)
-    scope = snippets.readme_scope()
+    sparse, dense = re.findall(r"^y = (.*?)  +# ", README.read_text(encoding="utf-8"), re.MULTILINE)
+    values, pattern = torch.randn(60), sc.KernelCSR.random((3, 4, 39), 60)
+    scope = {"sc": sc, "F": torch.nn.functional, "x": torch.randn(2, 4, 60), "values": values,
+             "pattern": pattern, "weight": dense_weight(values, pattern)}  # fmt: skip
     torch.testing.assert_close(eval(sparse, scope), eval(dense, scope))
 
 

@@ -8,11 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-import sparseconv as sc
 from sparseconv.cli.main import main
-from sparseconv.reference import dense_weight
 
 ROOT = Path(__file__).parents[2]
 # A reader trains for longer: one epoch of a small network shows that a command runs to its end.
@@ -61,10 +57,3 @@ def check_foreign(words: list[str], place: str) -> None:
         assert re.search(rf"^{re.escape(words[1])}:", makefile, re.MULTILINE), place
     else:
         assert words[:2] == ["pip", "install"], f"{place}: nothing here runs this"
-
-
-def readme_scope() -> dict[str, Any]:
-    """What the README's first lines suppose: a sparse weight, and the same one dense."""
-    values, pattern = torch.randn(60), sc.KernelCSR.random((3, 4, 39), 60)
-    names = {"x": torch.randn(2, 4, 60), "values": values, "pattern": pattern}
-    return names | {"sc": sc, "F": torch.nn.functional, "weight": dense_weight(values, pattern)}
