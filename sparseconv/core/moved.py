@@ -29,7 +29,7 @@ MOVED = {
     "models.block": ("nn.block",),
     "bench.timing": ("measure.timing", "measure.machine"),
     # Private, but named in pickles of networks.
-    "_merged": ("inference.folding",),
+    "_merged": ("inference.spans", "inference.folding"),
     "_gradient_watch": ("nn.dense_gradient",),
     "_parametrizations": ("nn.parametrizations",),
     "_pattern_tag": ("nn.overwritten",),

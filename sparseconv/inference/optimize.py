@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby, zip_longest
-from operator import itemgetter
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
-from sparseconv.functional.fused import runs_eagerly
-from sparseconv.inference.folding import Merged, MergedSparseConv, split
-from sparseconv.nn.block import Block
-from sparseconv.nn.hooks import has_code_of_its_own, has_hooks_for_all
+from sparseconv.inference.spans import FusedSpan, WithPointwise, plan_inference
+from sparseconv.nn.block import Block, FusedSequential, Place, Plan
+from sparseconv.nn.hooks import has_own_code
 from sparseconv.nn.restored import deepcopy_model
 
 
@@ -82,129 +76,47 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for parameter in fast.parameters():  # requires_grad_() refuses ScriptModules
         parameter.requires_grad_(False)
     for module in fast.modules():
-        if type(module) in _INSTEAD_OF and "forward" not in vars(module):
-            leaves = [leaf for _, leaf in _leaves(module)]
-            if any(isinstance(part, Merged) for part in split(leaves)):
-                module.__class__ = _INSTEAD_OF[type(module)]
+        kind = _KINDS.get(type(module))
+        if kind is not None and "forward" not in vars(module):
+            steps = plan_inference(list(_leaves(module)))  # type: ignore[arg-type]
+            if any(isinstance(step, FusedSpan | WithPointwise) for step in steps):
+                module.__class__ = kind
     return fast
 
 
-def _leaves(sequential: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Yield ``(the Sequential it stands in, module)`` in the order in which they run.
+def _leaves(sequential: nn.Sequential) -> Iterable[Place]:
+    """The modules in the order in which they run, each behind the Sequential that holds it.
 
     A Sequential inside of a Sequential is no more than its modules, unless calling it does more.
     """
-    modules: Any = sequential._modules.values()  # None among them fails when it is called
-    for module in modules:
-        if type(module) in _TRANSPARENT and not has_code_of_its_own(module):
-            yield from _leaves(module)
+    for module in sequential._modules.values():
+        if type(module) in (*_KINDS, *_KINDS.values()) and not has_own_code(module):
+            yield from _leaves(module)  # type: ignore[arg-type]
         else:
             yield sequential, module
 
 
-class _Inference(nn.Sequential):
-    """A sequence that merges neighbours where nobody can tell."""
-
-    _plan: tuple[list[int], list[Merged | tuple[nn.Module, list[nn.Module]]]] | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Run the modules in their order."""
-        # A slice of this one begins in training mode, so none is folded for a single call.
-        if self.training or not _nothing_watches():
-            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
-        leaves = list(_leaves(self))
-        present = [id(module) for pair in leaves for module in pair]
-        plan = self._plan
-        if plan is None or plan[0] != present:
-            plan = self._plan = (present, _parts(leaves))
-        x, done = input, 0  # modules of the next part that the one before has computed
-        for part, following in zip_longest(plan[1], plan[1][1:]):
-            if isinstance(part, tuple):
-                owner, modules = part
-                x = _through(owner, modules[done:], x)
-                done = 0
-                continue
-            y = None
-            if isinstance(part, MergedSparseConv) and isinstance(following, tuple):
-                first = following[1][0]
-                y = part.run_with(first, x) if type(first) is nn.Conv1d else None
-                done = int(y is not None)
-            if y is None:
-                y = part.run(x)
-            x = _through(self, part.modules, x) if y is None else y
-        return x
-
-    def train(self, mode: bool = True) -> _Inference:
-        """Forget the folded weights: what wrote into the others may not have been counted."""
-        self._plan = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_plan"}
-
-    def __prepare_scriptable__(self) -> nn.Sequential:
-        plain = nn.Sequential()
-        plain.__dict__.update(self.__getstate__())
-        return plain
-
-
-class InferenceSequential(_Inference):
+class InferenceSequential(FusedSequential):
     """What ``optimize_for_inference`` makes of an ``nn.Sequential``."""
 
+    def _places(self) -> Iterable[Place]:
+        return _leaves(self)
 
-class InferenceBlock(_Inference, Block):
+    def _plan(self, places: Sequence[Place]) -> Plan:
+        # A slice of this one begins in training mode, so none is folded for a single call.
+        return super()._plan(places) if self.training else plan_inference(places)
+
+    def train(self, mode: bool = True) -> InferenceSequential:
+        """Forget the folded weights: what wrote into the others may not have been counted."""
+        self._planned = None
+        return super().train(mode)
+
+
+class InferenceBlock(InferenceSequential, Block):
     """What ``optimize_for_inference`` makes of a ``Block``."""
 
 
-_TRANSPARENT = (nn.Sequential, Block, InferenceSequential, InferenceBlock)
-_INSTEAD_OF: dict[type[nn.Module], type[_Inference]] = {
+_KINDS: dict[type[nn.Module], type[InferenceSequential]] = {
     nn.Sequential: InferenceSequential,
     Block: InferenceBlock,
 }
-
-
-def _parts(
-    leaves: list[tuple[nn.Module, nn.Module]],
-) -> list[Merged | tuple[nn.Module, list[nn.Module]]]:
-    """What can be merged, and between them runs of modules that stand in one Sequential."""
-    parts: list[Merged | tuple[nn.Module, list[nn.Module]]] = []
-    owners = iter(owner for owner, _ in leaves)
-    for part in split([leaf for _, leaf in leaves]):
-        if isinstance(part, Merged):
-            parts.append(part)
-            for _ in part.modules:
-                next(owners)
-        else:
-            pairs = zip(part, owners, strict=False)  # takes of the owners what the part needs
-            parts += [
-                (owner, [module for module, _ in run])
-                for owner, run in groupby(pairs, key=itemgetter(1))
-            ]
-    return parts
-
-
-def _through(owner: nn.Module, modules: list[nn.Module], x: Tensor) -> Tensor:
-    """Run modules one by one, or as their Block would."""
-    if isinstance(owner, Block):
-        return owner._through(modules, x)
-    for module in modules:
-        x = module(x)
-    return x
-
-
-def _function_modes() -> list[Any]:
-    if not torch._C._len_torch_function_stack():  # the usual case, asked at every call
-        return []
-    modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return modes
-
-
-def _nothing_watches() -> bool:
-    """Whether torch just computes: no tracer, cast, transform, mode, hook of all."""
-    return (
-        runs_eagerly()
-        and not torch._C._len_torch_dispatch_stack()
-        and not has_hooks_for_all()
-        # torch.set_default_device() is a mode, too, but only sees where tensors are made.
-        and all(type(mode) is DeviceContext for mode in _function_modes())
-    )

@@ -1,15 +1,21 @@
-"""A sequence of modules that takes fewer passes over memory where nobody can tell."""
+"""Sequences of modules in fewer passes over memory, with the outcome of one module at a time.
+
+A sequence is planned once: each row of a table of ``Step`` names the types of some modules in a
+row, and what computes them together. At every call a step looks whether that is the same as
+calling its modules, and calls them if not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseconv.functional.fused import batch_norm_relu, conv1x1, runs_eagerly, runs_here
+from sparseconv.functional.fused import batch_norm_relu, conv1x1, runs_here
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.hooks import has_own_code
+from sparseconv.nn.hooks import has_own_code, in_plain_eager_mode
 from sparseconv.ops.backends import extension, resolve_backend
 
 # From these sizes on the kernels win, and what they lose below is some 20 us of Python. Times of
@@ -22,19 +28,118 @@ CONV_POSITIONS = 512  # N * L
 CONV_MACS = 600_000  # or so many multiply-adds
 NORM_ELEMENTS = 16_384  # N * C * L
 
+Place = tuple[nn.Sequential, Any]  # a module (broken models hold others), behind what holds it
+Plan = list[Callable[[Tensor], Tensor]]
 
-class Block(nn.Sequential):
+
+class Step:
+    """Modules in a row that one computation may replace, and what to run where it may not."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.owner = places[0][0]
+        self.modules: list[Any] = [module for _, module in places]
+        self.one_by_one: Plan = [*self.modules]
+
+    @classmethod
+    def fits(cls, places: Sequence[Place]) -> bool:
+        """Whether modules of the right types can be such a step at all."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor) -> Tensor | None:
+        """Compute what the modules compute, or None where they have to do it themselves."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = None if any(map(has_own_code, self.modules)) else self.run(x)
+        if y is None:
+            y = x
+            for step in self.one_by_one:
+                y = step(y)
+        return y
+
+
+Table = Sequence[tuple[tuple[tuple[type[nn.Module], ...], ...], type[Step]]]
+
+
+def plan(places: Sequence[Place], table: Table) -> Plan:
+    """Cut modules into steps, each by the first row of the table that fits, and single modules.
+
+    Example:
+        >>> block = Block(nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU())
+        >>> steps = plan([(block, module) for module in block], FUSED)
+        >>> [type(step).__name__ for step in steps]
+        ['NormThenRelu', 'ReLU']
+    """
+    steps: Plan = []
+    i = 0
+    while i < len(places):
+        step = _first_step(places[i:], table)
+        steps.append(places[i][1] if step is None else step)
+        i += 1 if step is None else len(step.modules)
+    return steps
+
+
+def _first_step(places: Sequence[Place], table: Table) -> Step | None:
+    for kinds, step in table:
+        part = places[: len(kinds)]
+        if (
+            len(part) == len(kinds)
+            and all(type(module) in kind for (_, module), kind in zip(part, kinds, strict=True))
+            and step.fits(part)
+        ):
+            return step(part)
+    return None
+
+
+class FusedSequential(nn.Sequential):
+    """``nn.Sequential`` that runs by a plan, unless something could see a difference."""
+
+    # The modules that were planned, with their types, and the plan.
+    _planned: tuple[list[Any], Plan] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the modules in their order."""
+        if not in_plain_eager_mode():
+            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
+        places = list(self._places())
+        key: list[Any] = [self.training]
+        for owner, module in places:
+            key += id(owner), id(module), type(module)
+        planned = self._planned
+        if planned is None or planned[0] != key:
+            planned = self._planned = key, self._plan(places)
+        x = input
+        for step in planned[1]:
+            x = step(x)
+        return x
+
+    def _places(self) -> Iterable[Place]:
+        return ((self, module) for module in self._modules.values())
+
+    def _plan(self, places: Sequence[Place]) -> Plan:
+        return plan(places, FUSED)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_planned"}
+
+    def __prepare_scriptable__(self) -> nn.Sequential:
+        plain = nn.Sequential()
+        plain.__dict__.update(self.__getstate__())
+        return plain
+
+
+class Block(FusedSequential):
     """``nn.Sequential`` around a ``SparseConv1d``, with faster ways through its neighbours.
 
     A 1x1 ``nn.Conv1d``, and in training an ``nn.BatchNorm1d`` followed by ``nn.ReLU``, are computed
     by ``functional.fused`` when the backend is the C++ kernels on AVX2 or better, the input is
     large enough for that to be faster, and the outcome is the same: modules of exactly these types,
-    without hooks, on float32 or float64 CPU tensors, outside torch.compile, autocast and
-    torch.func. Everything else runs module by module.
+    without hooks, on float32 or float64 CPU tensors, outside torch.compile, autocast, torch.func
+    and modes that see functions or operations. Everything else runs module by module.
 
     Args:
         modules: as for ``nn.Sequential``.
-        backend: as in ``sparse_conv1d``; None takes that of the ``SparseConv1d`` among the modules,
+        backend: as in ``sparse_conv1d``; None means that of the ``SparseConv1d`` among the modules,
             and without one runs module by module.
 
     Example:
@@ -57,34 +162,8 @@ class Block(nn.Sequential):
             part.backend = self.backend
         return part
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Run the modules in their order."""
-        if not runs_eagerly():
-            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
-        return self._through(list(self._modules.values()), input)
-
-    def _through(self, modules: list[nn.Module], x: Tensor) -> Tensor:
-        """Run these modules of the block, where nothing traces, casts or transforms."""
-        ready: bool | None = None  # asked only where there is something to gain
-        i = 0
-        while i < len(modules):
-            module = modules[i]
-            fused = _fusable(modules, i, x)
-            if fused and ready is None:
-                ready = runs_here(x) and self._pays(x.device)
-            if fused and ready:
-                if isinstance(module, nn.Conv1d):
-                    x = conv1x1(x, module.weight)
-                else:
-                    assert isinstance(module, nn.BatchNorm1d)
-                    x = batch_norm_relu(x, module)
-                i += fused
-            else:
-                x = module(x)
-                i += 1
-        return x
-
-    def _pays(self, device: torch.device) -> bool:
+    def kernels_run_on(self, device: torch.device) -> bool:
+        """Whether the backend of this block is the C++ kernels, on AVX2 or better."""
         backend = self.backend
         for module in self._modules.values():
             if backend is None and isinstance(module, SparseConv1d):
@@ -95,36 +174,71 @@ class Block(nn.Sequential):
         return bool(extension.isa() != "baseline")
 
 
-def _fusable(modules: list[nn.Module], i: int, x: Tensor) -> int:
-    """How many modules, from this one on, one kernel can replace."""
-    module = modules[i]
-    if type(x) is not Tensor and type(x) is not nn.Parameter:
-        return 0
-    if type(module) is nn.Conv1d:
-        return int(_is_1x1(module, x) and not has_own_code(module))
-    norm_then_relu = (
-        type(module) is nn.BatchNorm1d
-        and module.training
-        and x.numel() >= NORM_ELEMENTS
-        and i + 1 < len(modules)
-        and type(modules[i + 1]) is nn.ReLU
-        and not has_own_code(module)
-        and not has_own_code(modules[i + 1])
-    )
-    return 2 if norm_then_relu else 0
+class BlockStep(Step):
+    """Modules of one ``Block``, by a kernel that wins from a certain size on."""
 
+    owner: Block
 
-def _is_1x1(conv: nn.Conv1d, x: Tensor) -> bool:
-    """Whether ``conv1x1`` computes what the layer does on ``x``, and faster."""
-    positions = x.numel() // conv.in_channels
-    return (
-        conv.kernel_size == (1,)
-        and conv.stride == (1,)
-        and conv.groups == 1
-        and conv.bias is None
-        and (conv.padding == (0,) or conv.padding in ("same", "valid"))
-        and (
-            positions >= CONV_POSITIONS
-            or positions * conv.in_channels * conv.out_channels >= CONV_MACS
+    @classmethod
+    def fits(cls, places: Sequence[Place]) -> bool:
+        owner = places[0][0]
+        return isinstance(owner, Block) and all(other is owner for other, _ in places)
+
+    def run(self, x: Tensor) -> Tensor | None:
+        ready = (
+            type(x) in (Tensor, nn.Parameter)
+            and self.is_faster(x)
+            and runs_here(x)
+            and self.owner.kernels_run_on(x.device)
         )
+        return self.compute(x) if ready else None
+
+    def is_faster(self, x: Tensor) -> bool:
+        """Whether the kernel computes the same, and in less time."""
+        raise NotImplementedError
+
+    def compute(self, x: Tensor) -> Tensor:
+        """The output of the modules, by the kernel."""
+        raise NotImplementedError
+
+
+class Pointwise(BlockStep):
+    """A 1x1 ``nn.Conv1d`` without bias."""
+
+    def is_faster(self, x: Tensor) -> bool:
+        (conv,) = self.modules
+        positions = x.numel() // conv.in_channels
+        return (
+            is_pointwise(conv)
+            and conv.bias is None
+            and (
+                positions >= CONV_POSITIONS
+                or positions * conv.in_channels * conv.out_channels >= CONV_MACS
+            )
+        )
+
+    def compute(self, x: Tensor) -> Tensor:
+        return conv1x1(x, self.modules[0].weight)
+
+
+class NormThenRelu(BlockStep):
+    """An ``nn.BatchNorm1d`` in training, and ``nn.ReLU``."""
+
+    def is_faster(self, x: Tensor) -> bool:
+        return self.modules[0].training and x.numel() >= NORM_ELEMENTS
+
+    def compute(self, x: Tensor) -> Tensor:
+        return batch_norm_relu(x, self.modules[0])
+
+
+def is_pointwise(conv: nn.Conv1d) -> bool:
+    """Whether the layer maps each position by itself, all alike."""
+    return (
+        conv.groups == 1
+        and conv.kernel_size == conv.stride == (1,)
+        and conv.padding in ((0,), "same", "valid")
     )
+
+
+CONV, NORM, RELU = (nn.Conv1d,), (nn.BatchNorm1d,), (nn.ReLU,)
+FUSED: Table = (((CONV,), Pointwise), ((NORM, RELU), NormThenRelu))

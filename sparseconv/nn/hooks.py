@@ -1,13 +1,43 @@
-"""Whether calling a module runs more than its class's ``forward``."""
+"""Whether calling a module does more than its class's ``forward``, or torch more than compute."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.modules.module as torch_module
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from sparseconv.functional.fused import runs_eagerly
 
 
-def has_hooks_for_all() -> bool:
-    """Whether somebody's hooks run in every module's call."""
+def has_own_code(module: nn.Module) -> bool:
+    """Whether calling this module does something that calling its class does not."""
+    attributes = module.__dict__  # half the time of module.name, which is asked four times a call
+    return bool(
+        attributes["_forward_hooks"]
+        or attributes["_forward_pre_hooks"]
+        or attributes["_backward_hooks"]
+        or attributes["_backward_pre_hooks"]
+        or "forward" in attributes
+        or type(module).__call__ is not nn.Module.__call__
+    )
+
+
+def in_plain_eager_mode() -> bool:
+    """Whether torch just computes: no tracer, cast, transform, mode, or hook of all modules."""
+    return (
+        runs_eagerly()
+        and not torch._C._len_torch_dispatch_stack()
+        and not _has_global_hooks()
+        # torch.set_default_device() is a mode, too, but only sees where tensors are created.
+        and all(type(mode) is DeviceContext for mode in _function_modes())
+    )
+
+
+def _has_global_hooks() -> bool:
     return bool(
         torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
@@ -16,22 +46,8 @@ def has_hooks_for_all() -> bool:
     )
 
 
-def has_code_of_its_own(module: nn.Module) -> bool:
-    """Whether calling this module does something that is not its class's."""
-    attributes = module.__dict__  # half the time that module.name takes, four times a call
-    return bool(
-        attributes["_forward_hooks"]
-        or attributes["_forward_pre_hooks"]
-        or attributes["_backward_hooks"]
-        or attributes["_backward_pre_hooks"]
-        or "forward" in attributes
-    )
-
-
-def has_own_code(module: nn.Module) -> bool:
-    """Whether something other than the class decides what calling this module does."""
-    return (
-        has_code_of_its_own(module)
-        or has_hooks_for_all()
-        or type(module).__call__ is not nn.Module.__call__
-    )
+def _function_modes() -> list[Any]:
+    if not torch._C._len_torch_function_stack():  # the usual case, asked at every call
+        return []
+    modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return modes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.tracing import outside_tracing
-from sparseconv.functional.fused import average_bins, runs_eagerly, runs_here
+from sparseconv.functional.fused import average_bins, runs_here
 
 POOLED = 50  # samples that are kept of any length
 
@@ -37,27 +37,32 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
 
     def forward(self, input: Tensor) -> Tensor:
         length = input.shape[-1]
-        if runs_eagerly() and input.numel() >= self.LEAST and runs_here(input):
+        if runs_here(input) and input.numel() >= self.LEAST:
             return average_bins(input, POOLED)
         if not isinstance(length, int):  # a graph of torch.export, good for every length
-            return input @ _averages(length, input.dtype, input.device)
+            return input @ new_averaging_matrix(length, input.dtype, input.device)
         if length > self.LONGEST:
             return super().forward(input)
         # A compiler leaves out the cache, and warns of that.
-        make = _averages if torch.compiler.is_compiling() else averaging_matrix
+        make = new_averaging_matrix if torch.compiler.is_compiling() else averaging_matrix
         return input @ make(length, input.dtype, input.device)
 
 
 @functools.cache
-def averaging_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(length, 50)``: the product of a series with it is ``nn.AdaptiveAvgPool1d(50)`` of it."""
+def averaging_matrix(
+    length: int, dtype: torch.dtype, device: torch.device, bins: int = POOLED
+) -> Tensor:
+    """``(length, bins)``: a series times this is ``nn.AdaptiveAvgPool1d(bins)`` of the series."""
     with outside_tracing():
-        return _averages(length, dtype, device)
+        return new_averaging_matrix(length, dtype, device, bins)
 
 
-def _averages(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    bins = torch.arange(POOLED, device=device)
-    first, end = bins * length // POOLED, -(-(bins + 1) * length // POOLED)
+def new_averaging_matrix(
+    length: int, dtype: torch.dtype, device: torch.device, bins: int = POOLED
+) -> Tensor:
+    """The same, not kept."""
+    bin = torch.arange(bins, device=device)
+    first, end = bin * length // bins, -(-(bin + 1) * length // bins)
     samples = torch.arange(length, device=device).unsqueeze(1)
     inside = (samples >= first) & (samples < end)
     return (inside / (end - first).double()).to(dtype)

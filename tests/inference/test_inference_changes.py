@@ -183,7 +183,6 @@ CHANGES: dict[str, Callable[[nn.Sequential], Any]] = {
 
 
 ONE_NOT_MERGED_ANY_MORE = (
-    "another class",
     "pruned",
     "weight norm",
     "statistics dropped",
