@@ -25,18 +25,16 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
     """Classify time series with a Dynamic Sparse Network trained on active weights only.
 
     The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,
-    n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel; they are used as they come,
-    as float32, so normalise them first if their scales differ. Labels are strings, integers,
-    booleans or whole numbers held as floats; aeon takes other floats for targets of a regression.
+    n_timepoints)``, or ``(n_cases, n_timepoints)`` with one channel; they are used unscaled, as
+    float32, so normalise them first if their scales differ. Labels are strings, integers, booleans
+    or whole numbers stored as floats; aeon treats other floats as targets of a regression.
 
     Args:
         sparsity, nf, kernel_size, depth, n_groups, init, padding, backend: see ``models.DSN``.
-        epochs, lr, lr_min, weight_decay, batch_size: see ``recipe.Recipe``.
-        update_every_epochs, update_every_steps, skip_step_at_update: see ``recipe.Recipe``.
-        decay_share, prune_fraction, prune_floor, grow: see ``recipe.Recipe``.
+        epochs, ..., grow: see ``training.Recipe``.
         random_state: an int fixes everything that is drawn; a ``RandomState`` gives the seed;
             None draws a new seed for each fit.
-        n_jobs: threads that torch may use in fit and predict, as aeon counts them: -1 takes all
+        n_jobs: threads that torch may use in fit and predict, as aeon counts them: -1 means all
             cores, -2 all but one; never less than one.
         verbose: show a progress bar.
 
@@ -100,29 +98,9 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         n_jobs: int = 1,
         verbose: bool = False,
     ) -> None:
-        self.sparsity = sparsity
-        self.nf = nf
-        self.kernel_size = kernel_size
-        self.depth = depth
-        self.n_groups = n_groups
-        self.init = init
-        self.padding = padding
-        self.epochs = epochs
-        self.lr = lr
-        self.lr_min = lr_min
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.update_every_epochs = update_every_epochs
-        self.update_every_steps = update_every_steps
-        self.skip_step_at_update = skip_step_at_update
-        self.decay_share = decay_share
-        self.prune_fraction = prune_fraction
-        self.prune_floor = prune_floor
-        self.grow = grow
-        self.backend = backend
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.verbose = verbose
+        given = locals()
+        for name in inspect.signature(DSNClassifier).parameters:
+            setattr(self, name, given[name])
         super().__init__()
 
     def _check_X(self, X: Any) -> Any:  # noqa: N802 (aeon's name)
@@ -132,7 +110,7 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
                 "DSNClassifier expected at least one series with at least one time point, but got "
                 f"shape {X.shape}"
             )
-        get_type(X)  # aeon's own words for what is no collection of series
+        get_type(X)  # aeon's own error for what is not a collection of series
         if not is_equal_length(X):
             raise ValueError(
                 "DSNClassifier expected series of one length, but got unequal length series; pad "

@@ -58,14 +58,12 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     """Read a data set from this machine; nothing is ever downloaded.
 
     Args:
-        name_or_path: one of ``BUNDLED`` (they lie inside the aeon package; JapaneseVowels is the
+        name_or_path: one of ``BUNDLED`` (part of the aeon package; JapaneseVowels is the
             equal-length variant), a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``, or a
             ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and ``y_test``. Series have
             the shape ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
-            ``(n_cases, n_timepoints)``; labels are strings or real
-            numbers.
-        nan_to_zero: replace missing values by 0, as the paper's UCR 85 runs do, instead of
-            refusing them.
+            ``(n_cases, n_timepoints)``; labels are strings or real numbers.
+        nan_to_zero: replace missing values by 0, as in the paper's UCR 85 runs.
 
     Raises:
         ValueError: an unknown name, an unreadable source, or data that cannot be classified:

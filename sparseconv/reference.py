@@ -55,13 +55,14 @@ def conv1d_dense(
     """
     half = input.dtype in (torch.bfloat16, torch.float16)
     wide = torch.float32 if half else input.dtype
-    x = _pad(input.to(wide), padding, padding_mode)
+    x = pad(input.to(wide), padding, padding_mode)
     weight = dense_weight(values, pattern).to(wide)
     bias = None if bias is None else bias.to(wide)
     return F.conv1d(x, weight, bias, stride, 0, dilation, groups).to(input.dtype)
 
 
-def _pad(x: Tensor, padding: tuple[int, int], mode: str) -> Tensor:
+def pad(x: Tensor, padding: tuple[int, int], mode: str) -> Tensor:
+    """``F.pad`` in the words of ``nn.Conv1d``, without a copy where there is nothing to pad."""
     if padding == (0, 0):
         return x
     return F.pad(x, padding, "constant" if mode == "zeros" else mode)
@@ -128,7 +129,7 @@ class MaskedConv1d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
-        x = _pad(input, self.padding, self.padding_mode)
+        x = pad(input, self.padding, self.padding_mode)
         return F.conv1d(
             x, self.weight * self.mask, self.bias, self.stride, 0, self.dilation, self.groups
         )

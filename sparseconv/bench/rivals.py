@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparseconv.bench.cases import Problem
 from sparseconv.core.geometry import Geometry
-from sparseconv.reference import dense_weight
+from sparseconv.reference import dense_weight, pad
 
 Calls = dict[str, Callable[[], Tensor]]
 
@@ -30,8 +30,7 @@ class Rival(Protocol):
 
 
 def _pad(x: Tensor, geometry: Geometry) -> Tensor:
-    mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
-    return F.pad(x, geometry.padding, mode) if any(geometry.padding) else x
+    return pad(x, geometry.padding, geometry.padding_mode)
 
 
 def _unpad(grad: Tensor, geometry: Geometry, length: int) -> Tensor:

@@ -48,7 +48,7 @@ def add_to(commands: Any) -> None:
         "--out", type=Path, help="results folder (default: runs/NAME-seedSEED); new or empty"
     )
     command.add_argument(
-        "--resume", action="store_true", help="go on with the run in the results folder"
+        "--resume", action="store_true", help="resume the run in the results folder"
     )
     command.add_argument(
         "--threads",
@@ -93,7 +93,7 @@ def _train(args: argparse.Namespace) -> int:
             )  # fmt: skip
         except KeyboardInterrupt:
             again = shlex.join(["train", args.data, "--out", str(out), "--resume"])
-            print(f"\nstopped; to go on: {PROG} {again}", file=sys.stderr)
+            print(f"\nstopped; to resume: {PROG} {again}", file=sys.stderr)
             return INTERRUPTED
         _history_writer(out / HISTORY_NAME)(result.history)
         log_proba = predict_log_proba(model, torch.from_numpy(data.X_test))
@@ -117,11 +117,11 @@ def _fresh(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     if out.exists() and not out.is_dir():
         raise ValueError(f"the results folder {out} is a file; choose another with --out")
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    # What a run leaves that ended before its first checkpoint is in nobody's way.
+    # A run that ended before its first checkpoint leaves nothing worth keeping.
     if found - {CONFIG_NAME, f"{CONFIG_NAME}.partial", f"{CHECKPOINT_NAME}.partial"}:
         if CONFIG_NAME in found:
             raise ValueError(
-                f"{out} holds a run already; go on with it with --resume, or choose another folder "
+                f"{out} holds a run already; resume it with --resume, or choose another folder "
                 "with --out"
             )
         raise ValueError(

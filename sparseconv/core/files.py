@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written before it takes its place."""
+    """The file that is written first, beside ``path``."""
     return path.with_name(path.name + ".partial")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that replaces ``path`` once all its bytes are on the disk.
+
+    Whenever the process is killed, ``path`` holds the old file or the new one; if writing fails,
+    the old one.
+    """
     partial = partial_path(path)
     try:
-        partial.write_text(text, encoding="utf-8")
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name must reach the disk as well
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work whether its result can be written; missing folders are made.
+    """Check before the work that its result can be written; missing folders are created.
 
     Raises:
         ValueError: it cannot, and why.

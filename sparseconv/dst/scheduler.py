@@ -15,7 +15,13 @@ from sparseconv.core.geometry import single
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst import checks
 from sparseconv.dst.ranks import Ranks
-from sparseconv.dst.update import check_growth, check_regions, cosine_decay, prune_and_grow
+from sparseconv.dst.update import (
+    check_fractions,
+    check_growth,
+    check_regions,
+    cosine_decay,
+    prune_and_grow,
+)
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import DenseGradientHook, gradient_dtype
 from sparseconv.nn.overwritten import checksum
@@ -135,14 +141,9 @@ class DSTScheduler:
         self.decay_steps = single(
             "decay_steps", end_step if decay_steps is None else decay_steps, 1
         )
-        prune_fraction = number("prune_fraction", prune_fraction)
-        prune_floor = number("prune_floor", prune_floor)
-        if not 0 <= prune_floor <= prune_fraction <= 1:
-            raise ValueError(
-                "expected 0 <= prune_floor <= prune_fraction <= 1, but got "
-                f"prune_floor={prune_floor} and prune_fraction={prune_fraction}"
-            )
-        self.prune_fraction, self.prune_floor = prune_fraction, prune_floor
+        self.prune_fraction = number("prune_fraction", prune_fraction)
+        self.prune_floor = number("prune_floor", prune_floor)
+        check_fractions(self.prune_fraction, self.prune_floor)
         check_growth(grow)
         self.grow = grow
         self.seed = integer("seed must be an int", seed)

@@ -166,6 +166,15 @@ def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(step, steps) / steps))
 
 
+def check_fractions(start: float, floor: float) -> None:
+    """Refuse shares of active weights out of order."""
+    if not 0 <= floor <= start <= 1:
+        raise ValueError(
+            "expected 0 <= prune_floor <= prune_fraction <= 1, but got "
+            f"prune_floor={floor} and prune_fraction={start}"
+        )
+
+
 def check_growth(grow: str) -> None:
     """Refuse an unknown way to grow."""
     if grow not in GROWTHS:

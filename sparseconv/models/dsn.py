@@ -64,10 +64,10 @@ class DSN(nn.Module):
     Args:
         in_channels: channels of a series.
         n_classes: number of classes.
-        sparsity: inactive share of each group's *region*, in [0, 1). With kernel groups the true
+        sparsity: inactive share of each group's region, in [0, 1). With kernel groups the true
             density is lower than ``1 - sparsity``. 0 is the paper's dense network: every tap is
             active and there are no groups.
-        nf: channels between modules.
+        nf: channels between modules; a module has three times as many.
         kernel_size: taps of the sparse convolutions.
         depth: number of modules.
         n_groups: number of kernel groups; 1 removes them (the paper's ablation).
@@ -75,7 +75,7 @@ class DSN(nn.Module):
             draws uniformly inside the region.
         padding: ``"right-replicate"`` repeats the last sample, so the taps look forward;
             ``"centred-zeros"`` is what the paper used on the UCR 2018 archive.
-        backend: of the sparse convolutions, as in ``sparse_conv1d``.
+        backend: of the sparse convolutions; ``"auto"`` or a backend that can run here.
 
     Shape:
         Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.

@@ -1,16 +1,16 @@
-"""The dense weight gradient of a ``SparseConv1d``, taken while somebody needs it."""
+"""The dense weight gradient of a ``SparseConv1d``, computed only while it is needed."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.nn.grad import conv1d_weight
 
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.reference import pad
 
 
 class DenseGradientHook:
@@ -21,12 +21,11 @@ class DenseGradientHook:
         self.total: Tensor | None = None
 
     def close(self) -> None:
-        """See nothing more, also of graphs that were made while watching."""
+        """Ignore every further gradient, also of graphs that were made while watching."""
         self.watching, self.total = False, None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copied or pickled layer has a hook that sees nothing; if its scheduler is copied with
-        # it, that one replaces the hook.
+        # A copied or pickled layer has an idle hook; a scheduler copied with it replaces it.
         return DenseGradientHook, ()
 
     def __call__(
@@ -48,7 +47,7 @@ GradientWatch = DenseGradientHook  # as pickles of version 0.1 name it
 
 
 def _is_batched(tensor: Tensor) -> bool:
-    """Whether ``torch.vmap`` looks on: per-sample gradients are not the step's."""
+    """Whether ``torch.vmap`` runs: per-sample gradients are not the step's."""
     while is_functorch_wrapped_tensor(tensor):
         if is_batchedtensor(tensor):
             return True
@@ -57,19 +56,18 @@ def _is_batched(tensor: Tensor) -> bool:
 
 
 def gradient_dtype(layer: SparseConv1d) -> torch.dtype:
-    """In which a layer's dense gradient is computed."""
+    """The dtype in which a layer's dense gradient is computed."""
     return torch.float64 if layer.values.dtype == torch.float64 else torch.float32
 
 
 @torch.no_grad()
 def _dense_wgrad(layer: SparseConv1d, input: Tensor, grad: Tensor) -> Tensor:
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    # Under autocast the two differ; and a half type would add up half numbers.
+    # Under autocast the two dtypes differ; and sums in half precision lose too much.
     dtype = gradient_dtype(layer)
     input, grad = input.to(dtype), grad.to(dtype)
     if input.dim() == 2:
         input, grad = input.unsqueeze(0), grad.unsqueeze(0)
-    padded = F.pad(input, layer.resolved_padding, mode)
+    padded = pad(input, layer.resolved_padding, layer.padding_mode)
     dense: Tensor = conv1d_weight(  # type: ignore[no-untyped-call]
         padded, layer.pattern.shape, grad, layer.stride, 0, layer.dilation, layer.groups
     )

@@ -22,6 +22,7 @@ from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.restored import restored_afterwards
 from sparseconv.ops.backends import extension
 from sparseconv.profiling.result import LayerProfile, Measurement, ModelTime, Profile
+from sparseconv.reference import pad
 
 Passes = dict[str, Callable[[], object]]
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -238,8 +239,7 @@ def _convolutions(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., 
     def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if mode == "zeros" and left == right:
             return F.conv1d(x, weight, bias, stride, left, dilation, groups)
-        if padding != (0, 0):
-            x = F.pad(x, padding, "constant" if mode == "zeros" else mode)
+        x = pad(x, padding, mode)
         return F.conv1d(x, weight, bias, stride, 0, dilation, groups)
 
     return {"sparse": (layer.values, sparse), "dense": (layer.dense_weight(), dense)}

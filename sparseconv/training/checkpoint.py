@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import os
@@ -13,23 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseconv.core.files import replacing
+
 FORMAT = "sparseconv checkpoint"
 VERSION = 1
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint, or a checkpoint of something else."""
+    """A file that is not a checkpoint, or a checkpoint of something else."""
 
 
 def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Write ``content`` so that ``path`` holds the old file or the new one, whenever it is killed.
-
-    The bytes go to a file beside ``path``, reach the disk, and only then take its name.
+    """Write ``content``; a process killed meanwhile leaves the old file or the new one.
 
     Args:
         path: the file; its folder exists.
         content: dicts, lists, tensors, numbers and strings only: what
-            ``torch.load(weights_only=True)`` reads back without running any code.
+            ``torch.load(weights_only=True)`` reads without running any code.
 
     Raises:
         OSError, RuntimeError: the file cannot be written; an older one is left as it was.
@@ -41,23 +40,8 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         >>> load(path)["epoch"]
         3
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name must reach the disk as well
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(Path(path)) as file:
+        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -65,18 +49,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read.
-        CheckpointError: it is truncated, damaged, or no checkpoint of this library and version.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
-        >>> path.write_text("no checkpoint")
-        13
-        >>> try:
-        ...     load(path)
-        ... except CheckpointError:
-        ...     print("refused")
-        refused
+        CheckpointError: it is truncated, damaged, or not a checkpoint of this library and version.
     """
     raw = Path(path).read_bytes()
     try:
@@ -91,12 +64,12 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is not a readable checkpoint: it is truncated, damaged or of another "
             f"program ({error}); use another file, or train without resuming"
         ) from error
-    # Their types first: in a damaged file anything may stand there, a tensor for one.
+    # Types are compared first: a damaged file may hold anything here, a tensor for example.
     kind, version = (content.get(name) if isinstance(content, dict) else None
                      for name in ("format", "version"))  # fmt: skip
     if type(kind) is not str or kind != FORMAT:
         raise CheckpointError(
-            f"{path} is a file of torch, but no checkpoint written by "
+            f"{path} is a file of torch, but not a checkpoint written by "
             "sparseconv.training.checkpoint.save"
         )
     if type(version) is not int or version != VERSION:
@@ -109,12 +82,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Copy a model's state dict (weights, patterns, buffers), so that training on cannot alter it.
-
-    Example:
-        >>> sorted(snapshot(nn.Linear(2, 1)))
-        ['bias', 'weight']
-    """
+    """Copy a model's state dict (weights, patterns, buffers): further training leaves it alone."""
     state: dict[str, Any] = copy.deepcopy(model.state_dict())
     return state
 
@@ -147,17 +115,13 @@ def restore(model: nn.Module, state: dict[str, Any]) -> None:
 
 
 def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
-    """Load Adam's state dict if its moments fit the parameters: the fused step does not look.
+    """Load Adam's state dict if its moments fit the parameters, which the fused step never checks.
 
-    Options stay those of ``optimizer``; but for the learning rate, the state's must be the same.
+    The options of ``optimizer`` are kept; except the learning rate, the state's must be equal.
 
     Raises:
         CheckpointError: a moment has another shape, dtype or layout than its parameter, or an
             option another value; the optimizer is left as it was.
-
-    Example:
-        >>> optimizer = torch.optim.Adam(nn.Linear(2, 1).parameters())
-        >>> restore_adam(optimizer, optimizer.state_dict())
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, moments in state["state"].items():

@@ -1,4 +1,4 @@
-"""The data of a training run: checked before anything is trained, and told apart by a digest."""
+"""The data of a training run: checked before anything is trained, and identified by a digest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LABELS = "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
 
 
 def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Bring data to the model's device and dtype; refuse what it cannot be trained on.
+    """Bring data to the model's device and dtype; refuse what cannot be trained on.
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``.

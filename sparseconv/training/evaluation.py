@@ -1,4 +1,4 @@
-"""What a trained classifier says of series that it is given."""
+"""Predictions of a trained classifier, and their accuracy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[st
 
 
 def first_parameter(model: nn.Module) -> nn.Parameter:
-    """Return the parameter that stands for a model's device and dtype."""
+    """Return a parameter, whose device and dtype are the model's."""
     for parameter in model.parameters():
         return parameter
     raise ValueError("the model has no parameters to train")

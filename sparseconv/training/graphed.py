@@ -1,10 +1,10 @@
-"""A training step as CUDA graphs that go on serving when the patterns change."""
+"""A training step as CUDA graphs that stay valid when the patterns change."""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,16 +19,15 @@ WARM_UP = 3  # calls before a capture: kernels are loaded, gradients and moments
 
 
 class StaticPattern(KernelCSR):
-    """A pattern whose content can be replaced: what was derived from it keeps its memory.
+    """A pattern whose content can be replaced in place, with everything computed from it.
 
-    That is what a CUDA graph needs, which reads the same addresses at every replay. Nobody but the
-    graph may hold it.
+    A CUDA graph reads the same addresses at every replay. Only the graph may hold such a pattern.
     """
 
     __slots__ = ()
 
     def follow(self, pattern: KernelCSR) -> None:
-        """Take the content of a pattern with the same shape and nnz, in place."""
+        """Copy the content of a pattern with the same shape and nnz."""
         for own, new in ((self._crow, pattern.crow_indices), (self._col, pattern.col_indices)):
             own.copy_(new)
         object.__setattr__(self, "_versions", (self._crow._version, self._col._version))
@@ -45,43 +44,33 @@ def _overwrite(held: Any, new: Any) -> None:
             _overwrite(old_part, new_part)
     elif held != new:
         raise RuntimeError(
-            "this was derived from a pattern and cannot be rewritten in place for another one with "
-            f"the same shape and nnz: {held!r}"
+            "this was computed from a pattern and cannot be rewritten in place for another one "
+            f"with the same shape and nnz: {held!r}"
         )
 
 
 class _Graph(NamedTuple):
     inputs: tuple[Tensor, ...]
     replay: Callable[[], Outputs]
-    places: list[tuple[Mapping[Any, Any], Any]]  # whose entries the graph reads and writes
-    addresses: list[int]
-
-    def is_valid(self) -> bool:
-        """Say whether everything still lies where the graph looks for it."""
-        return _addresses(self.places) == self.addresses
-
-
-def _addresses(places: list[tuple[Mapping[Any, Any], Any]]) -> list[int]:
-    return [registry[name].data_ptr() for registry, name in places if name in registry]
+    addresses: list[int]  # of all that it reads and writes
 
 
 class GraphedStep:
     """Call ``function(*tensors)``, a training step, from CUDA graphs: one for each input shape.
 
-    The first calls with a shape run as they are (they count as steps like any other), then one is
-    captured and from there on replayed: a launch instead of hundreds. When a ``SparseConv1d`` of
+    The first calls with a shape run eagerly (they count as steps like any other), then one is
+    captured and replayed from there on: one launch instead of hundreds. When a ``SparseConv1d`` of
     the model has another pattern with as many active weights, its plans are written into the memory
     that the graphs read; with another number of them, or when a tensor of the model or of the
-    optimizer's state lies elsewhere, the graphs are captured anew. Never yet run on a GPU.
+    optimizer's state has moved, the graphs are captured again. Not yet run on a GPU.
 
     Args:
         model: on one CUDA device.
-        function: takes tensors, returns a tuple of tensors, and changes everything else in place:
-            zero_grad, forward, backward, an optimizer's step with ``capturable=True`` (and ``lr`` a
-            tensor if it is to change). Hooks and Python code in it run while capturing only: so
-            with gradient growth call the function itself in the step before an update.
-        optimizer: the one that the function steps. After its ``load_state_dict`` the graphs are
-            captured anew.
+        function: accepts tensors, returns a tuple of tensors, and changes everything else in
+            place: zero_grad, forward, backward, an optimizer's step with ``capturable=True`` (and
+            ``lr`` a tensor if it is to change). Hooks and Python code in it run while capturing
+            only: with gradient growth call the function itself in the step before an update.
+        optimizer: the one that the function steps.
 
     Raises:
         ValueError: the model is not on one CUDA device.
@@ -113,11 +102,11 @@ class GraphedStep:
     ) -> None:
         self.model, self.function, self.optimizer = model, function, optimizer
         self._layers = [layer for layer in model.modules() if isinstance(layer, SparseConv1d)]
-        self._device = self._only_device({r[name].device for r, name in self._places()})
+        self._device = self._only_device({tensor.device for tensor in self._tensors()})
         self._graphs: dict[Hashable, _Graph] = {}
         self._calls: Counter[Hashable] = Counter()
         self._static: list[StaticPattern] = []
-        self._patterns: list[KernelCSR] = []  # whose content the static patterns have
+        self._patterns: list[KernelCSR] = []  # whose content is in them
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Take a step; what it returns is overwritten by the next one.
@@ -128,7 +117,7 @@ class GraphedStep:
         self._follow()
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         graph = self._graphs.get(key)
-        if graph is not None and graph.is_valid():
+        if graph is not None and graph.addresses == self._addresses():
             for held, new in zip(graph.inputs, inputs, strict=True):
                 held.copy_(new)
             return graph.replay()
@@ -146,7 +135,7 @@ class GraphedStep:
         return graph.replay()
 
     def _follow(self) -> None:
-        """Bring the static patterns up to date, or begin anew where nnz has changed."""
+        """Update the static patterns, or forget all graphs where nnz has changed."""
         for i, known in enumerate(self._patterns):
             pattern = self._layers[i].pattern
             if pattern is known:
@@ -162,10 +151,10 @@ class GraphedStep:
             held.clear()
 
     def _with_static_patterns(self, inputs: tuple[Tensor, ...]) -> Outputs:
-        """Call the function while the layers read their plans from the memory that stays.
+        """Call the function while the layers read their plans from the static patterns.
 
-        The calls before a capture do it too: a plan that is made while capturing would be copied
-        from memory of the CPU which is gone at the replay.
+        The calls before a capture do so too: a plan made while capturing would be copied from
+        memory of the CPU that is freed before the replay.
         """
         try:
             for layer, static in zip(self._layers, self._static, strict=True):
@@ -184,23 +173,24 @@ class GraphedStep:
                 f"this step cannot be captured as a CUDA graph: {error}; every operation must stay "
                 "on the device, without .item() or .cpu(); or call the function itself"
             ) from error
-        places = self._places()
-        return _Graph(held, replay, places, _addresses(places))
+        return _Graph(held, replay, self._addresses())
 
-    def _places(self) -> list[tuple[Mapping[Any, Any], Any]]:
-        """Where the tensors stand that a graph reads and writes: all but the patterns' buffers."""
-        unread = {id(t) for layer in self._layers for t in (layer.crow_indices, layer.col_indices)}
-        registries: list[Mapping[Any, Any]] = [
-            registry for m in self.model.modules() for registry in (m._parameters, m._buffers)
+    def _tensors(self) -> list[Tensor]:
+        """What a graph reads and writes: all tensors but the buffers that describe patterns."""
+        tensors = [
+            tensor
+            for module in self.model.modules()
+            for name, tensor in (module._parameters | module._buffers).items()
+            if name not in ("crow_indices", "col_indices", "pattern_tag")
         ]
         if self.optimizer is not None:
-            registries += [_State(self.optimizer, p) for p in self.optimizer.state]
-        return [
-            (registry, name)
-            for registry in registries
-            for name, tensor in registry.items()
-            if isinstance(tensor, Tensor) and id(tensor) not in unread and name != "pattern_tag"
-        ]
+            tensors += [
+                entry for state in self.optimizer.state.values() for entry in state.values()
+            ]
+        return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+
+    def _addresses(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self._tensors()]
 
     @staticmethod
     def _only_device(found: set[torch.device]) -> torch.device:
@@ -230,7 +220,7 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self._device),
-            # Comes back to the present stream also if the capture fails, which torch's does not.
+            # Restores the current stream also if the capture fails, which torch's does not.
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, stream=self._side),
         ):
@@ -241,19 +231,3 @@ class GraphedStep:
             return outputs
 
         return replay
-
-
-class _State(Mapping[str, Any]):
-    """A parameter's state in an optimizer, which ``load_state_dict`` puts into new dicts."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
-        self.optimizer, self.parameter = optimizer, parameter
-
-    def __getitem__(self, name: str) -> Any:
-        return self.optimizer.state[self.parameter][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.optimizer.state[self.parameter])
-
-    def __len__(self) -> int:
-        return len(self.optimizer.state[self.parameter])

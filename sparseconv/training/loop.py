@@ -103,8 +103,8 @@ def train(
         progress: show a bar (tqdm) on stderr.
         checkpoint_every: epochs between checkpoints; the last epoch always writes one.
         on_epoch: called with the history so far when an epoch has ended and is saved.
-        scheduler_factory: makes what changes the patterns, instead of a ``DSTScheduler``, from
-            (model, optimizer, update_every, end_step, decay_steps), counted in optimizer steps.
+        scheduler_factory: builds what changes the patterns instead of a ``DSTScheduler``; a
+            ``SchedulerFactory``.
         cuda_graphs: replay all steps but the first ones and those before an update as CUDA graphs
             (``training.graphed``): the same results without most of the time for launches. The
             model must be on a CUDA device; its forward hooks run in the other steps only. Not yet
@@ -113,8 +113,8 @@ def train(
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written;
             ``cuda_graphs`` without a GPU; a training loss that is not finite (checkpoints stay).
-        CheckpointError: a file that is no checkpoint, or is of another recipe, model or data.
-        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+        CheckpointError: a damaged file, or a checkpoint of another recipe, model or data.
+        KeyboardInterrupt: Ctrl-C; its message says how to resume.
 
     Example:
         >>> from sparseconv.models import DSN
@@ -136,8 +136,8 @@ def train(
         validation = checked_data(model, *validation)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
-            "nothing can be trained, for every parameter of the model is frozen; "
-            "call requires_grad_() on what is to learn"
+            "nothing can be trained: every parameter of the model is frozen; "
+            "call requires_grad_() on those to train"
         )
     path = None if out is None else Path(out) / CHECKPOINT_NAME
     if path is not None and path.parent.is_file():
@@ -168,7 +168,7 @@ def train(
                     bar.set_postfix(loss=f"{row['train_loss']:.4f}", best=run.best["epoch"])
                     bar.update()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_how_to_go_on(run, path)) from None
+            raise KeyboardInterrupt(_how_to_resume(run, path)) from None
         finally:
             if bar is not None:
                 bar.close()
@@ -195,7 +195,7 @@ class _Run:
         self.batch_size = recipe.batch_size_for(len(X))
         self.batches = math.ceil(len(X) / self.batch_size)
         self.update_every = recipe.update_every_steps or recipe.update_every_epochs * self.batches
-        # A graph can read no Python number; off the graph the same one is read, for the same bits.
+        # A graph cannot read a Python number; eager steps read the same tensor, for the same bits.
         # (Torch's fused Adam reads 32 bits on CUDA, and 64 on a CPU.)
         dtype = torch.float32 if X.is_cuda else torch.float64
         fixed = X.is_cuda or cuda_graphs
@@ -251,7 +251,7 @@ class _Run:
             index = order[(batch - 1) * self.batch_size :][: self.batch_size]
             step = len(self.history) * self.batches + batch
             update = step % self.update_every == 0
-            # Gradient growth watches the step before an update by hooks, which a graph leaves out.
+            # Gradient growth watches the step before an update by hooks, which a graph skips.
             take = self._eager_step if update else self.step
             if update and self.recipe.skip_step_at_update:
                 take = self._gradients
@@ -297,7 +297,7 @@ class _Run:
         return measured
 
     def content(self) -> dict[str, Any]:
-        """Everything that going on needs, and what tells this run from another."""
+        """Everything needed to resume, and what tells this run from another."""
         return {
             **self._identity(),
             "state": self.model.state_dict(),
@@ -326,7 +326,7 @@ class _Run:
             there = content.get(kind)
             there = there if isinstance(there, dict) else {}
             for key in here | there:
-                # What they print as: a damaged entry may be anything, and compare as anything.
+                # Compared as text: a damaged entry may have any type.
                 a, b = (repr(d[key]) if key in d else "absent" for d in (here, there))
                 if a != b:
                     raise CheckpointError(
@@ -360,7 +360,7 @@ def _cuda_generator(device: torch.device) -> torch.Generator:
 
 
 def _check_progress(best: Any, history: Any, epochs: int) -> None:
-    """Refuse a history that no run writes, and a best epoch that is not the history's."""
+    """Refuse an impossible history, or a best epoch that is not the history's."""
     if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
         raise ValueError("its history does not hold the epochs 1, 2, ... in order")
     if not 1 <= len(history) <= epochs:
@@ -373,15 +373,15 @@ def _check_progress(best: Any, history: Any, epochs: int) -> None:
         )
 
 
-def _how_to_go_on(run: _Run, path: Path | None) -> str:
+def _how_to_resume(run: _Run, path: Path | None) -> str:
     text = f"training was interrupted in epoch {len(run.history) + 1} of {run.recipe.epochs}; "
     if path is None:
-        return text + "nothing was saved, for train(out=...) named no folder"
+        return text + "nothing was saved, because train(out=...) was not given"
     with contextlib.suppress(OSError, CheckpointError):  # of an older run, or none yet
         history = checkpoint.load(path).get("history")
         if history and history == run.history[: len(history)]:
             return text + (
-                f"{path} holds the state after epoch {len(history)}: go on with the same call "
+                f"{path} holds the state after epoch {len(history)}: resume with the same call "
                 "and resume=True"
             )
     return text + "no epoch of this run has been saved yet"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from sparseconv.dst.update import GROWTHS, cosine_decay
+from sparseconv.core.checks import integer, number
+from sparseconv.dst.update import check_fractions, check_growth, cosine_decay
 
 
 @dataclass(frozen=True)
@@ -19,19 +17,21 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training set.
-        lr, lr_min: Adam's learning rate, and where its cosine over the epochs would arrive.
+        lr: Adam's learning rate in the first epoch.
+        lr_min: where its cosine over the epochs would arrive.
         weight_decay: Adam's L2 penalty.
-        batch_size: series in a batch; None takes ``max(int(min(n_cases / 10, 16)), 2)``. Batches
-            are drawn without replacement and the last, smaller one is kept.
-        update_every_epochs: the pattern changes after the last optimizer step of every such epoch.
-        update_every_steps: if given, it changes every so many optimizer steps instead.
-        skip_step_at_update: leave out the optimizer step where the pattern changes (the paper's
-            text; its implementation and the default take it).
+        batch_size: series in a batch; None is ``max(int(min(n_cases / 10, 16)), 2)``. Batches are
+            drawn without replacement; the last, smaller one is kept.
+        update_every_epochs: epochs between two changes of the pattern.
+        update_every_steps: optimizer steps between two changes, instead of epochs.
+        skip_step_at_update: leave out the optimizer step where the pattern changes: the paper's
+            text; its implementation does not.
         decay_share: share of all steps over which the prune fraction's cosine falls.
-        prune_fraction, prune_floor: where that cosine begins and ends.
+        prune_fraction: share of active weights moved by the first update.
+        prune_floor: share moved once the cosine has fallen.
         grow: ``"random"`` (DSN), ``"gradient"`` (DSN_grad) or ``"static"`` (DSN_fix).
-        seed: of the order of the batches, of the grown weights and of torch's CPU generator
-            during training.
+        seed: of the order of batches, of the grown weights and of torch's generators during
+            training; on the command line also of the first weights.
 
     Raises:
         TypeError, ValueError: a constant of another type or out of its range.
@@ -58,47 +58,32 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "update_every_epochs", "update_every_steps", "seed"):
-            value = getattr(self, name)
-            if value is None and name in ("batch_size", "update_every_steps"):
+        """Check each constant; NumPy's scalars become Python's, which a checkpoint can hold."""
+        for field in fields(self):
+            name, value, kind = field.name, getattr(self, field.name), str(field.type)
+            if kind == "str" or (value is None and field.default is None):
                 continue
-            self._set(name, "an integer", Integral, int)
-            if getattr(self, name) < (name != "seed"):
-                raise ValueError(f"{name} must be >= {int(name != 'seed')}, but got {value!r}")
+            if kind.startswith("int"):
+                value, least = integer(f"{name} must be an integer", value), int(name != "seed")
+                if value < least:
+                    raise ValueError(f"{name} must be >= {least}, but got {value}")
+            elif kind == "float":
+                value = number(name, value)
+                if not 0 <= value < math.inf:
+                    raise ValueError(f"{name} must be finite and >= 0, but got {value}")
+            elif not isinstance(value, bool | np.bool_):
+                raise TypeError(f"{name} must be True or False, but got {value!r}")
+            object.__setattr__(self, name, bool(value) if kind == "bool" else value)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be < 2**63, but got {self.seed}")
-        self._set("skip_step_at_update", "True or False", bool | np.bool_, bool)
-        for name in (
-            "lr",
-            "lr_min",
-            "weight_decay",
-            "decay_share",
-            "prune_fraction",
-            "prune_floor",
-        ):
-            self._set(name, "a number", Real, float)
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and >= 0, but got {getattr(self, name)}")
         if not self.lr_min <= self.lr or self.lr == 0:
             raise ValueError(
                 f"expected 0 < lr and lr_min <= lr, but got lr={self.lr} and lr_min={self.lr_min}"
             )
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"decay_share must lie in (0, 1], but got {self.decay_share}")
-        if not self.prune_floor <= self.prune_fraction <= 1:
-            raise ValueError(
-                "expected prune_floor <= prune_fraction <= 1, but got "
-                f"prune_floor={self.prune_floor} and prune_fraction={self.prune_fraction}"
-            )
-        if self.grow not in GROWTHS:
-            raise ValueError(f"grow must be one of {GROWTHS}, but got {self.grow!r}")
-
-    def _set(self, name: str, kind: str, taken: Any, convert: Callable[[Any], Any]) -> None:
-        """Take NumPy's scalars too, but hold Python's: that is what a checkpoint can carry."""
-        value = getattr(self, name)
-        if not isinstance(value, taken) or (isinstance(value, bool) and convert is not bool):
-            raise TypeError(f"{name} must be {kind}, but got {value!r}")
-        object.__setattr__(self, name, convert(value))
+        check_fractions(self.prune_fraction, self.prune_floor)
+        check_growth(self.grow)
 
     def batch_size_for(self, n_cases: int) -> int:
         """Return the number of series in a batch for a training set of ``n_cases``."""

@@ -82,9 +82,9 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
     """Read the network that ``python -m sparseconv train`` wrote.
 
     Args:
-        path: the results folder, finished or not: kept is the best epoch so far. Or its
-            ``checkpoint.pt``.
-        backend: what computes, as in ``sparse_conv1d``, whatever the run was trained with.
+        path: the results folder, of a finished run or not: the network is that of the best epoch
+            so far. Or its ``checkpoint.pt``.
+        backend: as in ``sparse_conv1d``, whatever the run was trained with.
 
     Raises:
         ValueError: not the folder of a run. CheckpointError: a checkpoint that is damaged or of
@@ -111,8 +111,7 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
     config = read_config(folder)
     if not file.exists():
         raise ValueError(
-            f"{file} does not exist; if no epoch of the run has ended yet, go on with it with "
-            "--resume"
+            f"{file} does not exist; if no epoch of the run has ended yet, resume it with --resume"
         )
     content, data = checkpoint.load(file), config["data"]
     try:
@@ -132,7 +131,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The ``config.json`` of a run, with every option that this version knows.
 
     Raises:
-        ValueError: there is none, or it is of no run of this version.
+        ValueError: it is missing, or not one of this version.
     """
     path = folder / CONFIG_NAME
     try:

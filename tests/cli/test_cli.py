@@ -185,6 +185,7 @@ def test_every_option_reaches_the_run(
         "seed": 11,
     }  # fmt: skip
     assert (set(network), set(expected)) == (set(options.NETWORK), set(options.RECIPE))
+    assert {*network, *expected, *options.DATA} <= set(options._HELP)  # described where defined
     words = ["train", data, "--out", str(tmp_path / "a"), "--quiet"]
     for name, value in (network | expected).items():
         flag = "--" + name.replace("_", "-")
@@ -230,7 +231,7 @@ def test_interrupted_and_resumed_is_as_undisturbed(
         assert main([*words, "--out", str(broken)]) == 130
     error = capsys.readouterr().err
     line = f"python -m sparseconv train {data} --out '{broken}' --resume"
-    assert error.strip().endswith(f"to go on: {line}")
+    assert error.strip().endswith(f"to resume: {line}")
     assert len(history(broken)) == 2  # a row follows its checkpoint, which was the last thing done
     with machine.threads(2):  # the run's own number is taken, or the last bits would differ
         assert main(["train", data, "--out", str(broken), "--resume", "--quiet"]) == 0
@@ -282,7 +283,7 @@ def test_as_a_process(data: str, tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         limit = time.monotonic() + 60
-        while not (out / "checkpoint.pt").exists() and time.monotonic() < limit:
+        while not (out / "history.csv").exists() and time.monotonic() < limit:
             time.sleep(0.05)
         run.send_signal(signal.SIGINT)
         _, error = run.communicate(timeout=60)

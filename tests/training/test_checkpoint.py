@@ -52,7 +52,7 @@ def test_resumed_runs_end_with_the_same_bits(
         done = finished + (forward_passes - 1) // 4
         finished = done - done % checkpoint_every
         if finished:
-            assert f"state after epoch {finished}: go on with" in str(stop.value)
+            assert f"state after epoch {finished}: resume with" in str(stop.value)
             content = checkpoint.load(tmp_path / "b" / "checkpoint.pt")
             assert len(content["history"]) == finished
         else:
@@ -254,11 +254,11 @@ def test_damaged_and_foreign_files(tmp_path: Path, count_cases: Any) -> None:
         refused(network(1), tmp_path, "truncated, damaged or of another program")
     count_cases(len(damaged))
     torch.save({"weight": torch.zeros(2)}, path)
-    refused(network(1), tmp_path, "no checkpoint written by")
+    refused(network(1), tmp_path, "not a checkpoint written by")
     torch.save([1, 2], path)
-    refused(network(1), tmp_path, "no checkpoint written by")
+    refused(network(1), tmp_path, "not a checkpoint written by")
     torch.save({"format": torch.zeros(2), "version": 1}, path)
-    refused(network(1), tmp_path, "no checkpoint written by")
+    refused(network(1), tmp_path, "not a checkpoint written by")
     for version in (99, torch.zeros(2), True):
         torch.save({"format": checkpoint.FORMAT, "version": version}, path)
         refused(network(1), tmp_path, re.escape(f"has checkpoint version {version}"))

@@ -117,7 +117,7 @@ class Replayed:
 
         def capture(step: GraphedStep, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
             self.captures += 1
-            replay = tape.record(call, [registry[name] for registry, name in step._places()])
+            replay = tape.record(call, step._tensors())
 
             def counted() -> Outputs:
                 self.replays += 1

@@ -75,7 +75,7 @@ def test_learning_rate_is_the_cosine_per_epoch() -> None:
         ({"seed": "a"}, TypeError, "seed must be an integer, but got 'a'"),
         ({"seed": None}, TypeError, "seed must be an integer"),
         ({"epochs": True}, TypeError, "epochs must be an integer, but got True"),
-        ({"lr": "0.1"}, TypeError, "lr must be a number, but got '0.1'"),
+        ({"lr": "0.1"}, TypeError, "lr must be a number, but got a str: '0.1'"),
         ({"lr": True}, TypeError, "lr must be a number"),
         ({"skip_step_at_update": "no"}, TypeError, "skip_step_at_update must be True or False"),
     ],

@@ -161,7 +161,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(
     assert child.returncode != 0
     done = len(checkpoint.load(tmp_path / CHECKPOINT_NAME)["history"])
     assert f"{tmp_path / CHECKPOINT_NAME} holds the state after epoch {done}" in errors
-    assert "go on with the same call and resume=True" in errors
+    assert "resume with the same call and resume=True" in errors
     assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT_NAME]
     finish(tmp_path)
     assert digest(tmp_path) == undisturbed[0]

@@ -21,7 +21,7 @@ from sparseconv import KernelCSR, Region, SparseConv1d
 from sparseconv.dst.update import cosine_decay, prune_and_grow
 from sparseconv.nn.block import Block
 from sparseconv.nn.pooling import ShortAvgPool1d
-from sparseconv.reference import MaskedConv1d, dense_weight
+from sparseconv.reference import MaskedConv1d, dense_weight, pad
 
 
 class PremaskedConv1d(MaskedConv1d):
@@ -41,8 +41,7 @@ class PremaskedConv1d(MaskedConv1d):
         return twin
 
     def forward(self, input: Tensor) -> Tensor:
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        x = F.pad(input, self.padding, mode)
+        x = pad(input, self.padding, self.padding_mode)
         return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
