@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules share; each says what was expected and what came."""
+"""Checks of arguments that several modules share; each names what was expected and given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ArgumentError(ValueError, RuntimeError):
 
 
 def integer(expectation: str, value: Any) -> int:
-    """Take a Python or NumPy integer, as ``nn.Conv1d`` does, but no bool."""
+    """Accept a Python or NumPy integer, as ``nn.Conv1d`` does, but not a bool."""
     if not isinstance(value, bool):
         try:
             return operator.index(value)
@@ -25,7 +25,7 @@ def integer(expectation: str, value: Any) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """Take a Python or NumPy number, but no bool."""
+    """Accept a Python or NumPy number, but not a bool."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, but got a {type(value).__name__}: {value!r}")
     return float(value)
@@ -41,7 +41,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 
 def checked_shape(shape: Any) -> tuple[int, int, int]:
-    """Take the shape of a weight, ``(C_out, C_in // groups, K)``."""
+    """Check the shape of a weight, ``(C_out, C_in // groups, K)``."""
     expectation = "shape must be three ints (C_out, C_in // groups, K)"
     try:
         out_channels, group_channels, kernel_size = (integer(expectation, n) for n in shape)
@@ -59,7 +59,7 @@ def checked_shape(shape: Any) -> tuple[int, int, int]:
 
 
 def check_array(name: str, array: Tensor) -> None:
-    """Refuse what is no int32 vector on the CPU."""
+    """Refuse anything but an int32 vector on the CPU."""
     if not isinstance(array, Tensor):
         raise TypeError(
             f"{name} must be an int32 tensor, but got {type(array).__name__}; "
@@ -77,7 +77,7 @@ def check_array(name: str, array: Tensor) -> None:
 
 
 def check_structure(crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
-    """Refuse arrays that are no CSR structure, naming the first offending row."""
+    """Refuse arrays that are not a CSR structure, naming the first bad row."""
     out_channels, group_channels, kernel_size = shape
     rows, nnz = out_channels * group_channels, col.shape[0]
 

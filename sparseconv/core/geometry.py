@@ -1,4 +1,4 @@
-"""The geometry of a convolution: everything about it except its tensors."""
+"""The geometry of a convolution: all its arguments but the tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Padding = int | tuple[int, ...] | str
 
 
 class Geometry(NamedTuple):
-    """Everything about one convolution but its tensors."""
+    """All arguments of one convolution but its tensors."""
 
     shape: tuple[int, int, int]  # C_out, C_in // groups, K
     stride: int
@@ -35,7 +35,7 @@ class Geometry(NamedTuple):
         groups: int,
         padding_mode: str,
     ) -> Geometry:
-        """Resolve every spelling of the arguments, and refuse what no input could be right for."""
+        """Resolve every spelling of the arguments; refuse those that no input could fit."""
         stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
         groups = single("groups", groups, 1)
         left_right = resolve_padding(padding, shape[2], dilation, stride)
@@ -64,7 +64,7 @@ class Geometry(NamedTuple):
 
 
 def single(name: str, value: int | tuple[int, ...], least: int) -> int:
-    """Take an int or a 1-tuple, as nn.Conv1d does, and check its lower bound."""
+    """Accept an int or a 1-tuple, as nn.Conv1d does, not below ``least``."""
     if isinstance(value, (tuple, list)) and len(value) == 1:
         value = value[0]
     number = integer(f"{name} must be an int or a tuple of one int", value)
@@ -81,7 +81,7 @@ def resolve_padding(
 ) -> tuple[int, int]:
     """Turn every spelling of ``padding`` into ``(left, right)`` numbers of samples.
 
-    Takes what ``nn.Conv1d`` takes (an int, a 1-tuple, ``"same"``, ``"valid"``) and a pair.
+    Accepts what ``nn.Conv1d`` does (an int, a 1-tuple, ``"same"``, ``"valid"``) and a pair.
     """
     if isinstance(padding, str):
         if padding == "valid":

@@ -46,10 +46,10 @@ class KernelCSR:
 
     Row ``o * (C_in // groups) + c`` is the kernel from input channel ``c`` of its group to output
     channel ``o``; within a row the taps ascend. Immutable, so equality and hash go by content and
-    everything derived from a pattern is made once. The index arrays are copied on the way in;
-    what ``crow_indices`` and ``col_indices`` hand out is the pattern's own memory, to be read
-    only: after an in-place change by torch the pattern refuses to work (one through ``.numpy()``
-    goes unnoticed until ``validate()``, which sees it if it broke the structure).
+    everything computed from a pattern is computed once. The constructor copies the index arrays.
+    ``crow_indices`` and ``col_indices`` return the pattern's own memory, to be read only: after an
+    in-place change by torch the pattern raises (one through ``.numpy()`` shows in ``validate()``
+    only, and only if it broke the structure).
 
     Args:
         crow_indices: int32 ``(C_out * C_in // groups + 1,)`` on the CPU.
@@ -58,7 +58,7 @@ class KernelCSR:
 
     Raises:
         TypeError: arrays that are not int32 CPU tensors of one dimension.
-        ValueError: indices that are no CSR structure of this shape; the first bad row is named.
+        ValueError: indices that are not a CSR structure of this shape; the first bad row is named.
 
     Example:
         >>> mask = torch.tensor([[[True, False, True]], [[False, False, False]]])
@@ -71,18 +71,6 @@ class KernelCSR:
 
     __module__ = "sparseconv"  # what pickles and reprs name
 
-    __slots__ = (
-        "_asked",
-        "_cached",
-        "_col",
-        "_crow",
-        "_hash",
-        "_lock",
-        "_named",
-        "_shape",
-        "_versions",
-    )
-
     _crow: Tensor
     _col: Tensor
     _shape: tuple[int, int, int]
@@ -92,6 +80,8 @@ class KernelCSR:
     _named: CompiledAttributes
     _asked: dict[str, tuple[Callable[..., Any], tuple[Hashable, ...]]]
     _lock: threading.RLock
+
+    __slots__ = tuple(__annotations__)
 
     def __init__(
         self, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int, int]
@@ -113,17 +103,17 @@ class KernelCSR:
             ("_cached", {}),
             ("_named", CompiledAttributes()),
             ("_asked", {}),
-            ("_lock", threading.RLock()),  # a plan may be made from another plan
+            ("_lock", threading.RLock()),  # one plan may be computed from another
         ):
             object.__setattr__(self, name, value)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> KernelCSR:
-        """Take the pattern of a bool mask ``(C_out, C_in // groups, K)``.
+        """Build the pattern of a bool mask ``(C_out, C_in // groups, K)``.
 
         Raises:
             TypeError: the mask is not a dense bool tensor.
-            ValueError: it has not three dimensions.
+            ValueError: it does not have three dimensions.
 
         Example:
             >>> KernelCSR.from_mask(torch.eye(3, dtype=torch.bool)[None]).col_indices
@@ -144,10 +134,10 @@ class KernelCSR:
 
     @classmethod
     def from_positions(cls, positions: Tensor, shape: tuple[int, int, int]) -> KernelCSR:
-        """Take the pattern whose active weights lie at flat positions ``(o * Cg + c) * K + k``.
+        """Build the pattern with active weights at flat positions ``(o * Cg + c) * K + k``.
 
         Args:
-            positions: int64 ``(nnz,)``, ascending, none twice (what ``positions()`` returns).
+            positions: int64 ``(nnz,)``, strictly ascending, as ``positions()`` returns them.
             shape: ``(C_out, C_in // groups, K)``.
 
         Raises:
@@ -207,11 +197,10 @@ class KernelCSR:
         Args:
             shape: ``(C_out, C_in // groups, K)``.
             nnz: number of active weights, 0 to all.
-            generator: a CPU generator; None takes torch's global one, which
-                ``torch.manual_seed`` seeds.
+            generator: a CPU generator; None is torch's global one.
 
         Raises:
-            TypeError: ``nnz`` is no int.
+            TypeError: ``nnz`` is not an int.
             ValueError: ``nnz`` outside ``[0, numel]``.
 
         Example:
@@ -287,16 +276,16 @@ class KernelCSR:
         """Check the whole structure again (the constructor did it once).
 
         Raises:
-            ValueError: the arrays are no CSR structure of this shape; the first bad row is named.
+            ValueError: they are not a CSR structure of this shape; the first bad row is named.
         """
         check_structure(self._crow, self._col, self._shape)
 
     def cached(self, make: Callable[..., T], *args: Hashable) -> T:
-        """Return ``make(self, *args)``, computed at the first call with these and kept.
+        """Return ``make(self, *args)``, computed at the first call and cached.
 
-        Plans for the kernels live here. They are neither compared nor pickled. Thread-safe. Made
-        outside of whatever traces, transforms or fakes the call that asks first. Each ``make`` is
-        a function with a name of its own, and its arguments can be hashed.
+        Holds the kernels' plans, which are neither compared nor pickled. Thread-safe. Computed
+        outside of any tracing, transform or fake mode of the first call. Each ``make`` is a
+        function with a unique name.
 
         Example:
             >>> def taps_of(pattern, kernel):
@@ -305,8 +294,8 @@ class KernelCSR:
             3
         """
         if torch.compiler.is_dynamo_compiling():
-            # The graph takes it as an input from its place in `_named`, made before it is looked
-            # up. So a new pattern brings its own.
+            # The graph reads it as an input from `_named`, computed before it is looked up, so a
+            # new pattern brings its own.
             from torch._dynamo.comptime import comptime
 
             name = "_".join([make.__name__, *[str(arg) for arg in args]])
@@ -324,9 +313,9 @@ class KernelCSR:
         return made
 
     def warm_up_like(self, other: KernelCSR) -> None:
-        """Make all that compiled code takes from another pattern of this shape.
+        """Compute all that compiled code reads from another pattern of this shape.
 
-        It finds it here, too, and is not compiled again for the new pattern.
+        So it is not compiled again for the new pattern.
 
         Example:
             >>> old, new = KernelCSR.full((1, 1, 3)), KernelCSR.random((1, 1, 3), 1)
@@ -343,7 +332,7 @@ class KernelCSR:
         setattr(self._named, name, self.cached(make, *args))
 
     def _check_untouched(self) -> None:
-        if torch.compiler.is_dynamo_compiling():  # a version counter is nothing to trace
+        if torch.compiler.is_dynamo_compiling():  # version counters cannot be traced
             return
         if (self._crow._version, self._col._version) != self._versions:
             raise RuntimeError(
@@ -387,7 +376,7 @@ class KernelCSR:
 
 
 def _cache_while_compiling(context: Any) -> None:
-    """Do what ``cached`` is asked for, with its real arguments: torch.compile runs this itself."""
+    """Call ``cached`` with its real arguments: torch.compile runs this while it traces."""
     pattern, make, args, name = (
         context.get_local(local)._i_will_not_complain_if_bc_breaks_VariableTracker().realize()
         for local in ("self", "make", "args", "name")

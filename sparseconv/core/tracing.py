@@ -19,20 +19,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def constant_in_graphs(function: F) -> F:
-    """Do what ``torch.compiler.assume_constant_result`` does, and not import the compiler for it.
-
-    That would take 2 s, of everybody who imports this library.
-    """
+    """``torch.compiler.assume_constant_result`` without importing the compiler, which takes 2 s."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 @contextmanager
 def outside_tracing() -> Iterator[None]:
-    """Compute for real, with tensors that are good for every later use.
+    """Leave any torch.inference_mode, torch.func transform, FakeTensorMode, tracer or other mode.
 
-    No torch.inference_mode, torch.func transform, FakeTensorMode, tracer or other mode that was
-    entered before sees what happens inside.
+    What is computed inside are real tensors that any later call can use.
     """
     set_jit_tracer: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
     with ExitStack() as stack:
@@ -45,10 +41,10 @@ def outside_tracing() -> Iterator[None]:
 
 
 class CompiledAttributes:
-    """Attributes: the compiler looks each up when it needs it, but copies a dict once and whole.
+    """Attributes that compiled code reads: it looks each up when needed, but copies a dict whole.
 
-    One that is not there reads as something without content. That happens only where torch looks
-    for the reason why a graph does not fit, in a pattern from which it has taken nothing yet.
+    A missing one reads as empty. torch reads it only while it looks for the reason why a graph
+    does not fit, in a pattern from which compiled code has read nothing yet.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -66,7 +62,7 @@ _ABSENT = _Absent()
 
 
 def when_imported(name: str, then: str) -> None:
-    """Import a second module as soon as somebody imports the first."""
+    """Import a second module as soon as the first is imported."""
     if name in sys.modules:
         importlib.import_module(then)
     else:

@@ -19,7 +19,7 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseConv1d]:
 
 
 def layers_of(averages: Sequence[nn.Module]) -> list[list[SparseConv1d]]:
-    """The layers of each average; refuse what is no list of modules."""
+    """The sparse layers of each average; refuse anything but a list of modules."""
     if not isinstance(averages, list | tuple) or not all(
         isinstance(average, nn.Module) for average in averages
     ):
@@ -33,7 +33,7 @@ def layers_of(averages: Sequence[nn.Module]) -> list[list[SparseConv1d]]:
 def check_layers(
     layers: Layers, optimizer: torch.optim.Optimizer, averages: Sequence[Sequence[SparseConv1d]]
 ) -> None:
-    """Refuse values that are not the optimizer's, and averages of something else."""
+    """Refuse values that the optimizer does not hold, and averages of something else."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     owner: dict[int, str] = {}
     for name, layer in layers.items():
@@ -51,8 +51,8 @@ def check_layers(
     for average in averages:
         if [layer.pattern for layer in average] != [layer.pattern for layer in layers.values()]:
             raise ValueError(
-                "averages must be copies of the model with its present patterns, but one differs; "
-                "begin a new one after a change of pattern that this scheduler did not make"
+                "averages must be copies of the model with its current patterns, but one differs; "
+                "start a new one after a change of pattern that this scheduler did not make"
             )
         for layer in average:
             check_own_values(layer)
@@ -64,7 +64,7 @@ def check_layers(
 
 
 def check_movable(layers: Layers, averages: Sequence[Sequence[SparseConv1d]]) -> None:
-    """Refuse values that train in shared memory: other processes keep their pattern."""
+    """Refuse values trained in shared memory: other processes keep their pattern."""
     for group in (layers.values(), *averages):
         for layer in group:
             if layer.values.requires_grad:
@@ -72,7 +72,7 @@ def check_movable(layers: Layers, averages: Sequence[Sequence[SparseConv1d]]) ->
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer whose state is not of single weights."""
+    """Refuse an optimizer whose state is not per weight."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise NotImplementedError(
             "LBFGS keeps a history of all parameters at once, which cannot follow a change of "
@@ -103,7 +103,7 @@ def check_state(name: str, values: Tensor, state: Mapping[str, object]) -> None:
 
 
 def unseen(name: str, step_count: int) -> str:
-    """Say why gradient growth saw no gradient of a layer, and what to do."""
+    """The error of gradient growth without a gradient, and what to do."""
     return (
         f"grow='gradient' needs a forward and a backward pass through layer {name!r} between "
         f"step() number {step_count} and {step_count + 1}, but saw none; call loss.backward() and "

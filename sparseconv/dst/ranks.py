@@ -1,4 +1,4 @@
-"""The processes that train one model together: they do the same thing, or all raise."""
+"""The processes that train one model: they agree on each update, or all raise."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Ranks:
 
     @property
     def alone(self) -> bool:
-        """Whether there is nobody to agree with."""
+        """Whether there is no other process to agree with."""
         distributed = dist.is_available() and dist.is_initialized()
         return self.single_process or not distributed or dist.get_world_size(self.group) == 1
 
     def gather(self, item: Any) -> list[Any]:
-        """What every rank calls this with, in the order of ranks; every rank must call it."""
+        """Every rank's ``item``, in the order of ranks; every rank must call it."""
         if self.alone:
             return [item]
         items = [None] * dist.get_world_size(self.group)
@@ -64,15 +64,15 @@ class Ranks:
         try:
             found = compute()
             own = fingerprint(found)
-        except Exception as error:  # the others must hear of it before it goes up
+        except Exception as error:  # the other ranks must learn of it first
             failure = error
-        told = None if failure is None else f"{type(failure).__name__}: {failure}"
-        reports = self.gather((told, own))
+        report = None if failure is None else f"{type(failure).__name__}: {failure}"
+        reports = self.gather((report, own))
         if failure is not None:
             raise failure
         for rank, (its_failure, other) in enumerate(reports):
             if its_failure is not None:
-                raise RuntimeError(f"rank {rank} failed, so no rank goes on: {its_failure}")
+                raise RuntimeError(f"rank {rank} failed, so all ranks stop: {its_failure}")
             if other != own:
                 raise RuntimeError(
                     f"all ranks must have the same, but rank {rank} has {other} and this one, "

@@ -77,8 +77,8 @@ class DSTScheduler:
         prune_fraction, prune_floor: share of active weights, ``0 <= floor <= fraction <= 1``.
         grow: ``"random"`` (SET, DSN), ``"gradient"`` (RigL) or ``"static"`` (never change).
         seed: of the scheduler's own generator; torch's global one is neither read nor advanced.
-        averages: running averages of the model, ``torch.optim.swa_utils.AveragedModel`` or any copy
-            that somebody averages: their weights move with the model's, grown ones begin at 0.
+        averages: running averages of the model, ``torch.optim.swa_utils.AveragedModel`` or any
+            averaged copy: their weights move with the model's, grown ones begin at 0.
         process_group: of the ranks that train this model together; None: this process does alone.
 
     Attributes:
@@ -138,9 +138,9 @@ class DSTScheduler:
             )
         self.update_every = single("update_every", update_every, 1)
         self.end_step = single("end_step", end_step, 1)
-        self.decay_steps = single(
-            "decay_steps", end_step if decay_steps is None else decay_steps, 1
-        )
+        self.decay_steps = self.end_step
+        if decay_steps is not None:
+            self.decay_steps = single("decay_steps", decay_steps, 1)
         self.prune_fraction = number("prune_fraction", prune_fraction)
         self.prune_floor = number("prune_floor", prune_floor)
         check_fractions(self.prune_fraction, self.prune_floor)
@@ -173,14 +173,14 @@ class DSTScheduler:
         self._watch_next_step()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle with the gradients seen so far, but without the watches' hooks."""
+        """Copy and pickle with the gradients seen so far, but without the hooks."""
         totals = {name: watch.total for name, watch in self._watches.items()}
         return {**self.__dict__, "_watches": totals}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _watches={})
         weakref.finalize(self, _remove_hooks, self._handles)
-        self._watch_next_step()  # removes the dead watches that came with the layers
+        self._watch_next_step()  # removes the idle hooks that came with the layers
         for name, watch in self._watches.items():
             watch.total = state["_watches"][name]
 
@@ -223,7 +223,7 @@ class DSTScheduler:
             change.layer.set_pattern(change.pattern, values=change.values)
             for tensor, content in change.followers:
                 tensor.copy_(content)
-            change.layer.values.grad = grad  # set_pattern dropped it, but it has followed too
+            change.layer.values.grad = grad  # set_pattern dropped it; it is a follower
             for average, values in change.averages:
                 average.set_pattern(change.pattern, values=values)
             _set_bits(self._ever_active[change.name], change.pattern.positions())
@@ -233,7 +233,7 @@ class DSTScheduler:
         return bool(changes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs beside the model's and the optimizer's state."""
+        """What a resumed run needs beside the model's and the optimizer's state."""
         return {
             "hyperparameters": self._hyperparameters(),
             "step_count": self.step_count,
@@ -326,7 +326,7 @@ class DSTScheduler:
             raise
 
     def _dense_gradients(self) -> dict[str, Tensor | None]:
-        """Those that some rank has seen, summed over all ranks."""
+        """The gradients that any rank has seen, summed over all ranks."""
         totals = {name: watch.total for name, watch in self._watches.items()}
         if self.grow != "gradient" or self._ranks.alone:
             return totals
@@ -345,14 +345,9 @@ class DSTScheduler:
         checks.check_state(name, values, state)
         if self.grow == "gradient" and dense_grad is None:
             raise RuntimeError(checks.unseen(name, self.step_count))
+        how: dict[str, Any] = {"grow": self.grow, "generator": self._generator}
         pattern, source = prune_and_grow(
-            layer.pattern,
-            values,
-            layer.regions,
-            fraction,
-            grow=self.grow,
-            generator=self._generator,
-            dense_grad=dense_grad,
+            layer.pattern, values, layer.regions, fraction, dense_grad=dense_grad, **how
         )
         if pattern is layer.pattern:
             return None
@@ -375,7 +370,7 @@ class DSTScheduler:
         )
 
     def _watch_next_step(self) -> None:
-        """Forget the gradients seen; if an update comes next, let the layers show theirs."""
+        """Forget the gradients seen; watch the layers if the next step is an update."""
         _remove_hooks(self._handles)
         for watch in self._watches.values():
             watch.close()

@@ -30,7 +30,7 @@ def prune_and_grow(
     Prunes the ``ceil(fraction * nnz)`` weights of least magnitude (the first in CSR order among
     equals; NaN counts as largest) and grows as many among the positions that do not hold a
     survivor, so that a position just pruned may come back, as a fresh weight. Never more than
-    there are inactive positions: a full region stays as it is. Weights outside all regions stay.
+    there are inactive positions: a full region is unchanged. Weights outside all regions stay.
 
     Args:
         pattern: the active weights, shape ``(C_out, C_in // groups, K)``.
@@ -147,8 +147,7 @@ def _nth_free(n: Tensor, taken: Tensor) -> Tensor:
 def _subset(total: int, count: int, generator: torch.Generator | None) -> Tensor:
     """Draw ``count <= total / 2`` distinct members of ``range(total)``, all subsets equally likely.
 
-    Takes O(count) memory: what was drawn twice is drawn again among the rest, and stands behind the
-    first draw. int32.
+    In O(count) memory: duplicates are drawn again among the rest, and appended. int32.
     """
     draws = torch.randint(total, (count,), generator=generator, device="cpu").int()
     ascending = torch.from_numpy(np.sort(draws.numpy()))

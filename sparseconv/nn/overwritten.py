@@ -1,4 +1,4 @@
-"""Notice that somebody has written another pattern over a layer's own, as averages and DDP do."""
+"""Notice when a layer's pattern buffers were overwritten, as averages and DDP do."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from sparseconv.core.tracing import outside_tracing
 
 _BIT = 2**30
 _MIXED = (
-    "the buffers of this layer were overwritten, so its values may stand at other positions than "
+    "the buffers of this layer were overwritten, so its values may belong to other positions than "
     "its pattern says. AveragedModel does that once the pattern of the averaged model has changed: "
-    "hand it to DSTScheduler(averages=[...]), or begin a new average. DistributedDataParallel does "
+    "hand it to DSTScheduler(averages=[...]), or start a new average. DistributedDataParallel does "
     "it where ranks built different patterns: call torch.manual_seed with one seed on all of them "
     "before, or load one state dict. After to_empty(), call reset_parameters() or load a state dict"
 )
 _OTHER = (
-    "indices stand in the place of this layer's buffers that are not those of its pattern, so its "
-    "values would be taken for weights at other positions: torch.func.functional_call cannot "
+    "this layer's index buffers were replaced by those of another pattern, so its values would be "
+    "used as weights at other positions: torch.func.functional_call cannot "
     "change a pattern. Load the state dict into a copy of the module, and call that"
 )
 
 
 def checksum_buffer(pattern: KernelCSR, device: torch.device) -> Tensor:
-    """A buffer that tells two patterns apart, whatever torch's tools do to buffers.
+    """A buffer that differs between patterns, whatever torch's tools do to buffers.
 
     int32 ``(64,)``: each bit of a checksum and its opposite, times 2**30. Copying another
     pattern's tag over this one, or averaging with it, makes some 0 here another number; averaging
@@ -39,8 +39,7 @@ def checksum_buffer(pattern: KernelCSR, device: torch.device) -> Tensor:
 
 
 def checksum(pattern: KernelCSR) -> int:
-    """A number that two different patterns share once in 2**32 times, the same in any process."""
-
+    """The CRC-32 of a pattern, the same in any process."""
     return pattern.cached(_checksum)
 
 
@@ -55,20 +54,20 @@ def _tag(pattern: KernelCSR) -> Tensor:
 
 
 class PatternCheck:
-    """Compares a layer's buffers with its pattern, once for each time that somebody changes them.
+    """Compares a layer's buffers with its pattern, once after each change of them.
 
-    Its tag shows what was written into the buffers. ``torch.func.functional_call`` with another
-    layer's state dict puts other buffers in their place instead, and leaves the tag.
+    The tag shows what was written into the buffers. ``torch.func.functional_call`` with another
+    layer's state dict replaces the buffers instead, and keeps the tag.
     """
 
     def __init__(self, buffers: Mapping[str, Tensor | None] = {}) -> None:
         self.crow_indices = buffers.get("crow_indices")  # the layer's own
         self.col_indices = buffers.get("col_indices")
-        self.tag: Any = None  # the one that was looked at, in this version
+        self.tag: Any = None  # the one checked last, at this version
         self.version = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copied layer looks at its tag for itself. Not at its indices: averages cut them off.
+        # A copied layer checks its tag again, but not its indices: averages truncate them.
         return PatternCheck, ({"crow_indices": self.crow_indices, "col_indices": self.col_indices},)
 
     def __call__(self, buffers: dict[str, Tensor | None], pattern: KernelCSR) -> None:
@@ -79,21 +78,21 @@ class PatternCheck:
         """
         tag = buffers["pattern_tag"]
         if tag is not self.tag or tag._version != self.version:
-            self._look_at_tag(tag, pattern)
-        if not self.is_own(buffers):  # looked at in each call: they may be written into
+            self._check_tag(tag, pattern)
+        if not self.is_own(buffers):  # compared in each call: they may be modified
             for name in ("crow_indices", "col_indices"):
-                _look_at_indices(buffers[name], getattr(pattern, name))
+                _check_indices(buffers[name], getattr(pattern, name))
 
     def is_own(self, buffers: dict[str, Tensor | None]) -> bool:
-        """Whether these are the indices that the layer registered, whatever they hold by now."""
+        """Whether these are the index buffers that the layer registered, whatever their content."""
         return (
             buffers["col_indices"] is self.col_indices
             and buffers["crow_indices"] is self.crow_indices
         )
 
-    def _look_at_tag(self, tag: Tensor | None, pattern: KernelCSR) -> None:
+    def _check_tag(self, tag: Tensor | None, pattern: KernelCSR) -> None:
         # DistributedDataParallel writes into every buffer before every forward pass in training:
-        # the first look is enough, or each layer would wait for the GPU each time.
+        # one check is enough, or each layer would wait for the GPU each time.
         if tag is not None and tag is self.tag and tag.is_cuda and torch.is_grad_enabled():
             return
         own = pattern.cached(_tag)
@@ -102,11 +101,11 @@ class PatternCheck:
             return
         if bool(content[..., own == 0].any()):
             raise RuntimeError(_MIXED)
-        if type(tag) is Tensor and not tag.is_inference():  # those do not count what is written
+        if type(tag) is Tensor and not tag.is_inference():  # those have no version
             self.tag, self.version = tag, tag._version
 
 
-def _look_at_indices(buffer: Tensor | None, own: Tensor) -> None:
+def _check_indices(buffer: Tensor | None, own: Tensor) -> None:
     with outside_tracing():
         content = _content(buffer, len(own))
         known = content is None or (
@@ -117,9 +116,9 @@ def _look_at_indices(buffer: Tensor | None, own: Tensor) -> None:
 
 
 def _content(buffer: Tensor | None, size: int) -> Tensor | None:
-    """The numbers in a buffer ``(size,)``, on the CPU; None if it has none to look at.
+    """The content of a buffer ``(size,)``, on the CPU; None if it has none.
 
-    ``torch.vmap`` runs over those of an ensemble's members together: ``(members, size)``.
+    Under ``torch.vmap`` over an ensemble it is that of all members: ``(members, size)``.
     """
     if type(buffer) not in (Tensor, nn.Parameter) or buffer is None or buffer.is_meta:
         return None
@@ -129,7 +128,7 @@ def _content(buffer: Tensor | None, size: int) -> Tensor | None:
         buffer = get_unwrapped(buffer)
     with torch._C._DisableFuncTorch():
         content = buffer.detach().cpu()
-        # The members may be counted along any dimension; the entries along the one of their size.
+        # The members may be along any dimension; the entries are along that of their size.
         if content.dim() > 1 and content.shape[-1] != size and size in content.shape:
             content = content.movedim(content.shape.index(size), -1)
         return content
@@ -138,10 +137,10 @@ def _content(buffer: Tensor | None, size: int) -> Tensor | None:
 def check_in_graph(
     check: PatternCheck, buffers: dict[str, Tensor | None], pattern: KernelCSR
 ) -> None:
-    """The same where a call is traced: there is no version to look at, so each call compares."""
+    """``PatternCheck`` in a traced call: it has no version to read, so each call compares."""
     tag = buffers["pattern_tag"]
     if tag is None or tag.device.type != "cpu" or torch.compiler.is_exporting():
-        return  # a failed check would take the GPU's context with it
+        return  # a failed check would destroy the GPU's context
     own = pattern.cached(_tag)
     torch._assert_async(~((own == 0) & (tag != 0)).any(), _MIXED)
     if not check.is_own(buffers):

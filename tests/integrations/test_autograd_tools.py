@@ -167,7 +167,7 @@ def test_an_ensemble_of_several_patterns(in_dims: int) -> None:
     other = sc.KernelCSR.random(
         first.pattern.shape, first.pattern.nnz, generator=torch.Generator().manual_seed(8)
     )
-    with pytest.raises(RuntimeError, match="its values may stand at other positions"):
+    with pytest.raises(RuntimeError, match="its values may belong to other positions"):
         run(first, make_layer(pattern=other))
 
 

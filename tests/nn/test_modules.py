@@ -296,23 +296,6 @@ def test_copies_and_conversions():
     assert meta.pattern == layer.pattern
 
 
-def test_trains():
-    torch.manual_seed(0)
-    layer = SparseConv1d(2, 3, 5, padding="same", density=0.5)
-    target = SparseConv1d(2, 3, 5, padding="same", pattern=layer.pattern)
-    x = torch.randn(16, 2, 40)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
-    losses = []
-    for _ in range(150):
-        loss = (layer(x) - run(target, x)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] * 1e-3
-    assert optimizer.state[layer.values]["exp_avg"].shape == (15,)
-
-
 def test_no_active_weight_gives_the_bias():
     layer = SparseConv1d(4, 6, 5, density=0)
     y = layer(torch.randn(2, 4, 9))
@@ -338,14 +321,6 @@ def test_an_attribute_that_is_set_counts(name, value):
     layer.padding_mode = "mirror"
     with pytest.raises(ValueError, match="padding_mode must be one of"):
         layer(x)
-
-
-def test_values_that_are_no_parameter():
-    layer, x = SparseConv1d(2, 3, 5, density=1.0), torch.randn(1, 2, 12)
-    prune.random_unstructured(layer, "values", 10)
-    assert int((layer.values == 0).sum()) == 10
-    expected = nn.functional.conv1d(x, layer.dense_weight(), layer.bias)
-    torch.testing.assert_close(layer(x), expected)
 
 
 def test_the_dense_weight_is_that_of_the_next_forward_pass():

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tape
 import torch
+from fake_cuda_graph import FakeCudaGraph
 from tiny import RECIPE, data, network, one_thread, same  # noqa: F401 (autouse)
 from torch import Tensor, nn
 
@@ -54,8 +54,7 @@ def test_a_static_pattern_follows_in_place(
     x = torch.randn(2, 3, 20, generator=generator, requires_grad=True)
 
     def gradients(pattern: KernelCSR) -> list[Tensor]:
-        v = values.clone().requires_grad_()
-        bias = torch.zeros(6, requires_grad=True)
+        v, bias = values.clone().requires_grad_(), torch.zeros(6, requires_grad=True)
         y = sc.sparse_conv1d(x, v, pattern, bias, **options)
         return [y, *torch.autograd.grad(y.square().sum(), (x, v, bias))]
 
@@ -105,31 +104,6 @@ def test_plans_for_triton_stay_where_they_are() -> None:
         assert all(map(torch.equal, made(static), made(pattern)))
 
 
-class Replayed:
-    """Stands for CUDA graphs on the CPU, by ``tape.record``."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.captures = self.replays = self.warm_ups = 0
-
-        def aside(step: GraphedStep, call: Callable[[], Outputs]) -> Outputs:
-            self.warm_ups += 1
-            return call()
-
-        def capture(step: GraphedStep, call: Callable[[], Outputs]) -> Callable[[], Outputs]:
-            self.captures += 1
-            replay = tape.record(call, step._tensors())
-
-            def counted() -> Outputs:
-                self.replays += 1
-                return replay()
-
-            return counted
-
-        monkeypatch.setattr(GraphedStep, "_on_side_stream", aside)
-        monkeypatch.setattr(GraphedStep, "_capture", capture)
-        monkeypatch.setattr(GraphedStep, "_only_device", staticmethod(lambda _: None))
-
-
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
@@ -150,7 +124,7 @@ def test_the_same_results_as_eager(
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     models, results = [], []
     for graphed in (False, True):
-        fake = Replayed(monkeypatch) if graphed and device == "cpu" else None
+        fake = FakeCudaGraph(monkeypatch) if graphed and device == "cpu" else None
         model = network().to(device)
         results.append(train(model, *data(), recipe, progress=False, cuda_graphs=graphed))
         models.append(model)
@@ -176,59 +150,56 @@ def step_of(model: nn.Module) -> tuple[torch.optim.Optimizer, Callable[..., Outp
     return optimizer, step
 
 
-def test_captured_anew_when_nnz_or_memory_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = Replayed(monkeypatch)
+def test_captured_again_when_nnz_or_memory_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCudaGraph(monkeypatch)
     model = nn.Sequential(SparseConv1d(2, 3, 5, density=0.5), nn.BatchNorm1d(3))
-    twin = copy.deepcopy(model)
-    (optimizer, step), (eager_optimizer, eager) = step_of(model), step_of(twin)
-    taken = GraphedStep(model, step, optimizer)
-    x = torch.randn(4, 2, 20)
+    networks = model, copy.deepcopy(model)
+    (optimizer, step), (_, eager) = map(step_of, networks)
+    taken, x = GraphedStep(model, step, optimizer), torch.randn(4, 2, 20)
 
-    def go(times: int = WARM_UP + 2) -> None:
+    def go(captures: int, times: int = WARM_UP + 2) -> None:
         for _ in range(times):
             assert torch.equal(taken(x)[0], eager(x)[0])
+        assert fake.captures == captures
 
-    go(WARM_UP)
+    def new_optimizers() -> tuple[torch.optim.Optimizer, ...]:
+        nonlocal eager
+        (optimizer, taken.function), (eager_optimizer, eager) = map(step_of, networks)
+        taken.optimizer = optimizer
+        return optimizer, eager_optimizer
+
+    go(0, WARM_UP)
     plans = [set(static._cached) for static in taken._static]
     assert len(plans[0]) == 2  # of fprop and wgrad, and of the gradient of the bias
-    go(2)
-    assert (fake.captures, fake.replays) == (1, 2)
+    go(1, 2)
+    assert fake.replays == 2
     assert [set(static._cached) for static in taken._static] == plans  # none while capturing
-    for net in (model, twin):
-        net[0].set_pattern(
-            KernelCSR.random((3, 2, 5), 15, generator=torch.Generator().manual_seed(3))
-        )
-    go()  # as many weights as before
-    assert fake.captures == 1
-    for net in (model, twin):
+    as_many = KernelCSR.random((3, 2, 5), 15, generator=torch.Generator().manual_seed(3))
+    for net in networks:
+        net[0].set_pattern(as_many)
+    go(1)
+    for net in networks:
         net[0].set_pattern(KernelCSR.full((3, 2, 5)))
         net[0].values.grad = None
-    (optimizer, step), (eager_optimizer, eager) = step_of(model), step_of(twin)
-    taken.function, taken.optimizer = step, optimizer
-    go()
-    assert fake.captures == 2
+    optimizers = new_optimizers()
+    go(2)
     model[1].weight.data = model[1].weight.data.clone()
-    go()
-    assert fake.captures == 3
-    for own in (optimizer, eager_optimizer):
+    go(3)
+    for own in optimizers:
         own.load_state_dict(copy.deepcopy(own.state_dict()))
-    go()
-    assert fake.captures == 4
-    for net in (model, twin):
+    go(4)
+    for net in networks:
         net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
-    (optimizer, step), (eager_optimizer, eager) = step_of(model), step_of(twin)
-    taken.function, taken.optimizer = step, optimizer
-    go()
-    assert fake.captures == 5
-    assert isinstance(model[0].pattern, KernelCSR)
-    assert not isinstance(model[0].pattern, StaticPattern)
+    new_optimizers()
+    go(5)
+    assert type(model[0].pattern) is KernelCSR
 
 
 def test_growth_by_gradient_with_every_step_graphed_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A replay calls no hook; the step before an update by the function itself repairs it."""
-    Replayed(monkeypatch)
+    FakeCudaGraph(monkeypatch)
     layer = SparseConv1d(2, 3, 5, density=0.5)
     optimizer, step = step_of(layer)
     dst = sc.DSTScheduler(layer, optimizer, update_every=WARM_UP + 3, end_step=99, grow="gradient")
@@ -248,7 +219,7 @@ def test_growth_by_gradient_with_every_step_graphed_is_refused(
 
 
 def test_what_cannot_be_captured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    Replayed(monkeypatch)
+    FakeCudaGraph(monkeypatch)
 
     def refuse(call: Callable[[], Outputs]) -> Callable[[], Outputs]:
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -26,7 +26,6 @@ from tiny import (
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler
-from sparseconv.models import DSN
 from sparseconv.training import checkpoint
 from sparseconv.training.data import digest
 from sparseconv.training.evaluation import predict_log_proba
@@ -80,9 +79,17 @@ def test_training_learns() -> None:
 
 
 def test_loss_and_accuracy_are_means_over_series() -> None:
-    history = run(Constant(), replace(RECIPE, epochs=1)).history
-    assert history[0]["train_loss"] == pytest.approx(math.log(2))
-    assert history[0]["train_accuracy"] == 0.5  # argmax of equals is class 0, half of the series
+    result = run(Constant(), replace(RECIPE, epochs=5))
+    assert result.history[0]["train_loss"] == pytest.approx(math.log(2))
+    assert result.history[0]["train_accuracy"] == 0.5  # argmax of equals is class 0: half of them
+    assert result.best_epoch == 5  # the last of equal epochs
+
+
+@pytest.mark.parametrize(("make", "itop"), [(WithDropout, None), (network, 1.0)])
+def test_networks_whose_pattern_cannot_change(make: Any, itop: float | None) -> None:
+    result = run(make() if itop is None else make(sparsity=0.0))
+    assert result.itop_rate == itop
+    assert not any(row["updated"] for row in result.history)
 
 
 def test_the_best_epoch_is_left_with_its_own_pattern() -> None:
@@ -117,10 +124,6 @@ def test_the_best_epoch_is_left_with_its_own_pattern() -> None:
     assert not model.training
 
 
-def test_of_equal_epochs_the_last_is_best() -> None:
-    assert run(Constant(), replace(RECIPE, epochs=5)).best_epoch == 5
-
-
 def test_steps_between_updates_and_skipped_optimizer_steps() -> None:
     def updates(**arguments: Any) -> tuple[list[tuple[int, ...]], list[float]]:
         made: list[tuple[int, ...]] = []
@@ -148,19 +151,6 @@ def test_steps_between_updates_and_skipped_optimizer_steps() -> None:
     assert updates(update_every_steps=3, skip_step_at_update=True) == ([(3, 20, 16)], [14])
 
 
-def test_a_model_without_sparse_layers() -> None:
-    result = run(WithDropout())
-    assert result.itop_rate is None
-    assert {row["updated"] for row in result.history} == {False}
-
-
-def test_the_dense_network_never_changes_its_pattern() -> None:
-    model = network(sparsity=0.0)
-    result = run(model)
-    assert not any(row["updated"] for row in result.history)
-    assert result.itop_rate == 1.0
-
-
 @pytest.mark.promise("P3")
 @pytest.mark.parametrize("make", [network, WithDropout])
 def test_the_seed_decides_and_nothing_else(make: Any, tmp_path: Path) -> None:
@@ -178,29 +168,30 @@ def test_the_seed_decides_and_nothing_else(make: Any, tmp_path: Path) -> None:
     assert not same(contents[0]["state"], contents[2]["state"])
 
 
-@pytest.mark.parametrize("progress", [True, False])
-def test_progress_bar(progress: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    run(network(), progress=progress)
-    assert ("7/7" in capsys.readouterr().err) == progress
-
-
 @pytest.mark.promise("P10")
-def test_without_tqdm_training_runs_and_says_why_there_is_no_bar(
-    monkeypatch: pytest.MonkeyPatch,
+def test_progress_bar_and_what_is_said_without_tqdm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for progress in (True, False):
+        run(network(), progress=progress)
+        assert ("7/7" in capsys.readouterr().err) == progress
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.warns(UserWarning, match="tqdm is not installed"):
         assert len(run(network(), progress=True).history) == 7
 
 
-def test_predict_log_proba() -> None:
+@pytest.mark.promise("P8")
+def test_predict_log_proba_leaves_every_module_in_its_mode() -> None:
     model = network()
     X, _ = data(11)
     expected = model.eval()(X)
+    frozen = model.get_submodule("blocks.0.norm")
     for mode in (True, False):
         model.train(mode)
+        frozen.eval()
         got = predict_log_proba(model, X, batch_size=4)
-        assert model.training == mode
+        assert {m.training for m in model.modules() if m is not frozen} == {mode}
+        assert not frozen.training
         assert not got.requires_grad
         torch.testing.assert_close(got, expected)
 
@@ -243,23 +234,19 @@ def test_bad_data(X: Any, y: Any, error: type[Exception], text: str) -> None:
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="resume=True needs out"):
-        run(network(), resume=True)
-    with pytest.raises(ValueError, match="checkpoint_every"):
-        run(network(), checkpoint_every=0)
-    with pytest.raises(ValueError, match="LogSoftmax"):
-        run(nn.Sequential(nn.Flatten(), nn.Linear(24, 2)))
-    with pytest.raises(ValueError, match="no parameters"):
-        run(nn.Flatten())
-
-    with pytest.raises(TypeError, match=r"recipe must be a Recipe, but got \{'epochs': 2\}"):
-        run(network(), {"epochs": 2})
-    with pytest.raises(ValueError, match="every parameter of the model is frozen"):
-        run(network().requires_grad_(False))
     out = tmp_path / "a file"
     out.write_text("mine")
-    with pytest.raises(ValueError, match=r"out must name a folder, but .* is a file"):
-        run(network(), out=out)
+    for model, changes, error, text in (
+        (network(), {"resume": True}, ValueError, "resume=True needs out"),
+        (network(), {"checkpoint_every": 0}, ValueError, "checkpoint_every"),
+        (network(), {"recipe": {"epochs": 2}}, TypeError, "recipe must be a Recipe, but got {'ep"),
+        (network(), {"out": out}, ValueError, "out must name a folder, but .* is a file"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(24, 2)), {}, ValueError, "LogSoftmax"),
+        (nn.Flatten(), {}, ValueError, "no parameters"),
+        (network().requires_grad_(False), {}, ValueError, "every parameter of the model is frozen"),
+    ):
+        with pytest.raises(error, match=text):
+            run(model, **changes)
     assert out.read_text() == "mine"
 
 
@@ -285,25 +272,12 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_data_of_any_kind() -> None:
     X, y = data()
-    histories = [
-        train(network(), *arrays, RECIPE, progress=False).history
-        for arrays in ((X, y), (X.numpy(), y.numpy()), (X.double().numpy(), y.numpy().astype("u1")))
-    ]
-    assert same(histories[0], histories[1])
-    assert same(histories[0], histories[2])
+    kinds = (X, y), (X.numpy(), y.numpy()), (X.double().numpy(), y.numpy().astype("u1"))
+    first, *others = (train(network(), *kind, RECIPE, progress=False).history for kind in kinds)
+    assert all(same(first, other) for other in others)
     # Of one time point, with the cases last in memory: contiguous, says torch, strides and all.
     last = X[:, 0, 0].clone().view(1, 1, -1).permute(2, 1, 0)
     assert last.is_contiguous()
     assert digest(last) == digest(X[:, :1, :1].clone())
     (row,) = train(network(), last, y, replace(RECIPE, epochs=1), progress=False).history
     assert math.isfinite(row["train_loss"])
-
-
-@pytest.mark.promise("P8")
-def test_prediction_leaves_every_module_in_its_mode() -> None:
-    model = DSN(1, 2, nf=4, kernel_size=9, depth=2).train()
-    frozen = model.get_submodule("blocks.0.norm").eval()
-    predict_log_proba(model, torch.zeros(3, 1, 20))
-    assert not frozen.training
-    assert model.training
-    assert model.get_submodule("blocks.1.norm").training
