@@ -21,7 +21,7 @@ BUNDLED = (
     "OSULeaf",
 )
 _KEYS = ("X_train", "y_train", "X_test", "y_test")
-# aeon carries JapaneseVowels twice: the original, and one padded to 25 time points.
+# aeon has JapaneseVowels twice: the original, and one padded to 25 time points.
 _STEMS = {"JapaneseVowels": "JapaneseVowels_eq"}
 
 _Splits = tuple[Any, Any, Any, Any]  # in the order of _KEYS
@@ -108,9 +108,9 @@ def _aeon() -> Any:
 
 def _read_bundled(name: str) -> _Splits:
     folder = Path(_aeon().__file__).parent / "data" / name
-    if not folder.is_dir():  # aeon sheds its larger sets from time to time
+    if not folder.is_dir():  # aeon drops larger sets now and then
         raise ValueError(
-            f"the installed aeon does not carry {name}; get {name}_TRAIN.ts and {name}_TEST.ts "
+            f"the installed aeon does not contain {name}; get {name}_TRAIN.ts and {name}_TEST.ts "
             "from timeseriesclassification.com and give the folder that holds them"
         )
     return _read_folder(folder, _STEMS.get(name, name))

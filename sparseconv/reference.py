@@ -1,6 +1,6 @@
-"""The dense path, and the masked-dense layer that it makes.
+"""The dense path and a masked-dense layer, to compare with.
 
-Nothing here is shared with the kernels: what is compared with them must not share their bugs.
+Nothing here is shared with the kernels: their bugs must not be in what they are compared with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
         >>> dense_weight(torch.tensor([5.0]), pattern)
         tensor([[[0., 5., 0.]]])
     """
-    # Kept on a GPU: a CUDA graph can read no memory of the CPU.
+    # Cached on a GPU: a CUDA graph cannot read memory of the CPU.
     on_gpu = values.is_cuda
     positions = pattern.cached(_positions_on, values.device) if on_gpu else pattern.positions()
     return values.new_zeros(pattern.numel).scatter(0, positions, values).view(pattern.shape)

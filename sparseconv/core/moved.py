@@ -1,4 +1,4 @@
-"""Where the modules of version 0.1 are now: its pickles and imports keep working."""
+"""Where the modules of version 0.1 are now, so that its pickles and imports work."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RENAMED = {"Interval": "Estimate"}
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds a module under its old name; it has what its successors have."""
+    """Finds a module under its old name, with the content of its successors."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

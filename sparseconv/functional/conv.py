@@ -94,7 +94,7 @@ def sparse_conv1d_resolved(
     backend: str,
     relu: bool = False,
 ) -> Tensor:
-    """``sparse_conv1d`` of arguments that are resolved already."""
+    """``sparse_conv1d`` with resolved arguments."""
     if not (
         isinstance(input, Tensor)
         and isinstance(values, Tensor)
@@ -102,7 +102,7 @@ def sparse_conv1d_resolved(
     ):
         _refuse_types(input, values, bias)
     device = input.device
-    # Asked first for any device, which takes a third of the time.
+    # The check for any device is first: it takes a third of the time.
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type):
         input, values, bias = _autocast(input, values, bias)
     check(input, values, pattern, bias, geometry)
@@ -122,7 +122,7 @@ def sparse_conv1d_resolved(
 
 
 def _leaves_torch() -> bool:
-    """Whether torch writes a graph for ONNX, whose runtimes do not know the kernels."""
+    """Whether torch exports a graph for ONNX, whose runtimes do not have the kernels."""
     return (is_compiling() or _is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
@@ -139,7 +139,7 @@ def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
 def check(
     input: Tensor, values: Tensor, pattern: KernelCSR, bias: Tensor | None, geometry: Geometry
 ) -> None:
-    """Refuse what the kernels could not compute, in F.conv1d's words where it has them."""
+    """Refuse what the kernels cannot compute, in F.conv1d's words where it has them."""
     dtype, device = input.dtype, input.device
     if not (
         dtype in DTYPES
@@ -172,7 +172,7 @@ def check(
             f"with {out_channels} elements, but got bias of size {list(bias.shape)} instead"
         )
     length = size[-1]
-    # The mirror does not repeat the border sample; a circle goes round once at most.
+    # "reflect" does not repeat the border sample; "circular" wraps around once at most.
     room = length - 1 if mode == "reflect" else length
     if mode in ("reflect", "circular") and max(padding) > room:
         raise ArgumentError(

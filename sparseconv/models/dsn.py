@@ -23,14 +23,13 @@ WIDTH = 3  # a module has WIDTH * nf channels, with however many kernel groups
 
 @dataclass(frozen=True)
 class DSNCost:
-    """What one network costs for one series; every number is named for what it counts.
+    """What one network costs for one series.
 
     Attributes:
         params: parameters that exist: active weights, 1x1 convolutions, BatchNorm's affine pairs.
         params_dense: the same with every tap active.
         flops_paper: operations as the paper counts them: ``2 * C_in - 1`` for each tap of an
-            output, and the head's convolution and BatchNorm twice, for its counter visits them
-            twice.
+            output, and the head's convolution and BatchNorm twice, as its counter does.
         flops_paper_dense: the same with every tap active.
         macs_executed: multiply-accumulates of all convolutions, one per active weight and sample.
         macs_dense: the same with every tap active.
@@ -146,7 +145,7 @@ class DSN(nn.Module):
             conv.regions = regions
             layers["conv"] = conv
             layers["norm"] = nn.BatchNorm1d(channels)
-            layers["relu"] = nn.ReLU(inplace=True)  # BatchNorm's backward needs its input only
+            layers["relu"] = nn.ReLU(inplace=True)  # BatchNorm's backward reads its input only
             blocks.append(Block(layers))
         self.blocks = nn.Sequential(*blocks)
         self.head = Block(
@@ -187,7 +186,9 @@ class DSN(nn.Module):
         length = single("n_timepoints", n_timepoints, 1)
         layers = self.sparse_layers()
         if not layers:
-            raise ValueError("this network has no SparseConv1d any more; ask the one that had them")
+            raise ValueError(
+                "this network has no SparseConv1d any more; count before they are replaced"
+            )
         channels, classes = layers[0].out_channels, self.n_classes
         bottlenecks = [m for m in self.blocks.modules() if isinstance(m, nn.Conv1d)]
         params = sum(parameter.numel() for parameter in self.parameters())

@@ -1,4 +1,4 @@
-"""``SparseConv1d``: owns the active weights and their pattern; computes nothing itself."""
+"""``SparseConv1d``: the layer that owns active weights and their pattern."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class SparseConv1d(nn.Module):
         regions: boxes in which dynamic sparse training keeps nnz; by default one, the whole.
 
     The state dict holds ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
-    takes a dense ``weight`` (its zeros are inactive, or a ``weight_mask`` says which) and the
+    accepts a dense ``weight`` (its zeros are inactive, or a ``weight_mask`` says which) and the
     ``weight_orig`` and ``weight_mask`` of ``torch.nn.utils.prune``. A layer is loaded whole or
     not at all. When a load changes nnz, build a new optimizer, as after ``set_pattern``.
 
@@ -153,13 +153,13 @@ class SparseConv1d(nn.Module):
         Example:
             >>> SparseConv1d(4, 8, 5).reset_parameters(fan_in="active")
         """
-        self._adopt(self._pattern)  # to_empty() before it leaves buffers without content
+        self._adopt(self._pattern)  # after to_empty() the buffers have no content
         _, group_channels, kernel_size = self.pattern.shape
         active = self.pattern.crow_indices[::group_channels].long().diff()
         if fan_in == "dense":
             counts = torch.full_like(active, group_channels * kernel_size)
         elif fan_in == "active":
-            counts = active.clamp(min=1)  # a channel without weights still has its bias
+            counts = active.clamp(min=1)  # a channel without weights has a bias
         else:
             raise ValueError(f"fan_in must be 'dense' or 'active', but got {fan_in!r}")
         bound = counts.double().rsqrt().to(self.values.dtype)
@@ -170,7 +170,7 @@ class SparseConv1d(nn.Module):
 
     @property
     def pattern(self) -> KernelCSR:
-        """Which weights are active; RuntimeError if another pattern's buffers overwrote them."""
+        """Which weights are active; RuntimeError if the buffers are those of another pattern."""
         check = check_in_graph if is_dynamo_compiling() else PatternCheck.__call__
         check(self._check, self._buffers, self._pattern)
         return self._pattern
@@ -182,7 +182,7 @@ class SparseConv1d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
-        # nn.Module's way to a parameter is slow; pruning leaves it as the only one.
+        # nn.Module's __getattr__ is slow, but where values are pruned it is the only way.
         held = self._parameters
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
@@ -191,7 +191,7 @@ class SparseConv1d(nn.Module):
         )
 
     def _geometry(self) -> Geometry:
-        if self._resolved is None:  # somebody has set an attribute
+        if self._resolved is None:  # an attribute was set
             settings = (getattr(self, name) for name in _GEOMETRY)
             self._resolved = Geometry.of(self._pattern.shape, *settings)
         return self._resolved
@@ -204,13 +204,13 @@ class SparseConv1d(nn.Module):
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
         """Make other weights active.
 
-        ``self.values`` stays the same parameter object, so an optimizer keeps hold of it: with
-        as many active weights as before its data is overwritten in place, with another number
-        its ``.data`` is replaced. Its gradient belonged to the old pattern and is dropped when the
-        pattern changes. Optimizer state and running averages follow in ``DSTScheduler`` only. With
-        another number of active weights, also after ``load_state_dict``, build a new optimizer:
-        moments of the old length are an error, and torch's fused optimizers do not check it but
-        write outside their memory. Begin a new average too (``AveragedModel`` would refuse to run).
+        ``self.values`` stays the same parameter object, so optimizers still hold it: with as many
+        active weights as before its data is overwritten in place, else its ``.data`` is replaced.
+        Its gradient is dropped when the pattern changes. Optimizer state and running averages
+        follow in ``DSTScheduler`` only. With another number of active weights, also after
+        ``load_state_dict``, build a new optimizer: moments of the old length are an error, and
+        torch's fused optimizers do not check it but write outside their memory. Start a new
+        average too (``AveragedModel`` would refuse to run).
 
         Args:
             new: the pattern, of the same shape.
@@ -250,15 +250,15 @@ class SparseConv1d(nn.Module):
                 "make it outside"
             )
         device, dtype = self.values.device, self.values.dtype
-        with torch.inference_mode(False):  # what is made in that mode would not train later
+        with torch.inference_mode(False):  # tensors of that mode could not be trained later
             crow = pattern.crow_indices.to(device, copy=True)
             col = pattern.col_indices.to(device, copy=True)
             tag = checksum_buffer(pattern, device)
-            if are_shared(self.values) and pattern != self._pattern:  # others keep theirs
+            if are_shared(self.values) and pattern != self._pattern:  # other processes keep theirs
                 self.values.data = self.values.detach().clone()
             if self.values.shape != (pattern.nnz,):
-                # A graph that is still alive remembers the old length for the next backward; a
-                # detour over another dtype makes torch forget it.
+                # A live graph keeps the old length for the next backward; a detour over another
+                # dtype makes torch forget it.
                 detour = torch.float32 if dtype == torch.float64 else torch.float64
                 fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
                 self.values.data = torch.empty(pattern.nnz, device=device, dtype=detour)
@@ -273,7 +273,7 @@ class SparseConv1d(nn.Module):
         self._check = PatternCheck(self._buffers)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SparseConv1d:
-        """Move the layer; the indices on the other device are the same ones."""
+        """Move the layer; on the other device the index buffers are its own, too."""
         known = self._check.is_own(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if known:
@@ -289,13 +289,13 @@ class SparseConv1d(nn.Module):
 
         Args:
             conv: the dense layer; left as it is.
-            mask: bool ``(C_out, C_in // groups, K)``, the active weights; None takes the
-                ``weight_mask`` of ``torch.nn.utils.prune`` if there is one, else the weights
-                that are not zero.
+            mask: bool ``(C_out, C_in // groups, K)``, the active weights; None: the
+                ``weight_mask`` of ``torch.nn.utils.prune`` if there is one, else all that are not
+                zero.
             backend: as in ``sparse_conv1d``.
 
         Raises:
-            TypeError: ``conv`` is no ``nn.Conv1d``, ``mask`` no bool tensor.
+            TypeError: ``conv`` is not an ``nn.Conv1d``, ``mask`` not a bool tensor.
             ValueError: the shapes of mask and weight differ.
 
         Example:
@@ -346,7 +346,7 @@ class SparseConv1d(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        """Save the pattern that computes: whoever walks over all buffers may write into them."""
+        """Save the pattern itself, not the buffers: torch's tools may write into those."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in ("crow_indices", "col_indices"):
             indices: Tensor = getattr(self.pattern, name)
@@ -356,7 +356,7 @@ class SparseConv1d(nn.Module):
         """Load the layer whole or not at all; see the class for the formats."""
         _, _, missing_keys, _, error_msgs = rest
         found = own_entries(self, state_dict, prefix)
-        bias = self._parameters.get("bias")  # None as well where a parametrization holds it
+        bias = self._parameters.get("bias")  # None also if it is parametrized
         if not found:
             missing_keys.extend(prefix + name for name in entry_names(bias is not None))
             return
@@ -369,7 +369,7 @@ class SparseConv1d(nn.Module):
         left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
         loaded = {prefix + name: tensor for name, tensor in entries.items()}
         super()._load_from_state_dict(left | loaded, prefix, *rest)
-        self._check = PatternCheck(self._buffers)  # assign=True took those that were read just now
+        self._check = PatternCheck(self._buffers)  # assign=True replaced them
 
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
@@ -396,5 +396,5 @@ class SparseConv1d(nn.Module):
             raise AttributeError(_NO_WEIGHT)
         if name in _GEOMETRY:
             self._resolved = None
-            value = tuple(value) if isinstance(value, list) else value  # nobody changes it later
+            value = tuple(value) if isinstance(value, list) else value  # immutable
         super().__setattr__(name, Parametrizations() if name == "parametrizations" else value)

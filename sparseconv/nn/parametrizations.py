@@ -1,4 +1,4 @@
-"""``torch.nn.utils.parametrize`` on ``values``, a name that a dict has a method of."""
+"""``torch.nn.utils.parametrize`` on ``values``, which is also the name of a dict method."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import nn
 
 
 class Parametrizations(nn.ModuleDict):
-    """What torch keeps a layer's parametrizations in, by the name of the tensor.
+    """The container of a layer's parametrizations, by the name of the tensor.
 
     ``nn.ModuleDict`` refuses ``"values"``, after torch has taken the parameter away. Here it is the
     entry of that name, if there is one: by index, as an attribute, and for ``get_submodule``.
     """
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Take any name that is not taken by another entry."""
+        """Accept any name that no other entry has."""
         if name == "values" and module is not None:
             self._modules[name] = module
         else:

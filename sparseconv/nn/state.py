@@ -12,7 +12,7 @@ from sparseconv.core.pattern import KernelCSR
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
-    """Refuse what is no pattern of a layer whose dense weight has this shape."""
+    """Refuse anything but a pattern of this shape."""
     if not isinstance(pattern, KernelCSR):
         raise TypeError(
             f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
@@ -26,7 +26,7 @@ def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
 
 
 def check_own_values(layer: nn.Module) -> None:
-    """Refuse a layer whose values are no parameter any more, or not all of them here."""
+    """Refuse a layer whose values are not a parameter any more, or only in part in this process."""
     if "values" not in layer._parameters:
         raise RuntimeError(
             "the values of this layer are computed from others, by pruning or a parametrization; "
@@ -41,13 +41,13 @@ def check_own_values(layer: nn.Module) -> None:
 
 
 def check_not_shared(layer: nn.Module) -> None:
-    """Refuse a layer whose values other processes may take for those of their own pattern."""
+    """Refuse a layer whose values other processes may use with a pattern of their own."""
     if are_shared(layer._parameters["values"]):
         raise NotImplementedError(
-            "the values of this layer are in shared memory, where other processes would take them "
-            "for weights at the positions of their own pattern: change the pattern before "
+            "the values of this layer are in shared memory, where other processes would use them "
+            "as weights at the positions of their own pattern: change the pattern before "
             "share_memory() or before torch.multiprocessing sends the layer or its state dict, or "
-            "send a copy. Once no other process uses them, take them out of there: "
+            "send a copy. Once no other process uses them, copy them: "
             "layer.values.data = layer.values.data.clone()"
         )
 
@@ -60,7 +60,7 @@ def _holds_values(layer: nn.Module) -> bool:
 
 
 def are_shared(values: Any) -> bool:
-    """Whether other processes may hold the values too, with a pattern of their own."""
+    """Whether other processes may have the values too, with a pattern of their own."""
     return values.device.type == "cpu" and bool(values.is_shared())  # on CUDA all memory is
 
 
@@ -101,9 +101,9 @@ def entry_names(has_bias: bool) -> list[str]:
 
 
 def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Return what stands under the layer's prefix, without it.
+    """Return the entries under the layer's prefix, without it.
 
-    Left out are entries of what a subclass, pruning or parametrization added: nn.Module loads them.
+    Except those that a subclass, pruning or parametrization added: nn.Module loads them.
     """
     added = {*layer._parameters, *layer._buffers, *layer._modules} - set(entry_names(True))
     entries = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
@@ -149,12 +149,12 @@ def read_layer(
 
 
 def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:
-    """Refuse another pattern for a layer whose values are computed from others."""
+    """Refuse another pattern where the values are computed from others or sharded."""
     for name in ("crow_indices", "col_indices"):
         indices, present = found.get(name), getattr(pattern, name)
         if not isinstance(indices, Tensor) or not indices.cpu().equal(present):
             raise ValueError(
-                f"{name} must be those of the layer's present pattern, because its values are "
+                f"{name} must be those of the layer's current pattern, because its values are "
                 "computed from others or sharded; load before sharding, or call "
                 "torch.nn.utils.prune.remove(layer, 'values') first"
             )

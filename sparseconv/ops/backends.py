@@ -38,7 +38,7 @@ def _load_extension() -> tuple[ModuleType | None, str]:
 
 extension, _missing_reason = _load_extension()
 if extension is None:
-    # Once per process, and never an error: whoever wants silence may filter it.
+    # Once per process, and never an error: it can be filtered.
     warnings.warn(
         f"sparseconv computes with its dense reference, slowly: {_missing_reason}",
         RuntimeWarning,
@@ -48,14 +48,14 @@ if extension is None:
 
 @constant_in_graphs
 def _preferred() -> str:
-    # Every call of a layer asks, and os.environ takes a twentieth of a small one to answer.
+    # Every call of a layer reads it; os.environ would take a twentieth of a small one.
     getenv = os.environ.get if extension is None else extension.getenv
     return getenv("SPARSECONV_BACKEND") or "auto"
 
 
 @functools.cache
 def _load_triton() -> tuple[ModuleType | None, str]:
-    # At first use, not above: Triton takes a third of a second, and the CPU needs none of it.
+    # At first use: importing Triton takes a third of a second, and the CPU does not need it.
     try:
         return importlib.import_module("sparseconv.ops.triton"), ""
     except ImportError as error:
@@ -63,7 +63,7 @@ def _load_triton() -> tuple[ModuleType | None, str]:
 
 
 def _missing(name: str) -> str | None:
-    """Say why a backend is not there at all; None if it is."""
+    """The reason why a backend is not installed; None if it is."""
     if name == "triton":
         module, reason = _load_triton()
         return reason if module is None else None
@@ -86,7 +86,7 @@ def _interpreted() -> bool:
 
 @constant_in_graphs
 def _why_not(name: str, device_type: str) -> str | None:
-    """Say why a backend cannot compute on this type of device; None if it can."""
+    """The reason why a backend cannot compute on this type of device; None if it can."""
     reason = _missing(name)
     if reason is not None or device_type == _ON[name]:
         return reason
@@ -102,7 +102,7 @@ def _why_not(name: str, device_type: str) -> str | None:
 
 
 def _state(name: str) -> str:
-    """What ``available_backends`` says of one."""
+    """The state of one backend."""
     if name == "reference":
         return "available"
     no_gpu = "no GPU: torch sees no CUDA device"
@@ -123,7 +123,7 @@ def _state(name: str) -> str:
 
 
 def _waits_for_gpu() -> bool:
-    """Whether Triton is installed, but nobody has needed it yet: importing it takes 0.3 s."""
+    """Whether Triton is installed but not imported yet, which takes 0.3 s."""
     return (
         "sparseconv.ops.triton" not in sys.modules
         and not os.environ.get("TRITON_INTERPRET")
@@ -132,7 +132,7 @@ def _waits_for_gpu() -> bool:
 
 
 def available_backends() -> dict[str, str]:
-    """Name every backend with the state it is in on this machine.
+    """Name every backend with its state on this machine.
 
     Returns:
         ``{"cpp": ..., "cuda": ..., "triton": ..., "reference": ...}``: ``"available"``, followed by
@@ -159,14 +159,14 @@ def untried() -> dict[str, str]:
 def resolve_backend(name: str, device: torch.device) -> str:
     """Turn a requested backend into one that runs on ``device``, or raise with the reason.
 
-    ``"auto"`` takes ``SPARSECONV_BACKEND`` if it is set, else the C++ kernels for CPU tensors, and
+    ``"auto"`` is ``SPARSECONV_BACKEND`` if it is set, else the C++ kernels for CPU tensors, and
     for CUDA tensors the CUDA kernels or else Triton's, else the dense reference. A named backend is
     never replaced by another.
     """
     if name == "auto":
         name = _preferred()
     if name == "auto":
-        # The first question takes a third of the second's time, and every small call asks.
+        # The first comparison takes a third of the second's time.
         if device == _CPU or device.type == "cpu":
             return "cpp" if extension is not None else "reference"
         return next(

@@ -1,7 +1,7 @@
 """The three computations in float64, one active weight after the other.
 
-Nothing here is shared with the kernels or with the dense path, not even the padding: what they are
-compared with must not share their bugs.
+Nothing here is shared with the kernels or the dense path, not even the padding: their bugs must not
+be in what they are compared with.
 """
 
 from __future__ import annotations

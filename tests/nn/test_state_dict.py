@@ -216,7 +216,7 @@ def test_a_pruned_layer_keeps_its_pattern():
     with pytest.raises(RuntimeError, match=r"prune\.remove"):
         layer.set_pattern(other.pattern)
     wrong = layer.state_dict() | {"crow_indices": layer.crow_indices.flip(0)}
-    with pytest.raises(RuntimeError, match="crow_indices must be those of the layer's present"):
+    with pytest.raises(RuntimeError, match="crow_indices must be those of the layer's current"):
         layer.load_state_dict(wrong)
     assert all(tensor.equal(before[name]) for name, tensor in layer.state_dict().items())
     prune.remove(layer, "values")

@@ -75,7 +75,7 @@ def test_bundled_sets_have_their_published_sizes(name: str) -> None:
 
 def test_a_set_that_aeon_no_longer_carries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "BUNDLED", (*datasets.BUNDLED, "Gone"))
-    refused("does not carry Gone", "Gone_TRAIN.ts", source="Gone")
+    refused("does not contain Gone", "Gone_TRAIN.ts", source="Gone")
 
 
 def test_npz_keeps_values_and_encodes_labels(tmp_path: Path) -> None:
