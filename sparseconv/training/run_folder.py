@@ -93,7 +93,7 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
 
     Example:
         >>> import tempfile
-        >>> from sparseconv.cli import main
+        >>> from sparseconv.cli.main import main
         >>> folder = tempfile.mkdtemp()
         >>> words = ["--epochs", "1", "--nf", "4", "--depth", "2", "--quiet", "--out", folder]
         >>> main(["train", "GunPoint", *words])  # doctest: +ELLIPSIS

@@ -242,23 +242,19 @@ def test_interrupted_and_resumed_is_as_undisturbed(
         assert torch.equal(tensor, second["state"][name]), name
 
 
-def test_interrupted_before_the_first_epoch(
+def test_resuming_before_the_first_epoch_and_after_the_last(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    words = ["train", data, "--epochs", "2", *SMALL, "--out", str(tmp_path / "a")]
+    out = tmp_path / "a"
+    words = ["train", data, "--epochs", "2", *SMALL, "--out", str(out)]
     with monkeypatch.context() as patched:
         patched.setattr(train_command, "train", interrupted)
         assert main(words) == 130
     assert main([*words, "--resume"]) == 0
-    assert len(history(tmp_path / "a")) == 2
-
-
-def test_resuming_a_finished_run_makes_its_report_again(data: str, tmp_path: Path) -> None:
-    out = tmp_path / "a"
-    assert main(["train", data, "--epochs", "2", *SMALL, "--out", str(out)]) == 0
+    assert len(history(out)) == 2
     before = losses(out)
     (out / "summary.md").unlink()
     assert main(["train", data, "--out", str(out), "--resume", "--quiet"]) == 0

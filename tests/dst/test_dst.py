@@ -31,15 +31,8 @@ from sparseconv.reference import MaskedConv1d
 def test_updates_happen_at_multiples_up_to_the_end_and_follow_the_cosine() -> None:
     model = two_layers()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    dst = DSTScheduler(
-        model,
-        optimizer,
-        update_every=3,
-        end_step=13,
-        decay_steps=10,
-        prune_fraction=0.5,
-        prune_floor=0.001,
-    )
+    settings = {"update_every": 3, "end_step": 13, "decay_steps": 10, "prune_floor": 0.001}
+    dst = DSTScheduler(model, optimizer, **settings, prune_fraction=0.5)
     assert dst.prune_fraction_now == 0.5
     updated_at = []
     for step in range(1, 20):
@@ -178,17 +171,13 @@ def test_a_masked_dense_run_of_the_same_updates_computes_the_same_function() -> 
 
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     dst = DSTScheduler(model, optimizer, update_every=12, end_step=240, prune_floor=0.1, seed=5)
-    (right, right_optimizer), (wrong, wrong_optimizer) = twin(), twin()
+    twins = (right, _), (wrong, _) = twin(), twin()
     data, probe = batches(torch.float64), next(batches(torch.float64, seed=9))
     tolerance = torch.finfo(torch.float64).eps ** 0.5
     worst = 0.0
     for _ in range(240):
         x = next(data)
-        for network, its in (
-            (model, optimizer),
-            (right, right_optimizer),
-            (wrong, wrong_optimizer),
-        ):
+        for network, its in ((model, optimizer), *twins):
             its.zero_grad()
             (network(x) - x.mean(1, keepdim=True).roll(2, 2)).square().mean().backward()
             its.step()
@@ -196,7 +185,7 @@ def test_a_masked_dense_run_of_the_same_updates_computes_the_same_function() -> 
             for i, layer in zip((0, 2), layers, strict=True):
                 mask = layer.pattern.to_mask()
                 idle = ~mask | (layer.dense_weight().detach() == 0)
-                for network, its in ((right, right_optimizer), (wrong, wrong_optimizer)):
+                for network, its in twins:
                     masked = network[i]
                     masked.mask.copy_(mask)
                     masked.weight.data[idle] = 0
