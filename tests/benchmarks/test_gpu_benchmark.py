@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from fake_cuda_graph import FakeCudaGraph
 from fake_gpu import MACHINE, FakeGpu
-from test_graphed import Replayed
 
 from benchmarks import gpu, gpu_checks, gpu_layer, gpu_tables
 from benchmarks.gpu_target import PRECISIONS, TRIAL, Target
@@ -49,7 +49,7 @@ def found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str], None]
 ) -> Document:
     """Everything that a run on a fake GPU writes."""
-    Replayed(monkeypatch)
+    FakeCudaGraph(monkeypatch)
     monkeypatch.setattr(torch, "compile", lambda call, **_: call)
     monkeypatch.setattr(gpu, "machine", lambda _: MACHINE)
     program("import sys; print(f'========= {sys.argv[2].upper()} SUMMARY: 0 errors')")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from fake_cuda_graph import FakeCudaGraph
 from fake_gpu import FakeGpu
-from test_graphed import Replayed
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks import gpu_layer, gpu_step
@@ -46,7 +46,7 @@ def test_torch_compile_takes_every_dense_form_whole(
 def test_a_compiled_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     make, seen = torch.compile, CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", lambda call, **_: make(call, backend=seen))
-    Replayed(monkeypatch)
+    FakeCudaGraph(monkeypatch)
     found = gpu_step.step_row(FakeGpu(), 24, ["cuda"], ["fp32"], 2, "compiled")
     assert set(found["samples_ms"]) == {"cuda fp32 graph", "dense fp32 compiled",
                                         "dense fp32 graph"}  # fmt: skip
