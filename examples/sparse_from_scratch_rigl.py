@@ -90,7 +90,7 @@ for grow in ("static", "random", "gradient"):
 
 # %% [markdown]
 # ## What it saved
-# Every sparse layer beside the same layer dense, on this machine and at this batch.
+# Every sparse layer compared with the same layer dense, on this machine and at this batch.
 
 # %%
 print(sc.profile(model, X[:10]))
