@@ -12,13 +12,13 @@ from dst_runs import (
     OPTIMIZERS,
     amounts,
     batches,
-    same,
     snapshot,
     sparse_layers,
     spread,
     train_step,
     two_layers,
 )
+from tiny import same
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

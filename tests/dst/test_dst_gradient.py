@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from dst_runs import batches, same, snapshot, sparse_layers, train_step, two_layers
+from dst_runs import batches, snapshot, sparse_layers, train_step, two_layers
+from tiny import same
 from torch import Tensor
 
 from sparseconv import DSTScheduler, Region, SparseConv1d

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dst_runs import batches, same, snapshot, train_step, two_layers
+from dst_runs import batches, snapshot, train_step, two_layers
+from tiny import same
 from torch import nn
 
 from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d

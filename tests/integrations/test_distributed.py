@@ -13,8 +13,9 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
-from dst_runs import same, snapshot, sparse_layers, train_step, two_layers
+from dst_runs import snapshot, sparse_layers, train_step, two_layers
 from ranks import WORLD, on_ranks
+from tiny import same
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, same, sparse_layers, train_step, two_layers
+from dst_runs import batches, sparse_layers, train_step, two_layers
+from tiny import same
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d

@@ -11,16 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import (
-    OPTIMIZERS,
-    batches,
-    same,
-    snapshot,
-    sparse_layers,
-    spread,
-    train_step,
-    two_layers,
-)
+from dst_runs import OPTIMIZERS, batches, snapshot, sparse_layers, spread, train_step, two_layers
+from tiny import same
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, same, snapshot, sparse_layers, train_step, two_layers
+from dst_runs import batches, snapshot, sparse_layers, train_step, two_layers
+from tiny import same
 from torch import Tensor, nn
 from torch.optim.swa_utils import (
     AveragedModel,

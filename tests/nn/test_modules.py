@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import re
 
 import numpy as np
@@ -275,25 +273,6 @@ def test_a_layer_changed_in_inference_mode_still_trains():
     layer(torch.randn(2, 4, 9)).sum().backward()
     optimizer.step()
     assert layer.values.tolist() != before
-
-
-def test_copies_and_conversions():
-    layer = SparseConv1d(4, 6, 5, padding=(0, 4), padding_mode="replicate")
-    layer.regions = (Region((0, 3), (0, 2)), Region((3, 6), (0, 5)))
-    x = torch.randn(2, 4, 30)
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert run(twin, x).equal(run(layer, x))
-        assert twin.regions == layer.regions
-        assert twin.pattern == layer.pattern
-        twin.set_pattern(KernelCSR.full((6, 4, 5)))
-        assert layer.pattern.nnz == 24 == layer.values.numel()
-    assert layer.double().values.dtype == torch.float64
-    assert layer.col_indices.dtype == torch.int32
-    assert layer.pattern.nnz == 24
-    meta = copy.deepcopy(layer).to("meta")
-    assert meta.values.is_meta
-    assert meta.crow_indices.is_meta
-    assert meta.pattern == layer.pattern
 
 
 def test_no_active_weight_gives_the_bias():

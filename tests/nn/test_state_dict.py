@@ -64,16 +64,6 @@ def test_load_pruned():
     assert SparseConv1d.from_dense(conv).dense_weight().equal(conv.weight)
 
 
-def test_load_with_assign():
-    source = SparseConv1d(4, 6, 5, density=0.4, dtype=torch.float64)
-    with torch.device("meta"):
-        target = SparseConv1d(4, 6, 5)
-    target.load_state_dict(source.state_dict(), assign=True)
-    x = torch.randn(2, 4, 30)
-    assert target.values.requires_grad
-    assert run(target, x).equal(run(source, x))
-
-
 def bad_states() -> dict[str, tuple[dict[str, object], str]]:
     good = SparseConv1d(4, 6, 5, density=0.5).state_dict()
     dense = nn.Conv1d(4, 6, 5).state_dict()

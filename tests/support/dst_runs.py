@@ -73,17 +73,6 @@ def snapshot(
     )
 
 
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, whatever the nesting (NaNs of Adadelta and friends do not occur)."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
-
-
 def spread(tensor: Tensor, pattern: KernelCSR) -> Tensor:
     """Put per-weight numbers at their flat positions; NaN where no weight is active."""
     return tensor.new_full((pattern.numel,), math.nan).index_put_((pattern.positions(),), tensor)

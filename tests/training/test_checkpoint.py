@@ -13,16 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import (
-    RECIPE,
-    WithDropout,
-    data,
-    interrupt_after,
-    network,
-    one_thread,  # noqa: F401 (autouse)
-    run,
-    same,
-)
+from tiny import RECIPE, WithDropout, data, interrupt_after, network, run, same
 from torch import Tensor, nn
 
 from sparseconv.training import checkpoint
@@ -231,8 +222,7 @@ def test_damaged_and_foreign_files(tmp_path: Path, count_cases: Any) -> None:
     path = tmp_path / "checkpoint.pt"
     whole = path.read_bytes()
     generator = np.random.default_rng(0)
-    damaged = [whole[: len(whole) * part // 20] for part in range(20)]
-    damaged += [whole[:-1], b"text", whole[: len(whole) // 2] + whole[len(whole) // 2 + 7 :]]
+    damaged = [whole[:-1], whole[: len(whole) // 2], b"text", b""]
     # A flipped bit in the content of a tensor, which torch.load itself does not notice.
     values = checkpoint.load(path)["state"]["blocks.1.conv.values"]
     at = whole.index(values.numpy().tobytes())

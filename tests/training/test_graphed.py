@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_cuda_graph import FakeCudaGraph
-from tiny import RECIPE, data, network, one_thread, same  # noqa: F401 (autouse)
+from tiny import RECIPE, data, network, same
 from torch import Tensor, nn
 
 import sparseconv as sc

@@ -10,11 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import (
-    network,
-    one_thread,  # noqa: F401 (autouse)
-    run,
-)
+from tiny import network, run
 from torch import nn
 
 from sparseconv.training import checkpoint

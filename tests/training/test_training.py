@@ -13,16 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import (
-    RECIPE,
-    Constant,
-    WithDropout,
-    data,
-    network,
-    one_thread,  # noqa: F401 (autouse)
-    run,
-    same,
-)
+from tiny import RECIPE, Constant, WithDropout, data, network, run, same
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler
