@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from folded import HALF, everything, norms, operations, settled, with_bounds
+from folded import HALF, everything, norms, operations, outcome, settled, with_bounds
 from torch import Tensor, nn
 
 import sparseconv as sc
@@ -68,7 +68,7 @@ def test_random_networks_within_the_computed_bound(
     if backend == "cpp" and extension is None:
         pytest.skip("the C++ extension is not built")
     monkeypatch.setenv("SPARSECONV_BACKEND", backend)
-    merged = 0
+    norms_of_models = 0
     for seed in range(60):
         torch.manual_seed(seed)
         layers = random_net(random.Random(seed), dtype)
@@ -84,10 +84,10 @@ def test_random_networks_within_the_computed_bound(
             assert y.dtype == dtype
             error = (y.double() - exact).abs()
             assert (error <= bound).all(), f"seed {seed} {isa}: {(error / bound).max():.3g}"
-        merged += norms(model, x)
+        norms_of_models += norms(model, x)
         assert norms(fast, x) == 0, f"seed {seed}"
     count_cases(60)
-    assert merged > 90
+    assert norms_of_models > 90
 
 
 def test_the_bound_would_notice_a_wrong_fold() -> None:
@@ -228,13 +228,6 @@ def test_the_average_comes_first(name: str, dtype: torch.dtype) -> None:
     for other in others:
         assert outcome(fast, other.to(dtype)) == outcome(model, other.to(dtype))
     assert outcome(fast, x.half()) == outcome(model, x.half())
-
-
-def outcome(model: nn.Module, x: Tensor) -> Any:
-    try:
-        return model(x).tolist()
-    except Exception as error:
-        return type(error), str(error)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from sparseconv import SparseConv1d
+from sparseconv import SparseConv1d, optimize_for_inference
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -19,7 +20,7 @@ HALF = (torch.bfloat16, torch.float16)
 def operations(model: nn.Module, *inputs: Tensor) -> Counter[str]:
     """How often which of torch's operations runs in ``model(*inputs)``, as the profiler saw it.
 
-    A BatchNorm1d that was not merged is an ``aten::batch_norm``.
+    A BatchNorm1d that was not folded is an ``aten::batch_norm``.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to stderr
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -29,6 +30,37 @@ def operations(model: nn.Module, *inputs: Tensor) -> Counter[str]:
 
 def norms(model: nn.Module, *inputs: Tensor) -> int:
     return operations(model, *inputs)["aten::batch_norm"]
+
+
+def outcome(model: nn.Module, *inputs: Tensor) -> Any:
+    """What a model gives, or says."""
+    try:
+        return model(*inputs).tolist()
+    except Exception as error:
+        return type(error), str(error)
+
+
+def conv(**options: Any) -> SparseConv1d:
+    return SparseConv1d(4, 4, 3, **{"padding": 1, "density": 0.5, **options})
+
+
+def body(kind: type[nn.Sequential] = nn.Sequential, inputs: int = 4, outputs: int = 9) -> Any:
+    conv = SparseConv1d(inputs, outputs, 5, padding=2, bias=False)
+    return kind(conv, nn.BatchNorm1d(outputs), nn.ReLU())
+
+
+def flat(kind: type[nn.Sequential] = nn.Sequential, bias: bool = True) -> nn.Sequential:
+    return kind(*body(), nn.Conv1d(9, 4, 1, bias=bias), *body())
+
+
+def bordering(kind: type[nn.Sequential] = nn.Sequential, bias: bool = True) -> nn.Sequential:
+    return nn.Sequential(body(kind), kind(nn.Conv1d(9, 4, 1, bias=bias), *body()))
+
+
+def original_and_copy(make: Callable[[], nn.Module]) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model = settled(make())
+    return model, optimize_for_inference(model)
 
 
 def settled(model: nn.Module) -> nn.Module:
@@ -78,7 +110,7 @@ def correlate(conv: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def with_bounds(layers: list[nn.Module], x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The layers' output in float64, and how far from it the merged layers may be.
+    """The layers' output in float64, and how far from it the folded layers may be.
 
     A sum of n products rounds by (n + 2) u times the sum of magnitudes; a folded weight was rounded
     once; an error of the input passes through the magnitudes of the weights.

@@ -1,0 +1,312 @@
+"""``optimize_for_inference``: nothing is fused where that could change or hide something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from folded import bordering, conv, flat, norms, operations, original_and_copy, outcome, settled
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
+
+import sparseconv as sc
+from sparseconv import SparseConv1d
+from sparseconv.models import DSN
+from sparseconv.nn.block import Block
+
+X = torch.randn(3, 4, 40, generator=torch.Generator().manual_seed(0))
+
+
+class SpecialNorm(nn.BatchNorm1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 1
+
+
+class AlwaysTraining(nn.BatchNorm1d):
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(True)
+
+
+class Doubled(SparseConv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def changed(change: Callable[[nn.Sequential], Any]) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = nn.Sequential(conv(), nn.BatchNorm1d(4))
+        change(model)
+        return model
+
+    return make
+
+
+def pruned() -> nn.Module:
+    return prune.random_unstructured(nn.Conv1d(4, 4, 3), "weight", 0.5)
+
+
+# Models in which nothing is fused.
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "no running statistics": lambda: nn.Sequential(
+        conv(), nn.BatchNorm1d(4, track_running_stats=False)
+    ),
+    "norm first": lambda: nn.Sequential(nn.BatchNorm1d(4), conv()),
+    "not adjacent": lambda: nn.Sequential(conv(), nn.Tanh(), nn.BatchNorm1d(4)),
+    "other activation": lambda: nn.Sequential(conv(), nn.GELU()),
+    "ReLU6": lambda: nn.Sequential(conv(), nn.ReLU6()),
+    "subclass of the norm": lambda: nn.Sequential(conv(), SpecialNorm(4)),
+    "subclass of the layer": lambda: nn.Sequential(Doubled(4, 4, 3), nn.BatchNorm1d(4)),
+    "always in training": lambda: nn.Sequential(conv(), AlwaysTraining(4)),
+    "instance norm": lambda: nn.Sequential(conv(), nn.InstanceNorm1d(4)),
+    "hook before the layer": changed(
+        lambda m: m[0].register_forward_pre_hook(lambda _, args: (args[0] + 1,))
+    ),
+    "hook after the norm": changed(
+        lambda m: m[1].register_forward_hook(lambda _, __, out: out * 2)
+    ),
+    "own forward": changed(lambda m: setattr(m[0], "forward", lambda x: x)),
+    "folded weights not finite": changed(
+        lambda m: (setattr(m[1], "eps", 0), m[1].running_var.zero_())
+    ),
+    "norm of another size": lambda: nn.Sequential(conv(), nn.BatchNorm1d(3)),
+    "norm of another dtype": lambda: nn.Sequential(conv(), nn.BatchNorm1d(4).double()),
+    "pruned": lambda: nn.Sequential(pruned(), nn.BatchNorm1d(4)),
+    "weight norm": lambda: nn.Sequential(
+        parametrizations.weight_norm(nn.Conv1d(4, 4, 3)), nn.BatchNorm1d(4)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_that_are_left_as_they_are(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    fast = sc.optimize_for_inference(model)
+    model.eval()
+    assert str(outcome(fast, X)) == str(outcome(model, X))  # for NaN is not NaN
+    if "another" not in name:
+        assert operations(fast, X) == operations(model, X)
+
+
+def shared_conv() -> nn.Module:
+    layer = conv()
+    return nn.Sequential(layer, nn.BatchNorm1d(4), layer, nn.BatchNorm1d(4))
+
+
+def shared_norm() -> nn.Module:
+    norm = nn.BatchNorm1d(4)
+    return nn.Sequential(conv(), norm, conv(), norm)
+
+
+def shared_block() -> nn.Module:
+    block = nn.Sequential(conv(), nn.BatchNorm1d(4))
+    return nn.Sequential(block, nn.Tanh(), block)
+
+
+def shared_relu() -> nn.Module:
+    relu = nn.ReLU()
+    return nn.Sequential(conv(), nn.BatchNorm1d(4), relu, conv(), relu)
+
+
+@pytest.mark.parametrize("make", [shared_conv, shared_norm, shared_block, shared_relu])
+def test_modules_may_be_in_many_places(make: Callable[[], nn.Module]) -> None:
+    model, fast = original_and_copy(make)
+    torch.testing.assert_close(fast(X), model(X))
+    ran = operations(fast, X)
+    assert (ran["aten::batch_norm"], ran["aten::relu"]) == (0, 0)
+
+
+# Something watches a copy that was fused before, or asks for more than its output. Each gives what
+# can be compared with what the original shows.
+
+
+def hooks_on(place: str) -> Callable[[nn.Module, Tensor], Any]:
+    def watch(network: nn.Module, x: Tensor) -> Any:
+        seen: list[Tensor] = []
+        if place not in dict(network.named_modules()):  # this model is less deep
+            return seen
+        module = network.get_submodule(place)
+        handles = [
+            module.register_forward_pre_hook(lambda _, args: (2 * args[0],)),
+            module.register_forward_hook(
+                lambda _, args, y: seen.extend([args[0].detach().clone(), y.detach().clone()])
+            ),
+        ]
+        seen.append(network(x))
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    return watch
+
+
+def hooks_on_all(network: nn.Module, x: Tensor) -> str:
+    called: list[str] = []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, y: called.append(type(module).__name__.removeprefix("Inference"))
+    )
+    try:
+        network(x)
+    finally:
+        handle.remove()
+    return " ".join(called)
+
+
+def own_forward(network: nn.Module, x: Tensor) -> Tensor:
+    module: Any = network.get_submodule("1" if len(list(network)) > 2 else "0.1")
+    module.forward = lambda x: x * 0
+    y = network(x)
+    del module.forward
+    return y
+
+
+def function_mode(network: nn.Module, x: Tensor) -> str:
+    seen: list[str] = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(getattr(function, "__name__", ""))
+            return function(*args, **(kwargs or {}))
+
+    with Mode():
+        network(x)
+    return " ".join(name for name in seen if name in ("batch_norm", "relu", "conv1d"))
+
+
+def flops(network: nn.Module, x: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        network(x)
+    return counter.get_total_flops()
+
+
+def autocast(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return network(x)
+
+
+def other_state(network: nn.Module, x: Tensor) -> Tensor:
+    state = {k: t + 1 for k, t in network.state_dict().items() if t.is_floating_point()}
+    return torch.func.functional_call(network, state, (x,))
+
+
+def input_gradient(network: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(network(x).square().sum(), x)[0]
+
+
+def pointwise_gradient(network: nn.Module, x: Tensor) -> Tensor:
+    """Of the 1x1 convolution alone, in eval mode."""
+    weight = next(m.weight for m in network.modules() if type(m) is nn.Conv1d)
+    weight.requires_grad_(True)
+    (grad,) = torch.autograd.grad(network(x).square().sum(), weight)
+    weight.requires_grad_(False)
+    return grad
+
+
+WATCHERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    **{f"hooks on {place}": hooks_on(place) for place in ("0", "1", "2", "3", "0.0", "0.2", "1.0")},
+    "hooks on all": hooks_on_all,
+    "own forward": own_forward,
+    "function mode": function_mode,
+    "flops": flops,
+    "autocast": autocast,
+    "other state": other_state,
+    "gradient": input_gradient,
+    "gradient of the 1x1": pointwise_gradient,
+    "vmap": lambda network, x: torch.func.vmap(lambda x: network(x[None])[0])(x),
+    "jvp": lambda network, x: torch.func.jvp(network, (x,), (x.cos(),))[1],
+    "grad": lambda network, x: torch.func.grad(lambda x: network(x).square().sum())(x),
+    "compile": lambda network, x: torch.compile(network, backend="aot_eager", fullgraph=True)(x),
+    "export": lambda network, x: torch.export.export(network, (x,)).module()(x),
+    "script": lambda network, x: torch.jit.script(network)(x),
+    "trace": lambda network, x: torch.jit.trace(network, x, check_trace=False)(x),
+    "fx": lambda network, x: torch.fx.symbolic_trace(network)(x),
+}
+ONLY_DENSE = ("script", "trace", "fx")  # SparseConv1d knows none of them
+
+
+def dense(kind: type[nn.Sequential]) -> nn.Sequential:
+    return kind(nn.Conv1d(4, 9, 3), nn.BatchNorm1d(9), nn.ReLU(), nn.Conv1d(9, 4, 1))
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("kind", [nn.Sequential, Block])
+@pytest.mark.parametrize("name", WATCHERS)
+def test_watchers_see_what_the_original_shows(name: str, kind: type[nn.Sequential]) -> None:
+    for make in (dense,) if name in ONLY_DENSE else (flat, bordering):
+        model, fast = original_and_copy(lambda make=make: make(kind))
+        model.requires_grad_(False)
+        before, watch = fast(X), WATCHERS[name]
+        seen, wanted = watch(fast, X), watch(model, X)
+        if isinstance(wanted, str):
+            assert seen == wanted
+        else:
+            torch.testing.assert_close(seen, wanted)
+        assert torch.equal(fast(X), before)
+        assert norms(fast, X) == 0
+
+
+def test_a_default_device_is_no_watcher() -> None:
+    _, fast = original_and_copy(flat)
+    with torch.device("cpu"):
+        assert norms(fast, X) == 0
+
+
+def test_a_sequential_that_was_emptied_or_holds_none() -> None:
+    fast = sc.optimize_for_inference(nn.Sequential(conv(), nn.ReLU()).eval())
+    fast.add_module("none", None)
+    with pytest.raises(TypeError, match="NoneType"):
+        fast(X)
+    for name in list(fast._modules):
+        del fast._modules[name]
+    assert fast(X) is X
+
+
+# Training the copy
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_are_those_of_the_original(training: bool) -> None:
+    torch.manual_seed(0)
+    model = settled(DSN(2, 3, nf=5, kernel_size=9, depth=2))
+    fast, x = sc.optimize_for_inference(model), torch.randn(8, 2, 40)
+    with torch.inference_mode():
+        fast(x)
+    model.train(training)
+    fast.requires_grad_(True).train(training)
+    for network in (model, fast):
+        F.nll_loss(network(x), torch.arange(8) % 3).backward()
+    wanted = {name: p.grad for name, p in model.named_parameters()}
+    for name, parameter in fast.named_parameters():
+        assert torch.equal(parameter.grad, wanted[name]), name
+    for a, b in zip(fast.buffers(), model.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_fused_only_while_nothing_asks_for_gradients() -> None:
+    _, fast = original_and_copy(flat)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert norms(fast, X) == 0
+    assert norms(fast, X.clone().requires_grad_()) == 2
+    with torch.no_grad():
+        assert norms(fast, X.clone().requires_grad_()) == 0
+        fast[1].weight.requires_grad_(True)  # may be written to without being counted
+        assert norms(fast, X) == 1
+    fast.train()
+    assert norms(fast, X) == 2
+    fast.requires_grad_(False).eval()
+    assert norms(fast, X) == 0
+
+
+def test_profiled_like_any_model() -> None:
+    _, fast = original_and_copy(flat)
+    y = fast(X)
+    found = sc.profile(fast, X, backward=False, rounds=6, least_seconds=0.0)
+    assert [layer.name for layer in found.layers] == ["0", "4"]
+    assert torch.equal(fast(X), y)
+    assert norms(fast, X) == 0

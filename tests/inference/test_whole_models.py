@@ -1,0 +1,118 @@
+"""``optimize_for_inference``: models around a Sequential, that run it whole or take it apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from folded import conv, everything, norms, settled
+from torch import Tensor, nn
+
+import sparseconv as sc
+
+
+class Around(nn.Module):
+    """A model around a Sequential whose norm can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(conv(), nn.BatchNorm1d(4), nn.ReLU())
+        self.again = [self.net]  # through a list, which registers nothing
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class RunsItWhole(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1  # side effects
+        for child in self.children():
+            x = child(x) + x
+        return self.again[0](x) * len(self.net)
+
+
+class RunsTheFirstAsWell(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.get_submodule("net.0")
+        return self.net(x) + first(x) + self.net[:1](x)
+
+
+class RunsEachByItself(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = []
+        for layer in self.net:
+            x = layer(x)
+            outputs.append(x)
+        return torch.cat(outputs)
+
+
+class RunsASlice(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[:2](x)
+
+
+def inside(model: nn.Module) -> Iterator[nn.Module]:
+    """The model alone and in other models' places."""
+    yield model
+    yield nn.Sequential(nn.Sequential(model), nn.Tanh())
+
+
+@pytest.mark.parametrize(
+    ("kind", "folded"),
+    [
+        (RunsItWhole, True),
+        (RunsTheFirstAsWell, True),
+        (RunsEachByItself, False),
+        (RunsASlice, False),
+    ],
+)
+def test_models_around_a_sequential(kind: type[nn.Module], folded: bool) -> None:
+    torch.manual_seed(0)
+    for model in inside(settled(kind())):
+        before, state = everything(model), torch.get_rng_state()
+        fast = sc.optimize_for_inference(model)
+        assert tiny.same(everything(model), before)
+        assert torch.equal(torch.get_rng_state(), state)
+        x = torch.randn(3, 4, 30)
+        torch.testing.assert_close(fast(x), model(x))
+        assert (norms(fast, x) == 0) == folded
+
+
+@pytest.mark.parametrize("on", ["net", ""])
+def test_a_hook_may_look_inside(on: str) -> None:
+    torch.manual_seed(0)
+    model, x = settled(RunsItWhole()), torch.randn(3, 4, 30)
+    first: Callable[..., Any] = (lambda m, i: m[0](i[0])) if on else (lambda m, i: m.net[0](i[0]))
+    model.get_submodule(on).register_forward_hook(lambda m, i, _: first(m, i))
+    torch.testing.assert_close(sc.optimize_for_inference(model)(x), model(x))
+
+
+@pytest.mark.promise("P7")
+def test_scripted_and_compiled_models() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 30)
+    plain = nn.Sequential(nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.ReLU())
+    for model in (torch.jit.script(plain), torch.compile(plain, backend="eager")):
+        fast = sc.optimize_for_inference(settled(model))
+        assert torch.equal(fast(x), model(x))
+
+
+def test_slices_and_single_modules_are_those_of_the_original() -> None:
+    torch.manual_seed(0)
+    model, x = settled(RunsItWhole()), torch.randn(3, 4, 30)
+    fast = sc.optimize_for_inference(model)
+    fast(x)
+    assert list(map(type, fast.net)) == list(map(type, model.net))
+    assert torch.equal(fast.net[:2](x), model.net[:2](x))
+    assert torch.equal(fast.net[1](fast.net[0](x)), model.net[1](model.net[0](x)))
+    sliced = fast.net[:2].eval()
+    torch.testing.assert_close(sliced(x), model.net[:2](x))
+    assert norms(sliced, x) == 0
+    fast.net.append(nn.Tanh())
+    torch.testing.assert_close(fast.net(x), model.net(x).tanh())
+    del fast.net[1]
+    torch.testing.assert_close(fast.net(x), model.net[0](x).relu().tanh())
