@@ -1,4 +1,4 @@
-"""``Block`` is a sequence of ordinary modules: nobody can tell, but by the clock."""
+"""``Block`` is a sequence of ordinary modules: only the clock shows a difference."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv import SparseConv1d
-from sparseconv.bench.network.masked import masked_copy
 from sparseconv.models import DSN
 from sparseconv.nn import block as block_module
 from sparseconv.nn.block import Block
@@ -27,7 +27,8 @@ pytestmark = pytest.mark.skipif(
     extension is None or extension.isas() == ["baseline"], reason="needs the C++ kernels and AVX2"
 )
 
-FUSED = ("conv1x1", "batch_norm_relu")
+FUSED = ["conv1x1", "batch_norm_relu"]
+X = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -35,46 +36,37 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The fused computations that ran, in their order; no input is too small for them."""
     calls: list[str] = []
 
-    def watch(name: str) -> Callable[..., Tensor]:
+    def watched(name: str) -> Callable[..., Tensor]:
         function = getattr(block_module, name)
-
-        def call(*args: Any) -> Tensor:
-            calls.append(name)
-            result: Tensor = function(*args)
-            return result
-
-        return call
+        return lambda *args: (calls.append(name), function(*args))[1]
 
     for name in ("CONV_POSITIONS", "NORM_ELEMENTS"):
         monkeypatch.setattr(block_module, name, 0)
     monkeypatch.setattr(ShortAvgPool1d, "LEAST", 0)
     for name in FUSED:
-        monkeypatch.setattr(block_module, name, watch(name))
+        monkeypatch.setattr(block_module, name, watched(name))
     return calls
 
 
-def make_block(dtype: torch.dtype = torch.float32, **options: Any) -> Block:
+def make_block(dtype: torch.dtype = torch.float32) -> Block:
     torch.manual_seed(0)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["bottleneck"] = nn.Conv1d(6, 4, 1, bias=False)
-    layers["conv"] = SparseConv1d(4, 9, 5, padding="same", **options)
+    layers["conv"] = SparseConv1d(4, 9, 5, padding="same")
     layers["norm"] = nn.BatchNorm1d(9)
     layers["relu"] = nn.ReLU()
     return Block(layers).to(dtype)
 
 
-def plain(block: Block) -> nn.Sequential:
+def without_conv() -> Block:
+    """What runs under every tracer and transform."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    return Block(nn.Conv1d(6, 4, 1, bias=False), norm, nn.ReLU(), backend="cpp")
+
+
+def plain(block: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(copy.deepcopy(block)._modules))  # type: ignore[arg-type]
-
-
-def test_it_takes_the_fused_path(taken: list[str]) -> None:
-    block = make_block()
-    twin = plain(block)
-    x = torch.randn(3, 6, 20)
-    torch.testing.assert_close(block(x), twin(x))
-    assert taken == list(FUSED)
-    for a, b in zip(block.state_dict().values(), twin.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.promise("P7")
@@ -84,12 +76,14 @@ def test_every_instruction_set_but_the_baseline(
 ) -> None:
     monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
     block = make_block()
-    x = torch.randn(3, 6, 20)
-    torch.testing.assert_close(block(x), plain(block)(x))
-    assert taken == ([] if isa == "baseline" else list(FUSED))
+    twin = plain(block)
+    torch.testing.assert_close(block(X), twin(X))
+    assert taken == ([] if isa == "baseline" else FUSED)
+    for a, b in zip(block.state_dict().values(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
-def test_small_inputs_go_module_by_module(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_inputs_run_module_by_module(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("too small to gain anything")
 
@@ -131,158 +125,137 @@ class RaisedReLU(nn.ReLU):
 
 # What changes a block, and what is then still fused.
 CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
-    "norm hook": (lambda b: b.norm.register_forward_hook(hook), ["conv1x1"]),
-    "norm pre-hook": (lambda b: b.norm.register_forward_pre_hook(hook), ["conv1x1"]),
-    "norm backward hook": (lambda b: b.norm.register_full_backward_hook(hook), ["conv1x1"]),
-    "norm backward pre-hook": (lambda b: b.norm.register_full_backward_pre_hook(hook), ["conv1x1"]),
-    "relu hook": (lambda b: b.relu.register_forward_hook(hook), ["conv1x1"]),
-    "bottleneck hook": (lambda b: b.bottleneck.register_forward_hook(hook), ["batch_norm_relu"]),
-    "conv hook": (lambda b: b.conv.register_forward_hook(hook), list(FUSED)),
-    "own forward": (own_forward, ["conv1x1"]),
-    "norm subclass": (lambda b: b.set_submodule("norm", NamedNorm(9)), ["conv1x1"]),
-    "relu subclass": (lambda b: b.set_submodule("relu", RaisedReLU()), ["conv1x1"]),
-    "other activation": (lambda b: b.set_submodule("relu", nn.ELU()), ["conv1x1"]),
-    "no activation": (lambda b: b.pop(3), ["conv1x1"]),
-    "weight norm": (lambda b: parametrizations.weight_norm(b.bottleneck), ["batch_norm_relu"]),
-    "pruned": (lambda b: prune.l1_unstructured(b.bottleneck, "weight", 3), ["batch_norm_relu"]),
-    "bias": (lambda b: b.set_submodule("bottleneck", nn.Conv1d(6, 4, 1)), ["batch_norm_relu"]),
-    "stride": (with_bottleneck(1, stride=2), ["batch_norm_relu"]),
-    "groups": (with_bottleneck(1, groups=2), ["batch_norm_relu"]),
-    "padding": (with_bottleneck(1, padding=1), ["batch_norm_relu"]),
-    "three taps": (with_bottleneck(3), ["batch_norm_relu"]),
-    "spelled out": (with_bottleneck(1, padding="same"), list(FUSED)),
+    "norm hook": (lambda b: b.norm.register_forward_hook(hook), FUSED[:1]),
+    "norm pre-hook": (lambda b: b.norm.register_forward_pre_hook(hook), FUSED[:1]),
+    "norm backward hook": (lambda b: b.norm.register_full_backward_hook(hook), FUSED[:1]),
+    "norm backward pre-hook": (lambda b: b.norm.register_full_backward_pre_hook(hook), FUSED[:1]),
+    "relu hook": (lambda b: b.relu.register_forward_hook(hook), FUSED[:1]),
+    "bottleneck hook": (lambda b: b.bottleneck.register_forward_hook(hook), FUSED[1:]),
+    "conv hook": (lambda b: b.conv.register_forward_hook(hook), FUSED),
+    "own forward": (own_forward, FUSED[:1]),
+    "norm subclass": (lambda b: b.set_submodule("norm", NamedNorm(9)), FUSED[:1]),
+    "relu subclass": (lambda b: b.set_submodule("relu", RaisedReLU()), FUSED[:1]),
+    "relu of another class": (lambda b: setattr(b.relu, "__class__", RaisedReLU), FUSED[:1]),
+    "other activation": (lambda b: b.set_submodule("relu", nn.ELU()), FUSED[:1]),
+    "no activation": (lambda b: b.pop(3), FUSED[:1]),
+    "frozen statistics": (lambda b: b.norm.eval(), FUSED[:1]),
+    "weight norm": (lambda b: parametrizations.weight_norm(b.bottleneck), FUSED[1:]),
+    "pruned": (lambda b: prune.l1_unstructured(b.bottleneck, "weight", 3), FUSED[1:]),
+    "bias": (lambda b: b.set_submodule("bottleneck", nn.Conv1d(6, 4, 1)), FUSED[1:]),
+    "stride": (with_bottleneck(1, stride=2), FUSED[1:]),
+    "groups": (with_bottleneck(1, groups=2), FUSED[1:]),
+    "padding": (with_bottleneck(1, padding=1), FUSED[1:]),
+    "three taps": (with_bottleneck(3), FUSED[1:]),
+    "spelled out": (with_bottleneck(1, padding="same"), FUSED),
     "no sparse layer": (lambda b: b.set_submodule("conv", nn.Conv1d(4, 9, 1, bias=False)), []),
     "reference": (lambda b: setattr(b.conv, "backend", "reference"), []),
+    "double": (lambda b: b.double(), FUSED),
+    "bfloat16": (lambda b: b.bfloat16(), []),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_whatever_the_modules_do_is_done(name: str, taken: list[str]) -> None:
+def test_what_the_modules_do_is_done(name: str, taken: list[str]) -> None:
     change, fused = CHANGES[name]
     block = make_block()
+    block(X)  # planned as it was
+    taken.clear()
     change(block)
-    x = torch.randn(3, 6, 20)
+    x = X.to(next(block.parameters()).dtype)
     sequence = nn.Sequential(OrderedDict(block._modules))  # of the same modules, hooks and all
     torch.testing.assert_close(block(x), sequence(x))
     assert taken == fused
 
 
-def test_hooks_see_what_they_should() -> None:
-    seen: dict[str, Tensor] = {}
-    block = make_block()
-    for name, module in block.named_children():
-        module.register_forward_hook(
-            lambda module, args, y, name=name: seen.setdefault(name, y.detach().clone())
-        )
-    block(torch.randn(3, 6, 20))
-    assert list(seen) == ["bottleneck", "conv", "norm", "relu"]
-    assert seen["relu"].equal(seen["norm"].relu())
-
-
-def test_global_hooks(taken: list[str]) -> None:
-    called = []
+def test_hooks_see_what_they_should(taken: list[str]) -> None:
+    block, seen = make_block(), []
+    for module in block:
+        module.register_forward_hook(lambda module, args, y: seen.append((type(module), y.clone())))
+    block(X)
+    assert [kind for kind, _ in seen] == list(map(type, block))
+    assert seen[3][1].equal(seen[2][1].relu())
+    everywhere: list[type] = []
     handle = nn.modules.module.register_module_forward_hook(
-        lambda module, args, y: called.append(type(module).__name__)
+        lambda module, args, y: everywhere.append(type(module))
     )
     try:
-        make_block()(torch.randn(3, 6, 20))
+        make_block()(X)
     finally:
         handle.remove()
-    assert called == ["Conv1d", "SparseConv1d", "BatchNorm1d", "ReLU", "Block"]
+    assert everywhere == [*map(type, block), Block]
     assert not taken
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_types_and_autocast_are_torchs(dtype: torch.dtype, taken: list[str]) -> None:
-    x = torch.randn(3, 6, 20)
-    assert make_block(dtype)(x.to(dtype)).dtype == dtype
-    with torch.autocast("cpu", dtype):
-        assert make_block()(x).dtype == dtype
-    assert not taken
+def forward_mode(block: nn.Module) -> Tensor:
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(block(forward_ad.make_dual(X, X.cos()))).tangent
+        assert tangent is not None
+        return tangent
+
+
+def autocast(block: nn.Module) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return block(X)
+
+
+def flops(block: nn.Module) -> Tensor:
+    with FlopCounterMode(display=False) as counter:
+        block(X)
+    return torch.tensor(counter.get_total_flops())
+
+
+# Something looks at more than the output, or changes how torch runs.
+WATCHERS: dict[str, Callable[[nn.Module], Any]] = {
+    "forward mode": forward_mode,
+    "autocast": autocast,
+    "flops": flops,
+    "vmap": lambda block: torch.func.vmap(lambda x: block(x[None])[0], randomness="same")(X),
+    "grad": lambda block: torch.func.grad(lambda x: block(x).square().sum())(X),
+    "trace": lambda block: torch.jit.trace(block[:1], X)(X),
+    "script": lambda block: torch.jit.script(block)(X),
+    "compile": lambda block: torch.compile(block, backend="eager", fullgraph=True)(X),
+}
 
 
 @pytest.mark.promise("P7")
+@pytest.mark.parametrize("name", WATCHERS)
+def test_torch_runs_the_modules_for_watchers(name: str, taken: list[str]) -> None:
+    block = without_conv()
+    block(X)
+    assert taken == FUSED
+    torch.testing.assert_close(WATCHERS[name](block), WATCHERS[name](plain(block)))
+    assert taken == FUSED
+
+
 def test_environment_and_compiler(taken: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    block, x = make_block(), torch.randn(3, 6, 20)
-    want = block(x)
-    assert taken == list(FUSED)
+    block = make_block()
+    want = block(X)
     want.sum().backward()  # plans of a pattern are made outside the compiler
     compiled = torch.compile(block, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), want)
+    torch.testing.assert_close(compiled(X), want)
     monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
-    torch.testing.assert_close(block(x), want)
-    assert taken == list(FUSED)
+    torch.testing.assert_close(block(X), want)
+    assert taken == FUSED
 
 
-def test_transforms_and_traces_run_on_torch(taken: list[str]) -> None:
-    norm, x = nn.BatchNorm1d(4), torch.randn(3, 6, 20)
-    block = Block(nn.Conv1d(6, 4, 1, bias=False), norm, nn.ReLU(), backend="cpp").eval()
-    want = block(x)
-    assert taken == ["conv1x1"]
-    torch.testing.assert_close(torch.func.vmap(lambda x: block(x[None])[0])(x), want)
-    torch.testing.assert_close(torch.jit.trace(block, x, check_trace=False)(x), want)
-    assert taken == ["conv1x1"]
-
-
-def test_a_slice_keeps_the_backend(taken: list[str]) -> None:
-    block = Block(nn.Conv1d(6, 4, 1, bias=False), nn.BatchNorm1d(4), nn.ReLU(), backend="cpp")
-    block[1:](block[:1](torch.randn(3, 6, 20)))
-    assert taken == list(FUSED)
-    assert type(block[0]) is nn.Conv1d
-
-
-def test_forward_mode_runs_on_torch(taken: list[str]) -> None:
-    x, tangent = torch.randn(2, 3, 6, 20)
-    block = Block(nn.Conv1d(6, 4, 1, bias=False), nn.BatchNorm1d(4), nn.ReLU(), backend="cpp")
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, tangent)
-        got, want = (forward_ad.unpack_dual(m(dual)) for m in (block, nn.Sequential(*block)))
-        torch.testing.assert_close(got.tangent, want.tangent)
-        block = make_block().eval()
-        dense = plain(block)
-        dense.conv = block.conv.to_dense()
-        got, want = (forward_ad.unpack_dual(m(dual)) for m in (block, dense))
-        torch.testing.assert_close(got.tangent, want.tangent)
-    assert taken == []
-
-
-def test_a_sequence_like_any_other() -> None:
-    block, x = make_block(), torch.randn(3, 6, 20)
+def test_a_sequence_like_any_other(taken: list[str]) -> None:
+    block = make_block()
     twin = plain(block)
     assert block.state_dict().keys() == twin.state_dict().keys()
     assert repr(block) == repr(twin).replace("Sequential", "Block")
     assert [name for name, _ in block.named_modules()] == [n for n, _ in twin.named_modules()]
-    want = block.eval()(x)
-    for other in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
-        assert other(x).equal(want)
+    want = block.eval()(X)
+    for other in (copy.deepcopy(block), copy.copy(block), pickle.loads(pickle.dumps(block))):
+        assert other(X).equal(want)
     assert isinstance(block[:2], nn.Sequential)
-    assert block[2:](block[:2](x)).equal(want)
+    assert block[2:](block[:2](X)).equal(want)
     twin.load_state_dict(block.state_dict())
-    torch.testing.assert_close(twin.eval()(x), want)
-
-
-def test_networks_pickled_with_sequences_still_load(taken: list[str]) -> None:
-    model = DSN(3, 2, nf=4, kernel_size=9, depth=2)
-    x = torch.randn(2, 3, 30)
-    model(x)
-    assert taken == [*FUSED, *FUSED, "conv1x1"]
+    torch.testing.assert_close(twin.eval()(X), want)
     taken.clear()
-    want = model.eval()(x)
-    assert taken == 3 * ["conv1x1"], "in eval mode torch normalises"
-    for i, block in enumerate(model.blocks):
-        model.blocks[i] = plain(block)
-    model.head = plain(model.head)
-    old = pickle.loads(pickle.dumps(model))
-    torch.testing.assert_close(old(x), want)
-    assert len(taken) == 3, "an old copy runs as it did"
-    fresh = DSN(3, 2, nf=4, kernel_size=9, depth=2)
-    fresh.load_state_dict(old.state_dict())
-    torch.testing.assert_close(fresh.eval()(x), want)
-
-
-def test_the_masked_rival_runs_on_torch(taken: list[str]) -> None:
-    masked_copy(DSN(3, 2, nf=4, kernel_size=9, depth=2)).blocks(torch.randn(2, 3, 30))
-    assert not taken
+    block = without_conv()
+    block[1:](block[:1](X))  # a slice keeps the backend
+    assert taken == FUSED
+    assert type(block[0]) is nn.Conv1d
 
 
 @pytest.mark.parametrize("length", [1, 24, 57, 128, 300])
@@ -309,7 +282,7 @@ def test_training_is_that_of_the_plain_modules(length: int, taken: list[str]) ->
 
 def test_second_derivatives() -> None:
     block = make_block(torch.float64)
-    x = torch.randn(2, 6, 9, dtype=torch.float64, requires_grad=True)
+    x = X.double().requires_grad_()
     got, want = (
         torch.autograd.grad(
             torch.autograd.grad(model(x).square().sum(), x, create_graph=True)[0].square().sum(),
