@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparseconv.core.geometry import DTYPES
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import asks_for_gradients, held_outside
-from sparseconv.profiling.result import LayerProfile
+from sparseconv.profiling.layer_times import LayerTimes
 
 
 @dataclass
@@ -28,7 +28,25 @@ class Candidate:
     hooked: bool = False  # its weight's gradient has hooks, of hand-made masking for one
     chosen: bool = False
     reason: str = ""
-    profiles: tuple[LayerProfile, ...] = ()
+    times: LayerTimes | None = None
+
+    def wanted(self, selected: Collection[nn.Module] | None) -> bool:
+        """Whether to measure this layer."""
+        if self.sparse is None:
+            return False
+        return self.sparse.pattern.density < 1 if selected is None else self.conv in selected
+
+    def record(self) -> LayerTimes:
+        """What became of the layer."""
+        pattern = None if self.sparse is None else self.sparse.pattern
+        conv = self.conv
+        unmeasured = LayerTimes(
+            name=self.name,
+            weight_shape=(conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size),
+            nnz=None if pattern is None else pattern.nnz,
+            density=None if pattern is None else pattern.density,
+        )
+        return replace(self.times or unmeasured, sparse=self.chosen, reason=self.reason)
 
 
 def check_module(model: nn.Module) -> None:

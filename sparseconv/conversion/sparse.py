@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +16,21 @@ from sparseconv.conversion.candidates import (
     find_candidates,
     selected_layers,
 )
-from sparseconv.conversion.result import Conversion, ConversionReport, LayerConversion, ModelTimes
+from sparseconv.conversion.result import Conversion, ConversionReport, ModelTimes
 from sparseconv.core.checks import number
-from sparseconv.measure import machine
-from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
+from sparseconv.measure.timing import ratio
 from sparseconv.nn.replacement import carry_hooks, carry_state, replace
-from sparseconv.nn.restored import deepcopy_model, restored_afterwards
-from sparseconv.profiling.profiler import (
-    Call,
+from sparseconv.nn.restored import deepcopy_model
+from sparseconv.profiling.layer_times import KEEP, verdict_of
+from sparseconv.profiling.stopwatch import (
+    Stopwatch,
     capture,
     check_measurable,
-    checked_rounds,
     copied_arguments,
-    measure,
     milliseconds,
     model_passes,
+    time_layer,
 )
-from sparseconv.profiling.result import KEEP, LayerProfile, verdict_of
 
 # With so few active weights every pass in benchmarks/results/bench.json was faster sparse than as
 # nn.Conv1d: 572 of them, at least 1.05 times (2026-11-20). The tiniest layers are not among them.
@@ -123,7 +121,7 @@ def convert(
         max_density = number("max_density", max_density)
         if not 0 <= max_density <= 1:
             raise ValueError(f"max_density must lie in [0, 1], but got {max_density}")
-    timing = {"rounds": checked_rounds(rounds), "least_seconds": least_seconds, "seed": seed}
+    stopwatch = Stopwatch(backward, rounds, least_seconds, seed)
     if inplace and model in convs:
         raise ValueError(
             "a model that is itself the nn.Conv1d cannot be replaced in place; use "
@@ -133,50 +131,39 @@ def convert(
     arguments: tuple[Any, ...] | None = None
     if example_input is not None:
         arguments = copied_arguments(example_input, "example_input")
-        _measure(
-            model, [c for c in candidates if _wanted(c, selected)], arguments, backward, timing
-        )
+        _measure(model, [c for c in candidates if c.wanted(selected)], arguments, stopwatch)
     for candidate in candidates:
         _decide(candidate, selected, arguments is not None, max_density)
     chosen = [candidate for candidate in candidates if candidate.chosen]
     converted = _install(deepcopy_model(model), chosen)
     times = {}
     if arguments is not None and chosen:
-        times = _measure_models(model, converted, arguments, backward, timing)
+        times = _measure_models(model, converted, arguments, stopwatch)
     report = ConversionReport(
-        tuple(map(_record, candidates)),
-        times,
-        backward,
-        torch.get_num_threads(),
-        machine.environment_info(),
+        layers=tuple(candidate.record() for candidate in candidates),
+        times=times,
+        backward=backward,
+        **stopwatch.conditions(),
     )
     return Conversion(_install(model, chosen) if inplace else converted, report)
-
-
-def _wanted(candidate: Candidate, selected: Collection[nn.Module] | None) -> bool:
-    """Whether to measure this layer."""
-    if candidate.sparse is None:
-        return False
-    return candidate.sparse.pattern.density < 1 if selected is None else candidate.conv in selected
 
 
 def _measure(
     model: nn.Module,
     candidates: list[Candidate],
     arguments: tuple[Any, ...],
-    backward: bool,
-    timing: dict[str, Any],
+    stopwatch: Stopwatch,
 ) -> None:
     for candidate in candidates:
         check_measurable(candidate.name, candidate.conv.weight.device)
-    by_conv = {c.conv: c for c in candidates}
-    with restored_afterwards(model), torch.inference_mode(False), torch.set_grad_enabled(backward):
-        for call in capture(model, {c.conv: c.name for c in candidates}, arguments):
-            candidate = by_conv[call.layer]
-            assert candidate.sparse is not None
-            sparse = Call(call.name, candidate.sparse, call.input, call.needs_dgrad, call.calls)
-            profile, _ = measure(sparse, backward, None, timing)
-            candidate.profiles += (profile,)
+    with stopwatch.running(model):
+        calls = capture(model, [c.conv for c in candidates], arguments)
+        for candidate in candidates:
+            if candidate.conv in calls:
+                assert candidate.sparse is not None
+                candidate.times, _ = time_layer(
+                    candidate.name, candidate.sparse, calls[candidate.conv], stopwatch
+                )
 
 
 def _decide(
@@ -194,8 +181,8 @@ def _decide(
     elif density == 1:
         candidate.reason = "no weight is zero or masked"
     elif measured:
-        found = _together(candidate.profiles)
-        candidate.reason = verdict_of(found.ratio) if found else "the input never reaches it"
+        found = candidate.times and candidate.times.ratio
+        candidate.reason = verdict_of(found) if found else "the input never reaches it"
         if candidate.reason == KEEP:
             candidate.chosen, candidate.reason = True, "measured faster"
     else:
@@ -205,50 +192,6 @@ def _decide(
         candidate.reason = f"{few} {limit:.0%} of the weights are active; not measured"
     if candidate.chosen and candidate.hooked:
         candidate.reason += "; the hooks on its weight's gradient are left behind"
-
-
-class _Together(NamedTuple):
-    """All calls of a layer in one pass of the model."""
-
-    calls: int
-    dense_ms: float
-    sparse_ms: float
-    ratio: Estimate
-
-
-def _together(profiles: Sequence[LayerProfile]) -> _Together | None:
-    """Add up a layer's calls on inputs of several shapes; None if there was no call."""
-    if not profiles:
-        return None
-
-    def add(way: str) -> list[float]:
-        return [
-            p.calls * sum(getattr(m, f"{way}_ms").median for m in p.passes.values())
-            for p in profiles
-        ]
-
-    # The ratio of the sums is the mean of the ratios, each weighted by the sparse time; so are
-    # its bounds if all inputs are as favourable as their intervals allow.
-    sparse = add("sparse")
-    bounds = [
-        sum(time * getattr(p.ratio, end) for time, p in zip(sparse, profiles, strict=True))
-        / sum(sparse)
-        for end in Estimate._fields
-    ]
-    calls = sum(p.calls for p in profiles)
-    return _Together(calls, sum(add("dense")), sum(sparse), Estimate(*bounds))
-
-
-def _record(candidate: Candidate) -> LayerConversion:
-    conv, sparse, found = candidate.conv, candidate.sparse, _together(candidate.profiles)
-    return LayerConversion(
-        name=candidate.name,
-        weight_shape=(conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size),
-        density=None if sparse is None else sparse.pattern.density,
-        sparse=candidate.chosen,
-        reason=candidate.reason,
-        **({} if found is None else found._asdict()),
-    )
 
 
 def _install(model: nn.Module, chosen: Sequence[Candidate]) -> nn.Module:
@@ -269,35 +212,25 @@ def _measure_models(
     before: nn.Module,
     after: nn.Module,
     arguments: tuple[Any, ...],
-    backward: bool,
-    timing: dict[str, Any],
+    stopwatch: Stopwatch,
 ) -> dict[str, ModelTimes]:
     """Time the whole model before and after the conversion."""
-    with (
-        restored_afterwards(before),
-        restored_afterwards(after),
-        torch.inference_mode(False),
-        torch.set_grad_enabled(backward),
-    ):
+    with stopwatch.running(before, after):
         try:
-            passes = {
-                f"{when} {which}": call
-                for when, model in (("before", before), ("after", after))
-                for which, call in model_passes(model, arguments, backward).items()
-            }
+            earlier = model_passes(before, arguments, stopwatch.backward)
+            later = model_passes(after, arguments, stopwatch.backward)
         except AttributeError as error:
             raise ValueError(
                 f"the converted model fails on example_input: {error}; if the model's own code "
                 "uses a layer's weight, name the other layers in layers=[...]"
             ) from error
-        times = interleave(passes, **timing)
-    found = {}
-    for which in ("forward", "step"):
-        if f"after {which}" in times:
-            earlier, later = f"before {which}", f"after {which}"
-            found[which] = ModelTimes(
-                milliseconds(median_with_ci(times[earlier])),
-                milliseconds(median_with_ci(times[later])),
-                ratio(times, earlier, later),
-            )
-    return found
+        candidates = {f"before {which}": run for which, run in earlier.items()}
+        times = stopwatch.time(candidates | {f"after {w}": run for w, run in later.items()})
+    return {
+        which: ModelTimes(
+            milliseconds(times[f"before {which}"]),
+            milliseconds(times[f"after {which}"]),
+            ratio(times, f"before {which}", f"after {which}"),
+        )
+        for which in later
+    }

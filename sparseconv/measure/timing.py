@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +49,26 @@ def ratio(times: Times, numerator: str, denominator: str) -> Estimate:
     return median_with_ci(times[numerator] / times[denominator])
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Collect garbage once, then not before the block ends; a block inside collects nothing.
+
+    Example:
+        >>> with collector_paused():
+        ...     gc.isenabled()
+        False
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def interleave(
     candidates: Mapping[str, Callable[[], object]],
     *,
@@ -84,10 +104,7 @@ def interleave(
     times: Times = {name: np.empty(rounds) for name in candidates}
     rng = np.random.default_rng(seed)
     names = list(candidates)
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
+    with collector_paused():
         for i in range(rounds):
             for name in rng.permutation(names):
                 call, count = candidates[name], repeats[name]
@@ -96,7 +113,4 @@ def interleave(
                     for _ in range(count):
                         call()
                     times[name][i] = (clock() - start) / count
-    finally:
-        if collecting:
-            gc.enable()
     return times

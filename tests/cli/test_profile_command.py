@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_clock import fake_clock
 from toy_run import SMALL, files, refused, write_data
 
 from sparseconv import profiling
@@ -22,7 +23,8 @@ QUICK_NETWORK = ["--nf", "3", "--kernel-size", "6", "--depth", "2"]
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What ``profile`` was called with; it is real, but quick."""
+    """What ``profile`` was called with; only its clock is not real."""
+    fake_clock(monkeypatch)
     calls: list[dict[str, Any]] = []
     real = profiling.profile
 
@@ -32,10 +34,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"model": weights, "shape": tuple(input.shape), "backward": backward,
                       "training": model.training, "threads": torch.get_num_threads(),
                       "backends": backends})  # fmt: skip
-        return real(model, input, backward=backward, rounds=6, least_seconds=0.0)
+        return real(model, input, backward=backward)
 
     monkeypatch.setattr(profiling, "profile", spy)
-    monkeypatch.setattr(profiling.profiler, "_fma_peak", lambda _: 100.0)
     return calls
 
 
@@ -143,7 +144,7 @@ def test_a_run_that_cannot_be_read(run_folder: Path, capsys: pytest.CaptureFixtu
 def test_the_command_line_is_light() -> None:
     """Parsing a command must not import what only measuring needs."""
     code = (
-        "import sys\nfrom sparseconv.cli import main\nmain(['info'])\n"
+        "import sys\nfrom sparseconv.cli.main import main\nmain(['info'])\n"
         "assert not {'matplotlib', 'jinja2', 'aeon', 'scipy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from fake_clock import fake_clock
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sparseconv as sc
-from sparseconv import SparseConv1d, conversion, profiling
-from sparseconv.profiling.result import DENSE, UNCLEAR
+from sparseconv import SparseConv1d
+from sparseconv.profiling.layer_times import DENSE, UNCLEAR
 
 QUICK: dict[str, Any] = {"rounds": 6, "least_seconds": 0.0}
 X = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
@@ -45,27 +45,22 @@ def network() -> Network:
     return model
 
 
+# Milliseconds dense of the layers that are measured, in the model's order; sparse take one.
+DENSE_MS = [[3.0, 4.0], [0.5, 0.6], [0.5, 2.0]]
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, dense_ms: list[list[float]]) -> list[set[str]]:
+    def milliseconds(name: str, turn: int) -> Any:
+        if name.startswith("dense"):
+            return dense_ms[turn]
+        return 2.0 if name.startswith("before") else 1.0
+
+    return fake_clock(monkeypatch, milliseconds)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """Times by kernel size instead of measured ones; the list says what was to be timed."""
-    asked: list[set[str]] = []
-
-    def interleave(candidates: Mapping[str, Callable[[], object]], **timing: Any) -> Any:
-        asked.append(set(candidates))
-        times = {name: np.full(timing["rounds"], 1e-3) for name in candidates}
-        for name, call in candidates.items():
-            call()
-            if name.startswith("dense"):
-                factors = {9: [3.0, 4.0], 7: [0.5, 0.6], 5: [0.5, 2.0]}
-                weight = candidates["dense forward"].args[1]  # type: ignore[attr-defined]
-                times[name][:] = 1e-3 * np.resize(factors[weight.shape[2]], timing["rounds"])
-            elif name.startswith("before"):
-                times[name] *= 2
-        return times
-
-    monkeypatch.setattr(profiling, "interleave", interleave)
-    monkeypatch.setattr(conversion, "interleave", interleave)
-    return asked
+    return set_clock(monkeypatch, DENSE_MS)
 
 
 def verdicts(report: Any) -> dict[str, tuple[bool, str]]:
@@ -86,16 +81,15 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     assert model.calls == 0
     wins = report.layers[0]
     assert (wins.calls, wins.density, wins.weight_shape) == (1, 11 / 108, (4, 3, 9))
-    assert wins.sparse_ms == pytest.approx(2.0)  # forward and backward
-    assert wins.dense_ms == pytest.approx(7.0)
+    assert (wins.sparse_ms, wins.dense_ms) == pytest.approx((1.0, 3.5))
     assert report.layers[3].ratio is None
     assert report.times["step"].ratio.median == pytest.approx(2.0)
     text = str(report)
     assert "1 of 5 layers are sparse now" in text
     assert "sparse: measured faster" in text
     assert f"dense: {DENSE}" in text
-    assert "forward and backward of the whole model: 2.00 ms as it came, 1.00 ms" in text
-    assert "measured: forward and backward;" in text
+    assert "training of the whole model: 2.00 ms as it came, 1.00 ms" in text
+    assert "training decides" in text
     found = json.loads(json.dumps(report.to_dict()))
     assert found["layers"][0]["verdict"] == "sparse: measured faster"
     assert found["times"]["forward"]["ratio"] == [pytest.approx(2.0)] * 3
@@ -108,10 +102,11 @@ def test_inference_is_measured_without_gradients(clock: list[set[str]]) -> None:
         "after forward",
     }
     assert report.times.keys() == {"forward"}
-    assert "measured: forward;" in str(report)
+    assert "inference decides" in str(report)
 
 
-def test_the_model_is_not_timed_when_nothing_changes(clock: list[set[str]]) -> None:
+def test_the_model_is_not_timed_when_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = set_clock(monkeypatch, DENSE_MS[1:])
     model = network()
     model.wins = nn.Conv1d(3, 4, 9)
     _, report = sc.convert(model, example_input=X, **QUICK)
@@ -120,7 +115,8 @@ def test_the_model_is_not_timed_when_nothing_changes(clock: list[set[str]]) -> N
     assert not any(name.startswith("before") for asked in clock for name in asked)
 
 
-def test_you_may_decide(clock: list[set[str]]) -> None:
+def test_you_may_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = set_clock(monkeypatch, DENSE_MS[1:])
     converted, report = sc.convert(
         network(), example_input=X, layers=["loses", "never", "whole"], **QUICK
     )
@@ -155,11 +151,14 @@ def test_nothing_known_means_by_density(clock: list[set[str]]) -> None:
     assert not any(layer.sparse for layer in report.layers)
 
 
-def test_a_layer_called_on_several_shapes_is_judged_by_all_of_them(
+def test_a_layer_called_on_several_shapes_is_measured_with_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The ratio of the sums: 2 x 4 ms and 1 ms dense against 2 x 1 ms and 2 ms sparse."""
-    shared = prune.l1_unstructured(nn.Conv1d(3, 3, 3, padding=1), "weight", 0.9)
+    asked = fake_clock(monkeypatch, lambda name, _: 9.0 if name.startswith("dense") else 4.0)
+    shapes: list[int] = []
+    real = F.conv1d
+    monkeypatch.setattr(F, "conv1d", lambda x, *a: shapes.append(x.shape[2]) or real(x, *a))
+    shared = prune.l1_unstructured(nn.Conv1d(3, 3, 3), "weight", 0.9)
 
     class Shared(nn.Module):
         def __init__(self) -> None:
@@ -167,22 +166,16 @@ def test_a_layer_called_on_several_shapes_is_judged_by_all_of_them(
             self.conv = shared
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(self.conv(x)) * self.conv(x[..., :9]).sum()
+            return self.conv(x).sum() + self.conv(x).sum() + self.conv(x[..., :9]).sum()
 
-    def interleave(candidates: Mapping[str, Callable[[], Any]], **timing: Any) -> Any:
-        long = "sparse forward" in candidates and candidates["sparse forward"]().shape[2] > 9
-        seconds = {"sparse": 1e-3, "dense": 4e-3} if long else {"sparse": 2e-3, "dense": 1e-3}
-        return {n: np.full(timing["rounds"], seconds.get(n.split()[0], 1e-3)) for n in candidates}
-
-    monkeypatch.setattr(profiling, "interleave", interleave)
-    monkeypatch.setattr(conversion, "interleave", interleave)
     _, report = sc.convert(Shared(), example_input=X, backward=False, **QUICK)
     (layer,) = report.layers
+    assert asked[0] == {"dense forward", "sparse forward"}
+    assert shapes.count(40) == 2 * shapes.count(9) > 0
     assert (layer.calls, layer.sparse) == (3, True)
-    assert layer.sparse_ms == pytest.approx(4.0)
-    assert layer.dense_ms == pytest.approx(9.0)
-    assert layer.ratio is not None
-    assert layer.ratio.median == pytest.approx(9 / 4)
+    assert layer.forward is not None
+    assert layer.forward.flops == 2 * layer.nnz * len(X) * (2 * 38 + 7)
+    assert (layer.sparse_ms, layer.dense_ms) == pytest.approx((4.0, 9.0))
     assert "conv (3x)" in str(report)
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from fake_clock import PEAK, fake_clock
 from layers import OPTIONS
 from nested import QUICK, X, nested
 from torch import Tensor, nn
@@ -21,26 +17,16 @@ from sparseconv import SparseConv1d
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.ops import backends
-from sparseconv.profiling import profile, profiler
-
-PEAK = 50.0
+from sparseconv.profiling import profile, profiler, stopwatch
 
 
 @pytest.fixture(autouse=True)
-def peaks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], list[str]]]:
-    """A known peak instead of a measured one; the list says what was asked for."""
-    asked = []
-
-    def measure(counts: list[int], isas: list[str], dtypes: list[str]) -> list[dict[str, Any]]:
-        asked.append((counts, dtypes))
-        return [{"fma_gflops": PEAK}]
-
-    monkeypatch.setattr("sparseconv.measure.peaks.measure", measure)
-    return asked
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    return fake_clock(monkeypatch)
 
 
 def test_every_call_of_every_layer_is_found() -> None:
-    found = profile(nested(), X, **QUICK)
+    found = profile(nested(), X)
     assert [(layer.name, layer.calls, layer.input_shape) for layer in found.layers] == [
         ("first", 1, (2, 3, 20)),
         ("inner.twice", 2, (2, 4, 20)),
@@ -55,18 +41,30 @@ def test_every_call_of_every_layer_is_found() -> None:
         (True, True)
     ]
     assert found.threads == torch.get_num_threads()
+    for name, total in found.totals.items():
+        assert total.flops == sum(layer.passes[name].flops for layer in found.layers)
+    text = str(found)
+    for words in (
+        "inner.twice (2x)", "4 → 4 x 3", "2 x 4 x 18", "50.00%", "training: dgrad + wgrad",
+        "never reached by this input: never", machine.cpu_name(), "dense: F.conv1d",
+    ):  # fmt: skip
+        assert words in text
+    content = json.loads(json.dumps(found.to_dict()))
+    row = content["layers"][1]
+    assert (row["name"], row["calls"], row["verdict"]) == ("inner.twice", 2, "no clear difference")
+    assert row["step"]["ratio"] == [1.0, 1.0, 1.0]
+    assert content["totals"]["step"]["flops"] == found.totals["step"].flops
+    assert content["model"]["forward"]["ms"] == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.skipif(backends.extension is None, reason="the dense path executes dense FLOPs")
 def test_flops_are_those_that_torch_counts() -> None:
     torch.manual_seed(0)
-    backend = "auto" if backends.extension is not None else "reference"
-    if backend == "reference":
-        pytest.skip("the dense path executes dense FLOPs")
     layers = [SparseConv1d(3, 6, 5, padding=2, bias=False, density=0.3)]
     layers += [SparseConv1d(6, 4, 3, stride=2, bias=False), SparseConv1d(4, 4, 3, bias=False)]
     model = nn.Sequential(*layers)
     layers[2].values.requires_grad_(False)
-    found = profile(model, X, **QUICK)
+    found = profile(model, X)
     with FlopCounterMode(display=False) as forward:
         y = model(X)
     with FlopCounterMode(display=False) as backward:
@@ -80,32 +78,53 @@ def test_flops_are_those_that_torch_counts() -> None:
     assert found.totals["forward"].dense_flops == counter.get_total_flops()
 
 
+def test_passes_run_with_gradients_only_where_they_need_them() -> None:
+    seen = set()
+
+    class Notes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.add(x.requires_grad)
+            return x
+
+    model = nn.Sequential(SparseConv1d(3, 6, 5), Notes())
+    with torch.no_grad():
+        profile(model, X)
+    assert seen == {False, True}
+    seen.clear()
+    profile(model, X, backward=False)
+    assert seen == {False}
+
+
 def test_the_gradient_of_an_input_that_asks_for_one_is_counted() -> None:
-    layer = SparseConv1d(3, 6, 5, bias=False)
     x = X.clone().requires_grad_()
-    (record,) = profile(layer, x, **QUICK).layers
+    (record,) = profile(SparseConv1d(3, 6, 5, bias=False), x).layers
     assert (record.name, record.dgrad) == ("SparseConv1d", True)
-    assert record.backward is not None
-    assert record.backward.flops == 2 * record.forward.flops
+    assert record.step.flops == 3 * record.forward.flops
     assert x.grad is None
 
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_inference_has_no_backward(frozen: bool) -> None:
     layer = SparseConv1d(3, 6, 5).requires_grad_(not frozen)
-    found = profile(layer, X, backward=frozen, **QUICK)
-    assert found.layers[0].backward is None
-    assert found.totals.keys() == {"forward"}
-    assert found.model.step_ms is None
+    found = profile(layer, X, backward=frozen)
+    assert found.layers[0].step is None
+    assert found.totals.keys() == found.model.keys() == {"forward"}
     assert "wgrad" not in str(found)
+
+
+def test_a_frozen_layer_costs_a_training_step_its_forward_pass() -> None:
+    first, second = SparseConv1d(3, 6, 5).requires_grad_(False), SparseConv1d(6, 6, 5)
+    found = profile(nn.Sequential(first, second), X)
+    assert found.layers[0].step is None
+    flops = found.layers[0].forward.flops + found.layers[1].step.flops
+    assert found.totals["step"].flops == flops
 
 
 def test_a_layer_of_which_only_the_bias_learns() -> None:
     layer = SparseConv1d(3, 6, 5)
     layer.values.requires_grad_(False)
-    found = profile(layer, X, **QUICK)
-    assert found.layers[0].backward is not None
-    assert found.layers[0].backward.flops == 0
+    found = profile(layer, X)
+    assert found.layers[0].step.flops == found.layers[0].forward.flops
     assert "bias only" in str(found)
 
 
@@ -123,110 +142,60 @@ def test_dense_is_the_same_function(options: dict[str, Any]) -> None:
     layer = SparseConv1d(4, 6, 4, **options).double()
     x = torch.randn(2, 4, 30, dtype=torch.float64, requires_grad=True)
     results = []
-    for weight, convolve in profiler._convolutions(layer).values():
+    for weight, convolve in stopwatch.sparse_and_dense(layer).values():
         y = convolve(x, weight, layer.bias)
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, layer.values])])
     torch.testing.assert_close(*results)
 
 
-def times_of(**milliseconds: float) -> Any:
-    """An ``interleave`` that measures nothing, but calls everything once."""
-
-    def interleave(candidates: Mapping[str, Any], **_: Any) -> dict[str, Any]:
-        for call in candidates.values():
-            call()
-        rounds = np.linspace(0.99, 1.01, 9)
-        found = {name: milliseconds[name.replace(" ", "_")] for name in candidates}
-        return {name: 1e-3 * value * rounds for name, value in found.items()}
-
-    return interleave
-
-
-MODEL = {"forward": 8.0, "layers_forward": 4.0, "step": 10.0, "layers_step": 5.0}
-
-
 @pytest.mark.parametrize(
-    ("dense_forward", "dense_backward", "verdict"),
-    [(3.0, 9.0, "keep sparse"), (0.5, 1.0, "dense is faster here"), (2.0, 1.0, "no clear")],
+    ("dense_step", "verdict"),
+    [(12.0, "keep sparse"), (1.5, "dense is faster here"), ([2.0, 4.0], "no clear difference")],
 )
-def test_verdict_and_shares(
-    monkeypatch: pytest.MonkeyPatch, dense_forward: float, dense_backward: float, verdict: str
-) -> None:
-    fake = times_of(sparse_forward=1.0, sparse_backward=2.0, dense_forward=dense_forward,
-                    dense_backward=dense_backward, **MODEL)  # fmt: skip
-    monkeypatch.setattr(profiler, "interleave", fake)
-    monkeypatch.setattr(profiler, "extension", SimpleNamespace(isa=lambda: "avx2"))
+def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, verdict: str) -> None:
+    times = {
+        "sparse forward": 1.0, "dense forward": 5.0, "sparse step": 3.0, "dense step": dense_step,
+        "forward": 8.0, "layers forward": 4.0, "step": 10.0, "layers step": 5.0,
+    }  # fmt: skip
+    fake_clock(monkeypatch, lambda name, _: times[name])
     found = profile(nn.Sequential(SparseConv1d(3, 6, 5, padding=2)), X)
     (layer,) = found.layers
-    assert layer.backward is not None
-    assert layer.verdict.startswith(verdict)
-    assert layer.ratio.median == pytest.approx((dense_forward + dense_backward) / 3)
-    assert layer.forward.ratio.median == pytest.approx(dense_forward)
-    assert layer.forward.sparse_ms.median == pytest.approx(1.0)
+    assert layer.verdict == verdict
+    assert layer.ratio == layer.step.ratio
+    assert layer.forward.ratio.median == pytest.approx(5)
+    assert (layer.forward.sparse_ms.median, layer.sparse_ms) == pytest.approx((1, 3))
     assert layer.forward.flops == 2 * 2 * 20 * layer.nnz
     assert layer.forward.share_of_peak == pytest.approx(layer.forward.flops / 1e-3 / 1e9 / PEAK)
     total = found.totals["step"]
-    assert (total.sparse_ms, total.dense_ms) == pytest.approx((3, dense_forward + dense_backward))
-    assert found.model.step_share is not None
-    assert (found.model.forward_share.median, found.model.step_share.median) == (0.5, 0.5)
-    text = str(found)
-    assert f"{layer.verdict}: {layer.ratio}" in text
-    assert "50% [50%, 50%] of the model's 10.00 ms" in text
-    assert "FMA peak 50 GFLOP/s in float32" in text
-
-
-def test_table_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = profile(nested(), X, **QUICK)
-    text = str(found)
-    assert "inner.twice (2x)" in text
-    assert "4 → 4 x 3" in text
-    assert "2 x 4 x 18" in text
-    assert "50.00%" in text
-    assert "dgrad + wgrad" in text
-    assert "never reached by this input: never" in text
-    assert machine.cpu_name() in text
-    content = json.loads(json.dumps(found.to_dict()))
-    row = content["layers"][1]
-    assert (row["name"], row["calls"], row["verdict"]) == (
-        "inner.twice",
-        2,
-        found.layers[1].verdict,
-    )
-    assert row["forward"]["ratio"] == list(found.layers[1].forward.ratio)
-    assert content["totals"]["step"]["flops"] == found.totals["step"].flops
-    twice = found.layers[1]
-    assert found.totals["forward"].flops == sum(r.calls * r.forward.flops for r in found.layers)
-    assert twice.calls == 2
+    assert (total.sparse_ms, total.dense_ms) == pytest.approx((3, layer.dense_ms))
+    assert (found.model["forward"].share.median, found.model["step"].share.median) == (0.5, 0.5)
+    assert verdict in str(found)
+    assert "50% [50%, 50%] of the model's 10.00 ms" in str(found)
+    assert "FMA peak: 50 GFLOP/s in float32" in str(found)
 
 
 @pytest.mark.parametrize("mode", ["no_grad", "inference", "autocast", "bfloat16", "float64"])
-def test_modes_and_dtypes(mode: str, peaks: list[tuple[list[int], list[str]]]) -> None:
+def test_modes_and_dtypes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[torch.dtype] = []
+    monkeypatch.setattr(profiler, "_fma_peak", lambda dtype: counted.append(dtype))
     model, x = DSN(3, 2, nf=2, kernel_size=5, depth=2), X
     contexts = {"no_grad": torch.no_grad(), "inference": torch.inference_mode(),
                 "autocast": torch.autocast("cpu", torch.bfloat16)}  # fmt: skip
     if mode in ("bfloat16", "float64"):
         model, x = model.to(getattr(torch, mode)), x.to(getattr(torch, mode))
     with contexts.get(mode, torch.enable_grad()):
-        found = profile(model, x.clone(), **QUICK)
+        found = profile(model, x.clone())
         assert torch.is_inference_mode_enabled() == (mode == "inference")
     dtype = {"autocast": "bfloat16", "bfloat16": "bfloat16", "float64": "float64"}
     assert {layer.dtype for layer in found.layers} == {dtype.get(mode, "float32")}
-    assert all(layer.backward for layer in found.layers)
-    if backends.extension is not None:
-        counted = "float64" if mode == "float64" else "float32"
-        assert peaks == [([torch.get_num_threads()], [counted])]
-
-
-def test_without_the_kernels_there_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "extension", None)
-    found = profile(SparseConv1d(3, 4, 5, backend="reference"), X, **QUICK)
-    assert found.layers[0].forward.share_of_peak is None
+    assert all(layer.step for layer in found.layers)
+    assert counted == [torch.float64 if mode == "float64" else torch.float32]
     assert found.fma_gflops == {}
     assert "FMA peak" not in str(found)
 
 
 def test_a_layer_without_weights() -> None:
-    found = profile(SparseConv1d(3, 4, 5, density=0.0), X, **QUICK)
+    found = profile(SparseConv1d(3, 4, 5, density=0.0), X)
     assert found.layers[0].forward.flops == 0
     assert "0.00%" in str(found)
 
@@ -234,8 +203,7 @@ def test_a_layer_without_weights() -> None:
 def test_a_compiled_model() -> None:
     compiled = torch.compile(nn.Sequential(SparseConv1d(3, 4, 5), nn.ReLU()), backend="eager")
     compiled(X)
-    found = profile(compiled, X, **QUICK)
-    assert [layer.name for layer in found.layers] == ["0"]
+    assert [layer.name for layer in profile(compiled, X).layers] == ["0"]
 
 
 class Never(nn.Module):
@@ -270,14 +238,3 @@ def test_too_few_rounds() -> None:
         profile(SparseConv1d(3, 4, 5), X, rounds=5)
     with pytest.raises(TypeError, match="rounds must be an int"):
         profile(SparseConv1d(3, 4, 5), X, rounds=6.5)  # type: ignore[arg-type]
-
-
-def test_who_does_not_measure_does_not_import_it() -> None:
-    code = (
-        "import sys, sparseconv\n"
-        "assert not [name for name in sys.modules if name.startswith('sparseconv.bench')]\n"
-        "assert sparseconv.profile is sys.modules['sparseconv.profiling'].profile\n"
-        "from sparseconv import profile\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nested import QUICK, Nested, X, nested
+from fake_clock import fake_clock
+from nested import Nested, X, nested
 from torch import Tensor, nn
 
 import sparseconv as sc
-from sparseconv import SparseConv1d, profiling
-from sparseconv.profiling import profile, profiler
+from sparseconv import SparseConv1d
+from sparseconv.profiling import profile, stopwatch
 
 
 @pytest.fixture(autouse=True)
-def no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "_fma_peak", lambda _: None)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_clock(monkeypatch)
 
 
 def state(model: nn.Module) -> dict[str, Any]:
@@ -62,9 +63,9 @@ def prepared() -> Nested:
 def test_the_model_is_left_as_it_was() -> None:
     model = prepared()
     before = state(model)
-    profile(model, X, **QUICK)
+    profile(model, X)
     assert state(model) == before
-    profile(model, X, backward=False, **QUICK)
+    profile(model, X, backward=False)
     assert state(model) == before
     model(X)
     assert state(model) != before  # the comparison sees what a forward pass does
@@ -76,24 +77,23 @@ def test_the_model_is_left_as_it_was_if_it_fails() -> None:
     model.failing = True
     before = state(model)
     with pytest.raises(ValueError, match="the head is broken"):
-        profile(model, X, **QUICK)
+        profile(model, X)
     assert state(model) == before
 
 
 @pytest.mark.promise("P8")
 def test_the_model_is_left_as_it_was_if_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(candidates: Mapping[str, Any], **_: Any) -> None:
-        torch.randn(1)
-        if "layers forward" in candidates:
-            candidates["forward"]()
-            raise KeyboardInterrupt
+    fake = stopwatch.interleave
 
+    def stop(candidates: Mapping[str, Any], **options: Any) -> Any:
+        times = fake(candidates, **options)
+        if "layers forward" in candidates:
+            raise KeyboardInterrupt
+        return times
+
+    monkeypatch.setattr(stopwatch, "interleave", stop)
     model = prepared()
     before = state(model)
-    real = profiling.interleave
-    monkeypatch.setattr(
-        profiling, "interleave", lambda c, **k: stop(c, **k) or real(c, **(k | QUICK))
-    )
     with pytest.raises(KeyboardInterrupt):
         profile(model, X)
     assert state(model) == before
@@ -112,7 +112,7 @@ def test_gradient_growth_sees_nothing_of_it() -> None:
             optimizer.zero_grad()
             model(X).square().sum().backward()
             if profiled:
-                profile(model, X, **QUICK)
+                profile(model, X)
             optimizer.step()
             dst.step()
         grown.append([layer.pattern.to_mask().tolist() for layer in model[::2]])
@@ -132,6 +132,6 @@ def test_the_input_is_left_as_it_was() -> None:
             return y
 
     x = X.clone()
-    found = profile(Greedy(), (x, 3.0), backward=False, **QUICK)
+    found = profile(Greedy(), (x, 3.0), backward=False)
     assert torch.equal(x, X)
     assert len(found.layers) == 1
