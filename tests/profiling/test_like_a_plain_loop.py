@@ -127,5 +127,6 @@ def test_page_faults_are_reported_with_the_remedy() -> None:
         command = [sys.executable, "-c", FAULTS, *words]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    assert share() > 0.1
-    assert share("keep") < 0.1
+    returned = share()
+    assert returned > 0.1
+    assert share("keep") < returned / 2  # a block may move once
