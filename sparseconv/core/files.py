@@ -46,11 +46,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Check before the work that its result can be written; missing folders are created.
-
-    Raises:
-        ValueError: it cannot, and why.
-    """
+    """Check before the work that its result can be written, else ValueError; make its folder."""
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")

@@ -286,12 +286,6 @@ class KernelCSR:
         Holds the kernels' plans, which are neither compared nor pickled. Thread-safe. Computed
         outside of any tracing, transform or fake mode of the first call. Each ``make`` is a
         function with a unique name.
-
-        Example:
-            >>> def taps_of(pattern, kernel):
-            ...     return pattern.crow_indices.diff()[kernel].item()
-            >>> KernelCSR.full((2, 1, 3)).cached(taps_of, 1)
-            3
         """
         if torch.compiler.is_dynamo_compiling():
             # The graph reads it as an input from `_named`, computed before it is looked up, so a
@@ -316,10 +310,6 @@ class KernelCSR:
         """Compute all that compiled code reads from another pattern of this shape.
 
         So it is not compiled again for the new pattern.
-
-        Example:
-            >>> old, new = KernelCSR.full((1, 1, 3)), KernelCSR.random((1, 1, 3), 1)
-            >>> new.warm_up_like(old)
         """
         for name, (make, args) in other._asked.items():
             self._cache_named(name, make, args)

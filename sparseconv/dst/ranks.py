@@ -14,11 +14,7 @@ T = TypeVar("T")
 class Ranks:
     """A process group, or this process alone while ``torch.distributed`` is not initialised.
 
-    Args:
-        group: a process group; ``"default"`` is torch's default one; None is this process alone.
-
-    Raises:
-        TypeError: something else.
+    ``"default"`` is torch's default group, None this process alone.
     """
 
     def __init__(self, group: Any) -> None:
@@ -54,8 +50,7 @@ class Ranks:
     def agree(self, compute: Callable[[], T], fingerprint: Callable[[T], Any], hint: str) -> T:
         """Return what ``compute`` returns, if it succeeds on every rank with one ``fingerprint``.
 
-        Raises:
-            RuntimeError: it failed on another rank, or the fingerprints differ; on all ranks alike.
+        Else RuntimeError on all ranks.
         """
         if self.alone:
             return compute()

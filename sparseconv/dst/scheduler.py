@@ -266,11 +266,8 @@ class DSTScheduler:
         ever_active = state_dict["ever_active"]
         for name, bits in own["ever_active"].items():
             found = ever_active.get(name) if isinstance(ever_active, Mapping) else None
-            if (
-                not isinstance(found, Tensor)
-                or (found.dtype, found.shape, found.layout) != (bits.dtype, bits.shape, bits.layout)
-                or found.is_meta
-            ):
+            facts = [getattr(found, name, None) for name in ("dtype", "shape", "layout", "is_meta")]
+            if facts != [bits.dtype, bits.shape, bits.layout, False]:
                 raise ValueError(
                     f"expected ever_active[{name!r}] to be a uint8 tensor of shape "
                     f"{list(bits.shape)}, but got {found!r}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparseconv.core.checks import number
 from sparseconv.core.geometry import single
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.block import Block
@@ -111,7 +110,9 @@ class DSN(nn.Module):
         super().__init__()
         self.in_channels = single("in_channels", in_channels, 1)
         self.n_classes = single("n_classes", n_classes, 1)
-        sparsity = _checked_sparsity(sparsity)
+        sparsity = number("sparsity", sparsity)
+        if not 0 <= sparsity < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), but got {sparsity}")
         nf = single("nf", nf, 1)
         kernel_size = single("kernel_size", kernel_size, 1)
         if init not in INITS:
@@ -217,14 +218,6 @@ class DSN(nn.Module):
             macs_sparse_layers=macs_sparse,
             macs_sparse_layers_dense=macs_full,
         )
-
-
-def _checked_sparsity(sparsity: Any) -> float:
-    if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
-        raise TypeError(f"sparsity must be a number, but got {sparsity!r}")
-    if not 0 <= float(sparsity) < 1:
-        raise ValueError(f"sparsity must lie in [0, 1), but got {sparsity}")
-    return float(sparsity)
 
 
 def _regions(channels: int, kernel_size: int, n_groups: int, sparsity: float) -> tuple[Region, ...]:

@@ -113,16 +113,9 @@ def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> di
 def read_layer(
     layer: nn.Module, found: dict[str, Any], present: KernelCSR, has_bias: bool
 ) -> tuple[KernelCSR, dict[str, Tensor]]:
-    """Check the whole entry of one layer and return it in the layer's own format.
+    """Check the ``own_entries`` of one layer and return them in the layer's own format.
 
-    Args:
-        layer: whose entry it is.
-        found: its ``own_entries``.
-        present: the layer's pattern.
-        has_bias: whether the bias is a parameter of the layer.
-
-    Raises:
-        TypeError, ValueError: the entry is not exactly one of the formats, or does not fit.
+    TypeError or ValueError if they are not exactly one of the formats, or do not fit.
     """
     shape = present.shape
     for name, tensor in found.items():

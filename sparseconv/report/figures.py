@@ -39,19 +39,10 @@ class SpeedupPoint(NamedTuple):
 
 
 def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
-    """Effective neighbour receptive field of every kernel, in samples.
+    """Effective neighbour receptive field of every kernel, int64 ``(C_out, C_in // groups)``.
 
-    Last active tap - first active tap + 1, and 0 for a kernel without active taps
+    In samples: last active tap - first active tap + 1, and 0 for a kernel without active taps
     (Xiao et al., NeurIPS 2022, equation 2).
-
-    Returns:
-        int64 ``(C_out, C_in // groups)``.
-
-    Example:
-        >>> import torch, sparseconv as sc
-        >>> mask = torch.tensor([[[0, 1, 0, 1], [0, 0, 0, 0]]]).bool()
-        >>> receptive_field_sizes(sc.KernelCSR.from_mask(mask))
-        array([[3, 0]])
     """
     crow, col = (t.numpy().astype(np.int64) for t in (pattern.crow_indices, pattern.col_indices))
     sizes = np.zeros(len(crow) - 1, dtype=np.int64)
@@ -61,44 +52,23 @@ def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
 
 
 def group_profiles(layer: SparseConv1d) -> NDArray[np.float64]:
-    """Sum of the magnitudes of a layer's active weights, by kernel group and tap.
-
-    Returns:
-        float64 ``(n_groups, K)``; a tap outside a group's region is 0.
-    """
-    pattern = layer.pattern
-    _, group_channels, kernel_size = pattern.shape
-    positions = pattern.positions().numpy()
-    out_channel, tap = positions // (group_channels * kernel_size), positions % kernel_size
-    starts = sorted(region.out_channels[0] for region in layer.regions)
-    group = np.searchsorted(starts, out_channel, side="right") - 1
-    magnitude = layer.values.detach().abs().double().cpu().numpy()
-    profile = np.zeros((len(starts), kernel_size))
-    np.add.at(profile, (group, tap), magnitude)
-    return profile
+    """Sum of the magnitudes of a layer's active weights, float64 ``(n_groups, K)``."""
+    weight = layer.dense_weight().detach().abs().double().cpu()
+    groups = sorted(region.out_channels for region in layer.regions)
+    return np.stack([weight[first:end].sum((0, 1)).numpy() for first, end in groups])
 
 
 def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw loss and accuracy per epoch, with the pattern updates marked below.
+    """Draw loss and accuracy per epoch of a ``TrainingResult.history``, with the pattern updates.
 
-    Thin lines are the epochs as they were; a strong line is their running median, over about a
-    thirtieth of the run.
-
-    Args:
-        history: one row per epoch as ``training.train`` returns them: ``epoch``, ``train_loss``,
-            ``train_accuracy``, ``updated`` and, if a validation set was given, ``test_loss`` and
-            ``test_accuracy``.
-        path: where the picture goes; the suffix decides the format.
-
-    Raises:
-        ValueError: the history is empty.
+    Thin lines are single epochs; a strong line is their running median, over about a thirtieth of
+    the run. ValueError if the history is empty.
     """
     if not history:
         raise ValueError("expected a history of at least one epoch, but got none; train first")
     epochs = np.array([row["epoch"] for row in history])
     updates = np.array([row["epoch"] for row in history if row["updated"]])
-    losses = np.array([row["train_loss"] for row in history])
-    kept = epochs[len(losses) - 1 - int(np.argmin(losses[::-1]))]
+    kept = best_epoch(history)["epoch"]
     figure = new_figure("Learning", 9.0, 3.7)
     axes = figure.subplots(1, 2, sharex=True)
     for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
@@ -115,11 +85,16 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
             label=f"pattern update ({len(updates)})" if len(updates) else None,
         )  # fmt: skip
         ax.axvline(kept, color=GREEN, linewidth=1, linestyle=(0, (4, 3)), label=f"kept ({kept})")
-    if min(losses) > 0:
+    if min(row["train_loss"] for row in history) > 0:
         axes[0].set_yscale("log")
     axes[1].set_ylim(top=1.02)
     legend_above(figure, axes[1])
     return _save(figure, path)
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row of least training loss; among equals, the last."""
+    return min(reversed(history), key=lambda row: float(row["train_loss"]))
 
 
 def _running_median(curve: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -136,11 +111,7 @@ def receptive_fields(models: Mapping[str, DSN], path: str | Path) -> Path:
     so far, ``sum(s) - (depth - 1)`` (Xiao et al., NeurIPS 2022, equations 2 and 3 and Figure 6).
     The 1x1 convolution between two layers joins every output to every input, so paths combine
     freely and their distribution is the convolution of the layers' distributions. Paths through
-    an empty kernel see nothing and are left out of the lower row.
-
-    Args:
-        models: label -> network; all of the same depth and kernel size.
-        path: where the picture goes.
+    an empty kernel are left out of the lower row. All networks have the same depth.
     """
     counts = {
         label: [
@@ -174,15 +145,11 @@ def receptive_fields(models: Mapping[str, DSN], path: str | Path) -> Path:
 
 
 def group_weights(model: DSN, path: str | Path) -> Path:
-    """Draw where the weight of each kernel group lies, per layer (after the paper's Figure 8).
+    """Draw where the weights of each kernel group are, per layer (after the paper's Figure 8).
 
     A cell is the sum of the magnitudes of one group's active weights at one tap, divided by the
-    largest such sum of the layer; hatched taps lie outside the group's region. The number at the
+    largest such sum of the layer; hatched taps are outside the group's region. The number at the
     right is the group's share of the magnitudes of all the layer's active weights.
-
-    Args:
-        model: the network.
-        path: where the picture goes.
     """
     layers = model.sparse_layers()
     height = 0.9 + 0.95 * len(layers)
@@ -220,13 +187,8 @@ def group_weights(model: DSN, path: str | Path) -> Path:
 def time_vs_flops(rows: Iterable[SpeedupPoint], path: str | Path) -> Path:
     """Draw by what factor time fell against by what factor FLOPs fell, with the line y = x.
 
-    A point on the line saved time exactly as it saved arithmetic; above it, the sparse kernel
-    also uses the machine better than the dense one; below it, part of the saving was lost.
-
-    Args:
-        rows: the measured factors; rows with ``sweep`` are joined to a line, and points without a
-            label get none.
-        path: where the picture goes.
+    On the line time fell exactly as the arithmetic did; above it the sparse kernel also uses the
+    machine better than the dense one. Rows with ``sweep`` are joined to a line.
     """
     return _save(speedup_figure(rows), path)
 
@@ -234,7 +196,7 @@ def time_vs_flops(rows: Iterable[SpeedupPoint], path: str | Path) -> Path:
 def speedup_figure(
     rows: Iterable[SpeedupPoint], title: str = "Time saved against FLOPs saved"
 ) -> Figure:
-    """The figure of :func:`time_vs_flops`, not saved yet."""
+    """The figure of ``time_vs_flops``, not saved yet."""
     rows = list(rows)
     figure = new_figure(title, 6.4, 5.2)
     ax = figure.subplots()
@@ -286,15 +248,7 @@ def _clusters(points: Sequence[SpeedupPoint]) -> list[list[SpeedupPoint]]:
 
 
 def require_matplotlib() -> type[Figure]:
-    """Return matplotlib's ``Figure``.
-
-    Raises:
-        RuntimeError: matplotlib is not installed.
-
-    Example:
-        >>> require_matplotlib().__name__
-        'Figure'
-    """
+    """Return matplotlib's ``Figure``; RuntimeError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

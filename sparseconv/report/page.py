@@ -33,19 +33,8 @@ def write_html(
 ) -> Path:
     """Write one HTML file that needs no other: styles and figures are inside.
 
-    Args:
-        path: the file; its folder is made if missing.
-        title: heading of the page.
-        sections: what it shows.
-        subtitle: one line below the heading.
-        highlights: (figure, what it is) pairs shown large below the heading.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        FileNotFoundError: a section's figure does not exist; nothing is written.
-        RuntimeError: jinja2 is not installed.
+    ``highlights`` are (figure, meaning) pairs shown large below the heading. Nothing is written if
+    a section's figure does not exist (FileNotFoundError).
     """
     figures = [_inline(section.figure) if section.figure else None for section in sections]
     return render(
@@ -60,20 +49,10 @@ def write_html(
 
 
 def render(path: str | Path, package: str, template: str, **content: Any) -> Path:
-    """Write the page that a template makes of ``content``.
+    """Write the page that a package's template makes of ``content``.
 
-    Args:
-        path: the file; its folder is made if missing.
-        package: where the template lies; it may extend this package's ``base.html``, which takes
-            ``title``, ``subtitle`` and ``highlights``, and import ``parts.html``.
-        template: its file name.
-        content: what the template names.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        RuntimeError: jinja2 is not installed.
+    The template may extend this package's ``base.html``, which reads ``title``, ``subtitle`` and
+    ``highlights``, and import ``parts.html``. RuntimeError if jinja2 is not installed.
     """
     try:
         from jinja2 import Environment, FunctionLoader, StrictUndefined

@@ -24,23 +24,9 @@ def write_training_report(
     test_accuracy: float,
     config: Mapping[str, Any],
 ) -> Path:
-    """Write ``summary.md`` and its figures into the results folder of a run.
+    """Write ``summary.md`` and its figures into the results folder of a run; returns its path.
 
-    Args:
-        out: the folder; made if missing. Figures go into ``out/figures``.
-        dataset_name: what the network was trained on.
-        model: the trained network.
-        history: one row per epoch, as ``training.train`` returns them.
-        cost: ``model.cost(n_timepoints)``.
-        test_accuracy: share of the test cases classified correctly, in [0, 1].
-        config: every setting of the run, by name.
-
-    Returns:
-        The path of ``summary.md``.
-
-    Raises:
-        ValueError: the history is empty.
-        RuntimeError: matplotlib is not installed.
+    ``history`` is that of a ``TrainingResult``, ``config`` every setting of the run, by name.
     """
     out = Path(out)
     folder = out / "figures"
@@ -53,7 +39,7 @@ def write_training_report(
             model, folder / "group_weights.png"
         ): "Magnitude of the active weights by kernel group and tap",
     }
-    kept = min(reversed(history), key=lambda row: float(row["train_loss"]))
+    kept = figures.best_epoch(history)
     facts = Table(
         ("", "value"),
         [

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparseconv.core.geometry import Padding, resolve_padding
+from sparseconv.core.geometry import Padding, output_length, resolve_padding
 from sparseconv.core.pattern import KernelCSR
 
 # Below, at and just past the vector widths (2 to 16 numbers), their multiples, and the longest
@@ -23,17 +23,8 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 27, 28, 29, 31, 32, 3
            64, 65, 97, 130)  # fmt: skip
 
 
-PATTERNS = (
-    "random",
-    "empty_row",
-    "one_tap",
-    "one_dense_row",
-    "dsn_prefix",
-    "dsn_evolved",
-    "last_tap_only",
-    "none",
-    "full",
-)
+PATTERNS = ("random", "empty_row", "one_tap", "one_dense_row", "dsn_prefix", "dsn_evolved",
+            "last_tap_only", "none", "full")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,8 +63,8 @@ class Case:
     @property
     def output_length(self) -> int:
         """``L_out``; less than one where the kernel does not fit."""
-        reach = self.dilation * (self.kernel_size - 1) + 1
-        return (self.length + sum(self.resolved_padding) - reach) // self.stride + 1
+        padding = self.resolved_padding
+        return output_length(self.length, self.kernel_size, self.stride, padding, self.dilation)
 
     @property
     def is_valid(self) -> bool:

@@ -6,20 +6,26 @@ be in what they are compared with.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from sparseconv.core.pattern import KernelCSR
 
 
-def _active(pattern: KernelCSR) -> list[tuple[int, int, int]]:
-    """List ``(o, c, k)`` of the active weights in CSR order."""
+def _windows(
+    pattern: KernelCSR, length: int, stride: int, dilation: int, groups: int
+) -> Iterator[tuple[int, int, slice]]:
+    """Of each active weight, in CSR order: output channel, input channel, its padded samples."""
+    out_channels, group_channels, _ = pattern.shape
     crow, col = pattern.crow_indices.tolist(), pattern.col_indices.tolist()
-    return [
-        (*divmod(row, pattern.shape[1]), col[j])
-        for row in range(len(crow) - 1)
-        for j in range(crow[row], crow[row + 1])
-    ]
+    for row in range(len(crow) - 1):
+        o, c = divmod(row, group_channels)
+        channel = o // (out_channels // groups) * group_channels + c
+        for k in col[crow[row] : crow[row + 1]]:
+            begin = k * dilation
+            yield o, channel, slice(begin, begin + stride * (length - 1) + 1, stride)
 
 
 def _sources(length: int, padding: tuple[int, int], mode: str) -> tuple[list[int], list[int]]:
@@ -66,15 +72,14 @@ def conv1d_oracle(
     magnitudes that bounds the rounding error.
     """
     x = _padded(input, padding, padding_mode)
-    out_channels, group_channels, kernel_size = pattern.shape
+    out_channels, _, kernel_size = pattern.shape
     length = (x.shape[2] - dilation * (kernel_size - 1) - 1) // stride + 1
     y = x.new_zeros(x.shape[0], out_channels, length)
     if bias is not None:
         y += bias.detach().double()[:, None]
-    for w, (o, c, k) in zip(values.detach().double().tolist(), _active(pattern), strict=True):
-        channel = o // (out_channels // groups) * group_channels + c
-        begin = k * dilation
-        y[:, o] += w * x[:, channel, begin : begin + stride * (length - 1) + 1 : stride]
+    windows = _windows(pattern, length, stride, dilation, groups)
+    for w, (o, channel, at) in zip(values.detach().double().tolist(), windows, strict=True):
+        y[:, o] += w * x[:, channel, at]
     return y
 
 
@@ -90,16 +95,14 @@ def oracle_dgrad(
     padding_mode: str,
 ) -> Tensor:
     """Compute the gradient ``(N, C_in, L_in)`` of the input in float64; see ``conv1d_oracle``."""
-    out_channels, group_channels, _ = pattern.shape
-    g, length = grad.detach().double(), grad.shape[2]
-    padded = g.new_zeros(g.shape[0], group_channels * groups, input_length + sum(padding))
-    for w, (o, c, k) in zip(values.detach().double().tolist(), _active(pattern), strict=True):
-        channel = o // (out_channels // groups) * group_channels + c
-        begin = k * dilation
-        padded[:, channel, begin : begin + stride * (length - 1) + 1 : stride] += w * g[:, o]
-    folded = g.new_zeros(g.shape[0], group_channels * groups, input_length)
-    for at, source in zip(*_sources(input_length, padding, padding_mode), strict=True):
-        folded[:, :, source] += padded[:, :, at]
+    g, channels = grad.detach().double(), pattern.shape[1] * groups
+    padded = g.new_zeros(g.shape[0], channels, input_length + sum(padding))
+    windows = _windows(pattern, grad.shape[2], stride, dilation, groups)
+    for w, (o, channel, at) in zip(values.detach().double().tolist(), windows, strict=True):
+        padded[:, channel, at] += w * g[:, o]
+    folded = g.new_zeros(g.shape[0], channels, input_length)
+    for i, source in zip(*_sources(input_length, padding, padding_mode), strict=True):
+        folded[:, :, source] += padded[:, :, i]
     return folded
 
 
@@ -114,12 +117,9 @@ def oracle_wgrad(
     padding_mode: str,
 ) -> Tensor:
     """Compute the gradient ``(nnz,)`` of the values in float64; see ``conv1d_oracle``."""
-    x, g, length = _padded(input, padding, padding_mode), grad.detach().double(), grad.shape[2]
-    out_channels, group_channels, _ = pattern.shape
+    x, g = _padded(input, padding, padding_mode), grad.detach().double()
     sums = g.new_zeros(pattern.nnz)
-    for j, (o, c, k) in enumerate(_active(pattern)):
-        channel = o // (out_channels // groups) * group_channels + c
-        begin = k * dilation
-        window = x[:, channel, begin : begin + stride * (length - 1) + 1 : stride]
-        sums[j] = (g[:, o] * window).sum()
+    windows = _windows(pattern, grad.shape[2], stride, dilation, groups)
+    for j, (o, channel, at) in enumerate(windows):
+        sums[j] = (g[:, o] * x[:, channel, at]).sum()
     return sums

@@ -90,13 +90,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 def restore(model: nn.Module, state: dict[str, Any]) -> None:
     """Load a model's state dict whole or not at all.
 
-    Raises:
-        CheckpointError: the state is of another architecture, or its patterns are invalid; the
-            model is left as it was.
-
-    Example:
-        >>> model = nn.Linear(2, 1)
-        >>> restore(model, snapshot(model))
+    CheckpointError if it is of another architecture, or its patterns are invalid.
     """
     before = snapshot(model)
     expected, came = _layout(before), _layout(state)
@@ -118,10 +112,7 @@ def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
     """Load Adam's state dict if its moments fit the parameters, which the fused step never checks.
 
     The options of ``optimizer`` are kept; except the learning rate, the state's must be equal.
-
-    Raises:
-        CheckpointError: a moment has another shape, dtype or layout than its parameter, or an
-            option another value; the optimizer is left as it was.
+    Else CheckpointError, and nothing is loaded.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, moments in state["state"].items():

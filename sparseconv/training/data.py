@@ -14,21 +14,10 @@ _LABELS = "numpy.unique(labels, return_inverse=True)[1] gives indices 0, 1, ..."
 
 
 def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Bring data to the model's device and dtype; refuse what cannot be trained on.
+    """Bring series ``(n_cases, ...)`` and labels to the model's device and dtype.
 
-    Args:
-        model: maps ``(N, ...)`` to log-probabilities ``(N, n_classes)``.
-        X: series, an array or tensor ``(n_cases, ...)``.
-        y: ``(n_cases,)`` integers, class indices from 0.
-
-    Raises:
-        TypeError, ValueError: data or a model that do not fit.
-
-    Example:
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(5, 2), nn.LogSoftmax(dim=1))
-        >>> X, y = checked_data(model, [[[1, 2, 3, 4, 5]]], [1])
-        >>> X.shape, y
-        (torch.Size([1, 1, 5]), tensor([1]))
+    TypeError or ValueError if the model, which maps them to log-probabilities, cannot be trained on
+    them: labels are class indices from 0.
     """
     parameter = first_parameter(model)
     try:
@@ -77,12 +66,7 @@ def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 
 def digest(*tensors: Tensor) -> str:
-    """Return the SHA-256 of tensors: of their dtypes, shapes and elements.
-
-    Example:
-        >>> digest(torch.zeros(2)) == digest(torch.zeros(2)), len(digest(torch.ones(2)))
-        (True, 64)
-    """
+    """Return the SHA-256 of tensors: of their dtypes, shapes and elements."""
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())

@@ -33,14 +33,7 @@ def predict_log_proba(model: nn.Module, X: Tensor, batch_size: int = 64) -> Tens
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:
-    """Return ``test_loss`` (mean NLL) and ``test_accuracy`` over labelled series.
-
-    Args:
-        model: maps ``(N, ...)`` to log-probabilities.
-        X: ``(n_cases, ...)``.
-        y: int64 ``(n_cases,)``, class indices.
-        batch_size: cases at a time.
-    """
+    """Return ``test_loss`` (mean NLL) and ``test_accuracy`` over series and class indices ``y``."""
     log_proba = predict_log_proba(model, X, batch_size)
     accuracy = (log_proba.argmax(1) == y).double().mean().item()
     return {"test_loss": F.nll_loss(log_proba, y).item(), "test_accuracy": accuracy}

@@ -225,18 +225,12 @@ class _Run:
     ) -> PatternScheduler | None:
         if not any(isinstance(layer, SparseConv1d) for layer in model.modules()):
             return None
+        names = ("prune_fraction", "prune_floor", "grow", "seed")
         return DSTScheduler(
-            model,
-            optimizer,
-            update_every=every,
-            end_step=end,
-            decay_steps=decay,
-            prune_fraction=self.recipe.prune_fraction,
-            prune_floor=self.recipe.prune_floor,
-            grow=self.recipe.grow,
-            seed=self.recipe.seed,
-            process_group=None,  # this loop knows no other process
-        )
+            model, optimizer, update_every=every, end_step=end, decay_steps=decay,
+            process_group=None,  # of this process alone
+            **{name: getattr(self.recipe, name) for name in names},
+        )  # fmt: skip
 
     def epoch(self) -> dict[str, Any]:
         """Train one epoch and return its row of the history."""

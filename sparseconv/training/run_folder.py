@@ -52,15 +52,12 @@ class TrainedRun:
     config: Mapping[str, Any]
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """Return the likeliest label of each series.
+        """Return the most probable label of each series, ``(n_cases,)`` of ``classes``.
 
         Args:
             X: an array ``(n_cases, n_channels, length)``, or of one channel ``(n_cases, length)``;
-                of any length, scaled as the training series were. Missing values are read as 0
-                if training read them so.
-
-        Returns:
-            ``(n_cases,)``, of ``classes``.
+                of any length, scaled as the training series were. Missing values are read as 0 if
+                training did so.
 
         Raises:
             ValueError: series that training would refuse, or of another number of channels.
@@ -128,11 +125,7 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The ``config.json`` of a run, with every option that this version knows.
-
-    Raises:
-        ValueError: it is missing, or not one of this version.
-    """
+    """The ``config.json`` of a run, with every option of this version; else ValueError."""
     path = folder / CONFIG_NAME
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
