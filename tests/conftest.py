@@ -13,8 +13,9 @@ from evidence import CASES, Recorder, add_cases, claims
 
 from sparseconv.ops.backends import extension
 
-# Programs, and what test_triton.py runs in a process of its own.
+# Programs, and what test_cuda.py and test_triton.py run in a process of its own.
 collect_ignore = [
+    "kernels/cuda/cuda_cases.py",
     "packaging/installed_check.py",
     "kernels/triton/triton_arguments.py",
     "kernels/triton/triton_cases.py",

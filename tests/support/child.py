@@ -34,6 +34,13 @@ def run_child(script: str, *arguments: object, environment: Mapping[str, str] | 
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def preloaded(compiler: str) -> dict[str, str]:
+    """The environment of a process that loads libraries built under AddressSanitizer."""
+    find = [compiler, "-print-file-name=libasan.so"]
+    library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+    return {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+
+
 def refuses(call: Callable[[], Any]) -> tuple[bool, Any]:
     """Whether the call raised, and what it returned or raised; a message must say something."""
     try:

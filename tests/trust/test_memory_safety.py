@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from child import PYTHONPATH, ROOT, run_child
+from child import PYTHONPATH, ROOT, preloaded, run_child
 
 from sparseconv.ops.backends import extension
 
@@ -63,12 +63,9 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ROOT / "sparseconv", folder / "sparseconv", dirs_exist_ok=True,
         ignore=shutil.ignore_patterns("_C*"),
     )  # fmt: skip
-    find = [COMPILER, "-print-file-name=libasan.so"]
-    library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
     return {
         "PYTHONPATH": os.pathsep.join([str(folder), PYTHONPATH]),
-        "LD_PRELOAD": library,
-        "ASAN_OPTIONS": "detect_leaks=0",
+        **preloaded(COMPILER),
     }
 
 

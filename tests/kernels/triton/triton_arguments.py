@@ -149,6 +149,7 @@ class Watched:
         return launch
 
 
+@pytest.mark.campaign("Triton interprets it for seconds")
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize("geometry", GEOMETRIES[2:4], ids=str)
 def test_wrong_indices_touch_no_memory_outside(

@@ -39,6 +39,7 @@ if tuple(map(int, version("triton").split(".")[:2])) >= (3, 7):  # before, inter
     from any_kernels import test_multiply_add_rounds_once  # noqa: F401
 
 ENGINE = Engine("triton")
+SLOW = pytest.mark.campaign("Triton interprets it for seconds")
 
 
 @pytest.fixture
@@ -79,20 +80,22 @@ def test_named_patterns(pattern, engines, count_cases):
     count_cases(4)
 
 
+@SLOW
 @pytest.mark.parametrize("mode", MODES)
-def test_tiles_inside_and_at_the_ends(mode, engines, campaign, count_cases):
+def test_tiles_inside_and_at_the_ends(mode, engines, count_cases):
     """Series of several tiles; only where all taps stay inside is a tile computed the fast way.
 
     At length 258 the last whole tile of fprop and of wgrad ends inside the series, but its taps
     do not; at 262 they do.
     """
     sizes = ((16, 258, 1), (9, 300, 2), (16, 262, 1), (1, 1100, 1), (3, 270, 1))
-    for n, length, stride in sizes[: campaign(2, 5)]:
+    for n, length, stride in sizes:
         case = Case(n, 2, 2, 5, length, stride, (3, 4), 2, 1, mode, seed=n, integers=True)
         assert check_integers(case, engines)
         count_cases(1)
 
 
+@SLOW
 def test_wgrad_adds_chunks(monkeypatch, count_cases):
     case = Case(2, 1, 1, 3, 9000, padding=1, pattern="full", integers=True)
     tensors = case.tensors()
@@ -103,6 +106,7 @@ def test_wgrad_adds_chunks(monkeypatch, count_cases):
     count_cases(3)
 
 
+@SLOW
 def test_bits_do_not_depend_on_the_batch(count_cases):
     case = Case(5, 2, 3, 5, 40, padding=(1, 4), padding_mode="replicate", density=0.6)
     tensors = case.tensors()
@@ -116,6 +120,7 @@ def test_bits_do_not_depend_on_the_batch(count_cases):
     count_cases(case.n)
 
 
+@SLOW
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_does_not_change_a_bit(name, engines, count_cases):
     case = Case(3, 2, 2, 2, 7, padding=1, dtype="float32", density=0.7)
@@ -130,6 +135,7 @@ def test_nan_and_inf_travel_along_active_weights_only(mode, engines, count_cases
     count_cases(4)
 
 
+@SLOW
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_of_every_order(mode):
     case = Case(1, 2, 2, 2, 4, 2, (1, 2), 1, 2, mode, "float64", density=0.6)

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -111,10 +113,17 @@ class HostBlock {
   int64_t index_;
 };
 
-// Calls kernel(block, shared) on every thread of every block, as a GPU would.
+// Calls kernel(block, shared) on every thread of every block, as a GPU would. Results must not depend
+// on the order, which EMULATED_DESCENDING in the environment reverses.
 template <typename T, typename Kernel>
-void run(const Launch& launch, bool ascending, Kernel kernel) {
+void run(const Launch& launch, Kernel kernel) {
   static Team team;
+  const char* descending = std::getenv("EMULATED_DESCENDING");
+  const bool ascending = descending == nullptr || *descending == '\0';
+  // Static and dynamic together; with a byte more a launch would fail, since none asks for more.
+  if (launch.shared_bytes + sizeof(Team::weights) > 48 * 1024) {
+    throw std::runtime_error("a block has 48 KB of shared memory");
+  }
   for (int64_t i = 0; i < launch.blocks; ++i) {
     const int64_t index = ascending ? i : launch.blocks - 1 - i;
     // Fresh memory for each block, exactly as long as asked for, and no value that would pass
@@ -124,10 +133,10 @@ void run(const Launch& launch, bool ascending, Kernel kernel) {
   }
 }
 
-inline void correlate_on_host(const Correlation& p, const Launch& launch, bool ascending = true) {
+inline void correlate_on_host(const Correlation& p, const Launch& launch) {
   with_correlate(launch.variant, p.in.element, [&](auto instance) {
     using I = decltype(instance);
-    run<typename I::T>(launch, ascending, [&](const HostBlock& block, typename I::T* shared) {
+    run<typename I::T>(launch, [&](const HostBlock& block, typename I::T* shared) {
       correlate_block<typename I::Inputs, I::kRows>(p, launch.tiling, block, shared);
     });
   });
@@ -139,10 +148,10 @@ inline void fold_on_host(const Fold& p, Element element) {
   }
 }
 
-inline void wgrad_on_host(const WeightGradient& p, const Launch& launch, bool ascending = true) {
+inline void wgrad_on_host(const WeightGradient& p, const Launch& launch) {
   with_wgrad(launch.variant, p.in.element, [&](auto instance) {
     using I = decltype(instance);
-    run<typename I::T>(launch, ascending, [&](const HostBlock& block, typename I::T* shared) {
+    run<typename I::T>(launch, [&](const HostBlock& block, typename I::T* shared) {
       wgrad_block<typename I::Inputs, I::kRows>(p, launch.tiling, block, shared);
     });
   });

@@ -1,31 +1,30 @@
-"""What nvcc makes of the CUDA kernels, and that the binding fits torch: no GPU is needed.
-
-``pytest -s tests/kernels/cuda/test_cuda_build.py`` prints the tables.
-"""
+"""The CUDA backend on a machine without a GPU: emulated, compiled by nvcc, and when it is built."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from cuda_host import COMPILER, ROOT, SHARED, STATIC_SHARED, most_shared
-from cuda_sass import Share, kernels_of, share_of_multiply_adds
+from child import PYTHONPATH, ROOT, preloaded
 
-from sparseconv.bench.cases import CASES
-from sparseconv.measure.table import Table
+from sparseconv import KernelCSR
+from sparseconv.ops import cuda_plans
+from sparseconv.testing import random_case
 
+HERE = Path(__file__).parent
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 NVCC = shutil.which("nvcc") or shutil.which(CUDA / "bin" / "nvcc") or ""
+COMPILER = os.environ.get("CXX", "c++")
 ARCHITECTURES = ("sm_80", "sm_90")
 SOURCES = ("correlate", "wgrad")
 
@@ -54,32 +53,6 @@ CEILINGS = {
     "add_chunks float": 64,
     "add_chunks double": 64,
 }
-# FFMA of the instructions that the wide kernel executes between two fillings of its window, for
-# DSN's layer with S = 80 %. For sm_80, nvcc does not see that all lanes of a warp jump alike.
-LEAST_SHARE = {"sm_80": 0.5, "sm_90": 0.6}
-
-
-class Resources(NamedTuple):
-    kernel: str
-    architecture: str
-    registers: int
-    shared: int  # static
-    stack: int
-    spilled: int
-
-
-class Built(NamedTuple):
-    objects: dict[str, Path]
-    resources: list[Resources]
-
-
-def disassembler() -> str:
-    """cuobjdump: the toolkit's, or the one that triton carries; empty if there is none."""
-    folders = [CUDA / "bin"]
-    for folder in map(Path, sys.path):
-        folders.append(folder / "triton" / "backends" / "nvidia" / "bin")
-    found = [shutil.which("cuobjdump"), *(shutil.which(folder / "cuobjdump") for folder in folders)]
-    return next(filter(None, found), "")
 
 
 def readable(symbol: str) -> str:
@@ -101,91 +74,91 @@ def run(command: Sequence[Any]) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+@pytest.mark.campaign("compiles and emulates for minutes")
+@pytest.mark.promise("P1")
+def test_emulated(tmp_path: Path, count_cases: Any) -> None:
+    """The cases of another file, in a process whose ops are emulated CUDA kernels."""
+    if not shutil.which(COMPILER):
+        pytest.skip(f"{COMPILER} is not installed")
+    (tmp_path / "c10" / "cuda").mkdir(parents=True)
+    for header in ("CUDAException.h", "CUDAGuard.h", "CUDAStream.h"):
+        (tmp_path / "c10" / "cuda" / header).touch()
+    (tmp_path / "cuda_runtime_api.h").touch()
+    include, library = Path(torch.__file__).parent / "include", tmp_path / "emulated.so"
+    run([
+        COMPILER, "-std=c++20", "-O1", "-g1", "-shared", "-fPIC", "-o", library,
+        "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all",
+        f"-I{tmp_path}", f"-I{ROOT / 'csrc'}", f"-I{HERE}",
+        "-isystem", include, "-isystem", include / "torch/csrc/api/include",
+        HERE / "emulated.cpp", f"-L{include.parent / 'lib'}", "-ltorch_cpu", "-lc10",
+    ])  # fmt: skip
+    without_extension = (
+        "import sys; sys.modules['sparseconv._C'] = None; import pytest\n"
+        "sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    environment = {"EMULATED_CUDA": str(library), "PYTHONPATH": PYTHONPATH, **preloaded(COMPILER)}
+    done = subprocess.run(
+        [sys.executable, "-c", without_extension, HERE / "cuda_cases.py"],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    count_cases(int(re.findall(r"cases executed: (\d+)", done.stdout)[0]))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_transposed_pattern_is_that_of_the_cpu(seed: int) -> None:
+    case = random_case(random.Random(seed))
+    pattern = case.make_pattern()
+    pointers, rows, source = cuda_plans.dgrad_plan(pattern, case.stride, case.dilation, case.groups)
+    wanted = torch.ops.sparseconv.plan_dgrad(
+        pattern.crow_indices, pattern.col_indices, pattern.shape, case.stride, case.dilation,
+        case.groups,
+    )  # fmt: skip
+    assert pointers.equal(wanted[0])
+    assert rows.dtype == source.dtype == torch.int32
+    for begin, end in zip(pointers.tolist(), pointers.tolist()[1:], strict=False):
+        assert source[begin:end].sort().values.equal(wanted[2][begin:end])
+        assert (rows[begin:end].diff() > 0).all()
+    positions = pattern.col_indices[source.long()] * case.dilation
+    phase = positions % case.stride
+    span = (case.dilation * (case.kernel_size - 1) - phase) // case.stride
+    assert rows.equal((span - positions // case.stride).int())
+
+
+def test_a_reach_beyond_32_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"below 2\*\*31 on CUDA, but got 4294967297"):
+        cuda_plans.fprop_rows(KernelCSR.full((1, 1, 5)), dilation=2**30)
+
+
+@pytest.mark.campaign("nvcc compiles for a minute")
+@pytest.mark.parametrize("source", SOURCES)
+def test_nothing_spills_and_registers_stay_below_their_ceilings(
+    source: str, tmp_path: Path
+) -> None:
     if not NVCC:
         pytest.skip("nvcc is not installed")
-    folder = tmp_path_factory.mktemp("cuda")
     targets = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES]
     flags = ["-O3", "-std=c++20", "-Xptxas=-v,-warn-spills", "-Werror=all-warnings", "--threads=2"]
-    objects = {name: folder / f"{name}.o" for name in SOURCES}
-    jobs = [
-        subprocess.Popen(
-            [NVCC, *flags, *targets, "-c", ROOT / "csrc" / "cuda" / f"{name}.cu", "-o", path],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for name, path in objects.items()
-    ]  # fmt: skip
-    logs = [job.communicate()[0] for job in jobs]
-    for job, log in zip(jobs, logs, strict=True):
-        assert job.returncode == 0, log
+    file = ROOT / "csrc" / "cuda" / f"{source}.cu"
+    log = run([NVCC, *flags, *targets, "-c", file, "-o", tmp_path / "object.o"])
     found = re.findall(
         r"entry function '(\S+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers(.*?)\n",
-        "".join(logs),
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        log,
         re.DOTALL,
     )
-    resources = []
-    for symbol, architecture, stack, stores, loads, registers, rest in found:
-        shared = re.search(r"(\d+) bytes smem", rest)
-        numbers = int(registers), int(shared[1]) if shared else 0, int(stack)
-        spilled = int(stores) + int(loads)
-        resources.append(Resources(readable(symbol), architecture, *numbers, spilled))
-    return Built(objects, resources)
+    seen = set()
+    for symbol, architecture, *numbers in found:
+        stack, stores, loads, registers = map(int, numbers)
+        assert stack == stores == loads == 0, symbol
+        assert registers <= CEILINGS[readable(symbol)], (symbol, registers)
+        seen.add((readable(symbol), architecture))
+    kinds = ("wgrad", "add_chunks") if source == "wgrad" else ("correlate", "fold")
+    expected = {kernel for kernel in CEILINGS if kernel.startswith(kinds)}
+    assert seen == {(kernel, a) for kernel in expected for a in ARCHITECTURES}
 
 
-def test_registers_and_shared_memory_stay_below_their_ceilings(
-    built: Built, tmp_path: Path
-) -> None:
-    dynamic = {name: most.bytes for name, most in most_shared(tmp_path).items()}
-    rows = []
-    for r in built.resources:
-        asked = dynamic.get(r.kernel, 0)  # fold and add_chunks need none
-        assert r.registers <= CEILINGS[r.kernel], r
-        assert r.shared <= STATIC_SHARED, r
-        assert r.shared + asked <= SHARED, (r, asked)
-        cells = (r.registers, CEILINGS[r.kernel], r.shared, asked, SHARED, r.stack, r.spilled)
-        rows.append([r.kernel, r.architecture, *map(str, cells)])
-    header = ("kernel", "architecture", "registers", "ceiling", "static shared",
-              "dynamic shared, at most", "ceiling of both", "stack", "spilled")  # fmt: skip
-    print("\n" + Table(header, rows, text_columns=2).markdown())
-    assert {(r.kernel, r.architecture) for r in built.resources} == {
-        (kernel, a) for kernel in CEILINGS for a in ARCHITECTURES
-    }
-    assert dynamic.keys() == {k for k in CEILINGS if k.startswith(("correlate", "wgrad"))}
-
-
-def test_nothing_spills_or_lives_in_local_memory(built: Built) -> None:
-    assert not [r for r in built.resources if r.stack or r.spilled]
-
-
-def dsn_batches() -> list[list[int]]:
-    """What warps meet per channel and row: the window rows of every 11th kernel of DSN's layer."""
-    pattern = CASES["dsn_evolved_L128"].make_pattern()
-    crow, col = pattern.crow_indices.tolist(), pattern.col_indices.tolist()
-    return [col[begin:end] for begin, end in list(pairwise(crow))[::11] if end > begin]
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_the_register_kernels_mostly_multiply_and_add(built: Built, source: str) -> None:
-    if not (tool := disassembler()):
-        pytest.skip("no disassembler: neither cuobjdump nor triton is installed")
-    batches, rows = dsn_batches(), []
-    for architecture in ARCHITECTURES:
-        listing = run([tool, "-arch", architecture, "-sass", built.objects[source]])
-        for symbol, code in kernels_of(listing).items():
-            name = readable(symbol)
-            assert not [line for line in code if re.search(r"\b(LDL|STL)\b", line.text)], name
-            if "registers 39" in name:
-                outputs = int(name.split()[-1])
-                share = share_of_multiply_adds(code, 39, outputs, batches)
-                rows.append([name, architecture, *(f"{part:.1%}" for part in share)])
-                if source == "correlate" and outputs == 31:
-                    assert share.batch > LEAST_SHARE[architecture], (name, architecture, share)
-    print("\n" + Table(("kernel", "architecture", *Share._fields), rows, text_columns=2).markdown())
-    assert rows
-
-
+@pytest.mark.campaign("compiles for ten seconds")
 def test_the_binding_fits_the_headers_of_torch() -> None:
     """A CPU build of torch cannot link it, but has nearly all headers that it includes."""
     runtime = CUDA / "include" / "cuda_runtime_api.h"

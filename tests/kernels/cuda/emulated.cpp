@@ -1,11 +1,11 @@
 // csrc/cuda/conv1d_cuda.cpp on a machine without CUDA: the ops are registered for CPU tensors, and
-// launches run on the host (cuda_team.h). tests/kernels/cuda/test_cuda_binding.py compiles this with empty files
-// in the place of the headers of CUDA and c10/cuda.
+// launches run on the host (emulated_team.h). test_cuda.py compiles this with empty files in the place
+// of the headers of CUDA and c10/cuda.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "cuda_team.h"
+#include "emulated_team.h"
 
 using cudaError_t = int;
 using cudaStream_t = void*;
