@@ -18,7 +18,7 @@ demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write dem
 	$(PY) -m benchmarks.demo --out demo
 
 test: $(VENV)/.built  ## run the whole test suite
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --durations 15
 
 reliability: $(VENV)/.built  ## run the whole test suite and write what it proves into RELIABILITY.md
 	$(PY) -m pytest --evidence=$(SUITE); code=$$?; $(PY) -m benchmarks.reliability && exit $$code

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import parallel
 import pytest
 import torch
 from engines import ISAS, Engine, Engines, on_gpu
@@ -33,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(parallel)
     if path := config.getoption("--evidence"):
         config.pluginmanager.register(Recorder(Path(path)))
 

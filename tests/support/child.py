@@ -36,9 +36,13 @@ def run_child(script: str, *arguments: object, environment: Mapping[str, str] | 
 
 def preloaded(compiler: str) -> dict[str, str]:
     """The environment of a process that loads libraries built under AddressSanitizer."""
-    find = [compiler, "-print-file-name=libasan.so"]
-    library = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
-    return {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+    paths = []
+    for name in ("libasan.so", "libstdc++.so"):  # the second for exceptions to pass through
+        find = [compiler, f"-print-file-name={name}"]
+        paths.append(
+            subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+        )
+    return {"LD_PRELOAD": " ".join(paths), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 def refuses(call: Callable[[], Any]) -> tuple[bool, Any]:

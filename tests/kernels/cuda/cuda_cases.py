@@ -138,11 +138,26 @@ def test_layout_does_not_change_a_bit(name, engines, count_cases):
 
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf")])
-def test_nan_and_inf_travel_along_active_weights_only(special, engines, count_cases):
-    for kernel_size, mode in ((3, "reflect"), (20, "zeros")):
-        case = Case(1, 2, 4, kernel_size, 25, 1, (2, 1), 1, 1, mode, pattern="empty_row")
-        check_special_input(case, special, engines, every=13)
-    count_cases(2)
+@pytest.mark.parametrize(("kernel_size", "mode"), [(3, "reflect"), (20, "zeros")])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.xfail(
+                strict=False,
+                reason="wgrad multiplies what it reads beyond the last output with zeros",
+            ),
+        ),
+    ],
+)
+def test_nan_and_inf_travel_along_active_weights_only(
+    special, kernel_size, mode, weights, engines, count_cases
+):
+    case = Case(1, 2, 4, kernel_size, 25, 1, (2, 1), 1, 1, mode, pattern="empty_row")
+    check_special_input(case, special, engines, every=13, weights=weights)
+    count_cases(1)
 
 
 def test_wrong_indices_touch_no_memory_outside(engines, monkeypatch, count_cases):

@@ -175,7 +175,7 @@ def test_the_binding_fits_the_headers_of_torch() -> None:
 
 def toolkit(folder: Path, release: str) -> str:
     """A CUDA_HOME whose nvcc tells its release and compiles nothing; without one if empty."""
-    (folder / "bin").mkdir()
+    (folder / "bin").mkdir(parents=True)
     if release:
         nvcc = folder / "bin" / "nvcc"
         tells = f"echo 'Cuda compilation tools, release {release}, V{release}.1'"
@@ -184,7 +184,9 @@ def toolkit(folder: Path, release: str) -> str:
     return str(folder)
 
 
-def set_up(code: str, version: str | None, home: str | None, force: str, folder: Path) -> Any:
+def set_up(
+    code: str, version: str | None, home: str | None, force: str, folder: Path, *arguments: str
+) -> Any:
     """Run code in a folder with setup.py, beside a torch for this version of CUDA."""
     before = f"""
 import torch
@@ -192,38 +194,45 @@ from torch.utils import cpp_extension
 torch.version.cuda, cpp_extension.CUDA_HOME = {version!r}, {home!r}
 """
     return subprocess.run(
-        [sys.executable, "-c", before + code], env=os.environ | {"FORCE_CUDA": force}, cwd=folder,
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-c", before + code, *arguments],
+        env=os.environ | {"FORCE_CUDA": force}, cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
 @pytest.mark.promise("P10")
-@pytest.mark.parametrize(("version", "release"), [(None, ""), ("13.0", ""), ("13.0", "13.0")])
-@pytest.mark.parametrize("force", ["", "0", "1"])
-def test_what_is_built(version: str | None, release: str, force: str, tmp_path: Path) -> None:
+def test_what_is_built(tmp_path: Path) -> None:
     """CUDA kernels where torch has CUDA and there is an nvcc; FORCE_CUDA may forbid or demand."""
     code = """
-import json, warnings
+import itertools, json, os, sys, warnings
 warnings.simplefilter("error")
 import setuptools
 from distutils.core import run_setup
-(module,) = run_setup("setup.py", stop_after="init").ext_modules
-print(json.dumps([module.sources, module.define_macros]))
+for home, force in itertools.product([None, *sys.argv[1:]], ["", "0", "1"]):
+    torch.version.cuda, cpp_extension.CUDA_HOME = "13.0" if home else None, home
+    os.environ["FORCE_CUDA"] = force
+    try:
+        (module,) = run_setup("setup.py", stop_after="init").ext_modules
+    except RuntimeError as error:
+        print(json.dumps([home, force, str(error), []]))
+    else:
+        print(json.dumps([home, force, module.sources, module.define_macros]))
 """
-    done = set_up(code, version, toolkit(tmp_path, release) if version else None, force, ROOT)
-    if not release and force == "1":
-        assert done.returncode == 1
-        assert "FORCE_CUDA=1 needs a torch with CUDA and nvcc" in done.stderr
-        assert "nvcc is not found" in done.stderr
-        return
+    homes = [toolkit(tmp_path / name, release) for name, release in (("no", ""), ("yes", "13.0"))]
+    done = set_up(code, None, None, "", ROOT, *homes)
     assert (done.returncode, done.stderr) == (0, "")
-    cuda = release != "" and force != "0"
-    sources, macros = json.loads(done.stdout.splitlines()[-1])
-    ours = {path for path in sources if path.startswith("csrc/cuda")}
-    wanted = {"conv1d_cuda.cpp", "correlate.cu", "wgrad.cu"} if cuda else set()
-    assert ours == {f"csrc/cuda/{name}" for name in wanted}
-    assert {"csrc/extension.cpp", "csrc/cpu/ops/fprop.cpp"} < set(sources)
-    assert macros == [["SPARSECONV_WITH_CUDA", str(int(cuda))]]
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(results) == 9
+    for home, force, sources, macros in results:
+        if force == "1" and home != homes[1]:
+            assert "FORCE_CUDA=1 needs a torch with CUDA and nvcc" in sources
+            assert "nvcc is not found" in sources
+            continue
+        cuda = home == homes[1] and force != "0"
+        ours = {path for path in sources if path.startswith("csrc/cuda")}
+        wanted = {"conv1d_cuda.cpp", "correlate.cu", "wgrad.cu"} if cuda else set()
+        assert ours == {f"csrc/cuda/{name}" for name in wanted}
+        assert {"csrc/extension.cpp", "csrc/cpu/ops/fprop.cpp"} < set(sources)
+        assert macros == [["SPARSECONV_WITH_CUDA", str(int(cuda))]]
 
 
 SMALL = """
@@ -239,16 +248,14 @@ extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
 
 @pytest.mark.promise("P10")
 @pytest.mark.parametrize(
-    ("release", "gpus", "source"),
+    ("release", "gpus", "source", "force"),
     [
-        ("", "9.0", SMALL),
-        ("12.0", "9.0", SMALL),  # not torch's
-        ("13.0", "9.0", SMALL),  # cannot compile
-        ("13.0", "", SMALL),  # does not know for which GPUs, where none is visible
-        ("13.0", "9.0", "#error broken"),
+        ("12.0", "9.0", SMALL, ""),  # not torch's
+        ("13.0", "9.0", SMALL, "1"),  # cannot compile
+        ("13.0", "", SMALL, ""),  # does not know for which GPUs, where none is visible
+        ("13.0", "9.0", "#error broken", ""),
     ],
 )
-@pytest.mark.parametrize("force", ["", "1"])
 def test_a_build_that_fails(
     release: str, gpus: str, source: str, force: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -257,8 +264,6 @@ def test_a_build_that_fails(
     if not shutil.which(COMPILER):
         pytest.skip("no C++ compiler")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", gpus)
-    home = tmp_path / "cuda"
-    home.mkdir()
     shutil.copy(ROOT / "setup.py", tmp_path)
     for name, text in (("extension.cpp", source), ("cpu/cpu.cpp", ""), ("cuda/kernel.cu", "")):
         file = tmp_path / "csrc" / name
@@ -270,7 +275,7 @@ import runpy, sys
 sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
 runpy.run_path("setup.py", run_name="__main__")
 """
-    done = set_up(code, "13.0", toolkit(home, release), force, tmp_path)
+    done = set_up(code, "13.0", toolkit(tmp_path / "cuda", release), force, tmp_path)
     built = list((tmp_path / "sparseconv").glob("_C*"))
     assert done.returncode == (force == "1"), done.stderr
     if force == "1":
