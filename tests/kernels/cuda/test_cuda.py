@@ -195,7 +195,8 @@ torch.version.cuda, cpp_extension.CUDA_HOME = {version!r}, {home!r}
 """
     return subprocess.run(
         [sys.executable, "-c", before + code, *arguments],
-        env=os.environ | {"FORCE_CUDA": force}, cwd=folder, capture_output=True, text=True, check=False,
+        env=os.environ | {"FORCE_CUDA": force}, cwd=folder,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
