@@ -211,7 +211,7 @@ WATCHERS: dict[str, Callable[[nn.Module], Any]] = {
     "flops": flops,
     "vmap": lambda block: torch.func.vmap(lambda x: block(x[None])[0], randomness="same")(X),
     "grad": lambda block: torch.func.grad(lambda x: block(x).square().sum())(X),
-    "trace": lambda block: torch.jit.trace(block[:1], X)(X),
+    "trace": lambda block: torch.jit.trace(block[:1], X, check_trace=False)(X),
     "script": lambda block: torch.jit.script(block)(X),
     "compile": lambda block: torch.compile(block, backend="eager", fullgraph=True)(X),
 }
