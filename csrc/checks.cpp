@@ -5,46 +5,38 @@
 
 namespace sparseconv {
 
-static PaddingMode parse_mode(c10::string_view mode) {
-  if (mode == "zeros") {
-    return PaddingMode::zeros;
-  }
-  if (mode == "replicate") {
-    return PaddingMode::replicate;
-  }
-  if (mode == "reflect") {
-    return PaddingMode::reflect;
-  }
-  TORCH_CHECK_VALUE(mode == "circular",
-                    "padding_mode must be zeros, replicate, reflect or circular, but got ", mode);
-  return PaddingMode::circular;
-}
-
-Geometry check_geometry(at::IntArrayRef shape,
-                        int64_t stride,
-                        at::IntArrayRef padding,
-                        int64_t dilation,
-                        int64_t groups,
-                        c10::string_view mode) {
-  TORCH_CHECK_VALUE(shape.size() == 3 && padding.size() == 2,
-                    "expected shape (C_out, C_in // groups, K) and padding (left, right), but got ",
-                    shape, " and ", padding);
+Geometry check_geometry(at::IntArrayRef numbers) {
+  TORCH_CHECK_VALUE(numbers.size() == 9,
+                    "expected geometry [C_out, C_in // groups, K, stride, left, right, dilation, "
+                    "groups, padding_mode], but got ",
+                    numbers,
+                    numbers.empty() ? "; a program that an older sparseconv exported has to be "
+                                      "exported again"
+                                    : "");
+  const Geometry g{numbers[0], numbers[1], numbers[2],
+                   numbers[3], numbers[4], numbers[5],
+                   numbers[6], numbers[7], static_cast<PaddingMode>(numbers[8])};
   // Far beyond any use, and small enough that no sum or product of two overflows.
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  for (const int64_t size : {shape[0], shape[1], shape[2], stride, dilation, groups}) {
+  for (const int64_t size :
+       {g.out_channels, g.channels_per_group, g.kernel_size, g.stride, g.dilation, g.groups}) {
     TORCH_CHECK_VALUE(size >= 1 && size <= kMost,
-                      "shape, stride, dilation and groups must lie in [1, 2**31), but got ", shape,
-                      ", ", stride, ", ", dilation, ", ", groups);
+                      "shape, stride, dilation and groups must be in [1, 2**31), but got geometry ",
+                      numbers);
   }
+  TORCH_CHECK_VALUE(std::min(g.left, g.right) >= 0 && std::max(g.left, g.right) <= kMost,
+                    "padding must be in [0, 2**31), but got ", g.left, " and ", g.right);
+  TORCH_CHECK_VALUE(g.out_channels % g.groups == 0,
+                    "out_channels must be divisible by groups, but got ", g.out_channels, " and ",
+                    g.groups);
   TORCH_CHECK_VALUE(
-      padding[0] >= 0 && padding[0] <= kMost && padding[1] >= 0 && padding[1] <= kMost,
-      "padding must lie in [0, 2**31), but got ", padding);
-  TORCH_CHECK_VALUE(shape[0] % groups == 0, "out_channels must be divisible by groups, but got ",
-                    shape[0], " and ", groups);
-  TORCH_CHECK_VALUE(shape[0] <= kMost / shape[1] && shape[0] * shape[1] <= kMost / shape[2],
-                    "C_out * C_in // groups * K must be below 2**31, but got ", shape);
-  return {shape[0],   shape[1], shape[2], stride,          padding[0],
-          padding[1], dilation, groups,   parse_mode(mode)};
+      g.out_channels <= kMost / g.channels_per_group && g.n_kernels() <= kMost / g.kernel_size,
+      "C_out * C_in // groups * K must be below 2**31, but got geometry ", numbers);
+  TORCH_CHECK_VALUE(numbers[8] >= 0 && numbers[8] <= 3,
+                    "padding_mode must be 0 (zeros), 1 (replicate), 2 (reflect) or 3 (circular), "
+                    "but got ",
+                    numbers[8]);
+  return g;
 }
 
 void check_lengths(const Geometry& g, int64_t length) {
@@ -111,9 +103,9 @@ void check_indices(const Tensor& indices, const char* name, int64_t size, at::De
 }
 
 void check_phases(const Geometry& g) {
-  const int64_t n_kernels = g.out_channels * g.channels_per_group;
-  TORCH_CHECK_VALUE(g.stride <= std::numeric_limits<int32_t>::max() / n_kernels,
-                    "stride x kernels must be below 2**31, but got ", g.stride, " x ", n_kernels);
+  TORCH_CHECK_VALUE(g.stride <= std::numeric_limits<int32_t>::max() / g.n_kernels(),
+                    "stride x kernels must be below 2**31, but got ", g.stride, " x ",
+                    g.n_kernels());
 }
 
 void check_below(const Tensor& indices, const char* name, int64_t limit) {

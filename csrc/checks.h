@@ -12,12 +12,9 @@ namespace sparseconv {
 using at::Tensor;
 
 // All of these throw: ValueError for sizes and contents, TypeError for dtypes and devices.
-Geometry check_geometry(at::IntArrayRef shape,
-                        int64_t stride,
-                        at::IntArrayRef padding,
-                        int64_t dilation,
-                        int64_t groups,
-                        c10::string_view mode);
+// [C_out, C_in // groups, K, stride, left, right, dilation, groups, PaddingMode]: the fields of
+// Geometry, in their order.
+Geometry check_geometry(at::IntArrayRef numbers);
 void check_lengths(const Geometry& g, int64_t length);
 void check_signal(const Tensor& x, const char* name, at::DeviceType device = at::kCPU);
 void check_signal(const Tensor& x,

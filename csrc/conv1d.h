@@ -38,6 +38,7 @@ struct Geometry {
   PaddingMode mode;
 
   int64_t in_channels() const { return channels_per_group * groups; }
+  int64_t n_kernels() const { return out_channels * channels_per_group; }
   int64_t reach() const { return dilation * (kernel_size - 1) + 1; }
   int64_t output_length(int64_t input_length) const {
     return (input_length + left + right - reach()) / stride + 1;

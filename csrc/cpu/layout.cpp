@@ -1,10 +1,31 @@
 #include "layout.h"
 
+#if defined(__unix__)
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <numeric>
 
 namespace sparseconv {
 
+namespace {
+
+// What the packed inputs of the channels that share the scratch may take: three quarters of this
+// machine's L1 data cache, which leaves room for the sums, weights and rows that pass by. No result
+// depends on it. Measured on 48 KB at DSN's layer: 32, 36 and 40 KB come within 2 % of each other,
+// 24 KB is 5 % slower.
+int64_t l1_input_budget() {
+  int64_t l1 = 0;
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#endif
+  return (l1 > 0 ? l1 : 32 * 1024) / 4 * 3;
+}
+
+// Rows for taps at the given input positions, when neighbouring outputs are `step` inputs apart.
+// Taps whose rows would overlap share a segment, so a dense kernel packs each input once, and a
+// widely dilated one packs no sample that no tap reads.
 Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
   Layout layout;
   layout.step = step;
@@ -39,40 +60,42 @@ Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
   return layout;
 }
 
-std::vector<int32_t> block_starts(const int32_t* pointers,
-                                  int64_t n_rows,
-                                  int64_t channels_per_group,
-                                  int64_t block_channels) {
-  std::vector<int32_t> starts;
-  starts.reserve(n_rows * ceil_div(channels_per_group, block_channels) + 1);
+}  // namespace
+
+Entries block_entries(const int32_t* pointers,
+                      const int32_t* rows,
+                      int64_t n_rows,
+                      int64_t channels_per_group,
+                      int64_t groups,
+                      const Layout& layout,
+                      std::vector<int32_t>* starts) {
+  const int64_t blocks = ceil_div(channels_per_group, layout.block_channels);
+  starts->clear();
+  starts->reserve(n_rows * blocks + 1);
   for (int64_t row = 0; row < n_rows; ++row) {
-    for (int64_t channel = 0; channel < channels_per_group; channel += block_channels) {
-      starts.push_back(pointers[row * channels_per_group + channel]);
+    for (int64_t channel = 0; channel < channels_per_group; channel += layout.block_channels) {
+      starts->push_back(pointers[row * channels_per_group + channel]);
     }
   }
-  starts.push_back(pointers[n_rows * channels_per_group]);
-  return starts;
+  starts->push_back(pointers[n_rows * channels_per_group]);
+  return {starts->data(), rows, blocks, channels_per_group, n_rows, groups};
 }
 
-Layout fprop_layout(int64_t kernel_size, int64_t stride, int64_t dilation) {
-  std::vector<int64_t> positions(kernel_size);
-  for (int64_t tap = 0; tap < kernel_size; ++tap) {
-    positions[tap] = tap * dilation;
+Layout fprop_layout(const Geometry& g) {
+  std::vector<int64_t> positions(g.kernel_size);
+  for (int64_t tap = 0; tap < g.kernel_size; ++tap) {
+    positions[tap] = tap * g.dilation;
   }
-  return make_layout(positions, stride);
+  return make_layout(positions, g.stride);
 }
 
-Layout dgrad_layout(int64_t kernel_size,
-                    int64_t stride,
-                    int64_t dilation,
-                    int64_t phase,
-                    std::vector<int64_t>* taps) {
+Layout dgrad_layout(const Geometry& g, int64_t phase, std::vector<int64_t>* taps) {
   taps->clear();
   std::vector<int64_t> positions;
-  for (int64_t tap = 0; tap < kernel_size; ++tap) {
-    if ((tap * dilation) % stride == phase) {
+  for (int64_t tap = 0; tap < g.kernel_size; ++tap) {
+    if ((tap * g.dilation) % g.stride == phase) {
       taps->push_back(tap);
-      positions.push_back(-(tap * dilation - phase) / stride);
+      positions.push_back(-(tap * g.dilation - phase) / g.stride);
     }
   }
   return make_layout(positions, 1);

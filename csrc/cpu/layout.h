@@ -34,40 +34,26 @@ struct Layout {
 
   // Rows of a channel beyond those that one tap per segment would take.
   int64_t span() const { return channel_rows - kPieceMax * static_cast<int64_t>(segments.size()); }
-  int64_t blocks(int64_t channels) const {
-    return (channels + block_channels - 1) / block_channels;
-  }
   TileShape shape() const {
     return {segments.data(), static_cast<int64_t>(segments.size()), step, channel_rows,
             block_channels};
   }
 };
 
-// What the packed inputs of the channels that share the scratch may take: three quarters of this
-// machine's L1 data cache, which leaves room for the sums, weights and rows that pass by. No result
-// depends on it. Measured on 48 KB at DSN's layer: 32, 36 and 40 KB come within 2 % of each other,
-// 24 KB is 5 % slower.
-int64_t l1_input_budget();
-
-// Rows for taps at the given input positions, when neighbouring outputs are `step` inputs apart.
-// Taps whose rows would overlap share a segment, so a dense kernel packs each input once, and a
-// widely dilated one packs no sample that no tap reads.
-Layout make_layout(const std::vector<int64_t>& positions, int64_t step);
-
-Layout fprop_layout(int64_t kernel_size, int64_t stride, int64_t dilation);
+Layout fprop_layout(const Geometry& g);
 
 // The taps that reach input phase `phase` (padded input position mod stride); `taps` names them.
-Layout dgrad_layout(int64_t kernel_size,
-                    int64_t stride,
-                    int64_t dilation,
-                    int64_t phase,
-                    std::vector<int64_t>* taps);
+Layout dgrad_layout(const Geometry& g, int64_t phase, std::vector<int64_t>* taps);
 
-// Where the entries of each row and channel block start, from where those of each kernel do.
-std::vector<int32_t> block_starts(const int32_t* pointers,
-                                  int64_t n_rows,
-                                  int64_t channels_per_group,
-                                  int64_t block_channels);
+// The entries of a pattern by row and channel block, from where those of each kernel start; they
+// point into `starts`.
+Entries block_entries(const int32_t* pointers,
+                      const int32_t* rows,
+                      int64_t n_rows,
+                      int64_t channels_per_group,
+                      int64_t groups,
+                      const Layout& layout,
+                      std::vector<int32_t>* starts);
 
 // The piece length that wastes least: pieces x lanes should just cover batch x count, and where
 // threads cannot share a lane group, lane groups the threads.

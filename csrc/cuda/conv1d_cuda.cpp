@@ -74,21 +74,16 @@ Tensor fprop(const Tensor& input,
              const std::optional<Tensor>& bias,
              const Tensor& crow,
              const Tensor& rows,
-             at::IntArrayRef shape,
-             int64_t stride,
-             at::IntArrayRef padding,
-             int64_t dilation,
-             int64_t groups,
-             c10::string_view mode,
+             at::IntArrayRef geometry,
              bool relu) {
-  const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
+  const Geometry g = check_geometry(geometry);
   check_signal(input, "input", g.in_channels(), at::kCUDA);
   const c10::cuda::CUDAGuard guard(input.device());
   check_lengths(g, input.size(2));
   const int64_t nnz = values.numel();
   check_sizes(g, nnz);
   check_values(values, input);
-  check_indices(crow, "crow_indices", g.out_channels * g.channels_per_group + 1, input.device());
+  check_indices(crow, "crow_indices", g.n_kernels() + 1, input.device());
   check_indices(rows, "rows", nnz, input.device());
   const Tensor weights = values.to(acc_type(input)).contiguous();
   Tensor init;
@@ -113,23 +108,18 @@ Tensor dgrad(const Tensor& grad,
              const Tensor& pointers,
              const Tensor& rows,
              const Tensor& index,
-             at::IntArrayRef shape,
-             int64_t input_length,
-             int64_t stride,
-             at::IntArrayRef padding,
-             int64_t dilation,
-             int64_t groups,
-             c10::string_view mode) {
-  const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
+             at::IntArrayRef geometry,
+             int64_t input_length) {
+  const Geometry g = check_geometry(geometry);
   check_signal(grad, "grad_output", g.out_channels, at::kCUDA);
   const c10::cuda::CUDAGuard guard(grad.device());
   check_lengths(g, input_length);
   check_gradient(grad, g, grad.size(0), input_length);
-  const int64_t nnz = values.numel(), n_kernels = g.out_channels * g.channels_per_group;
+  const int64_t nnz = values.numel(), n_kernels = g.n_kernels();
   check_sizes(g, nnz);
   check_values(values, grad);
   check_phases(g);
-  check_indices(pointers, "pointers", stride * n_kernels + 1, grad.device());
+  check_indices(pointers, "pointers", g.stride * n_kernels + 1, grad.device());
   check_indices(rows, "rows", nnz, grad.device());
   check_indices(index, "index", nnz, grad.device());
   const Tensor weights = values.index_select(0, index).to(acc_type(grad));
@@ -143,7 +133,7 @@ Tensor dgrad(const Tensor& grad,
   if (folds) {
     fold = at::empty({grad.size(0), g.in_channels(), g.left + g.right}, source.options());
   }
-  for (int64_t phase = 0; phase < stride; ++phase) {
+  for (int64_t phase = 0; phase < g.stride; ++phase) {
     Correlation p = dgrad_problem(g, element, grad.size(0), input_length, phase, folds);
     if (p.window.count > 0) {
       set_pattern(p.pattern, pointers, rows);
@@ -168,13 +158,8 @@ Tensor wgrad(const Tensor& grad,
              const Tensor& input,
              const Tensor& crow,
              const Tensor& rows,
-             at::IntArrayRef shape,
-             int64_t stride,
-             at::IntArrayRef padding,
-             int64_t dilation,
-             int64_t groups,
-             c10::string_view mode) {
-  const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
+             at::IntArrayRef geometry) {
+  const Geometry g = check_geometry(geometry);
   check_signal(input, "input", g.in_channels(), at::kCUDA);
   check_signal(grad, "grad_output", g.out_channels, at::kCUDA);
   const c10::cuda::CUDAGuard guard(input.device());
@@ -183,7 +168,7 @@ Tensor wgrad(const Tensor& grad,
   check_gradient(grad, g, input.size(0), input.size(2));
   const int64_t nnz = rows.numel();
   check_sizes(g, nnz);
-  check_indices(crow, "crow_indices", g.out_channels * g.channels_per_group + 1, input.device());
+  check_indices(crow, "crow_indices", g.n_kernels() + 1, input.device());
   check_indices(rows, "rows", nnz, input.device());
 
   const Element element = element_of(input);

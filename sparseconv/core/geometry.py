@@ -7,16 +7,17 @@ from typing import NamedTuple
 
 import torch
 
-from sparseconv.core.checks import ArgumentError, integer
+from sparseconv.core.checks import ArgumentError, checked_shape, integer
 
 PADDING_MODES = ("zeros", "replicate", "reflect", "circular")
+_MODE_NUMBERS = {mode: number for number, mode in enumerate(PADDING_MODES)}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 Padding = int | tuple[int, ...] | str
 
 
 class Geometry(NamedTuple):
-    """All arguments of one convolution but its tensors."""
+    """All arguments of one convolution except its tensors."""
 
     shape: tuple[int, int, int]  # C_out, C_in // groups, K
     stride: int
@@ -58,6 +59,46 @@ class Geometry(NamedTuple):
                 f"and stride {stride} with {out_channels * group_channels} kernels"
             )
         return cls(shape, stride, left_right, dilation, groups, padding_mode)
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[int]) -> Geometry:
+        """The inverse of ``numbers``, with all that ``of`` refuses."""
+        if len(numbers) != 9 or not 0 <= numbers[8] < len(PADDING_MODES):
+            raise ArgumentError(
+                "expected geometry [C_out, C_in // groups, K, stride, left, right, dilation, "
+                f"groups, padding_mode in 0 .. {len(PADDING_MODES) - 1}], but got {list(numbers)}"
+            )
+        *shape, stride, left, right, dilation, groups, mode = numbers
+        padding = left, right
+        return cls.of(checked_shape(shape), stride, padding, dilation, groups, PADDING_MODES[mode])
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The geometry as the ops accept it: the fields of csrc/conv1d.h's Geometry, in order."""
+        (out_channels, group_channels, taps), stride, (left, right), dilation, groups, mode = self
+        return (
+            out_channels, group_channels, taps, stride, left, right, dilation, groups,
+            _MODE_NUMBERS[mode],
+        )  # fmt: skip
+
+    def check_length(self, length: int) -> None:
+        """Refuse an input length that does not go with this geometry, in F.conv1d's words."""
+        (_, _, taps), _, padding, dilation, _, mode = self
+        if length < 1:
+            raise ArgumentError(f"expected an input of at least one sample, but got {length}")
+        # The mirror does not repeat the border sample; a circle wraps around once at most.
+        room = length - 1 if mode == "reflect" else length
+        if mode in ("reflect", "circular") and max(padding) > room:
+            raise ArgumentError(
+                f"Padding size should be less than or equal to {room} for padding_mode="
+                f"{mode!r} at input length {length}, but got padding {padding}"
+            )
+        padded, reach = length + padding[0] + padding[1], dilation * (taps - 1) + 1
+        if padded < reach:
+            raise ArgumentError(
+                f"Calculated padded input size per channel: ({padded}). Kernel size: ({reach}). "
+                "Kernel size can't be greater than actual input size"
+            )
 
     def output_length(self, input_length: int) -> int:
         return output_length(input_length, self.shape[2], self.stride, self.padding, self.dilation)

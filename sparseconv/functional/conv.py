@@ -148,7 +148,7 @@ def check(
         and (bias is None or (bias.dtype is dtype and bias.device == device))
     ):
         _refuse_types(input, values, bias)
-    (out_channels, group_channels, kernel_size), _, padding, dilation, groups, mode = geometry
+    (out_channels, group_channels, _), _, _, _, groups, _ = geometry
     size = input.shape
     if len(size) not in (2, 3) or size[-1] == 0:
         raise ArgumentError(
@@ -171,21 +171,7 @@ def check(
             f"Given weight of size {list(geometry.shape)}, expected bias to be 1-dimensional "
             f"with {out_channels} elements, but got bias of size {list(bias.shape)} instead"
         )
-    length = size[-1]
-    # "reflect" does not repeat the border sample; "circular" wraps around once at most.
-    room = length - 1 if mode == "reflect" else length
-    if mode in ("reflect", "circular") and max(padding) > room:
-        raise ArgumentError(
-            f"Padding size should be less than or equal to {room} for padding_mode="
-            f"{mode!r} at input length {length}, but got padding {padding}"
-        )
-    padded = length + padding[0] + padding[1]
-    reach = dilation * (kernel_size - 1) + 1
-    if padded < reach:
-        raise ArgumentError(
-            f"Calculated padded input size per channel: ({padded}). Kernel size: ({reach}). "
-            "Kernel size can't be greater than actual input size"
-        )
+    geometry.check_length(size[-1])
 
 
 _FX = (

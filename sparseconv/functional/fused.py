@@ -93,7 +93,7 @@ _CONV1X1 = bilinear(
 )
 
 
-def conv_conv1x1(
+def conv1d_pointwise(
     input: Tensor,
     values: Tensor,
     bias: Tensor | None,
@@ -130,17 +130,17 @@ def conv_conv1x1(
         >>> geometry = Geometry.of((2, 1, 1), 1, 0, 1, 1, "zeros")
         >>> pattern, values = KernelCSR.full((2, 1, 1)), torch.tensor([1.0, -1.0])
         >>> x, weight = torch.tensor([[[-2.0, 3.0]]]), torch.ones(1, 2, 1)
-        >>> conv_conv1x1(x, values, None, pattern, geometry, weight, relu=True)
+        >>> conv1d_pointwise(x, values, None, pattern, geometry, weight, relu=True)
         tensor([[[2., 3.]]])
     """
     check(input, values, pattern, bias, geometry)
-    y: Tensor = torch.ops.sparseconv.fprop_conv1x1(
+    y: Tensor = torch.ops.sparseconv.fprop_pointwise(
         input,
         values,
         bias,
         pattern.crow_indices,
         calls.fprop_rows(pattern, geometry),
-        *geometry,
+        geometry.numbers,
         relu,
         weight,
         weight_bias,
@@ -148,15 +148,15 @@ def conv_conv1x1(
     return y
 
 
-# Channels whose sums over a piece (28 rows of 64 bytes) wait in L2 to be mixed: half a megabyte.
-MIXED_CHANNELS = 512 * 1024 // (28 * 64)
+# Channels whose sums over a piece (28 rows of 64 bytes) wait in L2: half a megabyte.
+EPILOGUE_MAX_CHANNELS = 512 * 1024 // (28 * 64)
 # Threads share series, not channels. From so many positions per thread on there is enough to share:
 # on two threads of an AMD EPYC (Zen 5), DSN's layer, the two steps took 0.91 of the time of one for
 # 150 positions, and 1.10, 1.05 and 1.09 for 256, 384 and 8192.
-MIXED_POSITIONS = 128
+EPILOGUE_MIN_POSITIONS = 128
 
 
-def mixing_pays(
+def pointwise_epilogue_is_faster(
     input: Tensor,
     values: Tensor,
     bias: Tensor | None,
@@ -164,13 +164,13 @@ def mixing_pays(
     weight: Tensor,
     weight_bias: Tensor | None,
 ) -> bool:
-    """Whether ``conv_conv1x1`` can run here, faster than one after the other."""
+    """Whether ``conv1d_pointwise`` can run here, faster than one after the other."""
     return (
-        pattern.shape[0] <= MIXED_CHANNELS
+        pattern.shape[0] <= EPILOGUE_MAX_CHANNELS
         and input.dim() == 3
         and (
             (threads := torch.get_num_threads()) == 1
-            or input.shape[0] * input.shape[2] >= MIXED_POSITIONS * threads
+            or input.shape[0] * input.shape[2] >= EPILOGUE_MIN_POSITIONS * threads
         )
         and weight.dim() == 3
         and weight.shape[0] > 0
@@ -275,7 +275,7 @@ def _differentiable_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
     return tuple(None if tensor is None else next(found) for tensor in wanted)
 
 
-def average_bins(input: Tensor, bins: int) -> Tensor:
+def adaptive_avg_pool1d(input: Tensor, bins: int) -> Tensor:
     """Average over ``bins`` nearly equal stretches: ``F.adaptive_avg_pool1d(input, bins)``.
 
     Args:
@@ -290,7 +290,7 @@ def average_bins(input: Tensor, bins: int) -> Tensor:
         RuntimeError, as ``F.adaptive_avg_pool1d`` does: a size that does not fit.
 
     Example:
-        >>> average_bins(torch.tensor([[[1.0, 2.0, 3.0]]]), 2)
+        >>> adaptive_avg_pool1d(torch.tensor([[[1.0, 2.0, 3.0]]]), 2)
         tensor([[[1.5000, 2.5000]]])
     """
     if not (runs_here(input) and type(bins) is int and bins >= 1):
@@ -302,21 +302,21 @@ class _AverageBins(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bins: int) -> Tensor:
         ctx.length = x.shape[2]
-        y: Tensor = torch.ops.sparseconv.average_bins(x, bins)
+        y: Tensor = torch.ops.sparseconv.adaptive_avg_pool1d(x, bins)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         if torch.is_grad_enabled():
             return apply(_SpreadBins, grads[0], ctx.length), None
-        return torch.ops.sparseconv.average_bins_backward(grads[0], ctx.length), None
+        return torch.ops.sparseconv.adaptive_avg_pool1d_backward(grads[0], ctx.length), None
 
 
 class _SpreadBins(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grad: Tensor, length: int) -> Tensor:
         ctx.bins = grad.shape[2]
-        dx: Tensor = torch.ops.sparseconv.average_bins_backward(grad, length)
+        dx: Tensor = torch.ops.sparseconv.adaptive_avg_pool1d_backward(grad, length)
         return dx
 
     @staticmethod

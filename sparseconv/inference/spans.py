@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv.functional.conv import sparse_conv1d_resolved
-from sparseconv.functional.fused import conv_conv1x1, mixing_pays
+from sparseconv.functional.fused import conv1d_pointwise, pointwise_epilogue_is_faster
 from sparseconv.inference.folding import Weights, fold, is_foldable, weight_and_bias
 from sparseconv.nn.block import (
     CONV,
@@ -146,9 +146,9 @@ class FoldedSparseConv(FusedSpan):
         ):
             return None
         values, bias = weights
-        if not mixing_pays(x, values, bias, conv.pattern, weight, offsets):
+        if not pointwise_epilogue_is_faster(x, values, bias, conv.pattern, weight, offsets):
             return None
-        return conv_conv1x1(
+        return conv1d_pointwise(
             x, values, bias, conv.pattern, conv._geometry(), weight, offsets, relu=self._relu
         )
 

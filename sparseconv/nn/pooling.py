@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.tracing import outside_tracing
-from sparseconv.functional.fused import average_bins, runs_here
+from sparseconv.functional.fused import adaptive_avg_pool1d, runs_here
 
 POOLED = 50  # samples that are kept of any length
 
@@ -16,17 +16,18 @@ POOLED = 50  # samples that are kept of any length
 class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
     """``nn.AdaptiveAvgPool1d``, by whatever is fastest.
 
-    On the CPU that is ``average_bins`` from ``LEAST`` elements on; below, and where it cannot run
-    (torch.compile, autocast, half types), short series are multiplied by the averaging matrix.
+    On the CPU that is ``functional.fused.adaptive_avg_pool1d`` ("kernel" below) from ``LEAST``
+    elements on; below, and where it cannot run (torch.compile, autocast, half types), short series
+    are multiplied by the averaging matrix.
     Forward and backward of 16 x 141 series on one thread of an AMD EPYC (Zen 5), in ms:
 
-    ======  ============  =======  =======
-    length  average_bins  product  torch's
-    ======  ============  =======  =======
-    24              0.11     0.17      1.4
-    128             0.16     0.74      1.5
-    512             0.44      2.9      1.7
-    ======  ============  =======  =======
+    ======  ======  =======  =======
+    length  kernel  product  torch's
+    ======  ======  =======  =======
+    24        0.11     0.17      1.4
+    128       0.16     0.74      1.5
+    512       0.44      2.9      1.7
+    ======  ======  =======  =======
     """
 
     LONGEST = 256  # samples, for the product
@@ -38,7 +39,7 @@ class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
     def forward(self, input: Tensor) -> Tensor:
         length = input.shape[-1]
         if runs_here(input) and input.numel() >= self.LEAST:
-            return average_bins(input, POOLED)
+            return adaptive_avg_pool1d(input, POOLED)
         if not isinstance(length, int):  # a graph of torch.export, good for every length
             return input @ new_averaging_matrix(length, input.dtype, input.device)
         if length > self.LONGEST:

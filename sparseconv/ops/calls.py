@@ -26,16 +26,18 @@ class DgradPlan(NamedTuple):
 
 
 def _cpu_fprop(pattern: KernelCSR, stride: int, dilation: int) -> Tensor:
+    geometry = Geometry(pattern.shape, stride, (0, 0), dilation, 1, "zeros")
     rows: Tensor = torch.ops.sparseconv.plan_fprop(
-        pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation
+        pattern.crow_indices, pattern.col_indices, geometry.numbers
     )
     return rows
 
 
 def _cpu_dgrad(pattern: KernelCSR, stride: int, dilation: int, groups: int) -> DgradPlan:
+    geometry = Geometry(pattern.shape, stride, (0, 0), dilation, groups, "zeros")
     return DgradPlan(
         *torch.ops.sparseconv.plan_dgrad(
-            pattern.crow_indices, pattern.col_indices, pattern.shape, stride, dilation, groups
+            pattern.crow_indices, pattern.col_indices, geometry.numbers
         )
     )
 
@@ -80,7 +82,7 @@ def fprop(
 ) -> Tensor:
     """``(N, C_in, L_in) -> (N, C_out, L_out)``; with ``relu`` negative outputs become 0."""
     crow, rows = _fprop_plan(pattern, geometry, x)
-    y: Tensor = _fprop(x, values, bias, crow, rows, *geometry, relu)
+    y: Tensor = _fprop(x, values, bias, crow, rows, geometry.numbers, relu)
     return y
 
 
@@ -89,12 +91,12 @@ def dgrad(
 ) -> Tensor:
     """``(N, C_out, L_out) -> (N, C_in, L_in)``: the gradient of the input."""
     plan = _dgrad_plan_for(pattern, geometry, grad)
-    g: Tensor = _dgrad(grad, values, *plan, geometry.shape, input_length, *geometry[1:])
+    g: Tensor = _dgrad(grad, values, *plan, geometry.numbers, input_length)
     return g
 
 
 def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
     """``(nnz,)``: the gradient of the active weights, in CSR order."""
     crow, rows = _fprop_plan(pattern, geometry, x)
-    g: Tensor = _wgrad(grad, x, crow, rows, *geometry)
+    g: Tensor = _wgrad(grad, x, crow, rows, geometry.numbers)
     return g

@@ -40,8 +40,8 @@ def _flops_wgrad(
     return int(2 * grad_shape[0] * grad_shape[2] * rows_shape[0])
 
 
-@register_flop_formula(torch.ops.sparseconv.fprop_conv1x1)
-def _flops_fprop_conv1x1(
+@register_flop_formula(torch.ops.sparseconv.fprop_pointwise)
+def _flops_fprop_pointwise(
     input_shape: Any, values_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
 ) -> int:
     weight_shape = args[-2]

@@ -5,18 +5,18 @@ Same rules as in ``schemas``: tensors and numbers only, and no op calls another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparseconv.core.geometry import output_length
-from sparseconv.ops.schemas import GEOMETRY, register_fake
+from sparseconv.ops.schemas import output_length_of, register_fake
 
 _library = torch.library.Library("sparseconv", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (
-    "fprop_conv1x1(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
-    f" int[] shape, {GEOMETRY}, bool relu, Tensor weight, Tensor? weight_bias) -> Tensor",
+    "fprop_pointwise(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
+    " int[] geometry, bool relu, Tensor weight, Tensor? weight_bias) -> Tensor",
     "pointwise_fprop(Tensor input, Tensor weight) -> Tensor",
     "pointwise_dgrad(Tensor grad_output, Tensor weight) -> Tensor",
     "pointwise_wgrad(Tensor grad_output, Tensor input) -> Tensor",
@@ -25,30 +25,25 @@ for _schema in (
     " -> (Tensor, Tensor, Tensor)",
     "batch_norm_relu_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias,"
     " Tensor mean, Tensor invstd) -> (Tensor, Tensor, Tensor)",
-    "average_bins(Tensor input, int bins) -> Tensor",
-    "average_bins_backward(Tensor grad_output, int length) -> Tensor",
+    "adaptive_avg_pool1d(Tensor input, int bins) -> Tensor",
+    "adaptive_avg_pool1d_backward(Tensor grad_output, int length) -> Tensor",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
 
 
-@register_fake(_library, "fprop_conv1x1")
-def _fake_fprop_conv1x1(
+@register_fake(_library, "fprop_pointwise")
+def _fake_fprop_pointwise(
     input: Tensor,
     values: Tensor,
     bias: Tensor | None,
     crow_indices: Tensor,
     rows: Tensor,
-    shape: list[int],
-    stride: int,
-    padding: list[int],
-    dilation: int,
-    groups: int,
-    padding_mode: str,
+    geometry: Sequence[int],
     relu: bool,
     weight: Tensor,
     weight_bias: Tensor | None,
 ) -> Tensor:
-    length = output_length(input.shape[2], shape[2], stride, padding, dilation)
+    length = output_length_of(geometry, input.shape[2])
     return input.new_empty((input.shape[0], weight.shape[0], length))
 
 
@@ -80,11 +75,11 @@ def _fake_batch_norm_relu_backward(
     return _fake_batch_norm_relu(input)
 
 
-@register_fake(_library, "average_bins")
-def _fake_average_bins(input: Tensor, bins: int) -> Tensor:
+@register_fake(_library, "adaptive_avg_pool1d")
+def _fake_adaptive_avg_pool1d(input: Tensor, bins: int) -> Tensor:
     return input.new_empty((*input.shape[:2], bins))
 
 
-@register_fake(_library, "average_bins_backward")
-def _fake_average_bins_backward(grad_output: Tensor, length: int) -> Tensor:
+@register_fake(_library, "adaptive_avg_pool1d_backward")
+def _fake_adaptive_avg_pool1d_backward(grad_output: Tensor, length: int) -> Tensor:
     return grad_output.new_empty((*grad_output.shape[:2], length))

@@ -6,7 +6,7 @@ export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,20 +16,20 @@ from sparseconv.core.geometry import output_length
 from sparseconv.ops.backends import resolve_backend
 
 Fake = TypeVar("Fake", bound=Callable[..., Any])
-GEOMETRY = "int stride, int[] padding, int dilation, int groups, str padding_mode"
+# ``int[] geometry`` is ``core.geometry.Geometry.numbers``. Its default is that of programs which an
+# older sparseconv exported: they load, and the kernel says that they have to be exported again.
 _PLANS = (
-    "plan_fprop(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation)"
-    " -> Tensor",
-    "plan_dgrad(Tensor crow_indices, Tensor col_indices, int[] shape, int stride, int dilation,"
-    " int groups) -> (Tensor, Tensor, Tensor)",
+    "plan_fprop(Tensor crow_indices, Tensor col_indices, int[] geometry) -> Tensor",
+    "plan_dgrad(Tensor crow_indices, Tensor col_indices, int[] geometry)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 _COMPUTATIONS = (
     "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
-    f" int[] shape, {GEOMETRY}, bool relu=False) -> Tensor",
+    " int[] geometry=[], bool relu=False) -> Tensor",
     "dgrad(Tensor grad_output, Tensor values, Tensor pointers, Tensor rows, Tensor index,"
-    f" int[] shape, SymInt input_length, {GEOMETRY}) -> Tensor",
-    "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor rows, int[] shape,"
-    f" {GEOMETRY}) -> Tensor",
+    " int[] geometry, SymInt input_length) -> Tensor",
+    "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor rows, int[] geometry)"
+    " -> Tensor",
 )
 _library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped-call]
 # Triton's kernels have their own ops, because they run where others run too: the schema is the
@@ -88,21 +88,20 @@ def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake
 
 
 @register_fake(_library, "plan_fprop")
-def _fake_plan_fprop(crow_indices: Tensor, col_indices: Tensor, *args: Any) -> Tensor:
+def _fake_plan_fprop(crow_indices: Tensor, col_indices: Tensor, geometry: Sequence[int]) -> Tensor:
     return col_indices.new_empty(col_indices.shape)
 
 
 @register_fake(_library, "plan_dgrad")
 def _fake_plan_dgrad(
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    shape: list[int],
-    stride: int,
-    dilation: int,
-    groups: int,
+    crow_indices: Tensor, col_indices: Tensor, geometry: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    pointers = crow_indices.new_empty((stride * (crow_indices.shape[0] - 1) + 1,))
+    pointers = crow_indices.new_empty((geometry[3] * (crow_indices.shape[0] - 1) + 1,))
     return pointers, col_indices.new_empty(col_indices.shape), torch.empty_like(col_indices)
+
+
+def output_length_of(geometry: Sequence[int], length: int) -> int:
+    return output_length(length, geometry[2], geometry[3], geometry[4:6], geometry[6])
 
 
 @register_fake(_library, "fprop", "triton_fprop")
@@ -112,16 +111,11 @@ def _fake_fprop(
     bias: Tensor | None,
     crow_indices: Tensor,
     rows: Tensor,
-    shape: list[int],
-    stride: int,
-    padding: list[int],
-    dilation: int,
-    groups: int,
-    padding_mode: str,
+    geometry: Sequence[int],
     relu: bool = False,
 ) -> Tensor:
-    length = output_length(input.shape[2], shape[2], stride, padding, dilation)
-    return input.new_empty((input.shape[0], shape[0], length))
+    length = output_length_of(geometry, input.shape[2])
+    return input.new_empty((input.shape[0], geometry[0], length))
 
 
 @register_fake(_library, "dgrad", "triton_dgrad")
@@ -131,20 +125,20 @@ def _fake_dgrad(
     pointers: Tensor,
     rows: Tensor,
     index: Tensor,
-    shape: list[int],
+    geometry: Sequence[int],
     input_length: int,
-    stride: int,
-    padding: list[int],
-    dilation: int,
-    groups: int,
-    padding_mode: str,
 ) -> Tensor:
-    return grad_output.new_empty((grad_output.shape[0], shape[1] * groups, input_length))
+    channels = geometry[1] * geometry[7]
+    return grad_output.new_empty((grad_output.shape[0], channels, input_length))
 
 
 @register_fake(_library, "wgrad", "triton_wgrad")
 def _fake_wgrad(
-    grad_output: Tensor, input: Tensor, crow_indices: Tensor, rows: Tensor, *args: Any
+    grad_output: Tensor,
+    input: Tensor,
+    crow_indices: Tensor,
+    rows: Tensor,
+    geometry: Sequence[int],
 ) -> Tensor:
     return input.new_empty(rows.shape)
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.functional.fused import average_bins, batch_norm_relu, conv1x1
+from sparseconv.functional.fused import adaptive_avg_pool1d, batch_norm_relu, conv1x1
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 from sparseconv.testing import LAYOUTS, LENGTHS, error_bound
@@ -137,7 +137,7 @@ def test_layout_does_not_change_a_bit(name, isas, count_cases) -> None:
             pair = (odd_x.contiguous().clone(), odd_grad.contiguous().clone())
             for a, b in zip(normalise(odd_x, odd_grad, norm), normalise(*pair, norm), strict=True):
                 assert a.equal(b), isa
-            assert average_bins(odd_x, 5).equal(average_bins(pair[0], 5))
+            assert adaptive_avg_pool1d(odd_x, 5).equal(adaptive_avg_pool1d(pair[0], 5))
         count_cases(len(ISAS))
 
 
@@ -159,7 +159,7 @@ def test_bits_do_not_depend_on_threads_or_isa(dtype, isas, count_cases) -> None:
                 results = {
                     "conv1x1": pointwise(x, weight, grad),
                     "norm": (*normalise(x, other, norm), norm.running_mean, norm.running_var),
-                    "bins": (average_bins(x, 50), OPS.average_bins_backward(x, 999)),
+                    "bins": (adaptive_avg_pool1d(x, 50), OPS.adaptive_avg_pool1d_backward(x, 999)),
                 }
                 for name, tensors in results.items():
                     found.setdefault(name, set()).add(digest(*tensors))
@@ -330,7 +330,7 @@ def test_special_values_travel_as_in_torch(special, isas) -> None:
             for got, expected in zip(normalise(x, norm_grad, ours), want, strict=True):
                 torch.testing.assert_close(got, expected, equal_nan=True)
             torch.testing.assert_close(
-                average_bins(x, 9), F.adaptive_avg_pool1d(x, 9), equal_nan=True
+                adaptive_avg_pool1d(x, 9), F.adaptive_avg_pool1d(x, 9), equal_nan=True
             )
 
 
@@ -355,7 +355,7 @@ def test_statistics_beyond_the_sums_of_floats(isas) -> None:
 
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_average_bins(dtype, isas, count_cases) -> None:
+def test_adaptive_avg_pool1d(dtype, isas, count_cases) -> None:
     for length in (*LENGTHS, 500):
         for bins in (1, 2, 7, 16, 50):
             x = torch.randn(3, 7, length, dtype=dtype, requires_grad=True)
@@ -368,7 +368,7 @@ def test_average_bins(dtype, isas, count_cases) -> None:
             )
             terms = ((matrix > 0).sum(0).double(), (matrix > 0).sum(1).double())
             for isa in isas():
-                y = average_bins(x, bins)
+                y = adaptive_avg_pool1d(x, bins)
                 got = (y, *torch.autograd.grad(y, x, grad))
                 for a, want, size, count in zip(got, wanted, sizes, terms, strict=True):
                     bound = error_bound(want, size, count + 1, dtype)

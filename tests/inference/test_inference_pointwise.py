@@ -14,7 +14,7 @@ from folded import body, bordering, flat, operations, original_and_copy, outcome
 from torch import Tensor, nn
 
 from sparseconv import SparseConv1d
-from sparseconv.functional.fused import MIXED_CHANNELS, MIXED_POSITIONS
+from sparseconv.functional.fused import EPILOGUE_MAX_CHANNELS, EPILOGUE_MIN_POSITIONS
 from sparseconv.measure.machine import threads
 from sparseconv.nn.block import Block
 from sparseconv.ops.backends import extension
@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 def together(model: nn.Module, x: Tensor = X) -> int:
     """How often a sparse convolution was computed with the 1x1 convolution behind it."""
-    return operations(model, x)["sparseconv::fprop_conv1x1"]
+    return operations(model, x)["sparseconv::fprop_pointwise"]
 
 
 class OwnConv(nn.Conv1d):
@@ -69,7 +69,7 @@ APART: dict[str, Callable[[], nn.Module]] = {
         SparseConv1d(4, 9, 5, backend="reference"), nn.ReLU(), nn.Conv1d(9, 4, 1)
     ),
     "more channels than fit in L2": lambda: nn.Sequential(
-        *body(outputs=MIXED_CHANNELS + 1), nn.Conv1d(MIXED_CHANNELS + 1, 4, 1)
+        *body(outputs=EPILOGUE_MAX_CHANNELS + 1), nn.Conv1d(EPILOGUE_MAX_CHANNELS + 1, 4, 1)
     ),
     "something between": lambda: nn.Sequential(*body(), nn.Dropout(), nn.Conv1d(9, 4, 1)),
 }
@@ -93,7 +93,7 @@ def test_not_on_the_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_threads_where_each_has_enough() -> None:
     model, fast = original_and_copy(bordering)
     for count in (2, 3):
-        enough = torch.randn(count, 4, MIXED_POSITIONS)
+        enough = torch.randn(count, 4, EPILOGUE_MIN_POSITIONS)
         with threads(count):
             assert together(fast, enough) == 1
             assert together(fast, enough[:, :, 1:]) == 0

@@ -52,6 +52,12 @@ def test_state_dicts() -> None:
         assert_same(layer(SERIES), "layer")
 
 
+def test_an_exported_program_has_to_be_exported_again() -> None:
+    program = torch.export.load(io.BytesIO(written("program.pt2"))).module()
+    with pytest.raises(ValueError, match="older sparseconv exported has to be exported again"):
+        program(SERIES)
+
+
 @pytest.mark.parametrize(("file", "name"), [("network", "run"), ("inference", "inference")])
 def test_networks(file: str, name: str) -> None:
     network = pickle.loads(written(f"{file}.pkl"))

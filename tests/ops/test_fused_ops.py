@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparseconv.functional.fused import average_bins, batch_norm_relu, conv1x1
+from sparseconv.functional.fused import adaptive_avg_pool1d, batch_norm_relu, conv1x1
 from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
@@ -51,7 +51,7 @@ def test_gradcheck(isas) -> None:
                 lambda x: batch_norm_relu(x, nn.BatchNorm1d(3, affine=False, dtype=torch.float64)),
                 (x,),
             ),
-            (lambda x: average_bins(x, 3), (x,)),
+            (lambda x: adaptive_avg_pool1d(x, 3), (x,)),
         ):
             assert torch.autograd.gradcheck(function, inputs)
             assert torch.autograd.gradgradcheck(function, inputs)
@@ -69,8 +69,8 @@ def op_arguments(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, ...
         "pointwise_wgrad": (grad, x),
         "batch_norm_relu": (x, v[0], v[1], v[2], v[3], 0.1, 1e-5),
         "batch_norm_relu_backward": (x, x, v[0], v[1], v[2], v[3]),
-        "average_bins": (x, 7),
-        "average_bins_backward": (x, 33),
+        "adaptive_avg_pool1d": (x, 7),
+        "adaptive_avg_pool1d_backward": (x, 33),
     }
 
 
@@ -85,8 +85,8 @@ MISMATCHES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
         1: ((1, 3, 20), (0, 3, 20)),
         **dict.fromkeys((2, 3, 4, 5), ((2,), (4,))),
     },
-    "average_bins": {0: ((2, 3, 0),)},
-    "average_bins_backward": {0: ((2, 3, 0),)},
+    "adaptive_avg_pool1d": {0: ((2, 3, 0),)},
+    "adaptive_avg_pool1d_backward": {0: ((2, 3, 0),)},
 }
 
 
@@ -138,7 +138,7 @@ def test_the_gradient_is_named_whose_dtype_differs() -> None:
 @pytest.mark.promise("P5")
 def test_bins_and_lengths_that_no_index_can_count() -> None:
     none = torch.empty(0, 3, 5)
-    for op in (OPS.average_bins, OPS.average_bins_backward):
+    for op in (OPS.adaptive_avg_pool1d, OPS.adaptive_avg_pool1d_backward):
         assert op(none, 2**31 - 1).shape == (0, 3, 2**31 - 1)
         for bad in (0, -1, 2**31):
             with pytest.raises(ValueError, match=r"length and a number of bins in \[1, 2\*\*31\)"):
@@ -163,7 +163,7 @@ def test_other_dtypes_are_torchs(dtype) -> None:
     norm, twin = nn.BatchNorm1d(3, dtype=dtype), nn.BatchNorm1d(3, dtype=dtype)
     assert conv1x1(x, weight).equal(F.conv1d(x, weight))
     assert batch_norm_relu(x, norm).equal(F.relu(twin(x)))
-    assert average_bins(x, 5).equal(F.adaptive_avg_pool1d(x, 5))
+    assert adaptive_avg_pool1d(x, 5).equal(F.adaptive_avg_pool1d(x, 5))
     with pytest.raises(RuntimeError):
         conv1x1(x, torch.randn(4, 2, 1, dtype=dtype))
 

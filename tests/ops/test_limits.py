@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,30 +15,35 @@ MOST = 2**31 - 1
 PATTERN = sc.KernelCSR.from_mask(torch.tensor([[[1, 0, 1], [0, 1, 1]], [[1, 1, 1], [1, 0, 0]]]) > 0)
 CROW, COL, NNZ = PATTERN.crow_indices, PATTERN.col_indices, PATTERN.nnz
 LENGTH, BATCH = 9, 2
-GEOMETRY: dict[str, Any] = {
-    "shape": [2, 2, 3], "stride": 1, "padding": [0, 0], "dilation": 1, "groups": 1,
-    "padding_mode": "zeros",
-}  # fmt: skip
-ROWS = OPS.plan_fprop(CROW, COL, [2, 2, 3], 1, 1)
-POINTERS, TRANSPOSED_ROWS, INDEX = OPS.plan_dgrad(CROW, COL, [2, 2, 3], 1, 1, 1)
-PLANNED = {name: GEOMETRY[name] for name in ("shape", "stride", "dilation")}
+MODES = {"zeros": 0, "replicate": 1, "reflect": 2, "circular": 3}
+
+
+def geometry(
+    shape: Sequence[int] = (2, 2, 3), stride: int = 1, padding: Sequence[int] = (0, 0),
+    dilation: int = 1, groups: int = 1, mode: int = 0,
+) -> list[int]:  # fmt: skip
+    return [*shape, stride, *padding, dilation, groups, mode]
+
+
+ROWS = OPS.plan_fprop(CROW, COL, geometry())
+POINTERS, TRANSPOSED_ROWS, INDEX = OPS.plan_dgrad(CROW, COL, geometry())
 OUT = LENGTH - 2
 # By the names of the schemas.
 GOOD: dict[str, dict[str, Any]] = {
-    "plan_fprop": {"crow_indices": CROW, "col_indices": COL, **PLANNED},
-    "plan_dgrad": {"crow_indices": CROW, "col_indices": COL, **PLANNED, "groups": 1},
+    "plan_fprop": {"crow_indices": CROW, "col_indices": COL, "geometry": geometry()},
+    "plan_dgrad": {"crow_indices": CROW, "col_indices": COL, "geometry": geometry()},
     "fprop": {
         "input": torch.randn(BATCH, 2, LENGTH), "values": torch.randn(NNZ),
-        "bias": torch.randn(2), "crow_indices": CROW, "rows": ROWS, **GEOMETRY,
+        "bias": torch.randn(2), "crow_indices": CROW, "rows": ROWS, "geometry": geometry(),
     },
     "dgrad": {
         "grad_output": torch.randn(BATCH, 2, OUT), "values": torch.randn(NNZ),
         "pointers": POINTERS, "rows": TRANSPOSED_ROWS, "index": INDEX, "input_length": LENGTH,
-        **GEOMETRY,
+        "geometry": geometry(),
     },
     "wgrad": {
         "grad_output": torch.randn(BATCH, 2, OUT), "input": torch.randn(BATCH, 2, LENGTH),
-        "crow_indices": CROW, "rows": ROWS, **GEOMETRY,
+        "crow_indices": CROW, "rows": ROWS, "geometry": geometry(),
     },
 }  # fmt: skip
 COMPUTING, PLANNING = ("fprop", "dgrad", "wgrad"), ("plan_fprop", "plan_dgrad")
@@ -57,18 +62,15 @@ def refused(op: str, error: type[Exception], message: str, **changes: Any) -> No
 @pytest.mark.parametrize("op", GOOD)
 def test_sizes(op: str, count_cases: Any) -> None:
     call(op)
-    range_ = r"must lie in \[1, 2\*\*31\)"
+    range_ = r"must be in \[1, 2\*\*31\)"
     for bad in (-1, 0, 2**31, 2**62):
-        for name in ("stride", "dilation", "groups"):
-            if name in GOOD[op]:
-                refused(op, ValueError, range_, **{name: bad})
-        for i in range(3):
-            shape = [2, 2, 3]
-            shape[i] = bad
-            refused(op, ValueError, range_, shape=shape)
+        for i in (0, 1, 2, 3, 6, 7):  # shape, stride, dilation, groups
+            wrong = geometry()
+            wrong[i] = bad
+            refused(op, ValueError, range_, geometry=wrong)
         count_cases(6)
-    for shape in ([], [2, 2], [2, 2, 3, 1]):
-        refused(op, ValueError, r"expected shape \(C_out", shape=shape)
+    for wrong in ([], geometry()[:-1], [*geometry(), 1]):
+        refused(op, ValueError, r"expected geometry \[C_out", geometry=wrong)
     # Just below 2**31 weights is a size like any other; the arrays do not fit it.
     for good, bad in (
         ([MOST, 1, 1], [2**16, 2**15, 1]),
@@ -76,9 +78,9 @@ def test_sizes(op: str, count_cases: Any) -> None:
         ([2**10, 2**10, 2**11 - 1], [2**10, 2**10, 2**11]),
         ([1, 2**10, 2**21 - 1], [1, 2**10, 2**21]),
     ):
-        refused(op, ValueError, r"K must be below 2\*\*31", shape=bad)
+        refused(op, ValueError, r"K must be below 2\*\*31", geometry=geometry(shape=bad))
         with pytest.raises((ValueError, TypeError)) as error:
-            call(op, shape=good)
+            call(op, geometry=geometry(shape=good))
         assert "2**31" not in str(error.value)
         count_cases(2)
 
@@ -88,15 +90,14 @@ def test_sizes(op: str, count_cases: Any) -> None:
 def test_paddings_and_groups(op: str, count_cases: Any) -> None:
     for bad in (-1, 2**31, 2**62):
         for padding in ([bad, 0], [0, bad]):
-            refused(op, ValueError, r"padding must lie in \[0, 2\*\*31\)", padding=padding)
-    for padding in ([], [0], [0, 0, 0]):
-        refused(op, ValueError, r"padding \(left, right\)", padding=padding)
-    refused(op, ValueError, "out_channels must be divisible by groups", groups=3)
-    for mode in ("", "same", "Zeros", "reflection"):
-        refused(
-            op, ValueError, "padding_mode must be zeros, replicate, reflect or", padding_mode=mode
-        )
-    count_cases(14)
+            wrong = geometry(padding=padding)
+            refused(op, ValueError, r"padding must be in \[0, 2\*\*31\)", geometry=wrong)
+    wrong = geometry(groups=3)
+    refused(op, ValueError, "out_channels must be divisible by groups", geometry=wrong)
+    for mode in (-1, 4, 2**31, 2**32, -(2**62)):
+        wrong = geometry(mode=mode)
+        refused(op, ValueError, r"padding_mode must be 0 \(zeros\)", geometry=wrong)
+    count_cases(12)
 
 
 @pytest.mark.promise("P5")
@@ -104,8 +105,7 @@ def test_the_largest_padding_stride_and_dilation_compute() -> None:
     x, values = torch.randn(1, 1, 3), torch.randn(1)
     crow, rows = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     for padding in ([MOST, 0], [0, MOST]):
-        args = ([1, 1, 1], MOST, padding, MOST, 1, "zeros")
-        y = OPS.fprop(x, values, None, crow, rows, *args)
+        y = OPS.fprop(x, values, None, crow, rows, [1, 1, 1, MOST, *padding, MOST, 1, 0])
         wanted = [0.0, 0.0]
         if padding[0] == 0:
             wanted[0] = float(x[0, 0, 0] * values)
@@ -119,7 +119,8 @@ def test_the_largest_padding_stride_and_dilation_compute() -> None:
 def test_lengths(op: str, count_cases: Any) -> None:
     def with_length(length: int, left: int, right: int, mode: str = "zeros") -> Any:
         out = max(0, length + left + right - 2)
-        changes: dict[str, Any] = {"padding": [left, right], "padding_mode": mode}
+        padded = geometry(padding=(left, right), mode=MODES[mode])
+        changes: dict[str, Any] = {"geometry": padded}
         if op != "fprop":
             changes["grad_output"] = torch.randn(BATCH, 2, out)
         if op == "dgrad":
@@ -133,7 +134,7 @@ def test_lengths(op: str, count_cases: Any) -> None:
         for length in (2**62, 2**62 + 1):
             x, values = torch.empty(1).expand(1, 1, length), torch.randn(1, 1)
             with pytest.raises(ValueError, match="of shape" if length == 2**62 else "least one"):
-                call(op, input=x, values=values, shape=[1, 1, 1])
+                call(op, input=x, values=values, geometry=geometry(shape=[1, 1, 1]))
     refusals: list[tuple[Callable[[], Any], str]] = [
         (with_length(2, 0, 0), too_small),
         (with_length(1, 1, 0), too_small),
@@ -255,12 +256,15 @@ def test_pointers(op: str, name: str, count_cases: Any) -> None:
 def test_phases() -> None:
     """A stride that makes 2**31 pointers or more is refused before they are made."""
     for op, args in (("plan_dgrad", {}), ("dgrad", {"input_length": 3})):
-        changes: dict[str, Any] = {"stride": 2**29, **args}
+        changes: dict[str, Any] = {"geometry": geometry(stride=2**29), **args}
         if op == "dgrad":
             changes["grad_output"] = torch.randn(BATCH, 2, 1)
         refused(op, ValueError, r"stride x kernels must be below 2\*\*31", **changes)
     # One less is a stride like any other: only the pointers do not fit it.
-    changes = {"stride": 2**29 - 1, "input_length": 3, "grad_output": torch.randn(BATCH, 2, 1)}
+    changes = {
+        "geometry": geometry(stride=2**29 - 1), "input_length": 3,
+        "grad_output": torch.randn(BATCH, 2, 1),
+    }  # fmt: skip
     refused("dgrad", ValueError, rf"pointers of shape \({4 * (2**29 - 1) + 1},\)", **changes)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import test_fprop_conv1x1
+import test_fprop_pointwise
 import test_fused_ops
 import torch
 from op_arguments import GEOMETRIES, arguments
@@ -24,9 +24,9 @@ def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
                     yield name, (*args, True)
                     yield name, (*args[:2], None, *args[3:])
     for dtype in (torch.float32, torch.float64):
-        args = test_fprop_conv1x1.arguments(dtype)
-        yield "fprop_conv1x1", tuple(args)
-        yield "fprop_conv1x1", (*args[:2], None, *args[3:-1], None)
+        args = test_fprop_pointwise.arguments(dtype)
+        yield "fprop_pointwise", tuple(args)
+        yield "fprop_pointwise", (*args[:2], None, *args[3:-1], None)
         for name, args in test_fused_ops.op_arguments(dtype).items():
             yield name, args
             if name == "batch_norm_relu":

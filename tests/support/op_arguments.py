@@ -26,20 +26,18 @@ def arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> dict[st
     """A correct argument list for every op."""
     torch.manual_seed(0)
     pattern = sc.KernelCSR.from_mask(torch.rand(geometry.shape) < 0.5)
-    crow, col, shape = pattern.crow_indices, pattern.col_indices, list(geometry.shape)
+    crow, col, numbers = pattern.crow_indices, pattern.col_indices, list(geometry.numbers)
     values = torch.randn(pattern.nnz, dtype=dtype)
     x = torch.randn(2, geometry.shape[1] * geometry.groups, 20, dtype=dtype)
     grad = torch.randn(2, geometry.shape[0], geometry.output_length(20), dtype=dtype)
-    tail = (geometry.stride, list(geometry.padding), *geometry[3:])
-    rows = OPS.plan_fprop(crow, col, shape, geometry.stride, geometry.dilation)
-    plan = (crow, col, shape, geometry.stride, geometry.dilation)
-    transposed = OPS.plan_dgrad(*plan, geometry.groups)
+    bias = torch.randn(geometry.shape[0], dtype=dtype)
+    rows = OPS.plan_fprop(crow, col, numbers)
     return {
-        "plan_fprop": plan,
-        "plan_dgrad": (*plan, geometry.groups),
-        "fprop": (x, values, torch.randn(shape[0], dtype=dtype), crow, rows, shape, *tail),
-        "dgrad": (grad, values, *transposed, shape, 20, *tail),
-        "wgrad": (grad, x, crow, rows, shape, *tail),
+        "plan_fprop": (crow, col, numbers),
+        "plan_dgrad": (crow, col, numbers),
+        "fprop": (x, values, bias, crow, rows, numbers),
+        "dgrad": (grad, values, *OPS.plan_dgrad(crow, col, numbers), numbers, 20),
+        "wgrad": (grad, x, crow, rows, numbers),
     }
 
 

@@ -63,18 +63,15 @@ def calls_of(case: Case, rng: random.Random) -> list[tuple[Any, tuple[Any, ...]]
         x, grad = x[None], grad[None]
     pattern = case.make_pattern()
     geometry = Geometry(pattern.shape, *case.geometry)
-    shape, tail = geometry.shape, geometry[1:]
+    numbers = geometry.numbers
     rows = ops.fprop_rows(pattern, geometry)
     plan = ops._dgrad_plan_for(pattern, geometry, grad)
     relu = rng.random() < 0.3
     return [
-        (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, shape, *tail, relu)),
-        (OPS.dgrad, (grad, values, *plan, shape, case.length, *tail)),
-        (OPS.wgrad, (grad, x, pattern.crow_indices, rows, shape, *tail)),
-        (
-            OPS.plan_fprop,
-            (pattern.crow_indices, pattern.col_indices, shape, case.stride, case.dilation),
-        ),
+        (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, numbers, relu)),
+        (OPS.dgrad, (grad, values, *plan, numbers, case.length)),
+        (OPS.wgrad, (grad, x, pattern.crow_indices, rows, numbers)),
+        (OPS.plan_fprop, (pattern.crow_indices, pattern.col_indices, numbers)),
     ]
 
 

@@ -55,13 +55,13 @@ def computations(case: Case) -> list[tuple[Any, tuple[Any, ...], list[int]]]:
     x, values, bias, grad = case.tensors()
     pattern = case.make_pattern()
     geometry = Geometry(pattern.shape, *case.geometry)
-    shape, tail = geometry.shape, geometry[1:]
+    numbers = geometry.numbers
     rows = ops.fprop_rows(pattern, geometry)
     plan = ops._dgrad_plan_for(pattern, geometry, grad)
     return [
-        (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, shape, *tail), [0, 1, 2]),
-        (OPS.dgrad, (grad, values, *plan, shape, case.length, *tail), [0, 1]),
-        (OPS.wgrad, (grad, x, pattern.crow_indices, rows, shape, *tail), [0, 1]),
+        (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, numbers), [0, 1, 2]),
+        (OPS.dgrad, (grad, values, *plan, numbers, case.length), [0, 1]),
+        (OPS.wgrad, (grad, x, pattern.crow_indices, rows, numbers), [0, 1]),
     ]
 
 

@@ -30,7 +30,7 @@ def all_arguments() -> list[tuple[str, tuple[Any, ...]]]:
         fprop = arguments(geometry)["fprop"]
         channels = geometry.shape[0]
         mix = (torch.randn(3, channels, 1), torch.randn(3))
-        found.append(("fprop_conv1x1", (*fprop, False, *mix)))
+        found.append(("fprop_pointwise", (*fprop, False, *mix)))
     found += list(op_arguments().items())
     names = {name for name, _ in found}
     registered = {

@@ -73,23 +73,18 @@ Tensor dgrad(const Tensor& grad,
              const Tensor& pointers,
              const Tensor& rows,
              const Tensor& index,
-             at::IntArrayRef shape,
-             int64_t input_length,
-             int64_t stride,
-             at::IntArrayRef padding,
-             int64_t dilation,
-             int64_t groups,
-             c10::string_view mode) {
-  const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
+             at::IntArrayRef geometry,
+             int64_t input_length) {
+  const Geometry g = check_geometry(geometry);
   check_signal(grad, "grad_output", g.out_channels);
   check_lengths(g, input_length);
   check_gradient(grad, g, grad.size(0), input_length);
   check_values(values, grad);
   const int64_t nnz = values.numel();
-  const int64_t group_rows = g.out_channels / groups;
-  const int64_t n_kernels = g.in_channels() * group_rows;
+  const int64_t group_rows = g.out_channels / g.groups;
+  const int64_t n_kernels = g.n_kernels();
   check_phases(g);
-  check_pointers(pointers, "pointers", stride * n_kernels, nnz);
+  check_pointers(pointers, "pointers", g.stride * n_kernels, nnz);
   check_indices(rows, "rows", nnz);
   check_indices(index, "index", nnz);
   check_below(index, "index", nnz);
@@ -103,9 +98,9 @@ Tensor dgrad(const Tensor& grad,
   const bool padded = g.mode != PaddingMode::zeros && g.left + g.right > 0;
   std::vector<int64_t> taps;
   const int64_t span = g.reach() - 1;
-  const bool edges = padded && g.mode == PaddingMode::replicate && stride == 1 &&
+  const bool edges = padded && g.mode == PaddingMode::replicate && g.stride == 1 &&
                      std::max(g.left, g.right) <= span &&
-                     dgrad_layout(g.kernel_size, stride, dilation, 0, &taps).segments.size() == 1;
+                     dgrad_layout(g, 0, &taps).segments.size() == 1;
   const bool folds = padded && !edges;
   const Tensor source = padded ? grad.to(acc_type(grad)) : grad;
   const Element element = element_of(source);
@@ -115,25 +110,20 @@ Tensor dgrad(const Tensor& grad,
     fold = at::empty({grad.size(0), g.in_channels(), g.left + g.right}, source.options());
   }
 
-  for (int64_t phase = 0; phase < stride; ++phase) {
-    const Layout layout = dgrad_layout(g.kernel_size, stride, dilation, phase, &taps);
+  for (int64_t phase = 0; phase < g.stride; ++phase) {
+    const Layout layout = dgrad_layout(g, phase, &taps);
     // Padded positions j = stride * u + phase in [low, high).
     const int64_t low = folds ? 0 : g.left;
     const int64_t high = folds ? input_length + g.left + g.right : g.left + input_length;
-    const int64_t first = low > phase ? ceil_div(low - phase, stride) : 0;
-    const int64_t past = high > phase ? ceil_div(high - phase, stride) : 0;
+    const int64_t first = low > phase ? ceil_div(low - phase, g.stride) : 0;
+    const int64_t past = high > phase ? ceil_div(high - phase, g.stride) : 0;
     const int32_t* phase_pointers = pointers.const_data_ptr<int32_t>() + phase * n_kernels;
     const int64_t begin = phase_pointers[0], end = phase_pointers[n_kernels];
     check_rows(rows.slice(0, begin, end), end - begin, layout, group_rows);
     Correlation p{};
-    const std::vector<int32_t> starts =
-        block_starts(phase_pointers, g.in_channels(), group_rows, layout.block_channels);
-    p.entries = {starts.data(),
-                 rows.const_data_ptr<int32_t>(),
-                 layout.blocks(group_rows),
-                 group_rows,
-                 g.in_channels(),
-                 groups};
+    std::vector<int32_t> starts;
+    p.entries = block_entries(phase_pointers, rows.const_data_ptr<int32_t>(), g.in_channels(),
+                              group_rows, g.groups, layout, &starts);
     p.tile = layout.shape();
     p.values = weights.const_data_ptr();
     p.in = view(source);
@@ -142,8 +132,8 @@ Tensor dgrad(const Tensor& grad,
     p.origin = first;
     p.out = view(output);
     p.out_length = input_length;
-    p.first = first * stride + phase - g.left;
-    p.out_step = stride;
+    p.first = first * g.stride + phase - g.left;
+    p.out_step = g.stride;
     p.fold = folds ? fold.data_ptr() : nullptr;
     p.fold_left = g.left;
     p.fold_right = g.right;

@@ -42,22 +42,17 @@ Tensor convolve(const Tensor& input,
   const Element element = element_of(input);
   check_values(values, input);
   const int64_t nnz = values.numel();
-  check_pointers(crow, "crow_indices", g.out_channels * g.channels_per_group, nnz);
-  const Layout layout = fprop_layout(g.kernel_size, g.stride, g.dilation);
+  check_pointers(crow, "crow_indices", g.n_kernels(), nnz);
+  const Layout layout = fprop_layout(g);
   check_rows(rows, nnz, layout, g.channels_per_group);
   const Tensor weights = values.to(acc_type(input)).contiguous();
   const Tensor init = start_values(input, bias, "bias", g.out_channels);
 
   const int64_t out_length = g.output_length(length);
-  const std::vector<int32_t> starts = block_starts(crow.const_data_ptr<int32_t>(), g.out_channels,
-                                                   g.channels_per_group, layout.block_channels);
+  std::vector<int32_t> starts;
   Correlation p{};
-  p.entries = {starts.data(),
-               rows.const_data_ptr<int32_t>(),
-               layout.blocks(g.channels_per_group),
-               g.channels_per_group,
-               g.out_channels,
-               g.groups};
+  p.entries = block_entries(crow.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>(),
+                            g.out_channels, g.channels_per_group, g.groups, layout, &starts);
   p.tile = layout.shape();
   p.values = weights.const_data_ptr();
   p.init = init.defined() ? init.const_data_ptr() : nullptr;
@@ -101,41 +96,29 @@ Tensor fprop(const Tensor& input,
              const std::optional<Tensor>& bias,
              const Tensor& crow,
              const Tensor& rows,
-             at::IntArrayRef shape,
-             int64_t stride,
-             at::IntArrayRef padding,
-             int64_t dilation,
-             int64_t groups,
-             c10::string_view mode,
+             at::IntArrayRef geometry,
              bool relu) {
-  const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
-  return convolve(input, values, bias, crow, rows, g, relu, nullptr);
+  return convolve(input, values, bias, crow, rows, check_geometry(geometry), relu, nullptr);
 }
 
-Tensor fprop_conv1x1(const Tensor& input,
-                     const Tensor& values,
-                     const std::optional<Tensor>& bias,
-                     const Tensor& crow,
-                     const Tensor& rows,
-                     at::IntArrayRef shape,
-                     int64_t stride,
-                     at::IntArrayRef padding,
-                     int64_t dilation,
-                     int64_t groups,
-                     c10::string_view mode,
-                     bool relu,
-                     const Tensor& weight,
-                     const std::optional<Tensor>& weight_bias) {
-  const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
+Tensor fprop_pointwise(const Tensor& input,
+                       const Tensor& values,
+                       const std::optional<Tensor>& bias,
+                       const Tensor& crow,
+                       const Tensor& rows,
+                       at::IntArrayRef geometry,
+                       bool relu,
+                       const Tensor& weight,
+                       const std::optional<Tensor>& weight_bias) {
   const PointwiseEpilogue epilogue{weight, weight_bias};
-  return convolve(input, values, bias, crow, rows, g, relu, &epilogue);
+  return convolve(input, values, bias, crow, rows, check_geometry(geometry), relu, &epilogue);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
   m.impl("fprop", fprop);
-  m.impl("fprop_conv1x1", fprop_conv1x1);
+  m.impl("fprop_pointwise", fprop_pointwise);
 }
 
 }  // namespace sparseconv

@@ -47,8 +47,8 @@ Tensor backward(const Tensor& grad, int64_t length) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
-  m.impl("average_bins", forward);
-  m.impl("average_bins_backward", backward);
+  m.impl("adaptive_avg_pool1d", forward);
+  m.impl("adaptive_avg_pool1d_backward", backward);
 }
 
 }  // namespace sparseconv

@@ -38,13 +38,8 @@ Tensor wgrad(const Tensor& grad,
              const Tensor& input,
              const Tensor& crow,
              const Tensor& rows,
-             at::IntArrayRef shape,
-             int64_t stride,
-             at::IntArrayRef padding,
-             int64_t dilation,
-             int64_t groups,
-             c10::string_view mode) {
-  const Geometry g = check_geometry(shape, stride, padding, dilation, groups, mode);
+             at::IntArrayRef geometry) {
+  const Geometry g = check_geometry(geometry);
   check_signal(input, "input", g.in_channels());
   check_signal(grad, "grad_output", g.out_channels);
   check_same_type(input, grad, "grad_output");
@@ -54,8 +49,8 @@ Tensor wgrad(const Tensor& grad,
   const int64_t out_length = g.output_length(length);
   const Element element = element_of(input);
   const int64_t nnz = rows.numel();
-  check_pointers(crow, "crow_indices", g.out_channels * g.channels_per_group, nnz);
-  const Layout layout = fprop_layout(g.kernel_size, stride, dilation);
+  check_pointers(crow, "crow_indices", g.n_kernels(), nnz);
+  const Layout layout = fprop_layout(g);
   check_rows(rows, nnz, layout, g.channels_per_group);
 
   const int64_t lanes = lanes_of(input);
@@ -68,14 +63,9 @@ Tensor wgrad(const Tensor& grad,
        : clear(partial.data_ptr<float>(), partial.numel());
   if (input.size(0) > 0 && nnz > 0) {
     WeightGradient p{};
-    const std::vector<int32_t> starts = block_starts(crow.const_data_ptr<int32_t>(), g.out_channels,
-                                                     g.channels_per_group, layout.block_channels);
-    p.entries = {starts.data(),
-                 rows.const_data_ptr<int32_t>(),
-                 layout.blocks(g.channels_per_group),
-                 g.channels_per_group,
-                 g.out_channels,
-                 groups};
+    std::vector<int32_t> starts;
+    p.entries = block_entries(crow.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>(),
+                              g.out_channels, g.channels_per_group, g.groups, layout, &starts);
     p.tile = layout.shape();
     p.grad = view(grad);
     p.in = view(input);

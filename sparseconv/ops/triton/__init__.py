@@ -35,7 +35,8 @@ def fprop(
     relu: bool = False,
 ) -> Tensor:
     """``(N, C_in, L_in) -> (N, C_out, L_out)``; with ``relu`` negative outputs become 0."""
-    y: Tensor = _fprop(x, values, bias, *plan.fprop(pattern, geometry, x.device), *geometry, relu)
+    rows = plan.fprop(pattern, geometry, x.device)
+    y: Tensor = _fprop(x, values, bias, *rows, geometry.numbers, relu)
     return y
 
 
@@ -44,12 +45,13 @@ def dgrad(
 ) -> Tensor:
     """``(N, C_out, L_out) -> (N, C_in, L_in)``: the gradient of the input."""
     transposed = plan.dgrad(pattern, geometry, grad.device)
-    g: Tensor = _dgrad(grad, values, *transposed, geometry.shape, input_length, *geometry[1:])
+    g: Tensor = _dgrad(grad, values, *transposed, geometry.numbers, input_length)
     return g
 
 
 def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
     """``(nnz,)``: the gradient of the active weights, in CSR order."""
     blocks = plan.wgrad(pattern, x.device)
-    g: Tensor = _wgrad(grad, x, blocks, plan.fprop(pattern, geometry, x.device).entries, *geometry)
+    entries = plan.fprop(pattern, geometry, x.device).entries
+    g: Tensor = _wgrad(grad, x, blocks, entries, geometry.numbers)
     return g

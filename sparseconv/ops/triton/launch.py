@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparseconv.core.geometry import Geometry
 from sparseconv.ops.triton import checks, kernels
 from sparseconv.ops.triton.plan import block_count, block_size
 
 # Sizes of programs, all fixed: nothing is tuned at run time. Each thread has 16 accumulators.
-_TILE, _ALONG = (
-    checks.TILE,
-    64,
-)  # correlate and fold: positions, and how many of them in a row at least
+# correlate and fold: positions, and how many of them in a row at least
+_TILE, _ALONG = checks.TILE, 64
 _WGRAD_TILE, _WGRAD_ALONG = 2048, 32  # wgrad: positions times entries
 _MOST_ALONG = 256
 _UNROLL = 4  # wgrad's positions in a row have one address
@@ -100,16 +99,12 @@ def fprop(
     bias: Tensor | None,
     crow_indices: Tensor,
     rows: Tensor,
-    shape: Sequence[int],
-    stride: int,
-    padding: Sequence[int],
-    dilation: int,
-    groups: int,
-    padding_mode: str,
+    geometry: Sequence[int],
     relu: bool = False,
 ) -> Tensor:
-    g = checks.checked_geometry(shape, stride, padding, dilation, groups, padding_mode)
-    checks.check_signal(input, "input", g.shape[1] * groups)
+    g = Geometry.from_numbers(geometry)
+    shape, stride, padding, dilation, groups, padding_mode = g
+    checks.check_signal(input, "input", shape[1] * groups)
     batch, _, length = input.shape
     checks.check_length(g, length)
     nnz = values.numel()
@@ -142,15 +137,11 @@ def dgrad(
     pointers: Tensor,
     rows: Tensor,
     index: Tensor,
-    shape: Sequence[int],
+    geometry: Sequence[int],
     input_length: int,
-    stride: int,
-    padding: Sequence[int],
-    dilation: int,
-    groups: int,
-    padding_mode: str,
 ) -> Tensor:
-    g = checks.checked_geometry(shape, stride, padding, dilation, groups, padding_mode)
+    g = Geometry.from_numbers(geometry)
+    shape, stride, padding, dilation, groups, padding_mode = g
     checks.check_signal(grad_output, "grad_output", shape[0])
     batch, channels, device = grad_output.shape[0], shape[1] * groups, grad_output.device
     checks.check_length(g, input_length)
@@ -208,27 +199,23 @@ def wgrad(
     input: Tensor,
     crow_indices: Tensor,
     rows: Tensor,
-    shape: Sequence[int],
-    stride: int,
-    padding: Sequence[int],
-    dilation: int,
-    groups: int,
-    padding_mode: str,
+    geometry: Sequence[int],
 ) -> Tensor:
-    g = checks.checked_geometry(shape, stride, padding, dilation, groups, padding_mode)
-    checks.check_signal(input, "input", g.shape[1] * groups)
+    g = Geometry.from_numbers(geometry)
+    shape, stride, padding, dilation, groups, padding_mode = g
+    checks.check_signal(input, "input", shape[1] * groups)
     checks.check_signal(grad_output, "grad_output", shape[0])
     checks.check_same_type(input, grad_output, "grad_output")
     batch, _, length = input.shape
     checks.check_length(g, length)
     checks.check_gradient(grad_output, g, batch, length)
     nnz, out_length = rows.numel(), grad_output.shape[2]
-    blocks = block_count(g.shape, nnz)
+    blocks = block_count(shape, nnz)
     checks.check_indices(crow_indices, "crow_indices", (blocks, 3), torch.int32, input.device)
     checks.check_indices(rows, "rows", (nnz,), torch.int64, input.device)
     if nnz == 0 or batch == 0:
         return input.new_zeros(nnz)
-    size = block_size(g.shape)
+    size = block_size(shape)
     bn, bl = _tile(min(_WGRAD_TILE // size, _TILE), _WGRAD_ALONG, batch, out_length)
     unroll = min(_UNROLL, _power_of_two(-(-out_length // bl)))
     tiles = _programs(out_length, bl * unroll, batch, bn)

@@ -18,6 +18,7 @@ import torch
 from child import PYTHONPATH, ROOT, preloaded
 
 from sparseconv import KernelCSR
+from sparseconv.core.geometry import Geometry
 from sparseconv.ops import cuda_plans
 from sparseconv.testing import random_case
 
@@ -110,10 +111,8 @@ def test_the_transposed_pattern_is_that_of_the_cpu(seed: int) -> None:
     case = random_case(random.Random(seed))
     pattern = case.make_pattern()
     pointers, rows, source = cuda_plans.dgrad_plan(pattern, case.stride, case.dilation, case.groups)
-    wanted = torch.ops.sparseconv.plan_dgrad(
-        pattern.crow_indices, pattern.col_indices, pattern.shape, case.stride, case.dilation,
-        case.groups,
-    )  # fmt: skip
+    numbers = Geometry(pattern.shape, *case.geometry).numbers
+    wanted = torch.ops.sparseconv.plan_dgrad(pattern.crow_indices, pattern.col_indices, numbers)
     assert pointers.equal(wanted[0])
     assert rows.dtype == source.dtype == torch.int32
     for begin, end in zip(pointers.tolist(), pointers.tolist()[1:], strict=False):

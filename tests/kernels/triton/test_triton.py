@@ -168,9 +168,9 @@ def test_cpu_tensors_are_refused():
     with pytest.raises(RuntimeError, match="runs on CUDA tensors, but the input is on cpu"):
         sc.sparse_conv1d(torch.ones(1, 1, 3), torch.ones(1), pattern, backend="triton")
     x, values, row = torch.ones(1, 1, 3), torch.ones(1), torch.tensor([[0, 0, 1]]).int()
-    entry, geometry = torch.zeros(1, dtype=torch.int64), ([1, 1, 1], 1, [0, 0], 1, 1, "zeros")
+    entry, geometry = torch.zeros(1, dtype=torch.int64), [1, 1, 1, 1, 0, 0, 1, 1, 0]
     with pytest.raises(RuntimeError, match=r"runs on CUDA tensors.*TRITON_INTERPRET=1"):
-        torch.ops.sparseconv.triton_fprop(x, values, None, row, entry, *geometry)
+        torch.ops.sparseconv.triton_fprop(x, values, None, row, entry, geometry)
     if not torch.cuda.is_available():
         assert sc.available_backends()["triton"] == "no GPU: torch sees no CUDA device"
 
@@ -182,8 +182,8 @@ def test_raw_ops_need_no_import():
 import torch, sparseconv, sys
 assert "sparseconv.ops.triton" not in sys.modules
 row, entry = torch.tensor([[0, 0, 1]]).int(), torch.tensor([0])
-x, geometry = torch.randn(1, 1, 9), ([1, 1, 1], 1, [0, 0], 1, 1, "zeros")
-y = torch.ops.sparseconv.triton_fprop(x, torch.tensor([2.0]), None, row, entry, *geometry)
+x, geometry = torch.randn(1, 1, 9), [1, 1, 1, 1, 0, 0, 1, 1, 0]
+y = torch.ops.sparseconv.triton_fprop(x, torch.tensor([2.0]), None, row, entry, geometry)
 assert y.equal(2 * x)
 """
     environment = os.environ | {"TRITON_INTERPRET": "1"}
@@ -200,7 +200,7 @@ print(sc.available_backends()["triton"])
 x, row = torch.ones(1, 1, 9), torch.tensor([[0, 0, 1]]).int()
 try:
     torch.ops.sparseconv.triton_fprop(
-        x, x[0, 0, :1], None, row, row[0, :1].long(), [1, 1, 1], 1, [0, 0], 1, 1, "zeros"
+        x, x[0, 0, :1], None, row, row[0, :1].long(), [1, 1, 1, 1, 0, 0, 1, 1, 0]
     )
 except RuntimeError as error:
     assert "Triton cannot be loaded" in str(error), error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -37,13 +37,12 @@ def arguments(g: Geometry) -> dict[str, tuple[Any, ...]]:
     values = torch.randn(pattern.nnz)
     x = torch.randn(2, g.shape[1] * g.groups, LENGTH)
     grad = torch.randn(2, g.shape[0], g.output_length(LENGTH))
-    tail = (g.stride, list(g.padding), *g[3:])
     forward, backward = plan.fprop(pattern, g, CPU), plan.dgrad(pattern, g, CPU)
-    blocks, shape = plan.wgrad(pattern, CPU), list(g.shape)
+    blocks, geometry = plan.wgrad(pattern, CPU), list(g.numbers)
     return {
-        "triton_fprop": (x, values, torch.randn(g.shape[0]), *forward, shape, *tail),
-        "triton_dgrad": (grad, values, *backward, shape, LENGTH, *tail),
-        "triton_wgrad": (grad, x, blocks, forward.entries, shape, *tail),
+        "triton_fprop": (x, values, torch.randn(g.shape[0]), *forward, geometry),
+        "triton_dgrad": (grad, values, *backward, geometry, LENGTH),
+        "triton_wgrad": (grad, x, blocks, forward.entries, geometry),
     }
 
 
@@ -88,6 +87,10 @@ def test_every_wrong_argument_raises(geometry: Geometry, campaign: Any, count_ca
     assert refused > 0.8 * cases
 
 
+def changed(at: int, value: int) -> Callable[[list[int]], list[int]]:
+    return lambda numbers: [*numbers[:at], value, *numbers[at + 1 :]]
+
+
 @pytest.mark.parametrize(
     ("name", "i", "change", "error", "words"),
     [
@@ -102,11 +105,14 @@ def test_every_wrong_argument_raises(geometry: Geometry, campaign: Any, count_ca
         ("triton_fprop", 2, lambda b: b[1:], ValueError, r"expected bias of shape \(4,\)"),
         ("triton_fprop", 3, lambda r: r[1:], ValueError, r"crow_indices of shape \(4, 3\)"),
         ("triton_fprop", 3, lambda r: r.long(), TypeError, "to be a contiguous .*int32"),
-        ("triton_fprop", 5, lambda s: [5, *s[1:]], ValueError, r"expected bias of shape \(5,\)"),
-        ("triton_fprop", 6, lambda _: 0, ValueError, r"must lie in \[1, 2\*\*31\)"),
-        ("triton_fprop", 7, lambda _: [-1, 0], ValueError, r"padding must lie in \[0, 2\*\*31\)"),
-        ("triton_fprop", 9, lambda _: 3, ValueError, "divisible by groups"),
-        ("triton_fprop", 10, lambda _: "same", ValueError, "must be zeros, replicate, reflect or"),
+        ("triton_fprop", 5, lambda g: g[1:], ValueError, r"expected geometry \[C_out"),
+        ("triton_fprop", 5, changed(0, 5), ValueError, r"expected bias of shape \(5,\)"),
+        ("triton_fprop", 5, changed(1, 0), ValueError, "positive in every dimension"),
+        ("triton_fprop", 5, changed(3, 0), ValueError, "non-positive stride"),
+        ("triton_fprop", 5, changed(3, 2**31), ValueError, r"below 2\*\*31"),
+        ("triton_fprop", 5, changed(4, -1), ValueError, "negative padding"),
+        ("triton_fprop", 5, changed(7, 3), ValueError, "divisible by 3"),
+        ("triton_fprop", 5, changed(8, 4), ValueError, "padding_mode in 0 .. 3"),
         ("triton_dgrad", 0, lambda g: g[..., 1:], ValueError, "for an input of length 12"),
         ("triton_dgrad", 2, lambda p: p[1:], ValueError, r"expected pointers of shape \(3, 3\)"),
         ("triton_dgrad", 4, lambda i: i.long(), TypeError, "index to be a contiguous .*int32"),

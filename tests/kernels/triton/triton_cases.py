@@ -173,9 +173,9 @@ def test_ops_are_what_their_schemas_say():
     backward = plan.dgrad(pattern, geometry, x.device)
     blocks = plan.wgrad(pattern, x.device)
     ops: dict[str, tuple[Any, ...]] = {
-        "fprop": (x, values, bias, *forward, *geometry, True),
-        "dgrad": (grad, values, *backward, geometry.shape, 9, *geometry[1:]),
-        "wgrad": (grad, x, blocks, forward.entries, *geometry),
+        "fprop": (x, values, bias, *forward, geometry.numbers, True),
+        "dgrad": (grad, values, *backward, geometry.numbers, 9),
+        "wgrad": (grad, x, blocks, forward.entries, geometry.numbers),
     }
     for name, args in ops.items():
         op: Callable[..., Any] = getattr(torch.ops.sparseconv, f"triton_{name}").default

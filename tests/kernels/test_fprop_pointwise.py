@@ -55,10 +55,10 @@ def both(
     weight_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The result of the op, and that of the sparse convolution mixed by a sum over channels."""
-    got = OPS.fprop_conv1x1(
-        x, values, bias, pattern.crow_indices, ops.fprop_rows(pattern, geometry), *geometry, relu,
-        weight, weight_bias,
-    )  # fmt: skip
+    rows = ops.fprop_rows(pattern, geometry)
+    got = OPS.fprop_pointwise(
+        x, values, bias, pattern.crow_indices, rows, geometry.numbers, relu, weight, weight_bias
+    )
     y = ops.fprop(x, values, bias, pattern, geometry, relu)
     full = KernelCSR.full(tuple(weight.shape))
     dense = Geometry(full.shape, 1, (0, 0), 1, 1, "zeros")
@@ -117,7 +117,7 @@ def arguments(dtype: torch.dtype = torch.float32) -> list[object]:
     rows = ops.fprop_rows(pattern, geometry)
     return [
         torch.randn(2, 3, 20, dtype=dtype), torch.randn(9, dtype=dtype),
-        torch.randn(6, dtype=dtype), pattern.crow_indices, rows, *geometry, True,
+        torch.randn(6, dtype=dtype), pattern.crow_indices, rows, list(geometry.numbers), True,
         torch.randn(4, 6, 1, dtype=dtype), torch.randn(4, dtype=dtype),
     ]  # fmt: skip
 
@@ -162,16 +162,16 @@ def test_wrong_arguments_are_refused(place, bad, says) -> None:
     args = arguments()
     args[place] = bad
     with pytest.raises((TypeError, ValueError), match=says):
-        OPS.fprop_conv1x1(*args)
+        OPS.fprop_pointwise(*args)
 
 
 @pytest.mark.promise("P5")
 def test_half_types_are_refused() -> None:
     with pytest.raises(TypeError, match="expected float32 or float64"):
-        OPS.fprop_conv1x1(*arguments(torch.bfloat16))
+        OPS.fprop_pointwise(*arguments(torch.bfloat16))
 
 
 def test_empty_batch_and_no_rows() -> None:
     args = arguments()
-    assert OPS.fprop_conv1x1(args[0][:0], *args[1:]).shape == (0, 4, 11)
-    assert OPS.fprop_conv1x1(*args[:-2], torch.zeros(0, 6, 1), None).shape == (2, 0, 11)
+    assert OPS.fprop_pointwise(args[0][:0], *args[1:]).shape == (0, 4, 11)
+    assert OPS.fprop_pointwise(*args[:-2], torch.zeros(0, 6, 1), None).shape == (2, 0, 11)
