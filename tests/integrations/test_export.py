@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,19 +30,9 @@ def make_model() -> nn.Module:
 
 def run_elsewhere(program: str, *args: Path, imports: str = "torch, sparseconv") -> str:
     """What a new Python process prints; its error, if it fails."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            f"import sys, {imports}\n{program}",
-            *map(str, args),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    code = f"import sys, {imports}\n{program}"
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else done.stderr
 
 
@@ -96,6 +87,7 @@ def test_dsn_for_every_length() -> None:
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+@pytest.mark.campaign("compiles for 20 seconds")
 @pytest.mark.tool("AOTInductor (aoti_compile_and_package)", "works", "import sparseconv")
 def test_aotinductor(tmp_path: Path) -> None:
     model, sizes = make_model(), ({0: Dim("n", min=1), 2: Dim("length", min=8)},)
@@ -143,67 +135,36 @@ def test_graphs_are_for_inference() -> None:
             y.sum().backward()
 
 
-def around_vmap(layer: nn.Module, x: Tensor) -> None:
-    torch.vmap(layer)(x[None])
-
-
-def around_grad(layer: nn.Module, x: Tensor) -> None:
-    torch.func.grad(lambda x: layer(x).sum())(x)
-
-
-def around_fakes(layer: nn.Module, x: Tensor) -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True):
+def inside(context: Any, layer: nn.Module, x: Tensor) -> None:
+    with context:
         layer(x)
 
 
-def around_inference(layer: nn.Module, x: Tensor) -> None:
-    with torch.inference_mode():
-        layer(x)
+AROUND: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "vmap": lambda layer, x: torch.vmap(layer)(x[None]),
+    "grad": lambda layer, x: torch.func.grad(lambda x: layer(x).sum())(x),
+    "fakes": lambda layer, x: inside(FakeTensorMode(allow_non_fake_inputs=True), layer, x),
+    "inference": lambda layer, x: inside(torch.inference_mode(), layer, x),
+    "trace": lambda layer, x: torch.jit.trace(layer, x),
+    "fx": lambda layer, x: make_fx(layer, tracing_mode="fake", _allow_non_fake_inputs=True)(x),
+    "default device": lambda layer, x: inside(torch.device("meta"), layer, x),
+}
 
 
-def around_tracer(layer: nn.Module, x: Tensor) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        torch.jit.trace(layer, x)
-
-
-def around_fx(layer: nn.Module, x: Tensor) -> None:
-    make_fx(layer, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
-
-
-def around_default_device(layer: nn.Module, x: Tensor) -> None:
-    with torch.device("meta"):
-        layer(x)
-
-
-@pytest.mark.parametrize(
-    "around",
-    [
-        around_vmap,
-        around_grad,
-        around_fakes,
-        around_inference,
-        around_tracer,
-        around_fx,
-        around_default_device,
-    ],
-)
-def test_plans_are_made_for_real(around: Callable[[nn.Module, Tensor], None]) -> None:
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", AROUND)
+def test_plans_are_made_for_real(name: str) -> None:
     """They are made at the first call, whatever traces or fakes it, and used ever after."""
     layer, x = sc.SparseConv1d(2, 3, 5, stride=2), torch.randn(4, 2, 9)
-    around(layer, x)
-    twin = sc.SparseConv1d(
-        2, 3, 5, stride=2, pattern=sc.KernelCSR.from_mask(layer.pattern.to_mask())
-    )
+    AROUND[name](layer, x)
+    pattern = sc.KernelCSR.from_mask(layer.pattern.to_mask())
+    twin = sc.SparseConv1d(2, 3, 5, stride=2, pattern=pattern)
     twin.load_state_dict(layer.state_dict())
     got, wanted = layer(x), twin(x)
     assert got.equal(wanted)
-    for a, b in zip(
-        torch.autograd.grad(got.sum(), layer.parameters()),
-        torch.autograd.grad(wanted.sum(), twin.parameters()),
-        strict=True,
-    ):
-        assert a.equal(b)
+    gradients = (torch.autograd.grad(y.sum(), m.parameters())
+                 for y, m in ((got, layer), (wanted, twin)))  # fmt: skip
+    assert all(a.equal(b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.tool(

@@ -12,7 +12,6 @@ from layers import snapshot
 from torch import Tensor, nn
 from torch.ao.pruning import BaseSparsifier, FakeSparsity
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch.optim import lr_scheduler
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
@@ -212,41 +211,3 @@ def test_torch_ao_pruning() -> None:
     sparsifier.squash_mask()
     assert type(model[0]) is SparseConv1d
     assert torch.equal(model[0].values, before * kept)
-
-
-SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
-    "StepLR": lambda o: lr_scheduler.StepLR(o, 2, gamma=0.5),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=8),
-    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
-    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
-    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.LinearLR(o), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[3]
-    ),
-}
-
-
-@pytest.mark.tool("torch.optim.lr_scheduler", "works", "also beside a DSTScheduler")
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_lr_schedulers(name: str) -> None:
-    """A scheduler sees the same rates with a pattern that changes as with a dense layer."""
-    rates = []
-    for sparse in (layer(), nn.Conv1d(3, 6, 5)):
-        optimizer = torch.optim.AdamW(sparse.parameters(), lr=0.05)
-        scheduler = SCHEDULERS[name](optimizer)
-        dst = None
-        if isinstance(sparse, SparseConv1d):
-            dst = sc.DSTScheduler(sparse, optimizer, update_every=2, end_step=8)
-        rates.append([])
-        for _ in range(8):
-            optimizer.zero_grad()
-            sparse(X).square().mean().backward()
-            optimizer.step()
-            if dst is not None:
-                dst.step()
-            scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
-            rates[-1].append(optimizer.param_groups[0]["lr"])
-        if dst is not None:
-            assert dst.updates == 3  # the last one prunes nothing, by its cosine
-            assert optimizer.param_groups[0]["params"][0] is sparse.values
-    assert rates[0] == rates[1]
-    assert len(set(rates[0])) > 1

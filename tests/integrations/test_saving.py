@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, sparse_layers, train_step, two_layers
-from tiny import same
-from torch import Tensor, nn
+from dst_runs import batches, two_layers
+from torch import nn
 
-from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d
+from sparseconv import KernelCSR, Region, SparseConv1d
 
 X = torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(0))
 
@@ -52,28 +51,32 @@ def check_twin(twin: SparseConv1d, original: SparseConv1d) -> None:
     assert twin.state_dict()["col_indices"].equal(twin.pattern.col_indices)
 
 
-@pytest.mark.tool("copy.deepcopy", "works")
-def test_deepcopy() -> None:
-    original = layer()
-    check_twin(copy.deepcopy(original), original)
-    original(X).sum().backward()
-    check_twin(copy.deepcopy(original), original)
-
-
-@pytest.mark.tool("pickle", "works")
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_pickle(protocol: int) -> None:
-    original = layer()
-    check_twin(pickle.loads(pickle.dumps(original, protocol)), original)
-
-
-@pytest.mark.tool("cloudpickle", "works")
-def test_cloudpickle() -> None:
+def through_cloudpickle(original: SparseConv1d) -> SparseConv1d:
     cloudpickle = pytest.importorskip("cloudpickle")
-    original = layer()
     double = lambda x: 2 * original(x)  # noqa: E731 (a closure is what pickle refuses)
     assert pickle.loads(cloudpickle.dumps(double))(X).equal(double(X))
-    check_twin(pickle.loads(cloudpickle.dumps(original)), original)
+    return pickle.loads(cloudpickle.dumps(original))
+
+
+COPIES: dict[str, Callable[[SparseConv1d], SparseConv1d]] = {
+    "deepcopy": copy.deepcopy,
+    "cloudpickle": through_cloudpickle,
+    **{
+        f"pickle {i}": lambda m, i=i: pickle.loads(pickle.dumps(m, i))
+        for i in range(2, pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+
+@pytest.mark.tool("copy.deepcopy", "works")
+@pytest.mark.tool("pickle", "works")
+@pytest.mark.tool("cloudpickle", "works")
+@pytest.mark.parametrize("name", COPIES)
+def test_copies(name: str) -> None:
+    original = layer()
+    check_twin(COPIES[name](original), original)
+    original(X).sum().backward()
+    check_twin(COPIES[name](original), original)
 
 
 @pytest.mark.tool("torch.save, torch.load(weights_only=True) of a state dict", "works")
@@ -204,33 +207,3 @@ def test_swap_tensors() -> None:
     torch.utils.swap_tensors(one.values, wider.values)
     with pytest.raises(ValueError, match="one value for each active weight"):
         one(X)
-
-
-@pytest.mark.tool("Optimizer.state_dict", "works", "also through torch.load(weights_only=True)")
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_optimizer_state_round_trip_over_pattern_changes(grow: str) -> None:
-    def fresh(seed: int) -> Any:
-        model = two_layers(seed=seed)
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-2, amsgrad=True)
-        return (
-            model,
-            optimizer,
-            DSTScheduler(model, optimizer, update_every=2, end_step=99, grow=grow),
-        )
-
-    runs, data = [fresh(0)], [x for x, _ in zip(batches(), range(9), strict=False)]
-
-    def train(run: Any, batches: list[Tensor]) -> None:
-        for x in batches:
-            train_step(*run[:2], x)
-            run[2].step()
-
-    train(runs[0], data[:5])
-    runs.append(fresh(1))
-    states = [part.state_dict() for part in runs[0]]
-    for part, state in zip(runs[1], torch.load(saved(states), weights_only=True), strict=True):
-        part.load_state_dict(state)
-    for run in runs:
-        train(run, data[5:])
-    assert same(*([part.state_dict() for part in run] for run in runs))
-    assert sparse_layers(runs[0][0])[0].pattern == sparse_layers(runs[1][0])[0].pattern

@@ -143,6 +143,7 @@ def test_every_schedule_of_torch_is_tried() -> None:
 
 
 @pytest.mark.tool("torch.optim.lr_scheduler (all)", "works")
+@pytest.mark.tool("Optimizer.state_dict", "works", "over changes of the pattern")
 @pytest.mark.parametrize("name", [*SCHEDULES, "SWALR"])
 def test_learning_rates_go_their_way_over_updates(name: str) -> None:
     """The rates are those of the same run without updates, and a restored run goes on alike."""

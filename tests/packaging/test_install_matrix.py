@@ -21,14 +21,11 @@ pytestmark = pytest.mark.promise("P10")
 OPENBLAS = {"OPENBLAS_CORETYPE": "Nehalem"}
 
 
-@pytest.fixture
-def long_run(campaign: Callable[[int, int], int]) -> None:
-    if not campaign(0, 1):
-        pytest.skip("builds kernels or emulates processors for minutes; make install-matrix does")
+LONG = pytest.mark.campaign("builds kernels or emulates processors for minutes")
 
 
 @pytest.fixture
-def installed_with(long_run: None, tmp_path: Path, count_cases: Callable[[int], None]) -> Check:
+def installed_with(tmp_path: Path, count_cases: Callable[[int], None]) -> Check:
     """Build from the source archive with this Python and torch, install it, and let it compute."""
 
     def install(python: str, torch: str) -> dict[str, Any]:
@@ -61,24 +58,23 @@ def installed_with(long_run: None, tmp_path: Path, count_cases: Callable[[int], 
     return install
 
 
-@pytest.mark.tool("Python 3.11 with torch 2.10.0, the oldest supported", "works")
-def test_the_oldest_torch(installed_with: Check) -> None:
-    installed_with("3.11", "2.10.0")
+def on(python: str, torch: str, note: str) -> Any:
+    mark = pytest.mark.tool(f"Python {python} with torch {torch}{note}", "works")
+    return pytest.param(python, torch, marks=mark)
 
 
-@pytest.mark.tool("Python 3.12 with torch 2.13.0", "works")
-def test_the_python_between(installed_with: Check) -> None:
-    installed_with("3.12", "2.13.0")
-
-
-@pytest.mark.tool("Python 3.13 with torch 2.15.0, the newest that exists", "works")
-def test_the_newest_torch(installed_with: Check) -> None:
-    installed_with("3.13", "2.15.0")
-
-
-@pytest.mark.tool("Python 3.14 with torch 2.15.0", "works")
-def test_the_newest_python(installed_with: Check) -> None:
-    installed_with("3.14", "2.15.0")
+@LONG
+@pytest.mark.parametrize(
+    ("python", "torch"),
+    [
+        on("3.11", "2.10.0", ", the oldest supported"),
+        on("3.12", "2.13.0", ""),
+        on("3.13", "2.15.0", ", the newest that exists"),
+        on("3.14", "2.15.0", ""),
+    ],
+)
+def test_versions(python: str, torch: str, installed_with: Check) -> None:
+    installed_with(python, torch)
 
 
 def bits_on(processor: str, tmp_path: Path) -> dict[str, Any]:
@@ -95,45 +91,35 @@ def bits_on(processor: str, tmp_path: Path) -> dict[str, Any]:
     )  # fmt: skip
 
 
-@pytest.mark.tool("a processor without AVX-512 (Haswell, emulated)", "works", "the same bits")
-def test_without_avx512(long_run: None, tmp_path: Path, count_cases: Callable[[int], None]) -> None:
-    here = installing.check(
-        [sys.executable], 25, cwd=tmp_path, env={"PYTHONPATH": str(installing.ROOT)}
-    )
-    there = bits_on("Haswell", tmp_path)
-    assert there["isas"] == ["avx2", "baseline"]
-    assert there["bits"] == here["bits"]
-    count_cases(50)
-
-
-@pytest.mark.tool(
+WITHOUT_AVX2 = pytest.mark.tool(
     "a processor without AVX2 (Sandy Bridge, Nehalem, emulated)",
     "works",
     "the same bits; numpy's OpenBLAS needs OPENBLAS_CORETYPE=Nehalem there",
 )
-@pytest.mark.parametrize("processor", ["SandyBridge", "Nehalem"])
-def test_without_avx2(
-    processor: str, long_run: None, tmp_path: Path, count_cases: Callable[[int], None]
+WITHOUT_AVX512 = pytest.mark.tool(
+    "a processor without AVX-512 (Haswell, emulated)", "works", "the same bits"
+)
+
+
+@LONG
+@pytest.mark.parametrize(
+    ("processor", "isas"),
+    [
+        pytest.param("Haswell", ["avx2", "baseline"], marks=WITHOUT_AVX512),
+        pytest.param("SandyBridge", ["baseline"], marks=WITHOUT_AVX2),
+        pytest.param("Nehalem", ["baseline"], marks=WITHOUT_AVX2),
+    ],
+)
+def test_processors(
+    processor: str, isas: list[str], tmp_path: Path, count_cases: Callable[[int], None]
 ) -> None:
     here = installing.check(
         [sys.executable], 25, cwd=tmp_path, env={"PYTHONPATH": str(installing.ROOT)}
     )
     there = bits_on(processor, tmp_path)
-    assert there["isas"] == ["baseline"]
+    assert there["isas"] == isas
     assert there["bits"] == here["bits"]
-    count_cases(25)
-
-
-def test_forced_instruction_sets_have_the_same_bits(
-    tmp_path: Path, count_cases: Callable[[int], None]
-) -> None:
-    """In one process, one after the other: the check itself compares them."""
-    result = installing.check(
-        [sys.executable], 60, cwd=tmp_path, env={"PYTHONPATH": str(installing.ROOT)}
-    )
-    if result["isas"] == [None]:
-        pytest.skip("the kernels are not built")
-    count_cases(60 * len(result["isas"]))
+    count_cases(25 * len(isas))
 
 
 @pytest.mark.parametrize("isa", ["avx2", "baseline"])

@@ -29,7 +29,7 @@ SANITIZE = "-fsanitize=address,undefined -fno-sanitize=vptr"
 def test_inputs_flush_against_guard_pages(
     campaign: Callable[[int, int], int], count_cases: Callable[[int], None]
 ) -> None:
-    found = run_child("guarded", 0, campaign(100, 5_000))
+    found = run_child("guarded", 0, campaign(300, 5_000))
     assert found["faults"] == []
     count_cases(found["calls"])
 

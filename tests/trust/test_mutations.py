@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is 
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("what", "usual", "long"),
-    [("patterns", 3_000, 50_000), ("states", 1_500, 20_000), ("checkpoints", 300, 10_000)],
+    [("patterns", 1_500, 50_000), ("states", 600, 20_000), ("checkpoints", 80, 10_000)],
 )
 def test_what_is_damaged_loads_or_is_refused(
     what: str,
