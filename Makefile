@@ -8,11 +8,9 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-# With "=": else pytest takes a file that exists for the folder whose conftest knows the option.
-SUITE := benchmarks/results/reliability/suite.json
-CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1) --evidence=benchmarks/results/reliability
+CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1)
 
-.PHONY: demo test fuzz crash install-matrix reliability mutants bench bench-check docs wheel lint format clean
+.PHONY: demo test fuzz crash install-matrix bench bench-check docs wheel lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -20,24 +18,15 @@ demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write dem
 test: $(VENV)/.built  ## run the whole test suite
 	$(PY) -m pytest -n auto --maxprocesses 4 --durations 15
 
-reliability: $(VENV)/.built  ## run the whole test suite and write what it proves into RELIABILITY.md
-	$(PY) -m pytest --evidence=$(SUITE); code=$$?; $(PY) -m benchmarks.reliability && exit $$code
-
-mutants: $(VENV)/.built  ## change the code in 400 small places, one at a time: do the tests notice?
-	$(PY) -m benchmarks.mutants --isa avx2
-	$(PY) -m benchmarks.mutants --retry
-	$(PY) -m benchmarks.reliability
-
 install-matrix: $(VENV)/.built  ## build and run with several Pythons, torches and (emulated) processors
-	$(PY) -m pytest --campaign --evidence=benchmarks/results/reliability/install.json \
-	    tests/packaging/test_packaging.py tests/packaging/test_install_matrix.py
+	$(CAMPAIGN) tests/packaging/test_packaging.py tests/packaging/test_install_matrix.py
 
 fuzz: $(VENV)/.built  ## P1 to P6 with 200 000 random cases: an hour on a quiet core (SHARE=0.1: a tenth)
-	$(CAMPAIGN)/fuzz.json tests/kernels/test_kernels.py tests/trust/test_memory_safety.py \
+	$(CAMPAIGN) tests/kernels/test_kernels.py tests/trust/test_memory_safety.py \
 	    tests/trust/test_mutations.py tests/ops/test_ops.py tests/ops/test_fused_ops.py
 
 crash: $(VENV)/.built  ## P9: kill training 200 times, fill its disk, damage its files (SHARE as for fuzz)
-	$(CAMPAIGN)/crash.json tests/trust/test_crash.py tests/trust/test_full_disk.py tests/training/test_checkpoint.py
+	$(CAMPAIGN) tests/trust/test_crash.py tests/trust/test_full_disk.py tests/training/test_checkpoint.py
 
 bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour) and the README
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json --html benchmarks/results/bench.html
@@ -68,12 +57,12 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, the floors of the imports, clang-fo
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) benchmarks/*.cpp $$(find tests -name '*.cpp' -o -name '*.h')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -type f) $$(find tests -name '*.cpp' -o -name '*.h')
 
 format: $(VENV)/.lint  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i $$(find csrc -type f) benchmarks/*.cpp $$(find tests -name '*.cpp' -o -name '*.h')
+	$(VENV)/bin/clang-format -i $$(find csrc -type f) $$(find tests -name '*.cpp' -o -name '*.h')
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \

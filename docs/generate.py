@@ -6,7 +6,6 @@ No figure on the site is typed by hand: a page that speaks of one includes a fil
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ def write_all(folder: Path) -> None:
         "break_even": lambda: "\n\n".join(map(plot, plots.break_even(bench["rows"]))),
         "saved": lambda: "\n\n".join(map(plot, plots.saved(bench["rows"]))),
         "dense_wins": lambda: dense_wins(bench["rows"]).markdown(),
-        "reliability": reliability,
         "published_networks": networks,
         "never_on_a_gpu": never_on_a_gpu,
     }
@@ -79,16 +77,6 @@ def never_on_a_gpu() -> str:
         return ""
     lines = [f"- {name}: {instead}" for name, instead in NEVER_ON_A_GPU.items()]
     return "\n".join(["**They have never run on a GPU,** and no speed is claimed:", "", *lines])
-
-
-def reliability() -> str:
-    """RELIABILITY.md, whose title the page has already."""
-    path = ROOT / "RELIABILITY.md"
-    if not path.exists():
-        return "No record yet: `make reliability` runs the campaigns and writes it."
-    title, _, text = path.read_text(encoding="utf-8").partition("\n")
-    text = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"`\1`", text)  # files are not on the site
-    return text if title.startswith("# ") else f"{title}\n{text}"
 
 
 def networks() -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import parallel
+import promises
 import pytest
 import torch
 from engines import ISAS, Engine, Engines, on_gpu
-from evidence import CASES, Recorder, add_cases, claims
 
 from sparseconv.ops.backends import extension
 
@@ -22,9 +21,10 @@ collect_ignore = [
     "kernels/triton/triton_cases.py",
 ]
 
+UNTESTED = pytest.StashKey[list[str]]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--evidence", help="write what the run proves to this JSON file")
     parser.addoption(
         "--campaign", action="store_true", help="run the long versions (see the Makefile)"
     )
@@ -35,8 +35,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(parallel)
-    if path := config.getoption("--evidence"):
-        config.pluginmanager.register(Recorder(Path(path)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -44,13 +42,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not config.getoption("--campaign") and (mark := item.get_closest_marker("campaign")):
             reason = f"only in campaigns (see the Makefile): {mark.args[0]}"
             item.add_marker(pytest.mark.skip(reason=reason))
-        claims(item)  # a wrong marker stops the run, not the one that writes the evidence
+        promises.note_markers(item)
 
 
 @pytest.fixture
 def count_cases(request: pytest.FixtureRequest) -> Callable[[int], None]:
     """Add to the number of cases that the summary prints: ``count_cases(50)`` after 50 of them."""
-    return lambda n: add_cases(request.node, n)
+    return lambda n: request.node.user_properties.append(("cases", n))
 
 
 @pytest.fixture(scope="session")
@@ -79,10 +77,22 @@ def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return switch
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # None in a worker
+    if reporter is None or not promises.is_whole(session):
+        return
+    session.config.stash[UNTESTED] = promises.without_a_test(reporter.stats)
+    if session.config.stash[UNTESTED] and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    terminalreporter.write_line(f"cases executed: {config.stash.get(CASES, 0)}")
+    for line in promises.lines(terminalreporter.stats):
+        terminalreporter.write_line(line)
+    for promise in config.stash.get(UNTESTED, []):
+        terminalreporter.write_line(f"{promise}: NO TEST PASSED", red=True)
     # A skip is not a pass: each reason, and how many tests it kept from running.
     skips = terminalreporter.stats.get("skipped", [])
     for reason, n in Counter(report.longrepr[2] for report in skips).items():
