@@ -32,9 +32,9 @@ bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json --html benchmarks/results/bench.html
 	$(PY) -m benchmarks.readme
 
-bench-check: $(VENV)/.built  ## compare the kernels' speed with BASE=<git ref>; fails if slower by 10 %
+bench-check: $(VENV)/.built  ## compare speed with BASE=<git ref>; fails if slower by 10 % (ARGS=--help)
 	@test -n "$(BASE)" || { echo "name what to compare with: make bench-check BASE=HEAD~1" >&2; exit 2; }
-	$(PY) -m benchmarks.compare $(if $(THREADS),--threads $(THREADS)) -- $(BASE)
+	$(PY) -m benchmarks.gates.compare $(ARGS) -- $(BASE)
 
 docs: $(VENV)/.docs  ## build the documentation site into site/
 	$(PY) -m sphinx -q -W --keep-going -b html docs site

@@ -1,176 +1,159 @@
-"""bench-check: a slowed kernel fails it, an unchanged one passes ten times of ten."""
+"""bench-check: what became slower fails it, an unchanged tree passes ten times of ten."""
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import compare
+from benchmarks.gates import compare, rows, trees
+from benchmarks.gates.trees import CompareError
 from sparseconv.bench.cases import CASES
-from sparseconv.bench.run import COMPUTATIONS, WrongResultError
+from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
 
-KEYS = [(f"case {i}", computation) for i in range(4) for computation in COMPUTATIONS]
+KEYS = [(f"row {i}", computation) for i in range(4) for computation in ("fprop", "dgrad", "wgrad")]
 
 
 class FakeSide:
     """Calls of 1 ms times ``factor``, on a machine that now and then stops for a while."""
 
-    def __init__(self, factor: float, seed: int) -> None:
-        self.factor, self.rng = factor, np.random.default_rng(seed)
+    def __init__(self, factor: float, seed: int, slow: tuple[str, str] | None = None) -> None:
+        self.factor, self.slow, self.rng = factor, slow, np.random.default_rng(seed)
         self.requests: list[tuple[str, str, int]] = []
 
-    def seconds(self, case: str, computation: str, repeats: int) -> float:
-        self.requests.append((case, computation, repeats))
+    def seconds(self, row: str, computation: str, repeats: int) -> float:
+        self.requests.append((row, computation, repeats))
         stopped = 5.0 if self.rng.random() < 0.1 else 1.0
-        return 1e-3 * self.factor * stopped * float(self.rng.lognormal(0, 0.05))
+        slower = 1.3 if (row, computation) == self.slow else 1.0
+        return 1e-3 * self.factor * slower * stopped * float(self.rng.lognormal(0, 0.05))
 
 
 class FakeTrees:
     """Starts fake sides; ``factors`` are those of the present side at each start."""
 
-    def __init__(self, *factors: float, seed: int = 0) -> None:
-        self.factors, self.seed = list(factors), seed
+    def __init__(self, *factors: float, seed: int = 0, slow: tuple[str, str] | None = None) -> None:
+        self.factors, self.seed, self.slow = factors, seed, slow
         self.started: list[FakeSide] = []
 
     @contextmanager
     def __call__(self, *_: object, **__: object) -> Iterator[tuple[FakeSide, FakeSide]]:
-        factor = self.factors[min(len(self.started), len(self.factors) - 1)]
-        side = FakeSide(factor, 2 * self.seed + 1000 * len(self.started))
-        self.started.append(side)
-        yield FakeSide(1.0, 2 * self.seed + 1 + 1000 * len(self.started)), side
+        n = len(self.started)
+        factor = self.factors[min(n, len(self.factors) - 1)]
+        self.started.append(FakeSide(factor, 1000 * n + 2 * self.seed, self.slow))
+        yield FakeSide(1.0, 1000 * n + 2 * self.seed + 1), self.started[-1]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def nothing_to_collect(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting takes 0.1 s per measurement, which fake ones do not need."""
     monkeypatch.setattr(timing.gc, "collect", lambda: 0)
 
 
-def verdicts(rows: list[compare.Row]) -> set[str]:
-    return {row.verdict for row in rows}
+def slower(results: list[compare.Result], limit: float = compare.LIMIT) -> list[tuple[str, str]]:
+    return [result[:2] for result in results if result.verdict(limit) == "slower"]
 
 
-@pytest.mark.usefixtures("nothing_to_collect")
 @pytest.mark.parametrize(
-    ("factor", "verdict"),
-    [(1.25, "slower"), (1.04, "unchanged"), (0.96, "unchanged"), (0.8, "faster")],
+    ("factor", "limit", "verdict"),
+    [
+        (1.25, 1.1, "slower"),
+        (1.04, 1.1, "unchanged"),
+        (0.96, 1.1, "unchanged"),
+        (0.8, 1.1, "faster"),
+        (1.08, 1.03, "slower"),
+    ],
 )
-def test_timing_verdict_follows_the_factor(factor: float, verdict: str) -> None:
-    rows = compare.compare(FakeTrees(factor), KEYS)
-    assert [(row.case, row.computation) for row in rows] == KEYS
-    assert verdicts(rows) == {verdict}
-    assert np.median([row.ratio.median for row in rows]) == pytest.approx(factor, rel=0.01)
-    assert np.median([row.present / row.base for row in rows]) == pytest.approx(factor, rel=0.01)
+def test_the_verdict_follows_the_factor(factor: float, limit: float, verdict: str) -> None:
+    results = compare.compare(FakeTrees(factor), KEYS, limit=limit)
+    assert [result[:2] for result in results] == KEYS
+    assert {result.verdict(limit) for result in results} == {verdict}
+    assert np.median([result.ratio.median for result in results]) == pytest.approx(factor, rel=0.01)
+    assert np.median([r.present / r.base for r in results]) == pytest.approx(factor, rel=0.01)
 
 
-@pytest.mark.usefixtures("nothing_to_collect")
 def test_unchanged_sides_pass_ten_times_of_ten() -> None:
     for seed in range(10):
-        trees = FakeTrees(1.0, seed=seed)
-        assert "slower" not in verdicts(compare.compare(trees, KEYS, rounds=20))
+        assert not slower(compare.compare(FakeTrees(1.0, seed=seed), KEYS, rounds=20))
 
 
-@pytest.mark.usefixtures("nothing_to_collect")
-def test_a_slowdown_must_show_in_fresh_workers_too() -> None:
-    unlucky = FakeTrees(1.3, 1.0)
-    assert verdicts(compare.compare(unlucky, KEYS)) == {"unchanged"}
-    assert len(unlucky.started) == 2
-    constant = FakeTrees(1.3)
-    assert verdicts(compare.compare(constant, KEYS)) == {"slower"}
-    assert len(constant.started) == 2
-    unchanged = FakeTrees(1.0)
-    compare.compare(unchanged, KEYS)
-    assert len(unchanged.started) == 1
+@pytest.mark.parametrize(("factors", "starts"), [((1.3, 1.0), 2), ((1.3,), 2), ((1.0,), 1)])
+def test_a_slowdown_must_show_in_fresh_workers_too(factors: list[float], starts: int) -> None:
+    sides = FakeTrees(*factors)
+    assert bool(slower(compare.compare(sides, KEYS))) == (factors == (1.3,))
+    assert len(sides.started) == starts
 
 
-@pytest.mark.usefixtures("nothing_to_collect")
 def test_only_what_looks_slower_is_measured_again() -> None:
-    class OneSlow(FakeSide):
-        def seconds(self, case: str, computation: str, repeats: int) -> float:
-            slow = 1.3 if (case, computation) == KEYS[4] else 1.0
-            return slow * super().seconds(case, computation, repeats)
-
-    started: list[FakeSide] = []
-
-    @contextmanager
-    def sides() -> Iterator[tuple[FakeSide, FakeSide]]:
-        started.append(OneSlow(1.0, len(started)))
-        yield FakeSide(1.0, 10 + len(started)), started[-1]
-
-    rows = compare.compare(sides, KEYS)
-    assert [(row.case, row.computation) for row in rows if row.verdict == "slower"] == [KEYS[4]]
-    assert {request[:2] for request in started[0].requests} == set(KEYS)
-    assert {request[:2] for request in started[1].requests} == {KEYS[4]}
+    sides = FakeTrees(1.0, slow=KEYS[4])
+    assert slower(compare.compare(sides, KEYS)) == [KEYS[4]]
+    first, second = ({request[:2] for request in side.requests} for side in sides.started)
+    assert (first, second) == (set(KEYS), {KEYS[4]})
 
 
-@pytest.mark.usefixtures("nothing_to_collect")
-def test_a_turn_lasts_long_enough() -> None:
+@pytest.mark.parametrize(("once", "repeats"), [(1e-4, 30), (1.0, 1)])
+def test_a_turn_lasts_long_enough(once: float, repeats: int) -> None:
     class Exact(FakeSide):
-        def seconds(self, case: str, computation: str, repeats: int) -> float:
-            self.requests.append((case, computation, repeats))
+        def seconds(self, row: str, computation: str, repeats: int) -> float:
+            super().seconds(row, computation, repeats)
             return self.factor
 
-    for once, repeats in ((1e-4, 30), (1.0, 1)):
-        base, present = Exact(once, 0), Exact(once, 0)
-        row = compare.measure(base, present, KEYS[0], rounds=5, seed=0)
-        assert row.ratio == (1.0, 1.0, 1.0)
-        assert (row.base, row.present) == pytest.approx((once, once))
-        for side in (base, present):
-            assert side.requests[0] == (*KEYS[0], 1)
-            assert {request[2] for request in side.requests[1:]} == {repeats}
+    base, present = Exact(once, 0), Exact(once, 0)
+    result = compare.measure(base, present, KEYS[0], rounds=5, seed=0)
+    assert result.ratio == (1.0, 1.0, 1.0)
+    assert (result.base, result.present) == pytest.approx((once, once))
+    for side in (base, present):
+        assert side.requests[0] == (*KEYS[0], 1)
+        assert {request[2] for request in side.requests[1:]} == {repeats}
 
 
 # Real workers, on the extension that is built in the tree.
 
-REAL = "first_layer_L128"
+REAL = rows.layer(CASES["first_layer_L128"])
+ALTERED = f"""
+import sys
+del sys.modules["sparseconv"]
+sys.path.insert(1, {str(compare.ROOT)!r})
+sys.path.pop(0)
+import sparseconv
+sparseconv.__file__ = __file__
+convolve = sparseconv.sparse_conv1d
+"""
 
 
-@contextmanager
-def real_workers(script: Path = compare.WORKER) -> Iterator[tuple[compare.Worker, compare.Worker]]:
-    problems = {REAL: CASES[REAL].build()}
-    scripts = (compare.WORKER, script)
-    with compare.workers(compare.ROOT, compare.ROOT, problems, scripts=scripts) as pair:
-        yield pair
+def altered_tree(folder: Path, convolve: str) -> Path:
+    """This package with another ``sparse_conv1d``, as a tree of its own."""
+    (folder / "sparseconv").mkdir(parents=True)
+    code = f"{ALTERED}sparseconv.sparse_conv1d = {convolve}\n"
+    (folder / "sparseconv" / "__init__.py").write_text(code)
+    return folder
 
 
-def altered_worker(folder: Path, code: str) -> Path:
-    """The worker's script, in a process where ``code`` has changed the package."""
-    script = folder / "altered.py"
-    run = f"import runpy; runpy.run_path({str(compare.WORKER)!r}, run_name='__main__')"
-    script.write_text(f"import sparseconv.ops.calls as ops\n{code}\n{run}\n")
-    return script
+def test_a_slowed_computation_fails_and_no_other_does(tmp_path: Path) -> None:
+    tree = altered_tree(
+        tmp_path,
+        "lambda x, v, *a, **k: (x.requires_grad or v.requires_grad or convolve(x, v, *a, **k), "
+        "convolve(x, v, *a, **k))[1]",
+    )
+    compared = [REAL, rows.layer(rows.TINY), rows.step(8)]
+    keys = [(row.name, computation) for row in compared for computation in row.computations]
+    found = compare.compare(lambda: compare.workers(compare.ROOT, tree, compared), keys, rounds=15)
+    assert slower(found) == [(REAL.name, "fprop")], found
+    assert found[0].ratio.median > 1.5
 
 
-def test_a_slowed_kernel_fails_the_timing_gate_and_no_other_does(tmp_path: Path) -> None:
-    twice = "fprop = ops.fprop\nops.fprop = lambda *a: (fprop(*a), fprop(*a))[1]"
-    script = altered_worker(tmp_path, twice)
-    keys = [(REAL, computation) for computation in COMPUTATIONS]
-    rows = compare.compare(lambda: real_workers(script), keys, rounds=25)
-    assert {row.computation for row in rows if row.verdict == "slower"} == {"fprop"}, rows
-    assert rows[0].ratio.median > 1.5
-
-
-def test_an_unchanged_kernel_passes_the_timing_gate_ten_times_of_ten() -> None:
-    keys = [(REAL, computation) for computation in COMPUTATIONS]
-    for _ in range(10):
-        rows = compare.compare(real_workers, keys, rounds=15)
-        assert "slower" not in verdicts(rows), rows
-
-
-def test_a_wrong_kernel_is_not_timed(tmp_path: Path) -> None:
-    wrong = altered_worker(tmp_path, "dgrad = ops.dgrad\nops.dgrad = lambda *a: dgrad(*a) * 1.001")
+def test_a_wrong_result_is_not_timed(tmp_path: Path) -> None:
+    tree = altered_tree(tmp_path, "lambda x, v, *a, **k: convolve(x, 1.001 * v, *a, **k)")
     with (
-        pytest.raises(WrongResultError, match=f"present, {REAL}: dgrad is wrong"),
-        real_workers(wrong),
+        pytest.raises(WrongResultError, match=f"present, {REAL.name}: fprop is wrong"),
+        compare.workers(compare.ROOT, tree, [REAL]),
     ):
         pytest.fail("a wrong kernel was offered for timing")
 
@@ -179,19 +162,60 @@ def test_a_worker_of_another_tree_is_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with (
-        pytest.raises(compare.CompareError, match=f"worker of {tmp_path} ended with code 1"),
-        compare.workers(tmp_path, compare.ROOT, {REAL: CASES[REAL].build()}),
+        pytest.raises(CompareError, match=f"worker of {tmp_path} ended with code 1"),
+        compare.workers(tmp_path, compare.ROOT, [REAL]),
     ):
         pytest.fail("the base was taken from elsewhere")
     assert f"sparseconv was to come from {tmp_path}" in capfd.readouterr().err
 
 
-def test_threads_are_checked() -> None:
-    with (
-        pytest.raises(compare.CompareError, match="threads must be 1 or more, but got 0"),
-        compare.workers(compare.ROOT, compare.ROOT, {}, threads=0),
-    ):
-        pytest.fail("started")
+# A user's own layers.
+
+MINE = {"name": "mine", "in_channels": 4, "out_channels": 6, "kernel_size": 5, "length": 30,
+        "density": 0.2}  # fmt: skip
+
+
+def written(folder: Path, content: Any) -> Path:
+    path = folder / "cases.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_own_layers_are_read(tmp_path: Path) -> None:
+    other = {"name": "other", "n": 2, "padding": [4, 0], "groups": 2, "dtype": "float64"}
+    first, second = map(rows.layer, rows.read_layers(written(tmp_path, [MINE, MINE | other])))
+    assert (first.name, second.name) == ("mine", "other")
+    assert first.data["x"].shape == (16, 4, 30)
+    assert second.data["x"].shape == (2, 4, 30)
+    assert second.data["mask"].shape == (6, 2, 5)
+    assert second.data["options"]["padding"] == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[{", "cannot be read as JSON"),
+        ({}, "must hold a list of layers"),
+        ([], "must hold a list of layers"),
+        ([MINE, "?"], "entry 1: expected an object with density, in_channels"),
+        ([MINE | {"kernel": 3}], "entry 0: expected an object .*, but got .*'kernel': 3"),
+        ([{"name": "mine"}], "entry 0: expected an object"),
+        ([MINE, MINE], "entry 1: the name 'mine' occurs twice"),
+        ([MINE | {"density": 1.5}], "density must be above 0 and at most 1, but got 1.5"),
+        ([MINE | {"length": 3}], "does not fit into length 3"),
+        ([MINE | {"out_channels": "six"}], "entry 0: "),
+        ([MINE | {"groups": 0}], "entry 0: "),
+        ([MINE | {"padding": "some"}], "entry 0: "),
+    ],
+)
+def test_malformed_cases_are_refused(tmp_path: Path, content: Any, says: str) -> None:
+    with pytest.raises(CompareError, match=says):
+        rows.read_layers(written(tmp_path, content))
+
+
+def test_missing_cases_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CompareError, match="cannot be read"):
+        rows.read_layers(tmp_path / "nowhere.json")
 
 
 # The two trees.
@@ -199,123 +223,71 @@ def test_threads_are_checked() -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three commits: without kernels, with them (tagged ``good``), and one more."""
+    """Two commits, of which ``good`` is the first; neither builds."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     repo = tmp_path / "repo"
     repo.mkdir()
-
-    def git(*words: str) -> None:
-        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
-        subprocess.run(["git", *identity, *words], cwd=repo, check=True, capture_output=True)
-
-    git("init", "--quiet")
-    git("commit", "--quiet", "--allow-empty", "-m", "nothing yet")
-    git("tag", "empty")
-    (repo / "csrc").mkdir()
-    (repo / "csrc" / "kernel.cpp").write_text("int one;\n")
     (repo / "setup.py").write_text("raise SystemExit('no compiler in this test')\n")
-    git("add", ".")
-    git("commit", "--quiet", "-m", "kernels")
-    git("tag", "good")
-    git("commit", "--quiet", "--allow-empty", "-m", "more")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    for words in (
+        ("init", "--quiet"),
+        ("add", "."),
+        (*identity, "commit", "--quiet", "-m", "kernels"),
+        (*identity, "tag", "good"),
+        (*identity, "commit", "--quiet", "--allow-empty", "-m", "more"),
+    ):
+        subprocess.run(["git", *words], cwd=repo, check=True, capture_output=True)
     monkeypatch.setattr(compare, "ROOT", repo)
     return repo
 
 
 def leftovers(repo: Path) -> list[str]:
-    return compare.git(repo, "worktree", "list").splitlines()[1:]
-
-
-def test_base_must_be_a_commit_with_kernels(repository: Path, tmp_path: Path) -> None:
-    assert compare.resolve(repository, "good") == compare.git(repository, "rev-parse", "good")
-    assert compare.resolve(repository, "HEAD~1") == compare.resolve(repository, "good")
-    with pytest.raises(compare.CompareError, match=r"no 'nowhere'.*for example BASE=HEAD~1"):
-        compare.resolve(repository, "nowhere")
-    with pytest.raises(compare.CompareError, match="'empty' has no extension sources"):
-        compare.resolve(repository, "empty")
-    with pytest.raises(compare.CompareError, match="not a git repository"):
-        compare.resolve(tmp_path, "good")
+    return trees.git(repo, "worktree", "list").splitlines()[1:]
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, SystemExit, ValueError])
-def test_worktree_is_gone_however_it_ends(
+def test_the_worktree_is_gone_however_it_ends(
     repository: Path, error: type[BaseException] | None
 ) -> None:
-    def use() -> None:
-        with compare.worktree(repository, compare.resolve(repository, "good")) as tree:
-            folders.append(tree.parent)
-            assert (tree / "csrc" / "kernel.cpp").read_text() == "int one;\n"
-            assert len(leftovers(repository)) == 1
-            if error is not None:
-                raise error
-
     folders: list[Path] = []
-    if error is None:
-        use()
-    else:
-        with pytest.raises(error):
-            use()
+    expected = nullcontext() if error is None else pytest.raises(error)
+    with expected, trees.worktree(repository, "good") as tree:
+        folders.append(tree.parent)
+        assert (tree / "setup.py").exists()
+        assert len(leftovers(repository)) == 1
+        if error is not None:
+            raise error
     assert leftovers(repository) == []
     assert not folders[0].exists()
 
 
-def test_failing_build_shows_why(
-    repository: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("base", "says"), [("nowhere", "invalid reference: nowhere"), ("good", "no compiler in this")]
+)
+def test_a_base_that_is_missing_or_does_not_build(
+    repository: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    base: str,
+    says: str,
 ) -> None:
-    assert compare.main(["good"]) == 2
-    shown = capsys.readouterr()
-    assert "does not build" in shown.err
-    assert "no compiler in this test" in shown.err
+    words = ["--cases", str(written(tmp_path, [MINE]))]
+    assert compare.main([*words, "--", base]) == 2
+    assert says in capsys.readouterr().err
     assert leftovers(repository) == []
-    # Left out is not built, even if setup.py is content with it.
+
+
+def test_a_build_without_kernels_is_refused(repository: Path, tmp_path: Path) -> None:
     (repository / "setup.py").write_text("print('the C++ extension is left out')\n")
-    with pytest.raises(compare.CompareError, match="with kernels:\nthe C\\+\\+ extension is left"):
-        compare.build(repository, tmp_path / "into")
-
-
-def runs(pid: int) -> bool:
-    """Whether a process does; an ended one that nobody waits for does not."""
-    try:
-        return "Z (zombie)" not in (Path("/proc") / str(pid) / "status").read_text()
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_interrupted_build_leaves_no_compiler_behind(repository: Path, tmp_path: Path) -> None:
-    (repository / "setup.py").write_text(
-        "import pathlib, signal, subprocess, sys\n"
-        # As ninja starts its compilers, and ends them.
-        "child = subprocess.Popen(['sleep', '600'], process_group=0)\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (child.kill(), sys.exit(1)))\n"
-        f"pathlib.Path({str(tmp_path / 'part')!r}).write_text(str(child.pid))\n"
-        f"pathlib.Path({str(tmp_path / 'part')!r}).rename({str(tmp_path / 'pid')!r})\n"
-        "child.wait()\n"
-    )
-
-    def interrupt(*_: object) -> None:
-        if (tmp_path / "pid").exists():
-            raise KeyboardInterrupt
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            compare.build(repository, tmp_path / "into")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    pid, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 60
-    while runs(pid):  # the signal is on its way
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    with pytest.raises(CompareError, match="with kernels:\nthe C\\+\\+ extension is left"):
+        trees.build(repository, tmp_path / "into")
 
 
 @pytest.mark.parametrize(("factor", "code", "word"), [(1.0, 0, "unchanged"), (1.3, 1, "slower")])
-def test_the_command_fails_for_slower_kernels_only(
+def test_the_command_fails_for_what_became_slower_only(
     repository: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     factor: float,
@@ -325,36 +297,49 @@ def test_the_command_fails_for_slower_kernels_only(
     built: list[Path] = []
     monkeypatch.setattr(compare, "build", lambda tree, into: built.append(tree) or into)
     monkeypatch.setattr(compare, "workers", FakeTrees(factor))
-    assert compare.main(["good", "--cases", "dsn_prefix_L24"]) == code
+    words = ["--cases", str(written(tmp_path, [MINE])), "--steps", "24", "512"]
+    assert compare.main([*words, "--", "good"]) == code
     shown = capsys.readouterr().out
     assert len(built) == 2
     assert built[0] != built[1] == repository
-    assert shown.count(f"{word} |") == 3
-    assert ("3 of 3 became slower by over 10%" in shown) == (code == 1)
+    assert shown.count(f"{word} |") == 3 + 2
+    assert ("5 of 5 became slower by over 10%" in shown) == (code == 1)
     assert "uncommitted" not in shown
     assert leftovers(repository) == []
     (repository / "new").write_text("")
-    assert compare.main(["good", "--cases", "dsn_prefix_L24", "--rounds", "5"]) in (0, 1)
+    compare.main([*words, "--rounds", "5", "--", "good"])
     assert "with uncommitted changes" in capsys.readouterr().out
 
 
 def test_wide_intervals_are_pointed_out(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    row = compare.Row("case", "fprop", 1.0, 1.0, timing.Estimate(1.0, 0.7, 1.3))
+    result = compare.Result("row", "fprop", 1.0, 1.0, timing.Interval(1.0, 0.7, 1.3))
     monkeypatch.setattr(compare, "build", lambda tree, into: into)
-    monkeypatch.setattr(compare, "compare", lambda *_, **__: [row])
-    assert compare.main(["good"]) == 0
+    monkeypatch.setattr(compare, "compare", lambda *_, **__: [result])
+    assert compare.main(["--cases", str(written(tmp_path, [MINE])), "--", "good"]) == 0
     assert "1 intervals reach beyond 1.10" in capsys.readouterr().out
 
 
 def test_interruption_is_said(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(*_: object) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "build", interrupted)
-    assert compare.main(["good"]) == 130
+    assert compare.main(["--cases", str(written(tmp_path, [MINE])), "--", "good"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert leftovers(repository) == []
+
+
+@pytest.mark.parametrize("words", [["--limit", "0.9"], ["--threads", "0"], ["--rounds", "1"]])
+def test_senseless_options_are_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare.main([*words, "good"])

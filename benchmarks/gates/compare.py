@@ -1,0 +1,274 @@
+"""``make bench-check BASE=<git ref>``: did anything become slower than at BASE?
+
+Both trees, BASE and the present one with its uncommitted changes, are built in folders of their
+own. Two extensions that register the same ops cannot share a process, so each tree gets a worker;
+the two take turns on the same cores, in random order, time themselves, and only the ratios of
+neighbouring turns count. The check fails (exit code 1) where the 95 % interval of the median ratio
+present / base is above --limit, and again in a second measurement with fresh workers: where a
+process happens to be in memory can cost some per cent, and among a dozen comparisons one in a while
+is unlucky.
+
+Compared are fprop, dgrad and wgrad of four layers, a call of a tiny layer with and without
+gradients, and a training step of the Dynamic Sparse Network at each length of --steps. --cases FILE
+compares your own layers instead of these: a JSON list with an object for each, such as ::
+
+    [{"name": "mine", "in_channels": 64, "out_channels": 64, "kernel_size": 15, "length": 500,
+      "density": 0.1, "n": 8, "padding": "same"}]
+
+``n`` series are 16 by default; stride, padding (a number, a pair, "same" or "valid"), dilation,
+groups and padding_mode are those of nn.Conv1d, ``dtype`` is "float32", ``seed`` draws the pattern.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple, NoReturn, Protocol
+
+import numpy as np
+import torch
+
+from benchmarks.gates import rows as gate_rows
+from benchmarks.gates.rows import Row
+from benchmarks.gates.trees import CompareError, build, git, worktree
+from sparseconv.bench.cases import CASES
+from sparseconv.bench.run import WrongResultError, check_bounds
+from sparseconv.measure import timing
+from sparseconv.measure.machine import measurement_context
+from sparseconv.measure.table import Table
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("worker.py")
+LIMIT = 1.10
+ROUNDS = 60
+# A turn lasts about so long: far longer than a message takes, shorter than other tenants' turns.
+TURN_SECONDS = 3e-3
+
+Key = tuple[str, str]  # row, computation
+
+
+class Side(Protocol):
+    """One of the two trees, ready to run; returns seconds per call."""
+
+    def seconds(self, row: str, computation: str, repeats: int, /) -> float: ...
+
+
+class Result(NamedTuple):
+    """One comparison; times are medians in seconds, the ratio is present / base."""
+
+    row: str
+    computation: str
+    base: float
+    present: float
+    ratio: timing.Interval
+
+    def verdict(self, limit: float) -> str:
+        if self.ratio.low > limit:
+            return "slower"
+        return "faster" if self.ratio.high < 1 / limit else "unchanged"
+
+
+def measure(base: Side, present: Side, key: Key, *, rounds: int, seed: int) -> Result:
+    """Let the two sides take turns with one computation."""
+    once = max(side.seconds(*key, 1) for side in (base, present))
+    repeats = max(1, round(TURN_SECONDS / once))
+    elapsed = 0.0
+
+    def turn(side: Side) -> Callable[[], None]:
+        def call() -> None:
+            nonlocal elapsed
+            elapsed += side.seconds(*key, repeats)
+
+        return call
+
+    # The sides time themselves: their seconds are the clock, and waiting for them takes none.
+    times = timing.interleave(
+        {"base": turn(base), "present": turn(present)},
+        rounds=rounds,
+        least_seconds=0,
+        seed=seed,
+        clock=lambda: elapsed,
+    )
+    medians = (float(np.median(times[name])) for name in ("base", "present"))
+    return Result(*key, *medians, timing.ratio(times, "present", "base"))
+
+
+def compare(
+    sides: Callable[[], AbstractContextManager[tuple[Side, Side]]],
+    keys: Sequence[Key],
+    *,
+    rounds: int = ROUNDS,
+    limit: float = LIMIT,
+) -> list[Result]:
+    """Measure every key; those that look slower are measured once more, by sides started afresh."""
+    found: dict[Key, Result] = {}
+    for attempt in range(2):
+        with sides() as (base, present):
+            for key in keys:
+                found[key] = measure(base, present, key, rounds=rounds, seed=attempt)
+        keys = [key for key in keys if found[key].verdict(limit) == "slower"]
+        if not keys:
+            break
+    return list(found.values())
+
+
+class Worker:
+    """A process that runs one tree's code.
+
+    Raises:
+        CompareError: from any method, if the process ended.
+    """
+
+    def __init__(self, tree: Path, rows: Path, results: Path, threads: int) -> None:
+        self.tree = tree
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")]),
+            # Idle threads must not spin: it is the other worker's turn.
+            "OMP_WAIT_POLICY": "passive",
+            "OMP_NUM_THREADS": str(threads),
+        }
+        # The same cores for every worker; some systems do not let a process choose.
+        allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        # -P: a script's folder is no place to import from.
+        words = [tree, rows, results, threads, *allowed[-threads:]]
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", WORKER, *map(str, words)],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def wait(self) -> str:
+        """Wait until the results are written; returns which kernels computed them."""
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline().strip()
+        return answer or self._fail()
+
+    def seconds(self, row: str, computation: str, repeats: int, /) -> float:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps([row, computation, repeats]) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._fail()
+        return float(self.wait())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _fail(self) -> NoReturn:
+        raise CompareError(f"the worker of {self.tree} ended with code {self._process.wait()}")
+
+
+@contextmanager
+def workers(
+    base: Path, present: Path, rows: Sequence[Row], *, threads: int = 1
+) -> Iterator[tuple[Worker, Worker]]:
+    """Start both trees' workers on the same cores, and check what they compute.
+
+    Raises:
+        WrongResultError: a layer's result is wrong, so its speed means nothing.
+        CompareError: a worker does not start.
+    """
+    started: dict[str, Worker] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        torch.save([row[:3] for row in rows], folder / "rows")
+        try:
+            for name, tree in (("base", base), ("present", present)):
+                started[name] = Worker(tree, folder / "rows", folder / name, threads)
+            for name, worker in started.items():
+                print(f"{name} is measured: cpp {worker.wait()}", flush=True)
+                results = torch.load(folder / name)
+                for row in (row for row in rows if row.problem is not None):
+                    try:
+                        check_bounds(results[row.name], row.problem)
+                    except WrongResultError as error:
+                        raise WrongResultError(f"{name}, {row.name}: {error}") from error
+            yield started["base"], started["present"]
+        finally:
+            for worker in started.values():
+                worker.close()
+
+
+def table(results: Sequence[Result], limit: float) -> Table:
+    lines = [
+        (result.row, result.computation, f"{result.base * 1e3:.4g}", f"{result.present * 1e3:.4g}",
+         str(result.ratio), result.verdict(limit))
+        for result in results
+    ]  # fmt: skip
+    header = ("row", "", "base ms", "present ms", "present / base", "verdict")
+    return Table(header, lines, text_columns=2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gates.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("base", help="git ref to compare with")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="the slowest ratio that passes")
+    parser.add_argument("--cases", type=Path, metavar="FILE", help="your own layers (JSON)")
+    parser.add_argument(
+        "--steps", type=int, nargs="*", metavar="L",
+        help="lengths of the training steps (24 128; none beside --cases)",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="pairs per comparison")
+    arguments = parser.parse_args(argv)
+    if arguments.limit < 1 or arguments.threads < 1 or arguments.rounds < 5:
+        parser.error("--limit and --threads must be 1 or more, --rounds 5 or more")
+    try:
+        return run(arguments)
+    except (CompareError, WrongResultError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the worktree of BASE is removed", file=sys.stderr)
+        return 130
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.cases is None:
+        layers, steps = [*(CASES[name] for name in gate_rows.LAYERS), gate_rows.TINY], [24, 128]
+    else:
+        layers, steps = gate_rows.read_layers(arguments.cases), []
+    steps = steps if arguments.steps is None else arguments.steps
+    rows = [*map(gate_rows.layer, layers), *map(gate_rows.step, steps)]
+    keys = [(row.name, computation) for row in rows for computation in row.computations]
+    changed = ", with uncommitted changes" if git(ROOT, "status", "--porcelain") else ""
+    limit, threads = arguments.limit, arguments.threads
+    with worktree(ROOT, arguments.base) as tree:
+        heads = [git(where, "rev-parse", "--short", "HEAD") for where in (tree, ROOT)]
+        print(f"base: {heads[0]} ({arguments.base}); present: {heads[1]}{changed}")
+        print("building both trees", flush=True)
+        base, present = build(tree, tree.parent / "base"), build(ROOT, tree.parent / "present")
+        results = compare(
+            lambda: workers(base, present, rows, threads=threads),
+            keys,
+            rounds=arguments.rounds,
+            limit=limit,
+        )
+    about = measurement_context()
+    print(f"{about['cpu']}, {threads} threads, torch {about['torch']}, {about['date']}\n")
+    print(table(results, limit).markdown())
+    slower = sum(result.verdict(limit) == "slower" for result in results)
+    if slower:
+        print(f"\n{slower} of {len(results)} became slower by over {limit - 1:.0%}")
+    if unclear := sum(result.ratio.high > limit for result in results) - slower:
+        print(f"\n{unclear} intervals reach beyond {limit:.2f}: --rounds, or a quieter machine")
+    return 1 if slower else 0
+
+
+if __name__ == "__main__":
+    # As after Ctrl-C: the worktree and the workers are cleaned up on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""What is compared: layers (named ones, or a user's own), a call of a tiny one, training steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.gates.trees import CompareError
+from sparseconv.bench.cases import Case, Problem
+from sparseconv.models import DSN
+
+# Short and long series, many channels and one, a scattered pattern and a dense run.
+LAYERS = ("dsn_evolved_L24", "dsn_evolved_L128", "dsn_prefix_L512", "first_layer_L128")
+TINY = Case(
+    name="tiny layer", suite="own", n=1, in_channels=4, out_channels=8, kernel_size=5, length=16,
+    padding="same", density=0.5,
+)  # fmt: skip
+NEEDED = {"name", "in_channels", "out_channels", "kernel_size", "length", "density"}
+KNOWN = NEEDED | {"n", "stride", "padding", "dilation", "groups", "padding_mode", "dtype", "seed"}
+
+
+class Row(NamedTuple):
+    """One thing that both sides compute."""
+
+    name: str
+    kind: str  # of the worker's
+    data: dict[str, Any]  # that the worker gets
+    computations: tuple[str, ...]
+    problem: Problem | None = None  # that a layer must solve correctly
+
+
+def layer(case: Case) -> Row:
+    problem = case.build()
+    data = {name: getattr(problem, name) for name in ("x", "values", "grad")}
+    data |= {"mask": problem.pattern.to_mask(), "options": case.options}
+    if case is TINY:
+        return Row(case.name, "call", data, ("forward", "forward, recording gradients"), None)
+    return Row(case.name, "layer", data, ("fprop", "dgrad", "wgrad"), problem)
+
+
+def step(length: int) -> Row:
+    """A training step of the paper's network on 16 series."""
+    generator = torch.Generator().manual_seed(0)
+    network = {"in_channels": 1, "n_classes": 10}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = DSN(**network).state_dict()
+    data = {
+        "network": network,
+        "state": state,
+        "x": torch.randn(16, 1, length, generator=generator),
+        "y": torch.randint(10, (16,), generator=generator),
+    }
+    return Row(f"DSN, L = {length}", "step", data, ("training step",))
+
+
+def read_layers(path: Path) -> list[Case]:
+    """A user's own layers: a JSON list, one object each; see ``compare --help``.
+
+    Raises:
+        CompareError: the file is missing or malformed; the text names the entry.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CompareError(f"--cases {path} cannot be read as JSON: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise CompareError(f"--cases {path} must hold a list of layers: [{{...}}, ...]")
+    cases: dict[str, Case] = {}
+    for i, entry in enumerate(entries):
+        try:
+            case = _case(entry)
+            if case.name in cases:
+                raise ValueError(f"the name {case.name!r} occurs twice")
+            case.build()
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise CompareError(f"--cases {path}, entry {i}: {error}") from error
+        cases[case.name] = case
+    return list(cases.values())
+
+
+def _case(entry: Any) -> Case:
+    if not isinstance(entry, dict) or not NEEDED <= set(entry) <= KNOWN:
+        raise ValueError(
+            f"expected an object with {', '.join(sorted(NEEDED))}, and perhaps "
+            f"{', '.join(sorted(KNOWN - NEEDED))}, but got {entry!r}"
+        )
+    pair = {"padding": tuple(entry["padding"])} if isinstance(entry.get("padding"), list) else {}
+    case = Case(**({"n": 16} | entry | pair), suite="own")
+    if not 0 < case.density <= 1:
+        raise ValueError(f"density must be above 0 and at most 1, but got {case.density}")
+    if not case.is_valid:
+        raise ValueError(f"the kernel or its padding does not fit into length {case.length}")
+    return case

@@ -1,0 +1,56 @@
+"""The two trees that are compared: a commit checked out beside the repository, and builds."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class CompareError(RuntimeError):
+    """The two trees could not be compared; the text says why and what to do."""
+
+
+def git(repo: Path, *words: str) -> str:
+    """Raises CompareError, with what git says."""
+    try:
+        done = subprocess.run(["git", *words], cwd=repo, capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise CompareError(f"bench-check needs git: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise CompareError(f"git {' '.join(words)} failed: {error.stderr.strip()}") from error
+    return done.stdout.strip()
+
+
+@contextmanager
+def worktree(repo: Path, ref: str) -> Iterator[Path]:
+    """Check a commit out beside ``repo``; nothing of it is left afterwards, whatever happens."""
+    folder = Path(tempfile.mkdtemp(prefix="sparseconv-base-")).resolve()
+    try:
+        git(repo, "worktree", "add", "--quiet", "--detach", str(folder / "tree"), ref)
+        yield folder / "tree"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        # Makes git forget every tree whose folder is gone, also one that it had only begun.
+        git(repo, "worktree", "prune")
+
+
+def build(tree: Path, into: Path) -> Path:
+    """Build a tree's package into a folder of its own; returns what to import it from.
+
+    Raises:
+        CompareError: with the end of the build's output.
+    """
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", into / "temp",
+               "--build-lib", into / "lib"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    # setup.py leaves the extension out if it cannot be compiled, and succeeds.
+    if done.returncode != 0 or not list((into / "lib" / "sparseconv").glob("_C*.so")):
+        raise CompareError(f"{tree} does not build a package with kernels:\n{done.stdout[-3000:]}")
+    return into / "lib"
