@@ -17,7 +17,8 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks import accuracy, gpu_tables, readme_tables
+from benchmarks import accuracy, readme_tables
+from benchmarks.gpu import tables as gpu_tables
 from sparseconv.bench import goals, tables
 from sparseconv.bench.page import plots
 
