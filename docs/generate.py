@@ -14,7 +14,6 @@ from benchmarks import published_networks, readme, readme_tables
 from sparseconv.bench.page import plots, report
 from sparseconv.bench.page.svg import Plot
 from sparseconv.measure.table import Table
-from sparseconv.ops.backends import NEVER_ON_A_GPU
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +31,6 @@ def write_all(folder: Path) -> None:
         "saved": lambda: "\n\n".join(map(plot, plots.saved(bench["rows"]))),
         "dense_wins": lambda: dense_wins(bench["rows"]).markdown(),
         "published_networks": networks,
-        "never_on_a_gpu": never_on_a_gpu,
     }
     for name, make in parts.items():
         _write(folder / f"{name}.md", make())
@@ -69,14 +67,6 @@ def dense_wins(rows: Sequence[Mapping[str, Any]]) -> Table:
             for row in lost
         ],
     )  # fmt: skip
-
-
-def never_on_a_gpu() -> str:
-    """What ``info`` says of each kernel, while it is so."""
-    if not NEVER_ON_A_GPU:
-        return ""
-    lines = [f"- {name}: {instead}" for name, instead in NEVER_ON_A_GPU.items()]
-    return "\n".join(["**They have never run on a GPU,** and no speed is claimed:", "", *lines])
 
 
 def networks() -> str:

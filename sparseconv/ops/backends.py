@@ -17,12 +17,6 @@ from sparseconv.core.tracing import constant_in_graphs
 
 BACKENDS = ("cpp", "cuda", "triton", "reference")
 _ON = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
-# What was done instead, as long as benchmarks/results has no run of benchmarks/gpu.py: the tests
-# compare this with that folder, and README, docs and the kernels' own heads with this.
-NEVER_ON_A_GPU = {
-    "cuda": "compiled for sm_80 and sm_90, and run as plain C++ on a CPU under sanitizers",
-    "triton": "interpreted on a CPU, and compiled for sm_80 and sm_90",
-}
 _CPU = torch.device("cpu")
 
 
@@ -145,15 +139,6 @@ def available_backends() -> dict[str, str]:
         'available'
     """
     return {name: _state(name) for name in BACKENDS}
-
-
-def untried() -> dict[str, str]:
-    """Backends that are installed here though nobody ever ran them on a GPU, with words to say."""
-    return {
-        name: f"never yet run on a GPU: only {instead}"
-        for name, instead in NEVER_ON_A_GPU.items()
-        if (name == "triton" and _waits_for_gpu()) or _missing(name) is None
-    }
 
 
 def resolve_backend(name: str, device: torch.device) -> str:

@@ -11,7 +11,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,25 +45,6 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert rows[f"backend {name}"] == state
     for name in machine.OPTIONAL_PACKAGES:
         assert name in rows
-
-
-@pytest.mark.promise("P10")
-@pytest.mark.parametrize("cuda", [True, False])
-@pytest.mark.parametrize("triton", [True, False])
-def test_info_says_which_kernels_never_ran_on_a_gpu(
-    cuda: bool, triton: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of those that are there, whether or not this machine has a GPU."""
-    monkeypatch.setattr(backends, "extension", SimpleNamespace(cuda=cuda, isa=lambda: "avx2"))
-    module = SimpleNamespace(INTERPRETED=False) if triton else None
-    monkeypatch.setattr(backends, "_waits_for_gpu", lambda: False)
-    monkeypatch.setattr(backends, "_load_triton", lambda: (module, "not installed"))
-    assert main(["info"]) == 0
-    text = capsys.readouterr().out
-    said = re.findall(r"^(\w+) kernels +never yet run on a GPU: only (.*)$", text, re.MULTILINE)
-    there = {"cuda": cuda, "triton": triton}
-    wanted = [name for name in backends.NEVER_ON_A_GPU if there[name]]
-    assert said == [(name, backends.NEVER_ON_A_GPU[name]) for name in wanted]
 
 
 @pytest.mark.promise("P10")
