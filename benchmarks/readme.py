@@ -17,8 +17,9 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks import accuracy, readme_tables
+from benchmarks import readme_tables
 from benchmarks.gpu import tables as gpu_tables
+from benchmarks.paper import accuracy
 from sparseconv.bench import goals, tables
 from sparseconv.bench.page import plots
 
@@ -95,9 +96,9 @@ def section(results: Path = RESULTS) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def accuracies(results: Path = RESULTS) -> str:
+def accuracies() -> str:
     """Accuracy of the network beside published ones, in Markdown."""
-    runs = accuracy.finished(results / "accuracy.jsonl")
+    runs = accuracy.finished(accuracy.RESULTS)
     return (
         "Accuracy in percent: mean over seeds ± their standard deviation (number of seeds), "
         "default recipe, fewer epochs; published means of the peers, their own full "

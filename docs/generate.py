@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import published_networks, readme, readme_tables
+from benchmarks import readme, readme_tables
+from benchmarks.paper import published_networks
 from sparseconv.bench.page import plots, report
 from sparseconv.bench.page.svg import Plot
 from sparseconv.measure.table import Table
@@ -72,7 +73,7 @@ def dense_wins(rows: Sequence[Mapping[str, Any]]) -> Table:
 def networks() -> str:
     """Networks of other packages, pruned and converted."""
     if not published_networks.RESULTS.exists():
-        return "Not measured yet: `python -m benchmarks.published_networks` does."
+        return "Not measured yet: `python -m benchmarks.paper.published_networks` does."
     return published_networks.table()
 
 

@@ -1,26 +1,25 @@
-"""``python -m benchmarks.published_networks``: networks that nobody here wrote, pruned and converted.
+"""``python -m benchmarks.paper.published_networks``: networks of other authors, pruned and converted.
 
 Each network is built by its own package with that package's defaults, trained dense, pruned by
 ``torch.nn.utils.prune`` (90 % of every convolution's weights, the smallest ones), converted by
-``sc.convert``, and fine-tuned in four ways with the same number of epochs: dense and unpruned, masked
-dense (the pruning hooks), converted with its pattern, and converted with a ``DSTScheduler`` (RigL, as
-in its paper: 0.3, a cosine to 0). Timed in turns: a training step and inference of the first three. One thread. Every finished run is written to
-benchmarks/results/published_networks.json at once, and skipped when the command is repeated;
-``--table`` prints what is recorded.
+``sc.convert``, and fine-tuned in four ways with the same number of epochs: dense and unpruned,
+masked dense (the pruning hooks), converted with its pattern, and converted with a ``DSTScheduler``
+(RigL, as in its paper: 0.3, a cosine to 0). Timed in turns, on one thread: a training step and
+inference of the first three. Every finished run is written to results/published_networks.json at
+once, and skipped when the command is repeated; ``--table`` prints what is recorded.
 
 The packages are no dependencies of this project. Into an environment that has it with ``[tsc]``:
 
     pip install torch==2.13.0 tsai torch-ecg pytorch-tcn
 
 tsai's fastai brings a torchvision for CUDA, which a CPU build of torch cannot load; uninstall it.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +38,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 import sparseconv as sc
+from benchmarks.paper.accuracy import spread
 from sparseconv import datasets
 from sparseconv.bench.files import rounded, write_json
 from sparseconv.measure.machine import measurement_context, threads
@@ -258,7 +258,7 @@ def table(path: Path = RESULTS) -> str:
             for what in ("step", "inference")
             for way in WAYS[:2]
         ]
-        scores = [_spread([row["after"][way] for row in runs]) for way in (*WAYS, "moving")]
+        scores = [spread([100 * row["after"][way] for row in runs], 1) for way in (*WAYS, "moving")]
         size = " x ".join(map(str, timed["shape"]))
         layers = f"{sparse} of {len(timed['layers'])}"
         network = f"{name} ({timed['package']})"
@@ -297,14 +297,8 @@ def _left_dense(row: Mapping[str, Any]) -> dict[str, int]:
     return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
 
 
-def _spread(values: Sequence[float]) -> str:
-    percent = [100 * value for value in values]
-    deviation = f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else ""
-    return f"{statistics.mean(percent):.1f}{deviation} ({len(percent)})"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.published_networks")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.published_networks")
     names = [network.name for network in NETWORKS]
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(names)}")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each network (3)")

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.accuracy``: the full recipe on the bundled data sets.
+"""``python -m benchmarks.paper.accuracy``: the full recipe on the bundled data sets.
 
 Trains a DSN per data set and seed, with sparse kernels and, for the sets named by
 ``--masked-dense``, also as masked dense weights. Every finished run appends one JSON line to
 ``--out``; runs that are in the file already are skipped, so the command can be stopped and
-repeated. At the end it prints the means beside published accuracies (benchmarks/published.csv).
+repeated. At the end it prints the means beside published accuracies (published.csv).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import json
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sparseconv import datasets
 from sparseconv.bench.network.masked import MaskedDST, masked_copy
@@ -26,7 +26,7 @@ from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
 from sparseconv.models import DSN
 from sparseconv.training.evaluation import predict_log_proba
-from sparseconv.training.loop import PatternScheduler, train
+from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 
 # The paper's settings by archive. All else is the default of DSN and Recipe.
@@ -43,6 +43,7 @@ SETTINGS = {
     "JapaneseVowels": UEA,
 }
 PUBLISHED = Path(__file__).with_name("published.csv")
+RESULTS = Path(__file__).with_name("results") / "accuracy.jsonl"
 KEY = ("dataset", "kind", "seed", "epochs")  # what makes a run the same run
 
 
@@ -57,25 +58,8 @@ def run(
     model = sparse if kind == "sparse" else masked_copy(sparse)
     recipe = Recipe(epochs=epochs, seed=seed)
 
-    def masked_dst(
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        update_every: int,
-        end_step: int,
-        decay_steps: int,
-    ) -> PatternScheduler:
-        return MaskedDST(
-            model,
-            optimizer,
-            update_every=update_every,
-            end_step=end_step,
-            decay_steps=decay_steps,
-            prune_fraction=recipe.prune_fraction,
-            prune_floor=recipe.prune_floor,
-            grow=recipe.grow,
-            seed=recipe.seed,
-        )
-
+    names = ("prune_fraction", "prune_floor", "grow", "seed")
+    masked_dst = partial(MaskedDST, **{name: getattr(recipe, name) for name in names})
     result = train(
         model,
         data.X_train,
@@ -124,7 +108,7 @@ def table(runs: Iterable[Mapping[str, Any]]) -> Table:
             (
                 dataset,
                 str(epochs),
-                *(_spread(kinds.get(kind, [])) for kind in ("sparse", "masked dense")),
+                *(spread(kinds.get(kind, [])) for kind in ("sparse", "masked dense")),
                 *(f"{published[dataset, peer]:.2f}" for peer in peers),
             )
             for (dataset, epochs), kinds in by_set.items()
@@ -132,22 +116,25 @@ def table(runs: Iterable[Mapping[str, Any]]) -> Table:
     )
 
 
-def _spread(values: Sequence[float]) -> str:
-    if not values:
+def spread(percent: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation (how many), ``"-"`` of none."""
+    if not percent:
         return "-"
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation} ({len(values)})"
+    deviation = f" ± {statistics.stdev(percent):.{digits}f}" if len(percent) > 1 else ""
+    return f"{statistics.mean(percent):.{digits}f}{deviation} ({len(percent)})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper.accuracy", description=__doc__
+    )
     sets = list(SETTINGS)
     parser.add_argument("--datasets", nargs="*", choices=sets, default=sets)
     parser.add_argument("--masked-dense", nargs="*", choices=sets, default=[], metavar="DATASET")
     parser.add_argument("--epochs", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy.jsonl"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     wanted = [
         (dataset, kind, seed, arguments.epochs)
