@@ -68,7 +68,7 @@ class Result(NamedTuple):
     computation: str
     base: float
     present: float
-    ratio: timing.Interval
+    ratio: timing.Estimate
 
     def verdict(self, limit: float) -> str:
         if self.ratio.low > limit:

@@ -121,7 +121,7 @@ class Target:
             rounds=rounds,
             least_seconds=2e-3 if steps == 1 else 0,
             clock=self.clock,
-            around=lambda name: tf32(candidates[name].tf32),
+            context=lambda name: tf32(candidates[name].tf32),
         )
         return {
             name: [float(f"{1e3 * seconds / steps:.5g}") for seconds in turns]

@@ -14,7 +14,6 @@ import json
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ SETTINGS = {
 }
 PUBLISHED = Path(__file__).with_name("published.csv")
 RESULTS = Path(__file__).with_name("results") / "accuracy.jsonl"
+MASKED_DST = ("prune_fraction", "prune_floor", "grow", "seed")  # what it needs of a recipe
 KEY = ("dataset", "kind", "seed", "epochs")  # what makes a run the same run
 
 
@@ -58,8 +58,12 @@ def run(
     model = sparse if kind == "sparse" else masked_copy(sparse)
     recipe = Recipe(epochs=epochs, seed=seed)
 
-    names = ("prune_fraction", "prune_floor", "grow", "seed")
-    masked_dst = partial(MaskedDST, **{name: getattr(recipe, name) for name in names})
+    constants = {name: getattr(recipe, name) for name in MASKED_DST}
+
+    def masked_dst(model: Any, optimizer: Any, every: int, end: int, decay: int) -> MaskedDST:
+        times = {"update_every": every, "end_step": end, "decay_steps": decay}
+        return MaskedDST(model, optimizer, **times, **constants)
+
     result = train(
         model,
         data.X_train,

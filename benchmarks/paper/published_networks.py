@@ -1,4 +1,4 @@
-"""``python -m benchmarks.paper.published_networks``: networks of other authors, pruned and converted.
+"""``python -m benchmarks.paper.published_networks``: other authors' networks, pruned and converted.
 
 Each network is built by its own package with that package's defaults, trained dense, pruned by
 ``torch.nn.utils.prune`` (90 % of every convolution's weights, the smallest ones), converted by

@@ -317,7 +317,7 @@ def test_wide_intervals_are_pointed_out(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    result = compare.Result("row", "fprop", 1.0, 1.0, timing.Interval(1.0, 0.7, 1.3))
+    result = compare.Result("row", "fprop", 1.0, 1.0, timing.Estimate(1.0, 0.7, 1.3))
     monkeypatch.setattr(compare, "build", lambda tree, into: into)
     monkeypatch.setattr(compare, "compare", lambda *_, **__: [result])
     assert compare.main(["--cases", str(written(tmp_path, [MINE])), "--", "good"]) == 0
