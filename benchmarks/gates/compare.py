@@ -258,7 +258,7 @@ def run(arguments: argparse.Namespace) -> int:
             limit=limit,
         )
     about = measurement_context()
-    print(f"{about['cpu']}, {threads} threads, torch {about['torch']}, {about['date']}\n")
+    print(f"{about['cpu']}, {threads} thread(s), torch {about['torch']}, {about['date']}\n")
     print(table(results, limit).markdown())
     slower = sum(result.verdict(limit) == "slower" for result in results)
     if slower:
