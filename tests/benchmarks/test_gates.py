@@ -15,8 +15,6 @@ import pytest
 
 from benchmarks.gates import compare, rows, trees
 from benchmarks.gates.trees import CompareError
-from sparseconv.bench.cases import CASES
-from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
 
 KEYS = [(f"row {i}", computation) for i in range(4) for computation in ("fprop", "dgrad", "wgrad")]
@@ -112,61 +110,6 @@ def test_a_turn_lasts_long_enough(once: float, repeats: int) -> None:
     for side in (base, present):
         assert side.requests[0] == (*KEYS[0], 1)
         assert {request[2] for request in side.requests[1:]} == {repeats}
-
-
-# Real workers, on the extension that is built in the tree.
-
-REAL = rows.layer(CASES["first_layer_L128"])
-ALTERED = f"""
-import sys
-del sys.modules["sparseconv"]
-sys.path.insert(1, {str(compare.ROOT)!r})
-sys.path.pop(0)
-import sparseconv
-sparseconv.__file__ = __file__
-convolve = sparseconv.sparse_conv1d
-"""
-
-
-def altered_tree(folder: Path, convolve: str) -> Path:
-    """This package with another ``sparse_conv1d``, as a tree of its own."""
-    (folder / "sparseconv").mkdir(parents=True)
-    code = f"{ALTERED}sparseconv.sparse_conv1d = {convolve}\n"
-    (folder / "sparseconv" / "__init__.py").write_text(code)
-    return folder
-
-
-def test_a_slowed_computation_fails_and_no_other_does(tmp_path: Path) -> None:
-    tree = altered_tree(
-        tmp_path,
-        "lambda x, v, *a, **k: (x.requires_grad or v.requires_grad or convolve(x, v, *a, **k), "
-        "convolve(x, v, *a, **k))[1]",
-    )
-    compared = [REAL, rows.layer(rows.TINY), rows.step(8)]
-    keys = [(row.name, computation) for row in compared for computation in row.computations]
-    found = compare.compare(lambda: compare.workers(compare.ROOT, tree, compared), keys, rounds=15)
-    assert slower(found) == [(REAL.name, "fprop")], found
-    assert found[0].ratio.median > 1.5
-
-
-def test_a_wrong_result_is_not_timed(tmp_path: Path) -> None:
-    tree = altered_tree(tmp_path, "lambda x, v, *a, **k: convolve(x, 1.001 * v, *a, **k)")
-    with (
-        pytest.raises(WrongResultError, match=f"present, {REAL.name}: fprop is wrong"),
-        compare.workers(compare.ROOT, tree, [REAL]),
-    ):
-        pytest.fail("a wrong kernel was offered for timing")
-
-
-def test_a_worker_of_another_tree_is_refused(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with (
-        pytest.raises(CompareError, match=f"worker of {tmp_path} ended with code 1"),
-        compare.workers(tmp_path, compare.ROOT, [REAL]),
-    ):
-        pytest.fail("the base was taken from elsewhere")
-    assert f"sparseconv was to come from {tmp_path}" in capfd.readouterr().err
 
 
 # A user's own layers.
