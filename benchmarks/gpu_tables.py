@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import gpu_checks
-from benchmarks.readme_tables import three_digits
 from sparseconv.bench.goals import Goal, worst_of
+from sparseconv.bench.tables import three_digits
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, median_with_ci, ratio
 

@@ -1,15 +1,15 @@
-"""What else computes the same convolution, each at its best settings.
+"""Other ways to compute the same convolution, each at its best settings.
 
-A rival takes a problem and returns one call per computation. What depends on the weights' values
-or on a tensor's memory format alone is prepared beforehand, outside the timed call, in the rival's
-favour. ``wgrad`` may give the gradient of all weights: only the active ones are looked at.
+A baseline is given a problem and returns one call per computation. A tensor's memory format, and
+whatever depends on the pattern alone, is prepared outside the timed call, in the baseline's favour.
+``wgrad`` may return the gradient of all weights: only the active ones are looked at.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -23,7 +23,7 @@ from sparseconv.reference import dense_weight, pad
 Calls = dict[str, Callable[[], Tensor]]
 
 
-class Rival(Protocol):
+class Baseline(Protocol):
     """Builds the calls for one problem."""
 
     def __call__(self, problem: Problem, /) -> Calls: ...
@@ -34,7 +34,7 @@ def _pad(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _unpad(grad: Tensor, geometry: Geometry, length: int) -> Tensor:
-    """The gradient of ``_pad``: what lies in the padding goes back to its source."""
+    """The gradient of ``_pad``: what belongs to the padding is added to its source."""
     left, right = geometry.padding
     inner = grad[..., left : left + length]
     if geometry.padding_mode == "zeros" or not (left or right):
@@ -52,105 +52,73 @@ def _unpad(grad: Tensor, geometry: Geometry, length: int) -> Tensor:
     return inner
 
 
-def _conv1d(problem: Problem, mask: Tensor | None = None) -> Calls:
-    """``F.conv1d`` and its gradients, each alone; with the mask applied as published codes do."""
-    x, values, grad, pattern, geometry = problem
-    dense = dense_weight(values, pattern)
-    left, right = geometry.padding
-    fits = left == right and geometry.padding_mode == "zeros"  # one call pads by itself
-    inside = left if fits else 0
-    options = ([geometry.stride], [inside], [geometry.dilation])
-
-    def padded() -> Tensor:
-        return x if fits else _pad(x, geometry)
-
-    def backward(wanted: int, input: Tensor) -> Tensor:
-        chosen = [wanted == i for i in range(3)]
-        result: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            grad, input, dense, None, *options, False, [0], geometry.groups, chosen
-        )
-        return result[wanted]
-
-    # The input's gradient reads the input's shape only.
-    shaped = x if fits else x.new_empty(*x.shape[:2], x.shape[2] + left + right)
-
-    def fprop() -> Tensor:
-        weight = dense if mask is None else dense * mask
-        return F.conv1d(padded(), weight, None, *options, geometry.groups)
-
-    def dgrad() -> Tensor:
-        g = backward(0, shaped)
-        return g if fits else _unpad(g, geometry, x.shape[2])
-
-    def wgrad() -> Tensor:
-        g = backward(1, padded())
-        return g if mask is None else g * mask
-
-    return {
-        "fprop": fprop,
-        "dgrad": dgrad,
-        "wgrad": wgrad,
-    }
-
-
 def conv1d(problem: Problem) -> Calls:
-    """PyTorch's dense convolution."""
-    return _conv1d(problem)
-
-
-def masked_dense(problem: Problem) -> Calls:
-    """The dense convolution on ``weight * mask``, which is how masks are trained elsewhere.
-
-    The forward pass multiplies, the input's gradient finds the product made, and the weight's
-    gradient is multiplied by the mask.
-    """
-    return _conv1d(problem, problem.pattern.to_mask().to(problem.x.dtype))
+    """``F.conv1d`` and its two gradients, each alone."""
+    return _dense(problem, F.conv1d, lambda t: t, lambda t: t)
 
 
 def conv2d_channels_last(problem: Problem) -> Calls:
-    """A two-dimensional convolution of height 1 in channels_last, the strongest dense path found.
+    """``F.conv2d`` of height 1 on channels-last memory, into which everything was converted."""
+    return _dense(
+        problem,
+        F.conv2d,
+        lambda t: t.unsqueeze(2).contiguous(memory_format=torch.channels_last),
+        lambda t: t.squeeze(2),
+    )
 
-    Input, weight and gradient are converted beforehand.
-    """
+
+def _dense(
+    problem: Problem,
+    convolve: Callable[..., Tensor],
+    convert: Callable[[Tensor], Tensor],
+    back: Callable[[Tensor], Tensor],
+) -> Calls:
     x, values, grad, pattern, geometry = problem
-    last = torch.channels_last
-    weight = dense_weight(values, pattern).unsqueeze(2).contiguous(memory_format=last)
-    left, right = geometry.padding
-    fits = left == right and geometry.padding_mode == "zeros"
-    inside = left if fits else 0
-    options = ([1, geometry.stride], [0, inside], [1, geometry.dilation])
-    image, g = (t.unsqueeze(2).contiguous(memory_format=last) for t in (x, grad))
-    shape = (*image.shape[:3], x.shape[2] + (0 if fits else left + right))
-    shaped = image.new_empty(shape).contiguous(memory_format=last)
+    image, weight, g = (convert(t) for t in (x, dense_weight(values, pattern), grad))
+    fits = len(set(geometry.padding)) == 1 and geometry.padding_mode == "zeros"
+    inside = geometry.padding[0] if fits else 0  # one call pads by itself
+    height = [1] * (image.dim() - 3)
+    sizes = (
+        [*height, geometry.stride],
+        [*(0 for _ in height), inside],
+        [*height, geometry.dilation],
+    )
+    # The input's gradient reads the input's shape only.
+    shaped = image if fits else convert(x.new_empty(_pad(x, geometry).shape))
 
     def padded() -> Tensor:
-        if fits:
-            return image
-        wide = _pad(image.squeeze(2), geometry).unsqueeze(2)
-        return wide.contiguous(memory_format=last)
+        return image if fits else convert(_pad(back(image), geometry))
 
     def backward(wanted: int, input: Tensor) -> Tensor:
         chosen = [wanted == i for i in range(3)]
         result: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            g, input, weight, None, *options, False, [0, 0], geometry.groups, chosen
+            g,
+            input,
+            weight,
+            None,
+            *sizes,
+            False,
+            [0, *(0 for _ in height)],
+            geometry.groups,
+            chosen,
         )
-        return result[wanted].squeeze(2)
+        return back(result[wanted])
 
     def dgrad() -> Tensor:
         found = backward(0, shaped)
         return found if fits else _unpad(found, geometry, x.shape[2])
 
     return {
-        "fprop": lambda: F.conv2d(padded(), weight, None, *options, geometry.groups).squeeze(2),
+        "fprop": lambda: back(convolve(padded(), weight, None, *sizes, geometry.groups)),
         "dgrad": dgrad,
         "wgrad": lambda: backward(1, padded()),
     }
 
 
 def im2col_csr(problem: Problem) -> Calls:
-    """``torch.sparse`` CSR times the columns that the kernel sees; indices made beforehand.
+    """``torch.sparse`` CSR times the columns that the kernel sees; indices prepared beforehand.
 
-    Columns are (input channel, tap) by (series, output sample); groups lie on the diagonal.
+    Columns are (input channel, tap) by (series, output sample); groups are on the diagonal.
     """
     x, values, grad, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape
@@ -197,8 +165,14 @@ def im2col_csr(problem: Problem) -> Calls:
     return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}
 
 
-def fft(problem: Problem) -> Calls:
-    """Products of spectra; the weight's spectrum is made beforehand."""
+def fft(problem: Problem, *, prepared: bool = False) -> Calls:
+    """Products of spectra, by ``torch.fft``.
+
+    In training the weights change at every step, so their spectrum is computed inside the call.
+    ``prepared`` computes it beforehand, as inference can; a training step that kept it from the
+    forward pass would also find it prepared in ``dgrad``. ``wgrad`` needs none and is the same in
+    both, so it is timed once.
+    """
     x, values, grad, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape
     stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
@@ -210,10 +184,15 @@ def fft(problem: Problem) -> Calls:
     dense = dense_weight(values, pattern)
     kernel = dense.new_zeros(*dense.shape[:2], reach)
     kernel[..., ::dilation] = dense
-    # (frequency, group, input, output), so that each frequency is one matrix product.
-    spectrum = torch.fft.rfft(kernel, size).view(groups, out_channels // groups, group_channels, -1)
-    spectrum = spectrum.permute(3, 0, 2, 1)
-    forward, backward = spectrum.conj().resolve_conj().contiguous(), spectrum.mT.contiguous()
+
+    def spectrum() -> Tensor:  # (frequency, group, input, output): a matrix product for each
+        found: Tensor = torch.fft.rfft(kernel, size)
+        found = found.view(groups, out_channels // groups, group_channels, -1)
+        return found.permute(3, 0, 2, 1)
+
+    ready = spectrum() if prepared else None
+    conjugate = None if ready is None else ready.conj().resolve_conj().contiguous()
+    transposed = None if ready is None else ready.mT.contiguous()
 
     def transform(t: Tensor) -> Tensor:  # (N, C, samples) -> (frequency, group, N, C // group)
         found: Tensor = torch.fft.rfft(t, size)
@@ -232,11 +211,13 @@ def fft(problem: Problem) -> Calls:
         return wide
 
     def fprop() -> Tensor:
-        y = samples(transform(_pad(x, geometry)) @ forward)
+        y = samples(
+            transform(_pad(x, geometry)) @ (spectrum().conj() if conjugate is None else conjugate)
+        )
         return y[..., : stride * (outputs - 1) + 1 : stride]
 
     def dgrad() -> Tensor:
-        found = samples(transform(spread()) @ backward)
+        found = samples(transform(spread()) @ (spectrum().mT if transposed is None else transposed))
         return _unpad(found[..., :padded_length], geometry, length)
 
     def wgrad() -> Tensor:
@@ -244,7 +225,8 @@ def fft(problem: Problem) -> Calls:
         lags: Tensor = torch.fft.irfft(found.permute(1, 2, 3, 0).flatten(0, 1), size)
         return lags[..., :reach:dilation]
 
-    return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}
+    calls: Calls = {"fprop": fprop, "dgrad": dgrad}
+    return calls if prepared else calls | {"wgrad": wgrad}
 
 
 def fast_size(least: int) -> int:
@@ -265,41 +247,10 @@ def fast_size(least: int) -> int:
         size += 2
 
 
-def fft_bound(problem: Problem) -> Mapping[str, Tensor]:
-    """How far from float64 a sum of products of spectra may lie; shapes that broadcast.
-
-    A transform of ``size`` samples has a relative error of ``log2(size) * 7 u`` in the 2-norm
-    (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, theorem 24.2); three of them
-    and a sum of ``terms`` complex products make the error, relative to the norms of what is
-    multiplied. A norm says nothing of single outputs: this bound is looser than that of a sum.
-    """
-    x, values, grad, pattern, geometry = problem
-    wide = _pad(x.double(), geometry)
-    size = fast_size(wide.shape[2])
-    unit = torch.finfo(x.dtype).eps / 2
-    kernels = dense_weight(values.double(), pattern).norm(dim=2)  # (C_out, C_in // groups)
-    groups = geometry.groups
-    out_channels, group_channels, _ = pattern.shape
-    each = out_channels // groups
-    inputs = wide.norm(dim=2).view(-1, groups, group_channels)
-    outputs = grad.double().norm(dim=2).view(-1, groups, each)
-    weights = kernels.view(groups, each, group_channels)
-
-    def error(terms: int) -> float:
-        return unit * (3 * 7 * math.log2(size) + 2 * terms + 4) * math.sqrt(size)
-
-    n = x.shape[0]
-    y = torch.einsum("ngc,goc->ngo", inputs, weights).reshape(n, -1, 1) * error(group_channels)
-    dx = torch.einsum("ngo,goc->ngc", outputs, weights).reshape(n, -1, 1) * error(each)
-    copies = 1 + max(geometry.padding)  # so many samples of the padding meet in one
-    dw = torch.einsum("ngo,ngc->goc", outputs, inputs).reshape(out_channels, -1, 1) * error(n)
-    return {"fprop": y, "dgrad": dx * copies, "wgrad": dw.expand(pattern.shape)}
-
-
-RIVALS: dict[str, Rival] = {
+BASELINES: dict[str, Baseline] = {
     "conv1d": conv1d,
     "conv2d_channels_last": conv2d_channels_last,
-    "masked_dense": masked_dense,
     "im2col_csr": im2col_csr,
     "fft": fft,
+    "fft_prepared": partial(fft, prepared=True),
 }
