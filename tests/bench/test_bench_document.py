@@ -52,7 +52,7 @@ def test_an_old_document_had_its_spectrum_prepared(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{"schema": 3}, {}, []])
 def test_what_is_no_document_of_ours_is_refused(tmp_path: Path, content: Any) -> None:
     (tmp_path / "bench.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="bench.json must be .* schema 1 or 2, but its schema is"):
+    with pytest.raises(ValueError, match=r"bench.json must be .* schema 1 or 2, but its schema is"):
         document.read(tmp_path / "bench.json")
 
 
@@ -70,10 +70,8 @@ def test_the_best_baseline_is_the_fastest_of_all() -> None:
 def test_every_table_names_the_fastest_and_every_baseline() -> None:
     rows = [row("dsn_evolved_L128", "dgrad"), row("dsn_evolved_L24", conv1d=9.0, fft=3.0)]
     found = tables.kernels(rows)
-    assert found.header == (
-        ["", "L", "threads", "ms", "GFLOP/s", "of peak", "vs fastest", "(which)"]
-        + ["vs F.conv1d", "vs fft", "vs fft, prepared"]
-    )  # fmt: skip
+    header = ("", "L", "threads", "ms", "GFLOP/s", "of peak", "vs fastest", "(which)")
+    assert found.header == [*header, "vs F.conv1d", "vs fft", "vs fft, prepared"]
     assert lines(found) == [
         "fprop|24|1|1.00|100|50%|3.00 [2.70, 3.30]|fft|9.00|3.00|-",
         "dgrad|128|1|1.00|100|50%|4.00 [3.60, 4.40]|fft, prepared|8.00|-|4.00",
