@@ -69,6 +69,7 @@ class FusedSpan(Step):
             or x.dim() != 3
             or x.layout is not torch.strided
             or (x.requires_grad and torch.is_grad_enabled())
+            or self.is_watched()
             or (norm is not None and norm.training)
         ):
             return None
@@ -138,7 +139,7 @@ class FoldedSparseConv(FusedSpan):
         conv = self.conv
         if (
             weight is None
-            or any(map(has_own_code, (*self.modules, pointwise)))
+            or has_own_code(pointwise)
             or not is_pointwise(pointwise)
             or (torch.is_grad_enabled() and _any_trained((weight, offsets)))
             or (weights := self.weights_for(x)) is None
