@@ -148,7 +148,7 @@ from sparseconv import machine
 sc.available_backends()
 machine.environment_info()
 sc.SparseConv1d(2, 3, 5)(torch.ones(1, 2, 9)).sum().backward()
-extras = {"aeon", "sklearn", "matplotlib", "jinja2", "triton", "tqdm", "sparseconv.ops.triton"}
+extras = {"aeon", "sklearn", "matplotlib", "triton", "tqdm", "sparseconv.ops.triton"}
 extras |= {"torch._dynamo", "torch._inductor", "sympy", "scipy", "pandas", "numba"}  # seconds each
 print(sorted(extras & (set(sys.modules) - before)))
 """
