@@ -35,10 +35,10 @@ def short(results: Path = RESULTS) -> str:
     lost = len(tables.faster_baselines(bench["rows"]).rows)
     return (
         f"{tables.when_it_pays(bench).markdown()}\n\n"
-        "Ratios: its time over the sparse time, the worse of one and two threads; below 1 sparse "
-        "is slower. *Plain dense* is `F.conv1d` for the layer, `weight * mask` for the network; "
-        f"*fastest* is whichever wins of {BASELINES}; for the network, of PyTorch's fastest "
-        f"settings. One of them wins in [{lost} of {timed} measured "
+        "Ratios: dense time over sparse time, the worse of one and two threads; below 1 sparse is "
+        "slower. *Plain dense* is `F.conv1d` for the layer and `weight * mask` for the network. "
+        f"*Fastest* is, for the layer, the best of {BASELINES}; for the network, the best of "
+        f"PyTorch's settings. A dense way wins in [{lost} of {timed} measured "
         "rows](docs/when-it-pays.md), at high densities and in tiny calls. "
         f"{_where(bench['machine'])}.\n"
     )
