@@ -72,7 +72,6 @@ def run(
             decay_steps=decay_steps,
             prune_fraction=recipe.prune_fraction,
             prune_floor=recipe.prune_floor,
-            grow=recipe.grow,
             seed=recipe.seed,
         )
 

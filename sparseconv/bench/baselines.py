@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +20,6 @@ from sparseconv.core.geometry import Geometry
 from sparseconv.reference import dense_weight, pad
 
 Calls = dict[str, Callable[[], Tensor]]
-
-
-class Baseline(Protocol):
-    """Builds the calls for one problem."""
-
-    def __call__(self, problem: Problem, /) -> Calls: ...
 
 
 def _pad(x: Tensor, geometry: Geometry) -> Tensor:
@@ -247,7 +240,7 @@ def fast_size(least: int) -> int:
         size += 2
 
 
-BASELINES: dict[str, Baseline] = {
+BASELINES: dict[str, Callable[[Problem], Calls]] = {
     "conv1d": conv1d,
     "conv2d_channels_last": conv2d_channels_last,
     "im2col_csr": im2col_csr,

@@ -16,6 +16,7 @@ Row = Mapping[str, Any]
 
 SCHEMA = 2
 BEST = "best"  # whichever baseline is the fastest
+PREPARED = {"fft": "fft_prepared"}  # what schema 1 called so
 DIGITS = 5  # of a measured number: it repeats to three at best
 
 
@@ -23,7 +24,7 @@ def read(path: Path) -> dict[str, Any]:
     """The document in a file that ``write_json`` wrote.
 
     One of schema 1 is understood: its ``fft`` had the weights' spectrum prepared, which is called
-    ``fft_prepared`` now; the gradient of the weights needs none.
+    ``fft_prepared`` now; the gradient of the weights needs none. Its epochs are left out.
 
     Raises:
         ValueError: it is no such document, or of a later schema.
@@ -39,9 +40,9 @@ def read(path: Path) -> dict[str, Any]:
         for row in document["rows"]:
             if row["computation"] != "wgrad":
                 for key in ("ms", "ratio", "absent"):
-                    row[key] = {
-                        ("fft_prepared" if n == "fft" else n): v for n, v in row[key].items()
-                    }
+                    row[key] = {PREPARED.get(name, name): v for name, v in row[key].items()}
+        network = [row for row in document.get("network", []) if row["mode"] != "epoch"]
+        document["network"] = [row | {"breakdown": row.get("parts", {})} for row in network]
     return dict(document)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from sparseconv.bench.baselines import BASELINES, Calls
 from sparseconv.bench.cases import Case, Problem
-from sparseconv.core.geometry import Geometry
-from sparseconv.core.pattern import KernelCSR
 from sparseconv.measure import peaks, timing
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops import calls
@@ -24,29 +22,12 @@ COMPUTATIONS = ("fprop", "dgrad", "wgrad")
 # Seconds of calls in a row before the next candidate's turn, or each would measure the caches that
 # the one before has emptied.
 TURN = 0.01
+Kernels = Any  # fprop, dgrad and wgrad, as ``sparseconv.ops.calls`` has them
 _PEAK = "fma peak"  # a candidate among the others, never a baseline
 
 
 class WrongResultError(AssertionError):
     """A kernel left its computed error bound, so its speed means nothing."""
-
-
-class Kernels(Protocol):
-    """The three computations, as ``sparseconv.ops.calls`` has them."""
-
-    def fprop(
-        self, x: Tensor, values: Tensor, bias: Tensor | None, pattern: KernelCSR,
-        geometry: Geometry, /,
-    ) -> Tensor: ...  # fmt: skip
-
-    def dgrad(
-        self, grad: Tensor, values: Tensor, pattern: KernelCSR, geometry: Geometry,
-        input_length: int, /,
-    ) -> Tensor: ...  # fmt: skip
-
-    def wgrad(
-        self, grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry, /
-    ) -> Tensor: ...
 
 
 class Exact(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from sparseconv.bench import goals
@@ -19,12 +18,11 @@ from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.ops import backends, calls
 
 # Beside the suites of cases.
-EXTRA_SUITES = {"network": "the whole network: training step, update, inference, latency, epoch"}
+EXTRA_SUITES = {"network": "the whole network: training step, update, inference, latency"}
 # So that everything takes half an hour on two cores, and what README.md shows ten minutes.
 README_SUITES = ("layer", "density", "trained", "network")
 ROUNDS, QUICK_ROUNDS = 12, 5
-# Compiling takes most of the network's time, and its epochs a minute.
-QUICK_NETWORK = {"baselines": ("masked_dense", "dense_best"), "modes": compare.MODES[:4]}
+QUICK_NETWORK = {"baselines": ("masked_dense", "dense_best")}  # compiling takes most of its time
 
 Document = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -57,7 +55,7 @@ def run(
         extra: of ``EXTRA_SUITES``.
         rounds: pairs of neighbours; None chooses.
         baselines: of ``BASELINES``, for the cases.
-        quick: few rounds; of the network no epoch and nothing compiled.
+        quick: few rounds; of the network nothing compiled.
         save: given the document after each measurement, its ``"complete"`` false until the last.
 
     Raises:
@@ -78,16 +76,15 @@ def run(
         *_case_tasks(cases, thread_counts, rounds or ROUNDS, baselines, document["peaks"]),
         *(_network_tasks(thread_counts, rounds, quick) if "network" in extra else ()),
     ]
-    with _Progress(len(tasks)) as progress:
-        document["peaks"] += rounded(peaks.measure(thread_counts))
-        for task in tasks:
-            progress.starts(task.name)
-            try:
-                document[task.key] += rounded(task.measure())
-            except WrongResultError as error:
-                raise WrongResultError(f"{task.name}: {error}") from error
-            document["goals"] = [goal._asdict() for goal in goals.judge(document)]
-            save(document)
+    document["peaks"] += rounded(peaks.measure(thread_counts))
+    for number, task in enumerate(tasks, 1):
+        print(f"{number} of {len(tasks)}: {task.name}", file=sys.stderr, flush=True)
+        try:
+            document[task.key] += rounded(task.measure())
+        except WrongResultError as error:
+            raise WrongResultError(f"{task.name}: {error}") from error
+        document["goals"] = [goal._asdict() for goal in goals.judge(document)]
+        save(document)
     document["complete"] = True
     save(document)
     return document
@@ -122,32 +119,3 @@ def _network_tasks(thread_counts: Sequence[int], rounds: int | None, quick: bool
         threads=thread_counts, rounds=rounds or compare.ROUNDS, **settings
     ):
         yield Task(name, "network", lambda call=call: [call()])  # type: ignore[misc]
-
-
-class _Progress:
-    """Says on stderr what is being measured, with tqdm's bar where it is installed."""
-
-    def __init__(self, total: int) -> None:
-        self._bar: Any = None
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            return
-        self._bar = tqdm(total=total, unit="case")
-
-    def starts(self, what: str) -> None:
-        if self._bar is None:
-            print(what, file=sys.stderr, flush=True)
-        else:
-            self._bar.set_description(what)
-            self._bar.update()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        if self._bar is not None:
-            self._bar.close()

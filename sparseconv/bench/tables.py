@@ -19,7 +19,6 @@ MODES = {
     "update": "… with an update",
     "inference": "inference",
     "latency": "latency",
-    "epoch": "epoch",
 }
 LEAST_PART = 0.02  # of either side's time; smaller ones are added up
 
@@ -172,9 +171,7 @@ def peaks(rows: Iterable[Row]) -> Table:
 
 def network(rows: Iterable[Row]) -> Table:
     """Times of the sparse network, what the dense ones take beside it, and memory."""
-    mode = Column(
-        "", lambda row: MODES[row["mode"]] + (f", {row['data']}" if "data" in row else "")
-    )
+    mode = Column("", lambda row: MODES[row["mode"]])
     return table(
         rows,
         (
@@ -194,7 +191,7 @@ def breakdown(rows: Iterable[Row], length: int = 128, threads: int = 1) -> Table
         f"{MODES[row['mode']]}, {spelled(side)}": spent
         for row in rows
         if (row["length"], row["threads"]) == (length, threads) and row["mode"] != "update"
-        for side, spent in (row.get("breakdown") or row.get("parts") or {}).items()
+        for side, spent in row.get("breakdown", {}).items()
     }
     names = dict.fromkeys(name for spent in columns.values() for name in spent)
     small = {

@@ -43,7 +43,7 @@ def add_to(commands: Any) -> None:
         help=f"of the cases (default: {' '.join(BASELINES)})")  # fmt: skip
     rounds = f"timed rounds of everything, at least 3 (default: {ROUNDS} of each case)"
     add("--rounds", type=int, metavar="X", help=rounds)
-    quick = f"a first look: {QUICK_ROUNDS} rounds; of the network no epochs and nothing compiled"
+    quick = f"a first look: {QUICK_ROUNDS} rounds; of the network nothing compiled"
     add("--quick", action="store_true", help=quick)
     add("--json", type=Path, metavar="FILE", help="also write everything, after each case")
     add("--csv", type=Path, metavar="FILE", help="also write the rows")

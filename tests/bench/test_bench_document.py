@@ -119,11 +119,11 @@ def test_the_readme_has_the_worse_of_the_threads_and_what_it_lost_to() -> None:
 def test_the_network_keeps_the_baselines_apart_and_its_parts_add_up() -> None:
     rows = [
         network("train", 128, 3.0, peak_bytes={"sparse": 2e6}),
-        network("epoch", 9, 1, ratio={}, data="A"),
+        network("update", 9, 1, ratio={}),
     ]
     assert lines(tables.network(rows)) == [
         "training step|128|1|2.00|5.00 [4.00, 6.00]|3.00|jit|2.0",
-        "epoch, A|9|1|2.00|-|-|jit|-",
+        "… with an update|9|1|2.00|-|-|jit|-",
     ]
     assert lines(tables.breakdown(rows)) == [
         "1x1 conv|1.50", "padding|0.500", "all others|0.00100", "**together**|2.00",

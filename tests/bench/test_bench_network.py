@@ -13,7 +13,7 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from torch import Tensor, nn
 
-from sparseconv import DSTScheduler, SparseConv1d, datasets
+from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.bench import tables
 from sparseconv.bench.network import breakdown, compare, dense, steps
 from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
@@ -58,86 +58,38 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
 
 
-def sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "EPOCHS_OF", {"Tiny": (7, 3, 12, 4)})
-
-    def missing(name: str) -> Any:
-        raise RuntimeError(f"no {name} without aeon")
-
-    monkeypatch.setattr(datasets, "load", missing)
-
-
-def test_rows_of_every_mode(
-    fake_times: list[list[str]], no_compiler: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes(monkeypatch)
+def test_rows_of_every_mode(fake_times: list[list[str]], no_compiler: None) -> None:
     state = torch.get_rng_state()
     tasks = compare.tasks(lengths=(10,), threads=(1, 2), rounds=5, batch=4, build=small)
     rows = [task.measure() for task in tasks]
     assert torch.equal(torch.get_rng_state(), state)
-    assert [task.name for task in tasks[:2] + tasks[-1:]] == [
-        "DSN train L=10, 1 thread", "DSN train L=10, 2 threads", "DSN epoch Tiny, 2 threads",
+    assert [task.name for task in tasks[:2]] == [
+        "DSN train L=10, 1 thread", "DSN train L=10, 2 threads",
     ]  # fmt: skip
     assert [(r["mode"], r["threads"]) for r in rows] == [
         (mode, count) for mode in compare.MODES for count in (1, 2)
     ]
     for row in rows:
+        update = row["mode"] == "update"
+        assert (row["model"], row["absent"], row["rounds"]) == ("DSN", {}, 5)
+        assert row["batch"] == (1 if row["mode"] == "latency" else 4)
+        assert (row["length"], row["in_channels"]) == (10, 1)
         assert row["ms"]["sparse"] == pytest.approx(2)
         assert row["ratio"]["masked_dense"] == pytest.approx([5, 5, 5])
-        assert (row["model"], row["absent"]) == ("DSN", {})
-        epoch = row["mode"] == "epoch"
-        assert row["batch"] == {"latency": 1, "epoch": 2}.get(row["mode"], 4)
-        assert (row["length"], row["in_channels"]) == ((12, 3) if epoch else (10, 1))
-        assert row["rounds"] == (3 if epoch else 5)
-        alone = {"update": {"plain_step"}, "epoch": set[str]()}.get(row["mode"])
         assert set(row["ms"]) == (
-            set(SECONDS) if alone is None else {"sparse", "masked_dense"} | alone
+            {"sparse", "masked_dense", "plain_step"} if update else set(SECONDS)
         )
-        if epoch:
-            assert (row["data"], row["n_cases"]) == ("random series of the sizes of Tiny", 7)
-        else:
-            assert set(row["breakdown"]) == {"sparse", "masked_dense"}
-        if alone is None:
-            assert row["ratio"]["dense_compiled"] == pytest.approx([4, 4, 4])
-            assert row["ratio"]["dense_best"] == pytest.approx([3, 3, 3])
+        assert set(row["breakdown"]) == {"sparse", "masked_dense"}
         assert ("peak_bytes" in row) == (row["mode"] in ("train", "update"))
         if row["mode"] in ("inference", "latency"):
             assert row["settings"]["sparse"] == "optimize_for_inference"
-            assert row["settings"]["masked_dense"] == "plain"
             assert row["settings"]["dense_best"] in dense.inference_variants(small(), ...)
             assert row["settings"]["dense_compiled"] == "freezing"
         if row["mode"] == "train":
             assert row["settings"]["dense_best"] in dense.training_variants(small())
     json.dumps(rows)
-    text = tables.network(rows).markdown()
-    assert text.count("5.00 [5.00, 5.00]") == len(rows)
-    assert "epoch, random series of the sizes of Tiny" in text
+    assert tables.network(rows).markdown().count("5.00 [5.00, 5.00]") == len(rows)
     assert "python and other" in tables.breakdown(rows, length=10).markdown()
-    assert "compiled" not in tables.network(rows[-2:]).markdown()  # nothing to show
-
-
-def test_a_real_epoch_takes_every_series(
-    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes(monkeypatch)
-    seen: list[int] = []
-    step = steps._step
-
-    def counting(net: Any, optimizer: Any, scheduler: Any, X: Tensor, y: Tensor) -> None:
-        seen.append(len(X))
-        step(net, optimizer, scheduler, X, y)
-
-    monkeypatch.setattr(steps, "_step", counting)
-    measured(modes=["epoch"], threads=[1], baselines=["masked_dense"], build=small)
-    assert seen == [2, 2, 2, 1] * 2  # either side once
-
-
-def test_bundled_sets_have_the_sizes_that_stand_in_for_them() -> None:
-    pytest.importorskip("aeon")
-    for name, (n_cases, channels, length, classes) in compare.EPOCHS_OF.items():
-        data = datasets.load(name)
-        assert data.X_train.shape == (n_cases, channels, length)
-        assert len(data.classes) == classes
 
 
 # Nothing wrong is timed
@@ -145,7 +97,6 @@ def test_bundled_sets_have_the_sizes_that_stand_in_for_them() -> None:
 
 @pytest.mark.parametrize("mode", compare.MODES)
 def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes(monkeypatch)
     monkeypatch.setattr(compare, "kernels", dense_ops(wgrad=one_wrong))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     with pytest.raises(WrongResultError, match="wgrad is wrong"):

@@ -1,4 +1,4 @@
-"""The whole network beside the same network dense: training, inference, latency, epochs, memory.
+"""The whole network beside the same network dense: training, inference, latency, memory.
 
 The baselines are the network as mask-based sparse training runs it (``masked_dense``), the fastest
 that PyTorch's settings make of it (``dense_best``, the row names which), and ``torch.compile``.
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseconv import datasets
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.document import threads_text
 from sparseconv.bench.network import breakdown
@@ -30,17 +29,14 @@ from sparseconv.measure.machine import threads
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.models import DSN
 from sparseconv.ops import calls as kernels
-from sparseconv.training.recipe import Recipe
 
-MODES = ("train", "update", "inference", "latency", "epoch")
+MODES = ("train", "update", "inference", "latency")
 BASELINES = ("masked_dense", "dense_best", "dense_compiled")
 LENGTHS, THREADS, BATCH, ROUNDS = (24, 128, 512), (1, 2), 16, 20
 # Seconds of calls in a row before the next candidate's turn: training takes one step after the
 # other. With one step a turn, in caches that another had filled, the sparse step took 5.3 ms, not
 # 3.6, at L = 24, one thread, and 13.8, not 13.2, at L = 128.
 TURN = 0.1
-# n_cases, n_channels, n_timepoints and classes of the training sets: used where aeon is missing.
-EPOCHS_OF = {"ACSF1": (100, 1, 1460, 10), "JapaneseVowels": (270, 12, 25, 9)}
 
 Call = Callable[[], object]
 Row = dict[str, Any]
@@ -71,13 +67,13 @@ def tasks(
     """The network in every mode, at every length, with every number of threads.
 
     Args:
-        lengths: samples of a series, for all modes but ``"epoch"``, which has data sets.
+        lengths: samples of a series.
         threads: torch's threads.
-        rounds: pairs of neighbours; an epoch has a fifth of them, at least 3.
+        rounds: pairs of neighbours.
         modes: of ``MODES``. ``"train"`` is zero_grad, forward, loss, backward, Adam, masks;
             ``"update"`` prunes and grows in each step as well, beside a ``"plain_step"`` that does
             not; ``"latency"`` is ``"inference"`` of one series.
-        baselines: of ``BASELINES``; an update and an epoch are compared with ``masked_dense`` only.
+        baselines: of ``BASELINES``; an update is compared with ``masked_dense`` only.
             One that cannot run is left out of its row, with the reason under ``"absent"``.
         batch: series in a batch.
         build: makes the network from its numbers of channels and classes.
@@ -89,11 +85,6 @@ def tasks(
     def measurements() -> Iterator[Task]:
         masked = [name for name in baselines if name == "masked_dense"]
         for mode in modes:
-            if mode == "epoch":
-                few = max(3, rounds // 5)
-                for name in EPOCHS_OF:
-                    yield Task(f"DSN epoch {name}", partial(_epoch, name, build, few, masked))
-                continue
             for length in lengths:
                 X = torch.zeros(1 if mode == "latency" else batch, 1, length)
                 beside = masked if mode == "update" else baselines
@@ -173,32 +164,6 @@ def training_row(
         row["peak_bytes"] = {name: training_bytes(model, name, X, y) for name in both}
         row["breakdown"] = {name: breakdown.measure(calls[name]) for name in both}
     return row
-
-
-def _epoch(
-    name: str, build: Callable[[int, int], DSN], rounds: int, baselines: Sequence[str]
-) -> Row:
-    """All batches of a training set, drawn as ``train()`` draws them; the pattern stays."""
-    n_cases, channels, length, classes = EPOCHS_OF[name]
-    try:
-        data = datasets.load(name)
-        X, y = torch.as_tensor(data.X_train), torch.as_tensor(data.y_train)
-        source = name
-    except RuntimeError:  # aeon is not installed
-        X, y = torch.randn(n_cases, channels, length), torch.arange(n_cases) % classes
-        source = f"random series of the sizes of {name}"
-    model = build(X.shape[1], int(y.max()) + 1)
-    batch = Recipe().batch_size_for(len(X))
-    check_layers(model, batch, X.shape[2])
-
-    def epoch(step: Callable[[Tensor, Tensor], None]) -> None:
-        for index in torch.split(torch.randperm(len(X)), batch):
-            step(X[index], y[index])
-
-    steps = training_steps(model, ("sparse", *baselines))
-    calls: dict[str, Call] = {name: partial(epoch, step) for name, step in steps.items()}
-    row = _row("epoch", model, X[:batch], calls, rounds, {}, warmup=1)
-    return row | {"data": source, "n_cases": len(X)}
 
 
 # Inference
@@ -285,10 +250,8 @@ def _row(
     calls: Mapping[str, Call],
     rounds: int,
     absent: Mapping[str, str],
-    *,
-    warmup: int = 2,
 ) -> Row:
-    times = timing.interleave(calls, rounds=rounds, warmup=warmup, least_seconds=TURN)
+    times = timing.interleave(calls, rounds=rounds, least_seconds=TURN)
     return {
         "model": type(model).__name__,
         "mode": mode,

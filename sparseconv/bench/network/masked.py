@@ -82,10 +82,10 @@ def masked_copy(model: nn.Module) -> nn.Module:
 
 
 class MaskedDST:
-    """``DSTScheduler`` for a ``masked_copy``: the same prune and grow, on masks.
+    """``DSTScheduler`` for a ``masked_copy``: the same pruning and random growth, on masks.
 
     Masks are applied after every ``optimizer.step()``, through a hook, so that the weights are
-    never seen unmasked. Takes the settings of ``DSTScheduler``, all of them needed here.
+    never seen unmasked. Its settings are those of ``DSTScheduler``.
     """
 
     def __init__(
@@ -98,14 +98,13 @@ class MaskedDST:
         decay_steps: int,
         prune_fraction: float = 0.5,
         prune_floor: float = 0.0,
-        grow: str = "random",
         seed: int = 0,
     ) -> None:
         self.layers = [m for m in model.modules() if isinstance(m, PremaskedConv1d)]
         if not self.layers:
             raise ValueError("model must come from masked_copy(), but holds no masked layer")
         self.update_every, self.end_step, self.decay_steps = update_every, end_step, decay_steps
-        self.prune_fraction, self.prune_floor, self.grow = prune_fraction, prune_floor, grow
+        self.prune_fraction, self.prune_floor = prune_fraction, prune_floor
         self.step_count = 0
         self._generator = torch.Generator().manual_seed(seed)
         optimizer.register_step_post_hook(lambda *_: self._apply_masks())
@@ -121,7 +120,7 @@ class MaskedDST:
         """Count one optimizer step and, if it is time, prune and grow."""
         self.step_count += 1
         due = self.step_count <= self.end_step and self.step_count % self.update_every == 0
-        if self.grow == "static" or not due:
+        if not due:
             return False
         for layer in self.layers:
             values = layer.weight[layer.mask]
@@ -130,9 +129,8 @@ class MaskedDST:
                 values,
                 layer.regions,
                 self.prune_fraction_now,
-                grow=self.grow,
+                grow="random",
                 generator=self._generator,
-                dense_grad=layer.weight.grad,
             )
             # A position that is pruned and grown at once holds a new weight: it starts from zero.
             kept = values[source.clamp(min=0)].masked_fill_(source < 0, 0)
