@@ -109,7 +109,7 @@ def test_a_fresh_network(asked: list[dict[str, Any]], tmp_path: Path) -> None:
         (["--channels", "1", "--length", "9"], ["--classes is missing"]),
         (
             ["GunPoint", "--classes", "2"],
-            ["GunPoint says how many classes", "leave --classes away"],
+            ["GunPoint says how many classes", "omit --classes"],
         ),
         (["GunPont"], ["no data set 'GunPont'"]),
         (["no/checkpoint.pt"], ["no/checkpoint.pt needs the config.json of its run beside it"]),

@@ -215,25 +215,6 @@ def test_a_model_that_is_one_layer() -> None:
         sc.convert(conv, inplace=True)
 
 
-def test_a_converted_model_trains_with_a_scheduler() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv1d(2, 8, 9), nn.ReLU(), nn.Conv1d(8, 2, 3))
-    for conv in (model[0], model[2]):
-        prune.l1_unstructured(conv, "weight", 0.85)
-    converted, _ = sc.convert(model)
-    optimizer = torch.optim.Adam(converted.parameters())
-    dst = sc.DSTScheduler(converted, optimizer, update_every=2, end_step=10, grow="gradient")
-    patterns = [converted[0].pattern, converted[2].pattern]
-    for _ in range(4):
-        optimizer.zero_grad()
-        converted(torch.randn(4, 2, 30)).square().mean().backward()
-        optimizer.step()
-        dst.step()
-    assert dst.updates == 2
-    assert converted[0].pattern != patterns[0]
-    assert converted[0].pattern.nnz == patterns[0].nnz
-
-
 class OwnConv(nn.Conv1d):
     """A subclass, whatever it does."""
 
