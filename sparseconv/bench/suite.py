@@ -19,7 +19,7 @@ from sparseconv.ops import backends, calls
 
 # Beside the suites of cases.
 EXTRA_SUITES = {"network": "the whole network: training step, update, inference, latency"}
-# So that everything takes half an hour on two cores, and what README.md shows ten minutes.
+# So that everything takes half an hour on two cores, and what README.md shows half of that.
 README_SUITES = ("layer", "density", "trained", "network")
 ROUNDS, QUICK_ROUNDS = 12, 5
 QUICK_NETWORK = {"baselines": ("masked_dense", "dense_best")}  # compiling takes most of its time

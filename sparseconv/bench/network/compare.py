@@ -32,7 +32,7 @@ from sparseconv.ops import calls as kernels
 
 MODES = ("train", "update", "inference", "latency")
 BASELINES = ("masked_dense", "dense_best", "dense_compiled")
-LENGTHS, THREADS, BATCH, ROUNDS = (24, 128, 512), (1, 2), 16, 20
+LENGTHS, THREADS, BATCH, ROUNDS = (24, 128, 512), (1, 2), 16, 12
 # Seconds of calls in a row before the next candidate's turn: training takes one step after the
 # other. With one step a turn, in caches that another had filled, the sparse step took 5.3 ms, not
 # 3.6, at L = 24, one thread, and 13.8, not 13.2, at L = 128.
