@@ -27,7 +27,7 @@ def add_to(commands: Any) -> None:
         description="Check the sparse kernels against float64, then time them, and the whole "
         "network, beside dense PyTorch and other baselines, in turns, in one process. Without "
         "--suites and --cases, everything: about half an hour on two cores. What README.md shows, "
-        f"--suites {' '.join(README_SUITES)}, takes a quarter of an hour, and with --quick five minutes.",
+        f"--suites {' '.join(README_SUITES)}, takes a quarter of an hour, --quick five minutes.",
     )
     command.set_defaults(run=_bench)
     add = command.add_argument
