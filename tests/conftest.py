@@ -79,6 +79,18 @@ def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return switch
 
 
+@pytest.fixture
+def isas(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
+    """Iterate over the instruction sets of the CPU, each forced."""
+
+    def switch() -> Iterator[str]:
+        for isa in ISAS:
+            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            yield isa
+
+    return switch
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:

@@ -43,7 +43,7 @@ class Step:
     @classmethod
     def fits(cls, places: Sequence[Place]) -> bool:
         """Whether modules of the right types can be such a step at all."""
-        raise NotImplementedError
+        return True
 
     def is_watched(self) -> bool:
         """Whether calling one of the modules does more than compute."""
@@ -54,7 +54,7 @@ class Step:
         raise NotImplementedError
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self.run(x)
+        y = self.run(x) if type(x) in (Tensor, nn.Parameter) else None
         if y is None:
             y = x
             for step in self.one_by_one:
@@ -187,52 +187,36 @@ class BlockStep(Step):
         owner = places[0][0]
         return isinstance(owner, Block) and all(other is owner for other, _ in places)
 
-    def run(self, x: Tensor) -> Tensor | None:
-        ready = (
-            type(x) in (Tensor, nn.Parameter)
-            and self.is_faster(x)
-            and not self.is_watched()
-            and runs_here(x)
-            and self.owner.kernels_run_on(x.device)
-        )
-        return self.compute(x) if ready else None
-
-    def is_faster(self, x: Tensor) -> bool:
-        """Whether the kernel computes the same, and in less time."""
-        raise NotImplementedError
-
-    def compute(self, x: Tensor) -> Tensor:
-        """The output of the modules, by the kernel."""
-        raise NotImplementedError
+    def kernel_runs(self, x: Tensor) -> bool:
+        """Whether the kernel computes what the modules do."""
+        return not self.is_watched() and runs_here(x) and self.owner.kernels_run_on(x.device)
 
 
 class Pointwise(BlockStep):
     """A 1x1 ``nn.Conv1d`` without bias."""
 
-    def is_faster(self, x: Tensor) -> bool:
+    def run(self, x: Tensor) -> Tensor | None:
         (conv,) = self.modules
         positions = x.numel() // conv.in_channels
-        return (
-            (
-                positions >= CONV_POSITIONS
-                or positions * conv.in_channels * conv.out_channels >= CONV_MACS
-            )
+        macs = positions * conv.in_channels * conv.out_channels
+        if (
+            (positions >= CONV_POSITIONS or macs >= CONV_MACS)
             and is_pointwise(conv)
             and conv.bias is None
-        )
-
-    def compute(self, x: Tensor) -> Tensor:
-        return conv1x1(x, self.modules[0].weight)
+            and self.kernel_runs(x)
+        ):
+            return conv1x1(x, conv.weight)
+        return None
 
 
 class NormThenRelu(BlockStep):
     """An ``nn.BatchNorm1d`` in training, and ``nn.ReLU``."""
 
-    def is_faster(self, x: Tensor) -> bool:
-        return self.modules[0].training and x.numel() >= NORM_ELEMENTS
-
-    def compute(self, x: Tensor) -> Tensor:
-        return batch_norm_relu(x, self.modules[0])
+    def run(self, x: Tensor) -> Tensor | None:
+        norm, _ = self.modules
+        if norm.training and x.numel() >= NORM_ELEMENTS and self.kernel_runs(x):
+            return batch_norm_relu(x, norm)
+        return None
 
 
 def is_pointwise(conv: nn.Conv1d) -> bool:
