@@ -28,8 +28,8 @@ fuzz: $(VENV)/.built  ## P1 to P6 with 200 000 random cases: an hour on a quiet 
 crash: $(VENV)/.built  ## P9: kill training 200 times, fill its disk, damage its files (SHARE as for fuzz)
 	$(CAMPAIGN) tests/trust/test_crash.py tests/trust/test_full_disk.py tests/training/test_checkpoint.py
 
-bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour) and the README
-	$(PY) -m sparseconv bench --json benchmarks/results/bench.json --html benchmarks/results/bench.html
+bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour), README and its picture
+	$(PY) -m sparseconv bench --json benchmarks/results/bench.json
 	$(PY) -m benchmarks.readme
 
 bench-check: $(VENV)/.built  ## compare speed with BASE=<git ref>; fails if slower by 10 % (ARGS=--help)

@@ -203,7 +203,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     for step_count in sorted({count, min(2, os.cpu_count() or 1)}):
         with threads(step_count):
             steps += [compare.training_row(mode, model, X, y) for mode in ("train", "update")]
-    step_table = compare.table(steps)
+    step_table = tables.network(steps)
     print(step_table.markdown(), end="\n\n")
 
     folder = arguments.out / "figures"

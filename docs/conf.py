@@ -38,7 +38,6 @@ html_theme = "furo"
 html_title = "sparseconv"
 html_static_path = ["static"]
 html_css_files = ["style.css"]
-html_extra_path = ["generated/extra"]
 html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False

@@ -5,32 +5,32 @@ No figure on the site is typed by hand: a page that speaks of one includes a fil
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from benchmarks import readme, readme_tables
+from benchmarks import readme
 from benchmarks.paper import published_networks
-from sparseconv.bench.page import plots, report
-from sparseconv.bench.page.svg import Plot
-from sparseconv.measure.table import Table
+from sparseconv.bench import plots, tables
+from sparseconv.bench.document import threads_text
 
 ROOT = Path(__file__).parent.parent
 
 
 def write_all(folder: Path) -> None:
     """Write every file that a page includes; the same results give the same files."""
-    bench = json.loads((readme.RESULTS / "bench.json").read_text())
-    (folder / "extra").mkdir(parents=True, exist_ok=True)
-    report.write(bench, folder / "extra" / "bench.html")
+    bench = readme.recorded()
+    pictures = [path.relative_to(ROOT / "docs") for path in plots.write_all(bench, folder)]
+    captions = plots.captions(bench["rows"])
     parts: dict[str, Callable[[], str]] = {
         "measured": measured,
         "accuracy": readme.accuracies,
         "machine": lambda: _machine(bench["machine"]),
-        "break_even": lambda: "\n\n".join(map(plot, plots.break_even(bench["rows"]))),
-        "saved": lambda: "\n\n".join(map(plot, plots.saved(bench["rows"]))),
-        "dense_wins": lambda: dense_wins(bench["rows"]).markdown(),
+        "break_even": lambda: "\n\n".join(
+            figure(path, f"{threads_text(threads)}. {captions['break_even']}")
+            for threads, path in enumerate(pictures[1:], 1)
+        ),
+        "saved": lambda: figure(pictures[0], captions["saved"]),
+        "dense_wins": lambda: tables.faster_baselines(bench["rows"]).markdown(),
         "published_networks": networks,
     }
     for name, make in parts.items():
@@ -44,30 +44,9 @@ def measured() -> str:
     )
 
 
-def plot(drawn: Plot) -> str:
-    """A plot of the benchmark report with its caption."""
-    inches = drawn.figure.get_figwidth()
-    return _figure(f'<div class="plot" style="--inches: {inches:.2f}">{drawn.svg()}</div>'
-                   f"<figcaption>{drawn.caption}</figcaption>")  # fmt: skip
-
-
-def dense_wins(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Every measured row in which some dense way was faster, slowest first."""
-    fastest = readme_tables.fastest_dense
-    lost = [row for row in rows if row["ratio"] and fastest(row)[0] < 1]
-    lost.sort(key=fastest)
-    return Table(
-        ("case", "", "threads", "N", "channels", "K", "L", "density", "dense / sparse", "dense by"),
-        [
-            (
-                row["case"], row["computation"], str(row["threads"]), str(row["batch"]),
-                f"{row['in_channels']} → {row['out_channels']}", str(row["kernel_size"]),
-                str(row["length"]), f"{row['density']:.0%}",
-                "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"][fastest(row)[1]]), fastest(row)[1],
-            )
-            for row in lost
-        ],
-    )  # fmt: skip
+def figure(path: Path, caption: str) -> str:
+    """A drawn file with its caption."""
+    return f"```{{figure}} {path}\n:alt: {caption}\n\n{caption}\n```"
 
 
 def networks() -> str:
@@ -82,10 +61,6 @@ def _machine(machine: Mapping[str, str]) -> str:
         f"Measured on {machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch "
         f"{machine['torch']}, {machine['date']}, commit {machine['commit']}."
     )
-
-
-def _figure(content: str) -> str:
-    return f'```{{raw}} html\n<figure class="drawn">{content}</figure>\n```'
 
 
 def _write(path: Path, text: str) -> None:

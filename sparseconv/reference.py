@@ -61,9 +61,9 @@ def conv1d_dense(
     return F.conv1d(x, weight, bias, stride, 0, dilation, groups).to(input.dtype)
 
 
-def pad(x: Tensor, padding: tuple[int, int], mode: str) -> Tensor:
+def pad(x: Tensor, padding: tuple[int, ...], mode: str) -> Tensor:
     """``F.pad`` in the words of ``nn.Conv1d``, without a copy where there is nothing to pad."""
-    if padding == (0, 0):
+    if not any(padding):
         return x
     return F.pad(x, padding, "constant" if mode == "zeros" else mode)
 

@@ -86,6 +86,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.fixture
+def isas(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
+    """Iterate over the instruction sets of the CPU, each forced."""
+
+    def switch() -> Iterator[str]:
+        for isa in ISAS:
+            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            yield isa
+
+    return switch
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:

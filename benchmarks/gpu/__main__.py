@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.gpu import checks, layer, step, tables
 from benchmarks.gpu.target import Target
-from sparseconv.bench.files import write_json
+from sparseconv.bench.document import write_json
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.measure.machine import measurement_context
 

@@ -43,7 +43,7 @@ SETTINGS = {
 }
 PUBLISHED = Path(__file__).with_name("published.csv")
 RESULTS = Path(__file__).with_name("results") / "accuracy.jsonl"
-MASKED_DST = ("prune_fraction", "prune_floor", "grow", "seed")  # what it needs of a recipe
+MASKED_DST = ("prune_fraction", "prune_floor", "seed")  # what it needs of a recipe
 KEY = ("dataset", "kind", "seed", "epochs")  # what makes a run the same run
 
 

@@ -40,7 +40,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 import sparseconv as sc
 from benchmarks.paper.accuracy import spread
 from sparseconv import datasets
-from sparseconv.bench.files import rounded, write_json
+from sparseconv.bench.document import rounded, write_json
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, interleave, median_with_ci

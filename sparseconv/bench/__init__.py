@@ -1,1 +1,1 @@
-"""Measuring: named cases, paired timing, rivals; nothing here is imported by the kernels' users."""
+"""Measuring: named cases beside baselines, and whole networks; users import none of it."""

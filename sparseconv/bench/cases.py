@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparseconv import KernelCSR, SparseConv1d, testing
+from sparseconv import testing
 from sparseconv.bench import trained
 from sparseconv.core.geometry import Geometry
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.models import DSN
+from sparseconv.nn.conv import SparseConv1d
 
 SUITES = {
     "layer": "the later layer of a univariate DSN: the shape that the kernels are made for",

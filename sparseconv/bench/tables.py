@@ -1,99 +1,269 @@
-"""What a benchmark found, as tables for a terminal or for Markdown."""
+"""What a benchmark found, as tables: for a terminal, README.md and the documentation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from sparseconv.bench.rivals import RIVALS
+from sparseconv.bench import goals
+from sparseconv.bench.baselines import BASELINES
+from sparseconv.bench.cases import SUITES
+from sparseconv.bench.document import BEST, Row, best_baseline, ratio, threads_text
+from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Estimate
 
-Rows = Sequence[Mapping[str, Any]]
+MODES = {
+    "train": "training step",
+    "update": "… with an update",
+    "inference": "inference",
+    "latency": "latency",
+}
+LEAST_PART = 0.02  # of either side's time; smaller ones are added up
 
 
-def rows_table(rows: Rows) -> Table:
-    """One line per row: time, speed, shares, and each rival's time over the sparse one."""
-    rivals = [name for name in RIVALS if any(name in row["ratio"] for row in rows)]
-    header = (
-        "case", "", "threads", "density", "ms", "GFLOP/s", "of peak", "of roof", "drift", *rivals
-    )  # fmt: skip
+class Column(NamedTuple):
+    """A header, and what a row shows below it."""
+
+    title: str
+    cell: Callable[[Row], str]
+
+
+def table(rows: Iterable[Row], columns: Sequence[Column], text_columns: int = 1) -> Table:
+    """One line per row; a column in which there is nothing to show is left out."""
+    lines = [[column.cell(row) for column in columns] for row in rows]
+    shown = [i for i in range(len(columns)) if any(line[i] != "-" for line in lines)]
     return Table(
-        header,
-        [
-            (
-                row["case"],
-                row["computation"],
-                str(row["threads"]),
-                f"{row['density']:.1%}",
-                f"{row['ms']['sparse']:.3f}",
-                f"{row['gflops']:.1f}",
-                _share(row["share_of_peak"]),
-                _share(row["share_of_roof"]),
-                f"{row['drift']:.2f}",
-                *(
-                    str(Estimate(*row["ratio"][name])) if name in row["ratio"] else "-"
-                    for name in rivals
-                ),
-            )
-            for row in rows
-        ],
-        text_columns=2,
+        [columns[i].title for i in shown],
+        [[line[i] for i in shown] for line in lines],
+        text_columns,
     )
 
 
-def peaks_table(peaks: Rows) -> Table:
-    """The machine's own limits: GFLOP/s by where the operands lie, and the stream's GB/s."""
-    names = ("fma_gflops", "l1_gflops", "l2_gflops", "stream_gbs")
-    return Table(
-        ("", "", "threads", "registers", "L1", "L2", "GB/s"),
-        [
-            (
-                peak["isa"],
-                peak["dtype"],
-                str(peak["threads"]),
-                *(f"{peak[name]:.0f}" for name in names),
-            )
-            for peak in peaks
-        ],
-        text_columns=2,
+# Cells
+
+
+def three_digits(value: float) -> str:
+    """Three figures that count.
+
+    Example:
+        >>> three_digits(1234.5), three_digits(12.345), three_digits(0.012345)
+        ('1234', '12.3', '0.0123')
+    """
+    return f"{value:.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def spelled(baseline: str) -> str:
+    """A baseline's name in a text: ``fft, prepared`` has the weights' spectrum prepared."""
+    return {"conv1d": "F.conv1d", "fft_prepared": "fft, prepared"}.get(
+        baseline, baseline.replace("_", " ")
     )
 
 
-def growth_table(fits: Rows) -> Table:
-    """Exponents: time and memory grow like the quantity to this power."""
-    return Table(
-        ("grows with", "", "threads", "from", "to", "time", "95 % interval", "memory"),
-        [
-            (
-                fit["quantity"],
-                fit["computation"],
-                str(fit["threads"]),
-                str(fit["points"][0][0]),
-                str(fit["points"][-1][0]),
-                f"{fit['exponent']:.2f}",
-                "[{:.2f}, {:.2f}]".format(*fit["exponent_range"]),
-                f"{fit['memory_exponent']:.2f}",
-            )
-            for fit in fits
-        ],
-        text_columns=2,
-    )
+def _fact(key: str) -> Column:
+    names = {"batch": "N", "length": "L", "kernel_size": "K", "computation": ""}
+    return Column(names.get(key, key), lambda row: str(row[key]))
 
 
-def absences(rows: Rows) -> list[str]:
-    """Why rivals are missing: one line for each rival and reason, with the cases it concerns."""
-    found: dict[tuple[str, str], list[str]] = {}
+def _interval(baseline: str) -> Callable[[Row], str]:
+    return lambda row: str(ratio(row, baseline) or "-")
+
+
+def _median(baseline: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        found = ratio(row, baseline)
+        return "-" if found is None else f"{found.median:.2f}"
+
+    return cell
+
+
+def _which(row: Row) -> str:
+    name = best_baseline(row)
+    return "-" if name is None else row.get("settings", {}).get(name) or spelled(name)
+
+
+def _ms(side: str) -> Callable[[Row], str]:
+    return lambda row: three_digits(row["ms"][side]) if side in row["ms"] else "-"
+
+
+def _megabytes(side: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        memory = row.get("peak_bytes", {})
+        return f"{memory[side] / 1e6:.1f}" if side in memory else "-"
+
+    return cell
+
+
+def _share(row: Row) -> str:
+    return "-" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}"
+
+
+CASE = (_fact("case"), _fact("computation"), _fact("threads"))
+DENSITY = Column("density", lambda row: f"{row['density']:.1%}")
+SPEED = (
+    Column("ms", _ms("sparse")),
+    Column("GFLOP/s", lambda row: f"{row['gflops']:.0f}"),
+    Column("of peak", _share),
+)
+FASTEST = (Column("vs fastest", _interval(BEST)), Column("(which)", _which))
+AGAINST = tuple(Column(f"vs {spelled(name)}", _median(name)) for name in BASELINES)
+
+
+# Tables of the cases
+
+
+def cases(rows: Iterable[Row]) -> Table:
+    """Time, speed, and each baseline's time over the sparse one."""
+    return table(rows, (*CASE, DENSITY, *SPEED, *FASTEST, *AGAINST), text_columns=2)
+
+
+def kernels(rows: Iterable[Row]) -> Table:
+    """The layer that the kernels are made for, at every length."""
+    layer = [row for row in rows if row["case"].startswith("dsn_evolved")]
+    layer.sort(key=lambda r: (COMPUTATIONS.index(r["computation"]), r["length"], r["threads"]))
+    return table(layer, (*(_fact(k) for k in ("computation", "length", "threads")), *SPEED,
+                         *FASTEST, *AGAINST))  # fmt: skip
+
+
+def worst(rows: Sequence[Row]) -> Table:
+    """Of every suite the row in which the fastest baseline was the closest."""
+    timed = [row for row in rows if best_baseline(row)]
+    lowest = [
+        min(mine, key=lambda row: ratio(row) or ())
+        for suite in SUITES
+        if (mine := [row for row in timed if row["suite"] == suite])
+    ]
+    against = Column("vs F.conv1d", _median("conv1d"))
+    return table(lowest, (_fact("suite"), *CASE, DENSITY, *FASTEST, against), text_columns=3)
+
+
+def faster_baselines(rows: Iterable[Row]) -> Table:
+    """Every row in which any baseline was faster, slowest first."""
+    lost = [row for row in rows if (found := ratio(row)) is not None and found.median < 1]
+    lost.sort(key=lambda row: ratio(row) or ())
+    channels = Column("channels", lambda row: f"{row['in_channels']} → {row['out_channels']}")
+    shape = (_fact("batch"), channels, _fact("kernel_size"), _fact("length"), DENSITY)
+    against = Column("vs F.conv1d", _median("conv1d"))
+    return table(lost, (*CASE, *shape, *FASTEST, against), text_columns=2)
+
+
+def absences(rows: Iterable[Row]) -> list[str]:
+    """Why baselines are missing: one line for each and its reason, with the cases."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
-        for rival, reason in row["absent"].items():
-            cases = found.setdefault((rival, reason), [])
-            if (name := f"{row['case']} {row['computation']}") not in cases:
-                cases.append(name)
+        for absent in row["absent"].items():
+            found.setdefault(absent, {})[f"{row['case']} {row['computation']}"] = None
     return [
-        f"{rival} is left out of {', '.join(cases)}: {reason}"
-        for (rival, reason), cases in found.items()
+        f"{baseline} is left out of {', '.join(cases)}: {reason}"
+        for (baseline, reason), cases in found.items()
     ]
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
+def peaks(rows: Iterable[Row]) -> Table:
+    """Multiply-adds from registers."""
+    speed = Column("GFLOP/s", lambda row: f"{row['fma_gflops']:.0f}")
+    return table(rows, (_fact("isa"), _fact("dtype"), _fact("threads"), speed), text_columns=2)
+
+
+# Tables of the whole network
+
+
+def network(rows: Iterable[Row]) -> Table:
+    """Times of the sparse network, what the dense ones take beside it, and memory."""
+    mode = Column("", lambda row: MODES[row["mode"]])
+    return table(
+        rows,
+        (
+            mode, _fact("length"), _fact("threads"), Column("ms", _ms("sparse")),
+            Column("vs masked", _interval("masked_dense")),
+            Column("vs best", _median("dense_best")),
+            Column("(which)", lambda row: row.get("settings", {}).get("dense_best", "-")),
+            Column("vs compiled", _median("dense_compiled")),
+            Column("MB", _megabytes("sparse")), Column("masked MB", _megabytes("masked_dense")),
+        ),
+    )  # fmt: skip
+
+
+def breakdown(rows: Iterable[Row], length: int = 128, threads: int = 1) -> Table:
+    """Milliseconds of each part of a call, a column per mode and side."""
+    columns = {
+        f"{MODES[row['mode']]}, {spelled(side)}": spent
+        for row in rows
+        if (row["length"], row["threads"]) == (length, threads) and row["mode"] != "update"
+        for side, spent in row.get("breakdown", {}).items()
+    }
+    names = dict.fromkeys(name for spent in columns.values() for name in spent)
+    small = {
+        name for name in names
+        if all(s.get(name, 0.0) < LEAST_PART * sum(s.values()) for s in columns.values())
+    }  # fmt: skip
+
+    def line(name: str, ms: Callable[[Mapping[str, float]], float]) -> list[str]:
+        return [name, *(three_digits(value) if (value := ms(s)) else "-" for s in columns.values())]
+
+    lines = [
+        line(name, lambda spent, name=name: spent.get(name, 0.0))  # type: ignore[misc]
+        for name in names
+        if name not in small
+    ]
+    if small:
+        lines.append(line("all others", lambda s: sum(s.get(name, 0.0) for name in small)))
+    lines.append(line("**together**", lambda spent: sum(spent.values())))
+    header = (f"L = {length}, {threads_text(threads)}", *columns)
+    return Table(header, lines if columns else [])
+
+
+# Everything together
+
+
+def goal_table(document: Mapping[str, Any]) -> Table:
+    """The goals with their verdicts."""
+    return Table(("goal", "measured", "verdict"), goals.judge(document), text_columns=3)
+
+
+def when_it_pays(document: Mapping[str, Any]) -> Table:
+    """The README's lines: of each number of threads the worse one, and the worst of everything."""
+    rows, nets = document["rows"], [r for r in document["network"] if r["in_channels"] == 1]
+    layer = [row for row in rows if row["case"] == "dsn_evolved_L128"]
+    lines = [
+        *(
+            _line(f"layer, 16 series of 128 samples, {name}", "conv1d",
+                  [row for row in layer if row["computation"] == name])
+            for name in COMPUTATIONS
+        ),
+        *(
+            _line(f"DSN, {what}", "masked_dense",
+                  [row for row in nets if (row["mode"], row["length"]) == (mode, length)])
+            for what, mode, length in (
+                ("training step, 16 series of 128", "train", 128),
+                ("inference, 16 series of 128", "inference", 128),
+                ("latency of one series of 24", "latency", 24),
+            )
+        ),
+        _line("worst row of all suites", "conv1d", [row for row in rows if best_baseline(row)]),
+    ]  # fmt: skip
+    lost = Counter(
+        _which(row) for row in rows
+        if row["suite"] == "density" and (found := ratio(row)) and found.median < 1
+    )  # fmt: skip
+    crossings = [goals.lowest_break_even(rows, goals.over(name)) for name in ("conv1d", BEST)]
+    shown = [
+        "above 100 %" if math.isinf(crossing[0]) else f"{crossing[0]:.0%}"
+        for crossing in crossings
+        if crossing
+    ]
+    if shown:
+        lines.append(
+            ("this layer: slower from a density of", *shown, *[n for n, _ in lost.most_common(1)])
+        )
+    header = ("13 % of the weights active", "plain dense", "fastest", "which")
+    return Table(header, [line for line in lines if len(line) == len(header)])
+
+
+def _line(what: str, plain: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    if not rows:
+        return ()
+    usual = [found.median for row in rows if (found := ratio(row, plain))]
+    row = min(rows, key=lambda row: ratio(row) or ())
+    return what, f"{min(usual):.2f}", _median(BEST)(row), _which(row)

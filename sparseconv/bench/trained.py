@@ -11,13 +11,11 @@ have the last one's shape): a random pattern hardly compresses, and the package 
 
 from __future__ import annotations
 
-import argparse
 import base64
 import functools
 import json
+import sys
 import zlib
-from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,9 @@ import numpy as np
 import torch
 
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.training import checkpoint
+from sparseconv.training.run_folder import load_run
 
-FILE = "trained.json"
+FILE = Path(__file__).with_name("trained.json")
 
 
 def encode(pattern: KernelCSR) -> dict[str, Any]:
@@ -44,24 +42,17 @@ def encode(pattern: KernelCSR) -> dict[str, Any]:
 
 
 def decode(entry: dict[str, Any]) -> KernelCSR:
-    """The pattern that ``encode`` was given.
-
-    Raises:
-        ValueError: the text holds another number of weights than it says.
-    """
+    """The pattern that ``encode`` was given."""
     shape = tuple(entry["shape"])
     packed = np.frombuffer(zlib.decompress(base64.b64decode(entry["mask"])), dtype=np.uint8)
     bits = np.unpackbits(packed, count=int(np.prod(shape))).astype(bool)
-    pattern = KernelCSR.from_mask(torch.from_numpy(bits).view(shape))
-    if pattern.nnz != entry["nnz"]:
-        raise ValueError(f"expected {entry['nnz']} active weights, but the mask has {pattern.nnz}")
-    return pattern
+    return KernelCSR.from_mask(torch.from_numpy(bits).view(shape))
 
 
 @functools.cache
 def saved() -> dict[str, Any]:
     """The file: ``"provenance"``, and ``"layers"`` by name (``"first"``, ``"last"``)."""
-    content: dict[str, Any] = json.loads(files(__package__).joinpath(FILE).read_text())
+    content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return content
 
 
@@ -75,56 +66,21 @@ def pattern(layer: str) -> KernelCSR:
     return decode(saved()["layers"][layer])
 
 
-def collect(run: Path) -> dict[str, Any]:
-    """What to save of the results folder of ``python -m sparseconv train``.
-
-    Raises:
-        OSError, ValueError: it is no such folder.
-    """
-    config = json.loads((run / "config.json").read_text())
-    state = checkpoint.load(run / "checkpoint.pt")
-    best = state["best"]
-    names = [name.removesuffix("col_indices") for name in best["model"] if "col_indices" in name]
-    weights = {name: best["model"][f"{name}crow_indices"] for name in names}
-    depth, network = len(weights), config["network"]
-    layers = {}
-    for label, index in (("first", 0), ("last", depth - 1)):
-        name = names[index]
-        out_channels = 3 * network["nf"]
-        in_channels = (len(weights[name]) - 1) // out_channels
-        layers[label] = encode(
-            KernelCSR(
-                weights[name],
-                best["model"][f"{name}col_indices"],
-                (out_channels, in_channels, network["kernel_size"]),
-            )
-        )
+def collect(folder: Path) -> dict[str, Any]:
+    """What to save of the results folder of ``python -m sparseconv train``."""
+    run = load_run(folder)
+    layers = run.model.sparse_layers()
     return {
         "provenance": {
-            "data": config["data"]["name"],
-            "network": network,
-            "recipe": config["recipe"],
-            "kept_epoch": best["epoch"],
-            "sparseconv": config["machine"]["sparseconv"],
-            "torch": config["machine"]["torch"],
+            "data": run.config["data"]["name"],
+            "network": run.config["network"],
+            "recipe": run.config["recipe"],
+            "sparseconv": run.config["machine"]["sparseconv"],
+            "torch": run.config["machine"]["torch"],
         },
-        "layers": layers,
+        "layers": {"first": encode(layers[0].pattern), "last": encode(layers[-1].pattern)},
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparseconv.bench.trained",
-        description="Save the patterns of a finished training run as the benchmark's.",
-    )
-    parser.add_argument("run", type=Path, help="results folder of python -m sparseconv train")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name(FILE))
-    arguments = parser.parse_args(argv)
-    content = collect(arguments.run)
-    arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"{arguments.out}: {arguments.out.stat().st_size} bytes")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    FILE.write_text(json.dumps(collect(Path(sys.argv[1])), indent=1) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from sparseconv.dst.update import GROWTHS
 from sparseconv.models.dsn import DSN, INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import CONFIG_NAME, DATA, NETWORK, RECIPE, read_config
+from sparseconv.training.run_folder import CONFIG_NAME, SECTIONS, read_config
 
 PROG = "python -m sparseconv"
 INTERRUPTED = 130  # exit code: the shell's for SIGINT
@@ -54,11 +54,7 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             "--out, or omit --resume"
         )
     config = read_config(out)
-    settings = {
-        name: config[section][name]
-        for section, options in (("data", DATA), ("network", NETWORK), ("recipe", RECIPE))
-        for name in options
-    }
+    settings = {name: config[key][name] for key, options in SECTIONS.items() for name in options}
     for name, value in given.items():
         if value != settings[name]:
             raise ValueError(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sparseconv import datasets
 from sparseconv.cli.options import add_option, resumed_settings
@@ -60,15 +59,14 @@ def add_to(commands: Any) -> None:
 
 
 def _profile(args: argparse.Namespace) -> int:
-
     options = NETWORK | DATA | {"seed": RECIPE["seed"]}
     given = {name: value for name, value in vars(args).items() if name in options}
     folder = _run_folder(args.source)
     asked = {name: getattr(args, name) for name in _SHAPE if getattr(args, name) is not None}
     if args.source is not None and (extra := [name for name in asked if name != "length"]):
         raise ValueError(
-            f"{args.source} says how many {extra[0]} there are; leave --{extra[0]} away, or name "
-            "no run and no data set"
+            f"{args.source} says how many {extra[0]} there are; omit --{extra[0]}, or name no "
+            "run and no data set"
         )
     if folder is not None:
         model, shape, threads = _trained(folder, Path(args.source), given)
@@ -84,7 +82,9 @@ def _profile(args: argparse.Namespace) -> int:
 
     retain_freed_memory()  # as train() does
     model.train(not args.inference)
-    x = _series(shape)
+    # Random series: no kernel's time depends on the numbers in them.
+    sizes = (shape[name] for name in ("batch", "channels", "length"))
+    x = torch.randn(*sizes, generator=torch.Generator())
     from sparseconv.profiling import profile  # needed by this command only
 
     with machine.threads(threads):
@@ -141,10 +141,3 @@ def _fresh(
         shape = {"batch": batch, "channels": channels, "length": data.n_timepoints}
     torch.manual_seed(Recipe(seed=settings["seed"]).seed)
     return DSN(channels, classes, **{name: settings[name] for name in NETWORK}), shape
-
-
-def _series(shape: Mapping[str, int]) -> Tensor:
-    """Random series: no kernel's time depends on the numbers in them."""
-    return torch.randn(
-        shape["batch"], shape["channels"], shape["length"], generator=torch.Generator()
-    )

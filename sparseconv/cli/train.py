@@ -25,7 +25,14 @@ from sparseconv.training.data import digest
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import CONFIG_NAME, DATA, HISTORY_NAME, NETWORK, RECIPE
+from sparseconv.training.run_folder import (
+    CONFIG_NAME,
+    DATA,
+    HISTORY_NAME,
+    NETWORK,
+    RECIPE,
+    SECTIONS,
+)
 
 
 def add_to(commands: Any) -> None:
@@ -58,7 +65,7 @@ def add_to(commands: Any) -> None:
         "depend on it)",
     )
     command.add_argument("--quiet", action="store_true", help="print the final summary only")
-    for title, options in (("data", DATA), ("network", NETWORK), ("recipe", RECIPE)):
+    for title, options in SECTIONS.items():
         group = command.add_argument_group(title)
         for name, default in options.items():
             add_option(group, name, default)
@@ -155,15 +162,10 @@ def _config(
                     f"now {value!r}; give the data of that run, or start a new one with --out"
                 )
         return config
-    config = {
-        "data": facts,
-        "network": {name: settings[name] for name in NETWORK},
-        "recipe": {name: settings[name] for name in RECIPE},
-        "machine": machine.environment_info(),
-    }
-    text = json.dumps(config, indent=2) + "\n"
+    config = {key: {name: settings[name] for name in options} for key, options in SECTIONS.items()}
+    config = {**config, "data": facts, "machine": machine.environment_info()}
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text)
+    write_whole(path, json.dumps(config, indent=2) + "\n")
     return config
 
 

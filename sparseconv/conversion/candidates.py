@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.geometry import DTYPES
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import asks_for_gradients, held_outside
+from sparseconv.nn.replacement import asks_for_gradients, check_module, held_outside
 from sparseconv.profiling.layer_times import LayerTimes
 
 
@@ -47,11 +47,6 @@ class Candidate:
             density=None if pattern is None else pattern.density,
         )
         return replace(self.times or unmeasured, sparse=self.chosen, reason=self.reason)
-
-
-def check_module(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
 
 
 def convolutions(model: nn.Module) -> dict[nn.Module, str]:

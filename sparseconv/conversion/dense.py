@@ -6,9 +6,14 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from sparseconv.conversion.candidates import check_module
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import asks_for_gradients, carry_hooks, carry_state, replace
+from sparseconv.nn.replacement import (
+    asks_for_gradients,
+    carry_hooks,
+    carry_state,
+    check_module,
+    replace,
+)
 from sparseconv.nn.restored import deepcopy_model
 
 

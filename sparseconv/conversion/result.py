@@ -31,10 +31,7 @@ class ConversionReport(Measured):
             (training: forward and backward) of the whole model, each with ``before_ms``,
             ``after_ms`` and their ``ratio``; empty if nothing was measured or nothing converted.
         backward: whether training decided, or inference.
-        threads: of torch, during the measurement.
-        page_faults: the share of the time that page faults took, in the candidate that they
-            slowed down most, of inference (``"forward"``) and of training (``"step"``).
-        machine: processor, instruction set and versions.
+        threads, page_faults, machine: as in ``Measured``.
     """
 
     times: Mapping[str, ModelTimes]

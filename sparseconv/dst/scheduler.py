@@ -26,9 +26,6 @@ from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import DenseGradientHook, gradient_dtype
 from sparseconv.nn.overwritten import checksum
 
-__all__ = ["DSTScheduler", "prune_and_grow"]
-
-
 _HINT = (
     "build model and scheduler from the same seed or state dict on every rank, keep the weights "
     "equal (DistributedDataParallel does), or pass the process_group that trains this model"

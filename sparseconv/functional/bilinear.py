@@ -89,9 +89,9 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
 
 
 def differentiable(function: type[Differentiable], *args: Any) -> Tensor:
-    """The result, in the form that is fit for what goes on around it.
+    """The result, in the form that fits how torch is running.
 
-    While nobody differentiates, it is only computed.
+    While no gradients are recorded, it is only computed.
     """
     dynamo = is_dynamo_compiling()
     if is_transformed():
@@ -112,7 +112,7 @@ def differentiable(function: type[Differentiable], *args: Any) -> Tensor:
 
 
 class Product(Differentiable):
-    """One of three."""
+    """fprop, dgrad or wgrad as an autograd function."""
 
     @staticmethod
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

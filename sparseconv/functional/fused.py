@@ -1,7 +1,7 @@
-"""What stands around the sparse convolutions of a network, each as one pass over memory.
+"""The layers around the sparse convolutions of a network, each as one pass over memory.
 
-``conv1x1`` and ``batch_norm_relu`` compute what torch's modules compute, with the C++ kernels where
-these can run and with torch everywhere else. ``models.block.Block`` decides when to use them.
+They compute what torch's modules compute, with the C++ kernels where these can run and with torch
+everywhere else. ``nn.block`` and ``inference.spans`` decide when to use them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.functional.bilinear import apply, bilinear, differentiable
+from sparseconv.functional.bilinear import apply, bilinear, differentiable, is_transformed
 from sparseconv.functional.conv import check
 from sparseconv.ops import calls
 from sparseconv.ops import fused_schemas as fused_schemas
@@ -25,7 +24,7 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def runs_here(*tensors: Tensor | None) -> bool:
-    """Whether the kernels can take these tensors, in the way that torch is running now."""
+    """Whether the kernels accept these tensors, in the way that torch is running now."""
     first = tensors[0]
     return (
         extension is not None
@@ -53,8 +52,7 @@ def runs_eagerly() -> bool:
         torch.compiler.is_compiling()
         or torch._C._is_tracing()  # torch.jit.is_tracing() asks the same, and takes longer
         or torch._C._is_any_autocast_enabled()
-        or torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad
-        or forward_ad._current_level >= 0
+        or is_transformed()
     )
 
 
@@ -62,7 +60,7 @@ def conv1x1(input: Tensor, weight: Tensor) -> Tensor:
     """Convolve with a kernel of one tap: ``F.conv1d(input, weight)``, differentiable like it.
 
     Args:
-        input: ``(N, C_in, L)``; the kernels take float32 and float64, any strides.
+        input: ``(N, C_in, L)``; float32 and float64 for the kernels, any strides.
         weight: ``(C_out, C_in, 1)``.
 
     Returns:
@@ -104,10 +102,9 @@ def conv1d_pointwise(
     *,
     relu: bool = False,
 ) -> Tensor:
-    """A sparse convolution, perhaps a ReLU, and a convolution with a kernel of one tap, in one go.
+    """A sparse convolution, perhaps a ReLU, and a 1x1 convolution, without memory between them.
 
-    What is between them never leaves the kernels' scratch memory. For inference: nothing is
-    recorded for a backward pass.
+    For inference: nothing is recorded for a backward pass.
 
     Args:
         input: ``(N, C_in, L)``, float32 or float64 on the CPU, any strides.
@@ -191,7 +188,7 @@ def batch_norm_relu(input: Tensor, norm: nn.BatchNorm1d) -> Tensor:
     computes it: its one pass cannot be beaten (0.083 ms for 16 x 141 x 128, ours took 0.096).
 
     Args:
-        input: ``(N, C, L)``; the kernels take float32 and float64, any strides.
+        input: ``(N, C, L)``; float32 and float64 for the kernels, any strides.
         norm: called as a module, hooks and all, where the kernels cannot run.
 
     Returns:
@@ -248,18 +245,11 @@ class _BatchNormRelu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, weight, bias, mean, invstd = ctx.saved_tensors
-        found: tuple[Tensor | None, ...]
         if torch.is_grad_enabled():
-            found = _differentiable_gradient(ctx, grad)
-        else:
-            found = torch.ops.sparseconv.batch_norm_relu_backward(
-                grad, x, weight, bias, mean, invstd
-            )
-        needed = ctx.needs_input_grad
-        return (
-            *(g if need else None for g, need in zip(found, needed, strict=False)),
-            *4 * (None,),
-        )
+            return (*_differentiable_gradient(ctx, grad), *4 * (None,))
+        found = torch.ops.sparseconv.batch_norm_relu_backward(grad, x, weight, bias, mean, invstd)
+        needed = ctx.needs_input_grad[:3]
+        return (*(g if need else None for g, need in zip(found, needed, strict=True)), *4 * (None,))
 
 
 def _differentiable_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -279,7 +269,7 @@ def adaptive_avg_pool1d(input: Tensor, bins: int) -> Tensor:
     """Average over ``bins`` nearly equal stretches: ``F.adaptive_avg_pool1d(input, bins)``.
 
     Args:
-        input: ``(N, C, L)``; the kernels take float32 and float64, any strides.
+        input: ``(N, C, L)``; float32 and float64 for the kernels, any strides.
         bins: number of outputs; bin i covers samples ``i * L // bins`` up to, not including,
             ``ceil((i + 1) * L / bins)``.
 
@@ -307,9 +297,7 @@ class _AverageBins(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        if torch.is_grad_enabled():
-            return apply(_SpreadBins, grads[0], ctx.length), None
-        return torch.ops.sparseconv.adaptive_avg_pool1d_backward(grads[0], ctx.length), None
+        return apply(_SpreadBins, grads[0], ctx.length), None
 
 
 class _SpreadBins(torch.autograd.Function):

@@ -10,16 +10,6 @@ Convolution = SparseConv1d | nn.Conv1d
 Weights = tuple[Tensor, Tensor | None]
 
 
-def is_foldable(conv: Convolution, norm: nn.BatchNorm1d) -> bool:
-    """Whether ``norm`` scales each channel of ``conv`` by statistics that it has, and counts."""
-    return (
-        norm.running_mean is not None
-        and norm.running_var is not None
-        and norm.num_batches_tracked is not None  # counts the updates of the two others
-        and norm.num_features == conv.out_channels
-    )
-
-
 def weight_and_bias(conv: Convolution) -> Weights | None:
     """The parameters of ``conv``; None if its weight is not one (parametrized or pruned)."""
     weight = conv._parameters.get("values" if isinstance(conv, SparseConv1d) else "weight")
@@ -48,7 +38,7 @@ def fold(conv: Convolution, norm: nn.BatchNorm1d) -> Weights | None:
     """
     own = weight_and_bias(conv)
     mean, var = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
-    counter = norm._buffers.get("num_batches_tracked")
+    counter = norm._buffers.get("num_batches_tracked")  # of the updates of the two others
     if own is None or mean is None or var is None or counter is None:
         return None
     weight, bias = own

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from sparseconv.inference.spans import FusedSpan, WithPointwise, plan_inference
-from sparseconv.nn.block import Block, FusedSequential, Place, Plan
+from sparseconv.nn.block import FUSED, Block, FusedSequential, Place, Plan, plan
 from sparseconv.nn.hooks import has_own_code
 from sparseconv.nn.restored import deepcopy_model
 
@@ -25,18 +26,18 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     average is taken first. The outputs differ from those of ``model.eval()`` by rounding.
 
     All modules stay in place, with their names, hooks and state; what changes is how a Sequential
-    runs. Whoever indexes it, slices it, loops over it, hooks, trains, loads or converts the copy
-    gets what the original would give. Modules are run one by one, as in the original, where
+    runs. Indexing it, slicing it, looping over it, hooks, training, loading and converting give
+    what they give with the original. Modules are run one by one, as in the original, where
     merging them could be noticed or could change the result: while one of them asks for gradients,
     is in training mode or has hooks or its own ``forward``; for inputs that ask for gradients, or
     have no batch dimension; under torch.compile, torch.jit, torch.export, torch.func, autocast and
-    modes that see functions or operations (but for ``torch.set_default_device``); for subclasses, a
+    modes that see functions or operations (except ``torch.set_default_device``); for subclasses, a
     BatchNorm without running statistics or of another size or dtype, and where folded weights would
     not be finite.
 
-    The folded weights are made at the first call, and again after every change of a parameter,
+    The folded weights are computed at the first call, and again after every change of a parameter,
     buffer, pattern or ``eps``. Only in-place writes that PyTorch does not count are not seen, when
-    they go into parameters that ask for no gradient: through ``.data`` (``p.data.copy_(q)``),
+    they go into parameters that require no gradient: through ``.data`` (``p.data.copy_(q)``),
     ``.numpy()``, from another process, or ``F.batch_norm(..., training=True)`` on the statistics.
     Call ``eval()`` on the copy after them.
 
@@ -49,7 +50,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         and ``eval()``.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Module``.
+        TypeError: ``model`` is not an ``nn.Module``.
         ValueError: a parameter or buffer holds no data: on the meta device, or of a lazy module
             that has not run yet.
 
@@ -70,7 +71,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
                 f"every parameter and buffer must hold data, but {name} does not; load the model's "
                 "state, or run it once if it has lazy modules"
             )
-    # What is made in inference mode could not be used outside of it, nor be watched.
+    # Tensors of inference mode could not be used outside of it, nor count what is written.
     with torch.inference_mode(False), torch.no_grad():
         fast = deepcopy_model(model).eval()
     for parameter in fast.parameters():  # requires_grad_() refuses ScriptModules
@@ -99,12 +100,13 @@ def _leaves(sequential: nn.Sequential) -> Iterable[Place]:
 class InferenceSequential(FusedSequential):
     """What ``optimize_for_inference`` makes of an ``nn.Sequential``."""
 
-    def _places(self) -> Iterable[Place]:
-        return _leaves(self)
+    def _present(self) -> list[Any]:
+        return [module for place in _leaves(self) for module in place]
 
-    def _plan(self, places: Sequence[Place]) -> Plan:
+    def _plan(self) -> Plan:
         # A slice of this one begins in training mode, so none is folded for a single call.
-        return super()._plan(places) if self.training else plan_inference(places)
+        places = list(_leaves(self))
+        return plan(places, FUSED) if self.training else plan_inference(places)
 
     def train(self, mode: bool = True) -> InferenceSequential:
         """Forget the folded weights: what wrote into the others may not have been counted."""

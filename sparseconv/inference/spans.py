@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.functional.fused import conv1d_pointwise, pointwise_epilogue_is_faster
-from sparseconv.inference.folding import Weights, fold, is_foldable, weight_and_bias
+from sparseconv.inference.folding import Weights, fold, weight_and_bias
 from sparseconv.nn.block import (
     CONV,
     FUSED,
@@ -47,11 +47,6 @@ class FusedSpan(Step):
         # The state of the tensors that were folded, the tensors, and the result, if that is usable.
         self._folded: tuple[list[Any], list[Any], Weights | None] | None = None
 
-    @classmethod
-    def fits(cls, places: Sequence[Place]) -> bool:
-        conv, norm = conv_and_norm([module for _, module in places])
-        return norm is None or is_foldable(conv, norm)
-
     def run(self, x: Tensor) -> Tensor | None:
         weights = self.weights_for(x)
         return None if weights is None else self.compute(x, *weights)
@@ -65,10 +60,10 @@ class FusedSpan(Step):
         norm = self.norm
         # BatchNorm reads an unbatched (C, L) as N = C cases of L channels.
         if (
-            type(x) is not Tensor
-            or x.dim() != 3
+            x.dim() != 3
             or x.layout is not torch.strided
             or (x.requires_grad and torch.is_grad_enabled())
+            or self.is_watched()
             or (norm is not None and norm.training)
         ):
             return None
@@ -138,7 +133,7 @@ class FoldedSparseConv(FusedSpan):
         conv = self.conv
         if (
             weight is None
-            or any(map(has_own_code, (*self.modules, pointwise)))
+            or has_own_code(pointwise)
             or not is_pointwise(pointwise)
             or (torch.is_grad_enabled() and _any_trained((weight, offsets)))
             or (weights := self.weights_for(x)) is None
@@ -171,7 +166,7 @@ class PointwiseThenMean(FusedSpan):
     def fits(cls, places: Sequence[Place]) -> bool:
         modules = [module for _, module in places]
         conv, _ = conv_and_norm(modules)
-        return super().fits(places) and cls._bins(conv, modules) is not None
+        return cls._bins(conv, modules) is not None
 
     @staticmethod
     def _bins(conv: nn.Conv1d, modules: Sequence[Any]) -> int | None:

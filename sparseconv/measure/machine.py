@@ -17,7 +17,7 @@ from sparseconv._version import __version__
 from sparseconv.ops.backends import available_backends, extension
 
 CORE_PACKAGES = ("sparseconv", "torch", "python")
-OPTIONAL_PACKAGES = ("aeon", "scikit-learn", "tqdm", "matplotlib", "jinja2")
+OPTIONAL_PACKAGES = ("aeon", "scikit-learn", "tqdm", "matplotlib")
 VARIABLES = ("SPARSECONV_BACKEND", "SPARSECONV_CPU_ISA")
 
 

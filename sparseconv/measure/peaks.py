@@ -1,4 +1,4 @@
-"""The machine's own limits, measured: multiply-adds from registers, L1 and L2, and the stream."""
+"""The machine's own limit, measured: multiply-adds of operands in registers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseconv.measure.machine import threads
 from sparseconv.ops import backends
 
-BLOCK = 1536  # bytes; csrc/cpu/peaks.h, kPeakBlock
+SIZE = 10 * 1536  # bytes of a pass: blocks of csrc/cpu/peaks.h, well inside every L1
 REPEATS = 20
 _RUN = 2e-3  # seconds of one run: short, so that some run undisturbed; starting threads takes 0.5 %
-# Where the system does not tell: sizes that every x86-64 server of the last ten years has.
-_L1, _L2, _L3 = 32 << 10, 256 << 10, 32 << 20
 
 
 @contextmanager
@@ -50,28 +47,25 @@ def measure(
     isas: Sequence[str] | None = None,
     dtypes: Sequence[str] = ("float32", "float64"),
 ) -> list[dict[str, Any]]:
-    """Measure the peaks of every instruction set, type and number of threads.
+    """Measure the peak of every instruction set, type and number of threads.
 
     A peak is the fastest of several runs: what disturbs a run only slows it down. The multiply-add
     is the kernels' own, which the portable baseline imitates without the instruction.
 
     Args:
-        thread_counts: numbers of torch's threads, each working in memory of its own.
+        thread_counts: numbers of torch's threads.
         isas: instruction sets; all that this CPU can run by default.
         dtypes: ``"float32"`` and ``"float64"``.
 
     Returns:
-        One dict each, with ``fma_gflops`` (operands in registers), ``l1_gflops`` and
-        ``l2_gflops`` (one aligned vector loaded per multiply-add) in GFLOP/s of all threads
-        together, and ``stream_gbs``, GB/s read and written by ``a = b + s * c`` beyond the last
-        cache.
+        One dict each, with ``fma_gflops`` in GFLOP/s of all threads together.
 
     Raises:
         RuntimeError: the C++ extension is not built.
 
     Example:
         >>> list(measure([1], ["baseline"], ["float32"])[0])
-        ['threads', 'isa', 'dtype', 'fma_gflops', 'l1_gflops', 'l2_gflops', 'stream_gbs']
+        ['threads', 'isa', 'dtype', 'fma_gflops']
     """
     if backends.extension is None:
         raise RuntimeError("the peaks are measured by the C++ extension, which is not built")
@@ -80,7 +74,9 @@ def measure(
         with threads(count):
             for isa in isas or backends.extension.isas():
                 with forced_isa(isa):
-                    rows += [_peak(count, isa, dtype) for dtype in dtypes]
+                    for dtype in dtypes:
+                        row: dict[str, Any] = {"threads": count, "isa": isa, "dtype": dtype}
+                        rows.append(row | {"fma_gflops": _gflops(dtype) * count})
     return rows
 
 
@@ -102,64 +98,29 @@ class Loop(NamedTuple):
 
 
 def loop(peak: Mapping[str, Any]) -> Loop:
-    """The loop behind ``peak["fma_gflops"]``; each call takes some milliseconds.
+    """The loop behind ``peak["fma_gflops"]``; each call lasts some milliseconds.
 
     The clock of a shared machine follows its other tenants: what a kernel could reach is what this
     reaches beside it, not what it reached minutes ago.
     """
-    wide = peak["dtype"] == "float64"
-    size = _whole_blocks(_cache(1, _L1) // 2)
-    flops = size * _flops_per_byte(wide)
+    flops = _flops(peak["dtype"])
     passes = max(1, round(_RUN * 1e9 * peak["fma_gflops"] / peak["threads"] / flops))
+    run = partial(_seconds, peak["dtype"], passes, 1)
+    return Loop(run, flops * passes * peak["threads"])
+
+
+def _gflops(dtype: str) -> float:
+    """Of one thread."""
+    passes = max(1, round(_RUN / max(_seconds(dtype, 1, 3), 1e-9)))
+    return 1e-9 * _flops(dtype) * passes / _seconds(dtype, passes, REPEATS)
+
+
+def _seconds(dtype: str, passes: int, repeats: int) -> float:
     assert backends.extension is not None
-    call = partial(backends.extension.run_peak, "registers", wide, size, passes, 1)
-    return Loop(call, flops * passes * peak["threads"])
+    run = backends.extension.run_peak("registers", dtype == "float64", SIZE, passes, repeats)
+    return float(min(run))
 
 
-def _peak(count: int, isa: str, dtype: str) -> dict[str, Any]:
-    wide = dtype == "float64"
-    flops = _flops_per_byte(wide)
-    l1, l2, l3 = (_cache(i, size) for i, size in ((1, _L1), (2, _L2), (3, _L3)))
-    # Half of a cache lies in it for sure; four times the last one, shared out, does not.
-    beyond = max(4 * l3 // count, 2 * l2)
-    return {
-        "threads": count,
-        "isa": isa,
-        "dtype": dtype,
-        "fma_gflops": 1e-9 * flops * _rate("registers", wide, l1 // 2) * count,
-        "l1_gflops": 1e-9 * flops * _rate("loads", wide, l1 // 2) * count,
-        "l2_gflops": 1e-9 * flops * _rate("loads", wide, l2 // 2) * count,
-        "stream_gbs": 1e-9 * _rate("triad", wide, beyond) * count,
-    }
-
-
-def _flops_per_byte(wide: bool) -> float:
-    return 2 / (8 if wide else 4)
-
-
-def _whole_blocks(size: int) -> int:
-    return max(size // BLOCK, 1) * BLOCK
-
-
-def _rate(what: str, wide: bool, size: int) -> float:
-    """Bytes per second of one thread."""
-    run = backends.extension.run_peak  # type: ignore[union-attr]
-    size = _whole_blocks(size)
-    once = min(run(what, wide, size, 1, 3))
-    passes = max(1, round(_RUN / max(once, 1e-9)))
-    best = min(run(what, wide, size, passes, REPEATS))
-    return float(size * passes / best)
-
-
-def _cache(level: int, otherwise: int) -> int:
-    """Bytes of the data cache of this level that a core sees, as Linux tells."""
-    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        try:
-            there, kind, size = (
-                (folder / name).read_text().strip() for name in ("level", "type", "size")
-            )
-        except OSError:
-            continue
-        if int(there) == level and kind != "Instruction" and size.endswith("K"):
-            return int(size[:-1]) << 10
-    return otherwise
+def _flops(dtype: str) -> float:
+    """Of one pass: a multiply-add for each number."""
+    return 2 * SIZE / (8 if dtype == "float64" else 4)

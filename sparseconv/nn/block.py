@@ -7,7 +7,7 @@ calling its modules, and calls them if not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,14 +43,18 @@ class Step:
     @classmethod
     def fits(cls, places: Sequence[Place]) -> bool:
         """Whether modules of the right types can be such a step at all."""
-        raise NotImplementedError
+        return True
+
+    def is_watched(self) -> bool:
+        """Whether calling one of the modules does more than compute."""
+        return any(map(has_own_code, self.modules))
 
     def run(self, x: Tensor) -> Tensor | None:
         """Compute what the modules compute, or None where they have to do it themselves."""
         raise NotImplementedError
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = None if any(map(has_own_code, self.modules)) else self.run(x)
+        y = self.run(x) if type(x) in (Tensor, nn.Parameter) else None
         if y is None:
             y = x
             for step in self.one_by_one:
@@ -95,29 +99,28 @@ class FusedSequential(nn.Sequential):
     """``nn.Sequential`` that runs by a plan, unless something could see a difference."""
 
     # The modules that were planned, with their types, and the plan.
-    _planned: tuple[list[Any], Plan] | None = None
+    _planned: tuple[tuple[Any, ...], Plan] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in their order."""
         if not in_plain_eager_mode():
             return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
-        places = list(self._places())
-        key: list[Any] = [self.training]
-        for owner, module in places:
-            key += id(owner), id(module), type(module)
+        present = self._present()
+        key = self.training, list(map(id, present)), list(map(type, present))
         planned = self._planned
         if planned is None or planned[0] != key:
-            planned = self._planned = key, self._plan(places)
+            planned = self._planned = key, self._plan()
         x = input
         for step in planned[1]:
             x = step(x)
         return x
 
-    def _places(self) -> Iterable[Place]:
-        return ((self, module) for module in self._modules.values())
+    def _present(self) -> list[Any]:
+        """Everything that a plan is made of."""
+        return list(self._modules.values())
 
-    def _plan(self, places: Sequence[Place]) -> Plan:
-        return plan(places, FUSED)
+    def _plan(self) -> Plan:
+        return plan([(self, module) for module in self._modules.values()], FUSED)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_planned"}
@@ -184,51 +187,36 @@ class BlockStep(Step):
         owner = places[0][0]
         return isinstance(owner, Block) and all(other is owner for other, _ in places)
 
-    def run(self, x: Tensor) -> Tensor | None:
-        ready = (
-            type(x) in (Tensor, nn.Parameter)
-            and self.is_faster(x)
-            and runs_here(x)
-            and self.owner.kernels_run_on(x.device)
-        )
-        return self.compute(x) if ready else None
-
-    def is_faster(self, x: Tensor) -> bool:
-        """Whether the kernel computes the same, and in less time."""
-        raise NotImplementedError
-
-    def compute(self, x: Tensor) -> Tensor:
-        """The output of the modules, by the kernel."""
-        raise NotImplementedError
+    def kernel_runs(self, x: Tensor) -> bool:
+        """Whether the kernel computes what the modules do."""
+        return not self.is_watched() and runs_here(x) and self.owner.kernels_run_on(x.device)
 
 
 class Pointwise(BlockStep):
     """A 1x1 ``nn.Conv1d`` without bias."""
 
-    def is_faster(self, x: Tensor) -> bool:
+    def run(self, x: Tensor) -> Tensor | None:
         (conv,) = self.modules
         positions = x.numel() // conv.in_channels
-        return (
-            is_pointwise(conv)
+        macs = positions * conv.in_channels * conv.out_channels
+        if (
+            (positions >= CONV_POSITIONS or macs >= CONV_MACS)
+            and is_pointwise(conv)
             and conv.bias is None
-            and (
-                positions >= CONV_POSITIONS
-                or positions * conv.in_channels * conv.out_channels >= CONV_MACS
-            )
-        )
-
-    def compute(self, x: Tensor) -> Tensor:
-        return conv1x1(x, self.modules[0].weight)
+            and self.kernel_runs(x)
+        ):
+            return conv1x1(x, conv.weight)
+        return None
 
 
 class NormThenRelu(BlockStep):
     """An ``nn.BatchNorm1d`` in training, and ``nn.ReLU``."""
 
-    def is_faster(self, x: Tensor) -> bool:
-        return self.modules[0].training and x.numel() >= NORM_ELEMENTS
-
-    def compute(self, x: Tensor) -> Tensor:
-        return batch_norm_relu(x, self.modules[0])
+    def run(self, x: Tensor) -> Tensor | None:
+        norm, _ = self.modules
+        if norm.training and x.numel() >= NORM_ELEMENTS and self.kernel_runs(x):
+            return batch_norm_relu(x, norm)
+        return None
 
 
 def is_pointwise(conv: nn.Conv1d) -> bool:

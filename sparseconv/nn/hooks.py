@@ -31,23 +31,15 @@ def in_plain_eager_mode() -> bool:
     return (
         runs_eagerly()
         and not torch._C._len_torch_dispatch_stack()
-        and not _has_global_hooks()
-        # torch.set_default_device() is a mode, too, but only sees where tensors are created.
-        and all(type(mode) is DeviceContext for mode in _function_modes())
+        and not torch_module._global_forward_hooks
+        and not torch_module._global_forward_pre_hooks
+        and not torch_module._global_backward_hooks
+        and not torch_module._global_backward_pre_hooks
+        and (not torch._C._len_torch_function_stack() or _is_default_device_all())
     )
 
 
-def _has_global_hooks() -> bool:
-    return bool(
-        torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
-    )
-
-
-def _function_modes() -> list[Any]:
-    if not torch._C._len_torch_function_stack():  # the usual case, asked at every call
-        return []
+def _is_default_device_all() -> bool:
+    """Whether the modes are those of torch.set_default_device(), which see new tensors alone."""
     modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return modes
+    return all(type(mode) is DeviceContext for mode in modes)

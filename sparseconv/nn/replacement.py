@@ -16,6 +16,12 @@ from sparseconv.nn.dense_gradient import DenseGradientHook
 from sparseconv.nn.state import current
 
 
+def check_module(model: nn.Module) -> None:
+    """Refuse what is not a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+
+
 def own_names(layer: nn.Conv1d | SparseConv1d) -> frozenset[str]:
     """What a layer of this class holds for itself, but for its bias, however it is pruned."""
     if isinstance(layer, SparseConv1d):

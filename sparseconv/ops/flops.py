@@ -1,64 +1,41 @@
 """How torch.utils.flop_counter counts the registered ops: by their active weights.
 
-Imported when that module is (see ``sparseconv/__init__.py``).
+Imported when that module is (see ``sparseconv/__init__.py``). A multiply-add is two operations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-# A multiply-add is two operations; each active weight meets every output of its row once. Every
-# op knows the output of fprop or its gradient by shape, and nnz by that of the rows.
+_OPS = torch.ops.sparseconv
 
 
-@register_flop_formula([torch.ops.sparseconv.fprop, torch.ops.sparseconv.triton_fprop])
-def _flops_fprop(
-    input_shape: Any,
-    values_shape: Any,
-    bias_shape: Any,
-    crow_shape: Any,
-    rows_shape: Any,
-    *args: Any,
-    out_shape: Any = None,
-    **kwargs: Any,
-) -> int:
-    return int(2 * input_shape[0] * out_shape[2] * values_shape[0])
+def _register(macs: Callable[..., Any], *ops: Any) -> None:
+    """Count an op's multiply-adds from the shapes of its output and of its arguments."""
+
+    def flops(*arguments: Any, out_shape: Any = None, **_: Any) -> int:
+        return int(2 * macs(out_shape, *arguments))
+
+    register_flop_formula(list(ops))(flops)
 
 
-@register_flop_formula([torch.ops.sparseconv.dgrad, torch.ops.sparseconv.triton_dgrad])
-def _flops_dgrad(grad_shape: Any, values_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return int(2 * grad_shape[0] * grad_shape[2] * values_shape[0])
-
-
-@register_flop_formula([torch.ops.sparseconv.wgrad, torch.ops.sparseconv.triton_wgrad])
-def _flops_wgrad(
-    grad_shape: Any, input_shape: Any, crow_shape: Any, rows_shape: Any, *args: Any, **kwargs: Any
-) -> int:
-    return int(2 * grad_shape[0] * grad_shape[2] * rows_shape[0])
-
-
-@register_flop_formula(torch.ops.sparseconv.fprop_pointwise)
-def _flops_fprop_pointwise(
-    input_shape: Any, values_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    weight_shape = args[-2]
-    macs = values_shape[0] + weight_shape[0] * weight_shape[1]
-    return int(2 * input_shape[0] * out_shape[2] * macs)
-
-
-@register_flop_formula(torch.ops.sparseconv.pointwise_fprop)
-def _flops_pointwise_fprop(input_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return int(2 * input_shape[0] * input_shape[2] * weight_shape[0] * weight_shape[1])
-
-
-@register_flop_formula(torch.ops.sparseconv.pointwise_dgrad)
-def _flops_pointwise_dgrad(grad_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return int(2 * grad_shape[0] * grad_shape[2] * weight_shape[0] * weight_shape[1])
-
-
-@register_flop_formula(torch.ops.sparseconv.pointwise_wgrad)
-def _flops_pointwise_wgrad(grad_shape: Any, input_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return int(2 * grad_shape[0] * grad_shape[2] * grad_shape[1] * input_shape[1])
+# Each active weight meets every output of its row once: N * L_out.
+_register(lambda y, x, values, *_: y[0] * y[2] * values[0], _OPS.fprop, _OPS.triton_fprop)
+_register(lambda _, grad, values, *__: grad[0] * grad[2] * values[0], _OPS.dgrad, _OPS.triton_dgrad)
+_register(
+    lambda _, grad, x, crow, rows, *__: grad[0] * grad[2] * rows[0], _OPS.wgrad, _OPS.triton_wgrad
+)
+_register(
+    lambda y, x, values, *rest: y[0] * y[2] * (values[0] + rest[-2][0] * rest[-2][1]),
+    _OPS.fprop_pointwise,
+)
+_register(
+    lambda _, x, weight, *__: x[0] * x[2] * weight[0] * weight[1],
+    _OPS.pointwise_fprop,
+    _OPS.pointwise_dgrad,
+)
+_register(lambda _, grad, x, *__: grad[0] * grad[2] * grad[1] * x[1], _OPS.pointwise_wgrad)

@@ -62,24 +62,12 @@ def _fake_pointwise_wgrad(grad_output: Tensor, input: Tensor) -> Tensor:
     return input.new_empty((grad_output.shape[1], input.shape[1], 1))
 
 
-@register_fake(_library, "batch_norm_relu")
-def _fake_batch_norm_relu(input: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    channels = (input.shape[1],)
-    return input.new_empty(input.shape), input.new_empty(channels), input.new_empty(channels)
+@register_fake(_library, "batch_norm_relu", "batch_norm_relu_backward")
+def _fake_batch_norm_relu(signal: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    channels = (signal.shape[1],)
+    return signal.new_empty(signal.shape), signal.new_empty(channels), signal.new_empty(channels)
 
 
-@register_fake(_library, "batch_norm_relu_backward")
-def _fake_batch_norm_relu_backward(
-    grad_output: Tensor, input: Tensor, *args: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_batch_norm_relu(input)
-
-
-@register_fake(_library, "adaptive_avg_pool1d")
-def _fake_adaptive_avg_pool1d(input: Tensor, bins: int) -> Tensor:
-    return input.new_empty((*input.shape[:2], bins))
-
-
-@register_fake(_library, "adaptive_avg_pool1d_backward")
-def _fake_adaptive_avg_pool1d_backward(grad_output: Tensor, length: int) -> Tensor:
-    return grad_output.new_empty((*grad_output.shape[:2], length))
+@register_fake(_library, "adaptive_avg_pool1d", "adaptive_avg_pool1d_backward")
+def _fake_adaptive_avg_pool1d(signal: Tensor, length: int) -> Tensor:
+    return signal.new_empty((*signal.shape[:2], length))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparseconv.measure.timing import ratio
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.replacement import check_module
 from sparseconv.ops.backends import extension
 from sparseconv.profiling.result import ModelTime, Profile
 from sparseconv.profiling.stopwatch import (
@@ -110,8 +111,7 @@ def profile(
 
 
 def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    check_module(model)
     layers = {
         # torch.compile puts a wrapper around what the user wrote.
         module: name.replace("_orig_mod.", "") or type(module).__name__

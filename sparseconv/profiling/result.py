@@ -41,11 +41,8 @@ class Profile(Measured):
         unreached: names of sparse layers that this input never came to.
         model: ``"forward"`` and, if measured, ``"step"`` of the whole model: its time ``ms``, and
             the ``share`` of the sparse layers.
-        threads: of torch, during the measurement.
         fma_gflops: the measured peak per dtype of the multiply-adds.
-        page_faults: the share of the time that page faults took, in the candidate that they
-            slowed down most, of inference (``"forward"``) and of training (``"step"``).
-        machine: processor, instruction set and versions.
+        threads, page_faults, machine: as in ``Measured``.
     """
 
     unreached: tuple[str, ...]

@@ -1,20 +1,21 @@
-"""Tables, and one self-contained HTML page made of them and of figures."""
+"""Tables, figures and text as one self-contained HTML page."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from string import Template
 
 from sparseconv.measure.table import Table
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a page, shown in this order."""
+    """One part of a page."""
 
     title: str
     text: str = ""
@@ -36,49 +37,38 @@ def write_html(
     ``highlights`` are (figure, meaning) pairs shown large below the heading. Nothing is written if
     a section's figure does not exist (FileNotFoundError).
     """
-    figures = [_inline(section.figure) if section.figure else None for section in sections]
-    return render(
-        path,
-        __package__,
-        "template.html",
-        title=title,
-        subtitle=subtitle,
-        highlights=highlights,
-        sections=list(zip(sections, figures, strict=True)),
-    )
-
-
-def render(path: str | Path, package: str, template: str, **content: Any) -> Path:
-    """Write the page that a package's template makes of ``content``.
-
-    The template may extend this package's ``base.html``, which reads ``title``, ``subtitle`` and
-    ``highlights``, and import ``parts.html``. RuntimeError if jinja2 is not installed.
-    """
-    try:
-        from jinja2 import Environment, FunctionLoader, StrictUndefined
-    except ImportError as error:
-        raise RuntimeError(
-            f"the HTML report needs jinja2, which cannot be imported ({error}); "
-            "install it with `pip install 'sparseconv[tsc]'`"
-        ) from error
-
-    def load(name: str) -> str:
-        own = files(package).joinpath(name)
-        return (own if own.is_file() else files(__package__).joinpath(name)).read_text("utf-8")
-
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FunctionLoader(load),
-    )
-    html = environment.get_template(template).render(content)
+    shown = [f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in highlights]
+    body = [f'<dl class="highlights">{"".join(shown)}</dl>' if shown else ""]
+    body += [_section(section) for section in sections]
+    template = Template(files(__package__).joinpath("page.html").read_text("utf-8"))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    text = {"title": escape(title), "subtitle": escape(subtitle), "body": "\n".join(body)}
+    path.write_text(template.substitute(text), encoding="utf-8")
     return path
 
 
-def _inline(figure: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
+def _section(section: Section) -> str:
+    parts = [f"<h2>{escape(section.title)}</h2>"]
+    if section.text:
+        parts.append(f"<p>{escape(section.text)}</p>")
+    if section.table:
+        parts.append(f'<div class="scroll">{_table(section.table)}</div>')
+    caption = f"<figcaption>{escape(section.caption)}</figcaption>"
+    if section.figure:
+        png = base64.b64encode(section.figure.read_bytes()).decode()
+        picture = f'<img src="data:image/png;base64,{png}" alt="{escape(section.title)}">'
+        parts.append(f"<figure>{picture}{caption}</figure>")
+    elif section.caption:
+        parts.append(caption)
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _table(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = [' class="text"' if i < table.text_columns else "" for i in range(len(cells))]
+        shown = zip(kinds, map(escape, cells), strict=True)
+        return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for kind, cell in shown)}</tr>"
+
+    rows = "\n".join(row(cells, "td") for cells in table.rows)
+    return f"<table><thead>{row(table.header, 'th')}</thead><tbody>{rows}</tbody></table>"

@@ -32,6 +32,7 @@ NETWORK: dict[str, Any] = {
 }
 RECIPE: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
 DATA: dict[str, Any] = {"nan_to_zero": False}
+SECTIONS = {"data": DATA, "network": NETWORK, "recipe": RECIPE}
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for section, options in (("data", DATA), ("network", NETWORK), ("recipe", RECIPE)):
+        for section, options in SECTIONS.items():
             for name in options:
                 config[section][name]
         int(config["machine"]["threads"])

@@ -13,10 +13,10 @@ import torch
 from dense_kernels import dense_ops, one_wrong
 from torch import Tensor, nn
 
-from sparseconv import DSTScheduler, SparseConv1d, datasets
-from sparseconv.bench.network import compare, dense, parts, steps
+from sparseconv import DSTScheduler, SparseConv1d
+from sparseconv.bench import tables
+from sparseconv.bench.network import breakdown, compare, dense, steps
 from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
-from sparseconv.bench.page import cost_plots
 from sparseconv.bench.run import WrongResultError
 from sparseconv.functional import fused
 from sparseconv.measure import timing
@@ -58,93 +58,38 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
 
 
-def sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "EPOCHS_OF", {"Tiny": (7, 3, 12, 4)})
-
-    def missing(name: str) -> Any:
-        raise RuntimeError(f"no {name} without aeon")
-
-    monkeypatch.setattr(datasets, "load", missing)
-
-
-def test_rows_of_every_mode(
-    fake_times: list[list[str]], no_compiler: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes(monkeypatch)
+def test_rows_of_every_mode(fake_times: list[list[str]], no_compiler: None) -> None:
     state = torch.get_rng_state()
     tasks = compare.tasks(lengths=(10,), threads=(1, 2), rounds=5, batch=4, build=small)
     rows = [task.measure() for task in tasks]
     assert torch.equal(torch.get_rng_state(), state)
-    assert [task.name for task in tasks[:2] + tasks[-1:]] == [
-        "DSN train L=10, 1 threads", "DSN train L=10, 2 threads", "DSN epoch Tiny, 2 threads",
+    assert [task.name for task in tasks[:2]] == [
+        "DSN train L=10, 1 thread", "DSN train L=10, 2 threads",
     ]  # fmt: skip
     assert [(r["mode"], r["threads"]) for r in rows] == [
         (mode, count) for mode in compare.MODES for count in (1, 2)
     ]
     for row in rows:
+        update = row["mode"] == "update"
+        assert (row["model"], row["absent"], row["rounds"]) == ("DSN", {}, 5)
+        assert row["batch"] == (1 if row["mode"] == "latency" else 4)
+        assert (row["length"], row["in_channels"]) == (10, 1)
         assert row["ms"]["sparse"] == pytest.approx(2)
         assert row["ratio"]["masked_dense"] == pytest.approx([5, 5, 5])
-        assert (row["model"], row["absent"]) == ("DSN", {})
-        epoch = row["mode"] == "epoch"
-        assert row["batch"] == {"latency": 1, "epoch": 2}.get(row["mode"], 4)
-        assert (row["length"], row["in_channels"]) == ((12, 3) if epoch else (10, 1))
-        assert row["rounds"] == (3 if epoch else 5)
-        alone = {"update": {"plain_step"}, "epoch": set[str]()}.get(row["mode"])
         assert set(row["ms"]) == (
-            set(SECONDS) if alone is None else {"sparse", "masked_dense"} | alone
+            {"sparse", "masked_dense", "plain_step"} if update else set(SECONDS)
         )
-        if epoch:
-            assert (row["data"], row["n_cases"]) == ("random series of the sizes of Tiny", 7)
-        else:
-            assert set(row["parts"]) == {"sparse", "masked_dense"}
-        if alone is None:
-            assert row["ratio"]["dense_compiled"] == pytest.approx([4, 4, 4])
-            assert row["ratio"]["dense_best"] == pytest.approx([3, 3, 3])
+        assert set(row["breakdown"]) == {"sparse", "masked_dense"}
         assert ("peak_bytes" in row) == (row["mode"] in ("train", "update"))
         if row["mode"] in ("inference", "latency"):
             assert row["settings"]["sparse"] == "optimize_for_inference"
-            assert row["settings"]["masked_dense"] == "plain"
             assert row["settings"]["dense_best"] in dense.inference_variants(small(), ...)
             assert row["settings"]["dense_compiled"] == "freezing"
         if row["mode"] == "train":
             assert row["settings"]["dense_best"] in dense.training_variants(small())
     json.dumps(rows)
-    text = compare.table(rows).markdown()
-    assert text.count("5.00 [5.00, 5.00]") == len(rows)
-    assert "epoch (random series of the sizes of Tiny)" in text
-    assert "sparse conv wgrad" in compare.parts_table(rows).markdown()
-    assert "compiled" not in compare.table(rows[-2:]).markdown()  # nothing to show
-
-
-def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"mode must be one of .*'training'"):
-        measured(modes=["training"])
-    with pytest.raises(ValueError, match=r"rival must be one of .*'conv1d'"):
-        measured(rivals=["conv1d"])
-
-
-def test_a_real_epoch_takes_every_series(
-    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes(monkeypatch)
-    seen: list[int] = []
-    step = steps._step
-
-    def counting(net: Any, optimizer: Any, scheduler: Any, X: Tensor, y: Tensor) -> None:
-        seen.append(len(X))
-        step(net, optimizer, scheduler, X, y)
-
-    monkeypatch.setattr(steps, "_step", counting)
-    measured(modes=["epoch"], threads=[1], rivals=["masked_dense"], build=small)
-    assert seen == [2, 2, 2, 1] * 2  # either side once
-
-
-def test_bundled_sets_have_the_sizes_that_stand_in_for_them() -> None:
-    pytest.importorskip("aeon")
-    for name, (n_cases, channels, length, classes) in compare.EPOCHS_OF.items():
-        data = datasets.load(name)
-        assert data.X_train.shape == (n_cases, channels, length)
-        assert len(data.classes) == classes
+    assert tables.network(rows).markdown().count("5.00 [5.00, 5.00]") == len(rows)
+    assert "python and other" in tables.breakdown(rows, length=10).markdown()
 
 
 # Nothing wrong is timed
@@ -152,8 +97,7 @@ def test_bundled_sets_have_the_sizes_that_stand_in_for_them() -> None:
 
 @pytest.mark.parametrize("mode", compare.MODES)
 def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes(monkeypatch)
-    monkeypatch.setattr(compare, "calls", dense_ops(wgrad=one_wrong))
+    monkeypatch.setattr(compare, "kernels", dense_ops(wgrad=one_wrong))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     with pytest.raises(WrongResultError, match="wgrad is wrong"):
         measured(lengths=[10], threads=[1], modes=[mode], build=small)
@@ -169,27 +113,24 @@ def test_a_wrong_network_is_not_timed(
 
     monkeypatch.setattr(compare, "optimize_for_inference", optimized)
     with pytest.raises(WrongResultError, match="outputs are wrong"):
-        measured(**run, rivals=["masked_dense"])
+        measured(**run, baselines=["masked_dense"])
     monkeypatch.undo()
     assert fake_times == []
 
 
-def test_a_rival_that_fails_is_absent_with_the_reason(
+def test_a_baseline_that_fails_is_absent_with_the_reason(
     fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("no C++ compiler found\nand more")
 
     monkeypatch.setattr(torch, "compile", fails)
-    rows = measured(
-        lengths=[10], threads=[1], modes=["train", "inference"], build=small, with_parts=False
-    )
+    rows = measured(lengths=[10], threads=[1], modes=["train", "inference"], build=small)
     for row in rows:
         assert "dense_compiled" not in row["ms"]
         assert "no C++ compiler found" in row["absent"]["dense_compiled"]
         assert "and more" not in row["absent"]["dense_compiled"]
-        assert "parts" not in row
-    assert "-" in compare.table(rows).markdown()
+    assert "-" in tables.network(rows).markdown()
 
 
 # The dense side
@@ -287,7 +228,9 @@ def test_an_update_is_timed_beside_a_step_without_one(
     step = DSTScheduler.step
     monkeypatch.setattr(DSTScheduler, "step", lambda self: moved.append(step(self)))
     settings: dict[str, Any] = {"lengths": [10], "threads": [1], "build": small}
-    measured(modes=["update"], rivals=[], with_parts=False, **settings)
+    monkeypatch.setattr(breakdown, "measure", lambda call: {})
+    monkeypatch.setattr(compare, "training_bytes", lambda *_: 0)
+    measured(modes=["update"], baselines=[], **settings)
     # When it was made; in turns with the other: one of them moved weights, one did not.
     assert moved == [True, True, False]
     assert fake_times == [["sparse", "plain_step"]]
@@ -315,8 +258,8 @@ def test_parts_of_both_networks() -> None:
     X, y = torch.randn(4, 1, 200), torch.arange(4) % 2
     made = steps.training_steps(model)
     with threads(1):
-        spent = {name: parts.measure(partial(step, X, y)) for name, step in made.items()}
-    common = {"1x1 conv", parts.NORM, "pool and head", "optimizer and masks", parts.OTHER}
+        spent = {name: breakdown.measure(partial(step, X, y)) for name, step in made.items()}
+    common = {"1x1 conv", breakdown.NORM, "pool and head", "optimizer and masks", breakdown.OTHER}
     sparse = {f"sparse conv {name}" for name in ("fprop", "dgrad", "wgrad")}
     dense = {"dense conv forward", "dense conv backward", "padding"}
     assert set(spent["sparse"]) == common | sparse
@@ -329,18 +272,15 @@ def test_parts_of_both_networks() -> None:
 
 def test_every_op_of_ours_belongs_to_a_part() -> None:
     ours = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("sparseconv::")}
-    assert {"sparseconv::fprop", "sparseconv::adaptive_avg_pool1d_backward"} <= ours
-    assert [name for name in sorted(ours) if parts.part_of(name) is None] == []
-    dense = {"dense conv forward", "dense conv backward", "optimizer and masks", parts.OTHER}
-    assert set(parts.ORDER) == set(parts._PARTS.values()) | dense
-    assert len(set(cost_plots.PARTS)) == len(parts.ORDER)  # no two parts of one colour
+    assert "sparseconv::fprop" in ours
+    assert [name for name in sorted(ours) if breakdown.part_of(name) is None] == []
 
 
 def test_parts_add_up_to_the_unprofiled_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "interleave", lambda *_, **__: {"": np.array([7.0])})
     layer, x = nn.Conv1d(3, 4, 5), torch.randn(2, 3, 50)
-    spent = parts.measure(lambda: layer(x))
-    assert set(spent) == {"dense conv forward", parts.OTHER}
+    spent = breakdown.measure(lambda: layer(x))
+    assert set(spent) == {"dense conv forward", breakdown.OTHER}
     assert sum(spent.values()) == pytest.approx(7000)
     assert spent["dense conv forward"] < 1000
 
@@ -349,6 +289,6 @@ def test_the_profile_charges_who_takes_the_time() -> None:
     """A convolution made twenty times as long takes the larger part of the step."""
     small_conv, large = nn.Conv1d(1, 1, 1), nn.Conv1d(64, 64, 65)
     x, wide = torch.randn(1, 1, 10), torch.randn(8, 64, 500)
-    spent = parts.measure(lambda: (small_conv(x), large(wide)))
+    spent = breakdown.measure(lambda: (small_conv(x), large(wide)))
     assert next(iter(spent)) == "dense conv forward"
     assert spent["1x1 conv"] < spent["dense conv forward"] / 20

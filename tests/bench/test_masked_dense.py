@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.bench.network.masked import MaskedDST, PremaskedConv1d, masked_copy
 from sparseconv.models import DSN
-from sparseconv.training.loop import train
-from sparseconv.training.recipe import Recipe
 
 SETTINGS: dict[str, Any] = {
     "update_every": 2,
@@ -77,17 +75,6 @@ def test_parameters_are_dense_and_so_are_gradients() -> None:
         assert (inactive != 0).double().mean() > 0.5  # a channel whose ReLU is shut has none
 
 
-def test_gradients_of_active_weights_are_those_of_the_sparse_network() -> None:
-    model = network(backend="reference").double()
-    twin = masked_copy(model)
-    X, y = batch()
-    for each in (model, twin):
-        F.nll_loss(each(X.double()), y).backward()
-    for sparse, dense in zip(model.sparse_layers(), masked_layers(twin), strict=True):
-        assert dense.weight.grad is not None
-        torch.testing.assert_close(dense.weight.grad[dense.mask], sparse.values.grad)
-
-
 def test_weights_stay_masked_while_moments_of_inactive_weights_accumulate() -> None:
     twin = masked_copy(network())
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
@@ -102,15 +89,14 @@ def test_weights_stay_masked_while_moments_of_inactive_weights_accumulate() -> N
             assert (layer.weight[~layer.mask] == 0).all()
 
 
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_updates_keep_the_number_in_every_region(grow: str) -> None:
+def test_updates_keep_the_number_in_every_region() -> None:
     model = network(init="random")
     twin = masked_copy(model)
     layers = masked_layers(twin)
     nnz = [[_inside(layer, r) for r in layer.regions] for layer in layers]
     masks = [layer.mask.clone() for layer in layers]
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
-    scheduler = MaskedDST(twin, optimizer, grow=grow, **SETTINGS)
+    scheduler = MaskedDST(twin, optimizer, **SETTINGS)
     updated = []
     for _ in range(10):
         take_step(twin, optimizer)
@@ -123,17 +109,6 @@ def test_updates_keep_the_number_in_every_region(grow: str) -> None:
 
 def _inside(layer: PremaskedConv1d, region: Any) -> int:
     return int(layer.mask[slice(*region.out_channels), :, slice(*region.taps)].sum())
-
-
-def test_static_patterns_never_change() -> None:
-    twin = masked_copy(network())
-    masks = [layer.mask.clone() for layer in masked_layers(twin)]
-    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
-    scheduler = MaskedDST(twin, optimizer, grow="static", **SETTINGS)
-    for _ in range(4):
-        take_step(twin, optimizer)
-        assert not scheduler.step()
-    assert all(map(torch.equal, masks, (layer.mask for layer in masked_layers(twin))))
 
 
 def test_it_moves_what_the_sparse_scheduler_moves() -> None:
@@ -159,33 +134,13 @@ def test_it_moves_what_the_sparse_scheduler_moves() -> None:
     assert sparse.updates == 6
 
 
-def test_it_trains_through_the_one_loop_and_keeps_a_masked_best() -> None:
+def test_a_model_without_masked_layers_is_refused() -> None:
     model = network()
-    twin = masked_copy(model)
-
-    def factory(
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        update_every: int,
-        end_step: int,
-        decay_steps: int,
-    ) -> MaskedDST:
-        return MaskedDST(
-            model, optimizer, update_every=update_every, end_step=end_step, decay_steps=decay_steps
-        )
-
-    X, y = batch(20)
-    result = train(
-        twin, X, y, Recipe(epochs=6, update_every_epochs=2), progress=False,
-        scheduler_factory=factory,
-    )  # fmt: skip
-    assert [row["updated"] for row in result.history] == [False, True] * 3
-    for layer, sparse in zip(masked_layers(twin), model.sparse_layers(), strict=True):
-        assert (layer.weight[~layer.mask] == 0).all()
-        assert int(layer.mask.sum()) == sparse.pattern.nnz
+    with pytest.raises(ValueError, match="masked_copy"):
+        MaskedDST(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)
 
 
-def test_state_goes_on_where_it_was() -> None:
+def test_state_resumes_where_it_was() -> None:
     states = []
     for resume in (False, True):
         twin = masked_copy(network())
@@ -200,9 +155,3 @@ def test_state_goes_on_where_it_was() -> None:
             scheduler.step()
         states.append([layer.mask for layer in masked_layers(twin)])
     assert all(map(torch.equal, *states))
-
-
-def test_a_model_without_masked_layers_is_refused() -> None:
-    model = network()
-    with pytest.raises(ValueError, match="masked_copy"):
-        MaskedDST(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)

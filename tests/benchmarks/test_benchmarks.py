@@ -1,4 +1,4 @@
-"""What belongs to the repository: the training step, the demo, accuracy runs, the README."""
+"""What belongs to the repository: the demo and the accuracy runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_document import document
 
-from benchmarks import demo, readme, readme_tables
+from benchmarks import demo
 from benchmarks.paper import accuracy
 from sparseconv.models import DSN
 
@@ -78,92 +77,3 @@ def test_accuracy_trains_both_kinds(kind: str) -> None:
     assert result["active_weights"] == 732 + 3 * 34459
     assert (result["itop_rate"] is None) == (kind == "masked dense")
     json.dumps(result)
-
-
-@pytest.fixture
-def bench() -> dict[str, Any]:
-    found = document()
-    epoch = found["network"][-1]
-    epoch["data"] = "ACSF1"
-    return found
-
-
-def lines(table: Any) -> list[str]:
-    return ["|".join(row) for row in table.rows]
-
-
-def test_readme_kernels_are_sorted_and_complete(bench: dict[str, Any]) -> None:
-    table = readme_tables.kernels(list(reversed(bench["rows"])))
-    assert [row[:3] for row in table.rows] == [
-        (computation, str(length), str(threads))
-        for computation in ("fprop", "dgrad", "wgrad")
-        for length in (24, 128, 512, 1024, 2709)
-        for threads in (1, 2)
-    ]
-    row = next(r for r in bench["rows"] if (r["case"], r["computation"], r["threads"])
-               == ("dsn_evolved_L24", "fprop", 1))  # fmt: skip
-    m, low, high = row["ratio"]["conv2d_channels_last"]
-    assert table.rows[0][4:6] == (f"{row['gflops']:.0f}", f"{row['share_of_peak']:.0%}")
-    assert table.rows[0][7] == f"{m:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def test_readme_names_the_worst_row_of_each_suite(bench: dict[str, Any]) -> None:
-    bad = next(r for r in bench["rows"] if (r["suite"], r["threads"]) == ("kernel", 2))
-    bad["ratio"]["conv1d"] = [0.5, 0.4, 0.6]
-    found = readme_tables.worst(bench["rows"])
-    assert len(found.rows) == len({row["suite"] for row in bench["rows"]})
-    assert f"kernel|k1|{bad['computation']}|2|13.3%|0.50 [0.40, 0.60]" in lines(found)
-    del bad["ratio"]["conv1d"]
-    assert "k1|fprop|2|13.3%|-" not in "".join(lines(readme_tables.worst(bench["rows"])))
-
-
-def test_readme_network_keeps_the_rivals_apart(bench: dict[str, Any]) -> None:
-    found = lines(readme_tables.whole_network(bench["network"]))
-    assert len(found) == len(bench["network"])
-    assert found[0] == (
-        "training step|24|1|2.17|5.20 [5.00, 5.40]|3.90|channels_last|4.80|30.2|90.0"
-    )
-    assert found[-1] == "epoch, ACSF1|1460|1|2300|-|-|-|-|-|-"
-
-
-def test_readme_parts_add_up(bench: dict[str, Any]) -> None:
-    table = readme_tables.where_time_goes(bench["network"])
-    train, inference = (
-        next(
-            r for r in bench["network"] if (r["mode"], r["length"], r["threads"]) == (mode, 128, 1)
-        )
-        for mode in ("train", "inference")
-    )
-    columns = [spent for row in (train, inference) for spent in row["parts"].values()]
-    assert table.header[1:] == tuple(
-        f"{mode}, {side}" for mode in ("training step", "inference")
-        for side in ("masked dense", "sparse")
-    )  # fmt: skip
-    *parts, total = table.rows
-    for i, spent in enumerate(columns, start=1):
-        whole = sum(spent.values())
-        assert float(total[i]) == pytest.approx(whole, rel=5e-3)
-        shown = sum(float(line[i]) for line in parts if line[i] != "-")
-        assert shown == pytest.approx(whole, rel=2e-2)
-    assert "Python and autograd" in [line[0] for line in parts]
-
-
-def test_readme_is_not_made_of_a_stopped_run(tmp_path: Path, bench: dict[str, Any]) -> None:
-    machine = {"cpp": "available (CPU, avx512)"}
-    bench["machine"] |= machine
-    for complete in (True, False):
-        (tmp_path / "bench.json").write_text(json.dumps(bench | {"complete": complete}))
-        if complete:
-            text = readme.section(tmp_path)
-        else:
-            with pytest.raises(ValueError, match=r"stopped; run make bench again"):
-                readme.section(tmp_path)
-    for title in ("Kernels", "Where it pays least", "The whole network", "Where the time goes",
-                  "Goals", "The machine's own peaks"):  # fmt: skip
-        assert f"**{title}" in text
-    (tmp_path / "bench.json").write_text(json.dumps(bench | {"network": []}))
-    assert "**The whole network" not in readme.section(tmp_path)  # and no empty table
-
-
-def test_readme_shows_the_recorded_results() -> None:
-    assert readme.main(["--check"]) == 0, "run python -m benchmarks.readme"

@@ -24,7 +24,7 @@ from sparseconv.cli import train as train_command
 from sparseconv.cli.main import main
 from sparseconv.measure import machine
 from sparseconv.ops import backends
-from sparseconv.training import Recipe, checkpoint
+from sparseconv.training import Recipe, checkpoint, run_folder
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_train_writes_a_results_folder(
         "name": "toy", "n_train": 10, "n_test": 6, "n_channels": 1, "n_timepoints": 20,
         "classes": ["fast", "slow"], "nan_to_zero": False,
     }  # fmt: skip
-    assert config["network"] == options.NETWORK | {"nf": 3, "kernel_size": 6, "depth": 2}
-    assert config["recipe"] == options.RECIPE | {"epochs": 3, "lr": 0.001, "seed": 4}
+    assert config["network"] == run_folder.NETWORK | {"nf": 3, "kernel_size": 6, "depth": 2}
+    assert config["recipe"] == run_folder.RECIPE | {"epochs": 3, "lr": 0.001, "seed": 4}
     assert config["machine"]["cpu"] == machine.cpu_name()
 
     saved = checkpoint.load(out / "checkpoint.pt")["history"]
@@ -164,8 +164,8 @@ def test_every_option_reaches_the_run(
         "decay_share": 0.5, "prune_fraction": 0.4, "prune_floor": 0.1, "grow": "gradient",
         "seed": 11,
     }  # fmt: skip
-    assert (set(network), set(expected)) == (set(options.NETWORK), set(options.RECIPE))
-    assert {*network, *expected, *options.DATA} <= set(options._HELP)  # described where defined
+    assert (set(network), set(expected)) == (set(run_folder.NETWORK), set(run_folder.RECIPE))
+    assert {*network, *expected, *run_folder.DATA} <= set(options._HELP)  # described where defined
     words = ["train", data, "--out", str(tmp_path / "a"), "--quiet"]
     for name, value in (network | expected).items():
         flag = "--" + name.replace("_", "-")

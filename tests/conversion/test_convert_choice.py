@@ -16,7 +16,6 @@ import sparseconv as sc
 from sparseconv import SparseConv1d
 from sparseconv.profiling.layer_times import DENSE, UNCLEAR
 
-QUICK: dict[str, Any] = {"rounds": 6, "least_seconds": 0.0}
 X = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
 
 
@@ -69,7 +68,7 @@ def verdicts(report: Any) -> dict[str, tuple[bool, str]]:
 
 def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     model = network()
-    converted, report = sc.convert(model, example_input=X, **QUICK)
+    converted, report = sc.convert(model, example_input=X)
     assert verdicts(report) == {
         "wins": (True, "measured faster"),
         "loses": (False, DENSE),
@@ -96,7 +95,7 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
 
 
 def test_inference_is_measured_without_gradients(clock: list[set[str]]) -> None:
-    _, report = sc.convert(network(), example_input=X, backward=False, **QUICK)
+    _, report = sc.convert(network(), example_input=X, backward=False)
     assert set().union(*clock) == {"sparse forward", "dense forward"} | {
         "before forward",
         "after forward",
@@ -109,7 +108,7 @@ def test_the_model_is_not_timed_when_nothing_changes(monkeypatch: pytest.MonkeyP
     clock = set_clock(monkeypatch, DENSE_MS[1:])
     model = network()
     model.wins = nn.Conv1d(3, 4, 9)
-    _, report = sc.convert(model, example_input=X, **QUICK)
+    _, report = sc.convert(model, example_input=X)
     assert not any(layer.sparse for layer in report.layers)
     assert report.times == {}
     assert not any(name.startswith("before") for asked in clock for name in asked)
@@ -117,9 +116,7 @@ def test_the_model_is_not_timed_when_nothing_changes(monkeypatch: pytest.MonkeyP
 
 def test_you_may_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = set_clock(monkeypatch, DENSE_MS[1:])
-    converted, report = sc.convert(
-        network(), example_input=X, layers=["loses", "never", "whole"], **QUICK
-    )
+    converted, report = sc.convert(network(), example_input=X, layers=["loses", "never", "whole"])
     found = verdicts(report)
     assert found["loses"] == found["never"] == found["whole"] == (True, "named in layers")
     assert found["wins"] == found["neither"] == (False, "not named in layers")
@@ -168,7 +165,7 @@ def test_a_layer_called_on_several_shapes_is_measured_with_all_of_them(
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x).sum() + self.conv(x).sum() + self.conv(x[..., :9]).sum()
 
-    _, report = sc.convert(Shared(), example_input=X, backward=False, **QUICK)
+    _, report = sc.convert(Shared(), example_input=X, backward=False)
     (layer,) = report.layers
     assert asked[0] == {"dense forward", "sparse forward"}
     assert shapes.count(40) == 2 * shapes.count(9) > 0
@@ -205,7 +202,7 @@ class UsesWeight(nn.Module):
 def test_a_model_that_reads_a_weight_is_refused(clock: list[set[str]], inplace: bool) -> None:
     model = UsesWeight()
     with pytest.raises(ValueError, match=r"the converted model fails .*no 'weight'.*layers="):
-        sc.convert(model, example_input=X, inplace=inplace, **QUICK)
+        sc.convert(model, example_input=X, inplace=inplace)
     assert type(model.wins) is nn.Conv1d
     model(X)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from any_kernels import poisoned_memory  # noqa: F401
 from torch import Tensor, nn
 
 from sparseconv.functional.fused import adaptive_avg_pool1d, batch_norm_relu, conv1x1
@@ -35,24 +35,6 @@ SHAPES = (
     (16, 9, 17, 301),  # several splits of wgrad's columns
     (5, 13, 12, 257),
 )
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def isas(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
-    def switch() -> Iterator[str]:
-        for isa in ISAS:
-            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
-            yield isa
-
-    return switch
 
 
 def random_shapes(seed: int, count: int) -> list[tuple[int, int, int, int]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from op_arguments import fused_arguments
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,16 +19,6 @@ pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is 
 ISAS = extension.isas() if extension is not None else []
 OPS = torch.ops.sparseconv
 DTYPES = (torch.float32, torch.float64)
-
-
-@pytest.fixture
-def isas(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
-    def switch() -> Iterator[str]:
-        for isa in ISAS:
-            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
-            yield isa
-
-    return switch
 
 
 def test_gradcheck(isas) -> None:
@@ -57,23 +47,6 @@ def test_gradcheck(isas) -> None:
             assert torch.autograd.gradgradcheck(function, inputs)
 
 
-def op_arguments(dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, ...]]:
-    torch.manual_seed(0)
-    x, weight, grad = torch.randn(2, 3, 20), torch.randn(4, 3, 1), torch.randn(2, 4, 20)
-    v = torch.rand(5, 3)
-    tensors = [t.to(dtype) for t in (x, weight, grad, *v)]
-    x, weight, grad, *v = tensors
-    return {
-        "pointwise_fprop": (x, weight),
-        "pointwise_dgrad": (grad, weight),
-        "pointwise_wgrad": (grad, x),
-        "batch_norm_relu": (x, v[0], v[1], v[2], v[3], 0.1, 1e-5),
-        "batch_norm_relu_backward": (x, x, v[0], v[1], v[2], v[3]),
-        "adaptive_avg_pool1d": (x, 7),
-        "adaptive_avg_pool1d_backward": (x, 33),
-    }
-
-
 # Shapes that do not fit the other arguments: argument -> shapes.
 MISMATCHES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
     "pointwise_fprop": {0: ((2, 4, 20),), 1: ((4, 2, 1), (4, 3, 2), (4, 3, 0))},
@@ -91,9 +64,9 @@ MISMATCHES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
 
 
 @pytest.mark.promise("P5")
-@pytest.mark.parametrize("name", op_arguments())
+@pytest.mark.parametrize("name", fused_arguments())
 def test_wrong_arguments_are_refused(name, count_cases) -> None:
-    op, args = getattr(OPS, name), op_arguments()[name]
+    op, args = getattr(OPS, name), fused_arguments()[name]
     for i, value in enumerate(args):
         if not isinstance(value, Tensor):
             wrong: list[Any] = [-1, 0, 2**31] if type(value) is int else []
@@ -116,9 +89,9 @@ def test_wrong_arguments_are_refused(name, count_cases) -> None:
 
 
 @pytest.mark.promise("P5")
-@pytest.mark.parametrize("name", op_arguments())
+@pytest.mark.parametrize("name", fused_arguments())
 def test_a_signal_that_no_kernel_takes_is_named(name) -> None:
-    op, (signal, *rest) = getattr(OPS, name), op_arguments()[name]
+    op, (signal, *rest) = getattr(OPS, name), fused_arguments()[name]
     with pytest.raises(ValueError, match=r"of shape \(N, C, L\), but got \[\d+\]"):
         op(signal.flatten(), *rest)
     halves = [t.bfloat16() if isinstance(t, Tensor) else t for t in (signal, *rest)]

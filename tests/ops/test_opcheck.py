@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import test_fprop_pointwise
-import test_fused_ops
 import torch
-from op_arguments import GEOMETRIES, arguments
+from op_arguments import GEOMETRIES, arguments, fused_arguments, pointwise_arguments
 
 OPS = torch.ops.sparseconv
 
@@ -24,10 +22,10 @@ def signatures() -> Iterator[tuple[str, tuple[Any, ...]]]:
                     yield name, (*args, True)
                     yield name, (*args[:2], None, *args[3:])
     for dtype in (torch.float32, torch.float64):
-        args = test_fprop_pointwise.arguments(dtype)
-        yield "fprop_pointwise", tuple(args)
+        args = pointwise_arguments(GEOMETRIES[2], dtype)
+        yield "fprop_pointwise", args
         yield "fprop_pointwise", (*args[:2], None, *args[3:-1], None)
-        for name, args in test_fused_ops.op_arguments(dtype).items():
+        for name, args in fused_arguments(dtype).items():
             yield name, args
             if name == "batch_norm_relu":
                 yield name, (args[0], *4 * (None,), *args[5:])

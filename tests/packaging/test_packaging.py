@@ -98,7 +98,7 @@ def test_the_wheel_holds_the_package_alone(built_without_compiler: tuple[Path, s
 
 
 @pytest.mark.parametrize(
-    "blocked", [(), ("triton", "aeon", "sklearn", "matplotlib", "tqdm", "jinja2")], ids=str
+    "blocked", [(), ("triton", "aeon", "sklearn", "matplotlib", "tqdm")], ids=str
 )
 def test_without_a_compiler_the_reference_runs_and_says_so_once(
     installed: Path,

@@ -90,7 +90,7 @@ def test_times_are_those_of_a_plain_loop_within_a_tenth(
 ) -> None:
     """Each figure must agree once: a machine is disturbed at times, a wrong measurement always."""
     wrong: set[str] | None = None
-    for _ in range(6):
+    for _ in range(10):
         with threads(1), pytest.MonkeyPatch.context() as monkeypatch:
             figures = measure(monkeypatch)
         assert len(figures) == 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_clock import PEAK, fake_clock
 from layers import OPTIONS
-from nested import QUICK, X, nested
+from nested import X, nested
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -103,29 +103,25 @@ def test_the_gradient_of_an_input_that_asks_for_one_is_counted() -> None:
     assert x.grad is None
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_inference_has_no_backward(frozen: bool) -> None:
-    layer = SparseConv1d(3, 6, 5).requires_grad_(not frozen)
-    found = profile(layer, X, backward=frozen)
-    assert found.layers[0].step is None
-    assert found.totals.keys() == found.model.keys() == {"forward"}
-    assert "wgrad" not in str(found)
+def test_what_trains_decides_what_a_step_costs() -> None:
+    def layer(learns: str) -> SparseConv1d:
+        layer = SparseConv1d(3, 3, 5)
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(learns in (name, "all"))
+        return layer
 
-
-def test_a_frozen_layer_costs_a_training_step_its_forward_pass() -> None:
-    first, second = SparseConv1d(3, 6, 5).requires_grad_(False), SparseConv1d(6, 6, 5)
-    found = profile(nn.Sequential(first, second), X)
-    assert found.layers[0].step is None
-    flops = found.layers[0].forward.flops + found.layers[1].step.flops
-    assert found.totals["step"].flops == flops
-
-
-def test_a_layer_of_which_only_the_bias_learns() -> None:
-    layer = SparseConv1d(3, 6, 5)
-    layer.values.requires_grad_(False)
-    found = profile(layer, X)
-    assert found.layers[0].step.flops == found.layers[0].forward.flops
-    assert "bias only" in str(found)
+    for found in (profile(layer("all"), X, backward=False), profile(layer("nothing"), X)):
+        assert found.layers[0].step is None
+        assert found.totals.keys() == found.model.keys() == {"forward"}
+        assert "wgrad" not in str(found)
+    found = profile(nn.Sequential(layer("nothing"), layer("bias"), layer("all")), X)
+    frozen, bias, all_of_it = found.layers
+    assert frozen.step is None  # it costs a step its forward pass
+    assert bias.step.flops == bias.forward.flops
+    assert (all_of_it.dgrad, all_of_it.step.flops) == (True, 3 * all_of_it.forward.flops)
+    steps = frozen.forward.flops + bias.step.flops + all_of_it.step.flops
+    assert found.totals["step"].flops == steps
+    assert "training: bias only" in str(found)
 
 
 MORE = [
@@ -194,12 +190,6 @@ def test_modes_and_dtypes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "FMA peak" not in str(found)
 
 
-def test_a_layer_without_weights() -> None:
-    found = profile(SparseConv1d(3, 4, 5, density=0.0), X)
-    assert found.layers[0].forward.flops == 0
-    assert "0.00%" in str(found)
-
-
 def test_a_compiled_model() -> None:
     compiled = torch.compile(nn.Sequential(SparseConv1d(3, 4, 5), nn.ReLU()), backend="eager")
     compiled(X)
@@ -230,11 +220,10 @@ class Never(nn.Module):
 )
 def test_refusals(model: Any, input: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        profile(model, input, **QUICK)
+        profile(model, input)
 
 
-def test_too_few_rounds() -> None:
-    with pytest.raises(ValueError, match=r"at least 6.*got 5"):
-        profile(SparseConv1d(3, 4, 5), X, rounds=5)
-    with pytest.raises(TypeError, match="rounds must be an int"):
-        profile(SparseConv1d(3, 4, 5), X, rounds=6.5)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("rounds", "error"), [(5, ValueError), (6.5, TypeError)])
+def test_rounds_are_refused(rounds: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"rounds must be .*(at least 6.*got 5|an int)"):
+        profile(SparseConv1d(3, 4, 5), X, rounds=rounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -60,29 +61,8 @@ def prepared() -> Nested:
 
 
 @pytest.mark.promise("P8")
-def test_the_model_is_left_as_it_was() -> None:
-    model = prepared()
-    before = state(model)
-    profile(model, X)
-    assert state(model) == before
-    profile(model, X, backward=False)
-    assert state(model) == before
-    model(X)
-    assert state(model) != before  # the comparison sees what a forward pass does
-
-
-@pytest.mark.promise("P8")
-def test_the_model_is_left_as_it_was_if_it_fails() -> None:
-    model = prepared()
-    model.failing = True
-    before = state(model)
-    with pytest.raises(ValueError, match="the head is broken"):
-        profile(model, X)
-    assert state(model) == before
-
-
-@pytest.mark.promise("P8")
-def test_the_model_is_left_as_it_was_if_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["training", "inference", "fails", "stopped"])
+def test_the_model_is_left_as_it_was(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = stopwatch.interleave
 
     def stop(candidates: Mapping[str, Any], **options: Any) -> Any:
@@ -91,12 +71,21 @@ def test_the_model_is_left_as_it_was_if_it_is_stopped(monkeypatch: pytest.Monkey
             raise KeyboardInterrupt
         return times
 
-    monkeypatch.setattr(stopwatch, "interleave", stop)
+    if how == "stopped":
+        monkeypatch.setattr(stopwatch, "interleave", stop)
     model = prepared()
+    model.failing = how == "fails"
     before = state(model)
-    with pytest.raises(KeyboardInterrupt):
-        profile(model, X)
+    raised = {
+        "fails": pytest.raises(ValueError, match="the head is broken"),
+        "stopped": pytest.raises(KeyboardInterrupt),
+    }
+    with raised.get(how, nullcontext()):
+        profile(model, X, backward=how != "inference")
     assert state(model) == before
+    if how != "fails":
+        model(X)
+        assert state(model) != before  # the comparison sees what a forward pass does
 
 
 @pytest.mark.promise("P8")

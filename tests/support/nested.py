@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from sparseconv import SparseConv1d
 
-QUICK: dict[str, Any] = {"rounds": 6, "least_seconds": 0.0}
-
 
 class Nested(nn.Module):
     """A layer used twice on one shape, another on two, one never; statistics, a counter, noise."""

@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from fake_cuda_graph import FakeCudaGraph
-from tiny import RECIPE, data, network, same
+from tiny import RECIPE, interrupt_after, network, run, same
 from torch import Tensor, nn
 
 import sparseconv as sc
 from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.training import checkpoint
 from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs, StaticPattern
-from sparseconv.training.loop import train
-from sparseconv.training.recipe import Recipe
 
 GEOMETRIES = [
     {},
@@ -125,9 +123,8 @@ def test_the_same_results_as_eager(
     models, results = [], []
     for graphed in (False, True):
         fake = FakeCudaGraph(monkeypatch) if graphed and device == "cpu" else None
-        model = network().to(device)
-        results.append(train(model, *data(), recipe, progress=False, cuda_graphs=graphed))
-        models.append(model)
+        models.append(network().to(device))
+        results.append(run(models[-1], recipe, cuda_graphs=graphed))
         if fake is not None:
             assert fake.captures == 2  # whole batches, and the smaller one at the end
             assert fake.warm_ups == 2 * WARM_UP
@@ -235,36 +232,29 @@ def test_what_cannot_be_captured_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not isinstance(layer.pattern, StaticPattern)
 
 
-def test_a_checkpoint_of_another_device_goes_on(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_device_is_resumed(tmp_path: Path) -> None:
     """On CUDA the optimizer's settings are others: a tensor for ``lr``, and ``capturable``."""
-    models = [network(), network()]
-    train(models[0], *data(), replace(RECIPE, epochs=4), out=tmp_path / "a", progress=False)
-
-    class StoppedError(Exception):
-        pass
-
-    def stop(history: list[dict[str, object]]) -> None:
-        if len(history) == 2:
-            raise StoppedError
-
-    arguments = {"recipe": replace(RECIPE, epochs=4), "out": tmp_path / "b", "progress": False}
-    with pytest.raises(StoppedError):
-        train(models[1], *data(), **arguments, on_epoch=stop)
-    file = tmp_path / "b" / "checkpoint.pt"
+    model, other, recipe = network(), network(), replace(RECIPE, epochs=4)
+    run(model, recipe)
+    hook = interrupt_after(other, 10)
+    with pytest.raises(KeyboardInterrupt):
+        run(other, recipe, out=tmp_path)
+    hook.remove()
+    file = tmp_path / "checkpoint.pt"
     content = checkpoint.load(file)
     for group in content["optimizer"]["param_groups"]:
         assert not group["capturable"]
         group["capturable"], group["lr"] = True, torch.tensor(group["lr"])
     checkpoint.save(file, content)
-    train(models[1], *data(), **arguments, resume=True)
+    run(other, recipe, out=tmp_path, resume=True)
     groups = checkpoint.load(file)["optimizer"]["param_groups"]
     assert [(group["capturable"], type(group["lr"])) for group in groups] == [(False, float)]
-    assert same(models[0].state_dict(), models[1].state_dict())
+    assert same(model.state_dict(), other.state_dict())
 
 
 def test_without_a_gpu_it_is_refused() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"CUDA device.*model\.cuda\(\)"):
-        train(model, *data(), Recipe(epochs=1), progress=False, cuda_graphs=True)
+        run(model, cuda_graphs=True)
     assert same(model.state_dict(), before)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from engines import ISAS
-from test_fused_ops import op_arguments
+from op_arguments import fused_arguments
 from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
@@ -52,7 +52,7 @@ def guarded(x: Tensor, before: bool) -> Tensor:
 
 
 def calls_of(case: Case, rng: random.Random) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The three computations with their plans, in random layouts."""
+    """The three computations with their plans, in random layouts, and the ops around them."""
     layouts = [name for name in LAYOUTS if name != "imaginary"]  # whose memory holds -x
     x, values, bias, grad = (
         None if t is None else LAYOUTS[rng.choice(layouts)](t) for t in case.tensors()
@@ -67,12 +67,22 @@ def calls_of(case: Case, rng: random.Random) -> list[tuple[Any, tuple[Any, ...]]
     rows = ops.fprop_rows(pattern, geometry)
     plan = ops._dgrad_plan_for(pattern, geometry, grad)
     relu = rng.random() < 0.3
-    return [
-        (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, numbers, relu)),
+    fprop = (x, values, bias, pattern.crow_indices, rows, numbers, relu)
+    found = [
+        (OPS.fprop, fprop),
         (OPS.dgrad, (grad, values, *plan, numbers, case.length)),
         (OPS.wgrad, (grad, x, pattern.crow_indices, rows, numbers)),
         (OPS.plan_fprop, (pattern.crow_indices, pattern.col_indices, numbers)),
     ]
+    dtype = case.tensors().input.dtype
+    if dtype in (torch.float32, torch.float64):
+        channels = rng.choice((1, 5, 17))
+        weight, weight_bias = torch.rand(channels, pattern.shape[0], 1), torch.rand(channels)
+        found.append((OPS.fprop_pointwise, (*fprop, weight.to(dtype), weight_bias.to(dtype))))
+        sizes = [rng.choice((1, 2, 3, 7, 8, 9, 15, 16, 17, 33)) for _ in range(3)]
+        around = fused_arguments(dtype, *sizes)
+        found += [(getattr(OPS, name), args) for name, args in around.items()]
+    return found
 
 
 def check(op: Any, args: tuple[Any, ...]) -> None:
@@ -97,9 +107,6 @@ def main(seed: int, cases: int) -> None:
         rng = random.Random(number)
         case = random_case(rng, n=rng.randint(1, 5), batched=True)
         work = calls_of(case, rng)
-        if number % 10 == 0:
-            dtype = rng.choice((torch.float32, torch.float64))
-            work += [(getattr(OPS, name), args) for name, args in op_arguments(dtype).items()]
         for isa in ISAS:
             os.environ["SPARSECONV_CPU_ISA"] = isa
             for op, args in work:

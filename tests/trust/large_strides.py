@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from engines import ISAS
-from test_fused_ops import op_arguments
+from op_arguments import fused_arguments
 from torch import Tensor
 
 from sparseconv import KernelCSR
@@ -72,7 +72,7 @@ def strides(folder: Path) -> tuple[int, list[str]]:
         for mode, stride in (("zeros", 1), ("reflect", 2)):
             case = Case(2, 3, 4, 5, 40, stride, (3, 2), padding_mode=mode, dtype=dtype, density=0.5)
             work += computations(case)
-    for name, args in op_arguments().items():
+    for name, args in fused_arguments().items():
         signals = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.dim() == 3]
         work.append((getattr(OPS, name), args, signals))
     for op, args, which in work:

@@ -15,8 +15,14 @@ from typing import Any
 
 import torch
 from child import limit_memory, refuses
-from op_arguments import GEOMETRIES, arguments, with_argument, wrong_values
-from test_fused_ops import op_arguments
+from op_arguments import (
+    GEOMETRIES,
+    arguments,
+    fused_arguments,
+    pointwise_arguments,
+    with_argument,
+    wrong_values,
+)
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -26,12 +32,8 @@ OPS = torch.ops.sparseconv
 def all_arguments() -> list[tuple[str, tuple[Any, ...]]]:
     """A correct argument list for every op: one for each geometry."""
     found = [(name, args) for g in GEOMETRIES for name, args in arguments(g).items()]
-    for geometry in GEOMETRIES:
-        fprop = arguments(geometry)["fprop"]
-        channels = geometry.shape[0]
-        mix = (torch.randn(3, channels, 1), torch.randn(3))
-        found.append(("fprop_pointwise", (*fprop, False, *mix)))
-    found += list(op_arguments().items())
+    found += [("fprop_pointwise", pointwise_arguments(g)) for g in GEOMETRIES]
+    found += list(fused_arguments().items())
     names = {name for name, _ in found}
     registered = {
         name.removeprefix("sparseconv::").partition(".")[0]

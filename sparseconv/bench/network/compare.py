@@ -1,6 +1,6 @@
-"""The whole network beside the same network dense: training, inference, latency, epochs, memory.
+"""The whole network beside the same network dense: training, inference, latency, memory.
 
-The rivals are the network as mask-based sparse training runs it (``masked_dense``), the fastest
+The baselines are the network as mask-based sparse training runs it (``masked_dense``), the fastest
 that PyTorch's settings make of it (``dense_best``, the row names which), and ``torch.compile``.
 Before anything is timed, every sparse layer is checked against float64, and what runs inference
 also by its outputs.
@@ -12,34 +12,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sparseconv import datasets, optimize_for_inference
 from sparseconv.bench.cases import layer_problem
-from sparseconv.bench.network import parts
+from sparseconv.bench.document import threads_text
+from sparseconv.bench.network import breakdown
 from sparseconv.bench.network.dense import Network, inference_variants, training_variants
 from sparseconv.bench.network.masked import masked_copy
 from sparseconv.bench.network.steps import NEVER, compiled, training_bytes, training_steps
-from sparseconv.bench.network.tables import RIVALS, parts_table, table
-from sparseconv.bench.run import WrongResultError, check
+from sparseconv.bench.run import WrongResultError, check, first_line, times_and_ratios
+from sparseconv.inference.optimize import optimize_for_inference
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.models import DSN
-from sparseconv.ops import calls
-from sparseconv.training.recipe import Recipe
+from sparseconv.ops import calls as kernels
 
-__all__ = ["MODES", "RIVALS", "Task", "parts_table", "table", "tasks", "training_row"]
-
-MODES = ("train", "update", "inference", "latency", "epoch")
-LENGTHS, THREADS, BATCH, ROUNDS = (24, 128, 512), (1, 2), 16, 20
+MODES = ("train", "update", "inference", "latency")
+BASELINES = ("masked_dense", "dense_best", "dense_compiled")
+LENGTHS, THREADS, BATCH, ROUNDS = (24, 128, 512), (1, 2), 16, 12
 # Seconds of calls in a row before the next candidate's turn: training takes one step after the
-# other. With one step a turn, in caches that a rival had filled, the sparse step took 5.3 ms, not
+# other. With one step a turn, in caches that another had filled, the sparse step took 5.3 ms, not
 # 3.6, at L = 24, one thread, and 13.8, not 13.2, at L = 128.
 TURN = 0.1
-# n_cases, n_channels, n_timepoints and classes of the training sets: used where aeon is missing.
-EPOCHS_OF = {"ACSF1": (100, 1, 1460, 10), "JapaneseVowels": (270, 12, 25, 9)}
 
 Call = Callable[[], object]
 Row = dict[str, Any]
@@ -52,84 +49,69 @@ class Task(NamedTuple):
     measure: Callable[[], Row]
 
 
+def evolved(in_channels: int, n_classes: int) -> DSN:
+    """The network with the kind of pattern that random growth tends to."""
+    return DSN(in_channels, n_classes, init="random")
+
+
 def tasks(
     *,
     lengths: Sequence[int] = LENGTHS,
     threads: Sequence[int] = THREADS,
     rounds: int = ROUNDS,
     modes: Sequence[str] = MODES,
-    rivals: Sequence[str] = RIVALS,
+    baselines: Sequence[str] = BASELINES,
     batch: int = BATCH,
-    build: Callable[[int, int], DSN] | None = None,
-    with_parts: bool = True,
+    build: Callable[[int, int], DSN] = evolved,
 ) -> list[Task]:
     """The network in every mode, at every length, with every number of threads.
 
     Args:
-        lengths: samples of a series, for all modes but ``"epoch"``, which takes data sets.
+        lengths: samples of a series.
         threads: torch's threads.
-        rounds: pairs of neighbours; an epoch takes a fifth of them, at least 3.
+        rounds: pairs of neighbours.
         modes: of ``MODES``. ``"train"`` is zero_grad, forward, loss, backward, Adam, masks;
             ``"update"`` prunes and grows in each step as well, beside a ``"plain_step"`` that does
             not; ``"latency"`` is ``"inference"`` of one series.
-        rivals: of ``RIVALS``; an update and an epoch are compared with ``masked_dense`` only. One
-            that cannot run is left out of its row, which gives the reason under ``"absent"``.
+        baselines: of ``BASELINES``; an update is compared with ``masked_dense`` only.
+            One that cannot run is left out of its row, with the reason under ``"absent"``.
         batch: series in a batch.
-        build: makes the network from its numbers of channels and classes; None takes a DSN with an
-            evolved pattern.
-        with_parts: also profile where the time goes, and the memory of a training step.
+        build: makes the network from its numbers of channels and classes.
 
     Raises:
-        ValueError: a mode or rival that there is not.
         WrongResultError: of a task: a kernel or network is wrong; nothing of it was timed.
     """
-    for kind, given, known in (("mode", modes, MODES), ("rival", rivals, RIVALS)):
-        if unknown := set(given) - set(known):
-            raise ValueError(f"{kind} must be one of {known}, but got {sorted(unknown)}")
-    found = _measurements(lengths, rounds, modes, rivals, batch, build or _evolved, with_parts)
+
+    def measurements() -> Iterator[Task]:
+        masked = [name for name in baselines if name == "masked_dense"]
+        for mode in modes:
+            for length in lengths:
+                X = torch.zeros(1 if mode == "latency" else batch, 1, length)
+                beside = masked if mode == "update" else baselines
+                measure = partial(_one_batch, mode, build, X, rounds=rounds, baselines=beside)
+                yield Task(f"DSN {mode} L={length}", measure)
+
     return [
-        Task(f"{name}, {count} threads", partial(_on_threads, count, measure))
-        for name, measure in found
+        Task(f"{name}, {threads_text(count)}", partial(_reproducibly, count, measure))
+        for name, measure in measurements()
         for count in threads
     ]
 
 
-def _on_threads(count: int, measure: Callable[[], Row]) -> Row:
+def _reproducibly(count: int, measure: Callable[[], Row]) -> Row:
     retain_freed_memory()  # as train() does; either side gains
     with torch.random.fork_rng(devices=[]), threads(count):
         torch.manual_seed(0)
         return measure()
 
 
-def _evolved(in_channels: int, n_classes: int) -> DSN:
-    return DSN(in_channels, n_classes, init="random")
-
-
-def _measurements(
-    lengths: Sequence[int],
-    rounds: int,
-    modes: Sequence[str],
-    rivals: Sequence[str],
-    batch: int,
-    build: Callable[[int, int], DSN],
-    with_parts: bool,
-) -> Iterator[Task]:
-    settings: Any = {"build": build, "with_parts": with_parts, "rivals": rivals}
-    masked = settings | {"rivals": [name for name in rivals if name == "masked_dense"]}
-    for mode in modes:
-        if mode == "epoch":
-            few = max(3, rounds // 5)
-            for name in EPOCHS_OF:
-                yield Task(f"DSN epoch {name}", partial(_epoch, name, rounds=few, **masked))
-            continue
-        for length in lengths:
-            if mode in ("train", "update"):
-                chosen = settings if mode == "train" else masked
-                measure = partial(_training, mode, length, batch, rounds=rounds, **chosen)
-            else:
-                size = 1 if mode == "latency" else batch
-                measure = partial(_inference, mode, length, size, rounds=rounds, **settings)
-            yield Task(f"DSN {mode} L={length}", measure)
+def _one_batch(mode: str, build: Callable[[int, int], DSN], X: Tensor, **settings: Any) -> Row:
+    model, X = build(1, 2), torch.randn_like(X)
+    if mode in ("train", "update"):
+        row = training_row(mode, model, X, torch.arange(len(X)) % 2, details=True, **settings)
+    else:
+        row = _inference_row(mode, model, X, **settings)
+    return row
 
 
 # Training
@@ -142,10 +124,12 @@ def training_row(
     y: Tensor,
     *,
     rounds: int = 20,
-    rivals: Sequence[str] = ("masked_dense",),
-    with_parts: bool = False,
+    baselines: Sequence[str] = ("masked_dense",),
+    details: bool = False,
 ) -> Row:
     """Measure the training step of a model, which is left as it is, on one batch.
+
+    ``details`` adds where the time goes, and the memory of a step.
 
     Raises:
         WrongResultError: a kernel is wrong; nothing was timed.
@@ -155,7 +139,7 @@ def training_row(
     every = 1 if mode == "update" else NEVER
     calls: dict[str, Call] = {}
     absent, settings = {}, {}
-    for name in ("sparse", *rivals):
+    for name in ("sparse", *baselines):
         ways = training_variants(model) if name == "dense_best" else (name,)
         try:
             steps = training_steps(model, tuple(ways), update_every=every)
@@ -164,82 +148,35 @@ def training_row(
         except Exception as error:
             if name != "dense_compiled":
                 raise
-            absent[name] = _first_line(error)
-        else:
-            candidates: dict[str, Call] = {way: partial(steps[way], X, y) for way in ways}
-            best = _fastest(candidates)
-            calls[name] = candidates[best]
-            if name == "dense_best":
-                settings[name] = best
+            absent[name] = first_line(error)
+            continue
+        candidates: dict[str, Call] = {way: partial(steps[way], X, y) for way in ways}
+        best = _fastest(candidates)
+        calls[name] = candidates[best]
+        if name == "dense_best":
+            settings[name] = best
     if mode == "update":  # in turns with the step that it is compared with
         (plain,) = training_steps(model, ["sparse"]).values()
         calls["plain_step"] = partial(plain, X, y)
     row = _row(mode, model, X, calls, rounds, absent) | {"settings": settings}
-    if with_parts:
+    if details:
         both = [name for name in ("sparse", "masked_dense") if name in calls]
         row["peak_bytes"] = {name: training_bytes(model, name, X, y) for name in both}
-        row["parts"] = {name: parts.measure(calls[name]) for name in both}
+        row["breakdown"] = {name: breakdown.measure(calls[name]) for name in both}
     return row
-
-
-def _training(
-    mode: str, length: int, batch: int, *, build: Callable[[int, int], DSN], **settings: Any
-) -> Row:
-    X, y = torch.randn(batch, 1, length), torch.arange(batch) % 2
-    return training_row(mode, build(1, 2), X, y, **settings)
-
-
-def _epoch(
-    name: str,
-    *,
-    rounds: int,
-    rivals: Sequence[str],
-    build: Callable[[int, int], DSN],
-    with_parts: bool,
-) -> Row:
-    """All batches of a training set, drawn as ``train()`` draws them; the pattern stays."""
-    n_cases, channels, length, classes = EPOCHS_OF[name]
-    try:
-        data = datasets.load(name)
-        X, y = torch.as_tensor(data.X_train), torch.as_tensor(data.y_train)
-        source = name
-    except RuntimeError:  # aeon is not installed
-        X, y = torch.randn(n_cases, channels, length), torch.arange(n_cases) % classes
-        source = f"random series of the sizes of {name}"
-    model = build(X.shape[1], int(y.max()) + 1)
-    batch = Recipe().batch_size_for(len(X))
-    check_layers(model, batch, X.shape[2])
-
-    def epoch(step: Callable[[Tensor, Tensor], None]) -> None:
-        for index in torch.split(torch.randperm(len(X)), batch):
-            step(X[index], y[index])
-
-    steps = training_steps(model, ("sparse", *rivals))
-    calls: dict[str, Call] = {name: partial(epoch, step) for name, step in steps.items()}
-    row = _row("epoch", model, X[:batch], calls, rounds, {}, warmup=1)
-    return row | {"data": source, "n_cases": len(X)}
 
 
 # Inference
 
 
-def _inference(
-    mode: str,
-    length: int,
-    batch: int,
-    *,
-    rounds: int,
-    rivals: Sequence[str],
-    build: Callable[[int, int], DSN],
-    with_parts: bool,
+def _inference_row(
+    mode: str, model: DSN, x: Tensor, *, rounds: int, baselines: Sequence[str]
 ) -> Row:
     torch.compiler.reset()
-    model = build(1, 2)
     for _ in range(10):  # statistics as training leaves them
-        model(torch.randn(max(batch, 8), 1, length))
+        model(torch.randn(max(len(x), 8), *x.shape[1:]))
     model.eval()
-    x = torch.randn(batch, 1, length)
-    check_layers(model, batch, length)
+    check_layers(model, len(x), x.shape[2])
     exact = masked_copy(model).double()(x.double()).detach()
     makers: dict[str, dict[str, Callable[[], Network]]] = {
         "sparse": {"optimize_for_inference": lambda: optimize_for_inference(model)},
@@ -253,7 +190,7 @@ def _inference(
     calls: dict[str, Call] = {}
     absent, settings = {}, {}
     with torch.inference_mode():
-        for name in ("sparse", *rivals):
+        for name in ("sparse", *baselines):
             right, wrong = {}, {}
             for setting, make in makers[name].items():
                 try:
@@ -262,7 +199,7 @@ def _inference(
                 except Exception as error:
                     if name == "sparse":
                         raise
-                    wrong[setting] = _first_line(error)
+                    wrong[setting] = first_line(error)
                 else:
                     right[setting] = partial(network, x)
                     if name == "dense_compiled":  # one is enough: compiling takes half a minute
@@ -273,9 +210,8 @@ def _inference(
             else:
                 absent[name] = "; ".join(f"{key}: {reason}" for key, reason in wrong.items())
         row = _row(mode, model, x, calls, rounds, absent) | {"settings": settings}
-        if with_parts:
-            both = [name for name in ("sparse", "masked_dense") if name in calls]
-            row["parts"] = {name: parts.measure(calls[name]) for name in both}
+        both = [name for name in ("sparse", "masked_dense") if name in calls]
+        row["breakdown"] = {name: breakdown.measure(calls[name]) for name in both}
     return row
 
 
@@ -283,7 +219,7 @@ def _fastest(calls: Mapping[str, Call]) -> str:
     if len(calls) == 1:
         return next(iter(calls))
     times = timing.interleave(calls, rounds=5, least_seconds=TURN)
-    return min(times, key=lambda name: timing.median_with_ci(times[name]).median)
+    return min(times, key=lambda name: float(np.median(times[name])))
 
 
 def _check_output(got: Tensor, exact: Tensor) -> None:
@@ -298,17 +234,13 @@ def _check_output(got: Tensor, exact: Tensor) -> None:
 
 
 def check_layers(model: DSN, batch: int, length: int) -> None:
-    """Compare the kernels with float64 on every sparse layer of a model, as it stands.
+    """Compare the kernels with float64 on every sparse layer of a model, as it is.
 
     Raises:
         WrongResultError: some result is outside its error bound.
     """
     for layer in model.sparse_layers():
-        check(calls, layer_problem(layer, batch, length))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        check(kernels, layer_problem(layer, batch, length))
 
 
 def _row(
@@ -318,10 +250,8 @@ def _row(
     calls: Mapping[str, Call],
     rounds: int,
     absent: Mapping[str, str],
-    *,
-    warmup: int = 2,
 ) -> Row:
-    times = timing.interleave(calls, rounds=rounds, warmup=warmup, least_seconds=TURN)
+    times = timing.interleave(calls, rounds=rounds, least_seconds=TURN)
     return {
         "model": type(model).__name__,
         "mode": mode,
@@ -330,11 +260,6 @@ def _row(
         "in_channels": X.shape[1],
         "threads": torch.get_num_threads(),
         "rounds": rounds,
-        "ms": {
-            name: timing.median_with_ci(samples).median * 1e3 for name, samples in times.items()
-        },
-        "ratio": {
-            name: list(timing.ratio(times, name, "sparse")) for name in times if name != "sparse"
-        },
+        **times_and_ratios(times),
         "absent": dict(absent),
     }

@@ -1,4 +1,4 @@
-"""Training steps of the two sides of the comparison, and the memory that one takes."""
+"""Training steps of the two sides of the comparison, and the memory that one needs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv import DSTScheduler
 from sparseconv.bench.network.dense import Network, training_variants
 from sparseconv.bench.network.masked import MaskedDST, masked_copy
+from sparseconv.dst.scheduler import DSTScheduler
 from sparseconv.measure.memory import peak_bytes
 from sparseconv.models import DSN
 

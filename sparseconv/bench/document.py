@@ -1,0 +1,129 @@
+"""The document of a benchmark run: reading and writing it, and what is asked of its rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparseconv.core.files import write_whole
+from sparseconv.measure.timing import Estimate
+
+Row = Mapping[str, Any]
+
+SCHEMA = 2
+BEST = "best"  # whichever baseline is the fastest
+PREPARED = {"fft": "fft_prepared"}  # what schema 1 called so
+DIGITS = 5  # of a measured number: it repeats to three at best
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The document in a file that ``write_json`` wrote.
+
+    One of schema 1 is understood: its ``fft`` had the weights' spectrum prepared, which is called
+    ``fft_prepared`` now; the gradient of the weights needs none. Its epochs are left out.
+
+    Raises:
+        ValueError: it is no such document, or of a later schema.
+    """
+    document = json.loads(path.read_text(encoding="utf-8"))
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema not in (1, SCHEMA):
+        raise ValueError(
+            f"{path} must be a benchmark document of schema 1 or {SCHEMA}, but its schema is "
+            f"{schema!r}; write it with `python -m sparseconv bench --json` of this release"
+        )
+    if schema == 1:
+        for row in document["rows"]:
+            if row["computation"] != "wgrad":
+                for key in ("ms", "ratio", "absent"):
+                    row[key] = {PREPARED.get(name, name): v for name, v in row[key].items()}
+        network = [row for row in document.get("network", []) if row["mode"] != "epoch"]
+        document["network"] = [row | {"breakdown": row.get("parts", {})} for row in network]
+    return dict(document)
+
+
+def write_json(document: Mapping[str, Any], path: Path) -> None:
+    """Write everything, each entry of a list on its own line."""
+    write_whole(path, dumps(document))
+
+
+def dumps(document: Mapping[str, Any]) -> str:
+    """The text of ``write_json``: small, and readable line by line in a diff.
+
+    Example:
+        >>> print(dumps({"schema": 1, "rows": [{"ms": 1.5}, {"ms": 2.0}]}), end="")
+        {"schema": 1,
+        "rows": [
+        {"ms": 1.5},
+        {"ms": 2.0}]}
+    """
+    parts = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(map(json.dumps, value)) + "]"
+        parts.append(f"{json.dumps(key)}: {text}")
+    return "{" + ",\n".join(parts) + "}\n"
+
+
+def write_csv(document: Mapping[str, Any], path: Path) -> None:
+    """Write the rows: ``ms_conv1d``, ``ratio_conv1d``, ``ratio_conv1d_low`` and so on."""
+    flat = [dict(_flattened(row)) for row in document["rows"]]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_whole(path, text.getvalue())
+
+
+def _flattened(row: Row) -> Iterable[tuple[str, Any]]:
+    for key, value in row.items():
+        if key == "ms":
+            yield from ((f"ms_{name}", ms) for name, ms in value.items())
+        elif key == "ratio":
+            for name, three in value.items():
+                for end, number in zip(("", "_low", "_high"), three, strict=True):
+                    yield f"ratio_{name}{end}", number
+        elif key != "absent":
+            yield key, value
+
+
+def rounded(value: Any) -> Any:
+    """Lists and dicts with every float in them rounded to five significant digits.
+
+    Example:
+        >>> rounded([{"ms": 1.23456789, "nnz": 1234567, "data": "ACSF1"}, None])
+        [{'ms': 1.2346, 'nnz': 1234567, 'data': 'ACSF1'}, None]
+    """
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(entry) for key, entry in value.items()}
+    return [rounded(entry) for entry in value] if isinstance(value, list) else value
+
+
+def best_baseline(row: Row) -> str | None:
+    """The fastest of all that a row was timed beside; None if there was none.
+
+    Example:
+        >>> best_baseline({"ratio": {"conv1d": [8, 7, 9], "fft": [2, 1, 3]}})
+        'fft'
+    """
+    timed = {name: three[0] for name, three in row["ratio"].items() if name != "plain_step"}
+    return min(timed, key=lambda name: timed[name]) if timed else None
+
+
+def ratio(row: Row, baseline: str = BEST) -> Estimate | None:
+    """A baseline's time over the sparse one, below 1 where sparse is slower; None if not timed."""
+    found = row["ratio"].get(best_baseline(row) if baseline == BEST else baseline)
+    return None if found is None else Estimate(*found)
+
+
+def threads_text(count: int) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{count} thread{'s' if count > 1 else ''}"

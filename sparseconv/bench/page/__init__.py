@@ -1,1 +1,0 @@
-"""The results of the benchmark as an HTML page."""

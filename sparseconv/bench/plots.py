@@ -1,0 +1,171 @@
+"""The two plots of a benchmark: time saved beside arithmetic saved, and where dense wins."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparseconv.bench.document import BEST, Row, ratio
+from sparseconv.bench.run import COMPUTATIONS
+from sparseconv.core.files import write_whole
+from sparseconv.report import figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AGAINST = {"conv1d": "F.conv1d", BEST: "the fastest baseline"}
+LEAST_DENSITY = 0.01  # a pattern with fewer weights is no layer: its case measures the packing
+
+
+class Map(NamedTuple):
+    """Density against one size, everything else fixed."""
+
+    label: str
+    sizes: tuple[int, ...]
+    size: Callable[[Row], int]
+    others: dict[str, Any]  # the fields that are fixed
+
+
+DENSITIES = (0.13, 0.3, 0.6, 1.0)
+LAYER = {"in_channels": 47, "out_channels": 141, "kernel_size": 39, "length": 128}
+MAPS = (
+    Map("length L (samples)", (24, 128, 512), lambda r: r["length"],
+        {k: v for k, v in LAYER.items() if k != "length"}),
+    Map("channels in and out", (8, 32, 128),
+        lambda r: r["in_channels"] if r["in_channels"] == r["out_channels"] else 0,
+        {"kernel_size": 39, "length": 64}),
+    Map("kernel size K (taps)", (3, 9, 39), lambda r: r["kernel_size"],
+        {k: v for k, v in LAYER.items() if k != "kernel_size"}),
+)  # fmt: skip
+PLAIN = {"batch": 16, "stride": 1, "dilation": 1, "groups": 1}
+
+
+def main_rows(rows: Iterable[Row]) -> list[Row]:
+    """The rows of layers in float32 on the instruction set that most of them ran on."""
+    rows = [
+        row for row in rows
+        if row["dtype"] == "float32" and row["density"] >= LEAST_DENSITY and ratio(row)
+        and row["case"] != "tiny_module"
+    ]  # fmt: skip
+    isas = Counter(row["isa"] for row in rows)
+    return [row for row in rows if row["isa"] == isas.most_common(1)[0][0]]
+
+
+def saved(rows: Sequence[Row]) -> Figure:
+    """Time saved against FLOPs saved, over ``F.conv1d`` and over the fastest baseline."""
+    rows = main_rows(rows)
+    figure = figures.new_figure("", 9.0, 4.6)
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    for ax, (against, spelled) in zip((left, right), AGAINST.items(), strict=True):
+        figures.style_axes(
+            ax, "FLOPs: dense / executed", "" if ax is right else "time: other / sparse"
+        )
+        ax.set_title(f"beside {spelled}", fontsize=9, color=figures.INK, loc="left")
+        for name, colour in zip(COMPUTATIONS, figures.SERIES, strict=False):
+            points = np.array([
+                (row["dense_flops"] / row["flops"], found.median) for row in rows
+                if row["computation"] == name and (found := ratio(row, against))
+            ]).reshape(-1, 2)  # fmt: skip
+            ax.scatter(*points.T, s=14, color=colour, edgecolor="white", linewidth=0.4, zorder=3,
+                       label=name)  # fmt: skip
+        ax.axhspan(1e-3, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
+        ax.plot([0.5, 128], [0.5, 128], color=figures.FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log", base=2)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}x")
+    factors = [(row["dense_flops"] / row["flops"], ratio(row, a)) for row in rows for a in AGAINST]
+    times = [found.median for _, found in factors if found] or [1.0]
+    left.set_xlim(0.9, 1.2 * max([2.0, *(flops for flops, _ in factors)]))
+    left.set_ylim(0.8 * min([1.0, *times]), 1.3 * max([2.0, *times]))
+    figures.legend_above(figure, left)
+    return figure
+
+
+def break_even(rows: Sequence[Row], threads: int) -> Figure:
+    """Maps of the fastest baseline's time over the sparse one: below 1, it is faster."""
+    rows = [row for row in main_rows(rows) if row["threads"] == threads]
+    figure = figures.new_figure("", 9.0, 6.6)
+    grid = figure.subplots(len(MAPS), len(COMPUTATIONS), sharey=True)
+    for line, each in enumerate(MAPS):
+        for ax, name in zip(grid[line], COMPUTATIONS, strict=True):
+            figures.style_axes(ax, each.label, "density" if name == "fprop" else "", grid=False)
+            if line == 0:
+                ax.set_title(name, fontsize=9, color=figures.INK, loc="left")
+            _draw(ax, map_of([row for row in rows if row["computation"] == name], each))
+            ax.set_xticks(np.arange(len(each.sizes)) + 0.5, list(map(str, each.sizes)))
+            ax.set_yticks(np.arange(len(DENSITIES)) + 0.5, [f"{d:.0%}" for d in DENSITIES])
+    return figure
+
+
+def map_of(rows: Iterable[Row], each: Map) -> NDArray[np.float64]:
+    """Mean ratio by density and size; NaN where nothing was measured."""
+    cells: dict[tuple[float, int], list[float]] = {}
+    for row in rows:
+        if all(row[key] == value for key, value in (each.others | PLAIN).items()):
+            place = float(f"{row['density']:.2g}"), each.size(row)
+            found = ratio(row)
+            assert found is not None
+            cells.setdefault(place, []).append(found.median)
+    return np.array([
+        [np.exp(np.mean(np.log(cells.get((density, size), [np.nan])))) for size in each.sizes]
+        for density in DENSITIES
+    ])  # fmt: skip
+
+
+def _draw(ax: Axes, ratios: NDArray[np.float64]) -> None:
+    # Both colours down to a factor of 8: a loss of 3 % must not look like a disaster.
+    ax.pcolormesh(np.log2(ratios), cmap="RdBu", vmin=-3, vmax=3, edgecolor="white", linewidth=1)
+    for (y, x), value in np.ndenumerate(ratios):
+        if not np.isnan(value):
+            ax.text(x + 0.5, y + 0.5, f"{value:.2f}" if value < 2 else f"{value:.1f}", ha="center",
+                    va="center", fontsize=8, weight="bold" if value < 1 else "normal",
+                    color="#111111" if 1 / 4 < value < 4 else "#fefefe")  # fmt: skip
+
+
+def captions(rows: Sequence[Row]) -> dict[str, str]:
+    """What to see in the plots, by name."""
+    timed: dict[str, set[str]] = {}
+    for row in main_rows(rows):
+        timed.setdefault(row["case"], set()).update(row["ratio"])
+    every = set().union(*timed.values())
+    some = sorted({name for names in timed.values() for name in every - names})
+    note = f" Not timed in every case: {', '.join(some)}." if some else ""
+    return {
+        "saved": "One point per case, computation and number of threads; above the dashed line "
+        f"more time was saved than arithmetic, below 1 dense is faster.{note}",
+        "break_even": "The fastest baseline's time over the sparse time: in blue fields sparse is "
+        f"faster, in red ones the baseline.{note}",
+    }
+
+
+def write_svg(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG; the same results give the same file."""
+    figures.require_matplotlib()
+    from matplotlib import rc_context
+
+    text = io.StringIO()
+    with rc_context({"svg.hashsalt": "sparseconv", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text.getvalue())
+
+
+def write_all(document: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``time-saved.svg`` and, for each number of threads, ``break-even-1.svg``."""
+    rows = document["rows"]
+    made = {"time-saved": saved(rows)}
+    for threads in sorted({row["threads"] for row in rows}):
+        made[f"break-even-{threads}"] = break_even(rows, threads)
+    paths = []
+    for name, figure in made.items():
+        paths.append(folder / f"{name}.svg")
+        write_svg(figure, paths[-1])
+    return paths

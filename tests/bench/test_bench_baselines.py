@@ -1,0 +1,115 @@
+"""Baselines: each computes the same convolution, and one that does not is left out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparseconv import testing
+from sparseconv.bench import run
+from sparseconv.bench.baselines import BASELINES, Calls, conv2d_channels_last
+from sparseconv.bench.cases import CASES, Case, Problem
+
+OF = {name: set(run.COMPUTATIONS) for name in BASELINES} | {"fft_prepared": {"fprop", "dgrad"}}
+# Every option, pattern and dtype; the other suites vary sizes.
+SOME = [case.name for case in CASES.values() if case.suite in ("options", "adversarial", "trained")]
+
+
+def all_right(problem: Problem) -> None:
+    wanted = run.exact_results(problem)
+    for name in BASELINES:
+        right, absent = run.checked_baseline(name, problem, wanted)
+        assert set(right) == OF[name], (name, absent)
+
+
+@pytest.mark.parametrize("name", [*SOME, "float64", "uci_HAR_dense"])
+def test_every_baseline_is_right_on_every_kind_of_case(name: str) -> None:
+    all_right(CASES[name].shrunk(outputs=24).build())
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_every_baseline_is_right_on_random_cases(seed: int) -> None:
+    """All padding modes, pads that differ, strides that leave samples over, groups."""
+    rng = random.Random(seed)
+    while True:
+        drawn = testing.random_case(
+            rng, batched=True, bias=False, dtype=rng.choice(("float32", "float64")),
+            pattern=rng.choice(("random", "empty_row", "full")),
+        )  # fmt: skip
+        if drawn.n and drawn.make_pattern().nnz:
+            break
+    all_right(Case(**vars(drawn), name="drawn", suite="options").build())
+
+
+@pytest.fixture(scope="module")
+def small() -> Problem:
+    return CASES["stride_2"].shrunk(outputs=16).build()
+
+
+@pytest.mark.parametrize("name", ["conv1d", "fft", "fft_prepared"])
+@pytest.mark.parametrize("computation", ["fprop", "dgrad"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda r: 1.1 * r,
+        lambda r: r.roll(1, -1),
+        lambda r: r * float("nan"),
+        lambda r: r[..., :1],
+        lambda r: r.index_fill(-1, torch.tensor(0), 0.0),  # one output of a series
+    ],
+)
+def test_a_wrong_baseline_is_left_out_with_the_reason(
+    small: Problem,
+    name: str,
+    computation: str,
+    fault: Callable[[Tensor], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = BASELINES[name]
+
+    def wrong(problem: Problem) -> Calls:
+        calls = right(problem)
+        call = calls[computation]
+        return calls | {computation: lambda: fault(call())}
+
+    monkeypatch.setitem(BASELINES, name, wrong)
+    calls, absent = run.checked_baseline(name, small, run.exact_results(small))
+    assert set(calls) == OF[name] - {computation}
+    assert set(absent) == {computation}
+    assert "wrong" in absent[computation]
+
+
+def test_a_baseline_that_cannot_run_is_left_out_with_the_reason() -> None:
+    half = CASES["bfloat16"].shrunk(outputs=8).build()
+    calls, absent = run.checked_baseline("fft", half, run.exact_results(half))
+    assert not calls
+    assert all("BFloat16" in absent[name] for name in run.COMPUTATIONS)
+
+
+def test_the_baselines_are_what_they_are_called(small: Problem) -> None:
+    """Each runs the operator that its name promises; a prepared spectrum is not computed again."""
+    operators = {
+        "conv1d": "aten::conv1d",
+        "conv2d_channels_last": "aten::conv2d",
+        "im2col_csr": "aten::addmm",
+        "fft": "aten::fft_rfft",
+        "fft_prepared": "aten::fft_rfft",
+    }
+    assert set(operators) == set(BASELINES)
+    counts = {}
+    for name, operator in operators.items():
+        call = BASELINES[name](small)["fprop"]
+        with torch.autograd.profiler.profile() as profiler:
+            call()
+        counts[name] = [event.name for event in profiler.function_events].count(operator)
+    assert min(counts.values()) > 0
+    assert counts["fft"] == 2 * counts["fft_prepared"]
+
+
+def test_channels_last_stays_channels_last(small: Problem) -> None:
+    y = conv2d_channels_last(small)["fprop"]()
+    assert y.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,193 @@
+"""Documents, old and new, and the tables and plots that are made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import readme
+from sparseconv.bench import document, plots, tables
+from sparseconv.bench.cases import CASES, select
+
+
+def row(name: str, computation: str = "fprop", threads: int = 1, **ratios: float) -> dict[str, Any]:
+    """A row of a case as the command writes it; the ratios that are given, else 8 and 4."""
+    case = CASES[name]
+    pattern = case.make_pattern()
+    found = ratios or {"conv1d": 8.0, "fft_prepared": 4.0}
+    flops = 2 * pattern.nnz * case.n * case.output_length
+    return {
+        "case": name, "suite": case.suite, "computation": computation, "threads": threads,
+        "dtype": case.dtype, "isa": case.isa or "avx512", "batch": case.n, "length": case.length,
+        "in_channels": case.in_channels, "out_channels": case.out_channels,
+        "kernel_size": case.kernel_size, "stride": case.stride, "dilation": case.dilation,
+        "groups": case.groups, "density": pattern.density, "flops": flops, "gflops": 99.6,
+        "dense_flops": 2 * pattern.numel * case.n * case.output_length, "share_of_peak": 0.5,
+        "ms": {"sparse": 1.0} | found, "absent": {},
+        "ratio": {key: [value, 0.9 * value, 1.1 * value] for key, value in found.items()},
+    }  # fmt: skip
+
+
+def lines(table: Any) -> list[str]:
+    return ["|".join(line) for line in table.rows]
+
+
+# Reading and writing
+
+
+def test_an_old_document_had_its_spectrum_prepared(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    rows = [row("packing", name, conv1d=2.0, fft=1.0) for name in ("fprop", "dgrad", "wgrad")]
+    for schema, names in ((1, ["fft_prepared", "fft_prepared", "fft"]), (2, ["fft"] * 3)):
+        document.write_json({"schema": schema, "rows": rows}, path)
+        found = document.read(path)["rows"]
+        assert [list(row["ratio"]) for row in found] == [["conv1d", name] for name in names]
+        assert [list(row["ms"]) for row in found] == [["sparse", "conv1d", name] for name in names]
+
+
+@pytest.mark.parametrize("content", [{"schema": 3}, {}, []])
+def test_what_is_no_document_of_ours_is_refused(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "bench.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"bench.json must be .* schema 1 or 2, but its schema is"):
+        document.read(tmp_path / "bench.json")
+
+
+def test_the_best_baseline_is_the_fastest_of_all() -> None:
+    found = row("packing", conv1d=3.0, fft=2.0, im2col_csr=2.5)
+    assert document.best_baseline(found) == "fft"
+    assert document.ratio(found) == document.ratio(found, "fft") == (2.0, 1.8, 2.2)
+    assert document.ratio(found, "fft_prepared") is None
+    assert document.ratio({"ratio": {"plain_step": [0.5, 0.4, 0.6]}}) is None
+
+
+# Tables
+
+
+def test_every_table_names_the_fastest_and_every_baseline() -> None:
+    rows = [row("dsn_evolved_L128", "dgrad"), row("dsn_evolved_L24", conv1d=9.0, fft=3.0)]
+    found = tables.kernels(rows)
+    header = ("", "L", "threads", "ms", "GFLOP/s", "of peak", "vs fastest", "(which)")
+    assert found.header == [*header, "vs F.conv1d", "vs fft", "vs fft, prepared"]
+    assert lines(found) == [
+        "fprop|24|1|1.00|100|50%|3.00 [2.70, 3.30]|fft|9.00|3.00|-",
+        "dgrad|128|1|1.00|100|50%|4.00 [3.60, 4.40]|fft, prepared|8.00|-|4.00",
+    ]
+    assert "dsn_evolved_L24|fprop|1|13.3%|1.00|100|50%|3.00" in lines(tables.cases(rows))[1]
+
+
+def test_the_worst_row_and_the_lost_ones_are_judged_by_the_fastest() -> None:
+    rows = [
+        row("uniform_50", conv1d=2.0, fft=0.8),
+        row("uniform_40", conv1d=0.9, fft=1.5),
+        row("uniform_10", conv1d=9.0, fft=4.0),
+        row("kernel_3", conv1d=1.5),
+    ]
+    assert lines(tables.faster_baselines(rows)) == [
+        "uniform_50|fprop|1|16|47 → 141|39|128|50.0%|0.80 [0.72, 0.88]|fft|2.00",
+        "uniform_40|fprop|1|16|47 → 141|39|128|40.0%|0.90 [0.81, 0.99]|F.conv1d|0.90",
+    ]
+    assert [line.split("|")[:2] for line in lines(tables.worst(rows))] == [
+        ["density", "uniform_50"], ["kernel", "kernel_3"],
+    ]  # fmt: skip
+
+
+def network(mode: str, length: int, best: float, **fields: Any) -> dict[str, Any]:
+    return {
+        "mode": mode, "length": length, "threads": 1, "in_channels": 1, "ms": {"sparse": 2.0},
+        "ratio": {"masked_dense": [5.0, 4.0, 6.0], "dense_best": [best] * 3},
+        "settings": {"dense_best": "jit"},
+        "breakdown": {"sparse": {"1x1 conv": 1.5, "plans": 0.001, "padding": 0.5}},
+    } | fields  # fmt: skip
+
+
+def test_the_readme_has_the_worse_of_the_threads_and_what_it_lost_to() -> None:
+    rows = [row("dsn_evolved_L128", threads=n, conv1d=8.0 - n, fft=4.0 + n) for n in (1, 2)]
+    rows += [row(f"uniform_{p}", conv1d=8.0, fft=r) for p, r in ((50, 4.0), (100, 0.25))]
+    found = tables.when_it_pays({"rows": rows, "network": [network("latency", 24, 0.9)]})
+    assert lines(found) == [
+        "layer, 16 series of 128 samples, fprop|6.00|5.00|fft",
+        "DSN, latency of one series of 24|5.00|0.90|jit",
+        "worst row of all suites|6.00|0.25|fft",
+        "this layer: slower from a density of|above 100 %|75%|fft",
+    ]
+
+
+def test_the_network_keeps_the_baselines_apart_and_its_parts_add_up() -> None:
+    rows = [
+        network("train", 128, 3.0, peak_bytes={"sparse": 2e6}),
+        network("update", 9, 1, ratio={}),
+    ]
+    assert lines(tables.network(rows)) == [
+        "training step|128|1|2.00|5.00 [4.00, 6.00]|3.00|jit|2.0",
+        "… with an update|9|1|2.00|-|-|jit|-",
+    ]
+    assert lines(tables.breakdown(rows)) == [
+        "1x1 conv|1.50", "padding|0.500", "all others|0.00100", "**together**|2.00",
+    ]  # fmt: skip
+    assert tables.breakdown(rows[1:]).rows == []
+
+
+def test_absent_baselines_are_explained_once() -> None:
+    rows = [
+        {"case": "a", "computation": "fprop", "absent": {"fft": "no"}},
+        {"case": "a", "computation": "fprop", "absent": {"fft": "no"}},
+        {"case": "b", "computation": "dgrad", "absent": {"fft": "no", "conv1d": "wrong"}},
+    ]
+    assert tables.absences(rows) == [
+        "fft is left out of a fprop, b dgrad: no",
+        "conv1d is left out of b dgrad: wrong",
+    ]
+
+
+# Plots
+
+
+def test_the_registry_spans_the_maps_and_cells_are_the_fastest_baselines() -> None:
+    suites = ["density", "length", "channels", "kernel", "break_even", "layer"]
+    rows = [row(case.name, conv1d=8.0, fft=2.0) for case in select(suites)]
+    for each in plots.MAPS:
+        np.testing.assert_allclose(plots.map_of(rows, each), 2.0)
+
+
+def test_patterns_of_almost_no_weights_and_other_dtypes_are_not_drawn() -> None:
+    rows = [row(name) for name in ("uniform_10", "packing", "float64", "tiny_module", "avx2_L128")]
+    rows.append(row("uniform_20"))
+    assert [each["case"] for each in plots.main_rows(rows)] == ["uniform_10", "uniform_20"]
+
+
+def test_the_same_results_give_the_same_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [row("uniform_10", threads=n) for n in (1, 2)]
+    once, again = (plots.write_all({"rows": rows}, tmp_path / name) for name in ("a", "b"))
+    assert [path.name for path in once] == [
+        "time-saved.svg", "break-even-1.svg", "break-even-2.svg",
+    ]  # fmt: skip
+    for one, other in zip(once, again, strict=True):
+        assert one.read_text() == other.read_text()
+        assert one.read_text().startswith("<?xml")
+    caption = plots.captions([*rows, row("uniform_5", conv1d=2.0, im2col_csr=1.0)])["saved"]
+    assert "Not timed in every case: fft_prepared, im2col_csr." in caption
+
+
+# README
+
+
+def test_readme_is_not_made_of_a_stopped_run(tmp_path: Path) -> None:
+    bench = json.loads((readme.RESULTS / "bench.json").read_text())
+    (tmp_path / "bench.json").write_text(json.dumps(bench | {"complete": False}))
+    with pytest.raises(ValueError, match="stopped; run make bench again"):
+        readme.section(tmp_path)
+    (tmp_path / "bench.json").write_text(json.dumps(bench | {"network": []}))
+    assert "**The whole network" not in readme.section(tmp_path)  # and no empty table
+
+
+def test_readme_shows_the_recorded_results() -> None:
+    assert readme.main(["--check"]) == 0, "run python -m benchmarks.readme"
+    text = readme.section()
+    for title in ("Kernels", "Where it pays least", "The whole network", "Where the time goes",
+                  "Goals", "The machine's own peaks"):  # fmt: skip
+        assert f"**{title}" in text
