@@ -35,7 +35,7 @@ MOVED = {
     "_pattern_tag": ("nn.overwritten",),
 }
 
-RENAMED = {"Interval": "Estimate"}
+RENAMED = {"Interval": "Estimate", "average_bins": "adaptive_avg_pool1d"}
 
 
 class _Moved(MetaPathFinder, Loader):

@@ -100,16 +100,6 @@ def test_several_threads_where_each_has_enough() -> None:
             torch.testing.assert_close(fast(enough), model(enough).detach())
 
 
-@pytest.mark.parametrize("place", ["0", "1", "0.0", "0.2", "1.0"])
-def test_a_hook_parts_them(place: str) -> None:
-    model, fast = original_and_copy(bordering)
-    fast(X)
-    for network in (model, fast):
-        network.get_submodule(place).register_forward_hook(lambda module, args, output: output + 1)
-    assert together(fast) == 0
-    torch.testing.assert_close(fast(X), model(X).detach())
-
-
 def test_modules_put_into_an_inner_sequential_are_run() -> None:
     model, fast = original_and_copy(bordering)
     fast(X)

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_crash import (
+from killed_run import (
     CHILD,
     digest,
     finish,
     start,
     undisturbed,  # noqa: F401 (a fixture)
-    wait_for_epoch,
 )
 
 from sparseconv.training import checkpoint
@@ -31,7 +30,7 @@ OWN_DISK = """
 mount -t tmpfs -o size=$1 none "$2" || exit 77
 cp "$3"/* "$2"/ 2>/dev/null
 eval "$4"
-"$PYTHON" -c "$CHILD" "$2"; code=$?
+"$PYTHON" -c "$CHILD" "$2" "" 0 0; code=$?
 cp "$2"/* "$3"/
 exit $code
 """
@@ -63,10 +62,7 @@ def run_on_own_disk(size: int, out: Path, then: str = ":") -> subprocess.Complet
 def killed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The checkpoint of a run that was killed after its first epochs."""
     out = tmp_path_factory.mktemp("killed")
-    child = start(out)
-    wait_for_epoch(child, 1)
-    child.kill()
-    child.communicate()
+    start(out, "kill", 1).communicate()
     return (out / CHECKPOINT_NAME).read_bytes()
 
 
