@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ SUITES = {
     "dtype": "float64, bfloat16 and float16",
     "isa": "AVX2 forced",
     "adversarial": "patterns and shapes that are hard to share out or to cut into blocks",
+    "network": "the whole network: training step, update, inference, latency",  # has no cases
 }
 
 
@@ -297,10 +298,15 @@ def select(suites: list[str] | None = None, names: list[str] | None = None) -> l
         >>> [case.name for case in select(["isa"], ["float64"])]
         ['float64', 'avx2_L128', 'avx2_L512', 'avx2_L1024']
     """
-    for kind, given, valid in (("suite", suites, SUITES), ("case", names, CASES)):
-        for name in given or ():
-            if name not in valid:
-                raise ValueError(f"there is no {kind} {name!r}; expected one of {', '.join(valid)}")
+    check_names("suite", suites or (), SUITES)
+    check_names("case", names or (), CASES)
     if suites is None and names is None:
         return list(CASES.values())
     return [c for c in CASES.values() if c.suite in (suites or ()) or c.name in (names or ())]
+
+
+def check_names(kind: str, given: Iterable[str], valid: Iterable[str]) -> None:
+    """Refuse a name that is not one, and list those that are."""
+    for name in given:
+        if name not in valid:
+            raise ValueError(f"there is no {kind} {name!r}; expected one of {', '.join(valid)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,26 +17,21 @@ from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops import calls
 from sparseconv.ops.backends import resolve_backend
 from sparseconv.reference import conv1d_dense
-from sparseconv.testing import error_bound
+from sparseconv.testing import Expected, error_bound
 
 COMPUTATIONS = ("fprop", "dgrad", "wgrad")
 # Seconds of calls in a row before the next candidate's turn, or each would measure the caches that
 # the one before has emptied.
 TURN = 0.01
+# Of a case, in its rows.
+FACTS = ("suite", "dtype", "in_channels", "out_channels", "kernel_size", "length", "output_length",
+         "stride", "dilation", "groups")  # fmt: skip
 Kernels = Any  # fprop, dgrad and wgrad, as ``sparseconv.ops.calls`` has them
 _PEAK = "fma peak"  # a candidate among the others, never a baseline
 
 
 class WrongResultError(AssertionError):
     """A kernel left its computed error bound, so its speed means nothing."""
-
-
-class Exact(NamedTuple):
-    """A result in float64, and how far from it a sum in any order may be."""
-
-    values: Tensor
-    bound: Tensor
-    terms: float  # the most that any of its sums has
 
 
 def cpp_or_reason() -> str:
@@ -62,7 +57,7 @@ def sparse_calls(kernels: Kernels, problem: Problem) -> Calls:
     }
 
 
-def exact_results(problem: Problem) -> dict[str, Exact]:
+def exact_results(problem: Problem) -> dict[str, Expected]:
     """The three results in float64, with the bound computed for each output."""
     data = problem[:3]
     exact = _double(problem, *data)
@@ -70,12 +65,8 @@ def exact_results(problem: Problem) -> dict[str, Exact]:
     magnitude = _double(problem, *(t.abs() for t in data))
     terms = _double(problem, *(torch.ones_like(t) for t in data))
     return {
-        name: Exact(
-            exact[name],
-            error_bound(exact[name], magnitude[name], terms[name], problem.x.dtype),
-            float(terms[name].max()) if terms[name].numel() else 0.0,
-        )
-        for name in COMPUTATIONS
+        name: Expected(found, error_bound(found, magnitude[name], terms[name], problem.x.dtype))
+        for name, found in exact.items()
     }
 
 
@@ -87,7 +78,7 @@ def _double(problem: Problem, x: Tensor, values: Tensor, grad: Tensor) -> dict[s
     return {"fprop": y.detach(), "dgrad": dgrad, "wgrad": wgrad}
 
 
-def check(kernels: Kernels, problem: Problem) -> dict[str, Exact]:
+def check(kernels: Kernels, problem: Problem) -> dict[str, Expected]:
     """Compare all three computations with float64; return what they were compared with.
 
     Within the computed bound on the problem's own data, and exactly on integers: a gradient of the
@@ -99,17 +90,16 @@ def check(kernels: Kernels, problem: Problem) -> dict[str, Exact]:
     results = {name: call() for name, call in sparse_calls(kernels, problem).items()}
     wanted = check_bounds(results, problem)
     twin, exact = _integers(problem)
+    largest = _double(twin, *(t.abs() for t in twin[:3]))
     for name, call in sparse_calls(kernels, twin).items():
-        if wanted[name].terms * 8 * 8 < 2**24:  # so every partial sum is an exact float32
-            wrong = int((call() != exact[name].to(twin.x.dtype)).sum())
-            if wrong:
-                raise WrongResultError(
-                    f"{name} is wrong: {wrong} of {exact[name].numel()} sums of integers"
-                )
+        sums = exact[name].to(twin.x.dtype)
+        # Below 2**24 every partial sum is an exact float32.
+        if (largest[name] < 2**24).all() and (wrong := int((call() != sums).sum())):
+            raise WrongResultError(f"{name} is wrong: {wrong} of {sums.numel()} sums of integers")
     return wanted
 
 
-def check_bounds(results: Mapping[str, Tensor], problem: Problem) -> dict[str, Exact]:
+def check_bounds(results: Mapping[str, Tensor], problem: Problem) -> dict[str, Expected]:
     """Compare what some kernels computed with float64; return what it was compared with.
 
     Raises:
@@ -121,19 +111,19 @@ def check_bounds(results: Mapping[str, Tensor], problem: Problem) -> dict[str, E
     return wanted
 
 
-def _check_result(name: str, result: Tensor, wanted: Exact) -> None:
+def _check_result(name: str, result: Tensor, wanted: Expected) -> None:
     times = _times_its_bound(result, wanted)
     if not times <= 1:
         raise WrongResultError(f"{name} is wrong: {times:.3g} times its error bound")
 
 
-def _times_its_bound(got: Tensor, wanted: Exact) -> float:
+def _times_its_bound(got: Tensor, wanted: Expected) -> float:
     """How many times its bound the worst error is; NaN for NaN, infinite for another shape."""
-    if got.shape != wanted.values.shape:
+    if got.shape != wanted.exact.shape:
         return float("inf")
     if not got.numel():
         return 0.0
-    error = (got.detach().double() - wanted.values).abs()
+    error = (got.detach().double() - wanted.exact).abs()
     return float((error / wanted.bound.clamp_min(torch.finfo(torch.float64).tiny)).max())
 
 
@@ -148,36 +138,30 @@ def _integers(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
         return (magnitude * sign).to(like.dtype)
 
     x, values, grad = (draw(t) for t in problem[:3])
-    twin = problem._replace(x=x, values=values, grad=grad)
-    return twin, _double(twin, x, values, grad)
+    return problem._replace(x=x, values=values, grad=grad), _double(problem, x, values, grad)
 
 
 def checked_baseline(
-    name: str, problem: Problem, wanted: Mapping[str, Exact]
+    name: str, problem: Problem, wanted: Mapping[str, Expected]
 ) -> tuple[Calls, dict[str, str]]:
-    """Try a baseline on a problem.
+    """The calls of a baseline that are right, and for the others the reason against them.
 
     A transform's error is relative to the norm of a whole series, so no bound of single outputs
     holds for FFT. It is checked on integers, where every output, rounded, must be exact.
-
-    Returns:
-        The calls that gave the right result, and for the others the reason against them.
     """
-    rounds = name.startswith("fft")
     try:
-        calls = BASELINES[name](problem)
-        tried = calls
-        if rounds:
+        calls = tried = BASELINES[name](problem)
+        if name.startswith("fft"):
             twin, sums = _integers(problem)
             tried = BASELINES[name](twin)
-            wanted = {key: Exact(sums[key], torch.full((), 0.5), 0) for key in COMPUTATIONS}
-    except (RuntimeError, NotImplementedError) as error:
+            wanted = {key: Expected(exact, torch.tensor(0.5)) for key, exact in sums.items()}
+    except RuntimeError as error:
         return {}, dict.fromkeys(COMPUTATIONS, first_line(error))
     right, absent = {}, {}
     for computation, call in tried.items():
         try:
             got = call()
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             absent[computation] = first_line(error)
             continue
         if computation == "wgrad" and got.dim() == 3:
@@ -200,15 +184,10 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Check a case, then time its computations; one row each.
 
-    Torch's present number of threads is used. A baseline that cannot run a computation, or whose
-    result is wrong, is left out of its row, which says why under ``"absent"``.
-
-    Args:
-        case: what to compute; its ``isa`` is forced meanwhile.
-        kernels: what is measured.
-        baselines: of ``BASELINES``.
-        rounds: pairs of neighbours.
-        machine_peaks: from ``peaks.measure``; without the fitting one, the share is None.
+    Torch's present number of threads is used, and the instruction set that the case names. A
+    baseline that cannot run a computation, or whose result is wrong, is left out of its row, which
+    says why under ``"absent"``. Without the fitting one of ``machine_peaks``, which
+    ``peaks.measure`` returns, ``"share_of_peak"`` is None.
 
     Raises:
         WrongResultError: a result is wrong; nothing was timed.
@@ -220,9 +199,8 @@ def measure(
         absent: dict[str, dict[str, str]] = {name: {} for name in COMPUTATIONS}
         loop = None
         if case.module:  # its time is Python's, and has no peak
-            candidates = {"fprop": _module_calls(problem, wanted["fprop"])}
-            if "conv1d" not in baselines:
-                del candidates["fprop"]["conv1d"]
+            modules = _module_calls(problem, wanted["fprop"])
+            candidates = {"fprop": {k: modules[k] for k in modules if k in ("sparse", *baselines)}}
         else:
             candidates = {
                 name: {"sparse": call} for name, call in sparse_calls(kernels, problem).items()
@@ -239,17 +217,14 @@ def measure(
         for name, timed in candidates.items():
             beside: dict[str, Callable[[], object]] = {_PEAK: loop.call} if loop else {}
             times = timing.interleave({**timed, **beside}, rounds=rounds, least_seconds=TURN)
-            row = _row(case, problem, name, times, loop)
-            rows.append(row | {"isa": isa, "rounds": rounds, "absent": absent[name]})
+            row = {"case": case.name, "computation": name, "isa": isa, "rounds": rounds}
+            row |= _figures(case, problem, times, loop) | {"absent": absent[name]}
+            rows.append(row)
         return rows
 
 
-def _module_calls(problem: Problem, wanted: Exact) -> Calls:
-    """Forward passes of the modules, recording gradients, as a training loop calls them.
-
-    Raises:
-        WrongResultError: a module's output is outside its bound.
-    """
+def _module_calls(problem: Problem, wanted: Expected) -> Calls:
+    """Forward passes of the modules, recording gradients, as a training loop calls them."""
     x, values, _, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape
     sizes = (group_channels * geometry.groups, out_channels, taps, geometry.stride)
@@ -264,28 +239,17 @@ def _module_calls(problem: Problem, wanted: Exact) -> Calls:
     return {"sparse": lambda: layer(x), "conv1d": lambda: dense(x)}
 
 
-def _row(
-    case: Case, problem: Problem, computation: str, times: timing.Times, loop: peaks.Loop | None
+def _figures(
+    case: Case, problem: Problem, times: timing.Times, loop: peaks.Loop | None
 ) -> dict[str, Any]:
     peak = None if loop is None else 1e-9 * loop.flops / times.pop(_PEAK)
     outputs = case.n * case.output_length
     flops = 2 * problem.pattern.nnz * outputs
     gflops = 1e-9 * flops / times["sparse"]
     return {
-        "case": case.name,
-        "suite": case.suite,
-        "computation": computation,
-        "dtype": case.dtype,
-        "threads": torch.get_num_threads(),
+        **{name: getattr(case, name) for name in FACTS},
         "batch": case.n,
-        "in_channels": case.in_channels,
-        "out_channels": case.out_channels,
-        "kernel_size": case.kernel_size,
-        "length": case.length,
-        "output_length": case.output_length,
-        "stride": case.stride,
-        "dilation": case.dilation,
-        "groups": case.groups,
+        "threads": torch.get_num_threads(),
         "nnz": problem.pattern.nnz,
         "density": problem.pattern.density,
         "flops": flops,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparseconv.bench import goals
 from sparseconv.bench.baselines import BASELINES
@@ -17,30 +17,20 @@ from sparseconv.measure import peaks
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.ops import backends, calls
 
-# Beside the suites of cases.
-EXTRA_SUITES = {"network": "the whole network: training step, update, inference, latency"}
 # So that everything takes half an hour on two cores, and what README.md shows half of that.
 README_SUITES = ("layer", "density", "trained", "network")
 ROUNDS, QUICK_ROUNDS = 12, 5
-QUICK_NETWORK = {"baselines": ("masked_dense", "dense_best")}  # compiling takes most of its time
+QUICK_BASELINES = ("masked_dense", "dense_best")  # compiling takes most of the network's time
 
 Document = dict[str, Any]
 Rows = list[dict[str, Any]]
-
-
-class Task(NamedTuple):
-    """What adds rows to one list of the document."""
-
-    name: str
-    key: str
-    measure: Callable[[], Rows]
 
 
 def run(
     cases: Sequence[Case],
     thread_counts: Sequence[int],
     *,
-    extra: Sequence[str] = (),
+    network: bool = False,
     rounds: int | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
     quick: bool = False,
@@ -52,7 +42,7 @@ def run(
         cases: from ``cases.select``; those whose instruction set cannot run here are left out, and
             stderr says so.
         thread_counts: everything is measured with each.
-        extra: of ``EXTRA_SUITES``.
+        network: measure the whole network as well.
         rounds: pairs of neighbours; None chooses.
         baselines: of ``BASELINES``, for the cases.
         quick: few rounds; of the network nothing compiled.
@@ -63,26 +53,25 @@ def run(
             before it has been saved.
     """
     rounds = QUICK_ROUNDS if quick else rounds
-    document: Document = {
-        "schema": SCHEMA,
-        "complete": False,
-        "machine": measurement_context(),
-        "peaks": [],
-        "rows": [],
-        "network": [],
-        "goals": [],
+    document: Document = {"schema": SCHEMA, "complete": False, "machine": measurement_context()}
+    document["peaks"] = rounded(peaks.measure(thread_counts))
+    document |= {"rows": [], "network": [], "goals": []}
+    settings = {
+        "rounds": rounds or ROUNDS,
+        "baselines": baselines,
+        "machine_peaks": document["peaks"],
     }
-    tasks = [
-        *_case_tasks(cases, thread_counts, rounds or ROUNDS, baselines, document["peaks"]),
-        *(_network_tasks(thread_counts, rounds, quick) if "network" in extra else ()),
-    ]
-    document["peaks"] += rounded(peaks.measure(thread_counts))
-    for number, task in enumerate(tasks, 1):
-        print(f"{number} of {len(tasks)}: {task.name}", file=sys.stderr, flush=True)
+    tasks = [("rows", *task) for task in _case_tasks(cases, thread_counts, settings)]
+    if network:
+        beside = QUICK_BASELINES if quick else compare.BASELINES
+        found = compare.tasks(thread_counts, rounds=rounds or compare.ROUNDS, baselines=beside)
+        tasks += [("network", *task) for task in found]
+    for number, (key, name, call) in enumerate(tasks, 1):
+        print(f"{number} of {len(tasks)}: {name}", file=sys.stderr, flush=True)
         try:
-            document[task.key] += rounded(task.measure())
+            document[key] += rounded(call())
         except WrongResultError as error:
-            raise WrongResultError(f"{task.name}: {error}") from error
+            raise WrongResultError(f"{name}: {error}") from error
         document["goals"] = [goal._asdict() for goal in goals.judge(document)]
         save(document)
     document["complete"] = True
@@ -91,31 +80,16 @@ def run(
 
 
 def _case_tasks(
-    cases: Sequence[Case],
-    thread_counts: Sequence[int],
-    rounds: int,
-    baselines: Sequence[str],
-    machine_peaks: Sequence[Mapping[str, Any]],
-) -> Iterator[Task]:
-    assert backends.extension is not None
-    settings: Any = {"rounds": rounds, "baselines": baselines, "machine_peaks": machine_peaks}
-
+    cases: Sequence[Case], thread_counts: Sequence[int], settings: Mapping[str, Any]
+) -> Iterator[tuple[str, Callable[[], Rows]]]:
     def on_threads(count: int, case: Case) -> Rows:
         with threads(count):
             return measure(case, calls, **settings)
 
+    assert backends.extension is not None
     for case in cases:
-        if case.isa not in ("", *backends.extension.isas()):
+        if case.isa in ("", *backends.extension.isas()):
+            for count in thread_counts:
+                yield f"{case.name}, {threads_text(count)}", partial(on_threads, count, case)
+        else:
             print(f"{case.name} is left out: this CPU has no {case.isa}", file=sys.stderr)
-            continue
-        for count in thread_counts:
-            name = f"{case.name}, {threads_text(count)}"
-            yield Task(name, "rows", partial(on_threads, count, case))
-
-
-def _network_tasks(thread_counts: Sequence[int], rounds: int | None, quick: bool) -> Iterator[Task]:
-    settings: Mapping[str, Any] = QUICK_NETWORK if quick else {}
-    for name, call in compare.tasks(
-        threads=thread_counts, rounds=rounds or compare.ROUNDS, **settings
-    ):
-        yield Task(name, "network", lambda call=call: [call()])  # type: ignore[misc]

@@ -11,12 +11,10 @@ from typing import Any
 
 from sparseconv.bench import document, suite, tables
 from sparseconv.bench.baselines import BASELINES
-from sparseconv.bench.cases import SUITES, Case, select
+from sparseconv.bench.cases import SUITES, Case, check_names, select
 from sparseconv.bench.run import WrongResultError, cpp_or_reason
-from sparseconv.bench.suite import EXTRA_SUITES, QUICK_ROUNDS, README_SUITES, ROUNDS
+from sparseconv.bench.suite import QUICK_ROUNDS, README_SUITES, ROUNDS
 from sparseconv.core.files import check_writable
-
-EVERY_SUITE = {**SUITES, **EXTRA_SUITES}
 
 
 def add_to(commands: Any) -> None:
@@ -31,7 +29,7 @@ def add_to(commands: Any) -> None:
     )
     command.set_defaults(run=_bench)
     add = command.add_argument
-    add("--suites", nargs="+", metavar="SUITE", help=f"of {', '.join(EVERY_SUITE)}")
+    add("--suites", nargs="+", metavar="SUITE", help=f"of {', '.join(SUITES)}")
     add(
         "--cases",
         nargs="+",
@@ -56,9 +54,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError, RuntimeError, OSError: something asked for cannot be done; nothing was measured.
     """
-    cases, extra = _chosen(arguments.suites, arguments.cases)
+    cases = select(arguments.suites, arguments.cases)
+    network = "network" in (arguments.suites or ([] if arguments.cases else SUITES))
     if arguments.list:
-        print(listing(cases, extra))
+        print(listing(cases, network))
         return 0
     counts = _checked(arguments)
     if reason := cpp_or_reason():
@@ -75,7 +74,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         found = suite.run(
             cases,
             counts,
-            extra=extra,
+            network=network,
             rounds=arguments.rounds,
             baselines=arguments.baselines,
             quick=arguments.quick,
@@ -95,27 +94,6 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(suites: list[str] | None, names: list[str] | None) -> tuple[list[Case], list[str]]:
-    """The cases, and what else is measured.
-
-    Raises:
-        ValueError: a name that is not one.
-    """
-    if suites is None:
-        return select(None, names), [] if names else list(EXTRA_SUITES)
-    _known("suite", suites, EVERY_SUITE)
-    return (
-        select([name for name in suites if name in SUITES], names),
-        [name for name in EXTRA_SUITES if name in suites],
-    )
-
-
-def _known(kind: str, given: Iterable[str], valid: Iterable[str]) -> None:
-    for name in given:
-        if name not in valid:
-            raise ValueError(f"there is no {kind} {name!r}; expected one of {', '.join(valid)}")
-
-
 def _checked(arguments: argparse.Namespace) -> list[int]:
     counts: list[int] = arguments.threads or sorted({1, min(2, os.cpu_count() or 1)})
     if min(counts) < 1:
@@ -124,7 +102,7 @@ def _checked(arguments: argparse.Namespace) -> list[int]:
         raise ValueError(f"--quick means --rounds {QUICK_ROUNDS}; omit one of them")
     if arguments.rounds is not None and arguments.rounds < 3:
         raise ValueError(f"--rounds must be at least 3, but got {arguments.rounds}")
-    _known("baseline", arguments.baselines, BASELINES)
+    check_names("baseline", arguments.baselines, BASELINES)
     if arguments.json and arguments.csv and arguments.json.absolute() == arguments.csv.absolute():
         raise ValueError(f"{arguments.json} was named for two outputs; name a file for each")
     for path in filter(None, (arguments.json, arguments.csv)):
@@ -147,7 +125,7 @@ def shown(found: Mapping[str, Any]) -> str:
             parts += [f"{name}: {what}", tables.cases(mine).markdown()]
     parts += tables.absences(rows)
     if network:
-        parts.append("network: " + EXTRA_SUITES["network"])
+        parts.append("network: " + SUITES["network"])
         parts += [tables.network(network).markdown(), tables.breakdown(network).markdown()]
     if found["goals"]:
         parts.append("Goals, each judged by the worst of its rows")
@@ -155,18 +133,16 @@ def shown(found: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def listing(cases: Iterable[Case], extra: Iterable[str] = ()) -> str:
-    """The cases by suite, one line each, and the suites that are not made of cases."""
+def listing(cases: Iterable[Case], network: bool) -> str:
+    """The cases by suite, one line each; the network last."""
     chosen, lines = list(cases), []
     for name, what in SUITES.items():
         members = [case for case in chosen if case.suite == name]
-        if members:
+        if members or (network and name == "network"):
             lines.append(f"{name}: {what}")
         for c in members:
             usual = (("stride", 1), ("dilation", 1), ("groups", 1), ("isa", ""))
-            options = [
-                f"{key} {getattr(c, key)}" for key, value in usual if getattr(c, key) != value
-            ]
+            options = [f"{k} {getattr(c, k)}" for k, value in usual if getattr(c, k) != value]
             shape = f"N={c.n} {c.in_channels}->{c.out_channels} K={c.kernel_size} L={c.length}"
             lines.append("  ".join((f"  {c.name:26}", shape, c.dtype, c.pattern, *options)))
-    return "\n".join([*lines, *(f"{name}: {EXTRA_SUITES[name]}" for name in extra)])
+    return "\n".join(lines)

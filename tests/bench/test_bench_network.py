@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.bench import tables
-from sparseconv.bench.network import breakdown, compare, dense, steps
+from sparseconv.bench.network import breakdown, compare, dense
 from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
+from sparseconv.bench.network.steps import TrainingStep
 from sparseconv.bench.run import WrongResultError
 from sparseconv.functional import fused
 from sparseconv.measure import timing
@@ -33,8 +34,9 @@ def small(in_channels: int = 1, n_classes: int = 2, **options: Any) -> DSN:
     return DSN(in_channels, n_classes, **{"nf": 4, "kernel_size": 9, "depth": 2, **options})
 
 
-def measured(**settings: Any) -> list[compare.Row]:
-    return [task.measure() for task in compare.tasks(**settings)]
+def measured(*modes: str, **settings: Any) -> list[compare.Row]:
+    tasks = compare.tasks([1], lengths=[10], modes=modes, build=small, **settings)
+    return [row for _, measure in tasks for row in measure()]
 
 
 @pytest.fixture
@@ -52,27 +54,23 @@ def fake_times(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return timed
 
 
-@pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instead of half a minute for each network: the eager one."""
+def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Instead of half a minute for each network: the eager one.
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
-
-
-def test_rows_of_every_mode(fake_times: list[list[str]], no_compiler: None) -> None:
     state = torch.get_rng_state()
-    tasks = compare.tasks(lengths=(10,), threads=(1, 2), rounds=5, batch=4, build=small)
-    rows = [task.measure() for task in tasks]
+    tasks = compare.tasks([1, 2], lengths=(10,), rounds=5, build=small)
+    rows = [row for _, measure in tasks for row in measure()]
     assert torch.equal(torch.get_rng_state(), state)
-    assert [task.name for task in tasks[:2]] == [
+    assert [name for name, _ in tasks[:2]] == [
         "DSN train L=10, 1 thread", "DSN train L=10, 2 threads",
     ]  # fmt: skip
     assert [(r["mode"], r["threads"]) for r in rows] == [
         (mode, count) for mode in compare.MODES for count in (1, 2)
     ]
     for row in rows:
-        update = row["mode"] == "update"
+        update, settings = row["mode"] == "update", row["settings"]
         assert (row["model"], row["absent"], row["rounds"]) == ("DSN", {}, 5)
-        assert row["batch"] == (1 if row["mode"] == "latency" else 4)
+        assert row["batch"] == (1 if row["mode"] == "latency" else compare.BATCH)
         assert (row["length"], row["in_channels"]) == (10, 1)
         assert row["ms"]["sparse"] == pytest.approx(2)
         assert row["ratio"]["masked_dense"] == pytest.approx([5, 5, 5])
@@ -82,11 +80,11 @@ def test_rows_of_every_mode(fake_times: list[list[str]], no_compiler: None) -> N
         assert set(row["breakdown"]) == {"sparse", "masked_dense"}
         assert ("peak_bytes" in row) == (row["mode"] in ("train", "update"))
         if row["mode"] in ("inference", "latency"):
-            assert row["settings"]["sparse"] == "optimize_for_inference"
-            assert row["settings"]["dense_best"] in dense.inference_variants(small(), ...)
-            assert row["settings"]["dense_compiled"] == "freezing"
-        if row["mode"] == "train":
-            assert row["settings"]["dense_best"] in dense.training_variants(small())
+            assert settings["sparse"] == "optimize_for_inference"
+            assert settings["dense_best"] in dense.inference_variants(small(), ...)
+            assert settings["dense_compiled"] == "freezing"
+        else:
+            assert update or settings["dense_best"] in dense.training_variants(small())
     json.dumps(rows)
     assert tables.network(rows).markdown().count("5.00 [5.00, 5.00]") == len(rows)
     assert "python and other" in tables.breakdown(rows, length=10).markdown()
@@ -100,21 +98,18 @@ def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(compare, "kernels", dense_ops(wgrad=one_wrong))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     with pytest.raises(WrongResultError, match="wgrad is wrong"):
-        measured(lengths=[10], threads=[1], modes=[mode], build=small)
+        measured(mode)
 
 
 def test_a_wrong_network_is_not_timed(
     fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = {"lengths": [10], "threads": [1], "modes": ["inference"], "build": small}
-
     def optimized(model: nn.Module) -> Callable[[Tensor], Tensor]:
         return lambda x: model(x) + 1e-3
 
     monkeypatch.setattr(compare, "optimize_for_inference", optimized)
     with pytest.raises(WrongResultError, match="outputs are wrong"):
-        measured(**run, baselines=["masked_dense"])
-    monkeypatch.undo()
+        measured("inference", baselines=["masked_dense"])
     assert fake_times == []
 
 
@@ -125,7 +120,7 @@ def test_a_baseline_that_fails_is_absent_with_the_reason(
         raise RuntimeError("no C++ compiler found\nand more")
 
     monkeypatch.setattr(torch, "compile", fails)
-    rows = measured(lengths=[10], threads=[1], modes=["train", "inference"], build=small)
+    rows = measured("train", "inference")
     for row in rows:
         assert "dense_compiled" not in row["ms"]
         assert "no C++ compiler found" in row["absent"]["dense_compiled"]
@@ -157,28 +152,27 @@ def test_every_way_to_train_dense_learns_the_same(padding: str) -> None:
     torch.manual_seed(0)
     model = small(3, padding=padding)
     X, y = torch.randn(4, 3, 20), torch.arange(4) % 2
+    before = [p.clone() for p in model.parameters()]
     names = ("masked_dense", *dense.training_variants(model))
-    made = steps.training_steps(model, names, update_every=3)
-    trained = {name: step.args[0] for name, step in made.items()}  # type: ignore[attr-defined]
+    made = {name: TrainingStep(model, name, update_every=3) for name in names}
     for _ in range(3):
         for step in made.values():
             step(X, y)
-        wanted, *others = ([p.grad for p in net.parameters()] for net in trained.values())
+        wanted, *others = ([p.grad for p in step.model.parameters()] for step in made.values())
         for grads in others:
             for a, b in zip(wanted, grads, strict=True):
                 torch.testing.assert_close(a, b.view_as(a), rtol=1e-3, atol=1e-5)
-    masks = {
-        name: [m.mask for m in net.modules() if isinstance(m, PremaskedConv1d)]
-        for name, net in trained.items()
+    assert all(map(torch.equal, before, model.parameters()))
+    layers = {
+        name: [m for m in step.model.modules() if isinstance(m, PremaskedConv1d)]
+        for name, step in made.items()
     }
-    assert len(masks["channels_last"]) == 2
-    for first, second in zip(masks["masked_dense"], masks["channels_last"], strict=True):
-        assert torch.equal(first, second)
-    layer = next(m for m in reversed(list(trained["channels_last"].modules()))
-                 if isinstance(m, PremaskedConv1d))  # fmt: skip
-    for tensor in (layer.weight, layer.mask, layer.weight.grad):
+    assert len(layers["channels_last"]) == 2
+    for first, second in zip(layers["masked_dense"], layers["channels_last"], strict=True):
+        assert torch.equal(first.mask, second.mask)
+        assert (second.weight[~second.mask] == 0).all()
+    for tensor in (second.weight, second.mask, second.weight.grad):
         assert tensor.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)
-    assert (layer.weight[~layer.mask] == 0).all()
 
 
 def test_the_dense_side_runs_none_of_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,52 +195,31 @@ def test_the_fastest_setting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compare._fastest({"plain": int}) == "plain"
 
 
-def test_steps_train_copies_and_keep_masks() -> None:
-    torch.manual_seed(0)
-    model = small()
-    before = [p.clone() for p in model.parameters()]
-    X, y = torch.randn(4, 1, 20), torch.arange(4) % 2
-    made = steps.training_steps(model, update_every=2)
-    trained = {name: step.args[0] for name, step in made.items()}  # type: ignore[attr-defined]
-    start = trained["sparse"].sparse_layers()[1].pattern
-    for _ in range(4):
-        for step in made.values():
-            step(X, y)
-    assert all(map(torch.equal, before, model.parameters()))
-    assert trained["sparse"].sparse_layers()[1].pattern != start
-    for layer in trained["masked_dense"].modules():
-        if isinstance(layer, PremaskedConv1d):
-            assert (layer.weight[~layer.mask] == 0).all()
-    for twin in trained.values():
-        assert not any(map(torch.equal, before, twin.parameters()))
-
-
 def test_an_update_is_timed_beside_a_step_without_one(
     fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: list[int] = []
     step = DSTScheduler.step
     monkeypatch.setattr(DSTScheduler, "step", lambda self: moved.append(step(self)))
-    settings: dict[str, Any] = {"lengths": [10], "threads": [1], "build": small}
     monkeypatch.setattr(breakdown, "measure", lambda call: {})
-    monkeypatch.setattr(compare, "training_bytes", lambda *_: 0)
-    measured(modes=["update"], baselines=[], **settings)
-    # When it was made; in turns with the other: one of them moved weights, one did not.
-    assert moved == [True, True, False]
+    monkeypatch.setattr(TrainingStep, "peak_bytes", lambda *_: 0)
+    measured("update", baselines=[])
+    # Each when it was made and when it was timed: one of them moved weights, one did not.
+    assert moved == [True, False, True, False]
     assert fake_times == [["sparse", "plain_step"]]
 
 
 def test_memory_counts_what_is_held_and_what_comes_out() -> None:
     model = small(kernel_size=39, nf=12)
     X, y = torch.randn(2, 1, 16), torch.arange(2)
-    sparse, dense = (steps.training_bytes(model, name, X, y) for name in ("sparse", "masked_dense"))
+    sparse, dense = (TrainingStep(model, n).peak_bytes(X, y) for n in ("sparse", "masked_dense"))
     inactive = sum(layer.pattern.numel - layer.pattern.nnz for layer in model.sparse_layers())
     # Weight, gradient and two moments of what is inactive, at least; and the masks, a byte each,
     # against at most 7 index arrays of nnz.
     nnz = sum(layer.pattern.nnz for layer in model.sparse_layers())
     assert dense - sparse > 16 * inactive - 4 * 7 * nnz
     assert sparse > 16 * sum(p.numel() for p in model.parameters())
-    longer = steps.training_bytes(model, "sparse", torch.randn(2, 1, 1600), y)
+    longer = TrainingStep(model, "sparse").peak_bytes(torch.randn(2, 1, 1600), y)
     assert longer - sparse > 4 * 2 * 1584 * 36 * 2  # a module's outputs, before and after the norm
 
 
@@ -256,9 +229,11 @@ def test_memory_counts_what_is_held_and_what_comes_out() -> None:
 def test_parts_of_both_networks() -> None:
     model = small()
     X, y = torch.randn(4, 1, 200), torch.arange(4) % 2
-    made = steps.training_steps(model)
     with threads(1):
-        spent = {name: breakdown.measure(partial(step, X, y)) for name, step in made.items()}
+        spent = {
+            name: breakdown.measure(partial(TrainingStep(model, name), X, y))
+            for name in ("sparse", "masked_dense")
+        }
     common = {"1x1 conv", breakdown.NORM, "pool and head", "optimizer and masks", breakdown.OTHER}
     sparse = {f"sparse conv {name}" for name in ("fprop", "dgrad", "wgrad")}
     dense = {"dense conv forward", "dense conv backward", "padding"}
@@ -283,12 +258,3 @@ def test_parts_add_up_to_the_unprofiled_time(monkeypatch: pytest.MonkeyPatch) ->
     assert set(spent) == {"dense conv forward", breakdown.OTHER}
     assert sum(spent.values()) == pytest.approx(7000)
     assert spent["dense conv forward"] < 1000
-
-
-def test_the_profile_charges_who_takes_the_time() -> None:
-    """A convolution made twenty times as long takes the larger part of the step."""
-    small_conv, large = nn.Conv1d(1, 1, 1), nn.Conv1d(64, 64, 65)
-    x, wide = torch.randn(1, 1, 10), torch.randn(8, 64, 500)
-    spent = breakdown.measure(lambda: (small_conv(x), large(wide)))
-    assert next(iter(spent)) == "dense conv forward"
-    assert spent["1x1 conv"] < spent["dense conv forward"] / 20

@@ -43,9 +43,9 @@ def test_everything_that_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     quick_peaks: None,
 ) -> None:  # fmt: skip
-    def tasks(**settings: Any) -> list[compare.Task]:
-        assert (settings["threads"], settings["rounds"]) == ([1], 3)
-        return [compare.Task("DSN train", lambda: NETWORK_ROW)]
+    def tasks(counts: list[int], **settings: Any) -> list[Any]:
+        assert (counts, settings["rounds"]) == ([1], 3)
+        return [("DSN train", lambda: [NETWORK_ROW])]
 
     monkeypatch.setattr(compare, "tasks", tasks)
     paths = {kind: tmp_path / "new" / f"rows.{kind}" for kind in ("json", "csv")}
@@ -109,7 +109,7 @@ def test_no_figure_is_given_for_a_wrong_kernel(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--suites", "layers"], ["no suite 'layers'", *SUITES, "network"]),
+        (["--suites", "layers"], ["no suite 'layers'", *SUITES]),
         (["--cases", "dsn"], ["no case 'dsn'", "dsn_prefix_L24", "packing"]),
         (["--baselines", "winograd"], ["no baseline 'winograd'", *BASELINES]),
         (["--threads", "0"], ["--threads must be at least 1", "0"]),
@@ -151,29 +151,29 @@ def test_list_shows_every_case_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "cases", "extra"),
+    ("words", "cases", "network"),
     [
-        ([], len(CASES), ["network"]),
-        (["--quick"], len(CASES), ["network"]),
-        (["--suites", "isa"], 3, []),
-        (["--suites", "network"], 0, ["network"]),
-        (["--cases", "packing"], 1, []),
-        (["--cases", "packing", "--suites", "isa", "network"], 4, ["network"]),
+        ([], len(CASES), True),
+        (["--quick"], len(CASES), True),
+        (["--suites", "isa"], 3, False),
+        (["--suites", "network"], 0, True),
+        (["--cases", "packing"], 1, False),
+        (["--cases", "packing", "--suites", "isa", "network"], 4, True),
     ],
 )
 def test_what_is_measured(
-    words: list[str], cases: int, extra: list[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str], cases: int, network: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(bench, "cpp_or_reason", lambda: "")
     monkeypatch.setattr(bench, "shown", lambda document: "")
 
     def fake(chosen: list[Case], _: object, **settings: Any) -> None:
-        asked.append((len(chosen), settings["extra"], settings["quick"], settings["baselines"]))
+        asked.append((len(chosen), settings["network"], settings["quick"], settings["baselines"]))
 
     monkeypatch.setattr(suite, "run", fake)
     assert main(["bench", *words]) == 0
-    assert asked == [(cases, extra, "--quick" in words, list(BASELINES))]
+    assert asked == [(cases, network, "--quick" in words, list(BASELINES))]
 
 
 @needs_extension
@@ -188,15 +188,15 @@ def test_rounds_threads_and_what_cannot_run(
         asked[case.name] = rounds, torch.get_num_threads(), list(baselines)
         return []
 
-    def tasks(*, threads: list[int], rounds: int, **settings: Any) -> list[compare.Task]:
-        assert ("dense_compiled" in settings.get("baselines", compare.BASELINES)) is not quick
+    def tasks(_: list[int], *, rounds: int, baselines: tuple[str, ...]) -> list[Any]:
+        assert ("dense_compiled" in baselines) is not quick
         asked["network"] = rounds
         return []
 
     monkeypatch.setattr(suite, "measure", fake)
     monkeypatch.setattr(compare, "tasks", tasks)
     other = Case(1, 1, 1, 1, 1, name="other_isa", suite="isa", isa="neon9")
-    found = suite.run([CASES["stride_2"], other], [2], extra=["network"], quick=quick)
+    found = suite.run([CASES["stride_2"], other], [2], network=True, quick=quick)
     few = suite.QUICK_ROUNDS
     assert asked == {
         "stride_2": (few if quick else suite.ROUNDS, 2, list(BASELINES)),
