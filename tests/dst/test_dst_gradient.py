@@ -18,8 +18,6 @@ from torch import Tensor
 
 from sparseconv import DSTScheduler, Region, SparseConv1d
 
-# --- gradient growth ---
-
 
 def largest_gradients(layer: SparseConv1d, dense_grad: Tensor, fraction: float) -> Tensor:
     """Compute the mask that RigL asks for, with sorts over dense arrays."""

