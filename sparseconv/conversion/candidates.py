@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparseconv.core.geometry import DTYPES
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import asks_for_gradients, check_module, held_outside
-from sparseconv.profiling.layer_times import LayerTimes
+from sparseconv.profiling.result import LayerTimes
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from sparseconv.measure.timing import Estimate
-from sparseconv.profiling.layer_times import PASSES, Measured, layer_table
+from sparseconv.profiling.result import PASSES, Measured, layer_table
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from sparseconv.core.checks import number
 from sparseconv.measure.timing import ratio
 from sparseconv.nn.replacement import carry_hooks, carry_state, replace
 from sparseconv.nn.restored import deepcopy_model
-from sparseconv.profiling.layer_times import KEEP, verdict_of
+from sparseconv.profiling.result import KEEP, verdict_of
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     capture,
-    check_measurable,
+    check_on_cpu,
     copied_arguments,
     milliseconds,
     model_passes,
@@ -154,10 +154,10 @@ def _measure(
     arguments: tuple[Any, ...],
     stopwatch: Stopwatch,
 ) -> None:
-    for candidate in candidates:
-        check_measurable(candidate.name, candidate.conv.weight.device)
+    layers = {candidate.conv: candidate.name for candidate in candidates}
+    check_on_cpu(layers)
     with stopwatch.running(model):
-        calls = capture(model, [c.conv for c in candidates], arguments)
+        calls = capture(model, layers, arguments)
         for candidate in candidates:
             if candidate.conv in calls:
                 assert candidate.sparse is not None

@@ -23,7 +23,7 @@ MOVED = {
     "training_data": ("training.data",),
     "run_folder": ("training.run_folder",),
     "graphed": ("training.graphed",),
-    "profile_result": ("profiling.result", "profiling.layer_times"),
+    "profile_result": ("profiling.result",),
     "conversion_result": ("conversion.result",),
     "triton": ("ops.triton",),
     "models.block": ("nn.block",),

@@ -7,8 +7,7 @@ import mmap
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -94,7 +93,17 @@ def retain_freed_memory() -> bool:
     return bool(mapped and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def minor_faults() -> int:
+def fault_share(call: Callable[[], object], seconds: float) -> float:
+    """The share of a call's ``seconds`` that page faults take, at most 1."""
+    call()  # what another one has left behind
+    before = _minor_faults()
+    for _ in range(2):
+        call()
+    faults = (_minor_faults() - before) / 2
+    return min(1.0, faults * _seconds_per_fault() / seconds) if faults else 0.0
+
+
+def _minor_faults() -> int:
     """Page faults of this process so far that read no file; 0 where the system counts none."""
     if sys.platform == "win32":
         return 0
@@ -102,13 +111,12 @@ def minor_faults() -> int:
 
 
 @cache
-def seconds_per_fault() -> float:
-    """What a page costs that is mapped, cleared at its first use and returned, in seconds.
+def _seconds_per_fault() -> float:
+    """What a small page costs that is mapped, cleared at its first use and returned.
 
-    Writing 16 MiB for the first time, mapping included, less writing them again, each at its best
-    of five; per page fault, without huge pages.
+    Writing 16 MiB for the first time, less writing them again, each at its best of five.
     """
-    before, first, again = minor_faults(), [], []
+    before, first, again = _minor_faults(), [], []
     for _ in range(5):
         start = time.perf_counter()
         with mmap.mmap(-1, 2**24, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
@@ -119,36 +127,4 @@ def seconds_per_fault() -> float:
             np.frombuffer(memory, np.uint8).fill(1)
             again.append(time.perf_counter() - written)
         first.append(time.perf_counter() - start - again[-1])
-    return 5 * max(0.0, min(first) - min(again)) / max(1, minor_faults() - before)
-
-
-class FaultCounter:
-    """Counts page faults by candidate: a ``context`` of ``interleave``, whose warm-up it omits.
-
-    Example:
-        >>> counter = FaultCounter()
-        >>> for _ in range(2):
-        ...     with counter("fresh"):
-        ...         _ = mmap.mmap(-1, 2**20).write(bytes(2**20))
-        >>> 0 < counter.shares()["fresh"] <= 1
-        True
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[str, list[tuple[int, float]]] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Count the faults of the block and measure its seconds."""
-        faults, start = minor_faults(), time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
-        self._found.setdefault(name, []).append((minor_faults() - faults, seconds))
-
-    def shares(self) -> dict[str, float]:
-        """By name: the share of the time that page faults took, at most 1."""
-        shares = {}
-        for name, (_, *rounds) in self._found.items():
-            faults, seconds = sum(f for f, _ in rounds), sum(s for _, s in rounds)
-            shares[name] = min(1.0, faults * seconds_per_fault() / seconds) if faults else 0.0
-        return shares
+    return 5 * max(0.0, min(first) - min(again)) / max(1, _minor_faults() - before)

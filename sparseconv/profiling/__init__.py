@@ -1,7 +1,6 @@
 """What each sparse layer of a model costs beside dense."""
 
-from sparseconv.profiling.layer_times import LayerTimes, Measurement
 from sparseconv.profiling.profiler import profile
-from sparseconv.profiling.result import Profile
+from sparseconv.profiling.result import LayerTimes, Measurement, Profile
 
 __all__ = ["LayerTimes", "Measurement", "Profile", "profile"]

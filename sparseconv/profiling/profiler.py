@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseconv.measure.peaks import measure
 from sparseconv.measure.timing import ratio
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import check_module
@@ -16,7 +17,7 @@ from sparseconv.profiling.stopwatch import (
     Call,
     Stopwatch,
     capture,
-    check_measurable,
+    check_on_cpu,
     copied_arguments,
     in_sequence,
     milliseconds,
@@ -77,6 +78,7 @@ def profile(
         [('0', (4, 8, 50), 230)]
     """
     layers = _sparse_layers(model)
+    check_on_cpu(layers)
     arguments = copied_arguments(input)
     stopwatch = Stopwatch(backward, rounds, least_seconds, seed)
     with stopwatch.running(model):
@@ -123,8 +125,6 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
             f"{type(model).__name__} holds no SparseConv1d, so there is nothing to profile; "
             "SparseConv1d.from_dense(conv, mask) makes one of an nn.Conv1d"
         )
-    for layer, name in layers.items():
-        check_measurable(name, layer.values.device)
     return layers
 
 
@@ -137,8 +137,6 @@ def _fma_peak(dtype: torch.dtype) -> float | None:
     """GFLOP/s that this machine reaches with the caller's threads; None without the kernels."""
     if extension is None:
         return None
-    from sparseconv.measure.peaks import measure
-
     name = str(dtype).removeprefix("torch.")
     (peak,) = measure([torch.get_num_threads()], [extension.isa()], [name])
     return float(peak["fma_gflops"])

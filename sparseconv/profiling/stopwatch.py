@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.checks import integer
-from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import machine
-from sparseconv.measure.memory import FaultCounter
+from sparseconv.measure.memory import fault_share
 from sparseconv.measure.timing import Estimate, Times, collector_paused, interleave, median_with_ci
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.restored import restored_afterwards
-from sparseconv.profiling.layer_times import LayerTimes, Measurement
+from sparseconv.profiling.result import LayerTimes, Measurement
 from sparseconv.reference import pad
 
 Passes = dict[str, Callable[[], object]]  # "forward", and "step" where something has gradients
@@ -35,21 +34,23 @@ Layer = TypeVar("Layer", bound=nn.Module)
 LEAST_ROUNDS = 6
 
 
+@dataclass
 class Stopwatch:
     """Times passes in turns: those named ``forward`` without gradients, ``step`` with them."""
 
-    def __init__(self, backward: bool, rounds: int, least_seconds: float, seed: int) -> None:
-        rounds = integer("rounds must be an int", rounds)
-        if rounds < LEAST_ROUNDS:
+    backward: bool
+    rounds: int
+    least_seconds: float
+    seed: int
+    page_faults: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rounds = integer("rounds must be an int", self.rounds)
+        if self.rounds < LEAST_ROUNDS:
             raise ValueError(
                 f"rounds must be at least {LEAST_ROUNDS}, or no interval of 95 % exists, "
-                f"but got {rounds}"
+                f"but got {self.rounds}"
             )
-        self.backward, self.seed = backward, seed
-        self._options: dict[str, Any] = {
-            "rounds": rounds, "least_seconds": least_seconds, "seed": seed,
-        }  # fmt: skip
-        self._page_faults: dict[str, float] = {}
 
     @contextmanager
     def running(self, *models: nn.Module) -> Iterator[None]:
@@ -64,35 +65,42 @@ class Stopwatch:
 
     def time(self, candidates: Passes) -> Times:
         """Seconds of each candidate, round by round; a name's last word is its pass."""
-        faults = FaultCounter()
 
-        @contextmanager
-        def context(name: str) -> Iterator[None]:
-            with torch.set_grad_enabled(name.endswith("step")), faults(name):
-                yield
+        def context(name: str) -> AbstractContextManager[None]:
+            return torch.set_grad_enabled(name.endswith("step"))
 
-        times = interleave(candidates, context=context, **self._options)
-        for name, share in faults.shares().items():
+        times = interleave(
+            candidates,
+            context=context,
+            rounds=self.rounds,
+            least_seconds=self.least_seconds,
+            seed=self.seed,
+        )
+        for name, call in candidates.items():
+            with context(name):
+                share = fault_share(call, float(np.median(times[name])))
             which = name.split()[-1]
-            self._page_faults[which] = max(share, self._page_faults.get(which, 0.0))
+            self.page_faults[which] = max(share, self.page_faults.get(which, 0.0))
         return times
 
     def conditions(self) -> dict[str, Any]:
         """The fields of ``Measured`` beside the layers."""
         return {
             "threads": torch.get_num_threads(),
-            "page_faults": self._page_faults,
+            "page_faults": self.page_faults,
             "machine": machine.environment_info(),
         }
 
 
-def check_measurable(name: str, device: torch.device) -> None:
-    """Refuse a layer on a device where ``interleave`` would time the launches alone."""
-    if device.type != "cpu":
-        raise NotImplementedError(
-            f"layers are measured on the CPU only, but layer {name!r} is on {device}; "
-            "move the model and its input with .cpu()"
-        )
+def check_on_cpu(layers: Mapping[Layer, str]) -> None:
+    """Refuse devices where ``interleave`` would time the launches alone."""
+    for layer, name in layers.items():
+        device = next(layer.parameters()).device
+        if device.type != "cpu":
+            raise NotImplementedError(
+                f"layers are measured on the CPU only, but layer {name!r} is on {device}; "
+                "move the model and its input with .cpu()"
+            )
 
 
 def copied_arguments(input: Any, name: str = "input") -> tuple[Any, ...]:
@@ -113,11 +121,13 @@ def copied_arguments(input: Any, name: str = "input") -> tuple[Any, ...]:
 
 @dataclass
 class Call:
-    """An input of a layer as the model gave it, and how often it gave one like it."""
+    """An input of a layer as the model gave it, what came of it, and how often like it."""
 
     input: Tensor
     needs_dgrad: bool
-    count: int = 1
+    output_shape: tuple[int, ...]
+    output_dtype: torch.dtype
+    count: int = 0
 
 
 def capture(
@@ -126,19 +136,19 @@ def capture(
     """Run the model once; calls of a layer that differ in numbers only are counted together."""
     calls: dict[Layer, dict[tuple[Any, ...], Call]] = {}
 
-    def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> None:
+    def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
         x: Tensor = args[0] if args else kwargs["input"]
         seen = calls.setdefault(layer, {})
         key = x.shape, x.stride(), x.dtype, x.requires_grad
-        if key in seen:
-            seen[key].count += 1
-        else:  # cloned, for what follows may write into it
-            seen[key] = Call(x.detach().clone(), x.requires_grad)
+        if key not in seen:  # cloned, for what follows may write into it
+            seen[key] = Call(x.detach().clone(), x.requires_grad, tuple(y.shape), y.dtype)
+        seen[key].count += 1
 
-    handles = [layer.register_forward_hook(see, with_kwargs=True) for layer in layers]
+    handles = [layer.register_forward_hook(see, with_kwargs=True, prepend=True) for layer in layers]
+    # A compiled model would not know of the hooks; importing the compiler takes seconds.
+    compiling = "torch._dynamo" in sys.modules
     try:
-        # A compiled model would not know of the hooks.
-        with _eager():
+        with torch.compiler.set_stance("force_eager") if compiling else nullcontext():
             model(*arguments)
     except Exception as error:
         shapes = [tuple(t.shape) for t in tree_leaves(arguments) if isinstance(t, Tensor)]
@@ -150,13 +160,6 @@ def capture(
         for handle in handles:
             handle.remove()
     return {layer: list(seen.values()) for layer, seen in calls.items()}
-
-
-def _eager() -> AbstractContextManager[None]:
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
-        return nullcontext()
-    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 def sparse_and_dense(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., Tensor]]]:
@@ -180,7 +183,7 @@ def sparse_and_dense(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..
     return {"sparse": (layer.values, sparse), "dense": (layer.dense_weight(), dense)}
 
 
-def _passes(
+def _layer_passes(
     layer: SparseConv1d,
     call: Call,
     weight: Tensor,
@@ -225,66 +228,49 @@ def time_layer(
 ) -> tuple[LayerTimes, Passes]:
     """Time a layer, sparse and dense in turns, on all these calls together.
 
-    Args:
-        peak: GFLOP/s of the machine, if known.
-
-    Returns:
-        Its record, and its sparse passes to be timed again beside the model.
+    Returns its record, and its sparse passes to be timed again beside the model. ``peak``: GFLOP/s.
     """
-    pattern = layer.pattern
     passes = {
-        way: in_sequence([(c.count, _passes(layer, c, *how, stopwatch)) for c in calls])
+        way: in_sequence([(c.count, _layer_passes(layer, c, *how, stopwatch)) for c in calls])
         for way, how in sparse_and_dense(layer).items()
     }
     times = stopwatch.time(
         {f"{way} {which}": run for way, found in passes.items() for which, run in found.items()}
     )
-    with torch.no_grad():
-        weight, convolve = sparse_and_dense(layer)["sparse"]
-        outputs = [convolve(call.input, weight, layer.bias) for call in calls]
+    pattern, first = layer.pattern, calls[0]
     wgrad = stopwatch.backward and layer.values.requires_grad
-    dgrads = [stopwatch.backward and call.needs_dgrad for call in calls]
-    channels = layer.out_channels
-    positions = [c.count * y.numel() // channels for c, y in zip(calls, outputs, strict=True)]
-    # Multiply-adds per weight: one for each position of the output, in each pass over the weights.
-    work = {
-        "forward": sum(positions),
-        "step": sum(n * (1 + wgrad + dgrad) for n, dgrad in zip(positions, dgrads, strict=True)),
-    }
-    found = {
-        which: _measurement(times, which, pattern, 2 * work[which], peak)
-        for which in passes["sparse"]
-    }
+    found: dict[str, Measurement] = {}
+    for which in passes["sparse"]:
+        per_weight = 0  # multiply-adds: one for each position of the output, in each such pass
+        for call in calls:
+            batch_and_length = call.output_shape[:-2] + call.output_shape[-1:]
+            over_weights = 1 if which == "forward" else 1 + wgrad + call.needs_dgrad
+            per_weight += call.count * int(np.prod(batch_and_length)) * over_weights
+        sparse, dense = times[f"sparse {which}"], times[f"dense {which}"]
+        flops, sparse_ms = 2 * per_weight * pattern.nnz, milliseconds(sparse)
+        found[which] = Measurement(
+            flops=flops,
+            dense_flops=2 * per_weight * pattern.numel,
+            sparse_ms=sparse_ms,
+            dense_ms=milliseconds(dense),
+            ratio=median_with_ci(dense / sparse),
+            share_of_peak=None if peak is None else flops / sparse_ms.median / 1e6 / peak,
+        )
     record = LayerTimes(
         name=name,
         weight_shape=pattern.shape,
         nnz=pattern.nnz,
         density=pattern.density,
         calls=sum(call.count for call in calls),
-        input_shape=tuple(calls[0].input.shape),
-        output_shape=tuple(outputs[0].shape),
-        dtype=str(outputs[0].dtype).removeprefix("torch."),
-        dgrad=any(dgrads),
+        input_shape=tuple(first.input.shape),
+        output_shape=first.output_shape,
+        dtype=str(first.output_dtype).removeprefix("torch."),
+        dgrad=stopwatch.backward and any(call.needs_dgrad for call in calls),
         wgrad=wgrad,
         forward=found["forward"],
         step=found.get("step"),
     )
     return record, passes["sparse"]
-
-
-def _measurement(
-    times: Times, which: str, pattern: KernelCSR, flops_per_weight: int, peak: float | None
-) -> Measurement:
-    sparse, dense = times[f"sparse {which}"], times[f"dense {which}"]
-    flops, sparse_ms = flops_per_weight * pattern.nnz, milliseconds(sparse)
-    return Measurement(
-        flops=flops,
-        dense_flops=flops_per_weight * pattern.numel,
-        sparse_ms=sparse_ms,
-        dense_ms=milliseconds(dense),
-        ratio=median_with_ci(dense / sparse),
-        share_of_peak=None if peak is None else flops / sparse_ms.median / 1e6 / peak,
-    )
 
 
 def milliseconds(seconds: NDArray[np.float64]) -> Estimate:

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
-from sparseconv.profiling.layer_times import DENSE, UNCLEAR
+from sparseconv.profiling.result import DENSE, UNCLEAR
 
 X = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
 
