@@ -4,14 +4,46 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cstdlib>
+#include <stdexcept>
 
 #include "cpu/isa/dispatch.h"
-#include "cpu/peaks.h"
+#include "cpu/launch.h"
+
+namespace sparseconv {
+namespace {
+
+std::vector<double> run_peak(bool float64, int64_t passes, int64_t repeats) {
+  if (passes < 1 || repeats < 1) {
+    throw std::invalid_argument("expected at least 1 pass and 1 repeat, but got " +
+                                std::to_string(passes) + " and " + std::to_string(repeats));
+  }
+  const auto loop = active_kernels().peak[float64 ? 1 : 0];
+  const int64_t threads = usable_threads();
+  std::vector<double> seconds;
+  for (int64_t i = -1; i < repeats; ++i) {  // the first time wakes the threads
+    const auto start = std::chrono::steady_clock::now();
+    parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        loop(0, i < 0 ? 1 : passes);
+      }
+    });
+    if (i >= 0) {
+      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+      seconds.push_back(taken.count());
+    }
+  }
+  return seconds;
+}
+
+}  // namespace
+}  // namespace sparseconv
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Capabilities of the compiled kernels; the ops are in torch.ops.sparseconv.";
   m.attr("cuda") = pybind11::bool_(SPARSECONV_WITH_CUDA);  // whether the CUDA ops are in it
+  m.attr("peak_pass") = sparseconv::kPeakPass;             // multiply-adds
   m.def("isas", &sparseconv::runnable_isas,
         "Instruction sets this CPU can run, the best first: what SPARSECONV_CPU_ISA accepts.");
   m.def(
@@ -21,7 +53,7 @@ PYBIND11_MODULE(_C, m) {
       "getenv", [](const char* name) { return std::getenv(name); },
       "An environment variable or None, ten times as fast as os.environ.get.");
   m.def("run_peak", &sparseconv::run_peak, pybind11::call_guard<pybind11::gil_scoped_release>(),
-        pybind11::arg("what"), pybind11::arg("float64"), pybind11::arg("bytes"),
-        pybind11::arg("passes"), pybind11::arg("repeats"),
-        "Seconds of each run of a loop that does nothing but one thing; see cpu/peaks.h.");
+        pybind11::arg("float64"), pybind11::arg("passes"), pybind11::arg("repeats"),
+        "Seconds of each of `repeats` runs of `passes` times `peak_pass` multiply-adds of operands "
+        "in registers, on each of torch's threads.");
 }

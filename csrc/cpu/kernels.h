@@ -7,7 +7,8 @@
 
 namespace sparseconv {
 
-using PeakLoop = void (*)(void* memory, int64_t bytes, int64_t passes, void* sink);
+// Multiply-adds of a pass of `peak`: whole tiles of every instruction set's sums.
+constexpr int64_t kPeakPass = 384;
 
 // The half types as the kernels see them: 16 bits each. Arithmetic is always in float.
 struct Half {
@@ -29,8 +30,7 @@ struct KernelTable {
   void (*batch_norm_relu_gradient[2])(const BatchNormReluGradient&, int64_t, int64_t, void*);
   void (*pool[2])(const Pool&, int64_t, int64_t, void*);
   void (*pool_gradient[2])(const Pool&, int64_t, int64_t, void*);
-  // What the machine reaches with these vectors, see peaks.h: registers, loads, triad.
-  PeakLoop peaks[3][2];
+  double (*peak[2])(double operand, int64_t passes);
 };
 
 extern const KernelTable kBaseline;

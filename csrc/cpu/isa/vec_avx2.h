@@ -10,6 +10,15 @@ struct F32 {
   static F32 load(const T* p) { return {_mm256_load_ps(p)}; }
   static F32 splat(T x) { return {_mm256_set1_ps(x)}; }
   void store(T* p) const { _mm256_store_ps(p, v); }
+  static F32 loadu(const T* p) { return {_mm256_loadu_ps(p)}; }
+  void storeu(T* p) const { _mm256_storeu_ps(p, v); }
+  // The first n lanes; the others are not touched in memory, and read as zeros.
+  static __m256i first(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static F32 load_part(const T* p, int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
+  void store_part(T* p, int64_t n) const { _mm256_maskstore_ps(p, first(n), v); }
 };
 static inline F32 fma(F32 a, F32 b, F32 c) {
   return {_mm256_fmadd_ps(a.v, b.v, c.v)};
@@ -19,6 +28,9 @@ static inline F32 mul(F32 a, F32 b) {
 }
 static inline F32 add(F32 a, F32 b) {
   return {_mm256_add_ps(a.v, b.v)};
+}
+static inline F32 sub(F32 a, F32 b) {
+  return {_mm256_sub_ps(a.v, b.v)};
 }
 
 struct F64 {
@@ -30,6 +42,14 @@ struct F64 {
   static F64 load(const T* p) { return {_mm256_load_pd(p)}; }
   static F64 splat(T x) { return {_mm256_set1_pd(x)}; }
   void store(T* p) const { _mm256_store_pd(p, v); }
+  static F64 loadu(const T* p) { return {_mm256_loadu_pd(p)}; }
+  void storeu(T* p) const { _mm256_storeu_pd(p, v); }
+  // The first n lanes; the others are not touched in memory, and read as zeros.
+  static __m256i first(int64_t n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+  static F64 load_part(const T* p, int64_t n) { return {_mm256_maskload_pd(p, first(n))}; }
+  void store_part(T* p, int64_t n) const { _mm256_maskstore_pd(p, first(n), v); }
 };
 static inline F64 fma(F64 a, F64 b, F64 c) {
   return {_mm256_fmadd_pd(a.v, b.v, c.v)};
@@ -39,6 +59,9 @@ static inline F64 mul(F64 a, F64 b) {
 }
 static inline F64 add(F64 a, F64 b) {
   return {_mm256_add_pd(a.v, b.v)};
+}
+static inline F64 sub(F64 a, F64 b) {
+  return {_mm256_sub_pd(a.v, b.v)};
 }
 
 // sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
@@ -128,47 +151,6 @@ static inline uint16_t float_to_half(float x) {
 // instead of 6, 1x1 of 141 -> 47 takes 8 to 9 % longer, with 5 it takes 4 to 7 % (N = 16, L = 128
 // and 512, one thread of an AMD EPYC, Zen 5).
 constexpr int kPointRows = 6;
-
-static inline F32 loadu(const float* p) {
-  return {_mm256_loadu_ps(p)};
-}
-static inline F64 loadu(const double* p) {
-  return {_mm256_loadu_pd(p)};
-}
-static inline void storeu(float* p, F32 x) {
-  _mm256_storeu_ps(p, x.v);
-}
-static inline void storeu(double* p, F64 x) {
-  _mm256_storeu_pd(p, x.v);
-}
-
-// The first n lanes, 0 <= n < kWidth; the others are not touched in memory, and read as zeros.
-static inline __m256i first_lanes32(int64_t n) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
-                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-static inline __m256i first_lanes64(int64_t n) {
-  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
-}
-static inline F32 load_part(const float* p, int64_t n) {
-  return {_mm256_maskload_ps(p, first_lanes32(n))};
-}
-static inline F64 load_part(const double* p, int64_t n) {
-  return {_mm256_maskload_pd(p, first_lanes64(n))};
-}
-static inline void store_part(float* p, F32 x, int64_t n) {
-  _mm256_maskstore_ps(p, first_lanes32(n), x.v);
-}
-static inline void store_part(double* p, F64 x, int64_t n) {
-  _mm256_maskstore_pd(p, first_lanes64(n), x.v);
-}
-
-static inline F32 sub(F32 a, F32 b) {
-  return {_mm256_sub_ps(a.v, b.v)};
-}
-static inline F64 sub(F64 a, F64 b) {
-  return {_mm256_sub_pd(a.v, b.v)};
-}
 
 // x, or 0 where x < 0. The instruction returns its second operand where either is a NaN.
 static inline F32 relu(F32 x) {

@@ -11,6 +11,12 @@ struct F32 {
   static F32 load(const T* p) { return {_mm512_load_ps(p)}; }
   static F32 splat(T x) { return {_mm512_set1_ps(x)}; }
   void store(T* p) const { _mm512_store_ps(p, v); }
+  static F32 loadu(const T* p) { return {_mm512_loadu_ps(p)}; }
+  void storeu(T* p) const { _mm512_storeu_ps(p, v); }
+  // The first n lanes; the others are not touched in memory, and read as zeros.
+  static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+  static F32 load_part(const T* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  void store_part(T* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
 };
 static inline F32 fma(F32 a, F32 b, F32 c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
@@ -20,6 +26,9 @@ static inline F32 mul(F32 a, F32 b) {
 }
 static inline F32 add(F32 a, F32 b) {
   return {_mm512_add_ps(a.v, b.v)};
+}
+static inline F32 sub(F32 a, F32 b) {
+  return {_mm512_sub_ps(a.v, b.v)};
 }
 
 struct F64 {
@@ -31,6 +40,12 @@ struct F64 {
   static F64 load(const T* p) { return {_mm512_load_pd(p)}; }
   static F64 splat(T x) { return {_mm512_set1_pd(x)}; }
   void store(T* p) const { _mm512_store_pd(p, v); }
+  static F64 loadu(const T* p) { return {_mm512_loadu_pd(p)}; }
+  void storeu(T* p) const { _mm512_storeu_pd(p, v); }
+  // The first n lanes; the others are not touched in memory, and read as zeros.
+  static __mmask8 first(int64_t n) { return static_cast<__mmask8>((1u << n) - 1); }
+  static F64 load_part(const T* p, int64_t n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
+  void store_part(T* p, int64_t n) const { _mm512_mask_storeu_pd(p, first(n), v); }
 };
 static inline F64 fma(F64 a, F64 b, F64 c) {
   return {_mm512_fmadd_pd(a.v, b.v, c.v)};
@@ -40,6 +55,9 @@ static inline F64 mul(F64 a, F64 b) {
 }
 static inline F64 add(F64 a, F64 b) {
   return {_mm512_add_pd(a.v, b.v)};
+}
+static inline F64 sub(F64 a, F64 b) {
+  return {_mm512_sub_pd(a.v, b.v)};
 }
 
 // sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
@@ -161,40 +179,6 @@ static inline uint16_t float_to_half(float x) {
 // instead of 12, 1x1 of 141 -> 47 takes 1 % longer (median of its three computations at N = 16,
 // L = 128 and 512, one thread of a busy AMD EPYC, Zen 5); with 14, dgrad takes 9 % longer.
 constexpr int kPointRows = 12;
-
-static inline F32 loadu(const float* p) {
-  return {_mm512_loadu_ps(p)};
-}
-static inline F64 loadu(const double* p) {
-  return {_mm512_loadu_pd(p)};
-}
-static inline void storeu(float* p, F32 x) {
-  _mm512_storeu_ps(p, x.v);
-}
-static inline void storeu(double* p, F64 x) {
-  _mm512_storeu_pd(p, x.v);
-}
-
-// The first n lanes, 0 <= n < kWidth; the others are not touched in memory, and read as zeros.
-static inline F32 load_part(const float* p, int64_t n) {
-  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p)};
-}
-static inline F64 load_part(const double* p, int64_t n) {
-  return {_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p)};
-}
-static inline void store_part(float* p, F32 x, int64_t n) {
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), x.v);
-}
-static inline void store_part(double* p, F64 x, int64_t n) {
-  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), x.v);
-}
-
-static inline F32 sub(F32 a, F32 b) {
-  return {_mm512_sub_ps(a.v, b.v)};
-}
-static inline F64 sub(F64 a, F64 b) {
-  return {_mm512_sub_pd(a.v, b.v)};
-}
 
 // x, or 0 where x < 0. The instruction returns its second operand where either is a NaN.
 static inline F32 relu(F32 x) {

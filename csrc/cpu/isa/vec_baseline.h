@@ -1,9 +1,6 @@
 // Vectors for any CPU (x86 without AVX, ARM): 16-byte compiler vectors, which become SSE2 or NEON.
 // Included inside the namespace of baseline.cpp.
 
-typedef float Lanes4 __attribute__((vector_size(16)));
-typedef double Lanes2 __attribute__((vector_size(16)));
-
 // A fused multiply-add rounds once; without the instruction it must be imitated, or the bits would
 // depend on the ISA. The product of two floats is exact in double, and a sum rounded to odd there
 // rounds to float as the exact sum would (Boldo and Melquiond, "Emulation of FMA and correctly
@@ -27,49 +24,66 @@ static inline float fma_scalar(float a, float b, float c) {
   return static_cast<float>(odd.value);
 #endif
 }
+static inline double fma_scalar(double a, double b, double c) {
+  return __builtin_fma(a, b, c);
+}
 
-struct F32 {
-  using T = float;
-  static constexpr int kWidth = 4;
+template <typename Scalar>
+struct Lanes {
+  using T = Scalar;
+  typedef T Vector __attribute__((vector_size(16)));
+  typedef T Loose __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
+  static constexpr int kWidth = 16 / sizeof(T);
   static constexpr int kTile = 8;  // fits the 16 registers of SSE2; NEON has 32
   static constexpr int kWgradTiles = 1;
-  Lanes4 v;
-  static F32 load(const T* p) { return {*reinterpret_cast<const Lanes4*>(p)}; }
-  static F32 splat(T x) { return {Lanes4{x, x, x, x}}; }
-  void store(T* p) const { *reinterpret_cast<Lanes4*>(p) = v; }
+  Vector v;
+  static Lanes load(const T* p) { return {*reinterpret_cast<const Vector*>(p)}; }
+  static Lanes loadu(const T* p) { return {*reinterpret_cast<const Loose*>(p)}; }
+  static Lanes splat(T x) {
+    Lanes y;
+    for (int i = 0; i < kWidth; ++i) {
+      y.v[i] = x;
+    }
+    return y;
+  }
+  void store(T* p) const { *reinterpret_cast<Vector*>(p) = v; }
+  void storeu(T* p) const { *reinterpret_cast<Loose*>(p) = v; }
+  // The first n lanes; the others are not touched in memory, and read as zeros.
+  static Lanes load_part(const T* p, int64_t n) {
+    Lanes x = splat(0);
+    for (int64_t i = 0; i < n; ++i) {
+      x.v[i] = p[i];
+    }
+    return x;
+  }
+  void store_part(T* p, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) {
+      p[i] = v[i];
+    }
+  }
 };
-static inline F32 fma(F32 a, F32 b, F32 c) {
-  F32 y;
-  for (int i = 0; i < 4; ++i) {
+using F32 = Lanes<float>;
+using F64 = Lanes<double>;
+
+template <typename V>
+static inline V fma(V a, V b, V c) {
+  V y;
+  for (int i = 0; i < V::kWidth; ++i) {
     y.v[i] = fma_scalar(a.v[i], b.v[i], c.v[i]);
   }
   return y;
 }
-static inline F32 mul(F32 a, F32 b) {
+template <typename V>
+static inline V mul(V a, V b) {
   return {a.v * b.v};
 }
-static inline F32 add(F32 a, F32 b) {
+template <typename V>
+static inline V add(V a, V b) {
   return {a.v + b.v};
 }
-
-struct F64 {
-  using T = double;
-  static constexpr int kWidth = 2;
-  static constexpr int kTile = 8;
-  static constexpr int kWgradTiles = 1;
-  Lanes2 v;
-  static F64 load(const T* p) { return {*reinterpret_cast<const Lanes2*>(p)}; }
-  static F64 splat(T x) { return {Lanes2{x, x}}; }
-  void store(T* p) const { *reinterpret_cast<Lanes2*>(p) = v; }
-};
-static inline F64 fma(F64 a, F64 b, F64 c) {
-  return {Lanes2{__builtin_fma(a.v[0], b.v[0], c.v[0]), __builtin_fma(a.v[1], b.v[1], c.v[1])}};
-}
-static inline F64 mul(F64 a, F64 b) {
-  return {a.v * b.v};
-}
-static inline F64 add(F64 a, F64 b) {
-  return {a.v + b.v};
+template <typename V>
+static inline V sub(V a, V b) {
+  return {a.v - b.v};
 }
 
 // sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
@@ -145,55 +159,6 @@ static inline uint16_t float_to_half(float x) {
 
 // Outputs x vectors of one register tile: 8 sums, two inputs, one weight of 16 registers.
 constexpr int kPointRows = 4;
-
-typedef float LooseLanes4 __attribute__((vector_size(16), aligned(4), may_alias));
-typedef double LooseLanes2 __attribute__((vector_size(16), aligned(8), may_alias));
-
-static inline F32 loadu(const float* p) {
-  return {*reinterpret_cast<const LooseLanes4*>(p)};
-}
-static inline F64 loadu(const double* p) {
-  return {*reinterpret_cast<const LooseLanes2*>(p)};
-}
-static inline void storeu(float* p, F32 x) {
-  *reinterpret_cast<LooseLanes4*>(p) = x.v;
-}
-static inline void storeu(double* p, F64 x) {
-  *reinterpret_cast<LooseLanes2*>(p) = x.v;
-}
-
-// The first n lanes, 0 <= n < kWidth; the others are not touched in memory, and read as zeros.
-static inline F32 load_part(const float* p, int64_t n) {
-  F32 x = F32::splat(0);
-  for (int64_t i = 0; i < n; ++i) {
-    x.v[i] = p[i];
-  }
-  return x;
-}
-static inline F64 load_part(const double* p, int64_t n) {
-  F64 x = F64::splat(0);
-  for (int64_t i = 0; i < n; ++i) {
-    x.v[i] = p[i];
-  }
-  return x;
-}
-static inline void store_part(float* p, F32 x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    p[i] = x.v[i];
-  }
-}
-static inline void store_part(double* p, F64 x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    p[i] = x.v[i];
-  }
-}
-
-static inline F32 sub(F32 a, F32 b) {
-  return {a.v - b.v};
-}
-static inline F64 sub(F64 a, F64 b) {
-  return {a.v - b.v};
-}
 
 // x, or 0 where x < 0: a NaN stays.
 template <typename V>

@@ -10,5 +10,5 @@
 #include "pointwise.inl"
 #include "batch_norm_relu.inl"
 #include "pool.inl"
-#include "peaks.inl"
+#include "peak.inl"
 #include "table.inl"

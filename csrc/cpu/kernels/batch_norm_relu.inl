@@ -200,10 +200,11 @@ static void batch_norm_relu(const BatchNormRelu& p, int64_t part, int64_t parts,
         prefetch_series<T>(p.in, item, c + block, p.length);
         int64_t l = 0;
         for (; l + V::kWidth <= p.length; l += V::kWidth) {
-          storeu(y + l, relu(normalised(loadu(x + l), mean, scale, shift)));
+          relu(normalised(V::loadu(x + l), mean, scale, shift)).storeu(y + l);
         }
         if (const int64_t rest = p.length - l; rest > 0) {
-          store_part(y + l, relu(normalised(load_part(x + l, rest), mean, scale, shift)), rest);
+          const V input = V::load_part(x + l, rest);
+          relu(normalised(input, mean, scale, shift)).store_part(y + l, rest);
         }
       }
     }
@@ -298,14 +299,12 @@ static void batch_norm_relu_gradient(const BatchNormReluGradient& p,
         prefetch_series<T>(p.grad, item, c + block, p.length);
         int64_t l = 0;
         for (; l + V::kWidth <= p.length; l += V::kWidth) {
-          storeu(out + l,
-                 input_gradient(loadu(grad + l), loadu(x + l), mean, scale, slope, offset));
+          input_gradient(V::loadu(grad + l), V::loadu(x + l), mean, scale, slope, offset)
+              .storeu(out + l);
         }
         if (const int64_t rest = p.length - l; rest > 0) {
-          store_part(out + l,
-                     input_gradient(load_part(grad + l, rest), load_part(x + l, rest), mean, scale,
-                                    slope, offset),
-                     rest);
+          const V dz = V::load_part(grad + l, rest), input = V::load_part(x + l, rest);
+          input_gradient(dz, input, mean, scale, slope, offset).store_part(out + l, rest);
         }
       }
     }

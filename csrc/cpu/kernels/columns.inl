@@ -27,10 +27,10 @@ template <typename V>
 static inline void copy_run(typename V::T* to, const typename V::T* from, int64_t n) {
   int64_t i = 0;
   for (; i + V::kWidth <= n; i += V::kWidth) {
-    storeu(to + i, loadu(from + i));
+    V::loadu(from + i).storeu(to + i);
   }
   if (i < n) {
-    store_part(to + i, load_part(from + i, n - i), n - i);
+    V::load_part(from + i, n - i).store_part(to + i, n - i);
   }
 }
 

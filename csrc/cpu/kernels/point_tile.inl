@@ -16,7 +16,7 @@ static void point_tile(const typename V::T* rows,
   for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 2
     for (int c = 0; c < kC; ++c) {
-      sum[r][c] = go_on ? loadu(out + r * out_stride + c * V::kWidth) : V::splat(0);
+      sum[r][c] = go_on ? V::loadu(out + r * out_stride + c * V::kWidth) : V::splat(0);
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -40,7 +40,7 @@ static void point_tile(const typename V::T* rows,
   for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 2
     for (int c = 0; c < kC; ++c) {
-      storeu(out + r * out_stride + c * V::kWidth, sum[r][c]);
+      sum[r][c].storeu(out + r * out_stride + c * V::kWidth);
     }
   }
 }

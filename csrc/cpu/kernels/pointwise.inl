@@ -25,8 +25,8 @@ static void pack_panel(const Pointwise& p,
     if (run.count == 2 * V::kWidth && p.in.stride[2] == 1) {
       for (int64_t k = 0; k < p.depth; ++k) {
         prefetch(from + k * p.in.stride[1] + width, width);  // the next panel
-        loadu(from + k * p.in.stride[1]).store(to + k * width);
-        loadu(from + k * p.in.stride[1] + V::kWidth).store(to + k * width + V::kWidth);
+        V::loadu(from + k * p.in.stride[1]).store(to + k * width);
+        V::loadu(from + k * p.in.stride[1] + V::kWidth).store(to + k * width + V::kWidth);
       }
     } else {
       for (int64_t k = 0; k < p.depth; ++k) {

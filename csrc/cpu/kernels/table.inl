@@ -12,8 +12,6 @@ consteval KernelTable table(const char* name) {
       {batch_norm_relu_gradient<F32>, batch_norm_relu_gradient<F64>},
       {pool<F32, false>, pool<F64, false>},
       {pool<F32, true>, pool<F64, true>},
-      {{peak_registers<F32>, peak_registers<F64>},
-       {peak_loads<F32>, peak_loads<F64>},
-       {peak_triad<F32>, peak_triad<F64>}},
+      {peak<F32>, peak<F64>},
   };
 }
