@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from sparseconv.measure.machine import threads
 from sparseconv.ops import backends
 
-SIZE = 10 * 1536  # bytes of a pass: blocks of csrc/cpu/peaks.h, well inside every L1
 REPEATS = 20
 _RUN = 2e-3  # seconds of one run: short, so that some run undisturbed; starting threads takes 0.5 %
 
@@ -103,7 +102,7 @@ def loop(peak: Mapping[str, Any]) -> Loop:
     The clock of a shared machine follows its other tenants: what a kernel could reach is what this
     reaches beside it, not what it reached minutes ago.
     """
-    flops = _flops(peak["dtype"])
+    flops = _flops()
     passes = max(1, round(_RUN * 1e9 * peak["fma_gflops"] / peak["threads"] / flops))
     run = partial(_seconds, peak["dtype"], passes, 1)
     return Loop(run, flops * passes * peak["threads"])
@@ -111,16 +110,17 @@ def loop(peak: Mapping[str, Any]) -> Loop:
 
 def _gflops(dtype: str) -> float:
     """Of one thread."""
-    passes = max(1, round(_RUN / max(_seconds(dtype, 1, 3), 1e-9)))
-    return 1e-9 * _flops(dtype) * passes / _seconds(dtype, passes, REPEATS)
+    tried = 10_000
+    passes = max(1, round(tried * _RUN / _seconds(dtype, tried, 3)))
+    return 1e-9 * _flops() * passes / _seconds(dtype, passes, REPEATS)
 
 
 def _seconds(dtype: str, passes: int, repeats: int) -> float:
     assert backends.extension is not None
-    run = backends.extension.run_peak("registers", dtype == "float64", SIZE, passes, repeats)
-    return float(min(run))
+    return float(min(backends.extension.run_peak(dtype == "float64", passes, repeats)))
 
 
-def _flops(dtype: str) -> float:
-    """Of one pass: a multiply-add for each number."""
-    return 2 * SIZE / (8 if dtype == "float64" else 4)
+def _flops() -> int:
+    """Of one pass."""
+    assert backends.extension is not None
+    return 2 * int(backends.extension.peak_pass)
