@@ -52,9 +52,7 @@ def _triton_fprop(
 ) -> Correlation:
     _, channel, tap = _weights(pattern, groups)
     bounds = pattern.crow_indices[:: pattern.shape[1]]
-    return Correlation(
-        _heaviest_first(bounds).to(device), _packed(channel, tap * dilation).to(device)
-    )
+    return Correlation(_row_swizzle(bounds).to(device), _packed(channel, tap * dilation).to(device))
 
 
 def dgrad(pattern: KernelCSR, geometry: Geometry, device: torch.device) -> Transposed:
@@ -72,7 +70,7 @@ def _triton_dgrad(
     bounds = torch.searchsorted(row[order], rows)
     entries = _packed(out_channel, -(tap * dilation // stride))[order]
     return Transposed(
-        _heaviest_first(bounds).to(device), entries.to(device), order.to(device, torch.int32)
+        _row_swizzle(bounds).to(device), entries.to(device), order.to(device, torch.int32)
     )
 
 
@@ -106,8 +104,8 @@ def _weights(pattern: KernelCSR, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     return out_channel, group * group_channels + kernel % group_channels, tap
 
 
-def _heaviest_first(bounds: Tensor) -> Tensor:
-    """Return ``(rows, 3)``: row, first entry, past the last. Long rows at the end would wait."""
+def _row_swizzle(bounds: Tensor) -> Tensor:
+    """Return ``(rows, 3)``: row, first entry, past the last; heaviest first, as in Sputnik."""
     order = bounds.diff().argsort(descending=True, stable=True)
     return torch.stack((order, bounds[order], bounds[order + 1]), 1).to(torch.int32)
 
