@@ -10,7 +10,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1)
 
-.PHONY: demo test fuzz crash install-matrix bench bench-check docs wheel lint format clean
+.PHONY: demo test fuzz crash cuda-check nightly install-matrix bench bench-check docs wheel lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -23,10 +23,17 @@ install-matrix: $(VENV)/.built  ## build and run with several Pythons, torches a
 
 fuzz: $(VENV)/.built  ## P1 to P6 with 200 000 random cases: an hour on a quiet core (SHARE=0.1: a tenth)
 	$(CAMPAIGN) tests/kernels/test_kernels.py tests/trust/test_memory_safety.py \
-	    tests/trust/test_mutations.py tests/ops/test_ops.py tests/ops/test_fused_ops.py
+	    tests/ops/test_ops.py tests/ops/test_fused_ops.py
 
 crash: $(VENV)/.built  ## P9: kill training 200 times, fill its disk, damage its files (SHARE as for fuzz)
 	$(CAMPAIGN) tests/trust/test_crash.py tests/trust/test_full_disk.py tests/training/test_checkpoint.py
+
+cuda-check: $(VENV)/.built  ## emulate the CUDA kernels and interpret Triton's; compile with nvcc, where it is
+	$(CAMPAIGN) tests/kernels/cuda tests/kernels/triton
+
+nightly: $(VENV)/.built  ## the whole suite with what takes long, and 2 % of the campaigns' cases
+	$(PY) -m pytest --campaign --share 0.02 -n auto --maxprocesses 4 \
+	    --ignore tests/packaging/test_install_matrix.py
 
 bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour), README and its picture
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json

@@ -310,20 +310,3 @@ def test_state_in_another_optimizer_is_refused_where_it_would_stay_behind() -> N
     dst = DSTScheduler(model, optimizer.inner, update_every=1, end_step=9)
     train_step(model, optimizer, next(iter(batches())))
     assert dst.step()
-
-
-def test_per_sample_gradients_are_not_the_steps() -> None:
-    """Gradient growth adds up what ``backward()`` gives, and nothing of ``torch.vmap``."""
-    grown = []
-    for looked in (False, True):
-        torch.manual_seed(0)
-        model = two_layers()
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow="gradient")
-        x = next(iter(batches()))
-        if looked:
-            torch.vmap(torch.func.grad(lambda z, net=model: net(z).sum()))(x)
-        train_step(model, optimizer, x)
-        assert dst.step()
-        grown.append(model.state_dict())
-    assert same(*grown)

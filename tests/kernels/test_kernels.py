@@ -119,11 +119,6 @@ def test_every_block_of_large_cases(name, engines, count_cases):
     count_cases(2)
 
 
-def test_the_dsn_layer(engines, count_cases):
-    check(replace(CASES["uci_HAR_S80"], bias=True), engines)
-    count_cases(1)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_of_the_benchmark(name, engines, count_cases):
     """On shorter series and against the dense path: the oracle's loop would take an hour."""

@@ -116,13 +116,6 @@ def run_python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_constant_results_are_marked_as_torch_marks_them() -> None:
-    torch_marks = torch.compiler.assume_constant_result(lambda: None)
-    assert vars(torch_marks)
-    for function in (backends._preferred, backends._why_not):
-        assert vars(torch_marks).items() <= vars(function).items()
-
-
 @pytest.mark.promise("P10")
 def test_import_without_the_extension() -> None:
     code = """

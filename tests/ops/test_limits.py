@@ -188,18 +188,6 @@ def test_tensors(op: str, name: str, count_cases: Any) -> None:
     count_cases(5)
 
 
-@pytest.mark.promise("P5")
-@pytest.mark.parametrize("op", ["dgrad", "wgrad"])
-def test_gradients(op: str, count_cases: Any) -> None:
-    for shape in ((BATCH, 2, OUT - 1), (BATCH, 2, OUT + 1)):
-        refused(op, ValueError, "expected grad_output of shape", grad_output=torch.randn(shape))
-    if op == "wgrad":
-        for batch in (BATCH - 1, BATCH + 1):
-            grad = torch.randn(batch, 2, OUT)
-            refused(op, ValueError, "expected grad_output of shape", grad_output=grad)
-    count_cases(3)
-
-
 def poisoned(tensor: torch.Tensor, at: int, value: int) -> torch.Tensor:
     changed = tensor.clone()
     changed[at] = value
@@ -266,19 +254,3 @@ def test_phases() -> None:
         "grad_output": torch.randn(BATCH, 2, 1),
     }  # fmt: skip
     refused("dgrad", ValueError, rf"pointers of shape \({4 * (2**29 - 1) + 1},\)", **changes)
-
-
-@pytest.mark.promise("P5")
-@pytest.mark.parametrize("op", COMPUTING)
-def test_dtypes(op: str) -> None:
-    def with_dtype(dtype: torch.dtype) -> Any:
-        return call(op, **{
-            name: value.to(dtype) for name, value in GOOD[op].items()
-            if isinstance(value, torch.Tensor) and value.is_floating_point()
-        })  # fmt: skip
-
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        assert with_dtype(dtype).dtype == dtype
-    for dtype in (torch.int32, torch.complex64, torch.float8_e4m3fn, torch.bool):
-        with pytest.raises((TypeError, NotImplementedError), match=r"expected float32|not impl"):
-            with_dtype(dtype)

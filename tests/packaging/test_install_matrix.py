@@ -120,20 +120,3 @@ def test_processors(
     assert there["isas"] == isas
     assert there["bits"] == here["bits"]
     count_cases(25 * len(isas))
-
-
-@pytest.mark.parametrize("isa", ["avx2", "baseline"])
-def test_a_process_begun_with_an_instruction_set_keeps_to_it(isa: str, tmp_path: Path) -> None:
-    code = (
-        "import sparseconv as sc, torch\n"
-        "sc.SparseConv1d(2, 3, 5)(torch.ones(2, 2, 9)).sum().backward()\n"
-        "print(sc.available_backends()['cpp'])"
-    )
-    said = installing.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(installing.ROOT), "SPARSECONV_CPU_ISA": isa},
-    )
-    if isa not in said and "cannot run" in said:
-        pytest.skip(f"this processor has no {isa}")
-    assert f"available (CPU, {isa})" in said

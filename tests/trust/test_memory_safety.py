@@ -1,7 +1,7 @@
 """No op reads or writes outside its buffers, whatever its arguments; each runs in a child process.
 
 Beside pages that may not be touched, in an extension built under AddressSanitizer and
-UndefinedBehaviorSanitizer, on tensors whose offsets no int32 holds, and with wrong arguments.
+UndefinedBehaviorSanitizer, on tensors whose offsets no int32 holds, with wrong arguments, and from damaged files.
 """
 
 from __future__ import annotations
@@ -120,3 +120,23 @@ def test_every_wrong_argument_of_every_op(
     assert found["faults"] == []
     count_cases(found["calls"])
     assert found["calls"] > 5_000
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize(
+    ("what", "usual", "long"),
+    [("patterns", 500, 50_000), ("states", 250, 20_000), ("checkpoints", 40, 10_000)],
+)
+def test_what_is_damaged_loads_or_is_refused(
+    what: str,
+    usual: int,
+    long: int,
+    tmp_path: Path,
+    campaign: Callable[[int, int], int],
+    count_cases: Callable[[int], None],
+) -> None:
+    cases = campaign(usual, long)
+    found = run_child("mutations", what, 0, cases, tmp_path)
+    assert found["faults"] == []
+    assert min(found["refused"], found["loaded"]) > cases / 20, "one of the two hardly ran"
+    count_cases(cases)

@@ -94,12 +94,17 @@ class Recorder:
 @pytest.mark.parametrize(
     ("case", "dtype", "capability"),
     [
-        (DSN, torch.float32, 80),
         (DSN, torch.float32, 90),
-        (DSN, torch.bfloat16, 90),
-        (FULL_OPTIONS, torch.float32, 80),
-        (FULL_OPTIONS, torch.float64, 90),
         (FULL_OPTIONS, torch.float16, 80),
+        *(
+            pytest.param(*values, marks=pytest.mark.campaign("Triton compiles it for seconds"))
+            for values in (
+                (DSN, torch.float32, 80),
+                (DSN, torch.bfloat16, 90),
+                (FULL_OPTIONS, torch.float32, 80),
+                (FULL_OPTIONS, torch.float64, 90),
+            )
+        ),
     ],
     ids=lambda value: getattr(value, "padding_mode", str(value).removeprefix("torch.")),
 )
