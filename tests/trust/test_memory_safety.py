@@ -1,8 +1,7 @@
 """No op reads or writes outside its buffers, whatever its arguments; each runs in a child process.
 
-Beside pages that may not be touched, in an extension built under AddressSanitizer and
-UndefinedBehaviorSanitizer, on tensors whose offsets no int32 holds, with wrong arguments, from damaged
-files.
+Beside pages that may not be touched, under AddressSanitizer and UndefinedBehaviorSanitizer, on
+tensors whose offsets no int32 holds, with wrong arguments, and from damaged files.
 """
 
 from __future__ import annotations
