@@ -104,16 +104,6 @@ def test_inference_is_measured_without_gradients(clock: list[set[str]]) -> None:
     assert "inference decides" in str(report)
 
 
-def test_the_model_is_not_timed_when_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = set_clock(monkeypatch, DENSE_MS[1:])
-    model = network()
-    model.wins = nn.Conv1d(3, 4, 9)
-    _, report = sc.convert(model, example_input=X)
-    assert not any(layer.sparse for layer in report.layers)
-    assert report.times == {}
-    assert not any(name.startswith("before") for asked in clock for name in asked)
-
-
 def test_you_may_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = set_clock(monkeypatch, DENSE_MS[1:])
     converted, report = sc.convert(network(), example_input=X, layers=["loses", "never", "whole"])
@@ -241,14 +231,3 @@ def test_bad_arguments_are_refused(case: str) -> None:
 def test_a_compiled_model_is_refused() -> None:
     with pytest.raises(ValueError, match=r"before torch\.compile.*_orig_mod"):
         sc.convert(torch.compile(MODEL, backend="eager"))
-
-
-def test_a_subclass_alone_is_reported() -> None:
-    class Own(nn.Conv1d):
-        pass
-
-    converted, report = sc.convert(nn.Sequential(Own(2, 2, 3)), example_input=X[:, :2])
-    assert type(converted[0]) is Own
-    assert not report.measured
-    assert report.layers[0].density is None
-    assert "a Own may compute something else" in str(report)

@@ -142,6 +142,7 @@ sc.available_backends()
 machine.environment_info()
 sc.SparseConv1d(2, 3, 5)(torch.ones(1, 2, 9)).sum().backward()
 extras = {"aeon", "sklearn", "matplotlib", "triton", "tqdm", "sparseconv.ops.triton"}
+extras |= {"sparseconv.bench", "sparseconv.profiling", "sparseconv.conversion"}
 extras |= {"torch._dynamo", "torch._inductor", "sympy", "scipy", "pandas", "numba"}  # seconds each
 print(sorted(extras & (set(sys.modules) - before)))
 """

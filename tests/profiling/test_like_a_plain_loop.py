@@ -6,8 +6,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -46,11 +46,14 @@ def beside(monkeypatch: pytest.MonkeyPatch, loops: Mapping[str, Any]) -> list[di
     real = stopwatch.interleave
 
     def interleave(candidates: Any, context: Any, **options: Any) -> Any:
-        times = real(
-            {**candidates, **loops},
-            context=lambda name: nullcontext() if name in loops else context(name),
-            **options,
-        )
+        @contextmanager
+        def checked(name: str) -> Iterator[None]:
+            with nullcontext() if name in loops else context(name):
+                # Recording gradients costs too little here to be seen in the time.
+                assert name in loops or torch.is_grad_enabled() == name.endswith("step")
+                yield
+
+        times = real({**candidates, **loops}, context=checked, **options)
         found.append({name: 1e3 * float(statistics.median(times.pop(name))) for name in loops})
         return times
 

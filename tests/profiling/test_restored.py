@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fake_clock import fake_clock
+from model_state import everything
 from nested import Nested, X, nested
 from torch import Tensor, nn
 
@@ -22,33 +21,6 @@ from sparseconv.profiling import profile, stopwatch
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_clock(monkeypatch)
-
-
-def state(model: nn.Module) -> dict[str, Any]:
-    """Everything that a run of a model could change, comparable."""
-
-    def attributes(module: nn.Module) -> dict[str, Any]:
-        return {
-            name: list(value.items()) if isinstance(value, dict) else value
-            for name, value in vars(module).items()
-            if name not in ("_parameters", "_buffers")
-        }
-
-    numpy = np.random.get_state()
-    return {
-        "tensors": {k: v.tolist() for k, v in model.state_dict().items()},
-        "identities": [id(t) for t in (*model.parameters(), *model.buffers())],
-        "grads": {
-            k: None if p.grad is None else p.grad.tolist() for k, p in model.named_parameters()
-        },
-        "attributes": [repr(attributes(m)) for m in model.modules()],
-        "torch": torch.get_rng_state().tolist(),
-        "python": random.getstate(),
-        "numpy": (numpy[1].tolist(), numpy[2]),
-        "threads": torch.get_num_threads(),
-        "modes": [m.training for m in model.modules()],
-        "grad mode": torch.is_grad_enabled(),
-    }
 
 
 def prepared() -> Nested:
@@ -75,17 +47,17 @@ def test_the_model_is_left_as_it_was(how: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(stopwatch, "interleave", stop)
     model = prepared()
     model.failing = how == "fails"
-    before = state(model)
+    before = everything(model)
     raised = {
         "fails": pytest.raises(ValueError, match="the head is broken"),
         "stopped": pytest.raises(KeyboardInterrupt),
     }
     with raised.get(how, nullcontext()):
         profile(model, X, backward=how != "inference")
-    assert state(model) == before
+    assert everything(model) == before
     if how != "fails":
         model(X)
-        assert state(model) != before  # the comparison sees what a forward pass does
+        assert everything(model) != before  # the comparison sees what a forward pass does
 
 
 @pytest.mark.promise("P8")
