@@ -77,18 +77,6 @@ def test_unknown_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not out.exists()
 
 
-@pytest.mark.parametrize("dtype", ["S4", "complex", "M8[D]", "longdouble"])
-def test_labels_that_config_json_cannot_hold_write_nothing(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str
-) -> None:
-    with np.load(data) as arrays:
-        labels = {key: (arrays[key] == "fast").astype(int) for key in ("y_train", "y_test")}
-        labels = {key: y.astype(dtype) for key, y in labels.items()}
-        np.savez(data, **(dict(arrays) | labels))
-    refused(capsys, ["train", data, "--out", str(tmp_path / "a"), *SMALL], "y_train to hold")
-    assert not (tmp_path / "a").exists()
-
-
 def test_folders_that_are_not_free(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

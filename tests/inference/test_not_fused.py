@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import watchers
 from folded import bordering, conv, flat, norms, operations, original_and_copy, outcome, settled
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
-from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
@@ -177,17 +177,6 @@ def function_mode(network: nn.Module, x: Tensor) -> str:
     return " ".join(name for name in seen if name in ("batch_norm", "relu", "conv1d"))
 
 
-def flops(network: nn.Module, x: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        network(x)
-    return counter.get_total_flops()
-
-
-def autocast(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        return network(x)
-
-
 def other_state(network: nn.Module, x: Tensor) -> Tensor:
     state = {k: t + 1 for k, t in network.state_dict().items() if t.is_floating_point()}
     return torch.func.functional_call(network, state, (x,))
@@ -208,22 +197,15 @@ def pointwise_gradient(network: nn.Module, x: Tensor) -> Tensor:
 
 
 WATCHERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    **watchers.WATCHERS,
     **{f"hooks on {place}": hooks_on(place) for place in ("0", "1", "2", "3", "0.0", "0.2", "1.0")},
     "hooks on all": hooks_on_all,
     "own forward": own_forward,
     "function mode": function_mode,
-    "flops": flops,
-    "autocast": autocast,
     "other state": other_state,
     "gradient": input_gradient,
     "gradient of the 1x1": pointwise_gradient,
-    "vmap": lambda network, x: torch.func.vmap(lambda x: network(x[None])[0])(x),
-    "jvp": lambda network, x: torch.func.jvp(network, (x,), (x.cos(),))[1],
-    "grad": lambda network, x: torch.func.grad(lambda x: network(x).square().sum())(x),
-    "compile": lambda network, x: torch.compile(network, backend="aot_eager", fullgraph=True)(x),
     "export": lambda network, x: torch.export.export(network, (x,)).module()(x),
-    "script": lambda network, x: torch.jit.script(network)(x),
-    "trace": lambda network, x: torch.jit.trace(network, x, check_trace=False)(x),
     "fx": lambda network, x: torch.fx.symbolic_trace(network)(x),
 }
 ONLY_DENSE = ("script", "trace", "fx")  # SparseConv1d knows none of them

@@ -12,9 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
-from torch.utils.flop_counter import FlopCounterMode
+from watchers import WATCHERS
 
 from sparseconv import SparseConv1d
 from sparseconv.models import DSN
@@ -186,44 +185,13 @@ def test_hooks_see_what_they_should(taken: list[str]) -> None:
     assert not taken
 
 
-def forward_mode(block: nn.Module) -> Tensor:
-    with forward_ad.dual_level():
-        tangent = forward_ad.unpack_dual(block(forward_ad.make_dual(X, X.cos()))).tangent
-        assert tangent is not None
-        return tangent
-
-
-def autocast(block: nn.Module) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        return block(X)
-
-
-def flops(block: nn.Module) -> Tensor:
-    with FlopCounterMode(display=False) as counter:
-        block(X)
-    return torch.tensor(counter.get_total_flops())
-
-
-# Something looks at more than the output, or changes how torch runs.
-WATCHERS: dict[str, Callable[[nn.Module], Any]] = {
-    "forward mode": forward_mode,
-    "autocast": autocast,
-    "flops": flops,
-    "vmap": lambda block: torch.func.vmap(lambda x: block(x[None])[0], randomness="same")(X),
-    "grad": lambda block: torch.func.grad(lambda x: block(x).square().sum())(X),
-    "trace": lambda block: torch.jit.trace(block[:1], X, check_trace=False)(X),
-    "script": lambda block: torch.jit.script(block)(X),
-    "compile": lambda block: torch.compile(block, backend="eager", fullgraph=True)(X),
-}
-
-
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("name", WATCHERS)
 def test_torch_runs_the_modules_for_watchers(name: str, taken: list[str]) -> None:
     block = without_conv()
     block(X)
     assert taken == FUSED
-    torch.testing.assert_close(WATCHERS[name](block), WATCHERS[name](plain(block)))
+    torch.testing.assert_close(WATCHERS[name](block, X), WATCHERS[name](plain(block), X))
     assert taken == FUSED
 
 

@@ -18,21 +18,11 @@ from sparseconv.training.recipe import Recipe
 
 
 def test_defaults_are_the_published_recipe() -> None:
-    assert asdict(Recipe()) == {
-        "epochs": 1000,
-        "lr": 3e-4,
-        "lr_min": 1e-4,
-        "weight_decay": 0.0,
-        "batch_size": None,
-        "update_every_epochs": 5,
-        "update_every_steps": None,
-        "skip_step_at_update": False,
-        "decay_share": 0.8,
-        "prune_fraction": 0.5,
-        "prune_floor": 0.001,
-        "grow": "random",
-        "seed": 0,
-    }
+    assert Recipe() == Recipe(
+        epochs=1000, lr=3e-4, lr_min=1e-4, weight_decay=0.0, batch_size=None,
+        update_every_epochs=5, update_every_steps=None, skip_step_at_update=False,
+        decay_share=0.8, prune_fraction=0.5, prune_floor=0.001, grow="random", seed=0,
+    )  # fmt: skip
     sizes = {n: Recipe().batch_size_for(n) for n in (1, 20, 29, 30, 50, 159, 160, 5000)}
     assert sizes == {1: 2, 20: 2, 29: 2, 30: 3, 50: 5, 159: 15, 160: 16, 5000: 16}
 

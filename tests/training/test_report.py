@@ -23,21 +23,12 @@ from sparseconv.report.training import write_training_report
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def history(epochs: int, *, test: bool = False) -> list[dict[str, Any]]:
+def history(epochs: int, **both: float) -> list[dict[str, Any]]:
     rows = []
     for epoch in range(1, epochs + 1):
-        row: dict[str, Any] = {
-            "epoch": epoch,
-            "train_loss": 1 / epoch,
-            "train_accuracy": 1 - 0.5 / epoch,
-            "lr": 3e-4,
-            "prune_fraction": 0.5,
-            "updated": epoch % 5 == 0,
-            "seconds": 0.25,
-        }
-        if test:
-            row |= {"test_loss": 2 / epoch, "test_accuracy": 1 - 0.6 / epoch}
-        rows.append(row)
+        row = {"epoch": epoch, "train_loss": 1 / epoch, "train_accuracy": 1 - 0.5 / epoch}
+        row |= {"lr": 3e-4, "prune_fraction": 0.5, "updated": epoch % 5 == 0, "seconds": 0.25}
+        rows.append(row | both)
     return rows
 
 
@@ -78,42 +69,29 @@ def test_group_profiles_sum_magnitudes_by_group_and_tap(model: DSN) -> None:
         np.testing.assert_array_equal(figures.group_profiles(twin), profile)
 
 
-@pytest.mark.parametrize("epochs", [1, 40])
-@pytest.mark.parametrize("test", [False, True])
-def test_learning_curve(tmp_path: Path, epochs: int, test: bool) -> None:
-    rows = history(epochs, test=test)
-    for least in (0.01, 0.0):  # the latter not on a logarithmic axis
-        rows[-1]["train_loss"] = least
-        path = figures.learning_curve(rows, tmp_path / "new" / "curve.png")
+def test_figures_are_drawn(tmp_path: Path, model: DSN) -> None:
+    ungrouped = DSN(1, 2, nf=6, kernel_size=9, n_groups=1)
+    dense = DSN(3, 2, sparsity=0.0, nf=2, kernel_size=5, depth=1)
+    log, linear = history(40, test_loss=0.5, test_accuracy=0.7), history(1)
+    linear[0]["train_loss"] = 0.0  # not on a logarithmic axis
+    points = [
+        figures.SpeedupPoint("forward", "layer 1", 7.5, 0.6),
+        figures.SpeedupPoint("forward", "layer 2", 7.5, 8.0),
+        figures.SpeedupPoint("backward", "layer 2", 7.5, 8.1),
+        figures.SpeedupPoint("backward", "S = 50 %", 3.0, 2.0, sweep=True),
+    ]
+    drawings = [(figures.learning_curve, rows) for rows in (log, linear)]
+    drawings += [(figures.group_weights, network) for network in (model, ungrouped, dense)]
+    drawings += [
+        (figures.receptive_fields, {"with groups": model, "without": ungrouped}),
+        (figures.receptive_fields, {"dense": dense}),
+        (figures.time_vs_flops, points),
+    ]
+    for i, (draw, content) in enumerate(drawings):
+        path = draw(content, tmp_path / "new" / f"{i}.png")
         assert path.read_bytes().startswith(PNG)
     with pytest.raises(ValueError, match="at least one epoch"):
         figures.learning_curve([], tmp_path / "none.png")
-
-
-def test_pattern_figures(tmp_path: Path, model: DSN) -> None:
-    ungrouped = DSN(1, 2, nf=6, kernel_size=9, n_groups=1)
-    models = {"with groups": model, "without": ungrouped}
-    assert figures.receptive_fields(models, tmp_path / "a.png").read_bytes().startswith(PNG)
-    dense = DSN(3, 2, sparsity=0.0, nf=2, kernel_size=5, depth=1)
-    assert figures.receptive_fields({"dense": dense}, tmp_path / "d.png").exists()
-    for network in (model, ungrouped, dense):
-        assert figures.group_weights(network, tmp_path / "b.png").read_bytes().startswith(PNG)
-
-
-def test_time_vs_flops(tmp_path: Path) -> None:
-    rows = [
-        figures.SpeedupPoint("forward", "layer 1", 7.5, 0.6),
-        figures.SpeedupPoint("forward", "layer 2", 7.5, 8.0),
-        figures.SpeedupPoint("backward", "layer 2", 7.5, 5.5),
-        figures.SpeedupPoint("backward", "S = 50 %", 3.0, 2.0, sweep=True),
-    ]
-    assert figures.time_vs_flops(rows, tmp_path / "a.png").read_bytes().startswith(PNG)
-
-
-def test_labels_of_near_points_are_joined() -> None:
-    points = [figures.SpeedupPoint("", str(i), 7.5, time) for i, time in enumerate((8, 1, 8.1, 4))]
-    clusters = figures._clusters(points)
-    assert [[point.label for point in each] for each in clusters] == [["1"], ["3"], ["0", "2"]]
 
 
 def test_drawing_leaves_matplotlib_and_numpy_as_they_were(tmp_path: Path) -> None:
@@ -161,9 +139,7 @@ def test_html_is_one_self_contained_file(tmp_path: Path, model: DSN) -> None:
         tmp_path / "out" / "report.html",
         "A <title>",
         [
-            Section(
-                "First & foremost", "Text with <b>tags</b>.", Table(("a", "b"), [("x", "1.5")])
-            ),
+            Section("First & foremost", "Text: <b>tags</b>.", Table(("a", "b"), [("x", "1.5")])),
             Section("Second", figure=figure, caption="What it shows"),
         ],
         subtitle="one line",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import math
 import sys
@@ -224,6 +223,18 @@ def test_bad_data(X: Any, y: Any, error: type[Exception], text: str) -> None:
     assert model.training
 
 
+def test_data_of_any_kind() -> None:
+    kinds = (X, y), (X.numpy(), y.numpy()), (X.double().numpy(), y.numpy().astype("u1"))
+    first, *others = (train(network(), *kind, RECIPE, progress=False).history for kind in kinds)
+    assert all(same(first, other) for other in others)
+    # Of one time point, with the cases last in memory: contiguous, says torch, strides and all.
+    last = X[:, 0, 0].clone().view(1, 1, -1).permute(2, 1, 0)
+    assert last.is_contiguous()
+    assert digest(last) == digest(X[:, :1, :1].clone())
+    (row,) = train(network(), last, y, replace(RECIPE, epochs=1), progress=False).history
+    assert math.isfinite(row["train_loss"])
+
+
 def test_bad_arguments(tmp_path: Path) -> None:
     out = tmp_path / "a file"
     out.write_text("mine")
@@ -252,23 +263,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "touch", touch)
     epochs: list[Any] = []
     model = network()
-    state = copy.deepcopy(model.state_dict())
+    state = checkpoint.snapshot(model)
     with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be written \(Permission denied\)"):
         run(model, out=tmp_path, on_epoch=epochs.append)
     assert not epochs
-    assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
+    assert same(dict(model.state_dict()), dict(state))
     assert run(network(), out=tmp_path, resume=True).history == finished.history
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
-
-
-def test_data_of_any_kind() -> None:
-    X, y = data()
-    kinds = (X, y), (X.numpy(), y.numpy()), (X.double().numpy(), y.numpy().astype("u1"))
-    first, *others = (train(network(), *kind, RECIPE, progress=False).history for kind in kinds)
-    assert all(same(first, other) for other in others)
-    # Of one time point, with the cases last in memory: contiguous, says torch, strides and all.
-    last = X[:, 0, 0].clone().view(1, 1, -1).permute(2, 1, 0)
-    assert last.is_contiguous()
-    assert digest(last) == digest(X[:, :1, :1].clone())
-    (row,) = train(network(), last, y, replace(RECIPE, epochs=1), progress=False).history
-    assert math.isfinite(row["train_loss"])
