@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sparseconv.bench.document import BEST, Row, ratio, threads_text
@@ -33,43 +34,45 @@ def judge(document: Mapping[str, Any]) -> list[Goal]:
         []
     """
     rows = document["rows"]
-    found = (*_layer(rows), *_shapes(rows), *_density(rows), *_others(rows))
-    return [goal for goal in (*found, *_network(document["network"])) if goal is not None]
+    found = (_layer(rows), _shapes(rows), _density(rows), _others(rows))
+    return [*itertools.chain(*found, _network(document["network"]))]
 
 
-def _layer(rows: Sequence[Row]) -> Iterator[Goal | None]:
-    layer = [row for row in rows if row["suite"] == "layer"]
+def _layer(rows: Sequence[Row]) -> Iterator[Goal]:
+    layer = _suite(rows, "layer")
     for computations, speed, share in ((("fprop", "dgrad"), 8, 0.8), (("wgrad",), 7.5, 0.7)):
         some = [r for r in layer if r["computation"] in computations and r["length"] in LARGE]
         what = f"{', '.join(computations)}, L = 128-1024: "
-        yield _worst(f"{what}≥ {speed}x F.conv1d", some, speed, over("conv1d"))
-        yield _worst(f"{what}≥ {share:.0%} of the FMA peak", some, share, _peak, "{:.0%}")
+        yield from _worst(f"{what}≥ {speed}x F.conv1d", some, speed, _over("conv1d"))
+        yield from _worst(f"{what}≥ {share:.0%} of the FMA peak", some, share, _peak, "{:.0%}")
     ends = [row for row in layer if row["length"] in (24, 2709)]
-    yield _worst("L = 24 and 2709: ≥ 7x F.conv1d", ends, 7, over("conv1d"))
-    last = over("conv2d_channels_last")
-    yield _worst("every L: ≥ 6x conv2d in channels_last", layer, 6, last)
-    yield _worst("every L: ≥ 3x the fastest baseline", layer, 3, over())
+    yield from _worst("L = 24 and 2709: ≥ 7x F.conv1d", ends, 7, _over("conv1d"))
+    last = _over("conv2d_channels_last")
+    yield from _worst("every L: ≥ 6x conv2d in channels_last", layer, 6, last)
+    yield from _worst("every L: ≥ 3x the fastest baseline", layer, 3, _over())
 
 
-def _shapes(rows: Sequence[Row]) -> Iterator[Goal | None]:
-    batch = [row for row in rows if row["suite"] == "batch"]
+def _shapes(rows: Sequence[Row]) -> Iterator[Goal]:
+    batch = _suite(rows, "batch")
     reference = {_conditions(row): _per_element(row) for row in batch if row["case"] == "batch_16"}
-    yield _worst(
+    yield from _worst(
         "N = 1, 2, 5, 17 and odd L: time per element ≤ 1.25x that of N = 16",
         [row for row in batch if row["case"] != "batch_16" and _conditions(row) in reference],
         1.25, lambda row: _per_element(row) / reference[_conditions(row)], most=True,
     )  # fmt: skip
-    suites = {"options", "kernel", "channels"}
-    if suites <= {row["suite"] for row in rows}:  # the goal is about all of them
-        some = [r for r in rows if r["suite"] in suites and r["density"] <= 0.3]
+    suites = [_suite(rows, name) for name in ("options", "kernel", "channels")]
+    if all(suites):  # the goal is about all of them
+        timed = [
+            row for row in itertools.chain(*suites)
+            if row["density"] <= 0.3 and row["case"] != "tiny_module"
+        ]  # fmt: skip
         what = "first layer, 1x1, stride, dilation, groups, K = 3-128, C = 1-512, density ≤ 30 %: "
-        for against, value in (("F.conv1d", over("conv1d")), ("any baseline", over())):
-            timed = [row for row in some if row["case"] != "tiny_module"]
-            yield _worst(f"{what}never slower than {against}", timed, 1, value)
+        yield from _worst(f"{what}never slower than F.conv1d", timed, 1, _over("conv1d"))
+        yield from _worst(f"{what}never slower than any baseline", timed, 1, _over())
 
 
-def _density(rows: Sequence[Row]) -> Iterator[Goal | None]:
-    suite = [row for row in rows if row["suite"] == "density"]
+def _density(rows: Sequence[Row]) -> Iterator[Goal]:
+    suite = _suite(rows, "density")
     packing = {_conditions(row): _ms(row) for row in suite if row["case"] == "packing"}
     evolved = {_conditions(row): row for row in suite if row["case"] == "dsn_S80"}
 
@@ -78,37 +81,34 @@ def _density(rows: Sequence[Row]) -> Iterator[Goal | None]:
         return (_ms(row) - pack) / ((_ms(base) - pack) * float(row["nnz"] / base["nnz"]))
 
     both = packing.keys() & evolved.keys()
-    yield _worst(
+    yield from _worst(
         "S = 50, 90 % and uniform 2-100 %: time less the packing ≤ 1.3x nnz times that of a "
         "weight at 13 %",
         [r for r in suite if r["case"] not in ("packing", "dsn_S80") and _conditions(r) in both],
         1.3, beyond_linear, most=True,
     )  # fmt: skip
-    for against, target, value in (
-        ("F.conv1d", 0.9, over("conv1d")),
-        ("the fastest baseline", 0.5, over()),
+    for against, target, name in (
+        ("F.conv1d", 0.9, "conv1d"),
+        ("the fastest baseline", 0.5, BEST),
     ):
-        if crossing := lowest_break_even(rows, value):
+        if crossing := lowest_break_even(rows, name):
             density, where = crossing
             shown = "never below 100 %" if math.isinf(density) else f"{density:.0%}"
-            yield Goal(
-                f"break-even with {against} at a density ≥ {target:.0%}",
-                f"{shown} ({where})", _verdict(density / target),
-            )  # fmt: skip
+            goal = f"break-even with {against} at a density ≥ {target:.0%}"
+            yield Goal(goal, f"{shown} ({where})", _verdict(density / target))
 
 
-def lowest_break_even(rows: Iterable[Row], value: Value) -> tuple[float, str] | None:
+def lowest_break_even(rows: Iterable[Row], baseline: str) -> tuple[float, str] | None:
     """The lowest break-even density over computations and threads, and where it is."""
     points: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
-    for row in rows:
-        number = value(row)
-        if row["suite"] == "density" and row["case"].startswith("uniform") and number is not None:
-            points.setdefault(_conditions(row), []).append((row["density"], number))
-    if not points:
+    for row in _suite(rows, "density"):
+        if row["case"].startswith("uniform") and (found := ratio(row, baseline)):
+            points.setdefault(_conditions(row), []).append((row["density"], found.median))
+    crossings = [(break_even(found), key) for key, found in points.items()]
+    if not crossings:
         return None
-    crossings = {key: break_even(found) for key, found in points.items()}
-    worst = min(crossings, key=lambda key: crossings[key])
-    return crossings[worst], f"{worst[0]}, {threads_text(worst[1])}"
+    density, (computation, threads, _) = min(crossings, key=itemgetter(0))
+    return density, f"{computation}, {threads_text(threads)}"
 
 
 def break_even(points: Sequence[tuple[float, float]]) -> float:
@@ -131,26 +131,26 @@ def break_even(points: Sequence[tuple[float, float]]) -> float:
     return math.inf
 
 
-def _others(rows: Sequence[Row]) -> Iterator[Goal | None]:
-    forced = [r for r in rows if r["suite"] == "isa" and r["computation"] == "fprop"]
-    yield _worst("AVX2 forced, fprop: ≥ 75 % of its FMA peak", forced, 0.75, _peak, "{:.0%}")
-    dtype = [row for row in rows if row["suite"] == "dtype"]
+def _others(rows: Sequence[Row]) -> Iterator[Goal]:
+    forced = [row for row in _suite(rows, "isa") if row["computation"] == "fprop"]
+    yield from _worst("AVX2 forced, fprop: ≥ 75 % of its FMA peak", forced, 0.75, _peak, "{:.0%}")
+    dtype = _suite(rows, "dtype")
     wide = [row for row in dtype if row["dtype"] == "float64"]
-    yield _worst("float64: ≥ 7x F.conv1d in float64", wide, 7, over("conv1d"))
+    yield from _worst("float64: ≥ 7x F.conv1d in float64", wide, 7, _over("conv1d"))
     halves = [row for row in dtype if row["dtype"] in ("bfloat16", "float16")]
-    half = _worst("bfloat16, float16: stated", halves, 0, over("conv1d"))
-    yield half and half._replace(verdict="stated")
+    for goal in _worst("bfloat16, float16: stated", halves, 0, _over("conv1d")):
+        yield goal._replace(verdict="stated")
     tiny = [row for row in rows if row["case"] == "tiny_module" and "conv1d" in row["ratio"]]
-    yield _worst(
+    yield from _worst(
         "a call at a tiny shape: ≤ 2x nn.Conv1d's", tiny, 2,
         lambda row: 1 / row["ratio"]["conv1d"][0], most=True,
     )  # fmt: skip
 
 
-def _network(rows: Sequence[Row]) -> Iterator[Goal | None]:
+def _network(rows: Sequence[Row]) -> Iterator[Goal]:
     univariate = [row for row in rows if (row["model"], row["in_channels"]) == ("DSN", 1)]
     batches = [row for row in univariate if row["batch"] == 16]
-    yield _worst(
+    yield from _worst(
         "pattern update of a DSN, L = 128: a step with an update takes ≤ 2 steps longer than one "
         "without",
         [r for r in batches if r["length"] == 128 and "plain_step" in r["ratio"]],
@@ -163,13 +163,20 @@ def _network(rows: Sequence[Row]) -> Iterator[Goal | None]:
         for length, target in targets.items():
             some = [r for r in batches if r["mode"] == mode and r["length"] == length]
             label = f"DSN, {what}, L = {length}: ≥ {target}x masked dense"
-            yield _worst(label, some, target, over("masked_dense"))
+            yield from _worst(label, some, target, _over("masked_dense"))
     timed = [r for r in univariate if r["mode"] in ("train", "inference", "latency")]
     label = "DSN, training step, inference, latency: never slower than any dense network"
-    yield _worst(label, timed, 1, over())
+    yield from _worst(label, timed, 1, _over())
 
 
-def over(baseline: str = BEST) -> Value:
+def _suite(rows: Iterable[Row], name: str) -> list[Row]:
+    return [row for row in rows if row["suite"] == name]
+
+
+_peak: Value = itemgetter("share_of_peak")
+
+
+def _over(baseline: str = BEST) -> Value:
     """What a goal compares: a baseline's time over the sparse one."""
 
     def value(row: Row) -> float | None:
@@ -177,11 +184,6 @@ def over(baseline: str = BEST) -> Value:
         return None if found is None else found.median
 
     return value
-
-
-def _peak(row: Row) -> float | None:
-    share: float | None = row["share_of_peak"]
-    return share
 
 
 def _ms(row: Row) -> float:
@@ -204,9 +206,10 @@ def _worst(
     shown: str = "{:.2f}x",
     *,
     most: bool = False,
-) -> Goal | None:
+) -> list[Goal]:
     found = [(number, _where(row)) for row in rows if (number := value(row)) is not None]
-    return worst_of(goal, found, target, shown, most=most)
+    judged = worst_of(goal, found, target, shown, most=most)
+    return [judged] if judged else []
 
 
 def _where(row: Row) -> str:

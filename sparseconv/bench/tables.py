@@ -83,14 +83,10 @@ def _which(row: Row) -> str:
     return "-" if name is None else row.get("settings", {}).get(name) or spelled(name)
 
 
-def _ms(side: str) -> Callable[[Row], str]:
-    return lambda row: three_digits(row["ms"][side]) if side in row["ms"] else "-"
-
-
 def _megabytes(side: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
-        memory = row.get("peak_bytes", {})
-        return f"{memory[side] / 1e6:.1f}" if side in memory else "-"
+        held = row.get("peak_bytes", {}).get(side)
+        return "-" if held is None else f"{held / 1e6:.1f}"
 
     return cell
 
@@ -100,13 +96,15 @@ def _share(row: Row) -> str:
 
 
 CASE = (_fact("case"), _fact("computation"), _fact("threads"))
+MS = Column("ms", lambda row: three_digits(row["ms"]["sparse"]))
 DENSITY = Column("density", lambda row: f"{row['density']:.1%}")
 SPEED = (
-    Column("ms", _ms("sparse")),
+    MS,
     Column("GFLOP/s", lambda row: f"{row['gflops']:.0f}"),
     Column("of peak", _share),
 )
 FASTEST = (Column("vs fastest", _interval(BEST)), Column("(which)", _which))
+CONV1D = Column("vs F.conv1d", _median("conv1d"))
 AGAINST = tuple(Column(f"vs {spelled(name)}", _median(name)) for name in BASELINES)
 
 
@@ -134,8 +132,7 @@ def worst(rows: Sequence[Row]) -> Table:
         for suite in SUITES
         if (mine := [row for row in timed if row["suite"] == suite])
     ]
-    against = Column("vs F.conv1d", _median("conv1d"))
-    return table(lowest, (_fact("suite"), *CASE, DENSITY, *FASTEST, against), text_columns=3)
+    return table(lowest, (_fact("suite"), *CASE, DENSITY, *FASTEST, CONV1D), text_columns=3)
 
 
 def faster_baselines(rows: Iterable[Row]) -> Table:
@@ -144,8 +141,7 @@ def faster_baselines(rows: Iterable[Row]) -> Table:
     lost.sort(key=lambda row: ratio(row) or ())
     channels = Column("channels", lambda row: f"{row['in_channels']} → {row['out_channels']}")
     shape = (_fact("batch"), channels, _fact("kernel_size"), _fact("length"), DENSITY)
-    against = Column("vs F.conv1d", _median("conv1d"))
-    return table(lost, (*CASE, *shape, *FASTEST, against), text_columns=2)
+    return table(lost, (*CASE, *shape, *FASTEST, CONV1D), text_columns=2)
 
 
 def absences(rows: Iterable[Row]) -> list[str]:
@@ -175,7 +171,7 @@ def network(rows: Iterable[Row]) -> Table:
     return table(
         rows,
         (
-            mode, _fact("length"), _fact("threads"), Column("ms", _ms("sparse")),
+            mode, _fact("length"), _fact("threads"), MS,
             Column("vs masked", _interval("masked_dense")),
             Column("vs best", _median("dense_best")),
             Column("(which)", lambda row: row.get("settings", {}).get("dense_best", "-")),
@@ -247,7 +243,7 @@ def when_it_pays(document: Mapping[str, Any]) -> Table:
         _which(row) for row in rows
         if row["suite"] == "density" and (found := ratio(row)) and found.median < 1
     )  # fmt: skip
-    crossings = [goals.lowest_break_even(rows, goals.over(name)) for name in ("conv1d", BEST)]
+    crossings = [goals.lowest_break_even(rows, name) for name in ("conv1d", BEST)]
     shown = [
         "above 100 %" if math.isinf(crossing[0]) else f"{crossing[0]:.0%}"
         for crossing in crossings
