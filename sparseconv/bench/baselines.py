@@ -70,12 +70,11 @@ def _dense(
     image, weight, g = (convert(t) for t in (x, dense_weight(values, pattern), grad))
     fits = len(set(geometry.padding)) == 1 and geometry.padding_mode == "zeros"
     inside = geometry.padding[0] if fits else 0  # one call pads by itself
-    height = [1] * (image.dim() - 3)
-    sizes = (
-        [*height, geometry.stride],
-        [*(0 for _ in height), inside],
-        [*height, geometry.dilation],
-    )
+
+    def spatial(size: int, height: int) -> list[int]:
+        return [size] if image.dim() == 3 else [height, size]
+
+    sizes = spatial(geometry.stride, 1), spatial(inside, 0), spatial(geometry.dilation, 1)
     # The input's gradient reads the input's shape only.
     shaped = image if fits else convert(x.new_empty(_pad(x, geometry).shape))
 
@@ -84,16 +83,9 @@ def _dense(
 
     def backward(wanted: int, input: Tensor) -> Tensor:
         chosen = [wanted == i for i in range(3)]
+        transposed, groups = (False, spatial(0, 0)), geometry.groups
         result: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            g,
-            input,
-            weight,
-            None,
-            *sizes,
-            False,
-            [0, *(0 for _ in height)],
-            geometry.groups,
-            chosen,
+            g, input, weight, None, *sizes, *transposed, groups, chosen
         )
         return back(result[wanted])
 
@@ -223,12 +215,7 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
 
 
 def fast_size(least: int) -> int:
-    """The smallest even product of powers of 2, 3 and 5 that is not below ``least``.
-
-    Example:
-        >>> [fast_size(n) for n in (1, 129, 166, 1062)]
-        [2, 144, 180, 1080]
-    """
+    """The smallest even product of powers of 2, 3 and 5 that is not below ``least``."""
     size = least + least % 2 or 2
     while True:
         rest = size

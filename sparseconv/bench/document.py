@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +16,31 @@ Row = Mapping[str, Any]
 
 SCHEMA = 2
 BEST = "best"  # whichever baseline is the fastest
-PREPARED = {"fft": "fft_prepared"}  # what schema 1 called so
-DIGITS = 5  # of a measured number: it repeats to three at best
 
 
 def read(path: Path) -> dict[str, Any]:
     """The document in a file that ``write_json`` wrote.
 
-    One of schema 1 is understood: its ``fft`` had the weights' spectrum prepared, which is called
-    ``fft_prepared`` now; the gradient of the weights needs none. Its epochs are left out.
-
     Raises:
-        ValueError: it is no such document, or of a later schema.
+        ValueError: it is no such document, or of another schema.
     """
     document = json.loads(path.read_text(encoding="utf-8"))
     schema = document.get("schema") if isinstance(document, dict) else None
-    if schema not in (1, SCHEMA):
+    if schema != SCHEMA:
         raise ValueError(
-            f"{path} must be a benchmark document of schema 1 or {SCHEMA}, but its schema is "
+            f"{path} must be a benchmark document of schema {SCHEMA}, but its schema is "
             f"{schema!r}; write it with `python -m sparseconv bench --json` of this release"
         )
-    if schema == 1:
-        for row in document["rows"]:
-            if row["computation"] != "wgrad":
-                for key in ("ms", "ratio", "absent"):
-                    row[key] = {PREPARED.get(name, name): v for name, v in row[key].items()}
-        network = [row for row in document.get("network", []) if row["mode"] != "epoch"]
-        document["network"] = [row | {"breakdown": row.get("parts", {})} for row in network]
     return dict(document)
 
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write everything, each entry of a list on its own line."""
+    """Write everything: each entry of a list on its own line, to be read in a diff."""
     write_whole(path, dumps(document))
 
 
 def dumps(document: Mapping[str, Any]) -> str:
-    """The text of ``write_json``: small, and readable line by line in a diff.
+    """The text of ``write_json``.
 
     Example:
         >>> print(dumps({"schema": 1, "rows": [{"ms": 1.5}, {"ms": 2.0}]}), end="")
@@ -72,7 +60,7 @@ def dumps(document: Mapping[str, Any]) -> str:
 
 def write_csv(document: Mapping[str, Any], path: Path) -> None:
     """Write the rows: ``ms_conv1d``, ``ratio_conv1d``, ``ratio_conv1d_low`` and so on."""
-    flat = [dict(_flattened(row)) for row in document["rows"]]
+    flat = [_flattened(row) for row in document["rows"]]
     names = list(dict.fromkeys(name for row in flat for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
@@ -81,27 +69,24 @@ def write_csv(document: Mapping[str, Any], path: Path) -> None:
     write_whole(path, text.getvalue())
 
 
-def _flattened(row: Row) -> Iterable[tuple[str, Any]]:
-    for key, value in row.items():
-        if key == "ms":
-            yield from ((f"ms_{name}", ms) for name, ms in value.items())
-        elif key == "ratio":
-            for name, three in value.items():
-                for end, number in zip(("", "_low", "_high"), three, strict=True):
-                    yield f"ratio_{name}{end}", number
-        elif key != "absent":
-            yield key, value
+def _flattened(row: Row) -> dict[str, Any]:
+    flat = {key: row[key] for key in row if key not in ("ms", "ratio", "absent")}
+    flat |= {f"ms_{name}": ms for name, ms in row["ms"].items()}
+    for name, (median, low, high) in row["ratio"].items():
+        key = f"ratio_{name}"
+        flat |= {key: median, f"{key}_low": low, f"{key}_high": high}
+    return flat
 
 
 def rounded(value: Any) -> Any:
-    """Lists and dicts with every float in them rounded to five significant digits.
+    """Lists and dicts with every float in them rounded to five digits; it repeats to three at best.
 
     Example:
         >>> rounded([{"ms": 1.23456789, "nnz": 1234567, "data": "ACSF1"}, None])
         [{'ms': 1.2346, 'nnz': 1234567, 'data': 'ACSF1'}, None]
     """
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
+        return float(f"{value:.5g}")
     if isinstance(value, Mapping):
         return {key: rounded(entry) for key, entry in value.items()}
     return [rounded(entry) for entry in value] if isinstance(value, list) else value

@@ -29,13 +29,7 @@ FILE = Path(__file__).with_name("trained.json")
 
 
 def encode(pattern: KernelCSR) -> dict[str, Any]:
-    """The pattern as text: shape, nnz, and the mask's bits, compressed (zlib, base64).
-
-    Example:
-        >>> pattern = KernelCSR.random((4, 3, 5), 20)
-        >>> decode(encode(pattern)) == pattern
-        True
-    """
+    """The pattern as text: shape, nnz, and the mask's bits, compressed (zlib, base64)."""
     bits = np.packbits(pattern.to_mask().numpy().ravel()).tobytes()
     text = base64.b64encode(zlib.compress(bits, 9)).decode()
     return {"shape": list(pattern.shape), "nnz": pattern.nnz, "mask": text}
@@ -69,14 +63,14 @@ def pattern(layer: str) -> KernelCSR:
 def collect(folder: Path) -> dict[str, Any]:
     """What to save of the results folder of ``python -m sparseconv train``."""
     run = load_run(folder)
-    layers = run.model.sparse_layers()
+    config, layers = run.config, run.model.sparse_layers()
     return {
         "provenance": {
-            "data": run.config["data"]["name"],
-            "network": run.config["network"],
-            "recipe": run.config["recipe"],
-            "sparseconv": run.config["machine"]["sparseconv"],
-            "torch": run.config["machine"]["torch"],
+            "data": config["data"]["name"],
+            "network": config["network"],
+            "recipe": config["recipe"],
+            "sparseconv": config["machine"]["sparseconv"],
+            "torch": config["machine"]["torch"],
         },
         "layers": {"first": encode(layers[0].pattern), "last": encode(layers[-1].pattern)},
     }

@@ -58,14 +58,7 @@ def measure(call: Callable[[], object], *, repeats: int = 5) -> dict[str, float]
 
 
 def part_of(name: str, input_shapes: Any = ()) -> str | None:
-    """The part that an operation belongs to; None where its children have to say.
-
-    Example:
-        >>> part_of("aten::conv1d", [[16, 47, 128], [141, 47, 39]])
-        'dense conv forward'
-        >>> part_of("sparseconv::dgrad")
-        'sparse conv dgrad'
-    """
+    """The part that an operation belongs to; None where its children have to say."""
     if name in _WEIGHT_AT:
         at, direction = _WEIGHT_AT[name]
         return "1x1 conv" if input_shapes[at][-1] == 1 else f"dense conv {direction}"

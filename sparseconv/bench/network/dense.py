@@ -27,11 +27,6 @@ def inference_variants(model: DSN, x: Tensor) -> dict[str, Callable[[], Network]
     TorchScript, which folds BatchNorm and packs weights for oneDNN. ``channels_last`` runs 2-D
     convolutions of height 1 on channels-last memory with BatchNorm folded; ``channels_last jit`` is
     both. ``torch.compile`` is not among them: it is a baseline of its own.
-
-    Example:
-        >>> model, x = DSN(1, 2, nf=2, kernel_size=3, depth=2), torch.ones(1, 1, 8)
-        >>> sorted(inference_variants(model, x))
-        ['channels_last', 'channels_last jit', 'jit', 'plain']
     """
 
     def plain() -> nn.Module:
@@ -52,10 +47,6 @@ def training_variants(model: DSN) -> dict[str, Callable[[], nn.Module]]:
     """Makers of the masked-dense twin of ``model`` to train: as it is, and in channels-last memory.
 
     Both hold ``PremaskedConv1d``, so ``MaskedDST`` accepts them.
-
-    Example:
-        >>> sorted(training_variants(DSN(1, 2, nf=2, kernel_size=3, depth=2)))
-        ['channels_last', 'plain']
     """
     return {
         "plain": lambda: _with_fast_pool(masked_copy(model).train()),

@@ -62,12 +62,6 @@ def masked_copy(model: nn.Module) -> nn.Module:
 
     The copy computes the same function, with torch's own modules alone: a ``Block`` becomes the
     ``nn.Sequential`` that it is, the pooling of short series torch's. ``model`` is left as it was.
-
-    Example:
-        >>> from sparseconv.models import DSN
-        >>> model = DSN(1, 2, nf=4, kernel_size=9, depth=2)
-        >>> type(masked_copy(model).get_submodule("blocks.0.conv")).__name__
-        'PremaskedConv1d'
     """
     twin = copy.deepcopy(model)
     for name, layer in list(twin.named_modules()):
@@ -119,8 +113,7 @@ class MaskedDST:
     def step(self) -> bool:
         """Count one optimizer step and, if it is time, prune and grow."""
         self.step_count += 1
-        due = self.step_count <= self.end_step and self.step_count % self.update_every == 0
-        if not due:
+        if self.step_count > self.end_step or self.step_count % self.update_every:
             return False
         for layer in self.layers:
             values = layer.weight[layer.mask]
