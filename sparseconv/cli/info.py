@@ -17,16 +17,19 @@ def add_to(commands: Any) -> None:
 
 
 def _info(_: argparse.Namespace) -> int:
-    facts, versions = machine.environment_info(), machine.versions()
+    facts, versions = machine.environment_info(), machine.optional_versions()
     missing = [name for name in machine.OPTIONAL_PACKAGES if name not in versions]
     lines = [
-        ("versions", ", ".join(f"{name} {versions[name]}" for name in machine.CORE_PACKAGES)),
+        (
+            "versions",
+            ", ".join(f"{name} {facts[name]}" for name in ("sparseconv", "torch", "python")),
+        ),
         ("processor", f"{facts['cpu']} ({facts['system']})"),
         ("ISA", machine.isa()),
         ("threads", f"torch uses {facts['threads']} of {facts['cores']} cores"),
         *((f"backend {name}", state) for name, state in available_backends().items()),
         ("GPU kernels", "never yet run on a GPU; tested on a CPU, compiled for sm_80 and sm_90"),
-        *((name, versions[name]) for name in machine.OPTIONAL_PACKAGES if name in versions),
+        *versions.items(),
         *((name, "not installed: pip install 'sparseconv[tsc]'") for name in missing),
         *((name, os.environ[name]) for name in machine.VARIABLES if name in os.environ),
     ]

@@ -16,19 +16,25 @@ from sparseconv.nn.replacement import asks_for_gradients, check_module, held_out
 from sparseconv.profiling.result import LayerTimes
 
 
+class ObstacleError(Exception):
+    """Why a layer cannot be replaced."""
+
+
 @dataclass
 class Candidate:
     """An ``nn.Conv1d`` and what may take its place."""
 
-    name: str
     path: str  # "" for the model itself
     conv: nn.Conv1d
-    sparse: SparseConv1d | None  # None where there is an obstacle
-    obstacle: str
+    sparse: SparseConv1d | None = None  # None where there is an obstacle
     hooked: bool = False  # its weight's gradient has hooks, of hand-made masking for one
     chosen: bool = False
     reason: str = ""
     times: LayerTimes | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path or type(self.conv).__name__
 
     def wanted(self, selected: Collection[nn.Module] | None) -> bool:
         """Whether to measure this layer."""
@@ -39,69 +45,66 @@ class Candidate:
     def record(self) -> LayerTimes:
         """What became of the layer."""
         pattern = None if self.sparse is None else self.sparse.pattern
-        conv = self.conv
         unmeasured = LayerTimes(
             name=self.name,
-            weight_shape=(conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size),
+            weight_shape=weight_shape(self.conv),
             nnz=None if pattern is None else pattern.nnz,
             density=None if pattern is None else pattern.density,
         )
         return replace(self.times or unmeasured, sparse=self.chosen, reason=self.reason)
 
 
-def convolutions(model: nn.Module) -> dict[nn.Module, str]:
+def weight_shape(conv: nn.Conv1d) -> tuple[int, ...]:
+    return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Conv1d]:
+    """Every ``nn.Conv1d`` by its name; by each, if it stands in several places."""
     check_module(model)
-    modules = dict(model.named_modules())
-    for name, module in modules.items():
+    convs = {}
+    for name, module in model.named_modules(remove_duplicate=False):
         if "_orig_mod" in module._modules:
             raise ValueError(
                 f"convert takes a model before torch.compile, but {name or 'it'!r} is compiled; "
                 "convert its _orig_mod and compile the result"
             )
-    convs: dict[nn.Module, str] = {
-        module: name for name, module in modules.items() if isinstance(module, nn.Conv1d)
-    }
+        if isinstance(module, nn.Conv1d):
+            convs[name] = module
     if not convs:
         raise ValueError(f"{type(model).__name__} holds no nn.Conv1d, so there is none to convert")
     return convs
 
 
-def _find(
-    named: Mapping[str, nn.Module], convs: Mapping[nn.Module, str], name: str, what: str
-) -> nn.Conv1d:
+def _find(convs: Mapping[str, nn.Conv1d], name: str, what: str) -> nn.Conv1d:
     if not isinstance(name, str):
         raise TypeError(f"{what} must hold names of layers, but got {name!r}")
-    module = named.get(name)
-    if module is None or module not in convs:
+    if name not in convs:
         raise ValueError(
-            f"{what} must hold names of nn.Conv1d layers, of {sorted(convs.values())}, but got "
-            f"{name!r}"
+            f"{what} must hold names of nn.Conv1d layers, of {sorted(convs)}, but got {name!r}"
         )
-    assert isinstance(module, nn.Conv1d)
-    return module
+    return convs[name]
 
 
-def selected_layers(
-    named: Mapping[str, nn.Module], convs: Mapping[nn.Module, str], layers: Iterable[str]
-) -> set[nn.Module]:
+def selected_layers(convs: Mapping[str, nn.Conv1d], layers: Iterable[str]) -> set[nn.Module]:
     if isinstance(layers, str):
         raise TypeError(f"layers must be several names, but got the str {layers!r}; use a list")
-    return {_find(named, convs, name, "layers") for name in layers}
+    return {_find(convs, name, "layers") for name in layers}
 
 
 def checked_masks(
-    named: Mapping[str, nn.Module], convs: Mapping[nn.Module, str], masks: Mapping[str, Tensor]
+    convs: Mapping[str, nn.Conv1d], masks: Mapping[str, Tensor]
 ) -> dict[nn.Module, Tensor]:
     found: dict[nn.Module, Tensor] = {}
     for name, mask in masks.items():
-        layer = name.removesuffix("weight").removesuffix(".") if isinstance(name, str) else name
-        conv = _find(named, convs, name if name in named else layer, "masks")
+        layer = name
+        if isinstance(name, str) and name not in convs:
+            layer = name.removesuffix("weight").removesuffix(".")
+        conv = _find(convs, layer, "masks")
         if not isinstance(mask, Tensor):
             raise TypeError(f"the mask of {name!r} must be a tensor, but got {type(mask).__name__}")
-        shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
-        if mask.shape != shape:
+        if mask.shape != weight_shape(conv):
             raise ValueError(
-                f"the mask of {name!r} must have the weight's shape {shape}, but has "
+                f"the mask of {name!r} must have the weight's shape {weight_shape(conv)}, but has "
                 f"{tuple(mask.shape)}"
             )
         if not ((mask == 0) | (mask == 1)).all():
@@ -111,53 +114,54 @@ def checked_masks(
 
 
 def find_candidates(
-    model: nn.Module,
-    convs: Mapping[nn.Module, str],
-    masks: Mapping[nn.Module, Tensor],
-    selected: Collection[nn.Module],
+    model: nn.Module, masks: Mapping[nn.Module, Tensor], selected: Collection[nn.Module]
 ) -> list[Candidate]:
+    """Every ``nn.Conv1d`` once, with its sparse layer or the reason why it has none."""
     outside = dict(held_outside(model))
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for tensor in module._parameters.values():
             owners.setdefault(id(tensor), []).append(name)
     candidates = []
-    for conv, name in convs.items():
-        assert isinstance(conv, nn.Conv1d)
-        pruning = _pruning(conv)
-        obstacle = pruning if isinstance(pruning, str) else ""
-        sparse, hooked = None, False
-        if conv in outside:
-            obstacle = f"it also stands in {outside[conv]}, where nothing can replace it"
-        if not obstacle and not isinstance(pruning, str):
-            parameter, mask = pruning
+    for name, conv in model.named_modules():
+        if not isinstance(conv, nn.Conv1d):
+            continue
+        candidate = Candidate(name, conv)
+        candidates.append(candidate)
+        try:
+            if conv in outside:
+                raise ObstacleError(
+                    f"it also stands in {outside[conv]}, where nothing can replace it"
+                )
+            weight, mask = _pruning(conv)
             own = (name, f"{name}.parametrizations.weight".removeprefix("."))
-            others = [f"{owner!r}" for owner in owners[id(parameter)] if owner not in own]
+            others = [f"{owner!r}" for owner in owners[id(weight)] if owner not in own]
             if others:
-                obstacle = f"it shares its weight with {', '.join(others)}"
-            else:
-                mask = masks.get(conv, mask)
-                hooked = bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
-                sparse = SparseConv1d.from_dense(conv, mask)
-                sparse.values.requires_grad_(parameter.requires_grad)
-                if sparse.bias is not None:
-                    sparse.bias.requires_grad_(asks_for_gradients(conv, "bias"))
-        if obstacle and (conv in selected or conv in masks):
-            raise ValueError(f"layer {name!r} cannot be converted: {obstacle}")
-        label = name or type(conv).__name__
-        candidates.append(Candidate(label, name, conv, sparse, obstacle, hooked))
+                raise ObstacleError(f"it shares its weight with {', '.join(others)}")
+        except ObstacleError as obstacle:
+            candidate.reason = str(obstacle)
+            if conv in selected or conv in masks:
+                raise ValueError(f"layer {name!r} cannot be converted: {obstacle}") from None
+            continue
+        candidate.hooked = bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
+        candidate.sparse = sparse = SparseConv1d.from_dense(conv, masks.get(conv, mask))
+        sparse.values.requires_grad_(weight.requires_grad)
+        if sparse.bias is not None:
+            sparse.bias.requires_grad_(asks_for_gradients(conv, "bias"))
     return candidates
 
 
-def _pruning(conv: nn.Conv1d) -> tuple[Tensor, Tensor | None] | str:
-    """The parameter behind the weight and its mask (None: its zeros), or what is in the way."""
+def _pruning(conv: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
+    """The parameter behind the weight, and its mask (None: its zeros)."""
     kind = type_before_parametrizations(conv)
     if kind is not nn.Conv1d:
-        return f"a {kind.__name__} may compute something else than nn.Conv1d"
+        raise ObstacleError(f"a {kind.__name__} may compute something else than nn.Conv1d")
     if "forward" in vars(conv):
-        return "it has a forward of its own"
+        raise ObstacleError("it has a forward of its own")
     if any(hasattr(conv, name) for name in ("values", "pattern")):
-        return "it has an attribute 'values' or 'pattern' of its own, as SparseConv1d does"
+        raise ObstacleError(
+            "it has an attribute 'values' or 'pattern' of its own, as SparseConv1d does"
+        )
     weight: Tensor | None = conv._parameters.get("weight")
     mask: Tensor | None = None
     computed: list[nn.Module] = []
@@ -169,20 +173,20 @@ def _pruning(conv: nn.Conv1d) -> tuple[Tensor, Tensor | None] | str:
             weight = parametrizations["weight"].original
             masks: list[Tensor] = [p.mask for p in computed]  # type: ignore[misc]
             mask = torch.stack([m != 0 for m in masks]).all(dim=0)
-    elif "weight_mask" in conv._buffers:
-        weight, mask = conv._parameters.get("weight_orig"), conv._buffers["weight_mask"]
+    elif (kept := conv._buffers.get("weight_mask")) is not None:
+        weight, mask = conv._parameters.get("weight_orig"), kept.bool()
     if weight is None or not bias_is_own:
         names = {type(p).__name__ for p in computed}
         names |= {type(hook).__name__ for hook in conv._forward_pre_hooks.values()}
-        return (
+        raise ObstacleError(
             f"its {'weight' if weight is None else 'bias'} is computed by other means than pruning "
             f"({', '.join(sorted(names))}); make it a plain parameter first"
         )
     if weight.dtype not in DTYPES:
-        return f"{weight.dtype} is not supported"
+        raise ObstacleError(f"{weight.dtype} is not supported")
     if weight.is_meta:
-        return "its weight holds no data, on the meta device"
-    return weight, None if mask is None else mask != 0
+        raise ObstacleError("its weight holds no data, on the meta device")
+    return weight, mask
 
 
 def _is_fake_sparsity(parametrization: nn.Module) -> bool:

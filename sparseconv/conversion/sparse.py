@@ -109,9 +109,8 @@ def convert(
         True
     """
     convs = convolutions(model)
-    named = dict(model.named_modules(remove_duplicate=False))
-    selected = None if layers is None else selected_layers(named, convs, layers)
-    given = checked_masks(named, convs, masks or {})
+    selected = None if layers is None else selected_layers(convs, layers)
+    given = checked_masks(convs, masks or {})
     if max_density is not None:
         if example_input is not None or selected is not None:
             raise ValueError(
@@ -122,22 +121,22 @@ def convert(
         if not 0 <= max_density <= 1:
             raise ValueError(f"max_density must lie in [0, 1], but got {max_density}")
     stopwatch = Stopwatch(backward, rounds, least_seconds, seed)
-    if inplace and model in convs:
+    if inplace and isinstance(model, nn.Conv1d):
         raise ValueError(
             "a model that is itself the nn.Conv1d cannot be replaced in place; use "
             "SparseConv1d.from_dense(model), or convert it without inplace"
         )
-    candidates = find_candidates(model, convs, given, selected or ())
-    arguments: tuple[Any, ...] | None = None
-    if example_input is not None:
+    candidates = find_candidates(model, given, selected or ())
+    measured = example_input is not None
+    if measured:
         arguments = copied_arguments(example_input, "example_input")
         _measure(model, [c for c in candidates if c.wanted(selected)], arguments, stopwatch)
     for candidate in candidates:
-        _decide(candidate, selected, arguments is not None, max_density)
+        _decide(candidate, selected, measured, max_density)
     chosen = [candidate for candidate in candidates if candidate.chosen]
     converted = _install(deepcopy_model(model), chosen)
     times = {}
-    if arguments is not None and chosen:
+    if measured and chosen:
         times = _measure_models(model, converted, arguments, stopwatch)
     report = ConversionReport(
         layers=tuple(candidate.record() for candidate in candidates),
@@ -172,10 +171,10 @@ def _decide(
     measured: bool,
     max_density: float | None,
 ) -> None:
-    density = candidate.sparse.pattern.density if candidate.sparse else None
-    if density is None:
-        candidate.reason = candidate.obstacle
-    elif selected is not None:
+    if candidate.sparse is None:
+        return
+    density = candidate.sparse.pattern.density
+    if selected is not None:
         candidate.chosen = candidate.conv in selected
         candidate.reason = "named in layers" if candidate.chosen else "not named in layers"
     elif density == 1:

@@ -16,7 +16,6 @@ import torch
 from sparseconv._version import __version__
 from sparseconv.ops.backends import available_backends, extension
 
-CORE_PACKAGES = ("sparseconv", "torch", "python")
 OPTIONAL_PACKAGES = ("aeon", "scikit-learn", "tqdm", "matplotlib")
 VARIABLES = ("SPARSECONV_BACKEND", "SPARSECONV_CPU_ISA")
 
@@ -32,13 +31,9 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def versions() -> dict[str, str]:
-    """Versions of this library, of what it needs and of the optional packages that are there."""
-    found = {
-        "sparseconv": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def optional_versions() -> dict[str, str]:
+    """Versions of the optional packages that are there."""
+    found = {}
     for package in OPTIONAL_PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -65,14 +60,15 @@ def environment_info() -> dict[str, str]:
         >>> sorted(environment_info())
         ['cores', 'cpp', 'cpu', 'python', 'sparseconv', 'system', 'threads', 'torch']
     """
-    found = versions()
     return {
         "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "cpp": available_backends()["cpp"],
         "system": f"{platform.system()} {platform.machine()}",
-        **{name: found[name] for name in CORE_PACKAGES},
+        "sparseconv": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
     }
 
 
