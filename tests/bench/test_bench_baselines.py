@@ -83,13 +83,6 @@ def test_a_wrong_baseline_is_left_out_with_the_reason(
     assert "wrong" in absent[computation]
 
 
-def test_a_baseline_that_cannot_run_is_left_out_with_the_reason() -> None:
-    half = CASES["bfloat16"].shrunk(outputs=8).build()
-    calls, absent = run.checked_baseline("fft", half, run.exact_results(half))
-    assert not calls
-    assert all("BFloat16" in absent[name] for name in run.COMPUTATIONS)
-
-
 def test_the_baselines_are_what_they_are_called(small: Problem) -> None:
     """Each runs the operator that its name promises; a prepared spectrum is not computed again."""
     operators = {

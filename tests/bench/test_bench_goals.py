@@ -7,33 +7,10 @@ import math
 from typing import Any
 
 import pytest
+from bench_rows import network, row
 
 from sparseconv.bench import goals, run
 from sparseconv.bench.cases import CASES
-
-
-def row(name: str, computation: str = "fprop", threads: int = 1, **fields: Any) -> dict[str, Any]:
-    """A row of a case as the command writes it, of a machine that meets every goal."""
-    case = CASES[name]
-    pattern = case.make_pattern()
-    outputs = case.n * case.output_length
-    return {
-        "case": name, "suite": case.suite, "computation": computation, "threads": threads,
-        "isa": case.isa or "avx512", "dtype": case.dtype, "length": case.length, "batch": case.n,
-        "output_length": case.output_length, "nnz": pattern.nnz, "density": pattern.density,
-        "ms": {"sparse": 1e-6 * (1 + pattern.nnz) * outputs},
-        "ratio": {"conv1d": [10.0, 9.0, 11.0], "conv2d_channels_last": [7.0, 6.0, 8.0],
-                  "fft_prepared": [4.0, 3.0, 5.0]},
-        "share_of_peak": 0.9,
-    } | fields  # fmt: skip
-
-
-def network(mode: str, length: int, ms: float = 10.0, ratio: float = 8.0) -> dict[str, Any]:
-    return {
-        "model": "DSN", "mode": mode, "length": length, "batch": 16, "in_channels": 1, "threads": 1,
-        "ms": {"sparse": ms}, "ratio": {"masked_dense": [ratio, ratio, ratio]}
-        | ({"plain_step": [0.5, 0.4, 0.6]} if mode == "update" else {}),
-    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +18,8 @@ def document() -> dict[str, Any]:
     suites = ("layer", "density", "batch", "channels", "kernel", "options", "dtype", "isa")
     names = [case.name for case in CASES.values() if case.suite in suites]
     rows = [row(name, c, t) for name in names for c in run.COMPUTATIONS for t in (1, 2)]
-    nrows = [network(mode, n) for mode in ("train", "inference", "update") for n in (24, 128, 512)]
+    nrows = [network(mode, n) for mode in ("train", "inference") for n in (24, 128, 512)]
+    nrows.append(network("update", 128, plain_step=0.5))
     return {"rows": rows, "network": nrows}
 
 
@@ -105,10 +83,7 @@ def test_break_even() -> None:
     assert goals.break_even([(0.5, 0.9), (1.0, 0.5)]) == 0.5  # dense is faster everywhere
     assert goals.break_even([(1.0, 0.25), (0.5, 4.0)]) == 0.75
     assert math.isinf(goals.break_even([(0.5, 2.0), (1.0, 1.0)]))
-    rows = [
-        row(f"uniform_{p}", ratio={"conv1d": [c, c, c], "fft": [f, f, f]})
-        for p, c, f in ((50, 4.0, 2.0), (100, 2.0, 0.5))
-    ]
+    rows = [row("uniform_50", conv1d=4.0, fft=2.0), row("uniform_100", conv1d=2.0, fft=0.5)]
     dense, fastest = goals.judge({"rows": rows, "network": []})
     assert dense.goal == "break-even with F.conv1d at a density ≥ 90%"
     assert (dense.measured, dense.verdict) == ("never below 100 % (fprop, 1 thread)", "met")
@@ -119,7 +94,7 @@ def test_break_even() -> None:
 
 
 def test_slower_than_another_is_a_miss_at_low_density_only() -> None:
-    slow = {"ratio": {"conv1d": [1.5, 1.5, 1.5], "im2col_csr": [0.9, 0.9, 0.9]}}
+    slow = {"conv1d": 1.5, "im2col_csr": 0.9}
     others = [row("kernel_3"), row("channels_1")]  # the goal is about all three suites
     dense, sparse = row("pointwise_dense", **slow), row("pointwise", **slow)
     found = goals.judge({"rows": [dense, *others], "network": []})
@@ -130,9 +105,10 @@ def test_slower_than_another_is_a_miss_at_low_density_only() -> None:
 
 
 def test_the_network() -> None:
-    slow = network("update", 128, 35.0)
-    slow["ratio"]["plain_step"] = [1 / 3.5, 0.25, 0.3]
-    rows = [network("train", 128, 10.0, 4.0), slow]
+    rows = [
+        network("train", 128, masked_dense=4.0),
+        network("update", 128, plain_step=1 / 3.5),
+    ]
     update, step, never = goals.judge({"rows": [], "network": rows})
     assert never.goal.endswith("never slower than any dense network")
     assert never.measured == "4.00x (train, L = 128, 1 thread)"

@@ -64,55 +64,29 @@ def test_the_copy_is_the_same_function(padding: str, init: str) -> None:
     assert torch.equal(before["blocks.0.conv.values"], model.state_dict()["blocks.0.conv.values"])
 
 
-def test_parameters_are_dense_and_so_are_gradients() -> None:
+def test_weights_stay_masked_while_gradients_and_moments_are_dense() -> None:
     model = network()
     twin = masked_copy(model)
     assert sum(p.numel() for p in twin.parameters()) == model.cost(20).params_dense
-    take_step(twin, torch.optim.SGD(twin.parameters(), 0.0))
-    for layer in masked_layers(twin):
-        assert layer.weight.grad is not None
-        inactive = layer.weight.grad[~layer.mask]
-        assert (inactive != 0).double().mean() > 0.5  # a channel whose ReLU is shut has none
-
-
-def test_weights_stay_masked_while_moments_of_inactive_weights_accumulate() -> None:
-    twin = masked_copy(network())
-    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
-    scheduler = MaskedDST(twin, optimizer, **SETTINGS)
-    for _ in range(7):
-        take_step(twin, optimizer)
-        for layer in masked_layers(twin):  # before scheduler.step() as well as after
-            assert (layer.weight[~layer.mask] == 0).all()
-            assert optimizer.state[layer.weight]["exp_avg"][~layer.mask].abs().max() > 0
-        scheduler.step()
-        for layer in masked_layers(twin):
-            assert (layer.weight[~layer.mask] == 0).all()
-
-
-def test_updates_keep_the_number_in_every_region() -> None:
-    model = network(init="random")
-    twin = masked_copy(model)
-    layers = masked_layers(twin)
-    nnz = [[_inside(layer, r) for r in layer.regions] for layer in layers]
-    masks = [layer.mask.clone() for layer in layers]
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
     scheduler = MaskedDST(twin, optimizer, **SETTINGS)
     updated = []
-    for _ in range(10):
+    for _ in range(7):
         take_step(twin, optimizer)
+        for layer in masked_layers(twin):  # before scheduler.step() as well as after
+            assert layer.weight.grad is not None
+            inactive = layer.weight.grad[~layer.mask]
+            assert (inactive != 0).double().mean() > 0.5  # a channel whose ReLU is shut has none
+            assert (layer.weight[~layer.mask] == 0).all()
+            assert optimizer.state[layer.weight]["exp_avg"][~layer.mask].abs().max() > 0
         updated.append(scheduler.step())
-        assert [[_inside(layer, r) for r in layer.regions] for layer in layers] == nnz
-        assert [layer.mask.sum() for layer in layers] == [sum(counts) for counts in nnz]
-    assert updated == [False, True] * 5
-    assert not any(map(torch.equal, masks, (layer.mask for layer in layers)))
-
-
-def _inside(layer: PremaskedConv1d, region: Any) -> int:
-    return int(layer.mask[slice(*region.out_channels), :, slice(*region.taps)].sum())
+        for layer in masked_layers(twin):
+            assert (layer.weight[~layer.mask] == 0).all()
+    assert updated == [False, True, False, True, False, True, False]
 
 
 def test_it_moves_what_the_sparse_scheduler_moves() -> None:
-    """Same weights, same seed, same schedule: the same patterns and values after each update."""
+    """Same weights, seed and schedule: the same patterns and values, also when it was resumed."""
     model = network(backend="reference").double()
     twin = masked_copy(model)
     # Without optimizer state both follow the same trajectory; SGD without momentum has none.
@@ -121,7 +95,11 @@ def test_it_moves_what_the_sparse_scheduler_moves() -> None:
     sparse = DSTScheduler(model, sparse_optimizer, seed=3, **SETTINGS)
     dense = MaskedDST(twin, dense_optimizer, seed=3, **SETTINGS)
     X, y = batch()
-    for _ in range(12):
+    for i in range(12):
+        if i == 5:
+            state = dense.state_dict()
+            dense = MaskedDST(twin, dense_optimizer, **SETTINGS)
+            dense.load_state_dict(state)
         for each, optimizer in ((model, sparse_optimizer), (twin, dense_optimizer)):
             optimizer.zero_grad()
             F.nll_loss(each(X.double()), y).backward()
@@ -138,20 +116,3 @@ def test_a_model_without_masked_layers_is_refused() -> None:
     model = network()
     with pytest.raises(ValueError, match="masked_copy"):
         MaskedDST(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)
-
-
-def test_state_resumes_where_it_was() -> None:
-    states = []
-    for resume in (False, True):
-        twin = masked_copy(network())
-        optimizer = torch.optim.SGD(twin.parameters(), 0.1)
-        scheduler = MaskedDST(twin, optimizer, **SETTINGS)
-        for i in range(8):
-            if resume and i == 5:
-                state = scheduler.state_dict()
-                scheduler = MaskedDST(twin, optimizer, **SETTINGS)
-                scheduler.load_state_dict(state)
-            take_step(twin, optimizer)
-            scheduler.step()
-        states.append([layer.mask for layer in masked_layers(twin)])
-    assert all(map(torch.equal, *states))
