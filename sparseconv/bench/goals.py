@@ -206,10 +206,19 @@ def _worst(
     shown: str = "{:.2f}x",
     *,
     most: bool = False,
-) -> list[Goal]:
+) -> Iterator[Goal]:
+    """Judge by the worst of the rows that have a value; no goal if there is none.
+
+    ``target`` is the least that all must reach, or with ``most`` the most that they may.
+    """
     found = [(number, _where(row)) for row in rows if (number := value(row)) is not None]
-    judged = worst_of(goal, found, target, shown, most=most)
-    return [judged] if judged else []
+    if found:
+        number, where = (max if most else min)(found, key=itemgetter(0))
+        measured = f"{shown.format(number)} ({where})"
+        if len(found) > 1:
+            measured = f"worst of {len(found)}: {measured}"
+        reached = target / max(number, 1e-9) if most else number / max(target, 1e-9)
+        yield Goal(goal, measured, _verdict(reached))
 
 
 def _where(row: Row) -> str:
@@ -219,32 +228,6 @@ def _where(row: Row) -> str:
         else f"{row['case']} {row['computation']}"
     )
     return f"{what}, {threads_text(row['threads'])}"
-
-
-def worst_of(
-    goal: str,
-    found: Sequence[tuple[float, str]],
-    target: float,
-    shown: str = "{:.2f}x",
-    *,
-    most: bool = False,
-) -> Goal | None:
-    """Judge by the worst of some values, each with what it is of; None if there are none.
-
-    ``target`` is the least that all must reach, or with ``most`` the most that they may.
-
-    Example:
-        >>> worst_of("at least 4x", [(5.0, "a"), (3.0, "b")], 4)
-        Goal(goal='at least 4x', measured='worst of 2: 3.00x (b)', verdict='missed by 25%')
-    """
-    if not found:
-        return None
-    number, where = (max if most else min)(found, key=lambda pair: pair[0])
-    measured = f"{shown.format(number)} ({where})"
-    if len(found) > 1:
-        measured = f"worst of {len(found)}: {measured}"
-    reached = target / max(number, 1e-9) if most else number / max(target, 1e-9)
-    return Goal(goal, measured, _verdict(reached))
 
 
 def _verdict(reached: float) -> str:

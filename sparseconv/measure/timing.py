@@ -73,7 +73,6 @@ def interleave(
     candidates: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 30,
-    warmup: int = 2,
     least_seconds: float = 2e-3,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
@@ -84,7 +83,6 @@ def interleave(
     Args:
         candidates: name -> call without arguments.
         rounds: number of pairs.
-        warmup: untimed calls of each candidate before the first round.
         least_seconds: calls shorter than this are repeated within a round until they last so long.
         seed: of the order.
         clock: seconds; on a GPU one that waits for it.
@@ -96,8 +94,8 @@ def interleave(
     repeats = {}
     for name, call in candidates.items():
         with context(name):
-            for _ in range(warmup):
-                call()
+            call()  # warms up, twice
+            call()
             start = clock()
             call()
             repeats[name] = max(1, int(np.ceil(least_seconds / max(clock() - start, 1e-9))))

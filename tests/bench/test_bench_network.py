@@ -120,12 +120,10 @@ def test_a_baseline_that_fails_is_absent_with_the_reason(
         raise RuntimeError("no C++ compiler found\nand more")
 
     monkeypatch.setattr(torch, "compile", fails)
-    rows = measured("train", "inference")
-    for row in rows:
+    for row in measured("train", "inference"):
         assert "dense_compiled" not in row["ms"]
         assert "no C++ compiler found" in row["absent"]["dense_compiled"]
         assert "and more" not in row["absent"]["dense_compiled"]
-    assert "-" in tables.network(rows).markdown()
 
 
 # The dense side
@@ -178,12 +176,8 @@ def test_every_way_to_train_dense_learns_the_same(padding: str) -> None:
 def test_the_dense_side_runs_none_of_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small(3), torch.randn(4, 3, 20)
     monkeypatch.setattr(fused, "apply", lambda *_: pytest.fail("a kernel of ours"))
-    y = torch.arange(4) % 2
-    for twin in (
-        masked_copy(model),
-        *(make() for make in dense.training_variants(model).values()),
-    ):
-        torch.nn.functional.nll_loss(twin(x), y).backward()
+    for make in (lambda: masked_copy(model), *dense.training_variants(model).values()):
+        make()(x).sum().backward()
 
 
 def test_the_fastest_setting_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
