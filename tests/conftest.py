@@ -21,6 +21,8 @@ collect_ignore = [
     "kernels/triton/triton_cases.py",
 ]
 
+collect_ignore_glob = ["*/conftest.py"]  # several modules of one name, without a doctest
+
 UNTESTED = pytest.StashKey[list[str]]()
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from dense_kernels import dense_ops, one_wrong
-from toy_run import refused
 
 from sparseconv.bench import document, run, suite
 from sparseconv.bench.baselines import BASELINES
@@ -117,21 +116,19 @@ def test_no_figure_is_given_for_a_wrong_kernel(
     ],
 )
 def test_refusals(
-    words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str],
+    words: list[str], expected: list[str], refused: Any,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(suite, "run", lambda *a, **k: pytest.fail("measured"))
     monkeypatch.setattr(bench, "cpp_or_reason", lambda: "")
-    refused(capsys, ["bench", *words], *expected)
+    refused(["bench", *words], *expected)
 
 
-def test_without_the_extension_it_says_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extension_it_says_so(refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "extension", None)
     monkeypatch.setattr(backends, "_missing_reason", "the C++ extension is not built (why)")
-    refused(capsys, ["bench"], "nothing to measure", "not built (why)")
+    refused(["bench"], "nothing to measure", "not built (why)")
 
 
 @pytest.mark.parametrize(

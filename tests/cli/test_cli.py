@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_run import SMALL, history, losses, write_data
+from toy_run import SMALL, history, losses
 
 import sparseconv as sc
 from sparseconv.cli import options
@@ -25,11 +25,6 @@ from sparseconv.cli.main import main
 from sparseconv.measure import machine
 from sparseconv.ops import backends
 from sparseconv.training import Recipe, checkpoint, run_folder
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    return write_data(tmp_path)
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,12 +108,12 @@ def test_train_writes_a_results_folder(
     assert str(out / "summary.md") in printed
 
 
-def test_the_same_network_as_the_classifier(data: str, tmp_path: Path) -> None:
-    assert main(["train", data, "--epochs", "3", "--out", str(tmp_path / "a"), *SMALL]) == 0
+def test_the_same_network_as_the_classifier(data: str, out: Path) -> None:
+    assert main(["train", data, "--epochs", "3", "--out", str(out), *SMALL]) == 0
     with np.load(data) as arrays:
         classifier = sc.DSNClassifier(nf=3, kernel_size=6, depth=2, epochs=3, random_state=4)
         classifier.fit(arrays["X_train"], arrays["y_train"])
-    best = checkpoint.load(tmp_path / "a" / "checkpoint.pt")["best"]["model"]
+    best = checkpoint.load(out / "checkpoint.pt")["best"]["model"]
     for name, tensor in classifier.model_.state_dict().items():
         assert torch.equal(tensor, best[name]), name
 
@@ -139,7 +134,7 @@ def test_default_folder_and_what_is_shown(
 
 
 def test_every_option_reaches_the_run(
-    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class StopError(RuntimeError):
         pass
@@ -166,21 +161,21 @@ def test_every_option_reaches_the_run(
     }  # fmt: skip
     assert (set(network), set(expected)) == (set(run_folder.NETWORK), set(run_folder.RECIPE))
     assert {*network, *expected, *run_folder.DATA} <= set(options._HELP)  # described where defined
-    words = ["train", data, "--out", str(tmp_path / "a"), "--quiet"]
+    words = ["train", data, "--out", str(out), "--quiet"]
     for name, value in (network | expected).items():
         flag = "--" + name.replace("_", "-")
         words += [flag] if value is True else [flag, str(value)]
     assert main(words) == 2
-    assert json.loads((tmp_path / "a" / "config.json").read_text())["network"] == network
+    assert json.loads((out / "config.json").read_text())["network"] == network
 
 
-def test_missing_values_as_zero(data: str, tmp_path: Path) -> None:
+def test_missing_values_as_zero(data: str, tmp_path: Path, out: Path) -> None:
     with np.load(data) as arrays:
         content = dict(arrays)
     content["X_train"][0, 3] = np.nan
     np.savez(data, **content)
     words = ["train", data, "--epochs", "1", *SMALL]
-    assert main([*words, "--out", str(tmp_path / "a")]) == 2
+    assert main([*words, "--out", str(out)]) == 2
     assert main([*words, "--out", str(tmp_path / "b"), "--nan-to-zero"]) == 0
     assert main(["train", data, "--out", str(tmp_path / "b"), "--resume", "--quiet"]) == 0
 
@@ -223,12 +218,11 @@ def test_interrupted_and_resumed_is_as_undisturbed(
 
 
 def test_resuming_before_the_first_epoch_and_after_the_last(
-    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    out = tmp_path / "a"
     words = ["train", data, "--epochs", "2", *SMALL, "--out", str(out)]
     with monkeypatch.context() as patched:
         patched.setattr(train_command, "train", interrupted)
@@ -242,14 +236,13 @@ def test_resuming_before_the_first_epoch_and_after_the_last(
     assert losses(out) == before
 
 
-def test_as_a_process(data: str, tmp_path: Path) -> None:
+def test_as_a_process(data: str, out: Path) -> None:
     """The command itself: info, Ctrl-C in the middle of a long run, exit codes, no traceback."""
     environment = os.environ | {
         "PYTHONPATH": str(Path(sc.__file__).parents[1]),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "sparseconv"]
-    out = tmp_path / "a"
     words = [*command, "train", data, "--epochs", "100000", *SMALL, "--out", str(out)]
     info = subprocess.Popen([*command, "info"], stdout=subprocess.PIPE, text=True, env=environment)
     run = subprocess.Popen(

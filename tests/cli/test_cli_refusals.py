@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from toy_run import SMALL, files, refused, write_data
+from toy_run import SMALL, files
 
 from sparseconv.cli.main import main
 from sparseconv.ops import backends
 from sparseconv.training.run_folder import RECIPE
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    return write_data(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -34,28 +30,23 @@ def data(tmp_path: Path) -> str:
     ],
 )
 def test_bad_options_write_nothing(
-    data: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    expected: list[str],
+    data: str, out: Path, refused: Any, words: list[str], expected: list[str]
 ) -> None:
-    out = tmp_path / "a"
-    refused(capsys, ["train", data, "--out", str(out), *SMALL, *words], *expected)
+    refused(["train", data, "--out", str(out), *SMALL, *words], *expected)
     assert not out.exists()
 
 
 def test_a_backend_that_cannot_run_writes_nothing(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: str, out: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["train", data, "--out", str(tmp_path / "a"), *SMALL, "--backend", "cpp"]
+    words = ["train", data, "--out", str(out), *SMALL, "--backend", "cpp"]
     if backends.extension is not None:
         with monkeypatch.context() as patched:
             patched.setenv("SPARSECONV_CPU_ISA", "mmx")
-            refused(capsys, words, "SPARSECONV_CPU_ISA", "mmx", "baseline")
+            refused(words, "SPARSECONV_CPU_ISA", "mmx", "baseline")
     monkeypatch.setattr(backends, "extension", None)
-    refused(capsys, words, "backend 'cpp' cannot run")
-    assert not (tmp_path / "a").exists()
+    refused(words, "backend 'cpp' cannot run")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -69,68 +60,59 @@ def test_bad_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None
     assert "usage: python -m sparseconv" in capsys.readouterr().err
 
 
-def test_unknown_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "a"
+def test_unknown_data(tmp_path: Path, out: Path, refused: Any) -> None:
     words = ["train", "GunPont", "--out", str(out)]
-    refused(capsys, words, "no data set 'GunPont'", "GunPoint", "_TRAIN.ts", ".npz")
-    refused(capsys, ["train", str(tmp_path), "--out", str(out)], "one pair NAME_TRAIN.ts")
+    refused(words, "no data set 'GunPont'", "GunPoint", "_TRAIN.ts", ".npz")
+    refused(["train", str(tmp_path), "--out", str(out)], "one pair NAME_TRAIN.ts")
     assert not out.exists()
 
 
-def test_folders_that_are_not_free(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "a"
+def test_folders_that_are_not_free(data: str, out: Path, refused: Any) -> None:
     words = ["train", data, "--epochs", "2", *SMALL, "--out", str(out)]
     out.write_text("a file")
-    refused(capsys, words, str(out), "is a file", "--out")
+    refused(words, str(out), "is a file", "--out")
     out.unlink()
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
-    refused(capsys, words, str(out), "holds other files", "--out")
-    refused(capsys, [*words, "--resume"], "nothing to resume")
+    refused(words, str(out), "holds other files", "--out")
+    refused([*words, "--resume"], "nothing to resume")
     assert files(out) == {"thesis.tex": b"mine"}
     (out / "thesis.tex").unlink()
     assert main(words) == 0
     before = files(out)
-    refused(capsys, words, str(out), "holds a run already", "--resume", "--out")
+    refused(words, str(out), "holds a run already", "--resume", "--out")
     assert files(out) == before
 
 
 def test_a_run_without_a_checkpoint_does_not_block_its_folder(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: str, out: Path, refused: Any
 ) -> None:
-    out = tmp_path / "a"
     words = ["train", data, "--epochs", "2", *SMALL, "--out", str(out)]
-    refused(capsys, [*words, "--lr", "1e38"], "the training loss became", "lower lr")
+    refused([*words, "--lr", "1e38"], "the training loss became", "lower lr")
     assert files(out).keys() == {"config.json"}
     (out / "checkpoint.pt.partial").write_bytes(b"killed while it wrote its first checkpoint")
     assert main(words) == 0
     assert json.loads((out / "config.json").read_text())["recipe"]["lr"] == RECIPE["lr"]
-    refused(capsys, words, "holds a run already")
+    refused(words, "holds a run already")
 
 
 def test_without_matplotlib_nothing_is_trained(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: str, out: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    out = tmp_path / "a"
-    refused(capsys, ["train", data, "--out", str(out), *SMALL], "figures need matplotlib", "pip")
+    refused(["train", data, "--out", str(out), *SMALL], "figures need matplotlib", "pip")
     assert not out.exists()
 
 
-def test_resuming_something_else(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "a"
+def test_resuming_something_else(data: str, tmp_path: Path, out: Path, refused: Any) -> None:
     words = ["train", data, "--out", str(out), "--resume", "--quiet"]
     assert main(["train", data, "--epochs", "2", *SMALL, "--out", str(out)]) == 0
     before = files(out)
-    refused(capsys, [*words, "--epochs", "3"], "has epochs=2, but --epochs asks for 3", "--out")
-    refused(capsys, [*words, "--kernel-size", "7"], "has kernel_size=6, but --kernel-size asks")
+    refused([*words, "--epochs", "3"], "has epochs=2, but --epochs asks for 3", "--out")
+    refused([*words, "--kernel-size", "7"], "has kernel_size=6, but --kernel-size asks")
     with np.load(data) as arrays:
         np.savez(tmp_path / "other.npz", **(dict(arrays) | {"X_train": arrays["X_train"] + 1}))
-    refused(capsys, ["train", str(tmp_path / "other.npz"), *words[2:]], "another run", "data")
+    refused(["train", str(tmp_path / "other.npz"), *words[2:]], "another run", "data")
     with np.load(data) as arrays:
         whole = dict(arrays)
     for changes, text in (
@@ -141,12 +123,12 @@ def test_resuming_something_else(
         ({"y_train": whole["y_train"] + "er", "y_test": whole["y_test"] + "er"}, "classes is"),
     ):
         np.savez(data, **(whole | changes))
-        refused(capsys, words, text)
+        refused(words, text)
         assert files(out) == before
     np.savez(data, **whole)
 
     (out / "checkpoint.pt").write_bytes(before["checkpoint.pt"][:1000])
-    refused(capsys, words, "checkpoint.pt is not a readable checkpoint")
+    refused(words, "checkpoint.pt is not a readable checkpoint")
     for text in ("", "{}", "[1]", '{"data": 1, "network": 2, "recipe": 3}'):
         (out / "config.json").write_text(text)
-        refused(capsys, words, "config.json is not the config.json of a run", "another folder")
+        refused(words, "config.json is not the config.json of a run", "another folder")

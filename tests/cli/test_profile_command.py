@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fake_clock import fake_clock
-from toy_run import SMALL, files, refused, write_data
+from toy_run import SMALL, files, write_data
 
 from sparseconv import profiling
 from sparseconv.cli.main import main
@@ -119,21 +119,19 @@ def test_a_fresh_network(asked: list[dict[str, Any]], tmp_path: Path) -> None:
         ),
     ],
 )
-def test_refusals(
-    words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    refused(capsys, ["profile", *words], *expected)
+def test_refusals(words: list[str], expected: list[str], refused: Any) -> None:
+    refused(["profile", *words], *expected)
 
 
-def test_a_run_that_cannot_be_read(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, ["profile", str(run_folder), "--nf", "4"], "has nf=3, but --nf asks for 4")
+def test_a_run_that_cannot_be_read(run_folder: Path, refused: Any) -> None:
+    refused(["profile", str(run_folder), "--nf", "4"], "has nf=3, but --nf asks for 4")
     other = run_folder / "other.pt"
     checkpoint.save(other, {"weights": {}})
-    refused(capsys, ["profile", str(other)], "other.pt holds no best epoch")
+    refused(["profile", str(other)], "other.pt holds no best epoch")
     (run_folder / "checkpoint.pt").write_bytes(b"")
-    refused(capsys, ["profile", str(run_folder)], "checkpoint.pt is not a readable checkpoint")
+    refused(["profile", str(run_folder)], "checkpoint.pt is not a readable checkpoint")
     (run_folder / "config.json").write_text("{}")
-    refused(capsys, ["profile", str(run_folder)], "config.json is not the config.json of a run")
+    refused(["profile", str(run_folder)], "config.json is not the config.json of a run")
 
 
 def test_the_command_line_is_light() -> None:

@@ -12,6 +12,7 @@ from dst_runs import (
     OPTIMIZERS,
     amounts,
     batches,
+    scheduled,
     snapshot,
     sparse_layers,
     spread,
@@ -22,16 +23,14 @@ from tiny import same
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparseconv import DSTScheduler, KernelCSR, SparseConv1d
+from sparseconv import KernelCSR, SparseConv1d
 
 # --- the schedule ---
 
 
 def test_updates_happen_at_multiples_up_to_the_end_and_follow_the_cosine() -> None:
-    model = two_layers()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
     settings = {"update_every": 3, "end_step": 13, "decay_steps": 10, "prune_floor": 0.001}
-    dst = DSTScheduler(model, optimizer, **settings, prune_fraction=0.5)
+    model, _, dst = scheduled(**settings, prune_fraction=0.5)
     assert dst.prune_fraction_now == 0.5
     updated_at = []
     for step in range(1, 20):
@@ -55,7 +54,7 @@ def test_updates_happen_at_multiples_up_to_the_end_and_follow_the_cosine() -> No
     assert dst.updates == 4
     for text in ("2 layers", "update_every=3", "updates=4"):
         assert text in repr(dst)
-    dst = DSTScheduler(model, optimizer, update_every=1, end_step=4)  # decays until its end
+    _, _, dst = scheduled(end_step=4)  # decays until its end
     assert [dst.step() for _ in range(6)] == [True, True, True, False, False, False]
     assert dst.prune_fraction_now == 0.0  # at step 4 nothing is left to prune
 
@@ -65,18 +64,15 @@ def test_static_and_layers_without_regions_never_change() -> None:
         model = two_layers()
         for layer in sparse_layers(model):
             layer.regions = layer.regions if regions is None else regions
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        _, optimizer, dst = scheduled(model, grow=grow)
         before = snapshot(model, optimizer)
-        dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow=grow)
         assert [dst.step() for _ in range(5)] == [False] * 5
         assert same(snapshot(model, optimizer), before)
         assert dst.updates == 0
 
 
 def test_itop_rate_is_the_share_of_weights_that_were_ever_active() -> None:
-    model = two_layers()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    dst = DSTScheduler(model, optimizer, update_every=1, end_step=99, prune_floor=0.3)
+    model, _, dst = scheduled(end_step=99, prune_floor=0.3)
     ever = [layer.pattern.to_mask() for layer in sparse_layers(model)]
     for _ in range(12):
         total = sum(int(mask.sum()) for mask in ever)
@@ -91,9 +87,7 @@ def test_itop_rate_is_the_share_of_weights_that_were_ever_active() -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("grow", ["random", "gradient"])
 def test_survivors_keep_everything_and_grown_weights_start_from_zero(name: str, grow: str) -> None:
-    model = two_layers()
-    optimizer = OPTIMIZERS[name](model.parameters())
-    dst = DSTScheduler(model, optimizer, update_every=4, end_step=40, grow=grow)
+    model, optimizer, dst = scheduled(None, name, update_every=4, end_step=40, grow=grow)
     data = batches()
     checked = 0
     for step in range(1, 13):
@@ -143,8 +137,7 @@ def test_empty_and_single_weight_layers_are_ordinary() -> None:
     for nnz in (0, 1):
         pattern = KernelCSR.from_positions(torch.arange(nnz), (2, 1, 3))
         layer = SparseConv1d(1, 2, 3, pattern=pattern)
-        optimizer = torch.optim.Adam(layer.parameters())
-        dst = DSTScheduler(layer, optimizer, update_every=1, end_step=50, grow="gradient")
+        _, optimizer, dst = scheduled(layer, "Adam", grow="gradient")
         for _ in range(5):
             train_step(layer, optimizer, torch.randn(2, 1, 9))
             assert dst.step() == bool(nnz)
@@ -173,8 +166,7 @@ def test_a_random_update_makes_nothing_of_the_size_of_the_dense_weight() -> None
     sizes = {}
     for grow in ("random", "gradient"):
         layer = SparseConv1d(24, 32, 100, density=0.01)
-        optimizer = torch.optim.Adam(layer.parameters())
-        dst = DSTScheduler(layer, optimizer, update_every=1, end_step=9, grow=grow)
+        _, optimizer, dst = scheduled(layer, "Adam", grow=grow)
         train_step(layer, optimizer, torch.randn(1, 24, 120))
         with LargestTensor() as largest:
             assert dst.step()
@@ -188,9 +180,7 @@ def test_a_random_update_makes_nothing_of_the_size_of_the_dense_weight() -> None
 def test_an_update_neither_reads_nor_advances_the_global_generator() -> None:
     runs = []
     for seed in (0, 1):
-        model = two_layers()
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, seed=3)
+        model, _, dst = scheduled(seed=3)
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         for _ in range(4):
@@ -198,8 +188,6 @@ def test_an_update_neither_reads_nor_advances_the_global_generator() -> None:
         assert torch.equal(torch.get_rng_state(), before)
         runs.append([layer.pattern for layer in sparse_layers(model)])
     assert runs[0] == runs[1]
-    other = two_layers()
-    DSTScheduler(
-        other, torch.optim.SGD(other.parameters(), 0.1), update_every=1, end_step=9, seed=4
-    ).step()
+    other, _, dst = scheduled(seed=4)
+    dst.step()
     assert [layer.pattern for layer in sparse_layers(other)] != runs[0]

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from dst_runs import batches, snapshot, sparse_layers, train_step, two_layers
+from dst_runs import batches, scheduled, snapshot, sparse_layers, train_step, two_layers
 from tiny import same
 from torch import Tensor
 
-from sparseconv import DSTScheduler, Region, SparseConv1d
+from sparseconv import Region, SparseConv1d
 
 
 def largest_gradients(layer: SparseConv1d, dense_grad: Tensor, fraction: float) -> Tensor:
@@ -66,8 +66,7 @@ def test_growth_picks_exactly_the_largest_dense_gradients(
     torch.manual_seed(3)
     layer = SparseConv1d(4, 6, 5, density=0.25, dtype=torch.float64, **options)
     layer.regions = (Region((0, 2), (0, 3)), Region((2, 6), (1, 5)))
-    optimizer = torch.optim.SGD([layer.values], 0.01)
-    dst = DSTScheduler(layer, optimizer, update_every=2, end_step=100, grow="gradient")
+    _, optimizer, dst = scheduled(layer, update_every=2, end_step=100, grow="gradient")
     for step in range(1, 9):
         x = torch.randn(*([2] if batched else []), 4, 23, dtype=torch.float64)
         weight, dense = dense_twin(layer)
@@ -87,8 +86,7 @@ def test_growth_picks_exactly_the_largest_dense_gradients(
 def test_gradients_add_up_over_backwards_and_uses_while_other_forwards_do_not_count() -> None:
     torch.manual_seed(4)
     layer = SparseConv1d(3, 3, 5, padding=2, density=0.3, dtype=torch.float64)
-    optimizer = torch.optim.SGD(layer.parameters(), 0.01)
-    dst = DSTScheduler(layer, optimizer, update_every=1, end_step=100, grow="gradient")
+    _, optimizer, dst = scheduled(layer, end_step=100, grow="gradient")
     for _ in range(4):
         weight, dense = dense_twin(layer)
         optimizer.zero_grad()
@@ -117,9 +115,7 @@ def test_gradients_add_up_over_backwards_and_uses_while_other_forwards_do_not_co
 
 
 def test_gradient_growth_without_a_backward_pass_is_refused_and_can_be_repaired() -> None:
-    model = two_layers()
-    optimizer = torch.optim.Adam(model.parameters())
-    dst = DSTScheduler(model, optimizer, update_every=2, end_step=9, grow="gradient")
+    model, optimizer, dst = scheduled(None, "Adam", update_every=2, grow="gradient")
     data = batches()
     late = model(next(data)).square().mean()  # made before the step that is watched
     dst.step()
@@ -140,8 +136,7 @@ def test_watching_ends_with_the_update_and_leaves_nothing_behind() -> None:
     layer = model[0]
     for sparse in sparse_layers(model):
         sparse.backend = "reference"  # whose graphs still run backward after an update
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    dst = DSTScheduler(model, optimizer, update_every=2, end_step=4, grow="gradient")
+    _, optimizer, dst = scheduled(model, update_every=2, end_step=4, grow="gradient")
     assert not layer._forward_hooks
     dst.step()
     assert len(layer._forward_hooks) == 1
@@ -162,9 +157,7 @@ def test_watching_ends_with_the_update_and_leaves_nothing_behind() -> None:
 
 
 def test_a_watched_model_can_be_copied_and_pickled_and_outlives_its_scheduler() -> None:
-    layer = two_layers()[2]
-    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
-    dst = DSTScheduler(layer, optimizer, update_every=1, end_step=4, grow="gradient")
+    layer, _, dst = scheduled(two_layers()[2], end_step=4, grow="gradient")
     x = torch.randn(1, 6, 9)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         twin(x).sum().backward()
@@ -179,9 +172,7 @@ def test_a_watched_model_can_be_copied_and_pickled_and_outlives_its_scheduler() 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))])
 @pytest.mark.parametrize("seen", [False, True], ids=["before backward", "after backward"])
 def test_a_copied_run_continues_like_the_original(copied: Callable[[Any], Any], seen: bool) -> None:
-    model = two_layers()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    dst = DSTScheduler(model, optimizer, update_every=2, end_step=9, grow="gradient")
+    model, optimizer, dst = scheduled(None, "Adam", update_every=2, grow="gradient")
     data = [x for x, _ in zip(batches(), range(6), strict=False)]
     train_step(model, optimizer, data[0])
     dst.step()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dst_runs import batches, snapshot, train_step, two_layers
+from dst_runs import batches, scheduled, snapshot, train_step, two_layers
 from tiny import same
 from torch import nn
 
@@ -23,15 +23,10 @@ from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d
 @pytest.mark.promise("P9")
 @pytest.mark.parametrize("grow", ["random", "gradient", "static"])
 def test_a_resumed_run_continues_bit_for_bit(grow: str) -> None:
-    def fresh(seed: int) -> tuple[nn.Sequential, torch.optim.Optimizer, DSTScheduler]:
-        model = two_layers(seed=seed)
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        settings = {"update_every": 3, "end_step": 25, "grow": grow, "seed": 11}
-        return model, optimizer, DSTScheduler(model, optimizer, **settings)
-
+    settings = {"update_every": 3, "end_step": 25, "grow": grow, "seed": 11}
     data = [x for x, _ in zip(batches(), range(30), strict=False)]
     for stop in (8, 9, 10):  # before, at and after an update; watching or not
-        parts = fresh(seed=0)
+        parts = scheduled(two_layers(), "Adam", **settings)
         for step, x in enumerate(data):
             if step == stop:
                 file = io.BytesIO()
@@ -39,7 +34,7 @@ def test_a_resumed_run_continues_bit_for_bit(grow: str) -> None:
             train_step(*parts[:2], x)
             parts[2].step()
         file.seek(0)
-        resumed = fresh(seed=1)
+        resumed = scheduled(two_layers(seed=1), "Adam", **settings)
         for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
             part.load_state_dict(state)
         for x in data[stop:]:
@@ -51,9 +46,7 @@ def test_a_resumed_run_continues_bit_for_bit(grow: str) -> None:
 
 
 def test_a_saved_state_is_independent_of_the_running_scheduler() -> None:
-    model = two_layers()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9)
+    _, _, dst = scheduled()
     state = dst.state_dict()
     kept = copy.deepcopy(state)
     dst.step()
@@ -111,9 +104,7 @@ def edit(key: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], A
 def test_a_foreign_state_is_refused_and_changes_nothing(
     change: Callable[[dict[str, Any]], Any], error: type[Exception], message: str
 ) -> None:
-    model = two_layers()
-    optimizer = torch.optim.Adam(model.parameters())
-    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9)
+    model, optimizer, dst = scheduled(None, "Adam")
     other = DSTScheduler(model, optimizer, update_every=1, end_step=9)
     other.step()
     before = snapshot(model, optimizer, dst)
@@ -210,9 +201,7 @@ def test_an_update_that_fails_leaves_everything_as_it_was(
     change: Callable[[SparseConv1d], None], message: str
 ) -> None:
     """The second layer is at fault, after the first one's growth was drawn."""
-    model = two_layers()
-    optimizer = torch.optim.Adam(model.parameters())
-    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9)
+    model, optimizer, dst = scheduled(None, "Adam")
     train_step(model, optimizer, next(batches()))
     good = model[2].regions
     change(model[2])
@@ -226,9 +215,7 @@ def test_an_update_that_fails_leaves_everything_as_it_was(
 
 
 def test_numpy_numbers_are_taken() -> None:
-    model = two_layers()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    plain = DSTScheduler(model, optimizer, update_every=3, end_step=9, seed=4)
+    model, optimizer, plain = scheduled(update_every=3, seed=4)
     three, nine, half = np.int64(3), np.int32(9), np.float64(0.5)
     settings = {"update_every": three, "end_step": nine, "prune_fraction": half}
     dst = DSTScheduler(model, optimizer, **settings, seed=np.int64(4))

@@ -37,6 +37,16 @@ def two_layers(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequenti
     return nn.Sequential(first, nn.Tanh(), second)
 
 
+def scheduled(
+    model: nn.Module | None = None, optimizer: str = "SGD", **settings: Any
+) -> tuple[Any, torch.optim.Optimizer, DSTScheduler]:
+    """A model (default: ``two_layers``), its optimizer, and a scheduler of one update a step."""
+    model = two_layers() if model is None else model
+    algorithm = OPTIMIZERS[optimizer](model.parameters())
+    settings = {"update_every": 1, "end_step": 9, **settings}
+    return model, algorithm, DSTScheduler(model, algorithm, **settings)
+
+
 def sparse_layers(model: nn.Module) -> list[SparseConv1d]:
     return [layer for layer in model.modules() if isinstance(layer, SparseConv1d)]
 

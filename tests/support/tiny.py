@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -66,13 +68,18 @@ def run(model: nn.Module, recipe: Recipe = RECIPE, **arguments: Any) -> Training
     return train(model, *data(), recipe, **{"progress": False, **arguments})
 
 
-def interrupt_after(model: nn.Module, forward_passes: int) -> Any:
-    count = 0
+def interrupted(
+    model: nn.Module, forward_passes: int, text: str | None = None, **arguments: Any
+) -> str:
+    """Train ``model`` until Ctrl-C after as many forward passes; returns what that then says."""
+    passes = itertools.count()
 
     def hook(*_: Any) -> None:
-        nonlocal count
-        count += 1
-        if count > forward_passes:
+        if next(passes) == forward_passes:
             raise KeyboardInterrupt
 
-    return model.register_forward_pre_hook(hook)
+    handle = model.register_forward_pre_hook(hook)
+    with pytest.raises(KeyboardInterrupt, match=text) as stop:
+        run(model, **arguments)
+    handle.remove()
+    return str(stop.value)

@@ -6,9 +6,6 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-from sparseconv.cli.main import main
 
 SMALL = ["--nf", "3", "--kernel-size", "6", "--depth", "2", "--seed", "4", "--quiet"]
 SMALL += ["--threads", "1"]
@@ -40,14 +37,3 @@ def files(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
-
-
-def refused(capsys: pytest.CaptureFixture[str], words: list[str], *expected: str) -> None:
-    capsys.readouterr()
-    assert main(words) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    assert line.startswith("error: ")
-    for text in expected:
-        assert text in line

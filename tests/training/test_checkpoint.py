@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import RECIPE, WithDropout, data, interrupt_after, network, run, same
+from tiny import RECIPE, WithDropout, data, interrupted, network, run, same
 from torch import Tensor, nn
 
 from sparseconv.training import checkpoint
@@ -34,19 +34,15 @@ def test_resumed_runs_end_with_the_same_bits(
     expected = run(undisturbed, out=tmp_path / "a", **arguments)
     finished = 0
     for forward_passes in (3, 14, 9, 5):  # of 4 an epoch, and one that checks the model
-        model = make()
-        hook = interrupt_after(model, forward_passes)
-        with pytest.raises(KeyboardInterrupt) as stop:
-            run(model, out=tmp_path / "b", resume=True, **arguments)
-        hook.remove()
+        said = interrupted(make(), forward_passes, out=tmp_path / "b", resume=True, **arguments)
         done = finished + (forward_passes - 1) // 4
         finished = done - done % checkpoint_every
         if finished:
-            assert f"state after epoch {finished}: resume with" in str(stop.value)
+            assert f"state after epoch {finished}: resume with" in said
             content = checkpoint.load(tmp_path / "b" / "checkpoint.pt")
             assert len(content["history"]) == finished
         else:
-            assert "no epoch of this run has been saved yet" in str(stop.value)
+            assert "no epoch of this run has been saved yet" in said
         count_cases(1)
     model = make()
     result = run(model, out=tmp_path / "b", resume=True, **arguments)
@@ -73,20 +69,13 @@ def test_resuming_a_finished_run_only_restores_its_best_epoch(tmp_path: Path) ->
 def test_an_interrupted_model_holds_the_best_epoch_so_far(tmp_path: Path) -> None:
     model = network()
     given = checkpoint.snapshot(model)
-    hook = interrupt_after(model, 3)
-    with pytest.raises(KeyboardInterrupt, match="nothing was saved"):
-        run(model)
-    hook.remove()
+    interrupted(model, 3, "nothing was saved")
     assert same(dict(model.state_dict()), dict(given))
-    interrupt_after(model, 18)
-    with pytest.raises(KeyboardInterrupt, match="in epoch 5 of 7"):
-        run(model, out=tmp_path)
+    interrupted(model, 18, "in epoch 5 of 7", out=tmp_path)
     best = checkpoint.load(tmp_path / "checkpoint.pt")["best"]
     assert same(dict(model.state_dict()), dict(best["model"]))
-    model = network()
-    interrupt_after(model, 3)
-    with pytest.raises(KeyboardInterrupt, match="no epoch of this run has been saved yet"):
-        run(model, out=tmp_path)  # where the file of an older run is
+    # Where the file of an older run is:
+    interrupted(network(), 3, "no epoch of this run has been saved yet", out=tmp_path)
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
@@ -180,10 +169,7 @@ def _set_moments(content: dict[str, Any], name: str, change: Callable[[Tensor], 
     ],
 )
 def test_a_wellformed_checkpoint_with_wrong_content(damage: Any, tmp_path: Path) -> None:
-    interrupted = network()
-    interrupt_after(interrupted, 17)
-    with pytest.raises(KeyboardInterrupt, match="in epoch 5"):
-        run(interrupted, out=tmp_path)
+    interrupted(network(), 17, "in epoch 5", out=tmp_path)
     path = tmp_path / "checkpoint.pt"
     content = checkpoint.load(path)
     assert len(content["history"]) == 4

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_cuda_graph import FakeCudaGraph
-from tiny import RECIPE, interrupt_after, network, run, same
+from tiny import RECIPE, interrupted, network, run, same
 from torch import Tensor, nn
 
 import sparseconv as sc
@@ -236,10 +236,7 @@ def test_a_checkpoint_of_another_device_is_resumed(tmp_path: Path) -> None:
     """On CUDA the optimizer's settings are others: a tensor for ``lr``, and ``capturable``."""
     model, other, recipe = network(), network(), replace(RECIPE, epochs=4)
     run(model, recipe)
-    hook = interrupt_after(other, 10)
-    with pytest.raises(KeyboardInterrupt):
-        run(other, recipe, out=tmp_path)
-    hook.remove()
+    interrupted(other, 10, recipe=recipe, out=tmp_path)
     file = tmp_path / "checkpoint.pt"
     content = checkpoint.load(file)
     for group in content["optimizer"]["param_groups"]:

@@ -1,0 +1,38 @@
+"""What the tests of the commands share: a data set, a results folder, and how to be refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toy_run import write_data
+
+from sparseconv.cli.main import main
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return write_data(tmp_path)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "a"
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """``refused(words, *expected)``: the command ends with 2 and one line that says this."""
+
+    def check(words: list[str], *expected: str) -> None:
+        capsys.readouterr()
+        assert main(words) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        (line,) = printed.err.splitlines()
+        assert line.startswith("error: ")
+        for text in expected:
+            assert text in line
+
+    return check
