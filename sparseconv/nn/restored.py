@@ -45,52 +45,35 @@ def restored_afterwards(model: nn.Module) -> Iterator[None]:
         >>> norm.num_batches_tracked
         tensor(0)
     """
-    modules = list(model.modules())
-    attributes = [_remember(vars(module)) for module in modules]
-    buffers = [
-        (buffer, buffer.detach().clone())
-        for buffer in model.buffers()
-        if not buffer.is_inference()  # nobody can change those here
-    ]
-    python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        for module in modules:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        for module in model.modules():
+            # A level deeper than names: torch's registries (buffers, hooks) change in place.
+            for held in (vars(module), *vars(module).values()):
+                if isinstance(held, dict | list):
+                    stack.callback(_refill, held, held.copy())
             for hook in module._forward_hooks.values():
                 if isinstance(hook, DenseGradientHook):
                     stack.callback(setattr, hook, "watching", hook.watching)
                     hook.watching = False
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            for module, before in zip(modules, attributes, strict=True):
-                _restore(vars(module), before)
-            with torch.no_grad():
-                for buffer, content in buffers:
-                    # Not by its version: batch_norm writes into its statistics without counting.
-                    if not torch.equal(buffer, content):
-                        buffer.copy_(content)
+        for buffer in model.buffers():
+            if not buffer.is_inference():  # those cannot be changed here
+                stack.callback(_rewrite, buffer, buffer.detach().clone())
+        yield
 
 
-# A level deeper than the names: torch's own registries (buffers, hooks) change in place.
+def _refill(held: dict[str, Any] | list[Any], content: Any) -> None:
+    held.clear()
+    if isinstance(held, dict):
+        held.update(content)
+    else:
+        held.extend(content)
 
 
-def _remember(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {
-        name: (value, value.copy() if isinstance(value, dict | list) else None)
-        for name, value in attributes.items()
-    }
-
-
-def _restore(now: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
-    for name in now.keys() - before.keys():
-        del now[name]
-    for name, (value, content) in before.items():
-        now[name] = value
-        if isinstance(value, dict):
-            value.clear()
-            value.update(content)
-        elif isinstance(value, list):
-            value[:] = content
+@torch.no_grad()
+def _rewrite(buffer: Tensor, content: Tensor) -> None:
+    # Not by its version: batch_norm writes into its statistics without counting.
+    if not torch.equal(buffer, content):
+        buffer.copy_(content)
