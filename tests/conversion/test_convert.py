@@ -192,35 +192,6 @@ class OwnConv(nn.Conv1d):
     """A subclass, whatever it does."""
 
 
-class Odd(nn.Module):
-    """Layers that cannot be replaced, each for another reason."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.own = OwnConv(2, 2, 3)
-        self.tied, self.tied_too = nn.Conv1d(2, 2, 3), nn.Conv1d(2, 2, 3)
-        self.tied_too.weight = self.tied.weight
-        self.normed = parametrizations.weight_norm(nn.Conv1d(2, 2, 3))
-        with pytest.warns(FutureWarning, match="weight_norm"):
-            self.normed_once = nn.utils.weight_norm(nn.Conv1d(2, 2, 3))
-        self.bias_normed = parametrizations.weight_norm(nn.Conv1d(2, 2, 3), "bias")
-        self.patched = nn.Conv1d(2, 2, 3)
-        self.patched.forward = lambda x: x
-        self.listed = nn.Conv1d(2, 2, 3)
-        self.kept = [{"conv": self.listed}]
-        self.bound = nn.Conv1d(2, 2, 3)
-        self.call = self.bound.forward
-        self.complex = nn.Conv1d(2, 2, 3, dtype=torch.complex64)
-        self.meta = nn.Conv1d(2, 2, 3, device="meta")
-        self.named = nn.Conv1d(2, 2, 3)
-        self.named.values = 3
-        self.fine = nn.Conv1d(2, 2, 3)
-        self.fine.weight.data[0] = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fine(x)
-
-
 REASONS = {
     "own": "a OwnConv may compute something else than nn.Conv1d",
     "tied": "it shares its weight with 'tied_too'",
@@ -237,19 +208,29 @@ REASONS = {
 }
 
 
-def test_hooks_on_a_gradient_are_left_behind_and_that_is_said() -> None:
-    """Masking by hand keeps pruned weights at 0 so; in a sparse layer there are none."""
-    model = nn.Sequential(*(nn.Conv1d(2, 2, 3) for _ in range(3)))
-    mask = torch.zeros(2, 2, 3)
-    mask[0, 0, 0] = 1
-    masks = dict.fromkeys("012", mask)
-    model[0].weight.register_hook(lambda gradient: gradient * mask)
-    model[1].weight.register_post_accumulate_grad_hook(lambda parameter: None)
-    converted, report = sc.convert(model, masks=masks)
-    told = ["hooks on its weight's gradient are left behind" in row.reason for row in report.layers]
-    assert told == [True, True, False]
-    assert all(layer.sparse for layer in report.layers)
-    assert not converted[0].values._backward_hooks
+class Odd(nn.Module):
+    """Layers that cannot be replaced, each for another reason, and one that can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in (*REASONS, "fine"):
+            setattr(self, name, nn.Conv1d(2, 2, 3))
+        self.own = OwnConv(2, 2, 3)
+        self.tied_too.weight = self.tied.weight
+        parametrizations.weight_norm(self.normed)
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            nn.utils.weight_norm(self.normed_once)
+        parametrizations.weight_norm(self.bias_normed, "bias")
+        self.patched.forward = lambda x: x
+        self.kept = [{"conv": self.listed}]
+        self.call = self.bound.forward
+        self.complex = nn.Conv1d(2, 2, 3, dtype=torch.complex64)
+        self.meta.to("meta")
+        self.named.values = 3
+        self.fine.weight.data[0] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fine(x)
 
 
 def test_what_cannot_be_replaced_is_left_and_said() -> None:
@@ -268,3 +249,18 @@ def test_what_cannot_be_replaced_is_left_and_said() -> None:
             sc.convert(model, masks={name: torch.ones(2, 2, 3)})
         assert f"dense: {found[name].reason}" in str(report)
     assert isinstance(converted.fine, SparseConv1d)
+
+
+def test_hooks_on_a_gradient_are_left_behind_and_that_is_said() -> None:
+    """Masking by hand keeps pruned weights at 0 so; in a sparse layer there are none."""
+    model = nn.Sequential(*(nn.Conv1d(2, 2, 3) for _ in range(3)))
+    mask = torch.zeros(2, 2, 3)
+    mask[0, 0, 0] = 1
+    masks = dict.fromkeys("012", mask)
+    model[0].weight.register_hook(lambda gradient: gradient * mask)
+    model[1].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    converted, report = sc.convert(model, masks=masks)
+    told = ["hooks on its weight's gradient are left behind" in row.reason for row in report.layers]
+    assert told == [True, True, False]
+    assert all(layer.sparse for layer in report.layers)
+    assert not converted[0].values._backward_hooks
