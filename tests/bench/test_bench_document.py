@@ -1,4 +1,4 @@
-"""Documents, old and new, and the tables and plots that are made of them."""
+"""Documents, and the tables and plots that are made of them."""
 
 from __future__ import annotations
 
