@@ -54,12 +54,7 @@ def isa() -> str:
 
 
 def environment_info() -> dict[str, str]:
-    """What a reader of a time or of an accuracy must know.
-
-    Example:
-        >>> sorted(environment_info())
-        ['cores', 'cpp', 'cpu', 'python', 'sparseconv', 'system', 'threads', 'torch']
-    """
+    """What a reader of a time or of an accuracy must know."""
     return {
         "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
@@ -74,13 +69,7 @@ def environment_info() -> dict[str, str]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside the block and as many as before after it.
-
-    Example:
-        >>> with threads(1):
-        ...     torch.get_num_threads()
-        1
-    """
+    """Let torch use ``count`` threads inside the block and as many as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -98,11 +87,7 @@ def measurement_context() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit that was measured; marked if the sources differ from it.
-
-    Known only where the package lies in a checkout of its own repository: a checkout of something
-    else around an installed package says nothing about it.
-    """
+    """The commit that was measured, in a checkout of this repository; marked if sources differ."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:

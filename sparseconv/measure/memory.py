@@ -25,10 +25,6 @@ def peak_bytes(call: Callable[[], object]) -> int:
     """The most bytes that torch's allocator has out at once during a call: result, temporaries.
 
     The kernels' scratch is not among them: it belongs to a thread, not to a call, and fits in L2.
-
-    Example:
-        >>> peak_bytes(lambda: torch.zeros(1000))
-        4000
     """
     out = most = 0
     for change in allocations(call):
@@ -38,15 +34,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def allocations(call: Callable[[], object]) -> list[int]:
-    """What torch's CPU allocator hands out and takes back during a call, in order.
-
-    Returns:
-        Bytes of each buffer; those of one that is given back are negative.
-
-    Example:
-        >>> allocations(lambda: torch.zeros(1000).dim())
-        [4000, -4000]
-    """
+    """Bytes of each buffer that torch's CPU allocator hands out (or takes back: negative)."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes two lines to stderr each time
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = call()  # freed after the last event, as a caller would hold it
@@ -112,10 +100,7 @@ def _minor_faults() -> int:
 
 @cache
 def _seconds_per_fault() -> float:
-    """What a small page costs that is mapped, cleared at its first use and returned.
-
-    Writing 16 MiB for the first time, less writing them again, each at its best of five.
-    """
+    """Writing 16 MiB for the first time less writing them again, each at its best of five."""
     before, first, again = _minor_faults(), [], []
     for _ in range(5):
         start = time.perf_counter()

@@ -33,17 +33,8 @@ def deepcopy_model(model: nn.Module) -> nn.Module:
 def restored_afterwards(model: nn.Module) -> Iterator[None]:
     """Put back, however the block ends, what running a model changes.
 
-    That is every module's attributes (mode, hooks, counters, what it remembers of an input), the
-    contents of the buffers (BatchNorm's statistics) and the global generators of torch, Python
-    and NumPy. A ``DSTScheduler`` that gathers gradients sees nothing of the block. Gradients are
-    the caller's affair: ``torch.autograd.grad`` leaves ``.grad`` alone, ``backward`` does not.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(3)
-        >>> with restored_afterwards(norm):
-        ...     _ = norm(torch.randn(5, 3))
-        >>> norm.num_batches_tracked
-        tensor(0)
+    Not gradients: ``torch.autograd.grad`` leaves ``.grad`` alone, ``backward`` does not. A
+    ``DSTScheduler`` that gathers gradients sees nothing of the block.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
