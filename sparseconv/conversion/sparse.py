@@ -216,20 +216,21 @@ def _measure_models(
     """Time the whole model before and after the conversion."""
     with stopwatch.running(before, after):
         try:
-            earlier = model_passes(before, arguments, stopwatch.backward)
-            later = model_passes(after, arguments, stopwatch.backward)
+            passes = {
+                when: model_passes(model, arguments, stopwatch.backward)
+                for when, model in (("before", before), ("after", after))
+            }
         except AttributeError as error:
             raise ValueError(
                 f"the converted model fails on example_input: {error}; if the model's own code "
                 "uses a layer's weight, name the other layers in layers=[...]"
             ) from error
-        candidates = {f"before {which}": run for which, run in earlier.items()}
-        times = stopwatch.time(candidates | {f"after {w}": run for w, run in later.items()})
+        times = stopwatch.time(passes)
     return {
         which: ModelTimes(
             milliseconds(times[f"before {which}"]),
             milliseconds(times[f"after {which}"]),
             ratio(times, f"before {which}", f"after {which}"),
         )
-        for which in later
+        for which in passes["after"]
     }

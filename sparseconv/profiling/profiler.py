@@ -98,13 +98,16 @@ def profile(
         # Shares are taken pair by pair: the machine may have changed since the layers' turn.
         whole = model_passes(model, arguments, backward)
         alone = in_sequence([(1, passes) for _, passes in measured])
-        beside = {f"layers {which}": alone.get(which, alone["forward"]) for which in whole}
-        times = stopwatch.time(whole | beside)
+        beside = {which: alone.get(which, alone["forward"]) for which in whole}
+        times = stopwatch.time({"model": whole, "layers": beside})
     return Profile(
         layers=tuple(layer for layer, _ in measured),
         unreached=tuple(name for layer, name in layers.items() if layer not in called),
         model={
-            which: ModelTime(milliseconds(times[which]), ratio(times, f"layers {which}", which))
+            which: ModelTime(
+                milliseconds(times[f"model {which}"]),
+                ratio(times, f"layers {which}", f"model {which}"),
+            )
             for which in whole
         },
         fma_gflops={str(d).removeprefix("torch."): p for d, p in peaks.items() if p is not None},

@@ -63,20 +63,23 @@ class Stopwatch:
             stack.enter_context(torch.set_grad_enabled(self.backward))
             yield
 
-    def time(self, candidates: Passes) -> Times:
-        """Seconds of each candidate, round by round; a name's last word is its pass."""
+    def time(self, candidates: Mapping[str, Passes]) -> Times:
+        """Seconds, round by round, of all passes in turns; named ``"sparse step"`` for example."""
+        runs = {
+            f"{name} {which}": run for name, p in candidates.items() for which, run in p.items()
+        }
 
         def context(name: str) -> AbstractContextManager[None]:
             return torch.set_grad_enabled(name.endswith("step"))
 
         times = interleave(
-            candidates,
+            runs,
             context=context,
             rounds=self.rounds,
             least_seconds=self.least_seconds,
             seed=self.seed,
         )
-        for name, call in candidates.items():
+        for name, call in runs.items():
             with context(name):
                 share = fault_share(call, float(np.median(times[name])))
             which = name.split()[-1]
@@ -234,9 +237,7 @@ def time_layer(
         way: in_sequence([(c.count, _layer_passes(layer, c, *how, stopwatch)) for c in calls])
         for way, how in sparse_and_dense(layer).items()
     }
-    times = stopwatch.time(
-        {f"{way} {which}": run for way, found in passes.items() for which, run in found.items()}
-    )
+    times = stopwatch.time(passes)
     pattern, first = layer.pattern, calls[0]
     wgrad = stopwatch.backward and layer.values.requires_grad
     found: dict[str, Measurement] = {}

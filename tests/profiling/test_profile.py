@@ -157,7 +157,7 @@ def test_dense_is_the_same_function(options: dict[str, Any]) -> None:
 def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, verdict: str) -> None:
     times = {
         "sparse forward": 1.0, "dense forward": 5.0, "sparse step": 3.0, "dense step": dense_step,
-        "forward": 8.0, "layers forward": 4.0, "step": 10.0, "layers step": 5.0,
+        "model forward": 8.0, "layers forward": 4.0, "model step": 10.0, "layers step": 5.0,
     }  # fmt: skip
     fake_clock(monkeypatch, lambda name, _: times[name])
     found = profile(nn.Sequential(SparseConv1d(3, 6, 5, padding=2)), X)
