@@ -7,8 +7,34 @@ from pathlib import Path
 
 import numpy as np
 
+from sparseconv.models import DSN
+
 SMALL = ["--nf", "3", "--kernel-size", "6", "--depth", "2", "--seed", "4", "--quiet"]
 SMALL += ["--threads", "1"]
+
+
+# Everything that a run can be told, none of it the default.
+NETWORK = {
+    "sparsity": 0.5, "nf": 5, "kernel_size": 8, "depth": 3, "n_groups": 2, "init": "random",
+    "padding": "centred-zeros", "backend": "reference",
+}  # fmt: skip
+RECIPE = {
+    "epochs": 3, "lr": 2e-3, "lr_min": 1e-3, "weight_decay": 0.1, "batch_size": 7,
+    "update_every_epochs": 2, "update_every_steps": 4, "skip_step_at_update": True,
+    "decay_share": 0.5, "prune_fraction": 0.4, "prune_floor": 0.1, "grow": "gradient",
+}  # fmt: skip
+
+
+def is_network(model: DSN) -> bool:
+    """Whether it is a ``DSN(1, ..., **NETWORK)``."""
+    layers = model.sparse_layers()
+    of_each = {(x.padding_mode, x.padding, x.backend, len(x.regions)) for x in layers}
+    shapes = [layer.pattern.shape for layer in layers]
+    return (
+        of_each == {("zeros", (3, 4), "reference", 2)}
+        and shapes == [(15, 1, 8), (15, 5, 8), (15, 5, 8)]
+        and layers[1].pattern.nnz == int(8 * 5 * 4 * 0.5) + int(7 * 5 * 8 * 0.5)
+    )
 
 
 def write_data(folder: Path) -> str:
