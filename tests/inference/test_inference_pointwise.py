@@ -109,14 +109,6 @@ def test_modules_put_into_an_inner_sequential_are_run() -> None:
     torch.testing.assert_close(fast(X), model(X).detach())
 
 
-def test_a_1x1_convolution_that_is_trained() -> None:
-    _, fast = original_and_copy(flat)
-    fast[3].requires_grad_(True)
-    assert together(fast) == 0
-    with torch.no_grad():
-        assert together(fast) == 1
-
-
 @pytest.mark.parametrize("make", [flat, bordering])
 def test_wrong_inputs_fail_as_before(make: Callable[[], nn.Module]) -> None:
     model, fast = original_and_copy(make)

@@ -283,12 +283,3 @@ def test_fused_only_while_nothing_asks_for_gradients() -> None:
     assert norms(fast, X) == 2
     fast.requires_grad_(False).eval()
     assert norms(fast, X) == 0
-
-
-def test_profiled_like_any_model() -> None:
-    _, fast = original_and_copy(flat)
-    y = fast(X)
-    found = sc.profile(fast, X, backward=False, rounds=6, least_seconds=0.0)
-    assert [layer.name for layer in found.layers] == ["0", "4"]
-    assert torch.equal(fast(X), y)
-    assert norms(fast, X) == 0

@@ -15,7 +15,7 @@ import pytest
 import torch
 from folded import flat, norms, original_and_copy, settled
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune, vector_to_parameters
+from torch.nn.utils import parametrizations, prune
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
@@ -135,14 +135,8 @@ CHANGES: dict[str, Callable[[nn.Sequential], Any]] = {
     "through the state dict": statistics_by_name,
     "load_state_dict": lambda m: m.load_state_dict(another_state(m)),
     "load_state_dict, assign": lambda m: m.load_state_dict(another_state(m), assign=True),
-    "load into one module": lambda m: m[1].load_state_dict(
-        {k[2:]: v for k, v in another_state(m).items() if k.startswith("1.")}
-    ),
     "in place": in_place,
     "in inference mode": in_inference_mode,
-    "another vector": lambda m: vector_to_parameters(
-        torch.linspace(-1, 1, sum(p.numel() for p in m.parameters())), m.parameters()
-    ),
     "data, several times": moved_and_moved_back,
     "a write that nobody counts, and eval()": unseen_write,
     "set_pattern": new_pattern,
