@@ -104,15 +104,12 @@ def test_without_matplotlib_nothing_is_trained(
     assert not out.exists()
 
 
-def test_resuming_something_else(data: str, tmp_path: Path, out: Path, refused: Any) -> None:
+def test_resuming_something_else(data: str, out: Path, refused: Any) -> None:
     words = ["train", data, "--out", str(out), "--resume", "--quiet"]
     assert main(["train", data, "--epochs", "2", *SMALL, "--out", str(out)]) == 0
     before = files(out)
     refused([*words, "--epochs", "3"], "has epochs=2, but --epochs asks for 3", "--out")
     refused([*words, "--kernel-size", "7"], "has kernel_size=6, but --kernel-size asks")
-    with np.load(data) as arrays:
-        np.savez(tmp_path / "other.npz", **(dict(arrays) | {"X_train": arrays["X_train"] + 1}))
-    refused(["train", str(tmp_path / "other.npz"), *words[2:]], "another run", "data")
     with np.load(data) as arrays:
         whole = dict(arrays)
     for changes, text in (

@@ -29,7 +29,7 @@ from sparseconv import KernelCSR, SparseConv1d
 
 
 def test_updates_happen_at_multiples_up_to_the_end_and_follow_the_cosine() -> None:
-    settings = {"update_every": 3, "end_step": 13, "decay_steps": 10, "prune_floor": 0.001}
+    settings = {"update_every": 3, "end_step": 12, "decay_steps": 10, "prune_floor": 0.001}
     model, _, dst = scheduled(**settings, prune_fraction=0.5)
     assert dst.prune_fraction_now == 0.5
     updated_at = []

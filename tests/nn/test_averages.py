@@ -83,6 +83,7 @@ def test_an_average_of_the_indices_is_not_read() -> None:
         average.update_parameters(model)
     layer = average.module[0]
     assert not layer.col_indices.equal(layer.pattern.col_indices)
+    assert layer.state_dict()["col_indices"].equal(layer.pattern.col_indices)
     x = next(batches(torch.float64))
     for copied in (average, copy.deepcopy(average), average._apply(torch.clone)):
         torch.testing.assert_close(copied(x), model(x))
