@@ -181,4 +181,4 @@ def _as_tensor(X: npt.NDArray[Any]) -> torch.Tensor:
     return series
 
 
-__test__ = {"DSNClassifier": DSNClassifier}  # for doctest, which sees that it is sparseconv's
+__test__ = {"DSNClassifier": DSNClassifier}  # for doctest, as its __module__ is sparseconv

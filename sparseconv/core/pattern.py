@@ -61,6 +61,7 @@ class KernelCSR:
         ValueError: indices that are not a CSR structure of this shape; the first bad row is named.
 
     Example:
+        >>> import torch
         >>> mask = torch.tensor([[[True, False, True]], [[False, False, False]]])
         >>> pattern = KernelCSR.from_mask(mask)
         >>> pattern
@@ -384,3 +385,9 @@ def carry_over(values: Tensor, old: KernelCSR, new: KernelCSR) -> Tensor:
     carried = values.new_zeros(new.nnz)
     carried[survivors.to(values.device)] = values[source]
     return carried
+
+
+__test__ = {
+    "Region": Region,
+    "KernelCSR": KernelCSR,
+}  # for doctest, as their __module__ is sparseconv

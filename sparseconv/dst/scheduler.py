@@ -387,3 +387,6 @@ def _set_bits(bits: Tensor, positions: Tensor) -> Tensor:
     byte, bit = positions >> 3, (1 << (positions & 7)).to(torch.uint8)
     unset = bits[byte] & bit == 0
     return bits.index_add_(0, byte[unset], bit[unset])  # adding a bit that is not set is setting it
+
+
+__test__ = {"DSTScheduler": DSTScheduler}  # for doctest, as its __module__ is sparseconv

@@ -67,6 +67,7 @@ class SparseConv1d(nn.Module):
             outside [0, 1]; a pattern of another shape.
 
     Example:
+        >>> import torch
         >>> layer = SparseConv1d(4, 8, 5, padding="same", density=0.1)
         >>> layer
         SparseConv1d(4, 8, kernel_size=(5,), stride=(1,), padding=same, nnz=16, density=10.00 %)
@@ -373,15 +374,10 @@ class SparseConv1d(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
-        unsaid = {
-            "padding": ((0,), (0, 0)),
-            "dilation": ((1,),),
-            "groups": (1,),
-            "bias": (True,),
-            "padding_mode": ("zeros",),
-        }
+        usual = {"dilation": (1,), "groups": 1, "bias": True, "padding_mode": "zeros"}
         options = {**self.__dict__, "bias": self.bias is not None}
-        said = [f"{name}={options[name]}" for name in unsaid if options[name] not in unsaid[name]]
+        said = [f"padding={self.padding}"] if self.padding not in ((0,), (0, 0)) else []
+        said += [f"{name}={options[name]}" for name in usual if options[name] != usual[name]]
         head = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         tail = f"nnz={self._pattern.nnz}, density={100 * self._pattern.density:.2f} %"
         return ", ".join([head, f"stride={self.stride}", *said, tail])
@@ -398,3 +394,6 @@ class SparseConv1d(nn.Module):
             self._resolved = None
             value = tuple(value) if isinstance(value, list) else value  # immutable
         super().__setattr__(name, Parametrizations() if name == "parametrizations" else value)
+
+
+__test__ = {"SparseConv1d": SparseConv1d}  # for doctest, as its __module__ is sparseconv
