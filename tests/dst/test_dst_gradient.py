@@ -66,11 +66,12 @@ def test_growth_picks_exactly_the_largest_dense_gradients(
     torch.manual_seed(3)
     layer = SparseConv1d(4, 6, 5, density=0.25, dtype=torch.float64, **options)
     layer.regions = (Region((0, 2), (0, 3)), Region((2, 6), (1, 5)))
+    layer.register_forward_hook(lambda module, args, y: y.square())  # watched before it
     _, optimizer, dst = scheduled(layer, update_every=2, end_step=100, grow="gradient")
     for step in range(1, 9):
         x = torch.randn(*([2] if batched else []), 4, 23, dtype=torch.float64)
         weight, dense = dense_twin(layer)
-        dense(x).pow(3).mean().backward()
+        dense(x).pow(6).mean().backward()
         optimizer.zero_grad()
         layer(x).pow(3).mean().backward()
         assert bool(dst._watches) == (step % 2 == 0)
