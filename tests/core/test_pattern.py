@@ -136,6 +136,7 @@ def test_refuses_shapes(shape, error, message):
     [
         (torch.tensor([0, 2, 1]), ValueError, "1 follows 2"),
         (torch.tensor([0, 2, 2]), ValueError, "2 follows 2"),
+        (torch.tensor([0, 3, 1]), ValueError, "1 follows 3"),  # of another row
         (torch.tensor([0, 6]), ValueError, r"\[0, 6\).*got 6"),
         (torch.tensor([-1, 0]), ValueError, "got -1"),
         (torch.tensor([0.0]), TypeError, "int64"),
