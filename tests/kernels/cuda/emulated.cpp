@@ -1,6 +1,6 @@
 // csrc/cuda/conv1d_cuda.cpp on a machine without CUDA: the ops are registered for CPU tensors, and
-// launches run on the host (emulated_team.h). test_cuda.py compiles this with empty files in the place
-// of the headers of CUDA and c10/cuda.
+// launches run on the host (emulated_team.h). test_cuda.py compiles this with empty files in the
+// place of the headers of CUDA and c10/cuda.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>

@@ -113,8 +113,8 @@ class HostBlock {
   int64_t index_;
 };
 
-// Calls kernel(block, shared) on every thread of every block, as a GPU would. Results must not depend
-// on the order, which EMULATED_DESCENDING in the environment reverses.
+// Calls kernel(block, shared) on every thread of every block, as a GPU would. Results must not
+// depend on the order, which EMULATED_DESCENDING in the environment reverses.
 template <typename T, typename Kernel>
 void run(const Launch& launch, Kernel kernel) {
   static Team team;
