@@ -59,7 +59,7 @@ wheel: $(VENV)/.built  ## build a manylinux wheel for TORCH into dist/, and run 
 	cd build/wheel && env/bin/python -W error::RuntimeWarning quickstart.py
 	@echo "dist/ holds a wheel for $(TORCH); README's quickstart ran from it"
 
-lint: $(VENV)/.lint  ## ruff, mypy --strict, the floors of the imports, clang-format
+lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers of the imports, clang-format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -1,7 +1,7 @@
 """The whole network's training step: sparse with pattern updates, beside dense; eager, graphed.
 
 Dense is the same network with ``nn.Conv1d`` in the place of each sparse convolution: no masks are
-applied, which makes it a faster rival than masked training is.
+applied, which makes it a faster baseline than masked training is.
 """
 
 from __future__ import annotations

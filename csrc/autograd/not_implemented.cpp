@@ -1,5 +1,5 @@
 // What an op does when autograd meets it alone, in a graph that was exported or traced. Gradients
-// are made around the ops, in sparseconv/functional.py: here there are none, and backward and
+// are made around the ops, in sparseconv/functional/conv.py: here there are none, and backward and
 // forward mode raise instead of being wrong.
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>

@@ -40,8 +40,7 @@ constexpr int kReaches[] = {13, 26, 39};  // the regions of a Dynamic Sparse Net
 // When to take registers. Filling a window costs outputs + reach - 1 reads of shared memory per
 // channel, and saves `outputs` for each active weight of the rows that share it: where these are
 // this many times the cost. And wide ones, where these make so many warps per multiprocessor.
-// Estimates: these kernels have never run on a GPU. benchmarks/gpu.py measures all of them, by
-// SPARSECONV_CUDA_KERNEL.
+// Estimates: these kernels have never run on a GPU. SPARSECONV_CUDA_KERNEL forces one of them.
 constexpr double kRegisterGain = 1.0;
 constexpr int64_t kWarpsPerProcessor = 8;
 // wgrad's tiles are cut into chunks until there are so many warps. A constant, because the sums

@@ -3,10 +3,9 @@
 // for nothing, so a CUDA graph can capture it.
 //
 // NONE OF THIS HAS RUN ON A GPU YET. Registers, spills and the share of multiply-adds are those of
-// the compiled code (tests/kernels/cuda/test_cuda_build.py prints them); that the results are right
-// was shown by running the same source on a CPU (tests/kernels/cuda/test_cuda_index.py,
-// test_cuda_binding.py). Every time, and every choice that is called an estimate, waits for
-// benchmarks/gpu.py.
+// the compiled code; that the results are right was shown by running the same source on a CPU
+// (tests/kernels/cuda/test_cuda.py, in `make cuda-check`). Every time, and every choice that is
+// called an estimate, waits for `python -m benchmarks.gpu`.
 //
 // Floors, computed for DSN's later layer (16 series, 47 -> 141 channels, 39 taps, 34 459 active
 // weights of 258 453) at an H200's 67 TFLOP/s: 2.5 us for 150 samples, 8.8 for 537, 45 for 2709.

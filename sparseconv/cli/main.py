@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from sparseconv.cli import bench, info, profile, train
 from sparseconv.cli.options import INTERRUPTED, PROG
@@ -27,11 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+class _WholeWords(argparse.ArgumentParser):
+    """Options are not abbreviated: --epoch could be a typing error for another one."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG, description="Weight-sparse 1-D convolution for PyTorch."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_WholeWords)
     for command in (info, bench, train, profile):
         command.add_to(commands)
     return parser

@@ -39,7 +39,7 @@ def add_to(commands: Any) -> None:
         "source",
         nargs="?",
         metavar="RUN_OR_DATA",
-        help="results folder or checkpoint of `train`; or a data set as `train` takes it",
+        help="results folder or checkpoint of `train`; or a data set as `train` accepts it",
     )
     for name, text in (
         ("channels", "channels of a series, where no run and no data set is named"),
@@ -89,9 +89,9 @@ def _profile(args: argparse.Namespace) -> int:
 
     with machine.threads(threads):
         found = profile(model, x, backward=not args.inference)
-    print(found)
     if args.json is not None:
         write_whole(args.json, json.dumps(found.to_dict(), indent=2) + "\n")
+    print(found)
     return 0
 
 

@@ -65,6 +65,7 @@ def add_to(commands: Any) -> None:
         "depend on it)",
     )
     command.add_argument("--quiet", action="store_true", help="print the final summary only")
+    # --epochs and the rest: the fields of training.recipe.Recipe, the arguments of models.DSN.
     for title, options in SECTIONS.items():
         group = command.add_argument_group(title)
         for name, default in options.items():

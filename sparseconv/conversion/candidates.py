@@ -65,7 +65,7 @@ def convolutions(model: nn.Module) -> dict[str, nn.Conv1d]:
     for name, module in model.named_modules(remove_duplicate=False):
         if "_orig_mod" in module._modules:
             raise ValueError(
-                f"convert takes a model before torch.compile, but {name or 'it'!r} is compiled; "
+                f"convert accepts a model before torch.compile, but {name or 'it'!r} is compiled; "
                 "convert its _orig_mod and compile the result"
             )
         if isinstance(module, nn.Conv1d):

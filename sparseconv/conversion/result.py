@@ -1,4 +1,7 @@
-"""What ``convert`` did: per layer and for the whole model; as a table, or ready for json."""
+"""What ``convert`` did: per layer and for the whole model; as a table, or ready for json.
+
+The table of layers is that of ``profiling.result``.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,10 @@ class ConversionReport(Measured):
             decides = PASSES["step" if self.backward else "forward"]
             lines += [f"{decides} decides", *self.conditions()]
         else:
-            lines += ["nothing was measured: give an example_input that reaches the layers"]
+            lines += [
+                "no layer was measured: with an example_input, times decide about every layer that "
+                "has zeros or a mask"
+            ]
         return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ MOVED = {
     "run_folder": ("training.run_folder",),
     "graphed": ("training.graphed",),
     "profile_result": ("profiling.result",),
-    "conversion_result": ("conversion.result",),
+    "conversion_result": ("conversion.result", "profiling.result"),
     "triton": ("ops.triton",),
     "models.block": ("nn.block",),
     "bench.timing": ("measure.timing", "measure.machine"),
@@ -33,9 +33,15 @@ MOVED = {
     "_gradient_watch": ("nn.dense_gradient",),
     "_parametrizations": ("nn.parametrizations",),
     "_pattern_tag": ("nn.overwritten",),
+    "_ranks": ("dst.ranks",),
 }
 
-RENAMED = {"Interval": "Estimate", "average_bins": "adaptive_avg_pool1d"}
+RENAMED = {
+    "Interval": "Estimate",
+    "average_bins": "adaptive_avg_pool1d",
+    "LayerConversion": "LayerTimes",
+    "LayerProfile": "LayerTimes",
+}
 
 
 class _Moved(MetaPathFinder, Loader):
@@ -63,6 +69,7 @@ class _Moved(MetaPathFinder, Loader):
 
         module.__doc__ = f"Moved to {', '.join(home.__name__ for home in homes)}."
         module.__getattr__ = find  # type: ignore[method-assign]
+        vars(module)["__all__"] = [name for home in homes for name in vars(home) if name[0] != "_"]
 
 
 sys.meta_path.append(_Moved())

@@ -24,14 +24,14 @@ class Ranks:
                 "process_group must be a torch.distributed.ProcessGroup, 'default' or None, "
                 f"but got {group!r}"
             )
-        self.single_process = group is None
+        self.trains_alone = group is None  # in pickles, so its name stays
         self.group = None if group == "default" else group  # torch's None is the default group
 
     @property
     def alone(self) -> bool:
         """Whether there is no other process to agree with."""
         distributed = dist.is_available() and dist.is_initialized()
-        return self.single_process or not distributed or dist.get_world_size(self.group) == 1
+        return self.trains_alone or not distributed or dist.get_world_size(self.group) == 1
 
     def gather(self, item: Any) -> list[Any]:
         """Every rank's ``item``, in the order of ranks; every rank must call it."""

@@ -84,10 +84,13 @@ def retain_freed_memory() -> bool:
 def fault_share(call: Callable[[], object], seconds: float) -> float:
     """The share of a call's ``seconds`` that page faults take, at most 1."""
     call()  # what another one has left behind
+    count = min(
+        1000, max(2, round(0.05 / seconds))
+    )  # a few stray faults say nothing of a short call
     before = _minor_faults()
-    for _ in range(2):
+    for _ in range(count):
         call()
-    faults = (_minor_faults() - before) / 2
+    faults = (_minor_faults() - before) / count
     return min(1.0, faults * _seconds_per_fault() / seconds) if faults else 0.0
 
 

@@ -80,7 +80,7 @@ def carry_state(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
 
 
 def carry_hooks(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
-    """Move all hooks but those that belong to the weight; their handles go on to work."""
+    """Move all hooks but those that belong to the weight; their handles keep working."""
     own = own_names(old)
 
     def belongs_to_the_weight(hook: Any) -> bool:

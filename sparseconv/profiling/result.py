@@ -199,11 +199,11 @@ def _rows(layer: LayerTimes) -> list[dict[str, str]]:
     ] or [{}]
     rows[0] |= {
         "layer": f"{layer.name} ({layer.calls}x)" if layer.calls > 1 else layer.name,
-        "weight": f"{channels} → {out_channels} x {taps}",
+        "weight": f"{channels} -> {out_channels} x {taps}",
         "input": " x ".join(map(str, layer.input_shape)),
         "density": "" if layer.density is None else f"{layer.density:.2%}",
-        "verdict": layer.verdict,
     }
+    rows[-1]["verdict"] = layer.verdict  # training, the last pass, decides where it was measured
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The masked-dense rival is the same network, trained by the same rule."""
+"""The masked-dense baseline is the same network, trained by the same rule."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_nothing_known_means_by_density(clock: list[set[str]]) -> None:
     assert found["wins"] == (True, "at most 20% of the weights are active; not measured")
     assert found["loses"] == (False, "more than 20% of the weights are active; not measured")
     assert found["whole"] == (False, "no weight is zero or masked")
-    assert "nothing was measured: give an example_input" in str(report)
+    assert "no layer was measured: with an example_input, times decide" in str(report)
     _, report = sc.convert(model, max_density=0.7)
     assert verdicts(report)["loses"][0]
     _, report = sc.convert(model, max_density=0.0)

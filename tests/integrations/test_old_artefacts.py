@@ -116,3 +116,24 @@ def test_paths_that_were_promised() -> None:
     found = [load, DSTScheduler, prune_and_grow, sparse_conv1d, DSN, MaskedConv1d, conv1d_dense]
     found += [conv1d_oracle, dense_weight, error_bound, random_case, TrainingResult, train]
     assert all(map(callable, found))
+
+
+def test_a_scheduler_goes_through_the_updates_of_before() -> None:
+    layer, optimizer, dst = pickle.loads(written("scheduler.pkl"))
+    for _ in range(4):
+        optimizer.zero_grad()
+        layer(SERIES).square().mean().backward()
+        optimizer.step()
+        dst.step()
+    expected = OLD["expected"]["scheduler"]
+    assert dst.updates == expected["updates"]
+    assert layer.col_indices.tolist() == expected["col_indices"]
+    torch.testing.assert_close(layer.values.detach(), torch.tensor(expected["values"]))
+
+
+def test_results_of_convert_and_profile() -> None:
+    """What was made survives; of the report only its facts, for its classes are others now."""
+    network, report = pickle.loads(written("conversion.pkl"))
+    assert_same(network(SERIES), "conversion")
+    assert [layer.name for layer in report.layers] == ["0"]
+    assert [layer.nnz for layer in pickle.loads(written("profile.pkl")).layers] == [8]

@@ -236,7 +236,7 @@ def test_mixed_precision(dtype: torch.dtype, grow: str) -> None:
 
 
 def test_a_step_that_the_scaler_skips() -> None:
-    """Growth ranks gradients that are not finite first: whoever skips a step skips dst.step()."""
+    """Growth ranks gradients that are not finite first: code that skips a step skips dst.step()."""
     layer = SparseConv1d(2, 3, 5)
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
     dst = DSTScheduler(layer, optimizer, update_every=1, end_step=9, grow="gradient")

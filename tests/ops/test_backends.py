@@ -150,7 +150,7 @@ print(sorted(extras & (set(sys.modules) - before)))
 
 
 @pytest.mark.parametrize("first", ["sparseconv", "torch.utils.flop_counter"])
-def test_flops_are_known_whoever_is_imported_first(first: str) -> None:
+def test_flops_are_known_in_either_order_of_imports(first: str) -> None:
     code = f"""
 import importlib, sys, torch
 importlib.import_module({first!r})

@@ -45,7 +45,7 @@ def test_every_call_of_every_layer_is_found() -> None:
         assert total.flops == sum(layer.passes[name].flops for layer in found.layers)
     text = str(found)
     for words in (
-        "inner.twice (2x)", "4 → 4 x 3", "2 x 4 x 18", "50.00%", "training: dgrad + wgrad",
+        "inner.twice (2x)", "4 -> 4 x 3", "2 x 4 x 18", "50.00%", "training: dgrad + wgrad",
         "never reached by this input: never", machine.cpu_name(), "dense: F.conv1d",
     ):  # fmt: skip
         assert words in text
@@ -139,7 +139,7 @@ MORE = [
 
 @pytest.mark.parametrize("options", OPTIONS + MORE)
 def test_dense_is_the_same_function(options: dict[str, Any]) -> None:
-    """Outputs and gradients; a rival that computed something else would prove nothing."""
+    """Outputs and gradients; a baseline that computed something else would prove nothing."""
     torch.manual_seed(0)
     layer = SparseConv1d(4, 6, 4, **options).double()
     x = torch.randn(2, 4, 30, dtype=torch.float64, requires_grad=True)

@@ -2,7 +2,10 @@
 // inside its namespace and target region, after its vec_*.h.
 
 // clang-format off
-#include "tile.inl"
+#include "lanes.inl"
+#include "padding.inl"
+#include "packing.inl"
+#include "schedule.inl"
 #include "point_tile.inl"
 #include "correlate.inl"
 #include "wgrad.inl"

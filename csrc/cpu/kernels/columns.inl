@@ -1,5 +1,5 @@
 // Columns of a batch: moving runs of samples, and turning channels into lanes. Included once per
-// ISA, after tile.inl and vec_*.h.
+// ISA, after packing.inl and vec_*.h.
 
 // A run of neighbouring samples of one series.
 struct Run {

@@ -1,4 +1,4 @@
-// fprop, and dgrad on the transposed pattern. Included once per ISA, after tile.inl.
+// fprop, and dgrad on the transposed pattern. Included once per ISA, after packing.inl.
 
 // The kR sums of a tile stay in registers while the entries of one row and channel block pass by:
 // per entry one broadcast and kR multiply-adds, each with an aligned load. One chain per output, in

@@ -1,4 +1,4 @@
-// wgrad of the active weights. Included once per ISA, after tile.inl.
+// wgrad of the active weights. Included once per ISA, after packing.inl.
 //
 // The order of every sum is fixed by the shape: within a tile of `tile_length` positions the even
 // and the odd ones form a chain each; tiles are added in order; then the lanes, in a tree; then the
