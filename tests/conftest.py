@@ -21,7 +21,7 @@ collect_ignore = [
     "kernels/triton/triton_cases.py",
 ]
 
-collect_ignore_glob = ["*/conftest.py"]  # several modules of one name, without a doctest
+collect_ignore_glob = ["*conftest.py"]  # several modules of one name, without a doctest
 
 UNTESTED = pytest.StashKey[list[str]]()
 
