@@ -84,9 +84,8 @@ def retain_freed_memory() -> bool:
 def fault_share(call: Callable[[], object], seconds: float) -> float:
     """The share of a call's ``seconds`` that page faults take, at most 1."""
     call()  # what another one has left behind
-    count = min(
-        1000, max(2, round(0.05 / seconds))
-    )  # a few stray faults say nothing of a short call
+    # In a single short call a few stray faults are a large share: some 50 ms of calls.
+    count = min(1000, max(2, round(0.05 / seconds)))
     before = _minor_faults()
     for _ in range(count):
         call()
