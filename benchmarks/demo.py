@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from sparseconv import SparseConv1d, datasets
+from sparseconv.bench import tables
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.network import compare
 from sparseconv.bench.network.masked import PremaskedConv1d
@@ -193,8 +194,8 @@ def _demo(arguments: argparse.Namespace) -> int:
         time_layer(layer, batch, data.n_timepoints, first=i == 0)
         for i, layer in enumerate(model.sparse_layers())
     ]
-    tables = layer_tables(model, layers)
-    for table in tables:
+    per_layer = layer_tables(model, layers)
+    for table in per_layer:
         print(table.markdown(), end="\n\n")
 
     print("4/4  The whole training step beside the masked-dense step")
@@ -253,7 +254,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             )
             for which, table, caption in zip(
                 PASSES,
-                tables,
+                per_layer,
                 (
                     "Ratios are medians of interleaved pairs, with 95 % bootstrap intervals.",
                     "Backward: gradients of the weights and, but for layer 1, of the input.",
