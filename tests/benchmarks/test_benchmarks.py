@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from benchmarks import demo
 from benchmarks.paper import accuracy
+from sparseconv.bench.network import compare
 from sparseconv.models import DSN
+from sparseconv.ops.backends import extension
 
 
 def test_without_the_extension_the_demo_says_so(
@@ -77,3 +80,13 @@ def test_accuracy_trains_both_kinds(kind: str) -> None:
     assert result["active_weights"] == 732 + 3 * 34459
     assert (result["itop_rate"] is None) == (kind == "masked dense")
     json.dumps(result)
+
+
+@pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
+def test_the_demo_writes_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "time_layer", partial(demo.time_layer, rounds=1))
+    monkeypatch.setattr(compare, "training_row", partial(compare.training_row, rounds=3))
+    words = ["--epochs", "6", "--epochs-without-groups", "6", "--out", str(tmp_path)]
+    assert demo.main(words) == 0
+    assert "training step" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "results.json").read_text())
