@@ -74,7 +74,6 @@ def section(results: Path = RESULTS) -> str:
             "eval mode after `optimize_for_inference`.",
             tables.network(bench["network"]),
         ),
-        ("**Where the time goes**, in ms.", tables.breakdown(bench["network"])),
         ("**Goals**, each judged by the worst of its rows.", tables.goal_table(bench)),
         (
             "**The machine's own peaks**: multiply-adds from registers, in the same run.",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sparseconv.bench import goals
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import SUITES
-from sparseconv.bench.document import BEST, Row, best_baseline, ratio, threads_text
+from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.measure.table import Table
 
@@ -20,7 +20,6 @@ MODES = {
     "inference": "inference",
     "latency": "latency",
 }
-LEAST_PART = 0.02  # of either side's time; smaller ones are added up
 
 
 class Column(NamedTuple):
@@ -179,35 +178,6 @@ def network(rows: Iterable[Row]) -> Table:
             Column("MB", _megabytes("sparse")), Column("masked MB", _megabytes("masked_dense")),
         ),
     )  # fmt: skip
-
-
-def breakdown(rows: Iterable[Row], length: int = 128, threads: int = 1) -> Table:
-    """Milliseconds of each part of a call, a column per mode and side."""
-    columns = {
-        f"{MODES[row['mode']]}, {spelled(side)}": spent
-        for row in rows
-        if (row["length"], row["threads"]) == (length, threads) and row["mode"] != "update"
-        for side, spent in row.get("breakdown", {}).items()
-    }
-    names = dict.fromkeys(name for spent in columns.values() for name in spent)
-    small = {
-        name for name in names
-        if all(s.get(name, 0.0) < LEAST_PART * sum(s.values()) for s in columns.values())
-    }  # fmt: skip
-
-    def line(name: str, ms: Callable[[Mapping[str, float]], float]) -> list[str]:
-        return [name, *(three_digits(value) if (value := ms(s)) else "-" for s in columns.values())]
-
-    lines = [
-        line(name, lambda spent, name=name: spent.get(name, 0.0))  # type: ignore[misc]
-        for name in names
-        if name not in small
-    ]
-    if small:
-        lines.append(line("all others", lambda s: sum(s.get(name, 0.0) for name in small)))
-    lines.append(line("**together**", lambda spent: sum(spent.values())))
-    header = (f"L = {length}, {threads_text(threads)}", *columns)
-    return Table(header, lines if columns else [])
 
 
 # Everything together

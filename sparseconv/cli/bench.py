@@ -125,8 +125,7 @@ def shown(found: Mapping[str, Any]) -> str:
             parts += [f"{name}: {what}", tables.cases(mine).markdown()]
     parts += tables.absences(rows)
     if network:
-        parts.append("network: " + SUITES["network"])
-        parts += [tables.network(network).markdown(), tables.breakdown(network).markdown()]
+        parts += ["network: " + SUITES["network"], tables.network(network).markdown()]
     if found["goals"]:
         parts.append("Goals, each judged by the worst of its rows")
         parts.append(tables.goal_table(found).markdown())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,12 @@ from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.bench import tables
-from sparseconv.bench.network import breakdown, compare, dense
+from sparseconv.bench.network import compare, dense
 from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
 from sparseconv.bench.network.steps import TrainingStep
 from sparseconv.bench.run import WrongResultError
 from sparseconv.functional import fused
 from sparseconv.measure import timing
-from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
 from sparseconv.ops.backends import extension
 
@@ -77,7 +75,6 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
         assert set(row["ms"]) == (
             {"sparse", "masked_dense", "plain_step"} if update else set(SECONDS)
         )
-        assert set(row["breakdown"]) == {"sparse", "masked_dense"}
         assert ("peak_bytes" in row) == (row["mode"] in ("train", "update"))
         if row["mode"] in ("inference", "latency"):
             assert settings["sparse"] == "optimize_for_inference"
@@ -87,7 +84,6 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
             assert update or settings["dense_best"] in dense.training_variants(small())
     json.dumps(rows)
     assert tables.network(rows).markdown().count("5.00 [5.00, 5.00]") == len(rows)
-    assert "python and other" in tables.breakdown(rows, length=10).markdown()
 
 
 # Nothing wrong is timed
@@ -195,7 +191,6 @@ def test_an_update_is_timed_beside_a_step_without_one(
     moved: list[int] = []
     step = DSTScheduler.step
     monkeypatch.setattr(DSTScheduler, "step", lambda self: moved.append(step(self)))
-    monkeypatch.setattr(breakdown, "measure", lambda call: {})
     monkeypatch.setattr(TrainingStep, "peak_bytes", lambda *_: 0)
     measured("update", baselines=[])
     # Each when it was made and when it was timed: one of them moved weights, one did not.
@@ -215,40 +210,3 @@ def test_memory_counts_what_is_held_and_what_comes_out() -> None:
     assert sparse > 16 * sum(p.numel() for p in model.parameters())
     longer = TrainingStep(model, "sparse").peak_bytes(torch.randn(2, 1, 1600), y)
     assert longer - sparse > 4 * 2 * 1584 * 36 * 2  # a module's outputs, before and after the norm
-
-
-# Where the time goes
-
-
-def test_parts_of_both_networks() -> None:
-    model = small()
-    X, y = torch.randn(4, 1, 200), torch.arange(4) % 2
-    with threads(1):
-        spent = {
-            name: breakdown.measure(partial(TrainingStep(model, name), X, y))
-            for name in ("sparse", "masked_dense")
-        }
-    common = {"1x1 conv", breakdown.NORM, "pool and head", "optimizer and masks", breakdown.OTHER}
-    sparse = {f"sparse conv {name}" for name in ("fprop", "dgrad", "wgrad")}
-    dense = {"dense conv forward", "dense conv backward", "padding"}
-    assert set(spent["sparse"]) == common | sparse
-    assert set(spent["masked_dense"]) == common | dense
-    for times in spent.values():
-        assert all(value >= 0 for value in times.values())
-        assert list(times.values()) == sorted(times.values(), reverse=True)
-        assert sum(value > 0 for value in times.values()) >= len(times) - 1
-
-
-def test_every_op_of_ours_belongs_to_a_part() -> None:
-    ours = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("sparseconv::")}
-    assert "sparseconv::fprop" in ours
-    assert [name for name in sorted(ours) if breakdown.part_of(name) is None] == []
-
-
-def test_parts_add_up_to_the_unprofiled_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "interleave", lambda *_, **__: {"": np.array([7.0])})
-    layer, x = nn.Conv1d(3, 4, 5), torch.randn(2, 3, 50)
-    spent = breakdown.measure(lambda: layer(x))
-    assert set(spent) == {"dense conv forward", breakdown.OTHER}
-    assert sum(spent.values()) == pytest.approx(7000)
-    assert spent["dense conv forward"] < 1000

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.document import threads_text
-from sparseconv.bench.network import breakdown
 from sparseconv.bench.network.dense import Network, inference_variants, training_variants
 from sparseconv.bench.network.masked import masked_copy
 from sparseconv.bench.network.steps import NEVER, TrainingStep, compiled
@@ -203,11 +202,6 @@ def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
         **times_and_ratios(times),
         "absent": absent,
         "settings": {name: way for name, way in settings.items() if way != name},
-        "breakdown": {
-            name: breakdown.measure(calls[name])
-            for name in ("sparse", "masked_dense")
-            if name in calls
-        },
     }
 
 
