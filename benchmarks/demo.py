@@ -1,7 +1,7 @@
 """``python -m benchmarks.demo``: train a DSN on GunPoint sparsely and show what that saves.
 
 Prints and saves the accuracy, the time of every layer and of the whole training step beside the
-dense ones, and four figures; ends with one self-contained HTML page.
+dense ones, and three figures; ends with one self-contained HTML page.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from sparseconv import SparseConv1d, datasets
+from sparseconv import datasets
 from sparseconv.bench import tables
-from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.network import compare
-from sparseconv.bench.network.masked import PremaskedConv1d
-from sparseconv.bench.run import WrongResultError, check, cpp_or_reason
+from sparseconv.bench.run import WrongResultError, cpp_or_reason
 from sparseconv.measure import timing
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.models import DSN
-from sparseconv.ops import calls as ops
+from sparseconv.profiling import profile
+from sparseconv.profiling.result import layer_table
 from sparseconv.report import figures
 from sparseconv.report.page import Section, write_html
 from sparseconv.training.evaluation import predict_log_proba
@@ -37,8 +35,6 @@ from sparseconv.training.recipe import Recipe
 DATASET = "GunPoint"
 # The paper's 1 000 epochs, and enough to see what groups do: about two minutes together.
 EPOCHS, EPOCHS_WITHOUT_GROUPS = 1000, 150
-SWEEP = (0.5, 0.8, 0.9, 0.95)  # sparsities of the lines in the figure of savings
-PASSES = ("forward", "backward")
 
 
 def train_and_test(
@@ -51,94 +47,6 @@ def train_and_test(
     predicted = predict_log_proba(model, torch.as_tensor(data.X_test)).argmax(1)
     correct = predicted == torch.as_tensor(data.y_test)
     return model, result, correct.double().mean().item()
-
-
-def time_layer(
-    layer: SparseConv1d, batch: int, length: int, *, first: bool, rounds: int = 20
-) -> dict[str, dict[str, Any]]:
-    """Time a layer, forward and backward, beside the same layer with dense masked weights.
-
-    The backward pass yields the gradients that training asks for: of the weights and, but for the
-    first layer, of the input. FLOPs are two per weight, output sample and gradient.
-    """
-    x = torch.randn(batch, layer.in_channels, length, requires_grad=not first)
-    twins: dict[str, nn.Module] = {
-        "sparse": layer,
-        "dense": PremaskedConv1d.from_sparse(layer),
-    }
-    outputs = {name: twin(x) for name, twin in twins.items()}
-    grad = torch.randn_like(outputs["sparse"])
-    wanted = {name: [*([] if first else [x]), *twin.parameters()] for name, twin in twins.items()}
-    calls = {
-        "forward": {name: lambda twin=twin: twin(x) for name, twin in twins.items()},
-        "backward": {
-            name: lambda name=name: torch.autograd.grad(
-                outputs[name], wanted[name], grad, retain_graph=True
-            )
-            for name in twins
-        },
-    }
-    rows = {}
-    for which in PASSES:
-        times = timing.interleave(calls[which], rounds=rounds)
-        work = 2 * batch * length * (1 if which == "forward" or first else 2)
-        rows[which] = {
-            "sparse_ms": timing.median_with_ci(times["sparse"]).median * 1e3,
-            "dense_ms": timing.median_with_ci(times["dense"]).median * 1e3,
-            "ratio": timing.ratio(times, "dense", "sparse"),
-            "flops": work * layer.pattern.nnz,
-            "dense_flops": work * layer.pattern.numel,
-        }
-    return rows
-
-
-def savings(
-    layers: Sequence[dict[str, dict[str, Any]]], batch: int, length: int
-) -> list[figures.SpeedupPoint]:
-    """The measured layers, and the second layer's shape at other sparsities."""
-
-    def saving(which: str, label: str, row: dict[str, Any], sweep: bool) -> figures.SpeedupPoint:
-        flops = row["dense_flops"] / row["flops"]
-        return figures.SpeedupPoint(which, label, flops, row["ratio"].median, sweep)
-
-    rows = [
-        saving(which, f"layer {i}", layer[which], False)
-        for i, layer in enumerate(layers, start=1)
-        for which in PASSES
-    ]
-    for sparsity in SWEEP:
-        layer = DSN(1, 2, sparsity=sparsity, init="random", backend="cpp").sparse_layers()[1]
-        check(ops, layer_problem(layer, batch, length))
-        timed = time_layer(layer, batch, length, first=False, rounds=10)
-        rows += [saving(which, f"S = {sparsity:.0%}", timed[which], True) for which in PASSES]
-    return rows
-
-
-def layer_tables(model: DSN, layers: Sequence[dict[str, dict[str, Any]]]) -> list[Table]:
-    """One table per pass."""
-    tables = []
-    for which in PASSES:
-        rows = []
-        for i, (layer, timed) in enumerate(zip(model.sparse_layers(), layers, strict=True), 1):
-            row = timed[which]
-            rows.append(
-                (
-                    f"{i}: {layer.in_channels} → {layer.out_channels}",
-                    with_thousands(layer.pattern.nnz),
-                    f"{layer.pattern.density:.1%}",
-                    f"{row['flops'] / 1e6:.1f}",
-                    f"{row['dense_flops'] / 1e6:.1f}",
-                    f"{row['sparse_ms']:.3f}",
-                    f"{row['dense_ms']:.3f}",
-                    str(row["ratio"]),
-                )
-            )
-        header = (
-            f"layer, {which}", "active weights", "density", "MFLOP executed", "MFLOP dense",
-            "sparse ms", "dense ms", "dense / sparse",
-        )  # fmt: skip
-        tables.append(Table(header, rows))
-    return tables
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,16 +98,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     print("3/4  Every layer beside the same layer dense")
     compare.check_layers(model, batch, data.n_timepoints)
-    layers = [
-        time_layer(layer, batch, data.n_timepoints, first=i == 0)
-        for i, layer in enumerate(model.sparse_layers())
-    ]
-    per_layer = layer_tables(model, layers)
-    for table in per_layer:
-        print(table.markdown(), end="\n\n")
+    X, y = torch.as_tensor(data.X_train[:batch]), torch.as_tensor(data.y_train[:batch])
+    layers = profile(model.train(), X)
+    print(layers, end="\n\n")
 
     print("4/4  The whole training step beside the masked-dense step")
-    X, y = torch.as_tensor(data.X_train[:batch]), torch.as_tensor(data.y_train[:batch])
     steps: list[dict[str, Any]] = []
     for step_count in sorted({count, min(2, os.cpu_count() or 1)}):
         with threads(step_count):
@@ -215,13 +118,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     }
     step = next(row for row in steps if (row["threads"], row["mode"]) == (count, "train"))
     ratio = timing.Estimate(*step["ratio"]["masked_dense"])
-    rows = savings(layers, batch, data.n_timepoints)
-    rows.append(figures.SpeedupPoint("training step", "whole network",
-                               cost.macs_dense / cost.macs_executed, ratio.median))  # fmt: skip
     curve = figures.learning_curve(result.history, folder / "learning_curve.png")
     fields = figures.receptive_fields(networks, folder / "receptive_fields.png")
     weights = figures.group_weights(model, folder / "group_weights.png")
-    saved = figures.time_vs_flops(rows, folder / "time_vs_flops.png")
     costs = Table(
         ("", "this network", "every tap active"),
         [
@@ -244,23 +143,13 @@ def _demo(arguments: argparse.Namespace) -> int:
             f"{result.itop_rate or 0:.1%} of all weights were active at some time.",
         ),
         Section("What it costs", table=costs),
-        *(
-            Section(
-                f"Layers, {which}",
-                f"A batch of {batch} series of {data.n_timepoints} samples, {on_threads}. The "
-                "dense layer multiplies the same weights, zeros included.",
-                table=table,
-                caption=caption,
-            )
-            for which, table, caption in zip(
-                PASSES,
-                per_layer,
-                (
-                    "Ratios are medians of interleaved pairs, with 95 % bootstrap intervals.",
-                    "Backward: gradients of the weights and, but for layer 1, of the input.",
-                ),
-                strict=True,
-            )
+        Section(
+            "Every layer",
+            f"A batch of {batch} series of {data.n_timepoints} samples, {on_threads}. The dense "
+            "layer multiplies the same weights, zeros included.",
+            table=layer_table(layers.layers),
+            caption="Ratios are medians of interleaved pairs, with 95 % bootstrap intervals. "
+            "Training: gradients of the weights and, but for the first layer, of the input.",
         ),
         Section(
             "The whole training step",
@@ -272,13 +161,6 @@ def _demo(arguments: argparse.Namespace) -> int:
             f"{5 * -(-len(data.X_train) // batch)}.",
         ),
         Section(
-            "Time saved against FLOPs saved",
-            figure=saved,
-            caption="Each point compares a part of the network with its dense twin. The lines "
-            "follow the shape of layers 2-4 at sparsities of "
-            f"{', '.join(f'{s:.0%}' for s in SWEEP)}.",
-        ),
-        Section(
             "What the kernels see",
             figure=fields,
             caption="Above: effective receptive field of every kernel (last minus first active "
@@ -288,7 +170,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             "Figure 6 of the paper.",
         ),
         Section(
-            "Where the weight lies",
+            "Where the weights are",
             figure=weights,
             caption="Sum of the magnitudes of a kernel group's active weights at each tap, divided "
             "by the largest of the layer; hatched taps are closed to the group. At the right: the "
@@ -301,9 +183,8 @@ def _demo(arguments: argparse.Namespace) -> int:
                 "machine": machine | {"threads": count},
                 "accuracy": accuracy,
                 "train_seconds": seconds,
-                "layers": layers,
+                "layers": layers.to_dict(),
                 "steps": steps,
-                "savings": rows,
                 "history": result.history,
             },
             indent=1,

@@ -48,7 +48,7 @@ class ConversionReport(Measured):
     def __str__(self) -> str:
         """A table with a line per layer and pass, and what came of it."""
         count = sum(layer.sparse for layer in self.layers)
-        lines = [layer_table(self.layers), ""]
+        lines = [layer_table(self.layers).markdown(), ""]
         lines += [f"{count} of {len(self.layers)} layers are sparse now"]
         for name, found in self.times.items():
             lines.append(

@@ -174,12 +174,12 @@ _HEADER = (
 _TEXT = _HEADER[:5]
 
 
-def layer_table(layers: Sequence[LayerTimes]) -> str:
+def layer_table(layers: Sequence[LayerTimes]) -> Table:
     """A line per layer and pass; columns without any entry are left out."""
     rows = [row for layer in layers for row in _rows(layer)]
     header = [name for name in _HEADER if any(row.get(name) for row in rows)]
     cells = [[row.get(name, "") for name in header] for row in rows]
-    return Table(header, cells, sum(name in _TEXT for name in header)).markdown()
+    return Table(header, cells, sum(name in _TEXT for name in header))
 
 
 def _rows(layer: LayerTimes) -> list[dict[str, str]]:
@@ -274,7 +274,7 @@ class Profile(Measured):
 
     def __str__(self) -> str:
         """A table with a line per layer and pass, and what it adds up to."""
-        lines = [layer_table(self.layers), ""]
+        lines = [layer_table(self.layers).markdown(), ""]
         for name, total in self.totals.items():
             (share, low, high), whole = self.model[name].share, self.model[name].ms.median
             lines.append(

@@ -1,4 +1,4 @@
-"""The figures of a run: how it learned, what it sees and what the sparsity saved.
+"""The figures of a run: how it learned and what it sees.
 
 matplotlib is imported when a figure is drawn, and only its object interface is used: no pyplot,
 no global state, so figures can be made in any thread and beside any plotting of the user's own.
@@ -6,10 +6,10 @@ no global state, so figures can be made in any thread and beside any plotting of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE)
 INK, FAINT, GRID = "#1f2933", "#64707d", "#e4e8ec"
-
-
-class SpeedupPoint(NamedTuple):
-    """One measured point of :func:`time_vs_flops`; both factors are dense divided by sparse."""
-
-    series: str  # points of one series share a colour: "forward", "backward"
-    label: str  # what was measured: "layer 2"
-    flops: float
-    time: float
-    sweep: bool = False  # part of the line drawn through its series instead of a marker
 
 
 def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
@@ -182,69 +172,6 @@ def group_weights(model: DSN, path: str | Path) -> Path:
     axes[0].annotate("share", (1, 1), (6, 6), xycoords="axes fraction", fontsize=8, color=FAINT,
                      textcoords="offset points", annotation_clip=False)  # fmt: skip
     return _save(figure, path)
-
-
-def time_vs_flops(rows: Iterable[SpeedupPoint], path: str | Path) -> Path:
-    """Draw by what factor time fell against by what factor FLOPs fell, with the line y = x.
-
-    On the line time fell exactly as the arithmetic did; above it the sparse kernel also uses the
-    machine better than the dense one. Rows with ``sweep`` are joined to a line.
-    """
-    return _save(speedup_figure(rows), path)
-
-
-def speedup_figure(
-    rows: Iterable[SpeedupPoint], title: str = "Time saved against FLOPs saved"
-) -> Figure:
-    """The figure of ``time_vs_flops``, not saved yet."""
-    rows = list(rows)
-    figure = new_figure(title, 6.4, 5.2)
-    ax = figure.subplots()
-    style_axes(ax, "FLOPs: dense / executed", "time: dense / sparse")
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log", base=2)
-    factors = [factor for row in rows for factor in (row.flops, row.time)]
-    low, high = min([1.0, *factors]) / 1.3, max([2.0, *factors]) * 1.5
-    ax.plot([low, high], [low, high], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    ax.annotate("y = x: time falls as FLOPs do", (1, 1), (0, 4), xycoords="axes fraction",
-                ha="right", textcoords="offset points", color=FAINT, fontsize=8)  # fmt: skip
-    ax.axhspan(low, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
-    ax.annotate("slower than dense", (high, 1.0), (-6, -5), textcoords="offset points", ha="right",
-                va="top", fontsize=8, color=FAINT)  # fmt: skip
-    for i, series in enumerate(dict.fromkeys(row.series for row in rows)):
-        colour, side = SERIES[i % len(SERIES)], -1 if i == 0 else 1
-        line = sorted((r.flops, r.time) for r in rows if r.series == series and r.sweep)
-        if line:
-            ax.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, alpha=0.6, marker=".")
-        points = [row for row in rows if row.series == series and not row.sweep]
-        ax.scatter([p.flops for p in points], [p.time for p in points], s=36, color=colour,
-                   edgecolor="white", linewidth=0.8, zorder=3, label=series)  # fmt: skip
-        for cluster in _clusters([point for point in points if point.label]):
-            ax.annotate(", ".join(p.label for p in cluster),
-                        (cluster[0].flops, float(np.mean([p.time for p in cluster]))),
-                        (6 * side, 0), textcoords="offset points", va="center", fontsize=7.5,
-                        ha="right" if side < 0 else "left", color=colour,
-                        bbox={"color": "white", "alpha": 0.75, "pad": 0.5})  # fmt: skip
-    ax.set_xlim(low, high)
-    ax.set_ylim(low, high)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}x")
-    ax.set_aspect("equal")
-    legend_above(figure, ax)
-    return figure
-
-
-def _clusters(points: Sequence[SpeedupPoint]) -> list[list[SpeedupPoint]]:
-    """Points too near each other for a label each, bottom up."""
-    clusters: list[list[SpeedupPoint]] = []
-    for point in sorted(points, key=lambda p: p.time):
-        last = clusters[-1][-1] if clusters else None
-        near = last and abs(np.log(point.flops / last.flops)) < 0.05
-        if last and near and point.time < last.time * 1.08:
-            clusters[-1].append(point)
-        else:
-            clusters.append([point])
-    return [sorted(cluster, key=lambda p: p.label) for cluster in clusters]
 
 
 def require_matplotlib() -> type[Figure]:

@@ -12,7 +12,6 @@ import pytest
 from benchmarks import demo
 from benchmarks.paper import accuracy
 from sparseconv.bench.network import compare
-from sparseconv.models import DSN
 from sparseconv.ops.backends import extension
 
 
@@ -29,16 +28,6 @@ def test_without_the_extension_the_demo_says_so(
     assert "not built (why)" in shown.err
     assert shown.out == ""
     assert not out.exists()
-
-
-def test_demo_layers_count_what_they_execute() -> None:
-    layers = DSN(1, 2, nf=5, kernel_size=9, depth=2).sparse_layers()
-    first, second = (
-        demo.time_layer(layer, 3, 20, first=i == 0, rounds=1) for i, layer in enumerate(layers)
-    )
-    assert first["forward"]["flops"] == first["backward"]["flops"] == 2 * 60 * layers[0].pattern.nnz
-    assert second["backward"]["flops"] == 2 * second["forward"]["flops"]
-    assert second["forward"]["dense_flops"] == 2 * 60 * layers[1].pattern.numel
 
 
 def test_accuracy_runs_once_and_resumes(
@@ -84,7 +73,7 @@ def test_accuracy_trains_both_kinds(kind: str) -> None:
 
 @pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 def test_the_demo_writes_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "time_layer", partial(demo.time_layer, rounds=1))
+    monkeypatch.setattr(demo, "profile", partial(demo.profile, rounds=6))
     monkeypatch.setattr(compare, "training_row", partial(compare.training_row, rounds=3))
     words = ["--epochs", "6", "--epochs-without-groups", "6", "--out", str(tmp_path)]
     assert demo.main(words) == 0

@@ -74,18 +74,11 @@ def test_figures_are_drawn(tmp_path: Path, model: DSN) -> None:
     dense = DSN(3, 2, sparsity=0.0, nf=2, kernel_size=5, depth=1)
     log, linear = history(40, test_loss=0.5, test_accuracy=0.7), history(1)
     linear[0]["train_loss"] = 0.0  # not on a logarithmic axis
-    points = [
-        figures.SpeedupPoint("forward", "layer 1", 7.5, 0.6),
-        figures.SpeedupPoint("forward", "layer 2", 7.5, 8.0),
-        figures.SpeedupPoint("backward", "layer 2", 7.5, 8.1),
-        figures.SpeedupPoint("backward", "S = 50 %", 3.0, 2.0, sweep=True),
-    ]
     drawings = [(figures.learning_curve, rows) for rows in (log, linear)]
     drawings += [(figures.group_weights, network) for network in (model, ungrouped, dense)]
     drawings += [
         (figures.receptive_fields, {"with groups": model, "without": ungrouped}),
         (figures.receptive_fields, {"dense": dense}),
-        (figures.time_vs_flops, points),
     ]
     for i, (draw, content) in enumerate(drawings):
         path = draw(content, tmp_path / "new" / f"{i}.png")
@@ -102,7 +95,7 @@ assert "matplotlib" not in sys.modules, "imported too early"
 import matplotlib, random, torch
 before = matplotlib.rcParams.copy(), random.getstate(), torch.get_rng_state()
 from sparseconv.report import figures
-figures.time_vs_flops([figures.SpeedupPoint("a", "b", 2.0, 2.0)], {str(tmp_path / "a.png")!r})
+figures.learning_curve({history(1)!r}, {str(tmp_path / "a.png")!r})
 assert "matplotlib.pyplot" not in sys.modules, "pyplot keeps global state"
 after = matplotlib.rcParams.copy(), random.getstate(), torch.get_rng_state()
 assert before[:2] == after[:2] and torch.equal(before[2], after[2])
