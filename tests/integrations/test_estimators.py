@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
-from aeon.classification import DummyClassifier
 from aeon.datasets import load_classification
 from aeon.pipeline import make_pipeline
 from aeon.testing.estimator_checking import check_estimator
@@ -119,29 +117,3 @@ def test_a_bundled_data_set() -> None:
     X, y = load_classification("ItalyPowerDemand", split="train")
     small = DSNClassifier(nf=6, kernel_size=9, depth=2, epochs=15, lr=3e-3, random_state=0)
     assert small.fit(X, y).score(X, y) > 0.85
-
-
-@pytest.mark.tool("aeon.visualisation: critical difference diagram", "works")
-@pytest.mark.filterwarnings("ignore")
-def test_critical_difference_diagram(tmp_path: Path) -> None:
-    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    matplotlib.use("Agg")
-    from aeon.visualisation import plot_critical_difference
-
-    X, y = data(48)
-    estimators = [classifier(), classifier(sparsity=0.5), DummyClassifier()]
-    halves = [(slice(0, 24), slice(24, 48)), (slice(24, 48), slice(0, 24))]
-    scores = np.array(
-        [
-            [
-                accuracy_score(y[test], clone(e).fit(X[train] + noise, y[train]).predict(X[test]))
-                for e in estimators
-            ]
-            for train, test in halves
-            for noise in (0.0, 0.1, 0.2)
-        ]
-    )
-    figure, axes = plot_critical_difference(scores, ["DSN 80 %", "DSN 50 %", "dummy"])
-    figure.savefig(tmp_path / "ranks.png")
-    assert {"DSN 80 %", "DSN 50 %", "dummy"} <= {text.get_text() for text in axes.texts}
-    assert (scores[:, 0] > scores[:, 2]).all()

@@ -167,9 +167,7 @@ def test_plans_are_made_for_real(name: str) -> None:
     assert all(a.equal(b) for a, b in zip(*gradients, strict=True))
 
 
-@pytest.mark.tool(
-    "torch.fx.symbolic_trace", "refuses", "names the remedy: a Tracer that takes it for a leaf"
-)
+@pytest.mark.tool("torch.fx.symbolic_trace", "refuses")
 def test_symbolic_tracing_is_refused_and_a_leaf_works() -> None:
     model = nn.Sequential(sc.SparseConv1d(2, 3, 5), nn.ReLU())
     with pytest.raises(TypeError, match=r"got Proxy.*is_leaf_module\(module, name\)"):

@@ -105,11 +105,7 @@ def test_mixed_precision(tmp_path: Path) -> None:
     assert module.network[0].values.dtype == torch.float32
 
 
-@pytest.mark.tool(
-    "PyTorch Lightning: WeightAveraging callbacks",
-    "refuses",
-    "once the pattern has changed; fixed patterns average",
-)
+@pytest.mark.tool("PyTorch Lightning: WeightAveraging callbacks", "refuses")
 def test_weight_averaging(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import EMAWeightAveraging
 

@@ -91,11 +91,7 @@ class Side(nn.Module):
 
 
 @pytest.mark.promise("P1")
-@pytest.mark.tool(
-    "torch.onnx.export, run in onnxruntime",
-    "works",
-    "float32; stores the active weights and their positions",
-)
+@pytest.mark.tool("torch.onnx.export, run in onnxruntime", "works")
 @pytest.mark.parametrize("way", ["direct", "to_dense"])
 def test_layers_lie_within_the_bound(way: str, count_cases: Callable[[int], None]) -> None:
     """All padding modes; other batch sizes and lengths than those of the export."""

@@ -72,11 +72,7 @@ def test_hogwild(method: str, n: int) -> None:
     assert n > 1 or final == pytest.approx(losses[0])
 
 
-@pytest.mark.tool(
-    "share_memory and a change of pattern",
-    "refuses",
-    "other processes keep theirs; before sharing or in a copy it works",
-)
+@pytest.mark.tool("share_memory and a change of pattern", "refuses")
 def test_shared_values_keep_their_pattern() -> None:
     model, x = make(), torch.randn(3, 2, 30)
     other = copy.deepcopy(model)

@@ -86,11 +86,7 @@ def test_state_dict_with_weights_only() -> None:
     check_twin(twin, original)
 
 
-@pytest.mark.tool(
-    "torch.load(weights_only=True) of a whole module",
-    "refuses",
-    "as for every module; with safe_globals of the classes it names it works",
-)
+@pytest.mark.tool("torch.load(weights_only=True) of a whole module", "refuses")
 def test_whole_module() -> None:
     original = layer()
     for module in (original, nn.Conv1d(4, 6, 5)):

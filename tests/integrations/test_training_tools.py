@@ -32,9 +32,7 @@ MORE: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-@pytest.mark.tool(
-    "torch.optim (every elementwise optimizer)", "works", "its state follows a weight"
-)
+@pytest.mark.tool("torch.optim (every elementwise optimizer)", "works")
 @pytest.mark.parametrize("name", MORE)
 def test_the_state_of_every_optimizer_follows(name: str) -> None:
     model = two_layers()
@@ -99,61 +97,38 @@ def test_state_that_is_no_tensor_for_each_weight_is_refused() -> None:
     assert same(snapshot(model, optimizer, dst), before)
 
 
-@pytest.mark.tool("Muon", "refuses", "it takes matrices only; give it the other parameters")
-def test_muon_refuses_the_values_itself() -> None:
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch without Muon")
-    with pytest.raises(ValueError, match="2D"):
-        torch.optim.Muon(two_layers().parameters())
-
-
-@pytest.mark.tool("SparseAdam", "refuses", "it takes torch.sparse gradients; use Adam")
-def test_sparse_adam_refuses_dense_gradients() -> None:
+@pytest.mark.tool("Muon", "refuses")
+@pytest.mark.tool("SparseAdam", "refuses")
+def test_optimizers_that_refuse_the_values_themselves() -> None:
     model = two_layers()
+    if hasattr(torch.optim, "Muon"):
+        with pytest.raises(ValueError, match="2D"):
+            torch.optim.Muon(model.parameters())
     with pytest.raises(RuntimeError, match="does not support dense gradients"):
         train_step(model, torch.optim.SparseAdam(model.parameters()), next(batches()))
 
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
-    "LambdaLR": lambda o: schedules.LambdaLR(o, lambda i: 0.9**i),
-    "MultiplicativeLR": lambda o: schedules.MultiplicativeLR(o, lambda i: 0.95),
-    "StepLR": lambda o: schedules.StepLR(o, 2),
-    "MultiStepLR": lambda o: schedules.MultiStepLR(o, [2, 5]),
-    "ConstantLR": lambda o: schedules.ConstantLR(o),
-    "LinearLR": lambda o: schedules.LinearLR(o),
-    "ExponentialLR": lambda o: schedules.ExponentialLR(o, 0.9),
-    "PolynomialLR": lambda o: schedules.PolynomialLR(o, 9),
-    "CosineAnnealingLR": lambda o: schedules.CosineAnnealingLR(o, 9),
-    "CosineAnnealingWarmRestarts": lambda o: schedules.CosineAnnealingWarmRestarts(o, 3),
-    "CyclicLR": lambda o: schedules.CyclicLR(o, 1e-3, 1e-2, cycle_momentum=False),
     "OneCycleLR": lambda o: schedules.OneCycleLR(o, 1e-2, total_steps=20),
     "ReduceLROnPlateau": lambda o: schedules.ReduceLROnPlateau(o, patience=1),
     "SequentialLR": lambda o: schedules.SequentialLR(
         o, [schedules.ConstantLR(o), schedules.ExponentialLR(o, 0.9)], [3]
     ),
-    "ChainedScheduler": lambda o: schedules.ChainedScheduler(
-        [schedules.ConstantLR(o), schedules.ExponentialLR(o, 0.9)]
-    ),
+    "SWALR": lambda o: torch.optim.swa_utils.SWALR(o, 1e-3),
 }
 
 
-def test_every_schedule_of_torch_is_tried() -> None:
-    names = {name for name in schedules.__all__ if name not in ("LRScheduler", "SWALR")}
-    assert names == set(SCHEDULES)
-
-
-@pytest.mark.tool("torch.optim.lr_scheduler (all)", "works")
+@pytest.mark.tool("torch.optim.lr_scheduler", "works")
 @pytest.mark.tool("Optimizer.state_dict", "works", "over changes of the pattern")
-@pytest.mark.parametrize("name", [*SCHEDULES, "SWALR"])
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_learning_rates_go_their_way_over_updates(name: str) -> None:
     """The rates are those of the same run without updates, and a restored run goes on alike."""
-    make = SCHEDULES.get(name, lambda o: torch.optim.swa_utils.SWALR(o, 1e-3))
 
     def fresh(seed: int, grow: str) -> Any:
         model = two_layers(seed=seed)
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         dst = DSTScheduler(model, optimizer, update_every=2, end_step=20, grow=grow)
-        return model, optimizer, dst, make(optimizer)
+        return model, optimizer, dst, SCHEDULES[name](optimizer)
 
     def train(run: Any, data: list[Tensor]) -> list[float]:
         model, optimizer, dst, schedule = run
@@ -255,36 +230,24 @@ def test_a_step_that_the_scaler_skips() -> None:
 
 
 @pytest.mark.tool("parameter groups, frozen layers", "works")
-def test_groups_and_frozen_layers() -> None:
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_groups_and_frozen_layers(grow: str) -> None:
+    """A frozen layer keeps its pattern, and need not be in the optimizer."""
     model = two_layers()
     model[0].requires_grad_(False)
+    before = copy.deepcopy(model[0].state_dict())
     groups = [
         {"params": [x.values for x in sparse_layers(model)], "weight_decay": 0.1},
         {"params": [x.bias for x in sparse_layers(model)], "lr": 1e-3},
     ]
-    optimizer = torch.optim.AdamW(groups, 1e-2)
-    dst = DSTScheduler(model, optimizer, update_every=2, end_step=9)
-    frozen, pattern = model[0].values.detach().clone(), model[0].pattern
-    for x, _ in zip(batches(), range(3), strict=False):
-        train_step(model, optimizer, x)
-        dst.step()
-    assert dst.updates == 1
-    assert model[0].values.equal(frozen)
-    assert model[0].pattern is pattern
-    assert model[0].values.grad is None
-
-
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_a_frozen_layer_need_not_be_in_the_optimizer(grow: str) -> None:
-    model = two_layers()
-    model[0].requires_grad_(False)
-    before = copy.deepcopy(model[0].state_dict())
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow=grow)
-    for x, _ in zip(batches(), range(3), strict=False):
-        train_step(model, optimizer, x)
-        assert dst.step()
-    assert same(model[0].state_dict(), before)
+    for parameters in (groups, list(model[2].parameters())):
+        optimizer = torch.optim.AdamW(parameters, 1e-2)
+        dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow=grow)
+        for x, _ in zip(batches(), range(3), strict=False):
+            train_step(model, optimizer, x)
+            assert dst.step()
+        assert same(model[0].state_dict(), before)
+        assert model[0].values.grad is None
     model[0].requires_grad_(True)
     with pytest.raises(ValueError, match=r"lacks those of layer .* or freeze the layer"):
         dst.step()
