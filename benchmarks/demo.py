@@ -22,7 +22,7 @@ from sparseconv.bench.network import compare
 from sparseconv.bench.run import WrongResultError, cpp_or_reason
 from sparseconv.measure import timing
 from sparseconv.measure.machine import measurement_context, threads
-from sparseconv.measure.table import Table, with_thousands
+from sparseconv.measure.table import Table, threads_text, with_thousands
 from sparseconv.models import DSN
 from sparseconv.profiling import profile
 from sparseconv.profiling.result import layer_table
@@ -75,7 +75,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     machine = measurement_context()
     count = torch.get_num_threads()
     isa = machine["cpp"].removeprefix("available ").strip("()")
-    on_threads = f"{count} thread{'s' if count > 1 else ''}"
+    on_threads = threads_text(count)
     where = f"{machine['cpu']}, {on_threads}, kernels for {isa}"
     print(f"Weight-sparse convolution on {where}, torch {machine['torch']}\n")
     data = datasets.load(DATASET)

@@ -41,7 +41,7 @@ def short(results: Path = RESULTS) -> str:
         f"*Fastest* is, for the layer, the best of {BASELINES}; for the network, the best of "
         f"PyTorch's settings. A dense way wins in [{lost} of {timed} measured "
         "rows](docs/when-it-pays.md), at high densities and in tiny calls. "
-        f"{_where(bench['machine'])}.\n"
+        f"{where(bench['machine'])}.\n"
     )
 
 
@@ -49,10 +49,10 @@ def section(results: Path = RESULTS) -> str:
     """Every table of the recorded results, in Markdown."""
     bench = recorded(results)
     parts = [
-        f"One run of `python -m sparseconv bench` on {_where(bench['machine'])}. Calls take turns "
+        f"One run of `python -m sparseconv bench` on {where(bench['machine'])}. Calls take turns "
         "in one process; ratios are another's time over the sparse one: medians of the pairs, with "
         "their 95 % bootstrap interval where there is room. All of it, with all suites, is in "
-        "[bench.json](benchmarks/results/bench.json)."
+        "`benchmarks/results/bench.json`."
     ]
     for text, table in (
         (
@@ -91,7 +91,7 @@ def accuracies() -> str:
     return (
         "Accuracy in percent: mean over seeds ± their standard deviation (number of seeds), "
         "default recipe, fewer epochs; published means of the peers, their own full training. "
-        f"First run: {_where(runs[0]['machine'])}; `accuracy.jsonl` names each run's own.\n\n"
+        f"First run: {where(runs[0]['machine'])}; `accuracy.jsonl` names each run's own.\n\n"
         f"{accuracy.table(runs).markdown()}\n"
     )
 
@@ -109,7 +109,8 @@ def recorded(results: Path = RESULTS) -> dict[str, Any]:
     return bench
 
 
-def _where(machine: Mapping[str, str]) -> str:
+def where(machine: Mapping[str, str]) -> str:
+    """The machine of a run, its versions and its date."""
     isa = machine["cpp"].removeprefix("available (CPU, ").removesuffix(")")
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {isa}, torch {machine['torch']}, "

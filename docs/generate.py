@@ -5,13 +5,13 @@ No figure on the site is typed by hand: a page that speaks of one includes a fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import readme
 from benchmarks.paper import published_networks
 from sparseconv.bench import plots, tables
-from sparseconv.bench.document import threads_text
+from sparseconv.measure.table import threads_text
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,9 +22,9 @@ def write_all(folder: Path) -> None:
     pictures = [path.relative_to(ROOT / "docs") for path in plots.write_all(bench, folder)]
     captions = plots.captions(bench["rows"])
     parts: dict[str, Callable[[], str]] = {
-        "measured": measured,
+        "measured": readme.section,
         "accuracy": readme.accuracies,
-        "machine": lambda: _machine(bench["machine"]),
+        "machine": lambda: f"Measured on {readme.where(bench['machine'])}.",
         "break_even": lambda: "\n\n".join(
             figure(path, f"{threads_text(threads)}. {captions['break_even']}")
             for threads, path in enumerate(pictures[1:], 1)
@@ -37,13 +37,6 @@ def write_all(folder: Path) -> None:
         _write(folder / f"{name}.md", make())
 
 
-def measured() -> str:
-    """Every table of the recorded results, with links that hold on the site."""
-    return readme.section().replace(
-        "[bench.json](benchmarks/results/bench.json)", "`benchmarks/results/bench.json`"
-    )
-
-
 def figure(path: Path, caption: str) -> str:
     """A drawn file with its caption."""
     return f"```{{figure}} {path}\n:alt: {caption}\n\n{caption}\n```"
@@ -54,13 +47,6 @@ def networks() -> str:
     if not published_networks.RESULTS.exists():
         return "Not measured yet: `python -m benchmarks.paper.published_networks` does."
     return published_networks.table()
-
-
-def _machine(machine: Mapping[str, str]) -> str:
-    return (
-        f"Measured on {machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch "
-        f"{machine['torch']}, {machine['date']}, commit {machine['commit']}."
-    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -107,8 +107,3 @@ def ratio(row: Row, baseline: str = BEST) -> Estimate | None:
     """A baseline's time over the sparse one, below 1 where sparse is slower; None if not timed."""
     found = row["ratio"].get(best_baseline(row) if baseline == BEST else baseline)
     return None if found is None else Estimate(*found)
-
-
-def threads_text(count: int) -> str:
-    """``1 thread``, ``2 threads``."""
-    return f"{count} thread{'s' if count > 1 else ''}"

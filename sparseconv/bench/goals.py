@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from sparseconv.bench.document import BEST, Row, ratio, threads_text
+from sparseconv.bench.document import BEST, Row, ratio
+from sparseconv.measure.table import threads_text
 
 LARGE = (128, 512, 1024)
 Value = Callable[[Row], float | None]

@@ -10,11 +10,12 @@ from typing import Any
 from sparseconv.bench import goals
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import Case
-from sparseconv.bench.document import SCHEMA, rounded, threads_text
+from sparseconv.bench.document import SCHEMA, rounded
 from sparseconv.bench.network import compare
 from sparseconv.bench.run import WrongResultError, measure
 from sparseconv.measure import peaks
 from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.table import threads_text
 from sparseconv.ops import backends, calls
 
 # So that everything takes half an hour on two cores, and what README.md shows half of that.

@@ -51,3 +51,8 @@ def with_thousands(number: float) -> str:
         '34 459'
     """
     return f"{number:,.0f}".replace(",", " ")
+
+
+def threads_text(count: int) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{count} thread{'s' if count > 1 else ''}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparseconv.measure.table import Table
+from sparseconv.measure.table import Table, threads_text
 from sparseconv.measure.timing import Estimate
 
 KEEP, DENSE, UNCLEAR = "keep sparse", "dense is faster here", "no clear difference"
@@ -160,7 +160,7 @@ class Measured:
             )
         facts = (
             self.machine["cpu"],
-            f"{self.threads} thread{'s' if self.threads > 1 else ''}",
+            threads_text(self.threads),
             "kernels " + self.machine["cpp"],
             f"torch {self.machine['torch']}",
         )

@@ -41,18 +41,6 @@ def test_a_peak_is_believable_and_its_loop_reaches_it(isa: str, dtype: str) -> N
     assert eventually(holds)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_four_times_the_work_takes_four_times_as_long(dtype: str) -> None:
-    """A loop that the compiler had dropped, or hoisted out of the passes, would not."""
-
-    def holds() -> bool:
-        with threads(1):
-            once, often = (peaks._seconds(dtype, passes, 20) for passes in (80_000, 320_000))
-        return 2.5 < often / once < 6.5
-
-    assert eventually(holds)
-
-
 def test_as_many_threads_as_asked() -> None:
     before = torch.get_num_threads()
     found = peaks.measure([1, 2], ["baseline"], ["float32"])

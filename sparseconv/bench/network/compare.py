@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from sparseconv.bench.cases import layer_problem
-from sparseconv.bench.document import threads_text
 from sparseconv.bench.network.dense import Network, inference_variants, training_variants
 from sparseconv.bench.network.masked import masked_copy
 from sparseconv.bench.network.steps import NEVER, TrainingStep, compiled
@@ -26,6 +25,7 @@ from sparseconv.inference.optimize import optimize_for_inference
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.measure.memory import retain_freed_memory
+from sparseconv.measure.table import threads_text
 from sparseconv.models import DSN
 from sparseconv.ops import calls as kernels
 
