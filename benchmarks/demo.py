@@ -1,7 +1,7 @@
 """``python -m benchmarks.demo``: train a DSN on GunPoint sparsely and show what that saves.
 
 Prints and saves the accuracy, the time of every layer and of the whole training step beside the
-dense ones, and three figures; ends with one self-contained HTML page.
+dense ones, and four figures; ends with one self-contained HTML page.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table, threads_text, with_thousands
 from sparseconv.models import DSN
 from sparseconv.profiling import profile
-from sparseconv.profiling.result import layer_table
+from sparseconv.profiling.result import PASSES, layer_table
 from sparseconv.report import figures
 from sparseconv.report.page import Section, write_html
 from sparseconv.training.evaluation import predict_log_proba
@@ -121,6 +121,16 @@ def _demo(arguments: argparse.Namespace) -> int:
     curve = figures.learning_curve(result.history, folder / "learning_curve.png")
     fields = figures.receptive_fields(networks, folder / "receptive_fields.png")
     weights = figures.group_weights(model, folder / "group_weights.png")
+    points = {
+        f"layers, {PASSES[which]}": [
+            (timed.dense_flops / timed.flops, timed.ratio.median)
+            for layer in layers.layers
+            if (timed := layer.passes.get(which))
+        ]
+        for which in PASSES
+    }
+    points["whole training step"] = [(cost.macs_dense / cost.macs_executed, ratio.median)]
+    saved = figures.time_vs_flops(points, folder / "time_vs_flops.png")
     costs = Table(
         ("", "this network", "every tap active"),
         [
@@ -159,6 +169,12 @@ def _demo(arguments: argparse.Namespace) -> int:
             table=step_table,
             caption="An updating step also prunes and grows; the recipe takes one such step in "
             f"{5 * -(-len(data.X_train) // batch)}.",
+        ),
+        Section(
+            "Time saved against FLOPs saved",
+            figure=saved,
+            caption="Each point compares a part of the network with its dense twin; above the "
+            "dashed line more time was saved than arithmetic.",
         ),
         Section(
             "What the kernels see",

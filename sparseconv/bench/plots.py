@@ -63,28 +63,22 @@ def saved(rows: Sequence[Row]) -> Figure:
     rows = main_rows(rows)
     figure = figures.new_figure("", 9.0, 4.6)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    limits = []
     for ax, (against, spelled) in zip((left, right), AGAINST.items(), strict=True):
-        figures.style_axes(
-            ax, "FLOPs: dense / executed", "" if ax is right else "time: other / sparse"
-        )
-        ax.set_title(f"beside {spelled}", fontsize=9, color=figures.INK, loc="left")
-        for name, colour in zip(COMPUTATIONS, figures.SERIES, strict=False):
-            points = np.array([
+        points = {
+            name: [
                 (row["dense_flops"] / row["flops"], found.median) for row in rows
                 if row["computation"] == name and (found := ratio(row, against))
-            ]).reshape(-1, 2)  # fmt: skip
-            ax.scatter(*points.T, s=14, color=colour, edgecolor="white", linewidth=0.4, zorder=3,
-                       label=name)  # fmt: skip
-        ax.axhspan(1e-3, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
-        ax.plot([0.5, 128], [0.5, 128], color=figures.FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        ax.set_xscale("log", base=2)
-        ax.set_yscale("log", base=2)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter(lambda value, _: f"{value:g}x")
-    factors = [(row["dense_flops"] / row["flops"], ratio(row, a)) for row in rows for a in AGAINST]
-    times = [found.median for _, found in factors if found] or [1.0]
-    left.set_xlim(0.9, 1.2 * max([2.0, *(flops for flops, _ in factors)]))
-    left.set_ylim(0.8 * min([1.0, *times]), 1.3 * max([2.0, *times]))
+            ]
+            for name in COMPUTATIONS
+        }  # fmt: skip
+        figures.draw_savings(ax, points)
+        ax.set_ylabel("" if ax is right else "time: other / sparse")
+        ax.set_title(f"beside {spelled}", fontsize=9, color=figures.INK, loc="left")
+        limits.append((*ax.get_xlim(), *ax.get_ylim()))
+    x0, x1, y0, y1 = zip(*limits, strict=True)  # of both: they share their axes
+    left.set_xlim(min(x0), max(x1))
+    left.set_ylim(min(y0), max(y1))
     figures.legend_above(figure, left)
     return figure
 

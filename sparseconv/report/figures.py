@@ -1,4 +1,4 @@
-"""The figures of a run: how it learned and what it sees.
+"""The figures of a run: how it learned, what it sees and what the sparsity saved.
 
 matplotlib is imported when a figure is drawn, and only its object interface is used: no pyplot,
 no global state, so figures can be made in any thread and beside any plotting of the user's own.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,6 +172,38 @@ def group_weights(model: DSN, path: str | Path) -> Path:
     axes[0].annotate("share", (1, 1), (6, 6), xycoords="axes fraction", fontsize=8, color=FAINT,
                      textcoords="offset points", annotation_clip=False)  # fmt: skip
     return _save(figure, path)
+
+
+def time_vs_flops(points: Mapping[str, ArrayLike], path: str | Path) -> Path:
+    """Draw ``(FLOPs saved, time saved)`` of every series, both dense divided by sparse."""
+    figure = new_figure("Time saved against FLOPs saved", 6.4, 5.2)
+    ax = figure.subplots()
+    draw_savings(ax, points)
+    legend_above(figure, ax)
+    return _save(figure, path)
+
+
+def draw_savings(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
+    """Points by what factors FLOPs and time fell, with the line y = x.
+
+    On the line time fell exactly as the arithmetic did; above it the sparse kernel also uses the
+    machine better than the dense one. Below 1, dense is faster.
+    """
+    style_axes(ax, "FLOPs: dense / executed", "time: dense / sparse")
+    ax.axhspan(1e-3, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
+    ax.plot([0.5, 128], [0.5, 128], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    flops, times = [2.0], [1.0, 2.0]
+    for (name, series), colour in zip(points.items(), SERIES, strict=False):
+        x, y = np.asarray(series, dtype=float).reshape(-1, 2).T
+        ax.scatter(x, y, s=14, color=colour, edgecolor="white", linewidth=0.4, zorder=3, label=name)
+        flops += x.tolist()
+        times += y.tolist()
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}x")
+    ax.set_xlim(0.9, 1.2 * max(flops))
+    ax.set_ylim(0.8 * min(times), 1.3 * max(times))
 
 
 def require_matplotlib() -> type[Figure]:

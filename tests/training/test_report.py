@@ -79,6 +79,7 @@ def test_figures_are_drawn(tmp_path: Path, model: DSN) -> None:
     drawings += [
         (figures.receptive_fields, {"with groups": model, "without": ungrouped}),
         (figures.receptive_fields, {"dense": dense}),
+        (figures.time_vs_flops, {"inference": [(7.5, 0.6), (7.5, 8.0)], "training": []}),
     ]
     for i, (draw, content) in enumerate(drawings):
         path = draw(content, tmp_path / "new" / f"{i}.png")
