@@ -79,13 +79,6 @@ def test_copies(name: str) -> None:
     check_twin(COPIES[name](original), original)
 
 
-@pytest.mark.tool("torch.save, torch.load(weights_only=True) of a state dict", "works")
-def test_state_dict_with_weights_only() -> None:
-    original, twin = layer(), layer(seed=1)
-    twin.load_state_dict(torch.load(saved(original.state_dict()), weights_only=True))
-    check_twin(twin, original)
-
-
 @pytest.mark.tool("torch.load(weights_only=True) of a whole module", "refuses")
 def test_whole_module() -> None:
     original = layer()

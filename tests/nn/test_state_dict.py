@@ -15,6 +15,7 @@ from torch.nn.utils import prune
 from sparseconv import KernelCSR, SparseConv1d
 
 
+@pytest.mark.tool("torch.save, torch.load(weights_only=True) of a state dict", "works")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_state_dict_round_trip(options):
     source, target = (SparseConv1d(4, 6, 5, density=d, **options) for d in (0.3, 0.6))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
 from sparseconv.models import DSN
@@ -104,7 +104,7 @@ def _as_images(model: DSN, *, fold: bool) -> nn.Sequential:
         if isinstance(layer, PremaskedConv1d):
             layer.weight.data, layer.mask = map(_taps_first, (layer.weight.data, layer.mask))
         elif isinstance(layer, nn.BatchNorm1d) and fold:
-            _fold(layers[-1], layer.eval())  # type: ignore[arg-type]
+            layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.eval())  # type: ignore[type-var]
             continue
         elif isinstance(layer, nn.BatchNorm1d):
             norm = nn.BatchNorm2d(layer.num_features, layer.eps, layer.momentum)
@@ -120,16 +120,6 @@ def _as_images(model: DSN, *, fold: bool) -> nn.Sequential:
 def _taps_first(weight: Tensor) -> Tensor:
     """The same ``(C_out, C_in, K)``, as channels-last memory holds ``(C_out, C_in, 1, K)``."""
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _fold(conv: PremaskedConv1d, norm: nn.BatchNorm1d) -> None:
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
-    weight, conv.bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
-    )
-    conv.weight = nn.Parameter(_taps_first(weight.detach()))
 
 
 def _pointwise(conv: nn.Conv1d) -> nn.Conv2d:
