@@ -113,6 +113,13 @@ def test_results_of_more_elements_than_an_int32_counts(
 
 
 @pytest.mark.promise("P5")
+def test_scratch_memory_that_cannot_be_had_is_refused() -> None:
+    kind, says = run_child("no_memory")
+    assert kind == "RuntimeError"
+    assert says == f"could not allocate {64 * (2**24 + 1)} bytes of scratch memory"
+
+
+@pytest.mark.promise("P5")
 def test_every_wrong_argument_of_every_op(
     campaign: Callable[[int, int], int], count_cases: Callable[[int], None]
 ) -> None:
