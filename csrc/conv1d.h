@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cpu/lane_order.h"
+
 // What host and device code share compiles as plain C++ as well.
 #if defined(__CUDACC__)
 #define SPARSECONV_HD __host__ __device__
@@ -68,15 +70,29 @@ struct TileShape {
   int64_t block_channels;  // channels that share the scratch
 };
 
-// The active weights, row by row: row r of the pattern owns, for each block b of channels that
-// share the scratch, the entries starts[r * n_blocks + b] .. starts[r * n_blocks + b + 1].
+// So many entries early a kernel finds the scratch rows that it reads: behind the last of a plan's
+// rows there are as many more, which are only looked at.
+constexpr int kAhead = 4;
+
+// The entries that one row of a pattern has among the channels of one block: `n` weights from
+// values[value] on, whose scratch rows are rows[offset] and the following.
+struct RowEntries {
+  int32_t row, n, value, offset;
+};
+
+// The active weights by block of channels that share the scratch, then by row. Records of rows
+// without entries are left out: those of block b from row r on begin at first[b * (n_rows + 1) + r].
 struct Entries {
-  const int32_t* starts;
-  const int32_t* rows;  // scratch row of each entry, within its channel block
+  const RowEntries* records;
+  const int32_t* first;
+  const int32_t* rows;  // scratch rows within the channel block, in the order of the records;
+                        // kAhead more behind them
   int64_t n_blocks;
   int64_t channels_per_group;
   int64_t n_rows;
   int64_t groups;
+  int64_t nnz;
+  const int32_t* row_starts;  // entries before each row, (n_rows + 1,): what threads share by
 };
 
 // What the scratch holds for an input position: the input, or an inclusive scan of the tile's only
@@ -85,18 +101,26 @@ enum class Scan : int { none, prefix, suffix };
 
 // out[n, r, i] = init[r] + sum over the entries e of row r:
 //                values[e] * in[n, channel(e), origin + i * step + position(tap(e))]
-// for i in [0, count), written to position first + i * out_step of the output. That is fprop, and
-// with the transposed pattern each phase of dgrad.
+// for i in [0, order.length), written to position first + i * out_step of the output. That is
+// fprop, and with the transposed pattern each phase of dgrad.
 struct Correlation {
   Entries entries;
   TileShape tile;
   const void* values;  // accumulation type
   const void* init;    // accumulation type, (n_rows,) or null for zeros
+  LaneOrder order;     // of the outputs
+  // Both signals lie in that order (float32 and float64 only): `in.data` and `out.data` are all
+  // that counts of them, step and out_step are 1, the tile has one segment, the padding is zeros,
+  // or replicated on the right alone.
+  bool in_lanes;
   TensorView in;
   int64_t in_length;
   PaddingMode mode;
   int64_t origin;
   Scan scan;
+  // The last output of each series reads, instead of the inputs, their sums from its own on: that
+  // is the gradient of a sample which was replicated on the right.
+  bool edge;
   TensorView out;
   int64_t out_length;
   int64_t first;
@@ -107,34 +131,43 @@ struct Correlation {
   int64_t fold_left;
   int64_t fold_right;
   bool relu;  // negative outputs become 0; NaN stays
-  // Pointwise epilogue, unless null: instead of the rows, which never leave the scratch, a 1x1
-  // convolution of them is written: out[n, m, i] = epilogue_bias[m] + sum over r:
-  // epilogue_weight[r, m] * row r. The tensors' dtype must be that of the accumulation.
-  const void* epilogue_weight;  // (n_rows, epilogue_channels), contiguous
-  const void* epilogue_bias;    // (epilogue_channels,) or null for zeros
-  int64_t epilogue_channels;
-  int64_t batch;
-  int64_t count;  // outputs per series
-  int64_t piece;  // outputs per lane, <= count
+};
+
+// As many weights of one row and channel block as are summed at once.
+struct WeightBatch {
+  int32_t row, first, n;
 };
 
 // out[e] = sum over n, i: grad[n, r(e), i] * in[n, channel(e), origin + i * step +
 // position(tap(e))]
 struct WeightGradient {
-  Entries entries;
+  const WeightBatch* batches;   // by block, then by size
+  const int32_t* block_starts;  // batches before each block, (n_blocks + 1,)
+  const int32_t* rows;          // scratch row of each entry, in the order of `values`
+  const int32_t* row_starts;    // entries before each row
+  int64_t n_blocks;
+  int64_t channels_per_group;
+  int64_t n_rows;
+  int64_t groups;
+  int64_t nnz;
   TileShape tile;
+  LaneOrder order;  // of the gradients
+  bool in_lanes;    // as in Correlation
   TensorView grad;
   TensorView in;
   int64_t in_length;
   PaddingMode mode;
   int64_t origin;
   void* partial;  // accumulation type, (splits, nnz), zeros
-  int64_t nnz;
   int64_t splits;  // the chunks are cut into this many fixed runs, each with its own sums
-  int64_t batch;
-  int64_t count;
-  int64_t piece;  // outputs per lane, <= count, a multiple of `tile_length` unless count is less
-  int64_t tile_length;
+};
+
+// Between a signal of any strides and its copy in lanes, (channels, groups, rows, lanes).
+struct Conversion {
+  LaneOrder order;
+  TensorView signal;
+  void* lanes;
+  int64_t channels;
 };
 
 }  // namespace sparseconv

@@ -1,13 +1,16 @@
 // The Python module _C: which instruction sets there are, which is used and what it reaches at
 // best. Importing it also registers the ops (cpu/ops, cuda/conv1d_cuda.cpp).
 
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <stdexcept>
 
+#include "checks.h"
+#include "cpu/chain.h"
 #include "cpu/isa/dispatch.h"
 #include "cpu/launch.h"
 
@@ -37,6 +40,15 @@ std::vector<double> run_peak(bool float64, int64_t passes, int64_t repeats) {
   return seconds;
 }
 
+std::vector<bool> needed_gradients() {
+  const auto node = torch::autograd::get_current_node();
+  std::vector<bool> needed;
+  for (size_t i = 0; node != nullptr && i < node->num_outputs(); ++i) {
+    needed.push_back(node->task_should_compute_output(i));
+  }
+  return needed;
+}
+
 }  // namespace
 }  // namespace sparseconv
 
@@ -56,4 +68,31 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("float64"), pybind11::arg("passes"), pybind11::arg("repeats"),
         "Seconds of each of `repeats` runs of `passes` times `peak_pass` multiply-adds of operands "
         "in registers, on each of torch's threads.");
+  pybind11::class_<sparseconv::ConvPlan, std::shared_ptr<sparseconv::ConvPlan>>(m, "ConvPlan")
+      .def(pybind11::init<const at::Tensor&, const at::Tensor&, std::vector<int64_t>>(),
+           pybind11::arg("crow_indices"), pybind11::arg("col_indices"),
+           pybind11::arg("geometry"));
+  m.def("keeps_order", [](const std::vector<int64_t>& geometry) {
+    return sparseconv::fits_lanes(sparseconv::check_geometry(geometry));
+  });
+  m.def("needed_gradients", &sparseconv::needed_gradients,
+        "Of the autograd node that runs now: for each of its inputs that are tensors, whether "
+        "backward() or autograd.grad() asked for its gradient.");
+  using sparseconv::Chain;
+  pybind11::class_<Chain>(m, "Chain", "Layers in a row, on tensors in the kernels' own order.")
+      .def(pybind11::init<>())
+      .def("add_conv",
+           [](Chain& chain, std::shared_ptr<sparseconv::ConvPlan> plan, bool relu) {
+             chain.add_conv(std::move(plan), relu);
+           })
+      .def("add_pointwise", &Chain::add_pointwise)
+      .def("add_norm_relu", &Chain::add_norm_relu)
+      .def("forward",
+           [](const Chain& chain, const at::Tensor& x, const Chain::Tensors& parameters,
+              const Chain::Tensors& statistics, const std::vector<double>& momenta, bool keep) {
+             pybind11::gil_scoped_release release;
+             Chain::Result result = chain.forward(x, parameters, statistics, momenta, keep);
+             return std::make_pair(std::move(result.output), std::move(result.kept));
+           })
+      .def("backward", &Chain::backward, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

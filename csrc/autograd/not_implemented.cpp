@@ -6,7 +6,7 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
-  for (const char* name : {"fprop", "dgrad", "wgrad", "fprop_pointwise", "triton_fprop",
+  for (const char* name : {"fprop", "dgrad", "wgrad", "triton_fprop",
                            "triton_dgrad", "triton_wgrad"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }

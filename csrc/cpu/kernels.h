@@ -28,8 +28,8 @@ struct KernelTable {
   void (*pointwise_gradient[2])(const PointwiseGradient&, int64_t, int64_t, void*);
   void (*batch_norm_relu[2])(const BatchNormRelu&, int64_t, int64_t, void*);
   void (*batch_norm_relu_gradient[2])(const BatchNormReluGradient&, int64_t, int64_t, void*);
-  void (*pool[2])(const Pool&, int64_t, int64_t, void*);
-  void (*pool_gradient[2])(const Pool&, int64_t, int64_t, void*);
+  void (*to_lanes[2])(const Conversion&, int64_t, int64_t, void*);
+  void (*from_lanes[2])(const Conversion&, int64_t, int64_t, void*);
   double (*peak[2])(double operand, int64_t passes);
 };
 

@@ -54,10 +54,13 @@ std::atomic<bool> forked{false};
 
 }  // namespace
 
-void check_rows(const Tensor& rows, int64_t nnz, const Layout& layout, int64_t channels_per_group) {
-  check_indices(rows, "rows", nnz);
+void check_rows(const Tensor& rows,
+                int64_t size,
+                const Layout& layout,
+                int64_t channels_per_group) {
+  check_indices(rows, "rows", size);
   const int64_t channels = std::min(layout.block_channels, channels_per_group);
-  check_below(rows, "rows", channels * layout.channel_rows - kPieceMax + 1);
+  check_below(rows, "rows", channels * layout.channel_rows - layout.tile_rows + 1);
 }
 
 int64_t lanes_of(const Tensor& x) {
@@ -82,19 +85,17 @@ void release_large_scratch() {
   }
 }
 
-void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t span) {
-  if (p.batch == 0 || p.count <= 0) {
+void run_correlation(const Correlation& p, Element element) {
+  const LaneOrder& y = p.order;
+  if (y.groups * y.rows == 0) {
     return;
   }
-  p.piece = correlate_piece(p.batch, p.count, lanes, span,
-                            p.epilogue_weight == nullptr ? 1 : usable_threads());
   const Entries& e = p.entries;
-  const int64_t nnz = e.starts[e.n_rows * e.n_blocks] - e.starts[0];
-  const int64_t outputs = ceil_div(p.batch * p.count, lanes);
-  const int64_t lane_groups = ceil_div(p.batch * ceil_div(p.count, p.piece), lanes);
-  const int64_t packed = lane_groups * e.groups * e.channels_per_group * (p.piece + span);
+  const int64_t tiles = y.groups * ceil_div(y.rows, kTileRows);
+  const int64_t spans = p.tile.channel_rows - kTileRows * p.tile.n_segments;
+  const int64_t packed = (y.groups * y.rows + tiles * spans) * e.groups * e.channels_per_group;
   run_kernel(p, &KernelTable::correlate, element,
-             outputs * (nnz + (kStoreCost + p.epilogue_channels) * e.n_rows) + packed * kPackCost);
+             y.groups * y.rows * (e.nnz + kStoreCost * e.n_rows) + packed * kPackCost);
 }
 
 }  // namespace sparseconv

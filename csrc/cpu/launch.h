@@ -11,9 +11,10 @@
 
 namespace sparseconv {
 
-// The scratch rows of entries: each must leave space for the piece that begins there. ValueError.
+// The scratch rows of entries: each must leave space for the tile that begins there. `size` is
+// their number, which for fprop and dgrad includes kAhead spare ones. ValueError.
 void check_rows(const at::Tensor& rows,
-                int64_t nnz,
+                int64_t size,
                 const Layout& layout,
                 int64_t channels_per_group);
 
@@ -61,7 +62,7 @@ void run_kernel(const Problem& problem,
   });
 }
 
-// Chooses the piece length and runs; does nothing if there are no outputs.
-void run_correlation(Correlation& p, Element element, int64_t lanes, int64_t span);
+// Does nothing if there are no outputs.
+void run_correlation(const Correlation& p, Element element);
 
 }  // namespace sparseconv

@@ -26,9 +26,10 @@ int64_t l1_input_budget() {
 // Rows for taps at the given input positions, when neighbouring outputs are `step` inputs apart.
 // Taps whose rows would overlap share a segment, so a dense kernel packs each input once, and a
 // widely dilated one packs no sample that no tap reads.
-Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
+Layout make_layout(const std::vector<int64_t>& positions, int64_t step, int64_t tile_rows) {
   Layout layout;
   layout.step = step;
+  layout.tile_rows = tile_rows;
   layout.tap_rows.resize(positions.size());
   auto residue = [&](size_t i) { return ((positions[i] % step) + step) % step; };
   auto quotient = [&](size_t i) { return (positions[i] - residue(i)) / step; };
@@ -41,10 +42,10 @@ Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
   for (size_t i = 0; i < order.size(); ++i) {
     const size_t tap = order[i];
     const bool joins = i > 0 && residue(order[i - 1]) == residue(tap) &&
-                       quotient(tap) - quotient(order[i - 1]) <= kPieceMax;
+                       quotient(tap) - quotient(order[i - 1]) <= tile_rows;
     if (!joins) {
       layout.segments.push_back({positions[tap], rows, 0});
-      rows += kPieceMax;
+      rows += tile_rows;
     } else {
       Segment& segment = layout.segments.back();
       const int64_t span = (positions[tap] - segment.position) / step;
@@ -62,31 +63,71 @@ Layout make_layout(const std::vector<int64_t>& positions, int64_t step) {
 
 }  // namespace
 
-Entries block_entries(const int32_t* pointers,
-                      const int32_t* rows,
-                      int64_t n_rows,
-                      int64_t channels_per_group,
-                      int64_t groups,
-                      const Layout& layout,
-                      std::vector<int32_t>* starts) {
-  const int64_t blocks = ceil_div(channels_per_group, layout.block_channels);
-  starts->clear();
-  starts->reserve(n_rows * blocks + 1);
-  for (int64_t row = 0; row < n_rows; ++row) {
-    for (int64_t channel = 0; channel < channels_per_group; channel += layout.block_channels) {
-      starts->push_back(pointers[row * channels_per_group + channel]);
+BlockEntries::BlockEntries(const int32_t* pointers,
+                           const int32_t* rows,
+                           int64_t n_rows,
+                           int64_t channels_per_group,
+                           int64_t groups,
+                           const Layout& layout,
+                           bool gathered)
+    : rows_(rows),
+      n_blocks_(ceil_div(channels_per_group, layout.block_channels)),
+      channels_per_group_(channels_per_group),
+      groups_(groups) {
+  const int32_t begin = pointers[0];
+  int32_t offset = 0;
+  records_.reserve(n_rows * n_blocks_);
+  first_.reserve(n_blocks_ * (n_rows + 1));
+  for (int64_t b = 0; b < n_blocks_; ++b) {
+    const int64_t c0 = b * layout.block_channels;
+    const int64_t c1 = std::min(channels_per_group, c0 + layout.block_channels);
+    for (int64_t row = 0; row < n_rows; ++row) {
+      const int32_t* kernels = pointers + row * channels_per_group;
+      const int32_t n = kernels[c1] - kernels[c0];
+      first_.push_back(static_cast<int32_t>(records_.size()));
+      if (n > 0) {
+        records_.push_back(
+            {static_cast<int32_t>(row), n, gathered ? offset : kernels[c0] - begin, offset});
+      }
+      offset += n;
     }
+    first_.push_back(static_cast<int32_t>(records_.size()));
   }
-  starts->push_back(pointers[n_rows * channels_per_group]);
-  return {starts->data(), rows, blocks, channels_per_group, n_rows, groups};
+  for (int64_t row = 0; row <= n_rows; ++row) {
+    row_starts_.push_back(pointers[row * channels_per_group] - begin);
+  }
 }
 
-Layout fprop_layout(const Geometry& g) {
+Entries BlockEntries::view() const {
+  return {records_.data(),
+          first_.data(),
+          rows_,
+          n_blocks_,
+          channels_per_group_,
+          static_cast<int64_t>(row_starts_.size()) - 1,
+          groups_,
+          row_starts_.back(),
+          row_starts_.data()};
+}
+
+namespace {
+
+Layout forward_layout(const Geometry& g, int64_t tile_rows) {
   std::vector<int64_t> positions(g.kernel_size);
   for (int64_t tap = 0; tap < g.kernel_size; ++tap) {
     positions[tap] = tap * g.dilation;
   }
-  return make_layout(positions, g.stride);
+  return make_layout(positions, g.stride, tile_rows);
+}
+
+}  // namespace
+
+Layout fprop_layout(const Geometry& g) {
+  return forward_layout(g, kTileRows);
+}
+
+Layout wgrad_layout(const Geometry& g) {
+  return forward_layout(g, kWgradRows);
 }
 
 Layout dgrad_layout(const Geometry& g, int64_t phase, std::vector<int64_t>* taps) {
@@ -98,74 +139,12 @@ Layout dgrad_layout(const Geometry& g, int64_t phase, std::vector<int64_t>* taps
       positions.push_back(-(tap * g.dilation - phase) / g.stride);
     }
   }
-  return make_layout(positions, 1);
+  return make_layout(positions, 1, kTileRows);
 }
 
-int64_t wgrad_splits(int64_t lane_groups) {
-  constexpr int64_t kSplitsMax = 8, kGroupsPerSplit = 4;
-  return std::clamp<int64_t>(lane_groups / kGroupsPerSplit, 1, kSplitsMax);
-}
-
-namespace {
-
-// Lane groups that cover every series when it is cut into `pieces`.
-int64_t lane_groups(int64_t batch, int64_t pieces, int64_t lanes) {
-  return ceil_div(batch * pieces, lanes);
-}
-
-// What packing one row is taken to cost, as a share of one row's products at DSN's shape. It only
-// ranks piece lengths: with 0 DSN's layer takes 7 to 10 % longer at L = 128, with 0.2 about as
-// long.
-constexpr double kPackShare = 0.05;
-// Below about 8 outputs the latency of a multiply-add shows: the tile takes as long as one of 8.
-constexpr int64_t kLatencyRows = 8;
-
-}  // namespace
-
-int64_t correlate_piece(int64_t batch,
-                        int64_t count,
-                        int64_t lanes,
-                        int64_t span,
-                        int64_t threads) {
-  int64_t best_piece = 0;
-  double best_cost = 0;
-  for (int64_t most = std::min(count, kPieceMax); most >= std::min(count, kLatencyRows); --most) {
-    const int64_t pieces = ceil_div(count, most);
-    const int64_t piece = ceil_div(count, pieces);  // as short as so many pieces can be
-    const int64_t most_groups = ceil_div(lane_groups(batch, pieces, lanes), threads);
-    const double cost =
-        static_cast<double>(most_groups) * (static_cast<double>(std::max(piece, kLatencyRows)) +
-                                            kPackShare * static_cast<double>(piece + span));
-    if (best_piece == 0 || cost < best_cost) {
-      best_cost = cost;
-      best_piece = piece;
-    }
-  }
-  return best_piece;
-}
-
-WgradPiece wgrad_piece(int64_t batch, int64_t count, int64_t lanes, int64_t span) {
-  WgradPiece best{0, 0};
-  double best_cost = 0;
-  const int64_t longest = std::min(count, 2 * kWgradTileMax);
-  for (int64_t most = longest; most >= std::min(count, kLatencyRows); --most) {
-    const int64_t pieces = ceil_div(count, most);
-    const int64_t tiles = ceil_div(ceil_div(count, pieces), kWgradTileMax);
-    const int64_t tile = ceil_div(ceil_div(count, pieces), tiles);
-    const int64_t piece = tile * tiles;
-    if (piece > longest) {
-      continue;
-    }
-    // Each weight pays, per lane group, for the sum over lanes.
-    const double cost =
-        static_cast<double>(lane_groups(batch, pieces, lanes)) *
-        (static_cast<double>(piece + 4) + kPackShare * static_cast<double>(2 * piece + span));
-    if (best.length == 0 || cost < best_cost) {
-      best_cost = cost;
-      best = {piece, tile};
-    }
-  }
-  return best;
+int64_t wgrad_splits(int64_t chunks) {
+  constexpr int64_t kSplitsMax = 8, kChunksPerSplit = 4;
+  return std::clamp<int64_t>(chunks / kChunksPerSplit, 1, kSplitsMax);
 }
 
 }  // namespace sparseconv

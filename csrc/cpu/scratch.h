@@ -9,16 +9,15 @@ namespace sparseconv {
 // Sums that wait for the next channel block stay in this much L2; more rows come in blocks, for
 // which the inputs are packed again (with 128 KB, twice at DSN's layer: fprop 2 % slower).
 constexpr int64_t kAccBytes = 512 * 1024;
-// Weights whose sums over the lanes are taken together; their rows (4 KB) stay in L1. GFLOP/s of
-// wgrad at DSN's layer, L = 128: 167 with 16, 176 with 32, 180 with 64, 183 with 128.
-constexpr int64_t kWgradBatch = 64;
+// Rows whose sums stay in L1 from the last entry to the output.
+constexpr int64_t kStored = 8;
 
 struct CorrelateScratch {
   int64_t row_block;
   int64_t input_rows;
+  int64_t edge_rows;   // sums for the last output
   int64_t acc_stride;  // from the sums of one row to those of the next
   int64_t acc_rows;
-  int64_t epilogue_rows;
   int64_t stage_rows;
 };
 
@@ -36,10 +35,10 @@ WgradScratch plan_scratch(const WeightGradient& problem);
 // Bytes of scratch, 64-byte aligned, that one call needs; enough for float64 on any ISA.
 int64_t scratch_bytes(const Correlation& problem);
 int64_t scratch_bytes(const WeightGradient& problem);
+int64_t scratch_bytes(const Conversion& problem);
 int64_t scratch_bytes(const Pointwise& problem);
 int64_t scratch_bytes(const PointwiseGradient& problem);
 int64_t scratch_bytes(const BatchNormRelu& problem);
 int64_t scratch_bytes(const BatchNormReluGradient& problem);
-int64_t scratch_bytes(const Pool& problem);
 
 }  // namespace sparseconv

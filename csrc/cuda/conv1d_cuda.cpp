@@ -158,7 +158,8 @@ Tensor wgrad(const Tensor& grad,
              const Tensor& input,
              const Tensor& crow,
              const Tensor& rows,
-             at::IntArrayRef geometry) {
+             at::IntArrayRef geometry,
+             const std::optional<Tensor>&) {  // batches: the CPU's
   const Geometry g = check_geometry(geometry);
   check_signal(input, "input", g.in_channels(), at::kCUDA);
   check_signal(grad, "grad_output", g.out_channels, at::kCUDA);

@@ -14,7 +14,6 @@ from typing import Any
 MOVED = {
     "pattern": ("core.pattern",),
     "modules": ("nn.conv",),
-    "fused": ("functional.fused",),
     "pruning": ("dst.update", "core.pattern"),
     "machine": ("measure.machine", "measure.memory"),
     "checkpoint": ("training.checkpoint",),
@@ -38,7 +37,6 @@ MOVED = {
 
 RENAMED = {
     "Interval": "Estimate",
-    "average_bins": "adaptive_avg_pool1d",
     "LayerConversion": "LayerTimes",
     "LayerProfile": "LayerTimes",
 }

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from sparseconv.inference.spans import FusedSpan, WithPointwise, plan_inference
-from sparseconv.nn.block import FUSED, Block, FusedSequential, Place, Plan, plan
-from sparseconv.nn.hooks import has_own_code
+from sparseconv.inference.spans import FOLDED, FoldedLink, FrozenPointwise
+from sparseconv.nn.block import Block, FusedSequential, Planned, leaves, plan
+from sparseconv.nn.links import LINKS
 from sparseconv.nn.restored import deepcopy_model
 
 
@@ -20,10 +17,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     In every ``nn.Sequential`` the ``BatchNorm1d`` that follows a ``SparseConv1d`` or an
     ``nn.Conv1d`` is folded into its weights and bias, and the ``ReLU`` that follows a
-    ``SparseConv1d`` is computed where the kernel stores its outputs; a 1x1 ``nn.Conv1d`` behind
-    them, in the same Sequential or the next, mixes those outputs before they are stored. Where a
-    global average follows a 1x1 ``nn.Conv1d``, perhaps with an ``AdaptiveAvgPool1d`` before it, the
-    average is taken first. The outputs differ from those of ``model.eval()`` by rounding.
+    ``SparseConv1d`` is computed where the kernel stores its outputs. Neighbours among them and 1x1
+    ``nn.Conv1d`` become one chain, as in a ``Block``. Where a global average follows a 1x1
+    ``nn.Conv1d``, perhaps with an ``AdaptiveAvgPool1d`` before it, there is one average and no
+    other. The outputs differ from those of ``model.eval()`` by rounding.
 
     All modules stay in place, with their names, hooks and state; what changes is how a Sequential
     runs. Indexing it, slicing it, looping over it, hooks, training, loading and converting give
@@ -79,43 +76,30 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for module in fast.modules():
         kind = _KINDS.get(type(module))
         if kind is not None and "forward" not in vars(module):
-            steps = plan_inference(list(_leaves(module)))  # type: ignore[arg-type]
-            if any(isinstance(step, FusedSpan | WithPointwise) for step in steps):
+            steps = plan(leaves(module), FOLDED)
+            if any(isinstance(s, FoldedLink) and type(s) is not FrozenPointwise for s in steps):
                 module.__class__ = kind
     return fast
-
-
-def _leaves(sequential: nn.Sequential) -> Iterable[Place]:
-    """The modules in the order in which they run, each behind the Sequential that holds it.
-
-    A Sequential inside of a Sequential is no more than its modules, unless calling it does more.
-    """
-    for module in sequential._modules.values():
-        if type(module) in (*_KINDS, *_KINDS.values()) and not has_own_code(module):
-            yield from _leaves(module)  # type: ignore[arg-type]
-        else:
-            yield sequential, module
 
 
 class InferenceSequential(FusedSequential):
     """What ``optimize_for_inference`` makes of an ``nn.Sequential``."""
 
-    def _present(self) -> list[Any]:
-        return [module for place in _leaves(self) for module in place]
-
-    def _plan(self) -> Plan:
+    def _plan(self) -> Planned:
         # A slice of this one begins in training mode, so none is folded for a single call.
-        places = list(_leaves(self))
-        return plan(places, FUSED) if self.training else plan_inference(places)
+        return Planned(()) if self.training else Planned(FOLDED)
 
     def train(self, mode: bool = True) -> InferenceSequential:
         """Forget the folded weights: what wrote into the others may not have been counted."""
-        self._planned = None
+        self._run = None
         return super().train(mode)
 
 
 class InferenceBlock(InferenceSequential, Block):
     """What ``optimize_for_inference`` makes of a ``Block``."""
+
+    def _plan(self) -> Planned:
+        return Planned() if self.training else Planned(FOLDED, LINKS)
 
 
 _KINDS: dict[type[nn.Module], type[InferenceSequential]] = {

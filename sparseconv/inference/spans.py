@@ -1,4 +1,4 @@
-"""Steps of inference: neighbours computed together, with weights folded when they change.
+"""Links of inference: neighbours computed together, with weights folded when they change.
 
 The modules stay what and where they are. What is computed of their weights is kept beside them.
 """
@@ -13,54 +13,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseconv.functional.chain import Pointwise
 from sparseconv.functional.conv import sparse_conv1d_resolved
-from sparseconv.functional.fused import conv1d_pointwise, pointwise_epilogue_is_faster
 from sparseconv.inference.folding import Weights, fold, weight_and_bias
-from sparseconv.nn.block import (
-    CONV,
-    FUSED,
-    NORM,
-    RELU,
-    Place,
-    Plan,
-    Pointwise,
-    Step,
-    Table,
-    is_pointwise,
-    plan,
-)
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.hooks import has_own_code
-from sparseconv.nn.pooling import ShortAvgPool1d, new_averaging_matrix
-from sparseconv.ops.backends import resolve_backend
+from sparseconv.nn.links import (
+    CONV,
+    NORM,
+    POOL,
+    RELU,
+    SPARSE,
+    Link,
+    PointwiseLink,
+    SparseLink,
+    Table,
+    is_plain,
+    is_pointwise,
+)
+from sparseconv.nn.pooling import new_averaging_matrix
 
-SPARSE, POOL = (SparseConv1d,), (nn.AdaptiveAvgPool1d, ShortAvgPool1d)
 
-
-class FusedSpan(Step):
+class FoldedLink(Link):
     """A convolution, perhaps a BatchNorm1d that is folded into its weights, and what is around."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        super().__init__(places)
-        self.one_by_one = plan(places, FUSED)
-        self.conv, self.norm = conv_and_norm(self.modules)
+    def __init__(self, modules: Sequence[Any]) -> None:
+        super().__init__(modules)
+        self.conv = next(module for module in modules if type(module) in (*SPARSE, *CONV))
+        self.norm = next((module for module in modules if type(module) in NORM), None)
         # The state of the tensors that were folded, the tensors, and the result, if that is usable.
         self._folded: tuple[list[Any], list[Any], Weights | None] | None = None
 
-    def run(self, x: Tensor) -> Tensor | None:
+    def one_by_one(self, x: Tensor) -> Tensor:
+        """Compute with the folded weights, or call the modules."""
         weights = self.weights_for(x)
-        return None if weights is None else self.compute(x, *weights)
+        y = None if weights is None else self.compute(x, *weights)
+        return super().one_by_one(x) if y is None else y
+
+    def is_ready(self, x: Any) -> bool:
+        """Whether nothing is trained."""
+        if self.norm is not None and self.norm.training:
+            return False
+        tensors = (x, *(p for module in self.modules for p in module._parameters.values()))
+        return not (torch.is_grad_enabled() and _any_trained(tensors))
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """The output of the modules, by the folded weights."""
+        """The output of the modules by the folded weights; None where they have to compute."""
         raise NotImplementedError
 
-    def weights_for(self, x: Tensor) -> Weights | None:
+    def weights_for(self, x: Any) -> Weights | None:
         """The weights to compute with, or None where the modules have to run themselves."""
         norm = self.norm
         # BatchNorm reads an unbatched (C, L) as N = C cases of L channels.
         if (
-            x.dim() != 3
+            type(x) not in (Tensor, nn.Parameter)
+            or x.dim() != 3
             or x.layout is not torch.strided
             or (x.requires_grad and torch.is_grad_enabled())
             or self.is_watched()
@@ -68,11 +74,12 @@ class FusedSpan(Step):
         ):
             return None
         try:
-            return self._weights()
+            return self.weights()
         except RuntimeError:  # inference tensors, and others that do not count what is written
             return None
 
-    def _weights(self) -> Weights | None:
+    def weights(self) -> Weights | None:
+        """The folded weights, computed again when one of the tensors was changed."""
         conv, norm = self.conv, self.norm
         own = conv._parameters.values()
         if norm is None:
@@ -104,68 +111,54 @@ def _state(tensor: Tensor | None) -> tuple[int, int, int] | None:
 
 def _any_trained(tensors: Any) -> bool:
     """Whether an optimizer may write into them: torch's fused ones do it without counting."""
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
 
-def conv_and_norm(modules: Sequence[Any]) -> tuple[Any, nn.BatchNorm1d | None]:
-    """The convolution of a span, and the BatchNorm1d after it, if there is one."""
-    conv = next(module for module in modules if type(module) in (*SPARSE, *CONV))
-    return conv, next((module for module in modules if type(module) in NORM), None)
-
-
-class FoldedSparseConv(FusedSpan):
+class FoldedSparseConv(FoldedLink, SparseLink):
     """A ``SparseConv1d``, perhaps a BatchNorm1d, perhaps a ReLU."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        super().__init__(places)
-        self._relu = type(self.modules[-1]) in RELU
+    def channels(self, x: Tensor) -> tuple[int, int] | None:
+        return None if self.weights_for(x) is None else super().channels(x)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        conv = self.conv
+        conv, relu = self.conv, type(self.modules[-1]) in RELU
         geometry = conv._geometry()
-        return sparse_conv1d_resolved(
-            x, weight, conv.pattern, bias, geometry, conv.backend, self._relu
-        )
-
-    def run_with_pointwise(self, pointwise: nn.Conv1d, x: Tensor) -> Tensor | None:
-        """Compute the same and the 1x1 convolution behind it, or None to compute it in two."""
-        weight, offsets = pointwise._parameters.get("weight"), pointwise._parameters.get("bias")
-        conv = self.conv
-        if (
-            weight is None
-            or has_own_code(pointwise)
-            or not is_pointwise(pointwise)
-            or (torch.is_grad_enabled() and _any_trained((weight, offsets)))
-            or (weights := self.weights_for(x)) is None
-            or resolve_backend(conv.backend, x.device) != "cpp"
-        ):
-            return None
-        values, bias = weights
-        if not pointwise_epilogue_is_faster(x, values, bias, conv.pattern, weight, offsets):
-            return None
-        return conv1d_pointwise(
-            x, values, bias, conv.pattern, conv._geometry(), weight, offsets, relu=self._relu
-        )
+        return sparse_conv1d_resolved(x, weight, conv.pattern, bias, geometry, conv.backend, relu)
 
 
-class FoldedConv(FusedSpan):
+class FoldedConv(FoldedLink):
     """An ``nn.Conv1d`` and a BatchNorm1d."""
+
+    def channels(self, x: Tensor) -> tuple[int, int] | None:
+        return None  # the chain knows no bias of a dense convolution
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y: Tensor = self.conv._conv_forward(x, weight, bias)
         return y
 
 
-class PointwiseThenMean(FusedSpan):
+class FrozenPointwise(FoldedLink, PointwiseLink):
+    """A 1x1 ``nn.Conv1d`` without bias."""
+
+    def one_by_one(self, x: Tensor) -> Tensor:
+        return Link.one_by_one(self, x)
+
+    def channels(self, x: Tensor) -> tuple[int, int] | None:
+        return None if self.weights_for(x) is None else super().channels(x)
+
+
+class PointwiseThenMean(FoldedLink):
     """Perhaps adaptive averages, a 1x1 ``nn.Conv1d``, perhaps a BatchNorm1d, a global average.
 
-    A 1x1 convolution is the same map at every position: only the mean has to pass it.
+    A 1x1 convolution is the same map at every position: only the mean has to pass it, or where it
+    has fewer channels, the mean is taken behind it.
     """
 
+    ends = True
+
     @classmethod
-    def fits(cls, places: Sequence[Place]) -> bool:
-        modules = [module for _, module in places]
-        conv, _ = conv_and_norm(modules)
+    def fits(cls, modules: Sequence[Any]) -> bool:
+        conv = next(module for module in modules if type(module) in CONV)
         return cls._bins(conv, modules) is not None
 
     @staticmethod
@@ -174,6 +167,29 @@ class PointwiseThenMean(FusedSpan):
         if not is_pointwise(conv) or _pooled_size(modules[-1]) != 1:
             return None
         return 1 if modules[0] is conv else _pooled_size(modules[0])
+
+    def channels(self, x: Tensor) -> tuple[int, int] | None:
+        weights = self.weights_for(x)
+        if (
+            weights is None
+            or not is_plain(x, *weights)
+            or self._bins(self.conv, self.modules) is None
+        ):
+            return None
+        rows, depth, taps = weights[0].shape
+        return (depth, rows) if taps == 1 and rows < depth else None
+
+    def stage(self) -> Pointwise:
+        weights = self.weights()
+        assert weights is not None
+        return Pointwise(weights[0])
+
+    def finish(self, y: Tensor) -> Tensor:
+        bins, weights = self._bins(self.conv, self.modules), self.weights()
+        assert weights is not None
+        assert bins is not None
+        mean = y @ _mean_of_bins(y.shape[2], bins, y.dtype, y.device)
+        return (mean if weights[1] is None else mean + weights[1]).unsqueeze(-1)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         bins = self._bins(self.conv, self.modules)
@@ -212,37 +228,7 @@ FOLDED: Table = (
     ((SPARSE, NORM, RELU), FoldedSparseConv),
     ((SPARSE, NORM), FoldedSparseConv),
     ((SPARSE, RELU), FoldedSparseConv),
+    ((SPARSE,), FoldedSparseConv),
     ((CONV, NORM), FoldedConv),
+    ((CONV,), FrozenPointwise),
 )
-
-
-def plan_inference(places: Sequence[Place]) -> Plan:
-    """Plan a sequence in eval mode: what folds, and of the rest what a ``Block`` fuses.
-
-    Example:
-        >>> conv, norm, relu = SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU()
-        >>> modules = nn.Sequential(relu, conv, norm, relu, relu)
-        >>> steps = plan_inference([(modules, module) for module in modules])
-        >>> [type(step).__name__ for step in steps]
-        ['ReLU', 'FoldedSparseConv', 'ReLU']
-    """
-    steps: Plan = []
-    for step in plan(places, (*FOLDED, *FUSED)):
-        before = steps[-1] if steps else None
-        if isinstance(before, FoldedSparseConv) and type(step) in (*CONV, Pointwise):
-            steps[-1] = WithPointwise(before, step)  # type: ignore[arg-type]
-        else:
-            steps.append(step)
-    return steps
-
-
-class WithPointwise:
-    """A folded sparse convolution, and a 1x1 ``nn.Conv1d`` that its kernel may compute as well."""
-
-    def __init__(self, span: FoldedSparseConv, pointwise: Pointwise | nn.Conv1d) -> None:
-        self._span, self._pointwise = span, pointwise
-        self._conv = pointwise.modules[0] if isinstance(pointwise, Pointwise) else pointwise
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = self._span.run_with_pointwise(self._conv, x)
-        return self._pointwise(self._span(x)) if y is None else y

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from sparseconv.core.checks import number
 from sparseconv.core.geometry import single
 from sparseconv.core.pattern import KernelCSR, Region
-from sparseconv.nn.block import Block
+from sparseconv.nn.block import Block, FusedSequential
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.hooks import has_own_code
 from sparseconv.nn.pooling import POOLED, ShortAvgPool1d
 
 INITS = ("prefix", "random")
@@ -156,7 +157,6 @@ class DSN(nn.Module):
             nn.AdaptiveAvgPool1d(1),
             nn.Flatten(),
             nn.LogSoftmax(dim=1),
-            backend=backend,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,7 +166,10 @@ class DSN(nn.Module):
                 f"this DSN expects series of shape (n_cases, {self.in_channels}, n_timepoints), "
                 f"but got {tuple(x.shape)}; build it with in_channels equal to the second size"
             )
-        log_proba: Tensor = self.head(self.blocks(x))
+        blocks, head = self.blocks, self.head
+        if isinstance(head, FusedSequential) and not (has_own_code(blocks) or has_own_code(head)):
+            return head.forward_after(blocks, x)  # one chain from the first block into the head
+        log_proba: Tensor = head(blocks(x))
         return log_proba
 
     def sparse_layers(self) -> list[SparseConv1d]:

@@ -1,129 +1,183 @@
-"""Sequences of modules in fewer passes over memory, with the outcome of one module at a time.
+"""Sequences of modules whose neighbours are computed together, with the outcome of one at a time.
 
-A sequence is planned once: each row of a table of ``Step`` names the types of some modules in a
-row, and what computes them together. At every call a step looks whether that is the same as
-calling its modules, and calls them if not.
+A sequence is planned once: each row of a table of ``Link`` names the types of some modules in a
+row that may be stages of a chain (``functional.chain``). At every call a link looks whether that is
+the same as calling its modules. Stages that follow each other become one chain; where one cannot
+run, the modules do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseconv.functional.fused import batch_norm_relu, conv1x1, runs_here
-from sparseconv.nn.conv import SparseConv1d
+from sparseconv.functional.chain import DTYPES, run_chain
 from sparseconv.nn.hooks import has_own_code, in_plain_eager_mode
-from sparseconv.ops.backends import extension, resolve_backend
+from sparseconv.nn.links import LINKS, Link, SparseLink, Table
+from sparseconv.ops.backends import extension
 
-# From these sizes on the kernels win, and what they lose below is some 20 us of Python. Times of
-# forward and backward over torch's, one thread of an AMD EPYC (Zen 5), 141 channels in, cold:
-#   (N, L)          (1, 24)  (5, 24)  (16, 24)  (1, 128)  (16, 128)  (16, 512)
-#   1x1 to 47          0.73     1.35      2.13      1.20       2.02       1.69
-#   1x1 to 2           0.78     0.82      3.37      0.67       3.32       2.57
-#   BatchNorm, ReLU    0.78     1.01      1.47      1.16       2.33       2.23
-CONV_POSITIONS = 512  # N * L
-CONV_MACS = 600_000  # or so many multiply-adds
-NORM_ELEMENTS = 16_384  # N * C * L
-
-Place = tuple[nn.Sequential, Any]  # a module (broken models hold others), behind what holds it
-Plan = list[Callable[[Tensor], Tensor]]
+_CPU = torch.device("cpu")
+Plan = list[Link | Any]  # links, and modules that are none
 
 
-class Step:
-    """Modules in a row that one computation may replace, and what to run where it may not."""
-
-    def __init__(self, places: Sequence[Place]) -> None:
-        self.owner = places[0][0]
-        self.modules: list[Any] = [module for _, module in places]
-        self.one_by_one: Plan = [*self.modules]
-
-    @classmethod
-    def fits(cls, places: Sequence[Place]) -> bool:
-        """Whether modules of the right types can be such a step at all."""
-        return True
-
-    def is_watched(self) -> bool:
-        """Whether calling one of the modules does more than compute."""
-        return any(map(has_own_code, self.modules))
-
-    def run(self, x: Tensor) -> Tensor | None:
-        """Compute what the modules compute, or None where they have to do it themselves."""
-        raise NotImplementedError
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = self.run(x) if type(x) in (Tensor, nn.Parameter) else None
-        if y is None:
-            y = x
-            for step in self.one_by_one:
-                y = step(y)
-        return y
-
-
-Table = Sequence[tuple[tuple[tuple[type[nn.Module], ...], ...], type[Step]]]
-
-
-def plan(places: Sequence[Place], table: Table) -> Plan:
-    """Cut modules into steps, each by the first row of the table that fits, and single modules.
+def plan(modules: Sequence[Any], table: Table = LINKS) -> Plan:
+    """Cut modules into links, each by the first row of the table that fits, and single modules.
 
     Example:
-        >>> block = Block(nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU())
-        >>> steps = plan([(block, module) for module in block], FUSED)
-        >>> [type(step).__name__ for step in steps]
-        ['NormThenRelu', 'ReLU']
+        >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]
+        >>> [type(step).__name__ for step in plan(modules)]
+        ['NormLink', 'ReLU']
     """
     steps: Plan = []
-    i = 0
-    while i < len(places):
-        step = _first_step(places[i:], table)
-        steps.append(places[i][1] if step is None else step)
-        i += 1 if step is None else len(step.modules)
+    while modules:
+        link = _first_link(modules, table)
+        steps.append(modules[0] if link is None else link[0])
+        modules = modules[1 if link is None else link[1] :]
     return steps
 
 
-def _first_step(places: Sequence[Place], table: Table) -> Step | None:
-    for kinds, step in table:
-        part = places[: len(kinds)]
+def _first_link(modules: Sequence[Any], table: Table) -> tuple[Link, int] | None:
+    for kinds, link in table:
+        part = modules[: len(kinds)]
         if (
             len(part) == len(kinds)
-            and all(type(module) in kind for (_, module), kind in zip(part, kinds, strict=True))
-            and step.fits(part)
+            and all(type(module) in kind for module, kind in zip(part, kinds, strict=True))
+            and link.fits(part)
         ):
-            return step(part)
+            return link(part), len(kinds)
     return None
+
+
+def run_plan(steps: Plan, x: Tensor) -> Tensor:
+    """Compute what the modules compute, in chains as far as possible."""
+    chain: list[Link] = []
+    chained = 0  # channels of the last link's output
+    for step in steps:
+        if isinstance(step, Link):
+            fits = step.channels(x) if chain or _may_chain(x) else None
+            if fits is not None and fits[0] == (chained if chain else x.shape[1]):
+                chain.append(step)
+                chained = fits[1]
+                if step.ends:
+                    x, chain = _run_links(chain, x), []
+                continue
+            x, chain = _run_links(chain, x), []
+            x = step.one_by_one(x)
+        else:
+            x, chain = _run_links(chain, x), []
+            x = step(x)
+    return _run_links(chain, x)
+
+
+def _may_chain(x: Any) -> bool:
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and x.dim() == 3
+        and x.dtype in DTYPES
+        and x.device == _CPU
+        and x.layout == torch.strided
+        and x.numel() > 0
+        and extension is not None
+        # Without the instruction a multiply-add is imitated, bit for bit: 30 to 100 times slower.
+        and bool(extension.isa() != "baseline")
+    )
+
+
+def _run_links(chain: Sequence[Link], x: Tensor) -> Tensor:
+    if not chain:
+        return x
+    # Alone a layer is faster without the conversions, and without a sparse one torch is.
+    if len(chain) > 1 and any(isinstance(link, SparseLink) for link in chain):
+        return chain[-1].finish(run_chain(x, [link.stage() for link in chain]))
+    for link in chain:
+        x = link.one_by_one(x)
+    return x
+
+
+class Planned:
+    """Runs what some sequences hold, one after the other, by a plan that is made once.
+
+    Args:
+        table: the links of the plan.
+        otherwise: those of a second plan, by which everything runs where a link of the first one
+            is not ready.
+    """
+
+    def __init__(self, table: Table = LINKS, otherwise: Table | None = None) -> None:
+        self._tables = (table,) if otherwise is None else (table, otherwise)
+        # The modules that were planned, with their types, and the plans.
+        self._planned: tuple[tuple[Any, ...], list[Plan]] | None = None
+
+    def __call__(self, sequences: Iterable[nn.Module], x: Tensor) -> Tensor:
+        modules = [module for sequence in sequences for module in leaves(sequence)]
+        key = list(map(id, modules)), list(map(type, modules))
+        planned = self._planned
+        if planned is None or planned[0] != key:
+            plans = [plan(modules, table) for table in self._tables]
+            planned = self._planned = key, plans  # as a whole, for other threads may be here too
+        first, *second = planned[1]
+        for steps in second:
+            if not all(step.is_ready(x) for step in first if isinstance(step, Link)):
+                return run_plan(steps, x)
+        return run_plan(first, x)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Planned, self._tables
+
+
+def leaves(module: Any) -> list[Any]:
+    """The modules that a Sequential runs, in their order; those of Sequentials inside of it too.
+
+    A Sequential inside of a Sequential is no more than its modules, unless calling it does more.
+    """
+    if not _only_runs_its_modules(module):
+        return [module]
+    found = []
+    for inner in module._modules.values():
+        plain = _only_runs_its_modules(inner) and not has_own_code(inner)
+        found += leaves(inner) if plain else [inner]
+    return found
+
+
+def _only_runs_its_modules(module: Any) -> bool:
+    return type(module) is nn.Sequential or (
+        isinstance(module, FusedSequential)
+        and type(module).forward is FusedSequential.forward
+        and type(module).__iter__ is nn.Sequential.__iter__
+    )
 
 
 class FusedSequential(nn.Sequential):
     """``nn.Sequential`` that runs by a plan, unless something could see a difference."""
 
-    # The modules that were planned, with their types, and the plan.
-    _planned: tuple[tuple[Any, ...], Plan] | None = None
+    _run: Planned | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in their order."""
         if not in_plain_eager_mode():
             return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
-        present = self._present()
-        key = self.training, list(map(id, present)), list(map(type, present))
-        planned = self._planned
-        if planned is None or planned[0] != key:
-            planned = self._planned = key, self._plan()
-        x = input
-        for step in planned[1]:
-            x = step(x)
-        return x
+        return self._run_all((self,), input)
 
-    def _present(self) -> list[Any]:
-        """Everything that a plan is made of."""
-        return list(self._modules.values())
+    def forward_after(self, first: nn.Module, input: Tensor) -> Tensor:
+        """Compute ``self(first(input))``, where hooks of neither would be called."""
+        if not in_plain_eager_mode():
+            y: Tensor = self(first(input))
+            return y
+        return self._run_all((first, self), input)
 
-    def _plan(self) -> Plan:
-        return plan([(self, module) for module in self._modules.values()], FUSED)
+    def _run_all(self, sequences: Iterable[nn.Module], input: Tensor) -> Tensor:
+        if self._run is None:
+            self._run = self._plan()
+        return self._run(sequences, input)
+
+    def _plan(self) -> Planned:
+        return Planned()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_planned"}
+        return {name: value for name, value in vars(self).items() if name != "_run"}
 
     def __prepare_scriptable__(self) -> nn.Sequential:
         plain = nn.Sequential()
@@ -132,101 +186,23 @@ class FusedSequential(nn.Sequential):
 
 
 class Block(FusedSequential):
-    """``nn.Sequential`` around a ``SparseConv1d``, with faster ways through its neighbours.
+    """``nn.Sequential`` around sparse convolutions, with faster ways through their neighbours.
 
-    A 1x1 ``nn.Conv1d``, and in training an ``nn.BatchNorm1d`` followed by ``nn.ReLU``, are computed
-    by ``functional.fused`` when the backend is the C++ kernels on AVX2 or better, the input is
-    large enough for that to be faster, and the outcome is the same: modules of exactly these types,
-    without hooks, on float32 or float64 CPU tensors, outside torch.compile, autocast, torch.func
-    and modes that see functions or operations. Everything else runs module by module.
+    Layers that follow each other are computed as one chain, whose tensors stay in the kernels' own
+    order: a ``SparseConv1d`` that keeps the length, a 1x1 ``nn.Conv1d`` without bias, an
+    ``nn.BatchNorm1d`` followed by ``nn.ReLU``. That is so when the backend is the C++ kernels on
+    AVX2 or better, and the outcome is the same: modules of exactly these types, without hooks, on
+    float32 or float64 CPU tensors, outside torch.compile, autocast, torch.func and modes that see
+    functions or operations. Everything else runs module by module.
 
     Args:
         modules: as for ``nn.Sequential``.
-        backend: as in ``sparse_conv1d``; None means that of the ``SparseConv1d`` among the modules,
-            and without one runs module by module.
 
     Example:
-        >>> import torch
         >>> from collections import OrderedDict
+        >>> from sparseconv import SparseConv1d
         >>> norm = nn.BatchNorm1d(3)
         >>> block = Block(OrderedDict(conv=SparseConv1d(2, 3, 5), norm=norm, relu=nn.ReLU()))
         >>> block(torch.zeros(4, 2, 9)).shape
         torch.Size([4, 3, 5])
     """
-
-    def __init__(self, *modules: Any, backend: str | None = None) -> None:
-        super().__init__(*modules)
-        self.backend = backend
-
-    def __getitem__(self, index: int | slice) -> Any:
-        """A module, or a block of some of them that keeps the backend."""
-        part: Any = super().__getitem__(index)
-        if isinstance(index, slice):
-            part.backend = self.backend
-        return part
-
-    def kernels_run_on(self, device: torch.device) -> bool:
-        """Whether the backend of this block is the C++ kernels, on AVX2 or better."""
-        backend = self.backend
-        for module in self._modules.values():
-            if backend is None and isinstance(module, SparseConv1d):
-                backend = module.backend
-        if backend is None or resolve_backend(backend, device) != "cpp" or extension is None:
-            return False
-        # Without the instruction a multiply-add is imitated, bit for bit: 30 to 100 times slower.
-        return bool(extension.isa() != "baseline")
-
-
-class BlockStep(Step):
-    """Modules of one ``Block``, by a kernel that wins from a certain size on."""
-
-    owner: Block
-
-    @classmethod
-    def fits(cls, places: Sequence[Place]) -> bool:
-        owner = places[0][0]
-        return isinstance(owner, Block) and all(other is owner for other, _ in places)
-
-    def kernel_runs(self, x: Tensor) -> bool:
-        """Whether the kernel computes what the modules do."""
-        return not self.is_watched() and runs_here(x) and self.owner.kernels_run_on(x.device)
-
-
-class Pointwise(BlockStep):
-    """A 1x1 ``nn.Conv1d`` without bias."""
-
-    def run(self, x: Tensor) -> Tensor | None:
-        (conv,) = self.modules
-        positions = x.numel() // conv.in_channels
-        macs = positions * conv.in_channels * conv.out_channels
-        if (
-            (positions >= CONV_POSITIONS or macs >= CONV_MACS)
-            and is_pointwise(conv)
-            and conv.bias is None
-            and self.kernel_runs(x)
-        ):
-            return conv1x1(x, conv.weight)
-        return None
-
-
-class NormThenRelu(BlockStep):
-    """An ``nn.BatchNorm1d`` in training, and ``nn.ReLU``."""
-
-    def run(self, x: Tensor) -> Tensor | None:
-        norm, _ = self.modules
-        if norm.training and x.numel() >= NORM_ELEMENTS and self.kernel_runs(x):
-            return batch_norm_relu(x, norm)
-        return None
-
-
-def is_pointwise(conv: nn.Conv1d) -> bool:
-    """Whether the layer maps each position by itself, all alike."""
-    return (
-        conv.groups == 1
-        and conv.kernel_size == conv.stride == (1,)
-        and conv.padding in ((0,), "same", "valid")
-    )
-
-
-CONV, NORM, RELU = (nn.Conv1d,), (nn.BatchNorm1d,), (nn.ReLU,)
-FUSED: Table = (((CONV,), Pointwise), ((NORM, RELU), NormThenRelu))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from sparseconv.functional.fused import runs_eagerly
+from sparseconv.functional.chain import runs_eagerly
 
 
 def has_own_code(module: nn.Module) -> bool:

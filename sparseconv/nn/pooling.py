@@ -8,38 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.tracing import outside_tracing
-from sparseconv.functional.fused import adaptive_avg_pool1d, runs_here
 
 POOLED = 50  # samples that are kept of any length
 
 
 class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
-    """``nn.AdaptiveAvgPool1d``, by whatever is fastest.
+    """``nn.AdaptiveAvgPool1d``; short series are multiplied by the averaging matrix.
 
-    On the CPU that is ``functional.fused.adaptive_avg_pool1d`` ("kernel" below) from ``LEAST``
-    elements on; below, and where it cannot run (torch.compile, autocast, half types), short series
-    are multiplied by the averaging matrix.
-    Forward and backward of 16 x 141 series on one thread of an AMD EPYC (Zen 5), in ms:
-
-    ======  ======  =======  =======
-    length  kernel  product  torch's
-    ======  ======  =======  =======
-    24        0.11     0.17      1.4
-    128       0.16     0.74      1.5
-    512       0.44      2.9      1.7
-    ======  ======  =======  =======
+    Forward and backward of 16 x 141 series on one thread of an AMD EPYC (Zen 5), in ms: 0.17 for
+    torch's 1.4 at 24 samples, 0.74 for 1.5 at 128, but 2.9 for 1.7 at 512.
     """
 
     LONGEST = 256  # samples, for the product
-    LEAST = 16_384  # elements: 0.05 ms for 0.07 at 5 x 141 x 24, but for 0.03 at 5 x 141 x 2
 
     def __init__(self) -> None:
         super().__init__(POOLED)
 
     def forward(self, input: Tensor) -> Tensor:
         length = input.shape[-1]
-        if runs_here(input) and input.numel() >= self.LEAST:
-            return adaptive_avg_pool1d(input, POOLED)
         if not isinstance(length, int):  # a graph of torch.export, good for every length
             return input @ new_averaging_matrix(length, input.dtype, input.device)
         if length > self.LONGEST:

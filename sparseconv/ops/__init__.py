@@ -1,5 +1,5 @@
 """The registered ops and what runs them: schemas, backends, plans, Triton's kernels."""
 
-from sparseconv.ops import fused_schemas, schemas
+from sparseconv.ops import schemas
 
-__all__ = ["fused_schemas", "schemas"]  # importing them registers the ops
+__all__ = ["schemas"]  # importing it registers the ops

@@ -42,6 +42,14 @@ def _cpu_dgrad(pattern: KernelCSR, stride: int, dilation: int, groups: int) -> D
     )
 
 
+def _cpu_wgrad(pattern: KernelCSR, stride: int, dilation: int) -> tuple[Tensor, Tensor]:
+    geometry = Geometry(pattern.shape, stride, (0, 0), dilation, 1, "zeros")
+    rows, batches = torch.ops.sparseconv.plan_wgrad(
+        pattern.crow_indices, pattern.col_indices, geometry.numbers
+    )
+    return rows, batches
+
+
 def _cuda_fprop(pattern: KernelCSR, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
     rows = cuda_plans.fprop_rows(pattern, dilation)
     return pattern.crow_indices.to(device), rows.to(device)
@@ -97,6 +105,11 @@ def dgrad(
 
 def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
     """``(nnz,)``: the gradient of the active weights, in CSR order."""
-    crow, rows = _fprop_plan(pattern, geometry, x)
-    g: Tensor = _wgrad(grad, x, crow, rows, geometry.numbers)
+    if x.is_cuda:
+        crow, rows = pattern.cached(_cuda_fprop, geometry.dilation, x.device)
+        batches = None
+    else:
+        crow = pattern.crow_indices
+        rows, batches = pattern.cached(_cpu_wgrad, geometry.stride, geometry.dilation)
+    g: Tensor = _wgrad(grad, x, crow, rows, geometry.numbers, batches)
     return g

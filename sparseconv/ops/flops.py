@@ -29,13 +29,3 @@ _register(lambda _, grad, values, *__: grad[0] * grad[2] * values[0], _OPS.dgrad
 _register(
     lambda _, grad, x, crow, rows, *__: grad[0] * grad[2] * rows[0], _OPS.wgrad, _OPS.triton_wgrad
 )
-_register(
-    lambda y, x, values, *rest: y[0] * y[2] * (values[0] + rest[-2][0] * rest[-2][1]),
-    _OPS.fprop_pointwise,
-)
-_register(
-    lambda _, x, weight, *__: x[0] * x[2] * weight[0] * weight[1],
-    _OPS.pointwise_fprop,
-    _OPS.pointwise_dgrad,
-)
-_register(lambda _, grad, x, *__: grad[0] * grad[2] * grad[1] * x[1], _OPS.pointwise_wgrad)

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparseconv.core.geometry import output_length
 from sparseconv.ops.backends import resolve_backend
 
+SPARE = 4  # rows that a plan has beyond those of its entries: the kernels look ahead (kAhead)
 Fake = TypeVar("Fake", bound=Callable[..., Any])
 # ``int[] geometry`` is ``core.geometry.Geometry.numbers``. Its default is that of programs which an
 # older sparseconv exported: they load, and the kernel says that they have to be exported again.
@@ -22,14 +23,15 @@ _PLANS = (
     "plan_fprop(Tensor crow_indices, Tensor col_indices, int[] geometry) -> Tensor",
     "plan_dgrad(Tensor crow_indices, Tensor col_indices, int[] geometry)"
     " -> (Tensor, Tensor, Tensor)",
+    "plan_wgrad(Tensor crow_indices, Tensor col_indices, int[] geometry) -> (Tensor, Tensor)",
 )
 _COMPUTATIONS = (
     "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
     " int[] geometry=[], bool relu=False) -> Tensor",
     "dgrad(Tensor grad_output, Tensor values, Tensor pointers, Tensor rows, Tensor index,"
     " int[] geometry, SymInt input_length) -> Tensor",
-    "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor rows, int[] geometry)"
-    " -> Tensor",
+    "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor rows, int[] geometry,"
+    " Tensor? batches=None) -> Tensor",
 )
 _library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped-call]
 # Triton's kernels have their own ops, because they run where others run too: the schema is the
@@ -89,7 +91,7 @@ def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake
 
 @register_fake(_library, "plan_fprop")
 def _fake_plan_fprop(crow_indices: Tensor, col_indices: Tensor, geometry: Sequence[int]) -> Tensor:
-    return col_indices.new_empty(col_indices.shape)
+    return col_indices.new_empty((col_indices.shape[0] + SPARE,))
 
 
 @register_fake(_library, "plan_dgrad")
@@ -97,7 +99,16 @@ def _fake_plan_dgrad(
     crow_indices: Tensor, col_indices: Tensor, geometry: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     pointers = crow_indices.new_empty((geometry[3] * (crow_indices.shape[0] - 1) + 1,))
-    return pointers, col_indices.new_empty(col_indices.shape), torch.empty_like(col_indices)
+    rows = col_indices.new_empty((col_indices.shape[0] + SPARE,))
+    return pointers, rows, torch.empty_like(col_indices)
+
+
+@register_fake(_library, "plan_wgrad")
+def _fake_plan_wgrad(
+    crow_indices: Tensor, col_indices: Tensor, geometry: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    batches = col_indices.new_empty((geometry[1] + 1 + 3 * col_indices.shape[0],))
+    return torch.empty_like(col_indices), batches
 
 
 def output_length_of(geometry: Sequence[int], length: int) -> int:
@@ -139,6 +150,7 @@ def _fake_wgrad(
     crow_indices: Tensor,
     rows: Tensor,
     geometry: Sequence[int],
+    batches: Tensor | None = None,
 ) -> Tensor:
     return input.new_empty(rows.shape)
 

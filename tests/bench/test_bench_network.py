@@ -18,9 +18,9 @@ from sparseconv.bench.network import compare, dense
 from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
 from sparseconv.bench.network.steps import TrainingStep
 from sparseconv.bench.run import WrongResultError
-from sparseconv.functional import fused
 from sparseconv.measure import timing
 from sparseconv.models import DSN
+from sparseconv.nn import block
 from sparseconv.ops.backends import extension
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
@@ -171,7 +171,7 @@ def test_every_way_to_train_dense_learns_the_same(padding: str) -> None:
 
 def test_the_dense_side_runs_none_of_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small(3), torch.randn(4, 3, 20)
-    monkeypatch.setattr(fused, "apply", lambda *_: pytest.fail("a kernel of ours"))
+    monkeypatch.setattr(block, "run_chain", lambda *_: pytest.fail("a kernel of ours"))
     for make in (lambda: masked_copy(model), *dense.training_variants(model).values()):
         make()(x).sum().backward()
 

@@ -86,4 +86,4 @@ def test_the_site_builds(tmp_path: Path) -> None:
         loaded += re.findall(r"<link[^>]* href=\"([^\"]+)\"", text)
         assert not [url for url in loaded if "//" in url], page.name
     kernels = (site / "kernels.html").read_text(encoding="utf-8")
-    assert kernels.count('src="_images/') == 5
+    assert kernels.count('src="_images/') == 4

@@ -177,8 +177,9 @@ def test_a_pattern_as_an_argument() -> None:
         assert counter.frame_count == n
 
 
-def test_models() -> None:
-    """A whole network, and its copy for inference, which runs module by module."""
+def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole network, and its copy for inference: module by module."""
+    monkeypatch.setattr("sparseconv.nn.block._may_chain", lambda x: False)
     model = sc.models.DSN(2, 3, nf=3, kernel_size=9, depth=3)
     x = torch.randn(4, 2, 24)
     run, counter = compiled(model)

@@ -26,12 +26,14 @@ def geometry(
 
 
 ROWS = OPS.plan_fprop(CROW, COL, geometry())
+WGRAD_ROWS, BATCHES = OPS.plan_wgrad(CROW, COL, geometry())
 POINTERS, TRANSPOSED_ROWS, INDEX = OPS.plan_dgrad(CROW, COL, geometry())
 OUT = LENGTH - 2
 # By the names of the schemas.
 GOOD: dict[str, dict[str, Any]] = {
     "plan_fprop": {"crow_indices": CROW, "col_indices": COL, "geometry": geometry()},
     "plan_dgrad": {"crow_indices": CROW, "col_indices": COL, "geometry": geometry()},
+    "plan_wgrad": {"crow_indices": CROW, "col_indices": COL, "geometry": geometry()},
     "fprop": {
         "input": torch.randn(BATCH, 2, LENGTH), "values": torch.randn(NNZ),
         "bias": torch.randn(2), "crow_indices": CROW, "rows": ROWS, "geometry": geometry(),
@@ -43,10 +45,10 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "wgrad": {
         "grad_output": torch.randn(BATCH, 2, OUT), "input": torch.randn(BATCH, 2, LENGTH),
-        "crow_indices": CROW, "rows": ROWS, "geometry": geometry(),
+        "crow_indices": CROW, "rows": WGRAD_ROWS, "geometry": geometry(), "batches": BATCHES,
     },
 }  # fmt: skip
-COMPUTING, PLANNING = ("fprop", "dgrad", "wgrad"), ("plan_fprop", "plan_dgrad")
+COMPUTING, PLANNING = ("fprop", "dgrad", "wgrad"), ("plan_fprop", "plan_dgrad", "plan_wgrad")
 
 
 def call(op: str, **changes: Any) -> Any:
@@ -103,7 +105,7 @@ def test_paddings_and_groups(op: str, count_cases: Any) -> None:
 @pytest.mark.promise("P5")
 def test_the_largest_padding_stride_and_dilation_compute() -> None:
     x, values = torch.randn(1, 1, 3), torch.randn(1)
-    crow, rows = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    crow, rows = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(5, dtype=torch.int32)
     for padding in ([MOST, 0], [0, MOST]):
         y = OPS.fprop(x, values, None, crow, rows, [1, 1, 1, MOST, *padding, MOST, 1, 0])
         wanted = [0.0, 0.0]
@@ -201,7 +203,7 @@ def poisoned(tensor: torch.Tensor, at: int, value: int) -> torch.Tensor:
         ("plan_fprop", "col_indices", 3),
         ("plan_dgrad", "col_indices", 3),
         ("fprop", "rows", int(ROWS.max()) + 1),
-        ("wgrad", "rows", int(ROWS.max()) + 1),
+        ("wgrad", "rows", int(WGRAD_ROWS.max()) + 1),
         ("dgrad", "rows", int(TRANSPOSED_ROWS.max()) + 1),
         ("dgrad", "index", NNZ),
     ],
@@ -238,6 +240,18 @@ def test_pointers(op: str, name: str, count_cases: Any) -> None:
             call(op, **{name: poisoned(good, at, int(good[at - 1]))})
             call(op, **{name: poisoned(good, at, int(good[at + 1]))})
         count_cases(4)
+
+
+@pytest.mark.promise("P5")
+def test_batches(count_cases: Any) -> None:
+    """Where blocks begin (one block, space for two), then (row, first entry, weights)."""
+    assert BATCHES.tolist() == [0, 2, 0, 0, 0, 4, 1, 4, 4, *18 * [0]]
+    wrong = [(0, 1), (0, -1), (1, 3), (1, NNZ + 1), (1, -1), (3, -1), (3, 2), (4, -1), (4, NNZ - 3)]
+    for at, value in (*wrong, (5, 0), (5, 13), (5, -1), (8, 5), (7, MOST), (8, -(2**31))):
+        says = "batches that plan_wgrad made"
+        refused("wgrad", ValueError, says, batches=poisoned(BATCHES, at, value))
+        count_cases(1)
+    refused("wgrad", TypeError, "batches to be a tensor", batches=None)
 
 
 @pytest.mark.promise("P5")

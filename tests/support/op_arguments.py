@@ -32,38 +32,15 @@ def arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> dict[st
     grad = torch.randn(2, geometry.shape[0], geometry.output_length(20), dtype=dtype)
     bias = torch.randn(geometry.shape[0], dtype=dtype)
     rows = OPS.plan_fprop(crow, col, numbers)
+    wgrad_rows, batches = OPS.plan_wgrad(crow, col, numbers)
     return {
         "plan_fprop": (crow, col, numbers),
         "plan_dgrad": (crow, col, numbers),
+        "plan_wgrad": (crow, col, numbers),
         "fprop": (x, values, bias, crow, rows, numbers),
         "dgrad": (grad, values, *OPS.plan_dgrad(crow, col, numbers), numbers, 20),
-        "wgrad": (grad, x, crow, rows, numbers),
+        "wgrad": (grad, x, crow, wgrad_rows, numbers, batches),
     }
-
-
-def fused_arguments(
-    dtype: torch.dtype = torch.float32, channels: int = 3, rows: int = 4, length: int = 20
-) -> dict[str, tuple[Any, ...]]:
-    """A correct argument list for every op around the sparse convolutions."""
-    torch.manual_seed(0)
-    x, grad = (torch.randn(2, c, length, dtype=dtype) for c in (channels, rows))
-    weight, v = torch.randn(rows, channels, 1, dtype=dtype), torch.rand(4, channels, dtype=dtype)
-    return {
-        "pointwise_fprop": (x, weight),
-        "pointwise_dgrad": (grad, weight),
-        "pointwise_wgrad": (grad, x),
-        "batch_norm_relu": (x, *v, 0.1, 1e-5),
-        "batch_norm_relu_backward": (x, x, *v),
-        "adaptive_avg_pool1d": (x, 7),
-        "adaptive_avg_pool1d_backward": (x, 33),
-    }
-
-
-def pointwise_arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
-    """Those of a sparse convolution with the 1x1 convolution behind it."""
-    weight = torch.randn(3, geometry.shape[0], 1, dtype=dtype)
-    fprop = arguments(geometry, dtype)["fprop"]
-    return (*fprop, True, weight, torch.randn(3, dtype=dtype))
 
 
 def with_argument(args: tuple[Any, ...], i: int, value: Any) -> tuple[Any, ...]:

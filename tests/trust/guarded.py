@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from engines import ISAS
-from op_arguments import fused_arguments
 from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.functional.chain import Conv, NormRelu, Pointwise, run_chain
 from sparseconv.ops import calls as ops
 from sparseconv.ops.backends import extension
 from sparseconv.testing import LAYOUTS, Case, random_case
@@ -67,23 +68,45 @@ def calls_of(case: Case, rng: random.Random) -> list[tuple[Any, tuple[Any, ...]]
     numbers = geometry.numbers
     rows = ops.fprop_rows(pattern, geometry)
     plan = ops._dgrad_plan_for(pattern, geometry, grad)
+    wgrad_rows, batches = OPS.plan_wgrad(pattern.crow_indices, pattern.col_indices, numbers)
     relu = rng.random() < 0.3
     fprop = (x, values, bias, pattern.crow_indices, rows, numbers, relu)
     found = [
         (OPS.fprop, fprop),
         (OPS.dgrad, (grad, values, *plan, numbers, case.length)),
-        (OPS.wgrad, (grad, x, pattern.crow_indices, rows, numbers)),
+        (OPS.wgrad, (grad, x, pattern.crow_indices, wgrad_rows, numbers, batches)),
         (OPS.plan_fprop, (pattern.crow_indices, pattern.col_indices, numbers)),
     ]
-    dtype = case.tensors().input.dtype
-    if dtype in (torch.float32, torch.float64):
-        channels = rng.choice((1, 5, 17))
-        weight, weight_bias = torch.rand(channels, pattern.shape[0], 1), torch.rand(channels)
-        found.append((OPS.fprop_pointwise, (*fprop, weight.to(dtype), weight_bias.to(dtype))))
-        sizes = [rng.choice((1, 2, 3, 7, 8, 9, 15, 16, 17, 33)) for _ in range(3)]
-        around = fused_arguments(dtype, *sizes)
-        found += [(getattr(OPS, name), args) for name, args in around.items()]
+    if case.tensors().input.dtype in (torch.float32, torch.float64):
+        found += [chain_of(case, rng) for _ in range(2)]
     return found
+
+
+def chain_of(case: Case, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:
+    """Layers in the kernels' own order: what lies between them is memory of theirs."""
+    dtype = case.tensors().input.dtype
+    channels, rows, length = (rng.choice((1, 2, 3, 7, 8, 9, 15, 16, 17, 33)) for _ in range(3))
+    taps = rng.choice((1, 3, 8, 39))
+    replicate = rng.random() < 0.5
+    padding = (0, taps - 1) if replicate else ((taps - 1) // 2, taps // 2)
+    pattern = KernelCSR.random((rows, channels, taps), rng.randint(1, rows * channels * taps))
+    mode = "replicate" if replicate else "zeros"
+    geometry = Geometry(pattern.shape, 1, padding, 1, 1, mode)
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        x, values, weight, scale, shift = (t.detach().requires_grad_() for t in tensors)
+        stages = [
+            Conv(values, None, pattern, geometry),
+            Pointwise(weight),
+            NormRelu(scale, shift, None, None, 0.0, 1e-5),
+        ]
+        y = run_chain(x, stages)
+        grads = torch.autograd.grad(y, (x, values, weight, scale, shift), torch.ones_like(y))
+        return (y.detach(), *grads)
+
+    n = rng.randint(2, 5)
+    sizes = ((n, channels, length), (pattern.nnz,), (2, rows, 1), (2,), (2,))
+    return run, tuple(torch.rand(size, dtype=dtype) for size in sizes)
 
 
 def check(op: Any, args: tuple[Any, ...]) -> None:

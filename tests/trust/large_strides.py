@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from engines import ISAS
-from op_arguments import fused_arguments
 from torch import Tensor
 
 from sparseconv import KernelCSR
@@ -58,10 +57,11 @@ def computations(case: Case) -> list[tuple[Any, tuple[Any, ...], list[int]]]:
     numbers = geometry.numbers
     rows = ops.fprop_rows(pattern, geometry)
     plan = ops._dgrad_plan_for(pattern, geometry, grad)
+    wgrad_rows, batches = OPS.plan_wgrad(pattern.crow_indices, pattern.col_indices, numbers)
     return [
         (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, numbers), [0, 1, 2]),
         (OPS.dgrad, (grad, values, *plan, numbers, case.length), [0, 1]),
-        (OPS.wgrad, (grad, x, pattern.crow_indices, rows, numbers), [0, 1]),
+        (OPS.wgrad, (grad, x, pattern.crow_indices, wgrad_rows, numbers, batches), [0, 1]),
     ]
 
 
@@ -72,9 +72,6 @@ def strides(folder: Path) -> tuple[int, list[str]]:
         for mode, stride in (("zeros", 1), ("reflect", 2)):
             case = Case(2, 3, 4, 5, 40, stride, (3, 2), padding_mode=mode, dtype=dtype, density=0.5)
             work += computations(case)
-    for name, args in fused_arguments().items():
-        signals = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.dim() == 3]
-        work.append((getattr(OPS, name), args, signals))
     for op, args, which in work:
         for i in which:
             for dim in range(args[i].dim()):

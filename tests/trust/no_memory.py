@@ -10,12 +10,20 @@ import json
 import torch
 from child import limit_memory, refuses
 
-import sparseconv  # noqa: F401  loads the ops
+import sparseconv as sc
 
-pool = torch.ops.sparseconv.adaptive_avg_pool1d
-long, short = torch.zeros(1, 1, 2**24), torch.arange(6.0).view(1, 1, 6)
-limit_memory(0.5)
-refused, error = refuses(lambda: pool(long, 1))  # 64 bytes of scratch per sample and bin
-assert refused
-assert pool(short, 2).tolist() == [[[1.0, 4.0]]]
-print(json.dumps([type(error).__name__, str(error).splitlines()[0]]))
+
+def main() -> None:
+    taps, dilation = 2**19, 32  # so far apart that each tap has a tile of its own
+    pattern = sc.KernelCSR.from_positions(torch.tensor([5]), (1, 1, taps))
+    x, values = torch.ones(1, 1, (taps - 1) * dilation + 1), torch.tensor([2.0])
+    limit_memory(0.5)
+    refused, error = refuses(lambda: sc.sparse_conv1d(x, values, pattern, dilation=dilation))
+    assert refused
+    few = sc.KernelCSR.full((1, 1, 1))
+    assert sc.sparse_conv1d(x[..., :3], values, few).tolist() == [[[2.0, 2.0, 2.0]]]
+    print(json.dumps([type(error).__name__, str(error).splitlines()[0]]))
+
+
+if __name__ == "__main__":
+    main()

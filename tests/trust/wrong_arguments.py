@@ -18,8 +18,6 @@ from child import limit_memory, refuses
 from op_arguments import (
     GEOMETRIES,
     arguments,
-    fused_arguments,
-    pointwise_arguments,
     with_argument,
     wrong_values,
 )
@@ -32,8 +30,6 @@ OPS = torch.ops.sparseconv
 def all_arguments() -> list[tuple[str, tuple[Any, ...]]]:
     """A correct argument list for every op: one for each geometry."""
     found = [(name, args) for g in GEOMETRIES for name, args in arguments(g).items()]
-    found += [("fprop_pointwise", pointwise_arguments(g)) for g in GEOMETRIES]
-    found += list(fused_arguments().items())
     names = {name for name, _ in found}
     registered = {
         name.removeprefix("sparseconv::").partition(".")[0]

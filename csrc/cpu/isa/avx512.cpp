@@ -3,6 +3,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // The intrinsics of gcc 12 leave operands undefined on purpose and are warned about for it.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #include <immintrin.h>

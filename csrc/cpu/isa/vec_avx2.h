@@ -4,8 +4,7 @@
 struct F32 {
   using T = float;
   static constexpr int kWidth = 8;
-  static constexpr int kTile = 14;       // 16 registers: 14 sums, one weight
-  static constexpr int kWgradTiles = 1;  // one tile of 13 gradients and its two sums
+  static constexpr int kTile = 15;  // 16 registers: 15 sums, one weight
   __m256 v;
   static F32 load(const T* p) { return {_mm256_load_ps(p)}; }
   static F32 splat(T x) { return {_mm256_set1_ps(x)}; }
@@ -19,6 +18,16 @@ struct F32 {
   }
   static F32 load_part(const T* p, int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
   void store_part(T* p, int64_t n) const { _mm256_maskstore_ps(p, first(n), v); }
+  // The lanes that `where` has bits for; the others are not touched in memory, and read as zeros.
+  static __m256i mask(uint32_t where) {
+    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(where)), bits),
+                              bits);
+  }
+  static F32 load_where(const T* p, uint32_t where) {
+    return {_mm256_maskload_ps(p, mask(where))};
+  }
+  void store_where(T* p, uint32_t where) const { _mm256_maskstore_ps(p, mask(where), v); }
 };
 static inline F32 fma(F32 a, F32 b, F32 c) {
   return {_mm256_fmadd_ps(a.v, b.v, c.v)};
@@ -32,12 +41,15 @@ static inline F32 add(F32 a, F32 b) {
 static inline F32 sub(F32 a, F32 b) {
   return {_mm256_sub_ps(a.v, b.v)};
 }
+// a in the lanes that `where` has bits for, b in the others.
+static inline F32 choose(uint32_t where, F32 a, F32 b) {
+  return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(F32::mask(where)))};
+}
 
 struct F64 {
   using T = double;
   static constexpr int kWidth = 4;
-  static constexpr int kTile = 14;
-  static constexpr int kWgradTiles = 1;
+  static constexpr int kTile = 15;
   __m256d v;
   static F64 load(const T* p) { return {_mm256_load_pd(p)}; }
   static F64 splat(T x) { return {_mm256_set1_pd(x)}; }
@@ -50,6 +62,15 @@ struct F64 {
   }
   static F64 load_part(const T* p, int64_t n) { return {_mm256_maskload_pd(p, first(n))}; }
   void store_part(T* p, int64_t n) const { _mm256_maskstore_pd(p, first(n), v); }
+  // The lanes that `where` has bits for; the others are not touched in memory, and read as zeros.
+  static __m256i mask(uint32_t where) {
+    const __m256i bits = _mm256_setr_epi64x(1, 2, 4, 8);
+    return _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(where), bits), bits);
+  }
+  static F64 load_where(const T* p, uint32_t where) {
+    return {_mm256_maskload_pd(p, mask(where))};
+  }
+  void store_where(T* p, uint32_t where) const { _mm256_maskstore_pd(p, mask(where), v); }
 };
 static inline F64 fma(F64 a, F64 b, F64 c) {
   return {_mm256_fmadd_pd(a.v, b.v, c.v)};
@@ -62,6 +83,9 @@ static inline F64 add(F64 a, F64 b) {
 }
 static inline F64 sub(F64 a, F64 b) {
   return {_mm256_sub_pd(a.v, b.v)};
+}
+static inline F64 choose(uint32_t where, F64 a, F64 b) {
+  return {_mm256_blendv_pd(b.v, a.v, _mm256_castsi256_pd(F64::mask(where)))};
 }
 
 // sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
@@ -151,6 +175,8 @@ static inline uint16_t float_to_half(float x) {
 // instead of 6, 1x1 of 141 -> 47 takes 8 to 9 % longer, with 5 it takes 4 to 7 % (N = 16, L = 128
 // and 512, one thread of an AMD EPYC, Zen 5).
 constexpr int kPointRows = 6;
+// Of wgrad of a 1x1 convolution: 12 sums, three inputs, one gradient.
+constexpr int kDotRows = 4, kDotInputs = 3;
 
 // x, or 0 where x < 0. The instruction returns its second operand where either is a NaN.
 static inline F32 relu(F32 x) {

@@ -4,9 +4,8 @@
 struct F32 {
   using T = float;
   static constexpr int kWidth = 16;
-  // 32 registers: 28 sums, one weight; the inputs are memory operands of the multiply-adds.
-  static constexpr int kTile = 28;
-  static constexpr int kWgradTiles = 2;  // two tiles of 13 gradients and their four sums
+  // 32 registers: 30 sums, one weight, what a sum begins with; inputs are memory operands.
+  static constexpr int kTile = 30;
   __m512 v;
   static F32 load(const T* p) { return {_mm512_load_ps(p)}; }
   static F32 splat(T x) { return {_mm512_set1_ps(x)}; }
@@ -17,6 +16,13 @@ struct F32 {
   static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
   static F32 load_part(const T* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   void store_part(T* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  // The lanes that `where` has bits for; the others are not touched in memory, and read as zeros.
+  static F32 load_where(const T* p, uint32_t where) {
+    return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(where), p)};
+  }
+  void store_where(T* p, uint32_t where) const {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(where), v);
+  }
 };
 static inline F32 fma(F32 a, F32 b, F32 c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
@@ -30,12 +36,15 @@ static inline F32 add(F32 a, F32 b) {
 static inline F32 sub(F32 a, F32 b) {
   return {_mm512_sub_ps(a.v, b.v)};
 }
+// a in the lanes that `where` has bits for, b in the others.
+static inline F32 choose(uint32_t where, F32 a, F32 b) {
+  return {_mm512_mask_blend_ps(static_cast<__mmask16>(where), b.v, a.v)};
+}
 
 struct F64 {
   using T = double;
   static constexpr int kWidth = 8;
-  static constexpr int kTile = 28;
-  static constexpr int kWgradTiles = 2;
+  static constexpr int kTile = 30;
   __m512d v;
   static F64 load(const T* p) { return {_mm512_load_pd(p)}; }
   static F64 splat(T x) { return {_mm512_set1_pd(x)}; }
@@ -46,6 +55,13 @@ struct F64 {
   static __mmask8 first(int64_t n) { return static_cast<__mmask8>((1u << n) - 1); }
   static F64 load_part(const T* p, int64_t n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
   void store_part(T* p, int64_t n) const { _mm512_mask_storeu_pd(p, first(n), v); }
+  // The lanes that `where` has bits for; the others are not touched in memory, and read as zeros.
+  static F64 load_where(const T* p, uint32_t where) {
+    return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(where), p)};
+  }
+  void store_where(T* p, uint32_t where) const {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>(where), v);
+  }
 };
 static inline F64 fma(F64 a, F64 b, F64 c) {
   return {_mm512_fmadd_pd(a.v, b.v, c.v)};
@@ -58,6 +74,9 @@ static inline F64 add(F64 a, F64 b) {
 }
 static inline F64 sub(F64 a, F64 b) {
   return {_mm512_sub_pd(a.v, b.v)};
+}
+static inline F64 choose(uint32_t where, F64 a, F64 b) {
+  return {_mm512_mask_blend_pd(static_cast<__mmask8>(where), b.v, a.v)};
 }
 
 // sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
@@ -88,6 +107,20 @@ static inline void sum_lanes(const float* rows, float* sums) {
   }
   _mm512_store_ps(sums, halve_1(halve_2(fours[0], fours[1]), halve_2(fours[2], fours[3])));
 }
+// partial[i] += the sum over the lanes of sum[i], by the same tree.
+template <int kB>
+static inline void add_lane_sums(const F32 (&sum)[kB], float* partial) {
+  static_assert(kB <= 16);
+  const F32 zero = F32::splat(0);
+  const auto row = [&](int i) { return (i < kB ? sum[i] : zero).v; };
+  __m512 fours[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    fours[j] = halve_4(halve_8(row(j), row(4 + j)), halve_8(row(8 + j), row(12 + j)));
+  }
+  const F32 sums = {halve_1(halve_2(fours[0], fours[1]), halve_2(fours[2], fours[3]))};
+  add(F32::load_part(partial, kB), sums).store_part(partial, kB);
+}
 static inline void sum_lanes(const double* rows, double* sums) {
   // Quarter q of twos[j] ends up as row 2 q + j.
   __m512d twos[2];
@@ -105,6 +138,19 @@ static inline void sum_lanes(const double* rows, double* sums) {
   }
   _mm512_store_pd(sums, _mm512_add_pd(_mm512_unpacklo_pd(twos[0], twos[1]),
                                       _mm512_unpackhi_pd(twos[0], twos[1])));
+}
+
+template <int kB>
+static inline void add_lane_sums(const F64 (&sum)[kB], double* partial) {
+  alignas(64) double rows[16 * 8], sums[16];
+  for (int i = 0; i < 16; ++i) {
+    (i < kB ? sum[i] : F64::splat(0)).store(rows + i * 8);
+  }
+  sum_lanes(rows, sums);
+  sum_lanes(rows + 8 * 8, sums + 8);
+  for (int i = 0; i < kB; ++i) {
+    partial[i] += sums[i];
+  }
 }
 
 // transpose(src, dst): dst[j][i] = src[i][j] for one square block of kBlock x kBlock.
@@ -179,6 +225,8 @@ static inline uint16_t float_to_half(float x) {
 // instead of 12, 1x1 of 141 -> 47 takes 1 % longer (median of its three computations at N = 16,
 // L = 128 and 512, one thread of a busy AMD EPYC, Zen 5); with 14, dgrad takes 9 % longer.
 constexpr int kPointRows = 12;
+// Of wgrad of a 1x1 convolution: 24 sums, four inputs, one gradient.
+constexpr int kDotRows = 6, kDotInputs = 4;
 
 // x, or 0 where x < 0. The instruction returns its second operand where either is a NaN.
 static inline F32 relu(F32 x) {

@@ -35,7 +35,6 @@ struct Lanes {
   typedef T Loose __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
   static constexpr int kWidth = 16 / sizeof(T);
   static constexpr int kTile = 8;  // fits the 16 registers of SSE2; NEON has 32
-  static constexpr int kWgradTiles = 1;
   Vector v;
   static Lanes load(const T* p) { return {*reinterpret_cast<const Vector*>(p)}; }
   static Lanes loadu(const T* p) { return {*reinterpret_cast<const Loose*>(p)}; }
@@ -61,6 +60,23 @@ struct Lanes {
       p[i] = v[i];
     }
   }
+  // The lanes that `where` has bits for; the others are not touched in memory, and read as zeros.
+  static Lanes load_where(const T* p, uint32_t where) {
+    Lanes x = splat(0);
+    for (int i = 0; i < kWidth; ++i) {
+      if ((where >> i & 1) != 0) {
+        x.v[i] = p[i];
+      }
+    }
+    return x;
+  }
+  void store_where(T* p, uint32_t where) const {
+    for (int i = 0; i < kWidth; ++i) {
+      if ((where >> i & 1) != 0) {
+        p[i] = v[i];
+      }
+    }
+  }
 };
 using F32 = Lanes<float>;
 using F64 = Lanes<double>;
@@ -84,6 +100,15 @@ static inline V add(V a, V b) {
 template <typename V>
 static inline V sub(V a, V b) {
   return {a.v - b.v};
+}
+// a in the lanes that `where` has bits for, b in the others.
+template <typename V>
+static inline V choose(uint32_t where, V a, V b) {
+  V y;
+  for (int i = 0; i < V::kWidth; ++i) {
+    y.v[i] = (where >> i & 1) != 0 ? a.v[i] : b.v[i];
+  }
+  return y;
 }
 
 // sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
@@ -159,6 +184,8 @@ static inline uint16_t float_to_half(float x) {
 
 // Outputs x vectors of one register tile: 8 sums, two inputs, one weight of 16 registers.
 constexpr int kPointRows = 4;
+// Of wgrad of a 1x1 convolution.
+constexpr int kDotRows = 4, kDotInputs = 2;
 
 // x, or 0 where x < 0: a NaN stays.
 template <typename V>

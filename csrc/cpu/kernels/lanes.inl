@@ -1,8 +1,4 @@
 // Lanes, and how numbers are converted. Included once per ISA, after its vec_*.h.
-//
-// A lane is a piece of one series: `piece` neighbouring outputs of one batch item. Lanes are
-// independent sequences, so a tap, a stride or a dilation only changes the scratch row that is
-// read, every load is aligned, and one long series fills a vector as well as 16 short ones.
 
 template <typename T>
 constexpr int kLanes = static_cast<int>(kRowBytes / sizeof(T));
@@ -56,28 +52,49 @@ static inline void from_acc(float x, Bf16* y) {
   y->bits = static_cast<uint16_t>(nan ? (b.bits >> 16) | 0x40u : rounded >> 16);
 }
 
+// What one lane of a tile computes, of a signal in any order.
 struct Lane {
   int64_t item;   // batch item, or -1: the lane is idle
-  int64_t start;  // first output of the piece
-  int64_t skip;   // outputs at its beginning that the piece before computes too
+  int64_t start;  // output of the tile's first row; negative where that is idle
+  int64_t skip;   // so many rows of the tile, its first ones, are idle (perhaps all of them)
 };
 
-// The last piece of a series is moved back to end with it: no lane ever reads or writes past it.
-static void cut_lanes(Lane* lanes,
-                      int n_lanes,
-                      int64_t group,
-                      int64_t batch,
-                      int64_t count,
-                      int64_t piece) {
-  const int64_t pieces = ceil_div(count, piece);
-  for (int l = 0; l < n_lanes; ++l) {
-    const int64_t unit = group * n_lanes + l;
-    if (unit >= batch * pieces) {
+// The lanes of one group, for a tile that begins at row `at`.
+static void tile_lanes(const LaneOrder& y, int64_t group, int64_t at, Lane* lanes) {
+  for (int64_t l = 0; l < y.lanes; ++l) {
+    const int64_t unit = group * y.lanes + l;
+    if (unit >= y.batch * y.pieces) {
       lanes[l] = {-1, 0, 0};
       continue;
     }
-    const int64_t first = (unit % pieces) * piece;
-    const int64_t start = min_of(first, count - piece);
-    lanes[l] = {unit / pieces, start, first - start};
+    const int64_t start = unit % y.pieces * y.rows - y.idle + at;
+    lanes[l] = {unit / y.pieces, start, max_of(0, -start)};
   }
+}
+
+// Which lanes of a group are what, one bit each.
+struct LaneSets {
+  uint32_t real;   // not idle
+  uint32_t first;  // of the first piece of a series
+  uint32_t last;   // of the last piece
+};
+
+static LaneSets lane_sets(const LaneOrder& y, int64_t group) {
+  LaneSets sets = {0, 0, 0};
+  for (int64_t l = 0; l < y.lanes; ++l) {
+    const int64_t unit = group * y.lanes + l, piece = unit % y.pieces;
+    const uint32_t bit = 1u << l;
+    if (unit < y.batch * y.pieces) {
+      sets.real |= bit;
+      sets.first |= piece == 0 ? bit : 0;
+      sets.last |= piece == y.pieces - 1 ? bit : 0;
+    }
+  }
+  return sets;
+}
+
+// The lanes of a vector that begins at lane h of a row.
+template <typename V>
+static inline uint32_t lanes_from(uint32_t set, int h) {
+  return set >> h & ((1u << V::kWidth) - 1);
 }

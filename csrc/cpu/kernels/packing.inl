@@ -29,13 +29,13 @@ static void pack(const TileShape& tile,
     const T* src[kN];
     for (int l = 0; l < kN; ++l) {
       first[l] = origin + lanes[l].start * tile.step + segment.position;
-      direct[l] = kSame<T, S> && lanes[l].item >= 0 && in.stride[2] * tile.step == 1 &&
-                  count >= kB && first[l] >= 0 && first[l] + count <= length;
+      direct[l] = kSame<T, S> && lanes[l].item >= 0 && lanes[l].skip == 0 &&
+                  in.stride[2] * tile.step == 1 && count >= kB && first[l] >= 0 &&
+                  first[l] + count <= length;
       src[l] = stage + l * staged;
-      if (lanes[l].item < 0) {
-        for (int64_t j = 0; j < staged; ++j) {
-          stage[l * staged + j] = T(0);
-        }
+      // Rows that only idle outputs read.
+      for (int64_t j = 0, n = lanes[l].item < 0 ? staged : lanes[l].skip; j < min_of(n, staged); ++j) {
+        stage[l * staged + j] = T(0);
       }
     }
     for (int64_t c = c0; c < c1; ++c) {
@@ -50,8 +50,9 @@ static void pack(const TileShape& tile,
             __builtin_prefetch(src[l] + in.stride[1] + j);
           }
         } else {
-          read_lane(stage + l * staged, series, in.stride[2], length, mode, first[l], tile.step,
-                    count);
+          const int64_t skip = min_of(count, lanes[l].skip);
+          read_lane(stage + l * staged + skip, series, in.stride[2], length, mode,
+                    first[l] + skip * tile.step, tile.step, count - skip);
         }
       }
       T* target = rows + ((c - c0) * tile.channel_rows + segment.row) * kN;
@@ -74,13 +75,13 @@ static void pack(const TileShape& tile,
 // Where the outputs of row 0 of each lane go; the other rows are a stride apart.
 template <typename T, typename S>
 struct Targets {
-  S* first[kLanes<T>];     // output of the lane that is written first, after those it skips
+  S* first[kLanes<T>];     // first output of the lane that is written, after the idle ones
   bool inside[kLanes<T>];  // they are adjacent, none of them outside of the series
   bool direct[kLanes<T>];  // and all that the lane computes can be written as it is
 };
 
 template <typename T, typename S>
-static Targets<T, S> targets_of(const Correlation& p, const Lane* lanes) {
+static Targets<T, S> targets_of(const Correlation& p, const Lane* lanes, int64_t rows) {
   Targets<T, S> targets;
   for (int l = 0; l < kLanes<T>; ++l) {
     const Lane& lane = lanes[l];
@@ -88,9 +89,9 @@ static Targets<T, S> targets_of(const Correlation& p, const Lane* lanes) {
     targets.first[l] = static_cast<S*>(p.out.data) + max_of(lane.item, 0) * p.out.stride[0] +
                        begin * p.out.stride[2];
     targets.inside[l] = p.out.stride[2] * p.out_step == 1 && begin >= 0 &&
-                        begin + p.piece - lane.skip <= p.out_length;
+                        begin + rows - lane.skip <= p.out_length;
     targets.direct[l] = kSame<T, S> && targets.inside[l] && lane.item >= 0 && lane.skip == 0 &&
-                        p.piece >= kBlock<T>;
+                        rows >= kBlock<T>;
   }
   return targets;
 }
@@ -114,18 +115,19 @@ static void unpack(const Correlation& p,
                    const Lane* lanes,
                    const Targets<T, S>& targets,
                    int64_t row,
+                   int64_t rows,
                    T* acc,
                    T* stage) {
   constexpr int kN = kLanes<T>;
   constexpr int kB = kBlock<T>;
-  const int64_t staged = stage_stride(p.piece);
+  const int64_t staged = stage_stride(rows);
   T* target[kN];
   for (int l = 0; l < kN; ++l) {
     target[l] = targets.direct[l] ? reinterpret_cast<T*>(targets.first[l] + row * p.out.stride[1])
                                   : stage + l * staged;
   }
-  for (int64_t j = 0; j < p.piece; j += kB) {
-    const int64_t at = min_of(j, max_of(p.piece - kB, 0));  // the last block ends with the piece
+  for (int64_t j = 0; j < rows; j += kB) {
+    const int64_t at = min_of(j, max_of(rows - kB, 0));  // the last block ends with the tile
     for (int l = 0; l < kN; l += kB) {
       const T* from[kB];
       T* to[kB];
@@ -143,7 +145,7 @@ static void unpack(const Correlation& p,
     }
     S* series = targets.first[l] + row * p.out.stride[1];
     const T* from = target[l] + lane.skip;
-    const int64_t count = p.piece - lane.skip;
+    const int64_t count = rows - lane.skip;
     if (targets.inside[l]) {
       for (int64_t j = 0; j < count; ++j) {
         from_acc(from[j], series + j);

@@ -8,7 +8,6 @@ static void point_tile(const typename V::T* rows,
                        const typename V::T* lanes,
                        int64_t lane_stride,
                        int64_t depth,
-                       bool go_on,
                        typename V::T* out,
                        int64_t out_stride) {
   V sum[kR][kC];
@@ -16,7 +15,7 @@ static void point_tile(const typename V::T* rows,
   for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 2
     for (int c = 0; c < kC; ++c) {
-      sum[r][c] = go_on ? V::loadu(out + r * out_stride + c * V::kWidth) : V::splat(0);
+      sum[r][c] = V::splat(0);
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -40,44 +39,17 @@ static void point_tile(const typename V::T* rows,
   for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 2
     for (int c = 0; c < kC; ++c) {
-      sum[r][c].storeu(out + r * out_stride + c * V::kWidth);
+      sum[r][c].store(out + r * out_stride + c * V::kWidth);
     }
   }
 }
 
 template <typename V>
-using PointTile = void (*)(const typename V::T*,
-                           int64_t,
-                           const typename V::T*,
-                           int64_t,
-                           int64_t,
-                           bool,
-                           typename V::T*,
-                           int64_t);
+using PointTile = void (*)(
+    const typename V::T*, int64_t, const typename V::T*, int64_t, int64_t, typename V::T*, int64_t);
 
 template <typename V, int kC, int... kR>
 static PointTile<V> pick_point_tile(int64_t rows, std::integer_sequence<int, kR...>) {
   static constexpr PointTile<V> kTiles[] = {point_tile<V, kR + 1, kC>...};
   return kTiles[rows - 1];
-}
-
-// All rows of one panel of kC vectors, in near-equal tiles.
-template <typename V, int kC>
-static void point_panel(const typename V::T* rows,
-                        int64_t row_stride,
-                        int64_t n_rows,
-                        const typename V::T* lanes,
-                        int64_t lane_stride,
-                        int64_t depth,
-                        bool go_on,
-                        typename V::T* out,
-                        int64_t out_stride) {
-  const int64_t n_tiles = ceil_div(n_rows, kPointRows);
-  const int64_t tile = n_rows / n_tiles, longer = n_rows % n_tiles;
-  for (int64_t t = 0, r = 0; t < n_tiles; ++t) {
-    const int64_t count = tile + (t < longer);
-    pick_point_tile<V, kC>(count, std::make_integer_sequence<int, kPointRows>())(
-        rows + r, row_stride, lanes, lane_stride, depth, go_on, out + r * out_stride, out_stride);
-    r += count;
-  }
 }

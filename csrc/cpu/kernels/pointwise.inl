@@ -1,106 +1,127 @@
-// Dense 1x1 convolution: three matrix products. Included once per ISA, after columns.inl and
-// point_tile.inl. One chain per output, in the order of the depth: for fprop and dgrad that is the
-// channels, so the bits depend on nothing but the problem.
+// Dense 1x1 convolution of tensors in lanes: two matrix products, whose columns are all positions
+// of a channel; idle ones hold zeros, and nothing but zeros comes of them. Included once per ISA,
+// after point_tile.inl.
 
-// lanes[k][i] = in[column begin + i, channel k] for the columns [begin, end) of one panel of
-// `width`; zeros beyond them.
-template <typename V>
-static void pack_panel(const Pointwise& p,
-                       int64_t begin,
-                       int64_t end,
-                       int64_t width,
-                       typename V::T* lanes) {
-  using T = typename V::T;
-  for (int64_t k = 0; end - begin < width && k < p.depth; ++k) {
-    for (int64_t i = end - begin; i < width; ++i) {
-      lanes[k * width + i] = T(0);
-    }
-  }
-  Run run;
-  for (int64_t j = begin; j < end; j += run.count) {
-    run = run_at(j, end, p.length);
-    T* to = lanes + (j - begin);
-    const T* from =
-        static_cast<const T*>(p.in.data) + run.item * p.in.stride[0] + run.start * p.in.stride[2];
-    if (run.count == 2 * V::kWidth && p.in.stride[2] == 1) {
-      for (int64_t k = 0; k < p.depth; ++k) {
-        prefetch(from + k * p.in.stride[1] + width, width);  // the next panel
-        V::loadu(from + k * p.in.stride[1]).store(to + k * width);
-        V::loadu(from + k * p.in.stride[1] + V::kWidth).store(to + k * width + V::kWidth);
-      }
-    } else {
-      for (int64_t k = 0; k < p.depth; ++k) {
-        copy_run<V>(to + k * width, from + k * p.in.stride[1], p.in.stride[2], run.count);
-      }
-    }
-  }
-}
-
-// Scratch: one panel of inputs and one of outputs.
+// out[r, j] = sum over k: weight[k, r] * in[k, j]. One chain per output, in the order of the
+// channels. Scratch: a panel of inputs, whose channels would else compete for the same places in
+// L1 (they are a power of two apart, or nearly).
 template <typename V>
 static void pointwise(const Pointwise& p, int64_t part, int64_t parts, void* scratch) {
   using T = typename V::T;
-  constexpr int64_t kPanel = 2 * V::kWidth;
-  T* lanes = static_cast<T*>(scratch);
-  T* sums = lanes + p.depth * kPanel;
+  T* panel = static_cast<T*>(scratch);
   const T* weight = static_cast<const T*>(p.weight);
-  const int64_t columns = p.batch * p.length;
-  const int64_t panels = ceil_div(columns, kPanel);
-  for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
-    const int64_t begin = panel * kPanel, end = min_of(columns, begin + kPanel);
-    pack_panel<V>(p, begin, end, kPanel, lanes);
-    Run run = run_at(begin, end, p.length);
-    if (run.count == kPanel) {  // straight to where the outputs belong
-      T* out = static_cast<T*>(p.out) + run.item * p.rows * p.length + run.start;
-      for (int64_t r = 0; r < p.rows; ++r) {
-        prefetch(out + r * p.length, kPanel);
+  const int64_t panels = ceil_div(p.columns, kPointColumns);
+  for (int64_t i = panels * part / parts; i < panels * (part + 1) / parts; ++i) {
+    const int64_t begin = i * kPointColumns;
+    const int64_t width = min_of(kPointColumns, p.columns - begin);
+    const T* in = static_cast<const T*>(p.in) + begin;
+    for (int64_t k = 0; k < p.depth; ++k) {
+      for (int64_t j = 0; j < width; j += V::kWidth) {
+        __builtin_prefetch(in + k * p.columns + j + width);  // the next panel
+        V::load(in + k * p.columns + j).store(panel + k * width + j);
       }
-      point_panel<V, 2>(weight, p.rows, p.rows, lanes, kPanel, p.depth, false, out, p.length);
-      continue;
     }
-    point_panel<V, 2>(weight, p.rows, p.rows, lanes, kPanel, p.depth, false, sums, kPanel);
-    for (int64_t j = begin; j < end; j += run.count) {
-      run = run_at(j, end, p.length);
-      T* out = static_cast<T*>(p.out) + run.item * p.rows * p.length + run.start;
-      for (int64_t r = 0; r < p.rows; ++r) {
-        copy_run<V>(out + r * p.length, sums + r * kPanel + (j - begin), run.count);
+    T* out = static_cast<T*>(p.out) + begin;
+    const int64_t n_tiles = ceil_div(p.rows, kPointRows);
+    for (int64_t t = 0; t < n_tiles; ++t) {
+      const int64_t r = p.rows * t / n_tiles, count = p.rows * (t + 1) / n_tiles - r;
+      for (int64_t j = 0; j < width;) {
+        const bool two = j + 2 * V::kWidth <= width;
+        constexpr auto kSizes = std::make_integer_sequence<int, kPointRows>();
+        (two ? pick_point_tile<V, 2>(count, kSizes) : pick_point_tile<V, 1>(count, kSizes))(
+            weight + r, p.rows, panel + j, width, p.depth, out + r * p.columns + j, p.columns);
+        j += two ? 2 * V::kWidth : V::kWidth;
       }
     }
   }
 }
 
-// Scratch: kPointDepth columns of the row side and of one panel of the lane side, both with their
-// channels side by side. One chain per weight and split, in the order of the columns.
-template <typename V>
-static void pointwise_gradient(const PointwiseGradient& p,
-                               int64_t part,
-                               int64_t parts,
-                               void* scratch) {
+// Sums over the lanes of kA x kB products of rows, in registers.
+template <typename V, int kA, int kB>
+static void dot_tile(const typename V::T* a,
+                     const typename V::T* b,
+                     int64_t columns,
+                     int64_t stride,
+                     typename V::T* sums,
+                     int64_t sums_stride) {
   using T = typename V::T;
-  constexpr int64_t kPanel = 2 * V::kWidth;
-  const int64_t row_stride = ceil_div(p.rows, kLanes<T>) * kLanes<T>;
-  T* rows = static_cast<T*>(scratch);
-  T* lanes = rows + kPointDepth * row_stride;
-  const int64_t columns = p.batch * p.length;
-  const int64_t panels = ceil_div(p.lanes, kPanel);
-  const int64_t first = p.splits * panels * part / parts;
-  const int64_t last = p.splits * panels * (part + 1) / parts;
-  for (int64_t split = first / panels; split * panels < last; ++split) {
-    const int64_t panel_begin = max_of(first - split * panels, 0);
-    const int64_t panel_end = min_of(last - split * panels, panels);
-    const int64_t begin = columns * split / p.splits, end = columns * (split + 1) / p.splits;
-    T* partial = static_cast<T*>(p.partial) + split * p.rows * p.partial_stride;
-    for (int64_t j = begin; j < end; j += kPointDepth) {
-      const int64_t stop = min_of(end, j + kPointDepth);
-      channels_to_lanes(p.row_side, p.length, p.rows, 0, row_stride, j, stop, rows, row_stride);
-      for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-        const int64_t c = panel * kPanel;
-        const int64_t width = min_of(kPanel, ceil_div(p.lanes - c, V::kWidth) * V::kWidth);
-        channels_to_lanes(p.lane_side, p.length, p.lanes, c, width, j, stop, lanes, width);
-        (width == kPanel ? point_panel<V, 2> : point_panel<V, 1>)(rows, row_stride, p.rows, lanes,
-                                                                  width, stop - j, j > begin,
-                                                                  partial + c, p.partial_stride);
+  constexpr int kN = kLanes<T>;
+  constexpr int kRounded = (kA * kB + kBlock<T> - 1) / kBlock<T> * kBlock<T>;
+  alignas(kRowBytes) T lanes[kRounded * kN], totals[kRounded];
+  for (int h = 0; h < kN; h += V::kWidth) {
+    V sum[kA][kB];
+#pragma GCC unroll 8
+    for (int i = 0; i < kA; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kB; ++j) {
+        sum[i][j] = V::splat(0);
       }
+    }
+    for (int64_t c = h; c < columns; c += kN) {
+      V right[kB];
+#pragma GCC unroll 8
+      for (int j = 0; j < kB; ++j) {
+        right[j] = V::load(b + j * stride + c);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kA; ++i) {
+        const V left = V::load(a + i * stride + c);
+#pragma GCC unroll 8
+        for (int j = 0; j < kB; ++j) {
+          sum[i][j] = fma(left, right[j], sum[i][j]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kA; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kB; ++j) {
+        sum[i][j].store(lanes + (i * kB + j) * kN + h);
+      }
+    }
+  }
+  for (int i = kA * kB * kN; i < kRounded * kN; i += V::kWidth) {
+    V::splat(0).store(lanes + i);
+  }
+  for (int i = 0; i < kRounded; i += kBlock<T>) {
+    sum_lanes(lanes + i * kN, totals + i);
+  }
+  for (int i = 0; i < kA; ++i) {
+    for (int j = 0; j < kB; ++j) {
+      sums[i * sums_stride + j] += totals[i * kB + j];
+    }
+  }
+}
+
+// out[r, k] = sum over the columns j: grad[r, j] * in[k, j]. Lanes run along the columns; sums over
+// kDotColumns of them are added in their order.
+template <typename V>
+static void pointwise_gradient(const PointwiseGradient& p, int64_t part, int64_t parts, void*) {
+  using T = typename V::T;
+  constexpr int kA = kDotRows, kB = kDotInputs;
+  T* out = static_cast<T*>(p.out);
+  const int64_t blocks = ceil_div(p.rows, kA);
+  const int64_t r0 = blocks * part / parts * kA;
+  const int64_t r1 = min_of(p.rows, blocks * (part + 1) / parts * kA);
+  for (int64_t i = r0 * p.depth; i < r1 * p.depth; ++i) {
+    out[i] = T(0);
+  }
+  for (int64_t c = 0; c < p.columns; c += kDotColumns) {
+    const int64_t columns = min_of(kDotColumns, p.columns - c);
+    const T* grad = static_cast<const T*>(p.grad) + c;
+    const T* in = static_cast<const T*>(p.in) + c;
+    for (int64_t r = r0; r < r1;) {
+      const int64_t rows = r1 - r >= kA ? kA : 1;
+      for (int64_t k = 0; k < p.depth;) {
+        const int64_t depth = p.depth - k >= kB ? kB : 1;
+        const auto tile = rows == kA ? depth == kB ? dot_tile<V, kA, kB> : dot_tile<V, kA, 1>
+                          : depth == kB ? dot_tile<V, 1, kB>
+                                        : dot_tile<V, 1, 1>;
+        tile(grad + r * p.columns, in + k * p.columns, columns, p.columns, out + r * p.depth + k,
+             p.depth);
+        k += depth;
+      }
+      r += rows;
     }
   }
 }

@@ -2,54 +2,51 @@
 
 // The inputs of the entries that follow, found kAhead entries early: with the row loaded right
 // before its use, the multiply-adds that wait for their address keep the ones behind them waiting
-// (212 instead of 262 GFLOP/s from L1 on Zen 5; 242, 250 and 254 with 2, 3 and 4 ahead).
+// (212 instead of 262 GFLOP/s from L1 on Zen 5; 242, 250 and 254 with 2, 3 and 4 ahead). So many
+// rows behind the last one are read, and not used.
 template <typename T>
 struct Ahead {
-  static constexpr int kAhead = 4;
   const T* inputs;
   const int32_t* rows;
-  int64_t last;
   const T* at[kAhead];
 
-  Ahead(const T* inputs, const int32_t* rows, int64_t n) : inputs(inputs), rows(rows), last(n - 1) {
+  Ahead(const T* inputs, const int32_t* rows) : inputs(inputs), rows(rows) {
 #pragma GCC unroll 4
     for (int i = 0; i < kAhead; ++i) {
-      at[i] = input_of(i);
+      at[i] = input_of_next();
     }
   }
-  const T* input_of(int64_t e) const {
-    return inputs + static_cast<int64_t>(rows[min_of(e, last)]) * kLanes<T>;
-  }
-  // The inputs of entry e; to be called for 0, 1, 2, ... in turn.
-  const T* next(int64_t e) {
+  const T* input_of_next() { return inputs + static_cast<int64_t>(*rows++) * kLanes<T>; }
+  // The inputs of the next entry.
+  const T* next() {
     const T* now = at[0];
 #pragma GCC unroll 4
     for (int i = 1; i < kAhead; ++i) {
       at[i - 1] = at[i];
     }
-    at[kAhead - 1] = input_of(e + kAhead);
+    at[kAhead - 1] = input_of_next();
     return now;
   }
 };
 
-// One thread's share of groups x rows of equal cost (a row costs its entries and its outputs).
+// One thread's share of tiles x rows of equal cost (a row costs its entries and its outputs).
 struct Share {
-  int64_t group_begin;
-  int64_t row_begin;  // in the first group
-  int64_t group_end;  // inclusive
-  int64_t row_end;    // in the last group
+  int64_t tile_begin;
+  int64_t row_begin;  // in the first tile
+  int64_t tile_end;  // inclusive
+  int64_t row_end;    // in the last tile
 };
 
-static inline int64_t rows_cost(const Entries& e, int64_t row) {
-  return e.starts[row * e.n_blocks] - e.starts[0] + kStoreCost * row;
+static inline int64_t rows_cost(const int32_t* row_starts, int64_t row) {
+  return row_starts[row] + kStoreCost * row;
 }
 
-// The first row before which at least `cost` has been spent.
-static int64_t row_at_cost(const Entries& e, int64_t cost) {
-  int64_t low = 0, high = e.n_rows;
+// The first of n_rows rows before which at least `cost` has been spent.
+static int64_t row_at_cost(const int32_t* row_starts, int64_t n_rows, int64_t cost) {
+  int64_t low = 0, high = n_rows;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (rows_cost(e, middle) < cost) {
+    if (rows_cost(row_starts, middle) < cost) {
       low = middle + 1;
     } else {
       high = middle;
@@ -58,20 +55,20 @@ static int64_t row_at_cost(const Entries& e, int64_t cost) {
   return low;
 }
 
-// The same where all rows of a group must be computed by one thread.
-static Share share_of_groups(const Entries& e, int64_t groups, int64_t part, int64_t parts) {
-  return {groups * part / parts, 0, groups * (part + 1) / parts - 1, e.n_rows};
-}
-
-static Share share_of(const Entries& e, int64_t groups, int64_t part, int64_t parts) {
-  const int64_t each = rows_cost(e, e.n_rows);
-  const int64_t total = groups * each;
+static Share share_of(const int32_t* row_starts,
+                      int64_t n_rows,
+                      int64_t tiles,
+                      int64_t part,
+                      int64_t parts) {
+  const int64_t each = rows_cost(row_starts, n_rows);
+  const int64_t total = tiles * each;
   const int64_t begin = total / parts * part + min_of(part, total % parts);
   const int64_t end = begin + total / parts + (part < total % parts ? 1 : 0);
   if (begin == end) {
-    return {0, 0, 0, 0};
+    return {0, 0, -1, 0};
   }
   // A row belongs to the part that holds the cost at which it begins, so every row has one owner.
   const int64_t last = (end - 1) / each;
-  return {begin / each, row_at_cost(e, begin % each), last, row_at_cost(e, end - last * each)};
+  return {begin / each, row_at_cost(row_starts, n_rows, begin % each), last,
+          row_at_cost(row_starts, n_rows, end - last * each)};
 }

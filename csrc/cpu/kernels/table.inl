@@ -10,8 +10,8 @@ consteval KernelTable table(const char* name) {
       {pointwise_gradient<F32>, pointwise_gradient<F64>},
       {batch_norm_relu<F32>, batch_norm_relu<F64>},
       {batch_norm_relu_gradient<F32>, batch_norm_relu_gradient<F64>},
-      {pool<F32, false>, pool<F64, false>},
-      {pool<F32, true>, pool<F64, true>},
+      {convert<F32, true>, convert<F64, true>},
+      {convert<F32, false>, convert<F64, false>},
       {peak<F32>, peak<F64>},
   };
 }

@@ -1,142 +1,212 @@
-// wgrad of the active weights. Included once per ISA, after packing.inl.
+// wgrad of the active weights. Included once per ISA, after lane_rows.inl.
 //
-// The order of every sum is fixed by the shape: within a tile of `tile_length` positions the even
-// and the odd ones form a chain each; tiles are added in order; then the lanes, in a tree; then the
-// lane groups of a split, and last the splits. Neither threads nor the ISA change it.
+// The order of every sum is fixed by the shape: lane by lane over the rows of a chunk, one chain
+// per weight; then the lanes, in a tree; then the chunks of a split in their order, and last the
+// splits. Neither threads, the ISA nor the order of the tensors change it.
 
-template <typename V, int kQ>
-static inline V tile_sum(const V* grad, const typename V::T* input) {
-  constexpr int kN = kLanes<typename V::T>;
-  V even = mul(grad[0], V::load(input));
-  if constexpr (kQ == 1) {
-    return even;
-  } else {
-    V odd = mul(grad[1], V::load(input + kN));
-#pragma GCC unroll 16
-    for (int q = 2; q < kQ; q += 2) {
-      even = fma(grad[q], V::load(input + q * kN), even);
-      if (q + 1 < kQ) {
-        odd = fma(grad[q + 1], V::load(input + (q + 1) * kN), odd);
-      }
-    }
-    return add(even, odd);
+// partial[i] += the sum over the lanes of row i of `sums`.
+template <int kB, typename T>
+static inline void add_lane_sums(T* sums, T* partial) {
+  constexpr int kN = kLanes<T>, kRounded = (kB + kBlock<T> - 1) / kBlock<T> * kBlock<T>;
+  alignas(kRowBytes) T rows[kRounded * kN], totals[kRounded];
+  for (int i = 0; i < kRounded * kN; ++i) {
+    rows[i] = i < kB * kN ? sums[i] : T(0);
+  }
+  for (int i = 0; i < kRounded; i += kBlock<T>) {
+    sum_lanes(rows + i * kN, totals + i);
+  }
+  for (int i = 0; i < kB; ++i) {
+    partial[i] += totals[i];
   }
 }
 
-// kTiles tiles of kQ gradients stay in registers while the entries of one row and channel block
-// pass by. sums[e] is what entry e collects, lane by lane; the first tile of a piece begins it.
-template <typename V, int kQ, int kTiles>
-static void wgrad_tile(const typename V::T* grads,
-                       const typename V::T* inputs,
-                       const int32_t* rows,
-                       int64_t n,
-                       bool begin,
-                       typename V::T* sums) {
-  constexpr int kN = kLanes<typename V::T>;
-  V grad[kQ * kTiles];
-#pragma GCC unroll 32
-  for (int q = 0; q < kQ * kTiles; ++q) {
-    grad[q] = V::load(grads + q * kN);
-  }
-  Ahead<typename V::T> ahead(inputs, rows, n);
-  for (int64_t e = 0; e < n; ++e) {
-    const typename V::T* input = ahead.next(e);
-    V sum = tile_sum<V, kQ>(grad, input);
-    if constexpr (kTiles == 2) {
-      sum = add(sum, tile_sum<V, kQ>(grad + kQ, input + kQ * kN));
-    } else if (!begin) {
-      sum = add(V::load(sums + e * kN), sum);
+// The sums of kB weights of one row stay in registers while the chunk's rows pass by: one load of
+// the gradient serves kB multiply-adds, each with an aligned load of the inputs. In the first
+// `idle` rows the lanes of the set `without` do not count: what they hold of the inputs may belong
+// to other pieces, and a NaN there must not meet their zeros.
+template <typename V, int kB>
+__attribute__((always_inline)) static inline void weight_batch(const typename V::T* grad,
+                         const typename V::T* inputs,
+                         const int32_t* rows,
+                         int64_t n_rows,
+                         int64_t idle,
+                         uint32_t without,
+                         typename V::T* partial) {
+  using T = typename V::T;
+  constexpr int kN = kLanes<T>;
+  constexpr bool kWhole = V::kWidth == kN;  // a vector is a whole row
+  alignas(kRowBytes) T sums[kWhole ? 1 : kB * kN];
+  const int64_t end = n_rows * kN;
+  for (int h = 0; h < kN; h += V::kWidth) {
+    const uint32_t within = ~lanes_from<V>(without, h);
+    const T* const g = grad + h;
+    const T* input[kB];
+    V sum[kB];
+#pragma GCC unroll 16
+    for (int i = 0; i < kB; ++i) {
+      input[i] = inputs + static_cast<int64_t>(rows[i]) * kN + h;
+      sum[i] = V::splat(0);
     }
-    sum.store(sums + e * kN);
+    int64_t r = 0;
+    for (; r < idle * kN; r += kN) {
+      const V x = V::load(g + r);
+#pragma GCC unroll 16
+      for (int i = 0; i < kB; ++i) {
+        sum[i] = choose(within, fma(x, V::load(input[i] + r), sum[i]), sum[i]);
+      }
+    }
+    for (; r + 4 * kN <= end; r += 4 * kN) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) {
+        const V x = V::load(g + r + u * kN);
+#pragma GCC unroll 16
+        for (int i = 0; i < kB; ++i) {
+          sum[i] = fma(x, V::load(input[i] + r + u * kN), sum[i]);
+        }
+      }
+    }
+    for (; r < end; r += kN) {
+      const V x = V::load(g + r);
+#pragma GCC unroll 16
+      for (int i = 0; i < kB; ++i) {
+        sum[i] = fma(x, V::load(input[i] + r), sum[i]);
+      }
+    }
+    if constexpr (kWhole) {
+      add_lane_sums(sum, partial);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < kB; ++i) {
+        sum[i].store(sums + i * kN + h);
+      }
+    }
+  }
+  if constexpr (!kWhole) {
+    add_lane_sums<kB>(sums, partial);
+  }
+}
+
+// Runs the batches of one size.
+template <typename V, int kB>
+static void weight_batches(const WeightBatch* batches,
+                           int64_t count,
+                           const typename V::T* grads,
+                           int64_t stride,
+                           const typename V::T* inputs,
+                           const int32_t* rows,
+                           int64_t n_rows,
+                           int64_t idle,
+                           uint32_t without,
+                           typename V::T* partial) {
+  for (int64_t i = 0; i < count; ++i) {
+    weight_batch<V, kB>(grads + batches[i].row * stride, inputs, rows + batches[i].first, n_rows,
+                        idle, without, partial + batches[i].first);
   }
 }
 
 template <typename V>
-using WgradTile = void (*)(const typename V::T*,
-                           const typename V::T*,
-                           const int32_t*,
-                           int64_t,
-                           bool,
-                           typename V::T*);
+using WeightBatches = void (*)(const WeightBatch*,
+                               int64_t,
+                               const typename V::T*,
+                               int64_t,
+                               const typename V::T*,
+                               const int32_t*,
+                               int64_t,
+                               int64_t,
+                               uint32_t,
+                               typename V::T*);
 
-template <typename V, int kTiles, int... kQ>
-static WgradTile<V> pick_wgrad_tile(int64_t length, std::integer_sequence<int, kQ...>) {
-  static constexpr WgradTile<V> kTable[] = {wgrad_tile<V, kQ + 1, kTiles>...};
-  return kTable[length - 1];
+template <typename V, int... kB>
+static WeightBatches<V> pick_weight_batches(int64_t size, std::integer_sequence<int, kB...>) {
+  static constexpr WeightBatches<V> kTable[] = {weight_batches<V, kB + 1>...};
+  return kTable[size - 1];
+}
+
+// The first of the batches [first, last), sorted by row, whose row is not below `row`.
+static const WeightBatch* batch_at_row(const WeightBatch* first,
+                                       const WeightBatch* last,
+                                       int64_t row) {
+  while (first < last) {
+    const WeightBatch* middle = first + (last - first) / 2;
+    if (middle->row < row) {
+      first = middle + 1;
+    } else {
+      last = middle;
+    }
+  }
+  return first;
 }
 
 template <typename V, typename S>
 static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* scratch) {
   using T = typename V::T;
   constexpr int kN = kLanes<T>;
-  const Entries& e = p.entries;
+  constexpr auto kSizes = std::make_integer_sequence<int, static_cast<int>(kBatchWeights)>();
   const WgradScratch plan = plan_scratch(p);
   T* inputs = static_cast<T*>(scratch);
-  T* grads = inputs + plan.input_rows * kN;
-  T* sums = grads + plan.grad_rows * kN;
-  T* stage = sums + kWgradBatch * kN;
-
+  T* packed = inputs + plan.input_rows * kN;
+  T* stage = packed + plan.grad_rows * kN;
   const Segment whole = {0, 0, 0};
   const TileShape grad_tile = {&whole, 1, 1, plan.grad_channel_rows, 1};
-  // A piece has one tile or two; where the registers hold only one, a second pass adds the other.
-  constexpr auto kSizes = std::make_integer_sequence<int, static_cast<int>(kWgradTileMax)>();
-  const int64_t n_tiles = p.piece / p.tile_length;
-  const bool together = V::kWgradTiles == 2 && n_tiles == 2;
-  const WgradTile<V> tile = together ? pick_wgrad_tile<V, V::kWgradTiles>(p.tile_length, kSizes)
-                                     : pick_wgrad_tile<V, 1>(p.tile_length, kSizes);
-  const int64_t passes = together ? 1 : n_tiles;
-
-  const int64_t group_rows = e.n_rows / e.groups;
-  const int64_t lane_groups = ceil_div(p.batch * ceil_div(p.count, p.piece), kN);
-  const Share share = share_of(e, p.splits, part, parts);
-  for (int64_t split = share.group_begin; split <= share.group_end; ++split) {
-    const int64_t row_begin = split == share.group_begin ? share.row_begin : 0;
-    const int64_t row_end = split == share.group_end ? share.row_end : e.n_rows;
+  const LaneOrder& y = p.order;
+  const Tiles tiles(y.rows, kWgradRows);
+  const int64_t chunks = y.groups * tiles.count;
+  const int64_t group_rows = p.n_rows / p.groups;
+  const Share share = share_of(p.row_starts, p.n_rows, p.splits, part, parts);
+  Neighbourhood<V> near;
+  for (int64_t split = share.tile_begin; split <= share.tile_end; ++split) {
+    const int64_t row_begin = split == share.tile_begin ? share.row_begin : 0;
+    const int64_t row_end = split == share.tile_end ? share.row_end : p.n_rows;
     T* partial = static_cast<T*>(p.partial) + split * p.nnz;
-    const int64_t g_begin = lane_groups * split / p.splits;
-    const int64_t g_end = lane_groups * (split + 1) / p.splits;
-    for (int64_t g = g_begin; g < g_end; ++g) {
+    const int64_t begin = chunks * split / p.splits, end = chunks * (split + 1) / p.splits;
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t group = at / tiles.count, t = at % tiles.count;
+      const int64_t row = tiles.begin(t), rows = tiles.rows(t);
+      const LaneSets sets = lane_sets(y, group);
+      const int64_t idle = sets.first != 0 ? min_of(rows, max_of(0, y.idle - row)) : 0;
+      if (p.in_lanes && (at == begin || t == 0)) {
+        near.set(y, group, p.mode == PaddingMode::replicate);
+      }
       Lane lanes[kN];
-      cut_lanes(lanes, kN, g, p.batch, p.count, p.piece);
+      tile_lanes(y, group, row, lanes);
       for (int64_t r0 = row_begin, r1; r0 < row_end; r0 = r1) {
         const int64_t conv_group = r0 / group_rows;
         r1 = min_of(min_of(row_end, (conv_group + 1) * group_rows), r0 + plan.row_block);
-        pack<T, S>(grad_tile, p.grad, p.count, PaddingMode::zeros, 0, lanes, p.piece, r0, r1, grads,
-                   stage);
-        // Outputs that two pieces share count in the first.
-        for (int l = 0; l < kN; ++l) {
-          for (int64_t r = r0; lanes[l].skip > 0 && r < r1; ++r) {
-            for (int64_t i = 0; i < lanes[l].skip; ++i) {
-              grads[((r - r0) * plan.grad_channel_rows + i) * kN + l] = T(0);
-            }
-          }
+        const int64_t stride = p.in_lanes ? y.channel() : plan.grad_channel_rows * kN;
+        const T* grads = p.in_lanes ? static_cast<const T*>(p.grad.data) +
+                                          (group * y.rows + row) * kN
+                                    : packed - r0 * stride;
+        if (!p.in_lanes) {
+          pack<T, S>(grad_tile, p.grad, y.length, PaddingMode::zeros, 0, lanes, rows, r0, r1,
+                     packed, stage);
         }
-        for (int64_t b = 0; b < e.n_blocks; ++b) {
-          const int64_t c0 = conv_group * e.channels_per_group + b * p.tile.block_channels;
+        for (int64_t b = 0; b < p.n_blocks; ++b) {
+          const int64_t c0 = conv_group * p.channels_per_group + b * p.tile.block_channels;
           const int64_t c1 =
-              min_of((conv_group + 1) * e.channels_per_group, c0 + p.tile.block_channels);
-          pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, p.piece, c0, c1, inputs,
-                     stage);
-          for (int64_t r = r0; r < r1; ++r) {
-            const T* grad = grads + (r - r0) * plan.grad_channel_rows * kN;
-            const int64_t last = e.starts[r * e.n_blocks + b + 1];
-            for (int64_t e0 = e.starts[r * e.n_blocks + b], n; e0 < last; e0 += n) {
-              n = min_of(kWgradBatch, last - e0);
-              for (int h = 0; h < kN; h += V::kWidth) {
-                for (int64_t t = 0; t < passes; ++t) {
-                  const int64_t at = t * p.tile_length * kN + h;
-                  tile(grad + at, inputs + at, e.rows + e0, n, t == 0, sums + h);
-                }
-              }
-              // The lanes of kBlock entries at a time; the last ones may be of an earlier batch.
-              alignas(kRowBytes) T totals[kWgradBatch];
-              for (int64_t i = 0; i < n; i += kBlock<T>) {
-                sum_lanes(sums + i * kN, totals + i);
-              }
-              for (int64_t i = 0; i < n; ++i) {
-                partial[e0 + i] += totals[i];
-              }
+              min_of((conv_group + 1) * p.channels_per_group, c0 + p.tile.block_channels);
+          if (p.in_lanes) {
+            const Segment& segment = p.tile.segments[0];
+            const int64_t first = row + p.origin + segment.position;
+            for (int64_t c = c0; c < c1; ++c) {
+              near.copy(static_cast<const T*>(p.in.data) + c * y.channel(), first,
+                        first + rows + segment.span,
+                        inputs + (c - c0) * p.tile.channel_rows * kN);
             }
+          } else {
+            pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,
+                       stage);
+          }
+          const WeightBatch* const last = p.batches + p.block_starts[b + 1];
+          for (const WeightBatch* from = p.batches + p.block_starts[b]; from < last;) {
+            const WeightBatch* to = from;  // past those of this size
+            while (to < last && to->n == from->n) {
+              ++to;
+            }
+            const WeightBatch* first = batch_at_row(from, to, r0);
+            pick_weight_batches<V>(from->n, kSizes)(first, batch_at_row(first, to, r1) - first,
+                                                    grads, stride, inputs, p.rows, rows, idle,
+                                                    sets.first, partial);
+            from = to;
           }
         }
       }

@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "../../checks.h"
+#include "../conv.h"
 #include "../launch.h"
-#include "../layout.h"
+#include "../plan.h"
 
 namespace sparseconv {
 namespace {
@@ -34,59 +35,108 @@ void add_up(T* partial, int64_t splits, int64_t nnz) {
   });
 }
 
+// Whether plan_wgrad could have made them.
+void check_batches(const std::optional<Tensor>& batches,
+                   const Geometry& g,
+                   int64_t n_blocks,
+                   int64_t nnz) {
+  TORCH_CHECK_TYPE(batches.has_value(), "expected batches to be a tensor, but got None");
+  check_indices(*batches, "batches", batches_size(g, nnz));
+  const int32_t* starts = batches->const_data_ptr<int32_t>();
+  bool fits = starts[0] == 0 && starts[n_blocks] <= nnz;
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    fits = fits && starts[b] <= starts[b + 1];
+  }
+  const WeightBatch* batch = batches_of(g, starts);
+  for (int64_t i = 0; fits && i < starts[n_blocks]; ++i, ++batch) {
+    fits = batch->row >= 0 && batch->row < g.out_channels && batch->n >= 1 &&
+           batch->n <= kBatchWeights && batch->first >= 0 && batch->first <= nnz - batch->n;
+  }
+  TORCH_CHECK_VALUE(fits, "expected batches that plan_wgrad made for this pattern");
+}
+
+}  // namespace
+
+Tensor run_wgrad(const Tensor& grad,
+                 const Tensor& input,
+                 const Geometry& g,
+                 const WgradPlan& plan,
+                 const LaneOrder* lanes) {
+  const LaneOrder order =
+      lanes != nullptr ? *lanes : lane_order(grad.size(0), grad.size(2), lanes_of(input));
+  const int64_t chunks = order.groups * ceil_div(order.rows, kWgradRows);
+  const int64_t splits = wgrad_splits(chunks);
+  Tensor partial = at::empty({splits, plan.nnz}, input.options().dtype(acc_type(input)));
+  const bool wide = partial.scalar_type() == at::kDouble;
+  wide ? clear(partial.data_ptr<double>(), partial.numel())
+       : clear(partial.data_ptr<float>(), partial.numel());
+  if (chunks > 0 && plan.nnz > 0) {
+    WeightGradient p{};
+    p.block_starts = plan.block_starts;
+    p.batches = plan.batches;
+    p.rows = plan.rows;
+    p.row_starts = plan.row_starts;
+    p.n_blocks = plan.n_blocks;
+    p.channels_per_group = g.channels_per_group;
+    p.n_rows = g.out_channels;
+    p.groups = g.groups;
+    p.nnz = plan.nnz;
+    p.tile = plan.layout.shape();
+    p.order = order;
+    p.mode = g.mode;
+    p.origin = -g.left;
+    p.partial = partial.data_ptr();
+    p.splits = splits;
+    if (lanes != nullptr) {
+      p.in_lanes = true;
+      p.grad.data = grad.data_ptr();
+      p.in.data = input.data_ptr();
+    } else {
+      p.grad = view(grad);
+      p.in = view(input);
+      p.in_length = input.size(2);
+    }
+    const int64_t outputs = order.groups * order.rows;
+    const int64_t packed =
+        outputs * g.out_channels + (outputs + chunks * plan.layout.span()) * g.in_channels();
+    run_kernel(p, &KernelTable::wgrad, element_of(input),
+               outputs * plan.nnz + packed * kPackCost);
+  }
+  wide ? add_up(partial.data_ptr<double>(), splits, plan.nnz)
+       : add_up(partial.data_ptr<float>(), splits, plan.nnz);
+  return partial[0].to(input.scalar_type());
+}
+
+namespace {
+
 Tensor wgrad(const Tensor& grad,
              const Tensor& input,
              const Tensor& crow,
              const Tensor& rows,
-             at::IntArrayRef geometry) {
+             at::IntArrayRef geometry,
+             const std::optional<Tensor>& batches) {
   const Geometry g = check_geometry(geometry);
   check_signal(input, "input", g.in_channels());
   check_signal(grad, "grad_output", g.out_channels);
   check_same_type(input, grad, "grad_output");
-  const int64_t length = input.size(2);
-  check_lengths(g, length);
-  check_gradient(grad, g, input.size(0), length);
-  const int64_t out_length = g.output_length(length);
-  const Element element = element_of(input);
-  const int64_t nnz = rows.numel();
-  check_pointers(crow, "crow_indices", g.n_kernels(), nnz);
-  const Layout layout = fprop_layout(g);
-  check_rows(rows, nnz, layout, g.channels_per_group);
-
-  const int64_t lanes = lanes_of(input);
-  const WgradPiece piece = wgrad_piece(input.size(0), out_length, lanes, layout.span());
-  const int64_t lane_groups = ceil_div(input.size(0) * ceil_div(out_length, piece.length), lanes);
-  const int64_t splits = wgrad_splits(lane_groups);
-  Tensor partial = at::empty({splits, nnz}, input.options().dtype(acc_type(input)));
-  const bool wide = partial.scalar_type() == at::kDouble;
-  wide ? clear(partial.data_ptr<double>(), partial.numel())
-       : clear(partial.data_ptr<float>(), partial.numel());
-  if (input.size(0) > 0 && nnz > 0) {
-    WeightGradient p{};
-    std::vector<int32_t> starts;
-    p.entries = block_entries(crow.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>(),
-                              g.out_channels, g.channels_per_group, g.groups, layout, &starts);
-    p.tile = layout.shape();
-    p.grad = view(grad);
-    p.in = view(input);
-    p.in_length = length;
-    p.mode = g.mode;
-    p.origin = -g.left;
-    p.partial = partial.data_ptr();
-    p.nnz = nnz;
-    p.splits = splits;
-    p.batch = input.size(0);
-    p.count = out_length;
-    p.piece = piece.length;
-    p.tile_length = piece.tile_length;
-    const int64_t packed = lane_groups * (g.out_channels * piece.length +
-                                          g.in_channels() * (piece.length + layout.span()));
-    run_kernel(p, &KernelTable::wgrad, element,
-               lane_groups * piece.length * nnz + packed * kPackCost);
+  check_lengths(g, input.size(2));
+  check_gradient(grad, g, input.size(0), input.size(2));
+  WgradPlan plan{};
+  plan.nnz = rows.numel();
+  check_pointers(crow, "crow_indices", g.n_kernels(), plan.nnz);
+  plan.layout = wgrad_layout(g);
+  check_rows(rows, plan.nnz, plan.layout, g.channels_per_group);
+  plan.n_blocks = ceil_div(g.channels_per_group, plan.layout.block_channels);
+  check_batches(batches, g, plan.n_blocks, plan.nnz);
+  plan.block_starts = batches->const_data_ptr<int32_t>();
+  plan.batches = batches_of(g, plan.block_starts);
+  plan.rows = rows.const_data_ptr<int32_t>();
+  std::vector<int32_t> row_starts;
+  for (int64_t row = 0; row <= g.out_channels; ++row) {
+    row_starts.push_back(crow.const_data_ptr<int32_t>()[row * g.channels_per_group]);
   }
-  wide ? add_up(partial.data_ptr<double>(), splits, nnz)
-       : add_up(partial.data_ptr<float>(), splits, nnz);
-  return partial[0].to(input.scalar_type());
+  plan.row_starts = row_starts.data();
+  return run_wgrad(grad, input, g, plan);
 }
 
 }  // namespace

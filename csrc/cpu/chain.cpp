@@ -1,0 +1,276 @@
+#include "chain.h"
+
+#include <ATen/record_function.h>
+
+#include "../checks.h"
+#include "lanes.h"
+#include "launch.h"
+#include "plan.h"
+
+namespace sparseconv {
+
+namespace {
+
+Geometry check_pattern(const Tensor& crow, const Tensor& col, at::IntArrayRef numbers) {
+  const Geometry g = check_geometry(numbers);
+  check_indices(col, "col_indices", col.numel());
+  check_below(col, "col_indices", g.kernel_size);
+  check_pointers(crow, "crow_indices", g.n_kernels(), col.numel());
+  return g;
+}
+
+Tensor tensor_or_none(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? *tensor : Tensor();
+}
+
+}  // namespace
+
+ConvPlan::ConvPlan(const Tensor& crow, const Tensor& col, at::IntArrayRef numbers)
+    : geometry(check_pattern(crow, col, numbers)),
+      nnz(col.numel()),
+      crow_(crow),
+      col_(col),
+      fprop_rows_(nnz + kAhead) {
+  const int32_t* pointers = crow_.const_data_ptr<int32_t>();
+  plan_fprop(geometry, pointers, col_.const_data_ptr<int32_t>(), fprop_rows_.data());
+  Layout layout = fprop_layout(geometry);
+  BlockEntries entries(pointers, fprop_rows_.data(), geometry.out_channels,
+                       geometry.channels_per_group, geometry.groups, layout, false);
+  fprop_.emplace(CorrelationPlan{std::move(layout), std::move(entries)});
+}
+
+const DgradPlan& ConvPlan::dgrad() const {
+  std::call_once(dgrad_once_, [this] {
+    const Geometry& g = geometry;
+    const int64_t group_rows = g.out_channels / g.groups;
+    dgrad_pointers_.resize(g.stride * g.n_kernels() + 1);
+    dgrad_rows_.resize(nnz + kAhead);
+    dgrad_index_.resize(nnz);
+    plan_dgrad(g, crow_.const_data_ptr<int32_t>(), col_.const_data_ptr<int32_t>(),
+               dgrad_pointers_.data(), dgrad_rows_.data(), dgrad_index_.data());
+    std::vector<int64_t> taps;
+    for (int64_t phase = 0; phase < g.stride; ++phase) {
+      Layout layout = dgrad_layout(g, phase, &taps);
+      const int32_t* pointers = dgrad_pointers_.data() + phase * g.n_kernels();
+      BlockEntries entries(pointers, dgrad_rows_.data() + pointers[0], g.in_channels(), group_rows,
+                           g.groups, layout, true);
+      dgrad_.phases.push_back({std::move(layout), std::move(entries)});
+    }
+    dgrad_.index = dgrad_index_.data();
+  });
+  return dgrad_;
+}
+
+const WgradPlan& ConvPlan::wgrad() const {
+  std::call_once(wgrad_once_, [this] {
+    const int32_t* pointers = crow_.const_data_ptr<int32_t>();
+    wgrad_rows_.resize(nnz);
+    wgrad_batches_.resize(batches_size(geometry, nnz));
+    plan_wgrad(geometry, pointers, col_.const_data_ptr<int32_t>(), wgrad_rows_.data(),
+               wgrad_batches_.data());
+    for (int64_t row = 0; row <= geometry.out_channels; ++row) {
+      wgrad_row_starts_.push_back(pointers[row * geometry.channels_per_group]);
+    }
+    wgrad_.layout = wgrad_layout(geometry);
+    wgrad_.n_blocks = ceil_div(geometry.channels_per_group, wgrad_.layout.block_channels);
+    wgrad_.block_starts = wgrad_batches_.data();
+    wgrad_.batches = batches_of(geometry, wgrad_batches_.data());
+    wgrad_.rows = wgrad_rows_.data();
+    wgrad_.row_starts = wgrad_row_starts_.data();
+    wgrad_.nnz = nnz;
+  });
+  return wgrad_;
+}
+
+void Chain::add_conv(std::shared_ptr<const ConvPlan> plan, bool relu) {
+  TORCH_CHECK_VALUE(fits_lanes(plan->geometry),
+                    "expected a convolution that keeps the length, of stride 1, padded with zeros "
+                    "or replicated on the right alone");
+  stages_.push_back({Kind::conv, std::move(plan), relu, 0, false});
+}
+
+void Chain::add_pointwise() {
+  stages_.push_back({Kind::pointwise, nullptr, false, 0, false});
+}
+
+void Chain::add_norm_relu(double eps, bool training) {
+  stages_.push_back({Kind::norm_relu, nullptr, false, eps, training});
+}
+
+void Chain::check(const Tensor& x,
+                  const Tensors& parameters,
+                  const Tensors& statistics,
+                  const std::vector<double>& momenta) const {
+  check_signal(x, "input");
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                   "expected float32 or float64, but got ", x.scalar_type());
+  TORCH_CHECK_VALUE(x.numel() > 0 && !stages_.empty() && parameters.size() == 2 * stages_.size() &&
+                        statistics.size() == 2 * stages_.size() &&
+                        momenta.size() == stages_.size(),
+                    "expected an input with samples, and of each stage two parameters, two "
+                    "statistics and a momentum");
+  int64_t channels = x.size(1);
+  const auto vector = [&](const std::optional<Tensor>& tensor, const char* name, bool needed) {
+    TORCH_CHECK_VALUE(tensor.has_value() || !needed, "expected ", name);
+    if (tensor.has_value()) {
+      check_vector(*tensor, name, x, channels);
+      TORCH_CHECK_VALUE(tensor->is_contiguous(), "expected ", name, " to be contiguous");
+    }
+  };
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    const Stage& stage = stages_[i];
+    const std::optional<Tensor>& first = parameters[2 * i];
+    const std::optional<Tensor>& second = parameters[2 * i + 1];
+    if (stage.kind == Kind::norm_relu) {
+      vector(first, "weight", false);
+      vector(second, "bias", false);
+      vector(statistics[2 * i], "running_mean", !stage.training);
+      vector(statistics[2 * i + 1], "running_var", !stage.training);
+      TORCH_CHECK_VALUE(!stage.training || x.size(0) * x.size(2) > 1,
+                        "Expected more than 1 value per channel when training, got input size ",
+                        x.sizes());
+      continue;
+    }
+    TORCH_CHECK_VALUE(first.has_value(), "expected weights");
+    check_same_type(x, *first, "weights");
+    const bool sparse = stage.kind == Kind::conv;
+    const int64_t wanted = sparse ? stage.plan->geometry.in_channels()
+                                  : (first->dim() == 3 && first->size(2) == 1 ? first->size(1) : -1);
+    TORCH_CHECK_VALUE(wanted == channels, "expected stage ", i, " to take ", channels,
+                      " channels, but it takes ", wanted);
+    channels = sparse ? stage.plan->geometry.out_channels : first->size(0);
+    TORCH_CHECK_VALUE(!sparse || (first->dim() == 1 && first->numel() == stage.plan->nnz),
+                      "expected values of shape (nnz,), but got ", first->sizes());
+    vector(second, "bias", false);
+  }
+}
+
+Chain::Result Chain::forward(const Tensor& x,
+                             const Tensors& parameters,
+                             const Tensors& statistics,
+                             const std::vector<double>& momenta,
+                             bool keep) const {
+  RECORD_FUNCTION("sparseconv::chain", c10::ArrayRef<const c10::IValue>{});
+  const at::AutoDispatchBelowADInplaceOrView below;
+  check(x, parameters, statistics, momenta);
+  const LaneOrder order = lane_order(x.size(0), x.size(2), lanes_of(x));
+  Result result;
+  Tensor now = to_lanes(x.resolve_neg(), order);
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    const Stage& stage = stages_[i];
+    const std::optional<Tensor>& first = parameters[2 * i];
+    const std::optional<Tensor>& second = parameters[2 * i + 1];
+    if (keep) {
+      result.kept.push_back(now);
+    }
+    switch (stage.kind) {
+      case Kind::conv:
+        now = run_fprop(now, *first, second, stage.plan->geometry, stage.plan->fprop(), stage.relu,
+                        &order);
+        break;
+      case Kind::pointwise:
+        now = pointwise_fprop(now, *first);
+        break;
+      case Kind::norm_relu: {
+        const Norm norm = {tensor_or_none(first),
+                           tensor_or_none(second),
+                           tensor_or_none(statistics[2 * i]),
+                           tensor_or_none(statistics[2 * i + 1]),
+                           momenta[i],
+                           stage.eps,
+                           stage.training};
+        Tensor mean, invstd;
+        std::tie(now, mean, invstd) = norm_relu(now, order, norm);
+        if (keep) {
+          result.kept.push_back(mean);
+          result.kept.push_back(invstd);
+        }
+        break;
+      }
+    }
+  }
+  if (keep && stages_.back().relu) {
+    result.kept.push_back(now);
+  }
+  result.output = from_lanes(now, order);
+  return result;
+}
+
+Chain::Tensors Chain::backward(const Tensor& grad,
+                               const std::vector<Tensor>& kept,
+                               const Tensors& parameters,
+                               const std::vector<bool>& needed) const {
+  RECORD_FUNCTION("sparseconv::chain_backward", c10::ArrayRef<const c10::IValue>{});
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const LaneOrder order = lane_order(grad.size(0), grad.size(2), lanes_of(grad));
+  Tensors found(1 + parameters.size());
+  // The first of x and the parameters that needs a gradient: nothing is computed before it.
+  size_t until = 0;
+  while (until < needed.size() && !needed[until]) {
+    ++until;
+  }
+  Tensor now = to_lanes(grad.resolve_neg(), order);
+  size_t end = kept.size();
+  Tensor output = stages_.back().relu ? kept[--end] : Tensor();
+  for (size_t i = stages_.size(); i-- > 0;) {
+    const Stage& stage = stages_[i];
+    const std::optional<Tensor>& first = parameters[2 * i];
+    const std::optional<Tensor>& second = parameters[2 * i + 1];
+    const bool need_first = needed[1 + 2 * i], need_second = needed[2 + 2 * i];
+    const bool earlier = until < 1 + 2 * i;
+    Tensor mean, invstd;
+    if (stage.kind == Kind::norm_relu) {
+      invstd = kept[--end];
+      mean = kept[--end];
+    }
+    const Tensor input = kept[--end];
+    switch (stage.kind) {
+      case Kind::conv: {
+        const ConvPlan& plan = *stage.plan;
+        if (stage.relu) {
+          now = at::threshold_backward(now, output, 0);
+        }
+        if (need_first) {
+          found[1 + 2 * i] = run_wgrad(now, input, plan.geometry, plan.wgrad(), &order);
+        }
+        if (need_second) {
+          found[2 + 2 * i] = sum_of_channels(now);
+        }
+        if (earlier) {
+          now = run_dgrad(now, *first, plan.geometry, plan.dgrad(), order.length, &order);
+        }
+        break;
+      }
+      case Kind::pointwise:
+        if (need_first) {
+          found[1 + 2 * i] = pointwise_wgrad(now, input);
+        }
+        if (earlier) {
+          now = pointwise_dgrad(now, *first);
+        }
+        break;
+      case Kind::norm_relu: {
+        const Norm norm = {tensor_or_none(first), tensor_or_none(second), {}, {}, 0, stage.eps, true};
+        Tensor weight, bias;
+        std::tie(now, weight, bias) = norm_relu_gradient(now, input, order, norm, mean, invstd);
+        if (need_first) {
+          found[1 + 2 * i] = weight;
+        }
+        if (need_second) {
+          found[2 + 2 * i] = bias;
+        }
+        break;
+      }
+    }
+    if (!earlier) {
+      break;
+    }
+    output = input;
+  }
+  if (needed[0]) {
+    found[0] = from_lanes(now, order);
+  }
+  return found;
+}
+
+}  // namespace sparseconv

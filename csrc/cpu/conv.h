@@ -1,0 +1,58 @@
+// The three computations of a sparse convolution, given plans: of signals (N, C, L) with any
+// strides, and of tensors in lanes (lane_order.h). What they are given has been checked.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <vector>
+
+#include "layout.h"
+
+namespace sparseconv {
+
+// fprop, or one phase of the stride of dgrad.
+struct CorrelationPlan {
+  Layout layout;
+  BlockEntries entries;
+};
+
+struct DgradPlan {
+  std::vector<CorrelationPlan> phases;
+  const int32_t* index;  // of each entry, where its weight stands in `values`
+};
+
+struct WgradPlan {
+  Layout layout;
+  int64_t n_blocks;
+  const int32_t* block_starts;  // as in WeightGradient
+  const WeightBatch* batches;
+  const int32_t* rows;
+  const int32_t* row_starts;
+  int64_t nnz;
+};
+
+// Whether the kernels can take and give tensors in lanes: outputs as long as inputs, padded with
+// zeros or on the right alone.
+bool fits_lanes(const Geometry& g);
+
+// `lanes` is the order of input and output, null for (N, C, L).
+at::Tensor run_fprop(const at::Tensor& input,
+                     const at::Tensor& values,
+                     const std::optional<at::Tensor>& bias,
+                     const Geometry& g,
+                     const CorrelationPlan& plan,
+                     bool relu,
+                     const LaneOrder* lanes = nullptr);
+at::Tensor run_dgrad(const at::Tensor& grad,
+                     const at::Tensor& values,
+                     const Geometry& g,
+                     const DgradPlan& plan,
+                     int64_t input_length,
+                     const LaneOrder* lanes = nullptr);
+at::Tensor run_wgrad(const at::Tensor& grad,
+                     const at::Tensor& input,
+                     const Geometry& g,
+                     const WgradPlan& plan,
+                     const LaneOrder* lanes = nullptr);
+
+}  // namespace sparseconv

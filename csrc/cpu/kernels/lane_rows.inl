@@ -1,0 +1,109 @@
+// Rows of tensors in the kernels' own order (lane_order.h). Included once per ISA, after lanes.inl.
+
+// What the rows of one group and channel look like from a piece: before it lie the pieces to its
+// left, beyond it those to its right, and outside of the series zeros or, on the right, its last
+// sample.
+template <typename V>
+struct Neighbourhood {
+  using T = typename V::T;
+  static constexpr int kN = kLanes<T>;
+  int64_t piece_rows = 0;
+  int64_t group = 0;
+  bool replicate = false;
+  uint32_t real = 0;  // lanes that are not idle
+  // For pieces s further to the right and to the left: the lanes that have such a neighbour.
+  uint32_t right[kN + 1], left[kN + 1];
+  int32_t last[kN];  // of each lane, where the last sample of its series lies in the channel
+
+  void set(const LaneOrder& y, int64_t which, bool repeat_last) {
+    piece_rows = y.rows;
+    group = which;
+    replicate = repeat_last;
+    real = lane_sets(y, group).real;
+    for (int s = 0; s <= kN; ++s) {
+      right[s] = left[s] = 0;
+    }
+    for (int l = 0; l < kN; ++l) {
+      const int64_t unit = group * kN + l, piece = unit % y.pieces;
+      last[l] = 0;
+      if ((real >> l & 1) == 0) {
+        continue;
+      }
+      const int64_t end = unit - piece + y.pieces - 1;
+      last[l] = static_cast<int32_t>(((end / kN + 1) * y.rows - 1) * kN + end % kN);
+      for (int64_t s = 0; s < y.pieces; ++s) {
+        right[s] |= static_cast<uint32_t>(piece + s < y.pieces) << l;
+        left[s] |= static_cast<uint32_t>(piece - s >= 0) << l;
+      }
+    }
+  }
+
+  // rows[j - begin] = row j for j in [begin, end), `channel` being the data of the channel.
+  void copy(const T* channel, int64_t begin, int64_t end, T* rows) const {
+    const T* here = channel + group * piece_rows * kN;
+    int64_t j = begin;
+    for (const int64_t stop = min_of(end, 0); j < stop; ++j, rows += kN) {
+      const int64_t s = ceil_div(-j, piece_rows);
+      shifted<false>(here + (j + s * piece_rows) * kN, -min_of(s, kN), left[min_of(s, kN)], nullptr,
+                     rows);
+    }
+    for (const int64_t stop = min_of(end, piece_rows); j < stop; ++j, rows += kN) {
+      for (int h = 0; h < kN; h += V::kWidth) {
+        V::load(here + j * kN + h).store(rows + h);
+      }
+    }
+    if (j >= end) {
+      return;
+    }
+    alignas(kRowBytes) T outside[kN];
+    for (int l = 0; l < kN; ++l) {
+      outside[l] = replicate && (real >> l & 1) != 0 ? channel[last[l]] : T(0);
+    }
+    for (int64_t s = j / piece_rows, row = j % piece_rows; j < end; ++j, rows += kN) {
+      shifted<true>(here + row * kN, min_of(s, kN), right[min_of(s, kN)], outside, rows);
+      if (++row == piece_rows) {
+        row = 0;
+        ++s;
+      }
+    }
+  }
+
+ private:
+  // The row of the units s further on, in the lanes of the set `have`; `outside` in the others.
+  template <bool kOutside>
+  void shifted(const T* row, int64_t s, uint32_t have, const T* outside, T* to) const {
+    // Units beyond this group are in the one before or the one after, at the same row.
+    const uint32_t all = (1u << kN) - 1;
+    const uint32_t inside = s >= 0 ? all >> s : all << -s & all;
+    const T* other = row + (s >= 0 ? piece_rows : -piece_rows) * kN + (s >= 0 ? -kN : kN);
+    for (int h = 0; h < kN; h += V::kWidth) {
+      V x = V::load_where(row + s + h, lanes_from<V>(have & inside, h));
+      if ((have & ~inside) != 0) {
+        x = choose(lanes_from<V>(inside, h), x,
+                   V::load_where(other + s + h, lanes_from<V>(have & ~inside, h)));
+      }
+      if constexpr (kOutside) {
+        x = choose(lanes_from<V>(have, h), x, V::load(outside + h));
+      }
+      x.store(to + h);
+    }
+  }
+};
+
+// Zeros into what is idle of the `rows` rows at `data`, the first of which is row `first`.
+template <typename V>
+static void clear_idle(const LaneOrder& y,
+                       const LaneSets& sets,
+                       int64_t first,
+                       int64_t rows,
+                       typename V::T* data) {
+  constexpr int kN = kLanes<typename V::T>;
+  const uint32_t idle = ~sets.real & ((1u << kN) - 1);
+  const int64_t some = idle != 0 ? rows : sets.first != 0 ? min_of(rows, y.idle - first) : 0;
+  for (int64_t r = 0; r < some; ++r) {
+    const uint32_t zeros = idle | (first + r < y.idle ? sets.first : 0);
+    for (int h = 0; h < kN; h += V::kWidth) {
+      V::splat(0).store_where(data + r * kN + h, lanes_from<V>(zeros, h));
+    }
+  }
+}

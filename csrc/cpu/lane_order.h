@@ -1,0 +1,37 @@
+// The order of samples in the kernels: series, or pieces of them, side by side in vectors. No
+// torch, no STL.
+#pragma once
+
+#include <cstdint>
+
+namespace sparseconv {
+
+// A series of `length` samples, with `idle` rows before it, is cut into `pieces` of `rows` rows:
+// its last sample is the last row of its last piece, whatever its length. Piece p of batch item n
+// is unit u = n * pieces + p, which is lane u % lanes of group u / lanes. With q = l + idle, sample
+// (n, c, l) of a tensor in this order is
+//
+//   data[((c * groups + u / lanes) * rows + q % rows) * lanes + u % lanes],
+//   u = n * pieces + q / rows,
+//
+// and its idle rows (the first `idle` ones of first pieces) and idle lanes (beyond the last unit)
+// hold zeros. `lanes` fill a scratch row of 64 bytes, so neighbours in a series are neighbouring
+// rows: a tap only changes the row that is read, and every load is aligned. With 16 series of
+// float32 each is one piece; fewer are cut, so that lanes are rarely idle.
+struct LaneOrder {
+  int64_t batch, length, lanes;
+  int64_t pieces, rows, groups, idle;
+
+  int64_t channel() const { return groups * rows * lanes; }  // elements of one channel
+};
+
+// The order of tensors, and of wgrad's sums whatever the order of its tensors is: at most as many
+// pieces as lanes.
+LaneOrder lane_order(int64_t batch, int64_t length, int64_t lanes);
+
+// For fprop and dgrad of signals (N, C, L), whose tiles are packed one by one and whose bits depend
+// on no order: pieces of one tile, so that the lanes of a group read neighbours in memory. `span`:
+// rows that a tile packs beyond its own.
+LaneOrder tile_order(int64_t batch, int64_t length, int64_t lanes, int64_t span);
+
+}  // namespace sparseconv

@@ -1,0 +1,164 @@
+#include "lanes.h"
+
+#include <algorithm>
+
+#include "../checks.h"
+#include "fused.h"
+#include "launch.h"
+
+namespace sparseconv {
+
+namespace {
+
+// A vector of BatchNorm and ReLU takes as long as this many multiply-adds of a convolution.
+constexpr int64_t kVectorCost = 12;
+constexpr int64_t kConvertCost = 16;  // and a row that is converted
+
+const void* data_or_null(const Tensor& x) {
+  return x.defined() ? x.const_data_ptr() : nullptr;
+}
+
+int64_t columns_of(const Tensor& lanes) {
+  return lanes.size(1) * lanes.size(2) * lanes.size(3);
+}
+
+// The columns of the matrix side by side: weights that the tile reads together.
+Tensor multiply(const Tensor& x, const Tensor& weight, int64_t rows) {
+  Tensor output = at::empty({rows, x.size(1), x.size(2), x.size(3)}, x.options());
+  Pointwise p{};
+  p.in = x.const_data_ptr();
+  p.weight = weight.const_data_ptr();
+  p.out = output.data_ptr();
+  p.columns = columns_of(x);
+  p.depth = x.size(0);
+  p.rows = rows;
+  run_kernel(p, &KernelTable::pointwise, element_of(x),
+             p.columns / x.size(3) * p.depth * p.rows);
+  return output;
+}
+
+template <typename T>
+Tensor transposed(const Tensor& weight) {
+  const int64_t rows = weight.size(0), depth = weight.size(1);
+  Tensor result = at::empty({depth, rows}, weight.options());
+  const T* from = weight.const_data_ptr<T>();
+  T* to = result.data_ptr<T>();
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t r = 0; r < rows; ++r) {
+      to[k * rows + r] = from[r * weight.stride(0) + k * weight.stride(1)];
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+Tensor new_lanes(int64_t channels, const LaneOrder& order, const at::TensorOptions& options) {
+  return at::empty({channels, order.groups, order.rows, order.lanes}, options);
+}
+
+Tensor to_lanes(const Tensor& signal, const LaneOrder& order) {
+  Tensor lanes = new_lanes(signal.size(1), order, signal.options());
+  const Conversion p = {order, view(signal), lanes.data_ptr(), signal.size(1)};
+  run_kernel(p, &KernelTable::to_lanes, element_of(signal),
+             p.channels * order.groups * order.rows * kConvertCost);
+  return lanes;
+}
+
+Tensor from_lanes(const Tensor& lanes, const LaneOrder& order) {
+  Tensor signal = at::empty({order.batch, lanes.size(0), order.length}, lanes.options());
+  const Conversion p = {order, view(signal), lanes.data_ptr(), lanes.size(0)};
+  run_kernel(p, &KernelTable::from_lanes, element_of(signal),
+             p.channels * order.groups * order.rows * kConvertCost);
+  return signal;
+}
+
+Tensor pointwise_fprop(const Tensor& input, const Tensor& weight) {
+  return multiply(
+      input,
+      weight.scalar_type() == at::kDouble ? transposed<double>(weight) : transposed<float>(weight),
+      weight.size(0));
+}
+
+Tensor pointwise_dgrad(const Tensor& grad, const Tensor& weight) {
+  return multiply(grad, weight.contiguous(), weight.size(1));
+}
+
+Tensor pointwise_wgrad(const Tensor& grad, const Tensor& input) {
+  Tensor result = at::empty({grad.size(0), input.size(0), 1}, input.options());
+  PointwiseGradient p{};
+  p.grad = grad.const_data_ptr();
+  p.in = input.const_data_ptr();
+  p.out = result.data_ptr();
+  p.columns = columns_of(input);
+  p.depth = input.size(0);
+  p.rows = grad.size(0);
+  run_kernel(p, &KernelTable::pointwise_gradient, element_of(input),
+             p.columns / input.size(3) * p.depth * p.rows);
+  return result;
+}
+
+Tensor sum_of_channels(const Tensor& x) {
+  Tensor ones = at::empty({1, x.size(1), x.size(2), x.size(3)}, x.options());
+  if (ones.scalar_type() == at::kDouble) {
+    std::fill_n(ones.data_ptr<double>(), ones.numel(), 1.0);
+  } else {
+    std::fill_n(ones.data_ptr<float>(), ones.numel(), 1.0f);
+  }
+  return pointwise_wgrad(x, ones).flatten();
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_relu(const Tensor& input,
+                                             const LaneOrder& order,
+                                             const Norm& norm) {
+  const int64_t channels = input.size(0);
+  Tensor output = at::empty_like(input);
+  Tensor mean = at::empty({channels}, input.options());
+  Tensor invstd = at::empty({channels}, input.options());
+  BatchNormRelu p{};
+  p.order = order;
+  p.in = input.const_data_ptr();
+  p.out = output.data_ptr();
+  p.weight = data_or_null(norm.weight);
+  p.bias = data_or_null(norm.bias);
+  p.mean = mean.data_ptr();
+  p.invstd = invstd.data_ptr();
+  p.running_mean = const_cast<void*>(data_or_null(norm.running_mean));
+  p.running_var = const_cast<void*>(data_or_null(norm.running_var));
+  p.momentum = norm.momentum;
+  p.eps = norm.eps;
+  p.channels = channels;
+  p.training = norm.training;
+  run_kernel(p, &KernelTable::batch_norm_relu, element_of(input),
+             input.numel() / order.lanes * kVectorCost);
+  return {output, mean, invstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_relu_gradient(const Tensor& grad,
+                                                      const Tensor& input,
+                                                      const LaneOrder& order,
+                                                      const Norm& norm,
+                                                      const Tensor& mean,
+                                                      const Tensor& invstd) {
+  const int64_t channels = input.size(0);
+  Tensor grad_input = at::empty_like(input);
+  Tensor grad_weight = at::empty({channels}, input.options());
+  Tensor grad_bias = at::empty({channels}, input.options());
+  BatchNormReluGradient p{};
+  p.order = order;
+  p.grad = grad.const_data_ptr();
+  p.in = input.const_data_ptr();
+  p.grad_in = grad_input.data_ptr();
+  p.weight = data_or_null(norm.weight);
+  p.bias = data_or_null(norm.bias);
+  p.mean = mean.const_data_ptr();
+  p.invstd = invstd.const_data_ptr();
+  p.grad_weight = grad_weight.data_ptr();
+  p.grad_bias = grad_bias.data_ptr();
+  p.channels = channels;
+  run_kernel(p, &KernelTable::batch_norm_relu_gradient, element_of(input),
+             input.numel() / order.lanes * kVectorCost);
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace sparseconv

@@ -1,0 +1,280 @@
+"""Layers in the kernels' own order compute what they compute one by one, on every ISA."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparseconv import KernelCSR, sparse_conv1d
+from sparseconv.core.geometry import Geometry
+from sparseconv.functional.chain import Conv, NormRelu, Pointwise, keeps_order, run_chain
+from sparseconv.measure.machine import threads
+from sparseconv.ops.backends import extension
+from sparseconv.testing import LAYOUTS
+
+pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
+
+SHAPES = [(1, 1), (1, 128), (2, 24), (3, 251), (6, 24), (11, 7), (16, 29), (17, 60), (33, 5)]
+
+
+def random_conv(rng: random.Random, channels: int, dtype: torch.dtype) -> Conv:
+    taps, dilation = rng.choice((1, 3, 8, 39)), rng.choice((1, 1, 2))
+    span = dilation * (taps - 1)
+    mode = rng.choice(("zeros", "replicate"))
+    left = 0 if mode == "replicate" else rng.choice((0, span // 2, span))
+    rows = rng.choice((2, 5, 17))
+    mask = torch.rand(rows, channels, taps) < rng.choice((0.0, 0.1, 0.4, 1.0))
+    pattern = KernelCSR.from_mask(mask)
+    geometry = Geometry(pattern.shape, 1, (left, span - left), dilation, 1, mode)
+    bias = torch.randn(rows, dtype=dtype) if rng.random() < 0.5 else None
+    return Conv(torch.randn(pattern.nnz, dtype=dtype), bias, pattern, geometry, rng.random() < 0.3)
+
+
+def random_stages(rng: random.Random, channels: int, n: int, dtype: torch.dtype) -> list[Any]:
+    stages: list[Any] = []
+    for _ in range(rng.randint(1, 5)):
+        kind = rng.choice(("conv", "conv", "pointwise", "norm" if n > 1 else "pointwise"))
+        if kind == "conv":
+            stages.append(random_conv(rng, channels, dtype))
+            channels = stages[-1].pattern.shape[0]
+        elif kind == "pointwise":
+            stages.append(Pointwise(torch.randn(rng.choice((1, 4, 13)), channels, 1, dtype=dtype)))
+            channels = stages[-1].weight.shape[0]
+        else:
+            weight, bias = torch.randn(2, channels, dtype=dtype).unbind()
+            stages.append(NormRelu(weight, bias, None, None, 0.0, 0.1))
+    return stages
+
+
+def leaves(x: Tensor, stages: list[Any]) -> list[Tensor]:
+    tensors = [x, *(t for stage in stages for t in stage.tensors)]
+    return [t.requires_grad_() for t in tensors if t is not None]
+
+
+def one_by_one(x: Tensor, stages: list[Any]) -> Tensor:
+    """By torch and the dense reference."""
+    for stage in stages:
+        if isinstance(stage, Conv):
+            geometry = stage.geometry
+            x = sparse_conv1d(
+                x, stage.values, stage.pattern, stage.bias, padding=geometry.padding,
+                dilation=geometry.dilation, padding_mode=geometry.padding_mode,
+                backend="reference", relu=stage.relu,
+            )  # fmt: skip
+        else:
+            x = stage.by_torch(x, *stage.tensors)
+    return x
+
+
+def results(x: Tensor, stages: list[Any], grad: Tensor, run: Any = run_chain) -> list[Tensor]:
+    wanted = leaves(x, stages)
+    y = run(x, stages)
+    return [y.detach(), *torch.autograd.grad(y, wanted, grad, materialize_grads=True)]
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("seed", range(12))
+def test_what_the_layers_compute(seed: int, isas: Any, count_cases: Any) -> None:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    for n, length in SHAPES:
+        channels = rng.choice((1, 3, 20))
+        stages = random_stages(rng, channels, n * length, torch.float64)
+        x = torch.randn(n, channels, length, dtype=torch.float64)
+        y = one_by_one(x, stages)
+        grad = torch.randn_like(y)
+        wanted = results(x, stages, grad, one_by_one)
+        for isa in isas():
+            got = results(x, stages, grad)
+            for a, b in zip(got, wanted, strict=True):
+                # Sums of at most a few thousand terms of each layer, in float64.
+                torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=f"{isa}: {stages}")
+        count_cases(1)
+
+
+@pytest.mark.promise("P2")
+def test_integers_are_exact(isas: Any, count_cases: Any) -> None:
+    rng = random.Random(1)
+    for n, length in SHAPES:
+        conv = random_conv(rng, 3, torch.float32)
+        sizes = (n, 3, length), (conv.pattern.nnz,), (2, conv.pattern.shape[0], 1), (n, 2, length)
+        x, values, weight, grad = (torch.randint(-4, 5, size).float() for size in sizes)
+        stages = [conv._replace(values=values, bias=None), Pointwise(weight)]
+        wanted = results(x, stages, grad, one_by_one)
+        for isa in isas():
+            for a, b in zip(results(x, stages, grad), wanted, strict=True):
+                assert a.equal(b), (isa, n, length, conv)
+        count_cases(1)
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bits_do_not_depend_on_threads_or_isa(dtype: torch.dtype, isas: Any) -> None:
+    rng = random.Random(2)
+    torch.manual_seed(2)
+    for n, length in (*SHAPES, (16, 300)):
+        stages = random_stages(rng, 5, n * length, dtype)
+        x = torch.randn(n, 5, length, dtype=dtype)
+        grad = torch.randn_like(run_chain(x, stages).detach())
+        first = None
+        for count in (1, 2):
+            with threads(count):
+                for isa in isas():
+                    got = results(x, stages, grad)
+                    first = first or got
+                    for a, b in zip(got, first, strict=True):
+                        assert a.equal(b), (isa, count, n, length, stages)
+
+
+@pytest.mark.promise("P3")
+def test_convolutions_have_the_bits_that_they_have_alone(isas: Any) -> None:
+    """fprop, dgrad and wgrad, in the kernels' own order and in (N, C, L)."""
+    rng = random.Random(3)
+    torch.manual_seed(3)
+    for n, length in (*SHAPES, (40, 100)):
+        for _ in range(3):
+            conv = random_conv(rng, 4, torch.float32)
+            x = torch.randn(n, 4, length)
+            g, grad = conv.geometry, torch.randn(n, conv.pattern.shape[0], length)
+
+            def alone(x: Tensor, stages: list[Any], g: Geometry = g) -> Tensor:
+                (conv,) = stages
+                return sparse_conv1d(
+                    x, conv.values, conv.pattern, conv.bias, padding=g.padding,
+                    dilation=g.dilation, padding_mode=g.padding_mode, relu=conv.relu,
+                )  # fmt: skip
+
+            for isa in isas():
+                got, wanted = results(x, [conv], grad), results(x, [conv], grad, alone)
+                for name, a, b in zip(("fprop", "dgrad", "wgrad"), got, wanted, strict=False):
+                    assert a.equal(b), (name, isa, n, length, conv)
+
+
+@pytest.mark.promise("P4")
+def test_nan_travels_along_active_weights_only(isas: Any) -> None:
+    """Idle rows and lanes are next to samples of other series, and 0 x NaN is NaN."""
+    taps = [(0, 0), (0, 2), (1, 1)]  # (row, tap) of the active weights
+    pattern = KernelCSR.from_mask(torch.tensor([[[1, 0, 1]], [[0, 1, 0]]]).bool())
+    for padding, mode in (((0, 2), "replicate"), ((1, 1), "zeros"), ((2, 0), "zeros")):
+        stages = [Conv(torch.rand(3), None, pattern, Geometry((2, 1, 3), 1, padding, 1, 1, mode))]
+        for n, length in ((3, 10), (5, 7), (2, 33), (17, 4)):
+            for at in (0, length // 2, length - 1):
+                x = torch.randn(n, 1, length)
+                x[1, 0, at] = float("nan")
+                output, weights = torch.zeros(n, 2, length), torch.zeros(3)
+                for i, (row, tap) in enumerate(taps):
+                    for sample in range(length):
+                        read = sample + tap - padding[0]
+                        read = min(read, length - 1) if mode == "replicate" else read
+                        if read == at:
+                            output[1, row, sample] = weights[i] = 1
+                for isa in isas():
+                    y, dx, dw = results(x, stages, torch.rand(n, 2, length))
+                    assert y.isnan().equal(output.bool()), (isa, n, length, at, mode)
+                    assert dw.isnan().equal(weights.bool()), (isa, n, length, at, mode)
+                    assert dx.isfinite().all()
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_strides_do_not_change_a_bit(name: str) -> None:
+    torch.manual_seed(0)
+    rng = random.Random(4)
+    x, grad = LAYOUTS[name](torch.randn(5, 4, 37)), LAYOUTS[name](torch.randn(5, 3, 37))
+    conv = random_conv(rng, 4, torch.float32)
+    stages = [conv, Pointwise(torch.randn(3, conv.pattern.shape[0], 1))]
+    for a, b in zip(
+        results(x.detach(), stages, grad),
+        results(x.detach().contiguous().clone(), stages, grad.contiguous().clone()),
+        strict=True,
+    ):
+        assert a.equal(b)
+
+
+def test_gradients_of_gradients() -> None:
+    torch.manual_seed(0)
+    pattern = KernelCSR.random((3, 2, 3), 9)
+    geometry = Geometry(pattern.shape, 1, (0, 2), 1, 1, "replicate")
+    x = torch.randn(2, 2, 5, dtype=torch.float64)
+    values, weight = torch.randn(9, dtype=torch.float64), torch.randn(2, 3, 1, dtype=torch.float64)
+    scale, shift = torch.randn(2, 3, dtype=torch.float64).unbind()
+
+    def run(x: Tensor, values: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
+        norm = NormRelu(scale, shift, None, None, 0.0, 0.1)
+        return run_chain(x, [Conv(values, None, pattern, geometry), norm, Pointwise(weight)])
+
+    tensors = [t.requires_grad_() for t in (x, values, scale, shift, weight)]
+    assert torch.autograd.gradcheck(run, tensors)
+    assert torch.autograd.gradgradcheck(run, tensors)
+
+
+@pytest.mark.parametrize("asked", ["x", "values", "weight"])
+def test_only_what_is_asked_for_is_computed(asked: str) -> None:
+    torch.manual_seed(0)
+    conv = random_conv(random.Random(5), 4, torch.float32)._replace(bias=None)
+    weight, x = torch.randn(3, conv.pattern.shape[0], 1), torch.randn(3, 4, 20)
+    tensors = {"x": x, "values": conv.values, "weight": weight}
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    y = run_chain(x, [conv, Pointwise(weight)])
+    (alone,) = torch.autograd.grad(y.sum(), tensors[asked], retain_graph=True)
+    y.sum().backward()
+    assert alone.equal(tensors[asked].grad)
+
+
+def test_running_statistics_are_those_of_torch() -> None:
+    torch.manual_seed(0)
+    x, (mean, var) = torch.randn(5, 3, 11, dtype=torch.float64), torch.rand(2, 3).double().unbind()
+    other = mean.clone(), var.clone()
+    weight, bias = torch.randn(2, 3, dtype=torch.float64).unbind()
+    pattern = KernelCSR.from_mask(torch.eye(3).bool()[:, :, None])
+    conv = Conv(torch.ones(3).double(), None, pattern, Geometry.of((3, 3, 1), 1, 0, 1, 1, "zeros"))
+    y = run_chain(x, [conv, NormRelu(weight, bias, mean, var, 0.3, 1e-5)])
+    wanted = F.relu(F.batch_norm(x, *other, weight, bias, True, 0.3, 1e-5))
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close((mean, var), other)
+    y = run_chain(x, [conv, NormRelu(weight, bias, mean, var, 0.0, 1e-5, training=False)])
+    torch.testing.assert_close(y, F.relu(F.batch_norm(x, mean, var, weight, bias, False)))
+    torch.testing.assert_close((mean, var), other)
+
+
+def test_which_convolutions_keep_the_order() -> None:
+    def keeps(stride: int = 1, padding: Any = "same", mode: str = "zeros", **rest: int) -> bool:
+        options = {"dilation": 1, "groups": 1, **rest}
+        return keeps_order(Geometry.of((8, 4, 5), stride, padding, **options, padding_mode=mode))
+
+    for options in ({}, {"padding": (4, 0)}, {"dilation": 3}, {"groups": 2}):
+        assert keeps(**options), options
+    assert keeps(padding=(0, 4), mode="replicate")
+    for mode in ("replicate", "reflect", "circular"):
+        assert not keeps(mode=mode)
+    for options in ({"padding": 0}, {"stride": 2, "padding": 2}):
+        assert not keeps(**options), options
+    assert not keeps(dilation=1000), "no sample between two taps is worth its place in the cache"
+
+
+@pytest.mark.promise("P5")
+def test_wrong_tensors_are_refused_before_anything_is_read() -> None:
+    """By the C++ code itself: nothing outside of memory is touched, whoever calls it."""
+    pattern = KernelCSR.full((2, 3, 1))
+    plan = extension.ConvPlan(
+        pattern.crow_indices,
+        pattern.col_indices,
+        Geometry.of((2, 3, 1), 1, 0, 1, 1, "zeros").numbers,
+    )
+    chain = extension.Chain()
+    chain.add_conv(plan, False)
+    x, values = torch.randn(2, 3, 9), torch.randn(6)
+    chain.forward(x, [values, None], [None, None], [0.0], False)
+    for wrong in (x[0], x[:, :2], x[:0], x.double(), x.int(), x.to("meta")):
+        with pytest.raises((ValueError, TypeError)):
+            chain.forward(wrong, [values, None], [None, None], [0.0], False)
+    for parameters in ([], [None, None], [values[:5], None], [values[None], None],
+                       [values, values], [values.double(), None]):  # fmt: skip
+        with pytest.raises((ValueError, TypeError)):
+            chain.forward(x, parameters, [None, None], [0.0], False)
