@@ -275,7 +275,7 @@ def table(path: Path = RESULTS) -> str:
         f"{about['cpu']}, 1 thread, {about['isa']}, torch {about['torch']}, {about['date']}; 90 % "
         "of the weights of every convolution pruned by magnitude. Ratios above 1: the converted "
         f"network is faster; medians with 95 % intervals of {ROUNDS * REPEATS} pairs taken in "
-        f"turns, {document['load']} processes at work on {about['cores']} cores. Accuracies in "
+        f"turns, other processes at work on the same {about['cores']} cores. Accuracies in "
         "percent on the test set: mean ± standard deviation (seeds), after as many epochs of "
         "fine-tuning as of training, few of both."
     )

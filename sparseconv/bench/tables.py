@@ -134,13 +134,17 @@ def worst(rows: Sequence[Row]) -> Table:
     return table(lowest, (_fact("suite"), *CASE, DENSITY, *FASTEST, CONV1D), text_columns=3)
 
 
+def lost(rows: Iterable[Row]) -> list[Row]:
+    """The rows in which any baseline was faster, slowest first."""
+    found = [row for row in rows if (best := ratio(row)) is not None and best.median < 1]
+    return sorted(found, key=lambda row: ratio(row) or ())
+
+
 def faster_baselines(rows: Iterable[Row]) -> Table:
-    """Every row in which any baseline was faster, slowest first."""
-    lost = [row for row in rows if (found := ratio(row)) is not None and found.median < 1]
-    lost.sort(key=lambda row: ratio(row) or ())
+    """Every row in which any baseline was faster."""
     channels = Column("channels", lambda row: f"{row['in_channels']} → {row['out_channels']}")
     shape = (_fact("batch"), channels, _fact("kernel_size"), _fact("length"), DENSITY)
-    return table(lost, (*CASE, *shape, *FASTEST, CONV1D), text_columns=2)
+    return table(lost(rows), (*CASE, *shape, *FASTEST, CONV1D), text_columns=2)
 
 
 def absences(rows: Iterable[Row]) -> list[str]:
@@ -209,10 +213,7 @@ def when_it_pays(document: Mapping[str, Any]) -> Table:
         ),
         _line("worst row of all suites", "conv1d", [row for row in rows if best_baseline(row)]),
     ]  # fmt: skip
-    lost = Counter(
-        _which(row) for row in rows
-        if row["suite"] == "density" and (found := ratio(row)) and found.median < 1
-    )  # fmt: skip
+    faster = Counter(_which(row) for row in lost(rows) if row["suite"] == "density")
     crossings = [goals.lowest_break_even(rows, name) for name in ("conv1d", BEST)]
     shown = [
         "above 100 %" if math.isinf(crossing[0]) else f"{crossing[0]:.0%}"
@@ -221,7 +222,7 @@ def when_it_pays(document: Mapping[str, Any]) -> Table:
     ]
     if shown:
         lines.append(
-            ("this layer: slower from a density of", *shown, *[n for n, _ in lost.most_common(1)])
+            ("this layer: slower from a density of", *shown, *[n for n, _ in faster.most_common(1)])
         )
     header = ("13 % of the weights active", "plain dense", "fastest", "which")
     return Table(header, [line for line in lines if len(line) == len(header)])

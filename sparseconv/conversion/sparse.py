@@ -32,8 +32,9 @@ from sparseconv.profiling.stopwatch import (
     time_layer,
 )
 
-# With so few active weights every pass in benchmarks/results/bench.json was faster sparse than as
-# nn.Conv1d: 572 of them, at least 1.05 times (2026-11-20). The tiniest layers are not among them.
+# With so few active weights every pass in benchmarks/results/bench.json but those in bfloat16 was
+# faster sparse than as nn.Conv1d: 570 of them, at least 1.17 times (2026-11-21); of six in bfloat16
+# three were slower, the worst 0.76 times as fast. The tiniest layers are not among them.
 MAX_DENSITY = 0.2
 
 
@@ -63,7 +64,8 @@ def convert(
     - with ``layers``, you: exactly these become sparse; they are measured too if there is an
       ``example_input``.
     - with neither, the density: every layer with at most ``max_density`` active weights becomes
-      sparse. No time is measured, so that may be a loss, mostly in tiny layers.
+      sparse. No time is measured, so that may be a loss, mostly in tiny layers. On the CPU
+      bfloat16 layers stay dense unless ``max_density`` is given.
 
     Left dense, with the reason in the report: subclasses of ``nn.Conv1d``, layers with a weight
     that is shared or computed (weight_norm), without inactive weights, or that the input does not
@@ -184,6 +186,8 @@ def _decide(
         candidate.reason = verdict_of(found) if found else "the input never reaches it"
         if candidate.reason == KEEP:
             candidate.chosen, candidate.reason = True, "measured faster"
+    elif max_density is None and _bfloat16_on_cpu(candidate.sparse.values):
+        candidate.reason = "bfloat16 may be faster dense on a CPU; not measured"
     else:
         limit = MAX_DENSITY if max_density is None else max_density
         candidate.chosen = density <= limit
@@ -191,6 +195,10 @@ def _decide(
         candidate.reason = f"{few} {limit:.0%} of the weights are active; not measured"
     if candidate.chosen and candidate.hooked:
         candidate.reason += "; the hooks on its weight's gradient are left behind"
+
+
+def _bfloat16_on_cpu(values: Tensor) -> bool:
+    return values.dtype is torch.bfloat16 and values.device.type == "cpu"
 
 
 def _install(model: nn.Module, chosen: Sequence[Candidate]) -> nn.Module:

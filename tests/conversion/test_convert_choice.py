@@ -138,6 +138,16 @@ def test_nothing_known_means_by_density(clock: list[set[str]]) -> None:
     assert not any(layer.sparse for layer in report.layers)
 
 
+def test_bfloat16_on_a_cpu_is_not_made_sparse_unasked() -> None:
+    model = prune.l1_unstructured(nn.Conv1d(3, 4, 9).bfloat16(), "weight", 0.9)
+    _, report = sc.convert(model)
+    assert verdicts(report) == {
+        "Conv1d": (False, "bfloat16 may be faster dense on a CPU; not measured")
+    }
+    _, report = sc.convert(model, max_density=0.2)
+    assert report.layers[0].sparse
+
+
 def test_a_layer_called_on_several_shapes_is_measured_with_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
