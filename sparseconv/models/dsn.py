@@ -162,9 +162,12 @@ class DSN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
         if x.dim() != 3 or x.shape[1] != self.in_channels:
+            remedy = "build it with in_channels equal to the second size"
+            if x.dim() == 2:
+                remedy = "x.unsqueeze(0) is a batch of one, x.unsqueeze(1) has one channel"
             raise ValueError(
                 f"this DSN expects series of shape (n_cases, {self.in_channels}, n_timepoints), "
-                f"but got {tuple(x.shape)}; build it with in_channels equal to the second size"
+                f"but got {tuple(x.shape)}; {remedy}"
             )
         blocks, head = self.blocks, self.head
         if isinstance(head, FusedSequential) and not (has_own_code(blocks) or has_own_code(head)):

@@ -286,4 +286,9 @@ class Profile(Measured):
         if self.unreached:
             lines.append("never reached by this input: " + ", ".join(self.unreached))
         peaks = [f"FMA peak: {p:.0f} GFLOP/s in {name}" for name, p in self.fma_gflops.items()]
+        if any((m.share_of_peak or 0) > 1 for layer in self.layers for m in layer.passes.values()):
+            peaks.append(
+                "a share above 100 %: other programs were busy while the peak was measured; "
+                "measure again"
+            )
         return "\n".join([*lines, *self.conditions(), *peaks])

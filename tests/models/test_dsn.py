@@ -242,6 +242,8 @@ def test_wrong_input() -> None:
             model(torch.zeros(shape))
     with pytest.raises(ValueError, match="n_timepoints"):
         model.cost(0)
+    with pytest.raises(ValueError, match=r"got \(4, 20\); x.unsqueeze\(0\) is a batch of one"):
+        DSN(1, 2, nf=2)(torch.zeros(4, 20))
 
 
 @pytest.mark.parametrize("length", [1, 7, 24, 49, 50, 51, 128, 150, 256, 257, 512])
