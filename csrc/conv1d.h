@@ -81,7 +81,8 @@ struct RowEntries {
 };
 
 // The active weights by block of channels that share the scratch, then by row. Records of rows
-// without entries are left out: those of block b from row r on begin at first[b * (n_rows + 1) + r].
+// without entries are left out: those of block b from row r on begin at first[b * (n_rows + 1) +
+// r].
 struct Entries {
   const RowEntries* records;
   const int32_t* first;
@@ -158,7 +159,7 @@ struct WeightGradient {
   int64_t in_length;
   PaddingMode mode;
   int64_t origin;
-  void* partial;  // accumulation type, (splits, nnz), zeros
+  void* partial;   // accumulation type, (splits, nnz), zeros
   int64_t splits;  // the chunks are cut into this many fixed runs, each with its own sums
 };
 

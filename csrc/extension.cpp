@@ -70,8 +70,7 @@ PYBIND11_MODULE(_C, m) {
         "in registers, on each of torch's threads.");
   pybind11::class_<sparseconv::ConvPlan, std::shared_ptr<sparseconv::ConvPlan>>(m, "ConvPlan")
       .def(pybind11::init<const at::Tensor&, const at::Tensor&, std::vector<int64_t>>(),
-           pybind11::arg("crow_indices"), pybind11::arg("col_indices"),
-           pybind11::arg("geometry"));
+           pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"));
   m.def("keeps_order", [](const std::vector<int64_t>& geometry) {
     return sparseconv::fits_lanes(sparseconv::check_geometry(geometry));
   });
@@ -81,10 +80,8 @@ PYBIND11_MODULE(_C, m) {
   using sparseconv::Chain;
   pybind11::class_<Chain>(m, "Chain", "Layers in a row, on tensors in the kernels' own order.")
       .def(pybind11::init<>())
-      .def("add_conv",
-           [](Chain& chain, std::shared_ptr<sparseconv::ConvPlan> plan, bool relu) {
-             chain.add_conv(std::move(plan), relu);
-           })
+      .def("add_conv", [](Chain& chain, std::shared_ptr<sparseconv::ConvPlan> plan,
+                          bool relu) { chain.add_conv(std::move(plan), relu); })
       .def("add_pointwise", &Chain::add_pointwise)
       .def("add_norm_relu", &Chain::add_norm_relu)
       .def("forward",

@@ -6,8 +6,8 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
-  for (const char* name : {"fprop", "dgrad", "wgrad", "triton_fprop",
-                           "triton_dgrad", "triton_wgrad"}) {
+  for (const char* name :
+       {"fprop", "dgrad", "wgrad", "triton_fprop", "triton_dgrad", "triton_wgrad"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
 }

@@ -105,8 +105,7 @@ void Chain::check(const Tensor& x,
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
                    "expected float32 or float64, but got ", x.scalar_type());
   TORCH_CHECK_VALUE(x.numel() > 0 && !stages_.empty() && parameters.size() == 2 * stages_.size() &&
-                        statistics.size() == 2 * stages_.size() &&
-                        momenta.size() == stages_.size(),
+                        statistics.size() == 2 * stages_.size() && momenta.size() == stages_.size(),
                     "expected an input with samples, and of each stage two parameters, two "
                     "statistics and a momentum");
   int64_t channels = x.size(1);
@@ -134,8 +133,9 @@ void Chain::check(const Tensor& x,
     TORCH_CHECK_VALUE(first.has_value(), "expected weights");
     check_same_type(x, *first, "weights");
     const bool sparse = stage.kind == Kind::conv;
-    const int64_t wanted = sparse ? stage.plan->geometry.in_channels()
-                                  : (first->dim() == 3 && first->size(2) == 1 ? first->size(1) : -1);
+    const int64_t wanted = sparse
+                               ? stage.plan->geometry.in_channels()
+                               : (first->dim() == 3 && first->size(2) == 1 ? first->size(1) : -1);
     TORCH_CHECK_VALUE(wanted == channels, "expected stage ", i, " to take ", channels,
                       " channels, but it takes ", wanted);
     channels = sparse ? stage.plan->geometry.out_channels : first->size(0);
@@ -250,7 +250,8 @@ Chain::Tensors Chain::backward(const Tensor& grad,
         }
         break;
       case Kind::norm_relu: {
-        const Norm norm = {tensor_or_none(first), tensor_or_none(second), {}, {}, 0, stage.eps, true};
+        const Norm norm = {
+            tensor_or_none(first), tensor_or_none(second), {}, {}, 0, stage.eps, true};
         Tensor weight, bias;
         std::tie(now, weight, bias) = norm_relu_gradient(now, input, order, norm, mean, invstd);
         if (need_first) {

@@ -45,8 +45,8 @@ class Chain {
   void add_norm_relu(double eps, bool training);
 
   struct Result {
-    at::Tensor output;                // (N, C, L)
-    std::vector<at::Tensor> kept;     // what `backward` needs, if it was to be kept
+    at::Tensor output;             // (N, C, L)
+    std::vector<at::Tensor> kept;  // what `backward` needs, if it was to be kept
   };
   // x: (N, C, L). parameters: two for each stage, (values, bias), (weight, null) or (weight, bias).
   // statistics: two for each stage, running mean and variance of norms, which training updates;

@@ -27,8 +27,8 @@ struct PointwiseGradient {
   int64_t rows;
 };
 
-// Per channel, with the statistics of this batch or the running ones: z = (x - mean) * (invstd * weight) + bias,
-// out = max(z, 0).
+// Per channel, with the statistics of this batch or the running ones: z = (x - mean) * (invstd *
+// weight) + bias, out = max(z, 0).
 struct BatchNormRelu {
   LaneOrder order;
   const void* in;

@@ -32,8 +32,7 @@ Tensor multiply(const Tensor& x, const Tensor& weight, int64_t rows) {
   p.columns = columns_of(x);
   p.depth = x.size(0);
   p.rows = rows;
-  run_kernel(p, &KernelTable::pointwise, element_of(x),
-             p.columns / x.size(3) * p.depth * p.rows);
+  run_kernel(p, &KernelTable::pointwise, element_of(x), p.columns / x.size(3) * p.depth * p.rows);
   return output;
 }
 

@@ -99,15 +99,9 @@ BlockEntries::BlockEntries(const int32_t* pointers,
 }
 
 Entries BlockEntries::view() const {
-  return {records_.data(),
-          first_.data(),
-          rows_,
-          n_blocks_,
-          channels_per_group_,
-          static_cast<int64_t>(row_starts_.size()) - 1,
-          groups_,
-          row_starts_.back(),
-          row_starts_.data()};
+  return {records_.data(), first_.data(),       rows_,
+          n_blocks_,       channels_per_group_, static_cast<int64_t>(row_starts_.size()) - 1,
+          groups_,         row_starts_.back(),  row_starts_.data()};
 }
 
 namespace {

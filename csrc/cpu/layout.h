@@ -67,8 +67,8 @@ class BlockEntries {
   int64_t n_blocks_, channels_per_group_, groups_;
 };
 
-// wgrad's chunks of rows are cut into so many fixed runs, that many threads need not all pack the same
-// inputs. By shape alone: the sums must not depend on the number of threads.
+// wgrad's chunks of rows are cut into so many fixed runs, that many threads need not all pack the
+// same inputs. By shape alone: the sums must not depend on the number of threads.
 int64_t wgrad_splits(int64_t chunks);
 
 // Stage entries per lane for `rows` rows: transposes read whole blocks of at most 16.

@@ -49,8 +49,7 @@ void plan_dgrad(const Geometry& g,
           int32_t count = 0;
           for (int32_t e = pointers[kernel]; e < pointers[kernel + 1]; ++e) {
             if (tap_rows[taps[e]] >= 0) {
-              *rows++ =
-                  static_cast<int32_t>((o - o0) * layout.channel_rows + tap_rows[taps[e]]);
+              *rows++ = static_cast<int32_t>((o - o0) * layout.channel_rows + tap_rows[taps[e]]);
               *index++ = e;
               ++count;
             }

@@ -124,7 +124,7 @@ def test_scratch_memory_that_cannot_be_had_is_refused() -> None:
 def test_every_wrong_argument_of_every_op(
     campaign: Callable[[int, int], int], count_cases: Callable[[int], None]
 ) -> None:
-    found = run_child("wrong_arguments", 0, campaign(2_000, 100_000))
+    found = run_child("wrong_arguments", 0, campaign(5_000, 100_000))
     assert found["faults"] == []
     count_cases(found["calls"])
     assert found["calls"] > 5_000

@@ -24,9 +24,7 @@ struct F32 {
     return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(where)), bits),
                               bits);
   }
-  static F32 load_where(const T* p, uint32_t where) {
-    return {_mm256_maskload_ps(p, mask(where))};
-  }
+  static F32 load_where(const T* p, uint32_t where) { return {_mm256_maskload_ps(p, mask(where))}; }
   void store_where(T* p, uint32_t where) const { _mm256_maskstore_ps(p, mask(where), v); }
 };
 static inline F32 fma(F32 a, F32 b, F32 c) {
@@ -67,9 +65,7 @@ struct F64 {
     const __m256i bits = _mm256_setr_epi64x(1, 2, 4, 8);
     return _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(where), bits), bits);
   }
-  static F64 load_where(const T* p, uint32_t where) {
-    return {_mm256_maskload_pd(p, mask(where))};
-  }
+  static F64 load_where(const T* p, uint32_t where) { return {_mm256_maskload_pd(p, mask(where))}; }
   void store_where(T* p, uint32_t where) const { _mm256_maskstore_pd(p, mask(where), v); }
 };
 static inline F64 fma(F64 a, F64 b, F64 c) {

@@ -169,9 +169,10 @@ static void batch_norm_relu(const BatchNormRelu& p, int64_t part, int64_t parts,
     const T* x = static_cast<const T*>(p.in) + c * p.order.channel();
     T* y = static_cast<T*>(p.out) + c * p.order.channel();
     const Statistics<T> found =
-        p.training ? statistics<V>(x, spans, n_spans, n)
-                   : Statistics<T>{static_cast<const T*>(p.running_mean)[c],
-                                   static_cast<double>(static_cast<const T*>(p.running_var)[c]) * n};
+        p.training
+            ? statistics<V>(x, spans, n_spans, n)
+            : Statistics<T>{static_cast<const T*>(p.running_mean)[c],
+                            static_cast<double>(static_cast<const T*>(p.running_var)[c]) * n};
     const T invstd = static_cast<T>(1 / __builtin_sqrt(found.squares / n + p.eps));
     static_cast<T*>(p.mean)[c] = found.mean;
     static_cast<T*>(p.invstd)[c] = invstd;

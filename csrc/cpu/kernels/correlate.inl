@@ -75,8 +75,8 @@ static CorrelateTile<V> pick_correlate_tile(int64_t rows, std::integer_sequence<
 template <typename V>
 static CorrelateTile<V> pick_correlate_tile(int64_t rows, bool first, bool edge) {
   constexpr auto kSizes = std::make_integer_sequence<int, V::kTile>();
-  return first ? edge ? pick_correlate_tile<V, true, true>(rows, kSizes)
-                      : pick_correlate_tile<V, true, false>(rows, kSizes)
+  return first  ? edge ? pick_correlate_tile<V, true, true>(rows, kSizes)
+                       : pick_correlate_tile<V, true, false>(rows, kSizes)
          : edge ? pick_correlate_tile<V, false, true>(rows, kSizes)
                 : pick_correlate_tile<V, false, false>(rows, kSizes);
 }
@@ -228,8 +228,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
         }
         for (int64_t c = 0; edge && c < c1 - c0; ++c) {
           const int64_t channel = c * p.tile.channel_rows * kN;
-          edge_rows<V>(inputs + channel, rows, p.tile.segments[0].span, sets.last,
-                       edges + channel);
+          edge_rows<V>(inputs + channel, rows, p.tile.segments[0].span, sets.last, edges + channel);
         }
         // Of the tile's last row, relative to where it would read else.
         const int64_t distance = edge ? edges - inputs - (rows - 1) * kN : 0;

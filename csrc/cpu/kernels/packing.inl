@@ -34,7 +34,8 @@ static void pack(const TileShape& tile,
                   first[l] + count <= length;
       src[l] = stage + l * staged;
       // Rows that only idle outputs read.
-      for (int64_t j = 0, n = lanes[l].item < 0 ? staged : lanes[l].skip; j < min_of(n, staged); ++j) {
+      for (int64_t j = 0, n = lanes[l].item < 0 ? staged : lanes[l].skip; j < min_of(n, staged);
+           ++j) {
         stage[l * staged + j] = T(0);
       }
     }
@@ -88,10 +89,10 @@ static Targets<T, S> targets_of(const Correlation& p, const Lane* lanes, int64_t
     const int64_t begin = p.first + (lane.start + lane.skip) * p.out_step;
     targets.first[l] = static_cast<S*>(p.out.data) + max_of(lane.item, 0) * p.out.stride[0] +
                        begin * p.out.stride[2];
-    targets.inside[l] = p.out.stride[2] * p.out_step == 1 && begin >= 0 &&
-                        begin + rows - lane.skip <= p.out_length;
-    targets.direct[l] = kSame<T, S> && targets.inside[l] && lane.item >= 0 && lane.skip == 0 &&
-                        rows >= kBlock<T>;
+    targets.inside[l] =
+        p.out.stride[2] * p.out_step == 1 && begin >= 0 && begin + rows - lane.skip <= p.out_length;
+    targets.direct[l] =
+        kSame<T, S> && targets.inside[l] && lane.item >= 0 && lane.skip == 0 && rows >= kBlock<T>;
   }
   return targets;
 }

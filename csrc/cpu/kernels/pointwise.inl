@@ -114,7 +114,7 @@ static void pointwise_gradient(const PointwiseGradient& p, int64_t part, int64_t
       const int64_t rows = r1 - r >= kA ? kA : 1;
       for (int64_t k = 0; k < p.depth;) {
         const int64_t depth = p.depth - k >= kB ? kB : 1;
-        const auto tile = rows == kA ? depth == kB ? dot_tile<V, kA, kB> : dot_tile<V, kA, 1>
+        const auto tile = rows == kA    ? depth == kB ? dot_tile<V, kA, kB> : dot_tile<V, kA, 1>
                           : depth == kB ? dot_tile<V, 1, kB>
                                         : dot_tile<V, 1, 1>;
         tile(grad + r * p.columns, in + k * p.columns, columns, p.columns, out + r * p.depth + k,

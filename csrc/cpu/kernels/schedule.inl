@@ -33,7 +33,7 @@ struct Ahead {
 struct Share {
   int64_t tile_begin;
   int64_t row_begin;  // in the first tile
-  int64_t tile_end;  // inclusive
+  int64_t tile_end;   // inclusive
   int64_t row_end;    // in the last tile
 };
 

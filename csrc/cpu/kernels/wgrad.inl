@@ -26,12 +26,12 @@ static inline void add_lane_sums(T* sums, T* partial) {
 // to other pieces, and a NaN there must not meet their zeros.
 template <typename V, int kB>
 __attribute__((always_inline)) static inline void weight_batch(const typename V::T* grad,
-                         const typename V::T* inputs,
-                         const int32_t* rows,
-                         int64_t n_rows,
-                         int64_t idle,
-                         uint32_t without,
-                         typename V::T* partial) {
+                                                               const typename V::T* inputs,
+                                                               const int32_t* rows,
+                                                               int64_t n_rows,
+                                                               int64_t idle,
+                                                               uint32_t without,
+                                                               typename V::T* partial) {
   using T = typename V::T;
   constexpr int kN = kLanes<T>;
   constexpr bool kWhole = V::kWidth == kN;  // a vector is a whole row
@@ -173,9 +173,9 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
         const int64_t conv_group = r0 / group_rows;
         r1 = min_of(min_of(row_end, (conv_group + 1) * group_rows), r0 + plan.row_block);
         const int64_t stride = p.in_lanes ? y.channel() : plan.grad_channel_rows * kN;
-        const T* grads = p.in_lanes ? static_cast<const T*>(p.grad.data) +
-                                          (group * y.rows + row) * kN
-                                    : packed - r0 * stride;
+        const T* grads = p.in_lanes
+                             ? static_cast<const T*>(p.grad.data) + (group * y.rows + row) * kN
+                             : packed - r0 * stride;
         if (!p.in_lanes) {
           pack<T, S>(grad_tile, p.grad, y.length, PaddingMode::zeros, 0, lanes, rows, r0, r1,
                      packed, stage);
@@ -189,8 +189,7 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
             const int64_t first = row + p.origin + segment.position;
             for (int64_t c = c0; c < c1; ++c) {
               near.copy(static_cast<const T*>(p.in.data) + c * y.channel(), first,
-                        first + rows + segment.span,
-                        inputs + (c - c0) * p.tile.channel_rows * kN);
+                        first + rows + segment.span, inputs + (c - c0) * p.tile.channel_rows * kN);
             }
           } else {
             pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,

@@ -130,8 +130,8 @@ Tensor run_dgrad(const Tensor& grad,
     p.fold_left = g.left;
     p.fold_right = g.right;
     p.edge = edges && g.right > 0;
-    p.order = tile_order(grad.size(0), past - first, lanes_of(grad),
-                         plan.phases[phase].layout.span());
+    p.order =
+        tile_order(grad.size(0), past - first, lanes_of(grad), plan.phases[phase].layout.span());
     run_correlation(p, element_of(source));
     if (edges && g.left > 0) {
       add_left_edge(output, p, g);

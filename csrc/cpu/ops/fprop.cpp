@@ -45,8 +45,7 @@ Tensor run_fprop(const Tensor& input,
     p.out_length = g.output_length(p.in_length);
     output = at::empty({input.size(0), g.out_channels, p.out_length}, input.options());
     p.out = view(output);
-    p.order =
-        tile_order(input.size(0), p.out_length, lanes_of(input), plan.layout.span());
+    p.order = tile_order(input.size(0), p.out_length, lanes_of(input), plan.layout.span());
   }
   if (output.numel() > 0) {
     run_correlation(p, element_of(input));

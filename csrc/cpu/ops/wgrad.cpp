@@ -99,8 +99,7 @@ Tensor run_wgrad(const Tensor& grad,
     const int64_t outputs = order.groups * order.rows;
     const int64_t packed =
         outputs * g.out_channels + (outputs + chunks * plan.layout.span()) * g.in_channels();
-    run_kernel(p, &KernelTable::wgrad, element_of(input),
-               outputs * plan.nnz + packed * kPackCost);
+    run_kernel(p, &KernelTable::wgrad, element_of(input), outputs * plan.nnz + packed * kPackCost);
   }
   wide ? add_up(partial.data_ptr<double>(), splits, plan.nnz)
        : add_up(partial.data_ptr<float>(), splits, plan.nnz);
