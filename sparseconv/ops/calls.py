@@ -73,6 +73,16 @@ def _fprop_plan(pattern: KernelCSR, geometry: Geometry, x: Tensor) -> tuple[Tens
     return pattern.cached(_cuda_fprop, geometry.dilation, x.device)
 
 
+def _wgrad_plan(
+    pattern: KernelCSR, geometry: Geometry, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same, and on the CPU the batches of weights that are summed at once."""
+    if not x.is_cuda:
+        plan = pattern.cached(_cpu_wgrad, geometry.stride, geometry.dilation)
+        return pattern.crow_indices, *plan
+    return *pattern.cached(_cuda_fprop, geometry.dilation, x.device), None
+
+
 def _dgrad_plan_for(pattern: KernelCSR, geometry: Geometry, grad: Tensor) -> DgradPlan:
     stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
     if not grad.is_cuda:
@@ -105,11 +115,6 @@ def dgrad(
 
 def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
     """``(nnz,)``: the gradient of the active weights, in CSR order."""
-    if x.is_cuda:
-        crow, rows = pattern.cached(_cuda_fprop, geometry.dilation, x.device)
-        batches = None
-    else:
-        crow = pattern.crow_indices
-        rows, batches = pattern.cached(_cpu_wgrad, geometry.stride, geometry.dilation)
+    crow, rows, batches = _wgrad_plan(pattern, geometry, x)
     g: Tensor = _wgrad(grad, x, crow, rows, geometry.numbers, batches)
     return g

@@ -60,6 +60,7 @@ def with_fallback(op: Any) -> Callable[..., Any]:
 torch.ops.load_library(os.environ["EMULATED_CUDA"])
 conv.resolve_backend = lambda name, device: "cuda"
 calls._cpu_fprop = lambda pattern, stride, dilation: cuda_plans.fprop_rows(pattern, dilation)
+calls._cpu_wgrad = lambda *args: (calls._cpu_fprop(*args), None)
 calls._cpu_dgrad = lambda *args: calls.DgradPlan(*cuda_plans.dgrad_plan(*args))
 for op in ("_fprop", "_dgrad", "_wgrad"):
     setattr(calls, op, with_fallback(getattr(calls, op)))
@@ -164,13 +165,13 @@ def test_wrong_indices_touch_no_memory_outside(engines, monkeypatch, count_cases
 
     def spoilt(plan):
         def call(*args):
-            first, rows, *source = plan(*args)  # torch checks where `source` points
+            first, rows, *source = plan(*args)  # torch checks where dgrad's `source` points
             index = [torch.randint(7, t.shape, generator=generator) for t in (first, rows)]
             return (*(wild[i] for i in index), *source)
 
         return call
 
-    for name in ("_fprop_plan", "_dgrad_plan_for"):
+    for name in ("_fprop_plan", "_dgrad_plan_for", "_wgrad_plan"):
         monkeypatch.setattr(calls, name, spoilt(getattr(calls, name)))
     for _ in range(20):
         case = random_case(rng)
