@@ -10,7 +10,8 @@ namespace sparseconv {
 
 namespace {
 
-// A vector of BatchNorm and ReLU takes as long as this many multiply-adds of a convolution.
+// By which threads share: a vector of BatchNorm and ReLU counts as so many multiply-adds of a
+// convolution (an estimate).
 constexpr int64_t kVectorCost = 12;
 constexpr int64_t kConvertCost = 16;  // and a row that is converted
 

@@ -5,9 +5,8 @@
 // entry order: the bits depend on nothing but the problem.
 //
 // One call takes all rows of a channel block. The last entry of a row stores each sum as soon as it
-// is complete, and loads that of the next row into the register that has just become free: a row's
-// end costs some 20 cycles instead of 60 to 70, for 570 of work at DSN's layer. With kEdge the last
-// sum reads `edge` elements further on.
+// is complete, and loads that of the next row into the register that has just become free. With
+// kEdge the last sum reads `edge` elements further on.
 template <typename V, int kR, bool kFirst, bool kEdge>
 static void correlate_tile(const typename V::T* inputs,
                            int64_t edge,
