@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,6 +96,10 @@ class KernelCSR:
             crow = crow_indices.detach().clone(memory_format=torch.contiguous_format)
             col = col_indices.detach().clone(memory_format=torch.contiguous_format)
         check_structure(crow, col, shape)
+        self._hold(crow, col, shape)
+
+    def _hold(self, crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
+        """Become the pattern of arrays that are its own and were checked."""
         for name, value in (
             ("_crow", crow),
             ("_col", col),
@@ -158,25 +163,31 @@ class KernelCSR:
         check_dense("positions", positions)
         if positions.dim() != 1:
             raise ValueError(f"positions must be 1-dimensional, but got {list(positions.shape)}")
-        positions = positions.detach().cpu()
+        flat = positions.detach().cpu().numpy()
         rows, kernel_size = shape[0] * shape[1], shape[2]
-        outside = (positions < 0) | (positions >= rows * kernel_size)
-        if outside.any():
-            bad = int(positions[outside][0])
+        outside = flat[(flat < 0) | (flat >= rows * kernel_size)]
+        if len(outside):
             raise ValueError(
-                f"positions must lie in [0, {rows * kernel_size}) for shape {shape}, but got {bad}"
+                f"positions must lie in [0, {rows * kernel_size}) for shape {shape}, but got "
+                f"{outside[0]}"
             )
-        falling = positions[1:] <= positions[:-1]
-        if falling.any():
-            at = int(falling.nonzero()[0])
+        falling = np.flatnonzero(flat[1:] <= flat[:-1])
+        if len(falling):
+            before, after = flat[falling[0] : falling[0] + 2]
             raise ValueError(
-                "positions must ascend without repetition, but "
-                f"{int(positions[at + 1])} follows {int(positions[at])}; sort them first"
+                f"positions must ascend without repetition, but {after} follows {before}; "
+                "sort them first"
             )
-        crow = torch.zeros(rows + 1, dtype=torch.int32, device="cpu")
-        kernel = positions // kernel_size
-        torch.cumsum(torch.bincount(kernel, minlength=rows), 0, dtype=torch.int32, out=crow[1:])
-        return cls(crow, (positions - kernel * kernel_size).to(torch.int32), shape)
+        # int32 holds all of them, and numpy is fast on it: this is a part of every update.
+        flat = flat.astype(np.int32)
+        kernel = flat // np.int32(kernel_size)
+        crow = np.zeros(rows + 1, np.int32)
+        np.cumsum(np.bincount(kernel, minlength=rows), out=crow[1:])
+        pattern = cls.__new__(cls)
+        with torch.inference_mode(False):
+            tap = torch.from_numpy(flat - kernel * np.int32(kernel_size))
+            pattern._hold(torch.from_numpy(crow), tap, shape)
+        return pattern
 
     @classmethod
     def full(cls, shape: tuple[int, int, int]) -> KernelCSR:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -16,6 +17,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst import checks
 from sparseconv.dst.ranks import Ranks
 from sparseconv.dst.update import (
+    Array,
     check_fractions,
     check_growth,
     check_regions,
@@ -41,6 +43,7 @@ class _Change(NamedTuple):
     values: Tensor
     followers: list[tuple[Tensor, Tensor]]  # (gradient or optimizer state, its new content)
     averages: list[tuple[SparseConv1d, Tensor]]  # (the layer in a running average, its new values)
+    grown: Array  # positions of the grown weights
 
 
 class DSTScheduler:
@@ -163,7 +166,7 @@ class DSTScheduler:
             check_regions(layer.regions, layer.pattern.shape)
             # One bit for each weight: an ITOP count must not cost what a dense weight costs.
             bits = torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")
-            self._ever_active[name] = _set_bits(bits, layer.pattern.positions())
+            self._ever_active[name] = _set_bits(bits, layer.pattern.positions().numpy())
         self._watches: dict[str, DenseGradientHook] = {}
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove_hooks, self._handles)
@@ -223,7 +226,7 @@ class DSTScheduler:
             change.layer.values.grad = grad  # set_pattern dropped it; it is a follower
             for average, values in change.averages:
                 average.set_pattern(change.pattern, values=values)
-            _set_bits(self._ever_active[change.name], change.pattern.positions())
+            _set_bits(self._ever_active[change.name], change.grown)
         self.step_count += 1
         self.updates += bool(changes)
         self._watch_next_step()
@@ -345,11 +348,12 @@ class DSTScheduler:
         )
         if pattern is layer.pattern:
             return None
-        source = source.to(values.device)
-        index, grown = source.clamp(min=0), source < 0
+        grown = np.flatnonzero(source.numpy() < 0)
+        index = source.clamp(min=0).to(values.device)
+        zeros = torch.from_numpy(grown).to(values.device)
 
         def moved(tensor: Tensor) -> Tensor:
-            return torch.where(grown, 0, tensor.index_select(0, index))
+            return tensor.index_select(0, index).index_fill_(0, zeros, 0)
 
         kept = [values.grad, *state.values()]
         followers = [t for t in kept if isinstance(t, Tensor) and t.shape == values.shape]
@@ -361,6 +365,7 @@ class DSTScheduler:
             moved(values),
             [(tensor, moved(tensor)) for tensor in followers],
             [(average, moved(average.values)) for average in averaged],
+            pattern.positions().numpy().take(grown),
         )
 
     def _watch_next_step(self) -> None:
@@ -382,11 +387,15 @@ def _remove_hooks(handles: list[RemovableHandle]) -> None:
         handles.pop().remove()
 
 
-def _set_bits(bits: Tensor, positions: Tensor) -> Tensor:
-    """Set the bits at distinct ``positions``; in place."""
-    byte, bit = positions >> 3, (1 << (positions & 7)).to(torch.uint8)
-    unset = bits[byte] & bit == 0
-    return bits.index_add_(0, byte[unset], bit[unset])  # adding a bit that is not set is setting it
+def _set_bits(bits: Tensor, positions: Array) -> Tensor:
+    """Set the bits at ascending ``positions``; in place."""
+    at, held = positions.astype(np.int32), bits.numpy()
+    byte = at >> 3
+    starts = np.flatnonzero(np.diff(byte, prepend=np.int32(-1)))  # of runs that share a byte
+    if len(starts):
+        bit = np.uint8(1) << (at & 7).astype(np.uint8)
+        held[byte.take(starts)] |= np.bitwise_or.reduceat(bit, starts)
+    return bits
 
 
 __test__ = {"DSTScheduler": DSTScheduler}  # for doctest, as its __module__ is sparseconv
