@@ -149,14 +149,6 @@ Element element_of(const Tensor& x) {
   }
 }
 
-Element fused_element(const Tensor& x, const char* name, const char* instead) {
-  check_signal(x, name);
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "expected float32 or float64, but got ", x.scalar_type(),
-                   "; use torch.nn.functional.", instead);
-  return element_of(x);
-}
-
 at::ScalarType acc_type(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }

@@ -34,8 +34,6 @@ void check_below(const Tensor& indices, const char* name, int64_t limit);
 void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int64_t nnz);
 
 Element element_of(const Tensor& x);
-// The element of a signal whose kernels know float32 and float64; torch's `instead` accepts any.
-Element fused_element(const Tensor& x, const char* name, const char* instead);
 at::ScalarType acc_type(const Tensor& x);
 TensorView view(const Tensor& x);
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/lane_order.h"
+#include "cpu/plan/lane_order.h"
 
 // What host and device code share compiles as plain C++ as well.
 #if defined(__CUDACC__)
@@ -96,10 +96,6 @@ struct Entries {
   const int32_t* row_starts;  // entries before each row, (n_rows + 1,): what threads share by
 };
 
-// What the scratch holds for an input position: the input, or an inclusive scan of the tile's only
-// segment, from its beginning (prefix sums) or from its end (suffix sums).
-enum class Scan : int { none, prefix, suffix };
-
 // out[n, r, i] = init[r] + sum over the entries e of row r:
 //                values[e] * in[n, channel(e), origin + i * step + position(tap(e))]
 // for i in [0, order.length), written to position first + i * out_step of the output. That is
@@ -118,7 +114,8 @@ struct Correlation {
   int64_t in_length;
   PaddingMode mode;
   int64_t origin;
-  Scan scan;
+  // The scratch holds, instead of the inputs, their sums from the beginning of the only segment on.
+  bool prefix_sums;
   // The last output of each series reads, instead of the inputs, their sums from its own on: that
   // is the gradient of a sample which was replicated on the right.
   bool edge;

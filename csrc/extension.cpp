@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "autograd/conv.h"
 #include "checks.h"
 #include "cpu/chain.h"
 #include "cpu/isa/dispatch.h"
@@ -49,6 +50,15 @@ std::vector<bool> needed_gradients() {
   return needed;
 }
 
+Chain::Tensors frozen_all(Chain::Tensors tensors) {
+  for (auto& tensor : tensors) {
+    if (tensor.has_value()) {
+      tensor = frozen(*tensor);
+    }
+  }
+  return tensors;
+}
+
 }  // namespace
 }  // namespace sparseconv
 
@@ -68,9 +78,15 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("float64"), pybind11::arg("passes"), pybind11::arg("repeats"),
         "Seconds of each of `repeats` runs of `passes` times `peak_pass` multiply-adds of operands "
         "in registers, on each of torch's threads.");
-  pybind11::class_<sparseconv::ConvPlan, std::shared_ptr<sparseconv::ConvPlan>>(m, "ConvPlan")
+  using sparseconv::ConvPlan;
+  pybind11::class_<ConvPlan, sparseconv::ConvPlanPtr>(m, "ConvPlan", "Of a pattern and geometry.")
       .def(pybind11::init<const at::Tensor&, const at::Tensor&, std::vector<int64_t>>(),
            pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"));
+  m.def("computes_plainly", &sparseconv::computes_plainly,
+        "Whether torch only computes, and the tensor is an ordinary one on the CPU.");
+  m.def("plain_conv", &sparseconv::plain_conv,
+        "The convolution with its gradients; None where torch is asked for more than computing, or "
+        "the arguments do not fit.");
   m.def("keeps_order", [](const std::vector<int64_t>& geometry) {
     return sparseconv::fits_lanes(sparseconv::check_geometry(geometry));
   });
@@ -78,18 +94,25 @@ PYBIND11_MODULE(_C, m) {
         "Of the autograd node that runs now: for each of its inputs that are tensors, whether "
         "backward() or autograd.grad() asked for its gradient.");
   using sparseconv::Chain;
+  using sparseconv::frozen_all;
   pybind11::class_<Chain>(m, "Chain", "Layers in a row, on tensors in the kernels' own order.")
       .def(pybind11::init<>())
-      .def("add_conv", [](Chain& chain, std::shared_ptr<sparseconv::ConvPlan> plan,
-                          bool relu) { chain.add_conv(std::move(plan), relu); })
+      .def("add_conv", &Chain::add_conv)
       .def("add_pointwise", &Chain::add_pointwise)
       .def("add_norm_relu", &Chain::add_norm_relu)
       .def("forward",
            [](const Chain& chain, const at::Tensor& x, const Chain::Tensors& parameters,
               const Chain::Tensors& statistics, const std::vector<double>& momenta, bool keep) {
-             pybind11::gil_scoped_release release;
-             Chain::Result result = chain.forward(x, parameters, statistics, momenta, keep);
+             const Chain::Tensors now = frozen_all(parameters);
+             const pybind11::gil_scoped_release release;
+             Chain::Result result = chain.forward(x, now, statistics, momenta, keep);
              return std::make_pair(std::move(result.output), std::move(result.kept));
            })
-      .def("backward", &Chain::backward, pybind11::call_guard<pybind11::gil_scoped_release>());
+      .def("backward",
+           [](const Chain& chain, const at::Tensor& grad, const std::vector<at::Tensor>& kept,
+              const Chain::Tensors& parameters, const std::vector<bool>& needed) {
+             const Chain::Tensors now = frozen_all(parameters);
+             const pybind11::gil_scoped_release release;
+             return chain.backward(grad, kept, now, needed);
+           });
 }

@@ -5,19 +5,10 @@
 #include "../checks.h"
 #include "lanes.h"
 #include "launch.h"
-#include "plan.h"
 
 namespace sparseconv {
 
 namespace {
-
-Geometry check_pattern(const Tensor& crow, const Tensor& col, at::IntArrayRef numbers) {
-  const Geometry g = check_geometry(numbers);
-  check_indices(col, "col_indices", col.numel());
-  check_below(col, "col_indices", g.kernel_size);
-  check_pointers(crow, "crow_indices", g.n_kernels(), col.numel());
-  return g;
-}
 
 Tensor tensor_or_none(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? *tensor : Tensor();
@@ -25,64 +16,7 @@ Tensor tensor_or_none(const std::optional<Tensor>& tensor) {
 
 }  // namespace
 
-ConvPlan::ConvPlan(const Tensor& crow, const Tensor& col, at::IntArrayRef numbers)
-    : geometry(check_pattern(crow, col, numbers)),
-      nnz(col.numel()),
-      crow_(crow),
-      col_(col),
-      fprop_rows_(nnz + kAhead) {
-  const int32_t* pointers = crow_.const_data_ptr<int32_t>();
-  plan_fprop(geometry, pointers, col_.const_data_ptr<int32_t>(), fprop_rows_.data());
-  Layout layout = fprop_layout(geometry);
-  BlockEntries entries(pointers, fprop_rows_.data(), geometry.out_channels,
-                       geometry.channels_per_group, geometry.groups, layout, false);
-  fprop_.emplace(CorrelationPlan{std::move(layout), std::move(entries)});
-}
-
-const DgradPlan& ConvPlan::dgrad() const {
-  std::call_once(dgrad_once_, [this] {
-    const Geometry& g = geometry;
-    const int64_t group_rows = g.out_channels / g.groups;
-    dgrad_pointers_.resize(g.stride * g.n_kernels() + 1);
-    dgrad_rows_.resize(nnz + kAhead);
-    dgrad_index_.resize(nnz);
-    plan_dgrad(g, crow_.const_data_ptr<int32_t>(), col_.const_data_ptr<int32_t>(),
-               dgrad_pointers_.data(), dgrad_rows_.data(), dgrad_index_.data());
-    std::vector<int64_t> taps;
-    for (int64_t phase = 0; phase < g.stride; ++phase) {
-      Layout layout = dgrad_layout(g, phase, &taps);
-      const int32_t* pointers = dgrad_pointers_.data() + phase * g.n_kernels();
-      BlockEntries entries(pointers, dgrad_rows_.data() + pointers[0], g.in_channels(), group_rows,
-                           g.groups, layout, true);
-      dgrad_.phases.push_back({std::move(layout), std::move(entries)});
-    }
-    dgrad_.index = dgrad_index_.data();
-  });
-  return dgrad_;
-}
-
-const WgradPlan& ConvPlan::wgrad() const {
-  std::call_once(wgrad_once_, [this] {
-    const int32_t* pointers = crow_.const_data_ptr<int32_t>();
-    wgrad_rows_.resize(nnz);
-    wgrad_batches_.resize(batches_size(geometry, nnz));
-    plan_wgrad(geometry, pointers, col_.const_data_ptr<int32_t>(), wgrad_rows_.data(),
-               wgrad_batches_.data());
-    for (int64_t row = 0; row <= geometry.out_channels; ++row) {
-      wgrad_row_starts_.push_back(pointers[row * geometry.channels_per_group]);
-    }
-    wgrad_.layout = wgrad_layout(geometry);
-    wgrad_.n_blocks = ceil_div(geometry.channels_per_group, wgrad_.layout.block_channels);
-    wgrad_.block_starts = wgrad_batches_.data();
-    wgrad_.batches = batches_of(geometry, wgrad_batches_.data());
-    wgrad_.rows = wgrad_rows_.data();
-    wgrad_.row_starts = wgrad_row_starts_.data();
-    wgrad_.nnz = nnz;
-  });
-  return wgrad_;
-}
-
-void Chain::add_conv(std::shared_ptr<const ConvPlan> plan, bool relu) {
+void Chain::add_conv(ConvPlanPtr plan, bool relu) {
   TORCH_CHECK_VALUE(fits_lanes(plan->geometry),
                     "expected a convolution that keeps the length, of stride 1, padded with zeros "
                     "or replicated on the right alone");
@@ -98,17 +32,11 @@ void Chain::add_norm_relu(double eps, bool training) {
 }
 
 void Chain::check(const Tensor& x,
+                  int64_t channels,
                   const Tensors& parameters,
-                  const Tensors& statistics,
-                  const std::vector<double>& momenta) const {
-  check_signal(x, "input");
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "expected float32 or float64, but got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.numel() > 0 && !stages_.empty() && parameters.size() == 2 * stages_.size() &&
-                        statistics.size() == 2 * stages_.size() && momenta.size() == stages_.size(),
-                    "expected an input with samples, and of each stage two parameters, two "
-                    "statistics and a momentum");
-  int64_t channels = x.size(1);
+                  const Tensors* statistics) const {
+  TORCH_CHECK_VALUE(parameters.size() == 2 * stages_.size(), "expected two parameters of each of ",
+                    stages_.size(), " stages, but got ", parameters.size());
   const auto vector = [&](const std::optional<Tensor>& tensor, const char* name, bool needed) {
     TORCH_CHECK_VALUE(tensor.has_value() || !needed, "expected ", name);
     if (tensor.has_value()) {
@@ -123,11 +51,10 @@ void Chain::check(const Tensor& x,
     if (stage.kind == Kind::norm_relu) {
       vector(first, "weight", false);
       vector(second, "bias", false);
-      vector(statistics[2 * i], "running_mean", !stage.training);
-      vector(statistics[2 * i + 1], "running_var", !stage.training);
-      TORCH_CHECK_VALUE(!stage.training || x.size(0) * x.size(2) > 1,
-                        "Expected more than 1 value per channel when training, got input size ",
-                        x.sizes());
+      if (statistics != nullptr) {
+        vector((*statistics)[2 * i], "running_mean", !stage.training);
+        vector((*statistics)[2 * i + 1], "running_var", !stage.training);
+      }
       continue;
     }
     TORCH_CHECK_VALUE(first.has_value(), "expected weights");
@@ -139,8 +66,9 @@ void Chain::check(const Tensor& x,
     TORCH_CHECK_VALUE(wanted == channels, "expected stage ", i, " to take ", channels,
                       " channels, but it takes ", wanted);
     channels = sparse ? stage.plan->geometry.out_channels : first->size(0);
-    TORCH_CHECK_VALUE(!sparse || (first->dim() == 1 && first->numel() == stage.plan->nnz),
-                      "expected values of shape (nnz,), but got ", first->sizes());
+    TORCH_CHECK_VALUE(!sparse || (first->dim() == 1 && first->numel() == stage.plan->col.numel()),
+                      "expected values of shape (", sparse ? stage.plan->col.numel() : 0,
+                      ",), but got ", first->sizes());
     vector(second, "bias", false);
   }
 }
@@ -152,7 +80,14 @@ Chain::Result Chain::forward(const Tensor& x,
                              bool keep) const {
   RECORD_FUNCTION("sparseconv::chain", c10::ArrayRef<const c10::IValue>{});
   const at::AutoDispatchBelowADInplaceOrView below;
-  check(x, parameters, statistics, momenta);
+  check_signal(x, "input");
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                   "expected float32 or float64, but got ", x.scalar_type());
+  TORCH_CHECK_VALUE(
+      x.numel() > 0 && !stages_.empty() && statistics.size() == 2 * stages_.size() &&
+          momenta.size() == stages_.size(),
+      "expected an input with samples, and of each stage two statistics and a momentum");
+  check(x, x.size(1), parameters, &statistics);
   const LaneOrder order = lane_order(x.size(0), x.size(2), lanes_of(x));
   Result result;
   Tensor now = to_lanes(x.resolve_neg(), order);
@@ -164,14 +99,22 @@ Chain::Result Chain::forward(const Tensor& x,
       result.kept.push_back(now);
     }
     switch (stage.kind) {
-      case Kind::conv:
+      case Kind::conv: {
+        RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
         now = run_fprop(now, *first, second, stage.plan->geometry, stage.plan->fprop(), stage.relu,
                         &order);
         break;
-      case Kind::pointwise:
+      }
+      case Kind::pointwise: {
+        RECORD_FUNCTION("sparseconv::pointwise_fprop", c10::ArrayRef<const c10::IValue>{});
         now = pointwise_fprop(now, *first);
         break;
+      }
       case Kind::norm_relu: {
+        RECORD_FUNCTION("sparseconv::norm_relu", c10::ArrayRef<const c10::IValue>{});
+        TORCH_CHECK_VALUE(!stage.training || x.size(0) * x.size(2) > 1,
+                          "Expected more than 1 value per channel when training, got input size ",
+                          x.sizes());
         const Norm norm = {tensor_or_none(first),
                            tensor_or_none(second),
                            tensor_or_none(statistics[2 * i]),
@@ -180,7 +123,7 @@ Chain::Result Chain::forward(const Tensor& x,
                            stage.eps,
                            stage.training};
         Tensor mean, invstd;
-        std::tie(now, mean, invstd) = norm_relu(now, order, norm);
+        std::tie(now, mean, invstd) = norm_relu(now, order, norm, !keep);
         if (keep) {
           result.kept.push_back(mean);
           result.kept.push_back(invstd);
@@ -202,6 +145,7 @@ Chain::Tensors Chain::backward(const Tensor& grad,
                                const std::vector<bool>& needed) const {
   RECORD_FUNCTION("sparseconv::chain_backward", c10::ArrayRef<const c10::IValue>{});
   const at::AutoDispatchBelowADInplaceOrView below;
+  check(kept[0], kept[0].size(0), parameters, nullptr);
   const LaneOrder order = lane_order(grad.size(0), grad.size(2), lanes_of(grad));
   Tensors found(1 + parameters.size());
   // The first of x and the parameters that needs a gradient: nothing is computed before it.
@@ -231,29 +175,34 @@ Chain::Tensors Chain::backward(const Tensor& grad,
           now = at::threshold_backward(now, output, 0);
         }
         if (need_first) {
+          RECORD_FUNCTION("sparseconv::wgrad", c10::ArrayRef<const c10::IValue>{});
           found[1 + 2 * i] = run_wgrad(now, input, plan.geometry, plan.wgrad(), &order);
         }
         if (need_second) {
           found[2 + 2 * i] = sum_of_channels(now);
         }
         if (earlier) {
+          RECORD_FUNCTION("sparseconv::dgrad", c10::ArrayRef<const c10::IValue>{});
           now = run_dgrad(now, *first, plan.geometry, plan.dgrad(), order.length, &order);
         }
         break;
       }
       case Kind::pointwise:
         if (need_first) {
+          RECORD_FUNCTION("sparseconv::pointwise_wgrad", c10::ArrayRef<const c10::IValue>{});
           found[1 + 2 * i] = pointwise_wgrad(now, input);
         }
         if (earlier) {
+          RECORD_FUNCTION("sparseconv::pointwise_dgrad", c10::ArrayRef<const c10::IValue>{});
           now = pointwise_dgrad(now, *first);
         }
         break;
       case Kind::norm_relu: {
+        RECORD_FUNCTION("sparseconv::norm_relu_gradient", c10::ArrayRef<const c10::IValue>{});
         const Norm norm = {
             tensor_or_none(first), tensor_or_none(second), {}, {}, 0, stage.eps, true};
         Tensor weight, bias;
-        std::tie(now, weight, bias) = norm_relu_gradient(now, input, order, norm, mean, invstd);
+        std::tie(weight, bias) = norm_relu_gradient(now, input, order, norm, mean, invstd);
         if (need_first) {
           found[1 + 2 * i] = weight;
         }

@@ -3,8 +3,6 @@
 
 #include <ATen/ATen.h>
 
-#include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -12,35 +10,12 @@
 
 namespace sparseconv {
 
-// The plans of a sparse convolution, made and checked once for a pattern.
-class ConvPlan {
- public:
-  // As plan_fprop (ops/plan.cpp). Throws ValueError.
-  ConvPlan(const at::Tensor& crow, const at::Tensor& col, at::IntArrayRef geometry);
-
-  const Geometry geometry;
-  const int64_t nnz;
-  const CorrelationPlan& fprop() const { return *fprop_; }
-  const DgradPlan& dgrad() const;  // made when first asked for, as is the next
-  const WgradPlan& wgrad() const;
-
- private:
-  at::Tensor crow_, col_;
-  std::vector<int32_t> fprop_rows_;
-  std::optional<CorrelationPlan> fprop_;
-  mutable std::once_flag dgrad_once_, wgrad_once_;
-  mutable std::vector<int32_t> dgrad_pointers_, dgrad_rows_, dgrad_index_;
-  mutable std::vector<int32_t> wgrad_rows_, wgrad_batches_, wgrad_row_starts_;
-  mutable DgradPlan dgrad_;
-  mutable WgradPlan wgrad_;
-};
-
 // Sparse convolutions, dense 1x1 convolutions without bias, and BatchNorm1d followed by ReLU.
 class Chain {
  public:
   using Tensors = std::vector<std::optional<at::Tensor>>;
 
-  void add_conv(std::shared_ptr<const ConvPlan> plan, bool relu);
+  void add_conv(ConvPlanPtr plan, bool relu);
   void add_pointwise();
   void add_norm_relu(double eps, bool training);
 
@@ -67,16 +42,17 @@ class Chain {
   enum class Kind { conv, pointwise, norm_relu };
   struct Stage {
     Kind kind;
-    std::shared_ptr<const ConvPlan> plan;
+    ConvPlanPtr plan;
     bool relu;
     double eps;
     bool training;
   };
-  // Throws ValueError or TypeError.
+  // Throws ValueError or TypeError. Of tensors like x; the first stage takes so many channels.
+  // `statistics`: null, or those of all stages.
   void check(const at::Tensor& x,
+             int64_t channels,
              const Tensors& parameters,
-             const Tensors& statistics,
-             const std::vector<double>& momenta) const;
+             const Tensors* statistics) const;
   std::vector<Stage> stages_;
 };
 

@@ -4,32 +4,11 @@
 
 #include <ATen/ATen.h>
 
-#include <vector>
+#include <optional>
 
-#include "layout.h"
+#include "plan/conv_plan.h"
 
 namespace sparseconv {
-
-// fprop, or one phase of the stride of dgrad.
-struct CorrelationPlan {
-  Layout layout;
-  BlockEntries entries;
-};
-
-struct DgradPlan {
-  std::vector<CorrelationPlan> phases;
-  const int32_t* index;  // of each entry, where its weight stands in `values`
-};
-
-struct WgradPlan {
-  Layout layout;
-  int64_t n_blocks;
-  const int32_t* block_starts;  // as in WeightGradient
-  const WeightBatch* batches;
-  const int32_t* rows;
-  const int32_t* row_starts;
-  int64_t nnz;
-};
 
 // Whether the kernels can take and give tensors in lanes: outputs as long as inputs, padded with
 // zeros or on the right alone.

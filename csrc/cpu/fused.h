@@ -50,9 +50,8 @@ struct BatchNormRelu {
 // grad_weight) / n).
 struct BatchNormReluGradient {
   LaneOrder order;
-  const void* grad;
+  void* grad;  // becomes grad_in
   const void* in;
-  void* grad_in;
   const void* weight;
   const void* bias;
   const void* mean;

@@ -110,9 +110,10 @@ Tensor sum_of_channels(const Tensor& x) {
 
 std::tuple<Tensor, Tensor, Tensor> norm_relu(const Tensor& input,
                                              const LaneOrder& order,
-                                             const Norm& norm) {
+                                             const Norm& norm,
+                                             bool in_place) {
   const int64_t channels = input.size(0);
-  Tensor output = at::empty_like(input);
+  Tensor output = in_place ? input : at::empty_like(input);
   Tensor mean = at::empty({channels}, input.options());
   Tensor invstd = at::empty({channels}, input.options());
   BatchNormRelu p{};
@@ -134,21 +135,19 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu(const Tensor& input,
   return {output, mean, invstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_relu_gradient(const Tensor& grad,
-                                                      const Tensor& input,
-                                                      const LaneOrder& order,
-                                                      const Norm& norm,
-                                                      const Tensor& mean,
-                                                      const Tensor& invstd) {
+std::tuple<Tensor, Tensor> norm_relu_gradient(const Tensor& grad,
+                                              const Tensor& input,
+                                              const LaneOrder& order,
+                                              const Norm& norm,
+                                              const Tensor& mean,
+                                              const Tensor& invstd) {
   const int64_t channels = input.size(0);
-  Tensor grad_input = at::empty_like(input);
   Tensor grad_weight = at::empty({channels}, input.options());
   Tensor grad_bias = at::empty({channels}, input.options());
   BatchNormReluGradient p{};
   p.order = order;
-  p.grad = grad.const_data_ptr();
+  p.grad = grad.data_ptr();
   p.in = input.const_data_ptr();
-  p.grad_in = grad_input.data_ptr();
   p.weight = data_or_null(norm.weight);
   p.bias = data_or_null(norm.bias);
   p.mean = mean.const_data_ptr();
@@ -158,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu_gradient(const Tensor& grad,
   p.channels = channels;
   run_kernel(p, &KernelTable::batch_norm_relu_gradient, element_of(input),
              input.numel() / order.lanes * kVectorCost);
-  return {grad_input, grad_weight, grad_bias};
+  return {grad_weight, grad_bias};
 }
 
 }  // namespace sparseconv

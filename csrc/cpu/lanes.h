@@ -30,16 +30,17 @@ struct Norm {
   double momentum, eps;
   bool training;  // else the running statistics are read
 };
-// Output, mean and 1 / standard deviation.
+// Output, mean and 1 / standard deviation; `in_place`, the output takes the memory of the input.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_relu(const at::Tensor& input,
                                                          const LaneOrder& order,
-                                                         const Norm& norm);
-// Gradients of input, weight and bias.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_relu_gradient(const at::Tensor& grad,
-                                                                  const at::Tensor& input,
-                                                                  const LaneOrder& order,
-                                                                  const Norm& norm,
-                                                                  const at::Tensor& mean,
-                                                                  const at::Tensor& invstd);
+                                                         const Norm& norm,
+                                                         bool in_place);
+// Gradients of weight and bias; that of the input takes the memory of `grad`.
+std::tuple<at::Tensor, at::Tensor> norm_relu_gradient(const at::Tensor& grad,
+                                                      const at::Tensor& input,
+                                                      const LaneOrder& order,
+                                                      const Norm& norm,
+                                                      const at::Tensor& mean,
+                                                      const at::Tensor& invstd);
 
 }  // namespace sparseconv

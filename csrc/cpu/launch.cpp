@@ -54,11 +54,7 @@ std::atomic<bool> forked{false};
 
 }  // namespace
 
-void check_rows(const Tensor& rows,
-                int64_t size,
-                const Layout& layout,
-                int64_t channels_per_group) {
-  check_indices(rows, "rows", size);
+void check_rows(const Tensor& rows, const Layout& layout, int64_t channels_per_group) {
   const int64_t channels = std::min(layout.block_channels, channels_per_group);
   check_below(rows, "rows", channels * layout.channel_rows - layout.tile_rows + 1);
 }

@@ -11,12 +11,9 @@
 
 namespace sparseconv {
 
-// The scratch rows of entries: each must leave space for the tile that begins there. `size` is
-// their number, which for fprop and dgrad includes kAhead spare ones. ValueError.
-void check_rows(const at::Tensor& rows,
-                int64_t size,
-                const Layout& layout,
-                int64_t channels_per_group);
+// The scratch rows of entries: each must leave space for the tile that begins there.
+// ValueError.
+void check_rows(const at::Tensor& rows, const Layout& layout, int64_t channels_per_group);
 
 // Elements of the accumulation type in a scratch row.
 int64_t lanes_of(const at::Tensor& x);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "fused.h"
-#include "layout.h"
+#include "plan/layout.h"
 
 namespace sparseconv {
 

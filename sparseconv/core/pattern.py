@@ -83,7 +83,7 @@ class KernelCSR:
     _asked: dict[str, tuple[Callable[..., Any], tuple[Hashable, ...]]]
     _lock: threading.RLock
 
-    __slots__ = tuple(__annotations__)
+    __slots__ = (*__annotations__, "__weakref__")
 
     def __init__(
         self, crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int, int]

@@ -8,6 +8,7 @@ between is seen by nobody.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.bilinear import is_transformed
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.ops.backends import extension
+from sparseconv.ops.calls import conv_plan
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -101,11 +103,6 @@ def keeps_order(geometry: Geometry) -> bool:
     return extension is not None and bool(extension.keeps_order(geometry.numbers))
 
 
-def _plan(pattern: KernelCSR, geometry: Geometry) -> Any:
-    assert extension is not None
-    return extension.ConvPlan(pattern.crow_indices, pattern.col_indices, geometry.numbers)
-
-
 def run_chain(x: Tensor, stages: Sequence[Stage]) -> Tensor:
     """Compute the stages one after the other, on tensors in the kernels' own order.
 
@@ -133,8 +130,7 @@ def run_chain(x: Tensor, stages: Sequence[Stage]) -> Tensor:
         running: tuple[Tensor | None, Tensor | None] = None, None
         momentum = 0.0
         if isinstance(stage, Conv):
-            # Replicated padding is part of the key: the plan knows its geometry.
-            chain.add_conv(stage.pattern.cached(_plan, stage.geometry), stage.relu)
+            chain.add_conv(conv_plan(stage.pattern, stage.geometry), stage.relu)
         elif isinstance(stage, Pointwise):
             chain.add_pointwise()
         else:
@@ -174,12 +170,23 @@ class _Chain(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         count = 2 * len(ctx.stages)
         tensors, kept = saved[:count], saved[count:]
-        # Gradients that nobody asked for, as in autograd.grad(y, x), are not computed.
-        asked = iter(extension.needed_gradients())  # type: ignore[union-attr]
-        needed = [tensor is not None and next(asked) for tensor in (x, *tensors)]
-        if torch.is_grad_enabled():
-            found = _gradients_by_torch(ctx.stages, grad, (x, *tensors), needed)
+        inputs = x, *tensors
+        found: Sequence[Tensor | None]
+        assert extension is not None
+        needed = ctx.needs_input_grad[4:]
+        if (
+            torch.compiler.is_compiling()
+            or torch.is_grad_enabled()
+            or not extension.computes_plainly(grad)
+        ):
+            found = _gradients_by_torch(ctx.stages, grad, inputs, needed)
         else:
+            # Gradients that nobody asked for, as in autograd.grad(y, x), are not computed.
+            asked = iter(extension.needed_gradients())
+            needed = [
+                tensor is not None and next(asked, need)
+                for tensor, need in zip(inputs, needed, strict=True)
+            ]
             found = ctx.chain.backward(grad, kept, tensors, needed)
         return (*4 * (None,), *found)
 
@@ -187,10 +194,15 @@ class _Chain(torch.autograd.Function):
 def _gradients_by_torch(
     stages: Sequence[Stage], grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients, by operations that have gradients themselves."""
-    y = inputs[0]
-    for i, stage in enumerate(stages):
-        y = stage.by_torch(y, *inputs[1 + 2 * i : 3 + 2 * i])
-    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    """The gradients, by operations that have gradients themselves, and can be transformed."""
+
+    def outputs(*wanted: Tensor) -> Tensor:
+        given = iter(wanted)
+        y, *tensors = (next(given) if need else x for x, need in zip(inputs, needed, strict=True))
+        for i, stage in enumerate(stages):
+            y = stage.by_torch(y, *tensors[2 * i : 2 * i + 2])
+        return y
+
+    _, pull_back, *_ = torch.func.vjp(outputs, *itertools.compress(inputs, needed))
+    found = iter(pull_back(grad))
     return [next(found) if need else None for need in needed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from sparseconv.core.geometry import DTYPES, Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.bilinear import Differentiable, bilinear, differentiable
 from sparseconv.ops import calls
-from sparseconv.ops.backends import resolve_backend
+from sparseconv.ops.backends import extension, resolve_backend
 
 
 class DtypeError(TypeError, RuntimeError):
@@ -102,6 +103,15 @@ def sparse_conv1d_resolved(
     ):
         _refuse_types(input, values, bias)
     device = input.device
+    if (
+        extension is not None
+        and not (is_compiling() or _is_tracing())
+        and resolve_backend(backend, device) == "cpp"
+    ):
+        plan = calls.conv_plan(pattern, geometry)
+        plain: Tensor | None = extension.plain_conv(input, values, bias, plan, relu)
+        if plain is not None:
+            return plain
     # The check for any device is first: it takes a third of the time.
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type):
         input, values, bias = _autocast(input, values, bias)
@@ -278,6 +288,29 @@ class _Fprop(Differentiable):
         turned = differentiable(_Fprop, x, dvalues, dbias, pattern, geometry, False, ops)
         dy = moved + turned
         return dy if y is None else torch.ops.aten.threshold_backward(dy, y, 0)
+
+
+def gradients_by_python(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    numbers: list[int],
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of what C++ has computed, where they have to have gradients themselves.
+
+    Called by csrc/autograd/conv.cpp, for double backward and torch's transforms.
+    """
+    geometry = Geometry.from_numbers(numbers)
+    pattern = calls.pattern_of(crow, col, geometry)
+    context = pattern, geometry, x.shape[2], calls
+    return (
+        differentiable(_CONV.dgrad, grad, values, *context) if needed[0] else None,
+        differentiable(_CONV.wgrad, grad, x, *context) if needed[1] else None,
+        _bias_gradient(grad, pattern, calls) if needed[2] else None,
+    )
 
 
 def _bias_pattern(pattern: KernelCSR) -> KernelCSR:

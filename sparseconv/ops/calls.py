@@ -1,8 +1,12 @@
-"""fprop, dgrad and wgrad of a pattern: the ops, called with plans that the pattern caches."""
+"""fprop, dgrad and wgrad of a pattern: the ops, called with plans that the pattern caches.
+
+Where torch only computes, the CPU's layers go past them (csrc/autograd/conv.cpp).
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -10,6 +14,7 @@ from torch import Tensor
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.ops import cuda_plans
+from sparseconv.ops.backends import extension
 
 # Looked up once: three attributes in a row are a tenth of a small call.
 _fprop = torch.ops.sparseconv.fprop.default
@@ -60,6 +65,27 @@ def _cuda_dgrad(
 ) -> DgradPlan:
     plan = cuda_plans.dgrad_plan(pattern, stride, dilation, groups)
     return DgradPlan(*(tensor.to(device) for tensor in plan))
+
+
+# The patterns for which there are plans in C++, by where their pointers lie.
+_planned: WeakValueDictionary[int, KernelCSR] = WeakValueDictionary()
+
+
+def conv_plan(pattern: KernelCSR, geometry: Geometry) -> Any:
+    """The plans of all three computations on the CPU, for C++ that calls no op."""
+    return pattern.cached(_conv_plan, geometry)
+
+
+def _conv_plan(pattern: KernelCSR, geometry: Geometry) -> Any:
+    assert extension is not None
+    _planned[pattern.crow_indices.data_ptr()] = pattern
+    return extension.ConvPlan(pattern.crow_indices, pattern.col_indices, geometry.numbers)
+
+
+def pattern_of(crow: Tensor, col: Tensor, geometry: Geometry) -> KernelCSR:
+    """The pattern from whose arrays a plan was made; an equal one if it is gone."""
+    pattern = _planned.get(crow.data_ptr())
+    return KernelCSR(crow, col, geometry.shape) if pattern is None else pattern
 
 
 def fprop_rows(pattern: KernelCSR, geometry: Geometry) -> Tensor:

@@ -210,8 +210,7 @@ static void batch_norm_relu_gradient(const BatchNormReluGradient& p,
   const double n = static_cast<double>(p.order.batch * p.order.length);
   for (int64_t c = p.channels * part / parts; c < p.channels * (part + 1) / parts; ++c) {
     const T* samples = static_cast<const T*>(p.in) + c * p.order.channel();
-    const T* grads = static_cast<const T*>(p.grad) + c * p.order.channel();
-    T* out = static_cast<T*>(p.grad_in) + c * p.order.channel();
+    T* grads = static_cast<T*>(p.grad) + c * p.order.channel();
     const T invstd = static_cast<const T*>(p.invstd)[c];
     const T factor = invstd * entry<T>(p.weight, c, T(1));
     const V mean = V::splat(static_cast<const T*>(p.mean)[c]), scale = V::splat(factor);
@@ -246,7 +245,7 @@ static void batch_norm_relu_gradient(const BatchNormReluGradient& p,
         [&](int64_t at, int, uint32_t real) {
           const V x = sub(V::load(samples + at), mean);
           const V grad = relu_gradient(fma(x, scale, shift), V::load(grads + at));
-          choose(real, fma(grad, scale, fma(x, slope, offset)), zero).store(out + at);
+          choose(real, fma(grad, scale, fma(x, slope, offset)), zero).store(grads + at);
         },
         [] {});
   }

@@ -80,18 +80,16 @@ static CorrelateTile<V> pick_correlate_tile(int64_t rows, bool first, bool edge)
                 : pick_correlate_tile<V, false, false>(rows, kSizes);
 }
 
-// Turns the packed inputs of some channels into their prefix or suffix sums.
+// Turns the packed inputs of some channels into their prefix sums.
 template <typename V>
-static void scan_rows(const Correlation& p, int64_t rows, int64_t channels, typename V::T* inputs) {
+static void sum_rows(const Correlation& p, int64_t rows, int64_t channels, typename V::T* inputs) {
   constexpr int kN = kLanes<typename V::T>;
-  const int64_t step = p.scan == Scan::prefix ? kN : -kN;
   for (int64_t c = 0; c < channels; ++c) {
-    typename V::T* first = inputs + (c * p.tile.channel_rows + (step > 0 ? 0 : rows - 1)) * kN;
     for (int h = 0; h < kN; h += V::kWidth) {
-      typename V::T* row = first + h;
+      typename V::T* row = inputs + c * p.tile.channel_rows * kN + h;
       V sum = V::load(row);
       for (int64_t i = 1; i < rows; ++i) {
-        row += step;
+        row += kN;
         sum = add(sum, V::load(row));
         sum.store(row);
       }
@@ -222,8 +220,8 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
           pack<T, S>(p.tile, p.in, p.in_length, p.mode, p.origin, lanes, rows, c0, c1, inputs,
                      stage);
         }
-        if (p.scan != Scan::none) {
-          scan_rows<V>(p, rows + p.tile.segments[0].span, c1 - c0, inputs);
+        if (p.prefix_sums) {
+          sum_rows<V>(p, rows + p.tile.segments[0].span, c1 - c0, inputs);
         }
         for (int64_t c = 0; edge && c < c1 - c0; ++c) {
           const int64_t channel = c * p.tile.channel_rows * kN;

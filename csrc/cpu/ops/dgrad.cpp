@@ -7,6 +7,7 @@
 
 #include "../../checks.h"
 #include "../conv.h"
+#include "../lanes.h"
 #include "../launch.h"
 
 namespace sparseconv {
@@ -54,7 +55,7 @@ Tensor gathered(const Tensor& values, const int32_t* from) {
 void add_left_edge(Tensor& output, Correlation p, const Geometry& g) {
   Tensor edge = at::empty({output.size(0), output.size(1), 1}, output.options());
   p.origin = g.left - 1;
-  p.scan = Scan::prefix;
+  p.prefix_sums = true;
   p.edge = false;
   p.out = view(edge);
   p.out_length = 1;
@@ -74,8 +75,7 @@ Tensor run_dgrad(const Tensor& grad,
                  const LaneOrder* lanes) {
   const Tensor weights = gathered(values.to(acc_type(grad)).contiguous(), plan.index);
   if (lanes != nullptr) {
-    Tensor output =
-        at::empty({g.in_channels(), lanes->groups, lanes->rows, lanes->lanes}, grad.options());
+    Tensor output = new_lanes(g.in_channels(), *lanes, grad.options());
     Correlation p{};
     p.entries = plan.phases[0].entries.view();
     p.tile = plan.phases[0].layout.shape();
@@ -162,23 +162,19 @@ Tensor dgrad(const Tensor& grad,
   check_gradient(grad, g, grad.size(0), input_length);
   check_values(values, grad);
   const int64_t nnz = values.numel();
-  const int64_t group_rows = g.out_channels / g.groups;
-  const int64_t n_kernels = g.n_kernels();
   check_phases(g);
-  check_pointers(pointers, "pointers", g.stride * n_kernels, nnz);
+  check_pointers(pointers, "pointers", g.stride * g.n_kernels(), nnz);
   check_indices(rows, "rows", nnz + kAhead);
   check_indices(index, "index", nnz);
   check_below(index, "index", nnz);
-  DgradPlan plan{{}, index.const_data_ptr<int32_t>()};
-  std::vector<int64_t> taps;
-  for (int64_t phase = 0; phase < g.stride; ++phase) {
-    const Layout layout = dgrad_layout(g, phase, &taps);
-    const int32_t* phase_pointers = pointers.const_data_ptr<int32_t>() + phase * n_kernels;
-    const int64_t begin = phase_pointers[0], end = phase_pointers[n_kernels];
-    check_rows(rows.slice(0, begin, end), end - begin, layout, group_rows);
-    plan.phases.push_back(
-        {layout, BlockEntries(phase_pointers, rows.const_data_ptr<int32_t>() + begin,
-                              g.in_channels(), group_rows, g.groups, layout, true)});
+  const DgradPlan plan =
+      dgrad_plan(g, pointers.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>(),
+                 index.const_data_ptr<int32_t>());
+  int64_t begin = 0;
+  for (const CorrelationPlan& phase : plan.phases) {
+    const int64_t n = phase.entries.view().nnz;
+    check_rows(rows.slice(0, begin, begin + n), phase.layout, g.out_channels / g.groups);
+    begin += n;
   }
   return run_dgrad(grad, values, g, plan, input_length);
 }

@@ -4,6 +4,7 @@
 
 #include "../../checks.h"
 #include "../conv.h"
+#include "../lanes.h"
 #include "../launch.h"
 
 namespace sparseconv {
@@ -34,7 +35,7 @@ Tensor run_fprop(const Tensor& input,
   p.relu = relu;
   Tensor output;
   if (lanes != nullptr) {
-    output = at::empty({g.out_channels, lanes->groups, lanes->rows, lanes->lanes}, input.options());
+    output = new_lanes(g.out_channels, *lanes, input.options());
     p.order = *lanes;
     p.in_lanes = true;
     p.in.data = input.data_ptr();
@@ -68,14 +69,14 @@ Tensor fprop(const Tensor& input,
   check_values(values, input);
   const int64_t nnz = values.numel();
   check_pointers(crow, "crow_indices", g.n_kernels(), nnz);
-  const Layout layout = fprop_layout(g);
-  check_rows(rows, nnz + kAhead, layout, g.channels_per_group);
+  check_indices(rows, "rows", nnz + kAhead);
+  const CorrelationPlan plan =
+      fprop_plan(g, crow.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>());
+  check_rows(rows, plan.layout, g.channels_per_group);
   if (bias.has_value()) {
     check_vector(*bias, "bias", input, g.out_channels);
   }
-  const BlockEntries entries(crow.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>(),
-                             g.out_channels, g.channels_per_group, g.groups, layout, false);
-  return run_fprop(input, values, bias, g, {layout, entries}, relu);
+  return run_fprop(input, values, bias, g, plan, relu);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include "../../checks.h"
 #include "../conv.h"
 #include "../launch.h"
-#include "../plan.h"
+#include "../plan/indices.h"
 
 namespace sparseconv {
 namespace {
@@ -35,22 +35,17 @@ void add_up(T* partial, int64_t splits, int64_t nnz) {
   });
 }
 
-// Whether plan_wgrad could have made them.
-void check_batches(const std::optional<Tensor>& batches,
-                   const Geometry& g,
-                   int64_t n_blocks,
-                   int64_t nnz) {
-  TORCH_CHECK_TYPE(batches.has_value(), "expected batches to be a tensor, but got None");
-  check_indices(*batches, "batches", batches_size(g, nnz));
-  const int32_t* starts = batches->const_data_ptr<int32_t>();
-  bool fits = starts[0] == 0 && starts[n_blocks] <= nnz;
-  for (int64_t b = 0; b < n_blocks; ++b) {
+// Whether plan_wgrad could have made its batches.
+void check_batches(const WgradPlan& plan, const Geometry& g) {
+  const int32_t* starts = plan.block_starts;
+  bool fits = starts[0] == 0 && starts[plan.n_blocks] <= plan.nnz;
+  for (int64_t b = 0; b < plan.n_blocks; ++b) {
     fits = fits && starts[b] <= starts[b + 1];
   }
-  const WeightBatch* batch = batches_of(g, starts);
-  for (int64_t i = 0; fits && i < starts[n_blocks]; ++i, ++batch) {
+  const WeightBatch* batch = plan.batches;
+  for (int64_t i = 0; fits && i < starts[plan.n_blocks]; ++i, ++batch) {
     fits = batch->row >= 0 && batch->row < g.out_channels && batch->n >= 1 &&
-           batch->n <= kBatchWeights && batch->first >= 0 && batch->first <= nnz - batch->n;
+           batch->n <= kBatchWeights && batch->first >= 0 && batch->first <= plan.nnz - batch->n;
   }
   TORCH_CHECK_VALUE(fits, "expected batches that plan_wgrad made for this pattern");
 }
@@ -75,7 +70,7 @@ Tensor run_wgrad(const Tensor& grad,
     p.block_starts = plan.block_starts;
     p.batches = plan.batches;
     p.rows = plan.rows;
-    p.row_starts = plan.row_starts;
+    p.row_starts = plan.row_starts.data();
     p.n_blocks = plan.n_blocks;
     p.channels_per_group = g.channels_per_group;
     p.n_rows = g.out_channels;
@@ -120,21 +115,16 @@ Tensor wgrad(const Tensor& grad,
   check_same_type(input, grad, "grad_output");
   check_lengths(g, input.size(2));
   check_gradient(grad, g, input.size(0), input.size(2));
-  WgradPlan plan{};
-  plan.nnz = rows.numel();
-  check_pointers(crow, "crow_indices", g.n_kernels(), plan.nnz);
-  plan.layout = wgrad_layout(g);
-  check_rows(rows, plan.nnz, plan.layout, g.channels_per_group);
-  plan.n_blocks = ceil_div(g.channels_per_group, plan.layout.block_channels);
-  check_batches(batches, g, plan.n_blocks, plan.nnz);
-  plan.block_starts = batches->const_data_ptr<int32_t>();
-  plan.batches = batches_of(g, plan.block_starts);
-  plan.rows = rows.const_data_ptr<int32_t>();
-  std::vector<int32_t> row_starts;
-  for (int64_t row = 0; row <= g.out_channels; ++row) {
-    row_starts.push_back(crow.const_data_ptr<int32_t>()[row * g.channels_per_group]);
-  }
-  plan.row_starts = row_starts.data();
+  const int64_t nnz = rows.numel();
+  check_pointers(crow, "crow_indices", g.n_kernels(), nnz);
+  TORCH_CHECK_TYPE(batches.has_value(), "expected batches to be a tensor, but got None");
+  check_indices(rows, "rows", nnz);
+  check_indices(*batches, "batches", batches_size(g, nnz));
+  const WgradPlan plan =
+      wgrad_plan(g, crow.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>(),
+                 batches->const_data_ptr<int32_t>());
+  check_rows(rows, plan.layout, g.channels_per_group);
+  check_batches(plan, g);
   return run_wgrad(grad, input, g, plan);
 }
 

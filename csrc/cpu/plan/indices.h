@@ -2,7 +2,7 @@
 // pattern with the place of each weight in `values`.
 #pragma once
 
-#include "../conv1d.h"
+#include "../../conv1d.h"
 
 namespace sparseconv {
 

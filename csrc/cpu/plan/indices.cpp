@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "indices.h"
 
 #include <algorithm>
 #include <cstddef>

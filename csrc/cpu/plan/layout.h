@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../conv1d.h"
+#include "../../conv1d.h"
 
 namespace sparseconv {
 

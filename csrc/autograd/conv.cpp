@@ -1,0 +1,212 @@
+#include "conv.h"
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/record_function.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "../checks.h"
+#include "../cpu/conv.h"
+
+namespace sparseconv {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Whether torch only computes, and records gradients: nothing traces, casts, transforms, watches
+// calls or operations, or differentiates in forward mode.
+bool runs_plainly() {
+  return !at::autocast::is_autocast_enabled(at::kCPU) &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
+         at::impl::PythonTorchFunctionTLS::stack_len() == 0 &&
+         !c10::impl::tls_is_dispatch_key_included(
+             c10::DispatchKey::FuncTorchDynamicLayerFrontMode) &&
+         torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr &&
+         !torch::jit::tracer::isTracing();
+}
+
+// Batched tensors, fake ones and the like have no storage, or another layout.
+bool is_plain(const Tensor& x) {
+  return x.layout() == at::kStrided && x.is_cpu() && x.has_storage() && !x._is_zerotensor() &&
+         !x.unsafeGetTensorImpl()->is_python_dispatch();
+}
+
+}  // namespace
+
+Tensor frozen(const Tensor& x) {
+  return Tensor(x.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));
+}
+
+bool computes_plainly(const Tensor& x) {
+  return runs_plainly() && is_plain(x);
+}
+
+namespace {
+
+Tensor bias_gradient(const Tensor& grad, const ConvPlan& plan) {
+  const ConvPlan& bias = plan.bias();
+  const Tensor ones = at::ones({1}, grad.options()).expand({grad.size(0), 1, grad.size(2)});
+  return run_wgrad(grad, ones, bias.geometry, bias.wgrad());
+}
+
+// Gradients by the functions of sparseconv/functional/conv.py, which have gradients themselves and
+// know torch's transforms.
+variable_list gradients_by_python(const Tensor& grad,
+                                  const variable_list& saved,
+                                  const ConvPlan& plan,
+                                  const std::array<bool, 3>& needed) {
+  const pybind11::gil_scoped_acquire gil;
+  const Geometry& g = plan.geometry;
+  const pybind11::object found =
+      pybind11::module_::import("sparseconv.functional.conv")
+          .attr("gradients_by_python")(
+              grad, saved[0], saved[1], plan.crow, plan.col,
+              std::vector<int64_t>{g.out_channels, g.channels_per_group, g.kernel_size, g.stride,
+                                   g.left, g.right, g.dilation, g.groups,
+                                   static_cast<int64_t>(g.mode)},
+              needed);
+  variable_list gradients;
+  for (const pybind11::handle gradient : found) {
+    gradients.push_back(gradient.is_none() ? Tensor() : gradient.cast<Tensor>());
+  }
+  return gradients;
+}
+
+// A tensor whose memory is the plan: of what a node can hold, compiled autograd passes tensors on.
+Tensor held_in_tensor(const ConvPlanPtr& plan) {
+  return at::from_blob(plan.get(), {1}, [plan](void*) {}, at::kByte);
+}
+
+// What the forward pass takes beside the tensors that have gradients.
+struct Call {
+  ConvPlanPtr plan;
+  Tensor values;  // the parameter's, frozen
+  bool relu;
+};
+
+struct SparseConv : torch::autograd::Function<SparseConv> {
+  static Tensor forward(AutogradContext* ctx,
+                        const Tensor& input,
+                        const Tensor& values,
+                        const std::optional<Tensor>& bias,
+                        const Call& call) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const ConvPlan& plan = *call.plan;
+    const Tensor output =
+        run_fprop(input, call.values, bias, plan.geometry, plan.fprop(), call.relu);
+    ctx->save_for_backward({input, values, call.relu ? output : Tensor()});
+    ctx->saved_data["plan"] = held_in_tensor(call.plan);
+    ctx->saved_data["bias"] = bias.has_value();
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &input = saved[0], &output = saved[2];
+    const Tensor held = ctx->saved_data["plan"].toTensor();
+    const ConvPlan& plan = *static_cast<const ConvPlan*>(held.const_data_ptr());
+    // What nobody asked for, as in autograd.grad(y, x), is not computed.
+    const std::array<bool, 3> needed = {
+        ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+        ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)};
+    Tensor grad = grads[0];
+    if (output.defined()) {
+      grad = at::threshold_backward(grad, output, 0);  // where y > 0, as F.relu's
+    }
+    variable_list found(3);
+    if (at::GradMode::is_enabled() || !computes_plainly(grad)) {
+      found = gradients_by_python(grad, saved, plan, needed);
+    } else {
+      const Geometry& g = plan.geometry;
+      const at::AutoDispatchBelowADInplaceOrView below;
+      const Tensor values = [&] {
+        const pybind11::gil_scoped_acquire gil;
+        return frozen(saved[1]);
+      }();
+      TORCH_CHECK_VALUE(values.dim() == 1 && values.numel() == plan.col.numel(),
+                        "expected as many active weights as in the forward pass, ",
+                        plan.col.numel(), ", but now there are ", values.numel(),
+                        "; run the forward pass again");
+      grad = grad.resolve_neg();
+      if (needed[0]) {
+        RECORD_FUNCTION("sparseconv::dgrad", c10::ArrayRef<const c10::IValue>{});
+        found[0] = run_dgrad(grad, values, g, plan.dgrad(), input.size(2));
+      }
+      if (needed[1]) {
+        RECORD_FUNCTION("sparseconv::wgrad", c10::ArrayRef<const c10::IValue>{});
+        found[1] = run_wgrad(grad, input, g, plan.wgrad());
+      }
+      if (needed[2]) {
+        found[2] = bias_gradient(grad, plan);
+      }
+    }
+    found.resize(4);  // as many as `forward` has arguments
+    return found;
+  }
+};
+
+// Whether the arguments are what the kernels take; what is wrong else is said by Python.
+bool fits(const Tensor& input,
+          const Tensor& values,
+          const std::optional<Tensor>& bias,
+          const ConvPlan& plan) {
+  const Geometry& g = plan.geometry;
+  try {
+    element_of(input);
+    check_signal(input, "input", g.in_channels());
+    check_lengths(g, input.size(2));
+    check_values(values, input);
+    if (bias.has_value()) {
+      check_vector(*bias, "bias", input, g.out_channels);
+    }
+  } catch (const c10::Error&) {
+    return false;
+  }
+  return values.numel() == plan.col.numel();
+}
+
+}  // namespace
+
+std::optional<Tensor> plain_conv(pybind11::handle input,
+                                 pybind11::handle values,
+                                 pybind11::handle bias,
+                                 const ConvPlanPtr& plan,
+                                 bool relu) {
+  if (!THPVariable_CheckExact(input.ptr()) || !THPVariable_CheckExact(values.ptr()) ||
+      !(bias.is_none() || THPVariable_CheckExact(bias.ptr())) || !runs_plainly()) {
+    return {};
+  }
+  const Tensor& x = THPVariable_Unpack(input.ptr());
+  const Tensor& parameter = THPVariable_Unpack(values.ptr());
+  const Tensor w = frozen(parameter);
+  const std::optional<Tensor> b =
+      bias.is_none() ? std::nullopt : std::optional(THPVariable_Unpack(bias.ptr()));
+  const bool batched = x.dim() == 3;
+  const auto is_usable = [](const Tensor& t) { return is_plain(t) && !t.is_neg(); };
+  if (!is_usable(x) || !is_usable(w) || (b.has_value() && !is_usable(*b)) ||
+      (!batched && x.dim() != 2)) {
+    return {};
+  }
+  const pybind11::gil_scoped_release release;
+  const Tensor signal = batched ? x : x.unsqueeze(0);
+  if (!fits(signal, w, b, *plan)) {
+    return {};
+  }
+  RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
+  const bool recorded =
+      at::GradMode::is_enabled() && (signal.requires_grad() || parameter.requires_grad() ||
+                                     (b.has_value() && b->requires_grad()));
+  const Tensor y = recorded ? SparseConv::apply(signal, parameter, b, Call{plan, w, relu})
+                            : run_fprop(signal, w, b, plan->geometry, plan->fprop(), relu);
+  return batched ? y : y.squeeze(0);
+}
+
+}  // namespace sparseconv

@@ -1,0 +1,32 @@
+// A sparse convolution with its gradients where torch just computes: neither Python nor the
+// dispatcher is between the layer and the kernels.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "../cpu/plan/conv_plan.h"
+
+namespace sparseconv {
+
+// Whether torch only computes, and perhaps records gradients, and x is an ordinary CPU tensor:
+// nothing traces, casts, transforms, watches calls or operations, or differentiates in forward
+// mode.
+bool computes_plainly(const at::Tensor& x);
+
+// As it is now. While the GIL is held nobody replaces a parameter's data; later, another thread
+// could do so between the checks and the kernels.
+at::Tensor frozen(const at::Tensor& x);
+
+// The convolution, of (N, C, L) or (C, L); nothing if something else than computing is asked for,
+// or if the arguments do not fit: sparseconv/functional/conv.py does all that, and has the words
+// for what is wrong.
+std::optional<at::Tensor> plain_conv(pybind11::handle input,
+                                     pybind11::handle values,
+                                     pybind11::handle bias,
+                                     const ConvPlanPtr& plan,
+                                     bool relu);
+
+}  // namespace sparseconv

@@ -1,0 +1,98 @@
+#include "conv_plan.h"
+
+#include "../../checks.h"
+#include "indices.h"
+
+namespace sparseconv {
+
+CorrelationPlan fprop_plan(const Geometry& g, const int32_t* crow, const int32_t* rows) {
+  Layout layout = fprop_layout(g);
+  BlockEntries entries(crow, rows, g.out_channels, g.channels_per_group, g.groups, layout, false);
+  return {std::move(layout), std::move(entries)};
+}
+
+DgradPlan dgrad_plan(const Geometry& g,
+                     const int32_t* pointers,
+                     const int32_t* rows,
+                     const int32_t* index) {
+  DgradPlan plan{{}, index};
+  std::vector<int64_t> taps;
+  for (int64_t phase = 0; phase < g.stride; ++phase, pointers += g.n_kernels()) {
+    Layout layout = dgrad_layout(g, phase, &taps);
+    BlockEntries entries(pointers, rows + pointers[0], g.in_channels(), g.out_channels / g.groups,
+                         g.groups, layout, true);
+    plan.phases.push_back({std::move(layout), std::move(entries)});
+  }
+  return plan;
+}
+
+WgradPlan wgrad_plan(const Geometry& g,
+                     const int32_t* crow,
+                     const int32_t* rows,
+                     const int32_t* batches) {
+  WgradPlan plan{};
+  plan.layout = wgrad_layout(g);
+  plan.n_blocks = ceil_div(g.channels_per_group, plan.layout.block_channels);
+  plan.block_starts = batches;
+  plan.batches = batches_of(g, batches);
+  plan.rows = rows;
+  for (int64_t row = 0; row <= g.out_channels; ++row) {
+    plan.row_starts.push_back(crow[row * g.channels_per_group]);
+  }
+  plan.nnz = plan.row_starts.back();
+  return plan;
+}
+
+void check_pattern(const Geometry& g, const Tensor& crow, const Tensor& col) {
+  check_indices(col, "col_indices", col.numel());
+  check_below(col, "col_indices", g.kernel_size);
+  check_pointers(crow, "crow_indices", g.n_kernels(), col.numel());
+}
+
+ConvPlan::ConvPlan(const Tensor& crow, const Tensor& col, at::IntArrayRef numbers)
+    : geometry(check_geometry(numbers)), crow(crow), col(col), fprop_rows_(col.numel() + kAhead) {
+  check_pattern(geometry, crow, col);
+  const int32_t* pointers = crow.const_data_ptr<int32_t>();
+  plan_fprop(geometry, pointers, col.const_data_ptr<int32_t>(), fprop_rows_.data());
+  fprop_.emplace(fprop_plan(geometry, pointers, fprop_rows_.data()));
+}
+
+const DgradPlan& ConvPlan::dgrad() const {
+  std::call_once(dgrad_once_, [this] {
+    check_phases(geometry);
+    check_pattern(geometry, crow, col);  // they are the caller's, and may have changed
+    dgrad_pointers_.resize(geometry.stride * geometry.n_kernels() + 1);
+    dgrad_rows_.resize(col.numel() + kAhead);
+    dgrad_index_.resize(col.numel());
+    plan_dgrad(geometry, crow.const_data_ptr<int32_t>(), col.const_data_ptr<int32_t>(),
+               dgrad_pointers_.data(), dgrad_rows_.data(), dgrad_index_.data());
+    dgrad_ = dgrad_plan(geometry, dgrad_pointers_.data(), dgrad_rows_.data(), dgrad_index_.data());
+  });
+  return dgrad_;
+}
+
+const WgradPlan& ConvPlan::wgrad() const {
+  std::call_once(wgrad_once_, [this] {
+    check_pattern(geometry, crow, col);
+    const int32_t* pointers = crow.const_data_ptr<int32_t>();
+    wgrad_rows_.resize(col.numel());
+    wgrad_batches_.resize(batches_size(geometry, col.numel()));
+    plan_wgrad(geometry, pointers, col.const_data_ptr<int32_t>(), wgrad_rows_.data(),
+               wgrad_batches_.data());
+    wgrad_ = wgrad_plan(geometry, pointers, wgrad_rows_.data(), wgrad_batches_.data());
+  });
+  return wgrad_;
+}
+
+const ConvPlan& ConvPlan::bias() const {
+  std::call_once(bias_once_, [this] {
+    const int64_t channels = geometry.out_channels;
+    const at::TensorOptions options = crow.options();
+    bias_ = c10::make_intrusive<ConvPlan>(at::arange(channels + 1, options),
+                                          at::zeros({channels}, options),
+                                          std::vector<int64_t>{channels, 1, 1, 1, 0, 0, 1, 1, 0});
+  });
+  return *bias_;
+}
+
+}  // namespace sparseconv
