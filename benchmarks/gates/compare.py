@@ -131,6 +131,9 @@ class Worker:
         self.tree = tree
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")]),
+            # As sc.retain_freed_memory(), which old trees lack: glibc keeps what tensors free.
+            "MALLOC_MMAP_THRESHOLD_": str(2**30),
+            "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
             # Idle threads must not spin: it is the other worker's turn.
             "OMP_WAIT_POLICY": "passive",
             "OMP_NUM_THREADS": str(threads),

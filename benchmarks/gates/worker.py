@@ -92,7 +92,6 @@ def main() -> None:
     if cores:
         os.sched_setaffinity(0, map(int, cores))
     torch.set_num_threads(int(threads))
-    sc.retain_freed_memory()  # as train() does
     # One thread's own time leaves out what other tenants of the core take in between.
     clock = time.process_time if threads == "1" else time.perf_counter
     rows = {name: KINDS[kind](**data) for name, kind, data in torch.load(rows_file)}
