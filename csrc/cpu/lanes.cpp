@@ -43,9 +43,10 @@ Tensor transposed(const Tensor& weight) {
   Tensor result = at::empty({depth, rows}, weight.options());
   const T* from = weight.const_data_ptr<T>();
   T* to = result.data_ptr<T>();
+  const int64_t row = weight.stride(0), column = weight.stride(1);  // calls: not in the loop
   for (int64_t k = 0; k < depth; ++k) {
     for (int64_t r = 0; r < rows; ++r) {
-      to[k * rows + r] = from[r * weight.stride(0) + k * weight.stride(1)];
+      to[k * rows + r] = from[r * row + k * column];
     }
   }
   return result;
