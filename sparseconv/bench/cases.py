@@ -70,8 +70,8 @@ class Case(testing.Case):
         name: how the case is called everywhere.
         suite: which of ``SUITES`` it belongs to.
         isa: the instruction set that the kernels are forced to; the best one if empty.
-        module: time a forward pass of ``SparseConv1d`` beside one of ``nn.Conv1d``, with all that
-            surrounds the kernels, instead of the kernels alone.
+        module: time a forward pass of ``SparseConv1d`` beside one of ``nn.Conv1d``, alone and with
+            its gradients, and with all that surrounds the kernels, instead of the kernels alone.
         pattern: besides those of ``sparseconv.testing``, where ``dsn_prefix`` and ``dsn_evolved``
             are here those of a real network: ``density`` is 1 - S, the active share of a kernel
             group's region. ``dsn_ungrouped`` has one region, the whole kernel. ``trained_first``
@@ -263,7 +263,7 @@ def _options() -> Iterator[Case]:
     yield _uniform("depthwise", "options", in_channels=47, out_channels=141, groups=47)
     yield _layer("causal", "options", padding=(38, 0))
     yield _layer("circular", "options", padding_mode="circular")
-    yield Case(1, 4, 4, 3, 8, name="tiny_module", suite="options", module=True)
+    yield Case(1, 4, 8, 5, 16, name="tiny_module", suite="options", module=True)
 
 
 def _adversarial() -> Iterator[Case]:

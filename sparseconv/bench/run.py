@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -199,8 +200,10 @@ def measure(
         absent: dict[str, dict[str, str]] = {name: {} for name in COMPUTATIONS}
         loop = None
         if case.module:  # its time is Python's, and has no peak
-            modules = _module_calls(problem, wanted["fprop"])
-            candidates = {"fprop": {k: modules[k] for k in modules if k in ("sparse", *baselines)}}
+            candidates = {
+                name: {k: timed[k] for k in timed if k in ("sparse", *baselines)}
+                for name, timed in _module_calls(problem, wanted["fprop"]).items()
+            }
         else:
             candidates = {
                 name: {"sparse": call} for name, call in sparse_calls(kernels, problem).items()
@@ -218,13 +221,13 @@ def measure(
             beside: dict[str, Callable[[], object]] = {_PEAK: loop.call} if loop else {}
             times = timing.interleave({**timed, **beside}, rounds=rounds, least_seconds=TURN)
             row = {"case": case.name, "computation": name, "isa": isa, "rounds": rounds}
-            row |= _figures(case, problem, times, loop) | {"absent": absent[name]}
+            row |= _figures(case, problem, name, times, loop) | {"absent": absent.get(name, {})}
             rows.append(row)
         return rows
 
 
-def _module_calls(problem: Problem, wanted: Expected) -> Calls:
-    """Forward passes of the modules, recording gradients, as a training loop calls them."""
+def _module_calls(problem: Problem, wanted: Expected) -> dict[str, Calls]:
+    """Forward passes that record gradients, as a training loop calls them; and both passes."""
     x, values, _, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape
     sizes = (group_channels * geometry.groups, out_channels, taps, geometry.stride)
@@ -236,15 +239,25 @@ def _module_calls(problem: Problem, wanted: Expected) -> Calls:
         dense.weight.copy_(layer.dense_weight())
     for module in (layer, dense):
         _check_result(f"fprop of {type(module).__name__}", module(x), wanted)
-    return {"sparse": lambda: layer(x), "conv1d": lambda: dense(x)}
+    signal, grad = x.clone().requires_grad_(), problem.grad
+
+    def both(module: nn.Module) -> Tensor:
+        return torch.autograd.grad(module(signal), [signal, *module.parameters()], grad)[0]
+
+    modules = {"sparse": layer, "conv1d": dense}
+    return {
+        "fprop": {name: partial(module, x) for name, module in modules.items()},
+        "both passes": {name: partial(both, module) for name, module in modules.items()},
+    }
 
 
 def _figures(
-    case: Case, problem: Problem, times: timing.Times, loop: peaks.Loop | None
+    case: Case, problem: Problem, computation: str, times: timing.Times, loop: peaks.Loop | None
 ) -> dict[str, Any]:
     peak = None if loop is None else 1e-9 * loop.flops / times.pop(_PEAK)
     outputs = case.n * case.output_length
-    flops = 2 * problem.pattern.nnz * outputs
+    passes = 1 if computation in COMPUTATIONS else len(COMPUTATIONS)
+    flops = passes * 2 * problem.pattern.nnz * outputs
     gflops = 1e-9 * flops / times["sparse"]
     return {
         **{name: getattr(case, name) for name in FACTS},
@@ -253,7 +266,7 @@ def _figures(
         "nnz": problem.pattern.nnz,
         "density": problem.pattern.density,
         "flops": flops,
-        "dense_flops": 2 * problem.pattern.numel * outputs,
+        "dense_flops": passes * 2 * problem.pattern.numel * outputs,
         **times_and_ratios(times),
         "gflops": float(np.median(gflops)),
         "share_of_peak": None if peak is None else float(np.median(gflops / peak)),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sparseconv.bench import goals
+from sparseconv.bench import goals, own_order
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import Case
 from sparseconv.bench.document import SCHEMA, rounded
@@ -56,13 +56,19 @@ def run(
     rounds = QUICK_ROUNDS if quick else rounds
     document: Document = {"schema": SCHEMA, "complete": False, "machine": measurement_context()}
     document["peaks"] = rounded(peaks.measure(thread_counts))
-    document |= {"rows": [], "network": [], "goals": []}
+    document |= {"rows": [], "own_order": [], "network": [], "goals": []}
     settings = {
         "rounds": rounds or ROUNDS,
         "baselines": baselines,
         "machine_peaks": document["peaks"],
     }
     tasks = [("rows", *task) for task in _case_tasks(cases, thread_counts, settings)]
+    if any(case.suite == "layer" for case in cases):
+        tasks += [
+            ("own_order", f"the kernels' own order, {threads_text(count)}",
+             partial(own_order.measure, count, document["peaks"], rounds=rounds or ROUNDS))
+            for count in thread_counts
+        ]  # fmt: skip
     if network:
         beside = QUICK_BASELINES if quick else compare.BASELINES
         found = compare.tasks(thread_counts, rounds=rounds or compare.ROUNDS, baselines=beside)

@@ -61,7 +61,7 @@ def spelled(baseline: str) -> str:
 
 
 def _fact(key: str) -> Column:
-    names = {"batch": "N", "length": "L", "kernel_size": "K", "computation": ""}
+    names = {"batch": "N", "in_channels": "C", "length": "L", "kernel_size": "K", "computation": ""}
     return Column(names.get(key, key), lambda row: str(row[key]))
 
 
@@ -174,7 +174,7 @@ def network(rows: Iterable[Row]) -> Table:
     return table(
         rows,
         (
-            mode, _fact("length"), _fact("threads"), MS,
+            mode, _fact("batch"), _fact("in_channels"), _fact("length"), _fact("threads"), MS,
             Column("vs masked", _interval("masked_dense")),
             Column("vs best", _median("dense_best")),
             Column("(which)", lambda row: row.get("settings", {}).get("dense_best", "-")),
@@ -204,7 +204,8 @@ def when_it_pays(document: Mapping[str, Any]) -> Table:
         ),
         *(
             _line(f"DSN, {what}", "masked_dense",
-                  [row for row in nets if (row["mode"], row["length"]) == (mode, length)])
+                  [r for r in nets if (r["mode"], r["length"]) == (mode, length)
+                   and r["batch"] in (1, 16)])
             for what, mode, length in (
                 ("training step, 16 series of 128", "train", 128),
                 ("inference, 16 series of 128", "inference", 128),

@@ -32,5 +32,5 @@ def network(mode: str, length: int, **fields: Any) -> dict[str, Any]:
     return {
         "model": "DSN", "mode": mode, "length": length, "batch": 16, "in_channels": 1, "threads": 1,
         "ms": {"sparse": 2.0}, "settings": {"dense_best": "jit"}, "absent": {},
-        "ratio": {key: [x, x, x] for key, x in ({"masked_dense": 8.0} | found).items()},
+        "ratio": {key: [x, x, x] for key, x in ({"masked_dense": 9.0} | found).items()},
     } | fields  # fmt: skip

@@ -89,8 +89,8 @@ def test_the_network_keeps_the_baselines_apart() -> None:
         network("update", 9, ratio={}),
     ]
     assert lines(tables.network(rows)) == [
-        "training step|128|1|2.00|8.00 [8.00, 8.00]|3.00|jit|2.0",
-        "… with an update|9|1|2.00|-|-|jit|-",
+        "training step|16|1|128|1|2.00|9.00 [9.00, 9.00]|3.00|jit|2.0",
+        "… with an update|16|1|9|1|2.00|-|-|jit|-",
     ]
 
 

@@ -18,9 +18,20 @@ def document() -> dict[str, Any]:
     suites = ("layer", "density", "batch", "channels", "kernel", "options", "dtype", "isa")
     names = [case.name for case in CASES.values() if case.suite in suites]
     rows = [row(name, c, t) for name in names for c in run.COMPUTATIONS for t in (1, 2)]
-    nrows = [network(mode, n) for mode in ("train", "inference") for n in (24, 128, 512)]
+    rows += [row("tiny_module", "both passes")]
+    nrows = [
+        network(mode, n, batch=1 if mode == "latency" else 16, threads=t)
+        for mode in ("train", "inference", "latency")
+        for n in (24, 128, 512)
+        for t in (1, 2)
+    ]
     nrows.append(network("update", 128, plain_step=0.5))
-    return {"rows": rows, "network": nrows}
+    nrows += [
+        network("train", n, batch=batch, in_channels=channels)
+        for batch, n, channels in goals.RECIPE
+    ]
+    own = [row(f"dsn_evolved_L{n}", c) for n in (24, 128, 512) for c in run.COMPUTATIONS]
+    return {"rows": rows, "own_order": own, "network": nrows}
 
 
 def verdicts(document: dict[str, Any]) -> dict[str, str]:
@@ -29,7 +40,7 @@ def verdicts(document: dict[str, Any]) -> dict[str, str]:
 
 def test_all_goals_are_judged_and_met(document: dict[str, Any]) -> None:
     found = verdicts(document)
-    assert len(found) == 7 + 3 + 3 + 4 + 8  # layer, shapes, density, others, network
+    assert len(found) == 8 + 3 + 3 + 3 + 4 + 20  # layer, order, shapes, density, others, network
     assert found.pop("bfloat16, float16: stated") == "stated"
     assert set(found.values()) == {"met"}, found
 
@@ -38,7 +49,6 @@ def test_all_goals_are_judged_and_met(document: dict[str, Any]) -> None:
     ("goal", "field", "value", "verdict"),
     [
         ("fprop, dgrad, L = 128-1024: ≥ 8x", "conv1d", 6.0, "missed by 25%"),
-        ("fprop, dgrad, L = 128-1024: ≥ 80%", "share_of_peak", 0.6, "missed by 25%"),
         ("every L: ≥ 6x conv2d", "conv2d_channels_last", 4.5, "missed by 25%"),
         ("every L: ≥ 3x the fastest baseline", "fft_prepared", 1.5, "missed by 50%"),
     ],
@@ -109,12 +119,13 @@ def test_the_network() -> None:
         network("train", 128, masked_dense=4.0),
         network("update", 128, plain_step=1 / 3.5),
     ]
-    update, step, never = goals.judge({"rows": [], "network": rows})
+    update, step, best, never = goals.judge({"rows": [], "network": rows})
+    assert best.measured == "4.0x, -"
     assert never.goal.endswith("never slower than any dense network")
     assert never.measured == "4.00x (train, L = 128, 1 thread)"
-    assert "2 steps longer than one without" in update.goal
+    assert "1.5 steps longer than one without" in update.goal
     assert update.measured == "2.50 steps (update, L = 128, 1 thread)"  # beyond the step itself
-    assert update.verdict == "missed by 20%"
-    assert step.verdict == "missed by 20%"
+    assert update.verdict == "missed by 40%"
+    assert (step.measured, step.verdict) == ("4.0x, -", "missed by 41%")  # of 6.8x
     other = network("train", 128) | {"in_channels": 12}
     assert goals.judge({"rows": [], "network": [other]}) == []

@@ -33,7 +33,7 @@ def small(in_channels: int = 1, n_classes: int = 2, **options: Any) -> DSN:
 
 
 def measured(*modes: str, **settings: Any) -> list[compare.Row]:
-    tasks = compare.tasks([1], lengths=[10], modes=modes, build=small, **settings)
+    tasks = compare.tasks([1], lengths=[10], modes=modes, build=small, recipe=(), **settings)
     return [row for _, measure in tasks for row in measure()]
 
 
@@ -56,8 +56,11 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
     # Instead of half a minute for each network: the eager one.
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     state = torch.get_rng_state()
-    tasks = compare.tasks([1, 2], lengths=(10,), rounds=5, build=small)
-    rows = [row for _, measure in tasks for row in measure()]
+    recipe = [(3, 7, 2)]
+    tasks = compare.tasks([1, 2], lengths=(10,), rounds=5, build=small, recipe=recipe)
+    *rows, other = (row for _, measure in tasks for row in measure())
+    assert [other[k] for k in ("mode", "batch", "length", "in_channels")] == ["train", 3, 7, 2]
+    assert set(other["ratio"]) == {"masked_dense"}
     assert torch.equal(torch.get_rng_state(), state)
     assert [name for name, _ in tasks[:2]] == [
         "DSN train L=10, 1 thread", "DSN train L=10, 2 threads",

@@ -14,7 +14,7 @@ from dense_kernels import dense_ops, one_wrong
 from torch import Tensor
 
 from sparseconv import SparseConv1d
-from sparseconv.bench import run
+from sparseconv.bench import own_order, run
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv.measure import peaks, timing
@@ -85,8 +85,9 @@ def test_a_wrong_module_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_extension
 def test_a_module_has_the_baselines_that_were_asked_for() -> None:
     for names, found in ((["fft"], set()), (["fft", "conv1d"], {"conv1d"})):
-        (line,) = run.measure(CASES["tiny_module"], baselines=names, rounds=3)
-        assert set(line["ratio"]) == found
+        lines = run.measure(CASES["tiny_module"], baselines=names, rounds=3)
+        assert [line["computation"] for line in lines] == ["fprop", "both passes"]
+        assert all(set(line["ratio"]) == found for line in lines)
 
 
 @needs_extension
@@ -152,3 +153,17 @@ def test_peak_memory_of_known_calls() -> None:
     assert peak_bytes(lambda: torch.zeros(1000)) == 4000
     assert peak_bytes(lambda: (torch.zeros(1000) + 1).sum()) >= 8000
     assert peak_bytes(lambda: [torch.zeros(1000).sum() for _ in range(50)]) < 4 * 4000
+
+
+@needs_extension
+def test_the_own_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert extension is not None
+    peak = {"threads": 1, "isa": extension.isa(), "dtype": "float32", "fma_gflops": 100.0}
+    rows = own_order.measure(1, [peak], lengths=[24], rounds=3)
+    assert [row["computation"] for row in rows] == list(run.COMPUTATIONS)
+    assert all(0 < row["share_of_peak"] < 1.1 and row["ms"]["sparse"] > 0 for row in rows)
+    assert own_order.measure(2, [peak], lengths=[24]) == []  # without a peak there is no share
+    wrong = {name: lambda: torch.zeros(1) for name in run.COMPUTATIONS}
+    monkeypatch.setattr(own_order, "sparse_calls", lambda *_: wrong)
+    with pytest.raises(run.WrongResultError, match="other bits in a chain"):
+        own_order.measure(1, [peak], lengths=[24])

@@ -32,6 +32,8 @@ from sparseconv.ops import calls as kernels
 MODES = ("train", "update", "inference", "latency")
 BASELINES = ("masked_dense", "dense_best", "dense_compiled")
 LENGTHS, BATCH, ROUNDS = (24, 128, 512), 16, 12
+# (batch, length, channels) of other archives' sets, in the paper's recipe: a tenth of the set.
+RECIPE = ((5, 150, 1), (6, 24, 1), (3, 251, 1), (10, 1460, 1), (2, 80, 1), (16, 29, 12))
 # Seconds of calls in a row before the next candidate's turn: training takes one step after the
 # other. With one step a turn, in caches that another had filled, the sparse step took 5.3 ms, not
 # 3.6, at L = 24, one thread, and 13.8, not 13.2, at L = 128.
@@ -55,6 +57,7 @@ def tasks(
     modes: Sequence[str] = MODES,
     baselines: Sequence[str] = BASELINES,
     build: Callable[[int, int], DSN] = evolved,
+    recipe: Sequence[tuple[int, int, int]] = RECIPE,
 ) -> list[tuple[str, Callable[[], list[Row]]]]:
     """The network in every mode, at every length, with every number of threads; each with a name.
 
@@ -68,6 +71,7 @@ def tasks(
         baselines: of ``BASELINES``; an update is compared with ``masked_dense`` only.
             One that cannot run is left out of its row, with the reason under ``"absent"``.
         build: makes the network from its numbers of channels and classes.
+        recipe: batch, length and channels of more training steps, beside masked dense, one thread.
 
     Raises:
         WrongResultError: of a task: a kernel or network is wrong; nothing of it was timed.
@@ -83,12 +87,22 @@ def tasks(
                 return [_inference_row(mode, model, X, rounds, beside)]
             return [training_row(mode, model, X, torch.arange(BATCH) % 2, rounds, beside)]
 
-    return [
+    def measure_shape(batch: int, length: int, channels: int) -> list[Row]:
+        retain_freed_memory()
+        with torch.random.fork_rng(devices=[]), threads(1):
+            torch.manual_seed(0)
+            X = torch.randn(batch, channels, length)
+            return [training_row("train", build(channels, 2), X, torch.arange(batch) % 2, rounds)]
+
+    found: list[tuple[str, Callable[[], list[Row]]]] = [
         (f"DSN {mode} L={length}, {threads_text(count)}", partial(measure, mode, length, count))
         for mode in modes
         for length in lengths
         for count in thread_counts
     ]
+    if "train" in modes and 1 in thread_counts:
+        found += [(f"DSN train {shape}", partial(measure_shape, *shape)) for shape in recipe]
+    return found
 
 
 def training_row(
