@@ -81,7 +81,7 @@ def test_everything_that_is_written(
     assert shown.out.count("wgrad_splits") == 3
     assert "channels last" not in shown.out
     assert "4.00 [3.90, 4.10]" in shown.out
-    assert "DSN, training step, L = 24: ≥ 3x masked dense" in shown.out
+    assert "DSN, training step, L = 24: ≥ 8x masked dense" in shown.out
     assert found["machine"]["cpu"] in shown.out
     assert "wgrad_splits" in shown.err  # progress
 
