@@ -81,7 +81,10 @@ PYBIND11_MODULE(_C, m) {
   using sparseconv::ConvPlan;
   pybind11::class_<ConvPlan, sparseconv::ConvPlanPtr>(m, "ConvPlan", "Of a pattern and geometry.")
       .def(pybind11::init<const at::Tensor&, const at::Tensor&, std::vector<int64_t>>(),
-           pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"));
+           pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"))
+      .def("fprop", &sparseconv::fprop_of, pybind11::call_guard<pybind11::gil_scoped_release>())
+      .def("dgrad", &sparseconv::dgrad_of, pybind11::call_guard<pybind11::gil_scoped_release>())
+      .def("wgrad", &sparseconv::wgrad_of, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("computes_plainly", &sparseconv::computes_plainly,
         "Whether torch only computes, and the tensor is an ordinary one on the CPU.");
   m.def("plain_conv", &sparseconv::plain_conv,

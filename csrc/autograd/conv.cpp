@@ -51,6 +51,13 @@ bool computes_plainly(const Tensor& x) {
 
 namespace {
 
+// Throws ValueError.
+void check_nnz(const Tensor& values, const ConvPlan& plan) {
+  TORCH_CHECK_VALUE(values.dim() == 1 && values.numel() == plan.col.numel(),
+                    "expected values of as many active weights as the pattern has, ",
+                    plan.col.numel(), ", but got ", values.sizes());
+}
+
 Tensor bias_gradient(const Tensor& grad, const ConvPlan& plan) {
   const ConvPlan& bias = plan.bias();
   const Tensor ones = at::ones({1}, grad.options()).expand({grad.size(0), 1, grad.size(2)});
@@ -131,10 +138,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
         const pybind11::gil_scoped_acquire gil;
         return frozen(saved[1]);
       }();
-      TORCH_CHECK_VALUE(values.dim() == 1 && values.numel() == plan.col.numel(),
-                        "expected as many active weights as in the forward pass, ",
-                        plan.col.numel(), ", but now there are ", values.numel(),
-                        "; run the forward pass again");
+      check_nnz(values, plan);
       grad = grad.resolve_neg();
       if (needed[0]) {
         RECORD_FUNCTION("sparseconv::dgrad", c10::ArrayRef<const c10::IValue>{});
@@ -153,27 +157,66 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
   }
 };
 
-// Whether the arguments are what the kernels take; what is wrong else is said by Python.
+void check_arguments(const Tensor& input,
+                     const Tensor& values,
+                     const std::optional<Tensor>& bias,
+                     const ConvPlan& plan) {
+  const Geometry& g = plan.geometry;
+  element_of(input);
+  check_signal(input, "input", g.in_channels());
+  check_lengths(g, input.size(2));
+  check_values(values, input);
+  check_nnz(values, plan);
+  if (bias.has_value()) {
+    check_vector(*bias, "bias", input, g.out_channels);
+  }
+}
+
+// Whether the arguments are what the kernels take; Python has the words for what is wrong.
 bool fits(const Tensor& input,
           const Tensor& values,
           const std::optional<Tensor>& bias,
           const ConvPlan& plan) {
-  const Geometry& g = plan.geometry;
   try {
-    element_of(input);
-    check_signal(input, "input", g.in_channels());
-    check_lengths(g, input.size(2));
-    check_values(values, input);
-    if (bias.has_value()) {
-      check_vector(*bias, "bias", input, g.out_channels);
-    }
+    check_arguments(input, values, bias, plan);
+    return true;
   } catch (const c10::Error&) {
     return false;
   }
-  return values.numel() == plan.col.numel();
 }
 
 }  // namespace
+
+Tensor fprop_of(const ConvPlan& plan, const Tensor& input, const Tensor& values) {
+  const at::NoGradGuard no_grad;
+  check_arguments(input, values, std::nullopt, plan);
+  return run_fprop(input, values, std::nullopt, plan.geometry, plan.fprop(), false);
+}
+
+Tensor dgrad_of(const ConvPlan& plan,
+                const Tensor& grad,
+                const Tensor& values,
+                int64_t input_length) {
+  const at::NoGradGuard no_grad;
+  const Geometry& g = plan.geometry;
+  check_signal(grad, "grad_output", g.out_channels);
+  check_lengths(g, input_length);
+  check_gradient(grad, g, grad.size(0), input_length);
+  check_values(values, grad);
+  check_nnz(values, plan);
+  return run_dgrad(grad, values, g, plan.dgrad(), input_length);
+}
+
+Tensor wgrad_of(const ConvPlan& plan, const Tensor& grad, const Tensor& input) {
+  const at::NoGradGuard no_grad;
+  const Geometry& g = plan.geometry;
+  check_signal(input, "input", g.in_channels());
+  check_signal(grad, "grad_output", g.out_channels);
+  check_same_type(input, grad, "grad_output");
+  check_lengths(g, input.size(2));
+  check_gradient(grad, g, input.size(0), input.size(2));
+  return run_wgrad(grad, input, g, plan.wgrad());
+}
 
 std::optional<Tensor> plain_conv(pybind11::handle input,
                                  pybind11::handle values,

@@ -20,6 +20,14 @@ bool computes_plainly(const at::Tensor& x);
 // could do so between the checks and the kernels.
 at::Tensor frozen(const at::Tensor& x);
 
+// The three computations alone, of signals (N, C, L). They throw ValueError or TypeError.
+at::Tensor fprop_of(const ConvPlan& plan, const at::Tensor& input, const at::Tensor& values);
+at::Tensor dgrad_of(const ConvPlan& plan,
+                    const at::Tensor& grad,
+                    const at::Tensor& values,
+                    int64_t input_length);
+at::Tensor wgrad_of(const ConvPlan& plan, const at::Tensor& grad, const at::Tensor& input);
+
 // The convolution, of (N, C, L) or (C, L); nothing if something else than computing is asked for,
 // or if the arguments do not fit: sparseconv/functional/conv.py does all that, and has the words
 // for what is wrong.

@@ -13,7 +13,8 @@ from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.run import COMPUTATIONS, WrongResultError, sparse_calls
 from sparseconv.measure import peaks
 from sparseconv.measure.machine import threads
-from sparseconv.ops import backends, calls
+from sparseconv.ops import backends
+from sparseconv.ops.calls import PlannedKernels, conv_plan
 
 LENGTHS = (24, 128, 512)
 
@@ -58,14 +59,16 @@ def _rows(
     problem = case.build()
     x, values, grad, pattern, geometry = problem
     chain = backends.extension.Chain()
-    chain.add_conv(calls.conv_plan(pattern, geometry), False)
+    chain.add_conv(conv_plan(pattern, geometry), False)
     nothing, momenta = [None, None], [0.0]
 
     def run() -> list[Any]:
         y, kept = chain.forward(x, [values, None], nothing, momenta, True)
         return [y, *chain.backward(grad, kept, [values, None], [True, True, False])[:2]]
 
-    for found, (name, call) in zip(run(), sparse_calls(calls, problem).items(), strict=True):
+    for found, (name, call) in zip(
+        run(), sparse_calls(PlannedKernels, problem).items(), strict=True
+    ):
         if not torch.equal(found, call()):
             raise WrongResultError(f"{case.name}: {name} has other bits in a chain")
     loop, at_peak = peaks.loop(peak), []

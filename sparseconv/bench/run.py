@@ -15,8 +15,8 @@ from sparseconv.bench.baselines import BASELINES, Calls
 from sparseconv.bench.cases import Case, Problem
 from sparseconv.measure import peaks, timing
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.ops import calls
 from sparseconv.ops.backends import resolve_backend
+from sparseconv.ops.calls import PlannedKernels
 from sparseconv.reference import conv1d_dense
 from sparseconv.testing import Expected, error_bound
 
@@ -27,7 +27,7 @@ TURN = 0.01
 # Of a case, in its rows.
 FACTS = ("suite", "dtype", "in_channels", "out_channels", "kernel_size", "length", "output_length",
          "stride", "dilation", "groups")  # fmt: skip
-Kernels = Any  # fprop, dgrad and wgrad, as ``sparseconv.ops.calls`` has them
+Kernels = Any  # fprop, dgrad and wgrad, as ``PlannedKernels`` has them
 _PEAK = "fma peak"  # a candidate among the others, never a baseline
 
 
@@ -177,7 +177,7 @@ def checked_baseline(
 
 def measure(
     case: Case,
-    kernels: Kernels = calls,
+    kernels: Kernels = PlannedKernels,
     *,
     baselines: Sequence[str] = tuple(BASELINES),
     rounds: int = 30,

@@ -16,7 +16,8 @@ from sparseconv.bench.run import WrongResultError, measure
 from sparseconv.measure import peaks
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import threads_text
-from sparseconv.ops import backends, calls
+from sparseconv.ops import backends
+from sparseconv.ops.calls import PlannedKernels
 
 # So that everything takes half an hour on two cores, and what README.md shows half of that.
 README_SUITES = ("layer", "density", "trained", "network")
@@ -91,7 +92,7 @@ def _case_tasks(
 ) -> Iterator[tuple[str, Callable[[], Rows]]]:
     def on_threads(count: int, case: Case) -> Rows:
         with threads(count):
-            return measure(case, calls, **settings)
+            return measure(case, PlannedKernels, **settings)
 
     assert backends.extension is not None
     for case in cases:

@@ -82,6 +82,29 @@ def _conv_plan(pattern: KernelCSR, geometry: Geometry) -> Any:
     return extension.ConvPlan(pattern.crow_indices, pattern.col_indices, geometry.numbers)
 
 
+class PlannedKernels:
+    """fprop, dgrad and wgrad as a layer calls them where torch only computes: no op, no Python."""
+
+    @staticmethod
+    def fprop(
+        x: Tensor, values: Tensor, bias: None, pattern: KernelCSR, geometry: Geometry
+    ) -> Tensor:
+        y: Tensor = conv_plan(pattern, geometry).fprop(x, values)
+        return y
+
+    @staticmethod
+    def dgrad(
+        grad: Tensor, values: Tensor, pattern: KernelCSR, geometry: Geometry, input_length: int
+    ) -> Tensor:
+        g: Tensor = conv_plan(pattern, geometry).dgrad(grad, values, input_length)
+        return g
+
+    @staticmethod
+    def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
+        g: Tensor = conv_plan(pattern, geometry).wgrad(grad, x)
+        return g
+
+
 def pattern_of(crow: Tensor, col: Tensor, geometry: Geometry) -> KernelCSR:
     """The pattern from whose arrays a plan was made; an equal one if it is gone."""
     pattern = _planned.get(crow.data_ptr())
