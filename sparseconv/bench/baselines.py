@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparseconv.bench.cases import Problem
 from sparseconv.core.geometry import Geometry
-from sparseconv.reference import dense_weight, pad
+from sparseconv.reference import dense_weight, fast_size, pad
 
 Calls = dict[str, Callable[[], Tensor]]
 
@@ -212,19 +212,6 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
 
     calls: Calls = {"fprop": fprop, "dgrad": dgrad}
     return calls if prepared else calls | {"wgrad": wgrad}
-
-
-def fast_size(least: int) -> int:
-    """The smallest even product of powers of 2, 3 and 5 that is not below ``least``."""
-    size = least + least % 2 or 2
-    while True:
-        rest = size
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return size
-        size += 2
 
 
 BASELINES: dict[str, Callable[[Problem], Calls]] = {

@@ -31,6 +31,9 @@ class Measurement:
         ratio: dense / sparse, pair by pair.
         share_of_peak: executed FLOPs per second over the machine's FMA peak; None where no peak
             was measured.
+        fft_ms: time of the layer by products of spectra, in inference with that of the weights
+            kept, where at least 30 % of the weights are active: there FFT may be the fastest way,
+            which ``torch.fft`` has and the library not.
     """
 
     flops: int
@@ -39,6 +42,13 @@ class Measurement:
     dense_ms: Estimate
     ratio: Estimate
     share_of_peak: float | None
+    fft_ms: Estimate | None = None
+
+    @property
+    def fft_is_fastest(self) -> bool:
+        """Whether FFT was faster than both, beyond the intervals."""
+        least = min(self.sparse_ms.low, self.dense_ms.low)
+        return self.fft_ms is not None and self.fft_ms.high < least
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,17 @@ class Measured:
             "dense: F.conv1d of the same shape with all weights, zeros too",
             "inference: a forward pass without gradients; training: forward and backward",
         ]
+        by_fft = [
+            f"{layer.name} ({PASSES[name]} {found.fft_ms.median:.3f} ms)"
+            for layer in self.layers
+            for name, found in layer.passes.items()
+            if found.fft_ms is not None and found.fft_is_fastest
+        ]
+        if by_fft:
+            lines.append(
+                f"FFT is the fastest way to compute {', '.join(by_fft)}: products of spectra "
+                "(torch.fft), which sparseconv does not have"
+            )
         slowed = [f"{PASSES[k]} up to {v:.0%}" for k, v in self.page_faults.items() if v > 0.1]
         if slowed:
             lines.append(
@@ -169,7 +190,7 @@ class Measured:
 
 _HEADER = (
     "layer", "weight", "input", "density", "pass", "MFLOP", "dense MFLOP", "sparse ms", "dense ms",
-    "dense / sparse", "of peak", "verdict",
+    "fft ms", "dense / sparse", "of peak", "verdict",
 )  # fmt: skip
 _TEXT = _HEADER[:5]
 
@@ -192,6 +213,7 @@ def _rows(layer: LayerTimes) -> list[dict[str, str]]:
             "dense MFLOP": megaflops(m.dense_flops),
             "sparse ms": f"{m.sparse_ms.median:.3f}",
             "dense ms": f"{m.dense_ms.median:.3f}",
+            "fft ms": "" if m.fft_ms is None else f"{m.fft_ms.median:.3f}",
             "dense / sparse": str(m.ratio),
             "of peak": "" if m.share_of_peak is None else f"{m.share_of_peak:.0%}",
         }

@@ -24,7 +24,7 @@ from sparseconv.measure.timing import Estimate, Times, collector_paused, interle
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.restored import restored_afterwards
 from sparseconv.profiling.result import LayerTimes, Measurement
-from sparseconv.reference import pad
+from sparseconv.reference import conv1d_fft, pad, weight_spectrum
 
 Passes = dict[str, Callable[[], object]]  # "forward", and "step" where something has gradients
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -165,11 +165,16 @@ def capture(
     return {layer: list(seen.values()) for layer, seen in calls.items()}
 
 
-def sparse_and_dense(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., Tensor]]]:
+# From about 40 % on products of spectra may be the fastest way of all (docs/benchmarks.md).
+_FFT_DENSITY = 0.3
+
+
+def ways_to_compute(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., Tensor]]]:
     """Per way its weight and the convolution ``(x, weight, bias) -> y``."""
     pattern, mode, padding = layer.pattern, layer.padding_mode, layer.resolved_padding
     stride, dilation, groups = layer.stride, layer.dilation, layer.groups
     left, right = padding
+    spectra: dict[int, Tensor] = {}
 
     def sparse(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         return sparse_conv1d(
@@ -183,7 +188,20 @@ def sparse_and_dense(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..
         x = pad(x, padding, mode)
         return F.conv1d(x, weight, bias, stride, 0, dilation, groups)
 
-    return {"sparse": (layer.values, sparse), "dense": (layer.dense_weight(), dense)}
+    def fft(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x = x if x.dim() == 3 else x.unsqueeze(0)
+        length, kept = x.shape[2] + left + right, None
+        if not torch.is_grad_enabled():  # the weights of inference stay
+            if length not in spectra:
+                spectra[length] = weight_spectrum(weight, length, dilation[0], groups).contiguous()
+            kept = spectra[length]
+        return conv1d_fft(x, weight, bias, stride[0], padding, dilation[0], groups, mode, kept)
+
+    ways = {"sparse": (layer.values, sparse), "dense": (layer.dense_weight(), dense)}
+    wide = layer.values.dtype in (torch.float32, torch.float64)
+    if wide and pattern.density >= _FFT_DENSITY and not torch.is_autocast_enabled("cpu"):
+        ways["fft"] = (layer.dense_weight(), fft)
+    return ways
 
 
 def _layer_passes(
@@ -235,7 +253,7 @@ def time_layer(
     """
     passes = {
         way: in_sequence([(c.count, _layer_passes(layer, c, *how, stopwatch)) for c in calls])
-        for way, how in sparse_and_dense(layer).items()
+        for way, how in ways_to_compute(layer).items()
     }
     times = stopwatch.time(passes)
     pattern, first = layer.pattern, calls[0]
@@ -256,6 +274,7 @@ def time_layer(
             dense_ms=milliseconds(dense),
             ratio=median_with_ci(dense / sparse),
             share_of_peak=None if peak is None else flops / sparse_ms.median / 1e6 / peak,
+            fft_ms=milliseconds(times[f"fft {which}"]) if "fft" in passes else None,
         )
     record = LayerTimes(
         name=name,

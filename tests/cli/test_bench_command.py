@@ -92,7 +92,7 @@ def test_no_figure_is_given_for_a_wrong_kernel(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, quick_peaks: None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(suite, "calls", dense_ops(**{name: one_wrong}))
+    monkeypatch.setattr(suite, "PlannedKernels", dense_ops(**{name: one_wrong}))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     out = tmp_path / "rows.json"
     words = ["bench", "--cases", "taps_far_apart", "--threads", "1", "--json", str(out)]

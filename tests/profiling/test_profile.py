@@ -141,13 +141,27 @@ MORE = [
 def test_dense_is_the_same_function(options: dict[str, Any]) -> None:
     """Outputs and gradients; a baseline that computed something else would prove nothing."""
     torch.manual_seed(0)
-    layer = SparseConv1d(4, 6, 4, **options).double()
+    layer = SparseConv1d(4, 6, 4, **{"density": 0.5, **options}).double()
     x = torch.randn(2, 4, 30, dtype=torch.float64, requires_grad=True)
     results = []
-    for weight, convolve in stopwatch.sparse_and_dense(layer).values():
+    for weight, convolve in stopwatch.ways_to_compute(layer).values():
         y = convolve(x, weight, layer.bias)
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, layer.values])])
-    torch.testing.assert_close(*results)
+    assert len(results) == 3
+    for found in results:
+        torch.testing.assert_close(found, results[0])
+
+
+def test_where_fft_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"sparse": 2.0, "dense": 3.0, "fft": 1.0, "model": 8.0, "layers": 4.0}
+    fake_clock(monkeypatch, lambda name, _: times[name.split()[0]])
+    dense, sparse = (nn.Sequential(SparseConv1d(3, 6, 5, padding=2, density=d)) for d in (0.3, 0.2))
+    found = profile(dense, X, backward=False)
+    assert "FFT is the fastest way to compute 0 (inference 1.000 ms)" in str(found)
+    assert found.to_dict()["layers"][0]["forward"]["fft_ms"] == [pytest.approx(1)] * 3
+    times["fft"] = 2.5
+    assert "FFT is the fastest" not in str(profile(dense, X, backward=False))
+    assert "fft" not in str(profile(sparse, X, backward=False))  # not tried
 
 
 @pytest.mark.parametrize(
