@@ -158,7 +158,7 @@ def test_where_fft_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, sparse = (nn.Sequential(SparseConv1d(3, 6, 5, padding=2, density=d)) for d in (0.3, 0.2))
     found = profile(dense, X, backward=False)
     assert "FFT is the fastest way to compute 0 (inference 1.000 ms)" in str(found)
-    assert found.to_dict()["layers"][0]["forward"]["fft_ms"] == [pytest.approx(1)] * 3
+    assert found.to_dict()["layers"][0]["forward"]["fft_ms"][0] == pytest.approx(1)
     times["fft"] = 2.5
     assert "FFT is the fastest" not in str(profile(dense, X, backward=False))
     assert "fft" not in str(profile(sparse, X, backward=False))  # not tried
