@@ -58,6 +58,59 @@ void check_nnz(const Tensor& values, const ConvPlan& plan) {
                     plan.col.numel(), ", but got ", values.sizes());
 }
 
+void check_arguments(const Tensor& input,
+                     const Tensor& values,
+                     const std::optional<Tensor>& bias,
+                     const ConvPlan& plan) {
+  const Geometry& g = plan.geometry;
+  element_of(input);
+  check_signal(input, "input", g.in_channels());
+  check_lengths(g, input.size(2));
+  check_values(values, input);
+  check_nnz(values, plan);
+  if (bias.has_value()) {
+    check_vector(*bias, "bias", input, g.out_channels);
+  }
+}
+
+}  // namespace
+
+Tensor fprop_of(const ConvPlan& plan, const Tensor& input, const Tensor& values) {
+  const at::NoGradGuard no_grad;
+  check_arguments(input, values, std::nullopt, plan);
+  return run_fprop(input.resolve_neg(), values.resolve_neg(), std::nullopt, plan.geometry,
+                   plan.fprop(), false);
+}
+
+Tensor dgrad_of(const ConvPlan& plan,
+                const Tensor& grad,
+                const Tensor& values,
+                int64_t input_length) {
+  const at::NoGradGuard no_grad;
+  const Geometry& g = plan.geometry;
+  check_signal(grad, "grad_output", g.out_channels);
+  check_lengths(g, input_length);
+  check_gradient(grad, g, grad.size(0), input_length);
+  element_of(grad);
+  check_values(values, grad);
+  check_nnz(values, plan);
+  return run_dgrad(grad.resolve_neg(), values.resolve_neg(), g, plan.dgrad(), input_length);
+}
+
+Tensor wgrad_of(const ConvPlan& plan, const Tensor& grad, const Tensor& input) {
+  const at::NoGradGuard no_grad;
+  const Geometry& g = plan.geometry;
+  check_signal(input, "input", g.in_channels());
+  check_signal(grad, "grad_output", g.out_channels);
+  element_of(input);
+  check_same_type(input, grad, "grad_output");
+  check_lengths(g, input.size(2));
+  check_gradient(grad, g, input.size(0), input.size(2));
+  return run_wgrad(grad.resolve_neg(), input.resolve_neg(), g, plan.wgrad());
+}
+
+namespace {
+
 Tensor bias_gradient(const Tensor& grad, const ConvPlan& plan) {
   const ConvPlan& bias = plan.bias();
   const Tensor ones = at::ones({1}, grad.options()).expand({grad.size(0), 1, grad.size(2)});
@@ -132,45 +185,29 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     if (at::GradMode::is_enabled() || !computes_plainly(grad)) {
       found = gradients_by_python(grad, saved, plan, needed);
     } else {
-      const Geometry& g = plan.geometry;
+      // Checked again: hooks of saved tensors and other threads may have changed what was saved.
       const at::AutoDispatchBelowADInplaceOrView below;
       const Tensor values = [&] {
         const pybind11::gil_scoped_acquire gil;
         return frozen(saved[1]);
       }();
       check_nnz(values, plan);
-      grad = grad.resolve_neg();
       if (needed[0]) {
         RECORD_FUNCTION("sparseconv::dgrad", c10::ArrayRef<const c10::IValue>{});
-        found[0] = run_dgrad(grad, values, g, plan.dgrad(), input.size(2));
+        found[0] = dgrad_of(plan, grad, values, input.size(2));
       }
       if (needed[1]) {
         RECORD_FUNCTION("sparseconv::wgrad", c10::ArrayRef<const c10::IValue>{});
-        found[1] = run_wgrad(grad, input, g, plan.wgrad());
+        found[1] = wgrad_of(plan, grad, input);
       }
       if (needed[2]) {
-        found[2] = bias_gradient(grad, plan);
+        found[2] = bias_gradient(grad.resolve_neg(), plan);
       }
     }
     found.resize(4);  // as many as `forward` has arguments
     return found;
   }
 };
-
-void check_arguments(const Tensor& input,
-                     const Tensor& values,
-                     const std::optional<Tensor>& bias,
-                     const ConvPlan& plan) {
-  const Geometry& g = plan.geometry;
-  element_of(input);
-  check_signal(input, "input", g.in_channels());
-  check_lengths(g, input.size(2));
-  check_values(values, input);
-  check_nnz(values, plan);
-  if (bias.has_value()) {
-    check_vector(*bias, "bias", input, g.out_channels);
-  }
-}
 
 // Whether the arguments are what the kernels take; Python has the words for what is wrong.
 bool fits(const Tensor& input,
@@ -186,37 +223,6 @@ bool fits(const Tensor& input,
 }
 
 }  // namespace
-
-Tensor fprop_of(const ConvPlan& plan, const Tensor& input, const Tensor& values) {
-  const at::NoGradGuard no_grad;
-  check_arguments(input, values, std::nullopt, plan);
-  return run_fprop(input, values, std::nullopt, plan.geometry, plan.fprop(), false);
-}
-
-Tensor dgrad_of(const ConvPlan& plan,
-                const Tensor& grad,
-                const Tensor& values,
-                int64_t input_length) {
-  const at::NoGradGuard no_grad;
-  const Geometry& g = plan.geometry;
-  check_signal(grad, "grad_output", g.out_channels);
-  check_lengths(g, input_length);
-  check_gradient(grad, g, grad.size(0), input_length);
-  check_values(values, grad);
-  check_nnz(values, plan);
-  return run_dgrad(grad, values, g, plan.dgrad(), input_length);
-}
-
-Tensor wgrad_of(const ConvPlan& plan, const Tensor& grad, const Tensor& input) {
-  const at::NoGradGuard no_grad;
-  const Geometry& g = plan.geometry;
-  check_signal(input, "input", g.in_channels());
-  check_signal(grad, "grad_output", g.out_channels);
-  check_same_type(input, grad, "grad_output");
-  check_lengths(g, input.size(2));
-  check_gradient(grad, g, input.size(0), input.size(2));
-  return run_wgrad(grad, input, g, plan.wgrad());
-}
 
 std::optional<Tensor> plain_conv(pybind11::handle input,
                                  pybind11::handle values,

@@ -73,6 +73,37 @@ void Chain::check(const Tensor& x,
   }
 }
 
+void Chain::check_kept(const Tensor& grad,
+                       const std::vector<Tensor>& kept,
+                       const Tensors& parameters,
+                       const LaneOrder& order) const {
+  size_t next = 0;
+  int64_t channels = kept.at(0).size(0);
+  const auto in_lanes = [&] {
+    const Tensor& x = kept.at(next++);
+    const std::array<int64_t, 4> sizes = {channels, order.groups, order.rows, order.lanes};
+    check_same_type(grad, x, "a saved tensor");
+    TORCH_CHECK_VALUE(x.sizes() == at::IntArrayRef(sizes) && x.is_contiguous(),
+                      "expected a contiguous saved tensor of shape ", at::IntArrayRef(sizes),
+                      ", but got ", x.sizes());
+  };
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    in_lanes();
+    if (stages_[i].kind == Kind::norm_relu) {
+      check_vector(kept.at(next++), "saved mean", grad, channels);
+      check_vector(kept.at(next++), "saved invstd", grad, channels);
+    } else {
+      channels = stages_[i].kind == Kind::conv ? stages_[i].plan->geometry.out_channels
+                                               : parameters[2 * i]->size(0);
+    }
+  }
+  if (stages_.back().relu) {
+    in_lanes();
+  }
+  TORCH_CHECK_VALUE(grad.size(1) == channels, "expected grad_output of ", channels,
+                    " channels, but got ", grad.sizes());
+}
+
 Chain::Result Chain::forward(const Tensor& x,
                              const Tensors& parameters,
                              const Tensors& statistics,
@@ -145,8 +176,10 @@ Chain::Tensors Chain::backward(const Tensor& grad,
                                const std::vector<bool>& needed) const {
   RECORD_FUNCTION("sparseconv::chain_backward", c10::ArrayRef<const c10::IValue>{});
   const at::AutoDispatchBelowADInplaceOrView below;
-  check(kept[0], kept[0].size(0), parameters, nullptr);
+  check_signal(grad, "grad_output");
   const LaneOrder order = lane_order(grad.size(0), grad.size(2), lanes_of(grad));
+  check(kept.at(0), kept[0].size(0), parameters, nullptr);
+  check_kept(grad, kept, parameters, order);
   Tensors found(1 + parameters.size());
   // The first of x and the parameters that needs a gradient: nothing is computed before it.
   size_t until = 0;

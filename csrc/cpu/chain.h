@@ -53,6 +53,11 @@ class Chain {
              int64_t channels,
              const Tensors& parameters,
              const Tensors* statistics) const;
+  // What `forward` kept, which hooks of saved tensors may have changed.
+  void check_kept(const at::Tensor& grad,
+                  const std::vector<at::Tensor>& kept,
+                  const Tensors& parameters,
+                  const LaneOrder& order) const;
   std::vector<Stage> stages_;
 };
 

@@ -222,3 +222,17 @@ def test_another_number_of_weights_in_backward_is_refused(
     values.data = values.data[:-1]
     with pytest.raises((ValueError, RuntimeError), match=r"values|active weights"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("change", [lambda t: t[..., :-1], lambda t: t.float()])
+def test_hooks_of_saved_tensors_that_change_them_are_refused(
+    pair: tuple[nn.Module, nn.Module], change: Callable[[Tensor], Tensor]
+) -> None:
+    model, _ = pair
+    x = sample().requires_grad_()
+    with saved_tensors_hooks(lambda t: t, lambda t: change(t) if t.dim() > 1 else t):
+        y = model(x)
+    with pytest.raises(
+        (ValueError, TypeError, RuntimeError, IndexError), match=r"expected|Expected"
+    ):
+        torch.autograd.grad(y.sum(), [x, *model.parameters()])
