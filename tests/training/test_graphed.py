@@ -26,6 +26,13 @@ GEOMETRIES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers call the ops one by one, as they do where there is a GPU."""
+    monkeypatch.setattr("sparseconv.functional.conv.extension", None)
+    monkeypatch.setattr("sparseconv.nn.block._may_chain", lambda x: False)
+
+
 def static_pattern(pattern: KernelCSR) -> StaticPattern:
     return StaticPattern(pattern.crow_indices, pattern.col_indices, pattern.shape)
 
@@ -120,8 +127,6 @@ def test_the_same_results_as_eager(
 ) -> None:
     recipe = replace(RECIPE, epochs=14, **change)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    if device == "cpu":  # as on a GPU, where there are no chains
-        monkeypatch.setattr("sparseconv.nn.block._may_chain", lambda x: False)
     models, results = [], []
     for graphed in (False, True):
         fake = FakeCudaGraph(monkeypatch) if graphed and device == "cpu" else None
