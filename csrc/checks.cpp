@@ -39,6 +39,18 @@ Geometry check_geometry(at::IntArrayRef numbers) {
   return g;
 }
 
+std::vector<int64_t> geometry_numbers(const Geometry& g) {
+  return {g.out_channels,
+          g.channels_per_group,
+          g.kernel_size,
+          g.stride,
+          g.left,
+          g.right,
+          g.dilation,
+          g.groups,
+          static_cast<int64_t>(g.mode)};
+}
+
 void check_lengths(const Geometry& g, int64_t length) {
   TORCH_CHECK_VALUE(length >= 1 && length <= (int64_t{1} << 62),
                     "expected an input of at least one sample, but got length ", length);

@@ -15,6 +15,7 @@ using at::Tensor;
 // [C_out, C_in // groups, K, stride, left, right, dilation, groups, PaddingMode]: the fields of
 // Geometry, in their order.
 Geometry check_geometry(at::IntArrayRef numbers);
+std::vector<int64_t> geometry_numbers(const Geometry& g);  // the other way; throws nothing
 void check_lengths(const Geometry& g, int64_t length);
 void check_signal(const Tensor& x, const char* name, at::DeviceType device = at::kCPU);
 void check_signal(const Tensor& x,

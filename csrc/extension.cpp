@@ -2,16 +2,16 @@
 // best. Importing it also registers the ops (cpu/ops, cuda/conv1d_cuda.cpp).
 
 #include <pybind11/stl.h>
-#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <stdexcept>
 
+#include "autograd/chain.h"
 #include "autograd/conv.h"
+#include "autograd/plain.h"
 #include "checks.h"
-#include "cpu/chain.h"
 #include "cpu/isa/dispatch.h"
 #include "cpu/launch.h"
 
@@ -41,24 +41,6 @@ std::vector<double> run_peak(bool float64, int64_t passes, int64_t repeats) {
   return seconds;
 }
 
-std::vector<bool> needed_gradients() {
-  const auto node = torch::autograd::get_current_node();
-  std::vector<bool> needed;
-  for (size_t i = 0; node != nullptr && i < node->num_outputs(); ++i) {
-    needed.push_back(node->task_should_compute_output(i));
-  }
-  return needed;
-}
-
-Chain::Tensors frozen_all(Chain::Tensors tensors) {
-  for (auto& tensor : tensors) {
-    if (tensor.has_value()) {
-      tensor = frozen(*tensor);
-    }
-  }
-  return tensors;
-}
-
 }  // namespace
 }  // namespace sparseconv
 
@@ -85,37 +67,19 @@ PYBIND11_MODULE(_C, m) {
       .def("fprop", &sparseconv::fprop_of, pybind11::call_guard<pybind11::gil_scoped_release>())
       .def("dgrad", &sparseconv::dgrad_of, pybind11::call_guard<pybind11::gil_scoped_release>())
       .def("wgrad", &sparseconv::wgrad_of, pybind11::call_guard<pybind11::gil_scoped_release>());
-  m.def("computes_plainly", &sparseconv::computes_plainly,
-        "Whether torch only computes, and the tensor is an ordinary one on the CPU.");
   m.def("plain_conv", &sparseconv::plain_conv,
         "The convolution with its gradients; None where torch is asked for more than computing, or "
         "the arguments do not fit.");
   m.def("keeps_order", [](const std::vector<int64_t>& geometry) {
     return sparseconv::fits_lanes(sparseconv::check_geometry(geometry));
   });
-  m.def("needed_gradients", &sparseconv::needed_gradients,
-        "Of the autograd node that runs now: for each of its inputs that are tensors, whether "
-        "backward() or autograd.grad() asked for its gradient.");
   using sparseconv::Chain;
-  using sparseconv::frozen_all;
-  pybind11::class_<Chain>(m, "Chain", "Layers in a row, on tensors in the kernels' own order.")
+  pybind11::class_<Chain, std::shared_ptr<Chain>>(
+      m, "Chain", "Layers in a row, on tensors in the kernels' own order.")
       .def(pybind11::init<>())
       .def("add_conv", &Chain::add_conv)
       .def("add_pointwise", &Chain::add_pointwise)
-      .def("add_norm_relu", &Chain::add_norm_relu)
-      .def("forward",
-           [](const Chain& chain, const at::Tensor& x, const Chain::Tensors& parameters,
-              const Chain::Tensors& statistics, const std::vector<double>& momenta, bool keep) {
-             const Chain::Tensors now = frozen_all(parameters);
-             const pybind11::gil_scoped_release release;
-             Chain::Result result = chain.forward(x, now, statistics, momenta, keep);
-             return std::make_pair(std::move(result.output), std::move(result.kept));
-           })
-      .def("backward",
-           [](const Chain& chain, const at::Tensor& grad, const std::vector<at::Tensor>& kept,
-              const Chain::Tensors& parameters, const std::vector<bool>& needed) {
-             const Chain::Tensors now = frozen_all(parameters);
-             const pybind11::gil_scoped_release release;
-             return chain.backward(grad, kept, now, needed);
-           });
+      .def("add_norm_relu", &Chain::add_norm_relu);
+  m.def("plain_chain", &sparseconv::plain_chain,
+        "The output of a chain with its gradients; None as plain_conv.");
 }

@@ -1,18 +1,12 @@
 #include "conv.h"
 
-#include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/record_function.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/forward_grad.h>
-#include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "../checks.h"
 #include "../cpu/conv.h"
+#include "plain.h"
 
 namespace sparseconv {
 
@@ -20,36 +14,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// Whether torch only computes, and records gradients: nothing traces, casts, transforms, watches
-// calls or operations, or differentiates in forward mode.
-bool runs_plainly() {
-  return !at::autocast::is_autocast_enabled(at::kCPU) &&
-         !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
-         at::impl::PythonTorchFunctionTLS::stack_len() == 0 &&
-         !c10::impl::tls_is_dispatch_key_included(
-             c10::DispatchKey::FuncTorchDynamicLayerFrontMode) &&
-         torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr &&
-         !torch::jit::tracer::isTracing();
-}
-
-// Batched tensors, fake ones and the like have no storage, or another layout.
-bool is_plain(const Tensor& x) {
-  return x.layout() == at::kStrided && x.is_cpu() && x.has_storage() && !x._is_zerotensor() &&
-         !x.unsafeGetTensorImpl()->is_python_dispatch();
-}
-
-}  // namespace
-
-Tensor frozen(const Tensor& x) {
-  return Tensor(x.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));
-}
-
-bool computes_plainly(const Tensor& x) {
-  return runs_plainly() && is_plain(x);
-}
-
-namespace {
 
 // Throws ValueError.
 void check_nnz(const Tensor& values, const ConvPlan& plan) {
@@ -124,25 +88,15 @@ variable_list gradients_by_python(const Tensor& grad,
                                   const ConvPlan& plan,
                                   const std::array<bool, 3>& needed) {
   const pybind11::gil_scoped_acquire gil;
-  const Geometry& g = plan.geometry;
   const pybind11::object found =
       pybind11::module_::import("sparseconv.functional.conv")
-          .attr("gradients_by_python")(
-              grad, saved[0], saved[1], plan.crow, plan.col,
-              std::vector<int64_t>{g.out_channels, g.channels_per_group, g.kernel_size, g.stride,
-                                   g.left, g.right, g.dilation, g.groups,
-                                   static_cast<int64_t>(g.mode)},
-              needed);
+          .attr("gradients_by_python")(grad, saved[0], saved[1], plan.crow, plan.col,
+                                       geometry_numbers(plan.geometry), needed);
   variable_list gradients;
   for (const pybind11::handle gradient : found) {
     gradients.push_back(gradient.is_none() ? Tensor() : gradient.cast<Tensor>());
   }
   return gradients;
-}
-
-// A tensor whose memory is the plan: of what a node can hold, compiled autograd passes tensors on.
-Tensor held_in_tensor(const ConvPlanPtr& plan) {
-  return at::from_blob(plan.get(), {1}, [plan](void*) {}, at::kByte);
 }
 
 // What the forward pass takes beside the tensors that have gradients.
@@ -229,31 +183,24 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
                                  pybind11::handle bias,
                                  const ConvPlanPtr& plan,
                                  bool relu) {
-  if (!THPVariable_CheckExact(input.ptr()) || !THPVariable_CheckExact(values.ptr()) ||
-      !(bias.is_none() || THPVariable_CheckExact(bias.ptr())) || !runs_plainly()) {
+  const std::optional<Tensor> x = plain_tensor(input), parameter = plain_tensor(values);
+  const std::optional<Tensor> b = bias.is_none() ? std::nullopt : plain_tensor(bias);
+  if (!x || !parameter || (!b && !bias.is_none()) || !runs_plainly() ||
+      (x->dim() != 2 && x->dim() != 3)) {
     return {};
   }
-  const Tensor& x = THPVariable_Unpack(input.ptr());
-  const Tensor& parameter = THPVariable_Unpack(values.ptr());
-  const Tensor w = frozen(parameter);
-  const std::optional<Tensor> b =
-      bias.is_none() ? std::nullopt : std::optional(THPVariable_Unpack(bias.ptr()));
-  const bool batched = x.dim() == 3;
-  const auto is_usable = [](const Tensor& t) { return is_plain(t) && !t.is_neg(); };
-  if (!is_usable(x) || !is_usable(w) || (b.has_value() && !is_usable(*b)) ||
-      (!batched && x.dim() != 2)) {
-    return {};
-  }
+  const Tensor w = frozen(*parameter);
+  const bool batched = x->dim() == 3;
   const pybind11::gil_scoped_release release;
-  const Tensor signal = batched ? x : x.unsqueeze(0);
+  const Tensor signal = batched ? *x : x->unsqueeze(0);
   if (!fits(signal, w, b, *plan)) {
     return {};
   }
   RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
   const bool recorded =
-      at::GradMode::is_enabled() && (signal.requires_grad() || parameter.requires_grad() ||
-                                     (b.has_value() && b->requires_grad()));
-  const Tensor y = recorded ? SparseConv::apply(signal, parameter, b, Call{plan, w, relu})
+      at::GradMode::is_enabled() &&
+      (signal.requires_grad() || parameter->requires_grad() || (b && b->requires_grad()));
+  const Tensor y = recorded ? SparseConv::apply(signal, *parameter, b, Call{plan, w, relu})
                             : run_fprop(signal, w, b, plan->geometry, plan->fprop(), relu);
   return batched ? y : y.squeeze(0);
 }

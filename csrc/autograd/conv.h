@@ -11,15 +11,6 @@
 
 namespace sparseconv {
 
-// Whether torch only computes, and perhaps records gradients, and x is an ordinary CPU tensor:
-// nothing traces, casts, transforms, watches calls or operations, or differentiates in forward
-// mode.
-bool computes_plainly(const at::Tensor& x);
-
-// As it is now. While the GIL is held nobody replaces a parameter's data; later, another thread
-// could do so between the checks and the kernels.
-at::Tensor frozen(const at::Tensor& x);
-
 // The three computations alone, of signals (N, C, L). They throw ValueError or TypeError.
 at::Tensor fprop_of(const ConvPlan& plan, const at::Tensor& input, const at::Tensor& values);
 at::Tensor dgrad_of(const ConvPlan& plan,

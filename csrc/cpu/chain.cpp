@@ -14,6 +14,27 @@ Tensor tensor_or_none(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? *tensor : Tensor();
 }
 
+void check_contiguous(const std::optional<Tensor>& vector,
+                      const char* name,
+                      const Tensor& x,
+                      int64_t channels,
+                      bool needed) {
+  TORCH_CHECK_VALUE(vector.has_value() || !needed, "expected ", name);
+  if (vector.has_value()) {
+    check_vector(*vector, name, x, channels);
+    TORCH_CHECK_VALUE(vector->is_contiguous(), "expected ", name, " to be contiguous");
+  }
+}
+
+// What counts for a batch in the running statistics, of which there is one more now.
+double count_batch(const Chain::Statistics& kept) {
+  if (!kept.counter) {
+    return kept.momentum.value_or(0);
+  }
+  const int64_t batches = ++*kept.counter->mutable_data_ptr<int64_t>();
+  return kept.momentum.value_or(1.0 / static_cast<double>(batches));
+}
+
 }  // namespace
 
 void Chain::add_conv(ConvPlanPtr plan, bool relu) {
@@ -32,29 +53,44 @@ void Chain::add_norm_relu(double eps, bool training) {
 }
 
 void Chain::check(const Tensor& x,
-                  int64_t channels,
                   const Tensors& parameters,
-                  const Tensors* statistics) const {
+                  const std::vector<Statistics>& statistics) const {
+  check_signal(x, "input");
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                   "expected float32 or float64, but got ", x.scalar_type());
+  TORCH_CHECK_VALUE(x.numel() > 0 && !stages_.empty() && statistics.size() == stages_.size(),
+                    "expected an input with samples, and of each stage the statistics");
+  check_parameters(x, x.size(1), parameters);
+  int64_t channels = x.size(1);
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    const Stage& stage = stages_[i];
+    if (stage.kind != Kind::norm_relu) {
+      channels =
+          stage.kind == Kind::conv ? stage.plan->geometry.out_channels : parameters[2 * i]->size(0);
+      continue;
+    }
+    const Statistics& kept = statistics[i];
+    check_contiguous(kept.mean, "running_mean", x, channels, !stage.training);
+    check_contiguous(kept.var, "running_var", x, channels, !stage.training);
+    TORCH_CHECK_TYPE(!kept.counter || (kept.counter->scalar_type() == at::kLong &&
+                                       kept.counter->is_cpu() && kept.counter->numel() == 1),
+                     "expected one int64 as num_batches_tracked");
+    TORCH_CHECK_VALUE(!stage.training || x.size(0) * x.size(2) > 1,
+                      "Expected more than 1 value per channel when training, got input size ",
+                      x.sizes());
+  }
+}
+
+void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& parameters) const {
   TORCH_CHECK_VALUE(parameters.size() == 2 * stages_.size(), "expected two parameters of each of ",
                     stages_.size(), " stages, but got ", parameters.size());
-  const auto vector = [&](const std::optional<Tensor>& tensor, const char* name, bool needed) {
-    TORCH_CHECK_VALUE(tensor.has_value() || !needed, "expected ", name);
-    if (tensor.has_value()) {
-      check_vector(*tensor, name, x, channels);
-      TORCH_CHECK_VALUE(tensor->is_contiguous(), "expected ", name, " to be contiguous");
-    }
-  };
   for (size_t i = 0; i < stages_.size(); ++i) {
     const Stage& stage = stages_[i];
     const std::optional<Tensor>& first = parameters[2 * i];
     const std::optional<Tensor>& second = parameters[2 * i + 1];
     if (stage.kind == Kind::norm_relu) {
-      vector(first, "weight", false);
-      vector(second, "bias", false);
-      if (statistics != nullptr) {
-        vector((*statistics)[2 * i], "running_mean", !stage.training);
-        vector((*statistics)[2 * i + 1], "running_var", !stage.training);
-      }
+      check_contiguous(first, "weight", x, channels, false);
+      check_contiguous(second, "bias", x, channels, false);
       continue;
     }
     TORCH_CHECK_VALUE(first.has_value(), "expected weights");
@@ -69,7 +105,7 @@ void Chain::check(const Tensor& x,
     TORCH_CHECK_VALUE(!sparse || (first->dim() == 1 && first->numel() == stage.plan->col.numel()),
                       "expected values of shape (", sparse ? stage.plan->col.numel() : 0,
                       ",), but got ", first->sizes());
-    vector(second, "bias", false);
+    check_contiguous(second, "bias", x, channels, false);
   }
 }
 
@@ -106,19 +142,11 @@ void Chain::check_kept(const Tensor& grad,
 
 Chain::Result Chain::forward(const Tensor& x,
                              const Tensors& parameters,
-                             const Tensors& statistics,
-                             const std::vector<double>& momenta,
+                             const std::vector<Statistics>& statistics,
                              bool keep) const {
   RECORD_FUNCTION("sparseconv::chain", c10::ArrayRef<const c10::IValue>{});
   const at::AutoDispatchBelowADInplaceOrView below;
-  check_signal(x, "input");
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                   "expected float32 or float64, but got ", x.scalar_type());
-  TORCH_CHECK_VALUE(
-      x.numel() > 0 && !stages_.empty() && statistics.size() == 2 * stages_.size() &&
-          momenta.size() == stages_.size(),
-      "expected an input with samples, and of each stage two statistics and a momentum");
-  check(x, x.size(1), parameters, &statistics);
+  check(x, parameters, statistics);
   const LaneOrder order = lane_order(x.size(0), x.size(2), lanes_of(x));
   Result result;
   Tensor now = to_lanes(x.resolve_neg(), order);
@@ -143,14 +171,11 @@ Chain::Result Chain::forward(const Tensor& x,
       }
       case Kind::norm_relu: {
         RECORD_FUNCTION("sparseconv::norm_relu", c10::ArrayRef<const c10::IValue>{});
-        TORCH_CHECK_VALUE(!stage.training || x.size(0) * x.size(2) > 1,
-                          "Expected more than 1 value per channel when training, got input size ",
-                          x.sizes());
         const Norm norm = {tensor_or_none(first),
                            tensor_or_none(second),
-                           tensor_or_none(statistics[2 * i]),
-                           tensor_or_none(statistics[2 * i + 1]),
-                           momenta[i],
+                           tensor_or_none(statistics[i].mean),
+                           tensor_or_none(statistics[i].var),
+                           stage.training ? count_batch(statistics[i]) : 0,
                            stage.eps,
                            stage.training};
         Tensor mean, invstd;
@@ -178,7 +203,7 @@ Chain::Tensors Chain::backward(const Tensor& grad,
   const at::AutoDispatchBelowADInplaceOrView below;
   check_signal(grad, "grad_output");
   const LaneOrder order = lane_order(grad.size(0), grad.size(2), lanes_of(grad));
-  check(kept.at(0), kept[0].size(0), parameters, nullptr);
+  check_parameters(kept.at(0), kept[0].size(0), parameters);
   check_kept(grad, kept, parameters, order);
   Tensors found(1 + parameters.size());
   // The first of x and the parameters that needs a gradient: nothing is computed before it.

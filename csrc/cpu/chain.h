@@ -15,6 +15,16 @@ class Chain {
  public:
   using Tensors = std::vector<std::optional<at::Tensor>>;
 
+  enum class Kind { conv, pointwise, norm_relu };
+  struct Stage {
+    Kind kind;
+    ConvPlanPtr plan;
+    bool relu;
+    double eps;
+    bool training;
+  };
+  const std::vector<Stage>& stages() const { return stages_; }
+
   void add_conv(ConvPlanPtr plan, bool relu);
   void add_pointwise();
   void add_norm_relu(double eps, bool training);
@@ -23,13 +33,19 @@ class Chain {
     at::Tensor output;             // (N, C, L)
     std::vector<at::Tensor> kept;  // what `backward` needs, if it was to be kept
   };
-  // x: (N, C, L). parameters: two for each stage, (values, bias), (weight, null) or (weight, bias).
-  // statistics: two for each stage, running mean and variance of norms, which training updates;
-  // momenta: one for each stage.
+  // What a norm keeps of the batches it has seen; training updates it.
+  struct Statistics {
+    std::optional<at::Tensor> mean, var, counter;
+    std::optional<double> momentum;  // without, mean and variance over all batches are kept
+  };
+  // Throws ValueError or TypeError if `forward` would. x: (N, C, L). parameters: two for each
+  // stage, (values, bias), (weight, null) or (weight, bias). statistics: of each stage.
+  void check(const at::Tensor& x,
+             const Tensors& parameters,
+             const std::vector<Statistics>& statistics) const;
   Result forward(const at::Tensor& x,
                  const Tensors& parameters,
-                 const Tensors& statistics,
-                 const std::vector<double>& momenta,
+                 const std::vector<Statistics>& statistics,
                  bool keep) const;
 
   // Gradients of x and of the parameters, as far as they are `needed`, x first.
@@ -39,20 +55,8 @@ class Chain {
                    const std::vector<bool>& needed) const;
 
  private:
-  enum class Kind { conv, pointwise, norm_relu };
-  struct Stage {
-    Kind kind;
-    ConvPlanPtr plan;
-    bool relu;
-    double eps;
-    bool training;
-  };
-  // Throws ValueError or TypeError. Of tensors like x; the first stage takes so many channels.
-  // `statistics`: null, or those of all stages.
-  void check(const at::Tensor& x,
-             int64_t channels,
-             const Tensors& parameters,
-             const Tensors* statistics) const;
+  // Of tensors like x; the first stage takes so many channels.
+  void check_parameters(const at::Tensor& x, int64_t channels, const Tensors& parameters) const;
   // What `forward` kept, which hooks of saved tensors may have changed.
   void check_kept(const at::Tensor& grad,
                   const std::vector<at::Tensor>& kept,

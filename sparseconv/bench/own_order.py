@@ -11,10 +11,11 @@ import torch
 
 from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.run import COMPUTATIONS, WrongResultError, sparse_calls
+from sparseconv.functional.chain import Chain, Conv
 from sparseconv.measure import peaks
 from sparseconv.measure.machine import threads
 from sparseconv.ops import backends
-from sparseconv.ops.calls import PlannedKernels, conv_plan
+from sparseconv.ops.calls import PlannedKernels
 
 LENGTHS = (24, 128, 512)
 
@@ -58,13 +59,13 @@ def _rows(
         return []
     problem = case.build()
     x, values, grad, pattern, geometry = problem
-    chain = backends.extension.Chain()
-    chain.add_conv(conv_plan(pattern, geometry), False)
-    nothing, momenta = [None, None], [0.0]
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, values)]
+    chain, stages = Chain(), [Conv(inputs[1], None, pattern, geometry)]
 
     def run() -> list[Any]:
-        y, kept = chain.forward(x, [values, None], nothing, momenta, True)
-        return [y, *chain.backward(grad, kept, [values, None], [True, True, False])[:2]]
+        y = chain(inputs[0], stages)
+        assert y is not None
+        return [y.detach(), *torch.autograd.grad(y, inputs, grad)]
 
     for found, (name, call) in zip(
         run(), sparse_calls(PlannedKernels, problem).items(), strict=True

@@ -21,7 +21,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.bilinear import is_transformed
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.ops.backends import extension
-from sparseconv.ops.calls import conv_plan
+from sparseconv.ops.calls import conv_plan, pattern_of
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -49,11 +49,16 @@ class Conv(NamedTuple):
     def tensors(self) -> tuple[Tensor | None, Tensor | None]:
         return self.values, self.bias
 
-    def by_torch(self, x: Tensor, values: Any, bias: Any) -> Tensor:
-        """The same, differentiable twice and more."""
-        return sparse_conv1d_resolved(
-            x, values, self.pattern, bias, self.geometry, "cpp", self.relu
-        )
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        return self.pattern, self.geometry, self.relu
+
+    def add_to(self, chain: Any) -> None:
+        chain.add_conv(conv_plan(self.pattern, self.geometry), self.relu)
+
+    @property
+    def statistics(self) -> None:
+        return None
 
 
 class Pointwise(NamedTuple):
@@ -65,27 +70,47 @@ class Pointwise(NamedTuple):
     def tensors(self) -> tuple[Tensor | None, Tensor | None]:
         return self.weight, None
 
-    def by_torch(self, x: Tensor, weight: Any, _: Any) -> Tensor:
-        return F.conv1d(x, weight)
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        return ()
+
+    def add_to(self, chain: Any) -> None:
+        chain.add_pointwise()
+
+    @property
+    def statistics(self) -> None:
+        return None
 
 
 class NormRelu(NamedTuple):
-    """``F.relu(F.batch_norm(...))``; in training it may update the running statistics."""
+    """``nn.BatchNorm1d`` and ReLU; in training it updates the statistics that it is given.
+
+    In eval mode, with the running statistics, only while no gradients are recorded.
+    """
 
     weight: Tensor | None
     bias: Tensor | None
     running_mean: Tensor | None
     running_var: Tensor | None
-    momentum: float
+    momentum: float | None  # None: statistics over all batches
     eps: float
-    training: bool = True  # else with the running statistics, while nothing is recorded
+    training: bool = True
+    num_batches_tracked: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, Tensor | None]:
         return self.weight, self.bias
 
-    def by_torch(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return F.relu(F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps))
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        return self.eps, self.training
+
+    @property
+    def statistics(self) -> tuple[Any, ...]:
+        return self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
+
+    def add_to(self, chain: Any) -> None:
+        chain.add_norm_relu(self.eps, self.training)
 
 
 Stage = Conv | Pointwise | NormRelu
@@ -103,104 +128,86 @@ def keeps_order(geometry: Geometry) -> bool:
     return extension is not None and bool(extension.keeps_order(geometry.numbers))
 
 
-def run_chain(x: Tensor, stages: Sequence[Stage]) -> Tensor:
-    """Compute the stages one after the other, on tensors in the kernels' own order.
+class Chain:
+    """Runs stages one after the other, on tensors in the kernels' own order.
 
-    Args:
-        x: ``(N, C, L)``, float32 or float64 on the CPU, not empty; any strides.
-        stages: what is computed; every tensor contiguous, of the dtype of ``x``, and of a size that
-            fits.
-
-    Returns:
-        ``(N, C_out, L)``, contiguous. Convolutions have the bits that they have alone; sums over
-        positions (BatchNorm, gradients of weights) depend on N and L, but neither on the number of
-        threads nor on the instruction set.
+    What does not depend on their tensors is made once, and kept for the next call.
 
     Example:
         >>> geometry = Geometry.of((2, 1, 1), 1, 0, 1, 1, "zeros")
         >>> conv = Conv(torch.tensor([1.0, -1.0]), None, KernelCSR.full((2, 1, 1)), geometry, True)
-        >>> run_chain(torch.tensor([[[-2.0, 3.0]]]), [conv, Pointwise(torch.ones(1, 2, 1))])
+        >>> Chain()(torch.tensor([[[-2.0, 3.0]]]), [conv, Pointwise(torch.ones(1, 2, 1))])
         tensor([[[2., 3.]]])
     """
-    assert extension is not None
-    chain = extension.Chain()
-    statistics: list[Tensor | None] = []
-    momenta = []
-    for stage in stages:
-        running: tuple[Tensor | None, Tensor | None] = None, None
-        momentum = 0.0
-        if isinstance(stage, Conv):
-            chain.add_conv(conv_plan(stage.pattern, stage.geometry), stage.relu)
-        elif isinstance(stage, Pointwise):
-            chain.add_pointwise()
-        else:
-            chain.add_norm_relu(stage.eps, stage.training)
-            running, momentum = (stage.running_mean, stage.running_var), stage.momentum
-        statistics += running
-        momenta.append(momentum)
-    tensors = [tensor for stage in stages for tensor in stage.tensors]
-    if torch.is_grad_enabled():
-        y: Tensor = _Chain.apply(chain, tuple(stages), statistics, momenta, x, *tensors)  # type: ignore[no-untyped-call]
-        return y
-    y, _ = chain.forward(x, tensors, statistics, momenta, False)
-    return y
 
+    def __init__(self) -> None:
+        self._made: tuple[list[Any], Any] = [], None  # for which settings, and in C++
 
-class _Chain(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        chain: Any,
-        stages: tuple[Stage, ...],
-        statistics: list[Tensor | None],
-        momenta: list[float],
-        x: Tensor,
-        *tensors: Tensor | None,
-    ) -> Tensor:
-        keep = any(ctx.needs_input_grad)
-        y, kept = chain.forward(x, list(tensors), statistics, momenta, keep)
-        ctx.save_for_backward(x, *tensors, *kept)
-        ctx.chain, ctx.stages = chain, stages
-        result: Tensor = y
-        return result
+    def __call__(self, x: Tensor, stages: Sequence[Stage]) -> Tensor | None:
+        """Compute the stages.
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, *saved = ctx.saved_tensors
-        count = 2 * len(ctx.stages)
-        tensors, kept = saved[:count], saved[count:]
-        inputs = x, *tensors
-        found: Sequence[Tensor | None]
+        Args:
+            x: ``(N, C, L)``, float32 or float64 on the CPU, not empty; any strides.
+            stages: what is computed.
+
+        Returns:
+            ``(N, C_out, L)``, contiguous. Convolutions have the bits that they have alone; sums
+            over positions (BatchNorm, gradients of weights) depend on N and L, but neither on the
+            number of threads nor on the instruction set. None where torch is asked for more than
+            computing, or where tensors do not fit; then nothing is changed.
+        """
         assert extension is not None
-        needed = ctx.needs_input_grad[4:]
-        if (
-            torch.compiler.is_compiling()
-            or torch.is_grad_enabled()
-            or not extension.computes_plainly(grad)
-        ):
-            found = _gradients_by_torch(ctx.stages, grad, inputs, needed)
-        else:
-            # Gradients that nobody asked for, as in autograd.grad(y, x), are not computed.
-            asked = iter(extension.needed_gradients())
-            needed = [
-                tensor is not None and next(asked, need)
-                for tensor, need in zip(inputs, needed, strict=True)
-            ]
-            found = ctx.chain.backward(grad, kept, tensors, needed)
-        return (*4 * (None,), *found)
+        settings = [stage.settings for stage in stages]
+        made = self._made
+        if made[0] != settings:
+            chain = extension.Chain()
+            for stage in stages:
+                stage.add_to(chain)
+            made = self._made = settings, chain  # as a whole, for other threads may be here too
+        tensors = [tensor for stage in stages for tensor in stage.tensors]
+        statistics = [stage.statistics for stage in stages]
+        y: Tensor | None = extension.plain_chain(made[1], x, tensors, statistics)
+        return y
 
 
-def _gradients_by_torch(
-    stages: Sequence[Stage], grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]
+def _conv(
+    x: Tensor, values: Any, bias: Any, crow: Tensor, col: Tensor, numbers: list[int], relu: bool
+) -> Tensor:
+    geometry = Geometry.from_numbers(numbers)
+    pattern = pattern_of(crow, col, geometry)
+    return sparse_conv1d_resolved(x, values, pattern, bias, geometry, "cpp", relu)
+
+
+def _pointwise(x: Tensor, weight: Any, _: None) -> Tensor:
+    return F.conv1d(x, weight)
+
+
+def _norm_relu(x: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
+    return F.relu(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps))
+
+
+_BY_TORCH: dict[str, Any] = {"conv": _conv, "pointwise": _pointwise, "norm_relu": _norm_relu}
+
+
+def gradients_by_python(
+    stages: Sequence[tuple[Any, ...]], grad: Tensor, inputs: Sequence[Any], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients, by operations that have gradients themselves, and can be transformed."""
+    """The gradients of what C++ has computed, where they have to have gradients themselves.
+
+    Called by csrc/autograd/chain.cpp, for double backward and torch's transforms.
+
+    Args:
+        stages: of each its name and settings.
+        grad: of the output.
+        inputs: of the first stage, then two tensors or None for each stage.
+        needed: whose gradients are asked for.
+    """
 
     def outputs(*wanted: Tensor) -> Tensor:
         given = iter(wanted)
         y, *tensors = (next(given) if need else x for x, need in zip(inputs, needed, strict=True))
-        for i, stage in enumerate(stages):
-            y = stage.by_torch(y, *tensors[2 * i : 2 * i + 2])
+        for i, (name, *settings) in enumerate(stages):
+            y = _BY_TORCH[name](y, *tensors[2 * i : 2 * i + 2], *settings)
         return y
 
     _, pull_back, *_ = torch.func.vjp(outputs, *itertools.compress(inputs, needed))

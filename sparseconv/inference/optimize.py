@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from sparseconv.inference.spans import FOLDED, FoldedLink, FrozenPointwise
-from sparseconv.nn.block import Block, FusedSequential, Planned, leaves, plan
+from sparseconv.nn.block import Block, FusedSequential, Plan, Planned, leaves
 from sparseconv.nn.links import LINKS
 from sparseconv.nn.restored import deepcopy_model
 
@@ -76,7 +76,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for module in fast.modules():
         kind = _KINDS.get(type(module))
         if kind is not None and "forward" not in vars(module):
-            steps = plan(leaves(module), FOLDED)
+            steps = Plan(leaves(module), FOLDED).steps
             if any(isinstance(s, FoldedLink) and type(s) is not FrozenPointwise for s in steps):
                 module.__class__ = kind
     return fast

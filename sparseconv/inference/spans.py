@@ -27,7 +27,6 @@ from sparseconv.nn.links import (
     PointwiseLink,
     SparseLink,
     Table,
-    is_plain,
     is_pointwise,
 )
 from sparseconv.nn.pooling import new_averaging_matrix
@@ -45,7 +44,7 @@ class FoldedLink(Link):
 
     def one_by_one(self, x: Tensor) -> Tensor:
         """Compute with the folded weights, or call the modules."""
-        weights = self.weights_for(x)
+        weights = None if self.is_watched() else self.weights_for(x)
         y = None if weights is None else self.compute(x, *weights)
         return super().one_by_one(x) if y is None else y
 
@@ -53,15 +52,18 @@ class FoldedLink(Link):
         """Whether nothing is trained."""
         if self.norm is not None and self.norm.training:
             return False
-        tensors = (x, *(p for module in self.modules for p in module._parameters.values()))
-        return not (torch.is_grad_enabled() and _any_trained(tensors))
+        if not torch.is_grad_enabled():
+            return True
+        return not _any_trained(
+            (x, *(p for module in self.modules for p in module._parameters.values()))
+        )
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         """The output of the modules by the folded weights; None where they have to compute."""
         raise NotImplementedError
 
     def weights_for(self, x: Any) -> Weights | None:
-        """The weights to compute with, or None where the modules have to run themselves."""
+        """The weights to compute with; None where the modules have to compute."""
         norm = self.norm
         # BatchNorm reads an unbatched (C, L) as N = C cases of L channels.
         if (
@@ -69,7 +71,6 @@ class FoldedLink(Link):
             or x.dim() != 3
             or x.layout is not torch.strided
             or (x.requires_grad and torch.is_grad_enabled())
-            or self.is_watched()
             or (norm is not None and norm.training)
         ):
             return None
@@ -117,9 +118,6 @@ def _any_trained(tensors: Any) -> bool:
 class FoldedSparseConv(FoldedLink, SparseLink):
     """A ``SparseConv1d``, perhaps a BatchNorm1d, perhaps a ReLU."""
 
-    def channels(self, x: Tensor) -> tuple[int, int] | None:
-        return None if self.weights_for(x) is None else super().channels(x)
-
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         conv, relu = self.conv, type(self.modules[-1]) in RELU
         geometry = conv._geometry()
@@ -129,7 +127,7 @@ class FoldedSparseConv(FoldedLink, SparseLink):
 class FoldedConv(FoldedLink):
     """An ``nn.Conv1d`` and a BatchNorm1d."""
 
-    def channels(self, x: Tensor) -> tuple[int, int] | None:
+    def stage(self, x: Tensor) -> None:
         return None  # the chain knows no bias of a dense convolution
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -143,8 +141,8 @@ class FrozenPointwise(FoldedLink, PointwiseLink):
     def one_by_one(self, x: Tensor) -> Tensor:
         return Link.one_by_one(self, x)
 
-    def channels(self, x: Tensor) -> tuple[int, int] | None:
-        return None if self.weights_for(x) is None else super().channels(x)
+    def stage(self, x: Tensor) -> Pointwise | None:
+        return None if self.weights_for(x) is None else PointwiseLink.stage(self, x)
 
 
 class PointwiseThenMean(FoldedLink):
@@ -168,21 +166,17 @@ class PointwiseThenMean(FoldedLink):
             return None
         return 1 if modules[0] is conv else _pooled_size(modules[0])
 
-    def channels(self, x: Tensor) -> tuple[int, int] | None:
-        weights = self.weights_for(x)
+    def stage(self, x: Tensor) -> Pointwise | None:
+        if self.is_watched() or self._bins(self.conv, self.modules) is None:
+            return None
+        weight, bias = self.weights_for(x) or (None, None)
         if (
-            weights is None
-            or not is_plain(x, *weights)
-            or self._bins(self.conv, self.modules) is None
+            weight is None
+            or (bias is not None and bias.dtype is not weight.dtype)
+            or weight.shape[0] >= weight.shape[1]
         ):
             return None
-        rows, depth, taps = weights[0].shape
-        return (depth, rows) if taps == 1 and rows < depth else None
-
-    def stage(self) -> Pointwise:
-        weights = self.weights()
-        assert weights is not None
-        return Pointwise(weights[0])
+        return Pointwise(weight)
 
     def finish(self, y: Tensor) -> Tensor:
         bins, weights = self._bins(self.conv, self.modules), self.weights()

@@ -8,35 +8,70 @@ run, the modules do.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseconv.functional.chain import DTYPES, run_chain
+from sparseconv.functional.chain import DTYPES, Chain, Conv, Stage
 from sparseconv.nn.hooks import has_own_code, in_plain_eager_mode
-from sparseconv.nn.links import LINKS, Link, SparseLink, Table
+from sparseconv.nn.links import LINKS, Link, Table
 from sparseconv.ops.backends import extension
 
 _CPU = torch.device("cpu")
-Plan = list[Link | Any]  # links, and modules that are none
 
 
-def plan(modules: Sequence[Any], table: Table = LINKS) -> Plan:
-    """Cut modules into links, each by the first row of the table that fits, and single modules.
+class Plan:
+    """Modules cut into links, each by the first row of the table that fits, and single modules.
 
     Example:
         >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]
-        >>> [type(step).__name__ for step in plan(modules)]
+        >>> [type(step).__name__ for step in Plan(modules).steps]
         ['NormLink', 'ReLU']
     """
-    steps: Plan = []
-    while modules:
-        link = _first_link(modules, table)
-        steps.append(modules[0] if link is None else link[0])
-        modules = modules[1 if link is None else link[1] :]
-    return steps
+
+    def __init__(self, modules: Sequence[Any], table: Table = LINKS) -> None:
+        self.steps: list[Any] = []  # links, and modules that are none
+        while modules:
+            link = _first_link(modules, table)
+            self.steps.append(modules[0] if link is None else link[0])
+            modules = modules[1 if link is None else link[1] :]
+        self._chains: defaultdict[int, Chain] = defaultdict(Chain)  # by the step after them
+
+    def is_ready(self, x: Any) -> bool:
+        """Whether what the links are for holds now."""
+        return all(step.is_ready(x) for step in self.steps if isinstance(step, Link))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Compute what the modules compute, in chains as far as possible."""
+        links: list[Link] = []
+        stages: list[Stage] = []
+        for i, step in enumerate(self.steps):
+            link = step if isinstance(step, Link) else None
+            stage = link.stage(x) if link is not None and (links or _may_chain(x)) else None
+            if link is not None and stage is not None:
+                links.append(link)
+                stages.append(stage)
+                if not link.ends:
+                    continue
+            if links:
+                x = self._run(i, links, stages, x)
+                links, stages = [], []
+            if stage is None:
+                x = step(x) if link is None else link.one_by_one(x)
+        return self._run(len(self.steps), links, stages, x) if links else x
+
+    def _run(self, end: int, links: Sequence[Link], stages: Sequence[Stage], x: Tensor) -> Tensor:
+        # Alone a layer is faster without the conversions, and without a sparse one torch is.
+        if len(links) > 1 and any(type(stage) is Conv for stage in stages):
+            y = self._chains[end](x, stages)
+            if y is not None:
+                return links[-1].finish(y)
+        for link in links:
+            x = link.one_by_one(x)
+        return x
 
 
 def _first_link(modules: Sequence[Any], table: Table) -> tuple[Link, int] | None:
@@ -51,27 +86,6 @@ def _first_link(modules: Sequence[Any], table: Table) -> tuple[Link, int] | None
     return None
 
 
-def run_plan(steps: Plan, x: Tensor) -> Tensor:
-    """Compute what the modules compute, in chains as far as possible."""
-    chain: list[Link] = []
-    chained = 0  # channels of the last link's output
-    for step in steps:
-        if isinstance(step, Link):
-            fits = step.channels(x) if chain or _may_chain(x) else None
-            if fits is not None and fits[0] == (chained if chain else x.shape[1]):
-                chain.append(step)
-                chained = fits[1]
-                if step.ends:
-                    x, chain = _run_links(chain, x), []
-                continue
-            x, chain = _run_links(chain, x), []
-            x = step.one_by_one(x)
-        else:
-            x, chain = _run_links(chain, x), []
-            x = step(x)
-    return _run_links(chain, x)
-
-
 def _may_chain(x: Any) -> bool:
     return (
         type(x) in (Tensor, nn.Parameter)
@@ -84,17 +98,6 @@ def _may_chain(x: Any) -> bool:
         # Without the instruction a multiply-add is imitated, bit for bit: 30 to 100 times slower.
         and bool(extension.isa() != "baseline")
     )
-
-
-def _run_links(chain: Sequence[Link], x: Tensor) -> Tensor:
-    if not chain:
-        return x
-    # Alone a layer is faster without the conversions, and without a sparse one torch is.
-    if len(chain) > 1 and any(isinstance(link, SparseLink) for link in chain):
-        return chain[-1].finish(run_chain(x, [link.stage() for link in chain]))
-    for link in chain:
-        x = link.one_by_one(x)
-    return x
 
 
 class Planned:
@@ -116,13 +119,11 @@ class Planned:
         key = list(map(id, modules)), list(map(type, modules))
         planned = self._planned
         if planned is None or planned[0] != key:
-            plans = [plan(modules, table) for table in self._tables]
+            plans = [Plan(modules, table) for table in self._tables]
             planned = self._planned = key, plans  # as a whole, for other threads may be here too
-        first, *second = planned[1]
-        for steps in second:
-            if not all(step.is_ready(x) for step in first if isinstance(step, Link)):
-                return run_plan(steps, x)
-        return run_plan(first, x)
+        plans = planned[1]
+        first = plans[0]
+        return first(x) if len(plans) == 1 or first.is_ready(x) else plans[1](x)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Planned, self._tables
@@ -138,15 +139,19 @@ def leaves(module: Any) -> list[Any]:
     found = []
     for inner in module._modules.values():
         plain = _only_runs_its_modules(inner) and not has_own_code(inner)
-        found += leaves(inner) if plain else [inner]
+        if plain:
+            found += leaves(inner)
+        else:
+            found.append(inner)
     return found
 
 
 def _only_runs_its_modules(module: Any) -> bool:
-    return type(module) is nn.Sequential or (
-        isinstance(module, FusedSequential)
-        and type(module).forward is FusedSequential.forward
-        and type(module).__iter__ is nn.Sequential.__iter__
+    kind = type(module)
+    return kind is nn.Sequential or (
+        issubclass(kind, FusedSequential)
+        and kind.forward is FusedSequential.forward
+        and kind.__iter__ is nn.Sequential.__iter__
     )
 
 

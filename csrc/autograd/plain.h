@@ -1,0 +1,35 @@
+// Whether torch merely computes: then neither Python nor the dispatcher has to be between a layer
+// and the kernels.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+namespace sparseconv {
+
+// Whether torch only computes, and perhaps records gradients: nothing traces, casts, transforms,
+// watches calls or operations, or differentiates in forward mode.
+bool runs_plainly();
+
+// The same, and x is an ordinary CPU tensor.
+bool computes_plainly(const at::Tensor& x);
+
+// The tensor or parameter, if it is an ordinary one on the CPU that kernels can read.
+std::optional<at::Tensor> plain_tensor(pybind11::handle x);
+
+// As it is now. While the GIL is held nobody replaces a parameter's data; later, another thread
+// could do so between the checks and the kernels.
+at::Tensor frozen(const at::Tensor& x);
+
+// A tensor whose memory is the object: of what a node of autograd can hold, compiled autograd
+// passes tensors on.
+template <typename Pointer>
+at::Tensor held_in_tensor(const Pointer& object) {
+  return at::from_blob(
+      const_cast<void*>(static_cast<const void*>(object.get())), {1}, [object](void*) {},
+      at::kByte);
+}
+
+}  // namespace sparseconv
