@@ -1,5 +1,64 @@
 // fprop, and dgrad on the transposed pattern. Included once per ISA, after lane_rows.inl.
 
+// Of a tile with so few rows the multiply-adds of one row of the pattern wait for each other, four
+// cycles each: this many rows pass by at once.
+template <int kR>
+constexpr int kAtOnce = kR <= 2   ? 4
+                        : kR <= 5 ? 2
+                                  : 1;
+
+// As correlate_tile, for as many of the rows as make up whole steps of kAtOnce; returns how many.
+template <typename V, int kR, bool kFirst, bool kEdge>
+static int64_t correlate_at_once(const typename V::T* inputs,
+                                 int64_t edge,
+                                 const typename V::T* values,
+                                 const int32_t* offsets,
+                                 const RowEntries* rows,
+                                 int64_t n_rows,
+                                 const typename V::T* init,
+                                 typename V::T* acc,
+                                 int64_t stride) {
+  using T = typename V::T;
+  constexpr int kN = kLanes<T>, kRows = kAtOnce<kR>;
+  int64_t done = 0;
+  for (; done + kRows <= n_rows; done += kRows, rows += kRows) {
+    V sum[kRows][kR];
+    int64_t common = rows[0].n;
+    for (int q = 0; q < kRows; ++q) {
+      common = min_of(common, rows[q].n);
+      for (int r = 0; r < kR; ++r) {
+        sum[q][r] = kFirst ? V::splat(init != nullptr ? init[rows[q].row] : T(0))
+                           : V::load(acc + rows[q].row * stride + r * kN);
+      }
+    }
+    const auto add_entry = [&](int q, int64_t entry) {
+      const V weight = V::splat(values[rows[q].value + entry]);
+      const T* input = inputs + static_cast<int64_t>(offsets[rows[q].offset + entry]) * kN;
+#pragma GCC unroll 8
+      for (int r = 0; r < kR; ++r) {
+        const T* from = input + r * kN + (kEdge && r == kR - 1 ? edge : 0);
+        sum[q][r] = fma(weight, V::load(from), sum[q][r]);
+      }
+    };
+    for (int64_t entry = 0; entry < common; ++entry) {
+#pragma GCC unroll 8
+      for (int q = 0; q < kRows; ++q) {
+        add_entry(q, entry);
+      }
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < kRows; ++q) {
+      for (int64_t entry = common; entry < rows[q].n; ++entry) {
+        add_entry(q, entry);
+      }
+      for (int r = 0; r < kR; ++r) {
+        sum[q][r].store(acc + rows[q].row * stride + r * kN);
+      }
+    }
+  }
+  return done;
+}
+
 // The kR sums of a tile stay in registers while the entries of one row and channel block pass by:
 // per entry one broadcast and kR multiply-adds, each with an aligned load. One chain per output, in
 // entry order: the bits depend on nothing but the problem.
@@ -19,6 +78,15 @@ static void correlate_tile(const typename V::T* inputs,
                            int64_t stride) {
   using T = typename V::T;
   constexpr int kN = kLanes<T>;
+  if constexpr (kAtOnce<kR> > 1) {
+    const int64_t done = correlate_at_once<V, kR, kFirst, kEdge>(inputs, edge, values, offsets,
+                                                                 rows, n_rows, init, acc, stride);
+    rows += done;
+    n_rows -= done;
+    if (n_rows == 0) {
+      return;
+    }
+  }
   V sum[kR];
   T* out = acc + rows[0].row * stride;
   const V start = V::splat(kFirst && init != nullptr ? init[rows[0].row] : T(0));

@@ -16,6 +16,8 @@ static void point_tile(const typename V::T* rows,
 #pragma GCC unroll 2
     for (int c = 0; c < kC; ++c) {
       sum[r][c] = V::splat(0);
+      // The output may have left the cache since it was freed.
+      __builtin_prefetch(out + r * out_stride + c * V::kWidth, 1);
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
