@@ -22,6 +22,7 @@ from sparseconv.dst.update import (
     check_growth,
     check_regions,
     cosine_decay,
+    positions_of,
     prune_and_grow,
 )
 from sparseconv.nn.conv import SparseConv1d
@@ -166,7 +167,7 @@ class DSTScheduler:
             check_regions(layer.regions, layer.pattern.shape)
             # One bit for each weight: an ITOP count must not cost what a dense weight costs.
             bits = torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")
-            self._ever_active[name] = _set_bits(bits, layer.pattern.positions().numpy())
+            self._ever_active[name] = _set_bits(bits, layer.pattern.positions().int().numpy())
         self._watches: dict[str, DenseGradientHook] = {}
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove_hooks, self._handles)
@@ -365,7 +366,7 @@ class DSTScheduler:
             moved(values),
             [(tensor, moved(tensor)) for tensor in followers],
             [(average, moved(average.values)) for average in averaged],
-            pattern.positions().numpy().take(grown),
+            positions_of(pattern, grown),
         )
 
     def _watch_next_step(self) -> None:
@@ -388,12 +389,12 @@ def _remove_hooks(handles: list[RemovableHandle]) -> None:
 
 
 def _set_bits(bits: Tensor, positions: Array) -> Tensor:
-    """Set the bits at ascending ``positions``; in place."""
-    at, held = positions.astype(np.int32), bits.numpy()
-    byte = at >> 3
+    """Set the bits at ascending ``positions``, int32; in place."""
+    held = bits.numpy()
+    byte = positions >> 3
     starts = np.flatnonzero(np.diff(byte, prepend=np.int32(-1)))  # of runs that share a byte
     if len(starts):
-        bit = np.uint8(1) << (at & 7).astype(np.uint8)
+        bit = np.uint8(1) << (positions & 7).astype(np.uint8)
         held[byte.take(starts)] |= np.bitwise_or.reduceat(bit, starts)
     return bits
 
