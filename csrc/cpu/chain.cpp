@@ -26,7 +26,7 @@ void check_contiguous(const std::optional<Tensor>& vector,
   }
 }
 
-// What counts for a batch in the running statistics, of which there is one more now.
+// Counts this batch, and returns its share in the running statistics.
 double count_batch(const Chain::Statistics& kept) {
   if (!kept.counter) {
     return kept.momentum.value_or(0);

@@ -293,4 +293,7 @@ def _where(row: Row) -> str:
 
 
 def _verdict(reached: float) -> str:
-    return "met" if reached >= 1 else f"missed by {1 - reached:.0%}"
+    if reached >= 1:
+        return "met"
+    missed = f"{1 - reached:.0%}"
+    return f"missed by {missed if missed != '0%' else 'less than 1%'}"
