@@ -139,11 +139,13 @@ class NormLink(Link):
             kept = [norm._buffers[name] for name in _STATISTICS]
         except KeyError:  # parametrized
             return None
-        if not training and (kept[0] is None or torch.is_grad_enabled()):
+        mean, var, counter = kept
+        if (mean is None) != (var is None) or (
+            not training and (mean is None or torch.is_grad_enabled())
+        ):
             return None
         if training and not norm.track_running_stats:
-            kept = [None, None, None]
-        mean, var, counter = kept
+            mean = var = counter = None
         return NormRelu(weight, bias, mean, var, norm.momentum, norm.eps, training, counter)
 
 
