@@ -1,5 +1,6 @@
 #include "chain.h"
 
+#include <ATen/SavedTensorHooks.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -159,6 +160,9 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
         return {};
       }
     }
+    if (!four[3].is_none() && !PyFloat_Check(four[3].ptr()) && !PyLong_Check(four[3].ptr())) {
+      return {};
+    }
     kept.back() = {found[0], found[1], found[2], four[3].cast<std::optional<double>>()};
   }
   const pybind11::gil_scoped_release release;
@@ -174,6 +178,12 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
   const bool recorded =
       at::GradMode::is_enabled() && std::any_of(variables.begin(), variables.end(),
                                                 [](const Tensor& t) { return t.requires_grad(); });
+  // Tensors of inference mode cannot be saved, and hooks see what each module saves.
+  if (recorded && (at::SavedTensorDefaultHooks::get_hooks(true).has_value() ||
+                   std::any_of(variables.begin(), variables.end(),
+                               [](const Tensor& t) { return t.is_inference(); }))) {
+    return {};
+  }
   const Tensor y =
       recorded ? ChainFunction::apply(at::TensorList(variables), Call{chain, originals, now, kept})
                : chain->forward(*x, now, kept, false).output;

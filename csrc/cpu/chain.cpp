@@ -70,11 +70,21 @@ void Chain::check(const Tensor& x,
       continue;
     }
     const Statistics& kept = statistics[i];
+    TORCH_CHECK_VALUE(stage.training ? stage.eps > 0 : stage.eps >= 0, "expected eps above 0");
+    TORCH_CHECK_VALUE(kept.mean.has_value() == kept.var.has_value(),
+                      "expected running_mean and running_var, or neither");
     check_contiguous(kept.mean, "running_mean", x, channels, !stage.training);
     check_contiguous(kept.var, "running_var", x, channels, !stage.training);
     TORCH_CHECK_TYPE(!kept.counter || (kept.counter->scalar_type() == at::kLong &&
                                        kept.counter->is_cpu() && kept.counter->numel() == 1),
                      "expected one int64 as num_batches_tracked");
+    for (const std::optional<Tensor>& updated : {kept.mean, kept.var, kept.counter}) {
+      TORCH_CHECK_VALUE(!stage.training || !updated || !updated->requires_grad(),
+                        "expected statistics that are not differentiated");
+    }
+    TORCH_CHECK_VALUE(
+        kept.momentum || !kept.counter || *kept.counter->const_data_ptr<int64_t>() >= 0,
+        "expected num_batches_tracked of at least 0");
     TORCH_CHECK_VALUE(!stage.training || x.size(0) * x.size(2) > 1,
                       "Expected more than 1 value per channel when training, got input size ",
                       x.sizes());
@@ -126,8 +136,8 @@ void Chain::check_kept(const Tensor& grad,
   for (size_t i = 0; i < stages_.size(); ++i) {
     in_lanes();
     if (stages_[i].kind == Kind::norm_relu) {
-      check_vector(kept.at(next++), "saved mean", grad, channels);
-      check_vector(kept.at(next++), "saved invstd", grad, channels);
+      check_contiguous(kept.at(next++), "saved mean", grad, channels, true);
+      check_contiguous(kept.at(next++), "saved invstd", grad, channels, true);
     } else {
       channels = stages_[i].kind == Kind::conv ? stages_[i].plan->geometry.out_channels
                                                : parameters[2 * i]->size(0);
@@ -167,6 +177,10 @@ Chain::Result Chain::forward(const Tensor& x,
       case Kind::pointwise: {
         RECORD_FUNCTION("sparseconv::pointwise_fprop", c10::ArrayRef<const c10::IValue>{});
         now = pointwise_fprop(now, *first);
+        if (second) {  // idle positions stay zero
+          const Tensor ones = to_lanes(at::ones({x.size(0), 1, x.size(2)}, x.options()), order);
+          now.addcmul_(ones, second->view({-1, 1, 1, 1}));
+        }
         break;
       }
       case Kind::norm_relu: {
@@ -249,6 +263,9 @@ Chain::Tensors Chain::backward(const Tensor& grad,
         if (need_first) {
           RECORD_FUNCTION("sparseconv::pointwise_wgrad", c10::ArrayRef<const c10::IValue>{});
           found[1 + 2 * i] = pointwise_wgrad(now, input);
+        }
+        if (need_second) {
+          found[2 + 2 * i] = sum_of_channels(now);
         }
         if (earlier) {
           RECORD_FUNCTION("sparseconv::pointwise_dgrad", c10::ArrayRef<const c10::IValue>{});

@@ -10,7 +10,7 @@
 
 namespace sparseconv {
 
-// Sparse convolutions, dense 1x1 convolutions without bias, and BatchNorm1d followed by ReLU.
+// Sparse convolutions, dense 1x1 convolutions, and BatchNorm1d followed by ReLU.
 class Chain {
  public:
   using Tensors = std::vector<std::optional<at::Tensor>>;
@@ -39,7 +39,7 @@ class Chain {
     std::optional<double> momentum;  // without, mean and variance over all batches are kept
   };
   // Throws ValueError or TypeError if `forward` would. x: (N, C, L). parameters: two for each
-  // stage, (values, bias), (weight, null) or (weight, bias). statistics: of each stage.
+  // stage, (values, bias) or (weight, bias). statistics: of each stage.
   void check(const at::Tensor& x,
              const Tensors& parameters,
              const std::vector<Statistics>& statistics) const;

@@ -125,8 +125,12 @@ std::tuple<Tensor, Tensor, Tensor> norm_relu(const Tensor& input,
   p.bias = data_or_null(norm.bias);
   p.mean = mean.data_ptr();
   p.invstd = invstd.data_ptr();
-  p.running_mean = const_cast<void*>(data_or_null(norm.running_mean));
-  p.running_var = const_cast<void*>(data_or_null(norm.running_var));
+  // Those that are updated become the tensor's own, if it is a lazy copy.
+  const auto statistic = [&](const Tensor& x) {
+    return x.defined() && norm.training ? x.mutable_data_ptr() : const_cast<void*>(data_or_null(x));
+  };
+  p.running_mean = statistic(norm.running_mean);
+  p.running_var = statistic(norm.running_var);
   p.momentum = norm.momentum;
   p.eps = norm.eps;
   p.channels = channels;

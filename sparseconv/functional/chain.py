@@ -62,13 +62,14 @@ class Conv(NamedTuple):
 
 
 class Pointwise(NamedTuple):
-    """A dense convolution with one tap, ``F.conv1d(x, weight)``; weight ``(C_out, C_in, 1)``."""
+    """A dense convolution with one tap; weight ``(C_out, C_in, 1)``."""
 
     weight: Tensor
+    bias: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.weight, None
+        return self.weight, self.bias
 
     @property
     def settings(self) -> tuple[Any, ...]:
@@ -178,8 +179,8 @@ def _conv(
     return sparse_conv1d_resolved(x, values, pattern, bias, geometry, "cpp", relu)
 
 
-def _pointwise(x: Tensor, weight: Any, _: None) -> Tensor:
-    return F.conv1d(x, weight)
+def _pointwise(x: Tensor, weight: Any, bias: Any) -> Tensor:
+    return F.conv1d(x, weight, bias)
 
 
 def _norm_relu(x: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
@@ -210,6 +211,15 @@ def gradients_by_python(
             y = _BY_TORCH[name](y, *tensors[2 * i : 2 * i + 2], *settings)
         return y
 
-    _, pull_back, *_ = torch.func.vjp(outputs, *itertools.compress(inputs, needed))
-    found = iter(pull_back(grad))
+    wanted = list(itertools.compress(inputs, needed))
+    # The casts of the forward pass are none: it was not in a chain then.
+    with torch.autocast(grad.device.type, enabled=False):
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+            _, pull_back, *_ = torch.func.vjp(outputs, *wanted)
+            found = iter(pull_back(grad))
+        else:  # which torch.func does not know
+            again = torch.is_grad_enabled()
+            with torch.enable_grad():
+                y = outputs(*wanted)
+            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
     return [next(found) if need else None for need in needed]

@@ -127,8 +127,11 @@ class FoldedSparseConv(FoldedLink, SparseLink):
 class FoldedConv(FoldedLink):
     """An ``nn.Conv1d`` and a BatchNorm1d."""
 
-    def stage(self, x: Tensor) -> None:
-        return None  # the chain knows no bias of a dense convolution
+    def stage(self, x: Tensor) -> Pointwise | None:
+        if self.is_watched() or not is_pointwise(self.conv):
+            return None
+        weights = self.weights_for(x)
+        return None if weights is None else Pointwise(*weights)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y: Tensor = self.conv._conv_forward(x, weight, bias)
@@ -136,7 +139,7 @@ class FoldedConv(FoldedLink):
 
 
 class FrozenPointwise(FoldedLink, PointwiseLink):
-    """A 1x1 ``nn.Conv1d`` without bias."""
+    """A 1x1 ``nn.Conv1d``."""
 
     def one_by_one(self, x: Tensor) -> Tensor:
         return Link.one_by_one(self, x)
@@ -169,21 +172,15 @@ class PointwiseThenMean(FoldedLink):
     def stage(self, x: Tensor) -> Pointwise | None:
         if self.is_watched() or self._bins(self.conv, self.modules) is None:
             return None
-        weight, bias = self.weights_for(x) or (None, None)
-        if (
-            weight is None
-            or (bias is not None and bias.dtype is not weight.dtype)
-            or weight.shape[0] >= weight.shape[1]
-        ):
+        weights = self.weights_for(x)
+        if weights is None or weights[0].shape[0] >= weights[0].shape[1]:
             return None
-        return Pointwise(weight)
+        return Pointwise(*weights)
 
     def finish(self, y: Tensor) -> Tensor:
-        bins, weights = self._bins(self.conv, self.modules), self.weights()
-        assert weights is not None
+        bins = self._bins(self.conv, self.modules)
         assert bins is not None
-        mean = y @ _mean_of_bins(y.shape[2], bins, y.dtype, y.device)
-        return (mean if weights[1] is None else mean + weights[1]).unsqueeze(-1)
+        return (y @ _mean_of_bins(y.shape[2], bins, y.dtype, y.device)).unsqueeze(-1)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         bins = self._bins(self.conv, self.modules)

@@ -194,11 +194,13 @@ class Block(FusedSequential):
     """``nn.Sequential`` around sparse convolutions, with faster ways through their neighbours.
 
     Layers that follow each other are computed as one chain, whose tensors stay in the kernels' own
-    order: a ``SparseConv1d`` that keeps the length, a 1x1 ``nn.Conv1d`` without bias, an
+    order: a ``SparseConv1d`` that keeps the length, a 1x1 ``nn.Conv1d``, an
     ``nn.BatchNorm1d`` followed by ``nn.ReLU``. That is so when the backend is the C++ kernels on
     AVX2 or better, and the outcome is the same: modules of exactly these types, without hooks, on
     float32 or float64 CPU tensors, outside torch.compile, autocast, torch.func and modes that see
-    functions or operations. Everything else runs module by module.
+    functions or operations, and without hooks of saved tensors. Everything else runs module by
+    module. For backward a chain saves its input and all its parameters: writing into one of them
+    before it is an error, also where a single module would not mind.
 
     Args:
         modules: as for ``nn.Sequential``.

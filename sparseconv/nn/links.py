@@ -79,7 +79,7 @@ class SparseLink(Link):
 
 
 class PointwiseLink(Link):
-    """A 1x1 ``nn.Conv1d`` without bias."""
+    """A 1x1 ``nn.Conv1d``."""
 
     def stage(self, x: Tensor) -> Pointwise | None:
         conv = self.modules[0]
@@ -90,14 +90,13 @@ class PointwiseLink(Link):
             or not is_pointwise(conv)
             or "weight" not in held
             or "bias" not in held
-            or held["bias"] is not None
         ):
             return None
-        return Pointwise(held["weight"])
+        return Pointwise(held["weight"], held["bias"])
 
 
 class PooledLink(PointwiseLink):
-    """Adaptive averages and a 1x1 ``nn.Conv1d`` without bias to fewer channels.
+    """Adaptive averages and a 1x1 ``nn.Conv1d`` to fewer channels.
 
     The two commute, and fewer channels are pooled.
     """
@@ -140,9 +139,7 @@ class NormLink(Link):
         except KeyError:  # parametrized
             return None
         mean, var, counter = kept
-        if (mean is None) != (var is None) or (
-            not training and (mean is None or torch.is_grad_enabled())
-        ):
+        if not training and (mean is None or torch.is_grad_enabled()):
             return None
         if training and not norm.track_running_stats:
             mean = var = counter = None

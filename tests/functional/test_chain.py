@@ -43,8 +43,10 @@ def random_stages(rng: random.Random, channels: int, n: int, dtype: torch.dtype)
             stages.append(random_conv(rng, channels, dtype))
             channels = stages[-1].pattern.shape[0]
         elif kind == "pointwise":
-            stages.append(Pointwise(torch.randn(rng.choice((1, 4, 13)), channels, 1, dtype=dtype)))
-            channels = stages[-1].weight.shape[0]
+            rows = rng.choice((1, 4, 13))
+            bias = torch.randn(rows, dtype=dtype) if rng.random() < 0.5 else None
+            stages.append(Pointwise(torch.randn(rows, channels, 1, dtype=dtype), bias))
+            channels = rows
         else:
             weight, bias = torch.randn(2, channels, dtype=dtype).unbind()
             stages.append(NormRelu(weight, bias, None, None, 0.0, 0.1))
@@ -73,7 +75,7 @@ def one_by_one(x: Tensor, stages: list[Any]) -> Tensor:
                 backend="reference", relu=stage.relu,
             )  # fmt: skip
         elif isinstance(stage, Pointwise):
-            x = F.conv1d(x, stage.weight)
+            x = F.conv1d(x, *stage.tensors)
         else:
             x = F.relu(F.batch_norm(x, None, None, *stage.tensors, True, 0.0, stage.eps))
     return x

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -129,6 +130,31 @@ def test_checkpoint(pair: tuple[nn.Module, nn.Module], reentrant: bool) -> None:
     same(*found)
 
 
+@pytest.mark.parametrize("hooked", ["forward", "backward", "both"])
+def test_gradients_of_gradients_with_hooks_of_saved_tensors(
+    pair: tuple[nn.Module, nn.Module], hooked: str
+) -> None:
+    found = []
+    for model in pair:
+        x = sample().requires_grad_()
+        with save_on_cpu() if hooked != "backward" else nullcontext():
+            y = model(x)
+        with save_on_cpu() if hooked != "forward" else nullcontext():
+            (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        found.append(gradients(model, g, x, torch.cos(g.detach())))
+    same(*found)
+
+
+def test_backward_in_autocast(pair: tuple[nn.Module, nn.Module]) -> None:
+    found = []
+    for model in pair:
+        x = sample().requires_grad_()
+        y = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(gradients(model, y, x, torch.cos(y.detach())))
+    same(*found)
+
+
 def test_batched_gradients(pair: tuple[nn.Module, nn.Module]) -> None:
     found = []
     for model in pair:
@@ -232,7 +258,5 @@ def test_hooks_of_saved_tensors_that_change_them_are_refused(
     x = sample().requires_grad_()
     with saved_tensors_hooks(lambda t: t, lambda t: change(t) if t.dim() > 1 else t):
         y = model(x)
-    with pytest.raises(
-        (ValueError, TypeError, RuntimeError, IndexError), match=r"expected|Expected"
-    ):
+    with pytest.raises((ValueError, TypeError, RuntimeError, IndexError)):
         torch.autograd.grad(y.sum(), [x, *model.parameters()])

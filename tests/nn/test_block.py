@@ -6,12 +6,14 @@ import copy
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrizations, prune
 from watchers import WATCHERS
 
@@ -117,7 +119,7 @@ CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "frozen statistics": (lambda b: b.norm.eval(), NO_NORM),
     "weight norm": (lambda b: parametrizations.weight_norm(b.bottleneck), NO_1X1),
     "pruned": (lambda b: prune.l1_unstructured(b.bottleneck, "weight", 3), NO_1X1),
-    "bias": (lambda b: b.set_submodule("bottleneck", nn.Conv1d(6, 4, 1)), NO_1X1),
+    "bias": (lambda b: b.set_submodule("bottleneck", nn.Conv1d(6, 4, 1)), FUSED),
     "stride": (with_bottleneck(1, stride=2), NO_1X1),
     "groups": (with_bottleneck(1, groups=2), NO_1X1),
     "padding": (with_bottleneck(1, padding=1), NO_1X1),
@@ -141,6 +143,54 @@ def test_what_the_modules_do_is_done(name: str, taken: list[tuple[str, ...]]) ->
     sequence = nn.Sequential(OrderedDict(block._modules))  # of the same modules, hooks and all
     torch.testing.assert_close(block(x), sequence(x))
     assert taken == fused
+
+
+REFUSED_BY_TORCH: dict[str, tuple[Callable[[nn.BatchNorm1d], Any], type[Exception]]] = {
+    "eps": (lambda norm: setattr(norm, "eps", 0.0), ValueError),
+    "one statistic": (lambda norm: setattr(norm, "running_mean", None), ValueError),
+    "momentum": (lambda norm: setattr(norm, "momentum", "a"), TypeError),
+    "differentiated": (lambda norm: norm.running_mean.requires_grad_(), RuntimeError),
+}
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("name", REFUSED_BY_TORCH)
+def test_what_batch_norm_refuses_is_refused(name: str) -> None:
+    change, error = REFUSED_BY_TORCH[name]
+    block = make_block()
+    block(X)
+    change(block.norm)
+    before = block.norm.running_var.clone()
+    with pytest.raises(error):
+        block(X)
+    assert before.equal(block.norm.running_var)
+
+
+@pytest.mark.promise("P5")
+def test_what_cannot_be_saved_changes_no_statistics() -> None:
+    with torch.inference_mode():
+        x = X.clone()
+
+    def refuse(_: Any) -> Any:
+        raise RuntimeError("cannot be saved")
+
+    for context, given in ((nullcontext(), x), (saved_tensors_hooks(refuse, refuse), X)):
+        block = make_block()
+        before = copy.deepcopy(block.norm.state_dict())
+        with context, pytest.raises(RuntimeError, match="saved"):
+            block(given)
+        for name, tensor in block.norm.state_dict().items():
+            assert tensor.equal(before[name]), name
+
+
+def test_lazy_copies_of_statistics_keep_theirs() -> None:
+    block = make_block()
+    kept = {name: torch._lazy_clone(t) for name, t in block.norm.state_dict().items()}
+    before = {name: t.clone() for name, t in kept.items()}
+    block(X)
+    assert block.norm.num_batches_tracked == 1
+    for name, tensor in kept.items():
+        assert tensor.equal(before[name]), name
 
 
 def test_hooks_see_what_they_should(taken: list[tuple[str, ...]]) -> None:
