@@ -10,10 +10,10 @@ static void pointwise(const Pointwise& p, int64_t part, int64_t parts, void* scr
   using T = typename V::T;
   T* panel = static_cast<T*>(scratch);
   const T* weight = static_cast<const T*>(p.weight);
-  const int64_t panels = ceil_div(p.columns, kPointColumns);
-  for (int64_t i = panels * part / parts; i < panels * (part + 1) / parts; ++i) {
-    const int64_t begin = i * kPointColumns;
-    const int64_t width = min_of(kPointColumns, p.columns - begin);
+  const int64_t rows = p.columns / kLanes<T>;
+  const int64_t end = rows * (part + 1) / parts * kLanes<T>;
+  for (int64_t begin = rows * part / parts * kLanes<T>; begin < end; begin += kPointColumns) {
+    const int64_t width = min_of(kPointColumns, end - begin);
     const T* in = static_cast<const T*>(p.in) + begin;
     for (int64_t k = 0; k < p.depth; ++k) {
       for (int64_t j = 0; j < width; j += V::kWidth) {
