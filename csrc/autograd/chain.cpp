@@ -160,9 +160,6 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
         return {};
       }
     }
-    if (!four[3].is_none() && !PyFloat_Check(four[3].ptr()) && !PyLong_Check(four[3].ptr())) {
-      return {};
-    }
     kept.back() = {found[0], found[1], found[2], four[3].cast<std::optional<double>>()};
   }
   const pybind11::gil_scoped_release release;

@@ -26,6 +26,21 @@ void check_contiguous(const std::optional<Tensor>& vector,
   }
 }
 
+// 1 where a sample is, 0 where the order is idle: (1, groups, rows, lanes).
+Tensor samples(const LaneOrder& order, const at::TensorOptions& options) {
+  return to_lanes(at::ones({order.batch, 1, order.length}, options), order);
+}
+
+// Idle positions hold zeros, of which weights that are not finite have made NaN.
+void keep_idle_zero(Tensor& lanes,
+                    const LaneOrder& order,
+                    const Tensor& weight,
+                    const std::optional<Tensor>& bias) {
+  if (!is_finite(weight) || (bias && !is_finite(*bias))) {
+    lanes.masked_fill_(samples(order, lanes.options()).eq(0), 0);
+  }
+}
+
 // Counts this batch, and returns its share in the running statistics.
 double count_batch(const Chain::Statistics& kept) {
   if (!kept.counter) {
@@ -60,7 +75,7 @@ void Chain::check(const Tensor& x,
                    "expected float32 or float64, but got ", x.scalar_type());
   TORCH_CHECK_VALUE(x.numel() > 0 && !stages_.empty() && statistics.size() == stages_.size(),
                     "expected an input with samples, and of each stage the statistics");
-  check_parameters(x, x.size(1), parameters);
+  check_parameters(x, x.size(1), parameters);  // so that they can be read below
   int64_t channels = x.size(1);
   for (size_t i = 0; i < stages_.size(); ++i) {
     const Stage& stage = stages_[i];
@@ -177,10 +192,10 @@ Chain::Result Chain::forward(const Tensor& x,
       case Kind::pointwise: {
         RECORD_FUNCTION("sparseconv::pointwise_fprop", c10::ArrayRef<const c10::IValue>{});
         now = pointwise_fprop(now, *first);
-        if (second) {  // idle positions stay zero
-          const Tensor ones = to_lanes(at::ones({x.size(0), 1, x.size(2)}, x.options()), order);
-          now.addcmul_(ones, second->view({-1, 1, 1, 1}));
+        if (second) {
+          now.addcmul_(samples(order, x.options()), second->view({-1, 1, 1, 1}));
         }
+        keep_idle_zero(now, order, *first, second);
         break;
       }
       case Kind::norm_relu: {
@@ -270,6 +285,7 @@ Chain::Tensors Chain::backward(const Tensor& grad,
         if (earlier) {
           RECORD_FUNCTION("sparseconv::pointwise_dgrad", c10::ArrayRef<const c10::IValue>{});
           now = pointwise_dgrad(now, *first);
+          keep_idle_zero(now, order, *first, std::nullopt);
         }
         break;
       case Kind::norm_relu: {

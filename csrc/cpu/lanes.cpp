@@ -1,6 +1,7 @@
 #include "lanes.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "../checks.h"
 #include "fused.h"
@@ -97,6 +98,26 @@ Tensor pointwise_wgrad(const Tensor& grad, const Tensor& input) {
   run_kernel(p, &KernelTable::pointwise_gradient, element_of(input),
              p.columns / input.size(3) * p.depth * p.rows);
   return result;
+}
+
+bool is_finite(const Tensor& x) {
+  // The largest magnitude by its bits, in which infinities and NaN come after all numbers.
+  const auto largest = [n = x.numel()](const auto* bits, auto magnitude) {
+    auto most = *bits & 0;
+    for (int64_t i = 0; i < n; ++i) {
+      most = std::max(most, bits[i] & magnitude);
+    }
+    return most;
+  };
+  if (x.numel() == 0) {
+    return true;
+  }
+  const Tensor own = x.contiguous();
+  return x.scalar_type() == at::kDouble
+             ? largest(static_cast<const int64_t*>(own.const_data_ptr()),
+                       std::numeric_limits<int64_t>::max()) < int64_t{0x7FF} << 52
+             : largest(static_cast<const int32_t*>(own.const_data_ptr()),
+                       std::numeric_limits<int32_t>::max()) < int32_t{0xFF} << 23;
 }
 
 Tensor sum_of_channels(const Tensor& x) {

@@ -21,6 +21,8 @@ at::Tensor pointwise_fprop(const at::Tensor& input, const at::Tensor& weight);
 at::Tensor pointwise_dgrad(const at::Tensor& grad, const at::Tensor& weight);
 at::Tensor pointwise_wgrad(const at::Tensor& grad, const at::Tensor& input);
 
+bool is_finite(const at::Tensor& x);  // every element
+
 // (C,), in an order that does not depend on threads as torch's own sum does.
 at::Tensor sum_of_channels(const at::Tensor& x);
 

@@ -130,8 +130,12 @@ class NormLink(Link):
 
     def stage(self, x: Tensor) -> NormRelu | None:
         norm = self.modules[0]
-        training = norm.training
-        if self.is_watched():
+        training, eps, momentum = bool(norm.training), norm.eps, norm.momentum
+        if (
+            self.is_watched()
+            or not isinstance(eps, float)
+            or not (momentum is None or isinstance(momentum, float))
+        ):
             return None
         try:
             weight, bias = (norm._parameters[name] for name in ("weight", "bias"))
@@ -143,7 +147,7 @@ class NormLink(Link):
             return None
         if training and not norm.track_running_stats:
             mean = var = counter = None
-        return NormRelu(weight, bias, mean, var, norm.momentum, norm.eps, training, counter)
+        return NormRelu(weight, bias, mean, var, momentum, eps, training, counter)
 
 
 def is_pointwise(conv: nn.Conv1d) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -64,15 +66,15 @@ def leaves(x: Tensor, stages: list[Any]) -> list[Tensor]:
     return [t.requires_grad_() for t in tensors if t is not None]
 
 
-def one_by_one(x: Tensor, stages: list[Any]) -> Tensor:
-    """By torch and the dense reference."""
+def one_by_one(x: Tensor, stages: list[Any], backend: str = "reference") -> Tensor:
+    """By torch and the dense reference, or the sparse kernels alone."""
     for stage in stages:
         if isinstance(stage, Conv):
             geometry = stage.geometry
             x = sparse_conv1d(
                 x, stage.values, stage.pattern, stage.bias, padding=geometry.padding,
                 dilation=geometry.dilation, padding_mode=geometry.padding_mode,
-                backend="reference", relu=stage.relu,
+                backend=backend, relu=stage.relu,
             )  # fmt: skip
         elif isinstance(stage, Pointwise):
             x = F.conv1d(x, *stage.tensors)
@@ -188,6 +190,28 @@ def test_nan_travels_along_active_weights_only(isas: Any) -> None:
                     assert y.isnan().equal(output.bool()), (isa, n, length, at, mode)
                     assert dw.isnan().equal(weights.bool()), (isa, n, length, at, mode)
                     assert dx.isfinite().all()
+
+
+@pytest.mark.promise("P4")
+@pytest.mark.parametrize("special", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("which", ["weight", "bias"])
+def test_special_weights_of_1x1_stay_in_their_series(which: str, special: float, isas: Any) -> None:
+    """Also where the order has idle positions, which the next convolution reads as its padding."""
+    torch.manual_seed(0)
+    for n, length in (*SHAPES, (1, 100), (20, 11), (3, 5)):
+        taps = torch.rand(4, 4, 5) < 0.5
+        pattern = KernelCSR.from_mask(taps)
+        geometry = Geometry.of((4, 4, 5), 1, "same", 1, 1, "zeros")
+        conv = Conv(torch.rand(pattern.nnz).double() + 0.1, None, pattern, geometry, True)
+        weight, bias = torch.rand(4, 3, 1).double() + 0.1, torch.rand(4).double()
+        (weight if which == "weight" else bias)[0] = special
+        stages = [Pointwise(weight, bias), conv, Pointwise(torch.rand(4, 4, 1).double()), conv]
+        x = torch.rand(n, 3, length).double() + 0.1
+        grad = torch.rand(n, 4, length).double()
+        wanted = results(x, stages, grad, partial(one_by_one, backend="cpp"))
+        for isa in isas():
+            for a, b in zip(results(x, stages, grad), wanted, strict=True):
+                torch.testing.assert_close(a, b, equal_nan=True, msg=f"{isa} {n} {length}")
 
 
 @pytest.mark.promise("P6")

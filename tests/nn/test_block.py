@@ -148,7 +148,9 @@ def test_what_the_modules_do_is_done(name: str, taken: list[tuple[str, ...]]) ->
 REFUSED_BY_TORCH: dict[str, tuple[Callable[[nn.BatchNorm1d], Any], type[Exception]]] = {
     "eps": (lambda norm: setattr(norm, "eps", 0.0), ValueError),
     "one statistic": (lambda norm: setattr(norm, "running_mean", None), ValueError),
+    "no eps": (lambda norm: setattr(norm, "eps", None), TypeError),
     "momentum": (lambda norm: setattr(norm, "momentum", "a"), TypeError),
+    "large momentum": (lambda norm: setattr(norm, "momentum", 10**400), OverflowError),
     "differentiated": (lambda norm: norm.running_mean.requires_grad_(), RuntimeError),
 }
 
