@@ -211,7 +211,8 @@ class SparseConv1d(nn.Module):
         follow in ``DSTScheduler`` only. With another number of active weights, also after
         ``load_state_dict``, build a new optimizer: moments of the old length are an error, and
         torch's fused optimizers do not check it but write outside their memory. Start a new
-        average too (``AveragedModel`` would refuse to run).
+        average too (``AveragedModel`` would refuse to run). No other thread may compute gradients
+        of the layer at the same time: torch protects them from no ``.data = ...``.
 
         Args:
             new: the pattern, of the same shape.
