@@ -1,7 +1,9 @@
-"""Networks made of sparse convolutions."""
+"""Networks for time series: DSN, made of sparse convolutions, and dense ones beside it."""
 
 from __future__ import annotations
 
 from sparseconv.models.dsn import DSN, DSNCost
+from sparseconv.models.inception_time import InceptionTime
+from sparseconv.models.resnet import ResNet
 
-__all__ = ["DSN", "DSNCost"]
+__all__ = ["DSN", "DSNCost", "InceptionTime", "ResNet"]

@@ -1,0 +1,114 @@
+"""InceptionTime for time series classification (Ismail Fawaz et al., DMKD 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv.core.geometry import single
+from sparseconv.models.resnet import Residual, average_and_classify, shortcut
+
+KERNEL_SIZES = {"keras": (40, 20, 10), "tsai": (39, 19, 9)}
+RESIDUAL_EVERY = 3  # modules
+
+
+class Inception(nn.Module):
+    """Convolutions of several lengths side by side, BatchNorm and ReLU.
+
+    A 1x1 convolution makes ``nf`` channels of several ones; then ``nf`` filters of each length,
+    and beside them a maximum of three samples with a 1x1 convolution.
+    """
+
+    def __init__(self, in_channels: int, nf: int, kernel_sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        several = in_channels > 1
+        self.bottleneck = nn.Conv1d(in_channels, nf, 1, bias=False) if several else nn.Identity()
+        inputs = nf if several else in_channels
+        self.convs = nn.ModuleList(
+            nn.Conv1d(inputs, nf, taps, padding="same", bias=False) for taps in kernel_sizes
+        )
+        self.pooled = nn.Sequential(
+            nn.MaxPool1d(3, stride=1, padding=1), nn.Conv1d(in_channels, nf, 1, bias=False)
+        )
+        self.out_channels = (len(kernel_sizes) + 1) * nf
+        self.norm = nn.BatchNorm1d(self.out_channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, L) -> (N, out_channels, L)``."""
+        z = self.bottleneck(x)
+        y: Tensor = self.relu(
+            self.norm(torch.cat([*(conv(z) for conv in self.convs), self.pooled(x)], dim=1))
+        )
+        return y
+
+
+class InceptionTime(nn.Module):
+    """Six Inception modules with a shortcut around every three, a global average, a linear layer.
+
+    One network; the published classifier averages the probabilities of five.
+
+    Args:
+        in_channels: channels of a series.
+        n_classes: number of classes.
+        nf: filters of each length.
+        depth: number of modules.
+        variant: ``"keras"``, the original: 40, 20 and 10 taps, a 1x1 convolution in each shortcut
+            (420 192 parameters of a univariate network without its last layer); or ``"tsai"``, what
+            the DSN paper counts (389.34 K in the mean over UCR 85): 39, 19 and 9 taps, and
+            BatchNorm alone in a shortcut between as many channels.
+
+    Shape:
+        Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.
+
+    Raises:
+        ValueError: an argument out of its range.
+        TypeError: an argument of another type.
+
+    Example:
+        >>> model = InceptionTime(1, 2)
+        >>> model(torch.zeros(2, 1, 50)).shape
+        torch.Size([2, 2])
+        >>> sum(parameter.numel() for parameter in model.parameters())  # 420 192 + 129 * 2
+        420450
+
+    Source: Ismail Fawaz et al., "InceptionTime: Finding AlexNet for Time Series Classification",
+    Data Mining and Knowledge Discovery 34, 2020.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        n_classes: int,
+        *,
+        nf: int = 32,
+        depth: int = 6,
+        variant: str = "keras",
+    ) -> None:
+        super().__init__()
+        self.in_channels = inputs = single("in_channels", in_channels, 1)
+        self.n_classes = single("n_classes", n_classes, 1)
+        nf, depth = single("nf", nf, 1), single("depth", depth, 1)
+        if variant not in KERNEL_SIZES:
+            raise ValueError(f"variant must be one of {tuple(KERNEL_SIZES)}, but got {variant!r}")
+        blocks: list[nn.Module] = []
+        for first in range(0, depth, RESIDUAL_EVERY):
+            modules: list[Inception] = []
+            before = inputs
+            for _ in range(first, min(first + RESIDUAL_EVERY, depth)):
+                modules.append(Inception(inputs, nf, KERNEL_SIZES[variant]))
+                inputs = modules[-1].out_channels
+            body = nn.Sequential(*modules)
+            if len(modules) < RESIDUAL_EVERY:
+                blocks.append(body)
+            elif variant == "tsai" and before == inputs:
+                blocks.append(Residual(body, nn.BatchNorm1d(inputs)))
+            else:
+                blocks.append(Residual(body, shortcut(before, inputs)))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = average_and_classify(inputs, self.n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
+        log_proba: Tensor = self.head(self.blocks(x))
+        return log_proba

@@ -1,0 +1,96 @@
+"""The networks beside DSN: their published numbers of parameters, and what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import sparseconv as sc
+from sparseconv.models import InceptionTime, ResNet
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
+
+SMALL: dict[str, Callable[..., nn.Module]] = {
+    "resnet": lambda c, k: ResNet(c, k, nf=4),
+    "keras": lambda c, k: InceptionTime(c, k, nf=4),
+    "tsai": lambda c, k: InceptionTime(c, k, nf=4, variant="tsai"),
+    "no shortcut at the end": lambda c, k: InceptionTime(c, k, nf=4, depth=4),
+}
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_as_many_parameters_as_published() -> None:
+    # Means over UCR 85, whose sets have 7.7 classes in the mean: one more class is 129 parameters.
+    for model, published in ((ResNet, 479_200), (InceptionTime, 389_340)):
+        options: dict[str, Any] = {} if model is ResNet else {"variant": "tsai"}
+        counts = [parameters(model(1, classes, **options)) for classes in (7, 8)]
+        assert counts[0] < published < counts[1] == counts[0] + 129
+    assert parameters(InceptionTime(1, 5)) == 420_192 + 129 * 5
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shapes(name: str, channels: int) -> None:
+    model = SMALL[name](channels, 5).eval()
+    for length in (1, 2, 60):
+        log_proba = model(torch.randn(2, channels, length))
+        assert log_proba.shape == (2, 5)
+        torch.testing.assert_close(log_proba.exp().sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_trained_pruned_converted_and_folded(name: str) -> None:
+    torch.manual_seed(0)
+    X, y = torch.randn(20, 1, 30), torch.arange(20) % 2
+    X[y == 1] += torch.sin(torch.arange(30.0))
+    model = SMALL[name](1, 2)
+    result = train(model, X, y, Recipe(epochs=15), progress=False)
+    assert result.best_loss < result.history[0]["train_loss"]
+    fast = sc.optimize_for_inference(model)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(X), model(X), rtol=1e-4, atol=1e-4)
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
+            prune.l1_unstructured(module, "weight", 0.85)
+    sparse = sc.convert(model).model
+    assert any(isinstance(module, sc.SparseConv1d) for module in sparse.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(X), model(X), rtol=1e-4, atol=1e-4)
+
+
+def test_inception_is_what_its_parts_compute() -> None:
+    torch.manual_seed(0)
+    block = InceptionTime(3, 2, nf=2, depth=1).double().eval().blocks[0][0]
+    x = torch.randn(2, 3, 50, dtype=torch.float64)
+    z = nn.functional.conv1d(x, block.bottleneck.weight)
+    parts = []
+    for conv, taps in zip(block.convs, (40, 20, 10), strict=True):
+        padded = nn.functional.pad(z, ((taps - 1) // 2, taps // 2))  # as Keras pads "same"
+        parts.append(nn.functional.conv1d(padded, conv.weight))
+    pooled = nn.functional.pad(x, (1, 1), value=-torch.inf).unfold(2, 3, 1).amax(-1)
+    parts.append(nn.functional.conv1d(pooled, block.pooled[1].weight))
+    wanted = torch.relu(torch.cat(parts, 1) / (1 + block.norm.eps) ** 0.5)
+    torch.testing.assert_close(block(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: ResNet(0, 2), "in_channels"),
+        (lambda: ResNet(1, 2, nf=0), "nf"),
+        (lambda: InceptionTime(1, 0), "n_classes"),
+        (lambda: InceptionTime(1, 2, depth=0), "depth"),
+        (lambda: InceptionTime(1, 2, variant="torch"), "variant must be one of .*'torch'"),
+    ],
+)
+def test_refused(make: Callable[[], nn.Module], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        make()
