@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import sparseconv as sc
-from sparseconv.models import InceptionTime, ResNet
+from sparseconv.models import LITE, InceptionTime, ResNet
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 
@@ -19,6 +19,7 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "resnet": lambda c, k: ResNet(c, k, nf=4),
     "keras": lambda c, k: InceptionTime(c, k, nf=4),
     "tsai": lambda c, k: InceptionTime(c, k, nf=4, variant="tsai"),
+    "lite": lambda c, k: LITE(c, k, nf=4),
     "no shortcut at the end": lambda c, k: InceptionTime(c, k, nf=4, depth=4),
 }
 
@@ -34,6 +35,7 @@ def test_as_many_parameters_as_published() -> None:
         counts = [parameters(model(1, classes, **options)) for classes in (7, 8)]
         assert counts[0] < published < counts[1] == counts[0] + 129
     assert parameters(InceptionTime(1, 5)) == 420_192 + 129 * 5
+    assert parameters(LITE(1, 5)) == 9_814 + 33 * 5
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -81,6 +83,25 @@ def test_inception_is_what_its_parts_compute() -> None:
     torch.testing.assert_close(block(x), wanted)
 
 
+def test_hand_made_filters_see_what_they_are_made_for() -> None:
+    model = LITE(2, 3).double().eval()
+    x = torch.zeros(1, 2, 200, dtype=torch.float64)
+    x[0, :, 100:] = 1.0  # a step up
+    y = model.hand_made(x)[0]
+    assert y.shape == (17, 200)
+    rising, falling = y[:6], y[6:12]
+    assert (rising[:, 90:110].amax(1) == 2).all(), "both channels count"
+    assert (falling[:, :150].amax(1) == 0).all(), "the end of the series is not a fall of it"
+    steady = model.hand_made(torch.ones(1, 2, 300, dtype=torch.float64))[0, :, 100:200]
+    torch.testing.assert_close(steady, torch.zeros_like(steady), atol=1e-9, rtol=0)
+    x = torch.zeros(1, 2, 300, dtype=torch.float64)
+    x[0, :, 150] = 1.0
+    seen = model.hand_made(x)[0, 12:]
+    torch.testing.assert_close(seen.amax(1), torch.full((5,), 4.0).double())  # 2 in each channel
+    assert not LITE(1, 3).state_dict().keys() & {"hand_made.filter_0"}
+    assert not {*map(id, model.hand_made.buffers())} & {*map(id, model.parameters())}, "frozen"
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
@@ -88,6 +109,7 @@ def test_inception_is_what_its_parts_compute() -> None:
         (lambda: ResNet(1, 2, nf=0), "nf"),
         (lambda: InceptionTime(1, 0), "n_classes"),
         (lambda: InceptionTime(1, 2, depth=0), "depth"),
+        (lambda: LITE(1, 2, nf=0), "nf"),
         (lambda: InceptionTime(1, 2, variant="torch"), "variant must be one of .*'torch'"),
     ],
 )

@@ -1,0 +1,116 @@
+"""LITE for time series classification (Ismail-Fawaz et al., DSAA 2023)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv.core.geometry import single
+from sparseconv.models.resnet import average_and_classify
+
+LEARNED = (40, 20, 10)  # taps
+CHANGES = (2, 4, 8, 16, 32, 64)  # taps of the filters that see increase and decrease
+PEAKS = (4, 8, 16, 32, 64)  # two thirds of the taps of those that see peaks
+
+
+class HandMade(nn.Module):
+    """Frozen filters that see increase, decrease and peaks, of all channels alike, and ReLU.
+
+    Shape: ``(N, in_channels, L) -> (N, 17, L)``.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        for index, filter in enumerate(hand_made_filters()):
+            repeated = filter.repeat(1, in_channels, 1)
+            self.register_buffer(f"filter_{index}", repeated, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [nn.functional.conv1d(x, filter, padding="same") for filter in self.buffers()]
+        return torch.cat(parts, dim=1).relu()
+
+
+def hand_made_filters() -> list[Tensor]:
+    """The 17 filters, each ``(1, 1, taps)``: increasing, decreasing and peaks.
+
+    Example:
+        >>> [filter.shape[2] for filter in hand_made_filters()]
+        [2, 4, 8, 16, 32, 64, 2, 4, 8, 16, 32, 64, 6, 12, 24, 48, 96]
+        >>> hand_made_filters()[1]
+        tensor([[[-1.,  1., -1.,  1.]]])
+    """
+    filters = []
+    for sign in (-1.0, 1.0):
+        filters += [torch.tensor([sign, -sign]).repeat(taps // 2) for taps in CHANGES]
+    for taps in PEAKS:
+        rising = torch.linspace(0, 1, taps // 4 + 1)[1:].square()
+        hill = torch.cat([rising, rising.flip(0)])
+        filters.append(torch.cat([-hill, 2 * hill, -hill]))
+    return [filter.view(1, 1, -1) for filter in filters]
+
+
+class LITE(nn.Module):
+    """Convolutions of three lengths beside hand-made filters, then two separable convolutions.
+
+    9 814 + 33 * n_classes trained parameters for one channel. One network; LITETime averages the
+    probabilities of five.
+
+    Args:
+        in_channels: channels of a series.
+        n_classes: number of classes.
+        nf: filters of each length, and channels of the separable convolutions.
+
+    Shape:
+        Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.
+
+    Raises:
+        ValueError: an argument below 1.
+        TypeError: an argument of another type.
+
+    Example:
+        >>> model = LITE(1, 2)
+        >>> model(torch.zeros(2, 1, 50)).shape
+        torch.Size([2, 2])
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        9880
+
+    Source: Ismail-Fawaz et al., "LITE: Light Inception with boosTing tEchniques for Time Series
+    Classification", DSAA 2023.
+    """
+
+    def __init__(self, in_channels: int, n_classes: int, *, nf: int = 32) -> None:
+        super().__init__()
+        self.in_channels = single("in_channels", in_channels, 1)
+        self.n_classes = single("n_classes", n_classes, 1)
+        nf = single("nf", nf, 1)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(in_channels, nf, taps, padding="same", bias=False) for taps in LEARNED
+        )
+        self.hand_made = HandMade(in_channels)
+        channels = len(LEARNED) * nf + len(list(self.hand_made.buffers()))
+        self.blocks = nn.Sequential(
+            nn.BatchNorm1d(channels),
+            nn.ReLU(),
+            *_separable(channels, nf, taps=20, dilation=2),
+            *_separable(nf, nf, taps=10, dilation=4),
+        )
+        self.head = average_and_classify(nf, self.n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
+        first = torch.cat([*(conv(x) for conv in self.convs), self.hand_made(x)], dim=1)
+        log_proba: Tensor = self.head(self.blocks(first))
+        return log_proba
+
+
+def _separable(in_channels: int, out_channels: int, taps: int, dilation: int) -> list[nn.Module]:
+    """Each channel by itself, then all of them at each sample."""
+    return [
+        nn.Conv1d(
+            in_channels, in_channels, taps, padding="same", dilation=dilation, groups=in_channels,
+            bias=False,
+        ),
+        nn.Conv1d(in_channels, out_channels, 1, bias=False),
+        nn.BatchNorm1d(out_channels),
+        nn.ReLU(),
+    ]  # fmt: skip
