@@ -212,7 +212,7 @@ def gradients_by_python(
         return y
 
     wanted = list(itertools.compress(inputs, needed))
-    # The casts of the forward pass are none: it was not in a chain then.
+    # Nothing was cast on the way forward: under autocast there are no chains.
     with torch.autocast(grad.device.type, enabled=False):
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             _, pull_back, *_ = torch.func.vjp(outputs, *wanted)

@@ -139,10 +139,7 @@ def leaves(module: Any) -> list[Any]:
     found = []
     for inner in module._modules.values():
         plain = _only_runs_its_modules(inner) and not has_own_code(inner)
-        if plain:
-            found += leaves(inner)
-        else:
-            found.append(inner)
+        found += leaves(inner) if plain else [inner]
     return found
 
 
