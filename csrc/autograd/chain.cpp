@@ -40,11 +40,7 @@ variable_list gradients_by_python(const Chain& chain,
   const pybind11::object found =
       pybind11::module_::import("sparseconv.functional.chain")
           .attr("gradients_by_python")(described(chain), grad, inputs, needed);
-  variable_list gradients;
-  for (const pybind11::handle gradient : found) {
-    gradients.push_back(gradient.is_none() ? Tensor() : gradient.cast<Tensor>());
-  }
-  return gradients;
+  return tensors_of(found);
 }
 
 // What the forward pass takes beside the tensors that have gradients.

@@ -92,11 +92,7 @@ variable_list gradients_by_python(const Tensor& grad,
       pybind11::module_::import("sparseconv.functional.conv")
           .attr("gradients_by_python")(grad, saved[0], saved[1], plan.crow, plan.col,
                                        geometry_numbers(plan.geometry), needed);
-  variable_list gradients;
-  for (const pybind11::handle gradient : found) {
-    gradients.push_back(gradient.is_none() ? Tensor() : gradient.cast<Tensor>());
-  }
-  return gradients;
+  return tensors_of(found);
 }
 
 // What the forward pass takes beside the tensors that have gradients.

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/utils/pybind.h>
 
 namespace sparseconv {
 
@@ -40,6 +41,14 @@ std::optional<at::Tensor> plain_tensor(pybind11::handle x) {
   }
   const at::Tensor& tensor = THPVariable_Unpack(x.ptr());
   return is_plain(tensor) && !tensor.is_neg() ? std::optional(tensor) : std::nullopt;
+}
+
+std::vector<at::Tensor> tensors_of(const pybind11::object& found) {
+  std::vector<at::Tensor> tensors;
+  for (const pybind11::handle tensor : found) {
+    tensors.push_back(tensor.is_none() ? at::Tensor() : tensor.cast<at::Tensor>());
+  }
+  return tensors;
 }
 
 at::Tensor frozen(const at::Tensor& x) {

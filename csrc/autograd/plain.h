@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <optional>
+#include <vector>
 
 namespace sparseconv {
 
@@ -22,6 +23,9 @@ std::optional<at::Tensor> plain_tensor(pybind11::handle x);
 // As it is now. While the GIL is held nobody replaces a parameter's data; later, another thread
 // could do so between the checks and the kernels.
 at::Tensor frozen(const at::Tensor& x);
+
+// What a Python function returned: tensors, and undefined ones for None. With the GIL.
+std::vector<at::Tensor> tensors_of(const pybind11::object& found);
 
 // A tensor whose memory is the object: of what a node of autograd can hold, compiled autograd
 // passes tensors on.

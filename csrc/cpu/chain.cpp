@@ -171,10 +171,9 @@ Chain::Result Chain::forward(const Tensor& x,
                              bool keep) const {
   RECORD_FUNCTION("sparseconv::chain", c10::ArrayRef<const c10::IValue>{});
   const at::AutoDispatchBelowADInplaceOrView below;
-  check(x, parameters, statistics);
   const LaneOrder order = lane_order(x.size(0), x.size(2), lanes_of(x));
   Result result;
-  Tensor now = to_lanes(x.resolve_neg(), order);
+  Tensor now = to_lanes(x, order);
   for (size_t i = 0; i < stages_.size(); ++i) {
     const Stage& stage = stages_[i];
     const std::optional<Tensor>& first = parameters[2 * i];

@@ -38,8 +38,9 @@ class Chain {
     std::optional<at::Tensor> mean, var, counter;
     std::optional<double> momentum;  // without, mean and variance over all batches are kept
   };
-  // Throws ValueError or TypeError if `forward` would. x: (N, C, L). parameters: two for each
-  // stage, (values, bias) or (weight, bias). statistics: of each stage.
+  // Throws ValueError or TypeError if `forward`, which checks nothing itself, cannot take these.
+  // x: (N, C, L), not a negated view. parameters: two for each stage, (values, bias) or (weight,
+  // bias). statistics: of each stage.
   void check(const at::Tensor& x,
              const Tensors& parameters,
              const std::vector<Statistics>& statistics) const;
