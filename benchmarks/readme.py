@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import tables as gpu_tables
-from benchmarks.paper import accuracy
 from sparseconv.bench import document, plots, tables
 
 ROOT = Path(__file__).parent.parent
@@ -89,17 +88,6 @@ def section(results: Path = RESULTS) -> str:
         if table.rows:
             parts += [text, table.markdown()]
     return "\n\n".join([*parts, *gpu_tables.section(results / "gpu.json")]) + "\n"
-
-
-def accuracies() -> str:
-    """Accuracy of the network beside published ones, in Markdown."""
-    runs = accuracy.finished(accuracy.RESULTS)
-    return (
-        "Accuracy in percent: mean over seeds ± their standard deviation (number of seeds), "
-        "default recipe, fewer epochs; published means of the peers, their own full training. "
-        f"First run: {where(runs[0]['machine'])}; `accuracy.jsonl` names each run's own.\n\n"
-        f"{accuracy.table(runs).markdown()}\n"
-    )
 
 
 def recorded(results: Path = RESULTS) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import readme
-from benchmarks.paper import published_networks
+from benchmarks.paper import published_networks, report
 from sparseconv.bench import plots, tables
 from sparseconv.measure.table import threads_text
 
@@ -23,7 +23,7 @@ def write_all(folder: Path) -> None:
     captions = plots.captions(bench["rows"])
     parts: dict[str, Callable[[], str]] = {
         "measured": readme.section,
-        "accuracy": readme.accuracies,
+        "paper": report.recorded,
         "machine": lambda: f"Measured on {readme.where(bench['machine'])}.",
         "break_even": lambda: "\n\n".join(
             figure(path, f"{threads_text(threads)}. {captions['break_even']}")

@@ -17,7 +17,7 @@ from sparseconv.nn.hooks import has_own_code
 from sparseconv.nn.pooling import POOLED, ShortAvgPool1d
 
 INITS = ("prefix", "random")
-PADDINGS = ("right-replicate", "centred-zeros")
+PADDINGS = ("right-replicate", "centred-zeros", "centred-replicate")
 WIDTH = 3  # a module has WIDTH * nf channels, with however many kernel groups
 
 
@@ -73,7 +73,8 @@ class DSN(nn.Module):
         init: first pattern: ``"prefix"`` activates the first taps of every kernel, ``"random"``
             draws uniformly inside the region.
         padding: ``"right-replicate"`` repeats the last sample, so the taps look forward;
-            ``"centred-zeros"`` is what the paper used on the UCR 2018 archive.
+            ``"centred-zeros"`` is what the paper used on the UCR 2018 archive;
+            ``"centred-replicate"`` repeats the first and the last sample.
         backend: of the sparse convolutions; ``"auto"`` or a backend that can run here.
 
     Shape:
@@ -121,6 +122,10 @@ class DSN(nn.Module):
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {PADDINGS}, but got {padding!r}")
         channels = WIDTH * nf
+        side, mode = padding.split("-")
+        around = (0, kernel_size - 1)
+        if side == "centred":
+            around = ((kernel_size - 1) // 2, kernel_size // 2)
         regions = _regions(channels, kernel_size, single("n_groups", n_groups, 1), sparsity)
 
         blocks = []
@@ -134,13 +139,9 @@ class DSN(nn.Module):
                 inputs,
                 channels,
                 kernel_size,
-                padding=(
-                    (0, kernel_size - 1)
-                    if padding == "right-replicate"
-                    else ((kernel_size - 1) // 2, kernel_size // 2)
-                ),
+                padding=around,
                 bias=False,
-                padding_mode="replicate" if padding == "right-replicate" else "zeros",
+                padding_mode=mode,
                 pattern=_first_pattern(regions, inputs, sparsity, init, channels, kernel_size),
                 backend=backend,
             )

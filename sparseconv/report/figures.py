@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sparseconv.core.pattern import KernelCSR
+    from sparseconv.core.pattern import KernelCSR, Region
     from sparseconv.models import DSN
     from sparseconv.nn.conv import SparseConv1d
 
@@ -94,6 +94,13 @@ def _running_median(curve: NDArray[np.float64]) -> NDArray[np.float64]:
     return medians
 
 
+def kernels_by_size(model: DSN) -> list[NDArray[np.int64]]:
+    """For each sparse layer, how many kernels have the receptive field sizes 0, 1, 2, ..., K."""
+    patterns = [layer.pattern for layer in model.sparse_layers()]
+    return [np.bincount(receptive_field_sizes(p).ravel(), minlength=p.shape[2] + 1)
+            for p in patterns]  # fmt: skip
+
+
 def receptive_fields(models: Mapping[str, DSN], path: str | Path) -> Path:
     """Draw how effective receptive field sizes are distributed, per layer and per stack.
 
@@ -103,17 +110,18 @@ def receptive_fields(models: Mapping[str, DSN], path: str | Path) -> Path:
     freely and their distribution is the convolution of the layers' distributions. Paths through
     an empty kernel are left out of the lower row. All networks have the same depth.
     """
-    counts = {
-        label: [
-            np.bincount(receptive_field_sizes(layer.pattern).ravel(), minlength=1)
-            for layer in model.sparse_layers()
-        ]
-        for label, model in models.items()
-    }
-    depth = len(next(iter(counts.values())))
+    kernels = {label: kernels_by_size(model) for label, model in models.items()}
+    return draw_receptive_fields(kernels, path)
+
+
+def draw_receptive_fields(
+    kernels: Mapping[str, Sequence[NDArray[np.int64]]], path: str | Path
+) -> Path:
+    """The same for networks of which ``kernels_by_size`` is left, or sums of it over several."""
+    depth = len(next(iter(kernels.values())))
     figure = new_figure("Effective receptive fields", 2.35 * depth, 4.6)
     axes = figure.subplots(2, depth, sharex="row", sharey="row", squeeze=False)
-    for (label, layers), colour in zip(counts.items(), SERIES, strict=False):
+    for (label, layers), colour in zip(kernels.items(), SERIES, strict=False):
         paths = [c[1:] / max(c[1:].sum(), 1) for c in layers]  # index i: size i + 1
         for i, ax in enumerate(axes[0]):
             share = layers[i] / layers[i].sum() * 100
@@ -142,12 +150,18 @@ def group_weights(model: DSN, path: str | Path) -> Path:
     right is the group's share of the magnitudes of all the layer's active weights.
     """
     layers = model.sparse_layers()
-    height = 0.9 + 0.95 * len(layers)
+    return draw_group_weights([group_profiles(layer) for layer in layers], layers[0].regions, path)
+
+
+def draw_group_weights(
+    profiles: Sequence[NDArray[np.float64]], regions: Sequence[Region], path: str | Path
+) -> Path:
+    """The same for the ``group_profiles`` of layers that have these regions."""
+    regions = sorted(regions, key=lambda region: region.out_channels)
+    height = 0.9 + 0.95 * len(profiles)
     figure = new_figure("Normalised active weights of the kernel groups", 9.0, height)
-    axes = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
-    for i, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
-        profile = group_profiles(layer)
-        regions = sorted(layer.regions, key=lambda region: region.out_channels)
+    axes = figure.subplots(len(profiles), 1, sharex=True, squeeze=False)[:, 0]
+    for i, (ax, profile) in enumerate(zip(axes, profiles, strict=True)):
         total, peak = profile.sum(), profile.max(initial=0.0)
         kernel_size = profile.shape[1]
         image = ax.imshow(profile / (peak or 1.0), aspect="auto", cmap="viridis", vmin=0, vmax=1,
@@ -163,7 +177,7 @@ def group_weights(model: DSN, path: str | Path) -> Path:
             ax.annotate(f"{share:.0%}", (kernel_size - 0.5, row), (6, 0), va="center", fontsize=8,
                         textcoords="offset points", color=INK, annotation_clip=False)  # fmt: skip
         ax.set_yticks(range(len(regions)), [f"group {row + 1}" for row in range(len(regions))])
-        style_axes(ax, "tap" if i == len(layers) - 1 else "", "", grid=False)
+        style_axes(ax, "tap" if i == len(profiles) - 1 else "", "", grid=False)
         ax.set_title(f"layer {i + 1}", fontsize=9, color=INK, loc="left", pad=3)
     bar = figure.colorbar(image, ax=list(axes), pad=0.07, fraction=0.03)
     bar.set_label("Σ|w| at the tap / layer's largest", fontsize=8, color=INK)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.bench.network.masked import MaskedDST, PremaskedConv1d, masked_copy
 from sparseconv.models import DSN
+from sparseconv.models.dsn import PADDINGS
 
 SETTINGS: dict[str, Any] = {
     "update_every": 2,
@@ -43,7 +44,7 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("init", ["prefix", "random"])
 def test_the_copy_is_the_same_function(padding: str, init: str) -> None:
     model = network(padding=padding, init=init, backend="reference").double()

@@ -13,6 +13,7 @@ from torch.nn.utils import prune
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
+from sparseconv.models.dsn import PADDINGS
 
 
 @pytest.mark.promise("P2")
@@ -77,7 +78,7 @@ def test_to_dense_of_layers_made_by_hand(mode: str, padding: Any) -> None:
     assert torch.equal(bits(conv.weight), bits(layer.dense_weight()))
 
 
-@pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
+@pytest.mark.parametrize("padding", PADDINGS)
 def test_a_whole_dsn(padding: str) -> None:
     torch.manual_seed(0)
     model = sc.models.DSN(3, 4, nf=4, kernel_size=9, depth=2, padding=padding).eval()

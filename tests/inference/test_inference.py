@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import sparseconv as sc
 from sparseconv import SparseConv1d
 from sparseconv.models import DSN
+from sparseconv.models.dsn import PADDINGS
 from sparseconv.ops.backends import extension
 
 ISAS = extension.isas() if extension is not None else []
@@ -144,7 +145,7 @@ def trained(in_channels: int = 1, **options: Any) -> DSN:
     return model
 
 
-@pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("in_channels", [1, 4])
 def test_dsn(in_channels: int, padding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(in_channels, padding=padding)

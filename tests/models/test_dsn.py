@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparseconv import KernelCSR, Region, SparseConv1d
 from sparseconv.models import DSN, dsn
+from sparseconv.models.dsn import PADDINGS
 
 # The paper's table: (channels, length, classes), then Params in thousands and FLOPs in millions
 # at S = 0, 50, 80 and 90 %.
@@ -166,13 +167,14 @@ def expected_output(model: DSN, x: Tensor, padding: str, kernel_size: int) -> Te
         if padding == "right-replicate":
             x = torch.cat([x, x[:, :, -1:].expand(-1, -1, kernel_size - 1)], 2)
         else:
-            x = F.pad(x, ((kernel_size - 1) // 2, kernel_size // 2))
+            mode = {"centred-zeros": "constant", "centred-replicate": "replicate"}[padding]
+            x = F.pad(x, ((kernel_size - 1) // 2, kernel_size // 2), mode)
         x = norm(F.conv1d(x, layer.dense_weight()), f"blocks.{index}.norm").relu()
     x = F.conv1d(F.adaptive_avg_pool1d(x, 50), weights["head.1.weight"])
     return F.log_softmax(norm(x, "head.2").mean(2), 1)
 
 
-@pytest.mark.parametrize("padding", ["right-replicate", "centred-zeros"])
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize(("length", "kernel_size"), [(1, 9), (7, 9), (24, 8), (50, 9), (113, 39)])
 def test_forward_and_backward(

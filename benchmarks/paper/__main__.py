@@ -1,0 +1,94 @@
+"""``python -m benchmarks.paper``: the tables and figures of the DSN paper, from runs of one plan.
+
+``run PLAN`` trains and tests what a plan names, on the data sets of a folder; stopped at any
+instant, the same command goes on. ``report`` makes tables and figures of the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.paper.archives import open_archive
+from benchmarks.paper.plan import PLANS, read_plan
+from benchmarks.paper.report import write_report
+from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, sweep
+
+
+def run(arguments: argparse.Namespace) -> int:
+    archive = open_archive(arguments.archive)
+    for name, message in archive.broken.items():
+        print(f"left out: {name}: {message}", file=sys.stderr)
+    jobs = read_plan(arguments.plan, archive)
+    print(
+        f"{len(jobs)} jobs on {len({job.dataset for job in jobs})} data sets, "
+        f"rows in {arguments.out}"
+    )
+    pool = dask_pool(arguments.scheduler) if arguments.scheduler else local_pool(arguments.workers)
+    failed = sweep(jobs, archive, arguments.out, pool)
+    for job, message in failed.items():
+        print(f"FAILED: {job}: {message}", file=sys.stderr)
+    bad = len(failed) + len(archive.broken)
+    if bad:
+        print(
+            f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; {len(failed)} failed, "
+            f"{len(archive.broken)} data sets could not be read",
+            file=sys.stderr,
+        )
+    return 1 if bad else 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    page = write_report(read_rows(arguments.out / ROWS_NAME), arguments.out, arguments.out.name)
+    print(f"wrote {page}")
+    return 0
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but got {text}")
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    running = commands.add_parser("run", help="train and test what a plan names")
+    plans = ", ".join(sorted(path.stem for path in PLANS.glob("*.toml")))
+    running.add_argument("plan", help=f"a .toml file, or one of {plans}")
+    running.add_argument(
+        "--archive", type=Path, metavar="DIR",
+        help="a folder with NAME.npz files or NAME_TRAIN.ts and NAME_TEST.ts (default: the sets "
+        "that aeon brings along)",
+    )  # fmt: skip
+    running.add_argument("--out", type=Path, default=Path("paper"), metavar="DIR")
+    where = running.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=positive, default=os.cpu_count(), metavar="N",
+        help="processes, one thread each (default: as many as cores)",
+    )  # fmt: skip
+    where.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs the jobs"
+    )
+    running.set_defaults(command=run)
+    reporting = commands.add_parser("report", help="make tables and figures of the rows")
+    reporting.add_argument("--out", type=Path, default=Path("paper"), metavar="DIR")
+    reporting.set_defaults(command=report)
+    arguments = parser.parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

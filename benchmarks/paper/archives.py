@@ -1,0 +1,182 @@
+"""The data sets of an archive: found in a folder, checked, and chosen by a plan."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparseconv import datasets
+from sparseconv.datasets import Dataset
+
+# Accuracies that others published, and which set belongs to which archive.
+PUBLISHED = Path(__file__).with_name("published.csv")
+SERIES = ("raw", "z-normalised")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Data sets by name.
+
+    Attributes:
+        sources: what ``datasets.load`` reads each from.
+        shapes: cases for training and testing, channels, time points and classes of each.
+        broken: what is wrong with those that cannot be read, by name.
+    """
+
+    sources: Mapping[str, str]
+    shapes: Mapping[str, Shape]
+    broken: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a data set."""
+
+    n_train: int
+    n_test: int
+    n_channels: int
+    n_timepoints: int
+    n_classes: int
+
+    @property
+    def train_points(self) -> int:
+        """What an epoch costs, roughly."""
+        return self.n_train * self.n_channels * self.n_timepoints
+
+
+def open_archive(folder: Path | None) -> Archive:
+    """Find and read all data sets below a folder, or aeon's bundled ones for None.
+
+    ``NAME.npz`` files and folders with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``, at any depth.
+
+    Raises:
+        ValueError: a folder that does not exist or holds no data set.
+    """
+    sources = {name: name for name in datasets.BUNDLED} if folder is None else _find(folder)
+    shapes, broken = {}, {}
+    for name, source in sources.items():
+        try:
+            data = read(source)
+        except (ValueError, RuntimeError) as error:
+            broken[name] = str(error)
+        else:
+            shapes[name] = Shape(
+                len(data.X_train), len(data.X_test), data.n_channels, data.n_timepoints,
+                len(data.classes),
+            )  # fmt: skip
+    return Archive(sources, shapes, broken)
+
+
+def _find(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        state = "is not a folder" if folder.exists() else "does not exist"
+        raise ValueError(f"the archive {folder} {state}; name a folder with .npz or .ts files")
+    found: dict[str, str] = {}
+    files = [path for kind in ("*.npz", "*_TRAIN.ts") for path in sorted(folder.rglob(kind))]
+    for path in files:
+        name = path.name.removesuffix("_TRAIN.ts").removesuffix(".npz")
+        source = str(path.parent if path.suffix == ".ts" else path)
+        if name in found:
+            raise ValueError(
+                f"the archive holds {name} twice, as {found[name]} and {source}; remove one"
+            )
+        found[name] = source
+    if not found:
+        raise ValueError(
+            f"the archive {folder} holds no data set; expected NAME.npz files, or folders with "
+            "NAME_TRAIN.ts and NAME_TEST.ts"
+        )
+    return dict(sorted(found.items()))
+
+
+def read(source: str, series: str = "raw") -> Dataset:
+    """Read a data set with missing values as 0, as the paper does.
+
+    ``series="z-normalised"`` brings each channel to mean 0 and variance 1 over the training set.
+    """
+    data = datasets.load(source, nan_to_zero=True)
+    if series == "raw":
+        return data
+    mean = data.X_train.mean((0, 2), keepdims=True, dtype=np.float64)
+    spread = data.X_train.std((0, 2), keepdims=True, dtype=np.float64)
+    train, test = (
+        ((X - mean) / np.where(spread > 0, spread, 1)).astype(np.float32)
+        for X in (data.X_train, data.X_test)
+    )
+    return Dataset(data.name, train, data.y_train, test, data.y_test, data.classes)
+
+
+@cache
+def published() -> dict[str, dict[str, str]]:
+    """The rows of published.csv by data set: ``archive``, and a column for each network."""
+    with PUBLISHED.open(newline="") as file:
+        return {row["dataset"]: row for row in csv.DictReader(file)}
+
+
+def members(archive: str) -> list[str]:
+    """The data sets of ``"ucr85"``, ``"ucr2018"`` (new in that year) or ``"uea"``."""
+    return [name for name, row in published().items() if row["archive"] == archive]
+
+
+ARCHIVES = ("ucr85", "ucr2018", "uea")
+
+
+def choose(archive: Archive, wanted: Any) -> list[str]:
+    """The data sets that a plan's ``sets`` names, of those that are there, cheapest first.
+
+    ``wanted`` is "all", an archive's name, a list of names, or a table with ``of`` (one of these),
+    ``without`` (names), ``cheapest`` (how many) and ``cheaper_than`` (a name).
+
+    Raises:
+        ValueError: anything else, or a set named alone that the archive does not hold.
+    """
+    table = wanted if isinstance(wanted, dict) else {"of": wanted}
+    unknown = table.keys() - {"of", "without", "cheapest", "cheaper_than"}
+    if unknown or "of" not in table:
+        raise ValueError(
+            f"sets must be a name, a list of names, or a table with of, without, cheapest and "
+            f"cheaper_than, but got {wanted!r}"
+        )
+    there = archive.shapes
+    names = _named(archive, table["of"])
+    without = set(_names(table.get("without", [])))
+    names = [name for name in names if name in there and name not in without]
+    names.sort(key=lambda name: (there[name].train_points, name))
+    if "cheaper_than" in table:
+        (limit,) = _names([table["cheaper_than"]])
+        if limit not in there:
+            raise ValueError(f"cheaper_than names {limit!r}, which the archive does not hold")
+        names = [name for name in names if there[name].train_points < there[limit].train_points]
+    cheapest = table.get("cheapest", len(names))
+    if type(cheapest) is not int or cheapest < 0:
+        raise ValueError(f"cheapest must be a number of data sets, but got {cheapest!r}")
+    return names[:cheapest]
+
+
+def _named(archive: Archive, of: Any) -> Iterable[str]:
+    if of == "all":
+        return archive.shapes
+    if of in ARCHIVES:
+        return members(of)
+    names = _names(of)
+    missing = [name for name in names if name not in archive.sources]
+    if missing:
+        raise ValueError(
+            f"the plan names {', '.join(missing)}, which the archive does not hold; it has "
+            f"{', '.join(archive.sources)}; or write one of all, {', '.join(ARCHIVES)}"
+        )
+    return names
+
+
+def _names(names: Any) -> list[str]:
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"expected names of data sets, but got {names!r}")
+    return names

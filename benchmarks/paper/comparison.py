@@ -1,0 +1,133 @@
+"""Rows of a sweep by run and data set, and how two classifiers compare over many sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from benchmarks.paper.archives import published
+
+Row = Mapping[str, Any]
+PEERS = ("ResNet", "InceptionTime", "OS-CNN")
+TIE = 0.005  # percentage points: equal as printed with two decimals
+
+
+class Runs:
+    """The rows of a sweep, by run and data set.
+
+    Args:
+        rows: as ``sweep.read_rows`` gives them.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows: dict[str, dict[str, list[Row]]] = {}
+        for row in rows:
+            self._rows.setdefault(row["run"], {}).setdefault(row["dataset"], []).append(row)
+
+    def __contains__(self, run: str) -> bool:
+        return run in self._rows
+
+    def names(self) -> list[str]:
+        return list(self._rows)
+
+    def rows(self, run: str) -> dict[str, list[Row]]:
+        """A run's rows by data set, one for each seed; none for a run that was not made."""
+        return self._rows.get(run, {})
+
+    def accuracy(self, run: str) -> dict[str, float]:
+        """Percent by data set, the mean over seeds."""
+        return {name: 100 * value for name, value in self.mean(run, "accuracy").items()}
+
+    def mean(self, run: str, key: str | Callable[[Row], float]) -> dict[str, float]:
+        """A number of the rows by data set, the mean over seeds."""
+        get = key if callable(key) else lambda row: row[key]
+        return {name: fmean(map(get, rows)) for name, rows in self.rows(run).items()}
+
+    def common(self, *runs: str) -> list[str]:
+        """The data sets that all of these runs have."""
+        first, *others = (self.rows(run) for run in runs)
+        return [name for name in first if all(name in other for other in others)]
+
+
+def published_accuracy(network: str) -> dict[str, float]:
+    """Percent by data set, as others published it."""
+    return {name: float(row[network]) for name, row in published().items() if row[network]}
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One classifier against another over the data sets that both have.
+
+    Attributes:
+        wins, ties, losses: data sets by the sign of the difference; ``TIE`` says what is a tie.
+        difference: mean difference in percentage points, with ``low`` and ``high``, the ends of
+            its 95 % bootstrap interval over the sets.
+        p: of Wilcoxon's signed-rank test, two-sided; None if nothing differs.
+    """
+
+    wins: int
+    ties: int
+    losses: int
+    difference: float
+    low: float
+    high: float
+    p: float | None
+
+    @property
+    def sets(self) -> int:
+        return self.wins + self.ties + self.losses
+
+
+def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | None:
+    """Compare two classifiers' percents by data set; None without a common one.
+
+    Example:
+        >>> found = versus({"a": 90.0, "b": 80.0, "c": 70.0}, {"a": 89.0, "b": 80.0})
+        >>> found.wins, found.ties, found.losses, found.difference
+        (1, 1, 0, 0.5)
+    """
+    difference = np.array([ours[name] - theirs[name] for name in ours if name in theirs])
+    if not len(difference):
+        return None
+    p = None
+    if (np.abs(difference) >= TIE).any():
+        p = float(wilcoxon(difference).pvalue)
+    low, high = interval(difference)
+    return Versus(
+        wins=int((difference >= TIE).sum()),
+        ties=int((np.abs(difference) < TIE).sum()),
+        losses=int((difference <= -TIE).sum()),
+        difference=float(difference.mean()),
+        low=low,
+        high=high,
+        p=p,
+    )
+
+
+def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a mean (percentiles of 10 000 resamples, a fixed seed)."""
+    values = np.asarray(values)
+    drawn = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction of several tests; None stays None.
+
+    Example:
+        >>> holm([0.01, None, 0.04, 0.03])
+        [0.03, None, 0.06, 0.06]
+    """
+    order = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    found: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (value, i) in enumerate(order):
+        largest = max(largest, min(1.0, value * (len(order) - rank)))
+        found[i] = largest
+    return found

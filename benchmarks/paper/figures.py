@@ -1,0 +1,176 @@
+"""Figures 5 to 8 of the DSN paper and those of four questions, from the rows of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.paper.comparison import Runs, interval, published_accuracy, versus
+from benchmarks.paper.tables import wins
+from sparseconv.models import DSN
+from sparseconv.report.figures import (
+    BLUE,
+    FAINT,
+    INK,
+    ORANGE,
+    draw_group_weights,
+    draw_receptive_fields,
+    legend_above,
+    new_figure,
+    style_axes,
+)
+
+
+def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
+    """Figure 5: critical difference diagram of depths and widths (aeon's), on common sets."""
+    import matplotlib.pyplot as plt
+    from aeon.visualisation import plot_critical_difference
+
+    names = [name for name in names if name in runs]
+    common = runs.common(*names) if names else []
+    if len(names) < 3 or len(common) < 3:
+        return None
+    scores = np.array([[runs.accuracy(name)[dataset] for name in names] for dataset in common])
+    figure, _ = plot_critical_difference(scores, names, correction="holm")
+    figure.savefig(path, dpi=170, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def receptive_fields(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
+    """Figure 6: shares of kernels and of paths with an effective receptive field, of all sets."""
+    kernels = {}
+    for name in names:
+        rows = [row for held in runs.rows(name).values() for row in held]
+        found = [row["kernels_by_size"] for row in rows if "kernels_by_size" in row]
+        if found:
+            kernels[name] = [np.sum(layers, axis=0) for layers in zip(*found, strict=True)]
+    return draw_receptive_fields(kernels, path) if kernels else None
+
+
+def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
+    """Figure 7: dynamic, fixed and gradient-grown patterns, each against OS-CNN."""
+    theirs = published_accuracy("OS-CNN")
+    found = {name: versus(runs.accuracy(name), theirs) for name in names if name in runs}
+    compared = {name: result for name, result in found.items() if result is not None}
+    if not compared:
+        return None
+    figure = new_figure("Accuracy against OS-CNN: wins/ties/losses", 3 * len(compared), 3.4)
+    all_axes = figure.subplots(1, len(compared), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (name, result) in zip(all_axes, compared.items(), strict=True):
+        ours = runs.accuracy(name)
+        pairs = np.array([(theirs[x], ours[x]) for x in ours if x in theirs])
+        axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
+        axes.scatter(*pairs.T, s=12, color=BLUE)
+        style_axes(axes, "OS-CNN, published (%)", f"{name} (%)")
+        axes.set_title(f"{name}: {wins(result)}", fontsize=9, color=INK, loc="left")
+        low = pairs.min() - 2
+        axes.set(xlim=(low, 101), ylim=(low, 101), aspect="equal")
+    return _save(figure, path)
+
+
+def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
+    """Figure 8: where the active weights are after training, by layer and kernel group."""
+    rows = [row for held in runs.rows(name).values() for row in held if "group_weights" in row]
+    if not rows:
+        return None
+    regions = DSN(1, 2, **rows[0]["options"]["network"]).sparse_layers()[0].regions
+    layers = zip(*(row["group_weights"] for row in rows), strict=True)
+    profiles = [np.mean(layer, axis=0) for layer in layers]
+    return draw_group_weights(profiles, regions, path)
+
+
+def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | None:
+    """Question (a): seconds of training until the test accuracy of the weaker one is near."""
+    common = runs.common(sparse, dense) if sparse in runs and dense in runs else []
+    pairs = []
+    for dataset in common:
+        target = NEAR * min(runs.accuracy(name)[dataset] for name in (sparse, dense)) / 100
+        times = [_seconds_to(runs, name, dataset, target) for name in (sparse, dense)]
+        if None not in times:
+            pairs.append((dataset, *times))
+    if not pairs:
+        return None
+    pairs.sort(key=lambda pair: pair[2])
+    figure = new_figure("Time to a given accuracy", 7, 1.2 + 0.22 * len(pairs))
+    axes = figure.subplots()
+    for y, (_, fast, slow) in enumerate(pairs):
+        axes.plot([fast, slow], [y, y], color=FAINT, linewidth=1, zorder=1)
+        axes.annotate(
+            f"{slow / fast:.1f}x", (max(fast, slow), y), (6, 0), textcoords="offset points",
+            va="center", fontsize=7.5, color=INK,
+        )  # fmt: skip
+    for index, (name, colour) in enumerate(((sparse, BLUE), (dense, ORANGE)), 1):
+        axes.scatter([p[index] for p in pairs], range(len(pairs)), s=16, color=colour, label=name)
+    style_axes(axes, f"seconds of training to {NEAR:.0%} of the lower final accuracy", "")
+    axes.set(xscale="log", yticks=range(len(pairs)), yticklabels=[pair[0] for pair in pairs])
+    legend_above(figure, axes)
+    return _save(figure, path)
+
+
+NEAR = 0.98  # of the lower of two final accuracies
+
+
+def _seconds_to(runs: Runs, name: str, dataset: str, target: float) -> float | None:
+    """Mean over seeds of the training time until the target is seen; None if it is not by all."""
+    found = []
+    for row in runs.rows(name)[dataset]:
+        points = zip(row["curve"], row["curve_seconds"], strict=True)
+        reached = [seconds for (_, accuracy), seconds in points if accuracy >= target]
+        if not reached:
+            return None
+        found.append(reached[0])
+    return float(np.mean(found))
+
+
+def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -> Path | None:
+    """Questions (b) and (d): accuracy of other settings less that of a reference."""
+    base = runs.accuracy(reference)
+    shown = []
+    for other in others:
+        theirs = runs.accuracy(other)
+        found = [theirs[name] - base[name] for name in theirs if name in base]
+        if len(found) > 1:
+            shown.append((f"{other} ({len(found)} sets)", found))
+    if not shown:
+        return None
+    figure = new_figure(f"Accuracy less that of {reference}", 7, 1.2 + 0.45 * len(shown))
+    axes = figure.subplots()
+    axes.axvline(0, color=FAINT, linewidth=1)
+    for y, (_, found) in enumerate(shown):
+        jitter = np.random.default_rng(y).uniform(-0.18, 0.18, len(found))
+        axes.scatter(found, y + jitter, s=6, color=FAINT)
+        axes.plot(interval(found), [y, y], color=BLUE, linewidth=3, solid_capstyle="butt")
+        axes.scatter([np.mean(found)], [y], s=28, color=BLUE, zorder=3)
+    style_axes(axes, "percentage points; mean and its 95 % bootstrap interval", "")
+    axes.set(yticks=range(len(shown)), yticklabels=[name for name, _ in shown])
+    axes.invert_yaxis()
+    return _save(figure, path)
+
+
+def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
+    """Question (c): mean accuracy against measured training time, on the sets that all have."""
+    names = [name for name in names if name in runs]
+    common = runs.common(*names) if names else []
+    if len(names) < 2 or not common:
+        return None
+    figure = new_figure("Accuracy by time of training", 7, 3.6)
+    axes = figure.subplots()
+    for name in names:
+        accuracy = [runs.accuracy(name)[dataset] for dataset in common]
+        seconds = sum(runs.mean(name, "train_seconds")[dataset] for dataset in common)
+        axes.plot([seconds, seconds], interval(accuracy), color=FAINT, linewidth=1)
+        axes.scatter([seconds], [np.mean(accuracy)], s=24, color=BLUE, zorder=3)
+        axes.annotate(
+            name, (seconds, np.mean(accuracy)), (5, 3), textcoords="offset points", fontsize=8
+        )
+    style_axes(axes, f"seconds of training, {len(common)} data sets", "mean accuracy (%)")
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=170)
+    return path

@@ -1,0 +1,188 @@
+"""One job of a sweep: a network trained and tested, and the row that says how it went."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.paper.archives import Shape, read
+from benchmarks.paper.networks import MomentsDST, build, multiply_adds
+from benchmarks.paper.plan import Job
+from sparseconv.bench.network.masked import MaskedDST, masked_copy
+from sparseconv.core.files import write_whole
+from sparseconv.datasets import Dataset
+from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.models import DSN
+from sparseconv.report.figures import group_profiles, kernels_by_size
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import SchedulerFactory, train
+from sparseconv.training.recipe import Recipe
+
+DST = ("prune_fraction", "prune_floor", "seed")  # what every scheduler takes of a recipe
+TRAINING = 3  # what a step costs beside a prediction: fprop, dgrad, wgrad
+CHECKPOINTS = 50  # in a whole run: a killed one repeats 2 % at most
+CURVE_POINTS, CURVE_SHARE = 25, 0.05  # at most, and what they may cost of the training
+PROGRESS_NAME, CURVE_NAME = "progress", "curve.json"
+
+
+def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
+    """Train and test; continue from what ``folder`` holds. One thread.
+
+    Returns the row: facts that are the same however often the job was killed, and times.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock"), threads(1):
+        data, recipe = read(source, job.options["series"]), job.recipe()
+        model, X_test = first_model(job, shape_of(data)), torch.as_tensor(data.X_test)
+        target = torch.as_tensor(data.y_test)
+        every = curve_interval(shape_of(data), recipe.epochs)
+        curve = Curve(folder / CURVE_NAME)
+        reported = time.monotonic()
+
+        def report(history: list[dict[str, Any]]) -> None:
+            nonlocal reported
+            epoch = len(history)
+            if epoch % every == 0:
+                curve.add(epoch, accuracy(predict_log_proba(model, X_test), target))
+            if time.monotonic() - reported > 1:
+                reported = time.monotonic()
+                write_whole(folder / PROGRESS_NAME, str(epoch / recipe.epochs))
+
+        result = train(
+            model,
+            data.X_train,
+            data.y_train,
+            recipe,
+            out=folder,
+            resume=True,
+            progress=False,
+            checkpoint_every=max(1, recipe.epochs // CHECKPOINTS),
+            on_epoch=report,
+            scheduler_factory=scheduler_factory(job, recipe),
+        )
+        begin = time.perf_counter()
+        log_proba = predict_log_proba(model, X_test)
+        predict_seconds = time.perf_counter() - begin
+    seconds = list(accumulate(row["seconds"] for row in result.history))
+    return {
+        "run": job.run,
+        "dataset": job.dataset,
+        "seed": job.seed,
+        "options": dict(job.options),
+        "accuracy": accuracy(log_proba, target),
+        "test_loss": F.nll_loss(log_proba, target).item(),
+        "train_loss": result.best_loss,
+        "best_epoch": result.best_epoch,
+        "epochs": recipe.epochs,
+        "itop_rate": result.itop_rate,
+        **costs(model, data),
+        "curve": curve.points,
+        "curve_seconds": [round(seconds[epoch - 1], 3) for epoch, _ in curve.points],
+        "train_seconds": round(seconds[-1], 3),
+        "predict_seconds": round(predict_seconds, 4),
+        "n_train": len(data.X_train),
+        "n_test": len(data.X_test),
+        "n_channels": data.n_channels,
+        "n_timepoints": data.n_timepoints,
+        "n_classes": len(data.classes),
+        "threads": 1,
+        "machine": measurement_context(),
+    }
+
+
+def accuracy(log_proba: Tensor, target: Tensor) -> float:
+    return (log_proba.argmax(1) == target).double().mean().item()
+
+
+def curve_interval(shape: Shape, epochs: int) -> int:
+    """Epochs between two looks at the test set, which training never sees."""
+    affordable = CURVE_SHARE * epochs * TRAINING * shape.n_train / shape.n_test
+    return max(1, math.ceil(epochs / max(1, min(CURVE_POINTS, affordable))))
+
+
+class Curve:
+    """Test accuracies by epoch, ``points``; kept in a file, as a killed run loses none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.points: list[list[Any]] = json.loads(path.read_text()) if path.exists() else []
+
+    def add(self, epoch: int, value: float) -> None:
+        """Add a point, unless a run that was killed had added it."""
+        if not self.points or self.points[-1][0] < epoch:
+            self.points.append([epoch, round(value, 4)])
+            write_whole(self.path, json.dumps(self.points))
+
+
+def first_model(job: Job, shape: Shape) -> nn.Module:
+    """The network before training, the same for the same seed."""
+    torch.manual_seed(job.seed)
+    model = build(job.options["model"], job.options["network"], shape)
+    return masked_copy(model) if job.options["weights"] == "masked dense" else model
+
+
+def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
+    """What changes the patterns, where it is not the recipe's ``DSTScheduler``."""
+    settings: dict[str, Any] = {name: getattr(recipe, name) for name in DST}
+    moments = job.options["moments"]
+    if job.options["weights"] == "sparse" and moments == "zero":
+        return None
+
+    def make(model: Any, optimizer: Any, every: int, end: int, decay: int) -> Any:
+        times = {"update_every": every, "end_step": end, "decay_steps": decay}
+        if job.options["weights"] == "masked dense":
+            return MaskedDST(model, optimizer, **times, **settings)
+        return MomentsDST(
+            model, optimizer, moments=moments, grow=recipe.grow, process_group=None,
+            **times, **settings,
+        )  # fmt: skip
+
+    return make
+
+
+def costs(model: nn.Module, data: Dataset) -> dict[str, Any]:
+    """Parameters, multiply-adds of a prediction, and what the kernels of a DSN look like."""
+    found: dict[str, Any] = {
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": multiply_adds(model, shape_of(data)),
+    }
+    if isinstance(model, DSN) and model.sparse_layers():
+        cost = model.cost(data.n_timepoints)
+        found |= {"params": cost.params, "flops_paper": cost.flops_paper}
+        found["kernels_by_size"] = [counts.tolist() for counts in kernels_by_size(model)]
+        profiles = [group_profiles(layer) for layer in model.sparse_layers()]
+        found["group_weights"] = [  # percent of the layer's largest: whole numbers are short
+            (100 * profile / profile.max()).round().astype(int).tolist() for profile in profiles
+        ]
+    return found
+
+
+def shape_of(data: Dataset) -> Shape:
+    return Shape(
+        len(data.X_train), len(data.X_test), data.n_channels, data.n_timepoints, len(data.classes)
+    )
+
+
+@contextmanager
+def locked(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock that the system takes back when the process ends, however it ends.
+
+    If another process holds it: wait, or raise ValueError with ``busy``.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise ValueError(busy) from None
+        yield

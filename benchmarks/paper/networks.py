@@ -1,0 +1,117 @@
+"""The networks that a plan can name, what they cost, and the moments of grown weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.paper.archives import Shape
+from sparseconv.core.pattern import carry_over
+from sparseconv.dst import DSTScheduler
+from sparseconv.models import DSN, LITE, OSCNN, InceptionTime, ResNet
+from sparseconv.nn.conv import SparseConv1d
+
+WEIGHTS = ("sparse", "masked dense")
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "DSN": DSN,
+    "ResNet": ResNet,
+    "InceptionTime": InceptionTime,
+    "OS-CNN": OSCNN,
+    "LITE": LITE,
+}
+
+
+def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:
+    """A fresh network for data of this shape, drawn with torch's global generator."""
+    sizes = [shape.n_channels, shape.n_classes]
+    if model == "OS-CNN":  # its kernels depend on the length
+        sizes.append(shape.n_timepoints)
+    return NETWORKS[model](*sizes, **arguments)
+
+
+def multiply_adds(model: nn.Module, shape: Shape) -> int:
+    """Multiply-adds of one prediction; of the active weights only."""
+    if isinstance(model, DSN) and model.sparse_layers():
+        return model.cost(shape.n_timepoints).macs_executed
+    modes = {module: module.training for module in model.modules()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, shape.n_channels, shape.n_timepoints))
+    for module, training in modes.items():
+        module.training = training
+    return int(counter.get_total_flops()) // 2
+
+
+MOMENTS = ("zero", "mean", "corrected")
+
+
+class MomentsDST(DSTScheduler):
+    """``DSTScheduler`` that gives grown weights other moments of Adam than zeros.
+
+    Args:
+        moments: ``"mean"``: the second moment of a grown weight begins as the mean of the active
+            weights of its region, the first at zero. ``"corrected"``: both begin at zero, and
+            Adam's correction of their bias counts the steps since the weight was grown, instead of
+            all steps: a grown weight then takes its first steps as every weight did in the
+            beginning.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, moments: str, **settings: Any
+    ) -> None:
+        super().__init__(model, optimizer, **settings)
+        self.moments = moments
+        self.layers = [m for m in model.modules() if isinstance(m, SparseConv1d)]
+        self.ages = [torch.zeros_like(layer.values.detach()) for layer in self.layers]
+        if moments == "corrected":
+            optimizer.register_step_post_hook(lambda optimizer, *_: self._correct(optimizer))
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        before = [layer.pattern for layer in self.layers]
+        moved = super().step()
+        for index, (layer, old) in enumerate(zip(self.layers, before, strict=True)):
+            if layer.pattern is old:
+                continue
+            state = self._optimizer.state[layer.values]
+            grown = (layer.values == 0) & (state["exp_avg"] == 0) & (state["exp_avg_sq"] == 0)
+            self.ages[index] = carry_over(self.ages[index], old, layer.pattern)
+            self.ages[index][grown] = 0
+            if self.moments == "mean":
+                _fill_with_means(layer, state["exp_avg_sq"], grown)
+        return moved
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "ages": [age.clone() for age in self.ages]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.ages = [age.clone() for age in state_dict["ages"]]
+
+    @torch.no_grad()
+    def _correct(self, optimizer: torch.optim.Optimizer) -> None:
+        """Replace each weight's step by the one that its own number of steps gives."""
+        (group,) = optimizer.param_groups
+        (beta1, beta2), lr, eps = group["betas"], float(group["lr"]), group["eps"]
+        for layer, age in zip(self.layers, self.ages, strict=True):
+            state = optimizer.state[layer.values]
+            age += 1
+            first, second, steps = state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+            def change(steps: Tensor) -> Tensor:
+                root = (second / (1 - beta2**steps)).sqrt_() + eps  # noqa: B023 (called here)
+                return lr * first / (1 - beta1**steps) / root  # noqa: B023
+
+            layer.values += change(steps) - change(age)
+
+
+def _fill_with_means(layer: SparseConv1d, moment: Tensor, grown: Tensor) -> None:
+    channels = layer.pattern.positions() // (layer.pattern.shape[1] * layer.pattern.shape[2])
+    for (first, end), _ in layer.regions:
+        inside = (channels >= first) & (channels < end)
+        old = moment[inside & ~grown]
+        if len(old):
+            moment[inside & grown] = old.mean()

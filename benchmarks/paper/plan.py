@@ -1,0 +1,136 @@
+"""A sweep's plan: which network is trained on which data set, how, and with which seeds."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.archives import SERIES, Archive, choose
+from benchmarks.paper.networks import MOMENTS, NETWORKS, WEIGHTS
+from sparseconv.training.recipe import Recipe
+
+PLANS = Path(__file__).with_name("plans")
+DEFAULTS: dict[str, Any] = {
+    "model": "DSN",
+    "weights": "sparse",
+    "network": {},
+    "recipe": {},
+    "series": "raw",
+    "moments": "zero",
+    "keep": False,
+}
+CONTENT = tuple(DEFAULTS.keys() - {"keep"})  # what makes two jobs of one name the same
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train and to test.
+
+    Attributes:
+        run: the name of its line in the plan.
+        dataset: the name of the data set.
+        seed: of the first weights and of the training.
+        options: ``model``, ``weights``, ``network`` (its arguments), ``recipe`` (constants other
+            than the paper's), ``series`` (raw or z-normalised), ``moments``.
+        keep: leave the folder with its checkpoint.
+    """
+
+    run: str
+    dataset: str
+    seed: int
+    options: Mapping[str, Any]
+    keep: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What names the job among all of a sweep."""
+        return self.run, self.dataset, self.seed
+
+    def __str__(self) -> str:
+        return f"{self.run}, {self.dataset}, seed {self.seed}"
+
+    def recipe(self) -> Recipe:
+        return Recipe(seed=self.seed, **self.options["recipe"])
+
+
+def read_plan(path: str | Path, archive: Archive) -> list[Job]:
+    """Read a plan; the jobs in its order, all sets of one seed before the next.
+
+    Args:
+        path: a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``.
+        archive: the data sets to choose from.
+
+    Raises:
+        ValueError: not a plan; the message names the run and the key.
+    """
+    file = Path(path)
+    if file.suffix != ".toml":
+        file = PLANS / f"{path}.toml"
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in PLANS.glob("*.toml")))
+        raise ValueError(f"no plan {file}; write a .toml file, or name one of {known}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the plan {file} is not TOML: {error}") from error
+    jobs: dict[tuple[str, str, int], Job] = {}
+    try:
+        _check_keys(content, ("epochs", "seeds", "run"))
+        runs = content.get("run", [])
+        if not isinstance(runs, list) or not runs:
+            raise ValueError("it has no [[run]]; write one for each kind of network")
+        for number, run in enumerate(runs, 1):
+            try:
+                for job in _jobs(run, content, archive):
+                    if jobs.setdefault(job.key, job) != job:
+                        raise ValueError(f"{job} has other options above; give it another name")
+            except (ValueError, TypeError) as error:
+                name = run.get("name", number) if isinstance(run, dict) else number
+                raise ValueError(f"run {name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"the plan {file} cannot be used: {error}") from error
+    return list(jobs.values())
+
+
+def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> list[Job]:
+    _check_keys(run, ("name", "sets", "seeds", *DEFAULTS))
+    for key in ("name", "sets"):
+        if key not in run:
+            raise ValueError(f"it needs {key!r}")
+    settings = DEFAULTS | run
+    choices = {"model": NETWORKS, "weights": WEIGHTS, "series": SERIES, "moments": MOMENTS}
+    for key, allowed in choices.items():
+        if settings[key] not in allowed:
+            raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {settings[key]!r}")
+    options = {key: settings[key] for key in CONTENT}
+    constants = {field.name for field in fields(Recipe)} - {"seed"}
+    options["recipe"] = {key: content[key] for key in ("epochs",) if key in content} | settings[
+        "recipe"
+    ]
+    _check_keys(options["recipe"], constants, "recipe.")
+    known = inspect.signature(NETWORKS[settings["model"]]).parameters.values()
+    arguments = [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
+    _check_keys(options["network"], arguments, "network.")
+    seeds = run.get("seeds", content.get("seeds", [0]))
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        raise ValueError(f"seeds must be a list of integers, but got {seeds!r}")
+    jobs = [
+        Job(str(run["name"]), dataset, seed, options, bool(settings["keep"]))
+        for seed in seeds
+        for dataset in choose(archive, run["sets"])
+    ]
+    for job in jobs:
+        job.recipe()  # refuses constants out of range
+    return jobs
+
+
+def _check_keys(table: Any, known: Any, prefix: str = "") -> None:
+    if not isinstance(table, dict):
+        raise ValueError(f"expected a table {prefix.removesuffix('.')}, but got {table!r}")
+    unknown = [key for key in table if key not in known]
+    if unknown:
+        raise ValueError(f"unknown key {prefix}{unknown[0]}; known are {', '.join(sorted(known))}")

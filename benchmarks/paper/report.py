@@ -1,0 +1,226 @@
+"""All tables and figures of a sweep, as files and as one HTML page."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper import figures, tables
+from benchmarks.paper.archives import members
+from benchmarks.paper.comparison import Runs
+from benchmarks.paper.sweep import ROWS_NAME, read_rows
+from sparseconv.measure.table import Table
+from sparseconv.report.page import Section, write_html
+
+SPARSITIES = ("dense", "S = 50 %", "DSN", "S = 90 %")
+ARCHITECTURES = ("DSN", "depth 2", "depth 6", "nf = 24", "nf = 71")
+GROWTH = ("DSN", "fixed pattern", "gradient growth")
+MOMENTS = ("moments: mean", "moments: corrected", "masked dense")
+WIDER = ("DSN", "S = 90 %, nf = 66", "S = 95 %, nf = 94", "S = 98 %, nf = 148")
+SERIES = ("centred zeros", "centred replicate", "z-normalised", "centred zeros, z-normalised")
+RECORDED = Path(__file__).parents[1] / "results" / "paper" / ROWS_NAME
+OWN = ("DSN", "ResNet", "InceptionTime", "OS-CNN", "LITE", "masked dense")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table or a figure of the report, by its file's name; the other of the two is None.
+
+    A table without rows, or a figure that is None, lacks runs and is left out.
+    """
+
+    name: str
+    title: str
+    caption: str
+    table: Callable[[Runs], Table] | None = None
+    figure: Callable[[Runs, Path], Path | None] | None = None
+
+
+PARTS = (
+    Part(
+        "table-1",
+        "Table 1: univariate sets",
+        "UCR 85, as far as the archive holds its sets. DSN: our runs, mean over seeds. The others: "
+        "accuracies that their authors published (ResNet: mean of the runs of dl-4-tsc; "
+        "InceptionTime: one network, mean of 5; OS-CNN: mean of 10), not runs of ours. A tie is a "
+        "difference below 0.005 points. Wilcoxon's signed-rank test, Holm's correction.",
+        tables.univariate,
+    ),
+    Part(
+        "costs",
+        "Networks trained here",
+        "Means over the sets that all of them were trained on. Parameters are those that exist "
+        "(active weights). Epochs and predictions: measured on one thread, in batches of the "
+        "recipe and of 64, while other jobs of the sweep ran on the other cores.",
+        partial(tables.costs, names=OWN),
+    ),
+    Part(
+        "table-2",
+        "Table 2: multivariate sets",
+        "UEA: S = 90 %, nf = 59. The published figures are their authors', of single networks but "
+        "InceptionTime's, which is an ensemble.",
+        tables.multivariate,
+    ),
+    Part(
+        "table-3",
+        "Table 3: sparsity",
+        "On the sets that all four were trained on. The dense network is PyTorch's convolution, "
+        "without kernel groups. FLOPs as the paper counts them, multiply-adds as the kernels "
+        "execute them, measured times as above.",
+        partial(tables.costs, names=SPARSITIES),
+    ),
+    Part(
+        "table-4",
+        "Table 4: kernel groups",
+        "DSN with three kernel groups, against one whose region is the whole kernel.",
+        partial(tables.against, reference="DSN", others=("without groups",)),
+    ),
+    Part(
+        "figure-5",
+        "Figure 5: depth and width",
+        "Critical difference diagram by mean rank (aeon's, Wilcoxon with Holm's correction): "
+        "classifiers under one bar do not differ significantly. DSN has depth 4 and nf = 47. The "
+        "depths and widths are ours: the paper's may be others.",
+        partial(tables.costs, names=ARCHITECTURES),
+        partial(figures.architectures, names=ARCHITECTURES),
+    ),
+    Part(
+        "figure-6",
+        "Figure 6: effective receptive fields",
+        "All kernels of all trained networks (upper row), and paths through the layers (lower).",
+        figure=partial(figures.receptive_fields, names=("DSN", "without groups")),
+    ),
+    Part(
+        "figure-7",
+        "Figure 7: dynamic against fixed, random against gradient",
+        "Random growth (DSN), the first pattern for the whole training, and growth by gradient "
+        "(RigL), each against OS-CNN's published accuracies; in the table each other.",
+        partial(tables.against, reference="DSN", others=GROWTH[1:]),
+        partial(figures.growth, names=GROWTH),
+    ),
+    Part(
+        "figure-8",
+        "Figure 8: active weights",
+        "Sums of the weights' magnitudes by tap, after training, mean over all networks.",
+        figure=partial(figures.active_weights, name="DSN"),
+    ),
+    Part(
+        "question-a",
+        "Time to a given accuracy: sparse against masked dense",
+        "The same recipe and seeds. Looks at the test set take no time of training and do not "
+        "influence it; there are at most 25 a run, so times are known to a 25th of the run.",
+        partial(tables.against, reference="DSN", others=("masked dense",)),
+        partial(figures.time_to_accuracy, sparse="DSN", dense="masked dense"),
+    ),
+    Part(
+        "question-b",
+        "Moments of grown weights",
+        "Adam's moments of a weight that has just grown: zero (DSN); the second one the mean of "
+        "its group; zero, with their bias corrected by the weight's own age; and those of dense "
+        "gradients, as in the authors' masked code.",
+        partial(tables.against, reference="DSN", others=MOMENTS),
+        partial(figures.differences, reference="DSN", others=MOMENTS),
+    ),
+    Part(
+        "question-c",
+        "Sparser at equal time",
+        "Wider networks of fewer active weights, the same epochs.",
+        partial(tables.costs, names=WIDER),
+        partial(figures.accuracy_by_time, names=WIDER),
+    ),
+    Part(
+        "question-d",
+        "Padding and normalisation",
+        "The paper's right-replicate on raw series, against other paddings, and series scaled by "
+        "the mean and deviation of their training set.",
+        partial(tables.against, reference="DSN", others=SERIES),
+        partial(figures.differences, reference="DSN", others=SERIES),
+    ),
+    Part(
+        "each-set",
+        "Every data set",
+        "DSN's mean and standard deviation over seeds; published accuracies; the difference to "
+        "the best of these; mean seconds of training.",
+        tables.each_set,
+    ),
+)
+
+
+def write_report(rows: Sequence[Mapping[str, Any]], folder: Path, plan: str) -> Path:
+    """Write every table (Markdown, CSV), every picture, and ``report.html`` with all of them.
+
+    Parts that the rows do not suffice for are named in the page.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("there are no rows to report; run a plan first")
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = Runs(rows)
+    sections, missing = [], []
+    for part in PARTS:
+        table = part.table(runs) if part.table else None
+        picture = part.figure(runs, folder / f"{part.name}.png") if part.figure else None
+        if table is not None and table.rows:
+            write_table(table, folder / part.name)
+        else:
+            table = None
+        if table is None and picture is None:
+            missing.append(part.title)
+            continue
+        sections.append(Section(part.title, table=table, figure=picture, caption=part.caption))
+    sections.append(Section("What this is, and what differs from the paper", about(rows, missing)))
+    machines = sorted({row["machine"]["cpu"] for row in rows})
+    commits = sorted({row["machine"]["commit"] for row in rows})
+    hours = sum(row["train_seconds"] for row in rows) / 3600
+    return write_html(
+        folder / "report.html",
+        "The Dynamic Sparse Network, trained again",
+        sections,
+        subtitle=(
+            f"Plan {plan}: {len(rows)} trainings, {hours:.1f} hours of one core; "
+            f"{', '.join(machines)}; torch {rows[-1]['machine']['torch']}; "
+            f"commits {', '.join(commits)}; last {rows[-1]['machine']['date']}"
+        ),
+    )
+
+
+def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
+    """What was run, and what was not."""
+    sets = {row["dataset"] for row in rows}
+    absent = [name for name in members("ucr85") if name not in sets]
+    epochs = sorted({row["epochs"] for row in rows})
+    parts = [
+        f"{len(sets)} data sets; epochs: {', '.join(map(str, epochs))} (the paper: 1000).",
+        f"Of UCR 85, {85 - len(absent)} were run; not run: {', '.join(absent) or 'none'}.",
+    ]
+    if missing:
+        parts.append(
+            f"Left out, because the plan does not run what they need: {'; '.join(missing)}."
+        )
+    return " ".join(parts)
+
+
+def recorded() -> str:
+    """The tables of the recorded rows, in Markdown, for the documentation."""
+    rows = read_rows(RECORDED)
+    if not rows:
+        return "Not measured yet: `python -m benchmarks.paper run full` does."
+    runs, parts = Runs(rows), [about(rows, [])]
+    for part in PARTS:
+        table = part.table(runs) if part.table else None
+        if table is not None and table.rows:
+            parts.append(f"## {part.title}\n\n{table.markdown()}\n\n{part.caption}")
+    return "\n\n".join(parts)
+
+
+def write_table(table: Table, path: Path) -> None:
+    """``path`` with the endings ``.md`` and ``.csv``."""
+    path.with_suffix(".md").write_text(table.markdown() + "\n", encoding="utf-8")
+    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([table.header, *table.rows])

@@ -1,0 +1,188 @@
+"""Tables 1 to 4 of the DSN paper, from the rows of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+
+from benchmarks.paper.archives import members
+from benchmarks.paper.comparison import (
+    PEERS,
+    Row,
+    Runs,
+    Versus,
+    holm,
+    published_accuracy,
+    versus,
+)
+from sparseconv.measure.table import Table, with_thousands
+
+NONE = "-"
+# The paper's wins, ties and losses of DSN over all 85 sets.
+PAPER = {"ResNet": (53, 3, 29), "InceptionTime": (40, 5, 40), "OS-CNN": (49, 3, 33)}
+
+
+def univariate(runs: Runs) -> Table:
+    """Table 1: DSN against published networks on the UCR 85 sets that were run."""
+    ours = _on_ucr85(runs, "DSN")
+    found = {peer: versus(ours, published_accuracy(peer)) for peer in PEERS}
+    corrected = dict(
+        zip(found, holm([result and result.p for result in found.values()]), strict=True)
+    )
+    rows = []
+    for peer, result in found.items():
+        if result is None:
+            continue
+        theirs = published_accuracy(peer)
+        common = [name for name in ours if name in theirs]
+        rows.append(
+            (
+                peer,
+                wins(result),
+                _scaled(PAPER[peer], result.sets),
+                f"{fmean(theirs[name] for name in common):.2f}",
+                f"{fmean(ours[name] for name in common):.2f}",
+                difference(result),
+                p_text(corrected[peer]),
+            )
+        )
+    header = (
+        "published", "DSN wins/ties/losses", "the paper's, scaled", "its accuracy %",
+        "DSN's %", "difference, 95 % interval", "p, Holm",
+    )  # fmt: skip
+    return Table(header, rows)
+
+
+def _on_ucr85(runs: Runs, run: str) -> dict[str, float]:
+    sets = set(members("ucr85"))
+    return {name: value for name, value in runs.accuracy(run).items() if name in sets}
+
+
+def _scaled(counts: Sequence[int], sets: int) -> str:
+    return "/".join(f"{count * sets / sum(counts):.1f}" for count in counts)
+
+
+def costs(runs: Runs, names: Sequence[str]) -> Table:
+    """Parameters, FLOPs and measured time of runs, means over the data sets that all have."""
+    names = [name for name in names if name in runs]
+    common = runs.common(*names) if names else []
+    rows = []
+    for name in names if common else ():
+        held = [row for dataset in common for row in runs.rows(name)[dataset]]
+        rows.append(
+            (
+                name,
+                f"{fmean(100 * row['accuracy'] for row in held):.2f}",
+                f"{fmean(row['params'] for row in held) / 1e3:.2f}",
+                f"{fmean(row['flops_paper'] for row in held) / 1e6:.2f}"
+                if all("flops_paper" in row for row in held)
+                else NONE,
+                f"{fmean(row['macs'] for row in held) / 1e6:.2f}",
+                f"{1e3 * fmean(map(epoch_seconds, held)):.1f}",
+                f"{1e6 * fmean(prediction_seconds(row) for row in held):.0f}",
+            )
+        )
+    header = (
+        "run", "accuracy %", "params K", "FLOPs M (paper's)", "multiply-adds M",
+        "epoch ms", "prediction us",
+    )  # fmt: skip
+    return Table(header, rows)
+
+
+def epoch_seconds(row: Row) -> float:
+    """Measured seconds of training an epoch, on one thread."""
+    return float(row["train_seconds"]) / int(row["epochs"])
+
+
+def prediction_seconds(row: Row) -> float:
+    """Measured seconds of predicting one series, in batches of 64, on one thread."""
+    return float(row["predict_seconds"]) / int(row["n_test"])
+
+
+def multivariate(runs: Runs) -> Table:
+    """Table 2: DSN on multivariate sets, beside published networks."""
+    rows = []
+    for run in ("UEA", "Daily Sports", "Daily Sports, half of each subject"):
+        for name, accuracy in runs.accuracy(run).items():
+            theirs = [published_accuracy(peer).get(name) for peer in PEERS]
+            held = runs.rows(run)[name]
+            rows.append(
+                (
+                    name if run == "UEA" else run,
+                    f"{accuracy:.2f} ({len(held)})",
+                    *(NONE if value is None else f"{value:.2f}" for value in theirs),
+                    f"{fmean(row['params'] for row in held) / 1e3:.2f}",
+                )
+            )
+    return Table(("data set", "DSN % (seeds)", *PEERS, "params K"), rows)
+
+
+def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
+    """Other runs against one, on the sets that both have: mean accuracies and their difference."""
+    base = runs.accuracy(reference)
+    rows = []
+    found: dict[str, Versus] = {}
+    for other in others:
+        result = versus(runs.accuracy(other), base)
+        if result is not None:
+            found[other] = result
+    corrected = holm([result.p for result in found.values()])
+    for (other, result), p in zip(found.items(), corrected, strict=True):
+        theirs = runs.accuracy(other)
+        common = [name for name in theirs if name in base]
+        rows.append(
+            (
+                other,
+                str(result.sets),
+                f"{fmean(theirs[name] for name in common):.2f}",
+                f"{fmean(base[name] for name in common):.2f}",
+                wins(result),
+                difference(result),
+                p_text(p),
+            )
+        )
+    header = (
+        "run", "sets", "accuracy %", f"{reference} %", "wins/ties/losses",
+        "difference, 95 % interval", "p, Holm",
+    )  # fmt: skip
+    return Table(header, rows)
+
+
+def each_set(runs: Runs) -> Table:
+    """Every UCR set: DSN's mean and deviation, and the published networks'."""
+    peers: Mapping[str, Mapping[str, float]] = {peer: published_accuracy(peer) for peer in PEERS}
+    rows = []
+    for name, held in sorted(runs.rows("DSN").items()):
+        theirs = [peers[peer].get(name) for peer in PEERS]
+        percents = [100 * row["accuracy"] for row in held]
+        best = max((value for value in theirs if value is not None), default=None)
+        rows.append(
+            (
+                name,
+                spread(percents),
+                *(NONE if value is None else f"{value:.2f}" for value in theirs),
+                NONE if best is None else f"{fmean(percents) - best:+.2f}",
+                with_thousands(sum(row["train_seconds"] for row in held) / len(held)),
+            )
+        )
+    return Table(("data set", "DSN % ± sd (seeds)", *PEERS, "to the best", "training s"), rows)
+
+
+def spread(percents: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation (how many), ``"-"`` of none."""
+    if not percents:
+        return NONE
+    deviation = f" ± {stdev(percents):.{digits}f}" if len(percents) > 1 else ""
+    return f"{fmean(percents):.{digits}f}{deviation} ({len(percents)})"
+
+
+def wins(result: Versus) -> str:
+    return f"{result.wins}/{result.ties}/{result.losses}"
+
+
+def difference(result: Versus) -> str:
+    return f"{result.difference:+.2f} [{result.low:+.2f}, {result.high:+.2f}]"
+
+
+def p_text(p: float | None) -> str:
+    return NONE if p is None else f"{p:.3f}"

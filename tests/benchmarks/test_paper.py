@@ -1,0 +1,459 @@
+"""The sweep of `make paper`: every job once, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.paper import sweep as sweeping
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.archives import Shape, choose, members, open_archive, published, read
+from benchmarks.paper.job import first_model, perform, scheduler_factory
+from benchmarks.paper.networks import MomentsDST, multiply_adds
+from benchmarks.paper.plan import PLANS, Job, read_plan
+from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, sweep
+from sparseconv.models import DSN
+from sparseconv.training.loop import train
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"train_seconds", "curve_seconds", "predict_seconds", "machine"}
+PLAN = """
+epochs = 12
+seeds = [0]
+[[run]]
+name = "small"
+sets = "all"
+seeds = [0, 1]
+network = {nf = 3, depth = 2}
+[[run]]
+name = "masked"
+sets = {of = "all", cheapest = 1}
+weights = "masked dense"
+network = {nf = 3, depth = 2}
+"""
+
+
+def write_set(path: Path, length: int = 20, channels: int = 1) -> None:
+    generator = np.random.default_rng(length)
+    y = np.arange(24) % 2
+    X = generator.normal(size=(24, channels, length)) + np.sin(np.arange(length)) * y[:, None, None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, X_train=X[:14], y_train=y[:14], X_test=X[14:], y_test=y[14:])
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    folder = tmp_path / "archive"
+    write_set(folder / "ucr" / "Short.npz", 12)
+    write_set(folder / "Long.npz", 30, channels=2)
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    return path
+
+
+def facts(out: Path) -> list[dict[str, Any]]:
+    rows = [
+        {key: value for key, value in row.items() if key not in TIMES}
+        for row in read_rows(out / ROWS_NAME)
+    ]
+    return sorted(rows, key=lambda row: (row["run"], row["dataset"], row["seed"]))
+
+
+def command(plan: Path, archive: Path, out: Path, *more: str) -> list[str]:
+    words = ["run", str(plan), "--archive", str(archive), "--out", str(out)]
+    return [*words, *(more or ("--workers", "2"))]
+
+
+def test_each_job_once(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    assert main(command(plan, archive, out)) == 0
+    printed = capsys.readouterr().out
+    assert "5 jobs on 2 data sets" in printed
+    assert "5 of 5:" in printed
+    rows = facts(out)
+    keys = [(row["run"], row["dataset"], row["seed"]) for row in rows]
+    small = [("small", name, seed) for name in ("Long", "Short") for seed in (0, 1)]
+    assert keys == [("masked", "Short", 0), *small]
+    for row in rows:
+        assert 0 <= row["accuracy"] <= 1
+        assert row["epochs"] == 12
+        assert row["params"] > 0
+        assert row["macs"] > 0
+    sparse = rows[1]
+    assert [sum(counts) for counts in sparse["kernels_by_size"]] == [27, 27]
+    for layer in sparse["group_weights"]:
+        assert np.array(layer).shape == (3, 39)
+        assert max(map(max, layer)) == 100
+        assert not any(layer[0][13:]), "outside of the group's region"
+    assert sparse["itop_rate"] > 0.14  # the density
+    assert sparse["curve"][-1] == [12, round(sparse["accuracy"], 4)] or sparse["best_epoch"] < 12
+    assert not list((out / "running").iterdir())
+    before = (out / ROWS_NAME).read_bytes()
+    assert main(command(plan, archive, out)) == 0
+    assert (out / ROWS_NAME).read_bytes() == before, "nothing was left to do"
+
+
+def test_the_row_is_what_training_gives(archive: Path, plan: Path, tmp_path: Path) -> None:
+    opened = open_archive(archive)
+    job = next(job for job in read_plan(plan, opened) if job.key == ("small", "Long", 1))
+    row = perform(job, opened.sources["Long"], tmp_path / "job")
+    data = read(opened.sources["Long"])
+    torch.manual_seed(1)
+    model = DSN(2, 2, nf=3, depth=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = train(model, data.X_train, data.y_train, job.recipe(), progress=False)
+    finally:
+        torch.set_num_threads(before)
+    with torch.no_grad():
+        predicted = model(torch.as_tensor(data.X_test)).argmax(1).numpy()
+    assert row["accuracy"] == (predicted == data.y_test).mean()
+    assert (row["train_loss"], row["best_epoch"]) == (result.best_loss, result.best_epoch)
+    assert row["itop_rate"] == result.itop_rate
+    assert (row["params"], row["macs"]) == (model.cost(30).params, model.cost(30).macs_executed)
+
+
+@pytest.mark.promise("P9")
+def test_killed_at_random_instants(tmp_path: Path, archive: Path, campaign: Any) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 150"))
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    begin = time.monotonic()
+    assert main(command(plan, archive, calm)) == 0
+    whole = time.monotonic() - begin
+    chance = random.Random(0)
+    words = [sys.executable, "-m", "benchmarks.paper", *command(plan, archive, rough)]
+    for _ in range(campaign(2, 10)):
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.2, 1.0) * whole)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    rows = rough / ROWS_NAME
+    rough.mkdir(exist_ok=True)
+    with rows.open("a") as file:
+        file.write('{"run": "small", "da')  # as a kill while writing leaves it
+    assert main(command(plan, archive, rough)) == 0
+    assert facts(rough) == facts(calm)
+
+
+def test_a_killed_worker_costs_nothing(tmp_path: Path, archive: Path, plan: Path) -> None:
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 60"))
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)
+    assert sweep(jobs, opened, calm, local_pool(2)) == {}
+    killing = Killer(rough)
+    assert sweep(jobs, opened, rough, killing.pool) == {}
+    assert killing.pids
+    assert facts(rough) == facts(calm)
+
+
+class Killer:
+    """A local pool, the first worker of which is killed while its job runs."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.pids: list[int] = []
+
+    def pool(self) -> Any:
+        import threading
+        from contextlib import contextmanager
+
+        @contextmanager
+        def opened() -> Any:
+            with local_pool(2)() as executor:
+                if not self.pids:
+                    threading.Thread(target=self.kill, args=(executor,)).start()
+                yield executor
+
+        return opened()
+
+    def kill(self, executor: Any) -> None:
+        while not list(self.out.glob("running/*/checkpoint.pt")):
+            time.sleep(0.01)
+        self.pids.append(min(executor._processes))
+        os.kill(self.pids[0], signal.SIGKILL)
+
+
+def test_a_job_that_kills_its_process_is_given_up(
+    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "perform", deadly)
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)[:1]
+    failed = sweep(jobs, opened, tmp_path / "out", local_pool(1))
+    assert list(failed.values()) == ["its process was killed 3 times"]
+    assert read_rows(tmp_path / "out" / ROWS_NAME) == []
+
+
+def deadly(*_: Any) -> None:
+    time.sleep(1.5)  # longer than the sweep takes to see it running
+    os._exit(9)
+
+
+def test_dask_with_a_killed_worker(tmp_path: Path, archive: Path, plan: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 60"))
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    assert sweep(jobs, opened, calm, local_pool(2)) == {}
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as cluster:
+        killing = DaskKiller(rough, cluster)
+        failed = sweep(jobs, opened, rough, dask_pool(cluster.scheduler_address))
+        killing.join()
+    assert failed == {}
+    assert facts(rough) == facts(calm)
+
+
+class DaskKiller:
+    def __init__(self, out: Path, cluster: Any) -> None:
+        import threading
+
+        self.out, self.cluster = out, cluster
+        self.thread = threading.Thread(target=self.kill)
+        self.thread.start()
+        self.join = self.thread.join
+
+    def kill(self) -> None:
+        while not list(self.out.glob("running/*/checkpoint.pt")):
+            time.sleep(0.01)
+        nanny = next(iter(self.cluster.workers.values()))
+        os.kill(nanny.pid, signal.SIGKILL)
+
+
+def test_one_broken_file_among_good_ones(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (archive / "Broken.npz").write_bytes(b"no archive")
+    out = tmp_path / "out"
+    assert main(command(plan, archive, out)) == 1
+    printed = capsys.readouterr()
+    assert "left out: Broken" in printed.err
+    assert "5 of 5 jobs done; 0 failed, 1 data sets could not be read" in printed.err
+    assert len(facts(out)) == 5
+
+
+def test_a_failing_job_leaves_the_others(
+    tmp_path: Path,
+    archive: Path,
+    plan: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(sweeping, "perform", failing)
+    assert main(command(plan, archive, out)) == 1
+    printed = capsys.readouterr()
+    assert "FAILED: small, Long, seed 0: ValueError: the training loss became nan" in printed.err
+    assert "3 of 5 jobs done; 2 failed" in printed.err
+    assert len(facts(out)) == 3
+    monkeypatch.undo()
+    assert main(command(plan, archive, out)) == 0, "what failed is tried again"
+    assert len(facts(out)) == 5
+
+
+def failing(job: Job, source: str, folder: Path) -> Any:
+    if job.dataset == "Long":
+        raise ValueError("the training loss became nan")
+    return perform(job, source, folder)
+
+
+def test_two_sweeps_in_one_folder(tmp_path: Path, archive: Path, plan: Path) -> None:
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 2000"))
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "benchmarks.paper", *command(plan, archive, out)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        while not (out / "running").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(ValueError, match="another sweep is running in"):
+            sweep([], open_archive(archive), out, local_pool(1))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_rows_of_another_plan(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 1"))
+    assert main(command(plan, archive, out)) == 0
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 2"))
+    assert main(command(plan, archive, out)) == 2
+    assert "recipe {'epochs': 1}, but the plan says {'epochs': 2}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("epochs = 12", "epoch = 12", "unknown key epoch; known are epochs, run, seeds"),
+        ("seeds = [0, 1]", "seed = 1", "run small: unknown key seed"),
+        ("depth = 2", "layers = 2", r"unknown key network\.layers; known are backend, depth"),
+        ("epochs = 12", "epochs = 0", "run small: epochs must be >= 1"),
+        ("epochs = 12", "epochs = ", "is not TOML"),
+        ('sets = "all"', 'sets = "ucr86"', "names ucr86, which the archive does not hold"),
+        ('sets = "all"', "sets = {without = []}", "a table with of"),
+        ("cheapest = 1", 'cheapest = "one"', "cheapest must be a number"),
+        ("cheapest = 1", 'cheaper_than = "Nile"', "'Nile', which the archive does not hold"),
+        ('"masked dense"', '"dense"', "weights must be one of sparse, masked dense"),
+        ('name = "masked"', 'name = "small"', "has other options above"),
+        ('name = "small"', "", "run 1: it needs 'name'"),
+        ('weights = "masked dense"', 'model = "DNS"', "model must be one of DSN, ResNet"),
+        ("seeds = [0, 1]", "seeds = 2", "seeds must be a list of integers"),
+        ("[[run]]", "[[runs]]", "unknown key runs"),
+    ],
+)
+def test_plans_that_are_refused(plan: Path, archive: Path, old: str, new: str, match: str) -> None:
+    plan.write_text(PLAN.replace(old, new))
+    with pytest.raises(ValueError, match=match):
+        read_plan(plan, open_archive(archive))
+
+
+def test_archives_that_are_refused(tmp_path: Path, plan: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist; name a folder"):
+        open_archive(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no data set; expected"):
+        open_archive(tmp_path / "empty")
+    with pytest.raises(ValueError, match="is not a folder"):
+        open_archive(plan)
+    for folder in "ab":
+        write_set(tmp_path / "twice" / folder / "Same.npz")
+    with pytest.raises(ValueError, match="holds Same twice"):
+        open_archive(tmp_path / "twice")
+    assert main(["run", "no such plan"]) == 2
+
+
+def test_the_plans_that_come_along() -> None:
+    archive = open_archive(None)
+    for path in PLANS.glob("*.toml"):
+        if path.stem == "demo":
+            assert {job.dataset for job in read_plan("demo", archive)} == set(archive.sources)
+
+
+def test_sets_are_chosen() -> None:
+    archive = open_archive(None)
+    assert choose(archive, "ucr85") == ["ItalyPowerDemand", "GunPoint", "ArrowHead", "OSULeaf"]
+    assert choose(archive, {"of": "ucr85", "cheaper_than": "OSULeaf", "without": ["GunPoint"]}) == [
+        "ItalyPowerDemand",
+        "ArrowHead",
+    ]
+    assert choose(archive, {"of": "all", "cheapest": 1}) == ["ItalyPowerDemand"]
+    assert [len(members(name)) for name in ("ucr85", "ucr2018", "uea")] == [85, 43, 30]
+    assert set(archive.sources) <= published().keys()
+
+
+def test_z_normalised(archive: Path) -> None:
+    source = open_archive(archive).sources["Long"]
+    raw, scaled = read(source), read(source, "z-normalised")
+    np.testing.assert_allclose(scaled.X_train.mean((0, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(scaled.X_train.std((0, 2)), 1, rtol=1e-5)
+    mean, spread = (getattr(raw.X_train, f)((0, 2), keepdims=True) for f in ("mean", "std"))
+    np.testing.assert_allclose(scaled.X_test, (raw.X_test - mean) / spread, rtol=1e-4, atol=1e-5)
+
+
+def job_with(**options: Any) -> Job:
+    defaults = {"model": "DSN", "weights": "sparse", "series": "raw", "moments": "zero"}
+    return Job("x", "y", 0, {**defaults, "network": {"nf": 4}, "recipe": {"epochs": 1}, **options})
+
+
+SHAPE = Shape(20, 20, 3, 50, 4)
+
+
+def test_multiply_adds() -> None:
+    model = first_model(job_with(), SHAPE)
+    assert isinstance(model, DSN)
+    assert multiply_adds(model, SHAPE) == model.cost(50).macs_executed
+    masked = first_model(job_with(weights="masked dense"), SHAPE)
+    assert multiply_adds(masked, SHAPE) == model.cost(50).macs_dense
+    assert masked.training
+
+
+@pytest.mark.parametrize("moments", ["mean", "corrected"])
+def test_moments_of_grown_weights(moments: str) -> None:
+    torch.manual_seed(0)
+    model = first_model(job_with(), SHAPE)
+    make = scheduler_factory(job_with(moments=moments), job_with().recipe())
+    assert make is not None
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    dst = make(model, optimizer, 3, 100, 100)
+    assert isinstance(dst, MomentsDST)
+    x, target = torch.randn(8, 3, 50), torch.arange(8) % 4
+    layer = dst.layers[1]
+    for step in range(1, 8):
+        optimizer.zero_grad()
+        torch.nn.functional.nll_loss(model(x), target).backward()
+        before, ages = layer.values.detach().clone(), dst.ages[1].clone()
+        optimizer.step()
+        state = optimizer.state[layer.values]
+        if moments == "corrected":
+            first, second = (
+                state[name] / (1 - beta ** (ages + 1))
+                for name, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999))
+            )
+            wanted = before - 1e-2 * first / (second.sqrt() + 1e-8)
+            torch.testing.assert_close(layer.values.detach(), wanted, rtol=1e-4, atol=1e-6)
+        updated = dst.step()
+        assert updated == (step % 3 == 0)
+        if updated:
+            grown = layer.values == 0
+            assert (dst.ages[1][grown] == 0).all()
+            assert 0 < grown.sum() <= 0.5 * len(grown) + len(layer.regions)
+            seen = state["exp_avg_sq"][grown]
+            assert (seen > 0).all() if moments == "mean" else (seen == 0).all()
+    content = json.loads(json.dumps({"ages": [age.tolist() for age in dst.state_dict()["ages"]]}))
+    other = make(model, optimizer, 3, 100, 100)
+    other.load_state_dict(dst.state_dict())
+    assert [age.tolist() for age in other.ages] == content["ages"]
+
+
+def test_mean_is_the_regions() -> None:
+    torch.manual_seed(0)
+    model = first_model(job_with(), SHAPE)
+    make = scheduler_factory(job_with(moments="mean"), job_with().recipe())
+    assert make is not None
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    dst = make(model, optimizer, 1, 100, 100)
+    torch.nn.functional.nll_loss(model(torch.randn(8, 3, 50)), torch.arange(8) % 4).backward()
+    optimizer.step()
+    dst.step()
+    layer = dst.layers[1]
+    moment = optimizer.state[layer.values]["exp_avg_sq"]
+    channels = layer.pattern.positions() // (layer.pattern.shape[1] * layer.pattern.shape[2])
+    for (first, end), _ in layer.regions:
+        inside = (channels >= first) & (channels < end)
+        grown = inside & (layer.values == 0)
+        assert grown.any()
+        torch.testing.assert_close(
+            moment[grown], moment[inside & ~grown].mean().expand(int(grown.sum()))
+        )
+
+
+def test_rows_that_are_damaged(tmp_path: Path) -> None:
+    path = tmp_path / ROWS_NAME
+    path.write_text('{"run": 1}\n')
+    with pytest.raises(ValueError, match="line 1, is not a row"):
+        read_rows(path)
