@@ -10,7 +10,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1)
 
-.PHONY: demo test fuzz crash cuda-check nightly install-matrix bench bench-check docs wheel lint format clean
+.PHONY: demo test fuzz crash cuda-check nightly install-matrix bench bench-check paper docs wheel lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -42,6 +42,9 @@ bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half
 bench-check: $(VENV)/.built  ## compare speed with BASE=<git ref>; fails if slower by 10 % (ARGS=--help)
 	@test -n "$(BASE)" || { echo "name what to compare with: make bench-check BASE=HEAD~1" >&2; exit 2; }
 	$(PY) -m benchmarks.gates.compare $(ARGS) -- $(BASE)
+
+paper: $(VENV)/.built  ## tables and figures of the DSN paper, on aeon's data sets (ARCHIVE=DIR PLAN=full: on an archive)
+	$(PY) -m benchmarks.paper run $(or $(PLAN),demo) --out $(or $(OUT),paper) $(if $(ARCHIVE),--archive $(ARCHIVE))
 
 docs: $(VENV)/.docs  ## build the documentation site into site/
 	$(PY) -m sphinx -q -W --keep-going -b html docs site

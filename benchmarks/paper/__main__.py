@@ -19,6 +19,7 @@ from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, 
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run a plan and report; 1 if a job failed or a data set could not be read."""
     archive = open_archive(arguments.archive)
     for name, message in archive.broken.items():
         print(f"left out: {name}: {message}", file=sys.stderr)
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     pool = dask_pool(arguments.scheduler) if arguments.scheduler else local_pool(arguments.workers)
     failed = sweep(jobs, archive, arguments.out, pool)
+    report(arguments)
     for job, message in failed.items():
         print(f"FAILED: {job}: {message}", file=sys.stderr)
     bad = len(failed) + len(archive.broken)
@@ -42,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    page = write_report(read_rows(arguments.out / ROWS_NAME), arguments.out, arguments.out.name)
+    """Make tables and figures of the rows that are there."""
+    page = write_report(read_rows(arguments.out / ROWS_NAME), arguments.out / "report")
     print(f"wrote {page}")
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sparseconv.datasets import Dataset
 # Accuracies that others published, and which set belongs to which archive.
 PUBLISHED = Path(__file__).with_name("published.csv")
 SERIES = ("raw", "z-normalised")
+SPLITS = ("own", "within subjects")
 
 
 @dataclass(frozen=True)
@@ -95,21 +96,53 @@ def _find(folder: Path) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def read(source: str, series: str = "raw") -> Dataset:
+def read(source: str, series: str = "raw", split: str = "own") -> Dataset:
     """Read a data set with missing values as 0, as the paper does.
 
-    ``series="z-normalised"`` brings each channel to mean 0 and variance 1 over the training set.
+    Args:
+        source: as in ``datasets.load``.
+        series: ``"z-normalised"`` brings each channel to mean 0 and variance 1 over the training
+            set.
+        split: ``"within subjects"`` trains on the first half of each subject's segments of a
+            class and tests on the others; the file has to hold ``subject_train``,
+            ``segment_train`` and those of the test set.
+
+    Raises:
+        ValueError: as ``datasets.load``; a file without subjects.
     """
     data = datasets.load(source, nan_to_zero=True)
+    if split == "within subjects":
+        data = _split_within_subjects(data, source)
     if series == "raw":
         return data
     mean = data.X_train.mean((0, 2), keepdims=True, dtype=np.float64)
     spread = data.X_train.std((0, 2), keepdims=True, dtype=np.float64)
-    train, test = (
-        ((X - mean) / np.where(spread > 0, spread, 1)).astype(np.float32)
-        for X in (data.X_train, data.X_test)
+    spread[spread == 0] = 1
+    train, test = (((X - mean) / spread).astype(np.float32) for X in (data.X_train, data.X_test))
+    return replace(data, X_train=train, X_test=test)
+
+
+def _split_within_subjects(data: Dataset, source: str) -> Dataset:
+    try:
+        with np.load(source, allow_pickle=False) as file:
+            subject, segment = (
+                np.concatenate([file[f"{key}_{part}"] for part in ("train", "test")])
+                for key in ("subject", "segment")
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{source} names no subjects ({error}); the split within subjects needs a .npz file "
+            "with subject_train, subject_test, segment_train and segment_test"
+        ) from error
+    X, y = (
+        np.concatenate(pair) for pair in ((data.X_train, data.X_test), (data.y_train, data.y_test))
     )
-    return Dataset(data.name, train, data.y_train, test, data.y_test, data.classes)
+    train = np.zeros(len(y), dtype=bool)
+    for one in np.unique(subject):
+        for label in np.unique(y):
+            held = np.flatnonzero((subject == one) & (y == label))
+            train[held[np.argsort(segment[held], kind="stable")][: len(held) // 2]] = True
+    return replace(data, X_train=X[train], y_train=y[train], X_test=X[~train], y_test=y[~train])
 
 
 @cache
@@ -134,7 +167,7 @@ def choose(archive: Archive, wanted: Any) -> list[str]:
     ``without`` (names), ``cheapest`` (how many) and ``cheaper_than`` (a name).
 
     Raises:
-        ValueError: anything else, or a set named alone that the archive does not hold.
+        ValueError: anything else, or a name that neither the archive nor published.csv has.
     """
     table = wanted if isinstance(wanted, dict) else {"of": wanted}
     unknown = table.keys() - {"of", "without", "cheapest", "cheaper_than"}
@@ -165,10 +198,10 @@ def _named(archive: Archive, of: Any) -> Iterable[str]:
     if of in ARCHIVES:
         return members(of)
     names = _names(of)
-    missing = [name for name in names if name not in archive.sources]
-    if missing:
+    unknown = [name for name in names if name not in archive.sources and name not in published()]
+    if unknown:
         raise ValueError(
-            f"the plan names {', '.join(missing)}, which the archive does not hold; it has "
+            f"the plan names {', '.join(unknown)}, which the archive does not hold; it has "
             f"{', '.join(archive.sources)}; or write one of all, {', '.join(ARCHIVES)}"
         )
     return names

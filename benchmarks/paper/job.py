@@ -43,7 +43,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"), threads(1):
-        data, recipe = read(source, job.options["series"]), job.recipe()
+        data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
         model, X_test = first_model(job, shape_of(data)), torch.as_tensor(data.X_test)
         target = torch.as_tensor(data.y_test)
         every = curve_interval(shape_of(data), recipe.epochs)

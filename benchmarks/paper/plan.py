@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.archives import SERIES, Archive, choose
+from benchmarks.paper.archives import SERIES, SPLITS, Archive, choose
 from benchmarks.paper.networks import MOMENTS, NETWORKS, WEIGHTS
 from sparseconv.training.recipe import Recipe
 
@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "network": {},
     "recipe": {},
     "series": "raw",
+    "split": "own",
     "moments": "zero",
     "keep": False,
 }
@@ -35,7 +36,7 @@ class Job:
         dataset: the name of the data set.
         seed: of the first weights and of the training.
         options: ``model``, ``weights``, ``network`` (its arguments), ``recipe`` (constants other
-            than the paper's), ``series`` (raw or z-normalised), ``moments``.
+            than the paper's), ``series`` (raw or z-normalised), ``split``, ``moments``.
         keep: leave the folder with its checkpoint.
     """
 
@@ -60,6 +61,9 @@ class Job:
 def read_plan(path: str | Path, archive: Archive) -> list[Job]:
     """Read a plan; the jobs in its order, all sets of one seed before the next.
 
+    A plan has ``epochs``, ``seeds`` and ``[[run]]`` tables; or it has ``base``, another plan whose
+    runs it takes with its own ``epochs`` and ``seeds``, on the ``cheapest`` sets of each run.
+
     Args:
         path: a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``.
         archive: the data sets to choose from.
@@ -67,20 +71,15 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
     Raises:
         ValueError: not a plan; the message names the run and the key.
     """
-    file = Path(path)
-    if file.suffix != ".toml":
-        file = PLANS / f"{path}.toml"
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in PLANS.glob("*.toml")))
-        raise ValueError(f"no plan {file}; write a .toml file, or name one of {known}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"the plan {file} is not TOML: {error}") from error
+    file, content = _read(path)
     jobs: dict[tuple[str, str, int], Job] = {}
     try:
-        _check_keys(content, ("epochs", "seeds", "run"))
         runs = content.get("run", [])
+        if "base" in content:
+            _check_keys(content, ("base", "epochs", "seeds", "cheapest"))
+            _, base = _read(content["base"])
+            runs = [_changed(run, content) for run in base["run"]]
+        _check_keys(content, ("base", "epochs", "seeds", "cheapest", "run"))
         if not isinstance(runs, list) or not runs:
             raise ValueError("it has no [[run]]; write one for each kind of network")
         for number, run in enumerate(runs, 1):
@@ -96,13 +95,43 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
     return list(jobs.values())
 
 
+def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    file = Path(path)
+    if file.suffix != ".toml":
+        file = PLANS / f"{path}.toml"
+    try:
+        return file, tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in PLANS.glob("*.toml")))
+        raise ValueError(f"no plan {file}; write a .toml file, or name one of {known}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the plan {file} is not TOML: {error}") from error
+
+
+def _changed(run: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A run of another plan, with this plan's epochs and seeds, on its cheapest sets."""
+    sets = run["sets"] if isinstance(run["sets"], dict) else {"of": run["sets"]}
+    found = {**run, "sets": {**sets, **{k: changes[k] for k in ("cheapest",) if k in changes}}}
+    if "epochs" in changes:
+        found["recipe"] = {**run.get("recipe", {}), "epochs": changes["epochs"]}
+    if "seeds" in changes:
+        found["seeds"] = changes["seeds"]
+    return found
+
+
 def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> list[Job]:
     _check_keys(run, ("name", "sets", "seeds", *DEFAULTS))
     for key in ("name", "sets"):
         if key not in run:
             raise ValueError(f"it needs {key!r}")
     settings = DEFAULTS | run
-    choices = {"model": NETWORKS, "weights": WEIGHTS, "series": SERIES, "moments": MOMENTS}
+    choices = {
+        "model": NETWORKS,
+        "weights": WEIGHTS,
+        "series": SERIES,
+        "split": SPLITS,
+        "moments": MOMENTS,
+    }
     for key, allowed in choices.items():
         if settings[key] not in allowed:
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {settings[key]!r}")

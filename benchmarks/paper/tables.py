@@ -102,7 +102,7 @@ def prediction_seconds(row: Row) -> float:
 def multivariate(runs: Runs) -> Table:
     """Table 2: DSN on multivariate sets, beside published networks."""
     rows = []
-    for run in ("UEA", "Daily Sports", "Daily Sports, half of each subject"):
+    for run in ["UEA", *(name for name in runs.names() if name.startswith("Daily Sports"))]:
         for name, accuracy in runs.accuracy(run).items():
             theirs = [published_accuracy(peer).get(name) for peer in PEERS]
             held = runs.rows(run)[name]

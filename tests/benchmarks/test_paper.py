@@ -21,7 +21,7 @@ from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import Shape, choose, members, open_archive, published, read
 from benchmarks.paper.job import first_model, perform, scheduler_factory
 from benchmarks.paper.networks import MomentsDST, multiply_adds
-from benchmarks.paper.plan import PLANS, Job, read_plan
+from benchmarks.paper.plan import Job, read_plan
 from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, sweep
 from sparseconv.models import DSN
 from sparseconv.training.loop import train
@@ -309,7 +309,11 @@ def test_rows_of_another_plan(
 @pytest.mark.parametrize(
     ("old", "new", "match"),
     [
-        ("epochs = 12", "epoch = 12", "unknown key epoch; known are epochs, run, seeds"),
+        (
+            "epochs = 12",
+            "epoch = 12",
+            "unknown key epoch; known are base, cheapest, epochs, run, seeds",
+        ),
         ("seeds = [0, 1]", "seed = 1", "run small: unknown key seed"),
         ("depth = 2", "layers = 2", r"unknown key network\.layers; known are backend, depth"),
         ("epochs = 12", "epochs = 0", "run small: epochs must be >= 1"),
@@ -349,9 +353,11 @@ def test_archives_that_are_refused(tmp_path: Path, plan: Path) -> None:
 
 def test_the_plans_that_come_along() -> None:
     archive = open_archive(None)
-    for path in PLANS.glob("*.toml"):
-        if path.stem == "demo":
-            assert {job.dataset for job in read_plan("demo", archive)} == set(archive.sources)
+    demo, full = read_plan("demo", archive), read_plan("full", archive)
+    assert {job.run for job in demo} == {job.run for job in full}
+    assert {job.recipe().epochs for job in demo} < {10, 20, 30, 50}
+    assert {job.seed for job in demo} == {0}
+    assert {job.recipe().epochs for job in full} == {1000}  # no set has fewer
 
 
 def test_sets_are_chosen() -> None:
@@ -375,8 +381,32 @@ def test_z_normalised(archive: Path) -> None:
     np.testing.assert_allclose(scaled.X_test, (raw.X_test - mean) / spread, rtol=1e-4, atol=1e-5)
 
 
+def test_split_within_subjects(tmp_path: Path) -> None:
+    X, y = np.arange(16.0).reshape(16, 1, 1) * np.ones(5), np.arange(16) % 2
+    facts = {"subject": np.arange(16) // 8, "segment": np.arange(16)[::-1]}
+    halves = {
+        f"{name}_{part}": array[chosen]
+        for name, array in (("X", X), ("y", y), *facts.items())
+        for part, chosen in (("train", slice(8)), ("test", slice(8, None)))
+    }
+    np.savez(tmp_path / "Sports.npz", **halves)
+    data = read(str(tmp_path / "Sports.npz"), split="within subjects")
+    # The later half of each subject's cases has the first segments.
+    assert sorted(data.X_train[:, 0, 0]) == [4, 5, 6, 7, 12, 13, 14, 15]
+    assert (data.y_train == data.X_train[:, 0, 0] % 2).all()
+    assert sorted(data.X_test[:, 0, 0]) == [0, 1, 2, 3, 8, 9, 10, 11]
+    with pytest.raises(ValueError, match="GunPoint names no subjects"):
+        read("GunPoint", split="within subjects")
+
+
 def job_with(**options: Any) -> Job:
-    defaults = {"model": "DSN", "weights": "sparse", "series": "raw", "moments": "zero"}
+    defaults = {
+        "model": "DSN",
+        "weights": "sparse",
+        "series": "raw",
+        "moments": "zero",
+        "split": "own",
+    }
     return Job("x", "y", 0, {**defaults, "network": {"nf": 4}, "recipe": {"epochs": 1}, **options})
 
 
