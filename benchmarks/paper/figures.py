@@ -107,6 +107,9 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
         axes.scatter([p[index] for p in pairs], range(len(pairs)), s=16, color=colour, label=name)
     style_axes(axes, f"seconds of training to {NEAR:.0%} of the lower final accuracy", "")
     axes.set(xscale="log", yticks=range(len(pairs)), yticklabels=[pair[0] for pair in pairs])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
+    axes.margins(x=0.1)
     legend_above(figure, axes)
     return _save(figure, path)
 
@@ -152,22 +155,25 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
 
 
 def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Question (c): mean accuracy against measured training time, on the sets that all have."""
+    """Question (c): accuracy less that of the first run, against measured training time."""
     names = [name for name in names if name in runs]
     common = runs.common(*names) if names else []
-    if len(names) < 2 or not common:
+    if len(names) < 2 or len(common) < 2:
         return None
-    figure = new_figure("Accuracy by time of training", 7, 3.6)
+    figure = new_figure(f"Accuracy less that of {names[0]}, by time of training", 7, 3.6)
     axes = figure.subplots()
+    axes.axhline(0, color=FAINT, linewidth=1)
+    base = runs.accuracy(names[0])
     for name in names:
-        accuracy = [runs.accuracy(name)[dataset] for dataset in common]
+        found = [runs.accuracy(name)[dataset] - base[dataset] for dataset in common]
         seconds = sum(runs.mean(name, "train_seconds")[dataset] for dataset in common)
-        axes.plot([seconds, seconds], interval(accuracy), color=FAINT, linewidth=1)
-        axes.scatter([seconds], [np.mean(accuracy)], s=24, color=BLUE, zorder=3)
+        axes.plot([seconds, seconds], interval(found), color=BLUE, linewidth=3, alpha=0.5)
+        axes.scatter([seconds], [np.mean(found)], s=24, color=BLUE, zorder=3)
         axes.annotate(
-            name, (seconds, np.mean(accuracy)), (5, 3), textcoords="offset points", fontsize=8
+            name, (seconds, np.mean(found)), (6, 3), textcoords="offset points", fontsize=8
         )
-    style_axes(axes, f"seconds of training, {len(common)} data sets", "mean accuracy (%)")
+    style_axes(axes, f"seconds of training, {len(common)} data sets", "percentage points")
+    axes.margins(x=0.15)
     return _save(figure, path)
 
 

@@ -78,7 +78,9 @@ class OSCNN(nn.Module):
             channels = max(1, budget // (inputs * sum(primes)))
             blocks.append(PrimeConvs(inputs, channels, primes))
             inputs = blocks[-1].out_channels
-        blocks.append(PrimeConvs(inputs, blocks[0].out_channels, (1, 2)))
+        # As many as the first layer has for a series of one channel.
+        last = len(primes) * max(1, BUDGETS[0] // sum(primes))
+        blocks.append(PrimeConvs(inputs, last, (1, 2)))
         self.blocks = nn.Sequential(*blocks)
         self.head = average_and_classify(blocks[-1].out_channels, self.n_classes)
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import sparseconv as sc
-from sparseconv.models import LITE, InceptionTime, ResNet
+from sparseconv.models import LITE, OSCNN, InceptionTime, ResNet
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 
@@ -20,6 +20,7 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "keras": lambda c, k: InceptionTime(c, k, nf=4),
     "tsai": lambda c, k: InceptionTime(c, k, nf=4, variant="tsai"),
     "lite": lambda c, k: LITE(c, k, nf=4),
+    "os-cnn": lambda c, k: OSCNN(c, k, 24),
     "no shortcut at the end": lambda c, k: InceptionTime(c, k, nf=4, depth=4),
 }
 
@@ -110,6 +111,7 @@ def test_hand_made_filters_see_what_they_are_made_for() -> None:
         (lambda: InceptionTime(1, 0), "n_classes"),
         (lambda: InceptionTime(1, 2, depth=0), "depth"),
         (lambda: LITE(1, 2, nf=0), "nf"),
+        (lambda: OSCNN(1, 2, 0), "n_timepoints"),
         (lambda: InceptionTime(1, 2, variant="torch"), "variant must be one of .*'torch'"),
     ],
 )
