@@ -89,7 +89,7 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
     pairs = []
     for dataset in common:
         target = NEAR * min(runs.accuracy(name)[dataset] for name in (sparse, dense)) / 100
-        times = [_seconds_to(runs, name, dataset, target) for name in (sparse, dense)]
+        times = [seconds_to(runs, name, dataset, target) for name in (sparse, dense)]
         if None not in times:
             pairs.append((dataset, *times))
     if not pairs:
@@ -117,7 +117,7 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
 NEAR = 0.98  # of the lower of two final accuracies
 
 
-def _seconds_to(runs: Runs, name: str, dataset: str, target: float) -> float | None:
+def seconds_to(runs: Runs, name: str, dataset: str, target: float) -> float | None:
     """Mean over seeds of the training time until the target is seen; None if it is not by all."""
     found = []
     for row in runs.rows(name)[dataset]:

@@ -1,0 +1,168 @@
+"""Tables and figures of `make paper`, from rows made by hand."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+from benchmarks.paper import figures, report, tables
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.archives import members
+from benchmarks.paper.comparison import Runs, holm, interval, published_accuracy, versus
+from benchmarks.paper.plan import DEFAULTS, PLANS
+from sparseconv.models import DSN
+from sparseconv.report.figures import group_profiles, kernels_by_size
+
+SETS = members("ucr85")[:6]
+
+
+def row(
+    run: str, dataset: str, seed: int = 0, accuracy: float = 0.9, **more: Any
+) -> dict[str, Any]:
+    return {
+        "run": run, "dataset": dataset, "seed": seed, "accuracy": accuracy, "options": DEFAULTS,
+        "params": 1000, "macs": 5_000_000, "epochs": 10, "train_seconds": 20.0, "n_test": 50,
+        "predict_seconds": 0.1, "curve": [[5, accuracy / 2], [10, accuracy]],
+        "curve_seconds": [10.0, 20.0],
+        "machine": {"cpu": "a processor", "torch": "2.13", "commit": "abc", "date": "today"},
+        **more,
+    }  # fmt: skip
+
+
+def dsn_facts(**network: Any) -> dict[str, Any]:
+    model = DSN(1, 2, **network)
+    profiles = [group_profiles(layer) for layer in model.sparse_layers()]
+    return {
+        "flops_paper": 2e6,
+        "kernels_by_size": [counts.tolist() for counts in kernels_by_size(model)],
+        "group_weights": [(100 * p / p.max()).round().astype(int).tolist() for p in profiles],
+    }
+
+
+@pytest.fixture(scope="module")
+def full() -> list[dict[str, Any]]:
+    """A row for each run that the plans name, on six sets."""
+    generator = np.random.default_rng(0)
+    names = [
+        line.partition('"')[2].rstrip('"\n')
+        for line in (PLANS / "full.toml").read_text().splitlines()
+        if line.startswith("name = ")
+    ]
+    rows = [
+        row(name, dataset, 0, generator.uniform(0.7, 1), **dsn_facts(nf=4))
+        for name in dict.fromkeys(names)
+        for dataset in SETS
+    ]
+    for one in rows:
+        one["train_seconds"] = 50.0 if one["run"] == "masked dense" else 10.0
+        one["curve_seconds"] = [one["train_seconds"] / 2, one["train_seconds"]]
+        if one["run"] != "without groups":
+            continue
+        one |= dsn_facts(nf=4, n_groups=1)
+    return rows
+
+
+def test_versus_published() -> None:
+    theirs = published_accuracy("ResNet")
+    ours = {
+        name: theirs[name] + step for name, step in zip(SETS, (3, 1, 0, 0.004, -1, -2), strict=True)
+    }
+    found = versus(ours, theirs)
+    assert found is not None
+    assert (found.wins, found.ties, found.losses, found.sets) == (2, 2, 2, 6)
+    steps = np.array([3, 1, 0, 0.004, -1, -2])
+    assert found.difference == pytest.approx(steps.mean())
+    assert found.low < found.difference < found.high
+    assert found.p == pytest.approx(wilcoxon(steps).pvalue, abs=0.1)
+    assert versus(ours, {}) is None
+    same = versus(ours, ours)
+    assert same is not None
+    assert (same.ties, same.p) == (6, None)
+
+
+def test_interval_of_a_mean() -> None:
+    values = np.random.default_rng(1).normal(5, 2, size=400)
+    low, high = interval(values)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_holm() -> None:
+    assert holm([]) == []
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.04, 0.01]) == [0.04, 0.02]
+
+
+def test_table_1() -> None:
+    theirs = published_accuracy("OS-CNN")
+    rows = [
+        row("DSN", name, seed, (theirs[name] + 1 + seed) / 100) for name in SETS for seed in (0, 2)
+    ]
+    table = tables.univariate(Runs([*rows, row("DSN", "ACSF1", 0, 0.1)]))
+    found = dict(zip(table.header, table.rows[2], strict=True))
+    assert found["published"] == "OS-CNN"
+    assert found["DSN wins/ties/losses"] == "6/0/0", "the set of 2018 is left out"
+    assert found["the paper's, scaled"] == "3.5/0.2/2.3"  # of 49/3/33 in 85
+    assert found["difference, 95 % interval"] == "+2.00 [+2.00, +2.00]"
+
+
+def test_costs_are_of_common_sets() -> None:
+    runs = Runs([row("a", "x"), row("a", "y", train_seconds=1e9), row("b", "x", params=3000)])
+    table = tables.costs(runs, ("a", "b", "not run"))
+    assert [cells[0] for cells in table.rows] == ["a", "b"]
+    assert [cells[2] for cells in table.rows] == ["1.00", "3.00"]
+    assert table.rows[0][-2:] == ("2000.0", "2000")  # ms an epoch, us a prediction
+    assert tables.costs(runs, ("not run",)).rows == []
+
+
+def test_every_set() -> None:
+    table = tables.each_set(Runs([row("DSN", "GunPoint", s, 0.9 + s / 100) for s in (0, 2)]))
+    (cells,) = table.rows
+    assert cells[:2] == ("GunPoint", "91.00 ± 1.41 (2)")
+    assert cells[-2:] == ("-9.00", "20")
+
+
+def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
+    page = report.write_report(full, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    for part in report.PARTS:
+        if part.name != "table-2":  # these sets are not multivariate, but the runs are
+            assert part.title in text, part.name
+        assert part.figure is None or (tmp_path / f"{part.name}.png").stat().st_size > 5000
+    assert "Left out" not in text
+    assert "Of UCR 85, 6 were run; not run: " in text
+    with (tmp_path / "table-1.csv").open(newline="") as file:
+        assert next(csv.reader(file))[0] == "published"
+    assert (tmp_path / "table-1.md").read_text().startswith("| published")
+
+
+def test_report_of_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = report.write_report([row("DSN", "GunPoint")], tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "Left out, because the plan does not run what they need: " in text
+    assert "Figure 5: depth and width" in text
+    assert "Every data set" in text
+    assert main(["report", "--out", str(tmp_path / "nothing")]) == 2
+    assert "no rows to report; run a plan first" in capsys.readouterr().err
+
+
+def test_time_to_accuracy() -> None:
+    runs = Runs([
+        row("fast", "x", 0, 0.9, curve=[[1, 0.5], [2, 0.9]], curve_seconds=[1.0, 2.0]),
+        row("fast", "x", 1, 0.9, curve=[[1, 0.9], [2, 0.9]], curve_seconds=[1.0, 2.0]),
+        row("slow", "x", 0, 0.7, curve=[[1, 0.8], [2, 0.7]], curve_seconds=[5.0, 9.0]),
+    ])  # fmt: skip
+    assert figures.seconds_to(runs, "fast", "x", 0.6) == 1.5
+    assert figures.seconds_to(runs, "slow", "x", 0.6) == 5
+    assert figures.seconds_to(runs, "slow", "x", 0.85) is None
+
+
+def test_recorded_tables_are_in_the_documentation() -> None:
+    text = report.recorded()
+    assert "## Table 1: univariate sets" in text
+    assert "data sets; epochs:" in text
