@@ -86,7 +86,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
         "best_epoch": result.best_epoch,
         "epochs": recipe.epochs,
         "itop_rate": result.itop_rate,
-        **costs(model, data),
+        **costs(job, model, shape_of(data)),
         "curve": curve.points,
         "curve_seconds": [round(seconds[epoch - 1], 3) for epoch, _ in curve.points],
         "train_seconds": round(seconds[-1], 3),
@@ -151,15 +151,17 @@ def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
     return make
 
 
-def costs(model: nn.Module, data: Dataset) -> dict[str, Any]:
+def costs(job: Job, model: nn.Module, shape: Shape) -> dict[str, Any]:
     """Parameters, multiply-adds of a prediction, and what the kernels of a DSN look like."""
     found: dict[str, Any] = {
         "params": sum(parameter.numel() for parameter in model.parameters()),
-        "macs": multiply_adds(model, shape_of(data)),
+        "macs": multiply_adds(model, shape),
     }
+    if job.options["model"] == "DSN":  # by its active weights, also where masks are over dense ones
+        network = build("DSN", job.options["network"], shape)
+        assert isinstance(network, DSN)
+        found["flops_paper"] = network.cost(shape.n_timepoints).flops_paper
     if isinstance(model, DSN) and model.sparse_layers():
-        cost = model.cost(data.n_timepoints)
-        found |= {"params": cost.params, "flops_paper": cost.flops_paper}
         found["kernels_by_size"] = [counts.tolist() for counts in kernels_by_size(model)]
         profiles = [group_profiles(layer) for layer in model.sparse_layers()]
         found["group_weights"] = [  # percent of the layer's largest: whole numbers are short

@@ -97,7 +97,8 @@ def test_each_job_once(
         assert row["epochs"] == 12
         assert row["params"] > 0
         assert row["macs"] > 0
-    sparse = rows[1]
+    masked, sparse = rows[:2]
+    assert masked["flops_paper"] < masked["macs"], "of the active weights; it computes with all"
     assert [sum(counts) for counts in sparse["kernels_by_size"]] == [27, 27]
     for layer in sparse["group_weights"]:
         assert np.array(layer).shape == (3, 39)
