@@ -141,6 +141,7 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
         "recipe"
     ]
     _check_keys(options["recipe"], constants, "recipe.")
+    _check_together(options)
     known = inspect.signature(NETWORKS[settings["model"]]).parameters.values()
     arguments = [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
     _check_keys(options["network"], arguments, "network.")
@@ -155,6 +156,31 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     for job in jobs:
         job.recipe()  # refuses constants out of range
     return jobs
+
+
+def _check_together(options: Mapping[str, Any]) -> None:
+    """Refuse what would be ignored silently."""
+    grow = options["recipe"].get("grow", "random")
+    if options["model"] != "DSN":
+        for key, default in (("weights", "sparse"), ("moments", "zero")):
+            if options[key] != default:
+                raise ValueError(f"{key} = {options[key]!r} is for DSN, not for {options['model']}")
+        idle = [key for key in options["recipe"] if key in DST]
+        if idle:
+            raise ValueError(f"recipe.{idle[0]} is for DSN; {options['model']} has no patterns")
+    if options["weights"] == "masked dense" and (grow != "random" or options["moments"] != "zero"):
+        raise ValueError("masked dense weights grow at random, and have the moments that they have")
+    if options["moments"] != "zero" and grow == "static":
+        raise ValueError(
+            f"moments = {options['moments']!r} needs weights that grow, not a static grow"
+        )
+
+
+# The constants of Recipe that are about patterns.
+DST = (
+    "update_every_epochs", "update_every_steps", "skip_step_at_update", "decay_share",
+    "prune_fraction", "prune_floor", "grow",
+)  # fmt: skip
 
 
 def _check_keys(table: Any, known: Any, prefix: str = "") -> None:

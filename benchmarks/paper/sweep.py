@@ -186,7 +186,10 @@ def _costs(jobs: Sequence[Job], archive: Archive) -> dict[tuple[str, str, int], 
         shape, options = archive.shapes[job.dataset], job.options
         alike = repr((job.dataset, options["model"], options["weights"], options["network"]))
         if alike not in counted:
-            counted[alike] = multiply_adds(first_model(job, shape), shape)
+            try:
+                counted[alike] = multiply_adds(first_model(job, shape), shape)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"the network of {job} cannot be built: {error}") from error
         passes = TRAINING * shape.n_train * job.recipe().epochs + shape.n_test
         costs[job.key] = counted[alike] * passes
     return costs

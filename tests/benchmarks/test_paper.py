@@ -329,12 +329,27 @@ def test_rows_of_another_plan(
         ('weights = "masked dense"', 'model = "DNS"', "model must be one of DSN, ResNet"),
         ("seeds = [0, 1]", "seeds = 2", "seeds must be a list of integers"),
         ("[[run]]", "[[runs]]", "unknown key runs"),
+        ('"masked dense"', '"masked dense"\nmodel = "LITE"', "is for DSN, not for LITE"),
+        ('"masked dense"', '"masked dense"\nmoments = "mean"', "have the moments that they have"),
+        (
+            'weights = "masked dense"',
+            'recipe = {grow = "static"}\nmoments = "mean"',
+            "needs weights that grow",
+        ),
     ],
 )
 def test_plans_that_are_refused(plan: Path, archive: Path, old: str, new: str, match: str) -> None:
     plan.write_text(PLAN.replace(old, new))
     with pytest.raises(ValueError, match=match):
         read_plan(plan, open_archive(archive))
+
+
+def test_networks_that_are_refused(
+    plan: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.write_text(PLAN.replace("nf = 3", "nf = 0"))
+    assert main(command(plan, archive, tmp_path / "out")) == 2
+    assert "the network of small, Short, seed 0 cannot be built: non-positive nf" in capsys.readouterr().err
 
 
 def test_archives_that_are_refused(tmp_path: Path, plan: Path) -> None:

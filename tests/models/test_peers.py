@@ -64,9 +64,19 @@ def test_trained_pruned_converted_and_folded(name: str) -> None:
         if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
             prune.l1_unstructured(module, "weight", 0.85)
     sparse = sc.convert(model).model
-    assert any(isinstance(module, sc.SparseConv1d) for module in sparse.modules())
+    assert sparse_layers(sparse)
     with torch.no_grad():
         torch.testing.assert_close(sparse(X), model(X), rtol=1e-4, atol=1e-4)
+    density = sum(x.pattern.nnz for x in sparse_layers(sparse)) / sum(
+        x.pattern.numel for x in sparse_layers(sparse)
+    )
+    result = train(sparse, X, y, Recipe(epochs=4, update_every_epochs=1), progress=False)
+    assert result.itop_rate is not None
+    assert result.itop_rate > density, "trained dynamically sparse"
+
+
+def sparse_layers(model: nn.Module) -> list[sc.SparseConv1d]:
+    return [module for module in model.modules() if isinstance(module, sc.SparseConv1d)]
 
 
 def test_inception_is_what_its_parts_compute() -> None:
