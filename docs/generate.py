@@ -23,7 +23,7 @@ def write_all(folder: Path) -> None:
     captions = plots.captions(bench["rows"])
     parts: dict[str, Callable[[], str]] = {
         "measured": readme.section,
-        "paper": report.recorded,
+        "paper": lambda: report.recorded(folder),
         "machine": lambda: f"Measured on {readme.where(bench['machine'])}.",
         "break_even": lambda: "\n\n".join(
             figure(path, f"{threads_text(threads)}. {captions['break_even']}")

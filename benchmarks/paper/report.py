@@ -208,16 +208,23 @@ def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
     return " ".join(parts)
 
 
-def recorded() -> str:
-    """The tables of the recorded rows, in Markdown, for the documentation."""
+def recorded(folder: Path) -> str:
+    """The recorded rows' tables and pictures in Markdown, for the documentation.
+
+    Pictures are drawn into ``folder``, which a page includes the text from.
+    """
     rows = read_rows(RECORDED)
     if not rows:
         return "Not measured yet: `python -m benchmarks.paper run full` does."
     runs, parts = Runs(rows), [about(rows, [])]
     for part in PARTS:
         table = part.table(runs) if part.table else None
-        if table is not None and table.rows:
-            parts.append(f"## {part.title}\n\n{table.markdown()}\n\n{part.caption}")
+        path = folder / f"paper-{part.name}.png"
+        picture = part.figure(runs, path) if part.figure else None
+        shown = [table.markdown()] if table is not None and table.rows else []
+        shown += [f"![{part.title}]({folder.name}/{path.name})"] if picture else []
+        if shown:
+            parts.append("\n\n".join([f"## {part.title}", *shown, part.caption]))
     return "\n\n".join(parts)
 
 

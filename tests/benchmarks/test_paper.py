@@ -349,7 +349,10 @@ def test_networks_that_are_refused(
 ) -> None:
     plan.write_text(PLAN.replace("nf = 3", "nf = 0"))
     assert main(command(plan, archive, tmp_path / "out")) == 2
-    assert "the network of small, Short, seed 0 cannot be built: non-positive nf" in capsys.readouterr().err
+    assert (
+        "the network of small, Short, seed 0 cannot be built: non-positive nf"
+        in capsys.readouterr().err
+    )
 
 
 def test_archives_that_are_refused(tmp_path: Path, plan: Path) -> None:

@@ -162,7 +162,10 @@ def test_time_to_accuracy() -> None:
     assert figures.seconds_to(runs, "slow", "x", 0.85) is None
 
 
-def test_recorded_tables_are_in_the_documentation() -> None:
-    text = report.recorded()
+def test_the_documentation_shows_what_is_recorded(tmp_path: Path) -> None:
+    text = report.recorded(tmp_path)
+    for picture in tmp_path.glob("*.png"):
+        assert f"({tmp_path.name}/{picture.name})" in text
+    assert list(tmp_path.glob("*figure-8.png"))
     assert "## Table 1: univariate sets" in text
     assert "data sets; epochs:" in text
