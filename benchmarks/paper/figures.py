@@ -58,7 +58,7 @@ def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     compared = {name: result for name, result in found.items() if result is not None}
     if not compared:
         return None
-    figure = new_figure("Accuracy against OS-CNN: wins/ties/losses", 3 * len(compared), 3.4)
+    figure = new_figure("Accuracy against OS-CNN", 3 * len(compared), 3.4)
     all_axes = figure.subplots(1, len(compared), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, result) in zip(all_axes, compared.items(), strict=True):
         ours = runs.accuracy(name)

@@ -100,7 +100,8 @@ PARTS = (
         "figure-7",
         "Figure 7: dynamic against fixed, random against gradient",
         "Random growth (DSN), the first pattern for the whole training, and growth by gradient "
-        "(RigL), each against OS-CNN's published accuracies; in the table each other.",
+        "(RigL), each against OS-CNN's published accuracies (wins/ties/losses above each); in the "
+        "table against each other.",
         partial(tables.against, reference="DSN", others=GROWTH[1:]),
         partial(figures.growth, names=GROWTH),
     ),
@@ -177,18 +178,25 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
             continue
         sections.append(Section(part.title, table=table, figure=picture, caption=part.caption))
     sections.append(Section("What this is, and what differs from the paper", about(rows, missing)))
-    machines = sorted({row["machine"]["cpu"] for row in rows})
-    commits = sorted({row["machine"]["commit"] for row in rows})
-    hours = sum(row["train_seconds"] for row in rows) / 3600
     return write_html(
         folder / "report.html",
         "The Dynamic Sparse Network, trained again",
         sections,
-        subtitle=(
-            f"{len(rows)} trainings, {hours:.1f} hours of one core; "
-            f"{', '.join(machines)}; torch {rows[-1]['machine']['torch']}; "
-            f"commits {', '.join(commits)}; last {rows[-1]['machine']['date']}"
-        ),
+        subtitle=where(rows),
+    )
+
+
+def where(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How much was trained, on which machines, with what, when."""
+    machines = [row["machine"] for row in rows]
+    hours = sum(row["train_seconds"] for row in rows) / 3600
+    cpus, torches, commits = (
+        ", ".join(sorted({machine[key] for machine in machines}))
+        for key in ("cpu", "torch", "commit")
+    )
+    return (
+        f"{len(rows)} trainings, {hours:.1f} hours of one core, on {cpus}; torch {torches}; "
+        f"commits {commits}; the last on {max(machine['date'] for machine in machines)}"
     )
 
 
@@ -216,7 +224,7 @@ def recorded(folder: Path) -> str:
     rows = read_rows(RECORDED)
     if not rows:
         return "Not measured yet: `python -m benchmarks.paper run full` does."
-    runs, parts = Runs(rows), [about(rows, [])]
+    runs, parts = Runs(rows), [f"{where(rows)}. {about(rows, [])}"]
     for part in PARTS:
         table = part.table(runs) if part.table else None
         path = folder / f"paper-{part.name}.png"

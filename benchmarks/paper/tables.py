@@ -63,9 +63,12 @@ def _scaled(counts: Sequence[int], sets: int) -> str:
 
 
 def costs(runs: Runs, names: Sequence[str]) -> Table:
-    """Parameters, FLOPs and measured time of runs, means over the data sets that all have."""
+    """Parameters, FLOPs and measured time of runs, means over the data sets that all have.
+
+    No rows with fewer than two runs to compare.
+    """
     names = [name for name in names if name in runs]
-    common = runs.common(*names) if names else []
+    common = runs.common(*names) if len(names) > 1 else []
     rows = []
     for name in names if common else ():
         held = [row for dataset in common for row in runs.rows(name)[dataset]]
