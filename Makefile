@@ -44,7 +44,7 @@ bench-check: $(VENV)/.built  ## compare speed with BASE=<git ref>; fails if slow
 	$(PY) -m benchmarks.gates.compare $(ARGS) -- $(BASE)
 
 paper: $(VENV)/.built  ## tables and figures of the DSN paper, on aeon's data sets (ARCHIVE=DIR PLAN=full: on an archive)
-	$(PY) -m benchmarks.paper run $(or $(PLAN),demo) --out $(or $(OUT),paper) $(if $(ARCHIVE),--archive $(ARCHIVE))
+	$(PY) -m benchmarks.paper run $(or $(PLAN),demo) $(if $(OUT),--out $(OUT)) $(if $(ARCHIVE),--archive $(ARCHIVE))
 
 docs: $(VENV)/.docs  ## build the documentation site into site/
 	$(PY) -m sphinx -q -W --keep-going -b html docs site

@@ -59,8 +59,9 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
 
     Args:
         name_or_path: one of ``BUNDLED`` (part of the aeon package; JapaneseVowels is the
-            equal-length variant), a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``, or a
-            ``.npz`` file with ``X_train``, ``y_train``, ``X_test`` and ``y_test``. Series have
+            equal-length variant), a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` or the
+            first of these two files, or a ``.npz`` file with ``X_train``, ``y_train``, ``X_test``
+            and ``y_test``. Series have
             the shape ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
             ``(n_cases, n_timepoints)``; labels are strings or real numbers.
         nan_to_zero: replace missing values by 0, as in the paper's UCR 85 runs.
@@ -83,6 +84,9 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     elif path.is_dir():
         stem = _find_stem(path)
         name, splits = stem, _read_folder(path, stem)
+    elif path.name.endswith("_TRAIN.ts") and path.is_file():
+        name = path.name.removesuffix("_TRAIN.ts")
+        splits = _read_folder(path.parent, name)
     elif path.suffix == ".npz" and path.is_file():
         name, splits = path.stem, _read_npz(path)
     else:

@@ -24,13 +24,14 @@ def run(arguments: argparse.Namespace) -> int:
     for name, message in archive.broken.items():
         print(f"left out: {name}: {message}", file=sys.stderr)
     jobs = read_plan(arguments.plan, archive)
+    if arguments.out is None:
+        arguments.out = Path("paper") / Path(arguments.plan).stem
     print(
         f"{len(jobs)} jobs on {len({job.dataset for job in jobs})} data sets, "
         f"rows in {arguments.out}"
     )
     pool = dask_pool(arguments.scheduler) if arguments.scheduler else local_pool(arguments.workers)
     failed = sweep(jobs, archive, arguments.out, pool)
-    report(arguments)
     for job, message in failed.items():
         print(f"FAILED: {job}: {message}", file=sys.stderr)
     bad = len(failed) + len(archive.broken)
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{len(archive.broken)} data sets could not be read",
             file=sys.stderr,
         )
+    if len(failed) < len(jobs):
+        report(arguments)
     return 1 if bad else 0
 
 
@@ -68,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a folder with NAME.npz files or NAME_TRAIN.ts and NAME_TEST.ts (default: the sets "
         "that aeon brings along)",
     )  # fmt: skip
-    running.add_argument("--out", type=Path, default=Path("paper"), metavar="DIR")
+    running.add_argument(
+        "--out", type=Path, metavar="DIR", help="for rows and report (default: paper/PLAN)"
+    )
     where = running.add_mutually_exclusive_group()
     where.add_argument(
         "--workers", type=positive, default=os.cpu_count(), metavar="N",
@@ -79,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     running.set_defaults(command=run)
     reporting = commands.add_parser("report", help="make tables and figures of the rows")
-    reporting.add_argument("--out", type=Path, default=Path("paper"), metavar="DIR")
+    reporting.add_argument("out", type=Path, help="the folder of a sweep")
     reporting.set_defaults(command=report)
     arguments = parser.parse_args(argv)
     try:

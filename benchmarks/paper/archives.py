@@ -79,10 +79,10 @@ def _find(folder: Path) -> dict[str, str]:
         state = "is not a folder" if folder.exists() else "does not exist"
         raise ValueError(f"the archive {folder} {state}; name a folder with .npz or .ts files")
     found: dict[str, str] = {}
+    folder = folder.resolve()  # a relative path could be the name of one of aeon's sets
     files = [path for kind in ("*.npz", "*_TRAIN.ts") for path in sorted(folder.rglob(kind))]
     for path in files:
-        name = path.name.removesuffix("_TRAIN.ts").removesuffix(".npz")
-        source = str(path.parent if path.suffix == ".ts" else path)
+        name, source = path.name.removesuffix("_TRAIN.ts").removesuffix(".npz"), str(path)
         if name in found:
             raise ValueError(
                 f"the archive holds {name} twice, as {found[name]} and {source}; remove one"
@@ -178,7 +178,7 @@ def choose(archive: Archive, wanted: Any) -> list[str]:
         )
     there = archive.shapes
     names = _named(archive, table["of"])
-    without = set(_names(table.get("without", [])))
+    without = set(_known(archive, table.get("without", [])))
     names = [name for name in names if name in there and name not in without]
     names.sort(key=lambda name: (there[name].train_points, name))
     if "cheaper_than" in table:
@@ -197,6 +197,10 @@ def _named(archive: Archive, of: Any) -> Iterable[str]:
         return archive.shapes
     if of in ARCHIVES:
         return members(of)
+    return _known(archive, of)
+
+
+def _known(archive: Archive, of: Any) -> list[str]:
     names = _names(of)
     unknown = [name for name in names if name not in archive.sources and name not in published()]
     if unknown:

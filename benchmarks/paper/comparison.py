@@ -95,8 +95,10 @@ def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | N
     if not len(difference):
         return None
     p = None
-    if (np.abs(difference) >= TIE).any():
-        p = float(wilcoxon(difference).pvalue)
+    # Without the noise of means and percents, which would hide equal ranks and ties.
+    ranked = np.where(np.abs(difference) < TIE, 0, difference.round(6))
+    if ranked.any():
+        p = float(wilcoxon(ranked).pvalue)
     low, high = interval(difference)
     return Versus(
         wins=int((difference >= TIE).sum()),

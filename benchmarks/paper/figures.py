@@ -95,7 +95,8 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
     if not pairs:
         return None
     pairs.sort(key=lambda pair: pair[2])
-    figure = new_figure("Time to a given accuracy", 7, 1.2 + 0.22 * len(pairs))
+    title = f"Time to a given accuracy: {len(pairs)} of {len(common)} data sets reach it"
+    figure = new_figure(title, 7, 1.4 + 0.22 * len(pairs))
     axes = figure.subplots()
     for y, (_, fast, slow) in enumerate(pairs):
         axes.plot([fast, slow], [y, y], color=FAINT, linewidth=1, zorder=1)
@@ -118,15 +119,20 @@ NEAR = 0.98  # of the lower of two final accuracies
 
 
 def seconds_to(runs: Runs, name: str, dataset: str, target: float) -> float | None:
-    """Mean over seeds of the training time until the target is seen; None if it is not by all."""
+    """Mean over seeds of the training time until the target is seen; None if it is not by all.
+
+    Rows without a curve do not count.
+    """
     found = []
     for row in runs.rows(name)[dataset]:
+        if not row["curve"]:
+            continue
         points = zip(row["curve"], row["curve_seconds"], strict=True)
         reached = [seconds for (_, accuracy), seconds in points if accuracy >= target]
         if not reached:
             return None
         found.append(reached[0])
-    return float(np.mean(found))
+    return float(np.mean(found)) if found else None
 
 
 def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -> Path | None:

@@ -25,15 +25,16 @@ from sparseconv.datasets import Dataset
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.models import DSN
 from sparseconv.report.figures import group_profiles, kernels_by_size
+from sparseconv.training import checkpoint
 from sparseconv.training.evaluation import predict_log_proba
-from sparseconv.training.loop import SchedulerFactory, train
+from sparseconv.training.loop import CHECKPOINT_NAME, SchedulerFactory, train
 from sparseconv.training.recipe import Recipe
 
 DST = ("prune_fraction", "prune_floor", "seed")  # what every scheduler takes of a recipe
 TRAINING = 3  # what a step costs beside a prediction: fprop, dgrad, wgrad
 CHECKPOINTS = 50  # in a whole run: a killed one repeats 2 % at most
 CURVE_POINTS, CURVE_SHARE = 25, 0.05  # at most, and what they may cost of the training
-PROGRESS_NAME, CURVE_NAME = "progress", "curve.json"
+PROGRESS_NAME, CURVE_NAME, JOB_NAME = "progress", "curve.json", "job.json"
 
 
 def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
@@ -43,17 +44,18 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"), threads(1):
+        begin_or_resume(job, folder)
         data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
         model, X_test = first_model(job, shape_of(data)), torch.as_tensor(data.X_test)
         target = torch.as_tensor(data.y_test)
-        every = curve_interval(shape_of(data), recipe.epochs)
+        every = curve_interval(shape_of(data), recipe)
         curve = Curve(folder / CURVE_NAME)
         reported = time.monotonic()
 
         def report(history: list[dict[str, Any]]) -> None:
             nonlocal reported
             epoch = len(history)
-            if epoch % every == 0:
+            if (epoch + 1) % every == 0 and epoch < recipe.epochs:
                 curve.add(epoch, accuracy(predict_log_proba(model, X_test), target))
             if time.monotonic() - reported > 1:
                 reported = time.monotonic()
@@ -67,7 +69,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
             out=folder,
             resume=True,
             progress=False,
-            checkpoint_every=max(1, recipe.epochs // CHECKPOINTS),
+            checkpoint_every=checkpoint_interval(recipe),
             on_epoch=report,
             scheduler_factory=scheduler_factory(job, recipe),
         )
@@ -105,10 +107,39 @@ def accuracy(log_proba: Tensor, target: Tensor) -> float:
     return (log_proba.argmax(1) == target).double().mean().item()
 
 
-def curve_interval(shape: Shape, epochs: int) -> int:
-    """Epochs between two looks at the test set, which training never sees."""
-    affordable = CURVE_SHARE * epochs * TRAINING * shape.n_train / shape.n_test
-    return max(1, math.ceil(epochs / max(1, min(CURVE_POINTS, affordable))))
+def begin_or_resume(job: Job, folder: Path) -> None:
+    """Empty the folder unless it holds a readable beginning of this very job."""
+    said = json.dumps([*job.key, job.options], sort_keys=True)
+    job_file, curve_file = folder / JOB_NAME, folder / CURVE_NAME
+    try:
+        if job_file.exists() and job_file.read_text() == said:
+            Curve(curve_file)
+            if (folder / CHECKPOINT_NAME).exists():
+                checkpoint.load(folder / CHECKPOINT_NAME)
+            return
+    except (OSError, ValueError, TypeError):  # damaged: what was trained is lost, and trained again
+        pass
+    for path in (folder / CHECKPOINT_NAME, curve_file, folder / PROGRESS_NAME, job_file):
+        path.unlink(missing_ok=True)
+    write_whole(job_file, said)
+
+
+def checkpoint_interval(recipe: Recipe) -> int:
+    """Epochs between checkpoints."""
+    return max(2, recipe.epochs // CHECKPOINTS)
+
+
+def curve_interval(shape: Shape, recipe: Recipe) -> int:
+    """Epochs between two looks at the test set, which training never sees; each one before the end.
+
+    One epoch before a multiple of this, so that no look comes right after the pattern changed (its
+    new weights are 0 then), and none in an epoch with a checkpoint: a run killed between the two
+    would lose it.
+    """
+    affordable = CURVE_SHARE * recipe.epochs * TRAINING * shape.n_train / shape.n_test
+    wanted = math.ceil(recipe.epochs / max(1, min(CURVE_POINTS, affordable)))
+    step = math.lcm(checkpoint_interval(recipe), recipe.update_every_epochs)
+    return math.ceil(wanted / step) * step
 
 
 class Curve:
@@ -116,7 +147,8 @@ class Curve:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.points: list[list[Any]] = json.loads(path.read_text()) if path.exists() else []
+        found = json.loads(path.read_text()) if path.exists() else []
+        self.points: list[list[Any]] = [[int(epoch), float(value)] for epoch, value in found]
 
     def add(self, epoch: int, value: float) -> None:
         """Add a point, unless a run that was killed had added it."""

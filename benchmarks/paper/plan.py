@@ -77,11 +77,15 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
         runs = content.get("run", [])
         if "base" in content:
             _check_keys(content, ("base", "epochs", "seeds", "cheapest"))
-            _, base = _read(content["base"])
-            runs = [_changed(run, content) for run in base["run"]]
+            content = _of_base(content)
+            runs = content["run"]
         _check_keys(content, ("base", "epochs", "seeds", "cheapest", "run"))
+        if "cheapest" in content and "base" not in content:
+            raise ValueError("cheapest is for a plan with base; write it into the sets of a run")
         if not isinstance(runs, list) or not runs:
             raise ValueError("it has no [[run]]; write one for each kind of network")
+        Recipe(epochs=content.get("epochs", 1))
+        _check_seeds(content.get("seeds", [0]))
         for number, run in enumerate(runs, 1):
             try:
                 for job in _jobs(run, content, archive):
@@ -90,9 +94,28 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
             except (ValueError, TypeError) as error:
                 name = run.get("name", number) if isinstance(run, dict) else number
                 raise ValueError(f"run {name}: {error}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"the plan {file} cannot be used: {error}") from error
+    if not jobs:
+        raise ValueError(
+            f"the plan {file} chooses no data set that the archive holds; it has "
+            f"{', '.join(archive.sources)}"
+        )
     return list(jobs.values())
+
+
+def _of_base(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of the plan that is the base, with the changes."""
+    base = content["base"]
+    if not isinstance(base, str):
+        raise ValueError(f"base must name a plan, but got {base!r}")
+    file, found = _read(base)
+    _check_keys(found, ("epochs", "seeds", "run"), f"{file}: ")
+    runs = found.get("run", [])
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise ValueError(f"its base {file} has no [[run]] tables")
+    changes = {key: content[key] for key in ("epochs", "seeds") if key in content}
+    return {**found, **content, "run": [_changed(run, content, changes) for run in runs]}
 
 
 def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -108,15 +131,26 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
         raise ValueError(f"the plan {file} is not TOML: {error}") from error
 
 
-def _changed(run: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(
+    run: Mapping[str, Any], content: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
     """A run of another plan, with this plan's epochs and seeds, on its cheapest sets."""
-    sets = run["sets"] if isinstance(run["sets"], dict) else {"of": run["sets"]}
-    found = {**run, "sets": {**sets, **{k: changes[k] for k in ("cheapest",) if k in changes}}}
+    sets = run.get("sets")
+    sets = sets if isinstance(sets, dict) else {"of": sets}
+    if "cheapest" in content:
+        limits = [content["cheapest"], *([sets["cheapest"]] if "cheapest" in sets else [])]
+        sets = {**sets, "cheapest": min(limits)}
+    found = {**run, "sets": sets}
     if "epochs" in changes:
         found["recipe"] = {**run.get("recipe", {}), "epochs": changes["epochs"]}
     if "seeds" in changes:
         found["seeds"] = changes["seeds"]
     return found
+
+
+def _check_seeds(seeds: Any) -> None:
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise ValueError(f"seeds must be a list of integers, at least one, but got {seeds!r}")
 
 
 def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> list[Job]:
@@ -125,6 +159,13 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
         if key not in run:
             raise ValueError(f"it needs {key!r}")
     settings = DEFAULTS | run
+    if not isinstance(run["name"], str) or not run["name"]:
+        raise ValueError(f"name must be a text, but got {run['name']!r}")
+    if not isinstance(settings["keep"], bool):
+        raise ValueError(f"keep must be true or false, but got {settings['keep']!r}")
+    for key in ("network", "recipe"):
+        if not isinstance(settings[key], dict):
+            raise ValueError(f"{key} must be a table, but got {settings[key]!r}")
     choices = {
         "model": NETWORKS,
         "weights": WEIGHTS,
@@ -133,7 +174,7 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
         "moments": MOMENTS,
     }
     for key, allowed in choices.items():
-        if settings[key] not in allowed:
+        if not isinstance(settings[key], str) or settings[key] not in allowed:
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {settings[key]!r}")
     options = {key: settings[key] for key in CONTENT}
     constants = {field.name for field in fields(Recipe)} - {"seed"}
@@ -146,10 +187,9 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     arguments = [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
     _check_keys(options["network"], arguments, "network.")
     seeds = run.get("seeds", content.get("seeds", [0]))
-    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
-        raise ValueError(f"seeds must be a list of integers, but got {seeds!r}")
+    _check_seeds(seeds)
     jobs = [
-        Job(str(run["name"]), dataset, seed, options, bool(settings["keep"]))
+        Job(run["name"], dataset, seed, options, settings["keep"])
         for seed in seeds
         for dataset in choose(archive, run["sets"])
     ]
@@ -185,7 +225,7 @@ DST = (
 
 def _check_keys(table: Any, known: Any, prefix: str = "") -> None:
     if not isinstance(table, dict):
-        raise ValueError(f"expected a table {prefix.removesuffix('.')}, but got {table!r}")
+        raise ValueError(f"expected a table, but got {table!r}")
     unknown = [key for key in table if key not in known]
     if unknown:
         raise ValueError(f"unknown key {prefix}{unknown[0]}; known are {', '.join(sorted(known))}")

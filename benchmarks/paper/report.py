@@ -114,8 +114,8 @@ PARTS = (
     Part(
         "question-a",
         "Time to a given accuracy: sparse against masked dense",
-        "The same recipe and seeds. Looks at the test set take no time of training and do not "
-        "influence it; there are at most 25 a run, so times are known to a 25th of the run.",
+        "The same recipe. Looks at the test set take no time of training and do not influence "
+        "it; there are at most 25 a run, each in the epoch before weights are moved.",
         partial(tables.against, reference="DSN", others=("masked dense",)),
         partial(figures.time_to_accuracy, sparse="DSN", dense="masked dense"),
     ),
@@ -123,7 +123,7 @@ PARTS = (
         "question-b",
         "Moments of grown weights",
         "Adam's moments of a weight that has just grown: zero (DSN); the second one the mean of "
-        "its group; zero, with their bias corrected by the weight's own age; and those of dense "
+        "its region; zero, with their bias corrected by the weight's own age; and those of dense "
         "gradients, as in the authors' masked code.",
         partial(tables.against, reference="DSN", others=MOMENTS),
         partial(figures.differences, reference="DSN", others=MOMENTS),

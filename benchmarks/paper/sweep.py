@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -20,13 +21,16 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from hashlib import sha256
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from benchmarks.paper.archives import Archive
+from benchmarks.paper.archives import Archive, Shape, read
 from benchmarks.paper.job import PROGRESS_NAME, TRAINING, first_model, locked, perform
 from benchmarks.paper.networks import multiply_adds
 from benchmarks.paper.plan import CONTENT, DEFAULTS, Job
@@ -34,6 +38,7 @@ from benchmarks.paper.plan import CONTENT, DEFAULTS, Job
 ROWS_NAME, RUNNING_NAME, LOCK_NAME = "rows.jsonl", "running", "lock"
 ATTEMPTS = 3  # of a job whose process is killed
 Pool = Callable[[], AbstractContextManager[Executor]]
+Key = tuple[str, str, int]  # run, data set, seed
 
 
 def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[str, str]:
@@ -54,12 +59,16 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
     Raises:
         ValueError: another sweep runs in ``out``, or its rows are of another plan.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    out = out.resolve()  # workers may be elsewhere
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"--out must name a folder, but {out} is a file") from None
     busy = f"another sweep is running in {out}; wait for it, or choose another folder"
     with locked(out / LOCK_NAME, busy):
         rows = _Rows(out / ROWS_NAME)
         for job in jobs:
-            rows.check(job)
+            rows.check(job, archive.shapes[job.dataset])
             if job.key in rows.found and not job.keep:
                 shutil.rmtree(_folder(out, job), ignore_errors=True)
         costs = _costs(jobs, archive)
@@ -67,55 +76,77 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
         failed: dict[str, str] = {}
         with _Progress(jobs, costs, todo, out) as progress:
 
-            def finish(job: Job, row: Mapping[str, Any]) -> None:
+            def ended(job: Job, row: dict[str, Any] | None, error: str) -> None:
+                del todo[job.key]
+                if row is None:
+                    failed[str(job)] = error
+                    progress.line(f"{job}: FAILED, {error}")
+                    return
                 rows.append(row)
                 if not job.keep:
                     shutil.rmtree(_folder(out, job), ignore_errors=True)
-                progress.finished(job, row)
+                progress.line(
+                    f"{job}: accuracy {row['accuracy']:.4f}, "
+                    f"{row['train_seconds']:.0f} s of training"
+                )
 
-            killed: Counter[tuple[str, str, int]] = Counter()
+            killed: Counter[Key] = Counter()
             while todo:
+                # A pool breaks under all jobs that are running, and most of them are innocent: the
+                # suspects come last, one by one.
+                suspects = [key for key in todo if killed[key] >= ATTEMPTS]
+                now = [key for key in todo if key not in suspects] or suspects[:1]
                 with pool() as executor:
-                    running = _perform_all(todo, archive, out, executor, finish, failed, progress)
-                killed.update(running)  # the pool broke under them
-                for key in [key for key in todo if killed[key] >= ATTEMPTS]:
-                    failed[str(todo.pop(key))] = f"its process was killed {ATTEMPTS} times"
+                    running = _perform_all(
+                        {key: todo[key] for key in now}, archive, out, executor, ended,
+                        progress.update,
+                    )  # fmt: skip
+                killed.update(running)
+                if running and now == suspects[:1]:
+                    error = f"its process was killed {killed[now[0]]} times"
+                    ended(todo[now[0]], None, error)
         return failed
 
 
 def _perform_all(
-    todo: dict[tuple[str, str, int], Job],
+    jobs: Mapping[Key, Job],
     archive: Archive,
     out: Path,
     executor: Executor,
-    finish: Callable[[Job, Mapping[str, Any]], None],
-    failed: dict[str, str],
-    progress: _Progress,
-) -> list[tuple[str, str, int]]:
-    """Perform jobs, and take those that end out of ``todo``.
+    ended: Callable[[Job, dict[str, Any] | None, str], None],
+    update: Callable[[], None],
+) -> list[Key]:
+    """Perform jobs; ``ended(job, row, error)`` for each, with a row or an error.
 
     Returns those that were running when the pool broke; else an empty list.
     """
     futures: dict[Future[dict[str, Any]], Job] = {
         executor.submit(perform, job, archive.sources[job.dataset], _folder(out, job)): job
-        for job in todo.values()
+        for job in jobs.values()
     }
-    running: list[tuple[str, str, int]] = []
+    running: list[Key] = []
     while futures:
         done, _ = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
         for future in done:
             job, error = futures.pop(future), future.exception()
             if isinstance(error, BrokenExecutor):
-                return running
-            del todo[job.key]
+                return running or [job.key]
             if error is None:
-                finish(job, future.result())
+                ended(job, future.result(), "")
             else:  # whatever training raises is this job's alone
-                failed[str(job)] = f"{type(error).__name__}: {error}"
-                progress.failed(job, failed[str(job)])
+                ended(job, None, f"{type(error).__name__}: {error}")
         running = [job.key for future, job in futures.items() if future.running()]
-        progress.update()
+        update()
     return []
+
+
+# What a row holds at least: of another version, or of another program, it may not.
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "run": str, "dataset": str, "seed": int, "options": dict, "machine": dict, "curve": list,
+    **dict.fromkeys(("accuracy", "train_seconds", "predict_seconds"), (int, float)),
+    **dict.fromkeys(("params", "macs", "epochs", "n_train", "n_test"), int),
+    **dict.fromkeys(("n_channels", "n_timepoints", "n_classes"), int),
+}  # fmt: skip
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -127,13 +158,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(True), 1):
-        if not line.endswith("\n"):  # being written, or torn by a kill
+    for number, line in enumerate(path.read_bytes().splitlines(True), 1):
+        if not line.endswith(b"\n"):  # being written, or torn by a kill
             break
         try:
             row = json.loads(line)
-            row["run"], row["dataset"], row["seed"], row["options"]
-        except (ValueError, KeyError, TypeError) as error:
+            wrong = [key for key, kind in KEYS.items() if not isinstance(row.get(key), kind)]
+            if wrong:
+                raise ValueError(f"it has no usable {', '.join(wrong)}")
+        except (ValueError, AttributeError) as error:
             raise ValueError(f"{path}, line {number}, is not a row of a sweep: {error}") from error
         found.append(row)
     return found
@@ -152,8 +185,10 @@ class _Rows:
             with path.open("rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
 
-    def check(self, job: Job) -> None:
-        """Refuse a row of the same name and other options: it would be taken for this job's."""
+    def check(self, job: Job, shape: Shape) -> None:
+        """Refuse a row of the same name and other options or data: it would be taken for this
+        job's.
+        """
         row = self.found.get(job.key)
         if row is None:
             return
@@ -163,6 +198,14 @@ class _Rows:
                 raise ValueError(
                     f"{self.path} has {job} with {name} {there!r}, but the plan says {here!r}; "
                     "give the run another name, or choose another folder"
+                )
+        if job.options["split"] == "own":
+            sizes = asdict(shape)
+            there = {key: row[key] for key in sizes}
+            if there != sizes:
+                raise ValueError(
+                    f"{self.path} has {job} of data with {there}, but the archive's has {sizes}; "
+                    "choose another folder"
                 )
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -174,20 +217,34 @@ class _Rows:
 
 
 def _folder(out: Path, job: Job) -> Path:
-    name = "-".join(map(str, job.key))
-    return out / RUNNING_NAME / "".join(c if c.isalnum() or c in "-_=.," else "_" for c in name)
+    name = "".join(c if c.isalnum() or c in "-_=.," else "_" for c in "-".join(map(str, job.key)))
+    # Other names may look alike once they are a folder's.
+    return out / RUNNING_NAME / f"{name[:60]}-{sha256(repr(job.key).encode()).hexdigest()[:10]}"
 
 
-def _costs(jobs: Sequence[Job], archive: Archive) -> dict[tuple[str, str, int], int]:
+def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
     """Multiply-adds of whole jobs: the measure of their time before they have run."""
     counted: dict[str, int] = {}
     costs = {}
     for job in jobs:
         shape, options = archive.shapes[job.dataset], job.options
-        alike = repr((job.dataset, options["model"], options["weights"], options["network"]))
+        alike = repr(
+            (
+                job.dataset,
+                options["model"],
+                options["weights"],
+                options["network"],
+                options["split"],
+            )
+        )
         if alike not in counted:
             try:
-                counted[alike] = multiply_adds(first_model(job, shape), shape)
+                model = first_model(job, shape)
+                counted[alike] = multiply_adds(model, shape)
+                if options["split"] != "own":
+                    read(archive.sources[job.dataset], split=options["split"])
+                with torch.no_grad():  # a backend that cannot run here says so
+                    model.eval()(torch.zeros(1, shape.n_channels, min(shape.n_timepoints, 32)))
             except (TypeError, ValueError, RuntimeError) as error:
                 raise ValueError(f"the network of {job} cannot be built: {error}") from error
         passes = TRAINING * shape.n_train * job.recipe().epochs + shape.n_test
@@ -201,8 +258,8 @@ class _Progress:
     def __init__(
         self,
         jobs: Sequence[Job],
-        costs: Mapping[tuple[str, str, int], int],
-        todo: Mapping[tuple[str, str, int], Job],
+        costs: Mapping[Key, int],
+        todo: Mapping[Key, Job],
         out: Path,
     ) -> None:
         self.costs, self.todo, self.out = costs, todo, out
@@ -222,9 +279,10 @@ class _Progress:
 
     def _share(self, job: Job) -> float:
         try:
-            return float((_folder(self.out, job) / PROGRESS_NAME).read_text())
+            share = float((_folder(self.out, job) / PROGRESS_NAME).read_text())
         except (OSError, ValueError):
             return 0.0
+        return share if 0 <= share <= 1 else 0.0
 
     def _done(self) -> int:
         left = sum((1 - self._share(job)) * self.costs[key] for key, job in self.todo.items())
@@ -236,19 +294,13 @@ class _Progress:
         self.bar.set_postfix_str(", ".join(shown[:4]), refresh=False)
         self.bar.update(self._done() - self.bar.n)
 
-    def finished(self, job: Job, row: Mapping[str, Any]) -> None:
-        self._line(
-            f"{job}: accuracy {row['accuracy']:.4f}, {row['train_seconds']:.0f} s of training"
-        )
-
-    def failed(self, job: Job, message: str) -> None:
-        self._line(f"{job}: FAILED, {message}")
-
-    def _line(self, text: str) -> None:
+    def line(self, text: str) -> None:
+        """Say that a job has ended."""
         self.ended += 1
         done = self._done()
         left = ""
-        if done > self.before and done < self.total:
+        # What the first few small jobs take says nothing about the whole.
+        if done - self.before > (self.total - self.before) / 50 and done < self.total:
             seconds = (time.monotonic() - self.begin) * (self.total - done) / (done - self.before)
             left = f"; about {tqdm.format_interval(seconds)} left"
         self.bar.write(f"{self.ended} of {self.jobs}: {text}{left}", file=sys.stdout)
@@ -279,6 +331,7 @@ def local_pool(workers: int) -> Pool:
 
 def _end_with(watched: Connection) -> None:
     """End this process as soon as the other end of the pipe is closed, by whatever cause."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds it
 
     def watch() -> None:
         watched.poll(None)

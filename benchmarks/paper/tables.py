@@ -188,4 +188,6 @@ def difference(result: Versus) -> str:
 
 
 def p_text(p: float | None) -> str:
-    return NONE if p is None else f"{p:.3f}"
+    if p is None:
+        return NONE
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
