@@ -40,7 +40,8 @@ PROGRESS_NAME, CURVE_NAME, JOB_NAME = "progress", "curve.json", "job.json"
 def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     """Train and test; continue from what ``folder`` holds. One thread.
 
-    Returns the row: facts that are the same however often the job was killed, and times.
+    Returns the row: facts that are the same however often the job was killed, and times. These are
+    CPU seconds of the one thread, since a sweep shares its machine with other work.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"), threads(1):
@@ -73,10 +74,10 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
             on_epoch=report,
             scheduler_factory=scheduler_factory(job, recipe),
         )
-        begin = time.perf_counter()
+        begin = time.process_time()
         log_proba = predict_log_proba(model, X_test)
-        predict_seconds = time.perf_counter() - begin
-    seconds = list(accumulate(row["seconds"] for row in result.history))
+        predict_seconds = time.process_time() - begin
+    seconds = list(accumulate(row["cpu_seconds"] for row in result.history))
     return {
         "run": job.run,
         "dataset": job.dataset,

@@ -52,8 +52,9 @@ class TrainingResult:
     Attributes:
         history: one row per epoch with ``epoch`` (from 1), ``train_loss`` and ``train_accuracy``
             (means over the epoch's batches, as they were seen), ``lr``, ``prune_fraction``,
-            ``updated`` (the pattern changed), ``seconds`` (training only), and with validation data
-            ``test_loss`` and ``test_accuracy``.
+            ``updated`` (the pattern changed), ``seconds`` (training only), ``cpu_seconds`` (the
+            same, of this process on all its threads: what other processes took is not in it), and
+            with validation data ``test_loss`` and ``test_accuracy``.
         best_epoch, best_loss: the epoch of least training loss; among equals, the last.
         itop_rate: share of all weights of the sparse layers that were ever active (Liu et al.
             2021), or None without a ``DSTScheduler``.
@@ -234,7 +235,8 @@ class _Run:
 
     def epoch(self) -> dict[str, Any]:
         """Train one epoch and return its row of the history."""
-        begin, number = time.perf_counter(), len(self.history) + 1
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        number = len(self.history) + 1
         lr = self.recipe.lr_in(number)
         for group in self.optimizer.param_groups:
             group["lr"] = lr if self.lr is None else self.lr.fill_(lr)
@@ -273,6 +275,7 @@ class _Run:
                 "prune_fraction": self.scheduler.prune_fraction_now if self.scheduler else 0.0,
                 "updated": updated,
                 "seconds": time.perf_counter() - begin,
+                "cpu_seconds": time.process_time() - cpu_begin,
             }
         )
         return self.history[-1]

@@ -53,11 +53,11 @@ class Constant(nn.Module):
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal bit by bit; the time that an epoch took is no promise."""
+    """Equal bit by bit; the times that an epoch took are no promise."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
-        keys = [key for key in one if key != "seconds"]
+        keys = [key for key in one if key not in ("seconds", "cpu_seconds")]
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in keys)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
