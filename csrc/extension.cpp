@@ -14,6 +14,7 @@
 #include "checks.h"
 #include "cpu/isa/dispatch.h"
 #include "cpu/launch.h"
+#include "cpu/ops/rocket.h"
 
 namespace sparseconv {
 namespace {
@@ -73,6 +74,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("keeps_order", [](const std::vector<int64_t>& geometry) {
     return sparseconv::fits_lanes(sparseconv::check_geometry(geometry));
   });
+  using at::Tensor;
+  using sparseconv::MiniRocketPlan;
+  using sparseconv::RocketPlan;
+  pybind11::class_<RocketPlan>(m, "RocketPlan", "A bank of ROCKET's kernels.")
+      .def(pybind11::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                          const Tensor&, const Tensor&, int64_t, int64_t>())
+      .def("features", &RocketPlan::features, pybind11::call_guard<pybind11::gil_scoped_release>());
+  pybind11::class_<MiniRocketPlan>(m, "MiniRocketPlan", "A bank of MiniROCKET's kernels.")
+      .def(pybind11::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                          const Tensor&, const Tensor&, int64_t, int64_t>())
+      .def("features", &MiniRocketPlan::features,
+           pybind11::call_guard<pybind11::gil_scoped_release>());
   using sparseconv::Chain;
   pybind11::class_<Chain, std::shared_ptr<Chain>>(
       m, "Chain", "Layers in a row, on tensors in the kernels' own order.")

@@ -21,17 +21,20 @@ if TYPE_CHECKING:
     from sparseconv.conversion import convert, to_dense
     from sparseconv.measure.memory import retain_freed_memory
     from sparseconv.profiling import profile
+    from sparseconv.rocket import KernelBank, kernel_features
     from sparseconv.training.run_folder import load_run
 
 __all__ = [
     "DSNClassifier",
     "DSTScheduler",
+    "KernelBank",
     "KernelCSR",
     "Region",
     "SparseConv1d",
     "__version__",
     "available_backends",
     "convert",
+    "kernel_features",
     "load_run",
     "models",
     "optimize_for_inference",
@@ -45,7 +48,9 @@ __all__ = [
 # nothing that a training run or a deployed model needs.
 _LAZY = {
     "DSNClassifier": "classification",
+    "KernelBank": "rocket.bank",
     "convert": "conversion",
+    "kernel_features": "rocket.features",
     "load_run": "training.run_folder",
     "profile": "profiling",
     "retain_freed_memory": "measure.memory",

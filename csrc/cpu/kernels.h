@@ -4,6 +4,7 @@
 
 #include "../conv1d.h"
 #include "fused.h"
+#include "rocket.h"
 
 namespace sparseconv {
 
@@ -20,6 +21,7 @@ struct Bf16 {
 
 struct KernelTable {
   const char* name;
+  int64_t lanes;  // of float in a vector
   // Indexed by Element.
   void (*correlate[4])(const Correlation&, int64_t part, int64_t parts, void* scratch);
   void (*wgrad[4])(const WeightGradient&, int64_t part, int64_t parts, void* scratch);
@@ -30,6 +32,8 @@ struct KernelTable {
   void (*batch_norm_relu_gradient[2])(const BatchNormReluGradient&, int64_t, int64_t, void*);
   void (*to_lanes[2])(const Conversion&, int64_t, int64_t, void*);
   void (*from_lanes[2])(const Conversion&, int64_t, int64_t, void*);
+  void (*rocket)(const RocketFeatures&, int64_t, int64_t, void*);
+  void (*minirocket)(const MiniRocketFeatures&, int64_t, int64_t, void*);
   double (*peak[2])(double operand, int64_t passes);
 };
 

@@ -189,3 +189,39 @@ static inline F32 relu_gradient(F32 z, F32 g) {
 static inline F64 relu_gradient(F64 z, F64 g) {
   return {_mm256_and_pd(_mm256_cmp_pd(z.v, _mm256_setzero_pd(), _CMP_NLE_UQ), g.v)};
 }
+
+// a where a > b, else b (also where either is a NaN).
+static inline F32 greater_of(F32 a, F32 b) {
+  return {_mm256_max_ps(a.v, b.v)};
+}
+
+// A number in each lane: how often something was greater.
+struct Counts {
+  __m256i v;
+};
+static inline Counts no_counts() {
+  return {_mm256_setzero_si256()};
+}
+static inline Counts count_greater(F32 a, F32 b, Counts n) {
+  const __m256i greater = _mm256_castps_si256(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ));
+  return {_mm256_sub_epi32(n.v, greater)};  // -1 in the lanes that are
+}
+static inline Counts load_counts(const float* p) {
+  return {_mm256_castps_si256(_mm256_load_ps(p))};
+}
+static inline void store_counts(Counts n, float* p) {
+  _mm256_store_ps(p, _mm256_castsi256_ps(n.v));
+}
+static inline F32 shares_of(Counts n, int64_t of) {
+  return {_mm256_div_ps(_mm256_cvtepi32_ps(n.v), _mm256_set1_ps(static_cast<float>(of)))};
+}
+// The sum of all lanes, in the first.
+static inline Counts total_of(Counts n) {
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), n.v);
+  int32_t sum = 0;
+  for (int i = 0; i < 8; ++i) {
+    sum += lanes[i];
+  }
+  return {_mm256_set1_epi32(sum)};
+}

@@ -243,3 +243,33 @@ static inline F32 relu_gradient(F32 z, F32 g) {
 static inline F64 relu_gradient(F64 z, F64 g) {
   return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(z.v, _mm512_setzero_pd(), _CMP_NLE_UQ), g.v)};
 }
+
+// a where a > b, else b (also where either is a NaN).
+static inline F32 greater_of(F32 a, F32 b) {
+  return {_mm512_max_ps(a.v, b.v)};
+}
+
+// A number in each lane: how often something was greater.
+struct Counts {
+  __m512i v;
+};
+static inline Counts no_counts() {
+  return {_mm512_setzero_si512()};
+}
+static inline Counts count_greater(F32 a, F32 b, Counts n) {
+  const __mmask16 greater = _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
+  return {_mm512_mask_add_epi32(n.v, greater, n.v, _mm512_set1_epi32(1))};
+}
+static inline Counts load_counts(const float* p) {
+  return {_mm512_castps_si512(_mm512_load_ps(p))};
+}
+static inline void store_counts(Counts n, float* p) {
+  _mm512_store_ps(p, _mm512_castsi512_ps(n.v));
+}
+static inline F32 shares_of(Counts n, int64_t of) {
+  return {_mm512_div_ps(_mm512_cvtepi32_ps(n.v), _mm512_set1_ps(static_cast<float>(of)))};
+}
+// The sum of all lanes, in the first.
+static inline Counts total_of(Counts n) {
+  return {_mm512_set1_epi32(_mm512_reduce_add_epi32(n.v))};
+}

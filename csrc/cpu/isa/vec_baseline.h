@@ -206,3 +206,41 @@ static inline V relu_gradient(V z, V g) {
   }
   return y;
 }
+
+// a where a > b, else b (also where either is a NaN).
+static inline F32 greater_of(F32 a, F32 b) {
+  F32 y;
+  for (int i = 0; i < F32::kWidth; ++i) {
+    y.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  }
+  return y;
+}
+
+// A number in each lane: how often something was greater.
+struct Counts {
+  typedef int32_t Vector __attribute__((vector_size(16)));
+  Vector v;
+};
+static inline Counts no_counts() {
+  return {Counts::Vector{}};
+}
+static inline Counts count_greater(F32 a, F32 b, Counts n) {
+  return {n.v - reinterpret_cast<Counts::Vector>(a.v > b.v)};  // -1 in the lanes that are
+}
+static inline Counts load_counts(const float* p) {
+  return {reinterpret_cast<Counts::Vector>(F32::load(p).v)};
+}
+static inline void store_counts(Counts n, float* p) {
+  F32{reinterpret_cast<F32::Vector>(n.v)}.store(p);
+}
+static inline F32 shares_of(Counts n, int64_t of) {
+  F32 y;
+  for (int i = 0; i < F32::kWidth; ++i) {
+    y.v[i] = static_cast<float>(n.v[i]) / static_cast<float>(of);
+  }
+  return y;
+}
+// The sum of all lanes, in the first.
+static inline Counts total_of(Counts n) {
+  return {Counts::Vector{n.v[0] + n.v[1] + n.v[2] + n.v[3], 0, 0, 0}};
+}

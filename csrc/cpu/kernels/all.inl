@@ -13,5 +13,7 @@
 #include "wgrad.inl"
 #include "pointwise.inl"
 #include "batch_norm_relu.inl"
+#include "rocket.inl"
+#include "minirocket.inl"
 #include "peak.inl"
 #include "table.inl"

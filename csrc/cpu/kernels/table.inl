@@ -4,6 +4,7 @@
 consteval KernelTable table(const char* name) {
   return {
       name,
+      F32::kWidth,
       {correlate<F32, float>, correlate<F64, double>, correlate<F32, Bf16>, correlate<F32, Half>},
       {wgrad<F32, float>, wgrad<F64, double>, wgrad<F32, Bf16>, wgrad<F32, Half>},
       {pointwise<F32>, pointwise<F64>},
@@ -12,6 +13,8 @@ consteval KernelTable table(const char* name) {
       {batch_norm_relu_gradient<F32>, batch_norm_relu_gradient<F64>},
       {convert<F32, true>, convert<F64, true>},
       {convert<F32, false>, convert<F64, false>},
+      rocket_features,
+      minirocket_features,
       {peak<F32>, peak<F64>},
   };
 }

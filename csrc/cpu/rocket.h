@@ -1,0 +1,78 @@
+// Features of random convolution kernels, of many series: what ROCKET and MiniROCKET keep of
+// convolutions whose outputs nobody reads. Plain structs, which every instruction set sees.
+#pragma once
+
+#include <cstdint>
+
+namespace sparseconv {
+
+struct SeriesBatch {
+  const float* x;  // (batch, channels, length)
+  int64_t batch, channels, length;
+  float* features;  // (batch, n_features)
+  int64_t n_features;
+};
+
+// A dilated convolution of one or a few channels: outputs from -padding on, samples outside the
+// series are 0.
+struct RocketKernel {
+  int32_t length, dilation, padding, n_channels;
+  int32_t weights;   // of [tap][channel]
+  int32_t channels;  // of its channels' numbers
+  int32_t kernel;    // its two features are 2 * kernel and the one after
+  float bias;
+};
+
+// Neighbouring kernels of one channel, length, dilation and padding, for few series: kernels are
+// the lanes.
+struct RocketLanes {
+  int32_t first, count;
+  int64_t weights;  // of [bias, tap 0, tap 1, ...][lane]
+};
+
+struct RocketFeatures {
+  SeriesBatch series;
+  const RocketKernel* kernels;  // by dilation
+  int64_t n_kernels;
+  const float* weights;
+  const int32_t* channels;
+  // For few series; none if a kernel has several channels.
+  const RocketLanes* lanes;
+  int64_t n_lanes;
+  const float* lane_weights;
+};
+
+// One of the 84 kernels of MiniROCKET at one dilation, with some of its biases.
+struct MiniRocketKernel {
+  int32_t taps[3];  // ascending; weight 2, the six others -1
+  int32_t dilation, padded, n_channels;
+  int32_t channels;  // of its channels' numbers
+  int32_t bias;      // its first one, which is its first feature too
+  int32_t n_biases;
+};
+
+struct MiniRocketFeatures {
+  SeriesBatch series;
+  const MiniRocketKernel* kernels;  // by dilation
+  int64_t n_kernels;
+  const int32_t* channels;
+  const float* biases;
+  int64_t max_dilation;
+};
+
+// Kernels have up to this many taps.
+constexpr int64_t kRocketTaps = 11;
+// Zero samples on both sides of a series: kernels whose padding they hold need no other care.
+constexpr int64_t kRocketMargin = 48;
+// A rest of fewer series than this has kernels in the lanes instead of series.
+constexpr int64_t kRocketFew = 12;
+// The same for MiniROCKET, whose lanes are positions of one series then.
+constexpr int64_t kMiniFew = 6;
+// Positions of a tile of MiniROCKET, at most.
+constexpr int64_t kMiniTile = 240;
+
+// Bytes of scratch that a call needs, on any instruction set.
+int64_t scratch_bytes(const RocketFeatures& problem);
+int64_t scratch_bytes(const MiniRocketFeatures& problem);
+
+}  // namespace sparseconv

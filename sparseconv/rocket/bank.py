@@ -1,0 +1,388 @@
+"""Banks of random convolution kernels, as ROCKET and MiniROCKET draw them."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparseconv.core.checks import integer
+from sparseconv.core.files import replacing
+
+FORMAT, VERSION = "sparseconv kernel bank", 1
+KINDS = ("rocket", "minirocket")
+# The arrays of a bank, by kind: with an entry for each kernel, or concatenated over kernels.
+PER_KERNEL: dict[str, dict[str, Any]] = {
+    "rocket": {
+        "length": np.int32, "dilation": np.int32, "padding": np.int32, "bias": np.float32,
+        "n_channels": np.int32,
+    },
+    "minirocket": {
+        "taps": np.int32, "dilation": np.int32, "padded": np.int32, "n_biases": np.int32,
+        "n_channels": np.int32,
+    },
+}  # fmt: skip
+JOINED: dict[str, dict[str, Any]] = {
+    "rocket": {"channels": np.int32, "weights": np.float32},
+    "minirocket": {"channels": np.int32, "biases": np.float32},
+}
+ROCKET_TAPS = 11  # at most
+MINI_LENGTH, MINI_KERNELS = 9, 84
+Array = npt.NDArray[Any]
+
+
+class KernelBank:
+    """Random kernels of one transform, for series of one shape.
+
+    Made by ``from_aeon`` or ``load``. Immutable; ``select`` and ``select_features`` give smaller
+    ones.
+
+    Attributes:
+        kind: ``"rocket"`` (two features a kernel: the share of positive outputs, and the maximum)
+            or ``"minirocket"`` (a feature for each bias: the share of outputs above it).
+        series_channels, series_length: the shape of the series that the kernels were drawn for.
+        normalise: the transform brings each channel of each series to mean 0 and variance 1.
+        features: which columns of the whole bank's features these are, int64, ascending.
+
+    Source: Dempster et al. 2020 (ROCKET), 2021 (MiniROCKET).
+    """
+
+    __slots__ = (
+        "_arrays", "_plan", "features", "kind", "normalise", "series_channels", "series_length",
+    )  # fmt: skip
+
+    kind: str
+    series_channels: int
+    series_length: int
+    normalise: bool
+    features: npt.NDArray[np.int64]
+    _arrays: Mapping[str, Array]
+    _plan: Any  # what the C++ kernels read, made at the first use
+
+    def __init__(
+        self,
+        kind: str,
+        arrays: Mapping[str, Any],
+        *,
+        series_channels: int,
+        series_length: int,
+        normalise: bool,
+        features: Any = None,
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, but got {kind!r}")
+        held = {}
+        for name, dtype in (PER_KERNEL[kind] | JOINED[kind]).items():
+            if name not in arrays:
+                raise ValueError(f"a bank of kind {kind!r} needs the array {name!r}")
+            held[name] = _frozen(name, arrays[name], dtype)
+        object.__setattr__(self, "_plan", None)
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "_arrays", MappingProxyType(held))
+        object.__setattr__(self, "series_channels", integer("series_channels", series_channels))
+        object.__setattr__(self, "series_length", integer("series_length", series_length))
+        object.__setattr__(self, "normalise", bool(normalise))
+        count = 2 * len(held["length"]) if kind == "rocket" else len(held["biases"])
+        columns = np.arange(count) if features is None else features
+        object.__setattr__(self, "features", _frozen("features", columns, np.int64))
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse arrays that do not describe kernels for these series."""
+        a, n = self._arrays, self.n_kernels
+        for name in PER_KERNEL[self.kind]:
+            if len(a[name]) != n:
+                raise ValueError(f"a bank of {n} kernels has {len(a[name])} entries of {name!r}")
+        if n == 0:
+            raise ValueError("a bank holds at least one kernel")
+        limits = {
+            "n_channels": (1, self.series_channels),
+            "channels": (0, self.series_channels - 1),
+        }
+        if self.kind == "rocket":
+            limits["n_channels"] = 1, min(self.series_channels, ROCKET_TAPS)
+            limits |= {"length": (1, ROCKET_TAPS), "dilation": (1, 2**24), "padding": (0, 2**24)}
+        else:
+            limits |= {"taps": (0, MINI_KERNELS - 1), "dilation": (1, 2**24), "padded": (0, 1),
+                       "n_biases": (1, 2**24)}  # fmt: skip
+        for name, (low, high) in limits.items():
+            if len(a[name]) and not (low <= a[name].min() and a[name].max() <= high):
+                raise ValueError(
+                    f"{name} must lie in [{low}, {high}], but reaches from {a[name].min()} to "
+                    f"{a[name].max()}"
+                )
+        sizes = {"channels": int(a["n_channels"].sum(dtype=np.int64))}
+        if self.kind == "rocket":
+            span = (a["length"] - 1) * a["dilation"]
+            sizes["weights"] = int((a["n_channels"].astype(np.int64) * a["length"]).sum())
+            if (a["padding"] > span).any():
+                raise ValueError(f"kernel {int((a['padding'] > span).argmax())} is padded by more "
+                                 "samples than it spans")  # fmt: skip
+        else:
+            span = (MINI_LENGTH - 1) * a["dilation"]
+            sizes["biases"] = int(a["n_biases"].sum(dtype=np.int64))
+            if (np.diff(a["dilation"]) < 0).any():
+                raise ValueError("the kernels of a minirocket bank stand by ascending dilation")
+        for name, size in sizes.items():
+            if len(a[name]) != size:
+                raise ValueError(f"expected {size} entries of {name!r}, but got {len(a[name])}")
+        if span.max() >= self.series_length:
+            raise ValueError(
+                f"kernel {int(span.argmax())} is longer than series of {self.series_length} samples"
+            )
+        for name in ("weights", "bias", "biases"):
+            if name in a and not np.isfinite(a[name]).all():
+                raise ValueError(f"{name} must be finite")
+        if len(self.features) != self.n_features or (np.diff(self.features) <= 0).any():
+            raise ValueError("features must name each column once, in ascending order")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a KernelBank is immutable; {name} cannot be set")
+
+    def __reduce__(self) -> Any:
+        return _rebuilt, (self.kind, dict(self._arrays), self._facts())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KernelBank):
+            return NotImplemented
+        mine, theirs = self._facts(), other._facts()
+        return (
+            self.kind == other.kind
+            and np.array_equal(mine.pop("features"), theirs.pop("features"))
+            and mine == theirs
+            and all(np.array_equal(self._arrays[k], other._arrays[k]) for k in self._arrays)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.n_kernels, self._arrays["channels"].tobytes()))
+
+    def __repr__(self) -> str:
+        return (
+            f"KernelBank({self.kind!r}, {self.n_kernels} kernels, {self.n_features} features, of "
+            f"series ({self.series_channels}, {self.series_length}))"
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        names = ("series_channels", "series_length", "normalise", "features")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def n_kernels(self) -> int:
+        return len(self._arrays["dilation"])
+
+    @property
+    def n_features(self) -> int:
+        if self.kind == "rocket":
+            return 2 * self.n_kernels
+        return len(self._arrays["biases"])
+
+    @property
+    def arrays(self) -> Mapping[str, Array]:
+        """The kernels, read-only."""
+        return self._arrays
+
+    def select(self, kernels: Iterable[int]) -> KernelBank:
+        """A bank of some kernels, in ascending order, with all their features.
+
+        Raises:
+            ValueError: an index that is out of range or named twice, or none.
+        """
+        chosen = _indices("kernels", kernels, self.n_kernels)
+        if self.kind == "rocket":
+            return self._of(chosen, np.stack([2 * chosen, 2 * chosen + 1], 1).reshape(-1))
+        first = np.concatenate([[0], np.cumsum(self._arrays["n_biases"])])
+        return self.select_features(_ranges(first[chosen], first[chosen + 1]))
+
+    def select_features(self, features: Iterable[int]) -> KernelBank:
+        """A bank with some of the features, of the kernels that they need, in ascending order.
+
+        Raises:
+            ValueError: an index that is out of range or named twice, or none; for ROCKET one of a
+                kernel's two features without the other.
+        """
+        chosen = _indices("features", features, self.n_features)
+        if self.kind == "rocket":
+            kernels, counts = np.unique(chosen // 2, return_counts=True)
+            if (counts != 2).any():
+                raise ValueError(
+                    f"kernel {kernels[counts != 2][0]} has two features, and only one of them is "
+                    "named; name both, or use select(kernels)"
+                )
+            return self._of(kernels, chosen)
+        owner = np.repeat(np.arange(self.n_kernels), self._arrays["n_biases"])[chosen]
+        kernels, counts = np.unique(owner, return_counts=True)
+        return self._of(kernels, chosen, counts)
+
+    def _of(self, kernels: Array, columns: Array, n_biases: Array | None = None) -> KernelBank:
+        a = self._arrays
+        held = {name: a[name][kernels] for name in PER_KERNEL[self.kind]}
+        starts = np.concatenate([[0], np.cumsum(a["n_channels"])])
+        held["channels"] = a["channels"][_ranges(starts[kernels], starts[kernels + 1])]
+        if self.kind == "rocket":
+            sizes = a["n_channels"].astype(np.int64) * a["length"]
+            starts = np.concatenate([[0], np.cumsum(sizes)])
+            held["weights"] = a["weights"][_ranges(starts[kernels], starts[kernels + 1])]
+        else:
+            assert n_biases is not None
+            held["biases"], held["n_biases"] = a["biases"][columns], n_biases
+        facts = self._facts() | {"features": self.features[columns]}
+        return KernelBank(self.kind, held, **facts)
+
+    @classmethod
+    def from_aeon(cls, fitted: Any) -> KernelBank:
+        """The kernels of a fitted aeon ``Rocket``, ``MiniRocket`` or a classifier made of one.
+
+        Raises:
+            TypeError: another object. ValueError: one that is not fitted.
+        """
+        transformer = getattr(fitted, "_transformer", fitted)
+        name = type(transformer).__name__
+        if name not in ("Rocket", "MiniRocket"):
+            raise TypeError(
+                "expected aeon's Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier, "
+                f"fitted, but got {type(fitted).__name__}"
+            )
+        found = getattr(transformer, "kernels" if name == "Rocket" else "parameters", None)
+        if found is None:
+            raise ValueError(f"this {type(fitted).__name__} is not fitted; call fit first")
+        shape = {
+            "series_channels": transformer.metadata_["n_channels"],
+            "series_length": transformer.metadata_["n_timepoints"],
+        }
+        if name == "Rocket":
+            weights, length, bias, dilation, padding, n_channels, channels = found
+            arrays = {
+                "length": length, "dilation": dilation, "padding": padding, "bias": bias,
+                "n_channels": n_channels, "channels": channels, "weights": weights,
+            }  # fmt: skip
+            return cls("rocket", arrays, normalise=transformer.normalise, **shape)
+        n_channels, channels, dilations, per_dilation, biases = found
+        combination = np.arange(MINI_KERNELS * len(dilations))
+        j, k = combination // MINI_KERNELS, combination % MINI_KERNELS
+        arrays = {
+            "taps": k, "dilation": dilations[j], "padded": (j + k) % 2 == 0,
+            "n_biases": per_dilation[j], "n_channels": n_channels, "channels": channels,
+            "biases": biases,
+        }  # fmt: skip
+        return cls("minirocket", arrays, normalise=False, **shape)
+
+    def to_aeon(self) -> Any:
+        """A fitted aeon ``Rocket`` or ``MiniRocket`` with these kernels.
+
+        Raises:
+            ValueError: a MiniROCKET bank of which features were dropped: aeon's object always has
+                all 84 kernels at every dilation, with as many biases each.
+        """
+        from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
+
+        a = self._arrays
+        if self.kind == "rocket":
+            made = Rocket(n_kernels=self.n_kernels, normalise=self.normalise)
+            order = ("weights", "length", "bias", "dilation", "padding", "n_channels", "channels")
+            made.kernels = tuple(a[name].copy() for name in order)
+        else:
+            dilations, counts = np.unique(a["dilation"], return_counts=True)
+            biases = a["n_biases"].reshape(len(dilations), -1) if (counts == 84).all() else None
+            if biases is None or (biases != biases[:, :1]).any():
+                raise ValueError(
+                    "aeon's MiniRocket has all 84 kernels at every dilation, but features of this "
+                    "bank were dropped; compute them with kernel_features"
+                )
+            made = MiniRocket(n_kernels=self.n_features)
+            made.parameters = (
+                a["n_channels"].copy(), a["channels"].copy(), dilations,
+                biases[:, 0].copy(), a["biases"].copy(),
+            )  # fmt: skip
+        made._n_jobs, made.is_fitted = 1, True
+        made.metadata_ = {
+            "multivariate": self.series_channels > 1,
+            "n_channels": self.series_channels,
+            "n_timepoints": self.series_length,
+            "missing_values": False,
+            "unequal_length": False,
+        }
+        return made
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an ``.npz`` file of arrays, whole or not at all."""
+        with replacing(Path(path)) as file:
+            facts: dict[str, Any] = {"format": FORMAT, "version": VERSION, "kind": self.kind}
+            np.savez(file, allow_pickle=False, **(facts | self._facts() | dict(self._arrays)))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> KernelBank:
+        """Read what ``save`` wrote; no code is run.
+
+        Raises:
+            OSError: the file cannot be read. ValueError: damaged, of another version, or no bank.
+        """
+        with Path(path).open("rb") as opened:
+            try:
+                with np.load(opened, allow_pickle=False) as file:
+                    content = {name: file[name] for name in file.files}
+                    if str(content.pop("format")) != FORMAT:
+                        raise ValueError("its format is another")
+                    version = int(content.pop("version"))
+            except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+                raise ValueError(
+                    f"{os.fspath(path)} is not a kernel bank, or damaged: {error}; write it with "
+                    "KernelBank.save"
+                ) from error
+        if version != VERSION:
+            raise ValueError(
+                f"{os.fspath(path)} is a kernel bank of version {version}, but this release reads "
+                f"version {VERSION}; use the release that wrote it"
+            )
+        try:
+            kind = str(content.pop("kind"))
+            facts = {name: content.pop(name) for name in ("series_channels", "series_length",
+                                                          "normalise", "features")}  # fmt: skip
+            facts = {k: v if k == "features" else v.item() for k, v in facts.items()}
+            return cls(kind, content, **facts)
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{os.fspath(path)} holds no usable kernel bank: {error}") from error
+
+
+def _rebuilt(kind: str, arrays: dict[str, Array], facts: dict[str, Any]) -> KernelBank:
+    return KernelBank(kind, arrays, **facts)
+
+
+def _frozen(name: str, values: Any, dtype: Any) -> Array:
+    """A copy that cannot be written, of numbers that the type holds exactly or to its precision."""
+    given = np.asarray(values)
+    kinds = "iub" if np.dtype(dtype).kind == "i" else "iuf"
+    if given.ndim != 1 or given.dtype.kind not in kinds:
+        raise ValueError(
+            f"{name} must be a vector of {np.dtype(dtype).name}, but got shape {given.shape} and "
+            f"dtype {given.dtype}"
+        )
+    with np.errstate(over="ignore"):
+        array = given.astype(dtype)
+    if np.dtype(dtype).kind == "i" and not np.array_equal(array, given):
+        raise ValueError(f"{name} must fit into {np.dtype(dtype).name}")
+    array.flags.writeable = False
+    return array
+
+
+def _indices(name: str, chosen: Iterable[int], count: int) -> Array:
+    found = np.sort(np.array([integer(f"{name} must be integers", i) for i in chosen], np.int64))
+    if len(found) == 0:
+        raise ValueError(f"{name} names none; a bank holds at least one")
+    if found[0] < 0 or found[-1] >= count:
+        raise ValueError(f"{name} must lie in [0, {count}), but hold {found[0]} to {found[-1]}")
+    if (np.diff(found) == 0).any():
+        raise ValueError(f"{name} name {found[:-1][np.diff(found) == 0][0]} twice")
+    return found
+
+
+def _ranges(first: Array, end: Array) -> Array:
+    """All integers of several ranges, one after the other."""
+    sizes = end - first
+    starts = np.repeat(first - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
+    return starts + np.arange(sizes.sum())
