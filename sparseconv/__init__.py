@@ -17,8 +17,9 @@ from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops.backends import available_backends
 
 if TYPE_CHECKING:
-    from sparseconv.classification import DSNClassifier
     from sparseconv.conversion import convert, to_dense
+    from sparseconv.estimators.dsn import DSNClassifier
+    from sparseconv.estimators.pocket import POCKETClassifier, RocketTransformer, prune_rocket
     from sparseconv.measure.memory import retain_freed_memory
     from sparseconv.profiling import profile
     from sparseconv.rocket import KernelBank, kernel_features
@@ -29,7 +30,9 @@ __all__ = [
     "DSTScheduler",
     "KernelBank",
     "KernelCSR",
+    "POCKETClassifier",
     "Region",
+    "RocketTransformer",
     "SparseConv1d",
     "__version__",
     "available_backends",
@@ -39,6 +42,7 @@ __all__ = [
     "models",
     "optimize_for_inference",
     "profile",
+    "prune_rocket",
     "retain_freed_memory",
     "sparse_conv1d",
     "to_dense",
@@ -47,12 +51,15 @@ __all__ = [
 # Imported at their first use: aeon and scikit-learn take seconds and are an extra, and measuring is
 # nothing that a training run or a deployed model needs.
 _LAZY = {
-    "DSNClassifier": "classification",
+    "DSNClassifier": "estimators.dsn",
     "KernelBank": "rocket.bank",
+    "POCKETClassifier": "estimators.pocket",
+    "RocketTransformer": "estimators.pocket",
     "convert": "conversion",
     "kernel_features": "rocket.features",
     "load_run": "training.run_folder",
     "profile": "profiling",
+    "prune_rocket": "estimators.pocket",
     "retain_freed_memory": "measure.memory",
     "to_dense": "conversion",
 }

@@ -13,6 +13,7 @@ from typing import Any
 # Old name -> the modules that hold what it defined.
 MOVED = {
     "pattern": ("core.pattern",),
+    "classification": ("estimators.dsn",),
     "modules": ("nn.conv",),
     "pruning": ("dst.update", "core.pattern"),
     "machine": ("measure.machine", "measure.memory"),

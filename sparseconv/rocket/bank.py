@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from sparseconv.core.files import replacing
 
 FORMAT, VERSION = "sparseconv kernel bank", 1
 KINDS = ("rocket", "minirocket")
+SHAPE = ("series_channels", "series_length", "normalise")  # what the series are like
 # The arrays of a bank, by kind: with an entry for each kernel, or concatenated over kernels.
 PER_KERNEL: dict[str, dict[str, Any]] = {
     "rocket": {
@@ -146,7 +146,7 @@ class KernelBank:
         raise AttributeError(f"a KernelBank is immutable; {name} cannot be set")
 
     def __reduce__(self) -> Any:
-        return _rebuilt, (self.kind, dict(self._arrays), self._facts())
+        return KernelBank.from_content, (self.content(),)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, KernelBank):
@@ -169,15 +169,16 @@ class KernelBank:
         )
 
     def _facts(self) -> dict[str, Any]:
-        names = ("series_channels", "series_length", "normalise", "features")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*SHAPE, "features")}
 
     @property
     def n_kernels(self) -> int:
+        """How many kernels there are."""
         return len(self._arrays["dilation"])
 
     @property
     def n_features(self) -> int:
+        """Two a kernel for ROCKET, one a bias for MiniROCKET."""
         if self.kind == "rocket":
             return 2 * self.n_kernels
         return len(self._arrays["biases"])
@@ -241,16 +242,16 @@ class KernelBank:
         Raises:
             TypeError: another object. ValueError: one that is not fitted.
         """
-        transformer = getattr(fitted, "_transformer", fitted)
-        name = type(transformer).__name__
+        transformer, kind = getattr(fitted, "_transformer", fitted), type(fitted).__name__
+        name = type(transformer).__name__.removesuffix("Classifier")
         if name not in ("Rocket", "MiniRocket"):
             raise TypeError(
                 "expected aeon's Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier, "
-                f"fitted, but got {type(fitted).__name__}"
+                f"fitted, but got {kind}"
             )
         found = getattr(transformer, "kernels" if name == "Rocket" else "parameters", None)
         if found is None:
-            raise ValueError(f"this {type(fitted).__name__} is not fitted; call fit first")
+            raise ValueError(f"this {kind} is not fitted; call fit first")
         shape = {
             "series_channels": transformer.metadata_["n_channels"],
             "series_length": transformer.metadata_["n_timepoints"],
@@ -312,8 +313,7 @@ class KernelBank:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an ``.npz`` file of arrays, whole or not at all."""
         with replacing(Path(path)) as file:
-            facts: dict[str, Any] = {"format": FORMAT, "version": VERSION, "kind": self.kind}
-            np.savez(file, allow_pickle=False, **(facts | self._facts() | dict(self._arrays)))
+            np.savez(file, allow_pickle=False, format=FORMAT, version=VERSION, **self.content())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KernelBank:
@@ -322,35 +322,42 @@ class KernelBank:
         Raises:
             OSError: the file cannot be read. ValueError: damaged, of another version, or no bank.
         """
-        with Path(path).open("rb") as opened:
-            try:
-                with np.load(opened, allow_pickle=False) as file:
-                    content = {name: file[name] for name in file.files}
-                    if str(content.pop("format")) != FORMAT:
-                        raise ValueError("its format is another")
-                    version = int(content.pop("version"))
-            except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
-                raise ValueError(
-                    f"{os.fspath(path)} is not a kernel bank, or damaged: {error}; write it with "
-                    "KernelBank.save"
-                ) from error
-        if version != VERSION:
-            raise ValueError(
-                f"{os.fspath(path)} is a kernel bank of version {version}, but this release reads "
-                f"version {VERSION}; use the release that wrote it"
-            )
+        content = read_arrays(path, FORMAT, VERSION)
         try:
-            kind = str(content.pop("kind"))
-            facts = {name: content.pop(name) for name in ("series_channels", "series_length",
-                                                          "normalise", "features")}  # fmt: skip
-            facts = {k: v if k == "features" else v.item() for k, v in facts.items()}
-            return cls(kind, content, **facts)
+            return cls.from_content(content)
         except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)} holds no usable kernel bank: {error}") from error
 
+    def content(self) -> dict[str, Any]:
+        """Everything that ``from_content`` needs, as arrays and numbers."""
+        return {"kind": self.kind, **self._facts(), **self._arrays}
 
-def _rebuilt(kind: str, arrays: dict[str, Array], facts: dict[str, Any]) -> KernelBank:
-    return KernelBank(kind, arrays, **facts)
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> KernelBank:
+        """Its inverse, of what may come from a file; KeyError, TypeError or ValueError."""
+        kind = str(content["kind"])
+        facts = {name: np.asarray(content[name]).item() for name in SHAPE}
+        return cls(kind, content, features=content["features"], **facts)
+
+
+def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, Array]:
+    """The arrays of an ``.npz`` file that says that it is of this kind and version."""
+    with Path(path).open("rb") as opened:
+        try:
+            with np.load(opened, allow_pickle=False) as file:
+                content = {name: file[name] for name in file.files}
+                found, number = str(content.pop("format")), int(content.pop("version"))
+        except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
+            raise ValueError(
+                f"{os.fspath(path)} is no {kind}, or damaged ({type(error).__name__}: {error}); "
+                "write it again with save"
+            ) from error
+    if found != kind or number != version:
+        raise ValueError(
+            f"expected a {kind} of version {version}, but {os.fspath(path)} is a {found} of "
+            f"version {number}; use the release and the class that wrote it"
+        )
+    return content
 
 
 def _frozen(name: str, values: Any, dtype: Any) -> Array:

@@ -11,9 +11,8 @@ import numpy.typing as npt
 import torch
 from aeon.classification.base import BaseClassifier
 from aeon.utils.validation import check_n_jobs
-from aeon.utils.validation.collection import get_type, has_missing, is_equal_length
-from sklearn.utils import check_random_state
 
+from sparseconv.estimators.inputs import as_float32, check_series, draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
 from sparseconv.training.evaluation import predict_log_proba
@@ -104,33 +103,15 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         super().__init__()
 
     def _check_X(self, X: Any) -> Any:  # noqa: N802 (aeon's name)
-        """Refuse, with the remedy, what aeon would refuse without."""
-        if isinstance(X, np.ndarray) and X.size == 0:
-            raise ValueError(
-                "DSNClassifier expected at least one series with at least one time point, but got "
-                f"shape {X.shape}"
-            )
-        get_type(X)  # aeon's own error for what is not a collection of series
-        if not is_equal_length(X):
-            raise ValueError(
-                "DSNClassifier expected series of one length, but got unequal length series; pad "
-                "or cut them first, with aeon.transformations.collection.unequal_length.Padder or "
-                "Truncator"
-            )
-        if has_missing(X):
-            raise ValueError(
-                "DSNClassifier expected finite values, but got missing values (NaN); fill them in "
-                "first, with aeon.transformations.collection.SimpleImputer or, as the paper did, "
-                "with zeros: np.nan_to_num(X)"
-            )
-        with np.errstate(invalid="ignore"):  # infinities: _as_tensor refuses them
+        check_series("DSNClassifier", X)
+        with np.errstate(invalid="ignore"):  # infinities: as_float32 refuses them
             return super()._check_X(X)
 
     def _fit(self, X: npt.NDArray[Any], y: npt.NDArray[Any]) -> DSNClassifier:
-        series = _as_tensor(X)
+        series = torch.from_numpy(as_float32("DSNClassifier", X))
         labels = torch.from_numpy(np.searchsorted(self.classes_, y))
         self._n_jobs = check_n_jobs(self.n_jobs)
-        seed, own = self._draw_seed(), self.get_params(deep=False)
+        seed, own = draw_seed(self.random_state), self.get_params(deep=False)
         recipe = Recipe(
             seed=seed,
             **{field.name: own[field.name] for field in fields(Recipe) if field.name in own},
@@ -147,16 +128,10 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         self.n_parameters_ = self.cost_.params
         return self
 
-    def _draw_seed(self) -> int:
-        if isinstance(self.random_state, int | np.integer):
-            return int(self.random_state)
-        if self.random_state is None:  # NumPy's global generator is not ours to advance
-            return int(np.random.default_rng().integers(2**31))
-        return int(check_random_state(self.random_state).randint(2**31))
-
     def _predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         with threads(check_n_jobs(self.n_jobs)):  # set_params may have changed it since fit
-            log_proba = predict_log_proba(self.model_, _as_tensor(X))
+            series = torch.from_numpy(as_float32("DSNClassifier", X))
+            log_proba = predict_log_proba(self.model_, series)
         # In double, so that the probabilities add up to 1 as closely as scikit-learn checks it.
         proba: npt.NDArray[np.float64] = log_proba.double().softmax(1).numpy()
         return proba
@@ -168,17 +143,6 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
     @classmethod
     def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
         return {"nf": 2, "kernel_size": 6, "depth": 2, "epochs": 2}
-
-
-def _as_tensor(X: npt.NDArray[Any]) -> torch.Tensor:
-    with np.errstate(over="ignore"):  # a number too large for float32 shows as inf just below
-        series = torch.from_numpy(np.array(X, dtype=np.float32, order="C"))
-    if not bool(series.isfinite().all()):
-        raise ValueError(
-            "DSNClassifier expected finite values, but got some that are infinite or too large "
-            "for float32; remove or rescale them"
-        )
-    return series
 
 
 __test__ = {"DSNClassifier": DSNClassifier}  # for doctest, as its __module__ is sparseconv

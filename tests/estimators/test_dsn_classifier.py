@@ -15,6 +15,7 @@ from toy_run import NETWORK, RECIPE, is_network
 
 import sparseconv as sc
 from sparseconv import DSNClassifier
+from sparseconv.estimators import dsn
 from sparseconv.measure.machine import threads
 from sparseconv.training.recipe import Recipe
 
@@ -55,13 +56,13 @@ def test_every_constant_is_an_argument_with_the_same_default() -> None:
 
 def test_constants_reach_the_network_and_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Recipe] = []
-    real = sc.classification.train
+    real = dsn.train
 
     def spy(model: Any, X: Any, y: Any, recipe: Recipe, **kwargs: Any) -> Any:
         seen.append(recipe)
         return real(model, X, y, recipe, **kwargs)
 
-    monkeypatch.setattr(sc.classification, "train", spy)
+    monkeypatch.setattr(dsn, "train", spy)
     classifier = DSNClassifier(**NETWORK, **RECIPE, random_state=9).fit(*waves())
     assert seen == [Recipe(**RECIPE, seed=9)]
     assert is_network(classifier.model_)

@@ -1,0 +1,1 @@
+"""aeon and scikit-learn estimators."""

@@ -1,0 +1,52 @@
+"""What the estimators accept: series of one length with finite values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from aeon.utils.validation.collection import get_type, has_missing, is_equal_length
+from sklearn.utils import check_random_state
+
+
+def check_series(owner: str, X: Any) -> None:
+    """Refuse, with the remedy, what aeon would refuse without; ``owner`` is the estimator."""
+    if isinstance(X, np.ndarray) and X.size == 0:
+        raise ValueError(
+            f"{owner} expected at least one series with at least one time point, but got shape "
+            f"{X.shape}"
+        )
+    get_type(X)  # aeon's own error for what is not a collection of series
+    if not is_equal_length(X):
+        raise ValueError(
+            f"{owner} expected series of one length, but got unequal length series; pad or cut "
+            "them first, with aeon.transformations.collection.unequal_length.Padder or Truncator"
+        )
+    if has_missing(X):
+        raise ValueError(
+            f"{owner} expected finite values, but got missing values (NaN); fill them in first, "
+            "with aeon.transformations.collection.SimpleImputer or, as the DSN paper did, with "
+            "zeros: np.nan_to_num(X)"
+        )
+
+
+def as_float32(owner: str, X: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """A contiguous copy, finite."""
+    with np.errstate(over="ignore"):  # a number too large for float32 shows as inf just below
+        series = np.array(X, dtype=np.float32, order="C")
+    if not np.isfinite(series).all():
+        raise ValueError(
+            f"{owner} expected finite values, but got some that are infinite or too large for "
+            "float32; remove or rescale them"
+        )
+    return series
+
+
+def draw_seed(random_state: int | np.random.RandomState | None) -> int:
+    """The seed of one fit: an int is itself, a ``RandomState`` is advanced."""
+    if isinstance(random_state, int | np.integer):
+        return int(random_state)
+    if random_state is None:  # NumPy's global generator is not ours to advance
+        return int(np.random.default_rng().integers(2**31))
+    return int(check_random_state(random_state).randint(2**31))

@@ -1,0 +1,382 @@
+"""Random convolution kernels as estimators: ``RocketTransformer``, and ``POCKETClassifier``."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from aeon.classification.base import BaseClassifier
+from aeon.transformations.collection import BaseCollectionTransformer
+from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
+from aeon.utils.validation import check_n_jobs
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from sparseconv.core.checks import integer, number
+from sparseconv.estimators.inputs import as_float32, check_series, draw_seed
+from sparseconv.measure.machine import threads
+from sparseconv.rocket.bank import KINDS, KernelBank
+from sparseconv.rocket.features import kernel_features
+from sparseconv.rocket.model import RocketModel, chosen
+from sparseconv.rocket.selection import GroupSelection, Scaling, targets
+
+KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # what "cv" tries, of the kernels
+KS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+FOLDS = 5
+ALPHAS = np.logspace(-3, 3, 10)  # of the ridge classifier, as in aeon's RocketClassifier
+Array = npt.NDArray[Any]
+
+
+class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
+    """Features of ROCKET's or MiniROCKET's kernels, by ``kernel_features``.
+
+    aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so that one seed gives the kernels that
+    users know; MiniROCKET's features are theirs bit for bit, ROCKET's to rounding.
+
+    Args:
+        kernels: ``"rocket"`` (each channel of each series is normalised, as in aeon),
+            ``"minirocket"``, or a ``KernelBank``, which is used as it is.
+        n_kernels: as aeon counts: kernels for ROCKET, of two features each; features for
+            MiniROCKET, rounded down to a multiple of 84, and at least 84.
+        random_state: an int fixes the kernels; a ``RandomState`` gives the seed; None draws one.
+        n_jobs: threads, as aeon counts them: -1 means all cores.
+
+    Attributes:
+        bank_: the ``KernelBank``.
+
+    Raises:
+        ValueError: unequal lengths, another shape than in fit, values missing or not finite.
+
+    Example:
+        >>> from sparseconv import RocketTransformer
+        >>> X = np.random.default_rng(0).normal(size=(20, 1, 50))
+        >>> RocketTransformer(n_kernels=100, random_state=0).fit_transform(X).shape
+        (20, 200)
+
+    Source: Dempster et al. 2020 (ROCKET), 2021 (MiniROCKET).
+    """
+
+    __module__ = "sparseconv"  # what pickles and reprs name
+
+    _tags = {  # noqa: RUF012 (aeon's convention)
+        "output_data_type": "Tabular",
+        "capability:multivariate": True,
+        "capability:multithreading": True,
+        "algorithm_type": "convolution",
+        "X_inner_type": "numpy3D",
+    }
+
+    def __init__(
+        self,
+        kernels: str | KernelBank = "rocket",
+        n_kernels: int = 10_000,
+        random_state: int | np.random.RandomState | None = None,
+        n_jobs: int = 1,
+    ) -> None:
+        self.kernels = kernels
+        self.n_kernels = n_kernels
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        super().__init__()
+
+    def _check_X(self, X: Any) -> Any:  # noqa: N802 (aeon's name)
+        check_series("RocketTransformer", X)
+        with np.errstate(invalid="ignore"):
+            return super()._check_X(X)
+
+    def _fit(self, X: Array, y: Any = None) -> RocketTransformer:
+        self.bank_ = draw_kernels(self.kernels, self.n_kernels, draw_seed(self.random_state), X)
+        return self
+
+    def _transform(self, X: Array, y: Any = None) -> Array:
+        as_float32("RocketTransformer", X)
+        with threads(check_n_jobs(self.n_jobs)):
+            return kernel_features(X, self.bank_)
+
+    @classmethod
+    def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
+        return {"n_kernels": 20}
+
+
+class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
+    """ROCKET or MiniROCKET with a share of its kernels, chosen by group-sparse ridge regression.
+
+    The kernels' features go into a ridge classifier in which groups of features, those of one
+    kernel each, compete for ``keep`` places (ADMM). What is dropped is never computed again: a
+    pruned ROCKET model takes a share of the time that equals the share of kernels kept.
+
+    Args:
+        kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
+        keep: what to keep, as a share in (0, 1] (a float), or a number (an int): of the kernels
+            for ROCKET, of the features for MiniROCKET. Or ``"cv"``: the smallest of 5, 10, 20, 35,
+            50 and 100 % whose accuracy in 5 folds lies within one standard error of the best.
+        k: weight of the ridge in the selection, or ``"cv"``: the best of 0.01, 0.1, ..., 1000 in
+            the same folds.
+        n_iter: iterations of ADMM. One is selection by magnitude: the kernels with the largest
+            weights of one ridge classifier, which does as well on many data sets.
+        refit: fit a new ridge classifier on the kept features, its weight by leave-one-out; else
+            predict with the weights of the selection (the paper's stage 1).
+        verbose: show a progress bar.
+
+    Attributes:
+        kept_kernels_: the numbers of the kernels (MiniROCKET: features) kept, ascending.
+        bank_: the ``KernelBank`` of those.
+        keep_, k_: how many were kept, and the ridge's weight of the selection.
+        scores_: with ``"cv"`` the folds' accuracies by (k, keep), else None.
+        scaler_, estimator_: the refit's ``StandardScaler`` and ``RidgeClassifierCV`` of the kept
+            features, else None.
+        model_: the ``RocketModel`` that predicts, which can be saved.
+        seed_, classes_, n_classes_: the seed used; the labels seen in fit, sorted; their number.
+
+    Raises:
+        ValueError: series as in ``RocketTransformer``; ``keep`` beyond the kernels; one class only
+            with ``"cv"``.
+
+    Example:
+        >>> from sparseconv import POCKETClassifier
+        >>> X = np.sin(np.outer(1 + np.arange(20) % 2, np.linspace(0, 20, 40)))
+        >>> y = np.array(["slow", "fast"] * 10)
+        >>> classifier = POCKETClassifier(n_kernels=100, keep=0.1, random_state=0).fit(X, y)
+        >>> len(classifier.kept_kernels_), classifier.predict(X[:2])
+        (10, array(['slow', 'fast'], dtype='<U4'))
+
+    Source: Chen et al., arXiv 2309.08499.
+    """
+
+    __module__ = "sparseconv"
+
+    _tags = {  # noqa: RUF012
+        "capability:multivariate": True,
+        "capability:multithreading": True,
+        "algorithm_type": "convolution",
+        "X_inner_type": "numpy3D",
+    }
+
+    def __init__(
+        self,
+        kernels: str | KernelBank = "rocket",
+        n_kernels: int = 10_000,
+        keep: float | int | str = 0.35,
+        k: float | str = 1.0,
+        n_iter: int = 50,
+        refit: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        n_jobs: int = 1,
+        verbose: bool = False,
+    ) -> None:
+        given = locals()
+        for name in inspect.signature(POCKETClassifier).parameters:
+            setattr(self, name, given[name])
+        super().__init__()
+
+    def _check_X(self, X: Any) -> Any:  # noqa: N802
+        check_series("POCKETClassifier", X)
+        with np.errstate(invalid="ignore"):
+            return super()._check_X(X)
+
+    def _fit(self, X: Array, y: Array) -> POCKETClassifier:
+        from tqdm.auto import tqdm
+
+        as_float32("POCKETClassifier", X)
+        if integer("n_iter must be an integer of at least 1", self.n_iter) < 1:
+            raise ValueError(f"n_iter must be at least 1, but got {self.n_iter}")
+        ks = KS if self.k == "cv" else (_positive("k", self.k),)
+        self.seed_ = draw_seed(self.random_state)
+        labels = np.searchsorted(self.classes_, y)
+        with all_threads(check_n_jobs(self.n_jobs)):
+            bank = draw_kernels(self.kernels, self.n_kernels, self.seed_, X)
+            size = 2 if bank.kind == "rocket" else 1
+            candidates = bank.n_features // size
+            shares = KEEPS if self.keep == "cv" else (self.keep,)
+            keeps = sorted({how_many(share, candidates) for share in shares})
+            choices = list(product(ks, keeps))
+            with tqdm(total=2 + FOLDS * len(choices) * (len(choices) > 1),
+                      disable=not self.verbose, desc="kernels") as bar:  # fmt: skip
+                features = kernel_features(X, bank)
+                bar.update()
+                scores: dict[tuple[float, int], list[float]] = {}
+                if len(choices) > 1:
+                    bar.set_description("folds")
+                    for choice, score in self._folds(features, labels, size, choices):
+                        scores.setdefault(choice, []).append(score)
+                        bar.update()
+                self.k_, self.keep_ = smallest_good(scores) if scores else choices[0]
+                self.scores_ = scores or None
+                bar.set_description("selection")
+                kept, columns, selected = next(
+                    self._selections(features, labels, size, [(self.k_, self.keep_)])
+                )
+                head = self._head(features[:, columns], labels) if self.refit else None
+                bar.update()
+        self.kept_kernels_ = kept
+        self.bank_ = bank.select_features(columns)
+        self.scaler_ = head and head[0]
+        self.estimator_ = head and head[1]
+        coef, intercept = selected if head is None else unscaled(*head)
+        self.model_ = RocketModel(self.bank_, coef, intercept, self.classes_)
+        return self
+
+    def _selections(
+        self, features: Array, labels: Array, size: int, choices: Sequence[tuple[float, int]]
+    ) -> Iterator[tuple[Array, Array, tuple[Array, Array]]]:
+        """For each (k, keep): groups, their columns, stage 1's coefficients and intercept."""
+        raw = torch.from_numpy(features)
+        scaling = Scaling.of(raw)
+        coded, mean = targets(torch.from_numpy(labels), self.n_classes_, raw.dtype)
+        selection = GroupSelection(scaling(raw), coded, size)
+        for k, keep in choices:
+            groups, W = selection.select(keep, k, self.n_iter)
+            columns = (groups[:, None] * size + torch.arange(size)).view(-1)
+            coef = W[columns] * scaling.factor[columns, None]
+            intercept = mean - scaling.mean[columns] @ coef
+            yield groups.numpy(), columns.numpy(), (coef.numpy(), intercept.numpy())
+
+    def _folds(
+        self, features: Array, labels: Array, size: int, choices: Sequence[tuple[float, int]]
+    ) -> Iterator[tuple[tuple[float, int], float]]:
+        """The accuracy of each choice on each fold, as it comes."""
+        counts = np.bincount(labels)
+        if len(counts) < 2 or counts.max() < 2:
+            raise ValueError(
+                f'"cv" needs two classes, and two cases of one of them, but got {counts.tolist()} '
+                "cases of each class; give keep and k as numbers"
+            )
+        folds = StratifiedKFold(
+            min(FOLDS, int(counts.max())), shuffle=True, random_state=self.seed_
+        )
+        with warnings.catch_warnings():  # a class with fewer cases than folds is what it is
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            splits = list(folds.split(features, labels))
+        for inside, outside in splits:
+            seen, missed = features[inside], features[outside]
+            found = self._selections(seen, labels[inside], size, choices)
+            for choice, (_, columns, (coef, intercept)) in zip(choices, found, strict=True):
+                if self.refit:
+                    head = self._head(seen[:, columns], labels[inside])
+                    guess = head[1].predict(head[0].transform(missed[:, columns]))
+                else:
+                    guess = chosen(missed[:, columns] @ coef + intercept)
+                yield choice, float((guess == labels[outside]).mean())
+
+    def _head(self, features: Array, labels: Array) -> tuple[StandardScaler, RidgeClassifierCV]:
+        scaler = StandardScaler(with_mean=False)
+        estimator = RidgeClassifierCV(alphas=ALPHAS)
+        return scaler, estimator.fit(scaler.fit_transform(features), labels)
+
+    def _predict(self, X: Array) -> Array:
+        as_float32("POCKETClassifier", X)
+        with all_threads(check_n_jobs(self.n_jobs)):
+            return self.model_.predict(X)
+
+    @classmethod
+    def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
+        return {"n_kernels": 20, "keep": 0.5, "n_iter": 5}
+
+
+def prune_rocket(
+    classifier: Any, X_train: Any, y_train: Any, keep: float | int | str = 0.35, **options: Any
+) -> POCKETClassifier:
+    """Prune a fitted aeon ``RocketClassifier`` or ``MiniRocketClassifier``.
+
+    Args:
+        classifier: fitted; it is left as it is. A fitted ``Rocket`` or ``MiniRocket`` works too.
+        X_train, y_train: what it was trained on, or other cases of the same shape and classes.
+        keep: as in ``POCKETClassifier``, whose other ``options`` may be given as well.
+
+    Returns:
+        A fitted ``POCKETClassifier`` with a part of the same kernels.
+
+    Raises:
+        TypeError: another object. ValueError: one that is not fitted; other series or labels.
+
+    Example:
+        >>> from aeon.classification.convolution_based import RocketClassifier
+        >>> from sparseconv import prune_rocket
+        >>> X = np.sin(np.outer(1 + np.arange(20) % 2, np.linspace(0, 20, 40)))[:, None]
+        >>> y = np.array(["slow", "fast"] * 10)
+        >>> pruned = prune_rocket(RocketClassifier(100, random_state=0).fit(X, y), X, y, keep=0.1)
+        >>> pruned.bank_.n_kernels
+        10
+    """
+    bank = KernelBank.from_aeon(classifier)
+    known, given = getattr(classifier, "classes_", None), np.unique(y_train)
+    if known is not None and not np.array_equal(known, given):
+        raise ValueError(
+            f"expected labels of the classes {list(known)}, those of the fitted classifier, but "
+            f"got {list(given)}"
+        )
+    pruned = POCKETClassifier(bank, keep=keep, **options)
+    pruned.fit(X_train, y_train)
+    return pruned
+
+
+def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBank:
+    """The bank of kernels that aeon draws for these series, or the one given."""
+    if isinstance(kernels, KernelBank):
+        return kernels
+    if kernels not in KINDS:
+        raise ValueError(f"kernels must be one of {KINDS} or a KernelBank, but got {kernels!r}")
+    if integer("n_kernels must be an integer of at least 1", n_kernels) < 1:
+        raise ValueError(f"n_kernels must be at least 1, but got {n_kernels}")
+    make, least = (Rocket, 11) if kernels == "rocket" else (MiniRocket, 9)
+    if X.shape[2] < least:
+        raise ValueError(
+            f"kernels of {least} taps expected series of at least {least} time points, but got "
+            f"{X.shape[2]}; pad them with aeon.transformations.collection.unequal_length.Padder"
+        )
+    return KernelBank.from_aeon(make(n_kernels, random_state=seed).fit(X))
+
+
+def how_many(keep: Any, candidates: int) -> int:
+    """A share or a number as a number, at least 1."""
+    if isinstance(keep, int | np.integer) and not isinstance(keep, bool):
+        if 1 <= keep <= candidates:
+            return int(keep)
+    elif isinstance(keep, float | np.floating) and 0 < keep <= 1:
+        return max(1, round(float(keep) * candidates))
+    raise ValueError(
+        f"keep must be a share in (0, 1] (a float), a number from 1 to {candidates} (an int) or "
+        f'"cv", but got {keep!r}'
+    )
+
+
+def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, int]:
+    """The (k, keep) of the least keep that is within one standard error of the best."""
+    mean = {choice: float(np.mean(found)) for choice, found in scores.items()}
+    best = max(mean, key=lambda choice: (mean[choice], -choice[1]))
+    error = float(np.std(scores[best], ddof=1)) / len(scores[best]) ** 0.5
+    # To be within rounding of equal is to be equal.
+    good = [choice for choice in mean if mean[choice] >= mean[best] - error - 1e-12]
+    return min(good, key=lambda choice: (choice[1], -mean[choice], choice[0]))
+
+
+def unscaled(scaler: StandardScaler, estimator: RidgeClassifierCV) -> tuple[Array, Array]:
+    """Coefficients of the features as they are, and the intercept."""
+    coef = np.atleast_2d(estimator.coef_).T / scaler.scale_[:, None]
+    return coef.astype(np.float32), np.atleast_1d(estimator.intercept_).astype(np.float32)
+
+
+def _positive(name: str, value: Any) -> float:
+    if value != "cv" and 0 < (found := number(name, value)) < np.inf:
+        return found
+    raise ValueError(f'{name} must be a positive number or "cv", but got {value!r}')
+
+
+@contextmanager
+def all_threads(count: int) -> Iterator[None]:
+    """So many threads for torch, and for the linear algebra behind NumPy and scikit-learn."""
+    with threads(count), threadpool_limits(count):
+        yield
+
+
+# For doctest, as their __module__ is sparseconv.
+__test__ = {"RocketTransformer": RocketTransformer, "POCKETClassifier": POCKETClassifier}

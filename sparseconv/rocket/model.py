@@ -1,0 +1,90 @@
+"""A bank of kernels with a linear classifier on its features: all that predicting needs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparseconv.core.files import replacing
+from sparseconv.rocket.bank import KernelBank, read_arrays
+from sparseconv.rocket.features import kernel_features
+
+FORMAT, VERSION = "sparseconv rocket model", 1
+
+
+@dataclass(frozen=True, eq=False)
+class RocketModel:
+    """A linear classifier on the features of random kernels.
+
+    Attributes:
+        bank: the kernels.
+        coef: ``(n_features, columns)`` float32, of the features as they are, unscaled; one column
+            for two classes, else one a class.
+        intercept: ``(columns,)`` float32.
+        classes: the label of each class.
+    """
+
+    bank: KernelBank
+    coef: npt.NDArray[np.float32]
+    intercept: npt.NDArray[np.float32]
+    classes: npt.NDArray[Any]
+
+    def __post_init__(self) -> None:
+        columns = 1 if len(self.classes) == 2 else len(self.classes)
+        wanted = {"coef": (self.bank.n_features, columns), "intercept": (columns,)}
+        for name, shape in wanted.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError(
+                    f"{name} must be finite float32 of shape {shape}, for {len(self.classes)} "
+                    f"classes on {self.bank}, but got {array.dtype} of shape {array.shape}"
+                )
+
+    def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
+        """``(n_cases, columns)``: with two classes the second one where above 0, else the largest.
+
+        Args:
+            X: series as for ``kernel_features``.
+        """
+        return kernel_features(X, self.bank) @ self.coef + self.intercept
+
+    def predict(self, X: Any) -> npt.NDArray[Any]:
+        """The label of each series, ``(n_cases,)``."""
+        labels: npt.NDArray[Any] = self.classes[chosen(self.decision_function(X))]
+        return labels
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an ``.npz`` file of arrays, whole or not at all."""
+        content = {"coef": self.coef, "intercept": self.intercept, "classes": self.classes}
+        with replacing(Path(path)) as file:
+            np.savez(
+                file, allow_pickle=False, format=FORMAT, version=VERSION, **content,
+                **{f"bank_{name}": array for name, array in self.bank.content().items()},
+            )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RocketModel:
+        """Read what ``save`` wrote; no code is run.
+
+        Raises:
+            OSError: the file cannot be read. ValueError: damaged, of another version, or no model.
+        """
+        content = read_arrays(path, FORMAT, VERSION)
+        try:
+            bank = {name[5:]: content[name] for name in content if name.startswith("bank_")}
+            held = (content[name] for name in ("coef", "intercept", "classes"))
+            return cls(KernelBank.from_content(bank), *held)
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{os.fspath(path)} holds no usable model: {error}") from error
+
+
+def chosen(decision: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """The number of the class that a linear classifier decides for, of each row."""
+    if decision.shape[1] == 1:
+        return (decision[:, 0] > 0).astype(np.int64)
+    return np.asarray(decision.argmax(1))

@@ -1,0 +1,102 @@
+"""POCKET's choice of kernels: a ridge classifier whose groups of features compete for few places.
+
+Source: Chen et al., "P-ROCKET: Pruning Random Convolution Kernels for Time Series Classification
+from a Feature Selection Perspective", arXiv 2309.08499 (in print as POCKET, Knowledge-Based Systems
+300, 2024).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Features centred, and scaled to length 1 over the training cases; a constant one is 0."""
+
+    mean: Tensor  # (p,)
+    factor: Tensor  # (p,)
+
+    @classmethod
+    def of(cls, features: Tensor) -> Scaling:
+        mean = features.double().mean(0).to(features.dtype)
+        length = torch.linalg.vector_norm(features - mean, dim=0, dtype=torch.float64)
+        # What rounding leaves of a constant feature is no length.
+        tiny = torch.finfo(features.dtype).eps * len(features) ** 0.5 * mean.abs()
+        factor = torch.where(length > tiny, 1 / length, 0)
+        return cls(mean, factor.to(features.dtype))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return (features - self.mean) * self.factor
+
+
+def targets(labels: Tensor, n_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Labels 0, 1, ... as -1 and 1, one column for two classes, else one a class.
+
+    Returns the centred ``(n, columns)`` and what was subtracted, ``(columns,)``.
+    """
+    classes = torch.arange(1, 2) if n_classes == 2 else torch.arange(n_classes)
+    coded = torch.where(labels[:, None] == classes, 1.0, -1.0).to(dtype)
+    mean = coded.mean(0)
+    return coded - mean, mean
+
+
+class GroupSelection:
+    """Selects groups of features by ADMM on a ridge loss, without a matrix of features squared.
+
+    With ``Q = theta + U`` and ``G = k I + X X^T`` the step ``(k I + X^T X)^-1 (k Q + X^T Y)`` is
+    ``Q + X^T G^-1 (Y - X Q)``, so that n x n matrices do where cases are fewer than features. One
+    Gram matrix serves every k, and its factor every number of groups.
+
+    Args:
+        X: ``(n, p)`` features, scaled (``Scaling``).
+        Y: ``(n, columns)`` targets, centred (``targets``).
+        group_size: neighbouring columns of X that are kept or dropped together.
+    """
+
+    def __init__(self, X: Tensor, Y: Tensor, group_size: int) -> None:
+        self.X, self.Y, self.group_size = X, Y, group_size
+        self.wide = len(X) < X.shape[1]
+        self.gram = X @ X.T if self.wide else X.T @ X
+        self._k, self._factor = -1.0, self.gram  # the last k, and its factor
+
+    def ridge(self, k: float, Q: Tensor | None = None) -> Tensor:
+        """The W that minimises ``|Y - X W|^2 + k |W - Q|^2``, ``(p, columns)``; Q None is 0."""
+        if k != self._k:
+            matrix = self.gram.clone()
+            matrix.diagonal().add_(k)
+            factor, failed = torch.linalg.cholesky_ex(matrix)
+            if failed:
+                raise ValueError(f"k = {k} is too small for these features; choose a larger one")
+            self._k, self._factor = k, factor
+        if self.wide:
+            residual = self.Y if Q is None else self.Y - self.X @ Q
+            step = self.X.T @ torch.cholesky_solve(residual, self._factor)
+            return step if Q is None else Q + step
+        right = self.X.T @ self.Y
+        return torch.cholesky_solve(right if Q is None else right + k * Q, self._factor)
+
+    def select(self, keep: int, k: float, n_iter: int) -> tuple[Tensor, Tensor]:
+        """The ``keep`` best groups, ascending, and the weights of all features after ``n_iter``.
+
+        One iteration is the largest groups of the ridge solution: selection by magnitude.
+        """
+        W = self.ridge(k)
+        U = torch.zeros_like(W)
+        for iteration in range(1, n_iter + 1):
+            shifted = W - U
+            norms = shifted.square().sum(1).view(-1, self.group_size).sum(1).sqrt()
+            order = torch.argsort(norms, descending=True, stable=True)
+            if keep >= len(norms):  # nothing competes, and theta stays at the ridge solution
+                return torch.arange(len(norms)), W
+            if iteration == n_iter:
+                break
+            # Groups above the (keep + 1)-th largest stay, shrunk by it.
+            shrink = (1 - norms[order[keep]] / norms).clamp_min(0).nan_to_num(0)
+            theta = shifted * shrink.repeat_interleave(self.group_size)[:, None]
+            U = U + theta - W
+            W = self.ridge(k, theta + U)
+        return order[:keep].sort().values, W

@@ -1,0 +1,256 @@
+"""``RocketTransformer``, ``POCKETClassifier``, ``prune_rocket`` beside aeon and scikit-learn."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("aeon", reason="aeon is not installed")
+
+from aeon.classification.convolution_based import MiniRocketClassifier, RocketClassifier
+from aeon.testing.estimator_checking import check_estimator
+from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sparseconv import (
+    KernelBank,
+    POCKETClassifier,
+    RocketTransformer,
+    kernel_features,
+    prune_rocket,
+)
+from sparseconv.estimators.pocket import smallest_good
+from sparseconv.rocket.model import RocketModel
+
+KINDS = ("rocket", "minirocket")
+
+
+def data(n: int = 60, n_classes: int = 3, length: int = 60, seed: int = 0) -> tuple[Any, Any]:
+    generator = np.random.default_rng(seed)
+    y = np.arange(n) % n_classes
+    phase = generator.uniform(0, 6, (n, 1))
+    X = np.sin(phase + np.outer(1 + y, np.linspace(0, 12, length)))
+    X += 0.4 * generator.normal(size=X.shape)
+    return X[:, None], np.array([f"class {i}" for i in range(n_classes)])[y]
+
+
+def classifier(kind: str = "rocket", **options: Any) -> POCKETClassifier:
+    return POCKETClassifier(**({"kernels": kind, "n_kernels": 200, "random_state": 0} | options))
+
+
+@pytest.mark.tool("aeon: check_estimator", "works", "all of its checks")
+@pytest.mark.parametrize("estimator", [POCKETClassifier, RocketTransformer])
+def test_check_estimator(estimator: Any) -> None:
+    results = check_estimator(estimator, raise_exceptions=True, verbose=False)
+    assert len(results) > 10
+    assert set(results.values()) == {"PASSED"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernels_of_a_seed_are_aeons(kind: str) -> None:
+    X, _ = data()
+    theirs = {"rocket": Rocket, "minirocket": MiniRocket}[kind](200, random_state=7).fit(X)
+    ours = RocketTransformer(kind, 200, random_state=7).fit(X)
+    assert ours.bank_ == KernelBank.from_aeon(theirs)
+    if kind == "minirocket":
+        assert np.array_equal(ours.transform(X), theirs.transform(X))
+    else:
+        np.testing.assert_allclose(ours.transform(X), theirs.transform(X), atol=1e-4)
+    again = RocketTransformer(ours.bank_).fit_transform(X)
+    assert np.array_equal(again, ours.transform(X))
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_kept_is_aeons_classifier(kind: str, n_classes: int) -> None:
+    X, y = data(n_classes=n_classes)
+    X_test, _ = data(n=200, n_classes=n_classes, seed=1)
+    make = {"rocket": RocketClassifier, "minirocket": MiniRocketClassifier}[kind]
+    theirs = make(200, random_state=0).fit(X, y)
+    ours = classifier(kind, keep=1.0).fit(X, y)
+    assert len(ours.kept_kernels_) == (200 if kind == "rocket" else 168)
+    expected = theirs.pipeline_.decision_function(X_test)
+    decision = ours.model_.decision_function(X_test)
+    np.testing.assert_allclose(decision.squeeze(), expected, atol=1e-3)
+    assert np.array_equal(ours.predict(X_test), theirs.predict(X_test))
+
+
+@pytest.mark.parametrize("refit", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pruned_classifier_computes_what_it_keeps(kind: str, refit: bool) -> None:
+    X, y = data()
+    X_test, y_test = data(n=200, seed=1)
+    fitted = classifier(kind, keep=0.2, refit=refit).fit(X, y)
+    assert fitted.keep_ == len(fitted.kept_kernels_) == (40 if kind == "rocket" else 34)
+    assert fitted.bank_.n_features == (80 if kind == "rocket" else 34)
+    whole = RocketTransformer(kind, 200, random_state=0).fit(X)
+    columns = fitted.bank_.features
+    assert np.array_equal(columns // (2 if kind == "rocket" else 1), np.repeat(
+        fitted.kept_kernels_, 2 if kind == "rocket" else 1))  # fmt: skip
+    kept = whole.transform(X_test)[:, columns]
+    assert np.array_equal(kernel_features(X_test, fitted.bank_), kept)
+    if refit:
+        head = make_pipeline(StandardScaler(with_mean=False),
+                             RidgeClassifierCV(alphas=np.logspace(-3, 3, 10)))  # fmt: skip
+        head.fit(whole.transform(X)[:, columns], y)
+        assert np.array_equal(fitted.predict(X_test), head.predict(kept))
+    else:
+        assert fitted.estimator_ is None
+    assert fitted.score(X_test, y_test) > 0.8
+
+
+def test_the_classifier_of_stage_one_is_the_ridge_of_its_features() -> None:
+    X, y = data(n_classes=2)
+    fitted = classifier(keep=1.0, refit=False, k=2.0).fit(X, y)
+    Z = kernel_features(X, fitted.bank_).astype(np.float64)
+    centred = Z - Z.mean(0)
+    length = np.linalg.norm(centred, axis=0)
+    scaled = np.divide(centred, length, out=np.zeros_like(Z), where=length > 1e-4)
+    coded = np.where(y == "class 1", 1.0, -1.0)
+    W = np.linalg.solve(
+        scaled.T @ scaled + 2 * np.eye(Z.shape[1]), scaled.T @ (coded - coded.mean())
+    )
+    decision = fitted.model_.decision_function(X)[:, 0]
+    np.testing.assert_allclose(decision, scaled @ W + coded.mean(), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fitted_aeon_classifier_is_pruned_and_left_alone(kind: str) -> None:
+    X, y = data()
+    make = {"rocket": RocketClassifier, "minirocket": MiniRocketClassifier}[kind]
+    theirs = make(200, random_state=0).fit(X, y)
+    before = theirs.predict(X)
+    pruned = prune_rocket(theirs, X, y, keep=0.1, random_state=0)
+    fitted = classifier(kind, keep=0.1).fit(X, y)
+    assert np.array_equal(pruned.kept_kernels_, fitted.kept_kernels_)
+    assert np.array_equal(pruned.predict(X), fitted.predict(X))
+    assert np.array_equal(theirs.predict(X), before)
+    with pytest.raises(ValueError, match=r"expected labels of the classes .*class 2"):
+        prune_rocket(theirs, X, np.where(y == "class 2", "other", y))
+    with pytest.raises(ValueError, match="not fitted; call fit first"):
+        prune_rocket(make(200), X, y)
+    with pytest.raises(TypeError, match=r"expected aeon's Rocket.*got RidgeClassifierCV"):
+        prune_rocket(RidgeClassifierCV(), X, y)
+
+
+def test_cross_validation_chooses_the_smallest_good() -> None:
+    scores = {(1.0, 10): [0.6, 0.6, 0.6], (1.0, 50): [0.8, 0.9, 0.85], (1.0, 90): [0.8, 0.9, 0.95]}
+    assert smallest_good(scores) == (1.0, 50)
+    assert smallest_good(scores | {(1.0, 90): [0.95, 0.95, 0.95]}) == (1.0, 90)
+    assert smallest_good(scores | {(0.1, 50): [0.9, 0.9, 0.85]}) == (0.1, 50)
+    X, y = data()
+    fitted = classifier(n_kernels=60, keep="cv", k="cv", n_iter=3).fit(X, y)
+    assert {len(found) for found in fitted.scores_.values()} == {5}
+    assert {keep for _, keep in fitted.scores_} == {3, 6, 12, 21, 30, 60}
+    assert (fitted.k_, fitted.keep_) == smallest_good(fitted.scores_)
+    assert len(fitted.kept_kernels_) == fitted.keep_
+    one = classifier(n_kernels=60, keep=fitted.keep_, k=fitted.k_, n_iter=3).fit(X, y)
+    assert one.scores_ is None
+    assert np.array_equal(one.kept_kernels_, fitted.kept_kernels_)
+    first = classifier(n_kernels=60, keep="cv", n_iter=3, refit=False).fit(X, y)
+    assert {k for k, _ in first.scores_} == {1.0}
+    # Classes with fewer cases than folds.
+    few = classifier(n_kernels=60, keep="cv", n_iter=2).fit(
+        X[:10], np.array(["a"] * 7 + ["b"] * 2 + ["c"])
+    )
+    assert few.keep_ >= 3
+
+
+def test_as_an_estimator(tmp_path: Path) -> None:
+    X, y = data()
+    fitted = classifier(keep=0.3).fit(X, y)
+    twin = clone(fitted)
+    assert twin.get_params() == fitted.get_params()
+    assert np.array_equal(twin.fit(X, y).predict(X), fitted.predict(X))
+    for other in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
+        assert np.array_equal(other.predict(X), fitted.predict(X))
+    with_bank = clone(classifier(fitted.bank_))
+    assert with_bank.kernels == fitted.bank_
+    fitted.model_.save(tmp_path / "model.npz")
+    loaded = RocketModel.load(tmp_path / "model.npz")
+    assert np.array_equal(loaded.decision_function(X), fitted.model_.decision_function(X))
+    assert np.array_equal(loaded.predict(X), fitted.predict(X))
+    pipeline = make_pipeline(RocketTransformer(n_kernels=50, random_state=0), StandardScaler(),
+                             LogisticRegression())  # fmt: skip
+    assert cross_val_score(pipeline, X, y, cv=2).mean() > 0.8
+    search = GridSearchCV(classifier(n_kernels=50, n_iter=2), {"keep": [0.1, 0.5]}, cv=2).fit(X, y)
+    assert search.best_score_ > 0.7
+
+
+def test_threads_are_given_back_and_do_not_matter() -> None:
+    X, y = data()
+    before = torch.get_num_threads()
+    one, two = (classifier(n_jobs=n).fit(X, y) for n in (1, 2))
+    assert torch.get_num_threads() == before
+    assert np.array_equal(kernel_features(X, one.bank_), kernel_features(X, two.bank_))
+    assert np.array_equal(one.predict(X), two.predict(X))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kernels": "hydra"}, "kernels must be one of .*'hydra'"),
+        ({"n_kernels": 0}, "n_kernels must be at least 1"),
+        ({"keep": 0.0}, "keep must be a share in"),
+        ({"keep": 1.5}, "keep must be a share in"),
+        ({"keep": 201}, "a number from 1 to 200"),
+        ({"keep": True}, "keep must be a share in"),
+        ({"keep": "all"}, "keep must be a share in .*'all'"),
+        ({"k": 0}, "k must be a positive number"),
+        ({"k": float("nan")}, "k must be a positive number"),
+        ({"n_iter": 0}, "n_iter must be at least 1"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
+    X, y = data(n=12)
+    with pytest.raises(ValueError, match=said):
+        classifier(**options).fit(X, y)
+
+
+def test_bad_series_are_named() -> None:
+    X, y = data(n=12)
+    hole = X.copy()
+    hole[0, 0, 3] = np.nan
+    fitted = classifier(n_iter=2).fit(X, y)
+    for bad, said in (
+        ([x[:, : 20 + i] for i, x in enumerate(X)], "unequal length"),
+        (hole, "missing values"),
+        (np.full_like(X, np.inf), "infinite"),
+        (X[:0], "at least one series"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            classifier().fit(bad, y)
+        with pytest.raises(ValueError, match=said):
+            fitted.predict(bad)
+        with pytest.raises(ValueError, match=said):
+            RocketTransformer(n_kernels=5).fit_transform(bad)
+    with pytest.raises(ValueError, match="different length"):
+        fitted.predict(X[:, :, :50])
+    with pytest.raises(ValueError, match="at least 11 time points, but got 10"):
+        classifier().fit(X[:, :, :10], y)
+    with pytest.raises(ValueError, match="at least 9 time points"):
+        classifier("minirocket").fit(X[:, :, :8], y)
+    with pytest.raises(ValueError, match="two classes"):
+        classifier(keep="cv", n_kernels=20).fit(X[:3], np.array(["a", "b", "c"]))
+    bank = fitted.bank_
+    with pytest.raises(ValueError, match=r"expected series of shape \(n_cases, 1, 60\)"):
+        POCKETClassifier(bank).fit(X[:, :, :50], y)
+
+
+@pytest.mark.parametrize("n_kernels", [1, 84])
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_kernels(kind: str, n_kernels: int) -> None:
+    X, y = data(n=20, n_classes=2)
+    fitted = classifier(kind, n_kernels=n_kernels, keep=1).fit(X, y)
+    assert fitted.keep_ == 1
+    assert set(fitted.predict(X)) <= set(y)
