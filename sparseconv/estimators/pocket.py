@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from aeon.classification.base import BaseClassifier
 from aeon.transformations.collection import BaseCollectionTransformer
 from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
@@ -27,7 +26,7 @@ from sparseconv.measure.machine import threads
 from sparseconv.rocket.bank import KINDS, KernelBank
 from sparseconv.rocket.features import kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
-from sparseconv.rocket.selection import GroupSelection, Scaling, targets
+from sparseconv.rocket.selection import Selector
 
 KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # what "cv" tries, of the kernels
 KS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -212,33 +211,19 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
                 self.k_, self.keep_ = smallest_good(scores) if scores else choices[0]
                 self.scores_ = scores or None
                 bar.set_description("selection")
-                kept, columns, selected = next(
-                    self._selections(features, labels, size, [(self.k_, self.keep_)])
+                selected = Selector(features, labels, self.n_classes_, size)(
+                    self.keep_, self.k_, self.n_iter
                 )
-                head = self._head(features[:, columns], labels) if self.refit else None
+                columns = selected.columns
+                head = ridge_classifier(features[:, columns], labels) if self.refit else None
                 bar.update()
-        self.kept_kernels_ = kept
+        self.kept_kernels_ = selected.groups
         self.bank_ = bank.select_features(columns)
         self.scaler_ = head and head[0]
         self.estimator_ = head and head[1]
-        coef, intercept = selected if head is None else unscaled(*head)
+        coef, intercept = unscaled(*head) if head else (selected.coef, selected.intercept)
         self.model_ = RocketModel(self.bank_, coef, intercept, self.classes_)
         return self
-
-    def _selections(
-        self, features: Array, labels: Array, size: int, choices: Sequence[tuple[float, int]]
-    ) -> Iterator[tuple[Array, Array, tuple[Array, Array]]]:
-        """For each (k, keep): groups, their columns, stage 1's coefficients and intercept."""
-        raw = torch.from_numpy(features)
-        scaling = Scaling.of(raw)
-        coded, mean = targets(torch.from_numpy(labels), self.n_classes_, raw.dtype)
-        selection = GroupSelection(scaling(raw), coded, size)
-        for k, keep in choices:
-            groups, W = selection.select(keep, k, self.n_iter)
-            columns = (groups[:, None] * size + torch.arange(size)).view(-1)
-            coef = W[columns] * scaling.factor[columns, None]
-            intercept = mean - scaling.mean[columns] @ coef
-            yield groups.numpy(), columns.numpy(), (coef.numpy(), intercept.numpy())
 
     def _folds(
         self, features: Array, labels: Array, size: int, choices: Sequence[tuple[float, int]]
@@ -258,19 +243,15 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
             splits = list(folds.split(features, labels))
         for inside, outside in splits:
             seen, missed = features[inside], features[outside]
-            found = self._selections(seen, labels[inside], size, choices)
-            for choice, (_, columns, (coef, intercept)) in zip(choices, found, strict=True):
+            select = Selector(seen, labels[inside], self.n_classes_, size)
+            for k, keep in choices:
+                found = select(keep, k, self.n_iter)
                 if self.refit:
-                    head = self._head(seen[:, columns], labels[inside])
-                    guess = head[1].predict(head[0].transform(missed[:, columns]))
+                    scaler, ridge = ridge_classifier(seen[:, found.columns], labels[inside])
+                    guess = ridge.predict(scaler.transform(missed[:, found.columns]))
                 else:
-                    guess = chosen(missed[:, columns] @ coef + intercept)
-                yield choice, float((guess == labels[outside]).mean())
-
-    def _head(self, features: Array, labels: Array) -> tuple[StandardScaler, RidgeClassifierCV]:
-        scaler = StandardScaler(with_mean=False)
-        estimator = RidgeClassifierCV(alphas=ALPHAS)
-        return scaler, estimator.fit(scaler.fit_transform(features), labels)
+                    guess = chosen(missed[:, found.columns] @ found.coef + found.intercept)
+                yield (k, keep), float((guess == labels[outside]).mean())
 
     def _predict(self, X: Array) -> Array:
         as_float32("POCKETClassifier", X)
@@ -357,6 +338,13 @@ def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, 
     # To be within rounding of equal is to be equal.
     good = [choice for choice in mean if mean[choice] >= mean[best] - error - 1e-12]
     return min(good, key=lambda choice: (choice[1], -mean[choice], choice[0]))
+
+
+def ridge_classifier(features: Array, labels: Array) -> tuple[StandardScaler, RidgeClassifierCV]:
+    """The head of aeon's RocketClassifier, fitted; its ridge is chosen by leave-one-out."""
+    scaler = StandardScaler(with_mean=False)
+    estimator = RidgeClassifierCV(alphas=ALPHAS)
+    return scaler, estimator.fit(scaler.fit_transform(features), labels)
 
 
 def unscaled(scaler: StandardScaler, estimator: RidgeClassifierCV) -> tuple[Array, Array]:

@@ -8,9 +8,14 @@ from a Feature Selection Perspective", arXiv 2309.08499 (in print as POCKET, Kno
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,3 +105,42 @@ class GroupSelection:
             U = U + theta - W
             W = self.ridge(k, theta + U)
         return order[:keep].sort().values, W
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """What a selection keeps, and the classifier that it made of it (POCKET's stage 1).
+
+    Attributes:
+        groups, columns: the numbers of the groups, and of their features, ascending.
+        coef: ``(columns, targets)`` of the features as they are; ``intercept`` of each target.
+    """
+
+    groups: Array
+    columns: Array
+    coef: Array
+    intercept: Array
+
+
+class Selector:
+    """Selections from the features of some cases, which share what they can.
+
+    Args:
+        features: ``(n, p)`` float32, as they are.
+        labels: ``(n,)``, from 0 to ``n_classes - 1``.
+        group_size: features of a group, which are neighbours.
+    """
+
+    def __init__(self, features: Array, labels: Array, n_classes: int, group_size: int) -> None:
+        raw = torch.from_numpy(features)
+        self.scaling, self.size = Scaling.of(raw), group_size
+        coded, self.mean = targets(torch.from_numpy(labels), n_classes, raw.dtype)
+        self.selection = GroupSelection(self.scaling(raw), coded, group_size)
+
+    def __call__(self, keep: int, k: float, n_iter: int) -> Selected:
+        """Select ``keep`` groups; see ``GroupSelection.select``."""
+        groups, W = self.selection.select(keep, k, n_iter)
+        columns = (groups[:, None] * self.size + torch.arange(self.size)).view(-1)
+        coef = W[columns] * self.scaling.factor[columns, None]
+        intercept = self.mean - self.scaling.mean[columns] @ coef
+        return Selected(*(np.asarray(found) for found in (groups, columns, coef, intercept)))
