@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from benchmarks.paper import rocket
 from benchmarks.paper.archives import Shape, read
-from benchmarks.paper.networks import MomentsDST, build, multiply_adds
+from benchmarks.paper.networks import ROCKETS, MomentsDST, build, multiply_adds
 from benchmarks.paper.plan import Job
 from sparseconv.bench.network.masked import MaskedDST, masked_copy
 from sparseconv.core.files import write_whole
@@ -44,7 +46,9 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     CPU seconds of the one thread, since a sweep shares its machine with other work.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock"), threads(1):
+    with locked(folder / "lock"), threads(1), threadpool_limits(1):
+        if job.options["model"] in ROCKETS:
+            return rocket.perform(job, source)
         begin_or_resume(job, folder)
         data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
         model, X_test = first_model(job, shape_of(data)), torch.as_tensor(data.X_test)

@@ -25,6 +25,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+# The arguments of what is no network: random kernels, whole and pruned.
+ROCKETS = {"ROCKET": ("n_kernels", "cv"), "MiniROCKET": ("n_kernels", "cv")}
+
+
 def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:
     """A fresh network for data of this shape, drawn with torch's global generator."""
     sizes = [shape.n_channels, shape.n_classes]

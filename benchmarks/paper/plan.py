@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.archives import SERIES, SPLITS, Archive, choose
-from benchmarks.paper.networks import MOMENTS, NETWORKS, WEIGHTS
+from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS
 from sparseconv.training.recipe import Recipe
 
 PLANS = Path(__file__).with_name("plans")
@@ -167,7 +167,7 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
         if not isinstance(settings[key], dict):
             raise ValueError(f"{key} must be a table, but got {settings[key]!r}")
     choices = {
-        "model": NETWORKS,
+        "model": (*NETWORKS, *ROCKETS),
         "weights": WEIGHTS,
         "series": SERIES,
         "split": SPLITS,
@@ -183,9 +183,7 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     ]
     _check_keys(options["recipe"], constants, "recipe.")
     _check_together(options)
-    known = inspect.signature(NETWORKS[settings["model"]]).parameters.values()
-    arguments = [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
-    _check_keys(options["network"], arguments, "network.")
+    _check_keys(options["network"], _arguments(settings["model"]), "network.")
     seeds = run.get("seeds", content.get("seeds", [0]))
     _check_seeds(seeds)
     jobs = [
@@ -198,6 +196,13 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     return jobs
 
 
+def _arguments(model: str) -> Sequence[str]:
+    if model in ROCKETS:
+        return ROCKETS[model]
+    known = inspect.signature(NETWORKS[model]).parameters.values()
+    return [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
+
+
 def _check_together(options: Mapping[str, Any]) -> None:
     """Refuse what would be ignored silently."""
     grow = options["recipe"].get("grow", "random")
@@ -205,9 +210,10 @@ def _check_together(options: Mapping[str, Any]) -> None:
         for key, default in (("weights", "sparse"), ("moments", "zero")):
             if options[key] != default:
                 raise ValueError(f"{key} = {options[key]!r} is for DSN, not for {options['model']}")
-        idle = [key for key in options["recipe"] if key in DST]
+        pointless = options["recipe"] if options["model"] in ROCKETS else DST
+        idle = [key for key in options["recipe"] if key in pointless]
         if idle:
-            raise ValueError(f"recipe.{idle[0]} is for DSN; {options['model']} has no patterns")
+            raise ValueError(f"recipe.{idle[0]} is not for {options['model']}; leave it out")
     if options["weights"] == "masked dense" and (grow != "random" or options["moments"] != "zero"):
         raise ValueError("masked dense weights grow at random, and have the moments that they have")
     if options["moments"] != "zero" and grow == "static":

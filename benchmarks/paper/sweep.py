@@ -32,8 +32,10 @@ from tqdm import tqdm
 
 from benchmarks.paper.archives import Archive, Shape, read
 from benchmarks.paper.job import PROGRESS_NAME, TRAINING, first_model, locked, perform
-from benchmarks.paper.networks import multiply_adds
+from benchmarks.paper.networks import ROCKETS, multiply_adds
 from benchmarks.paper.plan import CONTENT, DEFAULTS, Job
+from benchmarks.paper.rocket import is_pruned_kernels
+from benchmarks.paper.rocket import multiply_adds as rocket_multiply_adds
 
 ROWS_NAME, RUNNING_NAME, LOCK_NAME = "rows.jsonl", "running", "lock"
 ATTEMPTS = 3  # of a job whose process is killed
@@ -142,10 +144,12 @@ def _perform_all(
 
 # What a row holds at least: of another version, or of another program, it may not.
 KEYS: dict[str, type | tuple[type, ...]] = {
-    "run": str, "dataset": str, "seed": int, "options": dict, "machine": dict, "curve": list,
+    "run": str, "dataset": str, "seed": int, "options": dict, "machine": dict,
     **dict.fromkeys(("accuracy", "train_seconds", "predict_seconds"), (int, float)),
-    **dict.fromkeys(("params", "macs", "epochs", "n_train", "n_test"), int),
-    **dict.fromkeys(("n_channels", "n_timepoints", "n_classes"), int),
+    **dict.fromkeys(("n_train", "n_test", "n_channels", "n_timepoints", "n_classes"), int),
+}  # fmt: skip
+NETWORK_KEYS: dict[str, type | tuple[type, ...]] = {
+    "curve": list, **dict.fromkeys(("params", "macs", "epochs"), int),
 }  # fmt: skip
 
 
@@ -163,7 +167,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             break
         try:
             row = json.loads(line)
-            wrong = [key for key, kind in KEYS.items() if not isinstance(row.get(key), kind)]
+            kinds = KEYS | ({"variants": list} if is_pruned_kernels(row) else NETWORK_KEYS)
+            wrong = [key for key, kind in kinds.items() if not isinstance(row.get(key), kind)]
             if wrong:
                 raise ValueError(f"it has no usable {', '.join(wrong)}")
         except (ValueError, AttributeError) as error:
@@ -228,6 +233,13 @@ def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
     costs = {}
     for job in jobs:
         shape, options = archive.shapes[job.dataset], job.options
+        if options["model"] in ROCKETS:
+            each = rocket_multiply_adds(
+                options["model"], options["network"].get("n_kernels", 10_000),
+                shape.n_channels, shape.n_timepoints,
+            )  # fmt: skip
+            costs[job.key] = each * (shape.n_train + shape.n_test)
+            continue
         alike = repr(
             (
                 job.dataset,

@@ -191,3 +191,75 @@ def p_text(p: float | None) -> str:
     if p is None:
         return NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+ROCKETS = ("ROCKET", "MiniROCKET")
+# Whose published accuracies stand beside a run of ours.
+PUBLISHED_ROCKET = {
+    "ROCKET": "ROCKET",
+    "ROCKET, as published, POCKET, stage 1": "POCKET-1",
+    "ROCKET, as published, POCKET": "POCKET-2",
+}
+
+
+def pruned_kernels(runs: Runs) -> Table:
+    """ROCKET and MiniROCKET, whole and pruned: against the whole, and beside published means."""
+    rows = []
+    for name in runs.names():
+        model = name.split(",")[0]
+        if model not in ROCKETS or model not in runs:
+            continue
+        common, ours, whole = runs.common(model, name), runs.accuracy(name), runs.accuracy(model)
+        held = [row for dataset in common for row in runs.rows(name)[dataset]]
+        kept = fmean(row["keep"] / row["n_candidates"] for row in held)
+        result = None if name == model else versus(ours, whole)
+        timed = all(row["predict_seconds"] is not None for row in held)
+        rows.append(
+            (
+                name,
+                f"{len(common)}, {len(held)}",
+                f"{100 * kept:.0f} %",
+                f"{fmean(ours[dataset] for dataset in common):.2f}",
+                wins(result) if result else NONE,
+                difference(result) if result else NONE,
+                _beside_published(name, ours),
+                f"{fmean(row['fit_seconds'] for row in held):.2f}",
+                f"{1e6 * fmean(map(prediction_seconds, held)):.0f}" if timed else NONE,
+            )
+        )
+    header = (
+        "run", "sets, fits", "kept", "accuracy %", "wins/ties/losses against all",
+        "difference, 95 % interval", "published mean, ours", "fit s", "prediction us",
+    )  # fmt: skip
+    return Table(header, rows)
+
+
+def _beside_published(run: str, ours: Mapping[str, float]) -> str:
+    """Published and own mean accuracy over the sets that have both."""
+    theirs = published_accuracy(PUBLISHED_ROCKET[run]) if run in PUBLISHED_ROCKET else {}
+    known = [dataset for dataset in ours if dataset in theirs]
+    if not known:
+        return NONE
+    return f"{fmean(theirs[d] for d in known):.2f}, {fmean(ours[d] for d in known):.2f}"
+
+
+def pruned_kernels_each(runs: Runs) -> Table:
+    """Every data set: accuracies of the whole and of pruned ones, ours and published."""
+    names = [name for name in runs.names() if name.split(",")[0] in ROCKETS]
+    theirs = {name: published_accuracy(column) for name, column in PUBLISHED_ROCKET.items()}
+    found = {name: runs.accuracy(name) for name in names}
+    sets = sorted({dataset for accuracy in found.values() for dataset in accuracy})
+    rows = [
+        (
+            dataset,
+            *(_percent(found[name].get(dataset)) for name in names),
+            *(_percent(theirs[name].get(dataset)) for name in theirs),
+        )
+        for dataset in sets
+    ]
+    header = ("data set", *names, *(f"published {column}" for column in PUBLISHED_ROCKET.values()))
+    return Table(header, rows)
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"

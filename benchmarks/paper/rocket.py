@@ -1,0 +1,170 @@
+"""One job of a sweep: ROCKET or MiniROCKET, whole and pruned in several ways, on one data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.paper.archives import published, read
+from benchmarks.paper.plan import Job
+from sparseconv.estimators.pocket import POCKETClassifier, draw_kernels, ridge_classifier
+from sparseconv.measure.machine import measurement_context
+from sparseconv.rocket.features import kernel_features
+from sparseconv.rocket.selection import Selector
+
+KINDS = {"ROCKET": "rocket", "MiniROCKET": "minirocket"}
+ITERATIONS, RIDGE = 50, 1.0  # of the selection, as POCKETClassifier's defaults
+SHARES = {"35 %": 0.35, "10 %": 0.1}
+AS_PUBLISHED = "as published"  # the share of the authors' table for the data set, of ROCKET
+
+
+def multiply_adds(model: str, n_kernels: int, n_channels: int, n_timepoints: int) -> int:
+    """Of the features of a series, about."""
+    taps = 9 if model == "ROCKET" else 0.5  # 84 kernels a dilation share theirs
+    return int(n_kernels * taps * n_timepoints * n_channels**0.5)
+
+
+def perform(job: Job, source: str) -> dict[str, Any]:
+    """Fit and test; the row, with one entry of ``"variants"`` for each way to prune.
+
+    Times are CPU seconds of one thread.
+    """
+    data = read(source, job.options["series"], job.options["split"])
+    arguments, model = job.options["network"], job.options["model"]
+    n_classes, group = len(data.classes), 2 if model == "ROCKET" else 1
+    n_kernels = arguments.get("n_kernels", 10_000)
+    watch = _Watch()
+    bank = draw_kernels(KINDS[model], n_kernels, job.seed, data.X_train)
+    watch.lap("draw")
+    train = kernel_features(data.X_train, bank)
+    watch.lap("transform")
+    test = kernel_features(data.X_test, bank)
+    watch.lap("predict")
+    candidates = bank.n_features // group
+
+    def tested(columns: Any) -> float:
+        scaler, ridge = ridge_classifier(train[:, columns], data.y_train)
+        watch.lap("refit")
+        guess = ridge.predict(scaler.transform(test[:, columns]))
+        return float((guess == data.y_test).mean())
+
+    accuracy = tested(slice(None))
+    watch.lap("head")
+    full = dict(watch.laps)
+    select = Selector(train, data.y_train, n_classes, group)
+    watch.lap("prepare")
+    cross_validated = arguments.get("cv", False)
+    counts = {} if cross_validated else _counts(job.dataset, model, candidates)
+    variants = [_cross_validated(job, data, bank, watch)] if cross_validated else []
+    for share, keep in counts.items():
+        for way in ("POCKET", "magnitude", "random"):
+            watch.lap("before")
+            if way == "random":
+                drawn = np.random.default_rng(job.seed).permutation(candidates)[:keep]
+                columns = (np.sort(drawn)[:, None] * group + np.arange(group)).reshape(-1)
+            else:
+                found = select(keep, RIDGE, ITERATIONS if way == "POCKET" else 1)
+                columns = found.columns
+            watch.lap("select")
+            variant = {"way": way, "share": share, "keep": keep, "accuracy": tested(columns)}
+            variant |= {"select_seconds": watch.laps["select"]}
+            variant |= {"refit_seconds": watch.laps["refit"]}
+            if way == "POCKET":
+                decision = test[:, columns] @ found.coef + found.intercept
+                one = decision.shape[1] == 1
+                guess = (decision[:, 0] > 0) if one else decision.argmax(1)
+                variant["stage_1"] = float((guess == data.y_test).mean())
+                small = bank.select_features(columns)
+                kernel_features(data.X_test[:1], small)  # its plan is made once
+                watch.lap("before")
+                kernel_features(data.X_test, small)
+                watch.lap("predict")
+                variant["predict_seconds"] = watch.laps["predict"]
+            variants.append(variant)
+    return {
+        "run": job.run,
+        "dataset": job.dataset,
+        "seed": job.seed,
+        "options": dict(job.options),
+        "accuracy": accuracy,
+        "n_kernels": bank.n_kernels,
+        "n_candidates": candidates,
+        "draw_seconds": full["draw"],
+        "prepare_seconds": watch.laps["prepare"],
+        "train_seconds": full["transform"] + full["refit"],
+        "transform_seconds": full["transform"],
+        "predict_seconds": full["predict"],
+        "variants": variants,
+        "n_train": len(data.X_train),
+        "n_test": len(data.X_test),
+        "n_channels": data.n_channels,
+        "n_timepoints": data.n_timepoints,
+        "n_classes": n_classes,
+        "threads": 1,
+        "machine": measurement_context(),
+    }
+
+
+def _cross_validated(job: Job, data: Any, bank: Any, watch: _Watch) -> dict[str, Any]:
+    """As many as five folds ask for, and the accuracy of that."""
+    watch.lap("before")
+    classifier = POCKETClassifier(bank, keep="cv", random_state=job.seed)
+    classifier.fit(data.X_train, data.y_train)
+    watch.lap("cv")
+    right = classifier.predict(data.X_test) == data.y_test
+    return {
+        "way": "POCKET", "share": "cv", "keep": classifier.keep_,
+        "accuracy": float(right.mean()), "select_seconds": watch.laps["cv"],
+    }  # fmt: skip
+
+
+def _counts(dataset: str, model: str, candidates: int) -> dict[str, int]:
+    """How many to keep, by the name of the share."""
+    counts = {name: round(share * candidates) for name, share in SHARES.items()}
+    known = published().get(dataset, {}).get("POCKET kernels")
+    if known and model == "ROCKET":
+        counts = {AS_PUBLISHED: round(float(known) / 10_000 * candidates), **counts}
+    return {name: min(max(1, count), candidates) for name, count in counts.items()}
+
+
+class _Watch:
+    """CPU seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.process_time()
+
+    def lap(self, name: str) -> None:
+        now = time.process_time()
+        self.laps[name], self.last = round(now - self.last, 5), now
+
+
+def is_pruned_kernels(row: Mapping[str, Any]) -> bool:
+    """A row of ``perform``, not of a network's training."""
+    options = row.get("options")
+    return isinstance(options, Mapping) and options.get("model") in KINDS
+
+
+def expanded(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Each row; and of one with variants a row for each of these, under a name of its own.
+
+    Their ``"fit_seconds"`` include the transform of the training set; ``"predict_seconds"`` is None
+    where it was not measured.
+    """
+    for row in rows:
+        if not is_pruned_kernels(row):
+            yield row
+            continue
+        yield {**row, "keep": row["n_candidates"], "fit_seconds": row["train_seconds"]}
+        for variant in row["variants"]:
+            name = f"{row['run']}, {variant['share']}, {variant['way']}"
+            seconds = row["transform_seconds"] + variant["select_seconds"]
+            seconds += row["prepare_seconds"] if variant["way"] != "random" else 0
+            found = {**row, "predict_seconds": None, **variant, "run": name}
+            yield {**found, "fit_seconds": seconds + variant.get("refit_seconds", 0)}
+            if "stage_1" in variant:
+                first = {"run": f"{name}, stage 1", "accuracy": variant["stage_1"]}
+                yield {**found, **first, "fit_seconds": seconds}

@@ -1,0 +1,126 @@
+"""The paper's sweep of random kernels: whole, and pruned in several ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.paper import report, tables
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.archives import members, open_archive, published
+from benchmarks.paper.comparison import Runs
+from benchmarks.paper.plan import read_plan
+from benchmarks.paper.rocket import SHARES, expanded
+from benchmarks.paper.sweep import ROWS_NAME, read_rows
+from sparseconv.estimators.pocket import POCKETClassifier
+
+PLAN = """
+seeds = [0, 1]
+[[run]]
+name = "ROCKET"
+model = "ROCKET"
+sets = "all"
+network = {n_kernels = 60}
+[[run]]
+name = "MiniROCKET"
+model = "MiniROCKET"
+sets = "all"
+network = {n_kernels = 168}
+[[run]]
+name = "ROCKET, cross-validated"
+model = "ROCKET"
+sets = "all"
+seeds = [0]
+network = {n_kernels = 60, cv = true}
+"""
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    X = generator.normal(size=(40, 1, 40)) + 2 * np.sin(np.outer(1 + y, np.arange(40)))[:, None]
+    return {"X_train": X[:24], "y_train": y[:24], "X_test": X[24:], "y_test": y[24:]}
+
+
+@pytest.fixture(scope="module")
+def out(data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pocket")
+    (folder / "archive").mkdir()
+    np.savez(folder / "archive" / "GunPoint.npz", **data)
+    (folder / "plan.toml").write_text(PLAN)
+    words = ["run", str(folder / "plan.toml"), "--archive", str(folder / "archive")]
+    assert main([*words, "--out", str(folder / "out"), "--workers", "1"]) == 0
+    return folder / "out"
+
+
+def test_rows_are_those_of_the_classifier(out: Path, data: dict[str, Any]) -> None:
+    rows = {(row["run"], row["seed"]): row for row in expanded(read_rows(out / ROWS_NAME))}
+
+    def accuracy(**options: Any) -> float:
+        classifier = POCKETClassifier(n_kernels=60, random_state=1, **options)
+        guess = classifier.fit(data["X_train"], data["y_train"]).predict(data["X_test"])
+        return float((guess == data["y_test"]).mean())
+
+    published_count = round(float(published()["GunPoint"]["POCKET kernels"]) / 10_000 * 60)
+    for name, keep in {"as published": published_count, "35 %": 21, "10 %": 6}.items():
+        row = rows[f"ROCKET, {name}, POCKET", 1]
+        assert row["keep"] == keep
+        assert row["accuracy"] == accuracy(keep=keep)
+        assert rows[f"ROCKET, {name}, POCKET, stage 1", 1]["accuracy"] == accuracy(
+            keep=keep, refit=False
+        )
+        assert rows[f"ROCKET, {name}, magnitude", 1]["accuracy"] == accuracy(keep=keep, n_iter=1)
+        assert rows[f"ROCKET, {name}, random", 1]["keep"] == keep
+    assert rows["ROCKET", 1]["accuracy"] == accuracy(keep=1.0)
+    assert rows["MiniROCKET, 35 %, POCKET", 0]["keep"] == round(0.35 * 168)
+    assert rows["ROCKET, cross-validated, cv, POCKET", 0]["keep"] in (3, 6, 12, 21, 30, 60)
+    assert len({name for name, _ in rows}) == 1 + 12 + 1 + 8 + 2
+
+
+def test_tables(out: Path) -> None:
+    rows = read_rows(out / ROWS_NAME)
+    runs = Runs(expanded(rows))
+    table = {cells[0]: cells for cells in tables.pruned_kernels(runs).rows}
+    assert table["ROCKET"][1:3] == ("1, 2", "100 %")
+    assert table["ROCKET"][6].startswith(published()["GunPoint"]["ROCKET"])
+    assert table["ROCKET, as published, POCKET"][6].startswith(published()["GunPoint"]["POCKET-2"])
+    assert table["ROCKET, 10 %, POCKET"][2] == "10 %"
+    assert table["ROCKET, 10 %, random"][8] == "-"
+    assert "ROCKET, cross-validated, cv, POCKET" in table
+    (cells,) = tables.pruned_kernels_each(runs).rows
+    assert cells[0] == "GunPoint"
+    text = (out / "report" / "report.html").read_text(encoding="utf-8")
+    for part in report.KERNELS:
+        assert part.title in text
+    assert "Table 1" not in text
+    assert "Random kernels, pruned" in text
+
+
+def test_the_plan_of_the_evidence() -> None:
+    jobs = read_plan("pocket", open_archive(None))
+    assert {job.options["model"] for job in jobs} == {"ROCKET", "MiniROCKET"}
+    assert {job.seed for job in jobs} == {0, 1, 2, 3, 4}
+    assert set(SHARES.values()) == {0.35, 0.1}
+    stated = [name for name in members("ucr85") if published()[name]["POCKET kernels"]]
+    assert len(stated) == 85
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("recipe = {epochs = 3}", "recipe.epochs is not for ROCKET"),
+        ("network = {nf = 3}", "unknown key network.nf"),
+        ('weights = "masked dense"', "weights = 'masked dense' is for DSN"),
+    ],
+)
+def test_what_a_plan_refuses(
+    tmp_path: Path, line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(f'[[run]]\nname = "a"\nmodel = "ROCKET"\nsets = "all"\n{line}\n')
+    assert main(["run", str(plan), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
