@@ -31,7 +31,9 @@ SUITES = {
     "dtype": "float64, bfloat16 and float16",
     "isa": "AVX2 forced",
     "adversarial": "patterns and shapes that are hard to share out or to cut into blocks",
-    "network": "the whole network: training step, update, inference, latency",  # has no cases
+    # These have no cases.
+    "network": "the whole network: training step, update, inference, latency",
+    "random_kernels": "features of ROCKET's and MiniROCKET's kernels, per series, beside aeon's",
 }
 
 

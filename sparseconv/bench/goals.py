@@ -55,7 +55,8 @@ def judge(document: Mapping[str, Any]) -> list[Goal]:
     rows = document["rows"]
     own = document.get("own_order", ())
     found = (_layer(rows), _order(own), _shapes(rows), _density(rows), _others(rows))
-    return [*itertools.chain(*found, _network(document["network"]))]
+    kernels = _random_kernels(document.get("random_kernels", ()))
+    return [*itertools.chain(*found, _network(document["network"]), kernels)]
 
 
 def _layer(rows: Sequence[Row]) -> Iterator[Goal]:
@@ -219,6 +220,38 @@ def _network(rows: Sequence[Row]) -> Iterator[Goal]:
     yield from _worst(label, timed, 1, _over())
 
 
+def _random_kernels(rows: Sequence[Row]) -> Iterator[Goal]:
+    whole = [row for row in rows if row["kept"] == 1 and row["threads"] == 1]
+    best = [row for row in whole if row["isa"] != "avx2" or row["batch"] != 96]
+    for kind, batch, length, channels, times in (
+        ("rocket", 96, 150, 1, 45), ("rocket", 96, 500, 1, 45), ("rocket", 96, 1500, 1, 45),
+        ("rocket", 96, 200, 6, 55), ("rocket", 1, 150, 1, 40), ("rocket", 1, 1500, 1, 30),
+        ("minirocket", 96, 150, 1, 5), ("minirocket", 96, 1500, 1, 3.5),
+        ("minirocket", 96, 200, 6, 8), ("minirocket", 1, 150, 1, 2.5),
+        ("minirocket", 1, 1500, 1, 2.5),
+    ):  # fmt: skip
+        what = {"kind": kind, "batch": batch, "length": length, "in_channels": channels}
+        some = [row for row in best if all(row[key] == value for key, value in what.items())]
+        series = f"{channels} x {length}" if channels > 1 else f"{length}"
+        label = f"{kind}, {batch} series of {series}: ≥ {times}x aeon"
+        yield from _worst(label, some, times, _over("aeon"))
+    forced = [r for r in whole if (r["kind"], r["isa"], r["batch"]) == ("rocket", "avx2", 96)]
+    yield from _worst("rocket, AVX2: ≥ 20x aeon", forced, 20, _over("aeon"))
+    univariate = [r for r in best if (r["kind"], r["in_channels"], r["batch"]) == ("rocket", 1, 96)]
+    long = [row for row in univariate if row["length"] >= 150]
+    yield from _worst("rocket, L ≥ 150: ≥ 80 % of the FMA peak", long, 0.8, _peak, "{:.0%}")
+    where = itemgetter("kind", "length", "in_channels", "threads")
+    full = {where(row): row for row in best if row["batch"] == 96}
+    pruned = [
+        row for row in rows
+        if (row["kind"], row["threads"]) == ("rocket", 1) and row["kept"] < 1 and where(row) in full
+    ]  # fmt: skip
+    yield from _worst(
+        "pruned rocket: time of a share q ≤ 1.1 q times the whole's + 5 us", pruned, 1,
+        lambda row: _ms(row) / (1.1 * row["kept"] * _ms(full[where(row)]) + 5e-3), most=True,
+    )  # fmt: skip
+
+
 def _suite(rows: Iterable[Row], name: str) -> list[Row]:
     return [row for row in rows if row["suite"] == name]
 
@@ -284,6 +317,9 @@ def _worst(
 
 
 def _where(row: Row) -> str:
+    if "kind" in row:
+        what = f"{row['kind']}, L = {row['length']}, {row['kept']:.0%} kept"
+        return f"{what}, {threads_text(row['threads'])}"
     what = (
         f"{row['mode']}, L = {row['length']}"
         if "mode" in row

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sparseconv.bench import goals, own_order
+from sparseconv.bench import goals, own_order, random_kernels
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import Case
 from sparseconv.bench.document import SCHEMA, rounded
@@ -32,6 +32,7 @@ def run(
     cases: Sequence[Case],
     thread_counts: Sequence[int],
     *,
+    kernels: bool = False,
     network: bool = False,
     rounds: int | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
@@ -45,6 +46,7 @@ def run(
             stderr says so.
         thread_counts: everything is measured with each.
         network: measure the whole network as well.
+        kernels: measure the features of random kernels as well.
         rounds: pairs of neighbours; None chooses.
         baselines: of ``BASELINES``, for the cases.
         quick: few rounds; of the network nothing compiled.
@@ -57,7 +59,7 @@ def run(
     rounds = QUICK_ROUNDS if quick else rounds
     document: Document = {"schema": SCHEMA, "complete": False, "machine": measurement_context()}
     document["peaks"] = rounded(peaks.measure(thread_counts))
-    document |= {"rows": [], "own_order": [], "network": [], "goals": []}
+    document |= {"rows": [], "own_order": [], "network": [], "random_kernels": [], "goals": []}
     settings = {
         "rounds": rounds or ROUNDS,
         "baselines": baselines,
@@ -74,6 +76,12 @@ def run(
         beside = QUICK_BASELINES if quick else compare.BASELINES
         found = compare.tasks(thread_counts, rounds=rounds or compare.ROUNDS, baselines=beside)
         tasks += [("network", *task) for task in found]
+    if kernels:
+        tasks += [
+            ("random_kernels", f"random kernels, {threads_text(count)}",
+             partial(random_kernels.measure, count, document["peaks"], rounds=rounds or ROUNDS))
+            for count in thread_counts
+        ]  # fmt: skip
     for number, (key, name, call) in enumerate(tasks, 1):
         print(f"{number} of {len(tasks)}: {name}", file=sys.stderr, flush=True)
         try:

@@ -184,6 +184,23 @@ def network(rows: Iterable[Row]) -> Table:
     )  # fmt: skip
 
 
+def random_kernels(rows: Iterable[Row]) -> Table:
+    """Microseconds of a series: aeon's time over ours, and the share of the FMA peak (ROCKET)."""
+
+    def microseconds(name: str) -> Callable[[Row], str]:
+        return lambda row: three_digits(1e3 * row["ms"][name]) if name in row["ms"] else "-"
+
+    return table(
+        rows,
+        (
+            _fact("kind"), _fact("batch"), _fact("in_channels"), _fact("length"),
+            Column("kept", lambda row: f"{row['kept']:.0%}"), _fact("threads"), _fact("isa"),
+            Column("us", microseconds("sparse")), Column("aeon's us", microseconds("aeon")),
+            Column("times aeon", _interval("aeon")), Column("of peak", _share),
+        ),
+    )  # fmt: skip
+
+
 # Everything together
 
 

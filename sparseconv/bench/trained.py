@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.models import DSN
 from sparseconv.training.run_folder import load_run
 
 FILE = Path(__file__).with_name("trained.npz")
@@ -37,7 +38,9 @@ def pattern(layer: str, file: Path = FILE) -> KernelCSR:
 
 def save(folder: Path, file: Path = FILE) -> None:
     """Save the patterns in the results folder of ``python -m sparseconv train``."""
-    first, *_, last = (x.pattern.to_mask().numpy() for x in load_run(folder).model.sparse_layers())
+    model = load_run(folder).model
+    assert isinstance(model, DSN)
+    first, *_, last = (layer.pattern.to_mask().numpy() for layer in model.sparse_layers())
     np.savez_compressed(file, first=first, last=last)
 
 

@@ -55,7 +55,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         ValueError, RuntimeError, OSError: something asked for cannot be done; nothing was measured.
     """
     cases = select(arguments.suites, arguments.cases)
-    network = "network" in (arguments.suites or ([] if arguments.cases else SUITES))
+    asked = arguments.suites or ([] if arguments.cases else SUITES)
+    network, kernels = "network" in asked, "random_kernels" in asked
     if arguments.list:
         print(listing(cases, network))
         return 0
@@ -75,6 +76,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             cases,
             counts,
             network=network,
+            kernels=kernels,
             rounds=arguments.rounds,
             baselines=arguments.baselines,
             quick=arguments.quick,
@@ -126,6 +128,10 @@ def shown(found: Mapping[str, Any]) -> str:
     parts += tables.absences(rows)
     if network:
         parts += ["network: " + SUITES["network"], tables.network(network).markdown()]
+    if kernels := found["random_kernels"]:
+        parts += [
+            "random_kernels: " + SUITES["random_kernels"], tables.random_kernels(kernels).markdown()
+        ]  # fmt: skip
     if found["goals"]:
         parts.append("Goals, each judged by the worst of its rows")
         parts.append(tables.goal_table(found).markdown())

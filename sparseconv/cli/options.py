@@ -54,6 +54,8 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             "--out, or omit --resume"
         )
     config = read_config(out)
+    if config.get("model", "dsn") != "dsn":
+        raise ValueError(f"{out} holds a {config['model']} model, which has no epochs to resume")
     settings = {name: config[key][name] for key, options in SECTIONS.items() for name in options}
     for name, value in given.items():
         if value != settings[name]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sparseconv import datasets
@@ -16,9 +18,20 @@ from sparseconv.core.files import check_writable, write_whole
 from sparseconv.core.geometry import single
 from sparseconv.measure import machine
 from sparseconv.measure.memory import retain_freed_memory
+from sparseconv.measure.table import Table
 from sparseconv.models import DSN
+from sparseconv.ops.backends import extension
+from sparseconv.rocket.model import RocketModel
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import CONFIG_NAME, DATA, NETWORK, RECIPE, load_run
+from sparseconv.training.run_folder import (
+    CONFIG_NAME,
+    DATA,
+    NETWORK,
+    RECIPE,
+    TrainedRun,
+    load_run,
+    read_config,
+)
 
 BATCH = 16  # series, where neither a run nor a data set says how many
 _SHAPE = ("channels", "classes", "length")
@@ -32,7 +45,8 @@ def add_to(commands: Any) -> None:
         description="Measure each sparse layer of a Dynamic Sparse Network beside the same layer "
         "dense: of a trained one (the folder of a run, or its checkpoint.pt; its best epoch, with "
         "the pattern that it has grown), of a fresh one for a data set, or of a fresh one for "
-        "series of --channels, --length and --classes.",
+        "series of --channels, --length and --classes. Of a run of --model pocket: the features of "
+        "its random kernels.",
     )
     command.set_defaults(run=_profile)
     command.add_argument(
@@ -68,6 +82,10 @@ def _profile(args: argparse.Namespace) -> int:
             f"{args.source} says how many {extra[0]} there are; omit --{extra[0]}, or name no "
             "run and no data set"
         )
+    if folder is not None and read_config(folder).get("model", "dsn") == "pocket":
+        _check_kernels_options(args, given, asked)
+        print(_profile_kernels(load_run(args.source), args))
+        return 0
     if folder is not None:
         model, shape, threads = _trained(folder, Path(args.source), given)
     else:
@@ -119,7 +137,59 @@ def _trained(
     data = run.config["data"]
     batch = Recipe(**{name: settings[name] for name in RECIPE}).batch_size_for(data["n_train"])
     shape = {"batch": batch, "channels": data["n_channels"], "length": data["n_timepoints"]}
+    assert isinstance(run.model, DSN)
     return run.model, shape, settings["threads"]
+
+
+def _check_kernels_options(
+    args: argparse.Namespace, given: Mapping[str, Any], asked: Mapping[str, int]
+) -> None:
+    idle = [*given, *asked, *(name for name in ("inference", "json") if getattr(args, name))]
+    if idle:
+        raise ValueError(
+            f"--{idle[0].replace('_', '-')} is not for random kernels, whose prediction alone is "
+            "measured, on series of the length that they were drawn for; omit it"
+        )
+
+
+def _profile_kernels(run: TrainedRun, args: argparse.Namespace) -> str:
+    """Time of the features and of the whole prediction of one series, alone and in a batch."""
+    from sparseconv.measure import peaks, timing
+    from sparseconv.rocket.features import kernel_features, operations
+
+    assert isinstance(run.model, RocketModel)
+    bank, threads = run.model.bank, int(run.config["machine"]["threads"])
+    threads = single("--threads", threads if args.threads is None else args.threads, 1)
+    batch = single("--batch", 100 if args.batch is None else args.batch, 1)
+    sizes = batch, bank.series_channels, bank.series_length
+    X = torch.randn(*sizes, generator=torch.Generator().manual_seed(0)).numpy()
+    work, rocket = operations(bank), bank.kind == "rocket"
+    rows = []
+    with machine.threads(threads):
+        for n in sorted({1, batch}):
+            calls: dict[str, Callable[[], object]] = {
+                "features": partial(kernel_features, X[:n], bank),
+                "prediction": partial(run.model.predict, X[:n]),
+            }
+            if rocket and extension is not None:
+                (peak,) = peaks.measure([threads], [str(extension.isa())], ["float32"])
+                loop = peaks.loop(peak)
+                calls["peak"] = loop.call
+            times = timing.interleave(calls, rounds=15)
+            each = {name: f"{1e6 * np.median(times[name]) / n:.1f}" for name in list(calls)[:2]}
+            share = "-"
+            if "peak" in times:
+                flops = 2 * work * n / times["features"]
+                share = f"{np.median(flops / (loop.flops / times['peak'])):.0%}"
+            rows.append((str(n), each["features"], each["prediction"], share))
+    kinds = "multiply-adds" if rocket else "comparisons"
+    return "\n".join(
+        (
+            f"{bank}, threads: {threads}",
+            f"{work:,} {kinds} a series; microseconds of one series:",
+            Table(("batch", "features", "prediction", "of FMA peak"), rows).markdown(),
+        )
+    )
 
 
 def _fresh(

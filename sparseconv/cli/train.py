@@ -1,4 +1,4 @@
-"""``python -m sparseconv train``: train a DSN on a data set and write a results folder."""
+"""``python -m sparseconv train``: train on a data set and write a results folder."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from typing import Any
 import torch
 
 from sparseconv import datasets
+from sparseconv.cli import pocket
 from sparseconv.cli.options import INTERRUPTED, PROG, add_option, resumed_settings
+from sparseconv.cli.results import check_free, data_facts
 from sparseconv.core.files import write_whole
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.report import figures
 from sparseconv.report.training import write_training_report
-from sparseconv.training.data import digest
 from sparseconv.training.evaluation import predict_log_proba
-from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
+from sparseconv.training.loop import TrainingResult, train
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import (
     CONFIG_NAME,
     DATA,
     HISTORY_NAME,
+    MODELS,
     NETWORK,
+    POCKET,
     RECIPE,
     SECTIONS,
 )
@@ -39,10 +42,11 @@ def add_to(commands: Any) -> None:
     """Add the command to the command line's parser."""
     command = commands.add_parser(
         "train",
-        help="train a Dynamic Sparse Network on a data set",
+        help="train a Dynamic Sparse Network, or pruned random kernels, on a data set",
         description="Train a Dynamic Sparse Network and write a results folder: config.json, "
         "history.csv (a row per epoch), checkpoint.pt, figures and summary.md. The defaults are "
-        "the paper's network and recipe.",
+        "the paper's network and recipe. With --model pocket: ROCKET's or MiniROCKET's kernels, "
+        "pruned; config.json, model.npz and summary.md.",
     )
     command.set_defaults(run=_train)
     command.add_argument(
@@ -52,7 +56,14 @@ def add_to(commands: Any) -> None:
         "NAME_TEST.ts; or a .npz file with X_train, y_train, X_test and y_test",
     )
     command.add_argument(
-        "--out", type=Path, help="results folder (default: runs/NAME-seedSEED); new or empty"
+        "--model", choices=tuple(MODELS), default="dsn",
+        help="a Dynamic Sparse Network (default), or random kernels pruned by POCKET",
+    )  # fmt: skip
+    command.add_argument(
+        "--out",
+        type=Path,
+        help="results folder, new or empty (default: runs/NAME-seedSEED, with --model pocket "
+        "runs/NAME-pocket-seedSEED)",
     )
     command.add_argument(
         "--resume", action="store_true", help="resume the run in the results folder"
@@ -70,13 +81,22 @@ def add_to(commands: Any) -> None:
         group = command.add_argument_group(title)
         for name, default in options.items():
             add_option(group, name, default)
+    pocket.add_options(command)
 
 
 def _train(args: argparse.Namespace) -> int:
-    given = {name: value for name, value in vars(args).items() if name in DATA | NETWORK | RECIPE}
-    name = Path(args.data).resolve().name.removesuffix(".npz")
-    out: Path = args.out or Path("runs") / f"{name}-seed{given.get('seed', RECIPE['seed'])}"
-    settings = resumed_settings(out, given) if args.resume else _fresh(out, given)
+    own = {name for options in MODELS[args.model].values() for name in options}
+    given = {name: value for name, value in vars(args).items() if name in own}
+    for name in vars(args):
+        if name in DATA | NETWORK | RECIPE | POCKET and name not in own:
+            raise ValueError(f"--{name.replace('_', '-')} is not for --model {args.model}; omit it")
+    name, mark = Path(args.data).resolve().name.removesuffix(".npz"), ""
+    if args.model != "dsn":
+        mark = f"{args.model}-"
+    out: Path = args.out or Path("runs") / f"{name}-{mark}seed{given.get('seed', RECIPE['seed'])}"
+    if args.model == "pocket":
+        return pocket.train(args, given, out)
+    settings = resumed_settings(out, given) if args.resume else _settings(out, given)
 
     # Whatever can be wrong shows before anything is written.
     figures.require_matplotlib()
@@ -121,21 +141,8 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _fresh(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"the results folder {out} is a file; choose another with --out")
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    # A run that ended before its first checkpoint leaves nothing worth keeping.
-    if found - {CONFIG_NAME, f"{CONFIG_NAME}.partial", f"{CHECKPOINT_NAME}.partial"}:
-        if CONFIG_NAME in found:
-            raise ValueError(
-                f"{out} holds a run already; resume it with --resume, or choose another folder "
-                "with --out"
-            )
-        raise ValueError(
-            f"expected a new or empty results folder, but {out} holds other files; choose another "
-            "with --out"
-        )
+def _settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    check_free(out)
     return DATA | NETWORK | RECIPE | {"threads": torch.get_num_threads()} | dict(given)
 
 
@@ -144,16 +151,7 @@ def _config(
 ) -> dict[str, Any]:
     """Write config.json, or read that of a resumed run."""
     path = out / CONFIG_NAME
-    facts = {
-        "name": data.name,
-        "n_train": len(data.X_train),
-        "n_test": len(data.X_test),
-        "n_channels": data.n_channels,
-        "n_timepoints": data.n_timepoints,
-        "classes": data.classes.tolist(),
-        "test_sha256": digest(torch.from_numpy(data.X_test), torch.from_numpy(data.y_test)),
-        **{name: settings[name] for name in DATA},
-    }
+    facts = data_facts(data, settings)
     if resume:
         config: dict[str, Any] = json.loads(path.read_text())
         for name, value in facts.items():

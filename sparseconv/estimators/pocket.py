@@ -129,7 +129,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
     Attributes:
         kept_kernels_: the numbers of the kernels (MiniROCKET: features) kept, ascending.
         bank_: the ``KernelBank`` of those.
-        keep_, k_: how many were kept, and the ridge's weight of the selection.
+        keep_, n_candidates_, k_: how many were kept, of how many; the ridge of the selection.
         scores_: with ``"cv"`` the folds' accuracies by (k, keep), else None.
         scaler_, estimator_: the refit's ``StandardScaler`` and ``RidgeClassifierCV`` of the kept
             features, else None.
@@ -194,7 +194,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         with all_threads(check_n_jobs(self.n_jobs)):
             bank = draw_kernels(self.kernels, self.n_kernels, self.seed_, X)
             size = 2 if bank.kind == "rocket" else 1
-            candidates = bank.n_features // size
+            candidates = self.n_candidates_ = bank.n_features // size
             shares = KEEPS if self.keep == "cv" else (self.keep,)
             keeps = sorted({how_many(share, candidates) for share in shares})
             choices = list(product(ks, keeps))
@@ -308,6 +308,8 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
         raise ValueError(f"kernels must be one of {KINDS} or a KernelBank, but got {kernels!r}")
     if integer("n_kernels must be an integer of at least 1", n_kernels) < 1:
         raise ValueError(f"n_kernels must be at least 1, but got {n_kernels}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"random_state must lie in [0, 2**32), but got {seed}")
     make, least = (Rocket, 11) if kernels == "rocket" else (MiniRocket, 9)
     if X.shape[2] < least:
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from sparseconv.ops.backends import extension
-from sparseconv.rocket.bank import KernelBank
+from sparseconv.rocket.bank import MINI_LENGTH, KernelBank
 from sparseconv.rocket.reference import kernel_features_reference
 
 Features = npt.NDArray[np.float32]
@@ -77,6 +77,25 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
     else:
         plan_of(bank).features(torch.from_numpy(X), torch.from_numpy(out))
     return out
+
+
+def operations(bank: KernelBank) -> int:
+    """What the features of one series cost at least.
+
+    Multiply-adds of taps inside the series for ROCKET; comparisons for MiniROCKET.
+    """
+    a, length = bank.arrays, bank.series_length
+    if bank.kind == "minirocket":
+        outside = np.where(a["padded"] == 1, 0, (MINI_LENGTH - 1) * a["dilation"])
+        return int(((length - outside) * a["n_biases"]).sum(dtype=np.int64))
+    total = 0
+    for tap in range(int(a["length"].max())):
+        first = tap * a["dilation"] - a["padding"]  # sample that the first output reads
+        end = length + a["padding"] - (a["length"] - 1 - tap) * a["dilation"]
+        inside = np.minimum(end, length) - np.maximum(first, 0)
+        inside = np.where(tap < a["length"], np.maximum(inside, 0), 0)
+        total += int((inside * a["n_channels"]).sum(dtype=np.int64))
+    return total
 
 
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -17,12 +17,13 @@ import torch
 from sparseconv import datasets
 from sparseconv.core.checks import integer
 from sparseconv.models import DSN
+from sparseconv.rocket.model import RocketModel
 from sparseconv.training import checkpoint
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.recipe import Recipe
 
-CONFIG_NAME, HISTORY_NAME = "config.json", "history.csv"
+CONFIG_NAME, HISTORY_NAME, MODEL_NAME = "config.json", "history.csv", "model.npz"
 
 # The options of a run, with their defaults, by the section of config.json that holds them.
 NETWORK: dict[str, Any] = {
@@ -33,23 +34,30 @@ NETWORK: dict[str, Any] = {
 RECIPE: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
 DATA: dict[str, Any] = {"nan_to_zero": False}
 SECTIONS = {"data": DATA, "network": NETWORK, "recipe": RECIPE}
+# Those of POCKETClassifier, whose module takes seconds to import.
+POCKET: dict[str, Any] = {
+    "kernels": "rocket", "n_kernels": 10_000, "keep": 0.35, "k": 1.0, "n_iter": 50, "refit": True,
+    "seed": 0,
+}  # fmt: skip
+MODELS = {"dsn": SECTIONS, "pocket": {"data": DATA, "pocket": POCKET}}
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """A network that ``python -m sparseconv train`` has trained.
+    """What ``python -m sparseconv train`` has trained.
 
     Attributes:
-        model: the network of the best epoch, in eval mode, on the CPU. It maps
-            ``(N, n_channels, length)`` to log-probabilities ``(N, n_classes)``.
+        model: the network of the best epoch, in eval mode, on the CPU, which maps ``(N,
+            n_channels, length)`` to log-probabilities ``(N, n_classes)``; or, of ``--model
+            pocket``, a ``RocketModel``.
         classes: the label of each class, in the order of the model's outputs.
-        epoch: the best epoch, from 1.
-        config: what ``config.json`` holds: data, network, recipe and machine.
+        epoch: the best epoch, from 1; None for a ``RocketModel``.
+        config: what ``config.json`` holds: data, network and recipe (or pocket), and machine.
     """
 
-    model: DSN
+    model: DSN | RocketModel
     classes: npt.NDArray[Any]
-    epoch: int
+    epoch: int | None
     config: Mapping[str, Any]
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
@@ -57,8 +65,8 @@ class TrainedRun:
 
         Args:
             X: an array ``(n_cases, n_channels, length)``, or of one channel ``(n_cases, length)``;
-                of any length, scaled as the training series were. Missing values are read as 0 if
-                training did so.
+                scaled as the training series were; of any length for a network. Missing values
+                are read as 0 if training did so.
 
         Raises:
             ValueError: series that training would refuse, or of another number of channels.
@@ -71,17 +79,19 @@ class TrainedRun:
                 f"channels of the training series, but got {given.shape}; one series alone is "
                 "X[None]"
             )
+        if isinstance(self.model, RocketModel):
+            return self.model.predict(series)
         log_proba = predict_log_proba(self.model, torch.from_numpy(series))
         labels: npt.NDArray[Any] = self.classes[log_proba.argmax(1).numpy()]
         return labels
 
 
 def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedRun:
-    """Read the network that ``python -m sparseconv train`` wrote.
+    """Read the model that ``python -m sparseconv train`` wrote.
 
     Args:
         path: the results folder, of a finished run or not: the network is that of the best epoch
-            so far. Or its ``checkpoint.pt``.
+            so far. Or its ``checkpoint.pt``, or the ``model.npz`` of ``--model pocket``.
         backend: as in ``sparse_conv1d``, whatever the run was trained with.
 
     Raises:
@@ -104,9 +114,14 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
         (1,)
     """
     path = Path(path)
-    file = path if path.suffix == ".pt" and not path.is_dir() else path / CHECKPOINT_NAME
-    folder = file.parent
+    folder = path.parent if path.suffix in (".pt", ".npz") and not path.is_dir() else path
     config = read_config(folder)
+    if config.get("model", "dsn") == "pocket":
+        if not (folder / MODEL_NAME).exists():
+            raise ValueError(f"{folder / MODEL_NAME} does not exist: the run has not ended")
+        found = RocketModel.load(folder / MODEL_NAME)
+        return TrainedRun(found, found.classes, None, config)
+    file = path if path.suffix == ".pt" and not path.is_dir() else path / CHECKPOINT_NAME
     if not file.exists():
         raise ValueError(
             f"{file} does not exist; if no epoch of the run has ended yet, resume it with --resume"
@@ -130,7 +145,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for section, options in SECTIONS.items():
+        model = config.get("model", "dsn")
+        for section, options in MODELS[model].items():
             for name in options:
                 config[section][name]
         int(config["machine"]["threads"])
@@ -143,7 +159,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not a results folder of `python -m sparseconv train`: {path} does not "
             "exist (sparseconv.training.train writes the checkpoint alone)"
         ) from None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
         raise ValueError(
             f"{path} is not the config.json of a run of this version "
             f"({type(error).__name__}: {error}); start a new run in another folder"

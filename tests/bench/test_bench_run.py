@@ -14,7 +14,7 @@ from dense_kernels import dense_ops, one_wrong
 from torch import Tensor
 
 from sparseconv import SparseConv1d
-from sparseconv.bench import own_order, run
+from sparseconv.bench import own_order, run, tables
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv.measure import peaks, timing
@@ -153,6 +153,32 @@ def test_peak_memory_of_known_calls() -> None:
     assert peak_bytes(lambda: torch.zeros(1000)) == 4000
     assert peak_bytes(lambda: (torch.zeros(1000) + 1).sum()) >= 8000
     assert peak_bytes(lambda: [torch.zeros(1000).sum() for _ in range(50)]) < 4 * 4000
+
+
+@needs_extension
+def test_random_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aeon", reason="aeon is not installed")
+    from sparseconv.bench import random_kernels
+
+    assert extension is not None
+    peak = {"threads": 1, "isa": extension.isa(), "dtype": "float32", "fma_gflops": 100.0}
+    few = {"shapes": [(1, 40), (2, 30)], "n_kernels": 168, "rounds": 3}
+    rows = random_kernels.measure(1, [peak], **few)
+    assert [(r["kind"], r["length"], r["batch"], r["kept"]) for r in rows[:4]] == [
+        ("rocket", 40, 96, 1), ("rocket", 40, 1, 1), ("rocket", 40, 96, 0.4),
+        ("rocket", 40, 96, 0.1),
+    ]  # fmt: skip
+    assert len(rows) == 2 * 2 * 4
+    for row in rows:
+        assert row["ms"]["sparse"] > 0
+        assert ("aeon" in row["ratio"]) == (row["kept"] == 1)
+        assert (row["share_of_peak"] is not None) == (row["kind"] == "rocket")
+    text = tables.random_kernels(rows).markdown()
+    assert text.count("minirocket") == 8
+    whole = random_kernels.kernel_features
+    monkeypatch.setattr(random_kernels, "kernel_features", lambda *a, **k: whole(*a, **k) + 0.1)
+    with pytest.raises(run.WrongResultError, match="features"):
+        random_kernels.measure(1, [peak], **few)
 
 
 @needs_extension

@@ -56,7 +56,8 @@ def test_everything_that_is_written(
     assert json.dumps(found["rows"][0]) in text.replace(",\n", "\n").splitlines()  # for diffs
     assert all(float(f"{ms:.5g}") == ms for row in found["rows"] for ms in row["ms"].values())
     assert list(found) == [
-        "schema", "complete", "machine", "peaks", "rows", "own_order", "network", "goals",
+        "schema", "complete", "machine", "peaks", "rows", "own_order", "network",
+        "random_kernels", "goals",
     ]  # fmt: skip
     assert (found["schema"], found["complete"]) == (document.SCHEMA, True)
     assert (found["peaks"], found["network"]) == ([PEAK], [NETWORK_ROW])

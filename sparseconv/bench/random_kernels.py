@@ -1,0 +1,160 @@
+"""Features of random kernels: checked, then timed beside aeon's and beside the FMA peak."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sparseconv.bench.run import WrongResultError, times_and_ratios
+from sparseconv.measure import peaks, timing
+from sparseconv.measure.machine import threads
+from sparseconv.rocket.bank import KernelBank
+from sparseconv.rocket.features import kernel_features, normalised, operations
+from sparseconv.rocket.reference import kernel_features_reference
+
+KINDS = ("rocket", "minirocket")
+SHAPES = ((1, 24), (1, 150), (1, 500), (1, 1500), (6, 200))  # channels, samples
+BATCH, AEONS_BATCH = 96, 4  # aeon's time is proportional to the series
+KEPT = (0.4, 0.1)
+TURN = 0.02
+
+
+def measure(
+    count: int,
+    machine_peaks: Sequence[Mapping[str, Any]],
+    *,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    n_kernels: int = 10_000,
+    rounds: int = 12,
+) -> list[dict[str, Any]]:
+    """Time 10 000 kernels of ROCKET and MiniROCKET, whole and pruned, for many series and for one.
+
+    aeon's transforms take their turns beside them, with the same kernels and threads. They are
+    compiled in this process, since those that numba loads from its cache are slower.
+
+    Args:
+        count: torch's threads, and aeon's.
+        machine_peaks: of ``peaks.measure``.
+        shapes: (channels, samples) of the series.
+        n_kernels: as aeon counts them.
+        rounds: pairs of neighbours.
+
+    Returns:
+        One dict for each kind, shape, batch, share of kernels and instruction set, with times in
+        milliseconds of one series.
+
+    Raises:
+        WrongResultError: a feature is wrong; nothing was timed with it.
+        RuntimeError: aeon, which draws the kernels, is not installed.
+    """
+    make = _aeon()
+    rows = []
+    with threads(count):
+        for kind in KINDS:
+            for channels, length in shapes:
+                generator = np.random.default_rng(0)
+                X = generator.normal(size=(BATCH, channels, length)).astype(np.float32)
+                theirs = make[kind](n_kernels, random_state=0, n_jobs=count).fit(X)
+                bank = KernelBank.from_aeon(theirs)
+                _check(X[:AEONS_BATCH], bank, theirs)
+                timed = partial(_row, X=X, theirs=theirs, machine_peaks=machine_peaks,
+                                rounds=rounds)  # fmt: skip
+                rows += [timed(bank, batch=batch) for batch in (BATCH, 1)]
+                with peaks.forced_isa("avx2") as isa:
+                    if rows[0]["isa"] != isa and (channels, length) == (1, 150):
+                        rows.append(timed(bank, batch=BATCH))
+                columns = 2 if kind == "rocket" else 1
+                groups = bank.n_features // columns
+                for share in KEPT:
+                    kept = np.sort(generator.permutation(groups)[: round(share * groups)])
+                    features = (kept[:, None] * columns + np.arange(columns)).reshape(-1)
+                    pruned = bank.select_features(features.tolist())
+                    rows.append(timed(pruned, batch=BATCH, kept=share))
+    return rows
+
+
+def _aeon() -> dict[str, Any]:
+    fresh = "aeon.transformations.collection.convolution_based" not in sys.modules
+    with tempfile.TemporaryDirectory() as folder:
+        if fresh and "numba" not in sys.modules:
+            os.environ["NUMBA_CACHE_DIR"] = folder  # empty, so that everything is compiled
+        try:
+            from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
+        except ImportError as error:
+            raise RuntimeError(
+                f"aeon draws the random kernels, but it cannot be imported ({error}); install it "
+                "with `pip install 'sparseconv[tsc]'`"
+            ) from error
+    return {"rocket": Rocket, "minirocket": MiniRocket}
+
+
+def _check(X: npt.NDArray[np.float32], bank: KernelBank, theirs: Any) -> None:
+    """Compare with aeon's features: MiniROCKET's bit for bit; ROCKET's with float64's as well."""
+    got, expected = kernel_features(X, bank), np.asarray(theirs.transform(X))
+    if bank.kind == "minirocket":
+        if not np.array_equal(got, expected):
+            raise WrongResultError(f"{bank}: {int((got != expected).sum())} features are wrong")
+        return
+    for name, other in (("aeon", expected), ("float64", _few(X, bank))):
+        mine = got[:, : other.shape[1]]
+        shares, maxima = (np.abs(mine - other)[:, i::2] for i in (0, 1))
+        # Single outputs may lie on either side of 0 after rounding.
+        if maxima.max() > 1e-3 or (shares > 1.5 / bank.series_length).any():
+            raise WrongResultError(f"{bank}: features differ from {name}'s by {maxima.max():.3g}")
+
+
+def _few(X: npt.NDArray[np.float32], bank: KernelBank) -> npt.NDArray[Any]:
+    """The first kernels' features by loops over indices."""
+    few = bank.select(range(min(200, bank.n_kernels)))
+    return kernel_features_reference(normalised(X) if bank.normalise else X, few)
+
+
+def _row(
+    bank: KernelBank,
+    *,
+    X: npt.NDArray[np.float32],
+    theirs: Any,
+    machine_peaks: Sequence[Mapping[str, Any]],
+    rounds: int,
+    batch: int,
+    kept: float = 1.0,
+) -> dict[str, Any]:
+    with peaks.forced_isa(None) as isa:
+        ours, other = X[:batch], X[: min(batch, AEONS_BATCH)]
+        out = np.empty((batch, bank.n_features), np.float32)
+        candidates: dict[str, Callable[[], object]]
+        candidates = {"sparse": partial(kernel_features, ours, bank, out=out)}
+        if kept == 1.0:
+            candidates["aeon"] = partial(theirs.transform, other)
+        peak = peaks.find(machine_peaks, torch.get_num_threads(), isa, "float32")
+        loop = peaks.loop(peak) if peak and bank.kind == "rocket" else None
+        if loop:
+            candidates["peak"] = loop.call
+        times = timing.interleave(candidates, rounds=rounds, least_seconds=TURN)
+    flops = 2 * operations(bank)
+    times["sparse"] = times["sparse"] / batch
+    if "aeon" in times:
+        times["aeon"] = times["aeon"] / len(other)
+    share = None
+    if loop:
+        share = float(np.median(flops / times["sparse"] / (loop.flops / times.pop("peak"))))
+    return {
+        "kind": bank.kind,
+        "in_channels": bank.series_channels,
+        "length": bank.series_length,
+        "batch": batch,
+        "kept": kept,
+        "threads": torch.get_num_threads(),
+        "isa": isa,
+        "operations": flops // 2,
+        **times_and_ratios(times),
+        "share_of_peak": share,
+    }

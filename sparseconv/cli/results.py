@@ -1,0 +1,46 @@
+"""The results folder of a run, before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparseconv import datasets
+from sparseconv.training.data import digest
+from sparseconv.training.loop import CHECKPOINT_NAME
+from sparseconv.training.run_folder import CONFIG_NAME, DATA
+
+
+def check_free(out: Path) -> None:
+    """Refuse a results folder that holds anything worth keeping."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"the results folder {out} is a file; choose another with --out")
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    # A run that ended before its first checkpoint leaves nothing worth keeping.
+    if found - {CONFIG_NAME, f"{CONFIG_NAME}.partial", f"{CHECKPOINT_NAME}.partial"}:
+        if CONFIG_NAME in found:
+            raise ValueError(
+                f"{out} holds a run already; resume it with --resume, or choose another folder "
+                "with --out"
+            )
+        raise ValueError(
+            f"expected a new or empty results folder, but {out} holds other files; choose another "
+            "with --out"
+        )
+
+
+def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` says of the data, by which another data set is told."""
+    return {
+        "name": data.name,
+        "n_train": len(data.X_train),
+        "n_test": len(data.X_test),
+        "n_channels": data.n_channels,
+        "n_timepoints": data.n_timepoints,
+        "classes": data.classes.tolist(),
+        "test_sha256": digest(torch.from_numpy(data.X_test), torch.from_numpy(data.y_test)),
+        **{name: settings[name] for name in DATA},
+    }
