@@ -30,7 +30,7 @@ static inline Extremes no_outputs() {
 // 0, of channel 0; rows outside [first, last) lie outside the series, and nothing is multiplied
 // there. kBroadcast: kernels are the lanes, an input is one number for all of them, and `weights`
 // (the bias first) holds vectors.
-template <int kTaps, int kSteps, bool kBroadcast, bool kEdges>
+template <int kTaps, int kSteps, bool kBroadcast>
 static __attribute__((noinline)) void rocket_column(const float* x,
                                                     int64_t step,
                                                     int64_t first,
@@ -64,7 +64,7 @@ static __attribute__((noinline)) void rocket_column(const float* x,
         asm("" : "+r"(p));  // or the compiler keeps an address for each row, and spills them
         // Row kTaps - 1 is not before the series, and row kSteps - 1 not behind it: no padding
         // exceeds what a kernel spans.
-        if (!kEdges || ((k >= kTaps - 1 || k >= first) && (k < kSteps || k < last))) {
+        if ((k >= kTaps - 1 || k >= first) && (k < kSteps || k < last)) {
           const F32 row = vector(p, kBroadcast);
 #pragma GCC unroll 16
           for (int u = k < kTaps ? 0 : k - kTaps + 1; u < kSteps && u <= k; ++u) {
@@ -80,18 +80,15 @@ static __attribute__((noinline)) void rocket_column(const float* x,
   }
 }
 
-using RocketColumn = decltype(&rocket_column<7, 1, false, false>);
+using RocketColumn = decltype(&rocket_column<7, 1, false>);
 template <bool kBroadcast>
 struct RocketColumns {
-  RocketColumn of[3][2][kRocketSteps];  // of 7, 9, 11 taps; with edges; by steps
+  RocketColumn of[3][kRocketSteps];  // of 7, 9, 11 taps; by steps
   template <int... kSteps>
   constexpr explicit RocketColumns(std::integer_sequence<int, kSteps...>)
-      : of{{{rocket_column<7, 1 + kSteps, kBroadcast, false>...},
-            {rocket_column<7, 1 + kSteps, kBroadcast, true>...}},
-           {{rocket_column<9, 1 + kSteps, kBroadcast, false>...},
-            {rocket_column<9, 1 + kSteps, kBroadcast, true>...}},
-           {{rocket_column<11, 1 + kSteps, kBroadcast, false>...},
-            {rocket_column<11, 1 + kSteps, kBroadcast, true>...}}} {}
+      : of{{rocket_column<7, 1 + kSteps, kBroadcast>...},
+           {rocket_column<9, 1 + kSteps, kBroadcast>...},
+           {rocket_column<11, 1 + kSteps, kBroadcast>...}} {}
 };
 template <bool kBroadcast>
 constexpr RocketColumns<kBroadcast> kColumns{std::make_integer_sequence<int, kRocketSteps>()};
@@ -126,9 +123,8 @@ static void rocket_columns(const RocketKernel& k,
     int64_t first = k.padding / d + (r < before), last = end / d + (r < behind);
     for (int64_t pieces = ceil_div(left, kRocketSteps), some; pieces > 0; --pieces) {
       some = ceil_div(left, pieces);
-      const bool edges = first > 0 || last < some + k.length - 1;
-      columns[edges][some - 1](x + at * kRow, d * kRow, first, last, next - r, weights, channels,
-                               plane, n, found);
+      columns[some - 1](x + at * kRow, d * kRow, first, last, next - r, weights, channels, plane, n,
+                        found);
       left -= some;
       first -= some;
       last -= some;
