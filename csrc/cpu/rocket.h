@@ -74,9 +74,7 @@ struct MiniRocketFeatures {
 constexpr int64_t kRocketTaps = 11;
 // Zero samples on both sides of a series: kernels whose padding they hold need no other care.
 constexpr int64_t kRocketMargin = 48;
-// A rest of fewer series than this has kernels in the lanes instead of series.
-constexpr int64_t kRocketFew = 12;
-// The same for MiniROCKET, whose lanes are positions of one series then.
+// A rest of fewer series than this has, for MiniROCKET, positions of one series in the lanes.
 constexpr int64_t kMiniFew = 6;
 // Positions of a tile of MiniROCKET, at most.
 constexpr int64_t kMiniTile = 240;

@@ -4,7 +4,7 @@
 
 // Outputs at once: steps of a column, whose sums stand in registers beside the weights of all taps
 // (with 16 registers, beside some of them); of kernels of several channels, beside one weight.
-constexpr int kRocketSteps = F32::kTile >= 30 ? 12 : 4;
+constexpr int kRocketSteps = F32::kTile >= 30 ? 12 : 6;
 constexpr int kRocketSums = F32::kTile >= 30 ? 12 : F32::kTile >= 15 ? 10 : 6;
 // Kernels and columns that take turns: what they read and find stays in L1.
 constexpr int64_t kRocketKernels = 32, kRocketColumns = 16;
@@ -340,9 +340,11 @@ static void rocket_kernel_lanes(const RocketFeatures& p,
 // groups than parts.
 static void rocket_features(const RocketFeatures& p, int64_t part, int64_t parts, void* scratch) {
   const SeriesBatch& s = p.series;
-  const bool few = p.n_lanes > 0 && s.batch % F32::kWidth < kRocketFew;
+  // A rest of series takes a vector for each kernel, or one for each series and p.lanes.
+  const int64_t rest = s.batch % F32::kWidth;
+  const bool few = p.n_lanes > 0 && rest * p.n_lanes < p.n_kernels;
   const int64_t groups = few ? s.batch / F32::kWidth : ceil_div(s.batch, F32::kWidth);
-  const int64_t singles = few ? s.batch % F32::kWidth : 0;
+  const int64_t singles = few ? rest : 0;
   const int64_t shares = groups + singles >= parts ? 1 : parts;
   const int64_t units = (groups + singles) * shares;
   auto* features = static_cast<float*>(scratch);
