@@ -17,14 +17,23 @@ struct SeriesBatch {
 // series are 0.
 struct RocketKernel {
   int32_t length, dilation, padding, n_channels;
-  int32_t weights;   // of [tap][channel]
+  int32_t weights;   // where its bias stands, and then [tap][channel]
   int32_t channels;  // of its channels' numbers
   int32_t kernel;    // its two features are 2 * kernel and the one after
-  float bias;
 };
 
-// Neighbouring kernels of one channel, length, dilation and padding, for few series: kernels are
-// the lanes.
+// Kernels for which there is code that loads an input once for several outputs; others take any
+// list of taps and channels.
+inline bool have_columns(const RocketKernel& k) {
+  return k.n_channels == 1 && (k.length == 7 || k.length == 9 || k.length == 11);
+}
+inline bool alike(const RocketKernel& a, const RocketKernel& b) {
+  return a.dilation == b.dilation && a.length == b.length && a.padding == b.padding &&
+         a.n_channels == b.n_channels;
+}
+
+// Neighbouring kernels that are alike, of a univariate series, for few series: kernels are the
+// lanes.
 struct RocketLanes {
   int32_t first, count;
   int64_t weights;  // of [bias, tap 0, tap 1, ...][lane]
@@ -32,11 +41,12 @@ struct RocketLanes {
 
 struct RocketFeatures {
   SeriesBatch series;
-  const RocketKernel* kernels;  // by dilation
+  // Alike ones together, and so are their weights and channels.
+  const RocketKernel* kernels;
   int64_t n_kernels;
   const float* weights;
   const int32_t* channels;
-  // For few series; none if a kernel has several channels.
+  // For few series; none if series have several channels or a kernel has no columns.
   const RocketLanes* lanes;
   int64_t n_lanes;
   const float* lane_weights;
@@ -64,9 +74,7 @@ struct MiniRocketFeatures {
 constexpr int64_t kRocketTaps = 11;
 // Zero samples on both sides of a series: kernels whose padding they hold need no other care.
 constexpr int64_t kRocketMargin = 48;
-// A rest of fewer series than this has kernels in the lanes instead of series.
-constexpr int64_t kRocketFew = 12;
-// The same for MiniROCKET, whose lanes are positions of one series then.
+// A rest of fewer series than this has, for MiniROCKET, positions of one series in the lanes.
 constexpr int64_t kMiniFew = 6;
 // Positions of a tile of MiniROCKET, at most.
 constexpr int64_t kMiniTile = 240;

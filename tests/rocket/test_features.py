@@ -81,6 +81,32 @@ def test_bits_depend_on_the_kernel_and_the_series_alone(
     assert np.array_equal(kernel_features(X, one), whole[:, one.features])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_kernels_that_aeon_does_not_draw(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(channels)
+    X, n = series((19, channels, 61)), 400
+    length = generator.integers(1, 12, n) if channels > 1 else generator.choice([7, 9, 11], n)
+    dilation = generator.integers(1, 60 // np.maximum(length - 1, 1) + 1)
+    padding = generator.integers(0, (length - 1) * dilation + 1)
+    n_channels = generator.integers(1, channels + 1, n)
+    bank = KernelBank(
+        "rocket",
+        {
+            "length": length, "dilation": dilation, "padding": padding, "n_channels": n_channels,
+            "bias": generator.uniform(-1, 1, n),
+            "channels": np.concatenate([np.arange(count) for count in n_channels]),
+            "weights": generator.normal(size=(length * n_channels).sum()),
+        },
+        series_channels=channels, series_length=61, normalise=False,
+    )  # fmt: skip
+    expected = kernel_features_reference(X, bank)
+    for isa in extension.isas() if extension else ():
+        monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+        whole = kernel_features(X, bank)
+        np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-5)
+        assert np.array_equal(kernel_features(X[:1], bank), whole[:1])
+
+
 def test_selections_of_features() -> None:
     X = series((6, 2, 40))
     bank = KernelBank.from_aeon(fitted("minirocket", X, 1000))

@@ -2,108 +2,136 @@
 // series ("kernel lanes"). Each output is one chain of fused multiply-adds from the bias on, tap by
 // tap and channel by channel, so its bits depend on nothing else.
 
-// Outputs at once: sums in registers beside the weights (AVX-512), or beside one weight.
+// Outputs at once: steps of a column, whose sums stand in registers beside the weights of all taps
+// (with 16 registers, beside some of them); of kernels of several channels, beside one weight.
+constexpr int kRocketSteps = F32::kTile >= 30 ? 12 : 6;
 constexpr int kRocketSums = F32::kTile >= 30 ? 12 : F32::kTile >= 15 ? 10 : 6;
+// Kernels and columns that take turns: what they read and find stays in L1.
+constexpr int64_t kRocketKernels = 32, kRocketColumns = 16;
 // Where a series is longer, tiles of outputs keep the windows of all taps in L1.
 constexpr int64_t kRocketLong = 560, kRocketTileRows = 400;
 
 struct Extremes {
   F32 greatest;
   Counts positive;
+  void add(F32 sum) {
+    greatest = greater_of(sum, greatest);
+    positive = count_greater(sum, F32::splat(0), positive);
+  }
 };
 
 static inline Extremes no_outputs() {
   return {F32::splat(-__builtin_inff()), no_counts()};
 }
 
-// Sums of kSums outputs. Input row of tap j and output u: x + j * step + u * kNext; kBroadcast: an
-// input is one number for all lanes.
-template <int kTaps, int kSums, bool kBroadcast>
-static inline __attribute__((always_inline)) void rocket_block(const float* x,
-                                                               int64_t step,
-                                                               const F32 (&weights)[kTaps],
-                                                               F32 bias,
-                                                               Extremes& found) {
-  constexpr int kNext = kBroadcast ? 1 : F32::kWidth;
-  F32 sums[kSums];
+// Outputs of n alike kernels, which are a column: kSteps of them, a dilation apart. Tap j of output
+// u reads row u + j, so that a row is loaded once for all of them, and a column takes kSteps +
+// kTaps - 1 loads instead of kSteps * kTaps. Then the column one sample further, and so on. x: row
+// 0, of channel 0; rows outside [first, last) lie outside the series, and nothing is multiplied
+// there. kBroadcast: kernels are the lanes, an input is one number for all of them, and `weights`
+// (the bias first) holds vectors.
+template <int kTaps, int kSteps, bool kBroadcast>
+static __attribute__((noinline)) void rocket_column(const float* x,
+                                                    int64_t step,
+                                                    int64_t first,
+                                                    int64_t last,
+                                                    int64_t n_columns,
+                                                    const float* weights,
+                                                    const int32_t* channels,
+                                                    int64_t plane,
+                                                    int64_t n,
+                                                    Extremes* found) {
+  constexpr int kRow = kBroadcast ? 1 : F32::kWidth, kNext = kBroadcast ? F32::kWidth : 1;
+  const auto vector = [](const float* p, bool one) { return one ? F32::splat(*p) : F32::load(p); };
+  for (int64_t q = 0; q < n; ++q, weights += (1 + kTaps) * kNext) {
+    const F32 bias = vector(weights, !kBroadcast);
+    F32 w[kTaps];
 #pragma GCC unroll 16
-  for (int u = 0; u < kSums; ++u) {
-    sums[u] = bias;
-  }
-  const float* p = x;
-#pragma GCC unroll 16
-  for (int j = 0; j < kTaps; ++j) {
-#pragma GCC unroll 16
-    for (int u = 0; u < kSums; ++u) {
-      const F32 input = kBroadcast ? F32::splat(p[u * kNext]) : F32::load(p + u * kNext);
-      sums[u] = fma(weights[j], input, sums[u]);
+    for (int j = 0; j < kTaps; ++j) {
+      w[j] = vector(weights + (1 + j) * kNext, !kBroadcast);
     }
-    p += step;
-    asm("" : "+r"(p));  // or the compiler keeps kTaps * kSums addresses, and spills them
-  }
+    const float* column = kBroadcast ? x : x + channels[q] * plane;
+    Extremes seen = found[q];
+    for (int64_t c = 0; c < n_columns; ++c, column += kRow) {
+      const float* p = column;
+      F32 sums[kSteps];
 #pragma GCC unroll 16
-  for (int u = 0; u < kSums; ++u) {
-    found.greatest = greater_of(sums[u], found.greatest);
-    found.positive = count_greater(sums[u], F32::splat(0), found.positive);
-  }
-}
-
-template <int kTaps, int kSums, bool kBroadcast>
-static inline __attribute__((always_inline)) void rocket_rest(int64_t n,
-                                                              const float* x,
-                                                              int64_t step,
-                                                              const F32 (&weights)[kTaps],
-                                                              F32 bias,
-                                                              Extremes& found) {
-  if constexpr (kSums > 0) {
-    if (n == kSums) {
-      rocket_block<kTaps, kSums, kBroadcast>(x, step, weights, bias, found);
-    } else {
-      rocket_rest<kTaps, kSums - 1, kBroadcast>(n, x, step, weights, bias, found);
+      for (int u = 0; u < kSteps; ++u) {
+        sums[u] = bias;
+      }
+#pragma GCC unroll 32
+      for (int k = 0; k < kSteps + kTaps - 1; ++k, p += step) {
+        asm("" : "+r"(p));  // or the compiler keeps an address for each row, and spills them
+        // Row kTaps - 1 is not before the series, and row kSteps - 1 not behind it: no padding
+        // exceeds what a kernel spans.
+        if ((k >= kTaps - 1 || k >= first) && (k < kSteps || k < last)) {
+          const F32 row = vector(p, kBroadcast);
+#pragma GCC unroll 16
+          for (int u = k < kTaps ? 0 : k - kTaps + 1; u < kSteps && u <= k; ++u) {
+            sums[u] = fma(w[k - u], row, sums[u]);
+          }
+        }
+        if (k >= kTaps - 1) {  // here, not at the end: a chain of maxima would stop all else
+          seen.add(sums[k - kTaps + 1]);
+        }
+      }
     }
+    found[q] = seen;
   }
 }
 
-// n outputs of a kernel of kTaps taps. Weight rows: one number a tap, or a vector of them.
-template <int kTaps, bool kBroadcast>
-static __attribute__((noinline)) void rocket_run(const float* x,
-                                                 int64_t step,
-                                                 const float* weights,
-                                                 const float* bias,
-                                                 int64_t n,
-                                                 Extremes* out) {
-  F32 w[kTaps];
-#pragma GCC unroll 16
-  for (int j = 0; j < kTaps; ++j) {
-    w[j] = kBroadcast ? F32::load(weights + j * F32::kWidth) : F32::splat(weights[j]);
-  }
-  const F32 b = kBroadcast ? F32::load(bias) : F32::splat(*bias);
-  constexpr int kNext = kBroadcast ? 1 : F32::kWidth;
-  Extremes found = *out;
-  int64_t i = 0;
-  for (; i + kRocketSums <= n; i += kRocketSums, x += kRocketSums * kNext) {
-    rocket_block<kTaps, kRocketSums, kBroadcast>(x, step, w, b, found);
-  }
-  rocket_rest<kTaps, kRocketSums - 1, kBroadcast>(n - i, x, step, w, b, found);
-  *out = found;
-}
-
-using RocketRun = void (*)(const float*, int64_t, const float*, const float*, int64_t, Extremes*);
+using RocketColumn = decltype(&rocket_column<7, 1, false>);
 template <bool kBroadcast>
-constexpr RocketRun kRocketRuns[kRocketTaps + 1] = {
-    nullptr,
-    rocket_run<1, kBroadcast>,
-    rocket_run<2, kBroadcast>,
-    rocket_run<3, kBroadcast>,
-    rocket_run<4, kBroadcast>,
-    rocket_run<5, kBroadcast>,
-    rocket_run<6, kBroadcast>,
-    rocket_run<7, kBroadcast>,
-    rocket_run<8, kBroadcast>,
-    rocket_run<9, kBroadcast>,
-    rocket_run<10, kBroadcast>,
-    rocket_run<11, kBroadcast>,
+struct RocketColumns {
+  RocketColumn of[3][kRocketSteps];  // of 7, 9, 11 taps; by steps
+  template <int... kSteps>
+  constexpr explicit RocketColumns(std::integer_sequence<int, kSteps...>)
+      : of{{rocket_column<7, 1 + kSteps, kBroadcast>...},
+           {rocket_column<9, 1 + kSteps, kBroadcast>...},
+           {rocket_column<11, 1 + kSteps, kBroadcast>...}} {}
 };
+template <bool kBroadcast>
+constexpr RocketColumns<kBroadcast> kColumns{std::make_integer_sequence<int, kRocketSteps>()};
+
+static inline int64_t rocket_end(const RocketKernel& k, int64_t length) {
+  return length + k.padding - (k.length - 1) * int64_t{k.dilation};
+}
+
+// All outputs of n kernels like k: their columns, in pieces of about equal length.
+template <bool kBroadcast>
+static void rocket_columns(const RocketKernel& k,
+                           int64_t length,
+                           const float* x,
+                           const float* weights,
+                           const int32_t* channels,
+                           int64_t plane,
+                           int64_t n,
+                           Extremes* found) {
+  constexpr int kRow = kBroadcast ? 1 : F32::kWidth;
+  const auto& columns = kColumns<kBroadcast>.of[(k.length - 7) / 2];
+  const int64_t d = k.dilation, end = length + k.padding;
+  const int64_t outputs = rocket_end(k, length) + k.padding;
+  // Columns that begin with one of the first `more` residues are longer by one.
+  const int64_t steps = outputs / d, more = outputs % d, residues = min_of(d, outputs);
+  const int64_t before = k.padding % d, behind = end % d;
+  for (int64_t r = 0, next; r < residues; r = next) {
+    next = min_of(residues, r + kRocketColumns);
+    for (const int64_t change : {more, before, behind}) {
+      next = change > r ? min_of(next, change) : next;
+    }
+    int64_t left = steps + (r < more), at = r - k.padding;
+    int64_t first = k.padding / d + (r < before), last = end / d + (r < behind);
+    for (int64_t pieces = ceil_div(left, kRocketSteps), some; pieces > 0; --pieces) {
+      some = ceil_div(left, pieces);
+      columns[some - 1](x + at * kRow, d * kRow, first, last, next - r, weights, channels, plane, n,
+                        found);
+      left -= some;
+      first -= some;
+      last -= some;
+      at += some * d;
+    }
+  }
+}
 
 // Any number of (offset, weight) pairs: kernels of several channels.
 template <int kSums>
@@ -128,8 +156,7 @@ static inline __attribute__((always_inline)) void rocket_entries(const float* x,
   }
 #pragma GCC unroll 16
   for (int u = 0; u < kSums; ++u) {
-    found.greatest = greater_of(sums[u], found.greatest);
-    found.positive = count_greater(sums[u], F32::splat(0), found.positive);
+    found.add(sums[u]);
   }
 }
 
@@ -178,10 +205,6 @@ static inline void rocket_pieces(const RocketKernel& k,
   }
 }
 
-static inline int64_t rocket_end(const RocketKernel& k, int64_t length) {
-  return length + k.padding - (k.length - 1) * int64_t{k.dilation};
-}
-
 // Up to kWidth series as rows of lanes, `margin` rows of zeros before and behind each channel.
 static void series_to_rows(const SeriesBatch& s, int64_t first, int64_t margin, float* rows) {
   const int64_t lanes = min_of(F32::kWidth, s.batch - first);
@@ -202,98 +225,113 @@ static void series_to_rows(const SeriesBatch& s, int64_t first, int64_t margin, 
   }
 }
 
-// Kernels [from, to) of a group of series.
-static void rocket_batch_lanes(const RocketFeatures& p,
-                               const float* rows,
-                               int64_t first,
-                               int64_t from,
-                               int64_t to,
-                               Extremes* found) {
-  const SeriesBatch& s = p.series;
-  const int64_t plane = (s.length + 2 * kRocketMargin) * F32::kWidth;
-  const int64_t lanes = min_of(F32::kWidth, s.batch - first);
-  for (int64_t g = from, end_of_group; g < to; g = end_of_group) {
-    const int64_t d = p.kernels[g].dilation;
-    end_of_group = g;
-    int64_t begin = 0;
-    while (end_of_group < to && p.kernels[end_of_group].dilation == d) {
-      found[end_of_group - g] = no_outputs();
-      begin = min_of(begin, -p.kernels[end_of_group].padding);
-      ++end_of_group;
-    }
-    const int64_t tile = s.length <= kRocketLong
-                             ? INT64_MAX / 2
-                             : max_of(60, (kRocketTileRows - 10 * d) / kRocketSums * kRocketSums);
-    for (int64_t t = begin; t < s.length; t += tile) {
-      for (int64_t q = g; q < end_of_group; ++q) {
-        const RocketKernel& k = p.kernels[q];
-        const float* weights = p.weights + k.weights;
-        const int32_t* channels = p.channels + k.channels;
-        const float* base = rows + kRocketMargin * F32::kWidth;
-        Extremes* extremes = &found[q - g];
-        int64_t offsets[kRocketTaps * 16];
-        // Kernels have at most as many channels as taps.
-        for (int64_t j = 0; k.n_channels > 1 && j < k.length; ++j) {
-          for (int64_t c = 0; c < k.n_channels; ++c) {
-            offsets[j * k.n_channels + c] = channels[c] * plane + j * d * F32::kWidth;
-          }
+// Kernels [g, g + n), which are alike, by rocket_run_entries.
+static void rocket_tiles(const RocketFeatures& p,
+                         const float* base,
+                         int64_t plane,
+                         int64_t g,
+                         int64_t n,
+                         Extremes* found) {
+  const RocketKernel& like = p.kernels[g];
+  const int64_t d = like.dilation, length = p.series.length, n_channels = like.n_channels;
+  const int64_t tile = length <= kRocketLong
+                           ? INT64_MAX / 2
+                           : max_of(60, (kRocketTileRows - 10 * d) / kRocketSums * kRocketSums);
+  for (int64_t t = -like.padding; t < length; t += tile) {
+    for (int64_t q = 0; q < n; ++q) {
+      const RocketKernel& k = p.kernels[g + q];
+      const float bias = p.weights[k.weights], *weights = p.weights + k.weights + 1;
+      const int32_t* channels = p.channels + k.channels;
+      int64_t offsets[kRocketTaps * kRocketTaps];
+      for (int64_t j = 0; j < k.length; ++j) {
+        for (int64_t c = 0; c < n_channels; ++c) {
+          offsets[j * n_channels + c] = channels[c] * plane + j * d * F32::kWidth;
         }
-        rocket_pieces(k, s.length, max_of(-k.padding, t), min_of(rocket_end(k, s.length), t + tile),
-                      [&](int64_t i, int64_t end, int64_t j0, int64_t j1) {
-                        if (end <= i) {
-                          return;
-                        }
-                        if (k.n_channels == 1) {
-                          kRocketRuns<false>[j1 - j0](
-                              base + channels[0]* plane + (i + j0* d)* F32::kWidth, d* F32::kWidth,
-                              weights + j0, & k.bias, end - i, extremes);
-                        } else {
-                          rocket_run_entries(base + i * F32::kWidth, offsets + j0 * k.n_channels,
-                                             weights + j0 * k.n_channels, (j1 - j0) * k.n_channels,
-                                             k.bias, end - i, extremes);
-                        }
-                      });
       }
-    }
-    for (int64_t q = g; q < end_of_group; ++q) {
-      const RocketKernel& k = p.kernels[q];
-      const F32 share = shares_of(found[q - g].positive, rocket_end(k, s.length) + k.padding);
-      alignas(kRowBytes) float positive[F32::kWidth], greatest[F32::kWidth];
-      share.store(positive);
-      found[q - g].greatest.store(greatest);
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        float* features = s.features + (first + lane) * s.n_features + 2 * int64_t{k.kernel};
-        features[0] = positive[lane];
-        features[1] = greatest[lane];
-      }
+      rocket_pieces(k, length, t, min_of(rocket_end(k, length), t + tile),
+                    [&](int64_t i, int64_t end, int64_t j0, int64_t j1) {
+                      rocket_run_entries(base + i * F32::kWidth, offsets + j0 * n_channels,
+                                         weights + j0 * n_channels, (j1 - j0) * n_channels, bias,
+                                         end - i, &found[q]);
+                    });
     }
   }
 }
 
-// Vectors of kernels [from, to) of one series, which begins at x and has margins of zeros.
+// Kernels [from, to) of a group of series. To `features`, [feature][lane].
+static void rocket_batch_lanes(const RocketFeatures& p,
+                               const float* rows,
+                               int64_t from,
+                               int64_t to,
+                               float* features) {
+  const SeriesBatch& s = p.series;
+  const int64_t plane = (s.length + 2 * kRocketMargin) * F32::kWidth;
+  const float* base = rows + kRocketMargin * F32::kWidth;
+  Extremes found[kRocketKernels];
+  for (int64_t g = from, n; g < to; g += n) {
+    const RocketKernel& k = p.kernels[g];
+    n = 0;
+    do {
+      found[n++] = no_outputs();
+    } while (n < kRocketKernels && g + n < to && alike(k, p.kernels[g + n]));
+    if (have_columns(k)) {
+      rocket_columns<false>(k, s.length, base, p.weights + k.weights, p.channels + k.channels,
+                            plane, n, found);
+    } else {
+      rocket_tiles(p, base, plane, g, n, found);
+    }
+    for (int64_t q = 0; q < n; ++q) {
+      float* both = features + 2 * int64_t{p.kernels[g + q].kernel} * F32::kWidth;
+      shares_of(found[q].positive, rocket_end(k, s.length) + k.padding).store(both);
+      found[q].greatest.store(both + F32::kWidth);
+    }
+  }
+}
+
+// From [feature][lane] to the series' own rows of features.
+static void store_features(const SeriesBatch& s, int64_t first, const float* from) {
+  const int64_t lanes = min_of(F32::kWidth, s.batch - first);
+  alignas(kRowBytes) float spare[F32::kWidth * F32::kWidth];
+  for (int64_t f = 0; f < s.n_features; f += F32::kWidth) {
+    const int64_t n = min_of(F32::kWidth, s.n_features - f);
+    const float* src[F32::kWidth];
+    float* dst[F32::kWidth];
+    for (int64_t i = 0; i < F32::kWidth; ++i) {
+      src[i] = from + (f + i) * F32::kWidth;
+      dst[i] = n == F32::kWidth && i < lanes ? s.features + (first + i) * s.n_features + f
+                                             : spare + i * F32::kWidth;
+    }
+    transpose(src, dst);
+    for (int64_t i = 0; n < F32::kWidth && i < lanes; ++i) {
+      F32::load(dst[i]).store_part(s.features + (first + i) * s.n_features + f, n);
+    }
+  }
+}
+
+// Vectors of kernels [from, to) of one series.
 static void rocket_kernel_lanes(const RocketFeatures& p,
                                 const float* x,
-                                float* features,
                                 int64_t from,
-                                int64_t to) {
-  for (int64_t g = from; g < to; ++g) {
-    const RocketLanes& lanes = p.lanes[g];
-    const RocketKernel& k = p.kernels[lanes.first];
-    const float* bias = p.lane_weights + lanes.weights;
-    const float* weights = bias + F32::kWidth;
-    Extremes found = no_outputs();
-    rocket_pieces(k, p.series.length, -k.padding, rocket_end(k, p.series.length),
-                  [&](int64_t i, int64_t end, int64_t j0, int64_t j1) {
-                    kRocketRuns<true>[j1 - j0](x + i + j0* k.dilation, k.dilation,
-                                               weights + j0* F32::kWidth, bias, end - i, & found);
-                  });
-    alignas(kRowBytes) float positive[F32::kWidth], greatest[F32::kWidth];
-    shares_of(found.positive, rocket_end(k, p.series.length) + k.padding).store(positive);
-    found.greatest.store(greatest);
-    for (int64_t lane = 0; lane < lanes.count; ++lane) {
-      float* out = features + 2 * int64_t{p.kernels[lanes.first + lane].kernel};
-      out[0] = positive[lane];
-      out[1] = greatest[lane];
+                                int64_t to,
+                                float* features) {
+  Extremes found[kRocketKernels];
+  for (int64_t g = from, n; g < to; g += n) {
+    const RocketKernel& k = p.kernels[p.lanes[g].first];
+    n = 0;
+    do {
+      found[n++] = no_outputs();
+    } while (n < kRocketKernels && g + n < to && alike(k, p.kernels[p.lanes[g + n].first]));
+    rocket_columns<true>(k, p.series.length, x, p.lane_weights + p.lanes[g].weights, nullptr, 0, n,
+                         found);
+    for (int64_t q = 0; q < n; ++q) {
+      alignas(kRowBytes) float positive[F32::kWidth], greatest[F32::kWidth];
+      shares_of(found[q].positive, rocket_end(k, p.series.length) + k.padding).store(positive);
+      found[q].greatest.store(greatest);
+      for (int64_t lane = 0; lane < p.lanes[g + q].count; ++lane) {
+        float* out = features + 2 * int64_t{p.kernels[p.lanes[g + q].first + lane].kernel};
+        out[0] = positive[lane];
+        out[1] = greatest[lane];
+      }
     }
   }
 }
@@ -302,29 +340,37 @@ static void rocket_kernel_lanes(const RocketFeatures& p,
 // groups than parts.
 static void rocket_features(const RocketFeatures& p, int64_t part, int64_t parts, void* scratch) {
   const SeriesBatch& s = p.series;
-  const bool few = p.n_lanes > 0 && s.batch % F32::kWidth < kRocketFew;
+  // A rest of series takes a vector for each kernel, or one for each series and p.lanes.
+  const int64_t rest = s.batch % F32::kWidth;
+  const bool few = p.n_lanes > 0 && rest * p.n_lanes < p.n_kernels;
   const int64_t groups = few ? s.batch / F32::kWidth : ceil_div(s.batch, F32::kWidth);
-  const int64_t singles = few ? s.batch % F32::kWidth : 0;
+  const int64_t singles = few ? rest : 0;
   const int64_t shares = groups + singles >= parts ? 1 : parts;
   const int64_t units = (groups + singles) * shares;
-  auto* found = static_cast<Extremes*>(scratch);
-  auto* rows = reinterpret_cast<float*>(found + p.n_kernels);
+  auto* features = static_cast<float*>(scratch);
+  auto* rows = features + ceil_div(s.n_features, F32::kWidth) * F32::kWidth * F32::kWidth;
   for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
     const int64_t group = unit / shares, share = unit % shares;
     if (group < groups) {
       const int64_t first = group * F32::kWidth;
+      const int64_t from = p.n_kernels * share / shares, to = p.n_kernels * (share + 1) / shares;
       series_to_rows(s, first, kRocketMargin, rows);
-      rocket_batch_lanes(p, rows, first, p.n_kernels * share / shares,
-                         p.n_kernels * (share + 1) / shares, found);
+      rocket_batch_lanes(p, rows, from, to, features);
+      if (shares == 1) {
+        store_features(s, first, features);
+        continue;
+      }
+      for (int64_t q = from; q < to; ++q) {  // other parts write between them
+        for (int64_t f = 2 * p.kernels[q].kernel, end = f + 2; f < end; ++f) {
+          for (int64_t lane = 0; lane < min_of(F32::kWidth, s.batch - first); ++lane) {
+            s.features[(first + lane) * s.n_features + f] = features[f * F32::kWidth + lane];
+          }
+        }
+      }
       continue;
     }
     const int64_t n = groups * F32::kWidth + group - groups;
-    const float* x = s.x + n * s.length;
-    for (int64_t t = 0; t < s.length + 2 * kRocketMargin; ++t) {
-      const int64_t at = t - kRocketMargin;
-      rows[t] = at >= 0 && at < s.length ? x[at] : 0;
-    }
-    rocket_kernel_lanes(p, rows + kRocketMargin, s.features + n * s.n_features,
-                        p.n_lanes * share / shares, p.n_lanes * (share + 1) / shares);
+    rocket_kernel_lanes(p, s.x + n * s.length, p.n_lanes * share / shares,
+                        p.n_lanes * (share + 1) / shares, s.features + n * s.n_features);
   }
 }

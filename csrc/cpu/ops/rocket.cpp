@@ -61,9 +61,9 @@ void run(const Problem& problem,
 }  // namespace
 
 int64_t scratch_bytes(const RocketFeatures& p) {
-  const int64_t extremes = p.n_kernels * 2 * kMaxLanes;
+  const int64_t features = ceil_div(p.series.n_features, kMaxLanes) * kMaxLanes * kMaxLanes;
   const int64_t rows = p.series.channels * (p.series.length + 2 * kRocketMargin) * kMaxLanes;
-  return (extremes + rows) * static_cast<int64_t>(sizeof(float));
+  return (features + rows) * static_cast<int64_t>(sizeof(float));
 }
 
 int64_t scratch_bytes(const MiniRocketFeatures& p) {
@@ -81,12 +81,11 @@ RocketPlan::RocketPlan(const Tensor& length,
                        const Tensor& weights,
                        int64_t series_channels,
                        int64_t series_length)
-    : channels_(integers(channels, "channels")),
-      series_channels_(series_channels),
-      series_length_(series_length) {
+    : series_channels_(series_channels), series_length_(series_length) {
   const auto lengths = integers(length, "length"), dilations = integers(dilation, "dilation");
   const auto paddings = integers(padding, "padding"), counts = integers(n_channels, "n_channels");
   const auto biases = floats(bias, "bias"), given = floats(weights, "weights");
+  const auto numbers = integers(channels, "channels");
   const size_t n = lengths.size();
   TORCH_CHECK_VALUE(
       dilations.size() == n && paddings.size() == n && counts.size() == n && biases.size() == n,
@@ -102,28 +101,33 @@ RocketPlan::RocketPlan(const Tensor& length,
                       "kernel ", i, " does not fit series of ", series_channels, " channels and ",
                       series_length, " samples");
     kernels_.push_back({lengths[i], dilations[i], paddings[i], counts[i], 0,
-                        static_cast<int32_t>(channel), static_cast<int32_t>(i), biases[i]});
+                        static_cast<int32_t>(channel), static_cast<int32_t>(i)});
     first_weight[i] = weight;
     weight += static_cast<size_t>(lengths[i]) * counts[i];
     channel += counts[i];
-    univariate_ = univariate_ && series_channels == 1;
+    in_lanes_ = in_lanes_ && series_channels == 1 && have_columns(kernels_.back());
     work_ +=
         static_cast<int64_t>(lengths[i]) * counts[i] * (series_length + 2 * paddings[i] - reach);
   }
-  TORCH_CHECK_VALUE(n > 0 && weight == given.size() && channel == channels_.size(), "expected ",
+  TORCH_CHECK_VALUE(n > 0 && weight == given.size() && channel == numbers.size(), "expected ",
                     weight, " weights and ", channel,
                     " channels of at least one "
                     "kernel, but got ",
-                    given.size(), " and ", channels_.size());
-  for (const int32_t c : channels_) {
+                    given.size(), " and ", numbers.size());
+  for (const int32_t c : numbers) {
     TORCH_CHECK_VALUE(c >= 0 && c < series_channels, "channel ", c, " of ", series_channels);
   }
   std::stable_sort(kernels_.begin(), kernels_.end(), [](const auto& a, const auto& b) {
-    return std::tie(a.dilation, a.length, a.padding) < std::tie(b.dilation, b.length, b.padding);
+    return std::tie(a.dilation, a.length, a.padding, a.n_channels) <
+           std::tie(b.dilation, b.length, b.padding, b.n_channels);
   });
   for (RocketKernel& k : kernels_) {  // from [channel][tap] to [tap][channel]
     const float* w = given.data() + first_weight[k.kernel];
+    const int32_t* first = numbers.data() + k.channels;
     k.weights = static_cast<int32_t>(weights_.size());
+    k.channels = static_cast<int32_t>(channels_.size());
+    channels_.insert(channels_.end(), first, first + k.n_channels);
+    weights_.push_back(biases[k.kernel]);
     for (int32_t j = 0; j < k.length; ++j) {
       for (int32_t c = 0; c < k.n_channels; ++c) {
         weights_.push_back(w[c * k.length + j]);
@@ -139,9 +143,6 @@ std::shared_ptr<const RocketPlan::Lanes> RocketPlan::lanes(int64_t width) {
   }
   auto made = std::make_shared<Lanes>(Lanes{width, {}, {}});
   std::vector<float> packed;
-  const auto alike = [](const RocketKernel& a, const RocketKernel& b) {
-    return a.dilation == b.dilation && a.length == b.length && a.padding == b.padding;
-  };
   for (size_t i = 0, end; i < kernels_.size(); i = end) {
     end = i + 1;
     while (end < kernels_.size() && end < i + width && alike(kernels_[i], kernels_[end])) {
@@ -149,10 +150,10 @@ std::shared_ptr<const RocketPlan::Lanes> RocketPlan::lanes(int64_t width) {
     }
     made->groups.push_back({static_cast<int32_t>(i), static_cast<int32_t>(end - i),
                             static_cast<int64_t>(packed.size())});
-    for (int32_t row = -1; row < kernels_[i].length; ++row) {
+    for (int32_t row = 0; row < 1 + kernels_[i].length; ++row) {
       for (size_t q = i; q < i + width; ++q) {
         const RocketKernel& k = kernels_[std::min(q, end - 1)];
-        packed.push_back(row < 0 ? k.bias : weights_[k.weights + row]);
+        packed.push_back(weights_[k.weights + row]);
       }
     }
   }
@@ -168,7 +169,7 @@ void RocketPlan::features(const Tensor& x, const Tensor& out) {
   TORCH_CHECK_VALUE(x.size(2) == series_length_, "expected series of ", series_length_,
                     " samples, but got ", x.size(2));
   const KernelTable& table = checked_kernels();
-  const auto packed = univariate_ ? lanes(table.lanes) : nullptr;
+  const auto packed = in_lanes_ ? lanes(table.lanes) : nullptr;
   p.kernels = kernels_.data();
   p.n_kernels = static_cast<int64_t>(kernels_.size());
   p.weights = weights_.data();

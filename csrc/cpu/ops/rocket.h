@@ -43,7 +43,7 @@ class RocketPlan {
   std::shared_ptr<const Lanes> lanes_;  // of the last instruction set
   std::mutex packing_;
   int64_t work_ = 0, series_channels_, series_length_;
-  bool univariate_ = true;
+  bool in_lanes_ = true;
 };
 
 class MiniRocketPlan {
