@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from sparseconv.bench.run import WrongResultError, times_and_ratios
 from sparseconv.measure import peaks, timing
@@ -65,8 +66,10 @@ def measure(
                 theirs = make[kind](n_kernels, random_state=0, n_jobs=count).fit(X)
                 bank = KernelBank.from_aeon(theirs)
                 _check(X[:AEONS_BATCH], bank, theirs)
-                timed = partial(_row, X=X, theirs=theirs, machine_peaks=machine_peaks,
-                                rounds=rounds)  # fmt: skip
+                timed = partial(
+                    _row, X=X, theirs=theirs, count=count, machine_peaks=machine_peaks,
+                    rounds=rounds,
+                )  # fmt: skip
                 rows += [timed(bank, batch=batch) for batch in (BATCH, 1)]
                 with peaks.forced_isa("avx2") as isa:
                     if rows[0]["isa"] != isa and (channels, length) == (1, 150):
@@ -83,16 +86,17 @@ def measure(
 
 def _aeon() -> dict[str, Any]:
     fresh = "aeon.transformations.collection.convolution_based" not in sys.modules
-    with tempfile.TemporaryDirectory() as folder:
-        if fresh and "numba" not in sys.modules:
-            os.environ["NUMBA_CACHE_DIR"] = folder  # empty, so that everything is compiled
-        try:
-            from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
-        except ImportError as error:
-            raise RuntimeError(
-                f"aeon draws the random kernels, but it cannot be imported ({error}); install it "
-                "with `pip install 'sparseconv[tsc]'`"
-            ) from error
+    if fresh and "numba" not in sys.modules:
+        folder = tempfile.mkdtemp()  # empty, so that everything is compiled
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["NUMBA_CACHE_DIR"] = folder
+    try:
+        from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
+    except ImportError as error:
+        raise RuntimeError(
+            f"aeon draws the random kernels, but it cannot be imported ({error}); install it "
+            "with `pip install 'sparseconv[tsc]'`"
+        ) from error
     return {"rocket": Rocket, "minirocket": MiniRocket}
 
 
@@ -122,6 +126,7 @@ def _row(
     *,
     X: npt.NDArray[np.float32],
     theirs: Any,
+    count: int,
     machine_peaks: Sequence[Mapping[str, Any]],
     rounds: int,
     batch: int,
@@ -134,11 +139,14 @@ def _row(
         candidates = {"sparse": partial(kernel_features, ours, bank, out=out)}
         if kept == 1.0:
             candidates["aeon"] = partial(theirs.transform, other)
-        peak = peaks.find(machine_peaks, torch.get_num_threads(), isa, "float32")
+        peak = peaks.find(machine_peaks, count, isa, "float32")
         loop = peaks.loop(peak) if peak and bank.kind == "rocket" else None
         if loop:
             candidates["peak"] = loop.call
-        times = timing.interleave(candidates, rounds=rounds, least_seconds=TURN)
+        # numba's threads are OpenMP's: its calls change how many torch uses.
+        times = timing.interleave(
+            candidates, rounds=rounds, least_seconds=TURN, context=lambda _: threads(count)
+        )
     flops = 2 * operations(bank)
     times["sparse"] = times["sparse"] / batch
     if "aeon" in times:
@@ -152,7 +160,7 @@ def _row(
         "length": bank.series_length,
         "batch": batch,
         "kept": kept,
-        "threads": torch.get_num_threads(),
+        "threads": count,
         "isa": isa,
         "operations": flops // 2,
         **times_and_ratios(times),
