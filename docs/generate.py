@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import readme
+from benchmarks import classifiers, readme
 from benchmarks.paper import published_networks, report
-from sparseconv.bench import plots, tables
+from sparseconv.bench import document, plots, tables
 from sparseconv.measure.table import threads_text
 
 ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "benchmarks" / "results" / "random_kernels.json"
 
 
 def write_all(folder: Path) -> None:
@@ -32,6 +33,8 @@ def write_all(folder: Path) -> None:
         "saved": lambda: figure(pictures[0], captions["saved"]),
         "dense_wins": lambda: tables.faster_baselines(bench["rows"]).markdown(),
         "published_networks": networks,
+        "random_kernels": lambda: random_kernels(folder),
+        "pocket": lambda: report.recorded(folder, report.RECORDED_KERNELS),
     }
     for name, make in parts.items():
         _write(folder / f"{name}.md", make())
@@ -47,6 +50,28 @@ def networks() -> str:
     if not published_networks.RESULTS.exists():
         return "Not measured yet: `python -m benchmarks.paper.published_networks` does."
     return published_networks.table()
+
+
+def random_kernels(folder: Path) -> str:
+    """Times of the features, and of classifiers that are made of them."""
+    if not KERNELS.exists() or not classifiers.rows_of():
+        return "Not measured yet: `python -m sparseconv bench --suites random_kernels` does."
+    bench = document.read(KERNELS)
+    picture = classifiers.draw(folder / "classifiers.png").relative_to(ROOT / "docs")
+    caption = "Random kernels: aeon's classifiers (orange), ours (blue), and DSN (green)"
+    return "\n\n".join(
+        (
+            "Microseconds of the features of one series, 10 000 kernels. "
+            "aeon's transforms were compiled in the same process, took their turns, and had the "
+            "same kernels and threads. Of peak: multiply-adds inside the series over what the CPU "
+            f"can do from registers. {readme.where(bench['machine'])}.",
+            tables.random_kernels(bench["random_kernels"]).markdown(),
+            tables.goal_table(bench).markdown(),
+            figure(picture, caption),
+            classifiers.about(),
+            classifiers.table().markdown(),
+        )
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -23,7 +23,9 @@ GROWTH = ("DSN", "fixed pattern", "gradient growth")
 MOMENTS = ("moments: mean", "moments: corrected", "masked dense")
 WIDER = ("DSN", "S = 90 %, nf = 56", "S = 95 %, nf = 68", "S = 98 %, nf = 77")
 SERIES = ("centred zeros", "centred replicate", "z-normalised", "centred zeros, z-normalised")
-RECORDED = Path(__file__).parents[1] / "results" / "paper" / ROWS_NAME
+RESULTS = Path(__file__).parents[1] / "results"
+RECORDED = RESULTS / "paper" / ROWS_NAME
+RECORDED_KERNELS = RESULTS / "pocket" / ROWS_NAME
 OWN = ("DSN", "ResNet", "InceptionTime", "OS-CNN", "LITE", "masked dense")
 
 
