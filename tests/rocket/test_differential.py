@@ -9,57 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from engines import ISAS
-from random_banks import CASES, Problem
+from random_banks import CASES, KINDS, Problem, feature_limits
 
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 from sparseconv.rocket import KernelBank, kernel_features
-from sparseconv.rocket.features import normalised
-from sparseconv.rocket.reference import kernel_features_reference, kernel_outputs_reference
-from sparseconv.testing import error_bound
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
-
-KINDS = ("rocket", "minirocket")
-
-
-def limits(problem: Problem) -> tuple[Any, Any]:
-    """The lowest and the highest features that a correct computation may give."""
-    X, bank = problem.series, problem.bank
-    if bank.kind == "minirocket" or problem.exact:  # its order of additions is part of the result
-        with np.errstate(over="ignore", invalid="ignore"):
-            features = kernel_features_reference(X, bank).astype(np.float32)
-        return features, features
-    X = normalised(X).astype(np.float32) if bank.normalise else X
-    lowest, highest = (np.empty((len(X), bank.n_features)) for _ in "ab")
-    outputs, magnitudes = (
-        kernel_outputs_reference(*data) for data in ((X, bank), (abs(X), absolute(bank)))
-    )
-    for k, (s, magnitude) in enumerate(zip(outputs, magnitudes, strict=True)):
-        bound = rounding(s, magnitude, terms=1 + n_weights(bank)[k])
-        lowest[:, 2 * k], highest[:, 2 * k] = (s > bound).mean(1), (s > -bound).mean(1)
-        lowest[:, 2 * k + 1], highest[:, 2 * k + 1] = (s - bound).max(1), (s + bound).max(1)
-    lowest[:, ::2], highest[:, ::2] = (x[:, ::2].astype(np.float32) for x in (lowest, highest))
-    return lowest, highest
-
-
-def n_weights(bank: KernelBank) -> Any:
-    return bank.arrays["length"] * bank.arrays["n_channels"]
-
-
-def absolute(bank: KernelBank) -> KernelBank:
-    arrays = bank.arrays | {name: abs(bank.arrays[name]) for name in ("weights", "bias")}
-    return KernelBank("rocket", arrays, **bank._facts())
-
-
-def rounding(s: Any, magnitude: Any, terms: int) -> Any:
-    s, magnitude, count = (torch.as_tensor(x, dtype=torch.float64) for x in (s, magnitude, terms))
-    # A sum of tiny numbers is rounded to whole subnormal steps.
-    step = torch.finfo(torch.float32).smallest_normal * torch.finfo(torch.float32).eps
-    tiny = count * step / 2 * (magnitude > 0)
-    return (error_bound(s, magnitude, count, torch.float32) + tiny).numpy()
 
 
 @pytest.mark.promise("P1")
@@ -79,7 +36,7 @@ def test_random_kernels(
         problem = Problem(kind, seed)
         X, bank, rng = problem.series, problem.bank, problem.rng
         whole = kernel_features(X, bank)
-        lowest, highest = limits(problem)
+        lowest, highest = feature_limits(X, bank, problem.exact)
         assert ((lowest <= whole) & (whole <= highest)).all(), problem
         for i in range(max(3, len(ISAS))):  # over the seeds, all pairs
             isa, count = ISAS[(seed + i) % len(ISAS)], 1 + i % 3

@@ -1,4 +1,4 @@
-"""Calls the raw ops and the random kernels on tensors that lie flush against pages that nobody may touch: run by a test.
+"""Calls raw ops and random kernels on tensors flush against pages that nobody may touch: by a test.
 
     python tests/trust/guarded.py SEED CASES
     python tests/trust/guarded.py control
