@@ -154,11 +154,11 @@ def _minirocket(rng: np.random.Generator) -> tuple[KernelBank, Any, bool]:
 
 def feature_limits(X: Any, bank: KernelBank, exact: bool = False) -> tuple[Any, Any]:
     """The lowest and the highest features that a correct computation may give."""
+    X = normalised(X).astype(np.float32) if bank.normalise else X
     if bank.kind == "minirocket" or exact:  # its order of additions is part of the result
         with np.errstate(over="ignore", invalid="ignore"):
             features = kernel_features_reference(X, bank).astype(np.float32)
         return features, features
-    X = normalised(X).astype(np.float32) if bank.normalise else X
     absolute = changed(bank, **{name: abs(bank.arrays[name]) for name in ("weights", "bias")})
     sums = kernel_outputs_reference(X, bank), kernel_outputs_reference(abs(X), absolute)
     lowest, highest = (np.empty((len(X), bank.n_features)) for _ in "ab")
