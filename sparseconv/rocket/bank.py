@@ -85,8 +85,13 @@ class KernelBank:
         object.__setattr__(self, "_plan", None)
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "_arrays", MappingProxyType(held))
-        object.__setattr__(self, "series_channels", integer("series_channels", series_channels))
-        object.__setattr__(self, "series_length", integer("series_length", series_length))
+        sizes = {"series_channels": series_channels, "series_length": series_length}
+        for name, size in sizes.items():
+            if not 1 <= integer(f"{name} must be an integer", size) < 2**31:
+                raise ValueError(f"{name} must lie in [1, 2**31), but got {size}")
+            object.__setattr__(self, name, int(size))
+        if not isinstance(normalise, bool | np.bool_):
+            raise TypeError(f"normalise must be True or False, but got {normalise!r}")
         object.__setattr__(self, "normalise", bool(normalise))
         count = 2 * len(held["length"]) if kind == "rocket" else len(held["biases"])
         columns = np.arange(count) if features is None else features
@@ -139,8 +144,14 @@ class KernelBank:
         for name in ("weights", "bias", "biases"):
             if name in a and not np.isfinite(a[name]).all():
                 raise ValueError(f"{name} must be finite")
-        if len(self.features) != self.n_features or (np.diff(self.features) <= 0).any():
-            raise ValueError("features must name each column once, in ascending order")
+        columns = self.features
+        if len(columns) != self.n_features or columns[0] < 0 or (np.diff(columns) <= 0).any():
+            raise ValueError(
+                f"features must name {self.n_features} columns, from 0 on, once and in ascending "
+                "order"
+            )
+        if self.kind == "rocket" and ((columns[::2] % 2 != 0) | (np.diff(columns)[::2] != 1)).any():
+            raise ValueError("features must name both columns of each kernel, 2 k and 2 k + 1")
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a KernelBank is immutable; {name} cannot be set")
@@ -192,7 +203,8 @@ class KernelBank:
         """A bank of some kernels, in ascending order, with all their features.
 
         Raises:
-            ValueError: an index that is out of range or named twice, or none.
+            TypeError: what is no integer, also a mask. ValueError: an index that is out of range
+                or named twice, or none.
         """
         chosen = _indices("kernels", kernels, self.n_kernels)
         if self.kind == "rocket":
@@ -204,8 +216,8 @@ class KernelBank:
         """A bank with some of the features, of the kernels that they need, in ascending order.
 
         Raises:
-            ValueError: an index that is out of range or named twice, or none; for ROCKET one of a
-                kernel's two features without the other.
+            TypeError: what is no integer, also a mask. ValueError: an index that is out of range
+                or named twice, or none; for ROCKET one of a kernel's two features alone.
         """
         chosen = _indices("features", features, self.n_features)
         if self.kind == "rocket":
@@ -242,35 +254,32 @@ class KernelBank:
         Raises:
             TypeError: another object. ValueError: one that is not fitted.
         """
-        transformer, kind = getattr(fitted, "_transformer", fitted), type(fitted).__name__
-        name = type(transformer).__name__.removesuffix("Classifier")
-        if name not in ("Rocket", "MiniRocket"):
+        from aeon.classification.convolution_based import MiniRocketClassifier, RocketClassifier
+        from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
+
+        kind = type(fitted).__name__
+        if not isinstance(fitted, Rocket | MiniRocket | RocketClassifier | MiniRocketClassifier):
             raise TypeError(
                 "expected aeon's Rocket, MiniRocket, RocketClassifier or MiniRocketClassifier, "
                 f"fitted, but got {kind}"
             )
-        found = getattr(transformer, "kernels" if name == "Rocket" else "parameters", None)
-        if found is None:
+        if not fitted.is_fitted:
             raise ValueError(f"this {kind} is not fitted; call fit first")
+        transformer = getattr(fitted, "_transformer", fitted)
         shape = {
             "series_channels": transformer.metadata_["n_channels"],
             "series_length": transformer.metadata_["n_timepoints"],
         }
-        if name == "Rocket":
-            weights, length, bias, dilation, padding, n_channels, channels = found
+        if isinstance(transformer, Rocket):
+            weights, length, bias, dilation, padding, n_channels, channels = transformer.kernels
             arrays = {
                 "length": length, "dilation": dilation, "padding": padding, "bias": bias,
                 "n_channels": n_channels, "channels": channels, "weights": weights,
             }  # fmt: skip
-            return cls("rocket", arrays, normalise=transformer.normalise, **shape)
-        n_channels, channels, dilations, per_dilation, biases = found
-        combination = np.arange(MINI_KERNELS * len(dilations))
-        j, k = combination // MINI_KERNELS, combination % MINI_KERNELS
-        arrays = {
-            "taps": k, "dilation": dilations[j], "padded": (j + k) % 2 == 0,
-            "n_biases": per_dilation[j], "n_channels": n_channels, "channels": channels,
-            "biases": biases,
-        }  # fmt: skip
+            return cls("rocket", arrays, normalise=bool(transformer.normalise), **shape)
+        n_channels, channels, dilations, n_biases, biases = transformer.parameters
+        arrays = _all_kernels(dilations, n_biases)
+        arrays |= {"n_channels": n_channels, "channels": channels, "biases": biases}
         return cls("minirocket", arrays, normalise=False, **shape)
 
     def to_aeon(self) -> Any:
@@ -278,7 +287,7 @@ class KernelBank:
 
         Raises:
             ValueError: a MiniROCKET bank of which features were dropped: aeon's object always has
-                all 84 kernels at every dilation, with as many biases each.
+                all 84 kernels at every dilation, with as many biases each, every other one padded.
         """
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 
@@ -288,17 +297,19 @@ class KernelBank:
             order = ("weights", "length", "bias", "dilation", "padding", "n_channels", "channels")
             made.kernels = tuple(a[name].copy() for name in order)
         else:
-            dilations, counts = np.unique(a["dilation"], return_counts=True)
-            biases = a["n_biases"].reshape(len(dilations), -1) if (counts == 84).all() else None
-            if biases is None or (biases != biases[:, :1]).any():
+            dilations, first = np.unique(a["dilation"], return_index=True)
+            n_biases = a["n_biases"][first]
+            whole = _all_kernels(dilations, n_biases)
+            if self.normalise or any(not np.array_equal(a[name], whole[name]) for name in whole):
                 raise ValueError(
-                    "aeon's MiniRocket has all 84 kernels at every dilation, but features of this "
-                    "bank were dropped; compute them with kernel_features"
+                    "aeon's MiniRocket has all 84 kernels at every dilation, padded in turn, for "
+                    "series as they are, but this bank has others, or features of it were dropped; "
+                    "compute them with kernel_features"
                 )
             made = MiniRocket(n_kernels=self.n_features)
             made.parameters = (
                 a["n_channels"].copy(), a["channels"].copy(), dilations,
-                biases[:, 0].copy(), a["biases"].copy(),
+                n_biases, a["biases"].copy(),
             )  # fmt: skip
         made._n_jobs, made.is_fitted = 1, True
         made.metadata_ = {
@@ -360,6 +371,14 @@ def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> dict[s
     return content
 
 
+def _all_kernels(dilations: Array, n_biases: Array) -> dict[str, Array]:
+    """What aeon's MiniRocket does not say: all kernels at every dilation, padded in turn."""
+    j, k = np.divmod(np.arange(MINI_KERNELS * len(dilations)), MINI_KERNELS)
+    return {
+        "taps": k, "dilation": dilations[j], "padded": (j + k) % 2 == 0, "n_biases": n_biases[j],
+    }  # fmt: skip
+
+
 def _frozen(name: str, values: Any, dtype: Any) -> Array:
     """A copy that cannot be written, of numbers that the type holds exactly or to its precision."""
     given = np.asarray(values)
@@ -378,14 +397,17 @@ def _frozen(name: str, values: Any, dtype: Any) -> Array:
 
 
 def _indices(name: str, chosen: Iterable[int], count: int) -> Array:
-    found = np.sort(np.array([integer(f"{name} must be integers", i) for i in chosen], np.int64))
-    if len(found) == 0:
+    if not isinstance(chosen, Iterable):
+        raise TypeError(f"{name} must be several integers, but got {chosen!r}")
+    found = sorted(integer(f"{name} must be integers", i) for i in chosen)
+    if not found:
         raise ValueError(f"{name} names none; a bank holds at least one")
     if found[0] < 0 or found[-1] >= count:
         raise ValueError(f"{name} must lie in [0, {count}), but hold {found[0]} to {found[-1]}")
-    if (np.diff(found) == 0).any():
-        raise ValueError(f"{name} name {found[:-1][np.diff(found) == 0][0]} twice")
-    return found
+    array = np.array(found, np.int64)
+    if (np.diff(array) == 0).any():
+        raise ValueError(f"{name} name {array[:-1][np.diff(array) == 0][0]} twice")
+    return array
 
 
 def _ranges(first: Array, end: Array) -> Array:

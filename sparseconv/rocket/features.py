@@ -27,13 +27,14 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 
     Args:
         X: ``(n_cases, n_channels, n_timepoints)``, or of one channel ``(n_cases, n_timepoints)``,
-            of the shape that the bank was made for, finite. float32 is computed with.
+            of the shape that the bank was made for, finite in float32, which is computed with.
         bank: the kernels.
         out: where to write instead of new memory, which costs as much as the kernels for few
             series: C-contiguous float32 ``(n_cases, bank.n_features)``.
 
     Raises:
-        ValueError: series of another shape or not finite; ``out`` that does not fit.
+        TypeError: no ``KernelBank``. ValueError: series of another shape or not finite; ``out``
+            that does not fit, or overlaps the series.
 
     Example:
         >>> from aeon.transformations.collection.convolution_based import MiniRocket
@@ -44,34 +45,27 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 
     Source: Dempster et al. 2020 (ROCKET), 2021 (MiniROCKET).
     """
-    X = np.asarray(X)
-    if X.ndim == 2:
-        X = X[:, None]
-    shape = bank.series_channels, bank.series_length
-    if X.ndim != 3 or X.shape[1:] != shape:
-        raise ValueError(
-            f"expected series of shape (n_cases, {shape[0]}, {shape[1]}), those that the kernels "
-            f"were drawn for, but got {X.shape}; pad or cut them to this length"
+    if not isinstance(bank, KernelBank):
+        raise TypeError(
+            f"expected a KernelBank, but got {type(bank).__name__}; make one with "
+            "KernelBank.from_aeon"
         )
-    if X.dtype.kind not in "fiu":
-        raise ValueError(f"expected series of real numbers, but got dtype {X.dtype}")
-    if bank.normalise:
-        X = normalised(X)
-    with np.errstate(over="ignore"):
-        X = np.require(X, np.float32, ["C", "W"])  # writable, since torch warns of others
-    if not np.isfinite(X).all():
-        raise ValueError("expected finite series; replace NaN, for example with numpy.nan_to_num")
+    X = _checked_series(X, bank)
     wanted = len(X), bank.n_features
     if out is None:
         out = np.empty(wanted, np.float32)
-    elif (
-        not isinstance(out, np.ndarray)
-        or out.shape != wanted
-        or out.dtype != np.float32
-        or not out.flags.c_contiguous
-        or not out.flags.writeable
+    elif not (
+        isinstance(out, np.ndarray)
+        and out.shape == wanted
+        and out.dtype == np.float32
+        and out.flags.carray  # C-contiguous, aligned and writeable
     ):
-        raise ValueError(f"expected out to be a C-contiguous float32 array of shape {wanted}")
+        raise ValueError(
+            f"expected out to be a C-contiguous, writeable float32 array of shape {wanted}, but "
+            f"got {_described(out)}; leave it out for a new one"
+        )
+    elif np.may_share_memory(X, out):
+        raise ValueError("expected out in memory of its own, but it overlaps the series; copy them")
     if extension is None:
         out[:] = kernel_features_reference(X, bank)
     else:
@@ -98,12 +92,49 @@ def operations(bank: KernelBank) -> int:
     return total
 
 
+def _checked_series(X: Any, bank: KernelBank) -> Features:
+    """``(n_cases, n_channels, n_timepoints)`` as the kernels read them: aligned, finite float32."""
+    shape = bank.series_channels, bank.series_length
+    expected = f"expected series of shape (n_cases, {shape[0]}, {shape[1]}), those that the kernels"
+    remedy = "pad or cut them to this length"
+    try:
+        X = np.asarray(X)
+    except ValueError as error:  # of several lengths
+        raise ValueError(f"{expected} were drawn for, but got several shapes; {remedy}") from error
+    given = X.shape
+    if X.ndim == 2:
+        X = X[:, None]
+    if X.ndim != 3 or X.shape[1:] != shape:
+        raise ValueError(f"{expected} were drawn for, but got {given}; {remedy}")
+    if X.dtype.kind not in "fiu":
+        raise ValueError(f"expected series of real numbers, but got dtype {X.dtype}; convert them")
+
+    def single(X: npt.NDArray[Any]) -> Features:  # writable, since torch warns of others
+        return np.require(X, np.float32, ["C", "A", "W"])
+
+    with np.errstate(over="ignore"):
+        converted = single(X)
+    if not np.isfinite(converted).all():
+        raise ValueError(
+            "expected series that are finite in float32, but got NaN, infinite or larger numbers; "
+            "replace NaN, for example with numpy.nan_to_num, or rescale them"
+        )
+    return single(normalised(X)) if bank.normalise else converted
+
+
+def _described(out: Any) -> str:
+    if not isinstance(out, np.ndarray):
+        return type(out).__name__
+    lacks = "" if out.flags.carray else ", not C-contiguous, aligned and writeable"
+    return f"{out.dtype} of shape {out.shape}{lacks}"
+
+
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Each channel of each series with mean 0 and variance 1, as aeon's Rocket does: in float64."""
-    with np.errstate(invalid="ignore"):  # what is not finite is refused afterwards
-        mean = X.mean(2, keepdims=True, dtype=np.float64)
-        spread = X.std(2, keepdims=True, dtype=np.float64)
-        return np.asarray((X - mean) / np.where(spread == 0, 1, spread))
+    X = np.ascontiguousarray(X)  # NumPy adds in another order where time is not the last in memory
+    mean = X.mean(2, keepdims=True, dtype=np.float64)
+    spread = X.std(2, keepdims=True, dtype=np.float64)
+    return np.asarray((X - mean) / np.where(spread == 0, 1, spread))
 
 
 def plan_of(bank: KernelBank) -> Any:

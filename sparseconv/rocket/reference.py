@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
@@ -15,13 +16,28 @@ TAPS = np.array(list(combinations(range(MINI_LENGTH), 3)))
 
 def kernel_features_reference(X: Any, bank: KernelBank) -> npt.NDArray[Any]:
     """``(n_cases, n_features)``: float64 for ROCKET; MiniROCKET's exact arithmetic in float32."""
+    rocket = bank.kind == "rocket"
+    out = np.empty((len(X), bank.n_features), np.float64 if rocket else np.float32)
+    first = 0
+    for k, s in enumerate(kernel_outputs_reference(X, bank)):
+        if rocket:
+            out[:, 2 * k], out[:, 2 * k + 1] = (s > 0).mean(1), s.max(1)
+            continue
+        end = first + int(bank.arrays["n_biases"][k])
+        for f in range(first, end):
+            out[:, f] = (s > bank.arrays["biases"][f]).sum(1) / np.float32(s.shape[1])
+        first = end
+    return out
+
+
+def kernel_outputs_reference(X: Any, bank: KernelBank) -> Iterator[npt.NDArray[Any]]:
+    """The outputs of each kernel that its features are made from: ``(n_cases, n_outputs)``."""
     X = np.asarray(X)
     return _rocket(X, bank) if bank.kind == "rocket" else _minirocket(X, bank)
 
 
-def _rocket(X: npt.NDArray[Any], bank: KernelBank) -> npt.NDArray[Any]:
-    a, (n, _, length) = bank.arrays, X.shape
-    out, w, c = np.empty((n, bank.n_features)), 0, 0
+def _rocket(X: npt.NDArray[Any], bank: KernelBank) -> Iterator[npt.NDArray[np.float64]]:
+    a, (n, _, length), w, c = bank.arrays, X.shape, 0, 0
     for k in range(bank.n_kernels):
         taps, d, pad = (int(a[name][k]) for name in ("length", "dilation", "padding"))
         channels = a["channels"][c : c + a["n_channels"][k]]
@@ -33,15 +49,13 @@ def _rocket(X: npt.NDArray[Any], bank: KernelBank) -> npt.NDArray[Any]:
             x = np.pad(X[:, channel].astype(np.float64), ((0, 0), (pad, pad)))
             for j in range(taps):
                 s += float(row[j]) * x[:, j * d : j * d + n_out]
-        out[:, 2 * k], out[:, 2 * k + 1] = (s > 0).mean(1), s.max(1)
-    return out
+        yield s
 
 
-def _minirocket(X: npt.NDArray[Any], bank: KernelBank) -> npt.NDArray[np.float32]:
-    a, (n, _, length) = bank.arrays, X.shape
+def _minirocket(X: npt.NDArray[Any], bank: KernelBank) -> Iterator[npt.NDArray[np.float32]]:
+    a, (n, _, length), c = bank.arrays, X.shape, 0
     X = X.astype(np.float32)
     triple = np.float32(3) * X
-    out, c, f = np.empty((n, bank.n_features), np.float32), 0, 0
 
     def shifted(x: npt.NDArray[np.float32], steps: int) -> npt.NDArray[np.float32]:
         """x[t + steps], 0 outside."""
@@ -62,8 +76,4 @@ def _minirocket(X: npt.NDArray[Any], bank: KernelBank) -> npt.NDArray[np.float32
                 s = s + shifted(g, (int(tap) - 4) * d)
             total = total + s
         c += a["n_channels"][k]
-        inside = total if a["padded"][k] else total[:, 4 * d : length - 4 * d]
-        for bias in a["biases"][f : f + a["n_biases"][k]]:
-            out[:, f] = ((inside > bias).sum(1) / np.float32(inside.shape[1])).astype(np.float32)
-            f += 1
-    return out
+        yield total if a["padded"][k] else total[:, 4 * d : length - 4 * d]

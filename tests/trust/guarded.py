@@ -1,4 +1,4 @@
-"""Calls the raw ops on tensors that lie flush against pages that nobody may touch: run by a test.
+"""Calls raw ops and random kernels on tensors flush against pages that nobody may touch: by a test.
 
     python tests/trust/guarded.py SEED CASES
     python tests/trust/guarded.py control
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import mmap
 import os
 import random
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from engines import ISAS
+from random_banks import Problem
 from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
@@ -28,6 +30,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.chain import Chain, Conv, NormRelu, Pointwise
 from sparseconv.ops import calls as ops
 from sparseconv.ops.backends import extension
+from sparseconv.rocket.features import MINIROCKET_ORDER, ROCKET_ORDER
 from sparseconv.testing import LAYOUTS, Case, random_case
 
 OPS = torch.ops.sparseconv
@@ -53,7 +56,7 @@ def guarded(x: Tensor, before: bool) -> Tensor:
     return flat.as_strided(x.shape, x.stride())
 
 
-def calls_of(case: Case, rng: random.Random) -> list[tuple[Any, tuple[Any, ...]]]:
+def calls_of(case: Case, rng: random.Random, seed: int) -> list[tuple[Any, tuple[Any, ...]]]:
     """The three computations with their plans, in random layouts, and the ops around them."""
     layouts = [name for name in LAYOUTS if name != "imaginary"]  # whose memory holds -x
     x, values, bias, grad = (
@@ -79,7 +82,22 @@ def calls_of(case: Case, rng: random.Random) -> list[tuple[Any, tuple[Any, ...]]
     ]
     if case.tensors().input.dtype in (torch.float32, torch.float64):
         found += [chain_of(case, rng) for _ in range(2)]
-    return found
+    return [*found, features_of(Problem("rocket", seed)), features_of(Problem("minirocket", seed))]
+
+
+def features_of(problem: Problem) -> tuple[Any, tuple[Any, ...]]:
+    """Random kernels, from the arrays of their bank on."""
+    bank, x = problem.bank, torch.from_numpy(problem.series)
+    rocket = bank.kind == "rocket"
+    plan = extension.RocketPlan if rocket else extension.MiniRocketPlan
+    order = ROCKET_ORDER if rocket else MINIROCKET_ORDER
+
+    def run(x: Tensor, out: Tensor, *arrays: Tensor) -> Tensor:
+        plan(*arrays, *x.shape[1:]).features(x, out)
+        return out
+
+    arrays = (torch.tensor(bank.arrays[name]) for name in order)
+    return run, (x, torch.full((len(x), bank.n_features), math.nan), *arrays)
 
 
 def chain_of(case: Case, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:
@@ -135,7 +153,7 @@ def main(seed: int, cases: int) -> None:
     for number in range(seed, seed + cases):
         rng = random.Random(number)
         case = random_case(rng, n=rng.randint(1, 5), batched=True)
-        work = calls_of(case, rng)
+        work = calls_of(case, rng, number)
         for isa in ISAS:
             os.environ["SPARSECONV_CPU_ISA"] = isa
             for op, args in work:
@@ -143,7 +161,7 @@ def main(seed: int, cases: int) -> None:
                 try:
                     check(op, args)
                 except AssertionError as error:
-                    faults.append(f"{op} on {isa}: {error}: {case!r}")
+                    faults.append(f"{op} on {isa}, seed {number}: {error}: {case!r}")
     print(json.dumps({"calls": calls, "faults": faults, "extension": extension.__file__}))
 
 

@@ -87,7 +87,7 @@ def digest(out: Path) -> str:
         elif isinstance(item, dict | list | tuple):
             for key, entry in item.items() if isinstance(item, dict) else enumerate(item):
                 add(f"{name}.{key}", entry)
-        elif not name.endswith(".seconds"):
+        elif not name.endswith("seconds"):
             sha.update(f"{name} {item!r}".encode())
 
     add("checkpoint", content)

@@ -1,6 +1,6 @@
-"""Damages patterns, state dicts and checkpoints and loads what comes out: run by a test.
+"""Damages patterns, state dicts, checkpoints and banks and loads what comes out: run by a test.
 
-    python tests/trust/mutations.py patterns|states|checkpoints SEED CASES FOLDER
+    python tests/trust/mutations.py patterns|states|checkpoints|banks SEED CASES FOLDER
 
 Each either loads, and then computes what it says, or is refused with a clear error that leaves
 everything as it was. Prints, as JSON, how many did which, and what did neither.
@@ -16,16 +16,20 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from child import limit_memory, refuses
+from random_banks import KINDS, Problem, feature_limits
 from tiny import RECIPE, network, run, same
 from torch import Tensor
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
+from sparseconv.rocket import KernelBank, kernel_features
 from sparseconv.training import checkpoint
 
 DTYPES = (torch.int64, torch.int16, torch.float64, torch.bool, torch.uint8)
@@ -257,11 +261,44 @@ class Checkpoints:
         return raised
 
 
+class Banks:
+    """Files of random kernels."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.raw = folder / "bank.npz", []
+        for kind, seed in product(KINDS, (1, 2, 5, 6)):
+            Problem(kind, seed).bank.save(self.path)
+            self.raw.append(self.path.read_bytes())
+
+    def __call__(self, rng: random.Random) -> bool:
+        damage = damaged_bytes if rng.random() < 0.3 else damaged_archive
+        damaged = damage(rng, rng.choice(self.raw))
+        self.path.write_bytes(damaged)
+        raised, found = refuses(lambda: KernelBank.load(self.path))
+        if raised:
+            assert isinstance(found, ValueError), f"{type(found).__name__}: {found}"
+            assert self.path.read_bytes() == damaged, "a refused file was changed"
+        elif found.series_channels * found.series_length < 10**5:
+            self.computes(found, rng)
+        return raised
+
+    def computes(self, bank: KernelBank, rng: random.Random) -> None:
+        shape = rng.randint(1, 20), bank.series_channels, bank.series_length
+        X = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        features = kernel_features(X, bank)
+        largest = max(np.abs(bank.arrays.get(name, 0)).max() for name in ("weights", "bias"))
+        if largest < 1e30:  # else sums may be infinite
+            lowest, highest = feature_limits(X, bank)
+            assert ((lowest <= features) & (features <= highest)).all(), "other features"
+
+
 def main(what: str, seed: int, cases: int, folder: Path) -> None:
     limit_memory(2.0)
     torch.set_num_threads(1)
     one: Callable[[random.Random], bool]
-    one = {"patterns": one_pattern, "states": one_state}.get(what) or Checkpoints(folder)
+    one = {"patterns": one_pattern, "states": one_state}.get(what) or (
+        Banks(folder) if what == "banks" else Checkpoints(folder)
+    )
     refused, faults = 0, []
     for number in range(seed, seed + cases):
         torch.manual_seed(number)

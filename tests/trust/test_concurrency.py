@@ -5,18 +5,22 @@ Several threads on one layer, changes of pattern meanwhile, and any number of Op
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from random_banks import KINDS, Problem
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, SparseConv1d, optimize_for_inference, sparse_conv1d
 from sparseconv.measure.machine import threads
+from sparseconv.rocket import kernel_features
 
 THREADS, ROUNDS = 8, 12
 
@@ -155,6 +159,21 @@ def test_threads_share_a_model_optimised_for_inference() -> None:
             return all(fast(x).equal(expected) for _ in range(ROUNDS))
 
     assert all(in_threads(work))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_share_a_bank_of_random_kernels(kind: str, count_cases: Any) -> None:
+    made = Problem(kind, 3).bank
+    assert made.series_channels == 1  # then ROCKET's plan packs weights at the first use
+    shape = THREADS, 1, made.series_length
+    X = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = kernel_features(X, made)
+    for _ in range(20):
+        fresh = copy.copy(made)
+        found = in_threads(lambda i, bank=fresh: [kernel_features(X[i:], bank) for _ in "abc"])
+        for i, rounds in enumerate(found):
+            assert all(np.array_equal(got, expected[i:]) for got in rounds)
+            count_cases(3)
 
 
 @pytest.mark.promise("P3")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import builtins
-import errno
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from full_disk import check_every_write
 from killed_run import (
     CHILD,
     digest,
@@ -124,59 +122,13 @@ def test_a_checkpoint_that_was_damaged_since(
     count_cases(1)
 
 
-class _Full:
-    """A file whose disk is full after so many writes."""
-
-    def __init__(self, file: Any, writes: int) -> None:
-        self.file, self.left = file, writes
-
-    def write(self, data: Any) -> int:
-        if self.left == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.left -= 1
-        return int(self.file.write(data))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-    def __enter__(self) -> _Full:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-
 @pytest.mark.promise("P9")
 def test_no_write_of_a_save_may_fail_unnoticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_cases: Callable[[int], None]
+    tmp_path: Path, count_cases: Callable[[int], None]
 ) -> None:
-    """Each write in turn, then the way to the disk, then the new name."""
     path, content = tmp_path / "checkpoint.pt", {"epoch": 1, "x": [torch.zeros(9), torch.ones(5)]}
     checkpoint.save(path, content)
-    whole, opened = path.read_bytes(), builtins.open
-
-    def fails(replacement: Any, *place: Any) -> bool:
-        """Whether the save raised and left the older file as it was."""
-        with monkeypatch.context() as patch:
-            patch.setattr(*place, replacement)
-            try:
-                checkpoint.save(path, {**content, "epoch": 2})
-            except (OSError, RuntimeError):
-                pass
-            else:
-                return False
-        assert path.read_bytes() == whole
-        assert [file.name for file in tmp_path.iterdir()] == [path.name]
-        return True
-
-    def no_space(*_: Any, **__: Any) -> Any:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    for place in ((checkpoint.os, "fsync"), (Path, "replace"), (Path, "open")):
-        assert fails(no_space, *place)
-    writes = 0
-    while fails(lambda self, mode, n=writes: _Full(opened(self, mode), n), Path, "open"):
-        writes += 1
-    assert writes > 10
+    failed = check_every_write(lambda: checkpoint.save(path, {**content, "epoch": 2}), path)
+    assert failed > 13
     assert checkpoint.load(path)["epoch"] == 2
-    count_cases(writes + 3)
+    count_cases(failed)

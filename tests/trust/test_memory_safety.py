@@ -29,7 +29,8 @@ SANITIZE = "-fsanitize=address,undefined -fno-sanitize=vptr"
 def test_inputs_flush_against_guard_pages(
     campaign: Callable[[int, int], int], count_cases: Callable[[int], None]
 ) -> None:
-    found = run_child("guarded", 0, campaign(300, 5_000))
+    # Fresh memory holds junk, so a result that was made from what nobody wrote shows.
+    found = run_child("guarded", 0, campaign(300, 5_000), environment={"MALLOC_PERTURB_": "85"})
     assert found["faults"] == []
     count_cases(found["calls"])
 
@@ -131,10 +132,22 @@ def test_every_wrong_argument_of_every_op(
 
 
 @pytest.mark.promise("P5")
+def test_every_wrong_argument_of_a_plan_of_random_kernels(
+    campaign: Callable[[int, int], int], count_cases: Callable[[int], None]
+) -> None:
+    found = run_child("wrong_plans", 0, campaign(2_000, 100_000))
+    assert found["faults"] == []
+    count_cases(found["calls"])
+
+
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize(
     ("what", "usual", "long"),
-    [("patterns", 500, 50_000), ("states", 250, 20_000), ("checkpoints", 40, 10_000)],
-)
+    [
+        ("patterns", 500, 50_000), ("states", 250, 20_000), ("checkpoints", 40, 10_000),
+        ("banks", 1_000, 50_000),
+    ],
+)  # fmt: skip
 def test_what_is_damaged_loads_or_is_refused(
     what: str,
     usual: int,

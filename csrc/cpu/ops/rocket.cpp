@@ -3,7 +3,7 @@
 #include "rocket.h"
 
 #include <algorithm>
-#include <numeric>
+#include <limits>
 
 #include "../../checks.h"
 #include "../launch.h"
@@ -15,14 +15,18 @@ namespace {
 constexpr int64_t kShare = 1024 * 1024;
 constexpr int64_t kMaxLanes = 16;  // of float, on any instruction set
 
+// Dense float32 on the CPU, in the order of its indices.
+bool is_plain(const Tensor& x, int64_t dims) {
+  return x.layout() == at::kStrided && x.is_cpu() && x.scalar_type() == at::kFloat &&
+         x.dim() == dims && x.is_contiguous() && !x.is_neg();
+}
+
 SeriesBatch batch_of(const Tensor& x, const Tensor& out, int64_t channels, int64_t n_features) {
-  TORCH_CHECK_VALUE(
-      x.dim() == 3 && x.scalar_type() == at::kFloat && x.is_cpu() && x.is_contiguous(),
-      "expected contiguous float32 series (n_cases, n_channels, n_timepoints)");
+  TORCH_CHECK_VALUE(is_plain(x, 3),
+                    "expected contiguous float32 series (n_cases, n_channels, n_timepoints)");
   TORCH_CHECK_VALUE(x.size(1) == channels, "expected series of ", channels, " channels, but got ",
                     x.size(1));
-  TORCH_CHECK_VALUE(out.dim() == 2 && out.size(0) == x.size(0) && out.size(1) == n_features &&
-                        out.scalar_type() == at::kFloat && out.is_cpu() && out.is_contiguous(),
+  TORCH_CHECK_VALUE(is_plain(out, 2) && out.size(0) == x.size(0) && out.size(1) == n_features,
                     "expected out to be contiguous float32 (", x.size(0), ", ", n_features, ")");
   return {x.const_data_ptr<float>(),     x.size(0), x.size(1), x.size(2),
           out.mutable_data_ptr<float>(), n_features};
@@ -30,9 +34,10 @@ SeriesBatch batch_of(const Tensor& x, const Tensor& out, int64_t channels, int64
 
 template <typename T>
 std::vector<T> values_of(const Tensor& tensor, at::ScalarType type, const char* name) {
-  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.scalar_type() == type && tensor.is_cpu(), name,
-                    " must be a vector of ", toString(type));
-  const Tensor plain = tensor.contiguous();
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.is_cpu() && tensor.dim() == 1 &&
+                        tensor.scalar_type() == type,
+                    name, " must be a dense vector of ", toString(type), " on the CPU");
+  const Tensor plain = tensor.resolve_neg().contiguous();
   const T* data = plain.const_data_ptr<T>();
   return {data, data + plain.numel()};
 }
@@ -44,10 +49,20 @@ std::vector<float> floats(const Tensor& tensor, const char* name) {
   return values_of<float>(tensor, at::kFloat, name);
 }
 
+void check_shape(int64_t channels, int64_t length) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  TORCH_CHECK_VALUE(channels >= 1 && channels <= kMost && length >= 1 && length <= kMost,
+                    "expected series of 1 to ", kMost, " channels and samples, but got ", channels,
+                    " and ", length);
+}
+
 template <typename Problem>
 void run(const Problem& problem,
          void (*kernel)(const Problem&, int64_t, int64_t, void*),
          int64_t multiply_adds) {
+  if (problem.series.batch == 0) {
+    return;  // whose series may have any length, and scratch any size
+  }
   const int64_t parts = std::clamp<int64_t>(multiply_adds / kShare, 1, usable_threads());
   const int64_t bytes = scratch_bytes(problem);
   parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
@@ -82,6 +97,7 @@ RocketPlan::RocketPlan(const Tensor& length,
                        int64_t series_channels,
                        int64_t series_length)
     : series_channels_(series_channels), series_length_(series_length) {
+  check_shape(series_channels, series_length);
   const auto lengths = integers(length, "length"), dilations = integers(dilation, "dilation");
   const auto paddings = integers(padding, "padding"), counts = integers(n_channels, "n_channels");
   const auto biases = floats(bias, "bias"), given = floats(weights, "weights");
@@ -93,7 +109,7 @@ RocketPlan::RocketPlan(const Tensor& length,
   size_t weight = 0, channel = 0;
   std::vector<size_t> first_weight(n);
   for (size_t i = 0; i < n; ++i) {
-    const int64_t reach = (lengths[i] - 1) * int64_t{dilations[i]};
+    const int64_t reach = (int64_t{lengths[i]} - 1) * dilations[i];
     TORCH_CHECK_VALUE(lengths[i] >= 1 && lengths[i] <= kRocketTaps && dilations[i] >= 1 &&
                           paddings[i] >= 0 && paddings[i] <= reach && reach < series_length &&
                           counts[i] >= 1 && counts[i] <= series_channels &&
@@ -195,6 +211,7 @@ MiniRocketPlan::MiniRocketPlan(const Tensor& taps,
       biases_(floats(biases, "biases")),
       series_channels_(series_channels),
       series_length_(series_length) {
+  check_shape(series_channels, series_length);
   const auto numbers = integers(taps, "taps"), dilations = integers(dilation, "dilation");
   const auto padding = integers(padded, "padded"), counts = integers(n_biases, "n_biases");
   const auto used = integers(n_channels, "n_channels");
@@ -214,7 +231,8 @@ MiniRocketPlan::MiniRocketPlan(const Tensor& taps,
   for (size_t i = 0; i < n; ++i) {
     TORCH_CHECK_VALUE(numbers[i] >= 0 && numbers[i] < static_cast<int32_t>(triples.size()) &&
                           dilations[i] >= 1 && 8 * int64_t{dilations[i]} < series_length &&
-                          counts[i] >= 1 && used[i] >= 1 && used[i] <= series_channels &&
+                          (padding[i] == 0 || padding[i] == 1) && counts[i] >= 1 && used[i] >= 1 &&
+                          used[i] <= series_channels &&
                           (i == 0 || dilations[i] >= dilations[i - 1]),
                       "kernel ", i, " does not fit series of ", series_channels, " channels and ",
                       series_length, " samples, or dilations do not ascend");

@@ -1,0 +1,184 @@
+"""Random kernels and random series for them, from a seed, and which features they may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparseconv.rocket import KernelBank
+from sparseconv.rocket.bank import KINDS, MINI_KERNELS, ROCKET_TAPS
+from sparseconv.rocket.features import normalised
+from sparseconv.rocket.reference import kernel_features_reference, kernel_outputs_reference
+from sparseconv.testing import error_bound
+
+__all__ = ["CASES", "KINDS", "Problem", "changed", "feature_limits"]
+
+# Below, at and just past what fills vectors, and the rests that have lanes of another kind.
+CASES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 28, 31, 32, 33, 40)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A bank and series; its ``repr`` evaluates to the same problem."""
+
+    kind: str
+    seed: int
+
+    @property
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.kind == "rocket"])
+
+    @cached_property
+    def _drawn(self) -> tuple[KernelBank, Any, bool]:
+        rng = self.rng
+        draw = _rocket if self.kind == "rocket" else _minirocket
+        return draw(rng)
+
+    @property
+    def bank(self) -> KernelBank:
+        return self._drawn[0]
+
+    @property
+    def series(self) -> Any:
+        return self._drawn[1]
+
+    @property
+    def exact(self) -> bool:
+        """Whether all numbers are small and whole, so that float32 holds every sum."""
+        return self._drawn[2]
+
+
+def _size(rng: np.random.Generator, shortest: int, longest: int) -> tuple[int, int, int, int]:
+    """Series, samples, channels and kernels; the more of the one, the fewer of the others."""
+    n, channels = int(rng.choice(CASES)), int(rng.choice((1, 1, 1, 1, 2, 3, 7, 13)))
+    kind = rng.random()
+    if kind < 0.06:  # enough for tiles of outputs, and for several threads
+        return n, int(rng.integers(560, longest)), channels, int(rng.integers(1, 25))
+    if kind < 0.08:  # enough for threads that share the kernels of one series
+        return 1 + n % 2, int(rng.integers(700, longest)), 1 + n % 3, int(rng.integers(100, 300))
+    length = int(rng.integers(shortest, 400 if kind < 0.4 else shortest + 80))
+    return n, length, channels, int(rng.integers(1, 61 if length < 150 else 31))
+
+
+def _series(rng: np.random.Generator, shape: tuple[int, ...], exact: bool, large: float) -> Any:
+    """Each has a character of its own: constant, with ties, of large or tiny numbers."""
+    X = rng.integers(-8, 9, shape) if exact else rng.normal(size=shape)
+    for x in X:
+        match rng.integers(5 if exact else 11):
+            case 0:
+                x[:] = x[0, 0]
+            case 1:
+                x[:] = 0
+            case 2:
+                x[:, rng.integers(shape[2]) :] = 0
+            case 5:
+                x[:] = x.round()
+            case 6:
+                x *= large
+            case 7:
+                x *= 1e-40
+            case 8:
+                x[:] = x.cumsum(1)
+    return X.astype(np.float32)
+
+
+def _channels(rng: np.random.Generator, count: int, of: int, most: int) -> tuple[Any, Any]:
+    numbers = rng.integers(1, min(of, most) + 1, count)
+    return numbers, np.concatenate([rng.choice(of, n, replace=False) for n in numbers])
+
+
+def _rocket(rng: np.random.Generator) -> tuple[KernelBank, Any, bool]:
+    n, length, channels, count = _size(rng, 1, 1200)
+    exact, usual = rng.random() < 0.3, rng.random() < 0.5
+
+    def shape() -> tuple[int, int, int]:
+        taps = min(length, int(rng.choice((7, 9, 11)) if usual else rng.integers(1, 12)))
+        longest = (length - 1) // (taps - 1) if taps > 1 else 2**24
+        dilation = int(rng.choice((1, longest, rng.integers(longest) + 1, longest ** rng.random())))
+        span = (taps - 1) * dilation
+        return taps, dilation, int(rng.choice((0, span // 2, span, rng.integers(span + 1))))
+
+    # Kernels of one shape share a vector where kernels are the lanes.
+    shapes = [shape() for _ in range(rng.integers(1, count + 1))]
+    taps, dilation, padding = np.array([shapes[i] for i in rng.integers(len(shapes), size=count)]).T
+    numbers, chosen = _channels(rng, count, channels, ROCKET_TAPS)
+    total = int((numbers * taps).sum())
+    if exact:
+        weights, bias = rng.integers(-4, 5, total), rng.integers(-4, 5, count)
+    else:
+        weights = rng.normal(size=total) * 10 ** rng.uniform(-3, 3)
+        bias = np.where(rng.random(count) < 0.2, 0, rng.uniform(-1, 1, count))
+    arrays = {
+        "length": taps, "dilation": dilation, "padding": padding, "bias": bias,
+        "n_channels": numbers, "channels": chosen, "weights": weights,
+    }  # fmt: skip
+    bank = KernelBank(
+        "rocket", arrays, series_channels=channels, series_length=length,
+        normalise=not exact and bool(rng.random() < 0.3),
+    )  # fmt: skip
+    return bank, _series(rng, (n, channels, length), exact, 1e30), exact
+
+
+def _minirocket(rng: np.random.Generator) -> tuple[KernelBank, Any, bool]:
+    n, length, channels, count = _size(rng, 9, 2100)
+    if rng.random() < 0.02:  # several tiles of positions, on every instruction set
+        n, channels, count, length = 1 + n % 3, 1, 1 + count % 9, length + 4000
+    exact, longest = rng.random() < 0.3, (length - 1) // 8
+    X = _series(rng, (n, channels, length), exact, 3e37)
+    dilations = [longest, *(longest ** rng.random(3)).astype(int)][: rng.integers(1, 5)]
+    numbers, chosen = _channels(rng, count, channels, 9)
+    n_biases = rng.integers(1, rng.choice((2, 5, 13, 40)), count)
+    arrays = {
+        "taps": rng.integers(MINI_KERNELS, size=count),
+        "dilation": np.sort(rng.choice(dilations, count)),
+        "padded": rng.integers(2, size=count),
+        "n_biases": n_biases, "n_channels": numbers, "channels": chosen,
+        "biases": np.zeros(n_biases.sum()),
+    }  # fmt: skip
+    facts: dict[str, Any] = {
+        "series_channels": channels, "series_length": length, "normalise": False,
+    }  # fmt: skip
+    # As in training, a bias is an output of some series: that very output is not above it.
+    one = X[rng.integers(n)][None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        outputs = kernel_outputs_reference(one, KernelBank("minirocket", arrays, **facts))
+        drawn = [rng.choice(s[0], k) for s, k in zip(outputs, n_biases, strict=True)]
+    biases = np.concatenate(drawn)
+    biases[(rng.random(len(biases)) < 0.1) | ~np.isfinite(biases)] = 0
+    return KernelBank("minirocket", arrays | {"biases": biases}, **facts), X, exact
+
+
+def feature_limits(X: Any, bank: KernelBank, exact: bool = False) -> tuple[Any, Any]:
+    """The lowest and the highest features that a correct computation may give."""
+    X = normalised(X).astype(np.float32) if bank.normalise else X
+    if bank.kind == "minirocket" or exact:  # its order of additions is part of the result
+        with np.errstate(over="ignore", invalid="ignore"):
+            features = kernel_features_reference(X, bank).astype(np.float32)
+        return features, features
+    absolute = changed(bank, **{name: abs(bank.arrays[name]) for name in ("weights", "bias")})
+    sums = kernel_outputs_reference(X, bank), kernel_outputs_reference(abs(X), absolute)
+    lowest, highest = (np.empty((len(X), bank.n_features)) for _ in "ab")
+    terms = 1 + bank.arrays["length"] * bank.arrays["n_channels"]
+    for k, (s, magnitude) in enumerate(zip(*sums, strict=True)):
+        bound = _rounding(s, magnitude, int(terms[k]))
+        for limit, values in ((lowest, s - bound), (highest, s + bound)):
+            limit[:, 2 * k] = (values > 0).mean(1).astype(np.float32)
+            limit[:, 2 * k + 1] = values.max(1)
+    return lowest, highest
+
+
+def _rounding(s: Any, magnitude: Any, terms: int) -> Any:
+    s, magnitude, count = (torch.as_tensor(x, dtype=torch.float64) for x in (s, magnitude, terms))
+    # A sum of tiny numbers is rounded to whole subnormal steps.
+    single = torch.finfo(torch.float32)
+    tiny = count * single.smallest_normal * single.eps / 2 * (magnitude > 0)
+    return (error_bound(s, magnitude, count, torch.float32) + tiny).numpy()
+
+
+def changed(bank: KernelBank, **changes: Any) -> KernelBank:
+    """A bank with another kind, other facts or other arrays."""
+    return KernelBank.from_content(bank.content() | changes)
