@@ -13,7 +13,8 @@ from sparseconv.cli.main import main
 ROOT = Path(__file__).parents[2]
 # A reader trains for longer: one epoch of a small network shows that a command runs to its end.
 SMALL = {"train": ["--epochs", "1", "--nf", "4", "--depth", "1", "--quiet"],
-         "profile": ["--nf", "4", "--depth", "1"]}  # fmt: skip
+         "train pocket": ["--n-kernels", "100", "--quiet"],
+         "profile": ["--nf", "4", "--depth", "1"], "profile pocket": []}  # fmt: skip
 
 
 _ran: set[str] = set()  # commands that one page or another has shown
@@ -47,7 +48,8 @@ def run(block: Block, scope: dict[str, Any]) -> None:
             check_foreign(words, f"{block.place}: {line}")
         elif line not in _ran:
             _ran.add(line)
-            assert main(words[3:] + SMALL.get(words[3], [])) == 0, f"{block.place}: {line}"
+            kind = words[3] + (" pocket" if "pocket" in line else "")
+            assert main(words[3:] + SMALL.get(kind, [])) == 0, f"{block.place}: {line}"
 
 
 def check_foreign(words: list[str], place: str) -> None:
