@@ -32,11 +32,12 @@ inline bool alike(const RocketKernel& a, const RocketKernel& b) {
          a.n_channels == b.n_channels;
 }
 
-// Neighbouring kernels that are alike, of a univariate series, for few series: kernels are the
-// lanes.
+// Neighbouring kernels that are alike, for few series.
 struct RocketLanes {
   int32_t first, count;
-  int64_t weights;  // of [bias, tap 0, tap 1, ...][lane]
+  // Kernels are the lanes, and here stand [bias, tap 0, tap 1, ...][lane]; or -1: positions of the
+  // series are the lanes, for one kernel after the other.
+  int64_t weights;
 };
 
 struct RocketFeatures {
@@ -46,10 +47,10 @@ struct RocketFeatures {
   int64_t n_kernels;
   const float* weights;
   const int32_t* channels;
-  // For few series; none if series have several channels or a kernel has no columns.
   const RocketLanes* lanes;
   int64_t n_lanes;
   const float* lane_weights;
+  double single_cost;  // of a series by `lanes`; that of a vector of series is n_kernels
 };
 
 // One of the 84 kernels of MiniROCKET at one dilation, with some of its biases.

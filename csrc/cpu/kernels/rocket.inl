@@ -8,6 +8,7 @@ constexpr int kRocketSteps = F32::kTile >= 30 ? 12 : 6;
 constexpr int kRocketSums = F32::kTile >= 30 ? 12 : F32::kTile >= 15 ? 10 : 6;
 // Kernels and columns that take turns: what they read and find stays in L1.
 constexpr int64_t kRocketKernels = 32, kRocketColumns = 16;
+constexpr uint32_t kAllLanes = ~0u;
 // Where a series is longer, tiles of outputs keep the windows of all taps in L1.
 constexpr int64_t kRocketLong = 560, kRocketTileRows = 400;
 
@@ -133,13 +134,15 @@ static void rocket_columns(const RocketKernel& k,
   }
 }
 
-// Any number of (offset, weight) pairs: kernels of several channels.
-template <int kSums>
+// Any number of (offset, weight) pairs: kernels of several channels, or of other lengths. Lanes are
+// series, or with kPositions neighbouring outputs of one series.
+template <int kSums, bool kPositions>
 static inline __attribute__((always_inline)) void rocket_entries(const float* x,
                                                                  const int64_t* offsets,
                                                                  const float* weights,
                                                                  int64_t n_entries,
                                                                  F32 bias,
+                                                                 uint32_t counted,
                                                                  Extremes& found) {
   F32 sums[kSums];
 #pragma GCC unroll 16
@@ -151,15 +154,18 @@ static inline __attribute__((always_inline)) void rocket_entries(const float* x,
     const float* p = x + offsets[e];
 #pragma GCC unroll 16
     for (int u = 0; u < kSums; ++u) {
-      sums[u] = fma(weight, F32::load(p + u * F32::kWidth), sums[u]);
+      const float* row = p + u * F32::kWidth;
+      sums[u] = fma(weight, kPositions ? F32::loadu(row) : F32::load(row), sums[u]);
     }
   }
 #pragma GCC unroll 16
   for (int u = 0; u < kSums; ++u) {
-    found.add(sums[u]);
+    found.add(counted == kAllLanes ? sums[u]
+                                   : choose(counted, sums[u], F32::splat(-__builtin_inff())));
   }
 }
 
+template <bool kPositions>
 static __attribute__((noinline)) void rocket_run_entries(const float* x,
                                                          const int64_t* offsets,
                                                          const float* weights,
@@ -169,12 +175,17 @@ static __attribute__((noinline)) void rocket_run_entries(const float* x,
                                                          Extremes* out) {
   const F32 b = F32::splat(bias);
   Extremes found = *out;
+  const int64_t vectors = kPositions ? n / F32::kWidth : n;
   int64_t i = 0;
-  for (; i + kRocketSums <= n; i += kRocketSums, x += kRocketSums * F32::kWidth) {
-    rocket_entries<kRocketSums>(x, offsets, weights, n_entries, b, found);
+  for (; i + kRocketSums <= vectors; i += kRocketSums, x += kRocketSums * F32::kWidth) {
+    rocket_entries<kRocketSums, kPositions>(x, offsets, weights, n_entries, b, kAllLanes, found);
   }
-  for (; i < n; ++i, x += F32::kWidth) {
-    rocket_entries<1>(x, offsets, weights, n_entries, b, found);
+  for (; i < vectors; ++i, x += F32::kWidth) {
+    rocket_entries<1, kPositions>(x, offsets, weights, n_entries, b, kAllLanes, found);
+  }
+  if (kPositions && n % F32::kWidth != 0) {
+    const uint32_t counted = (1u << (n % F32::kWidth)) - 1;
+    rocket_entries<1, kPositions>(x, offsets, weights, n_entries, b, counted, found);
   }
   *out = found;
 }
@@ -225,7 +236,20 @@ static void series_to_rows(const SeriesBatch& s, int64_t first, int64_t margin, 
   }
 }
 
+// One series, zeros before and behind each channel; and behind the last a vector may begin.
+static void series_with_margins(const SeriesBatch& s, const float* x, float* rows) {
+  for (int64_t c = 0; c < s.channels; ++c) {
+    for (int64_t t = -kRocketMargin; t < s.length + kRocketMargin; ++t) {
+      *rows++ = t >= 0 && t < s.length ? x[c * s.length + t] : 0;
+    }
+  }
+  for (int64_t i = 0; i < F32::kWidth; ++i) {
+    *rows++ = 0;
+  }
+}
+
 // Kernels [g, g + n), which are alike, by rocket_run_entries.
+template <bool kPositions>
 static void rocket_tiles(const RocketFeatures& p,
                          const float* base,
                          int64_t plane,
@@ -234,7 +258,8 @@ static void rocket_tiles(const RocketFeatures& p,
                          Extremes* found) {
   const RocketKernel& like = p.kernels[g];
   const int64_t d = like.dilation, length = p.series.length, n_channels = like.n_channels;
-  const int64_t tile = length <= kRocketLong
+  constexpr int64_t kRow = kPositions ? 1 : F32::kWidth;
+  const int64_t tile = kPositions || length <= kRocketLong
                            ? INT64_MAX / 2
                            : max_of(60, (kRocketTileRows - 10 * d) / kRocketSums * kRocketSums);
   for (int64_t t = -like.padding; t < length; t += tile) {
@@ -245,14 +270,14 @@ static void rocket_tiles(const RocketFeatures& p,
       int64_t offsets[kRocketTaps * kRocketTaps];
       for (int64_t j = 0; j < k.length; ++j) {
         for (int64_t c = 0; c < n_channels; ++c) {
-          offsets[j * n_channels + c] = channels[c] * plane + j * d * F32::kWidth;
+          offsets[j * n_channels + c] = channels[c] * plane + j * d * kRow;
         }
       }
       rocket_pieces(k, length, t, min_of(rocket_end(k, length), t + tile),
                     [&](int64_t i, int64_t end, int64_t j0, int64_t j1) {
-                      rocket_run_entries(base + i * F32::kWidth, offsets + j0 * n_channels,
-                                         weights + j0 * n_channels, (j1 - j0) * n_channels, bias,
-                                         end - i, &found[q]);
+                      rocket_run_entries<kPositions>(
+                          base + i * kRow, offsets + j0 * n_channels, weights + j0 * n_channels,
+                          (j1 - j0) * n_channels, bias, end - i, &found[q]);
                     });
     }
   }
@@ -278,7 +303,7 @@ static void rocket_batch_lanes(const RocketFeatures& p,
       rocket_columns<false>(k, s.length, base, p.weights + k.weights, p.channels + k.channels,
                             plane, n, found);
     } else {
-      rocket_tiles(p, base, plane, g, n, found);
+      rocket_tiles<false>(p, base, plane, g, n, found);
     }
     for (int64_t q = 0; q < n; ++q) {
       float* both = features + 2 * int64_t{p.kernels[g + q].kernel} * F32::kWidth;
@@ -308,19 +333,52 @@ static void store_features(const SeriesBatch& s, int64_t first, const float* fro
   }
 }
 
-// Vectors of kernels [from, to) of one series.
+// Kernels [first, first + n), which are alike, of one series, whose positions are the lanes.
+static void rocket_positions(const RocketFeatures& p,
+                             const float* rows,
+                             int64_t first,
+                             int64_t n,
+                             float* features) {
+  Extremes found[F32::kWidth];
+  for (int64_t q = 0; q < n; ++q) {
+    found[q] = no_outputs();
+  }
+  const RocketKernel& like = p.kernels[first];
+  const int64_t length = p.series.length;
+  rocket_tiles<true>(p, rows + kRocketMargin, length + 2 * kRocketMargin, first, n, found);
+  for (int64_t q = 0; q < n; ++q) {
+    alignas(kRowBytes) float positive[F32::kWidth], greatest[F32::kWidth];
+    shares_of(total_of(found[q].positive), rocket_end(like, length) + like.padding).store(positive);
+    found[q].greatest.store(greatest);
+    float* out = features + 2 * int64_t{p.kernels[first + q].kernel};
+    out[0] = positive[0];
+    out[1] = greatest[0];
+    for (int64_t lane = 1; lane < F32::kWidth; ++lane) {
+      out[1] = greatest[lane] > out[1] ? greatest[lane] : out[1];
+    }
+  }
+}
+
+// Groups [from, to) of kernels of one series.
 static void rocket_kernel_lanes(const RocketFeatures& p,
                                 const float* x,
+                                const float* rows,
                                 int64_t from,
                                 int64_t to,
                                 float* features) {
   Extremes found[kRocketKernels];
   for (int64_t g = from, n; g < to; g += n) {
     const RocketKernel& k = p.kernels[p.lanes[g].first];
+    if (p.lanes[g].weights < 0) {
+      rocket_positions(p, rows, p.lanes[g].first, p.lanes[g].count, features);
+      n = 1;
+      continue;
+    }
     n = 0;
     do {
       found[n++] = no_outputs();
-    } while (n < kRocketKernels && g + n < to && alike(k, p.kernels[p.lanes[g + n].first]));
+    } while (n < kRocketKernels && g + n < to && p.lanes[g + n].weights >= 0 &&
+             alike(k, p.kernels[p.lanes[g + n].first]));
     rocket_columns<true>(k, p.series.length, x, p.lane_weights + p.lanes[g].weights, nullptr, 0, n,
                          found);
     for (int64_t q = 0; q < n; ++q) {
@@ -340,9 +398,9 @@ static void rocket_kernel_lanes(const RocketFeatures& p,
 // groups than parts.
 static void rocket_features(const RocketFeatures& p, int64_t part, int64_t parts, void* scratch) {
   const SeriesBatch& s = p.series;
-  // A rest of series takes a vector for each kernel, or one for each series and p.lanes.
+  // A rest of series takes a vector for each kernel, or each of its series goes by p.lanes.
   const int64_t rest = s.batch % F32::kWidth;
-  const bool few = p.n_lanes > 0 && rest * p.n_lanes < p.n_kernels;
+  const bool few = static_cast<double>(rest) * p.single_cost < static_cast<double>(p.n_kernels);
   const int64_t groups = few ? s.batch / F32::kWidth : ceil_div(s.batch, F32::kWidth);
   const int64_t singles = few ? rest : 0;
   const int64_t shares = groups + singles >= parts ? 1 : parts;
@@ -370,7 +428,9 @@ static void rocket_features(const RocketFeatures& p, int64_t part, int64_t parts
       continue;
     }
     const int64_t n = groups * F32::kWidth + group - groups;
-    rocket_kernel_lanes(p, s.x + n * s.length, p.n_lanes * share / shares,
-                        p.n_lanes * (share + 1) / shares, s.features + n * s.n_features);
+    const float* x = s.x + n * s.channels * s.length;
+    series_with_margins(s, x, rows);
+    rocket_kernel_lanes(p, x, rows, p.n_lanes * share / shares, p.n_lanes * (share + 1) / shares,
+                        s.features + n * s.n_features);
   }
 }

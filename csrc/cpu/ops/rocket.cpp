@@ -13,6 +13,9 @@ namespace {
 
 // Multiply-adds that are worth a thread of their own.
 constexpr int64_t kShare = 1024 * 1024;
+// What a multiply-add costs with positions as lanes, whose loads are not aligned and serve one
+// output each: so many of a column's (measured: about 6 kernels in the lanes cost the same).
+constexpr double kPositionsCost = 2.5;
 constexpr int64_t kMaxLanes = 16;  // of float, on any instruction set
 
 // Dense float32 on the CPU, in the order of its indices.
@@ -121,7 +124,6 @@ RocketPlan::RocketPlan(const Tensor& length,
     first_weight[i] = weight;
     weight += static_cast<size_t>(lengths[i]) * counts[i];
     channel += counts[i];
-    in_lanes_ = in_lanes_ && series_channels == 1 && have_columns(kernels_.back());
     work_ +=
         static_cast<int64_t>(lengths[i]) * counts[i] * (series_length + 2 * paddings[i] - reach);
   }
@@ -157,16 +159,19 @@ std::shared_ptr<const RocketPlan::Lanes> RocketPlan::lanes(int64_t width) {
   if (lanes_ != nullptr && lanes_->width == width) {
     return lanes_;
   }
-  auto made = std::make_shared<Lanes>(Lanes{width, {}, {}});
+  auto made = std::make_shared<Lanes>(Lanes{width, {}, 0, {}});
   std::vector<float> packed;
   for (size_t i = 0, end; i < kernels_.size(); i = end) {
     end = i + 1;
     while (end < kernels_.size() && end < i + width && alike(kernels_[i], kernels_[end])) {
       ++end;
     }
+    const double by_positions = kPositionsCost * static_cast<double>(end - i) / width;
+    const bool columns = series_channels_ == 1 && have_columns(kernels_[i]) && by_positions > 1;
+    made->cost += columns ? 1 : by_positions;
     made->groups.push_back({static_cast<int32_t>(i), static_cast<int32_t>(end - i),
-                            static_cast<int64_t>(packed.size())});
-    for (int32_t row = 0; row < 1 + kernels_[i].length; ++row) {
+                            columns ? static_cast<int64_t>(packed.size()) : -1});
+    for (int32_t row = 0; columns && row < 1 + kernels_[i].length; ++row) {
       for (size_t q = i; q < i + width; ++q) {
         const RocketKernel& k = kernels_[std::min(q, end - 1)];
         packed.push_back(weights_[k.weights + row]);
@@ -185,16 +190,15 @@ void RocketPlan::features(const Tensor& x, const Tensor& out) {
   TORCH_CHECK_VALUE(x.size(2) == series_length_, "expected series of ", series_length_,
                     " samples, but got ", x.size(2));
   const KernelTable& table = checked_kernels();
-  const auto packed = in_lanes_ ? lanes(table.lanes) : nullptr;
+  const auto packed = lanes(table.lanes);
   p.kernels = kernels_.data();
   p.n_kernels = static_cast<int64_t>(kernels_.size());
   p.weights = weights_.data();
   p.channels = channels_.data();
-  if (packed != nullptr) {
-    p.lanes = packed->groups.data();
-    p.n_lanes = static_cast<int64_t>(packed->groups.size());
-    p.lane_weights = packed->weights.const_data_ptr<float>();
-  }
+  p.lanes = packed->groups.data();
+  p.n_lanes = static_cast<int64_t>(packed->groups.size());
+  p.lane_weights = packed->weights.const_data_ptr<float>();
+  p.single_cost = packed->cost;
   run(p, table.rocket, work_ * x.size(0));
 }
 

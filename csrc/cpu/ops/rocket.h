@@ -33,6 +33,7 @@ class RocketPlan {
   struct Lanes {
     int64_t width;
     std::vector<RocketLanes> groups;
+    double cost;     // of a series, where a vector of outputs of a kernel costs 1
     Tensor weights;  // at::empty, whose alignment vectors need
   };
   std::shared_ptr<const Lanes> lanes(int64_t width);
@@ -43,7 +44,6 @@ class RocketPlan {
   std::shared_ptr<const Lanes> lanes_;  // of the last instruction set
   std::mutex packing_;
   int64_t work_ = 0, series_channels_, series_length_;
-  bool in_lanes_ = true;
 };
 
 class MiniRocketPlan {
