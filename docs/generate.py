@@ -68,7 +68,15 @@ def random_kernels(folder: Path) -> str:
             "aeon's transforms were compiled in the same process, took their turns, and had the "
             "same kernels and threads. Of peak: multiply-adds inside the series over what the CPU "
             f"can do from registers. {readme.where(bench['machine'])}.",
-            tables.random_kernels(bench["random_kernels"]).markdown(),
+            "\n\n".join(
+                f"{threads_text(count)}:\n\n"
+                + tables.random_kernels(
+                    row
+                    for row in bench["random_kernels"]
+                    if row["threads"] == count and (count == 1 or row["kept"] == 1)
+                ).markdown()
+                for count in sorted({row["threads"] for row in bench["random_kernels"]})
+            ),
             tables.goal_table(alone).markdown(),
             figure(picture, caption),
             classifiers.about(),

@@ -26,7 +26,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 # The arguments of what is no network: random kernels, whole and pruned.
-ROCKETS = {"ROCKET": ("n_kernels", "cv"), "MiniROCKET": ("n_kernels", "cv")}
+ROCKETS = dict.fromkeys(("ROCKET", "MiniROCKET"), ("n_kernels", "cv", "k"))
 
 
 def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:

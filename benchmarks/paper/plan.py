@@ -214,11 +214,24 @@ def _check_together(options: Mapping[str, Any]) -> None:
         idle = [key for key in options["recipe"] if key in pointless]
         if idle:
             raise ValueError(f"recipe.{idle[0]} is not for {options['model']}; leave it out")
+    if options["model"] in ROCKETS:
+        _check_rocket(options["network"])
     if options["weights"] == "masked dense" and (grow != "random" or options["moments"] != "zero"):
         raise ValueError("masked dense weights grow at random, and have the moments that they have")
     if options["moments"] != "zero" and grow == "static":
         raise ValueError(
             f"moments = {options['moments']!r} needs weights that grow, not a static grow"
+        )
+
+
+def _check_rocket(network: Mapping[str, Any]) -> None:
+    n_kernels, cv, k = (network.get(key) for key in ("n_kernels", "cv", "k"))
+    if n_kernels is not None and (type(n_kernels) is not int or n_kernels < 1):
+        raise ValueError(f"network.n_kernels must be a number of kernels, but got {n_kernels!r}")
+    if cv not in (None, True, False) or k not in (None, "cv") or (cv and k):
+        raise ValueError(
+            'network.cv may be true, or network.k "cv", and not both, but got '
+            f"cv = {cv!r} and k = {k!r}"
         )
 
 

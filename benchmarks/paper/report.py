@@ -164,7 +164,8 @@ KERNELS = (
         "features): chosen by POCKET, by the magnitude of one ridge classifier, or at random, and "
         "then refitted; stage 1 is POCKET's own classifier. As published: the number that the "
         "authors' table has for the data set. The published means are of the same sets, of other "
-        "kernels, with a ridge of the selection that was cross-validated (here it is 1).",
+        "kernels, with a ridge of the selection that was cross-validated (here it is 1, unless the "
+        "row says by folds).",
         tables.pruned_kernels,
     ),
     Part(

@@ -140,7 +140,8 @@ def _row(
         if kept == 1.0:
             candidates["aeon"] = partial(theirs.transform, other)
         peak = peaks.find(machine_peaks, count, isa, "float32")
-        loop = peaks.loop(peak) if peak and bank.kind == "rocket" else None
+        # On one thread only: numba's threads spin for a while after each call of aeon's.
+        loop = peaks.loop(peak) if peak and bank.kind == "rocket" and count == 1 else None
         if loop:
             candidates["peak"] = loop.call
         # numba's threads are OpenMP's: its calls change how many torch uses.

@@ -15,7 +15,7 @@ from benchmarks.paper.comparison import Runs
 from benchmarks.paper.plan import read_plan
 from benchmarks.paper.rocket import SHARES, expanded
 from benchmarks.paper.sweep import ROWS_NAME, read_rows
-from sparseconv.estimators.pocket import POCKETClassifier
+from sparseconv.estimators.pocket import KS, POCKETClassifier
 
 PLAN = """
 seeds = [0, 1]
@@ -35,6 +35,12 @@ model = "ROCKET"
 sets = "all"
 seeds = [0]
 network = {n_kernels = 60, cv = true}
+[[run]]
+name = "ROCKET, ridge by folds"
+model = "ROCKET"
+sets = "all"
+seeds = [0]
+network = {n_kernels = 60, k = "cv"}
 """
 
 
@@ -78,7 +84,10 @@ def test_rows_are_those_of_the_classifier(out: Path, data: dict[str, Any]) -> No
     assert rows["ROCKET", 1]["accuracy"] == accuracy(keep=1.0)
     assert rows["MiniROCKET, 35 %, POCKET", 0]["keep"] == round(0.35 * 168)
     assert rows["ROCKET, cross-validated, cv, POCKET", 0]["keep"] in (3, 6, 12, 21, 30, 60)
-    assert len({name for name, _ in rows}) == 1 + 12 + 1 + 8 + 2
+    folds = rows["ROCKET, ridge by folds, as published, POCKET", 0]
+    assert folds["keep"] == published_count
+    assert folds["k"] in KS
+    assert len({name for name, _ in rows}) == 1 + 12 + 1 + 8 + 2 * 3
 
 
 def test_tables(out: Path) -> None:
@@ -114,6 +123,9 @@ def test_the_plan_of_the_evidence() -> None:
     [
         ("recipe = {epochs = 3}", "recipe.epochs is not for ROCKET"),
         ("network = {nf = 3}", "unknown key network.nf"),
+        ("network = {n_kernels = 0}", "network.n_kernels must be a number of kernels"),
+        ("network = {k = 2.0}", 'network.cv may be true, or network.k "cv"'),
+        ('network = {k = "cv", cv = true}', "and not both"),
         ('weights = "masked dense"', "weights = 'masked dense' is for DSN"),
     ],
 )
