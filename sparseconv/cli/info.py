@@ -1,25 +1,70 @@
-"""``python -m sparseconv info``: what is installed and what can run here."""
+"""``python -m sparseconv info``: what is installed and can run here, or what a run holds."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from sparseconv.measure import machine
 from sparseconv.ops.backends import available_backends
+from sparseconv.rocket.model import RocketModel
+from sparseconv.training.run_folder import MODELS, load_run
 
 
 def add_to(commands: Any) -> None:
     """Add the command to the command line's parser."""
-    command = commands.add_parser("info", help="say what is installed and what can run here")
+    command = commands.add_parser(
+        "info", help="say what is installed and what can run here, or what a run holds"
+    )
     command.set_defaults(run=_info)
+    command.add_argument(
+        "run_folder",
+        nargs="?",
+        metavar="RUN",
+        help="results folder of `train`: describe it instead",
+    )
 
 
-def _info(_: argparse.Namespace) -> int:
+def _info(args: argparse.Namespace) -> int:
+    lines = _installed() if args.run_folder is None else _of_run(Path(args.run_folder))
+    width = max(len(name) for name, _ in lines)
+    print("\n".join(f"{name:{width}}  {text}" for name, text in lines))
+    return 0
+
+
+def _of_run(folder: Path) -> list[tuple[str, str]]:
+    """What was trained, on what, with which options other than the defaults."""
+    run = load_run(folder)
+    config, data = run.config, run.config["data"]
+    options = {
+        name: value
+        for section, defaults in MODELS[config.get("model", "dsn")].items()
+        for name, value in config[section].items()
+        if name in defaults and value != defaults[name]
+    }
+    if isinstance(run.model, RocketModel):
+        model = str(run.model.bank)
+    else:
+        cost = run.model.cost(data["n_timepoints"])
+        model = f"DSN of {cost.params:,} parameters, of epoch {run.epoch}"
+    shown = ", ".join(f"{name}={value}" for name, value in options.items())
+    classes = ", ".join(map(str, data["classes"]))
+    return [
+        ("model", model),
+        ("data", f"{data['name']}: {data['n_train']} series for training, {data['n_test']} for "
+                 f"testing, {data['n_channels']} x {data['n_timepoints']}"),
+        ("classes", classes if len(classes) < 80 else f"{len(data['classes'])}"),
+        ("options", shown or "the defaults"),
+        ("trained on", f"{config['machine']['cpu']}, threads: {config['machine']['threads']}"),
+    ]  # fmt: skip
+
+
+def _installed() -> list[tuple[str, str]]:
     facts, versions = machine.environment_info(), machine.optional_versions()
     missing = [name for name in machine.OPTIONAL_PACKAGES if name not in versions]
-    lines = [
+    return [
         (
             "versions",
             ", ".join(f"{name} {facts[name]}" for name in ("sparseconv", "torch", "python")),
@@ -33,6 +78,3 @@ def _info(_: argparse.Namespace) -> int:
         *((name, "not installed: pip install 'sparseconv[tsc]'") for name in missing),
         *((name, os.environ[name]) for name in machine.VARIABLES if name in os.environ),
     ]
-    width = max(len(name) for name, _ in lines)
-    print("\n".join(f"{name:{width}}  {text}" for name, text in lines))
-    return 0

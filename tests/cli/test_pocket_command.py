@@ -88,6 +88,23 @@ def test_profile(run_folder: Path, refused: Any, capsys: pytest.CaptureFixture[s
     refused(["profile", str(run_folder), "--inference"], "--inference is not for random kernels")
 
 
+def test_info(run_folder: Path, data: str, tmp_path: Path, capsys: Any, refused: Any) -> None:
+    capsys.readouterr()
+    assert main(["info", str(run_folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "KernelBank('rocket', 10 kernels" in printed
+    assert "n_kernels=40, keep=10\n" in printed
+    other = tmp_path / "b"
+    words = ["--epochs", "1", "--nf", "4", "--depth", "1", "--quiet", "--out", str(other)]
+    assert main(["train", data, *words]) == 0
+    capsys.readouterr()
+    assert main(["info", str(other)]) == 0
+    printed = capsys.readouterr().out
+    assert "of epoch 1\n" in printed
+    assert "nf=4, depth=1, epochs=1\n" in printed
+    refused(["info", str(tmp_path / "c")], "is not a results folder")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
