@@ -103,7 +103,7 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         super().__init__()
 
     def _check_X(self, X: Any) -> Any:  # noqa: N802 (aeon's name)
-        check_series("DSNClassifier", X)
+        check_series(self, X)
         with np.errstate(invalid="ignore"):  # infinities: as_float32 refuses them
             return super()._check_X(X)
 

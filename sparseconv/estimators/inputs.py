@@ -10,8 +10,9 @@ from aeon.utils.validation.collection import get_type, has_missing, is_equal_len
 from sklearn.utils import check_random_state
 
 
-def check_series(owner: str, X: Any) -> None:
-    """Refuse, with the remedy, what aeon would refuse without; ``owner`` is the estimator."""
+def check_series(estimator: Any, X: Any) -> None:
+    """Refuse, with the remedy, what aeon would refuse without."""
+    owner = type(estimator).__name__
     if isinstance(X, np.ndarray) and X.size == 0:
         raise ValueError(
             f"{owner} expected at least one series with at least one time point, but got shape "
@@ -22,6 +23,12 @@ def check_series(owner: str, X: Any) -> None:
         raise ValueError(
             f"{owner} expected series of one length, but got unequal length series; pad or cut "
             "them first, with aeon.transformations.collection.unequal_length.Padder or Truncator"
+        )
+    length = int(np.shape(X[0])[-1]) if isinstance(X, np.ndarray | list) else None
+    if estimator.is_fitted and length not in (None, estimator.metadata_["n_timepoints"]):
+        raise ValueError(
+            f"{owner} expected series of the length in fit, {estimator.metadata_['n_timepoints']}, "
+            f"but got {length}; pad or cut them"
         )
     if has_missing(X):
         raise ValueError(

@@ -88,7 +88,7 @@ class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
         super().__init__()
 
     def _check_X(self, X: Any) -> Any:  # noqa: N802 (aeon's name)
-        check_series("RocketTransformer", X)
+        check_series(self, X)
         with np.errstate(invalid="ignore"):
             return super()._check_X(X)
 
@@ -178,7 +178,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         super().__init__()
 
     def _check_X(self, X: Any) -> Any:  # noqa: N802
-        check_series("POCKETClassifier", X)
+        check_series(self, X)
         with np.errstate(invalid="ignore"):
             return super()._check_X(X)
 

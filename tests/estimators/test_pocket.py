@@ -234,8 +234,13 @@ def test_bad_series_are_named() -> None:
             fitted.predict(bad)
         with pytest.raises(ValueError, match=said):
             RocketTransformer(n_kernels=5).fit_transform(bad)
-    with pytest.raises(ValueError, match="different length"):
-        fitted.predict(X[:, :, :50])
+    for bad in (X[:, :, :50], list(X[:, :, :50])):
+        with pytest.raises(
+            ValueError, match="expected series of the length in fit, 60, but got 50"
+        ):
+            fitted.predict(bad)
+    assert fitted.fit(X[:, :, :50], y).bank_.series_length == 50  # fitted again
+    fitted.fit(X, y)
     with pytest.raises(ValueError, match="at least 11 time points, but got 10"):
         classifier().fit(X[:, :, :10], y)
     with pytest.raises(ValueError, match="at least 9 time points"):
