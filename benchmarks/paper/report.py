@@ -169,6 +169,13 @@ KERNELS = (
         tables.pruned_kernels,
     ),
     Part(
+        "choices",
+        "Does the choice of kernels matter?",
+        "The classifier refitted on POCKET's kernels, against one refitted on as many with the "
+        "largest weights of a single ridge classifier, and on as many drawn at random.",
+        tables.choices,
+    ),
+    Part(
         "each-set-pruned",
         "Pruned random kernels, every data set",
         "Mean accuracies over seeds, in percent; the published ones beside.",

@@ -241,6 +241,25 @@ def pruned_kernels(runs: Runs) -> Table:
     return Table(header, rows)
 
 
+def choices(runs: Runs) -> Table:
+    """Does the choice of kernels matter: POCKET against magnitude and against chance, refitted."""
+    found = []
+    for name in runs.names():
+        if name.endswith(", POCKET"):
+            base = runs.accuracy(name)
+            for way in ("magnitude", "random"):
+                other = name.removesuffix("POCKET") + way
+                if result := versus(base, runs.accuracy(other)):
+                    found.append((name, way, result))
+    corrected = holm([result.p for _, _, result in found])
+    rows = [
+        (name, way, f"{result.sets}", wins(result), difference(result), p_text(p))
+        for (name, way, result), p in zip(found, corrected, strict=True)
+    ]
+    header = ("run", "against", "sets", "wins/ties/losses", "difference, 95 % interval", "p, Holm")
+    return Table(header, rows, 2)
+
+
 def _beside_published(run: str, ours: Mapping[str, float]) -> str:
     """Published and own mean accuracy over the sets that have both."""
     theirs = published_accuracy(PUBLISHED_ROCKET[run]) if run in PUBLISHED_ROCKET else {}

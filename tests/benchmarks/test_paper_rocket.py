@@ -100,6 +100,9 @@ def test_tables(out: Path) -> None:
     assert table["ROCKET, 10 %, POCKET"][2] == "10 %"
     assert table["ROCKET, 10 %, random"][8] == "-"
     assert "ROCKET, cross-validated, cv, POCKET" in table
+    choices = tables.choices(runs).rows
+    assert len(choices) == 2 * 3 + 2 * 2
+    assert choices[0][:3] == ("ROCKET, as published, POCKET", "magnitude", "1")
     (cells,) = tables.pruned_kernels_each(runs).rows
     assert cells[0] == "GunPoint"
     text = (out / "report" / "report.html").read_text(encoding="utf-8")
