@@ -159,21 +159,31 @@ def is_pruned_kernels(row: Mapping[str, Any]) -> bool:
     return isinstance(options, Mapping) and options.get("model") in KINDS
 
 
+def is_by_folds(row: Mapping[str, Any]) -> bool:
+    """A row whose kernels, or whose ridge, were chosen by folds."""
+    network = row["options"]["network"]
+    return bool(network.get("cv")) or network.get("k") == "cv"
+
+
 def expanded(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Each row; and of one with variants a row for each of these, under a name of its own.
 
-    Their ``"fit_seconds"`` include the transform of the training set; ``"predict_seconds"`` is None
+    Their ``"fit_seconds"`` include drawing and the transform of the training set; magnitude uses
+    the factor that POCKET's selection has computed. ``"predict_seconds"`` are of the features, None
     where it was not measured.
     """
     for row in rows:
         if not is_pruned_kernels(row):
             yield row
             continue
-        yield {**row, "keep": row["n_candidates"], "fit_seconds": row["train_seconds"]}
+        whole = row["draw_seconds"] + row["train_seconds"]
+        yield {**row, "keep": row["n_candidates"], "fit_seconds": whole}
         for variant in row["variants"]:
             name = f"{row['run']}, {variant['share']}, {variant['way']}"
-            seconds = row["transform_seconds"] + variant["select_seconds"]
-            seconds += row["prepare_seconds"] if variant["way"] != "random" else 0
+            seconds = variant["select_seconds"]
+            if not is_by_folds(row):  # whose time is that of a whole fit
+                seconds += row["draw_seconds"] + row["transform_seconds"]
+                seconds += row["prepare_seconds"] if variant["way"] != "random" else 0
             found = {**row, "predict_seconds": None, **variant, "run": name}
             yield {**found, "fit_seconds": seconds + variant.get("refit_seconds", 0)}
             if "stage_1" in variant:

@@ -236,7 +236,7 @@ def pruned_kernels(runs: Runs) -> Table:
         )
     header = (
         "run", "sets, fits", "kept", "accuracy %", "wins/ties/losses against all",
-        "difference, 95 % interval", "published mean, ours", "fit s", "prediction us",
+        "difference, 95 % interval", "published mean, ours", "fit s", "features us",
     )  # fmt: skip
     return Table(header, rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     asked = arguments.suites or ([] if arguments.cases else SUITES)
     network, kernels = "network" in asked, "random_kernels" in asked
     if arguments.list:
-        print(listing(cases, network))
+        print(listing(cases, [name for name in ("network", "random_kernels") if name in asked]))
         return 0
     counts = _checked(arguments)
     if reason := cpp_or_reason():
@@ -138,12 +138,12 @@ def shown(found: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def listing(cases: Iterable[Case], network: bool) -> str:
-    """The cases by suite, one line each; the network last."""
+def listing(cases: Iterable[Case], others: Container[str]) -> str:
+    """The cases by suite, one line each, and those of the other suites that have none."""
     chosen, lines = list(cases), []
     for name, what in SUITES.items():
         members = [case for case in chosen if case.suite == name]
-        if members or (network and name == "network"):
+        if members or name in others:
             lines.append(f"{name}: {what}")
         for c in members:
             usual = (("stride", 1), ("dilation", 1), ("groups", 1), ("isa", ""))

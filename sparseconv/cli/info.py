@@ -53,11 +53,11 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
     classes = ", ".join(map(str, data["classes"]))
     return [
         ("model", model),
-        ("data", f"{data['name']}: {data['n_train']} series for training, {data['n_test']} for "
-                 f"testing, {data['n_channels']} x {data['n_timepoints']}"),
+        ("data", f"{data.get('name')}, {data['n_channels']} x {data['n_timepoints']}: "
+                 f"{data['n_train']} series for training, {data.get('n_test')} for testing"),
         ("classes", classes if len(classes) < 80 else f"{len(data['classes'])}"),
         ("options", shown or "the defaults"),
-        ("trained on", f"{config['machine']['cpu']}, threads: {config['machine']['threads']}"),
+        ("trained on", f"{config['machine'].get('cpu')}, threads: {config['machine']['threads']}"),
     ]  # fmt: skip
 
 

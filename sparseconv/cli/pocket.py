@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import time
@@ -15,7 +16,7 @@ import torch
 
 from sparseconv import datasets
 from sparseconv.cli.results import check_free, data_facts
-from sparseconv.core.files import write_whole
+from sparseconv.core.files import check_writable, write_whole
 from sparseconv.measure import machine
 from sparseconv.measure.table import Table
 from sparseconv.rocket.bank import KINDS
@@ -43,18 +44,18 @@ def add_options(command: argparse.ArgumentParser) -> None:
         elif name == "refit":
             kwargs["action"] = argparse.BooleanOptionalAction
         else:
-            kwargs |= {"type": int if name in ("n_kernels", "n_iter") else _count_or_share}
+            kwargs |= {"type": int if name in ("n_kernels", "n_iter") else number_or_cv}
             kwargs["metavar"] = "X"
         group.add_argument(flag, **kwargs)
 
 
-def _count_or_share(text: str) -> int | float | str:
+def number_or_cv(text: str) -> int | float | str:
     if text == "cv":
         return text
     try:
         return int(text)
     except ValueError:
-        return float(text)  # argparse names the option
+        return float(text)  # argparse names the option and this function
 
 
 def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:
@@ -80,11 +81,18 @@ def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:
             f"{settings['kernels']}, threads: {threads}; results go to {out}",
             flush=True,
         )
+    check_writable(out / CONFIG_NAME)  # before what may take minutes
     begin = time.perf_counter()
-    classifier.fit(data.X_train, data.y_train)
+    try:
+        classifier.fit(data.X_train, data.y_train)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # it was new, or empty
+        raise
     seconds = time.perf_counter() - begin
     model = replace(classifier.model_, classes=data.classes)
     with machine.threads(threads):
+        model.predict(data.X_test[:1])  # the kernels are prepared once
         begin = time.perf_counter()
         guess = model.predict(data.X_test)
         each = (time.perf_counter() - begin) / len(guess)

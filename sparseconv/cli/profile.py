@@ -171,7 +171,7 @@ def _profile_kernels(run: TrainedRun, args: argparse.Namespace) -> str:
                 "features": partial(kernel_features, X[:n], bank),
                 "prediction": partial(run.model.predict, X[:n]),
             }
-            if rocket and extension is not None:
+            if rocket and extension is not None and threads == 1:  # others may hold the cores
                 (peak,) = peaks.measure([threads], [str(extension.isa())], ["float32"])
                 loop = peaks.loop(peak)
                 calls["peak"] = loop.call

@@ -117,7 +117,8 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.
         keep: what to keep, as a share in (0, 1] (a float), or a number (an int): of the kernels
             for ROCKET, of the features for MiniROCKET. Or ``"cv"``: the smallest of 5, 10, 20, 35,
-            50 and 100 % whose accuracy in 5 folds lies within one standard error of the best.
+            50 and 100 % whose accuracy in 5 folds (fewer if no class has 5 cases) lies within one
+            standard error of the best.
         k: weight of the ridge in the selection, or ``"cv"``: the best of 0.01, 0.1, ..., 1000 in
             the same folds.
         n_iter: iterations of ADMM. One is selection by magnitude: the kernels with the largest
@@ -127,18 +128,19 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         verbose: show a progress bar.
 
     Attributes:
-        kept_kernels_: the numbers of the kernels (MiniROCKET: features) kept, ascending.
+        kept_kernels_: the numbers of the kernels (MiniROCKET: features) kept, ascending; of a bank
+            given, numbers in that bank.
         bank_: the ``KernelBank`` of those.
         keep_, n_candidates_, k_: how many were kept, of how many; the ridge of the selection.
-        scores_: with ``"cv"`` the folds' accuracies by (k, keep), else None.
+        scores_: with ``"cv"`` the folds' accuracies by (k, keep); None without a choice.
         scaler_, estimator_: the refit's ``StandardScaler`` and ``RidgeClassifierCV`` of the kept
             features, else None.
         model_: the ``RocketModel`` that predicts, which can be saved.
         seed_, classes_, n_classes_: the seed used; the labels seen in fit, sorted; their number.
 
     Raises:
-        ValueError: series as in ``RocketTransformer``; ``keep`` beyond the kernels; one class only
-            with ``"cv"``.
+        ValueError: series as in ``RocketTransformer``; one class; ``keep`` beyond the kernels;
+            ``"cv"`` with a single case of each class.
 
     Example:
         >>> from sparseconv import POCKETClassifier
@@ -222,7 +224,8 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         self.scaler_ = head and head[0]
         self.estimator_ = head and head[1]
         coef, intercept = unscaled(*head) if head else (selected.coef, selected.intercept)
-        self.model_ = RocketModel(self.bank_, coef, intercept, self.classes_)
+        classes = np.array(self.classes_.tolist())  # not of Python's objects, to be saved
+        self.model_ = RocketModel(self.bank_, coef, intercept, classes)
         return self
 
     def _folds(
@@ -230,10 +233,9 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
     ) -> Iterator[tuple[tuple[float, int], float]]:
         """The accuracy of each choice on each fold, as it comes."""
         counts = np.bincount(labels)
-        if len(counts) < 2 or counts.max() < 2:
+        if counts.max() < 2:
             raise ValueError(
-                f'"cv" needs two classes, and two cases of one of them, but got {counts.tolist()} '
-                "cases of each class; give keep and k as numbers"
+                '"cv" needs two cases of a class, but got one of each; give keep and k as numbers'
             )
         folds = StratifiedKFold(
             min(FOLDS, int(counts.max())), shuffle=True, random_state=self.seed_

@@ -35,6 +35,10 @@ class RocketModel:
     classes: npt.NDArray[Any]
 
     def __post_init__(self) -> None:
+        if self.classes.ndim != 1 or len(self.classes) < 2:
+            raise ValueError(
+                f"classes must be a vector of two labels or more, but got {self.classes!r}"
+            )
         columns = 1 if len(self.classes) == 2 else len(self.classes)
         wanted = {"coef": (self.bank.n_features, columns), "intercept": (columns,)}
         for name, shape in wanted.items():

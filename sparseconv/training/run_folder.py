@@ -117,9 +117,19 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
     folder = path.parent if path.suffix in (".pt", ".npz") and not path.is_dir() else path
     config = read_config(folder)
     if config.get("model", "dsn") == "pocket":
-        if not (folder / MODEL_NAME).exists():
-            raise ValueError(f"{folder / MODEL_NAME} does not exist: the run has not ended")
-        found = RocketModel.load(folder / MODEL_NAME)
+        file = folder / MODEL_NAME if path == folder else path
+        if not file.exists():
+            raise ValueError(
+                f"{file} does not exist; a run of --model pocket that has ended has {MODEL_NAME}"
+            )
+        found, data = RocketModel.load(file), config["data"]
+        shape = found.bank.series_channels, found.bank.series_length
+        wanted = data["n_channels"], data["n_timepoints"]
+        if shape != wanted or found.classes.tolist() != data["classes"]:
+            raise ValueError(
+                f"{file} is of another run than its config.json: of series {shape} and classes "
+                f"{found.classes.tolist()}, not {wanted} and {data['classes']}"
+            )
         return TrainedRun(found, found.classes, None, config)
     file = path if path.suffix == ".pt" and not path.is_dir() else path / CHECKPOINT_NAME
     if not file.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def test_info(run_folder: Path, data: str, tmp_path: Path, capsys: Any, refused:
         (["--k", "0"], 'k must be a positive number or "cv"'),
         (["--n-iter", "0"], "n_iter must be at least 1"),
         (["--seed", "-1"], "must lie in [0, 2**32), but got -1"),
+        (["--out", "/proc/pocket"], "/proc/pocket/config.json cannot be written"),
     ],
 )
 def test_what_is_refused(
@@ -129,10 +131,15 @@ def test_models_are_told_apart(data: str, run_folder: Path, refused: Any, tmp_pa
     refused(["train", data, "--out", str(tmp_path / "c"), "--keep", "3"], "not for --model dsn")
     refused(["train", data, "--out", str(run_folder), "--resume"], "holds a pocket model")
     refused(["train", data, "--out", str(run_folder), *SMALL], "holds a run already")
+    model = sc.load_run(run_folder).model
+    replace(model, classes=np.array(["x", "y"])).save(run_folder / "model.npz")
+    refused(["profile", str(run_folder)], "is of another run than its config.json")
+    with pytest.raises(ValueError, match=r"other.npz does not exist"):
+        sc.load_run(run_folder / "other.npz")
     (run_folder / "model.npz").write_bytes(b"no")
     refused(["profile", str(run_folder)], "model.npz is no sparseconv rocket model, or damaged")
     (run_folder / "model.npz").unlink()
-    refused(["profile", str(run_folder)], "model.npz does not exist: the run has not ended")
+    refused(["profile", str(run_folder)], "model.npz does not exist; a run of --model pocket")
     config = json.loads((run_folder / "config.json").read_text())
     for wrong in ({**config, "model": "forest"}, {**config, "pocket": {}}):
         (run_folder / "config.json").write_text(json.dumps(wrong))

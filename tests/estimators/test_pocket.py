@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,12 @@ def test_as_an_estimator(tmp_path: Path) -> None:
     loaded = RocketModel.load(tmp_path / "model.npz")
     assert np.array_equal(loaded.decision_function(X), fitted.model_.decision_function(X))
     assert np.array_equal(loaded.predict(X), fitted.predict(X))
+    objects = classifier(keep=0.3).fit(X, y.astype(object)).model_
+    objects.save(tmp_path / "objects.npz")
+    assert np.array_equal(RocketModel.load(tmp_path / "objects.npz").predict(X), fitted.predict(X))
+    for wrong in (loaded.classes[None], loaded.classes[:1]):
+        with pytest.raises(ValueError, match="classes must be a vector of two labels or more"):
+            replace(loaded, classes=wrong)
     pipeline = make_pipeline(RocketTransformer(n_kernels=50, random_state=0), StandardScaler(),
                              LogisticRegression())  # fmt: skip
     assert cross_val_score(pipeline, X, y, cv=2).mean() > 0.8
@@ -245,7 +252,7 @@ def test_bad_series_are_named() -> None:
         classifier().fit(X[:, :, :10], y)
     with pytest.raises(ValueError, match="at least 9 time points"):
         classifier("minirocket").fit(X[:, :, :8], y)
-    with pytest.raises(ValueError, match="two classes"):
+    with pytest.raises(ValueError, match="two cases of a class"):
         classifier(keep="cv", n_kernels=20).fit(X[:3], np.array(["a", "b", "c"]))
     bank = fitted.bank_
     with pytest.raises(ValueError, match=r"expected series of shape \(n_cases, 1, 60\)"):
