@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -64,42 +63,58 @@ def selection(bank: KernelBank, rng: np.random.Generator) -> KernelBank:
     return bank if bank.kind == "rocket" else bank.select_features(some(bank.n_features))
 
 
-def test_the_random_problems_cover_what_the_kernels_tell_apart() -> None:
-    """With the numbers of csrc/cpu/rocket.h, for vectors of 16."""
-    seen: Counter[str] = Counter()
-    sizes: set[tuple[str, int]] = set()
-    for kind, seed in product(KINDS, range(400)):
-        problem = Problem(kind, seed)
-        (n, channels, length), a = problem.series.shape, problem.bank.arrays
-        wide, many = length > 560, problem.bank.n_kernels > 99
-        sizes |= {("n", n)} | {("channels", used) for used in a["n_channels"]}
-        found = {f"{kind}, exact": problem.exact, f"{kind}, rounded": not problem.exact}
-        if kind == "rocket":
-            few, span = channels == 1 and n < 12, (a["length"] - 1) * a["dilation"]
-            beyond = (a["padding"] > 48).any()
-            sizes |= {("taps", taps) for taps in a["length"]}
-            found |= {
-                "kernels are the lanes": few,
-                "threads share their kernels": few and many,
-                "threads share the kernels of a group": not few and n < 16 and many,
-                "padding beyond the margin": beyond and not few,
-                "padding beyond the margin, kernels are the lanes": beyond and few,
-                "padding beyond the margin, tiles": beyond and wide and not few,
-                "as much padding as span": (a["padding"] == span)[span > 48].any(),
-                "the last tap at the last sample": (span == length - 1).any(),
-            }
-        else:
-            few = n < 6
-            sizes |= {("biases", count) for count in a["n_biases"]}
-            found |= {
-                "positions are the lanes": few,
-                "positions, tiles": few and length > 240 * 16,
-                "tiles": not few and wide,
-                "threads share kernels": few and many,
-                "one output": ((a["padded"] == 0) & (8 * a["dilation"] == length - 1)).any(),
-            }
-        seen.update({name: int(value) for name, value in found.items()})
-    assert [name for name, times in seen.items() if not times] == []
-    wanted = {("n", n) for n in CASES} | {("taps", taps) for taps in range(1, 12)}
-    wanted |= {("channels", n) for n in range(1, 12)} | {("biases", n) for n in range(1, 40)}
-    assert wanted <= sizes
+def rocket_ways(problem: Problem) -> dict[str, Any]:
+    """What the plan and the kernels tell apart, for vectors of 16, and where the problem has it."""
+    (n, channels, length), a = problem.series.shape, problem.bank.arrays
+    names = ("dilation", "length", "padding", "n_channels")
+    shapes, alike = np.unique([a[name] for name in names], axis=1, return_counts=True)
+    dilation, taps, padding, used = shapes
+    span = (taps - 1) * dilation
+    outputs = length + 2 * padding - span
+    columns = (used == 1) & np.isin(taps, (7, 9, 11))
+    threads = min(3, n * int((taps * used * outputs * alike).sum()) >> 20)
+    found = {f"{size} taps": taps == size for size in range(1, 12)}
+    found |= {f"{size} channels": used == size for size in range(1, 12)}
+    found["the last tap at the last sample"] = span == length - 1
+    for lanes, there, by_columns, turns, shared in (
+        ("series", n > 15, columns, 32, n == 16 and threads > 1),
+        ("others", n < 7, columns & (channels == 1) & (alike > 6), 32 * 16, n < threads),
+    ):
+        ways = {
+            "columns in several pieces": by_columns & (outputs // dilation > 12),
+            "columns of two lengths": by_columns & (outputs % dilation > 0),
+            "more columns than take turns": by_columns & (np.minimum(dilation, outputs) > 16),
+            "more kernels than take turns": by_columns & (alike > turns),
+            "columns of which all is padded": by_columns & (padding == span),
+            "entries beyond the margin": ~by_columns & (padding > 48),
+            "entries beyond the margin, in tiles": ~by_columns & (padding > 48) & (length > 560),
+            "kernels shared by threads": shared,
+        }
+        found |= {f"{name}, lanes are {lanes}": there & holds for name, holds in ways.items()}
+    return found
+
+
+def minirocket_ways(problem: Problem) -> dict[str, Any]:
+    (n, _, length), bank = problem.series.shape, problem.bank
+    a, threads = bank.arrays, min(3, n * length * (bank.n_features + 4 * bank.n_kernels) >> 20)
+    found = {f"{count} biases": a["n_biases"] == count for count in range(1, 40)}
+    return found | {
+        "one output": (a["padded"] == 0) & (8 * a["dilation"] == length - 1),
+        "tiles, lanes are series": n > 15 and length > 240,
+        "tiles, lanes are positions": n < 6 and length > 240 * 16,
+        "kernels shared by threads, lanes are series": n == 16 and threads > 1,
+        "kernels shared by threads, lanes are positions": n < threads,
+    }
+
+
+@pytest.mark.parametrize("ways", [rocket_ways, minirocket_ways])
+def test_the_random_problems_have_what_the_kernels_tell_apart(
+    ways: Callable[[Problem], dict[str, Any]],
+) -> None:
+    problems = [Problem(ways.__name__.removesuffix("_ways"), seed) for seed in range(1100)]
+    found: Counter[str] = Counter()
+    for problem in problems:
+        found.update({name: int(np.any(holds)) for name, holds in ways(problem).items()})
+    assert [name for name, count in found.items() if count < 2] == []
+    assert {len(problem.series) for problem in problems} == set(CASES)
+    assert {problem.exact for problem in problems} == {True, False}

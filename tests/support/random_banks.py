@@ -58,8 +58,9 @@ def _size(rng: np.random.Generator, shortest: int, longest: int) -> tuple[int, i
     kind = rng.random()
     if kind < 0.06:  # enough for tiles of outputs, and for several threads
         return n, int(rng.integers(560, longest)), channels, int(rng.integers(1, 25))
-    if kind < 0.08:  # enough for threads that share the kernels of one series
-        return 1 + n % 2, int(rng.integers(700, longest)), 1 + n % 3, int(rng.integers(100, 300))
+    if kind < 0.08:  # enough for threads that share the kernels of one series, or of a vector
+        n, length = int(rng.choice((1, 2, 16))), int(rng.integers(700, longest))
+        return n, length // 8 if n == 16 else length, 1 + n % 3, int(rng.integers(100, 300))
     length = int(rng.integers(shortest, 400 if kind < 0.4 else shortest + 80))
     return n, length, channels, int(rng.integers(1, 61 if length < 150 else 31))
 
@@ -94,6 +95,9 @@ def _channels(rng: np.random.Generator, count: int, of: int, most: int) -> tuple
 def _rocket(rng: np.random.Generator) -> tuple[KernelBank, Any, bool]:
     n, length, channels, count = _size(rng, 1, 1200)
     exact, usual = rng.random() < 0.3, rng.random() < 0.5
+    n_shapes = int(rng.choice((1, 3, rng.integers(count) + 1)))
+    if rng.random() < 0.015:  # more alike kernels than take turns, in vectors of them too
+        n, length, channels, count, n_shapes = 1 + n % 3, max(length // 3, 1), 1, 600, 1
 
     def shape() -> tuple[int, int, int]:
         taps = min(length, int(rng.choice((7, 9, 11)) if usual else rng.integers(1, 12)))
@@ -102,8 +106,8 @@ def _rocket(rng: np.random.Generator) -> tuple[KernelBank, Any, bool]:
         span = (taps - 1) * dilation
         return taps, dilation, int(rng.choice((0, span // 2, span, rng.integers(span + 1))))
 
-    # Kernels of one shape share a vector where kernels are the lanes.
-    shapes = [shape() for _ in range(rng.integers(1, count + 1))]
+    # Alike kernels take turns, and share a vector where kernels are the lanes.
+    shapes = [shape() for _ in range(n_shapes)]
     taps, dilation, padding = np.array([shapes[i] for i in rng.integers(len(shapes), size=count)]).T
     numbers, chosen = _channels(rng, count, channels, ROCKET_TAPS)
     total = int((numbers * taps).sum())
