@@ -227,7 +227,7 @@ def parts_of(rows: Sequence[Mapping[str, Any]]) -> Sequence[Part]:
 def where(rows: Sequence[Mapping[str, Any]]) -> str:
     """How much was trained, on which machines, with what, when."""
     machines = [row["machine"] for row in rows]
-    hours = sum(row["train_seconds"] for row in rows) / 3600
+    hours = sum(map(_training_seconds, rows)) / 3600
     cpus, torches, commits = (
         ", ".join(sorted({machine[key] for machine in machines}))
         for key in ("cpu", "torch", "commit")
@@ -236,6 +236,13 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{len(rows)} trainings, {hours:.1f} hours of one core, on {cpus}; torch {torches}; "
         f"commits {commits}; the last on {max(machine['date'] for machine in machines)}"
     )
+
+
+def _training_seconds(row: Mapping[str, Any]) -> float:
+    """Of one job: of random kernels also what drawing them, and each choice among them, took."""
+    laps = ("draw_seconds", "prepare_seconds", "select_seconds", "refit_seconds")
+    parts = (row, *row.get("variants", ()))
+    return float(row["train_seconds"] + sum(part.get(lap, 0) for part in parts for lap in laps))
 
 
 def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:

@@ -14,9 +14,10 @@ from sparseconv.estimators.pocket import POCKETClassifier, draw_kernels, ridge_c
 from sparseconv.measure.machine import measurement_context
 from sparseconv.rocket.features import kernel_features
 from sparseconv.rocket.selection import Selector
+from sparseconv.training.run_folder import POCKET
 
 KINDS = {"ROCKET": "rocket", "MiniROCKET": "minirocket"}
-ITERATIONS, RIDGE = 50, 1.0  # of the selection, as POCKETClassifier's defaults
+ITERATIONS, RIDGE = POCKET["n_iter"], POCKET["k"]  # of the selection
 SHARES = {"35 %": 0.35, "10 %": 0.1}
 AS_PUBLISHED = "as published"  # the share of the authors' table for the data set, of ROCKET
 
@@ -35,7 +36,7 @@ def perform(job: Job, source: str) -> dict[str, Any]:
     data = read(source, job.options["series"], job.options["split"])
     arguments, model = job.options["network"], job.options["model"]
     n_classes, group = len(data.classes), 2 if model == "ROCKET" else 1
-    n_kernels = arguments.get("n_kernels", 10_000)
+    n_kernels = arguments.get("n_kernels", POCKET["n_kernels"])
     watch = _Watch()
     bank = draw_kernels(KINDS[model], n_kernels, job.seed, data.X_train)
     watch.lap("draw")

@@ -36,6 +36,7 @@ from benchmarks.paper.networks import ROCKETS, multiply_adds
 from benchmarks.paper.plan import CONTENT, DEFAULTS, Job
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rocket import multiply_adds as rocket_multiply_adds
+from sparseconv.training.run_folder import POCKET
 
 ROWS_NAME, RUNNING_NAME, LOCK_NAME = "rows.jsonl", "running", "lock"
 ATTEMPTS = 3  # of a job whose process is killed
@@ -235,7 +236,7 @@ def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
         shape, options = archive.shapes[job.dataset], job.options
         if options["model"] in ROCKETS:
             each = rocket_multiply_adds(
-                options["model"], options["network"].get("n_kernels", 10_000),
+                options["model"], options["network"].get("n_kernels", POCKET["n_kernels"]),
                 shape.n_channels, shape.n_timepoints,
             )  # fmt: skip
             costs[job.key] = each * (shape.n_train + shape.n_test)

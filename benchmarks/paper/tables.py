@@ -15,6 +15,7 @@ from benchmarks.paper.comparison import (
     published_accuracy,
     versus,
 )
+from benchmarks.paper.networks import ROCKETS
 from sparseconv.measure.table import Table, with_thousands
 
 NONE = "-"
@@ -193,7 +194,6 @@ def p_text(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-ROCKETS = ("ROCKET", "MiniROCKET")
 # Whose published accuracies stand beside a run of ours.
 PUBLISHED_ROCKET = {
     "ROCKET": "ROCKET",

@@ -17,11 +17,10 @@ import numpy.typing as npt
 from sparseconv.bench.run import WrongResultError, times_and_ratios
 from sparseconv.measure import peaks, timing
 from sparseconv.measure.machine import threads
-from sparseconv.rocket.bank import KernelBank
+from sparseconv.rocket.bank import KINDS, KernelBank
 from sparseconv.rocket.features import kernel_features, normalised, operations
 from sparseconv.rocket.reference import kernel_features_reference
 
-KINDS = ("rocket", "minirocket")
 SHAPES = ((1, 24), (1, 150), (1, 500), (1, 1500), (6, 200))  # channels, samples
 BATCH = 96
 CHECKED = 4  # series

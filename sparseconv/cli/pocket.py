@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -85,9 +86,11 @@ def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:
     begin = time.perf_counter()
     try:
         classifier.fit(data.X_train, data.y_train)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             out.rmdir()  # it was new, or empty
+        if isinstance(error, KeyboardInterrupt):
+            print("\nstopped; nothing was written", file=sys.stderr)
         raise
     seconds = time.perf_counter() - begin
     model = replace(classifier.model_, classes=data.classes)

@@ -26,6 +26,7 @@ from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import (
     CONFIG_NAME,
     DATA,
+    MODEL_NAME,
     NETWORK,
     RECIPE,
     TrainedRun,
@@ -118,6 +119,8 @@ def _run_folder(source: str | None) -> Path | None:
     if source is None:
         return None
     path = Path(source)
+    if path.name == MODEL_NAME and (path.parent / CONFIG_NAME).exists():
+        return path.parent
     if path.suffix == ".pt" and not path.is_dir():
         if not (path.parent / CONFIG_NAME).exists():
             raise ValueError(

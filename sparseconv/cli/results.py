@@ -11,7 +11,7 @@ import torch
 from sparseconv import datasets
 from sparseconv.training.data import digest
 from sparseconv.training.loop import CHECKPOINT_NAME
-from sparseconv.training.run_folder import CONFIG_NAME, DATA
+from sparseconv.training.run_folder import CONFIG_NAME, DATA, MODEL_NAME
 
 
 def check_free(out: Path) -> None:
@@ -22,10 +22,8 @@ def check_free(out: Path) -> None:
     # A run that ended before its first checkpoint leaves nothing worth keeping.
     if found - {CONFIG_NAME, f"{CONFIG_NAME}.partial", f"{CHECKPOINT_NAME}.partial"}:
         if CONFIG_NAME in found:
-            raise ValueError(
-                f"{out} holds a run already; resume it with --resume, or choose another folder "
-                "with --out"
-            )
+            resume = "" if MODEL_NAME in found else "resume it with --resume, or "
+            raise ValueError(f"{out} holds a run already; {resume}choose another folder with --out")
         raise ValueError(
             f"expected a new or empty results folder, but {out} holds other files; choose another "
             "with --out"

@@ -38,16 +38,20 @@ def check_series(estimator: Any, X: Any) -> None:
         )
 
 
+def check_finite(owner: str, X: npt.NDArray[Any]) -> None:
+    """Refuse numbers that are infinite, or that float32 does not hold."""
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes inf
+        if not np.isfinite(np.asarray(X, np.float32)).all():
+            raise ValueError(
+                f"{owner} expected finite values, but got some that are infinite or too large for "
+                "float32; remove or rescale them"
+            )
+
+
 def as_float32(owner: str, X: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """A contiguous copy, finite."""
-    with np.errstate(over="ignore"):  # a number too large for float32 shows as inf just below
-        series = np.array(X, dtype=np.float32, order="C")
-    if not np.isfinite(series).all():
-        raise ValueError(
-            f"{owner} expected finite values, but got some that are infinite or too large for "
-            "float32; remove or rescale them"
-        )
-    return series
+    check_finite(owner, X)
+    return np.array(X, dtype=np.float32, order="C")
 
 
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from sparseconv.core.checks import integer, number
-from sparseconv.estimators.inputs import as_float32, check_series, draw_seed
+from sparseconv.estimators.inputs import check_finite, check_series, draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.rocket.bank import KINDS, KernelBank
 from sparseconv.rocket.features import kernel_features
@@ -97,7 +96,7 @@ class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
         return self
 
     def _transform(self, X: Array, y: Any = None) -> Array:
-        as_float32("RocketTransformer", X)
+        check_finite("RocketTransformer", X)
         with threads(check_n_jobs(self.n_jobs)):
             return kernel_features(X, self.bank_)
 
@@ -174,9 +173,15 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         n_jobs: int = 1,
         verbose: bool = False,
     ) -> None:
-        given = locals()
-        for name in inspect.signature(POCKETClassifier).parameters:
-            setattr(self, name, given[name])
+        self.kernels = kernels
+        self.n_kernels = n_kernels
+        self.keep = keep
+        self.k = k
+        self.n_iter = n_iter
+        self.refit = refit
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.verbose = verbose
         super().__init__()
 
     def _check_X(self, X: Any) -> Any:  # noqa: N802
@@ -187,7 +192,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
     def _fit(self, X: Array, y: Array) -> POCKETClassifier:
         from tqdm.auto import tqdm
 
-        as_float32("POCKETClassifier", X)
+        check_finite("POCKETClassifier", X)
         if integer("n_iter must be an integer of at least 1", self.n_iter) < 1:
             raise ValueError(f"n_iter must be at least 1, but got {self.n_iter}")
         ks = KS if self.k == "cv" else (_positive("k", self.k),)
@@ -203,6 +208,11 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
             with tqdm(total=2 + FOLDS * len(choices) * (len(choices) > 1),
                       disable=not self.verbose, desc="kernels") as bar:  # fmt: skip
                 features = kernel_features(X, bank)
+                if not np.isfinite(features).all():
+                    raise ValueError(
+                        "POCKETClassifier expected kernels whose outputs float32 holds, but some "
+                        "are too large; rescale the series, or use a bank that normalises them"
+                    )
                 bar.update()
                 scores: dict[tuple[float, int], list[float]] = {}
                 if len(choices) > 1:
@@ -232,17 +242,17 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         self, features: Array, labels: Array, size: int, choices: Sequence[tuple[float, int]]
     ) -> Iterator[tuple[tuple[float, int], float]]:
         """The accuracy of each choice on each fold, as it comes."""
-        counts = np.bincount(labels)
-        if counts.max() < 2:
-            raise ValueError(
-                '"cv" needs two cases of a class, but got one of each; give keep and k as numbers'
-            )
-        folds = StratifiedKFold(
-            min(FOLDS, int(counts.max())), shuffle=True, random_state=self.seed_
-        )
+        most = int(np.bincount(labels).max())
         with warnings.catch_warnings():  # a class with fewer cases than folds is what it is
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            splits = list(folds.split(features, labels))
+            folds = StratifiedKFold(max(2, min(FOLDS, most)), shuffle=True, random_state=self.seed_)
+            splits = list(folds.split(features, labels)) if most > 1 else []
+        if not splits or any(len(np.unique(labels[inside])) < 2 for inside, _ in splits):
+            raise ValueError(
+                '"cv" needs two cases of a class, and two classes in what each fold leaves, but '
+                f"got {len(labels)} cases, {np.bincount(labels).tolist()} of the classes; give "
+                "keep and k as numbers"
+            )
         for inside, outside in splits:
             seen, missed = features[inside], features[outside]
             select = Selector(seen, labels[inside], self.n_classes_, size)
@@ -256,7 +266,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
                 yield (k, keep), float((guess == labels[outside]).mean())
 
     def _predict(self, X: Array) -> Array:
-        as_float32("POCKETClassifier", X)
+        check_finite("POCKETClassifier", X)
         with all_threads(check_n_jobs(self.n_jobs)):
             return self.model_.predict(X)
 
@@ -279,7 +289,8 @@ def prune_rocket(
         A fitted ``POCKETClassifier`` with a part of the same kernels.
 
     Raises:
-        TypeError: another object. ValueError: one that is not fitted; other series or labels.
+        TypeError: another object, or an option that says which kernels. ValueError: one that is
+            not fitted; other series or labels.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -290,6 +301,11 @@ def prune_rocket(
         >>> pruned.bank_.n_kernels
         10
     """
+    if extra := {"kernels", "n_kernels"} & set(options):
+        raise TypeError(
+            f"prune_rocket takes the kernels of the classifier given, but got {min(extra)}; leave "
+            "it out"
+        )
     bank = KernelBank.from_aeon(classifier)
     known, given = getattr(classifier, "classes_", None), np.unique(y_train)
     if known is not None and not np.array_equal(known, given):
@@ -306,7 +322,7 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
     """The bank of kernels that aeon draws for these series, or the one given."""
     if isinstance(kernels, KernelBank):
         return kernels
-    if kernels not in KINDS:
+    if not isinstance(kernels, str) or kernels not in KINDS:
         raise ValueError(f"kernels must be one of {KINDS} or a KernelBank, but got {kernels!r}")
     if integer("n_kernels must be an integer of at least 1", n_kernels) < 1:
         raise ValueError(f"n_kernels must be at least 1, but got {n_kernels}")

@@ -393,7 +393,7 @@ def _frozen(name: str, values: Any, dtype: Any) -> Array:
     if np.dtype(dtype).kind == "i" and not np.array_equal(array, given):
         raise ValueError(f"{name} must fit into {np.dtype(dtype).name}")
     array.flags.writeable = False
-    return array
+    return array.view()  # which cannot be made writable again
 
 
 def _indices(name: str, chosen: Iterable[int], count: int) -> Array:

@@ -92,7 +92,7 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
     Args:
         path: the results folder, of a finished run or not: the network is that of the best epoch
             so far. Or its ``checkpoint.pt``, or the ``model.npz`` of ``--model pocket``.
-        backend: as in ``sparse_conv1d``, whatever the run was trained with.
+        backend: as in ``sparse_conv1d``, whatever the run was trained with; of a network only.
 
     Raises:
         ValueError: not the folder of a run. CheckpointError: a checkpoint that is damaged or of
@@ -117,6 +117,11 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
     folder = path.parent if path.suffix in (".pt", ".npz") and not path.is_dir() else path
     config = read_config(folder)
     if config.get("model", "dsn") == "pocket":
+        if backend != "auto":
+            raise ValueError(
+                "random kernels choose how they run; expected backend='auto' for a run of --model "
+                f"pocket, but got {backend!r}"
+            )
         file = folder / MODEL_NAME if path == folder else path
         if not file.exists():
             raise ValueError(

@@ -80,7 +80,7 @@ def test_every_option(data: str, out: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_profile(run_folder: Path, refused: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["profile", str(run_folder), "--batch", "20", "--threads", "1"]) == 0
+    assert main(["profile", str(run_folder / "model.npz"), "--batch", "20", "--threads", "1"]) == 0
     printed = capsys.readouterr().out
     assert "KernelBank('rocket', 10 kernels, 20 features" in printed
     assert "multiply-adds a series" in printed
@@ -130,10 +130,12 @@ def test_what_is_refused(
 def test_models_are_told_apart(data: str, run_folder: Path, refused: Any, tmp_path: Path) -> None:
     refused(["train", data, "--out", str(tmp_path / "c"), "--keep", "3"], "not for --model dsn")
     refused(["train", data, "--out", str(run_folder), "--resume"], "holds a pocket model")
-    refused(["train", data, "--out", str(run_folder), *SMALL], "holds a run already")
+    refused(["train", data, "--out", str(run_folder), *SMALL], "run already; choose another")
     model = sc.load_run(run_folder).model
     replace(model, classes=np.array(["x", "y"])).save(run_folder / "model.npz")
     refused(["profile", str(run_folder)], "is of another run than its config.json")
+    with pytest.raises(ValueError, match="expected backend='auto'"):
+        sc.load_run(run_folder, backend="cpp")
     with pytest.raises(ValueError, match=r"other.npz does not exist"):
         sc.load_run(run_folder / "other.npz")
     (run_folder / "model.npz").write_bytes(b"no")

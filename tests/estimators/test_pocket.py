@@ -254,6 +254,15 @@ def test_bad_series_are_named() -> None:
         classifier("minirocket").fit(X[:, :, :8], y)
     with pytest.raises(ValueError, match="two cases of a class"):
         classifier(keep="cv", n_kernels=20).fit(X[:3], np.array(["a", "b", "c"]))
+    with pytest.raises(ValueError, match=r"two classes .* got 3 cases, \[2, 1\]"):
+        classifier(keep="cv", n_kernels=20).fit(X[:3], np.array(["a", "a", "b"]))
+    with pytest.raises(ValueError, match="kernels must be one of"):
+        POCKETClassifier(np.arange(3)).fit(X, y)
+    raw = Rocket(20, normalise=False, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="outputs float32 holds"):
+        prune_rocket(raw, X * 5e37, y)
+    with pytest.raises(TypeError, match="kernels of the classifier given, but got n_kernels"):
+        prune_rocket(raw, X, y, n_kernels=10)
     bank = fitted.bank_
     with pytest.raises(ValueError, match=r"expected series of shape \(n_cases, 1, 60\)"):
         POCKETClassifier(bank).fit(X[:, :, :50], y)

@@ -128,6 +128,9 @@ def test_copies_are_equal_banks(bank: KernelBank) -> None:
         others += [changed(bank, **edited(bank, name, -1, 0.125))] if name in bank.arrays else []
     assert bank not in [*others, ROCKET if bank is MINI else MINI, None, 3]
     assert str(bank.n_features) in repr(bank)
+    for array in (*bank.arrays.values(), bank.features):
+        with pytest.raises(ValueError, match="cannot set WRITEABLE flag"):
+            array.flags.writeable = True
 
 
 class Evil:
