@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparseconv.estimators.pocket import POCKETClassifier, RocketTransformer, prune_rocket
     from sparseconv.measure.memory import retain_freed_memory
     from sparseconv.profiling import profile
+    from sparseconv.pruning.filters import prune_filters
     from sparseconv.rocket import KernelBank, kernel_features
     from sparseconv.training.run_folder import load_run
 
@@ -42,6 +43,7 @@ __all__ = [
     "models",
     "optimize_for_inference",
     "profile",
+    "prune_filters",
     "prune_rocket",
     "retain_freed_memory",
     "sparse_conv1d",
@@ -59,6 +61,7 @@ _LAZY = {
     "kernel_features": "rocket.features",
     "load_run": "training.run_folder",
     "profile": "profiling",
+    "prune_filters": "pruning.filters",
     "prune_rocket": "estimators.pocket",
     "retain_freed_memory": "measure.memory",
     "to_dense": "conversion",

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +44,12 @@ class PatternScheduler(Protocol):
 
 # (model, optimizer, update_every, end_step, decay_steps), the last three in optimizer steps
 SchedulerFactory = Callable[..., PatternScheduler | None]
+
+
+class Penalty(AbstractContextManager[Any], Protocol):
+    """A term of the loss, which watches the model's forward passes inside of its with block."""
+
+    def __call__(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ def train(
     checkpoint_every: int = 1,
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
     scheduler_factory: SchedulerFactory | None = None,
+    penalty: Penalty | None = None,
     cuda_graphs: bool = False,
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
@@ -106,6 +114,8 @@ def train(
         on_epoch: called with the history so far when an epoch has ended and is saved.
         scheduler_factory: builds what changes the patterns instead of a ``DSTScheduler``; a
             ``SchedulerFactory``.
+        penalty: a term that is added to the loss of each batch, and so to the training loss that
+            is reported; for example ``pruning.InstanceSparsity(model)``.
         cuda_graphs: replay all steps but the first ones and those before an update as CUDA graphs
             (``training.graphed``): the same results without most of the time for launches. The
             model must be on a CUDA device; its forward hooks run in the other steps only. Not yet
@@ -113,7 +123,8 @@ def train(
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written;
-            ``cuda_graphs`` without a GPU; a training loss that is not finite (checkpoints stay).
+            ``cuda_graphs`` without a GPU or with a penalty; a training loss that is not finite
+            (checkpoints stay).
         CheckpointError: a damaged file, or a checkpoint of another recipe, model or data.
         KeyboardInterrupt: Ctrl-C; its message says how to resume.
 
@@ -132,6 +143,8 @@ def train(
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, but got {recipe!r}; write Recipe(epochs=...)")
     checkpoint_every = single("checkpoint_every", checkpoint_every, 1)
+    if penalty is not None and cuda_graphs:
+        raise ValueError("a penalty watches every step, which cuda_graphs would skip; use one")
     X, y = checked_data(model, X, y)
     if validation is not None:
         validation = checked_data(model, *validation)
@@ -149,7 +162,7 @@ def train(
         torch.default_generator.manual_seed(recipe.seed)
         if X.is_cuda:
             _cuda_generator(X.device).manual_seed(recipe.seed)
-        run = _Run(model, X, y, recipe, scheduler_factory, cuda_graphs)
+        run = _Run(model, X, y, recipe, scheduler_factory, penalty, cuda_graphs)
         if resume and path is not None and path.exists():
             run.load(path)
         bar = _progress_bar(len(run.history), recipe.epochs) if progress else None
@@ -157,7 +170,8 @@ def train(
             if path is not None and len(run.history) < recipe.epochs:
                 check_writable(path)
             while len(run.history) < recipe.epochs:
-                row = run.epoch()
+                with contextlib.nullcontext() if penalty is None else penalty:
+                    row = run.epoch()
                 if validation is not None:
                     row |= evaluate(model, *validation, run.batch_size)
                 done = len(run.history)
@@ -189,8 +203,10 @@ class _Run:
         y: Tensor,
         recipe: Recipe,
         make_scheduler: SchedulerFactory | None,
+        penalty: Penalty | None,
         cuda_graphs: bool,
     ) -> None:
+        self.penalty = penalty
         self.model, self.X, self.y, self.recipe = model, X, y, recipe
         self.data_digest = digest(X, y)
         self.batch_size = recipe.batch_size_for(len(X))
@@ -285,6 +301,8 @@ class _Run:
         self.optimizer.zero_grad()
         log_proba = self.model(x)
         loss = F.nll_loss(log_proba, target)
+        if self.penalty is not None:
+            loss = loss + self.penalty()
         torch.autograd.backward(loss)
         return loss.detach(), (log_proba.argmax(1) == target).sum()
 
@@ -314,6 +332,7 @@ class _Run:
             "recipe": asdict(self.recipe),
             "model": {f"line {i}": text for i, text in enumerate(str(self.model).splitlines())},
             "data": {"SHA-256 of X and y": self.data_digest},
+            "penalty": {} if self.penalty is None else {"loss term": repr(self.penalty)},
         }
 
     def load(self, path: Path) -> None:

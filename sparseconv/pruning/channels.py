@@ -1,0 +1,134 @@
+"""A network as units: the smallest sets of channels that can be removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv.nn.conv import SparseConv1d
+
+FIXED = -1  # the unit of a channel that stays
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer that can lose channels.
+
+    Attributes:
+        module: a convolution, ``nn.Linear`` or ``nn.BatchNorm1d``.
+        outputs, inputs: int64, the unit of each output and input channel, ``FIXED`` where it stays.
+        samples: at how many points of a series the layer computes.
+        groups: of a convolution; 1 for others.
+    """
+
+    module: nn.Module
+    outputs: Tensor
+    inputs: Tensor
+    samples: int
+    groups: int
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether its output channels have weights of their own: all but BatchNorm's."""
+        return not isinstance(self.module, nn.BatchNorm1d)
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each input channel has its own output channels."""
+        return self.groups > 1 and self.groups == len(self.inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSet:
+    """Units made by the same layers, which compete with each other.
+
+    Attributes:
+        units: ``(n,)`` int64, ascending.
+        rows: for each layer that has filters of these units, ``(n, m)``: the output channels of
+            each unit, m of them.
+    """
+
+    units: Tensor
+    rows: Mapping[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        """The layers."""
+        return " + ".join(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """A network as units: the smallest sets of channels that can be removed.
+
+    Attributes:
+        layers: by name, in the order of computation.
+        sets: what competes with each other.
+        n_units: how many units there are, over all sets.
+    """
+
+    layers: Mapping[str, Layer]
+    sets: tuple[UnitSet, ...]
+    n_units: int
+
+    def columns(self, units: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The layers that read some units, with ``(n, m)`` input channels of each.
+
+        Not those that hand them on, depthwise layers and BatchNorm. An input that reads a unit
+        several times, as after ``Flatten``, has m > 1.
+        """
+        for name, layer in self.layers.items():
+            if layer.has_filters and not layer.is_depthwise:
+                found = places(layer.inputs, units)
+                if found.shape[1]:
+                    yield name, found
+
+    def macs(self, kept: Tensor | None = None) -> int:
+        """Multiply-adds of the layers for one series, if only some units (bool) are kept."""
+        total = 0
+        for layer in self.layers.values():
+            total += layer.samples * self.weights(layer, kept)
+        return total
+
+    def weights(self, layer: Layer, kept: Tensor | None = None) -> int:
+        """Active weights of a layer, without its bias."""
+        if not layer.has_filters:
+            return 0
+        rows, columns = kept_channels(layer.outputs, kept), kept_channels(layer.inputs, kept)
+        module = layer.module
+        if isinstance(module, SparseConv1d):
+            return int(active_kept(layer, rows, columns).sum())
+        taps = module.kernel_size[0] if isinstance(module, nn.Conv1d) else 1
+        inputs = 1 if layer.is_depthwise else int(columns.sum()) // layer.groups
+        return int(rows.sum()) * inputs * taps
+
+
+def kept_channels(channels: Tensor, kept: Tensor | None) -> Tensor:
+    """Bool, which channels stay when some units are kept; None keeps all."""
+    if kept is None:
+        return torch.ones(len(channels), dtype=torch.bool)
+    return torch.cat([kept, torch.ones(1, dtype=torch.bool)])[channels]  # FIXED is the last
+
+
+def columns_in_group(layer: Layer, columns: Tensor) -> Tensor:
+    """Which of a weight's input channels, those of one group, stay: ``(C_in // groups,)``."""
+    if layer.is_depthwise:
+        return torch.ones(1, dtype=torch.bool)
+    return columns[: len(columns) // layer.groups]  # tracing has tied the groups to each other
+
+
+def active_kept(layer: Layer, rows: Tensor, columns: Tensor) -> Tensor:
+    """``(nnz,)`` bool: the active weights of a sparse layer whose channels both stay."""
+    assert isinstance(layer.module, SparseConv1d)
+    _, inputs, taps = layer.module.pattern.shape
+    positions = layer.module.pattern.positions()
+    kernel = positions // taps
+    return rows[kernel // inputs] & columns_in_group(layer, columns)[kernel % inputs]
+
+
+def places(channels: Tensor, units: Tensor) -> Tensor:
+    """``(n, m)``: where each of n units stands among a layer's channels; m may be 0."""
+    return torch.stack([(channels == unit).nonzero()[:, 0] for unit in units])

@@ -1,0 +1,187 @@
+"""Equivalent pruning: removed filters go on contributing while the network is fine-tuned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseconv.nn.replacement import replace
+from sparseconv.nn.restored import deepcopy_model
+from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
+from sparseconv.pruning.surgery import remove
+
+SLOWER = 5  # times slower than other weights do those of a pair move (under Adam)
+DENSE = (nn.Conv1d, nn.Linear)
+
+
+class Mix(nn.Module):
+    """Makes channels of channels at each sample: at first some of them, or zeros between them.
+
+    Args:
+        start: ``(outputs, inputs)``, what it computes at first.
+        mixed: bool of this shape, what training may change.
+    """
+
+    start: Tensor
+    mixed: Tensor
+
+    def __init__(self, start: Tensor, mixed: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("start", start)
+        self.register_buffer("mixed", mixed)
+        self.moved = nn.Parameter(torch.zeros_like(start))
+
+    def matrix(self) -> Tensor:
+        """``(outputs, inputs)``."""
+        return self.start + self.mixed * self.moved / SLOWER
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inputs, L)``, or ``(N, inputs)``."""
+        if x.dim() == 3:
+            return F.conv1d(x, self.matrix()[:, :, None])
+        return F.linear(x, self.matrix())
+
+
+class EquivalentLayer(nn.Module):
+    """A layer with a decompressor before it, a compressor after it, or both."""
+
+    def __init__(self, layer: nn.Module, before: Mix | None, after: Mix | None) -> None:
+        super().__init__()
+        self.decompressor, self.layer, self.compressor = before, layer, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the merged layer computes."""
+        for part in (self.decompressor, self.layer, self.compressor):
+            x = x if part is None else part(x)
+        return x
+
+    @torch.no_grad()
+    def merged(self) -> Any:
+        """The layer alone, of the pruned shape, that computes the same."""
+        layer: Any = self.layer
+        weight, bias = layer.weight.double(), layer.bias
+        if self.decompressor is not None:
+            weight = torch.einsum("oi...,ij->oj...", weight, self.decompressor.matrix().double())
+        if self.compressor is not None:
+            matrix = self.compressor.matrix().double()
+            weight = torch.einsum("po,o...->p...", matrix, weight)
+            bias = bias if bias is None else matrix @ bias.double()
+        found = resized(layer, weight.shape[1], weight.shape[0])
+        found.weight.copy_(weight)
+        if bias is not None:
+            found.bias.copy_(bias)
+        return found
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Return a copy in which each compressor and decompressor is part of its layer.
+
+    Args:
+        model: of ``prune_filters(..., equivalent=True)``, fine-tuned.
+
+    Raises:
+        ValueError: there is nothing to merge.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> from sparseconv.pruning import WHC
+        >>> model, x = sc.models.ResNet(1, 2), torch.randn(2, 1, 40)
+        >>> pairs, _ = sc.prune_filters(model, x, WHC(), ratio=0.5, equivalent=True)
+        >>> plain = merge(pairs)  # after fine-tuning
+        >>> torch.allclose(plain.eval()(x), pairs.eval()(x), atol=1e-5)
+        True
+    """
+    merged = deepcopy_model(model)
+    pairs = [layer for layer in merged.modules() if isinstance(layer, EquivalentLayer)]
+    if not pairs:
+        raise ValueError(
+            "the model has no compressors; prune it with prune_filters(..., equivalent=True)"
+        )
+    return replace(merged, {layer: layer.merged() for layer in pairs})
+
+
+def with_pairs(
+    model: nn.Module, channels: Channels, kept: Tensor
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Put pairs into a model in place, and remove the other filters; returns the names of these.
+
+    Filters go without pairs where a depthwise, grouped or sparse layer is among those that hang
+    together: a pair cannot be merged through the first, and would make the last dense.
+    """
+    pruned = [group for group in channels.sets if not kept[group.units].all()]
+    paired = [group for group in pruned if _can_be_paired(channels, group)]
+    if pruned and not paired:
+        raise ValueError(
+            "equivalent pruning needs nn.Conv1d or nn.Linear on both sides of the filters that go, "
+            "but all are next to sparse, grouped or depthwise layers; prune without it, or before "
+            "the layers become sparse"
+        )
+    spared = torch.zeros_like(kept)
+    for group in paired:
+        spared[group.units] = True
+    with_norms_cut, _ = remove(model, channels, kept, spared)
+    successors: dict[nn.Module, nn.Module] = {}
+    owner = torch.full((channels.n_units,), -1)
+    for number, group in enumerate(paired):
+        owner[group.units] = number
+    for name, layer in channels.layers.items():
+        if not isinstance(layer.module, DENSE):
+            continue
+        after = _mix(layer.outputs, owner, kept, spared)
+        before = _mix(layer.inputs, owner, kept, spared)
+        before = None if before is None else _transposed(before)
+        if after is None and before is None:
+            continue
+        module: Any = model.get_submodule(name)
+        like = module.weight
+        parts = [None if mix is None else mix.to(like) for mix in (before, after)]
+        successors[module] = EquivalentLayer(module, *parts).train(module.training)
+    left = tuple(group.name for group in pruned if group not in paired)
+    return replace(with_norms_cut, successors), left
+
+
+def _can_be_paired(channels: Channels, group: UnitSet) -> bool:
+    names = {*group.rows, *(name for name, _ in channels.columns(group.units))}
+    layers = [channels.layers[name] for name in names]
+    return all(type(x.module) in DENSE and x.groups == 1 for x in layers)
+
+
+def _mix(units: Tensor, owner: Tensor, kept: Tensor, spared: Tensor) -> Mix | None:
+    """From all channels that a layer has to those that are kept; None if none is paired."""
+    present = kept_channels(units, kept | spared)
+    units = units[present]
+    if not kept_channels(units, spared).logical_and(units >= 0).any():
+        return None
+    stay = kept_channels(units, kept).nonzero()[:, 0]
+    # Channels that are mixed: of one set, and where a layer reads a unit often, in the same place.
+    place: Counter[int] = Counter()
+    kinds = []
+    for i, unit in enumerate(units.tolist()):
+        group = -1 if unit < 0 else int(owner[unit])
+        kinds.append((group, place[unit]) if group >= 0 else (-1, -i))
+        place[unit] += 1
+    same = torch.tensor([[a == b for b in kinds] for a in kinds])
+    free = torch.tensor([kind[0] >= 0 for kind in kinds])
+    return Mix(torch.eye(len(units))[stay], (same & free)[stay])
+
+
+def _transposed(mix: Mix) -> Mix:
+    return Mix(mix.start.T.contiguous(), mix.mixed.T.contiguous())
+
+
+def resized(layer: Any, inputs: int, outputs: int) -> Any:
+    """A layer like a dense one, with other numbers of channels; its weights are not set."""
+    weight, bias = layer.weight, layer.bias
+    like: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
+    like["bias"] = bias is not None
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(layer, nn.Linear):
+            return nn.Linear(inputs, outputs, **like).train(layer.training)
+        return nn.Conv1d(
+            inputs, outputs, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+            padding_mode=layer.padding_mode, **like,
+        ).train(layer.training)  # fmt: skip

@@ -1,0 +1,163 @@
+"""Filters chosen by an evolutionary search over accuracy and size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sparseconv.core.checks import integer, number
+from sparseconv.core.geometry import single
+from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
+from sparseconv.pruning.criteria import Criterion, batches_of, evaluating, labelled, to_model
+
+Array = npt.NDArray[Any]
+
+
+class Evolutionary(Criterion):
+    """A search, layer by layer, for the filters whose absence costs least.
+
+    For each layer, or branch, NSGA-II looks for sets of filters that are good in two ways: few
+    errors on training series, few weights. The smallest set whose error is at most ``tolerance``
+    above the whole model's is kept, and the next layer's search begins. Only the idea is public (a
+    staged search over both objectives); encoding, operators, sizes and this choice are ours. (The
+    knee of each front, the usual choice, lets the errors of the layers add up.)
+
+    Args:
+        data: ``(X, y)``, training series and class indices; or an iterable of batches.
+        tolerance: share of errors that all layers together may add.
+        cases: how many series judge, at most.
+        population: sets of filters in a generation.
+        generations: how many.
+        seed: of the search.
+
+    Raises:
+        RuntimeError: pymoo is not installed.
+
+    Source: Li et al., "Evolutionary Multi-Objective One-Shot Filter Pruning for Designing
+    Lightweight Convolutional Neural Network" and its successor SMOEA, arXiv 2211.01957; Deb et al.
+    2002 (NSGA-II).
+    """
+
+    threshold = 0.5
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        tolerance: float = 0.02,
+        cases: int = 128,
+        population: int = 16,
+        generations: int = 10,
+        seed: int = 0,
+    ) -> None:
+        self.data, self.cases = data, single("cases", cases, 1)
+        self.tolerance = number("tolerance", tolerance)
+        if not 0 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance must lie in [0, 1], but got {tolerance}")
+        self.population = single("population", population, 2)
+        self.generations = single("generations", generations, 1)
+        self.seed = integer("seed must be an integer", seed)
+        _require_pymoo()
+
+    def scores(self, model: nn.Module, channels: Channels) -> Tensor:
+        """1 for each unit that the search keeps, else 0."""
+        kept = torch.ones(channels.n_units, dtype=torch.bool)
+        batches = list(labelled(batches_of("Evolutionary", self.data), self.cases))
+        x, y = (torch.cat(parts)[: self.cases] for parts in zip(*batches, strict=True))
+        x = to_model(model, x)
+        with evaluating(model), torch.no_grad(), _masked(model, channels) as show:
+
+            def error(candidate: Tensor) -> float:
+                show(candidate)
+                return float((model(x).argmax(1) != y).double().mean())
+
+            limit = error(kept) + self.tolerance
+            for group in channels.sets:
+                kept[group.units] = self._search(channels, group, kept, error, limit)
+        return kept.double()
+
+    def _search(
+        self,
+        channels: Channels,
+        group: UnitSet,
+        kept: Tensor,
+        error: Callable[[Tensor], float],
+        limit: float,
+    ) -> Tensor:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.core.problem import ElementwiseProblem
+        from pymoo.operators.crossover.ux import UniformCrossover
+        from pymoo.operators.mutation.bitflip import BitflipMutation
+        from pymoo.optimize import minimize
+
+        def costs(chosen: Array) -> list[float]:
+            candidate = kept.clone()
+            candidate[group.units] = torch.from_numpy(chosen)
+            weights = sum(channels.weights(x, candidate) for x in channels.layers.values())
+            return [error(candidate), weights]
+
+        class Filters(ElementwiseProblem):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__(n_var=len(group.units), n_obj=2, n_ieq_constr=1, vtype=bool)
+
+            def _evaluate(self, x: Array, out: dict[str, Any], *_: Any, **__: Any) -> None:
+                out["F"] = costs(x) if x.any() else [1.0, 0.0]
+                out["G"] = [1 - int(x.sum())]  # at least one
+
+        rng = np.random.default_rng(self.seed)
+        shares = np.linspace(0.1, 1, self.population)  # of the first sets, the last one is whole
+        first = rng.random((self.population, len(group.units))) < shares[:, None]
+        first[~first.any(1), 0] = True
+        search = NSGA2(
+            self.population, sampling=first, crossover=UniformCrossover(),
+            mutation=BitflipMutation(), eliminate_duplicates=True,
+        )  # fmt: skip
+        found = minimize(Filters(), search, ("n_gen", self.generations), seed=self.seed)
+        good = found.F[:, 0] <= limit + 1e-9
+        if not good.any():  # no generation held the whole layer any more
+            return kept[group.units]
+        best = np.where(good)[0][found.F[good, 1].argmin()]
+        return torch.from_numpy(np.asarray(found.X[best], dtype=bool))
+
+    def __repr__(self) -> str:
+        return f"Evolutionary(population={self.population}, generations={self.generations})"
+
+
+@contextmanager
+def _masked(model: nn.Module, channels: Channels) -> Iterator[Callable[[Tensor], None]]:
+    """A function that makes the model compute as if only some units were kept."""
+    masks: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def silence(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x = arguments[0]
+            shape = (1, -1) + (1,) * (x.dim() - 2)
+            return (x * masks[name].to(x).view(shape), *arguments[1:])
+
+        return silence
+
+    def show(kept: Tensor) -> None:
+        for name, layer in channels.layers.items():
+            masks[name] = kept_channels(layer.inputs, kept)
+
+    with ExitStack() as stack:
+        for name, layer in channels.layers.items():
+            if layer.has_filters and not layer.is_depthwise:
+                module = model.get_submodule(name)
+                stack.callback(module.register_forward_pre_hook(hook(name)).remove)
+        yield show
+
+
+def _require_pymoo() -> None:
+    try:
+        import pymoo  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(
+            "Evolutionary needs pymoo; install it with pip install 'sparseconv[pruning]'"
+        ) from error

@@ -1,0 +1,273 @@
+"""Removing whole filters: ``prune_filters``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from sparseconv.core.checks import number
+from sparseconv.core.geometry import single
+from sparseconv.nn.replacement import check_module, held_outside
+from sparseconv.nn.restored import deepcopy_model, restored_afterwards
+from sparseconv.profiling.stopwatch import copied_arguments
+from sparseconv.pruning.channels import Channels, UnitSet
+from sparseconv.pruning.criteria import Criterion
+from sparseconv.pruning.equivalent import with_pairs
+from sparseconv.pruning.report import PruningReport, changes
+from sparseconv.pruning.surgery import mask, remove
+from sparseconv.pruning.tracing import trace
+
+
+class PrunedFilters(NamedTuple):
+    """The smaller model, and what was removed."""
+
+    model: nn.Module
+    report: PruningReport
+
+
+def prune_filters(
+    model: nn.Module,
+    example_input: Any,
+    criterion: Criterion,
+    *,
+    ratio: float | None = None,
+    target_macs: int | None = None,
+    steps: int = 1,
+    ignore: Iterable[str] = (),
+    equivalent: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> PrunedFilters:
+    """Remove whole filters, with all that belongs to them, from a copy of a model.
+
+    A filter falls together with its entry in BatchNorm, the input channel of the layers that read
+    it, its taps in a depthwise layer, and the filters whose outputs are added to its own: all are
+    found by following one forward pass. Of every layer, and every branch that is concatenated, at
+    least one filter stays. Layers that keep their channels: those whose channels are the model's
+    input or output, and those next to what ``ignore`` names.
+
+    The result is run once beside the model without the removed channels, and must compute the same.
+
+    Args:
+        model: of ``nn.Conv1d``, ``SparseConv1d``, ``nn.Linear``, ``nn.BatchNorm1d``, and functions
+            that treat channels alike; left as it was.
+        example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments.
+        criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
+        ratio: share of the filters to remove, in [0, 1): of each layer's, or for criteria that
+            compare everywhere (``Jacobian``) of all together.
+        target_macs: instead of a ratio: the least of them by which one series takes at most so
+            many multiply-adds.
+        steps: remove them in so many equal steps, each scored again.
+        ignore: names of modules that keep all channels.
+        equivalent: put a compressor behind each layer that loses filters and a decompressor before
+            each that reads them: 1x1 convolutions through which the removed filters still
+            contribute while the result is fine-tuned. ``report.merge()`` then returns the model
+            without them, of the pruned shape. (In the paper the compressor comes behind BatchNorm;
+            before it the same functions can be learned, and BatchNorm stays.)
+        optimizer: of this model's parameters; ``report.optimizer`` is its successor, with the state
+            of what is left.
+
+    Raises:
+        TypeError, ValueError: an argument out of its range; neither or both of ``ratio`` and
+            ``target_macs`` where the criterion has no threshold of its own; a target out of reach;
+            something through which channels cannot be followed, named; a model in which a number
+            of channels is fixed in the code.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> model = sc.models.ResNet(1, 2, nf=8)
+        >>> pruned, report = prune_filters(model, torch.zeros(1, 1, 50), WHC(), ratio=0.5)
+        >>> report.parameters
+        (8098, 2194)
+
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; of the criteria, theirs.
+    """
+    check_module(model)
+    if not isinstance(criterion, Criterion):
+        raise TypeError(
+            f"criterion must be one of sparseconv.pruning, for example WHC(), but got {criterion!r}"
+        )
+    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    ratio, target_macs = _checked_target(criterion, ratio, target_macs)
+    steps = single("steps", steps, 1)
+    if equivalent and optimizer is not None:
+        raise ValueError(
+            "equivalent pruning changes what the parameters mean; build a new optimizer"
+        )
+    arguments = copied_arguments(example_input, "example_input")
+    _check_supported(model, ignore)
+
+    work = deepcopy_model(model)
+    whole = trace(work, arguments, ignore)
+    if not whole.n_units:
+        raise ValueError(
+            f"{type(model).__name__} has no filters that can be removed: every channel is an input "
+            "or an output of the model, or next to a module in ignore"
+        )
+    kept = torch.ones(whole.n_units, dtype=torch.bool)
+    for step in range(1, steps + 1):
+        scores = criterion.scores(work, restricted(whole, kept))
+        if not torch.isfinite(scores).all():
+            raise ValueError(f"{criterion!r} gave scores that are not finite; check the weights")
+        if criterion.threshold is not None:
+            kept = kept & (scores > criterion.threshold) | _best(whole, kept, scores)
+        elif ratio is not None:
+            kept = choose(whole, kept, scores, criterion.everywhere, ratio * step / steps)
+        else:
+            assert target_macs is not None
+            full = whole.macs()
+            limit = full - (full - target_macs) * step / steps
+            kept = _to_macs(whole, kept, scores, criterion.everywhere, limit)
+        mask(work, whole, kept)
+    expected = _run(work, arguments)
+    found: torch.optim.Optimizer | None = None
+    unpaired: tuple[str, ...] = ()
+    if equivalent:
+        pruned, unpaired = with_pairs(deepcopy_model(model), whole, kept)
+    else:
+        pruned, surgery = remove(work, whole, kept)
+        found = None if optimizer is None else surgery.optimizer(optimizer, model, pruned)
+    _check_result(pruned, arguments, expected)
+    report = PruningReport(
+        criterion=repr(criterion),
+        layers=changes(whole, kept),
+        unpaired=unpaired,
+        before=model,
+        after=pruned,
+        arguments=arguments,
+        scores=scores,
+        channels=whole,
+        optimizer=found,
+    )
+    return PrunedFilters(pruned, report)
+
+
+def choose(
+    channels: Channels, kept: Tensor, scores: Tensor, everywhere: bool, ratio: float
+) -> Tensor:
+    """Keep the best units, all but a share of those that there were; of each set at least one."""
+    best = _best(channels, kept, scores)
+    order = scores.masked_fill(~kept, -torch.inf).masked_fill(best, torch.inf)
+    result = kept.clone()
+    pools = [torch.arange(channels.n_units)] if everywhere else [s.units for s in channels.sets]
+    for units in pools:
+        count = min(int(ratio * len(units) + 1e-9), len(units) - int(best[units].sum()))
+        result[units[order[units].argsort(stable=True)[:count]]] = False
+    return result
+
+
+def restricted(channels: Channels, kept: Tensor) -> Channels:
+    """The same network, in which only kept units compete."""
+    sets = []
+    for group in channels.sets:
+        stay = kept[group.units]
+        rows = {name: found[stay] for name, found in group.rows.items()}
+        sets.append(UnitSet(group.units[stay], rows))
+    return replace(channels, sets=tuple(sets))
+
+
+def _best(channels: Channels, kept: Tensor, scores: Tensor) -> Tensor:
+    """Bool: the best unit of each set."""
+    best = torch.zeros_like(kept)
+    ordered = scores.masked_fill(~kept, -torch.inf)
+    for group in channels.sets:
+        best[group.units[ordered[group.units].argmax()]] = True
+    return best
+
+
+def _to_macs(
+    channels: Channels, kept: Tensor, scores: Tensor, everywhere: bool, limit: float
+) -> Tensor:
+    def at(ratio: float) -> Tensor:
+        return choose(channels, kept, scores, everywhere, ratio)
+
+    low, high = 0.0, 1.0
+    least = channels.macs(at(high))
+    if least > limit:
+        raise ValueError(
+            f"target_macs={limit:.0f} is out of reach: with one filter in each layer {least} "
+            f"multiply-adds are left, of {channels.macs()}"
+        )
+    for _ in range(30):  # far finer than one filter
+        middle = (low + high) / 2
+        low, high = (low, middle) if channels.macs(at(middle)) <= limit else (middle, high)
+    return at(high)
+
+
+def _checked_target(
+    criterion: Criterion, ratio: float | None, target_macs: int | None
+) -> tuple[float | None, int | None]:
+    if criterion.threshold is not None:
+        if ratio is not None or target_macs is not None:
+            raise ValueError(
+                f"{criterion!r} finds out how many filters go; leave ratio and target_macs out"
+            )
+        return None, None
+    if (ratio is None) == (target_macs is None):
+        raise ValueError(
+            f"{criterion!r} needs either ratio, a share of the filters, or target_macs; got "
+            f"{'neither' if ratio is None else 'both'}"
+        )
+    if target_macs is not None:
+        return None, single("target_macs", target_macs, 1)
+    assert ratio is not None
+    ratio = number("ratio", ratio)
+    if not 0 <= ratio < 1:
+        raise ValueError(
+            f"ratio must lie in [0, 1), since every layer keeps a filter, but got {ratio}"
+        )
+    return ratio, None
+
+
+def _check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
+    modules = dict(model.named_modules())
+    if unknown := [name for name in ignore if name not in modules]:
+        raise ValueError(
+            f"ignore names {unknown[0]!r}, but the model has no such module; model.named_modules() "
+            "lists them"
+        )
+    for _, where in held_outside(model):
+        raise ValueError(
+            f"a module stands in {where}, where torch does not see it; use nn.ModuleList"
+        )
+    owner: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if owner.setdefault(id(parameter), name).rpartition(".")[0] != name.rpartition(".")[0]:
+            first = owner[id(parameter)]
+            if model.get_submodule(first.rpartition(".")[0]) is not model.get_submodule(
+                name.rpartition(".")[0]
+            ):
+                raise ValueError(
+                    f"{first!r} and {name!r} are one parameter of two layers; only a layer that is "
+                    "used twice as a whole can be pruned"
+                )
+
+
+def _run(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
+    with restored_afterwards(model), torch.no_grad():
+        model.eval()
+        return [x.clone() for x in tree_leaves(model(*arguments)) if isinstance(x, Tensor)]
+
+
+def _check_result(pruned: nn.Module, arguments: tuple[Any, ...], expected: list[Tensor]) -> None:
+    """Compare with the masked model; a difference far beyond rounding is one of channels."""
+    advice = (
+        "the code of the model relies on a number of channels, or moves them in a way that cannot "
+        "be followed; name the module where it does in ignore"
+    )
+    try:
+        found = _run(pruned, arguments)
+    except Exception as error:
+        raise ValueError(
+            f"the pruned model does not run ({type(error).__name__}: {error}): {advice}"
+        ) from error
+    for got, wanted in zip(found, expected, strict=True):
+        loose = torch.finfo(wanted.dtype).eps ** 0.5 if wanted.is_floating_point() else 0
+        if got.shape != wanted.shape or not torch.allclose(
+            got, wanted, rtol=loose, atol=loose * float(wanted.abs().max()), equal_nan=True
+        ):
+            raise ValueError(f"the pruned model computes something else: {advice}")

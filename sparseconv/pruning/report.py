@@ -1,0 +1,271 @@
+"""What pruning filters has changed: filters, parameters, multiply-adds, and measured time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv.measure.table import Table, threads_text, with_thousands
+from sparseconv.measure.timing import Estimate, ratio
+from sparseconv.measure.timing import Times as AllTimes
+from sparseconv.profiling.stopwatch import (
+    Stopwatch,
+    capture,
+    check_on_cpu,
+    in_sequence,
+    milliseconds,
+    model_passes,
+)
+from sparseconv.pruning.channels import Channels, kept_channels
+from sparseconv.pruning.equivalent import merge
+from sparseconv.report.page import Section, write_html
+
+
+@dataclass(frozen=True)
+class Times:
+    """Something timed before and after, in turns, in milliseconds; the ratio is pair by pair."""
+
+    before_ms: Estimate
+    after_ms: Estimate
+    ratio: Estimate
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """A layer before and after; pairs are (before, after).
+
+    Attributes:
+        name: of the module.
+        kind: its class.
+        filters: output channels.
+        parameters: active weights and biases.
+        macs: multiply-adds of one series.
+        kept: the numbers of the output channels that are kept.
+        times: a forward pass of the layer; None if not measured.
+    """
+
+    name: str
+    kind: str
+    filters: tuple[int, int]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    kept: tuple[int, ...] = field(repr=False)
+    times: Times | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningReport:
+    """What ``prune_filters`` did; printing it shows a table.
+
+    Attributes:
+        criterion: what decided.
+        layers: a ``LayerChange`` each, in the order of computation.
+        times: ``"forward"`` (a prediction) and ``"step"`` (a training step) of the whole model,
+            once ``measure`` has been called.
+        threads, machine: of the measurement.
+        optimizer: the successor of the optimizer that was given.
+        scores: of each unit of filters, as the criterion gave them last.
+        unpaired: with ``equivalent=True`` the layers that lost filters without a compressor.
+    """
+
+    criterion: str
+    layers: tuple[LayerChange, ...]
+    before: nn.Module = field(repr=False)
+    after: nn.Module = field(repr=False)
+    arguments: tuple[Any, ...] = field(repr=False)
+    channels: Channels = field(repr=False)
+    scores: Tensor = field(repr=False)
+    optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
+    unpaired: tuple[str, ...] = ()
+    times: Mapping[str, Times] = field(default_factory=dict)
+    threads: int = 0
+    machine: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Of the whole model, before and after."""
+        return _parameters(self.before), _parameters(self.after)
+
+    @property
+    def macs(self) -> tuple[int, int]:
+        """Multiply-adds of one series, before and after."""
+        return sum(x.macs[0] for x in self.layers), sum(x.macs[1] for x in self.layers)
+
+    def merge(self) -> nn.Module:
+        """With ``equivalent=True``: the fine-tuned model in its pruned shape (``merge``)."""
+        return merge(self.after)
+
+    def curve(self, thresholds: Iterable[float] | None = None) -> list[tuple[float, int]]:
+        """How many units of filters other thresholds would keep: ``(threshold, kept)``.
+
+        For ``DSP``: a threshold in the middle of a plateau is a safe one. Without an argument from
+        1e-6 to 1, eight in each decade.
+        """
+        if thresholds is None:
+            thresholds = torch.logspace(-6, 0, 49).tolist()
+        best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
+        result = []
+        for threshold in thresholds:
+            kept = self.scores > threshold
+            kept[best] = True
+            result.append((threshold, int(kept.sum())))
+        return result
+
+    def measure(
+        self, *, backward: bool = False, rounds: int = 20, least_seconds: float = 2e-3
+    ) -> PruningReport:
+        """Time the layers and the whole model, before and after in turns; returns a new report.
+
+        On torch's threads, on the example input, in eval mode; with ``backward`` also a training
+        step (forward and backward) of the model as it is now.
+
+        Raises:
+            NotImplementedError: the model is on a GPU.
+        """
+        stopwatch = Stopwatch(backward, rounds, least_seconds, 0)
+        models = {"before": self.before, "after": self.after}
+        names = [layer.name for layer in self.layers]
+        found = {name: self.before.get_submodule(name) for name in names}
+        check_on_cpu({m: name for name, m in found.items() if any(True for _ in m.parameters())})
+        with stopwatch.running(*models.values()):
+            passes: dict[str, dict[str, Any]] = {}
+            for when, model in models.items():
+                model.eval()
+                modules = {model.get_submodule(name): name for name in names}
+                for module, calls in capture(model, modules, self.arguments).items():
+                    runs = [(call.count, {"forward": _call(module, call.input)}) for call in calls]
+                    passes.setdefault(modules[module], {})[when] = in_sequence(runs)
+            layers = []
+            for layer in self.layers:
+                times = stopwatch.time(passes[layer.name])
+                layers.append(replace(layer, times=_times(times, "forward")))
+            whole = {
+                when: model_passes(model, self.arguments, backward)
+                for when, model in models.items()
+            }
+            times = stopwatch.time(whole)
+        passes_times = {which: _times(times, which) for which in whole["after"]}
+        facts = stopwatch.conditions()
+        return replace(
+            self, layers=tuple(layers), times=passes_times, threads=facts["threads"],
+            machine=facts["machine"],
+        )  # fmt: skip
+
+    def table(self) -> Table:
+        """A line for each layer."""
+        timed = any(layer.times for layer in self.layers)
+        header = ["layer", "", "filters", "kept", "parameters", "kept", "MACs", "kept"]
+        header += ["ms", "after", "before / after"] if timed else []
+        rows = []
+        for layer in self.layers:
+            cells = [layer.name, layer.kind]
+            for counts in (layer.filters, layer.parameters, layer.macs):
+                cells += map(with_thousands, counts)
+            if layer.times:
+                pair = layer.times.before_ms, layer.times.after_ms
+                cells += [f"{time.median:.4f}" for time in pair]
+                cells.append(str(layer.times.ratio))
+            rows.append(cells)
+        return Table(header, rows, 2)
+
+    def summary(self) -> list[str]:
+        """What it adds up to, a line each."""
+        lines = []
+        for name, (before, after) in (("parameters", self.parameters), ("MACs", self.macs)):
+            less = f"{1 - after / max(before, 1):.1%} fewer"
+            lines.append(f"{name}: {with_thousands(before)} -> {with_thousands(after)}, {less}")
+        for which, found in self.times.items():
+            name = {"forward": "a prediction", "step": "a training step"}[which]
+            lines.append(
+                f"{name}: {found.before_ms.median:.3f} -> {found.after_ms.median:.3f} ms, "
+                f"ratio {found.ratio}"
+            )
+        if "forward" in self.times:
+            facts = (
+                threads_text(self.threads),
+                self.machine["cpu"],
+                f"torch {self.machine['torch']}",
+            )
+            lines += [*self._rest(), "machine: " + ", ".join(facts)]
+        return lines
+
+    def _rest(self) -> list[str]:
+        """What keeps the time from falling as the multiply-adds do."""
+        if not self.macs[1]:
+            return []
+        promised, got = self.macs[0] / self.macs[1], self.times["forward"].ratio.median
+        inside = [
+            sum(getattr(layer.times, when).median for layer in self.layers if layer.times)
+            for when in ("before_ms", "after_ms")
+        ]
+        whole = self.times["forward"]
+        rest = max(0, whole.before_ms.median - inside[0]), max(0, whole.after_ms.median - inside[1])
+        return [
+            f"{got / promised:.0%} of the {promised:.2f} times that multiply-adds promise; the "
+            f"layers themselves take {inside[0]:.3f} -> {inside[1]:.3f} ms, what is between them "
+            f"(activations, pooling, concatenation) {rest[0]:.3f} -> {rest[1]:.3f} ms"
+        ]
+
+    def __str__(self) -> str:
+        """The table and what it adds up to."""
+        return "\n".join([self.table().markdown(), "", self.criterion, *self.summary()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, as ``json.dumps`` accepts them."""
+        return {
+            "criterion": self.criterion,
+            "layers": [asdict(layer) for layer in self.layers],
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "times": {which: asdict(found) for which, found in self.times.items()},
+            "threads": self.threads,
+            "machine": dict(self.machine),
+        }
+
+    def write_html(self, path: str | Path) -> Path:
+        """Write the report as a page of its own."""
+        text = ". ".join(self.summary())
+        sections = [Section("Layers", text, self.table())]
+        return write_html(path, "Pruned filters", sections, subtitle=self.criterion)
+
+
+def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
+    """Of each layer."""
+    found = []
+    for name, layer in channels.layers.items():
+        stay = kept_channels(layer.outputs, kept)
+        rows = len(stay), int(stay.sum())
+        weights = [channels.weights(layer, k) for k in (None, kept)]
+        own = [p for p in ("weight", "bias") if getattr(layer.module, p, None) is not None]
+        each = len(own) if not layer.has_filters else int("bias" in own)
+        found.append(
+            LayerChange(
+                name,
+                type(layer.module).__name__,
+                rows,
+                (weights[0] + each * rows[0], weights[1] + each * rows[1]),
+                (layer.samples * weights[0], layer.samples * weights[1]),
+                tuple(stay.nonzero()[:, 0].tolist()),
+            )
+        )
+    return tuple(found)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _call(module: nn.Module, x: Tensor) -> Any:
+    return lambda: module(x)
+
+
+def _times(times: AllTimes, which: str) -> Times:
+    before, after = f"before {which}", f"after {which}"
+    return Times(
+        milliseconds(times[before]), milliseconds(times[after]), ratio(times, before, after)
+    )

@@ -1,0 +1,144 @@
+"""Dynamic structured pruning's loss: filters that a series does not need fall silent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv.core.checks import number
+from sparseconv.core.geometry import single
+from sparseconv.models import LITE, InceptionTime
+from sparseconv.models.resnet import Residual
+
+PUBLISHED_WEIGHT = 2e-5  # for LITE; none is public for other networks
+
+
+class Stage(NamedTuple):
+    """A module whose output is to be sparse.
+
+    ``weight`` is its share in the loss; ``channels`` of them count, the first ones (None: all).
+    """
+
+    module: str
+    weight: float = 1.0
+    channels: int | None = None
+
+
+class InstanceSparsity:
+    """The instance-wise sparsity loss, ``weight * sum over stages, series, channels of |F|_2``.
+
+    ``|F|_2`` is the norm over time of one channel's output for one series, so that a channel costs
+    nothing where it is silent. Inside of a ``with`` block the model's forward passes are watched;
+    calling the object returns the loss of those since the last call.
+
+    Args:
+        model: any module.
+        stages: a ``Stage`` or the name of a module each; None: the published ones of ``LITE`` and
+            ``InceptionTime``.
+        weight: of the whole loss. 2e-5 is published for LITE, in batches of 64.
+
+    Raises:
+        ValueError: a stage that is no module; no stages for another model; a weight below 0.
+
+    Example:
+        >>> from sparseconv.models import LITE
+        >>> model, x = LITE(1, 2), torch.randn(4, 1, 30)
+        >>> with InstanceSparsity(model) as penalty:
+        ...     loss = model(x).square().sum() + penalty()
+        >>> train_with_it = "train(model, X, y, recipe, penalty=InstanceSparsity(model))"
+
+    Source: Abdullayev et al., arXiv 2602.12744 (2026).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stages: Sequence[Stage | str] | None = None,
+        weight: float = PUBLISHED_WEIGHT,
+    ) -> None:
+        self.weight = number("weight", weight)
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight must be finite and at least 0, but got {weight}")
+        found = published_stages(model) if stages is None else stages
+        self.stages = tuple(Stage(stage) if isinstance(stage, str) else stage for stage in found)
+        modules = dict(model.named_modules())
+        for stage in self.stages:
+            if stage.module not in modules:
+                raise ValueError(
+                    f"stages names {stage.module!r}, but the model has no such module; "
+                    "model.named_modules() lists them"
+                )
+            if stage.channels is not None:
+                single("the channels of a stage", stage.channels, 1)
+        self._modules = [modules[stage.module] for stage in self.stages]
+        self._handles: list[Any] = []
+        self._terms: list[Tensor] = []
+
+    def __enter__(self) -> InstanceSparsity:
+        """Watch the model's forward passes in which gradients are computed."""
+        for stage, module in zip(self.stages, self._modules, strict=True):
+            self._handles.append(module.register_forward_hook(self._hook(stage)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Watch no more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._terms.clear()
+
+    def _hook(self, stage: Stage) -> Any:
+        def see(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            if module.training and output.requires_grad:
+                norms = torch.linalg.vector_norm(output[:, : stage.channels], dim=2)
+                self._terms.append(stage.weight * norms.sum())
+
+        return see
+
+    def __call__(self) -> Tensor:
+        """The loss of the forward passes since the last call; RuntimeError if there were none."""
+        if not self._terms:
+            raise RuntimeError(
+                "no stage was run: call the model in train mode first, inside of the with block"
+            )
+        loss = self.weight * torch.stack(self._terms).sum()
+        self._terms.clear()
+        return loss
+
+    def __repr__(self) -> str:
+        return f"InstanceSparsity(stages={list(map(tuple, self.stages))}, weight={self.weight})"
+
+
+def published_stages(model: nn.Module) -> list[Stage]:
+    """Those of the paper: LITE's three, of the first the learned filters; InceptionTime's modules.
+
+    Example:
+        >>> published_stages(LITE(1, 2))[0]
+        Stage(module='blocks.1', weight=4.0, channels=96)
+    """
+    if isinstance(model, LITE):
+        learned = sum(conv.out_channels for conv in model.convs)  # type: ignore[misc]
+        return [Stage("blocks.1", 4.0, learned), Stage("blocks.5", 2.0), Stage("blocks.9", 1.0)]
+    if isinstance(model, InceptionTime):
+        stages = []
+        for i, block in enumerate(model.blocks):
+            residual = isinstance(block, Residual)
+            body, prefix = (block.body, f"blocks.{i}.body") if residual else (block, f"blocks.{i}")
+            names = [f"{prefix}.{j}" for j in range(len(body))]  # type: ignore[arg-type]
+            # The addition comes after the last one.
+            stages += [*names[:-1], f"blocks.{i}" if residual else names[-1]]
+        return [Stage(name) for name in stages]
+    raise ValueError(
+        f"no stages are published for {type(model).__name__}; name in stages the modules whose "
+        "outputs are to be sparse, for example the ReLUs"
+    )

@@ -1,0 +1,203 @@
+"""Taking channels out of a network: its layers, their state, and an optimizer's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.replacement import replace
+from sparseconv.pruning.channels import (
+    Channels,
+    Layer,
+    active_kept,
+    columns_in_group,
+    kept_channels,
+)
+
+Cut = Mapping[int, Tensor]  # for each shortened dimension of a tensor: the indices that stay
+
+
+@dataclass(frozen=True, eq=False)
+class Surgery:
+    """What is cut from each parameter and buffer, by which other tensors of its shape follow.
+
+    Attributes:
+        cuts: by the name that the parameter or buffer has in the state dict.
+    """
+
+    cuts: Mapping[str, Cut]
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of the shape that this parameter had, without what was cut."""
+        for dim, indices in self.cuts.get(name, {}).items():
+            tensor = tensor.index_select(dim, indices.to(tensor.device))
+        return tensor
+
+    def optimizer(
+        self, old: torch.optim.Optimizer, model: nn.Module, pruned: nn.Module
+    ) -> torch.optim.Optimizer:
+        """An optimizer of the pruned model's parameters, with what the old one knows of them."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        successors = dict(pruned.named_parameters())
+        groups, moved = [], {}
+        for group in old.param_groups:
+            held = []
+            for parameter in group["params"]:
+                if id(parameter) not in names:
+                    raise ValueError(
+                        "the optimizer holds a parameter that is not the model's; give the one "
+                        "that trains this model alone"
+                    )
+                name = names[id(parameter)]
+                held.append(successors[name])
+                moved[successors[name]] = {
+                    key: self.cut(name, value).clone()
+                    if isinstance(value, Tensor) and value.shape == parameter.shape
+                    else copy.deepcopy(value)
+                    for key, value in old.state.get(parameter, {}).items()
+                }
+            groups.append({**group, "params": held})
+        new = type(old)(groups, **old.defaults)
+        for parameter, state in moved.items():
+            if state:
+                new.state[parameter] = state
+        return new
+
+
+def remove(
+    model: nn.Module, channels: Channels, kept: Tensor, spared: Tensor | None = None
+) -> tuple[nn.Module, Surgery]:
+    """Shorten a model's layers in place to the kept units (bool).
+
+    Layers keep the filters and inputs of ``spared`` units, which only BatchNorm loses. Returns the
+    model (or, if it is a single sparse layer, its successor) and what was cut.
+    """
+    cuts: dict[str, Cut] = {}
+    successors: dict[nn.Module, nn.Module] = {}
+    for name, layer in channels.layers.items():
+        module = model.get_submodule(name)
+        stay = kept | spared if spared is not None and layer.has_filters else kept
+        rows, columns = (kept_channels(side, stay) for side in (layer.outputs, layer.inputs))
+        if rows.all() and columns.all():
+            continue
+        found = _cuts(layer, rows, columns)
+        prefix = f"{name}." if name else ""
+        cuts |= {prefix + key: cut for key, cut in found.items()}
+        if isinstance(module, SparseConv1d):
+            successors[module] = _smaller(module, layer, rows, columns, found)
+        else:
+            content = {key: _cut(getattr(module, key), cut) for key, cut in found.items()}
+            shorten(module, content, int(columns.sum()))
+    return replace(model, successors), Surgery(cuts)
+
+
+def _cuts(layer: Layer, rows: Tensor, columns: Tensor) -> dict[str, Cut]:
+    module = layer.module
+    stay = {0: rows.nonzero()[:, 0]}
+    if isinstance(module, SparseConv1d):
+        found: dict[str, Cut] = {"values": {0: active_kept(layer, rows, columns).nonzero()[:, 0]}}
+    elif layer.has_filters:
+        found = {"weight": {**stay, 1: columns_in_group(layer, columns).nonzero()[:, 0]}}
+    else:
+        names = ("weight", "running_mean", "running_var")
+        found = {name: stay for name in names if getattr(module, name) is not None}
+    if module.bias is not None:
+        found["bias"] = stay
+    return found
+
+
+def _cut(tensor: Tensor, cut: Cut) -> Tensor:
+    return Surgery({"": cut}).cut("", tensor)
+
+
+@torch.no_grad()
+def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> None:
+    """Give a dense layer smaller parameters and buffers, and the attributes that say so."""
+    for name, tensor in content.items():
+        if name in module._parameters:
+            old = module._parameters[name]
+            assert old is not None
+            new = nn.Parameter(tensor.detach().clone(), requires_grad=old.requires_grad)
+            module._parameters[name] = new
+        else:
+            module._buffers[name] = tensor.detach().clone()
+    if isinstance(module, nn.BatchNorm1d):
+        module.num_features = inputs
+        return
+    assert isinstance(module.weight, Tensor)
+    if isinstance(module, nn.Linear):
+        module.in_features, module.out_features = inputs, len(module.weight)
+        return
+    assert isinstance(module, nn.Conv1d)
+    module.groups = inputs // module.weight.shape[1]  # fewer of a depthwise layer
+    module.in_channels, module.out_channels = inputs, len(module.weight)
+
+
+@torch.no_grad()
+def _smaller(
+    module: SparseConv1d, layer: Layer, rows: Tensor, columns: Tensor, cuts: Mapping[str, Cut]
+) -> SparseConv1d:
+    """A new sparse layer with some rows and columns of the pattern, and their values."""
+    _, inputs, taps = module.pattern.shape
+    inside = columns_in_group(layer, columns)
+    shape = (int(rows.sum()), int(inside.sum()), taps)
+    old = module.pattern.positions()[cuts["values"][0]]
+    row, column = (side.cumsum(0) - 1 for side in (rows, inside))
+    kernel = old // taps
+    positions = (row[kernel // inputs] * shape[1] + column[kernel % inputs]) * taps + old % taps
+    pattern = KernelCSR.from_positions(positions, shape)
+    state = {key: _cut(getattr(module, key), cut) for key, cut in cuts.items()}
+    found = sparse_layer(module, pattern, int(columns.sum()) // shape[1])
+    regions = []
+    for (first, end), reach in module.regions:
+        before, within = int(rows[:first].sum()), int(rows[first:end].sum())
+        if within:
+            regions.append(Region((before, before + within), reach))
+    found.regions = tuple(regions)
+    found.values.copy_(state["values"])
+    if found.bias is not None:
+        found.bias.copy_(state["bias"])
+    return found
+
+
+def sparse_layer(like: SparseConv1d, pattern: KernelCSR, groups: int) -> SparseConv1d:
+    """A layer with another pattern and shape, and all other options of a given one."""
+    outputs, inputs, taps = pattern.shape
+    with torch.random.fork_rng(devices=[]):  # its first values are drawn, and overwritten
+        found = SparseConv1d(
+            inputs * groups, outputs, taps, like.stride, like.padding, like.dilation, groups,
+            like.bias is not None, like.padding_mode, like.values.device, like.values.dtype,
+            pattern=pattern, backend=like.backend,
+        )  # fmt: skip
+    for name, parameter in found.named_parameters():
+        parameter.requires_grad_(getattr(like, name).requires_grad)
+    return found.train(like.training)
+
+
+@torch.no_grad()
+def mask(model: nn.Module, channels: Channels, kept: Tensor) -> None:
+    """Make a model compute as if units were removed, at full size: none reads them any more.
+
+    Works on parameters in place.
+    """
+    for name, layer in channels.layers.items():
+        if not layer.has_filters or layer.is_depthwise:
+            continue
+        columns = kept_channels(layer.inputs, kept)
+        if columns.all():
+            continue
+        module = model.get_submodule(name)
+        if isinstance(module, SparseConv1d):
+            every = torch.ones(len(layer.outputs), dtype=torch.bool)
+            stays = active_kept(layer, every, columns)
+            module.values.masked_fill_(~stays.to(module.values.device), 0)
+        else:
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            weight[:, ~columns_in_group(layer, columns).to(weight.device)] = 0

@@ -1,0 +1,391 @@
+"""Following the channels of a network through one forward pass.
+
+Every channel of every tensor carries a number; what adds two tensors makes their channels one, what
+moves data moves the numbers. So residual connections, concatenation, groups and depthwise layers
+need no rules of their own, and what is not known is named.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.pooling import ShortAvgPool1d
+from sparseconv.nn.restored import restored_afterwards
+from sparseconv.pruning.channels import FIXED, Channels, Layer, UnitSet, places
+
+PRUNABLE = (nn.Conv1d, SparseConv1d, nn.Linear, nn.BatchNorm1d)
+MODULES_ALONE = (ShortAvgPool1d,)  # each channel by itself, whatever functions it calls
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Functions by name, of torch, of tensors and of torch.nn.functional alike.
+MOVES = _names("""
+    view reshape flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose transpose_
+    swapaxes swapdims permute movedim moveaxis contiguous clone detach cat concat concatenate stack
+    chunk split tensor_split narrow unbind select __getitem__ flip roll expand expand_as view_as
+    repeat_interleave
+""")
+# A channel of the result comes from the same channel of the input; other dimensions may change.
+ALONE = _names("""
+    relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu selu gelu silu mish hardswish hardtanh
+    hardtanh_ hardsigmoid sigmoid sigmoid_ logsigmoid tanh tanh_ softplus softsign threshold
+    softshrink hardshrink tanhshrink abs neg __neg__ exp log log1p sqrt rsqrt square pow __pow__
+    reciprocal clamp clamp_ clamp_min clamp_max clip sign sin cos erf nan_to_num to type float
+    double half bfloat16 cpu cuda requires_grad_ dropout dropout1d feature_dropout alpha_dropout
+    max_pool1d max_pool1d_with_indices avg_pool1d lp_pool1d adaptive_avg_pool1d adaptive_max_pool1d
+    adaptive_max_pool1d_with_indices interpolate upsample pad softmax log_softmax cumsum
+""")
+MAY_MIX = _names("softmax log_softmax cumsum")  # where they run along the channels
+REDUCTIONS = _names("mean sum amax amin max min std var norm logsumexp median")
+TOGETHER = _names("""
+    add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __rsub__ __isub__ subtract mul mul_ __mul__
+    __rmul__ __imul__ multiply div div_ __truediv__ __rtruediv__ __itruediv__ divide maximum minimum
+    where lerp
+""")
+
+
+class Numbers:
+    """The numbers of channels, of which some have become one."""
+
+    def __init__(self) -> None:
+        self.parent: list[int] = []
+        self.fixed: list[bool] = []
+
+    def new(self, count: int, fixed: bool = False) -> Tensor:
+        first = len(self.parent)
+        self.parent += range(first, first + count)
+        self.fixed += [fixed] * count
+        return torch.arange(first, first + count)
+
+    def root(self, number: int) -> int:
+        while self.parent[number] != number:
+            self.parent[number] = self.parent[self.parent[number]]
+            number = self.parent[number]
+        return number
+
+    def unite(self, a: Tensor, b: Tensor) -> None:
+        for i, j in zip(a.tolist(), b.tolist(), strict=True):
+            i, j = self.root(i), self.root(j)
+            self.parent[j] = i
+            self.fixed[i] = self.fixed[i] or self.fixed[j]
+
+    def fix(self, numbers: Tensor) -> None:
+        for number in numbers.tolist():
+            self.fixed[self.root(number)] = True
+
+    def are_fixed(self, numbers: Tensor) -> bool:
+        return all(self.fixed[self.root(number)] for number in numbers.tolist())
+
+
+class UnknownLayerError(ValueError):
+    """A layer or function through which channels cannot be followed."""
+
+
+def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = ()) -> Channels:
+    """Follow the channels of a network from its inputs to its outputs.
+
+    Args:
+        model: run once, in eval mode; left as it was.
+        arguments: example inputs, with channels in their second dimension.
+        ignore: names of modules that keep all of their channels, whatever they compute.
+
+    Raises:
+        UnknownLayerError: something that only ``ignore`` helps with, named.
+    """
+    tracer = _Tracer(model, frozenset(ignore))
+    with restored_afterwards(model), torch.no_grad(), ExitStack() as stack:
+        model.eval()
+        for tensor in tree_leaves(arguments):
+            if isinstance(tensor, Tensor) and tensor.dim() > 1:
+                tracer.follow(tensor, tracer.numbers.new(tensor.shape[1], fixed=True), 1)
+        for name, module in model.named_modules():
+            tracer.watch(name, module, stack)
+        with tracer:
+            out = model(*arguments)
+    for tensor in tree_leaves(out):
+        tracer.fix(tensor)
+    return tracer.channels()
+
+
+class _Tracer(TorchFunctionMode):
+    def __init__(self, model: nn.Module, ignore: frozenset[str]) -> None:
+        super().__init__()
+        self.model, self.ignore = model, ignore
+        self.numbers = Numbers()
+        self.known: dict[int, tuple[Tensor, Tensor, int]] = {}  # by id: tensor, numbers, dimension
+        self.layers: dict[str, tuple[nn.Module, Tensor, Tensor, int]] = {}
+        self.running: list[str] = []  # names of the modules that are being called
+        self.inside = 0  # of layers that are followed as a whole
+
+    # What a tensor's channels are
+
+    def follow(self, tensor: Tensor, numbers: Tensor, dim: int) -> None:
+        self.known[id(tensor)] = (
+            tensor,
+            numbers,
+            dim,
+        )  # the tensor too, so that its id stays its own
+
+    def of(self, tensor: Any) -> tuple[Tensor, int] | None:
+        found = self.known.get(id(tensor))
+        return None if found is None else found[1:]
+
+    def fix(self, *tensors: Any) -> None:
+        for tensor in tensors:
+            if (found := self.of(tensor)) is not None:
+                self.numbers.fix(found[0])
+
+    # Modules
+
+    def watch(self, name: str, module: nn.Module, stack: ExitStack) -> None:
+        whole = name in self.ignore or isinstance(module, (*PRUNABLE, *MODULES_ALONE))
+
+        def before(_: nn.Module, arguments: Any) -> None:
+            self.running.append(name)
+            self.inside += whole
+
+        def after(_: nn.Module, arguments: Any, output: Any) -> None:
+            self.running.pop()
+            self.inside -= whole
+            if whole and not self.inside:
+                self.called(name, module, arguments, output)
+
+        stack.callback(module.register_forward_pre_hook(before, prepend=True).remove)
+        stack.callback(module.register_forward_hook(after).remove)
+
+    def called(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        if name in self.ignore:
+            self.fix(*tree_leaves(arguments))
+            return
+        x = next((x for x in tree_leaves(arguments) if isinstance(x, Tensor)), None)
+        if x is None or not isinstance(output, Tensor):
+            return
+        if type(module) not in (*PRUNABLE, *MODULES_ALONE):
+            self.refuse(f"{type(module).__name__}, which may compute anything", x)
+            return
+        known = self.of(x)
+        if isinstance(module, MODULES_ALONE):
+            if known is not None:
+                self.follow(output, *known)
+            return
+        last = isinstance(module, nn.Linear)
+        dim = x.dim() - 1 if last else 1
+        if known is not None and known[1] != dim:
+            self.refuse(f"{type(module).__name__} along another dimension than the channels'", x)
+            known = None
+        inputs = self.numbers.new(x.shape[dim], fixed=True) if known is None else known[0]
+        if isinstance(module, nn.BatchNorm1d):
+            outputs = inputs
+        else:
+            outputs = self.numbers.new(output.shape[output.dim() - 1 if last else 1])
+        if name in self.layers:  # called again
+            self.numbers.unite(self.layers[name][2], inputs)
+            self.numbers.unite(self.layers[name][1], outputs)
+        self.tie(module, inputs, outputs)
+        samples = output.numel() // max(1, output.shape[0] * len(outputs))
+        samples += self.layers[name][3] if name in self.layers else 0
+        self.layers[name] = module, outputs, inputs, samples
+        self.follow(output, outputs, dim)
+
+    def tie(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        """What groups demand: all stay alike; a depthwise layer has filters for each input."""
+        groups = getattr(module, "groups", 1)
+        if groups == 1:
+            return
+        if groups == len(inputs):
+            multiple = len(outputs) // groups
+            self.numbers.unite(inputs.repeat_interleave(multiple), outputs)
+            return
+        for numbers in (inputs, outputs):
+            first, *others = numbers.view(groups, -1)
+            for other in others:
+                self.numbers.unite(first, other)
+
+    # Functions
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not self.inside:
+            outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+            inputs = [x for x in tree_leaves((args, kwargs)) if self.of(x) is not None]
+            if inputs and outputs:
+                self.apply(func, args, kwargs, inputs, outputs)
+        return result
+
+    def apply(
+        self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor]
+    ) -> None:
+        name = getattr(func, "__name__", str(func))
+        numbers, dim = self.known[id(inputs[0])][1:]
+        if name in MOVES:
+            done = self.move(func, args, kwargs, outputs)
+        elif name in TOGETHER:
+            done = self.unite(args, kwargs, inputs, outputs[0])
+        elif name in ALONE:
+            same = len(inputs) == 1 and outputs[0].dim() == inputs[0].dim()
+            done = same and outputs[0].shape[dim] == len(numbers)
+            if name in MAY_MIX and dim in _dimensions(name, args, kwargs, inputs[0].dim()):
+                self.fix(inputs[0])  # each result depends on all of them
+            if done:
+                self.follow(outputs[0], numbers, dim)
+        elif name in REDUCTIONS:
+            done = len(inputs) == 1 and self.reduce(name, args, kwargs, inputs[0], outputs)
+        elif name in ("__matmul__", "matmul") and inputs[0] is args[0] and len(inputs) == 1:
+            done = dim < inputs[0].dim() - 1
+            if done:
+                self.follow(outputs[0], numbers, dim)
+        else:
+            done = False
+        if not done:
+            self.refuse(name, *inputs)
+
+    def move(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> bool:
+        """Move the numbers as the data are moved, and see in which dimension they differ then."""
+        along = [found[1] for x in tree_leaves((args, kwargs)) if (found := self.of(x)) is not None]
+
+        def numbered(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            found = self.of(x)
+            if found is None:
+                if x.dtype in (torch.bool, torch.int64) and x.dim() < 2:  # an index
+                    return x
+                dim = along[0]
+                if dim >= x.dim():
+                    return x
+                found = self.numbers.new(x.shape[dim], fixed=True), dim
+            shape = [1] * x.dim()
+            shape[found[1]] = -1
+            return found[0].view(shape).expand(x.shape).contiguous()
+
+        moved = func(*tree_map(numbered, args), **tree_map(numbered, kwargs))
+        results = [x for x in tree_leaves(moved) if isinstance(x, Tensor)]
+        for result, output in zip(results, outputs, strict=True):
+            if result.numel() == 0:
+                return False
+            dims = [d for d in range(result.dim()) if (result != result.narrow(d, 0, 1)).any()]
+            if len(dims) > 1:
+                return False
+            # A single channel differs in no dimension.
+            single = (
+                d for d in (*along, *range(1, result.dim())) if result.shape[d : d + 1] == (1,)
+            )
+            dim = dims[0] if dims else next(single, None)
+            if dim is None:
+                return False
+            index: list[Any] = [0] * result.dim()
+            index[dim] = slice(None)
+            self.follow(output, result[tuple(index)].clone(), dim)
+        return True
+
+    def unite(self, args: Any, kwargs: Any, inputs: list[Tensor], output: Tensor) -> bool:
+        """Channels that meet become one, aligned at the last dimension as torch broadcasts."""
+        numbers, dim = self.known[id(inputs[0])][1:]
+        behind = inputs[0].dim() - dim
+        for other in tree_leaves((args, kwargs)):
+            if not isinstance(other, Tensor) or other is inputs[0]:
+                continue
+            found = self.of(other)
+            if found is None:
+                if other.dim() >= behind and other.shape[-behind] != 1:
+                    return False  # a constant for each channel
+            elif other.dim() - found[1] != behind or len(found[0]) != len(numbers):
+                return False
+            else:
+                self.numbers.unite(numbers, found[0])
+        self.follow(output, numbers, output.dim() - behind)
+        return True
+
+    def reduce(self, name: str, args: Any, kwargs: Any, x: Tensor, outputs: list[Tensor]) -> bool:
+        numbers, dim = self.known[id(x)][1:]
+        gone = _dimensions(name, args, kwargs, x.dim())
+        if dim in gone or not gone:
+            self.fix(x)
+            return True
+        kept = outputs[0].dim() == x.dim()
+        for output in outputs:
+            self.follow(output, numbers, dim if kept else dim - sum(d < dim for d in gone))
+        return True
+
+    def refuse(self, what: str, *inputs: Tensor) -> None:
+        if all(self.numbers.are_fixed(self.known[id(x)][1]) for x in inputs if id(x) in self.known):
+            return  # nothing is lost: these channels stay in any case
+        where = self.running[-1] if self.running else ""
+        raise UnknownLayerError(
+            f"cannot follow channels through {what!r} in {where or 'the model itself'} "
+            f"({type(self.model.get_submodule(where)).__name__}); name a module around it in "
+            "ignore, and it keeps all of its channels"
+        )
+
+    # The result
+
+    def channels(self) -> Channels:
+        """Number the units, and put those that the same layers make into sets."""
+        roots = {
+            name: [self._roots(side) for side in found[1:3]] for name, found in self.layers.items()
+        }
+        # Of each unit the layers that have filters for it, how many, and in which kernel group.
+        makers: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
+        for name, (module, *_) in self.layers.items():
+            if isinstance(module, nn.BatchNorm1d):
+                continue
+            rows: dict[int, list[int]] = defaultdict(list)
+            for row, root in enumerate(roots[name][0]):
+                if not self.numbers.fixed[root]:
+                    rows[root].append(row)
+            for root, own in rows.items():
+                makers[root].append((name, len(own), _region(module, own[0])))
+        number = {root: unit for unit, root in enumerate(makers)}
+        layers = {}
+        for name, (module, _, _, samples) in self.layers.items():
+            outputs, inputs = (
+                torch.tensor([number.get(root, FIXED) for root in side], dtype=torch.int64)
+                for side in roots[name]
+            )
+            groups = int(getattr(module, "groups", 1))
+            layers[name] = Layer(module, outputs, inputs, samples, groups)
+        alike: dict[Any, list[int]] = defaultdict(list)
+        for root, made in makers.items():
+            alike[tuple(made)].append(number[root])
+        sets = []
+        for made, members in alike.items():
+            units = torch.tensor(sorted(members))
+            sets.append(UnitSet(units, {n: places(layers[n].outputs, units) for n, *_ in made}))
+        return Channels(layers, tuple(sets), len(number))
+
+    def _roots(self, numbers: Tensor) -> list[int]:
+        return [self.numbers.root(number) for number in numbers.tolist()]
+
+
+def _region(module: nn.Module, row: int) -> int:
+    """The kernel group of a sparse layer's filter: those of unlike reach do not compete."""
+    if isinstance(module, SparseConv1d):
+        for index, ((first, end), _) in enumerate(module.regions):
+            if first <= row < end:
+                return index
+    return 0
+
+
+def _dimensions(name: str, args: Any, kwargs: Any, count: int) -> set[int]:
+    """Those that a reduction, or a softmax, names."""
+    position = 2 if name == "norm" else 1
+    given = kwargs.get("dim", kwargs.get("axis", args[position] if len(args) > position else None))
+    if given is None or isinstance(given, bool | float | Tensor):
+        return set()
+    dims = given if isinstance(given, tuple | list) else [given]
+    return {dim % count for dim in dims}

@@ -1,0 +1,174 @@
+"""Which channels hang together: what is left computes what the whole network does without them."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from random_networks import RandomNetwork
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import sparseconv as sc
+from sparseconv import SparseConv1d
+from sparseconv.pruning import Criterion
+from sparseconv.pruning.channels import Channels
+from sparseconv.pruning.filters import PrunedFilters
+from sparseconv.pruning.tracing import trace
+
+NETWORKS = 200
+
+
+class Drawn(Criterion):
+    """Scores by chance."""
+
+    def __init__(self, seed: int, everywhere: bool) -> None:
+        self.seed, self.everywhere = seed, everywhere
+
+    def scores(self, model: nn.Module, channels: Channels) -> Tensor:
+        rng = torch.Generator().manual_seed(self.seed)
+        return torch.rand(channels.n_units, generator=rng, dtype=torch.float64)
+
+
+def silenced(model: nn.Module, result: PrunedFilters, x: Tensor) -> Tensor:
+    """The whole model's output where every filter that was removed gives zeros."""
+    whole = copy.deepcopy(model)
+    for layer in result.report.layers:
+        if layer.kind == "BatchNorm1d":
+            continue
+
+        def silence(
+            module: nn.Module, _: object, y: Tensor, kept: tuple[int, ...] = layer.kept
+        ) -> Tensor:
+            out = torch.zeros_like(y)
+            out[:, kept] = y[:, kept]
+            return out
+
+        whole.get_submodule(layer.name).register_forward_hook(silence)
+    return whole(x)
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_random_networks(block: int) -> None:
+    for seed in range(block * NETWORKS // 10, (block + 1) * NETWORKS // 10):
+        network = RandomNetwork(seed)
+        x, before = network.example, copy.deepcopy(network.model.state_dict())
+        ratio = (seed % 7 + 1) / 9
+        if not trace(network.model, (x,)).n_units:
+            with pytest.raises(ValueError, match="no filters that can be removed"):
+                sc.prune_filters(network.model, x, Drawn(seed, False), ratio=ratio)
+            continue
+        result = sc.prune_filters(network.model, x, Drawn(seed, seed % 2 == 0), ratio=ratio)
+        assert torch.equal(result.model(x), silenced(network.model, result, x)), network.model
+        for key, tensor in network.model.state_dict().items():
+            assert torch.equal(tensor, before[key])
+        for layer in result.report.layers:
+            module = result.model.get_submodule(layer.name)
+            assert 1 <= layer.filters[1] == len(layer.kept) <= layer.filters[0]
+            assert layer.parameters[1] == sum(p.numel() for p in module.parameters())
+        assert result.report.parameters[1] == sum(p.numel() for p in result.model.parameters())
+
+
+def test_the_random_networks_hold_everything() -> None:
+    kinds = Counter(kind for seed in range(NETWORKS) for kind in RandomNetwork(seed).kinds)
+    for kind in ("conv", "sparse", "depthwise", "grouped", "norm", "pool", "twice", "added",
+                 "joined", "flatten", "sum"):  # fmt: skip
+        assert kinds[kind] >= 20, kinds
+    removed = 0
+    for seed in range(NETWORKS):
+        network = RandomNetwork(seed)
+        removed += bool(trace(network.model, (network.example,)).n_units)
+    assert removed > 0.9 * NETWORKS
+
+
+MODELS = {
+    "ResNet": lambda: sc.models.ResNet(2, 3, nf=6),
+    "InceptionTime": lambda: sc.models.InceptionTime(2, 3, nf=4),
+    "tsai": lambda: sc.models.InceptionTime(2, 3, nf=4, depth=4, variant="tsai"),
+    "LITE": lambda: sc.models.LITE(2, 3, nf=5),
+    "OSCNN": lambda: sc.models.OSCNN(2, 3, 40),
+    "DSN": lambda: sc.models.DSN(2, 3, nf=5),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = MODELS[name]().eval(), torch.randn(3, 2, 40)
+    channels = trace(model, (x,))
+    result = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5)
+    halves = [layer.filters for layer in result.report.layers if layer.filters[0] > 3]
+    assert halves
+    # Half of each branch; what the input or the output fixes, and hand-made filters, stay.
+    fixed = {"LITE": 17}.get(name, 0)
+    assert all(after - fixed <= before / 2 + 3 for before, after in halves), halves
+    assert channels.macs() == result.report.macs[0]
+    if not any(isinstance(module, SparseConv1d) for module in model.modules()):
+        for count, counted in zip(result.report.macs, (model, result.model), strict=True):
+            with FlopCounterMode(display=False) as flops, torch.no_grad():
+                counted.eval()(x)
+            frozen = {"LITE": 2 * 40 * sum(f.numel() for f in model.buffers() if f.dim() == 3)}
+            own = flops.get_total_flops() / 2 / len(x) - frozen.get(name, 0) / 2
+            # torch pads an even kernel, and counts as if it computed more samples.
+            assert own == pytest.approx(count, rel=0.05)
+
+
+def test_a_dsn_keeps_its_kernel_groups() -> None:
+    model = sc.models.DSN(1, 2, nf=6)
+    pruned, report = sc.prune_filters(model, torch.zeros(1, 1, 50), Drawn(1, False), ratio=0.5)
+    conv = pruned.blocks[1].conv
+    assert conv.regions == tuple(sc.Region((3 * i, 3 * i + 3), (0, 13 * (i + 1))) for i in range(3))
+    old = model.blocks[1].conv
+    rows, columns = (
+        next(layer.kept for layer in report.layers if layer.name == f"blocks.1.{name}")
+        for name in ("conv", "bottleneck")
+    )
+    assert torch.equal(conv.dense_weight(), old.dense_weight()[list(rows)][:, list(columns)])
+    assert pruned.cost(50).params == report.parameters[1]
+    assert pruned.cost(50).macs_executed == report.macs[1]
+
+
+class Function(nn.Module):
+    """Two convolutions with a function between them."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(1, 4, 3, bias=False), nn.Conv1d(4, 2, 3, bias=False)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(self.first(x)))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("function", "units"),
+    [
+        (torch.relu, 4),
+        (lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), 4),
+        (lambda x: x[:, :, 1:-1], 4),
+        (lambda x: torch.cat([x, x], 2), 4),
+        (lambda x: x * 2 + torch.ones(1), 4),
+        (lambda x: torch.nn.functional.pad(x, (1, 2)), 4),
+        (lambda x: x - x.mean(2, keepdim=True), 4),
+        (lambda x: x.reshape(x.shape[0], 2, 2, -1).flatten(1, 2), None),
+        (lambda x: x.softmax(1), 0),
+        (lambda x: x / x.amax(1, keepdim=True), 0),
+        (lambda x: x.cumsum(1), 0),
+        (lambda x: torch.fft.rfft(x).real, None),
+        (lambda x: x * torch.ones(4, 1), None),
+        (lambda x: x.flip(1), 4),
+    ],
+)
+def test_functions(function: object, units: int | None) -> None:
+    model, x = Function(function), torch.randn(2, 1, 20)
+    if units is None:
+        with pytest.raises(ValueError, match="cannot follow channels"):
+            trace(model, (x,))
+        assert trace(model, (x,), ["first", "second"]).n_units == 0
+        return
+    assert trace(model, (x,)).n_units == units
+    if units:
+        result = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5)
+        assert result.model(x).shape == model(x).shape
