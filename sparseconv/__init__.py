@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparseconv.estimators.pocket import POCKETClassifier, RocketTransformer, prune_rocket
     from sparseconv.measure.memory import retain_freed_memory
     from sparseconv.profiling import profile
+    from sparseconv.pruning.factorize import factorize
     from sparseconv.pruning.filters import prune_filters
     from sparseconv.rocket import KernelBank, kernel_features
     from sparseconv.training.run_folder import load_run
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "convert",
+    "factorize",
     "kernel_features",
     "load_run",
     "models",
@@ -58,6 +60,7 @@ _LAZY = {
     "POCKETClassifier": "estimators.pocket",
     "RocketTransformer": "estimators.pocket",
     "convert": "conversion",
+    "factorize": "pruning.factorize",
     "kernel_features": "rocket.features",
     "load_run": "training.run_folder",
     "profile": "profiling",

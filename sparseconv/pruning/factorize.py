@@ -1,0 +1,376 @@
+"""Convolutions made of factors of low rank, some of them shared between layers."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv.core.checks import integer, number
+from sparseconv.core.geometry import DTYPES
+from sparseconv.measure.table import Table, with_thousands
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.replacement import check_module, held_outside, own_names, replace
+from sparseconv.nn.restored import deepcopy_model
+
+METHODS = ("left", "right", "both", "svd")
+ALTERNATIONS = 30  # of "both", as published
+OPTIONS = ("stride", "padding", "dilation", "padding_mode")
+
+# Of the weights of N layers, (N, O, I*K): (N, O, r) and (N, r, I*K), N = 1 where it is shared.
+Factors = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class FactorizedSet:
+    """What became of a set of layers.
+
+    Attributes:
+        layers: their names.
+        rank: channels between the two convolutions.
+        parameters_before, parameters_after: of all its layers, biases included.
+        relative_error: Frobenius norm of the difference of all weights, over that of the weights.
+    """
+
+    layers: tuple[str, ...]
+    rank: int
+    parameters_before: int
+    parameters_after: int
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class FactorizationReport:
+    """What ``factorize`` did; printing it shows a table.
+
+    Attributes:
+        method: as given.
+        sets: the layers that are made of factors now.
+        left: name -> reason, of the convolutions that are what they were.
+    """
+
+    method: str
+    sets: tuple[FactorizedSet, ...]
+    left: Mapping[str, str]
+
+    def __str__(self) -> str:
+        header = ("layers", "rank", "parameters before", "after", "relative error")
+        rows = []
+        for s in self.sets:
+            sizes = with_thousands(s.parameters_before), with_thousands(s.parameters_after)
+            rows.append((", ".join(s.layers), str(s.rank), *sizes, f"{s.relative_error:.3g}"))
+        left = [f"{name} is what it was: {reason}" for name, reason in self.left.items()]
+        return "\n".join([Table(header, rows).markdown(), *left])
+
+
+class Sum(nn.Module):
+    """The sum of several modules' outputs ``(..., C, L)`` for one input, and of a bias ``(C,)``."""
+
+    def __init__(self, terms: Iterable[nn.Module], bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(terms)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., I, L) -> (..., C, L_out)``."""
+        first, *others = self.terms
+        y: Tensor = first(x)
+        for term in others:
+            y = y + term(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)[:, None]
+
+
+@torch.inference_mode(False)  # what is made in that mode would not train later
+def factorize(
+    model: nn.Module,
+    layers: Iterable[Iterable[str]] | None = None,
+    *,
+    method: str = "left",
+    rank: int | None = None,
+    compression: float | None = None,
+) -> tuple[nn.Module, FactorizationReport]:
+    """Copy a model with convolutions replaced by two smaller ones, of which layers share one.
+
+    A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of ``taps``, K taps from I to
+    ``rank`` channels with the layer's options, and ``pointwise``, 1x1 to O channels. With U and V
+    for these two, r for the rank and n = 1 .. N for the layers of a set:
+
+    - ``"left"``: ``W^n ~ U V^n``, one module ``taps`` in all layers; ``r (I K + N O)`` weights.
+    - ``"right"``: ``W^n ~ U^n V``, one module ``pointwise`` in all; ``r (N I K + O)`` weights.
+    - ``"both"``: ``W^n ~ U^n V + U V^n``; ``r (N + 1) (I K + O)`` weights. It starts with the
+      better of the two above; then each is fitted 30 times to what the other leaves.
+    - ``"svd"``: ``W ~ U V``, every layer alone; ``r (I K + O)`` weights.
+
+    All but ``"both"`` have the least squared error of the weights that the rank allows; that one
+    falls in every step, perhaps to a local minimum. Where it starts, and that each factor takes the
+    square root of the singular values, is our choice. Computed in float64, rounded to the layers'
+    dtype. Biases, modes, ``requires_grad`` and devices stay. Fine-tune the result, with an
+    optimizer that is built from its parameters. Code that uses a layer's ``weight`` raises.
+
+    Args:
+        model: any module, before ``torch.compile``; left exactly as it is.
+        layers: sets of names of ``nn.Conv1d`` of equal shape and options. None: all that are equal
+            are a set (for ``"svd"``, each alone), if there are two and they get smaller.
+        method: as above.
+        rank: r of every set.
+        compression: instead of a rank: parameters before / after that each set at least reaches.
+
+    Returns:
+        ``(model, report)``: the copy, and what became of each set and of the other convolutions.
+
+    Raises:
+        TypeError: ``model`` is no module, or an argument of another type.
+        ValueError: names that are not there; sets of unequal or too few layers; a layer of another
+            class, with groups, hooks, a computed or shared weight; not one of ``rank`` and
+            ``compression``, or one that the weights cannot have; no layer gets smaller.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> model = nn.Sequential(*(nn.Conv1d(32, 32, 20, padding="same") for _ in range(5)))
+        >>> small, report = sc.factorize(model, compression=4)
+        >>> small[0].taps
+        Conv1d(32, 31, kernel_size=(20,), stride=(1,), padding=same, bias=False)
+        >>> small[0].taps is small[4].taps, small[0].pointwise is small[4].pointwise
+        (True, False)
+        >>> report.sets[0].parameters_before, report.sets[0].parameters_after
+        (102560, 24960)
+
+    Source: Chen, Zhou, Sun, Huang, "Joint Matrix Decomposition for Deep Convolutional Neural
+    Networks Compression", arXiv 2107.04386, 2021.
+    """
+    check_module(model)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, but got {method!r}")
+    if (rank is None) == (compression is None):
+        raise ValueError(
+            f"expected either rank or compression, but got rank={rank}, compression={compression}"
+        )
+    if rank is not None and (rank := integer("rank must be an int", rank)) < 1:
+        raise ValueError(f"rank must be at least 1, but got {rank}")
+    if compression is not None and not (compression := number("compression", compression)) > 1:
+        raise ValueError(f"compression must be above 1, but got {compression}")
+    sets, left = _sets(model, layers, method)
+    found: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+    chosen: list[tuple[tuple[str, ...], tuple[int, int, int]]] = []
+    for names in sets:
+        try:
+            sizes = _sizes([found[name] for name in names], method, rank, compression)
+            if layers is None and sizes[2] >= sizes[1]:
+                raise ValueError(f"rank {sizes[0]} makes {sizes[2]} parameters of its {sizes[1]}")
+            chosen.append((names, sizes))
+        except ValueError as error:
+            if layers is not None:
+                raise ValueError(f"{list(names)}: {error}") from None
+            left |= dict.fromkeys(names, str(error))
+    if not chosen:
+        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left.items())
+        raise ValueError(f"no layer gets smaller; {reasons or 'the model holds no nn.Conv1d'}")
+
+    twin = deepcopy_model(model)
+    found = dict(twin.named_modules(remove_duplicate=False))
+    successors: dict[nn.Module, nn.Module] = {}
+    records = []
+    for names, (r, before, after) in chosen:
+        convs = [found[name] for name in names]
+        weights = torch.stack([conv.weight.detach().cpu().double().flatten(1) for conv in convs])
+        pairs = _factors(weights, method, r)
+        pairs = [(p.to(convs[0].weight.dtype), q.to(convs[0].weight.dtype)) for p, q in pairs]
+        rest = weights - sum(p.double() @ q.double() for p, q in pairs)
+        relative = float(rest.norm() / weights.norm()) if weights.any() else 0.0
+        records.append(FactorizedSet(names, r, before, after, relative))
+        successors |= zip(convs, _modules(convs, pairs), strict=True)
+    return replace(twin, successors), FactorizationReport(method, tuple(records), left)
+
+
+def _sizes(
+    convs: Sequence[nn.Conv1d], method: str, rank: int | None, compression: float | None
+) -> tuple[int, int, int]:
+    """The rank of a set, and its parameters before and after."""
+    n, o, m = len(convs), convs[0].out_channels, math.prod(convs[0].weight.shape[1:])
+    counts = {"left": [(n, 1)], "right": [(1, n)], "both": [(n, 1), (1, n)], "svd": [(1, 1)]}
+    per_rank = sum(pointwise * o + taps * m for pointwise, taps in counts[method])
+    most = min(min(pointwise * o, taps * m) for pointwise, taps in counts[method])
+    biases = sum(conv.bias.numel() for conv in convs if conv.bias is not None)
+    before = n * o * m + biases
+    if compression is not None:
+        rank = min(int((before / compression - biases) // per_rank), most)
+        if rank < 1:
+            raise ValueError(
+                f"expected a compression of at most {before / (biases + per_rank):.4g}, that of "
+                f"rank 1, but got {compression:g}"
+            )
+    assert rank is not None
+    if rank > most:
+        raise ValueError(f"expected a rank of at most {most}, that of the weights, but got {rank}")
+    return rank, before, biases + rank * per_rank
+
+
+def _left(weights: Tensor, rank: int) -> Factors:
+    n, o, m = weights.shape
+    p, q = _truncated_svd(weights.reshape(n * o, m), rank)
+    return p.reshape(n, o, rank), q[None]
+
+
+def _right(weights: Tensor, rank: int) -> Factors:
+    n, o, m = weights.shape
+    p, q = _truncated_svd(weights.transpose(0, 1).reshape(o, n * m), rank)
+    return p[None], q.reshape(rank, n, m).transpose(0, 1)
+
+
+def _truncated_svd(matrix: Tensor, rank: int) -> Factors:
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * v[:rank]
+
+
+def _factors(
+    weights: Tensor, method: str, rank: int, alternations: int = ALTERNATIONS
+) -> list[Factors]:
+    n, o, m = weights.shape
+    if n * o < m:  # the same in coordinates of their row space: smaller matrices to decompose
+        basis, rows = torch.linalg.qr(weights.reshape(n * o, m).T)
+        small = _factors(rows.T.reshape(n, o, n * o), method, rank, alternations)
+        return [(p, q @ basis.T) for p, q in small]
+    if method == "right":
+        return [_right(weights, rank)]
+    first = _left(weights, rank)
+    if method != "both":
+        return [first]
+    fit, fit_other, other = _left, _right, _right(weights, rank)
+    if (weights - other[0] @ other[1]).norm() < (weights - first[0] @ first[1]).norm():
+        fit, fit_other, first = _right, _left, other
+    for _ in range(alternations):
+        other = fit_other(weights - first[0] @ first[1], rank)
+        first = fit(weights - other[0] @ other[1], rank)
+    return [first, other]
+
+
+def _modules(convs: Sequence[nn.Conv1d], pairs: Sequence[Factors]) -> list[nn.Module]:
+    """What takes the layers' places, and takes their biases along."""
+    options = {name: getattr(convs[0], name) for name in OPTIONS}
+    made = [
+        (
+            [_conv(p[:, :, None], convs[0], {}) for p in pointwise],
+            [_conv(q.unflatten(1, convs[0].weight.shape[1:]), convs[0], options) for q in taps],
+        )
+        for pointwise, taps in pairs
+    ]
+    successors: list[nn.Module] = []
+    for n, conv in enumerate(convs):
+        terms, bias = [], conv._parameters["bias"]
+        for pointwise, taps in made:
+            last = pointwise[n % len(pointwise)]  # the only one, where it is shared
+            if len(pointwise) == len(convs):
+                last.bias, bias = bias, None
+            terms.append(nn.Sequential(OrderedDict(taps=taps[n % len(taps)], pointwise=last)))
+        whole = terms[0] if len(terms) == 1 and bias is None else Sum(terms, bias)
+        successors.append(whole.train(conv.training))
+    return successors
+
+
+def _conv(weight: Tensor, like: nn.Conv1d, options: dict[str, Any]) -> nn.Conv1d:
+    outputs, inputs, taps = weight.shape
+    # On the meta device nothing is drawn, so torch's generator is left as it was.
+    conv = nn.Conv1d(inputs, outputs, taps, bias=False, device="meta", **options)
+    own = weight.to(like.weight.device, copy=True, memory_format=torch.contiguous_format)
+    conv.weight = nn.Parameter(own, like.weight.requires_grad)
+    return conv
+
+
+def _sets(
+    model: nn.Module, layers: Iterable[Iterable[str]] | None, method: str
+) -> tuple[list[tuple[str, ...]], dict[str, str]]:
+    """The sets that are given, checked, or those that exist; and reasons of the layers left."""
+    obstacles = _obstacles(model)
+    found = dict(model.named_modules(remove_duplicate=False))
+    convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv1d | SparseConv1d)]
+    if layers is None:
+        left = {n: obstacles[found[n]] for n in convs if found[n] in obstacles}
+        equal: dict[Any, list[str]] = {}
+        for name in (n for n in convs if n not in left):
+            key = name if method == "svd" else tuple(_options(found[name]).values())
+            equal.setdefault(key, []).append(name)
+        alone = [names[0] for names in equal.values() if len(names) == 1 and method != "svd"]
+        left |= dict.fromkeys(alone, "no other layer has its shape and options")
+        return [tuple(names) for names in equal.values() if names[0] not in left], left
+
+    wanted = "layers must be lists of names, as [['conv1', 'conv2']]"
+    given = [layers] if isinstance(layers, str) else list(layers)
+    if not given or any(isinstance(names, str) for names in given):
+        raise TypeError(f"{wanted}, but got {layers!r}")
+    sets = [tuple(names) for names in given]
+    seen: dict[nn.Module, str] = {}
+    for names in sets:
+        if not names or (len(names) == 1) != (method == "svd"):
+            count = "one layer" if method == "svd" else "several layers (for one, take 'svd')"
+            raise ValueError(f"{method!r} expects sets of {count}, but got {list(names)}")
+        for name in names:
+            if name not in found:
+                raise ValueError(f"{wanted}, of {convs}, but got {name!r}")
+            layer = found[name]
+            if layer in seen:
+                raise ValueError(f"a layer may come once, but {seen[layer]!r} and {name!r} are one")
+            if layer in obstacles:
+                raise ValueError(f"layer {name!r} cannot be factorized: {obstacles[layer]}")
+            seen[layer] = name
+            mine, first = _options(layer), _options(found[names[0]])
+            if other := [option for option in mine if mine[option] != first[option]]:
+                raise ValueError(
+                    f"the layers of a set must have one {other[0]}, but {names[0]!r} has "
+                    f"{first[other[0]]} and {name!r} {mine[other[0]]}; make two sets"
+                )
+    return sets, {}
+
+
+def _options(conv: Any) -> dict[str, Any]:
+    """What all layers of a set have in common."""
+    of_weight = {n: getattr(conv.weight, n) for n in ("shape", "dtype", "device", "requires_grad")}
+    return of_weight | {name: getattr(conv, name) for name in OPTIONS}
+
+
+def _obstacles(model: nn.Module) -> dict[nn.Module, str]:
+    """Why a module cannot be replaced, of all that cannot."""
+    if compiled := [name for name, m in model.named_modules() if "_orig_mod" in m._modules]:
+        raise ValueError(
+            f"expected a model before torch.compile, but {compiled[0] or 'it'!r} is compiled; "
+            "factorize its _orig_mod and compile the result"
+        )
+    outside = dict(held_outside(model))
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for tensor in module._parameters.values():
+            owners.setdefault(id(tensor), []).append(name)
+    plain = own_names(nn.Conv1d(1, 1, 1, device="meta")) | {"bias"}
+
+    def obstacle(layer: nn.Module) -> str | None:
+        kind = type(layer).__name__
+        if isinstance(layer, SparseConv1d):
+            return "it is a SparseConv1d; sc.to_dense makes it an nn.Conv1d"
+        if not isinstance(layer, nn.Conv1d):
+            return f"it is a {kind}, expected was an nn.Conv1d"
+        if not {"weight", "bias"} <= layer._parameters.keys():
+            return "its weight or bias is computed (pruning, a parametrization); remove that first"
+        if type(layer) is not nn.Conv1d:
+            return f"it is a {kind}, which may compute something else than nn.Conv1d"
+        weight, registries = layer.weight, (layer._parameters, layer._buffers, layer._modules)
+        if weight.dtype not in DTYPES or weight.is_meta or not weight.isfinite().all():
+            return f"its weight ({weight.dtype} on {weight.device}) does not hold finite floats"
+        if layer.groups != 1:
+            return f"it has groups={layer.groups}, expected was 1"
+        hooks = [name for name, value in vars(layer).items() if "hook" in name and value]
+        if hooks or weight._backward_hooks or weight._post_accumulate_grad_hooks:
+            return "it has hooks, which would be lost; remove them first"
+        if added := {*vars(layer), *(name for held in registries for name in held)} - plain:
+            return f"it has an own {min(added)!r}, which would be lost; remove it first"
+        if len(owners[id(weight)]) > 1:
+            return f"it shares its weight: {owners[id(weight)]} have one"
+        if layer in outside:
+            return f"it also stands in {outside[layer]}, where nothing can replace it"
+        return None
+
+    return {module: reason for module in model.modules() if (reason := obstacle(module))}
