@@ -1,0 +1,576 @@
+"""``sc.factorize``: the best factors there are, layers that compute them, factors really shared."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model_state import everything
+from torch import Tensor, nn
+from torch.export import Dim, export
+from torch.nn.utils import parametrizations, prune
+
+import sparseconv as sc
+from sparseconv.pruning.factorize import METHODS, Sum, _factors
+from sparseconv.testing import error_bound
+
+JOINT = ("left", "right", "both")
+SHAPES = [(3, 4, 2, 3), (4, 2, 5, 4), (2, 6, 1, 3)]  # N, O, I, K: tall, wide and thin stacks
+EPS = torch.finfo(torch.float64).eps
+
+
+class Branches(nn.Module):
+    """Layers of one shape side by side; their outputs beside each other."""
+
+    def __init__(self, n: int, o: int, i: int, k: int, **options: Any) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv1d(i, o, k, **options) for _ in range(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([conv(x) for conv in self.convs], dim=-2)
+
+
+def branches(shape: tuple[int, int, int, int], seed: int = 0, **options: Any) -> Branches:
+    torch.manual_seed(seed)
+    return Branches(*shape, **options)
+
+
+def composed(layer: nn.Module) -> Tensor:
+    """The weight (O, I, K) that factors mean, in float64."""
+    pairs = layer.terms if isinstance(layer, Sum) else [layer]
+    return sum(
+        torch.einsum("or,rik->oik", p.pointwise.weight[:, :, 0].double(), p.taps.weight.double())
+        for p in pairs
+    ).detach()
+
+
+def singular_values(matrix: np.ndarray) -> np.ndarray:
+    """By one-sided Jacobi rotations: slow, and nothing of LAPACK's."""
+    a = (matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T).astype(np.float64).copy()
+    for _ in range(60):
+        rotated = False
+        for p in range(a.shape[1]):
+            for q in range(p + 1, a.shape[1]):
+                x, y, z = a[:, p] @ a[:, p], a[:, q] @ a[:, q], a[:, p] @ a[:, q]
+                if abs(z) <= EPS * np.sqrt(x * y):
+                    continue
+                angle, rotated = np.arctan2(2 * z, x - y) / 2, True
+                c, s = np.cos(angle), np.sin(angle)
+                a[:, [p, q]] = a[:, [p, q]] @ np.array([[c, -s], [s, c]])
+        if not rotated:
+            break
+    return np.sort(np.sqrt((a * a).sum(axis=0)))[::-1]
+
+
+def stacked(convs: Any, method: str) -> np.ndarray:
+    """The matrix whose best approximation the method asks for, entry by entry."""
+    n, (o, i, k) = len(convs), convs[0].weight.shape
+    matrix = np.zeros((i * k, n * o) if method != "right" else (n * i * k, o))
+    for layer, conv in enumerate(convs):
+        for out, row in enumerate(conv.weight.tolist()):
+            for channel, taps in enumerate(row):
+                for tap, value in enumerate(taps):
+                    at = channel * k + tap
+                    if method == "right":
+                        matrix[layer * i * k + at, out] = value
+                    else:
+                        matrix[at, layer * o + out] = value
+    return matrix
+
+
+def rounding(matrix: np.ndarray) -> float:
+    """What an SVD may be off by, as ``numpy.linalg.matrix_rank`` computes it."""
+    return max(matrix.shape) * EPS * float(np.linalg.norm(matrix))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", ["left", "right", "svd"])
+def test_no_weights_of_this_rank_are_closer(
+    method: str, shape: tuple[int, int, int, int], count_cases: Callable[[int], None]
+) -> None:
+    """Eckart and Young: the best error is the norm of the singular values that are left out."""
+    model = branches(shape, dtype=torch.float64)
+    sets = [[f"convs.{i}"] for i in range(shape[0])]
+    sets = sets if method == "svd" else [[*itertools.chain(*sets)]]
+    most = min(stacked(model.convs[: len(sets[0])], method).shape)
+    for rank in range(1, most + 1):
+        small, report = sc.factorize(model, sets, method=method, rank=rank)
+        for names, found in zip(sets, report.sets, strict=True):
+            convs = [model.get_submodule(name) for name in names]
+            matrix = stacked(convs, method)
+            best = float(np.linalg.norm(singular_values(matrix)[rank:]))
+            reached = [composed(small.get_submodule(name)) for name in names]
+            pairs = zip(convs, reached, strict=True)
+            error = float(torch.stack([c.weight.detach() - w for c, w in pairs]).norm())
+            assert abs(error - best) <= 2 * rounding(matrix), (rank, error, best)
+            relative = error / float(np.linalg.norm(matrix))
+            assert abs(found.relative_error - relative) <= 2 * max(matrix.shape) * EPS
+            assert found.rank == rank
+            count_cases(1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weights_of_low_rank_come_back(method: str, shape: tuple[int, int, int, int]) -> None:
+    n, o, i, k = shape
+    model, rank = branches(shape, dtype=torch.float64), 2
+    # U V^n and U^n V for their own methods. Terms in spaces at right angles, one of them larger,
+    # are what the singular values tell apart: the first of the alternations finds them.
+    u, v = torch.linalg.qr(torch.randn(i * k, i * k).double())[0], torch.randn(n, rank, o).double()
+    weights = u[:, :rank] @ v
+    if method == "right":
+        weights = torch.randn(n, i * k, rank).double() @ torch.randn(rank, o).double()
+    if method == "both":
+        rank, w = 1, torch.linalg.qr(torch.randn(o, o).double())[0]
+        v = torch.randn(n, 1, o - 1).double() @ w[1:]
+        v = v / v.norm()
+        own = u[:, 1:] @ torch.randn(n, i * k - 1, 1).double()
+        weights = u[:, :1] @ v + 5 * (own / own.norm()) @ w[:1]
+    with torch.no_grad():
+        for conv, weight in zip(model.convs, weights, strict=True):
+            conv.weight.copy_(weight.T.reshape(o, i, k))
+    names = [f"convs.{j}" for j in range(n)]
+    sets = [[name] for name in names] if method == "svd" else [names]
+    small, report = sc.factorize(model, sets, method=method, rank=rank)
+    for found in report.sets:
+        assert found.relative_error <= 4 * n * max(o, i * k) * EPS
+    for conv, layer in zip(model.convs, small.convs, strict=True):
+        off = float((conv.weight.detach() - composed(layer)).norm())
+        assert off <= 4 * n * max(o, i * k) * EPS * float(weights.norm())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_both_falls_in_every_alternation_and_is_never_worse_than_one_of_them(seed: int) -> None:
+    torch.manual_seed(seed)
+    weights, rank = torch.randn(3, 5, 12).double(), 2
+    noise = 60 * EPS * float(weights.norm())
+
+    def residual(method: str, alternations: int = 30) -> float:
+        pairs = _factors(weights, method, rank, alternations)
+        return float((weights - sum(p @ q for p, q in pairs)).norm())
+
+    falling = [residual("both", count) for count in range(1, 31)]
+    assert falling[0] <= min(residual("left"), residual("right")) + noise
+    assert all(b <= a + noise for a, b in itertools.pairwise(falling))
+    assert falling[-1] < falling[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_finds_any_two_terms_if_it_goes_on(seed: int) -> None:
+    torch.manual_seed(seed)
+    first = torch.randn(3, 5, 1).double() @ torch.randn(1, 1, 12).double()
+    weights = first + torch.randn(1, 5, 1).double() @ torch.randn(3, 1, 12).double()
+    pairs = _factors(weights, "both", 1, 1000)
+    off = float((weights - sum(p @ q for p, q in pairs)).norm())
+    assert off <= 60 * EPS * float(weights.norm())
+
+
+def chained(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The output in float64, step by step, and how far from it a correct one may be."""
+    dtype = x.dtype
+    if isinstance(layer, Sum):
+        outputs, bounds = zip(*(chained(term, x) for term in layer.terms), strict=True)
+        terms = [*outputs] if layer.bias is None else [*outputs, layer.bias[:, None].double()]
+        exact, bound = sum(terms), sum(bounds)
+        magnitude = sum(term.abs() for term in terms) + bound
+        return exact, bound + error_bound(exact, magnitude, torch.tensor(2), dtype)
+    taps, last = copy.deepcopy(layer.taps).double(), copy.deepcopy(layer.pointwise).double()
+    h = taps(x.double())
+    p, bias = last.weight[:, :, 0], torch.zeros(()) if last.bias is None else last.bias[:, None]
+    taps.weight.data.abs_()
+    h_bound = error_bound(h, taps(x.double().abs()), torch.tensor(taps.weight[0].numel()), dtype)
+    exact = p @ h + bias
+    magnitude = p.abs() @ (h.abs() + h_bound) + bias.abs()
+    own = error_bound(exact, magnitude, torch.tensor(p.shape[1] + 1), dtype)
+    return exact, own + p.abs() @ h_bound
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"padding": "same", "kernel_size": 6},
+    {"padding": "same", "dilation": 3, "padding_mode": "reflect", "kernel_size": 4},
+    {"padding": 2, "stride": 3, "bias": False},
+    {"padding": (3,), "dilation": 2, "padding_mode": "circular", "bias": False},
+    {"padding": "valid", "stride": 2, "padding_mode": "replicate"},
+    {"padding": 4, "padding_mode": "replicate", "dtype": torch.float64},
+    {"padding": "same", "dtype": torch.bfloat16},
+    {"padding": "same", "padding_mode": "circular", "dtype": torch.float16},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_layers_compute_what_the_weight_of_their_factors_would(
+    options: dict[str, Any], method: str, count_cases: Callable[[int], None]
+) -> None:
+    options = {"kernel_size": 5, **options}
+    k, dtype = options.pop("kernel_size"), options.get("dtype", torch.float32)
+    model = branches((3, 4, 3, k), **options)
+    small, _ = sc.factorize(model, method=method, rank=1 if method == "both" else 2)
+    x = torch.randn(2, 3, 40, dtype=dtype)
+    for conv, layer in zip(model.convs, small.convs, strict=True):
+        dense = copy.deepcopy(conv).double()
+        dense.weight.copy_(composed(layer))
+        exact, y = dense(x.double()), layer(x)
+        _, bound = chained(layer, x)
+        assert y.dtype == dtype
+        assert ((y.double() - exact).abs() <= bound).all()
+        # Single series take another way through torch.
+        assert ((layer(x[0]).double() - exact[0]).abs() <= bound[0]).all()
+        count_cases(2)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_report_counts_the_parameters(method: str, bias: bool) -> None:
+    model = branches((3, 8, 6, 5), bias=bias)
+    small, report = sc.factorize(model, method=method, compression=2)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
+    assert sum(found.parameters_before for found in report.sets) == before
+    assert sum(found.parameters_after for found in report.sets) == after
+    for found in report.sets:
+        assert found.parameters_before / found.parameters_after >= 2
+        with pytest.raises(ValueError, match="no layer gets smaller"):
+            sc.factorize(model, method=method, rank=1000)
+    # One more would be too much.
+    more, _ = sc.factorize(
+        model,
+        [list(found.layers) for found in report.sets],
+        method=method,
+        rank=report.sets[0].rank + 1,
+    )
+    assert before / sum(p.numel() for p in more.parameters()) < 2
+    for name in report.sets[0].layers:
+        assert name in str(report)
+
+
+def shared_and_own(small: nn.Module, method: str) -> None:
+    first, *others = small.convs
+    for other in others:
+        pairs = [first, other]
+        if isinstance(first, Sum):
+            pairs = [first.terms, other.terms]
+        flat = [[*p] if isinstance(p, nn.ModuleList) else [p] for p in pairs]
+        same = [(a.taps is b.taps, a.pointwise is b.pointwise) for a, b in zip(*flat, strict=True)]
+        taps, pointwise = (True, False), (False, True)
+        wanted = {"left": [taps], "right": [pointwise], "both": [taps, pointwise]}[method]
+        assert sorted(same) == sorted(wanted)
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def assigned(model: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin
+
+
+def moved(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to("meta").to_empty(device="cpu")
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, pickled, saved, assigned, moved])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", JOINT)
+def test_what_is_shared_is_one_module(
+    method: str, bias: bool, through: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = branches((3, 8, 6, 5), bias=bias)
+    small, report = sc.factorize(model, method=method, rank=2)
+    shared_and_own(small, method)
+    again = through(small)
+    shared_and_own(again, method)
+    count = report.sets[0].parameters_after
+    optimizer = torch.optim.SGD(again.parameters(), 0.1)
+    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == count
+    storages = {t.data_ptr(): t.numel() for t in again.state_dict().values()}
+    assert sum(storages.values()) == count
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_moves_every_factor(method: str) -> None:
+    small, _ = sc.factorize(branches((3, 8, 6, 5)), method=method, rank=2)
+    optimizer, x = torch.optim.SGD(small.parameters(), 0.01), torch.randn(4, 6, 20)
+    target, before = torch.randn(4, 24, 16), [p.detach().clone() for p in small.parameters()]
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (small(x) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    assert not any(a.equal(b) for a, b in zip(before, small.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_other_tools_take_it(method: str, bias: bool) -> None:
+    model = nn.Sequential(branches((3, 8, 6, 5), bias=bias), nn.BatchNorm1d(24), nn.ReLU()).eval()
+    small, _ = sc.factorize(model, method=method, rank=2)
+    x = torch.randn(2, 6, 20)
+    wanted = small(x)
+    torch._dynamo.reset()
+    assert torch.compile(small, backend="aot_eager", fullgraph=True)(x).equal(wanted)
+    sizes = ({0: Dim("n", min=1), 2: Dim("length", min=8)},)
+    program = export(small, (x,), dynamic_shapes=sizes).module()
+    other = torch.randn(5, 6, 33)
+    torch.testing.assert_close(program(other), small(other))
+    torch.testing.assert_close(sc.optimize_for_inference(small)(x), wanted)
+    taps = [n for n, m in small.named_modules() if n.endswith("taps")]
+    sparse, report = sc.convert(small, layers=taps)
+    assert all(layer.sparse == (layer.name in taps) for layer in report.layers)
+    torch.testing.assert_close(sparse(x), wanted)
+    torch.testing.assert_close(sc.to_dense(sparse)(x), wanted)
+    kinds = [type(m) for m in sparse.modules()]
+    assert kinds.count(sc.SparseConv1d) == {"left": 1, "right": 3, "both": 4, "svd": 3}[method]
+
+
+def test_a_norm_behind_a_factorized_layer_is_folded() -> None:
+    torch.manual_seed(0)
+    layers = [[nn.Conv1d(4, 4, 5, padding=2), nn.BatchNorm1d(4), nn.ReLU()] for _ in range(3)]
+    model = nn.Sequential(*itertools.chain(*layers)).eval()
+    x = torch.randn(2, 4, 20)
+    for norm in model[1::3]:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    small, _ = sc.factorize(model, rank=2)
+    torch.testing.assert_close(sc.optimize_for_inference(small)(x), small(x))
+
+
+def test_what_else_a_layer_has_stays() -> None:
+    model = branches((2, 8, 6, 5))
+    model.twin = model.convs[1]  # under another name as well
+    model.convs[0].eval().bias.requires_grad_(False)
+    for conv in model.convs:
+        conv.weight.requires_grad_(False)
+    model(torch.randn(1, 6, 9)).sum().backward()
+    before = everything(model)
+    with torch.inference_mode():
+        small, _ = sc.factorize(model, [["convs.0", "twin"]], rank=2)
+    assert everything(model) == before
+    first, second = small.convs
+    assert small.twin is second
+    assert not first.taps.weight.requires_grad
+    assert not second.pointwise.weight.requires_grad
+    assert (first.training, second.training) == (False, True)
+    assert not first.pointwise.bias.requires_grad
+    assert second.pointwise.bias.requires_grad
+    for conv, layer in zip(model.convs, small.convs, strict=True):
+        assert layer.pointwise.bias.equal(conv.bias)
+        assert layer.pointwise.bias is not conv.bias
+        assert not layer.taps.weight.is_inference()
+
+
+def test_one_layer_alone_and_weights_that_are_zero() -> None:
+    conv = nn.Conv1d(4, 4, 3)
+    small, report = sc.factorize(conv, method="svd", rank=1)
+    assert isinstance(small, nn.Sequential)
+    assert report.sets[0].layers == ("",)
+    nn.init.zeros_(conv.weight)
+    small, report = sc.factorize(conv, method="svd", rank=1)
+    assert report.sets[0].relative_error == 0
+    x = torch.randn(2, 4, 9)
+    assert small(x).equal(conv(x))
+
+
+def test_all_sets_that_exist() -> None:
+    model = nn.ModuleDict(
+        {
+            "a": nn.Conv1d(8, 8, 9),
+            "b": nn.Conv1d(8, 8, 9, bias=False),
+            "other": nn.Conv1d(8, 8, 9, padding=1),
+            "grouped": nn.Conv1d(8, 8, 9, groups=2),
+            "sparse": sc.SparseConv1d(8, 8, 9, density=0.5),
+            "tiny": nn.Conv1d(2, 1, 1),
+            "tiny too": nn.Conv1d(2, 1, 1),
+            "linear": nn.Linear(3, 3),
+            "pruned": prune.l1_unstructured(nn.Conv1d(8, 8, 9), "weight", 3),
+        }
+    )
+    small, report = sc.factorize(model, rank=2)
+    assert [found.layers for found in report.sets] == [("a", "b")]
+    assert report.left.keys() == {"other", "grouped", "sparse", "tiny", "tiny too", "pruned"}
+    assert "no other layer" in report.left["other"]
+    assert "groups=2" in report.left["grouped"]
+    assert "sc.to_dense" in report.left["sparse"]
+    assert "rank of at most 2" in report.left["tiny"] or "parameters" in report.left["tiny"]
+    assert type(small["sparse"]) is sc.SparseConv1d
+    assert all(name in str(report) for name in report.left)
+    _, alone = sc.factorize(model, method="svd", rank=2)
+    assert [found.layers for found in alone.sets] == [("a",), ("b",), ("other",)]
+
+
+def hooked(conv: nn.Conv1d) -> nn.Conv1d:
+    conv.register_forward_hook(lambda *_: None)
+    return conv
+
+
+def tagged(conv: nn.Conv1d) -> nn.Conv1d:
+    conv.tag = 3
+    return conv
+
+
+def holding(value: float) -> nn.Conv1d:
+    conv = nn.Conv1d(4, 4, 3)
+    conv.weight.data[0, 0, 0] = value
+    return conv
+
+
+class Own(nn.Conv1d):
+    """Another."""
+
+
+OBSTACLES: list[tuple[nn.Module, str]] = [
+    (nn.Conv1d(4, 4, 5), r"one shape, but '0' has .*3.* and '1' .*5"),
+    (nn.Conv1d(4, 4, 3, stride=2), r"one stride, but '0' has \(1,\) and '1' \(2,\)"),
+    (nn.Conv1d(4, 4, 3, padding="same"), "one padding"),
+    (nn.Conv1d(4, 4, 3, dilation=2), "one dilation"),
+    (nn.Conv1d(4, 4, 3, padding_mode="reflect"), "one padding_mode"),
+    (nn.Conv1d(4, 4, 3, dtype=torch.float64), "one dtype"),
+    (nn.Conv1d(4, 4, 3).requires_grad_(False), "one requires_grad"),
+    (nn.Conv1d(4, 4, 3, groups=2), "groups=2"),
+    (nn.ConvTranspose1d(4, 4, 3), "a ConvTranspose1d"),
+    (sc.SparseConv1d(4, 4, 3), "a SparseConv1d; sc.to_dense"),
+    (nn.Conv2d(4, 4, 3), "a Conv2d"),
+    (Own(4, 4, 3), "an? Own"),
+    (nn.LazyConv1d(4, 3), "a LazyConv1d"),
+    (hooked(nn.Conv1d(4, 4, 3)), "has hooks"),
+    (tagged(nn.Conv1d(4, 4, 3)), "own 'tag'"),
+    (prune.l1_unstructured(nn.Conv1d(4, 4, 3), "weight", 2), "computed"),
+    (prune.l1_unstructured(nn.Conv1d(4, 4, 3), "bias", 2), "computed"),
+    (parametrizations.weight_norm(nn.Conv1d(4, 4, 3)), "computed"),
+    (holding(float("nan")), "finite"),
+    (nn.Conv1d(4, 4, 3, device="meta"), "finite"),
+    (nn.Conv1d(4, 4, 3, dtype=torch.complex64), "finite"),
+]
+
+
+@pytest.mark.parametrize(("layer", "message"), OBSTACLES, ids=lambda value: str(value)[:40])
+def test_layers_that_it_cannot_replace(layer: nn.Module, message: str) -> None:
+    model = nn.Sequential(nn.Conv1d(4, 4, 3), layer)
+    with pytest.raises(ValueError, match=message):
+        sc.factorize(model, [["0", "1"]], rank=1)
+    assert model[1] is layer
+
+
+def test_layers_that_are_tied_to_something_else() -> None:
+    tied = nn.Sequential(*(nn.Conv1d(4, 4, 3) for _ in range(3)))
+    tied[2].weight = tied[0].weight
+    with pytest.raises(ValueError, match=r"'0' cannot be factorized: it shares.*'0', '2'"):
+        sc.factorize(tied, [["0", "1"]], rank=1)
+    listed = nn.Sequential(*(nn.Conv1d(4, 4, 3) for _ in range(3)))
+    listed.kept = [listed[1]]
+    with pytest.raises(ValueError, match=r"stands in Sequential\.kept"):
+        sc.factorize(listed, [["0", "1"]], rank=1)
+    _, report = sc.factorize(listed, rank=1)
+    assert report.sets[0].layers == ("0", "2")
+    assert report.left.keys() == {"1"}
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({}, "either rank or compression"),
+    ({"rank": 2, "compression": 2}, "either rank or compression"),
+    ({"rank": 0}, "at least 1, but got 0"),
+    ({"rank": 1.5}, "rank must be an int, but got 1.5"),
+    ({"rank": True}, "rank must be an int"),
+    ({"compression": 1}, "above 1, but got 1"),
+    ({"compression": float("nan")}, "above 1"),
+    ({"compression": "2"}, "compression must be a number"),
+    ({"rank": 1, "method": "middle"}, "method must be one of"),
+    ({"rank": 1, "layers": "0"}, "lists of names"),
+    ({"rank": 1, "layers": ["0", "1"]}, "lists of names"),
+    ({"rank": 1, "layers": []}, "lists of names"),
+    ({"rank": 1, "layers": [["0", "9"]]}, r"of \['0', '1', '2'\], but got '9'"),
+    ({"rank": 1, "layers": [["0", 1]]}, "but got 1"),
+    ({"rank": 1, "layers": [["0", "0"]]}, "once"),
+    ({"rank": 1, "layers": [["0", "1"], ["1", "2"]]}, "once"),
+    ({"rank": 1, "layers": [["0"]]}, "sets of several"),
+    ({"rank": 1, "layers": [[]]}, "sets of several"),
+    ({"rank": 1, "layers": [["0", "1"]], "method": "svd"}, "sets of one"),
+    ({"rank": 9, "layers": [["0", "1"]]}, "a rank of at most 8, .*but got 9"),
+    ({"rank": 5, "layers": [["0", "1"]], "method": "right"}, "a rank of at most 4"),
+    ({"rank": 99}, "no layer gets smaller"),
+    ({"compression": 50}, "no layer gets smaller; .*at most"),
+    ({"compression": 50, "layers": [["0", "1"]]}, r"\['0', '1'\]: expected a compression of at"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=str)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    model = nn.Sequential(*(nn.Conv1d(4, 4, 3) for _ in range(3)))
+    before = everything(model)
+    with pytest.raises((TypeError, ValueError), match=message):
+        sc.factorize(model, **arguments)
+    assert everything(model) == before
+
+
+def test_wrong_models() -> None:
+    with pytest.raises(TypeError, match=r"an nn\.Module, but got int"):
+        sc.factorize(3, rank=1)
+    with pytest.raises(ValueError, match=r"holds no nn\.Conv1d"):
+        sc.factorize(nn.Linear(2, 2), rank=1)
+    with pytest.raises(ValueError, match=r"before torch\.compile"):
+        sc.factorize(torch.compile(nn.Sequential(nn.Conv1d(4, 4, 3))), method="svd", rank=1)
+
+
+def test_the_modules_of_inception_time() -> None:
+    """Modules 2 to 6: convolutions 32 -> 32 of 40, 20 and 10 taps."""
+    torch.manual_seed(0)
+    model = sc.models.InceptionTime(1, 3).eval()
+    modules = [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    sets = [[f"blocks.{b}.body.{m}.convs.{c}" for b, m in modules] for c in range(3)]
+    x = torch.randn(2, 1, 60)
+    for method in ("left", "right"):
+        small, report = sc.factorize(model, sets, method=method, compression=4)
+        assert [found.layers for found in report.sets] == [tuple(names) for names in sets]
+        counts = [sum(p.numel() for p in m.parameters()) for m in (model, small)]
+        saving = [found.parameters_before - found.parameters_after for found in report.sets]
+        assert counts[0] - counts[1] == sum(saving)
+        for names, taps in zip(sets, (40, 20, 10), strict=True):
+            layers = [small.get_submodule(name) for name in names]
+            assert {layer.taps.kernel_size for layer in layers} == {(taps,)}
+            assert len({id(layer.taps) for layer in layers}) == (1 if method == "left" else 5)
+        # The network of the weights that the factors give.
+        dense = copy.deepcopy(model)
+        for name in itertools.chain(*sets):
+            dense.get_submodule(name).weight.data = composed(small.get_submodule(name)).float()
+        torch.testing.assert_close(small(x), dense(x))
+        assert small(x).equal(copy.deepcopy(small)(x))
+    _, found = sc.factorize(model, compression=4)
+    assert set(map(tuple, sets)) < {entry.layers for entry in found.sets}
+
+
+def test_the_modules_of_a_dense_dsn() -> None:
+    torch.manual_seed(0)
+    sparse = sc.models.DSN(1, 3, sparsity=0, nf=8, kernel_size=13).eval()
+    with pytest.raises(ValueError, match=r"sc\.to_dense"):
+        sc.factorize(sparse, [["blocks.1.conv", "blocks.2.conv"]], rank=4)
+    model, x = sc.to_dense(sparse), torch.randn(2, 1, 50)
+    for method in JOINT:
+        small, report = sc.factorize(model, method=method, compression=2)
+        named = {found.layers for found in report.sets}
+        assert tuple(f"blocks.{block}.conv.1" for block in (1, 2, 3)) in named
+        dense = copy.deepcopy(model)
+        for name in itertools.chain(*named):
+            dense.get_submodule(name).weight.data = composed(small.get_submodule(name)).float()
+        torch.testing.assert_close(small(x), dense(x))
+        torch.testing.assert_close(sc.optimize_for_inference(small)(x), small(x))
+        assert sc.convert(small)[0](x).equal(small(x))
