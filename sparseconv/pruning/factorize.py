@@ -102,8 +102,9 @@ def factorize(
 
     - ``"left"``: ``W^n ~ U V^n``, one module ``taps`` in all layers; ``r (I K + N O)`` weights.
     - ``"right"``: ``W^n ~ U^n V``, one module ``pointwise`` in all; ``r (N I K + O)`` weights.
-    - ``"both"``: ``W^n ~ U^n V + U V^n``; ``r (N + 1) (I K + O)`` weights. It starts with the
-      better of the two above; then each is fitted 30 times to what the other leaves.
+    - ``"both"``: ``W^n ~ U^n V + U V^n``, a ``Sum`` of two such; ``r (N + 1) (I K + O)`` weights.
+      It starts with the better of the two above; then each is fitted 30 times to what the other
+      leaves.
     - ``"svd"``: ``W ~ U V``, every layer alone; ``r (I K + O)`` weights.
 
     All but ``"both"`` have the least squared error of the weights that the rank allows; that one
@@ -300,8 +301,10 @@ def _sets(
         return [tuple(names) for names in equal.values() if names[0] not in left], left
 
     wanted = "layers must be lists of names, as [['conv1', 'conv2']]"
-    given = [layers] if isinstance(layers, str) else list(layers)
-    if not given or any(isinstance(names, str) for names in given):
+    given = list(layers) if isinstance(layers, Iterable) else []
+    if not given or any(
+        isinstance(names, str) or not isinstance(names, Iterable) for names in given
+    ):
         raise TypeError(f"{wanted}, but got {layers!r}")
     sets = [tuple(names) for names in given]
     seen: dict[nn.Module, str] = {}
@@ -310,7 +313,7 @@ def _sets(
             count = "one layer" if method == "svd" else "several layers (for one, take 'svd')"
             raise ValueError(f"{method!r} expects sets of {count}, but got {list(names)}")
         for name in names:
-            if name not in found:
+            if not isinstance(name, str) or name not in found:
                 raise ValueError(f"{wanted}, of {convs}, but got {name!r}")
             layer = found[name]
             if layer in seen:
