@@ -1,4 +1,4 @@
-"""``sc.factorize``: the best factors there are, layers that compute them, factors really shared."""
+"""``sc.factorize``: layers that compute what their factors mean, and factors really shared."""
 
 from __future__ import annotations
 
@@ -9,166 +9,18 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from branches import branches, composed
 from model_state import everything
 from torch import Tensor, nn
 from torch.export import Dim, export
 
 import sparseconv as sc
-from sparseconv.pruning.factorize import METHODS, Sum, _factors
+from sparseconv.pruning.factorize import METHODS, Sum
 from sparseconv.testing import error_bound
 
 JOINT = ("left", "right", "both")
-SHAPES = [(3, 4, 2, 3), (4, 2, 5, 4), (2, 6, 1, 3)]  # N, O, I, K: tall, wide and thin stacks
-EPS = torch.finfo(torch.float64).eps
-
-
-class Branches(nn.Module):
-    """Layers of one shape side by side; their outputs beside each other."""
-
-    def __init__(self, n: int, o: int, i: int, k: int, **options: Any) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv1d(i, o, k, **options) for _ in range(n))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([conv(x) for conv in self.convs], dim=-2)
-
-
-def branches(shape: tuple[int, int, int, int], seed: int = 0, **options: Any) -> Branches:
-    torch.manual_seed(seed)
-    return Branches(*shape, **options)
-
-
-def composed(layer: nn.Module) -> Tensor:
-    """The weight (O, I, K) that factors mean, in float64."""
-    pairs = layer.terms if isinstance(layer, Sum) else [layer]
-    return sum(
-        torch.einsum("or,rik->oik", p.pointwise.weight[:, :, 0].double(), p.taps.weight.double())
-        for p in pairs
-    ).detach()
-
-
-def singular_values(matrix: np.ndarray) -> np.ndarray:
-    """By one-sided Jacobi rotations: slow, and nothing of LAPACK's."""
-    a = (matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T).astype(np.float64).copy()
-    for _ in range(60):
-        rotated = False
-        for p in range(a.shape[1]):
-            for q in range(p + 1, a.shape[1]):
-                x, y, z = a[:, p] @ a[:, p], a[:, q] @ a[:, q], a[:, p] @ a[:, q]
-                if abs(z) <= EPS * np.sqrt(x * y):
-                    continue
-                angle, rotated = np.arctan2(2 * z, x - y) / 2, True
-                c, s = np.cos(angle), np.sin(angle)
-                a[:, [p, q]] = a[:, [p, q]] @ np.array([[c, -s], [s, c]])
-        if not rotated:
-            break
-    return np.sort(np.sqrt((a * a).sum(axis=0)))[::-1]
-
-
-def stacked(convs: Any, method: str) -> np.ndarray:
-    """The matrix whose best approximation the method asks for, entry by entry."""
-    n, (o, i, k) = len(convs), convs[0].weight.shape
-    matrix = np.zeros((i * k, n * o) if method != "right" else (n * i * k, o))
-    for layer, conv in enumerate(convs):
-        for out, row in enumerate(conv.weight.tolist()):
-            for channel, taps in enumerate(row):
-                for tap, value in enumerate(taps):
-                    at = channel * k + tap
-                    if method == "right":
-                        matrix[layer * i * k + at, out] = value
-                    else:
-                        matrix[at, layer * o + out] = value
-    return matrix
-
-
-def rounding(matrix: np.ndarray) -> float:
-    """What an SVD may be off by, as ``numpy.linalg.matrix_rank`` computes it."""
-    return max(matrix.shape) * EPS * float(np.linalg.norm(matrix))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("method", ["left", "right", "svd"])
-def test_no_weights_of_this_rank_are_closer(
-    method: str, shape: tuple[int, int, int, int], count_cases: Callable[[int], None]
-) -> None:
-    """Eckart and Young: the best error is the norm of the singular values that are left out."""
-    model = branches(shape, dtype=torch.float64)
-    sets = [[f"convs.{i}"] for i in range(shape[0])]
-    sets = sets if method == "svd" else [[*itertools.chain(*sets)]]
-    most = min(stacked(model.convs[: len(sets[0])], method).shape)
-    for rank in range(1, most + 1):
-        small, report = sc.factorize(model, sets, method=method, rank=rank)
-        for names, found in zip(sets, report.sets, strict=True):
-            convs = [model.get_submodule(name) for name in names]
-            matrix = stacked(convs, method)
-            best = float(np.linalg.norm(singular_values(matrix)[rank:]))
-            reached = [composed(small.get_submodule(name)) for name in names]
-            pairs = zip(convs, reached, strict=True)
-            error = float(torch.stack([c.weight.detach() - w for c, w in pairs]).norm())
-            assert abs(error - best) <= 2 * rounding(matrix), (rank, error, best)
-            relative = error / float(np.linalg.norm(matrix))
-            assert abs(found.relative_error - relative) <= 2 * max(matrix.shape) * EPS
-            assert found.rank == rank
-            count_cases(1)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_weights_of_low_rank_come_back(method: str, shape: tuple[int, int, int, int]) -> None:
-    n, o, i, k = shape
-    model, rank = branches(shape, dtype=torch.float64), 2
-    # U V^n and U^n V for their own methods. Terms in spaces at right angles, one of them larger,
-    # are what the singular values tell apart: the first of the alternations finds them.
-    u, v = torch.linalg.qr(torch.randn(i * k, i * k).double())[0], torch.randn(n, rank, o).double()
-    weights = u[:, :rank] @ v
-    if method == "right":
-        weights = torch.randn(n, i * k, rank).double() @ torch.randn(rank, o).double()
-    if method == "both":
-        rank, w = 1, torch.linalg.qr(torch.randn(o, o).double())[0]
-        v = torch.randn(n, 1, o - 1).double() @ w[1:]
-        v = v / v.norm()
-        own = u[:, 1:] @ torch.randn(n, i * k - 1, 1).double()
-        weights = u[:, :1] @ v + 5 * (own / own.norm()) @ w[:1]
-    with torch.no_grad():
-        for conv, weight in zip(model.convs, weights, strict=True):
-            conv.weight.copy_(weight.T.reshape(o, i, k))
-    names = [f"convs.{j}" for j in range(n)]
-    sets = [[name] for name in names] if method == "svd" else [names]
-    small, report = sc.factorize(model, sets, method=method, rank=rank)
-    for found in report.sets:
-        assert found.relative_error <= 4 * n * max(o, i * k) * EPS
-    for conv, layer in zip(model.convs, small.convs, strict=True):
-        off = float((conv.weight.detach() - composed(layer)).norm())
-        assert off <= 4 * n * max(o, i * k) * EPS * float(weights.norm())
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_both_falls_in_every_alternation_and_is_never_worse_than_one_of_them(seed: int) -> None:
-    torch.manual_seed(seed)
-    weights, rank = torch.randn(3, 5, 12).double(), 2
-    noise = 60 * EPS * float(weights.norm())
-
-    def residual(method: str, alternations: int = 30) -> float:
-        pairs = _factors(weights, method, rank, alternations)
-        return float((weights - sum(p @ q for p, q in pairs)).norm())
-
-    falling = [residual("both", count) for count in range(1, 31)]
-    assert falling[0] <= min(residual("left"), residual("right")) + noise
-    assert all(b <= a + noise for a, b in itertools.pairwise(falling))
-    assert falling[-1] < falling[0]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_both_finds_any_two_terms_if_it_goes_on(seed: int) -> None:
-    torch.manual_seed(seed)
-    first = torch.randn(3, 5, 1).double() @ torch.randn(1, 1, 12).double()
-    weights = first + torch.randn(1, 5, 1).double() @ torch.randn(3, 1, 12).double()
-    pairs = _factors(weights, "both", 1, 1000)
-    off = float((weights - sum(p @ q for p, q in pairs)).norm())
-    assert off <= 60 * EPS * float(weights.norm())
 
 
 def chained(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
