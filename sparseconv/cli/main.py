@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sparseconv.cli import bench, info, profile, train
+from sparseconv.cli import bench, info, profile, prune, train
 from sparseconv.cli.options import INTERRUPTED, PROG
 
 REFUSED = 2  # exit code: argparse's for bad usage
@@ -40,6 +40,6 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROG, description="Weight-sparse 1-D convolution for PyTorch."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_WholeWords)
-    for command in (info, bench, train, profile):
+    for command in (info, bench, train, prune, profile):
         command.add_to(commands)
     return parser

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparseconv import datasets
+from sparseconv.core.files import write_whole
 from sparseconv.training.data import digest
 from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.run_folder import CONFIG_NAME, DATA, MODEL_NAME
@@ -28,6 +31,27 @@ def check_free(out: Path) -> None:
             f"expected a new or empty results folder, but {out} holds other files; choose another "
             "with --out"
         )
+
+
+def history_writer(path: Path) -> Callable[[list[dict[str, Any]]], None]:
+    """Write the whole history at the first call, then add each epoch's row as it comes."""
+    begun = False
+
+    def write(history: list[dict[str, Any]]) -> None:
+        nonlocal begun
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=history[0], lineterminator="\n")
+        if begun:
+            writer.writerow(history[-1])
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text.getvalue())
+        else:
+            writer.writeheader()
+            writer.writerows(history)
+            write_whole(path, text.getvalue())
+        begun = True
+
+    return write
 
 
 def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 from sparseconv import datasets
 from sparseconv.cli import pocket
 from sparseconv.cli.options import INTERRUPTED, PROG, add_option, resumed_settings
-from sparseconv.cli.results import check_free, data_facts
+from sparseconv.cli.results import check_free, data_facts, history_writer
 from sparseconv.core.files import write_whole
 from sparseconv.measure import machine
 from sparseconv.models import DSN
@@ -117,13 +115,13 @@ def _train(args: argparse.Namespace) -> int:
             result = train(
                 model, data.X_train, data.y_train, recipe,
                 out=out, resume=args.resume, progress=not args.quiet,
-                on_epoch=_history_writer(out / HISTORY_NAME),
+                on_epoch=history_writer(out / HISTORY_NAME),
             )  # fmt: skip
         except KeyboardInterrupt:
             again = shlex.join(["train", args.data, "--out", str(out), "--resume"])
             print(f"\nstopped; to resume: {PROG} {again}", file=sys.stderr)
             return INTERRUPTED
-        _history_writer(out / HISTORY_NAME)(result.history)
+        history_writer(out / HISTORY_NAME)(result.history)
         log_proba = predict_log_proba(model, torch.from_numpy(data.X_test))
     correct = int((log_proba.argmax(1).numpy() == data.y_test).sum())
     print(_conclude(data, model, result, correct))
@@ -160,33 +158,16 @@ def _config(
                     f"{out} holds another run, its data differs: {name} is {there!r} there, but "
                     f"now {value!r}; give the data of that run, or start a new one with --out"
                 )
+        if "pruning" in config:
+            raise ValueError(
+                f"{out} holds a pruned run, whose fine-tuning is not resumed; prune again"
+            )
         return config
     config = {key: {name: settings[name] for name in options} for key, options in SECTIONS.items()}
     config = {**config, "data": facts, "machine": machine.environment_info()}
     out.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(config, indent=2) + "\n")
     return config
-
-
-def _history_writer(path: Path) -> Callable[[list[dict[str, Any]]], None]:
-    """Write the whole history at the first call, then add each epoch's row as it comes."""
-    begun = False
-
-    def write(history: list[dict[str, Any]]) -> None:
-        nonlocal begun
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=history[0], lineterminator="\n")
-        if begun:
-            writer.writerow(history[-1])
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text.getvalue())
-        else:
-            writer.writeheader()
-            writer.writerows(history)
-            write_whole(path, text.getvalue())
-        begun = True
-
-    return write
 
 
 def _describe(data: datasets.Dataset, model: DSN, out: Path) -> str:

@@ -197,7 +197,9 @@ class DSN(nn.Module):
             raise ValueError(
                 "this network has no SparseConv1d any more; count before they are replaced"
             )
-        channels, classes = layers[0].out_channels, self.n_classes
+        # Of a pruned network each layer has its own.
+        widths, classes = [layer.out_channels for layer in layers], self.n_classes
+        channels = widths[-1]
         bottlenecks = [m for m in self.blocks.modules() if isinstance(m, nn.Conv1d)]
         params = sum(parameter.numel() for parameter in self.parameters())
 
@@ -206,7 +208,7 @@ class DSN(nn.Module):
         macs_sparse = length * sum(layer.pattern.nnz for layer in layers)
         macs_full = length * sum(layer.pattern.numel for layer in layers)
 
-        flops_rest = 5 * channels * length * len(layers)  # BatchNorm and ReLU
+        flops_rest = 5 * sum(widths) * length  # BatchNorm and ReLU
         flops_rest += sum(length * (2 * c.in_channels - 1) * c.out_channels for c in bottlenecks)
         flops_rest += (length // POOLED + 1) * channels * POOLED
         flops_rest += 2 * (POOLED * (2 * channels - 1) * classes + 4 * POOLED * classes)

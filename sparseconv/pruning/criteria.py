@@ -19,6 +19,7 @@ from sparseconv.pruning.channels import Channels, Layer, UnitSet
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BATCH = 64  # series, where data are whole arrays
+EPS = 1e-2  # of DSP
 
 
 class Criterion(ABC):
@@ -159,7 +160,7 @@ class DSP(Criterion):
 
     everywhere = True
 
-    def __init__(self, data: Any, eps: float = 1e-2) -> None:
+    def __init__(self, data: Any, eps: float = EPS) -> None:
         self.data, self.threshold = data, number("eps", eps)
         if not 0 <= self.threshold < 1:
             raise ValueError(f"eps must lie in [0, 1), but got {eps}")

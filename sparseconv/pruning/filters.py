@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from sparseconv.core.geometry import single
 from sparseconv.nn.replacement import check_module, held_outside
 from sparseconv.nn.restored import deepcopy_model, restored_afterwards
 from sparseconv.profiling.stopwatch import copied_arguments
-from sparseconv.pruning.channels import Channels, UnitSet
+from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import with_pairs
 from sparseconv.pruning.report import PruningReport, changes
@@ -144,6 +144,56 @@ def prune_filters(
         optimizer=found,
     )
     return PrunedFilters(pruned, report)
+
+
+def keep_filters(
+    model: nn.Module, example_input: Any, filters: Mapping[str, Iterable[int]]
+) -> nn.Module:
+    """Return a copy of a model that keeps only some filters of some layers.
+
+    Args:
+        model, example_input: as for ``prune_filters``.
+        filters: by the name of a layer the numbers of the output channels that stay; those of
+            layers that hang together must agree. ``{x.name: x.kept for x in report.layers}`` makes
+            the pruned model's shape of a fresh one, to load a state dict into.
+
+    Raises:
+        ValueError: as for ``prune_filters``; a layer that is not there or would lose all; filters
+            that stay or fall with others that do not.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> model = sc.models.ResNet(1, 2, nf=4)
+        >>> small = keep_filters(model, torch.zeros(1, 1, 30), {"blocks.0.body.0": [0, 2]})
+        >>> small.blocks[0].body[0]
+        Conv1d(1, 2, kernel_size=(7,), stride=(1,), padding=same, bias=False)
+    """
+    check_module(model)
+    arguments = copied_arguments(example_input, "example_input")
+    _check_supported(model, ())
+    copied = deepcopy_model(model)
+    channels = trace(copied, arguments)
+    kept = torch.ones(channels.n_units, dtype=torch.bool)
+    for name, numbers in filters.items():
+        if name not in channels.layers:
+            raise ValueError(f"filters names {name!r}, which is none of {list(channels.layers)}")
+        stay = set(numbers)
+        if not stay or not stay <= set(range(len(channels.layers[name].outputs))):
+            raise ValueError(
+                f"filters of {name!r} must be some of 0 to {len(channels.layers[name].outputs) - 1}"
+                f", but are {sorted(stay)}"
+            )
+        for row, unit in enumerate(channels.layers[name].outputs.tolist()):
+            if row not in stay and unit >= 0:
+                kept[unit] = False
+    for name, numbers in filters.items():
+        found = kept_channels(channels.layers[name].outputs, kept).nonzero()[:, 0].tolist()
+        if found != sorted(set(numbers)):
+            raise ValueError(
+                f"filters of {name!r} hang together with others, and only {found} of them can stay "
+                f"as all are given, but {sorted(set(numbers))} are asked for"
+            )
+    return remove(copied, channels, kept)[0]
 
 
 def choose(

@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from sparseconv import datasets
 from sparseconv.core.checks import integer
+from sparseconv.core.pattern import KernelCSR
 from sparseconv.models import DSN
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.pruning.filters import keep_filters
 from sparseconv.rocket.model import RocketModel
 from sparseconv.training import checkpoint
 from sparseconv.training.evaluation import predict_log_proba
@@ -52,7 +56,8 @@ class TrainedRun:
             pocket``, a ``RocketModel``.
         classes: the label of each class, in the order of the model's outputs.
         epoch: the best epoch, from 1; None for a ``RocketModel``.
-        config: what ``config.json`` holds: data, network and recipe (or pocket), and machine.
+        config: what ``config.json`` holds: data, network and recipe (or pocket), machine, and of a
+            pruned run ``"pruning"``: the criterion, and the filters that each layer kept.
     """
 
     model: DSN | RocketModel
@@ -150,9 +155,30 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
         ) from None
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then overwritten
         network = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
-        model = DSN(data["n_channels"], len(data["classes"]), **network)
+        model: Any = DSN(data["n_channels"], len(data["classes"]), **network)
+        if "pruning" in config:
+            model = _pruned(model, config, state, file)
     checkpoint.restore(model, state)
     return TrainedRun(model.eval(), np.array(data["classes"]), best, config)
+
+
+def _pruned(
+    model: DSN, config: Mapping[str, Any], state: Mapping[str, Any], file: Path
+) -> nn.Module:
+    """The network in the shape, and with the patterns, of one that ``prune`` made of it."""
+    data = config["data"]
+    example = torch.zeros(1, data["n_channels"], data["n_timepoints"])
+    try:
+        pruned = keep_filters(model, example, config["pruning"]["filters"])
+        for name, layer in pruned.named_modules():
+            if isinstance(layer, SparseConv1d):
+                crow, col = (state[f"{name}.{key}"] for key in ("crow_indices", "col_indices"))
+                layer.set_pattern(KernelCSR(crow, col, layer.pattern.shape))
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(
+            f"{file} does not fit the filters in its {CONFIG_NAME}: {error}"
+        ) from error
+    return pruned
 
 
 def read_config(folder: Path) -> dict[str, Any]:

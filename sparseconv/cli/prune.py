@@ -1,0 +1,192 @@
+"""``python -m sparseconv prune``: remove filters of a trained network, and fine-tune it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv import datasets
+from sparseconv.cli.options import INTERRUPTED, add_option
+from sparseconv.cli.results import check_free, data_facts, history_writer
+from sparseconv.core.files import check_writable, write_whole
+from sparseconv.measure import machine
+from sparseconv.models import DSN
+from sparseconv.pruning import (
+    DSP,
+    HC,
+    WHC,
+    Criterion,
+    Evolutionary,
+    InstanceSparsity,
+    Jacobian,
+    Magnitude,
+    PruningReport,
+    prune_filters,
+)
+from sparseconv.pruning.criteria import EPS
+from sparseconv.pruning.sparsity_loss import PUBLISHED_WEIGHT
+from sparseconv.report import figures
+from sparseconv.report.training import write_training_report
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
+from sparseconv.training.run_folder import CONFIG_NAME, HISTORY_NAME, RECIPE, load_run
+
+Data = tuple[Tensor, Tensor]
+CRITERIA: dict[str, Callable[[Data, argparse.Namespace], Criterion]] = {
+    "whc": lambda data, args: WHC(),
+    "hc": lambda data, args: HC(),
+    "magnitude": lambda data, args: Magnitude(),
+    "jacobian": lambda data, args: Jacobian(data),
+    "dsp": lambda data, args: DSP(data, args.eps),
+    "evolutionary": lambda data, args: Evolutionary(data, seed=args.seed),
+}
+FINE_TUNING = ("epochs", "lr", "lr_min", "batch_size", "seed")  # the rest is the run's
+EPOCHS = 100
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the command line's parser."""
+    command = commands.add_parser(
+        "prune",
+        help="remove whole filters of a trained network, and fine-tune it",
+        description="Remove whole filters of a trained Dynamic Sparse Network, fine-tune what is "
+        "left, and write a results folder as `train` does, with pruning.html. The run given is "
+        "left as it is. With --criterion dsp the network is first trained further with a loss that "
+        "silences filters.",
+    )
+    command.set_defaults(run=_prune)
+    command.add_argument("run_folder", metavar="RUN", type=Path, help="results folder of `train`")
+    command.add_argument(
+        "--criterion", choices=tuple(CRITERIA), default="whc",
+        help="which filters go (default: whc)",
+    )  # fmt: skip
+    amount = command.add_mutually_exclusive_group()
+    options: tuple[tuple[Any, str, Any, str], ...] = (
+        (amount, "ratio", float, "share of the filters that goes (default: 0.5)"),
+        (amount, "target-macs", int, "multiply-adds of one series that may be left"),
+        (command, "steps", int, "remove them in so many steps (default: 1)"),
+        (command, "eps", float, "dsp: filters go whose activation is at most this share of their "
+                                f"layer's (default: {EPS})"),
+        (command, "silence", float, "dsp: weight of the loss that silences filters (default: "
+                                    f"{PUBLISHED_WEIGHT})"),
+        (command, "silence-epochs", int, "dsp: epochs with it (default: those of fine-tuning)"),
+        (command, "threads", int, "threads for torch (default: the run's)"),
+    )  # fmt: skip
+    for group, name, kind, text in options:
+        group.add_argument(f"--{name}", type=kind, metavar="X", help=text)
+    command.add_argument(
+        "--data", metavar="NAME_OR_PATH",
+        help="the run's data set (default: the bundled one of its name)",
+    )  # fmt: skip
+    command.add_argument(
+        "--out", type=Path, help="results folder, new or empty (default: RUN-CRITERION)"
+    )
+    command.set_defaults(steps=1, eps=EPS, silence=PUBLISHED_WEIGHT)
+    command.add_argument("--quiet", action="store_true", help="print the final summary only")
+    group = command.add_argument_group("fine-tuning", "what the run had, but for these")
+    for name in FINE_TUNING:
+        add_option(group, name, EPOCHS if name == "epochs" else RECIPE[name])
+
+
+def _prune(args: argparse.Namespace) -> int:
+    run = load_run(args.run_folder)
+    if not isinstance(run.model, DSN):
+        raise ValueError(
+            f"{args.run_folder} holds no network; a pocket model is pruned where it is trained"
+        )
+    out = args.out or args.run_folder.with_name(f"{args.run_folder.name}-{args.criterion}")
+    check_free(out)
+    figures.require_matplotlib()
+    data = _same_data(run.config["data"], args)
+    given = {name: value for name, value in vars(args).items() if name in FINE_TUNING}
+    recipe = Recipe(**{**run.config["recipe"], "epochs": EPOCHS, **given})
+    args.seed = recipe.seed
+    threads = int(run.config["machine"]["threads"]) if args.threads is None else args.threads
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, but got {threads}")
+    X, y = (torch.from_numpy(array) for array in (data.X_train, data.y_train))
+    with machine.threads(threads):
+        before = _accuracy(run.model, data)
+        try:
+            if args.criterion == "dsp":
+                _silence(run.model, X, y, recipe, args)
+            amount = {"ratio": args.ratio, "target_macs": args.target_macs}
+            if args.criterion not in ("dsp", "evolutionary") and amount == dict.fromkeys(amount):
+                amount["ratio"] = 0.5
+            criterion = CRITERIA[args.criterion]((X, y), args)
+            model: Any
+            model, report = prune_filters(run.model, X[:1], criterion, steps=args.steps, **amount)
+            at_once = _accuracy(model, data)
+            check_writable(out / CONFIG_NAME)
+            config = {**run.config, "recipe": {name: getattr(recipe, name) for name in RECIPE}}
+            config["machine"] = machine.environment_info()
+            config["pruning"] = {
+                "criterion": report.criterion,
+                "filters": _numbered(report, run.config.get("pruning", {}).get("filters", {})),
+            }
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+            result = train(model, X, y, recipe, out=out, progress=not args.quiet,
+                           on_epoch=history_writer(out / HISTORY_NAME))  # fmt: skip
+        except KeyboardInterrupt:
+            print("\nstopped; prune again, into another folder if one was begun", file=sys.stderr)
+            return INTERRUPTED
+        after = _accuracy(model, data)
+        report = report.measure()
+    report.write_html(out / "pruning.html")
+    summary = write_training_report(
+        out, dataset_name=data.name, model=model, history=result.history,
+        cost=model.cost(data.n_timepoints), test_accuracy=after,
+        config={"criterion": report.criterion, **config["network"], **config["recipe"]},
+    )  # fmt: skip
+    lines = [
+        f"{data.name}: test accuracy {after:.4f} (before {before:.4f}, without fine-tuning "
+        f"{at_once:.4f})",
+        report.criterion, *report.summary(), f"report: {out / 'pruning.html'}, {summary}",
+    ]  # fmt: skip
+    print("\n  ".join(lines))
+    return 0
+
+
+def _numbered(report: PruningReport, before: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The filters that each layer kept, by their numbers in the network that was never pruned."""
+    return {
+        layer.name: [before[layer.name][i] if before else i for i in layer.kept]
+        for layer in report.layers
+    }
+
+
+def _same_data(facts: dict[str, Any], args: argparse.Namespace) -> datasets.Dataset:
+    """The data that the run was trained on."""
+    name = args.data or facts["name"]
+    if args.data is None and name not in datasets.BUNDLED:
+        raise ValueError(f"the run was trained on {name!r}, which is not bundled; give --data")
+    data = datasets.load(name, nan_to_zero=facts["nan_to_zero"])
+    for key, value in data_facts(data, facts).items():
+        if facts.get(key) != value:
+            raise ValueError(
+                f"{name} is not what {args.run_folder} was trained on: its {key} is {value!r}, "
+                f"there {facts.get(key)!r}; name the run's data in --data"
+            )
+    return data
+
+
+def _silence(model: DSN, X: Tensor, y: Tensor, recipe: Recipe, args: argparse.Namespace) -> None:
+    epochs = recipe.epochs if args.silence_epochs is None else args.silence_epochs
+    recipe = Recipe(**{**vars(recipe), "epochs": epochs})
+    stages = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
+    penalty = InstanceSparsity(model, stages, args.silence)
+    train(model, X, y, recipe, progress=not args.quiet, penalty=penalty)
+
+
+def _accuracy(model: nn.Module, data: datasets.Dataset) -> float:
+    found = predict_log_proba(model, torch.from_numpy(data.X_test)).argmax(1).numpy()
+    return float((found == data.y_test).mean())

@@ -1,0 +1,96 @@
+"""``python -m sparseconv prune``: a smaller run of a trained one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sparseconv as sc
+from sparseconv import datasets
+from sparseconv.cli.main import main
+
+SMALL = ["--epochs", "2", "--nf", "5", "--depth", "2", "--threads", "1", "--quiet"]
+TUNE = ["--epochs", "2", "--quiet"]
+
+
+@pytest.fixture
+def trained(data: str, tmp_path: Path) -> Path:
+    folder = tmp_path / "trained"
+    assert main(["train", data, "--out", str(folder), *SMALL]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--ratio", "0.6"],
+        ["--criterion", "jacobian", "--steps", "2"],
+        ["--criterion", "dsp", "--eps", "0.5", "--silence", "1e-4", "--silence-epochs", "1"],
+        ["--criterion", "magnitude", "--target-macs", "6000"],
+    ],
+)
+def test_a_pruned_run_is_a_run(
+    words: list[str], data: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, before = tmp_path / "pruned", sorted(p.read_bytes() for p in trained.glob("*.*"))
+    assert main(["prune", str(trained), "--data", data, "--out", str(out), *TUNE, *words]) == 0
+    assert sorted(p.read_bytes() for p in trained.glob("*.*")) == before
+    assert "test accuracy" in capsys.readouterr().out
+    whole, pruned = sc.load_run(trained), sc.load_run(out)
+    cost, old = pruned.model.cost(40), whole.model.cost(40)
+    assert cost.params == sum(p.numel() for p in pruned.model.parameters()) < old.params
+    if "--target-macs" in words:
+        assert cost.macs_executed <= 6000 * 40 / datasets.load(data).n_timepoints
+    accuracy = float((pruned.predict(datasets.load(data).X_test) ==
+                      pruned.classes[datasets.load(data).y_test]).mean())  # fmt: skip
+    assert f"{accuracy:.4f}" in (out / "summary.md").read_text()
+    assert "filters" in (out / "pruning.html").read_text()
+    assert main(["info", str(out)]) == 0
+    assert main(["profile", str(out), "--inference", "--threads", "1"]) == 0
+
+
+def test_pruned_twice(data: str, trained: Path, tmp_path: Path) -> None:
+    folders = [trained, tmp_path / "a", tmp_path / "b"]
+    for source, out in itertools.pairwise(folders):
+        words = ["--data", data, "--out", str(out), "--ratio", "0.5", *TUNE]
+        assert main(["prune", str(source), *words]) == 0
+    config = json.loads((folders[2] / "config.json").read_text())
+    kept = config["pruning"]["filters"]["blocks.0.conv"]
+    assert len(kept) == 6
+    assert max(kept) < 15
+    conv = sc.load_run(folders[2]).model.blocks[0].conv
+    widths = [end - first for (first, end), _ in conv.regions]
+    groups = np.bincount(np.array(kept) // 5, minlength=3)
+    assert widths == groups[groups > 0].tolist()
+
+
+def test_what_is_refused(
+    data: str, trained: Path, tmp_path: Path, refused: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prune", str(trained), "--data", data, "--quiet", "--out", str(tmp_path / "x")]
+    refused([*words, "--ratio", "1"], "ratio must lie in [0, 1)")
+    refused([*words, "--target-macs", "1"], "out of reach")
+    refused(
+        [*words, "--criterion", "dsp", "--ratio", "0.3", "--silence-epochs", "1"], "leave ratio"
+    )
+    refused([*words, "--steps", "0"], "steps")
+    refused([*words, "--threads", "0"], "--threads must be at least 1")
+    refused(["prune", str(tmp_path / "nowhere")], "is not a results folder")
+    refused(["prune", str(trained), "--data", "GunPoint"], "is not what")
+    refused(["prune", str(trained), "--out", str(trained), "--data", data], "holds a run already")
+    assert not (tmp_path / "x").exists()
+    assert main([*words, *TUNE]) == 0
+    refused(["train", data, "--out", str(tmp_path / "x"), "--resume"], "not resumed; prune again")
+    config = tmp_path / "x" / "config.json"
+    content = json.loads(config.read_text())
+    content["pruning"]["filters"]["blocks.0.conv"] = [0]
+    config.write_text(json.dumps(content))
+    with pytest.raises(sc.training.checkpoint.CheckpointError, match="does not fit the filters"):
+        sc.load_run(tmp_path / "x")
+    assert torch.get_num_threads() >= 1
