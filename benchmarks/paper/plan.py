@@ -22,8 +22,16 @@ DEFAULTS: dict[str, Any] = {
     "series": "raw",
     "split": "own",
     "moments": "zero",
+    "silence": 0.0,
+    "pruning": [],
     "keep": False,
 }
+# What a way to make a network smaller may say, and the criteria that choose filters.
+VARIANT = (
+    "name", "criterion", "ratio", "steps", "equivalent", "factorize", "compression", "retrain",
+    "sparsity",
+)  # fmt: skip
+CRITERIA = ("whc", "hc", "l2", "jacobian", "dsp", "evolutionary")
 CONTENT = tuple(DEFAULTS.keys() - {"keep"})  # what makes two jobs of one name the same
 
 
@@ -36,7 +44,9 @@ class Job:
         dataset: the name of the data set.
         seed: of the first weights and of the training.
         options: ``model``, ``weights``, ``network`` (its arguments), ``recipe`` (constants other
-            than the paper's), ``series`` (raw or z-normalised), ``split``, ``moments``.
+            than the paper's), ``series`` (raw or z-normalised), ``split``, ``moments``,
+            ``silence`` (weight of the loss that silences filters), ``pruning`` (ways to make the
+            trained network smaller).
         keep: leave the folder with its checkpoint.
     """
 
@@ -183,6 +193,7 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     ]
     _check_keys(options["recipe"], constants, "recipe.")
     _check_together(options)
+    _check_pruning(options)
     _check_keys(options["network"], _arguments(settings["model"]), "network.")
     seeds = run.get("seeds", content.get("seeds", [0]))
     _check_seeds(seeds)
@@ -233,6 +244,29 @@ def _check_rocket(network: Mapping[str, Any]) -> None:
             'network.cv may be true, or network.k "cv", and not both, but got '
             f"cv = {cv!r} and k = {k!r}"
         )
+
+
+def _check_pruning(options: Mapping[str, Any]) -> None:
+    """Refuse what a plan asks of ``pruning`` and ``silence`` that cannot be done."""
+    for variant in options["pruning"]:
+        if not isinstance(variant, Mapping) or not isinstance(variant.get("name"), str):
+            raise ValueError(f"pruning must be a list of tables with a name, but got {variant!r}")
+        if unknown := [key for key in variant if key not in VARIANT]:
+            raise ValueError(
+                f"unknown key pruning.{unknown[0]}; known are {', '.join(sorted(VARIANT))}"
+            )
+        criterion = variant.get("criterion")
+        if criterion is not None and criterion not in CRITERIA:
+            raise ValueError(
+                f"pruning.criterion must be one of {', '.join(CRITERIA)}, but got {criterion!r}"
+            )
+    names = [variant["name"] for variant in options["pruning"]]
+    if len(set(names)) < len(names):
+        raise ValueError("pruning names a variant twice")
+    if options["pruning"] and options["model"] not in ("InceptionTime", "LITE", "ResNet", "OS-CNN"):
+        raise ValueError(f"pruning is for dense networks, not for {options['model']}")
+    if options["silence"] and options["model"] not in ("InceptionTime", "LITE"):
+        raise ValueError(f"no stages of {options['model']} are known that silence could act on")
 
 
 # The constants of Recipe that are about patterns.

@@ -31,11 +31,13 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.paper.archives import Archive, Shape, read
-from benchmarks.paper.job import PROGRESS_NAME, TRAINING, first_model, locked, perform
+from benchmarks.paper.job import locked, perform
 from benchmarks.paper.networks import ROCKETS, multiply_adds
 from benchmarks.paper.plan import CONTENT, DEFAULTS, Job
+from benchmarks.paper.pruned_filters import is_pruned_filters
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rocket import multiply_adds as rocket_multiply_adds
+from benchmarks.paper.training import PROGRESS_NAME, TRAINING, first_model
 from sparseconv.training.run_folder import POCKET
 
 ROWS_NAME, RUNNING_NAME, LOCK_NAME = "rows.jsonl", "running", "lock"
@@ -168,7 +170,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             break
         try:
             row = json.loads(line)
-            kinds = KEYS | ({"variants": list} if is_pruned_kernels(row) else NETWORK_KEYS)
+            varied = is_pruned_kernels(row) or is_pruned_filters(row)
+            kinds = KEYS | ({"variants": list} if varied else NETWORK_KEYS)
             wrong = [key for key, kind in kinds.items() if not isinstance(row.get(key), kind)]
             if wrong:
                 raise ValueError(f"it has no usable {', '.join(wrong)}")

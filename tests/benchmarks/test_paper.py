@@ -19,16 +19,16 @@ import torch
 from benchmarks.paper import sweep as sweeping
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import Shape, choose, members, open_archive, published, read
-from benchmarks.paper.job import (
-    checkpoint_interval,
-    curve_interval,
-    first_model,
-    perform,
-    scheduler_factory,
-)
+from benchmarks.paper.job import perform
 from benchmarks.paper.networks import MomentsDST, multiply_adds
 from benchmarks.paper.plan import DEFAULTS, Job, read_plan
 from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, sweep
+from benchmarks.paper.training import (
+    checkpoint_interval,
+    curve_interval,
+    first_model,
+    scheduler_factory,
+)
 from sparseconv.models import DSN
 from sparseconv.training.loop import train
 

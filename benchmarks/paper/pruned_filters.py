@@ -1,0 +1,223 @@
+"""Networks with fewer filters: one that is trained, then pruned in many ways, each fine-tuned."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sparseconv as sc
+from benchmarks.paper.archives import read
+from benchmarks.paper.networks import NETWORKS
+from benchmarks.paper.plan import Job
+from benchmarks.paper.training import accuracy, begin_or_resume, first_model, shape_of
+from sparseconv.core.files import write_whole
+from sparseconv.datasets import Dataset
+from sparseconv.measure.machine import measurement_context
+from sparseconv.nn.restored import deepcopy_model
+from sparseconv.pruning import (
+    DSP,
+    HC,
+    WHC,
+    Criterion,
+    Evolutionary,
+    InstanceSparsity,
+    Jacobian,
+    Magnitude,
+    keep_filters,
+    merge,
+    prune_filters,
+)
+from sparseconv.pruning.tracing import trace
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import Penalty, train
+from sparseconv.training.recipe import Recipe
+
+Data = tuple[Tensor, Tensor]
+CRITERIA: dict[str, Any] = {
+    "whc": lambda data, seed: WHC(),
+    "hc": lambda data, seed: HC(),
+    "l2": lambda data, seed: Magnitude(),
+    "jacobian": lambda data, seed: Jacobian(data),
+    "dsp": lambda data, seed: DSP(data),
+    "evolutionary": lambda data, seed: Evolutionary(
+        data, population=8, generations=6, cases=64, seed=seed
+    ),
+}
+VARIANTS_NAME = "variants.json"
+TUNING = 0.25  # epochs of fine-tuning, as a share of the training's
+
+
+def penalty_of(job: Job, model: nn.Module) -> Penalty | None:
+    """The loss that silences filters, if the plan asks for it."""
+    weight = job.options["silence"]
+    return InstanceSparsity(model, weight=weight) if weight else None
+
+
+def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
+    """Train, then prune and fine-tune in each way of the plan; the row, with ``"variants"``.
+
+    Continues from what the folder holds. Times are CPU seconds of one thread.
+    """
+    begin_or_resume(job, folder, VARIANTS_NAME)
+    data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
+    model = first_model(job, shape_of(data))
+    result = train(
+        model, data.X_train, data.y_train, recipe, out=folder, resume=True, progress=False,
+        checkpoint_every=max(2, recipe.epochs // 20), penalty=penalty_of(job, model),
+    )  # fmt: skip
+    path = folder / VARIANTS_NAME
+    done: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    for variant in job.options["pruning"][len(done) :]:
+        done.append(_pruned(variant, model, data, job))
+        write_whole(path, json.dumps(done))
+    begin = time.process_time()
+    score = tested(model, data)
+    predict_seconds = time.process_time() - begin
+    return {
+        "run": job.run,
+        "dataset": job.dataset,
+        "seed": job.seed,
+        "options": dict(job.options),
+        "accuracy": score,
+        "train_loss": result.best_loss,
+        "epochs": recipe.epochs,
+        **size(model, data),
+        "train_seconds": round(sum(row["cpu_seconds"] for row in result.history), 3),
+        "predict_seconds": round(predict_seconds, 4),
+        "variants": done,
+        "n_train": len(data.X_train),
+        "n_test": len(data.X_test),
+        "n_channels": data.n_channels,
+        "n_timepoints": data.n_timepoints,
+        "n_classes": len(data.classes),
+        "threads": 1,
+        "machine": measurement_context(),
+    }
+
+
+def _pruned(
+    variant: Mapping[str, Any], whole: nn.Module, data: Dataset, job: Job
+) -> dict[str, Any]:
+    X, y = torch.from_numpy(data.X_train), torch.from_numpy(data.y_train)
+    torch.manual_seed(job.seed)
+    begin = time.process_time()
+    small, facts = smaller(variant, whole, (X, y), job.seed)
+    prune_seconds = time.process_time() - begin
+    at_once = tested(small, data)
+    epochs = job.recipe().epochs
+    if not variant.get("retrain"):
+        epochs = max(1, round(TUNING * epochs))
+    recipe = Recipe(**{**job.options["recipe"], "seed": job.seed, "epochs": epochs})
+    if variant.get("retrain"):
+        for module in small.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    result = train(small, X, y, recipe, progress=False)
+    final = merge(small) if variant.get("equivalent") else small
+    return {
+        "name": variant["name"],
+        "accuracy": tested(final, data),
+        "at_once": at_once,
+        "tuning_epochs": epochs,
+        **size(final, data),
+        **facts,
+        "prune_seconds": round(prune_seconds, 3),
+        "tune_seconds": round(sum(row["cpu_seconds"] for row in result.history), 3),
+    }
+
+
+def smaller(
+    variant: Mapping[str, Any], whole: nn.Module, data: Data, seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A copy of a network, made smaller as a variant says; and how many units each set kept."""
+    example, facts = data[0][:1], {}
+    found = deepcopy_model(whole)
+    if method := variant.get("factorize"):
+        found, _ = sc.factorize(whole, method=method, compression=variant["compression"])
+    elif name := variant.get("criterion"):
+        criterion: Criterion = CRITERIA[name](data, seed)
+        found, report = prune_filters(
+            whole, example, criterion, ratio=variant.get("ratio"), steps=variant.get("steps", 1),
+            equivalent=variant.get("equivalent", False),
+        )  # fmt: skip
+        kept = {layer.name: set(layer.kept) for layer in report.layers}
+        facts["kept"] = [
+            sum(set(rows.tolist()) <= kept[layer] for rows in group.rows[layer])
+            for group in report.channels.sets
+            for layer in list(group.rows)[:1]
+        ]
+    if "sparsity" in variant:
+        found = made_sparse(found, 1 - variant["sparsity"])
+    return found, facts
+
+
+def made_sparse(model: nn.Module, density: float) -> nn.Module:
+    """The convolutions of several taps, with their largest weights only, as sparse layers."""
+    masks = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
+            size = module.weight.detach().abs()
+            count = max(1, round(density * size.numel()))
+            least = size.flatten().kthvalue(size.numel() - count + 1).values
+            masks[name] = size >= least
+    return sc.convert(model, masks=masks, layers=list(masks)).model
+
+
+def size(model: nn.Module, data: Dataset) -> dict[str, int]:
+    """Parameters (of sparse layers the active ones), and multiply-adds of one series."""
+    example = torch.zeros(1, data.n_channels, data.n_timepoints)
+    return {
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": trace(model, (example,)).macs(),
+    }
+
+
+def tested(model: nn.Module, data: Dataset) -> float:
+    log_proba = predict_log_proba(model, torch.as_tensor(data.X_test))
+    return accuracy(log_proba, torch.as_tensor(data.y_test))
+
+
+def like(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> nn.Module:
+    """A fresh network of the shape that a row's training, or one of its variants, had."""
+    options = row["options"]
+    torch.manual_seed(row["seed"])
+    model = NETWORKS[options["model"]](row["n_channels"], row["n_classes"], **options["network"])
+    if variant is None:
+        return model
+    asked = next(v for v in options["pruning"] if v["name"] == variant["name"])
+    if "factorize" in asked:
+        return sc.factorize(model, method=asked["factorize"], compression=asked["compression"])[0]
+    if "kept" in variant:
+        example = torch.zeros(1, row["n_channels"], row["n_timepoints"])
+        channels = trace(model, (example,))
+        gone: dict[str, set[int]] = {}
+        for group, count in zip(channels.sets, variant["kept"], strict=True):
+            for name, rows in group.rows.items():
+                gone.setdefault(name, set()).update(rows[count:].flatten().tolist())
+        filters = {
+            name: [i for i in range(len(channels.layers[name].outputs)) if i not in rows]
+            for name, rows in gone.items()
+        }
+        model = keep_filters(model, example, filters)
+    return made_sparse(model, 1 - asked["sparsity"]) if "sparsity" in asked else model
+
+
+def is_pruned_filters(row: Mapping[str, Any]) -> bool:
+    """A row of ``perform``."""
+    options = row.get("options")
+    return isinstance(options, Mapping) and bool(options.get("pruning"))
+
+
+def expanded(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Each row; and of one with variants a row for each of these, under a name of its own."""
+    for row in rows:
+        yield row
+        if is_pruned_filters(row):
+            for variant in row["variants"]:
+                yield {**row, **variant, "run": f"{row['run']}, {variant['name']}"}

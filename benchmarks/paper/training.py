@@ -1,0 +1,200 @@
+"""Networks of a sweep: trained and tested, with the row that says how it went."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.paper.archives import Shape, read
+from benchmarks.paper.networks import MomentsDST, build, multiply_adds
+from benchmarks.paper.plan import Job
+from sparseconv.bench.network.masked import MaskedDST, masked_copy
+from sparseconv.core.files import write_whole
+from sparseconv.datasets import Dataset
+from sparseconv.measure.machine import measurement_context
+from sparseconv.models import DSN
+from sparseconv.report.figures import group_profiles, kernels_by_size
+from sparseconv.training import checkpoint
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import CHECKPOINT_NAME, SchedulerFactory, train
+from sparseconv.training.recipe import Recipe
+
+DST = ("prune_fraction", "prune_floor", "seed")  # what every scheduler takes of a recipe
+TRAINING = 3  # what a step costs beside a prediction: fprop, dgrad, wgrad
+CHECKPOINTS = 50  # in a whole run: a killed one repeats 2 % at most
+CURVE_POINTS, CURVE_SHARE = 25, 0.05  # at most, and what they may cost of the training
+PROGRESS_NAME, CURVE_NAME, JOB_NAME = "progress", "curve.json", "job.json"
+
+
+def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
+    """Train and test; continue from what ``folder`` holds. The row."""
+    begin_or_resume(job, folder)
+    data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
+    model, X_test = first_model(job, shape_of(data)), torch.as_tensor(data.X_test)
+    target = torch.as_tensor(data.y_test)
+    every = curve_interval(shape_of(data), recipe)
+    curve = Curve(folder / CURVE_NAME)
+    reported = time.monotonic()
+
+    def report(history: list[dict[str, Any]]) -> None:
+        nonlocal reported
+        epoch = len(history)
+        if (epoch + 1) % every == 0 and epoch < recipe.epochs:
+            curve.add(epoch, accuracy(predict_log_proba(model, X_test), target))
+        if time.monotonic() - reported > 1:
+            reported = time.monotonic()
+            write_whole(folder / PROGRESS_NAME, str(epoch / recipe.epochs))
+
+    result = train(
+        model,
+        data.X_train,
+        data.y_train,
+        recipe,
+        out=folder,
+        resume=True,
+        progress=False,
+        checkpoint_every=checkpoint_interval(recipe),
+        on_epoch=report,
+        scheduler_factory=scheduler_factory(job, recipe),
+    )
+    begin = time.process_time()
+    log_proba = predict_log_proba(model, X_test)
+    predict_seconds = time.process_time() - begin
+    seconds = list(accumulate(row["cpu_seconds"] for row in result.history))
+    return {
+        "run": job.run,
+        "dataset": job.dataset,
+        "seed": job.seed,
+        "options": dict(job.options),
+        "accuracy": accuracy(log_proba, target),
+        "test_loss": F.nll_loss(log_proba, target).item(),
+        "train_loss": result.best_loss,
+        "best_epoch": result.best_epoch,
+        "epochs": recipe.epochs,
+        "itop_rate": result.itop_rate,
+        **costs(job, model, shape_of(data)),
+        "curve": curve.points,
+        "curve_seconds": [round(seconds[epoch - 1], 3) for epoch, _ in curve.points],
+        "train_seconds": round(seconds[-1], 3),
+        "predict_seconds": round(predict_seconds, 4),
+        "n_train": len(data.X_train),
+        "n_test": len(data.X_test),
+        "n_channels": data.n_channels,
+        "n_timepoints": data.n_timepoints,
+        "n_classes": len(data.classes),
+        "threads": 1,
+        "machine": measurement_context(),
+    }
+
+
+def accuracy(log_proba: Tensor, target: Tensor) -> float:
+    return (log_proba.argmax(1) == target).double().mean().item()
+
+
+def begin_or_resume(job: Job, folder: Path, *others: str) -> None:
+    """Empty the folder (of other files too) unless it holds a readable beginning of this job."""
+    said = json.dumps([*job.key, job.options], sort_keys=True)
+    job_file, curve_file = folder / JOB_NAME, folder / CURVE_NAME
+    try:
+        if job_file.exists() and job_file.read_text() == said:
+            Curve(curve_file)
+            if (folder / CHECKPOINT_NAME).exists():
+                checkpoint.load(folder / CHECKPOINT_NAME)
+            return
+    except (OSError, ValueError, TypeError):  # damaged: what was trained is lost, and trained again
+        pass
+    for name in (CHECKPOINT_NAME, CURVE_NAME, PROGRESS_NAME, JOB_NAME, *others):
+        (folder / name).unlink(missing_ok=True)
+    write_whole(job_file, said)
+
+
+def checkpoint_interval(recipe: Recipe) -> int:
+    """Epochs between checkpoints."""
+    return max(2, recipe.epochs // CHECKPOINTS)
+
+
+def curve_interval(shape: Shape, recipe: Recipe) -> int:
+    """Epochs between two looks at the test set, which training never sees; each one before the end.
+
+    One epoch before a multiple of this, so that no look comes right after the pattern changed (its
+    new weights are 0 then), and none in an epoch with a checkpoint: a run killed between the two
+    would lose it.
+    """
+    affordable = CURVE_SHARE * recipe.epochs * TRAINING * shape.n_train / shape.n_test
+    wanted = math.ceil(recipe.epochs / max(1, min(CURVE_POINTS, affordable)))
+    step = math.lcm(checkpoint_interval(recipe), recipe.update_every_epochs)
+    return math.ceil(wanted / step) * step
+
+
+class Curve:
+    """Test accuracies by epoch, ``points``; kept in a file, as a killed run loses none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        found = json.loads(path.read_text()) if path.exists() else []
+        self.points: list[list[Any]] = [[int(epoch), float(value)] for epoch, value in found]
+
+    def add(self, epoch: int, value: float) -> None:
+        """Add a point, unless a run that was killed had added it."""
+        if not self.points or self.points[-1][0] < epoch:
+            self.points.append([epoch, round(value, 4)])
+            write_whole(self.path, json.dumps(self.points))
+
+
+def first_model(job: Job, shape: Shape) -> nn.Module:
+    """The network before training, the same for the same seed."""
+    torch.manual_seed(job.seed)
+    model = build(job.options["model"], job.options["network"], shape)
+    return masked_copy(model) if job.options["weights"] == "masked dense" else model
+
+
+def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
+    """What changes the patterns, where it is not the recipe's ``DSTScheduler``."""
+    settings: dict[str, Any] = {name: getattr(recipe, name) for name in DST}
+    moments = job.options["moments"]
+    if job.options["weights"] == "sparse" and moments == "zero":
+        return None
+
+    def make(model: Any, optimizer: Any, every: int, end: int, decay: int) -> Any:
+        times = {"update_every": every, "end_step": end, "decay_steps": decay}
+        if job.options["weights"] == "masked dense":
+            return MaskedDST(model, optimizer, **times, **settings)
+        return MomentsDST(
+            model, optimizer, moments=moments, grow=recipe.grow, process_group=None,
+            **times, **settings,
+        )  # fmt: skip
+
+    return make
+
+
+def costs(job: Job, model: nn.Module, shape: Shape) -> dict[str, Any]:
+    """Parameters, multiply-adds of a prediction, and what the kernels of a DSN look like."""
+    found: dict[str, Any] = {
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": multiply_adds(model, shape),
+    }
+    if job.options["model"] == "DSN":  # by its active weights, also where masks are over dense ones
+        network = build("DSN", job.options["network"], shape)
+        assert isinstance(network, DSN)
+        found["flops_paper"] = network.cost(shape.n_timepoints).flops_paper
+    if isinstance(model, DSN) and model.sparse_layers():
+        found["kernels_by_size"] = [counts.tolist() for counts in kernels_by_size(model)]
+        profiles = [group_profiles(layer) for layer in model.sparse_layers()]
+        found["group_weights"] = [  # percent of the layer's largest: whole numbers are short
+            (100 * profile / profile.max()).round().astype(int).tolist() for profile in profiles
+        ]
+    return found
+
+
+def shape_of(data: Dataset) -> Shape:
+    return Shape(
+        len(data.X_train), len(data.X_test), data.n_channels, data.n_timepoints, len(data.classes)
+    )
