@@ -69,10 +69,11 @@ class Job:
 
 
 def read_plan(path: str | Path, archive: Archive) -> list[Job]:
-    """Read a plan; the jobs in its order, all sets of one seed before the next.
+    """Read a plan; the jobs in its order, in each run all sets of one seed before the next.
 
     A plan has ``epochs``, ``seeds`` and ``[[run]]`` tables; or it has ``base``, another plan whose
-    runs it takes with its own ``epochs`` and ``seeds``, on the ``cheapest`` sets of each run.
+    runs it takes with its own ``epochs`` and ``seeds``, on the ``cheapest`` sets of each run. With
+    ``seed_by_seed = true`` all runs have one seed before the next begins.
 
     Args:
         path: a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``.
@@ -89,7 +90,9 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
             _check_keys(content, ("base", "epochs", "seeds", "cheapest"))
             content = _of_base(content)
             runs = content["run"]
-        _check_keys(content, ("base", "epochs", "seeds", "cheapest", "run"))
+        _check_keys(content, ("base", "epochs", "seeds", "cheapest", "seed_by_seed", "run"))
+        if content.get("seed_by_seed", False) not in (True, False):
+            raise ValueError(f"seed_by_seed must be true, but got {content['seed_by_seed']!r}")
         if "cheapest" in content and "base" not in content:
             raise ValueError("cheapest is for a plan with base; write it into the sets of a run")
         if not isinstance(runs, list) or not runs:
@@ -111,6 +114,8 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
             f"the plan {file} chooses no data set that the archive holds; it has "
             f"{', '.join(archive.sources)}"
         )
+    if content.get("seed_by_seed", False):
+        return sorted(jobs.values(), key=lambda job: job.seed)
     return list(jobs.values())
 
 
