@@ -319,7 +319,7 @@ def test_rows_of_another_plan(
         (
             "epochs = 12",
             "epoch = 12",
-            "unknown key epoch; known are base, cheapest, epochs, run, seeds",
+            "unknown key epoch; known are base, cheapest, epochs, run, seed_by_seed, seeds",
         ),
         ("seeds = [0, 1]", "seed = 1", "run small: unknown key seed"),
         ("depth = 2", "layers = 2", r"unknown key network\.layers; known are backend, depth"),
