@@ -1,7 +1,8 @@
 """``python -m benchmarks.paper``: the tables and figures of the DSN paper, from runs of one plan.
 
 ``run PLAN`` trains and tests what a plan names, on the data sets of a folder; stopped at any
-instant, the same command goes on. ``report`` makes tables and figures of the rows.
+instant, the same command goes on. ``report`` makes tables and figures of the rows. ``time``
+measures what a plan with pruning made, when the machine does nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.plan import PLANS, read_plan
+from benchmarks.paper.pruned_times import TIMES_NAME, measure
 from benchmarks.paper.report import write_report
 from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, sweep
 
@@ -53,6 +55,13 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def time(arguments: argparse.Namespace) -> int:
+    """Measure the networks of the rows; the machine should do nothing else."""
+    added = measure(read_rows(arguments.out / ROWS_NAME), arguments.out / TIMES_NAME)
+    print(f"measured {added} data sets and seeds; {arguments.out / TIMES_NAME}")
+    return report(arguments)
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -86,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     reporting = commands.add_parser("report", help="make tables and figures of the rows")
     reporting.add_argument("out", type=Path, help="the folder of a sweep")
     reporting.set_defaults(command=report)
+    timing = commands.add_parser("time", help="measure the networks of a plan with pruning")
+    timing.add_argument("out", type=Path, help="the folder of a sweep")
+    timing.set_defaults(command=time)
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.command(arguments)

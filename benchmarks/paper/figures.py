@@ -183,6 +183,41 @@ def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
     return _save(figure, path)
 
 
+def pareto(runs: Runs, path: Path) -> Path | None:
+    """Accuracy against the time of a prediction; a line joins what nothing is better than in both.
+
+    Times are geometric means over the sets of all runs.
+    """
+    names = [name for name in runs.names() if "retrained" not in name]
+    common = runs.common(*names) if names else []
+    points = {}
+    for name in names:
+        rows = [row for dataset in common for row in runs.rows(name)[dataset]]
+        if rows and all("forward_ms" in row for row in rows):
+            log_ms = np.log([row["forward_ms"] for row in rows])
+            points[name] = (
+                float(np.exp(log_ms.mean())),
+                100 * np.mean([r["accuracy"] for r in rows]),
+            )
+    if len(points) < 3:
+        return None
+    figure = new_figure("Accuracy by time of a prediction", 7.5, 5)
+    axes = figure.subplots()
+    best = [
+        p for p in sorted(points.values())
+        if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points.values())
+    ]  # fmt: skip
+    axes.plot(*zip(*best, strict=True), color=FAINT, linewidth=1, drawstyle="steps-post")
+    for name, point in points.items():
+        color = {"LITE": BLUE, "InceptionTime": ORANGE}.get(name.split(",")[0], INK)
+        axes.scatter(*point, s=22, color=color, zorder=3)
+        axes.annotate(name, point, (5, 3), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    style_axes(axes, f"ms of a batch of 16 on one thread, {len(common)} data sets", "accuracy (%)")
+    axes.margins(x=0.2, y=0.1)
+    return _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> Path:
     figure.savefig(path, dpi=170)
     return path

@@ -214,10 +214,17 @@ def is_pruned_filters(row: Mapping[str, Any]) -> bool:
     return isinstance(options, Mapping) and bool(options.get("pruning"))
 
 
-def expanded(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Each row; and of one with variants a row for each of these, under a name of its own."""
+def expanded(
+    rows: Iterable[Mapping[str, Any]], times: Iterable[Mapping[str, Any]] = ()
+) -> Iterator[Mapping[str, Any]]:
+    """Each row; and of one with variants a row for each of these, under a name of its own.
+
+    With what was measured of each: ``forward_ms``, ``step_ms``, and the ratios to the reference.
+    """
+    measured = {(line["dataset"], line["seed"]): line["times"] for line in times}
     for row in rows:
-        yield row
+        found = [row]
         if is_pruned_filters(row):
-            for variant in row["variants"]:
-                yield {**row, **variant, "run": f"{row['run']}, {variant['name']}"}
+            found += [{**row, **v, "run": f"{row['run']}, {v['name']}"} for v in row["variants"]]
+        for each in found:
+            yield {**each, **measured.get((row["dataset"], row["seed"]), {}).get(each["run"], {})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean, geometric_mean, stdev
 
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import (
@@ -285,6 +285,52 @@ def pruned_kernels_each(runs: Runs) -> Table:
         for dataset in sets
     ]
     header = ("data set", *names, *(f"published {name}" for name in theirs))
+    return Table(header, rows)
+
+
+UNPRUNED = "unpruned, tuned"
+
+
+def smaller_networks(runs: Runs) -> Table:
+    """Networks and what pruning made of them: accuracy, size, time, and against the unpruned."""
+    names = runs.names()
+    common = runs.common(*names)
+    found: dict[str, Versus] = {}
+    for name in names:
+        whole = f"{name.split(',')[0]}, {UNPRUNED}"
+        if (
+            name != whole
+            and whole in runs
+            and (result := versus(runs.accuracy(name), runs.accuracy(whole)))
+        ):
+            found[name] = result
+    corrected = dict(zip(found, holm([result.p for result in found.values()]), strict=True))
+    rows = []
+    for name in names:
+        held = [row for dataset in common for row in runs.rows(name)[dataset]]
+        timed = [row for row in held if "forward_ms" in row]
+        result = found.get(name)
+        rows.append(
+            (
+                name,
+                f"{len(common)}, {len(held)}",
+                f"{100 * fmean(row['accuracy'] for row in held):.2f}" if held else NONE,
+                f"{fmean(row['params'] for row in held) / 1e3:.1f}" if held else NONE,
+                f"{fmean(row['macs'] for row in held) / 1e6:.2f}" if held else NONE,
+                *(
+                    f"{geometric_mean([row[f'{which}_ms'] for row in timed]):.2f}"
+                    if timed else NONE
+                    for which in ("forward", "step")
+                ),
+                wins(result) if result else NONE,
+                difference(result) if result else NONE,
+                p_text(corrected[name]) if result else NONE,
+            )
+        )  # fmt: skip
+    header = (
+        "run", "sets, runs", "accuracy %", "params K", "MACs M", "prediction ms", "step ms",
+        "wins/ties/losses", "difference, 95 % interval", "p, Holm",
+    )  # fmt: skip
     return Table(header, rows)
 
 

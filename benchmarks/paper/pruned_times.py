@@ -1,0 +1,110 @@
+"""Times of networks and of what pruning made of them, measured on a machine that does nothing else.
+
+A sweep shares its machine, so its rows say how a network is shaped, and this how fast that is: all
+networks of one data set and seed in turns, a prediction and a training step of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.paper.networks import NETWORKS
+from benchmarks.paper.pruned_filters import is_pruned_filters, like
+from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.timing import ratio
+from sparseconv.profiling.stopwatch import Passes, Stopwatch, milliseconds, model_passes
+
+TIMES_NAME = "times.jsonl"
+BATCH, ROUNDS = 16, 15
+
+
+def measure(rows: Sequence[dict[str, Any]], path: Path, reference: str = "InceptionTime") -> int:
+    """Add a line for each data set and seed that has none yet; returns how many were added.
+
+    Each line has milliseconds of a batch of 16 on one thread by network, ``forward_ms`` and
+    ``step_ms``, and how many times faster than the reference, pair by pair.
+    """
+    done = {(line["dataset"], line["seed"], len(line["times"])) for line in read_times(path)}
+    added = 0
+    for dataset, seed in sorted({(row["dataset"], row["seed"]) for row in rows}):
+        held = [row for row in rows if (row["dataset"], row["seed"]) == (dataset, seed)]
+        models: dict[str, nn.Module] = {}
+        for row in held:
+            models[row["run"]] = _fresh(row)
+            for variant in row["variants"] if is_pruned_filters(row) else ():
+                models[f"{row['run']}, {variant['name']}"] = like(row, variant)
+        if reference not in models or (dataset, seed, len(models)) in done:
+            continue
+        x = torch.randn(BATCH, held[0]["n_channels"], held[0]["n_timepoints"])
+        with threads(1):
+            line = {"dataset": dataset, "seed": seed, "times": _timed(models, x, reference)}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(
+                json.dumps({**line, "batch": BATCH, "machine": measurement_context()}) + "\n"
+            )
+        added += 1
+    return added
+
+
+def read_times(path: Path) -> list[dict[str, Any]]:
+    """The lines that ``measure`` wrote, of each data set and seed the last."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list({(line["dataset"], line["seed"]): line for line in lines}.values())
+
+
+def _fresh(row: dict[str, Any]) -> nn.Module:
+    if is_pruned_filters(row):
+        return like(row, None)
+    options = row["options"]
+    torch.manual_seed(row["seed"])
+    return NETWORKS[options["model"]](row["n_channels"], row["n_classes"], **options["network"])
+
+
+def _timed(
+    models: dict[str, nn.Module], x: torch.Tensor, reference: str
+) -> dict[str, dict[str, Any]]:
+    candidates: dict[str, Passes] = {}
+    for name, model in models.items():
+        with torch.enable_grad():
+            step = model_passes(model.train(), (x,), True)["step"]
+        candidates[name] = {"forward": _Prediction(model, x), "step": _Step(model, step)}
+    times = Stopwatch(True, ROUNDS, 2e-3, 0).time(candidates)
+    found: dict[str, dict[str, Any]] = {}
+    for name in models:
+        found[name] = {}
+        for which in ("forward", "step"):
+            key = f"{name} {which}"
+            found[name][f"{which}_ms"] = round(milliseconds(times[key]).median, 4)
+            speedup = ratio(times, f"{reference} {which}", key)
+            found[name][f"{which}_faster"] = [round(value, 3) for value in speedup]
+    return found
+
+
+class _Prediction:
+    """A call in eval mode; the mode is set each time, which costs microseconds."""
+
+    def __init__(self, model: nn.Module, x: torch.Tensor) -> None:
+        self.model, self.x = model, x
+
+    def __call__(self) -> object:
+        if self.model.training:
+            self.model.eval()
+        return self.model(self.x)
+
+
+class _Step:
+    def __init__(self, model: nn.Module, step: Any) -> None:
+        self.model, self.step = model, step
+
+    def __call__(self) -> object:
+        if not self.model.training:
+            self.model.train()
+        return self.step()
