@@ -36,6 +36,11 @@ class Layer:
         return not isinstance(self.module, nn.BatchNorm1d)
 
     @property
+    def channel_dim(self) -> int:
+        """The dimension of its input, and of its output, that counts the channels."""
+        return -1 if isinstance(self.module, nn.Linear) else 1
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether each input channel has its own output channels."""
         return self.groups > 1 and self.groups == len(self.inputs)
@@ -74,17 +79,21 @@ class Channels:
     sets: tuple[UnitSet, ...]
     n_units: int
 
-    def columns(self, units: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The layers that read some units, with ``(n, m)`` input channels of each.
+    def columns(self, units: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """The layers that read some units: each with those that it reads, and ``(n, m)`` of them.
 
-        Not those that hand them on, depthwise layers and BatchNorm. An input that reads a unit
-        several times, as after ``Flatten``, has m > 1.
+        These are their input channels: m > 1 where a unit is read several times, as after
+        ``Flatten``; where some are read oftener than others, the layer comes once for each m. Not
+        the layers that hand units on, depthwise ones and BatchNorm.
         """
         for name, layer in self.layers.items():
-            if layer.has_filters and not layer.is_depthwise:
-                found = places(layer.inputs, units)
-                if found.shape[1]:
-                    yield name, found
+            if not layer.has_filters or layer.is_depthwise:
+                continue
+            times = (layer.inputs == units[:, None]).sum(1)
+            for m in torch.unique(times).tolist():
+                if m:
+                    some = units[times == m]
+                    yield name, some, places(layer.inputs, some)
 
     def macs(self, kept: Tensor | None = None) -> int:
         """Multiply-adds of the layers for one series, if only some units (bool) are kept."""
@@ -130,5 +139,5 @@ def active_kept(layer: Layer, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def places(channels: Tensor, units: Tensor) -> Tensor:
-    """``(n, m)``: where each of n units stands among a layer's channels; m may be 0."""
+    """``(n, m)``: where each of n units stands among a layer's channels, m times."""
     return torch.stack([(channels == unit).nonzero()[:, 0] for unit in units])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -123,14 +125,21 @@ class Jacobian(Criterion):
     everywhere = True
 
     def __init__(self, data: Any, loss: Loss = F.nll_loss, batches: int = 50) -> None:
+        if not callable(loss):
+            raise TypeError(f"loss must be a function, but got {loss!r}")
         self.data, self.loss, self.batches = data, loss, single("batches", batches, 1)
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
         found = torch.zeros(channels.n_units, dtype=torch.float64)
         parameters = dict(model.named_parameters())
-        with evaluating(model), torch.enable_grad():
-            for x, y in labelled(batches_of("Jacobian", self.data), self.batches):
-                loss = self.loss(model(to_model(model, x)), y)
+        with evaluating(model), torch.enable_grad(), ExitStack() as stack:
+            for weight in parameters.values():
+                if not weight.requires_grad:  # what is frozen has a filter's products as well
+                    stack.callback(weight.requires_grad_, False)
+                    weight.requires_grad_()
+            for x, y in labelled("Jacobian", model, self.data, self.batches):
+                with fitting("Jacobian", x):
+                    loss = self.loss(model(x), y)
                 grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
                 products = {
                     name: (torch.zeros_like(weight) if grad is None else grad * weight.detach())
@@ -166,31 +175,39 @@ class DSP(Criterion):
             raise ValueError(f"eps must lie in [0, 1), but got {eps}")
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        largest = {
-            name: torch.zeros(len(layer.inputs), dtype=torch.float64)
-            for name, layer in channels.layers.items()
-        }
+        read: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for group in channels.sets:
+            for name, units, columns in channels.columns(group.units):
+                read[name].append((units, columns))
+        # Mean squares over time; the last is of channels that stay.
+        largest = {name: torch.zeros(channels.n_units + 1, dtype=torch.float64) for name in read}
 
-        def see(name: str) -> Callable[[nn.Module, Any], None]:
+        def see(name: str, layer: Layer) -> Callable[[nn.Module, Any], None]:
             def hook(_: nn.Module, arguments: Any) -> None:
-                x = arguments[0].detach().double()
-                squares = x.square().mean(-1) if x.dim() == 3 else x.square()
-                largest[name] = torch.maximum(largest[name], squares.amax(0).cpu())
+                x = arguments[0].detach().double().cpu().movedim(layer.channel_dim, 1)
+                squares = x.square().reshape(*x.shape[:2], -1).mean(2)
+                stay, most = squares[:, layer.inputs < 0], largest[name]
+                if stay.numel():
+                    most[-1] = torch.maximum(most[-1], stay.max())
+                for units, columns in read[name]:
+                    found = squares[:, columns].mean(2).amax(0)
+                    most[units] = torch.maximum(most[units], found)
 
             return hook
 
         with evaluating(model), torch.no_grad(), ExitStack() as stack:
-            for name in largest:
+            for name in read:
+                hook = see(name, channels.layers[name])
                 module = model.get_submodule(name)
-                stack.callback(module.register_forward_pre_hook(see(name)).remove)
-            for batch in batches_of("DSP", self.data):
-                model(to_model(model, batch[0] if isinstance(batch, tuple | list) else batch))
-        found = torch.zeros(channels.n_units, dtype=torch.float64)
-        for group in channels.sets:
-            for name, columns in channels.columns(group.units):
-                share = largest[name][columns].mean(1).sqrt() / largest[name].max().sqrt()
-                found[group.units] = torch.maximum(found[group.units], share.nan_to_num(0))
-        return found
+                stack.callback(module.register_forward_pre_hook(hook).remove)
+            for x, _ in batches_of("DSP", model, self.data):
+                with fitting("DSP", x):
+                    model(x)
+        scores = torch.zeros(channels.n_units, dtype=torch.float64)
+        for most in largest.values():
+            if top := most.max():
+                scores = torch.maximum(scores, (most[:-1] / top).sqrt())
+        return scores
 
     def __repr__(self) -> str:
         return f"DSP(eps={self.threshold})"
@@ -207,42 +224,74 @@ def filters_of(channels: Channels, group: UnitSet) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def batches_of(owner: str, data: Any, size: int = BATCH) -> Iterable[Any]:
-    """Batches of ``(X, y)``, of X alone, or those that an iterable has."""
-    arrays = data if isinstance(data, tuple) else (data,) if hasattr(data, "shape") else None
-    if arrays is None:
-        if not hasattr(data, "__iter__"):
-            raise TypeError(
-                f"{owner} expected data as (X, y) or an iterable of batches, but got "
-                f"{type(data).__name__}"
-            )
-        return data  # type: ignore[no-any-return]
-    tensors = [torch.as_tensor(array) for array in arrays]
-    if len({len(tensor) for tensor in tensors}) > 1 or not 1 <= len(tensors) <= 2:
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        raise ValueError(f"{owner} expected (X, y) of as many cases each, but got shapes {shapes}")
-    if not len(tensors[0]):
-        raise ValueError(f"{owner} expected at least one case, but got none")
-    return list(zip(*(torch.split(tensor, size) for tensor in tensors), strict=True))
+def batches_of(owner: str, model: nn.Module, data: Any) -> Iterator[tuple[Tensor, Any]]:
+    """Series in the model's dtype, on its device, and what comes with each batch: labels or None.
+
+    Args:
+        owner: who asks, for messages.
+        model: what will take the series.
+        data: ``X`` or ``(X, y)``, arrays; or an iterable of batches of either kind.
+
+    Raises:
+        TypeError, ValueError: other data; none; values that are not finite.
+    """
+    like = next(model.parameters())
+    if isinstance(data, tuple) or hasattr(data, "shape"):
+        arrays = [_tensor(owner, part) for part in (data if isinstance(data, tuple) else (data,))]
+        if len({len(array) for array in arrays}) > 1 or not 1 <= len(arrays) <= 2:
+            shapes = [tuple(array.shape) for array in arrays]
+            raise ValueError(f"{owner} expected (X, y) of as many cases, but got shapes {shapes}")
+        data = list(zip(*(torch.split(array, BATCH) for array in arrays), strict=True))
+    elif not hasattr(data, "__iter__"):
+        raise TypeError(
+            f"{owner} expected data as (X, y) or an iterable of batches, but got "
+            f"{type(data).__name__}"
+        )
+    some = False
+    for batch in data:
+        x, *labels = batch if isinstance(batch, tuple | list) else (batch,)
+        x = _tensor(owner, x)
+        if not x.isfinite().all():
+            raise ValueError(f"{owner} expected finite series, but they hold NaN or infinity")
+        if not len(x):
+            continue
+        some = True
+        yield x.to(like), labels[0] if labels else None
+    if not some:
+        raise ValueError(
+            f"{owner} expected at least one series, but the data hold none (an iterator is used "
+            "up after one pass: give a list or a DataLoader)"
+        )
 
 
-def labelled(batches: Iterable[Any], most: int) -> Iterator[tuple[Tensor, Tensor]]:
+def labelled(owner: str, model: nn.Module, data: Any, most: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The first batches, each of which must be ``(x, y)``."""
-    count = 0
-    for batch in batches:
-        if count == most:
-            return
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise ValueError("expected batches (x, y), series with their labels, but got others")
-        yield torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
-        count += 1
-    if not count:
-        raise ValueError("expected at least one batch, but the data hold none")
+    for x, y in islice(batches_of(owner, model, data), most):
+        if y is None:
+            raise ValueError(
+                f"{owner} expected batches (x, y), series with their labels; y is missing"
+            )
+        yield x, _tensor(owner, y).to(x.device)
 
 
-def to_model(model: nn.Module, x: Any) -> Tensor:
-    """Series in the model's dtype, on its device."""
-    return torch.as_tensor(x).to(next(model.parameters()))
+@contextmanager
+def fitting(owner: str, x: Tensor) -> Iterator[None]:
+    """Say of an error inside of the block that it comes from the data."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"the data of {owner} do not fit the model, a batch of shape {tuple(x.shape)}: {error}"
+        ) from error
+
+
+def _tensor(owner: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"{owner} expected data of numbers, but got {type(value).__name__}: {error}"
+        ) from error
 
 
 @contextmanager

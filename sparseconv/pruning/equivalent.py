@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.nn.replacement import replace
+from sparseconv.nn.replacement import carry_hooks, replace
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.surgery import remove
@@ -39,11 +39,10 @@ class Mix(nn.Module):
         """``(outputs, inputs)``."""
         return self.start + self.mixed * self.moved / SLOWER
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, inputs, L)``, or ``(N, inputs)``."""
-        if x.dim() == 3:
-            return F.conv1d(x, self.matrix()[:, :, None])
-        return F.linear(x, self.matrix())
+    def forward(self, x: Tensor, last: bool) -> Tensor:
+        """Channels stand in the last dimension, or ``(N, inputs, L)``."""
+        matrix = self.matrix()
+        return F.linear(x, matrix) if last else F.conv1d(x, matrix[:, :, None])
 
 
 class EquivalentLayer(nn.Module):
@@ -55,9 +54,11 @@ class EquivalentLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the merged layer computes."""
-        for part in (self.decompressor, self.layer, self.compressor):
-            x = x if part is None else part(x)
-        return x
+        last = isinstance(self.layer, nn.Linear)
+        if self.decompressor is not None:
+            x = self.decompressor(x, last)
+        x = self.layer(x)
+        return x if self.compressor is None else self.compressor(x, last)
 
     @torch.no_grad()
     def merged(self) -> Any:
@@ -74,6 +75,9 @@ class EquivalentLayer(nn.Module):
         found.weight.copy_(weight)
         if bias is not None:
             found.bias.copy_(bias)
+        for name, parameter in found.named_parameters():
+            parameter.requires_grad_(getattr(layer, name).requires_grad)
+        carry_hooks(layer, found)
         return found
 
 
@@ -145,7 +149,7 @@ def with_pairs(
 
 
 def _can_be_paired(channels: Channels, group: UnitSet) -> bool:
-    names = {*group.rows, *(name for name, _ in channels.columns(group.units))}
+    names = {*group.rows, *(name for name, *_ in channels.columns(group.units))}
     layers = [channels.layers[name] for name in names]
     return all(type(x.module) in DENSE and x.groups == 1 for x in layers)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import integer, number
 from sparseconv.core.geometry import single
-from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
-from sparseconv.pruning.criteria import Criterion, batches_of, evaluating, labelled, to_model
+from sparseconv.pruning.channels import Channels, Layer, UnitSet, kept_channels
+from sparseconv.pruning.criteria import Criterion, evaluating, fitting, labelled
 
 Array = npt.NDArray[Any]
 
@@ -63,14 +63,17 @@ class Evolutionary(Criterion):
         self.population = single("population", population, 2)
         self.generations = single("generations", generations, 1)
         self.seed = integer("seed must be an integer", seed)
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, but got {seed}")
         _require_pymoo()
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
         """1 for each unit that the search keeps, else 0."""
         kept = torch.ones(channels.n_units, dtype=torch.bool)
-        batches = list(labelled(batches_of("Evolutionary", self.data), self.cases))
+        batches = list(labelled("Evolutionary", model, self.data, self.cases))
         x, y = (torch.cat(parts)[: self.cases] for parts in zip(*batches, strict=True))
-        x = to_model(model, x)
+        with evaluating(model), torch.no_grad(), fitting("Evolutionary", x):
+            _check_labels(y, model(x))
         with evaluating(model), torch.no_grad(), _masked(model, channels) as show:
 
             def error(candidate: Tensor) -> float:
@@ -134,11 +137,11 @@ def _masked(model: nn.Module, channels: Channels) -> Iterator[Callable[[Tensor],
     """A function that makes the model compute as if only some units were kept."""
     masks: dict[str, Tensor] = {}
 
-    def hook(name: str) -> Any:
+    def hook(name: str, layer: Layer) -> Any:
         def silence(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            x = arguments[0]
-            shape = (1, -1) + (1,) * (x.dim() - 2)
-            return (x * masks[name].to(x).view(shape), *arguments[1:])
+            channels_last = arguments[0].movedim(layer.channel_dim, -1)
+            masked = channels_last * masks[name].to(channels_last)
+            return (masked.movedim(-1, layer.channel_dim), *arguments[1:])
 
         return silence
 
@@ -150,8 +153,18 @@ def _masked(model: nn.Module, channels: Channels) -> Iterator[Callable[[Tensor],
         for name, layer in channels.layers.items():
             if layer.has_filters and not layer.is_depthwise:
                 module = model.get_submodule(name)
-                stack.callback(module.register_forward_pre_hook(hook(name)).remove)
+                stack.callback(module.register_forward_pre_hook(hook(name, layer)).remove)
         yield show
+
+
+def _check_labels(y: Tensor, scores: Tensor) -> None:
+    classes = scores.shape[1]
+    if (
+        y.is_floating_point()
+        or y.shape != scores.shape[:1]
+        or not 0 <= y.min() <= y.max() < classes
+    ):
+        raise ValueError(f"expected a class index from 0 to {classes - 1} for each series, got {y}")
 
 
 def _require_pymoo() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.checks import number
 from sparseconv.core.geometry import single
@@ -19,8 +19,8 @@ from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import with_pairs
 from sparseconv.pruning.report import PruningReport, changes
-from sparseconv.pruning.surgery import mask, remove
-from sparseconv.pruning.tracing import trace
+from sparseconv.pruning.surgery import check_optimizer, mask, remove
+from sparseconv.pruning.tracing import PRUNABLE, trace
 
 
 class PrunedFilters(NamedTuple):
@@ -30,6 +30,7 @@ class PrunedFilters(NamedTuple):
     report: PruningReport
 
 
+@torch.inference_mode(False)  # what is made in that mode would not train later
 def prune_filters(
     model: nn.Module,
     example_input: Any,
@@ -79,10 +80,11 @@ def prune_filters(
 
     Example:
         >>> import sparseconv as sc
+        >>> from sparseconv.pruning import WHC
         >>> model = sc.models.ResNet(1, 2, nf=8)
         >>> pruned, report = prune_filters(model, torch.zeros(1, 1, 50), WHC(), ratio=0.5)
         >>> report.parameters
-        (8098, 2194)
+        (7842, 2066)
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; of the criteria, theirs.
     """
@@ -98,7 +100,9 @@ def prune_filters(
         raise ValueError(
             "equivalent pruning changes what the parameters mean; build a new optimizer"
         )
-    arguments = copied_arguments(example_input, "example_input")
+    if optimizer is not None:
+        check_optimizer(optimizer, model)
+    arguments = _checked_example(example_input)
     _check_supported(model, ignore)
 
     work = deepcopy_model(model)
@@ -121,9 +125,10 @@ def prune_filters(
             assert target_macs is not None
             full = whole.macs()
             limit = full - (full - target_macs) * step / steps
-            kept = _to_macs(whole, kept, scores, criterion.everywhere, limit)
+            kept = _to_macs(whole, kept, scores, criterion.everywhere, limit, target_macs)
         mask(work, whole, kept)
-    expected = _run(work, arguments)
+    probes = tuple(_probe(arguments))
+    expected = [_run(work, probe) for probe in probes]
     found: torch.optim.Optimizer | None = None
     unpaired: tuple[str, ...] = ()
     if equivalent:
@@ -131,7 +136,8 @@ def prune_filters(
     else:
         pruned, surgery = remove(work, whole, kept)
         found = None if optimizer is None else surgery.optimizer(optimizer, model, pruned)
-    _check_result(pruned, arguments, expected)
+    for probe, outputs in zip(probes, expected, strict=True):
+        _check_result(pruned, probe, outputs)
     report = PruningReport(
         criterion=repr(criterion),
         layers=changes(whole, kept),
@@ -146,6 +152,7 @@ def prune_filters(
     return PrunedFilters(pruned, report)
 
 
+@torch.inference_mode(False)
 def keep_filters(
     model: nn.Module, example_input: Any, filters: Mapping[str, Iterable[int]]
 ) -> nn.Module:
@@ -169,7 +176,7 @@ def keep_filters(
         Conv1d(1, 2, kernel_size=(7,), stride=(1,), padding=same, bias=False)
     """
     check_module(model)
-    arguments = copied_arguments(example_input, "example_input")
+    arguments = _checked_example(example_input)
     _check_supported(model, ())
     copied = deepcopy_model(model)
     channels = trace(copied, arguments)
@@ -230,7 +237,7 @@ def _best(channels: Channels, kept: Tensor, scores: Tensor) -> Tensor:
 
 
 def _to_macs(
-    channels: Channels, kept: Tensor, scores: Tensor, everywhere: bool, limit: float
+    channels: Channels, kept: Tensor, scores: Tensor, everywhere: bool, limit: float, target: int
 ) -> Tensor:
     def at(ratio: float) -> Tensor:
         return choose(channels, kept, scores, everywhere, ratio)
@@ -239,13 +246,20 @@ def _to_macs(
     least = channels.macs(at(high))
     if least > limit:
         raise ValueError(
-            f"target_macs={limit:.0f} is out of reach: with one filter in each layer {least} "
+            f"target_macs={target} is out of reach: with one filter in each layer {least} "
             f"multiply-adds are left, of {channels.macs()}"
         )
     for _ in range(30):  # far finer than one filter
         middle = (low + high) / 2
         low, high = (low, middle) if channels.macs(at(middle)) <= limit else (middle, high)
     return at(high)
+
+
+def _checked_example(example_input: Any) -> tuple[Any, ...]:
+    arguments = copied_arguments(example_input, "example_input")
+    if any(isinstance(x, Tensor) and not x.numel() for x in tree_leaves(arguments)):
+        raise ValueError("example_input must hold a series at least, but holds none")
+    return arguments
 
 
 def _checked_target(
@@ -275,6 +289,11 @@ def _checked_target(
 
 def _check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
     modules = dict(model.named_modules())
+    if compiled := [name for name, m in modules.items() if "_orig_mod" in m._modules]:
+        raise ValueError(
+            f"expected a model before torch.compile, but {compiled[0] or 'it'!r} is compiled; "
+            "prune its _orig_mod and compile the result"
+        )
     if unknown := [name for name in ignore if name not in modules]:
         raise ValueError(
             f"ignore names {unknown[0]!r}, but the model has no such module; model.named_modules() "
@@ -284,6 +303,21 @@ def _check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
         raise ValueError(
             f"a module stands in {where}, where torch does not see it; use nn.ModuleList"
         )
+    for name, module in modules.items():
+        if isinstance(module, PRUNABLE) and not _ignored(name, ignore):
+            computed = [x for x in ("weight", "values", "bias") if x not in module._parameters]
+            if computed := [x for x in computed if hasattr(module, x)]:
+                raise ValueError(
+                    f"{computed[0]!r} of {name!r} is computed from other parameters; undo that "
+                    "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), or name "
+                    "the layer in ignore"
+                )
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or not parameter.is_floating_point():
+            raise ValueError(
+                f"expected parameters that are real numbers, but {name!r} is of {parameter.dtype} "
+                f"on {parameter.device}"
+            )
     owner: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if owner.setdefault(id(parameter), name).rpartition(".")[0] != name.rpartition(".")[0]:
@@ -295,6 +329,24 @@ def _check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
                     f"{first!r} and {name!r} are one parameter of two layers; only a layer that is "
                     "used twice as a whole can be pruned"
                 )
+
+
+def _ignored(name: str, ignore: Iterable[str]) -> bool:
+    """Whether a module, or one around it, is named."""
+    return any(not outer or f"{name}.".startswith(f"{outer}.") for outer in ignore)
+
+
+def _probe(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """The example, and noise in its place: zeros, for one, would not tell channels apart."""
+    yield arguments
+    rng = torch.Generator().manual_seed(0)
+
+    def noise(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        return torch.randn(x.shape, generator=rng).to(x)
+
+    yield tree_map_only(Tensor, noise, arguments)
 
 
 def _run(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
@@ -317,7 +369,8 @@ def _check_result(pruned: nn.Module, arguments: tuple[Any, ...], expected: list[
         ) from error
     for got, wanted in zip(found, expected, strict=True):
         loose = torch.finfo(wanted.dtype).eps ** 0.5 if wanted.is_floating_point() else 0
+        scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0
         if got.shape != wanted.shape or not torch.allclose(
-            got, wanted, rtol=loose, atol=loose * float(wanted.abs().max()), equal_nan=True
+            got, wanted, rtol=loose, atol=loose * scale, equal_nan=True
         ):
             raise ValueError(f"the pruned model computes something else: {advice}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparseconv.measure.table import Table, threads_text, with_thousands
 from sparseconv.measure.timing import Estimate, ratio
 from sparseconv.measure.timing import Times as AllTimes
+from sparseconv.nn.restored import deepcopy_model
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     capture,
@@ -98,6 +99,8 @@ class PruningReport:
 
     def merge(self) -> nn.Module:
         """With ``equivalent=True``: the fine-tuned model in its pruned shape (``merge``)."""
+        if all(layer.filters[0] == layer.filters[1] for layer in self.layers):
+            return deepcopy_model(self.after)  # nothing was removed
         return merge(self.after)
 
     def curve(self, thresholds: Iterable[float] | None = None) -> list[tuple[float, int]]:

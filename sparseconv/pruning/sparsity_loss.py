@@ -14,6 +14,7 @@ from sparseconv.core.checks import number
 from sparseconv.core.geometry import single
 from sparseconv.models import LITE, InceptionTime
 from sparseconv.models.resnet import Residual
+from sparseconv.nn.replacement import check_module
 
 PUBLISHED_WEIGHT = 2e-5  # for LITE; none is public for other networks
 
@@ -43,7 +44,8 @@ class InstanceSparsity:
         weight: of the whole loss. 2e-5 is published for LITE, in batches of 64.
 
     Raises:
-        ValueError: a stage that is no module; no stages for another model; a weight below 0.
+        TypeError, ValueError: a stage that is no module, or (when it runs) whose output is not
+            ``(N, C, L)``; no stages for another model; a weight below 0.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -64,8 +66,10 @@ class InstanceSparsity:
         self.weight = number("weight", weight)
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight must be finite and at least 0, but got {weight}")
-        found = published_stages(model) if stages is None else stages
-        self.stages = tuple(Stage(stage) if isinstance(stage, str) else stage for stage in found)
+        check_module(model)
+        self.stages = tuple(published_stages(model) if stages is None else map(_stage, stages))
+        if not self.stages or isinstance(stages, str):
+            raise ValueError(f"stages must list modules, one at least, but got {stages!r}")
         modules = dict(model.named_modules())
         for stage in self.stages:
             if stage.module not in modules:
@@ -73,8 +77,6 @@ class InstanceSparsity:
                     f"stages names {stage.module!r}, but the model has no such module; "
                     "model.named_modules() lists them"
                 )
-            if stage.channels is not None:
-                single("the channels of a stage", stage.channels, 1)
         self._modules = [modules[stage.module] for stage in self.stages]
         self._handles: list[Any] = []
         self._terms: list[Tensor] = []
@@ -98,7 +100,12 @@ class InstanceSparsity:
         self._terms.clear()
 
     def _hook(self, stage: Stage) -> Any:
-        def see(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        def see(module: nn.Module, arguments: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.dim() != 3:
+                found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ValueError(
+                    f"the output of stage {stage.module!r} must be (N, C, L), but it is {found}"
+                )
             if module.training and output.requires_grad:
                 norms = torch.linalg.vector_norm(output[:, : stage.channels], dim=2)
                 self._terms.append(stage.weight * norms.sum())
@@ -117,6 +124,20 @@ class InstanceSparsity:
 
     def __repr__(self) -> str:
         return f"InstanceSparsity(stages={list(map(tuple, self.stages))}, weight={self.weight})"
+
+
+def _stage(given: Any) -> Stage:
+    try:
+        stage = Stage(given) if isinstance(given, str) else Stage(*given)
+    except TypeError as error:
+        raise TypeError(f"stages must hold names or Stages, but got {given!r}") from error
+    weight = number("the weight of a stage", stage.weight)
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"the weight of a stage must be finite and at least 0, but got {weight}")
+    channels = stage.channels
+    if channels is not None:
+        channels = single("the channels of a stage", channels, 1)
+    return Stage(stage.module, weight, channels)
 
 
 def published_stages(model: nn.Module) -> list[Stage]:

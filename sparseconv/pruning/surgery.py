@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import replace
+from sparseconv.nn.replacement import carry_hooks, replace
 from sparseconv.pruning.channels import (
     Channels,
     Layer,
@@ -45,29 +47,43 @@ class Surgery:
         """An optimizer of the pruned model's parameters, with what the old one knows of them."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         successors = dict(pruned.named_parameters())
-        groups, moved = [], {}
+        new = copy.copy(old)  # not by its class, whose arguments differ from what it keeps of them
+        new.defaults, new.param_groups, new.state = dict(old.defaults), [], defaultdict(dict)
         for group in old.param_groups:
-            held = []
-            for parameter in group["params"]:
-                if id(parameter) not in names:
-                    raise ValueError(
-                        "the optimizer holds a parameter that is not the model's; give the one "
-                        "that trains this model alone"
-                    )
-                name = names[id(parameter)]
-                held.append(successors[name])
-                moved[successors[name]] = {
-                    key: self.cut(name, value).clone()
-                    if isinstance(value, Tensor) and value.shape == parameter.shape
-                    else copy.deepcopy(value)
-                    for key, value in old.state.get(parameter, {}).items()
-                }
-            groups.append({**group, "params": held})
-        new = type(old)(groups, **old.defaults)
-        for parameter, state in moved.items():
-            if state:
-                new.state[parameter] = state
+            held = [successors[names[id(parameter)]] for parameter in group["params"]]
+            options = {key: value for key, value in group.items() if key != "params"}
+            new.param_groups.append({"params": held, **copy.deepcopy(options)})
+        for parameter, state in old.state.items():
+            name = names[id(parameter)]
+            new.state[successors[name]] = {
+                key: self.cut(name, value).clone()
+                if isinstance(value, Tensor) and value.shape == parameter.shape
+                else copy.deepcopy(value)
+                for key, value in state.items()
+            }
         return new
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse one whose state cannot be followed."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, but got {type(optimizer).__name__}"
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    if any(id(x) not in own for group in optimizer.param_groups for x in group["params"]):
+        raise ValueError(
+            "the optimizer holds a parameter that is not the model's; give the one that trains "
+            "this model alone"
+        )
+    for parameter, state in optimizer.state.items():
+        for tensor in tree_leaves(state):
+            of_all = isinstance(tensor, Tensor) and tensor.numel() > 1
+            if of_all and tensor.shape != parameter.shape:
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps tensors of other shapes than its parameters "
+                    "have, which cannot be followed; build a new optimizer"
+                )
 
 
 def remove(
@@ -163,6 +179,7 @@ def _smaller(
     found.values.copy_(state["values"])
     if found.bias is not None:
         found.bias.copy_(state["bias"])
+    carry_hooks(module, found)
     return found
 
 

@@ -103,6 +103,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
 
     Raises:
         UnknownLayerError: something that only ``ignore`` helps with, named.
+        ValueError: the model cannot take these inputs.
     """
     tracer = _Tracer(model, frozenset(ignore))
     with restored_afterwards(model), torch.no_grad(), ExitStack() as stack:
@@ -112,8 +113,17 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
                 tracer.follow(tensor, tracer.numbers.new(tensor.shape[1], fixed=True), 1)
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
-        with tracer:
-            out = model(*arguments)
+        try:
+            with tracer:
+                out = model(*arguments)
+        except UnknownLayerError:
+            raise
+        except Exception as error:
+            shapes = [tuple(x.shape) for x in tree_leaves(arguments) if isinstance(x, Tensor)]
+            raise ValueError(
+                f"the model cannot take example_input of shapes {shapes} "
+                f"({type(error).__name__}: {error})"
+            ) from error
     for tensor in tree_leaves(out):
         tracer.fix(tensor)
     return tracer.channels()
@@ -132,11 +142,8 @@ class _Tracer(TorchFunctionMode):
     # What a tensor's channels are
 
     def follow(self, tensor: Tensor, numbers: Tensor, dim: int) -> None:
-        self.known[id(tensor)] = (
-            tensor,
-            numbers,
-            dim,
-        )  # the tensor too, so that its id stays its own
+        # The tensor too, so that its id stays its own.
+        self.known[id(tensor)] = (tensor, numbers, dim)
 
     def of(self, tensor: Any) -> tuple[Tensor, int] | None:
         found = self.known.get(id(tensor))

@@ -7,47 +7,16 @@ from collections import Counter
 
 import pytest
 import torch
+from networks import MODELS, Drawn, silenced
 from random_networks import RandomNetwork
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
 from sparseconv import SparseConv1d
-from sparseconv.pruning import Criterion
-from sparseconv.pruning.channels import Channels
-from sparseconv.pruning.filters import PrunedFilters
 from sparseconv.pruning.tracing import trace
 
 NETWORKS = 200
-
-
-class Drawn(Criterion):
-    """Scores by chance."""
-
-    def __init__(self, seed: int, everywhere: bool) -> None:
-        self.seed, self.everywhere = seed, everywhere
-
-    def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        rng = torch.Generator().manual_seed(self.seed)
-        return torch.rand(channels.n_units, generator=rng, dtype=torch.float64)
-
-
-def silenced(model: nn.Module, result: PrunedFilters, x: Tensor) -> Tensor:
-    """The whole model's output where every filter that was removed gives zeros."""
-    whole = copy.deepcopy(model)
-    for layer in result.report.layers:
-        if layer.kind == "BatchNorm1d":
-            continue
-
-        def silence(
-            module: nn.Module, _: object, y: Tensor, kept: tuple[int, ...] = layer.kept
-        ) -> Tensor:
-            out = torch.zeros_like(y)
-            out[:, kept] = y[:, kept]
-            return out
-
-        whole.get_submodule(layer.name).register_forward_hook(silence)
-    return whole(x)
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -61,7 +30,9 @@ def test_random_networks(block: int) -> None:
                 sc.prune_filters(network.model, x, Drawn(seed, False), ratio=ratio)
             continue
         result = sc.prune_filters(network.model, x, Drawn(seed, seed % 2 == 0), ratio=ratio)
-        assert torch.equal(result.model(x), silenced(network.model, result, x)), network.model
+        assert torch.equal(result.model(x), silenced(network.model, result.report)(x)), (
+            network.model
+        )
         for key, tensor in network.model.state_dict().items():
             assert torch.equal(tensor, before[key])
         for layer in result.report.layers:
@@ -81,16 +52,6 @@ def test_the_random_networks_hold_everything() -> None:
         network = RandomNetwork(seed)
         removed += bool(trace(network.model, (network.example,)).n_units)
     assert removed > 0.9 * NETWORKS
-
-
-MODELS = {
-    "ResNet": lambda: sc.models.ResNet(2, 3, nf=6),
-    "InceptionTime": lambda: sc.models.InceptionTime(2, 3, nf=4),
-    "tsai": lambda: sc.models.InceptionTime(2, 3, nf=4, depth=4, variant="tsai"),
-    "LITE": lambda: sc.models.LITE(2, 3, nf=5),
-    "OSCNN": lambda: sc.models.OSCNN(2, 3, 40),
-    "DSN": lambda: sc.models.DSN(2, 3, nf=5),
-}
 
 
 @pytest.mark.parametrize("name", MODELS)

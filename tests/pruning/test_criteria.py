@@ -1,0 +1,349 @@
+"""Scores of filters against loops over the formulas, unit by unit, weight by weight."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from model_state import everything
+from networks import SETS, UNITS, ChannelsLast, Mixed, classifier, data
+from random_networks import RandomNetwork
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import sparseconv as sc
+from sparseconv.pruning import DSP, HC, WHC, Criterion, Jacobian, Magnitude
+from sparseconv.pruning.evolution import Evolutionary
+from sparseconv.pruning.tracing import trace
+
+UNIT = 2.0**-53
+
+
+def scored(criterion: Criterion, model: nn.Module, length: int = 12) -> tuple[Tensor, Any]:
+    """Scores, the model being left alone, and the channels."""
+    channels = trace(model, (torch.zeros(1, 2, length).double(),))
+    before = everything(model)
+    scores = criterion.scores(model, channels)
+    assert everything(model) == before
+    assert (scores.dtype, scores.shape) == (torch.float64, (channels.n_units,))
+    return scores, channels
+
+
+def by_unit(scores: Tensor, channels: Any) -> list[float]:
+    """In the order of ``UNITS``."""
+    rows = [next(iter(outputs.items())) for outputs, _ in UNITS]
+    return [scores[channels.layers[name].outputs[row[0]]].item() for name, row in rows]
+
+
+def weights(model: nn.Module, unit: int) -> list[float]:
+    """Those of a unit's filters, zeros of sparse layers too, one after another."""
+    found: list[float] = []
+    for name, rows in UNITS[unit][0].items():
+        layer = model.get_submodule(name)
+        if name == "norm":
+            continue
+        dense = layer.dense_weight() if isinstance(layer, sc.SparseConv1d) else layer.weight
+        for row in rows:
+            found += dense[row].flatten().tolist()
+    return found
+
+
+def norm(values: list[float], p: float = 2) -> float:
+    return sum(abs(value) ** p for value in values) ** (1 / p)
+
+
+def hybrid(filters: list[list[float]], weighted: bool) -> Iterator[float]:
+    for i, one in enumerate(filters):
+        total = 0.0
+        for j, other in enumerate(filters):
+            if i == j:
+                continue
+            norms = norm(one) * norm(other)
+            cos = math.fsum(a * b for a, b in zip(one, other, strict=True)) / norms if norms else 0
+            total += (norm(other) if weighted else 1) * (1 - abs(cos))
+        yield norm(one) * total
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.5])
+def test_magnitude(p: float) -> None:
+    model = Mixed()
+    found = by_unit(*scored(Magnitude(p), model))
+    for unit, score in enumerate(found):
+        own = weights(model, unit)
+        wanted = norm(own, p)
+        assert abs(score - wanted) <= 2 * (len(own) + 10) * UNIT * wanted
+
+
+@pytest.mark.parametrize("special", ["none", "zero", "twins", "opposite", "all zero"])
+@pytest.mark.parametrize("criterion", [HC(), WHC()], ids=str)
+def test_hybrid_criteria_by_their_definition(criterion: Criterion, special: str) -> None:
+    model = Mixed()
+    with torch.no_grad():
+        if special == "zero":
+            model.c.weight[1] = 0
+        elif special == "all zero":
+            model.c.weight.zero_()
+        elif special in ("twins", "opposite"):
+            model.c.weight[2] = model.c.weight[0] * (1 if special == "twins" else -1)
+    found = by_unit(*scored(criterion, model))
+    for units in SETS:
+        filters = [weights(model, unit) for unit in units]
+        norms = [norm(own) for own in filters]
+        for unit, wanted in zip(units, hybrid(filters, isinstance(criterion, WHC)), strict=True):
+            # Each 1 - |cos| is rounded by some units for each of its products; norms weigh it.
+            others = sum(norms) if isinstance(criterion, WHC) else len(norms)
+            bound = 4 * (len(filters[0]) + 10) * UNIT * max(norms) * others
+            assert abs(found[unit] - wanted) <= bound
+            assert found[unit] >= 0
+
+
+def test_kernel_groups_of_a_dsn_are_ranked_apart() -> None:
+    model = sc.models.DSN(2, 3, nf=6, kernel_size=9, depth=2).double()
+    scores, channels = scored(WHC(), model, 30)
+    layer = channels.layers["blocks.0.conv"]
+    dense = model.blocks[0].conv.dense_weight().tolist()
+    assert len(model.blocks[0].conv.regions) == 3
+    for (first, end), _ in model.blocks[0].conv.regions:
+        filters = [[w for kernel in dense[row] for w in kernel] for row in range(first, end)]
+        found = scores[layer.outputs[first:end]]
+        for score, wanted in zip(found.tolist(), hybrid(filters, True), strict=True):
+            assert score == pytest.approx(wanted, rel=1e-12)
+        # Of each group as many fall.
+        kept = sc.prune_filters(model, torch.zeros(1, 2, 30).double(), WHC(), ratio=0.5).report
+        rows = next(x.kept for x in kept.layers if x.name == "blocks.0.conv")
+        assert sum(first <= row < end for row in rows) == (end - first) - (end - first) // 2
+
+
+def parts(model: nn.Module) -> Iterator[tuple[int, str, list[tuple[str, Any]]]]:
+    """Of each unit and each of its components: the entries of parameters that belong to it."""
+    for unit, (outputs, inputs) in enumerate(UNITS):
+        for name, rows in outputs.items():
+            layer: Any = model.get_submodule(name)
+            entries: list[tuple[str, Any]] = []
+            for row in rows:
+                if name == "b":
+                    positions = layer.pattern.positions().tolist()
+                    own = [i for i, position in enumerate(positions) if position // 12 == row]
+                    entries += [("b.values", i) for i in own]
+                else:
+                    entries.append((f"{name}.weight", row))
+                if layer.bias is not None:
+                    entries.append((f"{name}.bias", row))
+            yield unit, f"{name} out", entries
+        for name, columns in inputs.items():
+            layer = model.get_submodule(name)
+            entries = []
+            for column in columns:
+                if name == "b":
+                    positions = layer.pattern.positions().tolist()
+                    own = [i for i, p in enumerate(positions) if p // 3 % 4 == column]
+                    entries += [("b.values", i) for i in own]
+                elif name == "g":  # channels 0, 1 belong to filters 0, 1, and 2, 3 to 2, 3
+                    group, inside = divmod(column, 2)
+                    entries.append(("g.weight", (slice(2 * group, 2 * group + 2), inside)))
+                else:
+                    taps = model.head.in_features // 7
+                    columns_here = slice(column * taps, (column + 1) * taps)
+                    entries.append(("head.weight", (slice(None), columns_here)))
+            yield unit, f"{name} in", entries
+
+
+@pytest.mark.parametrize("frozen", [(), ("a.weight", "norm.bias", "head.weight"), None])
+@pytest.mark.parametrize("flat", [False, True])
+def test_jacobian_component_by_component(flat: bool, frozen: tuple[str, ...] | None) -> None:
+    model, (x, y) = Mixed(flat).eval(), data(10)
+    wanted, magnitude = [0.0] * len(UNITS), [0.0] * len(UNITS)
+    for first in range(0, 10, 4):
+        twin = copy.deepcopy(model)
+        F.nll_loss(twin(x[first : first + 4]), y[first : first + 4]).backward()
+        named = dict(twin.named_parameters())
+        for unit, _, entries in parts(twin):
+            products = [
+                (named[name].grad[where] * named[name].detach()[where]).flatten().tolist()
+                for name, where in entries
+            ]
+            flatly = [product for part in products for product in part]
+            wanted[unit] += math.fsum(flatly) ** 2
+            magnitude[unit] += norm(flatly, 1) ** 2
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(frozen is not None and name not in frozen)
+    batches = [(x[i : i + 4], y[i : i + 4]) for i in range(0, 10, 4)]
+    found = by_unit(*scored(Jacobian(batches), model))
+    for unit, score in enumerate(found):
+        assert wanted[unit] > 0
+        # Gradients themselves are rounded, in other orders in other threads.
+        assert abs(score - wanted[unit]) <= 1000 * UNIT * magnitude[unit]
+    fewer = by_unit(*scored(Jacobian(batches, batches=2), model))
+    assert all(a < b for a, b in zip(fewer, found, strict=True))
+
+
+def test_jacobian_takes_batches_of_64_of_arrays_and_any_loss() -> None:
+    model, (x, y) = classifier(), data(100)
+    batches = [(x[:64], y[:64]), (x[64:], y[64:])]
+    loss = torch.nn.MultiMarginLoss()
+    given, _ = scored(Jacobian(batches, loss), model)
+    arrays, _ = scored(Jacobian((x.numpy(), y.numpy()), loss), model)
+    assert torch.equal(given, arrays)
+    assert not torch.equal(given, scored(Jacobian(batches), model)[0])
+
+
+def test_jacobian_of_sparse_layers_is_that_of_dense_ones() -> None:
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        return (out * torch.tensor([1.0, -2.0, 3.0])).sum()
+
+    grouped = 0
+    for seed in range(40):
+        network = RandomNetwork(seed)  # of whole numbers: exact
+        layers = [m for m in network.model.modules() if isinstance(m, sc.SparseConv1d)]
+        if not layers or not trace(network.model, (network.example,)).n_units:
+            continue
+        criterion = Jacobian([(network.example, torch.zeros(2))], loss)
+        found, wanted = (
+            criterion.scores(model, trace(model, (network.example,)))
+            for model in (network.model, sc.to_dense(network.model))
+        )
+        assert torch.equal(found, wanted)
+        grouped += any(1 < layer.groups < layer.in_channels for layer in layers)
+    assert grouped >= 5
+
+
+def activations(model: Mixed, batches: list[Tensor]) -> list[float]:
+    """Of each unit, by loops over series and channels of what layers are given."""
+    given: dict[str, list[Tensor]] = defaultdict(list)
+    readers = {name for _, inputs in UNITS for name in inputs}
+    for name in readers:
+        hook = lambda _, args, name=name: given[name].append(args[0])  # noqa: E731
+        model.get_submodule(name).register_forward_pre_hook(hook)
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    shares = [0.0] * len(UNITS)
+    for name in readers:
+        largest = {}
+        for unit, (_, inputs) in enumerate(UNITS):
+            taps = 12 if name == "head" and model.flat else 1
+            places = [c * taps + t for c in inputs.get(name, []) for t in range(taps)]
+            for series in (series for batch in given[name] for series in batch):
+                values = [v for place in places for v in series[place].flatten().tolist()]
+                if values:
+                    rms = math.sqrt(math.fsum(v * v for v in values) / len(values))
+                    largest[unit] = max(largest.get(unit, 0), rms)
+        for unit, activation in largest.items():
+            shares[unit] = max(shares[unit], activation / max(largest.values()))
+    return shares
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_activations_of_dsp(flat: bool) -> None:
+    model, (x, y) = Mixed(flat).eval(), data(10)
+    wanted = activations(copy.deepcopy(model), [x])
+    assert min(wanted) < 0.9
+    forms = [x, (x, y), (x.numpy(),), [x[:3], x[3:]], [(x[:9], y[:9]), (x[9:], y[9:])],
+             DataLoader(TensorDataset(x, y), 4)]  # fmt: skip
+    for form in forms:
+        found = by_unit(*scored(DSP(form), model))
+        assert found == pytest.approx(wanted, rel=100 * UNIT)
+    # What falls does so exactly at its share.
+    share = sorted(wanted)[1]
+    for eps, count in ((share * (1 + 1e-9), 2), (share * (1 - 1e-9), 1)):
+        report = sc.prune_filters(model, x, DSP(x, eps)).report
+        assert (report.scores > eps).sum() == len(UNITS) - count
+
+
+def test_dsp_of_a_network_that_is_silent() -> None:
+    model, (x, _) = classifier(), data()
+    nn.init.constant_(model[1].bias, -100)
+    pruned, report = sc.prune_filters(model, x, DSP(x))
+    assert [layer.filters[1] for layer in report.layers if layer.kind == "Conv1d"] == [1]
+    assert torch.allclose(pruned.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Jacobian, DSP, lambda given: Evolutionary(given, population=2, generations=1)],
+    ids=["Jacobian", "DSP", "Evolutionary"],
+)
+def test_linear_layers_at_each_sample(make: Callable[[Any], Criterion]) -> None:
+    model, given = ChannelsLast().eval(), data()
+    scores, channels = scored(make(given), model)
+    assert (scores >= 0).all()
+    if isinstance(make(given), DSP):
+        seen = model.conv(given[0]).relu().detach().square().mean(2).amax(0).sqrt()
+        assert torch.allclose(scores[channels.layers["conv"].outputs], seen / seen.max())
+
+
+x, y = data(6)
+BAD: list[tuple[Any, str]] = [
+    (None, "X, y.* an iterable of batches, but got NoneType"),
+    ("abc", "data of numbers, but got str"),
+    ({"x": x}, "data of numbers, but got str"),
+    ((x, [None] * 6), "data of numbers"),
+    ((x, y[:3]), "as many cases"),
+    ((x, y, y), "as many cases"),
+    ([], "at least one series"),
+    ((x[:0], y[:0]), "at least one series"),
+    (iter([]), "at least one series"),
+    ((x / 0, y), "finite"),
+    ((x[:, :1], y), r"do not fit the model, a batch of shape \(6, 1, 12\)"),
+    ((x[:, 0], y), "do not fit the model"),
+]
+UNLABELLED: list[tuple[Any, str]] = [
+    (x, "y is missing"),
+    ([x], "y is missing"),
+    ((x, y + 3), "do not fit the model"),
+    ((x, y - 1), "do not fit the model"),
+    ((x, y / 2), "do not fit the model"),
+    ([(x, y[:2])], "do not fit the model"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "message"),
+    [(make, *bad) for make in (Jacobian, DSP, Evolutionary) for bad in BAD]
+    + [(make, *bad) for make in (Jacobian, Evolutionary) for bad in UNLABELLED],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_data_that_do_not_fit(make: type, given: Any, message: str) -> None:
+    model = classifier()
+    before = everything(model)
+    criterion = make(given)
+    limits = {} if criterion.threshold is not None else {"ratio": 0.5}
+    with pytest.raises((TypeError, ValueError), match=message):
+        sc.prune_filters(model, x, criterion, **limits)
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        *((lambda p=p: Magnitude(p), "p must be") for p in (0, 0.5, np.inf, np.nan, "2", True)),
+        *((lambda e=e: DSP(x, e), "eps must") for e in (-1, 1, np.nan, "a", None)),
+        *((lambda b=b: Jacobian((x, y), batches=b), "batches") for b in (0, 1.5)),
+        (lambda: Jacobian((x, y), loss=3), "loss must be a function, but got 3"),
+        *((lambda t=t: Evolutionary(x, tolerance=t), "tolerance must") for t in (-1, 2, np.nan)),
+        (lambda: Evolutionary(x, population=1), "population"),
+        (lambda: Evolutionary(x, generations=0), "generations"),
+        (lambda: Evolutionary(x, cases=0), "cases"),
+        (lambda: Evolutionary(x, seed=-1), "seed must be at least 0, but got -1"),
+        (lambda: Evolutionary(x, seed=0.5), "seed must be an integer"),
+    ],
+)
+def test_wrong_arguments(make: Callable[[], Criterion], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+@pytest.mark.parametrize("criterion", [Magnitude(), WHC(), DSP(x), Jacobian((x, y))], ids=str)
+def test_weights_that_are_not_finite(criterion: Criterion) -> None:
+    model = classifier()
+    model[0].weight.data[0, 0, 0] = torch.nan
+    limits = {} if criterion.threshold is not None else {"ratio": 0.5}
+    with pytest.raises(ValueError, match="not finite; check the weights"):
+        sc.prune_filters(model, x, criterion, **limits)

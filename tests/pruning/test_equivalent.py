@@ -1,0 +1,229 @@
+"""Compressors and decompressors: nothing at first, something while training, gone after merging."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from networks import ChannelsLast, Drawn, Mixed, classifier, data
+from random_networks import RandomNetwork
+from torch import Tensor, nn
+
+import sparseconv as sc
+from sparseconv.pruning import WHC
+from sparseconv.pruning.equivalent import EquivalentLayer, Mix, _can_be_paired, merge
+from sparseconv.pruning.tracing import trace
+from sparseconv.testing import error_bound
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
+
+X, Y = data()
+
+
+def flat() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(60, 4), nn.Tanh(), nn.Linear(4, 3)
+    ).double()
+
+
+class Branches(nn.Module):
+    """A concatenation and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.short, self.long = nn.Conv1d(2, 4, 3, padding=1), nn.Conv1d(2, 6, 5, padding=2)
+        self.norm = nn.BatchNorm1d(10)
+        self.body = nn.Conv1d(10, 10, 3, padding=1, padding_mode="circular", bias=False)
+        self.head = nn.Conv1d(10, 3, 3, dilation=2, stride=2)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = self.norm(torch.cat([self.short(x), self.long(x)], dim=1)).relu()
+        return self.head((joined + self.body(joined)).tanh()).mean(2).log_softmax(1)
+
+
+NETWORKS = {
+    "classifier": classifier,
+    "flat": flat,
+    "branches": Branches,
+    "channels last": ChannelsLast,
+    "ResNet": lambda: sc.models.ResNet(2, 3, nf=4).double(),
+    "InceptionTime": lambda: sc.models.InceptionTime(2, 3, nf=3).double(),
+    "LITE": lambda: sc.models.LITE(2, 3, nf=4).double(),
+}
+
+
+def move(model: nn.Module) -> None:
+    """What training does to pairs, but far."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, Mix):
+            nn.init.normal_(module.moved)
+
+
+def chained(layer: EquivalentLayer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a pair computes, and how far from it rounding may take it or the merged layer."""
+
+    def through(part: Any, x: Tensor, magnitudes: bool) -> Tensor:
+        if isinstance(part, Mix):
+            matrix = part.matrix().abs() if magnitudes else part.matrix()
+            return torch.einsum("oi,ni...->no...", matrix, x)
+        state = {name: p.abs() if magnitudes else p for name, p in part.named_parameters()}
+        return torch.func.functional_call(part, state, (x,))
+
+    y, size, terms = x, x.abs(), 0
+    for part in (layer.decompressor, layer.layer, layer.compressor):
+        if part is not None:
+            y, size = through(part, y, False), through(part, size, True)
+            terms += (part.start if isinstance(part, Mix) else part.weight)[0].numel() + 3
+    return y, error_bound(y, size, torch.tensor(terms), x.dtype)
+
+
+@torch.no_grad()
+def check_merged(pairs: nn.Module, merged: nn.Module) -> None:
+    """Each pair and its merged layer compute the same, but for rounding."""
+    layers = {n: m for n, m in pairs.named_modules() if isinstance(m, EquivalentLayer)}
+    assert layers
+    assert not any(isinstance(m, EquivalentLayer | Mix) for m in merged.modules())
+    for path, layer in layers.items():
+        plain: Any = merged.get_submodule(path)
+        shape = (4, plain.weight.shape[1], *([] if isinstance(plain, nn.Linear) else [9]))
+        x = torch.randn(shape).double()
+        exact, bound = chained(layer, x)
+        for found in (layer(x), plain(x)):
+            assert ((found - exact).abs() <= bound).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pairs_are_the_naive_network_and_stay_themselves_when_merged(name: str) -> None:
+    model = NETWORKS[name]().eval()
+    naive, naive_report = sc.prune_filters(model, X, Drawn(3, False), ratio=0.5)
+    pairs, report = sc.prune_filters(model, X, Drawn(3, False), ratio=0.5, equivalent=True)
+    assert [x.kept for x in report.layers] == [x.kept for x in naive_report.layers]
+    assert bool(report.unpaired) == (name == "LITE")
+    # At first each layer computes exactly what its pruned one does: the others are left out.
+    assert torch.equal(pairs(0 * X), report.merge()(0 * X))
+    for (key, a), b in zip(
+        naive.state_dict().items(), report.merge().state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), key
+
+    move(pairs)
+    before = {id(p): p.clone() for p in pairs.parameters()}
+    merged = merge(pairs)
+    assert all(torch.equal(p, before[id(p)]) for p in pairs.parameters())
+    shapes = {name: p.shape for name, p in naive.named_parameters()}
+    assert {name: p.shape for name, p in merged.named_parameters()} == shapes
+    check_merged(pairs, merged)
+    for path, layer in pairs.named_modules():
+        if isinstance(layer, EquivalentLayer):  # moved, it is another function than before
+            assert not torch.allclose(
+                merged.get_submodule(path).weight, naive.get_submodule(path).weight
+            )
+
+
+def test_random_networks_of_whole_numbers_merge_to_the_bit() -> None:
+    merged = 0
+    for seed in range(30):
+        network, drawn = RandomNetwork(seed), Drawn(seed, False)
+        channels = trace(network.model, (network.example,))
+        if not any(_can_be_paired(channels, group) for group in channels.sets):
+            continue
+        pairs, report = sc.prune_filters(
+            network.model, network.example, drawn, ratio=0.5, equivalent=True
+        )
+        naive = sc.prune_filters(network.model, network.example, drawn, ratio=0.5).model
+        assert torch.equal(pairs(network.example), naive(network.example))
+        for module in pairs.modules():
+            if isinstance(module, Mix):  # whole numbers where they may move
+                rng = torch.Generator().manual_seed(seed)
+                whole = torch.randint(-2, 3, module.moved.shape, generator=rng)
+                module.moved.data.copy_(5 * whole)
+        assert torch.equal(report.merge()(network.example), pairs(network.example))
+        merged += any(isinstance(module, Mix) for module in pairs.modules())
+    assert merged >= 8
+
+
+class WithInput(nn.Module):
+    """Its second layer reads the input beside the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(2, 4, 1), nn.Conv1d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.cat([x, self.first(x)], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "kinds"),
+    [
+        (Branches(), "body", [0] * 4 + [1] * 6),  # filters that are compared with each other
+        (flat(), "3", [*range(10)] * 6),  # samples of filters that are flattened
+        (WithInput().double(), "second", ["input", "input", 0, 0, 0, 0]),
+    ],
+    ids=["branches", "flat", "input"],
+)
+def test_what_is_alike_is_mixed(model: nn.Module, name: str, kinds: list[Any]) -> None:
+    pairs, _ = sc.prune_filters(model, X, Drawn(0, False), ratio=0.5, equivalent=True)
+    before: Any = pairs.get_submodule(f"{name}.decompressor")
+    kept = before.start.argmax(0).tolist()  # the inputs of the pruned layer, where they come from
+    assert 0 < len(kept) == len(set(kept)) < len(kinds)
+    for source in range(len(kinds)):
+        for column, own in enumerate(kept):
+            assert before.start[source, column] == (source == own)
+            alike = kinds[source] == kinds[own] != "input"
+            assert before.mixed[source, column] == alike
+
+
+def test_training_moves_pairs_and_merging_keeps_the_outputs() -> None:
+    pairs, report = sc.prune_filters(classifier(), X, WHC(), ratio=0.5, equivalent=True)
+    start = pairs(X).detach()
+    train(pairs, X, Y, Recipe(epochs=3, lr=1e-2, batch_size=5), progress=False)
+    mixes = [module for module in pairs.modules() if isinstance(module, Mix)]
+    assert len(mixes) == 4
+    for mix in mixes:
+        assert mix.moved.any()
+        assert torch.equal(mix.matrix()[~mix.mixed], mix.start[~mix.mixed])
+    assert not torch.allclose(pairs(X), start)
+    check_merged(pairs, report.merge())
+
+
+def test_what_is_merged_keeps_its_mode_and_what_is_frozen() -> None:
+    model = classifier().train()
+    model[0].eval().requires_grad_(False)
+    merged = sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True).report.merge()
+    modes = [module.training for module in merged.modules()]
+    assert modes == [module.training for module in model.modules()]
+    assert [p.requires_grad for p in merged.parameters()] == [
+        p.requires_grad for p in model.parameters()
+    ]
+
+
+def test_filters_without_a_pair_are_named() -> None:
+    model = nn.Sequential(Mixed(), nn.Linear(3, 8).double(), nn.ReLU(), nn.Linear(8, 3).double())
+    pairs, report = sc.prune_filters(model, X, Drawn(0, False), ratio=0.5, equivalent=True)
+    # A sparse layer and groups are among the first and the second set.
+    assert report.unpaired == ("0.a + 0.b", "0.g + 0.d")
+    paired = [name for name, m in pairs.named_modules() if isinstance(m, EquivalentLayer)]
+    assert paired == ["0.c", "0.head", "1", "3"]
+
+
+@pytest.mark.parametrize(
+    "model", [sc.models.DSN(2, 3, nf=4).double(), Mixed()], ids=["DSN", "Mixed"]
+)
+def test_networks_without_a_place_for_pairs(model: nn.Module) -> None:
+    ignore = ["c"] if isinstance(model, Mixed) else []
+    with pytest.raises(ValueError, match="next to sparse, grouped or depthwise layers"):
+        sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True, ignore=ignore)
+
+
+def test_there_must_be_something_to_merge() -> None:
+    with pytest.raises(ValueError, match="the model has no compressors"):
+        merge(classifier())
+    with pytest.raises(ValueError, match="the model has no compressors"):
+        sc.prune_filters(classifier(), X, WHC(), ratio=0.5).report.merge()

@@ -1,0 +1,106 @@
+"""The evolutionary search: repeatable, with few errors; filters that do nothing go."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model_state import everything
+from networks import ChannelsLast, classifier, data
+from torch import Tensor, nn
+
+import sparseconv as sc
+from sparseconv.pruning.evolution import Evolutionary, _masked
+from sparseconv.pruning.surgery import mask
+from sparseconv.pruning.tracing import trace
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
+
+X, _ = data(90)
+Y = torch.bucketize(X[:, 0].std(1), torch.tensor([0.5, 1.2]).double())  # classes by scale
+SMALL = {"population": 8, "generations": 6}
+
+
+def errors(model: nn.Module, x: Tensor = X, y: Tensor = Y) -> float:
+    with torch.no_grad():
+        return float((model.eval()(x).argmax(1) != y).double().mean())
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    model = classifier()
+    train(model, X, Y, Recipe(epochs=40, lr=2e-2, batch_size=30), progress=False)
+    assert errors(model) < 0.3
+    return model
+
+
+def kept(model: nn.Module, **options: Any) -> list[tuple[int, ...]]:
+    report = sc.prune_filters(model, X[:1], Evolutionary((X, Y), **{**SMALL, **options})).report
+    return [layer.kept for layer in report.layers]
+
+
+def test_the_seed_alone_decides(trained: nn.Module) -> None:
+    before = everything(trained)
+    first = kept(trained)
+    assert everything(trained) == before
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    assert kept(trained) == first
+    assert any(kept(trained, seed=seed) != first for seed in range(1, 6))
+
+
+@pytest.mark.parametrize("tolerance", [0, 0.05, 0.3])
+def test_few_errors_and_fewer_weights(trained: nn.Module, tolerance: float) -> None:
+    criterion = Evolutionary((X, Y), tolerance=tolerance, **SMALL)
+    pruned, report = sc.prune_filters(trained, X[:1], criterion)
+    assert errors(pruned) <= errors(trained) + tolerance + 1e-12
+    assert set(report.scores.tolist()) == {0, 1}
+    assert report.parameters[1] < report.parameters[0]
+
+
+def test_only_the_first_cases_judge(trained: nn.Module) -> None:
+    wrong = Y.clone()
+    wrong[20:] = (Y[20:] + 1) % 3
+    batches = [(X[i : i + 15], wrong[i : i + 15]) for i in range(0, 90, 15)]
+    few = [
+        sc.prune_filters(trained, X, Evolutionary(given, cases=20, **SMALL)).report.layers
+        for given in (batches, (X, Y))
+    ]
+    assert few[0] == few[1]
+
+
+def test_filters_that_nothing_reads_go(trained: nn.Module) -> None:
+    model = copy.deepcopy(trained)
+    with torch.no_grad():
+        model[5].weight[:, [1, 4, 6]] = 0
+    found = kept(model, population=16, generations=15)[0]
+    assert not {1, 4, 6} & set(found)
+
+
+@pytest.mark.parametrize("make", [classifier, ChannelsLast])
+def test_candidates_are_the_masked_model(make: Any) -> None:
+    model = make().eval()
+    channels = trace(model, (X,))
+    for seed in range(5):
+        chosen = torch.rand(channels.n_units, generator=torch.Generator().manual_seed(seed)) < 0.5
+        masked = copy.deepcopy(model)
+        mask(masked, channels, chosen)
+        with _masked(model, channels) as show:
+            show(chosen)
+            found = model(X)
+        assert torch.equal(found, masked(X))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_without_pymoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymoo", None)
+    with pytest.raises(
+        RuntimeError, match=r"needs pymoo; install it with pip install 'sparseconv\["
+    ):
+        Evolutionary((X, Y))

@@ -1,0 +1,338 @@
+"""``sc.prune_filters``: how many filters go, what it refuses, and what follows the filters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from model_state import everything
+from networks import MODELS, ChannelsLast, Drawn, Mixed, classifier, data
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import sparseconv as sc
+from sparseconv.pruning import DSP, WHC, Criterion, Jacobian, Magnitude
+from sparseconv.pruning.channels import Channels
+from sparseconv.pruning.filters import keep_filters
+from sparseconv.pruning.tracing import trace
+
+X, Y = data()
+
+
+@pytest.mark.parametrize("equivalent", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_ratio_0_changes_no_bit(name: str, equivalent: bool) -> None:
+    torch.manual_seed(0)
+    model, x = MODELS[name](), torch.randn(2, 2, 40)
+    state = torch.get_rng_state()
+    same, report = sc.prune_filters(model, x, WHC(), ratio=0, equivalent=equivalent)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same.training
+    assert report.parameters[0] == report.parameters[1]
+    for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+        assert a.data_ptr() != b.data_ptr() or not a.numel()
+    assert torch.equal(same.eval()(x), model.eval()(x))
+    assert torch.equal(report.merge()(x), model(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_filters_of_a_fresh_model(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = MODELS[name](), torch.randn(2, 2, 40)
+    pruned, report = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5)
+    fresh = keep_filters(MODELS[name](), x, {layer.name: layer.kept for layer in report.layers})
+    fresh.load_state_dict(pruned.state_dict())
+    assert torch.equal(fresh.eval()(x), pruned.eval()(x))
+    assert torch.equal(keep_filters(model, x, {}).eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"no": [0]}, "filters names 'no', which is none of"),
+        ({"a": []}, "filters of 'a' must be some of 0 to 3, but are"),
+        ({"a": [4]}, "some of 0 to 3"),
+        ({"head": [0]}, r"only \[0, 1, 2\] of them can stay"),
+        ({"a": [0]}, r"only \[\] of them can stay"),  # groups tie 0 to 2 and 1 to 3
+        ({"a": [0, 2], "b": [1, 3]}, r"only \[\] of them can stay"),
+    ],
+)
+def test_filters_that_cannot_be_kept(filters: dict[str, list[int]], message: str) -> None:
+    model = Mixed()
+    before = everything(model)
+    with pytest.raises(ValueError, match=message):
+        keep_filters(model, X, filters)
+    assert everything(model) == before
+    assert keep_filters(model, X, {"a": [0, 2], "b": [0, 2]}).g.weight.shape == (4, 1, 3)
+
+
+class Watched(Criterion):
+    """Counts what it is asked about, and how many filters a model still reads."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+        self.read: list[int] = []
+
+    def scores(self, model: nn.Module, channels: Channels) -> Tensor:
+        self.asked.append([len(group.units) for group in channels.sets])
+        self.read.append(int((model[5].weight != 0).any(0).sum()))
+        return Magnitude().scores(model, channels)
+
+
+def test_steps() -> None:
+    watched, model = Watched(), classifier(8)
+    pruned, report = sc.prune_filters(model, X, watched, ratio=0.75, steps=3)
+    assert watched.asked == [[8, 6], [6, 5], [4, 3]]
+    assert watched.read == [8, 6, 4]
+    assert [layer.filters for layer in report.layers] == [(8, 2), (8, 2), (6, 2), (3, 3)]
+    # Sizes of filters do not change on the way, but what a linear layer reads does.
+    once = sc.prune_filters(model, X, Magnitude(), ratio=0.75).report
+    assert once.layers[0].kept == report.layers[0].kept
+    assert pruned[5].weight.shape == (2, 2)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("name", ["ResNet", "InceptionTime", "DSN"])
+def test_target_macs_with_no_filter_more_than_needed(
+    name: str, everywhere: bool, steps: int
+) -> None:
+    torch.manual_seed(0)
+    model, x = MODELS[name](), torch.zeros(1, 2, 40)
+    channels = trace(model, (x,))
+    scores = Drawn(0, everywhere).scores(model, channels)
+    full = channels.macs()
+    for share in (1.5, 0.999, 0.7, 0.3):
+        target = int(share * full)
+        report = sc.prune_filters(
+            model, x, Drawn(0, everywhere), target_macs=target, steps=steps
+        ).report
+        assert report.macs[1] <= target
+        kept = torch.zeros(channels.n_units, dtype=torch.bool)
+        for layer in report.layers:
+            units = channels.layers[layer.name].outputs[list(layer.kept)]
+            kept[units[units >= 0]] = True
+        assert channels.macs(kept) == report.macs[1]
+        # The next best one of all, or of each set, would be too much.
+        for units in [torch.arange(len(kept))] if everywhere else [s.units for s in channels.sets]:
+            gone = units[~kept[units]]
+            kept[gone[scores[gone].argsort(descending=True)][:1]] = True
+        assert kept.all() if share > 1 else channels.macs(kept) > target
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({}, "got neither"),
+    ({"ratio": 0.5, "target_macs": 5}, "got both"),
+    *(({"ratio": ratio}, r"ratio must lie in \[0, 1\)") for ratio in (1, -1, torch.nan, torch.inf)),
+    ({"ratio": "half"}, "ratio must be a number"),
+    ({"target_macs": 0}, "target_macs"),
+    ({"target_macs": 0.5}, "target_macs must be an int"),
+    ({"target_macs": 3}, "target_macs=3 is out of reach: .* 76 multiply-adds are left, of 642"),
+    ({"target_macs": 3, "steps": 9}, "target_macs=3 is out of reach"),
+    ({"ratio": 0.5, "steps": 0}, "steps"),
+    ({"ratio": 0.5, "steps": 1.5}, "steps must be an int"),
+    ({"ratio": 0.5, "ignore": ["0", "no"]}, "ignore names 'no', but the model has no such module"),
+    ({"ratio": 0.5, "ignore": ["0", "5"]}, "no filters that can be removed"),
+    ({"ratio": 0.5, "criterion": "WHC"}, "criterion must be one of"),
+    ({"ratio": 0.5, "criterion": WHC}, "criterion must be one of"),
+    ({"ratio": 0.5, "criterion": DSP(X)}, "finds out how many filters go"),
+    ({"target_macs": 99, "criterion": DSP(X)}, "finds out how many filters go"),
+    ({"ratio": 0.5, "example_input": X.numpy()}, "example_input must be a tensor"),
+    ({"ratio": 0.5, "example_input": X[:0]}, "must hold a series"),
+    ({"ratio": 0.5, "example_input": X[:, :1]}, "cannot take example_input"),
+    ({"ratio": 0.5, "example_input": X.float()}, "cannot take example_input"),
+    ({"ratio": 0.5, "example_input": (X, X)}, "cannot take example_input"),
+    ({"ratio": 0.5, "model": "resnet"}, r"model must be an nn\.Module"),
+    ({"ratio": 0.5, "model": nn.ReLU()}, "no filters that can be removed"),
+    ({"ratio": 0.5, "optimizer": "SGD"}, "optimizer must be a torch"),
+    ({"ratio": 0.5, "optimizer": torch.optim.SGD([torch.zeros(1)])}, "not the model's"),
+    (
+        {"ratio": 0.5, "optimizer": torch.optim.SGD([torch.zeros(1)]), "equivalent": True},
+        "build a new optimizer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[:60])
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    model = classifier()
+    before = everything(model)
+    given = {"model": model, "example_input": X, "criterion": WHC(), **arguments}
+    with pytest.raises((TypeError, ValueError), match=message):
+        sc.prune_filters(**given)
+    assert everything(model) == before
+
+
+class Around(nn.Module):
+    """Something between two convolutions."""
+
+    def __init__(self, middle: nn.Module, channels: int = 8, last: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle = nn.Conv1d(2, 8, 3, padding=1, bias=False), middle
+        self.last = last or nn.Conv1d(channels, 3, 1, bias=False)
+        self.other = nn.Conv1d(2, 6, 3, padding=1)
+        self.end = nn.Conv1d(6, 3, 1)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.last(self.middle(self.first(x)))
+        return found.flatten(1).sum(1) + self.end(self.other(x)).flatten(1).sum(1)
+
+
+class Call(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Recurrent(nn.LSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2))[0].transpose(1, 2)
+
+
+def weight_norm(layer: nn.Module) -> nn.Module:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return torch.nn.utils.weight_norm(layer)
+
+
+def half(channels: int = 8) -> nn.Conv1d:
+    return nn.Conv1d(8, channels, 1)
+
+
+OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "LSTM": (lambda: Around(Recurrent(8, 8, batch_first=True)), r"'lstm' in middle \(Recurrent\)"),
+    "GroupNorm": (lambda: Around(nn.GroupNorm(2, 8)), r"'group_norm' in middle \(GroupNorm\)"),
+    "ConvTranspose": (lambda: Around(nn.ConvTranspose1d(8, 8, 1)), r"in middle \(ConvTranspose1d"),
+    "reshape": (
+        lambda: Around(Call(lambda x: x.view(-1, 8 * 12)), last=nn.Linear(8 * 12, 3)),
+        "relies on a number of channels",
+    ),
+    "view": (lambda: Around(Call(lambda x: x.view(-1, 8, 12))), "relies on a number of channels"),
+    "branches": (
+        lambda: Around(Call(lambda x: x[:, :4] - x[:, 4:] / 2), 4),
+        "relies on a number of channels",
+    ),
+    "chunk": (
+        lambda: Around(Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1))),
+        "computes something else",
+    ),
+    "slice": (lambda: Around(Call(lambda x: x[:, 5:]), 3), "relies on a number of channels"),
+    "glu": (lambda: Around(nn.GLU(1), 4), r"'glu' in middle \(GLU\)"),
+    "own convolution": (
+        lambda: Around(Call(lambda x: torch.conv1d(x, torch.ones(8, 8, 1).double()))),
+        r"'conv1d' in middle \(Call\)",
+    ),
+    "subclass": (lambda: Around(type("Own", (nn.Conv1d,), {})(8, 8, 1)), "Own, which may compute"),
+    "weight_norm": (lambda: Around(weight_norm(half())), "'weight' of 'middle' is computed"),
+    "parametrized": (
+        lambda: Around(parametrizations.weight_norm(half())),
+        "'weight' of 'middle' is computed",
+    ),
+    "pruned": (lambda: Around(prune.l1_unstructured(half(), "weight", 9)), "'weight' of 'middle'"),
+    "pruned bias": (lambda: Around(prune.random_unstructured(half(), "bias", 2)), "'bias' of 'mid"),
+}
+
+
+@pytest.mark.parametrize("equivalent", [False, True])
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_cannot_be_followed_is_named_and_can_be_ignored(name: str, equivalent: bool) -> None:
+    make, message = OBSTACLES[name]
+    model = make()
+    model(X)
+    before = everything(model)
+    # Zeros show no difference between channels.
+    x, criterion = torch.zeros(2, 2, 12).double(), Drawn(0, False)
+    with pytest.raises(ValueError, match=message):
+        sc.prune_filters(model, x, criterion, ratio=0.5, equivalent=equivalent)
+    assert everything(model) == before
+    pruned, report = sc.prune_filters(
+        model, x, criterion, ratio=0.5, ignore=["middle"], equivalent=equivalent
+    )
+    changed = [layer.name for layer in report.layers if layer.filters[0] != layer.filters[1]]
+    assert changed == ["other"]
+    assert pruned(X).shape == model(X).shape
+    assert everything(model) == before
+
+
+def shared() -> nn.Module:
+    model = Around(half())
+    model.last.weight = model.end.weight
+    return model
+
+
+UNSUPPORTED: list[tuple[Callable[[], nn.Module], str]] = [
+    (shared, "'last.weight' and 'end.weight' are one parameter of two layers"),
+    (lambda: classifier().to("meta"), "real numbers, but '0.weight' is of torch.float64 on meta"),
+    (lambda: classifier().to(torch.complex64), "real numbers, but '0.weight' is of .*complex64"),
+    (lambda: torch.compile(classifier(), backend="eager"), "'it' is compiled; prune its _orig_mod"),
+    (
+        lambda: nn.Sequential(torch.compile(classifier(), backend="eager")),
+        "before torch.compile, but '0' is compiled",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), UNSUPPORTED)
+def test_models_that_it_refuses(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sc.prune_filters(make(), X, WHC(), ratio=0.5)
+
+
+@pytest.mark.parametrize("criterion", [WHC(), DSP(X, 0.9), Jacobian((X, Y))], ids=str)
+def test_the_model_and_all_generators_are_left_alone(criterion: Criterion) -> None:
+    model = nn.Sequential(classifier(), nn.Dropout(), Mixed())[:1].train()
+    model[0][1].eval().requires_grad_(False)
+    calls: list[int] = []
+    model[0][0].register_forward_hook(lambda *_: calls.append(1))
+    model(X).sum().backward()
+    before = everything(model)
+    limits = {} if criterion.threshold is not None else {"ratio": 0.5}
+    pruned, _ = sc.prune_filters(model, X, criterion, **limits)
+    assert everything(model) == before
+    modes = [module.training for module in pruned.modules()]
+    assert modes == [module.training for module in model.modules()]
+    asks = [parameter.requires_grad for parameter in pruned.parameters()]
+    assert asks == [parameter.requires_grad for parameter in model.parameters()]
+    calls.clear()
+    pruned(X)
+    assert calls == [1]  # a hook stays with its layer
+
+
+def test_hooks_stay_with_sparse_layers_and_merged_ones() -> None:
+    seen: list[tuple[int, ...]] = []
+    for model, equivalent in ((Mixed(), False), (ChannelsLast(), True)):
+        for module in (layer for layer in model.modules() if not list(layer.children())):
+            module.register_forward_hook(lambda _, __, y: seen.append(tuple(y.shape)))
+        model(X)
+        wanted = len(seen)
+        seen.clear()
+        report = sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=equivalent).report
+        pruned = report.merge() if equivalent else report.after
+        seen.clear()
+        pruned(X)
+        assert len(seen) == wanted
+        seen.clear()
+
+
+def test_what_was_pruned_in_inference_mode_can_be_trained() -> None:
+    model = classifier()
+    with torch.inference_mode():
+        pruned, _ = sc.prune_filters(model, X, Jacobian((X, Y)), ratio=0.5)
+    pruned(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in pruned.parameters())
+
+
+def test_models_that_are_compiled_in_place() -> None:
+    model = classifier()
+    model.compile(backend="eager")
+    model[0].compile(backend="eager")
+    pruned, _ = sc.prune_filters(model, X, WHC(), ratio=0.5)
+    plain, _ = sc.prune_filters(classifier(), X, WHC(), ratio=0.5)
+    assert torch.equal(pruned.eval()(X), plain.eval()(X))

@@ -1,0 +1,163 @@
+"""Pruned models go wherever whole ones go; sums of whole numbers show it to the bit."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from networks import MODELS, Drawn, classifier, data, exact
+from torch import Tensor, nn
+
+import sparseconv as sc
+from sparseconv import DSTScheduler, SparseConv1d
+from sparseconv.pruning import DSP, WHC
+from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
+
+RNG = torch.Generator().manual_seed(0)
+X = 50 * torch.randint(-2, 3, (3, 2, 50), generator=RNG).double()
+
+
+def pruned(name: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return sc.prune_filters(exact(MODELS[name](), seed), X, Drawn(7, False), ratio=0.5).model
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def loaded(model: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        nn.init.zeros_(parameter)
+    assert not torch.equal(twin(X), model(X))
+    twin.load_state_dict(saved(model).state_dict())
+    return twin
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    torch.compiler.reset()
+    return torch.compile(model, fullgraph=True, backend="aot_eager")
+
+
+def converted(model: nn.Module) -> nn.Module:
+    names = [name for name, module in model.named_modules() if type(module) is nn.Conv1d]
+    result = sc.convert(model, layers=names).model
+    assert sum(isinstance(module, SparseConv1d) for module in result.modules()) >= len(names)
+    return result
+
+
+def to_dense(model: nn.Module) -> nn.Module:
+    result = sc.to_dense(model)
+    assert not any(isinstance(module, SparseConv1d) for module in result.modules())
+    return result
+
+
+def again(model: nn.Module) -> nn.Module:
+    return sc.prune_filters(model, X, WHC(), ratio=0).model
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "compile": compiled,
+    "export": lambda model: torch.export.export(model, (X,)).module(),
+    "save": saved,
+    "deepcopy": copy.deepcopy,
+    "load_state_dict": loaded,
+    "convert": converted,
+    "to_dense": to_dense,
+    "optimize_for_inference": sc.optimize_for_inference,
+    "prune again": again,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_outputs(name: str, way: str) -> None:
+    model = pruned(name)
+    # Nothing is rounded before the logarithm, so neither order nor folding changes a bit.
+    features: list[Tensor] = []
+    handles = [
+        module.register_forward_hook(lambda _, __, y: features.append(2**20 * y))
+        for module in model.modules()
+    ]
+    expected = model(X)
+    assert len(expected.unique()) > 3
+    for handle in handles:
+        handle.remove()
+    for feature in (feature for feature in features if feature.dim() == 3):
+        assert torch.equal(feature.round(), feature)
+        assert feature.abs().max() < 2**52
+    assert torch.equal(WAYS[way](model)(X), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trained_on(name: str) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 2, 40), torch.arange(9) % 3
+    model = sc.prune_filters(MODELS[name](), x, WHC(), ratio=0.5).model
+    before = copy.deepcopy(model.state_dict())
+    result = train(model, x, y, Recipe(epochs=3, lr=1e-2, batch_size=5), progress=False)
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+    assert before.keys() == model.state_dict().keys()
+    assert not torch.equal(model(x), MODELS[name]().eval()(x))
+
+
+def test_dynamic_sparse_training_of_a_pruned_dsn() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 2, 40), torch.arange(9) % 3
+    model = sc.prune_filters(MODELS["DSN"](), x, WHC(), ratio=0.5).model
+    regions = [layer.regions for layer in model.sparse_layers()]
+    optimizer = torch.optim.Adam(model.parameters())
+    scheduler = DSTScheduler(model, optimizer, update_every=2, end_step=20, grow="gradient")
+    patterns = [layer.pattern for layer in model.sparse_layers()]
+    for _ in range(6):
+        optimizer.zero_grad()
+        nn.functional.nll_loss(model.train()(x), y).backward()
+        optimizer.step()
+        scheduler.step()
+    for layer, old, groups in zip(model.sparse_layers(), patterns, regions, strict=True):
+        assert layer.pattern.nnz == old.nnz
+        assert layer.regions == groups
+        mask = layer.pattern.to_mask()
+        for (first, end), (start, stop) in groups:
+            assert not mask[first:end, :, :start].any()
+            assert not mask[first:end, :, stop:].any()
+    assert any(
+        layer.pattern != old for layer, old in zip(model.sparse_layers(), patterns, strict=True)
+    )
+
+
+def test_profile_of_a_pruned_dsn() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 40)
+    model, report = sc.prune_filters(MODELS["DSN"](), x, WHC(), ratio=0.5)
+    profiled = sc.profile(model, x, rounds=6, least_seconds=1e-6)
+    kept = {layer.name: layer.parameters[1] for layer in report.layers}
+    for layer in profiled.layers:
+        module: Any = model.get_submodule(layer.name)
+        own = module.values if isinstance(module, SparseConv1d) else module.weight
+        bias = 0 if module.bias is None else module.bias.numel()
+        assert kept[layer.name] == own.numel() + bias
+
+
+def test_pruned_by_dsp_a_silent_network_predicts_the_same() -> None:
+    x, y = data(12)
+    model = classifier()
+    train(model, x, y, Recipe(epochs=2, batch_size=4), progress=False)
+    with torch.no_grad():
+        model[1].weight[[1, 5]] = 0
+        model[1].bias[[1, 5]] = -1
+    smaller, report = sc.prune_filters(model, x, DSP(x, 0.0))
+    assert report.layers[0].kept == (0, 2, 3, 4, 6, 7)
+    assert tiny.same(list(report.layers[1].kept), [0, 2, 3, 4, 6, 7])
+    assert torch.equal(smaller(x).argmax(1), model(x).argmax(1))

@@ -1,0 +1,127 @@
+"""The report of ``sc.prune_filters``: figures that are those of the modules, in every form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_clock import fake_clock
+from model_state import everything
+from networks import MODELS, Drawn, classifier, data
+
+import sparseconv as sc
+from sparseconv.pruning import DSP, WHC, Criterion
+from sparseconv.pruning.report import PruningReport
+
+X, Y = data()
+
+
+def report_of(name: str, criterion: Criterion) -> PruningReport:
+    torch.manual_seed(0)
+    return sc.prune_filters(MODELS[name](), torch.randn(2, 2, 40), criterion, ratio=0.5).report
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_those_of_the_modules(name: str) -> None:
+    report = report_of(name, WHC())
+    for i, model in enumerate((report.before, report.after)):
+        assert report.parameters[i] == sum(p.numel() for p in model.parameters())
+        assert report.macs[i] == sum(layer.macs[i] for layer in report.layers)
+        for layer in report.layers:
+            module: Any = model.get_submodule(layer.name)
+            assert layer.kind == type(module).__name__
+            assert layer.parameters[i] == sum(p.numel() for p in module.parameters())
+            sizes = {"Linear": "out_features", "BatchNorm1d": "num_features"}
+            assert layer.filters[i] == getattr(module, sizes.get(layer.kind, "out_channels"))
+        covered = sum(layer.parameters[i] for layer in report.layers)
+        assert covered == report.parameters[i]
+    for layer in report.layers:
+        assert len(set(layer.kept)) == layer.filters[1]
+        assert set(layer.kept) <= set(range(layer.filters[0]))
+
+
+def test_text_dict_and_page(tmp_path: Path) -> None:
+    report = report_of("LITE", WHC())
+    for given in (report, report.measure(rounds=6, least_seconds=1e-5)):
+        text, content = str(given), json.loads(json.dumps(given.to_dict()))
+        page = given.write_html(tmp_path / "report.html").read_text()
+        assert content["parameters"] == list(given.parameters)
+        assert content["macs"] == list(given.macs)
+        assert [layer["name"] for layer in content["layers"]] == [x.name for x in given.layers]
+        assert [tuple(layer["kept"]) for layer in content["layers"]] == [
+            layer.kept for layer in given.layers
+        ]
+        for shown in (text, page):
+            assert "WHC()" in shown
+            assert all(layer.name in shown for layer in given.layers)
+            assert f"{given.parameters[0]:,} -> {given.parameters[1]:,}".replace(
+                ",", " "
+            ) in shown.replace("\u202f", " ").replace("&gt;", ">").replace("\xa0", " ")
+            assert ("a prediction" in shown) == bool(given.times)
+        assert bool(content["times"]) == bool(given.times)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", ["classifier", "DSN", "twice"])
+def test_measured_times(name: str, backward: bool) -> None:
+    layer = torch.nn.Conv1d(6, 6, 3, padding=1)
+    twice = torch.nn.Sequential(torch.nn.Conv1d(2, 6, 1), layer, layer, torch.nn.Conv1d(6, 3, 1))
+    model = {"classifier": classifier, "DSN": MODELS["DSN"], "twice": lambda: twice}[name]()
+    x = torch.randn(2, 2, 12).to(next(model.parameters()))
+    report = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5).report
+    states = [everything(report.before), everything(report.after)]
+    timed = report.measure(rounds=6, least_seconds=1e-6, backward=backward)
+    assert [everything(report.before), everything(report.after)] == states
+    assert not report.times
+    assert all(layer.times is None for layer in report.layers)
+    assert set(timed.times) == ({"forward", "step"} if backward else {"forward"})
+    for times in (*timed.times.values(), *(layer.times for layer in timed.layers)):
+        assert times is not None
+        for found in (times.before_ms, times.after_ms, times.ratio):
+            assert 0 < found.low <= found.median <= found.high
+    assert timed.threads == torch.get_num_threads()
+    assert timed.machine["torch"]
+
+
+def test_ratios_are_before_by_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whole model: 12 ms before and 4 after; a layer takes 3 and 1.
+    names: list[str] = []
+
+    def milliseconds(name: str, turn: int) -> float:
+        names.append(name)
+        return (12 if turn == 4 else 3) / (3 if name.startswith("after") else 1)
+
+    fake_clock(monkeypatch, milliseconds)
+    model = classifier()
+    report = sc.prune_filters(model, X, WHC(), ratio=0.5).report.measure(rounds=6)
+    assert set(names) == {"before forward", "after forward"}
+    whole = report.times["forward"]
+    assert (whole.before_ms.median, whole.after_ms.median) == pytest.approx((12, 4))
+    assert whole.ratio.median == pytest.approx(3)
+    for layer in report.layers:
+        assert layer.times is not None
+        assert layer.times.ratio.median == pytest.approx(3)
+    said = next(line for line in report.summary() if "promise" in line)
+    share = 3 / (report.macs[0] / report.macs[1])
+    assert said.startswith(f"{share:.0%} of the {report.macs[0] / report.macs[1]:.2f} times")
+    assert "layers themselves take 12.000 -> 4.000 ms" in said
+    assert said.endswith("0.000 -> 0.000 ms")
+
+
+def test_the_curve_of_dsp() -> None:
+    model = classifier(16)
+    report = sc.prune_filters(model, X, DSP(X, 0.3)).report
+    curve = report.curve()
+    thresholds, counts = zip(*curve, strict=True)
+    assert len(curve) == 49
+    assert thresholds[0] == pytest.approx(1e-6)
+    assert list(thresholds) == sorted(thresholds)
+    assert list(counts) == sorted(counts, reverse=True)
+    assert counts[-1] == 2  # of each layer one
+    for eps in (0.0, 0.1, 0.3, 0.7):
+        kept = sc.prune_filters(model, X, DSP(X, eps)).report.layers
+        convolution, linear = (kept[i].filters[1] for i in (0, 2))
+        assert report.curve([eps]) == [(eps, convolution + linear)]

@@ -1,0 +1,190 @@
+"""The instance-wise sparsity loss is its formula, and watches a model only when asked to."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from model_state import everything
+from networks import ChannelsLast, Drawn, classifier, data
+from torch import Tensor, nn
+
+import sparseconv as sc
+from sparseconv.pruning.sparsity_loss import InstanceSparsity, Stage, published_stages
+
+X, Y = data(5)
+SCALE = 0.25
+
+
+def outputs_of(model: nn.Module, stages: list[str], x: Tensor) -> dict[str, Tensor]:
+    """What modules compute in a pass of their own."""
+    found: dict[str, Tensor] = {}
+    for name in stages:
+        hook = lambda _, __, y, name=name: found.update({name: y})  # noqa: E731
+        model.get_submodule(name).register_forward_hook(hook)
+    model(x)
+    return found
+
+
+def by_loops(output: Tensor, channels: int) -> float:
+    total = []
+    for series in output.tolist():
+        total += [math.sqrt(math.fsum(v * v for v in channel)) for channel in series[:channels]]
+    return math.fsum(total)
+
+
+STAGES = [Stage("2", 3.0), Stage("0", 0.5, 5)]
+
+
+def test_the_formula_and_its_gradient() -> None:
+    model = classifier()
+    found = outputs_of(copy.deepcopy(model), ["2", "0"], X)
+    wanted = SCALE * (3 * by_loops(found["2"], 8) + 0.5 * by_loops(found["0"], 5))
+    with InstanceSparsity(model, STAGES, SCALE) as penalty:
+        out = model(X)
+        loss = penalty()
+    unit = 2.0**-53
+    assert abs(loss.item() - wanted) <= (5 * 13 + 12 + 10) * unit * wanted
+    loss.backward()
+
+    # The norm's gradient is x / |x|, and 0 for a silent channel.
+    twin = copy.deepcopy(model)
+    twin.zero_grad()
+    found = outputs_of(twin, ["2", "0"], X)
+    parts = []
+    for stage in STAGES:
+        output = found[stage.module]
+        direction = torch.zeros_like(output)
+        for b in range(len(output)):
+            for c in range(stage.channels or output.shape[1]):
+                own = output[b, c].detach()
+                if own.any():
+                    direction[b, c] = own / math.sqrt(math.fsum(v * v for v in own.tolist()))
+        parts.append(stage.weight * SCALE * (direction * output).sum())
+    sum(parts).backward()
+    for own, other in zip(model.parameters(), twin.parameters(), strict=True):
+        if own.grad is None:  # behind the stages
+            assert other.grad is None
+        else:
+            assert torch.allclose(own.grad, other.grad, rtol=1e4 * unit, atol=1e4 * unit * SCALE)
+    assert out.shape == (5, 3)
+
+
+def test_silent_channels_have_no_gradient() -> None:
+    model = classifier()
+    nn.init.constant_(model[1].bias, -100)
+    with InstanceSparsity(model, ["2"]) as penalty:
+        model(X)
+        loss = penalty()
+    loss.backward()
+    assert loss == 0
+    assert not model[0].weight.grad.any()
+
+
+def test_it_adds_up_passes_in_train_mode_and_leaves_no_trace() -> None:
+    model = classifier()
+    before = everything(model)
+    penalty = InstanceSparsity(model, ["0"])
+    assert everything(model) == before
+    model(X)
+    with pytest.raises(RuntimeError, match="no stage was run"):
+        penalty()  # not inside of a with block
+    with penalty:
+        one = (model(X), penalty())[1]
+        model(X)
+        model(X)
+        assert penalty().item() == pytest.approx(2 * one.item(), rel=1e-12)
+        with pytest.raises(RuntimeError, match="no stage was run"):
+            penalty()
+        model.eval()(X)
+        with torch.no_grad():
+            model.train()(X)
+        with pytest.raises(RuntimeError, match="no stage was run"):
+            penalty()
+        model(X)
+    with penalty, pytest.raises(RuntimeError, match="no stage was run"):
+        penalty()  # of the block before nothing is left
+    with pytest.raises(KeyError), penalty:
+        raise KeyError
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_lite_counts_its_learned_filters(pruned: bool) -> None:
+    torch.manual_seed(0)
+    model, x = sc.models.LITE(2, 3, nf=5).double(), X
+    if pruned:
+        model = sc.prune_filters(model, x, Drawn(0, False), ratio=0.4).model
+    learned = sum(len(conv.weight) for conv in model.convs)
+    assert learned == (9 if pruned else 15)
+    assert published_stages(model) == [
+        ("blocks.1", 4.0, learned), ("blocks.5", 2.0, None), ("blocks.9", 1.0, None),
+    ]  # fmt: skip
+    found = outputs_of(copy.deepcopy(model), ["blocks.1", "blocks.5", "blocks.9"], x)
+    assert found["blocks.1"].shape[1] == learned + 17
+    wanted = 4 * by_loops(found["blocks.1"], learned) + 2 * by_loops(found["blocks.5"], 99)
+    wanted += by_loops(found["blocks.9"], 99)
+    with InstanceSparsity(model) as penalty:
+        model(x)
+        assert penalty().item() == pytest.approx(2e-5 * wanted, rel=1e-12)
+
+
+def test_inception_time_counts_each_module_after_its_addition() -> None:
+    torch.manual_seed(0)
+    model = sc.models.InceptionTime(2, 3, nf=4).double()
+    seen: list[Tensor] = []
+    relu = F.relu
+
+    stages = published_stages(model)
+    assert len(stages) == 6
+    assert all((stage.weight, stage.channels) == (1, None) for stage in stages)
+    found = outputs_of(copy.deepcopy(model), [stage.module for stage in stages], X)
+    assert {tuple(y.shape) for y in found.values()} == {(5, 16, 12)}
+    assert all((y >= 0).all() for y in found.values())  # after ReLU
+    for index, stage in ((2, "blocks.0"), (5, "blocks.1")):
+        assert stages[index].module == stage
+        seen.append(found[stage])
+    # Every third is the sum with the shortcut.
+    twin = copy.deepcopy(model)
+    parts = outputs_of(twin, ["blocks.0.body", "blocks.0.shortcut"], X)
+    assert torch.equal(seen[0], relu(parts["blocks.0.body"] + parts["blocks.0.shortcut"]))
+
+
+@pytest.mark.parametrize(
+    ("stages", "weight", "message"),
+    [
+        (["no"], 1, "stages names 'no', but the model has no such module"),
+        ("0", 1, "stages must list modules, one at least, but got '0'"),
+        ([], 1, "stages must list modules"),
+        ([3], 1, "names or Stages, but got 3"),
+        ([("0", 1.0, 2, 3)], 1, "names or Stages"),
+        ([Stage("0", -1)], 1, "weight of a stage must be finite and at least 0, but got -1"),
+        ([Stage("0", math.nan)], 1, "weight of a stage"),
+        ([Stage("0", "a")], 1, "weight of a stage must be a number"),
+        ([Stage("0", 1, 0)], 1, "channels of a stage"),
+        (None, 1, "no stages are published for Sequential"),
+        (["0"], -1, "weight must be finite and at least 0"),
+        (["0"], math.inf, "weight must be finite"),
+        (["0"], "a", "weight must be a number"),
+    ],
+)
+def test_wrong_arguments(stages: Any, weight: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        InstanceSparsity(classifier(), stages, weight)
+
+
+def test_wrong_models_and_outputs() -> None:
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module"):
+        InstanceSparsity(3)  # type: ignore[arg-type]
+    model = ChannelsLast()
+    model.add_module("lstm", nn.LSTM(2, 3).double())
+    with InstanceSparsity(model, ["head", "lstm"]):
+        with pytest.raises(ValueError, match=r"stage 'head' must be \(N, C, L\), but it is \(5, 3"):
+            model(X)
+        with pytest.raises(ValueError, match=r"stage 'lstm' must be .*, but it is tuple"):
+            model.lstm(X.transpose(1, 2))
+    assert model(X).shape == (5, 3)
