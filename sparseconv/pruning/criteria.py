@@ -150,6 +150,9 @@ class Jacobian(Criterion):
                         found += felt.square()
         return found
 
+    def __repr__(self) -> str:
+        return f"Jacobian(batches={self.batches})"
+
 
 class DSP(Criterion):
     """Dynamic structured pruning: filters whose output stays near zero on every training series.
@@ -166,8 +169,6 @@ class DSP(Criterion):
 
     Source: Abdullayev et al., arXiv 2602.12744 (2026).
     """
-
-    everywhere = True
 
     def __init__(self, data: Any, eps: float = EPS) -> None:
         self.data, self.threshold = data, number("eps", eps)

@@ -16,6 +16,7 @@ from sparseconv.pruning.surgery import remove
 
 SLOWER = 5  # times slower than other weights do those of a pair move (under Adam)
 DENSE = (nn.Conv1d, nn.Linear)
+WIDEST = 8192  # inputs of a layer behind a decompressor, a matrix of these by these
 
 
 class Mix(nn.Module):
@@ -114,15 +115,16 @@ def with_pairs(
     """Put pairs into a model in place, and remove the other filters; returns the names of these.
 
     Filters go without pairs where a depthwise, grouped or sparse layer is among those that hang
-    together: a pair cannot be merged through the first, and would make the last dense.
+    together (a pair cannot be merged through the first, and would make the last dense), or one of
+    more inputs than ``WIDEST``, as behind ``nn.Flatten``.
     """
     pruned = [group for group in channels.sets if not kept[group.units].all()]
     paired = [group for group in pruned if _can_be_paired(channels, group)]
     if pruned and not paired:
         raise ValueError(
             "equivalent pruning needs nn.Conv1d or nn.Linear on both sides of the filters that go, "
-            "but all are next to sparse, grouped or depthwise layers; prune without it, or before "
-            "the layers become sparse"
+            "but all are next to sparse, grouped, depthwise or very wide layers; prune without "
+            "it, or before the layers become sparse"
         )
     spared = torch.zeros_like(kept)
     for group in paired:
@@ -151,7 +153,9 @@ def with_pairs(
 def _can_be_paired(channels: Channels, group: UnitSet) -> bool:
     names = {*group.rows, *(name for name, *_ in channels.columns(group.units))}
     layers = [channels.layers[name] for name in names]
-    return all(type(x.module) in DENSE and x.groups == 1 for x in layers)
+    return all(
+        type(x.module) in DENSE and x.groups == 1 and len(x.inputs) <= WIDEST for x in layers
+    )
 
 
 def _mix(units: Tensor, owner: Tensor, kept: Tensor, spared: Tensor) -> Mix | None:
@@ -162,14 +166,14 @@ def _mix(units: Tensor, owner: Tensor, kept: Tensor, spared: Tensor) -> Mix | No
         return None
     stay = kept_channels(units, kept).nonzero()[:, 0]
     # Channels that are mixed: of one set, and where a layer reads a unit often, in the same place.
-    place: Counter[int] = Counter()
-    kinds = []
+    group = torch.where(units < 0, -1, owner[units])
+    seen: Counter[int] = Counter()
+    place = torch.empty_like(group)
     for i, unit in enumerate(units.tolist()):
-        group = -1 if unit < 0 else int(owner[unit])
-        kinds.append((group, place[unit]) if group >= 0 else (-1, -i))
-        place[unit] += 1
-    same = torch.tensor([[a == b for b in kinds] for a in kinds])
-    free = torch.tensor([kind[0] >= 0 for kind in kinds])
+        place[i] = seen[unit]
+        seen[unit] += 1
+    same = (group[:, None] == group) & (place[:, None] == place)
+    free = group >= 0
     return Mix(torch.eye(len(units))[stay], (same & free)[stay])
 
 

@@ -129,7 +129,8 @@ class Evolutionary(Criterion):
         return torch.from_numpy(np.asarray(found.X[best], dtype=bool))
 
     def __repr__(self) -> str:
-        return f"Evolutionary(population={self.population}, generations={self.generations})"
+        names = ("tolerance", "cases", "population", "generations", "seed")
+        return f"Evolutionary({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
 
 
 @contextmanager

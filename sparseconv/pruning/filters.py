@@ -93,7 +93,7 @@ def prune_filters(
         raise TypeError(
             f"criterion must be one of sparseconv.pruning, for example WHC(), but got {criterion!r}"
         )
-    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    ignore = _checked_names(ignore)
     ratio, target_macs = _checked_target(criterion, ratio, target_macs)
     steps = single("steps", steps, 1)
     if equivalent and optimizer is not None:
@@ -154,12 +154,16 @@ def prune_filters(
 
 @torch.inference_mode(False)
 def keep_filters(
-    model: nn.Module, example_input: Any, filters: Mapping[str, Iterable[int]]
+    model: nn.Module,
+    example_input: Any,
+    filters: Mapping[str, Iterable[int]],
+    *,
+    ignore: Iterable[str] = (),
 ) -> nn.Module:
     """Return a copy of a model that keeps only some filters of some layers.
 
     Args:
-        model, example_input: as for ``prune_filters``.
+        model, example_input, ignore: as for ``prune_filters``.
         filters: by the name of a layer the numbers of the output channels that stay; those of
             layers that hang together must agree. ``{x.name: x.kept for x in report.layers}`` makes
             the pruned model's shape of a fresh one, to load a state dict into.
@@ -176,10 +180,10 @@ def keep_filters(
         Conv1d(1, 2, kernel_size=(7,), stride=(1,), padding=same, bias=False)
     """
     check_module(model)
-    arguments = _checked_example(example_input)
-    _check_supported(model, ())
+    arguments, ignore = _checked_example(example_input), _checked_names(ignore)
+    _check_supported(model, ignore)
     copied = deepcopy_model(model)
-    channels = trace(copied, arguments)
+    channels = trace(copied, arguments, ignore)
     kept = torch.ones(channels.n_units, dtype=torch.bool)
     for name, numbers in filters.items():
         if name not in channels.layers:
@@ -285,6 +289,13 @@ def _checked_target(
             f"ratio must lie in [0, 1), since every layer keeps a filter, but got {ratio}"
         )
     return ratio, None
+
+
+def _checked_names(ignore: Any) -> list[str]:
+    names = [ignore] if isinstance(ignore, str) else ignore
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"ignore must be names of modules, but got {ignore!r}")
+    return list(names)
 
 
 def _check_supported(model: nn.Module, ignore: Iterable[str]) -> None:

@@ -89,8 +89,9 @@ class PruningReport:
 
     @property
     def parameters(self) -> tuple[int, int]:
-        """Of the whole model, before and after."""
-        return _parameters(self.before), _parameters(self.after)
+        """Of the whole model, before and after; of compressors not, since they are merged."""
+        whole = sum(parameter.numel() for parameter in self.before.parameters())
+        return whole, whole - sum(x.parameters[0] - x.parameters[1] for x in self.layers)
 
     @property
     def macs(self) -> tuple[int, int]:
@@ -257,10 +258,6 @@ def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
             )
         )
     return tuple(found)
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _call(module: nn.Module, x: Tensor) -> Any:

@@ -218,7 +218,7 @@ def test_filters_without_a_pair_are_named() -> None:
 )
 def test_networks_without_a_place_for_pairs(model: nn.Module) -> None:
     ignore = ["c"] if isinstance(model, Mixed) else []
-    with pytest.raises(ValueError, match="next to sparse, grouped or depthwise layers"):
+    with pytest.raises(ValueError, match="next to sparse, grouped, depthwise or very wide"):
         sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True, ignore=ignore)
 
 
