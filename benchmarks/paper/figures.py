@@ -201,20 +201,26 @@ def pareto(runs: Runs, path: Path) -> Path | None:
             )
     if len(points) < 3:
         return None
-    figure = new_figure("Accuracy by time of a prediction", 7.5, 5)
-    axes = figure.subplots()
+    figure = new_figure("Accuracy by time of a prediction", 9, 5)
+    axes, key = figure.subplots(1, 2, width_ratios=(2, 1))
     best = [
         p for p in sorted(points.values())
         if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points.values())
     ]  # fmt: skip
     axes.plot(*zip(*best, strict=True), color=FAINT, linewidth=1, drawstyle="steps-post")
-    for name, point in points.items():
+    key.axis("off")
+    for number, (name, point) in enumerate(sorted(points.items(), key=lambda item: item[1]), 1):
         color = {"LITE": BLUE, "InceptionTime": ORANGE}.get(name.split(",")[0], INK)
         axes.scatter(*point, s=22, color=color, zorder=3)
-        axes.annotate(name, point, (5, 3), textcoords="offset points", fontsize=7)
+        axes.annotate(
+            str(number), point, (4, 3), textcoords="offset points", fontsize=8, color=color
+        )
+        key.text(0, 1 - number / (len(points) + 1), f"{number}  {name}", fontsize=8, color=color)
     axes.set_xscale("log")
-    style_axes(axes, f"ms of a batch of 16 on one thread, {len(common)} data sets", "accuracy (%)")
-    axes.margins(x=0.2, y=0.1)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    style_axes(axes, f"ms of a batch of 16 on one thread; data sets: {len(common)}", "accuracy (%)")
+    axes.margins(x=0.1, y=0.1)
     return _save(figure, path)
 
 

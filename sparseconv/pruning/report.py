@@ -26,6 +26,8 @@ from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.equivalent import merge
 from sparseconv.report.page import Section, write_html
 
+PASSES = {"forward": "a prediction", "step": "a training step"}
+
 
 @dataclass(frozen=True)
 class Times:
@@ -184,19 +186,17 @@ class PruningReport:
             less = f"{1 - after / max(before, 1):.1%} fewer"
             lines.append(f"{name}: {with_thousands(before)} -> {with_thousands(after)}, {less}")
         for which, found in self.times.items():
-            name = {"forward": "a prediction", "step": "a training step"}[which]
             lines.append(
-                f"{name}: {found.before_ms.median:.3f} -> {found.after_ms.median:.3f} ms, "
+                f"{PASSES[which]}: {found.before_ms.median:.3f} -> {found.after_ms.median:.3f} ms, "
                 f"ratio {found.ratio}"
             )
-        if "forward" in self.times:
-            facts = (
-                threads_text(self.threads),
-                self.machine["cpu"],
-                f"torch {self.machine['torch']}",
-            )
-            lines += [*self._rest(), "machine: " + ", ".join(facts)]
-        return lines
+        return [*lines, *self._conditions()]
+
+    def _conditions(self) -> list[str]:
+        if "forward" not in self.times:
+            return []
+        facts = self.machine["cpu"], threads_text(self.threads), f"torch {self.machine['torch']}"
+        return [*self._rest(), "machine: " + ", ".join(facts)]
 
     def _rest(self) -> list[str]:
         """What keeps the time from falling as the multiply-adds do."""
@@ -233,8 +233,17 @@ class PruningReport:
 
     def write_html(self, path: str | Path) -> Path:
         """Write the report as a page of its own."""
-        text = ". ".join(self.summary())
-        sections = [Section("Layers", text, self.table())]
+        rows = [
+            (name, *map(with_thousands, pair), f"{pair[0] / max(pair[1], 1):.2f}")
+            for name, pair in (("parameters", self.parameters), ("MACs", self.macs))
+        ]
+        for which, found in self.times.items():
+            pair = found.before_ms, found.after_ms
+            rows.append((f"ms of {PASSES[which]}", *(f"{time.median:.3f}" for time in pair),
+                         str(found.ratio)))  # fmt: skip
+        whole = Table(("", "before", "after", "before / after"), rows)
+        text = "; ".join(self._conditions())
+        sections = [Section("Whole model", text, whole), Section("Layers", table=self.table())]
         return write_html(path, "Pruned filters", sections, subtitle=self.criterion)
 
 

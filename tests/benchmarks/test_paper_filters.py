@@ -1,0 +1,185 @@
+"""Networks made smaller: one training, every way to prune it, tables and times."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("aeon", reason="aeon is not installed")
+
+from benchmarks.paper import pruned_filters, tables
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.archives import open_archive
+from benchmarks.paper.comparison import Runs
+from benchmarks.paper.plan import CRITERIA, read_plan
+from benchmarks.paper.pruned_filters import expanded, like
+from benchmarks.paper.pruned_times import TIMES_NAME, read_times
+from benchmarks.paper.sweep import ROWS_NAME, read_rows
+from sparseconv.pruning.tracing import trace
+
+PLAN = """
+epochs = 4
+seeds = [0]
+[[run]]
+name = "LITE"
+model = "LITE"
+sets = "all"
+series = "z-normalised"
+network = {nf = 3}
+pruning = [
+    {name = "unpruned, tuned"},
+    {name = "WHC", criterion = "whc", ratio = 0.5},
+    {name = "evolutionary", criterion = "evolutionary"},
+]
+[[run]]
+name = "DSN"
+model = "DSN"
+sets = "all"
+network = {nf = 3, depth = 1}
+[[run]]
+name = "InceptionTime"
+model = "InceptionTime"
+sets = "all"
+network = {nf = 2}
+silence = 1e-4
+pruning = [
+    {name = "equivalent", criterion = "jacobian", ratio = 0.5, steps = 2, equivalent = true},
+    {name = "joint SVD", factorize = "left", compression = 1.2},
+    {name = "DSP, retrained", criterion = "dsp", retrain = true},
+    {name = "DSP, sparse", criterion = "dsp", sparsity = 0.8},
+    {name = "L2", criterion = "l2", ratio = 0.3},
+    {name = "HC", criterion = "hc", ratio = 0.3},
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("filters")
+    (folder / "archive").mkdir()
+    generator = np.random.default_rng(0)
+    y = np.arange(24) % 2
+    X = generator.normal(size=(24, 1, 30)) + y[:, None, None]
+    np.savez(folder / "archive" / "GunPoint.npz", X_train=X[:14], y_train=y[:14], X_test=X[14:],
+             y_test=y[14:])  # fmt: skip
+    (folder / "plan.toml").write_text(PLAN)
+    return folder
+
+
+def run(folder: Path, out: Path) -> int:
+    words = ["run", str(folder / "plan.toml"), "--archive", str(folder / "archive")]
+    return main([*words, "--out", str(out), "--workers", "1"])
+
+
+@pytest.fixture(scope="module")
+def out(folder: Path) -> Path:
+    assert run(folder, folder / "out") == 0
+    return folder / "out"
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in row.items() if not k.endswith("seconds") and k != "machine"}
+    if "variants" in row:
+        kept["variants"] = [without_times(variant) for variant in row["variants"]]
+    return kept
+
+
+def test_every_variant_is_a_row(out: Path) -> None:
+    rows = {row["run"]: row for row in expanded(read_rows(out / ROWS_NAME))}
+    assert len(rows) == 3 + 3 + 6
+    whole = rows["LITE"]
+    assert rows["LITE, unpruned, tuned"]["params"] == whole["params"]
+    for name, row in rows.items():
+        assert 0 <= row["accuracy"] <= 1
+        if name.split(",")[0] == "LITE" and name not in ("LITE", "LITE, unpruned, tuned"):
+            assert row["params"] < whole["params"]
+    assert rows["InceptionTime, DSP, retrained"]["tuning_epochs"] == 4
+    assert rows["InceptionTime, L2"]["tuning_epochs"] == 1
+    sparse, dense = rows["InceptionTime, DSP, sparse"], rows["InceptionTime, DSP, retrained"]
+    assert sparse["kept"] == dense["kept"]
+    assert sparse["macs"] < dense["macs"] / 2
+
+
+def test_fresh_networks_have_the_shapes_of_the_rows(out: Path) -> None:
+    for row in read_rows(out / ROWS_NAME):
+        for variant in row.get("variants", []):
+            model = like(row, variant)
+            assert sum(p.numel() for p in model.parameters()) == variant["params"]
+            example = torch.zeros(1, row["n_channels"], row["n_timepoints"])
+            assert trace(model, (example,)).macs() == variant["macs"]
+
+
+def test_a_job_that_was_killed_goes_on(
+    folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    smaller = pruned_filters.smaller
+
+    def counted(variant: Any, *rest: Any) -> Any:
+        done.append(variant["name"])
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return smaller(variant, *rest)
+
+    monkeypatch.setattr(pruned_filters, "smaller", counted)
+    (lite, *_) = read_plan(folder / "plan.toml", open_archive(folder / "archive"))
+    source = str(folder / "archive" / "GunPoint.npz")
+    from benchmarks.paper.job import perform
+
+    with pytest.raises(KeyboardInterrupt):
+        perform(lite, source, tmp_path / "job")
+    row = perform(lite, source, tmp_path / "job")
+    assert done == ["unpruned, tuned", "WHC", "evolutionary", "evolutionary"]
+    (expected,) = (row for row in read_rows(out / ROWS_NAME) if row["run"] == "LITE")
+    assert json.loads(json.dumps(without_times(row))) == without_times(expected)
+
+
+def test_times_and_tables(out: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "out"
+    shutil.copytree(out, copied)
+    assert main(["time", str(copied)]) == 0
+    assert main(["time", str(copied)]) == 0  # nothing is measured twice
+    (line,) = read_times(copied / TIMES_NAME)
+    assert len((copied / TIMES_NAME).read_text().splitlines()) == 1
+    assert len(line["times"]) == 3 + 3 + 6
+    assert all(found["forward_ms"] > 0 and found["step_ms"] > 0 for found in line["times"].values())
+    rows = list(expanded(read_rows(copied / ROWS_NAME), read_times(copied / TIMES_NAME)))
+    table = {cells[0]: cells for cells in tables.smaller_networks(Runs(rows)).rows}
+    assert table["LITE, WHC"][5] != "-"
+    assert table["LITE, WHC"][7] != "-"
+    assert table["DSN"][7] == "-"
+    assert (copied / "report" / "smaller-networks.png").exists()
+    assert "Networks made smaller" in (copied / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('criterion = "whc"', 'criterion = "luck"', "pruning.criterion must be one of whc"),
+        ("ratio = 0.5}", "share = 0.5}", "unknown key pruning.share"),
+        ('{name = "HC"', '{name = "L2"', "names a variant twice"),
+        ('{name = "HC", ', "{", "a list of tables with a name"),
+        ("nf = 3, depth = 1}", "nf = 3}\nsilence = 1e-4", "no stages of DSN"),
+        ("nf = 3, depth = 1}", 'nf = 3}\npruning = [{name = "a"}]', "not for DSN"),
+    ],
+)
+def test_plans_that_are_refused(
+    folder: Path, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN.replace(old, new, 1))
+    with pytest.raises(ValueError, match=said):
+        read_plan(tmp_path / "plan.toml", open_archive(folder / "archive"))
+
+
+def test_the_plan_of_the_evidence() -> None:
+    jobs = read_plan("filters", open_archive(None))
+    assert {job.seed for job in jobs} == {0, 1, 2}
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
+    used = {v["criterion"] for job in jobs for v in job.options["pruning"] if "criterion" in v}
+    assert used == set(CRITERIA) == set(pruned_filters.CRITERIA)
