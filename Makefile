@@ -10,7 +10,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1)
 
-.PHONY: demo test fuzz crash cuda-check nightly install-matrix bench bench-check paper docs wheel lint format clean
+.PHONY: demo test fuzz crash cuda-check nightly install-matrix bench bench-check paper edge docs wheel lint format clean
 
 demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write demo/report.html
 	$(PY) -m benchmarks.demo --out demo
@@ -45,6 +45,9 @@ bench-check: $(VENV)/.built  ## compare speed with BASE=<git ref>; fails if slow
 
 paper: $(VENV)/.built  ## tables and figures of the DSN paper, on aeon's data sets (ARCHIVE=DIR PLAN=full: on an archive)
 	$(PY) -m benchmarks.paper run $(or $(PLAN),demo) $(if $(OUT),--out $(OUT)) $(if $(ARCHIVE),--archive $(ARCHIVE))
+
+edge: $(VENV)/.built  ## C programs of trained networks, on emulated microcontrollers (ARCHIVE=DIR: more sets; RUN=FOLDER: that run)
+	$(PY) -m benchmarks.edge $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(RUN),--run $(RUN)) $(if $(DATA),--data $(DATA))
 
 docs: $(VENV)/.docs  ## build the documentation site into site/
 	$(PY) -m sphinx -q -W --keep-going -b html docs site

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import classifiers, readme
+from benchmarks.edge import measure as edge_rows
+from benchmarks.edge import report as edge_report
 from benchmarks.paper import published_networks, report
 from sparseconv.bench import document, plots, tables
 from sparseconv.measure.table import threads_text
@@ -33,6 +35,7 @@ def write_all(folder: Path) -> None:
         "saved": lambda: figure(pictures[0], captions["saved"]),
         "dense_wins": lambda: tables.faster_baselines(bench["rows"]).markdown(),
         "published_networks": networks,
+        "edge": lambda: edge_report.section(edge_rows.rows_of(), folder / "edge.png"),
         "random_kernels": lambda: random_kernels(folder),
         "pocket": lambda: report.recorded(folder, report.RECORDED_KERNELS),
     }

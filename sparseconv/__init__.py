@@ -18,6 +18,7 @@ from sparseconv.ops.backends import available_backends
 
 if TYPE_CHECKING:
     from sparseconv.conversion import convert, to_dense
+    from sparseconv.edge import export_c
     from sparseconv.estimators.dsn import DSNClassifier
     from sparseconv.estimators.pocket import POCKETClassifier, RocketTransformer, prune_rocket
     from sparseconv.measure.memory import retain_freed_memory
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "convert",
+    "export_c",
     "factorize",
     "kernel_features",
     "load_run",
@@ -60,6 +62,7 @@ _LAZY = {
     "POCKETClassifier": "estimators.pocket",
     "RocketTransformer": "estimators.pocket",
     "convert": "conversion",
+    "export_c": "edge",
     "factorize": "pruning.factorize",
     "kernel_features": "rocket.features",
     "load_run": "training.run_folder",

@@ -1,4 +1,4 @@
-"""The command line: ``python -m sparseconv info``, ``… train``, ``… profile`` and ``… bench``."""
+"""The command line: ``python -m sparseconv info``, ``… train``, ``… export`` and others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sparseconv.cli import bench, info, profile, prune, train
+from sparseconv.cli import bench, export, info, profile, prune, train
 from sparseconv.cli.options import INTERRUPTED, PROG
 
 REFUSED = 2  # exit code: argparse's for bad usage
@@ -40,6 +40,6 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROG, description="Weight-sparse 1-D convolution for PyTorch."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_WholeWords)
-    for command in (info, bench, train, prune, profile):
+    for command in (info, bench, train, prune, profile, export):
         command.add_to(commands)
     return parser

@@ -1,0 +1,46 @@
+"""Exported networks against PyTorch, on this processor and on emulated ones.
+
+    python -m benchmarks.edge
+    python -m benchmarks.edge --archive DIR
+    python -m benchmarks.edge --run runs/GunPoint-seed0
+
+Trains short runs, exports them, and predicts whole test sets on each processor whose tools are
+installed; the others are named with what to install. Rows are added to a file as they come, so a
+stopped measurement goes on where it was. docs/edge.md shows them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.edge import measure, report, targets
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.edge", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--archive", type=Path, metavar="DIR",
+                        help=f".npz files, for {', '.join(measure.ARCHIVE)}")  # fmt: skip
+    parser.add_argument("--run", type=Path, metavar="FOLDER",
+                        help="measure this run of `python -m sparseconv train` only")  # fmt: skip
+    parser.add_argument("--data", metavar="NAME_OR_PATH", help="of --run (default: as it was)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/edge"), metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=measure.RESULTS, metavar="FILE")
+    arguments = parser.parse_args(argv)
+    machines = targets.available()
+    if arguments.run is not None:
+        networks = iter([measure.load(arguments.run, arguments.data)])
+    else:
+        networks = measure.trained(arguments.runs, arguments.archive)
+    for network in networks:
+        measure.measure(network, machines, arguments.out)
+    print(report.section(measure.rows_of(arguments.out), None))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

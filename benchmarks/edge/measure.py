@@ -1,0 +1,163 @@
+"""Accuracy, sizes and instructions of exported networks, one row for each program and processor."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import sparseconv as sc
+from benchmarks.edge import targets
+from benchmarks.edge.targets import Target
+from sparseconv import datasets
+from sparseconv.cli.main import main as command_line
+from sparseconv.datasets import Dataset
+from sparseconv.edge.export import WEIGHTS
+from sparseconv.edge.lowering import lower
+from sparseconv.measure.machine import measurement_context
+from sparseconv.training.evaluation import predict_log_proba
+
+RESULTS = Path(__file__).parents[1] / "results" / "edge" / "rows.jsonl"
+SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95)  # of the first data set
+USUAL = 0.8  # of the others; emulators predict the whole test set of these networks
+# Univariate and multivariate, 24 to 500 samples; those that aeon brings, then of an archive.
+BUNDLED = (
+    "GunPoint", "ItalyPowerDemand", "BasicMotions", "JapaneseVowels", "ArrowHead", "OSULeaf",
+)  # fmt: skip
+ARCHIVE = ("Coffee", "SyntheticControl", "ECG200", "Epilepsy", "ShapeletSim")
+# Short: what is compared is the same network in PyTorch and in C.
+TRAINING = ("--epochs", "100", "--lr", "1e-3", "--nan-to-zero", "--threads", "1", "--quiet")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network and its data."""
+
+    dataset: str
+    sparsity: float
+    model: sc.models.DSN
+    data: Dataset
+
+
+def trained(runs: Path, archive: Path | None) -> Iterator[Trained]:
+    """Train what the folder ``runs`` does not hold, and load it."""
+    sources = {name: name for name in BUNDLED}
+    if archive is not None:
+        found = {path.stem: str(path) for path in sorted(archive.rglob("*.npz"))}
+        for name in ARCHIVE:
+            if name in found:
+                sources[name] = found[name]
+            else:
+                print(f"{name}: skipped, {archive} does not hold it", flush=True)
+    for name, source in sources.items():
+        for sparsity in SPARSITIES if name in BUNDLED[:1] else (USUAL,):
+            out = runs / f"{name}-{round(100 * sparsity)}"
+            if not (out / "summary.md").exists():
+                resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
+                options = ["--sparsity", str(sparsity), "--out", str(out), *resume]
+                if command_line(["train", source, *TRAINING, *options]):
+                    raise RuntimeError(f"training on {name} failed")
+            yield load(out, source)
+
+
+def load(run_folder: Path, source: str | None = None) -> Trained:
+    """A run of ``python -m sparseconv train``; its data by the name in it, or from ``source``."""
+    run = sc.load_run(run_folder)
+    if not isinstance(run.model, sc.models.DSN):
+        raise ValueError(f"expected a run of a DSN, but {run_folder} holds random kernels")
+    data = datasets.load(source or run.config["data"]["name"], nan_to_zero=True)
+    return Trained(data.name, run.config["network"]["sparsity"], run.model, data)
+
+
+def measure(one: Trained, machines: Sequence[Target], out: Path) -> None:
+    """Add the rows that the file does not hold yet."""
+    done = {key(row) for row in rows_of(out)}
+    for weights in WEIGHTS:
+        known = {"dataset": one.dataset, "sparsity": one.sparsity, "weights": weights}
+        missing = [x for x in machines if key(known | {"target": x.name}) not in done]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            program = _export(one, one.model, weights, Path(folder) / "sparse")
+            dense = _export(one, every_tap(one.model), weights, Path(folder) / "dense")
+            for target in missing:
+                row = known | {"target": target.name} | _row(one, weights, target, program, dense)
+                row["machine"] = measurement_context()
+                out.parent.mkdir(parents=True, exist_ok=True)
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{one.dataset}, S={one.sparsity:.0%}, {weights}, {target.name}: "
+                      f"accuracy {row['accuracy']:.4f}, PyTorch's {row['accuracy_pytorch']:.4f}",
+                      flush=True)  # fmt: skip
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("dataset", "sparsity", "weights", "target"))
+
+
+def rows_of(path: Path = RESULTS) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _row(one: Trained, weights: str, target: Target, program: Path, dense: Path) -> dict[str, Any]:
+    data, native = one.data, not target.emulator
+    X, y = data.X_test, data.y_test
+    if not native and one.sparsity != USUAL:  # its cost only
+        X, y = X[:5], y[:5]
+    wanted = predict_log_proba(one.model, torch.from_numpy(X)).numpy()
+    labels, scores = targets.predict(target, program, X, wanted.shape[1], labels=native)
+    chosen = scores.argmax(1)
+    if native and (labels != chosen).any():
+        raise RuntimeError(f"{one.dataset}: net_predict is not the largest of net_scores")
+    row: dict[str, Any] = {
+        "n_test": len(data.X_test), "n_predicted": len(X), "n_channels": data.n_channels,
+        "n_timepoints": data.n_timepoints, "classes": len(data.classes),
+        "accuracy_pytorch": float((wanted.argmax(1) == y).mean()),
+        "accuracy": float((chosen == y).mean()),
+        "labels_differ": int((chosen != wanted.argmax(1)).sum()),
+        "difference": float(np.abs(scores - wanted).max()),
+        "bits": hashlib.sha256(scores.tobytes()).hexdigest()[:16],
+        "size": targets.sizes(target, program), "weight_bytes": targets.weights(program),
+    }  # fmt: skip
+    if weights == "float32" and native:  # of the computed bounds, how much is used
+        network = lower(one.model, *X.shape[1:])
+        row["of_bound"] = max(
+            targets.used_of_bound(program, network, X[at : at + 16]) for at in range(0, len(X), 16)
+        )
+    if target.counts:
+        row["instructions"] = targets.count(target, program)
+        row["dense"] = {
+            "instructions": targets.count(target, dense), "size": targets.sizes(target, dense)
+        }  # fmt: skip
+        if data.n_timepoints == 150:  # the length that it is written for
+            row["straightforward"] = targets.straightforward(
+                target, program.parent, weights == "int8"
+            )
+    return row
+
+
+def _export(one: Trained, model: sc.models.DSN, weights: str, folder: Path) -> Path:
+    data = one.data
+    # No instruction depends on the scales of the dense program, so few series do.
+    known = data.X_train if model is one.model else data.X_train[:4]
+    return sc.export_c(
+        model, data.X_test[:1], folder, name="net", weights=weights, calibration=known
+    )
+
+
+def every_tap(model: sc.models.DSN) -> sc.models.DSN:
+    """The same network with zeros in the place of inactive weights, stored and computed."""
+    dense = copy.deepcopy(model)
+    for layer in dense.sparse_layers():
+        layer.set_pattern(sc.KernelCSR.full(layer.pattern.shape))
+    return dense.eval()

@@ -1,0 +1,198 @@
+"""Processors to compile for, and how their programs run here: natively or in QEMU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sparseconv.edge.layers import TINY, UNIT, Network, arranged, sums
+
+Series = npt.NDArray[np.float32]
+SOURCES = Path(__file__).with_name("c")
+FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
+_CORTEX_M = (
+    "-fdata-sections",
+    "--specs=rdimon.specs",
+    "-T",
+    str(SOURCES / "cortex_m.ld"),
+    str(SOURCES / "cortex_m.c"),
+)
+_SEMIHOSTING = ("-nographic", "-monitor", "none", "-serial", "none", "-semihosting-config",
+                "enable=on,target=native")  # fmt: skip
+_PACKAGES = {
+    "gcc": "gcc", "clang": "clang", "size": "binutils",
+    "arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
+    "arm-none-eabi-size": "binutils-arm-none-eabi", "qemu-system-arm": "qemu-system-arm",
+    "riscv64-linux-gnu-gcc": "gcc-riscv64-linux-gnu libc6-dev-riscv64-cross",
+    "riscv64-linux-gnu-size": "binutils-riscv64-linux-gnu", "qemu-riscv64": "qemu-user",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """A processor.
+
+    Attributes:
+        compiler: prefix and name.
+        flags: of this processor.
+        link: what a whole program needs beside.
+        emulator: the words before the program's file; none: it runs here.
+    """
+
+    name: str
+    compiler: str
+    flags: Sequence[str] = ()
+    link: Sequence[str] = ()
+    emulator: Sequence[str] = ()
+
+    @property
+    def size(self) -> str:
+        prefix, dash, _ = self.compiler.rpartition("-")
+        return f"{prefix}{dash}size"
+
+    def missing(self) -> str:
+        """Which packages (Debian's names) this needs and lacks, else an empty string."""
+        tools = (self.compiler, self.size, *self.emulator[:1])
+        return " ".join(_PACKAGES[tool] for tool in tools if not shutil.which(tool))
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has a timer that counts instructions."""
+        return self.emulator[:1] == ("qemu-system-arm",)
+
+
+def _cortex(name: str, cpu: str, fpu: str, board: str) -> Target:
+    flags = ("-mthumb", f"-mcpu={cpu}", "-mfloat-abi=hard", f"-mfpu={fpu}")
+    return Target(name, "arm-none-eabi-gcc", flags, _CORTEX_M,
+                  ("qemu-system-arm", "-M", board, *_SEMIHOSTING, "-kernel"))  # fmt: skip
+
+
+TARGETS = (
+    Target("x86-64", "gcc"),
+    _cortex("Cortex-M4", "cortex-m4", "fpv4-sp-d16", "mps2-an386"),
+    _cortex("Cortex-M7", "cortex-m7", "fpv5-sp-d16", "mps2-an500"),
+    Target("RISC-V 64", "riscv64-linux-gnu-gcc", (), ("-static",), ("qemu-riscv64",)),
+)
+
+
+def available() -> list[Target]:
+    """The targets that can run here; the others are named with what to install."""
+    found = []
+    for target in TARGETS:
+        if missing := target.missing():
+            print(f"{target.name}: skipped, install it with apt-get install {missing}", flush=True)
+        else:
+            found.append(target)
+    return found
+
+
+def predict(
+    target: Target, program: Path, X: Series, classes: int, *, labels: bool = True
+) -> tuple[npt.NDArray[np.int32], Series]:
+    """Labels and scores of series, by the exported program ``net`` in a folder.
+
+    Without ``labels`` only ``net_scores`` is called.
+    """
+    sources = [str(SOURCES / "predict.c"), "net.c", f"-DLABELS={int(labels)}"]
+    compiled = _compile(target, program, sources)
+    (program / "series.bin").write_bytes(np.ascontiguousarray(X, np.float32).tobytes())
+    _run([*target.emulator, compiled], program)
+    kind = np.dtype([("label", "<i4"), ("scores", "<f4", (classes,))])
+    out = np.fromfile(program / "scores.bin", kind)
+    if len(out) != len(X):
+        raise RuntimeError(f"{target.name}: expected {len(X)} results, but got {len(out)}")
+    return out["label"].copy(), out["scores"].copy()
+
+
+def count(target: Target, program: Path, definitions: Sequence[str] = ()) -> dict[str, int]:
+    """Instructions of one prediction: ``all``, and of each layer by its number."""
+    text = (program / "net.c").read_text(encoding="utf-8")
+    calls = re.findall(r"^    (\w+\(.*, &layer_(\d+)\));$", text, re.MULTILINE)
+    steps = " ".join(f"COUNT({call});" for call, _ in calls)
+    compiled = _compile(
+        target, program, [str(SOURCES / "count.c"), f"-DSTEPS={steps}", *definitions]
+    )
+    printed = _run([*target.emulator[:-1], "-icount", "shift=0", "-kernel", compiled], program)
+    names = ["all", *(layer for _, layer in calls)]
+    return dict(zip(names, map(int, printed.split()), strict=True))
+
+
+def used_of_bound(program: Path, network: Network, X: Series) -> float:
+    """How much of its bound each output of each layer needs, the largest of all; natively.
+
+    A layer's output is compared with float64 on the input that it had in the program, so the bound
+    is that of one sum: (n + 3) * 2**-24 of its magnitude, n active weights.
+    """
+    (program / "series.bin").write_bytes(np.ascontiguousarray(X, np.float32).tobytes())
+    text = (program / "net.c").read_text(encoding="utf-8")
+    body = text.partition("sample_t *const x = arena.x;")[2].partition("return")[0]
+    steps, layers = [], iter(network.layers)
+    for statement in body.strip().splitlines():
+        call = statement.strip().rstrip(";")
+        if found := re.fullmatch(r"\w+\((.*), (.*), &layer_\d+\)", call):
+            layer = next(layers)
+            call = f"LAYER(({call}), {found[1]}, {layer.padded}, {found[2]}, {layer.outputs})"
+        steps.append(f"{call};")
+    sources = [str(SOURCES / "layers.c"), f"-DSTEPS={' '.join(steps)}"]
+    _run([_compile(TARGETS[0], program, sources)], program)
+    tensors = np.fromfile(program / "layers.bin", np.float32).astype(float).reshape(len(X), -1)
+    used, at = 0.0, 0
+    for layer in network.layers:
+        x = tensors[:, at : at + layer.padded]
+        y = tensors[:, at + layer.padded : at + layer.padded + layer.outputs]
+        at += layer.padded + layer.outputs
+        exact = sums(layer, x, layer.weight) + layer.bias
+        magnitude = sums(layer, np.abs(x), np.abs(layer.weight)) + np.abs(layer.bias)
+        bound = arranged(layer, (layer.active.sum(1) + 3) * (UNIT * magnitude + TINY))
+        exact = arranged(layer, np.maximum(exact, 0) if layer.relu else exact)
+        used = max(used, float((np.abs(y - exact) / bound).max()))
+    return used
+
+
+def straightforward(target: Target, folder: Path, is_int8: bool) -> int:
+    """Instructions of a layer, 47 to 141 channels, 39 taps, 150 samples, by plain loops."""
+    for file in (SOURCES / "straightforward").iterdir():
+        shutil.copy(file, folder)
+    types = ("int8_t", "int32_t") if is_int8 else ("float", "float")
+    definitions = [f"-D{name}={kind}" for name, kind in zip(("SAMPLE", "SUM"), types, strict=True)]
+    return count(target, folder, definitions)["0"]
+
+
+def sizes(target: Target, program: Path) -> dict[str, int]:
+    """Bytes of the network alone: ``text`` (code and constants), ``data`` and ``bss``."""
+    _run([target.compiler, *FLAGS, *target.flags, "-c", "net.c", "-o", "net.o"], program)
+    header, row = _run([target.size, "net.o"], program).splitlines()
+    named = dict(zip(header.split(), row.split(), strict=True))
+    return {name: int(named[name]) for name in ("text", "data", "bss")}
+
+
+def weights(program: Path) -> int:
+    """Bytes of the weights of a program and of their positions."""
+    bytes = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "uint32_t": 4, "float": 4}
+    text = (program / "net.c").read_text(encoding="utf-8")
+    arrays = re.findall(
+        r"^static const (\w+) (?:weight|gap|count)_\d+\[(\d+)\]", text, re.MULTILINE
+    )
+    return sum(bytes[kind] * int(length) for kind, length in arrays)
+
+
+def _compile(target: Target, program: Path, sources: Sequence[str]) -> str:
+    compiled = str(program / re.sub(r"\W", "_", target.name))
+    _run([target.compiler, *FLAGS, *target.flags, f"-I{program}", *sources, *target.link, "-lm",
+          "-o", compiled], program)  # fmt: skip
+    return compiled
+
+
+def _run(words: Sequence[str], folder: Path) -> str:
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout)[-2000:]
+        raise RuntimeError(f"{words[0]} ended with {done.returncode}: {said}")
+    return done.stdout

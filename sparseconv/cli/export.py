@@ -1,0 +1,68 @@
+"""``python -m sparseconv export``: a trained network as C."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparseconv import datasets
+from sparseconv.cli.results import data_facts
+from sparseconv.rocket.model import RocketModel
+from sparseconv.training.run_folder import load_run
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the command line's parser."""
+    command = commands.add_parser(
+        "export",
+        help="write a trained network as C for microcontrollers",
+        description="Write the network of a run as C99 without dependencies: NAME.c, NAME.h, "
+        "NAME_test.c with series of the training set, and README.md with sizes and cost. With "
+        "--int8 the training set calibrates it.",
+    )
+    command.set_defaults(run=_export)
+    command.add_argument("run_folder", metavar="RUN", help="results folder of `train`")
+    command.add_argument("--int8", action="store_true", help="int8 weights and activations")
+    command.add_argument(
+        "--name", default="dsn", help="a C identifier that begins every name (default: dsn)"
+    )
+    command.add_argument(
+        "--out", type=Path, help="folder, new or empty (default: RUN/c-float32 or RUN/c-int8)"
+    )
+    command.add_argument(
+        "--data", metavar="NAME_OR_PATH",
+        help="the data set of the run, as `train` accepts it (default: the name in the run)",
+    )  # fmt: skip
+
+
+def _export(args: argparse.Namespace) -> int:
+    run = load_run(args.run_folder)
+    if isinstance(run.model, RocketModel):
+        raise ValueError(
+            f"{args.run_folder} holds random kernels; expected the run of a Dynamic Sparse Network"
+        )
+    known = run.config["data"]
+    try:
+        data = datasets.load(args.data or known["name"], nan_to_zero=known["nan_to_zero"])
+    except ValueError as error:
+        if args.data is not None:
+            raise
+        raise ValueError(f"name the data of the run with --data: {error}") from error
+    facts = data_facts(data, known)
+    if any(known.get(name) != fact for name, fact in facts.items() if name != "name"):
+        raise ValueError(
+            f"{data.name} is not the data set of {args.run_folder}; give that one with --data"
+        )
+    from sparseconv.edge import export_c  # torch's observers take a moment to import
+
+    weights = "int8" if args.int8 else "float32"
+    out = args.out or Path(args.run_folder) / f"c-{weights}"
+    series = torch.from_numpy(data.X_train)
+    export_c(run.model, series, out, name=args.name, weights=weights, calibration=series)
+    files = ", ".join(sorted(file.name for file in out.iterdir()))
+    classes = ", ".join(map(str, data.classes))
+    print(f"{data.name}, {weights}: {out} holds {files}\nclasses, from 0: {classes}")
+    return 0

@@ -1,0 +1,183 @@
+"""What a network is for the generator of C: layers that are all the same kind of sum.
+
+Samples lie time-major, ``x[t * C + c]``. The window of an output is then a piece of memory that
+begins at ``position * step``, in which weight (c, k) of a convolution meets offset
+``k * dilation * C + c``, however long the series is. A 1x1 convolution, a linear layer, averages
+over time and a BatchNorm by itself are such sums too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+UNIT = 2.0**-24  # unit roundoff of float32
+TINY = 2.0**-149  # its smallest number
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """``y[position, row] = bias[row] + sum_j weight[row, j] * x[position * step + offsets[j]]``.
+
+    Attributes:
+        kind: what it is for a reader.
+        weight: float64 ``(rows, columns)``; 0 where not active.
+        active: bool, of the same shape: the weights that are stored.
+        offsets: int64 ``(columns,)``, ascending: the samples of a window.
+        bias: float64 ``(rows,)``.
+        step: samples between the windows of successive positions.
+        positions: outputs of each row.
+        length, channels: of the input.
+        padding, padding_mode: rows of channels put around the input before; as in ``nn.Conv1d``.
+        over_time: averages: the rows are times and the positions are channels.
+        rows_whole: results of a row lie side by side; else those of a position.
+        relu: negative outputs become 0.
+    """
+
+    kind: str
+    weight: Array
+    active: Array
+    offsets: Array
+    bias: Array
+    step: int
+    positions: int
+    length: int
+    channels: int
+    padding: tuple[int, int] = (0, 0)
+    padding_mode: str = "zeros"
+    over_time: bool = False
+    rows_whole: bool = False
+    relu: bool = False
+
+    @property
+    def rows(self) -> int:
+        return len(self.bias)
+
+    @property
+    def padded(self) -> int:
+        """Samples of the input with its padding."""
+        return (self.length + sum(self.padding)) * self.channels
+
+    @property
+    def outputs(self) -> int:
+        return self.rows * self.positions
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether each row has every weight of one stretch: no positions have to be stored."""
+        return bool(self.active.all() and (self.offsets == np.arange(len(self.offsets))).all())
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it maps the channels of each time by themselves, with nothing behind."""
+        return (
+            not self.over_time and not self.relu and self.step == self.channels
+            and self.positions == self.length and not any(self.padding)
+            and int(self.offsets[-1]) < self.channels
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Layers in a row.
+
+    Attributes:
+        input_shape: channels and length of a series.
+        ending: ``""``, ``"softmax"`` or ``"log_softmax"``.
+    """
+
+    input_shape: tuple[int, int]
+    layers: Sequence[Layer]
+    ending: str
+
+    @property
+    def classes(self) -> int:
+        return self.layers[-1].outputs
+
+
+def time_major(X: Array) -> Array:
+    """Series ``(n_cases, channels, length)`` as the layers read them, ``(n_cases, samples)``."""
+    return np.ascontiguousarray(X.transpose(0, 2, 1)).reshape(len(X), -1)
+
+
+def pad(layer: Layer, x: Array, blank: float = 0.0) -> Array:
+    """Put the layer's padding around inputs ``(n_cases, length * channels)``."""
+    mode = {"zeros": "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
+    around: Any = ((0, 0), layer.padding, (0, 0))
+    kwargs: Any = {"constant_values": blank} if layer.padding_mode == "zeros" else {}
+    shaped = x.reshape(len(x), layer.length, layer.channels)
+    chosen: Any = mode[layer.padding_mode]
+    padded: Array = np.pad(shaped, around, chosen, **kwargs)
+    return padded.reshape(len(x), -1)
+
+
+def sums(layer: Layer, padded: Array, weight: Array) -> Array:
+    """``(n_cases, positions, rows)``: the sums of a layer without its bias, in float64."""
+    at = np.arange(layer.positions)[:, None] * layer.step + layer.offsets
+    return np.stack([case[at] @ weight.T for case in padded.astype(np.float64)])
+
+
+def arranged(layer: Layer, y: Array) -> Array:
+    """Outputs ``(n_cases, positions, rows)`` as they lie in memory."""
+    return (y.transpose(0, 2, 1) if layer.rows_whole else y).reshape(len(y), -1)
+
+
+def tensors(network: Network, X: Array) -> list[Array]:
+    """The input and each layer's output ``(n_cases, samples)``, in float64.
+
+    Args:
+        X: series ``(n_cases, channels, length)``.
+    """
+    found = [time_major(X.astype(np.float64))]
+    for layer in network.layers:
+        y = sums(layer, pad(layer, found[-1]), layer.weight) + layer.bias
+        found.append(arranged(layer, np.maximum(y, 0) if layer.relu else y))
+    return found
+
+
+def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
+    """Scores ``(n_cases, n_classes)`` in float64, and how far float32 may be from each.
+
+    A sum of n products and a bias, in any order and with or without fused multiply-adds, is within
+    ``(n + 2) * 2**-24`` of its magnitude (Higham 2002, section 3.1); one more for the rounding of
+    its weights to float32. What the inputs are off passes through the weights' magnitudes.
+
+    Args:
+        X: series ``(n_cases, channels, length)``.
+
+    Returns:
+        Both, ``(n_cases, n_classes)``.
+    """
+    values = tensors(network, X)
+    error = np.zeros_like(values[0])
+    for layer, x in zip(network.layers, values, strict=False):
+        size = np.abs(layer.weight)
+        carried = sums(layer, pad(layer, error), size)
+        magnitude = sums(layer, pad(layer, np.abs(x)), size) + carried + np.abs(layer.bias)
+        terms = layer.active.sum(1) + 3
+        error = arranged(layer, carried + terms * (UNIT * magnitude + TINY))
+    return _ended(network.ending, values[-1], error)
+
+
+def _ended(ending: str, x: Array, error: Array) -> tuple[Array, Array]:
+    """Scores of the last layer's outputs; expf and logf may be off by two units in the last place.
+
+    The difference to the maximum is rounded, then its exponential, the sum and the logarithm.
+    """
+    if not ending:
+        return x, error
+    behind = x - x.max(1, keepdims=True)  # 0 and below
+    total = np.exp(behind).sum(1, keepdims=True)
+    log = behind - np.log(total)
+    moved = error + error.max(1, keepdims=True)
+    deepest = -behind.min(1, keepdims=True)
+    relative = UNIT * (deepest + x.shape[1] + 8)  # of the sum
+    off = moved + relative + UNIT * (2 * np.abs(behind) + 6 * np.log(total) + 4 * np.abs(log))
+    if ending == "log_softmax":
+        return log, off
+    return np.exp(log), np.exp(log) * np.expm1(off + 8 * UNIT) + TINY

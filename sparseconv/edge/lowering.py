@@ -1,0 +1,316 @@
+"""From PyTorch's modules to the layers of the C program; what has no such layer is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from sparseconv.core.geometry import Geometry
+from sparseconv.edge.layers import Array, Layer, Network
+from sparseconv.models.dsn import DSN
+from sparseconv.nn.block import leaves
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.pooling import ShortAvgPool1d, new_averaging_matrix
+from sparseconv.nn.state import current
+
+_PADS: dict[type[nn.Module], str] = {
+    nn.ZeroPad1d: "zeros",
+    nn.ReplicationPad1d: "replicate",
+    nn.ReflectionPad1d: "reflect",
+    nn.CircularPad1d: "circular",
+}
+_SUPPORTED = (
+    "SparseConv1d, Conv1d, Linear, BatchNorm1d, ReLU, AdaptiveAvgPool1d, Flatten, a padding layer "
+    "before a convolution, and at the end LogSoftmax or Softmax; in a DSN or in Sequentials"
+)
+
+
+def lower(model: nn.Module, channels: int, length: int) -> Network:
+    """Translate a model in eval mode, for series ``(channels, length)``.
+
+    Raises:
+        NotImplementedError: a module that the C program has no layer for, by its name.
+        ValueError: a module in training mode, weights that are not finite, or an input that does
+            not fit.
+    """
+    for name, module in model.named_modules():
+        if module.training:
+            where = f"module {name!r}" if name else "it"
+            raise ValueError(
+                f"expected a model in eval mode, but {where} is in training mode; call model.eval()"
+            )
+    names = {module: name for name, module in model.named_modules()}
+    sequences = [model.blocks, model.head] if type(model) is DSN else [model]
+    for module in {model, *sequences}:
+        if _hooked(module):
+            raise _unsupported(names[module], module, "it has hooks or a forward of its own")
+    state = _State(channels, length)
+    for module in [inner for sequence in sequences for inner in leaves(sequence)]:
+        if state.ending:
+            raise _unsupported(
+                names[module], module, f"it follows the {state.ending} that ends the network"
+            )
+        lower_one = _LOWERINGS.get(type(module))
+        if lower_one is None:
+            raise _unsupported(names[module], module)
+        if _hooked(module):
+            raise _unsupported(names[module], module, "it has hooks or a forward of its own")
+        if state.pads and not isinstance(module, nn.Conv1d | SparseConv1d):
+            raise _unsupported(names[module], module, "it follows a padding layer")
+        with np.errstate(all="ignore"):  # the result is looked at
+            try:
+                lower_one(state, module)
+            except ValueError as error:
+                raise ValueError(f"module {names[module]!r}: {error}") from error
+            stored = [part.astype(np.float32) for x in state.layers[-1:]
+                      for part in (x.weight, x.bias)]  # fmt: skip
+        if not all(np.isfinite(part).all() for part in stored):
+            raise ValueError(
+                f"module {names[module]!r} ({type(module).__name__}): expected finite weights, but "
+                "some are NaN, infinite or too large for float32; train the model anew"
+            )
+    if state.features is None or not state.layers:
+        raise ValueError(
+            f"expected a model that gives scores (n_cases, n_classes), but this one ends with "
+            f"(n_cases, {state.channels}, {state.length}); end it with nn.Flatten()"
+        )
+    layers = _averages_first(state.layers)
+    layers[-1] = _in_order(layers[-1], state.features)
+    return Network((channels, length), layers, state.ending)
+
+
+def _unsupported(name: str, module: nn.Module, reason: str = "") -> NotImplementedError:
+    which = f"module {name!r}" if name else "the model"
+    return NotImplementedError(
+        f"{which} ({type(module).__name__}) cannot be exported to C"
+        f"{': ' + reason if reason else ''}; supported are {_SUPPORTED}"
+    )
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling it does more than its class does; pruning's hooks compute the weights."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    own = any(not isinstance(hook, prune.BasePruningMethod) for hook in hooks)
+    return own or "forward" in vars(module)
+
+
+@dataclass
+class _State:
+    """The layers so far, and what comes out of them."""
+
+    channels: int
+    length: int
+    layers: list[Layer] = field(default_factory=list)
+    features: Array | None = None  # once flattened: where in memory each feature lies
+    pads: tuple[tuple[int, int], str] | None = None
+    ending: str = ""
+
+    def add(self, layer: Layer) -> None:
+        self.layers.append(layer)
+        rows, positions = layer.rows, layer.positions
+        self.length, self.channels = (rows, positions) if layer.over_time else (positions, rows)
+
+    def each_channel(self, kind: str, scale: Array, shift: Array) -> Layer:
+        """A layer that scales and shifts each channel, or each feature."""
+        channels = len(scale)
+        length = self.length * self.channels // channels
+        eye = np.eye(channels, dtype=bool)
+        return Layer(kind, eye * scale, eye, np.arange(channels), shift, channels, length, length,
+                     channels)  # fmt: skip
+
+
+def _numpy(tensor: Tensor) -> Array:
+    array: Array = tensor.detach().double().cpu().numpy()
+    return array
+
+
+def _worth_storing(weight: Array) -> Array:
+    """Of a dense layer: what is not zero if that is less than half, as after pruning; or all."""
+    active: Array = weight != 0
+    return active if 2 * active.sum() < active.size else np.ones_like(active)
+
+
+def _convolution(state: _State, conv: SparseConv1d | nn.Conv1d) -> None:
+    if state.features is not None or state.channels != conv.in_channels:
+        raise ValueError(
+            f"expected {conv.in_channels} input channels, but it gets "
+            f"{'features' if state.features is not None else state.channels}"
+        )
+    if isinstance(conv, SparseConv1d):
+        active = conv.pattern.to_mask()
+        weight = torch.zeros(active.shape, dtype=torch.float64)
+        weight[active] = current(conv, "values").detach().double().cpu()
+    else:
+        weight = current(conv, "weight").detach().double().cpu()
+        active = torch.from_numpy(_worth_storing(weight.numpy()))
+    rows, group_channels, taps = weight.shape
+    padding: Any = conv.padding
+    geometry = Geometry.of((rows, group_channels, taps), conv.stride, padding, conv.dilation,
+                           conv.groups, conv.padding_mode)  # fmt: skip
+    if state.pads is not None:
+        if any(geometry.padding):
+            raise ValueError("a padding layer stands before a convolution that pads by itself")
+        geometry = geometry._replace(padding=state.pads[0], padding_mode=state.pads[1])
+        state.pads = None
+    geometry.check_length(state.length)
+
+    # (rows, taps, channels): the window of one output, as it lies in memory.
+    def window(part: Tensor) -> Array:
+        wide = part.new_zeros(rows, taps, state.channels)
+        for row in range(rows):
+            first = row // (rows // conv.groups) * group_channels
+            wide[row, :, first : first + group_channels] = part[row].T
+        array: Array = wide.reshape(rows, -1).numpy()
+        return array
+
+    tap = np.arange(taps)[:, None] * geometry.dilation * state.channels
+    bias = np.zeros(rows) if conv.bias is None else _numpy(current(conv, "bias"))
+    kind = "sparse convolution" if isinstance(conv, SparseConv1d) else "convolution"
+    state.add(Layer(
+        f"{kind}, {taps} tap{'s' if taps > 1 else ''}", window(weight), window(active),
+        (tap + np.arange(state.channels)).ravel(), bias, geometry.stride * state.channels,
+        geometry.output_length(state.length), state.length, state.channels, geometry.padding,
+        geometry.padding_mode,
+    ))  # fmt: skip
+
+
+def _pad(state: _State, module: Any) -> None:
+    left, right = module.padding
+    if min(left, right) < 0:
+        raise ValueError(f"expected padding that is not negative, but got {(left, right)}")
+    state.pads = (left, right), _PADS[type(module)]
+
+
+def _linear(state: _State, linear: nn.Linear) -> None:
+    features = state.features
+    if features is None or len(features) != linear.in_features:
+        got = f"({state.channels}, {state.length})" if features is None else len(features)
+        raise ValueError(
+            f"expected {linear.in_features} features, but it gets {got}; nn.Flatten() makes them"
+        )
+    weight = np.empty(linear.weight.shape)
+    weight[:, features] = _numpy(current(linear, "weight"))
+    active = _worth_storing(weight)
+    bias = np.zeros(len(weight)) if linear.bias is None else _numpy(current(linear, "bias"))
+    inputs = np.arange(linear.in_features)
+    state.add(Layer("linear", weight, active, inputs, bias, len(inputs), 1, 1, len(inputs)))
+    state.features = np.arange(linear.out_features)
+
+
+def _norm(state: _State, norm: nn.BatchNorm1d) -> None:
+    """Folded into the layer before, if nothing stands between."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("expected a BatchNorm with running statistics; it computes its own")
+    inputs = state.channels if state.features is None else len(state.features)
+    if norm.num_features != inputs:
+        raise ValueError(f"expected {norm.num_features} channels, but it gets {inputs}")
+    scale = 1 / np.sqrt(_numpy(norm.running_var) + norm.eps)
+    scale = scale if norm.weight is None else scale * _numpy(norm.weight)
+    shift = -_numpy(norm.running_mean) * scale
+    shift = shift if norm.bias is None else shift + _numpy(norm.bias)
+    if state.features is not None:
+        by_feature = scale, shift
+        scale, shift = np.empty((2, inputs))
+        scale[state.features], shift[state.features] = by_feature
+    last = state.layers[-1] if state.layers else None
+    if last is None or last.relu or last.over_time or last.rows != inputs:
+        state.layers.append(state.each_channel("BatchNorm", scale, shift))
+    else:
+        weight, bias = last.weight * scale[:, None], last.bias * scale + shift
+        state.layers[-1] = replace(last, weight=weight, bias=bias)
+
+
+def _relu(state: _State, module: nn.ReLU) -> None:
+    if not state.layers:
+        ones = np.ones(state.channels)
+        state.layers.append(state.each_channel("ReLU", ones, 0 * ones))
+    state.layers[-1] = replace(state.layers[-1], relu=True)
+
+
+def _pool(state: _State, pool: nn.AdaptiveAvgPool1d) -> None:
+    size: Any = pool.output_size
+    bins = size[0] if isinstance(size, tuple) else size
+    if state.features is not None or not isinstance(bins, int) or bins < 1:
+        raise ValueError(f"expected channels, and a positive number of bins; output_size={size}")
+    state.add(_averages(state.channels, _numpy(
+        new_averaging_matrix(state.length, torch.float64, torch.device("cpu"), bins)
+    ).T))  # fmt: skip
+
+
+def _averages(channels: int, weight: Array) -> Layer:
+    """Averages over time by weights ``(bins, length)``."""
+    bins, length = weight.shape
+    kind = "mean over time" if bins == 1 else f"means of {bins} bins"
+    return Layer(kind, weight, weight != 0, np.arange(length) * channels, np.zeros(bins), 1,
+                 channels, length, channels, over_time=True, rows_whole=True)  # fmt: skip
+
+
+def _flatten(state: _State, module: nn.Flatten) -> None:
+    if module.start_dim != 1 or module.end_dim != -1:
+        raise ValueError("expected nn.Flatten() with its defaults")
+    if state.features is None:
+        channel, time = np.divmod(np.arange(state.channels * state.length), state.length)
+        state.features = time * state.channels + channel
+
+
+def _end(state: _State, module: nn.LogSoftmax | nn.Softmax) -> None:
+    if state.features is None or module.dim not in (1, -1):
+        raise ValueError("expected features, and dim=1")
+    state.ending = "softmax" if isinstance(module, nn.Softmax) else "log_softmax"
+
+
+def _nothing(state: _State, module: nn.Module) -> None:
+    """In eval mode these give what they get."""
+
+
+_LOWERINGS: dict[type[nn.Module], Callable[[_State, Any], None]] = {
+    SparseConv1d: _convolution,
+    nn.Conv1d: _convolution,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _norm,
+    nn.ReLU: _relu,
+    nn.AdaptiveAvgPool1d: _pool,
+    ShortAvgPool1d: _pool,
+    nn.Flatten: _flatten,
+    nn.LogSoftmax: _end,
+    nn.Softmax: _end,
+    nn.Dropout: _nothing,
+    nn.Identity: _nothing,
+    **dict.fromkeys(_PADS, _pad),
+}
+
+
+def _in_order(last: Layer, features: Array) -> Layer:
+    """The last layer with its results in the order of PyTorch's features."""
+    if (features == np.arange(len(features))).all():
+        return last
+    if last.positions > 1:
+        return replace(last, rows_whole=not last.rows_whole)
+    return replace(last, weight=last.weight[features], active=last.active[features],
+                   bias=last.bias[features])  # fmt: skip
+
+
+def _averages_first(layers: list[Layer]) -> list[Layer]:
+    """Averages move before 1x1 convolutions, which then have fewer positions, and merge."""
+    layers = list(layers)
+    for _ in range(len(layers)):
+        for at in range(1, len(layers)):
+            before, after = layers[at - 1 : at + 1]
+            bins = len(after.weight)
+            if not after.over_time or before.relu:
+                continue
+            if before.over_time:
+                merged = _averages(before.channels, after.weight @ before.weight)
+                layers[at - 1 : at + 1] = [replace(merged, relu=after.relu)]
+                break
+            if before.is_pointwise and bins <= after.length:
+                first = _averages(before.channels, after.weight)
+                second = replace(before, positions=bins, length=bins, relu=after.relu)
+                layers[at - 1 : at + 1] = [first, second]
+    return layers

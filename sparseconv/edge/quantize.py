@@ -1,0 +1,217 @@
+"""Integers for the layers: int8 weights and activations, int32 sums, no floating point between.
+
+Weights are symmetric for each output channel, activations affine for each tensor; scales are those
+of torch's observers. Sums are brought to the next tensor's scale by a fixed-point factor. Whatever
+computes this has the same bits: every step is an integer operation with one result.
+
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", CVPR 2018, sections 2.2 to 2.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.ao.quantization.observer import (
+    HistogramObserver,
+    ObserverBase,
+    PerChannelMinMaxObserver,
+)
+
+from sparseconv.edge.layers import (
+    Array,
+    Layer,
+    Network,
+    arranged,
+    pad,
+    sums,
+    tensors,
+    time_major,
+)
+
+LIMIT = (1 << 30) - 1  # of the last layer's integers: int32 holds the difference of any two
+POINT = 16  # bits behind the point of log-probabilities
+INPUT_LIMIT = 1 << 24  # of the input as integers, before they become int8
+SMALLEST = 1e-12  # of the scales
+LOG2_E, LN_2 = round(math.log2(math.e) * 2**24), round(math.log(2) * 2**24)
+HALVES = [round(2 ** (31 - 2.0**-bit)) for bit in range(1, 17)]  # 2 to the minus 1/2, 1/4, ...
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """``real = (integer - zero) * size``."""
+
+    size: float
+    zero: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale:
+    """``floor(value * multiplier / 2**shift + 1/2) + zero``, kept between low and high."""
+
+    multiplier: Array  # int64, one for each row
+    shift: int
+    zero: int
+    low: int = -128
+    high: int = 127
+
+    def __call__(self, value: Array) -> Array:
+        half = 1 << (self.shift - 1)
+        scaled: Array = (value * self.multiplier + half) >> self.shift
+        return np.clip(scaled + self.zero, self.low, self.high)
+
+    @classmethod
+    def by(cls, factor: Array, zero: int, low: int = -128, high: int = 127) -> Rescale:
+        """The factors as integers below 2**30 with a common shift."""
+        shift = min(61, 30 - math.frexp(float(factor.max()))[1])
+        if shift < 1:
+            raise ValueError(
+                f"the scales of two layers differ by a factor of {factor.max():.3g}, which int8 "
+                "cannot bridge; export float32"
+            )
+        multiplier = np.minimum(np.rint(factor * 2.0**shift), LIMIT)
+        return cls(multiplier.astype(np.int64), shift, zero, low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerLayer:
+    """A layer with int8 weights, an int32 bias (the input's zero is in it) and its rescaling."""
+
+    layer: Layer
+    weight: Array
+    bias: Array
+    zero: int  # of the input: what padding with zeros holds
+    rescale: Rescale
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerNetwork:
+    """What the int8 program computes.
+
+    Attributes:
+        exponent: a sample times ``2**exponent`` is cut to an integer.
+        first: makes int8 of it.
+        point: bits behind the point of the last layer's integers.
+    """
+
+    network: Network
+    exponent: int
+    first: Rescale
+    layers: Sequence[IntegerLayer]
+    point: int
+
+    def run(self, X: Array) -> Array:
+        """The last layer's integers, int64 ``(n_cases, n_classes)``, as the program has them."""
+        x = time_major(np.asarray(X, np.float32)).astype(np.float64) * 2.0**self.exponent
+        cut = np.trunc(np.clip(np.nan_to_num(x, nan=0, posinf=np.inf, neginf=-np.inf),
+                               -INPUT_LIMIT, INPUT_LIMIT))  # fmt: skip
+        q = self.first(cut.astype(np.int64))
+        for step in self.layers:
+            # float64 holds these integers, so the product of matrices is exact.
+            total = sums(step.layer, pad(step.layer, q, step.zero), step.weight)
+            q = arranged(step.layer, step.rescale(total.astype(np.int64) + step.bias))
+        return q
+
+    def scores(self, X: Array) -> Array:
+        """The scores, float32 ``(n_cases, n_classes)``, bit by bit those of the program."""
+        out = self.run(X)
+        if not self.network.ending:
+            return _times(out.astype(np.float32), self.point)
+        behind = out.max(1, keepdims=True) - out
+        powers = np.vectorize(power_of_e, otypes=[np.int64])(behind)
+        total = powers.sum(1, keepdims=True)
+        if self.network.ending == "softmax":
+            shares: Array = powers.astype(np.float32) / total.astype(np.float32)
+            return shares
+        log = behind + np.vectorize(natural_log, otypes=[np.int64])(total)
+        return _times(-log.astype(np.float32), POINT)
+
+
+def _times(numbers: Array, point: int) -> Array:
+    moved: Array = numbers * np.float32(2.0**-point)
+    return moved
+
+
+def power_of_e(behind: int) -> int:
+    """``exp(-behind / 2**16) * 2**30``, from a product of roots of 1/2."""
+    exponent = (int(behind) * LOG2_E) >> 24
+    if exponent >> 16 > 30:
+        return 0
+    power = 1 << 30
+    for bit, factor in enumerate(HALVES):
+        if exponent & (1 << (15 - bit)):
+            power = (power * factor) >> 31
+    return power >> (exponent >> 16)
+
+
+def natural_log(total: int) -> int:
+    """``log(total / 2**30) * 2**16`` for a total of 2**30 and above, by squaring."""
+    total, log = int(total), 0
+    while total >> 31:
+        total, log = total >> 1, log + (1 << 16)
+    for bit in range(1, 17):
+        total = (total * total) >> 30
+        if total >> 31:
+            total, log = total >> 1, log + (1 << (16 - bit))
+    return (log * LN_2) >> 24
+
+
+def quantize(network: Network, calibration: Array) -> IntegerNetwork:
+    """Choose the scales for series ``(n_cases, channels, length)``.
+
+    Raises:
+        ValueError: sums that int32 could not hold, or scales too far apart.
+    """
+    observers = [
+        HistogramObserver(dtype=torch.qint8, qscheme=torch.per_tensor_affine,
+                          quant_min=-128, quant_max=127, eps=SMALLEST) for _ in network.layers
+    ]  # fmt: skip
+    largest = 0.0
+    for start in range(0, len(calibration), 16):
+        *inputs, outputs = tensors(network, calibration[start : start + 16])
+        for observer, x in zip(observers, inputs, strict=True):
+            observer(torch.from_numpy(x).float())
+        largest = max(largest, float(np.abs(outputs).max()))
+    scales = [_scale(observer) for observer in observers]
+
+    # The last layer's integers have a scale of their own: a power of two, room for 4 times as much.
+    point = POINT if network.ending else min(40, 28 - math.frexp(largest or 1.0)[1])
+    layers = []
+    for at, (layer, scale) in enumerate(zip(network.layers, scales, strict=True)):
+        last = at + 1 == len(scales)
+        target = Scale(2.0**-point, 0) if last else scales[at + 1]
+        low, high = (-LIMIT, LIMIT) if last else (-128, 127)
+        low = max(low, target.zero) if layer.relu else low
+        layers.append(_integers(layer, scale, target, low, high))
+    exponent = 23 - math.frexp(scales[0].size * 256)[1]
+    first = Rescale.by(np.array([2.0**-exponent / scales[0].size]), scales[0].zero)
+    return IntegerNetwork(network, exponent, first, layers, point)
+
+
+def _scale(observer: ObserverBase) -> Scale:
+    size, zero = observer.calculate_qparams()  # type: ignore[no-untyped-call]
+    return Scale(float(size), int(zero))
+
+
+def _integers(layer: Layer, scale: Scale, target: Scale, low: int, high: int) -> IntegerLayer:
+    observer = PerChannelMinMaxObserver(
+        ch_axis=0, dtype=torch.qint8, qscheme=torch.per_channel_symmetric,
+        quant_min=-127, quant_max=127, eps=SMALLEST,
+    )  # fmt: skip
+    observer(torch.from_numpy(layer.weight).float())
+    sizes = observer.calculate_qparams()[0].double().numpy()
+    # A bias far above its weights makes them coarser, so that it stays an integer below 2**28.
+    sizes = np.maximum(sizes, np.abs(layer.bias) / (scale.size * 2.0**28))
+    weight = np.clip(np.rint(layer.weight / sizes[:, None]), -127, 127)
+    bias = np.rint(layer.bias / (scale.size * sizes)) - scale.zero * weight.sum(1)
+    if (np.abs(bias) + 128 * np.abs(weight).sum(1)).max() >= 2**31:
+        raise ValueError(
+            f"{layer.kind}: sums of {int(layer.active.sum(1).max())} products are too large for "
+            "int32; export float32"
+        )
+    rescale = Rescale.by(scale.size * sizes / target.size, target.zero, low, high)
+    return IntegerLayer(layer, weight, bias.astype(np.int64), scale.zero, rescale)

@@ -1,0 +1,152 @@
+"""Exported programs under emulation: rows that are measured once, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("aeon", reason="aeon is not installed")
+
+from toy_run import SMALL, write_data
+
+from benchmarks.edge import __main__ as command
+from benchmarks.edge import measure, report, targets
+from sparseconv.cli.main import main
+
+
+def row(target: str, weights: str, sparsity: float = 0.8, **changed: Any) -> dict[str, Any]:
+    steps = {"all": 100, "0": 20, "1": 10, "2": 40, "3": 5, "4": 5}
+    dense = {"all": 500, "0": 100, "1": 10, "2": 300, "3": 5, "4": 5}
+    return {
+        "dataset": "GunPoint", "sparsity": sparsity, "weights": weights, "target": target,
+        "n_test": 150, "n_predicted": 150, "n_channels": 1, "n_timepoints": 150, "classes": 2,
+        "accuracy": 0.97, "accuracy_pytorch": 0.98, "labels_differ": 0, "of_bound": 0.5,
+        "bits": "same", "size": {"text": 90_000, "data": 0, "bss": 50_000}, "weight_bytes": 80_000,
+        "instructions": steps, "straightforward": 400,
+        "dense": {"instructions": dense, "size": {"text": 300_000, "data": 0, "bss": 9}},
+        "machine": {"date": "today", "commit": "abc"}, **changed,
+    }  # fmt: skip
+
+
+def rows(**changed: Any) -> list[dict[str, Any]]:
+    return [
+        row(target.name, weights, sparsity, **changed)
+        for target in targets.TARGETS
+        for weights in ("float32", "int8")
+        for sparsity in measure.SPARSITIES
+    ]
+
+
+def test_goals(tmp_path: Path) -> None:
+    goals = {line[0]: line[1:] for line in report.goal_table(report.Rows(rows())).rows}
+    assert goals["GunPoint, S = 80%, int8: dense / sparse in sparse layers"] == (
+        ">= 5", f"{400 / 60:.2f}", "yes",
+    )  # fmt: skip
+    assert goals["GunPoint, S = 80%, int8: dense / sparse of the network"][1:] == ("5.00", "yes")
+    assert goals["GunPoint, S = 90%, int8: dense / sparse of the network"][1:] == ("5.00", "no")
+    assert goals["GunPoint, S = 90%, int8: flash of dense"] == ("<= 17%", "30.0%", "no")
+    assert goals["int8: points of accuracy lost, mean of 1 data sets"] == ("<= 0.5", "1.00", "no")
+    assert goals["float32: share of the bound of a sum that is used"][2] == "yes"
+    assert goals["GunPoint, S = 90%, int8: flash of weights and positions, bytes"][1:] == (
+        "80 000",
+        "yes",
+    )
+    text = report.section(rows(), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    assert "| GunPoint | 1 x 150 |" in text
+    assert "float32 1 on x86-64, 1 on Cortex-M4" in text
+    for bad, name in (({"of_bound": 1.01}, "share of the bound"), ({"labels_differ": 1}, "labels")):
+        (found,) = [x for x in report.goal_table(report.Rows(rows(**bad))).rows if name in x[0]]
+        assert found[-1] == "no"
+
+
+def test_other_bits_are_told() -> None:
+    changed = rows()
+    next(r for r in changed if (r["target"], r["weights"], r["sparsity"]) == (
+        "RISC-V 64", "int8", 0.8,
+    ))["bits"] = "other"  # fmt: skip
+    (line,) = [x for x in report.goal_table(report.Rows(changed)).rows if "same bits" in x[0]]
+    assert line[1:] == ("1", "0", "no")
+
+
+def test_without_rows_it_says_what_to_do() -> None:
+    assert "make edge" in report.section([], None)
+
+
+def test_missing_tools_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(targets.shutil, "which", lambda tool: None if "arm" in tool else tool)
+    assert [target.name for target in targets.available()] == ["x86-64", "RISC-V 64"]
+    printed = capsys.readouterr().out
+    assert "Cortex-M4: skipped, install it with apt-get install gcc-arm-none-eabi" in printed
+    assert "qemu-system-arm" in printed
+
+
+def test_a_run_is_measured_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run, out = write_data(tmp_path), tmp_path / "run", tmp_path / "rows.jsonl"
+    assert main(["train", data, "--epochs", "2", "--out", str(run), *SMALL]) == 0
+    words = ["--run", str(run), "--data", data, "--out", str(out)]
+    if targets.TARGETS[0].missing():
+        pytest.skip("gcc is not installed")
+    assert command.main(words) == 0
+    found = measure.rows_of(out)
+    assert {(r["weights"], r["target"]) for r in found} == {
+        (weights, target.name)
+        for weights in ("float32", "int8")
+        for target in targets.TARGETS
+        if not target.missing()
+    }
+    for r in found:
+        assert r["n_predicted"] == r["n_test"] == 6
+        assert r["weights"] == "int8" or r["labels_differ"] == 0
+        if "instructions" in r:
+            layers = sum(n for name, n in r["instructions"].items() if name != "all")
+            # The rest loads and pads; reading the timer takes some.
+            assert 0.5 * r["instructions"]["all"] < layers < 1.2 * r["instructions"]["all"]
+            assert r["dense"]["instructions"]["all"] > r["instructions"]["all"]
+    assert len({r["bits"] for r in found if r["weights"] == "int8"}) == 1
+    before = out.read_text()
+    assert command.main(words) == 0
+    assert out.read_text() == before
+    assert "toy" in capsys.readouterr().out
+    # What was lost is measured again, and nothing else.
+    out.write_text("".join(before.splitlines(keepends=True)[1:]))
+    assert command.main(words) == 0
+    again = measure.rows_of(out)
+    assert len(again) == len(found)
+    assert {k: v for k, v in again[-1].items() if k != "machine"} == {
+        k: v for k, v in found[0].items() if k != "machine"
+    }
+
+
+def test_straightforward_loops_compute_the_layer(tmp_path: Path) -> None:
+    """At least the loads of all weights and samples of the layer."""
+    board = targets.TARGETS[1]
+    if board.missing():
+        pytest.skip(f"{board.name}: apt-get install {board.missing()}")
+    products = 141 * 47 * 39 * 150
+    for is_int8 in (True, False):
+        assert 3 * products < targets.straightforward(board, tmp_path, is_int8) < 12 * products
+
+
+def test_it_trains_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(20, 1, 30)), np.arange(20) % 2
+    np.savez(tmp_path / "Coffee.npz", X_train=X[:12], y_train=y[:12], X_test=X[12:], y_test=y[12:])
+    monkeypatch.setattr(measure, "BUNDLED", ())
+    monkeypatch.setattr(measure, "TRAINING", ("--epochs", "1", "--nf", "3", "--depth", "1",
+                                              "--quiet"))  # fmt: skip
+    for _ in range(2):
+        (one,) = measure.trained(tmp_path / "runs", tmp_path)
+        assert (one.dataset, one.sparsity) == ("Coffee", 0.8)
+    dense = measure.every_tap(one.model)
+    assert all(layer.pattern.density == 1 for layer in dense.sparse_layers())
+    config = json.loads((tmp_path / "runs" / "Coffee-80" / "config.json").read_text())
+    assert config["recipe"]["epochs"] == 1

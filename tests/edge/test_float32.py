@@ -1,0 +1,142 @@
+"""float32 programs: PyTorch's scores within a computed bound, and what reaches them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import edge_networks
+import numpy as np
+import pytest
+import torch
+from c_program import Program
+from edge_networks import NETWORKS, network, series
+from edge_oracle import expected
+from torch import nn
+
+import sparseconv as sc
+from benchmarks.edge import targets
+from sparseconv import SparseConv1d, datasets, models
+from sparseconv.edge import layers, lowering
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_scores_are_within_the_bound(
+    name: str, tmp_path: Path, count_cases: Callable[[int], None]
+) -> None:
+    for seed in range(2):
+        model, X = network(name, seed), series(20, seed)
+        sc.export_c(model, X, tmp_path / str(seed))
+        exact, bound = (tensor.numpy() for tensor in expected(model, X))
+        with torch.no_grad():
+            torch_scores = model(X).numpy()
+        for flags in (("-O2",), ("-O3", "-march=native", "-ffp-contract=fast")):
+            scores = Program(tmp_path / str(seed), flags=flags).scores(X.numpy())
+            off = np.abs(scores - exact)
+            assert (off <= bound).all(), (name, seed, flags, (off / bound).max())
+            # The bound of a whole network is a worst case, but far from allowing anything; that
+            # of one layer below is tight.
+            assert bound.max() < 0.3 * np.abs(exact).max()
+        assert (np.abs(torch_scores - exact) <= bound).all()
+        count_cases(scores.size)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_exporter_knows_the_bound(name: str) -> None:
+    """What the self-test of an export allows holds for PyTorch, and is no wider than needed."""
+    model, X = network(name), series(5)
+    lowered = lowering.lower(model, *X.shape[1:])
+    value, bound = layers.scores_and_bound(lowered, X.numpy())
+    exact, other = (tensor.numpy() for tensor in expected(model, X))
+    # Both are in float64, in another order.
+    assert (np.abs(value - exact) <= 2.0**-20 * other).all()
+    assert (bound <= 3 * other).all()
+    assert (bound >= other / 30).all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_is_within_the_bound_of_one_sum(
+    name: str, tmp_path: Path, count_cases: Callable[[int], None]
+) -> None:
+    """On the input that it has in the program: the errors of layers before do not widen it."""
+    model, X = network(name), series(20)
+    folder = sc.export_c(model, X, tmp_path / "a", name="net")
+    lowered = lowering.lower(model, *X.shape[1:])
+    assert 0 < targets.used_of_bound(folder, lowered, X.numpy()) <= 1
+    count_cases(len(X) * sum(layer.outputs for layer in lowered.layers))
+
+
+@pytest.mark.parametrize("data", ["GunPoint", "ItalyPowerDemand", "BasicMotions", "JapaneseVowels"])
+def test_whole_test_sets(data: str, tmp_path: Path, count_cases: Callable[[int], None]) -> None:
+    pytest.importorskip("aeon")
+    found = datasets.load(data)
+    torch.manual_seed(0)
+    model = models.DSN(found.n_channels, len(found.classes), nf=6, kernel_size=15, depth=3)
+    model(torch.from_numpy(found.X_train))  # statistics
+    model.eval()
+    program = Program(sc.export_c(model, found.X_test[:3], tmp_path / "a"))
+    X = torch.from_numpy(found.X_test)
+    exact, bound = (tensor.numpy() for tensor in expected(model, X))
+    scores = program.scores(found.X_test)
+    assert (np.abs(scores - exact) <= bound).all()
+    with torch.no_grad():
+        assert program.labels(found.X_test) == model(X).argmax(1).tolist()
+    count_cases(len(X))
+
+
+def test_not_a_number_travels_along_active_weights(tmp_path: Path) -> None:
+    mask = torch.zeros(4, 2, 3, dtype=torch.bool)
+    mask[0, 0, 1] = mask[1, 1, 2] = mask[2] = True  # the last row is empty
+    conv = SparseConv1d(2, 4, 3, pattern=sc.KernelCSR.from_mask(mask), padding=1)
+    model = nn.Sequential(conv, nn.ReLU(), nn.Flatten()).eval()
+    X = series(1, channels=2, length=6)
+    program = Program(sc.export_c(model, X, tmp_path / "a"))
+    count = 0
+    for channel in range(2):
+        for t in range(6):
+            for value in (np.nan, np.inf, -np.inf):
+                x = X.clone()
+                x[0, channel, t] = value
+                with torch.no_grad():
+                    wanted = model(x).numpy()
+                np.testing.assert_array_equal(
+                    np.isfinite(program.scores(x.numpy())), np.isfinite(wanted)
+                )
+                lost = not np.isfinite(wanted).all()
+                assert (program.labels(x.numpy()) == [-1]) == lost
+                count += lost
+    assert count
+
+
+def test_empty_and_full_networks(tmp_path: Path) -> None:
+    empty = SparseConv1d(1, 3, 5, density=0.0)
+    model = nn.Sequential(empty, nn.AdaptiveAvgPool1d(1), nn.Flatten()).eval()
+    X = series(4, channels=1, length=9)
+    program = Program(sc.export_c(model, X, tmp_path / "a"))
+    assert empty.bias is not None
+    bias = np.tile(empty.bias.detach().numpy(), (4, 1))
+    np.testing.assert_allclose(program.scores(X.numpy()), bias, rtol=1e-6)
+
+
+@pytest.mark.parametrize("length", [*range(5, 27), 63, 64, 65])
+def test_every_length(length: int, tmp_path: Path) -> None:
+    """Tiles of positions, and the last one that overlaps."""
+    torch.manual_seed(length)
+    model = nn.Sequential(
+        SparseConv1d(2, 3, 5, density=0.5), nn.ReLU(), nn.Flatten(),
+        nn.Linear(3 * (length - 4), 2),
+    ).eval()  # fmt: skip
+    X = series(3, channels=2, length=length)
+    exact, bound = (tensor.numpy() for tensor in expected(model, X))
+    scores = Program(sc.export_c(model, X, tmp_path / "a")).scores(X.numpy())
+    assert (np.abs(scores - exact) <= bound).all()
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
+    model = network("pruned")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sc.export_c(model, series(2), tmp_path / "a")
+    assert before.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert edge_networks.network("pruned")(series(1)).requires_grad

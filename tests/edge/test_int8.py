@@ -1,0 +1,211 @@
+"""int8 programs: the same bits as integer arithmetic by hand, and near PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from c_program import COMPILERS, Floats, Program
+from edge_networks import NETWORKS, network, series
+from torch import nn
+
+import sparseconv as sc
+from sparseconv import SparseConv1d, datasets, models
+from sparseconv.edge import lowering, quantize
+from sparseconv.training import Recipe
+
+EXTREMES = [np.nan, np.inf, -np.inf, 1e-45, -1e-39, 3e38, -3e38, 0.0, -0.0, 1e6, -1e6]
+
+
+def extreme(n_cases: int, channels: int, length: int) -> Floats:
+    """Random series of all magnitudes, with values in them that no series should have."""
+    rng = np.random.default_rng(n_cases)
+    X = rng.normal(size=(n_cases, channels, length)).astype(np.float32)
+    X *= 10.0 ** rng.integers(-3, 4, size=(n_cases, 1, 1))
+    X[rng.random(X.shape) < 0.05] = rng.choice(EXTREMES)
+    places = rng.random(X.shape) < 0.02
+    X[places] = rng.choice(np.array(EXTREMES, np.float32), places.sum())
+    return X.astype(np.float32)
+
+
+def integers(name: str, seed: int = 0) -> tuple[nn.Module, quantize.IntegerNetwork]:
+    model, X = network(name, seed), series(24, seed)
+    return model, quantize.quantize(lowering.lower(model, *X.shape[1:]), X.numpy())
+
+
+def by_hand(made: quantize.IntegerNetwork, x: Floats) -> list[int]:
+    """One series, with Python's integers, from the definition of each step."""
+
+    def rescale(value: int, scale: quantize.Rescale, row: int) -> int:
+        exact = int(value) * int(scale.multiplier[row])
+        rounded = math.floor(exact / 2**scale.shift + 0.5) if abs(exact) < 2**50 else (
+            (exact + (1 << (scale.shift - 1))) // (1 << scale.shift)
+        )  # fmt: skip
+        return min(max(rounded + scale.zero, scale.low), scale.high)
+
+    channels, length = x.shape
+    q = []
+    for t in range(length):
+        for c in range(channels):
+            value = float(x[c, t]) * 2.0**made.exponent
+            value = 0.0 if math.isnan(value) else min(max(value, -(2.0**24)), 2.0**24)
+            q.append(rescale(int(value), made.first, 0))
+    for step in made.layers:
+        layer = step.layer
+        left, right = layer.padding
+        times = [q[t * layer.channels : (t + 1) * layer.channels] for t in range(layer.length)]
+        last = layer.length - 1
+        around = []
+        for t in range(-left, layer.length + right):
+            inside = {
+                "zeros": t, "replicate": min(max(t, 0), last),
+                "reflect": abs(t) if t <= last else 2 * last - t, "circular": t % (last + 1),
+            }[layer.padding_mode]  # fmt: skip
+            blank = layer.padding_mode == "zeros" and not 0 <= t <= last
+            around += [step.zero] * layer.channels if blank else times[inside]
+        out = {}
+        for row in range(layer.rows):
+            for position in range(layer.positions):
+                total = int(step.bias[row])
+                for column, offset in enumerate(layer.offsets):
+                    total += int(step.weight[row, column]) * around[position * layer.step + offset]
+                assert -(2**31) <= total < 2**31
+                at = position * layer.rows + row
+                at = row * layer.positions + position if layer.rows_whole else at
+                out[at] = rescale(total, step.rescale, row)
+        q = [out[at] for at in range(layer.outputs)]
+    return q
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_model_of_the_integers(name: str) -> None:
+    _, made = integers(name)
+    X = np.concatenate([series(2, 1).numpy(), extreme(3, *series(1).shape[1:])])
+    assert made.run(X).tolist() == [by_hand(made, x) for x in X]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_bit_of_the_program(
+    name: str, tmp_path: Path, count_cases: Callable[[int], None]
+) -> None:
+    model, made = integers(name)
+    calibration = series(24)
+    sc.export_c(model, calibration[:2], tmp_path / "a", weights="int8", calibration=calibration)
+    X = np.concatenate([series(50, 1).numpy(), extreme(200, *calibration.shape[1:])])
+    scores, labels = made.scores(X), made.run(X).argmax(1).tolist()
+    for compiler in COMPILERS:
+        for flags in (("-O0",), ("-O3", "-march=native")):
+            program = Program(tmp_path / "a", compiler=compiler, flags=flags)
+            assert program.scores(X).tobytes() == scores.tobytes(), (compiler, flags)
+            assert program.labels(X) == labels
+            count_cases(len(X))
+
+
+def test_exponential_and_logarithm() -> None:
+    for behind in [*range(200), *range(0, 2**21, 997), 2**31]:
+        nats = behind / 2**16
+        # log2(e) is off by 2**-25, the exponent is cut to 2**-16; each of 16 factors is rounded,
+        # each product cut, and what is left as well.
+        off = math.expm1(math.log(2) * (2**-16 + nats * 2**-25)) * math.exp(-nats)
+        assert abs(quantize.power_of_e(behind) / 2**30 - math.exp(-nats)) <= off + 33 * 2**-30
+    for total in [2**30, 2**30 + 1, 2**31 - 1, 2**31, 3 * 2**30, 60 * 2**30, 2**37 + 12345]:
+        # 16 bits, of which the squarings cut a little of each, in log2; then cut again.
+        assert abs(quantize.natural_log(total) / 2**16 - math.log(total / 2**30)) < 2**-15
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_scores_are_near_pytorch(name: str) -> None:
+    """On the series of the calibration; int8 has 256 steps, a few layers add up what they lose."""
+    model, made = integers(name)
+    X = series(24)
+    with torch.no_grad():
+        wanted = model(X).numpy()
+    spread = wanted.max() - wanted.min()
+    assert np.abs(made.scores(X.numpy()) - wanted).max() < 0.15 * spread
+
+
+def test_accuracy_of_a_trained_network(tmp_path: Path) -> None:
+    X, y = tiny.data(60, seed=1)
+    model = tiny.network(nf=6)
+    tiny.run(model, Recipe(epochs=40, lr=1e-2, batch_size=6))
+    program = Program(
+        sc.export_c(model, X[:3], tmp_path / "a", weights="int8", calibration=tiny.data()[0])
+    )
+    with torch.no_grad():
+        correct = int((model(X).argmax(1) == y).sum())
+    assert correct > 45
+    assert abs((np.array(program.labels(X.numpy())) == y.numpy()).sum() - correct) <= 1
+
+
+def test_log_probabilities(tmp_path: Path) -> None:
+    pytest.importorskip("aeon")
+    found = datasets.load("ItalyPowerDemand")
+    torch.manual_seed(0)
+    model = models.DSN(1, 2, nf=4, kernel_size=9, depth=2)
+    model(torch.from_numpy(found.X_train))
+    sc.export_c(model.eval(), found.X_test[:3], tmp_path / "a", weights="int8",
+                calibration=found.X_train)  # fmt: skip
+    scores = Program(tmp_path / "a").scores(found.X_test)
+    np.testing.assert_allclose(np.exp(scores.astype(float)).sum(1), 1, atol=2**-12)
+
+
+def test_what_is_not_a_number_counts_as_zero(tmp_path: Path) -> None:
+    model, X = network("dsn"), series(8)
+    program = Program(
+        sc.export_c(model, X, tmp_path / "a", weights="int8", calibration=X), flags=("-O2",)
+    )
+    x, zero = X[:1].numpy().copy(), X[:1].numpy().copy()
+    x[0, :, 5:9], zero[0, :, 5:9] = np.nan, 0
+    assert program.scores(x).tobytes() == program.scores(zero).tobytes()
+    x[0, 1, 5:9], zero[0, 1, 5:9] = np.inf, 1e30
+    x[0, 2, 5:9], zero[0, 2, 5:9] = -np.inf, -1e30
+    x[0, 0], zero[0, 0] = -1e-45, 0
+    assert program.scores(x).tobytes() == program.scores(zero).tobytes()
+
+
+@pytest.mark.parametrize("ending", [[], [nn.LogSoftmax(1)], [nn.Softmax(1)]])
+def test_scores_that_saturate(ending: list[nn.Module], tmp_path: Path) -> None:
+    """The difference of the largest and the smallest still is an int32: UBSan would tell."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), *ending).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1e6] * 4, [-1e6] * 4, [0.0] * 4]))
+    X = series(9, channels=1, length=4)
+    folder = sc.export_c(model, X, tmp_path / "a", weights="int8", calibration=X)
+    made = quantize.quantize(lowering.lower(model, 1, 4), X.numpy())
+    program = Program(
+        folder, flags=("-O1", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
+    )
+    assert program.scores(X.numpy()).tobytes() == made.scores(X.numpy()).tobytes()
+    if ending:
+        assert np.abs(made.run(X.numpy())).max() == quantize.LIMIT
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e6, 1e12])
+def test_series_of_any_scale(scale: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(24, 2))
+    X = series(20, channels=2, length=10) * scale
+    model[0].momentum, model[0].eps = 1.0, 1e-25
+    with torch.no_grad():
+        model(X)
+        wanted = model.eval()(X).numpy()
+    folder = sc.export_c(model, X, tmp_path / "a", weights="int8", calibration=X)
+    spread = wanted.max() - wanted.min()
+    assert np.abs(Program(folder).scores(X.numpy()) - wanted).max() < 0.15 * spread
+
+
+def test_long_distances_are_bridged(tmp_path: Path) -> None:
+    """A distance beyond a byte takes weights of 0 in between."""
+    mask = torch.zeros(3, 300, 3, dtype=torch.bool)
+    mask[0, 255, 0] = mask[0, 256, 2] = mask[1, 299, 2] = mask[2, 0, 0] = mask[2, 254, 2] = True
+    conv = SparseConv1d(300, 3, 3, pattern=sc.KernelCSR.from_mask(mask))
+    model = nn.Sequential(conv, nn.AdaptiveAvgPool1d(1), nn.Flatten()).eval()
+    X = series(5, channels=300, length=9)
+    made = quantize.quantize(lowering.lower(model, 300, 9), X.numpy())
+    folder = sc.export_c(model, X, tmp_path / "a", weights="int8", calibration=X)
+    assert Program(folder).scores(X.numpy()).tobytes() == made.scores(X.numpy()).tobytes()

@@ -1,0 +1,139 @@
+"""The generated files: warnings, sanitizers, symbols, the self-test, other processors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from c_program import COMPILERS, FLAGS, run
+from edge_networks import NETWORKS, network, series
+from edge_oracle import expected
+from test_int8 import extreme
+
+import sparseconv as sc
+from benchmarks.edge import targets
+
+WEIGHTS = ("float32", "int8")
+ALLOWED = {"expf", "logf", "memcpy"}
+FEW = ("dsn", "reflect", "ends_with_bins", "long_gaps")  # together they have all that there is
+
+
+def export(name: str, folder: Path, weights: str, program: str = "net") -> Path:
+    X = series(24)
+    return sc.export_c(network(name), X, folder, name=program, weights=weights, calibration=X)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_symbols_and_sections(name: str, weights: str, tmp_path: Path) -> None:
+    """Nothing is shown but two functions, nothing is called but a few of libc's."""
+    folder = export(name, tmp_path / "a", weights, "my_net")
+    levels = ("-O0", "-Os", "-O2", "-O3") if name in FEW else ("-O2",)
+    for compiler in COMPILERS:
+        for level in levels:
+            run([compiler, *FLAGS, level, "-fno-pie", "-c", "my_net.c", "-o", "net.o"], folder)
+            rows = [line.split()[-2:] for line in run(["nm", "net.o"], folder).splitlines()]
+            assert {symbol for kind, symbol in rows if kind.isupper() and kind != "U"} == {
+                "my_net_predict", "my_net_scores",
+            }  # fmt: skip
+            assert {symbol for kind, symbol in rows if kind == "U"} <= ALLOWED
+            # No state but the arena, which has the size that the header says.
+            data = {symbol for kind, symbol in rows if kind in "dDbB"}
+            assert data == {"arena"}
+            bss = re.search(r"\.bss\s+(\w+)", run(["objdump", "-h", "net.o"], folder))
+            wanted = re.search(r"ARENA_BYTES (\d+)", (folder / "my_net.h").read_text())
+            assert bss is not None
+            assert wanted is not None
+            assert int(bss[1], 16) == int(wanted[1])
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_self_test_passes_and_can_fail(name: str, weights: str, tmp_path: Path) -> None:
+    folder = export(name, tmp_path / "a", weights)
+    words = ["gcc", *FLAGS, "-O2", "net.c", "net_test.c", "-lm", "-o", "t"]
+    run(words, folder)
+    assert run(["./t"], folder) == "3 of 3 series as expected\n"
+    # One weight of the first layer is another.
+    source = (folder / "net.c").read_text()
+    damaged = re.sub(r"(bias_0\[\d+\] = \{\n\s+)[^,\n}]+", r"\g<1>99999", source, count=1)
+    assert damaged != source
+    (folder / "net.c").write_text(damaged)
+    run(words, folder)
+    with pytest.raises(AssertionError, match=r"[012] of 3 series"):
+        run(["./t"], folder)
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_sanitizers(
+    weights: str, tmp_path: Path, count_cases: Callable[[int], None], campaign: Callable[..., int]
+) -> None:
+    """10 000 random and extreme series through all the networks together."""
+    X = extreme(campaign(10_000 // len(NETWORKS) + 1, 10_000), *series(1).shape[1:])
+    for name in NETWORKS:
+        folder = export(name, tmp_path / name, weights)
+        (folder / "series.bin").write_bytes(X.tobytes())
+        for compiler in COMPILERS:
+            run([compiler, *FLAGS, "-O1", "-g", "-fsanitize=address,undefined",
+                 "-fno-sanitize-recover=all", f"-I{folder}", targets.SOURCES / "predict.c",
+                 "net.c", "-lm", "-o", "t"], folder)  # fmt: skip
+            run(["./t"], folder)
+            # A label and the scores of each.
+            classes = re.search(r"CLASSES (\d+)", (folder / "net.h").read_text())
+            assert classes is not None
+            written = (folder / "scores.bin").stat().st_size
+            assert written == len(X) * 4 * (1 + int(classes[1]))
+            count_cases(len(X))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_two_exports_are_the_same(weights: str, tmp_path: Path) -> None:
+    first, second = (export("dsn", tmp_path / folder, weights) for folder in "ab")
+    torch.manual_seed(99)  # nothing is drawn
+    third = export("dsn", tmp_path / "c", weights)
+    for other in (second, third):
+        for file in sorted(first.iterdir()):
+            assert file.read_bytes() == (other / file.name).read_bytes(), file.name
+        assert len(list(other.iterdir())) == 4
+
+
+def test_cplusplus_reads_the_header(tmp_path: Path) -> None:
+    folder = export("stride", tmp_path / "a", "int8")
+    (folder / "use.cpp").write_text(
+        '#include "net.h"\nint main() { float x[NET_CHANNELS * NET_LENGTH] = {}; '
+        "return net_predict(x) < 0; }\n"
+    )
+    run(["gcc", *FLAGS, "-c", "net.c", "-o", "net.o"], folder)
+    run(["g++", "-Wall", "-Wextra", "-Werror", "-pedantic", "use.cpp", "net.o", "-o", "t"], folder)
+    run(["./t"], folder)
+
+
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("name", FEW)
+def test_other_processors(
+    name: str, target: targets.Target, tmp_path: Path, count_cases: Callable[[int], None]
+) -> None:
+    """int8 has the same bits everywhere; float32 and labels as the bounds allow."""
+    if missing := target.missing():
+        pytest.skip(f"{target.name}: apt-get install {missing}")
+    X = np.concatenate([series(20).numpy(), extreme(60, *series(1).shape[1:])])
+    for weights in WEIGHTS:
+        folder = export(name, tmp_path / weights, weights)
+        with torch.no_grad():
+            classes = network(name)(series(1)).shape[1]
+        labels, scores = targets.predict(target, folder, X, classes)
+        if weights == "int8":
+            here, wanted = targets.predict(targets.TARGETS[0], folder, X, classes)
+            assert scores.tobytes() == wanted.tobytes()
+            assert (labels == here).all()
+        else:
+            assert ((labels < 0) >= np.isnan(scores).any(1)).all()
+            assert (labels[:20] >= 0).all()
+            exact, bound = (x.numpy() for x in expected(network(name), series(20)))
+            assert (np.abs(scores[:20] - exact) <= bound).all()
+        count_cases(len(X))
