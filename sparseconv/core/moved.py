@@ -15,7 +15,6 @@ MOVED = {
     "pattern": ("core.pattern",),
     "classification": ("estimators.dsn",),
     "modules": ("nn.conv",),
-    "pruning": ("dst.update", "core.pattern"),
     "machine": ("measure.machine", "measure.memory"),
     "checkpoint": ("training.checkpoint",),
     "recipe": ("training.recipe",),

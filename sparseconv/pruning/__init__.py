@@ -1,5 +1,9 @@
 """Making networks smaller by whole filters: ``prune_filters``, its criteria and its report."""
 
+from typing import Any
+
+from sparseconv.core import pattern
+from sparseconv.dst import update
 from sparseconv.pruning.criteria import DSP, HC, WHC, Criterion, Jacobian, Magnitude
 from sparseconv.pruning.equivalent import merge
 from sparseconv.pruning.evolution import Evolutionary
@@ -24,3 +28,11 @@ __all__ = [
     "merge",
     "prune_filters",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What version 0.1 had in a module of this name; it is about single weights."""
+    for home in (update, pattern):
+        if not name.startswith("_") and hasattr(home, name):
+            return getattr(home, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

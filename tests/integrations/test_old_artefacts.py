@@ -92,6 +92,15 @@ def test_every_moved_module_is_found(old: str) -> None:
         module.nothing  # noqa: B018
 
 
+def test_an_old_module_under_the_name_of_a_new_package() -> None:
+    from sparseconv import pruning
+    from sparseconv.dst.update import prune_and_grow
+
+    assert pruning.prune_and_grow is prune_and_grow
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        pruning.nothing  # noqa: B018
+
+
 def test_a_pickled_gradient_hook() -> None:
     hook = pickle.loads(b"csparseconv._gradient_watch\nGradientWatch\n(tR.")
     assert type(hook).__name__ == "DenseGradientHook"
