@@ -270,6 +270,8 @@ def _check_pruning(options: Mapping[str, Any]) -> None:
         raise ValueError("pruning names a variant twice")
     if options["pruning"] and options["model"] not in ("InceptionTime", "LITE", "ResNet", "OS-CNN"):
         raise ValueError(f"pruning is for dense networks, not for {options['model']}")
+    if options["silence"] and not options["pruning"]:
+        raise ValueError("silence is for a run with pruning, and would be ignored in this one")
     if options["silence"] and options["model"] not in ("InceptionTime", "LITE"):
         raise ValueError(f"no stages of {options['model']} are known that silence could act on")
 

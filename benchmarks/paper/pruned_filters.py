@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import sparseconv as sc
-from benchmarks.paper.archives import read
-from benchmarks.paper.networks import NETWORKS
+from benchmarks.paper.archives import Shape, read
+from benchmarks.paper.networks import build
 from benchmarks.paper.plan import Job
 from benchmarks.paper.training import accuracy, begin_or_resume, first_model, shape_of
 from sparseconv.core.files import write_whole
@@ -187,7 +187,8 @@ def like(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> nn.Module
     """A fresh network of the shape that a row's training, or one of its variants, had."""
     options = row["options"]
     torch.manual_seed(row["seed"])
-    model = NETWORKS[options["model"]](row["n_channels"], row["n_classes"], **options["network"])
+    sizes = ("n_train", "n_test", "n_channels", "n_timepoints", "n_classes")
+    model = build(options["model"], options["network"], Shape(*(row[name] for name in sizes)))
     if variant is None:
         return model
     asked = next(v for v in options["pruning"] if v["name"] == variant["name"])

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.pruned_filters import is_pruned_filters, like
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.timing import ratio
@@ -36,7 +35,7 @@ def measure(rows: Sequence[dict[str, Any]], path: Path, reference: str = "Incept
         held = [row for row in rows if (row["dataset"], row["seed"]) == (dataset, seed)]
         models: dict[str, nn.Module] = {}
         for row in held:
-            models[row["run"]] = _fresh(row)
+            models[row["run"]] = like(row, None)
             for variant in row["variants"] if is_pruned_filters(row) else ():
                 models[f"{row['run']}, {variant['name']}"] = like(row, variant)
         if reference not in models or (dataset, seed, len(models)) in done:
@@ -58,14 +57,6 @@ def read_times(path: Path) -> list[dict[str, Any]]:
         return []
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return list({(line["dataset"], line["seed"]): line for line in lines}.values())
-
-
-def _fresh(row: dict[str, Any]) -> nn.Module:
-    if is_pruned_filters(row):
-        return like(row, None)
-    options = row["options"]
-    torch.manual_seed(row["seed"])
-    return NETWORKS[options["model"]](row["n_channels"], row["n_classes"], **options["network"])
 
 
 def _timed(

@@ -165,7 +165,7 @@ def test_times_and_tables(out: Path, tmp_path: Path) -> None:
         ("ratio = 0.5}", "share = 0.5}", "unknown key pruning.share"),
         ('{name = "HC"', '{name = "L2"', "names a variant twice"),
         ('{name = "HC", ', "{", "a list of tables with a name"),
-        ("nf = 3, depth = 1}", "nf = 3}\nsilence = 1e-4", "no stages of DSN"),
+        ("nf = 3, depth = 1}", "nf = 3}\nsilence = 1e-4", "silence is for a run with pruning"),
         ("nf = 3, depth = 1}", 'nf = 3}\npruning = [{name = "a"}]', "not for DSN"),
     ],
 )
