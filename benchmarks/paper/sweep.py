@@ -328,7 +328,9 @@ def local_pool(workers: int) -> Pool:
 
     @contextmanager
     def opened() -> Iterator[Executor]:
-        context = multiprocessing.get_context("spawn")
+        # Forks of one process that has imported everything, and has no threads yet.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["benchmarks.paper.job"])
         watched, held = context.Pipe(duplex=False)
         executor = ProcessPoolExecutor(
             workers, mp_context=context, initializer=_end_with, initargs=(watched,)

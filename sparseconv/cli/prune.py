@@ -16,6 +16,7 @@ from sparseconv import datasets
 from sparseconv.cli.options import INTERRUPTED, add_option
 from sparseconv.cli.results import check_free, data_facts, history_writer
 from sparseconv.core.files import check_writable, write_whole
+from sparseconv.core.geometry import single
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.pruning import (
@@ -30,6 +31,7 @@ from sparseconv.pruning import (
     PruningReport,
     prune_filters,
 )
+from sparseconv.pruning.checks import checked_target
 from sparseconv.pruning.criteria import EPS
 from sparseconv.pruning.sparsity_loss import PUBLISHED_WEIGHT
 from sparseconv.report import figures
@@ -116,14 +118,18 @@ def _prune(args: argparse.Namespace) -> int:
     with machine.threads(threads):
         before = _accuracy(run.model, data)
         try:
-            if args.criterion == "dsp":
-                _silence(run.model, X, y, recipe, args)
-            amount = {"ratio": args.ratio, "target_macs": args.target_macs}
-            if args.criterion not in ("dsp", "evolutionary") and amount == dict.fromkeys(amount):
-                amount["ratio"] = 0.5
             criterion = CRITERIA[args.criterion]((X, y), args)
+            if criterion.threshold is None and args.ratio is None and args.target_macs is None:
+                args.ratio = 0.5
+            # Before hours of training.
+            ratio, target = checked_target(criterion, args.ratio, args.target_macs)
+            steps = single("steps", args.steps, 1)
+            if isinstance(criterion, DSP):
+                _silence(run.model, X, y, recipe, args)
             model: Any
-            model, report = prune_filters(run.model, X[:1], criterion, steps=args.steps, **amount)
+            model, report = prune_filters(
+                run.model, X[:1], criterion, ratio=ratio, target_macs=target, steps=steps
+            )
             at_once = _accuracy(model, data)
             check_writable(out / CONFIG_NAME)
             config = {**run.config, "recipe": {name: getattr(recipe, name) for name in RECIPE}}

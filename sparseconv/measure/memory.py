@@ -92,8 +92,9 @@ def fault_share(call: Callable[[], object], seconds: float) -> float:
         for _ in range(count):
             call()
         found.append(_minor_faults() - before)
-    faults = min(found) / count
-    return min(1.0, faults * _seconds_per_fault() / seconds) if faults else 0.0
+        if not found[-1]:
+            return 0.0
+    return min(1.0, min(found) / count * _seconds_per_fault() / seconds)
 
 
 def _minor_faults() -> int:

@@ -266,39 +266,31 @@ class _Tracer(TorchFunctionMode):
         along = [found[1] for x in tree_leaves((args, kwargs)) if (found := self.of(x)) is not None]
 
         def numbered(x: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            found = self.of(x)
-            if found is None:
-                if x.dtype in (torch.bool, torch.int64) and x.dim() < 2:  # an index
-                    return x
-                dim = along[0]
-                if dim >= x.dim():
-                    return x
-                found = self.numbers.new(x.shape[dim], fixed=True), dim
-            shape = [1] * x.dim()
-            shape[found[1]] = -1
-            return found[0].view(shape).expand(x.shape).contiguous()
+            return self.numbered(x, along[0]) if isinstance(x, Tensor) else x
 
         moved = func(*tree_map(numbered, args), **tree_map(numbered, kwargs))
         results = [x for x in tree_leaves(moved) if isinstance(x, Tensor)]
         for result, output in zip(results, outputs, strict=True):
-            if result.numel() == 0:
-                return False
-            dims = [d for d in range(result.dim()) if (result != result.narrow(d, 0, 1)).any()]
-            if len(dims) > 1:
-                return False
-            # A single channel differs in no dimension.
-            single = (
-                d for d in (*along, *range(1, result.dim())) if result.shape[d : d + 1] == (1,)
-            )
-            dim = dims[0] if dims else next(single, None)
+            dim = _differing(result, along)
             if dim is None:
                 return False
-            index: list[Any] = [0] * result.dim()
-            index[dim] = slice(None)
-            self.follow(output, result[tuple(index)].clone(), dim)
+            self.follow(output, result.movedim(dim, 0).flatten(1)[:, 0].clone(), dim)
         return True
+
+    def numbered(self, x: Tensor, dim: int) -> Tensor:
+        """A tensor of the same shape with the number of its channel in the place of each sample.
+
+        One that is not followed yet has channels of its own in dimension ``dim``, which stay.
+        """
+        found = self.of(x)
+        if found is None:
+            is_index = x.dtype in (torch.bool, torch.int64) and x.dim() < 2
+            if is_index or dim >= x.dim():
+                return x
+            found = self.numbers.new(x.shape[dim], fixed=True), dim
+        shape = [1] * x.dim()
+        shape[found[1]] = -1
+        return found[0].view(shape).expand(x.shape).contiguous()
 
     def unite(self, args: Any, kwargs: Any, inputs: list[Tensor], output: Tensor) -> bool:
         """Channels that meet become one, aligned at the last dimension as torch broadcasts."""
@@ -344,7 +336,8 @@ class _Tracer(TorchFunctionMode):
     def channels(self) -> Channels:
         """Number the units, and put those that the same layers make into sets."""
         roots = {
-            name: [self._roots(side) for side in found[1:3]] for name, found in self.layers.items()
+            name: [list(map(self.numbers.root, side.tolist())) for side in found[1:3]]
+            for name, found in self.layers.items()
         }
         # Of each unit the layers that have filters for it, how many, and in which kernel group.
         makers: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
@@ -375,9 +368,6 @@ class _Tracer(TorchFunctionMode):
             sets.append(UnitSet(units, {n: places(layers[n].outputs, units) for n, *_ in made}))
         return Channels(layers, tuple(sets), len(number))
 
-    def _roots(self, numbers: Tensor) -> list[int]:
-        return [self.numbers.root(number) for number in numbers.tolist()]
-
 
 def _region(module: nn.Module, row: int) -> int:
     """The kernel group of a sparse layer's filter: those of unlike reach do not compete."""
@@ -386,6 +376,17 @@ def _region(module: nn.Module, row: int) -> int:
             if first <= row < end:
                 return index
     return 0
+
+
+def _differing(numbers: Tensor, along: Iterable[int]) -> int | None:
+    """The only dimension along which numbers differ; of a single channel, the first of size 1."""
+    if numbers.numel() == 0:
+        return None
+    every = range(numbers.dim())
+    dims = [dim for dim in every if (numbers != numbers.narrow(dim, 0, 1)).any()]
+    if not dims:
+        dims = [dim for dim in (*along, *every[1:]) if numbers.shape[dim : dim + 1] == (1,)][:1]
+    return dims[0] if len(dims) == 1 else None
 
 
 def _dimensions(name: str, args: Any, kwargs: Any, count: int) -> set[int]:

@@ -76,10 +76,9 @@ def test_what_is_refused(
     words = ["prune", str(trained), "--data", data, "--quiet", "--out", str(tmp_path / "x")]
     refused([*words, "--ratio", "1"], "ratio must lie in [0, 1)")
     refused([*words, "--target-macs", "1"], "out of reach")
-    refused(
-        [*words, "--criterion", "dsp", "--ratio", "0.3", "--silence-epochs", "1"], "leave ratio"
-    )
-    refused([*words, "--steps", "0"], "steps")
+    silenced = [*words, "--criterion", "dsp", "--silence-epochs", "1000000"]  # not begun
+    refused([*silenced, "--ratio", "0.3"], "leave ratio")
+    refused([*silenced, "--steps", "0"], "steps")
     refused([*words, "--threads", "0"], "--threads must be at least 1")
     refused(["prune", str(tmp_path / "nowhere")], "is not a results folder")
     refused(["prune", str(trained), "--data", "GunPoint"], "is not what")

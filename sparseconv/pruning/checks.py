@@ -1,0 +1,153 @@
+"""What pruning demands of its arguments, and of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from sparseconv.core.checks import number
+from sparseconv.core.geometry import single
+from sparseconv.nn.replacement import held_outside
+from sparseconv.profiling.stopwatch import copied_arguments
+from sparseconv.pruning.criteria import Criterion, evaluating
+from sparseconv.pruning.tracing import PRUNABLE
+
+
+def checked_example(example_input: Any) -> tuple[Any, ...]:
+    """The model's arguments, as a tuple of copies."""
+    arguments = copied_arguments(example_input, "example_input")
+    if any(isinstance(x, Tensor) and not x.numel() for x in tree_leaves(arguments)):
+        raise ValueError("example_input must hold a series at least, but holds none")
+    return arguments
+
+
+def checked_target(
+    criterion: Criterion, ratio: float | None, target_macs: int | None
+) -> tuple[float | None, int | None]:
+    """One of the two; neither for a criterion with a threshold of its own."""
+    if criterion.threshold is not None:
+        if ratio is not None or target_macs is not None:
+            raise ValueError(
+                f"{criterion!r} finds out how many filters go; leave ratio and target_macs out"
+            )
+        return None, None
+    if (ratio is None) == (target_macs is None):
+        raise ValueError(
+            f"{criterion!r} needs either ratio, a share of the filters, or target_macs; got "
+            f"{'neither' if ratio is None else 'both'}"
+        )
+    if target_macs is not None:
+        return None, single("target_macs", target_macs, 1)
+    assert ratio is not None
+    ratio = number("ratio", ratio)
+    if not 0 <= ratio < 1:
+        raise ValueError(
+            f"ratio must lie in [0, 1), since every layer keeps a filter, but got {ratio}"
+        )
+    return ratio, None
+
+
+def checked_names(ignore: Any) -> list[str]:
+    """Names of modules as a list, one alone as well."""
+    names = [ignore] if isinstance(ignore, str) else ignore
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"ignore must be names of modules, but got {ignore!r}")
+    return list(names)
+
+
+def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
+    """Refuse what surgery could not change without breaking it.
+
+    Raises:
+        ValueError: what, by its name, and what to do.
+    """
+    modules = dict(model.named_modules())
+    if compiled := [name for name, m in modules.items() if "_orig_mod" in m._modules]:
+        raise ValueError(
+            f"expected a model before torch.compile, but {compiled[0] or 'it'!r} is compiled; "
+            "prune its _orig_mod and compile the result"
+        )
+    if unknown := [name for name in ignore if name not in modules]:
+        raise ValueError(
+            f"ignore names {unknown[0]!r}, but the model has no such module; model.named_modules() "
+            "lists them"
+        )
+    for _, where in held_outside(model):
+        raise ValueError(
+            f"a module stands in {where}, where torch does not see it; use nn.ModuleList"
+        )
+    for name, module in modules.items():
+        if isinstance(module, PRUNABLE) and not _ignored(name, ignore):
+            computed = [x for x in ("weight", "values", "bias") if x not in module._parameters]
+            if computed := [x for x in computed if hasattr(module, x)]:
+                raise ValueError(
+                    f"{computed[0]!r} of {name!r} is computed from other parameters; undo that "
+                    "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), or name "
+                    "the layer in ignore"
+                )
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or not parameter.is_floating_point():
+            raise ValueError(
+                f"expected parameters that are real numbers, but {name!r} is of {parameter.dtype} "
+                f"on {parameter.device}"
+            )
+    owner: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if owner.setdefault(id(parameter), name).rpartition(".")[0] != name.rpartition(".")[0]:
+            first = owner[id(parameter)]
+            if model.get_submodule(first.rpartition(".")[0]) is not model.get_submodule(
+                name.rpartition(".")[0]
+            ):
+                raise ValueError(
+                    f"{first!r} and {name!r} are one parameter of two layers; only a layer that is "
+                    "used twice as a whole can be pruned"
+                )
+
+
+def _ignored(name: str, ignore: Iterable[str]) -> bool:
+    """Whether a module, or one around it, is named."""
+    return any(not outer or f"{name}.".startswith(f"{outer}.") for outer in ignore)
+
+
+def probes_of(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """The example, and noise in its place: zeros, for one, would not tell channels apart."""
+    yield arguments
+    rng = torch.Generator().manual_seed(0)
+
+    def noise(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        return torch.randn(x.shape, generator=rng).to(x)
+
+    yield tree_map_only(Tensor, noise, arguments)
+
+
+def outputs_of(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors among a model's outputs in eval mode."""
+    with evaluating(model), torch.no_grad():
+        return [x.clone() for x in tree_leaves(model(*arguments)) if isinstance(x, Tensor)]
+
+
+def check_same(pruned: nn.Module, arguments: tuple[Any, ...], expected: list[Tensor]) -> None:
+    """Compare with the masked model; a difference far beyond rounding is one of channels."""
+    advice = (
+        "the code of the model relies on a number of channels, or moves them in a way that cannot "
+        "be followed; name the module where it does in ignore"
+    )
+    try:
+        found = outputs_of(pruned, arguments)
+    except Exception as error:
+        raise ValueError(
+            f"the pruned model does not run ({type(error).__name__}: {error}): {advice}"
+        ) from error
+    for got, wanted in zip(found, expected, strict=True):
+        loose = torch.finfo(wanted.dtype).eps ** 0.5 if wanted.is_floating_point() else 0
+        scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0
+        if got.shape != wanted.shape or not torch.allclose(
+            got, wanted, rtol=loose, atol=loose * scale, equal_nan=True
+        ):
+            raise ValueError(f"the pruned model computes something else: {advice}")
