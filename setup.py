@@ -59,6 +59,7 @@ else:
                     "-ffp-contract=off",
                     "-fvisibility=hidden",
                     *openmp,
+                    *os.environ.get("SPARSECONV_CXXFLAGS", "").split(),
                 ],
                 "nvcc": ["-O3", "-std=c++20"],
             },

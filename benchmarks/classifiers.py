@@ -62,7 +62,7 @@ def classifiers() -> dict[str, Callable[[int], Any]]:
 def measure(archive: Path | None, out: Path) -> None:
     """Fit, predict and time what the file does not hold yet."""
     data_sets = open_archive(archive)
-    trained = {row["dataset"] for row in read_rows(RECORDED) if row["run"] == "DSN"}
+    trained = {row["dataset"] for row in read_rows(RECORDED["full"]) if row["run"] == "DSN"}
     names = [name for name in members("ucr85") if name in trained & data_sets.shapes.keys()]
     names = sorted(names, key=lambda name: data_sets.shapes[name].train_points)[:SETS]
     done = {(row["classifier"], row["dataset"], row["seed"]) for row in rows_of(out)}
@@ -105,7 +105,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     names = {row["dataset"] for row in rows}
     dsn = [
         {**row, "classifier": "DSN", "fit_seconds": row["train_seconds"]}
-        for row in read_rows(RECORDED)
+        for row in read_rows(RECORDED["full"])
         if row["run"] == "DSN" and row["dataset"] in names and row["seed"] == 0
     ]
     found = {}

@@ -26,7 +26,7 @@ def write_all(folder: Path) -> None:
     captions = plots.captions(bench["rows"])
     parts: dict[str, Callable[[], str]] = {
         "measured": readme.section,
-        "paper": lambda: report.recorded(folder),
+        "paper": lambda: report.recorded(folder, "full"),
         "machine": lambda: f"Measured on {readme.where(bench['machine'])}.",
         "break_even": lambda: "\n\n".join(
             figure(path, f"{threads_text(threads)}. {captions['break_even']}")
@@ -37,7 +37,8 @@ def write_all(folder: Path) -> None:
         "published_networks": networks,
         "edge": lambda: edge_report.section(edge_rows.rows_of(), folder / "edge.png"),
         "random_kernels": lambda: random_kernels(folder),
-        "pocket": lambda: report.recorded(folder, report.RECORDED_KERNELS),
+        "pocket": lambda: report.recorded(folder, "pocket"),
+        "filters": lambda: report.recorded(folder, "filters"),
     }
     for name, make in parts.items():
         _write(folder / f"{name}.md", make())

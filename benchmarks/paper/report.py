@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper import figures, pruned_filters, tables
+from benchmarks.paper import figures, pruned_filters, rocket, tables
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import Runs
 from benchmarks.paper.pruned_filters import is_pruned_filters
 from benchmarks.paper.pruned_times import TIMES_NAME, read_times
-from benchmarks.paper.rocket import expanded, is_pruned_kernels
+from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.sweep import ROWS_NAME, read_rows
 from sparseconv.measure.table import Table
 from sparseconv.report.page import Section, write_html
@@ -26,8 +26,11 @@ MOMENTS = ("moments: mean", "moments: corrected", "masked dense")
 WIDER = ("DSN", "S = 90 %, nf = 56", "S = 95 %, nf = 68", "S = 98 %, nf = 77")
 SERIES = ("centred zeros", "centred replicate", "z-normalised", "centred zeros, z-normalised")
 RESULTS = Path(__file__).parents[1] / "results"
-RECORDED = RESULTS / "paper" / ROWS_NAME
-RECORDED_KERNELS = RESULTS / "pocket" / ROWS_NAME
+# The rows of each plan that the documentation shows.
+RECORDED = {
+    plan: RESULTS / folder / ROWS_NAME
+    for plan, folder in (("full", "paper"), ("pocket", "pocket"), ("filters", "filters"))
+}
 OWN = ("DSN", "ResNet", "InceptionTime", "OS-CNN", "LITE", "masked dense")
 
 
@@ -214,8 +217,7 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     if not rows:
         raise ValueError("there are no rows to report; run a plan first")
     folder.mkdir(parents=True, exist_ok=True)
-    times = read_times(folder.parent / TIMES_NAME)
-    runs = Runs(pruned_filters.expanded(expanded(rows), times))
+    runs = _runs(rows, folder.parent)
     sections, missing = [], []
     for part in parts_of(rows):
         table = part.table(runs) if part.table else None
@@ -288,15 +290,21 @@ def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
     return " ".join(parts)
 
 
-def recorded(folder: Path, source: Path = RECORDED) -> str:
-    """The recorded rows' tables and pictures in Markdown, for the documentation.
+def _runs(rows: Sequence[Mapping[str, Any]], folder: Path) -> Runs:
+    """The rows, and of each its pruned variants with the times that a results folder holds."""
+    return Runs(pruned_filters.expanded(rocket.expanded(rows), read_times(folder / TIMES_NAME)))
+
+
+def recorded(folder: Path, plan: str) -> str:
+    """The tables and pictures of a plan's recorded rows in Markdown, for the documentation.
 
     Pictures are drawn into ``folder``, which a page includes the text from.
     """
+    source = RECORDED[plan]
     rows = read_rows(source)
     if not rows:
-        return "Not measured yet: `python -m benchmarks.paper run full` does."
-    runs, parts = Runs(expanded(rows)), [f"{where(rows)}. {about(rows, [])}"]
+        return f"Not measured yet: `python -m benchmarks.paper run {plan}` does."
+    runs, parts = _runs(rows, source.parent), [f"{where(rows)}. {about(rows, [])}"]
     for part in parts_of(rows):
         table = part.table(runs) if part.table else None
         path = folder / f"paper-{part.name}.png"

@@ -164,10 +164,10 @@ class _Tracer(TorchFunctionMode):
             self.inside += whole
 
         def after(_: nn.Module, arguments: Any, output: Any) -> None:
-            self.running.pop()
             self.inside -= whole
             if whole and not self.inside:
                 self.called(name, module, arguments, output)
+            self.running.pop()
 
         stack.callback(module.register_forward_pre_hook(before, prepend=True).remove)
         stack.callback(module.register_forward_hook(after).remove)
@@ -180,8 +180,8 @@ class _Tracer(TorchFunctionMode):
         if x is None or not isinstance(output, Tensor):
             return
         if type(module) not in (*PRUNABLE, *MODULES_ALONE):
-            self.refuse(f"{type(module).__name__}, which may compute anything", x)
-            return
+            # Of the first layer, too, or it would keep its filters without a word.
+            self.refuse("a class of its own, which may compute anything,")
         known = self.of(x)
         if isinstance(module, MODULES_ALONE):
             if known is not None:
@@ -190,7 +190,7 @@ class _Tracer(TorchFunctionMode):
         last = isinstance(module, nn.Linear)
         dim = x.dim() - 1 if last else 1
         if known is not None and known[1] != dim:
-            self.refuse(f"{type(module).__name__} along another dimension than the channels'", x)
+            self.refuse("a dimension that is not the channels'", x)
             known = None
         inputs = self.numbers.new(x.shape[dim], fixed=True) if known is None else known[0]
         if isinstance(module, nn.BatchNorm1d):
@@ -259,7 +259,7 @@ class _Tracer(TorchFunctionMode):
         else:
             done = False
         if not done:
-            self.refuse(name, *inputs)
+            self.refuse(repr(name), *inputs)
 
     def move(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> bool:
         """Move the numbers as the data are moved, and see in which dimension they differ then."""
@@ -322,11 +322,12 @@ class _Tracer(TorchFunctionMode):
         return True
 
     def refuse(self, what: str, *inputs: Tensor) -> None:
-        if all(self.numbers.are_fixed(self.known[id(x)][1]) for x in inputs if id(x) in self.known):
-            return  # nothing is lost: these channels stay in any case
+        """Raise, unless nothing is lost because the channels of these tensors stay in any case."""
+        if inputs and all(self.numbers.are_fixed(own[0]) for x in inputs if (own := self.of(x))):
+            return
         where = self.running[-1] if self.running else ""
         raise UnknownLayerError(
-            f"cannot follow channels through {what!r} in {where or 'the model itself'} "
+            f"cannot follow channels through {what} in {where or 'the model itself'} "
             f"({type(self.model.get_submodule(where)).__name__}); name a module around it in "
             "ignore, and it keeps all of its channels"
         )

@@ -169,7 +169,7 @@ def test_time_to_accuracy() -> None:
 
 
 def test_the_documentation_shows_what_is_recorded(tmp_path: Path) -> None:
-    text = report.recorded(tmp_path)
+    text = report.recorded(tmp_path, "full")
     for picture in tmp_path.glob("*.png"):
         assert f"({tmp_path.name}/{picture.name})" in text
     assert list(tmp_path.glob("*figure-8.png"))

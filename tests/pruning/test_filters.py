@@ -229,7 +229,7 @@ OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Around(Call(lambda x: torch.conv1d(x, torch.ones(8, 8, 1).double()))),
         r"'conv1d' in middle \(Call\)",
     ),
-    "subclass": (lambda: Around(type("Own", (nn.Conv1d,), {})(8, 8, 1)), "Own, which may compute"),
+    "subclass": (lambda: Around(type("Own", (nn.Conv1d,), {})(8, 8, 1)), r"in middle \(Own\)"),
     "weight_norm": (lambda: Around(weight_norm(half())), "'weight' of 'middle' is computed"),
     "parametrized": (
         lambda: Around(parametrizations.weight_norm(half())),
@@ -276,6 +276,11 @@ UNSUPPORTED: list[tuple[Callable[[], nn.Module], str]] = [
         lambda: nn.Sequential(torch.compile(classifier(), backend="eager")),
         "before torch.compile, but '0' is compiled",
     ),
+    (
+        lambda: nn.Sequential(type("Own", (nn.Conv1d,), {})(2, 8, 1).double(), half()),
+        r"anything, in 0 \(Own\)",
+    ),
+    (lambda: nn.Sequential(nn.LazyConv1d(8, 3)), "'0.weight' has no shape yet"),
 ]
 
 
