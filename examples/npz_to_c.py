@@ -2,7 +2,7 @@
 # # From a .npz file to a C program
 #
 # Twenty lines: a Dynamic Sparse Network is trained on series in a `.npz`, exported as int8 C,
-# compiled here, and compared with PyTorch. Replace the first cell with your own arrays.
+# compiled here, and checked on known series. Replace the first cell with your own arrays.
 #
 # Needs `pip install '.[tsc]'` and a C compiler. With `SPARSECONV_QUICK=1` it takes seconds.
 

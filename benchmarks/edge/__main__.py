@@ -29,16 +29,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="measure this run of `python -m sparseconv train` only")  # fmt: skip
     parser.add_argument("--data", metavar="NAME_OR_PATH", help="of --run (default: as it was)")
     parser.add_argument("--runs", type=Path, default=Path("runs/edge"), metavar="FOLDER")
-    parser.add_argument("--out", type=Path, default=measure.RESULTS, metavar="FILE")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help=f"rows (default: {measure.RESULTS.name} of the results, or edge.jsonl "
+                        "in the folder of --run)")  # fmt: skip
     arguments = parser.parse_args(argv)
     machines = targets.available()
     if arguments.run is not None:
-        networks = iter([measure.load(arguments.run, arguments.data)])
-    else:
-        networks = measure.trained(arguments.runs, arguments.archive)
-    for network in networks:
-        measure.measure(network, machines, arguments.out)
-    print(report.section(measure.rows_of(arguments.out), None))
+        out = arguments.out or arguments.run / "edge.jsonl"
+        measure.measure(measure.load(arguments.run, arguments.data), machines, out)
+        print(report.cost_table(measure.rows_of(out)).markdown())
+        return 0
+    out = arguments.out or measure.RESULTS
+    for network in measure.trained(arguments.runs, arguments.archive):
+        measure.measure(network, machines, out)
+    print(report.section(measure.rows_of(out), None))
     return 0
 
 

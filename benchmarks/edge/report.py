@@ -45,7 +45,12 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
     rows = Rows(recorded)
     if not rows.complete():
         return "Not measured yet: `make edge` does."
-    machine = recorded[-1]["machine"]
+    dates, commits = (
+        sorted({row["machine"][key] for row in recorded}) for key in ("date", "commit")
+    )
+    tools = {
+        tool: said for row in recorded for tool, said in row["machine"].get("tools", {}).items()
+    }
     parts = [
         f"DSN as published but for the training: 100 epochs at a learning rate of 0.001. "
         f"Sparsity {USUAL:.0%}. Sizes and instructions of int8 on {BOARD}; *dense* is the same "
@@ -62,7 +67,8 @@ def section(recorded: Sequence[Row], picture: Path | None) -> str:
             parts.append(f"```{{figure}} {drawn}\n:alt: {caption}\n\n{caption}\n```")
     parts.append(
         f"Whole test sets, of how many data sets: {whole_sets(rows)}. All but {NATIVE} emulated "
-        f"by QEMU. {machine['date']}, commit {machine['commit']}."
+        f"by QEMU. {dates[-1]}; commits {', '.join(commits)}"
+        f"{'; ' if tools else ''}{'; '.join(tools.values())}."
     )
     return "\n\n".join(parts)
 
@@ -104,6 +110,24 @@ def accuracy_table(rows: Rows) -> Table:
     header = ("data set", "series", "test", "PyTorch %", "float32 C %", "int8 C %", "flash kB",
               "RAM kB", "M instructions", "dense / sparse")  # fmt: skip
     return Table(header, lines)
+
+
+def cost_table(rows: Sequence[Row]) -> Table:
+    """Accuracy and cost of one run, a line for each row."""
+    lines = []
+    for row in rows:
+        size, counts = row["size"], row.get("instructions")
+        cells = ("", "")
+        if counts:
+            cells = f"{counts['all'] / 1e6:.1f}", f"{ratio(row):.2f}"
+        lines.append((
+            row["weights"], row["target"], f"{row['n_predicted']} of {row['n_test']}",
+            *(f"{100 * row[key]:.2f}" for key in ("accuracy_pytorch", "accuracy")),
+            kilobytes(size["text"]), kilobytes(size["bss"] + size["data"]), *cells,
+        ))  # fmt: skip
+    header = ("weights", "processor", "series", "PyTorch %", "C %", "flash kB", "RAM kB",
+              "M instructions", "dense / sparse")  # fmt: skip
+    return Table(header, lines, text_columns=2)
 
 
 def sweep_table(rows: Rows) -> Table:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseconv.edge.layers import TINY, UNIT, Network, arranged, sums
+from sparseconv.edge.storage import BYTES
 
 Series = npt.NDArray[np.float32]
 SOURCES = Path(__file__).with_name("c")
@@ -61,6 +62,11 @@ class Target:
         """Which packages (Debian's names) this needs and lacks, else an empty string."""
         tools = (self.compiler, self.size, *self.emulator[:1])
         return " ".join(_PACKAGES[tool] for tool in tools if not shutil.which(tool))
+
+    def versions(self) -> dict[str, str]:
+        """What decides sizes and instructions, by tool."""
+        tools = (self.compiler, *self.emulator[:1])
+        return {tool: _run([tool, "--version"], SOURCES).splitlines()[0] for tool in tools}
 
     @property
     def counts(self) -> bool:
@@ -175,12 +181,11 @@ def sizes(target: Target, program: Path) -> dict[str, int]:
 
 def weights(program: Path) -> int:
     """Bytes of the weights of a program and of their positions."""
-    bytes = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "uint32_t": 4, "float": 4}
     text = (program / "net.c").read_text(encoding="utf-8")
     arrays = re.findall(
         r"^static const (\w+) (?:weight|gap|count)_\d+\[(\d+)\]", text, re.MULTILINE
     )
-    return sum(bytes[kind] * int(length) for kind, length in arrays)
+    return sum(BYTES[kind] * int(length) for kind, length in arrays)
 
 
 def _compile(target: Target, program: Path, sources: Sequence[str]) -> str:

@@ -59,10 +59,13 @@ def _export(args: argparse.Namespace) -> int:
     from sparseconv.edge import export_c  # torch's observers take a moment to import
 
     weights = "int8" if args.int8 else "float32"
-    out = args.out or Path(args.run_folder) / f"c-{weights}"
-    series = torch.from_numpy(data.X_train)
-    export_c(run.model, series, out, name=args.name, weights=weights, calibration=series)
+    folder = Path(args.run_folder)
+    out = args.out or (folder if folder.is_dir() else folder.parent) / f"c-{weights}"
+    series, classes = torch.from_numpy(data.X_train), list(map(str, data.classes))
+    export_c(
+        run.model, series, out, name=args.name, weights=weights, calibration=series,
+        classes=classes,
+    )  # fmt: skip
     files = ", ".join(sorted(file.name for file in out.iterdir()))
-    classes = ", ".join(map(str, data.classes))
-    print(f"{data.name}, {weights}: {out} holds {files}\nclasses, from 0: {classes}")
+    print(f"{data.name}, {weights}: {out} holds {files}\nclasses, from 0: {', '.join(classes)}")
     return 0

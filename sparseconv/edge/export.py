@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import tempfile
+import warnings
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,12 @@ from sparseconv.edge.layers import Array, scores_and_bound
 from sparseconv.edge.lowering import lower
 from sparseconv.edge.quantize import quantize
 from sparseconv.edge.storage import numbers_text
+from sparseconv.nn.restored import deepcopy_model
 
 WEIGHTS = ("float32", "int8")
 KNOWN = 3  # series of the self-test
+CALIBRATION = 500  # series, at most
+AGREEMENT = 0.9  # of int8's classes with PyTorch's, below which something is wrong
 
 
 @torch.no_grad()
@@ -33,8 +40,9 @@ def export_c(
     name: str = "dsn",
     weights: str = "float32",
     calibration: Any = None,
+    classes: Iterable[Any] | None = None,
 ) -> Path:
-    """Write a trained network as C99 that allocates nothing and needs no library.
+    """Write a trained network as C99 that allocates nothing.
 
     The program has ``NAME_predict`` and ``NAME_scores`` for one series of the length of
     ``example_input``; all its state is one static arena. Weights that are not active are neither
@@ -50,7 +58,9 @@ def export_c(
             or nothing.
         name: begins every name that the program shows; a C identifier.
         weights: ``"float32"``, or ``"int8"`` for weights and activations.
-        calibration: training series ``(N, channels, length)`` from which int8 takes its scales.
+        calibration: training series ``(N, channels, length)`` from which int8 takes its scales; of
+            more than 500, so many at equal distances.
+        classes: their names in the order of the scores, for the comments.
 
     Returns:
         The folder.
@@ -86,97 +96,151 @@ def export_c(
     example = _series("example_input", example_input)
     folder = Path(folder)
     _check_free(folder)
-    network = lower(model, *example.shape[1:])
-    scores = _scores_of(model, example[:KNOWN])
+    plain = _float32_copy(model)
+    network = lower(plain, *example.shape[1:])
+    scores = _scores_of(plain, example[:KNOWN])
     if scores.shape != (len(example[:KNOWN]), network.classes):
         raise ValueError(f"expected a model that gives (n_cases, n_classes), got {scores.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            "expected a model with finite scores, but those of example_input are infinite or no "
+            "numbers in float32; scale the series"
+        )
+    named = None if classes is None else [str(name) for name in classes]
+    if named is not None and len(named) != network.classes:
+        raise ValueError(f"expected {network.classes} names of classes, but got {len(named)}")
+    labels = scores.argmax(1)
     integers, agreement = None, None
     bounds = np.zeros_like(scores)
     if weights == "int8":
-        if calibration is None:
-            raise ValueError(
-                "int8 takes its scales from series of the training set, but calibration is None; "
-                "pass calibration=X_train"
-            )
-        known = _series("calibration", calibration)
-        if known.shape[1:] != example.shape[1:]:
-            raise ValueError(
-                f"calibration must have the channels and length of example_input, "
-                f"{example.shape[1:]}, but got {known.shape[1:]}"
-            )
+        known = _calibration(calibration, example)
         integers = quantize(network, known)
-        same = integers.run(known).argmax(1) == _scores_of(model, known).argmax(1)
+        same = integers.run(known).argmax(1) == _scores_of(plain, known).argmax(1)
         agreement = len(known), int(same.sum())
+        if same.mean() < AGREEMENT:
+            warnings.warn(
+                f"int8 gives PyTorch's class for {same.sum()} of the {len(known)} series of the "
+                "calibration only; bring channels to one scale before the network, or export "
+                "float32", stacklevel=2,
+            )  # fmt: skip
         scores = integers.scores(example[:KNOWN])
+        labels = integers.run(example[:KNOWN]).argmax(1)
     else:
         # PyTorch rounds as well, so both may be as far from the exact scores.
         bounds = 2 * scores_and_bound(network, example[:KNOWN])[1]
-    cases = _cases(example[:KNOWN], scores, bounds.astype(np.float32))
-    files = write_c(network, integers, name, cases, agreement)
-    _write_folder(folder, files)
+    bounds = np.minimum(bounds, np.finfo(np.float32).max).astype(np.float32)
+    cases = [
+        {
+            "series": numbers_text(x), "scores": numbers_text(y.astype(np.float32)),
+            "bounds": numbers_text(bound), "label": int(label),
+        }
+        for x, y, bound, label in zip(example, scores, bounds, labels, strict=False)
+    ]  # fmt: skip
+    _write_folder(folder, write_c(network, integers, name, cases, agreement, named))
     return folder
 
 
-def _cases(series: Array, scores: Array, bounds: Array) -> list[dict[str, Any]]:
-    return [
-        {
-            "series": numbers_text(x), "scores": numbers_text(y.astype(np.float32)),
-            "bounds": numbers_text(bound), "label": int(y.argmax()),
-        }
-        for x, y, bound in zip(series, scores, bounds, strict=True)
-    ]  # fmt: skip
+def _float32_copy(model: nn.Module) -> nn.Module:
+    """What the program is compared with: on the CPU, whatever type the weights have."""
+    if complex_ones := [name for name, x in model.named_parameters() if x.is_complex()]:
+        raise NotImplementedError(
+            f"parameter {complex_ones[0]!r} is complex; networks of real numbers can be exported"
+        )
+    return deepcopy_model(model).float().cpu()
+
+
+def _calibration(given: Any, example: Array) -> Array:
+    if given is None:
+        raise ValueError(
+            "int8 takes its scales from series of the training set, but calibration is None; "
+            "pass calibration=X_train"
+        )
+    known = _series("calibration", given)
+    if known.shape[1:] != example.shape[1:]:
+        raise ValueError(
+            f"calibration must have the channels and length of example_input, "
+            f"{example.shape[1:]}, but got {known.shape[1:]}"
+        )
+    if len(known) > CALIBRATION:
+        known = known[np.linspace(0, len(known) - 1, CALIBRATION).astype(int)]
+    return known
 
 
 def _scores_of(model: nn.Module, X: Array) -> Array:
-    parameter = next(model.parameters(), torch.empty(0))
-    parts = [model(torch.from_numpy(X[at : at + 64]).to(parameter)) for at in range(0, len(X), 64)]
-    scores: Array = torch.cat(parts).float().cpu().numpy()
+    with torch.autocast("cpu", enabled=False):
+        parts = [model(torch.from_numpy(X[at : at + 64])) for at in range(0, len(X), 64)]
+    scores: Array = torch.cat(parts).numpy()
     return scores
 
 
 def _series(name: str, given: Any) -> Array:
     """float32 ``(N, channels, length)``, finite."""
+    if isinstance(given, np.ndarray):
+        given = np.ascontiguousarray(given)  # torch takes no negative strides
     try:
         tensor = torch.as_tensor(given).detach().cpu()
+        if tensor.is_complex():
+            raise TypeError("they are complex")
+        array: Array = tensor.to(torch.float32).contiguous().numpy()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be an array of numbers, but {error}") from error
-    if tensor.dim() != 3 or 0 in tensor.shape or tensor.is_complex():
+    if array.ndim != 3 or 0 in array.shape:
         raise ValueError(
             f"{name} must have the shape (n_cases, channels, length), none of them 0, but got "
-            f"{tuple(tensor.shape)}; one series of one channel is x[None, None]"
+            f"{array.shape}; one series of one channel is x[None, None]"
         )
-    array: Array = tensor.to(torch.float32).contiguous().numpy()
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, but holds NaN or infinity")
     return array
 
 
 def _check_free(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"the folder {folder} is a file; choose another")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f"expected a new or empty folder, but {folder} holds files; choose another"
-        )
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"the folder {folder} is a file; choose another")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(
+                f"expected a new or empty folder, but {folder} holds files; choose another"
+            )
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
 
 def _write_folder(folder: Path, files: dict[str, str]) -> None:
-    """All files or none: they are written beside, and renamed as a whole."""
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        for name, text in files.items():
-            write_whole(partial / name, text)
-        partial.chmod(0o777 & ~_umask())
-        os.replace(partial, folder)  # an empty folder gives way
-    except OSError as error:
-        raise ValueError(
-            f"{folder} cannot be written ({error.strerror or error}); choose another folder"
-        ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+    """All files or none, and no new folder but with them.
+
+    A new folder is written beside, and renamed as a whole. One that exists stays what it is: it may
+    be a link, a mount, or the current one.
+    """
+    with ExitStack() as undo:
+        try:
+            for parent in [x for x in reversed(folder.parents) if not x.exists()]:
+                parent.mkdir()
+                undo.callback(_remove_empty, parent)
+            target = folder
+            if not folder.exists():
+                target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+                undo.callback(shutil.rmtree, target, ignore_errors=True)
+                target.chmod(0o777 & ~_umask())
+            for name, text in files.items():
+                undo.callback((target / name).unlink, missing_ok=True)
+                write_whole(target / name, text)
+            if target != folder:
+                os.replace(target, folder)
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+        undo.pop_all()
+
+
+def _cannot_write(folder: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"{folder} cannot be written ({error.strerror or error}); choose another folder"
+    )
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody else has put something there
+        folder.rmdir()
 
 
 def _umask() -> int:

@@ -18,7 +18,11 @@ from sparseconv.edge.storage import BYTES, CArray, Stored, narrowest, stored
 from sparseconv.measure.table import Table, with_thousands
 
 TILE = 8  # positions at a time, at most: their sums and the pointers fit a Cortex-M's registers
-_SCORES = {"": "as PyTorch's", "softmax": "probabilities", "log_softmax": "log-probabilities"}
+_SCORES = {
+    "": "the model's outputs",
+    "softmax": "probabilities",
+    "log_softmax": "log-probabilities",
+}
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -75,6 +79,7 @@ def write_c(
     name: str,
     cases: Sequence[dict[str, Any]],
     agreement: tuple[int, int] | None,
+    classes: Sequence[str] | None,
 ) -> dict[str, str]:
     """The files of a program, by name.
 
@@ -82,6 +87,7 @@ def write_c(
         integers: for int8.
         cases: series, scores and bounds of the self-test, as text, and labels.
         agreement: how many series were for calibration, and of how many int8 has PyTorch's class.
+        classes: names for the comments.
     """
     layers, arena = network.layers, Arena(network.layers)
     parts = [_part(network, integers, arena, at) for at in range(len(layers))]
@@ -111,6 +117,7 @@ def write_c(
         "arrays": [array for part in parts for array in part["arrays"]],
         "kernels": list(dict.fromkeys(part["kernel"] for part in parts)),
         "sparse": any(part["kernel"].sparse for part in parts), "is_int8": integers is not None,
+        "class_names": [_in_comment(name) for name in classes or ()],
         "copies": sorted(modes - {"zeros"}), "pads_zeros": "zeros" in modes,
         "loads_whole": channels == 1 and integers is None, "load": arena.inside(0),
         "ending": network.ending, "scores_are": _SCORES[network.ending],
@@ -195,6 +202,12 @@ def _scale(rescale: Rescale) -> str:
     shift, low, high = rescale.shift, rescale.low, rescale.high
     offset, back = (1 << 62) + (1 << (shift - 1)), (1 << (62 - shift)) - rescale.zero
     return f"{shift}, INT64_C({offset}), INT64_C({back}), {low}, {high}"
+
+
+def _in_comment(name: str) -> str:
+    """A name that ends no comment and no line."""
+    printable = "".join(char if char.isprintable() else " " for char in name)
+    return printable.replace("*/", "* /").replace("/*", "/ *").replace("|", "/")
 
 
 def _plus(offset: int) -> str:

@@ -180,4 +180,5 @@ def _ended(ending: str, x: Array, error: Array) -> tuple[Array, Array]:
     off = moved + relative + UNIT * (2 * np.abs(behind) + 6 * np.log(total) + 4 * np.abs(log))
     if ending == "log_softmax":
         return log, off
-    return np.exp(log), np.exp(log) * np.expm1(off + 8 * UNIT) + TINY
+    likely = np.exp(log)
+    return likely, np.minimum(likely * np.expm1(np.minimum(off + 8 * UNIT, 50)) + TINY, 1)

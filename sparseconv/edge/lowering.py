@@ -26,8 +26,9 @@ _PADS: dict[type[nn.Module], str] = {
     nn.CircularPad1d: "circular",
 }
 _SUPPORTED = (
-    "SparseConv1d, Conv1d, Linear, BatchNorm1d, ReLU, AdaptiveAvgPool1d, Flatten, a padding layer "
-    "before a convolution, and at the end LogSoftmax or Softmax; in a DSN or in Sequentials"
+    "SparseConv1d, Conv1d, Linear, BatchNorm1d, ReLU, AdaptiveAvgPool1d, Flatten, Dropout, "
+    "Identity, a padding layer before a convolution, and at the end LogSoftmax or Softmax; in a "
+    "DSN or in Sequentials"
 )
 
 
@@ -56,11 +57,11 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
             raise _unsupported(
                 names[module], module, f"it follows the {state.ending} that ends the network"
             )
+        if _hooked(module):
+            raise _unsupported(names[module], module, "it has hooks or a forward of its own")
         lower_one = _LOWERINGS.get(type(module))
         if lower_one is None:
             raise _unsupported(names[module], module)
-        if _hooked(module):
-            raise _unsupported(names[module], module, "it has hooks or a forward of its own")
         if state.pads and not isinstance(module, nn.Conv1d | SparseConv1d):
             raise _unsupported(names[module], module, "it follows a padding layer")
         with np.errstate(all="ignore"):  # the result is looked at
@@ -75,7 +76,11 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
                 f"module {names[module]!r} ({type(module).__name__}): expected finite weights, but "
                 "some are NaN, infinite or too large for float32; train the model anew"
             )
-    if state.features is None or not state.layers:
+    if not state.layers:
+        raise ValueError("expected a network with weights, but this one computes nothing")
+    if state.pads is not None:
+        raise ValueError("expected a convolution behind the last padding layer, but none follows")
+    if state.features is None:
         raise ValueError(
             f"expected a model that gives scores (n_cases, n_classes), but this one ends with "
             f"(n_cases, {state.channels}, {state.length}); end it with nn.Flatten()"
@@ -182,6 +187,8 @@ def _convolution(state: _State, conv: SparseConv1d | nn.Conv1d) -> None:
 
 def _pad(state: _State, module: Any) -> None:
     left, right = module.padding
+    if state.features is not None:
+        raise ValueError("expected channels, but it gets features")
     if min(left, right) < 0:
         raise ValueError(f"expected padding that is not negative, but got {(left, right)}")
     state.pads = (left, right), _PADS[type(module)]
@@ -211,9 +218,9 @@ def _norm(state: _State, norm: nn.BatchNorm1d) -> None:
     if norm.num_features != inputs:
         raise ValueError(f"expected {norm.num_features} channels, but it gets {inputs}")
     scale = 1 / np.sqrt(_numpy(norm.running_var) + norm.eps)
-    scale = scale if norm.weight is None else scale * _numpy(norm.weight)
+    scale = scale if norm.weight is None else scale * _numpy(current(norm, "weight"))
     shift = -_numpy(norm.running_mean) * scale
-    shift = shift if norm.bias is None else shift + _numpy(norm.bias)
+    shift = shift if norm.bias is None else shift + _numpy(current(norm, "bias"))
     if state.features is not None:
         by_feature = scale, shift
         scale, shift = np.empty((2, inputs))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +35,10 @@ from sparseconv.edge.layers import (
 )
 
 LIMIT = (1 << 30) - 1  # of the last layer's integers: int32 holds the difference of any two
+BATCH = 16  # series
 POINT = 16  # bits behind the point of log-probabilities
 INPUT_LIMIT = 1 << 24  # of the input as integers, before they become int8
-SMALLEST = 1e-12  # of the scales
+SMALLEST = 1e-12  # of the scales of what observers see, which is near 1
 LOG2_E, LN_2 = round(math.log2(math.e) * 2**24), round(math.log(2) * 2**24)
 HALVES = [round(2 ** (31 - 2.0**-bit)) for bit in range(1, 17)]  # 2 to the minus 1/2, 1/4, ...
 
@@ -106,6 +108,9 @@ class IntegerNetwork:
 
     def run(self, X: Array) -> Array:
         """The last layer's integers, int64 ``(n_cases, n_classes)``, as the program has them."""
+        return np.concatenate([self._run(X[at : at + BATCH]) for at in range(0, len(X), BATCH)])
+
+    def _run(self, X: Array) -> Array:
         x = time_major(np.asarray(X, np.float32)).astype(np.float64) * 2.0**self.exponent
         cut = np.trunc(np.clip(np.nan_to_num(x, nan=0, posinf=np.inf, neginf=-np.inf),
                                -INPUT_LIMIT, INPUT_LIMIT))  # fmt: skip
@@ -170,13 +175,15 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
         HistogramObserver(dtype=torch.qint8, qscheme=torch.per_tensor_affine,
                           quant_min=-128, quant_max=127, eps=SMALLEST) for _ in network.layers
     ]  # fmt: skip
+    sizes: list[Any] = []  # of the first batch: powers of two, so that dividing rounds nothing
     largest = 0.0
-    for start in range(0, len(calibration), 16):
-        *inputs, outputs = tensors(network, calibration[start : start + 16])
-        for observer, x in zip(observers, inputs, strict=True):
-            observer(torch.from_numpy(x).float())
+    for start in range(0, len(calibration), BATCH):
+        *inputs, outputs = tensors(network, calibration[start : start + BATCH])
+        sizes = sizes or [_power_of_two(np.abs(x).max()) for x in inputs]
+        for observer, x, size in zip(observers, inputs, sizes, strict=True):
+            observer(torch.from_numpy(x / size).float())
         largest = max(largest, float(np.abs(outputs).max()))
-    scales = [_scale(observer) for observer in observers]
+    scales = [_scale(*pair) for pair in zip(observers, sizes, strict=True)]
 
     # The last layer's integers have a scale of their own: a power of two, room for 4 times as much.
     point = POINT if network.ending else min(40, 28 - math.frexp(largest or 1.0)[1])
@@ -188,13 +195,24 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
         low = max(low, target.zero) if layer.relu else low
         layers.append(_integers(layer, scale, target, low, high))
     exponent = 23 - math.frexp(scales[0].size * 256)[1]
+    if not (abs(exponent) < 127 and abs(point) < 127):
+        raise ValueError(
+            f"the series of the calibration or the scores, up to {np.abs(calibration).max():.3g} "
+            f"and {largest:.3g}, come near the ends of float32; scale them"
+        )
     first = Rescale.by(np.array([2.0**-exponent / scales[0].size]), scales[0].zero)
     return IntegerNetwork(network, exponent, first, layers, point)
 
 
-def _scale(observer: ObserverBase) -> Scale:
-    size, zero = observer.calculate_qparams()  # type: ignore[no-untyped-call]
-    return Scale(float(size), int(zero))
+def _scale(observer: ObserverBase, size: float) -> Scale:
+    found, zero = observer.calculate_qparams()  # type: ignore[no-untyped-call]
+    return Scale(float(found) * size, int(zero))
+
+
+def _power_of_two(largest: Array) -> Array:
+    """Above the largest magnitudes, and within twice of them; 1 for 0."""
+    power: Array = np.ldexp(1.0, np.frexp(largest)[1])
+    return power
 
 
 def _integers(layer: Layer, scale: Scale, target: Scale, low: int, high: int) -> IntegerLayer:
@@ -202,8 +220,9 @@ def _integers(layer: Layer, scale: Scale, target: Scale, low: int, high: int) ->
         ch_axis=0, dtype=torch.qint8, qscheme=torch.per_channel_symmetric,
         quant_min=-127, quant_max=127, eps=SMALLEST,
     )  # fmt: skip
-    observer(torch.from_numpy(layer.weight).float())
-    sizes = observer.calculate_qparams()[0].double().numpy()
+    powers = _power_of_two(np.abs(layer.weight).max(1, initial=0))
+    observer(torch.from_numpy(layer.weight / powers[:, None]).float())
+    sizes = observer.calculate_qparams()[0].double().numpy() * powers
     # A bias far above its weights makes them coarser, so that it stays an integer below 2**28.
     sizes = np.maximum(sizes, np.abs(layer.bias) / (scale.size * 2.0**28))
     weight = np.clip(np.rint(layer.weight / sizes[:, None]), -127, 127)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,10 @@ def test_missing_tools_are_named(
 def test_a_run_is_measured_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, run, out = write_data(tmp_path), tmp_path / "run", tmp_path / "rows.jsonl"
+    data, run = write_data(tmp_path), tmp_path / "run"
     assert main(["train", data, "--epochs", "2", "--out", str(run), *SMALL]) == 0
-    words = ["--run", str(run), "--data", data, "--out", str(out)]
+    words = ["--run", str(run), "--data", data]
+    out = run / "edge.jsonl"
     if targets.TARGETS[0].missing():
         pytest.skip("gcc is not installed")
     assert command.main(words) == 0
@@ -115,7 +117,10 @@ def test_a_run_is_measured_once(
     before = out.read_text()
     assert command.main(words) == 0
     assert out.read_text() == before
-    assert "toy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "on 6 of 6 series" in printed
+    assert re.search(r"\| int8 +\| x86-64 +\| 6 of 6 ", printed)
+    assert all("gcc" in tool for r in found for tool in list(r["machine"]["tools"])[:1])
     # What was lost is measured again, and nothing else.
     out.write_text("".join(before.splitlines(keepends=True)[1:]))
     assert command.main(words) == 0

@@ -199,6 +199,46 @@ def test_series_of_any_scale(scale: float, tmp_path: Path) -> None:
     assert np.abs(Program(folder).scores(X.numpy()) - wanted).max() < 0.15 * spread
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-13, 1e-11, 1.0, 1e10, 1e20, 1e30])
+def test_every_scale_is_as_good(scale: float, tmp_path: Path) -> None:
+    """Scaling by a power of two changes no integer."""
+    torch.manual_seed(0)
+    power = 2.0 ** round(math.log2(scale))
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)).eval()
+    X = series(20, channels=2, length=10)
+    usual = quantize.quantize(lowering.lower(model, 2, 10), X.numpy())
+    with torch.no_grad():
+        model[0].weight.div_(power)
+    found = quantize.quantize(lowering.lower(model, 2, 10), (X * power).numpy())
+    assert (found.run((X * power).numpy()) == usual.run(X.numpy())).all()
+    with torch.no_grad():
+        model[0].bias.mul_(power)
+        model[0].weight.mul_(power).mul_(power)
+        model[3].weight.div_(power)
+    sc.export_c(model, X, tmp_path / "a", weights="int8", calibration=X)
+    made = quantize.quantize(lowering.lower(model, 2, 10), X.numpy())
+    assert (made.run(X.numpy()) == usual.run(X.numpy())).all()
+    assert Program(tmp_path / "a").scores(X.numpy()).tobytes() == made.scores(X.numpy()).tobytes()
+
+
+def test_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, X = network("stride"), series(1001)
+    part = X[::2]
+    first, second = (
+        sc.export_c(model, X[:1], tmp_path / name, weights="int8", calibration=known)
+        for name, known in (("a", X), ("b", part[:500]))
+    )
+    assert "On the 500 series" in (first / "README.md").read_text()
+    assert (first / "dsn.c").read_text() != (second / "dsn.c").read_text()
+    mixed = nn.Sequential(nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(20, 2)).eval()
+    with torch.no_grad():
+        mixed[0].running_var.copy_(torch.tensor([1.0, 1e12]))
+        mixed[2].weight[:, 10:] = 0
+    X = series(60, channels=2, length=10) * torch.tensor([1.0, 1e6])[:, None]
+    with pytest.warns(UserWarning, match="bring channels to one scale"):
+        sc.export_c(mixed, X, tmp_path / "c", weights="int8", calibration=X)
+
+
 def test_long_distances_are_bridged(tmp_path: Path) -> None:
     """A distance beyond a byte takes weights of 0 in between."""
     mask = torch.zeros(3, 300, 3, dtype=torch.bool)

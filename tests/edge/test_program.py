@@ -13,9 +13,11 @@ from c_program import COMPILERS, FLAGS, run
 from edge_networks import NETWORKS, network, series
 from edge_oracle import expected
 from test_int8 import extreme
+from torch import nn
 
 import sparseconv as sc
 from benchmarks.edge import targets
+from sparseconv.edge import lowering, quantize
 
 WEIGHTS = ("float32", "int8")
 ALLOWED = {"expf", "logf", "memcpy"}
@@ -66,6 +68,111 @@ def test_the_self_test_passes_and_can_fail(name: str, weights: str, tmp_path: Pa
     run(words, folder)
     with pytest.raises(AssertionError, match=r"[012] of 3 series"):
         run(["./t"], folder)
+
+
+def one_channel(*head: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv1d(1, 3, 9, padding=4, padding_mode="replicate"), nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(), *head,
+    ).eval()  # fmt: skip
+
+
+def self_test(folder: Path) -> None:
+    run(["gcc", *FLAGS, "-O2", "dsn.c", "dsn_test.c", "-lm", "-o", "t"], folder)
+    assert " of " in (printed := run(["./t"], folder))
+    assert printed.split()[0] == printed.split()[2]
+
+
+def test_padding_calls_nothing(tmp_path: Path) -> None:
+    """A loop over one channel that copies a sample is a memset for compilers."""
+    X = series(9, channels=1, length=300)
+    for weights in WEIGHTS:
+        folder = sc.export_c(one_channel(), X, tmp_path / weights, weights=weights, calibration=X)
+        for compiler in COMPILERS:
+            for level in ("-Os", "-O2", "-O3"):
+                run([compiler, *FLAGS, level, "-fno-pie", "-c", "dsn.c", "-o", "dsn.o"], folder)
+                undefined = run(["nm", "-u", "dsn.o"], folder).split()
+                assert set(undefined) <= {"U", "memcpy"}
+
+
+@pytest.mark.parametrize("kind", ["double", "bfloat16", "float16", "autocast"])
+def test_the_self_test_of_other_types(kind: str, tmp_path: Path) -> None:
+    model, X = network("dsn"), series(3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        other = model if kind == "autocast" else model.to(getattr(torch, kind))
+        self_test(sc.export_c(other, X, tmp_path / "a"))
+    assert next(model.parameters()).dtype == (
+        torch.float32 if kind == "autocast" else getattr(torch, kind)
+    )
+
+
+def test_the_self_test_where_rounding_decides(tmp_path: Path) -> None:
+    """Classes that tie, and bounds that overflow."""
+    torch.manual_seed(0)
+    row = torch.randn(64)
+    tied = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+    with torch.no_grad():
+        tied[1].weight.copy_(torch.stack([row, row.flip(0)]))
+        tied[1].bias.zero_()
+    ones = torch.ones(3, 1, 64) * torch.tensor([0.1, 0.7, 1.3])[:, None, None]
+    self_test(sc.export_c(tied, ones, tmp_path / "tied"))
+    small = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Softmax(1)).eval()
+    with torch.no_grad():
+        small[1].weight.mul_(1e-9)
+        small[1].bias.zero_()
+    self_test(sc.export_c(small, torch.randn(3, 1, 64), tmp_path / "small"))
+    deep = nn.Sequential(
+        *[layer for i in range(6) for layer in (nn.Conv1d(32 if i else 1, 32, 15, padding=7),
+                                                nn.ReLU())],
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, 3), nn.Softmax(1),
+    ).eval()  # fmt: skip
+    self_test(sc.export_c(deep, torch.randn(3, 1, 60) * 20480, tmp_path / "deep"))
+    near = nn.Sequential(nn.Flatten(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        near[1].weight[1] = near[1].weight[0] * (1 + 6e-8)
+        near[1].bias.zero_()
+    for seed in range(20):
+        X = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(seed))
+        self_test(sc.export_c(near, X, tmp_path / str(seed), weights="int8", calibration=X))
+
+
+def test_the_bound_in_the_file(tmp_path: Path) -> None:
+    model, X = network("stride"), series(2)
+    folder = export("stride", tmp_path / "a", "float32")
+    text = (folder / "net_test.c").read_text().partition("bound[CASES]")[2].partition("};")[0]
+    written = [float(x) for x in re.findall(r"[\d.]+(?:e-?\d+)?(?=f)", text)]
+    bound = expected(model, X)[1].flatten().tolist()
+    for found, one in zip(written, bound, strict=False):
+        assert 2 * one / 30 <= found <= 6 * one
+
+
+def test_what_the_readme_says(tmp_path: Path) -> None:
+    """Sizes and costs are those of the arrays in the program, and of the network."""
+    X = series(24)
+    folder = sc.export_c(network("long_gaps"), X, tmp_path / "a", weights="int8", calibration=X,
+                         classes=["no */ end", *"bc|"], name="net")  # fmt: skip
+    readme, source = (folder / "README.md").read_text(), (folder / "net.c").read_text()
+    sizes = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4}
+    arrays = re.findall(r"^static const (\w+) \w+\[(\d+)\] = ", source, re.MULTILINE)
+    assert {kind for kind, _ in arrays} == {"int8_t", "uint8_t", "int32_t"}, "gaps of one byte"
+    total = sum(sizes[kind] * int(length) for kind, length in arrays)
+    (last,) = re.findall(r"^\| all .*$", readme, re.MULTILINE)
+    cells = [cell.strip().replace(" ", "") for cell in last.strip("|").split("|")]
+    model = network("long_gaps")
+    macs = 40 * 3 * 22 + model[1].pattern.nnz * 22 + sum(
+        layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear)
+    )  # fmt: skip
+    pooled = macs + 5 * 22
+    assert int(cells[2]) == total
+    assert int(cells[3]) == pooled
+    integers = quantize.quantize(lowering.lower(model, *X.shape[1:]), X.numpy())
+    with torch.no_grad():
+        same = (integers.run(X.numpy()).argmax(1) == model(X).argmax(1).numpy()).sum()
+    assert f"On the 24 series of the calibration the class is PyTorch's for {same};" in readme
+    assert "| 0 | no * / end |" in readme
+    assert "0: no * / end" in (folder / "net.h").read_text()
+    run(["gcc", *FLAGS, "-c", "net.c"], folder)
 
 
 @pytest.mark.promise("P5")

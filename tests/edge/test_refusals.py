@@ -63,6 +63,18 @@ def ends(*modules: nn.Module) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Conv1d(3, 4, 3), *modules).eval()
 
 
+def hooked_inside() -> nn.Module:
+    inner = nn.Sequential(nn.ReLU())
+    inner.register_forward_hook(lambda *_: None)
+    return nn.Sequential(nn.Conv1d(3, 4, 3), inner, *FLAT).eval()
+
+
+def own_forward() -> nn.Module:
+    model = network("stride")
+    model[0].forward = lambda x: x
+    return model
+
+
 FLAT = (nn.AdaptiveAvgPool1d(1), nn.Flatten())
 MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no module": (lambda: 3, TypeError, "nn.Module, but got int"),
@@ -76,6 +88,17 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "hooks": (hooked, NotImplementedError, "module '0'.*hooks"),
     "hooks of a sequence": (hooked_as_a_whole, NotImplementedError, "module 'head'.*hooks"),
     "hooks inside": (ends(hooked(), nn.Flatten()), NotImplementedError, r"module '1.0'.*hooks"),
+    "hooks of a sequence inside": (hooked_inside, NotImplementedError, "module '1'.*it has hooks"),
+    "a forward of its own": (own_forward, NotImplementedError, "module '0'.*forward of its own"),
+    "complex": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3, dtype=torch.complex64), *FLAT).eval(),
+                NotImplementedError, "'0.weight' is complex"),
+    "no weights": (lambda: nn.Sequential(nn.Flatten(), nn.LogSoftmax(1)).eval(), ValueError,
+                   "computes nothing"),
+    "padding of features": (ends(*FLAT, nn.ZeroPad1d(1)), ValueError, "it gets features"),
+    "padding at the end": (ends(nn.ZeroPad1d(1)), ValueError, "none follows"),
+    "infinite scores": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3), *FLAT).eval().requires_grad_(
+        False).apply(lambda m: m.weight.fill_(3e38) if hasattr(m, "weight") else None),
+        ValueError, "infinite or no numbers"),
     "a layer after the end": (ends(*FLAT, nn.Softmax(1), nn.Linear(4, 2)), NotImplementedError,
                               "follows the softmax"),
     "padding before a linear layer": (ends(nn.ZeroPad1d(1), *FLAT), NotImplementedError,
@@ -114,6 +137,11 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one series alone": ({"example_input": series(1)[0]}, ValueError, r"x\[None, None\]"),
     "no series": ({"example_input": series(0)}, ValueError, "none of them 0"),
     "words": ({"example_input": [["a"]]}, TypeError, "array of numbers"),
+    "a sparse tensor": ({"example_input": series(1).to_sparse()}, TypeError, "array of numbers"),
+    "complex series": ({"example_input": series(1) + 0j}, TypeError, "they are complex"),
+    "too few names": ({"classes": ["a"]}, ValueError, "expected 4 names of classes, but got 1"),
+    "series near zero": ({"weights": "int8", "calibration": series(5) * 1e-42}, ValueError,
+                         "ends of float32; scale them"),
     "a series with NaN": ({"example_input": series(1) * np.nan}, ValueError, "finite"),
     "other channels": ({"example_input": series(1, channels=2)}, ValueError, "channels"),
     "no calibration": ({"weights": "int8", "calibration": None}, ValueError,
@@ -166,8 +194,9 @@ def test_folders(tmp_path: Path) -> None:
         sc.export_c(model, X, full)
     with pytest.raises(ValueError, match="cannot be written"):
         sc.export_c(model, X, file / "below")
-    with pytest.raises(ValueError, match="cannot be written"):
-        sc.export_c(model, X, Path("/proc/nothing/here"))
+    for place in (Path("/proc/nothing/here"), tmp_path / ("x" * 300), tmp_path / "p" / ("y" * 300)):
+        with pytest.raises(ValueError, match="cannot be written"):
+            sc.export_c(model, X, place)
     assert sorted(tmp_path.iterdir()) == [file, full]
     assert (file.read_text(), (full / "dsn.c").read_text()) == ("mine", "mine")
     assert os.listdir(full) == ["dsn.c"]
@@ -177,10 +206,36 @@ def test_folders(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"file", "full", "empty", "new"}
 
 
+def test_folders_that_exist_stay_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, X = network("stride"), series(3)
+    own, linked = tmp_path / "own", tmp_path / "linked"
+    own.mkdir(mode=0o700)
+    (tmp_path / "target").mkdir()
+    linked.symlink_to(tmp_path / "target")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (own, linked, "."):
+        assert len(os.listdir(sc.export_c(model, X, folder))) == 4
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert linked.is_symlink()
+
+
+def test_series_in_any_memory(tmp_path: Path) -> None:
+    model, X = network("stride"), series(3).numpy()
+    straight, backwards = (
+        sc.export_c(model, x, tmp_path / name) for x, name in ((X, "a"), (X[::-1][::-1], "b"))
+    )
+    assert (straight / "dsn_test.c").read_text() == (backwards / "dsn_test.c").read_text()
+
+
+@pytest.mark.parametrize("folder", ["a", "p/q/a", "there"])
 @pytest.mark.parametrize("after", range(4))
 def test_a_full_disk_leaves_nothing(
-    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: int, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "there").mkdir()
     count = iter(range(9))
 
     def write(path: Path, text: str) -> None:
@@ -190,8 +245,8 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(export, "write_whole", write)
     with pytest.raises(ValueError, match="No space left on device"):
-        sc.export_c(network("dsn"), series(3), tmp_path / "a")
-    assert not any(tmp_path.iterdir())
+        sc.export_c(network("stride"), series(3), tmp_path / folder)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
 
 
 def test_layers_without_finite_bias() -> None:

@@ -24,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     if not hasattr(item.config, "workerinput"):
         return (yield)
+    torch.set_num_threads(1)  # whatever the test before has left
     folder = item.config.rootpath / "build"
     folder.mkdir(exist_ok=True)
     serial = item.get_closest_marker("serial")
