@@ -36,6 +36,17 @@ def times(found: Document) -> Table:
     return Table(("", "L", "", "ms", "times the fastest", "error"), lines, text_columns=3)
 
 
+def predictions(found: Document) -> Table:
+    """What ``benchmarks.gpu.predict`` found: microseconds that no GPU has measured."""
+    lines = [
+        (row["computation"], str(row["length"]), row["backend"], row["kernel"], f"{row['us']:.0f}",
+         f"{row['ffma']:.0%}", f"{row['floor_us']:.1f}", row["limiter"])
+        for row in sorted(found["rows"], key=lambda row: (row["length"], row["computation"]))
+    ]  # fmt: skip
+    header = ("", "L", "backend", "kernel", "µs, predicted", "FFMA", "µs, floor", "waits for")
+    return Table(header, lines, text_columns=4)
+
+
 def checks(found: Document) -> Table:
     lines = [
         (check["check"], "yes" if check["ok"] else "**no**", _line(check["result"]))
