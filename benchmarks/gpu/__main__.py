@@ -1,74 +1,114 @@
 """``python -m benchmarks.gpu --out FILE``: everything that only a GPU can say of the GPU kernels.
 
 Results are checked against float64; the layer of a Dynamic Sparse Network is timed beside dense at
-every precision, and a training step too; eager, as CUDA graphs and by torch.compile. Each job is
-saved as soon as it is done, and one that fails takes no other along: what it said is in the file.
+every precision, and a training step too; eager and as CUDA graphs. Each job is saved as soon as it
+is done, and one that fails takes no other along: what it said is in the file. What a part needs
+and does not find is said, too; dense and Triton's kernels need no extension.
 
-On a machine with a GPU, nvcc and PyTorch, from the root of the sources::
+On a machine with a GPU, nvcc and PyTorch, from the root of the sources, in ten minutes::
 
     export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0   # 9.0: H100 and H200; 8.0: A100
-    python3 setup.py -q build_ext --inplace && python3 -m benchmarks.gpu --out gpu.json
+    python3 setup.py -q build_ext --inplace > build.log 2>&1 &
+    python3 -m benchmarks.gpu --only ceilings kernels --seconds 80 --out before.json; wait
+    python3 -m benchmarks.gpu --seconds 480 --out gpu.json
 
-and the file goes to ``benchmarks/results/gpu.json``. It has never been run on a GPU; ``--device
-cpu`` tries it where there is none, on a small network.
+and the last file goes to ``benchmarks/results/gpu.json``. It has never been run on a GPU;
+``--device cpu`` tries it where there is none, on a small network.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.gpu import checks, layer, step, tables
+from benchmarks.gpu import checks, layer, profile, step, tables
 from benchmarks.gpu.target import Target
 from sparseconv.bench.document import write_json
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.measure.machine import measurement_context
 
+PARTS = ("ceilings", "kernels", "profile", "step", "right", "watched", "layer", "bits")
 
-def jobs(target: Target, arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What is done, by name; the most important first."""
-    for backend in target.backends:
-        cases = partial(checks.random_cases, target, backend, arguments.cases)
-        yield f"{backend}: random cases", cases
+
+class Job(NamedTuple):
+    """What is done at once: a row of times, the words of a check, or texts by name."""
+
+    part: str
+    name: str
+    do: Callable[[], Any]
+    needs: str = ""  # of ``Target.has``
+
+
+def jobs(target: Target, arguments: argparse.Namespace) -> Iterator[Job]:
+    """All of them; the first lengths first."""
+    few = max(2, arguments.rounds // 3)
+    yield Job("ceilings", "ceilings", partial(profile.ceilings, target, few))
     for length in arguments.lengths:
         for computation in COMPUTATIONS:
-            row = partial(layer.row, target, length, computation, arguments.rounds)
-            yield f"{computation}, L = {length}", row
+            for part, kinds, rounds in (
+                ("kernels", "sparse", few), ("layer", "sparse dense", arguments.rounds)
+            ):  # fmt: skip
+                do = partial(layer.row, target, length, computation, rounds, kinds)
+                needs = "kernels" if part == "kernels" else ""
+                yield Job(part, f"{computation}, L = {length}", do, needs)
+        yield Job("profile", f"kernels, L = {length}", partial(profile.kernels, target, length))
+        for backend in target.backends:
+            do = partial(checks.same_bits, target, backend, length)
+            yield Job("bits", f"{backend}, L = {length}: the same bits", do)
+    yield Job("profile", "machine code", partial(profile.machine_code, arguments.out), "cuobjdump")
+    yield Job("step", "planning", partial(step.planning, target, few), "kernels")
     for length in arguments.step_lengths:
-        rounds = max(2, arguments.rounds // 3)
-        yield f"training step, L = {length}", partial(step.row, target, length, rounds)
+        yield Job("step", f"training step, L = {length}", partial(step.row, target, length, few))
+        do = partial(profile.training, target, length)
+        yield Job("profile", f"training step, L = {length}", do)
     for backend in target.backends:
-        for length in arguments.lengths:
-            name = f"{backend}, L = {length}: the same bits"
-            yield name, partial(checks.same_bits, target, backend, length)
+        cases = partial(checks.random_cases, target, backend, arguments.cases)
+        yield Job("right", f"{backend}: random cases", cases)
+    for name, (command, _) in profile.WATCHED.items():
+        do = partial(profile.watched, name, arguments.out, arguments.lengths[:1])
+        yield Job("watched", name, do, command[0])
 
 
 def measure(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Do all jobs, saving after each."""
+    """Do all jobs, part by part, saving after each."""
     found: dict[str, Any] = {
-        "machine": machine(target.device), "checks": [], "rows": [], "failed": [],
+        "machine": machine(target.device), "checks": [], "rows": [], "profiles": [],
+        "failed": [], "left_out": [],
     }  # fmt: skip
-    for name, job in jobs(target, arguments):
+    begin = time.monotonic()
+    for job in sorted(jobs(target, arguments), key=lambda job: PARTS.index(job.part)):
+        why = "" if job.part in arguments.only else "not asked for"
+        if not why and job.needs and job.needs not in target.has:
+            why = f"needs {job.needs}, which is not here"
+        if not why and time.monotonic() - begin > arguments.seconds:
+            why = f"{arguments.seconds:.0f} seconds were over"
+        if why:
+            found["left_out"].append({"job": f"{job.part}: {job.name}", "why": why})
+            continue
         try:
-            result = job()
+            result = job.do()
         except AssertionError as error:
-            found["checks"].append({"check": name, "ok": False, "result": str(error)})
+            found["checks"].append({"check": job.name, "ok": False, "result": str(error)})
         except Exception:
-            found["failed"].append({"job": name, "why": traceback.format_exc()[-3000:]})
+            found["failed"].append({"job": job.name, "why": traceback.format_exc()[-3000:]})
         else:
             if isinstance(result, str):
-                found["checks"].append({"check": name, "ok": True, "result": result})
+                found["checks"].append({"check": job.name, "ok": True, "result": result})
+            elif "samples_ms" in result:
+                found["rows"].append({"part": job.part} | result)
             else:
-                found["rows"].append(result)
+                found["profiles"] += [{"of": of, "text": text} for of, text in result.items()]
         write_json(found, arguments.out)
-        print(f"{name}: done", flush=True)
+        print(f"{time.monotonic() - begin:.0f} s, {job.part}: {job.name}: done", flush=True)
+    write_json(found, arguments.out)  # with what was left out
     return found
 
 
@@ -94,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[537, 2709, 150])
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--seconds", type=float, default=3600, help="begin nothing after these")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[150, 2709, 512])
     parser.add_argument("--step-lengths", type=int, nargs="+", default=[150, 2709])
     parser.add_argument("--cases", type=int, default=200, help="random cases to check")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each candidate")

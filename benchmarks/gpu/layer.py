@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.target import PRECISIONS, Candidate, Row, Target, tf32
+from sparseconv import KernelCSR
+from sparseconv.bench import baselines
 from sparseconv.bench.cases import Problem
 from sparseconv.bench.run import sparse_calls
-from sparseconv.reference import conv1d_dense, dense_weight
+from sparseconv.core.geometry import Geometry
+from sparseconv.reference import conv1d_dense
 
-Calls = dict[str, Callable[[], Tensor]]
+Make = Callable[[Problem], baselines.Calls]
 
 
 class Form(NamedTuple):
-    """One way to compute the layer."""
+    """One way to compute the layer; what makes its calls may fail."""
 
     name: str
-    calls: Calls
+    make: Callable[[], baselines.Calls]
     tf32: bool = False
-    compiled: bool = False
 
 
 def on(device: torch.device, problem: Problem, dtype: torch.dtype | None = None) -> Problem:
@@ -44,80 +47,104 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
-def dense_calls(problem: Problem, dtype: torch.dtype, more: tuple[int, int] = (0, 0)) -> Calls:
-    """cuDNN's convolution, with so many more channels in and out that are zero."""
-    (left, _), (out_channels, in_channels, _) = problem.geometry.padding, problem.geometry.shape
-    x = F.pad(problem.x, (0, 0, 0, more[0])).to(dtype)
-    grad = F.pad(problem.grad, (0, 0, 0, more[1])).to(dtype)
-    weight = dense_weight(problem.values, problem.pattern)
-    weight = F.pad(weight, (0, 0, 0, more[0], 0, more[1])).to(dtype)
-    for tensor in (x, grad, weight):  # graphs of torch.compile shall not copy them first
-        torch._dynamo.mark_static_address(tensor)
-
-    def backward(*wanted: bool) -> Any:
-        return torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [1], [left], [1], False, [0], 1, [*wanted, False]
-        )
-
+def padded(make: Make, problem: Problem) -> baselines.Calls:
+    """With channels of 16s, the further ones zero."""
+    x, _, grad, pattern, geometry = problem
+    rows, columns, _ = pattern.shape
+    more = -rows % 16, -columns % 16
+    mask = F.pad(pattern.to_mask(), (0, 0, 0, more[1], 0, more[0]))
+    larger = KernelCSR.from_mask(mask)
+    wide = F.pad(x, (0, 0, 0, more[1])), problem.values, F.pad(grad, (0, 0, 0, more[0]))
+    calls = make(Problem(*wide, larger, Geometry(larger.shape, *geometry[1:])))
     return {
-        "fprop": lambda: F.conv1d(x, weight, padding=left)[:, :out_channels],
-        "dgrad": lambda: backward(True, False)[0][:, :in_channels],
-        "wgrad": lambda: backward(False, True)[1][:out_channels, :in_channels],
+        "fprop": lambda: calls["fprop"]()[:, :rows],
+        "dgrad": lambda: calls["dgrad"]()[:, :columns],
+        "wgrad": lambda: calls["wgrad"]()[:rows, :columns],
     }
 
 
-def compiled(call: Any) -> Callable[..., Any]:
-    """What torch.compile makes of a call for its own shapes, with CUDA graphs."""
-    return torch.compile(call, mode="reduce-overhead", dynamic=False)
+def sliced(make: Make, problem: Problem) -> baselines.Calls:
+    """A dense convolution for each of DSN's three kernel groups, as long as its longest kernel."""
+    x, values, grad, pattern, geometry = problem
+    mask, bounds, taps = pattern.to_mask(), [0], pattern.shape[2]
+    parts = []
+    for rows in torch.arange(len(mask)).chunk(3):
+        part = mask[rows]
+        reach = int(part.any(1).any(0).nonzero().max()) + 1
+        its = KernelCSR.from_mask(part[..., :reach].contiguous())
+        bounds.append(bounds[-1] + its.nnz)
+        # As long as the padding makes it, which every call would have to cut otherwise.
+        g = F.pad(grad[:, rows[0] : rows[-1] + 1], (0, taps - reach))
+        own = Problem(
+            x, values[bounds[-2] : bounds[-1]], g, its, Geometry(its.shape, *geometry[1:])
+        )
+        parts.append((make(own), taps - reach))
+    length = grad.shape[2]
+    return {
+        "fprop": lambda: torch.cat([calls["fprop"]()[..., :length] for calls, _ in parts], 1),
+        "dgrad": lambda: torch.stack([calls["dgrad"]() for calls, _ in parts]).sum(0),
+        "wgrad": lambda: torch.cat([F.pad(calls["wgrad"](), (0, n)) for calls, n in parts]),
+    }
 
 
-def forms(target: Target, problem: Problem) -> Iterator[Form]:
-    """Sparse kernels in two types; dense as it is, with channels of 16s, and compiled."""
-    for backend in target.backends:
-        for precision in ("fp32", "bf16"):
-            its = on(target.device, problem, PRECISIONS[precision][0])
-            yield Form(f"{backend} {precision}", sparse_calls(target.ops(backend), its))
-    out_channels, in_channels, _ = problem.geometry.shape
-    more = -in_channels % 16, -out_channels % 16
-    for precision, (dtype, allowed) in PRECISIONS.items():
-        calls = dense_calls(problem, dtype)
-        yield Form(f"dense {precision}", calls, allowed)
-        yield Form(f"dense padded {precision}", dense_calls(problem, dtype, more), allowed)
-        if target.graphs:
-            made = {name: compiled(call) for name, call in calls.items()}
-            yield Form(f"dense {precision} compiled", made, allowed, compiled=True)
+RIVALS: dict[str, Make] = {
+    "dense": baselines.conv1d,
+    "dense padded": partial(padded, baselines.conv1d),
+    "dense slices": partial(sliced, baselines.conv1d),
+    "channels last": baselines.conv2d_channels_last,
+    "channels last padded": partial(padded, baselines.conv2d_channels_last),
+}
 
 
-def row(target: Target, length: int, computation: str, rounds: int) -> Row:
+def forms(target: Target, problem: Problem, kinds: str) -> Iterator[Form]:
+    """Sparse kernels in two types; dense at each precision, and by FFT."""
+    if "sparse" in kinds:
+        for backend in target.backends:
+            for precision in ("fp32", "bf16"):
+                its = on(target.device, problem, PRECISIONS[precision][0])
+                make = partial(sparse_calls, target.ops(backend), its)
+                yield Form(f"{backend} {precision}", make)
+    if "dense" in kinds:
+        for precision, (dtype, allowed) in PRECISIONS.items():
+            its = on(target.device, problem, dtype)
+            for name, rival in RIVALS.items():
+                yield Form(f"{name} {precision}", partial(rival, its), allowed)
+        yield Form("FFT fp32", partial(baselines.fft, on(target.device, problem)))
+
+
+def row(target: Target, length: int, computation: str, rounds: int, kinds: str) -> Row:
     """Time one computation in every form; what cannot run says why.
 
     The error beside each time is that against float64; a sparse float32 one is a wrong kernel's
     where it is far above 1e-6.
     """
-    torch.compiler.reset()  # which compiles only so many versions of one function
     problem = on(target.device, target.layer(length).build())
     wanted = exact(problem)[computation]
     positions = problem.pattern.positions().to(target.device)
     candidates: dict[str, Candidate] = {}
-    errors, absent = {}, dict(target.missing)
-    for form in forms(target, problem):
-        call = form.calls[computation]
+    errors, absent = {}, dict(target.missing) if "sparse" in kinds else {}
+    for form in forms(target, problem, kinds):
         try:
             with tf32(form.tf32):
+                call = form.make()[computation]
                 result = call()
                 if computation == "wgrad" and result.dim() == 3:  # dense: of the active weights
                     result = result.flatten()[positions]
                 error = relative(result, wanted)
-                timed = {form.name if form.compiled else f"{form.name} eager": call}
-                if target.graphs and not form.compiled:
-                    timed[f"{form.name} graph"] = target.capture(call)[0]
+                timed = {f"{form.name} eager": Candidate(call, form.tf32)}
+                if target.graphs:
+                    times = target.sizes.replays
+                    replay, _ = target.capture(call, times)
+                    timed[f"{form.name} graph"] = Candidate(replay, form.tf32, times)
         except Exception as reason:
             absent[form.name] = f"{type(reason).__name__}: {reason}"
             continue
         errors |= dict.fromkeys(timed, error)
-        candidates |= {name: Candidate(one, form.tf32) for name, one in timed.items()}
+        candidates |= timed
+    before = target.state()
     return {
         "computation": computation, "length": length, "batch": len(problem.x),
+        "flop": 2 * len(problem.values) * len(problem.x) * problem.grad.shape[2],
         "samples_ms": target.milliseconds(candidates, rounds=rounds),
-        "error": errors, "absent": absent,
+        "error": errors, "absent": absent, "clocks": [before, target.state()],
     }  # fmt: skip

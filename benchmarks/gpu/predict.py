@@ -35,7 +35,7 @@ import numpy as np
 from benchmarks.gpu.sass import PARAMETERS, SHARED_BASE, Instruction, Lanes, Warp, decode
 
 ROOT = Path(__file__).parents[2]
-CLOCK, PROCESSORS, PEAK = 1.98e9, 132, 67e12  # H200: clocks a second, multiprocessors, FLOP/s
+CLOCK, PROCESSORS = 1.98e9, 132  # H200: clocks a second, multiprocessors
 L1, L2, SHARED, OTHER, JUMP, BARRIER = 40, 270, 30, 20, 8, 20  # clocks
 L1_BYTES, SHARED_BYTES, REGISTERS = 256 << 10, 228 << 10, 1 << 16  # of a multiprocessor
 SHARED_OBJECT = ("-Xcompiler=-fPIC",)
@@ -378,6 +378,8 @@ def rows(lengths: Sequence[int], backends: Sequence[str]) -> Iterator[dict[str, 
 
 
 def row_of(backend: str, computation: str, problem: Any, found: Sequence[Any]) -> dict[str, Any]:
+    from benchmarks.gpu.tables import PEAK
+
     if error := next((one for one in found if isinstance(one, Exception)), None):
         raise error
     issued, waits = (sum((part[1][i] for part in found), Counter[str]()) for i in (1, 2))

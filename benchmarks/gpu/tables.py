@@ -13,27 +13,50 @@ from sparseconv.measure import timing
 from sparseconv.measure.table import Table
 
 Document = Mapping[str, Any]
+PREDICTED = Path(__file__).parents[1] / "results" / "gpu-predicted.json"
+PEAK = 67e12  # FLOP/s of an H200 in float32 multiply-adds; the share counts active weights only
 NEVER_RUN = (
     "**On a GPU** nothing was ever run: no figure in this file is of one. "
     "`python -m benchmarks.gpu`, on a machine that has one, makes them all in one run, and the "
     "next `python -m benchmarks.readme` puts them here."
 )
+PREDICTION = (
+    "**Predicted, not measured**: `python -m benchmarks.gpu.predict` replays the kernels' machine "
+    "code for an H200 clock by clock, the layer (47 → 141 channels, K = 39, 13.3 % active, N = 16) "
+    "on the fullest multiprocessor; uncertain by about 30 %. FFMA: of all instructions. Floor: "
+    "67 TFLOP/s of active weights."
+)
 
 
-def times(found: Document) -> Table:
-    """Each candidate of each row, beside the fastest one of its row."""
+def predicted(path: Path = PREDICTED) -> Document:
+    """What ``benchmarks.gpu.predict`` found for these kernels, if it did."""
+    return json.loads(path.read_text()) if path.exists() else {"rows": []}
+
+
+def times(found: Document, beside: Document | None = None) -> Table:
+    """Each candidate of each row, beside the fastest one of its row and what was predicted."""
+    model = {
+        (row["computation"], row["length"], f"{row['backend']} fp32"): f"{row['us'] / 1e3:.4g}"
+        for row in (predicted() if beside is None else beside)["rows"]
+    }
     lines = []
     for row in found["rows"]:
         where = (row["computation"], str(row["length"]))
         samples = {name: np.asarray(some) for name, some in row["samples_ms"].items()}
         best = min(samples, key=lambda name: float(np.median(samples[name])), default="")
-        lines += [
-            (*where, name, f"{np.median(some):.4g}", str(timing.ratio(samples, name, best)),
-             f"{row['error'][name]:.1e}")
-            for name, some in samples.items()
-        ]  # fmt: skip
-        lines += [(*where, name, "-", _line(why), "-") for name, why in row["absent"].items()]
-    return Table(("", "L", "", "ms", "times the fastest", "error"), lines, text_columns=3)
+        for name, some in samples.items():
+            ms = float(np.median(some))
+            share = f"{row['flop'] / ms / (PEAK / 1e3):.1%}" if "flop" in row else "-"
+            guess = model.get((*where[:1], row["length"], name.rpartition(" ")[0]), "-")
+            lines.append(
+                (*where, name, f"{ms:.4g}", guess, share, str(timing.ratio(samples, name, best)),
+                 f"{row['error'][name]:.1e}")
+            )  # fmt: skip
+        lines += [(*where, name, *"----", _line(why)) for name, why in row["absent"].items()]
+        if any(row["clocks"]):
+            lines.append((*where, "clocks before, after", *"----", "; ".join(row["clocks"])))
+    header = ("", "L", "", "ms", "ms, predicted", "FFMA peak", "times the fastest", "error")
+    return Table(header, lines, text_columns=3)
 
 
 def predictions(found: Document) -> Table:
@@ -62,7 +85,8 @@ def section(path: Path) -> list[str]:
         ValueError: the file is of a trial on a CPU.
     """
     if not path.exists():
-        return [NEVER_RUN]
+        model = predictions(predicted(path.with_name(PREDICTED.name)))
+        return [NEVER_RUN, *([PREDICTION, model.markdown()] if model.rows else [])]
     found: Document = json.loads(path.read_text())
     about = found["machine"]
     if about["device"] == "cpu":
@@ -72,10 +96,11 @@ def section(path: Path) -> list[str]:
         f"{about['torch']}, CUDA {about['cuda']}, cuDNN {about['cudnn']}, {about['date']}, commit "
         f"{about['commit']}: the layer (47 → 141 channels, K = 39, 13.3 % active, N = 16), and a "
         "training step of the network with its share of an update. Dense is cuDNN's fastest "
-        "algorithm, or torch.compile's (reduce-overhead). Error: the norm of the difference to "
+        "algorithm; compiled: torch.compile, reduce-overhead. Error: the norm of the difference to "
         "float64, by that of float64."
     )
-    return [text, times(found).markdown(), checks(found).markdown()]
+    shown = {"rows": [row for row in found["rows"] if row.get("part") in ("layer", "step")]}
+    return [text, times(shown).markdown(), checks(found).markdown()]
 
 
 def _line(text: str) -> str:

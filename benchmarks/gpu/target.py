@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,15 +24,17 @@ PRECISIONS = {
     "TF32": (torch.float32, True),
     "bf16": (torch.bfloat16, False),
 }
+TOOLS = ("ncu", "compute-sanitizer", "cuobjdump")
 Call = Callable[[], Any]
 Row = dict[str, Any]
 
 
 class Candidate(NamedTuple):
-    """A call to be timed, and whether float32 may be rounded to TF32 in it."""
+    """A call to be timed, whether TF32 is allowed in it, and how often it does what is timed."""
 
     call: Call
     tf32: bool = False
+    times: int = 1
 
 
 @contextmanager
@@ -50,29 +54,37 @@ class Sizes(NamedTuple):
     nf: int = 47  # channels between modules; three times as many behind each
     kernel_size: int = 39
     depth: int = 4
-    steps: int = 50  # in a timed call, the last with an update of the patterns
+    steps: int = 50  # in a timed call; an update of the patterns is after as many
     repeats: int = 100  # of calls whose bits must agree
+    matrix: int = 8192  # rows of the ceilings' matrices
+    replays: int = 20  # of a call in one graph: a launch costs as much as a small one
 
 
 class Target:
-    """A device with the backends that run on it.
+    """A device, the backends that run on it, and what else is there: graphs, tools.
 
     Raises:
-        RuntimeError: none does, or there is no such device; with the reason.
+        RuntimeError: there is no such device; with the reason.
     """
 
     def __init__(self, device: str) -> None:
         self.device, states = torch.device(device), available_backends()
-        names = ("cuda", "triton") if device == "cuda" else ("cpp",)
+        names = ("triton", "cuda") if device == "cuda" else ("cpp",)
         self.backends = [name for name in names if states[name].startswith("available")]
         self.missing = {name: states[name] for name in names if name not in self.backends}
-        if not self.backends or (device == "cuda" and not torch.cuda.is_available()):
-            raise RuntimeError(f"there is nothing to measure: {self.missing or states}")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(f"there is nothing to measure: {self.missing}")
         # For a trial, small enough for any machine.
-        self.sizes = Sizes() if device == "cuda" else Sizes(3, 9, 2, 4, 3)
+        self.sizes = Sizes() if device == "cuda" else Sizes(3, 9, 2, 4, 3, 64, 2)
         self.graphs = device == "cuda"  # whether calls are captured, and compiled
-        # cuDNN tries its algorithms at the first call of each shape and keeps the fastest.
-        torch.backends.cudnn.benchmark = True
+        # cuDNN tries some algorithms at the first call of each shape and keeps the fastest.
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 5
+
+    @property
+    def has(self) -> set[str]:
+        """What parts may need."""
+        found = {"kernels"} if self.backends else set()
+        return found | {tool for tool in TOOLS if shutil.which(tool)}
 
     def layer(self, length: int) -> Case:
         """The network's later layer on 16 series, S = 80 %."""
@@ -88,13 +100,24 @@ class Target:
 
         return triton
 
-    def clock(self) -> float:
+    def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def clock(self) -> float:
+        self.synchronize()
         return time.perf_counter()
 
-    def capture(self, call: Callable[[], Tensor]) -> tuple[Call, Tensor]:
-        """Capture a call into a CUDA graph; its replay, and the tensor that it fills."""
+    def state(self) -> str:
+        """The GPU's clock, power and temperature now."""
+        if self.device.type == "cpu" or not shutil.which("nvidia-smi"):
+            return ""
+        query = "--query-gpu=clocks.sm,power.draw,temperature.gpu"
+        command = ["nvidia-smi", query, "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    def capture(self, call: Callable[[], Tensor], times: int = 1) -> tuple[Call, Tensor]:
+        """Capture so many calls into a CUDA graph; its replay, and the tensor that it fills."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -103,7 +126,8 @@ class Target:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            result = call()
+            for _ in range(times):
+                result = call()
         return graph.replay, result
 
     def graphed_step(self, model: nn.Module, step: Any, optimizer: torch.optim.Optimizer) -> Any:
@@ -113,17 +137,16 @@ class Target:
         return GraphedStep(model, step, optimizer)
 
     def milliseconds(
-        self, candidates: Mapping[str, Candidate], *, rounds: int, steps: int = 1
+        self, candidates: Mapping[str, Candidate], *, rounds: int
     ) -> dict[str, list[float]]:
-        """Let candidates take turns; milliseconds of each, for one of the ``steps`` of a call."""
+        """Let candidates take turns; milliseconds of each for one of what a call does."""
         times = timing.interleave(
             {name: candidate.call for name, candidate in candidates.items()},
             rounds=rounds,
-            least_seconds=2e-3 if steps == 1 else 0,
             clock=self.clock,
             context=lambda name: tf32(candidates[name].tf32),
         )
         return {
-            name: [float(f"{1e3 * seconds / steps:.5g}") for seconds in turns]
+            name: [float(f"{1e3 * seconds / candidates[name].times:.5g}") for seconds in turns]
             for name, turns in times.items()
         }

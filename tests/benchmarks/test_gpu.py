@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,41 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import checks, layer, tables
-from benchmarks.gpu.target import PRECISIONS, Target
+from benchmarks.gpu.target import PRECISIONS, TOOLS, Target
 from sparseconv import available_backends
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.ops import calls
 
 WORDS = ("--device", "cpu", "--cases", "5", "--rounds", "2", "--lengths", "24", "--step-lengths")
-DENSE = {f"{form} {kind}" for form in ("dense", "dense padded") for kind in PRECISIONS}
+DENSE = {f"{form} {kind}" for form in layer.RIVALS for kind in PRECISIONS} | {"FFT fp32"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small convolutions take a hundred times as long on threads that others use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
-    """Let a CPU pass for a GPU with graphs; compile with what takes no time."""
+    """Let a CPU pass for a GPU with graphs and tools; compile with what takes no time."""
     counter, compile_ = CompileCounterWithBackend("aot_eager"), torch.compile
     target = Target("cpu")
     target.graphs = True
 
-    def capture(call: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    def capture(call: Callable[[], Tensor], times: int = 1) -> tuple[Callable[[], object], Tensor]:
         result = call().clone()
-        return lambda: result.copy_(call()), result
+        return lambda: [result.copy_(call()) for _ in range(times)], result
 
     def make(call: Any, *, mode: str, dynamic: bool) -> Any:
         assert mode == "reduce-overhead"
         return compile_(call, dynamic=dynamic, backend=counter)
 
     monkeypatch.setattr(target, "capture", capture)
+    monkeypatch.setattr(target, "state", lambda: "1980 MHz, 700 W, 50")
     monkeypatch.setattr(target, "graphed_step", lambda model, step, optimizer: step)
     monkeypatch.setattr(torch, "compile", make)
     monkeypatch.setattr(gpu, "Target", lambda device: target)
@@ -49,59 +60,109 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
     return counter
 
 
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each outside tool tell its arguments, and racecheck find something."""
+    for name in TOOLS:
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text('#!/bin/sh\necho "$@"\ncase "$@" in *racecheck*) exit 9;; esac\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+
+
 def run(out: Path, *words: str) -> tuple[int, dict[str, Any]]:
     return gpu.main(["--out", str(out), *WORDS, *words]), json.loads(out.read_text())
 
 
+@pytest.mark.usefixtures("tools")
 def test_everything_is_measured(
     fake: CompileCounterWithBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, found = run(tmp_path / "gpu.json", "24")
-    assert code == 0, found
-    assert (found["failed"], [row["absent"] for row in found["rows"]]) == ([], [{}] * 4)
-    assert [check["ok"] for check in found["checks"]] == [True] * 2
-    *layers, step = found["rows"]
-    assert tuple(row["computation"] for row in layers) == COMPUTATIONS
-    both = {f"{name} {mode}" for name in (*DENSE, "cpp fp32", "cpp bf16")
-            for mode in ("eager", "graph")}  # fmt: skip
-    for row in layers:
-        assert set(row["samples_ms"]) == both | {f"dense {kind} compiled" for kind in PRECISIONS}
-        for name, error in row["error"].items():
-            assert len(row["samples_ms"][name]) == 2
-            assert 0 < error < 1e-5 or ("bf16" in name and 1e-3 < error < 1e-2), name
+    assert (found["failed"], [row["absent"] for row in found["rows"]]) == ([], [{}] * 9)
+    assert found["left_out"] == []
+    held = {check["check"]: check["ok"] for check in found["checks"]}
+    assert held == {
+        "machine code": True, "cpp: random cases": True, "cpp, L = 24: the same bits": True,
+        "ncu": True, "memcheck": True, "racecheck": False, "synccheck": True, "initcheck": True,
+    }  # fmt: skip
+    assert code == 1
+    assert "--set full" in (tmp_path / "gpu.ncu.txt").read_text()
+    ceilings, *small, planning, step = found["rows"][:6]
+    assert [row["part"] for row in found["rows"]] == (
+        ["ceilings", *["kernels"] * 3, *["step"] * 2, *["layer"] * 3]
+    )
+    assert len(ceilings["samples_ms"]) == 5
+    assert set(planning["samples_ms"]) == {"cpp new pattern", "cpp known pattern"}
+    sparse = {f"cpp {kind} {mode}" for kind in ("fp32", "bf16") for mode in ("eager", "graph")}
+    dense = {f"{name} {mode}" for name in DENSE for mode in ("eager", "graph")}
+    for rows, names in ((small, sparse), (found["rows"][6:], sparse | dense)):
+        assert tuple(row["computation"] for row in rows) == COMPUTATIONS
+        for row in rows:
+            assert set(row["samples_ms"]) == names
+            for name, error in row["error"].items():
+                assert len(row["samples_ms"][name]) == 2
+                assert 0 < error < 1e-5 or ("bf16" in name and 1e-3 < error < 1e-2), name
     modes = {
         f"dense {kind} {mode}" for kind in PRECISIONS for mode in ("eager", "graph", "compiled")
     }
-    modes |= {f"cpp {kind} {mode}" for kind in ("fp32", "TF32") for mode in ("eager", "graph")}
+    modes |= {
+        f"cpp {kind} {mode}{update}"
+        for kind in ("fp32", "TF32") for mode in ("eager", "graph")
+        for update in ("", " with update")
+    }  # fmt: skip
     assert set(step["samples_ms"]) == modes
     assert all(error < 1e-2 for error in step["error"].values())
-    assert fake.frame_count >= 9 + 3
+    assert fake.frame_count >= 3
+    of = {profile["of"] for profile in found["profiles"]}
+    assert {"channels last padded TF32 wgrad L = 24", "training cpp L = 24"} < of
+    assert len(of) == 3 * (2 + len(DENSE)) + 2
+    assert all("Self CPU" in profile["text"] for profile in found["profiles"])
     shown = capsys.readouterr().out
     assert "dense padded TF32 graph" in shown
+    assert "1980 MHz" in shown
     assert "5 within the computed bounds" in shown
+
+
+def test_predictions_stand_beside(fake: CompileCounterWithBackend, tmp_path: Path) -> None:
+    _, found = run(tmp_path / "gpu.json", "24", "--only", "kernels")
+    assert {row["part"] for row in found["rows"]} == {"kernels"}
+    model = {"rows": [{"computation": "dgrad", "length": 24, "backend": "cpp", "us": 1234.5}]}
+    lines = tables.times(found, model).markdown().splitlines()
+    assert [line for line in lines if "1.234" in line] == [
+        line for line in lines if "dgrad" in line and "cpp fp32" in line
+    ]
 
 
 def test_what_fails_takes_nothing_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> Any:
         raise RuntimeError("cuDNN has no algorithm")
 
-    right = layer.dense_calls
-
-    def unpadded(problem: Any, dtype: torch.dtype, more: Any = None) -> Any:
-        return dict.fromkeys(COMPUTATIONS, refuse) if more else right(problem, dtype)
-
-    monkeypatch.setattr(layer, "dense_calls", unpadded)
+    monkeypatch.setitem(layer.RIVALS, "dense padded", refuse)
     monkeypatch.setattr(checks, "sparse_conv1d", refuse)
-    code, found = run(tmp_path / "gpu.json", "24")
+    code, found = run(tmp_path / "gpu.json", "24", "--only", "right", "layer", "step")
     assert code == 1
     assert [failure["job"] for failure in found["failed"]] == ["cpp: random cases"]
     assert "cuDNN has no algorithm" in found["failed"][0]["why"]
-    *layers, step = found["rows"]
-    for row in layers:
+    *steps, one, two, three = found["rows"]
+    for row in (one, two, three):
         assert set(row["absent"]) == {f"dense padded {kind}" for kind in PRECISIONS}
-        assert len(row["samples_ms"]) == 2 + 3
-    assert step["absent"] == {}
+        assert len(row["samples_ms"]) == 2 + len(DENSE) - 3
+    assert [row["absent"] for row in steps] == [{}] * 2
     assert "RuntimeError: cuDNN has no algorithm" in tables.times(found).markdown()
+
+
+def test_dense_needs_no_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"cpp": "the C++ extension cannot be loaded"}
+    monkeypatch.setattr("benchmarks.gpu.target.available_backends", lambda: states)
+    code, found = run(tmp_path / "gpu.json", "24", "--only", "kernels", "layer", "step")
+    assert code == 0, found["failed"]
+    assert {row["part"] for row in found["rows"]} == {"layer", "step"}
+    assert {"cpp": states["cpp"]} in [row["absent"] for row in found["rows"]]
+    assert "needs kernels" in " ".join(job["why"] for job in found["left_out"])
+    _, found = run(tmp_path / "gpu.json", "24", "--seconds", "0")
+    assert "0 seconds were over" in {job["why"] for job in found["left_out"]}
 
 
 def test_checks_find_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

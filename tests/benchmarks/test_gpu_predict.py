@@ -1,0 +1,210 @@
+"""The model of a GPU: machine code decoded, run and replayed, hand-made and real."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu import predict
+from benchmarks.gpu.sass import LANE, WORD, ZERO, Control, Instruction, Warp, decode
+
+# As cuobjdump prints them.
+KNOWN = """
+        /*0010*/                   LDC R9, c[0x0][0x22c] ;              /* 0x00008b00ff097b82 */
+                                                                        /* 0x000e220000000800 */
+        /*0130*/              @!P1 IADD3 R0, R0, -R5.reuse, RZ ;        /* 0x8000000500009210 */
+                                                                        /* 0x080fe40007ffe0ff */
+        /*0080*/                   IADD3 R2, R0, 0xffffffe, RZ ;        /* 0x0ffffffe00027810 */
+                                                                        /* 0x001fcc0007ffe0ff */
+"""
+
+
+def test_control_bits_of_known_instructions() -> None:
+    load, difference, sum_ = decode(KNOWN)
+    assert (load.name, load.operands, load.guard) == ("LDC", ("R9", "c[0x0][0x22c]"), "")
+    assert load.control == Control(stall=1, yields=1, write=0, read=7, wait=0, reuse=0)
+    assert (difference.guard, difference.operands[2]) == ("!P1", "-R5.reuse")
+    assert difference.control == Control(stall=2, yields=1, write=7, read=7, wait=0, reuse=2)
+    assert sum_.control == Control(stall=6, yields=0, write=7, read=7, wait=1, reuse=0)
+
+
+def code(*lines: str) -> list[Instruction]:
+    """``"stall write read wait: instruction"`` each; 7 is no barrier."""
+    text = ""
+    for at, line in enumerate(lines):
+        bits, words = line.split(": ")
+        stall, write, read, wait = map(int, bits.split())
+        high = (stall | write << 5 | read << 8 | wait << 11) << 41
+        text += f"/*{16 * at:04x}*/ {words} ; /* 0x{0:016x} */ /* 0x{high:016x} */\n"
+    found = decode(text)
+    assert len(found) == len(lines)
+    return found
+
+
+def warps(program: list[Instruction], count: int = 1) -> list[Warp]:
+    shared, constants = np.zeros(4096, np.int64), np.zeros(256, np.int64)
+    return [Warp(program, constants, shared, i, (0, 0, 0)) for i in range(count)]
+
+
+def clocks(program: list[Instruction], count: int = 1, blocks: int = 1, slots: int = 1) -> float:
+    made = [warps(program, count) for _ in range(blocks)]
+    return predict.replay(program, made, slots).clocks
+
+
+def test_clocks_of_a_small_stream() -> None:
+    stream = code("4 7 7 0: MOV R0, 0x5", "1 7 7 0: MOV R1, R0", "1 7 7 0: EXIT")
+    assert clocks(stream) == 4 + 1
+    assert clocks(stream, 4) == 5
+    # The fifth warp shares a scheduler with the first, which issues at 0, 4 and 6; it at 1, 5, 7.
+    assert clocks(stream, 5) == 7
+    # One block after the other, or both at once.
+    assert clocks(stream, 1, blocks=2) == 5 + 1 + 5
+    assert clocks(stream, 1, blocks=2, slots=2) == 5
+
+
+def test_clocks_of_memory_and_barriers() -> None:
+    load = ("1 0 7 0: LDS R2, [R1]", "1 7 7 1: MOV R3, R2", "1 7 7 0: EXIT")
+    assert clocks(code(*load)) == predict.SHARED + 1
+    # 32 lanes in one bank take 32 turns.
+    lane = ("12 7 7 0: S2R R0, SR_LANEID", "6 7 7 0: IMAD.SHL.U32 R1, R0, {}, RZ")
+    for stride, turns in ((0x4, 1), (0x80, 32), (0x84, 1), (0x8, 2)):
+        program = code(lane[0], lane[1].format(hex(stride)), *load)
+        assert clocks(program) == 12 + 6 + turns - 1 + predict.SHARED + 1
+    # Two loads on their way at once, or one after the other.
+    both = ("1 0 7 0: LDS R2, [R1]", "1 1 7 0: LDS R3, [R1+0x4]", "1 7 7 3: EXIT")
+    assert clocks(code(*both)) == 1 + predict.SHARED
+    chain = (both[0], both[1].replace("7 0:", "7 1:"), both[2])
+    assert clocks(code(*chain)) == 2 * predict.SHARED
+    wait = code("9 7 7 0: MOV R0, 0x5", "1 7 7 0: BAR.SYNC 0x0", "1 7 7 0: EXIT")
+    assert clocks(wait, 4) == 9 + 1 + predict.BARRIER
+
+
+def test_clocks_of_loads_from_l2_and_l1() -> None:
+    data = np.arange(64, dtype=np.uint32)
+    data = data[-data.ctypes.data % 128 // 4 :]  # from the beginning of a sector
+    low, high = data.ctypes.data & WORD, data.ctypes.data >> 32
+    program = code(
+        f"1 7 7 0: MOV R2, {low:#x}", f"1 7 7 0: MOV R3, {high:#x}",
+        "1 0 7 0: LDG.E R4, desc[UR4][R2.64]", "1 0 7 1: LDG.E R5, desc[UR4][R2.64+0x4]",
+        "1 7 7 1: EXIT",
+    )  # fmt: skip
+    assert clocks(program) == 2 + 0.5 + predict.L2 + predict.L1  # half a clock for the sector
+    (warp,) = warps(program)
+    while warp.pc >= 0:
+        warp.step()
+    assert (warp.words[4][0], warp.words[5][0]) == (data[0], data[1])
+
+
+def test_a_loop_takes_its_trips_and_lanes_part_and_meet() -> None:
+    program = code(
+        "1 7 7 0: S2R R0, SR_LANEID",
+        "1 7 7 0: MOV R1, RZ",
+        "1 7 7 0: IADD3 R1, R1, 0x1, RZ",  # 0x20: as often as the lane's number, and once
+        "1 7 7 0: ISETP.GT.AND P0, PT, R1, R0, PT",
+        "1 7 7 0: @!P0 BRA 0x20",
+        "1 7 7 0: VOTE.ANY R2, PT, PT",
+        "1 7 7 0: EXIT",
+    )
+    replay = predict.replay(program, [warps(program)], 1)
+    assert replay.issued == {
+        "S2R": 1, "MOV": 1, "IADD3": 32, "ISETP": 32, "BRA": 32, "VOTE": 1, "EXIT": 1,
+    }  # fmt: skip
+    assert replay.clocks == sum(replay.issued.values()) - 1 + 31 * predict.JUMP
+    (warp,) = warps(program)
+    while warp.code[warp.pc].name != "EXIT":
+        warp.step()
+    assert (warp.words[1] == LANE + 1).all()
+    assert (warp.words[2] == WORD).all()
+
+
+def signed(x: int) -> int:
+    return x - (x >> 31 << 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("IADD3 R8, R0, -R1, R2", lambda a, b, c: a - b + c),
+        ("IMAD R8, R0, R1, -R2", lambda a, b, c: a * b - c),
+        ("IMAD.WIDE.U32 R8, R0, R1, R2", lambda a, b, c: a * b + c),
+        ("IMAD.WIDE R8, R0, R1, R2", lambda a, b, c: signed(a) * signed(b) + c),
+        ("IMAD.HI.U32 R8, R0, R1, RZ", lambda a, b, c: a * b >> 32),
+        ("SHF.R.U32.HI R8, RZ, 0x5, R0", lambda a, b, c: a >> 5),
+        ("SHF.R.S32.HI R8, RZ, 0x1f, R0", lambda a, b, c: signed(a) >> 31),
+        ("SHF.L.U64.HI R8, R0, 0x7, R1", lambda a, b, c: (b << 32 | a) << 7 >> 32),
+        ("SHF.R.S64 R8, R0, 0x9, R1", lambda a, b, c: (b << 32 | a) >> 9),
+        ("LEA R8, R0, R1, 0x3", lambda a, b, c: (a << 3) + b),
+        ("LEA.HI R8, R0, R1, R2, 0x3", lambda a, b, c: ((c << 32 | a) >> 29) + b),
+        ("LEA.HI.X.SX32 R8, R0, R1, 0x2, PT", lambda a, b, c: (signed(a) >> 30) + b + 1),
+        ("LOP3.LUT R8, R0, R1, R2, 0xca, !PT", lambda a, b, c: a & b | ~a & c),
+        ("VIMNMX R8, R0, R1, PT", lambda a, b, c: min(signed(a), signed(b))),
+        ("VIMNMX.U32 R8, R0, R1, !PT", lambda a, b, c: max(a, b)),
+        ("IABS R8, R0", lambda a, b, c: abs(signed(a))),
+        ("PRMT R8, R0, 0x5410, R1", lambda a, b, c: a & 0xFFFF | (b & 0xFFFF) << 16),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)
+def test_integers_are_those_of_python(text: str, expected) -> None:
+    rng, (warp,) = random.Random(0), warps(code(f"1 7 7 0: {text}"))
+    rows = [
+        [rng.choice((0, 1, WORD, 1 << 31, rng.getrandbits(32))) for _ in range(3)] for _ in LANE
+    ]
+    for register in range(3):
+        warp.words[register] = np.array([row[register] for row in rows])
+    warp.words[3] = ZERO  # the upper half of R2
+    warp.step()
+    wanted = [expected(*row) for row in rows]
+    assert warp.words[8].tolist() == [value & WORD for value in wanted]
+    if "WIDE" in text:
+        assert warp.words[9].tolist() == [value >> 32 & WORD for value in wanted]
+
+
+def test_64_bits_in_two_halves() -> None:
+    rng = random.Random(1)
+    (warp,) = warps(
+        code(
+            "1 7 7 0: IADD3 R8, P0, R0, R2, RZ",
+            "1 7 7 0: IADD3.X R9, R1, R3, RZ, P0, !PT",
+            "1 7 7 0: ISETP.GE.U32.AND P1, PT, R0, R2, PT",
+            "1 7 7 0: ISETP.GE.AND.EX P2, PT, R1, R3, PT, P1",
+        )
+    )
+    pairs = [[rng.getrandbits(63) - 2**62 for _ in range(2)] for _ in LANE]
+    pairs[0][1] = pairs[0][0]
+    for register in range(2):
+        both = np.array([pair[register] for pair in pairs])
+        warp.words[2 * register], warp.words[2 * register + 1] = both & WORD, both >> 32 & WORD
+    for _ in range(4):
+        warp.step()
+    found = (warp.words[8] | warp.words[9] << 32).tolist()
+    assert found == [a + b for a, b in pairs]
+    assert warp.flags[2].tolist() == [a >= b for a, b in pairs]
+
+
+def test_what_is_not_known_is_named() -> None:
+    (warp,) = warps(code("1 7 7 0: UTMALDG R0, R1"))
+    with pytest.raises(NotImplementedError, match="UTMALDG"):
+        warp.step()
+
+
+@pytest.mark.campaign("compiles all kernels for a minute")
+def test_the_real_kernels(tmp_path: Path) -> None:
+    if not shutil.which("nvcc"):
+        pytest.skip("nvcc is not installed")
+    out = tmp_path / "predicted.json"
+    command = (sys.executable, "-m", "benchmarks.gpu.predict", "--lengths", "20", "--out", out)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["backend"] for row in rows} == {"cuda", "triton"}
+    assert len(rows) == 6
+    for row in rows:
+        assert row["us"] > row["floor_us"] > 0
+        assert 0 < row["ffma"] < 1
