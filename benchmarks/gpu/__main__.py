@@ -19,6 +19,7 @@ and the last file goes to ``benchmarks/results/gpu.json``. It has never been run
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 import traceback
@@ -44,7 +45,11 @@ class Job(NamedTuple):
     part: str
     name: str
     do: Callable[[], Any]
-    needs: str = ""  # of ``Target.has``
+    needs: str = ""  # a tool
+
+
+class LeftOutError(Exception):
+    """Why a job is not done."""
 
 
 def jobs(target: Target, arguments: argparse.Namespace) -> Iterator[Job]:
@@ -57,44 +62,46 @@ def jobs(target: Target, arguments: argparse.Namespace) -> Iterator[Job]:
                 ("kernels", "sparse", few), ("layer", "sparse dense", arguments.rounds)
             ):  # fmt: skip
                 do = partial(layer.row, target, length, computation, rounds, kinds)
-                needs = "kernels" if part == "kernels" else ""
-                yield Job(part, f"{computation}, L = {length}", do, needs)
-        yield Job("profile", f"kernels, L = {length}", partial(profile.kernels, target, length))
+                yield Job(part, f"{computation}, L = {length}", do)
+        yield Job("profile", f"kernels, L = {length}", partial(profile.layers, target, length))
         for backend in target.backends:
             do = partial(checks.same_bits, target, backend, length)
             yield Job("bits", f"{backend}, L = {length}: the same bits", do)
     yield Job("profile", "machine code", partial(profile.machine_code, arguments.out), "cuobjdump")
-    yield Job("step", "planning", partial(step.planning, target, few), "kernels")
+    yield Job("step", "planning", partial(step.planning, target, few))
     for length in arguments.step_lengths:
         yield Job("step", f"training step, L = {length}", partial(step.row, target, length, few))
-        do = partial(profile.training, target, length)
-        yield Job("profile", f"training step, L = {length}", do)
+        for name in (*target.backends, "dense"):
+            do = partial(profile.training, target, length, name)
+            yield Job("profile", f"training step, L = {length}, {name}", do)
     for backend in target.backends:
         cases = partial(checks.random_cases, target, backend, arguments.cases)
         yield Job("right", f"{backend}: random cases", cases)
     for name, (command, _) in profile.WATCHED.items():
-        do = partial(profile.watched, name, arguments.out, arguments.lengths[:1])
+        do = partial(profile.watched, name, arguments.out, arguments.lengths[0])
         yield Job("watched", name, do, command[0])
 
 
 def measure(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
     """Do all jobs, part by part, saving after each."""
+    absent = [{"job": name, "why": why} for name, why in target.missing.items()]
     found: dict[str, Any] = {
         "machine": machine(target.device), "checks": [], "rows": [], "profiles": [],
-        "failed": [], "left_out": [],
+        "failed": [], "left_out": absent,
     }  # fmt: skip
     begin = time.monotonic()
     for job in sorted(jobs(target, arguments), key=lambda job: PARTS.index(job.part)):
-        why = "" if job.part in arguments.only else "not asked for"
-        if not why and job.needs and job.needs not in target.has:
-            why = f"needs {job.needs}, which is not here"
-        if not why and time.monotonic() - begin > arguments.seconds:
-            why = f"{arguments.seconds:.0f} seconds were over"
-        if why:
-            found["left_out"].append({"job": f"{job.part}: {job.name}", "why": why})
+        spent = time.monotonic() - begin
+        if job.part not in arguments.only:
             continue
         try:
+            if job.needs and not shutil.which(job.needs):
+                raise LeftOutError(f"needs {job.needs}, which is not here")
+            if spent > arguments.seconds:
+                raise LeftOutError(f"{arguments.seconds:.0f} seconds were over")
             result = job.do()
+        except LeftOutError as reason:
+            found["left_out"].append({"job": f"{job.part}: {job.name}", "why": str(reason)})
         except AssertionError as error:
             found["checks"].append({"check": job.name, "ok": False, "result": str(error)})
         except Exception:
@@ -107,8 +114,7 @@ def measure(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
             else:
                 found["profiles"] += [{"of": of, "text": text} for of, text in result.items()]
         write_json(found, arguments.out)
-        print(f"{time.monotonic() - begin:.0f} s, {job.part}: {job.name}: done", flush=True)
-    write_json(found, arguments.out)  # with what was left out
+        print(f"{spent:.0f} s, {job.part}: {job.name}", flush=True)
     return found
 
 
@@ -147,7 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     found = measure(target, arguments)
-    print("", tables.times(found).markdown(), tables.checks(found).markdown(), sep="\n")
+    print(
+        "", tables.times(found, tables.read()).markdown(), tables.checks(found).markdown(), sep="\n"
+    )
     for failure in found["failed"]:
         print(f"\n{failure['job']} FAILED:\n{failure['why']}", file=sys.stderr)
     return int(bool(found["failed"]) or not all(check["ok"] for check in found["checks"]))

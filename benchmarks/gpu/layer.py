@@ -14,11 +14,10 @@ from benchmarks.gpu.target import PRECISIONS, Candidate, Row, Target, tf32
 from sparseconv import KernelCSR
 from sparseconv.bench import baselines
 from sparseconv.bench.cases import Problem
-from sparseconv.bench.run import sparse_calls
+from sparseconv.bench.run import exact_results, sparse_calls
 from sparseconv.core.geometry import Geometry
-from sparseconv.reference import conv1d_dense
 
-Make = Callable[[Problem], baselines.Calls]
+Rival = Callable[[Problem], baselines.Calls]
 
 
 class Form(NamedTuple):
@@ -34,28 +33,24 @@ def on(device: torch.device, problem: Problem, dtype: torch.dtype | None = None)
     return problem._replace(x=x, values=values, grad=grad)
 
 
-def exact(problem: Problem) -> dict[str, Tensor]:
-    """The three results in float64, by the dense path on the problem's device."""
-    x, values = (t.double().requires_grad_() for t in problem[:2])
-    y = conv1d_dense(x, values, problem.pattern, None, *problem.geometry[1:])
-    dx, dw = torch.autograd.grad(y, (x, values), problem.grad.double())
-    return {"fprop": y.detach(), "dgrad": dx, "wgrad": dw}
-
-
 def relative(found: Tensor, wanted: Tensor) -> float:
     """``‖found - wanted‖ / ‖wanted‖``; NaN for NaN."""
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
-def padded(make: Make, problem: Problem) -> baselines.Calls:
+def part_of(problem: Problem, mask: Tensor, x: Tensor, values: Tensor, grad: Tensor) -> Problem:
+    pattern = KernelCSR.from_mask(mask.contiguous())
+    geometry = Geometry(pattern.shape, *problem.geometry[1:])
+    return Problem(x, values, grad, pattern, geometry)
+
+
+def padded(rival: Rival, problem: Problem) -> baselines.Calls:
     """With channels of 16s, the further ones zero."""
-    x, _, grad, pattern, geometry = problem
-    rows, columns, _ = pattern.shape
-    more = -rows % 16, -columns % 16
-    mask = F.pad(pattern.to_mask(), (0, 0, 0, more[1], 0, more[0]))
-    larger = KernelCSR.from_mask(mask)
-    wide = F.pad(x, (0, 0, 0, more[1])), problem.values, F.pad(grad, (0, 0, 0, more[0]))
-    calls = make(Problem(*wide, larger, Geometry(larger.shape, *geometry[1:])))
+    rows, columns, _ = problem.pattern.shape
+    out, more = -rows % 16, -columns % 16
+    mask = F.pad(problem.pattern.to_mask(), (0, 0, 0, more, 0, out))
+    x, grad = F.pad(problem.x, (0, 0, 0, more)), F.pad(problem.grad, (0, 0, 0, out))
+    calls = rival(part_of(problem, mask, x, problem.values, grad))
     return {
         "fprop": lambda: calls["fprop"]()[:, :rows],
         "dgrad": lambda: calls["dgrad"]()[:, :columns],
@@ -63,22 +58,18 @@ def padded(make: Make, problem: Problem) -> baselines.Calls:
     }
 
 
-def sliced(make: Make, problem: Problem) -> baselines.Calls:
+def sliced(rival: Rival, problem: Problem) -> baselines.Calls:
     """A dense convolution for each of DSN's three kernel groups, as long as its longest kernel."""
-    x, values, grad, pattern, geometry = problem
-    mask, bounds, taps = pattern.to_mask(), [0], pattern.shape[2]
-    parts = []
+    x, values, grad, pattern, _ = problem
+    parts, mask, begin, taps = [], pattern.to_mask(), 0, pattern.shape[2]
     for rows in torch.arange(len(mask)).chunk(3):
-        part = mask[rows]
-        reach = int(part.any(1).any(0).nonzero().max()) + 1
-        its = KernelCSR.from_mask(part[..., :reach].contiguous())
-        bounds.append(bounds[-1] + its.nnz)
+        reach = int(mask[rows].any(1).any(0).nonzero().max()) + 1
+        kept, more = mask[rows][..., :reach], taps - reach
+        end = begin + int(kept.sum())
         # As long as the padding makes it, which every call would have to cut otherwise.
-        g = F.pad(grad[:, rows[0] : rows[-1] + 1], (0, taps - reach))
-        own = Problem(
-            x, values[bounds[-2] : bounds[-1]], g, its, Geometry(its.shape, *geometry[1:])
-        )
-        parts.append((make(own), taps - reach))
+        g = F.pad(grad[:, rows[0] : rows[-1] + 1], (0, more))
+        parts.append((rival(part_of(problem, kept, x, values[begin:end], g)), more))
+        begin = end
     length = grad.shape[2]
     return {
         "fprop": lambda: torch.cat([calls["fprop"]()[..., :length] for calls, _ in parts], 1),
@@ -87,7 +78,7 @@ def sliced(make: Make, problem: Problem) -> baselines.Calls:
     }
 
 
-RIVALS: dict[str, Make] = {
+RIVALS: dict[str, Rival] = {
     "dense": baselines.conv1d,
     "dense padded": partial(padded, baselines.conv1d),
     "dense slices": partial(sliced, baselines.conv1d),
@@ -98,53 +89,42 @@ RIVALS: dict[str, Make] = {
 
 def forms(target: Target, problem: Problem, kinds: str) -> Iterator[Form]:
     """Sparse kernels in two types; dense at each precision, and by FFT."""
-    if "sparse" in kinds:
-        for backend in target.backends:
-            for precision in ("fp32", "bf16"):
-                its = on(target.device, problem, PRECISIONS[precision][0])
-                make = partial(sparse_calls, target.ops(backend), its)
-                yield Form(f"{backend} {precision}", make)
+    typed = {name: on(target.device, problem, dtype) for name, (dtype, _) in PRECISIONS.items()}
+    for backend in target.backends if "sparse" in kinds else ():
+        for precision in ("fp32", "bf16"):
+            make = partial(sparse_calls, target.ops(backend), typed[precision])
+            yield Form(f"{backend} {precision}", make)
     if "dense" in kinds:
-        for precision, (dtype, allowed) in PRECISIONS.items():
-            its = on(target.device, problem, dtype)
+        for precision, (_, allowed) in PRECISIONS.items():
             for name, rival in RIVALS.items():
-                yield Form(f"{name} {precision}", partial(rival, its), allowed)
-        yield Form("FFT fp32", partial(baselines.fft, on(target.device, problem)))
+                make = partial(rival, typed[precision])
+                yield Form(f"{name} {precision}", make, allowed)
+        yield Form("FFT fp32", partial(baselines.fft, typed["fp32"]))
 
 
 def row(target: Target, length: int, computation: str, rounds: int, kinds: str) -> Row:
-    """Time one computation in every form; what cannot run says why.
+    """Time one computation in every form, eager and as a graph.
 
     The error beside each time is that against float64; a sparse float32 one is a wrong kernel's
     where it is far above 1e-6.
     """
-    problem = on(target.device, target.layer(length).build())
-    wanted = exact(problem)[computation]
+    problem = target.layer(length).build()
+    wanted = exact_results(on(target.device, problem))[computation].exact
     positions = problem.pattern.positions().to(target.device)
-    candidates: dict[str, Candidate] = {}
-    errors, absent = {}, dict(target.missing) if "sparse" in kinds else {}
-    for form in forms(target, problem, kinds):
-        try:
-            with tf32(form.tf32):
-                call = form.make()[computation]
-                result = call()
-                if computation == "wgrad" and result.dim() == 3:  # dense: of the active weights
-                    result = result.flatten()[positions]
-                error = relative(result, wanted)
-                timed = {f"{form.name} eager": Candidate(call, form.tf32)}
-                if target.graphs:
-                    times = target.sizes.replays
-                    replay, _ = target.capture(call, times)
-                    timed[f"{form.name} graph"] = Candidate(replay, form.tf32, times)
-        except Exception as reason:
-            absent[form.name] = f"{type(reason).__name__}: {reason}"
-            continue
-        errors |= dict.fromkeys(timed, error)
-        candidates |= timed
-    before = target.state()
-    return {
-        "computation": computation, "length": length, "batch": len(problem.x),
-        "flop": 2 * len(problem.values) * len(problem.x) * problem.grad.shape[2],
-        "samples_ms": target.milliseconds(candidates, rounds=rounds),
-        "error": errors, "absent": absent, "clocks": [before, target.state()],
-    }  # fmt: skip
+
+    def made(form: Form) -> tuple[dict[str, Candidate], float]:
+        with tf32(form.tf32):
+            call = form.make()[computation]
+            result = call()
+            if computation == "wgrad" and result.dim() == 3:  # dense: of the active weights
+                result = result.flatten()[positions]
+            timed = {f"{form.name} eager": Candidate(call, form.tf32)}
+            if target.graphs:
+                times = target.sizes.replays
+                replay, _ = target.capture(call, times)
+                timed[f"{form.name} graph"] = Candidate(replay, form.tf32, times)
+            return timed, relative(result, wanted)
+
+    makes = {form.name: partial(made, form) for form in forms(target, problem, kinds)}
+    flop = 2 * len(problem.values) * len(problem.x) * problem.grad.shape[2]
+    return target.row(computation, length, makes, rounds, flop)

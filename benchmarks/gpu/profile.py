@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity
 
 from benchmarks.gpu import layer, step
-from benchmarks.gpu.target import PRECISIONS, Candidate, Row, Target, tf32
+from benchmarks.gpu.target import PRECISIONS, Call, Candidate, Make, Row, Target, tf32
+from sparseconv.bench.run import COMPUTATIONS
+from sparseconv.ops.backends import extension
 
-THIS = (sys.executable, "-m", "benchmarks.gpu", "--cases", "20", "--rounds", "1", "--lengths")
 SANITIZE = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
-# Name: the tool, its arguments, and what it watches.
+THIS = (sys.executable, "-m", "benchmarks.gpu", "--cases", "20", "--rounds", "1", "--lengths")
+# By name: the tool with its arguments, and the part that it watches.
 WATCHED: dict[str, tuple[tuple[str, ...], str]] = {
     "ncu": (("ncu", "--clock-control", "none", "--set", "full", "-k",
              "regex:correlate|wgrad", "-c", "30"), "kernels"),
@@ -27,43 +28,39 @@ WATCHED: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def ceilings(target: Target, rounds: int) -> Row:
-    """A copy, matrix products, and the replay of an empty graph."""
-    n, device = target.sizes.matrix, target.device
-    a, b = (torch.randn(n, n, device=device) for _ in range(2))
-    candidates = {f"copy of {8 * n * n / 1e9:.3g} GB": Candidate(partial(b.copy_, a))}
+    """A copy, matrix products, and the replay of a graph with next to nothing in it."""
+    n = target.sizes.matrix
+    a, b = (torch.randn(n, n, device=target.device) for _ in range(2))
+    found = {f"copy of {4 * n * n / 1e9:.3g} GB": Candidate(partial(b.copy_, a))}
     for precision, (dtype, allowed) in PRECISIONS.items():
-        x, y = a.to(dtype), b.to(dtype)
-        candidates[f"matrix product {precision}"] = Candidate(partial(torch.mm, x, y), allowed)
+        product = partial(torch.mm, a.to(dtype), b.to(dtype))
+        found[f"matrix product {precision}"] = Candidate(product, allowed)
+    makes: dict[str, Make] = {"products": lambda: (found, 0.0)}
     if target.graphs:
-        small = torch.zeros(1, device=device)
-        replay, _ = target.capture(lambda: small.add_(1))
-        candidates["graph of one small kernel"] = Candidate(replay)
-    before = target.state()
-    return {
-        "computation": "ceilings", "length": n, "batch": 1, "flop": 2 * n**3,
-        "samples_ms": target.milliseconds(candidates, rounds=rounds),
-        "error": dict.fromkeys(candidates, 0.0), "absent": {},
-        "clocks": [before, target.state()],
-    }  # fmt: skip
+        small = torch.zeros(1, device=target.device)
+        makes["graph"] = lambda: (
+            {"graph of one addition": Candidate(target.capture(lambda: small.add_(1))[0])}, 0.0
+        )  # fmt: skip
+    return target.row("ceilings", n, makes, rounds, 2 * n**3)
 
 
-def table_of(target: Target, call: Callable[[], Any]) -> str:
+def table_of(target: Target, call: Call) -> str:
     """What torch's profiler saw of a call after another one: kernels by their time."""
     call()
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (target.device.type == "cuda")]
-    with profile(activities=activities) as seen:
+    kind = target.device.type
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (kind == "cuda")]
+    with torch.profiler.profile(activities=activities) as seen:
         call()
-        target.synchronize()
-    by = f"self_{target.device.type}_time_total"
+        target.clock()
+    by = f"self_{kind}_time_total"
     return str(seen.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=90))
 
 
-def kernels(target: Target, length: int) -> dict[str, str]:
+def layers(target: Target, length: int) -> dict[str, str]:
     """Which kernels each form of the layer runs, cuDNN's algorithms among them."""
-    problem = layer.on(target.device, target.layer(length).build())
     found = {}
-    for form in layer.forms(target, problem, "sparse dense"):
-        for computation in ("fprop", "dgrad", "wgrad"):
+    for form in layer.forms(target, target.layer(length).build(), "sparse dense"):
+        for computation in COMPUTATIONS:
             name = f"{form.name} {computation} L = {length}"
             try:
                 with tf32(form.tf32):
@@ -73,34 +70,31 @@ def kernels(target: Target, length: int) -> dict[str, str]:
     return found
 
 
-def training(target: Target, length: int) -> dict[str, str]:
+def training(target: Target, length: int, name: str) -> dict[str, str]:
     """What a training step consists of: so many steps as a call is timed for."""
-    found = {}
-    for name in (*target.backends, "dense"):
-        model = step.model_of(target, name)
-        call = step.steps(target, model, length, "fp32", "eager", updates=name != "dense")
-        found[f"training {name} L = {length}"] = table_of(target, call)
-    return found
+    model = step.model_of(target, name)
+    call = step.steps(target, model, length, "fp32", "eager", updates=name != "dense")
+    return {f"training {name} L = {length}": table_of(target, call)}
 
 
-def watched(name: str, out: Path, lengths: Sequence[int]) -> str:
+def run_to(log: Path, *command: Any) -> str:
+    with log.open("w") as file:
+        words = [str(word) for word in command]
+        code = subprocess.run(words, stdout=file, stderr=file, timeout=240).returncode
+    assert code == 0, f"{command[0]} ended with {code}: see {log.name}"
+    return f"see {log.name}"
+
+
+def watched(name: str, out: Path, length: int) -> str:
     """Let a tool watch a small run; what it prints is beside the results."""
     command, part = WATCHED[name]
-    log = out.with_suffix(f".{name}.txt")
-    mine = (*THIS, *map(str, lengths), "--only", part, "--out", str(out.with_suffix(f".{name}")))
-    with log.open("w") as file:
-        code = subprocess.run((*command, *mine), stdout=file, stderr=file, timeout=240).returncode
-    assert code == 0, f"{name} ended with {code}: see {log.name}"
-    return f"see {log.name}"
+    its = out.with_suffix(f".{name}.json")
+    return run_to(out.with_suffix(f".{name}.txt"), *command, *THIS, length, "--only", part,
+                  "--out", its)  # fmt: skip
 
 
 def machine_code(out: Path) -> str:
     """The code that was measured, and its registers and spills."""
-    from sparseconv.ops.backends import extension
-
     assert extension is not None, "the extension is not built"
     log = out.with_suffix(".sass.txt")
-    with log.open("w") as file:
-        command = ("cuobjdump", "-res-usage", "-sass", str(extension.__file__))
-        subprocess.run(command, stdout=file, check=True)
-    return f"see {log.name}"
+    return run_to(log, "cuobjdump", "-res-usage", "-sass", extension.__file__)

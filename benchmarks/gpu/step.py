@@ -7,7 +7,7 @@ applied, which makes it a faster baseline than masked training is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import itertools
 from functools import partial
 from typing import Any
 
@@ -20,29 +20,20 @@ from benchmarks.gpu.target import PRECISIONS, Call, Candidate, Row, Target, tf32
 from sparseconv import DSTScheduler, KernelCSR, to_dense
 from sparseconv.bench.run import sparse_calls
 from sparseconv.models import DSN
+from sparseconv.training.graphed import GraphedStep
 
 BATCH = 16
 BATCHES = 4  # different ones, in turns
 NEVER = 10**9
 
 
-def network(target: Target, backend: str) -> DSN:
-    sizes = target.sizes
-    torch.manual_seed(0)
-    return DSN(
-        1,
-        2,
-        nf=sizes.nf,
-        kernel_size=sizes.kernel_size,
-        depth=sizes.depth,
-        padding="centred-zeros",
-        backend=backend,
-    ).to(target.device)
-
-
 def model_of(target: Target, name: str) -> nn.Module:
     """The network on a backend, or the dense one."""
-    return network(target, name) if name != "dense" else to_dense(network(target, "reference"))
+    nf, kernel_size, depth, *_ = target.sizes
+    options = {"nf": nf, "kernel_size": kernel_size, "depth": depth, "padding": "centred-zeros"}
+    torch.manual_seed(0)
+    model = DSN(1, 2, **options, backend="reference" if name == "dense" else name)
+    return (to_dense(model) if name == "dense" else model).to(target.device)
 
 
 def batches(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -86,7 +77,7 @@ def steps(
         optimizer.step()
         return (found.detach(),)
 
-    step = target.graphed_step(model, eager, optimizer) if mode == "graph" else eager
+    step = GraphedStep(model, eager, optimizer) if mode == "graph" else eager
 
     def run() -> None:
         for i in range(target.sizes.steps):
@@ -97,54 +88,38 @@ def steps(
     return run
 
 
-def forms(target: Target, models: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, str, bool]]:
-    """Model, precision and mode, and whether patterns are updated."""
-    for precision in PRECISIONS:
-        for name in models:
-            if precision == "bf16" and name != "dense":
-                continue  # autocast would run sparse kernels in bfloat16, which is no gain there
-            for mode in ("eager", "graph")[: 1 + target.graphs]:
-                if name != "dense":
-                    yield name, precision, mode, True
-                yield name, precision, mode, False
-    if target.graphs:
-        yield from (("dense", precision, "compiled", False) for precision in PRECISIONS)
-
-
 def row(target: Target, length: int, rounds: int) -> Row:
-    """One step in every form, with its share of an update and without; what cannot run says why."""
+    """One step in every form, with its share of an update and without."""
     torch.compiler.reset()  # which compiles only so many versions of one function
     x, y = batches(length, target.device)
     models = {name: model_of(target, name) for name in (*target.backends, "dense")}
     with torch.no_grad():
         exact = float(loss(copy.deepcopy(models["dense"]).double(), x[0].double(), y[0], "fp32"))
-    candidates: dict[str, Candidate] = {}
-    errors, absent = {}, dict(target.missing)
-    for name, precision, mode, updates in forms(target, models):
-        label = f"{name} {precision} {mode}" + " with update" * updates
+
+    def made(label: str, updates: bool) -> tuple[dict[str, Candidate], float]:
+        name, precision, mode, *_ = label.split()
         twin, allowed = copy.deepcopy(models[name]).train(), PRECISIONS[precision][1]
-        try:
-            with tf32(allowed):
-                found = float(loss(copy.deepcopy(twin), x[0], y[0], precision).detach())
-                call = steps(target, twin, length, precision, mode, updates)
-                call()
-        except Exception as reason:
-            absent[label] = f"{type(reason).__name__}: {reason}"
-            continue
-        errors[label] = abs(found - exact) / abs(exact)
-        candidates[label] = Candidate(call, allowed, target.sizes.steps)
-    before = target.state()
-    return {
-        "computation": "training step", "length": length, "batch": BATCH,
-        "samples_ms": target.milliseconds(candidates, rounds=rounds),
-        "error": errors, "absent": absent, "clocks": [before, target.state()],
-    }  # fmt: skip
+        with tf32(allowed):
+            found = float(loss(copy.deepcopy(twin), x[0], y[0], precision).detach())
+            call = steps(target, twin, length, precision, mode, updates)
+            call()
+        candidate = Candidate(call, allowed, target.sizes.steps)
+        return {label: candidate}, abs(found - exact) / abs(exact)
+
+    makes = {}
+    for name, precision in itertools.product(models, PRECISIONS):
+        # Autocast would run sparse kernels in bfloat16, which is no gain there.
+        dense = name == "dense"
+        modes = ["eager", "graph", *["compiled"] * dense] if target.graphs else ["eager"]
+        for mode in modes if dense or precision != "bf16" else ():
+            for update in ("",) if dense else ("", " with update"):
+                label = f"{name} {precision} {mode}{update}"
+                makes[label] = partial(made, label, bool(update))
+    return target.row("training step", length, makes, rounds)
 
 
 def planning(target: Target, rounds: int) -> Row:
-    """What a new pattern of one layer costs: the first calls with it, beside later ones, on a
-    series so short that the kernels take no time."""
-    candidates: dict[str, Candidate] = {}
+    """What the first calls with a new pattern take, beside later ones, where kernels do nothing."""
     problem = on(target.device, target.layer(1).build())
     problem = problem._replace(x=problem.x[:1], grad=problem.grad[:1])
     known = problem.pattern
@@ -154,13 +129,12 @@ def planning(target: Target, rounds: int) -> Row:
         for call in sparse_calls(ops, problem._replace(pattern=pattern)).values():
             call()
 
-    for backend in target.backends:
-        for name, new in (("new pattern", True), ("known pattern", False)):
-            call = partial(all_three, target.ops(backend), new)
-            candidates[f"{backend} {name}"] = Candidate(call)
-    return {
-        "computation": "planning", "length": 1, "batch": 1,
-        "samples_ms": target.milliseconds(candidates, rounds=rounds),
-        "error": dict.fromkeys(candidates, 0.0), "absent": dict(target.missing),
-        "clocks": [target.state()],
-    }  # fmt: skip
+    def made(backend: str) -> tuple[dict[str, Candidate], float]:
+        ops = target.ops(backend)
+        return {
+            f"{backend} new pattern": Candidate(partial(all_three, ops, True)),
+            f"{backend} known pattern": Candidate(partial(all_three, ops, False)),
+        }, 0.0
+
+    makes = {backend: partial(made, backend) for backend in target.backends}
+    return target.row("planning", 1, makes, rounds)

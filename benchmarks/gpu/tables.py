@@ -28,43 +28,44 @@ PREDICTION = (
 )
 
 
-def predicted(path: Path = PREDICTED) -> Document:
-    """What ``benchmarks.gpu.predict`` found for these kernels, if it did."""
-    return json.loads(path.read_text()) if path.exists() else {"rows": []}
+def read(path: Path = PREDICTED) -> Document:
+    """A file of results; no rows where there is none."""
+    found: Document = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    return found
 
 
-def times(found: Document, beside: Document | None = None) -> Table:
+def times(found: Document, model: Document) -> Table:
     """Each candidate of each row, beside the fastest one of its row and what was predicted."""
-    model = {
+    guesses = {
         (row["computation"], row["length"], f"{row['backend']} fp32"): f"{row['us'] / 1e3:.4g}"
-        for row in (predicted() if beside is None else beside)["rows"]
+        for row in model["rows"]
     }
     lines = []
     for row in found["rows"]:
         where = (row["computation"], str(row["length"]))
         samples = {name: np.asarray(some) for name, some in row["samples_ms"].items()}
-        best = min(samples, key=lambda name: float(np.median(samples[name])), default="")
-        for name, some in samples.items():
-            ms = float(np.median(some))
-            share = f"{row['flop'] / ms / (PEAK / 1e3):.1%}" if "flop" in row else "-"
-            guess = model.get((*where[:1], row["length"], name.rpartition(" ")[0]), "-")
+        median = {name: float(np.median(some)) for name, some in samples.items()}
+        best = min(samples, key=lambda name: median[name], default="")
+        for name in samples:
+            share = f"{row['flop'] / median[name] * 1e3 / PEAK:.1%}" if row["flop"] else "-"
+            guess = guesses.get((row["computation"], row["length"], name.rpartition(" ")[0]), "-")
             lines.append(
-                (*where, name, f"{ms:.4g}", guess, share, str(timing.ratio(samples, name, best)),
-                 f"{row['error'][name]:.1e}")
+                (*where, name, f"{median[name]:.4g}", guess, share,
+                 str(timing.ratio(samples, name, best)), f"{row['error'][name]:.1e}")
             )  # fmt: skip
         lines += [(*where, name, *"----", _line(why)) for name, why in row["absent"].items()]
         if any(row["clocks"]):
-            lines.append((*where, "clocks before, after", *"----", "; ".join(row["clocks"])))
+            lines.append((*where, "before; after", *"----", "; ".join(row["clocks"])))
     header = ("", "L", "", "ms", "ms, predicted", "FFMA peak", "times the fastest", "error")
     return Table(header, lines, text_columns=3)
 
 
-def predictions(found: Document) -> Table:
+def predictions(model: Document) -> Table:
     """What ``benchmarks.gpu.predict`` found: microseconds that no GPU has measured."""
     lines = [
         (row["computation"], str(row["length"]), row["backend"], row["kernel"], f"{row['us']:.0f}",
          f"{row['ffma']:.0%}", f"{row['floor_us']:.1f}", row["limiter"])
-        for row in sorted(found["rows"], key=lambda row: (row["length"], row["computation"]))
+        for row in sorted(model["rows"], key=lambda row: (row["length"], row["computation"]))
     ]  # fmt: skip
     header = ("", "L", "backend", "kernel", "µs, predicted", "FFMA", "µs, floor", "waits for")
     return Table(header, lines, text_columns=4)
@@ -84,10 +85,10 @@ def section(path: Path) -> list[str]:
     Raises:
         ValueError: the file is of a trial on a CPU.
     """
+    model = read(path.with_name(PREDICTED.name))
     if not path.exists():
-        model = predictions(predicted(path.with_name(PREDICTED.name)))
-        return [NEVER_RUN, *([PREDICTION, model.markdown()] if model.rows else [])]
-    found: Document = json.loads(path.read_text())
+        return [NEVER_RUN, *([PREDICTION, predictions(model).markdown()] if model["rows"] else [])]
+    found = read(path)
     about = found["machine"]
     if about["device"] == "cpu":
         raise ValueError(f"{path} is of a trial on a CPU; run python -m benchmarks.gpu on a GPU")
@@ -100,7 +101,11 @@ def section(path: Path) -> list[str]:
         "float64, by that of float64."
     )
     shown = {"rows": [row for row in found["rows"] if row.get("part") in ("layer", "step")]}
-    return [text, times(shown).markdown(), checks(found).markdown()]
+    return [
+        text,
+        times(shown, model).markdown(),
+        checks(found).markdown(),
+    ]
 
 
 def _line(text: str) -> str:

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparseconv import available_backends
 from sparseconv.bench.cases import CASES, Case
@@ -24,7 +24,6 @@ PRECISIONS = {
     "TF32": (torch.float32, True),
     "bf16": (torch.bfloat16, False),
 }
-TOOLS = ("ncu", "compute-sanitizer", "cuobjdump")
 Call = Callable[[], Any]
 Row = dict[str, Any]
 
@@ -35,6 +34,9 @@ class Candidate(NamedTuple):
     call: Call
     tf32: bool = False
     times: int = 1
+
+
+Make = Callable[[], tuple[dict[str, Candidate], float]]  # candidates, and the error of them all
 
 
 @contextmanager
@@ -61,7 +63,7 @@ class Sizes(NamedTuple):
 
 
 class Target:
-    """A device, the backends that run on it, and what else is there: graphs, tools.
+    """A device with the backends that run on it.
 
     Raises:
         RuntimeError: there is no such device; with the reason.
@@ -80,12 +82,6 @@ class Target:
         # cuDNN tries some algorithms at the first call of each shape and keeps the fastest.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 5
 
-    @property
-    def has(self) -> set[str]:
-        """What parts may need."""
-        found = {"kernels"} if self.backends else set()
-        return found | {tool for tool in TOOLS if shutil.which(tool)}
-
     def layer(self, length: int) -> Case:
         """The network's later layer on 16 series, S = 80 %."""
         nf, kernel_size = self.sizes[:2]
@@ -100,12 +96,9 @@ class Target:
 
         return triton
 
-    def synchronize(self) -> None:
+    def clock(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-    def clock(self) -> float:
-        self.synchronize()
         return time.perf_counter()
 
     def state(self) -> str:
@@ -130,23 +123,32 @@ class Target:
                 result = call()
         return graph.replay, result
 
-    def graphed_step(self, model: nn.Module, step: Any, optimizer: torch.optim.Optimizer) -> Any:
-        """A training step that is replayed from CUDA graphs."""
-        from sparseconv.training.graphed import GraphedStep
-
-        return GraphedStep(model, step, optimizer)
-
-    def milliseconds(
-        self, candidates: Mapping[str, Candidate], *, rounds: int
-    ) -> dict[str, list[float]]:
-        """Let candidates take turns; milliseconds of each for one of what a call does."""
+    def row(
+        self, computation: str, length: int, makes: Mapping[str, Make], rounds: int, flop: int = 0
+    ) -> Row:
+        """Let candidates take turns: milliseconds of each; what cannot be made says why."""
+        candidates: dict[str, Candidate] = {}
+        errors, absent = {}, {}
+        for name, make in makes.items():
+            try:
+                made, error = make()
+            except Exception as reason:
+                absent[name] = f"{type(reason).__name__}: {reason}"
+                continue
+            candidates |= made
+            errors |= dict.fromkeys(made, error)
+        before = self.state()
         times = timing.interleave(
             {name: candidate.call for name, candidate in candidates.items()},
             rounds=rounds,
             clock=self.clock,
             context=lambda name: tf32(candidates[name].tf32),
         )
-        return {
+        samples = {
             name: [float(f"{1e3 * seconds / candidates[name].times:.5g}") for seconds in turns]
             for name, turns in times.items()
         }
+        return {
+            "computation": computation, "length": length, "flop": flop, "samples_ms": samples,
+            "error": errors, "absent": absent, "clocks": [before, self.state()],
+        }  # fmt: skip

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import checks, layer, tables
-from benchmarks.gpu.target import PRECISIONS, TOOLS, Target
+from benchmarks.gpu import checks, layer, step, tables
+from benchmarks.gpu.target import PRECISIONS, Target
 from sparseconv import available_backends
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.ops import calls
@@ -50,7 +50,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
 
     monkeypatch.setattr(target, "capture", capture)
     monkeypatch.setattr(target, "state", lambda: "1980 MHz, 700 W, 50")
-    monkeypatch.setattr(target, "graphed_step", lambda model, step, optimizer: step)
+    monkeypatch.setattr(step, "GraphedStep", lambda model, function, optimizer: function)
     monkeypatch.setattr(torch, "compile", make)
     monkeypatch.setattr(gpu, "Target", lambda device: target)
     # Adam asks for a GPU where it is to be captured.
@@ -63,7 +63,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each outside tool tell its arguments, and racecheck find something."""
-    for name in TOOLS:
+    for name in ("ncu", "compute-sanitizer", "cuobjdump"):
         script = tmp_path / "bin" / name
         script.parent.mkdir(exist_ok=True)
         script.write_text('#!/bin/sh\necho "$@"\ncase "$@" in *racecheck*) exit 9;; esac\n')
@@ -81,58 +81,44 @@ def test_everything_is_measured(
 ) -> None:
     code, found = run(tmp_path / "gpu.json", "24")
     assert (found["failed"], [row["absent"] for row in found["rows"]]) == ([], [{}] * 9)
-    assert found["left_out"] == []
-    held = {check["check"]: check["ok"] for check in found["checks"]}
-    assert held == {
+    assert (code, found["left_out"]) == (1, [])
+    assert {check["check"]: check["ok"] for check in found["checks"]} == {
         "machine code": True, "cpp: random cases": True, "cpp, L = 24: the same bits": True,
         "ncu": True, "memcheck": True, "racecheck": False, "synccheck": True, "initcheck": True,
     }  # fmt: skip
-    assert code == 1
     assert "--set full" in (tmp_path / "gpu.ncu.txt").read_text()
-    ceilings, *small, planning, step = found["rows"][:6]
-    assert [row["part"] for row in found["rows"]] == (
-        ["ceilings", *["kernels"] * 3, *["step"] * 2, *["layer"] * 3]
-    )
-    assert len(ceilings["samples_ms"]) == 5
-    assert set(planning["samples_ms"]) == {"cpp new pattern", "cpp known pattern"}
+    parts = [row["part"] for row in found["rows"]]
+    assert parts == ["ceilings", *["kernels"] * 3, *["step"] * 2, *["layer"] * 3]
     sparse = {f"cpp {kind} {mode}" for kind in ("fp32", "bf16") for mode in ("eager", "graph")}
     dense = {f"{name} {mode}" for name in DENSE for mode in ("eager", "graph")}
-    for rows, names in ((small, sparse), (found["rows"][6:], sparse | dense)):
-        assert tuple(row["computation"] for row in rows) == COMPUTATIONS
-        for row in rows:
-            assert set(row["samples_ms"]) == names
-            for name, error in row["error"].items():
-                assert len(row["samples_ms"][name]) == 2
-                assert 0 < error < 1e-5 or ("bf16" in name and 1e-3 < error < 1e-2), name
-    modes = {
-        f"dense {kind} {mode}" for kind in PRECISIONS for mode in ("eager", "graph", "compiled")
-    }
-    modes |= {
-        f"cpp {kind} {mode}{update}"
-        for kind in ("fp32", "TF32") for mode in ("eager", "graph")
-        for update in ("", " with update")
+    for row, computation in zip(found["rows"][1:4] + found["rows"][6:], COMPUTATIONS * 2,
+                                strict=True):  # fmt: skip
+        assert row["computation"] == computation
+        assert set(row["samples_ms"]) == (sparse if row["part"] == "kernels" else sparse | dense)
+        for name, error in row["error"].items():
+            assert len(row["samples_ms"][name]) == 2
+            assert 0 < error < 1e-5 or ("bf16" in name and 1e-3 < error < 1e-2), name
+    ceilings, planning, steps = (found["rows"][i] for i in (0, 4, 5))
+    assert len(ceilings["samples_ms"]) == 5
+    assert set(planning["samples_ms"]) == {"cpp new pattern", "cpp known pattern"}
+    assert set(steps["samples_ms"]) == {
+        *(f"dense {kind} {how}" for kind in PRECISIONS for how in ("eager", "graph", "compiled")),
+        *(f"cpp {kind} {how}{update}" for kind in ("fp32", "TF32") for how in ("eager", "graph")
+          for update in ("", " with update")),
     }  # fmt: skip
-    assert set(step["samples_ms"]) == modes
-    assert all(error < 1e-2 for error in step["error"].values())
+    assert all(error < 1e-2 for error in steps["error"].values())
     assert fake.frame_count >= 3
-    of = {profile["of"] for profile in found["profiles"]}
-    assert {"channels last padded TF32 wgrad L = 24", "training cpp L = 24"} < of
-    assert len(of) == 3 * (2 + len(DENSE)) + 2
+    assert len(found["profiles"]) == 3 * (2 + len(DENSE)) + 2
     assert all("Self CPU" in profile["text"] for profile in found["profiles"])
     shown = capsys.readouterr().out
     assert "dense padded TF32 graph" in shown
     assert "1980 MHz" in shown
     assert "5 within the computed bounds" in shown
-
-
-def test_predictions_stand_beside(fake: CompileCounterWithBackend, tmp_path: Path) -> None:
-    _, found = run(tmp_path / "gpu.json", "24", "--only", "kernels")
-    assert {row["part"] for row in found["rows"]} == {"kernels"}
     model = {"rows": [{"computation": "dgrad", "length": 24, "backend": "cpp", "us": 1234.5}]}
-    lines = tables.times(found, model).markdown().splitlines()
-    assert [line for line in lines if "1.234" in line] == [
-        line for line in lines if "dgrad" in line and "cpp fp32" in line
-    ]
+    lines = [line for line in str(tables.times(found, model).markdown()).split("\n")
+             if "1.234" in line]  # fmt: skip
+    assert len(lines) == 4
+    assert all("dgrad" in line and "cpp fp32" in line for line in lines)
 
 
 def test_what_fails_takes_nothing_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +132,11 @@ def test_what_fails_takes_nothing_along(tmp_path: Path, monkeypatch: pytest.Monk
     assert [failure["job"] for failure in found["failed"]] == ["cpp: random cases"]
     assert "cuDNN has no algorithm" in found["failed"][0]["why"]
     *steps, one, two, three = found["rows"]
+    assert [row["absent"] for row in steps] == [{}] * 2
     for row in (one, two, three):
         assert set(row["absent"]) == {f"dense padded {kind}" for kind in PRECISIONS}
         assert len(row["samples_ms"]) == 2 + len(DENSE) - 3
-    assert [row["absent"] for row in steps] == [{}] * 2
-    assert "RuntimeError: cuDNN has no algorithm" in tables.times(found).markdown()
+    assert "RuntimeError: cuDNN has no algorithm" in tables.times(found, tables.read()).markdown()
 
 
 def test_dense_needs_no_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,11 +144,18 @@ def test_dense_needs_no_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("benchmarks.gpu.target.available_backends", lambda: states)
     code, found = run(tmp_path / "gpu.json", "24", "--only", "kernels", "layer", "step")
     assert code == 0, found["failed"]
-    assert {row["part"] for row in found["rows"]} == {"layer", "step"}
-    assert {"cpp": states["cpp"]} in [row["absent"] for row in found["rows"]]
-    assert "needs kernels" in " ".join(job["why"] for job in found["left_out"])
-    _, found = run(tmp_path / "gpu.json", "24", "--seconds", "0")
-    assert "0 seconds were over" in {job["why"] for job in found["left_out"]}
+    assert found["left_out"] == [{"job": "cpp", "why": states["cpp"]}]
+    assert {len(row["samples_ms"]) for row in found["rows"]} == {0, len(DENSE), len(PRECISIONS)}
+    monkeypatch.setenv("PATH", "")
+    _, found = run(tmp_path / "gpu.json", "24", "--only", "watched", "right", "layer",
+                   "--seconds", "0")  # fmt: skip
+    why = [job["why"] for job in found["left_out"][1:]]
+    assert (
+        why
+        == ["needs ncu, which is not here"]
+        + ["needs compute-sanitizer, which is not here"] * 4
+        + ["0 seconds were over"] * 3
+    )
 
 
 def test_checks_find_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
