@@ -10,6 +10,7 @@ https://arxiv.org/abs/1804.06826.
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import re
 from collections import Counter
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 Lanes = NDArray[Any]  # 32 words, as int64 in [0, 2**32); or 32 predicates
 WORD, PARAMETERS, SHARED_BASE = 0xFFFFFFFF, 0x210, 0x400
+BANK = 0x4000  # words of a constant bank; 0 has the launch, 2 the tables of jumps
 ALL, NONE, ZERO, LANE = np.ones(32, bool), np.zeros(32, bool), np.zeros(32, np.int64), np.arange(32)
 LINE = re.compile(
     r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+) )?\s*([A-Z][\w.]*)\s*(.*?) ;\s+/\* 0x(\w{16}) \*/\s+"
@@ -30,7 +32,7 @@ LINE = re.compile(
 )
 IGNORED = {  # what decides nothing here, with all arithmetic on floats
     "NOP", "BSSY", "BSYNC", "WARPSYNC", "BAR", "YIELD", "DEPBAR", "LDGDEPBAR", "MEMBAR", "ERRBAR",
-    "CCTL", "LDSM", "HMMA", "HGMMA", "WARPGROUP", "FADD", "FMUL", "FFMA", "FSEL", "FMNMX", "HADD2",
+    "CCTL", "LDSM", "FADD", "FMUL", "FFMA", "FSEL", "FMNMX", "HADD2",
     "HMUL2", "F2FP", "F2F", "DADD", "DMUL", "DFMA", "FSETP",
 }  # fmt: skip
 
@@ -80,17 +82,11 @@ class Access(NamedTuple):
     turns: int
 
 
-class _Process:
-    """This process's memory as words of a kind."""
-
-    def __init__(self, kind: str) -> None:
-        self.__array_interface__ = {
-            "data": (4096, False), "shape": (2**47 // int(kind[2:]),), "typestr": kind,
-            "version": 3,
-        }  # fmt: skip
-
-
-MEMORY = {int(kind[2:]): np.asarray(_Process(kind)) for kind in ("<u1", "<u2", "<u4")}
+# This process's memory as words of so many bytes; nothing is below 4096.
+MEMORY = {
+    size: np.ndarray((2**47 // size,), f"u{size}", (ctypes.c_ubyte * 2**47).from_address(4096))
+    for size in (1, 2, 4)
+}
 
 
 class Warp:
@@ -104,6 +100,7 @@ class Warp:
         self.words, self.flags = [ZERO] * 320, ([NONE] * 7 + [ALL]) * 2
         places = {f"SR_CTAID.{axis}": ZERO + i for axis, i in zip("XYZ", block, strict=True)}
         self.special = {"SR_TID.X": LANE + 32 * number, "SR_LANEID": LANE} | places
+        self.special |= dict.fromkeys(("SRZ", "SR_TID.Y", "SR_TID.Z", "SR_CgaCtaId"), ZERO)
         self.pc, self.mask, self.parted = 0, ALL, dict[int, Lanes]()
         self.access: Access | None = None
 
@@ -169,10 +166,10 @@ def _word(text: str, more: int = 0) -> Callable[[Warp], Lanes]:
         if match[1] == "-":
             return lambda w: (1 << 32) - w.words[at]  # with its carry
         return (lambda w: w.words[at] ^ WORD) if match[1] else (lambda w: w.words[at])
-    if match := re.fullmatch(r"c\[0x0\]\[(?:(U?R\d+)\+?)?(0x\w+)?\](?:\.\w+)?", text):
-        at = int(match[2] or "0", 16) // 4 + more
-        if match[1]:
-            index = _word(match[1])
+    if match := re.fullmatch(r"c\[0x([02])\]\[(?:(U?R\d+)\+?)?(0x\w+)?\](?:\.\w+)?", text):
+        at = int(match[1]) * BANK + int(match[3] or "0", 16) // 4 + more
+        if match[2]:
+            index = _word(match[2])
             return lambda w: w.constants[at + (index(w) >> 2)]
         return lambda w: np.broadcast_to(w.constants[at], 32)
     value = ZERO + (int(text, 16) >> 32 * more & WORD)
@@ -242,7 +239,8 @@ def _to_integer(m: Sequence[str], a: Lanes) -> Lanes:
 
 
 def _reciprocal(m: Sequence[str], a: Lanes) -> Lanes:
-    return (1 / _float(a)).view(np.uint32).astype(np.int64) if "RCP" in m else ZERO
+    with np.errstate(all="ignore"):  # of lanes that do not divide
+        return (1 / _float(a)).view(np.uint32).astype(np.int64) if "RCP" in m else ZERO
 
 
 # By name, without the U of uniform ones: modifiers, words and the predicates that follow to a
@@ -260,7 +258,7 @@ ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     "SEL": lambda m, a, b, first: np.where(first, a, b),
     "PRMT": _permuted,
     "SGXT": lambda m, a, by: a & (1 << by) - 1 if "U32" in m else a << 64 - by >> 64 - by,
-    "POPC": lambda m, a: np.bitwise_count(a),
+    "POPC": lambda m, a: ZERO + np.bitwise_count(a),
     "I2F": _to_float,
     "F2I": _to_integer,
     "MUFU": _reciprocal,
@@ -342,8 +340,8 @@ def _jump(i: Instruction) -> Callable[[Warp, Lanes], None]:
         target = None
         if i.name != "EXIT":
             target = int(where[-1], 16) // 16
-        if i.name == "RET":
-            target += int(_word(where[0])(w)[active][0]) // 16
+        if i.name in ("RET", "BRX"):  # from the beginning, and from here
+            target += int(_word(where[0])(w)[active][0]) // 16 + (i.name == "BRX") * w.pc
         w.jump(target, active & condition[0](w) if condition else active)
 
     return run
@@ -376,11 +374,11 @@ def _accessed(i: Instruction) -> Callable[[Warp, Lanes], None]:
     places = [_address(text) for text in i.operands if "[" in text]
     shared, loads = i.name in ("LDS", "STS"), i.name in ("LDS", "LDG")
     data = i.operands[0 if loads else -1]
-    valid = _flag(i.operands[-1]) if i.operands[-1].lstrip("!")[0] in "PU" else None
+    valid = _flag(i.operands[-1]) if i.name == "LDGSTS" and len(i.operands) > 2 else None
 
     def run(w: Warp, active: Lanes) -> None:
         at = places[-1](w)
-        reads = active if valid is None or i.name != "LDGSTS" else active & valid(w)
+        reads = active if valid is None else active & valid(w)
         met = at[reads]
         if shared:
             w.access = Access(frozenset(), _turns((met - met[0]).tobytes(), size))
@@ -410,7 +408,7 @@ def _gathered(i: Instruction) -> Callable[[Warp, Lanes], None]:
     def run(w: Warp, active: Lanes) -> None:
         words = [source(w) for source in sources]
         if i.name in ("S2R", "S2UR", "CS2R"):
-            w.write(i.operands[0], w.special.get(i.operands[1], ZERO), active)
+            w.write(i.operands[0], w.special[i.operands[1]], active)
             w.write(i.operands[0], ZERO, active, 1) if i.name == "CS2R" else None
         elif i.name == "HFMA2":  # a constant
             w.write(i.operands[0], ZERO + (i.low >> 32), active)
@@ -442,6 +440,6 @@ def _compiled(i: Instruction) -> Callable[[Warp, Lanes], None]:
         return _gathered(i)
     if i.name in IGNORED or (i.name == "BRA" and "DIV" in i.modifiers):
         return lambda w, active: None
-    if i.name in ("BRA", "CALL", "RET", "EXIT"):
+    if i.name in ("BRA", "BRX", "CALL", "RET", "EXIT"):
         return _jump(i)
     return _calculated(i)

@@ -62,8 +62,12 @@ def test_clocks_of_a_small_stream() -> None:
     stream = code("4 7 7 0: MOV R0, 0x5", "1 7 7 0: MOV R1, R0", "1 7 7 0: EXIT")
     assert clocks(stream) == 4 + 1
     assert clocks(stream, 4) == 5
-    # The fifth warp shares a scheduler with the first, which issues at 0, 4 and 6; it at 1, 5, 7.
-    assert clocks(stream, 5) == 7
+    # The fifth warp shares the first one's scheduler and its integer lanes, free after two clocks.
+    assert clocks(stream[1:], 5) == 2 + 1
+    floats = code("2 7 7 0: FFMA R0, R0, R0, R0", "1 7 7 0: EXIT")
+    assert clocks(floats, 5) == 1 + 2
+    assert clocks(floats, 8) == 1 + 2
+    assert clocks(floats, 12) == 2 + 2 + 1
     # One block after the other, or both at once.
     assert clocks(stream, 1, blocks=2) == 5 + 1 + 5
     assert clocks(stream, 1, blocks=2, slots=2) == 5
@@ -91,11 +95,11 @@ def test_clocks_of_loads_from_l2_and_l1() -> None:
     data = data[-data.ctypes.data % 128 // 4 :]  # from the beginning of a sector
     low, high = data.ctypes.data & WORD, data.ctypes.data >> 32
     program = code(
-        f"1 7 7 0: MOV R2, {low:#x}", f"1 7 7 0: MOV R3, {high:#x}",
+        f"2 7 7 0: MOV R2, {low:#x}", f"2 7 7 0: MOV R3, {high:#x}",
         "1 0 7 0: LDG.E R4, desc[UR4][R2.64]", "1 0 7 1: LDG.E R5, desc[UR4][R2.64+0x4]",
         "1 7 7 1: EXIT",
     )  # fmt: skip
-    assert clocks(program) == 2 + 0.5 + predict.L2 + predict.L1  # half a clock for the sector
+    assert clocks(program) == 4 + 0.5 + predict.L2 + predict.L1  # half a clock for the sector
     (warp,) = warps(program)
     while warp.pc >= 0:
         warp.step()
@@ -105,8 +109,8 @@ def test_clocks_of_loads_from_l2_and_l1() -> None:
 def test_a_loop_takes_its_trips_and_lanes_part_and_meet() -> None:
     program = code(
         "1 7 7 0: S2R R0, SR_LANEID",
-        "1 7 7 0: MOV R1, RZ",
-        "1 7 7 0: IADD3 R1, R1, 0x1, RZ",  # 0x20: as often as the lane's number, and once
+        "2 7 7 0: MOV R1, RZ",
+        "2 7 7 0: IADD3 R1, R1, 0x1, RZ",  # 0x20: as often as the lane's number, and once
         "1 7 7 0: ISETP.GT.AND P0, PT, R1, R0, PT",
         "1 7 7 0: @!P0 BRA 0x20",
         "1 7 7 0: VOTE.ANY R2, PT, PT",
@@ -116,7 +120,7 @@ def test_a_loop_takes_its_trips_and_lanes_part_and_meet() -> None:
     assert replay.issued == {
         "S2R": 1, "MOV": 1, "IADD3": 32, "ISETP": 32, "BRA": 32, "VOTE": 1, "EXIT": 1,
     }  # fmt: skip
-    assert replay.clocks == sum(replay.issued.values()) - 1 + 31 * predict.JUMP
+    assert replay.clocks == 1 + 2 + 32 * (2 + 1 + 1) + 31 * predict.JUMP + 1
     (warp,) = warps(program)
     while warp.code[warp.pc].name != "EXIT":
         warp.step()
@@ -146,6 +150,7 @@ def signed(x: int) -> int:
         ("LOP3.LUT R8, R0, R1, R2, 0xca, !PT", lambda a, b, c: a & b | ~a & c),
         ("VIMNMX R8, R0, R1, PT", lambda a, b, c: min(signed(a), signed(b))),
         ("VIMNMX.U32 R8, R0, R1, !PT", lambda a, b, c: max(a, b)),
+        ("POPC R8, R0", lambda a, b, c: a.bit_count()),
         ("IABS R8, R0", lambda a, b, c: abs(signed(a))),
         ("PRMT R8, R0, 0x5410, R1", lambda a, b, c: a & 0xFFFF | (b & 0xFFFF) << 16),
     ],
