@@ -48,10 +48,6 @@ class Job(NamedTuple):
     needs: str = ""  # a tool
 
 
-class LeftOutError(Exception):
-    """Why a job is not done."""
-
-
 def jobs(target: Target, arguments: argparse.Namespace) -> Iterator[Job]:
     """All of them; the first lengths first."""
     few = max(2, arguments.rounds // 3)
@@ -63,7 +59,8 @@ def jobs(target: Target, arguments: argparse.Namespace) -> Iterator[Job]:
             ):  # fmt: skip
                 do = partial(layer.row, target, length, computation, rounds, kinds)
                 yield Job(part, f"{computation}, L = {length}", do)
-        yield Job("profile", f"kernels, L = {length}", partial(profile.layers, target, length))
+        if length in arguments.lengths[:2]:
+            yield Job("profile", f"kernels, L = {length}", partial(profile.layers, target, length))
         for backend in target.backends:
             do = partial(checks.same_bits, target, backend, length)
             yield Job("bits", f"{backend}, L = {length}: the same bits", do)
@@ -84,7 +81,7 @@ def jobs(target: Target, arguments: argparse.Namespace) -> Iterator[Job]:
 
 def measure(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
     """Do all jobs, part by part, saving after each."""
-    absent = [{"job": name, "why": why} for name, why in target.missing.items()]
+    absent = [{"part": "", "job": name, "why": why} for name, why in target.missing.items()]
     found: dict[str, Any] = {
         "machine": machine(target.device), "checks": [], "rows": [], "profiles": [],
         "failed": [], "left_out": absent,
@@ -96,12 +93,11 @@ def measure(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
             continue
         try:
             if job.needs and not shutil.which(job.needs):
-                raise LeftOutError(f"needs {job.needs}, which is not here")
-            if spent > arguments.seconds:
-                raise LeftOutError(f"{arguments.seconds:.0f} seconds were over")
-            result = job.do()
-        except LeftOutError as reason:
-            found["left_out"].append({"job": f"{job.part}: {job.name}", "why": str(reason)})
+                result: Any = {"job": job.name, "why": f"needs {job.needs}, which is not here"}
+            elif spent > arguments.seconds:
+                result = {"job": job.name, "why": f"{arguments.seconds:.0f} seconds were over"}
+            else:
+                result = job.do()
         except AssertionError as error:
             found["checks"].append({"check": job.name, "ok": False, "result": str(error)})
         except Exception:
@@ -109,6 +105,8 @@ def measure(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
         else:
             if isinstance(result, str):
                 found["checks"].append({"check": job.name, "ok": True, "result": result})
+            elif "why" in result:
+                found["left_out"].append({"part": job.part} | result)
             elif "samples_ms" in result:
                 found["rows"].append({"part": job.part} | result)
             else:

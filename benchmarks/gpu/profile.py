@@ -6,7 +6,6 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
@@ -16,13 +15,13 @@ from benchmarks.gpu.target import PRECISIONS, Call, Candidate, Make, Row, Target
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.ops.backends import extension
 
-SANITIZE = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
 THIS = (sys.executable, "-m", "benchmarks.gpu", "--cases", "20", "--rounds", "1", "--lengths")
-# By name: the tool with its arguments, and the part that it watches.
+COUNTERS = ("ncu", "--clock-control", "none", "--set", "full", "-k", "regex:correlate|wgrad")
+SANITIZER = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
+# By name: an outside tool with its arguments, and the part that it watches.
 WATCHED: dict[str, tuple[tuple[str, ...], str]] = {
-    "ncu": (("ncu", "--clock-control", "none", "--set", "full", "-k",
-             "regex:correlate|wgrad", "-c", "30"), "kernels"),
-    **{tool: ((*SANITIZE, tool), "right")
+    "ncu": ((*COUNTERS, "-c", "30"), "kernels"),
+    **{tool: ((*SANITIZER, tool), "right")
        for tool in ("memcheck", "racecheck", "synccheck", "initcheck")},
 }  # fmt: skip
 
@@ -77,24 +76,22 @@ def training(target: Target, length: int, name: str) -> dict[str, str]:
     return {f"training {name} L = {length}": table_of(target, call)}
 
 
-def run_to(log: Path, *command: Any) -> str:
-    with log.open("w") as file:
-        words = [str(word) for word in command]
-        code = subprocess.run(words, stdout=file, stderr=file, timeout=240).returncode
-    assert code == 0, f"{command[0]} ended with {code}: see {log.name}"
-    return f"see {log.name}"
-
-
 def watched(name: str, out: Path, length: int) -> str:
     """Let a tool watch a small run; what it prints is beside the results."""
     command, part = WATCHED[name]
     its = out.with_suffix(f".{name}.json")
-    return run_to(out.with_suffix(f".{name}.txt"), *command, *THIS, length, "--only", part,
-                  "--out", its)  # fmt: skip
+    return written(out, name, *command, *THIS, str(length), "--only", part, "--out", str(its))
 
 
 def machine_code(out: Path) -> str:
     """The code that was measured, and its registers and spills."""
     assert extension is not None, "the extension is not built"
-    log = out.with_suffix(".sass.txt")
-    return run_to(log, "cuobjdump", "-res-usage", "-sass", extension.__file__)
+    return written(out, "sass", "cuobjdump", "-res-usage", "-sass", str(extension.__file__))
+
+
+def written(out: Path, name: str, *command: str) -> str:
+    log = out.with_suffix(f".{name}.txt")
+    with log.open("w") as file:
+        code = subprocess.run(command, stdout=file, stderr=file, timeout=240).returncode
+    assert code == 0, f"{command[0]} ended with {code}: see {log.name}"
+    return f"see {log.name}"

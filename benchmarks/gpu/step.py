@@ -44,14 +44,10 @@ def batches(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return x.to(device), y.to(device)
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
+def loss(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> Tensor:
     half = PRECISIONS[precision][0] == torch.bfloat16
     # Cached casts of weights would be those of the capture.
-    return torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False)
-
-
-def loss(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> Tensor:
-    with autocast(precision, x.device):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         return F.nll_loss(model(x), y)
 
 

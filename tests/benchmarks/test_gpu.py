@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -49,7 +50,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
         return compile_(call, dynamic=dynamic, backend=counter)
 
     monkeypatch.setattr(target, "capture", capture)
-    monkeypatch.setattr(target, "state", lambda: "1980 MHz, 700 W, 50")
     monkeypatch.setattr(step, "GraphedStep", lambda model, function, optimizer: function)
     monkeypatch.setattr(torch, "compile", make)
     monkeypatch.setattr(gpu, "Target", lambda device: target)
@@ -63,7 +63,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each outside tool tell its arguments, and racecheck find something."""
-    for name in ("ncu", "compute-sanitizer", "cuobjdump"):
+    for name in ("ncu", "compute-sanitizer", "cuobjdump", "nvidia-smi"):
         script = tmp_path / "bin" / name
         script.parent.mkdir(exist_ok=True)
         script.write_text('#!/bin/sh\necho "$@"\ncase "$@" in *racecheck*) exit 9;; esac\n')
@@ -112,7 +112,7 @@ def test_everything_is_measured(
     assert all("Self CPU" in profile["text"] for profile in found["profiles"])
     shown = capsys.readouterr().out
     assert "dense padded TF32 graph" in shown
-    assert "1980 MHz" in shown
+    assert "--query-gpu=clocks.sm" in shown
     assert "5 within the computed bounds" in shown
     model = {"rows": [{"computation": "dgrad", "length": 24, "backend": "cpp", "us": 1234.5}]}
     lines = [line for line in str(tables.times(found, model).markdown()).split("\n")
@@ -144,7 +144,7 @@ def test_dense_needs_no_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("benchmarks.gpu.target.available_backends", lambda: states)
     code, found = run(tmp_path / "gpu.json", "24", "--only", "kernels", "layer", "step")
     assert code == 0, found["failed"]
-    assert found["left_out"] == [{"job": "cpp", "why": states["cpp"]}]
+    assert found["left_out"] == [{"part": "", "job": "cpp", "why": states["cpp"]}]
     assert {len(row["samples_ms"]) for row in found["rows"]} == {0, len(DENSE), len(PRECISIONS)}
     monkeypatch.setenv("PATH", "")
     _, found = run(tmp_path / "gpu.json", "24", "--only", "watched", "right", "layer",
@@ -156,6 +156,19 @@ def test_dense_needs_no_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         + ["needs compute-sanitizer, which is not here"] * 4
         + ["0 seconds were over"] * 3
     )
+
+
+def test_what_only_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line once, on a CUDA that does nothing: graphs, and what the times are of."""
+    monkeypatch.setattr(torch, "cuda", cuda := MagicMock())
+    cuda.get_device_capability.return_value = (9, 0)
+    cuda.get_device_name.return_value = "H200"
+    calls = []
+    replay, result = Target("cpu").capture(lambda: calls.append(1) or torch.ones(2), 20)
+    assert (len(calls), result.sum(), replay) == (23, 2, cuda.CUDAGraph().replay)
+    assert gpu.machine(torch.device("cuda"))["device"] == "H200 (sm_90)"
+    Target("cuda").clock()
+    assert cuda.synchronize.called
 
 
 def test_checks_find_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
