@@ -51,7 +51,8 @@ class Job(NamedTuple):
 def jobs(target: Target, arguments: argparse.Namespace) -> Iterator[Job]:
     """All of them; the first lengths first."""
     few = max(2, arguments.rounds // 3)
-    yield Job("ceilings", "ceilings", partial(profile.ceilings, target, few))
+    yield Job("ceilings", "copy and launch", partial(profile.ceilings, target, few))
+    yield Job("ceilings", "matrix products", partial(profile.products, target, few))
     for length in arguments.lengths:
         for computation in COMPUTATIONS:
             for part, kinds, rounds in (

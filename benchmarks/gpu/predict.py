@@ -127,7 +127,7 @@ def replay(code: Sequence[Instruction], blocks: Iterable[Sequence[Warp]], slots:
     """Let one multiprocessor run blocks, so many at a time."""
     issued, waits = Counter[str](), Counter[str]()
     queue, coming, order = list[tuple[float, int, _Timed]](), iter(blocks), iter(range(1 << 62))
-    free, unit, port, clock = [0.0] * 4, 0.0, 0.0, 0.0
+    free, unit, port, last = [0.0] * 4, 0.0, 0.0, 0.0
     cached, resident, busy = OrderedDict[int, None](), [0] * 4, Counter[tuple[int, str]]()
 
     def start(at: float) -> None:
@@ -163,7 +163,7 @@ def replay(code: Sequence[Instruction], blocks: Iterable[Sequence[Warp]], slots:
             continue
         clock = max(ready, free[timed.scheduler])
         waits["its turn"] += clock - ready + 1
-        free[timed.scheduler] = clock + 1
+        free[timed.scheduler], last = clock + 1, max(last, clock)
         if name in HALF_RATE:
             busy[lanes] = clock + 2
         access = warp.step()
@@ -211,7 +211,9 @@ def replay(code: Sequence[Instruction], blocks: Iterable[Sequence[Warp]], slots:
                 other.arrived = None
                 held = _held(other, then + BARRIER, code, waits)
                 heapq.heappush(queue, (held, next(order), other))
-    return Replay(clock, issued, waits)
+    if any(resident):
+        raise RuntimeError("warps wait at a barrier for others that never come")
+    return Replay(last, issued, waits)
 
 
 def _held(timed: _Timed, then: float, code: Sequence[Instruction], waits: Counter[str]) -> float:
@@ -225,10 +227,12 @@ def _held(timed: _Timed, then: float, code: Sequence[Instruction], waits: Counte
 
 def cuobjdump() -> str:
     """That beside nvcc, or the one that Triton brings."""
-    said = subprocess.run(["nvcc", "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
-    here = re.search(r"_HERE_=(\S+)", said)
-    if found := shutil.which("cuobjdump", path=here and here[1]):
-        return found
+    if shutil.which("nvcc"):
+        command = ["nvcc", "--dryrun", "-c", "x.cu"]
+        said = subprocess.run(command, capture_output=True, text=True).stderr
+        here = re.search(r"_HERE_=(\S+)", said)
+        if here and (found := shutil.which("cuobjdump", path=here[1])):
+            return found
     from triton import knobs
 
     return str(knobs.nvidia.cuobjdump.path)

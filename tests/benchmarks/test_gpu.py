@@ -80,7 +80,7 @@ def test_everything_is_measured(
     fake: CompileCounterWithBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, found = run(tmp_path / "gpu.json", "24")
-    assert (found["failed"], [row["absent"] for row in found["rows"]]) == ([], [{}] * 9)
+    assert (found["failed"], [row["absent"] for row in found["rows"]]) == ([], [{}] * 10)
     assert (code, found["left_out"]) == (1, [])
     assert {check["check"]: check["ok"] for check in found["checks"]} == {
         "machine code": True, "cpp: random cases": True, "cpp, L = 24: the same bits": True,
@@ -88,18 +88,18 @@ def test_everything_is_measured(
     }  # fmt: skip
     assert "--set full" in (tmp_path / "gpu.ncu.txt").read_text()
     parts = [row["part"] for row in found["rows"]]
-    assert parts == ["ceilings", *["kernels"] * 3, *["step"] * 2, *["layer"] * 3]
+    assert parts == [*["ceilings"] * 2, *["kernels"] * 3, *["step"] * 2, *["layer"] * 3]
     sparse = {f"cpp {kind} {mode}" for kind in ("fp32", "bf16") for mode in ("eager", "graph")}
     dense = {f"{name} {mode}" for name in DENSE for mode in ("eager", "graph")}
-    for row, computation in zip(found["rows"][1:4] + found["rows"][6:], COMPUTATIONS * 2,
+    for row, computation in zip(found["rows"][2:5] + found["rows"][7:], COMPUTATIONS * 2,
                                 strict=True):  # fmt: skip
         assert row["computation"] == computation
         assert set(row["samples_ms"]) == (sparse if row["part"] == "kernels" else sparse | dense)
         for name, error in row["error"].items():
             assert len(row["samples_ms"][name]) == 2
             assert 0 < error < 1e-5 or ("bf16" in name and 1e-3 < error < 1e-2), name
-    ceilings, planning, steps = (found["rows"][i] for i in (0, 4, 5))
-    assert len(ceilings["samples_ms"]) == 5
+    ceilings, products, planning, steps = (found["rows"][i] for i in (0, 1, 5, 6))
+    assert (len(ceilings["samples_ms"]), len(products["samples_ms"])) == (2, 3)
     assert set(planning["samples_ms"]) == {"cpp new pattern", "cpp known pattern"}
     assert set(steps["samples_ms"]) == {
         *(f"dense {kind} {how}" for kind in PRECISIONS for how in ("eager", "graph", "compiled")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -197,6 +198,14 @@ def test_what_is_not_known_is_named() -> None:
     (warp,) = warps(code("1 7 7 0: UTMALDG R0, R1"))
     with pytest.raises(NotImplementedError, match="UTMALDG"):
         warp.step()
+
+
+def test_without_a_compiler_it_says_so() -> None:
+    command = (sys.executable, "-m", "benchmarks.gpu.predict", "--backends", "cuda")
+    done = subprocess.run(command, env=os.environ | {"PATH": ""}, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "No such file or directory: 'nvcc'" in done.stdout
 
 
 @pytest.mark.campaign("compiles all kernels for a minute")
