@@ -36,7 +36,7 @@ from sparseconv.bench.document import write_json
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.measure.machine import measurement_context
 
-PARTS = ("ceilings", "kernels", "profile", "step", "right", "watched", "layer", "bits")
+PARTS = ("ceilings", "kernels", "profile", "step", "right", "layer", "bits", "watched")
 
 
 class Job(NamedTuple):
@@ -76,8 +76,9 @@ def jobs(target: Target, arguments: argparse.Namespace) -> Iterator[Job]:
         cases = partial(checks.random_cases, target, backend, arguments.cases)
         yield Job("right", f"{backend}: random cases", cases)
     for name, (command, _) in profile.WATCHED.items():
+        part = "profile" if name == "ncu" else "watched"
         do = partial(profile.watched, name, arguments.out, arguments.lengths[0])
-        yield Job("watched", name, do, command[0])
+        yield Job(part, name, do, command[0])
 
 
 def measure(target: Target, arguments: argparse.Namespace) -> dict[str, Any]:
