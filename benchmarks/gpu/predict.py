@@ -422,15 +422,15 @@ def rows(
 def row_of(backend: str, computation: str, problem: Any, found: Sequence[Any]) -> dict[str, Any]:
     from benchmarks.gpu.tables import PEAK
 
+    what = {"backend": backend, "computation": computation, "length": problem.x.shape[2]}
     if error := next((one for one in found if isinstance(one, Exception)), None):
-        raise error
+        return what | {"absent": f"{type(error).__name__}: {error}"}
     issued, waits = (sum((part[1][i] for part in found), Counter[str]()) for i in (1, 2))
     name, _ = max(found, key=lambda part: part[1].clocks)
     (limiter, most), *_ = waits.most_common()
     work = 2 * len(problem.values) * len(problem.x) * problem.grad.shape[2]
-    return {
-        "backend": backend, "kernel": name, "computation": computation,
-        "length": problem.x.shape[2],
+    return what | {
+        "kernel": name,
         "us": round(1e6 * sum(part[1].clocks for part in found) / CLOCK, 1),
         "ffma": round(issued["FFMA"] / sum(issued.values()), 3),
         "limiter": f"{limiter} {most / sum(waits.values()):.0%}",

@@ -23,7 +23,7 @@ NEVER_RUN = (
 PREDICTION = (
     "**Predicted, not measured**: `python -m benchmarks.gpu.predict` replays the kernels' machine "
     "code for an H200 clock by clock, the layer (47 → 141 channels, K = 39, 13.3 % active, N = 16) "
-    "on the fullest multiprocessor; uncertain by about 30 %. FFMA: of all instructions. Floor: "
+    "on its first multiprocessor; uncertain by about 30 %. FFMA: of all instructions. Floor: "
     "67 TFLOP/s of active weights."
 )
 
@@ -65,7 +65,7 @@ def predictions(model: Document) -> Table:
     lines = [
         (row["computation"], str(row["length"]), row["backend"], row["kernel"], f"{row['us']:.0f}",
          f"{row['ffma']:.0%}", f"{row['floor_us']:.1f}", row["limiter"])
-        for row in sorted(model["rows"], key=lambda row: (row["length"], row["computation"]))
+        for row in sorted(model["rows"], key=lambda row: row["length"])
     ]  # fmt: skip
     header = ("", "L", "backend", "kernel", "µs, predicted", "FFMA", "µs, floor", "waits for")
     return Table(header, lines, text_columns=4)
