@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gpu import predict
-from benchmarks.gpu.sass import LANE, WORD, ZERO, Control, Instruction, Warp, decode
+from benchmarks.gpu import replay as model
+from benchmarks.gpu.sass import Control, Instruction, decode
+from benchmarks.gpu.warp import LANE, WORD, ZERO, Warp
 
 # As cuobjdump prints them.
 KNOWN = """
@@ -56,7 +57,7 @@ def warps(program: list[Instruction], count: int = 1) -> list[Warp]:
 
 def clocks(program: list[Instruction], count: int = 1, blocks: int = 1, slots: int = 1) -> float:
     made = [warps(program, count) for _ in range(blocks)]
-    return predict.replay(program, made, slots).clocks
+    return model.replay(program, made, slots).clocks
 
 
 def test_clocks_of_a_small_stream() -> None:
@@ -76,19 +77,19 @@ def test_clocks_of_a_small_stream() -> None:
 
 def test_clocks_of_memory_and_barriers() -> None:
     load = ("1 0 7 0: LDS R2, [R1]", "1 7 7 1: MOV R3, R2", "1 7 7 0: EXIT")
-    assert clocks(code(*load)) == predict.SHARED + 1
+    assert clocks(code(*load)) == model.SHARED + 1
     # 32 lanes in one bank take 32 turns.
     lane = ("12 7 7 0: S2R R0, SR_LANEID", "6 7 7 0: IMAD.SHL.U32 R1, R0, {}, RZ")
     for stride, turns in ((0x4, 1), (0x80, 32), (0x84, 1), (0x8, 2)):
         program = code(lane[0], lane[1].format(hex(stride)), *load)
-        assert clocks(program) == 12 + 6 + turns - 1 + predict.SHARED + 1
+        assert clocks(program) == 12 + 6 + turns - 1 + model.SHARED + 1
     # Two loads on their way at once, or one after the other.
     both = ("1 0 7 0: LDS R2, [R1]", "1 1 7 0: LDS R3, [R1+0x4]", "1 7 7 3: EXIT")
-    assert clocks(code(*both)) == 1 + predict.SHARED
+    assert clocks(code(*both)) == 1 + model.SHARED
     chain = (both[0], both[1].replace("7 0:", "7 1:"), both[2])
-    assert clocks(code(*chain)) == 2 * predict.SHARED
+    assert clocks(code(*chain)) == 2 * model.SHARED
     wait = code("9 7 7 0: MOV R0, 0x5", "1 7 7 0: BAR.SYNC 0x0", "1 7 7 0: EXIT")
-    assert clocks(wait, 4) == 9 + 1 + predict.BARRIER
+    assert clocks(wait, 4) == 9 + 1 + model.BARRIER
 
 
 def test_clocks_of_loads_from_l2_and_l1() -> None:
@@ -100,7 +101,7 @@ def test_clocks_of_loads_from_l2_and_l1() -> None:
         "1 0 7 0: LDG.E R4, desc[UR4][R2.64]", "1 0 7 1: LDG.E R5, desc[UR4][R2.64+0x4]",
         "1 7 7 1: EXIT",
     )  # fmt: skip
-    assert clocks(program) == 4 + 0.5 + predict.L2 + predict.L1  # half a clock for the sector
+    assert clocks(program) == 4 + 0.5 + model.L2 + model.L1  # half a clock for the sector
     (warp,) = warps(program)
     while warp.pc >= 0:
         warp.step()
@@ -117,11 +118,11 @@ def test_a_loop_takes_its_trips_and_lanes_part_and_meet() -> None:
         "1 7 7 0: VOTE.ANY R2, PT, PT",
         "1 7 7 0: EXIT",
     )
-    replay = predict.replay(program, [warps(program)], 1)
+    replay = model.replay(program, [warps(program)], 1)
     assert replay.issued == {
         "S2R": 1, "MOV": 1, "IADD3": 32, "ISETP": 32, "BRA": 32, "VOTE": 1, "EXIT": 1,
     }  # fmt: skip
-    assert replay.clocks == 1 + 2 + 32 * (2 + 1 + 1) + 31 * predict.JUMP + 1
+    assert replay.clocks == 1 + 2 + 32 * (2 + 1 + 1) + 31 * model.JUMP + 1
     (warp,) = warps(program)
     while warp.code[warp.pc].name != "EXIT":
         warp.step()
