@@ -61,7 +61,7 @@ else:
                     *openmp,
                     *os.environ.get("SPARSECONV_CXXFLAGS", "").split(),
                 ],
-                "nvcc": ["-O3", "-std=c++20"],
+                "nvcc": ["-O3", "-std=c++20", "-lineinfo"],
             },
             extra_link_args=openmp,
         )

@@ -33,7 +33,7 @@ class StaticPattern(KernelCSR):
         object.__setattr__(self, "_versions", (self._crow._version, self._col._version))
         object.__setattr__(self, "_hash", None)
         for (make, args), held in self._cached.items():
-            _overwrite(held, make(self, *args))
+            _overwrite(held, pattern.cached(make, *args))  # made once, for eager steps as well
 
 
 def _overwrite(held: Any, new: Any) -> None:
@@ -62,7 +62,8 @@ class GraphedStep:
     captured and replayed from there on: one launch instead of hundreds. When a ``SparseConv1d`` of
     the model has another pattern with as many active weights, its plans are written into the memory
     that the graphs read; with another number of them, or when a tensor of the model or of the
-    optimizer's state has moved, the graphs are captured again. Not yet run on a GPU.
+    optimizer's state has moved, the graphs are captured again. All graphs share one pool of memory,
+    so call it from one stream at a time. Not yet run on a GPU.
 
     Args:
         model: on one CUDA device.
@@ -203,6 +204,10 @@ class GraphedStep:
         return found.pop()
 
     @functools.cached_property
+    def _pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    @functools.cached_property
     def _side(self) -> Any:
         return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
@@ -222,7 +227,10 @@ class GraphedStep:
             torch.cuda.device(self._device),
             # Restores the current stream also if the capture fails, which torch's does not.
             torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, stream=self._side),
+            # thread_local: a DataLoader's thread that pins memory must not break the capture.
+            torch.cuda.graph(
+                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
+            ),
         ):
             outputs = call()
 

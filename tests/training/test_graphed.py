@@ -88,6 +88,22 @@ def test_a_static_pattern_says_what_it_cannot_rewrite() -> None:
         static.follow(KernelCSR.from_positions(torch.tensor([2, 3]), (1, 1, 4)))
 
 
+def test_a_plan_is_made_once_for_an_update() -> None:
+    made = []
+
+    def plan(pattern: KernelCSR) -> Tensor:
+        made.append(pattern)
+        return pattern.col_indices + 1
+
+    static = static_pattern(KernelCSR.from_positions(torch.tensor([0, 1]), (1, 1, 4)))
+    static.cached(plan)
+    pattern = KernelCSR.from_positions(torch.tensor([2, 3]), (1, 1, 4))
+    pattern.cached(plan)  # as the eager step before the graphs' does
+    static.follow(pattern)
+    assert static.cached(plan).tolist() == [3, 4]
+    assert len(made) == 2
+
+
 def test_plans_for_triton_stay_where_they_are() -> None:
     plan = pytest.importorskip("sparseconv.ops.triton.plan")
     generator = torch.Generator().manual_seed(1)
