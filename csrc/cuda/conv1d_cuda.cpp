@@ -9,7 +9,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <cstdlib>
+#include <algorithm>
 #include <limits>
 
 #include "../checks.h"
@@ -22,177 +22,218 @@ using at::Tensor;
 
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
 
-// Sizes that kernels count in 32 bits. Pointers have one more element than there are kernels.
-void check_sizes(const Geometry& g, int64_t nnz) {
-  TORCH_CHECK_VALUE(g.reach() <= kMost && g.in_channels() <= kMost && nnz <= kMost,
-                    "dilation * (kernel_size - 1) + 1, in_channels and nnz must be below 2**31 on ",
-                    "CUDA, but got ", g.reach(), ", ", g.in_channels(), " and ", nnz);
+Geometry check_problem(at::IntArrayRef geometry, const Tensor& x) {
+  const Geometry g = check_geometry(geometry);
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      x.scalar_type() != at::kDouble && g.stride == 1 && g.groups == 1 && g.reach() <= kReach &&
+          g.n_kernels() <= kMost / kReach,
+      "the CUDA kernels compute convolutions of stride 1 in one group, with windows of up to ",
+      kReach, " samples and less than 2**31 / ", kReach, " kernels, not in float64, but got ",
+      x.scalar_type(), ", stride ", g.stride, ", groups ", g.groups,
+      ", dilation * (kernel_size - 1) + 1 = ", g.reach(), ", ", g.n_kernels(),
+      " kernels; use backend='triton'");
+  return g;
 }
 
-void set_pattern(Pattern& p, const Tensor& pointers, const Tensor& rows) {
-  p.nnz = static_cast<int32_t>(rows.numel());
-  p.pointers = pointers.const_data_ptr<int32_t>();
-  p.rows = rows.const_data_ptr<int32_t>();
+Pattern check_pattern(const Tensor& rows, const Tensor& slots, int64_t n_rows, int64_t channels,
+                      at::Device device) {
+  TORCH_CHECK_TYPE(rows.device() == device && rows.layout() == at::kStrided &&
+                       rows.scalar_type() == at::kLong && rows.is_contiguous(),
+                   "expected pointers to be a contiguous int64 tensor on ", device, ", but got ",
+                   rows.toString(), " on ", rows.device());
+  TORCH_CHECK_VALUE(rows.dim() == 2 && rows.size(0) == n_rows && rows.size(1) == channels + 1,
+                    "expected pointers of shape (", n_rows, ", ", channels + 1, "), but got ",
+                    rows.sizes());
+  check_indices(slots, "rows", slots.numel(), device);
+  TORCH_CHECK_VALUE(slots.numel() <= n_rows * channels * kReach, "expected rows of at most ",
+                    n_rows * channels * kReach, " elements, but got ", slots.numel());
+  return {rows.const_data_ptr<int64_t>(), static_cast<int32_t>(n_rows),
+          static_cast<int32_t>(channels), static_cast<int32_t>(slots.numel())};
 }
 
-int64_t processors() {
-  int count = 0;
-  C10_CUDA_CHECK(
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
-  return count;
-}
+// A batch as one series, and how that is cut.
+struct Series {
+  int32_t batch, period;
+  Cut cut;
 
-// The best instance, or the one that the environment names.
-Launch launch_for(const Problem& p) {
-  const char* name = std::getenv("SPARSECONV_CUDA_KERNEL");
-  Variant v;
-  if (name == nullptr || *name == '\0') {
-    v = choose(p, processors());
-  } else {
-    v = named(p, name);
-    TORCH_CHECK_VALUE(v.outputs > 0,
-                      "SPARSECONV_CUDA_KERNEL must be direct, tiled, narrow or wide,", " but got '",
-                      name, "'");
-    TORCH_CHECK_VALUE(can_run(p, v), "the kernel that SPARSECONV_CUDA_KERNEL names, ", name,
-                      ", cannot compute this problem; unset the variable");
+  Series(const Geometry& g, const Pattern& pattern, int64_t n, int64_t length) {
+    const int64_t padded = g.left + length + g.right;
+    constexpr int64_t kTile = kLanes * kLarge;
+    TORCH_CHECK_VALUE(n == 0 || padded <= (kMost - kTile) / n,
+                      "expected less than 2**31 padded samples of a channel in a batch, but got ",
+                      n, " x ", padded, "; split the batch");
+    batch = static_cast<int32_t>(n);
+    period = static_cast<int32_t>(padded);
+    cut = cut_of(pattern, n * padded);
+    TORCH_CHECK_VALUE(cut.blocks <= kMost, "expected a problem of less than 2**31 blocks of ",
+                      "threads, but got one of ", cut.blocks, "; split the batch");
   }
-  const Launch launch = launch_of(p, v);
-  TORCH_CHECK_VALUE(launch.blocks <= kMost, "expected a problem of less than 2**31 blocks of ",
-                    "threads, but got one of ", launch.blocks, "; split the batch");
-  return launch;
+  bool empty() const { return cut.blocks == 0; }
+
+  // The packed signal lies in `memory`.
+  Packing packing(const Tensor& signal, int64_t left, PaddingMode mode, Tensor& memory) const {
+    const int64_t stride = cut.tiles * kLanes * cut.positions + kReach;
+    memory = at::empty({signal.size(1), stride}, signal.options());
+    Packing p{};
+    p.in = view(signal);
+    p.out = memory.data_ptr<float>();
+    p.channels = signal.size(1);
+    p.stride = stride;
+    p.batch = batch;
+    p.length = static_cast<int32_t>(signal.size(2));
+    p.period = period;
+    p.left = static_cast<int32_t>(left);
+    p.mode = mode;
+    return p;
+  }
+  // The same, and the weights spread in `weights`.
+  Packing packing(const Tensor& signal, int64_t left, PaddingMode mode, Tensor& memory,
+                  const Tensor& values, const Tensor& slots, const Pattern& pattern,
+                  Tensor& weights) const {
+    Packing p = packing(signal, left, mode, memory);
+    p.n_slots = pattern.n_rows * pattern.channels * kReach;
+    p.nnz = pattern.nnz;
+    weights = at::empty({p.n_slots}, values.options());
+    p.values = values.const_data_ptr<float>();
+    p.slots = slots.const_data_ptr<int32_t>();
+    p.weights = weights.data_ptr<float>();
+    return p;
+  }
+};
+
+cudaStream_t stream() {
+  return c10::cuda::getCurrentCUDAStream();
 }
 
-void launch(const Correlation& p) {
-  const Launch launch = launch_for({p.pattern, p.window, p.in.element, false});
-  if (launch.blocks > 0) {
-    C10_CUDA_CHECK(launch_correlate(p, launch, c10::cuda::getCurrentCUDAStream()));
-  }
+Packed pack(const Packing& p) {
+  C10_CUDA_CHECK(launch_pack(p, stream()));
+  return {p.out, p.stride};
 }
 
 Tensor fprop(const Tensor& input,
              const Tensor& values,
              const std::optional<Tensor>& bias,
-             const Tensor& crow,
              const Tensor& rows,
+             const Tensor& slots,
              at::IntArrayRef geometry,
              bool relu) {
-  const Geometry g = check_geometry(geometry);
+  const Geometry g = check_problem(geometry, input);
   check_signal(input, "input", g.in_channels(), at::kCUDA);
   const c10::cuda::CUDAGuard guard(input.device());
   check_lengths(g, input.size(2));
-  const int64_t nnz = values.numel();
-  check_sizes(g, nnz);
   check_values(values, input);
-  check_indices(crow, "crow_indices", g.n_kernels() + 1, input.device());
-  check_indices(rows, "rows", nnz, input.device());
-  const Tensor weights = values.to(acc_type(input)).contiguous();
+  check_indices(slots, "rows", values.numel(), input.device());
+  const Tensor given = values.to(at::kFloat).contiguous();
   Tensor init;
   if (bias.has_value()) {
     check_vector(*bias, "bias", input, g.out_channels);
-    init = bias->to(acc_type(input)).contiguous();
+    init = bias->to(at::kFloat).contiguous();
   }
-  Correlation p = fprop_problem(g, element_of(input), input.size(0), input.size(2));
-  Tensor output = at::empty({input.size(0), g.out_channels, p.out_length}, input.options());
-  set_pattern(p.pattern, crow, rows);
-  p.in.view = view(input);
-  p.weights = weights.const_data_ptr();
-  p.init = init.defined() ? init.const_data_ptr() : nullptr;
-  p.out = view(output);
-  p.relu = relu;
-  launch(p);
-  return output;
+  Correlation p{};
+  p.pattern = check_pattern(rows, slots, g.out_channels, g.in_channels(), input.device());
+  const Series series(g, p.pattern, input.size(0), input.size(2));
+  const Tensor signal = input.to(at::kFloat);
+  const int64_t length = g.output_length(input.size(2));
+  const Tensor output = at::empty({input.size(0), g.out_channels, length}, signal.options());
+  if (!series.empty()) {
+    Tensor memory, weights;
+    p.in = pack(series.packing(signal, g.left, g.mode, memory, given, slots, p.pattern, weights));
+    p.weights = weights.const_data_ptr<float>();
+    p.bias = init.defined() ? init.const_data_ptr<float>() : nullptr;
+    p.out = output.data_ptr<float>();
+    p.batch = series.batch;
+    p.length = static_cast<int32_t>(length);
+    p.period = series.period;
+    p.relu = relu;
+    C10_CUDA_CHECK(launch_correlate(p, series.cut, stream()));
+  }
+  return output.to(input.scalar_type());
+}
+
+// Adds the gradients of the padding to those of the samples that it was copied from.
+Tensor fold(const Tensor& padded, const Geometry& g, int64_t length) {
+  Tensor out = padded.narrow(2, g.left, length).clone();
+  const Tensor left = padded.narrow(2, 0, g.left), right = padded.narrow(2, g.left + length, g.right);
+  switch (g.mode) {
+    case PaddingMode::replicate:
+      out.select(2, 0).add_(left.sum(2));
+      out.select(2, length - 1).add_(right.sum(2));
+      break;
+    case PaddingMode::reflect:
+      out.narrow(2, 1, g.left).add_(left.flip(2));
+      out.narrow(2, length - 1 - g.right, g.right).add_(right.flip(2));
+      break;
+    default:
+      out.narrow(2, length - g.left, g.left).add_(left);
+      out.narrow(2, 0, g.right).add_(right);
+  }
+  return out;
 }
 
 Tensor dgrad(const Tensor& grad,
              const Tensor& values,
-             const Tensor& pointers,
              const Tensor& rows,
-             const Tensor& index,
+             const Tensor& slots,
+             const Tensor&,  // index: the slots tell
              at::IntArrayRef geometry,
              int64_t input_length) {
-  const Geometry g = check_geometry(geometry);
+  const Geometry g = check_problem(geometry, grad);
   check_signal(grad, "grad_output", g.out_channels, at::kCUDA);
   const c10::cuda::CUDAGuard guard(grad.device());
   check_lengths(g, input_length);
   check_gradient(grad, g, grad.size(0), input_length);
-  const int64_t nnz = values.numel(), n_kernels = g.n_kernels();
-  check_sizes(g, nnz);
   check_values(values, grad);
-  check_phases(g);
-  check_indices(pointers, "pointers", g.stride * n_kernels + 1, grad.device());
-  check_indices(rows, "rows", nnz, grad.device());
-  check_indices(index, "index", nnz, grad.device());
-  const Tensor weights = values.index_select(0, index).to(acc_type(grad));
-
-  // The gradient of the padding is added to what it was copied from before a half type is rounded.
+  check_indices(slots, "rows", values.numel(), grad.device());
+  Correlation p{};
+  p.pattern = check_pattern(rows, slots, g.in_channels(), g.out_channels, grad.device());
+  const Series series(g, p.pattern, grad.size(0), input_length);
+  const Tensor signal = grad.to(at::kFloat), given = values.to(at::kFloat).contiguous();
   const bool folds = g.mode != PaddingMode::zeros && g.left + g.right > 0;
-  const Tensor source = folds ? grad.to(acc_type(grad)) : grad;
-  const Element element = element_of(source);
-  Tensor output = at::empty({grad.size(0), g.in_channels(), input_length}, source.options());
-  Tensor fold;
-  if (folds) {
-    fold = at::empty({grad.size(0), g.in_channels(), g.left + g.right}, source.options());
+  const int64_t length = folds ? series.period : input_length;
+  Tensor output = at::empty({grad.size(0), g.in_channels(), length}, signal.options());
+  if (!series.empty()) {
+    Tensor memory, weights;
+    Packing packing = series.packing(signal, 0, PaddingMode::zeros, memory, given, slots, p.pattern,
+                                     weights);
+    packing.backwards = p.backwards = true;
+    p.in = pack(packing);
+    p.weights = weights.const_data_ptr<float>();
+    p.out = output.data_ptr<float>();
+    p.batch = series.batch;
+    p.length = static_cast<int32_t>(length);
+    p.period = series.period;
+    p.left = folds ? 0 : static_cast<int32_t>(g.left);
+    C10_CUDA_CHECK(launch_correlate(p, series.cut, stream()));
   }
-  for (int64_t phase = 0; phase < g.stride; ++phase) {
-    Correlation p = dgrad_problem(g, element, grad.size(0), input_length, phase, folds);
-    if (p.window.count > 0) {
-      set_pattern(p.pattern, pointers, rows);
-      p.pattern.pointers += phase * n_kernels;
-      p.in.view = view(source);
-      p.weights = weights.const_data_ptr();
-      p.out = view(output);
-      p.fold = folds ? fold.data_ptr() : nullptr;
-      launch(p);
-    }
-  }
-  const int64_t series = grad.size(0) * g.in_channels();
-  if (folds && series > 0) {
-    const Fold p{
-        fold.const_data_ptr(), output.data_ptr(), series, input_length, g.left, g.right, g.mode};
-    C10_CUDA_CHECK(launch_fold(p, element, c10::cuda::getCurrentCUDAStream()));
-  }
-  return output.to(grad.scalar_type());
+  return (folds ? fold(output, g, input_length) : output).to(grad.scalar_type());
 }
 
 Tensor wgrad(const Tensor& grad,
              const Tensor& input,
-             const Tensor& crow,
              const Tensor& rows,
+             const Tensor& slots,
              at::IntArrayRef geometry,
              const std::optional<Tensor>&) {  // batches: the CPU's
-  const Geometry g = check_geometry(geometry);
+  const Geometry g = check_problem(geometry, input);
   check_signal(input, "input", g.in_channels(), at::kCUDA);
   check_signal(grad, "grad_output", g.out_channels, at::kCUDA);
   const c10::cuda::CUDAGuard guard(input.device());
   check_same_type(input, grad, "grad_output");
   check_lengths(g, input.size(2));
   check_gradient(grad, g, input.size(0), input.size(2));
-  const int64_t nnz = rows.numel();
-  check_sizes(g, nnz);
-  check_indices(crow, "crow_indices", g.n_kernels() + 1, input.device());
-  check_indices(rows, "rows", nnz, input.device());
-
-  const Element element = element_of(input);
-  if (nnz == 0 || input.size(0) == 0) {
-    return at::zeros({nnz}, input.options());
+  WeightGradient p{};
+  p.pattern = check_pattern(rows, slots, g.out_channels, g.in_channels(), input.device());
+  const Series series(g, p.pattern, input.size(0), input.size(2));
+  const Tensor x = input.to(at::kFloat), dy = grad.to(at::kFloat);
+  const Tensor partial = at::empty({series.cut.tiles, slots.numel()}, x.options());
+  if (!series.empty()) {
+    Tensor inputs, gradients;
+    p.in = pack(series.packing(x, g.left, g.mode, inputs));
+    p.grad = pack(series.packing(dy, 0, PaddingMode::zeros, gradients));
+    p.partial = partial.data_ptr<float>();
+    C10_CUDA_CHECK(launch_wgrad(p, series.cut, stream()));
   }
-  WeightGradient p = wgrad_problem(g, element, input.size(0), input.size(2));
-  set_pattern(p.pattern, crow, rows);
-  p.in.view = view(input);
-  p.grad = view(grad);
-  const Launch launch = launch_for({p.pattern, p.window, element, true});
-  p.chunks = launch.parts;
-  Tensor partial = at::empty({p.chunks, nnz}, input.options().dtype(acc_type(input)));
-  p.partial = partial.data_ptr();
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  C10_CUDA_CHECK(launch_wgrad(p, launch, stream));
-  if (p.chunks == 1) {
-    return partial[0].to(input.scalar_type());
-  }
-  Tensor result = at::empty({nnz}, input.options());
-  C10_CUDA_CHECK(launch_add_chunks(partial.const_data_ptr(), p.chunks, nnz, result.data_ptr(),
-                                   element, stream));
-  return result;
+  return (series.cut.tiles == 1 ? partial[0] : partial.sum(0)).to(input.scalar_type());
 }
 
 }  // namespace

@@ -1,164 +1,123 @@
 // What one launch computes, and where its data is: plain C++ without torch, shared by kernels,
-// launchers and tests.
+// launchers and tests. float32, stride 1, one group, and windows of up to 40 samples.
 //
-// A pattern's `rows` say where an active weight reads: input positions from the beginning of the
-// window that one output sees. fprop: tap * dilation. dgrad, phase by phase of the stride: the
-// distance of its gradient from the first one of the window, span - (tap * dilation - phase) /
-// stride.
+// One long series. A batch is packed series after series, each padded to the same `period`:
+//   fprop    the inputs with their padding. Outputs that reach into the next series are not stored.
+//   dgrad    the gradients of the outputs, and as many zeros as a window has samples beyond one;
+//            backwards, which makes it fprop on the transposed pattern.
+//   wgrad    both, forwards: position p of the gradient meets positions p + k of the input.
+// So a tile is 32 * R neighbouring positions, whatever the batch, the lengths, the padding or the
+// strides of the tensors, it is copied 16 bytes at a time, and no kernel asks where a series ends.
 #pragma once
 
 #include "../conv1d.h"
 
 namespace sparseconv::cuda {
 
-// Row r owns the entries pointers[r * channels_per_group + c] .. [r * channels_per_group + c + 1)
-// of each channel c of its group. Kernels keep e in [0, nnz) and rows in [0, span], so that a wrong
-// pattern gives wrong numbers but touches no memory outside the buffers: checking it would need a
-// synchronisation.
+constexpr int kLanes = 32;
+constexpr int kReach = 40;  // samples of a window, and bits of a kernel's mask
+
+// Neighbouring positions of a lane: odd multiples of 4, with which 32 lanes that read 16 bytes each
+// meet 32 banks. The more, the more multiply-adds for each test of a bit: 36 sums and 44 inputs fit
+// 128 registers, with which 16 warps share a multiprocessor. Fewer make more warps.
+constexpr int kLarge = 36;
+constexpr int kSmall = 12;
+// Warps of a block share the inputs in shared memory; each computes a row of the pattern.
+SPARSECONV_HD constexpr int warps_of(int positions) {
+  return positions == kLarge ? 8 : 4;
+}
+// Shared memory of a block: two large ones fit a multiprocessor of any GPU since sm_80, or three
+// small ones.
+SPARSECONV_HD constexpr int shared_bytes(int positions) {
+  return (positions == kLarge ? 80 : 48) * 1024;
+}
+
+SPARSECONV_HD constexpr int row_floats(int positions) {  // of a channel of a tile
+  return kLanes * positions + kReach;
+}
+// wgrad: sums of a lane's positions for up to 40 weights; a row is one word longer than a warp, so
+// that reading down a column meets 32 banks.
+constexpr int kStageRow = kLanes + 1;
+constexpr int kStage = kReach * kStageRow;
+
+// Channels loaded together, into one of two buffers: inputs, and for each warp the kernels and, but
+// for wgrad, as many weights as they can have. Behind them is one kernel that is read in vain.
+SPARSECONV_HD constexpr int channel_floats(int positions, bool weights) {
+  return row_floats(positions) + warps_of(positions) * (2 + (weights ? kReach : 0));
+}
+SPARSECONV_HD constexpr int chunk_channels(int positions, bool weights) {
+  const int stage = weights ? 0 : warps_of(positions) * kStage;
+  return ((shared_bytes(positions) / 4 - stage) / 2 - 4) / channel_floats(positions, weights);
+}
+
+// For each row of the pattern, heaviest first: its number, in the upper half its first entry; then
+// of each channel the mask of its kernel, whose bit k is that of row k of the window. What it says is
+// brought within bounds where it is read, so that a wrong pattern gives wrong numbers but touches no
+// memory outside the buffers: checking it would need a synchronisation.
 struct Pattern {
-  const int32_t* pointers;
-  const int32_t* rows;
-  int32_t nnz;
-  int32_t n_rows;
-  int32_t channels_per_group;
-  int32_t groups;
+  const int64_t* rows;  // (n_rows, 1 + channels)
+  int32_t n_rows, channels, nnz;
 };
 
-struct Signal {
-  TensorView view;
-  Element element;
-  int64_t length;
+// (channels, stride): a batch as one series, zeros behind it; stride is a multiple of 4.
+struct Packed {
+  const float* data;
+  int64_t stride;
+};
+
+// Packs a signal, and spreads the weights: 40 slots a kernel, of which only active ones are written,
+// and read.
+struct Packing {
+  TensorView in;
+  float* out;
+  int64_t channels, stride;
+  int32_t batch, length, period, left;
   PaddingMode mode;
+  bool backwards;
+  const float* values;   // (nnz,)
+  const int32_t* slots;  // (nnz,): (row * channels + channel) * 40 + row of the window
+  float* weights;
+  int32_t nnz, n_slots;
 };
 
-// Output i of a series reads the input positions origin + i * step + row, row in [0, span].
-struct Window {
-  int64_t origin;
-  int64_t step;
-  int64_t span;
-  int64_t count;  // outputs per series
-  int64_t batch;
-
-  SPARSECONV_HD int64_t last() const { return origin + (count - 1) * step + span; }
-};
-
-// out[n, r, first + i * out_step] = init[r] + sum over the entries e of row r:
-//                                   weights[e] * in[n, channel(e), origin + i * step + rows[e]]
+// out[n, row, l - left] = bias[row] + sum over the entries of the row:
+//                         weights[slot] * in[channel, n * period + l + row of the window]
 struct Correlation {
   Pattern pattern;
-  Window window;
-  Signal in;
-  const void* weights;  // accumulation type
-  const void* init;     // accumulation type, (n_rows,) or null for zeros
-  TensorView out;       // elements as those of `in`
-  int64_t out_length;
-  int64_t first;
-  int64_t out_step;
-  // Outputs outside [0, out_length) go here: (batch, n_rows, fold_left + fold_right), contiguous.
-  void* fold;
-  int64_t fold_left;
-  int64_t fold_right;
-  bool relu;
+  Packed in;
+  const float* weights;
+  const float* bias;  // (n_rows,), or null for zeros
+  float* out;         // (batch, n_rows, length), contiguous
+  int32_t batch, length, period, left;
+  bool backwards, relu;
 };
 
-// out[e] = sum over n, i: grad[n, r(e), i] * in[n, channel(e), origin + i * step + rows[e]]
+// partial[tile, entry] = sum over the tile's positions p: grad[row, p] * in[channel, p + tap]
 struct WeightGradient {
   Pattern pattern;
-  Window window;
-  Signal in;
-  TensorView grad;  // elements as those of `in`
-  void* partial;    // accumulation type, (chunks, nnz)
-  int64_t chunks;
+  Packed in, grad;
+  float* partial;
 };
 
-// Adds the gradients of the padding to the samples that it was copied from: out is contiguous.
-struct Fold {
-  const void* fold;  // (series, left + right)
-  void* out;         // (series, length)
-  int64_t series, length, left, right;
-  PaddingMode mode;
+// How many positions a lane takes, and what that makes of the work.
+struct Cut {
+  int positions;
+  int32_t tiles;
+  int64_t blocks;
 };
-
-// The three problems without pointers and strides.
-inline Correlation fprop_problem(const Geometry& g,
-                                 Element element,
-                                 int64_t batch,
-                                 int64_t length) {
-  Correlation p{};
-  p.pattern.n_rows = static_cast<int32_t>(g.out_channels);
-  p.pattern.channels_per_group = static_cast<int32_t>(g.channels_per_group);
-  p.pattern.groups = static_cast<int32_t>(g.groups);
-  p.window = {-g.left, g.stride, g.reach() - 1, g.output_length(length), batch};
-  p.in.element = element;
-  p.in.length = length;
-  p.in.mode = g.mode;
-  p.out_length = p.window.count;
-  p.out_step = 1;
-  return p;
+inline Cut cut_of(const Pattern& pattern, int64_t positions, int of_lane) {
+  const int64_t tiles = ceil_div(positions, kLanes * of_lane);
+  return {of_lane, static_cast<int32_t>(tiles), tiles * ceil_div(pattern.n_rows, warps_of(of_lane))};
 }
-
-// Output u of a phase is the gradient of padded position u * stride + phase, and sums over the taps
-// that reach this phase. Its pointers begin at phase * n_kernels. `folds`: the gradient of the
-// padding is computed too. The count may be 0: then there is nothing to launch.
-inline Correlation dgrad_problem(const Geometry& g,
-                                 Element element,
-                                 int64_t batch,
-                                 int64_t input_length,
-                                 int64_t phase,
-                                 bool folds) {
-  const auto first_at_or_after = [&](int64_t position) {
-    return position > phase ? ceil_div(position - phase, g.stride) : 0;
-  };
-  const int64_t low = first_at_or_after(folds ? 0 : g.left);
-  const int64_t high = first_at_or_after(g.left + input_length + (folds ? g.right : 0));
-  const int64_t reach = g.reach() - 1;
-  const int64_t span = reach < phase ? 0 : (reach - phase) / g.stride;
-  Correlation p{};
-  p.pattern.n_rows = static_cast<int32_t>(g.in_channels());
-  p.pattern.channels_per_group = static_cast<int32_t>(g.out_channels / g.groups);
-  p.pattern.groups = static_cast<int32_t>(g.groups);
-  p.window = {low - span, 1, span, high - low, batch};
-  p.in.element = element;
-  p.in.length = g.output_length(input_length);
-  p.in.mode = PaddingMode::zeros;
-  p.out_length = input_length;
-  p.first = low * g.stride + phase - g.left;
-  p.out_step = g.stride;
-  p.fold_left = folds ? g.left : 0;
-  p.fold_right = folds ? g.right : 0;
-  return p;
-}
-
-inline WeightGradient wgrad_problem(const Geometry& g,
-                                    Element element,
-                                    int64_t batch,
-                                    int64_t length) {
-  const Correlation forward = fprop_problem(g, element, batch, length);
-  WeightGradient p{};
-  p.pattern = forward.pattern;
-  p.window = forward.window;
-  p.in = forward.in;
-  return p;
-}
-
-// Positions of the padding whose samples were copied from position `at`: [begin, end) on one side.
-struct Copies {
-  int64_t begin, end;
-};
-SPARSECONV_HD inline Copies copies_of(int64_t at, const Fold& p, bool left) {
-  const int64_t edge = left ? 0 : p.length - 1;
-  if (p.mode == PaddingMode::replicate) {
-    if (at != edge) {
-      return {0, 0};
-    }
-    return left ? Copies{-p.left, 0} : Copies{p.length, p.length + p.right};
-  }
-  const int64_t copy = p.mode == PaddingMode::reflect ? 2 * edge - at
-                       : left                         ? at - p.length
-                                                      : at + p.length;
-  const bool inside =
-      left ? copy >= -p.left && copy < 0 : copy >= p.length && copy < p.length + p.right;
-  return inside ? Copies{copy, copy + 1} : Copies{0, 0};
+// Whichever a model of their machine code says is sooner done, in clocks for a weight of each row:
+// a large block takes 190 of a multiprocessor, and a row of a small one shared memory for 32
+// positions at a time. For 132 of them, as an H200 has: sums must not depend on the GPU.
+inline Cut cut_of(const Pattern& pattern, int64_t positions) {
+  constexpr int64_t kProcessors = 132, kLargeClocks = 190;
+  const Cut large = cut_of(pattern, positions, kLarge);
+  const int64_t clocks = ceil_div(large.blocks, kProcessors) * kLargeClocks;
+  const int64_t loads = ceil_div(positions, kLanes) * pattern.n_rows;
+  return clocks * kProcessors < loads + loads / 6 ? large : cut_of(pattern, positions, kSmall);
 }
 
 }  // namespace sparseconv::cuda

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.ops import cuda_plans
+from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension
 
 # Looked up once: three attributes in a row are a tenth of a small call.
@@ -53,18 +53,6 @@ def _cpu_wgrad(pattern: KernelCSR, stride: int, dilation: int) -> tuple[Tensor, 
         pattern.crow_indices, pattern.col_indices, geometry.numbers
     )
     return rows, batches
-
-
-def _cuda_fprop(pattern: KernelCSR, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    rows = cuda_plans.fprop_rows(pattern, dilation)
-    return pattern.crow_indices.to(device), rows.to(device)
-
-
-def _cuda_dgrad(
-    pattern: KernelCSR, stride: int, dilation: int, groups: int, device: torch.device
-) -> DgradPlan:
-    plan = cuda_plans.dgrad_plan(pattern, stride, dilation, groups)
-    return DgradPlan(*(tensor.to(device) for tensor in plan))
 
 
 # The patterns for which there are plans in C++, by where their pointers lie.
@@ -116,10 +104,10 @@ def fprop_rows(pattern: KernelCSR, geometry: Geometry) -> Tensor:
 
 
 def _fprop_plan(pattern: KernelCSR, geometry: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The pattern's pointers and the rows that its entries read, on the device of ``x``."""
+    """What fprop reads of the pattern; on the CPU its pointers and the rows of its entries."""
     if not x.is_cuda:
         return pattern.crow_indices, fprop_rows(pattern, geometry)
-    return pattern.cached(_cuda_fprop, geometry.dilation, x.device)
+    return gpu_plans.cuda_fprop(pattern, geometry, x.device)
 
 
 def _wgrad_plan(
@@ -129,14 +117,17 @@ def _wgrad_plan(
     if not x.is_cuda:
         plan = pattern.cached(_cpu_wgrad, geometry.stride, geometry.dilation)
         return pattern.crow_indices, *plan
-    return *pattern.cached(_cuda_fprop, geometry.dilation, x.device), None
+    return *gpu_plans.cuda_fprop(pattern, geometry, x.device), None
 
 
-def _dgrad_plan_for(pattern: KernelCSR, geometry: Geometry, grad: Tensor) -> DgradPlan:
-    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
+def _dgrad_plan_for(
+    pattern: KernelCSR, geometry: Geometry, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     if not grad.is_cuda:
+        stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
         return pattern.cached(_cpu_dgrad, stride, dilation, groups)
-    return pattern.cached(_cuda_dgrad, stride, dilation, groups, grad.device)
+    rows, slots = gpu_plans.cuda_dgrad(pattern, geometry, grad.device)
+    return rows, slots, slots
 
 
 def fprop(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import sparseconv as sc
 from sparseconv import KernelCSR, SparseConv1d
+from sparseconv.core.geometry import Geometry
+from sparseconv.ops import gpu_plans
 from sparseconv.training import checkpoint
 from sparseconv.training.graphed import WARM_UP, GraphedStep, Outputs, StaticPattern
 
@@ -104,8 +106,7 @@ def test_a_plan_is_made_once_for_an_update() -> None:
     assert len(made) == 2
 
 
-def test_plans_for_triton_stay_where_they_are() -> None:
-    plan = pytest.importorskip("sparseconv.ops.triton.plan")
+def test_plans_for_a_gpu_stay_where_they_are() -> None:
     generator = torch.Generator().manual_seed(1)
     shape, cpu = (8, 4, 7), torch.device("cpu")
     layer = SparseConv1d(4, 8, 7, stride=2)
@@ -113,8 +114,13 @@ def test_plans_for_triton_stay_where_they_are() -> None:
 
     def made(pattern: KernelCSR) -> list[Tensor]:
         geometry = layer._geometry()
-        plans = (plan.fprop(pattern, geometry, cpu), plan.dgrad(pattern, geometry, cpu))
-        return [*tensors(plans), plan.wgrad(pattern, cpu)]
+        plans = tuple(
+            make(pattern, geometry, cpu)
+            for make in (gpu_plans.triton_fprop, gpu_plans.triton_dgrad)
+        )
+        one = Geometry(pattern.shape, 1, (0, 0), 1, 1, "zeros")
+        cuda = gpu_plans.cuda_fprop(pattern, one, cpu), gpu_plans.cuda_dgrad(pattern, one, cpu)
+        return [*tensors((*plans, *cuda)), gpu_plans.triton_wgrad(pattern, cpu)]
 
     places = [t.data_ptr() for t in made(static)]
     # All in one channel: as uneven as it gets, at the same nnz.

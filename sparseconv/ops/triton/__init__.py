@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from sparseconv.ops.triton import kernels, plan
+from sparseconv.ops import gpu_plans
+from sparseconv.ops.triton import kernels
 
 if TYPE_CHECKING:
     from sparseconv.core.geometry import Geometry
@@ -35,7 +36,7 @@ def fprop(
     relu: bool = False,
 ) -> Tensor:
     """``(N, C_in, L_in) -> (N, C_out, L_out)``; with ``relu`` negative outputs become 0."""
-    rows = plan.fprop(pattern, geometry, x.device)
+    rows = gpu_plans.triton_fprop(pattern, geometry, x.device)
     y: Tensor = _fprop(x, values, bias, *rows, geometry.numbers, relu)
     return y
 
@@ -44,14 +45,14 @@ def dgrad(
     grad: Tensor, values: Tensor, pattern: KernelCSR, geometry: Geometry, input_length: int
 ) -> Tensor:
     """``(N, C_out, L_out) -> (N, C_in, L_in)``: the gradient of the input."""
-    transposed = plan.dgrad(pattern, geometry, grad.device)
+    transposed = gpu_plans.triton_dgrad(pattern, geometry, grad.device)
     g: Tensor = _dgrad(grad, values, *transposed, geometry.numbers, input_length)
     return g
 
 
 def wgrad(grad: Tensor, x: Tensor, pattern: KernelCSR, geometry: Geometry) -> Tensor:
     """``(nnz,)``: the gradient of the active weights, in CSR order."""
-    blocks = plan.wgrad(pattern, x.device)
-    entries = plan.fprop(pattern, geometry, x.device).entries
+    blocks = gpu_plans.triton_wgrad(pattern, x.device)
+    entries = gpu_plans.triton_fprop(pattern, geometry, x.device).entries
     g: Tensor = _wgrad(grad, x, blocks, entries, geometry.numbers)
     return g

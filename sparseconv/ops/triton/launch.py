@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops.gpu_plans import block_count, block_size
 from sparseconv.ops.triton import checks, kernels
-from sparseconv.ops.triton.plan import block_count, block_size
 
 # Sizes of programs, all fixed: nothing is tuned at run time. Each thread has 16 accumulators.
 # correlate and fold: positions, and how many of them in a row at least

@@ -5,15 +5,12 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#define cut_of chosen_cut
 #include "emulated_team.h"
+#undef cut_of
 
 using cudaError_t = int;
 using cudaStream_t = void*;
-enum { cudaDevAttrMultiProcessorCount };
-inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
-  *value = 132;
-  return 0;
-}
 #define C10_CUDA_CHECK(call) TORCH_CHECK((call) == 0)
 
 namespace c10::cuda {
@@ -22,14 +19,22 @@ struct CUDAGuard {
   explicit CUDAGuard(at::Device) { ++guards; }
   ~CUDAGuard() { --guards; }
 };
-inline int current_device() {
-  return 0;
-}
 inline cudaStream_t getCurrentCUDAStream() {
   TORCH_CHECK(guards == 1, "the stream of the tensors' device, not of the current one");
   return &guards;
 }
 }  // namespace c10::cuda
+
+// Either of the two kernels: EMULATED_POSITIONS in the environment names one.
+namespace sparseconv::cuda {
+static Cut cut_of(const Pattern& pattern, int64_t positions) {
+  const char* forced = std::getenv("EMULATED_POSITIONS");
+  if (forced == nullptr || *forced == '\0') {
+    return chosen_cut(pattern, positions);
+  }
+  return chosen_cut(pattern, positions, std::atoi(forced));
+}
+}  // namespace sparseconv::cuda
 
 #define kCUDA kCPU
 #define CUDA CPU
@@ -42,25 +47,26 @@ static cudaError_t on(cudaStream_t stream) {
   return stream == &c10::cuda::guards ? 0 : 1;
 }
 
-cudaError_t launch_correlate(const Correlation& p, const Launch& launch, cudaStream_t stream) {
-  correlate_on_host(p, launch);
+cudaError_t launch_pack(const Packing& p, cudaStream_t stream) {
+  for (int32_t at = 0; at < p.stride + 100; ++at) {  // the last block's are too many
+    for (int32_t first = 0; first < 3; ++first) {
+      pack(p, at, first, 3);
+    }
+  }
   return on(stream);
 }
-cudaError_t launch_fold(const Fold& p, Element element, cudaStream_t stream) {
-  fold_on_host(p, element);
+cudaError_t launch_correlate(const Correlation& p, const Cut& cut, cudaStream_t stream) {
+  run(cut, [&](const HostBlock& block, float* shared) {
+    cut.positions == kLarge ? correlate_block<kLarge>(p, cut.tiles, block, shared)
+                            : correlate_block<kSmall>(p, cut.tiles, block, shared);
+  });
   return on(stream);
 }
-cudaError_t launch_wgrad(const WeightGradient& p, const Launch& launch, cudaStream_t stream) {
-  wgrad_on_host(p, launch);
-  return on(stream);
-}
-cudaError_t launch_add_chunks(const void* partial,
-                              int64_t chunks,
-                              int64_t nnz,
-                              void* out,
-                              Element element,
-                              cudaStream_t stream) {
-  add_chunks_on_host(partial, chunks, nnz, out, element);
+cudaError_t launch_wgrad(const WeightGradient& p, const Cut& cut, cudaStream_t stream) {
+  run(cut, [&](const HostBlock& block, float* shared) {
+    cut.positions == kLarge ? wgrad_block<kLarge>(p, cut.tiles, block, shared)
+                            : wgrad_block<kSmall>(p, cut.tiles, block, shared);
+  });
   return on(stream);
 }
 

@@ -4,37 +4,52 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
-#include "cuda/correlate.cuh"
-#include "cuda/wgrad.cuh"
+#include "cuda/kernels.cuh"
 
 namespace sparseconv::cuda {
+
+inline void require(bool holds, const char* what) {
+  if (!holds) {
+    std::fprintf(stderr, "%s\n", what);
+    std::abort();  // an exception cannot leave a coroutine
+  }
+}
 
 // The threads of a block take turns: each runs until it waits for others.
 class Team {
  public:
-  static constexpr int kThreads = kWarps * kLanes;
+  static constexpr int kWarps = warps_of(kLarge), kThreads = kWarps * kLanes;  // at most
+  int threads = kThreads;
   struct Barrier {
     int arrived = 0, passed = 0;
   };
   Barrier block, warps[kWarps];
+  bool late = false;
   uint32_t bits[kWarps][kLanes];
-  float weights[kWarps][kLanes + 1];
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+  };
+  std::vector<Copy> copies[kThreads];  // on their way
 
   // Calls body(thread) on every thread. They take turns in ascending or in descending order: what
   // a kernel computes must not depend on it.
   void run(bool ascending, std::function<void(int)> body) {
     body_ = std::move(body);
-    step_ = ascending ? 1 : kThreads - 1;
-    running_ = kThreads;
-    for (int i = kThreads - 1; i >= 0; --i) {
+    step_ = ascending ? 1 : threads - 1;
+    running_ = threads;
+    for (int i = threads - 1; i >= 0; --i) {
       getcontext(&contexts_[i]);
       contexts_[i].uc_stack.ss_sp = stacks_[i].data();
       contexts_[i].uc_stack.ss_size = stacks_[i].size();
@@ -73,7 +88,7 @@ class Team {
   void next() {
     const int from = present_;
     do {
-      present_ = (present_ + step_) % kThreads;
+      present_ = (present_ + step_) % threads;
     } while (done_[present_]);
     if (present_ != from) {
       swapcontext(&contexts_[from], &contexts_[present_]);
@@ -90,22 +105,44 @@ class Team {
 class HostBlock {
  public:
   HostBlock(Team& team, int thread, int64_t index) : team_(team), thread_(thread), index_(index) {}
-  int64_t index() const { return index_; }
+  int32_t index() const { return static_cast<int32_t>(index_); }
+  int thread() const { return thread_; }
   int warp() const { return thread_ / kLanes; }
   int lane() const { return thread_ % kLanes; }
-  void sync() const { team_.wait(team_.block, Team::kThreads); }
+  void sync() const { team_.wait(team_.block, team_.threads); }
   void sync_warp() const { team_.wait(team_.warps[warp()], kLanes); }
-  uint32_t any_bits(uint32_t x) const {
+  uint32_t uniform(uint32_t x) const {
     team_.bits[warp()][lane()] = x;
     sync_warp();
-    uint32_t all = 0;
     for (const uint32_t bits : team_.bits[warp()]) {
-      all |= bits;
+      require(bits == x, "the lanes of a warp have different bits");
     }
     sync_warp();
-    return all;
+    return x;
   }
-  float* batch() const { return team_.weights[warp()]; }
+  int count(uint32_t bits) const { return std::popcount(bits); }
+  void fetch(float* to, const float* from) const {
+    require(reinterpret_cast<uintptr_t>(from) % 16 == 0, "16 bytes are read at once");
+    std::copy(from, from + 4, to);
+  }
+  // As late as a GPU may do it, or at once: results must not depend on that.
+  template <int kBytes>
+  void copy(void* to, const void* from) const {
+    for (const void* place : {static_cast<const void*>(to), from}) {
+      require(reinterpret_cast<uintptr_t>(place) % kBytes == 0, "copies are aligned");
+    }
+    team_.copies[thread_].push_back({to, from, kBytes});
+    if (!team_.late) {
+      wait();
+    }
+  }
+  void commit() const {}
+  void wait() const {
+    for (const auto& [to, from, bytes] : team_.copies[thread_]) {
+      std::memcpy(to, from, bytes);
+    }
+    team_.copies[thread_].clear();
+  }
 
  private:
   Team& team_;
@@ -115,59 +152,18 @@ class HostBlock {
 
 // Calls kernel(block, shared) on every thread of every block, as a GPU would. Results must not
 // depend on the order, which EMULATED_DESCENDING in the environment reverses.
-template <typename T, typename Kernel>
-void run(const Launch& launch, Kernel kernel) {
+template <typename Kernel>
+void run(const Cut& cut, Kernel kernel) {
   static Team team;
   const char* descending = std::getenv("EMULATED_DESCENDING");
   const bool ascending = descending == nullptr || *descending == '\0';
-  // Static and dynamic together; with a byte more a launch would fail, since none asks for more.
-  if (launch.shared_bytes + sizeof(Team::weights) > 48 * 1024) {
-    throw std::runtime_error("a block has 48 KB of shared memory");
-  }
-  for (int64_t i = 0; i < launch.blocks; ++i) {
-    const int64_t index = ascending ? i : launch.blocks - 1 - i;
-    // Fresh memory for each block, exactly as long as asked for, and no value that would pass
-    // for a result.
-    std::vector<T> shared(launch.shared_bytes / sizeof(T), T(NAN));
+  team.late = ascending;
+  team.threads = warps_of(cut.positions) * kLanes;
+  for (int64_t i = 0; i < cut.blocks; ++i) {
+    const int64_t index = ascending ? i : cut.blocks - 1 - i;
+    // Fresh memory for each block, and no value that would pass for a result.
+    std::vector<float> shared(shared_bytes(cut.positions) / sizeof(float), NAN);
     team.run(ascending, [&](int thread) { kernel(HostBlock(team, thread, index), shared.data()); });
-  }
-}
-
-inline void correlate_on_host(const Correlation& p, const Launch& launch) {
-  with_correlate(launch.variant, p.in.element, [&](auto instance) {
-    using I = decltype(instance);
-    run<typename I::T>(launch, [&](const HostBlock& block, typename I::T* shared) {
-      correlate_block<typename I::Inputs, I::kRows>(p, launch.tiling, block, shared);
-    });
-  });
-}
-
-inline void fold_on_host(const Fold& p, Element element) {
-  for (int64_t i = 0; i < p.series * p.length; ++i) {
-    element == Element::f64 ? add_fold<double>(p, i) : add_fold<float>(p, i);
-  }
-}
-
-inline void wgrad_on_host(const WeightGradient& p, const Launch& launch) {
-  with_wgrad(launch.variant, p.in.element, [&](auto instance) {
-    using I = decltype(instance);
-    run<typename I::T>(launch, [&](const HostBlock& block, typename I::T* shared) {
-      wgrad_block<typename I::Inputs, I::kRows>(p, launch.tiling, block, shared);
-    });
-  });
-}
-
-inline void add_chunks_on_host(const void* partial,
-                               int64_t chunks,
-                               int64_t nnz,
-                               void* out,
-                               Element element) {
-  for (int64_t e = 0; e < nnz; ++e) {
-    if (element == Element::f64) {
-      add_chunks(static_cast<const double*>(partial), chunks, nnz, out, element, e);
-    } else {
-      add_chunks(static_cast<const float*>(partial), chunks, nnz, out, element, e);
-    }
   }
 }
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
-from sparseconv.ops import triton
-from sparseconv.ops.triton import kernels, plan
+from sparseconv.ops import gpu_plans, triton
+from sparseconv.ops.triton import kernels
 
 assert triton.INTERPRETED, "run this file through test_triton.py"
 
@@ -37,8 +37,8 @@ def arguments(g: Geometry) -> dict[str, tuple[Any, ...]]:
     values = torch.randn(pattern.nnz)
     x = torch.randn(2, g.shape[1] * g.groups, LENGTH)
     grad = torch.randn(2, g.shape[0], g.output_length(LENGTH))
-    forward, backward = plan.fprop(pattern, g, CPU), plan.dgrad(pattern, g, CPU)
-    blocks, geometry = plan.wgrad(pattern, CPU), list(g.numbers)
+    forward, backward = gpu_plans.triton_fprop(pattern, g, CPU), gpu_plans.triton_dgrad(pattern, g, CPU)
+    blocks, geometry = gpu_plans.triton_wgrad(pattern, CPU), list(g.numbers)
     return {
         "triton_fprop": (x, values, torch.randn(g.shape[0]), *forward, geometry),
         "triton_dgrad": (grad, values, *backward, geometry, LENGTH),

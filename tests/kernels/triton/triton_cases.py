@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.core.geometry import Geometry
-from sparseconv.ops import triton
-from sparseconv.ops.triton import launch, plan
+from sparseconv.ops import gpu_plans, triton
+from sparseconv.ops.triton import launch
 from sparseconv.testing import LAYOUTS, PATTERNS, Case, random_case
 
 assert triton.INTERPRETED, "run this file through test_triton.py"
@@ -169,9 +169,9 @@ def test_ops_are_what_their_schemas_say():
     pattern = KernelCSR.random(geometry.shape, 6)
     x, grad = torch.randn(2, 2, 9), torch.randn(2, 4, geometry.output_length(9))
     values, bias = torch.randn(6), torch.randn(4)
-    forward = plan.fprop(pattern, geometry, x.device)
-    backward = plan.dgrad(pattern, geometry, x.device)
-    blocks = plan.wgrad(pattern, x.device)
+    forward = gpu_plans.triton_fprop(pattern, geometry, x.device)
+    backward = gpu_plans.triton_dgrad(pattern, geometry, x.device)
+    blocks = gpu_plans.triton_wgrad(pattern, x.device)
     ops: dict[str, tuple[Any, ...]] = {
         "fprop": (x, values, bias, *forward, geometry.numbers, True),
         "dgrad": (grad, values, *backward, geometry.numbers, 9),
@@ -192,12 +192,12 @@ def test_plans_have_one_size_for_each_nnz():
     uneven = KernelCSR.from_positions(torch.arange(60), geometry.shape)
     device, shapes = torch.device("cpu"), set()
     for pattern in (uneven, *(KernelCSR.random(geometry.shape, 60, generator=generator),) * 3):
-        blocks = plan.wgrad(pattern, device)
-        plans = (*plan.fprop(pattern, geometry, device), *plan.dgrad(pattern, geometry, device))
+        blocks = gpu_plans.triton_wgrad(pattern, device)
+        plans = (*gpu_plans.triton_fprop(pattern, geometry, device), *gpu_plans.triton_dgrad(pattern, geometry, device))
         shapes.add(tuple(t.shape for t in (*plans, blocks)))
         taken = [e for _, begin, end in blocks.tolist() for e in range(begin, end)]
         assert taken == list(range(60)), "each entry in one block"
-        assert plan.wgrad(pattern, device) is blocks
+        assert gpu_plans.triton_wgrad(pattern, device) is blocks
     assert len(shapes) == 1
 
 
