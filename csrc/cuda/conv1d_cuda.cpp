@@ -35,7 +35,10 @@ Geometry check_problem(at::IntArrayRef geometry, const Tensor& x) {
   return g;
 }
 
-Pattern check_pattern(const Tensor& rows, const Tensor& slots, int64_t n_rows, int64_t channels,
+Pattern check_pattern(const Tensor& rows,
+                      const Tensor& slots,
+                      int64_t n_rows,
+                      int64_t channels,
                       at::Device device) {
   TORCH_CHECK_TYPE(rows.device() == device && rows.layout() == at::kStrided &&
                        rows.scalar_type() == at::kLong && rows.is_contiguous(),
@@ -87,8 +90,13 @@ struct Series {
     return p;
   }
   // The same, and the weights spread in `weights`.
-  Packing packing(const Tensor& signal, int64_t left, PaddingMode mode, Tensor& memory,
-                  const Tensor& values, const Tensor& slots, const Pattern& pattern,
+  Packing packing(const Tensor& signal,
+                  int64_t left,
+                  PaddingMode mode,
+                  Tensor& memory,
+                  const Tensor& values,
+                  const Tensor& slots,
+                  const Pattern& pattern,
                   Tensor& weights) const {
     Packing p = packing(signal, left, mode, memory);
     p.n_slots = pattern.n_rows * pattern.channels * kReach;
@@ -153,7 +161,8 @@ Tensor fprop(const Tensor& input,
 // Adds the gradients of the padding to those of the samples that it was copied from.
 Tensor fold(const Tensor& padded, const Geometry& g, int64_t length) {
   Tensor out = padded.narrow(2, g.left, length).clone();
-  const Tensor left = padded.narrow(2, 0, g.left), right = padded.narrow(2, g.left + length, g.right);
+  const Tensor left = padded.narrow(2, 0, g.left),
+               right = padded.narrow(2, g.left + length, g.right);
   switch (g.mode) {
     case PaddingMode::replicate:
       out.select(2, 0).add_(left.sum(2));
@@ -193,8 +202,8 @@ Tensor dgrad(const Tensor& grad,
   Tensor output = at::empty({grad.size(0), g.in_channels(), length}, signal.options());
   if (!series.empty()) {
     Tensor memory, weights;
-    Packing packing = series.packing(signal, 0, PaddingMode::zeros, memory, given, slots, p.pattern,
-                                     weights);
+    Packing packing =
+        series.packing(signal, 0, PaddingMode::zeros, memory, given, slots, p.pattern, weights);
     packing.backwards = p.backwards = true;
     p.in = pack(packing);
     p.weights = weights.const_data_ptr<float>();

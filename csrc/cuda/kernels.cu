@@ -46,13 +46,13 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ 
 }
 
 template <int kR>
-__global__ void __launch_bounds__(warps_of(kR)* kLanes, 2)
+__global__ void __launch_bounds__(warps_of(kR) * kLanes, 2)
     correlate_kernel(const __grid_constant__ Correlation p, int32_t tiles) {
   correlate_block<kR>(p, tiles, DeviceBlock(), reinterpret_cast<float*>(shared_memory));
 }
 
 template <int kR>
-__global__ void __launch_bounds__(warps_of(kR)* kLanes, 2)
+__global__ void __launch_bounds__(warps_of(kR) * kLanes, 2)
     wgrad_kernel(const __grid_constant__ WeightGradient p, int32_t tiles) {
   wgrad_block<kR>(p, tiles, DeviceBlock(), reinterpret_cast<float*>(shared_memory));
 }

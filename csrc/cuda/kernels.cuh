@@ -22,7 +22,8 @@ SPARSECONV_DEVICE int32_t within(int32_t i, int32_t least, int32_t most) {
   return i < least ? least : i > most ? most : i;
 }
 
-// One thread's position of every step-th channel, from the first on; and its weights to their slots.
+// One thread's position of every step-th channel, from the first on; and its weights to their
+// slots.
 SPARSECONV_DEVICE void pack(const Packing& p, int32_t at, int32_t first, int32_t step) {
   if (at >= p.stride) {
     return;
@@ -33,7 +34,8 @@ SPARSECONV_DEVICE void pack(const Packing& p, int32_t at, int32_t first, int32_t
   const bool zero = at >= positions || (outside && p.mode == PaddingMode::zeros);
   l = zero ? 0 : outside ? fold_position(l, p.length, p.mode) : l;
   const int64_t item = zero ? 0 : from / p.period;
-  const float* in = static_cast<const float*>(p.in.data) + item * p.in.stride[0] + l * p.in.stride[2];
+  const float* in =
+      static_cast<const float*>(p.in.data) + item * p.in.stride[0] + l * p.in.stride[2];
   for (int32_t channel = first; channel < p.channels; channel += step) {
     p.out[channel * p.stride + at] = zero ? 0 : in[channel * p.in.stride[1]];
   }
@@ -74,8 +76,7 @@ struct Buffers {
 
   SPARSECONV_DEVICE float* inputs(int chunk) const { return shared + chunk % 2 * kFloats; }
   SPARSECONV_DEVICE int64_t* kernels(int chunk) const {
-    return reinterpret_cast<int64_t*>(inputs(chunk) + kChannels * kRow) +
-           block.warp() * kChannels;
+    return reinterpret_cast<int64_t*>(inputs(chunk) + kChannels * kRow) + block.warp() * kChannels;
   }
   SPARSECONV_DEVICE float* weights_of(int chunk) const {
     return inputs(chunk) + kChannels * (kRow + 2 * kWarps + block.warp() * kReach);
@@ -88,7 +89,8 @@ struct Buffers {
   SPARSECONV_DEVICE void load(int chunk) const {
     const int32_t n = channels(chunk);
     float* to = inputs(chunk) + 4 * block.thread();
-    const float* from = in.data + int64_t{chunk} * kChannels * in.stride + first + 4 * block.thread();
+    const float* from =
+        in.data + int64_t{chunk} * kChannels * in.stride + first + 4 * block.thread();
     SPARSECONV_NO_UNROLL
     for (int c = 0; c < n; ++c, to += kRow, from += in.stride) {
       SPARSECONV_UNROLL
@@ -116,12 +118,15 @@ struct Buffers {
 };
 
 // Calls f(weight, x) for the set bits of a kernel's mask, in ascending order: output r of the lane
-// multiplies x[r]. `in` are the inputs of the lane's first output. Registers have no run-time index,
-// so each tap has its own code, which all threads of a warp run or skip alike. Of the window only
-// what the next taps need is in registers.
+// multiplies x[r]. `in` are the inputs of the lane's first output. Registers have no run-time
+// index, so each tap has its own code, which all threads of a warp run or skip alike. Of the window
+// only what the next taps need is in registers.
 template <int kR, bool kWeighted, typename Block, typename F>
-SPARSECONV_DEVICE void each_tap(int64_t kernel, const float* in, const float* weights,
-                                const Block& block, F& f) {
+SPARSECONV_DEVICE void each_tap(int64_t kernel,
+                                const float* in,
+                                const float* weights,
+                                const Block& block,
+                                F& f) {
   const uint32_t bits[2] = {block.uniform(static_cast<uint32_t>(kernel)),
                             block.uniform(static_cast<uint32_t>(kernel >> 32) & 0xff)};
   float window[kR + kReach + 4];

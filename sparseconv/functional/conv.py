@@ -16,7 +16,7 @@ from sparseconv.core.checks import ArgumentError
 from sparseconv.core.geometry import DTYPES, Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.bilinear import Differentiable, bilinear, differentiable
-from sparseconv.ops import calls
+from sparseconv.ops import calls, gpu_plans
 from sparseconv.ops.backends import extension, resolve_backend
 
 
@@ -117,7 +117,8 @@ def sparse_conv1d_resolved(
         input, values, bias = _autocast(input, values, bias)
     check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
-    name = "reference" if _leaves_torch() else resolve_backend(backend, device)
+    pays = device.type == "cuda" and gpu_plans.cuda_pays(x, pattern, geometry)
+    name = "reference" if _leaves_torch() else resolve_backend(backend, device, pays)
     ops: ModuleType = calls
     if name == "triton":
         from sparseconv.ops import triton

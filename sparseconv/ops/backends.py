@@ -141,12 +141,13 @@ def available_backends() -> dict[str, str]:
     return {name: _state(name) for name in BACKENDS}
 
 
-def resolve_backend(name: str, device: torch.device) -> str:
+def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) -> str:
     """Turn a requested backend into one that runs on ``device``, or raise with the reason.
 
     ``"auto"`` is ``SPARSECONV_BACKEND`` if it is set, else the C++ kernels for CPU tensors, and
-    for CUDA tensors the CUDA kernels or else Triton's, else the dense reference. A named backend is
-    never replaced by another.
+    for CUDA tensors Triton's, or the CUDA kernels where these are predicted to be faster
+    (``gpu_plans.cuda_pays``), else the dense reference. A named backend is never replaced by
+    another.
     """
     if name == "auto":
         name = _preferred()
@@ -155,7 +156,7 @@ def resolve_backend(name: str, device: torch.device) -> str:
         if device == _CPU or device.type == "cpu":
             return "cpp" if extension is not None else "reference"
         return next(
-            (kernels for kernels in ("cuda", "triton")
+            (kernels for kernels in ("cuda", "triton")[not cuda_pays :]
              if device.type == "cuda" and _why_not(kernels, "cuda") is None),
             "reference",
         )  # fmt: skip

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import sparseconv as sc
-from sparseconv.ops import backends
+from sparseconv.core.geometry import Geometry
+from sparseconv.ops import backends, gpu_plans
 
 PATTERN = sc.KernelCSR.full((2, 1, 3))
 
@@ -84,9 +85,25 @@ def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
             backends.resolve_backend("cuda", cuda)
     assert state(True, "13.0", False) == "no GPU: torch sees no CUDA device"
     assert state(True, "13.0", True) == "available (a GPU)"
-    assert backends.resolve_backend("auto", cuda) == "cuda"
+    assert backends.resolve_backend("auto", cuda) == "triton"
+    assert backends.resolve_backend("auto", cuda, cuda_pays=True) == "cuda"
+    monkeypatch.setattr(backends, "_load_triton", lambda: (None, "none"))
+    assert backends.resolve_backend("auto", cuda) == "reference"
     with pytest.raises(RuntimeError, match="'cuda' cannot run: it runs on CUDA tensors"):
         backends.resolve_backend("cuda", torch.device("cpu"))
+
+
+def test_auto_takes_the_cuda_kernels_where_they_are_predicted_to_pay() -> None:
+    pattern = sc.KernelCSR.full((2, 3, 5))
+    geometry = Geometry(pattern.shape, 1, (0, 4), 1, 1, "replicate")
+    x = torch.empty(16, 3, 150)
+    assert gpu_plans.cuda_pays(x, pattern, geometry)
+    assert not gpu_plans.cuda_pays(x[:15], pattern, geometry)
+    assert not gpu_plans.cuda_pays(x.half(), pattern, geometry)
+    assert not gpu_plans.cuda_pays(x, sc.KernelCSR.random((2, 3, 5), 11), geometry)
+    for change in ({"stride": 2}, {"groups": 3}, {"dilation": 10}):
+        assert not gpu_plans.cuda_pays(x, pattern, geometry._replace(**change))
+    assert gpu_plans.cuda_pays(x, pattern, geometry._replace(dilation=9))
 
 
 @pytest.mark.promise("P10")

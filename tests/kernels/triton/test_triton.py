@@ -154,7 +154,6 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
 
 def test_backend_is_chosen(monkeypatch):
     monkeypatch.delenv("SPARSECONV_BACKEND", raising=False)
-    # With CUDA kernels "auto" is those.
     without = SimpleNamespace(cuda=False, getenv=os.environ.get, isa=lambda: "any")
     monkeypatch.setattr(backends, "extension", without)
     assert backends.resolve_backend("auto", CUDA) == ("reference" if missing else "triton")

@@ -37,7 +37,10 @@ def arguments(g: Geometry) -> dict[str, tuple[Any, ...]]:
     values = torch.randn(pattern.nnz)
     x = torch.randn(2, g.shape[1] * g.groups, LENGTH)
     grad = torch.randn(2, g.shape[0], g.output_length(LENGTH))
-    forward, backward = gpu_plans.triton_fprop(pattern, g, CPU), gpu_plans.triton_dgrad(pattern, g, CPU)
+    forward, backward = (
+        gpu_plans.triton_fprop(pattern, g, CPU),
+        gpu_plans.triton_dgrad(pattern, g, CPU),
+    )
     blocks, geometry = gpu_plans.triton_wgrad(pattern, CPU), list(g.numbers)
     return {
         "triton_fprop": (x, values, torch.randn(g.shape[0]), *forward, geometry),

@@ -193,7 +193,10 @@ def test_plans_have_one_size_for_each_nnz():
     device, shapes = torch.device("cpu"), set()
     for pattern in (uneven, *(KernelCSR.random(geometry.shape, 60, generator=generator),) * 3):
         blocks = gpu_plans.triton_wgrad(pattern, device)
-        plans = (*gpu_plans.triton_fprop(pattern, geometry, device), *gpu_plans.triton_dgrad(pattern, geometry, device))
+        plans = (
+            *gpu_plans.triton_fprop(pattern, geometry, device),
+            *gpu_plans.triton_dgrad(pattern, geometry, device),
+        )
         shapes.add(tuple(t.shape for t in (*plans, blocks)))
         taken = [e for _, begin, end in blocks.tolist() for e in range(begin, end)]
         assert taken == list(range(60)), "each entry in one block"
