@@ -9,7 +9,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <limits>
 
 #include "../checks.h"
@@ -62,7 +61,7 @@ struct Series {
   Series(const Geometry& g, const Pattern& pattern, int64_t n, int64_t length) {
     const int64_t padded = g.left + length + g.right;
     constexpr int64_t kTile = kLanes * kLarge;
-    TORCH_CHECK_VALUE(n == 0 || padded <= (kMost - kTile) / n,
+    TORCH_CHECK_VALUE(n == 0 || padded <= (kMost - 4 * kTile) / n,
                       "expected less than 2**31 padded samples of a channel in a batch, but got ",
                       n, " x ", padded, "; split the batch");
     batch = static_cast<int32_t>(n);

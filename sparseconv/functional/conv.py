@@ -46,6 +46,7 @@ def sparse_conv1d(
 
     NaN and infinity travel along active weights only. A weight that is itself not finite also
     meets the zeros beyond the ends of the series, in padding and in gradients, and makes NaN there.
+    In the CUDA kernels so does an input that is not finite, in the gradient of ``values``.
 
     Args:
         input: ``(N, C_in, L_in)`` or ``(C_in, L_in)``; float32, float64, bfloat16 or float16
@@ -56,7 +57,7 @@ def sparse_conv1d(
         stride, dilation, groups: as in ``F.conv1d``.
         padding: as in ``F.conv1d``, or a pair ``(left, right)``, in samples.
         padding_mode: ``"zeros"``, ``"replicate"``, ``"reflect"`` or ``"circular"``, done inside
-            the kernel: no padded copy of the input is made.
+            the kernel: only the CUDA kernels make a padded copy of the input.
         backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"cuda"``, ``"triton"`` or ``"reference"``
             (dense). A named backend runs or raises.
         relu: replace negative outputs by 0 before they are stored; the bits of ``F.relu`` of the
@@ -117,7 +118,7 @@ def sparse_conv1d_resolved(
         input, values, bias = _autocast(input, values, bias)
     check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
-    pays = device.type == "cuda" and gpu_plans.cuda_pays(x, pattern, geometry)
+    pays = device.type == "cuda" and gpu_plans.cuda_pays(x.dtype, pattern, geometry)
     name = "reference" if _leaves_torch() else resolve_backend(backend, device, pays)
     ops: ModuleType = calls
     if name == "triton":

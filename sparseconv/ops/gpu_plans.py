@@ -17,7 +17,6 @@ from sparseconv.core.pattern import KernelCSR
 
 BLOCK = 16  # entries that a program of Triton's wgrad takes
 REACH = 40  # samples in a window of the CUDA kernels (csrc/cuda/problem.h)
-_LEAST_POSITIONS = 2400  # of a batch, from where on "auto" takes them
 
 
 class Correlation(NamedTuple):
@@ -109,19 +108,18 @@ def cuda_computes(geometry: Geometry) -> bool:
     )
 
 
-def cuda_pays(x: Tensor, pattern: KernelCSR, geometry: Geometry) -> bool:
-    """Whether "auto" takes the CUDA kernels instead of Triton's, for signals like ``x``.
+def cuda_pays(dtype: torch.dtype, pattern: KernelCSR, geometry: Geometry) -> bool:
+    """Whether "auto" takes the CUDA kernels instead of Triton's.
 
-    A prediction that no GPU has confirmed. Replaying the machine code of both (docs/kernels.md),
-    they are at least 1.5 times as fast for the layers of a Dynamic Sparse Network from 16 series
-    of 150 samples on. They share each sample among the active weights of a kernel: with less than
-    two of these there is little to share.
+    A prediction that no GPU has confirmed: a replay of the machine code of both says that they are
+    more than 1.5 times as fast for the layers of a Dynamic Sparse Network (docs/kernels.md). They
+    share each sample among the active weights of a kernel: with less than two there is little to
+    share. The batch and the length decide nothing, or bits would depend on them.
     """
     return (
-        x.dtype == torch.float32
+        dtype == torch.float32
         and cuda_computes(geometry)
         and pattern.nnz >= 2 * pattern.shape[0] * pattern.shape[1]
-        and x.shape[0] * (x.shape[2] + sum(geometry.padding)) >= _LEAST_POSITIONS
     )
 
 

@@ -32,9 +32,9 @@ ARCHITECTURES = ("sm_80", "sm_90")
 # on a multiprocessor, or four small ones of 128.
 CEILINGS = {"correlate 36": 128, "correlate 12": 128, "wgrad 36": 128, "wgrad 12": 128, "pack": 64}
 KERNELS = ROOT / "csrc" / "cuda" / "kernels.cu"
-# Multiply-adds among the instructions that the large kernels execute, at least, for a kernel with as
-# many taps as DSN's have on average. The others are counted too high: each test of a bit, and what
-# is outside the loop over channels once in a chunk of them, as if nothing were skipped.
+# Multiply-adds among the instructions that the large kernels execute, at least, where a kernel has
+# as many taps as DSN's on average. The others are counted too high: each test of a bit, and what is
+# outside the loop over channels once in a chunk of them, as if nothing were skipped.
 LEAST_SHARE = {"correlate 36": 0.30, "wgrad 36": 0.27}
 TAPS = 34459 / (47 * 141)
 CHUNK = {"correlate 36": 6, "wgrad 36": 4}  # channels loaded together
