@@ -66,8 +66,16 @@ EXPORTED void** __cudaRegisterFatBinary(void*) {
 }
 EXPORTED void __cudaRegisterFatBinaryEnd(void**) {}
 EXPORTED void __cudaUnregisterFatBinary(void**) {}
-EXPORTED void __cudaRegisterFunction(
-    void**, const char* f, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*, int*) {
+EXPORTED void __cudaRegisterFunction(void**,
+                                     const char* f,
+                                     char*,
+                                     const char* name,
+                                     int,
+                                     uint3*,
+                                     uint3*,
+                                     dim3*,
+                                     dim3*,
+                                     int*) {
   names()[f] = name;
 }
 EXPORTED unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void*) {
@@ -84,8 +92,12 @@ EXPORTED cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* f) {
   *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(f));
   return cudaSuccess;
 }
-EXPORTED cudaError_t __cudaLaunchKernel(
-    cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
+EXPORTED cudaError_t __cudaLaunchKernel(cudaKernel_t kernel,
+                                        dim3 grid,
+                                        dim3 block,
+                                        void** arguments,
+                                        size_t shared,
+                                        cudaStream_t) {
   callback(names().at(kernel).c_str(), &grid.x, &block.x, shared, arguments);
   return cudaSuccess;
 }
