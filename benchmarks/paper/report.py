@@ -276,12 +276,17 @@ def _training_seconds(row: Mapping[str, Any]) -> float:
 def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
     """What was run, and what was not."""
     sets = {row["dataset"] for row in rows}
-    absent = [name for name in members("ucr85") if name not in sets]
+    found, absent = ([x for x in members("ucr85") if (x in sets) == was] for was in (True, False))
     epochs = sorted({row["epochs"] for row in rows if "epochs" in row})
     trained = f"; epochs: {', '.join(map(str, epochs))} (the paper: 1000)" if epochs else ""
-    parts = [
+    parts = [  # the shorter of the two lists
         f"{len(sets)} data sets{trained}.",
-        f"Of UCR 85, {85 - len(absent)} were run; not run: {', '.join(absent) or 'none'}.",
+        f"Of UCR 85, {len(found)} were run"
+        + (
+            f": {', '.join(found)}."
+            if len(found) < len(absent)
+            else f"; not run: {', '.join(absent) or 'none'}."
+        ),
     ]
     if missing:
         parts.append(
