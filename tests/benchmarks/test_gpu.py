@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import torch
+from one_thread import one_thread  # noqa: F401 (a fixture of every test here)
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -23,15 +24,6 @@ from sparseconv.ops import calls
 
 WORDS = ("--device", "cpu", "--cases", "5", "--rounds", "2", "--lengths", "24", "--step-lengths")
 DENSE = {f"{form} {kind}" for form in layer.RIVALS for kind in PRECISIONS} | {"FFT fp32"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small convolutions take a hundred times as long on threads that others use."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
