@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,23 @@ class Job:
         return Recipe(seed=self.seed, **self.options["recipe"])
 
 
+# What a job is sorted by; equal ones stay as the plan has them.
+ORDERS: dict[str, Callable[[Archive, Job], Any]] = {
+    "runs": lambda archive, job: 0,
+    "seeds": lambda archive, job: job.seed,
+    "sets": lambda archive, job: (
+        archive.shapes[job.dataset].train_points, job.dataset, job.seed
+    ),
+}  # fmt: skip
+
+
 def read_plan(path: str | Path, archive: Archive) -> list[Job]:
     """Read a plan; the jobs in its order, in each run all sets of one seed before the next.
 
     A plan has ``epochs``, ``seeds`` and ``[[run]]`` tables; or it has ``base``, another plan whose
     runs it takes with its own ``epochs`` and ``seeds``, on the ``cheapest`` sets of each run. With
-    ``seed_by_seed = true`` all runs have one seed before the next begins.
+    ``order = "seeds"`` all runs have one seed before the next begins, with ``order = "sets"`` one
+    data set, the cheapest first: however early it ends, such a sweep has something in each table.
 
     Args:
         path: a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``.
@@ -90,9 +102,9 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
             _check_keys(content, ("base", "epochs", "seeds", "cheapest"))
             content = _of_base(content)
             runs = content["run"]
-        _check_keys(content, ("base", "epochs", "seeds", "cheapest", "seed_by_seed", "run"))
-        if content.get("seed_by_seed", False) not in (True, False):
-            raise ValueError(f"seed_by_seed must be true, but got {content['seed_by_seed']!r}")
+        _check_keys(content, ("base", "epochs", "seeds", "cheapest", "order", "run"))
+        if (order := content.get("order", "runs")) not in list(ORDERS):
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, but got {order!r}")
         if "cheapest" in content and "base" not in content:
             raise ValueError("cheapest is for a plan with base; write it into the sets of a run")
         if not isinstance(runs, list) or not runs:
@@ -114,9 +126,7 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
             f"the plan {file} chooses no data set that the archive holds; it has "
             f"{', '.join(archive.sources)}"
         )
-    if content.get("seed_by_seed", False):
-        return sorted(jobs.values(), key=lambda job: job.seed)
-    return list(jobs.values())
+    return sorted(jobs.values(), key=partial(ORDERS[order], archive))
 
 
 def _of_base(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +135,7 @@ def _of_base(content: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise ValueError(f"base must name a plan, but got {base!r}")
     file, found = _read(base)
-    _check_keys(found, ("epochs", "seeds", "run"), f"{file}: ")
+    _check_keys(found, ("epochs", "seeds", "order", "run"), f"{file}: ")
     runs = found.get("run", [])
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise ValueError(f"its base {file} has no [[run]] tables")

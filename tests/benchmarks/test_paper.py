@@ -320,7 +320,7 @@ def test_rows_of_another_plan(
         (
             "epochs = 12",
             "epoch = 12",
-            "unknown key epoch; known are base, cheapest, epochs, run, seed_by_seed, seeds",
+            "unknown key epoch; known are base, cheapest, epochs, order, run, seeds",
         ),
         ("seeds = [0, 1]", "seed = 1", "run small: unknown key seed"),
         ("depth = 2", "layers = 2", r"unknown key network\.layers; known are backend, depth"),
@@ -338,6 +338,8 @@ def test_rows_of_another_plan(
         ("[[run]]", "[[runs]]", "unknown key runs"),
         ("seeds = [0]", "seeds = []", "seeds must be a list of integers, at least one"),
         ("seeds = [0]", "cheapest = 1", "cheapest is for a plan with base"),
+        ("seeds = [0]", 'order = "cheap"', "order must be one of runs, seeds, sets"),
+        ("seeds = [0]", "order = []", "order must be one of runs, seeds, sets"),
         ("seeds = [0, 1]", 'keep = "false"', "keep must be true or false"),
         ("seeds = [0, 1]", "recipe = 3", "recipe must be a table"),
         ("seeds = [0, 1]", 'model = ["DSN"]', "model must be one of"),
@@ -375,6 +377,18 @@ def test_plans_on_plans(plan: Path, archive: Path, tmp_path: Path) -> None:
     plan.write_text(PLAN.replace('"all"', '"ucr85"').replace('of = "ucr85"', 'of = "uea"'))
     with pytest.raises(ValueError, match="chooses no data set that the archive holds"):
         read_plan(plan, opened)
+
+
+def test_the_order_of_jobs(plan: Path, archive: Path) -> None:
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)
+    for order, by in (
+        ("runs", lambda job: 0),
+        ("seeds", lambda job: job.seed),
+        ("sets", lambda job: (job.dataset == "Long", job.seed)),
+    ):
+        plan.write_text(f'order = "{order}"\n{PLAN}')
+        assert read_plan(plan, opened) == sorted(jobs, key=by)
 
 
 def test_networks_that_are_refused(
