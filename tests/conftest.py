@@ -62,14 +62,12 @@ def campaign(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
     return lambda usual, long: max(usual, round(share * long))
 
 
-@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.fixture(params=["cpu", *(engine.backend for engine in on_gpu())])
 def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engines:
-    """Iterate over the kernels of a device: the instruction sets, each forced, or the backends."""
-    gpu = on_gpu() if request.param == "cuda" else []
-    assert gpu or request.param == "cpu", "no backend runs on this GPU"
+    """Iterate over the kernels of a device: the instruction sets, each forced, or a GPU's."""
 
     def switch() -> Iterator[Engine]:
-        yield from gpu
+        yield from (engine for engine in on_gpu() if engine.backend == request.param)
         for isa in ISAS if request.param == "cpu" else []:
             monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
             assert extension is not None

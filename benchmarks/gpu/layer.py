@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.target import PRECISIONS, Candidate, Row, Target, tf32
+from benchmarks.gpu.target import PRECISIONS, Call, Candidate, Row, Target, tf32
 from sparseconv import KernelCSR
 from sparseconv.bench import baselines
 from sparseconv.bench.cases import Problem
@@ -87,35 +87,44 @@ RIVALS: dict[str, Rival] = {
 }
 
 
-def forms(target: Target, problem: Problem, kinds: str) -> Iterator[Form]:
+def forms(target: Target, problem: Problem) -> Iterator[Form]:
     """Sparse kernels in two types; dense at each precision, and by FFT."""
     typed = {name: on(target.device, problem, dtype) for name, (dtype, _) in PRECISIONS.items()}
-    for backend in target.backends if "sparse" in kinds else ():
+    for backend in target.backends:
         for precision in ("fp32", "bf16"):
             make = partial(sparse_calls, target.ops(backend), typed[precision])
             yield Form(f"{backend} {precision}", make)
-    if "dense" in kinds:
-        for precision, (_, allowed) in PRECISIONS.items():
-            for name, rival in RIVALS.items():
-                make = partial(rival, typed[precision])
-                yield Form(f"{name} {precision}", make, allowed)
-        yield Form("FFT fp32", partial(baselines.fft, typed["fp32"]))
+    for precision, (_, allowed) in PRECISIONS.items():
+        for name, rival in RIVALS.items():
+            yield Form(f"{name} {precision}", partial(rival, typed[precision]), allowed)
+    yield Form("FFT fp32", partial(baselines.fft, typed["fp32"]))
 
 
-def row(target: Target, length: int, computation: str, rounds: int, kinds: str) -> Row:
+def all_computations(form: Form) -> Call:
+    calls = form.make()
+
+    def run() -> None:
+        with tf32(form.tf32):
+            for call in calls.values():
+                call()
+
+    return run
+
+
+def row(target: Target, length: int, computation: str, rounds: int) -> Row:
     """Time one computation in every form, eager and as a graph.
 
     The error beside each time is that against float64; a sparse float32 one is a wrong kernel's
     where it is far above 1e-6.
     """
     problem = target.layer(length).build()
-    wanted = exact_results(on(target.device, problem))[computation].exact
-    positions = problem.pattern.positions().to(target.device)
+    wanted = exact_results(problem)[computation].exact  # on the CPU, whatever the GPU does
+    positions = problem.pattern.positions()
 
     def made(form: Form) -> tuple[dict[str, Candidate], float]:
         with tf32(form.tf32):
             call = form.make()[computation]
-            result = call()
+            result = call().cpu()
             if computation == "wgrad" and result.dim() == 3:  # dense: of the active weights
                 result = result.flatten()[positions]
             timed = {f"{form.name} eager": Candidate(call, form.tf32)}
@@ -125,6 +134,6 @@ def row(target: Target, length: int, computation: str, rounds: int, kinds: str) 
                 timed[f"{form.name} graph"] = Candidate(replay, form.tf32, times)
             return timed, relative(result, wanted)
 
-    makes = {form.name: partial(made, form) for form in forms(target, problem, kinds)}
+    makes = {form.name: partial(made, form) for form in forms(target, problem)}
     flop = 2 * len(problem.values) * len(problem.x) * problem.grad.shape[2]
     return target.row(computation, length, makes, rounds, flop)

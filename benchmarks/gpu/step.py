@@ -6,7 +6,6 @@ applied, which makes it a faster baseline than masked training is.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from functools import partial
 from typing import Any
@@ -15,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu.layer import on
 from benchmarks.gpu.target import PRECISIONS, Call, Candidate, Row, Target, tf32
-from sparseconv import DSTScheduler, KernelCSR, to_dense
-from sparseconv.bench.run import sparse_calls
+from sparseconv import DSTScheduler, to_dense
 from sparseconv.models import DSN
 from sparseconv.training.graphed import GraphedStep
 
@@ -51,11 +48,10 @@ def loss(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> Tensor:
         return F.nll_loss(model(x), y)
 
 
-def steps(
-    target: Target, model: nn.Module, length: int, precision: str, mode: str, updates: bool
-) -> Call:
+def steps(target: Target, name: str, length: int, precision: str, mode: str, updates: bool) -> Call:
     """So many steps as a call is timed for; the last may update the patterns."""
     x, y = batches(length, target.device)
+    model = model_of(target, name).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, capturable=mode == "graph")
     scheduler = None
     if updates:
@@ -87,23 +83,22 @@ def steps(
 def row(target: Target, length: int, rounds: int) -> Row:
     """One step in every form, with its share of an update and without."""
     torch.compiler.reset()  # which compiles only so many versions of one function
-    x, y = batches(length, target.device)
-    models = {name: model_of(target, name) for name in (*target.backends, "dense")}
+    x, y = batches(length, torch.device("cpu"))
     with torch.no_grad():
-        exact = float(loss(copy.deepcopy(models["dense"]).double(), x[0].double(), y[0], "fp32"))
+        exact = float(loss(model_of(target, "dense").cpu().double(), x[0].double(), y[0], "fp32"))
 
     def made(label: str, updates: bool) -> tuple[dict[str, Candidate], float]:
         name, precision, mode, *_ = label.split()
-        twin, allowed = copy.deepcopy(models[name]).train(), PRECISIONS[precision][1]
+        allowed, device = PRECISIONS[precision][1], target.device
         with tf32(allowed):
-            found = float(loss(copy.deepcopy(twin), x[0], y[0], precision).detach())
-            call = steps(target, twin, length, precision, mode, updates)
-            call()
+            model = model_of(target, name).train()
+            found = float(loss(model, x[0].to(device), y[0].to(device), precision).detach())
+            call = steps(target, name, length, precision, mode, updates)
         candidate = Candidate(call, allowed, target.sizes.steps)
         return {label: candidate}, abs(found - exact) / abs(exact)
 
     makes = {}
-    for name, precision in itertools.product(models, PRECISIONS):
+    for name, precision in itertools.product((*target.backends, "dense"), PRECISIONS):
         # Autocast would run sparse kernels in bfloat16, which is no gain there.
         dense = name == "dense"
         modes = ["eager", "graph", *["compiled"] * dense] if target.graphs else ["eager"]
@@ -112,25 +107,3 @@ def row(target: Target, length: int, rounds: int) -> Row:
                 label = f"{name} {precision} {mode}{update}"
                 makes[label] = partial(made, label, bool(update))
     return target.row("training step", length, makes, rounds)
-
-
-def planning(target: Target, rounds: int) -> Row:
-    """What the first calls with a new pattern take, beside later ones, where kernels do nothing."""
-    problem = on(target.device, target.layer(1).build())
-    problem = problem._replace(x=problem.x[:1], grad=problem.grad[:1])
-    known = problem.pattern
-
-    def all_three(ops: Any, new: bool) -> None:
-        pattern = KernelCSR(known.crow_indices, known.col_indices, known.shape) if new else known
-        for call in sparse_calls(ops, problem._replace(pattern=pattern)).values():
-            call()
-
-    def made(backend: str) -> tuple[dict[str, Candidate], float]:
-        ops = target.ops(backend)
-        return {
-            f"{backend} new pattern": Candidate(partial(all_three, ops, True)),
-            f"{backend} known pattern": Candidate(partial(all_three, ops, False)),
-        }, 0.0
-
-    makes = {backend: partial(made, backend) for backend in target.backends}
-    return target.row("planning", 1, makes, rounds)

@@ -34,6 +34,11 @@ def read(path: Path = PREDICTED) -> Document:
     return found
 
 
+def what(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the row times."""
+    return row["part"], row["computation"], row["length"]
+
+
 def times(found: Document, model: Document) -> Table:
     """Each candidate of each row, beside the fastest one of its row and what was predicted."""
     guesses = {
@@ -51,9 +56,10 @@ def times(found: Document, model: Document) -> Table:
             guess = guesses.get((row["computation"], row["length"], name.rpartition(" ")[0]), "-")
             lines.append(
                 (*where, name, f"{median[name]:.4g}", guess, share,
-                 str(timing.ratio(samples, name, best)), f"{row['error'][name]:.1e}")
+                 str(timing.ratio(samples, name, best)),
+                 "-" if (error := row["error"][name]) is None else f"{error:.1e}")
             )  # fmt: skip
-        lines += [(*where, name, *"----", _line(why)) for name, why in row["absent"].items()]
+        lines += [(*where, name, *"----", _line(why)[:200]) for name, why in row["absent"].items()]
         if any(row["clocks"]):
             lines.append((*where, "before; after", *"----", "; ".join(row["clocks"])))
     header = ("", "L", "", "ms", "ms, predicted", "FFMA peak", "times the fastest", "error")
@@ -73,7 +79,7 @@ def predictions(model: Document) -> Table:
 
 def checks(found: Document) -> Table:
     lines = [
-        (check["check"], "yes" if check["ok"] else "**no**", _line(check["result"]))
+        (check["check"], "yes" if check["ok"] else "**no**", _line(check["result"])[-200:])
         for check in found["checks"]
     ]
     return Table(("check", "holds", ""), lines, text_columns=3)
@@ -100,13 +106,9 @@ def section(path: Path) -> list[str]:
         "algorithm; compiled: torch.compile, reduce-overhead. Error: the norm of the difference to "
         "float64, by that of float64."
     )
-    shown = {"rows": [row for row in found["rows"] if row.get("part") in ("layer", "step")]}
-    return [
-        text,
-        times(shown, model).markdown(),
-        checks(found).markdown(),
-    ]
+    shown = {"rows": [row for row in found["rows"] if row["part"] in ("layer", "step")]}
+    return [text, times(shown, model).markdown(), checks(found).markdown()]
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())[:200]
+    return " ".join(text.split())

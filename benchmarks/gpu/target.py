@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -57,7 +58,6 @@ class Sizes(NamedTuple):
     kernel_size: int = 39
     depth: int = 4
     steps: int = 50  # in a timed call; an update of the patterns is after as many
-    repeats: int = 100  # of calls whose bits must agree
     matrix: int = 8192  # rows of the ceilings' matrices
     replays: int = 20  # of a call in one graph: a launch costs as much as a small one
 
@@ -69,15 +69,16 @@ class Target:
         RuntimeError: there is no such device; with the reason.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, without: Collection[str] = ()) -> None:
         self.device, states = torch.device(device), available_backends()
         names = ("triton", "cuda") if device == "cuda" else ("cpp",)
+        states |= dict.fromkeys(without, "left out")
         self.backends = [name for name in names if states[name].startswith("available")]
         self.missing = {name: states[name] for name in names if name not in self.backends}
         if device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(f"there is nothing to measure: {self.missing}")
         # For a trial, small enough for any machine.
-        self.sizes = Sizes() if device == "cuda" else Sizes(3, 9, 2, 4, 3, 64, 2)
+        self.sizes = Sizes() if device == "cuda" else Sizes(3, 9, 2, 4, 64, 2)
         self.graphs = device == "cuda"  # whether calls are captured, and compiled
         # cuDNN tries some algorithms at the first call of each shape and keeps the fastest.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 5
@@ -111,16 +112,14 @@ class Target:
 
     def capture(self, call: Callable[[], Tensor], times: int = 1) -> tuple[Call, Tensor]:
         """Capture so many calls into a CUDA graph; its replay, and the tensor that it fills."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):  # also where a capture that fails leaves another one
             for _ in range(3):
                 call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(times):
-                result = call()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                for _ in range(times):
+                    result = call()
         return graph.replay, result
 
     def row(
@@ -128,15 +127,20 @@ class Target:
     ) -> Row:
         """Let candidates take turns: milliseconds of each; what cannot be made says why."""
         candidates: dict[str, Candidate] = {}
-        errors, absent = {}, {}
+        errors: dict[str, float | None] = {}
+        absent = {}
         for name, make in makes.items():
             try:
                 made, error = make()
+                for candidate in made.values():
+                    with tf32(candidate.tf32):
+                        candidate.call()
+                self.clock()
             except Exception as reason:
                 absent[name] = f"{type(reason).__name__}: {reason}"
                 continue
             candidates |= made
-            errors |= dict.fromkeys(made, error)
+            errors |= dict.fromkeys(made, error if math.isfinite(error) else None)
         before = self.state()
         times = timing.interleave(
             {name: candidate.call for name, candidate in candidates.items()},

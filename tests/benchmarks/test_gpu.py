@@ -1,14 +1,16 @@
-"""The GPU benchmark where there is no GPU: on a fake one, whose graphs run their call again."""
+"""The GPU benchmark where there is no GPU: its parts on a CPU that passes for one, and stubs."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 from one_thread import one_thread  # noqa: F401 (a fixture of every test here)
@@ -16,35 +18,36 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import checks, layer, step, tables
-from benchmarks.gpu.target import PRECISIONS, Target
+from benchmarks.gpu import layer, parts, step, tables
+from benchmarks.gpu.target import PRECISIONS, Candidate, Target
 from sparseconv import available_backends
 from sparseconv.bench.run import COMPUTATIONS
-from sparseconv.ops import calls
 
-WORDS = ("--device", "cpu", "--cases", "5", "--rounds", "2", "--lengths", "24", "--step-lengths")
 DENSE = {f"{form} {kind}" for form in layer.RIVALS for kind in PRECISIONS} | {"FFT fp32"}
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
-    """Let a CPU pass for a GPU with graphs and tools; compile with what takes no time."""
+    """Let a CPU pass for a GPU with graphs; compile with what takes no time."""
     counter, compile_ = CompileCounterWithBackend("aot_eager"), torch.compile
-    target = Target("cpu")
-    target.graphs = True
 
-    def capture(call: Callable[[], Tensor], times: int = 1) -> tuple[Callable[[], object], Tensor]:
-        result = call().clone()
-        return lambda: [result.copy_(call()) for _ in range(times)], result
+    def capture(
+        self: Target, call: Callable[[], Tensor], times: int = 1
+    ) -> tuple[Callable[[], object], Tensor]:
+        assert times in (1, self.sizes.replays)
+        return lambda: [call() for _ in range(times)], call()
 
     def make(call: Any, *, mode: str, dynamic: bool) -> Any:
         assert mode == "reduce-overhead"
         return compile_(call, dynamic=dynamic, backend=counter)
 
-    monkeypatch.setattr(target, "capture", capture)
+    begin = Target.__init__
+    monkeypatch.setattr(
+        Target, "__init__", lambda self, *a: (begin(self, *a), setattr(self, "graphs", True))[0]
+    )
+    monkeypatch.setattr(Target, "capture", capture)
     monkeypatch.setattr(step, "GraphedStep", lambda model, function, optimizer: function)
     monkeypatch.setattr(torch, "compile", make)
-    monkeypatch.setattr(gpu, "Target", lambda device: target)
     # Adam asks for a GPU where it is to be captured.
     adam = torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, capturable: adam(p, lr=lr))
@@ -52,47 +55,25 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
     return counter
 
 
-@pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each outside tool tell its arguments, and racecheck find something."""
-    for name in ("ncu", "compute-sanitizer", "cuobjdump", "nvidia-smi"):
-        script = tmp_path / "bin" / name
-        script.parent.mkdir(exist_ok=True)
-        script.write_text('#!/bin/sh\necho "$@"\ncase "$@" in *racecheck*) exit 9;; esac\n')
-        script.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+def part(folder: Path, name: str) -> dict[str, Any]:
+    out = folder / f"{name}.json"
+    words = ("--out", str(out), "--device", "cpu", "--rounds", "2", "--lengths", "24")
+    assert parts.main([name, *words]) == 0
+    return dict(json.loads(out.read_text()))
 
 
-def run(out: Path, *words: str) -> tuple[int, dict[str, Any]]:
-    return gpu.main(["--out", str(out), *WORDS, *words]), json.loads(out.read_text())
-
-
-@pytest.mark.usefixtures("tools")
-def test_everything_is_measured(
-    fake: CompileCounterWithBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, found = run(tmp_path / "gpu.json", "24")
-    assert (found["failed"], [row["absent"] for row in found["rows"]]) == ([], [{}] * 10)
-    assert (code, found["left_out"]) == (1, [])
-    assert {check["check"]: check["ok"] for check in found["checks"]} == {
-        "machine code": True, "cpp: random cases": True, "cpp, L = 24: the same bits": True,
-        "ncu": True, "memcheck": True, "racecheck": False, "synccheck": True, "initcheck": True,
-    }  # fmt: skip
-    assert "--set full" in (tmp_path / "gpu.ncu.txt").read_text()
-    parts = [row["part"] for row in found["rows"]]
-    assert parts == [*["ceilings"] * 2, *["kernels"] * 3, *["step"] * 2, *["layer"] * 3]
-    sparse = {f"cpp {kind} {mode}" for kind in ("fp32", "bf16") for mode in ("eager", "graph")}
-    dense = {f"{name} {mode}" for name in DENSE for mode in ("eager", "graph")}
-    for row, computation in zip(found["rows"][2:5] + found["rows"][7:], COMPUTATIONS * 2,
-                                strict=True):  # fmt: skip
-        assert row["computation"] == computation
-        assert set(row["samples_ms"]) == (sparse if row["part"] == "kernels" else sparse | dense)
+def test_every_part(fake: CompileCounterWithBackend, tmp_path: Path) -> None:
+    ceilings, products = part(tmp_path, "ceilings")["rows"]
+    assert (len(ceilings["samples_ms"]), len(products["samples_ms"])) == (2, 3)
+    found = part(tmp_path, "layer")
+    forms = {"cpp fp32", "cpp bf16", *DENSE}
+    for row, computation in zip(found["rows"], COMPUTATIONS, strict=True):
+        assert (row["computation"], row["absent"]) == (computation, {})
+        assert set(row["samples_ms"]) == {f"{f} {how}" for f in forms for how in ("eager", "graph")}
         for name, error in row["error"].items():
             assert len(row["samples_ms"][name]) == 2
             assert 0 < error < 1e-5 or ("bf16" in name and 1e-3 < error < 1e-2), name
-    ceilings, products, planning, steps = (found["rows"][i] for i in (0, 1, 5, 6))
-    assert (len(ceilings["samples_ms"]), len(products["samples_ms"])) == (2, 3)
-    assert set(planning["samples_ms"]) == {"cpp new pattern", "cpp known pattern"}
+    (steps,) = part(tmp_path, "step")["rows"]
     assert set(steps["samples_ms"]) == {
         *(f"dense {kind} {how}" for kind in PRECISIONS for how in ("eager", "graph", "compiled")),
         *(f"cpp {kind} {how}{update}" for kind in ("fp32", "TF32") for how in ("eager", "graph")
@@ -100,50 +81,106 @@ def test_everything_is_measured(
     }  # fmt: skip
     assert all(error < 1e-2 for error in steps["error"].values())
     assert fake.frame_count >= 3
-    assert len(found["profiles"]) == 3 * (2 + len(DENSE)) + 2
-    assert all("Self CPU" in profile["text"] for profile in found["profiles"])
-    shown = capsys.readouterr().out
-    assert "dense padded TF32 graph" in shown
-    assert "--query-gpu=clocks.sm" in shown
-    assert "5 within the computed bounds" in shown
+    texts = part(tmp_path, "profile")["texts"]
+    assert len(texts) == len(forms) + 2
+    assert all("Self CPU" in text["text"] for text in texts)
+    assert part(tmp_path, "once")["texts"] == [{"of": "once", "text": "3 calls"}]
     model = {"rows": [{"computation": "dgrad", "length": 24, "backend": "cpp", "us": 1234.5}]}
     lines = [line for line in str(tables.times(found, model).markdown()).split("\n")
              if "1.234" in line]  # fmt: skip
-    assert len(lines) == 4
+    assert len(lines) == 2
     assert all("dgrad" in line and "cpp fp32" in line for line in lines)
 
 
-def test_what_fails_takes_nothing_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_that_fails_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object, **__: object) -> Any:
         raise RuntimeError("cuDNN has no algorithm")
 
     monkeypatch.setitem(layer.RIVALS, "dense padded", refuse)
-    monkeypatch.setattr(checks, "sparse_conv1d", refuse)
-    code, found = run(tmp_path / "gpu.json", "24", "--only", "right", "layer", "step")
-    assert code == 1
-    assert [failure["job"] for failure in found["failed"]] == ["cpp: random cases"]
-    assert "cuDNN has no algorithm" in found["failed"][0]["why"]
-    *steps, one, two, three = found["rows"]
-    assert [row["absent"] for row in steps] == [{}] * 2
-    for row in (one, two, three):
+    states = {"cpp": "the C++ extension cannot be loaded"}
+    monkeypatch.setattr("benchmarks.gpu.target.available_backends", lambda: dict(states))
+    found = part(tmp_path, "layer")
+    assert found["texts"] == [{"of": "cpp", "text": states["cpp"]}]
+    for row in found["rows"]:
         assert set(row["absent"]) == {f"dense padded {kind}" for kind in PRECISIONS}
-        assert len(row["samples_ms"]) == 2 + len(DENSE) - 3
+        assert len(row["samples_ms"]) == len(DENSE) - 3
     assert "RuntimeError: cuDNN has no algorithm" in tables.times(found, tables.read()).markdown()
 
 
-def test_dense_needs_no_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    states = {"cpp": "the C++ extension cannot be loaded"}
-    monkeypatch.setattr("benchmarks.gpu.target.available_backends", lambda: states)
-    code, found = run(tmp_path / "gpu.json", "24", "--only", "kernels", "layer", "step")
-    assert code == 0, found["failed"]
-    assert found["left_out"] == [{"part": "", "job": "cpp", "why": states["cpp"]}]
-    assert {len(row["samples_ms"]) for row in found["rows"]} == {0, len(DENSE), len(PRECISIONS)}
+def test_times_are_of_one_call_at_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph holds many; NaN, which JSON has not, is no error."""
+    seen = []
+
+    def interleave(calls: Any, *, context: Any, **_: Any) -> Any:
+        for name, call in calls.items():
+            with context(name):
+                call()
+        return dict.fromkeys(calls, np.array([1.0]))
+
+    monkeypatch.setattr("sparseconv.measure.timing.interleave", interleave)
+    call = lambda: seen.append(torch.backends.cudnn.allow_tf32)  # noqa: E731
+    made = {"one": Candidate(call, True), "many": Candidate(call, False, 20)}
+    row = Target("cpu").row("fprop", 24, {"": lambda: (made, float("nan"))}, 1)
+    assert row["samples_ms"] == {"one": [1000.0], "many": [50.0]}
+    assert (seen, row["error"]) == ([True, False] * 2, {"one": None, "many": None})
+
+
+# A part that answers, breaks (with CUDA C++) or hangs.
+STUB = """
+import json, sys, time
+name, out = sys.argv[1], sys.argv[sys.argv.index("--out") + 1]
+row = {"part": name, "computation": "fprop", "length": 24, "samples_ms": {}, "absent": {},
+       "clocks": [], "flop": 0}
+rows = [row, row | {"length": 25}]
+broken = name == "layer" and "--without" not in sys.argv
+with open(out, "w") as file:
+    json.dump({"machine": {"device": "H200"}, "rows": rows[: 2 - broken], "texts": []}, file)
+if name == "step":
+    time.sleep(60)
+sys.exit("an illegal memory access" if broken else 0)
+"""
+
+
+def test_a_part_that_fails_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ncu", "compute-sanitizer", "cuobjdump"):  # each tells its arguments
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text('#!/bin/sh\necho "$@"\ncase "$@" in *racecheck*) exit 9;; esac\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    (tmp_path / "stub.py").write_text(STUB)
+    monkeypatch.setattr(gpu, "WORK", (sys.executable, str(tmp_path / "stub.py")))
+    tests = gpu.Part(9, "", (sys.executable, "-c", "print('3 passed')"))
+    changed = {"step": gpu.Part(2, "step"), **{f"tests of {name}": tests for name in ("cuda", "triton")}}
+    monkeypatch.setattr(gpu, "PARTS", gpu.PARTS | changed)
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--out", str(out)]) == 1
+    found = json.loads(out.read_text())
+    assert found["machine"] == {"device": "H200"}
+    rows = [(row["part"], row["length"]) for row in found["rows"]]
+    named = ("ceilings", "layer", "step", "profile")
+    assert rows == [(name, length) for name in named for length in (24, 25)]
+    assert {check["check"]: check["ok"] for check in found["checks"]} == {
+        "layer": False, "step": False, "step --without cuda": False, "tests of cuda": True,
+        "ncu": True, "memcheck": True, "racecheck": False, "registers": True,
+        "tests of triton": True,
+    }  # fmt: skip
+    said = {check["check"]: check["result"] for check in found["checks"]}
+    assert "an illegal memory access" in said["layer"]
+    assert "stopped after 2 s" in said["step"]
+    assert "--profile-from-start off" in said["ncu"]
+    assert " once --out " in said["ncu"]
+    assert "3 passed" in capsys.readouterr().out
+    assert gpu.main(["--out", str(out), "--seconds", "0", "--parts", "layer", "ncu"]) == 0
+    left_out = json.loads(out.read_text())["left_out"]
+    assert [row["why"] for row in left_out] == ["0 s were over"] * 2
     monkeypatch.setenv("PATH", "")
-    _, found = run(tmp_path / "gpu.json", "24", "--only", "watched", "right", "layer",
-                   "--seconds", "0")  # fmt: skip
-    why = [job["why"] for job in found["left_out"][1:]]
-    needed = ["needs compute-sanitizer, which is not here"] * 4
-    assert why == ["0 seconds were over"] * 3 + needed
+    gpu.main(["--out", str(out), "--parts", "memcheck"])
+    assert json.loads(out.read_text())["left_out"][0]["why"] == "needs compute-sanitizer"
 
 
 def test_what_only_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,27 +191,16 @@ def test_what_only_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     replay, result = Target("cpu").capture(lambda: calls.append(1) or torch.ones(2), 20)
     assert (len(calls), result.sum(), replay) == (23, 2, cuda.CUDAGraph().replay)
-    assert gpu.machine(torch.device("cuda"))["device"] == "H200 (sm_90)"
+    assert parts.machine(torch.device("cuda"))["device"] == "H200 (sm_90)"
     Target("cuda").clock()
     assert cuda.synchronize.called
 
 
-def test_checks_find_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    target, right = Target("cpu"), checks.sparse_conv1d
-    monkeypatch.setattr(checks, "sparse_conv1d", lambda *a, **k: right(*a, **k) * 1.001)
-    with pytest.raises(AssertionError, match="expected_fprop: Case"):
-        checks.random_cases(target, "cpp", 3)
-    dgrad, drift = calls.dgrad, iter((1, 1, 1 + 2.0**-23, 1))
-    monkeypatch.setattr(calls, "dgrad", lambda *a: dgrad(*a) * next(drift))
-    with pytest.raises(AssertionError, match="dgrad"):
-        checks.same_bits(target, "cpp", 24)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu.main(["--out", str(tmp_path / "gpu.json")]) == 2
-    assert available_backends()["cuda"] in capsys.readouterr().err
-    assert not any(tmp_path.iterdir())
+def test_without_a_gpu_it_says_why(tmp_path: Path) -> None:
+    assert gpu.main(["--out", str(tmp_path / "gpu.json"), "--parts", "ceilings"]) == 1
+    said = json.loads((tmp_path / "gpu.json").read_text())["checks"][0]["result"]
+    assert available_backends()["cuda"] in said
 
 
 def test_the_readme_says_what_never_ran(tmp_path: Path) -> None:
