@@ -367,6 +367,13 @@ def _gathered(i: Instruction) -> Callable[[Warp, Lanes], None]:
             w.write(i.operands[0], ZERO, active, 1) if i.name == "CS2R" else None
         elif i.name == "HFMA2":  # a constant
             w.write(i.operands[0], ZERO + (i.low >> 32), active)
+        elif i.name == "P2R":
+            flags = sum(w.flags[k] << k & words[1] for k in range(7))
+            w.write(i.operands[0], words[0] & ~words[1] | flags, active)
+        elif i.name == "R2P":
+            chosen = [k for k in range(7) if words[1][0] >> k & 1]
+            bits = words[0] >> 8 * int((re.findall(r"\.B(\d)", i.operands[1]) or "0")[0])
+            w.write_flags([f"P{k}" for k in chosen], [bits >> k & 1 > 0 for k in chosen], active)
         elif i.name == "R2UR":
             w.write(i.operands[0], ZERO + words[0][active][0], active)
         elif i.name == "REDUX":
@@ -391,7 +398,8 @@ def _compiled(i: Instruction) -> Callable[[Warp, Lanes], None]:
         return _joined(i)
     if i.name in ("LDG", "STG", "LDS", "STS", "LDGSTS"):
         return _accessed(i)
-    if i.name in ("S2R", "S2UR", "CS2R", "HFMA2", "R2UR", "REDUX", "SHFL", "VOTE", "VOTEU"):
+    if i.name in ("S2R", "S2UR", "CS2R", "HFMA2", "R2UR", "REDUX", "SHFL", "VOTE", "VOTEU",
+                  "P2R", "R2P"):  # fmt: skip
         return _gathered(i)
     if i.name in IGNORED or (i.name == "BRA" and "DIV" in i.modifiers):
         return lambda w, active: None

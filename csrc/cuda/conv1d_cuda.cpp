@@ -58,7 +58,7 @@ struct Series {
   int32_t batch, period;
   Cut cut;
 
-  Series(const Geometry& g, const Pattern& pattern, int64_t n, int64_t length) {
+  Series(const Geometry& g, const Pattern& pattern, int64_t n, int64_t length, bool correlates) {
     const int64_t padded = g.left + length + g.right;
     constexpr int64_t kTile = kLanes * kLarge;
     TORCH_CHECK_VALUE(n == 0 || padded <= (kMost - 4 * kTile) / n,
@@ -66,7 +66,7 @@ struct Series {
                       n, " x ", padded, "; split the batch");
     batch = static_cast<int32_t>(n);
     period = static_cast<int32_t>(padded);
-    cut = cut_of(pattern, n * padded);
+    cut = cut_of(pattern, n * padded, correlates);
     TORCH_CHECK_VALUE(cut.blocks <= kMost, "expected a problem of less than 2**31 blocks of ",
                       "threads, but got one of ", cut.blocks, "; split the batch");
   }
@@ -138,7 +138,7 @@ Tensor fprop(const Tensor& input,
   }
   Correlation p{};
   p.pattern = check_pattern(rows, slots, g.out_channels, g.in_channels(), input.device());
-  const Series series(g, p.pattern, input.size(0), input.size(2));
+  const Series series(g, p.pattern, input.size(0), input.size(2), true);
   const Tensor signal = input.to(at::kFloat);
   const int64_t length = g.output_length(input.size(2));
   const Tensor output = at::empty({input.size(0), g.out_channels, length}, signal.options());
@@ -194,7 +194,7 @@ Tensor dgrad(const Tensor& grad,
   check_indices(slots, "rows", values.numel(), grad.device());
   Correlation p{};
   p.pattern = check_pattern(rows, slots, g.in_channels(), g.out_channels, grad.device());
-  const Series series(g, p.pattern, grad.size(0), input_length);
+  const Series series(g, p.pattern, grad.size(0), input_length, true);
   const Tensor signal = grad.to(at::kFloat), given = values.to(at::kFloat).contiguous();
   const bool folds = g.mode != PaddingMode::zeros && g.left + g.right > 0;
   const int64_t length = folds ? series.period : input_length;
@@ -231,17 +231,21 @@ Tensor wgrad(const Tensor& grad,
   check_gradient(grad, g, input.size(0), input.size(2));
   WeightGradient p{};
   p.pattern = check_pattern(rows, slots, g.out_channels, g.in_channels(), input.device());
-  const Series series(g, p.pattern, input.size(0), input.size(2));
+  const Series series(g, p.pattern, input.size(0), input.size(2), false);
   const Tensor x = input.to(at::kFloat), dy = grad.to(at::kFloat);
-  const Tensor partial = at::empty({series.cut.tiles, slots.numel()}, x.options());
+  const int64_t partials = partials_of(series.cut.tiles);
+  const Tensor partial = at::empty({partials, slots.numel()}, x.options());
   if (!series.empty()) {
     Tensor inputs, gradients;
     p.in = pack(series.packing(x, g.left, g.mode, inputs));
     p.grad = pack(series.packing(dy, 0, PaddingMode::zeros, gradients));
     p.partial = partial.data_ptr<float>();
+    p.slots = slots.const_data_ptr<int32_t>();
+    p.period = series.period;
+    p.length = static_cast<int32_t>(grad.size(2));
     C10_CUDA_CHECK(launch_wgrad(p, series.cut, stream()));
   }
-  return (series.cut.tiles == 1 ? partial[0] : partial.sum(0)).to(input.scalar_type());
+  return (partials == 1 ? partial[0] : partial.sum(0)).to(input.scalar_type());
 }
 
 }  // namespace

@@ -77,8 +77,10 @@ cudaError_t launch_pack(const Packing& p, cudaStream_t stream) {
 }
 
 cudaError_t launch_correlate(const Correlation& p, const Cut& cut, cudaStream_t stream) {
-  return launch(cut.positions == kLarge ? correlate_kernel<kLarge> : correlate_kernel<kSmall>, p,
-                cut, stream);
+  return launch(cut.positions == kLarge   ? correlate_kernel<kLarge>
+                : cut.positions == kSmall ? correlate_kernel<kSmall>
+                                          : correlate_kernel<kTiny>,
+                p, cut, stream);
 }
 
 cudaError_t launch_wgrad(const WeightGradient& p, const Cut& cut, cudaStream_t stream) {

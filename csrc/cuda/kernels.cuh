@@ -241,6 +241,31 @@ SPARSECONV_DEVICE void correlate_block(const Correlation& p,
   }
 }
 
+// The sum of one weight over the positions of its tiles that belong to a series.
+template <int kR>
+SPARSECONV_DEVICE float wgrad_of(const WeightGradient& p,
+                                 int32_t row,
+                                 int32_t entry,
+                                 int32_t tile,
+                                 int32_t tiles) {
+  const int32_t step = partials_of(tiles);
+  const int32_t n_slots = p.pattern.n_rows * p.pattern.channels * kReach;
+  const int32_t slot = within(p.slots[entry], 0, n_slots - 1);
+  const float* x = p.in.data + slot / kReach % p.pattern.channels * p.in.stride + slot % kReach;
+  const float* dy = p.grad.data + row * p.grad.stride;
+  float sum = 0;
+  constexpr int32_t kTile = kLanes * kR;
+  for (; tile < tiles; tile += step) {
+    SPARSECONV_NO_UNROLL
+    for (int32_t at = tile * kTile; at < (tile + 1) * kTile; ++at) {
+      if (at % p.period < p.length) {
+        sum = fmaf(dy[at], x[at], sum);
+      }
+    }
+  }
+  return sum;
+}
+
 // The dual: a lane holds gradients instead of sums, and every active weight makes one sum per lane.
 // Those of up to 40 weights are turned round in shared memory, where each lane adds up one
 // weight's. Every order is fixed, and there are no atomics.
@@ -249,54 +274,67 @@ SPARSECONV_DEVICE void wgrad_block(const WeightGradient& p,
                                    int32_t tiles,
                                    const Block& block,
                                    float* shared) {
-  const Row row(p.pattern, block.index() / tiles * warps_of(kR) + block.warp());
-  const int32_t tile = block.index() % tiles, first = tile * (kLanes * kR);
+  const int32_t partials = partials_of(tiles), partial = block.index() % partials;
+  const Row row(p.pattern, block.index() / partials * warps_of(kR) + block.warp());
   float* stage = shared + block.warp() * kStage;
   float* tile_memory = shared + warps_of(kR) * kStage;
-  Buffers<kR, false, Block> buffers{p.pattern, p.in, nullptr, block, tile_memory, row, first};
-  float gradients[kR];
-  const float* from = p.grad.data + (row.row < 0 ? 0 : row.row) * p.grad.stride + first;
-  SPARSECONV_UNROLL
-  for (int r = 0; r < kR; ++r) {
-    gradients[r] = from[block.lane() * kR + r];
-  }
-  float* out = p.partial + int64_t{tile} * p.pattern.nnz + row.begin;
-  int32_t done = 0, waiting = 0;
-  const auto flush = [&] {
-    block.sync_warp();
-    for (int i = block.lane(); i < waiting; i += kLanes) {
-      float sum = 0;
-      SPARSECONV_UNROLL
-      for (int lane = 0; lane < kLanes; ++lane) {
-        sum += stage[i * kStageRow + lane];
-      }
-      if (done + i < p.pattern.nnz - row.begin) {
-        out[done + i] = sum;
-      }
-    }
-    done += waiting;
-    waiting = 0;
-    block.sync_warp();
-  };
-  const auto multiply = [&](float, const float* x) {
-    constexpr int kChains = 4;  // a single one would wait for each of its multiply-adds
-    float sum[kChains] = {};
+  float* out = p.partial + int64_t{partial} * p.pattern.nnz + row.begin;
+  int32_t done = 0;
+  SPARSECONV_NO_UNROLL
+  for (int32_t tile = partial; tile < tiles; tile += partials) {
+    const int32_t first = tile * (kLanes * kR);
+    Buffers<kR, false, Block> buffers{p.pattern, p.in, nullptr, block, tile_memory, row, first};
+    float gradients[kR];
+    const float* from = p.grad.data + (row.row < 0 ? 0 : row.row) * p.grad.stride + first;
     SPARSECONV_UNROLL
     for (int r = 0; r < kR; ++r) {
-      sum[r % kChains] = fmaf(gradients[r], x[r], sum[r % kChains]);
+      gradients[r] = from[block.lane() * kR + r];
     }
-    stage[waiting++ * kStageRow + block.lane()] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  };
-  const auto begin = [&](int64_t kernel) {
-    const int taps = block.count(static_cast<uint32_t>(kernel)) +
-                     block.count(static_cast<uint32_t>(kernel >> 32) & 0xff);
-    if (waiting + taps > kLanes) {
+    int32_t waiting = 0;
+    done = 0;
+    const auto flush = [&] {
+      block.sync_warp();
+      for (int i = block.lane(); i < waiting; i += kLanes) {
+        float sum = 0;
+        SPARSECONV_UNROLL
+        for (int lane = 0; lane < kLanes; ++lane) {
+          sum += stage[i * kStageRow + lane];
+        }
+        if (done + i < p.pattern.nnz - row.begin) {
+          out[done + i] = tile == partial ? sum : out[done + i] + sum;
+        }
+      }
+      done += waiting;
+      waiting = 0;
+      block.sync_warp();
+    };
+    const auto multiply = [&](float, const float* x) {
+      constexpr int kChains = 4;  // a single one would wait for each of its multiply-adds
+      float sum[kChains] = {};
+      SPARSECONV_UNROLL
+      for (int r = 0; r < kR; ++r) {
+        sum[r % kChains] = fmaf(gradients[r], x[r], sum[r % kChains]);
+      }
+      stage[waiting++ * kStageRow + block.lane()] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    };
+    const auto begin = [&](int64_t kernel) {
+      const int taps = block.count(static_cast<uint32_t>(kernel)) +
+                       block.count(static_cast<uint32_t>(kernel >> 32) & 0xff);
+      if (waiting + taps > kLanes) {
+        flush();
+      }
+    };
+    each_channel(buffers, begin, multiply);
+    if (row.row >= 0) {
       flush();
     }
-  };
-  each_channel(buffers, begin, multiply);
-  if (row.row >= 0) {
-    flush();
+    block.sync();  // the buffers are no longer read
+  }
+  // What is not finite may be so because of an input times a zero between the series.
+  for (int32_t i = block.lane(); i < done; i += kLanes) {
+    if (i < p.pattern.nnz - row.begin && out[i] - out[i] != 0) {
+      out[i] = wgrad_of<kR>(p, row.row, row.begin + i, partial, tiles);
+    }
   }
 }
 

@@ -22,12 +22,13 @@ constexpr int kReach = 40;  // samples of a window, and bits of a kernel's mask
 // 128 registers, with which 16 warps share a multiprocessor. Fewer make more warps.
 constexpr int kLarge = 36;
 constexpr int kSmall = 12;
+constexpr int kTiny = 4;  // of a correlation that is less than one small block a multiprocessor
 // Warps of a block share the inputs in shared memory; each computes a row of the pattern.
 SPARSECONV_HD constexpr int warps_of(int positions) {
   return positions == kLarge ? 8 : 4;
 }
-// Shared memory of a block: two large ones fit a multiprocessor of any GPU since sm_80, or three
-// small ones.
+// Shared memory of a block: two large ones fit a multiprocessor of an A100 or H100, or three
+// others.
 SPARSECONV_HD constexpr int shared_bytes(int positions) {
   return (positions == kLarge ? 80 : 48) * 1024;
 }
@@ -92,12 +93,19 @@ struct Correlation {
   bool backwards, relu;
 };
 
-// partial[tile, entry] = sum over the tile's positions p: grad[row, p] * in[channel, p + tap]
+// partial[i, entry] = sum over the positions p of tiles i, i + partials_of(tiles), ...:
+//                     grad[row, p] * in[channel, p + row of the window]
 struct WeightGradient {
   Pattern pattern;
   Packed in, grad;
   float* partial;
+  const int32_t* slots;    // (nnz,), as above
+  int32_t period, length;  // of the gradient; what is between is no position of a series
 };
+SPARSECONV_HD constexpr int32_t partials_of(int32_t tiles) {
+  constexpr int32_t kPartials = 64;  // more would be memory and work for adding them up
+  return tiles < kPartials ? tiles : kPartials;
+}
 
 // How many positions a lane takes, and what that makes of the work.
 struct Cut {
@@ -112,12 +120,17 @@ inline Cut cut_of(const Pattern& pattern, int64_t positions, int of_lane) {
 }
 // Whichever is sooner done: on a multiprocessor a large block takes 3.6 times as long as a small
 // one, says a model of their machine code. For the 132 of an H200: sums must not depend on the GPU.
-inline Cut cut_of(const Pattern& pattern, int64_t positions) {
+inline Cut cut_of(const Pattern& pattern, int64_t positions, bool correlates) {
   constexpr int64_t kProcessors = 132;
   const Cut large = cut_of(pattern, positions, kLarge), small = cut_of(pattern, positions, kSmall);
   const bool sooner =
       18 * ceil_div(large.blocks, kProcessors) <= 5 * ceil_div(small.blocks, kProcessors);
-  return sooner ? large : small;
+  if (correlates) {
+    return sooner ? large : small.blocks >= kProcessors ? small : cut_of(pattern, positions, kTiny);
+  }
+  Cut cut = sooner ? large : small;
+  cut.blocks = cut.tiles == 0 ? 0 : cut.blocks / cut.tiles * partials_of(cut.tiles);
+  return cut;
 }
 
 }  // namespace sparseconv::cuda

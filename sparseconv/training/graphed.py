@@ -150,6 +150,8 @@ class GraphedStep:
     def _forget(self) -> None:
         for held in (self._graphs, self._calls, self._static, self._patterns):
             held.clear()
+        # Outputs that are still alive lie in the old one, which then cannot be opened again.
+        self.__dict__.pop("_pool", None)
 
     def _with_static_patterns(self, inputs: tuple[Tensor, ...]) -> Outputs:
         """Call the function while the layers read their plans from the static patterns.

@@ -155,7 +155,10 @@ def test_a_part_that_fails_takes_no_other_along(
     (tmp_path / "stub.py").write_text(STUB)
     monkeypatch.setattr(gpu, "WORK", (sys.executable, str(tmp_path / "stub.py")))
     tests = gpu.Part(9, "", (sys.executable, "-c", "print('3 passed')"))
-    changed = {"step": gpu.Part(2, "step"), **{f"tests of {name}": tests for name in ("cuda", "triton")}}
+    changed = {
+        "step": gpu.Part(2, "step"),
+        **{f"tests of {name}": tests for name in ("cuda", "triton")},
+    }
     monkeypatch.setattr(gpu, "PARTS", gpu.PARTS | changed)
     out = tmp_path / "gpu.json"
     assert gpu.main(["--out", str(out)]) == 1

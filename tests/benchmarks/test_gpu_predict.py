@@ -195,6 +195,21 @@ def test_64_bits_in_two_halves() -> None:
     assert warp.flags[2].tolist() == [a >= b for a, b in pairs]
 
 
+def test_predicates_are_kept_in_a_register() -> None:
+    (warp,) = warps(
+        code("1 7 7 0: P2R R8, PR, R0, 0x6", "1 7 7 0: R2P PR, R0.B1, 0x5", "1 7 7 0: EXIT")
+    )
+    warp.words[0] = LANE << 8 | 0xFF
+    warp.flags[1], warp.flags[2] = LANE > 3, LANE > 9
+    warp.step()
+    wanted = LANE << 8 | 0xF9 | (LANE > 3) * 2 | (LANE > 9) * 4
+    assert warp.words[8].tolist() == wanted.tolist()
+    warp.step()
+    assert (warp.flags[0] == LANE % 2).all()
+    assert (warp.flags[1] == (LANE > 3)).all()
+    assert (warp.flags[2] == LANE // 4 % 2).all()
+
+
 def test_what_is_not_known_is_named() -> None:
     (warp,) = warps(code("1 7 7 0: UTMALDG R0, R1"))
     with pytest.raises(NotImplementedError, match="UTMALDG"):

@@ -84,13 +84,8 @@ def marked(tensor: Tensor, at: int, special: float) -> tuple[Tensor, Tensor]:
     return copy, mark
 
 
-def check_special_input(
-    case: Case, special: float, engines: Engines, every: int = 1, weights: bool = True
-) -> None:
-    """NaN or infinity in input or gradient reaches what active weights take it to, only that.
-
-    ``weights`` tells whether to look at the gradient of the weights as well.
-    """
+def check_special_input(case: Case, special: float, engines: Engines, every: int = 1) -> None:
+    """NaN or infinity in input or gradient reaches what active weights take it to, only that."""
     plain = case.tensors()
     ones = Tensors(*(torch.ones_like(t) for t in plain))
     for at in range(0, plain.input.numel(), every):
@@ -101,8 +96,8 @@ def check_special_input(
             y, dx, dw = compute(case, plain._replace(input=x), engine)
             assert (~y.isfinite()).equal(hit), (engine, at, case)
             assert dx.isfinite().all(), "the gradient of the input does not read it"
-            assert not weights or (~dw.isfinite()).equal(hit_weights), (engine, at, case)
-    weights = weights and case.padding_mode != "zeros"  # infinity times a zero of the padding
+            assert (~dw.isfinite()).equal(hit_weights), (engine, at, case)
+    weights = case.padding_mode != "zeros"  # infinity times a zero of the padding
     for at in range(0, plain.grad.numel(), every):
         grad, mark = marked(plain.grad, at, special)
         hit = meets(case, "dgrad", mark, ones.values)

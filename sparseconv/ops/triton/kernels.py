@@ -139,45 +139,6 @@ def correlate(
     tl.store(target, acc.to(out.dtype.element_ty), mask=(n < batch) & (j < count))
 
 
-@triton.jit(do_not_specialize=["series", "length", "left", "right"])
-def fold(
-    out,  # (series, length)
-    padded,  # (series, left + length + right)
-    series,
-    length,
-    left,
-    right,
-    MODE: tl.constexpr,
-    BN: tl.constexpr,
-    BL: tl.constexpr,
-):
-    """Add the gradients of the padding to those of the samples that it repeats."""
-    tiles_l = (length + BL - 1) // BL
-    i0 = tl.program_id(0) % tiles_l * BL
-    at = tl.arange(0, BN * BL)
-    n, i = tl.program_id(0) // tiles_l * BN + at // BL, i0 + at % BL
-    valid = (n < series) & (i < length)
-    sample = padded + n.to(tl.int64) * (left + length + right) + left
-    total = tl.load(sample + i, mask=valid, other=0)
-    if MODE == "replicate":
-        if i0 == 0:
-            for m in range(1, left + 1):
-                total += tl.load(sample - m, mask=valid & (i == 0), other=0)
-        if i0 + BL >= length:
-            for m in range(length, length + right):
-                total += tl.load(sample + m, mask=valid & (i == length - 1), other=0)
-    elif MODE == "reflect":
-        total += tl.load(sample - i, mask=valid & (i > 0) & (i <= left), other=0)
-        mirrored = 2 * (length - 1) - i
-        reached = (mirrored >= length) & (mirrored < length + right)
-        total += tl.load(sample + mirrored, mask=valid & reached, other=0)
-    elif MODE == "circular":
-        total += tl.load(sample + i - length, mask=valid & (i >= length - left), other=0)
-        total += tl.load(sample + i + length, mask=valid & (i < right), other=0)
-    target = out + n.to(tl.int64) * length + i
-    tl.store(target, total.to(out.dtype.element_ty), mask=valid)
-
-
 @triton.jit(
     do_not_specialize=[
         "nnz",

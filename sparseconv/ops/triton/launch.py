@@ -13,7 +13,7 @@ from sparseconv.ops.gpu_plans import block_count, block_size
 from sparseconv.ops.triton import checks, kernels
 
 # Sizes of programs, all fixed: nothing is tuned at run time. Each thread has 16 accumulators.
-# correlate and fold: positions, and how many of them in a row at least
+# correlate: positions, and how many of them in a row at least
 _TILE, _ALONG = checks.TILE, 64
 _WGRAD_TILE, _WGRAD_ALONG = 2048, 32  # wgrad: positions times entries
 _MOST_ALONG = 256
@@ -152,12 +152,11 @@ def dgrad(
     checks.check_indices(rows, "rows", (nnz,), torch.int64, device)
     checks.check_indices(index, "index", (nnz,), torch.int32, device)
     left, right = padding
-    out = grad_output.new_empty((batch, channels, input_length))
     folded = padding_mode != "zeros" and left + right > 0
-    wide = torch.promote_types(out.dtype, torch.float32)
-    target = (
-        out.new_empty((batch, channels, left + input_length + right), dtype=wide) if folded else out
-    )
+    length, dtype = input_length, grad_output.dtype
+    if folded:
+        length, dtype = left + length + right, torch.promote_types(dtype, torch.float32)
+    out = grad_output.new_empty((batch, channels, length), dtype=dtype)
     _correlate(
         grad_output,
         values,
@@ -165,7 +164,7 @@ def dgrad(
         pointers,
         rows,
         index,
-        target,
+        out,
         in_step=1,
         out_step=stride,
         origin=0,
@@ -174,23 +173,23 @@ def dgrad(
         relu=False,
         mode="zeros",
     )
-    if folded and out.numel() > 0:
-        bn, bl = _tile(_TILE, _ALONG, batch * channels, input_length)
-        grid = checks.checked_programs(_programs(input_length, bl, batch * channels, bn))
-        with torch.accelerator.device_index(device.index):
-            kernels.fold[(grid,)](
-                out,
-                target,
-                batch * channels,
-                input_length,
-                left,
-                right,
-                MODE=padding_mode,
-                BN=bn,
-                BL=bl,
-                num_warps=4,
-                enable_fp_fusion=False,
-            )
+    return _fold(out, left, right, padding_mode).to(grad_output.dtype) if folded else out
+
+
+def _fold(padded: Tensor, left: int, right: int, mode: str) -> Tensor:
+    """Add the gradients of the padding to those of the samples that it repeats."""
+    length = padded.shape[2] - left - right
+    before, out, after = padded.split((left, length, right), 2)
+    out = out.clone()
+    if mode == "replicate":
+        out[..., 0] += before.sum(2)
+        out[..., -1] += after.sum(2)
+    elif mode == "reflect":
+        out[..., 1 : left + 1] += before.flip(2)
+        out[..., length - 1 - right : length - 1] += after.flip(2)
+    else:
+        out[..., length - left :] += before
+        out[..., :right] += after
     return out
 
 

@@ -64,7 +64,7 @@ def supported_case(rng):
 @pytest.fixture
 def engines(monkeypatch):
     def switch():
-        for positions in ("12", "36"):
+        for positions in ("4", "12", "36"):
             for order in ("", "1"):
                 monkeypatch.setenv(POSITIONS, positions)
                 monkeypatch.setenv(ORDER, order)
@@ -135,9 +135,9 @@ def test_layout_does_not_change_a_bit(name, engines, count_cases):
 def test_nan_and_inf_travel_along_active_weights_only(
     special, kernel_size, mode, engines, count_cases
 ):
-    """But for the gradient of the weights, which multiplies the zeros between series as well."""
+    """Also past the zeros between the series, which the gradient of the weights multiplies."""
     case = Case(2, 2, 4, kernel_size, 25, 1, (2, 1), 1, 1, mode, pattern="empty_row")
-    check_special_input(case, special, engines, every=13, weights=False)
+    check_special_input(case, special, engines, every=13)
     count_cases(1)
 
 

@@ -25,14 +25,20 @@ inline cudaStream_t getCurrentCUDAStream() {
 }
 }  // namespace c10::cuda
 
-// Either of the two kernels: EMULATED_POSITIONS in the environment names one.
+// One of the kernels: EMULATED_POSITIONS in the environment names one.
 namespace sparseconv::cuda {
-static Cut cut_of(const Pattern& pattern, int64_t positions) {
+static Cut cut_of(const Pattern& pattern, int64_t positions, bool correlates) {
   const char* forced = std::getenv("EMULATED_POSITIONS");
   if (forced == nullptr || *forced == '\0') {
-    return chosen_cut(pattern, positions);
+    return chosen_cut(pattern, positions, correlates);
   }
-  return chosen_cut(pattern, positions, std::atoi(forced));
+  const int of_lane = std::atoi(forced);
+  if (correlates) {
+    return chosen_cut(pattern, positions, of_lane);
+  }
+  Cut cut = chosen_cut(pattern, positions, of_lane == kTiny ? kSmall : of_lane);
+  cut.blocks = cut.tiles == 0 ? 0 : cut.blocks / cut.tiles * partials_of(cut.tiles);
+  return cut;
 }
 }  // namespace sparseconv::cuda
 
@@ -57,8 +63,9 @@ cudaError_t launch_pack(const Packing& p, cudaStream_t stream) {
 }
 cudaError_t launch_correlate(const Correlation& p, const Cut& cut, cudaStream_t stream) {
   run(cut, [&](const HostBlock& block, float* shared) {
-    cut.positions == kLarge ? correlate_block<kLarge>(p, cut.tiles, block, shared)
-                            : correlate_block<kSmall>(p, cut.tiles, block, shared);
+    cut.positions == kLarge   ? correlate_block<kLarge>(p, cut.tiles, block, shared)
+    : cut.positions == kSmall ? correlate_block<kSmall>(p, cut.tiles, block, shared)
+                              : correlate_block<kTiny>(p, cut.tiles, block, shared);
   });
   return on(stream);
 }

@@ -30,12 +30,15 @@ ARCHITECTURES = ("sm_80", "sm_90")
 
 # The most registers of each kernel on any architecture: 128 let two large blocks of 256 threads run
 # on a multiprocessor, or four small ones of 128.
-CEILINGS = {"correlate 36": 128, "correlate 12": 128, "wgrad 36": 128, "wgrad 12": 128, "pack": 64}
+CEILINGS = {
+    "correlate 36": 128, "correlate 12": 128, "correlate 4": 128, "wgrad 36": 128, "wgrad 12": 128,
+    "pack": 64,
+}  # fmt: skip
 KERNELS = ROOT / "csrc" / "cuda" / "kernels.cu"
 # Multiply-adds among the instructions that the large kernels execute, at least, where a kernel has
 # as many taps as DSN's on average. The others are counted too high: each test of a bit, and what is
 # outside the loop over channels once in a chunk of them, as if nothing were skipped.
-LEAST_SHARE = {"correlate 36": 0.30, "wgrad 36": 0.27}
+LEAST_SHARE = {"correlate 36": 0.30, "wgrad 36": 0.22}
 TAPS = 34459 / (47 * 141)
 CHUNK = {"correlate 36": 6, "wgrad 36": 4}  # channels loaded together
 
@@ -166,15 +169,20 @@ def test_share_of_multiply_adds_in_the_whole_kernel(architecture: str, tmp_path:
                 r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)\s*(.*?) ;", function
             )
         ]
-        places = [at for at, word, _ in code if word == "FFMA"]
+        # No emulation shows that copies on their way are waited for, before others may read them.
+        words = [word.split(".")[0] for _, word, _ in code]
+        assert words.index("LDGSTS") < words.index("DEPBAR") < words.index("BAR"), name
         jumps = [
             (int(operands.split()[-1], 16), at)
             for at, word, operands in code
             if word == "BRA" and "0x" in operands
         ]
-        # The shortest loop around all multiply-adds is that over the channels of a chunk.
+        # The shortest loop around all multiply-adds is that over the channels of a chunk. wgrad has
+        # one more, alone, for sums that are not finite.
         places = [at for at, word, _ in code if word == "FFMA"]
-        begin, end = max(jump for jump in jumps if jump[0] < places[0] and jump[1] > places[-1])
+        places = [at for at in places if any(0 < abs(at - other) < 160 for other in places)]
+        around = [jump for jump in jumps if jump[0] < places[0] and jump[1] > places[-1]]
+        begin, end = min(around, key=lambda jump: jump[1] - jump[0])
         # Code between jumps and their targets; that of a tap has the multiply-adds.
         starts = {target for target, _ in jumps} | {at + 16 for _, at in jumps}
         blocks: list[list[str]] = []
