@@ -15,7 +15,7 @@ from sparseconv.core.geometry import single
 from sparseconv.nn.replacement import held_outside
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.criteria import Criterion, evaluating
-from sparseconv.pruning.tracing import PRUNABLE
+from sparseconv.pruning.tracing import PRUNABLE, is_ignored, output_tensors
 
 
 def checked_example(example_input: Any) -> tuple[Any, ...]:
@@ -84,7 +84,7 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
             f"a module stands in {where}, where torch does not see it; use nn.ModuleList"
         )
     for name, module in modules.items():
-        if isinstance(module, PRUNABLE) and not _ignored(name, ignore):
+        if isinstance(module, PRUNABLE) and not is_ignored(name, ignore):
             computed = [x for x in ("weight", "values", "bias") if x not in module._parameters]
             if computed := [x for x in computed if hasattr(module, x)]:
                 raise ValueError(
@@ -111,11 +111,6 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
                 )
 
 
-def _ignored(name: str, ignore: Iterable[str]) -> bool:
-    """Whether a module, or one around it, is named."""
-    return any(not outer or f"{name}.".startswith(f"{outer}.") for outer in ignore)
-
-
 def probes_of(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     """The example, and noise in its place: zeros, for one, would not tell channels apart."""
     yield arguments
@@ -132,7 +127,7 @@ def probes_of(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
 def outputs_of(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
     """The tensors among a model's outputs in eval mode."""
     with evaluating(model), torch.no_grad():
-        return [x.clone() for x in tree_leaves(model(*arguments)) if isinstance(x, Tensor)]
+        return [x.clone() for x in output_tensors(model(*arguments))]
 
 
 def check_same(pruned: nn.Module, arguments: tuple[Any, ...], expected: list[Tensor]) -> None:

@@ -53,9 +53,9 @@ def prune_filters(
 
     A filter falls together with its entry in BatchNorm, the input channel of the layers that read
     it, its taps in a depthwise layer, and the filters whose outputs are added to its own: all are
-    found by following one forward pass. Of every layer, and every branch that is concatenated, at
-    least one filter stays. Layers that keep their channels: those whose channels are the model's
-    input or output, and those next to what ``ignore`` names.
+    found by following one forward pass, in eval mode. Of every layer, and every branch that is
+    concatenated, at least one filter stays. Layers that keep their channels: those whose channels
+    are the model's input or output, and those next to what ``ignore`` names.
 
     The result is run once beside the model without the removed channels, and must compute the same.
 
@@ -81,8 +81,9 @@ def prune_filters(
     Raises:
         TypeError, ValueError: an argument out of its range; neither or both of ``ratio`` and
             ``target_macs`` where the criterion has no threshold of its own; a target out of reach;
-            something through which channels cannot be followed, named; a model in which a number
-            of channels is fixed in the code.
+            something through which channels cannot be followed, or a layer that eval mode does not
+            call, named; a model in which a number of channels is fixed in the code, or whose output
+            holds something else than tensors (in tuples, lists, dicts, dataclasses) and constants.
 
     Example:
         >>> import sparseconv as sc

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import fields, is_dataclass
+from numbers import Number
+from types import NoneType
 from typing import Any
 
 import torch
@@ -21,39 +24,10 @@ from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.nn.restored import restored_afterwards
 from sparseconv.pruning.channels import FIXED, Channels, Layer, UnitSet, places
+from sparseconv.pruning.functions import ALONE, MAY_MIX, MOVES, REDUCTIONS, TOGETHER
 
 PRUNABLE = (nn.Conv1d, SparseConv1d, nn.Linear, nn.BatchNorm1d)
 MODULES_ALONE = (ShortAvgPool1d,)  # each channel by itself, whatever functions it calls
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Functions by name, of torch, of tensors and of torch.nn.functional alike.
-MOVES = _names("""
-    view reshape flatten unflatten squeeze squeeze_ unsqueeze unsqueeze_ transpose transpose_
-    swapaxes swapdims permute movedim moveaxis contiguous clone detach cat concat concatenate stack
-    chunk split tensor_split narrow unbind select __getitem__ flip roll expand expand_as view_as
-    repeat_interleave
-""")
-# A channel of the result comes from the same channel of the input; other dimensions may change.
-ALONE = _names("""
-    relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu selu gelu silu mish hardswish hardtanh
-    hardtanh_ hardsigmoid sigmoid sigmoid_ logsigmoid tanh tanh_ softplus softsign threshold
-    softshrink hardshrink tanhshrink abs neg __neg__ exp log log1p sqrt rsqrt square pow __pow__
-    reciprocal clamp clamp_ clamp_min clamp_max clip sign sin cos erf nan_to_num to type float
-    double half bfloat16 cpu cuda requires_grad_ dropout dropout1d feature_dropout alpha_dropout
-    max_pool1d max_pool1d_with_indices avg_pool1d lp_pool1d adaptive_avg_pool1d adaptive_max_pool1d
-    adaptive_max_pool1d_with_indices interpolate upsample pad softmax log_softmax cumsum
-""")
-MAY_MIX = _names("softmax log_softmax cumsum")  # where they run along the channels
-REDUCTIONS = _names("mean sum amax amin max min std var norm logsumexp median")
-TOGETHER = _names("""
-    add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __rsub__ __isub__ subtract mul mul_ __mul__
-    __rmul__ __imul__ multiply div div_ __truediv__ __rtruediv__ __itruediv__ divide maximum minimum
-    where lerp
-""")
 
 
 class Numbers:
@@ -94,16 +68,16 @@ class UnknownLayerError(ValueError):
 
 
 def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = ()) -> Channels:
-    """Follow the channels of a network from its inputs to its outputs.
+    """Follow the channels of a network from its inputs to its outputs, as it runs in eval mode.
 
     Args:
-        model: run once, in eval mode; left as it was.
+        model: run once; left as it was.
         arguments: example inputs, with channels in their second dimension.
         ignore: names of modules that keep all of their channels, whatever they compute.
 
     Raises:
         UnknownLayerError: something that only ``ignore`` helps with, named.
-        ValueError: the model cannot take these inputs.
+        ValueError: the model cannot take these inputs, or its outputs are not ``output_tensors``.
     """
     tracer = _Tracer(model, frozenset(ignore))
     with restored_afterwards(model), torch.no_grad(), ExitStack() as stack:
@@ -124,9 +98,34 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
                 f"the model cannot take example_input of shapes {shapes} "
                 f"({type(error).__name__}: {error})"
             ) from error
-    for tensor in tree_leaves(out):
-        tracer.fix(tensor)
+    tracer.fix(*output_tensors(out))
+    tracer.check_all_called()
     return tracer.channels()
+
+
+def output_tensors(out: Any) -> list[Tensor]:
+    """The tensors in what a model returns: in tuples, lists, dicts and dataclasses.
+
+    Raises:
+        ValueError: there are none, or something may hold some that cannot be seen.
+    """
+    found: list[Tensor] = []
+    expected = "the model must return tensors, alone or in tuples, lists, dicts or dataclasses"
+    for leaf in tree_leaves(out):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += output_tensors([getattr(leaf, field.name) for field in fields(leaf)])
+        elif not isinstance(leaf, Number | str | NoneType):
+            raise ValueError(f"{expected}, but its output holds a {type(leaf).__name__}")
+    if not found:
+        raise ValueError(f"{expected}, but returned {type(out).__name__} without any")
+    return found
+
+
+def is_ignored(name: str, ignore: Iterable[str]) -> bool:
+    """Whether a module, or one around it, is named."""
+    return any(not outer or f"{name}.".startswith(f"{outer}.") for outer in ignore)
 
 
 class _Tracer(TorchFunctionMode):
@@ -137,6 +136,7 @@ class _Tracer(TorchFunctionMode):
         self.known: dict[int, tuple[Tensor, Tensor, int]] = {}  # by id: tensor, numbers, dimension
         self.layers: dict[str, tuple[nn.Module, Tensor, Tensor, int]] = {}
         self.running: list[str] = []  # names of the modules that are being called
+        self.begun: set[str] = set()  # and of all that have been
         self.inside = 0  # of layers that are followed as a whole
 
     # What a tensor's channels are
@@ -161,6 +161,7 @@ class _Tracer(TorchFunctionMode):
 
         def before(_: nn.Module, arguments: Any) -> None:
             self.running.append(name)
+            self.begun.add(name)
             self.inside += whole
 
         def after(_: nn.Module, arguments: Any, output: Any) -> None:
@@ -182,6 +183,10 @@ class _Tracer(TorchFunctionMode):
         if type(module) not in (*PRUNABLE, *MODULES_ALONE):
             # Of the first layer, too, or it would keep its filters without a word.
             self.refuse("a class of its own, which may compute anything,")
+        if isinstance(module, nn.Conv1d | SparseConv1d) and x.dim() != 3:
+            raise ValueError(
+                f"{name!r} must be given (N, C, L), a batch of series, but got {tuple(x.shape)}"
+            )
         known = self.of(x)
         if isinstance(module, MODULES_ALONE):
             if known is not None:
@@ -333,6 +338,17 @@ class _Tracer(TorchFunctionMode):
         )
 
     # The result
+
+    def check_all_called(self) -> None:
+        """What only training calls would be left behind, and not fit what it reads any more."""
+        for name, module in self.model.named_modules():
+            left = isinstance(module, PRUNABLE) and name not in self.begun
+            if left and not is_ignored(name, self.ignore):
+                raise UnknownLayerError(
+                    f"{name!r} is not called in eval mode, so that what it reads cannot be "
+                    "followed; name it in ignore, with the layers whose outputs it reads, which "
+                    "then keep their channels"
+                )
 
     def channels(self) -> Channels:
         """Number the units, and put those that the same layers make into sets."""
