@@ -33,7 +33,7 @@ from sparseconv.pruning import (
 )
 from sparseconv.pruning.checks import checked_target
 from sparseconv.pruning.criteria import EPS
-from sparseconv.pruning.sparsity_loss import PUBLISHED_WEIGHT
+from sparseconv.pruning.sparsity_loss import PUBLISHED_BATCH, PUBLISHED_WEIGHT
 from sparseconv.report import figures
 from sparseconv.report.training import write_training_report
 from sparseconv.training.evaluation import predict_log_proba
@@ -78,7 +78,7 @@ def add_to(commands: Any) -> None:
         (command, "eps", float, "dsp: filters go whose activation is at most this share of their "
                                 f"layer's (default: {EPS})"),
         (command, "silence", float, "dsp: weight of the loss that silences filters (default: "
-                                    f"{PUBLISHED_WEIGHT})"),
+                                    f"{PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size)"),
         (command, "silence-epochs", int, "dsp: epochs with it (default: those of fine-tuning)"),
         (command, "threads", int, "threads for torch (default: the run's)"),
     )  # fmt: skip
@@ -91,7 +91,7 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "--out", type=Path, help="results folder, new or empty (default: RUN-CRITERION)"
     )
-    command.set_defaults(steps=1, eps=EPS, silence=PUBLISHED_WEIGHT)
+    command.set_defaults(steps=1, eps=EPS)
     command.add_argument("--quiet", action="store_true", help="print the final summary only")
     group = command.add_argument_group("fine-tuning", "what the run had, but for these")
     for name in FINE_TUNING:
@@ -158,6 +158,8 @@ def _prune(args: argparse.Namespace) -> int:
         f"{at_once:.4f})",
         report.criterion, *report.summary(), f"report: {out / 'pruning.html'}, {summary}",
     ]  # fmt: skip
+    if isinstance(criterion, DSP) and all(x.filters[0] == x.filters[1] for x in report.layers):
+        lines.insert(2, "nothing was silent: more --silence-epochs or a larger --silence")
     print("\n  ".join(lines))
     return 0
 
@@ -189,7 +191,10 @@ def _silence(model: DSN, X: Tensor, y: Tensor, recipe: Recipe, args: argparse.Na
     epochs = recipe.epochs if args.silence_epochs is None else args.silence_epochs
     recipe = Recipe(**{**vars(recipe), "epochs": epochs})
     stages = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
-    penalty = InstanceSparsity(model, stages, args.silence)
+    # The loss is a sum over a batch, beside a mean.
+    published = PUBLISHED_WEIGHT * PUBLISHED_BATCH / recipe.batch_size_for(len(X))
+    weight = published if args.silence is None else args.silence
+    penalty = InstanceSparsity(model, stages, weight)
     train(model, X, y, recipe, progress=not args.quiet, penalty=penalty)
 
 

@@ -115,7 +115,8 @@ class Jacobian(Criterion):
     Args:
         data: ``(X, y)``, arrays of training series and class indices; or an iterable of batches
             ``(x, y)``, for example a ``DataLoader``.
-        loss: of the model's output and the class indices, a scalar.
+        loss: of the model's output and the class indices, a scalar. The default is for models that
+            return log-probabilities, and refuses others; for logits, give ``F.cross_entropy``.
         batches: how many are used, at most.
 
     Source: Chen et al., "Optimal Brain Connection: Towards Efficient Structural Pruning", arXiv
@@ -139,7 +140,12 @@ class Jacobian(Criterion):
                     weight.requires_grad_()
             for x, y in labelled("Jacobian", model, self.data, self.batches):
                 with fitting("Jacobian", x):
-                    loss = self.loss(model(x), y)
+                    out = model(x)
+                if self.loss is F.nll_loss:
+                    _check_log_probabilities(out)
+                with fitting("Jacobian", x):
+                    loss = self.loss(out, y)
+                _check_loss(loss)
                 grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
                 products = {
                     name: (torch.zeros_like(weight) if grad is None else grad * weight.detach())
@@ -157,9 +163,11 @@ class Jacobian(Criterion):
 class DSP(Criterion):
     """Dynamic structured pruning: filters whose output stays near zero on every training series.
 
-    A filter's activation is the root mean square over time of what the next layers read of it, its
-    maximum over all series, as a share of the layer's largest; a filter of at most ``eps`` goes. No
-    ratio is needed: train with ``InstanceSparsity``, which makes filters silent.
+    A filter's activation is the root mean square over time of what a next layer reads of it, its
+    maximum over all series: behind pooling or a depthwise layer, what comes out of these. It counts
+    as a share of the largest of the filters with which it competes, those of its own layer (of one
+    kernel group of a ``DSN``); where several layers read it, the largest share. A filter of at most
+    ``eps`` goes. No ratio is needed: train with ``InstanceSparsity``, which makes filters silent.
 
     Args:
         data: training series as an array ``(n_cases, n_channels, length)``, or ``(X, y)``; or an
@@ -180,19 +188,16 @@ class DSP(Criterion):
         for group in channels.sets:
             for name, units, columns in channels.columns(group.units):
                 read[name].append((units, columns))
-        # Mean squares over time; the last is of channels that stay.
-        largest = {name: torch.zeros(channels.n_units + 1, dtype=torch.float64) for name in read}
+        # Mean squares over time.
+        largest = {name: torch.zeros(channels.n_units, dtype=torch.float64) for name in read}
 
         def see(name: str, layer: Layer) -> Callable[[nn.Module, Any], None]:
             def hook(_: nn.Module, arguments: Any) -> None:
                 x = arguments[0].detach().double().cpu().movedim(layer.channel_dim, 1)
                 squares = x.square().reshape(*x.shape[:2], -1).mean(2)
-                stay, most = squares[:, layer.inputs < 0], largest[name]
-                if stay.numel():
-                    most[-1] = torch.maximum(most[-1], stay.max())
                 for units, columns in read[name]:
                     found = squares[:, columns].mean(2).amax(0)
-                    most[units] = torch.maximum(most[units], found)
+                    largest[name][units] = torch.maximum(largest[name][units], found)
 
             return hook
 
@@ -206,8 +211,12 @@ class DSP(Criterion):
                     model(x)
         scores = torch.zeros(channels.n_units, dtype=torch.float64)
         for most in largest.values():
-            if top := most.max():
-                scores = torch.maximum(scores, (most[:-1] / top).sqrt())
+            for group in channels.sets:
+                # Not of all that is read: an input's scale, or another branch's, is not theirs.
+                own = most[group.units]
+                if top := own.max():
+                    shares = (own / top).sqrt()
+                    scores[group.units] = torch.maximum(scores[group.units], shares)
         return scores
 
     def __repr__(self) -> str:
@@ -300,6 +309,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with restored_afterwards(model):
         model.eval()
         yield
+
+
+def _check_log_probabilities(out: Any) -> None:
+    if isinstance(out, Tensor) and out.dim() > 1 and out.is_floating_point():
+        total = out.detach().logsumexp(1).abs()  # 0, but for rounding
+        if (total > torch.finfo(out.dtype).eps ** 0.5).any():
+            raise ValueError(
+                "Jacobian expected a model that returns log-probabilities, since its loss is "
+                "nll_loss, but the exponentials of the outputs do not sum to 1; for logits pass "
+                "loss=F.cross_entropy"
+            )
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        found = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        graph = " without a graph" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+        raise ValueError(
+            "Jacobian expected a loss that returns a scalar tensor, computed from the model's "
+            f"output by torch, but got one {found}{graph}"
+        )
 
 
 def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:

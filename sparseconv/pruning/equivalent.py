@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparseconv.nn.replacement import carry_hooks, replace
 from sparseconv.nn.restored import deepcopy_model
-from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
+from sparseconv.pruning.channels import Channels, Layer, UnitSet, kept_channels
 from sparseconv.pruning.surgery import remove
 
 SLOWER = 5  # times slower than other weights do those of a pair move (under Adam)
@@ -101,12 +101,17 @@ def merge(model: nn.Module) -> nn.Module:
         True
     """
     merged = deepcopy_model(model)
-    pairs = [layer for layer in merged.modules() if isinstance(layer, EquivalentLayer)]
-    if not pairs:
+    if not has_pairs(merged):
         raise ValueError(
             "the model has no compressors; prune it with prune_filters(..., equivalent=True)"
         )
+    pairs = [layer for layer in merged.modules() if isinstance(layer, EquivalentLayer)]
     return replace(merged, {layer: layer.merged() for layer in pairs})
+
+
+def has_pairs(model: nn.Module) -> bool:
+    """Whether it has compressors or decompressors that are not merged."""
+    return any(isinstance(layer, EquivalentLayer) for layer in model.modules())
 
 
 def with_pairs(
@@ -115,16 +120,17 @@ def with_pairs(
     """Put pairs into a model in place, and remove the other filters; returns the names of these.
 
     Filters go without pairs where a depthwise, grouped or sparse layer is among those that hang
-    together (a pair cannot be merged through the first, and would make the last dense), or one of
-    more inputs than ``WIDEST``, as behind ``nn.Flatten``.
+    together (a pair cannot be merged through the first, and would make the last dense), one with
+    forward hooks (which may change what is between it and a compressor), one that is frozen (a pair
+    would train it), or one of more inputs than ``WIDEST``, as behind ``nn.Flatten``.
     """
     pruned = [group for group in channels.sets if not kept[group.units].all()]
     paired = [group for group in pruned if _can_be_paired(channels, group)]
     if pruned and not paired:
         raise ValueError(
             "equivalent pruning needs nn.Conv1d or nn.Linear on both sides of the filters that go, "
-            "but all are next to sparse, grouped, depthwise or very wide layers; prune without "
-            "it, or before the layers become sparse"
+            "but all are next to sparse, grouped, depthwise, hooked, frozen or very wide layers; "
+            "prune without it, or before the layers become so"
         )
     spared = torch.zeros_like(kept)
     for group in paired:
@@ -152,9 +158,17 @@ def with_pairs(
 
 def _can_be_paired(channels: Channels, group: UnitSet) -> bool:
     names = {*group.rows, *(name for name, *_ in channels.columns(group.units))}
-    layers = [channels.layers[name] for name in names]
-    return all(
-        type(x.module) in DENSE and x.groups == 1 and len(x.inputs) <= WIDEST for x in layers
+    return all(_can_have_a_pair(channels.layers[name]) for name in names)
+
+
+def _can_have_a_pair(layer: Layer) -> bool:
+    module = layer.module
+    return (
+        type(module) in DENSE
+        and layer.groups == 1
+        and len(layer.inputs) <= WIDEST
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and all(parameter.requires_grad for parameter in module.parameters())
     )
 
 

@@ -148,6 +148,7 @@ def prune_filters(
     report = PruningReport(
         criterion=repr(criterion),
         layers=changes(whole, kept),
+        threshold=criterion.threshold,
         unpaired=unpaired,
         before=model,
         after=pruned,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from sparseconv.profiling.stopwatch import (
     model_passes,
 )
 from sparseconv.pruning.channels import Channels, kept_channels
-from sparseconv.pruning.equivalent import merge
+from sparseconv.pruning.equivalent import has_pairs, merge
 from sparseconv.report.page import Section, write_html
 
 PASSES = {"forward": "a prediction", "step": "a training step"}
+PLATEAUS = "How many units of filters other thresholds would keep; a safe one lies on a plateau."
+DECADES = [10.0**k for k in range(-6, 1)]  # of a curve in a line of text
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class PruningReport:
         threads, machine: of the measurement.
         optimizer: the successor of the optimizer that was given.
         scores: of each unit of filters, as the criterion gave them last.
+        threshold: of the criterion; None where a ratio said how many filters go.
         unpaired: with ``equivalent=True`` the layers that lost filters without a compressor.
     """
 
@@ -84,6 +88,7 @@ class PruningReport:
     channels: Channels = field(repr=False)
     scores: Tensor = field(repr=False)
     optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
+    threshold: float | None = None
     unpaired: tuple[str, ...] = ()
     times: Mapping[str, Times] = field(default_factory=dict)
     threads: int = 0
@@ -111,7 +116,12 @@ class PruningReport:
 
         For ``DSP``: a threshold in the middle of a plateau is a safe one. Without an argument from
         1e-6 to 1, eight in each decade.
+
+        Raises:
+            ValueError: the criterion has no threshold.
         """
+        if self.threshold is None:
+            raise ValueError(f"{self.criterion} has no threshold, and so no curve; DSP has one")
         if thresholds is None:
             thresholds = torch.logspace(-6, 0, 49).tolist()
         best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
@@ -127,16 +137,18 @@ class PruningReport:
     ) -> PruningReport:
         """Time the layers and the whole model, before and after in turns; returns a new report.
 
-        On torch's threads, on the example input, in eval mode; with ``backward`` also a training
-        step (forward and backward) of the model as it is now.
+        On torch's threads, on the example input, in eval mode, of copies of both networks as they
+        are now, compressors merged; with ``backward`` also a training step (forward and backward).
 
         Raises:
             NotImplementedError: the model is on a GPU.
         """
         stopwatch = Stopwatch(backward, rounds, least_seconds, 0)
-        models = {"before": self.before, "after": self.after}
+        # Copies of both: what has been trained in place is not as fast as what is fresh.
+        after = merge(self.after) if has_pairs(self.after) else deepcopy_model(self.after)
+        models = {"before": deepcopy_model(self.before), "after": after}
         names = [layer.name for layer in self.layers]
-        found = {name: self.before.get_submodule(name) for name in names}
+        found = {name: models["before"].get_submodule(name) for name in names}
         check_on_cpu({m: name for name, m in found.items() if any(True for _ in m.parameters())})
         with stopwatch.running(*models.values()):
             passes: dict[str, dict[str, Any]] = {}
@@ -190,6 +202,11 @@ class PruningReport:
                 f"{PASSES[which]}: {found.before_ms.median:.3f} -> {found.after_ms.median:.3f} ms, "
                 f"ratio {found.ratio}"
             )
+        if self.unpaired:
+            lines.append(f"without compressors: {', '.join(self.unpaired)}")
+        if self.threshold is not None:
+            kept = ", ".join(f"{kept} at {threshold:g}" for threshold, kept in self.curve(DECADES))
+            lines.append(f"units of filters kept at other thresholds: {kept}")
         return [*lines, *self._conditions()]
 
     def _conditions(self) -> list[str]:
@@ -200,7 +217,7 @@ class PruningReport:
 
     def _rest(self) -> list[str]:
         """What keeps the time from falling as the multiply-adds do."""
-        if not self.macs[1]:
+        if not self.macs[1] or self.macs[0] == self.macs[1]:
             return []
         promised, got = self.macs[0] / self.macs[1], self.times["forward"].ratio.median
         inside = [
@@ -226,6 +243,8 @@ class PruningReport:
             "layers": [asdict(layer) for layer in self.layers],
             "parameters": self.parameters,
             "macs": self.macs,
+            "unpaired": self.unpaired,
+            "curve": None if self.threshold is None else self.curve(),
             "times": {which: asdict(found) for which, found in self.times.items()},
             "threads": self.threads,
             "machine": dict(self.machine),
@@ -244,7 +263,18 @@ class PruningReport:
         whole = Table(("", "before", "after", "before / after"), rows)
         text = "; ".join(self._conditions())
         sections = [Section("Whole model", text, whole), Section("Layers", table=self.table())]
+        if self.unpaired:
+            sections.append(Section("Layers without compressors", ", ".join(self.unpaired)))
+        if self.threshold is not None:
+            sections.append(Section("Other thresholds", PLATEAUS, self._plateaus()))
         return write_html(path, "Pruned filters", sections, subtitle=self.criterion)
+
+    def _plateaus(self) -> Table:
+        rows = []
+        for count, points in groupby(self.curve(), key=lambda point: point[1]):
+            thresholds = [f"{threshold:.2g}" for threshold, _ in points]
+            rows.append((thresholds[0], thresholds[-1], str(count)))
+        return Table(("from", "to", "units kept"), rows)
 
 
 def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:

@@ -16,7 +16,7 @@ from sparseconv.models import LITE, InceptionTime
 from sparseconv.models.resnet import Residual
 from sparseconv.nn.replacement import check_module
 
-PUBLISHED_WEIGHT = 2e-5  # for LITE; none is public for other networks
+PUBLISHED_WEIGHT, PUBLISHED_BATCH = 2e-5, 64  # for LITE; none is public for other networks
 
 
 class Stage(NamedTuple):
@@ -41,7 +41,8 @@ class InstanceSparsity:
         model: any module.
         stages: a ``Stage`` or the name of a module each; None: the published ones of ``LITE`` and
             ``InceptionTime``.
-        weight: of the whole loss. 2e-5 is published for LITE, in batches of 64.
+        weight: of the whole loss. 2e-5 is published for LITE in batches of 64; the loss is a sum
+            over the batch beside a mean, so multiply the weight by 64 / B for batches of B.
 
     Raises:
         TypeError, ValueError: a stage that is no module, or (when it runs) whose output is not

@@ -55,6 +55,35 @@ def test_a_pruned_run_is_a_run(
     assert main(["profile", str(out), "--inference", "--threads", "1"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "weight"),
+    [([], 2e-5 * 64 / 2), (["--batch-size", "8"], 2e-5 * 64 / 8), (["--silence", "3"], 3.0)],
+)
+def test_what_silences_filters_is_scaled_to_the_batch(
+    words: list[str],
+    weight: float,
+    data: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given: list[float] = []
+
+    def watched(model: Any, stages: Any, weight: float) -> Any:
+        given.append(weight)
+        return sc.pruning.InstanceSparsity(model, stages, weight)
+
+    monkeypatch.setattr("sparseconv.cli.prune.InstanceSparsity", watched)
+    words = ["--criterion", "dsp", "--eps", "0", *words, "--silence-epochs", "1"]
+    words = ["prune", str(trained), "--data", data, "--out", str(tmp_path / "x"), *TUNE, *words]
+    assert main(words) == 0
+    assert given == [pytest.approx(weight)]
+    shown = capsys.readouterr().out
+    assert "nothing was silent: more --silence-epochs or a larger --silence" in shown
+    assert "units of filters kept at other thresholds: " in shown
+
+
 def test_pruned_twice(data: str, trained: Path, tmp_path: Path) -> None:
     folders = [trained, tmp_path / "a", tmp_path / "b"]
     for source, out in itertools.pairwise(folders):

@@ -194,6 +194,43 @@ def test_jacobian_takes_batches_of_64_of_arrays_and_any_loss() -> None:
     assert not torch.equal(given, scored(Jacobian(batches), model)[0])
 
 
+def test_jacobian_takes_50_batches_unless_told() -> None:
+    model, (x, y) = classifier(), data(120)
+    batches = [(x[i : i + 2], y[i : i + 2]) for i in range(0, 120, 2)]
+    found, _ = scored(Jacobian(batches), model)
+    assert torch.equal(found, scored(Jacobian(batches[:50]), model)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_jacobian_of_logits_needs_their_loss(dtype: torch.dtype) -> None:
+    model, (x, y) = classifier().to(dtype), data(30)
+    logits = model[:-1]
+    with pytest.raises(ValueError, match=r"do not sum to 1; for logits pass loss=F\.cross_entropy"):
+        sc.prune_filters(logits, x.to(dtype), Jacobian((x, y)), ratio=0.5)
+    with torch.no_grad():  # rounded outputs of any size are log-probabilities still
+        for scale in (1, 1e3):
+            model[7].weight *= scale
+            sc.prune_filters(model, x.to(dtype), Jacobian((x, y)), ratio=0.5)
+    channels = trace(logits.double(), (x,))
+    assert torch.allclose(
+        Jacobian((x, y), F.cross_entropy).scores(logits, channels),
+        Jacobian((x, y)).scores(model.double(), channels),
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda out, y: F.nll_loss(out, y, reduction="none"), r"one of shape \(10,\)$"),
+        (lambda out, y: F.nll_loss(out, y).detach(), r"one of shape \(\) without a graph"),
+        (lambda out, y: 0.5, "one 0.5"),
+    ],
+)
+def test_losses_that_are_no_scalar(loss: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"a loss that returns a scalar tensor.*{message}"):
+        sc.prune_filters(classifier(), data()[0], Jacobian(data(), loss), ratio=0.5)
+
+
 def test_jacobian_of_sparse_layers_is_that_of_dense_ones() -> None:
     def loss(out: Tensor, y: Tensor) -> Tensor:
         return (out * torch.tensor([1.0, -2.0, 3.0])).sum()
@@ -215,28 +252,35 @@ def test_jacobian_of_sparse_layers_is_that_of_dense_ones() -> None:
 
 
 def activations(model: Mixed, batches: list[Tensor]) -> list[float]:
-    """Of each unit, by loops over series and channels of what layers are given."""
+    """Of each unit a_c / max a_c over its set, a_c = max over series of |F[b, c]|_2 / sqrt(T).
+
+    F is what a layer is given. Of a unit with several channels F holds them all, one after another;
+    where several layers read it, the largest share counts.
+    """
     given: dict[str, list[Tensor]] = defaultdict(list)
-    readers = {name for _, inputs in UNITS for name in inputs}
-    for name in readers:
+    for name in {name for _, inputs in UNITS for name in inputs}:
         hook = lambda _, args, name=name: given[name].append(args[0])  # noqa: E731
         model.get_submodule(name).register_forward_pre_hook(hook)
     with torch.no_grad():
         for batch in batches:
             model(batch)
+
+    def activation(name: str, columns: list[int]) -> float:
+        length = 12 if name == "head" and model.flat else 1  # samples that have become channels
+        rows = [range(c * length, (c + 1) * length) for c in columns]
+        return max(
+            norm(values) / math.sqrt(len(values))
+            for batch in given[name]
+            for series in batch
+            for values in [[v for row in rows for i in row for v in series[i].flatten().tolist()]]
+        )
+
     shares = [0.0] * len(UNITS)
-    for name in readers:
-        largest = {}
-        for unit, (_, inputs) in enumerate(UNITS):
-            taps = 12 if name == "head" and model.flat else 1
-            places = [c * taps + t for c in inputs.get(name, []) for t in range(taps)]
-            for series in (series for batch in given[name] for series in batch):
-                values = [v for place in places for v in series[place].flatten().tolist()]
-                if values:
-                    rms = math.sqrt(math.fsum(v * v for v in values) / len(values))
-                    largest[unit] = max(largest.get(unit, 0), rms)
-        for unit, activation in largest.items():
-            shares[unit] = max(shares[unit], activation / max(largest.values()))
+    for units in SETS:
+        for name in UNITS[units[0]][1]:
+            a = {unit: activation(name, UNITS[unit][1][name]) for unit in units}
+            for unit in units:
+                shares[unit] = max(shares[unit], a[unit] / max(a.values()))
     return shares
 
 
@@ -255,6 +299,41 @@ def test_activations_of_dsp(flat: bool) -> None:
     for eps, count in ((share * (1 + 1e-9), 2), (share * (1 - 1e-9), 1)):
         report = sc.prune_filters(model, x, DSP(x, eps)).report
         assert (report.scores > eps).sum() == len(UNITS) - count
+
+
+class Beside(nn.Module):
+    """Two layers, and the input, concatenated: of each other's scales they are independent."""
+
+    def __init__(self, scale: float, other: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.scale = scale
+        self.a, self.c = nn.Conv1d(2, 6, 3, padding=1, bias=False), nn.Conv1d(2, 4, 1, bias=False)
+        self.c.weight.data *= other
+        self.b = nn.Conv1d(12, 3, 1)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.b(torch.cat([x * self.scale, self.a(x), self.c(x)], dim=1))
+        return found.mean(2).log_softmax(1)
+
+
+@pytest.mark.parametrize(("scale", "other"), [(1000.0, 1.0), (1.0, 0.004), (1.0, 250.0)])
+def test_dsp_compares_the_filters_of_a_layer_with_each_other(scale: float, other: float) -> None:
+    model = Beside(scale, other)
+    report = sc.prune_filters(model, x, DSP(x)).report
+    assert [layer.filters for layer in report.layers] == [(6, 6), (4, 4), (3, 3)]
+    model.a.weight.data[2] *= 1e-4
+    model.c.weight.data[1] *= 1e-4
+    report = sc.prune_filters(model, x, DSP(x)).report
+    assert [layer.kept for layer in report.layers[:2]] == [(0, 1, 3, 4, 5), (0, 2, 3)]
+
+
+def test_the_default_of_dsp_is_1_percent() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 4, 1, bias=False), nn.Conv1d(4, 2, 1)).double()
+    model[0].weight.data.copy_(torch.tensor([1, 0.011, 0.009, 0])[:, None, None])
+    report = sc.prune_filters(model, x[:, :1], DSP(x[:, :1])).report
+    assert report.layers[0].kept == (0, 1)
 
 
 def test_dsp_of_a_network_that_is_silent() -> None:

@@ -196,12 +196,43 @@ def test_training_moves_pairs_and_merging_keeps_the_outputs() -> None:
 def test_what_is_merged_keeps_its_mode_and_what_is_frozen() -> None:
     model = classifier().train()
     model[0].eval().requires_grad_(False)
-    merged = sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True).report.merge()
+    pairs, report = sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True)
+    assert report.unpaired == ("0",)  # what is frozen must not be trained through a compressor
+    move(pairs)
+    merged = report.merge()
+    assert torch.equal(merged[0].weight, model[0].weight[list(report.layers[0].kept)])
     modes = [module.training for module in merged.modules()]
     assert modes == [module.training for module in model.modules()]
     assert [p.requires_grad for p in merged.parameters()] == [
         p.requires_grad for p in model.parameters()
     ]
+
+
+@pytest.mark.parametrize(
+    ("where", "which", "unpaired"),
+    [
+        ("forward", 5, ("0", "5")),
+        ("forward", 0, ("0",)),
+        ("forward", 7, ("5",)),
+        ("forward_pre", 0, ("0",)),
+    ],
+)
+def test_layers_with_forward_hooks_have_no_pairs(
+    where: str, which: int, unpaired: tuple[str, ...]
+) -> None:
+    def changes(module: nn.Module, given: Any, out: Any = None) -> Any:
+        return out * 2 + 1 if out is not None else (given[0] * 2 + 1,)
+
+    model = classifier()
+    getattr(model[which], f"register_{where}_hook")(changes)
+    pairs, report = sc.prune_filters(
+        nn.Sequential(model, nn.Tanh(), nn.Linear(3, 4).double(), nn.Linear(4, 2).double()),
+        X, WHC(), ratio=0.5, equivalent=True,
+    )  # fmt: skip
+    assert set(report.unpaired) >= {f"0.{name}" for name in unpaired}
+    move(pairs)
+    pairs.eval()
+    assert torch.allclose(report.merge()(X), pairs(X))
 
 
 def test_filters_without_a_pair_are_named() -> None:
@@ -218,8 +249,16 @@ def test_filters_without_a_pair_are_named() -> None:
 )
 def test_networks_without_a_place_for_pairs(model: nn.Module) -> None:
     ignore = ["c"] if isinstance(model, Mixed) else []
-    with pytest.raises(ValueError, match="next to sparse, grouped, depthwise or very wide"):
+    message = "next to sparse, grouped, depthwise, hooked, frozen or very wide"
+    with pytest.raises(ValueError, match=message):
         sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True, ignore=ignore)
+
+
+@pytest.mark.parametrize("inputs", [8192, 8193])
+def test_layers_behind_flatten_are_paired_up_to_a_width(inputs: int) -> None:
+    model = nn.Sequential(nn.Conv1d(1, inputs, 1), nn.Flatten(), nn.Linear(inputs, 2))
+    channels = trace(model, (torch.zeros(1, 1, 1),))
+    assert _can_be_paired(channels, channels.sets[0]) == (inputs == 8192)
 
 
 def test_there_must_be_something_to_merge() -> None:

@@ -14,6 +14,7 @@ from networks import MODELS, Drawn, classifier, data
 
 import sparseconv as sc
 from sparseconv.measure.table import with_thousands
+from sparseconv.profiling.stopwatch import model_passes
 from sparseconv.pruning import DSP, WHC, Criterion
 from sparseconv.pruning.report import PruningReport
 
@@ -86,6 +87,49 @@ def test_measured_times(name: str, backward: bool) -> None:
     assert timed.machine["torch"]
 
 
+@pytest.mark.parametrize("equivalent", [False, True])
+def test_copies_are_timed_with_compressors_merged(equivalent: bool) -> None:
+    model, called = classifier(), set()
+
+    def see(module: torch.nn.Module, *_: object) -> None:
+        called.add(module)
+
+    model[2].register_forward_hook(see)
+    report = sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=equivalent).report
+    called.clear()
+    timed = report.measure(rounds=6, least_seconds=1e-6, backward=True)
+    assert len(called) == 2
+    assert not called & {report.before[2], report.after[2]}
+    assert [layer.name for layer in timed.layers] == [layer.name for layer in report.layers]
+
+
+def test_what_is_timed_has_the_shapes_that_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[torch.nn.Module] = []
+
+    def watched(model: torch.nn.Module, *given: Any) -> Any:
+        timed.append(model)
+        return model_passes(model, *given)
+
+    monkeypatch.setattr("sparseconv.pruning.report.model_passes", watched)
+    report = sc.prune_filters(classifier(), X, WHC(), ratio=0.5, equivalent=True).report
+    report.measure(rounds=6, least_seconds=1e-6)
+    assert [sum(p.numel() for p in model.parameters()) for model in timed] == [*report.parameters]
+
+
+def test_equal_networks_promise_nothing() -> None:
+    report = sc.prune_filters(classifier(), X, WHC(), ratio=0).report
+    text = str(report.measure(rounds=6, least_seconds=1e-6))
+    assert "a prediction" in text
+    assert "promise" not in text
+
+
+def test_merging_nothing_gives_a_copy() -> None:
+    pruned, report = sc.prune_filters(classifier(), X, WHC(), ratio=0, equivalent=True)
+    merged = report.merge()
+    own = {id(parameter) for parameter in pruned.parameters()}
+    assert not own & {id(parameter) for parameter in merged.parameters()}
+
+
 def test_ratios_are_before_by_after(monkeypatch: pytest.MonkeyPatch) -> None:
     # Whole model: 12 ms before and 4 after; a layer takes 3 and 1.
     names: list[str] = []
@@ -125,3 +169,38 @@ def test_the_curve_of_dsp() -> None:
         kept = sc.prune_filters(model, X, DSP(X, eps)).report.layers
         convolution, linear = (kept[i].filters[1] for i in (0, 2))
         assert report.curve([eps]) == [(eps, convolution + linear)]
+
+
+def test_the_curve_in_every_form(tmp_path: Path) -> None:
+    report = sc.prune_filters(classifier(16), X, DSP(X, 0.3)).report
+    assert json.loads(json.dumps(report.to_dict()))["curve"] == [list(p) for p in report.curve()]
+    (_, first), (_, last) = report.curve([1e-6, 1])
+    assert f"other thresholds: {first} at 1e-06, " in str(report)
+    assert f", {last} at 1\n" in str(report) + "\n"
+    page = report.write_html(tmp_path / "report.html").read_text()
+    counts = sorted({count for _, count in report.curve()}, reverse=True)
+    plateaus = page.split("Other thresholds")[1].split("<tr>")[2:]
+    assert len(plateaus) == len(counts)  # each once, in order
+    for row, count in zip(plateaus, counts, strict=True):
+        assert f"<td>{count}</td>" in row
+
+
+def test_criteria_without_a_threshold_have_no_curve(tmp_path: Path) -> None:
+    report = report_of("ResNet", WHC())
+    with pytest.raises(ValueError, match=r"WHC\(\) has no threshold, and so no curve"):
+        report.curve([0.5])
+    assert report.to_dict()["curve"] is None
+    page = report.write_html(tmp_path / "report.html").read_text()
+    assert "thresholds" not in str(report) + page
+
+
+@pytest.mark.parametrize("name", ["LITE", "ResNet"])
+def test_layers_without_compressors_in_every_form(name: str, tmp_path: Path) -> None:
+    x = torch.randn(2, 2, 40)
+    report = sc.prune_filters(MODELS[name](), x, WHC(), ratio=0.5, equivalent=True).report
+    names = ", ".join(report.unpaired)
+    assert bool(names) == (name == "LITE")
+    assert json.loads(json.dumps(report.to_dict()))["unpaired"] == list(report.unpaired)
+    for shown in (str(report), report.write_html(tmp_path / "report.html").read_text()):
+        assert ("without compressors" in shown) == bool(names)
+        assert names in shown
