@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv.core.checks import number
+from sparseconv.core.checks import integer, number
 from sparseconv.core.geometry import single
 from sparseconv.nn.replacement import held_outside
 from sparseconv.profiling.stopwatch import copied_arguments
@@ -58,6 +58,26 @@ def checked_names(ignore: Any) -> list[str]:
     if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"ignore must be names of modules, but got {ignore!r}")
     return list(names)
+
+
+def checked_numbers(filters: Any) -> dict[str, set[int]]:
+    """The numbers of the filters of each layer, given as ints or as arrays of them."""
+    if not isinstance(filters, Mapping):
+        raise TypeError(
+            "filters must map names of layers to the numbers of the filters that stay, but got "
+            f"{filters!r}"
+        )
+    found = {}
+    for name, given in filters.items():
+        expectation = (
+            f"filters of {name!r} must be a list of ints, the numbers of those that stay (of a "
+            "mask: mask.nonzero()[:, 0])"
+        )
+        numbers = given.tolist() if hasattr(given, "tolist") else given
+        if not isinstance(numbers, Iterable):
+            raise TypeError(f"{expectation}, but got {given!r}")
+        found[name] = {integer(expectation, number) for number in numbers}
+    return found
 
 
 def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from sparseconv.pruning.checks import (
     check_supported,
     checked_example,
     checked_names,
+    checked_numbers,
     checked_target,
     outputs_of,
     probes_of,
@@ -172,11 +173,13 @@ def keep_filters(
 
     Args:
         model, example_input, ignore: as for ``prune_filters``.
-        filters: by the name of a layer the numbers of the output channels that stay; those of
-            layers that hang together must agree. ``{x.name: x.kept for x in report.layers}`` makes
-            the pruned model's shape of a fresh one, to load a state dict into.
+        filters: by the name of a layer the numbers of the output channels that stay, ints or an
+            array of them; those of layers that hang together must agree.
+            ``{x.name: x.kept for x in report.layers}`` makes the pruned model's shape of a fresh
+            one, to load a state dict into.
 
     Raises:
+        TypeError: ``filters`` is no mapping, or holds something else than ints, a mask for one.
         ValueError: as for ``prune_filters``; a layer that is not there or would lose all; filters
             that stay or fall with others that do not.
 
@@ -188,15 +191,15 @@ def keep_filters(
         Conv1d(1, 2, kernel_size=(7,), stride=(1,), padding=same, bias=False)
     """
     check_module(model)
+    wanted = checked_numbers(filters)
     arguments, ignore = checked_example(example_input), checked_names(ignore)
     check_supported(model, ignore)
     copied = deepcopy_model(model)
     channels = trace(copied, arguments, ignore)
     kept = torch.ones(channels.n_units, dtype=torch.bool)
-    for name, numbers in filters.items():
+    for name, stay in wanted.items():
         if name not in channels.layers:
             raise ValueError(f"filters names {name!r}, which is none of {list(channels.layers)}")
-        stay = set(numbers)
         if not stay or not stay <= set(range(len(channels.layers[name].outputs))):
             raise ValueError(
                 f"filters of {name!r} must be some of 0 to {len(channels.layers[name].outputs) - 1}"
@@ -205,12 +208,12 @@ def keep_filters(
         for row, unit in enumerate(channels.layers[name].outputs.tolist()):
             if row not in stay and unit >= 0:
                 kept[unit] = False
-    for name, numbers in filters.items():
+    for name, stay in wanted.items():
         found = kept_channels(channels.layers[name].outputs, kept).nonzero()[:, 0].tolist()
-        if found != sorted(set(numbers)):
+        if found != sorted(stay):
             raise ValueError(
                 f"filters of {name!r} hang together with others, and only {found} of them can stay "
-                f"as all are given, but {sorted(set(numbers))} are asked for"
+                f"as all are given, but {sorted(stay)} are asked for"
             )
     return remove(copied, channels, kept)[0]
 

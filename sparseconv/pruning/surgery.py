@@ -6,10 +6,11 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.conv import SparseConv1d
@@ -47,20 +48,26 @@ class Surgery:
         """An optimizer of the pruned model's parameters, with what the old one knows of them."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         successors = dict(pruned.named_parameters())
-        new = copy.copy(old)  # not by its class, whose arguments differ from what it keeps of them
+        # Not by its class, whose arguments differ from what it keeps of them; nor by its pickled
+        # state, which leaves out hooks and what a subclass has added.
+        new = object.__new__(type(old))
+        for key, value in vars(old).items():
+            if not callable(getattr(type(old), key, None)):  # a scheduler's step() is the old one's
+                vars(new)[key] = copy.copy(value) if isinstance(value, dict) else value
         new.defaults, new.param_groups, new.state = dict(old.defaults), [], defaultdict(dict)
         for group in old.param_groups:
             held = [successors[names[id(parameter)]] for parameter in group["params"]]
             options = {key: value for key, value in group.items() if key != "params"}
             new.param_groups.append({"params": held, **copy.deepcopy(options)})
         for parameter, state in old.state.items():
-            name = names[id(parameter)]
-            new.state[successors[name]] = {
-                key: self.cut(name, value).clone()
-                if isinstance(value, Tensor) and value.shape == parameter.shape
-                else copy.deepcopy(value)
-                for key, value in state.items()
-            }
+            name, shape = names[id(parameter)], parameter.shape
+
+            def successor(value: Any, name: str = name, shape: torch.Size = shape) -> Any:
+                if isinstance(value, Tensor) and value.shape == shape:
+                    return self.cut(name, value).clone()
+                return copy.deepcopy(value)
+
+            new.state[successors[name]] = tree_map(successor, state)
         return new
 
 
@@ -76,6 +83,13 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
             "the optimizer holds a parameter that is not the model's; give the one that trains "
             "this model alone"
         )
+    for name, value in vars(optimizer).items():
+        apart = name not in ("param_groups", "state")
+        if apart and any(id(leaf) in own for leaf in tree_leaves(value)):  # LBFGS, for one
+            raise ValueError(
+                f"{type(optimizer).__name__} holds parameters in its attribute {name!r}, which "
+                "cannot be followed; build a new optimizer"
+            )
     for parameter, state in optimizer.state.items():
         for tensor in tree_leaves(state):
             of_all = isinstance(tensor, Tensor) and tensor.numel() > 1

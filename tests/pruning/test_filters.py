@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from model_state import everything
@@ -67,6 +68,32 @@ def test_filters_that_cannot_be_kept(filters: dict[str, list[int]], message: str
         keep_filters(model, X, filters)
     assert everything(model) == before
     assert keep_filters(model, X, {"a": [0, 2], "b": [0, 2]}).g.weight.shape == (4, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"a": [True, False, True, False]}, r"filters of 'a' must be .*of a mask: .*but got True"),
+        ({"a": torch.tensor([True, False, True, False])}, "must be a list of ints.* but got True"),
+        ({"a": torch.tensor([0.0, 2.0])}, "must be a list of ints.* but got 0.0"),
+        ({"a": torch.tensor(2)}, r"must be a list of ints.* but got tensor\(2\)"),
+        ({"a": 3}, "must be a list of ints.* but got 3"),
+        ({"a": None}, "must be a list of ints.* but got None"),
+        ({"a": {"0": 3}}, "must be a list of ints.* but got '0'"),
+        ([1], r"filters must map names of layers to .* but got \[1\]"),
+        (None, "filters must map names of layers to .* but got None"),
+    ],
+)
+def test_filters_that_are_no_numbers(filters: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        keep_filters(Mixed(), X, filters)
+
+
+@pytest.mark.parametrize("form", [torch.tensor, np.array, iter, set])
+def test_forms_of_numbers(form: Callable[[list[int]], Any]) -> None:
+    assert keep_filters(Mixed(), X, {"a": form([0, 2])}).a.weight.shape == (2, 2, 3)
+    with pytest.raises(ValueError, match=r"some of 0 to 3, but are \[0, 4\]"):
+        keep_filters(Mixed(), X, {"a": form([0, 4])})
 
 
 class Watched(Criterion):

@@ -72,12 +72,61 @@ def test_an_optimizer_goes_on_as_if_its_filters_were_silent(seed: int, which: in
             assert group["lr"] is not old_group["lr"]
 
 
-@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.Adafactor])
-def test_optimizers_that_cannot_be_followed(kind: type[torch.optim.Optimizer]) -> None:
+class Own(torch.optim.SGD):
+    """Has more of its own than torch pickles, and moments in a list."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        self.scale = 3.0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p].setdefault("moments", [p.detach().clone(), {"name": "first"}])
+                p.data -= self.scale * group["lr"] * self.state[p]["moments"][0]
+
+
+def test_what_an_optimizer_has_of_its_own() -> None:
     model = classifier()
-    optimizer = kind(model.parameters())
-    loss = model(X).sum()
-    loss.backward()
-    optimizer.step(lambda: loss)
-    with pytest.raises(ValueError, match=f"{kind.__name__} keeps tensors of other shapes"):
+    optimizer = Own(model.parameters())
+    optimizer.step()
+    pruned, report = sc.prune_filters(model, X, WHC(), ratio=0.5, optimizer=optimizer)
+    new = report.optimizer
+    assert type(new) is Own
+    kept = list(report.layers[0].kept)
+    first, moments = pruned[0].weight, new.state[pruned[0].weight]["moments"]
+    assert torch.equal(moments[0], optimizer.state[model[0].weight]["moments"][0][kept])
+    assert moments[1] == {"name": "first"}
+    before = first.detach().clone()
+    new.step()
+    assert torch.equal(first, before - 3.0 * 0.1 * moments[0])
+
+
+def test_hooks_and_schedulers_of_an_optimizer() -> None:
+    model, stepped = classifier(), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.register_step_post_hook(lambda who, *_: stepped.append(who))
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # replaces optimizer.step
+    pruned, report = sc.prune_filters(model, X, WHC(), ratio=0.5, optimizer=optimizer)
+    state = copy.deepcopy(model.state_dict())
+    start = pruned[0].weight.detach().clone()
+    pruned(X).square().sum().backward()
+    report.optimizer.step()
+    assert stepped == [report.optimizer]
+    assert not torch.equal(pruned[0].weight, start)
+    assert all(torch.equal(a, state[key]) for key, a in model.state_dict().items())
+    report.optimizer.register_step_post_hook(lambda who, *_: stepped.append(None))
+    optimizer.step()
+    assert stepped == [report.optimizer, optimizer]
+
+
+def test_optimizers_that_cannot_be_followed() -> None:
+    model = classifier()
+    optimizer = torch.optim.Adafactor(model.parameters())
+    model(X).sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="Adafactor keeps tensors of other shapes"):
+        sc.prune_filters(model, X, WHC(), ratio=0.5, optimizer=optimizer)
+    optimizer = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(ValueError, match="LBFGS holds parameters in its attribute '_params'"):
         sc.prune_filters(model, X, WHC(), ratio=0.5, optimizer=optimizer)
