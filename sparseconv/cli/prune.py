@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sparseconv import datasets
 from sparseconv.cli.options import INTERRUPTED, add_option
 from sparseconv.cli.results import check_free, data_facts, history_writer
+from sparseconv.core.checks import count
 from sparseconv.core.files import check_writable, write_whole
-from sparseconv.core.geometry import single
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.pruning import (
@@ -123,7 +123,7 @@ def _prune(args: argparse.Namespace) -> int:
                 args.ratio = 0.5
             # Before hours of training.
             ratio, target = checked_target(criterion, args.ratio, args.target_macs)
-            steps = single("steps", args.steps, 1)
+            steps = count("--steps", args.steps)
             if isinstance(criterion, DSP):
                 _silence(run.model, X, y, recipe, args)
             model: Any

@@ -24,6 +24,14 @@ def integer(expectation: str, value: Any) -> int:
     raise TypeError(f"{expectation}, but got {value!r}")
 
 
+def count(name: str, value: Any, least: int = 1) -> int:
+    """Accept a Python or NumPy integer of at least ``least``."""
+    found = integer(f"{name} must be an int", value)
+    if found < least:
+        raise ValueError(f"{name} must be at least {least}, but got {found}")
+    return found
+
+
 def number(name: str, value: Any) -> float:
     """Accept a Python or NumPy number, but not a bool."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

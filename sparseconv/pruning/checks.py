@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv.core.checks import integer, number
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count, integer, number
 from sparseconv.nn.replacement import held_outside
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.criteria import Criterion, evaluating
@@ -42,7 +41,7 @@ def checked_target(
             f"{'neither' if ratio is None else 'both'}"
         )
     if target_macs is not None:
-        return None, single("target_macs", target_macs, 1)
+        return None, count("target_macs", target_macs)
     assert ratio is not None
     ratio = number("ratio", ratio)
     if not 0 <= ratio < 1:
@@ -92,6 +91,8 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
             f"expected a model before torch.compile, but {compiled[0] or 'it'!r} is compiled; "
             "prune its _orig_mod and compile the result"
         )
+    if scripted := [n for n, m in modules.items() if isinstance(m, torch.jit.ScriptModule)]:
+        raise ValueError(f"{scripted[0] or 'it'!r} is a ScriptModule; prune before torch.jit")
     if unknown := [name for name in ignore if name not in modules]:
         raise ValueError(
             f"ignore names {unknown[0]!r}, but the model has no such module; model.named_modules() "
@@ -129,6 +130,20 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
                     f"{first!r} and {name!r} are one parameter of two layers; only a layer that is "
                     "used twice as a whole can be pruned"
                 )
+
+
+def check_scores(criterion: Criterion, scores: Any, n_units: int) -> None:
+    """Refuse what is not a finite score for each unit."""
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        found = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise TypeError(f"{criterion!r} must give a tensor of floats as scores, but gave {found}")
+    if scores.shape != (n_units,):
+        raise ValueError(
+            f"{criterion!r} must give a score for each of {n_units} units (channels.n_units), but "
+            f"gave {tuple(scores.shape)}"
+        )
+    if not scores.isfinite().all():
+        raise ValueError(f"{criterion!r} gave scores that are not finite; check the weights")
 
 
 def probes_of(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:

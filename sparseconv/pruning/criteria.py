@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.core.checks import number
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count, number
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.restored import restored_afterwards
 from sparseconv.pruning.channels import Channels, Layer, UnitSet
@@ -128,7 +127,7 @@ class Jacobian(Criterion):
     def __init__(self, data: Any, loss: Loss = F.nll_loss, batches: int = 50) -> None:
         if not callable(loss):
             raise TypeError(f"loss must be a function, but got {loss!r}")
-        self.data, self.loss, self.batches = data, loss, single("batches", batches, 1)
+        self.data, self.loss, self.batches = data, loss, count("batches", batches)
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
         found = torch.zeros(channels.n_units, dtype=torch.float64)

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import integer, number
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count, integer, number
 from sparseconv.pruning.channels import Channels, Layer, UnitSet, kept_channels
 from sparseconv.pruning.criteria import Criterion, evaluating, fitting, labelled
 
@@ -56,12 +55,12 @@ class Evolutionary(Criterion):
         generations: int = 10,
         seed: int = 0,
     ) -> None:
-        self.data, self.cases = data, single("cases", cases, 1)
+        self.data, self.cases = data, count("cases", cases)
         self.tolerance = number("tolerance", tolerance)
         if not 0 <= self.tolerance <= 1:
             raise ValueError(f"tolerance must lie in [0, 1], but got {tolerance}")
-        self.population = single("population", population, 2)
-        self.generations = single("generations", generations, 1)
+        self.population = count("population", population, 2)
+        self.generations = count("generations", generations)
         self.seed = integer("seed must be an integer", seed)
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, but got {seed}")
@@ -158,7 +157,12 @@ def _masked(model: nn.Module, channels: Channels) -> Iterator[Callable[[Tensor],
         yield show
 
 
-def _check_labels(y: Tensor, scores: Tensor) -> None:
+def _check_labels(y: Tensor, scores: Any) -> None:
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"expected a model that returns (N, classes), but it returns {found}")
+    if not scores.isfinite().all():
+        raise ValueError("the model's outputs are not finite; check the weights")
     classes = scores.shape[1]
     if (
         y.is_floating_point()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import integer, number
+from sparseconv.core.checks import count, number
 from sparseconv.core.geometry import DTYPES
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.nn.conv import SparseConv1d
@@ -151,8 +151,7 @@ def factorize(
         raise ValueError(
             f"expected either rank or compression, but got rank={rank}, compression={compression}"
         )
-    if rank is not None and (rank := integer("rank must be an int", rank)) < 1:
-        raise ValueError(f"rank must be at least 1, but got {rank}")
+    rank = None if rank is None else count("rank", rank)
     if compression is not None and not (compression := number("compression", compression)) > 1:
         raise ValueError(f"compression must be above 1, but got {compression}")
     sets, left = _sets(model, layers, method)

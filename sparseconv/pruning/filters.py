@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count
 from sparseconv.nn.replacement import check_module
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.checks import (
     check_same,
+    check_scores,
     check_supported,
     checked_example,
     checked_names,
@@ -66,7 +67,7 @@ def prune_filters(
         example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments.
         criterion: ``DSP``, ``WHC``, ``HC``, ``Magnitude``, ``Jacobian`` or ``Evolutionary``.
         ratio: share of the filters to remove, in [0, 1): of each layer's, or for criteria that
-            compare everywhere (``Jacobian``) of all together.
+            compare everywhere (``Jacobian``) of all together; those that fall together are one.
         target_macs: instead of a ratio: the least of them by which one series takes at most so
             many multiply-adds.
         steps: remove them in so many equal steps, each scored again.
@@ -103,7 +104,9 @@ def prune_filters(
         )
     ignore = checked_names(ignore)
     ratio, target_macs = checked_target(criterion, ratio, target_macs)
-    steps = single("steps", steps, 1)
+    steps = count("steps", steps)
+    if not isinstance(equivalent, bool):
+        raise TypeError(f"equivalent must be True or False, but got {equivalent!r}")
     if equivalent and optimizer is not None:
         raise ValueError(
             "equivalent pruning changes what the parameters mean; build a new optimizer"
@@ -123,8 +126,7 @@ def prune_filters(
     kept = torch.ones(whole.n_units, dtype=torch.bool)
     for step in range(1, steps + 1):
         scores = criterion.scores(work, restricted(whole, kept))
-        if not torch.isfinite(scores).all():
-            raise ValueError(f"{criterion!r} gave scores that are not finite; check the weights")
+        check_scores(criterion, scores, whole.n_units)
         if criterion.threshold is not None:
             kept = kept & (scores > criterion.threshold) | _best(whole, kept, scores)
         elif ratio is not None:

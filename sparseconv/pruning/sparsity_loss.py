@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import number
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count, number
 from sparseconv.models import LITE, InceptionTime
 from sparseconv.models.resnet import Residual
 from sparseconv.nn.replacement import check_module
@@ -137,7 +136,7 @@ def _stage(given: Any) -> Stage:
         raise ValueError(f"the weight of a stage must be finite and at least 0, but got {weight}")
     channels = stage.channels
     if channels is not None:
-        channels = single("the channels of a stage", channels, 1)
+        channels = count("the channels of a stage", channels)
     return Stage(stage.module, weight, channels)
 
 

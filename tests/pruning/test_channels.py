@@ -133,3 +133,10 @@ def test_functions(function: object, units: int | None) -> None:
     if units:
         result = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5)
         assert result.model(x).shape == model(x).shape
+
+
+def test_a_layer_that_is_called_twice_is_counted_twice() -> None:
+    layer = nn.Conv1d(4, 4, 3, padding=1)
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), layer, nn.MaxPool1d(2), layer, nn.Conv1d(4, 3, 1))
+    channels = trace(model, (torch.zeros(1, 2, 12),))
+    assert channels.macs() == 12 * 2 * 4 + (12 + 6) * 4 * 4 * 3 + 6 * 4 * 3

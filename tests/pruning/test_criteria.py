@@ -419,7 +419,9 @@ def test_wrong_arguments(make: Callable[[], Criterion], message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("criterion", [Magnitude(), WHC(), DSP(x), Jacobian((x, y))], ids=str)
+@pytest.mark.parametrize(
+    "criterion", [Magnitude(), WHC(), DSP(x), Jacobian((x, y)), Evolutionary((x, y))], ids=str
+)
 def test_weights_that_are_not_finite(criterion: Criterion) -> None:
     model = classifier()
     model[0].weight.data[0, 0, 0] = torch.nan

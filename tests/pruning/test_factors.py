@@ -113,6 +113,16 @@ def test_weights_of_low_rank_come_back(method: str, shape: tuple[int, int, int, 
         assert off <= 4 * n * max(o, i * k) * EPS * float(weights.norm())
 
 
+def test_both_alternates_30_times_as_published() -> None:
+    weights = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)).double()
+    for found, wanted in zip(
+        _factors(weights, "both", 1), _factors(weights, "both", 1, 30), strict=True
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    fewer = _factors(weights, "both", 1, 29)
+    assert not torch.equal(fewer[0][0], _factors(weights, "both", 1)[0][0])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_both_falls_in_every_alternation_and_is_never_worse_than_one_of_them(seed: int) -> None:
     torch.manual_seed(seed)

@@ -109,6 +109,22 @@ class Watched(Criterion):
         return Magnitude().scores(model, channels)
 
 
+def test_a_share_that_rounding_puts_below_a_whole_number() -> None:
+    assert int(0.29 * 100) == 28
+    report = sc.prune_filters(classifier(100), X, WHC(), ratio=0.29).report
+    assert report.layers[0].filters == (100, 71)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_steps_towards_target_macs_are_equal(steps: int) -> None:
+    watched, model = Watched(), classifier(64)
+    full = trace(model, (X,)).macs()
+    sc.prune_filters(model, X, watched, target_macs=full // 5, steps=steps)
+    for step, read in enumerate(watched.read):
+        # What one filter takes is less than 2 % of the whole, but for those of the small layers.
+        assert read / 64 == pytest.approx(1 - 0.8 * step / steps, abs=0.05)
+
+
 def test_steps() -> None:
     watched, model = Watched(), classifier(8)
     pruned, report = sc.prune_filters(model, X, watched, ratio=0.75, steps=3)
@@ -159,8 +175,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"target_macs": 0.5}, "target_macs must be an int"),
     ({"target_macs": 3}, "target_macs=3 is out of reach: .* 76 multiply-adds are left, of 642"),
     ({"target_macs": 3, "steps": 9}, "target_macs=3 is out of reach"),
-    ({"ratio": 0.5, "steps": 0}, "steps"),
-    ({"ratio": 0.5, "steps": 1.5}, "steps must be an int"),
+    ({"ratio": 0.5, "steps": 0}, "steps must be at least 1, but got 0"),
+    ({"ratio": 0.5, "steps": 1.5}, r"steps must be an int, but got 1\.5"),
+    ({"ratio": 0.5, "steps": (2,)}, r"steps must be an int, but got \(2,\)"),
+    ({"ratio": 0.5, "equivalent": "no"}, "equivalent must be True or False, but got 'no'"),
+    ({"ratio": True}, "ratio must be a number"),
     ({"ratio": 0.5, "ignore": ["0", "no"]}, "ignore names 'no', but the model has no such module"),
     ({"ratio": 0.5, "ignore": ["0", "5"]}, "no filters that can be removed"),
     ({"ratio": 0.5, "criterion": "WHC"}, "criterion must be one of"),
@@ -191,6 +210,32 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         sc.prune_filters(**given)
     assert everything(model) == before
+
+
+class Given(Criterion):
+    """Scores that somebody has computed."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+    def scores(self, model: nn.Module, channels: Channels) -> Tensor:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (torch.arange(14), r"Given\(\) must give a tensor of floats .* gave torch.int64"),
+        ([0.5] * 14, "must give a tensor of floats as scores, but gave list"),
+        (None, "but gave NoneType"),
+        (torch.rand(13), r"a score for each of 14 units \(channels.n_units\), but gave \(13,\)"),
+        (torch.rand(14, 1), r"but gave \(14, 1\)"),
+        (torch.full((14,), torch.nan), r"Given\(\) gave scores that are not finite"),
+    ],
+)
+def test_scores_that_a_criterion_must_not_give(scores: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        sc.prune_filters(classifier(), X, Given(scores), ratio=0.5)
 
 
 class Around(nn.Module):
@@ -294,6 +339,12 @@ def shared() -> nn.Module:
     return model
 
 
+def in_a_list() -> nn.Module:
+    model = Call(lambda x: x)
+    model.layers = [classifier()]
+    return model
+
+
 UNSUPPORTED: list[tuple[Callable[[], nn.Module], str]] = [
     (shared, "'last.weight' and 'end.weight' are one parameter of two layers"),
     (lambda: classifier().to("meta"), "real numbers, but '0.weight' is of torch.float64 on meta"),
@@ -308,6 +359,11 @@ UNSUPPORTED: list[tuple[Callable[[], nn.Module], str]] = [
         r"anything, in 0 \(Own\)",
     ),
     (lambda: nn.Sequential(nn.LazyConv1d(8, 3)), "'0.weight' has no shape yet"),
+    (in_a_list, r"a module stands in Call\.layers, .*; use nn\.ModuleList"),
+    (
+        lambda: nn.Sequential(classifier(), torch.jit.script(nn.Sequential(nn.Tanh()))),
+        "'1' is a ScriptModule; prune before torch.jit",
+    ),
 ]
 
 
