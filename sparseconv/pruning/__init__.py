@@ -30,9 +30,12 @@ __all__ = [
 ]
 
 
+# What version 0.1 had in a module of this name; it is about single weights.
+_MOVED = dict.fromkeys(("GROWTHS", "check_growth", "check_regions", "cosine_decay"), update)
+_MOVED |= {"carry_over": pattern, "prune_and_grow": update}
+
+
 def __getattr__(name: str) -> Any:
-    """What version 0.1 had in a module of this name; it is about single weights."""
-    for home in (update, pattern):
-        if not name.startswith("_") and hasattr(home, name):
-            return getattr(home, name)
+    if name in _MOVED:
+        return getattr(_MOVED[name], name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -205,7 +205,12 @@ class DSP(Criterion):
                 hook = see(name, channels.layers[name])
                 module = model.get_submodule(name)
                 stack.callback(module.register_forward_pre_hook(hook).remove)
-            for x, _ in batches_of("DSP", model, self.data):
+            for x, y in batches_of("DSP", model, self.data):
+                if isinstance(y, Tensor) and y.dim() >= x.dim():
+                    raise ValueError(
+                        "DSP expected (X, y) with labels in second place, but got an array of "
+                        f"shape {tuple(y.shape)}; it cannot give a model several inputs"
+                    )
                 with fitting("DSP", x):
                     model(x)
         scores = torch.zeros(channels.n_units, dtype=torch.float64)

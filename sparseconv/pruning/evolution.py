@@ -72,7 +72,10 @@ class Evolutionary(Criterion):
         batches = list(labelled("Evolutionary", model, self.data, self.cases))
         x, y = (torch.cat(parts)[: self.cases] for parts in zip(*batches, strict=True))
         with evaluating(model), torch.no_grad(), fitting("Evolutionary", x):
-            _check_labels(y, model(x))
+            outputs = model(x)
+        _check_outputs(outputs)
+        with fitting("Evolutionary", x):
+            _check_labels(y, outputs)
         with evaluating(model), torch.no_grad(), _masked(model, channels) as show:
 
             def error(candidate: Tensor) -> float:
@@ -157,12 +160,17 @@ def _masked(model: nn.Module, channels: Channels) -> Iterator[Callable[[Tensor],
         yield show
 
 
-def _check_labels(y: Tensor, scores: Any) -> None:
-    if not isinstance(scores, Tensor) or scores.dim() != 2:
-        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"expected a model that returns (N, classes), but it returns {found}")
-    if not scores.isfinite().all():
+def _check_outputs(outputs: Any) -> None:
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"Evolutionary expected a model that returns (N, classes), but it returns {found}"
+        )
+    if outputs.isnan().any():
         raise ValueError("the model's outputs are not finite; check the weights")
+
+
+def _check_labels(y: Tensor, scores: Tensor) -> None:
     classes = scores.shape[1]
     if (
         y.is_floating_point()

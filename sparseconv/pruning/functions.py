@@ -29,5 +29,5 @@ REDUCTIONS = _names("mean sum amax amin max min std var norm logsumexp median")
 TOGETHER = _names("""
     add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __rsub__ __isub__ subtract mul mul_ __mul__
     __rmul__ __imul__ multiply div div_ __truediv__ __rtruediv__ __itruediv__ divide maximum minimum
-    where lerp
+    where lerp gt ge lt le eq ne greater less __gt__ __ge__ __lt__ __le__ __eq__ __ne__
 """)

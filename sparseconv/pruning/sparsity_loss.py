@@ -67,9 +67,9 @@ class InstanceSparsity:
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight must be finite and at least 0, but got {weight}")
         check_module(model)
-        self.stages = tuple(published_stages(model) if stages is None else map(_stage, stages))
-        if not self.stages or isinstance(stages, str):
+        if isinstance(stages, str | Stage) or (stages is not None and not stages):
             raise ValueError(f"stages must list modules, one at least, but got {stages!r}")
+        self.stages = tuple(published_stages(model) if stages is None else map(_stage, stages))
         modules = dict(model.named_modules())
         for stage in self.stages:
             if stage.module not in modules:
@@ -106,9 +106,16 @@ class InstanceSparsity:
                 raise ValueError(
                     f"the output of stage {stage.module!r} must be (N, C, L), but it is {found}"
                 )
+            if stage.channels is not None and stage.channels > output.shape[1]:
+                raise ValueError(
+                    f"stage {stage.module!r} counts {stage.channels} channels, but its output has "
+                    f"{output.shape[1]}"
+                )
             if module.training and output.requires_grad:
                 norms = torch.linalg.vector_norm(output[:, : stage.channels], dim=2)
-                self._terms.append(stage.weight * norms.sum())
+                # A sum over a batch: in bfloat16 most of it would be rounded away.
+                wide = torch.promote_types(norms.dtype, torch.float32)
+                self._terms.append(stage.weight * norms.sum(dtype=wide))
 
         return see
 

@@ -243,8 +243,12 @@ class _Tracer(TorchFunctionMode):
         self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor]
     ) -> None:
         name = getattr(func, "__name__", str(func))
+        if name == "prelu" and args[-1].numel() == 1:
+            name = "leaky_relu"
         numbers, dim = self.known[id(inputs[0])][1:]
-        if name in MOVES:
+        if name in MOVES and any(self.of(x) is not None for x in _indices(name, args)):
+            done = False  # which channels are taken depends on the data
+        elif name in MOVES:
             done = self.move(func, args, kwargs, outputs)
         elif name in TOGETHER:
             done = self.unite(args, kwargs, inputs, outputs[0])
@@ -301,6 +305,8 @@ class _Tracer(TorchFunctionMode):
         """Channels that meet become one, aligned at the last dimension as torch broadcasts."""
         numbers, dim = self.known[id(inputs[0])][1:]
         behind = inputs[0].dim() - dim
+        if output.dim() < behind:  # torch.where(condition) gives indices
+            return False
         for other in tree_leaves((args, kwargs)):
             if not isinstance(other, Tensor) or other is inputs[0]:
                 continue
@@ -393,6 +399,11 @@ def _region(module: nn.Module, row: int) -> int:
             if first <= row < end:
                 return index
     return 0
+
+
+def _indices(name: str, args: Any) -> list[Any]:
+    """What picks elements out of a tensor, by their values."""
+    return tree_leaves(args[1:]) if name == "__getitem__" else []
 
 
 def _differing(numbers: Tensor, along: Iterable[int]) -> int | None:

@@ -143,6 +143,11 @@ def train(
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, but got {recipe!r}; write Recipe(epochs=...)")
     checkpoint_every = single("checkpoint_every", checkpoint_every, 1)
+    if penalty is not None and not (callable(penalty) and hasattr(penalty, "__enter__")):
+        raise TypeError(
+            "penalty must be a context manager that can be called, for example "
+            f"InstanceSparsity(model), but got {penalty!r}"
+        )
     if penalty is not None and cuda_graphs:
         raise ValueError("a penalty watches every step, which cuda_graphs would skip; use one")
     X, y = checked_data(model, X, y)

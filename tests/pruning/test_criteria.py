@@ -198,7 +198,8 @@ def test_jacobian_takes_50_batches_unless_told() -> None:
     model, (x, y) = classifier(), data(120)
     batches = [(x[i : i + 2], y[i : i + 2]) for i in range(0, 120, 2)]
     found, _ = scored(Jacobian(batches), model)
-    assert torch.equal(found, scored(Jacobian(batches[:50]), model)[0])
+    assert torch.equal(found, scored(Jacobian(batches, batches=50), model)[0])
+    assert not torch.equal(found, scored(Jacobian(batches, batches=49), model)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -397,6 +398,12 @@ def test_data_that_do_not_fit(make: type, given: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         sc.prune_filters(model, x, criterion, **limits)
     assert everything(model) == before
+
+
+def test_dsp_takes_no_second_input_for_labels() -> None:
+    for given in ((x, x), [(x, x)]):
+        with pytest.raises(ValueError, match=r"DSP expected \(X, y\) .* of shape \(6, 2, 12\)"):
+            sc.prune_filters(classifier(), x, DSP(given))
 
 
 @pytest.mark.parametrize(

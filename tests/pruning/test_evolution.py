@@ -98,6 +98,28 @@ def test_candidates_are_the_masked_model(make: Any) -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (lambda y: (y, y), r"a model that returns \(N, classes\), but it returns tuple"),
+        (lambda y: {"y": y}, "but it returns dict"),
+        (lambda y: y[:, :, None], r"but it returns \(90, 3, 1\)"),
+        (lambda y: y * torch.nan, "outputs are not finite; check the weights"),
+    ],
+)
+def test_outputs_that_it_cannot_judge(form: Any, message: str) -> None:
+    class Returns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = classifier()
+
+        def forward(self, x: Tensor) -> Any:
+            return form(self.body(x))
+
+    with pytest.raises(ValueError, match=message):
+        sc.prune_filters(Returns(), X, Evolutionary((X, Y), **SMALL))
+
+
 def test_without_pymoo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymoo", None)
     with pytest.raises(

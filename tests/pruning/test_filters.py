@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from model_state import everything
-from networks import MODELS, ChannelsLast, Drawn, Mixed, classifier, data
+from networks import MODELS, ChannelsLast, Drawn, Mixed, classifier, data, silenced
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -296,6 +296,15 @@ OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "computes something else",
     ),
     "slice": (lambda: Around(Call(lambda x: x[:, 5:]), 3), "relies on a number of channels"),
+    "index": (
+        lambda: Around(Call(lambda x: (x[x > 0].sum() + x.argmax()) * x)),
+        r"'__getitem__' in middle \(Call\)",
+    ),
+    "where": (
+        lambda: Around(Call(lambda x: x * len(torch.where(x)[0]))),
+        r"'where' in middle \(Call\)",
+    ),
+    "PReLU": (lambda: Around(nn.PReLU(8)), r"'prelu' in middle \(PReLU\)"),
     "glu": (lambda: Around(nn.GLU(1), 4), r"'glu' in middle \(GLU\)"),
     "own convolution": (
         lambda: Around(Call(lambda x: torch.conv1d(x, torch.ones(8, 8, 1).double()))),
@@ -331,6 +340,25 @@ def test_what_cannot_be_followed_is_named_and_can_be_ignored(name: str, equivale
     assert changed == ["other"]
     assert pruned(X).shape == model(X).shape
     assert everything(model) == before
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda x: torch.where(x > 0, x, 0.1 * x),
+        lambda x: x * (x.abs() >= x.mean(2, keepdim=True)),
+        lambda x: torch.where(x.mean(2, keepdim=True) < 1, torch.zeros(()).double(), x),
+        nn.PReLU(),
+    ],
+)
+def test_comparisons_and_a_single_slope_treat_channels_alike(middle: Any) -> None:
+    middle = middle if isinstance(middle, nn.Module) else Call(middle)
+    model = nn.Sequential(
+        nn.Conv1d(2, 8, 3), middle, nn.Conv1d(8, 6, 1), nn.Flatten(), nn.Linear(60, 3)
+    ).double()
+    pruned, report = sc.prune_filters(model, X, Drawn(0, False), ratio=0.5)
+    assert report.layers[0].filters == (8, 4)
+    assert torch.allclose(pruned(X), silenced(model, report)(X))
 
 
 def shared() -> nn.Module:

@@ -160,6 +160,7 @@ def test_inception_time_counts_each_module_after_its_addition() -> None:
         (["no"], 1, "stages names 'no', but the model has no such module"),
         ("0", 1, "stages must list modules, one at least, but got '0'"),
         ([], 1, "stages must list modules"),
+        (Stage("2"), 1, r"stages must list modules, .* but got Stage\(module='2'"),
         ([3], 1, "names or Stages, but got 3"),
         ([("0", 1.0, 2, 3)], 1, "names or Stages"),
         ([Stage("0", -1)], 1, "weight of a stage must be finite and at least 0, but got -1"),
@@ -175,6 +176,28 @@ def test_inception_time_counts_each_module_after_its_addition() -> None:
 def test_wrong_arguments(stages: Any, weight: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         InstanceSparsity(classifier(), stages, weight)
+
+
+def test_more_channels_than_there_are() -> None:
+    model = classifier()
+    with InstanceSparsity(model, [Stage("2", channels=8)]):
+        model(X)
+    message = "stage '2' counts 9 channels, but its output has 8"
+    with (
+        InstanceSparsity(model, [Stage("2", channels=9)]),
+        pytest.raises(ValueError, match=message),
+    ):
+        model(X)
+
+
+def test_sums_of_small_types_are_not_rounded_away() -> None:
+    model = nn.Conv1d(1, 512, 1, bias=False).bfloat16()
+    nn.init.ones_(model.weight)
+    with InstanceSparsity(model, [""], 1.0) as penalty:
+        model(torch.ones(17, 1, 4).bfloat16())
+        assert penalty().item() == 17 * 512 * 2  # 17408 lies between two numbers of bfloat16
+        with torch.no_grad():
+            assert torch.tensor(17409.0).bfloat16() == 17408
 
 
 def test_wrong_models_and_outputs() -> None:
