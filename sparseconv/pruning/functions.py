@@ -1,6 +1,11 @@
-"""How functions treat channels, by their names."""
+"""How functions treat channels, by their names and arguments."""
 
 from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 def _names(text: str) -> frozenset[str]:
@@ -31,3 +36,18 @@ TOGETHER = _names("""
     __rmul__ __imul__ multiply div div_ __truediv__ __rtruediv__ __itruediv__ divide maximum minimum
     where lerp gt ge lt le eq ne greater less __gt__ __ge__ __lt__ __le__ __eq__ __ne__
 """)
+
+
+def indices(name: str, args: Any) -> list[Any]:
+    """What picks elements out of a tensor, by their values."""
+    return tree_leaves(args[1:]) if name == "__getitem__" else []
+
+
+def dimensions(name: str, args: Any, kwargs: Any, count: int) -> set[int]:
+    """Those that a reduction, or a softmax, names."""
+    position = 2 if name == "norm" else 1
+    given = kwargs.get("dim", kwargs.get("axis", args[position] if len(args) > position else None))
+    if given is None or isinstance(given, bool | float | Tensor):
+        return set()
+    dims = given if isinstance(given, tuple | list) else [given]
+    return {dim % count for dim in dims}

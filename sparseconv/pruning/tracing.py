@@ -24,7 +24,15 @@ from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.nn.restored import restored_afterwards
 from sparseconv.pruning.channels import FIXED, Channels, Layer, UnitSet, places
-from sparseconv.pruning.functions import ALONE, MAY_MIX, MOVES, REDUCTIONS, TOGETHER
+from sparseconv.pruning.functions import (
+    ALONE,
+    MAY_MIX,
+    MOVES,
+    REDUCTIONS,
+    TOGETHER,
+    dimensions,
+    indices,
+)
 
 PRUNABLE = (nn.Conv1d, SparseConv1d, nn.Linear, nn.BatchNorm1d)
 MODULES_ALONE = (ShortAvgPool1d,)  # each channel by itself, whatever functions it calls
@@ -246,7 +254,7 @@ class _Tracer(TorchFunctionMode):
         if name == "prelu" and args[-1].numel() == 1:
             name = "leaky_relu"
         numbers, dim = self.known[id(inputs[0])][1:]
-        if name in MOVES and any(self.of(x) is not None for x in _indices(name, args)):
+        if name in MOVES and any(self.of(x) is not None for x in indices(name, args)):
             done = False  # which channels are taken depends on the data
         elif name in MOVES:
             done = self.move(func, args, kwargs, outputs)
@@ -255,7 +263,7 @@ class _Tracer(TorchFunctionMode):
         elif name in ALONE:
             same = len(inputs) == 1 and outputs[0].dim() == inputs[0].dim()
             done = same and outputs[0].shape[dim] == len(numbers)
-            if name in MAY_MIX and dim in _dimensions(name, args, kwargs, inputs[0].dim()):
+            if name in MAY_MIX and dim in dimensions(name, args, kwargs, inputs[0].dim()):
                 self.fix(inputs[0])  # each result depends on all of them
             if done:
                 self.follow(outputs[0], numbers, dim)
@@ -323,7 +331,7 @@ class _Tracer(TorchFunctionMode):
 
     def reduce(self, name: str, args: Any, kwargs: Any, x: Tensor, outputs: list[Tensor]) -> bool:
         numbers, dim = self.known[id(x)][1:]
-        gone = _dimensions(name, args, kwargs, x.dim())
+        gone = dimensions(name, args, kwargs, x.dim())
         if dim in gone or not gone:
             self.fix(x)
             return True
@@ -401,11 +409,6 @@ def _region(module: nn.Module, row: int) -> int:
     return 0
 
 
-def _indices(name: str, args: Any) -> list[Any]:
-    """What picks elements out of a tensor, by their values."""
-    return tree_leaves(args[1:]) if name == "__getitem__" else []
-
-
 def _differing(numbers: Tensor, along: Iterable[int]) -> int | None:
     """The only dimension along which numbers differ; of a single channel, the first of size 1."""
     if numbers.numel() == 0:
@@ -415,13 +418,3 @@ def _differing(numbers: Tensor, along: Iterable[int]) -> int | None:
     if not dims:
         dims = [dim for dim in (*along, *every[1:]) if numbers.shape[dim : dim + 1] == (1,)][:1]
     return dims[0] if len(dims) == 1 else None
-
-
-def _dimensions(name: str, args: Any, kwargs: Any, count: int) -> set[int]:
-    """Those that a reduction, or a softmax, names."""
-    position = 2 if name == "norm" else 1
-    given = kwargs.get("dim", kwargs.get("axis", args[position] if len(args) > position else None))
-    if given is None or isinstance(given, bool | float | Tensor):
-        return set()
-    dims = given if isinstance(given, tuple | list) else [given]
-    return {dim % count for dim in dims}

@@ -1,4 +1,4 @@
-"""What the pass that ``sc.prune_filters`` follows must show of a model."""
+"""What ``sc.prune_filters`` can follow of a model, and what it names because it cannot."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 from model_state import everything
-from networks import Drawn, classifier, data
+from networks import Drawn, classifier, data, silenced
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import sparseconv as sc
 from sparseconv.pruning import WHC, keep_filters
@@ -112,3 +114,166 @@ def test_a_layer_that_only_training_calls() -> None:
     pruned, report = sc.prune_filters(model, X, WHC(), ratio=0.5, ignore=["aux", "body"])
     assert {x.name: x.filters for x in report.layers} == {"other": (6, 3), "head": (3, 3)}
     assert [y.shape for y in pruned.train()(X)] == [(10, 3), (10, 3)]  # as fine-tuning runs it
+
+
+class Around(nn.Module):
+    """Something between two convolutions."""
+
+    def __init__(self, middle: nn.Module, channels: int = 8, last: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle = nn.Conv1d(2, 8, 3, padding=1, bias=False), middle
+        self.last = last or nn.Conv1d(channels, 3, 1, bias=False)
+        self.other = nn.Conv1d(2, 6, 3, padding=1)
+        self.end = nn.Conv1d(6, 3, 1)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.last(self.middle(self.first(x)))
+        return found.flatten(1).sum(1) + self.end(self.other(x)).flatten(1).sum(1)
+
+
+class Call(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Recurrent(nn.LSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2))[0].transpose(1, 2)
+
+
+def weight_norm(layer: nn.Module) -> nn.Module:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return torch.nn.utils.weight_norm(layer)
+
+
+def half(channels: int = 8) -> nn.Conv1d:
+    return nn.Conv1d(8, channels, 1)
+
+
+OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "LSTM": (lambda: Around(Recurrent(8, 8, batch_first=True)), r"'lstm' in middle \(Recurrent\)"),
+    "GroupNorm": (lambda: Around(nn.GroupNorm(2, 8)), r"'group_norm' in middle \(GroupNorm\)"),
+    "ConvTranspose": (lambda: Around(nn.ConvTranspose1d(8, 8, 1)), r"in middle \(ConvTranspose1d"),
+    "reshape": (
+        lambda: Around(Call(lambda x: x.view(-1, 8 * 12)), last=nn.Linear(8 * 12, 3)),
+        "relies on a number of channels",
+    ),
+    "view": (lambda: Around(Call(lambda x: x.view(-1, 8, 12))), "relies on a number of channels"),
+    "branches": (
+        lambda: Around(Call(lambda x: x[:, :4] - x[:, 4:] / 2), 4),
+        "relies on a number of channels",
+    ),
+    "chunk": (
+        lambda: Around(Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1))),
+        "computes something else",
+    ),
+    "slice": (lambda: Around(Call(lambda x: x[:, 5:]), 3), "relies on a number of channels"),
+    "index": (
+        lambda: Around(Call(lambda x: (x[x > 0].sum() + x.argmax()) * x)),
+        r"'__getitem__' in middle \(Call\)",
+    ),
+    "where": (
+        lambda: Around(Call(lambda x: x * len(torch.where(x)[0]))),
+        r"'where' in middle \(Call\)",
+    ),
+    "PReLU": (lambda: Around(nn.PReLU(8)), r"'prelu' in middle \(PReLU\)"),
+    "glu": (lambda: Around(nn.GLU(1), 4), r"'glu' in middle \(GLU\)"),
+    "own convolution": (
+        lambda: Around(Call(lambda x: torch.conv1d(x, torch.ones(8, 8, 1).double()))),
+        r"'conv1d' in middle \(Call\)",
+    ),
+    "subclass": (lambda: Around(type("Own", (nn.Conv1d,), {})(8, 8, 1)), r"in middle \(Own\)"),
+    "weight_norm": (lambda: Around(weight_norm(half())), "'weight' of 'middle' is computed"),
+    "parametrized": (
+        lambda: Around(parametrizations.weight_norm(half())),
+        "'weight' of 'middle' is computed",
+    ),
+    "pruned": (lambda: Around(prune.l1_unstructured(half(), "weight", 9)), "'weight' of 'middle'"),
+    "pruned bias": (lambda: Around(prune.random_unstructured(half(), "bias", 2)), "'bias' of 'mid"),
+}
+
+
+@pytest.mark.parametrize("equivalent", [False, True])
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_cannot_be_followed_is_named_and_can_be_ignored(name: str, equivalent: bool) -> None:
+    make, message = OBSTACLES[name]
+    model = make()
+    model(X)
+    before = everything(model)
+    # Zeros show no difference between channels.
+    x, criterion = torch.zeros(2, 2, 12).double(), Drawn(0, False)
+    with pytest.raises(ValueError, match=message):
+        sc.prune_filters(model, x, criterion, ratio=0.5, equivalent=equivalent)
+    assert everything(model) == before
+    pruned, report = sc.prune_filters(
+        model, x, criterion, ratio=0.5, ignore=["middle"], equivalent=equivalent
+    )
+    changed = [layer.name for layer in report.layers if layer.filters[0] != layer.filters[1]]
+    assert changed == ["other"]
+    assert pruned(X).shape == model(X).shape
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda x: torch.where(x > 0, x, 0.1 * x),
+        lambda x: x * (x.abs() >= x.mean(2, keepdim=True)),
+        lambda x: torch.where(x.mean(2, keepdim=True) < 1, torch.zeros(()).double(), x),
+        nn.PReLU(),
+    ],
+)
+def test_comparisons_and_a_single_slope_treat_channels_alike(middle: Any) -> None:
+    middle = middle if isinstance(middle, nn.Module) else Call(middle)
+    model = nn.Sequential(
+        nn.Conv1d(2, 8, 3), middle, nn.Conv1d(8, 6, 1), nn.Flatten(), nn.Linear(60, 3)
+    ).double()
+    pruned, report = sc.prune_filters(model, X, Drawn(0, False), ratio=0.5)
+    assert report.layers[0].filters == (8, 4)
+    assert torch.allclose(pruned(X), silenced(model, report)(X))
+
+
+def shared() -> nn.Module:
+    model = Around(half())
+    model.last.weight = model.end.weight
+    return model
+
+
+def in_a_list() -> nn.Module:
+    model = Call(lambda x: x)
+    model.layers = [classifier()]
+    return model
+
+
+UNSUPPORTED: list[tuple[Callable[[], nn.Module], str]] = [
+    (shared, "'last.weight' and 'end.weight' are one parameter of two layers"),
+    (lambda: classifier().to("meta"), "real numbers, but '0.weight' is of torch.float64 on meta"),
+    (lambda: classifier().to(torch.complex64), "real numbers, but '0.weight' is of .*complex64"),
+    (lambda: torch.compile(classifier(), backend="eager"), "'it' is compiled; prune its _orig_mod"),
+    (
+        lambda: nn.Sequential(torch.compile(classifier(), backend="eager")),
+        "before torch.compile, but '0' is compiled",
+    ),
+    (
+        lambda: nn.Sequential(type("Own", (nn.Conv1d,), {})(2, 8, 1).double(), half()),
+        r"anything, in 0 \(Own\)",
+    ),
+    (lambda: nn.Sequential(nn.LazyConv1d(8, 3)), "'0.weight' has no shape yet"),
+    (in_a_list, r"a module stands in Call\.layers, .*; use nn\.ModuleList"),
+    (
+        lambda: nn.Sequential(classifier(), torch.jit.script(nn.Sequential(nn.Tanh()))),
+        "'1' is a ScriptModule; prune before torch.jit",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), UNSUPPORTED)
+def test_models_that_it_refuses(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sc.prune_filters(make(), X, WHC(), ratio=0.5)
