@@ -99,7 +99,11 @@ def test_auto_takes_the_cuda_kernels_where_they_are_predicted_to_pay() -> None:
     dtype = torch.float32
     assert gpu_plans.cuda_pays(dtype, pattern, geometry)
     assert not gpu_plans.cuda_pays(torch.float16, pattern, geometry)
+    assert gpu_plans.cuda_pays(dtype, sc.KernelCSR.random((2, 3, 5), 12), geometry)
     assert not gpu_plans.cuda_pays(dtype, sc.KernelCSR.random((2, 3, 5), 11), geometry)
+    for channels, computes in ((2**31 // 40, True), (2**31 // 40 + 1, False)):  # slots are int32
+        wide = geometry._replace(shape=(1, channels, 1))
+        assert gpu_plans.cuda_computes(wide) is computes
     for change in ({"stride": 2}, {"groups": 3}, {"dilation": 10}):
         assert not gpu_plans.cuda_pays(dtype, pattern, geometry._replace(**change))
     assert gpu_plans.cuda_pays(dtype, pattern, geometry._replace(dilation=9))
