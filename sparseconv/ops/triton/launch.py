@@ -179,8 +179,8 @@ def dgrad(
 def _fold(padded: Tensor, left: int, right: int, mode: str) -> Tensor:
     """Add the gradients of the padding to those of the samples that it repeats."""
     length = padded.shape[2] - left - right
-    before, out, after = padded.split((left, length, right), 2)
-    out = out.clone()
+    out = padded.narrow(2, left, length).clone()
+    before, after = padded.narrow(2, 0, left), padded.narrow(2, left + length, right)
     if mode == "replicate":
         out[..., 0] += before.sum(2)
         out[..., -1] += after.sum(2)
