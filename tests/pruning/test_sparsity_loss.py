@@ -196,7 +196,7 @@ def test_sums_of_small_types_are_not_rounded_away() -> None:
     with InstanceSparsity(model, [""], 1.0) as penalty:
         model(torch.ones(1, 1, 4).bfloat16())
         assert penalty().item() == 257 * 2
-    assert torch.tensor(257.0 * 2).bfloat16() != 257 * 2
+    assert torch.tensor(257.0 * 2).bfloat16().item() != 257 * 2
 
 
 def test_wrong_models_and_outputs() -> None:
