@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.files import replacing
+from sparseconv.core.files import ctrl_c_waits, replacing
 
 FORMAT = "sparseconv checkpoint"
 VERSION = 1
@@ -40,7 +40,8 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         >>> load(path)["epoch"]
         3
     """
-    with replacing(Path(path)) as file:
+    # torch's writer, interrupted, raises errors of its own or aborts the process.
+    with ctrl_c_waits(), replacing(Path(path)) as file:
         torch.save({"format": FORMAT, "version": VERSION, **content}, file)
 
 

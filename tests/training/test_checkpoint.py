@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,6 +222,26 @@ def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("P9")
+class CtrlC:
+    """Comes while this is written."""
+
+    def __reduce__(self) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return OrderedDict, ()
+
+
+def test_ctrl_c_waits_until_a_checkpoint_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, {"epoch": 2, "interrupt": CtrlC(), "weight": torch.ones(3)})
+    assert checkpoint.load(path)["epoch"] == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # Other threads feel none, and may not set handlers.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(checkpoint.save, path, {"epoch": 3}).result()
+    assert checkpoint.load(path)["epoch"] == 3
+
+
 def test_restore_is_all_or_nothing() -> None:
     model, other = network(0), network(1)
     checkpoint.restore(model, checkpoint.snapshot(other))
