@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +230,15 @@ class CtrlC:
         return OrderedDict, ()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A shell's background jobs ignore it, and their children would."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_until_a_checkpoint_is_written(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(KeyboardInterrupt):
