@@ -62,9 +62,14 @@ def campaign(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
     return lambda usual, long: max(usual, round(share * long))
 
 
-@pytest.fixture(params=["cpu", *(engine.backend for engine in on_gpu())])
+# A GPU on which no backend runs must not pass for none.
+ON_GPU = [engine.backend for engine in on_gpu()] or ["none"] * torch.cuda.is_available()
+
+
+@pytest.fixture(params=["cpu", *ON_GPU])
 def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engines:
     """Iterate over the kernels of a device: the instruction sets, each forced, or a GPU's."""
+    assert request.param != "none", "no backend runs on this GPU"
 
     def switch() -> Iterator[Engine]:
         yield from (engine for engine in on_gpu() if engine.backend == request.param)

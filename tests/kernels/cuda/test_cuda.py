@@ -37,7 +37,8 @@ CEILINGS = {
 KERNELS = ROOT / "csrc" / "cuda" / "kernels.cu"
 # Multiply-adds among the instructions that the large kernels execute, at least, where a kernel has
 # as many taps as DSN's on average. The others are counted too high: each test of a bit, and what is
-# outside the loop over channels once in a chunk of them, as if nothing were skipped.
+# outside the loop over channels once in a chunk of them, as if nothing were skipped: in wgrad also
+# what computes sums that are not finite again, once in a block and nearly always skipped.
 LEAST_SHARE = {"correlate 36": 0.30, "wgrad 36": 0.22}
 TAPS = 34459 / (47 * 141)
 CHUNK = {"correlate 36": 6, "wgrad 36": 4}  # channels loaded together
