@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.gpu.replay import Replay, replay
 from benchmarks.gpu.sass import Instruction, decode
-from benchmarks.gpu.warp import BANK, PARAMETERS, SHARED_BASE, Lanes, Warp
+from benchmarks.gpu.warp import PARAMETERS, SHARED_BASE, Lanes, Warp
 
 ROOT = Path(__file__).parents[2]
 CLOCK, PROCESSORS = 1.98e9, 132  # H200: clocks a second, multiprocessors
@@ -43,7 +43,6 @@ class Kernel(NamedTuple):
     registers: int
     shared: int  # bytes, with the system's
     parameters: list[tuple[int, int]]  # offset and size of each
-    jumps: list[int]  # its tables of them
 
     def packed(self, arguments: Iterable[bytes]) -> bytes:
         """Arguments as they lie in constant memory; those that nobody gives are 0."""
@@ -72,11 +71,9 @@ class Launch(NamedTuple):
 
     def warps(self, index: int) -> list[Warp]:
         x, y, _ = self.grid
-        jumps = self.kernel.jumps
-        constants = np.zeros(2 * BANK + len(jumps) + 1, np.int64)
-        constants[:6], constants[2 * BANK : -1] = [self.threads, 1, 1, *self.grid], jumps
-        words = np.frombuffer(self.arguments, np.uint32)
-        constants[PARAMETERS // 4 : PARAMETERS // 4 + len(words)] = words
+        constants: Lanes = np.zeros(PARAMETERS // 4, np.int64)
+        constants[:6] = [self.threads, 1, 1, *self.grid]
+        constants = np.append(constants, np.frombuffer(self.arguments, np.uint32))
         shared: Lanes = np.zeros((self.kernel.shared + self.shared) // 4 + 64, np.int64)
         block = index % x, index // x % y, index // (x * y)
         code = self.kernel.code
@@ -115,18 +112,10 @@ def kernels_in(path: Path) -> dict[str, Kernel]:
         name: sorted((int(offset, 16), int(size, 16)) for offset, size in re.findall(place, table))
         for name, table in zip(tables[::2], tables[1::2], strict=True)
     }
-    jumps = {
-        name: [int(word, 16) for word in words.split()]
-        for name, words in re.findall(r"\n\.nv\.constant2\.(\S+)\n([0-9a-fx\s]+)", elf)
-    }
     codes = dict(zip(texts[::2], texts[1::2], strict=True))
     return {
         name: Kernel(
-            decode(codes[name]),
-            int(registers),
-            max(SHARED_BASE, int(shared)),
-            parameters[name],
-            jumps.get(name, []),
+            decode(codes[name]), int(registers), max(SHARED_BASE, int(shared)), parameters[name]
         )
         for name, registers, shared in used
     }

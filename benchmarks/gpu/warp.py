@@ -22,11 +22,10 @@ from benchmarks.gpu.sass import Instruction
 
 Lanes = NDArray[Any]  # 32 words, as int64 in [0, 2**32); or 32 predicates
 WORD, PARAMETERS, SHARED_BASE = 0xFFFFFFFF, 0x210, 0x400
-BANK = 0x4000  # words of a constant bank; 0 has the launch, 2 the tables of jumps
 ALL, NONE, ZERO, LANE = np.ones(32, bool), np.zeros(32, bool), np.zeros(32, np.int64), np.arange(32)
 IGNORED = {  # what decides nothing here, with all arithmetic on floats
-    "NOP", "BSSY", "BSYNC", "WARPSYNC", "BAR", "YIELD", "DEPBAR", "LDGDEPBAR", "MEMBAR", "ERRBAR",
-    "CCTL", "LDSM", "FADD", "FMUL", "FFMA", "FSEL", "FMNMX", "HADD2", "HMUL2", "F2FP", "FSETP",
+    "NOP", "BSSY", "BSYNC", "WARPSYNC", "BAR", "DEPBAR", "LDGDEPBAR", "LDSM", "FADD", "FFMA",
+    "FSEL", "FSETP",
 }  # fmt: skip
 
 
@@ -121,12 +120,9 @@ def _word(text: str, more: int = 0) -> Callable[[Warp], Lanes]:
         if match[1] == "-":
             return lambda w: (1 << 32) - w.words[at]  # with its carry
         return (lambda w: w.words[at] ^ WORD) if match[1] else (lambda w: w.words[at])
-    if match := re.fullmatch(r"c\[0x([02])\]\[(?:(U?R\d+)\+?)?(0x\w+)?\](?:\.\w+)?", text):
-        at = int(match[1]) * BANK + int(match[3] or "0", 16) // 4 + more
-        if match[2]:
-            index = _word(match[2])
-            return lambda w: w.constants[at + (index(w) >> 2)]
-        return lambda w: np.broadcast_to(w.constants[at], 32)
+    if match := re.fullmatch(r"c\[0x0\]\[(0x\w+)\](?:\.\w+)?", text):
+        at, byte = divmod(int(match[1], 16), 4)
+        return lambda w: ZERO + (w.constants[at + more] >> 8 * byte)
     value = ZERO + (int(text, 16) >> 32 * more & WORD)
     return lambda w: value
 
@@ -182,15 +178,14 @@ def _float(a: Lanes) -> Lanes:
 
 
 def _to_float(m: Sequence[str], a: Lanes) -> Lanes:
-    exact = (a if {"U32", "U64"} & {*m} else signed(a)).astype(np.longdouble)
+    exact = (a if "U32" in m else signed(a)).astype(np.float64)
     near = exact.astype(np.float32)
     up = np.where((near < exact) & ("RP" in m), np.nextafter(near, np.float32(np.inf)), near)
     return up.view(np.uint32).astype(np.int64)
 
 
 def _to_integer(m: Sequence[str], a: Lanes) -> Lanes:
-    most = 2.0**62 if "U64" in m else WORD
-    return np.clip(np.nan_to_num(_float(a).astype(np.float64)), 0, most).astype(np.int64)
+    return np.clip(np.nan_to_num(_float(a).astype(np.float64)), 0, WORD).astype(np.int64)
 
 
 def _reciprocal(m: Sequence[str], a: Lanes) -> Lanes:
@@ -217,7 +212,7 @@ ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     "I2F": _to_float,
     "F2I": _to_integer,
     "MUFU": _reciprocal,
-    **dict.fromkeys(("MOV", "LDC"), lambda m, a, *_: a),
+    **dict.fromkeys(("MOV", "LDC"), lambda m, a, *_: a & 255 if "U8" in m else a),
 }  # fmt: skip
 COMPARE = {name: getattr(operator, name.lower()) for name in ("LT", "LE", "GT", "GE", "EQ", "NE")}
 JOIN = {"AND": operator.and_, "OR": operator.or_, "XOR": operator.xor}
@@ -232,13 +227,12 @@ def _calculated(i: Instruction) -> Callable[[Warp, Lanes], None]:
     begin = kinds.index(True, first + 1)
     outs = i.operands[:first] + i.operands[first + 1 : begin]
     target, m, compute = i.operands[first], i.modifiers, ARITHMETIC[name]
-    wide = "WIDE" in m or (name in ("LDC", "F2I") and bool({"64", "U64"} & {*m}))
-    pairs = {"IMAD": (2,) if {"WIDE", "HI"} & {*m} else (), "I2F": (0,) if "U64" in m else ()}
+    wide = "WIDE" in m or (name == "LDC" and "64" in m)
+    pair = {"IMAD": 2 if {"WIDE", "HI"} & {*m} else None, "LDC": 0 if wide else None}.get(name)
     sources = [
-        _pair(text) if at in pairs.get(name, ()) or (wide and name == "LDC") else
-        _word(text) if kind else _flag(text)
+        _pair(text) if at == pair else _word(text) if kind else _flag(text)
         for at, (text, kind) in enumerate(zip(i.operands[begin:], kinds[begin:], strict=True))
-    ]  # fmt: skip
+    ]
 
     def run(w: Warp, active: Lanes) -> None:
         total = compute(m, *[source(w) for source in sources])
@@ -289,14 +283,9 @@ def _joined(i: Instruction) -> Callable[[Warp, Lanes], None]:
 
 def _jump(i: Instruction) -> Callable[[Warp, Lanes], None]:
     condition = [_flag(text) for text in i.operands if re.fullmatch(r"!?U?P[T\d]", text)]
-    where = " ".join(i.operands).split()
+    target = int(i.operands[-1], 16) // 16 if i.name == "BRA" else None
 
     def run(w: Warp, active: Lanes) -> None:
-        target = None
-        if i.name != "EXIT":
-            target = int(where[-1], 16) // 16
-        if i.name in ("RET", "BRX"):  # from the beginning, and from here
-            target += int(_word(where[0])(w)[active][0]) // 16 + (i.name == "BRX") * w.pc
         w.jump(target, active & condition[0](w) if condition else active)
 
     return run
@@ -376,15 +365,10 @@ def _gathered(i: Instruction) -> Callable[[Warp, Lanes], None]:
             w.write_flags([f"P{k}" for k in chosen], [bits >> k & 1 > 0 for k in chosen], active)
         elif i.name == "R2UR":
             w.write(i.operands[0], ZERO + words[0][active][0], active)
-        elif i.name == "REDUX":
-            both = {"OR": np.bitwise_or, "AND": np.bitwise_and, "SUM": np.add}[i.modifiers[0]]
-            w.write(i.operands[0], ZERO + both.reduce(words[0][active]), active)
-        elif i.name == "SHFL":
-            by = {"BFLY": LANE ^ words[1], "IDX": words[1]}[i.modifiers[0]]
-            w.write(i.operands[1], words[0][by & 31], active)
-        else:  # VOTE
-            votes = _flag(i.operands[-1])(w) & active
-            w.write(i.operands[0], ZERO + int((votes << LANE).sum()), active)
+        elif i.name == "REDUX":  # OR
+            w.write(i.operands[0], ZERO + np.bitwise_or.reduce(words[0][active]), active)
+        else:  # SHFL.BFLY
+            w.write(i.operands[1], words[0][(LANE ^ words[1]) & 31], active)
 
     return run
 
@@ -394,15 +378,16 @@ def _compiled(i: Instruction) -> Callable[[Warp, Lanes], None]:
     """What an instruction does to a warp and its active lanes."""
     if i.name in ("ISETP", "UISETP"):
         return _compared(i)
-    if i.name in ("PLOP3", "UPLOP3"):
+    if i.name == "PLOP3":
         return _joined(i)
     if i.name in ("LDG", "STG", "LDS", "STS", "LDGSTS"):
         return _accessed(i)
-    if i.name in ("S2R", "S2UR", "CS2R", "HFMA2", "R2UR", "REDUX", "SHFL", "VOTE", "VOTEU",
-                  "P2R", "R2P"):  # fmt: skip
+    if i.name in ("S2R", "S2UR", "CS2R", "HFMA2", "R2UR", "P2R", "R2P") or (
+        (i.name, *i.modifiers[:1]) in (("REDUX", "OR"), ("SHFL", "BFLY"))
+    ):
         return _gathered(i)
     if i.name in IGNORED or (i.name == "BRA" and "DIV" in i.modifiers):
         return lambda w, active: None
-    if i.name in ("BRA", "BRX", "CALL", "RET", "EXIT"):
+    if i.name in ("BRA", "EXIT"):
         return _jump(i)
     return _calculated(i)
