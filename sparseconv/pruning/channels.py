@@ -141,3 +141,36 @@ def active_kept(layer: Layer, rows: Tensor, columns: Tensor) -> Tensor:
 def places(channels: Tensor, units: Tensor) -> Tensor:
     """``(n, m)``: where each of n units stands among a layer's channels, m times."""
     return torch.stack([(channels == unit).nonzero()[:, 0] for unit in units])
+
+
+class Numbers:
+    """The numbers of channels, of which some have become one."""
+
+    def __init__(self) -> None:
+        self.parent: list[int] = []
+        self.fixed: list[bool] = []
+
+    def new(self, count: int, fixed: bool = False) -> Tensor:
+        first = len(self.parent)
+        self.parent += range(first, first + count)
+        self.fixed += [fixed] * count
+        return torch.arange(first, first + count)
+
+    def root(self, number: int) -> int:
+        while self.parent[number] != number:
+            self.parent[number] = self.parent[self.parent[number]]
+            number = self.parent[number]
+        return number
+
+    def unite(self, a: Tensor, b: Tensor) -> None:
+        for i, j in zip(a.tolist(), b.tolist(), strict=True):
+            i, j = self.root(i), self.root(j)
+            self.parent[j] = i
+            self.fixed[i] = self.fixed[i] or self.fixed[j]
+
+    def fix(self, numbers: Tensor) -> None:
+        for number in numbers.tolist():
+            self.fixed[self.root(number)] = True
+
+    def are_fixed(self, numbers: Tensor) -> bool:
+        return all(self.fixed[self.root(number)] for number in numbers.tolist())

@@ -241,6 +241,8 @@ def filters_of(channels: Channels, group: UnitSet) -> Tensor:
 def batches_of(owner: str, model: nn.Module, data: Any) -> Iterator[tuple[Tensor, Any]]:
     """Series in the model's dtype, on its device, and what comes with each batch: labels or None.
 
+    Integers stay integers for a model with an ``nn.Embedding``.
+
     Args:
         owner: who asks, for messages.
         model: what will take the series.
@@ -250,6 +252,7 @@ def batches_of(owner: str, model: nn.Module, data: Any) -> Iterator[tuple[Tensor
         TypeError, ValueError: other data; none; values that are not finite.
     """
     like = next(model.parameters())
+    codes = any(isinstance(module, nn.Embedding) for module in model.modules())
     if isinstance(data, tuple) or hasattr(data, "shape"):
         arrays = [_tensor(owner, part) for part in (data if isinstance(data, tuple) else (data,))]
         if len({len(array) for array in arrays}) > 1 or not 1 <= len(arrays) <= 2:
@@ -270,7 +273,8 @@ def batches_of(owner: str, model: nn.Module, data: Any) -> Iterator[tuple[Tensor
         if not len(x):
             continue
         some = True
-        yield x.to(like), labels[0] if labels else None
+        x = x.to(like.device) if codes and not x.is_floating_point() else x.to(like)
+        yield x, labels[0] if labels else None
     if not some:
         raise ValueError(
             f"{owner} expected at least one series, but the data hold none (an iterator is used "

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.nn.restored import restored_afterwards
-from sparseconv.pruning.channels import FIXED, Channels, Layer, UnitSet, places
+from sparseconv.pruning.channels import FIXED, Channels, Layer, Numbers, UnitSet, places
 from sparseconv.pruning.functions import (
     ALONE,
     MAY_MIX,
@@ -36,39 +36,6 @@ from sparseconv.pruning.functions import (
 
 PRUNABLE = (nn.Conv1d, SparseConv1d, nn.Linear, nn.BatchNorm1d)
 MODULES_ALONE = (ShortAvgPool1d,)  # each channel by itself, whatever functions it calls
-
-
-class Numbers:
-    """The numbers of channels, of which some have become one."""
-
-    def __init__(self) -> None:
-        self.parent: list[int] = []
-        self.fixed: list[bool] = []
-
-    def new(self, count: int, fixed: bool = False) -> Tensor:
-        first = len(self.parent)
-        self.parent += range(first, first + count)
-        self.fixed += [fixed] * count
-        return torch.arange(first, first + count)
-
-    def root(self, number: int) -> int:
-        while self.parent[number] != number:
-            self.parent[number] = self.parent[self.parent[number]]
-            number = self.parent[number]
-        return number
-
-    def unite(self, a: Tensor, b: Tensor) -> None:
-        for i, j in zip(a.tolist(), b.tolist(), strict=True):
-            i, j = self.root(i), self.root(j)
-            self.parent[j] = i
-            self.fixed[i] = self.fixed[i] or self.fixed[j]
-
-    def fix(self, numbers: Tensor) -> None:
-        for number in numbers.tolist():
-            self.fixed[self.root(number)] = True
-
-    def are_fixed(self, numbers: Tensor) -> bool:
-        return all(self.fixed[self.root(number)] for number in numbers.tolist())
 
 
 class UnknownLayerError(ValueError):

@@ -346,6 +346,31 @@ def test_dsp_of_a_network_that_is_silent() -> None:
     assert torch.allclose(pruned.eval()(x), model.eval()(x))
 
 
+class Codes(nn.Module):
+    """Of integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.inner, self.head = nn.Conv1d(3, 6, 3), nn.Conv1d(6, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(self.embedding(x).mT).relu()).mean(2).log_softmax(1)
+
+
+@pytest.mark.parametrize("make", [Jacobian, lambda data: DSP(data[0])], ids=["Jacobian", "DSP"])
+def test_series_of_integers(make: Callable[[Any], Criterion]) -> None:
+    model, codes = Codes(), torch.arange(40).view(4, 10) % 5
+    small, report = sc.prune_filters(model, codes, make((codes, torch.arange(4) % 2)),
+                                     ratio=None if make is not Jacobian else 0.5)  # fmt: skip
+    assert small(codes).shape == (4, 2)
+    assert report.layers[0].name == "inner"
+    # Whole numbers are samples as others are where there is nothing to look up.
+    series = torch.arange(48).view(4, 1, 12)
+    plain = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Conv1d(4, 2, 3), nn.Flatten(), nn.LogSoftmax(1))
+    sc.prune_filters(plain, series.float(), Jacobian((series, torch.arange(4) % 2)), ratio=0.5)
+
+
 @pytest.mark.parametrize(
     "make",
     [Jacobian, DSP, lambda given: Evolutionary(given, population=2, generations=1)],
