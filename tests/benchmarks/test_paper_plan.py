@@ -1,0 +1,172 @@
+"""What a plan names: data sets, series, jobs and their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_plan import PLAN, write_set
+
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.archives import choose, members, open_archive, published, read
+from benchmarks.paper.plan import read_plan
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        (
+            "epochs = 12",
+            "epoch = 12",
+            "unknown key epoch; known are base, cheapest, epochs, order, run, seeds",
+        ),
+        ("seeds = [0, 1]", "seed = 1", "run small: unknown key seed"),
+        ("depth = 2", "layers = 2", r"unknown key network\.layers; known are backend, depth"),
+        ("epochs = 12", "epochs = 0", "epochs must be >= 1"),
+        ("epochs = 12", "epochs = ", "is not TOML"),
+        ('sets = "all"', 'sets = "ucr86"', "names ucr86, which the archive does not hold"),
+        ('sets = "all"', "sets = {without = []}", "a table with of"),
+        ("cheapest = 1", 'cheapest = "one"', "cheapest must be a number"),
+        ("cheapest = 1", 'cheaper_than = "Nile"', "'Nile', which the archive does not hold"),
+        ('"masked dense"', '"dense"', "weights must be one of sparse, masked dense"),
+        ('name = "masked"', 'name = "small"', "has other options above"),
+        ('name = "small"', "", "run 1: it needs 'name'"),
+        ('weights = "masked dense"', 'model = "DNS"', "model must be one of DSN, ResNet"),
+        ("seeds = [0, 1]", "seeds = 2", "seeds must be a list of integers"),
+        ("[[run]]", "[[runs]]", "unknown key runs"),
+        ("seeds = [0]", "seeds = []", "seeds must be a list of integers, at least one"),
+        ("seeds = [0]", "cheapest = 1", "cheapest is for a plan with base"),
+        ("seeds = [0]", 'order = "cheap"', "order must be one of runs, seeds, sets"),
+        ("seeds = [0]", "order = []", "order must be one of runs, seeds, sets"),
+        ("seeds = [0, 1]", 'keep = "false"', "keep must be true or false"),
+        ("seeds = [0, 1]", "recipe = 3", "recipe must be a table"),
+        ("seeds = [0, 1]", 'model = ["DSN"]', "model must be one of"),
+        ("seeds = [0]", 'base = "full"', "unknown key run; known are base"),
+        ("cheapest = 1", 'without = ["Lnog"]', "names Lnog, which the archive does not hold"),
+        ('"masked dense"', '"masked dense"\nmodel = "LITE"', "is for DSN, not for LITE"),
+        ('"masked dense"', '"masked dense"\nmoments = "mean"', "have the moments that they have"),
+        (
+            'weights = "masked dense"',
+            'recipe = {grow = "static"}\nmoments = "mean"',
+            "needs weights that grow",
+        ),
+    ],
+)
+def test_plans_that_are_refused(plan: Path, archive: Path, old: str, new: str, match: str) -> None:
+    plan.write_text(PLAN.replace(old, new))
+    with pytest.raises(ValueError, match=match):
+        read_plan(plan, open_archive(archive))
+
+
+def test_plans_on_plans(plan: Path, archive: Path, tmp_path: Path) -> None:
+    opened = open_archive(archive)
+    small = tmp_path / "small.toml"
+    small.write_text(f'base = "{plan}"\ncheapest = 1\n')
+    jobs = read_plan(small, opened)
+    assert {job.dataset for job in jobs} == {"Short"}
+    assert {job.recipe().epochs for job in jobs} == {12}, "the base's"
+    assert {job.seed for job in jobs if job.run == "small"} == {0, 1}
+    small.write_text(f'base = "{plan}"\nepochs = 3\nseeds = [4]\n')
+    assert {(job.recipe().epochs, job.seed) for job in read_plan(small, opened)} == {(3, 4)}
+    for base in ('"demo"', "3", f'"{small}"'):
+        small.write_text(f"base = {base}\n")
+        with pytest.raises(ValueError, match=r"small\.toml cannot be used"):
+            read_plan(small, opened)
+    plan.write_text(PLAN.replace('"all"', '"ucr85"').replace('of = "ucr85"', 'of = "uea"'))
+    with pytest.raises(ValueError, match="chooses no data set that the archive holds"):
+        read_plan(plan, opened)
+
+
+def test_the_order_of_jobs(plan: Path, archive: Path) -> None:
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)
+    for order, by in (
+        ("runs", lambda job: 0),
+        ("seeds", lambda job: job.seed),
+        ("sets", lambda job: (job.dataset == "Long", job.seed)),
+    ):
+        plan.write_text(f'order = "{order}"\n{PLAN}')
+        assert read_plan(plan, opened) == sorted(jobs, key=by)
+
+
+def test_series_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "ts"
+    folder.mkdir()
+    for name, length in (("GunPoint", 24), ("Other", 12)):
+        for part in ("TRAIN", "TEST"):
+            lines = ["@problemName x", "@univariate true", "@equalLength true",
+                     f"@seriesLength {length}", "@classLabel true a b", "@data"]  # fmt: skip
+            for case in range(6):
+                values = ",".join(str(case + t) for t in range(length))
+                lines.append(f"{values}:{'ab'[case % 2]}")
+            (folder / f"{name}_{part}.ts").write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    opened = open_archive(Path("ts"))
+    assert opened.broken == {}
+    assert {name: shape.n_timepoints for name, shape in opened.shapes.items()} == {
+        "GunPoint": 24, "Other": 12,
+    }  # fmt: skip
+
+
+def test_archives_that_are_refused(tmp_path: Path, plan: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist; name a folder"):
+        open_archive(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no data set; expected"):
+        open_archive(tmp_path / "empty")
+    with pytest.raises(ValueError, match="is not a folder"):
+        open_archive(plan)
+    for folder in "ab":
+        write_set(tmp_path / "twice" / folder / "Same.npz")
+    with pytest.raises(ValueError, match="holds Same twice"):
+        open_archive(tmp_path / "twice")
+    assert main(["run", "no such plan"]) == 2
+
+
+def test_the_plans_that_come_along() -> None:
+    archive = open_archive(None)
+    demo, full = read_plan("demo", archive), read_plan("full", archive)
+    assert {job.run for job in demo} == {job.run for job in full}
+    assert {job.recipe().epochs for job in demo} < {10, 20, 30, 50}
+    assert {job.seed for job in demo} == {0}
+    assert {job.recipe().epochs for job in full} == {1000}  # no set has fewer
+
+
+def test_sets_are_chosen() -> None:
+    archive = open_archive(None)
+    assert choose(archive, "ucr85") == ["ItalyPowerDemand", "GunPoint", "ArrowHead", "OSULeaf"]
+    assert choose(archive, {"of": "ucr85", "cheaper_than": "OSULeaf", "without": ["GunPoint"]}) == [
+        "ItalyPowerDemand",
+        "ArrowHead",
+    ]
+    assert choose(archive, {"of": "all", "cheapest": 1}) == ["ItalyPowerDemand"]
+    assert [len(members(name)) for name in ("ucr85", "ucr2018", "uea")] == [85, 43, 30]
+    assert set(archive.sources) <= published().keys()
+
+
+def test_z_normalised(archive: Path) -> None:
+    source = open_archive(archive).sources["Long"]
+    raw, scaled = read(source), read(source, "z-normalised")
+    np.testing.assert_allclose(scaled.X_train.mean((0, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(scaled.X_train.std((0, 2)), 1, rtol=1e-5)
+    mean, spread = (getattr(raw.X_train, f)((0, 2), keepdims=True) for f in ("mean", "std"))
+    np.testing.assert_allclose(scaled.X_test, (raw.X_test - mean) / spread, rtol=1e-4, atol=1e-5)
+
+
+def test_split_within_subjects(tmp_path: Path) -> None:
+    X, y = np.arange(16.0).reshape(16, 1, 1) * np.ones(5), np.arange(16) % 2
+    facts = {"subject": np.arange(16) // 8, "segment": np.arange(16)[::-1]}
+    halves = {
+        f"{name}_{part}": array[chosen]
+        for name, array in (("X", X), ("y", y), *facts.items())
+        for part, chosen in (("train", slice(8)), ("test", slice(8, None)))
+    }
+    np.savez(tmp_path / "Sports.npz", **halves)
+    data = read(str(tmp_path / "Sports.npz"), split="within subjects")
+    # The later half of each subject's cases has the first segments.
+    assert sorted(data.X_train[:, 0, 0]) == [4, 5, 6, 7, 12, 13, 14, 15]
+    assert (data.y_train == data.X_train[:, 0, 0] % 2).all()
+    assert sorted(data.X_test[:, 0, 0]) == [0, 1, 2, 3, 8, 9, 10, 11]
+    with pytest.raises(ValueError, match="GunPoint names no subjects"):
+        read("GunPoint", split="within subjects")

@@ -1,0 +1,287 @@
+"""The sweep of `make paper`: every job once, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_plan import PLAN, ROOT, command, facts, write_set
+
+from benchmarks.paper import sweep as sweeping
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.archives import open_archive
+from benchmarks.paper.job import perform
+from benchmarks.paper.plan import DEFAULTS, Job, read_plan
+from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, sweep
+
+
+def test_each_job_once(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    assert main(command(plan, archive, out)) == 0
+    printed = capsys.readouterr().out
+    assert "5 jobs on 2 data sets" in printed
+    assert "5 of 5:" in printed
+    rows = facts(out)
+    keys = [(row["run"], row["dataset"], row["seed"]) for row in rows]
+    small = [("small", name, seed) for name in ("Long", "Short") for seed in (0, 1)]
+    assert keys == [("masked", "Short", 0), *small]
+    for row in rows:
+        assert 0 <= row["accuracy"] <= 1
+        assert row["epochs"] == 12
+        assert row["params"] > 0
+        assert row["macs"] > 0
+    masked, sparse = rows[:2]
+    assert masked["flops_paper"] < masked["macs"], "of the active weights; it computes with all"
+    assert [sum(counts) for counts in sparse["kernels_by_size"]] == [27, 27]
+    for layer in sparse["group_weights"]:
+        assert np.array(layer).shape == (3, 39)
+        assert max(map(max, layer)) == 100
+        assert not any(layer[0][13:]), "outside of the group's region"
+    assert sparse["itop_rate"] > 0.14  # the density
+    assert [epoch for epoch, _ in sparse["curve"]] == [9]
+    assert not list((out / "running").iterdir())
+    before = (out / ROWS_NAME).read_bytes()
+    assert main(command(plan, archive, out)) == 0
+    assert (out / ROWS_NAME).read_bytes() == before, "nothing was left to do"
+
+
+@pytest.mark.promise("P9")
+def test_killed_at_random_instants(tmp_path: Path, archive: Path, campaign: Any) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 150"))
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    begin = time.monotonic()
+    assert main(command(plan, archive, calm)) == 0
+    whole = time.monotonic() - begin
+    chance = random.Random(0)
+    words = [sys.executable, "-m", "benchmarks.paper", *command(plan, archive, rough)]
+    for _ in range(campaign(2, 10)):
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.2, 1.0) * whole)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    rows = rough / ROWS_NAME
+    rough.mkdir(exist_ok=True)
+    with rows.open("a") as file:
+        file.write('{"run": "small", "da')  # as a kill while writing leaves it
+    assert main(command(plan, archive, rough)) == 0
+    assert facts(rough) == facts(calm)
+
+
+def test_a_killed_worker_costs_nothing(tmp_path: Path, archive: Path, plan: Path) -> None:
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 60"))
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)
+    assert sweep(jobs, opened, calm, local_pool(2)) == {}
+    killing = Killer(rough)
+    assert sweep(jobs, opened, rough, killing.pool) == {}
+    assert killing.pids
+    assert facts(rough) == facts(calm)
+
+
+class Killer:
+    """A local pool, the first worker of which is killed while its job runs."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.pids: list[int] = []
+
+    def pool(self) -> Any:
+        import threading
+        from contextlib import contextmanager
+
+        @contextmanager
+        def opened() -> Any:
+            with local_pool(2)() as executor:
+                if not self.pids:
+                    threading.Thread(target=self.kill, args=(executor,)).start()
+                yield executor
+
+        return opened()
+
+    def kill(self, executor: Any) -> None:
+        while not list(self.out.glob("running/*/checkpoint.pt")):
+            time.sleep(0.01)
+        self.pids.append(min(executor._processes))
+        os.kill(self.pids[0], signal.SIGKILL)
+
+
+def test_a_job_that_kills_its_process_is_given_up(
+    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "perform", deadly)
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)[:1]
+    failed = sweep(jobs, opened, tmp_path / "out", local_pool(1))
+    assert list(failed.values()) == ["its process was killed 4 times"]
+    assert read_rows(tmp_path / "out" / ROWS_NAME) == []
+
+
+def deadly(*_: Any) -> None:
+    time.sleep(1.5)  # longer than the sweep takes to see it running
+    os._exit(9)
+
+
+def test_dask_with_a_killed_worker(tmp_path: Path, archive: Path, plan: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 60"))
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    assert sweep(jobs, opened, calm, local_pool(2)) == {}
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as cluster:
+        killing = DaskKiller(rough, cluster)
+        failed = sweep(jobs, opened, rough, dask_pool(cluster.scheduler_address))
+        killing.join()
+    assert failed == {}
+    assert facts(rough) == facts(calm)
+
+
+class DaskKiller:
+    def __init__(self, out: Path, cluster: Any) -> None:
+        import threading
+
+        self.out, self.cluster = out, cluster
+        self.thread = threading.Thread(target=self.kill)
+        self.thread.start()
+        self.join = self.thread.join
+
+    def kill(self) -> None:
+        while not list(self.out.glob("running/*/checkpoint.pt")):
+            time.sleep(0.01)
+        nanny = next(iter(self.cluster.workers.values()))
+        os.kill(nanny.pid, signal.SIGKILL)
+
+
+def test_one_broken_file_among_good_ones(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (archive / "Broken.npz").write_bytes(b"no archive")
+    out = tmp_path / "out"
+    assert main(command(plan, archive, out)) == 1
+    printed = capsys.readouterr()
+    assert "left out: Broken" in printed.err
+    assert "5 of 5 jobs done; 0 failed, 1 data sets could not be read" in printed.err
+    assert len(facts(out)) == 5
+
+
+def test_a_failing_job_leaves_the_others(
+    tmp_path: Path,
+    archive: Path,
+    plan: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(sweeping, "perform", failing)
+    assert main(command(plan, archive, out)) == 1
+    printed = capsys.readouterr()
+    assert "FAILED: small, Long, seed 0: ValueError: the training loss became nan" in printed.err
+    assert "3 of 5 jobs done; 2 failed" in printed.err
+    assert len(facts(out)) == 3
+    monkeypatch.undo()
+    assert main(command(plan, archive, out)) == 0, "what failed is tried again"
+    assert len(facts(out)) == 5
+
+
+def failing(job: Job, source: str, folder: Path) -> Any:
+    if job.dataset == "Long":
+        raise ValueError("the training loss became nan")
+    return perform(job, source, folder)
+
+
+def test_two_sweeps_in_one_folder(tmp_path: Path, archive: Path, plan: Path) -> None:
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 2000"))
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "benchmarks.paper", *command(plan, archive, out)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        while not (out / "running").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(ValueError, match="another sweep is running in"):
+            sweep([], open_archive(archive), out, local_pool(1))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_rows_of_another_plan(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 1"))
+    assert main(command(plan, archive, out)) == 0
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 2"))
+    assert main(command(plan, archive, out)) == 2
+    assert "recipe {'epochs': 1}, but the plan says {'epochs': 2}" in capsys.readouterr().err
+
+
+def test_networks_that_are_refused(
+    plan: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.write_text(PLAN.replace("nf = 3", "nf = 0"))
+    assert main(command(plan, archive, tmp_path / "out")) == 2
+    assert (
+        "the network of small, Short, seed 0 cannot be built: non-positive nf"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("line", ['{"run": 1}', "3", "nothing", '{"run": "a", "options": 3}'])
+def test_rows_that_are_damaged(tmp_path: Path, line: str) -> None:
+    path = tmp_path / ROWS_NAME
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match="line 1, is not a row"):
+        read_rows(path)
+
+
+def test_rows_of_other_data(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 1"))
+    assert main(command(plan, archive, out)) == 0
+    write_set(archive / "ucr" / "Short.npz", 13)
+    assert main(command(plan, archive, out)) == 2
+    assert "'n_timepoints': 13" in capsys.readouterr().err
+
+
+def test_names_that_look_alike(tmp_path: Path) -> None:
+    names = ("S = 80 %", "S = 80 _", "S = 80 ?", "x" * 300, "x" * 301)
+    jobs = [Job(name, "a", 0, DEFAULTS) for name in names]
+    jobs += [Job("a", "b-c", 0, DEFAULTS), Job("a-b", "c", 0, DEFAULTS)]
+    folders = {sweeping._folder(tmp_path, job) for job in jobs}
+    assert len(folders) == len(jobs)
+    for folder in folders:
+        folder.mkdir(parents=True)
+
+
+def test_neighbours_of_a_killer_are_innocent(
+    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "perform", killer)
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)
+    failed = sweep(jobs, opened, tmp_path / "out", local_pool(2))
+    assert list(failed) == ["masked, Short, seed 0"]
+    assert len(read_rows(tmp_path / "out" / ROWS_NAME)) == 4
+
+
+def killer(job: Job, source: str, folder: Path) -> Any:
+    if job.run == "masked":
+        time.sleep(1.2)
+        os._exit(9)
+    return perform(job, source, folder)

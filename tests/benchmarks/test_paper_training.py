@@ -1,0 +1,171 @@
+"""One job of a plan: its row, its cost, its moments, and going on where it was killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_plan import ROOT, TIMES, job_with
+
+from benchmarks.paper.archives import Shape, open_archive, read
+from benchmarks.paper.job import perform
+from benchmarks.paper.networks import MomentsDST, multiply_adds
+from benchmarks.paper.plan import Job, read_plan
+from benchmarks.paper.training import (
+    checkpoint_interval,
+    curve_interval,
+    first_model,
+    scheduler_factory,
+)
+from sparseconv.models import DSN
+from sparseconv.training.loop import train
+
+SHAPE = Shape(20, 20, 3, 50, 4)
+
+
+def test_the_row_is_what_training_gives(archive: Path, plan: Path, tmp_path: Path) -> None:
+    opened = open_archive(archive)
+    job = next(job for job in read_plan(plan, opened) if job.key == ("small", "Long", 1))
+    row = perform(job, opened.sources["Long"], tmp_path / "job")
+    data = read(opened.sources["Long"])
+    torch.manual_seed(1)
+    model = DSN(2, 2, nf=3, depth=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = train(model, data.X_train, data.y_train, job.recipe(), progress=False)
+    finally:
+        torch.set_num_threads(before)
+    with torch.no_grad():
+        predicted = model(torch.as_tensor(data.X_test)).argmax(1).numpy()
+    assert row["accuracy"] == (predicted == data.y_test).mean()
+    assert (row["train_loss"], row["best_epoch"]) == (result.best_loss, result.best_epoch)
+    assert row["itop_rate"] == result.itop_rate
+    assert (row["params"], row["macs"]) == (model.cost(30).params, model.cost(30).macs_executed)
+
+
+def test_multiply_adds() -> None:
+    model = first_model(job_with(), SHAPE)
+    assert isinstance(model, DSN)
+    assert multiply_adds(model, SHAPE) == model.cost(50).macs_executed
+    masked = first_model(job_with(weights="masked dense"), SHAPE)
+    assert multiply_adds(masked, SHAPE) == model.cost(50).macs_dense
+    assert masked.training
+
+
+@pytest.mark.parametrize("moments", ["mean", "corrected"])
+def test_moments_of_grown_weights(moments: str) -> None:
+    torch.manual_seed(0)
+    model = first_model(job_with(), SHAPE)
+    make = scheduler_factory(job_with(moments=moments), job_with().recipe())
+    assert make is not None
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    dst = make(model, optimizer, 3, 100, 100)
+    assert isinstance(dst, MomentsDST)
+    x, target = torch.randn(8, 3, 50), torch.arange(8) % 4
+    layer = dst.layers[1]
+    for step in range(1, 8):
+        optimizer.zero_grad()
+        torch.nn.functional.nll_loss(model(x), target).backward()
+        before, ages = layer.values.detach().clone(), dst.ages[1].clone()
+        optimizer.step()
+        state = optimizer.state[layer.values]
+        if moments == "corrected":
+            first, second = (
+                state[name] / (1 - beta ** (ages + 1))
+                for name, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999))
+            )
+            wanted = before - 1e-2 * first / (second.sqrt() + 1e-8)
+            torch.testing.assert_close(layer.values.detach(), wanted, rtol=1e-4, atol=1e-6)
+        updated = dst.step()
+        assert updated == (step % 3 == 0)
+        if updated:
+            grown = layer.values == 0
+            assert (dst.ages[1][grown] == 0).all()
+            assert 0 < grown.sum() <= 0.5 * len(grown) + len(layer.regions)
+            seen = state["exp_avg_sq"][grown]
+            assert (seen > 0).all() if moments == "mean" else (seen == 0).all()
+    content = json.loads(json.dumps({"ages": [age.tolist() for age in dst.state_dict()["ages"]]}))
+    other = make(model, optimizer, 3, 100, 100)
+    other.load_state_dict(dst.state_dict())
+    assert [age.tolist() for age in other.ages] == content["ages"]
+
+
+def test_mean_is_the_regions() -> None:
+    torch.manual_seed(0)
+    model = first_model(job_with(), SHAPE)
+    make = scheduler_factory(job_with(moments="mean"), job_with().recipe())
+    assert make is not None
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    dst = make(model, optimizer, 1, 100, 100)
+    torch.nn.functional.nll_loss(model(torch.randn(8, 3, 50)), torch.arange(8) % 4).backward()
+    optimizer.step()
+    dst.step()
+    layer = dst.layers[1]
+    moment = optimizer.state[layer.values]["exp_avg_sq"]
+    channels = layer.pattern.positions() // (layer.pattern.shape[1] * layer.pattern.shape[2])
+    for (first, end), _ in layer.regions:
+        inside = (channels >= first) & (channels < end)
+        grown = inside & (layer.values == 0)
+        assert grown.any()
+        torch.testing.assert_close(
+            moment[grown], moment[inside & ~grown].mean().expand(int(grown.sum()))
+        )
+
+
+def half_trained(job: Job, source: str, folder: Path) -> None:
+    """Leave what a killed process would leave of the job."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", HALF, json.dumps([*job.key, job.options]), source, str(folder)],
+        cwd=ROOT,
+    )
+    while not (folder / "checkpoint.pt").exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+
+
+HALF = """
+import json, sys
+from pathlib import Path
+from benchmarks.paper.job import perform
+from benchmarks.paper.plan import Job
+perform(Job(*json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))
+"""
+
+
+def test_a_beginning_of_something_else(archive: Path, tmp_path: Path) -> None:
+    source = open_archive(archive).sources["Long"]
+    options = {"weights": "masked dense", "recipe": {"epochs": 200}}
+    job = job_with(**options, network={"nf": 3, "depth": 2})
+    other = job_with(**options, network={"nf": 3, "depth": 2, "sparsity": 0.5})
+    half_trained(other, source, tmp_path / "other options")
+    half_trained(job, source, tmp_path / "half")
+    for damage in ("checkpoint.pt", "curve.json", "progress"):
+        shutil.copytree(tmp_path / "half", tmp_path / damage)
+        (tmp_path / damage / damage).write_bytes(b"nan")
+    calm = perform(job, source, tmp_path / "calm")
+    assert len(calm["curve"]) > 5
+    for begun in ("other options", "checkpoint.pt", "curve.json", "progress", "half"):
+        rough = perform(job, source, tmp_path / begun)
+        assert {k: v for k, v in rough.items() if k not in TIMES} == {
+            k: v for k, v in calm.items() if k not in TIMES
+        }, begun
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 12, 30, 39, 99, 100, 999, 1000])
+def test_looks_at_the_test_set(epochs: int) -> None:
+    recipe = job_with(recipe={"epochs": epochs}).recipe()
+    every = curve_interval(SHAPE, recipe)
+    looks = [epoch for epoch in range(1, epochs) if (epoch + 1) % every == 0]
+    assert len(looks) <= 25
+    for epoch in looks:
+        assert epoch % recipe.update_every_epochs, "not right after an update"
+        assert epoch % checkpoint_interval(recipe), "not where a kill would lose it"

@@ -1,0 +1,58 @@
+"""Two small data sets and a plan of five jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.paper.plan import DEFAULTS, Job
+from benchmarks.paper.sweep import ROWS_NAME, read_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+TIMES = {"train_seconds", "curve_seconds", "predict_seconds", "machine"}
+
+
+PLAN = """
+epochs = 12
+seeds = [0]
+[[run]]
+name = "small"
+sets = "all"
+seeds = [0, 1]
+network = {nf = 3, depth = 2}
+[[run]]
+name = "masked"
+sets = {of = "all", cheapest = 1}
+weights = "masked dense"
+network = {nf = 3, depth = 2}
+"""
+
+
+def write_set(path: Path, length: int = 20, channels: int = 1) -> None:
+    generator = np.random.default_rng(length)
+    y = np.arange(24) % 2
+    X = generator.normal(size=(24, channels, length)) + np.sin(np.arange(length)) * y[:, None, None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, X_train=X[:14], y_train=y[:14], X_test=X[14:], y_test=y[14:])
+
+
+def facts(out: Path) -> list[dict[str, Any]]:
+    rows = [
+        {key: value for key, value in row.items() if key not in TIMES}
+        for row in read_rows(out / ROWS_NAME)
+    ]
+    return sorted(rows, key=lambda row: (row["run"], row["dataset"], row["seed"]))
+
+
+def command(plan: Path, archive: Path, out: Path, *more: str) -> list[str]:
+    words = ["run", str(plan), "--archive", str(archive), "--out", str(out)]
+    return [*words, *(more or ("--workers", "2"))]
+
+
+def job_with(**options: Any) -> Job:
+    small = {"network": {"nf": 4}, "recipe": {"epochs": 1}}
+    return Job("x", "y", 0, {**DEFAULTS, **small, **options})
