@@ -78,8 +78,8 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         ((50, 1, 150), (150, 1, 150), ['1', '2'])
     """
     path = Path(name_or_path)
-    if name_or_path in BUNDLED:
-        name = str(name_or_path)
+    if os.fspath(name_or_path) in BUNDLED:
+        name = os.fspath(name_or_path)
         splits = _read_bundled(name)
     elif path.is_dir():
         stem = _find_stem(path)

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from sparseconv import datasets
-from sparseconv.cli.results import data_facts
+from sparseconv.cli.results import data_of_run
 from sparseconv.rocket.model import RocketModel
 from sparseconv.training.run_folder import load_run
 
@@ -44,18 +43,7 @@ def _export(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.run_folder} holds random kernels; expected the run of a Dynamic Sparse Network"
         )
-    known = run.config["data"]
-    try:
-        data = datasets.load(args.data or known["name"], nan_to_zero=known["nan_to_zero"])
-    except ValueError as error:
-        if args.data is not None:
-            raise
-        raise ValueError(f"name the data of the run with --data: {error}") from error
-    facts = data_facts(data, known)
-    if any(known.get(name) != fact for name, fact in facts.items() if name != "name"):
-        raise ValueError(
-            f"{data.name} is not the data set of {args.run_folder}; give that one with --data"
-        )
+    data = data_of_run(run.config["data"], args.data, args.run_folder)
     from sparseconv.edge import export_c  # torch's observers take a moment to import
 
     weights = "int8" if args.int8 else "float32"

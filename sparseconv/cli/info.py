@@ -56,6 +56,7 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
         ("data", f"{data.get('name')}, {data['n_channels']} x {data['n_timepoints']}: "
                  f"{data['n_train']} series for training, {data.get('n_test')} for testing"),
         ("classes", classes if len(classes) < 80 else f"{len(data['classes'])}"),
+        *[("pruned by", pruning["criterion"]) for pruning in [config.get("pruning")] if pruning],
         ("options", shown or "the defaults"),
         ("trained on", f"{config['machine'].get('cpu')}, threads: {config['machine']['threads']}"),
     ]  # fmt: skip

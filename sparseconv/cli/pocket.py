@@ -17,6 +17,7 @@ import torch
 
 from sparseconv import datasets
 from sparseconv.cli.results import check_free, data_facts
+from sparseconv.core.checks import count
 from sparseconv.core.files import check_writable, write_whole
 from sparseconv.measure import machine
 from sparseconv.measure.table import Table
@@ -66,8 +67,7 @@ def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:
         raise ValueError("a pocket model has no epochs to resume; train it again without --resume")
     check_free(out)
     threads = torch.get_num_threads() if args.threads is None else args.threads
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, but got {threads}")
+    count("--threads", threads)
     data = datasets.load(args.data, nan_to_zero=settings["nan_to_zero"])
     from sparseconv.estimators.pocket import POCKETClassifier  # aeon takes seconds
 

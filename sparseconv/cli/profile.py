@@ -14,8 +14,8 @@ import torch
 
 from sparseconv import datasets
 from sparseconv.cli.options import add_option, resumed_settings
+from sparseconv.core.checks import count
 from sparseconv.core.files import check_writable, write_whole
-from sparseconv.core.geometry import single
 from sparseconv.measure import machine
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import Table
@@ -94,8 +94,8 @@ def _profile(args: argparse.Namespace) -> int:
         threads = torch.get_num_threads()
     for name, value in (("batch", args.batch), ("length", args.length)):
         if value is not None:
-            shape[name] = single(f"--{name}", value, 1)
-    threads = single("--threads", threads if args.threads is None else args.threads, 1)
+            shape[name] = count(f"--{name}", value)
+    threads = count("--threads", threads if args.threads is None else args.threads)
     if args.json is not None:
         check_writable(args.json)
 
@@ -162,8 +162,8 @@ def _profile_kernels(run: TrainedRun, args: argparse.Namespace) -> str:
 
     assert isinstance(run.model, RocketModel)
     bank, threads = run.model.bank, int(run.config["machine"]["threads"])
-    threads = single("--threads", threads if args.threads is None else args.threads, 1)
-    batch = single("--batch", 100 if args.batch is None else args.batch, 1)
+    threads = count("--threads", threads if args.threads is None else args.threads)
+    batch = count("--batch", 100 if args.batch is None else args.batch)
     sizes = batch, bank.series_channels, bank.series_length
     X = torch.randn(*sizes, generator=torch.Generator().manual_seed(0)).numpy()
     work, rocket = operations(bank), bank.kind == "rocket"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from sparseconv import datasets
 from sparseconv.cli.options import INTERRUPTED, add_option
-from sparseconv.cli.results import check_free, data_facts, history_writer
+from sparseconv.cli.results import check_free, data_of_run, history_writer
 from sparseconv.core.checks import count
 from sparseconv.core.files import check_writable, write_whole
 from sparseconv.measure import machine
@@ -47,7 +48,7 @@ CRITERIA: dict[str, Callable[[Data, argparse.Namespace], Criterion]] = {
     "hc": lambda data, args: HC(),
     "magnitude": lambda data, args: Magnitude(),
     "jacobian": lambda data, args: Jacobian(data),
-    "dsp": lambda data, args: DSP(data, args.eps),
+    "dsp": lambda data, args: DSP(data, getattr(args, "eps", EPS)),
     "evolutionary": lambda data, args: Evolutionary(data, seed=args.seed),
 }
 FINE_TUNING = ("epochs", "lr", "lr_min", "batch_size", "seed")  # the rest is the run's
@@ -71,19 +72,22 @@ def add_to(commands: Any) -> None:
         help="which filters go (default: whc)",
     )  # fmt: skip
     amount = command.add_mutually_exclusive_group()
-    options: tuple[tuple[Any, str, Any, str], ...] = (
-        (amount, "ratio", float, "share of the filters that goes (default: 0.5)"),
-        (amount, "target-macs", int, "multiply-adds of one series that may be left"),
-        (command, "steps", int, "remove them in so many steps (default: 1)"),
-        (command, "eps", float, "dsp: filters go whose activation is at most this share of their "
-                                f"layer's (default: {EPS})"),
-        (command, "silence", float, "dsp: weight of the loss that silences filters (default: "
-                                    f"{PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size)"),
-        (command, "silence-epochs", int, "dsp: epochs with it (default: those of fine-tuning)"),
-        (command, "threads", int, "threads for torch (default: the run's)"),
+    dsp = command.add_argument_group("--criterion dsp")
+    options: tuple[tuple[Any, str, Any, Any, str], ...] = (
+        (amount, "ratio", float, None, "share of the filters that goes (default: 0.5)"),
+        (amount, "target-macs", int, None, "multiply-adds of one series that may be left"),
+        (command, "steps", int, 1, "remove them in so many steps (default: 1)"),
+        (command, "threads", int, None, "threads for torch (default: the run's)"),
+        (dsp, "eps", float, argparse.SUPPRESS, "filters go whose activation is at most this share "
+                                               f"of their layer's (default: {EPS})"),
+        (dsp, "silence", float, argparse.SUPPRESS,
+         "weight of the loss that silences filters (default: "
+         f"{PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size)"),
+        (dsp, "silence-epochs", int, argparse.SUPPRESS,
+         "epochs with it (default: those of fine-tuning)"),
     )  # fmt: skip
-    for group, name, kind, text in options:
-        group.add_argument(f"--{name}", type=kind, metavar="X", help=text)
+    for group, name, kind, default, text in options:
+        group.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=text)
     command.add_argument(
         "--data", metavar="NAME_OR_PATH",
         help="the run's data set (default: the bundled one of its name)",
@@ -91,7 +95,6 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "--out", type=Path, help="results folder, new or empty (default: RUN-CRITERION)"
     )
-    command.set_defaults(steps=1, eps=EPS)
     command.add_argument("--quiet", action="store_true", help="print the final summary only")
     group = command.add_argument_group("fine-tuning", "what the run had, but for these")
     for name in FINE_TUNING:
@@ -104,16 +107,22 @@ def _prune(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.run_folder} holds no network; a pocket model is pruned where it is trained"
         )
-    out = args.out or args.run_folder.with_name(f"{args.run_folder.name}-{args.criterion}")
+    for name in ("eps", "silence", "silence_epochs"):
+        if args.criterion != "dsp" and name in args:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is not for --criterion {args.criterion}; omit it"
+            )
+    folder = args.run_folder if args.run_folder.is_dir() else args.run_folder.parent
+    folder = folder if folder.name else folder.resolve()  # the current one
+    out = args.out or folder.with_name(f"{folder.name}-{args.criterion}")
     check_free(out)
     figures.require_matplotlib()
-    data = _same_data(run.config["data"], args)
+    data = data_of_run(run.config["data"], args.data, folder)
     given = {name: value for name, value in vars(args).items() if name in FINE_TUNING}
     recipe = Recipe(**{**run.config["recipe"], "epochs": EPOCHS, **given})
     args.seed = recipe.seed
     threads = int(run.config["machine"]["threads"]) if args.threads is None else args.threads
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, but got {threads}")
+    count("--threads", threads)
     X, y = (torch.from_numpy(array) for array in (data.X_train, data.y_train))
     with machine.threads(threads):
         before = _accuracy(run.model, data)
@@ -124,6 +133,7 @@ def _prune(args: argparse.Namespace) -> int:
             # Before hours of training.
             ratio, target = checked_target(criterion, args.ratio, args.target_macs)
             steps = count("--steps", args.steps)
+            check_writable(out / CONFIG_NAME)
             if isinstance(criterion, DSP):
                 _silence(run.model, X, y, recipe, args)
             model: Any
@@ -131,7 +141,6 @@ def _prune(args: argparse.Namespace) -> int:
                 run.model, X[:1], criterion, ratio=ratio, target_macs=target, steps=steps
             )
             at_once = _accuracy(model, data)
-            check_writable(out / CONFIG_NAME)
             config = {**run.config, "recipe": {name: getattr(recipe, name) for name in RECIPE}}
             config["machine"] = machine.environment_info()
             config["pruning"] = {
@@ -142,7 +151,11 @@ def _prune(args: argparse.Namespace) -> int:
             write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
             result = train(model, X, y, recipe, out=out, progress=not args.quiet,
                            on_epoch=history_writer(out / HISTORY_NAME))  # fmt: skip
-        except KeyboardInterrupt:
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # nothing has been written
+            if not isinstance(error, KeyboardInterrupt):
+                raise
             print("\nstopped; prune again, into another folder if one was begun", file=sys.stderr)
             return INTERRUPTED
         after = _accuracy(model, data)
@@ -172,28 +185,13 @@ def _numbered(report: PruningReport, before: Mapping[str, Any]) -> dict[str, lis
     }
 
 
-def _same_data(facts: dict[str, Any], args: argparse.Namespace) -> datasets.Dataset:
-    """The data that the run was trained on."""
-    name = args.data or facts["name"]
-    if args.data is None and name not in datasets.BUNDLED:
-        raise ValueError(f"the run was trained on {name!r}, which is not bundled; give --data")
-    data = datasets.load(name, nan_to_zero=facts["nan_to_zero"])
-    for key, value in data_facts(data, facts).items():
-        if facts.get(key) != value:
-            raise ValueError(
-                f"{name} is not what {args.run_folder} was trained on: its {key} is {value!r}, "
-                f"there {facts.get(key)!r}; name the run's data in --data"
-            )
-    return data
-
-
 def _silence(model: DSN, X: Tensor, y: Tensor, recipe: Recipe, args: argparse.Namespace) -> None:
-    epochs = recipe.epochs if args.silence_epochs is None else args.silence_epochs
+    epochs = getattr(args, "silence_epochs", recipe.epochs)
     recipe = Recipe(**{**vars(recipe), "epochs": epochs})
     stages = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
     # The loss is a sum over a batch, beside a mean.
     published = PUBLISHED_WEIGHT * PUBLISHED_BATCH / recipe.batch_size_for(len(X))
-    weight = published if args.silence is None else args.silence
+    weight = getattr(args, "silence", published)
     penalty = InstanceSparsity(model, stages, weight)
     train(model, X, y, recipe, progress=not args.quiet, penalty=penalty)
 

@@ -66,3 +66,38 @@ def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str,
         "test_sha256": digest(torch.from_numpy(data.X_test), torch.from_numpy(data.y_test)),
         **{name: settings[name] for name in DATA},
     }
+
+
+def data_of_run(
+    facts: Mapping[str, Any], given: str | None, folder: str | Path
+) -> datasets.Dataset:
+    """The data that a run was trained on: the bundled set of its name, or what ``--data`` names.
+
+    Args:
+        facts: of ``data_facts``, from the run's configuration.
+        given: a name or path; None for the run's own.
+        folder: of the run, for messages.
+
+    Raises:
+        ValueError: the data are others, or the run's own are not bundled.
+    """
+    if given is None and facts["name"] not in datasets.BUNDLED:
+        raise ValueError(
+            f"{folder} was trained on {facts['name']!r}, which is not bundled; name its data with "
+            "--data"
+        )
+    data = datasets.load(given or facts["name"], nan_to_zero=facts["nan_to_zero"])
+    if different := difference(data_facts(data, facts), facts):
+        raise ValueError(
+            f"{data.name} is not what {folder} was trained on, {different}; name the data of the "
+            "run with --data"
+        )
+    return data
+
+
+def difference(facts: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """How data differ from those of a run, in words; empty if at most in their name."""
+    for name, value in facts.items():
+        if name != "name" and known.get(name) != value:
+            return f"its {name} is {value!r}, there {known.get(name)!r}"
+    return ""

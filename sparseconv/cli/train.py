@@ -15,7 +15,8 @@ import torch
 from sparseconv import datasets
 from sparseconv.cli import pocket
 from sparseconv.cli.options import INTERRUPTED, PROG, add_option, resumed_settings
-from sparseconv.cli.results import check_free, data_facts, history_writer
+from sparseconv.cli.results import check_free, data_facts, difference, history_writer
+from sparseconv.core.checks import count
 from sparseconv.core.files import write_whole
 from sparseconv.measure import machine
 from sparseconv.models import DSN
@@ -88,7 +89,8 @@ def _train(args: argparse.Namespace) -> int:
     for name in vars(args):
         if name in DATA | NETWORK | RECIPE | POCKET and name not in own:
             raise ValueError(f"--{name.replace('_', '-')} is not for --model {args.model}; omit it")
-    name, mark = Path(args.data).resolve().name.removesuffix(".npz"), ""
+    name, mark = Path(args.data).resolve().name, ""
+    name = name.removesuffix(".npz").removesuffix("_TRAIN.ts")
     if args.model != "dsn":
         mark = f"{args.model}-"
     out: Path = args.out or Path("runs") / f"{name}-{mark}seed{given.get('seed', RECIPE['seed'])}"
@@ -101,8 +103,7 @@ def _train(args: argparse.Namespace) -> int:
     data = datasets.load(args.data, nan_to_zero=settings["nan_to_zero"])
     recipe = Recipe(**{name: settings[name] for name in RECIPE})
     threads = settings["threads"] if args.threads is None else args.threads
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, but got {threads}")
+    count("--threads", threads)
     torch.manual_seed(recipe.seed)
     model = DSN(data.n_channels, len(data.classes), **{name: settings[name] for name in NETWORK})
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
@@ -152,12 +153,11 @@ def _config(
     facts = data_facts(data, settings)
     if resume:
         config: dict[str, Any] = json.loads(path.read_text())
-        for name, value in facts.items():
-            if (there := config["data"].get(name)) != value:
-                raise ValueError(
-                    f"{out} holds another run, its data differs: {name} is {there!r} there, but "
-                    f"now {value!r}; give the data of that run, or start a new one with --out"
-                )
+        if different := difference(facts, config["data"]):
+            raise ValueError(
+                f"{out} holds another run: {data.name} is not its data, {different}; give the data "
+                "of that run, or start a new one with --out"
+            )
         if "pruning" in config:
             raise ValueError(
                 f"{out} holds a pruned run, whose fine-tuning is not resumed; prune again"

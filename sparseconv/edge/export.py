@@ -6,12 +6,12 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -219,9 +219,10 @@ def _write_folder(folder: Path, files: dict[str, str]) -> None:
                 undo.callback(_remove_empty, parent)
             target = folder
             if not folder.exists():
-                target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+                # Not mkdtemp, whose folders nobody else may read.
+                target = folder.with_name(f".{folder.name}.{uuid4().hex}")
+                target.mkdir()
                 undo.callback(shutil.rmtree, target, ignore_errors=True)
-                target.chmod(0o777 & ~_umask())
             for name, text in files.items():
                 undo.callback((target / name).unlink, missing_ok=True)
                 write_whole(target / name, text)
@@ -241,9 +242,3 @@ def _cannot_write(folder: Path, error: OSError) -> ValueError:
 def _remove_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):  # somebody else has put something there
         folder.rmdir()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

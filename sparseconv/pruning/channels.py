@@ -73,11 +73,13 @@ class Channels:
         layers: by name, in the order of computation.
         sets: what competes with each other.
         n_units: how many units there are, over all sets.
+        other_macs: multiply-adds of one series outside of the layers, which stay.
     """
 
     layers: Mapping[str, Layer]
     sets: tuple[UnitSet, ...]
     n_units: int
+    other_macs: int = 0
 
     def columns(self, units: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """The layers that read some units: each with those that it reads, and ``(n, m)`` of them.
@@ -96,8 +98,8 @@ class Channels:
                     yield name, some, places(layer.inputs, some)
 
     def macs(self, kept: Tensor | None = None) -> int:
-        """Multiply-adds of the layers for one series, if only some units (bool) are kept."""
-        total = 0
+        """Multiply-adds for one series, if only some units (bool) are kept."""
+        total = self.other_macs
         for layer in self.layers.values():
             total += layer.samples * self.weights(layer, kept)
         return total
@@ -144,7 +146,7 @@ def places(channels: Tensor, units: Tensor) -> Tensor:
 
 
 class Numbers:
-    """The numbers of channels, of which some have become one."""
+    """The numbers of channels, of which some have become one: a disjoint-set forest."""
 
     def __init__(self) -> None:
         self.parent: list[int] = []

@@ -166,7 +166,7 @@ def outputs_of(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
 
 
 def check_same(pruned: nn.Module, arguments: tuple[Any, ...], expected: list[Tensor]) -> None:
-    """Compare with the masked model; a difference far beyond rounding is one of channels."""
+    """Compare with the masked model: more than rounding means that wrong channels went."""
     advice = (
         "the code of the model relies on a number of channels, or moves them in a way that cannot "
         "be followed; name the module where it does in ignore"

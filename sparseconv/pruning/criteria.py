@@ -30,10 +30,12 @@ class Criterion(ABC):
         everywhere: scores of all layers compare with each other; else the same share of each
             layer's filters goes.
         threshold: units of at most this score go; None where a ratio says how many.
+        graded: other thresholds would keep other units: scores are more than yes or no.
     """
 
     everywhere = False
     threshold: float | None = None
+    graded = True
 
     @abstractmethod
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
@@ -116,7 +118,7 @@ class Jacobian(Criterion):
             ``(x, y)``, for example a ``DataLoader``.
         loss: of the model's output and the class indices, a scalar. The default is for models that
             return log-probabilities, and refuses others; for logits, give ``F.cross_entropy``.
-        batches: how many are used, at most.
+        batches: how many are used, at most; of arrays so many times 64 series, at equal distances.
 
     Source: Chen et al., "Optimal Brain Connection: Towards Efficient Structural Pruning", arXiv
     2508.05521.
@@ -137,7 +139,8 @@ class Jacobian(Criterion):
                 if not weight.requires_grad:  # what is frozen has a filter's products as well
                     stack.callback(weight.requires_grad_, False)
                     weight.requires_grad_()
-            for x, y in labelled("Jacobian", model, self.data, self.batches):
+            batches = labelled("Jacobian", model, self.data, self.batches * BATCH)
+            for x, y in islice(batches, self.batches):
                 with fitting("Jacobian", x):
                     out = model(x)
                 if self.loss is F.nll_loss:
@@ -171,8 +174,8 @@ class DSP(Criterion):
     Args:
         data: training series as an array ``(n_cases, n_channels, length)``, or ``(X, y)``; or an
             iterable of batches, ``x`` or ``(x, y)``.
-        eps: share of the layer's largest activation. Not public; ``report.curve`` shows how many
-            filters other values would keep.
+        eps: share of the layer's largest activation. The paper's own value is not public;
+            ``report.curve`` shows how many filters other values would keep.
 
     Source: Abdullayev et al., arXiv 2602.12744 (2026).
     """
@@ -190,9 +193,10 @@ class DSP(Criterion):
         # Mean squares over time.
         largest = {name: torch.zeros(channels.n_units, dtype=torch.float64) for name in read}
 
-        def see(name: str, layer: Layer) -> Callable[[nn.Module, Any], None]:
-            def hook(_: nn.Module, arguments: Any) -> None:
-                x = arguments[0].detach().double().cpu().movedim(layer.channel_dim, 1)
+        def see(name: str, layer: Layer) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+                x = args[0] if args else kwargs["input"]
+                x = x.detach().double().cpu().movedim(layer.channel_dim, 1)
                 squares = x.square().reshape(*x.shape[:2], -1).mean(2)
                 for units, columns in read[name]:
                     found = squares[:, columns].mean(2).amax(0)
@@ -204,7 +208,7 @@ class DSP(Criterion):
             for name in read:
                 hook = see(name, channels.layers[name])
                 module = model.get_submodule(name)
-                stack.callback(module.register_forward_pre_hook(hook).remove)
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             for x, y in batches_of("DSP", model, self.data):
                 if isinstance(y, Tensor) and y.dim() >= x.dim():
                     raise ValueError(
@@ -238,7 +242,9 @@ def filters_of(channels: Channels, group: UnitSet) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def batches_of(owner: str, model: nn.Module, data: Any) -> Iterator[tuple[Tensor, Any]]:
+def batches_of(
+    owner: str, model: nn.Module, data: Any, cases: int | None = None
+) -> Iterator[tuple[Tensor, Any]]:
     """Series in the model's dtype, on its device, and what comes with each batch: labels or None.
 
     Integers stay integers for a model with an ``nn.Embedding``.
@@ -247,6 +253,7 @@ def batches_of(owner: str, model: nn.Module, data: Any) -> Iterator[tuple[Tensor
         owner: who asks, for messages.
         model: what will take the series.
         data: ``X`` or ``(X, y)``, arrays; or an iterable of batches of either kind.
+        cases: of arrays take so many series, at equal distances: data may be sorted by class.
 
     Raises:
         TypeError, ValueError: other data; none; values that are not finite.
@@ -258,6 +265,9 @@ def batches_of(owner: str, model: nn.Module, data: Any) -> Iterator[tuple[Tensor
         if len({len(array) for array in arrays}) > 1 or not 1 <= len(arrays) <= 2:
             shapes = [tuple(array.shape) for array in arrays]
             raise ValueError(f"{owner} expected (X, y) of as many cases, but got shapes {shapes}")
+        if cases is not None and len(arrays[0]) > cases:
+            chosen = torch.linspace(0, len(arrays[0]) - 1, cases).round().long()
+            arrays = [array[chosen] for array in arrays]
         data = list(zip(*(torch.split(array, BATCH) for array in arrays), strict=True))
     elif not hasattr(data, "__iter__"):
         raise TypeError(
@@ -282,9 +292,11 @@ def batches_of(owner: str, model: nn.Module, data: Any) -> Iterator[tuple[Tensor
         )
 
 
-def labelled(owner: str, model: nn.Module, data: Any, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first batches, each of which must be ``(x, y)``."""
-    for x, y in islice(batches_of(owner, model, data), most):
+def labelled(
+    owner: str, model: nn.Module, data: Any, cases: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches as ``batches_of`` gives them, each of which must be ``(x, y)``."""
+    for x, y in batches_of(owner, model, data, cases):
         if y is None:
             raise ValueError(
                 f"{owner} expected batches (x, y), series with their labels; y is missing"

@@ -53,13 +53,13 @@ class EquivalentLayer(nn.Module):
         super().__init__()
         self.decompressor, self.layer, self.compressor = before, layer, after
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # named as the layer's own
         """What the merged layer computes."""
         last = isinstance(self.layer, nn.Linear)
         if self.decompressor is not None:
-            x = self.decompressor(x, last)
-        x = self.layer(x)
-        return x if self.compressor is None else self.compressor(x, last)
+            input = self.decompressor(input, last)
+        y: Tensor = self.layer(input)
+        return y if self.compressor is None else self.compressor(y, last)
 
     @torch.no_grad()
     def merged(self) -> Any:

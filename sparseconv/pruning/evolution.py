@@ -30,7 +30,7 @@ class Evolutionary(Criterion):
     Args:
         data: ``(X, y)``, training series and class indices; or an iterable of batches.
         tolerance: share of errors that all layers together may add.
-        cases: how many series judge, at most.
+        cases: how many series judge, at most; of arrays those at equal distances.
         population: sets of filters in a generation.
         generations: how many.
         seed: of the search.
@@ -43,7 +43,7 @@ class Evolutionary(Criterion):
     2002 (NSGA-II).
     """
 
-    threshold = 0.5
+    threshold, graded = 0.5, False
 
     def __init__(
         self,
@@ -69,7 +69,12 @@ class Evolutionary(Criterion):
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
         """1 for each unit that the search keeps, else 0."""
         kept = torch.ones(channels.n_units, dtype=torch.bool)
-        batches = list(labelled("Evolutionary", model, self.data, self.cases))
+        batches, missing = [], self.cases
+        for batch in labelled("Evolutionary", model, self.data, self.cases):
+            batches.append(batch)
+            missing -= len(batch[0])
+            if missing <= 0:
+                break
         x, y = (torch.cat(parts)[: self.cases] for parts in zip(*batches, strict=True))
         with evaluating(model), torch.no_grad(), fitting("Evolutionary", x):
             outputs = model(x)
@@ -141,10 +146,11 @@ def _masked(model: nn.Module, channels: Channels) -> Iterator[Callable[[Tensor],
     masks: dict[str, Tensor] = {}
 
     def hook(name: str, layer: Layer) -> Any:
-        def silence(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            channels_last = arguments[0].movedim(layer.channel_dim, -1)
+        def silence(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            x, *others = args or (kwargs.pop("input"),)
+            channels_last = x.movedim(layer.channel_dim, -1)
             masked = channels_last * masks[name].to(channels_last)
-            return (masked.movedim(-1, layer.channel_dim), *arguments[1:])
+            return (masked.movedim(-1, layer.channel_dim), *others), kwargs
 
         return silence
 
@@ -156,7 +162,8 @@ def _masked(model: nn.Module, channels: Channels) -> Iterator[Callable[[Tensor],
         for name, layer in channels.layers.items():
             if layer.has_filters and not layer.is_depthwise:
                 module = model.get_submodule(name)
-                stack.callback(module.register_forward_pre_hook(hook(name, layer)).remove)
+                silence = hook(name, layer)
+                stack.callback(module.register_forward_pre_hook(silence, with_kwargs=True).remove)
         yield show
 
 

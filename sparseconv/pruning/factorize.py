@@ -76,12 +76,12 @@ class Sum(nn.Module):
         self.terms = nn.ModuleList(terms)
         self.bias = bias
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """``(..., I, L) -> (..., C, L_out)``."""
         first, *others = self.terms
-        y: Tensor = first(x)
+        y: Tensor = first(input)
         for term in others:
-            y = y + term(x)
+            y = y + term(input)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None]
 
 

@@ -151,7 +151,7 @@ def prune_filters(
     report = PruningReport(
         criterion=repr(criterion),
         layers=changes(whole, kept),
-        threshold=criterion.threshold,
+        threshold=criterion.threshold if criterion.graded else None,
         unpaired=unpaired,
         before=model,
         after=pruned,

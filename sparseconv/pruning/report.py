@@ -76,7 +76,8 @@ class PruningReport:
         threads, machine: of the measurement.
         optimizer: the successor of the optimizer that was given.
         scores: of each unit of filters, as the criterion gave them last.
-        threshold: of the criterion; None where a ratio said how many filters go.
+        threshold: of a criterion whose scores have a degree; None where a ratio said how many
+            filters go, or the criterion itself did.
         unpaired: with ``equivalent=True`` the layers that lost filters without a compressor.
     """
 
@@ -103,7 +104,9 @@ class PruningReport:
     @property
     def macs(self) -> tuple[int, int]:
         """Multiply-adds of one series, before and after."""
-        return sum(x.macs[0] for x in self.layers), sum(x.macs[1] for x in self.layers)
+        others = self.channels.other_macs
+        before, after = (sum(layer.macs[i] for layer in self.layers) for i in range(2))
+        return others + before, others + after
 
     def merge(self) -> nn.Module:
         """With ``equivalent=True``: the fine-tuned model in its pruned shape (``merge``)."""

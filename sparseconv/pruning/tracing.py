@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import ShortAvgPool1d
@@ -63,7 +64,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
         try:
-            with tracer:
+            with tracer.flops, tracer:
                 out = model(*arguments)
         except UnknownLayerError:
             raise
@@ -75,7 +76,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
             ) from error
     tracer.fix(*output_tensors(out))
     tracer.check_all_called()
-    return tracer.channels()
+    return tracer.channels(len(next(x for x in tree_leaves(arguments) if isinstance(x, Tensor))))
 
 
 def output_tensors(out: Any) -> list[Tensor]:
@@ -113,6 +114,8 @@ class _Tracer(TorchFunctionMode):
         self.running: list[str] = []  # names of the modules that are being called
         self.begun: set[str] = set()  # and of all that have been
         self.inside = 0  # of layers that are followed as a whole
+        self.flops = FlopCounterMode(display=False)
+        self.flops_before, self.flops_of_layers = 0, 0
 
     # What a tensor's channels are
 
@@ -134,19 +137,21 @@ class _Tracer(TorchFunctionMode):
     def watch(self, name: str, module: nn.Module, stack: ExitStack) -> None:
         whole = name in self.ignore or isinstance(module, (*PRUNABLE, *MODULES_ALONE))
 
-        def before(_: nn.Module, arguments: Any) -> None:
+        def before(_: nn.Module, args: Any) -> None:
             self.running.append(name)
             self.begun.add(name)
+            if whole and not self.inside:
+                self.flops_before = self.flops.get_total_flops()
             self.inside += whole
 
-        def after(_: nn.Module, arguments: Any, output: Any) -> None:
+        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self.inside -= whole
             if whole and not self.inside:
-                self.called(name, module, arguments, output)
+                self.called(name, module, (args, kwargs), output)
             self.running.pop()
 
         stack.callback(module.register_forward_pre_hook(before, prepend=True).remove)
-        stack.callback(module.register_forward_hook(after).remove)
+        stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
     def called(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
         if name in self.ignore:
@@ -162,6 +167,8 @@ class _Tracer(TorchFunctionMode):
             raise ValueError(
                 f"{name!r} must be given (N, C, L), a batch of series, but got {tuple(x.shape)}"
             )
+        # A layer's are counted by its channels; pooling's are no multiply-adds of weights.
+        self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
         known = self.of(x)
         if isinstance(module, MODULES_ALONE):
             if known is not None:
@@ -331,7 +338,7 @@ class _Tracer(TorchFunctionMode):
                     "then keep their channels"
                 )
 
-    def channels(self) -> Channels:
+    def channels(self, n_series: int) -> Channels:
         """Number the units, and put those that the same layers make into sets."""
         roots = {
             name: [list(map(self.numbers.root, side.tolist())) for side in found[1:3]]
@@ -364,7 +371,8 @@ class _Tracer(TorchFunctionMode):
         for made, members in alike.items():
             units = torch.tensor(sorted(members))
             sets.append(UnitSet(units, {n: places(layers[n].outputs, units) for n, *_ in made}))
-        return Channels(layers, tuple(sets), len(number))
+        others = (self.flops.get_total_flops() - self.flops_of_layers) // (2 * n_series)
+        return Channels(layers, tuple(sets), len(number), others)
 
 
 def _region(module: nn.Module, row: int) -> int:

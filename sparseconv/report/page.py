@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from sparseconv.core.files import write_whole
 from sparseconv.measure.table import Table
 
 
@@ -44,7 +45,7 @@ def write_html(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = {"title": escape(title), "subtitle": escape(subtitle), "body": "\n".join(body)}
-    path.write_text(template.substitute(text), encoding="utf-8")
+    write_whole(path, template.substitute(text))
     return path
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparseconv.core.files import write_whole
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.report import figures
 
@@ -66,7 +67,7 @@ def write_training_report(
     parts += [f"![{text}]({path.relative_to(out).as_posix()})" for path, text in captions.items()]
     parts += ["## Settings", settings.markdown()]
     summary = out / "summary.md"
-    summary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_whole(summary, "\n\n".join(parts) + "\n")
     return summary
 
 

@@ -114,10 +114,13 @@ def test_resuming_something_else(data: str, out: Path, refused: Any) -> None:
         whole = dict(arrays)
     for changes, text in (
         ({"X_train": whole["X_train"] + 1}, "is of another run, its data differs"),
-        ({"X_test": whole["X_test"] + 1}, "its data differs: test_sha256 is"),
-        ({"y_test": whole["y_test"][::-1]}, "its data differs: test_sha256 is"),
-        ({"X_test": whole["X_test"][:5], "y_test": whole["y_test"][:5]}, "n_test is 6"),
-        ({"y_train": whole["y_train"] + "er", "y_test": whole["y_test"] + "er"}, "classes is"),
+        ({"X_test": whole["X_test"] + 1}, "is not its data, its test_sha256 is"),
+        ({"y_test": whole["y_test"][::-1]}, "is not its data, its test_sha256 is"),
+        (
+            {"X_test": whole["X_test"][:5], "y_test": whole["y_test"][:5]},
+            "its n_test is 5, there 6",
+        ),
+        ({"y_train": whole["y_train"] + "er", "y_test": whole["y_test"] + "er"}, "its classes is"),
     ):
         np.savez(data, **(whole | changes))
         refused(words, text)

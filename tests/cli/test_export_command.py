@@ -38,10 +38,18 @@ def test_export(run: Path, data: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_refusals(run: Path, data: str, tmp_path: Path, refused: Callable[..., None]) -> None:
     before = files(tmp_path)
     refused(["export", str(tmp_path / "none")], "is not a results folder")
-    refused(["export", str(run)], "name the data of the run with --data", "no data set 'toy'")
+    refused(
+        ["export", str(run)],
+        "was trained on 'toy', which is not bundled; name its data with --data",
+    )
     refused(["export", str(run), "--data", str(tmp_path / "b.npz")], "does not exist")
     pytest.importorskip("aeon")
-    refused(["export", str(run), "--data", "GunPoint"], "is not the data set of", "--data")
+    refused(
+        ["export", str(run), "--data", "GunPoint"],
+        "is not what",
+        "was trained on, its n_train is",
+        "--data",
+    )
     refused(["export", str(run), "--data", data, "--name", "1"], "C identifier")
     refused(["export", str(run), "--data", data, "--out", str(run)], "holds files")
     assert files(tmp_path) == before

@@ -51,7 +51,13 @@ def test_a_pruned_run_is_a_run(
                       pruned.classes[datasets.load(data).y_test]).mean())  # fmt: skip
     assert f"{accuracy:.4f}" in (out / "summary.md").read_text()
     assert "filters" in (out / "pruning.html").read_text()
+    capsys.readouterr()
     assert main(["info", str(out)]) == 0
+    shown = dict(line.split(None, 2)[::2] for line in capsys.readouterr().out.splitlines()
+                 if line.startswith("pruned by"))  # fmt: skip
+    assert shown == {
+        "pruned": json.loads((out / "config.json").read_text())["pruning"]["criterion"]
+    }
     assert main(["profile", str(out), "--inference", "--threads", "1"]) == 0
 
 
@@ -110,7 +116,13 @@ def test_what_is_refused(
     refused([*silenced, "--steps", "0"], "steps")
     refused([*words, "--threads", "0"], "--threads must be at least 1")
     refused(["prune", str(tmp_path / "nowhere")], "is not a results folder")
-    refused(["prune", str(trained), "--data", "GunPoint"], "is not what")
+    refused([*words, "--eps", "0.3"], "--eps is not for --criterion whc; omit it")
+    refused([*words, "--silence-epochs", "3"], "--silence-epochs is not for --criterion whc")
+    refused(["prune", str(trained), "--data", "GunPoint"], "is not what", "its n_train is 50")
+    refused(["prune", str(trained)], "which is not bundled; name its data with --data")
+    nowhere = ["prune", str(trained), "--data", data, "--criterion", "dsp", "--silence-epochs",
+               "1000000", "--out", f"{data}/x"]  # fmt: skip
+    refused(nowhere, "cannot be written")  # before the training
     refused(["prune", str(trained), "--out", str(trained), "--data", data], "holds a run already")
     assert not (tmp_path / "x").exists()
     assert main([*words, *TUNE]) == 0
@@ -122,3 +134,24 @@ def test_what_is_refused(
     with pytest.raises(sc.training.checkpoint.CheckpointError, match="does not fit the filters"):
         sc.load_run(tmp_path / "x")
     assert torch.get_num_threads() >= 1
+
+
+def test_the_same_data_by_another_name_and_a_file_of_the_run(
+    data: str, trained: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved.npz"
+    moved.write_bytes(Path(data).read_bytes())
+    assert main(["prune", str(trained / "checkpoint.pt"), "--data", str(moved), *TUNE]) == 0
+    assert (tmp_path / "trained-whc" / "pruning.html").exists()
+
+
+def test_interrupted_before_anything_is_written(
+    data: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparseconv.cli.prune.prune_filters", stop)
+    out = tmp_path / "x"
+    assert main(["prune", str(trained), "--data", data, "--out", str(out), *TUNE]) == 130
+    assert not out.exists()

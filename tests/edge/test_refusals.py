@@ -211,6 +211,9 @@ def test_folders_that_exist_stay_what_they_are(
 ) -> None:
     model, X = network("stride"), series(3)
     own, linked = tmp_path / "own", tmp_path / "linked"
+    (tmp_path / "usual").mkdir()
+    new = Path(sc.export_c(model, X, tmp_path / "new"))
+    assert new.stat().st_mode == (tmp_path / "usual").stat().st_mode  # others may read it
     own.mkdir(mode=0o700)
     (tmp_path / "target").mkdir()
     linked.symlink_to(tmp_path / "target")

@@ -70,10 +70,8 @@ def test_every_model(name: str) -> None:
         for count, counted in zip(result.report.macs, (model, result.model), strict=True):
             with FlopCounterMode(display=False) as flops, torch.no_grad():
                 counted.eval()(x)
-            frozen = {"LITE": 2 * 40 * sum(f.numel() for f in model.buffers() if f.dim() == 3)}
-            own = flops.get_total_flops() / 2 / len(x) - frozen.get(name, 0) / 2
             # torch pads an even kernel, and counts as if it computed more samples.
-            assert own == pytest.approx(count, rel=0.05)
+            assert flops.get_total_flops() / 2 / len(x) == pytest.approx(count, rel=0.05)
 
 
 def test_a_dsn_keeps_its_kernel_groups() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -64,15 +65,25 @@ def test_few_errors_and_fewer_weights(trained: nn.Module, tolerance: float) -> N
     assert report.parameters[1] < report.parameters[0]
 
 
-def test_only_the_first_cases_judge(trained: nn.Module) -> None:
+def test_so_many_cases_judge(trained: nn.Module) -> None:
+    """Of batches the first, no more of which are drawn; of arrays those at equal distances."""
     wrong = Y.clone()
     wrong[20:] = (Y[20:] + 1) % 3
-    batches = [(X[i : i + 15], wrong[i : i + 15]) for i in range(0, 90, 15)]
-    few = [
-        sc.prune_filters(trained, X, Evolutionary(given, cases=20, **SMALL)).report.layers
-        for given in (batches, (X, Y))
-    ]
-    assert few[0] == few[1]
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for i in (0, 15):
+            yield X[i : i + 15], wrong[i : i + 15]
+        raise AssertionError("20 of these 30 were asked for")
+
+    chosen = torch.linspace(0, 89, 20).round().long()
+    assert (chosen[0], chosen[-1], len(chosen.unique())) == (0, 89, 20)
+    for given, same in ((batches(), (X[:20], Y[:20])), ((X, Y), (X[chosen], Y[chosen]))):
+        few = [
+            sc.prune_filters(trained, X, Evolutionary(data, cases=20, **SMALL)).report
+            for data in (given, same)
+        ]
+        assert few[0].layers == few[1].layers
+        assert "other thresholds" not in str(few[0])
 
 
 def test_filters_that_nothing_reads_go(trained: nn.Module) -> None:

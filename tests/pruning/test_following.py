@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import sparseconv as sc
-from sparseconv.pruning import WHC, keep_filters
+from sparseconv.pruning import DSP, WHC, Criterion, Evolutionary, keep_filters
 
 X, _ = data()
 
@@ -86,6 +86,51 @@ def test_a_series_without_a_batch(sparse: bool) -> None:
     message = r"'0' must be given \(N, C, L\), a batch of series, but got \(2, 12\)"
     with pytest.raises(ValueError, match=message):
         sc.prune_filters(model, X[0], WHC(), ratio=0.5)
+
+
+class ByKeyword(nn.Module):
+    """Layers that are given their input by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 6, 3)
+        self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(input=self.b(input=self.a(input=x).relu())).relu()
+        return self.head(input=hidden.mean(2)).log_softmax(1)
+
+
+class ByPosition(ByKeyword):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.b(self.a(x).relu())).relu()
+        return self.head(hidden.mean(2)).log_softmax(1)
+
+
+@pytest.mark.parametrize("equivalent", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        WHC,
+        lambda: DSP(X, 0.8),
+        lambda: Evolutionary((X, torch.arange(len(X)) % 3), population=3, generations=2),
+    ],
+    ids=["WHC", "DSP", "evolution"],
+)
+def test_layers_called_by_keyword(make: Callable[[], Criterion], equivalent: bool) -> None:
+    model = ByKeyword()
+    same = ByPosition()
+    same.load_state_dict(model.state_dict())
+    ratio = 0.5 if make is WHC else None
+    (small, report), (wanted, expected) = (
+        sc.prune_filters(x, X, make(), ratio=ratio, equivalent=equivalent) for x in (model, same)
+    )
+    assert report.layers == expected.layers
+    assert report.layers[0].filters[1] < 8
+    torch.testing.assert_close(small.eval()(X), wanted.eval()(X))
+    factors, _ = sc.factorize(model, [["b"]], method="svd", rank=2)
+    assert factors(X).shape == (len(X), 3)
 
 
 class Auxiliary(nn.Module):

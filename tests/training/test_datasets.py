@@ -60,7 +60,7 @@ def ts_folder(folder: Path, train: list[str], test: list[str], **kwargs: Any) ->
 
 @pytest.mark.parametrize("name", datasets.BUNDLED)
 def test_bundled_sets_have_their_published_sizes(name: str) -> None:
-    data = datasets.load(name)
+    data = datasets.load(Path(name))  # as os.PathLike, too
     n_train, n_test, n_channels, n_timepoints, n_classes = SHAPES[name]
     assert data.name == name
     assert data.X_train.shape == (n_train, n_channels, n_timepoints)
