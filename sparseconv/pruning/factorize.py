@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,17 @@ class FactorizationReport:
         left = [f"{name} is what it was: {reason}" for name, reason in self.left.items()]
         return "\n".join([Table(header, rows).markdown(), *left])
 
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, as ``json.dumps`` accepts them."""
+        return asdict(self) | {"left": dict(self.left)}
+
+
+class Factorized(NamedTuple):
+    """The model of factors, and what was done to it."""
+
+    model: nn.Module
+    report: FactorizationReport
+
 
 class Sum(nn.Module):
     """The sum of several modules' outputs ``(..., C, L)`` for one input, and of a bias ``(C,)``."""
@@ -93,7 +104,7 @@ def factorize(
     method: str = "left",
     rank: int | None = None,
     compression: float | None = None,
-) -> tuple[nn.Module, FactorizationReport]:
+) -> Factorized:
     """Copy a model with convolutions replaced by two smaller ones, of which layers share one.
 
     A layer with a weight ``(O, I, K)`` becomes a ``Sequential`` of ``taps``, K taps from I to
@@ -184,7 +195,8 @@ def factorize(
         relative = float(rest.norm() / weights.norm()) if weights.any() else 0.0
         records.append(FactorizedSet(names, r, before, after, relative))
         successors |= zip(convs, _modules(convs, pairs), strict=True)
-    return replace(twin, successors), FactorizationReport(method, tuple(records), left)
+    report = FactorizationReport(method, tuple(records), left)
+    return Factorized(replace(twin, successors), report)
 
 
 def _sizes(
@@ -312,7 +324,9 @@ def _sets(
             count = "one layer" if method == "svd" else "several layers (for one, take 'svd')"
             raise ValueError(f"{method!r} expects sets of {count}, but got {list(names)}")
         for name in names:
-            if not isinstance(name, str) or name not in found:
+            if not isinstance(name, str):
+                raise TypeError(f"{wanted}, of {convs}, but got {name!r}")
+            if name not in found:
                 raise ValueError(f"{wanted}, of {convs}, but got {name!r}")
             layer = found[name]
             if layer in seen:

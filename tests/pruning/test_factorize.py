@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import json
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -104,6 +105,9 @@ def test_the_report_counts_the_parameters(method: str, bias: bool) -> None:
     assert before / sum(p.numel() for p in more.parameters()) < 2
     for name in report.sets[0].layers:
         assert name in str(report)
+    content = json.loads(json.dumps(report.to_dict()))
+    assert set(content) == {"method", "sets", "left"}
+    assert [found["rank"] for found in content["sets"]] == [found.rank for found in report.sets]
 
 
 def shared_and_own(small: nn.Module, method: str) -> None:
