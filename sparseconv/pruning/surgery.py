@@ -38,9 +38,7 @@ class Surgery:
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of the shape that this parameter had, without what was cut."""
-        for dim, indices in self.cuts.get(name, {}).items():
-            tensor = tensor.index_select(dim, indices.to(tensor.device))
-        return tensor
+        return _cut(tensor, self.cuts.get(name, {}))
 
     def optimizer(
         self, old: torch.optim.Optimizer, model: nn.Module, pruned: nn.Module
@@ -143,7 +141,9 @@ def _cuts(layer: Layer, rows: Tensor, columns: Tensor) -> dict[str, Cut]:
 
 
 def _cut(tensor: Tensor, cut: Cut) -> Tensor:
-    return Surgery({"": cut}).cut("", tensor)
+    for dim, indices in cut.items():
+        tensor = tensor.index_select(dim, indices.to(tensor.device))
+    return tensor
 
 
 @torch.no_grad()
