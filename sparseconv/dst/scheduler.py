@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparseconv.core.checks import integer, number
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count, integer, number
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst import checks
 from sparseconv.dst.ranks import Ranks
@@ -87,7 +86,7 @@ class DSTScheduler:
         updates: how many of them moved weights.
 
     Raises:
-        TypeError: not a module or not an optimizer.
+        TypeError: not a module, not an optimizer, or a setting of another type.
         ValueError: numbers out of range, no sparse layer, ``values`` that the optimizer does not
             hold, two layers with the same ``values``, bad regions, an average of another model.
         RuntimeError: ranks with other settings or patterns.
@@ -137,11 +136,11 @@ class DSTScheduler:
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, but got {type(optimizer).__name__}"
             )
-        self.update_every = single("update_every", update_every, 1)
-        self.end_step = single("end_step", end_step, 1)
+        self.update_every = count("update_every", update_every)
+        self.end_step = count("end_step", end_step)
         self.decay_steps = self.end_step
         if decay_steps is not None:
-            self.decay_steps = single("decay_steps", decay_steps, 1)
+            self.decay_steps = count("decay_steps", decay_steps)
         self.prune_fraction = number("prune_fraction", prune_fraction)
         self.prune_floor = number("prune_floor", prune_floor)
         check_fractions(self.prune_fraction, self.prune_floor)
@@ -260,8 +259,8 @@ class DSTScheduler:
                     f"the state is of another scheduler: expected {key} {own[key]}, but got "
                     f"{state_dict[key]}; build model and scheduler as when it was saved"
                 )
-        step_count = single("step_count", state_dict["step_count"], 0)
-        updates = single("updates", state_dict["updates"], 0)
+        step_count = count("step_count", state_dict["step_count"], 0)
+        updates = count("updates", state_dict["updates"], 0)
         if updates > step_count:
             raise ValueError(f"expected updates <= step_count, but got {updates} > {step_count}")
         ever_active = state_dict["ever_active"]

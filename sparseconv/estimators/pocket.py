@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from sparseconv.core.checks import integer, number
+from sparseconv.core.checks import count, number
 from sparseconv.estimators.inputs import check_finite, check_series, draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.rocket.bank import KINDS, KernelBank
@@ -140,6 +140,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
     Raises:
         ValueError: series as in ``RocketTransformer``; one class; ``keep`` beyond the kernels;
             ``"cv"`` with a single case of each class.
+        TypeError: ``n_kernels`` or ``n_iter`` that is no int.
 
     Example:
         >>> from sparseconv import POCKETClassifier
@@ -193,8 +194,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         from tqdm.auto import tqdm
 
         check_finite("POCKETClassifier", X)
-        if integer("n_iter must be an integer of at least 1", self.n_iter) < 1:
-            raise ValueError(f"n_iter must be at least 1, but got {self.n_iter}")
+        count("n_iter", self.n_iter)
         ks = KS if self.k == "cv" else (_positive("k", self.k),)
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
@@ -324,8 +324,7 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
         return kernels
     if not isinstance(kernels, str) or kernels not in KINDS:
         raise ValueError(f"kernels must be one of {KINDS} or a KernelBank, but got {kernels!r}")
-    if integer("n_kernels must be an integer of at least 1", n_kernels) < 1:
-        raise ValueError(f"n_kernels must be at least 1, but got {n_kernels}")
+    n_kernels = count("n_kernels", n_kernels)
     if not 0 <= seed < 2**32:
         raise ValueError(f"random_state must lie in [0, 2**32), but got {seed}")
     make, least = (Rocket, 11) if kernels == "rocket" else (MiniRocket, 9)
@@ -380,9 +379,9 @@ def _positive(name: str, value: Any) -> float:
 
 
 @contextmanager
-def all_threads(count: int) -> Iterator[None]:
+def all_threads(n: int) -> Iterator[None]:
     """So many threads for torch, and for the linear algebra behind NumPy and scikit-learn."""
-    with threads(count), threadpool_limits(count):
+    with threads(n), threadpool_limits(n):
         yield
 
 

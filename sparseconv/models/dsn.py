@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import number
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count, number
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.block import Block, FusedSequential
 from sparseconv.nn.conv import SparseConv1d
@@ -110,13 +109,13 @@ class DSN(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.in_channels = single("in_channels", in_channels, 1)
-        self.n_classes = single("n_classes", n_classes, 1)
+        self.in_channels = count("in_channels", in_channels)
+        self.n_classes = count("n_classes", n_classes)
         sparsity = number("sparsity", sparsity)
         if not 0 <= sparsity < 1:
             raise ValueError(f"sparsity must lie in [0, 1), but got {sparsity}")
-        nf = single("nf", nf, 1)
-        kernel_size = single("kernel_size", kernel_size, 1)
+        nf = count("nf", nf)
+        kernel_size = count("kernel_size", kernel_size)
         if init not in INITS:
             raise ValueError(f"init must be one of {INITS}, but got {init!r}")
         if padding not in PADDINGS:
@@ -126,10 +125,10 @@ class DSN(nn.Module):
         around = (0, kernel_size - 1)
         if side == "centred":
             around = ((kernel_size - 1) // 2, kernel_size // 2)
-        regions = _regions(channels, kernel_size, single("n_groups", n_groups, 1), sparsity)
+        regions = _regions(channels, kernel_size, count("n_groups", n_groups), sparsity)
 
         blocks = []
-        for index in range(single("depth", depth, 1)):
+        for index in range(count("depth", depth)):
             inputs = self.in_channels if index == 0 else channels
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             if inputs > 1:
@@ -191,7 +190,7 @@ class DSN(nn.Module):
             >>> round(cost.flops_paper / 1e6, 2), round(cost.macs_executed / 1e6, 2)
             (40.64, 20.28)
         """
-        length = single("n_timepoints", n_timepoints, 1)
+        length = count("n_timepoints", n_timepoints)
         layers = self.sparse_layers()
         if not layers:
             raise ValueError(

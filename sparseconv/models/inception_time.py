@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count
 from sparseconv.models.resnet import Residual, average_and_classify, shortcut
 
 KERNEL_SIZES = {"keras": (40, 20, 10), "tsai": (39, 19, 9)}
@@ -86,9 +86,9 @@ class InceptionTime(nn.Module):
         variant: str = "keras",
     ) -> None:
         super().__init__()
-        self.in_channels = inputs = single("in_channels", in_channels, 1)
-        self.n_classes = single("n_classes", n_classes, 1)
-        nf, depth = single("nf", nf, 1), single("depth", depth, 1)
+        self.in_channels = inputs = count("in_channels", in_channels)
+        self.n_classes = count("n_classes", n_classes)
+        nf, depth = count("nf", nf), count("depth", depth)
         if variant not in KERNEL_SIZES:
             raise ValueError(f"variant must be one of {tuple(KERNEL_SIZES)}, but got {variant!r}")
         blocks: list[nn.Module] = []

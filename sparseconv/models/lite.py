@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count
 from sparseconv.models.resnet import average_and_classify
 
 LEARNED = (40, 20, 10)  # taps
@@ -80,9 +80,9 @@ class LITE(nn.Module):
 
     def __init__(self, in_channels: int, n_classes: int, *, nf: int = 32) -> None:
         super().__init__()
-        self.in_channels = single("in_channels", in_channels, 1)
-        self.n_classes = single("n_classes", n_classes, 1)
-        nf = single("nf", nf, 1)
+        self.in_channels = count("in_channels", in_channels)
+        self.n_classes = count("n_classes", n_classes)
+        nf = count("nf", nf)
         self.convs = nn.ModuleList(
             nn.Conv1d(in_channels, nf, taps, padding="same", bias=False) for taps in LEARNED
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count
 from sparseconv.models.resnet import average_and_classify
 
 BUDGETS = (1024, 229_376)  # weights of the first and of the second layer, at most
@@ -69,9 +69,9 @@ class OSCNN(nn.Module):
 
     def __init__(self, in_channels: int, n_classes: int, n_timepoints: int) -> None:
         super().__init__()
-        self.in_channels = inputs = single("in_channels", in_channels, 1)
-        self.n_classes = single("n_classes", n_classes, 1)
-        length = single("n_timepoints", n_timepoints, 1)
+        self.in_channels = inputs = count("in_channels", in_channels)
+        self.n_classes = count("n_classes", n_classes)
+        length = count("n_timepoints", n_timepoints)
         primes = one_and_primes(min(length // 4, LONGEST))
         blocks = []
         for budget in BUDGETS:

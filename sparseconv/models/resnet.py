@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.core.geometry import single
+from sparseconv.core.checks import count
 
 KERNEL_SIZES = (7, 5, 3)
 
@@ -57,9 +57,9 @@ class ResNet(nn.Module):
 
     def __init__(self, in_channels: int, n_classes: int, *, nf: int = 64) -> None:
         super().__init__()
-        self.in_channels = inputs = single("in_channels", in_channels, 1)
-        self.n_classes = single("n_classes", n_classes, 1)
-        nf = single("nf", nf, 1)
+        self.in_channels = inputs = count("in_channels", in_channels)
+        self.n_classes = count("n_classes", n_classes)
+        nf = count("nf", nf)
         blocks = []
         for channels in (nf, 2 * nf, 2 * nf):
             blocks.append(_block(inputs, channels))

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseconv.core.checks import count
 from sparseconv.core.files import check_writable
-from sparseconv.core.geometry import single
 from sparseconv.dst import DSTScheduler
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.nn.conv import SparseConv1d
@@ -142,7 +142,7 @@ def train(
         raise ValueError("resume=True needs out, the folder with the checkpoint to continue from")
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, but got {recipe!r}; write Recipe(epochs=...)")
-    checkpoint_every = single("checkpoint_every", checkpoint_every, 1)
+    checkpoint_every = count("checkpoint_every", checkpoint_every)
     if penalty is not None and not (callable(penalty) and hasattr(penalty, "__enter__")):
         raise TypeError(
             "penalty must be a context manager that can be called, for example "

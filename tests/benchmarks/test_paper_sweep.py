@@ -235,7 +235,7 @@ def test_networks_that_are_refused(
     plan.write_text(PLAN.replace("nf = 3", "nf = 0"))
     assert main(command(plan, archive, tmp_path / "out")) == 2
     assert (
-        "the network of small, Short, seed 0 cannot be built: non-positive nf"
+        "the network of small, Short, seed 0 cannot be built: nf must be at least 1"
         in capsys.readouterr().err
     )
 

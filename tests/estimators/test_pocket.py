@@ -224,6 +224,13 @@ def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
         classifier(**options).fit(X, y)
 
 
+def test_numbers_that_are_no_ints_are_named() -> None:
+    X, y = data(n=12)
+    for name in ("n_kernels", "n_iter"):
+        with pytest.raises(TypeError, match=f"{name} must be an int, but got 2.5"):
+            classifier(**{name: 2.5}).fit(X, y)
+
+
 def test_bad_series_are_named() -> None:
     X, y = data(n=12)
     hole = X.copy()

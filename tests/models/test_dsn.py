@@ -237,6 +237,14 @@ def test_bad_arguments(name: str, values: tuple[object, ...]) -> None:
             DSN(**{"in_channels": 1, "n_classes": 2, "nf": 2, name: value})
 
 
+@pytest.mark.parametrize(
+    "name", ["in_channels", "n_classes", "nf", "kernel_size", "depth", "n_groups"]
+)
+def test_a_number_in_a_tuple_is_not_an_int(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} must be an int, but got \(3,\)"):
+        DSN(**{"in_channels": 1, "n_classes": 2, "nf": 2, name: (3,)})
+
+
 def test_wrong_input() -> None:
     model = DSN(9, 6, nf=2)
     for shape in ((2, 8, 50), (9, 50), (2, 9)):

@@ -128,3 +128,11 @@ def test_hand_made_filters_see_what_they_are_made_for() -> None:
 def test_refused(make: Callable[[], nn.Module], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
+def test_a_number_in_a_tuple_is_not_an_int(make: Callable[..., nn.Module]) -> None:
+    with pytest.raises(TypeError, match=r"in_channels must be an int, but got \(1,\)"):
+        make((1,), 2)
+    with pytest.raises(TypeError, match=r"n_classes must be an int, but got \(2,\)"):
+        make(1, (2,))

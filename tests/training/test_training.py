@@ -242,6 +242,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
     for model, changes, error, text in (
         (network(), {"resume": True}, ValueError, "resume=True needs out"),
         (network(), {"checkpoint_every": 0}, ValueError, "checkpoint_every"),
+        (network(), {"checkpoint_every": (2,)}, TypeError, "checkpoint_every must be an int"),
         (network(), {"recipe": {"epochs": 2}}, TypeError, "recipe must be a Recipe, but got {'ep"),
         (network(), {"out": out}, ValueError, "out must name a folder, but .* is a file"),
         (nn.Sequential(nn.Flatten(), nn.Linear(24, 2)), {}, ValueError, "LogSoftmax"),
