@@ -32,8 +32,6 @@ class DSNCost:
         flops_paper_dense: the same with every tap active.
         macs_executed: multiply-accumulates of all convolutions, one per active weight and sample.
         macs_dense: the same with every tap active.
-        macs_sparse_layers: the part of ``macs_executed`` done by sparse kernels: nnz * length.
-        macs_sparse_layers_dense: the same with every tap active.
     """
 
     params: int
@@ -42,8 +40,6 @@ class DSNCost:
     flops_paper_dense: float
     macs_executed: int
     macs_dense: int
-    macs_sparse_layers: int
-    macs_sparse_layers_dense: int
 
 
 class DSN(nn.Module):
@@ -204,8 +200,6 @@ class DSN(nn.Module):
 
         macs_1x1 = length * sum(conv.weight.numel() for conv in bottlenecks)
         macs_1x1 += POOLED * channels * classes
-        macs_sparse = length * sum(layer.pattern.nnz for layer in layers)
-        macs_full = length * sum(layer.pattern.numel for layer in layers)
 
         flops_rest = 5 * sum(widths) * length  # BatchNorm and ReLU
         flops_rest += sum(length * (2 * c.in_channels - 1) * c.out_channels for c in bottlenecks)
@@ -221,10 +215,8 @@ class DSN(nn.Module):
             params_dense=params + sum(x.pattern.numel - x.pattern.nnz for x in layers),
             flops_paper=flops_rest + sum(flops(x, x.pattern.nnz) for x in layers),
             flops_paper_dense=flops_rest + sum(flops(x, x.pattern.numel) for x in layers),
-            macs_executed=macs_1x1 + macs_sparse,
-            macs_dense=macs_1x1 + macs_full,
-            macs_sparse_layers=macs_sparse,
-            macs_sparse_layers_dense=macs_full,
+            macs_executed=macs_1x1 + length * sum(x.pattern.nnz for x in layers),
+            macs_dense=macs_1x1 + length * sum(x.pattern.numel for x in layers),
         )
 
 

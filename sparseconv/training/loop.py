@@ -65,14 +65,12 @@ class TrainingResult:
         best_epoch, best_loss: the epoch of least training loss; among equals, the last.
         itop_rate: share of all weights of the sparse layers that were ever active (Liu et al.
             2021), or None without a ``DSTScheduler``.
-        checkpoint: the checkpoint file, or None.
     """
 
     history: list[dict[str, Any]]
     best_epoch: int
     best_loss: float
     itop_rate: float | None
-    checkpoint: Path | None
 
 
 def train(
@@ -195,7 +193,7 @@ def train(
             model.load_state_dict(run.best["model"])
             model.eval()
     itop = run.scheduler.itop_rate() if isinstance(run.scheduler, DSTScheduler) else None
-    return TrainingResult(run.history, run.best["epoch"], run.best["loss"], itop, path)
+    return TrainingResult(run.history, run.best["epoch"], run.best["loss"], itop)
 
 
 class _Run:
