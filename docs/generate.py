@@ -16,7 +16,8 @@ from sparseconv.bench import document, plots, tables
 from sparseconv.measure.table import threads_text
 
 ROOT = Path(__file__).parent.parent
-KERNELS = ROOT / "benchmarks" / "results" / "random_kernels.json"
+RESULTS = ROOT / "benchmarks" / "results"
+KERNELS, KERNELS_ZEN4 = RESULTS / "random_kernels.json", RESULTS / "random_kernels-zen4.json"
 
 
 def write_all(folder: Path) -> None:
@@ -37,6 +38,7 @@ def write_all(folder: Path) -> None:
         "published_networks": networks,
         "edge": lambda: edge_report.section(edge_rows.rows_of(), folder / "edge.png"),
         "random_kernels": lambda: random_kernels(folder),
+        "random_kernels_zen4": kernels_elsewhere,
         "pocket": lambda: report.recorded(folder, "pocket"),
         "filters": lambda: report.recorded(folder, "filters"),
     }
@@ -87,6 +89,13 @@ def random_kernels(folder: Path) -> str:
             classifiers.table().markdown(),
         )
     )
+
+
+def kernels_elsewhere() -> str:
+    """Times of the features on another machine, with all kernels."""
+    bench = document.read(KERNELS_ZEN4)
+    whole = (row for row in bench["random_kernels"] if row["kept"] == 1)
+    return f"{readme.where(bench['machine'])}.\n\n{tables.random_kernels(whole).markdown()}"
 
 
 def _write(path: Path, text: str) -> None:
