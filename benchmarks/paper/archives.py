@@ -45,6 +45,13 @@ class Shape:
     n_timepoints: int
     n_classes: int
 
+    @classmethod
+    def of(cls, data: Dataset) -> Shape:
+        return cls(
+            len(data.X_train), len(data.X_test), data.n_channels, data.n_timepoints,
+            len(data.classes),
+        )  # fmt: skip
+
     @property
     def train_points(self) -> int:
         """What an epoch costs, roughly."""
@@ -67,10 +74,7 @@ def open_archive(folder: Path | None) -> Archive:
         except (ValueError, RuntimeError) as error:
             broken[name] = str(error)
         else:
-            shapes[name] = Shape(
-                len(data.X_train), len(data.X_test), data.n_channels, data.n_timepoints,
-                len(data.classes),
-            )  # fmt: skip
+            shapes[name] = Shape.of(data)
     return Archive(sources, shapes, broken)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.archives import SERIES, SPLITS, Archive, choose
+from benchmarks.paper.criteria import CRITERIA
 from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS
 from sparseconv.training.recipe import Recipe
 
@@ -27,12 +28,11 @@ DEFAULTS: dict[str, Any] = {
     "pruning": [],
     "keep": False,
 }
-# What a way to make a network smaller may say, and the criteria that choose filters.
+# What a way to make a network smaller may say.
 VARIANT = (
     "name", "criterion", "ratio", "steps", "equivalent", "factorize", "compression", "retrain",
     "sparsity",
 )  # fmt: skip
-CRITERIA = ("whc", "hc", "l2", "jacobian", "dsp", "evolutionary")
 CONTENT = tuple(DEFAULTS.keys() - {"keep"})  # what makes two jobs of one name the same
 
 

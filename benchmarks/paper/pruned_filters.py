@@ -5,30 +5,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import sparseconv as sc
 from benchmarks.paper.archives import Shape, read
+from benchmarks.paper.criteria import CRITERIA, Data
 from benchmarks.paper.networks import build
 from benchmarks.paper.plan import Job
-from benchmarks.paper.training import accuracy, begin_or_resume, first_model, shape_of
+from benchmarks.paper.training import accuracy, begin_or_resume, facts_of, first_model
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
-from sparseconv.measure.machine import measurement_context
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.pruning import (
-    DSP,
-    HC,
-    WHC,
-    Criterion,
-    Evolutionary,
     InstanceSparsity,
-    Jacobian,
-    Magnitude,
     keep_filters,
     merge,
     prune_filters,
@@ -38,17 +32,6 @@ from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import Penalty, train
 from sparseconv.training.recipe import Recipe
 
-Data = tuple[Tensor, Tensor]
-CRITERIA: dict[str, Any] = {
-    "whc": lambda data, seed: WHC(),
-    "hc": lambda data, seed: HC(),
-    "l2": lambda data, seed: Magnitude(),
-    "jacobian": lambda data, seed: Jacobian(data),
-    "dsp": lambda data, seed: DSP(data),
-    "evolutionary": lambda data, seed: Evolutionary(
-        data, population=8, generations=6, cases=64, seed=seed
-    ),
-}
 VARIANTS_NAME = "variants.json"
 TUNING = 0.25  # epochs of fine-tuning, as a share of the training's
 
@@ -66,7 +49,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     """
     begin_or_resume(job, folder, VARIANTS_NAME)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
-    model = first_model(job, shape_of(data))
+    model = first_model(job, Shape.of(data))
     result = train(
         model, data.X_train, data.y_train, recipe, out=folder, resume=True, progress=False,
         checkpoint_every=max(2, recipe.epochs // 20), penalty=penalty_of(job, model),
@@ -80,10 +63,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     score = tested(model, data)
     predict_seconds = time.process_time() - begin
     return {
-        "run": job.run,
-        "dataset": job.dataset,
-        "seed": job.seed,
-        "options": dict(job.options),
+        **facts_of(job, data),
         "accuracy": score,
         "train_loss": result.best_loss,
         "epochs": recipe.epochs,
@@ -91,13 +71,6 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
         "train_seconds": round(sum(row["cpu_seconds"] for row in result.history), 3),
         "predict_seconds": round(predict_seconds, 4),
         "variants": done,
-        "n_train": len(data.X_train),
-        "n_test": len(data.X_test),
-        "n_channels": data.n_channels,
-        "n_timepoints": data.n_timepoints,
-        "n_classes": len(data.classes),
-        "threads": 1,
-        "machine": measurement_context(),
     }
 
 
@@ -141,11 +114,14 @@ def smaller(
     if method := variant.get("factorize"):
         found, _ = sc.factorize(whole, method=method, compression=variant["compression"])
     elif name := variant.get("criterion"):
-        criterion: Criterion = CRITERIA[name](data, seed)
         found, report = prune_filters(
-            whole, example, criterion, ratio=variant.get("ratio"), steps=variant.get("steps", 1),
+            whole,
+            example,
+            CRITERIA[name](data, seed),
+            ratio=variant.get("ratio"),
+            steps=variant.get("steps", 1),
             equivalent=variant.get("equivalent", False),
-        )  # fmt: skip
+        )
         kept = {layer.name: set(layer.kept) for layer in report.layers}
         facts["kept"] = [
             sum(set(rows.tolist()) <= kept[layer] for rows in group.rows[layer])
@@ -187,8 +163,8 @@ def like(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> nn.Module
     """A fresh network of the shape that a row's training, or one of its variants, had."""
     options = row["options"]
     torch.manual_seed(row["seed"])
-    sizes = ("n_train", "n_test", "n_channels", "n_timepoints", "n_classes")
-    model = build(options["model"], options["network"], Shape(*(row[name] for name in sizes)))
+    shape = Shape(**{field.name: row[field.name] for field in fields(Shape)})
+    model = build(options["model"], options["network"], shape)
     if variant is None:
         return model
     asked = next(v for v in options["pruning"] if v["name"] == variant["name"])

@@ -10,9 +10,10 @@ import numpy as np
 
 from benchmarks.paper.archives import published, read
 from benchmarks.paper.plan import Job
+from benchmarks.paper.training import facts_of
 from sparseconv.estimators.pocket import POCKETClassifier, draw_kernels, ridge_classifier
-from sparseconv.measure.machine import measurement_context
 from sparseconv.rocket.features import kernel_features
+from sparseconv.rocket.model import chosen
 from sparseconv.rocket.selection import Selector
 from sparseconv.training.run_folder import POCKET
 
@@ -78,9 +79,7 @@ def perform(job: Job, source: str) -> dict[str, Any]:
             variant |= {"refit_seconds": watch.laps["refit"]}
             if way == "POCKET":
                 decision = test[:, columns] @ found.coef + found.intercept
-                one = decision.shape[1] == 1
-                guess = (decision[:, 0] > 0) if one else decision.argmax(1)
-                variant["stage_1"] = float((guess == data.y_test).mean())
+                variant["stage_1"] = float((chosen(decision) == data.y_test).mean())
                 small = bank.select_features(columns)
                 kernel_features(data.X_test[:1], small)  # its plan is made once
                 watch.lap("before")
@@ -89,10 +88,7 @@ def perform(job: Job, source: str) -> dict[str, Any]:
                 variant["predict_seconds"] = watch.laps["predict"]
             variants.append(variant)
     return {
-        "run": job.run,
-        "dataset": job.dataset,
-        "seed": job.seed,
-        "options": dict(job.options),
+        **facts_of(job, data),
         "accuracy": accuracy,
         "n_kernels": bank.n_kernels,
         "n_candidates": candidates,
@@ -102,13 +98,6 @@ def perform(job: Job, source: str) -> dict[str, Any]:
         "transform_seconds": full["transform"],
         "predict_seconds": full["predict"],
         "variants": variants,
-        "n_train": len(data.X_train),
-        "n_test": len(data.X_test),
-        "n_channels": data.n_channels,
-        "n_timepoints": data.n_timepoints,
-        "n_classes": n_classes,
-        "threads": 1,
-        "machine": measurement_context(),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     """Train and test; continue from what ``folder`` holds. The row."""
     begin_or_resume(job, folder)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
-    model, X_test = first_model(job, shape_of(data)), torch.as_tensor(data.X_test)
+    shape = Shape.of(data)
+    model, X_test = first_model(job, shape), torch.as_tensor(data.X_test)
     target = torch.as_tensor(data.y_test)
-    every = curve_interval(shape_of(data), recipe)
+    every = curve_interval(shape, recipe)
     curve = Curve(folder / CURVE_NAME)
     reported = time.monotonic()
 
@@ -70,26 +72,29 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     predict_seconds = time.process_time() - begin
     seconds = list(accumulate(row["cpu_seconds"] for row in result.history))
     return {
-        "run": job.run,
-        "dataset": job.dataset,
-        "seed": job.seed,
-        "options": dict(job.options),
+        **facts_of(job, data),
         "accuracy": accuracy(log_proba, target),
         "test_loss": F.nll_loss(log_proba, target).item(),
         "train_loss": result.best_loss,
         "best_epoch": result.best_epoch,
         "epochs": recipe.epochs,
         "itop_rate": result.itop_rate,
-        **costs(job, model, shape_of(data)),
+        **costs(job, model, shape),
         "curve": curve.points,
         "curve_seconds": [round(seconds[epoch - 1], 3) for epoch, _ in curve.points],
         "train_seconds": round(seconds[-1], 3),
         "predict_seconds": round(predict_seconds, 4),
-        "n_train": len(data.X_train),
-        "n_test": len(data.X_test),
-        "n_channels": data.n_channels,
-        "n_timepoints": data.n_timepoints,
-        "n_classes": len(data.classes),
+    }
+
+
+def facts_of(job: Job, data: Dataset) -> dict[str, Any]:
+    """What a row of any job says: the job, the sizes of its data, the machine and the date."""
+    return {
+        "run": job.run,
+        "dataset": job.dataset,
+        "seed": job.seed,
+        "options": dict(job.options),
+        **asdict(Shape.of(data)),
         "threads": 1,
         "machine": measurement_context(),
     }
@@ -192,9 +197,3 @@ def costs(job: Job, model: nn.Module, shape: Shape) -> dict[str, Any]:
             (100 * profile / profile.max()).round().astype(int).tolist() for profile in profiles
         ]
     return found
-
-
-def shape_of(data: Dataset) -> Shape:
-    return Shape(
-        len(data.X_train), len(data.X_test), data.n_channels, data.n_timepoints, len(data.classes)
-    )
