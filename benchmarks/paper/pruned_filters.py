@@ -17,7 +17,13 @@ from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.criteria import CRITERIA, Data
 from benchmarks.paper.networks import build
 from benchmarks.paper.plan import Job
-from benchmarks.paper.training import accuracy, begin_or_resume, facts_of, first_model
+from benchmarks.paper.training import (
+    accuracy,
+    begin_or_resume,
+    checkpoint_interval,
+    facts_of,
+    first_model,
+)
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
 from sparseconv.nn.restored import deepcopy_model
@@ -52,7 +58,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     model = first_model(job, Shape.of(data))
     result = train(
         model, data.X_train, data.y_train, recipe, out=folder, resume=True, progress=False,
-        checkpoint_every=max(2, recipe.epochs // 20), penalty=penalty_of(job, model),
+        checkpoint_every=checkpoint_interval(recipe), penalty=penalty_of(job, model),
     )  # fmt: skip
     path = folder / VARIANTS_NAME
     done: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,24 @@ def test_a_job_that_was_killed_goes_on(
     assert done == ["unpruned, tuned", "WHC", "evolutionary", "evolutionary"]
     (expected,) = (row for row in read_rows(out / ROWS_NAME) if row["run"] == "LITE")
     assert json.loads(json.dumps(without_times(row))) == without_times(expected)
+
+
+def test_a_killed_training_repeats_two_percent(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between: list[int] = []
+
+    def stopped(*_: Any, checkpoint_every: int, **__: Any) -> Any:
+        between.append(checkpoint_every)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruned_filters, "train", stopped)
+    (lite, *_) = read_plan(folder / "plan.toml", open_archive(folder / "archive"))
+    long = replace(lite, options={**lite.options, "recipe": {"epochs": 1000}})
+    (tmp_path / "job").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        pruned_filters.perform(long, str(folder / "archive" / "GunPoint.npz"), tmp_path / "job")
+    assert between == [20]
 
 
 def test_times_and_tables(out: Path, tmp_path: Path) -> None:
