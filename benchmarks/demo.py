@@ -10,9 +10,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,9 +24,9 @@ from sparseconv.bench.run import WrongResultError, cpp_or_reason
 from sparseconv.measure import timing
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table, threads_text, with_thousands
-from sparseconv.models import DSN
+from sparseconv.models import DSN, DSNCost
 from sparseconv.profiling import profile
-from sparseconv.profiling.result import PASSES, layer_table
+from sparseconv.profiling.result import PASSES, Profile, layer_table
 from sparseconv.report import figures
 from sparseconv.report.page import Section, write_html
 from sparseconv.training.evaluation import predict_log_proba
@@ -37,16 +38,59 @@ DATASET = "GunPoint"
 EPOCHS, EPOCHS_WITHOUT_GROUPS = 1000, 150
 
 
-def train_and_test(
-    data: datasets.Dataset, epochs: int, seed: int, **options: Any
-) -> tuple[DSN, TrainingResult, float]:
-    """Train one network with the paper's recipe; return it with its result and test accuracy."""
+class Trained(NamedTuple):
+    """A network with its training, and its accuracy on the test set."""
+
+    model: DSN
+    result: TrainingResult
+    accuracy: float
+
+    @property
+    def epochs(self) -> int:
+        return len(self.result.history)
+
+    @property
+    def seconds(self) -> float:
+        return float(sum(row["seconds"] for row in self.result.history))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What was trained and timed.
+
+    Attributes:
+        machine: as in ``measurement_context``, and the number of ``threads``.
+        data: the data set.
+        batch: how many of its series a batch has.
+        grouped, ungrouped: the network with kernel groups, and without.
+        layers: each layer of the first beside the same layer dense, in training.
+        steps: its training steps beside masked-dense ones, by number of threads and mode.
+    """
+
+    machine: dict[str, Any]
+    data: datasets.Dataset
+    batch: int
+    grouped: Trained
+    ungrouped: Trained
+    layers: Profile
+    steps: list[dict[str, Any]]
+
+    @property
+    def step_ratio(self) -> timing.Estimate:
+        """How many times faster than masked dense a training step is, on the demo's threads."""
+        wanted = self.machine["threads"], "train"
+        step = next(row for row in self.steps if (row["threads"], row["mode"]) == wanted)
+        return timing.Estimate(*step["ratio"]["masked_dense"])
+
+
+def train_and_test(data: datasets.Dataset, epochs: int, seed: int, **options: Any) -> Trained:
+    """Train one network with the paper's recipe and test it."""
     torch.manual_seed(seed)
     model = DSN(data.n_channels, len(data.classes), backend="cpp", **options)
     result = train(model, data.X_train, data.y_train, Recipe(epochs=epochs, seed=seed))
     predicted = predict_log_proba(model, torch.as_tensor(data.X_test)).argmax(1)
     correct = predicted == torch.as_tensor(data.y_test)
-    return model, result, correct.double().mean().item()
+    return Trained(model, result, correct.double().mean().item())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,39 +108,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     with threads(arguments.threads):
         try:
-            return _demo(arguments)
+            demo = measured(arguments.epochs, arguments.epochs_without_groups, arguments.seed)
         except WrongResultError as error:
             print(f"The kernels are wrong on this machine, so nothing is timed: {error}",
                   file=sys.stderr)  # fmt: skip
             return 1
+    page = write_page(demo, arguments.out)
+    write_results(demo, arguments.out / "results.json")
+    print(f"Report: {page.resolve()}")
+    return 0
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    machine = measurement_context()
+def measured(epochs: int, epochs_without: int, seed: int) -> Demo:
+    """Train both networks, with kernel groups and without, and time the first; print how it goes.
+
+    Raises:
+        WrongResultError: kernels that compute something else than float64 does.
+    """
     count = torch.get_num_threads()
-    isa = machine["cpp"].removeprefix("available ").strip("()")
-    on_threads = threads_text(count)
-    where = f"{machine['cpu']}, {on_threads}, kernels for {isa}"
-    print(f"Weight-sparse convolution on {where}, torch {machine['torch']}\n")
+    machine = measurement_context() | {"threads": count}
+    print(f"Weight-sparse convolution on {_where(machine)}, torch {machine['torch']}\n")
     data = datasets.load(DATASET)
-    epochs, epochs_without = arguments.epochs, arguments.epochs_without_groups
     batch = Recipe().batch_size_for(len(data.X_train))
     print(f"1/4  Dynamic Sparse Network on {DATASET}: {len(data.X_train)} training and "
           f"{len(data.X_test)} test series of {data.n_timepoints} samples, {epochs} epochs, "
           f"batches of {batch}")  # fmt: skip
     # A wrong kernel must not get as far as an accuracy.
     compare.check_layers(DSN(data.n_channels, 2, init="random"), batch, data.n_timepoints)
-    model, result, accuracy = train_and_test(data, epochs, arguments.seed)
-    seconds = sum(row["seconds"] for row in result.history)
-    print(f"     test accuracy {accuracy:.4f}, trained in {seconds:.0f} s\n")
+    grouped = train_and_test(data, epochs, seed)
+    print(f"     test accuracy {grouped.accuracy:.4f}, trained in {grouped.seconds:.0f} s\n")
 
     print(f"2/4  The same without kernel groups, {epochs_without} epochs, for comparison")
-    ungrouped, _, accuracy_without = train_and_test(
-        data, epochs_without, arguments.seed, n_groups=1
-    )
-    print(f"     test accuracy {accuracy_without:.4f}\n")
+    ungrouped = train_and_test(data, epochs_without, seed, n_groups=1)
+    print(f"     test accuracy {ungrouped.accuracy:.4f}\n")
 
     print("3/4  Every layer beside the same layer dense")
+    model = grouped.model
     compare.check_layers(model, batch, data.n_timepoints)
     X, y = torch.as_tensor(data.X_train[:batch]), torch.as_tensor(data.y_train[:batch])
     layers = profile(model.train(), X)
@@ -107,57 +154,42 @@ def _demo(arguments: argparse.Namespace) -> int:
     for step_count in sorted({count, min(2, os.cpu_count() or 1)}):
         with threads(step_count):
             steps += [compare.training_row(mode, model, X, y) for mode in ("train", "update")]
-    step_table = tables.network(steps)
-    print(step_table.markdown(), end="\n\n")
+    print(tables.network(steps).markdown(), end="\n\n")
+    return Demo(machine, data, batch, grouped, ungrouped, layers, steps)
 
-    folder = arguments.out / "figures"
-    cost = model.cost(data.n_timepoints)
+
+def write_page(demo: Demo, out: Path) -> Path:
+    """Draw the figures and write ``report.html`` into the folder ``out``."""
+    folder, threads_used = out / "figures", demo.machine["threads"]
+    (model, result, accuracy), ungrouped = demo.grouped, demo.ungrouped
+    samples, batch = demo.data.n_timepoints, demo.batch
+    cost, ratio = model.cost(samples), demo.step_ratio
     networks = {
         f"with kernel groups ({with_thousands(_active(model))} active)": model,
-        f"without ({with_thousands(_active(ungrouped))} active)": ungrouped,
+        f"without ({with_thousands(_active(ungrouped.model))} active)": ungrouped.model,
     }
-    step = next(row for row in steps if (row["threads"], row["mode"]) == (count, "train"))
-    ratio = timing.Estimate(*step["ratio"]["masked_dense"])
     curve = figures.learning_curve(result.history, folder / "learning_curve.png")
     fields = figures.receptive_fields(networks, folder / "receptive_fields.png")
     weights = figures.group_weights(model, folder / "group_weights.png")
-    points = {
-        f"layers, {PASSES[which]}": [
-            (timed.dense_flops / timed.flops, timed.ratio.median)
-            for layer in layers.layers
-            if (timed := layer.passes.get(which))
-        ]
-        for which in PASSES
-    }
-    points["whole training step"] = [(cost.macs_dense / cost.macs_executed, ratio.median)]
-    saved = figures.time_vs_flops(points, folder / "time_vs_flops.png")
-    costs = Table(
-        ("", "this network", "every tap active"),
-        [
-            ("parameters", with_thousands(cost.params), with_thousands(cost.params_dense)),
-            ("multiply-accumulates executed per series, forward",
-             with_thousands(cost.macs_executed), with_thousands(cost.macs_dense)),
-            ("memory of parameters, gradients and Adam's moments",
-             f"{16e-6 * cost.params:.1f} MB", f"{16e-6 * cost.params_dense:.1f} MB"),
-        ],
-    )  # fmt: skip
+    saved = figures.time_vs_flops(_points(demo), folder / "time_vs_flops.png")
     sections = [
         Section(
             "How it learned",
-            f"The paper's recipe (Adam, cosine learning rate, pattern updates every 5 epochs) for "
-            f"{epochs} epochs; the network of the epoch with least training loss is kept.",
+            "The paper's recipe (Adam, cosine learning rate, pattern updates every 5 epochs) for "
+            f"{demo.grouped.epochs} epochs; the network of the epoch with least training loss is "
+            "kept.",
             figure=curve,
             caption="Training loss and accuracy: thin, every epoch; strong, their running "
             "median. Ticks at the bottom mark the epochs "
             "after which weights of least magnitude were pruned and others grown. "
             f"{result.itop_rate or 0:.1%} of all weights were active at some time.",
         ),
-        Section("What it costs", table=costs),
+        Section("What it costs", table=_costs(cost)),
         Section(
             "Every layer",
-            f"A batch of {batch} series of {data.n_timepoints} samples, {on_threads}. The dense "
-            "layer multiplies the same weights, zeros included.",
-            table=layer_table(layers.layers),
+            f"A batch of {batch} series of {samples} samples, {threads_text(threads_used)}. The "
+            "dense layer multiplies the same weights, zeros included.",
+            table=layer_table(demo.layers.layers),
             caption="Ratios are medians of interleaved pairs, with 95 % bootstrap intervals. "
             "Training: gradients of the weights and, but for the first layer, of the input.",
         ),
@@ -166,9 +198,9 @@ def _demo(arguments: argparse.Namespace) -> int:
             "zero_grad, forward, loss, backward, Adam, masks: this library beside dense weights "
             "multiplied by masks after every step, as dynamic sparse training is usually run. "
             "Both take turns in one process.",
-            table=step_table,
+            table=tables.network(demo.steps),
             caption="An updating step also prunes and grows; the recipe takes one such step in "
-            f"{5 * -(-len(data.X_train) // batch)}.",
+            f"{5 * -(-len(demo.data.X_train) // batch)}.",
         ),
         Section(
             "Time saved against FLOPs saved",
@@ -181,9 +213,9 @@ def _demo(arguments: argparse.Namespace) -> int:
             figure=fields,
             caption="Above: effective receptive field of every kernel (last minus first active "
             "tap, plus 1). Below: of every path through the layers so far. Both networks were "
-            f"trained with the same recipe, with kernel groups for {epochs} epochs (accuracy "
-            f"{accuracy:.4f}), without for {epochs_without} ({accuracy_without:.4f}). After "
-            "Figure 6 of the paper.",
+            f"trained with the same recipe, with kernel groups for {demo.grouped.epochs} epochs "
+            f"(accuracy {accuracy:.4f}), without for {ungrouped.epochs} "
+            f"({ungrouped.accuracy:.4f}). After Figure 6 of the paper.",
         ),
         Section(
             "Where the weights are",
@@ -193,35 +225,67 @@ def _demo(arguments: argparse.Namespace) -> int:
             "group's share of the layer's sum of magnitudes. After Figure 8 of the paper.",
         ),
     ]
-    (arguments.out / "results.json").write_text(
-        json.dumps(
-            {
-                "machine": machine | {"threads": count},
-                "accuracy": accuracy,
-                "train_seconds": seconds,
-                "layers": layers.to_dict(),
-                "steps": steps,
-                "history": result.history,
-            },
-            indent=1,
-        )
-    )
-    page = write_html(
-        arguments.out / "report.html",
+    machine = demo.machine
+    return write_html(
+        out / "report.html",
         f"A Dynamic Sparse Network on {DATASET}",
         sections,
-        subtitle=f"{where}, torch {machine['torch']}, {machine['date']}",
+        subtitle=f"{_where(machine)}, torch {machine['torch']}, {machine['date']}",
         highlights=[
             (f"{accuracy:.1%}", "test accuracy"),
             (f"{ratio.median:.1f}x", f"faster training step than masked dense "
              f"[{ratio.low:.1f}, {ratio.high:.1f}]"),
             (f"{cost.params / cost.params_dense:.0%}", "of the dense network's parameters, "
              "gradients and optimizer state"),
-            (f"{seconds:.0f} s", f"for {epochs} epochs of training"),
+            (f"{demo.grouped.seconds:.0f} s", f"for {demo.grouped.epochs} epochs of training"),
         ],
     )  # fmt: skip
-    print(f"Report: {page.resolve()}")
-    return 0
+
+
+def _points(demo: Demo) -> dict[str, list[tuple[float, float]]]:
+    """Arithmetic and time saved, of each layer and of the step."""
+    points = {
+        f"layers, {PASSES[which]}": [
+            (timed.dense_flops / timed.flops, timed.ratio.median)
+            for layer in demo.layers.layers
+            if (timed := layer.passes.get(which))
+        ]
+        for which in PASSES
+    }
+    cost = demo.grouped.model.cost(demo.data.n_timepoints)
+    points["whole training step"] = [(cost.macs_dense / cost.macs_executed, demo.step_ratio.median)]
+    return points
+
+
+def _costs(cost: DSNCost) -> Table:
+    return Table(
+        ("", "this network", "every tap active"),
+        [
+            ("parameters", with_thousands(cost.params), with_thousands(cost.params_dense)),
+            ("multiply-accumulates executed per series, forward",
+             with_thousands(cost.macs_executed), with_thousands(cost.macs_dense)),
+            ("memory of parameters, gradients and Adam's moments",
+             f"{16e-6 * cost.params:.1f} MB", f"{16e-6 * cost.params_dense:.1f} MB"),
+        ],
+    )  # fmt: skip
+
+
+def write_results(demo: Demo, path: Path) -> None:
+    """Everything that was measured, as JSON."""
+    content = {
+        "machine": demo.machine,
+        "accuracy": demo.grouped.accuracy,
+        "train_seconds": demo.grouped.seconds,
+        "layers": demo.layers.to_dict(),
+        "steps": demo.steps,
+        "history": demo.grouped.result.history,
+    }
+    path.write_text(json.dumps(content, indent=1))
+
+
+def _where(machine: Mapping[str, Any]) -> str:
+    isa = machine["cpp"].removeprefix("available ").strip("()")
+    return f"{machine['cpu']}, {threads_text(machine['threads'])}, kernels for {isa}"
 
 
 def _active(model: DSN) -> int:
