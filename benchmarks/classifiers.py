@@ -10,7 +10,6 @@ that of the paper's sweep (``benchmarks/results/paper``), on the same data sets.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.archives import members, open_archive, read
 from benchmarks.paper.report import RECORDED
 from benchmarks.paper.sweep import read_rows
@@ -89,15 +89,12 @@ def measure(archive: Path | None, out: Path) -> None:
                     "n_train": len(data.X_train), "n_test": len(data.X_test),
                     "n_timepoints": data.n_timepoints, "machine": measurement_context(),
                 }  # fmt: skip
-                with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_line(out, row)
                 print(f"{name}, {kind}, seed {seed}: {row['accuracy']:.4f}", flush=True)
 
 
 def rows_of(path: Path = RESULTS) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_lines(path)
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 import sparseconv as sc
 from benchmarks.edge import targets
 from benchmarks.edge.targets import Target
+from benchmarks.lines import add_line, read_lines
 from sparseconv import datasets
 from sparseconv.cli.main import main as command_line
 from sparseconv.datasets import Dataset
@@ -98,8 +98,7 @@ def measure(one: Trained, machines: Sequence[Target], out: Path) -> None:
                 row = known | {"target": target.name} | _row(one, weights, target, program, dense)
                 row["machine"] = measurement_context() | {"tools": target.versions()}
                 out.parent.mkdir(parents=True, exist_ok=True)
-                with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_line(out, row)
                 print(f"{one.dataset}, S={one.sparsity:.0%}, {weights}, {target.name}: "
                       f"accuracy {row['accuracy']:.4f}, PyTorch's {row['accuracy_pytorch']:.4f}, "
                       f"on {row['n_predicted']} of {row['n_test']} series", flush=True)  # fmt: skip
@@ -110,9 +109,7 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def rows_of(path: Path = RESULTS) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_lines(path)
 
 
 def _row(one: Trained, weights: str, target: Target, program: Path, dense: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ networks of one data set and seed in turns, a prediction and a training step of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.pruned_filters import is_pruned_filters, like
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.timing import ratio
@@ -43,19 +43,14 @@ def measure(rows: Sequence[dict[str, Any]], path: Path, reference: str = "Incept
         x = torch.randn(BATCH, held[0]["n_channels"], held[0]["n_timepoints"])
         with threads(1):
             line = {"dataset": dataset, "seed": seed, "times": _timed(models, x, reference)}
-        with path.open("a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({**line, "batch": BATCH, "machine": measurement_context()}) + "\n"
-            )
+        add_line(path, {**line, "batch": BATCH, "machine": measurement_context()})
         added += 1
     return added
 
 
 def read_times(path: Path) -> list[dict[str, Any]]:
     """The lines that ``measure`` wrote, of each data set and seed the last."""
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(path)
     return list({(line["dataset"], line["seed"]): line for line in lines}.values())
 
 

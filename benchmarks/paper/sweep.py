@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -30,6 +29,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.archives import Archive, Shape, read
 from benchmarks.paper.job import locked, perform
 from benchmarks.paper.networks import ROCKETS, multiply_adds
@@ -160,29 +160,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of finished jobs, also while the sweep runs.
 
     Raises:
-        ValueError: a line that is no row.
+        ValueError: a line that is no row of a sweep.
     """
-    if not path.exists():
-        return []
-    found = []
-    for number, line in enumerate(path.read_bytes().splitlines(True), 1):
-        if not line.endswith(b"\n"):  # being written, or torn by a kill
-            break
-        try:
-            row = json.loads(line)
-            varied = is_pruned_kernels(row) or is_pruned_filters(row)
-            kinds = KEYS | ({"variants": list} if varied else NETWORK_KEYS)
-            wrong = [key for key, kind in kinds.items() if not isinstance(row.get(key), kind)]
-            if wrong:
-                raise ValueError(f"it has no usable {', '.join(wrong)}")
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}, is not a row of a sweep: {error}") from error
-        found.append(row)
-    return found
+    return read_lines(path, _check_row)
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    varied = is_pruned_kernels(row) or is_pruned_filters(row)
+    kinds = KEYS | ({"variants": list} if varied else NETWORK_KEYS)
+    wrong = [key for key, kind in kinds.items() if not isinstance(row.get(key), kind)]
+    if wrong:
+        raise ValueError(f"it has no usable {', '.join(wrong)}")
 
 
 class _Rows:
-    """The results file: one JSON line a job, written whole or dropped."""
+    """The results file: a row for each job."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -190,9 +182,6 @@ class _Rows:
         self.found = {(row["run"], row["dataset"], row["seed"]): row for row in rows}
         if len(self.found) < len(rows):
             raise ValueError(f"{path} holds a job twice; remove one of its lines")
-        if path.exists():  # a torn last line goes
-            with path.open("rb+") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
 
     def check(self, job: Job, shape: Shape) -> None:
         """Refuse a row of the same name and other options or data: it would be taken for this
@@ -218,10 +207,7 @@ class _Rows:
                 )
 
     def append(self, row: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        add_line(self.path, row)
         self.found[row["run"], row["dataset"], row["seed"]] = dict(row)
 
 

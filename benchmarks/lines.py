@@ -1,0 +1,51 @@
+"""Files with a row of JSON a line, to which a measurement that may be killed adds one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def read_lines(
+    path: Path, check: Callable[[dict[str, Any]], None] = lambda row: None
+) -> list[dict[str, Any]]:
+    """The rows, also while some are added; none where there is no file.
+
+    A last line without its end is being written, or torn by a kill, and is left out.
+
+    Args:
+        path: the file.
+        check: raises ValueError for an object that is no row.
+
+    Raises:
+        ValueError: a line that is no JSON object, or that ``check`` refuses; the message has its
+            number.
+    """
+    if not path.exists():
+        return []
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(True), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"expected an object, but got {row!r}")
+            check(row)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not a row: {error}") from error
+        found.append(row)
+    return found
+
+
+def add_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row, in the place of a last line that was torn; it is on the disk on return."""
+    with path.open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

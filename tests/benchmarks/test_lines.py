@@ -1,0 +1,47 @@
+"""Files with a row of JSON a line: what a kill leaves of one, and what is no row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.lines import add_line, read_lines
+
+ROWS = [{"a": 1, "name": "é\u2028\n"}, {"a": [2.5, None]}]
+
+
+def test_what_is_added_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert read_lines(path) == []
+    for row in ROWS:
+        add_line(path, row)
+    assert read_lines(path) == ROWS
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_a_kill_at_any_byte_loses_the_last_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for row in ROWS:
+        add_line(path, row)
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for size in range(len(whole)):
+        kept = ROWS[: int(size >= first)]
+        path.write_bytes(whole[:size])
+        assert read_lines(path) == kept
+        add_line(path, {"new": size})
+        assert read_lines(path) == [*kept, {"new": size}]
+
+
+@pytest.mark.parametrize("line", ["nothing", "3", "", '{"a": 1} {"a": 2}', '{"a": 2}'])
+def test_what_is_no_row_is_named(tmp_path: Path, line: str) -> None:
+    def check(row: dict[str, Any]) -> None:
+        if row["a"] != 1:
+            raise ValueError("a must be 1")
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n' + line + '\n{"a": 1}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2, is not a row"):
+        read_lines(path, check)
