@@ -124,7 +124,7 @@ def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:
 
 
 def _share(classifier: Any) -> str:
-    """What is kept of the candidates, which only the whole bank knew."""
+    """What share of the candidates is kept, in percent."""
     drawn = classifier.keep_ / classifier.n_candidates_
     return f"{drawn:.1%}"
 
