@@ -227,8 +227,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="pairs per comparison")
     arguments = parser.parse_args(argv)
-    if arguments.limit < 1 or arguments.threads < 1 or arguments.rounds < 5:
-        parser.error("--limit and --threads must be 1 or more, --rounds 5 or more")
+    if arguments.limit < 1 or arguments.threads < 1 or arguments.rounds < timing.LEAST_ROUNDS:
+        parser.error(
+            "--limit and --threads must be 1 or more, --rounds "
+            f"{timing.LEAST_ROUNDS} or more: with fewer no interval of 95 % exists"
+        )
     try:
         return run(arguments)
     except (CompareError, WrongResultError) as error:

@@ -15,13 +15,15 @@ from sparseconv.bench.network import compare
 from sparseconv.bench.run import WrongResultError, measure
 from sparseconv.measure import peaks
 from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import threads_text
+from sparseconv.measure.timing import LEAST_ROUNDS
 from sparseconv.ops import backends
 from sparseconv.ops.calls import PlannedKernels
 
 # So that everything takes half an hour on two cores, and what README.md shows half of that.
 README_SUITES = ("layer", "density", "trained", "network")
-ROUNDS, QUICK_ROUNDS = 12, 5
+ROUNDS, QUICK_ROUNDS = 12, LEAST_ROUNDS
 QUICK_BASELINES = ("masked_dense", "dense_best")  # compiling takes most of the network's time
 
 Document = dict[str, Any]
@@ -41,6 +43,8 @@ def run(
 ) -> Document:
     """Measure peaks, cases and network; return what files and reports are made of.
 
+    The process keeps freed memory from then on (``retain_freed_memory``): either side gains.
+
     Args:
         cases: from ``cases.select``; those whose instruction set cannot run here are left out, and
             stderr says so.
@@ -56,6 +60,7 @@ def run(
         WrongResultError: a result left its error bound; the case is named. What was measured
             before it has been saved.
     """
+    retain_freed_memory()  # before anything is timed, so that all of it is timed alike
     rounds = QUICK_ROUNDS if quick else rounds
     document: Document = {"schema": SCHEMA, "complete": False, "machine": measurement_context()}
     document["peaks"] = rounded(peaks.measure(thread_counts))

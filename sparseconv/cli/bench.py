@@ -15,6 +15,7 @@ from sparseconv.bench.cases import SUITES, Case, check_names, select
 from sparseconv.bench.run import WrongResultError, cpp_or_reason
 from sparseconv.bench.suite import QUICK_ROUNDS, README_SUITES, ROUNDS
 from sparseconv.core.files import check_writable
+from sparseconv.measure.timing import LEAST_ROUNDS
 
 
 def add_to(commands: Any) -> None:
@@ -39,7 +40,7 @@ def add_to(commands: Any) -> None:
     add("--threads", nargs="+", type=int, metavar="X", help="default: 1 and, with more cores, 2")
     add("--baselines", nargs="*", metavar="BASELINE", default=list(BASELINES),
         help=f"of the cases (default: {' '.join(BASELINES)})")  # fmt: skip
-    rounds = f"timed rounds of everything, at least 3 (default: {ROUNDS} of each case)"
+    rounds = f"timed rounds of everything, at least {LEAST_ROUNDS} (default: {ROUNDS} of each case)"
     add("--rounds", type=int, metavar="X", help=rounds)
     quick = f"a first look: {QUICK_ROUNDS} rounds; of the network nothing compiled"
     add("--quick", action="store_true", help=quick)
@@ -102,8 +103,11 @@ def _checked(arguments: argparse.Namespace) -> list[int]:
         raise ValueError(f"--threads must be at least 1, but got {min(counts)}")
     if arguments.rounds is not None and arguments.quick:
         raise ValueError(f"--quick means --rounds {QUICK_ROUNDS}; omit one of them")
-    if arguments.rounds is not None and arguments.rounds < 3:
-        raise ValueError(f"--rounds must be at least 3, but got {arguments.rounds}")
+    if arguments.rounds is not None and arguments.rounds < LEAST_ROUNDS:
+        raise ValueError(
+            f"--rounds must be at least {LEAST_ROUNDS}, or no interval of 95 % exists, but got "
+            f"{arguments.rounds}"
+        )
     check_names("baseline", arguments.baselines, BASELINES)
     if arguments.json and arguments.csv and arguments.json.absolute() == arguments.csv.absolute():
         raise ValueError(f"{arguments.json} was named for two outputs; name a file for each")

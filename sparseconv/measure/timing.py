@@ -17,6 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 Times = dict[str, NDArray[np.float64]]
 
+# With n rounds the whole range of the samples covers the median with probability 1 - 2 / 2^n: six
+# are needed before any interval can claim 95 %.
+LEAST_ROUNDS = 6
+
 
 class Estimate(NamedTuple):
     """A median with its 95 % bootstrap interval."""

@@ -20,7 +20,14 @@ from sparseconv.core.checks import integer
 from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import machine
 from sparseconv.measure.memory import fault_share
-from sparseconv.measure.timing import Estimate, Times, collector_paused, interleave, median_with_ci
+from sparseconv.measure.timing import (
+    LEAST_ROUNDS,
+    Estimate,
+    Times,
+    collector_paused,
+    interleave,
+    median_with_ci,
+)
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.restored import restored_afterwards
 from sparseconv.profiling.result import LayerTimes, Measurement
@@ -28,10 +35,6 @@ from sparseconv.reference import conv1d_fft, pad, weight_spectrum
 
 Passes = dict[str, Callable[[], object]]  # "forward", and "step" where something has gradients
 Layer = TypeVar("Layer", bound=nn.Module)
-
-# With n rounds the whole range of the samples covers the median with probability 1 - 2 / 2^n: six
-# are needed before any interval can claim 95 %.
-LEAST_ROUNDS = 6
 
 
 @dataclass

@@ -250,7 +250,7 @@ def test_the_command_fails_for_what_became_slower_only(
     assert "uncommitted" not in shown
     assert leftovers(repository) == []
     (repository / "new").write_text("")
-    compare.main([*words, "--rounds", "5", "--", "good"])
+    compare.main([*words, "--rounds", "6", "--", "good"])
     assert "with uncommitted changes" in capsys.readouterr().out
 
 
@@ -282,7 +282,7 @@ def test_interruption_is_said(
     assert leftovers(repository) == []
 
 
-@pytest.mark.parametrize("words", [["--limit", "0.9"], ["--threads", "0"], ["--rounds", "1"]])
+@pytest.mark.parametrize("words", [["--limit", "0.9"], ["--threads", "0"], ["--rounds", "5"]])
 def test_senseless_options_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         compare.main([*words, "good"])

@@ -41,12 +41,12 @@ def test_everything_that_is_written(
     quick_peaks: None,
 ) -> None:  # fmt: skip
     def tasks(counts: list[int], **settings: Any) -> list[Any]:
-        assert (counts, settings["rounds"]) == ([1], 3)
+        assert (counts, settings["rounds"]) == ([1], 6)
         return [("DSN train", lambda: [NETWORK_ROW])]
 
     monkeypatch.setattr(compare, "tasks", tasks)
     paths = {kind: tmp_path / "new" / f"rows.{kind}" for kind in ("json", "csv")}
-    words = ["--cases", "tiny_module", "wgrad_splits", "--threads", "1", "--rounds", "3"]
+    words = ["--cases", "tiny_module", "wgrad_splits", "--threads", "1", "--rounds", "6"]
     words += ["--suites", "network", "--baselines", "conv1d", "fft"]
     words += [word for kind, path in paths.items() for word in (f"--{kind}", str(path))]
     assert main(["bench", *words]) == 0
@@ -112,8 +112,8 @@ def test_no_figure_is_given_for_a_wrong_kernel(
         (["--cases", "dsn"], ["no case 'dsn'", "dsn_prefix_L24", "packing"]),
         (["--baselines", "winograd"], ["no baseline 'winograd'", *BASELINES]),
         (["--threads", "0"], ["--threads must be at least 1", "0"]),
-        (["--rounds", "2"], ["--rounds must be at least 3", "2"]),
-        (["--rounds", "9", "--quick"], ["--quick means --rounds 5"]),
+        (["--rounds", "5"], ["--rounds must be at least 6", "5"]),
+        (["--rounds", "9", "--quick"], ["--quick means --rounds 6"]),
         (["--json", "a", "--csv", "a"], ["a was named for two outputs"]),
         (["--json", "."], [". cannot be written", "choose"]),
         (["--csv", "/dev/null/rows"], ["/dev/null/rows cannot be written", "choose"]),
