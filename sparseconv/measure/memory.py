@@ -61,7 +61,9 @@ def retain_freed_memory() -> bool:
     that smaller blocks come from the heap instead of ``mmap``, and ``M_TRIM_THRESHOLD`` to 2 GiB,
     the free memory that the heap keeps at its end. It holds for the whole process until it exits,
     which then needs as much memory as it did at its peak. Call it at the start of a program that
-    trains or infers on the CPU, and before you measure; ``train`` and the command line do.
+    trains or infers on the CPU, and before you measure. ``training.train`` does, and so do
+    those who call it (``DSNClassifier``; in a shell ``train`` of a network, and ``prune``), and in
+    a shell ``profile`` and ``bench``.
 
     Returns:
         Whether it could be set: False with other C libraries (musl, macOS, Windows), where this
