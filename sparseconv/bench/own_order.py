@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparseconv.bench import goals
 from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.run import COMPUTATIONS, WrongResultError, sparse_calls
 from sparseconv.functional.chain import Chain, Conv
@@ -17,7 +18,7 @@ from sparseconv.measure.machine import threads
 from sparseconv.ops import backends
 from sparseconv.ops.calls import PlannedKernels
 
-LENGTHS = (24, 128, 512)
+LENGTHS = tuple(goals.OWN_ORDER)
 
 
 def measure(

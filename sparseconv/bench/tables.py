@@ -14,13 +14,6 @@ from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.measure.table import Table
 
-MODES = {
-    "train": "training step",
-    "update": "… with an update",
-    "inference": "inference",
-    "latency": "latency",
-}
-
 
 class Column(NamedTuple):
     """A header, and what a row shows below it."""
@@ -170,7 +163,7 @@ def peaks(rows: Iterable[Row]) -> Table:
 
 def network(rows: Iterable[Row]) -> Table:
     """Times of the sparse network, what the dense ones take beside it, and memory."""
-    mode = Column("", lambda row: MODES[row["mode"]])
+    mode = Column("", lambda row: goals.MODES[row["mode"]])
     return table(
         rows,
         (

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
 import pytest
-from bench_rows import network, row
+from bench_rows import network, random_kernels, row
 
-from sparseconv.bench import goals, run
+from sparseconv.bench import goals, own_order, run
+from sparseconv.bench import random_kernels as kernels
 from sparseconv.bench.cases import CASES
+from sparseconv.bench.network import compare
+from sparseconv.rocket.bank import KINDS
 
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    suites = ("layer", "density", "batch", "channels", "kernel", "options", "dtype", "isa")
-    names = [case.name for case in CASES.values() if case.suite in suites]
-    rows = [row(name, c, t) for name in names for c in run.COMPUTATIONS for t in (1, 2)]
+    """What a whole run measures."""
+    rows = [row(name, c, t) for name in CASES for c in run.COMPUTATIONS for t in (1, 2)]
     rows += [row("tiny_module", "both passes")]
     nrows = [
-        network(mode, n, batch=1 if mode == "latency" else 16, threads=t)
-        for mode in ("train", "inference", "latency")
-        for n in (24, 128, 512)
+        network(
+            mode, n, batch=1 if mode == "latency" else compare.BATCH, threads=t,
+            **({"plain_step": 0.5} if mode == "update" else {}),
+        )
+        for mode in compare.MODES
+        for n in compare.LENGTHS
         for t in (1, 2)
-    ]
-    nrows.append(network("update", 128, plain_step=0.5))
+    ]  # fmt: skip
     nrows += [
         network("train", n, batch=batch, in_channels=channels)
-        for batch, n, channels in goals.RECIPE
+        for batch, n, channels in compare.RECIPE
     ]
-    own = [row(f"dsn_evolved_L{n}", c) for n in (24, 128, 512) for c in run.COMPUTATIONS]
-    return {"rows": rows, "own_order": own, "network": nrows}
+    own = [row(f"dsn_evolved_L{n}", c) for n in own_order.LENGTHS for c in run.COMPUTATIONS]
+    features = [random_kernels("rocket", kernels.BATCH, (1, 150), isa="avx2")]
+    for kind, shape in itertools.product(KINDS, kernels.SHAPES):
+        features += [random_kernels(kind, n, shape) for n in (kernels.BATCH, 1)]
+        features += [random_kernels(kind, kernels.BATCH, shape, kept) for kept in kernels.KEPT]
+    return {"rows": rows, "own_order": own, "network": nrows, "random_kernels": features}
 
 
 def verdicts(document: dict[str, Any]) -> dict[str, str]:
@@ -40,9 +49,28 @@ def verdicts(document: dict[str, Any]) -> dict[str, str]:
 
 def test_all_goals_are_judged_and_met(document: dict[str, Any]) -> None:
     found = verdicts(document)
-    assert len(found) == 8 + 3 + 3 + 3 + 4 + 20  # layer, order, shapes, density, others, network
+    # Of the layer, order, shapes, density, others, network, random kernels.
+    assert len(found) == 8 + 3 + 3 + 3 + 4 + 20 + 14
     assert found.pop("bfloat16, float16: stated") == "stated"
     assert set(found.values()) == {"met"}, found
+
+
+def test_a_whole_run_has_rows_for_every_goal(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A goal without rows is left out silently, as it has to be in a part of a run."""
+    asked: list[str] = []
+    for name in ("_worst", "_each"):
+        judge = getattr(goals, name)
+
+        def noted(goal: str, *arguments: Any, judge: Any = judge, **options: Any) -> Any:
+            asked.append(goal)
+            return judge(goal, *arguments, **options)
+
+        monkeypatch.setattr(goals, name, noted)
+    judged = verdicts(document)
+    assert asked
+    assert [goal for goal in asked if goal not in judged] == []
 
 
 @pytest.mark.parametrize(

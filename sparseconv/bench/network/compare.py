@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseconv.bench import goals
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.network.dense import Network, inference_variants, training_variants
 from sparseconv.bench.network.masked import masked_copy
@@ -24,16 +25,16 @@ from sparseconv.bench.run import WrongResultError, check, first_line, times_and_
 from sparseconv.inference.optimize import optimize_for_inference
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
-from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import threads_text
 from sparseconv.models import DSN
 from sparseconv.ops.calls import PlannedKernels
 
-MODES = ("train", "update", "inference", "latency")
+MODES = tuple(goals.MODES)
 BASELINES = ("masked_dense", "dense_best", "dense_compiled")
-LENGTHS, BATCH, ROUNDS = (24, 128, 512), 16, 12
+LENGTHS = tuple(dict.fromkeys(length for some in goals.NETWORK.values() for length in some))
+BATCH, ROUNDS = 16, 12
 # (batch, length, channels) of other archives' sets, in the paper's recipe: a tenth of the set.
-RECIPE = ((5, 150, 1), (6, 24, 1), (3, 251, 1), (10, 1460, 1), (2, 80, 1), (16, 29, 12))
+RECIPE = tuple(goals.RECIPE)
 # Seconds of calls in a row before the next candidate's turn: training takes one step after the
 # other. With one step a turn, in caches that another had filled, the sparse step took 5.3 ms, not
 # 3.6, at L = 24, one thread, and 13.8, not 13.2, at L = 128.
@@ -78,7 +79,6 @@ def tasks(
     """
 
     def measure(mode: str, length: int, count: int) -> list[Row]:
-        retain_freed_memory()  # as train() does; either side gains
         with torch.random.fork_rng(devices=[]), threads(count):
             torch.manual_seed(0)
             model, X = build(1, 2), torch.randn(1 if mode == "latency" else BATCH, 1, length)
@@ -88,7 +88,6 @@ def tasks(
             return [training_row(mode, model, X, torch.arange(BATCH) % 2, rounds, beside)]
 
     def measure_shape(batch: int, length: int, channels: int) -> list[Row]:
-        retain_freed_memory()
         with torch.random.fork_rng(devices=[]), threads(1):
             torch.manual_seed(0)
             X = torch.randn(batch, channels, length)
