@@ -32,9 +32,8 @@ from sparseconv.profiling.stopwatch import (
     time_layer,
 )
 
-# With so few active weights every pass in benchmarks/results/bench.json but those in bfloat16 was
-# faster sparse than as nn.Conv1d: 570 of them, at least 1.17 times (2026-11-21); of six in bfloat16
-# three were slower, the worst 0.76 times as fast. The tiniest layers are not among them.
+# With so few active weights every row of benchmarks/results/bench.json but some in bfloat16 was
+# faster sparse than as nn.Conv1d. The tiniest layers are not among them.
 MAX_DENSITY = 0.2
 
 
@@ -192,7 +191,7 @@ def _decide(
         limit = MAX_DENSITY if max_density is None else max_density
         candidate.chosen = density <= limit
         few = "at most" if candidate.chosen else "more than"
-        candidate.reason = f"{few} {limit:.0%} of the weights are active; not measured"
+        candidate.reason = f"{few} {100 * limit:.3g} % of the weights are active; not measured"
     if candidate.chosen and candidate.hooked:
         candidate.reason += "; the hooks on its weight's gradient are left behind"
 

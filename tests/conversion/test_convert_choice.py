@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sparseconv as sc
+from benchmarks import readme
 from sparseconv import SparseConv1d
+from sparseconv.bench import document
+from sparseconv.conversion.sparse import MAX_DENSITY
 from sparseconv.profiling.result import DENSE, UNCLEAR
 
 X = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
@@ -128,14 +131,31 @@ def test_nothing_known_means_by_density(clock: list[set[str]]) -> None:
     _, report = sc.convert(model)
     assert not clock
     found = verdicts(report)
-    assert found["wins"] == (True, "at most 20% of the weights are active; not measured")
-    assert found["loses"] == (False, "more than 20% of the weights are active; not measured")
+    assert found["wins"] == (True, "at most 20 % of the weights are active; not measured")
+    assert found["loses"] == (False, "more than 20 % of the weights are active; not measured")
     assert found["whole"] == (False, "no weight is zero or masked")
     assert "no layer was measured: with an example_input, times decide" in str(report)
     _, report = sc.convert(model, max_density=0.7)
     assert verdicts(report)["loses"][0]
     _, report = sc.convert(model, max_density=0.0)
     assert not any(layer.sparse for layer in report.layers)
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [(0.125, "at most 12.5 %"), (0.001, "more than 0.1 %"), (1, "at most 100 %")],
+)
+def test_the_limit_is_said_as_it_was_given(limit: float, reason: str) -> None:
+    model = prune.l1_unstructured(nn.Conv1d(3, 4, 9), "weight", 0.9)
+    (layer,) = sc.convert(model, max_density=limit).report.layers
+    assert layer.reason.startswith(f"{reason} of the weights")
+
+
+def test_of_what_is_made_sparse_unasked_none_was_slower_than_dense() -> None:
+    rows = document.read(readme.RESULTS / "bench.json")["rows"]
+    few = [row for row in rows if row["density"] <= MAX_DENSITY and "conv1d" in row["ratio"]]
+    slower = [row for row in few if row["ratio"]["conv1d"][0] < 1]
+    assert {row["dtype"] for row in slower} == {"bfloat16"}
 
 
 def test_bfloat16_on_a_cpu_is_not_made_sparse_unasked() -> None:
