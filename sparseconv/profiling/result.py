@@ -32,8 +32,8 @@ class Measurement:
         share_of_peak: executed FLOPs per second over the machine's FMA peak; None where no peak
             was measured.
         fft_ms: time of the layer by products of spectra, in inference with that of the weights
-            kept, where at least 30 % of the weights are active: there FFT may be the fastest way,
-            which ``torch.fft`` has and the library not.
+            kept, where a kernel has at least five active weights on average: there FFT may be the
+            fastest way, which ``torch.fft`` has and the library not. None elsewhere.
     """
 
     flops: int

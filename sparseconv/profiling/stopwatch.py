@@ -168,12 +168,13 @@ def capture(
     return {layer: list(seen.values()) for layer, seen in calls.items()}
 
 
-# From about 40 % on products of spectra may be the fastest way of all (docs/benchmarks.md).
-_FFT_DENSITY = 0.3
+# Active weights per kernel, on average. With fewer, products of spectra were the fastest way in no
+# row of benchmarks/results/bench.json; with as many they come close where AVX2 is forced.
+_FFT_WEIGHTS = 5
 
 
 def ways_to_compute(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., Tensor]]]:
-    """Per way its weight and the convolution ``(x, weight, bias) -> y``."""
+    """By name (sparse, dense, fft) the weight and the convolution ``(x, weight, bias) -> y``."""
     pattern, mode, padding = layer.pattern, layer.padding_mode, layer.resolved_padding
     stride, dilation, groups = layer.stride, layer.dilation, layer.groups
     left, right = padding
@@ -202,7 +203,8 @@ def ways_to_compute(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[...
 
     ways = {"sparse": (layer.values, sparse), "dense": (layer.dense_weight(), dense)}
     wide = layer.values.dtype in (torch.float32, torch.float64)
-    if wide and pattern.density >= _FFT_DENSITY and not torch.is_autocast_enabled("cpu"):
+    many = pattern.nnz >= _FFT_WEIGHTS * pattern.shape[0] * pattern.shape[1]
+    if wide and many and not torch.is_autocast_enabled("cpu"):
         ways["fft"] = (layer.dense_weight(), fft)
     return ways
 

@@ -13,7 +13,9 @@ from nested import X, nested
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import readme
 from sparseconv import SparseConv1d
+from sparseconv.bench import document, tables
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.ops import backends
@@ -138,8 +140,11 @@ MORE = [
 
 
 @pytest.mark.parametrize("options", OPTIONS + MORE)
-def test_dense_is_the_same_function(options: dict[str, Any]) -> None:
+def test_dense_is_the_same_function(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Outputs and gradients; a baseline that computed something else would prove nothing."""
+    monkeypatch.setattr(stopwatch, "_FFT_WEIGHTS", 0)  # FFT too
     torch.manual_seed(0)
     layer = SparseConv1d(4, 6, 4, **{"density": 0.5, **options}).double()
     x = torch.randn(2, 4, 30, dtype=torch.float64, requires_grad=True)
@@ -155,13 +160,22 @@ def test_dense_is_the_same_function(options: dict[str, Any]) -> None:
 def test_where_fft_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"sparse": 2.0, "dense": 3.0, "fft": 1.0, "model": 8.0, "layers": 4.0}
     fake_clock(monkeypatch, lambda name, _: times[name.split()[0]])
-    dense, sparse = (nn.Sequential(SparseConv1d(3, 6, 5, padding=2, density=d)) for d in (0.3, 0.2))
+    dense, sparse = (nn.Sequential(SparseConv1d(3, 6, 5, padding=2, density=d)) for d in (1, 0.9))
     found = profile(dense, X, backward=False)
     assert "FFT is the fastest way to compute 0 (inference 1.000 ms)" in str(found)
     assert found.to_dict()["layers"][0]["forward"]["fft_ms"][0] == pytest.approx(1)
     times["fft"] = 2.5
     assert "FFT is the fastest" not in str(profile(dense, X, backward=False))
     assert "fft" not in str(profile(sparse, X, backward=False))  # not tried
+
+
+def test_fft_is_tried_wherever_it_was_the_fastest() -> None:
+    rows = document.read(readme.RESULTS / "bench.json")["rows"]
+    ffts = [row for row in tables.lost(rows) if "fft" in (document.best_baseline(row) or "")]
+    assert any(row["density"] < 0.2 for row in ffts)  # a share of the weights does not say where
+    for row in ffts:
+        kernels = row["out_channels"] * row["in_channels"] // row["groups"]
+        assert row["nnz"] >= stopwatch._FFT_WEIGHTS * kernels, row["case"]
 
 
 @pytest.mark.parametrize(
