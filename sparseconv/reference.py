@@ -131,9 +131,8 @@ def pad(x: Tensor, padding: tuple[int, ...], mode: str) -> Tensor:
 class MaskedConv1d(nn.Module):
     """A convolution with a dense weight times a mask, as mask-based sparse training runs it.
 
-    The baseline of every comparison here: time, gradient and optimizer state are those of the
-    dense layer. ``weight`` is the parameter, ``mask`` a bool buffer, both
-    ``(C_out, C_in // groups, K)``.
+    Time, gradient and optimizer state are those of the dense layer. ``weight`` is the parameter,
+    ``mask`` a bool buffer, both ``(C_out, C_in // groups, K)``.
 
     Args:
         pattern: which weights are active at first.

@@ -79,7 +79,8 @@ class DSTScheduler:
         seed: of the scheduler's own generator; torch's global one is neither read nor advanced.
         averages: running averages of the model, ``torch.optim.swa_utils.AveragedModel`` or any
             averaged copy: their weights move with the model's, grown ones begin at 0.
-        process_group: of the ranks that train this model together; None: this process does alone.
+        process_group: of the ranks that train this model together; ``"default"`` is torch's default
+            group, where there is one, and None this process alone.
 
     Attributes:
         step_count: calls of ``step()`` so far.

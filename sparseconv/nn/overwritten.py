@@ -31,9 +31,10 @@ _OTHER = (
 def checksum_buffer(pattern: KernelCSR, device: torch.device) -> Tensor:
     """A buffer that differs between patterns, whatever torch's tools do to buffers.
 
-    int32 ``(64,)``: each bit of a checksum and its opposite, times 2**30. Copying another
-    pattern's tag over this one, or averaging with it, makes some 0 here another number; averaging
-    with an equal one leaves every 0 a 0 (but may change the others: integers are cut off).
+    int32 ``(64,)``: the 32 bits of a checksum, then their complements; a 1 is stored as 2**30.
+    Copying another pattern's tag over this one, or averaging with it, makes some 0 here another
+    number; averaging with an equal one leaves every 0 a 0 (but may change the others: integers are
+    cut off).
     """
     return pattern.cached(_tag).to(device, copy=True)
 

@@ -62,7 +62,7 @@ def check_gradient(grad: Tensor, g: Geometry, batch: int, input_length: int) -> 
 def check_indices(
     indices: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Refuse what no plan (plan.py) is."""
+    """Refuse what no plan (``ops.gpu_plans``) is."""
     if (
         indices.device != device
         or indices.layout != torch.strided
