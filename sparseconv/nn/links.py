@@ -82,7 +82,7 @@ class PointwiseLink(Link):
     """A 1x1 ``nn.Conv1d``."""
 
     def stage(self, x: Tensor) -> Pointwise | None:
-        conv = self.modules[0]
+        conv = self.modules[-1]
         held = conv._parameters
         # A parametrized one is not among the parameters.
         if (
@@ -103,26 +103,13 @@ class PooledLink(PointwiseLink):
 
     ends = True
 
-    def __init__(self, modules: Sequence[Any]) -> None:
-        super().__init__(modules)
-        self._both = self.modules
-        self.modules = [self._both[1]]
-
     @classmethod
     def fits(cls, modules: Sequence[Any]) -> bool:
         return bool(modules[1].out_channels < modules[1].in_channels)
 
-    def is_watched(self) -> bool:
-        return any(map(has_own_code, self._both))
-
     def finish(self, y: Tensor) -> Tensor:
-        pooled: Tensor = self._both[0](y)
+        pooled: Tensor = self.modules[0](y)
         return pooled
-
-    def one_by_one(self, x: Tensor) -> Tensor:
-        for module in self._both:
-            x = module(x)
-        return x
 
 
 class NormLink(Link):
