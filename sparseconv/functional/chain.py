@@ -1,9 +1,9 @@
 """Layers in a row as one autograd function, on tensors in the kernels' own order.
 
 Between the layers a series is not a row of memory: 16 series, or pieces of series, lie side by side
-in vectors (``csrc/cpu/lane_order.h``). No strided tensor can say that, so the order never leaves a
-chain: its input and output are ordinary tensors, converted once in and once out, and what lies
-between is seen by nobody.
+in vectors (``csrc/cpu/plan/lane_order.h``). No strided tensor can say that, so the order never
+leaves a chain: its input and output are ordinary tensors, converted once in and once out, and what
+lies between is seen by nobody.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.ops.backends import extension
 from sparseconv.ops.calls import conv_plan, pattern_of
 
-DTYPES = (torch.float32, torch.float64)
+CHAIN_DTYPES = (torch.float32, torch.float64)
 
 
 def runs_eagerly() -> bool:

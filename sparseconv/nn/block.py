@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.functional.chain import DTYPES, Chain, Conv, Stage
+from sparseconv.functional.chain import CHAIN_DTYPES, Chain, Conv, Stage
 from sparseconv.nn.hooks import has_own_code, in_plain_eager_mode
 from sparseconv.nn.links import LINKS, Link, Table
 from sparseconv.ops.backends import extension
@@ -90,7 +90,7 @@ def _may_chain(x: Any) -> bool:
     return (
         type(x) in (Tensor, nn.Parameter)
         and x.dim() == 3
-        and x.dtype in DTYPES
+        and x.dtype in CHAIN_DTYPES
         and x.device == _CPU
         and x.layout == torch.strided
         and x.numel() > 0
@@ -124,9 +124,6 @@ class Planned:
         plans = planned[1]
         first = plans[0]
         return first(x) if len(plans) == 1 or first.is_ready(x) else plans[1](x)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Planned, self._tables
 
 
 def leaves(module: Any) -> list[Any]:
