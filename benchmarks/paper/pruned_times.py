@@ -16,8 +16,8 @@ from torch import nn
 from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.pruned_filters import is_pruned_filters, like
 from sparseconv.measure.machine import measurement_context, threads
-from sparseconv.measure.timing import ratio
-from sparseconv.profiling.stopwatch import Passes, Stopwatch, milliseconds, model_passes
+from sparseconv.measure.timing import milliseconds, ratio
+from sparseconv.profiling.stopwatch import Passes, Stopwatch, model_passes
 
 TIMES_NAME = "times.jsonl"
 BATCH, ROUNDS = 16, 15

@@ -11,17 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from sparseconv.measure.timing import Estimate
-from sparseconv.profiling.result import PASSES, Measured, layer_table
-
-
-@dataclass(frozen=True)
-class ModelTimes:
-    """A pass of the whole model, in turns: as it came and converted, and before / after."""
-
-    before_ms: Estimate
-    after_ms: Estimate
-    ratio: Estimate
+from sparseconv.profiling.result import PASSES, Compared, Measured, layer_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +21,13 @@ class ConversionReport(Measured):
     Attributes:
         layers: a ``LayerTimes`` for every ``nn.Conv1d``, in the model's order.
         times: ``"forward"`` (inference: without gradients) and, where it was measured, ``"step"``
-            (training: forward and backward) of the whole model, each with ``before_ms``,
-            ``after_ms`` and their ``ratio``; empty if nothing was measured or nothing converted.
+            (training: forward and backward) of the whole model, as it came and converted; empty if
+            nothing was measured or nothing converted.
         backward: whether training decided, or inference.
         threads, page_faults, machine: as in ``Measured``.
     """
 
-    times: Mapping[str, ModelTimes]
+    times: Mapping[str, Compared]
     backward: bool
 
     @property

@@ -16,18 +16,16 @@ from sparseconv.conversion.candidates import (
     find_candidates,
     selected_layers,
 )
-from sparseconv.conversion.result import Conversion, ConversionReport, ModelTimes
+from sparseconv.conversion.result import Conversion, ConversionReport
 from sparseconv.core.checks import number
-from sparseconv.measure.timing import ratio
 from sparseconv.nn.replacement import carry_hooks, carry_state, replace
 from sparseconv.nn.restored import deepcopy_model
-from sparseconv.profiling.result import KEEP, verdict_of
+from sparseconv.profiling.result import KEEP, Compared, verdict_of
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     capture,
     check_on_cpu,
     copied_arguments,
-    milliseconds,
     model_passes,
     time_layer,
 )
@@ -219,7 +217,7 @@ def _measure_models(
     after: nn.Module,
     arguments: tuple[Any, ...],
     stopwatch: Stopwatch,
-) -> dict[str, ModelTimes]:
+) -> dict[str, Compared]:
     """Time the whole model before and after the conversion."""
     with stopwatch.running(before, after):
         try:
@@ -233,11 +231,4 @@ def _measure_models(
                 "uses a layer's weight, name the other layers in layers=[...]"
             ) from error
         times = stopwatch.time(passes)
-    return {
-        which: ModelTimes(
-            milliseconds(times[f"before {which}"]),
-            milliseconds(times[f"after {which}"]),
-            ratio(times, f"before {which}", f"after {which}"),
-        )
-        for which in passes["after"]
-    }
+    return {which: Compared.of(times, which) for which in passes["after"]}

@@ -53,6 +53,11 @@ def ratio(times: Times, numerator: str, denominator: str) -> Estimate:
     return median_with_ci(times[numerator] / times[denominator])
 
 
+def milliseconds(seconds: NDArray[np.float64]) -> Estimate:
+    """The median of times, in milliseconds."""
+    return median_with_ci(1e3 * seconds)
+
+
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """Collect garbage once, then not before the block ends; a block inside collects nothing.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.measure.peaks import measure
-from sparseconv.measure.timing import ratio
+from sparseconv.measure.timing import milliseconds, ratio
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import check_module
 from sparseconv.ops.backends import extension
@@ -20,7 +20,6 @@ from sparseconv.profiling.stopwatch import (
     check_on_cpu,
     copied_arguments,
     in_sequence,
-    milliseconds,
     model_passes,
     time_layer,
 )

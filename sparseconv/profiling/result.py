@@ -1,4 +1,7 @@
-"""What a measurement of layers finds: records, and their table, of ``profile`` and ``convert``."""
+"""What a measurement of layers finds: records, and their table, of ``profile`` and ``convert``.
+
+``prune_filters`` and ``convert`` compare a model before and after by the same record.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparseconv.measure.table import Table, threads_text
-from sparseconv.measure.timing import Estimate
+from sparseconv.measure.timing import Estimate, Times, milliseconds, ratio
 
 KEEP, DENSE, UNCLEAR = "keep sparse", "dense is faster here", "no clear difference"
 PASSES = {"forward": "inference", "step": "training"}
@@ -18,6 +21,33 @@ def verdict_of(ratio: Estimate) -> str:
     if ratio.low > 1:
         return KEEP
     return DENSE if ratio.high < 1 else UNCLEAR
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A pass of a model or layer, timed before and after a change of it, in turns.
+
+    Attributes:
+        before_ms, after_ms: median time in milliseconds, with its 95 % interval.
+        ratio: before / after, pair by pair.
+    """
+
+    before_ms: Estimate
+    after_ms: Estimate
+    ratio: Estimate
+
+    @classmethod
+    def of(cls, times: Times, which: str) -> Compared:
+        """Compare ``"before ..."`` with ``"after ..."`` among times of a ``Stopwatch``.
+
+        Args:
+            times: seconds, round by round.
+            which: the pass, ``"forward"`` or ``"step"``.
+        """
+        before, after = f"before {which}", f"after {which}"
+        return cls(
+            milliseconds(times[before]), milliseconds(times[after]), ratio(times, before, after)
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -22,11 +21,11 @@ from sparseconv.measure import machine
 from sparseconv.measure.memory import fault_share
 from sparseconv.measure.timing import (
     LEAST_ROUNDS,
-    Estimate,
     Times,
     collector_paused,
     interleave,
     median_with_ci,
+    milliseconds,
 )
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.restored import restored_afterwards
@@ -296,11 +295,6 @@ def time_layer(
         step=found.get("step"),
     )
     return record, passes["sparse"]
-
-
-def milliseconds(seconds: NDArray[np.float64]) -> Estimate:
-    """The median of times, in milliseconds."""
-    return median_with_ci(1e3 * seconds)
 
 
 def model_passes(model: nn.Module, arguments: tuple[Any, ...], backward: bool) -> Passes:

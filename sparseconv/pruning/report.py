@@ -12,33 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.measure.table import Table, threads_text, with_thousands
-from sparseconv.measure.timing import Estimate, ratio
-from sparseconv.measure.timing import Times as AllTimes
 from sparseconv.nn.restored import deepcopy_model
+from sparseconv.profiling.result import PASSES, Compared
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     capture,
     check_on_cpu,
     in_sequence,
-    milliseconds,
     model_passes,
 )
 from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.equivalent import has_pairs, merge
 from sparseconv.report.page import Section, write_html
 
-PASSES = {"forward": "a prediction", "step": "a training step"}
 PLATEAUS = "How many units of filters other thresholds would keep; a safe one lies on a plateau."
 DECADES = [10.0**k for k in range(-6, 1)]  # of a curve in a line of text
-
-
-@dataclass(frozen=True)
-class Times:
-    """Something timed before and after, in turns, in milliseconds; the ratio is pair by pair."""
-
-    before_ms: Estimate
-    after_ms: Estimate
-    ratio: Estimate
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class LayerChange:
     parameters: tuple[int, int]
     macs: tuple[int, int]
     kept: tuple[int, ...] = field(repr=False)
-    times: Times | None = None
+    times: Compared | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +59,8 @@ class PruningReport:
     Attributes:
         criterion: what decided.
         layers: a ``LayerChange`` each, in the order of computation.
-        times: ``"forward"`` (a prediction) and ``"step"`` (a training step) of the whole model,
-            once ``measure`` has been called.
+        times: ``"forward"`` (inference) and ``"step"`` (training: forward and backward) of the
+            whole model, once ``measure`` has been called.
         threads, machine: of the measurement.
         optimizer: the successor of the optimizer that was given.
         scores: of each unit of filters, as the criterion gave them last.
@@ -91,7 +79,7 @@ class PruningReport:
     optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
     threshold: float | None = None
     unpaired: tuple[str, ...] = ()
-    times: Mapping[str, Times] = field(default_factory=dict)
+    times: Mapping[str, Compared] = field(default_factory=dict)
     threads: int = 0
     machine: Mapping[str, str] = field(default_factory=dict)
 
@@ -164,13 +152,13 @@ class PruningReport:
             layers = []
             for layer in self.layers:
                 times = stopwatch.time(passes[layer.name])
-                layers.append(replace(layer, times=_times(times, "forward")))
+                layers.append(replace(layer, times=Compared.of(times, "forward")))
             whole = {
                 when: model_passes(model, self.arguments, backward)
                 for when, model in models.items()
             }
             times = stopwatch.time(whole)
-        passes_times = {which: _times(times, which) for which in whole["after"]}
+        passes_times = {which: Compared.of(times, which) for which in whole["after"]}
         facts = stopwatch.conditions()
         return replace(
             self, layers=tuple(layers), times=passes_times, threads=facts["threads"],
@@ -304,10 +292,3 @@ def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
 
 def _call(module: nn.Module, x: Tensor) -> Any:
     return lambda: module(x)
-
-
-def _times(times: AllTimes, which: str) -> Times:
-    before, after = f"before {which}", f"after {which}"
-    return Times(
-        milliseconds(times[before]), milliseconds(times[after]), ratio(times, before, after)
-    )

@@ -65,7 +65,7 @@ def test_text_dict_and_page(tmp_path: Path) -> None:
             assert all(layer.name in shown for layer in given.layers)
             for count in given.parameters:
                 assert with_thousands(count) in shown
-            assert ("a prediction" in shown) == bool(given.times)
+            assert ("inference" in shown) == bool(given.times)
         assert bool(content["times"]) == bool(given.times)
 
 
@@ -123,7 +123,7 @@ def test_what_is_timed_has_the_shapes_that_are_counted(monkeypatch: pytest.Monke
 def test_equal_networks_promise_nothing() -> None:
     report = sc.prune_filters(classifier(), X, WHC(), ratio=0).report
     text = str(report.measure(rounds=6, least_seconds=1e-6))
-    assert "a prediction" in text
+    assert "inference: " in text
     assert "promise" not in text
 
 
