@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparseconv.bench.cases import Problem
 from sparseconv.core.geometry import Geometry
-from sparseconv.reference import dense_weight, fast_size, pad
+from sparseconv.reference import conv1d_fft, dense_weight, fast_size, pad
 
 Calls = dict[str, Callable[[], Tensor]]
 
@@ -170,6 +170,7 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
     kernel = dense.new_zeros(*dense.shape[:2], reach)
     kernel[..., ::dilation] = dense
 
+    # Of a kernel that is spread beforehand, and not yet conjugated as fprop's is: dgrad's is not.
     def spectrum() -> Tensor:  # (frequency, group, input, output): a matrix product for each
         found: Tensor = torch.fft.rfft(kernel, size)
         found = found.view(groups, out_channels // groups, group_channels, -1)
@@ -196,10 +197,8 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
         return wide
 
     def fprop() -> Tensor:
-        y = samples(
-            transform(_pad(x, geometry)) @ (spectrum().conj() if conjugate is None else conjugate)
-        )
-        return y[..., : stride * (outputs - 1) + 1 : stride]
+        kept = spectrum().conj() if conjugate is None else conjugate
+        return conv1d_fft(x, dense, None, *geometry[1:], kept)
 
     def dgrad() -> Tensor:
         found = samples(transform(spread()) @ (spectrum().mT if transposed is None else transposed))
