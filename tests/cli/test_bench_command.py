@@ -188,6 +188,20 @@ def test_rounds_threads_and_what_cannot_run(
 
 
 @needs_extension
+def test_freed_memory_is_kept_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def noting(name: str) -> Any:
+        return lambda *_, **__: done.append(name) or []
+
+    monkeypatch.setattr(suite, "retain_freed_memory", noting("kept"))
+    monkeypatch.setattr(peaks, "measure", noting("peaks"))
+    monkeypatch.setattr(suite, "measure", noting("case"))
+    suite.run([CASES["stride_2"]], [1])
+    assert done == ["kept", "peaks", "case"]
+
+
+@needs_extension
 @pytest.mark.parametrize("error", [KeyboardInterrupt, run.WrongResultError("wgrad is wrong")])
 def test_what_was_measured_before_an_end_is_kept(
     error: type[BaseException] | BaseException, tmp_path: Path,
