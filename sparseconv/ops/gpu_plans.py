@@ -89,7 +89,7 @@ def _triton_wgrad(pattern: KernelCSR, device: torch.device) -> Tensor:
     size = block_size(pattern.shape)
     bounds = pattern.crow_indices[:: pattern.shape[1]].long()
     blocks = ((bounds.diff() + size - 1) // size).cumsum(0)
-    # Blocks that this pattern does not need, of the most that one could, are empty.
+    # As many as any pattern with this nnz may need: those left over are empty.
     block = torch.arange(block_count(pattern.shape, pattern.nnz), device="cpu")
     channel = torch.searchsorted(blocks, block, right=True).clamp(max=pattern.shape[0] - 1)
     before = torch.where(channel > 0, blocks[channel - 1], 0)
