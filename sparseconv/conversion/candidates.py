@@ -12,7 +12,13 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.geometry import DTYPES
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import asks_for_gradients, check_module, held_outside
+from sparseconv.nn.replacement import (
+    asks_for_gradients,
+    check_module,
+    check_not_compiled,
+    held_outside,
+    owners_of,
+)
 from sparseconv.profiling.result import LayerTimes
 
 
@@ -61,15 +67,9 @@ def weight_shape(conv: nn.Conv1d) -> tuple[int, ...]:
 def convolutions(model: nn.Module) -> dict[str, nn.Conv1d]:
     """Every ``nn.Conv1d`` by its name; by each, if it stands in several places."""
     check_module(model)
-    convs = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if "_orig_mod" in module._modules:
-            raise ValueError(
-                f"convert accepts a model before torch.compile, but {name or 'it'!r} is compiled; "
-                "convert its _orig_mod and compile the result"
-            )
-        if isinstance(module, nn.Conv1d):
-            convs[name] = module
+    check_not_compiled(model, "convert")
+    every = model.named_modules(remove_duplicate=False)
+    convs = {name: module for name, module in every if isinstance(module, nn.Conv1d)}
     if not convs:
         raise ValueError(f"{type(model).__name__} holds no nn.Conv1d, so there is none to convert")
     return convs
@@ -118,10 +118,7 @@ def find_candidates(
 ) -> list[Candidate]:
     """Every ``nn.Conv1d`` once, with its sparse layer or the reason why it has none."""
     outside = dict(held_outside(model))
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for tensor in module._parameters.values():
-            owners.setdefault(id(tensor), []).append(name)
+    owners = owners_of(model)
     candidates = []
     for name, conv in model.named_modules():
         if not isinstance(conv, nn.Conv1d):

@@ -27,6 +27,7 @@ from sparseconv.dst.update import (
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import DenseGradientHook, gradient_dtype
 from sparseconv.nn.overwritten import checksum
+from sparseconv.nn.replacement import check_module
 
 _HINT = (
     "build model and scheduler from the same seed or state dict on every rank, keep the weights "
@@ -131,8 +132,7 @@ class DSTScheduler:
         averages: Sequence[nn.Module] = (),
         process_group: torch.distributed.ProcessGroup | str | None = "default",
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+        check_module(model)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, but got {type(optimizer).__name__}"

@@ -23,6 +23,7 @@ from sparseconv.edge.layers import Array, scores_and_bound
 from sparseconv.edge.lowering import lower
 from sparseconv.edge.quantize import quantize
 from sparseconv.edge.storage import numbers_text
+from sparseconv.nn.replacement import check_module
 from sparseconv.nn.restored import deepcopy_model
 
 WEIGHTS = ("float32", "int8")
@@ -85,8 +86,7 @@ def export_c(
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018 (int8).
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    check_module(model)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
         raise ValueError(
             f"name must be a C identifier that begins with a letter, but got {name!r}; 'dsn' is one"

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from sparseconv.inference.spans import FOLDED, FoldedLink, FrozenPointwise
 from sparseconv.nn.block import Block, FusedSequential, Plan, Planned, leaves
 from sparseconv.nn.links import LINKS
+from sparseconv.nn.replacement import check_module
 from sparseconv.nn.restored import deepcopy_model
 
 
@@ -60,8 +61,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2 (folding).
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    check_module(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta or is_lazy(tensor):
             raise ValueError(

@@ -22,6 +22,26 @@ def check_module(model: nn.Module) -> None:
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
 
 
+def check_not_compiled(model: nn.Module, what: str) -> None:
+    """Refuse a model in which something is compiled; ``what`` is to be done with the original."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if "_orig_mod" in module._modules:
+            raise ValueError(
+                f"expected a model before torch.compile, but {name or 'it'!r} is compiled; {what} "
+                "its _orig_mod and compile the result"
+            )
+
+
+def owners_of(model: nn.Module) -> dict[int, list[str]]:
+    """The names of the modules that hold a parameter, by its id; several share it."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in dict.fromkeys(module._parameters.values()):
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
 def own_names(layer: nn.Conv1d | SparseConv1d) -> frozenset[str]:
     """What a layer of this class holds for itself, but for its bias, however it is pruned."""
     if isinstance(layer, SparseConv1d):

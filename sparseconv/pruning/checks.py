@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.checks import count, integer, number
-from sparseconv.nn.replacement import held_outside
+from sparseconv.nn.replacement import check_not_compiled, held_outside, owners_of
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.criteria import Criterion, evaluating
 from sparseconv.pruning.tracing import PRUNABLE, is_ignored, output_tensors
@@ -86,11 +86,7 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
         ValueError: what, by its name, and what to do.
     """
     modules = dict(model.named_modules())
-    if compiled := [name for name, m in modules.items() if "_orig_mod" in m._modules]:
-        raise ValueError(
-            f"expected a model before torch.compile, but {compiled[0] or 'it'!r} is compiled; "
-            "prune its _orig_mod and compile the result"
-        )
+    check_not_compiled(model, "prune")
     if scripted := [n for n, m in modules.items() if isinstance(m, torch.jit.ScriptModule)]:
         raise ValueError(f"{scripted[0] or 'it'!r} is a ScriptModule; prune before torch.jit")
     if unknown := [name for name in ignore if name not in modules]:
@@ -119,17 +115,12 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
                 f"expected parameters that are real numbers, but {name!r} is of {parameter.dtype} "
                 f"on {parameter.device}"
             )
-    owner: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if owner.setdefault(id(parameter), name).rpartition(".")[0] != name.rpartition(".")[0]:
-            first = owner[id(parameter)]
-            if model.get_submodule(first.rpartition(".")[0]) is not model.get_submodule(
-                name.rpartition(".")[0]
-            ):
-                raise ValueError(
-                    f"{first!r} and {name!r} are one parameter of two layers; only a layer that is "
-                    "used twice as a whole can be pruned"
-                )
+    for owners in owners_of(model).values():
+        if len(owners) > 1:
+            raise ValueError(
+                f"{owners[0]!r} and {owners[1]!r} share a parameter; only a layer that is used "
+                "twice as a whole can be pruned"
+            )
 
 
 def check_scores(criterion: Criterion, scores: Any, n_units: int) -> None:

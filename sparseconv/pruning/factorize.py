@@ -15,7 +15,14 @@ from sparseconv.core.checks import count, number
 from sparseconv.core.geometry import DTYPES
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import check_module, held_outside, own_names, replace
+from sparseconv.nn.replacement import (
+    check_module,
+    check_not_compiled,
+    held_outside,
+    own_names,
+    owners_of,
+    replace,
+)
 from sparseconv.nn.restored import deepcopy_model
 
 METHODS = ("left", "right", "both", "svd")
@@ -351,16 +358,8 @@ def _options(conv: Any) -> dict[str, Any]:
 
 def _obstacles(model: nn.Module) -> dict[nn.Module, str]:
     """Why a module cannot be replaced, of all that cannot."""
-    if compiled := [name for name, m in model.named_modules() if "_orig_mod" in m._modules]:
-        raise ValueError(
-            f"expected a model before torch.compile, but {compiled[0] or 'it'!r} is compiled; "
-            "factorize its _orig_mod and compile the result"
-        )
-    outside = dict(held_outside(model))
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for tensor in module._parameters.values():
-            owners.setdefault(id(tensor), []).append(name)
+    check_not_compiled(model, "factorize")
+    outside, owners = dict(held_outside(model)), owners_of(model)
     plain = own_names(nn.Conv1d(1, 1, 1, device="meta")) | {"bias"}
 
     def obstacle(layer: nn.Module) -> str | None:

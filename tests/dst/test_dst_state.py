@@ -133,7 +133,7 @@ def with_regions(regions: Any) -> nn.Module:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model": "DSN"}, TypeError, "must be a torch.nn.Module, but got str"),
+        ({"model": "DSN"}, TypeError, "model must be an nn.Module, but got str"),
         ({"optimizer": lambda m: None}, TypeError, "must be a torch.optim.Optimizer, but got None"),
         ({"model": nn.Conv1d(1, 1, 3)}, ValueError, "at least one SparseConv1d.*from_dense"),
         (

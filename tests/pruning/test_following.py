@@ -297,7 +297,7 @@ def in_a_list() -> nn.Module:
 
 
 UNSUPPORTED: list[tuple[Callable[[], nn.Module], str]] = [
-    (shared, "'last.weight' and 'end.weight' are one parameter of two layers"),
+    (shared, "'last' and 'end' share a parameter; only a layer that is used twice"),
     (lambda: classifier().to("meta"), "real numbers, but '0.weight' is of torch.float64 on meta"),
     (lambda: classifier().to(torch.complex64), "real numbers, but '0.weight' is of .*complex64"),
     (lambda: torch.compile(classifier(), backend="eager"), "'it' is compiled; prune its _orig_mod"),
