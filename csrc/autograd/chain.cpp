@@ -46,6 +46,7 @@ variable_list gradients_by_python(const Chain& chain,
 // What the forward pass takes beside the tensors that have gradients.
 struct Call {
   std::shared_ptr<Chain> chain;
+  const Tensor& input;               // frozen
   const Chain::Tensors& originals;   // the parameters
   const Chain::Tensors& parameters;  // the same, frozen
   const std::vector<Chain::Statistics>& statistics;
@@ -54,8 +55,7 @@ struct Call {
 struct ChainFunction : torch::autograd::Function<ChainFunction> {
   // variables: x and the parameters that exist.
   static Tensor forward(AutogradContext* ctx, const at::TensorList& variables, const Call& call) {
-    Chain::Result result =
-        call.chain->forward(variables[0], call.parameters, call.statistics, true);
+    Chain::Result result = call.chain->forward(call.input, call.parameters, call.statistics, true);
     variable_list saved = {variables[0]};
     for (const std::optional<Tensor>& parameter : call.originals) {
       saved.push_back(parameter.value_or(Tensor()));
@@ -70,6 +70,11 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
     variable_list inputs = ctx->get_saved_variables();
     const Tensor held = ctx->saved_data["chain"].toTensor();
     const Chain& chain = *static_cast<const Chain*>(held.const_data_ptr());
+    for (const Chain::Stage& stage : chain.stages()) {
+      if (stage.plan) {
+        stage.plan->check_untouched();
+      }
+    }
     const auto end = inputs.begin() + 1 + 2 * chain.stages().size();
     const variable_list kept(end, inputs.end());
     inputs.erase(end, inputs.end());
@@ -158,8 +163,9 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
     }
     kept.back() = {found[0], found[1], found[2], four[3].cast<std::optional<double>>()};
   }
+  const Tensor x_now = frozen(*x);
   const pybind11::gil_scoped_release release;
-  if (!fits(*chain, *x, now, kept)) {
+  if (!fits(*chain, x_now, now, kept)) {
     return {};
   }
   variable_list variables = {*x};
@@ -177,9 +183,15 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
                                [](const Tensor& t) { return t.is_inference(); }))) {
     return {};
   }
-  const Tensor y =
-      recorded ? ChainFunction::apply(at::TensorList(variables), Call{chain, originals, now, kept})
-               : chain->forward(*x, now, kept, false).output;
+  // A norm by running statistics has no gradients here.
+  if (recorded && std::any_of(chain->stages().begin(), chain->stages().end(), [](const auto& s) {
+        return s.kind == Chain::Kind::norm_relu && !s.training;
+      })) {
+    return {};
+  }
+  const Tensor y = recorded ? ChainFunction::apply(at::TensorList(variables),
+                                                   Call{chain, x_now, originals, now, kept})
+                            : chain->forward(x_now, now, kept, false).output;
   for (size_t i = 0; i < kept.size(); ++i) {
     if (chain->stages()[i].training && kept[i].counter) {
       torch::autograd::impl::bump_version(*kept[i].counter);  // as its add_(1) would

@@ -17,9 +17,9 @@ using torch::autograd::variable_list;
 
 // Throws ValueError.
 void check_nnz(const Tensor& values, const ConvPlan& plan) {
-  TORCH_CHECK_VALUE(values.dim() == 1 && values.numel() == plan.col.numel(),
-                    "expected values of as many active weights as the pattern has, ",
-                    plan.col.numel(), ", but got ", values.sizes());
+  TORCH_CHECK_VALUE(values.dim() == 1 && values.numel() == plan.nnz,
+                    "expected values of as many active weights as the pattern has, ", plan.nnz,
+                    ", but got ", values.sizes());
 }
 
 void check_arguments(const Tensor& input,
@@ -95,10 +95,11 @@ variable_list gradients_by_python(const Tensor& grad,
   return tensors_of(found);
 }
 
-// What the forward pass takes beside the tensors that have gradients.
+// What the forward pass takes beside the tensors that have gradients; these as well, frozen.
 struct Call {
   ConvPlanPtr plan;
-  Tensor values;  // the parameter's, frozen
+  Tensor input, values;
+  std::optional<Tensor> bias;
   bool relu;
 };
 
@@ -111,7 +112,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     const at::AutoDispatchBelowADInplaceOrView below;
     const ConvPlan& plan = *call.plan;
     const Tensor output =
-        run_fprop(input, call.values, bias, plan.geometry, plan.fprop(), call.relu);
+        run_fprop(call.input, call.values, call.bias, plan.geometry, plan.fprop(), call.relu);
     ctx->save_for_backward({input, values, call.relu ? output : Tensor()});
     ctx->saved_data["plan"] = held_in_tensor(call.plan);
     ctx->saved_data["bias"] = bias.has_value();
@@ -123,6 +124,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     const Tensor &input = saved[0], &output = saved[2];
     const Tensor held = ctx->saved_data["plan"].toTensor();
     const ConvPlan& plan = *static_cast<const ConvPlan*>(held.const_data_ptr());
+    plan.check_untouched();
     // What nobody asked for, as in autograd.grad(y, x), is not computed.
     const std::array<bool, 3> needed = {
         ctx->needs_input_grad(0), ctx->needs_input_grad(1),
@@ -185,19 +187,21 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
       (x->dim() != 2 && x->dim() != 3)) {
     return {};
   }
-  const Tensor w = frozen(*parameter);
   const bool batched = x->dim() == 3;
-  const pybind11::gil_scoped_release release;
   const Tensor signal = batched ? *x : x->unsqueeze(0);
-  if (!fits(signal, w, b, *plan)) {
+  const auto bias_now = b ? std::optional(frozen(*b)) : std::nullopt;
+  const Call call{plan, frozen(signal), frozen(*parameter), bias_now, relu};
+  const pybind11::gil_scoped_release release;
+  if (!fits(call.input, call.values, call.bias, *plan)) {
     return {};
   }
   RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
   const bool recorded =
       at::GradMode::is_enabled() &&
       (signal.requires_grad() || parameter->requires_grad() || (b && b->requires_grad()));
-  const Tensor y = recorded ? SparseConv::apply(signal, *parameter, b, Call{plan, w, relu})
-                            : run_fprop(signal, w, b, plan->geometry, plan->fprop(), relu);
+  const Tensor y =
+      recorded ? SparseConv::apply(signal, *parameter, b, call)
+               : run_fprop(call.input, call.values, call.bias, plan->geometry, plan->fprop(), relu);
   return batched ? y : y.squeeze(0);
 }
 

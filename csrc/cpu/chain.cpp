@@ -79,6 +79,9 @@ void Chain::check(const Tensor& x,
   int64_t channels = x.size(1);
   for (size_t i = 0; i < stages_.size(); ++i) {
     const Stage& stage = stages_[i];
+    if (stage.plan) {
+      stage.plan->check_untouched();
+    }
     if (stage.kind != Kind::norm_relu) {
       channels =
           stage.kind == Kind::conv ? stage.plan->geometry.out_channels : parameters[2 * i]->size(0);
@@ -127,9 +130,9 @@ void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& p
     TORCH_CHECK_VALUE(wanted == channels, "expected stage ", i, " to take ", channels,
                       " channels, but it takes ", wanted);
     channels = sparse ? stage.plan->geometry.out_channels : first->size(0);
-    TORCH_CHECK_VALUE(!sparse || (first->dim() == 1 && first->numel() == stage.plan->col.numel()),
-                      "expected values of shape (", sparse ? stage.plan->col.numel() : 0,
-                      ",), but got ", first->sizes());
+    TORCH_CHECK_VALUE(!sparse || (first->dim() == 1 && first->numel() == stage.plan->nnz),
+                      "expected values of shape (", sparse ? stage.plan->nnz : 0, ",), but got ",
+                      first->sizes());
     check_contiguous(second, "bias", x, channels, false);
   }
 }

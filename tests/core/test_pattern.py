@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparseconv import KernelCSR
+from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.testing import PATTERNS, Case
 
 
@@ -215,6 +215,29 @@ def test_owns_its_arrays():
         getattr(pattern, name)[1] = 1
         with pytest.raises(RuntimeError, match="modified in place"):
             getattr(pattern, name)
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("col_indices", lambda taps: taps.fill_(2)),
+        ("col_indices", lambda taps: taps.resize_(0)),
+        ("crow_indices", lambda pointers: pointers.zero_()),
+    ],
+    ids=["taps", "fewer taps", "pointers"],
+)
+def test_a_change_in_place_behind_a_convolution_is_seen(name, change):
+    """Its plans are made once; forward and backward must not use two patterns."""
+    pattern = KernelCSR.from_mask(torch.tensor([[[True, False, False]]]))
+    x = torch.arange(1.0, 8).view(1, 1, 7).requires_grad_()
+    y = sparse_conv1d(x, torch.ones(1), pattern)
+    change(getattr(pattern, name))
+    with pytest.raises(RuntimeError, match="modified in place"):
+        y.sum().backward()
+    for count in (1, 0):
+        with pytest.raises(RuntimeError, match=r"modified in place|one value for each active"):
+            sparse_conv1d(x.detach(), torch.ones(count), pattern)
 
 
 @pytest.mark.promise("P5")

@@ -343,3 +343,14 @@ def test_statistics_that_do_not_fit_are_not_half_updated() -> None:
         own = [torch.zeros(3), torch.ones(3), torch.tensor(0)]
     norm = NormRelu(None, None, *own[:2], 0.1, 1e-5, num_batches_tracked=own[2])
     assert Chain()(x, [conv, norm]) is None, "torch refuses to update tensors of inference mode"
+
+
+def test_gradients_by_running_statistics_are_left_to_torch() -> None:
+    weight, bias, mean, var = torch.rand(4, 3).double().unbind()
+    norm = NormRelu(weight, bias, mean, var, 0.0, 1e-5, training=False)
+    x = torch.randn(4, 3, 9).double()
+    wanted = F.relu(F.batch_norm(x, mean, var, weight, bias, False))
+    found = Chain()(x, [norm])
+    assert found is not None
+    torch.testing.assert_close(found, wanted)
+    assert Chain()(x.requires_grad_(), [norm]) is None

@@ -146,6 +146,32 @@ def test_a_change_of_pattern_in_between_is_safe_and_complete_afterwards(
         torch.testing.assert_close(layer(x), dense)
 
 
+@pytest.mark.parametrize("name", ["values", "bias"])
+def test_a_parameter_whose_data_are_replaced_stays_readable(name: str, count_cases: Any) -> None:
+    """All that a layer ever holds are zeros; memory that was freed holds ones."""
+    layer = SparseConv1d(1, 4096, 1, density=1.0).requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.zero_()
+    x, stop = torch.zeros(1, 1, 8) if name == "bias" else torch.ones(1, 1, 8), threading.Event()
+
+    def replace() -> int:
+        while not stop.is_set():
+            layer.get_parameter(name).data = torch.zeros(4096)
+            torch.ones(4096)
+        return 0
+
+    def use(i: int) -> int:
+        try:
+            return sum(int(layer(x).count_nonzero()) for _ in range(2000))
+        finally:
+            if i == 1:
+                stop.set()
+
+    with threads(1):
+        assert sum(in_threads(lambda i: use(i) if i in (1, 2) else replace() if i == 0 else 0)) == 0
+    count_cases(4000)
+
+
 def test_threads_share_a_model_optimised_for_inference() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(SparseConv1d(4, 8, 9), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 5, 1))

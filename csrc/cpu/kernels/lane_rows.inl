@@ -13,7 +13,7 @@ struct Neighbourhood {
   uint32_t real = 0;  // lanes that are not idle
   // For pieces s further to the right and to the left: the lanes that have such a neighbour.
   uint32_t right[kN + 1], left[kN + 1];
-  int32_t last[kN];  // of each lane, where the last sample of its series lies in the channel
+  int64_t last[kN];  // of each lane, where the last sample of its series lies in the channel
 
   void set(const LaneOrder& y, int64_t which, bool repeat_last) {
     piece_rows = y.rows;
@@ -30,7 +30,7 @@ struct Neighbourhood {
         continue;
       }
       const int64_t end = unit - piece + y.pieces - 1;
-      last[l] = static_cast<int32_t>(((end / kN + 1) * y.rows - 1) * kN + end % kN);
+      last[l] = ((end / kN + 1) * y.rows - 1) * kN + end % kN;
       for (int64_t s = 0; s < y.pieces; ++s) {
         right[s] |= static_cast<uint32_t>(piece + s < y.pieces) << l;
         left[s] |= static_cast<uint32_t>(piece - s >= 0) << l;

@@ -49,21 +49,49 @@ void check_pattern(const Geometry& g, const Tensor& crow, const Tensor& col) {
   check_pointers(crow, "crow_indices", g.n_kernels(), col.numel());
 }
 
+namespace {
+
+// How often a tensor was changed in place; those of inference mode do not count it.
+int64_t version_of(const Tensor& x) {
+  return x.is_inference() ? 0 : static_cast<int64_t>(x._version());
+}
+
+}  // namespace
+
 ConvPlan::ConvPlan(const Tensor& crow, const Tensor& col, at::IntArrayRef numbers)
-    : geometry(check_geometry(numbers)), crow(crow), col(col), fprop_rows_(col.numel() + kAhead) {
+    : geometry(check_geometry(numbers)),
+      crow(crow),
+      col(col),
+      nnz(col.numel()),
+      crow_version_(version_of(crow)),
+      col_version_(version_of(col)),
+      fprop_rows_(nnz + kAhead) {
   check_pattern(geometry, crow, col);
   const int32_t* pointers = crow.const_data_ptr<int32_t>();
   plan_fprop(geometry, pointers, col.const_data_ptr<int32_t>(), fprop_rows_.data());
   fprop_.emplace(fprop_plan(geometry, pointers, fprop_rows_.data()));
 }
 
+void ConvPlan::check_untouched() const {
+  TORCH_CHECK(
+      version_of(crow) == crow_version_ && version_of(col) == col_version_ && col.numel() == nnz,
+      "the index arrays of a pattern were modified in place, so it is invalid; clone them "
+      "before a change and build a new KernelCSR");
+}
+
+const CorrelationPlan& ConvPlan::fprop() const {
+  check_untouched();
+  return *fprop_;
+}
+
 const DgradPlan& ConvPlan::dgrad() const {
+  check_untouched();
   std::call_once(dgrad_once_, [this] {
     check_phases(geometry);
-    check_pattern(geometry, crow, col);  // they are the caller's, and may have changed
+    check_pattern(geometry, crow, col);  // a change through NumPy is not counted
     dgrad_pointers_.resize(geometry.stride * geometry.n_kernels() + 1);
-    dgrad_rows_.resize(col.numel() + kAhead);
-    dgrad_index_.resize(col.numel());
+    dgrad_rows_.resize(nnz + kAhead);
+    dgrad_index_.resize(nnz);
     plan_dgrad(geometry, crow.const_data_ptr<int32_t>(), col.const_data_ptr<int32_t>(),
                dgrad_pointers_.data(), dgrad_rows_.data(), dgrad_index_.data());
     dgrad_ = dgrad_plan(geometry, dgrad_pointers_.data(), dgrad_rows_.data(), dgrad_index_.data());
@@ -72,11 +100,12 @@ const DgradPlan& ConvPlan::dgrad() const {
 }
 
 const WgradPlan& ConvPlan::wgrad() const {
+  check_untouched();
   std::call_once(wgrad_once_, [this] {
     check_pattern(geometry, crow, col);
     const int32_t* pointers = crow.const_data_ptr<int32_t>();
-    wgrad_rows_.resize(col.numel());
-    wgrad_batches_.resize(batches_size(geometry, col.numel()));
+    wgrad_rows_.resize(nnz);
+    wgrad_batches_.resize(batches_size(geometry, nnz));
     plan_wgrad(geometry, pointers, col.const_data_ptr<int32_t>(), wgrad_rows_.data(),
                wgrad_batches_.data());
     wgrad_ = wgrad_plan(geometry, pointers, wgrad_rows_.data(), wgrad_batches_.data());

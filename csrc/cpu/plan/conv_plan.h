@@ -57,7 +57,10 @@ class ConvPlan : public torch::CustomClassHolder {
 
   const Geometry geometry;
   const at::Tensor crow, col;
-  const CorrelationPlan& fprop() const { return *fprop_; }
+  const int64_t nnz;
+  // Throws RuntimeError if somebody has changed the index tensors, as the next three do.
+  void check_untouched() const;
+  const CorrelationPlan& fprop() const;
   const DgradPlan& dgrad() const;  // made when first asked for, as are the next
   const WgradPlan& wgrad() const;
   // Of the convolution that adds a bias to each output channel: its weights are the bias, its input
@@ -65,6 +68,7 @@ class ConvPlan : public torch::CustomClassHolder {
   const ConvPlan& bias() const;
 
  private:
+  const int64_t crow_version_, col_version_;
   std::vector<int32_t> fprop_rows_;
   std::optional<CorrelationPlan> fprop_;
   mutable std::once_flag dgrad_once_, wgrad_once_, bias_once_;
