@@ -88,6 +88,7 @@ $(VENV)/.python:
 
 $(VENV)/.built: $(VENV)/.python $(SOURCES)
 	@echo "building the kernels"
+	rm -f sparseconv/_C*.so  # a build that fails leaves an older one where it is, without an error
 	$(PIP) --no-build-isolation --editable '.[tsc,onnx,test]'
 	$(PY) -c 'import torch, sparseconv._C'
 	touch $@

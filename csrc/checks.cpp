@@ -67,11 +67,26 @@ void check_lengths(const Geometry& g, int64_t length) {
                     "). Kernel size can't be greater than actual input size");
 }
 
+// Fake tensors, zeros that are only noted and storages cut short have sizes, and nothing to read.
+void check_memory(const Tensor& x, const char* name) {
+  int64_t reach = x.storage_offset() + 1;
+  for (int64_t i = 0; i < x.dim(); ++i) {
+    reach += (x.size(i) - 1) * x.stride(i);
+  }
+  TORCH_CHECK_VALUE(
+      x.numel() == 0 || (x.has_storage() && !x._is_zerotensor() &&
+                         !x.unsafeGetTensorImpl()->is_python_dispatch() &&
+                         x.storage().nbytes() >= static_cast<size_t>(reach) * x.element_size()),
+      "expected ", name, " to have memory for its ", x.sizes(),
+      " elements, but it is a fake tensor or its storage was cut short");
+}
+
 void check_signal(const Tensor& x, const char* name, at::DeviceType device) {
   TORCH_CHECK_TYPE(x.device().type() == device && x.layout() == at::kStrided, "expected ", name,
                    " to be a dense ", at::DeviceTypeName(device), " tensor, but got ",
                    x.toString());
   TORCH_CHECK_VALUE(x.dim() == 3, "expected ", name, " of shape (N, C, L), but got ", x.sizes());
+  check_memory(x, name);
 }
 
 void check_signal(const Tensor& x, const char* name, int64_t channels, at::DeviceType device) {
@@ -85,6 +100,7 @@ void check_same_type(const Tensor& a, const Tensor& b, const char* name) {
       b.device() == a.device() && b.layout() == at::kStrided && b.scalar_type() == a.scalar_type(),
       "expected ", name, " to be a dense tensor of dtype ", a.scalar_type(), " on ", a.device(),
       ", but got ", b.toString(), " on ", b.device());
+  check_memory(b, name);
 }
 
 void check_values(const Tensor& values, const Tensor& x) {
@@ -112,6 +128,7 @@ void check_indices(const Tensor& indices, const char* name, int64_t size, at::De
                    indices.toString(), " on ", indices.device());
   TORCH_CHECK_VALUE(indices.dim() == 1 && indices.numel() == size, "expected ", name, " of shape (",
                     size, ",), but got ", indices.sizes());
+  check_memory(indices, name);
 }
 
 void check_phases(const Geometry& g) {

@@ -17,6 +17,7 @@ using at::Tensor;
 Geometry check_geometry(at::IntArrayRef numbers);
 std::vector<int64_t> geometry_numbers(const Geometry& g);  // the other way; throws nothing
 void check_lengths(const Geometry& g, int64_t length);
+void check_memory(const Tensor& x, const char* name);
 void check_signal(const Tensor& x, const char* name, at::DeviceType device = at::kCPU);
 void check_signal(const Tensor& x,
                   const char* name,

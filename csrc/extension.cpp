@@ -1,5 +1,6 @@
-// The Python module _C: which instruction sets there are, which is used and what it reaches at
-// best. Importing it also registers the ops (cpu/ops, cuda/conv1d_cuda.cpp).
+// The Python module _C: the instruction sets, and what Python calls without torch's dispatcher in
+// between: convolutions, chains of layers, banks of random kernels. Importing it also registers the
+// ops (cpu/ops, cuda/conv1d_cuda.cpp).
 
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -25,11 +26,12 @@ std::vector<double> run_peak(bool float64, int64_t passes, int64_t repeats) {
                                 std::to_string(passes) + " and " + std::to_string(repeats));
   }
   const auto loop = active_kernels().peak[float64 ? 1 : 0];
-  const int64_t threads = usable_threads();
+  const ForkGuard fork_guard;
+  const int64_t threads = at::get_num_threads();
   std::vector<double> seconds;
   for (int64_t i = -1; i < repeats; ++i) {  // the first time wakes the threads
     const auto start = std::chrono::steady_clock::now();
-    parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         loop(0, i < 0 ? 1 : passes);
       }
@@ -46,7 +48,7 @@ std::vector<double> run_peak(bool float64, int64_t passes, int64_t repeats) {
 }  // namespace sparseconv
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Capabilities of the compiled kernels; the ops are in torch.ops.sparseconv.";
+  m.doc() = "The compiled kernels; those that torch dispatches are in torch.ops.sparseconv.";
   m.attr("cuda") = pybind11::bool_(SPARSECONV_WITH_CUDA);  // whether the CUDA ops are in it
   m.attr("peak_pass") = sparseconv::kPeakPass;             // multiply-adds
   m.def("isas", &sparseconv::runnable_isas,
@@ -55,8 +57,14 @@ PYBIND11_MODULE(_C, m) {
       "isa", [] { return sparseconv::active_kernels().name; },
       "The instruction set in use. Raises ValueError if SPARSECONV_CPU_ISA names another.");
   m.def(
-      "getenv", [](const char* name) { return std::getenv(name); },
-      "An environment variable or None, ten times as fast as os.environ.get.");
+      "getenv",
+      [](const char* name) -> pybind11::object {
+        const char* value = std::getenv(name);
+        return value == nullptr ? pybind11::none()
+                                : pybind11::reinterpret_steal<pybind11::object>(
+                                      PyUnicode_DecodeFSDefault(value));
+      },
+      "As os.environ.get, ten times as fast.");
   m.def("run_peak", &sparseconv::run_peak, pybind11::call_guard<pybind11::gil_scoped_release>(),
         pybind11::arg("float64"), pybind11::arg("passes"), pybind11::arg("repeats"),
         "Seconds of each of `repeats` runs of `passes` times `peak_pass` multiply-adds of operands "

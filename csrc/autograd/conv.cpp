@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "../cpu/conv.h"
+#include "../cpu/launch.h"
 #include "plain.h"
 
 namespace sparseconv {
@@ -41,6 +42,7 @@ void check_arguments(const Tensor& input,
 
 Tensor fprop_of(const ConvPlan& plan, const Tensor& input, const Tensor& values) {
   const at::NoGradGuard no_grad;
+  const ForkGuard fork_guard;
   check_arguments(input, values, std::nullopt, plan);
   return run_fprop(input.resolve_neg(), values.resolve_neg(), std::nullopt, plan.geometry,
                    plan.fprop(), false);
@@ -51,6 +53,7 @@ Tensor dgrad_of(const ConvPlan& plan,
                 const Tensor& values,
                 int64_t input_length) {
   const at::NoGradGuard no_grad;
+  const ForkGuard fork_guard;
   const Geometry& g = plan.geometry;
   check_signal(grad, "grad_output", g.out_channels);
   check_lengths(g, input_length);
@@ -63,6 +66,7 @@ Tensor dgrad_of(const ConvPlan& plan,
 
 Tensor wgrad_of(const ConvPlan& plan, const Tensor& grad, const Tensor& input) {
   const at::NoGradGuard no_grad;
+  const ForkGuard fork_guard;
   const Geometry& g = plan.geometry;
   check_signal(input, "input", g.in_channels());
   check_signal(grad, "grad_output", g.out_channels);
@@ -120,6 +124,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const ForkGuard fork_guard;
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &output = saved[2];
     const Tensor held = ctx->saved_data["plan"].toTensor();

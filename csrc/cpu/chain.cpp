@@ -137,35 +137,24 @@ void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& p
   }
 }
 
-void Chain::check_kept(const Tensor& grad,
-                       const std::vector<Tensor>& kept,
+void Chain::check_kept(const std::vector<Tensor>& kept,
                        const Tensors& parameters,
-                       const LaneOrder& order) const {
-  size_t next = 0;
+                       const Tensor& grad) const {
   int64_t channels = kept.at(0).size(0);
-  const auto in_lanes = [&] {
-    const Tensor& x = kept.at(next++);
-    const std::array<int64_t, 4> sizes = {channels, order.groups, order.rows, order.lanes};
-    check_same_type(grad, x, "a saved tensor");
-    TORCH_CHECK_VALUE(x.sizes() == at::IntArrayRef(sizes) && x.is_contiguous(),
-                      "expected a contiguous saved tensor of shape ", at::IntArrayRef(sizes),
-                      ", but got ", x.sizes());
-  };
+  check_parameters(kept[0], channels, parameters);
+  size_t next = 0;
   for (size_t i = 0; i < stages_.size(); ++i) {
-    in_lanes();
-    if (stages_[i].kind == Kind::norm_relu) {
-      check_contiguous(kept.at(next++), "saved mean", grad, channels, true);
-      check_contiguous(kept.at(next++), "saved invstd", grad, channels, true);
-    } else {
+    TORCH_CHECK_VALUE(kept[next].size(0) == channels, "expected stage ", i, " to take ",
+                      kept[next].size(0), " channels, as it did, but got parameters of ", channels,
+                      ": they were replaced after the forward pass");
+    next += stages_[i].kind == Kind::norm_relu ? 3 : 1;  // its mean and invstd as well
+    if (stages_[i].kind != Kind::norm_relu) {
       channels = stages_[i].kind == Kind::conv ? stages_[i].plan->geometry.out_channels
                                                : parameters[2 * i]->size(0);
     }
   }
-  if (stages_.back().relu) {
-    in_lanes();
-  }
-  TORCH_CHECK_VALUE(grad.size(1) == channels, "expected grad_output of ", channels,
-                    " channels, but got ", grad.sizes());
+  TORCH_CHECK_VALUE(grad.size(1) == channels, "expected parameters of ", grad.size(1),
+                    " output channels, as they were in the forward pass, but got ", channels);
 }
 
 Chain::Result Chain::forward(const Tensor& x,
@@ -173,6 +162,7 @@ Chain::Result Chain::forward(const Tensor& x,
                              const std::vector<Statistics>& statistics,
                              bool keep) const {
   RECORD_FUNCTION("sparseconv::chain", c10::ArrayRef<const c10::IValue>{});
+  const ForkGuard fork_guard;
   const at::AutoDispatchBelowADInplaceOrView below;
   const LaneOrder order = lane_order(x.size(0), x.size(2), lanes_of(x));
   Result result;
@@ -231,11 +221,11 @@ Chain::Tensors Chain::backward(const Tensor& grad,
                                const Tensors& parameters,
                                const std::vector<bool>& needed) const {
   RECORD_FUNCTION("sparseconv::chain_backward", c10::ArrayRef<const c10::IValue>{});
+  const ForkGuard fork_guard;
   const at::AutoDispatchBelowADInplaceOrView below;
   check_signal(grad, "grad_output");
   const LaneOrder order = lane_order(grad.size(0), grad.size(2), lanes_of(grad));
-  check_parameters(kept.at(0), kept[0].size(0), parameters);
-  check_kept(grad, kept, parameters, order);
+  check_kept(kept, parameters, grad);
   Tensors found(1 + parameters.size());
   // The first of x and the parameters that needs a gradient: nothing is computed before it.
   size_t until = 0;

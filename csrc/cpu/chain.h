@@ -58,11 +58,11 @@ class Chain {
  private:
   // Of tensors like x; the first stage takes so many channels.
   void check_parameters(const at::Tensor& x, int64_t channels, const Tensors& parameters) const;
-  // What `forward` kept, which hooks of saved tensors may have changed.
-  void check_kept(const at::Tensor& grad,
-                  const std::vector<at::Tensor>& kept,
+  // Whether the parameters, whose data may have been replaced since, fit what `forward` kept and
+  // the gradient of what it gave.
+  void check_kept(const std::vector<at::Tensor>& kept,
                   const Tensors& parameters,
-                  const LaneOrder& order) const;
+                  const at::Tensor& grad) const;
   std::vector<Stage> stages_;
 };
 

@@ -63,8 +63,17 @@ int64_t lanes_of(const Tensor& x) {
   return kRowBytes / static_cast<int64_t>(at::elementSize(acc_type(x)));
 }
 
-int64_t usable_threads() {
-  return forked.load(std::memory_order_relaxed) ? 1 : at::get_num_threads();
+ForkGuard::ForkGuard() {
+  if (forked.load(std::memory_order_relaxed)) {
+    threads_ = at::get_num_threads();
+    at::set_num_threads(1);
+  }
+}
+
+ForkGuard::~ForkGuard() {
+  if (threads_ > 0) {
+    at::set_num_threads(threads_);
+  }
 }
 
 void* thread_scratch(int64_t bytes) {

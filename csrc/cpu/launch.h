@@ -23,24 +23,40 @@ int64_t lanes_of(const at::Tensor& x);
 void* thread_scratch(int64_t bytes);
 void release_large_scratch();
 
-// How many threads a call may use: torch's number of them, but one in a forked child. The OpenMP
-// that most builds of torch have waits there for the parent's threads, which do not exist.
-int64_t usable_threads();
+// While it lives, a forked child computes on one thread, by torch's own loops as well as by these:
+// the OpenMP that most builds of torch have waits there for the parent's threads, which do not
+// exist. Whatever computes begins with one.
+class ForkGuard {
+ public:
+  ForkGuard();
+  ~ForkGuard();
+  ForkGuard(const ForkGuard&) = delete;
+  ForkGuard& operator=(const ForkGuard&) = delete;
 
-template <typename Function>
-void parallel_for(int64_t end, int64_t grain, const Function& function) {
-  if (usable_threads() == 1) {
-    function(0, end);
-  } else {
-    at::parallel_for(0, end, grain, function);
-  }
+ private:
+  int threads_ = 0;  // torch's number of them, to be restored; 0: nothing was changed
+};
+
+// The kernels in use; ValueError if SPARSECONV_CPU_ISA names others than this CPU can run.
+const KernelTable& checked_kernels();
+
+// Runs a kernel in `parts`, or in fewer where torch has fewer threads.
+template <typename Problem>
+void run_parts(const Problem& problem,
+               void (*kernel)(const Problem&, int64_t part, int64_t parts, void* scratch),
+               int64_t parts) {
+  parts = std::clamp<int64_t>(parts, 1, at::get_num_threads());
+  const int64_t bytes = scratch_bytes(problem);
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      kernel(problem, part, parts, thread_scratch(bytes));
+    }
+    release_large_scratch();
+  });
 }
 
 // A share below this many row operations (some 10 us) is not worth waking a thread for.
 constexpr int64_t kGrain = 64 * 1024;
-
-// The kernels in use; ValueError if SPARSECONV_CPU_ISA names others than this CPU can run.
-const KernelTable& checked_kernels();
 
 // Runs one of the table's kernels in as many parts as `row_operations` are worth.
 template <typename Problem, typename Kernels>
@@ -48,15 +64,8 @@ void run_kernel(const Problem& problem,
                 Kernels KernelTable::* kernels,
                 Element element,
                 int64_t row_operations) {
-  const auto kernel = (checked_kernels().*kernels)[static_cast<int>(element)];
-  const int64_t parts = std::clamp<int64_t>(row_operations / kGrain, 1, usable_threads());
-  const int64_t bytes = scratch_bytes(problem);
-  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      kernel(problem, part, parts, thread_scratch(bytes));
-    }
-    release_large_scratch();
-  });
+  run_parts(problem, (checked_kernels().*kernels)[static_cast<int>(element)],
+            row_operations / kGrain);
 }
 
 // Does nothing if there are no outputs.

@@ -37,6 +37,9 @@ def test_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
     assert backends.resolve_backend("auto", torch.device("cpu")) == "reference"
     assert backends.resolve_backend("cpp", torch.device("cpu")) == "cpp"
+    monkeypatch.setenv("SPARSECONV_BACKEND", "\udcff")  # bytes that are no text
+    with pytest.raises(ValueError, match=r"but got '\\udcff'"):
+        convolve()
     monkeypatch.setenv("SPARSECONV_BACKEND", "fast")
     with pytest.raises(ValueError, match="'fast'"):
         convolve()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparseconv as sc
 from sparseconv.core.geometry import Geometry
@@ -70,6 +71,18 @@ def wrong_tensors(value: Tensor) -> list[Any]:
             poisoned[at] = bad
             wrong.append(poisoned)
     return wrong
+
+
+def without_memory(value: Any) -> list[Tensor]:
+    """Tensors like this one with nothing to read, which torch can neither copy nor print."""
+    if not isinstance(value, Tensor):
+        return []
+    cut, short = value.clone(), value.clone()
+    cut.untyped_storage().resize_(0)
+    short.untyped_storage().resize_(max(0, value.nbytes - 1))
+    zeros = torch._efficientzerotensor(value.shape, dtype=value.dtype)
+    with FakeTensorMode() as mode:
+        return [cut, short, zeros, mode.from_tensor(value)]
 
 
 def wrong_values(value: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from child import PYTHONPATH, ROOT, preloaded, run_child
 
 from sparseconv.ops.backends import extension
@@ -164,3 +165,11 @@ def test_what_is_damaged_loads_or_is_refused(
     assert found["faults"] == []
     assert min(found["refused"], found["loaded"]) > cases / 20, "one of the two hardly ran"
     count_cases(cases)
+
+
+@pytest.mark.promise("P5")
+def test_more_numbers_than_an_int32_counts_are_no_bank() -> None:
+    ones = torch.ones(1, dtype=torch.int32)
+    many = torch.ones(1).expand(2**30 + 1)  # in the memory of one
+    with pytest.raises(ValueError, match=r"weights must have at most 1073741824 elements"):
+        extension.RocketPlan(9 * ones, ones, 0 * ones, torch.zeros(1), ones, 0 * ones, many, 1, 50)

@@ -1,4 +1,4 @@
-"""Calls every raw op with every wrong argument, and with several at once: run by a test.
+"""Calls every raw op and plan with every wrong argument, and with several at once: run by a test.
 
     python tests/trust/wrong_arguments.py SEED COMBINATIONS
 
@@ -19,12 +19,34 @@ from op_arguments import (
     GEOMETRIES,
     arguments,
     with_argument,
+    without_memory,
     wrong_values,
 )
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from sparseconv.ops.backends import extension
 
 OPS = torch.ops.sparseconv
+
+
+# The same computations by a plan, which neither the dispatcher nor Python checks anything for; and
+# by the ops. Of the pattern, its geometry and two tensors, and for dgrad the length of the input.
+BY_PLAN: dict[str, Callable[..., Any]] = {
+    "plan.fprop": lambda crow, col, g, *rest: extension.ConvPlan(crow, col, g).fprop(*rest),
+    "plan.dgrad": lambda crow, col, g, *rest: extension.ConvPlan(crow, col, g).dgrad(*rest),
+    "plan.wgrad": lambda crow, col, g, *rest: extension.ConvPlan(crow, col, g).wgrad(*rest),
+}
+
+
+def by_ops(name: str, crow: Tensor, col: Tensor, g: list[int], *rest: Any) -> Tensor:
+    if name == "plan.fprop":
+        return OPS.fprop(*rest, None, crow, OPS.plan_fprop(crow, col, g), g)
+    if name == "plan.dgrad":
+        grad, values, length = rest
+        return OPS.dgrad(grad, values, *OPS.plan_dgrad(crow, col, g), g, length)
+    rows, batches = OPS.plan_wgrad(crow, col, g)
+    return OPS.wgrad(*rest, crow, rows, g, batches)
 
 
 def all_arguments() -> list[tuple[str, tuple[Any, ...]]]:
@@ -38,15 +60,32 @@ def all_arguments() -> list[tuple[str, tuple[Any, ...]]]:
     }
     # Triton's ops need a GPU, or its interpreter: tests/kernels/triton/triton_cases.py.
     assert names == {name for name in registered if not name.startswith("triton_")}
+    for geometry in GEOMETRIES:
+        of = arguments(geometry)
+        grad, x, *_ = of["wgrad"]
+        values, pattern = of["fprop"][1], of["plan_fprop"]
+        found += [
+            ("plan.fprop", (*pattern, x, values)),
+            ("plan.dgrad", (*pattern, grad, values, x.shape[2])),
+            ("plan.wgrad", (*pattern, grad, x)),
+        ]
     return found
+
+
+def call(name: str, *args: Any) -> Any:
+    op: Callable[..., Any] = BY_PLAN.get(name) or getattr(OPS, name)
+    return op(*args)
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def is_right(op: Any, args: tuple[Any, ...], result: Any, of_numbers: bool) -> bool:
+def is_right(name: str, args: tuple[Any, ...], result: Any, of_numbers: bool) -> bool:
     """Another correct call: the shapes that the compiler is told, and all of it written."""
+    if name in BY_PLAN:
+        return result.equal(by_ops(name, *args))
+    op = getattr(OPS, name)
     if any(isinstance(a, Tensor) and a.is_meta for a in args):
         return all(r.is_meta for r in outputs(result))  # nothing was computed
     with FakeTensorMode() as mode:
@@ -78,10 +117,9 @@ def main(seed: int, combinations: int) -> None:
     def attempt(name: str, args: tuple[Any, ...], about: str, of_numbers: bool) -> None:
         nonlocal calls
         calls += 1
-        op: Callable[..., Any] = getattr(OPS, name)
         try:
-            raised, result = refuses(lambda: op(*args))
-            if not raised and not is_right(op, args, result, of_numbers):
+            raised, result = refuses(lambda: call(name, *args))
+            if not raised and not is_right(name, args, result, of_numbers):
                 faults.append(f"{name}: {about} gave something wrong")
         except Exception as error:
             faults.append(f"{name}: {about}: {type(error).__name__}: {error}")
@@ -91,12 +129,17 @@ def main(seed: int, combinations: int) -> None:
 
     everything = all_arguments()
     for name, args in everything:
-        before = [r.clone() for r in outputs(getattr(OPS, name)(*copied(args)))]
+        before = [r.clone() for r in outputs(call(name, *copied(args)))]
         for i, value in enumerate(args):
             for wrong in wrong_values(value):
                 about = f"argument {i} = {str(wrong)[:60]}"
                 attempt(name, with_argument(copied(args), i, wrong), about, changes_numbers(value))
-        after = outputs(getattr(OPS, name)(*copied(args)))
+            for number, nothing in enumerate(without_memory(value)):
+                about = f"argument {i} without memory ({number})"
+                # Ops refuse to mix fake tensors with others, in torch's words.
+                if name in BY_PLAN or not isinstance(nothing, FakeTensor):
+                    attempt(name, with_argument(copied(args), i, nothing), about, False)
+        after = outputs(call(name, *copied(args)))
         if not all(a.equal(b) for a, b in zip(before, after, strict=True)):
             faults.append(f"{name}: a later call gives something else")
     for number in range(combinations):

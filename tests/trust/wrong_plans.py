@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from child import limit_memory, refuses
-from op_arguments import with_argument, wrong_values
+from op_arguments import with_argument, without_memory, wrong_values
 from random_banks import Problem, feature_limits
 from torch import Tensor
 
@@ -61,10 +61,12 @@ def main(seed: int, combinations: int) -> None:
     limit_memory(1.0)
     rng, calls, faults = random.Random(seed), 0, []
 
+    def copied(args: tuple[Any, ...]) -> tuple[Any, ...]:  # features are written into one
+        return tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
+
     def attempt(problem: Problem, args: tuple[Any, ...], about: str) -> None:
         nonlocal calls
         calls += 1
-        args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
         try:
             raised, result = refuses(lambda: run(problem.kind, *args))
             if raised and not isinstance(result, ValueError | TypeError | MemoryError):
@@ -76,17 +78,20 @@ def main(seed: int, combinations: int) -> None:
 
     for problem in PROBLEMS:
         args = arguments(problem)
-        attempt(problem, args, "what is right")
+        attempt(problem, copied(args), "what is right")
         for i, value in enumerate(args):
             for wrong in wrong_values(value):
                 about = f"argument {i} = {str(wrong)[:60]}"
-                attempt(problem, with_argument(args, i, wrong), about)
+                attempt(problem, copied(with_argument(args, i, wrong)), about)
+            for number, nothing in enumerate(without_memory(value)):
+                about = f"argument {i} without memory ({number})"
+                attempt(problem, with_argument(copied(args), i, nothing), about)
     for number in range(combinations):
         problem = rng.choice(PROBLEMS)
         args = arguments(problem)
         for i in rng.sample(range(len(args)), rng.randint(2, 4)):
             args = with_argument(args, i, rng.choice(wrong_values(args[i])))
-        attempt(problem, args, f"combination {number} of seed {seed}")
+        attempt(problem, copied(args), f"combination {number} of seed {seed}")
     print(json.dumps({"calls": calls, "faults": faults}))
 
 

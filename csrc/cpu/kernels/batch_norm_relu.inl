@@ -1,4 +1,4 @@
-// BatchNorm in training and ReLU, of tensors in lanes. Included once per ISA, after lane_rows.inl.
+// BatchNorm and ReLU, of tensors in lanes. Included once per ISA, after lane_rows.inl.
 //
 // A channel is one run of rows. Every sum of kSumSteps steps runs over kSumRows interleaved rows of
 // lanes; longer ones continue in double. Neither the ISA nor the threads, which share out channels,

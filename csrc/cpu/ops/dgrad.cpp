@@ -19,7 +19,7 @@ void add_fold(Tensor& output, const Tensor& fold, const Geometry& g) {
   const int64_t length = output.size(2), width = g.left + g.right;
   T* out = output.data_ptr<T>();
   const T* extra = fold.const_data_ptr<T>();
-  parallel_for(output.size(0) * output.size(1), 64, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, output.size(0) * output.size(1), 64, [&](int64_t begin, int64_t end) {
     for (int64_t series = begin; series < end; ++series) {
       for (int64_t i = 0; i < width; ++i) {
         const int64_t position = i < g.left ? i - g.left : length + i - g.left;
@@ -35,7 +35,7 @@ void add_fold(Tensor& output, const Tensor& fold, const Geometry& g) {
 Tensor gathered(const Tensor& values, const int32_t* from) {
   Tensor weights = at::empty_like(values);
   const auto gather = [&](auto* out, const auto* in) {
-    parallel_for(values.numel(), 16 * 1024, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, values.numel(), 16 * 1024, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         out[i] = in[from[i]];
       }
@@ -73,6 +73,7 @@ Tensor run_dgrad(const Tensor& grad,
                  const DgradPlan& plan,
                  int64_t input_length,
                  const LaneOrder* lanes) {
+  const ForkGuard fork_guard;
   const Tensor weights = gathered(values.to(acc_type(grad)).contiguous(), plan.index);
   if (lanes != nullptr) {
     Tensor output = new_lanes(g.in_channels(), *lanes, grad.options());

@@ -22,6 +22,7 @@ Tensor run_fprop(const Tensor& input,
                  const CorrelationPlan& plan,
                  bool relu,
                  const LaneOrder* lanes) {
+  const ForkGuard fork_guard;
   const Tensor weights = values.to(acc_type(input)).contiguous();
   const Tensor init = bias.has_value() ? bias->to(acc_type(input)).contiguous() : Tensor();
   Correlation p{};

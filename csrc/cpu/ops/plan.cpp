@@ -1,6 +1,4 @@
-// The ops that make plans (plan.h) of a pattern's index tensors.
-
-#include "../plan/indices.h"
+// The ops that do the index work of a pattern (plan/indices.h).
 
 #include <torch/library.h>
 
@@ -8,6 +6,7 @@
 
 #include "../../checks.h"
 #include "../plan/conv_plan.h"
+#include "../plan/indices.h"
 
 namespace sparseconv {
 namespace {

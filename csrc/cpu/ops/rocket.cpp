@@ -16,21 +16,24 @@ constexpr int64_t kShare = 1024 * 1024;
 // What a multiply-add costs with positions as lanes, whose loads are not aligned and serve one
 // output each: so many of a column's (measured: about 6 kernels in the lanes cost the same).
 constexpr double kPositionsCost = 2.5;
-constexpr int64_t kMaxLanes = 16;  // of float, on any instruction set
+constexpr int64_t kMaxLanes = 16;          // of float, on any instruction set
+constexpr int64_t kMostNumbers = 1 << 30;  // of a bank's array: int32 counts two of them together
 
 // Dense float32 on the CPU, in the order of its indices.
-bool is_plain(const Tensor& x, int64_t dims) {
+bool is_array(const Tensor& x, int64_t dims) {
   return x.layout() == at::kStrided && x.is_cpu() && x.scalar_type() == at::kFloat &&
          x.dim() == dims && x.is_contiguous() && !x.is_neg();
 }
 
 SeriesBatch batch_of(const Tensor& x, const Tensor& out, int64_t channels, int64_t n_features) {
-  TORCH_CHECK_VALUE(is_plain(x, 3),
+  TORCH_CHECK_VALUE(is_array(x, 3),
                     "expected contiguous float32 series (n_cases, n_channels, n_timepoints)");
+  check_memory(x, "series");
   TORCH_CHECK_VALUE(x.size(1) == channels, "expected series of ", channels, " channels, but got ",
                     x.size(1));
-  TORCH_CHECK_VALUE(is_plain(out, 2) && out.size(0) == x.size(0) && out.size(1) == n_features,
+  TORCH_CHECK_VALUE(is_array(out, 2) && out.size(0) == x.size(0) && out.size(1) == n_features,
                     "expected out to be contiguous float32 (", x.size(0), ", ", n_features, ")");
+  check_memory(out, "out");
   return {x.const_data_ptr<float>(),     x.size(0), x.size(1), x.size(2),
           out.mutable_data_ptr<float>(), n_features};
 }
@@ -40,6 +43,9 @@ std::vector<T> values_of(const Tensor& tensor, at::ScalarType type, const char* 
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.is_cpu() && tensor.dim() == 1 &&
                         tensor.scalar_type() == type,
                     name, " must be a dense vector of ", toString(type), " on the CPU");
+  TORCH_CHECK_VALUE(tensor.numel() <= kMostNumbers, name, " must have at most ", kMostNumbers,
+                    " elements, but has ", tensor.numel());
+  check_memory(tensor, name);
   const Tensor plain = tensor.resolve_neg().contiguous();
   const T* data = plain.const_data_ptr<T>();
   return {data, data + plain.numel()};
@@ -59,21 +65,15 @@ void check_shape(int64_t channels, int64_t length) {
                     " and ", length);
 }
 
+// `cost`: multiply-adds.
 template <typename Problem>
 void run(const Problem& problem,
          void (*kernel)(const Problem&, int64_t, int64_t, void*),
-         int64_t multiply_adds) {
-  if (problem.series.batch == 0) {
-    return;  // whose series may have any length, and scratch any size
+         int64_t cost) {
+  const ForkGuard fork_guard;
+  if (problem.series.batch > 0) {  // without, series may have any length, and scratch any size
+    run_parts(problem, kernel, cost / kShare);
   }
-  const int64_t parts = std::clamp<int64_t>(multiply_adds / kShare, 1, usable_threads());
-  const int64_t bytes = scratch_bytes(problem);
-  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      kernel(problem, part, parts, thread_scratch(bytes));
-    }
-    release_large_scratch();
-  });
 }
 
 }  // namespace

@@ -15,18 +15,10 @@ namespace {
 
 constexpr int64_t kPart = 32 * 1024;  // weights; fewer are not worth waking a thread for
 
-// torch's own zeros and sums would wait for ever in a forked child: see usable_threads().
-template <typename T>
-void clear(T* partial, int64_t numel) {
-  parallel_for(numel, kPart, [&](int64_t begin, int64_t end) {
-    std::fill(partial + begin, partial + end, T(0));
-  });
-}
-
 // Adds the other splits to the first one, in their order.
 template <typename T>
 void add_up(T* partial, int64_t splits, int64_t nnz) {
-  parallel_for(nnz, kPart, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, nnz, kPart, [&](int64_t begin, int64_t end) {
     for (int64_t split = 1; split < splits; ++split) {
       for (int64_t i = begin; i < end; ++i) {
         partial[i] += partial[split * nnz + i];
@@ -57,14 +49,12 @@ Tensor run_wgrad(const Tensor& grad,
                  const Geometry& g,
                  const WgradPlan& plan,
                  const LaneOrder* lanes) {
+  const ForkGuard fork_guard;
   const LaneOrder order =
       lanes != nullptr ? *lanes : lane_order(grad.size(0), grad.size(2), lanes_of(input));
   const int64_t chunks = order.groups * ceil_div(order.rows, kWgradRows);
   const int64_t splits = wgrad_splits(chunks);
-  Tensor partial = at::empty({splits, plan.nnz}, input.options().dtype(acc_type(input)));
-  const bool wide = partial.scalar_type() == at::kDouble;
-  wide ? clear(partial.data_ptr<double>(), partial.numel())
-       : clear(partial.data_ptr<float>(), partial.numel());
+  Tensor partial = at::zeros({splits, plan.nnz}, input.options().dtype(acc_type(input)));
   if (chunks > 0 && plan.nnz > 0) {
     WeightGradient p{};
     p.block_starts = plan.block_starts;
@@ -96,8 +86,11 @@ Tensor run_wgrad(const Tensor& grad,
         outputs * g.out_channels + (outputs + chunks * plan.layout.span()) * g.in_channels();
     run_kernel(p, &KernelTable::wgrad, element_of(input), outputs * plan.nnz + packed * kPackCost);
   }
-  wide ? add_up(partial.data_ptr<double>(), splits, plan.nnz)
-       : add_up(partial.data_ptr<float>(), splits, plan.nnz);
+  if (partial.scalar_type() == at::kDouble) {
+    add_up(partial.data_ptr<double>(), splits, plan.nnz);
+  } else {
+    add_up(partial.data_ptr<float>(), splits, plan.nnz);
+  }
   return partial[0].to(input.scalar_type());
 }
 

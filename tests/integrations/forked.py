@@ -1,0 +1,114 @@
+"""Compute in a forked child what the parent computed on two threads: run by a test.
+
+    python tests/integrations/forked.py CASE
+
+Prints, as JSON, how the child ended and how many threads the parent had.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import sparseconv as sc
+from sparseconv.core.geometry import Geometry
+from sparseconv.functional.chain import Chain, Conv, Pointwise
+from sparseconv.ops.backends import extension
+
+LENGTH = 4_000  # large enough for torch's own loops to share the work out as well
+
+
+def bytes_of(x: Tensor) -> bytes:
+    return x.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def gradients(of: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], list[Tensor]]:
+    """The output and the gradients of the inputs, by nothing but what is tested."""
+    with torch.no_grad():
+        y = of(*inputs)
+    grad = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+
+    def compute() -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        y = of(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+    return compute
+
+
+def cases() -> dict[str, Callable[[], list[Tensor]]]:
+    torch.manual_seed(0)
+    pattern = sc.KernelCSR.random((16, 8, 9), 300)
+    many = sc.KernelCSR.random((64, 64, 20), 60_000)
+    x, values, bias = torch.randn(8, 8, LENGTH), torch.randn(300), torch.randn(16)
+    weights = torch.randn(60_000).bfloat16()
+    geometry = Geometry.of((16, 8, 9), 1, "same", 1, 1, "zeros")
+    plan = extension.ConvPlan(pattern.crow_indices, pattern.col_indices, geometry.numbers)
+    ones = torch.ones(500, dtype=torch.int32)
+    bank = extension.RocketPlan(  # kernels of nine taps, of the first channel
+        9 * ones, ones, 0 * ones, torch.zeros(500), ones, 0 * ones, torch.randn(4_500), 8, LENGTH
+    )
+
+    def conv(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return sc.sparse_conv1d(x, values, pattern, bias, padding="same", relu=True)
+
+    def replicate(x: Tensor, values: Tensor) -> Tensor:
+        return sc.sparse_conv1d(x, values, pattern, padding=4, padding_mode="replicate")
+
+    def chain(x: Tensor, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        stages = [Conv(values, None, pattern, geometry, True), Pointwise(weight, bias)]
+        return Chain()(x, stages)
+
+    ones_like_y = torch.ones(8, 16, LENGTH)
+
+    def features() -> list[Tensor]:
+        out = torch.empty(len(x), 1_000)
+        bank.features(x, out)
+        return [out]
+
+    def passes() -> list[Tensor]:
+        return [
+            plan.fprop(x, values), plan.dgrad(ones_like_y, values, LENGTH),
+            plan.wgrad(ones_like_y, x),
+        ]  # fmt: skip
+
+    return {
+        "conv": gradients(conv, x, values, bias),
+        "replicated half": gradients(replicate, x.bfloat16(), values.bfloat16()),
+        "many half weights": gradients(
+            lambda x, values: sc.sparse_conv1d(x, values, many, padding="same"),
+            torch.randn(1, 64, 300).bfloat16(),
+            weights,
+        ),
+        "chain": gradients(chain, x, values, torch.ones(16, 16, 1).tril(), bias),
+        "plan": passes,
+        "features": features,
+        "peak": lambda: [torch.tensor([len(extension.run_peak(False, 1_000, 2))])],
+    }
+
+
+def main(case: str) -> None:
+    torch.set_num_threads(2)
+    compute = cases()[case]
+    expected = compute()
+    threads = len(os.listdir("/proc/self/task"))
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits for threads that it does not have
+        # By bytes: torch's own comparison may wait.
+        pairs = zip(compute(), expected, strict=True)
+        same = all(bytes_of(a) == bytes_of(b) for a, b in pairs)
+        kept = torch.get_num_threads() == 2  # is the child's own setting still
+        os._exit(0 if same and kept else 1)
+    status = os.waitpid(child, 0)[1]
+    print(json.dumps({"child": os.waitstatus_to_exitcode(status), "threads": threads}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
