@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import nn
 
-from sparseconv.core.files import write_whole
+from sparseconv.core.folders import check_new_or_empty, write_folder
 from sparseconv.edge.generate import write_c
-from sparseconv.edge.layers import Array, scores_and_bound
+from sparseconv.edge.layers import Array, Network, scores_and_bound
 from sparseconv.edge.lowering import lower
-from sparseconv.edge.quantize import quantize
+from sparseconv.edge.quantize import IntegerNetwork, quantize
 from sparseconv.edge.storage import numbers_text
 from sparseconv.nn.replacement import check_module
 from sparseconv.nn.restored import deepcopy_model
@@ -95,7 +91,7 @@ def export_c(
         raise ValueError(f"weights must be one of {WEIGHTS}, but got {weights!r}")
     example = _series("example_input", example_input)
     folder = Path(folder)
-    _check_free(folder)
+    check_new_or_empty(folder)
     plain = _float32_copy(model)
     network = lower(plain, *example.shape[1:])
     scores = _scores_of(plain, example[:KNOWN])
@@ -109,9 +105,7 @@ def export_c(
     named = None if classes is None else [str(name) for name in classes]
     if named is not None and len(named) != network.classes:
         raise ValueError(f"expected {network.classes} names of classes, but got {len(named)}")
-    labels = scores.argmax(1)
     integers, agreement = None, None
-    bounds = np.zeros_like(scores)
     if weights == "int8":
         known = _calibration(calibration, example)
         integers = quantize(network, known)
@@ -123,21 +117,30 @@ def export_c(
                 "calibration only; bring channels to one scale before the network, or export "
                 "float32", stacklevel=2,
             )  # fmt: skip
-        scores = integers.scores(example[:KNOWN])
-        labels = integers.run(example[:KNOWN]).argmax(1)
+    cases = _known_cases(network, integers, example[:KNOWN], scores)
+    write_folder(folder, write_c(network, integers, name, cases, agreement, named))
+    return folder
+
+
+def _known_cases(
+    network: Network, integers: IntegerNetwork | None, X: Array, scores: Array
+) -> list[dict[str, Any]]:
+    """What the self-test compares: series, their scores, how far those may be off, and labels."""
+    if integers is not None:
+        scores, labels = integers.scores(X), integers.run(X).argmax(1)
+        bounds = np.zeros_like(scores)
     else:
+        labels = scores.argmax(1)
         # PyTorch rounds as well, so both may be as far from the exact scores.
-        bounds = 2 * scores_and_bound(network, example[:KNOWN])[1]
+        bounds = 2 * scores_and_bound(network, X)[1]
     bounds = np.minimum(bounds, np.finfo(np.float32).max).astype(np.float32)
-    cases = [
+    return [
         {
             "series": numbers_text(x), "scores": numbers_text(y.astype(np.float32)),
             "bounds": numbers_text(bound), "label": int(label),
         }
-        for x, y, bound, label in zip(example, scores, bounds, labels, strict=False)
+        for x, y, bound, label in zip(X, scores, bounds, labels, strict=True)
     ]  # fmt: skip
-    _write_folder(folder, write_c(network, integers, name, cases, agreement, named))
-    return folder
 
 
 def _float32_copy(model: nn.Module) -> nn.Module:
@@ -192,53 +195,3 @@ def _series(name: str, given: Any) -> Array:
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, but holds NaN or infinity")
     return array
-
-
-def _check_free(folder: Path) -> None:
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"the folder {folder} is a file; choose another")
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(
-                f"expected a new or empty folder, but {folder} holds files; choose another"
-            )
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-
-
-def _write_folder(folder: Path, files: dict[str, str]) -> None:
-    """All files or none, and no new folder but with them.
-
-    A new folder is written beside, and renamed as a whole. One that exists stays what it is: it may
-    be a link, a mount, or the current one.
-    """
-    with ExitStack() as undo:
-        try:
-            for parent in [x for x in reversed(folder.parents) if not x.exists()]:
-                parent.mkdir()
-                undo.callback(_remove_empty, parent)
-            target = folder
-            if not folder.exists():
-                # Not mkdtemp, whose folders nobody else may read.
-                target = folder.with_name(f".{folder.name}.{uuid4().hex}")
-                target.mkdir()
-                undo.callback(shutil.rmtree, target, ignore_errors=True)
-            for name, text in files.items():
-                undo.callback((target / name).unlink, missing_ok=True)
-                write_whole(target / name, text)
-            if target != folder:
-                os.replace(target, folder)
-        except OSError as error:
-            raise _cannot_write(folder, error) from error
-        undo.pop_all()
-
-
-def _cannot_write(folder: Path, error: OSError) -> ValueError:
-    return ValueError(
-        f"{folder} cannot be written ({error.strerror or error}); choose another folder"
-    )
-
-
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # somebody else has put something there
-        folder.rmdir()

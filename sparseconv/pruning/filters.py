@@ -123,20 +123,7 @@ def prune_filters(
             f"{type(model).__name__} has no filters that can be removed: every channel is an input "
             "or an output of the model, or next to a module in ignore"
         )
-    kept = torch.ones(whole.n_units, dtype=torch.bool)
-    for step in range(1, steps + 1):
-        scores = criterion.scores(work, restricted(whole, kept))
-        check_scores(criterion, scores, whole.n_units)
-        if criterion.threshold is not None:
-            kept = kept & (scores > criterion.threshold) | _best(whole, kept, scores)
-        elif ratio is not None:
-            kept = choose(whole, kept, scores, criterion.everywhere, ratio * step / steps)
-        else:
-            assert target_macs is not None
-            full = whole.macs()
-            limit = full - (full - target_macs) * step / steps
-            kept = _to_macs(whole, kept, scores, criterion.everywhere, limit, target_macs)
-        mask(work, whole, kept)
+    kept, scores = _masked_in_steps(work, whole, criterion, ratio, target_macs, steps)
     probes = tuple(probes_of(arguments))
     expected = [outputs_of(work, probe) for probe in probes]
     found: torch.optim.Optimizer | None = None
@@ -161,6 +148,32 @@ def prune_filters(
         optimizer=found,
     )
     return PrunedFilters(pruned, report)
+
+
+def _masked_in_steps(
+    work: nn.Module,
+    whole: Channels,
+    criterion: Criterion,
+    ratio: float | None,
+    target_macs: int | None,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Which units are kept, and the last scores; the weights of all others become 0 in ``work``."""
+    kept = torch.ones(whole.n_units, dtype=torch.bool)
+    for step in range(1, steps + 1):
+        scores = criterion.scores(work, restricted(whole, kept))
+        check_scores(criterion, scores, whole.n_units)
+        if criterion.threshold is not None:
+            kept = kept & (scores > criterion.threshold) | _best(whole, kept, scores)
+        elif ratio is not None:
+            kept = choose(whole, kept, scores, criterion.everywhere, ratio * step / steps)
+        else:
+            assert target_macs is not None
+            full = whole.macs()
+            limit = full - (full - target_macs) * step / steps
+            kept = _to_macs(whole, kept, scores, criterion.everywhere, limit, target_macs)
+        mask(work, whole, kept)
+    return kept, scores
 
 
 @torch.inference_mode(False)

@@ -15,8 +15,8 @@ from torch import nn
 
 import sparseconv as sc
 from sparseconv import SparseConv1d, models
-from sparseconv.core import files as core_files
-from sparseconv.edge import export
+from sparseconv.core import files, folders
+from sparseconv.edge.export import WEIGHTS
 
 
 class Own(nn.Module):
@@ -124,7 +124,7 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("weights", export.WEIGHTS)
+@pytest.mark.parametrize("weights", WEIGHTS)
 def test_models(name: str, weights: str, tmp_path: Path) -> None:
     make, kind, text = MODELS[name]
     model = make()
@@ -244,9 +244,9 @@ def test_a_full_disk_leaves_nothing(
     def write(path: Path, text: str) -> None:
         if next(count) == after:
             raise OSError(28, "No space left on device")
-        core_files.write_whole(path, text)
+        files.write_whole(path, text)
 
-    monkeypatch.setattr(export, "write_whole", write)
+    monkeypatch.setattr(folders, "write_whole", write)
     with pytest.raises(ValueError, match="No space left on device"):
         sc.export_c(network("stride"), series(3), tmp_path / folder)
     assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
