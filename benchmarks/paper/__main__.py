@@ -58,7 +58,7 @@ def report(arguments: argparse.Namespace) -> int:
 def time(arguments: argparse.Namespace) -> int:
     """Measure the networks of the rows; the machine should do nothing else."""
     added = measure(read_rows(arguments.out / ROWS_NAME), arguments.out / TIMES_NAME)
-    print(f"measured {added} data sets and seeds; {arguments.out / TIMES_NAME}")
+    print(f"measured {added} data sets; {arguments.out / TIMES_NAME}")
     return report(arguments)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, geometric_mean
 from typing import Any
 
 import numpy as np
@@ -186,18 +187,18 @@ def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
 def pareto(runs: Runs, path: Path) -> Path | None:
     """Accuracy against the time of a prediction; a line joins what nothing is better than in both.
 
-    Times are geometric means over the sets of all runs.
+    Times are geometric means over the sets of all runs, accuracies means over seeds as well.
     """
     names = [name for name in runs.names() if "retrained" not in name]
     common = runs.common(*names) if names else []
     points = {}
     for name in names:
         rows = [row for dataset in common for row in runs.rows(name)[dataset]]
-        if rows and all("forward_ms" in row for row in rows):
-            log_ms = np.log([row["forward_ms"] for row in rows])
+        timed = {row["dataset"]: row["forward_ms"] for row in rows if "forward_ms" in row}
+        if rows and len(timed) == len(common):
             points[name] = (
-                float(np.exp(log_ms.mean())),
-                100 * np.mean([r["accuracy"] for r in rows]),
+                geometric_mean(timed.values()),
+                100 * fmean(row["accuracy"] for row in rows),
             )
     if len(points) < 3:
         return None

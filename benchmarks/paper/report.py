@@ -195,8 +195,9 @@ FILTERS = (
         "Smaller networks",
         "Means over the sets that all have, and over seeds. A quarter of the training's epochs for "
         "fine-tuning, in each case; retrained: all of them, from new weights. Parameters and "
-        "multiply-adds: those that are left. Times, where they were measured: a batch of 16 on one "
-        "thread, in turns with the whole InceptionTime. Against the network that was not pruned "
+        "multiply-adds: those that are left. Times: a batch of 16 on one thread, in turns, of each "
+        "set's networks of one seed. Times less: multiply-adds / prediction / step of the "
+        "first network of the name, by those of this one. Against the network that was not pruned "
         "but tuned as long: wins, ties and losses over the sets, the mean difference with its 95 % "
         "bootstrap interval, and Wilcoxon's signed-rank test with Holm's correction.",
         tables.smaller_networks,

@@ -322,6 +322,7 @@ def smaller_networks(runs: Runs) -> Table:
                     if timed else NONE
                     for which in ("forward", "step")
                 ),
+                _times_less(timed, runs.rows(name.split(",")[0])),
                 wins(result) if result else NONE,
                 difference(result) if result else NONE,
                 p_text(corrected[name]) if result else NONE,
@@ -329,10 +330,29 @@ def smaller_networks(runs: Runs) -> Table:
         )  # fmt: skip
     header = (
         "run", "sets, runs", "accuracy %", "params K", "MACs M", "prediction ms", "step ms",
-        "wins/ties/losses", "difference, 95 % interval", "p, Holm",
+        "times less", "wins/ties/losses", "difference, 95 % interval", "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
 
 
 def _percent(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
+
+
+def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str:
+    """How many times less multiply-adds, time of a prediction and of a step: than the whole took.
+
+    Of the same data set and seed.
+    """
+    pairs = [
+        (row, other)
+        for row in timed
+        for other in whole.get(row["dataset"], ())
+        if other["seed"] == row["seed"] and "forward_ms" in other
+    ]
+    if not pairs:
+        return NONE
+    return " / ".join(
+        f"{geometric_mean([other[key] / row[key] for row, other in pairs]):.2f}"
+        for key in ("macs", "forward_ms", "step_ms")
+    )

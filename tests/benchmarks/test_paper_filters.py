@@ -171,9 +171,14 @@ def test_times_and_tables(out: Path, tmp_path: Path) -> None:
     assert all(found["forward_ms"] > 0 and found["step_ms"] > 0 for found in line["times"].values())
     rows = list(expanded(read_rows(copied / ROWS_NAME), read_times(copied / TIMES_NAME)))
     table = {cells[0]: cells for cells in tables.smaller_networks(Runs(rows)).rows}
-    assert table["LITE, WHC"][5] != "-"
-    assert table["LITE, WHC"][7] != "-"
-    assert table["DSN"][7] == "-"
+    macs, prediction, step = map(float, table["LITE, WHC"][7].split(" / "))
+    assert macs > 1
+    whole, pruned = table["LITE"], table["LITE, WHC"]
+    for at, less in ((5, prediction), (6, step)):
+        assert less == pytest.approx(float(whole[at]) / float(pruned[at]), rel=0.05)
+    assert table["DSN"][7] == "1.00 / 1.00 / 1.00"
+    assert table["LITE, WHC"][8] != "-"
+    assert table["DSN"][8] == "-"
     assert (copied / "report" / "smaller-networks.png").exists()
     assert "Networks made smaller" in (copied / "report" / "report.html").read_text()
 
