@@ -42,11 +42,13 @@ class Candidate:
     def name(self) -> str:
         return self.path or type(self.conv).__name__
 
-    def wanted(self, selected: Collection[nn.Module] | None) -> bool:
+    def wanted(self, selected: Collection[nn.Module] | None, unpruned: bool) -> bool:
         """Whether to measure this layer."""
         if self.sparse is None:
             return False
-        return self.sparse.pattern.density < 1 if selected is None else self.conv in selected
+        if selected is None:
+            return unpruned or self.sparse.pattern.density < 1
+        return self.conv in selected
 
     def record(self) -> LayerTimes:
         """What became of the layer."""

@@ -43,6 +43,7 @@ def convert(
     masks: Mapping[str, Tensor] | None = None,
     layers: Iterable[str] | None = None,
     max_density: float | None = None,
+    unpruned: bool = False,
     backward: bool = True,
     inplace: bool = False,
     rounds: int = 30,
@@ -65,11 +66,11 @@ def convert(
       bfloat16 layers stay dense unless ``max_density`` is given.
 
     Left dense, with the reason in the report: subclasses of ``nn.Conv1d``, layers with a weight
-    that is shared or computed (weight_norm), without inactive weights, or that the input does not
-    reach. Everything else about a layer stays: its name and places, bias, mode, ``requires_grad``,
-    dtype, device, hooks, added attributes. Outputs differ from those of the masked model by
-    rounding. Hooks or code that use a layer's ``weight`` raise afterwards; it has ``values``. Hooks
-    on the weight's gradient stay behind, and the report says so.
+    that is shared or computed (weight_norm), without inactive weights unless ``unpruned``, or that
+    the input does not reach. Everything else about a layer stays: its name and places, bias, mode,
+    ``requires_grad``, dtype, device, hooks, added attributes. Outputs differ from those of the
+    masked model by rounding. Hooks or code that use a layer's ``weight`` raise afterwards; it has
+    ``values``. Hooks on the weight's gradient stay behind, and the report says so.
 
     Convert first, then build the optimizer: ``Adam(converted.parameters())``. One that was built
     before holds the dense weights, and its moments of these are not carried over.
@@ -81,6 +82,9 @@ def convert(
             K)`` of bools, or zeros and ones. Weights outside count as zero.
         layers: names of the layers to convert.
         max_density: 0.2 if nothing decides; with ``example_input`` or ``layers`` not allowed.
+        unpruned: measure layers without inactive weights too; with ``example_input`` only. Where
+            channels are few and kernels long, these kernels are often faster for them as well. Such
+            a layer has a full pattern, which ``DSTScheduler`` leaves as it is.
         backward: measure what a training step computes; False measures inference.
         inplace: change ``model`` itself; what is replaced must not be used any more.
         rounds, least_seconds, seed: of the measurement, as in ``profile``.
@@ -119,6 +123,12 @@ def convert(
         max_density = number("max_density", max_density)
         if not 0 <= max_density <= 1:
             raise ValueError(f"max_density must lie in [0, 1], but got {max_density}")
+    if not isinstance(unpruned, bool):
+        raise TypeError(f"unpruned must be True or False, but got {unpruned!r}")
+    if unpruned and (example_input is None or selected is not None):
+        raise ValueError(
+            "unpruned=True lets a measurement decide; pass example_input, and leave layers out"
+        )
     stopwatch = Stopwatch(backward, rounds, least_seconds, seed)
     if inplace and isinstance(model, nn.Conv1d):
         raise ValueError(
@@ -129,9 +139,10 @@ def convert(
     measured = example_input is not None
     if measured:
         arguments = copied_arguments(example_input, "example_input")
-        _measure(model, [c for c in candidates if c.wanted(selected)], arguments, stopwatch)
+        wanted = [c for c in candidates if c.wanted(selected, unpruned)]
+        _measure(model, wanted, arguments, stopwatch)
     for candidate in candidates:
-        _decide(candidate, selected, measured, max_density)
+        _decide(candidate, selected, measured, unpruned, max_density)
     chosen = [candidate for candidate in candidates if candidate.chosen]
     converted = _install(deepcopy_model(model), chosen)
     times = {}
@@ -168,6 +179,7 @@ def _decide(
     candidate: Candidate,
     selected: Collection[nn.Module] | None,
     measured: bool,
+    unpruned: bool,
     max_density: float | None,
 ) -> None:
     if candidate.sparse is None:
@@ -176,7 +188,7 @@ def _decide(
     if selected is not None:
         candidate.chosen = candidate.conv in selected
         candidate.reason = "named in layers" if candidate.chosen else "not named in layers"
-    elif density == 1:
+    elif density == 1 and not unpruned:
         candidate.reason = "no weight is zero or masked"
     elif measured:
         found = candidate.times and candidate.times.ratio

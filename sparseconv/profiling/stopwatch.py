@@ -186,8 +186,11 @@ def ways_to_compute(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[...
         )  # fmt: skip
 
     def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if mode == "zeros" and left == right:
-            return F.conv1d(x, weight, bias, stride, left, dilation, groups)
+        # As nn.Conv1d calls it: "same" may pad otherwise than by the numbers, and in other time.
+        by_torch = isinstance(layer.padding, str) or left == right
+        if mode == "zeros" and by_torch:
+            inside = layer.padding if isinstance(layer.padding, str) else left
+            return F.conv1d(x, weight, bias, stride, inside, dilation, groups)
         x = pad(x, padding, mode)
         return F.conv1d(x, weight, bias, stride, 0, dilation, groups)
 

@@ -97,6 +97,24 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     assert found["times"]["forward"]["ratio"] == [pytest.approx(2.0)] * 3
 
 
+@pytest.mark.parametrize("dense_ms", [3.0, 0.5])
+def test_layers_that_nobody_pruned_are_measured_if_asked(
+    dense_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    clock = set_clock(monkeypatch, [*DENSE_MS, [dense_ms]])
+    converted, report = sc.convert(model, example_input=X, unpruned=True)
+    assert len(clock) == (4 + 1)  # layers that are reached, and the models
+    found = verdicts(report)
+    assert found["wins"] == (True, "measured faster")
+    assert found["never"] == (False, "the input never reaches it")
+    assert found["whole"] == ((True, "measured faster") if dense_ms > 1 else (False, DENSE))
+    if dense_ms > 1:
+        assert converted.whole.pattern.density == 1
+        dense = sc.to_dense(converted)
+        assert dense.whole.weight.equal(model.whole.weight)
+
+
 def test_inference_is_measured_without_gradients(clock: list[set[str]]) -> None:
     _, report = sc.convert(network(), example_input=X, backward=False)
     assert set().union(*clock) == {"sparse forward", "dense forward"} | {
@@ -233,6 +251,13 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "no Conv1d": (ValueError, r"Sequential holds no nn\.Conv1d", {"model": nn.Sequential()}),
     "both": (ValueError, "max_density decides where", {"example_input": X, "max_density": 0.5}),
     "both too": (ValueError, "max_density decides where", {"layers": ["0"], "max_density": 0.5}),
+    "unpruned": (ValueError, "pass example_input, and leave layers out", {"unpruned": True}),
+    "unpruned too": (
+        ValueError,
+        "pass example_input, and leave layers out",
+        {"unpruned": True, "example_input": X, "layers": ["0"]},
+    ),
+    "unpruned type": (TypeError, "True or False, but got 1", {"unpruned": 1, "example_input": X}),
     "density": (ValueError, r"must lie in \[0, 1\], but got 2", {"max_density": 2.0}),
     "density type": (TypeError, "max_density", {"max_density": "all"}),
     "one name": (TypeError, "use a list", {"layers": "0"}),

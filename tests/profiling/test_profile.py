@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fake_clock import PEAK, fake_clock
 from layers import OPTIONS
 from nested import X, nested
@@ -155,6 +156,25 @@ def test_dense_is_the_same_function(
     assert len(results) == 3
     for found in results:
         torch.testing.assert_close(found, results[0])
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 2, (2,), (1, 1)])
+def test_dense_is_called_as_the_layer_would_be(
+    padding: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an even kernel, "same" is another call than padding before, and takes other time."""
+    layer = SparseConv1d(4, 6, 4, padding=padding, density=0.5)
+    seen: list[Any] = []
+    real = F.conv1d
+    monkeypatch.setattr(F, "conv1d", lambda x, *rest: seen.append((x, *rest[2:])) or real(x, *rest))
+    x = torch.randn(2, 4, 30)
+    weight, convolve = stopwatch.ways_to_compute(layer)["dense"]
+    convolve(x, weight, layer.bias)
+    layer.to_dense()(x)
+    (given, stride, inside, *others), (other, *usual) = seen
+    assert given is other is x
+    inside = (inside,) if isinstance(inside, int) else inside
+    assert [stride, inside, *others] == usual
 
 
 def test_where_fft_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
