@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import classifiers, readme
+from benchmarks import classifiers, readme, unpruned
 from benchmarks.edge import measure as edge_rows
 from benchmarks.edge import report as edge_report
 from benchmarks.paper import published_networks, report
@@ -36,6 +36,7 @@ def write_all(folder: Path) -> None:
         "saved": lambda: figure(pictures[0], captions["saved"]),
         "dense_wins": lambda: tables.faster_baselines(bench["rows"]).markdown(),
         "published_networks": networks,
+        "unpruned": unpruned.section,
         "edge": lambda: edge_report.section(edge_rows.rows_of(), folder / "edge.png"),
         "random_kernels": lambda: random_kernels(folder),
         "random_kernels_zen4": kernels_elsewhere,
