@@ -29,7 +29,12 @@ RESULTS = Path(__file__).parents[1] / "results"
 # The rows of each plan that the documentation shows.
 RECORDED = {
     plan: RESULTS / folder / ROWS_NAME
-    for plan, folder in (("full", "paper"), ("pocket", "pocket"), ("filters", "filters"))
+    for plan, folder in (
+        ("full", "paper"),
+        ("pocket", "pocket"),
+        ("filters", "filters"),
+        ("silence", "silence"),
+    )
 }
 OWN = ("DSN", "ResNet", "InceptionTime", "OS-CNN", "LITE", "masked dense")
 
@@ -202,6 +207,16 @@ FILTERS = (
         "bootstrap interval, and Wilcoxon's signed-rank test with Holm's correction.",
         tables.smaller_networks,
         figures.pareto,
+    ),
+    Part(
+        "silenced",
+        "What DSP removes, by steps of training",
+        "Training with the loss that silences filters, by its number of steps: filters whose "
+        "activation stayed below the threshold go at once, and what is left is tuned for a quarter "
+        "of the epochs. Means over seeds, percent. Published means over UCR 128: LITETime 58 % "
+        "smaller, InceptionTime 75 % (Abdullayev et al. 2026), after 1500 epochs of mostly larger "
+        "sets.",
+        tables.silenced,
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, geometric_mean, stdev
 
@@ -17,6 +18,7 @@ from benchmarks.paper.comparison import (
 )
 from benchmarks.paper.networks import ROCKETS
 from sparseconv.measure.table import Table, with_thousands
+from sparseconv.training.recipe import Recipe
 
 NONE = "-"
 # The paper's wins, ties and losses of DSN over all 85 sets.
@@ -344,15 +346,38 @@ def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str
 
     Of the same data set and seed.
     """
-    pairs = [
-        (row, other)
-        for row in timed
-        for other in whole.get(row["dataset"], ())
-        if other["seed"] == row["seed"] and "forward_ms" in other
-    ]
-    if not pairs:
+    pairs = [pair for row in timed for pair in _pairs([row], whole.get(row["dataset"], ()))]
+    if not all("forward_ms" in other for _, other in pairs) or not pairs:
         return NONE
     return " / ".join(
         f"{geometric_mean([other[key] / row[key] for row, other in pairs]):.2f}"
         for key in ("macs", "forward_ms", "step_ms")
     )
+
+
+def _pairs(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Those of one seed."""
+    return [(row, other) for row in rows for other in others if other["seed"] == row["seed"]]
+
+
+def silenced(runs: Runs) -> Table:
+    """What DSP removed of networks that were trained to silence filters, by steps of training."""
+    found = []
+    for name in runs.names():
+        for dataset, held in runs.rows(f"{name}, DSP").items():
+            first, whole = held[0], runs.rows(name)[dataset]
+            recipe = Recipe(**first["options"]["recipe"])
+            batches = math.ceil(first["n_train"] / recipe.batch_size_for(first["n_train"]))
+            steps = first["epochs"] * batches
+            left = fmean(row["params"] / other["params"] for row, other in _pairs(held, whole))
+            cells = (
+                name, dataset, str(first["n_train"]), with_thousands(steps),
+                f"{100 * (1 - left):.0f}",
+                *(_percent(100 * fmean(row[key] for row in rows))
+                  for rows, key in ((whole, "accuracy"), (held, "at_once"), (held, "accuracy"))),
+            )  # fmt: skip
+            found.append(((name, steps, dataset), cells))
+    header = (
+        "run", "data set", "series", "steps", "smaller by %", "accuracy before", "at once", "tuned",
+    )  # fmt: skip
+    return Table(header, [cells for _, cells in sorted(found)], text_columns=2)

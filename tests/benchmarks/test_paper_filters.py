@@ -53,6 +53,7 @@ silence = 1e-4
 pruning = [
     {name = "equivalent", criterion = "jacobian", ratio = 0.5, steps = 2, equivalent = true},
     {name = "joint SVD", factorize = "left", compression = 1.2},
+    {name = "DSP", criterion = "dsp"},
     {name = "DSP, retrained", criterion = "dsp", retrain = true},
     {name = "DSP, sparse", criterion = "dsp", sparsity = 0.8},
     {name = "L2", criterion = "l2", ratio = 0.3},
@@ -94,7 +95,7 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_variant_is_a_row(out: Path) -> None:
     rows = {row["run"]: row for row in expanded(read_rows(out / ROWS_NAME))}
-    assert len(rows) == 3 + 3 + 6
+    assert len(rows) == 3 + 3 + 7
     whole = rows["LITE"]
     assert rows["LITE, unpruned, tuned"]["params"] == whole["params"]
     for name, row in rows.items():
@@ -167,7 +168,7 @@ def test_times_and_tables(out: Path, tmp_path: Path) -> None:
     assert main(["time", str(copied)]) == 0  # nothing is measured twice
     (line,) = read_times(copied / TIMES_NAME)
     assert len((copied / TIMES_NAME).read_text().splitlines()) == 1
-    assert len(line["times"]) == 3 + 3 + 6
+    assert len(line["times"]) == 3 + 3 + 7
     assert all(found["forward_ms"] > 0 and found["step_ms"] > 0 for found in line["times"].values())
     rows = list(expanded(read_rows(copied / ROWS_NAME), read_times(copied / TIMES_NAME)))
     table = {cells[0]: cells for cells in tables.smaller_networks(Runs(rows)).rows}
@@ -180,6 +181,9 @@ def test_times_and_tables(out: Path, tmp_path: Path) -> None:
     assert table["LITE, WHC"][8] != "-"
     assert table["DSN"][8] == "-"
     assert (copied / "report" / "smaller-networks.png").exists()
+    (silent,) = tables.silenced(Runs(rows)).rows
+    assert silent[:4] == ("InceptionTime", "GunPoint", "14", "28")  # 4 epochs, pairs
+    assert 0 <= float(silent[4]) < 100
     assert "Networks made smaller" in (copied / "report" / "report.html").read_text()
 
 
