@@ -158,12 +158,10 @@ def test_data_loader(method: str, workers: int) -> None:
 @pytest.mark.promise("P8")
 @pytest.mark.tool("os.fork after use", "works", "a forked child computes on one thread")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(
-    "case",
-    ["conv", "replicated half", "many half weights", "chain", "plan", "features", "peak"],
-)
-def test_a_forked_child_computes(case: str) -> None:
+def test_a_forked_child_computes() -> None:
     # Threads that the runner of the tests restricts itself to are not this test's.
-    found = run_child("forked", case, environment={"OMP_NUM_THREADS": "2"})
+    found = run_child("forked", environment={"OMP_NUM_THREADS": "2"})
     assert found["threads"] > 1, "the kernels have not used a second thread"
-    assert found["child"] == 0, "the child ended by alarm (-14), or computed something else (1)"
+    assert len(found["ended"]) > 5
+    bad = {name: code for name, code in found["ended"].items() if code}
+    assert not bad, "ended by alarm (-14), or computed something else (1)"
