@@ -269,6 +269,38 @@ def test_only_what_is_asked_for_is_computed(asked: str) -> None:
     assert alone.equal(tensors[asked].grad)
 
 
+SUMMED = 64 + 8  # samples that are added in float32 before double goes on, and across the lanes
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize(("n", "length"), [(4, 3000), (1, 5000), (33, 700)])
+def test_statistics_of_samples_far_from_zero(n: int, length: int, isas: Any) -> None:
+    """The mean to its last bits, and the variance as if it had been subtracted exactly."""
+    torch.manual_seed(0)
+    x = 1000 + torch.randn(n, 3, length)
+    exact = x.double().transpose(0, 1).flatten(1)
+    for isa in isas():
+        mean, var = torch.zeros(3), torch.zeros(3)
+        assert Chain()(x, [NormRelu(None, None, mean, var, 1.0, 1e-5)]) is not None
+        unit = torch.finfo(torch.float32).eps
+        torch.testing.assert_close(mean.double(), exact.mean(1), rtol=unit, atol=0, msg=isa)
+        torch.testing.assert_close(var.double(), exact.var(1), rtol=SUMMED * unit, atol=0, msg=isa)
+
+
+@pytest.mark.promise("P1")
+def test_statistics_of_sums_that_leave_the_range(isas: Any) -> None:
+    torch.manual_seed(0)
+    x = 2e38 + 1e37 * torch.randn(3, 2, 100)
+    assert x.sum().isinf()
+    exact = x.double() - x.double().mean((0, 2), keepdim=True)
+    wanted = F.relu(exact / exact.square().mean((0, 2), keepdim=True).sqrt()).float()
+    for isa in isas():
+        y = Chain()(x, [NormRelu(None, None, None, None, 0.0, 1e-5)])
+        # The mean may be off by its last bit, which is a hundred thousandth of the deviation.
+        unit = 2e38 * torch.finfo(torch.float32).eps / 1e37
+        torch.testing.assert_close(y, wanted, rtol=SUMMED * 2**-23, atol=2 * unit, msg=isa)
+
+
 def test_running_statistics_are_those_of_torch() -> None:
     torch.manual_seed(0)
     x, (mean, var) = torch.randn(5, 3, 11, dtype=torch.float64), torch.rand(2, 3).double().unbind()
