@@ -58,7 +58,7 @@ def test_each_job_once(
 @pytest.mark.promise("P9")
 def test_killed_at_random_instants(tmp_path: Path, archive: Path, campaign: Any) -> None:
     plan = tmp_path / "plan.toml"
-    plan.write_text(PLAN.replace("epochs = 12", "epochs = 150"))
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 90"))
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     begin = time.monotonic()
     assert main(command(plan, archive, calm)) == 0

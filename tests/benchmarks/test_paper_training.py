@@ -143,7 +143,7 @@ perform(Job(*json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))
 
 def test_a_beginning_of_something_else(archive: Path, tmp_path: Path) -> None:
     source = open_archive(archive).sources["Long"]
-    options = {"weights": "masked dense", "recipe": {"epochs": 200}}
+    options = {"weights": "masked dense", "recipe": {"epochs": 100}}
     job = job_with(**options, network={"nf": 3, "depth": 2})
     other = job_with(**options, network={"nf": 3, "depth": 2, "sparsity": 0.5})
     half_trained(other, source, tmp_path / "other options")
