@@ -68,17 +68,22 @@ void check_lengths(const Geometry& g, int64_t length) {
 }
 
 // Fake tensors, zeros that are only noted and storages cut short have sizes, and nothing to read.
+// What a subclass does beside is its own affair.
 void check_memory(const Tensor& x, const char* name) {
-  int64_t reach = x.storage_offset() + 1;
-  for (int64_t i = 0; i < x.dim(); ++i) {
-    reach += (x.size(i) - 1) * x.stride(i);
-  }
-  TORCH_CHECK_VALUE(
-      x.numel() == 0 || (x.has_storage() && !x._is_zerotensor() &&
-                         !x.unsafeGetTensorImpl()->is_python_dispatch() &&
-                         x.storage().nbytes() >= static_cast<size_t>(reach) * x.element_size()),
-      "expected ", name, " to have memory for its ", x.sizes(),
-      " elements, but it is a fake tensor or its storage was cut short");
+  const auto readable = [&x] {
+    if (!x.has_storage()) {
+      return false;
+    }
+    int64_t reach = x.storage_offset() + 1;
+    for (int64_t i = 0; i < x.dim(); ++i) {
+      reach += (x.size(i) - 1) * x.stride(i);
+    }
+    c10::StorageImpl& storage = *x.storage().unsafeGetStorageImpl();
+    return storage._mutable_data_ptr_no_checks().get() != nullptr &&  // data() of fake ones throws
+           storage.nbytes() >= static_cast<size_t>(reach) * x.element_size();
+  };
+  TORCH_CHECK_VALUE(x.numel() == 0 || readable(), "expected ", name, " to have memory for its ",
+                    x.sizes(), " elements, but it is a fake tensor or its storage was cut short");
 }
 
 void check_signal(const Tensor& x, const char* name, at::DeviceType device) {

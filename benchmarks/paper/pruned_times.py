@@ -32,8 +32,10 @@ def measure(rows: Sequence[dict[str, Any]], path: Path, reference: str = "Incept
     """
     done = {(line["dataset"], line["seed"], len(line["times"])) for line in read_times(path)}
     added = 0
-    first = min((row["seed"] for row in rows), default=0)
-    for dataset, seed in sorted({(row["dataset"], first) for row in rows}):
+    first: dict[str, int] = {}
+    for row in rows:
+        first[row["dataset"]] = min(row["seed"], first.get(row["dataset"], row["seed"]))
+    for dataset, seed in sorted(first.items()):
         held = [row for row in rows if (row["dataset"], row["seed"]) == (dataset, seed)]
         models: dict[str, nn.Module] = {}
         for row in held:

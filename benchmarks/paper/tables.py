@@ -307,10 +307,16 @@ def smaller_networks(runs: Runs) -> Table:
         ):
             found[name] = result
     corrected = dict(zip(found, holm([result.p for result in found.values()]), strict=True))
+    # Times of the sets of which every run has some.
+    together = [
+        dataset
+        for dataset in common
+        if all(any("forward_ms" in row for row in runs.rows(name)[dataset]) for name in names)
+    ]
     rows = []
     for name in names:
         held = [row for dataset in common for row in runs.rows(name)[dataset]]
-        timed = [row for row in held if "forward_ms" in row]
+        timed = [row for row in held if "forward_ms" in row and row["dataset"] in together]
         result = found.get(name)
         rows.append(
             (
@@ -350,7 +356,7 @@ def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str
     if not all("forward_ms" in other for _, other in pairs) or not pairs:
         return NONE
     return " / ".join(
-        f"{geometric_mean([other[key] / row[key] for row, other in pairs]):.2f}"
+        f"{geometric_mean([other[key] / row[key] for row, other in pairs]):.1f}"
         for key in ("macs", "forward_ms", "step_ms")
     )
 
@@ -366,6 +372,8 @@ def silenced(runs: Runs) -> Table:
     for name in runs.names():
         for dataset, held in runs.rows(f"{name}, DSP").items():
             first, whole = held[0], runs.rows(name)[dataset]
+            if not first["options"]["silence"]:
+                continue
             recipe = Recipe(**first["options"]["recipe"])
             batches = math.ceil(first["n_train"] / recipe.batch_size_for(first["n_train"]))
             steps = first["epochs"] * batches

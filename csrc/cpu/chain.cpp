@@ -140,8 +140,16 @@ void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& p
 void Chain::check_kept(const std::vector<Tensor>& kept,
                        const Tensors& parameters,
                        const Tensor& grad) const {
-  int64_t channels = kept.at(0).size(0);
-  check_parameters(kept[0], channels, parameters);
+  const Tensor& input = kept.at(0);
+  const LaneOrder order = lane_order(grad.size(0), grad.size(2), lanes_of(grad));
+  const std::array<int64_t, 3> lanes = {order.groups, order.rows, order.lanes};
+  check_same_type(input, grad, "grad_output");
+  TORCH_CHECK_VALUE(
+      input.sizes().slice(1) == at::IntArrayRef(lanes),
+      "expected grad_output of as many series and samples as the output has, but got ",
+      grad.sizes());
+  int64_t channels = input.size(0);
+  check_parameters(input, channels, parameters);
   size_t next = 0;
   for (size_t i = 0; i < stages_.size(); ++i) {
     TORCH_CHECK_VALUE(kept[next].size(0) == channels, "expected stage ", i, " to take ",
@@ -153,8 +161,8 @@ void Chain::check_kept(const std::vector<Tensor>& kept,
                                                : parameters[2 * i]->size(0);
     }
   }
-  TORCH_CHECK_VALUE(grad.size(1) == channels, "expected parameters of ", grad.size(1),
-                    " output channels, as they were in the forward pass, but got ", channels);
+  TORCH_CHECK_VALUE(grad.size(1) == channels, "expected grad_output of ", channels,
+                    " channels, as the parameters give now, but got ", grad.sizes());
 }
 
 Chain::Result Chain::forward(const Tensor& x,

@@ -58,8 +58,8 @@ class Chain {
  private:
   // Of tensors like x; the first stage takes so many channels.
   void check_parameters(const at::Tensor& x, int64_t channels, const Tensors& parameters) const;
-  // Whether the parameters, whose data may have been replaced since, fit what `forward` kept and
-  // the gradient of what it gave.
+  // Whether the gradient, which anybody may call a node with, and the parameters, whose data may
+  // have been replaced since, fit what `forward` kept.
   void check_kept(const std::vector<at::Tensor>& kept,
                   const Tensors& parameters,
                   const at::Tensor& grad) const;

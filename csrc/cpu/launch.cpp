@@ -2,9 +2,15 @@
 
 #include <pthread.h>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <stdexcept>
 
 #include "../checks.h"
@@ -49,8 +55,13 @@ Scratch& scratch_of_thread() {
 
 std::atomic<bool> forked{false};
 
+std::mutex counting;  // a thread of a child asks torch for the first time, which sets up a pool
+
 // Registered when the library is loaded, before any fork that could matter.
-[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] {
+  forked = true;
+  new (&counting) std::mutex;  // of a child of a child: nobody is left who could unlock it
+});
 
 }  // namespace
 
@@ -63,16 +74,30 @@ int64_t lanes_of(const Tensor& x) {
   return kRowBytes / static_cast<int64_t>(at::elementSize(acc_type(x)));
 }
 
+namespace {
+
+// In OpenMP of the calling thread alone; at::set_num_threads is of the whole process.
+void set_threads(int threads) {
+#if defined(_OPENMP)
+  omp_set_num_threads(threads);
+#else
+  at::set_num_threads(threads);
+#endif
+}
+
+}  // namespace
+
 ForkGuard::ForkGuard() {
   if (forked.load(std::memory_order_relaxed)) {
+    const std::lock_guard<std::mutex> lock(counting);
     threads_ = at::get_num_threads();
-    at::set_num_threads(1);
+    set_threads(1);
   }
 }
 
 ForkGuard::~ForkGuard() {
   if (threads_ > 0) {
-    at::set_num_threads(threads_);
+    set_threads(threads_);
   }
 }
 

@@ -23,9 +23,9 @@ int64_t lanes_of(const at::Tensor& x);
 void* thread_scratch(int64_t bytes);
 void release_large_scratch();
 
-// While it lives, a forked child computes on one thread, by torch's own loops as well as by these:
-// the OpenMP that most builds of torch have waits there for the parent's threads, which do not
-// exist. Whatever computes begins with one.
+// While it lives, a call in a forked child computes on one thread, in torch's own loops as well as
+// in these: the OpenMP that most builds of torch have waits there for the parent's threads, which
+// do not exist. Every computation of this library begins with one.
 class ForkGuard {
  public:
   ForkGuard();
@@ -34,7 +34,7 @@ class ForkGuard {
   ForkGuard& operator=(const ForkGuard&) = delete;
 
  private:
-  int threads_ = 0;  // torch's number of them, to be restored; 0: nothing was changed
+  int threads_ = 0;  // this thread's number of them, to be restored; 0: nothing was changed
 };
 
 // The kernels in use; ValueError if SPARSECONV_CPU_ISA names others than this CPU can run.

@@ -53,7 +53,7 @@ class ConversionReport(Measured):
         else:
             lines += [
                 "no layer was measured: with an example_input, times decide about every layer that "
-                "has zeros or a mask"
+                "has zeros or a mask, and with unpruned=True about the others too"
             ]
         return "\n".join(lines)
 

@@ -240,7 +240,7 @@ def _measure_models(
         except AttributeError as error:
             raise ValueError(
                 f"the converted model fails on example_input: {error}; if the model's own code "
-                "uses a layer's weight, name the other layers in layers=[...]"
+                "uses a layer's weight, name the other layers in layers=[...], without unpruned"
             ) from error
         times = stopwatch.time(passes)
     return {which: Compared.of(times, which) for which in passes["after"]}

@@ -258,9 +258,12 @@ def time_layer(
 
     Returns its record, and its sparse passes to be timed again beside the model. ``peak``: GFLOP/s.
     """
+    ways = ways_to_compute(layer)
+    if not all(call.input.numel() for call in calls):
+        ways.pop("fft", None)  # torch.fft takes nothing empty
     passes = {
         way: in_sequence([(c.count, _layer_passes(layer, c, *how, stopwatch)) for c in calls])
-        for way, how in ways_to_compute(layer).items()
+        for way, how in ways.items()
     }
     times = stopwatch.time(passes)
     pattern, first = layer.pattern, calls[0]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from sparseconv.core.geometry import Geometry
 from sparseconv.functional.chain import Chain, Conv, Pointwise
 from sparseconv.ops.backends import extension
 
+THREADS = 2
 LENGTH = 4_000  # large enough for torch's own loops to share the work out as well
 
 
@@ -92,6 +95,26 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
     }
 
 
+def threads_of_others() -> int:
+    """What a thread that begins now finds: the child's setting stays what it was."""
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def in_threads(compute: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
+    """The same from five Python threads at once, ten times each."""
+
+    def together() -> list[Tensor]:
+        with ThreadPoolExecutor(5) as pool:
+            futures = [pool.submit(compute) for _ in range(50)]
+            return [y for future in futures for y in future.result()]
+
+    return together
+
+
 def ended(compute: Callable[[], list[Tensor]]) -> int:
     """How a forked child ends that computes the same: 0, or 1 for other bits, or by its alarm."""
     expected = compute()
@@ -101,14 +124,14 @@ def ended(compute: Callable[[], list[Tensor]]) -> int:
         # By bytes: torch's own comparison may wait.
         pairs = zip(compute(), expected, strict=True)
         same = all(bytes_of(a) == bytes_of(b) for a, b in pairs)
-        kept = torch.get_num_threads() == 2  # is the child's own setting still
-        os._exit(0 if same and kept else 1)
+        os._exit(0 if same and threads_of_others() == THREADS else 1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def main() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     found = {name: ended(compute) for name, compute in cases().items()}
+    found["conv in five threads"] = ended(in_threads(cases()["conv"]))
     print(json.dumps({"ended": found, "threads": len(os.listdir("/proc/self/task"))}))
 
 

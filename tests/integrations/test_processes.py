@@ -156,7 +156,10 @@ def test_data_loader(method: str, workers: int) -> None:
 
 
 @pytest.mark.promise("P8")
-@pytest.mark.tool("os.fork after use", "works", "a forked child computes on one thread")
+@pytest.mark.tool(
+    "os.fork after use", "works", "convolutions, chains and features are computed on one thread "
+    "(torch's own operations around them may wait: call `torch.set_num_threads(1)` in the child)",
+)  # fmt: skip
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 def test_a_forked_child_computes() -> None:
     # Threads that the runner of the tests restricts itself to are not this test's.

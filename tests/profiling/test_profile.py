@@ -189,6 +189,12 @@ def test_where_fft_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fft" not in str(profile(sparse, X, backward=False))  # not tried
 
 
+def test_no_series_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.fft takes nothing empty."""
+    model = nn.Sequential(SparseConv1d(3, 6, 5, padding=2, density=1.0))
+    assert profile(model, X[:0]).layers[0].forward is not None
+
+
 def test_fft_is_tried_wherever_it_was_the_fastest() -> None:
     rows = document.read(readme.RESULTS / "bench.json")["rows"]
     ffts = [row for row in tables.lost(rows) if "fft" in (document.best_baseline(row) or "")]
