@@ -203,8 +203,8 @@ FILTERS = (
         "set's networks of one seed. Times less: multiply-adds / prediction / step of the "
         "network before the first comma of the name, by those of this one, over the sets that were "
         "timed; what rows of the same network differ by is noise. Against the network that was not "
-        "pruned but tuned as long: wins, ties and losses over the sets, the mean difference with its "
-        "95 % bootstrap interval, and Wilcoxon's signed-rank test with Holm's correction.",
+        "pruned but tuned as long: wins, ties and losses over the sets, the mean difference with "
+        "its 95 % bootstrap interval, and Wilcoxon's signed-rank test with Holm's correction.",
         tables.smaller_networks,
         figures.pareto,
     ),
