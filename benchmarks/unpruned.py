@@ -44,7 +44,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def measure(path: Path, rounds: int = ROUNDS) -> None:
+def measure(path: Path) -> None:
     """Convert and time what the file does not hold yet."""
     done = {(row["network"], row["n_timepoints"], row["threads"]) for row in read_lines(path)}
     for name, length, count in tqdm(list(product(NETWORKS, LENGTHS, THREADS))):
@@ -53,17 +53,17 @@ def measure(path: Path, rounds: int = ROUNDS) -> None:
         torch.manual_seed(0)
         model, x = NETWORKS[name](), torch.randn(BATCH, 1, length)
         with threads(count):
-            training = _compared(model.train(), x, "step", rounds)
-            inference = _compared(model.eval(), x, "forward", rounds)
+            training = _compared(model.train(), x, "step")
+            inference = _compared(model.eval(), x, "forward")
         row = {"network": name, "n_timepoints": length, "batch": BATCH, "threads": count}
         row |= {"training": training, "inference": inference, "machine": measurement_context()}
         add_line(path, row)
 
 
-def _compared(model: nn.Module, x: torch.Tensor, which: str, rounds: int) -> dict[str, Any]:
+def _compared(model: nn.Module, x: torch.Tensor, which: str) -> dict[str, Any]:
     """Which layers are on these kernels now, and how many times faster a pass is."""
     converted, report = sc.convert(
-        model, example_input=x, unpruned=True, backward=which == "step", rounds=rounds
+        model, example_input=x, unpruned=True, backward=which == "step", rounds=ROUNDS
     )
     with torch.no_grad():  # no time is written down for something else
         torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)

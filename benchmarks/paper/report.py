@@ -29,11 +29,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 # The rows of each plan that the documentation shows.
 RECORDED = {
     plan: RESULTS / folder / ROWS_NAME
-    for plan, folder in (
-        ("full", "paper"),
-        ("pocket", "pocket"),
-        ("filters", "filters"),
-    )
+    for plan, folder in (("full", "paper"), ("pocket", "pocket"), ("filters", "filters"))
 }
 OWN = ("DSN", "ResNet", "InceptionTime", "OS-CNN", "LITE", "masked dense")
 

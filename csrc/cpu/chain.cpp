@@ -139,9 +139,9 @@ void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& p
 
 void Chain::check_kept(const std::vector<Tensor>& kept,
                        const Tensors& parameters,
-                       const Tensor& grad) const {
+                       const Tensor& grad,
+                       const LaneOrder& order) const {
   const Tensor& input = kept.at(0);
-  const LaneOrder order = lane_order(grad.size(0), grad.size(2), lanes_of(grad));
   const std::array<int64_t, 3> lanes = {order.groups, order.rows, order.lanes};
   check_same_type(input, grad, "grad_output");
   TORCH_CHECK_VALUE(
@@ -233,7 +233,7 @@ Chain::Tensors Chain::backward(const Tensor& grad,
   const at::AutoDispatchBelowADInplaceOrView below;
   check_signal(grad, "grad_output");
   const LaneOrder order = lane_order(grad.size(0), grad.size(2), lanes_of(grad));
-  check_kept(kept, parameters, grad);
+  check_kept(kept, parameters, grad, order);
   Tensors found(1 + parameters.size());
   // The first of x and the parameters that needs a gradient: nothing is computed before it.
   size_t until = 0;

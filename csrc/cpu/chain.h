@@ -62,7 +62,8 @@ class Chain {
   // have been replaced since, fit what `forward` kept.
   void check_kept(const std::vector<at::Tensor>& kept,
                   const Tensors& parameters,
-                  const at::Tensor& grad) const;
+                  const at::Tensor& grad,
+                  const LaneOrder& order) const;
   std::vector<Stage> stages_;
 };
 
