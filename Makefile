@@ -16,7 +16,7 @@ demo: $(VENV)/.built  ## train DSN on GunPoint with sparse kernels and write dem
 	$(PY) -m benchmarks.demo --out demo
 
 test: $(VENV)/.built  ## run the whole test suite
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 15
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15
 
 install-matrix: $(VENV)/.built  ## build and run with several Pythons, torches and (emulated) processors
 	$(CAMPAIGN) tests/packaging/test_packaging.py tests/packaging/test_install_matrix.py
@@ -32,7 +32,7 @@ cuda-check: $(VENV)/.built  ## emulate the CUDA kernels and interpret Triton's; 
 	$(CAMPAIGN) tests/kernels/cuda tests/kernels/triton
 
 nightly: $(VENV)/.built  ## the whole suite with what takes long, and 2 % of the campaigns' cases
-	$(PY) -m pytest --campaign --share 0.02 -n auto --maxprocesses 4 --dist loadfile \
+	$(PY) -m pytest --campaign --share 0.02 -n auto --maxprocesses 4 --dist worksteal \
 	    --ignore tests/packaging/test_install_matrix.py
 
 bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour), README and its picture

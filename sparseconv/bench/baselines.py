@@ -45,18 +45,27 @@ def _unpad(grad: Tensor, geometry: Geometry, length: int) -> Tensor:
     return inner
 
 
-def conv1d(problem: Problem) -> Calls:
-    """``F.conv1d`` and its two gradients, each alone."""
-    return _dense(problem, F.conv1d, lambda t: t, lambda t: t)
+def conv1d(problem: Problem, *, padded: bool = False) -> Calls:
+    """``F.conv1d`` and its two gradients, each alone.
+
+    ``padded`` gives it zeros by ``F.pad`` instead of by its argument, which is faster where kernels
+    are long. There are no such calls where every call pads so, nor for ``wgrad``, which does not
+    gain.
+    """
+    return _dense(problem, F.conv1d, lambda t: t, lambda t: t, padded)
 
 
-def conv2d_channels_last(problem: Problem) -> Calls:
-    """``F.conv2d`` of height 1 on channels-last memory, into which everything was converted."""
+def conv2d_channels_last(problem: Problem, *, padded: bool = False) -> Calls:
+    """``F.conv2d`` of height 1 on channels-last memory, into which everything was converted.
+
+    ``padded`` as for ``conv1d``.
+    """
     return _dense(
         problem,
         F.conv2d,
         lambda t: t.unsqueeze(2).contiguous(memory_format=torch.channels_last),
         lambda t: t.squeeze(2),
+        padded,
     )
 
 
@@ -65,11 +74,15 @@ def _dense(
     convolve: Callable[..., Tensor],
     convert: Callable[[Tensor], Tensor],
     back: Callable[[Tensor], Tensor],
+    pads_before: bool,
 ) -> Calls:
     x, values, grad, pattern, geometry = problem
     image, weight, g = (convert(t) for t in (x, dense_weight(values, pattern), grad))
-    fits = len(set(geometry.padding)) == 1 and geometry.padding_mode == "zeros"
-    inside = geometry.padding[0] if fits else 0  # one call pads by itself
+    zeros = len(set(geometry.padding)) == 1 and geometry.padding_mode == "zeros"
+    if pads_before and not (zeros and any(geometry.padding)):
+        return {}
+    fits = zeros and not pads_before  # one call pads by itself
+    inside = geometry.padding[0] if fits else 0
 
     def spatial(size: int, height: int) -> list[int]:
         return [size] if image.dim() == 3 else [height, size]
@@ -93,11 +106,11 @@ def _dense(
         found = backward(0, shaped)
         return found if fits else _unpad(found, geometry, x.shape[2])
 
-    return {
+    calls: Calls = {
         "fprop": lambda: back(convolve(padded(), weight, None, *sizes, geometry.groups)),
         "dgrad": dgrad,
-        "wgrad": lambda: backward(1, padded()),
     }
+    return calls if pads_before else calls | {"wgrad": lambda: backward(1, padded())}
 
 
 def im2col_csr(problem: Problem) -> Calls:
@@ -215,7 +228,9 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
 
 BASELINES: dict[str, Callable[[Problem], Calls]] = {
     "conv1d": conv1d,
+    "conv1d_padded": partial(conv1d, padded=True),
     "conv2d_channels_last": conv2d_channels_last,
+    "conv2d_channels_last_padded": partial(conv2d_channels_last, padded=True),
     "im2col_csr": im2col_csr,
     "fft": fft,
     "fft_prepared": partial(fft, prepared=True),

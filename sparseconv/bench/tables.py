@@ -48,9 +48,13 @@ def three_digits(value: float) -> str:
 
 def spelled(baseline: str) -> str:
     """A baseline's name in a text: ``fft, prepared`` has the weights' spectrum prepared."""
-    return {"conv1d": "F.conv1d", "fft_prepared": "fft, prepared"}.get(
-        baseline, baseline.replace("_", " ")
-    )
+    names = {
+        "conv1d": "F.conv1d",
+        "conv1d_padded": "F.conv1d, padded",
+        "conv2d_channels_last_padded": "conv2d channels last, padded",
+        "fft_prepared": "fft, prepared",
+    }
+    return names.get(baseline, baseline.replace("_", " "))
 
 
 def _fact(key: str) -> Column:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_plan import PLAN, write_set
+from small_plan import PLAN, write_archive
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     folder = tmp_path / "archive"
-    write_set(folder / "ucr" / "Short.npz", 12)
-    write_set(folder / "Long.npz", 30, channels=2)
+    write_archive(folder)
     return folder
 
 

@@ -1,10 +1,7 @@
-"""The sweep of `make paper`: every job once, whatever happens meanwhile."""
+"""The sweep of `make paper`: every job once, and what it refuses."""
 
 from __future__ import annotations
 
-import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -19,8 +16,8 @@ from benchmarks.paper import sweep as sweeping
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.job import perform
-from benchmarks.paper.plan import DEFAULTS, Job, read_plan
-from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, sweep
+from benchmarks.paper.plan import DEFAULTS, Job
+from benchmarks.paper.sweep import ROWS_NAME, local_pool, read_rows, sweep
 
 
 def test_each_job_once(
@@ -53,116 +50,6 @@ def test_each_job_once(
     before = (out / ROWS_NAME).read_bytes()
     assert main(command(plan, archive, out)) == 0
     assert (out / ROWS_NAME).read_bytes() == before, "nothing was left to do"
-
-
-@pytest.mark.promise("P9")
-def test_killed_at_random_instants(tmp_path: Path, archive: Path, campaign: Any) -> None:
-    plan = tmp_path / "plan.toml"
-    plan.write_text(PLAN.replace("epochs = 12", "epochs = 90"))
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    begin = time.monotonic()
-    assert main(command(plan, archive, calm)) == 0
-    whole = time.monotonic() - begin
-    chance = random.Random(0)
-    words = [sys.executable, "-m", "benchmarks.paper", *command(plan, archive, rough)]
-    for _ in range(campaign(2, 10)):
-        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.2, 1.0) * whole)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    rows = rough / ROWS_NAME
-    rough.mkdir(exist_ok=True)
-    with rows.open("a") as file:
-        file.write('{"run": "small", "da')  # as a kill while writing leaves it
-    assert main(command(plan, archive, rough)) == 0
-    assert facts(rough) == facts(calm)
-
-
-def test_a_killed_worker_costs_nothing(tmp_path: Path, archive: Path, plan: Path) -> None:
-    plan.write_text(PLAN.replace("epochs = 12", "epochs = 60"))
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    opened = open_archive(archive)
-    jobs = read_plan(plan, opened)
-    assert sweep(jobs, opened, calm, local_pool(2)) == {}
-    killing = Killer(rough)
-    assert sweep(jobs, opened, rough, killing.pool) == {}
-    assert killing.pids
-    assert facts(rough) == facts(calm)
-
-
-class Killer:
-    """A local pool, the first worker of which is killed while its job runs."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.pids: list[int] = []
-
-    def pool(self) -> Any:
-        import threading
-        from contextlib import contextmanager
-
-        @contextmanager
-        def opened() -> Any:
-            with local_pool(2)() as executor:
-                if not self.pids:
-                    threading.Thread(target=self.kill, args=(executor,)).start()
-                yield executor
-
-        return opened()
-
-    def kill(self, executor: Any) -> None:
-        while not list(self.out.glob("running/*/checkpoint.pt")):
-            time.sleep(0.01)
-        self.pids.append(min(executor._processes))
-        os.kill(self.pids[0], signal.SIGKILL)
-
-
-def test_a_job_that_kills_its_process_is_given_up(
-    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "perform", deadly)
-    opened = open_archive(archive)
-    jobs = read_plan(plan, opened)[:1]
-    failed = sweep(jobs, opened, tmp_path / "out", local_pool(1))
-    assert list(failed.values()) == ["its process was killed 4 times"]
-    assert read_rows(tmp_path / "out" / ROWS_NAME) == []
-
-
-def deadly(*_: Any) -> None:
-    time.sleep(1.5)  # longer than the sweep takes to see it running
-    os._exit(9)
-
-
-def test_dask_with_a_killed_worker(tmp_path: Path, archive: Path, plan: Path) -> None:
-    distributed = pytest.importorskip("distributed")
-    plan.write_text(PLAN.replace("epochs = 12", "epochs = 60"))
-    opened = open_archive(archive)
-    jobs = read_plan(plan, opened)
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    assert sweep(jobs, opened, calm, local_pool(2)) == {}
-    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
-    with distributed.LocalCluster(**settings) as cluster:
-        killing = DaskKiller(rough, cluster)
-        failed = sweep(jobs, opened, rough, dask_pool(cluster.scheduler_address))
-        killing.join()
-    assert failed == {}
-    assert facts(rough) == facts(calm)
-
-
-class DaskKiller:
-    def __init__(self, out: Path, cluster: Any) -> None:
-        import threading
-
-        self.out, self.cluster = out, cluster
-        self.thread = threading.Thread(target=self.kill)
-        self.thread.start()
-        self.join = self.thread.join
-
-    def kill(self) -> None:
-        while not list(self.out.glob("running/*/checkpoint.pt")):
-            time.sleep(0.01)
-        nanny = next(iter(self.cluster.workers.values()))
-        os.kill(nanny.pid, signal.SIGKILL)
 
 
 def test_one_broken_file_among_good_ones(
@@ -218,7 +105,7 @@ def test_two_sweeps_in_one_folder(tmp_path: Path, archive: Path, plan: Path) -> 
         process.wait()
 
 
-def test_rows_of_another_plan(
+def test_rows_of_another_plan_or_of_other_data(
     tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -227,6 +114,10 @@ def test_rows_of_another_plan(
     plan.write_text(PLAN.replace("epochs = 12", "epochs = 2"))
     assert main(command(plan, archive, out)) == 2
     assert "recipe {'epochs': 1}, but the plan says {'epochs': 2}" in capsys.readouterr().err
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 1"))
+    write_set(archive / "ucr" / "Short.npz", 13)
+    assert main(command(plan, archive, out)) == 2
+    assert "'n_timepoints': 13" in capsys.readouterr().err
 
 
 def test_networks_that_are_refused(
@@ -248,17 +139,6 @@ def test_rows_that_are_damaged(tmp_path: Path, line: str) -> None:
         read_rows(path)
 
 
-def test_rows_of_other_data(
-    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    plan.write_text(PLAN.replace("epochs = 12", "epochs = 1"))
-    assert main(command(plan, archive, out)) == 0
-    write_set(archive / "ucr" / "Short.npz", 13)
-    assert main(command(plan, archive, out)) == 2
-    assert "'n_timepoints': 13" in capsys.readouterr().err
-
-
 def test_names_that_look_alike(tmp_path: Path) -> None:
     names = ("S = 80 %", "S = 80 _", "S = 80 ?", "x" * 300, "x" * 301)
     jobs = [Job(name, "a", 0, DEFAULTS) for name in names]
@@ -267,21 +147,3 @@ def test_names_that_look_alike(tmp_path: Path) -> None:
     assert len(folders) == len(jobs)
     for folder in folders:
         folder.mkdir(parents=True)
-
-
-def test_neighbours_of_a_killer_are_innocent(
-    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "perform", killer)
-    opened = open_archive(archive)
-    jobs = read_plan(plan, opened)
-    failed = sweep(jobs, opened, tmp_path / "out", local_pool(2))
-    assert list(failed) == ["masked, Short, seed 0"]
-    assert len(read_rows(tmp_path / "out" / ROWS_NAME)) == 4
-
-
-def killer(job: Job, source: str, folder: Path) -> Any:
-    if job.run == "masked":
-        time.sleep(1.2)
-        os._exit(9)
-    return perform(job, source, folder)

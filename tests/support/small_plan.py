@@ -40,6 +40,11 @@ def write_set(path: Path, length: int = 20, channels: int = 1) -> None:
     np.savez(path, X_train=X[:14], y_train=y[:14], X_test=X[14:], y_test=y[14:])
 
 
+def write_archive(folder: Path) -> None:
+    write_set(folder / "ucr" / "Short.npz", 12)
+    write_set(folder / "Long.npz", 30, channels=2)
+
+
 def facts(out: Path) -> list[dict[str, Any]]:
     rows = [
         {key: value for key, value in row.items() if key not in TIMES}

@@ -1,0 +1,150 @@
+"""Sweeps of `make paper` that are killed, and their workers: the same rows as undisturbed ones."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from small_plan import PLAN, ROOT, command, facts, write_archive
+
+from benchmarks.paper import sweep as sweeping
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.archives import Archive, open_archive
+from benchmarks.paper.job import perform
+from benchmarks.paper.plan import Job, read_plan
+from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, sweep
+
+
+class Undisturbed(NamedTuple):
+    """A sweep that nobody killed."""
+
+    plan: Path
+    archive: Path
+    facts: list[dict[str, Any]]
+    seconds: float
+
+    def jobs(self) -> tuple[list[Job], Archive]:
+        opened = open_archive(self.archive)
+        return read_plan(self.plan, opened), opened
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    plan, archive, out = folder / "plan.toml", folder / "archive", folder / "out"
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 60"))
+    write_archive(archive)
+    begin = time.monotonic()
+    assert main(command(plan, archive, out)) == 0
+    return Undisturbed(plan, archive, facts(out), time.monotonic() - begin)
+
+
+@pytest.mark.promise("P9")
+def test_killed_at_random_instants(tmp_path: Path, undisturbed: Undisturbed, campaign: Any) -> None:
+    words = command(undisturbed.plan, undisturbed.archive, tmp_path)
+    chance = random.Random(0)
+    for _ in range(campaign(2, 10)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.paper", *words], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        time.sleep(chance.uniform(0.2, 1.0) * undisturbed.seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with (tmp_path / ROWS_NAME).open("a") as file:
+        file.write('{"run": "small", "da')  # as a kill while writing leaves it
+    assert main(words) == 0
+    assert facts(tmp_path) == undisturbed.facts
+
+
+def test_a_killed_worker_costs_nothing(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    killing = Killer(tmp_path)
+    assert sweep(*undisturbed.jobs(), tmp_path, killing.pool) == {}
+    assert killing.pids
+    assert facts(tmp_path) == undisturbed.facts
+
+
+class Killer:
+    """A local pool, the first worker of which is killed while its job runs."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.pids: list[int] = []
+
+    @contextmanager
+    def pool(self) -> Iterator[Executor]:
+        with local_pool(2)() as executor:
+            if not self.pids:
+                threading.Thread(target=self.kill, args=(executor,)).start()
+            yield executor
+
+    def kill(self, executor: Any) -> None:
+        wait_for_a_checkpoint(self.out)
+        self.pids.append(min(executor._processes))
+        os.kill(self.pids[0], signal.SIGKILL)
+
+
+def wait_for_a_checkpoint(out: Path) -> None:
+    while not list(out.glob("running/*/checkpoint.pt")):
+        time.sleep(0.01)
+
+
+def test_dask_with_a_killed_worker(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    distributed = pytest.importorskip("distributed")
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as cluster:
+
+        def kill() -> None:
+            wait_for_a_checkpoint(tmp_path)
+            os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+
+        killing = threading.Thread(target=kill)
+        killing.start()
+        failed = sweep(*undisturbed.jobs(), tmp_path, dask_pool(cluster.scheduler_address))
+        killing.join()
+    assert failed == {}
+    assert facts(tmp_path) == undisturbed.facts
+
+
+def test_a_job_that_kills_its_process_is_given_up(
+    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "perform", deadly)
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)[:1]
+    failed = sweep(jobs, opened, tmp_path / "out", local_pool(1))
+    assert list(failed.values()) == ["its process was killed 4 times"]
+    assert read_rows(tmp_path / "out" / ROWS_NAME) == []
+
+
+def deadly(*_: Any) -> None:
+    time.sleep(1.5)  # longer than the sweep takes to see it running
+    os._exit(9)
+
+
+def test_neighbours_of_a_killer_are_innocent(
+    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "perform", killer)
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)
+    failed = sweep(jobs, opened, tmp_path / "out", local_pool(2))
+    assert list(failed) == ["masked, Short, seed 0"]
+    assert len(read_rows(tmp_path / "out" / ROWS_NAME)) == 4
+
+
+def killer(job: Job, source: str, folder: Path) -> Any:
+    if job.run == "masked":
+        time.sleep(1.2)
+        os._exit(9)
+    return perform(job, source, folder)
