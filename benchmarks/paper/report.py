@@ -279,8 +279,11 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _training_seconds(row: Mapping[str, Any]) -> float:
-    """Of one job: of random kernels also what drawing them, and each choice among them, took."""
-    laps = ("draw_seconds", "prepare_seconds", "select_seconds", "refit_seconds")
+    """Of one job: also what drawing random kernels, choosing, pruning and fine-tuning took."""
+    laps = (
+        "draw_seconds", "prepare_seconds", "select_seconds", "refit_seconds", "prune_seconds",
+        "tune_seconds",
+    )  # fmt: skip
     parts = (row, *row.get("variants", ()))
     return float(row["train_seconds"] + sum(part.get(lap, 0) for part in parts for lap in laps))
 
@@ -290,7 +293,9 @@ def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
     sets = {row["dataset"] for row in rows}
     found, absent = ([x for x in members("ucr85") if (x in sets) == was] for was in (True, False))
     epochs = sorted({row["epochs"] for row in rows if "epochs" in row})
-    trained = f"; epochs: {', '.join(map(str, epochs))} (the paper: 1000)" if epochs else ""
+    trained = f"; epochs: {', '.join(map(str, epochs))}" if epochs else ""
+    if epochs and not any(map(is_pruned_filters, rows)):
+        trained += " (the paper: 1000)"
     parts = [  # the shorter of the two lists
         f"{len(sets)} data sets{trained}.",
         f"Of UCR 85, {len(found)} were run"

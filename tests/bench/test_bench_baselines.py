@@ -16,7 +16,7 @@ from sparseconv.bench.cases import CASES, Case, Problem
 
 OF = {name: set(run.COMPUTATIONS) for name in BASELINES}
 WITHOUT_WGRAD = ("conv1d_padded", "conv2d_channels_last_padded", "fft_prepared")
-OF |= dict.fromkeys(WITHOUT_WGRAD, {"fprop", "dgrad"})
+OF |= {name: {"fprop", "dgrad"} for name in WITHOUT_WGRAD}
 # Every option, pattern and dtype; the other suites vary sizes.
 SOME = [case.name for case in CASES.values() if case.suite in ("options", "adversarial", "trained")]
 

@@ -104,6 +104,12 @@ def test_holm() -> None:
     assert holm([0.04, 0.01]) == [0.04, 0.02]
 
 
+def test_hours_are_of_training_pruning_and_tuning() -> None:
+    variant = {"prune_seconds": 600.0, "tune_seconds": 1200.0, "accuracy": 0.5}
+    rows = [row("a", SETS[0], train_seconds=1800.0, variants=[variant, variant])]
+    assert report.where(rows).startswith("1 trainings, 1.5 hours of one core")
+
+
 def test_table_1() -> None:
     theirs = published_accuracy("OS-CNN")
     rows = [
