@@ -290,16 +290,13 @@ def pruned_kernels_each(runs: Runs) -> Table:
     return Table(header, rows)
 
 
-UNPRUNED = "unpruned, tuned"
-
-
 def smaller_networks(runs: Runs) -> Table:
-    """Networks and what pruning made of them: accuracy, size, time, and against the unpruned."""
+    """Networks and what pruning made of them: accuracy, size, time, and against the whole ones."""
     names = runs.names()
     common = runs.common(*names)
     found: dict[str, Versus] = {}
     for name in names:
-        whole = f"{name.split(',')[0]}, {UNPRUNED}"
+        whole = name.split(",")[0]
         if (
             name != whole
             and whole in runs
