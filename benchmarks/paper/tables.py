@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean, geometric_mean, stdev
 
 from benchmarks.paper.archives import members
@@ -311,17 +312,18 @@ def smaller_networks(runs: Runs) -> Table:
         if all(any("forward_ms" in row for row in runs.rows(name)[dataset]) for name in names)
     ]
     rows = []
-    for name in names:
+    for name in names if common else []:
         held = [row for dataset in common for row in runs.rows(name)[dataset]]
+        mean = partial(_mean_over_sets, [runs.rows(name)[dataset] for dataset in common])
         timed = [row for row in held if "forward_ms" in row and row["dataset"] in together]
         result = found.get(name)
         rows.append(
             (
                 name,
                 f"{len(common)}, {len(held)}",
-                f"{100 * fmean(row['accuracy'] for row in held):.2f}" if held else NONE,
-                f"{fmean(row['params'] for row in held) / 1e3:.1f}" if held else NONE,
-                f"{fmean(row['macs'] for row in held) / 1e6:.2f}" if held else NONE,
+                _percent(100 * mean("accuracy")),
+                f"{mean('params') / 1e3:.1f}",
+                f"{mean('macs') / 1e6:.2f}",
                 *(
                     f"{geometric_mean([row[f'{which}_ms'] for row in timed]):.2f}"
                     if timed else NONE
@@ -338,6 +340,11 @@ def smaller_networks(runs: Runs) -> Table:
         "times less", "wins/ties/losses", "difference, 95 % interval", "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
+
+
+def _mean_over_sets(sets: Sequence[Sequence[Row]], key: str) -> float:
+    """Each data set counts alike, however many seeds it has."""
+    return fmean(fmean(row[key] for row in rows) for rows in sets)
 
 
 def _percent(value: float | None) -> str:
