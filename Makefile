@@ -35,7 +35,7 @@ nightly: $(VENV)/.built  ## the whole suite with what takes long, and 2 % of the
 	$(PY) -m pytest --campaign --share 0.02 -n auto --maxprocesses 4 --dist worksteal \
 	    --ignore tests/packaging/test_install_matrix.py
 
-bench: $(VENV)/.built  ## measure everything into benchmarks/results (about half an hour), README and its picture
+bench: $(VENV)/.built  ## measure everything into benchmarks/results (about an hour), README and its picture
 	$(PY) -m sparseconv bench --json benchmarks/results/bench.json
 	$(PY) -m benchmarks.readme
 

@@ -21,7 +21,7 @@ from sparseconv.measure.timing import LEAST_ROUNDS
 from sparseconv.ops import backends
 from sparseconv.ops.calls import PlannedKernels
 
-# So that everything takes half an hour on two cores, and what README.md shows half of that.
+# So that everything takes an hour on two cores, and what README.md shows half of that.
 README_SUITES = ("layer", "density", "trained", "network")
 ROUNDS, QUICK_ROUNDS = 12, LEAST_ROUNDS
 QUICK_BASELINES = ("masked_dense", "dense_best")  # compiling takes most of the network's time

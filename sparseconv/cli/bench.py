@@ -25,8 +25,8 @@ def add_to(commands: Any) -> None:
         help="check and time the kernels beside dense PyTorch",
         description="Check the sparse kernels against float64, then time them, and the whole "
         "network, beside dense PyTorch and other baselines, in turns, in one process. Without "
-        "--suites and --cases, everything. Estimated for two cores: half an hour; "
-        f"--suites {' '.join(README_SUITES)} a quarter of an hour, with --quick five minutes.",
+        "--suites and --cases, everything. About an hour on two cores; "
+        f"--suites {' '.join(README_SUITES)} half an hour, with --quick ten minutes.",
     )
     command.set_defaults(run=_bench)
     add = command.add_argument
