@@ -26,7 +26,7 @@ def add_to(commands: Any) -> None:
         description="Check the sparse kernels against float64, then time them, and the whole "
         "network, beside dense PyTorch and other baselines, in turns, in one process. Without "
         "--suites and --cases, everything. About an hour on two cores; "
-        f"--suites {' '.join(README_SUITES)} half an hour, with --quick ten minutes.",
+        f"--suites {' '.join(README_SUITES)} half an hour, with --quick an estimated ten minutes.",
     )
     command.set_defaults(run=_bench)
     add = command.add_argument

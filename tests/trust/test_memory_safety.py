@@ -31,7 +31,7 @@ def test_inputs_flush_against_guard_pages(
     campaign: Callable[[int, int], int], count_cases: Callable[[int], None]
 ) -> None:
     # Fresh memory holds junk, so a result that was made from what nobody wrote shows.
-    found = run_child("guarded", 0, campaign(200, 5_000), environment={"MALLOC_PERTURB_": "85"})
+    found = run_child("guarded", 0, campaign(300, 5_000), environment={"MALLOC_PERTURB_": "85"})
     assert found["faults"] == []
     count_cases(found["calls"])
 
@@ -129,7 +129,7 @@ def test_scratch_memory_that_cannot_be_had_is_refused() -> None:
 def test_every_wrong_argument_of_every_op(
     campaign: Callable[[int, int], int], count_cases: Callable[[int], None]
 ) -> None:
-    found = run_child("wrong_arguments", 0, campaign(3_000, 100_000))
+    found = run_child("wrong_arguments", 0, campaign(5_000, 100_000))
     assert found["faults"] == []
     count_cases(found["calls"])
     assert found["calls"] > 5_000
