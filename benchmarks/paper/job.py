@@ -10,7 +10,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from benchmarks.paper import pruned_filters, training
+from benchmarks.paper import pruned_filters, rocket, training
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.plan import Job
 from sparseconv.measure.machine import threads
@@ -25,8 +25,6 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"), threads(1), threadpool_limits(1):
         if job.options["model"] in ROCKETS:
-            from benchmarks.paper import rocket  # aeon takes seconds to import
-
             return rocket.perform(job, source)
         kind = pruned_filters if job.options["pruning"] else training
         return kind.perform(job, source, folder)

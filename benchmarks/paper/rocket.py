@@ -11,7 +11,6 @@ import numpy as np
 from benchmarks.paper.archives import published, read
 from benchmarks.paper.plan import Job
 from benchmarks.paper.training import facts_of
-from sparseconv.estimators.pocket import POCKETClassifier, draw_kernels, ridge_classifier
 from sparseconv.rocket.features import kernel_features
 from sparseconv.rocket.model import chosen
 from sparseconv.rocket.selection import Selector
@@ -34,6 +33,9 @@ def perform(job: Job, source: str) -> dict[str, Any]:
 
     Times are CPU seconds of one thread.
     """
+    # Here, since aeon takes seconds to import, and other jobs' processes read this module as well.
+    from sparseconv.estimators.pocket import draw_kernels, ridge_classifier
+
     data = read(source, job.options["series"], job.options["split"])
     arguments, model = job.options["network"], job.options["model"]
     n_classes, group = len(data.classes), 2 if model == "ROCKET" else 1
@@ -105,6 +107,8 @@ def _cross_validated(
     job: Job, data: Any, bank: Any, watch: _Watch, keep: int | str
 ) -> dict[str, Any]:
     """As many as five folds ask for; or so many, with the ridge that five folds ask for."""
+    from sparseconv.estimators.pocket import POCKETClassifier
+
     watch.lap("before")
     by_folds = {"keep": keep, "k": RIDGE if keep == "cv" else "cv"}
     classifier = POCKETClassifier(bank, **by_folds, random_state=job.seed)

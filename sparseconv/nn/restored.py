@@ -40,11 +40,15 @@ def restored_afterwards(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
+        # A level deeper than names: torch's registries (buffers, hooks) change in place.
+        contents = [
+            (held, held.copy())
+            for module in model.modules()
+            for held in (vars(module), *vars(module).values())
+            if isinstance(held, dict | list)
+        ]
+        stack.callback(_refill, contents)
         for module in model.modules():
-            # A level deeper than names: torch's registries (buffers, hooks) change in place.
-            for held in (vars(module), *vars(module).values()):
-                if isinstance(held, dict | list):
-                    stack.callback(_refill, held, held.copy())
             for hook in module._forward_hooks.values():
                 if isinstance(hook, DenseGradientHook):
                     stack.callback(setattr, hook, "watching", hook.watching)
@@ -55,12 +59,13 @@ def restored_afterwards(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _refill(held: dict[str, Any] | list[Any], content: Any) -> None:
-    held.clear()
-    if isinstance(held, dict):
-        held.update(content)
-    else:
-        held.extend(content)
+def _refill(contents: list[tuple[Any, Any]]) -> None:
+    for held, content in contents:
+        held.clear()
+        if isinstance(held, dict):
+            held.update(content)
+        else:
+            held.extend(content)
 
 
 @torch.no_grad()

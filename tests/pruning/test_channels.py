@@ -21,15 +21,18 @@ NETWORKS = 200
 
 @pytest.mark.parametrize("block", range(10))
 def test_random_networks(block: int) -> None:
+    nothing_to_remove = 0
     for seed in range(block * NETWORKS // 10, (block + 1) * NETWORKS // 10):
         network = RandomNetwork(seed)
         x, before = network.example, copy.deepcopy(network.model.state_dict())
         ratio = (seed % 7 + 1) / 9
-        if not trace(network.model, (x,)).n_units:
-            with pytest.raises(ValueError, match="no filters that can be removed"):
-                sc.prune_filters(network.model, x, Drawn(seed, False), ratio=ratio)
+        try:
+            result = sc.prune_filters(network.model, x, Drawn(seed, seed % 2 == 0), ratio=ratio)
+        except ValueError as error:
+            assert "no filters that can be removed" in str(error)
+            assert not trace(network.model, (x,)).n_units
+            nothing_to_remove += 1
             continue
-        result = sc.prune_filters(network.model, x, Drawn(seed, seed % 2 == 0), ratio=ratio)
         assert torch.equal(result.model(x), silenced(network.model, result.report)(x)), (
             network.model
         )
@@ -40,6 +43,7 @@ def test_random_networks(block: int) -> None:
             assert 1 <= layer.filters[1] == len(layer.kept) <= layer.filters[0]
             assert layer.parameters[1] == sum(p.numel() for p in module.parameters())
         assert result.report.parameters[1] == sum(p.numel() for p in result.model.parameters())
+    assert nothing_to_remove <= 1  # of 20
 
 
 def test_the_random_networks_hold_everything() -> None:
@@ -47,11 +51,6 @@ def test_the_random_networks_hold_everything() -> None:
     for kind in ("conv", "sparse", "depthwise", "grouped", "norm", "pool", "twice", "added",
                  "joined", "flatten", "sum"):  # fmt: skip
         assert kinds[kind] >= 20, kinds
-    removed = 0
-    for seed in range(NETWORKS):
-        network = RandomNetwork(seed)
-        removed += bool(trace(network.model, (network.example,)).n_units)
-    assert removed > 0.9 * NETWORKS
 
 
 @pytest.mark.parametrize("name", MODELS)
