@@ -3,7 +3,7 @@
 // tensors are checked on the CPU only; CUDA kernels guard themselves.)
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include "conv1d.h"
 

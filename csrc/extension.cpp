@@ -2,6 +2,7 @@
 // between: convolutions, chains of layers, banks of random kernels. Importing it also registers the
 // ops (cpu/ops, cuda/conv1d_cuda.cpp).
 
+#include <ATen/ops/from_blob.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 

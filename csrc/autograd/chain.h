@@ -1,7 +1,7 @@
 // Layers in a row with their gradients where torch just computes: one call each way.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
 
 #include <memory>

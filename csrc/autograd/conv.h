@@ -2,7 +2,7 @@
 // dispatcher is between the layer and the kernels.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
 
 #include <optional>

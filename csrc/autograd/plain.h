@@ -2,7 +2,8 @@
 // and the kernels.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
 #include <pybind11/pybind11.h>
 
 #include <optional>

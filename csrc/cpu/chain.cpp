@@ -1,5 +1,8 @@
 #include "chain.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/threshold_backward.h>
 #include <ATen/record_function.h>
 
 #include "../checks.h"

@@ -1,7 +1,7 @@
 // Layers in a row on tensors in lanes: one conversion in, one out, and a single call each way.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <vector>

@@ -2,7 +2,7 @@
 // strides, and of tensors in lanes (lane_order.h). What they are given has been checked.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 

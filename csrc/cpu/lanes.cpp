@@ -1,5 +1,7 @@
 #include "lanes.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <algorithm>
 #include <limits>
 

@@ -2,7 +2,7 @@
 // functions are given has been checked: contiguous, float32 or float64, of the order they name.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <tuple>
 

@@ -1,8 +1,8 @@
 // From a checked problem to the kernels of the chosen instruction set, on torch's threads.
 #pragma once
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 

@@ -1,5 +1,7 @@
 // The gradient of the input: fprop on the transposed pattern, one phase of the stride at a time.
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <algorithm>

@@ -1,5 +1,6 @@
 // The convolution itself.
 
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../../checks.h"

@@ -1,5 +1,6 @@
 // The ops that do the index work of a pattern (plan/indices.h).
 
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <tuple>

@@ -2,6 +2,7 @@
 
 #include "rocket.h"
 
+#include <ATen/ops/empty.h>
 #include <algorithm>
 #include <limits>
 

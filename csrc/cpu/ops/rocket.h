@@ -1,7 +1,7 @@
 // Banks of random kernels, checked once, and the features of series.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <array>
 #include <memory>

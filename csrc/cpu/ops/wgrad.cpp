@@ -1,5 +1,6 @@
 // The gradient of the active weights.
 
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>

@@ -1,5 +1,8 @@
 #include "conv_plan.h"
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/zeros.h>
+
 #include "../../checks.h"
 #include "indices.h"
 

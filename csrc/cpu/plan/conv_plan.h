@@ -1,7 +1,7 @@
 // The plans of a sparse convolution: what its kernels need of a pattern beside the weights.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 
 #include <mutex>
