@@ -64,11 +64,29 @@ def check_layers(
 
 
 def check_movable(layers: Layers, averages: Sequence[Sequence[SparseConv1d]]) -> None:
-    """Refuse values trained in shared memory: other processes keep their pattern."""
-    for group in (layers.values(), *averages):
-        for layer in group:
-            if layer.values.requires_grad:
-                check_not_shared(layer)
+    """Refuse values whose pattern cannot change: in shared memory, or made in inference mode."""
+    for trained, *followers in zip(layers.values(), *averages, strict=True):
+        if not trained.values.requires_grad:
+            continue
+        for layer in (trained, *followers):
+            check_not_shared(layer)
+            if layer.values.is_inference():
+                raise RuntimeError(
+                    "the layers of model and averages must be made outside of "
+                    "torch.inference_mode(), but one was made in it, and could not follow a "
+                    "change of pattern; copy the average again outside"
+                )
+
+
+def check_dense_gradients_are_seen(layers: Layers) -> None:
+    """Refuse a subclass that computes something else from the convolution's input and output."""
+    for name, layer in layers.items():
+        if type(layer).forward is not SparseConv1d.forward:
+            raise NotImplementedError(
+                f"grow='gradient' reads what goes into a SparseConv1d and comes out of it, but "
+                f"layer {name!r} is a {type(layer).__name__} with a forward of its own; put what "
+                "that does into modules before and behind a SparseConv1d, or use grow='random'"
+            )
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

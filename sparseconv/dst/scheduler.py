@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparseconv.core.checks import count, integer, number
+from sparseconv.core.files import ctrl_c_waits
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst import checks
 from sparseconv.dst.ranks import Ranks
@@ -62,9 +63,10 @@ class DSTScheduler:
     ``prune_floor``, which it reaches at call ``decay_steps`` and keeps:
     ``floor + (start - floor) * (1 + cos(pi * min(t, decay_steps) / decay_steps)) / 2``.
 
-    ``grow="gradient"`` needs the dense gradient: it is computed only in the backward passes of
-    the step before an update, summed over all of them (gradient accumulation, a layer used
-    several times), and released after the update. Forward passes without a backward do not count.
+    ``grow="gradient"`` needs the dense gradient: it is computed only in the step before an update,
+    summed over the backward passes that ``values.grad`` is the sum of (gradient accumulation, a
+    layer used several times), and released after the update. What a gradient penalty adds by
+    differentiating a gradient is not in it.
 
     Where ``torch.distributed`` is initialised, every rank constructs and steps its scheduler. Dense
     gradients are summed over the ranks (DistributedDataParallel does not know them), and an update
@@ -167,7 +169,9 @@ class DSTScheduler:
             check_regions(layer.regions, layer.pattern.shape)
             # One bit for each weight: an ITOP count must not cost what a dense weight costs.
             bits = torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")
-            self._ever_active[name] = _set_bits(bits, layer.pattern.positions().int().numpy())
+            self._ever_active[name] = bits
+        self._recorded: dict[str, KernelCSR] = {}  # the latest that the bits hold
+        self._record_patterns()
         self._watches: dict[str, DenseGradientHook] = {}
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove_hooks, self._handles)
@@ -179,7 +183,7 @@ class DSTScheduler:
         return {**self.__dict__, "_watches": totals}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _watches={})
+        self.__dict__.update({"_recorded": {}, **state, "_watches": {}})
         weakref.finalize(self, _remove_hooks, self._handles)
         self._watch_next_step()  # removes the idle hooks that came with the layers
         for name, watch in self._watches.items():
@@ -199,7 +203,11 @@ class DSTScheduler:
         return self._prune_fraction_at(self.step_count)
 
     def itop_rate(self) -> float:
-        """Share of all weights of the sparse layers that have been active at any time."""
+        """Share of all weights of the sparse layers that have been active at any time.
+
+        Also in patterns that others have set, where they lasted until an update or this call.
+        """
+        self._record_patterns()
         ever = sum(
             int((bits >> bit & 1).sum()) for bits in self._ever_active.values() for bit in range(8)
         )
@@ -208,6 +216,9 @@ class DSTScheduler:
     @torch.no_grad()
     def step(self) -> bool:
         """Count one optimizer step and, if it is time, prune and grow.
+
+        Where a dense gradient is infinite or NaN, as where ``torch.amp.GradScaler`` leaves out the
+        optimizer's step, gradient growth leaves out the update.
 
         Returns:
             True if weights were moved.
@@ -219,17 +230,21 @@ class DSTScheduler:
                 another number of them.
         """
         changes = self._plan() if self._is_due(self.step_count + 1) else []
-        for change in changes:
-            grad = change.layer.values.grad
-            change.layer.set_pattern(change.pattern, values=change.values)
-            for tensor, content in change.followers:
-                tensor.copy_(content)
-            change.layer.values.grad = grad  # set_pattern dropped it; it is a follower
-            for average, values in change.averages:
-                average.set_pattern(change.pattern, values=values)
-            _set_bits(self._ever_active[change.name], change.grown)
-        self.step_count += 1
-        self.updates += bool(changes)
+        with ctrl_c_waits():
+            if changes:
+                self._record_patterns()
+            for change in changes:
+                grad = change.layer.values.grad
+                change.layer.set_pattern(change.pattern, values=change.values)
+                for tensor, content in change.followers:
+                    tensor.copy_(content)
+                change.layer.values.grad = grad  # set_pattern dropped it; it is a follower
+                for average, values in change.averages:
+                    average.set_pattern(change.pattern, values=values)
+                _set_bits(self._ever_active[change.name], change.grown)
+                self._recorded[change.name] = change.pattern
+            self.step_count += 1
+            self.updates += bool(changes)
         self._watch_next_step()
         return bool(changes)
 
@@ -281,6 +296,7 @@ class DSTScheduler:
         self.step_count, self.updates = step_count, updates
         self._generator = generator
         self._ever_active = {name: ever_active[name].cpu().clone() for name in self._layers}
+        self._recorded = {}
         self._watch_next_step()
 
     def _hyperparameters(self) -> dict[str, Any]:
@@ -298,6 +314,8 @@ class DSTScheduler:
         if self.grow != "static":
             checks.check_optimizer(self._optimizer)
             checks.check_movable(self._layers, self._averages)
+        if self.grow == "gradient":
+            checks.check_dense_gradients_are_seen(self._layers)
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
@@ -310,6 +328,9 @@ class DSTScheduler:
 
         def compute() -> list[_Change]:
             self._check_layers()
+            seen = [grad for grad in gradients.values() if grad is not None]
+            if not all(grad.isfinite().all() for grad in seen):  # the same on all ranks
+                return []
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
             plans = [self._plan_layer(name, fraction, gradients.get(name)) for name in training]
             return [plan for plan in plans if plan is not None]
@@ -368,6 +389,14 @@ class DSTScheduler:
             [(average, moved(average.values)) for average in averaged],
             positions_of(pattern, grown),
         )
+
+    def _record_patterns(self) -> None:
+        """Mark what is active now as having been so, where others have set the pattern."""
+        for name, layer in self._layers.items():
+            if self._recorded.get(name) is not layer.pattern:
+                positions = layer.pattern.positions().int().numpy()
+                _set_bits(self._ever_active[name], positions)
+                self._recorded[name] = layer.pattern
 
     def _watch_next_step(self) -> None:
         """Forget the gradients seen; watch the layers if the next step is an update."""

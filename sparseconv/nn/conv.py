@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from sparseconv.nn.state import (
     check_own_values,
     check_pattern,
     current,
-    entry_names,
     own_entries,
     read_layer,
     shared_options,
@@ -211,8 +211,8 @@ class SparseConv1d(nn.Module):
         follow in ``DSTScheduler`` only. With another number of active weights, also after
         ``load_state_dict``, build a new optimizer: moments of the old length are an error, and
         torch's fused optimizers do not check it but write outside their memory. Start a new
-        average too (``AveragedModel`` would refuse to run). No other thread may compute gradients
-        of the layer at the same time: torch protects them from no ``.data = ...``.
+        average too (``AveragedModel`` would refuse to run). No other thread may call the layer at
+        the same time: it could find values of one pattern at positions of the other.
 
         Args:
             new: the pattern, of the same shape.
@@ -355,12 +355,23 @@ class SparseConv1d(nn.Module):
             destination[prefix + name] = indices.to(self.values.device, copy=True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Load the layer whole or not at all; see the class for the formats."""
-        _, _, missing_keys, _, error_msgs = rest
+        """Load the layer's own entries whole or not at all; see the class for the formats."""
+        *_, error_msgs = rest
+        hooks, self._load_state_dict_pre_hooks = self._load_state_dict_pre_hooks, OrderedDict()
+        try:
+            for hook in hooks.values():  # before anything is read, as they may rename entries
+                hook(state_dict, prefix, *rest)
+            self._load_entries(state_dict, prefix, rest, error_msgs)
+        finally:
+            self._load_state_dict_pre_hooks = hooks
+
+    def _load_entries(
+        self, state_dict: dict[str, Any], prefix: str, rest: Any, error_msgs: list[str]
+    ) -> None:
         found = own_entries(self, state_dict, prefix)
         bias = self._parameters.get("bias")  # None also if it is parametrized
-        if not found:
-            missing_keys.extend(prefix + name for name in entry_names(bias is not None))
+        if not found:  # the layer's own are missing; a subclass may have others
+            super()._load_from_state_dict(state_dict, prefix, *rest)
             return
         try:
             pattern, entries = read_layer(self, found, self._pattern, bias is not None)
@@ -371,6 +382,9 @@ class SparseConv1d(nn.Module):
         left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
         loaded = {prefix + name: tensor for name, tensor in entries.items()}
         super()._load_from_state_dict(left | loaded, prefix, *rest)
+        if self.pattern_tag.device != self.values.device:  # assign=True
+            tag = checksum_buffer(pattern, self.values.device)
+            self.register_buffer("pattern_tag", tag, persistent=False)
         self._check = PatternCheck(self._buffers)  # assign=True replaced them
 
     def extra_repr(self) -> str:

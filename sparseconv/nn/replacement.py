@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -113,4 +114,10 @@ def carry_hooks(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
             continue
         if isinstance(hooks, dict) and any(map(belongs_to_the_weight, hooks.values())):
             hooks = type(hooks)((k, h) for k, h in hooks.items() if not belongs_to_the_weight(h))
+        if name == "_load_state_dict_pre_hooks":
+            for hook in hooks.values():
+                if getattr(
+                    hook, "with_module", False
+                ):  # torch's wrapper, which calls it with the layer
+                    hook.module = weakref.ref(new)
         vars(new)[name] = hooks

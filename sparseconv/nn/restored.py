@@ -16,7 +16,7 @@ from sparseconv.nn.dense_gradient import DenseGradientHook
 
 
 def deepcopy_model(model: nn.Module) -> nn.Module:
-    """``copy.deepcopy``, also of what it refuses.
+    """``copy.deepcopy``, also of what it refuses; without a scheduler's hooks, which would be idle.
 
     Pruning and weight_norm keep a computed tensor as an attribute, which is no leaf of a graph.
     """
@@ -26,7 +26,13 @@ def deepcopy_model(model: nn.Module) -> nn.Module:
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(model, computed)
+    copied = copy.deepcopy(model, computed)
+    for module in copied.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, DenseGradientHook):
+                del module._forward_hooks[key]
+                module._forward_hooks_with_kwargs.pop(key, None)
+    return copied
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from sparseconv.core.checks import check_dense
 from sparseconv.core.geometry import DTYPES
@@ -105,7 +106,8 @@ def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> di
 
     Except those that a subclass, pruning or parametrization added: nn.Module loads them.
     """
-    added = {*layer._parameters, *layer._buffers, *layer._modules} - set(entry_names(True))
+    added = {*layer._parameters, *layer._buffers, *layer._modules, _EXTRA_STATE_KEY_SUFFIX}
+    added -= set(entry_names(True))
     entries = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     return {name: v for name, v in entries.items() if name.split(".")[0] not in added}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable
 
@@ -264,3 +265,15 @@ def test_hooks_on_a_gradient_are_left_behind_and_that_is_said() -> None:
     assert told == [True, True, False]
     assert all(layer.sparse for layer in report.layers)
     assert not converted[0].values._backward_hooks
+
+
+def test_a_hook_of_loading_is_called_with_the_layer_that_stands_there() -> None:
+    calls: list[nn.Module] = []
+    model = nn.Sequential(nn.Conv1d(2, 3, 5), nn.Conv1d(3, 3, 3))
+    model[0].register_load_state_dict_pre_hook(lambda layer, *rest: calls.append(layer))
+    converted, _ = sc.convert(model, layers=["0"])
+    for candidate in (converted, sc.to_dense(converted)):
+        for current in (candidate, copy.deepcopy(candidate)):
+            calls.clear()
+            current.load_state_dict(current.state_dict())
+            assert calls == [current[0]]

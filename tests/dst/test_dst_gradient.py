@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import math
 import pickle
@@ -16,7 +17,7 @@ from dst_runs import batches, scheduled, snapshot, sparse_layers, train_step, tw
 from tiny import same
 from torch import Tensor
 
-from sparseconv import Region, SparseConv1d
+from sparseconv import DSTScheduler, Region, SparseConv1d
 
 
 def largest_gradients(layer: SparseConv1d, dense_grad: Tensor, fraction: float) -> Tensor:
@@ -113,6 +114,79 @@ def test_gradients_add_up_over_backwards_and_uses_while_other_forwards_do_not_co
         )
         assert dst.step()
         assert torch.equal(layer.pattern.to_mask(), expected)
+
+
+def watched() -> tuple[SparseConv1d, torch.optim.Optimizer, DSTScheduler]:
+    torch.manual_seed(0)
+    layer = SparseConv1d(2, 4, 9, density=0.3, dtype=torch.float64)
+    return scheduled(layer, "SGD", update_every=1, end_step=9, grow="gradient")
+
+
+def attack(layer: SparseConv1d, x: Tensor) -> None:
+    x = x.clone().requires_grad_()
+    (sign,) = torch.autograd.grad(layer(10 * x).square().mean(), x)
+    layer(x + 0.1 * sign).square().mean().backward()
+
+
+def thrown_away(layer: SparseConv1d, x: Tensor, set_to_none: bool) -> None:
+    (layer(10 * x) + layer(x)).square().mean().backward()
+    layer.zero_grad(set_to_none)
+    (layer(x) * layer(-x)).mean().backward()
+
+
+def one_series_in_place(layer: SparseConv1d, x: Tensor) -> None:
+    layer(x[0]).relu_().square().mean().backward()
+    layer(x).relu_().square().mean().backward()
+
+
+def of_the_values(layer: SparseConv1d, x: Tensor) -> None:
+    found = [torch.autograd.grad(layer(part).square().mean(), layer.values)[0] for part in x]
+    layer.values.grad = sum(found)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        attack,
+        functools.partial(thrown_away, set_to_none=True),
+        functools.partial(thrown_away, set_to_none=False),
+        one_series_in_place,
+        of_the_values,
+    ],
+)
+def test_the_dense_gradient_is_that_of_values_grad(
+    train: Callable[[SparseConv1d, Tensor], None],
+) -> None:
+    layer, _, dst = watched()
+    train(layer, torch.randn(3, 2, 30, dtype=torch.float64))
+    (watch,) = dst._watches.values()
+    found = watch.total.flatten()[layer.pattern.positions()]
+    torch.testing.assert_close(found, layer.values.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_gradients_that_are_not_finite_move_nothing(loss: float) -> None:
+    model, optimizer, dst = scheduled(two_layers(), update_every=1, end_step=9, grow="gradient")
+    x = next(batches())
+    before = snapshot(model, optimizer)
+    (model(x).square().mean() * loss).backward()
+    model.zero_grad()  # as if GradScaler had left out the step
+    assert not dst.step()
+    assert same(snapshot(model, optimizer), before)
+    assert (dst.step_count, dst.updates) == (1, 0)
+    train_step(model, optimizer, x)
+    assert dst.step()
+
+
+class Scaled(SparseConv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_a_subclass_that_computes_more_cannot_be_watched() -> None:
+    scheduled(Scaled(2, 4, 9), grow="random")
+    with pytest.raises(NotImplementedError, match="is a Scaled with a forward of its own; put"):
+        scheduled(Scaled(2, 4, 9), grow="gradient")
 
 
 def test_gradient_growth_without_a_backward_pass_is_refused_and_can_be_repaired() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -223,3 +225,52 @@ def test_numpy_numbers_are_taken() -> None:
     dst = DSTScheduler(model, optimizer, **settings, seed=np.int64(4))
     assert repr(dst) == repr(plain)
     dst.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("shared", "are in shared memory"), ("inference", "made outside of torch.inference_mode")],
+)
+def test_averages_that_could_not_follow_are_refused(place: str, message: str) -> None:
+    model = two_layers()
+    with torch.inference_mode(place == "inference"):
+        ema = copy.deepcopy(model).requires_grad_(False)
+    if place == "shared":
+        ema.share_memory()
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises((NotImplementedError, RuntimeError), match=re.escape(message)):
+        DSTScheduler(model, optimizer, update_every=1, end_step=9, averages=[ema])
+
+
+def test_ctrl_c_waits_until_an_update_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(model: nn.Module, interrupted: bool) -> Any:
+        parts = scheduled(model, "Adam", update_every=1, end_step=9)
+        train_step(*parts[:2], next(batches()))
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                parts[2].step()
+        else:
+            parts[2].step()
+        return snapshot(*parts)
+
+    wanted = run(two_layers(), interrupted=False)
+    model = two_layers()
+    first, set_pattern = model[0], model[0].set_pattern
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        set_pattern(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(first, "set_pattern", interrupt, raising=False)
+    assert same(run(model, interrupted=True), wanted)
+
+
+def test_itop_counts_patterns_that_others_have_set() -> None:
+    model, _, dst = scheduled()
+    layer, other = model[0], two_layers(seed=1)[0]
+    ever = layer.pattern.to_mask() | other.pattern.to_mask()
+    before, numel = dst.itop_rate(), sum(m.pattern.numel for m in model if hasattr(m, "pattern"))
+    new = int(ever.sum()) - layer.pattern.nnz
+    assert new
+    layer.load_state_dict(other.state_dict())
+    assert dst.itop_rate() == pytest.approx(before + new / numel, rel=1e-12)

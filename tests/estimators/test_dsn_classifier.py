@@ -191,7 +191,7 @@ def test_other_shapes_than_in_fit(fitted: DSNClassifier) -> None:
         ({"epochs": 0}, "epochs must be >= 1"),
         ({"sparsity": 1.0}, "sparsity must lie"),
         ({"grow": "fastest"}, "grow must be one of"),
-        ({"random_state": -1}, "seed must be >= 0"),
+        ({"random_state": -1}, "random_state must be >= 0"),
     ],
 )
 def test_bad_constants(changes: dict[str, Any], words: str) -> None:

@@ -21,7 +21,7 @@ NETWORKS = 200
 
 @pytest.mark.parametrize("block", range(10))
 def test_random_networks(block: int) -> None:
-    nothing_to_remove = 0
+    refused = []
     for seed in range(block * NETWORKS // 10, (block + 1) * NETWORKS // 10):
         network = RandomNetwork(seed)
         x, before = network.example, copy.deepcopy(network.model.state_dict())
@@ -29,9 +29,9 @@ def test_random_networks(block: int) -> None:
         try:
             result = sc.prune_filters(network.model, x, Drawn(seed, seed % 2 == 0), ratio=ratio)
         except ValueError as error:
-            assert "no filters that can be removed" in str(error)
-            assert not trace(network.model, (x,)).n_units
-            nothing_to_remove += 1
+            if "no filters that can be removed" not in str(error):
+                raise
+            refused.append(trace(network.model, (x,)).n_units)
             continue
         assert torch.equal(result.model(x), silenced(network.model, result.report)(x)), (
             network.model
@@ -43,7 +43,7 @@ def test_random_networks(block: int) -> None:
             assert 1 <= layer.filters[1] == len(layer.kept) <= layer.filters[0]
             assert layer.parameters[1] == sum(p.numel() for p in module.parameters())
         assert result.report.parameters[1] == sum(p.numel() for p in result.model.parameters())
-    assert nothing_to_remove <= 1  # of 20
+    assert refused in ([], [0])  # of 20
 
 
 def test_the_random_networks_hold_everything() -> None:
