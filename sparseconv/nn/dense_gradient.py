@@ -53,8 +53,8 @@ class DenseGradientHook:
                 return
             number = _current_graph_task_id()
             # A layer that is called twice is met twice in one pass, before anything is accumulated.
-            if accumulates and number != self._pass and _is_cleared(values):
-                self.total = None
+            if accumulates and number != self._pass and self.total is not None:
+                self.total = _unless_cleared(self.total, values.grad)
             self._pass = number
             dense = _dense_wgrad(layer, input, grad.detach())
             self.total = dense if self.total is None else self.total + dense
@@ -89,8 +89,9 @@ def _accumulates_into(values: Tensor) -> bool | None:
         return None
 
 
-def _is_cleared(values: Tensor) -> bool:
-    return values.grad is None or not values.grad.any()
+def _unless_cleared(total: Tensor, grad: Tensor | None) -> Tensor | None:
+    """The sum of earlier passes, if ``zero_grad()`` has not thrown them away since."""
+    return None if grad is None else torch.where(grad.any(), total, 0.0)  # waits for no GPU
 
 
 def gradient_dtype(layer: SparseConv1d) -> torch.dtype:

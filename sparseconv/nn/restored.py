@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.nn.dense_gradient import DenseGradientHook
+
+_CONTAINERS = (dict, list, set, deque)
 
 
 def deepcopy_model(model: nn.Module) -> nn.Module:
@@ -47,35 +50,37 @@ def restored_afterwards(model: nn.Module) -> Iterator[None]:
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         # A level deeper than names: torch's registries (buffers, hooks) change in place.
-        contents = [
-            (held, held.copy())
-            for module in model.modules()
-            for held in (vars(module), *vars(module).values())
-            if isinstance(held, dict | list)
-        ]
-        stack.callback(_refill, contents)
+        held = [x for module in model.modules() for x in (vars(module), *vars(module).values())]
+        stack.callback(_refill, [(x, x.copy()) for x in held if isinstance(x, _CONTAINERS)])
+        for generator in held:
+            if isinstance(generator, torch.Generator):
+                stack.callback(generator.set_state, generator.get_state())
         for module in model.modules():
             for hook in module._forward_hooks.values():
                 if isinstance(hook, DenseGradientHook):
                     stack.callback(setattr, hook, "watching", hook.watching)
                     hook.watching = False
-        for buffer in model.buffers():
-            if not buffer.is_inference():  # those cannot be changed here
-                stack.callback(_rewrite, buffer, buffer.detach().clone())
+        # Tensors in plain attributes may be counters; one that was computed is computed again.
+        loose = [
+            x for x in held if isinstance(x, Tensor) and x.is_leaf and x.layout == torch.strided
+        ]
+        for tensor in (*model.buffers(), *loose):
+            if not (tensor.is_inference() or tensor.is_meta):  # which cannot be changed here
+                stack.callback(_rewrite, tensor, tensor.detach().clone())
         yield
 
 
 def _refill(contents: list[tuple[Any, Any]]) -> None:
     for held, content in contents:
         held.clear()
-        if isinstance(held, dict):
+        if isinstance(held, dict | set):
             held.update(content)
         else:
             held.extend(content)
 
 
 @torch.no_grad()
-def _rewrite(buffer: Tensor, content: Tensor) -> None:
+def _rewrite(tensor: Tensor, content: Tensor) -> None:
     # Not by its version: batch_norm writes into its statistics without counting.
-    if not torch.equal(buffer, content):
-        buffer.copy_(content)
+    if not torch.equal(tensor, content):
+        tensor.copy_(content)
