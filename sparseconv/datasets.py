@@ -35,7 +35,7 @@ class Dataset:
         name: the data set's name.
         X_train, X_test: ``(n_cases, n_channels, n_timepoints)`` float32, finite.
         y_train, y_test: ``(n_cases,)`` int64, indices into ``classes``.
-        classes: the labels as they came, sorted.
+        classes: the labels as they came (aeon reads those of .ts files in lower case), sorted.
     """
 
     name: str
@@ -167,6 +167,11 @@ def _read_ts(path: Path, read: Callable[..., Any]) -> tuple[Any, Any]:
         )
     if len(X) == 0:
         raise ValueError(f"{path} holds no cases; expected one on each line after @data")
+    if missing := int((np.asarray(y) == "NaN").sum()):  # aeon's word for "?", not in lower case
+        raise ValueError(
+            f"{path} lacks the label of {missing} of its {len(X)} cases ('?'); expected one at the "
+            "end of each line"
+        )
     return X, y
 
 

@@ -113,7 +113,7 @@ def _prune(args: argparse.Namespace) -> int:
                 f"--{name.replace('_', '-')} is not for --criterion {args.criterion}; omit it"
             )
     folder = args.run_folder if args.run_folder.is_dir() else args.run_folder.parent
-    folder = folder if folder.name else folder.resolve()  # the current one
+    folder = folder.resolve() if folder.name in ("", "..") else folder  # the current one, or above
     out = args.out or folder.with_name(f"{folder.name}-{args.criterion}")
     check_free(out)
     figures.require_matplotlib()

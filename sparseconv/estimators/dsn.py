@@ -112,6 +112,8 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         labels = torch.from_numpy(np.searchsorted(self.classes_, y))
         self._n_jobs = check_n_jobs(self.n_jobs)
         seed, own = draw_seed(self.random_state), self.get_params(deep=False)
+        if seed < 0:
+            raise ValueError(f"random_state must be >= 0, but got {seed}")
         recipe = Recipe(
             seed=seed,
             **{field.name: own[field.name] for field in fields(Recipe) if field.name in own},

@@ -57,8 +57,6 @@ def as_float32(owner: str, X: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 def draw_seed(random_state: int | np.random.RandomState | None) -> int:
     """The seed of one fit: an int is itself, a ``RandomState`` is advanced."""
     if isinstance(random_state, int | np.integer):
-        if random_state < 0:
-            raise ValueError(f"random_state must be >= 0, but got {random_state}")
         return int(random_state)
     if random_state is None:  # NumPy's global generator is not ours to advance
         return int(np.random.default_rng().integers(2**31))

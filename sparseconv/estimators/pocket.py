@@ -234,7 +234,9 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         self.scaler_ = head and head[0]
         self.estimator_ = head and head[1]
         coef, intercept = unscaled(*head) if head else (selected.coef, selected.intercept)
-        classes = np.array(self.classes_.tolist())  # not of Python's objects, to be saved
+        classes = self.classes_
+        if classes.dtype.kind == "O":  # Python's objects cannot be saved
+            classes = np.array(classes.tolist())
         self.model_ = RocketModel(self.bank_, coef, intercept, classes)
         return self
 
@@ -307,6 +309,7 @@ def prune_rocket(
             "it out"
         )
     bank = KernelBank.from_aeon(classifier)
+    y_train = np.asarray(y_train)
     known, given = getattr(classifier, "classes_", None), np.unique(y_train)
     if known is not None and not np.array_equal(known, given):
         raise ValueError(

@@ -89,11 +89,19 @@ def carry_state(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
 
     ``new`` already holds the weights, a bias if the old one has one, and the mode.
     """
-    own = own_names(old)
-    if "bias" not in old._parameters and "bias_orig" in old._parameters:  # pruned, and stays so
+    if "bias" in old._parameters:
+        new._parameters["bias"] = old._parameters["bias"]
+    elif "bias_orig" in old._parameters:  # pruned, and stays so
         del new._parameters["bias"]
+    carry_added(old, new)
+
+
+def carry_added(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
+    """Move whatever somebody has added to the layer."""
+    own = own_names(old)
     for registry in ("_parameters", "_buffers", "_modules"):
-        added = {name: v for name, v in vars(old)[registry].items() if name not in own}
+        held = vars(old)[registry].items()
+        added = {name: v for name, v in held if name not in own and name != "bias"}
         vars(new)[registry].update(added)
     new._non_persistent_buffers_set |= old._non_persistent_buffers_set - own
     for name in vars(old).keys() - vars(new).keys() - own:
@@ -116,8 +124,6 @@ def carry_hooks(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
             hooks = type(hooks)((k, h) for k, h in hooks.items() if not belongs_to_the_weight(h))
         if name == "_load_state_dict_pre_hooks":
             for hook in hooks.values():
-                if getattr(
-                    hook, "with_module", False
-                ):  # torch's wrapper, which calls it with the layer
+                if hook.with_module:  # torch's wrapper, which holds the layer
                     hook.module = weakref.ref(new)
         vars(new)[name] = hooks

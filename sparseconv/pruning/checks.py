@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -137,9 +137,8 @@ def check_scores(criterion: Criterion, scores: Any, n_units: int) -> None:
         raise ValueError(f"{criterion!r} gave scores that are not finite; check the weights")
 
 
-def probes_of(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """The example, and noise in its place: zeros, for one, would not tell channels apart."""
-    yield arguments
+def noise_like(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Noise in the place of the example: zeros, for one, would not tell channels apart."""
     rng = torch.Generator().manual_seed(0)
 
     def noise(x: Tensor) -> Tensor:
@@ -147,7 +146,8 @@ def probes_of(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
             return x
         return torch.randn(x.shape, generator=rng).to(x)
 
-    yield tree_map_only(Tensor, noise, arguments)
+    found: tuple[Any, ...] = tree_map_only(Tensor, noise, arguments)
+    return found
 
 
 def outputs_of(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
@@ -169,9 +169,13 @@ def check_same(pruned: nn.Module, arguments: tuple[Any, ...], expected: list[Ten
             f"the pruned model does not run ({type(error).__name__}: {error}): {advice}"
         ) from error
     for got, wanted in zip(found, expected, strict=True):
-        loose = torch.finfo(wanted.dtype).eps ** 0.5 if wanted.is_floating_point() else 0
-        scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0
-        if got.shape != wanted.shape or not torch.allclose(
-            got, wanted, rtol=loose, atol=loose * scale, equal_nan=True
-        ):
+        if got.shape != wanted.shape or not _close(got, wanted):
             raise ValueError(f"the pruned model computes something else: {advice}")
+
+
+def _close(got: Tensor, wanted: Tensor) -> bool:
+    if not wanted.is_floating_point():
+        return got.equal(wanted)
+    loose = torch.finfo(wanted.dtype).eps ** 0.5
+    scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0
+    return torch.allclose(got, wanted, rtol=loose, atol=loose * scale, equal_nan=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ from sparseconv.pruning.checks import (
     checked_names,
     checked_numbers,
     checked_target,
+    noise_like,
     outputs_of,
-    probes_of,
 )
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import with_pairs
@@ -124,8 +125,10 @@ def prune_filters(
             "or an output of the model, or next to a module in ignore"
         )
     kept, scores = _masked_in_steps(work, whole, criterion, ratio, target_macs, steps)
-    probes = tuple(probes_of(arguments))
-    expected = [outputs_of(work, probe) for probe in probes]
+    expected = [(arguments, outputs_of(work, arguments))]
+    with suppress(Exception):  # a model need not take noise
+        noise = noise_like(arguments)
+        expected.append((noise, outputs_of(work, noise)))
     found: torch.optim.Optimizer | None = None
     unpaired: tuple[str, ...] = ()
     if equivalent:
@@ -133,7 +136,7 @@ def prune_filters(
     else:
         pruned, surgery = remove(work, whole, kept)
         found = None if optimizer is None else surgery.optimizer(optimizer, model, pruned)
-    for probe, outputs in zip(probes, expected, strict=True):
+    for probe, outputs in expected:
         check_same(pruned, probe, outputs)
     report = PruningReport(
         criterion=repr(criterion),

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import carry_hooks, replace
+from sparseconv.nn.replacement import carry_added, carry_hooks, replace
 from sparseconv.pruning.channels import (
     Channels,
     Layer,
@@ -193,6 +193,7 @@ def _smaller(
     found.values.copy_(state["values"])
     if found.bias is not None:
         found.bias.copy_(state["bias"])
+    carry_added(module, found)
     carry_hooks(module, found)
     return found
 

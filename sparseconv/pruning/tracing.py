@@ -76,7 +76,8 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
             ) from error
     tracer.fix(*output_tensors(out))
     tracer.check_all_called()
-    return tracer.channels(len(next(x for x in tree_leaves(arguments) if isinstance(x, Tensor))))
+    series = (len(x) for x in tree_leaves(arguments) if isinstance(x, Tensor) and x.dim() > 1)
+    return tracer.channels(max(1, next(series, 1)))
 
 
 def output_tensors(out: Any) -> list[Tensor]:
@@ -188,7 +189,7 @@ class _Tracer(TorchFunctionMode):
             self.numbers.unite(self.layers[name][2], inputs)
             self.numbers.unite(self.layers[name][1], outputs)
         self.tie(module, inputs, outputs)
-        samples = output.numel() // max(1, output.shape[0] * len(outputs))
+        samples = output.numel() // max(1, len(outputs))  # of all series, wherever they stand
         samples += self.layers[name][3] if name in self.layers else 0
         self.layers[name] = module, outputs, inputs, samples
         self.follow(output, outputs, dim)
@@ -363,7 +364,7 @@ class _Tracer(TorchFunctionMode):
                 for side in roots[name]
             )
             groups = int(getattr(module, "groups", 1))
-            layers[name] = Layer(module, outputs, inputs, samples, groups)
+            layers[name] = Layer(module, outputs, inputs, samples // n_series, groups)
         alike: dict[Any, list[int]] = defaultdict(list)
         for root, made in makers.items():
             alike[tuple(made)].append(number[root])

@@ -154,12 +154,23 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
             f"{file} holds no best epoch, so `train` did not write it"
         ) from None
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then overwritten
-        network = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
-        model: Any = DSN(data["n_channels"], len(data["classes"]), **network)
+        model: Any = _network(config, backend)
         if "pruning" in config:
             model = _pruned(model, config, state, file)
     checkpoint.restore(model, state)
-    return TrainedRun(model.eval(), np.array(data["classes"]), best, config)
+    return TrainedRun(model.eval(), _labels(data["classes"]), best, config)
+
+
+def _labels(classes: list[Any]) -> Any:
+    """As they came: NumPy makes floats of integers of which int64 holds a part only."""
+    large = all(type(label) is int and label >= 0 for label in classes) and max(classes) >= 2**63
+    return np.array(classes, dtype=np.uint64 if large else None)
+
+
+def _network(config: Mapping[str, Any], backend: str) -> DSN:
+    """The network that was trained, with weights of its own."""
+    options = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
+    return DSN(config["data"]["n_channels"], len(config["data"]["classes"]), **options)
 
 
 def _pruned(
@@ -193,8 +204,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         int(config["machine"]["threads"])
         for name in ("n_channels", "n_timepoints", "n_train"):
             integer(name, config["data"][name])
-        if not isinstance(config["data"]["classes"], list):
-            raise TypeError(f"classes is {config['data']['classes']!r}")
+        classes, to_zero = config["data"]["classes"], config["data"]["nan_to_zero"]
+        kinds = {str, int, float, bool}
+        if not isinstance(classes, list) or not {type(label) for label in classes} <= kinds:
+            raise TypeError(f"classes is {classes!r}")
+        if not isinstance(to_zero, bool):
+            raise TypeError(f"nan_to_zero is {to_zero!r}")
+        if model == "dsn":
+            Recipe(**{name: config["recipe"][name] for name in RECIPE})
+            for name, default in NETWORK.items():
+                value = config["network"][name]
+                if type(value) not in ({float, int} if type(default) is float else {type(default)}):
+                    raise TypeError(f"{name} is {value!r}")
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder} is not a results folder of `python -m sparseconv train`: {path} does not "

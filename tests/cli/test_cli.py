@@ -81,7 +81,8 @@ def test_train_writes_a_results_folder(
     assert "threads: 1" in printed
 
     config = json.loads((out / "config.json").read_text())
-    assert re.fullmatch("[0-9a-f]{64}", config["data"].pop("test_sha256"))
+    for split in ("train", "test"):
+        assert re.fullmatch("[0-9a-f]{64}", config["data"].pop(f"{split}_sha256"))
     assert config["data"] == {
         "name": "toy", "n_train": 10, "n_test": 6, "n_channels": 1, "n_timepoints": 20,
         "classes": ["fast", "slow"], "nan_to_zero": False,
@@ -237,3 +238,18 @@ def test_as_a_process(data: str, out: Path) -> None:
     assert len(history(out)) >= 1
     assert info.communicate(timeout=60)[0].startswith("versions")
     assert info.returncode == 0
+
+
+def test_large_labels_are_read_back_as_they_were(data: str, tmp_path: Path) -> None:
+    with np.load(data) as arrays:
+        whole = dict(arrays)
+    large = np.array([5, 2**63 + 1], np.uint64)
+    for split in ("train", "test"):
+        known = np.unique(whole[f"y_{split}"])
+        whole[f"y_{split}"] = large[np.searchsorted(known, whole[f"y_{split}"]) % 2]
+    np.savez(tmp_path / "large.npz", **whole)
+    words = ["--epochs", "1", "--nf", "3", "--depth", "2", "--quiet", "--out", str(tmp_path / "x")]
+    assert main(["train", str(tmp_path / "large.npz"), *words]) == 0
+    found = sc.load_run(tmp_path / "x").classes
+    assert found.dtype == np.uint64
+    assert found.tolist() == large.tolist()

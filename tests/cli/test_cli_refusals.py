@@ -113,7 +113,7 @@ def test_resuming_something_else(data: str, out: Path, refused: Any) -> None:
     with np.load(data) as arrays:
         whole = dict(arrays)
     for changes, text in (
-        ({"X_train": whole["X_train"] + 1}, "is of another run, its data differs"),
+        ({"X_train": whole["X_train"] + 1}, "is not its data, its train_sha256 is"),
         ({"X_test": whole["X_test"] + 1}, "is not its data, its test_sha256 is"),
         ({"y_test": whole["y_test"][::-1]}, "is not its data, its test_sha256 is"),
         (
@@ -132,3 +132,16 @@ def test_resuming_something_else(data: str, out: Path, refused: Any) -> None:
     for text in ("", "{}", "[1]", '{"data": 1, "network": 2, "recipe": 3}'):
         (out / "config.json").write_text(text)
         refused(words, "config.json is not the config.json of a run", "another folder")
+    for section, name, wrong in (
+        ("network", "nf", 6.0),
+        ("network", "sparsity", None),
+        ("network", "padding", 3),
+        ("recipe", "lr", "x"),
+        ("data", "classes", ["a", ["b"]]),
+        ("data", "nan_to_zero", "yes"),
+    ):
+        content = json.loads(before["config.json"])
+        content[section][name] = wrong
+        (out / "config.json").write_text(json.dumps(content))
+        refused(words, "config.json is not the config.json of a run", name)
+        refused(["info", str(out)], "config.json is not the config.json of a run", name)

@@ -145,6 +145,29 @@ def test_the_same_data_by_another_name_and_a_file_of_the_run(
     assert (tmp_path / "trained-whc" / "pruning.html").exists()
 
 
+def test_beside_the_run_also_from_inside_of_it(
+    data: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = trained / "report"
+    inside.mkdir(exist_ok=True)
+    monkeypatch.chdir(inside)
+    assert main(["prune", "..", "--data", data, "--criterion", "hc", *TUNE]) == 0
+    assert (trained.parent / "trained-hc" / "pruning.html").exists()
+
+
+def test_other_training_data_are_told_where_the_run_says_which(
+    data: str, trained: Path, tmp_path: Path, refused: Any
+) -> None:
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "other.npz", **{**arrays, "X_train": arrays["X_train"] + 1})
+    words = ["prune", str(trained), "--data", str(tmp_path / "other.npz"), *TUNE]
+    refused([*words, "--out", str(tmp_path / "x")], "is not what", "its train_sha256 is")
+    config = json.loads((trained / "config.json").read_text())
+    del config["data"]["train_sha256"]  # as of an older version
+    (trained / "config.json").write_text(json.dumps(config))
+    assert main(["prune", str(trained), "--data", data, "--out", str(tmp_path / "y"), *TUNE]) == 0
+
+
 def test_interrupted_before_anything_is_written(
     data: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,62 @@ def test_every_model(name: str) -> None:
             assert flops.get_total_flops() / 2 / len(x) == pytest.approx(count, rel=0.05)
 
 
+class Folded(nn.Module):
+    """Convolutions of patches, and a Linear of every sample, in the batch dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(1, 6, 3, padding=1), nn.Conv1d(6, 8, 3, padding=1)
+        self.each, self.out = nn.Linear(8, 5), nn.Linear(5, 2)
+
+    def forward(self, flag: Tensor, x: Tensor) -> Tensor:
+        patches = x.unflatten(2, (4, 10)).transpose(1, 2).flatten(0, 1)
+        y = self.second(self.first(patches).relu()).relu()
+        y = self.each(y.transpose(1, 2).reshape(-1, y.shape[1])).relu()
+        return self.out(y.view(len(x), -1, y.shape[1]).mean(1)) * flag
+
+
+def test_multiply_adds_of_a_series_wherever_it_stands_in_a_batch() -> None:
+    model, arguments = Folded(), (torch.ones(1), torch.randn(3, 1, 40))
+    target = 5_000
+    result = sc.prune_filters(model, arguments, Drawn(0, False), target_macs=target)
+    for count, counted in zip(result.report.macs, (model, result.model), strict=True):
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            counted(*arguments)
+        assert flops.get_total_flops() == 2 * 3 * count
+    assert result.report.macs[1] <= target < result.report.macs[0]
+
+
+class Guarded(nn.Module):
+    """Takes counts only, and returns a mask beside its scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.min() < 0:
+            raise ValueError("expected counts")
+        return self.body(x).mean(2), x[:, 0, 0] > 0.5
+
+
+def test_a_model_that_takes_no_noise_and_returns_a_mask() -> None:
+    x = torch.rand(3, 1, 12)
+    small, report = sc.prune_filters(Guarded(), x, Drawn(0, False), ratio=0.5)
+    assert report.layers[0].filters == (4, 2)
+    assert small(x)[1].dtype == torch.bool
+
+
+def test_what_was_added_to_a_sparse_layer_stays() -> None:
+    model = nn.Sequential(SparseConv1d(1, 4, 3, density=0.8), nn.Conv1d(4, 2, 3))
+    model[0].register_buffer("note", torch.ones(3))
+    model[0].tag = "mine"
+    small, _ = sc.prune_filters(model, torch.zeros(1, 1, 12), Drawn(0, False), ratio=0.5)
+    assert small[0].bias.shape == (2,)
+    assert small[0].note.tolist() == [1, 1, 1]
+    assert small[0].tag == "mine"
+
+
 def test_a_dsn_keeps_its_kernel_groups() -> None:
     model = sc.models.DSN(1, 2, nf=6)
     pruned, report = sc.prune_filters(model, torch.zeros(1, 1, 50), Drawn(1, False), ratio=0.5)

@@ -250,6 +250,7 @@ def test_folders_without_one_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["1,2:0.5", "1,3:0.25"], "@targetlabel true", ["no class labels", "@classLabel"]),
         (["1,2", "1,3"], "@classLabel false", ["no class labels"]),
         ([], "@classLabel true a b", ["toy_TRAIN.ts", "no cases", "@data"]),
+        (["1,2:a", "1,2:?"], "@classLabel true a b", ["toy_TRAIN.ts", "the label of 1 of its 2"]),
         (["1,?:a", "1,2:b"], "@classLabel true a b", ["finite values in X_train", "case 0"]),
     ],
 )
