@@ -242,7 +242,9 @@ def test_averages_that_could_not_follow_are_refused(place: str, message: str) ->
         DSTScheduler(model, optimizer, update_every=1, end_step=9, averages=[ema])
 
 
-def test_ctrl_c_waits_until_an_update_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_waits_until_an_update_is_complete(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     def run(model: nn.Module, interrupted: bool) -> Any:
         parts = scheduled(model, "Adam", update_every=1, end_step=9)
         train_step(*parts[:2], next(batches()))
@@ -253,6 +255,8 @@ def test_ctrl_c_waits_until_an_update_is_complete(monkeypatch: pytest.MonkeyPatc
             parts[2].step()
         return snapshot(*parts)
 
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     wanted = run(two_layers(), interrupted=False)
     model = two_layers()
     first, set_pattern = model[0], model[0].set_pattern
