@@ -356,18 +356,16 @@ class SparseConv1d(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load the layer's own entries whole or not at all; see the class for the formats."""
-        *_, error_msgs = rest
         hooks, self._load_state_dict_pre_hooks = self._load_state_dict_pre_hooks, OrderedDict()
         try:
             for hook in hooks.values():  # before anything is read, as they may rename entries
                 hook(state_dict, prefix, *rest)
-            self._load_entries(state_dict, prefix, rest, error_msgs)
+            self._load_entries(state_dict, prefix, *rest)
         finally:
             self._load_state_dict_pre_hooks = hooks
 
-    def _load_entries(
-        self, state_dict: dict[str, Any], prefix: str, rest: Any, error_msgs: list[str]
-    ) -> None:
+    def _load_entries(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        *_, error_msgs = rest
         found = own_entries(self, state_dict, prefix)
         bias = self._parameters.get("bias")  # None also if it is parametrized
         if not found:  # the layer's own are missing; a subclass may have others

@@ -154,7 +154,8 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
             f"{file} holds no best epoch, so `train` did not write it"
         ) from None
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then overwritten
-        model: Any = _network(config, backend)
+        network = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
+        model: Any = DSN(data["n_channels"], len(data["classes"]), **network)
         if "pruning" in config:
             model = _pruned(model, config, state, file)
     checkpoint.restore(model, state)
@@ -165,12 +166,6 @@ def _labels(classes: list[Any]) -> Any:
     """As they came: NumPy makes floats of integers of which int64 holds a part only."""
     large = all(type(label) is int and label >= 0 for label in classes) and max(classes) >= 2**63
     return np.array(classes, dtype=np.uint64 if large else None)
-
-
-def _network(config: Mapping[str, Any], backend: str) -> DSN:
-    """The network that was trained, with weights of its own."""
-    options = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
-    return DSN(config["data"]["n_channels"], len(config["data"]["classes"]), **options)
 
 
 def _pruned(
