@@ -28,8 +28,8 @@ SERIES = ("centred zeros", "centred replicate", "z-normalised", "centred zeros, 
 RESULTS = Path(__file__).parents[1] / "results"
 # The rows of each plan that the documentation shows.
 RECORDED = {
-    plan: RESULTS / folder / ROWS_NAME
-    for plan, folder in (("full", "paper"), ("pocket", "pocket"), ("filters", "filters"))
+    "full": RESULTS / "paper" / ROWS_NAME,
+    **{plan: RESULTS / plan / ROWS_NAME for plan in ("pocket", "filters", "silence")},
 }
 OWN = ("DSN", "ResNet", "InceptionTime", "OS-CNN", "LITE", "masked dense")
 
@@ -324,20 +324,37 @@ def recorded(folder: Path, plan: str) -> str:
 
     Pictures are drawn into ``folder``, which a page includes the text from.
     """
-    source = RECORDED[plan]
-    rows = read_rows(source)
-    if not rows:
-        return f"Not measured yet: `python -m benchmarks.paper run {plan}` does."
-    runs, parts = _runs(rows, source.parent), [f"{where(rows)}. {about(rows, [])}"]
+    rows, runs = _recorded(plan)
+    shown = [_what_was_run(plan, rows)]
     for part in parts_of(rows):
         table = part.table(runs) if part.table else None
         path = folder / f"paper-{part.name}.png"
         picture = part.figure(runs, path) if part.figure else None
-        shown = [table.markdown()] if table is not None and table.rows else []
-        shown += [f"![{part.title}]({folder.name}/{path.name})"] if picture else []
-        if shown:
-            parts.append("\n\n".join([f"## {part.title}", *shown, part.caption]))
-    return "\n\n".join(parts)
+        found = [table.markdown()] if table is not None and table.rows else []
+        found += [f"![{part.title}]({folder.name}/{path.name})"] if picture else []
+        if found:
+            shown.append("\n\n".join([f"## {part.title}", *found, part.caption]))
+    return "\n\n".join(shown)
+
+
+def recorded_table(plan: str, name: str) -> str:
+    """One table of a plan's recorded rows in Markdown, without its caption."""
+    rows, runs = _recorded(plan)
+    parts = [part for part in parts_of(rows) if part.name == name]
+    found = [part.table(runs).markdown() for part in parts if part.table]
+    return "\n\n".join([_what_was_run(plan, rows), *found])
+
+
+def _recorded(plan: str) -> tuple[list[dict[str, Any]], Runs]:
+    source = RECORDED[plan]
+    rows = read_rows(source)
+    return rows, _runs(rows, source.parent)
+
+
+def _what_was_run(plan: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return f"Not measured yet: `python -m benchmarks.paper run {plan}` does."
+    return f"{where(rows)}. {about(rows, [])}"
 
 
 def write_table(table: Table, path: Path) -> None:

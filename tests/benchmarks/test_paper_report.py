@@ -181,3 +181,11 @@ def test_the_documentation_shows_what_is_recorded(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*figure-8.png"))
     assert "## Table 1: univariate sets" in text
     assert "data sets; epochs:" in text
+
+
+def test_one_table_of_what_is_recorded() -> None:
+    text = report.recorded_table("filters", "silenced")
+    assert "InceptionTime, silenced" in text
+    assert "steps" in text
+    assert "wins/ties/losses" not in text  # the other part of this plan
+    assert "##" not in text  # the page has headings of its own
