@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         arguments.out = Path("paper") / Path(arguments.plan).stem
     print(
-        f"{len(jobs)} jobs on {len({job.dataset for job in jobs})} data sets, "
-        f"rows in {arguments.out}"
+        f"{len(jobs)} jobs on {len({job.dataset for job in jobs})} data sets of "
+        f"{arguments.archive or 'aeon (--archive DIR: of an archive)'}, rows in {arguments.out}"
     )
     pool = dask_pool(arguments.scheduler) if arguments.scheduler else local_pool(arguments.workers)
     failed = sweep(jobs, archive, arguments.out, pool)

@@ -115,7 +115,7 @@ def _prune(args: argparse.Namespace) -> int:
     folder = args.run_folder if args.run_folder.is_dir() else args.run_folder.parent
     folder = folder.resolve() if folder.name in ("", "..") else folder  # the current one, or above
     out = args.out or folder.with_name(f"{folder.name}-{args.criterion}")
-    check_free(out)
+    check_free(out, resumable=False)
     figures.require_matplotlib()
     data = data_of_run(run.config["data"], args.data, folder)
     given = {name: value for name, value in vars(args).items() if name in FINE_TUNING}
@@ -186,7 +186,7 @@ def _numbered(report: PruningReport, before: Mapping[str, Any]) -> dict[str, lis
 
 
 def _silence(model: DSN, X: Tensor, y: Tensor, recipe: Recipe, args: argparse.Namespace) -> None:
-    epochs = getattr(args, "silence_epochs", recipe.epochs)
+    epochs = count("--silence-epochs", getattr(args, "silence_epochs", recipe.epochs))
     recipe = Recipe(**{**vars(recipe), "epochs": epochs})
     stages = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
     # The loss is a sum over a batch, beside a mean.

@@ -17,15 +17,16 @@ from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.run_folder import CONFIG_NAME, DATA, MODEL_NAME
 
 
-def check_free(out: Path) -> None:
-    """Refuse a results folder that holds anything worth keeping."""
+def check_free(out: Path, *, resumable: bool = True) -> None:
+    """Refuse a results folder that holds anything worth keeping, or name what goes on with it."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"the results folder {out} is a file; choose another with --out")
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     # A run that ended before its first checkpoint leaves nothing worth keeping.
     if found - {CONFIG_NAME, f"{CONFIG_NAME}.partial", f"{CHECKPOINT_NAME}.partial"}:
         if CONFIG_NAME in found:
-            resume = "" if MODEL_NAME in found else "resume it with --resume, or "
+            resumable = resumable and MODEL_NAME not in found
+            resume = "resume it with --resume, or " if resumable else ""
             raise ValueError(f"{out} holds a run already; {resume}choose another folder with --out")
         raise ValueError(
             f"expected a new or empty results folder, but {out} holds other files; choose another "

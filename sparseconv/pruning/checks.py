@@ -14,6 +14,7 @@ from sparseconv.core.checks import count, integer, number
 from sparseconv.nn.replacement import check_not_compiled, held_outside, owners_of
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.criteria import Criterion, evaluating
+from sparseconv.pruning.equivalent import has_pairs
 from sparseconv.pruning.tracing import PRUNABLE, is_ignored, output_tensors
 
 
@@ -87,6 +88,8 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
     """
     modules = dict(model.named_modules())
     check_not_compiled(model, "prune")
+    if has_pairs(model):
+        raise ValueError("the model holds compressors; sparseconv.pruning.merge(model) comes first")
     if scripted := [n for n, m in modules.items() if isinstance(m, torch.jit.ScriptModule)]:
         raise ValueError(f"{scripted[0] or 'it'!r} is a ScriptModule; prune before torch.jit")
     if unknown := [name for name in ignore if name not in modules]:

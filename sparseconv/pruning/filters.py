@@ -71,7 +71,8 @@ def prune_filters(
             compare everywhere (``Jacobian``) of all together; those that fall together are one.
         target_macs: instead of a ratio: the least of them by which one series takes at most so
             many multiply-adds.
-        steps: remove them in so many equal steps, each scored again.
+        steps: remove them in so many equal steps, each scored again; for ``DSP``, remove what is
+            silent so many times.
         ignore: names of modules that keep all channels.
         equivalent: put a compressor behind each layer that loses filters and a decompressor before
             each that reads them: 1x1 convolutions through which the removed filters still
@@ -162,10 +163,11 @@ def _masked_in_steps(
     steps: int,
 ) -> tuple[Tensor, Tensor]:
     """Which units are kept, and the last scores; the weights of all others become 0 in ``work``."""
-    kept = torch.ones(whole.n_units, dtype=torch.bool)
+    kept, last = torch.ones(whole.n_units, dtype=torch.bool), torch.zeros(whole.n_units)
     for step in range(1, steps + 1):
         scores = criterion.scores(work, restricted(whole, kept))
         check_scores(criterion, scores, whole.n_units)
+        last = scores.where(kept, last.to(scores))  # a unit that has fallen keeps its own
         if criterion.threshold is not None:
             kept = kept & (scores > criterion.threshold) | _best(whole, kept, scores)
         elif ratio is not None:
@@ -176,7 +178,7 @@ def _masked_in_steps(
             limit = full - (full - target_macs) * step / steps
             kept = _to_macs(whole, kept, scores, criterion.everywhere, limit, target_macs)
         mask(work, whole, kept)
-    return kept, scores
+    return kept, last
 
 
 @torch.inference_mode(False)

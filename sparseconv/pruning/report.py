@@ -63,7 +63,7 @@ class PruningReport:
             whole model, once ``measure`` has been called.
         threads, machine: of the measurement.
         optimizer: the successor of the optimizer that was given.
-        scores: of each unit of filters, as the criterion gave them last.
+        scores: of each unit of filters, as the criterion gave them last before it fell.
         threshold: of a criterion whose scores have a degree; None where a ratio said how many
             filters go, or the criterion itself did.
         unpaired: with ``equivalent=True`` the layers that lost filters without a compressor.

@@ -123,7 +123,8 @@ class InstanceSparsity:
         """The loss of the forward passes since the last call; RuntimeError if there were none."""
         if not self._terms:
             raise RuntimeError(
-                "no stage was run: call the model in train mode first, inside of the with block"
+                "no stage was run: call first the very model that InstanceSparsity was made of, in "
+                "train mode, inside of the with block"
             )
         loss = self.weight * torch.stack(self._terms).sum()
         self._terms.clear()

@@ -69,6 +69,8 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
         except UnknownLayerError:
             raise
         except Exception as error:
+            stack.close()
+            tracer.check_runs_untraced(arguments, error)
             shapes = [tuple(x.shape) for x in tree_leaves(arguments) if isinstance(x, Tensor)]
             raise ValueError(
                 f"the model cannot take example_input of shapes {shapes} "
@@ -178,7 +180,7 @@ class _Tracer(TorchFunctionMode):
         last = isinstance(module, nn.Linear)
         dim = x.dim() - 1 if last else 1
         if known is not None and known[1] != dim:
-            self.refuse("a dimension that is not the channels'", x)
+            self.refuse("a layer along another dimension than the channels'", x)
             known = None
         inputs = self.numbers.new(x.shape[dim], fixed=True) if known is None else known[0]
         if isinstance(module, nn.BatchNorm1d):
@@ -320,11 +322,22 @@ class _Tracer(TorchFunctionMode):
         if inputs and all(self.numbers.are_fixed(own[0]) for x in inputs if (own := self.of(x))):
             return
         where = self.running[-1] if self.running else ""
+        # Nothing but the whole model stands around what its own forward calls.
+        around = "a module around it" if where else "the layers whose outputs it takes"
         raise UnknownLayerError(
             f"cannot follow channels through {what} in {where or 'the model itself'} "
-            f"({type(self.model.get_submodule(where)).__name__}); name a module around it in "
-            "ignore, and it keeps all of its channels"
+            f"({type(self.model.get_submodule(where)).__name__}); name {around} in ignore, and all "
+            "of its channels are kept"
         )
+
+    def check_runs_untraced(self, arguments: Any, error: Exception) -> None:
+        """Raise if only following fails: torch.jit's interpreter hides what ``refuse`` says."""
+        try:
+            self.model(*arguments)
+        except Exception:
+            return
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        self.refuse(f"code that fails when watched, as torch.jit's ({what})")
 
     # The result
 
@@ -335,8 +348,8 @@ class _Tracer(TorchFunctionMode):
             if left and not is_ignored(name, self.ignore):
                 raise UnknownLayerError(
                     f"{name!r} is not called in eval mode, so that what it reads cannot be "
-                    "followed; name it in ignore, with the layers whose outputs it reads, which "
-                    "then keep their channels"
+                    "followed; name it in ignore, with the layers whose outputs it reads and those "
+                    "that read its own, which then keep their channels"
                 )
 
     def channels(self, n_series: int) -> Channels:

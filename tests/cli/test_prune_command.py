@@ -123,7 +123,9 @@ def test_what_is_refused(
     nowhere = ["prune", str(trained), "--data", data, "--criterion", "dsp", "--silence-epochs",
                "1000000", "--out", f"{data}/x"]  # fmt: skip
     refused(nowhere, "cannot be written")  # before the training
-    refused(["prune", str(trained), "--out", str(trained), "--data", data], "holds a run already")
+    taken = ["prune", str(trained), "--out", str(trained), "--data", data]
+    refused(taken, "holds a run already; choose another folder with --out")
+    refused([*words, "--criterion", "dsp", "--silence-epochs", "0"], "--silence-epochs must be")
     assert not (tmp_path / "x").exists()
     assert main([*words, *TUNE]) == 0
     refused(["train", data, "--out", str(tmp_path / "x"), "--resume"], "not resumed; prune again")

@@ -154,7 +154,7 @@ def test_a_layer_that_only_training_calls() -> None:
         lambda: sc.prune_filters(model, X, WHC(), ratio=0.5),
         lambda: keep_filters(model, X, {"other": [0]}),
     ):
-        with pytest.raises(ValueError, match=r"'aux\.1' is not called in eval mode.* in ignore"):
+        with pytest.raises(ValueError, match=r"'aux\.1' is not called.* ignore.* read its own"):
             call()
     pruned, report = sc.prune_filters(model, X, WHC(), ratio=0.5, ignore=["aux", "body"])
     assert {x.name: x.filters for x in report.layers} == {"other": (6, 3), "head": (3, 3)}
@@ -296,6 +296,11 @@ def in_a_list() -> nn.Module:
     return model
 
 
+@torch.jit.script
+def compiled(x: Tensor) -> Tensor:
+    return torch.relu(x) * 2
+
+
 UNSUPPORTED: list[tuple[Callable[[], nn.Module], str]] = [
     (shared, "'last' and 'end' share a parameter; only a layer that is used twice"),
     (lambda: classifier().to("meta"), "real numbers, but '0.weight' is of torch.float64 on meta"),
@@ -314,6 +319,18 @@ UNSUPPORTED: list[tuple[Callable[[], nn.Module], str]] = [
     (
         lambda: nn.Sequential(classifier(), torch.jit.script(nn.Sequential(nn.Tanh()))),
         "'1' is a ScriptModule; prune before torch.jit",
+    ),
+    (
+        lambda: Around(Call(lambda x: compiled(x))),
+        r"code that fails when watched.* in middle \(Call\)",
+    ),
+    (
+        lambda: sc.prune_filters(classifier(), X, WHC(), ratio=0.5, equivalent=True).model,
+        r"the model holds compressors; sparseconv\.pruning\.merge",
+    ),
+    (
+        lambda: nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4)).double(),
+        r"a layer along another dimension than the channels' in 1 \(Linear\)",
     ),
 ]
 

@@ -175,6 +175,19 @@ def test_the_curve_of_dsp() -> None:
         assert report.curve([eps]) == [(eps, convolution + linear)]
 
 
+def test_the_curve_of_dsp_in_steps() -> None:
+    model = sc.models.ResNet(1, 2, nf=4)
+    x = torch.randn(4, 1, 50)
+    once, often = (sc.prune_filters(model, x, DSP(x, 0.5), steps=n).report for n in (1, 3))
+    kept = [int((report.scores > 0.5).sum()) for report in (once, often)]
+    assert kept[1] < kept[0]  # more fell in the later steps
+    low = [0.0, 1e-3]
+    assert often.curve(low) == once.curve(low)  # and those of the first would be kept at these
+    units = [sum(x.filters[1] for x in report.layers) for report in (once, often)]
+    assert often.curve([0.5])[0][1] < once.curve([0.5])[0][1]
+    assert units[1] < units[0]
+
+
 def test_the_curve_in_every_form(tmp_path: Path) -> None:
     report = sc.prune_filters(classifier(16), X, DSP(X, 0.3)).report
     assert json.loads(json.dumps(report.to_dict()))["curve"] == [list(p) for p in report.curve()]
