@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
 from sparseconv.core.geometry import DTYPES
-from sparseconv.measure.table import Table, with_thousands
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import (
     check_module,
@@ -24,6 +22,7 @@ from sparseconv.nn.replacement import (
     replace,
 )
 from sparseconv.nn.restored import deepcopy_model
+from sparseconv.pruning.factorized import FactorizationReport, FactorizedSet
 
 METHODS = ("left", "right", "both", "svd")
 ALTERNATIONS = 30  # of "both", as published
@@ -31,52 +30,6 @@ OPTIONS = ("stride", "padding", "dilation", "padding_mode")
 
 # Of the weights of N layers, (N, O, I*K): (N, O, r) and (N, r, I*K), N = 1 where it is shared.
 Factors = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class FactorizedSet:
-    """What became of a set of layers.
-
-    Attributes:
-        layers: their names.
-        rank: channels between the two convolutions.
-        parameters_before, parameters_after: of all its layers, biases included.
-        relative_error: Frobenius norm of the difference of all weights, over that of the weights.
-    """
-
-    layers: tuple[str, ...]
-    rank: int
-    parameters_before: int
-    parameters_after: int
-    relative_error: float
-
-
-@dataclass(frozen=True)
-class FactorizationReport:
-    """What ``factorize`` did; printing it shows a table.
-
-    Attributes:
-        method: as given.
-        sets: the layers that are made of factors now.
-        left: name -> reason, of the convolutions that are what they were.
-    """
-
-    method: str
-    sets: tuple[FactorizedSet, ...]
-    left: Mapping[str, str]
-
-    def __str__(self) -> str:
-        header = ("layers", "rank", "parameters before", "after", "relative error")
-        rows = []
-        for s in self.sets:
-            sizes = with_thousands(s.parameters_before), with_thousands(s.parameters_after)
-            rows.append((", ".join(s.layers), str(s.rank), *sizes, f"{s.relative_error:.3g}"))
-        left = [f"{name} is what it was: {reason}" for name, reason in self.left.items()]
-        return "\n".join([Table(header, rows).markdown(), *left])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures, as ``json.dumps`` accepts them."""
-        return asdict(self) | {"left": dict(self.left)}
 
 
 class Factorized(NamedTuple):
@@ -200,10 +153,15 @@ def factorize(
         pairs = [(p.to(convs[0].weight.dtype), q.to(convs[0].weight.dtype)) for p, q in pairs]
         rest = weights - sum(p.double() @ q.double() for p, q in pairs)
         relative = float(rest.norm() / weights.norm()) if weights.any() else 0.0
-        records.append(FactorizedSet(names, r, before, after, relative))
+        n, o, m = weights.shape
+        macs = n * o * m, len(pairs) * n * r * (m + o)  # what is shared is computed in each layer
+        records.append(FactorizedSet(names, r, before, after, relative, *macs))
         successors |= zip(convs, _modules(convs, pairs), strict=True)
-    report = FactorizationReport(method, tuple(records), left)
-    return Factorized(replace(twin, successors), report)
+    small = replace(twin, successors)
+    report = FactorizationReport(
+        method=method, sets=tuple(records), left=left, before=model, after=small
+    )
+    return Factorized(small, report)
 
 
 def _sizes(

@@ -11,16 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.measure.table import Table, threads_text, with_thousands
+from sparseconv.measure.table import Table, with_thousands
 from sparseconv.nn.restored import deepcopy_model
-from sparseconv.profiling.result import PASSES, Compared
-from sparseconv.profiling.stopwatch import (
-    Stopwatch,
-    capture,
-    check_on_cpu,
-    in_sequence,
-    model_passes,
-)
+from sparseconv.profiling.result import Compared
+from sparseconv.pruning import comparison
 from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.equivalent import has_pairs, merge
 from sparseconv.report.page import Section, write_html
@@ -134,35 +128,15 @@ class PruningReport:
         Raises:
             NotImplementedError: the model is on a GPU.
         """
-        stopwatch = Stopwatch(backward, rounds, least_seconds, 0)
-        # Copies of both: what has been trained in place is not as fast as what is fresh.
         after = merge(self.after) if has_pairs(self.after) else deepcopy_model(self.after)
-        models = {"before": deepcopy_model(self.before), "after": after}
-        names = [layer.name for layer in self.layers]
-        found = {name: models["before"].get_submodule(name) for name in names}
-        check_on_cpu({m: name for name, m in found.items() if any(True for _ in m.parameters())})
-        with stopwatch.running(*models.values()):
-            passes: dict[str, dict[str, Any]] = {}
-            for when, model in models.items():
-                model.eval()
-                modules = {model.get_submodule(name): name for name in names}
-                for module, calls in capture(model, modules, self.arguments).items():
-                    runs = [(call.count, {"forward": _call(module, call.input)}) for call in calls]
-                    passes.setdefault(modules[module], {})[when] = in_sequence(runs)
-            layers = []
-            for layer in self.layers:
-                times = stopwatch.time(passes[layer.name])
-                layers.append(replace(layer, times=Compared.of(times, "forward")))
-            whole = {
-                when: model_passes(model, self.arguments, backward)
-                for when, model in models.items()
-            }
-            times = stopwatch.time(whole)
-        passes_times = {which: Compared.of(times, which) for which in whole["after"]}
-        facts = stopwatch.conditions()
+        found = comparison.compare(
+            deepcopy_model(self.before), after, {layer.name: [layer.name] for layer in self.layers},
+            self.arguments, backward=backward, rounds=rounds, least_seconds=least_seconds,
+        )  # fmt: skip
+        layers = [replace(layer, times=found.parts[layer.name]) for layer in self.layers]
         return replace(
-            self, layers=tuple(layers), times=passes_times, threads=facts["threads"],
-            machine=facts["machine"],
+            self, layers=tuple(layers), times=found.whole, threads=found.threads,
+            machine=found.machine,
         )  # fmt: skip
 
     def table(self) -> Table:
@@ -184,15 +158,7 @@ class PruningReport:
 
     def summary(self) -> list[str]:
         """What it adds up to, a line each."""
-        lines = []
-        for name, (before, after) in (("parameters", self.parameters), ("MACs", self.macs)):
-            less = f"{1 - after / max(before, 1):.1%} fewer"
-            lines.append(f"{name}: {with_thousands(before)} -> {with_thousands(after)}, {less}")
-        for which, found in self.times.items():
-            lines.append(
-                f"{PASSES[which]}: {found.before_ms.median:.3f} -> {found.after_ms.median:.3f} ms, "
-                f"ratio {found.ratio}"
-            )
+        lines = list(comparison.summary(self._counts(), self.times))
         if self.unpaired:
             lines.append(f"without compressors: {', '.join(self.unpaired)}")
         if self.threshold is not None:
@@ -203,8 +169,10 @@ class PruningReport:
     def _conditions(self) -> list[str]:
         if "forward" not in self.times:
             return []
-        facts = self.machine["cpu"], threads_text(self.threads), f"torch {self.machine['torch']}"
-        return [*self._rest(), "machine: " + ", ".join(facts)]
+        return [*self._rest(), comparison.conditions(self.threads, self.machine)]
+
+    def _counts(self) -> dict[str, tuple[int, int]]:
+        return {"parameters": self.parameters, "MACs": self.macs}
 
     def _rest(self) -> list[str]:
         """What keeps the time from falling as the multiply-adds do."""
@@ -243,15 +211,7 @@ class PruningReport:
 
     def write_html(self, path: str | Path) -> Path:
         """Write the report as a page of its own."""
-        rows = [
-            (name, *map(with_thousands, pair), f"{pair[0] / max(pair[1], 1):.2f}")
-            for name, pair in (("parameters", self.parameters), ("MACs", self.macs))
-        ]
-        for which, found in self.times.items():
-            pair = found.before_ms, found.after_ms
-            rows.append((f"ms of {PASSES[which]}", *(f"{time.median:.3f}" for time in pair),
-                         str(found.ratio)))  # fmt: skip
-        whole = Table(("", "before", "after", "before / after"), rows)
+        whole = comparison.table(self._counts(), self.times)
         text = "; ".join(self._conditions())
         sections = [Section("Whole model", text, whole), Section("Layers", table=self.table())]
         if self.unpaired:
@@ -288,7 +248,3 @@ def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
             )
         )
     return tuple(found)
-
-
-def _call(module: nn.Module, x: Tensor) -> Any:
-    return lambda: module(x)

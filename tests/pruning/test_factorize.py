@@ -8,6 +8,7 @@ import itertools
 import json
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,8 +107,41 @@ def test_the_report_counts_the_parameters(method: str, bias: bool) -> None:
     for name in report.sets[0].layers:
         assert name in str(report)
     content = json.loads(json.dumps(report.to_dict()))
-    assert set(content) == {"method", "sets", "left"}
+    assert content["parameters"] == [before, after]
+    assert (content["macs"], content["times"]) == (None, {})  # not measured
     assert [found["rank"] for found in content["sets"]] == [found.rank for found in report.sets]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_report_measures(method: str, tmp_path: Path) -> None:
+    model = branches((3, 8, 6, 5))
+    idle = nn.ModuleList(nn.Conv1d(8, 8, 7) for _ in range(2))  # not called
+    model.idle = idle
+    x = torch.randn(4, 6, 20)
+    _, report = sc.factorize(model, method=method, compression=2)
+    held = [(name, tensor.clone()) for name, tensor in model.state_dict().items()]
+    measured = report.measure(x, backward=True, rounds=6, least_seconds=0)
+    for name, tensor in held:
+        assert model.state_dict()[name].equal(tensor)
+    assert report.macs is None
+    assert not report.times
+    assert measured.macs is not None
+    called = [found for found in measured.sets if not found.layers[0].startswith("idle")]
+    length = model(x).shape[2]
+    for index, field in enumerate(("macs_before", "macs_after")):
+        assert measured.macs[index] == length * sum(getattr(found, field) for found in called)
+    for found in measured.sets:
+        assert (found.times is not None) == (found in called)
+    assert set(measured.times) == {"forward", "step"}
+    assert measured.times["forward"].before_ms.median > 0
+    text, page = str(measured), measured.write_html(tmp_path / "report.html").read_text()
+    for shown in ("relative error", "before / after", "MACs", f"torch {torch.__version__}"):
+        assert shown in text
+        assert shown in page
+    assert "inference: " in text
+    assert json.loads(json.dumps(measured.to_dict()))["macs"] == list(measured.macs)
+    assert "inference" not in str(report)
+    assert "inference" not in report.write_html(tmp_path / "report.html").read_text()
 
 
 def shared_and_own(small: nn.Module, method: str) -> None:

@@ -114,7 +114,7 @@ def test_what_is_timed_has_the_shapes_that_are_counted(monkeypatch: pytest.Monke
         timed.append(model)
         return model_passes(model, *given)
 
-    monkeypatch.setattr("sparseconv.pruning.report.model_passes", watched)
+    monkeypatch.setattr("sparseconv.pruning.comparison.model_passes", watched)
     report = sc.prune_filters(classifier(), X, WHC(), ratio=0.5, equivalent=True).report
     report.measure(rounds=6, least_seconds=1e-6)
     assert [sum(p.numel() for p in model.parameters()) for model in timed] == [*report.parameters]
