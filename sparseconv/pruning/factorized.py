@@ -130,12 +130,10 @@ class FactorizationReport:
     def _counts(self) -> dict[str, tuple[int, int]]:
         return {"parameters": self.parameters, **({"MACs": self.macs} if self.macs else {})}
 
-    def _left(self) -> list[str]:
-        return [f"{name} is what it was: {reason}" for name, reason in self.left.items()]
-
     def __str__(self) -> str:
         """The table and what it adds up to."""
-        lines = [self.table().markdown(), *self._left()]
+        left = [f"{name} is what it was: {reason}" for name, reason in self.left.items()]
+        lines = [self.table().markdown(), *left]
         lines += comparison.summary(self._counts(), self.times)
         lines += [comparison.conditions(self.threads, self.machine)] if self.times else []
         return "\n".join(lines)
@@ -158,8 +156,11 @@ class FactorizationReport:
         where = comparison.conditions(self.threads, self.machine) if self.times else ""
         sections = [
             Section("Whole model", where, comparison.table(self._counts(), self.times)),
-            Section("Sets of layers", "; ".join(self._left()), self.table()),
+            Section("Sets of layers", table=self.table()),
         ]
+        if self.left:
+            left = Table(("layer", "why it is what it was"), [*self.left.items()], 2)
+            sections.append(Section("Other convolutions", table=left))
         return write_html(path, "Shared factors", sections, subtitle=f"method: {self.method}")
 
 
