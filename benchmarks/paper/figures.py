@@ -189,7 +189,7 @@ def pareto(runs: Runs, path: Path) -> Path | None:
 
     Times are geometric means over the sets of all runs, accuracies means over seeds as well.
     """
-    names = [name for name in runs.names() if "retrained" not in name]
+    names = runs.names()
     common = runs.common(*names) if names else []
     points = {}
     for name in names:
