@@ -49,6 +49,7 @@ def compare(
     Both are fresh copies: what has been trained in place is not as fast.
 
     Raises:
+        ValueError: the model fails on the arguments, or they are one series without a batch.
         NotImplementedError: the model is on a GPU.
     """
     stopwatch = Stopwatch(backward, rounds, least_seconds, 0)
@@ -61,6 +62,11 @@ def compare(
             model.eval()
             modules = {model.get_submodule(name): name for name in names}
             for module, calls in capture(model, modules, arguments).items():
+                if isinstance(module, nn.Conv1d) and calls[0].input.dim() != 3:
+                    raise ValueError(
+                        f"{modules[module]!r} must be given (N, C, L), a batch of series, but got "
+                        f"{tuple(calls[0].input.shape)}"
+                    )
                 runs[when][modules[module]] = [
                     (call.count, {"forward": partial(module, call.input)}) for call in calls
                 ]

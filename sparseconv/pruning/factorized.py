@@ -93,7 +93,7 @@ class FactorizationReport:
             backward, rounds, least_seconds: as for ``PruningReport.measure``.
 
         Raises:
-            ValueError: the model fails on the input.
+            ValueError: the model fails on the input, or it is one series without a batch.
             NotImplementedError: the model is on a GPU.
         """
         arguments = copied_arguments(example_input, "example_input")

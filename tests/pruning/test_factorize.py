@@ -140,6 +140,8 @@ def test_the_report_measures(method: str, tmp_path: Path) -> None:
         assert shown in page
     assert "inference: " in text
     assert json.loads(json.dumps(measured.to_dict()))["macs"] == list(measured.macs)
+    with pytest.raises(ValueError, match=r"'convs\.0' must be given \(N, C, L\), a batch of"):
+        report.measure(x[0])
     assert "inference" not in str(report)
     assert "inference" not in report.write_html(tmp_path / "report.html").read_text()
 
