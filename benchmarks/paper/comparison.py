@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -52,6 +53,22 @@ class Runs:
         """The data sets that all of these runs have."""
         first, *others = (self.rows(run) for run in runs)
         return [name for name in first if all(name in other for other in others)]
+
+    def over_sets(self, run: str, key: str | Callable[[Row], float], sets: Iterable[str]) -> float:
+        """The mean of ``mean`` over data sets: each counts alike, however many seeds it has."""
+        means = self.mean(run, key)
+        return fmean(means[name] for name in sets)
+
+    def on_one_cpu(self, *runs: str) -> Runs:
+        """The rows of these runs whose times compare: of the CPU on which all of them have the most
+        data sets.
+        """
+        of_cpu: dict[str, list[Row]] = {}
+        for run in runs:
+            for row in chain.from_iterable(self.rows(run).values()):
+                of_cpu.setdefault(row["machine"]["cpu"], []).append(row)
+        found = map(Runs, of_cpu.values())
+        return max(found, key=lambda held: len(held.common(*runs)), default=Runs(()))
 
 
 def published_accuracy(network: str) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, geometric_mean
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -86,11 +86,12 @@ def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
 
 def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | None:
     """Question (a): seconds of training until the test accuracy of the weaker one is near."""
-    common = runs.common(sparse, dense) if sparse in runs and dense in runs else []
+    timed = runs.on_one_cpu(sparse, dense)
+    common = timed.common(sparse, dense)
     pairs = []
     for dataset in common:
         target = NEAR * min(runs.accuracy(name)[dataset] for name in (sparse, dense)) / 100
-        times = [seconds_to(runs, name, dataset, target) for name in (sparse, dense)]
+        times = [seconds_to(timed, name, dataset, target) for name in (sparse, dense)]
         if None not in times:
             pairs.append((dataset, *times))
     if not pairs:
@@ -164,7 +165,8 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
 def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     """Question (c): accuracy less that of the first run, against measured training time."""
     names = [name for name in names if name in runs]
-    common = runs.common(*names) if names else []
+    timed = runs.on_one_cpu(*names)
+    common = timed.common(*names) if names else []
     if len(names) < 2 or len(common) < 2:
         return None
     figure = new_figure(f"Accuracy less that of {names[0]}, by time of training", 7, 3.6)
@@ -173,7 +175,7 @@ def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
     base = runs.accuracy(names[0])
     for name in names:
         found = [runs.accuracy(name)[dataset] - base[dataset] for dataset in common]
-        seconds = sum(runs.mean(name, "train_seconds")[dataset] for dataset in common)
+        seconds = sum(timed.mean(name, "train_seconds")[dataset] for dataset in common)
         axes.plot([seconds, seconds], interval(found), color=BLUE, linewidth=3, alpha=0.5)
         axes.scatter([seconds], [np.mean(found)], s=24, color=BLUE, zorder=3)
         axes.annotate(
@@ -198,7 +200,7 @@ def pareto(runs: Runs, path: Path) -> Path | None:
         if rows and len(timed) == len(common):
             points[name] = (
                 geometric_mean(timed.values()),
-                100 * fmean(row["accuracy"] for row in rows),
+                100 * runs.over_sets(name, "accuracy", common),
             )
     if len(points) < 3:
         return None

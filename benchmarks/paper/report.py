@@ -63,7 +63,8 @@ PARTS = (
         "Networks trained here",
         "Means over the sets that all of them were trained on. Parameters are those that exist "
         "(active weights). Epochs and predictions: measured on one thread, in batches of the "
-        "recipe and of 64, while other jobs of the sweep ran on the other cores.",
+        "recipe and of 64, while other jobs of the sweep ran on the other cores; means over the "
+        "sets on which all were measured on one kind of CPU, the one with most of them.",
         partial(tables.costs, names=OWN),
     ),
     Part(
@@ -123,7 +124,8 @@ PARTS = (
         "question-a",
         "Time to a given accuracy: sparse against masked dense",
         "The same recipe. Looks at the test set take no time of training and do not influence "
-        "it; there are at most 25 a run, each in the epoch before weights are moved.",
+        "it; there are at most 25 a run, each in the epoch before weights are moved. Seconds: of "
+        "the sets and seeds that both ran on one kind of CPU.",
         partial(tables.against, reference="DSN", others=("masked dense",)),
         partial(figures.time_to_accuracy, sparse="DSN", dense="masked dense"),
     ),
@@ -139,7 +141,8 @@ PARTS = (
     Part(
         "question-c",
         "Sparser at equal time",
-        "Wider networks of fewer active weights that train an epoch in about DSN's time.",
+        "Wider networks of fewer active weights that train an epoch in about DSN's time. In the "
+        "figure: the sets on which all were measured on one kind of CPU.",
         partial(tables.costs, names=WIDER),
         partial(figures.accuracy_by_time, names=WIDER),
     ),

@@ -69,29 +69,35 @@ def _scaled(counts: Sequence[int], sets: int) -> str:
 def costs(runs: Runs, names: Sequence[str]) -> Table:
     """Parameters, FLOPs and measured time of runs, means over the data sets that all have.
 
-    No rows with fewer than two runs to compare.
+    Times: of those sets on which all were trained on one kind of CPU. No rows with fewer than two
+    runs to compare.
     """
     names = [name for name in names if name in runs]
     common = runs.common(*names) if len(names) > 1 else []
+    timed = runs.on_one_cpu(*names)
+    compared = timed.common(*names) if common else []
     rows = []
     for name in names if common else ():
+        mean = partial(runs.over_sets, name, sets=common)
+        seconds = partial(timed.over_sets, name, sets=compared)
         held = [row for dataset in common for row in runs.rows(name)[dataset]]
         rows.append(
             (
                 name,
-                f"{fmean(100 * row['accuracy'] for row in held):.2f}",
-                f"{fmean(row['params'] for row in held) / 1e3:.2f}",
-                f"{fmean(row['flops_paper'] for row in held) / 1e6:.2f}"
+                f"{100 * mean('accuracy'):.2f}",
+                f"{mean('params') / 1e3:.2f}",
+                f"{mean('flops_paper') / 1e6:.2f}"
                 if all("flops_paper" in row for row in held)
                 else NONE,
-                f"{fmean(row['macs'] for row in held) / 1e6:.2f}",
-                f"{1e3 * fmean(map(epoch_seconds, held)):.1f}",
-                f"{1e6 * fmean(prediction_seconds(row) for row in held):.0f}",
+                f"{mean('macs') / 1e6:.2f}",
+                f"{1e3 * seconds(epoch_seconds):.1f}" if compared else NONE,
+                f"{1e6 * seconds(prediction_seconds):.0f}" if compared else NONE,
             )
         )
+    sets = f" ({len(compared)} of {len(common)} sets)" if len(compared) < len(common) else ""
     header = (
         "run", "accuracy %", "params K", "FLOPs M (paper's)", "multiply-adds M",
-        "epoch ms", "prediction us",
+        f"epoch ms{sets}", f"prediction us{sets}",
     )  # fmt: skip
     return Table(header, rows)
 

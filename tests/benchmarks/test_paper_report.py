@@ -132,6 +132,40 @@ def test_costs_are_of_common_sets() -> None:
     assert tables.costs(runs, ("not run",)).rows == []
 
 
+def test_costs_count_each_set_alike() -> None:
+    """However many seeds it has: else a run with more seeds of the easy sets looks better."""
+    rows = [row("a", "easy", seed, 0.9) for seed in (0, 1, 2)] + [row("a", "hard", 0, 0.5)]
+    table = tables.costs(Runs([*rows, row("b", "easy"), row("b", "hard", 0, 0.5)]), ("a", "b"))
+    assert [cells[1] for cells in table.rows] == ["70.00", "70.00"]
+
+
+def on(cpu: str) -> dict[str, Any]:
+    return {"machine": {"cpu": cpu, "torch": "2.13", "commit": "abc", "date": "today"}}
+
+
+def test_times_compare_on_one_cpu() -> None:
+    rows = [
+        row("a", "x", 0, **on("slow"), train_seconds=40.0),
+        row("a", "x", 1, **on("fast"), train_seconds=20.0),
+        row("a", "y", 0, **on("slow"), train_seconds=1e9),
+        row("a", "z", 0, **on("fast"), train_seconds=30.0),
+        *(row("b", name, 0, **on("fast"), train_seconds=10.0) for name in "xyz"),
+    ]
+    table = tables.costs(Runs(rows), ("a", "b"))
+    assert table.header[-2:] == ("epoch ms (2 of 3 sets)", "prediction us (2 of 3 sets)")
+    assert [cells[-2] for cells in table.rows] == ["2500.0", "1000.0"]
+    never = Runs([row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("fast"))])
+    assert [cells[-2:] for cells in tables.costs(never, ("a", "b")).rows] == [("-", "-")] * 2
+
+
+def test_time_to_accuracy_is_of_one_cpu(tmp_path: Path) -> None:
+    apart = Runs([row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("fast"))])
+    assert figures.time_to_accuracy(apart, tmp_path / "x.png", "a", "b") is None
+    assert figures.accuracy_by_time(apart, tmp_path / "x.png", ("a", "b")) is None
+    both = Runs([row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("slow"))])
+    assert figures.time_to_accuracy(both, tmp_path / "x.png", "a", "b")
+
+
 def test_every_set() -> None:
     table = tables.each_set(Runs([row("DSN", "GunPoint", s, 0.9 + s / 100) for s in (0, 2)]))
     (cells,) = table.rows
