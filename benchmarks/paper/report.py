@@ -25,6 +25,8 @@ GROWTH = ("DSN", "fixed pattern", "gradient growth")
 MOMENTS = ("moments: mean", "moments: corrected", "masked dense")
 WIDER = ("DSN", "S = 90 %, nf = 56", "S = 95 %, nf = 68", "S = 98 %, nf = 77")
 SERIES = ("centred zeros", "centred replicate", "z-normalised", "centred zeros, z-normalised")
+# What could be why DSN is behind on a data set.
+CAUSES = ("masked dense", "S = 50 %", "gradient growth", "without groups", *SERIES)
 RESULTS = Path(__file__).parents[1] / "results"
 # The rows of each plan that the documentation shows.
 RECORDED = {
@@ -153,6 +155,15 @@ PARTS = (
         "the mean and deviation of their training set.",
         partial(tables.against, reference="DSN", others=SERIES),
         partial(figures.differences, reference="DSN", others=SERIES),
+    ),
+    Part(
+        "behind",
+        "Where DSN is behind",
+        "UCR 85 sets where DSN is five points or more below the best of the published ResNet, "
+        "InceptionTime and OS-CNN, and what other settings reach there, each of which tests a "
+        "cause: dense weights, more weights, another way to grow, one kernel group, other "
+        "paddings, scaled series. Mean ± standard deviation (seeds).",
+        partial(tables.behind, others=CAUSES),
     ),
     Part(
         "each-set",

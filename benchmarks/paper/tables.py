@@ -164,21 +164,52 @@ def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
 def each_set(runs: Runs) -> Table:
     """Every UCR set: DSN's mean and deviation, and the published networks'."""
     peers: Mapping[str, Mapping[str, float]] = {peer: published_accuracy(peer) for peer in PEERS}
+    ours, seconds = runs.accuracy("DSN"), runs.mean("DSN", "train_seconds")
     rows = []
-    for name, held in sorted(runs.rows("DSN").items()):
+    for name in sorted(ours):
         theirs = [peers[peer].get(name) for peer in PEERS]
-        percents = [100 * row["accuracy"] for row in held]
-        best = max((value for value in theirs if value is not None), default=None)
+        gap = to_the_best(name, ours[name])
         rows.append(
             (
                 name,
-                spread(percents),
+                _spread_of(runs, "DSN", name),
                 *(NONE if value is None else f"{value:.2f}" for value in theirs),
-                NONE if best is None else f"{fmean(percents) - best:+.2f}",
-                with_thousands(sum(row["train_seconds"] for row in held) / len(held)),
+                NONE if gap is None else f"{gap:+.2f}",
+                with_thousands(seconds[name]),
             )
         )
     return Table(("data set", "DSN % ± sd (seeds)", *PEERS, "to the best", "training s"), rows)
+
+
+def behind(runs: Runs, others: Sequence[str]) -> Table:
+    """The sets where DSN is ``BEHIND`` points or more below the best published network: with other
+    settings, each of which stands for a cause.
+    """
+    gaps = {name: to_the_best(name, ours) for name, ours in runs.accuracy("DSN").items()}
+    sets = sorted((gap, name) for name, gap in gaps.items() if gap is not None and gap <= -BEHIND)
+    tried = [other for other in others if any(name in runs.rows(other) for _, name in sets)]
+    rows = [
+        (
+            name,
+            f"{gap:+.2f}",
+            *(_spread_of(runs, run, name) for run in ("DSN", *tried)),
+        )
+        for gap, name in sets
+    ]
+    return Table(("data set", "to the best", "DSN % ± sd (seeds)", *tried), rows)
+
+
+BEHIND = 5.0  # percentage points
+
+
+def to_the_best(dataset: str, percent: float) -> float | None:
+    """Percentage points to the best of the published accuracies; None if there is none."""
+    theirs = [found[dataset] for found in map(published_accuracy, PEERS) if dataset in found]
+    return round(percent - max(theirs), 2) if theirs else None
+
+
+def _spread_of(runs: Runs, run: str, dataset: str) -> str:
+    return spread([100 * row["accuracy"] for row in runs.rows(run).get(dataset, ())])
 
 
 def spread(percents: Sequence[float], digits: int = 2) -> str:

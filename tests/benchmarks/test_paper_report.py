@@ -13,7 +13,7 @@ from scipy.stats import wilcoxon
 from benchmarks.paper import figures, report, tables
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import members
-from benchmarks.paper.comparison import Runs, holm, interval, published_accuracy, versus
+from benchmarks.paper.comparison import PEERS, Runs, holm, interval, published_accuracy, versus
 from benchmarks.paper.plan import DEFAULTS, PLANS
 from sparseconv.models import DSN
 from sparseconv.report.figures import group_profiles, kernels_by_size
@@ -171,6 +171,15 @@ def test_every_set() -> None:
     (cells,) = table.rows
     assert cells[:2] == ("GunPoint", "91.00 ± 1.41 (2)")
     assert cells[-2:] == ("-9.00", "20")
+
+
+def test_where_dsn_is_behind() -> None:
+    best = max(published_accuracy(peer)["ECG200"] for peer in PEERS)
+    rows = [row("DSN", "ECG200", seed, (best - 6 + seed) / 100) for seed in (0, 2)]
+    rows += [row("DSN", name, 0, 0.999) for name in ("GunPoint", "a set nobody published")]
+    table = tables.behind(Runs([*rows, row("wider", "ECG200"), row("other", "x")]), ("wider", "x"))
+    assert table.header == ("data set", "to the best", "DSN % ± sd (seeds)", "wider")
+    assert table.rows == [("ECG200", "-5.00", f"{best - 5:.2f} ± 1.41 (2)", "90.00 (1)")]
 
 
 def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
