@@ -46,8 +46,7 @@ class Runs:
 
     def mean(self, run: str, key: str | Callable[[Row], float]) -> dict[str, float]:
         """A number of the rows by data set, the mean over seeds."""
-        get = key if callable(key) else lambda row: row[key]
-        return {name: fmean(map(get, rows)) for name, rows in self.rows(run).items()}
+        return {name: self.over_sets(run, key, [name]) for name in self.rows(run)}
 
     def common(self, *runs: str) -> list[str]:
         """The data sets that all of these runs have."""
@@ -55,9 +54,9 @@ class Runs:
         return [name for name in first if all(name in other for other in others)]
 
     def over_sets(self, run: str, key: str | Callable[[Row], float], sets: Iterable[str]) -> float:
-        """The mean of ``mean`` over data sets: each counts alike, however many seeds it has."""
-        means = self.mean(run, key)
-        return fmean(means[name] for name in sets)
+        """The mean over data sets: each counts alike, however many seeds it has."""
+        get = key if callable(key) else lambda row: row[key]
+        return fmean(fmean(map(get, self.rows(run)[name])) for name in sets)
 
     def on_one_cpu(self, *runs: str) -> Runs:
         """The rows of these runs whose times compare: of the CPU on which all of them have the most

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper.comparison import Runs, interval, published_accuracy, versus
-from benchmarks.paper.tables import wins
+from benchmarks.paper.tables.cells import wins
 from sparseconv.models import DSN
 from sparseconv.report.figures import (
     BLUE,

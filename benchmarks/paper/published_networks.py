@@ -38,7 +38,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 import sparseconv as sc
-from benchmarks.paper.tables import spread
+from benchmarks.paper.tables.cells import spread
 from sparseconv import datasets
 from sparseconv.bench.document import rounded, write_json
 from sparseconv.measure.machine import measurement_context, threads

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
-from benchmarks.paper import pruned_filters, pruned_times, tables
+from benchmarks.paper import pruned_filters, pruned_times
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.comparison import Runs
@@ -23,6 +23,7 @@ from benchmarks.paper.plan import read_plan
 from benchmarks.paper.pruned_filters import expanded, like
 from benchmarks.paper.pruned_times import TIMES_NAME, read_times
 from benchmarks.paper.sweep import ROWS_NAME, read_rows
+from benchmarks.paper.tables.smaller_networks import silenced, smaller_networks
 from sparseconv.pruning.tracing import trace
 
 PLAN = """
@@ -171,7 +172,7 @@ def test_times_and_tables(out: Path, tmp_path: Path) -> None:
     assert len(line["times"]) == 3 + 3 + 7
     assert all(found["forward_ms"] > 0 and found["step_ms"] > 0 for found in line["times"].values())
     rows = list(expanded(read_rows(copied / ROWS_NAME), read_times(copied / TIMES_NAME)))
-    table = {cells[0]: cells for cells in tables.smaller_networks(Runs(rows)).rows}
+    table = {cells[0]: cells for cells in smaller_networks(Runs(rows)).rows}
     macs, prediction, step = map(float, table["LITE, WHC"][7].split(" / "))
     assert macs > 1
     whole, pruned = line["times"]["LITE"], line["times"]["LITE, WHC"]
@@ -181,7 +182,7 @@ def test_times_and_tables(out: Path, tmp_path: Path) -> None:
     assert table["LITE, WHC"][8] != "-"
     assert table["DSN"][8] == "-"
     assert (copied / "report" / "smaller-networks.png").exists()
-    (silent,) = tables.silenced(Runs(rows)).rows
+    (silent,) = silenced(Runs(rows)).rows
     assert silent[:4] == ("InceptionTime", "GunPoint", "14", "28")  # 4 epochs, pairs
     assert 0 <= float(silent[4]) < 100
     assert "Networks made smaller" in (copied / "report" / "report.html").read_text()

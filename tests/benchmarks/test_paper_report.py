@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from benchmarks.paper import figures, report, tables
+from benchmarks.paper import figures, report
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import PEERS, Runs, holm, interval, published_accuracy, versus
+from benchmarks.paper.parts import PARTS
 from benchmarks.paper.plan import DEFAULTS, PLANS
+from benchmarks.paper.tables import dsn
 from sparseconv.models import DSN
 from sparseconv.report.figures import group_profiles, kernels_by_size
 
@@ -115,7 +117,7 @@ def test_table_1() -> None:
     rows = [
         row("DSN", name, seed, (theirs[name] + 1 + seed) / 100) for name in SETS for seed in (0, 2)
     ]
-    table = tables.univariate(Runs([*rows, row("DSN", "ACSF1", 0, 0.1)]))
+    table = dsn.univariate(Runs([*rows, row("DSN", "ACSF1", 0, 0.1)]))
     found = dict(zip(table.header, table.rows[2], strict=True))
     assert found["published"] == "OS-CNN"
     assert found["DSN wins/ties/losses"] == "6/0/0", "the set of 2018 is left out"
@@ -125,17 +127,17 @@ def test_table_1() -> None:
 
 def test_costs_are_of_common_sets() -> None:
     runs = Runs([row("a", "x"), row("a", "y", train_seconds=1e9), row("b", "x", params=3000)])
-    table = tables.costs(runs, ("a", "b", "not run"))
+    table = dsn.costs(runs, ("a", "b", "not run"))
     assert [cells[0] for cells in table.rows] == ["a", "b"]
     assert [cells[2] for cells in table.rows] == ["1.00", "3.00"]
     assert table.rows[0][-2:] == ("2000.0", "2000")  # ms an epoch, us a prediction
-    assert tables.costs(runs, ("not run",)).rows == []
+    assert dsn.costs(runs, ("not run",)).rows == []
 
 
 def test_costs_count_each_set_alike() -> None:
     """However many seeds it has: else a run with more seeds of the easy sets looks better."""
     rows = [row("a", "easy", seed, 0.9) for seed in (0, 1, 2)] + [row("a", "hard", 0, 0.5)]
-    table = tables.costs(Runs([*rows, row("b", "easy"), row("b", "hard", 0, 0.5)]), ("a", "b"))
+    table = dsn.costs(Runs([*rows, row("b", "easy"), row("b", "hard", 0, 0.5)]), ("a", "b"))
     assert [cells[1] for cells in table.rows] == ["70.00", "70.00"]
 
 
@@ -151,11 +153,11 @@ def test_times_compare_on_one_cpu() -> None:
         row("a", "z", 0, **on("fast"), train_seconds=30.0),
         *(row("b", name, 0, **on("fast"), train_seconds=10.0) for name in "xyz"),
     ]
-    table = tables.costs(Runs(rows), ("a", "b"))
+    table = dsn.costs(Runs(rows), ("a", "b"))
     assert table.header[-2:] == ("epoch ms (2 of 3 sets)", "prediction us (2 of 3 sets)")
     assert [cells[-2] for cells in table.rows] == ["2500.0", "1000.0"]
     never = Runs([row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("fast"))])
-    assert [cells[-2:] for cells in tables.costs(never, ("a", "b")).rows] == [("-", "-")] * 2
+    assert [cells[-2:] for cells in dsn.costs(never, ("a", "b")).rows] == [("-", "-")] * 2
 
 
 def test_time_to_accuracy_is_of_one_cpu(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_time_to_accuracy_is_of_one_cpu(tmp_path: Path) -> None:
 
 
 def test_every_set() -> None:
-    table = tables.each_set(Runs([row("DSN", "GunPoint", s, 0.9 + s / 100) for s in (0, 2)]))
+    table = dsn.each_set(Runs([row("DSN", "GunPoint", s, 0.9 + s / 100) for s in (0, 2)]))
     (cells,) = table.rows
     assert cells[:2] == ("GunPoint", "91.00 ± 1.41 (2)")
     assert cells[-2:] == ("-9.00", "20")
@@ -177,7 +179,7 @@ def test_where_dsn_is_behind() -> None:
     best = max(published_accuracy(peer)["ECG200"] for peer in PEERS)
     rows = [row("DSN", "ECG200", seed, (best - 6 + seed) / 100) for seed in (0, 2)]
     rows += [row("DSN", name, 0, 0.999) for name in ("GunPoint", "a set nobody published")]
-    table = tables.behind(Runs([*rows, row("wider", "ECG200"), row("other", "x")]), ("wider", "x"))
+    table = dsn.behind(Runs([*rows, row("wider", "ECG200"), row("other", "x")]), ("wider", "x"))
     assert table.header == ("data set", "to the best", "DSN % ± sd (seeds)", "wider")
     assert table.rows == [("ECG200", "-5.00", f"{best - 5:.2f} ± 1.41 (2)", "90.00 (1)")]
 
@@ -185,7 +187,7 @@ def test_where_dsn_is_behind() -> None:
 def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
     page = report.write_report(full, tmp_path)
     text = page.read_text(encoding="utf-8")
-    for part in report.PARTS:
+    for part in PARTS:
         if part.name != "table-2":  # these sets are not multivariate, but the runs are
             assert part.title in text, part.name
         assert part.figure is None or (tmp_path / f"{part.name}.png").stat().st_size > 5000

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.paper import report, tables
+from benchmarks.paper import report
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import members, open_archive, published
 from benchmarks.paper.comparison import Runs
 from benchmarks.paper.plan import read_plan
 from benchmarks.paper.rocket import SHARES, expanded
 from benchmarks.paper.sweep import ROWS_NAME, read_rows
+from benchmarks.paper.tables import random_kernels
 from sparseconv.estimators.pocket import KS, POCKETClassifier
 
 PLAN = """
@@ -93,17 +94,17 @@ def test_rows_are_those_of_the_classifier(out: Path, data: dict[str, Any]) -> No
 def test_tables(out: Path) -> None:
     rows = read_rows(out / ROWS_NAME)
     runs = Runs(expanded(rows))
-    table = {cells[0]: cells for cells in tables.pruned_kernels(runs).rows}
+    table = {cells[0]: cells for cells in random_kernels.pruned_kernels(runs).rows}
     assert table["ROCKET"][1:3] == ("1, 2", "100 %")
     assert table["ROCKET"][6].startswith(published()["GunPoint"]["ROCKET"])
     assert table["ROCKET, as published, POCKET"][6].startswith(published()["GunPoint"]["POCKET-2"])
     assert table["ROCKET, 10 %, POCKET"][2] == "10 %"
     assert table["ROCKET, 10 %, random"][8] == "-"
     assert "ROCKET, cross-validated, cv, POCKET" in table
-    choices = tables.choices(runs).rows
+    choices = random_kernels.choices(runs).rows
     assert len(choices) == 2 * 3 + 2 * 2
     assert choices[0][:3] == ("ROCKET, as published, POCKET", "magnitude", "1")
-    (cells,) = tables.pruned_kernels_each(runs).rows
+    (cells,) = random_kernels.pruned_kernels_each(runs).rows
     assert cells[0] == "GunPoint"
     text = (out / "report" / "report.html").read_text(encoding="utf-8")
     for part in report.KERNELS:

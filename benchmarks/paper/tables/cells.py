@@ -1,0 +1,46 @@
+"""Cells that several tables have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from benchmarks.paper.comparison import Row, Versus
+
+NONE = "-"
+
+
+def percent(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"
+
+
+def spread(percents: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation (how many), ``"-"`` of none."""
+    if not percents:
+        return NONE
+    deviation = f" ± {stdev(percents):.{digits}f}" if len(percents) > 1 else ""
+    return f"{fmean(percents):.{digits}f}{deviation} ({len(percents)})"
+
+
+def wins(result: Versus) -> str:
+    return f"{result.wins}/{result.ties}/{result.losses}"
+
+
+def difference(result: Versus) -> str:
+    return f"{result.difference:+.2f} [{result.low:+.2f}, {result.high:+.2f}]"
+
+
+def p_text(p: float | None) -> str:
+    if p is None:
+        return NONE
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def epoch_seconds(row: Row) -> float:
+    """Measured seconds of training an epoch, on one thread."""
+    return float(row["train_seconds"]) / int(row["epochs"])
+
+
+def prediction_seconds(row: Row) -> float:
+    """Measured seconds of predicting one series, in batches of 64, on one thread."""
+    return float(row["predict_seconds"]) / int(row["n_test"])

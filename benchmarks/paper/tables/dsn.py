@@ -1,0 +1,204 @@
+"""Tables 1 to 4 of the DSN paper, those of our own questions, and every data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from statistics import fmean
+
+from benchmarks.paper.archives import members
+from benchmarks.paper.comparison import (
+    PEERS,
+    Runs,
+    Versus,
+    holm,
+    published_accuracy,
+    versus,
+)
+from benchmarks.paper.tables.cells import (
+    NONE,
+    difference,
+    epoch_seconds,
+    p_text,
+    prediction_seconds,
+    spread,
+    wins,
+)
+from sparseconv.measure.table import Table, with_thousands
+
+# The paper's wins, ties and losses of DSN over all 85 sets.
+PAPER = {"ResNet": (53, 3, 29), "InceptionTime": (40, 5, 40), "OS-CNN": (49, 3, 33)}
+BEHIND = 5.0  # percentage points: where DSN is behind
+
+
+def univariate(runs: Runs) -> Table:
+    """Table 1: DSN against published networks on the UCR 85 sets that were run."""
+    ours = _on_ucr85(runs, "DSN")
+    found = {peer: versus(ours, published_accuracy(peer)) for peer in PEERS}
+    corrected = dict(
+        zip(found, holm([result and result.p for result in found.values()]), strict=True)
+    )
+    rows = []
+    for peer, result in found.items():
+        if result is None:
+            continue
+        theirs = published_accuracy(peer)
+        common = [name for name in ours if name in theirs]
+        rows.append(
+            (
+                peer,
+                wins(result),
+                _scaled(PAPER[peer], result.sets),
+                f"{fmean(theirs[name] for name in common):.2f}",
+                f"{fmean(ours[name] for name in common):.2f}",
+                difference(result),
+                p_text(corrected[peer]),
+            )
+        )
+    header = (
+        "published", "DSN wins/ties/losses", "the paper's, scaled", "its accuracy %",
+        "DSN's %", "difference, 95 % interval", "p, Holm",
+    )  # fmt: skip
+    return Table(header, rows)
+
+
+def _on_ucr85(runs: Runs, run: str) -> dict[str, float]:
+    sets = set(members("ucr85"))
+    return {name: value for name, value in runs.accuracy(run).items() if name in sets}
+
+
+def _scaled(counts: Sequence[int], sets: int) -> str:
+    return "/".join(f"{count * sets / sum(counts):.1f}" for count in counts)
+
+
+def costs(runs: Runs, names: Sequence[str]) -> Table:
+    """Parameters, FLOPs and measured time of runs, means over the data sets that all have.
+
+    Times: of those sets on which all were trained on one kind of CPU. No rows with fewer than two
+    runs to compare.
+    """
+    names = [name for name in names if name in runs]
+    common = runs.common(*names) if len(names) > 1 else []
+    timed = runs.on_one_cpu(*names)
+    compared = timed.common(*names) if common else []
+    rows = []
+    for name in names if common else ():
+        mean = partial(runs.over_sets, name, sets=common)
+        seconds = partial(timed.over_sets, name, sets=compared)
+        held = [row for dataset in common for row in runs.rows(name)[dataset]]
+        rows.append(
+            (
+                name,
+                f"{100 * mean('accuracy'):.2f}",
+                f"{mean('params') / 1e3:.2f}",
+                f"{mean('flops_paper') / 1e6:.2f}"
+                if all("flops_paper" in row for row in held)
+                else NONE,
+                f"{mean('macs') / 1e6:.2f}",
+                f"{1e3 * seconds(epoch_seconds):.1f}" if compared else NONE,
+                f"{1e6 * seconds(prediction_seconds):.0f}" if compared else NONE,
+            )
+        )
+    sets = f" ({len(compared)} of {len(common)} sets)" if len(compared) < len(common) else ""
+    header = (
+        "run", "accuracy %", "params K", "FLOPs M (paper's)", "multiply-adds M",
+        f"epoch ms{sets}", f"prediction us{sets}",
+    )  # fmt: skip
+    return Table(header, rows)
+
+
+def multivariate(runs: Runs) -> Table:
+    """Table 2: DSN on multivariate sets, beside published networks."""
+    rows = []
+    for run in ["UEA", *(name for name in runs.names() if name.startswith("Daily Sports"))]:
+        for name, accuracy in runs.accuracy(run).items():
+            theirs = [published_accuracy(peer).get(name) for peer in PEERS]
+            held = runs.rows(run)[name]
+            rows.append(
+                (
+                    name if run == "UEA" else run,
+                    f"{accuracy:.2f} ({len(held)})",
+                    *(NONE if value is None else f"{value:.2f}" for value in theirs),
+                    f"{fmean(row['params'] for row in held) / 1e3:.2f}",
+                )
+            )
+    return Table(("data set", "DSN % (seeds)", *PEERS, "params K"), rows)
+
+
+def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
+    """Other runs against one, on the sets that both have: mean accuracies and their difference."""
+    base = runs.accuracy(reference)
+    rows = []
+    found: dict[str, Versus] = {}
+    for other in others:
+        result = versus(runs.accuracy(other), base)
+        if result is not None:
+            found[other] = result
+    corrected = holm([result.p for result in found.values()])
+    for (other, result), p in zip(found.items(), corrected, strict=True):
+        theirs = runs.accuracy(other)
+        common = [name for name in theirs if name in base]
+        rows.append(
+            (
+                other,
+                str(result.sets),
+                f"{fmean(theirs[name] for name in common):.2f}",
+                f"{fmean(base[name] for name in common):.2f}",
+                wins(result),
+                difference(result),
+                p_text(p),
+            )
+        )
+    header = (
+        "run", "sets", "accuracy %", f"{reference} %", "wins/ties/losses",
+        "difference, 95 % interval", "p, Holm",
+    )  # fmt: skip
+    return Table(header, rows)
+
+
+def each_set(runs: Runs) -> Table:
+    """Every UCR set: DSN's mean and deviation, and the published networks'."""
+    peers: Mapping[str, Mapping[str, float]] = {peer: published_accuracy(peer) for peer in PEERS}
+    ours, seconds = runs.accuracy("DSN"), runs.mean("DSN", "train_seconds")
+    rows = []
+    for name in sorted(ours):
+        theirs = [peers[peer].get(name) for peer in PEERS]
+        gap = to_the_best(name, ours[name])
+        rows.append(
+            (
+                name,
+                _spread_of(runs, "DSN", name),
+                *(NONE if value is None else f"{value:.2f}" for value in theirs),
+                NONE if gap is None else f"{gap:+.2f}",
+                with_thousands(seconds[name]),
+            )
+        )
+    return Table(("data set", "DSN % ± sd (seeds)", *PEERS, "to the best", "training s"), rows)
+
+
+def behind(runs: Runs, others: Sequence[str]) -> Table:
+    """The sets where DSN is ``BEHIND`` points or more below the best published network: with other
+    settings, each of which stands for a cause.
+    """
+    gaps = {name: to_the_best(name, ours) for name, ours in runs.accuracy("DSN").items()}
+    sets = sorted((gap, name) for name, gap in gaps.items() if gap is not None and gap <= -BEHIND)
+    tried = [other for other in others if any(name in runs.rows(other) for _, name in sets)]
+    rows = [
+        (
+            name,
+            f"{gap:+.2f}",
+            *(_spread_of(runs, run, name) for run in ("DSN", *tried)),
+        )
+        for gap, name in sets
+    ]
+    return Table(("data set", "to the best", "DSN % ± sd (seeds)", *tried), rows)
+
+
+def to_the_best(dataset: str, percent: float) -> float | None:
+    """Percentage points to the best of the published accuracies; None if there is none."""
+    theirs = [found[dataset] for found in map(published_accuracy, PEERS) if dataset in found]
+    return round(percent - max(theirs), 2) if theirs else None
+
+
+def _spread_of(runs: Runs, run: str, dataset: str) -> str:
+    return spread([100 * row["accuracy"] for row in runs.rows(run).get(dataset, ())])

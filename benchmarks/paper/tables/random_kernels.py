@@ -1,0 +1,109 @@
+"""Tables of pruned random kernels: POCKET."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+
+from benchmarks.paper.comparison import Runs, holm, published_accuracy, versus
+from benchmarks.paper.networks import ROCKETS
+from benchmarks.paper.tables.cells import (
+    NONE,
+    difference,
+    p_text,
+    percent,
+    prediction_seconds,
+    wins,
+)
+from sparseconv.measure.table import Table
+
+# Whose published accuracies stand beside a run of ours.
+PUBLISHED_ROCKET = {
+    "ROCKET": "ROCKET",
+    "ROCKET, as published, POCKET, stage 1": "POCKET-1",
+    "ROCKET, as published, POCKET": "POCKET-2",
+    "ROCKET, ridge by folds, as published, POCKET, stage 1": "POCKET-1",
+    "ROCKET, ridge by folds, as published, POCKET": "POCKET-2",
+}
+BY_FOLDS = ("ROCKET, cross-validated", "ROCKET, ridge by folds")
+
+
+def pruned_kernels(runs: Runs) -> Table:
+    """ROCKET and MiniROCKET, whole and pruned: against the whole, and beside published means."""
+    rows = []
+    for name in runs.names():
+        model = name.split(",")[0]
+        if model not in ROCKETS or model not in runs or name in BY_FOLDS:
+            continue
+        # Against all kernels of the same draw, where a run has some.
+        model = next((run for run in BY_FOLDS if name.startswith(f"{run}, ")), model)
+        common, ours, whole = runs.common(model, name), runs.accuracy(name), runs.accuracy(model)
+        held = [row for dataset in common for row in runs.rows(name)[dataset]]
+        kept = fmean(row["keep"] / row["n_candidates"] for row in held)
+        result = None if name == model else versus(ours, whole)
+        timed = all(row["predict_seconds"] is not None for row in held)
+        rows.append(
+            (
+                name,
+                f"{len(common)}, {len(held)}",
+                f"{100 * kept:.0f} %",
+                f"{fmean(ours[dataset] for dataset in common):.2f}",
+                wins(result) if result else NONE,
+                difference(result) if result else NONE,
+                _beside_published(name, ours),
+                f"{fmean(row['fit_seconds'] for row in held):.2f}",
+                f"{1e6 * fmean(map(prediction_seconds, held)):.0f}" if timed else NONE,
+            )
+        )
+    header = (
+        "run", "sets, fits", "kept", "accuracy %", "wins/ties/losses against all",
+        "difference, 95 % interval", "published mean, ours", "fit s", "features us",
+    )  # fmt: skip
+    return Table(header, rows)
+
+
+def choices(runs: Runs) -> Table:
+    """Does the choice of kernels matter: POCKET against magnitude and against chance, refitted."""
+    found = []
+    for name in runs.names():
+        if name.endswith(", POCKET"):
+            base = runs.accuracy(name)
+            for way in ("magnitude", "random"):
+                other = name.removesuffix("POCKET") + way
+                if result := versus(base, runs.accuracy(other)):
+                    found.append((name, way, result))
+    corrected = holm([result.p for _, _, result in found])
+    rows = [
+        (name, way, f"{result.sets}", wins(result), difference(result), p_text(p))
+        for (name, way, result), p in zip(found, corrected, strict=True)
+    ]
+    header = ("run", "against", "sets", "wins/ties/losses", "difference, 95 % interval", "p, Holm")
+    return Table(header, rows, 2)
+
+
+def _beside_published(run: str, ours: Mapping[str, float]) -> str:
+    """Published and own mean accuracy over the sets that have both."""
+    theirs = published_accuracy(PUBLISHED_ROCKET[run]) if run in PUBLISHED_ROCKET else {}
+    known = [dataset for dataset in ours if dataset in theirs]
+    if not known:
+        return NONE
+    return f"{fmean(theirs[d] for d in known):.2f}, {fmean(ours[d] for d in known):.2f}"
+
+
+def pruned_kernels_each(runs: Runs) -> Table:
+    """Every data set: accuracies of the whole and of pruned ones, ours and published."""
+    names = [name for name in runs.names() if name.split(",")[0] in ROCKETS]
+    names = [name for name in names if name not in BY_FOLDS]
+    theirs = {name: published_accuracy(name) for name in ("ROCKET", "POCKET-1", "POCKET-2")}
+    found = {name: runs.accuracy(name) for name in names}
+    sets = sorted({dataset for accuracy in found.values() for dataset in accuracy})
+    rows = [
+        (
+            dataset,
+            *(percent(found[name].get(dataset)) for name in names),
+            *(percent(theirs[name].get(dataset)) for name in theirs),
+        )
+        for dataset in sets
+    ]
+    header = ("data set", *names, *(f"published {name}" for name in theirs))
+    return Table(header, rows)

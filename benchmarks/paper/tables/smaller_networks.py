@@ -1,0 +1,108 @@
+"""Tables of networks that were made smaller: pruned filters, shared factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from statistics import fmean, geometric_mean
+
+from benchmarks.paper.comparison import Row, Runs, Versus, holm, versus
+from benchmarks.paper.tables.cells import NONE, difference, p_text, percent, wins
+from sparseconv.measure.table import Table, with_thousands
+from sparseconv.training.recipe import Recipe
+
+
+def smaller_networks(runs: Runs) -> Table:
+    """Networks and what pruning made of them: accuracy, size, time, and against the whole ones."""
+    names = runs.names()
+    common = runs.common(*names)
+    found: dict[str, Versus] = {}
+    for name in names:
+        whole = name.split(",")[0]
+        if (
+            name != whole
+            and whole in runs
+            and (result := versus(runs.accuracy(name), runs.accuracy(whole)))
+        ):
+            found[name] = result
+    corrected = dict(zip(found, holm([result.p for result in found.values()]), strict=True))
+    # Times of the sets of which every run has some.
+    together = [
+        dataset
+        for dataset in common
+        if all(any("forward_ms" in row for row in runs.rows(name)[dataset]) for name in names)
+    ]
+    rows = []
+    for name in names if common else []:
+        held = [row for dataset in common for row in runs.rows(name)[dataset]]
+        mean = partial(runs.over_sets, name, sets=common)
+        timed = [row for row in held if "forward_ms" in row and row["dataset"] in together]
+        result = found.get(name)
+        rows.append(
+            (
+                name,
+                f"{len(common)}, {len(held)}",
+                percent(100 * mean("accuracy")),
+                f"{mean('params') / 1e3:.1f}",
+                f"{mean('macs') / 1e6:.2f}",
+                *(
+                    f"{geometric_mean([row[f'{which}_ms'] for row in timed]):.2f}"
+                    if timed else NONE
+                    for which in ("forward", "step")
+                ),
+                _times_less(timed, runs.rows(name.split(",")[0])),
+                wins(result) if result else NONE,
+                difference(result) if result else NONE,
+                p_text(corrected[name]) if result else NONE,
+            )
+        )  # fmt: skip
+    header = (
+        "run", "sets, runs", "accuracy %", "params K", "MACs M", "prediction ms", "step ms",
+        "times less", "wins/ties/losses", "difference, 95 % interval", "p, Holm",
+    )  # fmt: skip
+    return Table(header, rows)
+
+
+def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str:
+    """How many times less multiply-adds, time of a prediction and of a step: than the whole took.
+
+    Of the same data set and seed.
+    """
+    pairs = [pair for row in timed for pair in _pairs([row], whole.get(row["dataset"], ()))]
+    if not all("forward_ms" in other for _, other in pairs) or not pairs:
+        return NONE
+    return " / ".join(
+        f"{geometric_mean([other[key] / row[key] for row, other in pairs]):.1f}"
+        for key in ("macs", "forward_ms", "step_ms")
+    )
+
+
+def _pairs(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Those of one seed."""
+    return [(row, other) for row in rows for other in others if other["seed"] == row["seed"]]
+
+
+def silenced(runs: Runs) -> Table:
+    """What DSP removed of networks that were trained to silence filters, by steps of training."""
+    found = []
+    for name in runs.names():
+        for dataset, held in runs.rows(f"{name}, DSP").items():
+            first, whole = held[0], runs.rows(name)[dataset]
+            if not first["options"]["silence"]:
+                continue
+            recipe = Recipe(**first["options"]["recipe"])
+            batches = math.ceil(first["n_train"] / recipe.batch_size_for(first["n_train"]))
+            steps = first["epochs"] * batches
+            left = fmean(row["params"] / other["params"] for row, other in _pairs(held, whole))
+            cells = (
+                name, dataset, str(first["n_train"]), with_thousands(steps),
+                f"{100 * (1 - left):.0f}",
+                *(percent(100 * fmean(row[key] for row in rows))
+                  for rows, key in ((whole, "accuracy"), (held, "at_once"), (held, "accuracy"))),
+            )  # fmt: skip
+            found.append(((name, steps, dataset), cells))
+    header = (
+        "run", "data set", "series", "steps", "smaller by %", "accuracy before", "at once", "tuned",
+    )  # fmt: skip
+    return Table(header, [cells for _, cells in sorted(found)], text_columns=2)
