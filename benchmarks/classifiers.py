@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -97,14 +97,20 @@ def rows_of(path: Path = RESULTS) -> list[dict[str, Any]]:
     return read_lines(path)
 
 
-def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each classifier over the data sets: accuracy %, seconds of a fit, us of a prediction."""
-    names = {row["dataset"] for row in rows}
-    dsn = [
+def trained_dsn(names: Collection[str]) -> list[dict[str, Any]]:
+    """The recorded rows of DSN's first seed with their times, CPU seconds beside other work."""
+    return [
         {**row, "classifier": "DSN", "fit_seconds": row["train_seconds"]}
         for row in read_rows(RECORDED["full"])
         if row["run"] == "DSN" and row["dataset"] in names and row["seed"] == 0
-    ]
+        and row["train_seconds"] is not None
+    ]  # fmt: skip
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each classifier over the data sets: accuracy %, seconds of a fit, us of a prediction."""
+    names = {row["dataset"] for row in rows}
+    dsn = trained_dsn(names)
     found = {}
     for kind in dict.fromkeys(row["classifier"] for row in [*rows, *dsn]):
         by_set: dict[str, list[Mapping[str, Any]]] = {}
@@ -139,9 +145,11 @@ def about() -> str:
     rows = rows_of()
     names = dict.fromkeys(row["dataset"] for row in rows)
     machine = rows[-1]["machine"]
+    cpus = sorted({row["machine"]["cpu"] for row in trained_dsn(names)})
     return (
-        f"Means over {len(names)} data sets ({', '.join(names)}), {len(SEEDS)} seeds each (DSN: "
-        f"one, 1 000 epochs), on one thread of {machine['cpu']}, {machine['date']}."
+        f"Means over {len(names)} data sets ({', '.join(names)}), {len(SEEDS)} seeds each, on one "
+        f"thread of {machine['cpu']}, {machine['date']}. DSN: one seed, 1 000 epochs, CPU seconds "
+        f"on {', '.join(cpus) or 'no machine yet'}, while other networks were trained beside it."
     )
 
 

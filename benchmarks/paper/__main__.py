@@ -25,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     archive = open_archive(arguments.archive)
     for name, message in archive.broken.items():
         print(f"left out: {name}: {message}", file=sys.stderr)
+    if archive.broken:
+        print("a plan's cheapest sets are chosen among the others", file=sys.stderr)
     jobs = read_plan(arguments.plan, archive)
     if arguments.out is None:
         arguments.out = Path("paper") / Path(arguments.plan).stem
@@ -62,6 +64,13 @@ def time(arguments: argparse.Namespace) -> int:
     return report(arguments)
 
 
+def cores() -> int:
+    """How many this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -85,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     where = running.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=positive, default=os.cpu_count(), metavar="N",
-        help="processes, one thread each (default: as many as cores)",
+        "--workers", type=positive, default=cores(), metavar="N",
+        help="processes, one thread each (default: as many as cores that this one may use)",
     )  # fmt: skip
     where.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs the jobs"

@@ -60,11 +60,12 @@ class Runs:
 
     def on_one_cpu(self, *runs: str) -> Runs:
         """The rows of these runs whose times compare: of the CPU on which all of them have the most
-        data sets.
+        data sets. Those without times are left out.
         """
         of_cpu: dict[str, list[Row]] = {}
         for run in runs:
-            for row in chain.from_iterable(self.rows(run).values()):
+            held = chain.from_iterable(self.rows(run).values())
+            for row in (row for row in held if row["train_seconds"] is not None):
                 of_cpu.setdefault(row["machine"]["cpu"], []).append(row)
         found = map(Runs, of_cpu.values())
         return max(found, key=lambda held: len(held.common(*runs)), default=Runs(()))
@@ -81,17 +82,16 @@ class Versus:
 
     Attributes:
         wins, ties, losses: data sets by the sign of the difference; ``TIE`` says what is a tie.
-        difference: mean difference in percentage points, with ``low`` and ``high``, the ends of
-            its 95 % bootstrap interval over the sets.
-        p: of Wilcoxon's signed-rank test, two-sided; None if nothing differs.
+        difference: mean difference in percentage points.
+        interval: its 95 % bootstrap interval over the sets; None of a single set.
+        p: of Wilcoxon's signed-rank test, two-sided; None if nothing differs, or of a single set.
     """
 
     wins: int
     ties: int
     losses: int
     difference: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
     p: float | None
 
     @property
@@ -113,16 +113,14 @@ def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | N
     p = None
     # Without the noise of means and percents, which would hide equal ranks and ties.
     ranked = np.where(np.abs(difference) < TIE, 0, difference.round(6))
-    if ranked.any():
+    if ranked.any() and len(ranked) > 1:
         p = float(wilcoxon(ranked).pvalue)
-    low, high = interval(difference)
     return Versus(
         wins=int((difference >= TIE).sum()),
         ties=int((np.abs(difference) < TIE).sum()),
         losses=int((difference <= -TIE).sum()),
         difference=float(difference.mean()),
-        low=low,
-        high=high,
+        interval=interval(difference) if len(difference) > 1 else None,
         p=p,
     )
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.comparison import Runs, interval, published_accuracy, versus
+from benchmarks.paper.comparison import Row, Runs, interval, published_accuracy, versus
 from benchmarks.paper.tables.cells import wins
 from sparseconv.models import DSN
 from sparseconv.report.figures import (
@@ -24,9 +25,14 @@ from sparseconv.report.figures import (
     style_axes,
 )
 
+NEAR = 0.98  # of the lower of two final accuracies
+
 
 def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Figure 5: critical difference diagram of depths and widths (aeon's), on common sets."""
+    """Figure 5: critical difference diagram of depths and widths (aeon's), on common sets.
+
+    Its Wilcoxon tests are one-sided, each at 0.05 / (number of networks - 1).
+    """
     import matplotlib.pyplot as plt
     from aeon.visualisation import plot_critical_difference
 
@@ -34,8 +40,9 @@ def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     common = runs.common(*names) if names else []
     if len(names) < 3 or len(common) < 3:
         return None
-    scores = np.array([[runs.accuracy(name)[dataset] for name in names] for dataset in common])
-    figure, _ = plot_critical_difference(scores, names, correction="holm")
+    ours = [runs.accuracy(name) for name in names]
+    scores = np.array([[accuracy[dataset] for accuracy in ours] for dataset in common])
+    figure, _ = plot_critical_difference(scores, names, correction="holm", alpha=0.05)
     figure.savefig(path, dpi=170, bbox_inches="tight")
     plt.close(figure)
     return path
@@ -54,23 +61,34 @@ def receptive_fields(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
 
 def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     """Figure 7: dynamic, fixed and gradient-grown patterns, each against OS-CNN."""
-    theirs = published_accuracy("OS-CNN")
-    found = {name: versus(runs.accuracy(name), theirs) for name in names if name in runs}
-    compared = {name: result for name, result in found.items() if result is not None}
-    if not compared:
+    compared = beside_published(runs, names, published_accuracy("OS-CNN"))
+    if len(compared) < 2:
         return None
     figure = new_figure("Accuracy against OS-CNN", 3 * len(compared), 3.4)
     all_axes = figure.subplots(1, len(compared), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (name, result) in zip(all_axes, compared.items(), strict=True):
-        ours = runs.accuracy(name)
-        pairs = np.array([(theirs[x], ours[x]) for x in ours if x in theirs])
+    low = min(min(pair) for pairs in compared.values() for pair in pairs.values()) - 2
+    for axes, (name, pairs) in zip(all_axes, compared.items(), strict=True):
+        theirs, ours = zip(*pairs.values(), strict=True)
+        result = versus(dict(zip(pairs, ours, strict=True)), dict(zip(pairs, theirs, strict=True)))
+        assert result is not None
         axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
-        axes.scatter(*pairs.T, s=12, color=BLUE)
+        axes.scatter(theirs, ours, s=12, color=BLUE)
         style_axes(axes, "OS-CNN, published (%)", f"{name} (%)")
         axes.set_title(f"{name}: {wins(result)}", fontsize=9, color=INK, loc="left")
-        low = pairs.min() - 2
         axes.set(xlim=(low, 101), ylim=(low, 101), aspect="equal")
     return _save(figure, path)
+
+
+def beside_published(
+    runs: Runs, names: Sequence[str], theirs: Mapping[str, float]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """For each run, by data set, a published accuracy and its own; of the sets that all have."""
+    names = [name for name in names if name in runs]
+    common = [name for name in runs.common(*names) if name in theirs] if names else []
+    if not common:
+        return {}
+    ours = {name: runs.accuracy(name) for name in names}
+    return {run: {name: (theirs[name], ours[run][name]) for name in common} for run in names}
 
 
 def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
@@ -86,30 +104,29 @@ def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
 
 def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | None:
     """Question (a): seconds of training until the test accuracy of the weaker one is near."""
-    timed = runs.on_one_cpu(sparse, dense)
-    common = timed.common(sparse, dense)
-    pairs = []
-    for dataset in common:
-        target = NEAR * min(runs.accuracy(name)[dataset] for name in (sparse, dense)) / 100
-        times = [seconds_to(timed, name, dataset, target) for name in (sparse, dense)]
-        if None not in times:
-            pairs.append((dataset, *times))
-    if not pairs:
+    reached = times_to_accuracy(runs, sparse, dense)
+    if not reached:
         return None
-    pairs.sort(key=lambda pair: pair[2])
-    title = f"Time to a given accuracy: {len(pairs)} of {len(common)} data sets reach it"
-    figure = new_figure(title, 7, 1.4 + 0.22 * len(pairs))
+    rows = sorted(reached.items(), key=lambda item: item[1][1].seconds)
+    figure = new_figure("Time to a given accuracy", 7, 1.4 + 0.22 * len(rows))
     axes = figure.subplots()
-    for y, (_, fast, slow) in enumerate(pairs):
-        axes.plot([fast, slow], [y, y], color=FAINT, linewidth=1, zorder=1)
+    for y, (_, (fast, slow)) in enumerate(rows):
+        ends = fast.seconds, slow.seconds
+        axes.plot(ends, [y, y], color=FAINT, linewidth=1, zorder=1)
         axes.annotate(
-            f"{slow / fast:.1f}x", (max(fast, slow), y), (6, 0), textcoords="offset points",
-            va="center", fontsize=7.5, color=INK,
+            f"{slow.seconds / fast.seconds:.1f}x", (max(ends), y), (6, 0),
+            textcoords="offset points", va="center", fontsize=7.5, color=INK,
         )  # fmt: skip
-    for index, (name, colour) in enumerate(((sparse, BLUE), (dense, ORANGE)), 1):
-        axes.scatter([p[index] for p in pairs], range(len(pairs)), s=16, color=colour, label=name)
+    for index, (name, colour) in enumerate(((sparse, BLUE), (dense, ORANGE))):
+        found = [pair[index] for _, pair in rows]
+        faces = ["white" if one.first else colour for one in found]
+        axes.scatter([], [], s=16, color=colour, label=name)
+        axes.scatter(
+            [one.seconds for one in found], range(len(found)), s=16, facecolors=faces,
+            edgecolors=colour, zorder=2,
+        )  # fmt: skip
     style_axes(axes, f"seconds of training to {NEAR:.0%} of the lower final accuracy", "")
-    axes.set(xscale="log", yticks=range(len(pairs)), yticklabels=[pair[0] for pair in pairs])
+    axes.set(xscale="log", yticks=range(len(rows)), yticklabels=[name for name, _ in rows])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
     axes.margins(x=0.1)
@@ -117,73 +134,127 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
     return _save(figure, path)
 
 
-NEAR = 0.98  # of the lower of two final accuracies
+@dataclass(frozen=True)
+class Reached:
+    """When a training reached an accuracy.
 
-
-def seconds_to(runs: Runs, name: str, dataset: str, target: float) -> float | None:
-    """Mean over seeds of the training time until the target is seen; None if it is not by all.
-
-    Rows without a curve do not count.
+    Attributes:
+        seconds: of training, the mean over seeds.
+        first: seen at the first look at the test set, for some seed: it may have been earlier.
     """
-    found = []
-    for row in runs.rows(name)[dataset]:
-        if not row["curve"]:
-            continue
-        points = zip(row["curve"], row["curve_seconds"], strict=True)
-        reached = [seconds for (_, accuracy), seconds in points if accuracy >= target]
-        if not reached:
-            return None
-        found.append(reached[0])
-    return float(np.mean(found)) if found else None
+
+    seconds: float
+    first: bool
+
+
+def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Reached, Reached]]:
+    """By data set, when each of two runs came near the lower final accuracy of the two.
+
+    Of the same seeds, trained on one kind of CPU, that have a curve.
+    """
+    timed = runs.on_one_cpu(sparse, dense)
+    found = {}
+    for dataset in timed.common(sparse, dense):
+        pairs = [
+            (row, other)
+            for row in timed.rows(sparse)[dataset]
+            for other in timed.rows(dense)[dataset]
+            if row["seed"] == other["seed"] and row["curve"] and other["curve"]
+        ]
+        if pairs:
+            targets = [NEAR * min(row["accuracy"] for row in pair) for pair in pairs]
+            fast, slow = (
+                [reached(row, target) for row, target in zip(rows, targets, strict=True)]
+                for rows in zip(*pairs, strict=True)
+            )
+            found[dataset] = _mean_reached(fast), _mean_reached(slow)
+    return found
+
+
+def reached(row: Row, target: float) -> Reached:
+    """When a look at the test set first showed the target; else the end of the training."""
+    points = zip(row["curve"], row["curve_seconds"], strict=True)
+    for look, ((_, accuracy), seconds) in enumerate(points):
+        if accuracy >= target:
+            return Reached(seconds, look == 0)
+    return Reached(row["train_seconds"], False)
+
+
+def _mean_reached(found: Sequence[Reached]) -> Reached:
+    return Reached(fmean(one.seconds for one in found), any(one.first for one in found))
 
 
 def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -> Path | None:
     """Questions (b) and (d): accuracy of other settings less that of a reference."""
-    base = runs.accuracy(reference)
-    shown = []
-    for other in others:
-        theirs = runs.accuracy(other)
-        found = [theirs[name] - base[name] for name in theirs if name in base]
-        if len(found) > 1:
-            shown.append((f"{other} ({len(found)} sets)", found))
+    shown = {
+        other: found
+        for other in others
+        if len(found := list(less(runs, other, reference).values())) > 1
+    }
     if not shown:
         return None
     figure = new_figure(f"Accuracy less that of {reference}", 7, 1.2 + 0.45 * len(shown))
     axes = figure.subplots()
     axes.axvline(0, color=FAINT, linewidth=1)
-    for y, (_, found) in enumerate(shown):
+    for y, found in enumerate(shown.values()):
         jitter = np.random.default_rng(y).uniform(-0.18, 0.18, len(found))
         axes.scatter(found, y + jitter, s=6, color=FAINT)
         axes.plot(interval(found), [y, y], color=BLUE, linewidth=3, solid_capstyle="butt")
         axes.scatter([np.mean(found)], [y], s=28, color=BLUE, zorder=3)
     style_axes(axes, "percentage points; mean and its 95 % bootstrap interval", "")
-    axes.set(yticks=range(len(shown)), yticklabels=[name for name, _ in shown])
+    labels = [f"{other} ({len(found)} sets)" for other, found in shown.items()]
+    axes.set(yticks=range(len(shown)), yticklabels=labels)
     axes.invert_yaxis()
     return _save(figure, path)
 
 
+def less(runs: Runs, run: str, reference: str) -> dict[str, float]:
+    """Accuracy of a run less that of another, in percentage points, by common data set."""
+    ours, theirs = runs.accuracy(run), runs.accuracy(reference)
+    return {name: ours[name] - theirs[name] for name in ours if name in theirs}
+
+
 def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     """Question (c): accuracy less that of the first run, against measured training time."""
+    found = times_and_accuracies(runs, names)
+    if len(found) < 2:
+        return None
+    first, *_ = found
+    figure = new_figure(f"Accuracy less that of {first}, by time of training", 7, 3.6)
+    axes = figure.subplots()
+    axes.axhline(0, color=FAINT, linewidth=1)
+    for name, (seconds, gains) in found.items():
+        axes.plot([seconds, seconds], interval(gains), color=BLUE, linewidth=3, alpha=0.5)
+        axes.scatter([seconds], [np.mean(gains)], s=24, color=BLUE, zorder=3)
+        axes.annotate(
+            name, (seconds, np.mean(gains)), (6, 3), textcoords="offset points", fontsize=8
+        )
+    sets = len(found[first][1])
+    style_axes(axes, f"seconds of training, {sets} data sets", "percentage points")
+    axes.margins(x=0.15)
+    return _save(figure, path)
+
+
+def times_and_accuracies(
+    runs: Runs, names: Sequence[str]
+) -> dict[str, tuple[float, Sequence[float]]]:
+    """Of each run the seconds of training, and accuracies less those of the first, by data set.
+
+    Of the sets on which all were trained on one kind of CPU; nothing with fewer than two of these.
+    """
     names = [name for name in names if name in runs]
     timed = runs.on_one_cpu(*names)
     common = timed.common(*names) if names else []
-    if len(names) < 2 or len(common) < 2:
-        return None
-    figure = new_figure(f"Accuracy less that of {names[0]}, by time of training", 7, 3.6)
-    axes = figure.subplots()
-    axes.axhline(0, color=FAINT, linewidth=1)
-    base = runs.accuracy(names[0])
+    if len(common) < 2:
+        return {}
+    found = {}
     for name in names:
-        found = [runs.accuracy(name)[dataset] - base[dataset] for dataset in common]
-        seconds = sum(timed.mean(name, "train_seconds")[dataset] for dataset in common)
-        axes.plot([seconds, seconds], interval(found), color=BLUE, linewidth=3, alpha=0.5)
-        axes.scatter([seconds], [np.mean(found)], s=24, color=BLUE, zorder=3)
-        axes.annotate(
-            name, (seconds, np.mean(found)), (6, 3), textcoords="offset points", fontsize=8
+        gains, seconds = less(runs, name, names[0]), timed.mean(name, "train_seconds")
+        found[name] = (
+            sum(seconds[dataset] for dataset in common),
+            [gains[dataset] for dataset in common],
         )
-    style_axes(axes, f"seconds of training, {len(common)} data sets", "percentage points")
-    axes.margins(x=0.15)
-    return _save(figure, path)
+    return found
 
 
 def pareto(runs: Runs, path: Path) -> Path | None:

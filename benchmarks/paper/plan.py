@@ -33,7 +33,8 @@ VARIANT = (
     "name", "criterion", "ratio", "steps", "equivalent", "factorize", "compression", "retrain",
     "sparsity",
 )  # fmt: skip
-CONTENT = tuple(DEFAULTS.keys() - {"keep"})  # what makes two jobs of one name the same
+# What makes two jobs of one name the same.
+CONTENT = tuple(key for key in DEFAULTS if key != "keep")
 
 
 @dataclass(frozen=True)

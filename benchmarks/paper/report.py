@@ -36,21 +36,19 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
         ValueError: no rows.
     """
     if not rows:
-        raise ValueError("there are no rows to report; run a plan first")
+        raise ValueError(f"there are no rows to report in {folder.parent}; run a plan first")
     folder.mkdir(parents=True, exist_ok=True)
     runs = _runs(rows, folder.parent)
-    sections, missing = [], []
+    sections, missing = [], list[str]()
     for part in parts_of(rows):
-        table = part.table(runs) if part.table else None
-        picture = part.figure(runs, folder / f"{part.name}.png") if part.figure else None
-        if table is not None and table.rows:
-            write_table(table, folder / part.name)
-        else:
-            table = None
-        if table is None and picture is None:
-            missing.append(part.title)
-            continue
-        sections.append(Section(part.title, table=table, figure=picture, caption=part.caption))
+        made = part.make(runs, folder / f"{part.name}.png")
+        missing += made.missing
+        if made.table:
+            write_table(made.table, folder / part.name)
+        if made.table or made.figure:
+            sections.append(
+                Section(part.title, table=made.table, figure=made.figure, caption=made.caption)
+            )
     sections.append(Section("What this is, and what differs from the paper", about(rows, missing)))
     title = "The Dynamic Sparse Network, trained again"
     if all(map(is_pruned_kernels, rows)):
@@ -94,7 +92,8 @@ def _training_seconds(row: Mapping[str, Any]) -> float:
         "tune_seconds",
     )  # fmt: skip
     parts = (row, *row.get("variants", ()))
-    return float(row["train_seconds"] + sum(part.get(lap, 0) for part in parts for lap in laps))
+    trained = row["train_seconds"] or 0
+    return float(trained + sum(part.get(lap, 0) for part in parts for lap in laps))
 
 
 def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
@@ -115,9 +114,7 @@ def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
         ),
     ]
     if missing:
-        parts.append(
-            f"Left out, because the plan does not run what they need: {'; '.join(missing)}."
-        )
+        parts.append(f"Left out, because what they need was not run: {'; '.join(missing)}.")
     return " ".join(parts)
 
 
@@ -132,16 +129,15 @@ def recorded(folder: Path, plan: str) -> str:
     Pictures are drawn into ``folder``, which a page includes the text from.
     """
     rows, runs = _recorded(plan)
-    shown = [_what_was_run(plan, rows)]
+    shown, missing = list[str](), list[str]()
     for part in parts_of(rows):
-        table = part.table(runs) if part.table else None
-        path = folder / f"paper-{part.name}.png"
-        picture = part.figure(runs, path) if part.figure else None
-        found = [table.markdown()] if table is not None and table.rows else []
-        found += [f"![{part.title}]({folder.name}/{path.name})"] if picture else []
+        made = part.make(runs, folder / f"paper-{part.name}.png")
+        missing += made.missing
+        found = [made.table.markdown()] if made.table else []
+        found += [f"![{part.title}]({folder.name}/{made.figure.name})"] if made.figure else []
         if found:
-            shown.append("\n\n".join([f"## {part.title}", *found, part.caption]))
-    return "\n\n".join(shown)
+            shown.append("\n\n".join([f"## {part.title}", *found, made.caption]))
+    return "\n\n".join([_what_was_run(plan, rows, missing), *shown])
 
 
 def recorded_table(plan: str, name: str) -> str:
@@ -149,7 +145,7 @@ def recorded_table(plan: str, name: str) -> str:
     rows, runs = _recorded(plan)
     parts = [part for part in parts_of(rows) if part.name == name]
     found = [part.table(runs).markdown() for part in parts if part.table]
-    return "\n\n".join([_what_was_run(plan, rows), *found])
+    return "\n\n".join([_what_was_run(plan, rows, []), *found])
 
 
 def _recorded(plan: str) -> tuple[list[dict[str, Any]], Runs]:
@@ -158,10 +154,10 @@ def _recorded(plan: str) -> tuple[list[dict[str, Any]], Runs]:
     return rows, _runs(rows, source.parent)
 
 
-def _what_was_run(plan: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _what_was_run(plan: str, rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
     if not rows:
         return f"Not measured yet: `python -m benchmarks.paper run {plan}` does."
-    return f"{where(rows)}. {about(rows, [])}"
+    return f"{where(rows)}. {about(rows, missing)}"
 
 
 def write_table(table: Table, path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
+    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -24,6 +25,7 @@ from dataclasses import asdict
 from hashlib import sha256
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -107,6 +109,8 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
                         progress.update,
                     )  # fmt: skip
                 killed.update(running)
+                for key in running:
+                    progress.say(f"{todo[key]}: a process was killed; it goes on from there")
                 if running and now == suspects[:1]:
                     error = f"its process was killed {killed[now[0]]} times"
                     ended(todo[now[0]], None, error)
@@ -133,7 +137,12 @@ def _perform_all(
     while futures:
         done, _ = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
         for future in done:
-            job, error = futures.pop(future), future.exception()
+            job, error = futures.pop(future), _error(future)
+            if isinstance(error, CancelledError):
+                raise ValueError(
+                    "the Dask scheduler is gone, or has cancelled the jobs; the same command goes "
+                    "on with another one, from the last checkpoints"
+                ) from error
             if isinstance(error, BrokenExecutor):
                 return running or [job.key]
             if error is None:
@@ -145,10 +154,19 @@ def _perform_all(
     return []
 
 
+def _error(future: Future[Any]) -> BaseException | None:
+    """What a job raised; of one that was cancelled, which only Dask does, that."""
+    try:
+        return future.exception()
+    except CancelledError as error:
+        return error
+
+
 # What a row holds at least: of another version, or of another program, it may not.
 KEYS: dict[str, type | tuple[type, ...]] = {
     "run": str, "dataset": str, "seed": int, "options": dict, "machine": dict,
-    **dict.fromkeys(("accuracy", "train_seconds", "predict_seconds"), (int, float)),
+    "accuracy": (int, float),
+    **dict.fromkeys(("train_seconds", "predict_seconds"), (int, float, NoneType)),  # CPU seconds
     **dict.fromkeys(("n_train", "n_test", "n_channels", "n_timepoints", "n_classes"), int),
 }  # fmt: skip
 NETWORK_KEYS: dict[str, type | tuple[type, ...]] = {
@@ -160,9 +178,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of finished jobs, also while the sweep runs.
 
     Raises:
-        ValueError: a line that is no row of a sweep.
+        ValueError: a line that is no row of a sweep, or a job's second one.
     """
-    return read_lines(path, _check_row)
+    rows = read_lines(path, _check_row)
+    for key, count in Counter(map(_key, rows)).items():
+        if count > 1:
+            raise ValueError(
+                f"{path} holds {', '.join(map(str, key))} {count} times; remove all but one line"
+            )
+    return rows
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["run"], row["dataset"], row["seed"]
 
 
 def _check_row(row: Mapping[str, Any]) -> None:
@@ -171,6 +199,10 @@ def _check_row(row: Mapping[str, Any]) -> None:
     wrong = [key for key, kind in kinds.items() if not isinstance(row.get(key), kind)]
     if wrong:
         raise ValueError(f"it has no usable {', '.join(wrong)}")
+    if not 0 <= row["accuracy"] <= 1:
+        raise ValueError(f"its accuracy is {row['accuracy']}, not a share from 0 to 1")
+    if not isinstance(row["machine"].get("cpu"), str):
+        raise ValueError("its machine has no cpu")
 
 
 class _Rows:
@@ -178,10 +210,7 @@ class _Rows:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        rows = read_rows(path)
-        self.found = {(row["run"], row["dataset"], row["seed"]): row for row in rows}
-        if len(self.found) < len(rows):
-            raise ValueError(f"{path} holds a job twice; remove one of its lines")
+        self.found = {_key(row): row for row in read_rows(path)}
 
     def check(self, job: Job, shape: Shape) -> None:
         """Refuse a row of the same name and other options or data: it would be taken for this
@@ -208,7 +237,7 @@ class _Rows:
 
     def append(self, row: Mapping[str, Any]) -> None:
         add_line(self.path, row)
-        self.found[row["run"], row["dataset"], row["seed"]] = dict(row)
+        self.found[_key(row)] = dict(row)
 
 
 def _folder(out: Path, job: Job) -> Path:
@@ -296,6 +325,11 @@ class _Progress:
         self.bar.set_postfix_str(", ".join(shown[:4]), refresh=False)
         self.bar.update(self._done() - self.bar.n)
 
+    def say(self, text: str) -> None:
+        """A line of its own above the bar."""
+        self.bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
     def line(self, text: str) -> None:
         """Say that a job has ended."""
         self.ended += 1
@@ -305,8 +339,7 @@ class _Progress:
         if done - self.before > (self.total - self.before) / 50 and done < self.total:
             seconds = (time.monotonic() - self.begin) * (self.total - done) / (done - self.before)
             left = f"; about {tqdm.format_interval(seconds)} left"
-        self.bar.write(f"{self.ended} of {self.jobs}: {text}{left}", file=sys.stdout)
-        sys.stdout.flush()
+        self.say(f"{self.ended} of {self.jobs}: {text}{left}")
 
 
 def local_pool(workers: int) -> Pool:

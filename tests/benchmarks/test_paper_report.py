@@ -17,6 +17,7 @@ from benchmarks.paper.comparison import PEERS, Runs, holm, interval, published_a
 from benchmarks.paper.parts import PARTS
 from benchmarks.paper.plan import DEFAULTS, PLANS
 from benchmarks.paper.tables import dsn
+from benchmarks.paper.tables.cells import p_text
 from sparseconv.models import DSN
 from sparseconv.report.figures import group_profiles, kernels_by_size
 
@@ -58,7 +59,7 @@ def full() -> list[dict[str, Any]]:
     rows = [
         row(name, dataset, 0, generator.uniform(0.7, 1), **dsn_facts(nf=4))
         for name in dict.fromkeys(names)
-        for dataset in SETS
+        for dataset in (members("ucr2018")[:6] if name == "UCR 2018" else SETS)
     ]
     for one in rows:
         one["train_seconds"] = 50.0 if one["run"] == "masked dense" else 10.0
@@ -79,7 +80,8 @@ def test_versus_published() -> None:
     assert (found.wins, found.ties, found.losses, found.sets) == (2, 2, 2, 6)
     steps = np.array([3, 1, 0, 0.004, -1, -2])
     assert found.difference == pytest.approx(steps.mean())
-    assert found.low < found.difference < found.high
+    assert found.interval is not None
+    assert found.interval[0] < found.difference < found.interval[1]
     assert found.p == pytest.approx(wilcoxon([3, 1, 0, 0, -1, -2]).pvalue)
     assert versus(ours, {}) is None
     noisy = {str(i): 80.0 + step / 3 for i, step in enumerate((-1, -1, 1, 0, 1, 1))}
@@ -91,6 +93,9 @@ def test_versus_published() -> None:
     same = versus(ours, ours)
     assert same is not None
     assert (same.ties, same.p) == (6, None)
+    one = versus({"a": 90.0}, {"a": 85.0})
+    assert one is not None
+    assert (one.wins, one.interval, one.p) == (1, None, None), "one set has no spread"
 
 
 def test_interval_of_a_mean() -> None:
@@ -125,12 +130,53 @@ def test_table_1() -> None:
     assert found["difference, 95 % interval"] == "+2.00 [+2.00, +2.00]"
 
 
+def test_table_1_corrects_its_tests_and_means_common_sets() -> None:
+    sets = members("ucr85")[:12]
+    ours = {name: published_accuracy("ResNet")[name] + 1 + i / 9 for i, name in enumerate(sets)}
+    table = dsn.univariate(Runs([row("DSN", name, 0, value / 100) for name, value in ours.items()]))
+    found = {cells[0]: cells for cells in table.rows}
+    p = [wilcoxon([ours[n] - published_accuracy(peer)[n] for n in sets]).pvalue for peer in PEERS]
+    for peer, corrected in zip(PEERS, holm(p), strict=True):
+        theirs = [published_accuracy(peer)[name] for name in sets]
+        assert found[peer][3] == f"{np.mean(theirs):.2f}"
+        assert found[peer][4] == f"{np.mean(list(ours.values())):.2f}"
+        assert found[peer][-1] == p_text(corrected)
+
+
+def test_against() -> None:
+    base = [row("base", str(i), 0, 0.9) for i in range(8)]
+    worse = [row("worse", str(i), 0, 0.9 - i / 100) for i in range(8)]
+    mixed = [row("mixed", str(i), 0, 0.9 + (-1) ** i * i / 100) for i in range(6)]
+    table = dsn.against(Runs([*base, *worse, *mixed]), "base", ("worse", "mixed", "not run"))
+    low, high = interval([-i for i in range(8)])
+    first, second = table.rows
+    # Of 7 differences of one sign the two-sided p is 2 / 2 ** 7, twice that among two tests.
+    assert first == (
+        "worse", "8", "86.50", "90.00", "0/1/7", f"-3.50 [{low:+.2f}, {high:+.2f}]", "0.031"
+    )  # fmt: skip
+    assert second[:5] == ("mixed", "6", "89.50", "90.00", "2/1/3")
+    assert table.header[3] == "base %"
+
+
+def test_multivariate() -> None:
+    rows = [row("UEA", "Epilepsy", seed, accuracy) for seed, accuracy in enumerate((0.9, 1.0))]
+    rows += [row("Daily Sports, S = 90 %", "DailySportsEvery4", 0, 0.5, params=2500)]
+    first, second = dsn.multivariate(Runs(rows)).rows
+    theirs = [published_accuracy(peer).get("Epilepsy") for peer in PEERS]
+    shown = ["-" if value is None else f"{value:.2f}" for value in theirs]
+    assert first == ("Epilepsy", "95.00 (2)", *shown, "1.00")
+    assert second == ("Daily Sports, S = 90 %", "50.00 (1)", "-", "-", "-", "2.50")
+
+
 def test_costs_are_of_common_sets() -> None:
     runs = Runs([row("a", "x"), row("a", "y", train_seconds=1e9), row("b", "x", params=3000)])
     table = dsn.costs(runs, ("a", "b", "not run"))
     assert [cells[0] for cells in table.rows] == ["a", "b"]
     assert [cells[2] for cells in table.rows] == ["1.00", "3.00"]
-    assert table.rows[0][-2:] == ("2000.0", "2000")  # ms an epoch, us a prediction
+    # 20 s in 10 epochs, 0.1 s for 50 series.
+    assert table.rows[0][1:] == ("90.00", "1.00", "-", "5.00", "2000.0", "2000")
+    both = [row(name, "x", **dsn_facts(nf=4)) for name in ("a", "b")]
+    assert dsn.costs(Runs(both), ("a", "b")).rows[0][3] == "2.00", "2e6 FLOPs"
     assert dsn.costs(runs, ("not run",)).rows == []
 
 
@@ -169,10 +215,14 @@ def test_time_to_accuracy_is_of_one_cpu(tmp_path: Path) -> None:
 
 
 def test_every_set() -> None:
-    table = dsn.each_set(Runs([row("DSN", "GunPoint", s, 0.9 + s / 100) for s in (0, 2)]))
+    table = dsn.each_set(Runs([row("DSN", "GunPoint", s, 0.9 + s / 100) for s in (0, 2)]), ["DSN"])
     (cells,) = table.rows
-    assert cells[:2] == ("GunPoint", "91.00 ± 1.41 (2)")
-    assert cells[-2:] == ("-9.00", "20")
+    assert cells == (
+        "GunPoint", "DSN", "91.00 ± 1.41 (2)", "99.07", "100.00", "99.93", "-9.00", "20"
+    )  # fmt: skip
+    without = [row("DSN", "GunPoint", 0), row("DSN", "Coffee", 0, train_seconds=None)]
+    (coffee, _) = dsn.each_set(Runs(without), ["DSN", "not run"]).rows
+    assert (coffee[0], coffee[-1]) == ("Coffee", "-"), "no time was measured"
 
 
 def test_where_dsn_is_behind() -> None:
@@ -201,22 +251,60 @@ def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> N
 def test_report_of_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = report.write_report([row("DSN", "GunPoint")], tmp_path)
     text = page.read_text(encoding="utf-8")
-    assert "Left out, because the plan does not run what they need: " in text
-    assert "Figure 5: depth and width" in text
-    assert "Every data set" in text
+    left = text.partition("Left out, because what they need was not run: ")[2]
+    assert "Figure 5: depth and width" in left
+    assert "Every data set" not in left
+    assert "critical difference" not in text, "a caption of a figure that is not there"
     assert main(["report", str(tmp_path / "nothing")]) == 2
-    assert "no rows to report; run a plan first" in capsys.readouterr().err
+    assert (
+        f"no rows to report in {tmp_path / 'nothing'}; run a plan first" in capsys.readouterr().err
+    )
+
+
+def test_a_figure_without_its_table_is_named(tmp_path: Path) -> None:
+    """Two architectures: enough for the table, too few for a diagram of ranks."""
+    rows = [row(name, dataset) for name in ("DSN", "depth 2") for dataset in SETS]
+    text = report.write_report(rows, tmp_path).read_text(encoding="utf-8")
+    assert "Figure 5: depth and width (the figure)" in text
+    assert not (tmp_path / "figure-5.png").exists()
 
 
 def test_time_to_accuracy() -> None:
+    """Of equal seeds; what was seen at the first look may have been reached before."""
     runs = Runs([
         row("fast", "x", 0, 0.9, curve=[[1, 0.5], [2, 0.9]], curve_seconds=[1.0, 2.0]),
-        row("fast", "x", 1, 0.9, curve=[[1, 0.9], [2, 0.9]], curve_seconds=[1.0, 2.0]),
-        row("slow", "x", 0, 0.7, curve=[[1, 0.8], [2, 0.7]], curve_seconds=[5.0, 9.0]),
+        row("fast", "x", 1, 0.8, curve=[[1, 0.9], [2, 0.9]], curve_seconds=[1.0, 2.0]),
+        row("fast", "x", 2, 0.8, curve=[[1, 0.9], [2, 0.9]], curve_seconds=[0.1, 2.0]),
+        row("slow", "x", 0, 0.7, curve=[[1, 0.2], [2, 0.69]], curve_seconds=[5.0, 9.0]),
+        row("slow", "x", 1, 0.9, curve=[[1, 0.2], [2, 0.3]], curve_seconds=[5.0, 9.0],
+            train_seconds=11.0),
+        row("slow", "y", 0, 0.9),
+        row("fast", "y", 0, 0.9, curve=[], curve_seconds=[]),
     ])  # fmt: skip
-    assert figures.seconds_to(runs, "fast", "x", 0.6) == 1.5
-    assert figures.seconds_to(runs, "slow", "x", 0.6) == 5
-    assert figures.seconds_to(runs, "slow", "x", 0.85) is None
+    fast, slow = figures.times_to_accuracy(runs, "fast", "slow")["x"]
+    assert fast == figures.Reached(1.5, True), "seed 0 at the second look, seed 1 at the first"
+    assert slow == figures.Reached(10.0, False), "seed 1 is seen to reach it by the test at the end"
+    assert list(figures.times_to_accuracy(runs, "fast", "slow")) == ["x"]
+
+
+def test_figure_7_shows_the_sets_that_all_have() -> None:
+    rows = [row("a", name, 0, 0.9) for name in SETS]
+    rows += [row("b", name, 0, 0.8) for name in SETS[1:]]
+    theirs = dict.fromkeys(SETS[:3], 85.0)
+    found = figures.beside_published(Runs(rows), ("a", "b", "not run"), theirs)
+    assert found == {
+        run: dict.fromkeys(SETS[1:3], (85.0, pytest.approx(ours)))
+        for run, ours in (("a", 90), ("b", 80))
+    }
+
+
+def test_differences_and_times_of_questions() -> None:
+    rows = [row("base", name, 0, 0.9, train_seconds=4.0) for name in "xyz"]
+    rows += [row("other", name, 0, 0.8, train_seconds=3.0) for name in "xy"]
+    runs = Runs(rows)
+    assert figures.less(runs, "other", "base") == dict.fromkeys("xy", pytest.approx(-10))
+    found = figures.times_and_accuracies(runs, ("base", "other"))
+    assert found == {"base": (8.0, [0, 0]), "other": (6.0, [pytest.approx(-10)] * 2)}
 
 
 def test_the_documentation_shows_what_is_recorded(tmp_path: Path) -> None:

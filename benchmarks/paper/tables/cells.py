@@ -27,7 +27,10 @@ def wins(result: Versus) -> str:
 
 
 def difference(result: Versus) -> str:
-    return f"{result.difference:+.2f} [{result.low:+.2f}, {result.high:+.2f}]"
+    if result.interval is None:
+        return f"{result.difference:+.2f}"
+    low, high = result.interval
+    return f"{result.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def p_text(p: float | None) -> str:

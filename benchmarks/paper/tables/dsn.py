@@ -31,40 +31,36 @@ PAPER = {"ResNet": (53, 3, 29), "InceptionTime": (40, 5, 40), "OS-CNN": (49, 3, 
 BEHIND = 5.0  # percentage points: where DSN is behind
 
 
-def univariate(runs: Runs) -> Table:
-    """Table 1: DSN against published networks on the UCR 85 sets that were run."""
-    ours = _on_ucr85(runs, "DSN")
-    found = {peer: versus(ours, published_accuracy(peer)) for peer in PEERS}
-    corrected = dict(
-        zip(found, holm([result and result.p for result in found.values()]), strict=True)
-    )
-    rows = []
-    for peer, result in found.items():
-        if result is None:
-            continue
+def univariate(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
+    """Table 1: DSN against published networks on the sets of an archive that were run."""
+    sets = set(members(archive))
+    ours = {name: value for name, value in runs.accuracy(run).items() if name in sets}
+    found = {}
+    for peer in PEERS:
         theirs = published_accuracy(peer)
-        common = [name for name in ours if name in theirs]
-        rows.append(
-            (
-                peer,
-                wins(result),
-                _scaled(PAPER[peer], result.sets),
-                f"{fmean(theirs[name] for name in common):.2f}",
-                f"{fmean(ours[name] for name in common):.2f}",
-                difference(result),
-                p_text(corrected[peer]),
+        if (result := versus(ours, theirs)) is not None:
+            common = [name for name in ours if name in theirs]
+            found[peer] = (
+                result,
+                [f"{fmean(accuracy[name] for name in common):.2f}" for accuracy in (theirs, ours)],
             )
+    corrected = holm([result.p for result, _ in found.values()])
+    rows = [
+        (
+            peer,
+            wins(result),
+            _scaled(PAPER[peer], result.sets) if archive == "ucr85" else NONE,
+            *means,
+            difference(result),
+            p_text(p),
         )
+        for (peer, (result, means)), p in zip(found.items(), corrected, strict=True)
+    ]
     header = (
         "published", "DSN wins/ties/losses", "the paper's, scaled", "its accuracy %",
         "DSN's %", "difference, 95 % interval", "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
-
-
-def _on_ucr85(runs: Runs, run: str) -> dict[str, float]:
-    sets = set(members("ucr85"))
-    return {name: value for name, value in runs.accuracy(run).items() if name in sets}
 
 
 def _scaled(counts: Sequence[int], sets: int) -> str:
@@ -156,24 +152,27 @@ def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
     return Table(header, rows)
 
 
-def each_set(runs: Runs) -> Table:
-    """Every UCR set: DSN's mean and deviation, and the published networks'."""
+def each_set(runs: Runs, names: Sequence[str]) -> Table:
+    """Every univariate set of some runs: mean and deviation, and the published networks'."""
     peers: Mapping[str, Mapping[str, float]] = {peer: published_accuracy(peer) for peer in PEERS}
-    ours, seconds = runs.accuracy("DSN"), runs.mean("DSN", "train_seconds")
     rows = []
-    for name in sorted(ours):
-        theirs = [peers[peer].get(name) for peer in PEERS]
-        gap = to_the_best(name, ours[name])
-        rows.append(
-            (
-                name,
-                _spread_of(runs, "DSN", name),
-                *(NONE if value is None else f"{value:.2f}" for value in theirs),
-                NONE if gap is None else f"{gap:+.2f}",
-                with_thousands(seconds[name]),
+    for run in names:
+        seconds = runs.on_one_cpu(run).mean(run, "train_seconds")
+        for name, accuracy in sorted(runs.accuracy(run).items()):
+            theirs = [peers[peer].get(name) for peer in PEERS]
+            gap = to_the_best(name, accuracy)
+            rows.append(
+                (
+                    name,
+                    run,
+                    _spread_of(runs, run, name),
+                    *(NONE if value is None else f"{value:.2f}" for value in theirs),
+                    NONE if gap is None else f"{gap:+.2f}",
+                    with_thousands(seconds[name]) if name in seconds else NONE,
+                )
             )
-        )
-    return Table(("data set", "DSN % ± sd (seeds)", *PEERS, "to the best", "training s"), rows)
+    header = ("data set", "run", "% ± sd (seeds)", *PEERS, "to the best", "training s")
+    return Table(header, rows, text_columns=2)
 
 
 def behind(runs: Runs, others: Sequence[str]) -> Table:
