@@ -85,6 +85,12 @@ def _find(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     folder = folder.resolve()  # a relative path could be the name of one of aeon's sets
     files = [path for kind in ("*.npz", "*_TRAIN.ts") for path in sorted(folder.rglob(kind))]
+    # Tests without a training set are named as broken, like a training set without tests.
+    trains = [
+        path.with_name(path.name.removesuffix("_TEST.ts") + "_TRAIN.ts")
+        for path in sorted(folder.rglob("*_TEST.ts"))
+    ]
+    files += [path for path in trains if path not in files]
     for path in files:
         name, source = path.name.removesuffix("_TRAIN.ts").removesuffix(".npz"), str(path)
         if name in found:

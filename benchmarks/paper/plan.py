@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.archives import SERIES, SPLITS, Archive, choose
-from benchmarks.paper.criteria import CRITERIA
 from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS
+from benchmarks.paper.variants import check_variants, is_number
 from sparseconv.training.recipe import Recipe
 
 PLANS = Path(__file__).with_name("plans")
@@ -28,11 +28,6 @@ DEFAULTS: dict[str, Any] = {
     "pruning": [],
     "keep": False,
 }
-# What a way to make a network smaller may say.
-VARIANT = (
-    "name", "criterion", "ratio", "steps", "equivalent", "factorize", "compression", "retrain",
-    "sparsity",
-)  # fmt: skip
 # What makes two jobs of one name the same.
 CONTENT = tuple(key for key in DEFAULTS if key != "keep")
 
@@ -140,6 +135,9 @@ def _of_base(content: Mapping[str, Any]) -> dict[str, Any]:
     runs = found.get("run", [])
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise ValueError(f"its base {file} has no [[run]] tables")
+    cheapest = content.get("cheapest", 0)
+    if type(cheapest) is not int or cheapest < 0:
+        raise ValueError(f"cheapest must be a number of data sets, but got {cheapest!r}")
     changes = {key: content[key] for key in ("epochs", "seeds") if key in content}
     return {**found, **content, "run": [_changed(run, content, changes) for run in runs]}
 
@@ -264,21 +262,9 @@ def _check_rocket(network: Mapping[str, Any]) -> None:
 
 def _check_pruning(options: Mapping[str, Any]) -> None:
     """Refuse what a plan asks of ``pruning`` and ``silence`` that cannot be done."""
-    for variant in options["pruning"]:
-        if not isinstance(variant, Mapping) or not isinstance(variant.get("name"), str):
-            raise ValueError(f"pruning must be a list of tables with a name, but got {variant!r}")
-        if unknown := [key for key in variant if key not in VARIANT]:
-            raise ValueError(
-                f"unknown key pruning.{unknown[0]}; known are {', '.join(sorted(VARIANT))}"
-            )
-        criterion = variant.get("criterion")
-        if criterion is not None and criterion not in CRITERIA:
-            raise ValueError(
-                f"pruning.criterion must be one of {', '.join(CRITERIA)}, but got {criterion!r}"
-            )
-    names = [variant["name"] for variant in options["pruning"]]
-    if len(set(names)) < len(names):
-        raise ValueError("pruning names a variant twice")
+    check_variants(options["pruning"])
+    if not is_number(options["silence"]) or options["silence"] < 0:
+        raise ValueError(f"silence must be a weight, at least 0, but got {options['silence']!r}")
     if options["pruning"] and options["model"] not in ("InceptionTime", "LITE", "ResNet", "OS-CNN"):
         raise ValueError(f"pruning is for dense networks, not for {options['model']}")
     if options["silence"] and not options["pruning"]:

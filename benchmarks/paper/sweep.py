@@ -110,7 +110,10 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
                     )  # fmt: skip
                 killed.update(running)
                 for key in running:
-                    progress.say(f"{todo[key]}: a process was killed; it goes on from there")
+                    progress.say(
+                        f"{todo[key]}: stopped, as a process was killed; it goes on from its "
+                        "last checkpoint"
+                    )
                 if running and now == suspects[:1]:
                     error = f"its process was killed {killed[now[0]]} times"
                     ended(todo[now[0]], None, error)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,11 +67,14 @@ def test_killed_at_random_instants(tmp_path: Path, undisturbed: Undisturbed, cam
     assert facts(tmp_path) == undisturbed.facts
 
 
-def test_a_killed_worker_costs_nothing(tmp_path: Path, undisturbed: Undisturbed) -> None:
+def test_a_killed_worker_costs_nothing(
+    tmp_path: Path, undisturbed: Undisturbed, capsys: pytest.CaptureFixture[str]
+) -> None:
     killing = Killer(tmp_path)
     assert sweep(*undisturbed.jobs(), tmp_path, killing.pool) == {}
     assert killing.pids
     assert facts(tmp_path) == undisturbed.facts
+    assert "stopped, as a process was killed; it goes on" in capsys.readouterr().out
 
 
 class Killer:
@@ -114,6 +117,21 @@ def test_dask_with_a_killed_worker(tmp_path: Path, undisturbed: Undisturbed) -> 
         killing.join()
     assert failed == {}
     assert facts(tmp_path) == undisturbed.facts
+
+
+def test_a_scheduler_that_goes_away(tmp_path: Path, archive: Path, plan: Path) -> None:
+    """Dask cancels the jobs of a client that has lost its scheduler."""
+
+    class Gone(Executor):
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    opened = open_archive(archive)
+    with pytest.raises(ValueError, match=r"scheduler is gone, .* the same command goes on"):
+        sweep(read_plan(plan, opened), opened, tmp_path / "out", Gone)
 
 
 def test_a_job_that_kills_its_process_is_given_up(

@@ -73,6 +73,9 @@ def test_plans_on_plans(plan: Path, archive: Path, tmp_path: Path) -> None:
         small.write_text(f"base = {base}\n")
         with pytest.raises(ValueError, match=r"small\.toml cannot be used"):
             read_plan(small, opened)
+    small.write_text(f'base = "{plan}"\ncheapest = "x"\n')
+    with pytest.raises(ValueError, match="cheapest must be a number of data sets, but got 'x'"):
+        read_plan(small, opened)
     plan.write_text(PLAN.replace('"all"', '"ucr85"').replace('of = "ucr85"', 'of = "uea"'))
     with pytest.raises(ValueError, match="chooses no data set that the archive holds"):
         read_plan(plan, opened)
@@ -104,6 +107,8 @@ def test_series_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     opened = open_archive(Path("ts"))
     assert opened.broken == {}
+    (folder / "Third_TEST.ts").write_text((folder / "Other_TEST.ts").read_text())
+    assert "Third_TRAIN.ts" in open_archive(Path("ts")).broken["Third"]
     assert {name: shape.n_timepoints for name, shape in opened.shapes.items()} == {
         "GunPoint": 24, "Other": 12,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -137,6 +138,29 @@ def test_rows_that_are_damaged(tmp_path: Path, line: str) -> None:
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match="line 1, is not a row"):
         read_rows(path)
+
+
+def test_rows_that_were_edited(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 1"))
+    words = command(plan, archive, tmp_path)
+    assert main(words) == 0
+    path = tmp_path / ROWS_NAME
+    lines = path.read_text().splitlines(True)
+    for changes, said in (
+        ({"accuracy": 42}, "its accuracy is 42, not a share"),
+        ({"accuracy": float("nan")}, "its accuracy is nan"),
+        ({"machine": {}}, "its machine has no cpu"),
+        ({"train_seconds": "1"}, "no usable train_seconds"),
+    ):
+        path.write_text(json.dumps(json.loads(lines[0]) | changes) + "\n")
+        with pytest.raises(ValueError, match=said):
+            read_rows(path)
+    path.write_text("".join([*lines, lines[0]]))
+    for doubled in (["report", str(tmp_path)], words):
+        assert main(doubled) == 2
+        assert "2 times; remove all but one line" in capsys.readouterr().err
 
 
 def test_names_that_look_alike(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""What a plan may say of networks made smaller: each key of a variant, checked before training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.paper.criteria import CRITERIA
+from sparseconv.pruning.factorize import METHODS
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+# By key: what is expected, and whether a value is.
+KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("a text", lambda value: isinstance(value, str) and value != ""),
+    "criterion": (f"one of {', '.join(CRITERIA)}", lambda value: value in list(CRITERIA)),
+    "ratio": ("a share from 0 to below 1", lambda value: is_number(value) and 0 <= value < 1),
+    "steps": ("a number of steps, at least 1", lambda value: type(value) is int and value >= 1),
+    "equivalent": ("true or false", lambda value: isinstance(value, bool)),
+    "factorize": (f"one of {', '.join(METHODS)}", lambda value: value in list(METHODS)),
+    "compression": ("a number above 1", lambda value: is_number(value) and value > 1),
+    "retrain": ("true or false", lambda value: isinstance(value, bool)),
+    "sparsity": ("a share from 0 to below 1", lambda value: is_number(value) and 0 <= value < 1),
+}
+# What each of these keys would be ignored without.
+NEEDS = {
+    "ratio": "criterion", "steps": "criterion", "equivalent": "criterion",
+    "compression": "factorize", "factorize": "compression",
+}  # fmt: skip
+
+
+def check_variants(variants: Any) -> None:
+    """Refuse what ``pruning`` asks for that cannot be done, or that would be ignored.
+
+    Raises:
+        ValueError: the message names the key.
+    """
+    if not isinstance(variants, list) or not all(
+        isinstance(variant, dict) and "name" in variant for variant in variants
+    ):
+        raise ValueError(f"pruning must be a list of tables with a name, but got {variants!r}")
+    for variant in variants:
+        for key, value in variant.items():
+            if key not in KEYS:
+                raise ValueError(f"unknown key pruning.{key}; known are {', '.join(sorted(KEYS))}")
+            expected, is_right = KEYS[key]
+            if not is_right(value):
+                raise ValueError(f"pruning.{key} must be {expected}, but got {value!r}")
+            if (needed := NEEDS.get(key)) and needed not in variant:
+                raise ValueError(f"pruning.{key} of {variant['name']!r} needs {needed}")
+        if {"criterion", "factorize"} <= variant.keys():
+            raise ValueError(f"{variant['name']!r} of pruning has both criterion and factorize")
+    names = [variant["name"] for variant in variants]
+    if len(set(names)) < len(names):
+        raise ValueError("pruning names a variant twice")
