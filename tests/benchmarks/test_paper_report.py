@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy.stats import wilcoxon
@@ -169,12 +171,15 @@ def test_multivariate() -> None:
 
 
 def test_costs_are_of_common_sets() -> None:
-    runs = Runs([row("a", "x"), row("a", "y", train_seconds=1e9), row("b", "x", params=3000)])
+    runs = Runs(
+        [row("a", "x"), row("a", "y", train_seconds=1e9), row("b", "x", params=3000, n_test=25)]
+    )
     table = dsn.costs(runs, ("a", "b", "not run"))
     assert [cells[0] for cells in table.rows] == ["a", "b"]
     assert [cells[2] for cells in table.rows] == ["1.00", "3.00"]
-    # 20 s in 10 epochs, 0.1 s for 50 series.
+    # 20 s in 10 epochs, 0.1 s for 50 series, and for 25.
     assert table.rows[0][1:] == ("90.00", "1.00", "-", "5.00", "2000.0", "2000")
+    assert table.rows[1][-1] == "4000"
     both = [row(name, "x", **dsn_facts(nf=4)) for name in ("a", "b")]
     assert dsn.costs(Runs(both), ("a", "b")).rows[0][3] == "2.00", "2e6 FLOPs"
     assert dsn.costs(runs, ("not run",)).rows == []
@@ -246,6 +251,23 @@ def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> N
     with (tmp_path / "table-1.csv").open(newline="") as file:
         assert next(csv.reader(file))[0] == "published"
     assert (tmp_path / "table-1.md").read_text().startswith("| published")
+    with (tmp_path / "table-4.csv").open(newline="") as file:
+        header, cells = csv.reader(file)
+    assert (header[3], cells[0]) == ("DSN %", "without groups")
+
+
+def test_figure_5_states_its_threshold(
+    full: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = {}
+
+    def plot(scores: Any, names: Any, **settings: Any) -> Any:
+        drawn.update(settings, shape=scores.shape)
+        return plt.figure(), None
+
+    monkeypatch.setattr("aeon.visualisation.plot_critical_difference", plot)
+    figures.architectures(Runs(full), tmp_path / "x.png", ("DSN", "depth 2", "nf = 24"))
+    assert drawn == {"correction": "holm", "alpha": 0.05, "shape": (6, 3)}
 
 
 def test_report_of_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,6 +281,15 @@ def test_report_of_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (
         f"no rows to report in {tmp_path / 'nothing'}; run a plan first" in capsys.readouterr().err
     )
+
+
+def test_every_run_of_the_plan_is_shown_somewhere(full: list[dict[str, Any]]) -> None:
+    shown = {"UEA"}
+    for make in (make for part in PARTS for make in (part.table, part.figure)):
+        for value in make.keywords.values() if isinstance(make, partial) else ():
+            shown |= {value} if isinstance(value, str) else set(value)
+    runs = {one["run"] for one in full}
+    assert {run for run in runs - shown if not run.startswith("Daily Sports")} == set()
 
 
 def test_a_figure_without_its_table_is_named(tmp_path: Path) -> None:
@@ -278,6 +309,8 @@ def test_time_to_accuracy() -> None:
         row("slow", "x", 0, 0.7, curve=[[1, 0.2], [2, 0.69]], curve_seconds=[5.0, 9.0]),
         row("slow", "x", 1, 0.9, curve=[[1, 0.2], [2, 0.3]], curve_seconds=[5.0, 9.0],
             train_seconds=11.0),
+        row("fast", "x", 3, 0.9, **on("another")),
+        row("slow", "x", 3, 0.9),
         row("slow", "y", 0, 0.9),
         row("fast", "y", 0, 0.9, curve=[], curve_seconds=[]),
     ])  # fmt: skip
