@@ -62,7 +62,7 @@ def receptive_fields(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
 def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     """Figure 7: dynamic, fixed and gradient-grown patterns, each against OS-CNN."""
     compared = beside_published(runs, names, published_accuracy("OS-CNN"))
-    if len(compared) < 2:
+    if len(compared) < 2 or len(next(iter(compared.values()))) < 2:
         return None
     figure = new_figure("Accuracy against OS-CNN", 3 * len(compared), 3.4)
     all_axes = figure.subplots(1, len(compared), sharex=True, sharey=True, squeeze=False)[0]

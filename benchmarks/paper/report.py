@@ -79,8 +79,10 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
         ", ".join(sorted({machine[key] for machine in machines}))
         for key in ("cpu", "torch", "commit")
     )
+    untimed = sum(row["train_seconds"] is None for row in rows)
+    count = f"{len(rows)} trainings" + (f" ({untimed} of them without times)" if untimed else "")
     return (
-        f"{len(rows)} trainings, {hours:.1f} hours of one core, on {cpus}; torch {torches}; "
+        f"{count}, {hours:.1f} hours of one core, on {cpus}; torch {torches}; "
         f"commits {commits}; the last on {max(machine['date'] for machine in machines)}"
     )
 
