@@ -255,11 +255,13 @@ def as_series(name: str, key: str, raw: Any, nan_to_zero: bool) -> npt.NDArray[n
         X = np.ascontiguousarray(raw, dtype=np.float32)
     bad = ~np.isfinite(X)
     if bad.any():
+        advice = "fill them in first"
+        if np.isnan(X).any():
+            advice += ", or read missing ones as 0 with nan_to_zero=True (--nan-to-zero)"
         raise ValueError(
             f"{name}: expected finite values in {key}, but {int(bad.sum())} of {X.size} are "
             f"missing (NaN), infinite or too large for float32, the first in case "
-            f"{int(bad.any((1, 2)).argmax())}; fill them in first, or read missing ones as 0 "
-            "with nan_to_zero=True (--nan-to-zero)"
+            f"{int(bad.any((1, 2)).argmax())}; {advice}"
         )
     return X
 

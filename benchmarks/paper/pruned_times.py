@@ -29,7 +29,12 @@ def measure(rows: Sequence[dict[str, Any]], path: Path, reference: str = "Incept
     Of the networks of its first seed: those of others are as large, or nearly (two minutes a line).
     Each line has milliseconds of a batch of 16 on one thread by network, ``forward_ms`` and
     ``step_ms``, and how many times faster than the reference, pair by pair.
+
+    Raises:
+        ValueError: no rows.
     """
+    if not rows:
+        raise ValueError(f"there are no rows to measure in {path.parent}; run a plan first")
     done = {(line["dataset"], line["seed"], len(line["times"])) for line in read_times(path)}
     added = 0
     first: dict[str, int] = {}

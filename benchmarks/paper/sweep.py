@@ -394,7 +394,14 @@ def dask_pool(address: str) -> Pool:
 
     @contextmanager
     def opened() -> Iterator[Executor]:
-        with Client(address) as client, client.get_executor(pure=False) as executor:
+        try:
+            client = Client(address)
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"--scheduler must be the address of a Dask scheduler that runs, such as "
+                f"tcp://HOST:8786, but {address!r} cannot be used: {error}"
+            ) from error
+        with client, client.get_executor(pure=False) as executor:
             yield executor
 
     return opened

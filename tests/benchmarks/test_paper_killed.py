@@ -119,6 +119,15 @@ def test_dask_with_a_killed_worker(tmp_path: Path, undisturbed: Undisturbed) -> 
     assert facts(tmp_path) == undisturbed.facts
 
 
+def test_an_address_without_a_scheduler(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("distributed")
+    words = ["run", str(plan), "--archive", str(archive), "--out", str(tmp_path)]
+    assert main([*words, "--scheduler", "nonsense"]) == 2
+    assert "such as tcp://HOST:8786, but 'nonsense' cannot be used" in capsys.readouterr().err
+
+
 def test_a_scheduler_that_goes_away(tmp_path: Path, archive: Path, plan: Path) -> None:
     """Dask cancels the jobs of a client that has lost its scheduler."""
 
