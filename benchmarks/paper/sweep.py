@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
-    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -140,12 +139,13 @@ def _perform_all(
     while futures:
         done, _ = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
         for future in done:
-            job, error = futures.pop(future), _error(future)
-            if isinstance(error, CancelledError):
+            job = futures.pop(future)
+            if future.cancelled():
                 raise ValueError(
                     "the Dask scheduler is gone, or has cancelled the jobs; the same command goes "
                     "on with another one, from the last checkpoints"
-                ) from error
+                )
+            error = future.exception()
             if isinstance(error, BrokenExecutor):
                 return running or [job.key]
             if error is None:
@@ -155,14 +155,6 @@ def _perform_all(
         running = [job.key for future, job in futures.items() if future.running()]
         update()
     return []
-
-
-def _error(future: Future[Any]) -> BaseException | None:
-    """What a job raised; of one that was cancelled, which only Dask does, that."""
-    try:
-        return future.exception()
-    except CancelledError as error:
-        return error
 
 
 # What a row holds at least: of another version, or of another program, it may not.
