@@ -104,10 +104,10 @@ def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
 
 def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | None:
     """Question (a): seconds of training until the test accuracy of the weaker one is near."""
-    reached = times_to_accuracy(runs, sparse, dense)
-    if not reached:
+    by_set = times_to_accuracy(runs, sparse, dense)
+    if not by_set:
         return None
-    rows = sorted(reached.items(), key=lambda item: item[1][1].seconds)
+    rows = sorted(by_set.items(), key=lambda item: item[1][1].seconds)
     figure = new_figure("Time to a given accuracy", 7, 1.4 + 0.22 * len(rows))
     axes = figure.subplots()
     for y, (_, (fast, slow)) in enumerate(rows):
