@@ -34,19 +34,20 @@ def short(results: Path = RESULTS) -> str:
     timed = sum(document.best_baseline(row) is not None for row in bench["rows"])
     lost = tables.lost(bench["rows"])
     full = sum(row["density"] > 0.5 for row in lost)
-    few = [row["case"] for row in lost if row["density"] < 0.15]
-    names = ", ".join(f"`{name}`" for name in sorted(set(few)))
+    few = [row["kernel_size"] for row in lost if row["density"] < 0.15]
+    sizes = ", ".join(map(str, sorted(set(few))))
     return (
         f"{tables.when_it_pays(bench).markdown()}\n\n"
-        "Ratios: dense time over sparse time, the worse of one and two threads; below 1 sparse is "
-        "slower. *Layer*: `dsn_evolved_L128`, 47 to 141 channels, 39 taps. *Worst row*: a row of "
-        "its own for each of the two figures. *Plain dense* is `F.conv1d` for the layer and "
-        "`weight * mask` for the network. "
-        f"*Fastest* is, for the layer, the best of {BASELINES}; for the network, the best of "
-        f"PyTorch's settings. A dense way wins in [{len(lost)} of {timed} measured "
-        f"rows](docs/when-it-pays.md), {full} of them with more than half of the weights active"
-        f"{f', {len(few)} with less than 15 % ({names})' if few else ''}. "
-        f"{where(bench['machine'])}.\n"
+        "- Ratios: dense time over sparse time, the worse of one and two threads; below 1 sparse "
+        "is slower. fprop computes the output, dgrad the gradient of the input, wgrad that of the "
+        "weights. *Layer*: 47 to 141 channels, 39 taps, the pattern of a trained DSN.\n"
+        "- *Plain dense*: `F.conv1d` for the layer, `weight * mask` for the network. *Fastest*: "
+        f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's settings.\n"
+        "- *Worst row*: a row of its own for each of the two figures. A dense way wins in "
+        f"[{len(lost)} of {timed} measured rows](docs/when-it-pays.md), {full} of them with more "
+        "than half of the weights active"
+        f"{f', {len(few)} with less than 15 % (kernels of {sizes} taps)' if few else ''}.\n"
+        f"- {where(bench['machine'])}.\n"
     )
 
 

@@ -109,8 +109,8 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
     """ROCKET or MiniROCKET with a share of its kernels, chosen by group-sparse ridge regression.
 
     The kernels' features go into a ridge classifier in which groups of features, those of one
-    kernel each, compete for ``keep`` places (ADMM). What is dropped is never computed again: a
-    pruned ROCKET model takes a share of the time that equals the share of kernels kept.
+    kernel each, compete for ``keep`` places (ADMM). What is dropped is never computed again: the
+    features of a pruned ROCKET model take the share of the time that is kept of its kernels.
 
     Args:
         kernels, n_kernels, random_state, n_jobs: as in ``RocketTransformer``.

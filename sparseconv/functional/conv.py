@@ -46,7 +46,6 @@ def sparse_conv1d(
 
     NaN and infinity travel along active weights only. A weight that is itself not finite also
     meets the zeros beyond the ends of the series, in padding and in gradients, and makes NaN there.
-    In the CUDA kernels so does an input that is not finite, in the gradient of ``values``.
 
     Args:
         input: ``(N, C_in, L_in)`` or ``(C_in, L_in)``; float32, float64, bfloat16 or float16
