@@ -42,7 +42,7 @@ def short(results: Path = RESULTS) -> str:
         "is slower. fprop computes the output, dgrad the gradient of the input, wgrad that of the "
         "weights. *Layer*: 47 to 141 channels, 39 taps, the pattern of a trained DSN.\n"
         "- *Plain dense*: `F.conv1d` for the layer, `weight * mask` for the network. *Fastest*: "
-        f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's settings.\n"
+        f"for the network, the best of PyTorch's settings; for the layer, of {BASELINES}.\n"
         "- *Worst row*: a row of its own for each of the two figures. A dense way wins in "
         f"[{len(lost)} of {timed} measured rows](docs/when-it-pays.md), {full} of them with more "
         "than half of the weights active"
