@@ -21,6 +21,12 @@
 namespace sparseconv {
 namespace {
 
+// While it lives, Python's lock is released; the kernels are chosen before.
+struct Computing {
+  const KernelTable& kernels = choose_kernels();
+  const pybind11::gil_scoped_release release;
+};
+
 std::vector<double> run_peak(bool float64, int64_t passes, int64_t repeats) {
   if (passes < 1 || repeats < 1) {
     throw std::invalid_argument("expected at least 1 pass and 1 repeat, but got " +
@@ -55,7 +61,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", &sparseconv::runnable_isas,
         "Instruction sets this CPU can run, the best first: what SPARSECONV_CPU_ISA accepts.");
   m.def(
-      "isa", [] { return sparseconv::active_kernels().name; },
+      "isa", [] { return sparseconv::choose_kernels().name; },
       "The instruction set in use. Raises ValueError if SPARSECONV_CPU_ISA names another.");
   m.def(
       "getenv",
@@ -66,7 +72,7 @@ PYBIND11_MODULE(_C, m) {
                                       PyUnicode_DecodeFSDefault(value));
       },
       "As os.environ.get, ten times as fast.");
-  m.def("run_peak", &sparseconv::run_peak, pybind11::call_guard<pybind11::gil_scoped_release>(),
+  m.def("run_peak", &sparseconv::run_peak, pybind11::call_guard<sparseconv::Computing>(),
         pybind11::arg("float64"), pybind11::arg("passes"), pybind11::arg("repeats"),
         "Seconds of each of `repeats` runs of `passes` times `peak_pass` multiply-adds of operands "
         "in registers, on each of torch's threads.");
@@ -74,9 +80,10 @@ PYBIND11_MODULE(_C, m) {
   pybind11::class_<ConvPlan, sparseconv::ConvPlanPtr>(m, "ConvPlan", "Of a pattern and geometry.")
       .def(pybind11::init<const at::Tensor&, const at::Tensor&, std::vector<int64_t>>(),
            pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"))
-      .def("fprop", &sparseconv::fprop_of, pybind11::call_guard<pybind11::gil_scoped_release>())
-      .def("dgrad", &sparseconv::dgrad_of, pybind11::call_guard<pybind11::gil_scoped_release>())
-      .def("wgrad", &sparseconv::wgrad_of, pybind11::call_guard<pybind11::gil_scoped_release>());
+      .def_property_readonly("nbytes", &ConvPlan::nbytes, "Of what was made so far.")
+      .def("fprop", &sparseconv::fprop_of, pybind11::call_guard<sparseconv::Computing>())
+      .def("dgrad", &sparseconv::dgrad_of, pybind11::call_guard<sparseconv::Computing>())
+      .def("wgrad", &sparseconv::wgrad_of, pybind11::call_guard<sparseconv::Computing>());
   m.def("plain_conv", &sparseconv::plain_conv,
         "The convolution with its gradients; None where torch is asked for more than computing, or "
         "the arguments do not fit.");
@@ -89,12 +96,11 @@ PYBIND11_MODULE(_C, m) {
   pybind11::class_<RocketPlan>(m, "RocketPlan", "A bank of ROCKET's kernels.")
       .def(pybind11::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor&, const Tensor&, int64_t, int64_t>())
-      .def("features", &RocketPlan::features, pybind11::call_guard<pybind11::gil_scoped_release>());
+      .def("features", &RocketPlan::features, pybind11::call_guard<sparseconv::Computing>());
   pybind11::class_<MiniRocketPlan>(m, "MiniRocketPlan", "A bank of MiniROCKET's kernels.")
       .def(pybind11::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor&, const Tensor&, int64_t, int64_t>())
-      .def("features", &MiniRocketPlan::features,
-           pybind11::call_guard<pybind11::gil_scoped_release>());
+      .def("features", &MiniRocketPlan::features, pybind11::call_guard<sparseconv::Computing>());
   using sparseconv::Chain;
   pybind11::class_<Chain, std::shared_ptr<Chain>>(
       m, "Chain", "Layers in a row, on tensors in the kernels' own order.")

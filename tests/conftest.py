@@ -98,6 +98,8 @@ def isas(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
     def switch() -> Iterator[str]:
         for isa in ISAS:
             monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
+            assert extension is not None
+            assert extension.isa() == isa
             yield isa
 
     return switch

@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "../checks.h"
+#include "../cpu/isa/dispatch.h"
 #include "plain.h"
 
 namespace sparseconv {
@@ -88,6 +89,11 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
     if (at::GradMode::is_enabled() || !computes_plainly(grads[0])) {
       found = gradients_by_python(chain, grads[0], inputs, needed);
     } else {
+      const Tensor &x = inputs[0], &grad = grads[0];
+      TORCH_CHECK_VALUE(
+          grad.dim() == 3 && grad.size(0) == x.size(0) && grad.size(2) == x.size(2),
+          "expected grad_output of as many series and samples as the output has, but got ",
+          grad.sizes());
       Chain::Tensors parameters;
       {
         const pybind11::gil_scoped_acquire gil;
@@ -139,6 +145,7 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
   if (!x || !runs_plainly()) {
     return {};
   }
+  choose_kernels();
   Chain::Tensors originals, now;
   for (const pybind11::handle parameter : parameters) {
     if (!append(originals, parameter)) {
@@ -160,6 +167,9 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
       if (!append(found, four[i]) || (training && found[i] && found[i]->is_inference())) {
         return {};
       }
+    }
+    if (found[2]) {
+      check_memory(*found[2], "num_batches_tracked");  // torch would write to it nevertheless
     }
     kept.back() = {found[0], found[1], found[2], four[3].cast<std::optional<double>>()};
   }
@@ -189,15 +199,9 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
       })) {
     return {};
   }
-  const Tensor y = recorded ? ChainFunction::apply(at::TensorList(variables),
-                                                   Call{chain, x_now, originals, now, kept})
-                            : chain->forward(x_now, now, kept, false).output;
-  for (size_t i = 0; i < kept.size(); ++i) {
-    if (chain->stages()[i].training && kept[i].counter) {
-      torch::autograd::impl::bump_version(*kept[i].counter);  // as its add_(1) would
-    }
-  }
-  return y;
+  return recorded ? ChainFunction::apply(at::TensorList(variables),
+                                         Call{chain, x_now, originals, now, kept})
+                  : chain->forward(x_now, now, kept, false).output;
 }
 
 }  // namespace sparseconv

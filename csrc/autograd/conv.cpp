@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "../cpu/conv.h"
+#include "../cpu/isa/dispatch.h"
 #include "../cpu/launch.h"
 #include "plain.h"
 
@@ -38,6 +39,17 @@ void check_arguments(const Tensor& input,
   }
 }
 
+// Of the gradient of the output, and the input that the output came from.
+void check_gradient_of(const Tensor& input, const Tensor& grad, const ConvPlan& plan) {
+  const Geometry& g = plan.geometry;
+  check_signal(input, "input", g.in_channels());
+  check_signal(grad, "grad_output", g.out_channels);
+  element_of(input);
+  check_same_type(input, grad, "grad_output");
+  check_lengths(g, input.size(2));
+  check_gradient(grad, g, input.size(0), input.size(2));
+}
+
 }  // namespace
 
 Tensor fprop_of(const ConvPlan& plan, const Tensor& input, const Tensor& values) {
@@ -67,14 +79,8 @@ Tensor dgrad_of(const ConvPlan& plan,
 Tensor wgrad_of(const ConvPlan& plan, const Tensor& grad, const Tensor& input) {
   const at::NoGradGuard no_grad;
   const ForkGuard fork_guard;
-  const Geometry& g = plan.geometry;
-  check_signal(input, "input", g.in_channels());
-  check_signal(grad, "grad_output", g.out_channels);
-  element_of(input);
-  check_same_type(input, grad, "grad_output");
-  check_lengths(g, input.size(2));
-  check_gradient(grad, g, input.size(0), input.size(2));
-  return run_wgrad(grad.resolve_neg(), input.resolve_neg(), g, plan.wgrad());
+  check_gradient_of(input, grad, plan);
+  return run_wgrad(grad.resolve_neg(), input.resolve_neg(), plan.geometry, plan.wgrad());
 }
 
 namespace {
@@ -144,6 +150,7 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     } else {
       // Checked again: hooks of saved tensors and other threads may have changed what was saved.
       const at::AutoDispatchBelowADInplaceOrView below;
+      check_gradient_of(input, grad, plan);
       const Tensor values = [&] {
         const pybind11::gil_scoped_acquire gil;
         return frozen(saved[1]);
@@ -192,6 +199,7 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
       (x->dim() != 2 && x->dim() != 3)) {
     return {};
   }
+  choose_kernels();
   const bool batched = x->dim() == 3;
   const Tensor signal = batched ? *x : x->unsqueeze(0);
   const auto bias_now = b ? std::optional(frozen(*b)) : std::nullopt;

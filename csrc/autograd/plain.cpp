@@ -27,6 +27,8 @@ bool runs_plainly() {
          at::impl::PythonTorchFunctionTLS::stack_len() == 0 &&
          !c10::impl::tls_is_dispatch_key_included(
              c10::DispatchKey::FuncTorchDynamicLayerFrontMode) &&
+         !c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Functionalize) &&
+         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::AutogradCPU) &&
          torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr &&
          !torch::jit::tracer::isTracing();
 }

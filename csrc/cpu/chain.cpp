@@ -50,6 +50,7 @@ double count_batch(const Chain::Statistics& kept) {
     return kept.momentum.value_or(0);
   }
   const int64_t batches = ++*kept.counter->mutable_data_ptr<int64_t>();
+  kept.counter->unsafeGetTensorImpl()->bump_version();  // as its add_(1) would
   return kept.momentum.value_or(1.0 / static_cast<double>(batches));
 }
 

@@ -220,6 +220,8 @@ def gradients_by_python(
         else:  # which torch.func does not know
             again = torch.is_grad_enabled()
             with torch.enable_grad():
-                y = outputs(*wanted)
-            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
+                # Views, so that a tensor that occurs twice, or depends on another, is told apart.
+                own = [tensor.view_as(tensor) for tensor in wanted]
+                y = outputs(*own)
+            found = iter(torch.autograd.grad(y, own, grad, create_graph=again))
     return [next(found) if need else None for need in needed]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseconv import KernelCSR, sparse_conv1d
+from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.functional.chain import Chain, Conv, NormRelu, Pointwise, keeps_order
 from sparseconv.measure.machine import threads
@@ -383,7 +383,7 @@ def test_parameters_replaced_before_the_backward_pass_are_refused(shapes: Any, s
     "wrong",
     [
         torch.ones(2, 15, 30), torch.ones(2, 16, 2900), torch.ones(80, 16, 30),
-        torch.ones(0, 16, 30), torch.ones(16, 30),
+        torch.ones(0, 16, 30), torch.ones(16, 30), torch.ones(1, 16, 60),
         torch.ones(2, 16, 30).double(), torch.ones(2, 16, 30).bfloat16(),
     ],
     ids=lambda grad: f"{tuple(grad.shape)} {grad.dtype}",
@@ -403,6 +403,48 @@ def test_a_node_that_is_called_with_another_gradient(wrong: Tensor) -> None:
         y.grad_fn(wrong)
     with torch.no_grad():
         assert any(g is not None for g in y.grad_fn(torch.ones(2, 16, 30)))
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("trained", ["input", "values", "bias"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.ones(2, 1, 30), torch.ones(2, 16, 29), torch.ones(3, 16, 30), torch.ones(16, 30),
+        torch.ones(2, 16, 30).double(),
+    ],
+    ids=lambda grad: f"{tuple(grad.shape)} {grad.dtype}",
+)  # fmt: skip
+def test_a_layers_node_that_is_called_with_another_gradient(trained: str, wrong: Tensor) -> None:
+    x, layer = torch.randn(2, 4, 30), SparseConv1d(4, 16, 3, padding=1, density=0.5)
+    for name, tensor in {"input": x, **dict(layer.named_parameters())}.items():
+        tensor.requires_grad_(name == trained)
+    y = layer(x)
+    assert y.grad_fn is not None
+    with (
+        torch.no_grad(),
+        pytest.raises((ValueError, TypeError, RuntimeError), match=r"expected|got"),
+    ):
+        y.grad_fn(wrong)
+    with torch.no_grad():
+        assert any(g is not None for g in y.grad_fn(torch.ones(2, 16, 30)))
+
+
+@pytest.mark.promise("P5")
+def test_statistics_without_memory_change_none_of_the_others() -> None:
+    """Torch would write to them."""
+    pattern = KernelCSR.full((3, 3, 1))
+    conv = Conv(torch.randn(9), None, pattern, Geometry.of((3, 3, 1), 1, 0, 1, 1, "zeros"))
+    mean, first, second = torch.zeros(3), torch.tensor(0), torch.tensor(0)
+    norms = [
+        NormRelu(None, None, m, torch.ones(3), 0.1, 1e-5, num_batches_tracked=count)
+        for m, count in ((mean, first), (torch.zeros(3), second))
+    ]
+    second.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="num_batches_tracked to have memory"):
+        Chain()(torch.randn(4, 3, 9), [conv, *norms])
+    assert not mean.any()
+    assert first == 0
 
 
 @pytest.mark.promise("P5")

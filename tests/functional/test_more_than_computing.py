@@ -145,6 +145,18 @@ def test_gradients_of_gradients_with_hooks_of_saved_tensors(
     same(*found)
 
 
+def test_a_layer_that_occurs_twice_with_hooks_of_saved_tensors() -> None:
+    layer = SparseConv1d(3, 3, 5, padding="same", density=0.5, dtype=torch.float64)
+    x = sample()
+    found = []
+    for context, again in (nullcontext(), False), (save_on_cpu(), False), (save_on_cpu(), True):
+        y = Block(layer, layer)(x)
+        with context:
+            found.append(torch.autograd.grad(y.square().sum(), layer.values, create_graph=again))
+    for other in found[1:]:
+        same(found[0], other)
+
+
 def test_backward_in_autocast(pair: tuple[nn.Module, nn.Module]) -> None:
     found = []
     for model in pair:

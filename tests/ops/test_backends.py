@@ -121,6 +121,18 @@ def test_unknown_isa_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert "SPARSECONV_CPU_ISA" in sc.available_backends()["cpp"]
 
 
+@pytest.mark.promise("P8")
+def test_the_isa_is_read_with_pythons_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where autograd's thread read it, another one that wrote to os.environ ended the process."""
+    layer = sc.SparseConv1d(2, 3, 5)
+    y = layer(torch.randn(2, 2, 9))
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", "mmx")
+    y.sum().backward()
+    assert layer.values.grad is not None
+    with pytest.raises(ValueError, match="mmx"):
+        layer(torch.randn(2, 2, 9))
+
+
 @pytest.mark.promise("P10")
 def test_every_listed_isa_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backends.extension is not None

@@ -251,6 +251,8 @@ def test_batches(count_cases: Any) -> None:
         says = "batches that plan_wgrad made"
         refused("wgrad", ValueError, says, batches=poisoned(BATCHES, at, value))
         count_cases(1)
+    turned = torch.cat([BATCHES[:3], BATCHES[6:9], BATCHES[3:6], BATCHES[9:]])  # rows fall
+    refused("wgrad", ValueError, says, batches=turned)
     refused("wgrad", TypeError, "batches to be a tensor", batches=None)
 
 

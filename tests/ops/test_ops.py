@@ -130,3 +130,4 @@ def test_weight_gradients_that_threads_add_up_together() -> None:
         (found,) = torch.autograd.grad(sc.sparse_conv1d(x, values, pattern), values, grad)
     wanted = torch.nn.grad.conv1d_weight(x.double(), pattern.shape, grad.double())
     assert found.double().equal(wanted.flatten())
+    assert found.untyped_storage().nbytes() == found.nbytes  # the splits are not kept

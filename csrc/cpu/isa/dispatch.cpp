@@ -4,6 +4,7 @@
 #include <cpuid.h>
 #endif
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -36,18 +37,7 @@ const std::vector<const KernelTable*>& tables() {
   return found;
 }
 
-}  // namespace
-
-std::vector<std::string> runnable_isas() {
-  std::vector<std::string> names;
-  for (const KernelTable* table : tables()) {
-    names.emplace_back(table->name);
-  }
-  return names;
-}
-
-const KernelTable& active_kernels() {
-  // Read at every call, so that a test or a benchmark can switch within one process.
+const KernelTable& named() {
   const char* wanted = std::getenv("SPARSECONV_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') {
     return *tables().front();
@@ -61,6 +51,29 @@ const KernelTable& active_kernels() {
   }
   throw std::invalid_argument("SPARSECONV_CPU_ISA must be one of those this CPU can run (" + names +
                               "), but got '" + wanted + "'; unset it to take the best");
+}
+
+std::atomic<const KernelTable*> chosen{nullptr};
+
+}  // namespace
+
+std::vector<std::string> runnable_isas() {
+  std::vector<std::string> names;
+  for (const KernelTable* table : tables()) {
+    names.emplace_back(table->name);
+  }
+  return names;
+}
+
+const KernelTable& choose_kernels() {
+  const KernelTable& table = named();
+  chosen = &table;
+  return table;
+}
+
+const KernelTable& active_kernels() {
+  const KernelTable* table = chosen;
+  return table != nullptr ? *table : choose_kernels();  // an op, before any other call
 }
 
 }  // namespace sparseconv

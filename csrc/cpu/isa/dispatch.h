@@ -11,8 +11,12 @@ namespace sparseconv {
 // Names that SPARSECONV_CPU_ISA accepts on this machine, the best first.
 std::vector<std::string> runnable_isas();
 
-// The table that SPARSECONV_CPU_ISA names, or the best one. Throws std::invalid_argument for a
-// name that is unknown or that this CPU cannot run.
+// Takes the table that SPARSECONV_CPU_ISA names now, or the best one, for all that computes from
+// now on. With Python's lock: what os.environ writes in another thread moves what is read here.
+// Throws std::invalid_argument for a name that is unknown or that this CPU cannot run.
+const KernelTable& choose_kernels();
+
+// The table that was chosen last.
 const KernelTable& active_kernels();
 
 }  // namespace sparseconv

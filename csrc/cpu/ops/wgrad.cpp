@@ -40,6 +40,13 @@ void check_batches(const WgradPlan& plan, const Geometry& g) {
     fits = batch->row >= 0 && batch->row < g.out_channels && batch->n >= 1 &&
            batch->n <= kBatchWeights && batch->first >= 0 && batch->first <= plan.nnz - batch->n;
   }
+  // The kernel finds rows by bisection among the batches of one size.
+  for (int64_t b = 0; fits && b < plan.n_blocks; ++b) {
+    fits = std::is_sorted(plan.batches + starts[b], plan.batches + starts[b + 1],
+                          [](const WeightBatch& x, const WeightBatch& y) {
+                            return x.n != y.n ? x.n > y.n : x.row < y.row;
+                          });
+  }
   TORCH_CHECK_VALUE(fits, "expected batches that plan_wgrad made for this pattern");
 }
 
@@ -92,7 +99,8 @@ Tensor run_wgrad(const Tensor& grad,
   } else {
     add_up(partial.data_ptr<float>(), splits, plan.nnz);
   }
-  return partial[0].to(input.scalar_type());
+  // Without the other splits, whose memory a row of theirs would keep.
+  return partial[0].to(input.scalar_type(), /*non_blocking=*/false, /*copy=*/splits > 1);
 }
 
 namespace {

@@ -59,6 +59,14 @@ int64_t version_of(const Tensor& x) {
   return x.is_inference() ? 0 : static_cast<int64_t>(x._version());
 }
 
+int64_t bytes_of(std::initializer_list<const std::vector<int32_t>*> arrays) {
+  int64_t bytes = 0;
+  for (const std::vector<int32_t>* array : arrays) {
+    bytes += static_cast<int64_t>(array->size() * sizeof(int32_t));
+  }
+  return bytes;
+}
+
 }  // namespace
 
 ConvPlan::ConvPlan(const Tensor& crow, const Tensor& col, at::IntArrayRef numbers)
@@ -73,6 +81,7 @@ ConvPlan::ConvPlan(const Tensor& crow, const Tensor& col, at::IntArrayRef number
   const int32_t* pointers = crow.const_data_ptr<int32_t>();
   plan_fprop(geometry, pointers, col.const_data_ptr<int32_t>(), fprop_rows_.data());
   fprop_.emplace(fprop_plan(geometry, pointers, fprop_rows_.data()));
+  nbytes_ = bytes_of({&fprop_rows_}) + fprop_->entries.nbytes();
 }
 
 void ConvPlan::check_untouched() const {
@@ -98,6 +107,10 @@ const DgradPlan& ConvPlan::dgrad() const {
     plan_dgrad(geometry, crow.const_data_ptr<int32_t>(), col.const_data_ptr<int32_t>(),
                dgrad_pointers_.data(), dgrad_rows_.data(), dgrad_index_.data());
     dgrad_ = dgrad_plan(geometry, dgrad_pointers_.data(), dgrad_rows_.data(), dgrad_index_.data());
+    nbytes_ += bytes_of({&dgrad_pointers_, &dgrad_rows_, &dgrad_index_});
+    for (const CorrelationPlan& phase : dgrad_.phases) {
+      nbytes_ += phase.entries.nbytes();
+    }
   });
   return dgrad_;
 }
@@ -112,6 +125,7 @@ const WgradPlan& ConvPlan::wgrad() const {
     plan_wgrad(geometry, pointers, col.const_data_ptr<int32_t>(), wgrad_rows_.data(),
                wgrad_batches_.data());
     wgrad_ = wgrad_plan(geometry, pointers, wgrad_rows_.data(), wgrad_batches_.data());
+    nbytes_ += bytes_of({&wgrad_rows_, &wgrad_batches_, &wgrad_.row_starts});
   });
   return wgrad_;
 }
@@ -123,6 +137,8 @@ const ConvPlan& ConvPlan::bias() const {
     bias_ = c10::make_intrusive<ConvPlan>(at::arange(channels + 1, options),
                                           at::zeros({channels}, options),
                                           std::vector<int64_t>{channels, 1, 1, 1, 0, 0, 1, 1, 0});
+    bias_->wgrad();  // what it is for
+    nbytes_ += bias_->nbytes();
   });
   return *bias_;
 }

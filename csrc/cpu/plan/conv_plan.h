@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 
+#include <atomic>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -66,11 +67,14 @@ class ConvPlan : public torch::CustomClassHolder {
   // Of the convolution that adds a bias to each output channel: its weights are the bias, its input
   // is one channel of ones.
   const ConvPlan& bias() const;
+  // Of all that was made so far, beside crow and col.
+  int64_t nbytes() const { return nbytes_; }
 
  private:
   const int64_t crow_version_, col_version_;
   std::vector<int32_t> fprop_rows_;
   std::optional<CorrelationPlan> fprop_;
+  mutable std::atomic<int64_t> nbytes_;
   mutable std::once_flag dgrad_once_, wgrad_once_, bias_once_;
   mutable std::vector<int32_t> dgrad_pointers_, dgrad_rows_, dgrad_index_;
   mutable std::vector<int32_t> wgrad_rows_, wgrad_batches_;

@@ -1,10 +1,13 @@
 #include "layout.h"
 
+#include <c10/util/Exception.h>
+
 #if defined(__unix__)
 #include <unistd.h>
 #endif
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 namespace sparseconv {
@@ -55,6 +58,9 @@ Layout make_layout(const std::vector<int64_t>& positions, int64_t step, int64_t 
     const Segment& segment = layout.segments.back();
     layout.tap_rows[tap] = static_cast<int32_t>(segment.row + segment.span);
   }
+  TORCH_CHECK_VALUE(
+      rows <= std::numeric_limits<int32_t>::max(),
+      "expected a kernel that spans at most 2**31 - 1 rows of scratch memory, but got ", rows);
   layout.channel_rows = rows;
   static const int64_t bytes = l1_input_budget();
   layout.block_channels = std::max<int64_t>(1, bytes / (std::max<int64_t>(rows, 1) * kRowBytes));
@@ -96,6 +102,11 @@ BlockEntries::BlockEntries(const int32_t* pointers,
   for (int64_t row = 0; row <= n_rows; ++row) {
     row_starts_.push_back(pointers[row * channels_per_group] - begin);
   }
+}
+
+int64_t BlockEntries::nbytes() const {
+  return static_cast<int64_t>(records_.size() * sizeof(RowEntries) +
+                              (first_.size() + row_starts_.size()) * sizeof(int32_t));
 }
 
 Entries BlockEntries::view() const {

@@ -59,6 +59,7 @@ class BlockEntries {
                const Layout& layout,
                bool gathered);
   Entries view() const;
+  int64_t nbytes() const;
 
  private:
   std::vector<RowEntries> records_;

@@ -68,8 +68,8 @@ class TrainingStep:
             held += [layer.pattern.crow_indices, layer.pattern.col_indices]
             for plan in layer.pattern._cached.values():
                 held += plan if isinstance(plan, tuple) else (plan,)
-        tensors = [entry for entry in held if isinstance(entry, Tensor)]
-        return sum(t.nbytes for t in tensors) + peak_bytes(partial(self, X, y))
+        known = (entry.nbytes for entry in held if not (entry is None or isinstance(entry, int)))
+        return sum(known) + peak_bytes(partial(self, X, y))
 
 
 def compiled(twin: nn.Module, **options: bool) -> Network:
