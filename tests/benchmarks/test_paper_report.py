@@ -178,12 +178,12 @@ def test_costs_are_of_common_sets() -> None:
     )
     table = dsn.costs(runs, ("a", "b", "not run"))
     assert [cells[0] for cells in table.rows] == ["a", "b"]
-    assert [cells[2] for cells in table.rows] == ["1.00", "3.00"]
+    assert [cells[3] for cells in table.rows] == ["1.00", "3.00"]
     # 20 s in 10 epochs, 0.1 s for 50 series, and for 25.
-    assert table.rows[0][1:] == ("90.00", "1.00", "-", "5.00", "2000.0", "2000")
+    assert table.rows[0][1:] == ("1, 1", "90.00", "1.00", "-", "5.00", "2000.0", "2000")
     assert table.rows[1][-1] == "4000"
     both = [row(name, "x", **dsn_facts(nf=4)) for name in ("a", "b")]
-    assert dsn.costs(Runs(both), ("a", "b")).rows[0][3] == "2.00", "2e6 FLOPs"
+    assert dsn.costs(Runs(both), ("a", "b")).rows[0][4] == "2.00", "2e6 FLOPs"
     assert dsn.costs(runs, ("not run",)).rows == []
 
 
@@ -191,7 +191,7 @@ def test_costs_count_each_set_alike() -> None:
     """However many seeds it has: else a run with more seeds of the easy sets looks better."""
     rows = [row("a", "easy", seed, 0.9) for seed in (0, 1, 2)] + [row("a", "hard", 0, 0.5)]
     table = dsn.costs(Runs([*rows, row("b", "easy"), row("b", "hard", 0, 0.5)]), ("a", "b"))
-    assert [cells[1] for cells in table.rows] == ["70.00", "70.00"]
+    assert [cells[1:3] for cells in table.rows] == [("2, 4", "70.00"), ("2, 2", "70.00")]
 
 
 def on(cpu: str) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def costs(runs: Runs, names: Sequence[str]) -> Table:
         rows.append(
             (
                 name,
+                f"{len(common)}, {len(held)}",
                 f"{100 * mean('accuracy'):.2f}",
                 f"{mean('params') / 1e3:.2f}",
                 f"{mean('flops_paper') / 1e6:.2f}"
@@ -97,7 +98,7 @@ def costs(runs: Runs, names: Sequence[str]) -> Table:
         )
     sets = f" ({len(compared)} of {len(common)} sets)" if len(compared) < len(common) else ""
     header = (
-        "run", "accuracy %", "params K", "FLOPs M (paper's)", "multiply-adds M",
+        "run", "sets, runs", "accuracy %", "params K", "FLOPs M (paper's)", "multiply-adds M",
         f"epoch ms{sets}", f"prediction us{sets}",
     )  # fmt: skip
     return Table(header, rows)
