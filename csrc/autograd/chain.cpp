@@ -141,11 +141,11 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
                                   pybind11::handle input,
                                   const pybind11::list& parameters,
                                   const pybind11::list& statistics) {
+  choose_kernels();
   const std::optional<Tensor> x = plain_tensor(input);
   if (!x || !runs_plainly()) {
     return {};
   }
-  choose_kernels();
   Chain::Tensors originals, now;
   for (const pybind11::handle parameter : parameters) {
     if (!append(originals, parameter)) {

@@ -193,13 +193,13 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
                                  pybind11::handle bias,
                                  const ConvPlanPtr& plan,
                                  bool relu) {
+  choose_kernels();
   const std::optional<Tensor> x = plain_tensor(input), parameter = plain_tensor(values);
   const std::optional<Tensor> b = bias.is_none() ? std::nullopt : plain_tensor(bias);
   if (!x || !parameter || (!b && !bias.is_none()) || !runs_plainly() ||
       (x->dim() != 2 && x->dim() != 3)) {
     return {};
   }
-  choose_kernels();
   const bool batched = x->dim() == 3;
   const Tensor signal = batched ? *x : x->unsqueeze(0);
   const auto bias_now = b ? std::optional(frozen(*b)) : std::nullopt;

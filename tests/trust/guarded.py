@@ -156,6 +156,7 @@ def main(seed: int, cases: int) -> None:
         work = calls_of(case, rng, number)
         for isa in ISAS:
             os.environ["SPARSECONV_CPU_ISA"] = isa
+            assert extension.isa() == isa
             for op, args in work:
                 calls += 1
                 try:

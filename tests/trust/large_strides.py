@@ -23,6 +23,7 @@ from torch import Tensor
 from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import calls as ops
+from sparseconv.ops.backends import extension
 from sparseconv.testing import Case
 
 OPS = torch.ops.sparseconv
@@ -81,6 +82,7 @@ def strides(folder: Path) -> tuple[int, list[str]]:
                     far = sparse.spread(args[i], dim, offset if dim == 0 else 0)
                     for isa in ISAS:
                         os.environ["SPARSECONV_CPU_ISA"] = isa
+                        assert extension.isa() == isa
                         near = [a.clone() if isinstance(a, Tensor) else a for a in args]
                         expected = op(*near)
                         got = op(*near[:i], far, *near[i + 1 :])
@@ -99,6 +101,7 @@ def length(folder: Path) -> tuple[int, list[str]]:
     geometry = Geometry((1, 1, 1), stride, (0, 0), 1, 1, "zeros")
     for isa in ISAS:
         os.environ["SPARSECONV_CPU_ISA"] = isa
+        assert extension.isa() == isa
         y = ops.fprop(x, torch.tensor([2.0]), None, pattern, geometry)
         dw = ops.wgrad(torch.ones_like(y), x, pattern, geometry)
         if not y.equal(2 * series) or dw.item() != series.sum():
