@@ -202,7 +202,7 @@ def measure(
         if case.module:  # its time is Python's, and has no peak
             candidates = {
                 name: {k: timed[k] for k in timed if k in ("sparse", *baselines)}
-                for name, timed in _module_calls(problem, wanted["fprop"]).items()
+                for name, timed in _module_calls(problem, wanted).items()
             }
         else:
             candidates = {
@@ -226,7 +226,7 @@ def measure(
         return rows
 
 
-def _module_calls(problem: Problem, wanted: Expected) -> dict[str, Calls]:
+def _module_calls(problem: Problem, wanted: Mapping[str, Expected]) -> dict[str, Calls]:
     """Forward passes that record gradients, as a training loop calls them; and both passes."""
     x, values, _, pattern, geometry = problem
     out_channels, group_channels, taps = pattern.shape
@@ -237,13 +237,21 @@ def _module_calls(problem: Problem, wanted: Expected) -> dict[str, Calls]:
     with torch.no_grad():
         layer.values.copy_(values)
         dense.weight.copy_(layer.dense_weight())
-    for module in (layer, dense):
-        _check_result(f"fprop of {type(module).__name__}", module(x), wanted)
     signal, grad = x.clone().requires_grad_(), problem.grad
 
-    def both(module: nn.Module) -> Tensor:
-        return torch.autograd.grad(module(signal), [signal, *module.parameters()], grad)[0]
+    def gradients(module: nn.Module) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(module(signal), [signal, *module.parameters()], grad)
 
+    def both(module: nn.Module) -> Tensor:
+        return gradients(module)[0]
+
+    for module in (layer, dense):
+        name = type(module).__name__
+        _check_result(f"fprop of {name}", module(x), wanted["fprop"])
+        dgrad, wgrad = gradients(module)
+        _check_result(f"dgrad of {name}", dgrad, wanted["dgrad"])
+        wgrad = wgrad if module is layer else wgrad[pattern.to_mask()]
+        _check_result(f"wgrad of {name}", wgrad, wanted["wgrad"])
     modules = {"sparse": layer, "conv1d": dense}
     return {
         "fprop": {name: partial(module, x) for name, module in modules.items()},

@@ -149,7 +149,12 @@ def absences(rows: Iterable[Row]) -> list[str]:
     found: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         for absent in row["absent"].items():
-            found.setdefault(absent, {})[f"{row['case']} {row['computation']}"] = None
+            case = (
+                f"{row['case']} {row['computation']}"
+                if "case" in row
+                else f"{row['mode']} of {row['batch']} x {row['length']}"
+            )
+            found.setdefault(absent, {})[case] = None
     return [
         f"{baseline} is left out of {', '.join(cases)}: {reason}"
         for (baseline, reason), cases in found.items()

@@ -89,9 +89,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"stopped{kept}", file=sys.stderr)
         raise
-    print(shown(found))
     if arguments.csv:
         document.write_csv(found, arguments.csv)
+    print(shown(found))  # after the files: nobody may be reading
     for path in filter(None, (arguments.json, arguments.csv)):
         print(f"written to {path}")
     return 0
@@ -132,6 +132,7 @@ def shown(found: Mapping[str, Any]) -> str:
     parts += tables.absences(rows)
     if network:
         parts += ["network: " + SUITES["network"], tables.network(network).markdown()]
+        parts += tables.absences(network)
     if kernels := found["random_kernels"]:
         parts += [
             "random_kernels: " + SUITES["random_kernels"], tables.random_kernels(kernels).markdown()

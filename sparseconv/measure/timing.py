@@ -70,9 +70,9 @@ def collector_paused() -> Iterator[None]:
     if not gc.isenabled():
         yield
         return
-    gc.collect()
-    gc.disable()
-    try:
+    try:  # an interrupt may come while garbage is collected
+        gc.collect()
+        gc.disable()
         yield
     finally:
         gc.enable()

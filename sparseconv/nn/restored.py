@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sparseconv.nn.dense_gradient import DenseGradientHook
 
@@ -38,13 +39,24 @@ def deepcopy_model(model: nn.Module) -> nn.Module:
     return copied
 
 
+def check_shapes_are_known(model: nn.Module) -> None:
+    """Raise ValueError for a lazy module that was never run: running it could not be undone."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name!r} has no shape yet; run the model once on a series")
+
+
 @contextmanager
 def restored_afterwards(model: nn.Module) -> Iterator[None]:
     """Put back, however the block ends, what running a model changes.
 
     Not gradients: ``torch.autograd.grad`` leaves ``.grad`` alone, ``backward`` does not. A
     ``DSTScheduler`` that gathers gradients sees nothing of the block.
+
+    Raises:
+        ValueError: a lazy module was never run.
     """
+    check_shapes_are_known(model)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.callback(random.setstate, random.getstate())

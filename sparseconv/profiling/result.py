@@ -56,11 +56,11 @@ class Measurement:
 
     Attributes:
         flops, dense_flops: operations executed and those of the dense layer; a multiply-add is
-            two.
+            two. The dense reference executes all.
         sparse_ms, dense_ms: median time in milliseconds, with its 95 % interval.
         ratio: dense / sparse, pair by pair.
         share_of_peak: executed FLOPs per second over the machine's FMA peak; None where no peak
-            was measured.
+            was measured, and of the dense reference.
         fft_ms: time of the layer by products of spectra, in inference with that of the weights
             kept, where a kernel has at least five active weights on average: there FFT may be the
             fastest way, which ``torch.fft`` has and the library not. None elsewhere.
@@ -96,6 +96,8 @@ class LayerTimes:
             0 if it was not measured. FLOPs and times are of all these calls together.
         input_shape, output_shape: of the first of them.
         dtype: of the output.
+        backend: what computed the sparse layer, ``"cpp"`` or ``"reference"``; empty if it was not
+            measured.
         dgrad, wgrad: whether a training step computes the gradient of the input, of the weights.
         forward: inference, that is a forward pass without gradients; None if not measured.
         step: training, forward and backward together; None if no gradient was asked for or is
@@ -112,6 +114,7 @@ class LayerTimes:
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
     dtype: str = ""
+    backend: str = ""
     dgrad: bool = False
     wgrad: bool = False
     forward: Measurement | None = None
@@ -192,6 +195,8 @@ class Measured:
             "dense: F.conv1d of the same shape with all weights, zeros too",
             "inference: a forward pass without gradients; training: forward and backward",
         ]
+        if dense := [layer.name for layer in self.layers if layer.backend == "reference"]:
+            lines.append(f"computed by the dense reference, not by the kernels: {', '.join(dense)}")
         by_fft = [
             f"{layer.name} ({PASSES[name]} {found.fft_ms.median:.3f} ms)"
             for layer in self.layers
@@ -334,6 +339,11 @@ class Profile(Measured):
                 f"{total.dense_ms:.2f} ms; {megaflops(total.flops)} of "
                 f"{megaflops(total.dense_flops)} MFLOP executed; {share:.0%} [{low:.0%}, "
                 f"{high:.0%}] of the model's {whole:.2f} ms"
+            )
+        if "step" not in self.totals and any(layer.step for layer in self.layers):
+            lines.append(
+                "training of the whole model was not measured: no output that can be seen here, a "
+                "tensor or one inside lists, tuples and dicts, has a gradient"
             )
         if self.unreached:
             lines.append("never reached by this input: " + ", ".join(self.unreached))

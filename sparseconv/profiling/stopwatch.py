@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv.core.checks import integer
+from sparseconv.core.checks import integer, number
 from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import machine
 from sparseconv.measure.memory import fault_share
@@ -29,6 +30,7 @@ from sparseconv.measure.timing import (
 )
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.restored import restored_afterwards
+from sparseconv.ops.backends import resolve_backend
 from sparseconv.profiling.result import LayerTimes, Measurement
 from sparseconv.reference import conv1d_fft, pad, weight_spectrum
 
@@ -47,6 +49,14 @@ class Stopwatch:
     page_faults: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.backward, bool):
+            raise TypeError(f"backward must be True or False, but got {self.backward!r}")
+        self.seed = integer("seed must be an int", self.seed)
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, but got {self.seed}")
+        self.least_seconds = number("least_seconds", self.least_seconds)
+        if not 0 <= self.least_seconds < math.inf:
+            raise ValueError(f"least_seconds must be finite and >= 0, but got {self.least_seconds}")
         self.rounds = integer("rounds must be an int", self.rounds)
         if self.rounds < LEAST_ROUNDS:
             raise ValueError(
@@ -130,6 +140,7 @@ class Call:
 
     input: Tensor
     needs_dgrad: bool
+    trains: bool  # the model records gradients here
     output_shape: tuple[int, ...]
     output_dtype: torch.dtype
     count: int = 0
@@ -144,9 +155,11 @@ def capture(
     def see(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
         x: Tensor = args[0] if args else kwargs["input"]
         seen = calls.setdefault(layer, {})
-        key = x.shape, x.stride(), x.dtype, x.requires_grad
+        trains = y.requires_grad
+        needs_dgrad = trains and x.requires_grad
+        key = x.shape, x.stride(), x.dtype, needs_dgrad, trains
         if key not in seen:  # cloned, for what follows may write into it
-            seen[key] = Call(x.detach().clone(), x.requires_grad, tuple(y.shape), y.dtype)
+            seen[key] = Call(x.detach().clone(), needs_dgrad, trains, tuple(y.shape), y.dtype)
         seen[key].count += 1
 
     handles = [layer.register_forward_hook(see, with_kwargs=True, prepend=True) for layer in layers]
@@ -221,7 +234,7 @@ def _layer_passes(
     """A layer on one input; ``"step"`` only where a gradient is asked for and needed."""
 
     def leaf(tensor: Tensor, needs_gradient: bool) -> Tensor:
-        return tensor.detach().requires_grad_(stopwatch.backward and needs_gradient)
+        return tensor.detach().requires_grad_(call.trains and needs_gradient)
 
     x, weight = leaf(call.input, call.needs_dgrad), leaf(weight, layer.values.requires_grad)
     bias = None if layer.bias is None else leaf(layer.bias, layer.bias.requires_grad)
@@ -267,23 +280,28 @@ def time_layer(
     }
     times = stopwatch.time(passes)
     pattern, first = layer.pattern, calls[0]
-    wgrad = stopwatch.backward and layer.values.requires_grad
+    trained = layer.values.requires_grad
+    backend = resolve_backend(layer.backend, layer.values.device)
+    executed = pattern.numel if backend == "reference" else pattern.nnz
     found: dict[str, Measurement] = {}
     for which in passes["sparse"]:
         per_weight = 0  # multiply-adds: one for each position of the output, in each such pass
         for call in calls:
             batch_and_length = call.output_shape[:-2] + call.output_shape[-1:]
-            over_weights = 1 if which == "forward" else 1 + wgrad + call.needs_dgrad
+            backward = (trained and call.trains) + call.needs_dgrad
+            over_weights = 1 if which == "forward" else 1 + backward
             per_weight += call.count * int(np.prod(batch_and_length)) * over_weights
         sparse, dense = times[f"sparse {which}"], times[f"dense {which}"]
-        flops, sparse_ms = 2 * per_weight * pattern.nnz, milliseconds(sparse)
+        flops, sparse_ms = 2 * per_weight * executed, milliseconds(sparse)
         found[which] = Measurement(
             flops=flops,
             dense_flops=2 * per_weight * pattern.numel,
             sparse_ms=sparse_ms,
             dense_ms=milliseconds(dense),
             ratio=median_with_ci(dense / sparse),
-            share_of_peak=None if peak is None else flops / sparse_ms.median / 1e6 / peak,
+            share_of_peak=None
+            if peak is None or backend != "cpp"
+            else flops / sparse_ms.median / 1e6 / peak,
             fft_ms=milliseconds(times[f"fft {which}"]) if "fft" in passes else None,
         )
     record = LayerTimes(
@@ -295,8 +313,9 @@ def time_layer(
         input_shape=tuple(first.input.shape),
         output_shape=first.output_shape,
         dtype=str(first.output_dtype).removeprefix("torch."),
-        dgrad=stopwatch.backward and any(call.needs_dgrad for call in calls),
-        wgrad=wgrad,
+        backend=backend,
+        dgrad=any(call.needs_dgrad for call in calls),
+        wgrad=trained and any(call.trains for call in calls),
         forward=found["forward"],
         step=found.get("step"),
     )

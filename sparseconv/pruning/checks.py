@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.checks import count, integer, number
 from sparseconv.nn.replacement import check_not_compiled, held_outside, owners_of
+from sparseconv.nn.restored import check_shapes_are_known
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.criteria import Criterion, evaluating
 from sparseconv.pruning.equivalent import has_pairs
@@ -97,8 +97,7 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
             f"ignore names {unknown[0]!r}, but the model has no such module; model.named_modules() "
             "lists them"
         )
-    if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
-        raise ValueError(f"{lazy[0]!r} has no shape yet; run the model once on a series")
+    check_shapes_are_known(model)
     for _, where in held_outside(model):
         raise ValueError(
             f"a module stands in {where}, where torch does not see it; use nn.ModuleList"

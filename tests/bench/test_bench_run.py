@@ -83,6 +83,19 @@ def test_a_wrong_module_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_extension
+def test_a_module_with_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = SparseConv1d.forward
+    more = 1.01
+    monkeypatch.setattr(
+        SparseConv1d,
+        "forward",
+        lambda self, x: (y := forward(self, x)) * more - (more - 1) * y.data,
+    )
+    with pytest.raises(run.WrongResultError, match="dgrad of SparseConv1d is wrong"):
+        run.measure(CASES["tiny_module"])
+
+
+@needs_extension
 def test_a_module_has_the_baselines_that_were_asked_for() -> None:
     for names, found in ((["fft"], set()), (["fft", "conv1d"], {"conv1d"})):
         lines = run.measure(CASES["tiny_module"], baselines=names, rounds=3)

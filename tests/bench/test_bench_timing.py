@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -127,3 +128,17 @@ def test_the_commit_is_the_packages_own_or_unknown(tmp_path: Path) -> None:
     git("add", "sparseconv")
     git("commit", "-qm", "own")
     assert said(sys.executable, "-c", code).split()[0] == git("rev-parse", "--short", "HEAD")
+
+
+@pytest.mark.promise("P8")
+def test_an_interrupt_leaves_the_collector_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    disable = gc.disable
+
+    def interrupted() -> None:
+        disable()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gc, "disable", interrupted)
+    with pytest.raises(KeyboardInterrupt), timing.collector_paused():
+        pass
+    assert gc.isenabled()

@@ -26,7 +26,7 @@ needs_extension = pytest.mark.skipif(
 PEAK = {"threads": 1, "isa": "avx512", "dtype": "float32", "fma_gflops": 2.0}
 NETWORK_ROW = {
     "model": "DSN", "mode": "train", "length": 24, "batch": 16, "in_channels": 1, "threads": 1,
-    "ms": {"sparse": 5.0}, "ratio": {"masked_dense": [4.0, 3.9, 4.1]},
+    "ms": {"sparse": 5.0}, "absent": {}, "ratio": {"masked_dense": [4.0, 3.9, 4.1]},
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +123,48 @@ def test_what_trains_decides_what_a_step_costs() -> None:
     assert (asked.name, asked.dgrad) == ("SparseConv1d", True)
     assert asked.step.flops == 3 * asked.forward.flops
     assert x.grad is None
+
+
+class Frozen(nn.Module):
+    """Runs a part without recording gradients, and returns what nobody can see into."""
+
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.first, self.second = SparseConv1d(3, 4, 5), SparseConv1d(4, 4, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            x = self.first(x)
+        y = self.second(x)
+        return SimpleNamespace(y=y) if self.hidden else y
+
+
+def test_a_layer_that_records_no_gradients_does_not_train() -> None:
+    found = profile(Frozen(hidden=False), X)
+    first, second = found.layers
+    assert (first.step, first.wgrad, first.dgrad) == (None, False, False)
+    assert (second.dgrad, second.wgrad) == (False, True)
+    assert found.totals["step"].flops == first.forward.flops + 2 * second.forward.flops
+
+
+def test_training_that_could_not_be_measured_is_said() -> None:
+    said = "training of the whole model was not measured"
+    assert said not in str(profile(Frozen(hidden=False), X))
+    assert said in str(profile(Frozen(hidden=True), X))
+    assert said not in str(profile(Frozen(hidden=True), X, backward=False))
+
+
+def test_the_reference_executes_all_weights() -> None:
+    layer = SparseConv1d(3, 4, 5, density=0.5, backend="reference")
+    (found,) = profile(layer, X).layers
+    assert found.forward.flops == found.forward.dense_flops
+    assert found.forward.share_of_peak is None
+    assert "computed by the dense reference, not by the kernels: SparseConv1d" in str(
+        profile(layer, X)
+    )
+    assert profile(layer, X).to_dict()["layers"][0]["backend"] == "reference"
+    assert "dense reference" not in str(profile(SparseConv1d(3, 4, 5), X))
 
 
 def test_a_layer_without_any_weight() -> None:
@@ -279,6 +322,12 @@ class Never(nn.Module):
         (SparseConv1d(3, 4, 5), X.double(), ValueError, "DtypeError.*should be the same"),
         (Never(), X, ValueError, r"none of the model's sparse layers \(conv\)"),
         (SparseConv1d(3, 4, 5, device="meta"), X, NotImplementedError, "on meta.*cpu"),
+        (
+            nn.Sequential(SparseConv1d(3, 4, 5), nn.LazyConv1d(2, 1)),
+            X,
+            ValueError,
+            "'1.weight' has no",
+        ),
     ],
 )
 def test_refusals(model: Any, input: Any, error: type[Exception], message: str) -> None:
@@ -291,3 +340,20 @@ def test_too_few_rounds_are_refused() -> None:
         profile(SparseConv1d(3, 4, 5), X, rounds=5)
     with pytest.raises(TypeError, match="rounds must be an int"):
         profile(SparseConv1d(3, 4, 5), X, rounds=6.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ({"least_seconds": float("nan")}, ValueError, "least_seconds"),
+        ({"least_seconds": float("inf")}, ValueError, "least_seconds must be finite"),
+        ({"least_seconds": -1.0}, ValueError, "least_seconds must be finite and >= 0"),
+        ({"least_seconds": "1"}, TypeError, "least_seconds"),
+        ({"seed": "a"}, TypeError, "seed must be an int"),
+        ({"seed": -1}, ValueError, "seed must be >= 0"),
+        ({"backward": "no"}, TypeError, "backward must be True or False, but got 'no'"),
+    ],
+)
+def test_arguments_of_a_measurement(argument: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        profile(SparseConv1d(3, 4, 5), X, **argument)

@@ -2,18 +2,20 @@
 
 The baselines are the network as mask-based sparse training runs it (``masked_dense``), the fastest
 that PyTorch's settings make of it (``dense_best``, the row names which), and ``torch.compile``.
-Before anything is timed, every sparse layer is checked against float64, and what runs inference
-also by its outputs.
+Before anything is timed, every sparse layer is checked against float64, a training step by its
+gradients, and what runs inference by its outputs.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparseconv.bench import goals
@@ -115,9 +117,10 @@ def training_row(
     """Measure the training step of a model, which is left as it is, on one batch.
 
     Raises:
-        WrongResultError: a kernel is wrong; nothing was timed.
+        WrongResultError: a kernel, an output or a gradient is wrong; nothing was timed.
     """
     check_layers(model, len(X), X.shape[2])
+    check_step(model, X, y)
 
     def step(name: str, update_every: int) -> Call:
         call = partial(TrainingStep(model, name, update_every), X, y)
@@ -181,11 +184,39 @@ def check_layers(model: DSN, batch: int, length: int) -> None:
         check(PlannedKernels, layer_problem(layer, batch, length))
 
 
+def check_step(model: DSN, X: Tensor, y: Tensor) -> None:
+    """Compare output and gradients of a training step with the masked dense network's.
+
+    In float64, where no ReLU falls to the other side by rounding, and within torch's own
+    tolerances; ``check_layers`` has the kernels in float32.
+
+    Raises:
+        WrongResultError: some output or gradient is wrong.
+    """
+    dense = masked_copy(model).double().train()
+    results = []
+    for network in (copy.deepcopy(model).double().train(), dense):
+        x = X.double().requires_grad_()
+        output = network(x)
+        asked = {"the input": x, **dict(network.named_parameters())}
+        found = torch.autograd.grad(F.nll_loss(output, y), list(asked.values()))
+        results.append([("output", output), *zip(asked, found, strict=True)])
+    for (name, got), (other, wanted) in zip(*results, strict=True):
+        if name != other:  # values, and the dense weight with its mask
+            wanted = wanted[dense.get_submodule(other.removesuffix(".weight")).mask]
+        try:
+            torch.testing.assert_close(got, wanted)
+        except AssertionError as error:
+            what = name if name == "output" else f"gradient of {name}"
+            raise WrongResultError(f"the training step's {what} is wrong: {error}") from None
+
+
 def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
     """Make the calls of every side and time the fastest of each; what fails is left out."""
     torch.compiler.reset()  # or the eighth shape of a run is not compiled any more
     calls: dict[str, Call] = {}
-    settings, absent = {}, {}
+    settings: dict[str, str] = {}
+    absent: dict[str, str] = {}
     for name, ways in sides.items():
         right, wrong = {}, {}
         for way, make in ways.items():
@@ -201,6 +232,7 @@ def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
         if right:
             settings[name] = _fastest(right)
             calls[name] = right[settings[name]]
+            absent |= {f"{name}, {way}": reason for way, reason in wrong.items()}
         else:
             absent[name] = "; ".join(f"{way}: {reason}" for way, reason in wrong.items())
     times = timing.interleave(calls, rounds=rounds, least_seconds=TURN)
