@@ -1,10 +1,7 @@
-"""One job of a sweep, whatever it is, and the lock that lets one process at a time work on it."""
+"""One job of a sweep, whatever it is."""
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.paper import pruned_filters, rocket, training
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.plan import Job
+from sparseconv.core.folders import locked
 from sparseconv.measure.machine import threads
 
 
@@ -28,17 +26,3 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
             return rocket.perform(job, source)
         kind = pruned_filters if job.options["pruning"] else training
         return kind.perform(job, source, folder)
-
-
-@contextmanager
-def locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock that the system takes back when the process ends, however it ends.
-
-    If another process holds it: wait, or raise ValueError with ``busy``.
-    """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise ValueError(busy) from None
-        yield

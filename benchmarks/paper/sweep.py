@@ -32,13 +32,14 @@ from tqdm import tqdm
 
 from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.archives import Archive, Shape, read
-from benchmarks.paper.job import locked, perform
+from benchmarks.paper.job import perform
 from benchmarks.paper.networks import ROCKETS, multiply_adds
 from benchmarks.paper.plan import CONTENT, DEFAULTS, Job
 from benchmarks.paper.pruned_filters import is_pruned_filters
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rocket import multiply_adds as rocket_multiply_adds
 from benchmarks.paper.training import PROGRESS_NAME, TRAINING, first_model
+from sparseconv.core.folders import locked
 from sparseconv.training.run_folder import POCKET
 
 ROWS_NAME, RUNNING_NAME, LOCK_NAME = "rows.jsonl", "running", "lock"

@@ -19,6 +19,7 @@ from sparseconv import datasets
 from sparseconv.cli.results import check_free, data_facts
 from sparseconv.core.checks import count
 from sparseconv.core.files import check_writable, write_whole
+from sparseconv.core.folders import claimed
 from sparseconv.measure import machine
 from sparseconv.measure.table import Table
 from sparseconv.rocket.bank import KINDS
@@ -82,16 +83,24 @@ def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:
             f"{settings['kernels']}, threads: {threads}; results go to {out}",
             flush=True,
         )
-    check_writable(out / CONFIG_NAME)  # before what may take minutes
-    begin = time.perf_counter()
     try:
-        classifier.fit(data.X_train, data.y_train)
+        with claimed(out):
+            check_free(out)  # still
+            check_writable(out / CONFIG_NAME)  # before what may take minutes
+            return _fit_and_write(classifier, data, settings, threads, out)
     except BaseException as error:
         with contextlib.suppress(OSError):
             out.rmdir()  # it was new, or empty
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) and not out.exists():
             print("\nstopped; nothing was written", file=sys.stderr)
         raise
+
+
+def _fit_and_write(
+    classifier: Any, data: datasets.Dataset, settings: Mapping[str, Any], threads: int, out: Path
+) -> int:
+    begin = time.perf_counter()
+    classifier.fit(data.X_train, data.y_train)
     seconds = time.perf_counter() - begin
     model = replace(classifier.model_, classes=data.classes)
     with machine.threads(threads):
@@ -109,7 +118,6 @@ def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:
         "fit": f"{seconds:.2f} s",
         "prediction": f"{1e6 * each:.0f} us a series",
     }
-    out.mkdir(parents=True, exist_ok=True)
     config = {"model": "pocket", "data": data_facts(data, settings)}
     config |= {"pocket": {name: settings[name] for name in POCKET}}
     config |= {"machine": machine.environment_info() | {"threads": threads}}

@@ -18,6 +18,7 @@ from sparseconv.cli.options import INTERRUPTED, add_option
 from sparseconv.cli.results import check_free, data_of_run, history_writer
 from sparseconv.core.checks import count
 from sparseconv.core.files import check_writable, write_whole
+from sparseconv.core.folders import claimed
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.pruning import (
@@ -124,7 +125,7 @@ def _prune(args: argparse.Namespace) -> int:
     threads = int(run.config["machine"]["threads"]) if args.threads is None else args.threads
     count("--threads", threads)
     X, y = (torch.from_numpy(array) for array in (data.X_train, data.y_train))
-    with machine.threads(threads):
+    with machine.threads(threads), contextlib.ExitStack() as claim:
         before = _accuracy(run.model, data)
         try:
             criterion = CRITERIA[args.criterion]((X, y), args)
@@ -133,6 +134,8 @@ def _prune(args: argparse.Namespace) -> int:
             # Before hours of training.
             ratio, target = checked_target(criterion, args.ratio, args.target_macs)
             steps = count("--steps", args.steps)
+            claim.enter_context(claimed(out))
+            check_free(out, resumable=False)  # still
             check_writable(out / CONFIG_NAME)
             if isinstance(criterion, DSP):
                 _silence(run.model, X, y, recipe, args)
@@ -147,11 +150,11 @@ def _prune(args: argparse.Namespace) -> int:
                 "criterion": report.criterion,
                 "filters": _numbered(report, run.config.get("pruning", {}).get("filters", {})),
             }
-            out.mkdir(parents=True, exist_ok=True)
             write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
             result = train(model, X, y, recipe, out=out, progress=not args.quiet,
                            on_epoch=history_writer(out / HISTORY_NAME))  # fmt: skip
         except BaseException as error:
+            claim.close()
             with contextlib.suppress(OSError):
                 out.rmdir()  # nothing has been written
             if not isinstance(error, KeyboardInterrupt):

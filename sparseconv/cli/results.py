@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from sparseconv import datasets
-from sparseconv.core.files import write_whole
+from sparseconv.core.files import partial_files, write_whole
+from sparseconv.core.folders import LOCK_NAME
 from sparseconv.training.data import digest
 from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.run_folder import CONFIG_NAME, DATA, MODEL_NAME
@@ -22,8 +23,9 @@ def check_free(out: Path, *, resumable: bool = True) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"the results folder {out} is a file; choose another with --out")
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    unfinished = [*partial_files(out / CONFIG_NAME), *partial_files(out / CHECKPOINT_NAME)]
     # A run that ended before its first checkpoint leaves nothing worth keeping.
-    if found - {CONFIG_NAME, f"{CONFIG_NAME}.partial", f"{CHECKPOINT_NAME}.partial"}:
+    if found - {CONFIG_NAME, LOCK_NAME, *(path.name for path in unfinished)}:
         if CONFIG_NAME in found:
             resumable = resumable and MODEL_NAME not in found
             resume = "resume it with --resume, or " if resumable else ""

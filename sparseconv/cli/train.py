@@ -18,6 +18,7 @@ from sparseconv.cli.options import INTERRUPTED, PROG, add_option, resumed_settin
 from sparseconv.cli.results import check_free, data_facts, difference, history_writer
 from sparseconv.core.checks import count
 from sparseconv.core.files import write_whole
+from sparseconv.core.folders import claimed
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.report import figures
@@ -108,7 +109,9 @@ def _train(args: argparse.Namespace) -> int:
     model = DSN(data.n_channels, len(data.classes), **{name: settings[name] for name in NETWORK})
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
 
-    with machine.threads(threads):
+    with machine.threads(threads), claimed(out):
+        if not args.resume:
+            check_free(out)  # still
         config = _config(out, data, settings, resume=args.resume)
         if not args.quiet:
             print(_describe(data, model, out), flush=True)
@@ -165,7 +168,6 @@ def _config(
         return config
     config = {key: {name: settings[name] for name in options} for key, options in SECTIONS.items()}
     config = {**config, "data": facts, "machine": machine.environment_info()}
-    out.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(config, indent=2) + "\n")
     return config
 

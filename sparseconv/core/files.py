@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def partial_path(path: Path) -> Path:
-    """The file that is written first, beside ``path``."""
-    return path.with_name(path.name + ".partial")
+def _partial_path(path: Path) -> Path:
+    """A file beside ``path`` that no other writer has."""
+    return path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
+
+
+def partial_files(path: Path) -> list[Path]:
+    """What writers of ``path`` have not finished: they are at work, or were killed."""
+    return list(path.parent.glob(f"{glob.escape(path.name)}.*partial"))
+
+
+def _target(path: Path) -> Path:
+    """The file that is to be replaced, which a link names; OSError if no file can be."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
+    return Path(os.path.realpath(path))
 
 
 @contextlib.contextmanager
@@ -21,19 +40,29 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file that replaces ``path`` once all its bytes are on the disk.
 
     Whenever the process is killed, ``path`` holds the old file or the new one; if writing fails,
-    the old one.
+    the old one, and OSError says so.
     """
-    partial = partial_path(path)
+    path = _target(path)
+    partial = _partial_path(path)
     try:
         with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise
+        # torch's writer, when a write fails, raises a RuntimeError of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        text = f"{cause.strerror or cause}; {path} was not written"
+        if path.exists():
+            text += " and is as it was"
+        if cause.errno in _FULL:
+            text += "; make room on its disk, or choose another"
+        raise OSError(cause.errno, text) from error
     folder = os.open(path.parent, os.O_RDONLY)  # the new name must reach the disk as well
     try:
         os.fsync(folder)
@@ -70,11 +99,11 @@ def write_whole(path: Path, text: str) -> None:
 def check_writable(path: Path) -> None:
     """Check before the work that its result can be written, else ValueError; make its folder."""
     try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path(path).touch()
-        partial_path(path).unlink()
+        target = _target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial_path(target)
+        partial.touch()
+        partial.unlink()
     except OSError as error:
         raise ValueError(
             f"{path} cannot be written ({error.strerror or error}); choose another file"

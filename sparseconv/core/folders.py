@@ -1,15 +1,25 @@
-"""Folders that are written whole or not at all."""
+"""Folders that are written whole or not at all, or by one process at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from uuid import uuid4
 
 from sparseconv.core.files import write_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows: there nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_NAME = "training.lock"
+_held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # by this thread
 
 
 def check_new_or_empty(folder: Path) -> None:
@@ -61,3 +71,61 @@ def _cannot_write(folder: Path, error: OSError) -> ValueError:
 def _remove_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):  # somebody else has put something there
         folder.rmdir()
+
+
+def claimed(folder: Path) -> AbstractContextManager[None]:
+    """Make a results folder, and keep other runs out of it; ValueError if one is in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    if not os.access(folder, os.W_OK):  # nor can others write there
+        return contextlib.nullcontext()
+    busy = f"another run is writing to {folder}; wait for it, or choose another folder"
+    return locked(folder / LOCK_NAME, busy)
+
+
+@contextmanager
+def locked(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock that the system takes back when the process ends, however it ends.
+
+    If another process or thread holds it: wait, or raise ValueError with ``busy``. Who holds it may
+    take it again. Nothing is locked on Windows, and where the file system knows no locks.
+
+    Args:
+        path: a file of its own, removed at the end; a process that is killed leaves it there.
+        busy: what to say; who holds the lock is added.
+    """
+    path = path.absolute()
+    if fcntl is None or path in _held.get():
+        yield
+        return
+    file = _lock(path, busy)
+    before = _held.set(_held.get() | {path})
+    try:
+        yield
+    finally:
+        _held.reset(before)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(file)
+
+
+def _lock(path: Path, busy: str | None) -> int:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            holder = os.pread(file, 20, 0).decode(errors="replace")
+            os.close(file)
+            raise ValueError(f"{busy} (process {holder} has locked {path})") from None
+        except OSError:  # the file system knows none
+            return file
+        with contextlib.suppress(FileNotFoundError):  # who held it has removed it
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                with contextlib.suppress(OSError):  # the disk is full
+                    os.truncate(file, 0)
+                    os.write(file, str(os.getpid()).encode())
+                return file
+        os.close(file)

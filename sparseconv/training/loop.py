@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count
-from sparseconv.core.files import check_writable
+from sparseconv.core.files import check_writable, partial_files
+from sparseconv.core.folders import claimed
 from sparseconv.dst import DSTScheduler
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.nn.conv import SparseConv1d
@@ -120,9 +121,9 @@ def train(
             run on a GPU.
 
     Raises:
-        TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written;
-            ``cuda_graphs`` without a GPU or with a penalty; a training loss that is not finite
-            (checkpoints stay).
+        TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written, or
+            that another run is writing to; ``cuda_graphs`` without a GPU or with a penalty; a
+            training loss that is not finite (checkpoints stay).
         CheckpointError: a damaged file, or a checkpoint of another recipe, model or data.
         KeyboardInterrupt: Ctrl-C; its message says how to resume.
 
@@ -161,17 +162,22 @@ def train(
         raise ValueError(f"out must name a folder, but {path.parent} is a file")
 
     retain_freed_memory()
-    with torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[X.device] if X.is_cuda else []))
         torch.default_generator.manual_seed(recipe.seed)
         if X.is_cuda:
             _cuda_generator(X.device).manual_seed(recipe.seed)
         run = _Run(model, X, y, recipe, scheduler_factory, penalty, cuda_graphs)
-        if resume and path is not None and path.exists():
-            run.load(path)
+        if path is not None:
+            stack.enter_context(claimed(path.parent))
+            if resume and path.exists():
+                run.load(path)
         bar = _progress_bar(len(run.history), recipe.epochs) if progress else None
         try:
             if path is not None and len(run.history) < recipe.epochs:
                 check_writable(path)
+                for left in partial_files(path):  # by a run that was killed
+                    left.unlink()
             while len(run.history) < recipe.epochs:
                 with contextlib.nullcontext() if penalty is None else penalty:
                     row = run.epoch()

@@ -210,7 +210,7 @@ def test_resuming_before_the_first_epoch_and_after_the_last(
     assert losses(out) == before
 
 
-def test_as_a_process(data: str, out: Path) -> None:
+def test_as_a_process(data: str, out: Path, refused: Any) -> None:
     """The command itself: info, Ctrl-C in the middle of a long run, exit codes, no traceback."""
     environment = os.environ | {
         "PYTHONPATH": str(Path(sc.__file__).parents[1]),
@@ -228,6 +228,8 @@ def test_as_a_process(data: str, out: Path) -> None:
         limit = time.monotonic() + 60
         while not (out / "history.csv").exists() and time.monotonic() < limit:
             time.sleep(0.05)
+        for again in (["--resume", "--quiet"], SMALL):
+            refused(["train", data, "--out", str(out), *again], str(out), "choose another folder")
         run.send_signal(signal.SIGINT)
         _, error = run.communicate(timeout=60)
     finally:

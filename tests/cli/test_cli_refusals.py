@@ -90,8 +90,11 @@ def test_a_run_without_a_checkpoint_does_not_block_its_folder(
     words = ["train", data, "--epochs", "2", *SMALL, "--out", str(out)]
     refused([*words, "--lr", "1e38"], "the training loss became", "lower lr")
     assert files(out).keys() == {"config.json"}
-    (out / "checkpoint.pt.partial").write_bytes(b"killed while it wrote its first checkpoint")
+    for left in ("checkpoint.pt.partial", "checkpoint.pt.0123abcd.partial", "training.lock"):
+        (out / left).write_bytes(b"killed while it wrote its first checkpoint")
     assert main(words) == 0
+    assert not {"training.lock"} & files(out).keys()
+    assert not list(out.glob("*.partial"))
     assert json.loads((out / "config.json").read_text())["recipe"]["lr"] == RECIPE["lr"]
     refused(words, "holds a run already")
 

@@ -117,7 +117,7 @@ def test_info(run_folder: Path, data: str, tmp_path: Path, capsys: Any, refused:
         (["--k", "0"], 'k must be a positive number or "cv"'),
         (["--n-iter", "0"], "n_iter must be at least 1"),
         (["--seed", "-1"], "must lie in [0, 2**32), but got -1"),
-        (["--out", "/proc/pocket"], "/proc/pocket/config.json cannot be written"),
+        (["--out", "/proc/pocket"], "/proc/pocket cannot be written"),
     ],
 )
 def test_what_is_refused(
@@ -125,6 +125,10 @@ def test_what_is_refused(
 ) -> None:
     refused(["train", data, "--out", str(out), *SMALL, "--quiet", *words], expected)
     assert not out.exists()
+
+
+def test_one_run_at_a_time(data: str, out: Path, refused_while_claimed: Any) -> None:
+    refused_while_claimed(["train", data, *SMALL, "--quiet"], out)
 
 
 def test_models_are_told_apart(data: str, run_folder: Path, refused: Any, tmp_path: Path) -> None:

@@ -170,6 +170,12 @@ def test_other_training_data_are_told_where_the_run_says_which(
     assert main(["prune", str(trained), "--data", data, "--out", str(tmp_path / "y"), *TUNE]) == 0
 
 
+def test_one_run_at_a_time(
+    data: str, trained: Path, tmp_path: Path, refused_while_claimed: Any
+) -> None:
+    refused_while_claimed(["prune", str(trained), "--data", data, *TUNE], tmp_path / "x")
+
+
 def test_interrupted_before_anything_is_written(
     data: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,24 @@ def test_an_interrupted_model_holds_the_best_epoch_so_far(tmp_path: Path) -> Non
     interrupted(network(), 3, "no epoch of this run has been saved yet", out=tmp_path)
 
 
+@pytest.mark.promise("P9")
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    said = f"another run is writing to {tmp_path}; .* choose another .*process {os.getpid()} has"
+
+    def other(_: Any) -> None:
+        before = (tmp_path / "checkpoint.pt").read_bytes()
+        with ThreadPoolExecutor(1) as pool:
+            for resume in (False, True):
+                with pytest.raises(ValueError, match=said):
+                    pool.submit(run, network(), out=tmp_path, resume=resume).result()
+        assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+    expected = run(network())
+    assert same(run(network(), out=tmp_path, on_epoch=other).history, expected.history)
+    interrupted(network(), 3, out=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
 def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     model = network()
     count = 0
@@ -221,7 +239,6 @@ def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "absent.pt")
 
 
-@pytest.mark.promise("P9")
 class CtrlC:
     """Comes while this is written."""
 
@@ -238,6 +255,7 @@ def ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_until_a_checkpoint_is_written(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"

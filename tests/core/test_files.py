@@ -1,0 +1,84 @@
+"""Files that are written whole: what is replaced, what is left alone, and what is said."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from sparseconv.core.files import check_writable, replacing, write_whole
+from sparseconv.core.folders import locked
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    file, link = tmp_path / "there" / "a.json", tmp_path / "b.json"
+    for content in ("old", "new"):  # the first time it leads nowhere
+        if not link.is_symlink():
+            link.symlink_to(file)
+        check_writable(link)
+        write_whole(link, content)
+        assert link.is_symlink()
+        assert file.read_text() == content
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path, text in ((Path(os.devnull), "a device"), (pipe, "a pipe"), (tmp_path, "a folder")):
+        with pytest.raises(ValueError, match=f"cannot be written .*{text}.*choose another file"):
+            check_writable(path)
+        with pytest.raises(OSError, match=text):
+            write_whole(path, "text")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_file_that_another_writes_is_left_alone(tmp_path: Path) -> None:
+    path, other = tmp_path / "a", tmp_path / "a.partial"
+    other.write_text("of somebody else")
+    with replacing(path) as first:
+        check_writable(path)
+        write_whole(path, "second")
+        first.write(b"first")
+    assert path.read_text() == "first"
+    assert other.read_text() == "of somebody else"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_full_disk_says(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail(late: bool) -> None:
+        with replacing(path):
+            try:
+                raise full
+            except OSError:
+                if late:  # as torch does
+                    raise RuntimeError("[enforce fail at inline_container.cc:672]")  # noqa: B904
+                raise
+
+    for late in (False, True):
+        with pytest.raises(OSError, match=f"No space left on device; {path} was not.*make room"):
+            fail(late)
+    path.write_text("old")
+    with pytest.raises(OSError, match="was not written and is as it was; make room") as error:
+        fail(late=True)
+    assert error.value.errno == errno.ENOSPC
+    with pytest.raises(RuntimeError, match="of its own"), replacing(path):
+        raise RuntimeError("of its own")
+
+
+def test_a_lock_is_of_one_thread_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text("123456")  # of a process that was killed
+    with locked(path, "busy"), locked(path, "busy"):
+        assert path.read_text() == str(os.getpid())
+    assert not path.exists()
+    with pytest.raises(KeyboardInterrupt), locked(path):
+        raise KeyboardInterrupt
+    assert not path.exists()
