@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ _KEYS = ("X_train", "y_train", "X_test", "y_test")
 # aeon has JapaneseVowels twice: the original, and one padded to 25 time points.
 _STEMS = {"JapaneseVowels": "JapaneseVowels_eq"}
 
+_ABSENT = "does not exist"
 _Splits = tuple[Any, Any, Any, Any]  # in the order of _KEYS
 
 
@@ -58,15 +60,18 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     """Read a data set from this machine; nothing is ever downloaded.
 
     Args:
-        name_or_path: one of ``BUNDLED`` (part of the aeon package; JapaneseVowels is the
-            equal-length variant), a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` or the
+        name_or_path: the name of one of ``BUNDLED`` (part of the aeon package; JapaneseVowels is
+            the equal-length variant), a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` or the
             first of these two files, or a ``.npz`` file with ``X_train``, ``y_train``, ``X_test``
             and ``y_test``. Series have
             the shape ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
-            ``(n_cases, n_timepoints)``; labels are strings or real numbers.
+            ``(n_cases, n_timepoints)``; labels are strings or real numbers. A ``Path`` is always a
+            path. A string that is a bundled name is read as that; where a folder has this name
+            too, a warning says so: it is ``"./NAME"``.
         nan_to_zero: replace missing values by 0, as in the paper's UCR 85 runs.
 
     Raises:
+        TypeError: neither a string nor a path; ``nan_to_zero`` that is no bool.
         ValueError: an unknown name, an unreadable source, or data that cannot be classified:
             unequal lengths, non-finite values, one class only, test labels unseen in training.
         RuntimeError: aeon is needed and not installed.
@@ -77,26 +82,51 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         >>> data.X_train.shape, data.X_test.shape, data.classes.tolist()
         ((50, 1, 150), (150, 1, 150), ['1', '2'])
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(
+            "name_or_path must be the name of a data set or a path, as a str or a Path, but got "
+            f"{name_or_path!r}"
+        )
+    if not isinstance(nan_to_zero, bool | np.bool_):
+        raise TypeError(f"nan_to_zero must be True or False, but got {nan_to_zero!r}")
     path = Path(name_or_path)
-    if os.fspath(name_or_path) in BUNDLED:
-        name = os.fspath(name_or_path)
+    state = _state(path)
+    if isinstance(name_or_path, str) and name_or_path in BUNDLED:
+        name = name_or_path
+        if state != _ABSENT:
+            warnings.warn(
+                f"{name!r} is read as aeon's bundled data set; for what is called so in the "
+                f"current folder, give './{name}' or a Path",
+                stacklevel=2,
+            )
         splits = _read_bundled(name)
-    elif path.is_dir():
+    elif os.path.isdir(path):
         stem = _find_stem(path)
         name, splits = stem, _read_folder(path, stem)
-    elif path.name.endswith("_TRAIN.ts") and path.is_file():
+    elif path.name.endswith("_TRAIN.ts") and os.path.isfile(path):
         name = path.name.removesuffix("_TRAIN.ts")
         splits = _read_folder(path.parent, name)
-    elif path.suffix == ".npz" and path.is_file():
+    elif path.suffix == ".npz" and os.path.isfile(path):
         name, splits = path.stem, _read_npz(path)
     else:
-        state = "is a file of another kind" if path.exists() else "does not exist"
         raise ValueError(
-            f"no data set {os.fspath(name_or_path)!r}: expected one of aeon's bundled sets "
-            f"({', '.join(BUNDLED)}), a folder with NAME_TRAIN.ts and NAME_TEST.ts, or a .npz "
+            f"no data set {os.fspath(name_or_path)!r}: expected the name of one of aeon's bundled "
+            f"sets ({', '.join(BUNDLED)}) as a str, a folder with NAME_TRAIN.ts and NAME_TEST.ts, or a .npz "
             f"file with {', '.join(_KEYS)}; as a path it {state}"
         )
-    return _check(name, splits, nan_to_zero)
+    # A name that is no UTF-8 could not be written to a report.
+    return _check(os.fsencode(name).decode(errors="backslashreplace"), splits, nan_to_zero)
+
+
+def _state(path: Path) -> str:
+    """What is at a path that holds no data set."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _ABSENT
+    except (OSError, ValueError) as error:  # too long, a null byte, a folder that is closed
+        return f"cannot be read ({getattr(error, 'strerror', error)})"
+    return "is a file of another kind"
 
 
 def _aeon() -> Any:

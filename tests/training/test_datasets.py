@@ -53,6 +53,7 @@ def ts(
 
 
 def ts_folder(folder: Path, train: list[str], test: list[str], **kwargs: Any) -> Path:
+    folder.mkdir(exist_ok=True)
     ts(folder / "toy_TRAIN.ts", train, **kwargs)
     ts(folder / "toy_TEST.ts", test, **kwargs)
     return folder
@@ -60,7 +61,7 @@ def ts_folder(folder: Path, train: list[str], test: list[str], **kwargs: Any) ->
 
 @pytest.mark.parametrize("name", datasets.BUNDLED)
 def test_bundled_sets_have_their_published_sizes(name: str) -> None:
-    data = datasets.load(Path(name))  # as os.PathLike, too
+    data = datasets.load(name)
     n_train, n_test, n_channels, n_timepoints, n_classes = SHAPES[name]
     assert data.name == name
     assert data.X_train.shape == (n_train, n_channels, n_timepoints)
@@ -178,12 +179,14 @@ def test_non_finite_values(tmp_path: Path, value: float) -> None:
 def test_damaged_npz(tmp_path: Path, write: Callable[..., None], count_cases: Any) -> None:
     path = tmp_path / "toy.npz"
     write(path, **arrays())
-    content = path.read_bytes()
+    content, whole = path.read_bytes(), datasets.load(path)
     places = range(0, len(content), 13)
     for place in places:
         path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
-        with contextlib.suppress(ValueError):  # some bytes, such as dates, do not matter
-            datasets.load(path)
+        with contextlib.suppress(ValueError):
+            read = datasets.load(path)  # some bytes, such as dates, do not matter
+            for key in ("X_train", "y_train", "X_test", "y_test", "classes"):
+                np.testing.assert_array_equal(getattr(read, key), getattr(whole, key))
     cuts = [content[: int(len(content) * share)] for share in (0.1, 0.5, 0.9)]
     for damaged in (content[:100] + bytes(20) + content[120:], *cuts):
         path.write_bytes(damaged)
@@ -216,7 +219,38 @@ def test_unknown_names_and_paths(tmp_path: Path) -> None:
     other.write_text("1,2\n")
     refused("'GunPont'", "GunPoint", "OSULeaf", "_TRAIN.ts", ".npz", "not exist", source="GunPont")
     refused("does not exist", ".npz", source=tmp_path / "none.npz")
+    refused("cannot be read (File name too long)", "GunPoint", source="a" * 5000)
+    refused("cannot be read", "null byte", source="a\0b")
     refused("a file of another kind", "X_train, y_train, X_test, y_test", source=other)
+
+
+def test_a_bundled_name_and_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused("'GunPoint'", "does not exist", "as a str", source=Path("GunPoint"))
+    own = ts_folder(tmp_path / "GunPoint", ["1,2:a", "5,6:b"], ["0,1:b"])
+    for path in (Path("GunPoint"), Path("./GunPoint"), "./GunPoint", own):
+        assert datasets.load(path).X_train.tolist() == [[[1, 2]], [[5, 6]]]
+    with pytest.warns(UserWarning, match=r"bundled data set; .* give './GunPoint' or a Path"):
+        assert datasets.load("GunPoint").X_train.shape == (50, 1, 150)
+
+
+def test_arguments_of_other_types(tmp_path: Path) -> None:
+    for source in (None, 3, b"GunPoint"):
+        with pytest.raises(TypeError, match="a str or a Path, but got"):
+            datasets.load(source)  # type: ignore[arg-type]
+    for value in ("no", 1, None):
+        with pytest.raises(TypeError, match="nan_to_zero must be True or False, but got"):
+            datasets.load(npz(tmp_path), nan_to_zero=value)  # type: ignore[arg-type]
+    assert datasets.load(npz(tmp_path), nan_to_zero=np.True_).name == "toy"  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    path = os.fsencode(npz(tmp_path))
+    other = path.replace(b"toy", b"d\xff")
+    os.rename(path, other)
+    assert datasets.load(os.fsdecode(other)).name == "d\\xff"
 
 
 def test_folders_without_one_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
