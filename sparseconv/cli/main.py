@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
+        _check_encoding(sys.argv[1:] if argv is None else argv)
         code: int = args.run(args)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -26,6 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return REFUSED
     return code
+
+
+def _check_encoding(words: Sequence[str]) -> None:
+    """Names are printed and written to reports, at the end of the work."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"expected names in UTF-8, but got {os.fsencode(word)!r}; rename that file or "
+                "folder"
+            ) from None
 
 
 class _WholeWords(argparse.ArgumentParser):

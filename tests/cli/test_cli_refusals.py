@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,13 @@ def test_unknown_data(tmp_path: Path, out: Path, refused: Any) -> None:
     words = ["train", "GunPont", "--out", str(out)]
     refused(words, "no data set 'GunPont'", "GunPoint", "_TRAIN.ts", ".npz")
     refused(["train", str(tmp_path), "--out", str(out)], "one pair NAME_TRAIN.ts")
+    assert not out.exists()
+
+
+def test_a_name_that_is_no_utf8(data: str, out: Path, refused: Any) -> None:
+    other = os.fsdecode(os.fsencode(data).replace(b"toy", b"d\xff"))
+    os.rename(data, other)
+    refused(["train", other, "--out", str(out), *SMALL], "in UTF-8", r"d\xff.npz", "rename")
     assert not out.exists()
 
 
