@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparseconv import datasets
 from sparseconv.core.checks import integer
@@ -76,7 +76,14 @@ class TrainedRun:
         Raises:
             ValueError: series that training would refuse, or of another number of channels.
         """
-        data, given = self.config["data"], np.asarray(X)
+        data = self.config["data"]
+        try:
+            given = np.asarray(X.detach().cpu() if isinstance(X, Tensor) else X)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                "predict: expected X to be an array of real numbers, series of one length, but "
+                f"{error}"
+            ) from error
         series = datasets.as_series("predict", "X", given, data["nan_to_zero"])
         if series.shape[1] != data["n_channels"]:
             raise ValueError(
@@ -196,9 +203,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         for section, options in MODELS[model].items():
             for name in options:
                 config[section][name]
-        int(config["machine"]["threads"])
+        _check_size("threads", int(config["machine"]["threads"]))
         for name in ("n_channels", "n_timepoints", "n_train"):
-            integer(name, config["data"][name])
+            _check_size(name, integer(name, config["data"][name]))
         classes, to_zero = config["data"]["classes"], config["data"]["nan_to_zero"]
         kinds = {str, int, float, bool}
         if not isinstance(classes, list) or not {type(label) for label in classes} <= kinds:
@@ -211,6 +218,8 @@ def read_config(folder: Path) -> dict[str, Any]:
                 value = config["network"][name]
                 if type(value) not in ({float, int} if type(default) is float else {type(default)}):
                     raise TypeError(f"{name} is {value!r}")
+                if type(value) is int:
+                    _check_size(name, value)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder} is not a results folder of `python -m sparseconv train`: {path} does not "
@@ -224,3 +233,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"({type(error).__name__}: {error}); start a new run in another folder"
         ) from error
     return config
+
+
+def _check_size(name: str, value: int) -> None:
+    if not 1 <= value < 2**31:  # torch raises errors of many kinds
+        raise ValueError(f"{name} is {value}, not from 1 to 2**31 - 1")

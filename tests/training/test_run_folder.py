@@ -58,7 +58,8 @@ def test_its_labels(finished: Path) -> None:
     assert f"{correct / len(predicted):.4f}" in printed, "the accuracy that training reported"
     assert set(predicted) == {"fast", "slow"}
     assert run.predict(data.X_test[:, 0].astype("float64")).tolist() == predicted.tolist()
-    assert run.predict(torch.from_numpy(data.X_test)).tolist() == predicted.tolist()
+    watched = torch.from_numpy(data.X_test).requires_grad_()
+    assert run.predict(watched).tolist() == predicted.tolist()
     assert run.predict(np.tile(data.X_test, 2)).shape == predicted.shape, "of another length"
 
 
@@ -95,6 +96,10 @@ def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
         (np.zeros(20), r"got \(20,\)"),
         (np.zeros((0, 1, 20)), r"got \(0, 1, 20\)"),
         (np.array([["a"]]), "real numbers"),
+        (
+            [[0.0] * 3, [0.0] * 4],
+            "array of real numbers, series of one length, but .*inhomogeneous",
+        ),
     ):
         with pytest.raises(ValueError, match=wrong):
             run.predict(X)
@@ -108,8 +113,12 @@ def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
         file.write_text(json.dumps(less))
         with pytest.raises(ValueError, match=rf"not the config\.json of a run.*{name}"):
             sc.load_run(copied)
-    for name, value in (("n_channels", "3"), ("classes", "abc"), ("classes", None)):
-        file.write_text(json.dumps(config | {"data": config["data"] | {name: value}}))
+    for section, name, value in (
+        ("data", "n_channels", "3"), ("data", "classes", "abc"), ("data", "classes", None),
+        ("data", "n_channels", 10**30), ("data", "n_timepoints", 0), ("network", "nf", 10**30),
+        ("network", "kernel_size", 2**31), ("machine", "threads", 10**30),
+    ):  # fmt: skip
+        file.write_text(json.dumps(config | {section: config[section] | {name: value}}))
         with pytest.raises(ValueError, match=r"not the config\.json of a run"):
             sc.load_run(copied)
     config["network"]["nf"] += 1
