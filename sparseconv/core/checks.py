@@ -6,6 +6,7 @@ import numbers
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,13 @@ def count(name: str, value: Any, least: int = 1) -> int:
     if found < least:
         raise ValueError(f"{name} must be at least {least}, but got {found}")
     return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """Accept a Python or NumPy bool: the text "no" would count as true."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, but got {value!r}")
 
 
 def number(name: str, value: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
     them: labels are class indices from 0.
     """
     parameter = first_parameter(model)
+    if any(t.device.type == "meta" for t in chain(model.parameters(), model.buffers())):
+        raise ValueError(
+            "the model is on the meta device, where tensors hold no values; build it on the CPU or "
+            "a GPU"
+        )
     try:
         X, y = torch.as_tensor(X), torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:

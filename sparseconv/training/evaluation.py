@@ -26,10 +26,16 @@ def predict_log_proba(model: nn.Module, X: Tensor, batch_size: int = 64) -> Tens
     model.eval()
     try:
         starts = range(0, len(X), batch_size)
-        return torch.cat([model(X[start : start + batch_size].to(device)) for start in starts])
+        found = [model(X[start : start + batch_size].to(device)) for start in starts]
     finally:
         for module, training in modes.items():
             module.training = training
+    if not isinstance(found[0], Tensor):
+        raise TypeError(
+            "the model must return one tensor of log-probabilities, but returned a "
+            f"{type(found[0]).__name__}; wrap it in a module that picks them out"
+        )
+    return torch.cat(found)
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.core.checks import count
+from sparseconv.core.checks import count, flag
 from sparseconv.core.files import check_writable, partial_files
 from sparseconv.core.folders import claimed
 from sparseconv.dst import DSTScheduler
@@ -137,11 +137,16 @@ def train(
 
     Source: Xiao et al. 2022 (DSN), Algorithm 1.
     """
+    resume, cuda_graphs = flag("resume", resume), flag("cuda_graphs", cuda_graphs)
+    progress = flag("progress", progress)
     if resume and out is None:
         raise ValueError("resume=True needs out, the folder with the checkpoint to continue from")
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe, but got {recipe!r}; write Recipe(epochs=...)")
     checkpoint_every = count("checkpoint_every", checkpoint_every)
+    for name, called in (("on_epoch", on_epoch), ("scheduler_factory", scheduler_factory)):
+        if called is not None and not callable(called):
+            raise TypeError(f"{name} must be a function or None, but got {called!r}")
     if penalty is not None and not (callable(penalty) and hasattr(penalty, "__enter__")):
         raise TypeError(
             "penalty must be a context manager that can be called, for example "
@@ -151,6 +156,11 @@ def train(
         raise ValueError("a penalty watches every step, which cuda_graphs would skip; use one")
     X, y = checked_data(model, X, y)
     if validation is not None:
+        if not isinstance(validation, tuple | list) or len(validation) != 2:
+            raise TypeError(
+                "validation must be a pair (X, y) or None, but got a "
+                f"{type(validation).__name__}; write validation=(X, y)"
+            )
         validation = checked_data(model, *validation)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
@@ -164,6 +174,7 @@ def train(
     retain_freed_memory()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[X.device] if X.is_cuda else []))
+        stack.enter_context(torch.enable_grad())
         torch.default_generator.manual_seed(recipe.seed)
         if X.is_cuda:
             _cuda_generator(X.device).manual_seed(recipe.seed)

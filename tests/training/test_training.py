@@ -236,6 +236,11 @@ def test_data_of_any_kind() -> None:
     assert math.isfinite(row["train_loss"])
 
 
+class Named(WithDropout):
+    def forward(self, x: Tensor) -> Any:
+        return {"log_proba": super().forward(x)}
+
+
 def test_bad_arguments(tmp_path: Path) -> None:
     out = tmp_path / "a file"
     out.write_text("mine")
@@ -247,11 +252,28 @@ def test_bad_arguments(tmp_path: Path) -> None:
         (network(), {"out": out}, ValueError, "out must name a folder, but .* is a file"),
         (nn.Sequential(nn.Flatten(), nn.Linear(24, 2)), {}, ValueError, "LogSoftmax"),
         (nn.Flatten(), {}, ValueError, "no parameters"),
+        (network(), {"resume": "no", "out": tmp_path}, TypeError, "resume must be True or False"),
+        (network(), {"cuda_graphs": 1}, TypeError, "cuda_graphs must be True or False"),
+        (network(), {"progress": None}, TypeError, "progress must be True or False"),
+        (network(), {"validation": data()[0]}, TypeError, r"a pair \(X, y\) .* got a Tensor"),
+        (network(), {"validation": (data()[0],)}, TypeError, "a pair"),
+        (network(), {"on_epoch": "x", "out": tmp_path}, TypeError, "on_epoch must be a function"),
+        (network(), {"scheduler_factory": "x"}, TypeError, "scheduler_factory must be a function"),
+        (network().to("meta"), {}, ValueError, "on the meta device"),
+        (Named(), {}, TypeError, "one tensor of log-probabilities, but returned a dict"),
         (network().requires_grad_(False), {}, ValueError, "every parameter of the model is frozen"),
     ):
         with pytest.raises(error, match=text):
             run(model, **changes)
     assert out.read_text() == "mine"
+    assert [file.name for file in tmp_path.iterdir()] == ["a file"]
+
+
+def test_where_gradients_are_off() -> None:
+    with torch.no_grad():
+        result = run(network())
+        assert not torch.is_grad_enabled()
+    assert same(result.history, run(network()).history)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
