@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sparseconv.core.folders import locked
+
 
 def read_lines(
     path: Path, check: Callable[[dict[str, Any]], None] = lambda row: None
@@ -43,7 +45,8 @@ def read_lines(
 
 def add_line(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row, in the place of a last line that was torn; it is on the disk on return."""
-    with path.open("ab+") as file:
+    # Another process would take a row that is being written for a torn one.
+    with locked(path.with_name(path.name + ".lock")), path.open("ab+") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json.dumps(row).encode() + b"\n")

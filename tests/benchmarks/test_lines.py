@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,21 @@ def test_a_kill_at_any_byte_loses_the_last_row_alone(tmp_path: Path) -> None:
         assert read_lines(path) == kept
         add_line(path, {"new": size})
         assert read_lines(path) == [*kept, {"new": size}]
+
+
+def test_several_may_add_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+
+    def add(who: int) -> None:
+        for number in range(50):
+            add_line(path, {"who": who, "number": number, "pad": "x" * 5000})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    rows = read_lines(path)
+    for who in range(4):
+        assert [row["number"] for row in rows if row["who"] == who] == list(range(50))
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 @pytest.mark.parametrize("line", ["nothing", "3", "", '{"a": 1} {"a": 2}', '{"a": 2}'])
