@@ -111,8 +111,8 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
     else:
         raise ValueError(
             f"no data set {os.fspath(name_or_path)!r}: expected the name of one of aeon's bundled "
-            f"sets ({', '.join(BUNDLED)}) as a str, a folder with NAME_TRAIN.ts and NAME_TEST.ts, or a .npz "
-            f"file with {', '.join(_KEYS)}; as a path it {state}"
+            f"sets ({', '.join(BUNDLED)}) as a str, a folder with NAME_TRAIN.ts and NAME_TEST.ts, "
+            f"or a .npz file with {', '.join(_KEYS)}; as a path it {state}"
         )
     # A name that is no UTF-8 could not be written to a report.
     return _check(os.fsencode(name).decode(errors="backslashreplace"), splits, nan_to_zero)
