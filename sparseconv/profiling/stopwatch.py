@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv.core.checks import integer, number
+from sparseconv.core.checks import flag, integer, number
 from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import machine
 from sparseconv.measure.memory import fault_share
@@ -49,8 +49,7 @@ class Stopwatch:
     page_faults: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.backward, bool):
-            raise TypeError(f"backward must be True or False, but got {self.backward!r}")
+        self.backward = flag("backward", self.backward)
         self.seed = integer("seed must be an int", self.seed)
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, but got {self.seed}")
