@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -227,9 +228,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="pairs per comparison")
     arguments = parser.parse_args(argv)
-    if arguments.limit < 1 or arguments.threads < 1 or arguments.rounds < timing.LEAST_ROUNDS:
+    fits = 1 <= arguments.limit < math.inf  # not of NaN, with which everything would pass
+    if not fits or arguments.threads < 1 or arguments.rounds < timing.LEAST_ROUNDS:
         parser.error(
-            "--limit and --threads must be 1 or more, --rounds "
+            "--limit (finite) and --threads must be 1 or more, --rounds "
             f"{timing.LEAST_ROUNDS} or more: with fewer no interval of 95 % exists"
         )
     try:

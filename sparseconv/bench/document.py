@@ -24,7 +24,13 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no such document, or of another schema.
     """
-    document = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(
+            f"{path} must be a benchmark document, but cannot be read ({error}); write it anew "
+            "with `python -m sparseconv bench --json`"
+        ) from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise ValueError(

@@ -1,6 +1,7 @@
 """How torch.utils.flop_counter counts the registered ops: by their active weights.
 
-Imported when that module is (see ``sparseconv/__init__.py``). A multiply-add is two operations.
+Imported when that module is (see ``sparseconv/__init__.py``). A multiply-add is two operations. The
+gradient of a bias is wgrad of a channel of ones, and counted, which torch leaves out.
 """
 
 from __future__ import annotations

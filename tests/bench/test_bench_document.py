@@ -29,6 +29,13 @@ def test_what_is_no_document_of_ours_is_refused(tmp_path: Path, content: Any) ->
         document.read(tmp_path / "bench.json")
 
 
+@pytest.mark.parametrize("content", [b"", b'{"schema": 2,', b"\xff\xfe"])
+def test_a_damaged_document_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bench.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bench.json must be .* but cannot be read .*anew"):
+        document.read(tmp_path / "bench.json")
+
+
 def test_the_best_baseline_is_the_fastest_of_all() -> None:
     found = row("packing", conv1d=3.0, fft=2.0, im2col_csr=2.5)
     assert document.best_baseline(found) == "fft"

@@ -37,6 +37,10 @@ def test_flop_counter_mode() -> None:
     with FlopCounterMode(display=False) as counter:
         model[0](x.requires_grad_()).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 7 * 4 * 20
+    biased = sc.SparseConv1d(3, 6, 5, padding=2, pattern=model[0].pattern)
+    with FlopCounterMode(display=False) as counter:
+        biased(x).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 7 * 4 * 20 + 2 * 6 * 4 * 20
 
 
 @pytest.mark.tool("torch.profiler", "works", "each op by its name, with shapes and times")
