@@ -15,6 +15,8 @@ from typing import Any
 
 from benchmarks.gpu import tables as gpu_tables
 from sparseconv.bench import document, plots, tables
+from sparseconv.bench.cases import SUITES
+from sparseconv.bench.suite import ROUNDS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results")
@@ -42,7 +44,8 @@ def short(results: Path = RESULTS) -> str:
         "is slower. fprop computes the output, dgrad the gradient of the input, wgrad that of the "
         "weights. *Layer*: 47 to 141 channels, 39 taps, the pattern of a trained DSN.\n"
         "- *Plain dense*: `F.conv1d` for the layer, `weight * mask` for the network. *Fastest*: "
-        f"for the network, the best of PyTorch's settings; for the layer, of {BASELINES}.\n"
+        f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's "
+        "settings.\n"
         "- *Worst row*: a row of its own for each of the two figures. A dense way wins in "
         f"[{len(lost)} of {timed} measured rows](docs/when-it-pays.md), {full} of them with more "
         "than half of the weights active"
@@ -95,12 +98,19 @@ def recorded(results: Path = RESULTS) -> dict[str, Any]:
     """The recorded benchmark.
 
     Raises:
-        ValueError: it did not reach its end.
+        ValueError: it did not reach its end, or did not measure everything.
     """
     path = results / "bench.json"
     bench = document.read(path)
     if not bench.get("complete", True):
         raise ValueError(f"{path} is of a run that was stopped; run make bench again")
+    # Documents from before these were recorded lack them.
+    left_out = [name for name in SUITES if name not in bench.get("suites", SUITES)]
+    if left_out or bench.get("rounds", ROUNDS) < ROUNDS:
+        raise ValueError(
+            f"{path} must be of all suites and {ROUNDS} rounds, but is of {bench['rounds']} rounds"
+            f"{' without ' * bool(left_out)}{', '.join(left_out)}; run make bench again"
+        )
     return bench
 
 

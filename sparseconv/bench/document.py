@@ -15,6 +15,7 @@ from sparseconv.measure.timing import Estimate
 Row = Mapping[str, Any]
 
 SCHEMA = 2
+PARTS = {"machine": dict, "peaks": list, "rows": list, "network": list, "goals": list}
 BEST = "best"  # whichever baseline is the fastest
 
 
@@ -24,19 +25,19 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no such document, or of another schema.
     """
+    again = "write it with `python -m sparseconv bench --json` of this release"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        raise ValueError(
-            f"{path} must be a benchmark document, but cannot be read ({error}); write it anew "
-            "with `python -m sparseconv bench --json`"
-        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, for it is no JSON ({error}); {again}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise ValueError(
             f"{path} must be a benchmark document of schema {SCHEMA}, but its schema is "
-            f"{schema!r}; write it with `python -m sparseconv bench --json` of this release"
+            f"{schema!r}; {again}"
         )
+    if missing := [key for key in PARTS if not isinstance(document.get(key), PARTS[key])]:
+        raise ValueError(f"{path} must have {', '.join(missing)}, as a benchmark does; {again}")
     return dict(document)
 
 

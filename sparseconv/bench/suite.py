@@ -9,7 +9,7 @@ from typing import Any
 
 from sparseconv.bench import goals, own_order, random_kernels
 from sparseconv.bench.baselines import BASELINES
-from sparseconv.bench.cases import Case
+from sparseconv.bench.cases import CASES, SUITES, Case
 from sparseconv.bench.document import SCHEMA, rounded
 from sparseconv.bench.network import compare
 from sparseconv.bench.run import WrongResultError, measure
@@ -62,7 +62,9 @@ def run(
     """
     retain_freed_memory()  # before anything is timed, so that all of it is timed alike
     rounds = QUICK_ROUNDS if quick else rounds
-    document: Document = {"schema": SCHEMA, "complete": False, "machine": measurement_context()}
+    document: Document = {"schema": SCHEMA, "complete": False}
+    document |= {"suites": _whole_suites(cases, network, kernels), "rounds": rounds or ROUNDS}
+    document |= {"machine": measurement_context()}
     document["peaks"] = rounded(peaks.measure(thread_counts))
     document |= {"rows": [], "own_order": [], "network": [], "random_kernels": [], "goals": []}
     settings = {
@@ -98,6 +100,15 @@ def run(
     document["complete"] = True
     save(document)
     return document
+
+
+def _whole_suites(cases: Sequence[Case], network: bool, kernels: bool) -> list[str]:
+    """The suites of which every case is measured."""
+    missing = {case.suite for case in CASES.values() if case not in cases}
+    missing |= {
+        name for name, run in (("network", network), ("random_kernels", kernels)) if not run
+    }
+    return [name for name in SUITES if name not in missing]
 
 
 def _case_tasks(

@@ -148,17 +148,18 @@ def absences(rows: Iterable[Row]) -> list[str]:
     """Why baselines are missing: one line for each and its reason, with the cases."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
-        for absent in row["absent"].items():
-            case = (
-                f"{row['case']} {row['computation']}"
-                if "case" in row
-                else f"{row['mode']} of {row['batch']} x {row['length']}"
-            )
-            found.setdefault(absent, {})[case] = None
+        for absent in row.get("absent", {}).items():
+            found.setdefault(absent, {})[_spelled_row(row)] = None
     return [
         f"{baseline} is left out of {', '.join(cases)}: {reason}"
         for (baseline, reason), cases in found.items()
     ]
+
+
+def _spelled_row(row: Row) -> str:
+    if "case" in row:
+        return f"{row['case']} {row['computation']}"
+    return f"{row['model']} {row['mode']} L={row['length']}"
 
 
 def peaks(rows: Iterable[Row]) -> Table:
@@ -231,7 +232,7 @@ def when_it_pays(document: Mapping[str, Any]) -> Table:
                 ("latency of one series of 24", "latency", 24),
             )
         ),
-        _line("worst row of all suites", "conv1d", [row for row in rows if best_baseline(row)]),
+        _line("worst row of all suites", "conv1d", rows),
     ]  # fmt: skip
     faster = Counter(_which(row) for row in lost(rows) if row["suite"] == "density")
     crossings = [goals.lowest_break_even(rows, name) for name in ("conv1d", BEST)]
@@ -249,8 +250,9 @@ def when_it_pays(document: Mapping[str, Any]) -> Table:
 
 
 def _line(what: str, plain: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    rows = [row for row in rows if best_baseline(row)]
     if not rows:
         return ()
     usual = [found.median for row in rows if (found := ratio(row, plain))]
     row = min(rows, key=lambda row: ratio(row) or ())
-    return what, f"{min(usual):.2f}", _median(BEST)(row), _which(row)
+    return what, f"{min(usual):.2f}" if usual else "-", _median(BEST)(row), _which(row)

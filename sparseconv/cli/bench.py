@@ -62,6 +62,10 @@ def _bench(arguments: argparse.Namespace) -> int:
         print(listing(cases, [name for name in ("network", "random_kernels") if name in asked]))
         return 0
     counts = _checked(arguments)
+    if arguments.csv and not cases:
+        raise ValueError(
+            f"--csv writes the rows of cases, but {', '.join(asked)} has none; use --json"
+        )
     if reason := cpp_or_reason():
         raise RuntimeError(reason)
     kept = ""
@@ -89,9 +93,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"stopped{kept}", file=sys.stderr)
         raise
-    if arguments.csv:
+    if arguments.csv:  # before anything is printed, which may fail where a pipe is closed
         document.write_csv(found, arguments.csv)
-    print(shown(found))  # after the files: nobody may be reading
+    print(shown(found))
     for path in filter(None, (arguments.json, arguments.csv)):
         print(f"written to {path}")
     return 0
@@ -129,7 +133,7 @@ def shown(found: Mapping[str, Any]) -> str:
     for name, what in SUITES.items():
         if mine := [row for row in rows if row["suite"] == name]:
             parts += [f"{name}: {what}", tables.cases(mine).markdown()]
-    parts += tables.absences(rows)
+    parts += tables.absences([*rows, *network])
     if network:
         parts += ["network: " + SUITES["network"], tables.network(network).markdown()]
         parts += tables.absences(network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (a wrong result), 2 (refused) or
     130 (interrupted).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every encoding has ≥ or a file's name
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
         _check_encoding(sys.argv[1:] if argv is None else argv)

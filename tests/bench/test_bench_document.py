@@ -12,7 +12,7 @@ from bench_rows import network, row
 
 from benchmarks import readme
 from sparseconv.bench import document, plots, tables
-from sparseconv.bench.cases import select
+from sparseconv.bench.cases import SUITES, select
 
 
 def lines(table: Any) -> list[str]:
@@ -29,10 +29,13 @@ def test_what_is_no_document_of_ours_is_refused(tmp_path: Path, content: Any) ->
         document.read(tmp_path / "bench.json")
 
 
-@pytest.mark.parametrize("content", [b"", b'{"schema": 2,', b"\xff\xfe"])
-def test_a_damaged_document_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "bench.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"bench.json must be .* but cannot be read .*anew"):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "bench.json is damaged"), ('{"schema": 2}', "bench.json must have machine, peaks")],
+)
+def test_a_damaged_document_is_named(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "bench.json").write_text(content)
+    with pytest.raises(ValueError, match=says):
         document.read(tmp_path / "bench.json")
 
 
@@ -143,7 +146,33 @@ def test_the_same_results_give_the_same_pictures(tmp_path: Path) -> None:
     assert "Not timed in every case: conv2d_channels_last, fft_prepared, im2col_csr." in caption
 
 
+def test_a_network_says_what_is_absent() -> None:
+    rows = [network("train", length, absent={"dense_best, jit": "why"}) for length in (8, 24)]
+    assert tables.absences([row("packing"), *rows]) == [
+        "dense_best, jit is left out of DSN train L=8, DSN train L=24: why"
+    ]
+
+
+def test_rows_beside_other_baselines_have_no_plain_figure() -> None:
+    rows = [row("dsn_evolved_L128", fft=4.0), row("dsn_evolved_L128", "dgrad", ratio={})]
+    assert lines(tables.when_it_pays({"rows": rows, "network": []})) == [
+        "layer, 16 series of 128 samples, fprop|-|4.00|fft",
+        "worst row of all suites|-|4.00|fft",
+    ]
+
+
 # README
+
+
+@pytest.mark.parametrize("part", [{"suites": ["layer"]}, {"rounds": 6}])
+def test_readme_is_not_made_of_a_part(part: dict[str, Any], tmp_path: Path) -> None:
+    bench = json.loads((readme.RESULTS / "bench.json").read_text())
+    whole = {"suites": list(SUITES), "rounds": 12}
+    (tmp_path / "bench.json").write_text(json.dumps(bench | whole))
+    readme.section(tmp_path)
+    (tmp_path / "bench.json").write_text(json.dumps(bench | whole | part))
+    with pytest.raises(ValueError, match="must be of all suites and 12 rounds, but is of"):
+        readme.section(tmp_path)
 
 
 def test_readme_is_not_made_of_a_stopped_run(tmp_path: Path) -> None:

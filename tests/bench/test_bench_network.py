@@ -159,6 +159,20 @@ def test_a_baseline_that_fails_is_absent_with_the_reason(
         assert "and more" not in row["absent"]["dense_compiled"]
 
 
+def test_a_way_that_fails_is_absent_though_another_is_right(
+    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no TorchScript")
+
+    monkeypatch.setattr(torch.jit, "trace", fails)
+    (row,) = measured("inference", baselines=["dense_best"])
+    assert "dense_best" in row["ms"]
+    assert row["absent"] == dict.fromkeys(
+        ("dense_best, jit", "dense_best, channels_last jit"), "no TorchScript"
+    )
+
+
 # The dense side
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +58,11 @@ def test_everything_that_is_written(
     assert json.dumps(found["rows"][0]) in text.replace(",\n", "\n").splitlines()  # for diffs
     assert all(float(f"{ms:.5g}") == ms for row in found["rows"] for ms in row["ms"].values())
     assert list(found) == [
-        "schema", "complete", "machine", "peaks", "rows", "own_order", "network",
-        "random_kernels", "goals",
+        "schema", "complete", "suites", "rounds", "machine", "peaks", "rows", "own_order",
+        "network", "random_kernels", "goals",
     ]  # fmt: skip
     assert (found["schema"], found["complete"]) == (document.SCHEMA, True)
+    assert (found["suites"], found["rounds"]) == (["network"], 6)  # of the others not every case
     assert (found["peaks"], found["network"]) == ([PEAK], [NETWORK_ROW])
     assert {"goal", "measured", "verdict"} == set(found["goals"][0])
     assert found["machine"]["torch"] == torch.__version__
@@ -116,6 +119,7 @@ def test_no_figure_is_given_for_a_wrong_kernel(
         (["--rounds", "9", "--quick"], ["--quick means --rounds 6"]),
         (["--json", "a", "--csv", "a"], ["a was named for two outputs"]),
         (["--json", "."], [". cannot be written", "choose"]),
+        (["--suites", "network", "--csv", "a"], ["network has none", "use --json"]),
         (["--csv", "/dev/null/rows"], ["/dev/null/rows cannot be written", "choose"]),
     ],
 )
@@ -226,3 +230,25 @@ def test_what_was_measured_before_an_end_is_kept(
     assert shown.out == ""
     assert f"what was measured before is in {out}" in shown.err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
+@needs_extension
+@pytest.mark.parametrize("stdout", ["closed", "latin-1"])
+def test_files_are_written_whatever_becomes_of_the_output(
+    stdout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise BrokenPipeError("closed")
+
+    found = {"rows": [{"case": "a → b", "ms": {}, "ratio": {}}]}
+    monkeypatch.setattr(suite, "run", lambda *_, **__: found)
+    monkeypatch.setattr(bench, "shown", lambda found: f"{found['rows'][0]['case']} ≥ 8x")
+    out, raw = tmp_path / "rows.csv", Closed() if stdout == "closed" else io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="latin-1", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    code = main(["bench", "--cases", "packing", "--threads", "1", "--csv", str(out)])
+    assert code == (2 if stdout == "closed" else 0)
+    assert "a → b" in out.read_text(encoding="utf-8")
+    if stdout == "latin-1":
+        assert b"a \\u2192 b \\u2265 8x" in raw.getvalue()

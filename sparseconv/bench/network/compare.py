@@ -72,7 +72,8 @@ def tasks(
             ``"update"`` prunes and grows in each step as well, beside a ``"plain_step"`` that does
             not; ``"latency"`` is ``"inference"`` of one series.
         baselines: of ``BASELINES``; an update is compared with ``masked_dense`` only.
-            One that cannot run is left out of its row, with the reason under ``"absent"``.
+            One that cannot run, or a way to run it, is left out of its row, with the reason under
+            ``"absent"``.
         build: makes the network from its numbers of channels and classes.
         recipe: batch, length and channels of more training steps, beside masked dense, one thread.
 
@@ -212,13 +213,17 @@ def check_step(model: DSN, X: Tensor, y: Tensor) -> None:
 
 
 def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
-    """Make the calls of every side and time the fastest of each; what fails is left out."""
+    """Make the calls of every side and time the fastest of each.
+
+    What fails is left out, with the reason under ``"absent"``: of a side by its name, of one of its
+    ways by both names.
+    """
     torch.compiler.reset()  # or the eighth shape of a run is not compiled any more
     calls: dict[str, Call] = {}
     settings: dict[str, str] = {}
     absent: dict[str, str] = {}
     for name, ways in sides.items():
-        right, wrong = {}, {}
+        right, wrong = {}, {}  # ways
         for way, make in ways.items():
             try:
                 right[way] = make()
