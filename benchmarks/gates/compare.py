@@ -228,11 +228,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="pairs per comparison")
     arguments = parser.parse_args(argv)
-    fits = 1 <= arguments.limit < math.inf  # not of NaN, with which everything would pass
-    if not fits or arguments.threads < 1 or arguments.rounds < timing.LEAST_ROUNDS:
+    if not 1 <= arguments.limit < math.inf:
+        parser.error(f"--limit must be a number of 1 or more, but got {arguments.limit}")
+    if arguments.threads < 1 or arguments.rounds < timing.LEAST_ROUNDS:
         parser.error(
-            "--limit (finite) and --threads must be 1 or more, --rounds "
-            f"{timing.LEAST_ROUNDS} or more: with fewer no interval of 95 % exists"
+            f"--threads must be 1 or more, --rounds {timing.LEAST_ROUNDS} or more: with fewer no "
+            "interval of 95 % exists"
         )
     try:
         return run(arguments)

@@ -9,7 +9,11 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.gates.trees import CompareError
-from sparseconv.bench.cases import Case, Problem
+from sparseconv.bench.cases import Case
+from sparseconv.bench.network.check import check_results, expected
+from sparseconv.bench.run import check_bounds
+from sparseconv.core.checks import count, number
+from sparseconv.core.geometry import Geometry
 from sparseconv.models import DSN
 
 # Short and long series, many channels and one, a scattered pattern and a dense run.
@@ -19,6 +23,7 @@ TINY = Case(
     padding="same", density=0.5,
 )  # fmt: skip
 NEEDED = {"name", "in_channels", "out_channels", "kernel_size", "length", "density"}
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 KNOWN = NEEDED | {"n", "stride", "padding", "dilation", "groups", "padding_mode", "dtype", "seed"}
 
 
@@ -90,7 +95,20 @@ def _case(entry: Any) -> Case:
         )
     pair = {"padding": tuple(entry["padding"])} if isinstance(entry.get("padding"), list) else {}
     case = Case(**({"n": 16} | entry | pair), suite="own")
-    if not 0 < case.density <= 1:
+    if not isinstance(case.name, str) or not case.name:
+        raise ValueError(f"name must be a text, but got {case.name!r}")
+    if case.dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but got {case.dtype!r}")
+    for name in ("n", "in_channels", "out_channels", "kernel_size", "length", "groups"):
+        count(name, getattr(case, name))
+    count("seed", case.seed, least=0)
+    if case.in_channels % case.groups:
+        raise ValueError(f"groups={case.groups} must divide in_channels={case.in_channels}")
+    shape = (case.out_channels, case.in_channels // case.groups, case.kernel_size)
+    Geometry.of(
+        shape, case.stride, case.padding, case.dilation, case.groups, case.padding_mode
+    )  # refuses the rest
+    if not 0 < number("density", case.density) <= 1:
         raise ValueError(f"density must be above 0 and at most 1, but got {case.density}")
     if not case.is_valid:
         raise ValueError(f"the kernel or its padding does not fit into length {case.length}")

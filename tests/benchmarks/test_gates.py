@@ -149,11 +149,30 @@ def test_own_layers_are_read(tmp_path: Path) -> None:
         ([MINE | {"out_channels": "six"}], "entry 0: "),
         ([MINE | {"groups": 0}], "entry 0: "),
         ([MINE | {"padding": "some"}], "entry 0: "),
+        ([MINE | {"n": 0}], "entry 0: n must be at least 1, but got 0"),
+        ([MINE | {"groups": 3}], "entry 0: groups=3 must divide in_channels=4"),
+        ([MINE | {"groups": 4}], "entry 0: Given groups=4, expected weight"),
+        ([MINE | {"dilation": -1}], "entry 0: .*dilation"),
+        ([MINE | {"padding_mode": "mirror"}], "entry 0: padding_mode must be one of"),
+        ([MINE | {"name": None}], "entry 0: name must be a text, but got None"),
+        ([MINE | {"dtype": "int32"}], "entry 0: dtype must be one of float32.*got 'int32'"),
+        ([MINE | {"density": "much"}], "entry 0: density must be a number"),
+        ([MINE | {"seed": -1}], "entry 0: seed must be at least 0"),
     ],
 )
 def test_malformed_cases_are_refused(tmp_path: Path, content: Any, says: str) -> None:
     with pytest.raises(CompareError, match=says):
         rows.read_layers(written(tmp_path, content))
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "0.9"])
+def test_a_limit_that_always_passes_is_refused(
+    limit: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "run", lambda arguments: pytest.fail("measured"))
+    with pytest.raises(SystemExit):
+        compare.main(["main", "--limit", limit])
+    assert f"--limit must be a number of 1 or more, but got {limit}" in capsys.readouterr().err
 
 
 def test_missing_cases_are_refused(tmp_path: Path) -> None:
