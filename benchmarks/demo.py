@@ -21,6 +21,8 @@ from sparseconv import datasets
 from sparseconv.bench import tables
 from sparseconv.bench.network import compare
 from sparseconv.bench.run import WrongResultError, cpp_or_reason
+from sparseconv.core.checks import count
+from sparseconv.core.files import check_writable
 from sparseconv.measure import timing
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table, threads_text, with_thousands
@@ -34,6 +36,7 @@ from sparseconv.training.loop import TrainingResult, train
 from sparseconv.training.recipe import Recipe
 
 DATASET = "GunPoint"
+REPORT, RESULTS, FIGURES = "report.html", "results.json", "figures"
 # The paper's 1 000 epochs, and enough to see what groups do: about two minutes together.
 EPOCHS, EPOCHS_WITHOUT_GROUPS = 1000, 150
 
@@ -106,6 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := cpp_or_reason():
         print(f"The demo shows the C++ kernels at work, and {reason}", file=sys.stderr)
         return 1
+    try:
+        for name in ("epochs", "epochs_without_groups", "threads"):
+            count(f"--{name.replace('_', '-')}", getattr(arguments, name))
+        count("--seed", arguments.seed, least=0)
+        for name in (REPORT, RESULTS, f"{FIGURES}/learning_curve.png"):
+            check_writable(arguments.out / name)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     with threads(arguments.threads):
         try:
             demo = measured(arguments.epochs, arguments.epochs_without_groups, arguments.seed)
@@ -114,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                   file=sys.stderr)  # fmt: skip
             return 1
     page = write_page(demo, arguments.out)
-    write_results(demo, arguments.out / "results.json")
+    write_results(demo, arguments.out / RESULTS)
     print(f"Report: {page.resolve()}")
     return 0
 
@@ -125,8 +137,8 @@ def measured(epochs: int, epochs_without: int, seed: int) -> Demo:
     Raises:
         WrongResultError: kernels that compute something else than float64 does.
     """
-    count = torch.get_num_threads()
-    machine = measurement_context() | {"threads": count}
+    own_threads = torch.get_num_threads()
+    machine = measurement_context() | {"threads": own_threads}
     print(f"Weight-sparse convolution on {_where(machine)}, torch {machine['torch']}\n")
     data = datasets.load(DATASET)
     batch = Recipe().batch_size_for(len(data.X_train))
@@ -151,7 +163,7 @@ def measured(epochs: int, epochs_without: int, seed: int) -> Demo:
 
     print("4/4  The whole training step beside the masked-dense step")
     steps: list[dict[str, Any]] = []
-    for step_count in sorted({count, min(2, os.cpu_count() or 1)}):
+    for step_count in sorted({own_threads, min(2, os.cpu_count() or 1)}):
         with threads(step_count):
             steps += [compare.training_row(mode, model, X, y) for mode in ("train", "update")]
     print(tables.network(steps).markdown(), end="\n\n")
@@ -160,7 +172,7 @@ def measured(epochs: int, epochs_without: int, seed: int) -> Demo:
 
 def write_page(demo: Demo, out: Path) -> Path:
     """Draw the figures and write ``report.html`` into the folder ``out``."""
-    folder, threads_used = out / "figures", demo.machine["threads"]
+    folder, threads_used = out / FIGURES, demo.machine["threads"]
     (model, result, accuracy), ungrouped = demo.grouped, demo.ungrouped
     samples, batch = demo.data.n_timepoints, demo.batch
     cost, ratio = model.cost(samples), demo.step_ratio
@@ -227,7 +239,7 @@ def write_page(demo: Demo, out: Path) -> Path:
     ]
     machine = demo.machine
     return write_html(
-        out / "report.html",
+        out / REPORT,
         f"A Dynamic Sparse Network on {DATASET}",
         sections,
         subtitle=f"{_where(machine)}, torch {machine['torch']}, {machine['date']}",

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import sparseconv as sc
 from benchmarks.lines import add_line, read_lines
+from sparseconv.core.files import check_writable
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate
@@ -120,6 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.unpruned")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where rows are added")
     arguments = parser.parse_args(argv)
+    try:
+        check_writable(arguments.out)
+        read_lines(arguments.out)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     measure(arguments.out)
     print(table(read_lines(arguments.out)).markdown())
     return 0

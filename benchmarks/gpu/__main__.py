@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -34,6 +35,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.gpu import tables
 from sparseconv.bench.document import write_json
+from sparseconv.core.checks import count
+from sparseconv.core.files import check_writable
+from sparseconv.measure.timing import LEAST_ROUNDS
 
 WORK = (sys.executable, "-m", "benchmarks.gpu.parts")
 TESTS = (sys.executable, "-m", "pytest", "-q", "-x", "tests/kernels/test_kernels.py", "-k")
@@ -136,7 +140,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3600, help="for all of it")
     parser.add_argument("--lengths", type=int, nargs="+", default=[150, 2709, 512])
     parser.add_argument("--rounds", type=int, default=12, help="turns of each candidate")
-    found = measure(parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    try:
+        count("--rounds", arguments.rounds, LEAST_ROUNDS)  # with fewer no interval of 95 % exists
+        for length in arguments.lengths:
+            count("--lengths", length)
+        if not 0 <= arguments.seconds < math.inf:
+            raise ValueError(
+                f"--seconds must be a number of at least 0, but got {arguments.seconds}"
+            )
+        check_writable(arguments.out)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found = measure(arguments)
     print("", tables.times(found, tables.read()).markdown(), tables.checks(found).markdown(),
           sep="\n")  # fmt: skip
     return int(not all(check["ok"] for check in found["checks"]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import demo
+from benchmarks import demo, unpruned
+from benchmarks.gpu import __main__ as gpu
 from sparseconv.bench.network import compare
 from sparseconv.ops.backends import extension
 
@@ -26,6 +28,33 @@ def test_without_the_extension_the_demo_says_so(
     assert "not built (why)" in shown.err
     assert shown.out == ""
     assert not out.exists()
+
+
+@pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
+@pytest.mark.parametrize(
+    ("main", "words", "says"),
+    [
+        (demo.main, ["--out", "file"], "file/report.html cannot be written"),
+        (demo.main, ["--epochs", "0"], "--epochs must be at least 1, but got 0"),
+        (demo.main, ["--epochs-without-groups", "0"], "--epochs-without-groups must be at least"),
+        (demo.main, ["--threads", "0"], "--threads must be at least 1, but got 0"),
+        (unpruned.main, ["--out", "file/rows"], "file/rows cannot be written"),
+        (unpruned.main, ["--out", "file"], "file, line 1, is not a row"),
+        (gpu.main, ["--out", "file/gpu.json"], "file/gpu.json cannot be written"),
+        (gpu.main, ["--out", "new", "--rounds", "1"], "--rounds must be at least 6, but got 1"),
+        (gpu.main, ["--out", "new", "--seconds", "nan"], "--seconds must be a number of"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_the_work(
+    main: Any, words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("no row\n")
+    for module, work in ((demo, "measured"), (unpruned, "measure"), (gpu, "measure")):
+        monkeypatch.setattr(module, work, lambda *_: pytest.fail("worked"))
+    assert main(words) == 2
+    assert f"error: {says}" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
