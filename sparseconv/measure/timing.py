@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sparseconv.core.checks import count
+
 Times = dict[str, NDArray[np.float64]]
 
 # With n rounds the whole range of the samples covers the median with probability 1 - 2 / 2^n: six
@@ -70,7 +72,7 @@ def collector_paused() -> Iterator[None]:
     if not gc.isenabled():
         yield
         return
-    try:  # an interrupt may come while garbage is collected
+    try:  # before it is off: a Ctrl-C may come between any two lines
         gc.collect()
         gc.disable()
         yield
@@ -91,7 +93,7 @@ def interleave(
 
     Args:
         candidates: name -> call without arguments.
-        rounds: number of pairs.
+        rounds: number of pairs, at least 1.
         least_seconds: calls shorter than this are repeated within a round until they last so long.
         seed: of the order.
         clock: seconds; on a GPU one that waits for it.
@@ -99,7 +101,11 @@ def interleave(
 
     Returns:
         name -> seconds per call, one entry per round; entries of one index belong together.
+
+    Raises:
+        TypeError, ValueError: ``rounds`` is no number of pairs; nothing was called.
     """
+    rounds = count("rounds", rounds)
     repeats = {}
     for name, call in candidates.items():
         with context(name):
@@ -114,10 +120,10 @@ def interleave(
     with collector_paused():
         for i in range(rounds):
             for name in rng.permutation(names):
-                call, count = candidates[name], repeats[name]
+                call, times_in_a_row = candidates[name], repeats[name]
                 with context(name):
                     start = clock()
-                    for _ in range(count):
+                    for _ in range(times_in_a_row):
                         call()
-                    times[name][i] = (clock() - start) / count
+                    times[name][i] = (clock() - start) / times_in_a_row
     return times

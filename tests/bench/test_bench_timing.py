@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +105,25 @@ def test_garbage_collection_is_as_it_was_even_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="inside"):
         timing.interleave({"fails": fails})
     assert gc.isenabled()
+
+
+def test_a_ctrl_c_before_the_collector_pauses_leaves_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    disable = timing.gc.disable
+
+    def interrupted() -> None:
+        disable()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timing.gc, "disable", interrupted)
+    with pytest.raises(KeyboardInterrupt), timing.collector_paused():
+        pytest.fail("the block ran")
+    assert timing.gc.isenabled()
+
+
+@pytest.mark.parametrize("rounds", [0, -1, 1.5, True])
+def test_no_rounds_are_no_measurement(rounds: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="rounds must be"):
+        timing.interleave({"a": lambda: pytest.fail("called")}, rounds=rounds)
 
 
 def test_the_commit_is_the_packages_own_or_unknown(tmp_path: Path) -> None:
