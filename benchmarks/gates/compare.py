@@ -41,7 +41,7 @@ from benchmarks.gates import rows as gate_rows
 from benchmarks.gates.rows import Row
 from benchmarks.gates.trees import CompareError, build, git, worktree
 from sparseconv.bench.cases import CASES
-from sparseconv.bench.run import WrongResultError, check_bounds
+from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
 from sparseconv.measure.machine import measurement_context
 from sparseconv.measure.table import Table
@@ -178,7 +178,7 @@ def workers(
     """Start both trees' workers on the same cores, and check what they compute.
 
     Raises:
-        WrongResultError: a layer's result is wrong, so its speed means nothing.
+        WrongResultError: a result is wrong, so its speed means nothing.
         CompareError: a worker does not start.
     """
     started: dict[str, Worker] = {}
@@ -191,9 +191,9 @@ def workers(
             for name, worker in started.items():
                 print(f"{name} is measured: cpp {worker.wait()}", flush=True)
                 results = torch.load(folder / name)
-                for row in (row for row in rows if row.problem is not None):
+                for row in rows:
                     try:
-                        check_bounds(results[row.name], row.problem)
+                        row.check(results[row.name])
                     except WrongResultError as error:
                         raise WrongResultError(f"{name}, {row.name}: {error}") from error
             yield started["base"], started["present"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.gates.trees import CompareError
 from sparseconv.bench.cases import Case
-from sparseconv.bench.network.check import check_results, expected
-from sparseconv.bench.run import check_bounds
+from sparseconv.bench.network.masked import masked_copy
+from sparseconv.bench.run import WrongResultError, check_bounds
 from sparseconv.core.checks import count, number
 from sparseconv.core.geometry import Geometry
 from sparseconv.models import DSN
@@ -34,7 +37,7 @@ class Row(NamedTuple):
     kind: str  # of the worker's
     data: dict[str, Any]  # that the worker gets
     computations: tuple[str, ...]
-    problem: Problem | None = None  # that a layer must solve correctly
+    check: Callable[[Mapping[str, Tensor]], object]  # of the results; raises WrongResultError
 
 
 def layer(case: Case) -> Row:
@@ -42,8 +45,15 @@ def layer(case: Case) -> Row:
     data = {name: getattr(problem, name) for name in ("x", "values", "grad")}
     data |= {"mask": problem.pattern.to_mask(), "options": case.options}
     if case is TINY:
-        return Row(case.name, "call", data, ("forward", "forward, recording gradients"), None)
-    return Row(case.name, "layer", data, ("fprop", "dgrad", "wgrad"), problem)
+
+        def check(results: Mapping[str, Tensor]) -> None:
+            for result in results.values():
+                check_bounds({"fprop": result}, problem)
+
+        return Row(case.name, "call", data, ("forward", "forward, recording gradients"), check)
+
+    computations = ("fprop", "dgrad", "wgrad")
+    return Row(case.name, "layer", data, computations, lambda found: check_bounds(found, problem))
 
 
 def step(length: int) -> Row:
@@ -52,14 +62,25 @@ def step(length: int) -> Row:
     network = {"in_channels": 1, "n_classes": 10}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        state = DSN(**network).state_dict()
+        model = DSN(**network)
     data = {
         "network": network,
-        "state": state,
+        "state": model.state_dict(),
         "x": torch.randn(16, 1, length, generator=generator),
         "y": torch.randint(10, (16,), generator=generator),
     }
-    return Row(f"DSN, L = {length}", "step", data, ("training step",))
+    exact = masked_copy(model).double().train()(data["x"].double())
+    loss = F.nll_loss(exact, data["y"]).detach()
+
+    def check(results: Mapping[str, Tensor]) -> None:
+        try:  # float32 beside float64, within torch's own tolerances
+            torch.testing.assert_close(
+                results["training step"].double(), loss, rtol=1.3e-6, atol=1e-5
+            )
+        except AssertionError as error:
+            raise WrongResultError(f"the loss is wrong: {error}") from None
+
+    return Row(f"DSN, L = {length}", "step", data, ("training step",), check)
 
 
 def read_layers(path: Path) -> list[Case]:

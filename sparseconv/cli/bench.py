@@ -136,7 +136,6 @@ def shown(found: Mapping[str, Any]) -> str:
     parts += tables.absences([*rows, *network])
     if network:
         parts += ["network: " + SUITES["network"], tables.network(network).markdown()]
-        parts += tables.absences(network)
     if kernels := found["random_kernels"]:
         parts += [
             "random_kernels: " + SUITES["random_kernels"], tables.random_kernels(kernels).markdown()

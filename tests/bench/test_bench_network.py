@@ -113,7 +113,7 @@ def test_a_wrong_network_is_not_timed(
 
 
 @pytest.mark.parametrize("mode", ["train", "update"])
-@pytest.mark.parametrize("which", ["output", "gradient"])
+@pytest.mark.parametrize("which", ["network's outputs", "gradient"])
 def test_a_wrong_step_is_not_timed(
     mode: str, which: str, fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,27 +123,12 @@ def test_a_wrong_step_is_not_timed(
     def wrong(plan: block.Plan, *stages: Any) -> Tensor:
         y = right(plan, *stages)
         rising = torch.linspace(1, 1.01, y.shape[2])  # BatchNorm would undo a scale of all
-        return y * rising if which == "output" else y + 0.1 * (y - y.detach())
+        return y * rising if which != "gradient" else y + 0.1 * (y - y.detach())
 
     monkeypatch.setattr(block.Plan, "_run", wrong)
-    with pytest.raises(WrongResultError, match=f"training step's {which}.* is wrong"):
+    with pytest.raises(WrongResultError, match=f"the {which}.*(is|are) wrong"):
         measured(mode, baselines=["masked_dense"])
     assert fake_times == []
-
-
-def test_one_dense_way_of_several_that_fails_is_named(
-    fake_times: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any, **__: Any) -> None:
-        raise RuntimeError("cannot be traced")
-
-    monkeypatch.setattr(torch.jit, "trace", fails)
-    (row, *_) = measured("inference", baselines=["dense_best"])
-    failed = {name: why for name, why in row["absent"].items() if "cannot be traced" in why}
-    assert failed
-    assert all(name.startswith("dense_best, ") for name in failed)
-    assert "dense_best" in row["ms"]
-    assert any("cannot be traced" in line for line in tables.absences([row]))
 
 
 def test_a_baseline_that_fails_is_absent_with_the_reason(

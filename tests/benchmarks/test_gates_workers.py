@@ -66,3 +66,26 @@ def test_a_worker_of_another_tree_is_refused(
     ):
         pytest.fail("the base was taken from elsewhere")
     assert f"sparseconv was to come from {tmp_path}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "owner", "says"),
+    [
+        (rows.layer(rows.TINY), "SparseConv1d", "fprop is wrong"),
+        (rows.step(8), "models.DSN", "the loss is wrong"),
+    ],
+)
+def test_a_wrong_call_or_step_is_not_timed(
+    row: rows.Row, owner: str, says: str, tmp_path: Path
+) -> None:
+    tree = altered_tree(tmp_path, "convolve")
+    with (tree / "sparseconv" / "__init__.py").open("a") as file:
+        file.write(
+            f"forward = sparseconv.{owner}.forward\n"
+            f"sparseconv.{owner}.forward = lambda *a: 1.001 * forward(*a)\n"
+        )
+    with (
+        pytest.raises(WrongResultError, match=f"present, {row.name}: .*{says}"),
+        compare.workers(compare.ROOT, tree, [row]),
+    ):
+        pytest.fail("a wrong result was offered for timing")

@@ -161,10 +161,7 @@ def _inference_row(mode: str, model: DSN, x: Tensor, rounds: int, baselines: Seq
 
     def checked(make: Callable[[], Network]) -> Call:
         network = make()
-        try:  # float32 beside float64, within torch's own tolerances
-            torch.testing.assert_close(network(x).double(), exact, rtol=1.3e-6, atol=1e-5)
-        except AssertionError as error:
-            raise WrongResultError(f"the network's outputs are wrong: {error}") from None
+        _check_output(network(x), exact)
         return partial(network, x)
 
     sides: dict[str, Ways] = {
@@ -173,6 +170,13 @@ def _inference_row(mode: str, model: DSN, x: Tensor, rounds: int, baselines: Seq
     }
     with torch.inference_mode():
         return _row(mode, x, sides, rounds)
+
+
+def _check_output(got: Tensor, exact: Tensor) -> None:
+    try:  # float32 beside float64, within torch's own tolerances
+        torch.testing.assert_close(got.double(), exact, rtol=1.3e-6, atol=1e-5)
+    except AssertionError as error:
+        raise WrongResultError(f"the network's outputs are wrong: {error}") from None
 
 
 def check_layers(model: DSN, batch: int, length: int) -> None:
@@ -186,30 +190,30 @@ def check_layers(model: DSN, batch: int, length: int) -> None:
 
 
 def check_step(model: DSN, X: Tensor, y: Tensor) -> None:
-    """Compare output and gradients of a training step with the masked dense network's.
+    """Compare output and gradients of a training step with the masked dense network's in float64.
 
-    In float64, where no ReLU falls to the other side by rounding, and within torch's own
-    tolerances; ``check_layers`` has the kernels in float32.
+    Within torch's own tolerances; the gradients those in float64, where no ReLU falls to the other
+    side by rounding. ``check_layers`` has the gradients of the kernels in float32.
 
     Raises:
         WrongResultError: some output or gradient is wrong.
     """
     dense = masked_copy(model).double().train()
+    with torch.no_grad():
+        _check_output(copy.deepcopy(model).train()(X), copy.deepcopy(dense)(X.double()))
     results = []
     for network in (copy.deepcopy(model).double().train(), dense):
         x = X.double().requires_grad_()
-        output = network(x)
         asked = {"the input": x, **dict(network.named_parameters())}
-        found = torch.autograd.grad(F.nll_loss(output, y), list(asked.values()))
-        results.append([("output", output), *zip(asked, found, strict=True)])
+        found = torch.autograd.grad(F.nll_loss(network(x), y), list(asked.values()))
+        results.append(zip(asked, found, strict=True))
     for (name, got), (other, wanted) in zip(*results, strict=True):
         if name != other:  # values, and the dense weight with its mask
             wanted = wanted[dense.get_submodule(other.removesuffix(".weight")).mask]
         try:
             torch.testing.assert_close(got, wanted)
         except AssertionError as error:
-            what = name if name == "output" else f"gradient of {name}"
-            raise WrongResultError(f"the training step's {what} is wrong: {error}") from None
+            raise WrongResultError(f"the gradient of {name} is wrong: {error}") from None
 
 
 def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
@@ -223,7 +227,7 @@ def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
     settings: dict[str, str] = {}
     absent: dict[str, str] = {}
     for name, ways in sides.items():
-        right, wrong = {}, {}  # ways
+        right, wrong = {}, {}
         for way, make in ways.items():
             try:
                 right[way] = make()
