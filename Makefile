@@ -86,28 +86,18 @@ $(VENV)/.python:
 	$(PIP) 'setuptools>=77' ninja pybind11
 	touch $@
 
-# The kernels are compiled while the packages are fetched.
 $(VENV)/.built: $(VENV)/.python $(SOURCES)
 	@echo "building the kernels"
-	$(MAKE) --no-print-directory --jobs 2 $(VENV)/.kernels $(VENV)/.packages
+	rm -f sparseconv/_C*.so  # a build that fails leaves an older one where it is, without an error
+	$(PIP) --no-build-isolation --editable '.[tsc,onnx,test]'
 	$(PY) -c 'import torch, sparseconv._C'
 	touch $@
 
-$(VENV)/.kernels: $(VENV)/.python $(SOURCES)
-	rm -f sparseconv/_C*.so  # a build that fails leaves an older one where it is, without an error
-	$(PIP) --no-build-isolation --no-deps --editable .
-	touch $@
-
-$(VENV)/.packages: EXTRAS := tsc onnx test
-$(VENV)/.lint: EXTRAS := lint
-$(VENV)/.docs: EXTRAS := docs
-$(VENV)/.lint $(VENV)/.docs: $(VENV)/.built
-# The packages alone: installing sparseconv[...] would build the kernels again.
-$(VENV)/.packages $(VENV)/.lint $(VENV)/.docs: $(VENV)/.python pyproject.toml
+# An extra's packages alone: installing the package with it would build the kernels again.
+$(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.built
 	$(PY) -c 'import tomllib; \
-	    project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	    extras = [project["optional-dependencies"][name] for name in "$(EXTRAS)".split()]; \
-	    print(*sum(extras, project["dependencies"]), sep="\n")' | $(PIP) --requirement /dev/stdin
+	    extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	    print(*extras["$*"], sep="\n")' | $(PIP) --requirement /dev/stdin
 	touch $@
 
 clean:
