@@ -49,10 +49,12 @@ class Dataset:
 
     @property
     def n_channels(self) -> int:
+        """Channels of a series."""
         return int(self.X_train.shape[1])
 
     @property
     def n_timepoints(self) -> int:
+        """Samples of a channel of a series."""
         return int(self.X_train.shape[2])
 
 

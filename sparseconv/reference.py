@@ -52,6 +52,12 @@ def conv1d_dense(
     Any device, differentiable any number of times. Half types are computed in float32, because
     torch's own CPU convolution sums their gradients in half precision. ``padding`` is
     ``(left, right)``, in samples.
+
+    Example:
+        >>> pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
+        >>> x, values = torch.arange(5.0).view(1, 1, 5), torch.tensor([1.0, -1.0])
+        >>> conv1d_dense(x, values, pattern, None, 1, (0, 0), 1, 1, "zeros")
+        tensor([[[-2., -2., -2.]]])
     """
     half = input.dtype in (torch.bfloat16, torch.float16)
     wide = torch.float32 if half else input.dtype
@@ -170,7 +176,18 @@ class MaskedConv1d(nn.Module):
 
     @classmethod
     def from_sparse(cls, layer: Any) -> MaskedConv1d:
-        """Return the masked-dense twin of a ``SparseConv1d``: same function, same options."""
+        """Return the masked-dense twin of a ``SparseConv1d``: same function, same options.
+
+        Raises:
+            AttributeError: another module.
+            RuntimeError: the layer's index buffers are those of another pattern.
+
+        Example:
+            >>> import sparseconv as sc
+            >>> layer, x = sc.SparseConv1d(4, 8, 5), torch.randn(2, 4, 20)
+            >>> torch.allclose(MaskedConv1d.from_sparse(layer)(x), layer(x), atol=1e-5)
+            True
+        """
         twin = cls(
             layer.pattern,
             layer.stride[0],

@@ -27,6 +27,13 @@ class ConversionReport(Measured):
             nothing was measured or nothing converted.
         backward: whether training decided, or inference.
         threads, page_faults, machine: as in ``Measured``.
+
+    Example:
+        >>> import torch, sparseconv as sc
+        >>> model, x = nn.Sequential(nn.Conv1d(4, 8, 9)), torch.randn(2, 4, 50)
+        >>> report = sc.convert(model, layers=["0"], example_input=x, rounds=6).report
+        >>> report.layers[0].verdict, sorted(report.times)
+        ('sparse: named in layers', ['forward', 'step'])
     """
 
     times: Mapping[str, Compared]

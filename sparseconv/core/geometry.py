@@ -17,11 +17,22 @@ Padding = int | tuple[int, ...] | str
 
 
 class Geometry(NamedTuple):
-    """All arguments of one convolution except its tensors."""
+    """All arguments of one convolution except its tensors.
 
-    shape: tuple[int, int, int]  # C_out, C_in // groups, K
+    Attributes:
+        shape: ``(C_out, C_in // groups, K)``.
+        padding: ``(left, right)``, in samples.
+        stride, dilation, groups, padding_mode: as in ``nn.Conv1d``.
+
+    Example:
+        >>> geometry = Geometry.of((8, 4, 5), 2, "valid", 1, 1, "zeros")
+        >>> geometry.padding, geometry.output_length(30)
+        ((0, 0), 13)
+    """
+
+    shape: tuple[int, int, int]
     stride: int
-    padding: tuple[int, int]  # left, right
+    padding: tuple[int, int]
     dilation: int
     groups: int
     padding_mode: str
@@ -36,7 +47,12 @@ class Geometry(NamedTuple):
         groups: int,
         padding_mode: str,
     ) -> Geometry:
-        """Resolve every spelling of the arguments; refuse those that no input could fit."""
+        """Resolve every spelling of the arguments; refuse those that no input could fit.
+
+        Raises:
+            TypeError: arguments of another type; ``shape`` itself is not checked.
+            ValueError: arguments out of their range (also a RuntimeError, as ``nn.Conv1d`` raises).
+        """
         stride, dilation = single("stride", stride, 1), single("dilation", dilation, 1)
         groups = single("groups", groups, 1)
         left_right = resolve_padding(padding, shape[2], dilation, stride)
@@ -82,7 +98,11 @@ class Geometry(NamedTuple):
         )  # fmt: skip
 
     def check_length(self, length: int) -> None:
-        """Refuse an input length that does not go with this geometry, in F.conv1d's words."""
+        """Refuse an input length that does not go with this geometry, in F.conv1d's words.
+
+        Raises:
+            ValueError: the kernel or the padding does not fit (also a RuntimeError).
+        """
         (_, _, taps), _, padding, dilation, _, mode = self
         if length < 1:
             raise ArgumentError(f"expected an input of at least one sample, but got {length}")
@@ -101,6 +121,7 @@ class Geometry(NamedTuple):
             )
 
     def output_length(self, input_length: int) -> int:
+        """``L_out`` of so many samples; below 1 where the kernel does not fit."""
         return output_length(input_length, self.shape[2], self.stride, self.padding, self.dilation)
 
 
@@ -123,6 +144,15 @@ def resolve_padding(
     """Turn every spelling of ``padding`` into ``(left, right)`` numbers of samples.
 
     Accepts what ``nn.Conv1d`` does (an int, a 1-tuple, ``"same"``, ``"valid"``) and a pair.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: another word, ``"same"`` with a stride, or a number below 0 (also a
+            RuntimeError, as ``nn.Conv1d`` raises).
+
+    Example:
+        >>> resolve_padding("same", kernel_size=4), resolve_padding((0, 3), kernel_size=4)
+        ((1, 2), (0, 3))
     """
     if isinstance(padding, str):
         if padding == "valid":

@@ -28,7 +28,9 @@ class Region(NamedTuple):
     """A box of one weight tensor that holds a fixed number of active weights.
 
     ``out_channels`` and ``taps`` are half-open ranges; all input channels belong to the box.
-    A kernel group of a Dynamic Sparse Network is one region.
+    A kernel group of a Dynamic Sparse Network is one region. Nothing is checked here:
+    ``DSTScheduler`` and ``prune_and_grow`` raise TypeError for anything but pairs of ints, and
+    ValueError for regions that overlap or are no ranges inside the weight.
 
     Example:
         >>> Region(out_channels=(0, 47), taps=(0, 13))
@@ -191,7 +193,16 @@ class KernelCSR:
 
     @classmethod
     def full(cls, shape: tuple[int, int, int]) -> KernelCSR:
-        """Return the pattern with every weight active: a dense convolution."""
+        """Return the pattern with every weight active: a dense convolution.
+
+        Raises:
+            TypeError: ``shape`` is not three ints.
+            ValueError: one of them below 1, or 2**31 weights or more.
+
+        Example:
+            >>> KernelCSR.full((2, 1, 3))
+            KernelCSR(shape=(2, 1, 3), nnz=6, density=100.00 %)
+        """
         out_channels, group_channels, kernel_size = checked_shape(shape)
         positions = torch.arange(out_channels * group_channels * kernel_size, device="cpu")
         return cls.from_positions(positions, shape)

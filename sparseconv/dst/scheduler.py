@@ -206,6 +206,8 @@ class DSTScheduler:
         """Share of all weights of the sparse layers that have been active at any time.
 
         Also in patterns that others have set, where they lasted until an update or this call.
+
+        Example: see the class.
         """
         self._record_patterns()
         ever = sum(
@@ -228,6 +230,8 @@ class DSTScheduler:
                 last ``step()``.
             ValueError: the optimizer no longer holds some layer's ``values``, or has state for
                 another number of them.
+
+        Example: see the class.
         """
         changes = self._plan() if self._is_due(self.step_count + 1) else []
         with ctrl_c_waits():

@@ -176,7 +176,18 @@ def _subset(total: int, count: int, generator: torch.Generator | None) -> Array:
 
 
 def cosine_decay(start: float, end: float, step: int, steps: int) -> float:
-    """Fall from ``start`` at step 0 along half a cosine to ``end`` at ``steps``, and stay there."""
+    """Fall from ``start`` at step 0 along half a cosine to ``end`` at ``steps``, and stay there.
+
+    Raises:
+        ZeroDivisionError: ``steps`` is 0.
+
+    Example:
+        >>> cosine_decay(0.5, 0.0, 50, 100)
+        0.25
+
+    Source: Loshchilov and Hutter 2017 (SGDR), of learning rates; Evci et al. 2020 (RigL), of the
+    share moved.
+    """
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(step, steps) / steps))
 
 

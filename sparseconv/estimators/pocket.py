@@ -302,6 +302,8 @@ def prune_rocket(
         >>> pruned = prune_rocket(RocketClassifier(100, random_state=0).fit(X, y), X, y, keep=0.1)
         >>> pruned.bank_.n_kernels
         10
+
+    Source: Chen et al., arXiv 2309.08499.
     """
     if extra := {"kernels", "n_kernels"} & set(options):
         raise TypeError(

@@ -83,7 +83,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
 
 class InferenceSequential(FusedSequential):
-    """What ``optimize_for_inference`` makes of an ``nn.Sequential``."""
+    """What ``optimize_for_inference`` makes of an ``nn.Sequential``; see there."""
 
     def _plan(self) -> Planned:
         # A slice of this one begins in training mode, so none is folded for a single call.
@@ -96,7 +96,7 @@ class InferenceSequential(FusedSequential):
 
 
 class InferenceBlock(InferenceSequential, Block):
-    """What ``optimize_for_inference`` makes of a ``Block``."""
+    """What ``optimize_for_inference`` makes of a ``Block``, as of a ``DSN``'s; see there."""
 
     def _plan(self) -> Planned:
         return Planned() if self.training else Planned(FOLDED, LINKS)

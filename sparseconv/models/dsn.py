@@ -32,6 +32,8 @@ class DSNCost:
         flops_paper_dense: the same with every tap active.
         macs_executed: multiply-accumulates of all convolutions, one per active weight and sample.
         macs_dense: the same with every tap active.
+
+    Source: of ``flops_paper``, Xiao et al. 2022 (DSN) and the counter of its public implementation.
     """
 
     params: int

@@ -198,7 +198,15 @@ class SparseConv1d(nn.Module):
         return self._resolved
 
     def dense_weight(self) -> Tensor:
-        """Return ``(C_out, C_in // groups, K)``, zeros where inactive; differentiable."""
+        """Return ``(C_out, C_in // groups, K)``, zeros where inactive; differentiable.
+
+        Example:
+            >>> pattern = KernelCSR.from_positions(torch.tensor([1]), (1, 1, 3))
+            >>> layer = SparseConv1d(1, 1, 3, pattern=pattern)
+            >>> layer.set_pattern(pattern, torch.tensor([5.0]))
+            >>> layer.dense_weight().detach()
+            tensor([[[0., 5., 0.]]])
+        """
         return dense_weight(current(self, "values"), self.pattern)
 
     @torch.no_grad()

@@ -64,6 +64,8 @@ class Measurement:
         fft_ms: time of the layer by products of spectra, in inference with that of the weights
             kept, where a kernel has at least five active weights on average: there FFT may be the
             fastest way, which ``torch.fft`` has and the library not. None elsewhere.
+
+    Example: see ``Profile``.
     """
 
     flops: int
@@ -102,6 +104,8 @@ class LayerTimes:
         forward: inference, that is a forward pass without gradients; None if not measured.
         step: training, forward and backward together; None if no gradient was asked for or is
             needed.
+
+    Example: see ``Profile`` and ``verdict``.
     """
 
     name: str
@@ -302,6 +306,17 @@ class Profile(Measured):
             the ``share`` of the sparse layers.
         fma_gflops: the measured peak per dtype of the multiply-adds.
         threads, page_faults, machine: as in ``Measured``.
+
+    Example:
+        >>> import torch, sparseconv as sc
+        >>> found = sc.profile(sc.SparseConv1d(8, 16, 9), torch.randn(4, 8, 50), rounds=6)
+        >>> layer = found.layers[0]
+        >>> layer.nnz, layer.forward.flops, layer.forward.dense_flops
+        (230, 77280, 387072)
+        >>> layer.ratio == layer.step.ratio  # dense / sparse; training decides, where measured
+        True
+        >>> sorted(found.totals), found.totals["forward"].flops
+        (['forward', 'step'], 77280)
     """
 
     unreached: tuple[str, ...]

@@ -31,6 +31,20 @@ class Criterion(ABC):
             layer's filters goes.
         threshold: units of at most this score go; None where a ratio says how many.
         graded: other thresholds would keep other units: scores are more than yes or no.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> class LargestWeight(Criterion):
+        ...     def scores(self, model, channels):
+        ...         found = torch.zeros(channels.n_units, dtype=torch.float64)
+        ...         for units, rows in ((group.units, group.rows) for group in channels.sets):
+        ...             for name, filters in rows.items():
+        ...                 weight = channels.layers[name].module.weight.detach().abs()
+        ...                 found[units] += weight[filters].flatten(1).amax(1)
+        ...         return found
+        >>> model, x = sc.models.ResNet(1, 2, nf=8), torch.zeros(1, 1, 50)
+        >>> sc.prune_filters(model, x, LargestWeight(), ratio=0.5).report.parameters
+        (7842, 2066)
     """
 
     everywhere = False
@@ -39,7 +53,13 @@ class Criterion(ABC):
 
     @abstractmethod
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        """``(n_units,)`` float64, finite; the model is left as it was."""
+        """``(n_units,)`` float64, finite; the model is left as it was.
+
+        Raises:
+            TypeError, ValueError: data of the criterion that are empty, not finite, or do not fit
+                the model. ``prune_filters`` refuses scores that are no floats, too few or too
+                many, or not finite.
+        """
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -81,6 +101,16 @@ class HC(Criterion):
 
     ``|F_i| * sum over j != i of (1 - |cos(F_i, F_j)|)``, without data.
 
+    Raises:
+        ValueError: by ``prune_filters``, where weights are not finite.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> model = nn.Sequential(nn.Conv1d(1, 3, 2), nn.ReLU(), nn.Conv1d(3, 1, 1))
+        >>> model[0].weight.data = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 1.0]]])
+        >>> sc.prune_filters(model, torch.zeros(1, 1, 9), HC(), ratio=0.4).report.scores
+        tensor([1., 2., 2.], dtype=torch.float64)
+
     Source: Chen et al., "WHC: Weighted Hybrid Criterion for Filter Pruning on Convolutional Neural
     Networks", ICASSP 2023 (its ablation).
     """
@@ -93,6 +123,16 @@ class WHC(Criterion):
     """Weighted hybrid criterion: as ``HC``, where large filters weigh more in the comparison.
 
     ``|F_i| * sum over j != i of |F_j| * (1 - |cos(F_i, F_j)|)``, without data.
+
+    Raises:
+        ValueError: by ``prune_filters``, where weights are not finite.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> model = nn.Sequential(nn.Conv1d(1, 3, 2), nn.ReLU(), nn.Conv1d(3, 1, 1))
+        >>> model[0].weight.data = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 1.0]]])
+        >>> sc.prune_filters(model, torch.zeros(1, 1, 9), WHC(), ratio=0.4).report.scores
+        tensor([1., 2., 3.], dtype=torch.float64)
 
     Source: Chen et al., "WHC: Weighted Hybrid Criterion for Filter Pruning on Convolutional Neural
     Networks", ICASSP 2023.
@@ -119,6 +159,18 @@ class Jacobian(Criterion):
         loss: of the model's output and the class indices, a scalar. The default is for models that
             return log-probabilities, and refuses others; for logits, give ``F.cross_entropy``.
         batches: how many are used, at most; of arrays so many times 64 series, at equal distances.
+
+    Raises:
+        TypeError, ValueError: no function as loss, fewer than one batch; by ``prune_filters``,
+            data without labels or that do not fit the model, a loss that is no scalar.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> X, y = torch.randn(8, 1, 30), torch.arange(8) % 2
+        >>> model, criterion = sc.models.ResNet(1, 2, nf=4), Jacobian((X, y))
+        >>> report = sc.prune_filters(model, X[:1], criterion, ratio=0.5).report
+        >>> report.parameters[0] > report.parameters[1]
+        True
 
     Source: Chen et al., "Optimal Brain Connection: Towards Efficient Structural Pruning", arXiv
     2508.05521.
@@ -176,6 +228,19 @@ class DSP(Criterion):
             iterable of batches, ``x`` or ``(x, y)``.
         eps: share of the layer's largest activation. The paper's own value is not public;
             ``report.curve`` shows how many filters other values would keep.
+
+    Raises:
+        TypeError, ValueError: ``eps`` that is no number in [0, 1); by ``prune_filters``, data
+            that are empty, not finite or do not fit the model.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> model = nn.Sequential(nn.Conv1d(1, 4, 5), nn.ReLU(), nn.Conv1d(4, 2, 5))
+        >>> _ = nn.init.ones_(model[0].weight), nn.init.zeros_(model[0].bias)
+        >>> model[0].weight.data[2] = 0  # a silent filter
+        >>> X = torch.randn(8, 1, 30)
+        >>> sc.prune_filters(model, X[:1], DSP(X)).report.layers[0].kept
+        (0, 1, 3)
 
     Source: Abdullayev et al., arXiv 2602.12744 (2026).
     """

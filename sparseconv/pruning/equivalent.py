@@ -99,6 +99,9 @@ def merge(model: nn.Module) -> nn.Module:
         >>> plain = merge(pairs)  # after fine-tuning
         >>> torch.allclose(plain.eval()(x), pairs.eval()(x), atol=1e-5)
         True
+
+    Source: Chen et al., "Optimal Brain Connection: Towards Efficient Structural Pruning", arXiv
+    2508.05521 (equivalent pruning).
     """
     merged = deepcopy_model(model)
     if not has_pairs(merged):

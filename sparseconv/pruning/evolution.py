@@ -37,6 +37,16 @@ class Evolutionary(Criterion):
 
     Raises:
         RuntimeError: pymoo is not installed.
+        TypeError, ValueError: a setting out of its range; by ``prune_filters``, data without
+            labels or that do not fit the model.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> X, y = torch.randn(8, 1, 30), torch.arange(8) % 2
+        >>> criterion = Evolutionary((X, y), population=4, generations=2)
+        >>> report = sc.prune_filters(sc.models.ResNet(1, 2, nf=4), X[:1], criterion).report
+        >>> sorted(set(report.scores.tolist()))  # which are kept, not how good they are
+        [0.0, 1.0]
 
     Source: Li et al., "Evolutionary Multi-Objective One-Shot Filter Pruning for Designing
     Lightweight Convolutional Neural Network" and its successor SMOEA, arXiv 2211.01957; Deb et al.

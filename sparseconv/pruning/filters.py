@@ -97,7 +97,8 @@ def prune_filters(
         >>> report.parameters
         (7842, 2066)
 
-    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; of the criteria, theirs.
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; of the criteria, theirs;
+    of ``equivalent``, Chen et al., arXiv 2508.05521.
     """
     check_module(model)
     if not isinstance(criterion, Criterion):

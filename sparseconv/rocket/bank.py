@@ -50,6 +50,21 @@ class KernelBank:
         normalise: the transform brings each channel of each series to mean 0 and variance 1.
         features: which columns of the whole bank's features these are, int64, ascending.
 
+    Example:
+        >>> import tempfile
+        >>> from aeon.transformations.collection.convolution_based import Rocket
+        >>> X = np.random.default_rng(0).normal(size=(20, 1, 50))
+        >>> bank = KernelBank.from_aeon(Rocket(100, random_state=0).fit(X))
+        >>> few = bank.select([3, 7])  # the same as select_features([6, 7, 14, 15])
+        >>> few, few.features
+        (KernelBank('rocket', 2 kernels, 4 features, of series (1, 50)), array([ 6,  7, 14, 15]))
+        >>> few.arrays["bias"].shape, few.to_aeon()
+        ((2,), Rocket(n_kernels=2))
+        >>> path = Path(tempfile.mkdtemp()) / "bank.npz"
+        >>> few.save(path)
+        >>> KernelBank.load(path) == few
+        True
+
     Source: Dempster et al. 2020 (ROCKET), 2021 (MiniROCKET).
     """
 
@@ -196,7 +211,7 @@ class KernelBank:
 
     @property
     def arrays(self) -> Mapping[str, Array]:
-        """The kernels, read-only."""
+        """By name, read-only: an entry for each kernel, or concatenated over kernels."""
         return self._arrays
 
     def select(self, kernels: Iterable[int]) -> KernelBank:
@@ -322,7 +337,11 @@ class KernelBank:
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an ``.npz`` file of arrays, whole or not at all."""
+        """Write an ``.npz`` file of arrays, whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         with replacing(Path(path)) as file:
             np.savez(file, allow_pickle=False, format=FORMAT, version=VERSION, **self.content())
 

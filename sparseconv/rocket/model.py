@@ -27,6 +27,22 @@ class RocketModel:
             for two classes, else one a class.
         intercept: ``(columns,)`` float32.
         classes: the label of each class.
+
+    Raises:
+        ValueError: arrays of another shape or dtype, or not finite; fewer than two classes.
+
+    Example:
+        >>> import tempfile
+        >>> from sparseconv import POCKETClassifier
+        >>> X = np.sin(np.outer(1 + np.arange(20) % 2, np.linspace(0, 20, 40)))
+        >>> y = np.array(["slow", "fast"] * 10)
+        >>> model = POCKETClassifier(n_kernels=100, keep=0.1, random_state=0).fit(X, y).model_
+        >>> model.decision_function(X[:2]).shape
+        (2, 1)
+        >>> path = Path(tempfile.mkdtemp()) / "model.npz"
+        >>> model.save(path)
+        >>> RocketModel.load(path).predict(X[:2])
+        array(['slow', 'fast'], dtype='<U4')
     """
 
     bank: KernelBank
@@ -54,16 +70,30 @@ class RocketModel:
 
         Args:
             X: series as for ``kernel_features``.
+
+        Raises:
+            ValueError: series of another shape than the bank's, or not finite real numbers.
         """
         return kernel_features(X, self.bank) @ self.coef + self.intercept
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """The label of each series, ``(n_cases,)``."""
+        """The label of each series, ``(n_cases,)``.
+
+        Args:
+            X: series as for ``kernel_features``.
+
+        Raises:
+            ValueError: series of another shape than the bank's, or not finite real numbers.
+        """
         labels: npt.NDArray[Any] = self.classes[chosen(self.decision_function(X))]
         return labels
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an ``.npz`` file of arrays, whole or not at all."""
+        """Write an ``.npz`` file of arrays, whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         content = {"coef": self.coef, "intercept": self.intercept, "classes": self.classes}
         with replacing(Path(path)) as file:
             np.savez(

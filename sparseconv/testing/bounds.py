@@ -20,7 +20,17 @@ class Expected(NamedTuple):
 
 
 def expected_fprop(case: Case, tensors: Tensors) -> Expected:
-    """Compute the output with its error bound."""
+    """Compute the output with its error bound.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> case = Case(n=2, in_channels=4, out_channels=6, kernel_size=3, length=10)
+        >>> x, values, bias, _ = tensors = case.tensors()
+        >>> y = sc.sparse_conv1d(x, values, case.make_pattern(), bias, **case.options)
+        >>> exact, bound = expected_fprop(case, tensors)
+        >>> bool(((y - exact).abs() <= bound).all())
+        True
+    """
     pattern = case.make_pattern()
 
     def oracle(x: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -32,7 +42,7 @@ def expected_fprop(case: Case, tensors: Tensors) -> Expected:
 
 
 def expected_dgrad(case: Case, tensors: Tensors) -> Expected:
-    """Compute the gradient of the input with its error bound."""
+    """Compute the gradient of the input with its error bound; see ``expected_fprop``."""
     pattern = case.make_pattern()
 
     def oracle(grad: Tensor, values: Tensor) -> Tensor:
@@ -43,7 +53,7 @@ def expected_dgrad(case: Case, tensors: Tensors) -> Expected:
 
 
 def expected_wgrad(case: Case, tensors: Tensors) -> Expected:
-    """Compute the gradient of the values with its error bound."""
+    """Compute the gradient of the values with its error bound; see ``expected_fprop``."""
     pattern = case.make_pattern()
 
     def oracle(grad: Tensor, x: Tensor) -> Tensor:

@@ -65,11 +65,17 @@ def conv1d_oracle(
     groups: int,
     padding_mode: str,
 ) -> Tensor:
-    """Compute the output in float64, one active weight after the other.
+    """Compute the output ``(N, C_out, L_out)`` in float64, one active weight after the other.
 
     The definition itself: ``y[n, o, l] = bias[o] + sum w[o, c, k] * x[n, c, l*stride +
     k*dilation - left]``. On absolute values of input, values and bias it gives the sum of
-    magnitudes that bounds the rounding error.
+    magnitudes that bounds the rounding error. ``padding`` is ``(left, right)``, in samples.
+
+    Example:
+        >>> pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
+        >>> x, values = torch.arange(5.0).view(1, 1, 5), torch.tensor([1.0, -1.0])
+        >>> conv1d_oracle(x, values, pattern, None, 1, (0, 0), 1, 1, "zeros")
+        tensor([[[-2., -2., -2.]]], dtype=torch.float64)
     """
     x = _padded(input, padding, padding_mode)
     out_channels, _, kernel_size = pattern.shape

@@ -51,6 +51,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         OSError: the file cannot be read.
         CheckpointError: it is truncated, damaged, or not a checkpoint of this library and version.
+
+    Example: see ``save``.
     """
     raw = Path(path).read_bytes()
     try:

@@ -34,13 +34,31 @@ CHECKPOINT_NAME = "checkpoint.pt"
 
 
 class PatternScheduler(Protocol):
-    """What the loop asks of a ``DSTScheduler`` or of anything used in its place."""
+    """What the loop asks of a ``DSTScheduler`` or of anything used in its place.
+
+    Example:
+        >>> from sparseconv.models import DSN
+        >>> def early(model, optimizer, update_every, end_step, decay_steps):
+        ...     return DSTScheduler(model, optimizer, update_every=1, end_step=end_step // 2)
+        >>> X, y = torch.randn(20, 1, 30), torch.arange(20) % 2
+        >>> options = {"scheduler_factory": early, "progress": False}
+        >>> result = train(DSN(1, 2, nf=4, depth=2), X, y, Recipe(epochs=4), **options)
+        >>> [row["updated"] for row in result.history]
+        [True, True, False, False]
+    """
 
     @property
-    def prune_fraction_now(self) -> float: ...
-    def step(self) -> bool: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None: ...
+    def prune_fraction_now(self) -> float:
+        """Share of active weights that an update at the latest ``step()`` moves."""
+
+    def step(self) -> bool:
+        """Called after each optimizer step; whether weights were moved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        """Continue where ``state_dict()`` was taken."""
 
 
 # (model, optimizer, update_every, end_step, decay_steps), the last three in optimizer steps
@@ -66,6 +84,13 @@ class TrainingResult:
         best_epoch, best_loss: the epoch of least training loss; among equals, the last.
         itop_rate: share of all weights of the sparse layers that were ever active (Liu et al.
             2021), or None without a ``DSTScheduler``.
+
+    Example:
+        >>> from sparseconv.models import DSN
+        >>> X, y = torch.randn(20, 1, 30), torch.arange(20) % 2
+        >>> result = train(DSN(1, 2, nf=4, depth=2), X, y, Recipe(epochs=2), progress=False)
+        >>> result.history[result.best_epoch - 1]["train_loss"] == result.best_loss
+        True
     """
 
     history: list[dict[str, Any]]

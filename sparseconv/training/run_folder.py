@@ -58,6 +58,8 @@ class TrainedRun:
         epoch: the best epoch, from 1; None for a ``RocketModel``.
         config: what ``config.json`` holds: data, network and recipe (or pocket), machine, and of a
             pruned run ``"pruning"``: the criterion, and the filters that each layer kept.
+
+    Example: see ``load_run``.
     """
 
     model: DSN | RocketModel
@@ -75,6 +77,8 @@ class TrainedRun:
 
         Raises:
             ValueError: series that training would refuse, or of another number of channels.
+
+        Example: see ``load_run``.
         """
         data = self.config["data"]
         try:
