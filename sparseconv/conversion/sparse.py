@@ -17,7 +17,7 @@ from sparseconv.conversion.candidates import (
     selected_layers,
 )
 from sparseconv.conversion.result import Conversion, ConversionReport
-from sparseconv.core.checks import number
+from sparseconv.core.checks import flag, number
 from sparseconv.nn.replacement import carry_hooks, carry_state, replace
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.profiling.result import KEEP, Compared, verdict_of
@@ -123,8 +123,7 @@ def convert(
         max_density = number("max_density", max_density)
         if not 0 <= max_density <= 1:
             raise ValueError(f"max_density must lie in [0, 1], but got {max_density}")
-    if not isinstance(unpruned, bool):
-        raise TypeError(f"unpruned must be True or False, but got {unpruned!r}")
+    unpruned = flag("unpruned", unpruned)
     if unpruned and (example_input is None or selected is not None):
         raise ValueError(
             "unpruned=True lets a measurement decide; pass example_input, and leave layers out"

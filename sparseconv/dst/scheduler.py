@@ -227,9 +227,13 @@ class DSTScheduler:
 
         Raises:
             RuntimeError: gradient growth, but no backward pass went through some layer since the
-                last ``step()``.
+                last ``step()``; a rank that failed, or chose another pattern; a model or average
+                made in inference mode.
             ValueError: the optimizer no longer holds some layer's ``values``, or has state for
-                another number of them.
+                another number of them; averages that no longer fit the model.
+            NotImplementedError: ``values`` or state of the optimizer that cannot follow, as where
+                they were moved into shared memory since.
+            In each case nothing has moved.
 
         Example: see the class.
         """

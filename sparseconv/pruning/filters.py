@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import count
+from sparseconv.core.checks import count, flag
 from sparseconv.nn.replacement import check_module
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
@@ -108,8 +108,7 @@ def prune_filters(
     ignore = checked_names(ignore)
     ratio, target_macs = checked_target(criterion, ratio, target_macs)
     steps = count("steps", steps)
-    if not isinstance(equivalent, bool):
-        raise TypeError(f"equivalent must be True or False, but got {equivalent!r}")
+    equivalent = flag("equivalent", equivalent)
     if equivalent and optimizer is not None:
         raise ValueError(
             "equivalent pruning changes what the parameters mean; build a new optimizer"

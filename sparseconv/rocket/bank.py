@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparseconv.core.checks import integer
+from sparseconv.core.checks import flag, integer
 from sparseconv.core.files import replacing
 
 FORMAT, VERSION = "sparseconv kernel bank", 1
@@ -105,9 +105,7 @@ class KernelBank:
             if not 1 <= integer(f"{name} must be an integer", size) < 2**31:
                 raise ValueError(f"{name} must lie in [1, 2**31), but got {size}")
             object.__setattr__(self, name, int(size))
-        if not isinstance(normalise, bool | np.bool_):
-            raise TypeError(f"normalise must be True or False, but got {normalise!r}")
-        object.__setattr__(self, "normalise", bool(normalise))
+        object.__setattr__(self, "normalise", flag("normalise", normalise))
         count = 2 * len(held["length"]) if kind == "rocket" else len(held["biases"])
         columns = np.arange(count) if features is None else features
         object.__setattr__(self, "features", _frozen("features", columns, np.int64))
