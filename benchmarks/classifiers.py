@@ -10,6 +10,7 @@ that of the paper's sweep (``benchmarks/results/paper``), on the same data sets.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.archives import members, open_archive, read
 from benchmarks.paper.report import RECORDED
 from benchmarks.paper.sweep import read_rows
+from sparseconv.core.files import check_writable
 from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
@@ -66,7 +68,6 @@ def measure(archive: Path | None, out: Path) -> None:
     names = [name for name in members("ucr85") if name in trained & data_sets.shapes.keys()]
     names = sorted(names, key=lambda name: data_sets.shapes[name].train_points)[:SETS]
     done = {(row["classifier"], row["dataset"], row["seed"]) for row in rows_of(out)}
-    out.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         data = read(data_sets.sources[name])
         for kind, make in classifiers().items():
@@ -132,7 +133,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def table() -> Table:
-    """The means, and what they were measured on."""
+    """The means; ``about`` says what they were measured on."""
     lines = [
         (kind, f"{it['accuracy']:.2f}", f"{it['fit']:.3g}", f"{it['predict']:.0f}")
         for kind, it in means(rows_of()).items()
@@ -179,7 +180,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--archive", type=Path, metavar="DIR", help="default: aeon's bundled sets")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE")
     arguments = parser.parse_args(argv)
-    measure(arguments.archive, arguments.out)
+    try:
+        check_writable(arguments.out)
+        measure(arguments.archive, arguments.out)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -202,7 +202,7 @@ def write_page(demo: Demo, out: Path) -> Path:
             f"A batch of {batch} series of {samples} samples, {threads_text(threads_used)}. The "
             "dense layer multiplies the same weights, zeros included.",
             table=layer_table(demo.layers.layers),
-            caption="Ratios are medians of interleaved pairs, with 95 % bootstrap intervals. "
+            caption="Ratios are medians of interleaved pairs, with 95 % intervals. "
             "Training: gradients of the weights and, but for the first layer, of the input.",
         ),
         Section(

@@ -47,8 +47,8 @@ def short(results: Path = RESULTS) -> str:
         f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's "
         "settings.\n"
         "- *Worst row*: a row of its own for each of the two figures. A dense way wins in "
-        f"[{len(lost)} of {timed} measured rows](docs/when-it-pays.md), {full} of them with more "
-        "than half of the weights active"
+        f"[{len(lost)} of {timed} measured rows](docs/when-it-pays.md) by the median, {full} of "
+        "them with more than half of the weights active"
         f"{f', {len(few)} with less than 15 % (kernels of {sizes} taps)' if few else ''}.\n"
         f"- {where(bench['machine'])}.\n"
     )
@@ -60,7 +60,7 @@ def section(results: Path = RESULTS) -> str:
     parts = [
         f"One run of `python -m sparseconv bench` on {where(bench['machine'])}. Calls take turns "
         "in one process; ratios are another's time over the sparse one: medians of the pairs, with "
-        "their 95 % bootstrap interval where there is room. All of it, with all suites, is in "
+        "their 95 % interval where there is room. All of it, with all suites, is in "
         "`benchmarks/results/bench.json`."
     ]
     for text, table in (
@@ -76,9 +76,10 @@ def section(results: Path = RESULTS) -> str:
             tables.worst(bench["rows"]),
         ),
         (
-            "**The whole network** (DSN, S = 80 %, batch 16; latency: 1), beside the same network "
-            "with dense weights: *masked*, `weight * mask` as in published code; *best*, PyTorch's "
-            "fastest settings; *compiled*, `torch.compile`. A training step is zero_grad, forward, "
+            "**The whole network** (DSN, S = 80 %, N series of C channels and L samples), beside "
+            "the same network with dense weights: *masked*, `weight * mask` as in published code; "
+            "*settings*, with those of PyTorch's that were the fastest before these calls; "
+            "*compiled*, `torch.compile`. A training step is zero_grad, forward, "
             "loss, backward, Adam and masks; an update also prunes and grows; inference is in "
             "eval mode after `optimize_for_inference`.",
             tables.network(bench["network"]),

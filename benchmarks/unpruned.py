@@ -29,6 +29,7 @@ from sparseconv.measure.timing import Estimate
 from sparseconv.pruning import WHC, prune_filters
 
 RESULTS = Path(__file__).with_name("results") / "unpruned.jsonl"
+KEYS = ("network", "n_timepoints", "batch", "threads", "training", "inference", "machine")
 BATCH, LENGTHS, THREADS, ROUNDS = 16, (150, 500), (1, 2), 15
 
 
@@ -45,9 +46,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def check_row(row: Mapping[str, Any]) -> None:
+    """Refuse a line of another kind."""
+    if missing := [key for key in KEYS if key not in row]:
+        raise ValueError(f"expected {', '.join(KEYS)}, but {', '.join(missing)} is missing")
+
+
 def measure(path: Path) -> None:
     """Convert and time what the file does not hold yet."""
-    done = {(row["network"], row["n_timepoints"], row["threads"]) for row in read_lines(path)}
+    rows = read_lines(path, check_row)
+    done = {(row["network"], row["n_timepoints"], row["threads"]) for row in rows}
     for name, length, count in tqdm(list(product(NETWORKS, LENGTHS, THREADS))):
         if (name, length, count) in done:
             continue
@@ -123,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         check_writable(arguments.out)
-        read_lines(arguments.out)
+        read_lines(arguments.out, check_row)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,10 +12,12 @@ stopped measurement goes on where it was. docs/edge.md shows them.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.edge import measure, report, targets
+from sparseconv.core.files import check_writable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help=f"rows (default: {measure.RESULTS.name} of the results, or edge.jsonl "
                         "in the folder of --run)")  # fmt: skip
     arguments = parser.parse_args(argv)
+    try:
+        return run(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(arguments: argparse.Namespace) -> int:
     machines = targets.available()
     if arguments.run is not None:
         out = arguments.out or arguments.run / "edge.jsonl"
@@ -40,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report.cost_table(measure.rows_of(out)).markdown())
         return 0
     out = arguments.out or measure.RESULTS
+    check_writable(out)
     for network in measure.trained(arguments.runs, arguments.archive):
         measure.measure(network, machines, out)
     print(report.section(measure.rows_of(out), None))

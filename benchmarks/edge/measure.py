@@ -17,8 +17,8 @@ import sparseconv as sc
 from benchmarks.edge import targets
 from benchmarks.edge.targets import Target
 from benchmarks.lines import add_line, read_lines
-from sparseconv import datasets
 from sparseconv.cli.main import main as command_line
+from sparseconv.cli.results import data_of_run
 from sparseconv.datasets import Dataset
 from sparseconv.edge.export import WEIGHTS
 from sparseconv.edge.lowering import lower
@@ -56,6 +56,8 @@ def trained(runs: Path, archive: Path | None) -> Iterator[Trained]:
     """Train what the folder ``runs`` does not hold, and load it."""
     sources = {name: name for name in BUNDLED}
     if archive is not None:
+        if not archive.is_dir():
+            raise ValueError(f"expected a folder with .npz files, but {archive} is none")
         found = {path.stem: str(path) for path in sorted(archive.rglob("*.npz"))}
         for name in ARCHIVE:
             if name in found:
@@ -78,8 +80,7 @@ def load(run_folder: Path, source: str | None = None, whole: bool = True) -> Tra
     run = sc.load_run(run_folder)
     if not isinstance(run.model, sc.models.DSN):
         raise ValueError(f"expected a run of a DSN, but {run_folder} holds random kernels")
-    known = run.config["data"]
-    data = datasets.load(source or known["name"], nan_to_zero=known["nan_to_zero"])
+    data = data_of_run(run.config["data"], source, run_folder)
     return Trained(data.name, run.config["network"]["sparsity"], run.model, data, whole)
 
 

@@ -56,6 +56,13 @@ TURN_SECONDS = 3e-3
 Key = tuple[str, str]  # row, computation
 
 
+def cores_of_this_process() -> list[int]:
+    """Numbers of the cores that it may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 class Side(Protocol):
     """One of the two trees, ready to run; returns seconds per call."""
 
@@ -140,9 +147,9 @@ class Worker:
             "OMP_NUM_THREADS": str(threads),
         }
         # The same cores for every worker; some systems do not let a process choose.
-        allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        pinned = cores_of_this_process()[-threads:] if hasattr(os, "sched_getaffinity") else []
         # -P: a script's folder is no place to import from.
-        words = [tree, rows, results, threads, *allowed[-threads:]]
+        words = [tree, rows, results, threads, *pinned]
         self._process = subprocess.Popen(
             [sys.executable, "-P", WORKER, *map(str, words)],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -230,11 +237,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.limit < math.inf:
         parser.error(f"--limit must be a number of 1 or more, but got {arguments.limit}")
-    if arguments.threads < 1 or arguments.rounds < timing.LEAST_ROUNDS:
+    if arguments.rounds < timing.LEAST_ROUNDS:
         parser.error(
-            f"--threads must be 1 or more, --rounds {timing.LEAST_ROUNDS} or more: with fewer no "
-            "interval of 95 % exists"
+            f"--rounds must be {timing.LEAST_ROUNDS} or more, or no interval of 95 % exists, but "
+            f"got {arguments.rounds}"
         )
+    cores = len(cores_of_this_process())
+    if not 1 <= arguments.threads <= cores:
+        parser.error(f"--threads must be 1 to {cores}, the cores here, but got {arguments.threads}")
+    if min(arguments.steps or [1]) < 1:
+        parser.error(f"--steps must be lengths of 1 or more, but got {min(arguments.steps)}")
     try:
         return run(arguments)
     except (CompareError, WrongResultError) as error:

@@ -31,7 +31,8 @@ def worktree(repo: Path, ref: str) -> Iterator[Path]:
     """Check a commit out beside ``repo``; nothing of it is left afterwards, whatever happens."""
     folder = Path(tempfile.mkdtemp(prefix="sparseconv-base-")).resolve()
     try:
-        git(repo, "worktree", "add", "--quiet", "--detach", str(folder / "tree"), ref)
+        commit = git(repo, "rev-parse", "--verify", "--end-of-options", ref + "^{commit}")
+        git(repo, "worktree", "add", "--quiet", "--detach", str(folder / "tree"), commit)
         yield folder / "tree"
     finally:
         shutil.rmtree(folder, ignore_errors=True)

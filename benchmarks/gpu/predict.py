@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -222,6 +223,9 @@ def triton_kernels(folder: Path, launched: Launched) -> tuple[Any, ...]:
     return (ops,)
 
 
+BACKENDS = {"triton": triton_kernels, "cuda": cuda_kernels}
+
+
 def predicted(launch: Launch, first: int) -> Replay:
     """The replay of the multiprocessor that gets this block first."""
     blocks = range(first, int(np.prod(launch.grid)), PROCESSORS)
@@ -252,8 +256,7 @@ def rows(
     with tempfile.TemporaryDirectory() as folder:
         for backend in backends:
             try:
-                make = cuda_kernels if backend == "cuda" else triton_kernels
-                kernels, *_kept = make(Path(folder), launched)
+                kernels, *_kept = BACKENDS[backend](Path(folder), launched)
             except (ImportError, RuntimeError, OSError) as error:
                 yield {"backend": backend, "absent": str(error)}
                 continue
@@ -293,10 +296,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="a JSON file of the rows")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--backends", nargs="+", default=["triton", "cuda"])
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--processors", type=int, nargs="+", default=[0],
                         help="multiprocessors to replay, of which the slowest counts")  # fmt: skip
     arguments = parser.parse_args(argv)
+    # Not check_writable: nothing of sparseconv may be imported before its extension is hidden.
+    if arguments.out and not os.access(arguments.out.parent, os.W_OK):
+        parser.error(f"{arguments.out} cannot be written; choose another file")
     done = []
     for row in rows(arguments.lengths, arguments.backends, arguments.processors):
         print(*row.values(), sep="\t", flush=True)

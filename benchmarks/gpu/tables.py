@@ -18,7 +18,7 @@ PEAK = 67e12  # FLOP/s of an H200 in float32 multiply-adds; the share counts act
 NEVER_RUN = (
     "**On a GPU** nothing was ever run: no figure in this file is of one. "
     "`python -m benchmarks.gpu`, on a machine that has one, makes them all in one run, and the "
-    "next `python -m benchmarks.readme` puts them here."
+    "next `make docs` puts them here."
 )
 PREDICTION = (
     "**Predicted, not measured**: `python -m benchmarks.gpu.predict` replays the kernels' machine "

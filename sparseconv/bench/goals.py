@@ -153,7 +153,7 @@ def _density(rows: Sequence[Row]) -> Iterator[Goal]:
             density, where = crossing
             shown = "never below 100 %" if math.isinf(density) else f"{density:.0%}"
             goal = f"break-even with {against} at a density ≥ {target:.0%}"
-            yield Goal(goal, f"{shown} ({where})", _verdict(density / target))
+            yield Goal(goal, f"{shown} ({where})", _verdict(1 - density / target))
 
 
 def lowest_break_even(rows: Iterable[Row], baseline: str) -> tuple[float, str] | None:
@@ -301,7 +301,7 @@ def _each(
     ]
     if pairs:
         measured = ", ".join("-" if value is None else shown.format(value) for value in found)
-        yield Goal(goal, measured, _verdict(min(value / least for value, least in pairs)))
+        yield Goal(goal, measured, _verdict(max(1 - value / least for value, least in pairs)))
 
 
 def _worst(
@@ -323,8 +323,8 @@ def _worst(
         measured = f"{shown.format(number)} ({where})"
         if len(found) > 1:
             measured = f"worst of {len(found)}: {measured}"
-        reached = target / max(number, 1e-9) if most else number / max(target, 1e-9)
-        yield Goal(goal, measured, _verdict(reached))
+        missed = number / target - 1 if most else 1 - number / max(target, 1e-9)
+        yield Goal(goal, measured, _verdict(missed))
 
 
 def _where(row: Row) -> str:
@@ -339,8 +339,9 @@ def _where(row: Row) -> str:
     return f"{what}, {threads_text(row['threads'])}"
 
 
-def _verdict(reached: float) -> str:
-    if reached >= 1:
+def _verdict(missed: float) -> str:
+    """``missed``: how far beyond the target, on its wrong side, as a share of the target."""
+    if missed <= 0:
         return "met"
-    missed = f"{1 - reached:.0%}"
-    return f"missed by {missed if missed != '0%' else 'less than 1%'}"
+    shown = f"{missed:.0%}"
+    return f"missed by {shown if shown != '0%' else 'less than 1%'}"

@@ -179,7 +179,7 @@ def network(rows: Iterable[Row]) -> Table:
         (
             mode, _fact("batch"), _fact("in_channels"), _fact("length"), _fact("threads"), MS,
             Column("vs masked", _interval("masked_dense")),
-            Column("vs best", _median("dense_best")),
+            Column("vs settings", _median("dense_best")),
             Column("(which)", lambda row: row.get("settings", {}).get("dense_best", "-")),
             Column("vs compiled", _median("dense_compiled")),
             Column("MB", _megabytes("sparse")), Column("masked MB", _megabytes("masked_dense")),
@@ -232,7 +232,7 @@ def when_it_pays(document: Mapping[str, Any]) -> Table:
                 ("latency of one series of 24", "latency", 24),
             )
         ),
-        _line("worst row of all suites", "conv1d", rows),
+        _line("worst row of all suites and densities", "conv1d", rows),
     ]  # fmt: skip
     faster = Counter(_which(row) for row in lost(rows) if row["suite"] == "density")
     crossings = [goals.lowest_break_even(rows, name) for name in ("conv1d", BEST)]
@@ -243,9 +243,9 @@ def when_it_pays(document: Mapping[str, Any]) -> Table:
     ]
     if shown:
         lines.append(
-            ("this layer: slower from a density of", *shown, *[n for n, _ in faster.most_common(1)])
+            ("layer, any density: slower from", *shown, *[n for n, _ in faster.most_common(1)])
         )
-    header = ("13 % of the weights active", "plain dense", "fastest", "which")
+    header = ("13 % of the weights active, where not said", "plain dense", "fastest", "which")
     return Table(header, [line for line in lines if len(line) == len(header)])
 
 

@@ -15,6 +15,7 @@ from sparseconv.bench.cases import SUITES, Case, check_names, select
 from sparseconv.bench.run import WrongResultError, cpp_or_reason
 from sparseconv.bench.suite import QUICK_ROUNDS, README_SUITES, ROUNDS
 from sparseconv.core.files import check_writable
+from sparseconv.measure.machine import threads
 from sparseconv.measure.timing import LEAST_ROUNDS
 
 
@@ -105,6 +106,9 @@ def _checked(arguments: argparse.Namespace) -> list[int]:
     counts: list[int] = arguments.threads or sorted({1, min(2, os.cpu_count() or 1)})
     if min(counts) < 1:
         raise ValueError(f"--threads must be at least 1, but got {min(counts)}")
+    for count in counts:  # before hours of work
+        with threads(count):
+            pass
     if arguments.rounds is not None and arguments.quick:
         raise ValueError(f"--quick means --rounds {QUICK_ROUNDS}; omit one of them")
     if arguments.rounds is not None and arguments.rounds < LEAST_ROUNDS:
@@ -128,7 +132,7 @@ def shown(found: Mapping[str, Any]) -> str:
         "Peaks: multiply-adds from registers.",
         tables.peaks(found["peaks"]).markdown(),
         "vs: a baseline's time over the sparse one, median of the pairs, and for the fastest its "
-        "95 % bootstrap interval.",
+        "95 % interval.",
     ]
     for name, what in SUITES.items():
         if mine := [row for row in rows if row["suite"] == name]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -13,11 +14,12 @@ from sparseconv.cli import bench, export, info, profile, prune, train
 from sparseconv.cli.options import INTERRUPTED, PROG
 
 REFUSED = 2  # exit code: argparse's for bad usage
+PIPE_CLOSED = 141  # as the shell counts SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 (a wrong result), 2 (refused) or
-    130 (interrupted).
+    """Run one command and return its exit code: 0, 1 (a wrong result), 2 (refused),
+    130 (interrupted) or 141 (nobody reads the output any more).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has ≥ or a file's name
@@ -26,8 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_encoding(sys.argv[1:] if argv is None else argv)
         code: int = args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # of `... | head`: what was asked for has been read
+        with contextlib.suppress(OSError):  # a stream without a descriptor needs none
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except (ValueError, OSError, RuntimeError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return REFUSED

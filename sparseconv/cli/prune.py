@@ -79,8 +79,9 @@ def add_to(commands: Any) -> None:
         (amount, "target-macs", int, None, "multiply-adds of one series that may be left"),
         (command, "steps", int, 1, "remove them in so many steps (default: 1)"),
         (command, "threads", int, None, "threads for torch (default: the run's)"),
-        (dsp, "eps", float, argparse.SUPPRESS, "filters go whose activation is at most this share "
-                                               f"of their layer's (default: {EPS})"),
+        (dsp, "eps", float, argparse.SUPPRESS,
+         "filters go whose activation is at most this share of the largest of their kernel group "
+         f"(default: {EPS})"),
         (dsp, "silence", float, argparse.SUPPRESS,
          "weight of the loss that silences filters (default: "
          f"{PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size)"),

@@ -67,9 +67,18 @@ def environment_info() -> dict[str, str]:
     }
 
 
+MOST_THREADS = 1024
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside the block and as many as before after it."""
+    """Let torch use ``count`` threads inside the block and as many as before after it.
+
+    Raises:
+        ValueError: more threads than ``MOST_THREADS``, or a core each, which could crash OpenMP.
+    """
+    if count > (most := max(MOST_THREADS, os.cpu_count() or 1)):
+        raise ValueError(f"expected at most {most} threads, but got {count}")
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

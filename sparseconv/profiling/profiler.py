@@ -64,10 +64,12 @@ def profile(
         A ``Profile``: print it, or read its ``layers``; ``to_dict()`` is ready for json.
 
     Raises:
-        TypeError: ``model`` is no module, ``input`` neither tensor nor tuple.
+        TypeError: ``model`` is no module, ``input`` neither tensor nor tuple; another argument is
+            no number, or ``backward`` no bool.
         ValueError: the model holds no ``SparseConv1d``, fails on the input, or reaches none of
-            its sparse layers with it; too few rounds.
-        NotImplementedError: a layer is on another device than the CPU.
+            its sparse layers with it; too few rounds; seconds or seed out of range.
+        NotImplementedError: a layer is on another device than the CPU, or a subclass with a
+            ``forward`` of its own.
 
     Example:
         >>> import sparseconv as sc
@@ -118,7 +120,8 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
     check_module(model)
     layers = {
         # torch.compile puts a wrapper around what the user wrote.
-        module: name.replace("_orig_mod.", "") or type(module).__name__
+        module: ".".join(part for part in name.split(".") if part != "_orig_mod")
+        or type(module).__name__
         for name, module in model.named_modules()
         if isinstance(module, SparseConv1d)
     }
@@ -127,6 +130,13 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
             f"{type(model).__name__} holds no SparseConv1d, so there is nothing to profile; "
             "SparseConv1d.from_dense(conv, mask) makes one of an nn.Conv1d"
         )
+    for layer, name in layers.items():
+        if type(layer).forward is not SparseConv1d.forward:
+            raise NotImplementedError(
+                f"layers are timed as the convolution that SparseConv1d is, but layer {name!r} is "
+                f"a {type(layer).__name__} with a forward of its own; put what that does into "
+                "modules before and behind a SparseConv1d"
+            )
     return layers
 
 

@@ -63,7 +63,8 @@ class Measurement:
             was measured, and of the dense reference.
         fft_ms: time of the layer by products of spectra, in inference with that of the weights
             kept, where a kernel has at least five active weights on average: there FFT may be the
-            fastest way, which ``torch.fft`` has and the library not. None elsewhere.
+            fastest way, which ``torch.fft`` has and the library not. None elsewhere, and of half
+            types, under autocast and of empty inputs.
 
     Example: see ``Profile``.
     """
@@ -94,8 +95,8 @@ class LayerTimes:
             cannot replace the layer.
         sparse: whether it is a ``SparseConv1d`` (after ``convert``: now).
         reason: why ``convert`` replaced it or did not; empty in a ``Profile``.
-        calls: how often one pass of the model calls it, in a ``Profile`` on inputs of this shape;
-            0 if it was not measured. FLOPs and times are of all these calls together.
+        calls: how often one pass of the model calls it, in a ``Profile`` in this way (see its
+            ``layers``); 0 if it was not measured. FLOPs and times are of all these calls together.
         input_shape, output_shape: of the first of them.
         dtype: of the output.
         backend: what computed the sparse layer, ``"cpp"`` or ``"reference"``; empty if it was not
@@ -199,7 +200,7 @@ class Measured:
             "dense: F.conv1d of the same shape with all weights, zeros too",
             "inference: a forward pass without gradients; training: forward and backward",
         ]
-        if dense := [layer.name for layer in self.layers if layer.backend == "reference"]:
+        if dense := dict.fromkeys(x.name for x in self.layers if x.backend == "reference"):
             lines.append(f"computed by the dense reference, not by the kernels: {', '.join(dense)}")
         by_fft = [
             f"{layer.name} ({PASSES[name]} {found.fft_ms.median:.3f} ms)"
@@ -244,6 +245,7 @@ def layer_table(layers: Sequence[LayerTimes]) -> Table:
 
 def _rows(layer: LayerTimes) -> list[dict[str, str]]:
     out_channels, channels, taps = layer.weight_shape
+    groups = layer.input_shape[-2] // channels if layer.input_shape else 1
     gradients = [word for word in ("dgrad", "wgrad") if getattr(layer, word)] or ["bias only"]
     rows = [
         {
@@ -260,7 +262,8 @@ def _rows(layer: LayerTimes) -> list[dict[str, str]]:
     ] or [{}]
     rows[0] |= {
         "layer": f"{layer.name} ({layer.calls}x)" if layer.calls > 1 else layer.name,
-        "weight": f"{channels} -> {out_channels} x {taps}",
+        "weight": f"{groups * channels} -> {out_channels} x {taps}"
+        + (f", {groups} groups" if groups > 1 else ""),
         "input": " x ".join(map(str, layer.input_shape)),
         "density": "" if layer.density is None else f"{layer.density:.2%}",
     }
@@ -275,9 +278,11 @@ def megaflops(flops: int) -> str:
 
 @dataclass(frozen=True)
 class ModelTime:
-    """A pass of the whole model: its time, and the share of it that the sparse layers take.
+    """A pass of the whole model: its time ``ms``, and beside it that of the sparse layers.
 
-    The share compares the layers on their own with the model, pair by pair.
+    ``share`` is the time of the layers called one by one, over that of the model, pair by pair. On
+    their own they cost what the model spares: each has a backward pass of its own, and nothing is
+    fused. Where that is much, beside short calls for one, the share comes above 1.
     """
 
     ms: Estimate
@@ -299,8 +304,9 @@ class Profile(Measured):
     """The result of ``profile``; printing it shows a table.
 
     Attributes:
-        layers: a ``LayerTimes`` for each layer and shape of input, in the order in which the model
-            calls them.
+        layers: a ``LayerTimes`` for each layer, in the order in which the model first calls them,
+            and for each kind of its calls: those on inputs of one shape, memory layout and dtype,
+            for which the same gradients are computed.
         unreached: names of sparse layers that this input never came to.
         model: ``"forward"`` and, if measured, ``"step"`` of the whole model: its time ``ms``, and
             the ``share`` of the sparse layers.
@@ -352,13 +358,19 @@ class Profile(Measured):
             lines.append(
                 f"{PASSES[name]}: sparse layers {total.sparse_ms:.2f} ms, as dense ones "
                 f"{total.dense_ms:.2f} ms; {megaflops(total.flops)} of "
-                f"{megaflops(total.dense_flops)} MFLOP executed; {share:.0%} [{low:.0%}, "
-                f"{high:.0%}] of the model's {whole:.2f} ms"
+                f"{megaflops(total.dense_flops)} MFLOP executed; in turns with the model they take "
+                f"{share:.0%} [{low:.0%}, {high:.0%}] of its {whole:.2f} ms"
+            )
+        if any(time.share.median > 1 for time in self.model.values()):
+            lines.append(
+                "above 100 % of the model: layers are called one by one, where they cost more than "
+                "within it, with one backward pass for all, and some fused"
             )
         if "step" not in self.totals and any(layer.step for layer in self.layers):
             lines.append(
                 "training of the whole model was not measured: no output that can be seen here, a "
-                "tensor or one inside lists, tuples and dicts, has a gradient"
+                "tensor or one inside lists, tuples and dicts, has a gradient, or not for "
+                "torch.autograd.grad (checkpoints with use_reentrant=True)"
             )
         if self.unreached:
             lines.append("never reached by this input: " + ", ".join(self.unreached))

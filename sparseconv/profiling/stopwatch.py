@@ -51,8 +51,8 @@ class Stopwatch:
     def __post_init__(self) -> None:
         self.backward = flag("backward", self.backward)
         self.seed = integer("seed must be an int", self.seed)
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, but got {self.seed}")
+        if not 0 <= self.seed < 2**64:  # what torch's generators take
+            raise ValueError(f"seed must be >= 0 and below 2**64, but got {self.seed}")
         self.least_seconds = number("least_seconds", self.least_seconds)
         if not 0 <= self.least_seconds < math.inf:
             raise ValueError(f"least_seconds must be finite and >= 0, but got {self.least_seconds}")
@@ -111,9 +111,10 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
     for layer, name in layers.items():
         device = next(layer.parameters()).device
         if device.type != "cpu":
+            remedy = "give them values with .to_empty()" if device.type == "meta" else "with .cpu()"
             raise NotImplementedError(
                 f"layers are measured on the CPU only, but layer {name!r} is on {device}; "
-                "move the model and its input with .cpu()"
+                f"move the model and its input {remedy}"
             )
 
 
@@ -336,6 +337,13 @@ def model_passes(model: nn.Module, arguments: tuple[Any, ...], backward: bool) -
     inputs = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
     wanted = _differentiable([*model.parameters(), *inputs])
     trains = backward and bool(wanted) and bool(_differentiable(forward()))
+    if trains:
+        try:
+            step()
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            trains = False  # such a checkpoint has no gradients but by backward()
     return {"forward": forward, "step": step} if trains else {"forward": forward}
 
 

@@ -226,7 +226,7 @@ class DSP(Criterion):
     Args:
         data: training series as an array ``(n_cases, n_channels, length)``, or ``(X, y)``; or an
             iterable of batches, ``x`` or ``(x, y)``.
-        eps: share of the layer's largest activation. The paper's own value is not public;
+        eps: share of the largest activation of these. The paper's own value is not public;
             ``report.curve`` shows how many filters other values would keep.
 
     Raises:

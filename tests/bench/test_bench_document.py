@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,33 @@ def test_a_damaged_document_is_named(tmp_path: Path, content: str, says: str) ->
     (tmp_path / "bench.json").write_text(content)
     with pytest.raises(ValueError, match=says):
         document.read(tmp_path / "bench.json")
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "says"),
+    [
+        ("rows", 3, "entry 2 of rows must be an object, but is 3"),
+        ("rows", {"suite": None}, "entry 2 of rows must have 'suite' as str, but has None"),
+        ("rows", {"ms": {"conv1d": 1.0}}, "must have the time 'sparse'"),
+        ("rows", {"ms": {"sparse": float("nan")}}, "1 positive for 'ms' of 'sparse', but has nan"),
+        ("rows", {"ratio": {"fft": None}}, "3 positive for 'ratio' of 'fft', but has None"),
+        ("rows", {"ratio": {"fft": [1.0, 2.0]}}, "3 positive for 'ratio' of 'fft'"),
+        ("network", {"mode": 1}, "entry 2 of network must have 'mode' as str"),
+    ],
+)
+def test_a_damaged_row_is_named(tmp_path: Path, part: str, changed: Any, says: str) -> None:
+    content: dict[str, Any] = {
+        "schema": document.SCHEMA, "machine": {}, "peaks": [], "goals": [],
+        "rows": [row("packing")], "network": [network("train", 24)],
+    }  # fmt: skip
+    path = tmp_path / "bench.json"
+    document.write_json(content, path)
+    assert document.read(path) == content
+    good = content[part][0]
+    content[part].append(good | changed if isinstance(changed, dict) else changed)
+    document.write_json(content, path)
+    with pytest.raises(ValueError, match=f"bench.json is damaged.*{re.escape(says)}"):
+        document.read(path)
 
 
 def test_the_best_baseline_is_the_fastest_of_all() -> None:
@@ -88,8 +116,8 @@ def test_the_readme_has_the_worse_of_the_threads_and_what_it_lost_to() -> None:
     assert lines(found) == [
         "layer, 16 series of 128 samples, fprop|6.00|5.00|fft",
         "DSN, latency of one series of 24|5.00|0.90|jit",
-        "worst row of all suites|6.00|0.25|fft",
-        "this layer: slower from a density of|above 100 %|75%|fft",
+        "worst row of all suites and densities|6.00|0.25|fft",
+        "layer, any density: slower from|above 100 %|75%|fft",
     ]
 
 
@@ -157,7 +185,7 @@ def test_rows_beside_other_baselines_have_no_plain_figure() -> None:
     rows = [row("dsn_evolved_L128", fft=4.0), row("dsn_evolved_L128", "dgrad", ratio={})]
     assert lines(tables.when_it_pays({"rows": rows, "network": []})) == [
         "layer, 16 series of 128 samples, fprop|-|4.00|fft",
-        "worst row of all suites|-|4.00|fft",
+        "worst row of all suites and densities|-|4.00|fft",
     ]
 
 

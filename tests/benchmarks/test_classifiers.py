@@ -58,3 +58,6 @@ def test_each_fit_is_a_line_and_done_once(
     assert all(row["fit_seconds"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
     assert classifiers.main(words) == 0
     assert out.read_text() == before
+    assert classifiers.main(["--archive", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
+    assert classifiers.main(["--archive", str(archive), "--out", "/proc/none"]) == 2
+    assert "/proc/none cannot be written" in capsys.readouterr().err

@@ -131,6 +131,19 @@ def test_a_run_is_measured_once(
     }
 
 
+def test_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--run", str(tmp_path / "nowhere")]) == 2
+    assert command.main(["--archive", str(tmp_path / "nowhere"), "--out", str(tmp_path / "a")]) == 2
+    assert command.main(["--out", "/proc/none"]) == 2
+    said = capsys.readouterr().err
+    assert "folder with .npz files" in said
+    assert "/proc/none cannot be written" in said
+    data, run = write_data(tmp_path), tmp_path / "run"
+    assert main(["train", data, "--epochs", "1", "--out", str(run), *SMALL]) == 0
+    assert command.main(["--run", str(run), "--data", "ItalyPowerDemand"]) == 2
+    assert "is not what" in capsys.readouterr().err
+
+
 def test_straightforward_loops_compute_the_layer(tmp_path: Path) -> None:
     """At least the loads of all weights and samples of the layer."""
     board = targets.TARGETS[1]

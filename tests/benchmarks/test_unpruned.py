@@ -60,6 +60,14 @@ def test_what_was_recorded() -> None:
     assert "LITE" in unpruned.section()
 
 
+def test_a_line_of_another_kind_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"network": "LITE"}\n')
+    assert unpruned.main(["--out", str(tmp_path / "rows.jsonl")]) == 2
+    assert "line 1, is not a row" in capsys.readouterr().err
+
+
 def test_half_of_the_filters() -> None:
     whole = unpruned.NETWORKS["InceptionTime"]()
     pruned = unpruned.NETWORKS["InceptionTime, half of its filters"]()

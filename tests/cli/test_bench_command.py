@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ def test_no_figure_is_given_for_a_wrong_kernel(
         (["--cases", "dsn"], ["no case 'dsn'", "dsn_prefix_L24", "packing"]),
         (["--baselines", "winograd"], ["no baseline 'winograd'", *BASELINES]),
         (["--threads", "0"], ["--threads must be at least 1", "0"]),
+        (["--threads", "1", "1000000"], ["at most", "threads, but got 1000000"]),
         (["--rounds", "5"], ["--rounds must be at least 6", "5"]),
         (["--rounds", "9", "--quick"], ["--quick means --rounds 6"]),
         (["--json", "a", "--csv", "a"], ["a was named for two outputs"]),
@@ -232,6 +234,17 @@ def test_what_was_measured_before_an_end_is_kept(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 
+def test_a_reader_that_has_enough() -> None:
+    """As in ``... | head``: no message, and the exit code of a shell."""
+    words = [sys.executable, "-m", "sparseconv", "bench", "--list"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 @needs_extension
 @pytest.mark.parametrize("stdout", ["closed", "latin-1"])
 def test_files_are_written_whatever_becomes_of_the_output(
@@ -248,7 +261,7 @@ def test_files_are_written_whatever_becomes_of_the_output(
     stream = io.TextIOWrapper(raw, encoding="latin-1", write_through=True)
     monkeypatch.setattr(sys, "stdout", stream)
     code = main(["bench", "--cases", "packing", "--threads", "1", "--csv", str(out)])
-    assert code == (2 if stdout == "closed" else 0)
+    assert code == (141 if stdout == "closed" else 0)
     assert "a → b" in out.read_text(encoding="utf-8")
     if stdout == "latin-1":
         assert b"a \\u2192 b \\u2265 8x" in raw.getvalue()

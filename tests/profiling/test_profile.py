@@ -13,6 +13,7 @@ from fake_clock import PEAK, fake_clock
 from layers import OPTIONS
 from nested import X, nested
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import readme
@@ -153,6 +154,21 @@ def test_training_that_could_not_be_measured_is_said() -> None:
     assert said not in str(profile(Frozen(hidden=False), X))
     assert said in str(profile(Frozen(hidden=True), X))
     assert said not in str(profile(Frozen(hidden=True), X, backward=False))
+    model = Checkpointed()
+    found = profile(model, X, rounds=6)
+    assert set(found.model) == {"forward"}
+    assert said in str(found)
+    assert model.outer.values.grad is None
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer, self.inner = SparseConv1d(3, 4, 5), SparseConv1d(4, 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(self.inner, self.outer(x), use_reentrant=True)
+        return y
 
 
 def test_the_reference_executes_all_weights() -> None:
@@ -269,8 +285,9 @@ def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, ve
     assert (total.sparse_ms, total.dense_ms) == pytest.approx((3, layer.dense_ms))
     assert (found.model["forward"].share.median, found.model["step"].share.median) == (0.5, 0.5)
     assert verdict in str(found)
-    assert "50% [50%, 50%] of the model's 10.00 ms" in str(found)
+    assert "they take 50% [50%, 50%] of its 10.00 ms" in str(found)
     assert "a share above 100 %" not in str(found)
+    assert "above 100 % of the model" not in str(found)
     times["sparse forward"] /= 1e9  # faster than any multiply-add
     assert "a share above 100 %" in str(profile(nn.Sequential(SparseConv1d(3, 6, 5)), X))
     assert "FMA peak: 50 GFLOP/s in float32" in str(found)
@@ -300,6 +317,13 @@ def test_a_compiled_model() -> None:
     compiled = torch.compile(nn.Sequential(SparseConv1d(3, 4, 5), nn.ReLU()), backend="eager")
     compiled(X)
     assert [layer.name for layer in profile(compiled, X).layers] == ["0"]
+    layer = torch.compile(SparseConv1d(3, 4, 5), backend="eager")
+    assert [layer.name for layer in profile(layer, X).layers] == ["SparseConv1d"]
+
+
+class Twice(SparseConv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
 
 
 class Never(nn.Module):
@@ -321,7 +345,8 @@ class Never(nn.Module):
         (SparseConv1d(3, 4, 5), (X, X), ValueError, "failed on the input.*TypeError"),
         (SparseConv1d(3, 4, 5), X.double(), ValueError, "DtypeError.*should be the same"),
         (Never(), X, ValueError, r"none of the model's sparse layers \(conv\)"),
-        (SparseConv1d(3, 4, 5, device="meta"), X, NotImplementedError, "on meta.*cpu"),
+        (SparseConv1d(3, 4, 5, device="meta"), X, NotImplementedError, "on meta.*to_empty"),
+        (nn.Sequential(Twice(3, 4, 5)), X, NotImplementedError, "'0' is a Twice with a forward"),
         (
             nn.Sequential(SparseConv1d(3, 4, 5), nn.LazyConv1d(2, 1)),
             X,
@@ -351,6 +376,7 @@ def test_too_few_rounds_are_refused() -> None:
         ({"least_seconds": "1"}, TypeError, "least_seconds"),
         ({"seed": "a"}, TypeError, "seed must be an int"),
         ({"seed": -1}, ValueError, "seed must be >= 0"),
+        ({"seed": 2**64}, ValueError, "seed must be >= 0 and below"),
         ({"backward": "no"}, TypeError, "backward must be True or False, but got 'no'"),
     ],
 )
