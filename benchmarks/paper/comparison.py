@@ -53,6 +53,20 @@ class Runs:
         first, *others = (self.rows(run) for run in runs)
         return [name for name in first if all(name in other for other in others)]
 
+    def paired(self, *runs: str) -> Runs:
+        """The rows of these runs with the data sets and seeds that all of them have.
+
+        Equal seeds begin alike, and a mean over several seeds is no match for a single one.
+        """
+        by_run = [
+            {(name, row["seed"]): row for name, held in self.rows(run).items() for row in held}
+            for run in runs
+        ]
+        return Runs(
+            row for found in by_run for key, row in found.items()
+            if all(key in other for other in by_run)
+        )  # fmt: skip
+
     def over_sets(self, run: str, key: str | Callable[[Row], float], sets: Iterable[str]) -> float:
         """The mean over data sets: each counts alike, however many seeds it has."""
         get = key if callable(key) else lambda row: row[key]

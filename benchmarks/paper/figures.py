@@ -37,6 +37,7 @@ def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     from aeon.visualisation import plot_critical_difference
 
     names = [name for name in names if name in runs]
+    runs = runs.paired(*names)
     common = runs.common(*names) if names else []
     if len(names) < 3 or len(common) < 3:
         return None
@@ -84,6 +85,7 @@ def beside_published(
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """For each run, by data set, a published accuracy and its own; of the sets that all have."""
     names = [name for name in names if name in runs]
+    runs = runs.paired(*names)
     common = [name for name in runs.common(*names) if name in theirs] if names else []
     if not common:
         return {}
@@ -209,9 +211,13 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
 
 
 def less(runs: Runs, run: str, reference: str) -> dict[str, float]:
-    """Accuracy of a run less that of another, in percentage points, by common data set."""
-    ours, theirs = runs.accuracy(run), runs.accuracy(reference)
-    return {name: ours[name] - theirs[name] for name in ours if name in theirs}
+    """Accuracy of a run less that of another, in percentage points, by common data set.
+
+    Of the seeds that both have there.
+    """
+    both = runs.paired(run, reference)
+    ours, theirs = both.accuracy(run), both.accuracy(reference)
+    return {name: ours[name] - theirs[name] for name in ours}
 
 
 def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
@@ -243,8 +249,8 @@ def times_and_accuracies(
     Of the sets on which all were trained on one kind of CPU; nothing with fewer than two of these.
     """
     names = [name for name in names if name in runs]
-    timed = runs.on_one_cpu(*names)
-    common = timed.common(*names) if names else []
+    timed, runs = runs.on_one_cpu(*names), runs.paired(*names)
+    common = [name for name in timed.common(*names) if name in runs.common(*names)] if names else []
     if len(common) < 2:
         return {}
     found = {}

@@ -156,9 +156,9 @@ def test_against() -> None:
     first, second = table.rows
     # Of 7 differences of one sign the two-sided p is 2 / 2 ** 7, twice that among two tests.
     assert first == (
-        "worse", "8", "86.50", "90.00", "0/1/7", f"-3.50 [{low:+.2f}, {high:+.2f}]", "0.031"
+        "worse", "8, 8", "86.50", "90.00", "0/1/7", f"-3.50 [{low:+.2f}, {high:+.2f}]", "0.031"
     )  # fmt: skip
-    assert second[:5] == ("mixed", "6", "89.50", "90.00", "2/1/3")
+    assert second[:5] == ("mixed", "6, 6", "89.50", "90.00", "2/1/3")
     assert table.header[3] == "base %"
 
 
@@ -189,9 +189,23 @@ def test_costs_are_of_common_sets() -> None:
 
 def test_costs_count_each_set_alike() -> None:
     """However many seeds it has: else a run with more seeds of the easy sets looks better."""
-    rows = [row("a", "easy", seed, 0.9) for seed in (0, 1, 2)] + [row("a", "hard", 0, 0.5)]
-    table = dsn.costs(Runs([*rows, row("b", "easy"), row("b", "hard", 0, 0.5)]), ("a", "b"))
-    assert [cells[1:3] for cells in table.rows] == [("2, 4", "70.00"), ("2, 2", "70.00")]
+    rows = [
+        *(row(run, "easy", seed, 0.9) for run in "ab" for seed in (0, 1, 2)),
+        *(row(run, "hard", 0, 0.5) for run in "ab"),
+        row("a", "hard", 1, 0.1),  # which the other run has not
+    ]
+    table = dsn.costs(Runs(rows), ("a", "b"))
+    assert [cells[1:3] for cells in table.rows] == [("2, 4", "70.00"), ("2, 4", "70.00")]
+
+
+def test_equal_seeds_are_compared() -> None:
+    """A mean over several seeds is no match for a single one, which may be the lucky one."""
+    rows = [row("a", "x", seed, accuracy) for seed, accuracy in enumerate((0.9, 0.5, 0.4))]
+    rows += [row("b", "x", 0, 0.8), row("b", "y", 0, 0.1)]
+    runs = Runs(rows)
+    assert figures.less(runs, "b", "a") == {"x": pytest.approx(-10)}
+    (cells,) = dsn.against(runs, "a", ("b",)).rows
+    assert cells[:5] == ("b", "1, 1", "80.00", "90.00", "0/0/1")
 
 
 def on(cpu: str) -> dict[str, Any]:

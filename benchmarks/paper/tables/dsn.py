@@ -70,13 +70,14 @@ def _scaled(counts: Sequence[int], sets: int) -> str:
 def costs(runs: Runs, names: Sequence[str]) -> Table:
     """Parameters, FLOPs and measured time of runs, means over the data sets that all have.
 
-    Times: of those sets on which all were trained on one kind of CPU. No rows with fewer than two
+    Accuracies: of the seeds that all have there. Times: of those sets on which all were trained on
+    one kind of CPU. No rows with fewer than two
     runs to compare.
     """
     names = [name for name in names if name in runs]
+    timed, runs = runs.on_one_cpu(*names), runs.paired(*names)
     common = runs.common(*names) if len(names) > 1 else []
-    timed = runs.on_one_cpu(*names)
-    compared = timed.common(*names) if common else []
+    compared = [name for name in timed.common(*names) if name in common] if common else []
     rows = []
     for name in names if common else ():
         mean = partial(runs.over_sets, name, sets=common)
@@ -123,31 +124,32 @@ def multivariate(runs: Runs) -> Table:
 
 
 def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
-    """Other runs against one, on the sets that both have: mean accuracies and their difference."""
-    base = runs.accuracy(reference)
+    """Other runs against one, on the sets and seeds that both have: mean accuracies and their
+    difference.
+    """
     rows = []
     found: dict[str, Versus] = {}
     for other in others:
-        result = versus(runs.accuracy(other), base)
+        both = runs.paired(other, reference)
+        result = versus(both.accuracy(other), both.accuracy(reference))
         if result is not None:
             found[other] = result
     corrected = holm([result.p for result in found.values()])
     for (other, result), p in zip(found.items(), corrected, strict=True):
-        theirs = runs.accuracy(other)
-        common = [name for name in theirs if name in base]
+        both = runs.paired(other, reference)
         rows.append(
             (
                 other,
-                str(result.sets),
-                f"{fmean(theirs[name] for name in common):.2f}",
-                f"{fmean(base[name] for name in common):.2f}",
+                f"{result.sets}, {sum(map(len, both.rows(other).values()))}",
+                f"{fmean(both.accuracy(other).values()):.2f}",
+                f"{fmean(both.accuracy(reference).values()):.2f}",
                 wins(result),
                 difference(result),
                 p_text(p),
             )
         )
     header = (
-        "run", "sets", "accuracy %", f"{reference} %", "wins/ties/losses",
+        "run", "sets, runs", "accuracy %", f"{reference} %", "wins/ties/losses",
         "difference, 95 % interval", "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
