@@ -139,7 +139,7 @@ def _perform_all(
     running: list[Key] = []
     while futures:
         done, _ = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
-        for future in done:
+        for future in sorted(done, key=_broken):  # others may have ended before the pool broke
             job = futures.pop(future)
             if future.cancelled():
                 raise ValueError(
@@ -148,7 +148,8 @@ def _perform_all(
                 )
             error = future.exception()
             if isinstance(error, BrokenExecutor):
-                return running or [job.key]
+                unfinished = {job.key, *(other.key for other in futures.values())}
+                return [key for key in running if key in unfinished] or [job.key]
             if error is None:
                 ended(job, future.result(), "")
             else:  # whatever training raises is this job's alone
@@ -156,6 +157,10 @@ def _perform_all(
         running = [job.key for future, job in futures.items() if future.running()]
         update()
     return []
+
+
+def _broken(future: Future[Any]) -> bool:
+    return not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
 
 
 # What a row holds at least: of another version, or of another program, it may not.

@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pytest
 from small_plan import PLAN, ROOT, command, facts, write_archive
@@ -175,3 +177,32 @@ def killer(job: Job, source: str, folder: Path) -> Any:
         time.sleep(1.2)
         os._exit(9)
     return perform(job, source, folder)
+
+
+@pytest.mark.parametrize("result_first", [True, False])
+def test_what_ended_before_the_pool_broke_is_kept(
+    tmp_path: Path, archive: Path, plan: Path, result_first: bool
+) -> None:
+    """A job may end between two looks, of which the second finds the pool broken."""
+    opened = open_archive(archive)
+    first, second, third = read_plan(plan, opened)[:3]
+    futures = [Future[dict[str, Any]]() for _ in range(3)]
+    futures[0].set_result({"job": 1})
+    waiting = list(futures)
+    executor = SimpleNamespace(submit=lambda *_: waiting.pop(0))
+    for future in futures[1:]:
+        future.set_running_or_notify_cancel()
+
+    def update() -> None:
+        if not futures[1].done():
+            futures[1 if result_first else 2].set_result({"job": 2})
+            futures[2 if result_first else 1].set_exception(BrokenProcessPool("killed"))
+
+    ended: list[Any] = []
+    killed = sweeping._perform_all(
+        {job.key: job for job in (first, second, third)}, opened, tmp_path,
+        cast("Executor", executor), lambda job, row, error: ended.append((job, row)), update,
+    )  # fmt: skip
+    kept, lost = (second, third) if result_first else (third, second)
+    assert ended == [(first, {"job": 1}), (kept, {"job": 2})]
+    assert killed == [lost.key]
