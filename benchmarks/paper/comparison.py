@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-from scipy.stats import wilcoxon
+from scipy.stats import ttest_1samp, wilcoxon
 
 from benchmarks.paper.archives import published
 
@@ -97,7 +97,8 @@ class Versus:
     Attributes:
         wins, ties, losses: data sets by the sign of the difference; ``TIE`` says what is a tie.
         difference: mean difference in percentage points.
-        interval: its 95 % bootstrap interval over the sets; None of a single set.
+        interval: its 95 % interval over the sets; None of a single set.
+        median: of the differences; far from their mean where a set or two make that.
         p: of Wilcoxon's signed-rank test, two-sided; None if nothing differs, or of a single set.
     """
 
@@ -106,6 +107,7 @@ class Versus:
     losses: int
     difference: float
     interval: tuple[float, float] | None
+    median: float
     p: float | None
 
     @property
@@ -135,15 +137,21 @@ def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | N
         losses=int((difference <= -TIE).sum()),
         difference=float(difference.mean()),
         interval=interval(difference) if len(difference) > 1 else None,
+        median=median(difference.tolist()),
         p=p,
     )
 
 
 def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a mean (percentiles of 10 000 resamples, a fixed seed)."""
-    values = np.asarray(values)
-    drawn = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    """The 95 % interval of a mean by Student's t, of two values or more.
+
+    A bootstrap's is too narrow where these are few: of three normal values it holds the mean in
+    75 % of the cases, of twelve in 91 %.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
     return float(low), float(high)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, geometric_mean
@@ -50,14 +50,27 @@ def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
 
 
 def receptive_fields(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Figure 6: shares of kernels and of paths with an effective receptive field, of all sets."""
-    kernels = {}
-    for name in names:
-        rows = [row for held in runs.rows(name).values() for row in held]
-        found = [row["kernels_by_size"] for row in rows if "kernels_by_size" in row]
-        if found:
-            kernels[name] = [np.sum(layers, axis=0) for layers in zip(*found, strict=True)]
+    """Figure 6: shares of kernels and of paths with an effective receptive field.
+
+    Of the data sets and seeds that these runs have in common.
+    """
+    names = [name for name in names if name in runs]
+    both = runs.paired(*names)
+    kernels = {name: layers for name in names if (layers := _mean_layers(both, name, _shares))}
     return draw_receptive_fields(kernels, path) if kernels else None
+
+
+def _shares(row: Row) -> list[Any]:
+    return [np.divide(counts, np.sum(counts)) for counts in row.get("kernels_by_size", ())]
+
+
+def _mean_layers(runs: Runs, name: str, layers_of: Callable[[Row], list[Any]]) -> list[Any]:
+    """An array for each layer, the mean over data sets, of which each counts alike."""
+    of_sets = []
+    for held in runs.rows(name).values():
+        if found := [layers for row in held if (layers := layers_of(row))]:
+            of_sets.append([np.mean(layer, axis=0) for layer in zip(*found, strict=True)])
+    return [np.mean(layer, axis=0) for layer in zip(*of_sets, strict=True)]
 
 
 def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
@@ -95,12 +108,11 @@ def beside_published(
 
 def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
     """Figure 8: where the active weights are after training, by layer and kernel group."""
-    rows = [row for held in runs.rows(name).values() for row in held if "group_weights" in row]
-    if not rows:
+    profiles = _mean_layers(runs, name, lambda row: row.get("group_weights", []))
+    if not profiles:
         return None
-    regions = DSN(1, 2, **rows[0]["options"]["network"]).sparse_layers()[0].regions
-    layers = zip(*(row["group_weights"] for row in rows), strict=True)
-    profiles = [np.mean(layer, axis=0) for layer in layers]
+    network = next(iter(runs.rows(name).values()))[0]["options"]["network"]
+    regions = DSN(1, 2, **network).sparse_layers()[0].regions
     return draw_group_weights(profiles, regions, path)
 
 
@@ -115,8 +127,11 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
     for y, (_, (fast, slow)) in enumerate(rows):
         ends = fast.seconds, slow.seconds
         axes.plot(ends, [y, y], color=FAINT, linewidth=1, zorder=1)
+        if slow.first:  # it may have been much faster
+            continue
+        least = "≥ " if fast.first else ""
         axes.annotate(
-            f"{slow.seconds / fast.seconds:.1f}x", (max(ends), y), (6, 0),
+            f"{least}{slow.seconds / fast.seconds:.1f}x", (max(ends), y), (6, 0),
             textcoords="offset points", va="center", fontsize=7.5, color=INK,
         )  # fmt: skip
     for index, (name, colour) in enumerate(((sparse, BLUE), (dense, ORANGE))):
@@ -203,7 +218,7 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
         axes.scatter(found, y + jitter, s=6, color=FAINT)
         axes.plot(interval(found), [y, y], color=BLUE, linewidth=3, solid_capstyle="butt")
         axes.scatter([np.mean(found)], [y], s=28, color=BLUE, zorder=3)
-    style_axes(axes, "percentage points; mean and its 95 % bootstrap interval", "")
+    style_axes(axes, "percentage points; mean and its 95 % interval", "")
     labels = [f"{other} ({len(found)} sets)" for other, found in shown.items()]
     axes.set(yticks=range(len(shown)), yticklabels=labels)
     axes.invert_yaxis()

@@ -27,8 +27,13 @@ CAUSES = (
 UNIVARIATE = ("DSN", "DSN, 60 epochs", "UCR 2018")
 TEST = (
     "p: Wilcoxon's signed-rank test, two-sided, with Holm's correction over the table's rows. "
-    "A tie is a difference below 0.005 points. Intervals: 95 %, bootstrap over the data sets, too "
-    "narrow where these are few. Runs are compared on the data sets and seeds that both have."
+    "A tie is a difference below 0.005 points. Difference: the mean, its 95 % interval over the "
+    "data sets (Student's t), and the median. Runs are compared on the data sets and seeds that "
+    "both have."
+)
+BESIDE = (
+    "Each run beside DSN (run, DSN): means over the data sets and seeds that both have, so that "
+    "only the two numbers of one cell compare."
 )
 OWN = ("DSN", "ResNet", "InceptionTime", "OS-CNN", "LITE", "masked dense")
 
@@ -97,12 +102,12 @@ PARTS = (
     Part(
         "costs",
         "Networks trained here",
-        "Means over the sets that all of these were trained on. Parameters are those that are "
-        "stored: the active weights, and all weights of dense and masked dense networks, whose "
-        "FLOPs count the active ones. Epochs and predictions: CPU seconds of one thread, in "
-        "batches of the recipe and of 64, while other jobs of the sweep ran on the other cores; "
-        "means over the sets on which all were measured on one kind of CPU, the one with most of "
-        "them.",
+        f"{BESIDE} Parameters are those that are stored: the active weights, and all weights of "
+        "dense and masked dense networks, whose FLOPs count the active ones. Epochs and "
+        "predictions: CPU seconds of one thread, in batches of the recipe and of 64, while other "
+        "jobs of the sweep ran on the other cores, on the sets of which both were measured on one "
+        "kind of CPU. ResNet is tsai's variant, which the paper counts, and InceptionTime the "
+        "original, which has 8 % more parameters than the one that the paper counts.",
         partial(dsn.costs, names=OWN),
     ),
     Part(
@@ -117,9 +122,8 @@ PARTS = (
     Part(
         "table-3",
         "Table 3: sparsity",
-        "On the sets that all of these were trained on. The dense network is PyTorch's "
-        "convolution, without kernel groups. FLOPs as the paper counts them, multiply-adds as the "
-        "kernels execute them, measured times as above.",
+        f"{BESIDE} The dense network is PyTorch's convolution, without kernel groups. FLOPs as the "
+        "paper counts them, multiply-adds as the kernels execute them, measured times as above.",
         partial(dsn.costs, names=SPARSITIES),
     ),
     Part(
@@ -131,18 +135,21 @@ PARTS = (
     Part(
         "figure-5",
         "Figure 5: depth and width",
-        "DSN has depth 4 and nf = 47. The depths and widths are ours: the paper's may be others. "
-        "On the sets that all of these were trained on.",
+        f"DSN has depth 4 and nf = 47. The depths and widths are ours: the paper's may be others. "
+        f"{BESIDE}",
         partial(dsn.costs, names=ARCHITECTURES),
         partial(figures.architectures, names=ARCHITECTURES),
-        "The figure is a critical difference diagram by mean rank, aeon's: networks under one bar "
-        "do not differ significantly by Wilcoxon's signed-rank test, one-sided, at 0.05 divided by "
-        "the number of networks less one (what aeon calls Holm's correction).",
+        "The figure is a critical difference diagram by mean rank, aeon's, over the sets that all "
+        "have: one bar over all networks if Friedman's test finds no difference at 0.05; else "
+        "networks under one bar do not differ significantly by Wilcoxon's signed-rank test, "
+        "one-sided, at 0.05 divided by the number of networks less one (what aeon calls Holm's "
+        "correction).",
     ),
     Part(
         "figure-6",
         "Figure 6: effective receptive fields",
-        "All kernels of all trained networks (upper row), and paths through the layers (lower).",
+        "Shares of the kernels (upper row), and of paths through the layers (lower), on the data "
+        "sets and seeds that both have; each data set counts alike.",
         figure=partial(figures.receptive_fields, names=("DSN", "without groups")),
     ),
     Part(
@@ -158,8 +165,9 @@ PARTS = (
     Part(
         "figure-8",
         "Figure 8: active weights",
-        "Sums of the weights' magnitudes by tap after training, as a share of the largest of the "
-        "layer; mean over all networks.",
+        "Sums of the weights' magnitudes by tap after training, divided by the largest of the "
+        "layer; means over seeds and data sets. Share: what a group has of all magnitudes of the "
+        "layer.",
         figure=partial(figures.active_weights, name="DSN"),
     ),
     Part(
@@ -173,7 +181,7 @@ PARTS = (
         "test set take no time of training and do not influence it: at most 25 a run, fewer "
         "where the test set is large beside the training set, each in the epoch before weights are "
         "moved, and one at the end. Hollow: seen at the first look, for some seed, and perhaps "
-        "reached before.",
+        "reached long before: then the ratio is a bound, or is not said.",
     ),
     Part(
         "question-b",
@@ -187,11 +195,10 @@ PARTS = (
     Part(
         "question-c",
         "Sparser at equal time",
-        "Wider networks of fewer active weights that train an epoch in about DSN's time. On the "
-        "sets that all of these were trained on.",
+        f"Wider networks of fewer active weights that train an epoch in about DSN's time. {BESIDE}",
         partial(dsn.costs, names=WIDER),
         partial(figures.accuracy_by_time, names=WIDER),
-        "In the figure: those sets on which all were measured on one kind of CPU.",
+        "In the figure: those sets on which all were trained, on one kind of CPU.",
     ),
     Part(
         "question-d",
@@ -261,10 +268,10 @@ FILTERS = (
         "set's networks of one seed. Times less: multiply-adds / prediction / step of the "
         "network before the first comma of the name, by those of this one, over the sets that were "
         "timed; what rows of the same network differ by is noise. Against that network as it was "
-        "trained: wins, ties and losses over the sets, the mean difference with its 95 % bootstrap "
-        "interval, and Wilcoxon's signed-rank test with Holm's correction. Fine-tuning begins at "
-        "the first learning rate of the training, which can spoil a network that lost nothing: "
-        "unpruned, tuned shows it.",
+        "trained: wins, ties and losses over the sets, the mean difference, its 95 % interval "
+        "(Student's t) and the median, and Wilcoxon's signed-rank test with Holm's correction. "
+        "Fine-tuning begins at the first learning rate of the training, which can spoil a network "
+        "that lost nothing: unpruned, tuned shows it.",
         smaller_networks.smaller_networks,
         figures.pareto,
     ),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,14 +42,14 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     shape = Shape.of(data)
     model, X_test = first_model(job, shape), torch.as_tensor(data.X_test)
     target = torch.as_tensor(data.y_test)
-    every = curve_interval(shape, recipe)
+    look_at = set(looks(shape, recipe))
     curve = Curve(folder / CURVE_NAME)
     reported = time.monotonic()
 
     def report(history: list[dict[str, Any]]) -> None:
         nonlocal reported
         epoch = len(history)
-        if (epoch + 1) % every == 0 and epoch < recipe.epochs:
+        if epoch in look_at:
             curve.add(epoch, accuracy(predict_log_proba(model, X_test), target))
         if time.monotonic() - reported > 1:
             reported = time.monotonic()
@@ -126,17 +126,22 @@ def checkpoint_interval(recipe: Recipe) -> int:
     return max(2, recipe.epochs // CHECKPOINTS)
 
 
-def curve_interval(shape: Shape, recipe: Recipe) -> int:
-    """Epochs between two looks at the test set, which training never sees; each one before the end.
+def looks(shape: Shape, recipe: Recipe) -> list[int]:
+    """The epochs after which to look at the test set, which training never sees.
 
-    One epoch before a multiple of this, so that no look comes right after the pattern changed (its
-    new weights are 0 then), and none in an epoch with a checkpoint: a run killed between the two
-    would lose it.
+    Each later by about the same factor, since the accuracy moves most in the beginning. In the
+    epoch before the pattern changes (its new weights are 0 then), and in none with a checkpoint: a
+    run killed between the two would lose the look.
     """
     affordable = CURVE_SHARE * recipe.epochs * TRAINING * shape.n_train / shape.n_test
-    wanted = math.ceil(recipe.epochs / max(1, min(CURVE_POINTS, affordable)))
-    step = math.lcm(checkpoint_interval(recipe), recipe.update_every_epochs)
-    return math.ceil(wanted / step) * step
+    count = max(1, min(CURVE_POINTS, int(affordable)))
+    checkpoints = checkpoint_interval(recipe)
+    allowed = [
+        epoch for epoch in range(1, recipe.epochs)
+        if (epoch + 1) % recipe.update_every_epochs == 0 and epoch % checkpoints
+    ]  # fmt: skip
+    wanted = np.geomspace(1, recipe.epochs, count + 2)[1:-1] if allowed else ()
+    return sorted({min(allowed, key=lambda epoch: abs(epoch - one)) for one in wanted})
 
 
 class Curve:

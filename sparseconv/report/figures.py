@@ -115,14 +115,14 @@ def receptive_fields(models: Mapping[str, DSN], path: str | Path) -> Path:
 
 
 def draw_receptive_fields(
-    kernels: Mapping[str, Sequence[NDArray[np.int64]]], path: str | Path
+    kernels: Mapping[str, Sequence[NDArray[np.int64] | NDArray[np.float64]]], path: str | Path
 ) -> Path:
-    """The same for networks of which ``kernels_by_size`` is left, or sums of it over several."""
+    """The same for networks of which ``kernels_by_size`` is left, or means of shares."""
     depth = len(next(iter(kernels.values())))
     figure = new_figure("Effective receptive fields", 2.35 * depth, 4.6)
     axes = figure.subplots(2, depth, sharex="row", sharey="row", squeeze=False)
     for (label, layers), colour in zip(kernels.items(), SERIES, strict=False):
-        paths = [c[1:] / max(c[1:].sum(), 1) for c in layers]  # index i: size i + 1
+        paths = [c[1:] / (c[1:].sum() or 1) for c in layers]  # index i: size i + 1
         for i, ax in enumerate(axes[0]):
             share = layers[i] / layers[i].sum() * 100
             ax.stairs(share, np.arange(len(share) + 1) - 0.5, color=colour, linewidth=1.4,

@@ -19,7 +19,7 @@ from benchmarks.paper.comparison import PEERS, Runs, holm, interval, published_a
 from benchmarks.paper.parts import PARTS
 from benchmarks.paper.plan import DEFAULTS, PLANS
 from benchmarks.paper.tables import dsn
-from benchmarks.paper.tables.cells import p_text
+from benchmarks.paper.tables.cells import DIFFERENCE, p_text
 from sparseconv.models import DSN
 from sparseconv.report.figures import group_profiles, kernels_by_size
 
@@ -100,11 +100,15 @@ def test_versus_published() -> None:
     assert (one.wins, one.interval, one.p) == (1, None, None), "one set has no spread"
 
 
-def test_interval_of_a_mean() -> None:
-    values = np.random.default_rng(1).normal(5, 2, size=400)
-    low, high = interval(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+@pytest.mark.parametrize("count", [2, 3, 12, 60])
+def test_interval_of_a_mean_holds_it_in_95_percent(count: int) -> None:
+    drawn = np.random.default_rng(count).normal(5, 2, size=(2000, count))
+    holds = [low <= 5 <= high for low, high in map(interval, drawn)]
+    assert np.mean(holds) == pytest.approx(0.95, abs=0.015)  # three deviations of 2000 cases
+
+
+def test_interval_of_equal_values() -> None:
+    assert interval([2.0, 2.0]) == (2, 2)
 
 
 def test_holm() -> None:
@@ -131,7 +135,8 @@ def test_table_1() -> None:
     assert found["published"] == "OS-CNN"
     assert found["DSN wins/ties/losses"] == "6/0/0", "the set of 2018 is left out"
     assert found["the paper's, scaled"] == "3.5/0.2/2.3"  # of 49/3/33 in 85
-    assert found["difference, 95 % interval"] == "+2.00 [+2.00, +2.00]"
+    assert found["sets"] == "6"
+    assert found[DIFFERENCE] == "+2.00 [+2.00, +2.00]; +2.00"
 
 
 def test_table_1_corrects_its_tests_and_means_common_sets() -> None:
@@ -142,8 +147,8 @@ def test_table_1_corrects_its_tests_and_means_common_sets() -> None:
     p = [wilcoxon([ours[n] - published_accuracy(peer)[n] for n in sets]).pvalue for peer in PEERS]
     for peer, corrected in zip(PEERS, holm(p), strict=True):
         theirs = [published_accuracy(peer)[name] for name in sets]
-        assert found[peer][3] == f"{np.mean(theirs):.2f}"
-        assert found[peer][4] == f"{np.mean(list(ours.values())):.2f}"
+        assert found[peer][4] == f"{np.mean(theirs):.2f}"
+        assert found[peer][5] == f"{np.mean(list(ours.values())):.2f}"
         assert found[peer][-1] == p_text(corrected)
 
 
@@ -156,7 +161,8 @@ def test_against() -> None:
     first, second = table.rows
     # Of 7 differences of one sign the two-sided p is 2 / 2 ** 7, twice that among two tests.
     assert first == (
-        "worse", "8, 8", "86.50", "90.00", "0/1/7", f"-3.50 [{low:+.2f}, {high:+.2f}]", "0.031"
+        "worse", "8, 8", "86.50", "90.00", "0/1/7", f"-3.50 [{low:+.2f}, {high:+.2f}]; -3.50",
+        "0.031",
     )  # fmt: skip
     assert second[:5] == ("mixed", "6, 6", "89.50", "90.00", "2/1/3")
     assert table.header[3] == "base %"
@@ -172,19 +178,28 @@ def test_multivariate() -> None:
     assert second == ("Daily Sports, S = 90 %", "50.00 (1)", "-", "-", "-", "2.50")
 
 
-def test_costs_are_of_common_sets() -> None:
-    runs = Runs(
-        [row("a", "x"), row("a", "y", train_seconds=1e9), row("b", "x", params=3000, n_test=25)]
-    )
-    table = dsn.costs(runs, ("a", "b", "not run"))
-    assert [cells[0] for cells in table.rows] == ["a", "b"]
-    assert [cells[3] for cells in table.rows] == ["1.00", "3.00"]
-    # 20 s in 10 epochs, 0.1 s for 50 series, and for 25.
-    assert table.rows[0][1:] == ("1, 1", "90.00", "1.00", "-", "5.00", "2000.0", "2000")
-    assert table.rows[1][-1] == "4000"
-    both = [row(name, "x", **dsn_facts(nf=4)) for name in ("a", "b")]
-    assert dsn.costs(Runs(both), ("a", "b")).rows[0][4] == "2.00", "2e6 FLOPs"
-    assert dsn.costs(runs, ("not run",)).rows == []
+def test_costs_are_beside_the_references() -> None:
+    runs = Runs([
+        row("a", "x"), row("a", "y", train_seconds=1e9), row("b", "x", params=3000, n_test=25)
+    ])  # fmt: skip
+    table = dsn.costs(runs, ("a", "b", "not run"), "a")
+    first, second = (dict(zip(table.header, cells, strict=True)) for cells in table.rows)
+    assert (first["run"], first["sets, runs"], first["params K"]) == ("a", "2, 2", "1.00")
+    # 20 s in 10 epochs, 0.1 s for 50 series, and for 25; of the set that both have.
+    assert list(second.values()) == [
+        "b", "1, 1", "90.00, 90.00", "3.00, 1.00", "-, -", "5.00, 5.00", "1", "2000.0, 2000.0",
+        "4000, 2000",
+    ]  # fmt: skip
+    both = [row("a", "x", **dsn_facts(nf=4)), row("b", "x")]
+    assert dsn.costs(Runs(both), ("a", "b"), "a").rows[1][4] == "-, 2.00", "2e6 FLOPs"
+    assert dsn.costs(runs, ("not run",), "a").rows == []
+    assert dsn.costs(runs, ("a",), "a").rows == [], "nothing to compare"
+
+
+def test_a_run_of_few_sets_does_not_shrink_the_others() -> None:
+    rows = [row(run, name) for run in "ab" for name in "xyz"] + [row("c", "x")]
+    table = dsn.costs(Runs(rows), ("a", "b", "c"), "a")
+    assert [cells[1] for cells in table.rows] == ["3, 3", "3, 3", "1, 1"]
 
 
 def test_costs_count_each_set_alike() -> None:
@@ -192,10 +207,20 @@ def test_costs_count_each_set_alike() -> None:
     rows = [
         *(row(run, "easy", seed, 0.9) for run in "ab" for seed in (0, 1, 2)),
         *(row(run, "hard", 0, 0.5) for run in "ab"),
-        row("a", "hard", 1, 0.1),  # which the other run has not
+        row("b", "hard", 1, 0.1),  # which the other run has not
     ]
-    table = dsn.costs(Runs(rows), ("a", "b"))
-    assert [cells[1:3] for cells in table.rows] == [("2, 4", "70.00"), ("2, 4", "70.00")]
+    table = dsn.costs(Runs(rows), ("a", "b"), "a")
+    assert [cells[1:3] for cells in table.rows] == [("2, 4", "70.00"), ("2, 4", "70.00, 70.00")]
+
+
+def test_pictures_count_each_set_alike() -> None:
+    """Of seeds first the mean, and of one set that another run has not, nothing."""
+    rows = [
+        row("DSN", "x", 0, kernels_by_size=[[0, 4]]), row("DSN", "x", 1, kernels_by_size=[[2, 2]]),
+        row("DSN", "y", 0, kernels_by_size=[[1, 0]]),
+    ]  # fmt: skip
+    (layer,) = figures._mean_layers(Runs(rows), "DSN", figures._shares)
+    assert layer.tolist() == [(0.25 + 1) / 2, (0.75 + 0) / 2]
 
 
 def test_equal_seeds_are_compared() -> None:
@@ -220,11 +245,10 @@ def test_times_compare_on_one_cpu() -> None:
         row("a", "z", 0, **on("fast"), train_seconds=30.0),
         *(row("b", name, 0, **on("fast"), train_seconds=10.0) for name in "xyz"),
     ]
-    table = dsn.costs(Runs(rows), ("a", "b"))
-    assert table.header[-2:] == ("epoch ms (2 of 3 sets)", "prediction us (2 of 3 sets)")
-    assert [cells[-2] for cells in table.rows] == ["2500.0", "1000.0"]
+    table = dsn.costs(Runs(rows), ("a", "b"), "a")
+    assert table.rows[1][-3:-1] == ("2", "1000.0, 2500.0")
     never = Runs([row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("fast"))])
-    assert [cells[-2:] for cells in dsn.costs(never, ("a", "b")).rows] == [("-", "-")] * 2
+    assert dsn.costs(never, ("a", "b"), "a").rows[1][-3:] == ("0", "-", "-")
 
 
 def test_time_to_accuracy_is_of_one_cpu(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from benchmarks.paper.networks import MomentsDST, multiply_adds
 from benchmarks.paper.plan import Job, read_plan
 from benchmarks.paper.training import (
     checkpoint_interval,
-    curve_interval,
     first_model,
+    looks,
     scheduler_factory,
 )
 from sparseconv.models import DSN
@@ -163,9 +163,18 @@ def test_a_beginning_of_something_else(archive: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("epochs", [1, 2, 12, 30, 39, 99, 100, 999, 1000])
 def test_looks_at_the_test_set(epochs: int) -> None:
     recipe = job_with(recipe={"epochs": epochs}).recipe()
-    every = curve_interval(SHAPE, recipe)
-    looks = [epoch for epoch in range(1, epochs) if (epoch + 1) % every == 0]
-    assert len(looks) <= 25
-    for epoch in looks:
+    found = looks(SHAPE, recipe)
+    assert len(found) <= 25
+    assert found == sorted(set(found))
+    if epochs >= 99:
+        assert found[0] <= 9, "the accuracy moves most in the beginning"
+        assert epochs / 2 < found[-1] < epochs
+    for epoch in found:
         assert epoch % recipe.update_every_epochs, "not right after an update"
         assert epoch % checkpoint_interval(recipe), "not where a kill would lose it"
+
+
+def test_few_looks_at_a_large_test_set() -> None:
+    recipe = job_with(recipe={"epochs": 1000}).recipe()
+    assert looks(Shape(20, 3000, 1, 50, 2), recipe) == [34], "it costs as much as 50 epochs"
+    assert len(looks(Shape(20, 300, 1, 50, 2), recipe)) <= 10

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from benchmarks.paper.comparison import Row, Versus
 
 NONE = "-"
+DIFFERENCE = "difference, 95 % interval; median"
 
 
 def percent(value: float | None) -> str:
@@ -27,10 +28,11 @@ def wins(result: Versus) -> str:
 
 
 def difference(result: Versus) -> str:
+    """What goes under ``DIFFERENCE``; of a single set the difference alone."""
     if result.interval is None:
         return f"{result.difference:+.2f}"
     low, high = result.interval
-    return f"{result.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{result.difference:+.2f} [{low:+.2f}, {high:+.2f}]; {result.median:+.2f}"
 
 
 def p_text(p: float | None) -> str:

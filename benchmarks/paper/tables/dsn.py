@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import (
     PEERS,
+    Row,
     Runs,
     Versus,
     holm,
@@ -16,6 +16,7 @@ from benchmarks.paper.comparison import (
     versus,
 )
 from benchmarks.paper.tables.cells import (
+    DIFFERENCE,
     NONE,
     difference,
     epoch_seconds,
@@ -48,6 +49,7 @@ def univariate(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
     rows = [
         (
             peer,
+            str(result.sets),
             wins(result),
             _scaled(PAPER[peer], result.sets) if archive == "ucr85" else NONE,
             *means,
@@ -57,8 +59,8 @@ def univariate(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
         for (peer, (result, means)), p in zip(found.items(), corrected, strict=True)
     ]
     header = (
-        "published", "DSN wins/ties/losses", "the paper's, scaled", "its accuracy %",
-        "DSN's %", "difference, 95 % interval", "p, Holm",
+        "published", "sets", "DSN wins/ties/losses", "the paper's, scaled", "its accuracy %",
+        "DSN's %", DIFFERENCE, "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
 
@@ -67,42 +69,58 @@ def _scaled(counts: Sequence[int], sets: int) -> str:
     return "/".join(f"{count * sets / sum(counts):.1f}" for count in counts)
 
 
-def costs(runs: Runs, names: Sequence[str]) -> Table:
-    """Parameters, FLOPs and measured time of runs, means over the data sets that all have.
+def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
+    """Parameters, FLOPs and measured time of runs, each beside the reference's.
 
-    Accuracies: of the seeds that all have there. Times: of those sets on which all were trained on
-    one kind of CPU. No rows with fewer than two
-    runs to compare.
+    Means over the data sets and seeds that both have; times over those of them that were trained on
+    one kind of CPU. No rows without a run to compare.
     """
-    names = [name for name in names if name in runs]
-    timed, runs = runs.on_one_cpu(*names), runs.paired(*names)
-    common = runs.common(*names) if len(names) > 1 else []
-    compared = [name for name in timed.common(*names) if name in common] if common else []
+    names = [name for name in names if runs.common(name, reference)]
     rows = []
-    for name in names if common else ():
-        mean = partial(runs.over_sets, name, sets=common)
-        seconds = partial(timed.over_sets, name, sets=compared)
-        held = [row for dataset in common for row in runs.rows(name)[dataset]]
+    for name in names if len(names) > 1 else ():
+        pair = (name,) if name == reference else (name, reference)
+        both, timed = runs.paired(*pair), runs.on_one_cpu(*pair)
+        sets = both.common(*pair)
+        together = [dataset for dataset in timed.common(*pair) if dataset in sets]
         rows.append(
             (
                 name,
-                f"{len(common)}, {len(held)}",
-                f"{100 * mean('accuracy'):.2f}",
-                f"{mean('params') / 1e3:.2f}",
-                f"{mean('flops_paper') / 1e6:.2f}"
-                if all("flops_paper" in row for row in held)
-                else NONE,
-                f"{mean('macs') / 1e6:.2f}",
-                f"{1e3 * seconds(epoch_seconds):.1f}" if compared else NONE,
-                f"{1e6 * seconds(prediction_seconds):.0f}" if compared else NONE,
+                f"{len(sets)}, {sum(map(len, both.rows(name).values()))}",
+                _means(both, pair, sets, "accuracy", 100, 2),
+                _means(both, pair, sets, "params", 1e-3, 2),
+                _means(both, pair, sets, "flops_paper", 1e-6, 2),
+                _means(both, pair, sets, "macs", 1e-6, 2),
+                str(len(together)),
+                _means(timed, pair, together, epoch_seconds, 1e3, 1),
+                _means(timed, pair, together, prediction_seconds, 1e6, 0),
             )
         )
-    sets = f" ({len(compared)} of {len(common)} sets)" if len(compared) < len(common) else ""
     header = (
         "run", "sets, runs", "accuracy %", "params K", "FLOPs M (paper's)", "multiply-adds M",
-        f"epoch ms{sets}", f"prediction us{sets}",
+        "sets timed", "epoch ms", "prediction us",
     )  # fmt: skip
     return Table(header, rows)
+
+
+def _means(
+    runs: Runs,
+    names: Sequence[str],
+    sets: Sequence[str],
+    key: str | Callable[[Row], float],
+    scale: float,
+    digits: int,
+) -> str:
+    """The means of runs over data sets, by commas; of those that have such a number."""
+    if not sets:
+        return NONE
+    known = [
+        not isinstance(key, str) or all(key in row for s in sets for row in runs.rows(name)[s])
+        for name in names
+    ]
+    return ", ".join(
+        f"{scale * runs.over_sets(name, key, sets):.{digits}f}" if has else NONE
+        for name, has in zip(names, known, strict=True)
+    )
 
 
 def multivariate(runs: Runs) -> Table:
@@ -150,7 +168,7 @@ def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
         )
     header = (
         "run", "sets, runs", "accuracy %", f"{reference} %", "wins/ties/losses",
-        "difference, 95 % interval", "p, Holm",
+        DIFFERENCE, "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
 

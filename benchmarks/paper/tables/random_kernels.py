@@ -8,6 +8,7 @@ from statistics import fmean
 from benchmarks.paper.comparison import Runs, holm, published_accuracy, versus
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.tables.cells import (
+    DIFFERENCE,
     NONE,
     difference,
     p_text,
@@ -57,7 +58,7 @@ def pruned_kernels(runs: Runs) -> Table:
         )
     header = (
         "run", "sets, fits", "kept", "accuracy %", "wins/ties/losses against all",
-        "difference, 95 % interval", "published mean, ours", "fit s", "features us",
+        DIFFERENCE, "published mean, ours", "fit s", "features us",
     )  # fmt: skip
     return Table(header, rows)
 
@@ -77,7 +78,7 @@ def choices(runs: Runs) -> Table:
         (name, way, f"{result.sets}", wins(result), difference(result), p_text(p))
         for (name, way, result), p in zip(found, corrected, strict=True)
     ]
-    header = ("run", "against", "sets", "wins/ties/losses", "difference, 95 % interval", "p, Holm")
+    header = ("run", "against", "sets", "wins/ties/losses", DIFFERENCE, "p, Holm")
     return Table(header, rows, 2)
 
 

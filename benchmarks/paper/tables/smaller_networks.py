@@ -8,7 +8,7 @@ from functools import partial
 from statistics import fmean, geometric_mean
 
 from benchmarks.paper.comparison import Row, Runs, Versus, holm, versus
-from benchmarks.paper.tables.cells import NONE, difference, p_text, percent, wins
+from benchmarks.paper.tables.cells import DIFFERENCE, NONE, difference, p_text, percent, wins
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.training.recipe import Recipe
 
@@ -59,7 +59,7 @@ def smaller_networks(runs: Runs) -> Table:
         )  # fmt: skip
     header = (
         "run", "sets, runs", "accuracy %", "params K", "MACs M", "prediction ms", "step ms",
-        "times less", "wins/ties/losses", "difference, 95 % interval", "p, Holm",
+        "times less", "wins/ties/losses", DIFFERENCE, "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
 
