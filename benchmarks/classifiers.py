@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.archives import members, open_archive, read
 from benchmarks.paper.report import RECORDED
-from benchmarks.paper.sweep import read_rows
+from benchmarks.paper.rows import read_rows
 from sparseconv.core.files import check_writable
 from sparseconv.estimators.pocket import POCKETClassifier
 from sparseconv.measure.machine import measurement_context, threads

@@ -37,7 +37,7 @@ def read_lines(
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object, but got {row!r}")
             check(row)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}, is not a row: {error}") from error
         found.append(row)
     return found

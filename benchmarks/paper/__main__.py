@@ -17,7 +17,9 @@ from benchmarks.paper.archives import open_archive
 from benchmarks.paper.plan import PLANS, read_plan
 from benchmarks.paper.pruned_times import TIMES_NAME, measure
 from benchmarks.paper.report import write_report
-from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, sweep
+from benchmarks.paper.rows import ROWS_NAME, read_rows
+from benchmarks.paper.sweep import dask_pool, local_pool, sweep
+from benchmarks.paper.tables.cells import counted
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,8 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = read_plan(arguments.plan, archive)
     if arguments.out is None:
         arguments.out = Path("paper") / Path(arguments.plan).stem
+    sets = counted(len({job.dataset for job in jobs}), "data set")
     print(
-        f"{len(jobs)} jobs on {len({job.dataset for job in jobs})} data sets of "
+        f"{counted(len(jobs), 'job')} on {sets} of "
         f"{arguments.archive or 'aeon (--archive DIR: of an archive)'}, rows in {arguments.out}"
     )
     pool = dask_pool(arguments.scheduler) if arguments.scheduler else local_pool(arguments.workers)
@@ -42,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if bad:
         print(
             f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; {len(failed)} failed, "
-            f"{len(archive.broken)} data sets could not be read",
+            f"{counted(len(archive.broken), 'data set')} could not be read",
             file=sys.stderr,
         )
     if len(failed) < len(jobs):
@@ -59,9 +62,14 @@ def report(arguments: argparse.Namespace) -> int:
 
 def time(arguments: argparse.Namespace) -> int:
     """Measure the networks of the rows; the machine should do nothing else."""
-    added = measure(read_rows(arguments.out / ROWS_NAME), arguments.out / TIMES_NAME)
-    print(f"measured {added} data sets; {arguments.out / TIMES_NAME}")
-    return report(arguments)
+    added, without = measure(read_rows(arguments.out / ROWS_NAME), arguments.out / TIMES_NAME)
+    print(f"measured the networks of {counted(added, 'data set')}; {arguments.out / TIMES_NAME}")
+    if without:
+        print(
+            f"left out, as nothing is there to compare with: {', '.join(without)}", file=sys.stderr
+        )
+    report(arguments)
+    return 1 if without else 0
 
 
 def cores() -> int:

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ class Archive:
     Attributes:
         sources: what ``datasets.load`` reads each from.
         shapes: cases for training and testing, channels, time points and classes of each.
+        checksums: of all values of each, so that two data sets of one name can be told apart.
         broken: what is wrong with those that cannot be read, by name.
     """
 
     sources: Mapping[str, str]
     shapes: Mapping[str, Shape]
+    checksums: Mapping[str, str]
     broken: Mapping[str, str]
 
 
@@ -67,15 +70,23 @@ def open_archive(folder: Path | None) -> Archive:
         ValueError: a folder that does not exist or holds no data set.
     """
     sources = {name: name for name in datasets.BUNDLED} if folder is None else _find(folder)
-    shapes, broken = {}, {}
+    shapes, checksums, broken = {}, {}, {}
     for name, source in sources.items():
         try:
             data = read(source)
         except (ValueError, RuntimeError) as error:
             broken[name] = str(error)
         else:
-            shapes[name] = Shape.of(data)
-    return Archive(sources, shapes, broken)
+            shapes[name], checksums[name] = Shape.of(data), _checksum(data)
+    return Archive(sources, shapes, checksums, broken)
+
+
+def _checksum(data: Dataset) -> str:
+    found = sha256()
+    for array in (data.X_train, data.y_train, data.X_test, data.y_test):
+        found.update(repr((array.shape, array.dtype.str)).encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()[:16]
 
 
 def _find(folder: Path) -> dict[str, str]:
@@ -121,6 +132,8 @@ def read(source: str, series: str = "raw", split: str = "own") -> Dataset:
         ValueError: as ``datasets.load``; a file without subjects.
     """
     data = datasets.load(source, nan_to_zero=True)
+    if not data.X_train.any():
+        raise ValueError(f"all values of the training series of {source} are 0 or missing")
     if split == "within subjects":
         data = _split_within_subjects(data, source)
     if series == "raw":
@@ -173,8 +186,8 @@ ARCHIVES = ("ucr85", "ucr2018", "uea")
 def choose(archive: Archive, wanted: Any) -> list[str]:
     """The data sets that a plan's ``sets`` names, of those that are there, cheapest first.
 
-    ``wanted`` is "all", an archive's name, a list of names, or a table with ``of`` (one of these),
-    ``without`` (names), ``cheapest`` (how many) and ``cheaper_than`` (a name).
+    ``wanted`` is "all", an archive's name, a list of names, or a table with ``of`` and ``without``
+    (each one of these), ``cheapest`` (how many) and ``cheaper_than`` (a name).
 
     Raises:
         ValueError: anything else, or a name that neither the archive nor published.csv has.
@@ -188,13 +201,14 @@ def choose(archive: Archive, wanted: Any) -> list[str]:
         )
     there = archive.shapes
     names = _named(archive, table["of"])
-    without = set(_known(archive, table.get("without", [])))
+    without = set(_named(archive, table.get("without", [])))
     names = [name for name in names if name in there and name not in without]
     names.sort(key=lambda name: (there[name].train_points, name))
     if "cheaper_than" in table:
         (limit,) = _names([table["cheaper_than"]])
         if limit not in there:
-            raise ValueError(f"cheaper_than names {limit!r}, which the archive does not hold")
+            state = "cannot be read" if limit in archive.broken else "the archive does not hold"
+            raise ValueError(f"cheaper_than names {limit!r}, which {state}")
         names = [name for name in names if there[name].train_points < there[limit].train_points]
     cheapest = table.get("cheapest", len(names))
     if type(cheapest) is not int or cheapest < 0:
@@ -215,8 +229,9 @@ def _known(archive: Archive, of: Any) -> list[str]:
     unknown = [name for name in names if name not in archive.sources and name not in published()]
     if unknown:
         raise ValueError(
-            f"the plan names {', '.join(unknown)}, which the archive does not hold; it has "
-            f"{', '.join(archive.sources)}; or write one of all, {', '.join(ARCHIVES)}"
+            f"the plan names {', '.join(map(repr, unknown))}, which the archive does not hold; it "
+            f"has {', '.join(archive.shapes)}; without a list, one of all, {', '.join(ARCHIVES)} "
+            "can stand"
         )
     return names
 

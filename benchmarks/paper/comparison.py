@@ -22,7 +22,7 @@ class Runs:
     """The rows of a sweep, by run and data set.
 
     Args:
-        rows: as ``sweep.read_rows`` gives them.
+        rows: as ``rows.read_rows`` gives them.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:

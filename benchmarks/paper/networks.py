@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from sparseconv.dst import DSTScheduler
 from sparseconv.models import DSN, LITE, OSCNN, InceptionTime, ResNet
 from sparseconv.nn.conv import SparseConv1d
 
+# Of LITE's even kernels, as published; torch pads a copy of their input.
+warnings.filterwarnings("ignore", message="Using padding='same' with even kernel lengths")
 WEIGHTS = ("sparse", "masked dense")
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "DSN": DSN,

@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "pruning": [],
     "keep": False,
 }
+MOST_EPOCHS = 1_000_000
 # What makes two jobs of one name the same.
 CONTENT = tuple(key for key in DEFAULTS if key != "keep")
 
@@ -79,7 +80,8 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
     """Read a plan; the jobs in its order, in each run all sets of one seed before the next.
 
     A plan has ``epochs``, ``seeds`` and ``[[run]]`` tables; or it has ``base``, another plan whose
-    runs it takes with its own ``epochs`` and ``seeds``, on the ``cheapest`` sets of each run. With
+    runs it takes with its own ``epochs``, ``seeds`` and ``order``, on the ``cheapest`` sets of each
+    run. With
     ``order = "seeds"`` all runs have one seed before the next begins, with ``order = "sets"`` one
     data set, the cheapest first: however early it ends, such a sweep has something in each table.
 
@@ -92,11 +94,12 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
     """
     file, content = _read(path)
     jobs: dict[tuple[str, str, int], Job] = {}
+    named: dict[str, Mapping[str, Any]] = {}  # each run's options
     try:
         runs = content.get("run", [])
         if "base" in content:
-            _check_keys(content, ("base", "epochs", "seeds", "cheapest"))
-            content = _of_base(content)
+            _check_keys(content, ("base", "epochs", "seeds", "cheapest", "order"))
+            content = _of_base(content, file.parent)
             runs = content["run"]
         _check_keys(content, ("base", "epochs", "seeds", "cheapest", "order", "run"))
         if (order := content.get("order", "runs")) not in list(ORDERS):
@@ -110,8 +113,15 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
         for number, run in enumerate(runs, 1):
             try:
                 for job in _jobs(run, content, archive):
-                    if jobs.setdefault(job.key, job) != job:
-                        raise ValueError(f"{job} has other options above; give it another name")
+                    for key, above, here in differing(
+                        named.setdefault(job.run, job.options), job.options
+                    ):
+                        raise ValueError(
+                            f"it has {key} {above!r} above and {here!r} here; give one of them "
+                            "another name"
+                        )
+                    if jobs.setdefault(job.key, job).keep != job.keep:
+                        raise ValueError(f"{job} has keep once, and once not")
             except (ValueError, TypeError) as error:
                 name = run.get("name", number) if isinstance(run, dict) else number
                 raise ValueError(f"run {name}: {error}") from error
@@ -120,17 +130,25 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
     if not jobs:
         raise ValueError(
             f"the plan {file} chooses no data set that the archive holds; it has "
-            f"{', '.join(archive.sources)}"
+            f"{', '.join(archive.shapes)}"
         )
     return sorted(jobs.values(), key=partial(ORDERS[order], archive))
 
 
-def _of_base(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of the plan that is the base, with the changes."""
+def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The options of two jobs that differ: the name, and both values."""
+    pairs = [
+        (name, some.get(name, DEFAULTS[name]), others.get(name, DEFAULTS[name])) for name in CONTENT
+    ]
+    return [(name, one, other) for name, one, other in pairs if one != other]
+
+
+def _of_base(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The content of the plan that is the base, with the changes; its path is from ``folder``."""
     base = content["base"]
     if not isinstance(base, str):
         raise ValueError(f"base must name a plan, but got {base!r}")
-    file, found = _read(base)
+    file, found = _read(folder / base if base.endswith(".toml") else base)
     _check_keys(found, ("epochs", "seeds", "order", "run"), f"{file}: ")
     runs = found.get("run", [])
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
@@ -151,7 +169,9 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
     except FileNotFoundError:
         known = ", ".join(sorted(path.stem for path in PLANS.glob("*.toml")))
         raise ValueError(f"no plan {file}; write a .toml file, or name one of {known}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"the plan {file} cannot be read: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"the plan {file} is not TOML: {error}") from error
 
 
@@ -202,9 +222,9 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {settings[key]!r}")
     options = {key: settings[key] for key in CONTENT}
     constants = {field.name for field in fields(Recipe)} - {"seed"}
-    options["recipe"] = {key: content[key] for key in ("epochs",) if key in content} | settings[
-        "recipe"
-    ]
+    trained = settings["model"] not in ROCKETS  # in epochs
+    epochs = {"epochs": content["epochs"]} if trained and "epochs" in content else {}
+    options["recipe"] = epochs | settings["recipe"]
     _check_keys(options["recipe"], constants, "recipe.")
     _check_together(options)
     _check_pruning(options)
@@ -217,7 +237,8 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
         for dataset in choose(archive, run["sets"])
     ]
     for job in jobs:
-        job.recipe()  # refuses constants out of range
+        if (epochs := job.recipe().epochs) > MOST_EPOCHS:  # other constants the recipe refuses
+            raise ValueError(f"epochs must be at most {MOST_EPOCHS}, but got {epochs}")
     return jobs
 
 
@@ -235,7 +256,7 @@ def _check_together(options: Mapping[str, Any]) -> None:
         for key, default in (("weights", "sparse"), ("moments", "zero")):
             if options[key] != default:
                 raise ValueError(f"{key} = {options[key]!r} is for DSN, not for {options['model']}")
-        pointless = options["recipe"] if options["model"] in ROCKETS else DST
+        pointless = options["recipe"] if options["model"] in ROCKETS else PATTERNS
         idle = [key for key in options["recipe"] if key in pointless]
         if idle:
             raise ValueError(f"recipe.{idle[0]} is not for {options['model']}; leave it out")
@@ -253,7 +274,7 @@ def _check_rocket(network: Mapping[str, Any]) -> None:
     n_kernels, cv, k = (network.get(key) for key in ("n_kernels", "cv", "k"))
     if n_kernels is not None and (type(n_kernels) is not int or n_kernels < 1):
         raise ValueError(f"network.n_kernels must be a number of kernels, but got {n_kernels!r}")
-    if cv not in (None, True, False) or k not in (None, "cv") or (cv and k):
+    if not isinstance(cv, bool | None) or k not in (None, "cv") or (cv and k):
         raise ValueError(
             'network.cv may be true, or network.k "cv", and not both, but got '
             f"cv = {cv!r} and k = {k!r}"
@@ -265,7 +286,7 @@ def _check_pruning(options: Mapping[str, Any]) -> None:
     check_variants(options["pruning"])
     if not is_number(options["silence"]) or options["silence"] < 0:
         raise ValueError(f"silence must be a weight, at least 0, but got {options['silence']!r}")
-    if options["pruning"] and options["model"] not in ("InceptionTime", "LITE", "ResNet", "OS-CNN"):
+    if options["pruning"] and (options["model"] == "DSN" or options["model"] in ROCKETS):
         raise ValueError(f"pruning is for dense networks, not for {options['model']}")
     if options["silence"] and not options["pruning"]:
         raise ValueError("silence is for a run with pruning, and would be ignored in this one")
@@ -274,7 +295,7 @@ def _check_pruning(options: Mapping[str, Any]) -> None:
 
 
 # The constants of Recipe that are about patterns.
-DST = (
+PATTERNS = (
     "update_every_epochs", "update_every_steps", "skip_step_at_update", "decay_share",
     "prune_fraction", "prune_floor", "grow",
 )  # fmt: skip

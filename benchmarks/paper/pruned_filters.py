@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.paper.criteria import CRITERIA, Data
 from benchmarks.paper.networks import build
 from benchmarks.paper.plan import Job
 from benchmarks.paper.training import (
+    Progress,
     accuracy,
     begin_or_resume,
     checkpoint_interval,
@@ -56,14 +58,17 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     begin_or_resume(job, folder, VARIANTS_NAME)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     model = first_model(job, Shape.of(data))
+    progress = Progress(folder, trainings(job.options["pruning"]))
     result = train(
         model, data.X_train, data.y_train, recipe, out=folder, resume=True, progress=False,
         checkpoint_every=checkpoint_interval(recipe), penalty=penalty_of(job, model),
+        on_epoch=lambda history: progress.write(len(history) / recipe.epochs),
     )  # fmt: skip
     path = folder / VARIANTS_NAME
     done: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for variant in job.options["pruning"][len(done) :]:
-        done.append(_pruned(variant, model, data, job))
+        report = partial(progress.write, part=1 + len(done))
+        done.append(_pruned(variant, model, data, job, report))
         write_whole(path, json.dumps(done))
     begin = time.process_time()
     score = tested(model, data)
@@ -80,8 +85,17 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def trainings(pruning: Iterable[Mapping[str, Any]]) -> list[float]:
+    """How long the training of a network and that of each variant is, in epochs of the first."""
+    return [1, *(1 if variant.get("retrain") else TUNING for variant in pruning)]
+
+
 def _pruned(
-    variant: Mapping[str, Any], whole: nn.Module, data: Dataset, job: Job
+    variant: Mapping[str, Any],
+    whole: nn.Module,
+    data: Dataset,
+    job: Job,
+    report: Callable[[float], None],
 ) -> dict[str, Any]:
     X, y = torch.from_numpy(data.X_train), torch.from_numpy(data.y_train)
     torch.manual_seed(job.seed)
@@ -97,7 +111,9 @@ def _pruned(
         for module in small.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-    result = train(small, X, y, recipe, progress=False)
+    result = train(
+        small, X, y, recipe, progress=False, on_epoch=lambda history: report(len(history) / epochs)
+    )
     final = merge(small) if variant.get("equivalent") else small
     return {
         "name": variant["name"],

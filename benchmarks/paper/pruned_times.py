@@ -23,20 +23,29 @@ TIMES_NAME = "times.jsonl"
 BATCH, ROUNDS = 16, 15
 
 
-def measure(rows: Sequence[dict[str, Any]], path: Path, reference: str = "InceptionTime") -> int:
-    """Add a line for each data set that has none yet; returns how many were added.
+def measure(
+    rows: Sequence[dict[str, Any]], path: Path, reference: str = "InceptionTime"
+) -> tuple[int, list[str]]:
+    """Add a line for each data set that has none yet.
+
+    Returns how many were added, and the data sets that have no reference.
 
     Of the networks of its first seed: those of others are as large, or nearly (two minutes a line).
     Each line has milliseconds of a batch of 16 on one thread by network, ``forward_ms`` and
     ``step_ms``, and how many times faster than the reference, pair by pair.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows, or none of the reference.
     """
     if not rows:
         raise ValueError(f"there are no rows to measure in {path.parent}; run a plan first")
+    if not any(row["run"] == reference for row in rows):
+        raise ValueError(
+            f"nothing to measure in {path.parent}: times are beside those of a run named "
+            f"{reference!r}, and the runs are {', '.join(sorted({row['run'] for row in rows}))}"
+        )
     done = {(line["dataset"], line["seed"], len(line["times"])) for line in read_times(path)}
-    added = 0
+    added, without = 0, list[str]()
     first: dict[str, int] = {}
     for row in rows:
         first[row["dataset"]] = min(row["seed"], first.get(row["dataset"], row["seed"]))
@@ -47,6 +56,8 @@ def measure(rows: Sequence[dict[str, Any]], path: Path, reference: str = "Incept
             models[row["run"]] = like(row, None)
             for variant in row["variants"] if is_pruned_filters(row) else ():
                 models[f"{row['run']}, {variant['name']}"] = like(row, variant)
+        if reference not in models:
+            without.append(dataset)
         if reference not in models or (dataset, seed, len(models)) in done:
             continue
         x = torch.randn(BATCH, held[0]["n_channels"], held[0]["n_timepoints"])
@@ -54,7 +65,7 @@ def measure(rows: Sequence[dict[str, Any]], path: Path, reference: str = "Incept
             line = {"dataset": dataset, "seed": seed, "times": _timed(models, x, reference)}
         add_line(path, {**line, "batch": BATCH, "machine": measurement_context()})
         added += 1
-    return added
+    return added, without
 
 
 def read_times(path: Path) -> list[dict[str, Any]]:

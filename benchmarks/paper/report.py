@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper import pruned_filters, rocket
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import Runs
-from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, Part
+from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, RUNS, Part
 from benchmarks.paper.pruned_filters import is_pruned_filters
 from benchmarks.paper.pruned_times import TIMES_NAME, read_times
 from benchmarks.paper.rocket import is_pruned_kernels
-from benchmarks.paper.sweep import ROWS_NAME, read_rows
+from benchmarks.paper.rows import ROWS_NAME, read_rows
+from benchmarks.paper.tables.cells import counted
 from sparseconv.measure.table import Table
 from sparseconv.report.page import Section, write_html
 
@@ -38,9 +39,11 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     if not rows:
         raise ValueError(f"there are no rows to report in {folder.parent}; run a plan first")
     folder.mkdir(parents=True, exist_ok=True)
-    runs = _runs(rows, folder.parent)
+    for part in (*PARTS, *KERNELS, *FILTERS, *RUNS):  # of an earlier report
+        for ending in (".md", ".csv", ".png"):
+            (folder / f"{part.name}{ending}").unlink(missing_ok=True)
     sections, missing = [], list[str]()
-    for part in parts_of(rows):
+    for part, runs in _parts(rows, folder.parent):
         made = part.make(runs, folder / f"{part.name}.png")
         missing += made.missing
         if made.table:
@@ -51,10 +54,10 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
             )
     sections.append(Section("What this is, and what differs from the paper", about(rows, missing)))
     title = "The Dynamic Sparse Network, trained again"
-    if all(map(is_pruned_kernels, rows)):
-        title = "Random kernels, pruned"
-    elif any(map(is_pruned_filters, rows)):
+    if any(map(is_pruned_filters, rows)):
         title = "Networks made smaller"
+    elif all(map(is_pruned_kernels, rows)):
+        title = "Random kernels, pruned"
     return write_html(
         folder / "report.html",
         title,
@@ -63,12 +66,23 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     )
 
 
-def parts_of(rows: Sequence[Mapping[str, Any]]) -> Sequence[Part]:
-    """Those about networks, about random kernels, or both, as the rows are."""
-    if any(map(is_pruned_filters, rows)):
-        return FILTERS
-    kernels = [is_pruned_kernels(row) for row in rows]
-    return (*(() if all(kernels) else PARTS), *(KERNELS if any(kernels) else ()))
+def _parts(rows: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[tuple[Part, Runs]]:
+    """What there is to show of the rows, each with those that it is about.
+
+    Times of pruned networks are those that lie in the folder.
+    """
+    kernels = list(filter(is_pruned_kernels, rows))
+    networks = [row for row in rows if not is_pruned_kernels(row)]
+    plain = [row for row in networks if not is_pruned_filters(row)]
+    smaller = list(pruned_filters.expanded(networks, read_times(folder / TIMES_NAME)))
+    drawn = list(rocket.expanded(kernels))
+    if plain:
+        yield from ((part, Runs(plain)) for part in PARTS)
+    if len(plain) < len(networks):
+        yield from ((part, Runs(smaller)) for part in FILTERS)
+    if kernels:
+        yield from ((part, Runs(drawn)) for part in KERNELS)
+    yield from ((part, Runs([*smaller, *drawn])) for part in RUNS)
 
 
 def where(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -80,7 +94,8 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
         for key in ("cpu", "torch", "commit")
     )
     untimed = sum(row["train_seconds"] is None for row in rows)
-    count = f"{len(rows)} trainings" + (f" ({untimed} of them without times)" if untimed else "")
+    count = counted(len(rows), "training")
+    count += f" ({untimed} of them without times)" if untimed else ""
     return (
         f"{count}, {hours:.1f} hours of one core, on {cpus}; torch {torches}; "
         f"commits {commits}; the last on {max(machine['date'] for machine in machines)}"
@@ -107,7 +122,7 @@ def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
     if epochs and not any(map(is_pruned_filters, rows)):
         trained += " (the paper: 1000)"
     parts = [  # the shorter of the two lists
-        f"{len(sets)} data sets{trained}.",
+        f"{counted(len(sets), 'data set')}{trained}.",
         f"Of UCR 85, {len(found)} were run"
         + (
             f": {', '.join(found)}."
@@ -120,19 +135,14 @@ def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
     return " ".join(parts)
 
 
-def _runs(rows: Sequence[Mapping[str, Any]], folder: Path) -> Runs:
-    """The rows, and of each its pruned variants with the times that a results folder holds."""
-    return Runs(pruned_filters.expanded(rocket.expanded(rows), read_times(folder / TIMES_NAME)))
-
-
 def recorded(folder: Path, plan: str) -> str:
     """The tables and pictures of a plan's recorded rows in Markdown, for the documentation.
 
     Pictures are drawn into ``folder``, which a page includes the text from.
     """
-    rows, runs = _recorded(plan)
+    rows, parts = _recorded(plan)
     shown, missing = list[str](), list[str]()
-    for part in parts_of(rows):
+    for part, runs in parts:
         made = part.make(runs, folder / f"paper-{part.name}.png")
         missing += made.missing
         found = [made.table.markdown()] if made.table else []
@@ -144,16 +154,19 @@ def recorded(folder: Path, plan: str) -> str:
 
 def recorded_table(plan: str, name: str) -> str:
     """One table of a plan's recorded rows in Markdown, without its caption."""
-    rows, runs = _recorded(plan)
-    parts = [part for part in parts_of(rows) if part.name == name]
-    found = [part.table(runs).markdown() for part in parts if part.table]
+    rows, parts = _recorded(plan)
+    found = [
+        part.table(runs).markdown() for part, runs in parts if part.table and part.name == name
+    ]
     return "\n\n".join([_what_was_run(plan, rows, []), *found])
 
 
-def _recorded(plan: str) -> tuple[list[dict[str, Any]], Runs]:
+def _recorded(plan: str) -> tuple[list[dict[str, Any]], list[tuple[Part, Runs]]]:
+    """The rows, and the parts that the plan was made for."""
     source = RECORDED[plan]
     rows = read_rows(source)
-    return rows, _runs(rows, source.parent)
+    wanted = {"full": PARTS, "pocket": KERNELS}.get(plan, FILTERS)
+    return rows, [(part, runs) for part, runs in _parts(rows, source.parent) if part in wanted]
 
 
 def _what_was_run(plan: str, rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:

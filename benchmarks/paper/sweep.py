@@ -20,32 +20,29 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
 from hashlib import sha256
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.lines import add_line, read_lines
-from benchmarks.paper.archives import Archive, Shape, read
+from benchmarks.paper.archives import Archive, read
+from benchmarks.paper.criteria import NO_DATA
 from benchmarks.paper.job import perform
 from benchmarks.paper.networks import ROCKETS, multiply_adds
-from benchmarks.paper.plan import CONTENT, DEFAULTS, Job
-from benchmarks.paper.pruned_filters import is_pruned_filters
-from benchmarks.paper.rocket import is_pruned_kernels
+from benchmarks.paper.plan import Job
+from benchmarks.paper.pruned_filters import smaller, trainings
 from benchmarks.paper.rocket import multiply_adds as rocket_multiply_adds
+from benchmarks.paper.rows import ROWS_NAME, Key, Rows
 from benchmarks.paper.training import PROGRESS_NAME, TRAINING, first_model
 from sparseconv.core.folders import locked
 from sparseconv.training.run_folder import POCKET
 
-ROWS_NAME, RUNNING_NAME, LOCK_NAME = "rows.jsonl", "running", "lock"
+RUNNING_NAME, LOCK_NAME = "running", "lock"
 ATTEMPTS = 3  # of a job whose process is killed
 Pool = Callable[[], AbstractContextManager[Executor]]
-Key = tuple[str, str, int]  # run, data set, seed
 
 
 def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[str, str]:
@@ -69,13 +66,13 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
     out = out.resolve()  # workers may be elsewhere
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ValueError(f"--out must name a folder, but {out} is a file") from None
+    except OSError as error:
+        raise ValueError(f"--out must name a folder, but {out} cannot be one: {error}") from error
     busy = f"another sweep is running in {out}; wait for it, or choose another folder"
     with locked(out / LOCK_NAME, busy):
-        rows = _Rows(out / ROWS_NAME)
+        rows = Rows(out / ROWS_NAME)
+        rows.check(jobs, archive)
         for job in jobs:
-            rows.check(job, archive.shapes[job.dataset])
             if job.key in rows.found and not job.keep:
                 shutil.rmtree(_folder(out, job), ignore_errors=True)
         costs = _costs(jobs, archive)
@@ -89,7 +86,7 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
                     failed[str(job)] = error
                     progress.line(f"{job}: FAILED, {error}")
                     return
-                rows.append(row)
+                rows.append({**row, "data": archive.checksums[job.dataset]})
                 if not job.keep:
                     shutil.rmtree(_folder(out, job), ignore_errors=True)
                 progress.line(
@@ -97,6 +94,12 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
                     f"{row['train_seconds']:.0f} s of training"
                 )
 
+            for job in jobs:
+                if job.keep and job.key in rows.found and not _folder(out, job).exists():
+                    progress.say(
+                        f"{job}: its folder was not kept when it was trained; for one, remove its "
+                        f"line from {ROWS_NAME}"
+                    )
             killed: Counter[Key] = Counter()
             while todo:
                 # A pool breaks under all jobs that are running, and most of them are innocent: the
@@ -163,84 +166,6 @@ def _broken(future: Future[Any]) -> bool:
     return not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
 
 
-# What a row holds at least: of another version, or of another program, it may not.
-KEYS: dict[str, type | tuple[type, ...]] = {
-    "run": str, "dataset": str, "seed": int, "options": dict, "machine": dict,
-    "accuracy": (int, float),
-    **dict.fromkeys(("train_seconds", "predict_seconds"), (int, float, NoneType)),  # CPU seconds
-    **dict.fromkeys(("n_train", "n_test", "n_channels", "n_timepoints", "n_classes"), int),
-}  # fmt: skip
-NETWORK_KEYS: dict[str, type | tuple[type, ...]] = {
-    "curve": list, **dict.fromkeys(("params", "macs", "epochs"), int),
-}  # fmt: skip
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of finished jobs, also while the sweep runs.
-
-    Raises:
-        ValueError: a line that is no row of a sweep, or a job's second one.
-    """
-    rows = read_lines(path, _check_row)
-    for key, count in Counter(map(_key, rows)).items():
-        if count > 1:
-            raise ValueError(
-                f"{path} holds {', '.join(map(str, key))} {count} times; remove all but one line"
-            )
-    return rows
-
-
-def _key(row: Mapping[str, Any]) -> Key:
-    return row["run"], row["dataset"], row["seed"]
-
-
-def _check_row(row: Mapping[str, Any]) -> None:
-    varied = is_pruned_kernels(row) or is_pruned_filters(row)
-    kinds = KEYS | ({"variants": list} if varied else NETWORK_KEYS)
-    wrong = [key for key, kind in kinds.items() if not isinstance(row.get(key), kind)]
-    if wrong:
-        raise ValueError(f"it has no usable {', '.join(wrong)}")
-    if not 0 <= row["accuracy"] <= 1:
-        raise ValueError(f"its accuracy is {row['accuracy']}, not a share from 0 to 1")
-    if not isinstance(row["machine"].get("cpu"), str):
-        raise ValueError("its machine has no cpu")
-
-
-class _Rows:
-    """The results file: a row for each job."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.found = {_key(row): row for row in read_rows(path)}
-
-    def check(self, job: Job, shape: Shape) -> None:
-        """Refuse a row of the same name and other options or data: it would be taken for this
-        job's.
-        """
-        row = self.found.get(job.key)
-        if row is None:
-            return
-        for name in CONTENT:
-            there, here = row["options"].get(name, DEFAULTS[name]), job.options[name]
-            if there != here:
-                raise ValueError(
-                    f"{self.path} has {job} with {name} {there!r}, but the plan says {here!r}; "
-                    "give the run another name, or choose another folder"
-                )
-        if job.options["split"] == "own":
-            sizes = asdict(shape)
-            there = {key: row[key] for key in sizes}
-            if there != sizes:
-                raise ValueError(
-                    f"{self.path} has {job} of data with {there}, but the archive's has {sizes}; "
-                    "choose another folder"
-                )
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        add_line(self.path, row)
-        self.found[_key(row)] = dict(row)
-
-
 def _folder(out: Path, job: Job) -> Path:
     name = "".join(c if c.isalnum() or c in "-_=.," else "_" for c in "-".join(map(str, job.key)))
     # Other names may look alike once they are a folder's.
@@ -267,6 +192,7 @@ def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
                 options["weights"],
                 options["network"],
                 options["split"],
+                options["pruning"],
             )
         )
         if alike not in counted:
@@ -277,9 +203,13 @@ def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
                     read(archive.sources[job.dataset], split=options["split"])
                 with torch.no_grad():  # a backend that cannot run here says so
                     model.eval()(torch.zeros(1, shape.n_channels, min(shape.n_timepoints, 32)))
+                for variant in options["pruning"]:
+                    if "factorize" in variant:  # not each network has layers that are alike
+                        smaller(variant, model, NO_DATA, job.seed)
             except (TypeError, ValueError, RuntimeError) as error:
-                raise ValueError(f"the network of {job} cannot be built: {error}") from error
-        passes = TRAINING * shape.n_train * job.recipe().epochs + shape.n_test
+                raise ValueError(f"{job} cannot be run: {error}") from error
+        epochs = job.recipe().epochs * sum(trainings(options["pruning"]))
+        passes = int(TRAINING * shape.n_train * epochs) + shape.n_test
         costs[job.key] = counted[alike] * passes
     return costs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -28,7 +29,7 @@ from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME, SchedulerFactory, train
 from sparseconv.training.recipe import Recipe
 
-DST = ("prune_fraction", "prune_floor", "seed")  # what every scheduler takes of a recipe
+SCHEDULED = ("prune_fraction", "prune_floor", "seed")  # what every scheduler takes of a recipe
 TRAINING = 3  # what a step costs beside a prediction: fprop, dgrad, wgrad
 CHECKPOINTS = 50  # in a whole run: a killed one repeats 2 % at most
 CURVE_POINTS, CURVE_SHARE = 25, 0.05  # at most, and what they may cost of the training
@@ -43,17 +44,13 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     model, X_test = first_model(job, shape), torch.as_tensor(data.X_test)
     target = torch.as_tensor(data.y_test)
     look_at = set(looks(shape, recipe))
-    curve = Curve(folder / CURVE_NAME)
-    reported = time.monotonic()
+    curve, progress = Curve(folder / CURVE_NAME), Progress(folder)
 
     def report(history: list[dict[str, Any]]) -> None:
-        nonlocal reported
         epoch = len(history)
         if epoch in look_at:
             curve.add(epoch, accuracy(predict_log_proba(model, X_test), target))
-        if time.monotonic() - reported > 1:
-            reported = time.monotonic()
-            write_whole(folder / PROGRESS_NAME, str(epoch / recipe.epochs))
+        progress.write(epoch / recipe.epochs)
 
     result = train(
         model,
@@ -144,6 +141,25 @@ def looks(shape: Shape, recipe: Recipe) -> list[int]:
     return sorted({min(allowed, key=lambda epoch: abs(epoch - one)) for one in wanted})
 
 
+class Progress:
+    """The share of a job that is done, in a file of its folder.
+
+    Args:
+        folder: the job's.
+        parts: how long each of its trainings is, in any unit.
+    """
+
+    def __init__(self, folder: Path, parts: Sequence[float] = (1,)) -> None:
+        self.path, self.parts, self.written = folder / PROGRESS_NAME, parts, time.monotonic()
+
+    def write(self, share: float, part: int = 0) -> None:
+        """Say how much of a part is done, unless something was said less than a second ago."""
+        if time.monotonic() - self.written > 1:
+            self.written = time.monotonic()
+            done = sum(self.parts[:part]) + share * self.parts[part]
+            write_whole(self.path, str(done / sum(self.parts)))
+
+
 class Curve:
     """Test accuracies by epoch, ``points``; kept in a file, as a killed run loses none."""
 
@@ -168,7 +184,7 @@ def first_model(job: Job, shape: Shape) -> nn.Module:
 
 def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
     """What changes the patterns, where it is not the recipe's ``DSTScheduler``."""
-    settings: dict[str, Any] = {name: getattr(recipe, name) for name in DST}
+    settings: dict[str, Any] = {name: getattr(recipe, name) for name in SCHEDULED}
     moments = job.options["moments"]
     if job.options["weights"] == "sparse" and moments == "zero":
         return None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.paper.criteria import CRITERIA
+from benchmarks.paper.criteria import CRITERIA, WITHOUT_RATIO
 from sparseconv.pruning.factorize import METHODS
 
 
@@ -52,6 +52,12 @@ def check_variants(variants: Any) -> None:
                 raise ValueError(f"pruning.{key} must be {expected}, but got {value!r}")
             if (needed := NEEDS.get(key)) and needed not in variant:
                 raise ValueError(f"pruning.{key} of {variant['name']!r} needs {needed}")
+        if (name := variant.get("criterion")) and ("ratio" in variant) == (name in WITHOUT_RATIO):
+            wants = "finds out how many filters go; leave its ratio out"
+            raise ValueError(
+                f"pruning's {variant['name']!r}: {name} "
+                f"{wants if name in WITHOUT_RATIO else 'needs a ratio, the share of the filters'}"
+            )
         if {"criterion", "factorize"} <= variant.keys():
             raise ValueError(f"{variant['name']!r} of pruning has both criterion and factorize")
     names = [variant["name"] for variant in variants]

@@ -22,8 +22,9 @@ from benchmarks.paper.criteria import CRITERIA
 from benchmarks.paper.plan import read_plan
 from benchmarks.paper.pruned_filters import expanded, like
 from benchmarks.paper.pruned_times import TIMES_NAME, read_times
-from benchmarks.paper.sweep import ROWS_NAME, read_rows
+from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables.smaller_networks import silenced, smaller_networks
+from benchmarks.paper.training import Progress
 from sparseconv.pruning.tracing import trace
 
 PLAN = """
@@ -141,7 +142,52 @@ def test_a_job_that_was_killed_goes_on(
     row = perform(lite, source, tmp_path / "job")
     assert done == ["unpruned, tuned", "WHC", "evolutionary", "evolutionary"]
     (expected,) = (row for row in read_rows(out / ROWS_NAME) if row["run"] == "LITE")
+    del expected["data"]  # the sweep adds it
     assert json.loads(json.dumps(without_times(row))) == without_times(expected)
+
+
+def test_the_progress_is_of_all_trainings(folder: Path, tmp_path: Path) -> None:
+    (lite, *_) = read_plan(folder / "plan.toml", open_archive(folder / "archive"))
+    assert lite.options["pruning"]
+    parts = pruned_filters.trainings(lite.options["pruning"])
+    progress = Progress(tmp_path, parts)
+    progress.written = -9.0  # longer ago than a second
+    progress.write(0.5, part=1)
+    assert float((tmp_path / "progress").read_text()) == pytest.approx(
+        (1 + parts[1] / 2) / sum(parts)
+    )
+    progress.write(1.0, part=1)
+    assert float((tmp_path / "progress").read_text()) < (1 + parts[1]) / sum(parts), "too soon"
+
+
+def test_what_no_network_can_become_is_refused_before_training(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        "[[run]]\nname = 'LITE'\nmodel = 'LITE'\nsets = 'all'\n"
+        "pruning = [{name = 'a', factorize = 'left', compression = 2}]\n"
+    )
+    words = ["run", str(plan), "--archive", str(folder / "archive"), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "LITE, GunPoint, seed 0 cannot be run: no layer gets smaller" in capsys.readouterr().err
+
+
+def test_times_need_a_reference(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (out / ROWS_NAME).read_text().splitlines(True)
+    lite = [line for line in lines if json.loads(line)["run"] == "LITE"]
+    (tmp_path / ROWS_NAME).write_text("".join(lite))
+    assert main(["time", str(tmp_path)]) == 2
+    said = "times are beside those of a run named 'InceptionTime', and the runs are LITE"
+    assert said in capsys.readouterr().err
+    other = json.dumps({**json.loads(lite[0]), "dataset": "Other"}) + "\n"
+    (tmp_path / ROWS_NAME).write_text("".join([*lines, other]))
+    assert main(["time", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "measured the networks of 1 data set;" in printed.out
+    assert "nothing is there to compare with: Other" in printed.err
 
 
 def test_a_killed_training_repeats_two_percent(
@@ -195,7 +241,7 @@ def test_each_set_is_timed_with_its_first_seed(
     rows = read_rows(out / ROWS_NAME)
     others = [{**row, "dataset": "Other", "seed": seed} for row in rows for seed in (2, 1)]
     path = tmp_path / TIMES_NAME
-    assert pruned_times.measure([*rows, *others], path) == 2
+    assert pruned_times.measure([*rows, *others], path) == (2, [])
     assert {(line["dataset"], line["seed"]) for line in read_times(path)} == {
         ("GunPoint", 0), ("Other", 1),
     }  # fmt: skip

@@ -25,7 +25,8 @@ from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import Archive, open_archive
 from benchmarks.paper.job import perform
 from benchmarks.paper.plan import Job, read_plan
-from benchmarks.paper.sweep import ROWS_NAME, dask_pool, local_pool, read_rows, sweep
+from benchmarks.paper.rows import ROWS_NAME, read_rows
+from benchmarks.paper.sweep import dask_pool, local_pool, sweep
 
 
 class Undisturbed(NamedTuple):

@@ -12,6 +12,14 @@ from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import choose, members, open_archive, published, read
 from benchmarks.paper.plan import read_plan
 
+DENSE = '"sparse"\nmodel = "LITE"\npruning = [{name = "a", '
+SAME = """name = "small"
+sets = {of = "all", cheapest = 1}
+keep = true
+network = {nf = 3, depth = 2}
+[[run]]
+name = "masked\""""
+
 
 @pytest.mark.parametrize(
     ("old", "new", "match"),
@@ -25,12 +33,25 @@ from benchmarks.paper.plan import read_plan
         ("depth = 2", "layers = 2", r"unknown key network\.layers; known are backend, depth"),
         ("epochs = 12", "epochs = 0", "epochs must be >= 1"),
         ("epochs = 12", "epochs = ", "is not TOML"),
-        ('sets = "all"', 'sets = "ucr86"', "names ucr86, which the archive does not hold"),
+        ('sets = "all"', 'sets = "ucr86"', "names 'ucr86', which the archive does not hold"),
         ('sets = "all"', "sets = {without = []}", "a table with of"),
         ("cheapest = 1", 'cheapest = "one"', "cheapest must be a number"),
         ("cheapest = 1", 'cheaper_than = "Nile"', "'Nile', which the archive does not hold"),
         ('"masked dense"', '"dense"', "weights must be one of sparse, masked dense"),
-        ('name = "masked"', 'name = "small"', "has other options above"),
+        ('name = "masked"', 'name = "small"', "it has weights 'sparse' above and 'masked dense'"),
+        ('name = "masked"', SAME, "small, Short, seed 0 has keep once, and once not"),
+        ("epochs = 12", "epochs = 1000000000000000000", "epochs must be at most 1000000"),
+        (
+            'weights = "masked dense"\nnetwork = {nf = 3, depth = 2}',
+            'model = "ROCKET"\nnetwork = {cv = 1}',
+            "network.cv may be",
+        ),
+        ('"masked dense"', DENSE + 'criterion = "l2"}]', "'a': l2 needs a ratio, the share"),
+        (
+            '"masked dense"',
+            DENSE + 'criterion = "dsp", ratio = 0.5}]',
+            "'a': dsp finds out how many filters go; leave its ratio out",
+        ),
         ('name = "small"', "", "run 1: it needs 'name'"),
         ('weights = "masked dense"', 'model = "DNS"', "model must be one of DSN, ResNet"),
         ("seeds = [0, 1]", "seeds = 2", "seeds must be a list of integers"),
@@ -43,7 +64,7 @@ from benchmarks.paper.plan import read_plan
         ("seeds = [0, 1]", "recipe = 3", "recipe must be a table"),
         ("seeds = [0, 1]", 'model = ["DSN"]', "model must be one of"),
         ("seeds = [0]", 'base = "full"', "unknown key run; known are base"),
-        ("cheapest = 1", 'without = ["Lnog"]', "names Lnog, which the archive does not hold"),
+        ("cheapest = 1", 'without = ["Lnog"]', "names 'Lnog', which the archive does not hold"),
         ('"masked dense"', '"masked dense"\nmodel = "LITE"', "is for DSN, not for LITE"),
         ('"masked dense"', '"masked dense"\nmoments = "mean"', "have the moments that they have"),
         (
@@ -69,6 +90,10 @@ def test_plans_on_plans(plan: Path, archive: Path, tmp_path: Path) -> None:
     assert {job.seed for job in jobs if job.run == "small"} == {0, 1}
     small.write_text(f'base = "{plan}"\nepochs = 3\nseeds = [4]\n')
     assert {(job.recipe().epochs, job.seed) for job in read_plan(small, opened)} == {(3, 4)}
+    small.write_text('base = "plan.toml"\norder = "sets"\n')
+    assert [job.key for job in read_plan(small, opened)] == sorted(
+        (job.key for job in read_plan(plan, opened)), key=lambda key: (key[1] == "Long", key[2])
+    ), "from the plan's own folder, in its own order"
     for base in ('"demo"', "3", f'"{small}"'):
         small.write_text(f"base = {base}\n")
         with pytest.raises(ValueError, match=r"small\.toml cannot be used"):
@@ -118,10 +143,18 @@ def test_archives_that_are_refused(tmp_path: Path, plan: Path) -> None:
     with pytest.raises(ValueError, match="does not exist; name a folder"):
         open_archive(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "made.toml").mkdir()
     with pytest.raises(ValueError, match="holds no data set; expected"):
         open_archive(tmp_path / "empty")
     with pytest.raises(ValueError, match="is not a folder"):
         open_archive(plan)
+    write_set(tmp_path / "nothing" / "Zeros.npz")
+    with np.load(tmp_path / "nothing" / "Zeros.npz") as file:
+        arrays = {**file, "X_train": np.full_like(file["X_train"], np.nan)}
+    np.savez(tmp_path / "nothing" / "Zeros.npz", **arrays)
+    assert "training series of" in open_archive(tmp_path / "nothing").broken["Zeros"]
+    with pytest.raises(ValueError, match=r"cannot be read: .*directory"):
+        read_plan(tmp_path / "made.toml", open_archive(None))
     for folder in "ab":
         write_set(tmp_path / "twice" / folder / "Same.npz")
     with pytest.raises(ValueError, match="holds Same twice"):
@@ -145,6 +178,9 @@ def test_sets_are_chosen() -> None:
         "ItalyPowerDemand",
         "ArrowHead",
     ]
+    assert choose(archive, {"of": "all", "without": "ucr85"}) == [
+        *choose(archive, "uea"), *choose(archive, "ucr2018"),
+    ]  # fmt: skip
     assert choose(archive, {"of": "all", "cheapest": 1}) == ["ItalyPowerDemand"]
     assert [len(members(name)) for name in ("ucr85", "ucr2018", "uea")] == [85, 43, 30]
     assert set(archive.sources) <= published().keys()

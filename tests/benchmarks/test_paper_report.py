@@ -120,7 +120,7 @@ def test_holm() -> None:
 def test_hours_are_of_training_pruning_and_tuning() -> None:
     variant = {"prune_seconds": 600.0, "tune_seconds": 1200.0, "accuracy": 0.5}
     rows = [row("a", SETS[0], train_seconds=1800.0, variants=[variant, variant])]
-    assert report.where(rows).startswith("1 trainings, 1.5 hours of one core")
+    assert report.where(rows).startswith("1 training, 1.5 hours of one core")
     rows += [row("a", SETS[1], train_seconds=None)]
     assert report.where(rows).startswith("2 trainings (1 of them without times), 1.5 hours")
 
@@ -274,9 +274,13 @@ def test_where_dsn_is_behind() -> None:
     best = max(published_accuracy(peer)["ECG200"] for peer in PEERS)
     rows = [row("DSN", "ECG200", seed, (best - 6 + seed) / 100) for seed in (0, 2)]
     rows += [row("DSN", name, 0, 0.999) for name in ("GunPoint", "a set nobody published")]
-    table = dsn.behind(Runs([*rows, row("wider", "ECG200"), row("other", "x")]), ("wider", "x"))
+    table = dsn.behind(
+        Runs([*rows, row("wider", "ECG200"), row("other", "x")]), ("DSN", "short"), ("wider", "x")
+    )
     assert table.header == ("data set", "to the best", "DSN % ± sd (seeds)", "wider")
     assert table.rows == [("ECG200", "-5.00", f"{best - 5:.2f} ± 1.41 (2)", "90.00 (1)")]
+    short = Runs([*rows, row("short", "Coffee", 0, 0.5)])
+    assert dsn.behind(short, ("DSN", "short"), ()).rows[0][:2] == ("Coffee (short)", "-50.00")
 
 
 def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -321,6 +325,48 @@ def test_report_of_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (
         f"no rows to report in {tmp_path / 'nothing'}; run a plan first" in capsys.readouterr().err
     )
+
+
+def pruned_row(run: str, dataset: str) -> dict[str, Any]:
+    variant = {"name": "WHC", "criterion": "whc", "ratio": 0.5}
+    found = {"name": "WHC", "accuracy": 0.8, "params": 500, "macs": 7, "at_once": 0.5,
+             "tune_seconds": 1.0}  # fmt: skip
+    options = {**DEFAULTS, "model": "LITE", "pruning": [variant]}
+    return row(run, dataset, options=options, variants=[found])
+
+
+def drawn_row(dataset: str) -> dict[str, Any]:
+    laps = dict.fromkeys(("draw_seconds", "prepare_seconds", "transform_seconds"), 1.0)
+    found = row("ROCKET", dataset, options={**DEFAULTS, "model": "ROCKET"}, n_candidates=9,
+                variants=[], **laps)  # fmt: skip
+    return {key: value for key, value in found.items() if key not in ("params", "macs", "epochs")}
+
+
+def test_rows_of_all_kinds(tmp_path: Path) -> None:
+    """Each part shows its kind of rows; a single one of another kind hides nothing."""
+    kinds = {
+        "table-1": [row("DSN", name) for name in SETS],
+        "smaller-networks": [pruned_row("LITE", SETS[0])],
+        "pruned-kernels": [drawn_row(SETS[0])],
+    }
+    for shown in (["table-1"], ["smaller-networks"], ["pruned-kernels"], [*kinds]):
+        folder = tmp_path / "-".join(shown)
+        report.write_report([one for kind in shown for one in kinds[kind]], folder)
+        assert {kind for kind in kinds if (folder / f"{kind}.md").exists()} == set(shown)
+        assert (folder / "runs.md").exists()
+    assert "LITE, WHC" in (tmp_path / "-".join(kinds) / "runs.md").read_text()
+
+
+def test_runs_of_any_name_are_shown(tmp_path: Path) -> None:
+    """No table knows the name; what was an earlier report's goes."""
+    report.write_report([row("DSN", name) for name in SETS], tmp_path)
+    assert (tmp_path / "table-1.md").exists()
+    text = report.write_report([row("mine", "x"), row("mine", "y")], tmp_path).read_text()
+    assert "mine" in text
+    assert (tmp_path / "runs.md").read_text().splitlines()[2].split() == (
+        ["|", "mine", "|", "2,", "2", "|", "90.00", "|", "1.00", "|", "40", "|"]
+    )
+    assert not list(tmp_path.glob("table-1*"))
 
 
 def test_every_run_of_the_plan_is_shown_somewhere(full: list[dict[str, Any]]) -> None:

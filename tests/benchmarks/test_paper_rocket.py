@@ -14,7 +14,7 @@ from benchmarks.paper.archives import members, open_archive, published
 from benchmarks.paper.comparison import Runs
 from benchmarks.paper.plan import read_plan
 from benchmarks.paper.rocket import SHARES, expanded
-from benchmarks.paper.sweep import ROWS_NAME, read_rows
+from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables import random_kernels
 from sparseconv.estimators.pocket import KS, POCKETClassifier
 

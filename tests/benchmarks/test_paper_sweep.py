@@ -18,7 +18,8 @@ from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.job import perform
 from benchmarks.paper.plan import DEFAULTS, Job
-from benchmarks.paper.sweep import ROWS_NAME, local_pool, read_rows, sweep
+from benchmarks.paper.rows import ROWS_NAME, read_rows
+from benchmarks.paper.sweep import local_pool, sweep
 
 
 def test_each_job_once(
@@ -61,7 +62,7 @@ def test_one_broken_file_among_good_ones(
     assert main(command(plan, archive, out)) == 1
     printed = capsys.readouterr()
     assert "left out: Broken" in printed.err
-    assert "5 of 5 jobs done; 0 failed, 1 data sets could not be read" in printed.err
+    assert "5 of 5 jobs done; 0 failed, 1 data set could not be read" in printed.err
     assert len(facts(out)) == 5
 
 
@@ -119,6 +120,49 @@ def test_rows_of_another_plan_or_of_other_data(
     write_set(archive / "ucr" / "Short.npz", 13)
     assert main(command(plan, archive, out)) == 2
     assert "'n_timepoints': 13" in capsys.readouterr().err
+    write_set(archive / "ucr" / "Short.npz", 12, shift=1e-3)
+    assert main(command(plan, archive, out)) == 2
+    assert "rows of Short with other values than the archive's" in capsys.readouterr().err
+
+
+def test_a_run_has_the_same_options_on_all_sets(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a table would show the mean of different things under one name."""
+    epochs = "epochs = {}\n[[run]]\nname = 'a'\nsets = '{}'\nnetwork = {{nf = 3, depth = 2}}\n"
+    out = tmp_path / "out"
+    plan.write_text(epochs.format(1, "Short"))
+    assert main(command(plan, archive, out)) == 0
+    plan.write_text(epochs.format(2, "Long"))
+    capsys.readouterr()
+    assert main(command(plan, archive, out)) == 2
+    assert "has a with recipe {'epochs': 1}, but the plan says" in capsys.readouterr().err
+    plan.write_text(epochs.format(2, "Long"))
+    assert main(command(plan, archive, tmp_path / "other")) == 0
+    with (out / ROWS_NAME).open("a") as file:
+        file.write((tmp_path / "other" / ROWS_NAME).read_text())
+    assert main(["report", str(out)]) == 2
+    said = "the run a with recipe {'epochs': 1} on Short and {'epochs': 2} on Long; give one of"
+    assert said in capsys.readouterr().err
+
+
+def test_keeping_what_was_removed(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = PLAN.replace("epochs = 12", "epochs = 1")
+    for keep in ("false", "true"):
+        plan.write_text(short.replace("seeds = [0, 1]", f"keep = {keep}"))
+        assert main(command(plan, archive, tmp_path / "out")) == 0
+    printed = capsys.readouterr().out
+    assert "small, Long, seed 0: its folder was not kept when it was trained; for one" in printed
+
+
+def test_folders_that_cannot_be(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in (plan, plan / "x", Path("/proc/nothing")):
+        assert main(command(plan, archive, out)) == 2
+        assert f"--out must name a folder, but {out} cannot be one" in capsys.readouterr().err
 
 
 def test_networks_that_are_refused(
@@ -126,10 +170,7 @@ def test_networks_that_are_refused(
 ) -> None:
     plan.write_text(PLAN.replace("nf = 3", "nf = 0"))
     assert main(command(plan, archive, tmp_path / "out")) == 2
-    assert (
-        "the network of small, Short, seed 0 cannot be built: nf must be at least 1"
-        in capsys.readouterr().err
-    )
+    assert "small, Short, seed 0 cannot be run: nf must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ['{"run": 1}', "3", "nothing", '{"run": "a", "options": 3}'])
@@ -149,14 +190,35 @@ def test_rows_that_were_edited(
     path = tmp_path / ROWS_NAME
     lines = path.read_text().splitlines(True)
     for changes, said in (
-        ({"accuracy": 42}, "its accuracy is 42, not a share"),
-        ({"accuracy": float("nan")}, "its accuracy is nan"),
-        ({"machine": {}}, "its machine has no cpu"),
-        ({"train_seconds": "1"}, "no usable train_seconds"),
+        ({"accuracy": 42}, "accuracy"),
+        ({"accuracy": float("nan")}, "accuracy"),
+        ({"accuracy": True}, "accuracy"),
+        ({"machine": {"cpu": "x"}}, "machine"),
+        ({"train_seconds": "1"}, "train_seconds"),
+        ({"predict_seconds": -1}, "predict_seconds"),
+        ({"epochs": 0, "n_test": 0}, "n_test"),
+        ({"kernels_by_size": []}, "kernels_by_size"),
+        ({"group_weights": 3}, "group_weights"),
+        ({"curve": [[1, 2]], "curve_seconds": [1.0]}, "curve"),
+        ({"options": {"model": ["DSN"]}}, "options"),
+        ({"options": {"nothing": 1}}, "options"),
+        ({"options": {"pruning": [{"name": "a"}]}}, "variants"),
+        ({"options": {"model": "ROCKET"}}, "draw_seconds, .*, variants"),
     ):
         path.write_text(json.dumps(json.loads(lines[0]) | changes) + "\n")
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=f"line 1, is not a row: it has no usable .*{said}"):
             read_rows(path)
+    row = json.loads(lines[0])
+    for key in ("train_seconds", "predict_seconds", "machine", "curve"):
+        path.write_text(json.dumps({k: v for k, v in row.items() if k != key}) + "\n")
+        with pytest.raises(ValueError, match=f"no usable {key}"):
+            read_rows(path)
+    path.write_text(json.dumps({**row, "curve": [[1, 0.5]], "curve_seconds": []}) + "\n")
+    with pytest.raises(ValueError, match="different lengths"):
+        read_rows(path)
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match="line 1, is not a row"):
+        read_rows(path)
     path.write_text("".join([*lines, lines[0]]))
     for doubled in (["report", str(tmp_path)], words):
         assert main(doubled) == 2

@@ -11,6 +11,15 @@ NONE = "-"
 DIFFERENCE = "difference, 95 % interval; median"
 
 
+def counted(number: int, noun: str) -> str:
+    """
+    Example:
+        >>> counted(1, "job"), counted(2, "job")
+        ('1 job', '2 jobs')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
 

@@ -196,20 +196,24 @@ def each_set(runs: Runs, names: Sequence[str]) -> Table:
     return Table(header, rows, text_columns=2)
 
 
-def behind(runs: Runs, others: Sequence[str]) -> Table:
-    """The sets where DSN is ``BEHIND`` points or more below the best published network: with other
-    settings, each of which stands for a cause.
+def behind(runs: Runs, names: Sequence[str], others: Sequence[str]) -> Table:
+    """The sets where runs of DSN are ``BEHIND`` points or more below the best published network:
+    with other settings, each of which stands for a cause.
     """
-    gaps = {name: to_the_best(name, ours) for name, ours in runs.accuracy("DSN").items()}
-    sets = sorted((gap, name) for name, gap in gaps.items() if gap is not None and gap <= -BEHIND)
-    tried = [other for other in others if any(name in runs.rows(other) for _, name in sets)]
+    sets = sorted(
+        (gap, name, run)
+        for run in names
+        for name, ours in runs.accuracy(run).items()
+        if (gap := to_the_best(name, ours)) is not None and gap <= -BEHIND
+    )
+    tried = [other for other in others if any(name in runs.rows(other) for _, name, _ in sets)]
     rows = [
         (
-            name,
+            name if run == names[0] else f"{name} ({run})",
             f"{gap:+.2f}",
-            *(_spread_of(runs, run, name) for run in ("DSN", *tried)),
+            *(_spread_of(runs, each, name) for each in (run, *tried)),
         )
-        for gap, name in sets
+        for gap, name, run in sets
     ]
     return Table(("data set", "to the best", "DSN % ± sd (seeds)", *tried), rows)
 

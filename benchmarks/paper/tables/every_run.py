@@ -1,0 +1,27 @@
+"""The table of all runs, whatever they are."""
+
+from __future__ import annotations
+
+from benchmarks.paper.comparison import Runs
+from benchmarks.paper.tables.cells import NONE
+from sparseconv.measure.table import Table, with_thousands
+
+
+def every_run(runs: Runs) -> Table:
+    """Every run: how many there are, mean accuracy and size, and CPU seconds of training."""
+    rows = []
+    for name in runs.names():
+        by_set = runs.rows(name)
+        held = [row for rows in by_set.values() for row in rows]
+        sized = all("params" in row for row in held)
+        timed = all(row["train_seconds"] is not None for row in held)
+        rows.append(
+            (
+                name,
+                f"{len(by_set)}, {len(held)}",
+                f"{100 * runs.over_sets(name, 'accuracy', by_set):.2f}",
+                f"{runs.over_sets(name, 'params', by_set) / 1e3:.2f}" if sized else NONE,
+                with_thousands(sum(row["train_seconds"] for row in held)) if timed else NONE,
+            )
+        )
+    return Table(("run", "sets, runs", "accuracy %", "params K", "training s"), rows)
