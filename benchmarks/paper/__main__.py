@@ -79,6 +79,12 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def folder(text: str) -> Path:
+    if not text:  # which would be the current one
+        raise argparse.ArgumentTypeError("must name a folder, but is empty")
+    return Path(text)
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -93,12 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     plans = ", ".join(sorted(path.stem for path in PLANS.glob("*.toml")))
     running.add_argument("plan", help=f"a .toml file, or one of {plans}")
     running.add_argument(
-        "--archive", type=Path, metavar="DIR",
+        "--archive", type=folder, metavar="DIR",
         help="a folder with NAME.npz files or NAME_TRAIN.ts and NAME_TEST.ts (default: the sets "
         "that aeon brings along)",
     )  # fmt: skip
     running.add_argument(
-        "--out", type=Path, metavar="DIR", help="for rows and report (default: paper/PLAN)"
+        "--out", type=folder, metavar="DIR", help="for rows and report (default: paper/PLAN)"
     )
     where = running.add_mutually_exclusive_group()
     where.add_argument(
@@ -110,10 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     running.set_defaults(command=run)
     reporting = commands.add_parser("report", help="make tables and figures of the rows")
-    reporting.add_argument("out", type=Path, help="the folder of a sweep")
+    reporting.add_argument("out", type=folder, help="the folder of a sweep")
     reporting.set_defaults(command=report)
     timing = commands.add_parser("time", help="measure the networks of a plan with pruning")
-    timing.add_argument("out", type=Path, help="the folder of a sweep")
+    timing.add_argument("out", type=folder, help="the folder of a sweep")
     timing.set_defaults(command=time)
     arguments = parser.parse_args(argv)
     try:

@@ -130,7 +130,7 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
     if not jobs:
         raise ValueError(
             f"the plan {file} chooses no data set that the archive holds; it has "
-            f"{', '.join(archive.shapes)}"
+            f"{', '.join(archive.shapes) or 'none that can be read'}"
         )
     return sorted(jobs.values(), key=partial(ORDERS[order], archive))
 
@@ -168,7 +168,9 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
         return file, tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(sorted(path.stem for path in PLANS.glob("*.toml")))
-        raise ValueError(f"no plan {file}; write a .toml file, or name one of {known}") from None
+        raise ValueError(
+            f"no plan {file}; name a file that ends with .toml, or one of {known}"
+        ) from None
     except OSError as error:
         raise ValueError(f"the plan {file} cannot be read: {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -203,32 +205,15 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
         if key not in run:
             raise ValueError(f"it needs {key!r}")
     settings = DEFAULTS | run
-    if not isinstance(run["name"], str) or not run["name"]:
-        raise ValueError(f"name must be a text, but got {run['name']!r}")
+    if not isinstance(name := run["name"], str) or not name or not name.isprintable():
+        raise ValueError(f"name must be a text of one line, but got {name!r}")
     if not isinstance(settings["keep"], bool):
         raise ValueError(f"keep must be true or false, but got {settings['keep']!r}")
-    for key in ("network", "recipe"):
-        if not isinstance(settings[key], dict):
-            raise ValueError(f"{key} must be a table, but got {settings[key]!r}")
-    choices = {
-        "model": (*NETWORKS, *ROCKETS),
-        "weights": WEIGHTS,
-        "series": SERIES,
-        "split": SPLITS,
-        "moments": MOMENTS,
-    }
-    for key, allowed in choices.items():
-        if not isinstance(settings[key], str) or settings[key] not in allowed:
-            raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {settings[key]!r}")
     options = {key: settings[key] for key in CONTENT}
-    constants = {field.name for field in fields(Recipe)} - {"seed"}
-    trained = settings["model"] not in ROCKETS  # in epochs
-    epochs = {"epochs": content["epochs"]} if trained and "epochs" in content else {}
-    options["recipe"] = epochs | settings["recipe"]
-    _check_keys(options["recipe"], constants, "recipe.")
-    _check_together(options)
-    _check_pruning(options)
-    _check_keys(options["network"], _arguments(settings["model"]), "network.")
+    trained = settings["model"] not in list(ROCKETS)  # in epochs
+    if trained and "epochs" in content and isinstance(options["recipe"], dict):
+        options["recipe"] = {"epochs": content["epochs"]} | options["recipe"]
+    check_options(options)
     seeds = run.get("seeds", content.get("seeds", [0]))
     _check_seeds(seeds)
     jobs = [
@@ -240,6 +225,32 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
         if (epochs := job.recipe().epochs) > MOST_EPOCHS:  # other constants the recipe refuses
             raise ValueError(f"epochs must be at most {MOST_EPOCHS}, but got {epochs}")
     return jobs
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what is no job's ``options``, and what would be ignored silently.
+
+    Raises:
+        ValueError: the message names the key.
+    """
+    for key in ("network", "recipe"):
+        if not isinstance(options[key], dict):
+            raise ValueError(f"{key} must be a table, but got {options[key]!r}")
+    choices = {
+        "model": (*NETWORKS, *ROCKETS),
+        "weights": WEIGHTS,
+        "series": SERIES,
+        "split": SPLITS,
+        "moments": MOMENTS,
+    }
+    for key, allowed in choices.items():
+        if not isinstance(options[key], str) or options[key] not in allowed:
+            raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {options[key]!r}")
+    constants = {field.name for field in fields(Recipe)} - {"seed"}
+    _check_keys(options["recipe"], constants, "recipe.")
+    _check_together(options)
+    _check_pruning(options)
+    _check_keys(options["network"], _arguments(options["model"]), "network.")
 
 
 def _arguments(model: str) -> Sequence[str]:
@@ -268,6 +279,8 @@ def _check_together(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"moments = {options['moments']!r} needs weights that grow, not a static grow"
         )
+    if options["moments"] != "zero" and options["network"].get("sparsity") == 0:
+        raise ValueError(f"moments = {options['moments']!r} needs sparse weights, not sparsity = 0")
 
 
 def _check_rocket(network: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
 
     Continues from what the folder holds. Times are CPU seconds of one thread.
     """
-    begin_or_resume(job, folder, VARIANTS_NAME)
+    code = begin_or_resume(job, folder, VARIANTS_NAME)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     model = first_model(job, Shape.of(data))
     progress = Progress(folder, trainings(job.options["pruning"]))
@@ -74,7 +74,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     score = tested(model, data)
     predict_seconds = time.process_time() - begin
     return {
-        **facts_of(job, data),
+        **facts_of(job, data, code),
         "accuracy": score,
         "train_loss": result.best_loss,
         "epochs": recipe.epochs,

@@ -77,7 +77,9 @@ def _parts(rows: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[tuple[Pa
     smaller = list(pruned_filters.expanded(networks, read_times(folder / TIMES_NAME)))
     drawn = list(rocket.expanded(kernels))
     if plain:
-        yield from ((part, Runs(plain)) for part in PARTS)
+        everything = Runs(plain)
+        unpicked = everything.without_picked()
+        yield from ((part, everything if part.picked else unpicked) for part in PARTS)
     if len(plain) < len(networks):
         yield from ((part, Runs(smaller)) for part in FILTERS)
     if kernels:

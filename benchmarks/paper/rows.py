@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +10,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.archives import Archive
-from benchmarks.paper.plan import DEFAULTS, Job, differing
+from benchmarks.paper.plan import DEFAULTS, Job, check_options, differing
 from benchmarks.paper.pruned_filters import is_pruned_filters
 from benchmarks.paper.rocket import is_pruned_kernels
+from sparseconv.models import DSN
 
 ROWS_NAME = "rows.jsonl"
 Key = tuple[str, str, int]  # run, data set, seed
 Kind = Callable[[Any], bool]
+DSN_DEFAULTS = inspect.signature(DSN).parameters
 
 
 def _number(value: Any) -> bool:
@@ -25,7 +30,7 @@ def _number(value: Any) -> bool:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+    return isinstance(value, str) and value != "" and value.isprintable()
 
 
 def _count(value: Any) -> bool:
@@ -53,10 +58,13 @@ def _table(**kinds: Kind) -> Kind:
 
 
 def _options(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        key in DEFAULTS and (_number(one) if key == "silence" else type(one) is type(DEFAULTS[key]))
-        for key, one in value.items()
-    )
+    if not isinstance(value, dict) or not value.keys() <= DEFAULTS.keys():
+        return False
+    try:
+        check_options(DEFAULTS | value)  # a row of an earlier version may lack some
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _point(value: Any) -> bool:
@@ -138,10 +146,37 @@ def _check(row: Mapping[str, Any]) -> None:
         kinds = FILTERED if is_pruned_filters(row) else kinds
         wrong = _wrong(row, kinds)
         wrong += [key for key, kind in OPTIONAL.items() if key in row and not kind(row[key])]
+        wrong += [key for key, shape in _shapes(row).items() if not _is_of(row[key], shape)]
+        wrong += ["variants"] if kinds is TRAINED and "variants" in row else []
     if wrong:
-        raise ValueError(f"it has no usable {', '.join(wrong)}")
+        raise ValueError(f"it has no usable {', '.join(dict.fromkeys(wrong))}")
     if kinds is TRAINED and len(row["curve"]) != len(row["curve_seconds"]):
         raise ValueError("its curve and curve_seconds have different lengths")
+    if (row["train_seconds"] is None) != (row["predict_seconds"] is None):
+        raise ValueError("it has only one of train_seconds and predict_seconds")
+    recipe = row["options"].get("recipe", {})
+    if "epochs" in row and row["epochs"] != recipe.get("epochs", row["epochs"]):
+        raise ValueError(f"its epochs are {row['epochs']}, but its recipe says {recipe['epochs']}")
+
+
+def _shapes(row: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes that a DSN's ``kernels_by_size`` and ``group_weights`` must have."""
+    if row["options"].get("model", "DSN") != "DSN":
+        return {}
+    depth, taps, groups = (
+        row["options"].get("network", {}).get(name, DSN_DEFAULTS[name].default)
+        for name in ("depth", "kernel_size", "n_groups")
+    )
+    found = {"kernels_by_size": (depth, taps + 1), "group_weights": (depth, groups, taps)}
+    return {key: shape for key, shape in found.items() if key in row}
+
+
+def _is_of(layers: Any, shape: tuple[int, ...]) -> bool:
+    try:
+        found = np.array(layers)
+    except ValueError:  # ragged
+        return False
+    return found.shape == shape and bool(found.any())
 
 
 class Rows:

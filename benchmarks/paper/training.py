@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.networks import MomentsDST, build, multiply_adds
-from benchmarks.paper.plan import Job
+from benchmarks.paper.plan import Job, differing
 from sparseconv.bench.network.masked import MaskedDST, masked_copy
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
-from sparseconv.measure.machine import measurement_context
+from sparseconv.measure.machine import commit, measurement_context
 from sparseconv.models import DSN
 from sparseconv.report.figures import group_profiles, kernels_by_size
 from sparseconv.training import checkpoint
@@ -34,11 +34,12 @@ TRAINING = 3  # what a step costs beside a prediction: fprop, dgrad, wgrad
 CHECKPOINTS = 50  # in a whole run: a killed one repeats 2 % at most
 CURVE_POINTS, CURVE_SHARE = 25, 0.05  # at most, and what they may cost of the training
 PROGRESS_NAME, CURVE_NAME, JOB_NAME = "progress", "curve.json", "job.json"
+CODE = commit()  # now, as it is imported: when a row is written, the checkout may be another one
 
 
 def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     """Train and test; continue from what ``folder`` holds. The row."""
-    begin_or_resume(job, folder)
+    code = begin_or_resume(job, folder)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     shape = Shape.of(data)
     model, X_test = first_model(job, shape), torch.as_tensor(data.X_test)
@@ -69,7 +70,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     predict_seconds = time.process_time() - begin
     seconds = list(accumulate(row["cpu_seconds"] for row in result.history))
     return {
-        **facts_of(job, data),
+        **facts_of(job, data, code),
         "accuracy": accuracy(log_proba, target),
         "test_loss": F.nll_loss(log_proba, target).item(),
         "train_loss": result.best_loss,
@@ -84,8 +85,11 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def facts_of(job: Job, data: Dataset) -> dict[str, Any]:
-    """What a row of any job says: the job, the sizes of its data, the machine and the date."""
+def facts_of(job: Job, data: Dataset, code: str = CODE) -> dict[str, Any]:
+    """What a row of any job says: the job, the sizes of its data, the machine and the date.
+
+    ``code``: the commit that ran; several, if another one resumed it.
+    """
     return {
         "run": job.run,
         "dataset": job.dataset,
@@ -93,7 +97,7 @@ def facts_of(job: Job, data: Dataset) -> dict[str, Any]:
         "options": dict(job.options),
         **asdict(Shape.of(data)),
         "threads": 1,
-        "machine": measurement_context(),
+        "machine": measurement_context() | {"commit": code},
     }
 
 
@@ -101,21 +105,45 @@ def accuracy(log_proba: Tensor, target: Tensor) -> float:
     return (log_proba.argmax(1) == target).double().mean().item()
 
 
-def begin_or_resume(job: Job, folder: Path, *others: str) -> None:
-    """Empty the folder (of other files too) unless it holds a readable beginning of this job."""
-    said = json.dumps([*job.key, job.options], sort_keys=True)
-    job_file, curve_file = folder / JOB_NAME, folder / CURVE_NAME
+def begin_or_resume(job: Job, folder: Path, *others: str) -> str:
+    """Empty the folder (of other files too) unless it holds a readable beginning of this job.
+
+    Returns the commits that trained so far, with this one.
+
+    Raises:
+        ValueError: the beginning of a job with other options, which is left alone.
+    """
+    begun = _begun(folder)
+    code = CODE
+    if begun:
+        for name, there, here in differing(begun["options"], job.options):
+            raise ValueError(
+                f"{folder} holds the beginning of a training with {name} {there!r}, not {here!r}; "
+                "give the run another name, or remove that folder"
+            )
+        code = begun["code"] if begun["code"].endswith(CODE) else f"{begun['code']} then {CODE}"
+    else:
+        for name in (CHECKPOINT_NAME, CURVE_NAME, PROGRESS_NAME, JOB_NAME, *others):
+            (folder / name).unlink(missing_ok=True)
+    write_whole(folder / JOB_NAME, json.dumps({"options": job.options, "code": code}))
+    return code
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """What ``JOB_NAME`` says of a training that can be continued.
+
+    None if there is none, or if it is damaged: what was trained is then lost, and trained again.
+    """
     try:
-        if job_file.exists() and job_file.read_text() == said:
-            Curve(curve_file)
-            if (folder / CHECKPOINT_NAME).exists():
-                checkpoint.load(folder / CHECKPOINT_NAME)
-            return
-    except (OSError, ValueError, TypeError):  # damaged: what was trained is lost, and trained again
-        pass
-    for name in (CHECKPOINT_NAME, CURVE_NAME, PROGRESS_NAME, JOB_NAME, *others):
-        (folder / name).unlink(missing_ok=True)
-    write_whole(job_file, said)
+        begun: dict[str, Any] = json.loads((folder / JOB_NAME).read_text())
+        if not isinstance(begun["options"], dict) or not isinstance(begun["code"], str):
+            return None
+        Curve(folder / CURVE_NAME)
+        if (folder / CHECKPOINT_NAME).exists():
+            checkpoint.load(folder / CHECKPOINT_NAME)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return begun
 
 
 def checkpoint_interval(recipe: Recipe) -> int:

@@ -92,11 +92,11 @@ def measurement_context() -> dict[str, str]:
     found = environment_info() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     del found["threads"]
     isa, isas = ("none", ["none"]) if extension is None else (extension.isa(), extension.isas())
-    return found | {"isa": isa, "isas": ", ".join(isas), "commit": _commit()}
+    return found | {"isa": isa, "isas": ", ".join(isas), "commit": commit()}
 
 
-def _commit() -> str:
-    """The commit that was measured, in a checkout of this repository; marked if sources differ."""
+def commit() -> str:
+    """The commit of this checkout of the repository, marked if sources differ; else "unknown"."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -107,7 +107,9 @@ def _commit() -> str:
         git("ls-files", "--error-unmatch", Path(__file__).name)
         if git("rev-parse", "--show-prefix") != "sparseconv/measure/":
             return "unknown"
-        changed = git("status", "--porcelain", "--", "../../csrc", "..", "../../setup.py")
+        sources = [f"../../{name}" for name in ("csrc", "sparseconv", "setup.py", "benchmarks")]
+        results = ":(exclude)../../benchmarks/results"
+        changed = git("status", "--porcelain", "--", *sources, results)
         return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

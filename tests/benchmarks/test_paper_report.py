@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from scipy.stats import wilcoxon
+from scipy.stats import fisher_exact, wilcoxon
 
 from benchmarks.paper import figures, report
 from benchmarks.paper.__main__ import main
@@ -32,7 +32,8 @@ def row(
     return {
         "run": run, "dataset": dataset, "seed": seed, "accuracy": accuracy, "options": DEFAULTS,
         "params": 1000, "macs": 5_000_000, "epochs": 10, "train_seconds": 20.0, "n_test": 50,
-        "predict_seconds": 0.1, "curve": [[5, accuracy / 2], [10, accuracy]],
+        "predict_seconds": 0.1, "n_train": 20, "n_channels": 1, "n_timepoints": 10,
+        "curve": [[5, accuracy / 2], [10, accuracy]],
         "curve_seconds": [10.0, 20.0],
         "machine": {"cpu": "a processor", "torch": "2.13", "commit": "abc", "date": "today"},
         **more,
@@ -134,7 +135,12 @@ def test_table_1() -> None:
     found = dict(zip(table.header, table.rows[2], strict=True))
     assert found["published"] == "OS-CNN"
     assert found["DSN wins/ties/losses"] == "6/0/0", "the set of 2018 is left out"
-    assert found["the paper's, scaled"] == "3.5/0.2/2.3"  # of 49/3/33 in 85
+    scaled, p = found["the paper's, scaled; p"].split("; ")
+    assert scaled == "3.5/0.2/2.3"  # of 49/3/33 in 85
+    assert p == p_text(fisher_exact([[6, 0], [49, 36]]).pvalue)
+    assert [cells[3].partition(";")[0] for cells in table.rows] == (
+        ["3.7/0.2/2.0", "2.8/0.4/2.8", "3.5/0.2/2.3"]  # the paper's 53/3/29, 40/5/40
+    )
     assert found["sets"] == "6"
     assert found[DIFFERENCE] == "+2.00 [+2.00, +2.00]; +2.00"
 
@@ -246,7 +252,10 @@ def test_times_compare_on_one_cpu() -> None:
         *(row("b", name, 0, **on("fast"), train_seconds=10.0) for name in "xyz"),
     ]
     table = dsn.costs(Runs(rows), ("a", "b"), "a")
-    assert table.rows[1][-3:-1] == ("2", "1000.0, 2500.0")
+    assert table.rows[1][-3:-1] == ("1", "1000.0, 3000.0"), "of x no seed was trained by both"
+    rows += [row("b", "x", 1, **on("fast"), train_seconds=30.0)]
+    table = dsn.costs(Runs(rows), ("a", "b"), "a")
+    assert table.rows[1][-3:-1] == ("2", "2000.0, 2500.0"), "seed 1 of x, whatever b's seed 0 took"
     never = Runs([row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("fast"))])
     assert dsn.costs(never, ("a", "b"), "a").rows[1][-3:] == ("0", "-", "-")
 
@@ -402,8 +411,52 @@ def test_time_to_accuracy() -> None:
     ])  # fmt: skip
     fast, slow = figures.times_to_accuracy(runs, "fast", "slow")["x"]
     assert fast == figures.Reached(1.5, True), "seed 0 at the second look, seed 1 at the first"
-    assert slow == figures.Reached(10.0, False), "seed 1 is seen to reach it by the test at the end"
+    assert slow == figures.Reached(10.0, True), "seed 1 is seen to reach it by the test at the end"
     assert list(figures.times_to_accuracy(runs, "fast", "slow")) == ["x"]
+
+
+def test_the_ratio_of_times_is_said_where_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = {"known": (1.0, 2.0), "first": (0.1, 0.4)}
+    rows = [
+        row(run, name, 0, 0.9, curve=[[1, 0.9 if run == "fast" and name == "first" else 0.1],
+            [2, 0.9], [3, 0.9]], curve_seconds=[scale * at[0], scale * at[1], scale * 9.0],
+            train_seconds=99.0)
+        for name, at in looks.items() for run, scale in (("fast", 1.0), ("slow", 3.0))
+    ]  # fmt: skip
+    rows += [row("fast", "end", 0, 0.9), row("slow", "end", 0, 0.9, curve=[[1, 0.1]],
+             curve_seconds=[1.0], train_seconds=99.0)]  # fmt: skip
+    said = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: said.extend(
+        text.get_text() for text in figure.axes[0].texts
+    ) or path)  # fmt: skip
+    figures.time_to_accuracy(Runs(rows), tmp_path / "x.png", "fast", "slow")
+    assert sorted(said) == ["3.0x", "≥ 12.0x"], "1.2 s by 0.1 s, or less; none where slow may be"
+
+
+def test_picked_sets_do_not_count() -> None:
+    """Sets that were tried because the reference came out low there favour any other run."""
+    sets = {"a": 10, "b": 20, "c": 30, "d": 40}
+    rows = [row("DSN", name, 0, 0.9, n_timepoints=n) for name, n in sets.items()]
+    rows += [row("whole", name, 0, n_timepoints=n) for name, n in sets.items()]
+    rows += [row("DSN", "d", 1, n_timepoints=40), row("picked", "b", 0, n_timepoints=20)]
+    rows += [row("begun", name, 0, n_timepoints=sets[name]) for name in "abd"]
+    rows += [row("UEA", name, seed) for name in "xy" for seed in (0, 1)]
+    runs = Runs(rows).without_picked()
+    found = {name: sorted(runs.rows(name)) for name in runs.names()}
+    whole = ["a", "b", "c", "d"]
+    assert found == {"DSN": whole, "whole": whole, "begun": ["a", "b"], "UEA": ["x", "y"]}
+    assert len(runs.rows("DSN")["d"]) == 1, "nor does a second seed there"
+    assert Runs(rows[4:8]).without_picked().rows("whole").keys() == sets.keys(), "no reference"
+
+
+def test_picked_sets_are_where_dsn_is_behind(tmp_path: Path) -> None:
+    rows = [row("DSN", name, 0, 0.5, n_timepoints=n) for n, name in enumerate(SETS, 1)]
+    report.write_report([*rows, row("gradient growth", SETS[3])], tmp_path)
+    assert "gradient growth" in (tmp_path / "behind.md").read_text()
+    assert "gradient growth" in (tmp_path / "runs.md").read_text()
+    assert not (tmp_path / "figure-7.md").exists()
 
 
 def test_figure_7_shows_the_sets_that_all_have() -> None:

@@ -202,7 +202,14 @@ def test_rows_that_were_edited(
         ({"curve": [[1, 2]], "curve_seconds": [1.0]}, "curve"),
         ({"options": {"model": ["DSN"]}}, "options"),
         ({"options": {"nothing": 1}}, "options"),
-        ({"options": {"pruning": [{"name": "a"}]}}, "variants"),
+        ({"options": {"network": {"nothing": 1}}}, "options"),
+        ({"options": {"recipe": {"epochs": 1}, "network": {"depth": 3}}}, "kernels_by_size, .*"),
+        ({"kernels_by_size": [[0] * 40] * 2}, "kernels_by_size"),
+        ({"kernels_by_size": [[1] * 40, [1]]}, "kernels_by_size"),
+        ({"group_weights": [[[1] * 39] * 2] * 2}, "group_weights"),
+        ({"variants": 3}, "variants"),
+        ({"run": "two\nlines"}, "run"),
+        ({"options": {"model": "LITE", "pruning": [{"name": "a"}]}}, "variants"),
         ({"options": {"model": "ROCKET"}}, "draw_seconds, .*, variants"),
     ):
         path.write_text(json.dumps(json.loads(lines[0]) | changes) + "\n")
@@ -215,6 +222,12 @@ def test_rows_that_were_edited(
             read_rows(path)
     path.write_text(json.dumps({**row, "curve": [[1, 0.5]], "curve_seconds": []}) + "\n")
     with pytest.raises(ValueError, match="different lengths"):
+        read_rows(path)
+    path.write_text(json.dumps({**row, "predict_seconds": None}) + "\n")
+    with pytest.raises(ValueError, match="only one of train_seconds and predict_seconds"):
+        read_rows(path)
+    path.write_text(json.dumps({**row, "epochs": 2}) + "\n")
+    with pytest.raises(ValueError, match="its epochs are 2, but its recipe says 1"):
         read_rows(path)
     path.write_text("[" * 100_000 + "\n")
     with pytest.raises(ValueError, match="line 1, is not a row"):

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_plan import ROOT, TIMES, job_with
 
+from benchmarks.paper import training
 from benchmarks.paper.archives import Shape, open_archive, read
 from benchmarks.paper.job import perform
 from benchmarks.paper.networks import MomentsDST, multiply_adds
@@ -23,6 +25,8 @@ from benchmarks.paper.training import (
     looks,
     scheduler_factory,
 )
+from sparseconv.bench.network.masked import PremaskedConv1d
+from sparseconv.measure.machine import commit
 from sparseconv.models import DSN
 from sparseconv.training.loop import train
 
@@ -143,21 +147,81 @@ perform(Job(*json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))
 
 def test_a_beginning_of_something_else(archive: Path, tmp_path: Path) -> None:
     source = open_archive(archive).sources["Long"]
-    options = {"weights": "masked dense", "recipe": {"epochs": 100}}
-    job = job_with(**options, network={"nf": 3, "depth": 2})
-    other = job_with(**options, network={"nf": 3, "depth": 2, "sparsity": 0.5})
-    half_trained(other, source, tmp_path / "other options")
+    options = {"weights": "masked dense", "network": {"nf": 3, "depth": 2}}
+    job = job_with(**options, recipe={"epochs": 100})
     half_trained(job, source, tmp_path / "half")
-    for damage in ("checkpoint.pt", "curve.json", "progress"):
+    before = (tmp_path / "half" / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"beginning of a training with recipe .*100.* not .*9"):
+        perform(job_with(**options, recipe={"epochs": 9}), source, tmp_path / "half")
+    assert (tmp_path / "half" / "checkpoint.pt").read_bytes() == before
+    for damage in ("checkpoint.pt", "curve.json", "job.json", "progress"):
         shutil.copytree(tmp_path / "half", tmp_path / damage)
         (tmp_path / damage / damage).write_bytes(b"nan")
     calm = perform(job, source, tmp_path / "calm")
     assert len(calm["curve"]) > 5
-    for begun in ("other options", "checkpoint.pt", "curve.json", "progress", "half"):
+    for begun in ("checkpoint.pt", "curve.json", "job.json", "progress", "half"):
         rough = perform(job, source, tmp_path / begun)
         assert {k: v for k, v in rough.items() if k not in TIMES} == {
             k: v for k, v in calm.items() if k not in TIMES
         }, begun
+
+
+def test_a_row_names_the_commits_that_trained(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = open_archive(archive).sources["Long"], tmp_path / "job"
+    job = job_with(network={"nf": 3, "depth": 2}, recipe={"epochs": 100})
+    half_trained(job, source, folder)
+    monkeypatch.setattr(training, "CODE", "1234567")  # the next one
+    row = perform(job, source, folder)
+    assert row["machine"]["commit"] == f"{commit()} then 1234567"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"series": "z-normalised"}, {"moments": "mean"}, {"network": {"nf": 3, "sparsity": 0.5}},
+     {"recipe": {"epochs": 12, "grow": "gradient"}}],
+    ids=str,
+)  # fmt: skip
+def test_each_option_changes_the_training(
+    archive: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    source = open_archive(archive).sources["Long"]
+    plain = {"network": {"nf": 3}, "recipe": {"epochs": 12}}
+    rows = [
+        perform(job_with(**(plain | more)), source, tmp_path / str(i))
+        for i, more in enumerate(({}, {}, options))
+    ]
+    losses = [row["train_loss"] for row in rows]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_data_are_what_the_job_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def read_this(source: str, *how: str) -> Any:
+        asked[source] = how
+        raise FileNotFoundError
+
+    monkeypatch.setattr(training, "read", read_this)
+    job = job_with(series="z-normalised", split="within subjects")
+    with pytest.raises(FileNotFoundError):
+        perform(job, "x.npz", tmp_path)
+    assert asked == {"x.npz": ("z-normalised", "within subjects")}
+
+
+def test_masks_move(archive: Path) -> None:
+    """Until the share of the training that the recipe says, as patterns do."""
+    data = read(open_archive(archive).sources["Long"])
+    job = job_with(weights="masked dense", network={"nf": 3}, recipe={"epochs": 12})
+    model = first_model(job, Shape.of(data))
+    layers = [layer for layer in model.modules() if isinstance(layer, PremaskedConv1d)]
+    before = [layer.mask.clone() for layer in layers]
+    train(
+        model, data.X_train, data.y_train, job.recipe(), progress=False,
+        scheduler_factory=scheduler_factory(job, job.recipe()),
+    )  # fmt: skip
+    assert not all(map(torch.equal, before, (layer.mask for layer in layers)))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 12, 30, 39, 99, 100, 999, 1000])

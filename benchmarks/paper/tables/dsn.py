@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
+from scipy.stats import fisher_exact
+
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import (
     PEERS,
@@ -51,7 +53,7 @@ def univariate(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
             peer,
             str(result.sets),
             wins(result),
-            _scaled(PAPER[peer], result.sets) if archive == "ucr85" else NONE,
+            _beside_the_papers(PAPER[peer], result) if archive == "ucr85" else NONE,
             *means,
             difference(result),
             p_text(p),
@@ -59,14 +61,18 @@ def univariate(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
         for (peer, (result, means)), p in zip(found.items(), corrected, strict=True)
     ]
     header = (
-        "published", "sets", "DSN wins/ties/losses", "the paper's, scaled", "its accuracy %",
+        "published", "sets", "DSN wins/ties/losses", "the paper's, scaled; p", "its accuracy %",
         "DSN's %", DIFFERENCE, "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
 
 
-def _scaled(counts: Sequence[int], sets: int) -> str:
-    return "/".join(f"{count * sets / sum(counts):.1f}" for count in counts)
+def _beside_the_papers(counts: Sequence[int], result: Versus) -> str:
+    """The paper's counts scaled to as many sets, and Fisher's p of the two shares of wins."""
+    ours, total = (result.wins, result.sets - result.wins), sum(counts)
+    p = fisher_exact([ours, (counts[0], total - counts[0])]).pvalue
+    scaled = "/".join(f"{count * result.sets / total:.1f}" for count in counts)
+    return f"{scaled}; {p_text(float(p))}"
 
 
 def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
@@ -80,8 +86,7 @@ def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
     for name in names if len(names) > 1 else ():
         pair = (name,) if name == reference else (name, reference)
         both, timed = runs.paired(*pair), runs.on_one_cpu(*pair)
-        sets = both.common(*pair)
-        together = [dataset for dataset in timed.common(*pair) if dataset in sets]
+        sets, together = both.common(*pair), timed.common(*pair)
         rows.append(
             (
                 name,
