@@ -5,7 +5,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+# Bytecode of what is imported only: pip would compile all of it, most of which no command imports.
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1)
