@@ -84,7 +84,8 @@ PYBIND11_MODULE(_C, m) {
       .def("fprop", &sparseconv::fprop_of, pybind11::call_guard<sparseconv::Computing>())
       .def("dgrad", &sparseconv::dgrad_of, pybind11::call_guard<sparseconv::Computing>())
       .def("wgrad", &sparseconv::wgrad_of, pybind11::call_guard<sparseconv::Computing>());
-  m.def("plain_conv", &sparseconv::plain_conv,
+  m.def("plain_conv", &sparseconv::plain_conv, pybind11::arg("input"), pybind11::arg("values"),
+        pybind11::arg("bias"), pybind11::arg("plan").none(false), pybind11::arg("relu"),
         "The convolution with its gradients; None where torch is asked for more than computing, or "
         "the arguments do not fit.");
   m.def("keeps_order", [](const std::vector<int64_t>& geometry) {
@@ -105,9 +106,10 @@ PYBIND11_MODULE(_C, m) {
   pybind11::class_<Chain, std::shared_ptr<Chain>>(
       m, "Chain", "Layers in a row, on tensors in the kernels' own order.")
       .def(pybind11::init<>())
-      .def("add_conv", &Chain::add_conv)
+      .def("add_conv", &Chain::add_conv, pybind11::arg("plan").none(false), pybind11::arg("relu"))
       .def("add_pointwise", &Chain::add_pointwise)
       .def("add_norm_relu", &Chain::add_norm_relu);
-  m.def("plain_chain", &sparseconv::plain_chain,
+  m.def("plain_chain", &sparseconv::plain_chain, pybind11::arg("chain").none(false),
+        pybind11::arg("input"), pybind11::arg("parameters"), pybind11::arg("statistics"),
         "The output of a chain with its gradients; None as plain_conv.");
 }

@@ -61,6 +61,7 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
     for (const std::optional<Tensor>& parameter : call.originals) {
       saved.push_back(parameter.value_or(Tensor()));
     }
+    ctx->saved_data["inputs"] = static_cast<int64_t>(saved.size());
     std::move(result.kept.begin(), result.kept.end(), std::back_inserter(saved));
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["chain"] = held_in_tensor(call.chain);
@@ -76,7 +77,10 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
         stage.plan->check_untouched();
       }
     }
-    const auto end = inputs.begin() + 1 + 2 * chain.stages().size();
+    const size_t given = ctx->saved_data["inputs"].toInt();
+    TORCH_CHECK(given == 1 + 2 * chain.stages().size(),
+                "a chain of layers has grown since it computed the output");
+    const auto end = inputs.begin() + given;
     const variable_list kept(end, inputs.end());
     inputs.erase(end, inputs.end());
     // What nobody asked for, as in autograd.grad(y, x), is not computed.

@@ -60,7 +60,7 @@ def sparse_conv1d(
         backend: ``"auto"``, ``"cpp"`` (CPU kernels), ``"cuda"``, ``"triton"`` or ``"reference"``
             (dense). A named backend runs or raises.
         relu: replace negative outputs by 0 before they are stored; the bits of ``F.relu`` of the
-            output, and its gradients.
+            output, but that it makes 0 of a -0 in half types, and its gradients.
 
     Returns:
         ``(N, C_out, L_out)`` or ``(C_out, L_out)``.

@@ -15,6 +15,8 @@ POOLED = 50  # samples that are kept of any length
 class ShortAvgPool1d(nn.AdaptiveAvgPool1d):
     """``nn.AdaptiveAvgPool1d``; short series are multiplied by the averaging matrix.
 
+    In that product a sample that is not finite meets zeros, and makes NaN in all of its channel.
+
     Forward and backward of 16 x 141 series on one thread of an AMD EPYC (Zen 5), in ms: 0.17 for
     torch's 1.4 at 24 samples, 0.74 for 1.5 at 128, but 2.9 for 1.7 at 512.
     """

@@ -79,7 +79,8 @@ def error_bound(exact: Tensor, magnitude: Tensor, terms: Tensor, dtype: torch.dt
 
     ``(terms + 2) * u * magnitude`` with the unit roundoff ``u`` of the accumulator (Higham,
     "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1), where ``magnitude`` is
-    the sum of the products' absolute values. The half types accumulate in float32 and add one
+    the sum of the products' absolute values; of sums that neither over- nor underflow. The half
+    types accumulate in float32 and add one
     rounding to the result. In float64 the oracle rounds as well, which doubles the bound.
 
     Example:

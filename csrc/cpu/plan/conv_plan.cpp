@@ -75,9 +75,9 @@ ConvPlan::ConvPlan(const Tensor& crow, const Tensor& col, at::IntArrayRef number
       col(col),
       nnz(col.numel()),
       crow_version_(version_of(crow)),
-      col_version_(version_of(col)),
-      fprop_rows_(nnz + kAhead) {
+      col_version_(version_of(col)) {
   check_pattern(geometry, crow, col);
+  fprop_rows_.resize(nnz + kAhead);
   const int32_t* pointers = crow.const_data_ptr<int32_t>();
   plan_fprop(geometry, pointers, col.const_data_ptr<int32_t>(), fprop_rows_.data());
   fprop_.emplace(fprop_plan(geometry, pointers, fprop_rows_.data()));
