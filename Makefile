@@ -9,6 +9,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
+PAPER = $(or $(OUT),paper/$(basename $(notdir $(or $(PLAN),demo))))
 CAMPAIGN := $(PY) -m pytest --campaign --share $(or $(SHARE),1)
 
 .PHONY: demo test fuzz crash cuda-check nightly install-matrix bench bench-check paper edge docs wheel lint format clean
@@ -45,7 +46,8 @@ bench-check: $(VENV)/.built  ## compare speed with BASE=<git ref>; fails if slow
 	$(PY) -m benchmarks.gates.compare $(ARGS) -- $(BASE)
 
 paper: $(VENV)/.built  ## tables and figures of the DSN paper, on aeon's data sets (ARCHIVE=DIR PLAN=full: on an archive)
-	$(PY) -m benchmarks.paper run $(or $(PLAN),demo) $(if $(OUT),--out $(OUT)) $(if $(ARCHIVE),--archive $(ARCHIVE))
+	$(PY) -m benchmarks.paper run $(or $(PLAN),demo) --out $(PAPER) $(if $(ARCHIVE),--archive $(ARCHIVE))
+	$(PY) -m benchmarks.paper time $(PAPER)
 
 edge: $(VENV)/.built  ## C programs of trained networks, on emulated microcontrollers (ARCHIVE=DIR: more sets; RUN=FOLDER: that run)
 	$(PY) -m benchmarks.edge $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(RUN),--run $(RUN)) $(if $(DATA),--data $(DATA))

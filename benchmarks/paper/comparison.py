@@ -92,9 +92,22 @@ class Runs:
         get = key if callable(key) else lambda row: row[key]
         return fmean(fmean(map(get, self.rows(run)[name])) for name in sets)
 
+    def timed(self, *runs: str) -> Runs:
+        """The rows of these runs whose networks were measured in turns, on the data sets where all
+        of them were.
+        """
+        found = Runs(
+            row
+            for run in runs
+            for row in chain.from_iterable(self.rows(run).values())
+            if "step_ms" in row
+        )
+        return found.paired(*runs)
+
     def on_one_cpu(self, *runs: str) -> Runs:
-        """The rows of these runs whose times compare: of the CPU on which all of them have the most
-        data sets, and of the seeds that all have on it. Those without times are left out.
+        """The rows of these runs whose times of training compare: of the CPU on which all of them
+        have the most data sets, and of the seeds that all have on it. Those without times are left
+        out.
         """
         of_cpu: dict[str, list[Row]] = {}
         for run in runs:

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.paper.comparison import Row, Runs, interval, published_accuracy, versus
 from benchmarks.paper.tables.cells import counted, wins
+from benchmarks.paper.tables.dsn import step_ratios
 from sparseconv.models import DSN
 from sparseconv.report.figures import (
     BLUE,
@@ -241,43 +242,43 @@ def less(runs: Runs, run: str, reference: str) -> dict[str, float]:
 
 
 def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Question (c): accuracy less that of the first run, against measured training time."""
+    """Question (c): accuracy less that of the first run, by the time of a step of its training."""
     found = times_and_accuracies(runs, names)
     if len(found) < 2:
         return None
     first, *_ = found
-    figure = new_figure(f"Accuracy less that of {first}, by time of training", 7, 3.6)
+    figure = new_figure(f"Accuracy less that of {first}, by time of a training step", 7, 3.6)
     axes = figure.subplots()
     axes.axhline(0, color=FAINT, linewidth=1)
-    for name, (seconds, gains) in found.items():
-        axes.plot([seconds, seconds], interval(gains), color=BLUE, linewidth=3, alpha=0.5)
-        axes.scatter([seconds], [np.mean(gains)], s=24, color=BLUE, zorder=3)
-        axes.annotate(
-            name, (seconds, np.mean(gains)), (6, 3), textcoords="offset points", fontsize=8
-        )
+    for name, (ratios, gains) in found.items():
+        time, gain = geometric_mean(ratios), np.mean(gains)
+        axes.plot([time, time], interval(gains), color=BLUE, linewidth=3, alpha=0.5)
+        axes.plot([min(ratios), max(ratios)], [gain, gain], color=FAINT, linewidth=1)
+        axes.scatter([time], [gain], s=24, color=BLUE, zorder=3)
+        axes.annotate(name, (time, gain), (6, 3), textcoords="offset points", fontsize=8)
     sets = len(found[first][1])
-    style_axes(axes, f"seconds of training, {sets} data sets", "percentage points")
+    style_axes(axes, f"time of a step / {first}'s; {sets} data sets", "percentage points")
     axes.margins(x=0.15)
     return _save(figure, path)
 
 
 def times_and_accuracies(
     runs: Runs, names: Sequence[str]
-) -> dict[str, tuple[float, Sequence[float]]]:
-    """Of each run the seconds of training, and accuracies less those of the first, by data set.
+) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
+    """Of each run the times of a step by the first one's, and accuracies less its, by data set.
 
-    Of the sets on which all were trained on one kind of CPU; nothing with fewer than two of these.
+    Of the sets on which all were measured in turns; nothing with fewer than two of these.
     """
     names = [name for name in names if name in runs]
-    timed, runs = runs.on_one_cpu(*names), runs.paired(*names)
-    common = [name for name in timed.common(*names) if name in runs.common(*names)] if names else []
+    timed, runs = runs.timed(*names), runs.paired(*names)
+    common = timed.common(*names) if names else []
     if len(common) < 2:
         return {}
     found = {}
     for name in names:
-        gains, seconds = less(runs, name, names[0]), timed.mean(name, "train_seconds")
+        gains = less(runs, name, names[0])
         found[name] = (
-            sum(seconds[dataset] for dataset in common),
+            step_ratios(timed, name, names[0]),
             [gains[dataset] for dataset in common],
         )
     return found

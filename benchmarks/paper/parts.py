@@ -35,6 +35,11 @@ TEST = (
     "data sets (Student's t), and the median. Runs are compared on the data sets and seeds that "
     f"both have. {COUNTED}"
 )
+TIMED = (
+    "Times: a prediction and a step (forward and backward passes) of a batch of 16 on one thread, "
+    "fresh networks of a data set in turns, the machine doing nothing else; geometric means over "
+    "the sets that were timed, in brackets the smallest and the largest ratio of a set."
+)
 BESIDE = (
     "Each run beside DSN (run, DSN): means over the data sets and seeds that both have, so that "
     f"only the two numbers of one cell compare. {COUNTED}"
@@ -110,10 +115,8 @@ PARTS = (
         "costs",
         "Networks trained here",
         f"{BESIDE} Parameters are those that are stored: the active weights, and all weights of "
-        "dense and masked dense networks, whose FLOPs count the active ones. Epochs and "
-        "predictions: CPU seconds of one thread, in batches of the recipe and of 64, while other "
-        "jobs of the sweep ran on the other cores, on the sets of which both were measured on one "
-        "kind of CPU. ResNet is tsai's variant, which the paper counts, and InceptionTime the "
+        "dense and masked dense networks, whose FLOPs count the active ones. "
+        f"{TIMED} ResNet is tsai's variant, which the paper counts, and InceptionTime the "
         "original, which has 8 % more parameters than the one that the paper counts.",
         partial(dsn.costs, names=OWN),
     ),
@@ -130,7 +133,7 @@ PARTS = (
         "table-3",
         "Table 3: sparsity",
         f"{BESIDE} The dense network is PyTorch's convolution, without kernel groups. FLOPs as the "
-        "paper counts them, multiply-adds as the kernels execute them, measured times as above.",
+        "paper counts them, multiply-adds as the kernels execute them. {TIMED}",
         partial(dsn.costs, names=SPARSITIES),
     ),
     Part(
@@ -143,7 +146,7 @@ PARTS = (
         "figure-5",
         "Figure 5: depth and width",
         f"DSN has depth 4 and nf = 47. The depths and widths are ours: the paper's may be others. "
-        f"{BESIDE}",
+        f"{BESIDE} {TIMED}",
         partial(dsn.costs, names=ARCHITECTURES),
         partial(figures.architectures, names=ARCHITECTURES),
         "The figure is a critical difference diagram by mean rank, aeon's, over the sets that all "
@@ -203,10 +206,12 @@ PARTS = (
     Part(
         "question-c",
         "Sparser at equal time",
-        f"Wider networks of fewer active weights that train an epoch in about DSN's time. {BESIDE}",
+        f"Wider networks of fewer active weights that train an epoch in about DSN's time. {BESIDE} "
+        f"{TIMED}",
         partial(dsn.costs, names=WIDER),
         partial(figures.accuracy_by_time, names=WIDER),
-        "In the figure: those sets on which all were trained, on one kind of CPU.",
+        "In the figure those sets on which all were timed; across, from the smallest to the "
+        "largest ratio of a set.",
     ),
     Part(
         "question-d",

@@ -16,7 +16,6 @@ from torch import nn
 import sparseconv as sc
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.criteria import CRITERIA, Data
-from benchmarks.paper.networks import build
 from benchmarks.paper.plan import Job
 from benchmarks.paper.training import (
     Progress,
@@ -57,7 +56,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     """
     code = begin_or_resume(job, folder, VARIANTS_NAME)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
-    model = first_model(job, Shape.of(data))
+    model = first_model(job.options, job.seed, Shape.of(data))
     progress = Progress(folder, trainings(job.options["pruning"]))
     result = train(
         model, data.X_train, data.y_train, recipe, out=folder, resume=True, progress=False,
@@ -184,9 +183,8 @@ def tested(model: nn.Module, data: Dataset) -> float:
 def like(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> nn.Module:
     """A fresh network of the shape that a row's training, or one of its variants, had."""
     options = row["options"]
-    torch.manual_seed(row["seed"])
     shape = Shape(**{field.name: row[field.name] for field in fields(Shape)})
-    model = build(options["model"], options["network"], shape)
+    model = first_model(options, row["seed"], shape)
     if variant is None:
         return model
     asked = next(v for v in options["pruning"] if v["name"] == variant["name"])
@@ -218,7 +216,7 @@ def expanded(
 ) -> Iterator[Mapping[str, Any]]:
     """Each row; and of one with variants a row for each of these, under a name of its own.
 
-    With what was measured of each: ``forward_ms``, ``step_ms``, and the ratios to the reference.
+    With what was measured of each: ``forward_ms`` and ``step_ms``.
     """
     measured = {(line["dataset"], line["seed"]): line["times"] for line in times}
     for row in rows:

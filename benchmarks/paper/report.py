@@ -12,10 +12,10 @@ from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import Runs
 from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, RUNS, Part
 from benchmarks.paper.pruned_filters import is_pruned_filters
-from benchmarks.paper.pruned_times import TIMES_NAME, read_times
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables.cells import counted
+from benchmarks.paper.times import TIMES_NAME, read_times
 from sparseconv.measure.table import Table
 from sparseconv.report.page import Section, write_html
 
@@ -30,8 +30,8 @@ RECORDED = {
 def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     """Write every table (Markdown, CSV), every picture, and ``report.html`` with all of them.
 
-    Parts that the rows do not suffice for are named in the page. Times of pruned networks are those
-    that lie beside the folder.
+    Parts that the rows do not suffice for are named in the page. Times are those that lie beside
+    the folder.
 
     Raises:
         ValueError: no rows.
@@ -69,12 +69,12 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
 def _parts(rows: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[tuple[Part, Runs]]:
     """What there is to show of the rows, each with those that it is about.
 
-    Times of pruned networks are those that lie in the folder.
+    Times are those that lie in the folder.
     """
     kernels = list(filter(is_pruned_kernels, rows))
     networks = [row for row in rows if not is_pruned_kernels(row)]
-    plain = [row for row in networks if not is_pruned_filters(row)]
     smaller = list(pruned_filters.expanded(networks, read_times(folder / TIMES_NAME)))
+    plain = [row for row in smaller if not is_pruned_filters(row)]
     drawn = list(rocket.expanded(kernels))
     if plain:
         everything = Runs(plain)

@@ -197,7 +197,7 @@ def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
         )
         if alike not in counted:
             try:
-                model = first_model(job, shape)
+                model = first_model(job.options, job.seed, shape)
                 counted[alike] = multiply_adds(model, shape)
                 if options["split"] != "own":
                     read(archive.sources[job.dataset], split=options["split"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -42,7 +42,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     code = begin_or_resume(job, folder)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     shape = Shape.of(data)
-    model, X_test = first_model(job, shape), torch.as_tensor(data.X_test)
+    model, X_test = first_model(job.options, job.seed, shape), torch.as_tensor(data.X_test)
     target = torch.as_tensor(data.y_test)
     look_at = set(looks(shape, recipe))
     curve, progress = Curve(folder / CURVE_NAME), Progress(folder)
@@ -203,11 +203,11 @@ class Curve:
             write_whole(self.path, json.dumps(self.points))
 
 
-def first_model(job: Job, shape: Shape) -> nn.Module:
-    """The network before training, the same for the same seed."""
-    torch.manual_seed(job.seed)
-    model = build(job.options["model"], job.options["network"], shape)
-    return masked_copy(model) if job.options["weights"] == "masked dense" else model
+def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
+    """The network of a job's options before training, the same for the same seed."""
+    torch.manual_seed(seed)
+    model = build(options["model"], options["network"], shape)
+    return masked_copy(model) if options["weights"] == "masked dense" else model
 
 
 def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:

@@ -14,16 +14,16 @@ import torch
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
-from benchmarks.paper import pruned_filters, pruned_times
+from benchmarks.paper import pruned_filters, times
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.comparison import Runs
 from benchmarks.paper.criteria import CRITERIA
 from benchmarks.paper.plan import read_plan
 from benchmarks.paper.pruned_filters import expanded, like
-from benchmarks.paper.pruned_times import TIMES_NAME, read_times
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables.smaller_networks import silenced, smaller_networks
+from benchmarks.paper.times import TIMES_NAME, read_times
 from benchmarks.paper.training import Progress
 from sparseconv.pruning.tracing import trace
 
@@ -173,23 +173,6 @@ def test_what_no_network_can_become_is_refused_before_training(
     assert "LITE, GunPoint, seed 0 cannot be run: no layer gets smaller" in capsys.readouterr().err
 
 
-def test_times_need_a_reference(
-    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = (out / ROWS_NAME).read_text().splitlines(True)
-    lite = [line for line in lines if json.loads(line)["run"] == "LITE"]
-    (tmp_path / ROWS_NAME).write_text("".join(lite))
-    assert main(["time", str(tmp_path)]) == 2
-    said = "times are beside those of a run named 'InceptionTime', and the runs are LITE"
-    assert said in capsys.readouterr().err
-    other = json.dumps({**json.loads(lite[0]), "dataset": "Other"}) + "\n"
-    (tmp_path / ROWS_NAME).write_text("".join([*lines, other]))
-    assert main(["time", str(tmp_path)]) == 1
-    printed = capsys.readouterr()
-    assert "measured the networks of 1 data set;" in printed.out
-    assert "nothing is there to compare with: Other" in printed.err
-
-
 def test_a_killed_training_repeats_two_percent(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,11 +220,11 @@ def test_times_and_tables(out: Path, tmp_path: Path) -> None:
 def test_each_set_is_timed_with_its_first_seed(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruned_times, "_timed", lambda models, x, reference: dict.fromkeys(models))
+    monkeypatch.setattr(times, "_timed", lambda models, x: dict.fromkeys(models))
     rows = read_rows(out / ROWS_NAME)
     others = [{**row, "dataset": "Other", "seed": seed} for row in rows for seed in (2, 1)]
     path = tmp_path / TIMES_NAME
-    assert pruned_times.measure([*rows, *others], path) == (2, [])
+    assert times.measure([*rows, *others], path) == 2
     assert {(line["dataset"], line["seed"]) for line in read_times(path)} == {
         ("GunPoint", 0), ("Other", 1),
     }  # fmt: skip

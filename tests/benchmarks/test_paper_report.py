@@ -67,6 +67,7 @@ def full() -> list[dict[str, Any]]:
     for one in rows:
         one["train_seconds"] = 50.0 if one["run"] == "masked dense" else 10.0
         one["curve_seconds"] = [one["train_seconds"] / 2, one["train_seconds"]]
+        one |= {"forward_ms": 1.0, "step_ms": generator.uniform(3, 4)}
         if one["run"] != "without groups":
             continue
         one |= dsn_facts(nf=4, n_groups=1)
@@ -185,16 +186,12 @@ def test_multivariate() -> None:
 
 
 def test_costs_are_beside_the_references() -> None:
-    runs = Runs([
-        row("a", "x"), row("a", "y", train_seconds=1e9), row("b", "x", params=3000, n_test=25)
-    ])  # fmt: skip
+    runs = Runs([row("a", "x"), row("a", "y"), row("b", "x", params=3000)])
     table = dsn.costs(runs, ("a", "b", "not run"), "a")
     first, second = (dict(zip(table.header, cells, strict=True)) for cells in table.rows)
     assert (first["run"], first["sets, runs"], first["params K"]) == ("a", "2, 2", "1.00")
-    # 20 s in 10 epochs, 0.1 s for 50 series, and for 25; of the set that both have.
-    assert list(second.values()) == [
-        "b", "1, 1", "90.00, 90.00", "3.00, 1.00", "-, -", "5.00, 5.00", "1", "2000.0, 2000.0",
-        "4000, 2000",
+    assert list(second.values()) == [  # of the set that both have
+        "b", "1, 1", "90.00, 90.00", "3.00, 1.00", "-, -", "5.00, 5.00", "0", "-", "-", "-",
     ]  # fmt: skip
     both = [row("a", "x", **dsn_facts(nf=4)), row("b", "x")]
     assert dsn.costs(Runs(both), ("a", "b"), "a").rows[1][4] == "-, 2.00", "2e6 FLOPs"
@@ -251,13 +248,29 @@ def test_times_compare_on_one_cpu() -> None:
         row("a", "z", 0, **on("fast"), train_seconds=30.0),
         *(row("b", name, 0, **on("fast"), train_seconds=10.0) for name in "xyz"),
     ]
-    table = dsn.costs(Runs(rows), ("a", "b"), "a")
-    assert table.rows[1][-3:-1] == ("1", "1000.0, 3000.0"), "of x no seed was trained by both"
+
+    def seconds(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+        runs = Runs(rows).on_one_cpu("a", "b")
+        return [runs.mean(run, "train_seconds") for run in ("a", "b")]
+
+    assert seconds(rows) == [{"z": 30.0}, {"z": 10.0}], "of x no seed was trained by both"
     rows += [row("b", "x", 1, **on("fast"), train_seconds=30.0)]
-    table = dsn.costs(Runs(rows), ("a", "b"), "a")
-    assert table.rows[1][-3:-1] == ("2", "2000.0, 2500.0"), "seed 1 of x, whatever b's seed 0 took"
-    never = Runs([row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("fast"))])
-    assert dsn.costs(never, ("a", "b"), "a").rows[1][-3:] == ("0", "-", "-")
+    assert seconds(rows) == [{"x": 20.0, "z": 30.0}, {"x": 30.0, "z": 10.0}], "whatever seed 0 took"
+    never = [row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("fast"))]
+    assert seconds(never) == [{}, {}]
+
+
+def test_times_in_tables_are_of_sets_that_both_were_timed_on() -> None:
+    def timed(run: str, dataset: str, step: float) -> dict[str, Any]:
+        return {**row(run, dataset, 0), "forward_ms": step / 4, "step_ms": step}
+
+    rows = [timed("a", "x", 8.0), timed("a", "y", 2.0), timed("a", "z", 1e9), row("a", "z", 1)]
+    rows += [timed("b", "x", 4.0), timed("b", "y", 4.0), row("b", "z", 0), row("b", "z", 1)]
+    first, second = dsn.costs(Runs(rows), ("a", "b"), "a").rows
+    assert (first[-4], first[-1]) == ("3", "-")
+    assert second[-4:] == ("2", "1.00, 1.00", "4.00, 4.00", "1.00 [0.50, 2.00]")
+    rows = [row("a", "x", 0), timed("b", "x", 1.0)]
+    assert dsn.costs(Runs(rows), ("a", "b"), "a").rows[1][-4:] == ("0", "-", "-", "-")
 
 
 def test_time_to_accuracy_is_of_one_cpu(tmp_path: Path) -> None:
@@ -471,12 +484,14 @@ def test_figure_7_shows_the_sets_that_all_have() -> None:
 
 
 def test_differences_and_times_of_questions() -> None:
-    rows = [row("base", name, 0, 0.9, train_seconds=4.0) for name in "xyz"]
-    rows += [row("other", name, 0, 0.8, train_seconds=3.0) for name in "xy"]
+    rows = [row("base", name, 0, 0.9, step_ms=4.0) for name in "xyz"]
+    rows += [row("other", name, 0, 0.8, step_ms=3.0) for name in "xy"]
     runs = Runs(rows)
     assert figures.less(runs, "other", "base") == dict.fromkeys("xy", pytest.approx(-10))
     found = figures.times_and_accuracies(runs, ("base", "other"))
-    assert found == {"base": (8.0, [0, 0]), "other": (6.0, [pytest.approx(-10)] * 2)}
+    assert found == {
+        "base": ([1.0, 1.0], [0, 0]), "other": ([0.75, 0.75], [pytest.approx(-10)] * 2)
+    }  # fmt: skip
 
 
 def test_the_documentation_shows_what_is_recorded(tmp_path: Path) -> None:

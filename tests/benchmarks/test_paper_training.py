@@ -55,10 +55,10 @@ def test_the_row_is_what_training_gives(archive: Path, plan: Path, tmp_path: Pat
 
 
 def test_multiply_adds() -> None:
-    model = first_model(job_with(), SHAPE)
+    model = first_model(job_with().options, 0, SHAPE)
     assert isinstance(model, DSN)
     assert multiply_adds(model, SHAPE) == model.cost(50).macs_executed
-    masked = first_model(job_with(weights="masked dense"), SHAPE)
+    masked = first_model(job_with(weights="masked dense").options, 0, SHAPE)
     assert multiply_adds(masked, SHAPE) == model.cost(50).macs_dense
     assert masked.training
 
@@ -66,7 +66,7 @@ def test_multiply_adds() -> None:
 @pytest.mark.parametrize("moments", ["mean", "corrected"])
 def test_moments_of_grown_weights(moments: str) -> None:
     torch.manual_seed(0)
-    model = first_model(job_with(), SHAPE)
+    model = first_model(job_with().options, 0, SHAPE)
     make = scheduler_factory(job_with(moments=moments), job_with().recipe())
     assert make is not None
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
@@ -103,7 +103,7 @@ def test_moments_of_grown_weights(moments: str) -> None:
 
 def test_mean_is_the_regions() -> None:
     torch.manual_seed(0)
-    model = first_model(job_with(), SHAPE)
+    model = first_model(job_with().options, 0, SHAPE)
     make = scheduler_factory(job_with(moments="mean"), job_with().recipe())
     assert make is not None
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
@@ -214,7 +214,7 @@ def test_masks_move(archive: Path) -> None:
     """Until the share of the training that the recipe says, as patterns do."""
     data = read(open_archive(archive).sources["Long"])
     job = job_with(weights="masked dense", network={"nf": 3}, recipe={"epochs": 12})
-    model = first_model(job, Shape.of(data))
+    model = first_model(job.options, job.seed, Shape.of(data))
     layers = [layer for layer in model.modules() if isinstance(layer, PremaskedConv1d)]
     before = [layer.mask.clone() for layer in layers]
     train(

@@ -50,11 +50,6 @@ def p_text(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def epoch_seconds(row: Row) -> float:
-    """Measured seconds of training an epoch, on one thread."""
-    return float(row["train_seconds"]) / int(row["epochs"])
-
-
 def prediction_seconds(row: Row) -> float:
     """Measured seconds of predicting one series, in batches of 64, on one thread."""
     return float(row["predict_seconds"]) / int(row["n_test"])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from statistics import fmean, geometric_mean
 
 from scipy.stats import fisher_exact
 
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import (
     PEERS,
-    Row,
     Runs,
     Versus,
     holm,
@@ -21,9 +20,7 @@ from benchmarks.paper.tables.cells import (
     DIFFERENCE,
     NONE,
     difference,
-    epoch_seconds,
     p_text,
-    prediction_seconds,
     spread,
     wins,
 )
@@ -78,15 +75,16 @@ def _beside_the_papers(counts: Sequence[int], result: Versus) -> str:
 def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
     """Parameters, FLOPs and measured time of runs, each beside the reference's.
 
-    Means over the data sets and seeds that both have; times over those of them that were trained on
-    one kind of CPU. No rows without a run to compare.
+    Means over the data sets and seeds that both have; geometric ones of times, over the sets on
+    which both networks were measured in turns. No rows without a run to compare.
     """
     names = [name for name in names if runs.common(name, reference)]
     rows = []
     for name in names if len(names) > 1 else ():
         pair = (name,) if name == reference else (name, reference)
-        both, timed = runs.paired(*pair), runs.on_one_cpu(*pair)
+        both, timed = runs.paired(*pair), runs.timed(*pair)
         sets, together = both.common(*pair), timed.common(*pair)
+        ratios = step_ratios(timed, name, reference)
         rows.append(
             (
                 name,
@@ -96,32 +94,41 @@ def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
                 _means(both, pair, sets, "flops_paper", 1e-6, 2),
                 _means(both, pair, sets, "macs", 1e-6, 2),
                 str(len(together)),
-                _means(timed, pair, together, epoch_seconds, 1e3, 1),
-                _means(timed, pair, together, prediction_seconds, 1e6, 0),
+                _milliseconds(timed, pair, "forward_ms"),
+                _milliseconds(timed, pair, "step_ms"),
+                f"{geometric_mean(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+                if ratios and name != reference else NONE,
             )
-        )
+        )  # fmt: skip
     header = (
         "run", "sets, runs", "accuracy %", "params K", "FLOPs M (paper's)", "multiply-adds M",
-        "sets timed", "epoch ms", "prediction us",
+        "sets timed", "prediction ms", "step ms", f"step / {reference}'s",
     )  # fmt: skip
     return Table(header, rows)
+
+
+def step_ratios(timed: Runs, run: str, reference: str) -> list[float]:
+    """The time of a training step by that of another run's, of each data set."""
+    ours, theirs = timed.mean(run, "step_ms"), timed.mean(reference, "step_ms")
+    return [ours[name] / theirs[name] for name in timed.common(run, reference)]
+
+
+def _milliseconds(timed: Runs, names: Sequence[str], key: str) -> str:
+    """The geometric means of runs' times over the data sets, by commas."""
+    means = [timed.mean(name, key).values() for name in names]
+    return ", ".join(f"{geometric_mean(mean):.2f}" for mean in means) if all(means) else NONE
 
 
 def _means(
     runs: Runs,
     names: Sequence[str],
     sets: Sequence[str],
-    key: str | Callable[[Row], float],
+    key: str,
     scale: float,
     digits: int,
 ) -> str:
     """The means of runs over data sets, by commas; of those that have such a number."""
-    if not sets:
-        return NONE
-    known = [
-        not isinstance(key, str) or all(key in row for s in sets for row in runs.rows(name)[s])
-        for name in names
-    ]
+    known = [all(key in row for s in sets for row in runs.rows(name)[s]) for name in names]
     return ", ".join(
         f"{scale * runs.over_sets(name, key, sets):.{digits}f}" if has else NONE
         for name, has in zip(names, known, strict=True)

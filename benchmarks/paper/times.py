@@ -1,12 +1,13 @@
-"""Times of networks and of what pruning made of them, measured on a machine that does nothing else.
+"""Times of networks, measured on a machine that does nothing else.
 
-A sweep shares its machine, so its rows say how a network is shaped, and this how fast that is: all
-networks of one data set in turns, a prediction and a training step of a batch.
+A sweep shares its machine and goes on for days, so its rows say how a network is shaped, and this
+how fast that is: all networks of one data set in turns, a prediction and a step of training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,57 +16,56 @@ from torch import nn
 
 from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.pruned_filters import is_pruned_filters, like
+from benchmarks.paper.rocket import is_pruned_kernels
 from sparseconv.measure.machine import measurement_context, threads
-from sparseconv.measure.timing import milliseconds, ratio
+from sparseconv.measure.timing import milliseconds
 from sparseconv.profiling.stopwatch import Passes, Stopwatch, model_passes
 
 TIMES_NAME = "times.jsonl"
 BATCH, ROUNDS = 16, 15
 
 
-def measure(
-    rows: Sequence[dict[str, Any]], path: Path, reference: str = "InceptionTime"
-) -> tuple[int, list[str]]:
-    """Add a line for each data set that has none yet.
+def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
+    """Add a line for each data set with two networks or more that has none of these yet.
 
-    Returns how many were added, and the data sets that have no reference.
+    Of the networks of its first seed: those of others are as large, or nearly (two minutes a line
+    of twenty). Each line has milliseconds of a batch of 16 on one thread by network, ``forward_ms``
+    and ``step_ms``. Runs of equal networks have equal times. Random kernels are left out.
 
-    Of the networks of its first seed: those of others are as large, or nearly (two minutes a line).
-    Each line has milliseconds of a batch of 16 on one thread by network, ``forward_ms`` and
-    ``step_ms``, and how many times faster than the reference, pair by pair.
+    Returns how many lines were added.
 
     Raises:
-        ValueError: no rows, or none of the reference.
+        ValueError: no rows.
     """
     if not rows:
         raise ValueError(f"there are no rows to measure in {path.parent}; run a plan first")
-    if not any(row["run"] == reference for row in rows):
-        raise ValueError(
-            f"nothing to measure in {path.parent}: times are beside those of a run named "
-            f"{reference!r}, and the runs are {', '.join(sorted({row['run'] for row in rows}))}"
-        )
+    networks = [row for row in rows if not is_pruned_kernels(row)]
     done = {(line["dataset"], line["seed"], len(line["times"])) for line in read_times(path)}
-    added, without = 0, list[str]()
+    added = 0
     first: dict[str, int] = {}
-    for row in rows:
+    for row in networks:
         first[row["dataset"]] = min(row["seed"], first.get(row["dataset"], row["seed"]))
     for dataset, seed in sorted(first.items()):
-        held = [row for row in rows if (row["dataset"], row["seed"]) == (dataset, seed)]
+        held = [row for row in networks if (row["dataset"], row["seed"]) == (dataset, seed)]
         models: dict[str, nn.Module] = {}
+        timed_as: dict[str, str] = {}
         for row in held:
-            models[row["run"]] = like(row, None)
+            timed_as[row["run"]] = name = _shape(row)
+            if name not in models:
+                models[name] = like(row, None)
             for variant in row["variants"] if is_pruned_filters(row) else ():
-                models[f"{row['run']}, {variant['name']}"] = like(row, variant)
-        if reference not in models:
-            without.append(dataset)
-        if reference not in models or (dataset, seed, len(models)) in done:
+                name = f"{row['run']}, {variant['name']}"
+                timed_as[name], models[name] = name, like(row, variant)
+        if len(models) < 2 or (dataset, seed, len(timed_as)) in done:
             continue
         x = torch.randn(BATCH, held[0]["n_channels"], held[0]["n_timepoints"])
         with threads(1):
-            line = {"dataset": dataset, "seed": seed, "times": _timed(models, x, reference)}
+            found = _timed(models, x)
+        times = {run: found[name] for run, name in timed_as.items()}
+        line = {"dataset": dataset, "seed": seed, "times": times}
         add_line(path, {**line, "batch": BATCH, "machine": measurement_context()})
         added += 1
-    return added, without
+    return added
 
 
 def read_times(path: Path) -> list[dict[str, Any]]:
@@ -74,24 +74,26 @@ def read_times(path: Path) -> list[dict[str, Any]]:
     return list({(line["dataset"], line["seed"]): line for line in lines}.values())
 
 
-def _timed(
-    models: dict[str, nn.Module], x: torch.Tensor, reference: str
-) -> dict[str, dict[str, Any]]:
+def _shape(row: Mapping[str, Any]) -> str:
+    """What tells a row's network from others of the data set."""
+    options = row["options"]
+    return json.dumps([options["model"], options["weights"], options["network"]], sort_keys=True)
+
+
+def _timed(models: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, dict[str, float]]:
     candidates: dict[str, Passes] = {}
     for name, model in models.items():
         with torch.enable_grad():
             step = model_passes(model.train(), (x,), True)["step"]
         candidates[name] = {"forward": _Prediction(model, x), "step": _Step(model, step)}
     times = Stopwatch(True, ROUNDS, 2e-3, 0).time(candidates)
-    found: dict[str, dict[str, Any]] = {}
-    for name in models:
-        found[name] = {}
-        for which in ("forward", "step"):
-            key = f"{name} {which}"
-            found[name][f"{which}_ms"] = round(milliseconds(times[key]).median, 4)
-            speedup = ratio(times, f"{reference} {which}", key)
-            found[name][f"{which}_faster"] = [round(value, 3) for value in speedup]
-    return found
+    return {
+        name: {
+            f"{which}_ms": round(milliseconds(times[f"{name} {which}"]).median, 4)
+            for which in ("forward", "step")
+        }
+        for name in models
+    }
 
 
 class _Prediction:
