@@ -62,8 +62,11 @@ def report(arguments: argparse.Namespace) -> int:
 
 def time(arguments: argparse.Namespace) -> int:
     """Measure the networks of the rows, and report."""
-    added = measure(read_rows(arguments.out / ROWS_NAME), arguments.out / TIMES_NAME)
-    print(f"measured the networks of {counted(added, 'data set')}: {arguments.out / TIMES_NAME}")
+    times = arguments.out / TIMES_NAME
+    if added := measure(read_rows(arguments.out / ROWS_NAME), times):
+        print(f"measured the networks of {counted(added, 'data set')}: {times}")
+    else:
+        print("nothing to measure: no data set has two networks that differ and were not measured")
     return report(arguments)
 
 

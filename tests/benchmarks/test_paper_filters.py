@@ -191,11 +191,13 @@ def test_a_killed_training_repeats_two_percent(
     assert between == [20]
 
 
-def test_times_and_tables(out: Path, tmp_path: Path) -> None:
+def test_times_and_tables(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copied = tmp_path / "out"
     shutil.copytree(out, copied)
     assert main(["time", str(copied)]) == 0
-    assert main(["time", str(copied)]) == 0  # nothing is measured twice
+    assert "measured the networks of 1 data set: " in capsys.readouterr().out
+    assert main(["time", str(copied)]) == 0
+    assert "nothing to measure: " in capsys.readouterr().out, "nothing is measured twice"
     (line,) = read_times(copied / TIMES_NAME)
     assert len((copied / TIMES_NAME).read_text().splitlines()) == 1
     assert len(line["times"]) == 3 + 3 + 7
