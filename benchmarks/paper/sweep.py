@@ -21,6 +21,7 @@ from concurrent.futures import (
 )
 from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -329,7 +330,17 @@ def dask_pool(address: str) -> Pool:
                 f"--scheduler must be the address of a Dask scheduler that runs, such as "
                 f"tcp://HOST:8786, but {address!r} cannot be used: {error}"
             ) from error
-        with client, client.get_executor(pure=False) as executor:
-            yield executor
+        with client:
+            try:  # the scheduler unpickles jobs as well
+                client.run_on_scheduler(find_spec, "benchmarks.paper.job")
+                client.run(find_spec, "benchmarks.paper.job")
+            except ImportError as error:
+                raise ValueError(
+                    f"the Dask scheduler {address}, or a worker of it, cannot import this sweep "
+                    f"({error}); start both in a copy of the repository, by `python -m dask "
+                    "scheduler` and `python -m dask worker`"
+                ) from error
+            with client.get_executor(pure=False) as executor:
+                yield executor
 
     return opened

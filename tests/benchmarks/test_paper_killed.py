@@ -131,6 +131,42 @@ def test_an_address_without_a_scheduler(
     assert "such as tcp://HOST:8786, but 'nonsense' cannot be used" in capsys.readouterr().err
 
 
+def test_a_scheduler_that_was_started_elsewhere(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It cannot import the jobs; started as the documentation says, it does them."""
+    pytest.importorskip("distributed")
+    words = ["run", str(plan), "--archive", str(archive), "--out", str(tmp_path / "out")]
+    with dask("scheduler", "--port", "0", "--no-dashboard", folder=tmp_path) as address:
+        assert main([*words, "--scheduler", address]) == 2
+        said = capsys.readouterr().err
+        assert "cannot import this sweep (No module named 'benchmarks')" in said
+        assert "start both in a copy of the repository, by `python -m dask scheduler`" in said
+    options = ["--nworkers", "1", "--nthreads", "1", "--no-dashboard", "--no-nanny"]
+    with (
+        dask("scheduler", "--port", "0", "--no-dashboard", folder=ROOT) as address,
+        dask("worker", address, *options, "--local-directory", str(tmp_path), folder=ROOT),
+    ):
+        assert main([*words, "--scheduler", address]) == 0
+
+
+@contextmanager
+def dask(*arguments: str, folder: Path) -> Iterator[str]:
+    """A process of Dask's, as soon as it says its own address or its scheduler's."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dask", *arguments], cwd=folder, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        yield next(
+            word for line in process.stderr for word in line.split() if word.startswith("tcp://")
+        )
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_scheduler_that_goes_away(tmp_path: Path, archive: Path, plan: Path) -> None:
     """Dask cancels the jobs of a client that has lost its scheduler."""
 
