@@ -187,7 +187,8 @@ PARTS = (
         partial(dsn.against, reference="DSN", others=("masked dense",)),
         partial(figures.time_to_accuracy, sparse="DSN", dense="masked dense"),
         "In the figure the seconds of training until the test accuracy came to 98 % of the lower "
-        "of the two final ones: of equal seeds on one kind of CPU, means over seeds. Looks at the "
+        "of the two final ones: of equal seeds on one kind of CPU (of which the looks at the test "
+        "set began the earliest), means over seeds. Looks at the "
         "test set take no time of training and do not influence it: at most 25 a run, fewer "
         "where the test set is large beside the training set, each in the epoch before weights are "
         "moved, and one at the end. Hollow: seen, for some seed, at the first look or by the test "

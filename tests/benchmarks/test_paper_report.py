@@ -419,6 +419,8 @@ def test_time_to_accuracy() -> None:
             train_seconds=11.0),
         row("fast", "x", 3, 0.9, **on("another")),
         row("slow", "x", 3, 0.9),
+        row("fast", "x", 4, 0.9, curve=[[1, 0.9]], curve_seconds=[100.0]),
+        row("slow", "x", 4, 0.9, curve=[[5, 0.9]], curve_seconds=[100.0]),  # looked later
         row("slow", "y", 0, 0.9),
         row("fast", "y", 0, 0.9, curve=[], curve_seconds=[]),
     ])  # fmt: skip
