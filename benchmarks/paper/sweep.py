@@ -281,7 +281,7 @@ def local_pool(workers: int) -> Pool:
     def opened() -> Iterator[Executor]:
         # Forks of one process that has imported everything, and has no threads yet.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.paper.job"])
+        context.set_forkserver_preload(["benchmarks.paper.job", "torch._dynamo"])
         watched, held = context.Pipe(duplex=False)
         executor = ProcessPoolExecutor(
             workers, mp_context=context, initializer=_end_with, initargs=(watched,)

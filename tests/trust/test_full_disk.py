@@ -8,14 +8,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import killed_run
 import pytest
 import torch
+from child import PYTHONPATH
 from full_disk import check_every_write
 from killed_run import (
-    CHILD,
     digest,
     finish,
-    start,
+    run,
     undisturbed,  # noqa: F401 (a fixture)
 )
 
@@ -28,7 +29,7 @@ OWN_DISK = """
 mount -t tmpfs -o size=$1 none "$2" || exit 77
 cp "$3"/* "$2"/ 2>/dev/null
 eval "$4"
-"$PYTHON" -c "$CHILD" "$2" "" 0 0; code=$?
+"$PYTHON" "$RUN" "$2"; code=$?
 cp "$2"/* "$3"/
 exit $code
 """
@@ -38,8 +39,8 @@ def run_on_own_disk(size: int, out: Path, then: str = ":") -> subprocess.Complet
     """Train in a file system of ``size`` bytes; skipped where none can be mounted."""
     point = out.parent / "disk"
     point.mkdir(exist_ok=True)
-    environment = {"PYTHON": sys.executable, "CHILD": CHILD, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    environment = {"PYTHON": sys.executable, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+    environment["RUN"] = killed_run.__file__
     command = ["unshare", "--mount", "sh", "-c", OWN_DISK, "sh", str(size), str(point), str(out)]
     try:
         done = subprocess.run(
@@ -60,7 +61,7 @@ def run_on_own_disk(size: int, out: Path, then: str = ":") -> subprocess.Complet
 def killed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The checkpoint of a run that was killed after its first epochs."""
     out = tmp_path_factory.mktemp("killed")
-    start(out, "kill", 1).communicate()
+    run(out, "kill", 1)
     return (out / CHECKPOINT_NAME).read_bytes()
 
 
@@ -109,9 +110,8 @@ def test_a_checkpoint_that_was_damaged_since(
     path = out / CHECKPOINT_NAME
     damaged = killed[: len(killed) // 2] + killed[len(killed) // 2 + 1 :]
     path.write_bytes(damaged)
-    child = start(out)
-    _, errors = child.communicate()
-    assert child.returncode != 0
+    code, errors = run(out)
+    assert code == 1
     assert "CheckpointError" in errors
     assert is_left_alone(out, damaged)
     path.write_bytes(killed)
