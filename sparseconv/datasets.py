@@ -210,9 +210,8 @@ def _read_ts(path: Path, read: Callable[..., Any]) -> tuple[Any, Any]:
 def _read_npz(path: Path) -> _Splits:
     try:
         with path.open("rb") as opened:  # np.load would leave a damaged file open
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array without a key")
+            # np.load takes any text for a pickle, and advises to load it unsafely.
+            file = np.lib.npyio.NpzFile(opened)
             missing = [key for key in _KEYS if key not in file.files]
             if missing:
                 raise ValueError(

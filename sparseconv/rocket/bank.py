@@ -372,7 +372,8 @@ def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> dict[s
     """The arrays of an ``.npz`` file that says that it is of this kind and version."""
     with Path(path).open("rb") as opened:
         try:
-            with np.load(opened, allow_pickle=False) as file:
+            # np.load takes any text for a pickle, and advises to load it unsafely.
+            with np.lib.npyio.NpzFile(opened) as file:
                 content = {name: file[name] for name in file.files}
                 found, number = str(content.pop("format")), int(content.pop("version"))
         except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files

@@ -181,8 +181,11 @@ def test_files_that_are_cut_or_of_another_kind(tmp_path: Path) -> None:
     others += [pickle.dumps(Evil(tmp_path / "ran")), b"", b"a bank"]
     for content in (*others, *(whole[:n] for n in range(0, len(whole), 97))):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"bank.npz is no sparseconv kernel bank, or damaged"):
+        with pytest.raises(
+            ValueError, match=r"bank.npz is no sparseconv kernel bank, or damaged"
+        ) as found:
             KernelBank.load(path)
+        assert "allow_pickle" not in str(found.value), "advice to run what is in the file"
     assert not (tmp_path / "ran").exists()
     for missing in (tmp_path / "none.npz", tmp_path):
         with pytest.raises(OSError, match=missing.name):

@@ -200,7 +200,9 @@ def test_npz_of_something_else_than_arrays(tmp_path: Path) -> None:
     refused(str(path), "cannot be used", "np.savez", source=path)
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
-    refused("one array without a key", "np.savez", source=path)
+    refused("not a zip file", "np.savez", source=path)
+    path.write_text("time,value\n0,1.5\n")
+    refused("not a zip file", "np.savez", source=path)
     with zipfile.ZipFile(path, "w") as archive:
         for key in arrays():
             archive.writestr(f"{key}.npy", "text")
