@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from toy_run import write_data
 
 import sparseconv as sc
 from sparseconv import datasets
@@ -19,11 +21,16 @@ SMALL = ["--epochs", "2", "--nf", "5", "--depth", "2", "--threads", "1", "--quie
 TUNE = ["--epochs", "2", "--quiet"]
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert main(["train", write_data(folder), "--out", str(folder / "trained"), *SMALL]) == 0
+    return folder / "trained"
+
+
 @pytest.fixture
-def trained(data: str, tmp_path: Path) -> Path:
-    folder = tmp_path / "trained"
-    assert main(["train", data, "--out", str(folder), *SMALL]) == 0
-    return folder
+def trained(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "trained"))
 
 
 @pytest.mark.parametrize(
