@@ -19,6 +19,7 @@ from sparseconv.report.figures import (
     FAINT,
     INK,
     ORANGE,
+    SERIES,
     draw_group_weights,
     draw_receptive_fields,
     legend_above,
@@ -250,17 +251,19 @@ def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
     if len(found) < 2:
         return None
     first, *_ = found
-    figure = new_figure(f"Accuracy less that of {first}, by time of a training step", 7, 3.6)
+    figure = new_figure("Accuracy by time", 7, 3.6)
     axes = figure.subplots()
     axes.axhline(0, color=FAINT, linewidth=1)
-    for name, (ratios, gains) in found.items():
+    for (name, (ratios, gains)), color in zip(found.items(), SERIES, strict=False):
         time, gain = geometric_mean(ratios), np.mean(gains)
-        axes.plot([time, time], interval(gains), color=BLUE, linewidth=3, alpha=0.5)
-        axes.plot([min(ratios), max(ratios)], [gain, gain], color=FAINT, linewidth=1)
-        axes.scatter([time], [gain], s=24, color=BLUE, zorder=3)
-        axes.annotate(name, (time, gain), (6, 3), textcoords="offset points", fontsize=8)
+        axes.plot([time, time], interval(gains), color=color, linewidth=3, alpha=0.5)
+        axes.plot([min(ratios), max(ratios)], [gain, gain], color=color, linewidth=1)
+        axes.scatter([time], [gain], s=24, color=color, zorder=3, label=name)
+    legend_above(figure, axes)
     sets = len(found[first][1])
-    style_axes(axes, f"time of a step / {first}'s; {sets} data sets", "percentage points")
+    style_axes(
+        axes, f"time of a step / {first}'s; {sets} data sets", f"less that of {first} (points)"
+    )
     axes.margins(x=0.15)
     return _save(figure, path)
 

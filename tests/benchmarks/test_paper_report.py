@@ -159,6 +159,21 @@ def test_table_1_corrects_its_tests_and_means_common_sets() -> None:
         assert found[peer][-1] == p_text(corrected)
 
 
+def test_networks_of_others_beside_what_was_published() -> None:
+    theirs = published_accuracy("LITE")
+    rows = [
+        row("LITE", name, seed, (theirs[name] + by + seed) / 100)
+        for name, by in zip(SETS, (2, 1, 1, -1, -1, 4), strict=True)
+        for seed in (0, 1)
+    ]
+    rows += [row("LITE", "not published"), row("DSN", SETS[0])]
+    (found,) = dsn.reproduced(Runs(rows), ("ResNet", "LITE")).rows
+    low, high = interval([2.5, 1.5, 1.5, -0.5, -0.5, 4.5])
+    mean = np.mean([theirs[name] for name in SETS])
+    assert found[:5] == ("LITE", "6, 12", f"{mean + 1.5:.2f}", f"{mean:.2f}", "4/0/2")
+    assert found[5] == f"+1.50 [{low:+.2f}, {high:+.2f}]; +1.50"
+
+
 def test_against() -> None:
     base = [row("base", str(i), 0, 0.9) for i in range(8)]
     worse = [row("worse", str(i), 0, 0.9 - i / 100) for i in range(8)]
@@ -313,6 +328,7 @@ def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> N
             assert part.title in text, part.name
         assert part.figure is None or (tmp_path / f"{part.name}.png").stat().st_size > 5000
     assert "Left out" not in text
+    assert "{" not in "".join(part.caption + part.of_figure for part in PARTS), "not filled in"
     assert "Of UCR 85, 6 were run: " in text
     with (tmp_path / "table-1.csv").open(newline="") as file:
         assert next(csv.reader(file))[0] == "published"

@@ -35,15 +35,7 @@ def univariate(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
     """Table 1: DSN against published networks on the sets of an archive that were run."""
     sets = set(members(archive))
     ours = {name: value for name, value in runs.accuracy(run).items() if name in sets}
-    found = {}
-    for peer in PEERS:
-        theirs = published_accuracy(peer)
-        if (result := versus(ours, theirs)) is not None:
-            common = [name for name in ours if name in theirs]
-            found[peer] = (
-                result,
-                [f"{fmean(accuracy[name] for name in common):.2f}" for accuracy in (theirs, ours)],
-            )
+    found = {peer: both for peer in PEERS if (both := _to_published(ours, peer)) is not None}
     corrected = holm([result.p for result, _ in found.values()])
     rows = [
         (
@@ -51,7 +43,7 @@ def univariate(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
             str(result.sets),
             wins(result),
             _beside_the_papers(PAPER[peer], result) if archive == "ucr85" else NONE,
-            *means,
+            *reversed(means),
             difference(result),
             p_text(p),
         )
@@ -62,6 +54,49 @@ def univariate(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
         "DSN's %", DIFFERENCE, "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
+
+
+def reproduced(runs: Runs, names: Sequence[str]) -> Table:
+    """Networks of others that were trained here, against what their authors published."""
+    accuracies = {name: runs.accuracy(name) for name in names}
+    found = {
+        name: both
+        for name, ours in accuracies.items()
+        if (both := _to_published(ours, name)) is not None
+    }
+    corrected = holm([result.p for result, _ in found.values()])
+    rows = [
+        (
+            name,
+            f"{result.sets}, {_counted_rows(runs, name)}",
+            *means,
+            wins(result),
+            difference(result),
+            p_text(p),
+        )
+        for (name, (result, means)), p in zip(found.items(), corrected, strict=True)
+    ]
+    header = (
+        "network", "sets, runs", "ours %", "published %", "our wins/ties/losses", DIFFERENCE,
+        "p, Holm",
+    )  # fmt: skip
+    return Table(header, rows)
+
+
+def _counted_rows(runs: Runs, name: str) -> int:
+    published = published_accuracy(name)
+    return sum(len(rows) for dataset, rows in runs.rows(name).items() if dataset in published)
+
+
+def _to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[str]] | None:
+    """Accuracies against published ones, and both means over the data sets that both have."""
+    theirs = published_accuracy(peer)
+    result = versus(ours, theirs)
+    if result is None:
+        return None
+    common = [name for name in ours if name in theirs]
+    means = [fmean(accuracy[name] for name in common) for accuracy in (ours, theirs)]
+    return result, [f"{mean:.2f}" for mean in means]
 
 
 def _beside_the_papers(counts: Sequence[int], result: Versus) -> str:
