@@ -1,0 +1,109 @@
+"""What the figures of `make paper` show, from rows made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+from paper_rows import SETS, on, row
+
+from benchmarks.paper import figures
+from benchmarks.paper.comparison import Runs
+
+
+def test_pictures_count_each_set_alike() -> None:
+    """Of seeds first the mean, and of one set that another run has not, nothing."""
+    rows = [
+        row("DSN", "x", 0, kernels_by_size=[[0, 4]]), row("DSN", "x", 1, kernels_by_size=[[2, 2]]),
+        row("DSN", "y", 0, kernels_by_size=[[1, 0]]),
+    ]  # fmt: skip
+    (layer,) = figures._mean_layers(Runs(rows), "DSN", figures._shares)
+    assert layer.tolist() == [(0.25 + 1) / 2, (0.75 + 0) / 2]
+
+
+def test_figure_7_shows_the_sets_that_all_have() -> None:
+    rows = [row("a", name, 0, 0.9) for name in SETS]
+    rows += [row("b", name, 0, 0.8) for name in SETS[1:]]
+    theirs = dict.fromkeys(SETS[:3], 85.0)
+    found = figures.beside_published(Runs(rows), ("a", "b", "not run"), theirs)
+    assert found == {
+        run: dict.fromkeys(SETS[1:3], (85.0, pytest.approx(ours)))
+        for run, ours in (("a", 90), ("b", 80))
+    }
+
+
+def test_differences_and_times_of_questions() -> None:
+    rows = [row("base", name, 0, 0.9, step_ms=4.0) for name in "xyz"]
+    rows += [row("other", name, 0, 0.8, step_ms=3.0) for name in "xy"]
+    runs = Runs(rows)
+    assert figures.less(runs, "other", "base") == dict.fromkeys("xy", pytest.approx(-10))
+    found = figures.times_and_accuracies(runs, ("base", "other"))
+    assert found == {
+        "base": ([1.0, 1.0], [0, 0]), "other": ([0.75, 0.75], [pytest.approx(-10)] * 2)
+    }  # fmt: skip
+
+
+def test_time_to_accuracy_is_of_one_cpu(tmp_path: Path) -> None:
+    apart = Runs([row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("fast"))])
+    assert figures.time_to_accuracy(apart, tmp_path / "x.png", "a", "b") is None
+    assert figures.accuracy_by_time(apart, tmp_path / "x.png", ("a", "b")) is None
+    both = Runs([row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("slow"))])
+    assert figures.time_to_accuracy(both, tmp_path / "x.png", "a", "b")
+
+
+def test_time_to_accuracy() -> None:
+    """Of equal seeds; what was seen at the first look may have been reached before."""
+    runs = Runs([
+        row("fast", "x", 0, 0.9, curve=[[1, 0.5], [2, 0.9]], curve_seconds=[1.0, 2.0]),
+        row("fast", "x", 1, 0.8, curve=[[1, 0.9], [2, 0.9]], curve_seconds=[1.0, 2.0]),
+        row("fast", "x", 2, 0.8, curve=[[1, 0.9], [2, 0.9]], curve_seconds=[0.1, 2.0]),
+        row("slow", "x", 0, 0.7, curve=[[1, 0.2], [2, 0.69]], curve_seconds=[5.0, 9.0]),
+        row("slow", "x", 1, 0.9, curve=[[1, 0.2], [2, 0.3]], curve_seconds=[5.0, 9.0],
+            train_seconds=11.0),
+        row("fast", "x", 3, 0.9, **on("another")),
+        row("slow", "x", 3, 0.9),
+        row("fast", "x", 4, 0.9, curve=[[1, 0.9]], curve_seconds=[100.0]),
+        row("slow", "x", 4, 0.9, curve=[[5, 0.9]], curve_seconds=[100.0]),  # looked later
+        row("slow", "y", 0, 0.9),
+        row("fast", "y", 0, 0.9, curve=[], curve_seconds=[]),
+    ])  # fmt: skip
+    fast, slow = figures.times_to_accuracy(runs, "fast", "slow")["x"]
+    assert fast == figures.Reached(1.5, True), "seed 0 at the second look, seed 1 at the first"
+    assert slow == figures.Reached(10.0, True), "seed 1 is seen to reach it by the test at the end"
+    assert list(figures.times_to_accuracy(runs, "fast", "slow")) == ["x"]
+
+
+def test_the_ratio_of_times_is_said_where_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = {"known": (1.0, 2.0), "first": (0.1, 0.4)}
+    rows = [
+        row(run, name, 0, 0.9, curve=[[1, 0.9 if run == "fast" and name == "first" else 0.1],
+            [2, 0.9], [3, 0.9]], curve_seconds=[scale * at[0], scale * at[1], scale * 9.0],
+            train_seconds=99.0)
+        for name, at in looks.items() for run, scale in (("fast", 1.0), ("slow", 3.0))
+    ]  # fmt: skip
+    rows += [row("fast", "end", 0, 0.9), row("slow", "end", 0, 0.9, curve=[[1, 0.1]],
+             curve_seconds=[1.0], train_seconds=99.0)]  # fmt: skip
+    said = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: said.extend(
+        text.get_text() for text in figure.axes[0].texts
+    ) or path)  # fmt: skip
+    figures.time_to_accuracy(Runs(rows), tmp_path / "x.png", "fast", "slow")
+    assert sorted(said) == ["3.0x", "≥ 12.0x"], "1.2 s by 0.1 s, or less; none where slow may be"
+
+
+def test_figure_5_states_its_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("DSN", "depth 2", "nf = 24")
+    rows = [row(name, dataset, 0, 0.9 - i / 10) for i, name in enumerate(names) for dataset in SETS]
+    drawn = {}
+
+    def plot(scores: Any, names: Any, **settings: Any) -> Any:
+        drawn.update(settings, shape=scores.shape)
+        return plt.figure(), None
+
+    monkeypatch.setattr("aeon.visualisation.plot_critical_difference", plot)
+    figures.architectures(Runs(rows), tmp_path / "x.png", names)
+    assert drawn == {"correction": "holm", "alpha": 0.05, "shape": (6, 3)}

@@ -1,0 +1,167 @@
+"""Tables of DSN, from rows made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from paper_rows import SETS, dsn_facts, row
+from scipy.stats import fisher_exact, wilcoxon
+
+from benchmarks.paper import figures
+from benchmarks.paper.archives import members
+from benchmarks.paper.comparison import PEERS, Runs, holm, interval, published_accuracy
+from benchmarks.paper.tables import dsn
+from benchmarks.paper.tables.cells import DIFFERENCE, p_text
+
+
+def test_table_1() -> None:
+    theirs = published_accuracy("OS-CNN")
+    rows = [
+        row("DSN", name, seed, (theirs[name] + 1 + seed) / 100) for name in SETS for seed in (0, 2)
+    ]
+    table = dsn.univariate(Runs([*rows, row("DSN", "ACSF1", 0, 0.1)]))
+    found = dict(zip(table.header, table.rows[2], strict=True))
+    assert found["published"] == "OS-CNN"
+    assert found["DSN wins/ties/losses"] == "6/0/0", "the set of 2018 is left out"
+    scaled, p = found["the paper's, scaled; p"].split("; ")
+    assert scaled == "3.5/0.2/2.3"  # of 49/3/33 in 85
+    assert p == p_text(fisher_exact([[6, 0], [49, 36]]).pvalue)
+    assert [cells[3].partition(";")[0] for cells in table.rows] == (
+        ["3.7/0.2/2.0", "2.8/0.4/2.8", "3.5/0.2/2.3"]  # the paper's 53/3/29, 40/5/40
+    )
+    assert found["sets"] == "6"
+    assert found[DIFFERENCE] == "+2.00 [+2.00, +2.00]; +2.00"
+
+
+def test_table_1_corrects_its_tests_and_means_common_sets() -> None:
+    sets = members("ucr85")[:12]
+    ours = {name: published_accuracy("ResNet")[name] + 1 + i / 9 for i, name in enumerate(sets)}
+    table = dsn.univariate(Runs([row("DSN", name, 0, value / 100) for name, value in ours.items()]))
+    found = {cells[0]: cells for cells in table.rows}
+    p = [wilcoxon([ours[n] - published_accuracy(peer)[n] for n in sets]).pvalue for peer in PEERS]
+    for peer, corrected in zip(PEERS, holm(p), strict=True):
+        theirs = [published_accuracy(peer)[name] for name in sets]
+        assert found[peer][4] == f"{np.mean(theirs):.2f}"
+        assert found[peer][5] == f"{np.mean(list(ours.values())):.2f}"
+        assert found[peer][-1] == p_text(corrected)
+
+
+def test_networks_of_others_beside_what_was_published() -> None:
+    theirs = published_accuracy("LITE")
+    rows = [
+        row("LITE", name, seed, (theirs[name] + by + seed) / 100)
+        for name, by in zip(SETS, (2, 1, 1, -1, -1, 4), strict=True)
+        for seed in (0, 1)
+    ]
+    rows += [row("LITE", "not published"), row("DSN", SETS[0])]
+    (found,) = dsn.reproduced(Runs(rows), ("ResNet", "LITE")).rows
+    low, high = interval([2.5, 1.5, 1.5, -0.5, -0.5, 4.5])
+    mean = np.mean([theirs[name] for name in SETS])
+    assert found[:5] == ("LITE", "6, 12", f"{mean + 1.5:.2f}", f"{mean:.2f}", "4/0/2")
+    assert found[5] == f"+1.50 [{low:+.2f}, {high:+.2f}]; +1.50"
+
+
+def test_against() -> None:
+    base = [row("base", str(i), 0, 0.9) for i in range(8)]
+    worse = [row("worse", str(i), 0, 0.9 - i / 100) for i in range(8)]
+    mixed = [row("mixed", str(i), 0, 0.9 + (-1) ** i * i / 100) for i in range(6)]
+    table = dsn.against(Runs([*base, *worse, *mixed]), "base", ("worse", "mixed", "not run"))
+    low, high = interval([-i for i in range(8)])
+    first, second = table.rows
+    # Of 7 differences of one sign the two-sided p is 2 / 2 ** 7, twice that among two tests.
+    assert first == (
+        "worse", "8, 8", "86.50", "90.00", "0/1/7", f"-3.50 [{low:+.2f}, {high:+.2f}]; -3.50",
+        "0.031",
+    )  # fmt: skip
+    assert second[:5] == ("mixed", "6, 6", "89.50", "90.00", "2/1/3")
+    assert table.header[3] == "base %"
+
+
+def test_multivariate() -> None:
+    rows = [row("UEA", "Epilepsy", seed, accuracy) for seed, accuracy in enumerate((0.9, 1.0))]
+    rows += [row("Daily Sports, S = 90 %", "DailySportsEvery4", 0, 0.5, params=2500)]
+    first, second = dsn.multivariate(Runs(rows)).rows
+    theirs = [published_accuracy(peer).get("Epilepsy") for peer in PEERS]
+    shown = ["-" if value is None else f"{value:.2f}" for value in theirs]
+    assert first == ("Epilepsy", "95.00 (2)", *shown, "1.00")
+    assert second == ("Daily Sports, S = 90 %", "50.00 (1)", "-", "-", "-", "2.50")
+
+
+def test_costs_are_beside_the_references() -> None:
+    runs = Runs([row("a", "x"), row("a", "y"), row("b", "x", params=3000)])
+    table = dsn.costs(runs, ("a", "b", "not run"), "a")
+    first, second = (dict(zip(table.header, cells, strict=True)) for cells in table.rows)
+    assert (first["run"], first["sets, runs"], first["params K"]) == ("a", "2, 2", "1.00")
+    assert list(second.values()) == [  # of the set that both have
+        "b", "1, 1", "90.00, 90.00", "3.00, 1.00", "-, -", "5.00, 5.00", "0", "-", "-", "-",
+    ]  # fmt: skip
+    both = [row("a", "x", **dsn_facts(nf=4)), row("b", "x")]
+    assert dsn.costs(Runs(both), ("a", "b"), "a").rows[1][4] == "-, 2.00", "2e6 FLOPs"
+    assert dsn.costs(runs, ("not run",), "a").rows == []
+    assert dsn.costs(runs, ("a",), "a").rows == [], "nothing to compare"
+
+
+def test_a_run_of_few_sets_does_not_shrink_the_others() -> None:
+    rows = [row(run, name) for run in "ab" for name in "xyz"] + [row("c", "x")]
+    table = dsn.costs(Runs(rows), ("a", "b", "c"), "a")
+    assert [cells[1] for cells in table.rows] == ["3, 3", "3, 3", "1, 1"]
+
+
+def test_costs_count_each_set_alike() -> None:
+    """However many seeds it has: else a run with more seeds of the easy sets looks better."""
+    rows = [
+        *(row(run, "easy", seed, 0.9) for run in "ab" for seed in (0, 1, 2)),
+        *(row(run, "hard", 0, 0.5) for run in "ab"),
+        row("b", "hard", 1, 0.1),  # which the other run has not
+    ]
+    table = dsn.costs(Runs(rows), ("a", "b"), "a")
+    assert [cells[1:3] for cells in table.rows] == [("2, 4", "70.00"), ("2, 4", "70.00, 70.00")]
+
+
+def test_times_in_tables_are_of_sets_that_both_were_timed_on() -> None:
+    def timed(run: str, dataset: str, step: float) -> dict[str, Any]:
+        return {**row(run, dataset, 0), "forward_ms": step / 4, "step_ms": step}
+
+    rows = [timed("a", "x", 8.0), timed("a", "y", 2.0), timed("a", "z", 1e9), row("a", "z", 1)]
+    rows += [timed("b", "x", 4.0), timed("b", "y", 4.0), row("b", "z", 0), row("b", "z", 1)]
+    first, second = dsn.costs(Runs(rows), ("a", "b"), "a").rows
+    assert (first[-4], first[-1]) == ("3", "-")
+    assert second[-4:] == ("2", "1.00, 1.00", "4.00, 4.00", "1.00 [0.50, 2.00]")
+    rows = [row("a", "x", 0), timed("b", "x", 1.0)]
+    assert dsn.costs(Runs(rows), ("a", "b"), "a").rows[1][-4:] == ("0", "-", "-", "-")
+
+
+def test_every_set() -> None:
+    table = dsn.each_set(Runs([row("DSN", "GunPoint", s, 0.9 + s / 100) for s in (0, 2)]), ["DSN"])
+    (cells,) = table.rows
+    assert cells == (
+        "GunPoint", "DSN", "91.00 ± 1.41 (2)", "99.07", "100.00", "99.93", "-9.00", "20"
+    )  # fmt: skip
+    without = [row("DSN", "GunPoint", 0), row("DSN", "Coffee", 0, train_seconds=None)]
+    (coffee, _) = dsn.each_set(Runs(without), ["DSN", "not run"]).rows
+    assert (coffee[0], coffee[-1]) == ("Coffee", "-"), "no time was measured"
+
+
+def test_where_dsn_is_behind() -> None:
+    best = max(published_accuracy(peer)["ECG200"] for peer in PEERS)
+    rows = [row("DSN", "ECG200", seed, (best - 6 + seed) / 100) for seed in (0, 2)]
+    rows += [row("DSN", name, 0, 0.999) for name in ("GunPoint", "a set nobody published")]
+    table = dsn.behind(
+        Runs([*rows, row("wider", "ECG200"), row("other", "x")]), ("DSN", "short"), ("wider", "x")
+    )
+    assert table.header == ("data set", "to the best", "DSN % ± sd (seeds)", "wider")
+    assert table.rows == [("ECG200", "-5.00", f"{best - 5:.2f} ± 1.41 (2)", "90.00 (1)")]
+    short = Runs([*rows, row("short", "Coffee", 0, 0.5)])
+    assert dsn.behind(short, ("DSN", "short"), ()).rows[0][:2] == ("Coffee (short)", "-50.00")
+
+
+def test_equal_seeds_are_compared() -> None:
+    """A mean over several seeds is no match for a single one, which may be the lucky one."""
+    rows = [row("a", "x", seed, accuracy) for seed, accuracy in enumerate((0.9, 0.5, 0.4))]
+    rows += [row("b", "x", 0, 0.8), row("b", "y", 0, 0.1)]
+    runs = Runs(rows)
+    assert figures.less(runs, "b", "a") == {"x": pytest.approx(-10)}
+    (cells,) = dsn.against(runs, "a", ("b",)).rows
+    assert cells[:5] == ("b", "1, 1", "80.00", "90.00", "0/0/1")
