@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 
 PY := $(VENV)/bin/python
 # Bytecode of what is imported only: pip would compile all of it, most of which no command imports.
+# So Python has to keep it: where that is forbidden, each process would compile torch again (3 to 5 s).
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
