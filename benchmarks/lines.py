@@ -16,7 +16,7 @@ def read_lines(
 ) -> list[dict[str, Any]]:
     """The rows, also while some are added; none where there is no file.
 
-    A last line without its end is being written, or torn by a kill, and is left out.
+    A last line that ends before its JSON does is being written, or torn by a kill, and is left out.
 
     Args:
         path: the file.
@@ -29,9 +29,8 @@ def read_lines(
     if not path.exists():
         return []
     found = []
-    for number, line in enumerate(path.read_bytes().splitlines(True), 1):
-        if not line.endswith(b"\n"):
-            break
+    content = path.read_bytes()
+    for number, line in enumerate(content[: _whole(content)].splitlines(), 1):
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
@@ -48,7 +47,20 @@ def add_line(path: Path, row: Mapping[str, Any]) -> None:
     # Another process would take a row that is being written for a torn one.
     with locked(path.with_name(path.name + ".lock")), path.open("ab+") as file:
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(row).encode() + b"\n")
+        content = file.read()
+        size = _whole(content)
+        file.truncate(size)
+        begun = b"\n" if size and not content[:size].endswith(b"\n") else b""
+        file.write(begun + json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _whole(content: bytes) -> int:
+    """The bytes before a torn last line: a part of an object is no JSON, however much it is."""
+    size = content.rfind(b"\n") + 1
+    try:
+        json.loads(content[size:])
+    except (ValueError, RecursionError):
+        return size
+    return len(content)

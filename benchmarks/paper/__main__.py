@@ -29,7 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"left out: {name}: {message}", file=sys.stderr)
     if archive.broken:
         print("a plan's cheapest sets are chosen among the others", file=sys.stderr)
-    jobs = read_plan(arguments.plan, archive)
+    jobs = read_plan(
+        arguments.plan, archive, lambda what: print(f"left out: {what}", file=sys.stderr)
+    )
     if arguments.out is None:
         arguments.out = Path("paper") / Path(arguments.plan).stem
     sets = counted(len({job.dataset for job in jobs}), "data set")

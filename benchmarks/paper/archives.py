@@ -153,9 +153,10 @@ def _split_within_subjects(data: Dataset, source: str) -> Dataset:
                 for key in ("subject", "segment")
             )
     except (OSError, ValueError, KeyError) as error:
+        why = f" ({error})" if source.endswith(".npz") else ""
         raise ValueError(
-            f"{source} names no subjects ({error}); the split within subjects needs a .npz file "
-            "with subject_train, subject_test, segment_train and segment_test"
+            f"{source} names no subjects{why}; the split within subjects needs a .npz file with "
+            "subject_train, subject_test, segment_train and segment_test"
         ) from error
     X, y = (
         np.concatenate(pair) for pair in ((data.X_train, data.X_test), (data.y_train, data.y_test))
@@ -199,6 +200,8 @@ def choose(archive: Archive, wanted: Any) -> list[str]:
             f"sets must be a name, a list of names, or a table with of, without, cheapest and "
             f"cheaper_than, but got {wanted!r}"
         )
+    if table["of"] == []:
+        raise ValueError("sets names no data set; name one at least, or leave the run out")
     there = archive.shapes
     names = _named(archive, table["of"])
     without = set(_named(archive, table.get("without", [])))
@@ -210,10 +213,23 @@ def choose(archive: Archive, wanted: Any) -> list[str]:
             state = "cannot be read" if limit in archive.broken else "the archive does not hold"
             raise ValueError(f"cheaper_than names {limit!r}, which {state}")
         names = [name for name in names if there[name].train_points < there[limit].train_points]
-    cheapest = table.get("cheapest", len(names))
-    if type(cheapest) is not int or cheapest < 0:
-        raise ValueError(f"cheapest must be a number of data sets, but got {cheapest!r}")
-    return names[:cheapest]
+    if "cheapest" in table:
+        check_cheapest(table["cheapest"])
+        names = names[: table["cheapest"]]
+    return names
+
+
+def check_cheapest(value: Any) -> None:
+    """Refuse what is no number of data sets."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"cheapest must be a number of data sets, at least 1, but got {value!r}")
+
+
+def lacking(archive: Archive, wanted: Any) -> list[str]:
+    """The data sets that a plan's ``sets`` names itself, and that the archive does not hold."""
+    of = wanted["of"] if isinstance(wanted, dict) else wanted
+    names = [] if of == "all" or of in ARCHIVES else _names(of)
+    return [name for name in names if name not in archive.sources]
 
 
 def _named(archive: Archive, of: Any) -> Iterable[str]:

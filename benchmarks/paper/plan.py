@@ -10,7 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.archives import SERIES, SPLITS, Archive, choose
+from benchmarks.paper.archives import (
+    SERIES,
+    SPLITS,
+    Archive,
+    check_cheapest,
+    choose,
+    lacking,
+)
 from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS
 from benchmarks.paper.variants import check_variants, is_number
 from sparseconv.training.recipe import Recipe
@@ -76,18 +83,21 @@ ORDERS: dict[str, Callable[[Archive, Job], Any]] = {
 }  # fmt: skip
 
 
-def read_plan(path: str | Path, archive: Archive) -> list[Job]:
+def read_plan(
+    path: str | Path, archive: Archive, left_out: Callable[[str], None] = lambda _: None
+) -> list[Job]:
     """Read a plan; the jobs in its order, in each run all sets of one seed before the next.
 
     A plan has ``epochs``, ``seeds`` and ``[[run]]`` tables; or it has ``base``, another plan whose
     runs it takes with its own ``epochs``, ``seeds`` and ``order``, on the ``cheapest`` sets of each
-    run. With
-    ``order = "seeds"`` all runs have one seed before the next begins, with ``order = "sets"`` one
-    data set, the cheapest first: however early it ends, such a sweep has something in each table.
+    run. With ``order = "seeds"`` all runs have one seed before the next begins, with
+    ``order = "sets"`` one data set, the cheapest first: however early it ends, such a sweep has
+    something in each table.
 
     Args:
         path: a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``.
         archive: the data sets to choose from.
+        left_out: is told what the plan names and the archive does not hold.
 
     Raises:
         ValueError: not a plan; the message names the run and the key.
@@ -95,6 +105,7 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
     file, content = _read(path)
     jobs: dict[tuple[str, str, int], Job] = {}
     named: dict[str, Mapping[str, Any]] = {}  # each run's options
+    sets: dict[str, None] = {}  # that the plan names, and that are not there
     try:
         runs = content.get("run", [])
         if "base" in content:
@@ -112,7 +123,9 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
         _check_seeds(content.get("seeds", [0]))
         for number, run in enumerate(runs, 1):
             try:
-                for job in _jobs(run, content, archive):
+                found = _jobs(run, content, archive)
+                sets |= dict.fromkeys(lacking(archive, run["sets"]))
+                for job in found:
                     for key, above, here in differing(
                         named.setdefault(job.run, job.options), job.options
                     ):
@@ -123,7 +136,7 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
                     if jobs.setdefault(job.key, job).keep != job.keep:
                         raise ValueError(f"{job} has keep once, and once not")
             except (ValueError, TypeError) as error:
-                name = run.get("name", number) if isinstance(run, dict) else number
+                name = (isinstance(run, dict) and run.get("name")) or number
                 raise ValueError(f"run {name}: {error}") from error
     except (ValueError, TypeError) as error:
         raise ValueError(f"the plan {file} cannot be used: {error}") from error
@@ -132,6 +145,10 @@ def read_plan(path: str | Path, archive: Archive) -> list[Job]:
             f"the plan {file} chooses no data set that the archive holds; it has "
             f"{', '.join(archive.shapes) or 'none that can be read'}"
         )
+    if sets:
+        left_out(f"{', '.join(sets)}: the archive does not hold them")
+    if empty := [run["name"] for run in runs if all(run["name"] != job[0] for job in jobs)]:
+        left_out(f"the runs {', '.join(dict.fromkeys(empty))}: nothing of their data sets is there")
     return sorted(jobs.values(), key=partial(ORDERS[order], archive))
 
 
@@ -153,9 +170,8 @@ def _of_base(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     runs = found.get("run", [])
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise ValueError(f"its base {file} has no [[run]] tables")
-    cheapest = content.get("cheapest", 0)
-    if type(cheapest) is not int or cheapest < 0:
-        raise ValueError(f"cheapest must be a number of data sets, but got {cheapest!r}")
+    if "cheapest" in content:
+        check_cheapest(content["cheapest"])
     changes = {key: content[key] for key in ("epochs", "seeds") if key in content}
     return {**found, **content, "run": [_changed(run, content, changes) for run in runs]}
 

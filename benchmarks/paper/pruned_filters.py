@@ -187,7 +187,7 @@ def like(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> nn.Module
     model = first_model(options, row["seed"], shape)
     if variant is None:
         return model
-    asked = next(v for v in options["pruning"] if v["name"] == variant["name"])
+    asked = _asked(row, variant)
     if "factorize" in asked:
         return sc.factorize(model, method=asked["factorize"], compression=asked["compression"])[0]
     if "kept" in variant:
@@ -205,10 +205,37 @@ def like(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> nn.Module
     return made_sparse(model, 1 - asked["sparsity"]) if "sparsity" in asked else model
 
 
+def _asked(row: Mapping[str, Any], variant: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the plan asked for, of a variant that was made."""
+    found: Mapping[str, Any] = next(
+        asked for asked in row["options"]["pruning"] if asked["name"] == variant["name"]
+    )
+    return found
+
+
 def is_pruned_filters(row: Mapping[str, Any]) -> bool:
     """A row of ``perform``."""
     options = row.get("options")
     return isinstance(options, Mapping) and bool(options.get("pruning"))
+
+
+def variants_of(row: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
+    """None for the row's own network, and what became of it by each way of pruning."""
+    return [None, *(row["variants"] if is_pruned_filters(row) else ())]
+
+
+def name_of(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:
+    """What tables call a row's network, or one of its variants."""
+    return f"{row['run']}, {variant['name']}" if variant else str(row["run"])
+
+
+def network_of(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:
+    """What tells the network of a row, or of one of its variants, from others of the data set."""
+    options = row["options"]
+    parts = [options["model"], options["weights"], options["network"]]
+    if variant:
+        parts += [_asked(row, variant), variant.get("kept")]
+    return json.dumps(parts, sort_keys=True)
 
 
 def expanded(
@@ -216,12 +243,12 @@ def expanded(
 ) -> Iterator[Mapping[str, Any]]:
     """Each row; and of one with variants a row for each of these, under a name of its own.
 
-    With what was measured of each: ``forward_ms`` and ``step_ms``.
+    With what was measured of each such network: ``forward_ms`` and ``step_ms``.
     """
-    measured = {(line["dataset"], line["seed"]): line["times"] for line in times}
+    measured = {(line["dataset"], line["seed"]): line for line in times}
     for row in rows:
-        found = [row]
-        if is_pruned_filters(row):
-            found += [{**row, **v, "run": f"{row['run']}, {v['name']}"} for v in row["variants"]]
-        for each in found:
-            yield {**each, **measured.get((row["dataset"], row["seed"]), {}).get(each["run"], {})}
+        line = measured.get((row["dataset"], row["seed"]), {"networks": {}})
+        for variant in variants_of(row):
+            name = name_of(row, variant)
+            same = line["networks"].get(name) == network_of(row, variant)
+            yield {**row, **(variant or {}), "run": name, **(line["times"][name] if same else {})}

@@ -3,58 +3,26 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.lines import add_line, read_lines
-from benchmarks.paper.archives import Archive
+from benchmarks.paper import kinds
+from benchmarks.paper.archives import Archive, Shape
 from benchmarks.paper.plan import DEFAULTS, Job, check_options, differing
 from benchmarks.paper.pruned_filters import is_pruned_filters
 from benchmarks.paper.rocket import is_pruned_kernels
 from sparseconv.models import DSN
 
-ROWS_NAME = "rows.jsonl"
+ROWS_NAME, LOCK_NAME = "rows.jsonl", "lock"
 Key = tuple[str, str, int]  # run, data set, seed
-Kind = Callable[[Any], bool]
+SIZES = tuple(field.name for field in fields(Shape))
 DSN_DEFAULTS = inspect.signature(DSN).parameters
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and value.isprintable()
-
-
-def _count(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _seconds(value: Any) -> bool:
-    return _number(value) and value >= 0
-
-
-def _known_seconds(value: Any) -> bool:
-    return value is None or _seconds(value)
-
-
-def _share(value: Any) -> bool:
-    return _number(value) and 0 <= value <= 1
-
-
-def _list_of(kind: Kind, least: int = 0) -> Kind:
-    return lambda value: isinstance(value, list) and len(value) >= least and all(map(kind, value))
-
-
-def _table(**kinds: Kind) -> Kind:
-    return lambda value: isinstance(value, dict) and not _wrong(value, kinds)
 
 
 def _options(value: Any) -> bool:
@@ -68,44 +36,46 @@ def _options(value: Any) -> bool:
 
 
 def _point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and _count(value[0]) and _share(value[1])
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and kinds.count(value[0])
+        and kinds.share(value[1])
+    )
 
 
-def _wrong(row: Mapping[str, Any], kinds: Mapping[str, Kind]) -> list[str]:
-    return [key for key, kind in kinds.items() if key not in row or not kind(row[key])]
-
-
-_MATRIX = _list_of(_list_of(_number, 1), 1)
+_MATRIX = kinds.list_of(kinds.list_of(kinds.number, 1), 1)
+_MACHINE = dict.fromkeys(("cpu", "torch", "commit", "date"), kinds.text)
+_CPU_SECONDS = dict.fromkeys(("train_seconds", "predict_seconds"), kinds.known_seconds)
+_LAPS = dict.fromkeys(("draw_seconds", "prepare_seconds", "transform_seconds"), kinds.seconds)
+_OF_KERNELS = {
+    **dict.fromkeys(("way", "share"), kinds.text), "keep": kinds.count, "accuracy": kinds.share,
+    "select_seconds": kinds.seconds,
+}  # fmt: skip
+_OF_FILTERS = {
+    "name": kinds.text, **dict.fromkeys(("params", "macs"), kinds.count),
+    **dict.fromkeys(("accuracy", "at_once"), kinds.share), "tune_seconds": kinds.seconds,
+}  # fmt: skip
 # What a row holds at least: of another version, or of another program, it may not.
-KEYS: Mapping[str, Kind] = {
-    "run": _text, "dataset": _text, "seed": lambda value: type(value) is int,
-    "options": _options, "machine": _table(cpu=_text, torch=_text, commit=_text, date=_text),
-    "accuracy": _share,
-    **dict.fromkeys(("train_seconds", "predict_seconds"), _known_seconds),  # CPU seconds
-    **dict.fromkeys(("n_train", "n_test", "n_channels", "n_timepoints", "n_classes"), _count),
+KEYS: Mapping[str, kinds.Kind] = {
+    "run": kinds.text, "dataset": kinds.text, "seed": kinds.whole, "options": _options,
+    "machine": kinds.table(**_MACHINE), "accuracy": kinds.share, **_CPU_SECONDS,
+    **dict.fromkeys(SIZES, kinds.count),
 }  # fmt: skip
-NETWORK: Mapping[str, Kind] = dict.fromkeys(("params", "macs", "epochs"), _count)
-DRAWN: Mapping[str, Kind] = {
-    **dict.fromkeys(("draw_seconds", "prepare_seconds", "transform_seconds"), _seconds),
-    "n_candidates": _count,
-    "variants": _list_of(
-        _table(way=_text, share=_text, keep=_count, accuracy=_share, select_seconds=_seconds)
-    ),
-}
-FILTERED: Mapping[str, Kind] = {
-    **NETWORK,
-    "variants": _list_of(
-        _table(name=_text, params=_count, macs=_count, accuracy=_share, at_once=_share,
-               tune_seconds=_seconds)
-    ),
+NETWORK: Mapping[str, kinds.Kind] = dict.fromkeys(("params", "macs", "epochs"), kinds.count)
+DRAWN: Mapping[str, kinds.Kind] = {
+    **_LAPS, "n_candidates": kinds.count, "variants": kinds.list_of(kinds.table(**_OF_KERNELS)),
 }  # fmt: skip
-TRAINED: Mapping[str, Kind] = {
-    **NETWORK, "curve": _list_of(_point), "curve_seconds": _list_of(_seconds),
+FILTERED: Mapping[str, kinds.Kind] = {
+    **NETWORK, "variants": kinds.list_of(kinds.table(**_OF_FILTERS)),
+}  # fmt: skip
+TRAINED: Mapping[str, kinds.Kind] = {
+    **NETWORK, "curve": kinds.list_of(_point), "curve_seconds": kinds.list_of(kinds.seconds),
 }  # fmt: skip
 # What only some rows hold.
-OPTIONAL: Mapping[str, Kind] = {
-    "data": _text, "flops_paper": _number, "kernels_by_size": _MATRIX,
-    "group_weights": _list_of(_MATRIX, 1),
+OPTIONAL: Mapping[str, kinds.Kind] = {
+    "data": kinds.text, "flops_paper": kinds.number, "kernels_by_size": _MATRIX,
+    "group_weights": kinds.list_of(_MATRIX, 1),
 }  # fmt: skip
 
 
@@ -114,7 +84,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: a line that is no row of a sweep, a job's second one, or two of one run with
-            different options, whose mean would say nothing.
+            different options, or of different data under one name, whose mean would say nothing.
     """
     rows = read_lines(path, _check)
     for key, count in Counter(map(key_of, rows)).items():
@@ -130,7 +100,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 f"{path} has the run {row['run']} with {name} {one!r} on {here['dataset']} and "
                 f"{other!r} on {row['dataset']}; give one of them another name"
             )
+    _check_data(path, rows)
     return rows
+
+
+def _check_data(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse rows of one data set that are of different data."""
+    first: dict[tuple[str, str, str], Any] = {}
+    for row in rows:
+        checksum = {"data": row["data"]} if "data" in row else {}  # an earlier version had none
+        split = row["options"].get("split", "own")
+        for key, value in ({name: row[name] for name in SIZES} | checksum).items():
+            there = first.setdefault((row["dataset"], split, key), value)
+            if there != value:
+                raise ValueError(
+                    f"{path} has rows of {row['dataset']} with {key} {there!r} and {value!r}; keep "
+                    "those of one archive, and move the others to another folder"
+                )
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
@@ -139,18 +125,15 @@ def key_of(row: Mapping[str, Any]) -> Key:
 
 
 def _check(row: Mapping[str, Any]) -> None:
-    kinds: Mapping[str, Kind] = {}
-    wrong = _wrong(row, KEYS)
-    if not wrong:
-        kinds = DRAWN if is_pruned_kernels(row) else TRAINED
-        kinds = FILTERED if is_pruned_filters(row) else kinds
-        wrong = _wrong(row, kinds)
-        wrong += [key for key, kind in OPTIONAL.items() if key in row and not kind(row[key])]
-        wrong += [key for key, shape in _shapes(row).items() if not _is_of(row[key], shape)]
-        wrong += ["variants"] if kinds is TRAINED and "variants" in row else []
-    if wrong:
-        raise ValueError(f"it has no usable {', '.join(dict.fromkeys(wrong))}")
-    if kinds is TRAINED and len(row["curve"]) != len(row["curve_seconds"]):
+    kinds.refuse(row, kinds.wrong(row, KEYS))
+    expected = DRAWN if is_pruned_kernels(row) else TRAINED
+    expected = FILTERED if is_pruned_filters(row) else expected
+    wrong = kinds.wrong(row, expected)
+    wrong += [key for key, kind in OPTIONAL.items() if key in row and not kind(row[key])]
+    wrong += [key for key, shape in _shapes(row).items() if not _is_of(row[key], shape)]
+    wrong += ["variants"] if expected is TRAINED and "variants" in row else []
+    kinds.refuse(row, wrong)
+    if expected is TRAINED and len(row["curve"]) != len(row["curve_seconds"]):
         raise ValueError("its curve and curve_seconds have different lengths")
     if (row["train_seconds"] is None) != (row["predict_seconds"] is None):
         raise ValueError("it has only one of train_seconds and predict_seconds")

@@ -36,12 +36,12 @@ from benchmarks.paper.networks import ROCKETS, multiply_adds
 from benchmarks.paper.plan import Job
 from benchmarks.paper.pruned_filters import smaller, trainings
 from benchmarks.paper.rocket import multiply_adds as rocket_multiply_adds
-from benchmarks.paper.rows import ROWS_NAME, Key, Rows
+from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, Key, Rows
 from benchmarks.paper.training import PROGRESS_NAME, TRAINING, first_model
 from sparseconv.core.folders import locked
 from sparseconv.training.run_folder import POCKET
 
-RUNNING_NAME, LOCK_NAME = "running", "lock"
+RUNNING_NAME = "running"
 ATTEMPTS = 3  # of a job whose process is killed
 Pool = Callable[[], AbstractContextManager[Executor]]
 

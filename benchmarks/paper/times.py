@@ -6,7 +6,6 @@ how fast that is: all networks of one data set in turns, a prediction and a step
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,32 +14,44 @@ import torch
 from torch import nn
 
 from benchmarks.lines import add_line, read_lines
-from benchmarks.paper.pruned_filters import is_pruned_filters, like
+from benchmarks.paper import kinds
+from benchmarks.paper.pruned_filters import like, name_of, network_of, variants_of
 from benchmarks.paper.rocket import is_pruned_kernels
+from benchmarks.paper.rows import LOCK_NAME
+from sparseconv.core.folders import locked
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.timing import milliseconds
 from sparseconv.profiling.stopwatch import Passes, Stopwatch, model_passes
 
 TIMES_NAME = "times.jsonl"
 BATCH, ROUNDS = 16, 15
+KEYS: Mapping[str, kinds.Kind] = {
+    "dataset": kinds.text, "seed": kinds.whole, "networks": kinds.table_of(kinds.text),
+    "times": kinds.table_of(kinds.table(forward_ms=kinds.duration, step_ms=kinds.duration)),
+}  # fmt: skip
 
 
 def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
-    """Add a line for each data set with two networks or more that has none of these yet.
+    """Add a line for each data set with two networks or more that has none of just these yet.
 
     Of the networks of its first seed: those of others are as large, or nearly (two minutes a line
     of twenty). Each line has milliseconds of a batch of 16 on one thread by network, ``forward_ms``
-    and ``step_ms``. Runs of equal networks have equal times. Random kernels are left out.
+    and ``step_ms``, and what each network was. Runs of equal networks have equal times. Random
+    kernels are left out.
 
     Returns how many lines were added.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows, or a sweep runs there.
     """
     if not rows:
         raise ValueError(f"there are no rows to measure in {path.parent}; run a plan first")
-    networks = [row for row in rows if not is_pruned_kernels(row)]
-    done = {(line["dataset"], line["seed"], len(line["times"])) for line in read_times(path)}
+    with locked(path.with_name(LOCK_NAME), f"a sweep is running in {path.parent}; wait for it"):
+        return _measure([row for row in rows if not is_pruned_kernels(row)], path)
+
+
+def _measure(networks: Sequence[Mapping[str, Any]], path: Path) -> int:
+    done = {(line["dataset"], line["seed"]): line["networks"] for line in read_times(path)}
     added = 0
     first: dict[str, int] = {}
     for row in networks:
@@ -50,34 +61,37 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
         models: dict[str, nn.Module] = {}
         timed_as: dict[str, str] = {}
         for row in held:
-            timed_as[row["run"]] = name = _shape(row)
-            if name not in models:
-                models[name] = like(row, None)
-            for variant in row["variants"] if is_pruned_filters(row) else ():
-                name = f"{row['run']}, {variant['name']}"
-                timed_as[name], models[name] = name, like(row, variant)
-        if len(models) < 2 or (dataset, seed, len(timed_as)) in done:
+            for variant in variants_of(row):
+                name = network_of(row, variant)
+                timed_as[name_of(row, variant)] = name
+                if name not in models:
+                    models[name] = like(row, variant)
+        if len(models) < 2 or done.get((dataset, seed)) == timed_as:
             continue
         x = torch.randn(BATCH, held[0]["n_channels"], held[0]["n_timepoints"])
         with threads(1):
             found = _timed(models, x)
         times = {run: found[name] for run, name in timed_as.items()}
-        line = {"dataset": dataset, "seed": seed, "times": times}
+        line = {"dataset": dataset, "seed": seed, "times": times, "networks": timed_as}
         add_line(path, {**line, "batch": BATCH, "machine": measurement_context()})
         added += 1
     return added
 
 
 def read_times(path: Path) -> list[dict[str, Any]]:
-    """The lines that ``measure`` wrote, of each data set and seed the last."""
-    lines = read_lines(path)
+    """The lines that ``measure`` wrote, of each data set and seed the last.
+
+    Raises:
+        ValueError: a line that it cannot have written; the message has its number.
+    """
+    lines = read_lines(path, _check)
     return list({(line["dataset"], line["seed"]): line for line in lines}.values())
 
 
-def _shape(row: Mapping[str, Any]) -> str:
-    """What tells a row's network from others of the data set."""
-    options = row["options"]
-    return json.dumps([options["model"], options["weights"], options["network"]], sort_keys=True)
+def _check(line: Mapping[str, Any]) -> None:
+    kinds.refuse(line, kinds.wrong(line, KEYS))
+    if line["times"].keys() != line["networks"].keys():
+        raise ValueError("its times and networks are of different runs")
 
 
 def _timed(models: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, dict[str, float]]:

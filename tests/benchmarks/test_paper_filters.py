@@ -222,7 +222,8 @@ def test_times_and_tables(out: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_each_set_is_timed_with_its_first_seed(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(times, "_timed", lambda models, x: dict.fromkeys(models))
+    found = {"forward_ms": 1.0, "step_ms": 2.0}
+    monkeypatch.setattr(times, "_timed", lambda models, x: dict.fromkeys(models, found))
     rows = read_rows(out / ROWS_NAME)
     others = [{**row, "dataset": "Other", "seed": seed} for row in rows for seed in (2, 1)]
     path = tmp_path / TIMES_NAME
@@ -230,6 +231,13 @@ def test_each_set_is_timed_with_its_first_seed(
     assert {(line["dataset"], line["seed"]) for line in read_times(path)} == {
         ("GunPoint", 0), ("Other", 1),
     }  # fmt: skip
+    timed = list(expanded(rows, read_times(path)))
+    assert len(timed) > len(rows)
+    assert all(row["step_ms"] == 2 for row in timed)
+    ratio = next(v for v in rows[0]["options"]["pruning"] if "ratio" in v)
+    ratio["ratio"] /= 2  # of this variant and of no other the network is another one
+    names = [row["run"] for row in expanded(rows, read_times(path)) if "step_ms" not in row]
+    assert names == [f"{rows[0]['run']}, {ratio['name']}"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import Archive, open_archive
 from benchmarks.paper.job import perform
 from benchmarks.paper.plan import Job, read_plan
-from benchmarks.paper.rows import ROWS_NAME, read_rows
+from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, read_rows
 from benchmarks.paper.sweep import dask_pool, local_pool, sweep
 
 
@@ -57,13 +57,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 def test_killed_at_random_instants(tmp_path: Path, undisturbed: Undisturbed, campaign: Any) -> None:
     words = command(undisturbed.plan, undisturbed.archive, tmp_path)
     chance = random.Random(0)
-    for _ in range(campaign(2, 10)):
+    for kill in range(campaign(2, 10)):
+        (tmp_path / LOCK_NAME).unlink(missing_ok=True)  # which a kill leaves
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.paper", *words], cwd=ROOT, stdout=subprocess.DEVNULL
         )
-        time.sleep(chance.uniform(0.2, 1.0) * undisturbed.seconds)
+        if kill == 0:  # for certain while it trains
+            wait_for_a_checkpoint(tmp_path)
+        else:  # what it imports takes longer than what it trains
+            while not (tmp_path / LOCK_NAME).exists() and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.5) * undisturbed.seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        if kill == 0:
+            assert list(tmp_path.glob("running/*/checkpoint.pt"))
+            assert len(facts(tmp_path)) < 5
     with (tmp_path / ROWS_NAME).open("a") as file:
         file.write('{"run": "small", "da')  # as a kill while writing leaves it
     assert main(words) == 0

@@ -36,6 +36,9 @@ name = "masked\""""
         ('sets = "all"', 'sets = "ucr86"', "names 'ucr86', which the archive does not hold"),
         ('sets = "all"', "sets = {without = []}", "a table with of"),
         ("cheapest = 1", 'cheapest = "one"', "cheapest must be a number"),
+        ("cheapest = 1", "cheapest = 0", "cheapest must be a number of data sets, at least 1, but"),
+        ('sets = "all"', "sets = []", "sets names no data set; name one at least"),
+        ('name = "small"', 'name = ""', "run 1: name must be a text of one line, but got ''"),
         ("cheapest = 1", 'cheaper_than = "Nile"', "'Nile', which the archive does not hold"),
         ('"masked dense"', '"dense"', "weights must be one of sparse, masked dense"),
         ('name = "masked"', 'name = "small"', "it has weights 'sparse' above and 'masked dense'"),
@@ -99,11 +102,24 @@ def test_plans_on_plans(plan: Path, archive: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"small\.toml cannot be used"):
             read_plan(small, opened)
     small.write_text(f'base = "{plan}"\ncheapest = "x"\n')
-    with pytest.raises(ValueError, match="cheapest must be a number of data sets, but got 'x'"):
+    with pytest.raises(ValueError, match=r"cheapest must be a number of data sets, .* but got 'x'"):
         read_plan(small, opened)
     plan.write_text(PLAN.replace('"all"', '"ucr85"').replace('of = "ucr85"', 'of = "uea"'))
     with pytest.raises(ValueError, match="chooses no data set that the archive holds"):
         read_plan(plan, opened)
+
+
+def test_what_is_not_there_is_said(plan: Path, archive: Path) -> None:
+    opened, said = open_archive(archive), list[str]()
+    read_plan(plan, opened, said.append)
+    assert said == []
+    plan.write_text(PLAN.replace('sets = "all"', 'sets = ["Long", "FordA", "FordB"]', 1))
+    assert len(read_plan(plan, opened, said.append)) == 3
+    assert said == ["FordA, FordB: the archive does not hold them"]
+    plan.write_text(PLAN.replace('of = "all"', 'of = "uea"'))
+    said.clear()
+    assert len(read_plan(plan, opened, said.append)) == 4
+    assert said == ["the runs masked: nothing of their data sets is there"]
 
 
 def test_the_order_of_jobs(plan: Path, archive: Path) -> None:

@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 from small_plan import PLAN, ROOT, command, facts, write_set
+from tqdm import tqdm
 
 from benchmarks.paper import sweep as sweeping
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.job import perform
-from benchmarks.paper.plan import DEFAULTS, Job
+from benchmarks.paper.networks import multiply_adds
+from benchmarks.paper.plan import DEFAULTS, Job, read_plan
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.sweep import local_pool, sweep
+from benchmarks.paper.training import first_model
+
+SETS = ("Short", "Long")
 
 
 def test_each_job_once(
@@ -203,14 +208,14 @@ def test_rows_that_were_edited(
         ({"options": {"model": ["DSN"]}}, "options"),
         ({"options": {"nothing": 1}}, "options"),
         ({"options": {"network": {"nothing": 1}}}, "options"),
-        ({"options": {"recipe": {"epochs": 1}, "network": {"depth": 3}}}, "kernels_by_size, .*"),
+        ({"options": {"recipe": {"epochs": 1}, "network": {"depth": 3}}}, "kernels_by_size .*, g"),
         ({"kernels_by_size": [[0] * 40] * 2}, "kernels_by_size"),
         ({"kernels_by_size": [[1] * 40, [1]]}, "kernels_by_size"),
         ({"group_weights": [[[1] * 39] * 2] * 2}, "group_weights"),
         ({"variants": 3}, "variants"),
         ({"run": "two\nlines"}, "run"),
         ({"options": {"model": "LITE", "pruning": [{"name": "a"}]}}, "variants"),
-        ({"options": {"model": "ROCKET"}}, "draw_seconds, .*, variants"),
+        ({"options": {"model": "ROCKET"}}, "draw_seconds .*, variants"),
     ):
         path.write_text(json.dumps(json.loads(lines[0]) | changes) + "\n")
         with pytest.raises(ValueError, match=f"line 1, is not a row: it has no usable .*{said}"):
@@ -236,6 +241,57 @@ def test_rows_that_were_edited(
     for doubled in (["report", str(tmp_path)], words):
         assert main(doubled) == 2
         assert "2 times; remove all but one line" in capsys.readouterr().err
+
+
+def test_rows_of_different_data_under_one_name(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.write_text(PLAN.replace("epochs = 12", "epochs = 1"))
+    assert main(command(plan, archive, tmp_path)) == 0
+    path = tmp_path / ROWS_NAME
+    first, *others = map(json.loads, path.read_text().splitlines())
+    for key, value in (("n_test", 99), ("data", "0123456789abcdef")):
+        rows = [first | {key: value}, *others]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert main(["report", str(tmp_path)]) == 2
+        said = f"rows of {first['dataset']} with {key} {value!r} and {first[key]!r}; keep those"
+        assert said in capsys.readouterr().err
+    within = first | {"run": "within", "n_test": 99}
+    within["options"] = first["options"] | {"split": "within subjects"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in [first, within]))
+    assert len(read_rows(path)) == 2, "of which each half is the test set"
+
+
+def test_progress_is_of_multiply_adds(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)
+    costs = sweeping._costs(jobs, opened)
+    small = {(dataset, seed): costs["small", dataset, seed] for dataset in SETS for seed in (0, 1)}
+    assert small["Long", 0] == small["Long", 1]
+    each = [first_model(jobs[0].options, 0, opened.shapes[dataset]) for dataset in SETS]
+    # Of each of 12 epochs three passes over 14 series, and one over the 10 of the test set.
+    assert [small[dataset, 0] for dataset in SETS] == [
+        multiply_adds(model, opened.shapes[dataset]) * (12 * 3 * 14 + 10)
+        for dataset, model in zip(SETS, each, strict=True)
+    ]
+    assert costs["masked", "Short", 0] > 2 * small["Short", 0], "it computes with all weights"
+    done, *others = jobs
+    todo = {job.key: job for job in others}
+    with sweeping._Progress(jobs, costs, todo, tmp_path) as progress:
+        assert progress.before == costs[done.key]
+        running = others[0]
+        folder = sweeping._folder(tmp_path, running)
+        folder.mkdir(parents=True)
+        (folder / "progress").write_text("0.5")
+        half = costs[done.key] + costs[running.key] / 2
+        assert progress._done() == pytest.approx(half, abs=2)
+        progress.begin -= 60  # seconds ago
+        progress.line("an event")
+    share = (half - costs[done.key]) / (sum(costs.values()) - costs[done.key])
+    left = tqdm.format_interval(60 / share - 60)
+    assert f"2 of 5: an event; about {left} left" in capsys.readouterr().out
 
 
 def test_names_that_look_alike(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ pytest.importorskip("aeon", reason="aeon is not installed")
 
 from benchmarks.paper import times
 from benchmarks.paper.plan import DEFAULTS
+from benchmarks.paper.pruned_filters import expanded
+from benchmarks.paper.rows import LOCK_NAME
 from sparseconv.bench.network.masked import PremaskedConv1d
+from sparseconv.core.folders import locked
 from sparseconv.nn.conv import SparseConv1d
 
 
@@ -44,7 +48,7 @@ def test_equal_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mo
         measured.append(
             [type(m) for model in models.values() for m in model.modules() if type(m) in kinds]
         )
-        return {name: {"step_ms": float(i)} for i, name in enumerate(models)}
+        return {name: {"forward_ms": 1.0, "step_ms": 1.0 + i} for i, name in enumerate(models)}
 
     monkeypatch.setattr(times, "_timed", timed)
     path = tmp_path / times.TIMES_NAME
@@ -56,11 +60,61 @@ def test_equal_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mo
     (line,) = times.read_times(path)
     assert (line["dataset"], line["seed"], line["batch"]) == ("x", 0, times.BATCH)
     assert {run: found["step_ms"] for run, found in line["times"].items()} == {
-        "DSN": 0, "moments: mean": 0, "masked dense": 1, "S = 90 %": 2,
+        "DSN": 1, "moments: mean": 1, "masked dense": 2, "S = 90 %": 3,
     }  # fmt: skip
     assert times.measure(ROWS, path) == 0, "nothing is measured twice"
     assert times.measure([*ROWS, row("new", network={"nf": 5})], path) == 1
     assert [len(line["times"]) for line in times.read_times(path)] == [5]
+
+
+def test_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"forward_ms": 1.0, "step_ms": 2.0}
+    monkeypatch.setattr(times, "_timed", lambda models, x: dict.fromkeys(models, found))
+    path = tmp_path / times.TIMES_NAME
+    one, other = row("DSN"), row("wide", network={"nf": 5})
+    wider = row("wide", network={"nf": 40})
+    for rows in ([one, other], [one, wider], [one, {**wider, "run": "wider"}]):
+        assert times.measure(rows, path) == 1
+        assert times.measure(rows, path) == 0
+    timed = [
+        row["run"] for row in expanded([one, other], times.read_times(path)) if "step_ms" in row
+    ]
+    assert timed == ["DSN"], "a time of another network is not the row's"
+
+
+def test_no_time_is_taken_beside_a_sweep(tmp_path: Path) -> None:
+    path = tmp_path / times.TIMES_NAME
+    with locked(tmp_path / LOCK_NAME), ThreadPoolExecutor() as pool:
+        beside = pool.submit(times.measure, ROWS, path)
+        with pytest.raises(ValueError, match=r"a sweep is running in .*; wait for it"):
+            beside.result()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"dataset": "GunPoint"}', r"seed \(it has none\), networks .*, times"),
+        ('{"dataset": "x", "seed": 0, "networks": {}, "times": {"DSN": 3}}', "times"),
+        (
+            '{"dataset": "x", "seed": 0, "networks": {"a": "b"}, '
+            '"times": {"a": {"forward_ms": "x", "step_ms": 2}}}',
+            "times",
+        ),
+        (
+            '{"dataset": "x", "seed": 0, "networks": {"a": "b"}, '
+            '"times": {"a": {"forward_ms": 1, "step_ms": -2}}}',
+            "times",
+        ),
+    ],
+)
+def test_times_that_are_damaged(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / times.TIMES_NAME
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match=f"line 1, is not a row: it has no usable {said}"):
+        times.read_times(path)
+    path.write_text('{"dataset": "x", "seed": 0, "networks": {"a": "b"}, "times": {}}\n')
+    with pytest.raises(ValueError, match="times and networks are of different runs"):
+        times.read_times(path)
 
 
 def test_nothing_to_measure(tmp_path: Path) -> None:

@@ -145,7 +145,20 @@ perform(Job(*json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))
 """
 
 
-def test_a_beginning_of_something_else(archive: Path, tmp_path: Path) -> None:
+trained: list[int] = []  # epochs
+
+
+def train_and_count(*arguments: Any, on_epoch: Any, **settings: Any) -> Any:
+    def count(history: list[Any]) -> None:
+        trained.append(len(history))
+        on_epoch(history)
+
+    return train(*arguments, on_epoch=count, **settings)
+
+
+def test_a_beginning_of_something_else(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = open_archive(archive).sources["Long"]
     options = {"weights": "masked dense", "network": {"nf": 3, "depth": 2}}
     job = job_with(**options, recipe={"epochs": 100})
@@ -159,11 +172,16 @@ def test_a_beginning_of_something_else(archive: Path, tmp_path: Path) -> None:
         (tmp_path / damage / damage).write_bytes(b"nan")
     calm = perform(job, source, tmp_path / "calm")
     assert len(calm["curve"]) > 5
+    monkeypatch.setattr(training, "train", train_and_count)
     for begun in ("checkpoint.pt", "curve.json", "job.json", "progress", "half"):
+        trained.clear()
         rough = perform(job, source, tmp_path / begun)
         assert {k: v for k, v in rough.items() if k not in TIMES} == {
             k: v for k, v in calm.items() if k not in TIMES
         }, begun
+        again = begun in ("progress", "half")  # in which nothing is that training needs, or all
+        assert trained[0] > 1 if again else trained[0] == 1, "goes on, or begins again"
+        assert trained[-1] == 100
 
 
 def test_a_row_names_the_commits_that_trained(
