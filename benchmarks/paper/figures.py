@@ -45,7 +45,8 @@ def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
         return None
     ours = [runs.accuracy(name) for name in names]
     scores = np.array([[accuracy[dataset] for accuracy in ours] for dataset in common])
-    figure, _ = plot_critical_difference(scores, names, correction="holm", alpha=0.05)
+    figure, axes = plot_critical_difference(scores, names, correction="holm", alpha=0.05)
+    axes.set_title(f"Mean ranks over {len(common)} data sets", fontsize=9, color=INK, loc="left")
     figure.savefig(path, dpi=170, bbox_inches="tight")
     plt.close(figure)
     return path
@@ -84,7 +85,8 @@ def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
     compared = beside_published(runs, names, published_accuracy("OS-CNN"))
     if len(compared) < 2 or len(next(iter(compared.values()))) < 2:
         return None
-    figure = new_figure("Accuracy against OS-CNN", 3 * len(compared), 3.4)
+    sets = counted(len(next(iter(compared.values()))), "data set")
+    figure = new_figure(f"Accuracy against OS-CNN, {sets}", 3 * len(compared), 3.4)
     all_axes = figure.subplots(1, len(compared), sharex=True, sharey=True, squeeze=False)[0]
     low = min(min(pair) for pairs in compared.values() for pair in pairs.values()) - 2
     for axes, (name, pairs) in zip(all_axes, compared.items(), strict=True):
@@ -92,9 +94,10 @@ def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
         result = versus(dict(zip(pairs, ours, strict=True)), dict(zip(pairs, theirs, strict=True)))
         assert result is not None
         axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
-        axes.scatter(theirs, ours, s=12, color=BLUE)
+        axes.scatter(theirs, ours, s=14, color=BLUE, alpha=0.6, linewidth=0)
         style_axes(axes, "OS-CNN, published (%)", f"{name} (%)")
-        axes.set_title(f"{name}: {wins(result)}", fontsize=9, color=INK, loc="left")
+        title = f"wins/ties/losses {wins(result)}"
+        axes.set_title(title, fontsize=9, color=INK, loc="left")
         axes.set(xlim=(low, 101), ylim=(low, 101), aspect="equal")
     return _save(figure, path)
 
@@ -148,7 +151,13 @@ def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | 
             [one.seconds for one in found], range(len(found)), s=16, facecolors=faces,
             edgecolors=colour, zorder=2,
         )  # fmt: skip
-    style_axes(axes, f"seconds of training to {NEAR:.0%} of the lower final accuracy", "")
+    axes.scatter([], [], s=16, facecolors="white", edgecolors=INK, label="a bound")
+    counts = sorted({fast.seeds for fast, _ in by_set.values()})
+    seeds = " to ".join(map(str, counts[:1] + counts[1:][-1:]))
+    seeds += " seed" if counts == [1] else " seeds"
+    style_axes(
+        axes, f"seconds of training to {NEAR:.0%} of the lower final accuracy; {seeds} a set", ""
+    )
     axes.set(xscale="log", yticks=range(len(rows)), yticklabels=[name for name, _ in rows])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
@@ -165,10 +174,12 @@ class Reached:
         seconds: of training, the mean over seeds.
         bound: seen, for some seed, at the first look at the test set, or by the test at the end
             alone: it may have been much earlier.
+        seeds: how many.
     """
 
     seconds: float
     bound: bool
+    seeds: int = 1
 
 
 def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Reached, Reached]]:
@@ -208,7 +219,8 @@ def reached(row: Row, target: float) -> Reached:
 
 
 def _mean_reached(found: Sequence[Reached]) -> Reached:
-    return Reached(fmean(one.seconds for one in found), any(one.bound for one in found))
+    mean = fmean(one.seconds for one in found)
+    return Reached(mean, any(one.bound for one in found), len(found))
 
 
 def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -> Path | None:
@@ -220,7 +232,7 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
     }
     if not shown:
         return None
-    figure = new_figure(f"Accuracy less that of {reference}", 7, 1.2 + 0.45 * len(shown))
+    figure = new_figure(f"Accuracy against {reference}'s", 7, 1.2 + 0.45 * len(shown))
     axes = figure.subplots()
     axes.axvline(0, color=FAINT, linewidth=1)
     for y, found in enumerate(shown.values()):
@@ -228,7 +240,7 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
         axes.scatter(found, y + jitter, s=6, color=FAINT)
         axes.plot(interval(found), [y, y], color=BLUE, linewidth=3, solid_capstyle="butt")
         axes.scatter([np.mean(found)], [y], s=28, color=BLUE, zorder=3)
-    style_axes(axes, "percentage points; mean and its 95 % interval", "")
+    style_axes(axes, f"percentage points above {reference}; mean, its 95 % interval", "")
     labels = [f"{other} ({len(found)} sets)" for other, found in shown.items()]
     axes.set(yticks=range(len(shown)), yticklabels=labels)
     axes.invert_yaxis()
@@ -262,7 +274,7 @@ def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
     legend_above(figure, axes)
     sets = len(found[first][1])
     style_axes(
-        axes, f"time of a step / {first}'s; {sets} data sets", f"less that of {first} (points)"
+        axes, f"time of a step / {first}'s; {sets} data sets", f"accuracy above {first}'s (points)"
     )
     axes.margins(x=0.15)
     return _save(figure, path)

@@ -8,8 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.paper import figures
-from benchmarks.paper.comparison import Runs
+from benchmarks.paper.comparison import TIE, Runs
+from benchmarks.paper.figures import NEAR
 from benchmarks.paper.tables import dsn, every_run, random_kernels, smaller_networks
+from benchmarks.paper.times import BATCH
+from benchmarks.paper.training import CURVE_POINTS
 from sparseconv.measure.table import Table
 
 SPARSITIES = ("dense", "S = 50 %", "DSN", "S = 90 %")
@@ -18,31 +21,21 @@ GROWTH = ("DSN", "fixed pattern", "gradient growth")
 MOMENTS = ("moments: mean", "moments: corrected", "masked dense")
 WIDER = ("DSN", "S = 90 %, nf = 56", "S = 95 %, nf = 68", "S = 98 %, nf = 77")
 SERIES = ("centred zeros", "centred replicate", "z-normalised", "centred zeros, z-normalised")
-# What could be why DSN is behind on a data set.
-CAUSES = (
-    "masked dense", "S = 50 %", "gradient growth", "without groups", "batches of 16",
-    "learning rate 1e-3", *SERIES,
-)  # fmt: skip
 # Runs of univariate sets with the paper's settings, on UCR 85 and on the sets new in 2018.
 UNIVARIATE = ("DSN", "DSN, 60 epochs", "UCR 2018")
-COUNTED = (
-    "A run and seed counts on the cheapest data sets, up to the first that it lacks: others may "
-    "have been picked because DSN came out low there."
-)
-TEST = (
-    "p: Wilcoxon's signed-rank test, two-sided, with Holm's correction over the table's rows. "
-    "A tie is a difference below 0.005 points. Difference: the mean, its 95 % interval over the "
-    "data sets (Student's t), and the median. Runs are compared on the data sets and seeds that "
-    f"both have. {COUNTED}"
-)
-TIMED = (
-    "Times: a prediction and a step (forward and backward passes) of a batch of 16 on one thread, "
-    "fresh networks of a data set in turns, the machine doing nothing else; geometric means over "
-    "the sets that were timed, in brackets the smallest and the largest ratio of a set."
-)
-BESIDE = (
-    "Each run beside DSN (run, DSN): means over the data sets and seeds that both have, so that "
-    f"only the two numbers of one cell compare. {COUNTED}"
+# What holds for all tables of networks.
+READING = (
+    "Runs are compared on the data sets and seeds that both have; each data set counts alike. A "
+    "run and seed counts on the cheapest data sets, up to the first that it lacks: others may have "
+    "been picked because DSN came out low there. Two numbers of one cell: the run's and DSN's. "
+    "Difference: the mean over the data sets, its 95 % interval (Student's t), and the median. A "
+    f"tie is a difference below {TIE} points. p: Wilcoxon's signed-rank test, two-sided, with "
+    "Holm's correction over the table's rows. Prediction and step (forward and backward passes, no "
+    f"optimiser): of a batch of {BATCH} on one thread, fresh networks of a data set in turns, the "
+    "machine doing nothing else; geometric means over the sets that were timed, in brackets the "
+    "smallest and the largest ratio of a set. Training: CPU seconds of whole trainings, beside "
+    "other trainings and perhaps on another day, which can make half as much again; means over the "
+    "sets that one kind of CPU trained for both."
 )
 OTHERS = ("ResNet", "InceptionTime", "OS-CNN", "LITE")
 OWN = ("DSN", *OTHERS, "masked dense")
@@ -97,27 +90,27 @@ PARTS = (
     Part(
         "table-1",
         "Table 1: univariate sets",
-        "UCR 85, as far as the archive holds its sets. DSN: our runs, mean over seeds. The others: "
+        "The sets of UCR 85 that were run. DSN: our runs, mean over seeds. The others: "
         "accuracies that their authors published (ResNet: mean of the runs of dl-4-tsc; "
         "InceptionTime: one network, mean of 5; OS-CNN: mean of 10), not runs of ours. The paper's "
         "wins, ties and losses of all 85 sets are scaled to as many as were run, most of the "
         "cheaper ones; p of them: Fisher's exact test of the two shares of wins, two-sided, not "
-        f"corrected. {TEST}",
+        "corrected, as if ours were not among the paper's sets.",
         dsn.univariate,
     ),
     Part(
         "new-sets",
         "The sets new in 2018",
         "DSN with the paper's settings for them: centred zeros, series scaled by the training set. "
-        f"The published figures as in Table 1. {TEST}",
+        "The published figures as in Table 1.",
         partial(dsn.univariate, run="UCR 2018", archive="ucr2018"),
     ),
     Part(
         "costs",
         "Networks trained here",
-        f"{BESIDE} Parameters are those that are stored: the active weights, and all weights of "
+        "Parameters are those that are stored: the active weights, and all weights of "
         "dense and masked dense networks, whose FLOPs count the active ones. "
-        f"{TIMED} ResNet is tsai's variant, which the paper counts, and InceptionTime the "
+        "ResNet is tsai's variant, which the paper counts, and InceptionTime the "
         "original, which has 8 % more parameters than the one that the paper counts.",
         partial(dsn.costs, names=OWN),
     ),
@@ -126,7 +119,7 @@ PARTS = (
         "Networks of others, trained here",
         "A check of the package's models: accuracies of our runs, trained as DSN is but for the "
         "learning rate, against published ones, of their authors' recipes and means of several "
-        f"networks (ResNet: of dl-4-tsc). Ours is tsai's variant of ResNet. {TEST}",
+        "networks (ResNet: of dl-4-tsc). Ours is tsai's variant of ResNet.",
         partial(dsn.reproduced, names=OTHERS),
     ),
     Part(
@@ -141,21 +134,20 @@ PARTS = (
     Part(
         "table-3",
         "Table 3: sparsity",
-        f"{BESIDE} The dense network is PyTorch's convolution, without kernel groups. FLOPs as the "
-        f"paper counts them, multiply-adds as the kernels execute them. {TIMED}",
+        "The dense network is PyTorch's convolution, without kernel groups. FLOPs as the "
+        "paper counts them, multiply-adds as the kernels execute them.",
         partial(dsn.costs, names=SPARSITIES),
     ),
     Part(
         "table-4",
         "Table 4: kernel groups",
-        f"DSN with three kernel groups, against one whose region is the whole kernel. {TEST}",
+        "DSN with three kernel groups, against one whose region is the whole kernel.",
         partial(dsn.against, reference="DSN", others=("without groups",)),
     ),
     Part(
         "figure-5",
         "Figure 5: depth and width",
-        f"DSN has depth 4 and nf = 47. The depths and widths are ours: the paper's may be others. "
-        f"{BESIDE} {TIMED}",
+        "DSN has depth 4 and nf = 47. The depths and widths are ours: the paper's may be others.",
         partial(dsn.costs, names=ARCHITECTURES),
         partial(figures.architectures, names=ARCHITECTURES),
         "The figure is a critical difference diagram by mean rank, aeon's, over the sets that all "
@@ -168,18 +160,18 @@ PARTS = (
         "figure-6",
         "Figure 6: effective receptive fields",
         "Shares of the kernels (upper row), and of paths through the layers (lower), on the data "
-        f"sets and seeds that both have; each data set counts alike. {COUNTED}",
+        "sets and seeds that both have; each data set counts alike.",
         figure=partial(figures.receptive_fields, names=("DSN", "without groups")),
     ),
     Part(
         "figure-7",
         "Figure 7: dynamic against fixed, random against gradient",
         "Random growth (DSN), the first pattern for the whole training, and growth by gradient "
-        f"(RigL). {TEST}",
+        "(RigL).",
         partial(dsn.against, reference="DSN", others=GROWTH[1:]),
         partial(figures.growth, names=GROWTH),
-        "In the figure each against OS-CNN's published accuracies, on the sets that all of them "
-        "have; wins/ties/losses above.",
+        "In the figure each against OS-CNN's published accuracies, a point for each set that all "
+        "of them have; above, on how many it wins, ties and loses.",
     ),
     Part(
         "figure-8",
@@ -192,55 +184,53 @@ PARTS = (
     Part(
         "question-a",
         "Time to a given accuracy: sparse against masked dense",
-        f"The same recipe. {TEST}",
+        "The same recipe.",
         partial(dsn.against, reference="DSN", others=("masked dense",)),
         partial(figures.time_to_accuracy, sparse="DSN", dense="masked dense"),
-        "In the figure the seconds of training until the test accuracy came to 98 % of the lower "
-        "of the two final ones: of equal seeds on one kind of CPU (of which the looks at the test "
-        "set began the earliest), means over seeds. Looks at the "
-        "test set take no time of training and do not influence it: at most 25 a run, fewer "
-        "where the test set is large beside the training set, each in the epoch before weights are "
-        "moved, and one at the end. Hollow: seen, for some seed, at the first look or by the test "
-        "at the end alone, and perhaps reached long before: then the ratio is a bound, or is not "
-        "said.",
+        f"In the figure the seconds of training until the test accuracy came to {NEAR:.0%} of the "
+        "lower of the two final ones: of equal seeds on one kind of CPU, of these the ones whose "
+        "looks at the test set began the earliest (its axis says how many seeds that leaves); "
+        "means over them. Looks at the test set take no time of training and do not influence it: "
+        f"at most {CURVE_POINTS} a run, fewer where the test set is large beside the training set, "
+        "each in the epoch before weights are moved, and one at the end. Between two looks nothing "
+        "is seen, so a ratio is no more exact than they are close. Hollow: seen, for some seed, at "
+        "the first look or by the test at the end alone, and perhaps reached long before: then the "
+        "ratio is a bound, or is not said.",
     ),
     Part(
         "question-b",
         "Moments of grown weights",
         "Adam's moments of a weight that has just grown: zero (DSN); the second one the mean of "
         "its region; zero, with their bias corrected by the weight's own age; and those of dense "
-        f"gradients, as in the authors' masked code. {TEST}",
+        "gradients, as in the authors' masked code.",
         partial(dsn.against, reference="DSN", others=MOMENTS),
         partial(figures.differences, reference="DSN", others=MOMENTS),
     ),
     Part(
         "question-c",
         "Sparser at equal time",
-        f"Wider networks of fewer active weights that train an epoch in about DSN's time. {BESIDE} "
-        f"{TIMED}",
+        "Wider networks of fewer active weights that train an epoch in about DSN's time.",
         partial(dsn.costs, names=WIDER),
         partial(figures.accuracy_by_time, names=WIDER),
-        "In the figure those sets on which all were timed; across, from the smallest to the "
-        "largest ratio of a set.",
+        "In the figure those sets on which all were timed: down, the 95 % interval of the mean "
+        "difference; across, from the smallest to the largest ratio of a set.",
     ),
     Part(
         "question-d",
         "Padding and normalisation",
         "The paper's right-replicate on raw series, against other paddings, and series scaled by "
-        f"the mean and deviation of their training set. {TEST}",
+        "the mean and deviation of their training set.",
         partial(dsn.against, reference="DSN", others=SERIES),
         partial(figures.differences, reference="DSN", others=SERIES),
     ),
     Part(
         "behind",
         "Where DSN is behind",
-        "Univariate sets where DSN is five points or more below the best of the published ResNet, "
-        "InceptionTime and OS-CNN, and what other settings reach there, each of which stands for a "
-        "possible cause: dense weights, more weights, another way to grow, one kernel group, "
-        "batches larger than a tenth of the series, a larger learning rate, other paddings, scaled "
-        "series. Mean ± standard deviation (seeds). These sets were chosen because DSN came out "
-        "low there: by chance alone, any other run is likely to be higher.",
-        partial(dsn.behind, names=UNIVARIATE, others=CAUSES),
+        f"Univariate sets where DSN is {dsn.BEHIND:g} points or more below the best of the "
+        "published ResNet, InceptionTime and OS-CNN, and which other runs come out higher than DSN "
+        "there. Mean ± standard deviation (seeds). These sets were chosen because DSN came out low "
+        "there: by chance alone, any other run is likely to be higher.",
+        partial(dsn.behind, names=UNIVARIATE),
         picked=True,
     ),
     Part(
@@ -289,8 +279,8 @@ FILTERS = (
         "Smaller networks",
         "Means over the sets that all have, and over seeds. A quarter of the training's epochs for "
         "fine-tuning, in each case; retrained: all of them, from new weights. Parameters and "
-        "multiply-adds: those that are left. Times: a batch of 16 on one thread, in turns, of each "
-        "set's networks of one seed. Times less: multiply-adds / prediction / step of the "
+        f"multiply-adds: those that are left. Times: a batch of {BATCH} on one thread, in turns, "
+        "of each set's networks of one seed. Times less: multiply-adds / prediction / step of the "
         "network before the first comma of the name, by those of this one, over the sets that were "
         "timed; what rows of the same network differ by is noise. Against that network as it was "
         "trained: wins, ties and losses over the sets, the mean difference, its 95 % interval "

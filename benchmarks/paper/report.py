@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.paper import pruned_filters, rocket
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import Runs
-from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, RUNS, Part
+from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, READING, RUNS, Part
 from benchmarks.paper.pruned_filters import is_pruned_filters
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import ROWS_NAME, read_rows
@@ -20,6 +20,7 @@ from sparseconv.measure.table import Table
 from sparseconv.report.page import Section, write_html
 
 RESULTS = Path(__file__).parents[1] / "results"
+READING_TITLE = "How to read the tables"
 # The rows of each plan that the documentation shows.
 RECORDED = {
     "full": RESULTS / "paper" / ROWS_NAME,
@@ -43,7 +44,10 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
         for ending in (".md", ".csv", ".png"):
             (folder / f"{part.name}{ending}").unlink(missing_ok=True)
     sections, missing = [], list[str]()
-    for part, runs in _parts(rows, folder.parent):
+    parts = list(_parts(rows, folder.parent))
+    if any(part in PARTS for part, _ in parts):
+        sections.append(Section(READING_TITLE, READING))
+    for part, runs in parts:
         made = part.make(runs, folder / f"{part.name}.png")
         missing += made.missing
         if made.table:
@@ -151,7 +155,8 @@ def recorded(folder: Path, plan: str) -> str:
         found += [f"![{part.title}]({folder.name}/{made.figure.name})"] if made.figure else []
         if found:
             shown.append("\n\n".join([f"## {part.title}", *found, made.caption]))
-    return "\n\n".join([_what_was_run(plan, rows, missing), *shown])
+    reading = [f"## {READING_TITLE}", READING] if any(part in PARTS for part, _ in parts) else []
+    return "\n\n".join([_what_was_run(plan, rows, missing), *reading, *shown])
 
 
 def recorded_table(plan: str, name: str) -> str:

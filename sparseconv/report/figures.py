@@ -137,7 +137,7 @@ def draw_receptive_fields(
         stack = "layer 1" if i == 0 else f"layers 1-{i + 1}"
         axes[1, i].set_title(stack, fontsize=9, color=INK, loc="left")
         style_axes(axes[0, i], "kernel's field (samples)", "kernels (%)" if i == 0 else "")
-        style_axes(axes[1, i], "path's field (samples)", "paths up to this (%)" if i == 0 else "")
+        style_axes(axes[1, i], "path's field (samples)", "shorter or equal (%)" if i == 0 else "")
     legend_above(figure, axes[0, 0])
     return _save(figure, path)
 

@@ -70,8 +70,10 @@ def test_time_to_accuracy() -> None:
         row("fast", "y", 0, 0.9, curve=[], curve_seconds=[]),
     ])  # fmt: skip
     fast, slow = figures.times_to_accuracy(runs, "fast", "slow")["x"]
-    assert fast == figures.Reached(1.5, True), "seed 0 at the second look, seed 1 at the first"
-    assert slow == figures.Reached(10.0, True), "seed 1 is seen to reach it by the test at the end"
+    assert fast == figures.Reached(1.5, True, 2), "seed 0 at the second look, seed 1 at the first"
+    assert slow == figures.Reached(10.0, True, 2), (
+        "seed 1 is seen to reach it by the test at the end"
+    )
     assert list(figures.times_to_accuracy(runs, "fast", "slow")) == ["x"]
 
 
@@ -102,7 +104,7 @@ def test_figure_5_states_its_threshold(tmp_path: Path, monkeypatch: pytest.Monke
 
     def plot(scores: Any, names: Any, **settings: Any) -> Any:
         drawn.update(settings, shape=scores.shape)
-        return plt.figure(), None
+        return plt.subplots()
 
     monkeypatch.setattr("aeon.visualisation.plot_critical_difference", plot)
     figures.architectures(Runs(rows), tmp_path / "x.png", names)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from paper_rows import SETS, dsn_facts, row
+from paper_rows import SETS, dsn_facts, on, row
 from scipy.stats import fisher_exact, wilcoxon
 
 from benchmarks.paper import figures
@@ -25,7 +25,7 @@ def test_table_1() -> None:
     found = dict(zip(table.header, table.rows[2], strict=True))
     assert found["published"] == "OS-CNN"
     assert found["DSN wins/ties/losses"] == "6/0/0", "the set of 2018 is left out"
-    scaled, p = found["the paper's, scaled; p"].split("; ")
+    scaled, p = found["in the paper, scaled; p"].split("; ")
     assert scaled == "3.5/0.2/2.3"  # of 49/3/33 in 85
     assert p == p_text(fisher_exact([[6, 0], [49, 36]]).pvalue)
     assert [cells[3].partition(";")[0] for cells in table.rows] == (
@@ -95,10 +95,11 @@ def test_costs_are_beside_the_references() -> None:
     first, second = (dict(zip(table.header, cells, strict=True)) for cells in table.rows)
     assert (first["run"], first["sets, runs"], first["params K"]) == ("a", "2, 2", "1.00")
     assert list(second.values()) == [  # of the set that both have
-        "b", "1, 1", "90.00, 90.00", "3.00, 1.00", "-, -", "5.00, 5.00", "0", "-", "-", "-",
+        "b", "1, 1", "90.00, 90.00", "+0.00", "3.00, 1.00", "-, -", "5.00, 5.00", "0", "-", "-",
+        "-", "20, 20",
     ]  # fmt: skip
     both = [row("a", "x", **dsn_facts(nf=4)), row("b", "x")]
-    assert dsn.costs(Runs(both), ("a", "b"), "a").rows[1][4] == "-, 2.00", "2e6 FLOPs"
+    assert dsn.costs(Runs(both), ("a", "b"), "a").rows[1][5] == "-, 2.00", "2e6 FLOPs"
     assert dsn.costs(runs, ("not run",), "a").rows == []
     assert dsn.costs(runs, ("a",), "a").rows == [], "nothing to compare"
 
@@ -127,10 +128,28 @@ def test_times_in_tables_are_of_sets_that_both_were_timed_on() -> None:
     rows = [timed("a", "x", 8.0), timed("a", "y", 2.0), timed("a", "z", 1e9), row("a", "z", 1)]
     rows += [timed("b", "x", 4.0), timed("b", "y", 4.0), row("b", "z", 0), row("b", "z", 1)]
     first, second = dsn.costs(Runs(rows), ("a", "b"), "a").rows
-    assert (first[-4], first[-1]) == ("3", "-")
-    assert second[-4:] == ("2", "1.00, 1.00", "4.00, 4.00", "1.00 [0.50, 2.00]")
+    assert (first[-5], first[-2]) == ("3", "-")
+    assert second[-5:-1] == ("2", "1.00, 1.00", "4.00, 4.00", "1.00 [0.50, 2.00]")
     rows = [row("a", "x", 0), timed("b", "x", 1.0)]
-    assert dsn.costs(Runs(rows), ("a", "b"), "a").rows[1][-4:] == ("0", "-", "-", "-")
+    assert dsn.costs(Runs(rows), ("a", "b"), "a").rows[1][-5:-1] == ("0", "-", "-", "-")
+
+
+def test_seconds_of_training_are_of_one_cpu() -> None:
+    rows = [row("a", "x", **on("slow"), train_seconds=4000.0)]
+    rows += [row("a", name, **on("fast"), train_seconds=30.0) for name in "yz"]
+    rows += [row("b", name, **on("fast"), train_seconds=10.0) for name in "xyz"]
+    first, second = dsn.costs(Runs(rows), ("a", "b"), "a").rows
+    assert (first[-1], second[-1]) == ("30", "10, 30")
+    never = [row("a", "x", **on("slow")), row("b", "x", **on("fast"))]
+    assert dsn.costs(Runs(never), ("a", "b"), "a").rows[1][-1] == "-"
+
+
+def test_costs_say_how_sure_a_difference_is() -> None:
+    rows = [row("a", name, 0, 0.9) for name in "xyz"]
+    rows += [row("b", name, 0, 0.9 - i / 100) for i, name in enumerate("xyz")]
+    low, high = interval([0, -1, -2])
+    first, second = dsn.costs(Runs(rows), ("a", "b"), "a").rows
+    assert (first[3], second[3]) == ("-", f"-1.00 [{low:+.2f}, {high:+.2f}]; -1.00")
 
 
 def test_every_set() -> None:
@@ -148,13 +167,19 @@ def test_where_dsn_is_behind() -> None:
     best = max(published_accuracy(peer)["ECG200"] for peer in PEERS)
     rows = [row("DSN", "ECG200", seed, (best - 6 + seed) / 100) for seed in (0, 2)]
     rows += [row("DSN", name, 0, 0.999) for name in ("GunPoint", "a set nobody published")]
-    table = dsn.behind(
-        Runs([*rows, row("wider", "ECG200"), row("other", "x")]), ("DSN", "short"), ("wider", "x")
-    )
-    assert table.header == ("data set", "to the best", "DSN % ± sd (seeds)", "wider")
-    assert table.rows == [("ECG200", "-5.00", f"{best - 5:.2f} ± 1.41 (2)", "90.00 (1)")]
+    others = [row("wider", "ECG200"), row("other", "x"), row("lower", "ECG200", 0, 0.1)]
+    others += [row("seeds", "ECG200", seed, accuracy) for seed, accuracy in enumerate((0.9, 1.0))]
+    table = dsn.behind(Runs([*rows, *others]), ("DSN", "short"))
+    assert table.header == ("data set", "to the best", "DSN % ± sd (seeds)", "higher runs")
+    higher = "seeds 95.00 ± 7.07 (2); wider 90.00 (1); 1 other not"
+    assert table.rows == [("ECG200", "-5.00", f"{best - 5:.2f} ± 1.41 (2)", higher)]
     short = Runs([*rows, row("short", "Coffee", 0, 0.5)])
-    assert dsn.behind(short, ("DSN", "short"), ()).rows[0][:2] == ("Coffee (short)", "-50.00")
+    assert dsn.behind(short, ("DSN", "short")).rows[0] == (
+        "Coffee (short)",
+        "-50.00",
+        "50.00 (1)",
+        "-",
+    )
 
 
 def test_equal_seeds_are_compared() -> None:

@@ -19,6 +19,7 @@ from benchmarks.paper.comparison import (
 from benchmarks.paper.tables.cells import (
     DIFFERENCE,
     NONE,
+    counted,
     difference,
     p_text,
     spread,
@@ -50,7 +51,7 @@ def univariate(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
         for (peer, (result, means)), p in zip(found.items(), corrected, strict=True)
     ]
     header = (
-        "published", "sets", "DSN wins/ties/losses", "the paper's, scaled; p", "its accuracy %",
+        "published", "sets", "DSN wins/ties/losses", "in the paper, scaled; p", "its accuracy %",
         "DSN's %", DIFFERENCE, "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
@@ -120,11 +121,13 @@ def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
         both, timed = runs.paired(*pair), runs.timed(*pair)
         sets, together = both.common(*pair), timed.common(*pair)
         ratios = step_ratios(timed, name, reference)
+        result = versus(both.accuracy(name), both.accuracy(reference))
         rows.append(
             (
                 name,
                 f"{len(sets)}, {sum(map(len, both.rows(name).values()))}",
                 _means(both, pair, sets, "accuracy", 100, 2),
+                difference(result) if result and name != reference else NONE,
                 _means(both, pair, sets, "params", 1e-3, 2),
                 _means(both, pair, sets, "flops_paper", 1e-6, 2),
                 _means(both, pair, sets, "macs", 1e-6, 2),
@@ -133,13 +136,22 @@ def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
                 _milliseconds(timed, pair, "step_ms"),
                 f"{geometric_mean(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
                 if ratios and name != reference else NONE,
+                _training_seconds(runs, pair),
             )
         )  # fmt: skip
     header = (
-        "run", "sets, runs", "accuracy %", "params K", "FLOPs M (paper's)", "multiply-adds M",
-        "sets timed", "prediction ms", "step ms", f"step / {reference}'s",
+        "run", "sets, runs", "accuracy %", DIFFERENCE, "params K", "FLOPs M (paper's)",
+        "multiply-adds M", "sets timed", "prediction ms", "step ms", f"step / {reference}'s",
+        "training s",
     )  # fmt: skip
     return Table(header, rows)
+
+
+def _training_seconds(runs: Runs, names: Sequence[str]) -> str:
+    """Mean CPU seconds of whole trainings over the sets that one kind of CPU trained for all."""
+    held = runs.on_one_cpu(*names)
+    means = [held.mean(name, "train_seconds").values() for name in names]
+    return ", ".join(with_thousands(fmean(mean)) for mean in means) if all(means) else NONE
 
 
 def step_ratios(timed: Runs, run: str, reference: str) -> list[float]:
@@ -243,9 +255,9 @@ def each_set(runs: Runs, names: Sequence[str]) -> Table:
     return Table(header, rows, text_columns=2)
 
 
-def behind(runs: Runs, names: Sequence[str], others: Sequence[str]) -> Table:
-    """The sets where runs of DSN are ``BEHIND`` points or more below the best published network:
-    with other settings, each of which stands for a cause.
+def behind(runs: Runs, names: Sequence[str]) -> Table:
+    """The sets where runs of DSN are ``BEHIND`` points or more below the best published network,
+    and which other runs come out higher there.
     """
     sets = sorted(
         (gap, name, run)
@@ -253,16 +265,29 @@ def behind(runs: Runs, names: Sequence[str], others: Sequence[str]) -> Table:
         for name, ours in runs.accuracy(run).items()
         if (gap := to_the_best(name, ours)) is not None and gap <= -BEHIND
     )
-    tried = [other for other in others if any(name in runs.rows(other) for _, name, _ in sets)]
     rows = [
         (
             name if run == names[0] else f"{name} ({run})",
             f"{gap:+.2f}",
-            *(_spread_of(runs, each, name) for each in (run, *tried)),
+            _spread_of(runs, run, name),
+            _higher(runs, run, name, [other for other in runs.names() if other not in names]),
         )
         for gap, name, run in sets
     ]
-    return Table(("data set", "to the best", "DSN % ± sd (seeds)", *tried), rows)
+    header = ("data set", "to the best", "DSN % ± sd (seeds)", "higher runs")
+    return Table(header, rows, text_columns=len(header))
+
+
+def _higher(runs: Runs, run: str, dataset: str, others: Sequence[str]) -> str:
+    """The runs that are above one on a data set, best first, and how many are not."""
+    means = {other: runs.accuracy(other).get(dataset) for other in others}
+    known = {other: mean for other, mean in means.items() if mean is not None}
+    least = runs.accuracy(run)[dataset]
+    above = sorted((-mean, other) for other, mean in known.items() if mean > least)
+    said = [f"{other} {_spread_of(runs, other, dataset)}" for _, other in above]
+    if count := len(known) - len(above):
+        said.append(f"{counted(count, 'other')} not")
+    return "; ".join(said) or NONE
 
 
 def to_the_best(dataset: str, percent: float) -> float | None:
