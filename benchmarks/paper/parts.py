@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.paper import figures
+from benchmarks.paper.archives import ARCHIVES
 from benchmarks.paper.comparison import TIE, Runs
 from benchmarks.paper.figures import NEAR
 from benchmarks.paper.tables import dsn, every_run, random_kernels, smaller_networks
@@ -62,16 +63,26 @@ class Part:
     of_figure: str = ""
     picked: bool = False
 
+    def names(self) -> list[str]:
+        """The runs that the table and the figure are about, as far as these name them."""
+        found: dict[str, None] = {}
+        for make in (self.table, self.figure):
+            for value in make.keywords.values() if isinstance(make, partial) else ():
+                found |= dict.fromkeys([value] if isinstance(value, str) else value)
+        return [name for name in found if name not in ARCHIVES]
+
     def make(self, runs: Runs, picture: Path) -> Made:
         """The table and the figure, as far as the runs suffice."""
         table = self.table(runs) if self.table else None
         table = table if table and table.rows else None
         drawn = self.figure(runs, picture) if self.figure else None
         missing = []
-        if self.table and table is None:
+        if not table and not drawn:
             missing.append(self.title)
-        elif self.figure and drawn is None:
-            missing.append(f"{self.title} (the figure)" if self.table else self.title)
+        else:
+            lacks = ["the figure"] if self.figure and drawn is None else []
+            lacks += [name for name in self.names() if name not in runs and not self.picked]
+            missing += [f"{self.title} (without {', '.join(lacks)})"] if lacks else []
         caption = f"{self.caption} {self.of_figure}".strip() if drawn else self.caption
         return Made(table, drawn, caption, missing)
 
@@ -238,7 +249,7 @@ PARTS = (
         "Every data set",
         "DSN's mean and standard deviation over seeds; published accuracies; the difference to "
         "the best of these; mean CPU seconds of training, of the kind of CPU that trained most of "
-        "the sets.",
+        "the sets (the first trainings did not record them).",
         partial(dsn.each_set, names=UNIVARIATE),
         picked=True,
     ),
