@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.paper.archives import Shape
 from sparseconv.core.pattern import carry_over
 from sparseconv.dst import DSTScheduler
-from sparseconv.models import DSN, LITE, OSCNN, InceptionTime, ResNet
+from sparseconv.models import DSN, LITE, OSCNN, Ensemble, InceptionTime, ResNet
 from sparseconv.nn.conv import SparseConv1d
 
 # Of LITE's even kernels, as published; torch pads a copy of their input.
@@ -42,6 +42,8 @@ def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:
 
 def multiply_adds(model: nn.Module, shape: Shape) -> int:
     """Multiply-adds of one prediction; of the active weights only."""
+    if isinstance(model, Ensemble):
+        return sum(multiply_adds(member, shape) for member in model.members)
     if isinstance(model, DSN) and model.sparse_layers():
         return model.cost(shape.n_timepoints).macs_executed
     modes = {module: module.training for module in model.modules()}

@@ -38,7 +38,7 @@ READING = (
     "other trainings and perhaps on another day, which can make half as much again; means over the "
     "sets that one kind of CPU trained for both."
 )
-OTHERS = ("ResNet", "InceptionTime", "OS-CNN", "LITE")
+OTHERS = ("ResNet", "InceptionTime", "OS-CNN", "LITE", "LITETime")
 OWN = ("DSN", *OTHERS, "masked dense")
 
 
@@ -130,7 +130,8 @@ PARTS = (
         "Networks of others, trained here",
         "A check of the package's models: accuracies of our runs, trained as DSN is but for the "
         "learning rate, against published ones, of their authors' recipes and means of several "
-        "networks (ResNet: of dl-4-tsc). Ours is tsai's variant of ResNet.",
+        "networks (ResNet: of dl-4-tsc). Ours is tsai's variant of ResNet. LITETime is five LITE, "
+        "whose mean probabilities predict.",
         partial(dsn.reproduced, names=OTHERS),
     ),
     Part(

@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "series": "raw",
     "split": "own",
     "moments": "zero",
+    "members": 1,
     "silence": 0.0,
     "pruning": [],
     "keep": False,
@@ -50,8 +51,8 @@ class Job:
         seed: of the first weights and of the training.
         options: ``model``, ``weights``, ``network`` (its arguments), ``recipe`` (constants other
             than the paper's), ``series`` (raw or z-normalised), ``split``, ``moments``,
-            ``silence`` (weight of the loss that silences filters), ``pruning`` (ways to make the
-            trained network smaller).
+            ``members`` (networks of an ensemble), ``silence`` (weight of the loss that silences
+            filters), ``pruning`` (ways to make the trained network smaller).
         keep: leave the folder with its checkpoint.
     """
 
@@ -69,8 +70,16 @@ class Job:
     def __str__(self) -> str:
         return f"{self.run}, {self.dataset}, seed {self.seed}"
 
-    def recipe(self) -> Recipe:
-        return Recipe(seed=self.seed, **self.options["recipe"])
+    def recipe(self, member: int = 0) -> Recipe:
+        """The constants of its training; of an ensemble, of that member's."""
+        seed = member_seed(self.options, self.seed, member)
+        return Recipe(seed=seed, **self.options["recipe"])
+
+
+def member_seed(options: Mapping[str, Any], seed: int, member: int) -> int:
+    """The seed of a member of a job's ensemble: no other job of its run has it."""
+    members: int = options.get("members", 1)  # a row of an earlier version has none
+    return seed * members + member
 
 
 # What a job is sorted by; equal ones stay as the plan has them.
@@ -264,6 +273,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {options[key]!r}")
     constants = {field.name for field in fields(Recipe)} - {"seed"}
     _check_keys(options["recipe"], constants, "recipe.")
+    if type(options["members"]) is not int or options["members"] < 1:
+        raise ValueError(f"members must be a number, at least 1, but got {options['members']!r}")
     _check_together(options)
     _check_pruning(options)
     _check_keys(options["network"], _arguments(options["model"]), "network.")
@@ -287,6 +298,8 @@ def _check_together(options: Mapping[str, Any]) -> None:
         idle = [key for key in options["recipe"] if key in pointless]
         if idle:
             raise ValueError(f"recipe.{idle[0]} is not for {options['model']}; leave it out")
+    if options["members"] > 1 and (options["pruning"] or options["model"] in ROCKETS):
+        raise ValueError("members are for networks that are only trained and tested")
     if options["model"] in ROCKETS:
         _check_rocket(options["network"])
     if options["weights"] == "masked dense" and (grow != "random" or options["moments"] != "zero"):

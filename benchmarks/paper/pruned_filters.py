@@ -233,6 +233,8 @@ def network_of(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str
     """What tells the network of a row, or of one of its variants, from others of the data set."""
     options = row["options"]
     parts = [options["model"], options["weights"], options["network"]]
+    if (members := options.get("members", 1)) > 1:
+        parts.append({"members": members})
     if variant:
         parts += [_asked(row, variant), variant.get("kept")]
     return json.dumps(parts, sort_keys=True)

@@ -43,6 +43,7 @@ from sparseconv.training.run_folder import POCKET
 
 RUNNING_NAME = "running"
 ATTEMPTS = 3  # of a job whose process is killed
+SECONDS_BETWEEN_LINES = 300  # about running jobs, where no bar shows them
 Pool = Callable[[], AbstractContextManager[Executor]]
 
 
@@ -193,6 +194,7 @@ def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
                 options["weights"],
                 options["network"],
                 options["split"],
+                options["members"],
                 options["pruning"],
             )
         )
@@ -216,7 +218,10 @@ def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
 
 
 class _Progress:
-    """A bar over all multiply-adds, and a line for each job that ends."""
+    """A bar over all multiply-adds, and a line for each job that ends.
+
+    Without a terminal, lines now and then in the place of the bar.
+    """
 
     def __init__(
         self,
@@ -229,6 +234,7 @@ class _Progress:
         self.total = sum(costs.values())
         self.ended, self.jobs = len(jobs) - len(todo), len(jobs)
         self.begin, self.before = time.monotonic(), self._done()
+        self.said = self.begin
 
     def __enter__(self) -> _Progress:
         self.bar = tqdm(
@@ -253,25 +259,31 @@ class _Progress:
 
     def update(self) -> None:
         shares = [(self._share(job), job) for job in self.todo.values()]
-        shown = [f"{job.dataset} {share:.0%}" for share, job in shares if 0 < share < 1]
-        self.bar.set_postfix_str(", ".join(shown[:4]), refresh=False)
+        running = [f"{job.dataset} {share:.0%}" for share, job in shares if 0 < share < 1]
+        shown = ", ".join(running[:4])
+        self.bar.set_postfix_str(shown, refresh=False)
         self.bar.update(self._done() - self.bar.n)
+        if self.bar.disable and running and time.monotonic() > self.said + SECONDS_BETWEEN_LINES:
+            self.say(f"{self.ended} of {self.jobs} done, running: {shown}{self._left()}")
 
     def say(self, text: str) -> None:
         """A line of its own above the bar."""
+        self.said = time.monotonic()
         self.bar.write(text, file=sys.stdout)
         sys.stdout.flush()
 
     def line(self, text: str) -> None:
         """Say that a job has ended."""
         self.ended += 1
+        self.say(f"{self.ended} of {self.jobs}: {text}{self._left()}")
+
+    def _left(self) -> str:
         done = self._done()
-        left = ""
         # What the first few small jobs take says nothing about the whole.
-        if done - self.before > (self.total - self.before) / 50 and done < self.total:
-            seconds = (time.monotonic() - self.begin) * (self.total - done) / (done - self.before)
-            left = f"; about {tqdm.format_interval(seconds)} left"
-        self.say(f"{self.ended} of {self.jobs}: {text}{left}")
+        if done - self.before <= (self.total - self.before) / 50 or done == self.total:
+            return ""
+        seconds = (time.monotonic() - self.begin) * (self.total - done) / (done - self.before)
+        return f"; about {tqdm.format_interval(seconds)} left"
 
 
 def local_pool(workers: int) -> Pool:

@@ -1,13 +1,15 @@
-"""Networks of a sweep: trained and tested, with the row that says how it went."""
+"""Networks of a sweep, and ensembles: trained and tested, with the row that says how it went."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,16 +19,16 @@ from torch import Tensor, nn
 
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.networks import MomentsDST, build, multiply_adds
-from benchmarks.paper.plan import Job, differing
+from benchmarks.paper.plan import Job, differing, member_seed
 from sparseconv.bench.network.masked import MaskedDST, masked_copy
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
 from sparseconv.measure.machine import commit, measurement_context
-from sparseconv.models import DSN
+from sparseconv.models import DSN, Ensemble
 from sparseconv.report.figures import group_profiles, kernels_by_size
 from sparseconv.training import checkpoint
 from sparseconv.training.evaluation import predict_log_proba
-from sparseconv.training.loop import CHECKPOINT_NAME, SchedulerFactory, train
+from sparseconv.training.loop import CHECKPOINT_NAME, SchedulerFactory, TrainingResult, train
 from sparseconv.training.recipe import Recipe
 
 SCHEDULED = ("prune_fraction", "prune_floor", "seed")  # what every scheduler takes of a recipe
@@ -41,42 +43,41 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     """Train and test; continue from what ``folder`` holds. The row."""
     code = begin_or_resume(job, folder)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
-    shape = Shape.of(data)
+    shape, target = Shape.of(data), torch.as_tensor(data.y_test)
     model, X_test = first_model(job.options, job.seed, shape), torch.as_tensor(data.X_test)
-    target = torch.as_tensor(data.y_test)
-    look_at = set(looks(shape, recipe))
-    curve, progress = Curve(folder / CURVE_NAME), Progress(folder)
+    networks = members_of(model)
+    look_at = set(looks(shape, recipe) if len(networks) == 1 else ())
+    curve, progress = Curve(folder / CURVE_NAME), Progress(folder, [1] * len(networks))
 
-    def report(history: list[dict[str, Any]]) -> None:
-        epoch = len(history)
-        if epoch in look_at:
-            curve.add(epoch, accuracy(predict_log_proba(model, X_test), target))
-        progress.write(epoch / recipe.epochs)
+    def trained(member: int) -> TrainingResult:
+        def report(history: list[dict[str, Any]]) -> None:
+            epoch = len(history)
+            if epoch in look_at:
+                curve.add(epoch, accuracy(predict_log_proba(model, X_test), target))
+            progress.write(epoch / recipe.epochs, member)
 
-    result = train(
-        model,
-        data.X_train,
-        data.y_train,
-        recipe,
-        out=folder,
-        resume=True,
-        progress=False,
-        checkpoint_every=checkpoint_interval(recipe),
-        on_epoch=report,
-        scheduler_factory=scheduler_factory(job, recipe),
-    )
+        own = job.recipe(member)
+        return train(
+            networks[member], data.X_train, data.y_train, own,
+            out=folder / str(member) if len(networks) > 1 else folder, resume=True, progress=False,
+            checkpoint_every=checkpoint_interval(own), on_epoch=report,
+            scheduler_factory=scheduler_factory(job, own),
+        )  # fmt: skip
+
+    results = [trained(member) for member in range(len(networks))]
     begin = time.process_time()
     log_proba = predict_log_proba(model, X_test)
     predict_seconds = time.process_time() - begin
-    seconds = list(accumulate(row["cpu_seconds"] for row in result.history))
+    rates = [result.itop_rate for result in results if result.itop_rate is not None]
+    seconds = list(accumulate(row["cpu_seconds"] for found in results for row in found.history))
     return {
         **facts_of(job, data, code),
         "accuracy": accuracy(log_proba, target),
         "test_loss": F.nll_loss(log_proba, target).item(),
-        "train_loss": result.best_loss,
-        "best_epoch": result.best_epoch,
+        "train_loss": fmean(result.best_loss for result in results),
+        "best_epoch": round(fmean(result.best_epoch for result in results)),
         "epochs": recipe.epochs,
-        "itop_rate": result.itop_rate,
+        "itop_rate": fmean(rates) if rates else None,
         **costs(job, model, shape),
         "curve": curve.points,
         "curve_seconds": [round(seconds[epoch - 1], 3) for epoch, _ in curve.points],
@@ -125,6 +126,8 @@ def begin_or_resume(job: Job, folder: Path, *others: str) -> str:
     else:
         for name in (CHECKPOINT_NAME, CURVE_NAME, PROGRESS_NAME, JOB_NAME, *others):
             (folder / name).unlink(missing_ok=True)
+        for path in filter(Path.is_dir, folder.iterdir()):  # of an ensemble's members
+            shutil.rmtree(path)
     write_whole(folder / JOB_NAME, json.dumps({"options": job.options, "code": code}))
     return code
 
@@ -139,8 +142,8 @@ def _begun(folder: Path) -> dict[str, Any] | None:
         if not isinstance(begun["options"], dict) or not isinstance(begun["code"], str):
             return None
         Curve(folder / CURVE_NAME)
-        if (folder / CHECKPOINT_NAME).exists():
-            checkpoint.load(folder / CHECKPOINT_NAME)
+        for path in folder.rglob(CHECKPOINT_NAME):  # an ensemble has one for each member
+            checkpoint.load(path)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return begun
@@ -205,9 +208,18 @@ class Curve:
 
 def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
     """The network of a job's options before training, the same for the same seed."""
-    torch.manual_seed(seed)
-    model = build(options["model"], options["network"], shape)
-    return masked_copy(model) if options["weights"] == "masked dense" else model
+    members: int = options.get("members", 1)  # a row of an earlier version has none
+    networks = []
+    for member in range(members):
+        torch.manual_seed(member_seed(options, seed, member))
+        model = build(options["model"], options["network"], shape)
+        networks.append(masked_copy(model) if options["weights"] == "masked dense" else model)
+    return Ensemble(networks) if members > 1 else networks[0]
+
+
+def members_of(model: nn.Module) -> list[nn.Module]:
+    """The networks that are trained, each by itself."""
+    return list(model.members) if isinstance(model, Ensemble) else [model]
 
 
 def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
@@ -238,7 +250,8 @@ def costs(job: Job, model: nn.Module, shape: Shape) -> dict[str, Any]:
     if job.options["model"] == "DSN":  # by its active weights, also where masks are over dense ones
         network = build("DSN", job.options["network"], shape)
         assert isinstance(network, DSN)
-        found["flops_paper"] = network.cost(shape.n_timepoints).flops_paper
+        members = job.options["members"]
+        found["flops_paper"] = members * network.cost(shape.n_timepoints).flops_paper
     if isinstance(model, DSN) and model.sparse_layers():
         found["kernels_by_size"] = [counts.tolist() for counts in kernels_by_size(model)]
         profiles = [group_profiles(layer) for layer in model.sparse_layers()]

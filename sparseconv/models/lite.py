@@ -52,8 +52,8 @@ def hand_made_filters() -> list[Tensor]:
 class LITE(nn.Module):
     """Convolutions of three lengths beside hand-made filters, then two separable convolutions.
 
-    9 814 + 33 * n_classes trained parameters for one channel. One network; LITETime averages the
-    probabilities of five.
+    9 814 + 33 * n_classes trained parameters for one channel. LITETime is the mean of
+    five: ``Ensemble(LITE(in_channels, n_classes) for _ in range(5))``.
 
     Args:
         in_channels: channels of a series.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_plan import without_times
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
@@ -86,13 +87,6 @@ def run(folder: Path, out: Path) -> int:
 def out(folder: Path) -> Path:
     assert run(folder, folder / "out") == 0
     return folder / "out"
-
-
-def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    kept = {k: v for k, v in row.items() if not k.endswith("seconds") and k != "machine"}
-    if "variants" in row:
-        kept["variants"] = [without_times(variant) for variant in row["variants"]]
-    return kept
 
 
 def test_every_variant_is_a_row(out: Path) -> None:

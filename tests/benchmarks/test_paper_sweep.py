@@ -289,9 +289,16 @@ def test_progress_is_of_multiply_adds(
         assert progress._done() == pytest.approx(half, abs=2)
         progress.begin -= 60  # seconds ago
         progress.line("an event")
+        progress.update()
+        progress.said -= 301
+        progress.update()
+        progress.update()
     share = (half - costs[done.key]) / (sum(costs.values()) - costs[done.key])
     left = tqdm.format_interval(60 / share - 60)
-    assert f"2 of 5: an event; about {left} left" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines() == [
+        f"2 of 5: an event; about {left} left",
+        f"2 of 5 done, running: {running.dataset} 50%; about {left} left",
+    ], "without a terminal a line now and then is what there is"
 
 
 def test_names_that_look_alike(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / times.TIMES_NAME
     one, other = row("DSN"), row("wide", network={"nf": 5})
     wider = row("wide", network={"nf": 40})
-    for rows in ([one, other], [one, wider], [one, {**wider, "run": "wider"}]):
+    five = row("wide", network={"nf": 5}, members=5)
+    for rows in ([one, five], [one, other], [one, wider], [one, {**wider, "run": "wider"}]):
         assert times.measure(rows, path) == 1
         assert times.measure(rows, path) == 0
     timed = [

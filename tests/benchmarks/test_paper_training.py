@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_plan import ROOT, TIMES, job_with
+from small_plan import ROOT, job_with, without_times
 
 from benchmarks.paper import training
 from benchmarks.paper.archives import Shape, open_archive, read
@@ -26,9 +26,10 @@ from benchmarks.paper.training import (
     scheduler_factory,
 )
 from sparseconv.bench.network.masked import PremaskedConv1d
-from sparseconv.measure.machine import commit
+from sparseconv.measure.machine import commit, threads
 from sparseconv.models import DSN
 from sparseconv.training.loop import train
+from sparseconv.training.recipe import Recipe
 
 SHAPE = Shape(20, 20, 3, 50, 4)
 
@@ -52,6 +53,46 @@ def test_the_row_is_what_training_gives(archive: Path, plan: Path, tmp_path: Pat
     assert (row["train_loss"], row["best_epoch"]) == (result.best_loss, result.best_epoch)
     assert row["itop_rate"] == result.itop_rate
     assert (row["params"], row["macs"]) == (model.cost(30).params, model.cost(30).macs_executed)
+
+
+def test_an_ensemble_is_the_mean_of_networks_trained_by_themselves(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_archive(archive)
+    source, network = opened.sources["Long"], {"nf": 3, "depth": 2}
+    recipe = {"epochs": 12}
+    job = Job("two", "Long", 1, job_with(network=network, recipe=recipe, members=2).options)
+    row = perform(job, source, tmp_path / "job")
+    data = read(source)
+    X, y = torch.as_tensor(data.X_test), torch.as_tensor(data.y_test)
+    models, losses = [], []
+    for seed in (2, 3):  # that no other job of the run has
+        torch.manual_seed(seed)
+        models.append(DSN(2, 2, **network))
+        own = Recipe(seed=seed, **recipe)
+        with threads(1):
+            losses.append(train(models[-1], data.X_train, data.y_train, own, progress=False))
+    with torch.no_grad():
+        proba = sum(model(X).exp() for model in models) / 2
+    assert row["accuracy"] == (proba.argmax(1) == y).double().mean().item()
+    assert row["test_loss"] == pytest.approx(float(-proba[range(len(y)), y].log().mean()))
+    assert row["train_loss"] == pytest.approx(sum(found.best_loss for found in losses) / 2)
+    for key, one in (("params", "params"), ("macs", "macs_executed"), ("flops_paper",) * 2):
+        assert row[key] == sum(getattr(model.cost(30), one) for model in models)
+    assert row["curve"] == []
+    whole = (tmp_path / "job" / "0" / "checkpoint.pt").read_bytes()
+    again: list[int] = []
+
+    def counting(*arguments: Any, on_epoch: Any, **settings: Any) -> Any:
+        return train(*arguments, on_epoch=lambda found: again.append(len(found)), **settings)
+
+    monkeypatch.setattr(training, "train", counting)
+    (tmp_path / "job" / "1" / "checkpoint.pt").unlink()
+    assert without_times(perform(job, source, tmp_path / "job")) == without_times(row)
+    assert again == [*range(1, 13)], "only the member that was not done"
+    (tmp_path / "job" / "0" / "checkpoint.pt").write_bytes(whole[:99])
+    assert without_times(perform(job, source, tmp_path / "job")) == without_times(row)
+    assert len(again) == 3 * 12, "a damaged beginning is begun again, with all members"
 
 
 def test_multiply_adds() -> None:
@@ -176,9 +217,7 @@ def test_a_beginning_of_something_else(
     for begun in ("checkpoint.pt", "curve.json", "job.json", "progress", "half"):
         trained.clear()
         rough = perform(job, source, tmp_path / begun)
-        assert {k: v for k, v in rough.items() if k not in TIMES} == {
-            k: v for k, v in calm.items() if k not in TIMES
-        }, begun
+        assert without_times(rough) == without_times(calm), begun
         again = begun in ("progress", "half")  # in which nothing is that training needs, or all
         assert trained[0] > 1 if again else trained[0] == 1, "goes on, or begins again"
         assert trained[-1] == 100

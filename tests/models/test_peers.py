@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import sparseconv as sc
-from sparseconv.models import LITE, OSCNN, InceptionTime, ResNet
+from sparseconv.models import LITE, OSCNN, Ensemble, InceptionTime, ResNet
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 
@@ -22,6 +22,7 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "lite": lambda c, k: LITE(c, k, nf=4),
     "os-cnn": lambda c, k: OSCNN(c, k, 24),
     "no shortcut at the end": lambda c, k: InceptionTime(c, k, nf=4, depth=4),
+    "ensemble": lambda c, k: Ensemble(LITE(c, k, nf=4) for _ in range(2)),
 }
 
 
@@ -122,12 +123,27 @@ def test_hand_made_filters_see_what_they_are_made_for() -> None:
         (lambda: InceptionTime(1, 2, depth=0), "depth"),
         (lambda: LITE(1, 2, nf=0), "nf"),
         (lambda: OSCNN(1, 2, 0), "n_timepoints"),
+        (lambda: Ensemble([]), "at least one"),
+        (lambda: Ensemble([LITE(1, 2)] * 2), "there twice"),
         (lambda: InceptionTime(1, 2, variant="torch"), "variant must be one of .*'torch'"),
     ],
 )
 def test_refused(make: Callable[[], nn.Module], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_an_ensemble_is_the_mean_of_probabilities() -> None:
+    torch.manual_seed(0)
+    members = [LITE(1, 3, nf=4), InceptionTime(1, 3, nf=4), ResNet(1, 3, nf=4)]
+    x = torch.randn(5, 1, 40)
+    model = Ensemble(members).eval()
+    wanted = sum(member(x).exp() for member in members) / 3
+    torch.testing.assert_close(model(x).exp(), wanted)
+    assert all(member is found for member, found in zip(members, model.members, strict=True))
+    assert Ensemble(members[:1])(x).equal(members[0](x))
+    with pytest.raises(TypeError, match="members must be modules, but got 5"):
+        Ensemble([members[0], 5])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)

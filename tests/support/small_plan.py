@@ -13,9 +13,6 @@ from benchmarks.paper.rows import ROWS_NAME, read_rows
 ROOT = Path(__file__).parents[2]
 
 
-TIMES = {"train_seconds", "curve_seconds", "predict_seconds", "machine"}
-
-
 PLAN = """
 epochs = 12
 seeds = [0]
@@ -46,11 +43,16 @@ def write_archive(folder: Path) -> None:
     write_set(folder / "Long.npz", 30, channels=2)
 
 
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    """A row's facts, and those of its variants."""
+    kept = {k: v for k, v in row.items() if not k.endswith("seconds") and k != "machine"}
+    if "variants" in row:
+        kept["variants"] = [without_times(variant) for variant in row["variants"]]
+    return kept
+
+
 def facts(out: Path) -> list[dict[str, Any]]:
-    rows = [
-        {key: value for key, value in row.items() if key not in TIMES}
-        for row in read_rows(out / ROWS_NAME)
-    ]
+    rows = [without_times(row) for row in read_rows(out / ROWS_NAME)]
     return sorted(rows, key=lambda row: (row["run"], row["dataset"], row["seed"]))
 
 
