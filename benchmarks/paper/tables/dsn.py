@@ -32,8 +32,8 @@ PAPER = {"ResNet": (53, 3, 29), "InceptionTime": (40, 5, 40), "OS-CNN": (49, 3, 
 BEHIND = 5.0  # percentage points: where DSN is behind
 
 
-def univariate(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
-    """Table 1: DSN against published networks on the sets of an archive that were run."""
+def beside_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
+    """DSN against published networks on the sets of an archive that were run: Table 1, and more."""
     sets = set(members(archive))
     ours = {name: value for name, value in runs.accuracy(run).items() if name in sets}
     found = {peer: both for peer in PEERS if (both := _to_published(ours, peer)) is not None}
@@ -186,7 +186,7 @@ def multivariate(runs: Runs) -> Table:
     """Table 2: DSN on multivariate sets, beside published networks."""
     rows = []
     for run in ["UEA", *(name for name in runs.names() if name.startswith("Daily Sports"))]:
-        for name, accuracy in runs.accuracy(run).items():
+        for name, accuracy in sorted(runs.accuracy(run).items()):
             theirs = [published_accuracy(peer).get(name) for peer in PEERS]
             held = runs.rows(run)[name]
             rows.append(
