@@ -11,8 +11,6 @@ from benchmarks.gates.trees import CompareError
 from sparseconv.bench.cases import CASES
 from sparseconv.bench.run import WrongResultError
 
-pytestmark = pytest.mark.serial
-
 REAL = rows.layer(CASES["first_layer_L128"])
 ALTERED = f"""
 import sys
@@ -33,6 +31,7 @@ def altered_tree(folder: Path, convolve: str) -> Path:
     return folder
 
 
+@pytest.mark.serial
 def test_a_slowed_computation_fails_and_no_other_does(tmp_path: Path) -> None:
     tree = altered_tree(
         tmp_path,

@@ -38,7 +38,9 @@ def test_table_1() -> None:
 def test_table_1_corrects_its_tests_and_means_common_sets() -> None:
     sets = members("ucr85")[:12]
     ours = {name: published_accuracy("ResNet")[name] + 1 + i / 9 for i, name in enumerate(sets)}
-    table = dsn.beside_published(Runs([row("DSN", name, 0, value / 100) for name, value in ours.items()]))
+    table = dsn.beside_published(
+        Runs([row("DSN", name, 0, value / 100) for name, value in ours.items()])
+    )
     found = {cells[0]: cells for cells in table.rows}
     p = [wilcoxon([ours[n] - published_accuracy(peer)[n] for n in sets]).pvalue for peer in PEERS]
     for peer, corrected in zip(PEERS, holm(p), strict=True):

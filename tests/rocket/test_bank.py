@@ -262,13 +262,7 @@ def test_what_is_no_fitted_rocket(aeon: Any) -> None:
         with pytest.raises(ValueError, match=f"this {make.__name__} is not fitted; call fit first"):
             KernelBank.from_aeon(make())
     namesake = type("Rocket", (), {"kernels": (), "is_fitted": True})
-    for other in (
-        None,
-        aeon.Rocket,
-        namesake(),
-        aeon.MultiRocket(84).fit(X),
-        classifiers.Arsenal(),
-    ):
+    for other in (None, aeon.Rocket, namesake(), aeon.MultiRocket(84), classifiers.Arsenal()):
         with pytest.raises(TypeError, match=r"expected aeon's Rocket, .* fitted, but got"):
             KernelBank.from_aeon(other)
 
