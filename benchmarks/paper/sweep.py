@@ -352,6 +352,12 @@ def dask_pool(address: str) -> Pool:
                     f"({error}); start both in a copy of the repository, by `python -m dask "
                     "scheduler` and `python -m dask worker`"
                 ) from error
+            if not client.scheduler_info()["workers"]:
+                print(
+                    f"the Dask scheduler {address} has no worker yet: the jobs wait for one "
+                    f"(`python -m dask worker {address}`, in a copy of the repository)",
+                    flush=True,
+                )
             with client.get_executor(pure=False) as executor:
                 yield executor
 

@@ -152,11 +152,11 @@ def test_a_scheduler_that_was_started_elsewhere(
         assert "cannot import this sweep (No module named 'benchmarks')" in said
         assert "start both in a copy of the repository, by `python -m dask scheduler`" in said
     options = ["--nworkers", "1", "--nthreads", "1", "--no-dashboard", "--no-nanny"]
-    with (
-        dask("scheduler", "--port", "0", "--no-dashboard", folder=ROOT) as address,
-        dask("worker", address, *options, "--local-directory", str(tmp_path), folder=ROOT),
-    ):
-        assert main([*words, "--scheduler", address]) == 0
+    with dask("scheduler", "--port", "0", "--no-dashboard", folder=ROOT) as address:
+        with dask_pool(address)():
+            assert "has no worker yet: the jobs wait for one" in capsys.readouterr().out
+        with dask("worker", address, *options, "--local-directory", str(tmp_path), folder=ROOT):
+            assert main([*words, "--scheduler", address]) == 0
 
 
 @contextmanager
