@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "pruning": [],
     "keep": False,
 }
-MOST_EPOCHS = 1_000_000
+MOST_EPOCHS, MOST_MEMBERS = 1_000_000, 100
 # What makes two jobs of one name the same.
 CONTENT = tuple(key for key in DEFAULTS if key != "keep")
 
@@ -72,14 +72,21 @@ class Job:
 
     def recipe(self, member: int = 0) -> Recipe:
         """The constants of its training; of an ensemble, of that member's."""
-        seed = member_seed(self.options, self.seed, member)
-        return Recipe(seed=seed, **self.options["recipe"])
+        return Recipe(seed=member_seed(self.options, self.seed, member), **self.options["recipe"])
+
+
+def n_members(options: Mapping[str, Any]) -> int:
+    """How many networks a job's ensemble has; 1 for a network alone."""
+    found: int = options.get("members", 1)  # a row of an earlier version has none
+    return found
 
 
 def member_seed(options: Mapping[str, Any], seed: int, member: int) -> int:
-    """The seed of a member of a job's ensemble: no other job of its run has it."""
-    members: int = options.get("members", 1)  # a row of an earlier version has none
-    return seed * members + member
+    """The seed of a member of a job's ensemble: no other job of its run has it.
+
+    The first member of seed 0 is the network that seed 0 gives alone.
+    """
+    return seed * n_members(options) + member
 
 
 # What a job is sorted by; equal ones stay as the plan has them.
@@ -222,6 +229,8 @@ def _changed(
 def _check_seeds(seeds: Any) -> None:
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise ValueError(f"seeds must be a list of integers, at least one, but got {seeds!r}")
+    for seed in seeds:
+        Recipe(seed=seed)
 
 
 def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> list[Job]:
@@ -273,8 +282,11 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {options[key]!r}")
     constants = {field.name for field in fields(Recipe)} - {"seed"}
     _check_keys(options["recipe"], constants, "recipe.")
-    if type(options["members"]) is not int or options["members"] < 1:
-        raise ValueError(f"members must be a number, at least 1, but got {options['members']!r}")
+    if type(options["members"]) is not int or not 1 <= options["members"] <= MOST_MEMBERS:
+        raise ValueError(
+            f"members must be a whole number from 1 to {MOST_MEMBERS}, but got "
+            f"{options['members']!r}"
+        )
     _check_together(options)
     _check_pruning(options)
     _check_keys(options["network"], _arguments(options["model"]), "network.")
@@ -299,7 +311,10 @@ def _check_together(options: Mapping[str, Any]) -> None:
         if idle:
             raise ValueError(f"recipe.{idle[0]} is not for {options['model']}; leave it out")
     if options["members"] > 1 and (options["pruning"] or options["model"] in ROCKETS):
-        raise ValueError("members are for networks that are only trained and tested")
+        other = "pruning" if options["pruning"] else options["model"]
+        raise ValueError(
+            f"members = {options['members']} is not for {other}; leave one of the two out"
+        )
     if options["model"] in ROCKETS:
         _check_rocket(options["network"])
     if options["weights"] == "masked dense" and (grow != "random" or options["moments"] != "zero"):

@@ -16,7 +16,7 @@ from torch import nn
 import sparseconv as sc
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.criteria import CRITERIA, Data
-from benchmarks.paper.plan import Job
+from benchmarks.paper.plan import Job, n_members
 from benchmarks.paper.training import (
     Progress,
     accuracy,
@@ -233,7 +233,7 @@ def network_of(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str
     """What tells the network of a row, or of one of its variants, from others of the data set."""
     options = row["options"]
     parts = [options["model"], options["weights"], options["network"]]
-    if (members := options.get("members", 1)) > 1:
+    if (members := n_members(options)) > 1:
         parts.append({"members": members})
     if variant:
         parts += [_asked(row, variant), variant.get("kept")]

@@ -33,17 +33,17 @@ from benchmarks.paper.archives import Archive, read
 from benchmarks.paper.criteria import NO_DATA
 from benchmarks.paper.job import perform
 from benchmarks.paper.networks import ROCKETS, multiply_adds
-from benchmarks.paper.plan import Job
+from benchmarks.paper.plan import Job, n_members
 from benchmarks.paper.pruned_filters import smaller, trainings
 from benchmarks.paper.rocket import multiply_adds as rocket_multiply_adds
 from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, Key, Rows
-from benchmarks.paper.training import PROGRESS_NAME, TRAINING, first_model
+from benchmarks.paper.training import PROGRESS_NAME, TRAINING, first_network
 from sparseconv.core.folders import locked
 from sparseconv.training.run_folder import POCKET
 
 RUNNING_NAME = "running"
 ATTEMPTS = 3  # of a job whose process is killed
-SECONDS_BETWEEN_LINES = 300  # about running jobs, where no bar shows them
+SILENCE = 300  # seconds, after which a line is due where no bar shows what runs
 Pool = Callable[[], AbstractContextManager[Executor]]
 
 
@@ -131,7 +131,7 @@ def _perform_all(
     out: Path,
     executor: Executor,
     ended: Callable[[Job, dict[str, Any] | None, str], None],
-    update: Callable[[], None],
+    update: Callable[[Sequence[Key]], None],
 ) -> list[Key]:
     """Perform jobs; ``ended(job, row, error)`` for each, with a row or an error.
 
@@ -160,7 +160,7 @@ def _perform_all(
             else:  # whatever training raises is this job's alone
                 ended(job, None, f"{type(error).__name__}: {error}")
         running = [job.key for future, job in futures.items() if future.running()]
-        update()
+        update(running)
     return []
 
 
@@ -194,13 +194,12 @@ def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
                 options["weights"],
                 options["network"],
                 options["split"],
-                options["members"],
                 options["pruning"],
             )
         )
         if alike not in counted:
             try:
-                model = first_model(job.options, job.seed, shape)
+                model = first_network(job.options, job.seed, shape)
                 counted[alike] = multiply_adds(model, shape)
                 if options["split"] != "own":
                     read(archive.sources[job.dataset], split=options["split"])
@@ -213,14 +212,14 @@ def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
                 raise ValueError(f"{job} cannot be run: {error}") from error
         epochs = job.recipe().epochs * sum(trainings(options["pruning"]))
         passes = int(TRAINING * shape.n_train * epochs) + shape.n_test
-        costs[job.key] = counted[alike] * passes
+        costs[job.key] = counted[alike] * passes * n_members(options)
     return costs
 
 
 class _Progress:
     """A bar over all multiply-adds, and a line for each job that ends.
 
-    Without a terminal, lines now and then in the place of the bar.
+    Without a terminal there is no bar: a line instead, whenever nothing was said for a while.
     """
 
     def __init__(
@@ -257,14 +256,15 @@ class _Progress:
         left = sum((1 - self._share(job)) * self.costs[key] for key, job in self.todo.items())
         return self.total - int(left)
 
-    def update(self) -> None:
-        shares = [(self._share(job), job) for job in self.todo.values()]
-        running = [f"{job.dataset} {share:.0%}" for share, job in shares if 0 < share < 1]
-        shown = ", ".join(running[:4])
-        self.bar.set_postfix_str(shown, refresh=False)
+    def update(self, running: Sequence[Key]) -> None:
+        """Show how far all is, and these jobs, which run or will be next."""
+        shares = [(self._share(self.todo[key]), self.todo[key]) for key in running]
+        shown = [f"{job.dataset} {share:.0%}" for share, job in shares[:4]]
+        self.bar.set_postfix_str(", ".join(shown), refresh=False)
         self.bar.update(self._done() - self.bar.n)
-        if self.bar.disable and running and time.monotonic() > self.said + SECONDS_BETWEEN_LINES:
-            self.say(f"{self.ended} of {self.jobs} done, running: {shown}{self._left()}")
+        if self.bar.disable and running and time.monotonic() > self.said + SILENCE:
+            now = "; ".join(f"{job}: {share:.0%}" for share, job in shares)
+            self.say(f"{self.ended} of {self.jobs} done{self._left()}; now {now}")
 
     def say(self, text: str) -> None:
         """A line of its own above the bar."""

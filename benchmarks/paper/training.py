@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.networks import MomentsDST, build, multiply_adds
-from benchmarks.paper.plan import Job, differing, member_seed
+from benchmarks.paper.plan import Job, differing, member_seed, n_members
 from sparseconv.bench.network.masked import MaskedDST, masked_copy
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
@@ -45,7 +45,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     shape, target = Shape.of(data), torch.as_tensor(data.y_test)
     model, X_test = first_model(job.options, job.seed, shape), torch.as_tensor(data.X_test)
-    networks = members_of(model)
+    networks = list(model.members) if isinstance(model, Ensemble) else [model]
     look_at = set(looks(shape, recipe) if len(networks) == 1 else ())
     curve, progress = Curve(folder / CURVE_NAME), Progress(folder, [1] * len(networks))
 
@@ -75,7 +75,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
         "accuracy": accuracy(log_proba, target),
         "test_loss": F.nll_loss(log_proba, target).item(),
         "train_loss": fmean(result.best_loss for result in results),
-        "best_epoch": round(fmean(result.best_epoch for result in results)),
+        **({"best_epoch": results[0].best_epoch} if len(results) == 1 else {}),
         "epochs": recipe.epochs,
         "itop_rate": fmean(rates) if rates else None,
         **costs(job, model, shape),
@@ -126,8 +126,8 @@ def begin_or_resume(job: Job, folder: Path, *others: str) -> str:
     else:
         for name in (CHECKPOINT_NAME, CURVE_NAME, PROGRESS_NAME, JOB_NAME, *others):
             (folder / name).unlink(missing_ok=True)
-        for path in filter(Path.is_dir, folder.iterdir()):  # of an ensemble's members
-            shutil.rmtree(path)
+        for member in range(n_members(job.options)):
+            shutil.rmtree(folder / str(member), ignore_errors=True)
     write_whole(folder / JOB_NAME, json.dumps({"options": job.options, "code": code}))
     return code
 
@@ -142,8 +142,9 @@ def _begun(folder: Path) -> dict[str, Any] | None:
         if not isinstance(begun["options"], dict) or not isinstance(begun["code"], str):
             return None
         Curve(folder / CURVE_NAME)
-        for path in folder.rglob(CHECKPOINT_NAME):  # an ensemble has one for each member
-            checkpoint.load(path)
+        for path in (folder, *folder.glob("[0-9]*")):  # an ensemble has one for each member
+            if (path / CHECKPOINT_NAME).exists():
+                checkpoint.load(path / CHECKPOINT_NAME)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return begun
@@ -207,19 +208,17 @@ class Curve:
 
 
 def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
-    """The network of a job's options before training, the same for the same seed."""
-    members: int = options.get("members", 1)  # a row of an earlier version has none
-    networks = []
-    for member in range(members):
-        torch.manual_seed(member_seed(options, seed, member))
-        model = build(options["model"], options["network"], shape)
-        networks.append(masked_copy(model) if options["weights"] == "masked dense" else model)
-    return Ensemble(networks) if members > 1 else networks[0]
+    """The network or ensemble of a job's options before training, the same for the same seed."""
+    seeds = [member_seed(options, seed, member) for member in range(n_members(options))]
+    networks = [first_network(options, own, shape) for own in seeds]
+    return Ensemble(networks) if len(networks) > 1 else networks[0]
 
 
-def members_of(model: nn.Module) -> list[nn.Module]:
-    """The networks that are trained, each by itself."""
-    return list(model.members) if isinstance(model, Ensemble) else [model]
+def first_network(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
+    """One network of these options, drawn with its own seed."""
+    torch.manual_seed(seed)
+    model = build(options["model"], options["network"], shape)
+    return masked_copy(model) if options["weights"] == "masked dense" else model
 
 
 def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
@@ -250,8 +249,7 @@ def costs(job: Job, model: nn.Module, shape: Shape) -> dict[str, Any]:
     if job.options["model"] == "DSN":  # by its active weights, also where masks are over dense ones
         network = build("DSN", job.options["network"], shape)
         assert isinstance(network, DSN)
-        members = job.options["members"]
-        found["flops_paper"] = members * network.cost(shape.n_timepoints).flops_paper
+        found["flops_paper"] = n_members(job.options) * network.cost(shape.n_timepoints).flops_paper
     if isinstance(model, DSN) and model.sparse_layers():
         found["kernels_by_size"] = [counts.tolist() for counts in kernels_by_size(model)]
         profiles = [group_profiles(layer) for layer in model.sparse_layers()]

@@ -46,7 +46,7 @@ class Inception(nn.Module):
 class InceptionTime(nn.Module):
     """Six Inception modules with a shortcut around every three, a global average, a linear layer.
 
-    One network; the published classifier averages the probabilities of five.
+    One network; the published classifier is an ``Ensemble`` of five.
 
     Args:
         in_channels: channels of a series.

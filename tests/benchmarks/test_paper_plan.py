@@ -70,9 +70,22 @@ name = "masked\""""
         ("cheapest = 1", 'without = ["Lnog"]', "names 'Lnog', which the archive does not hold"),
         ('"masked dense"', '"masked dense"\nmodel = "LITE"', "is for DSN, not for LITE"),
         ('"masked dense"', '"masked dense"\nmoments = "mean"', "have the moments that they have"),
-        ("seeds = [0, 1]", "members = 0", "members must be a number, at least 1, but got 0"),
-        ("seeds = [0, 1]", "members = true", "members must be a number, at least 1, but got True"),
-        ('"masked dense"', DENSE + 'criterion = "whc", ratio = 0.5}]\nmembers = 2', "members are"),
+        (
+            "seeds = [0, 1]",
+            "members = 0",
+            "members must be a whole number from 1 to 100, but got 0",
+        ),
+        ("seeds = [0, 1]", "members = true", "members must be a whole number .*, but got True"),
+        (
+            "seeds = [0, 1]",
+            "members = 1e9",
+            "members must be a whole number .*, but got 1000000000",
+        ),
+        (
+            '"masked dense"',
+            DENSE + 'criterion = "whc", ratio = 0.5}]\nmembers = 2',
+            "= 2 is not for pruning",
+        ),
         (
             'weights = "masked dense"',
             'recipe = {grow = "static"}\nmoments = "mean"',

@@ -289,15 +289,15 @@ def test_progress_is_of_multiply_adds(
         assert progress._done() == pytest.approx(half, abs=2)
         progress.begin -= 60  # seconds ago
         progress.line("an event")
-        progress.update()
+        progress.update([running.key])
         progress.said -= 301
-        progress.update()
-        progress.update()
+        progress.update([running.key])
+        progress.update([running.key])
     share = (half - costs[done.key]) / (sum(costs.values()) - costs[done.key])
     left = tqdm.format_interval(60 / share - 60)
     assert capsys.readouterr().out.splitlines() == [
         f"2 of 5: an event; about {left} left",
-        f"2 of 5 done, running: {running.dataset} 50%; about {left} left",
+        f"2 of 5 done; about {left} left; now {running}: 50%",
     ], "without a terminal a line now and then is what there is"
 
 

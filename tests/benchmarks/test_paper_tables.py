@@ -21,7 +21,7 @@ def test_table_1() -> None:
     rows = [
         row("DSN", name, seed, (theirs[name] + 1 + seed) / 100) for name in SETS for seed in (0, 2)
     ]
-    table = dsn.beside_published(Runs([*rows, row("DSN", "ACSF1", 0, 0.1)]))
+    table = dsn.against_published(Runs([*rows, row("DSN", "ACSF1", 0, 0.1)]))
     found = dict(zip(table.header, table.rows[2], strict=True))
     assert found["published"] == "OS-CNN"
     assert found["DSN wins/ties/losses"] == "6/0/0", "the set of 2018 is left out"
@@ -38,7 +38,7 @@ def test_table_1() -> None:
 def test_table_1_corrects_its_tests_and_means_common_sets() -> None:
     sets = members("ucr85")[:12]
     ours = {name: published_accuracy("ResNet")[name] + 1 + i / 9 for i, name in enumerate(sets)}
-    table = dsn.beside_published(
+    table = dsn.against_published(
         Runs([row("DSN", name, 0, value / 100) for name, value in ours.items()])
     )
     found = {cells[0]: cells for cells in table.rows}

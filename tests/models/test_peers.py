@@ -124,7 +124,11 @@ def test_hand_made_filters_see_what_they_are_made_for() -> None:
         (lambda: LITE(1, 2, nf=0), "nf"),
         (lambda: OSCNN(1, 2, 0), "n_timepoints"),
         (lambda: Ensemble([]), "at least one"),
-        (lambda: Ensemble([LITE(1, 2)] * 2), "there twice"),
+        (lambda: Ensemble([LITE(1, 2)] * 2), r"members\[1\] is there twice; .* copy.deepcopy"),
+        (
+            lambda: Ensemble([LITE(1, 2), LITE(1, 3)])(torch.zeros(4, 1, 9)),
+            r"the same classes, but returned \[\(4, 2\), \(4, 3\)\]",
+        ),
         (lambda: InceptionTime(1, 2, variant="torch"), "variant must be one of .*'torch'"),
     ],
 )
@@ -142,8 +146,13 @@ def test_an_ensemble_is_the_mean_of_probabilities() -> None:
     torch.testing.assert_close(model(x).exp(), wanted)
     assert all(member is found for member, found in zip(members, model.members, strict=True))
     assert Ensemble(members[:1])(x).equal(members[0](x))
-    with pytest.raises(TypeError, match="members must be modules, but got 5"):
-        Ensemble([members[0], 5])  # type: ignore[list-item]
+    for wrong, said in (
+        ([members[0], 5], r"members\[1\] must be a module, but got int"),
+        ([LITE], r"members\[0\] must be a module, but got the class LITE"),
+        (members[0], "members must be a list of modules, but got LITE"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            Ensemble(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)

@@ -32,8 +32,8 @@ PAPER = {"ResNet": (53, 3, 29), "InceptionTime": (40, 5, 40), "OS-CNN": (49, 3, 
 BEHIND = 5.0  # percentage points: where DSN is behind
 
 
-def beside_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
-    """DSN against published networks on the sets of an archive that were run: Table 1, and more."""
+def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
+    """DSN against published networks on an archive's sets that were run: Table 1 for UCR 85."""
     sets = set(members(archive))
     ours = {name: value for name, value in runs.accuracy(run).items() if name in sets}
     found = {peer: both for peer in PEERS if (both := _to_published(ours, peer)) is not None}
@@ -43,7 +43,7 @@ def beside_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Ta
             peer,
             str(result.sets),
             wins(result),
-            _beside_the_papers(PAPER[peer], result) if archive == "ucr85" else NONE,
+            *([_beside_the_papers(PAPER[peer], result)] if archive == "ucr85" else []),
             *reversed(means),
             difference(result),
             p_text(p),
@@ -51,8 +51,9 @@ def beside_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Ta
         for (peer, (result, means)), p in zip(found.items(), corrected, strict=True)
     ]
     header = (
-        "published", "sets", "DSN wins/ties/losses", "in the paper, scaled; p", "its accuracy %",
-        "DSN's %", DIFFERENCE, "p, Holm",
+        "published", "sets", "DSN wins/ties/losses",
+        *(["in the paper, scaled; p"] if archive == "ucr85" else []), "its accuracy %", "DSN's %",
+        DIFFERENCE, "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
 
