@@ -72,7 +72,7 @@ def test_report_of_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     text = page.read_text(encoding="utf-8")
     left = text.partition("Left out, because what they need was not run: ")[2]
     assert "Figure 5: depth and width" in left
-    assert "Every data set" not in left
+    assert "Every univariate set" not in left
     assert "critical difference" not in text, "a caption of a figure that is not there"
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert (
@@ -124,6 +124,7 @@ def test_runs_of_any_name_are_shown(tmp_path: Path) -> None:
 
 def test_every_run_of_the_plan_is_shown_somewhere(full: list[dict[str, Any]]) -> None:
     shown = {"batches of 16", "learning rate 1e-3"}  # where DSN is behind
+    shown |= {f"UEA, {what}" for what in ("centred zeros", "z-normalised", "batches of 16")}
     shown |= {name for part in PARTS for name in part.names()}
     runs = {one["run"] for one in full}
     assert {run for run in runs - shown if not run.startswith("Daily Sports")} == set()
