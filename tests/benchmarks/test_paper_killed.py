@@ -239,7 +239,7 @@ def test_what_ended_before_the_pool_broke_is_kept(
     for future in futures[1:]:
         future.set_running_or_notify_cancel()
 
-    def update() -> None:
+    def update(_: Any) -> None:
         if not futures[1].done():
             futures[1 if result_first else 2].set_result({"job": 2})
             futures[2 if result_first else 1].set_exception(BrokenProcessPool("killed"))
