@@ -63,8 +63,8 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the log of the members' mean probabilities, ``(N, n_classes)``."""
         log_proba = [member(x) for member in self.members]
-        shapes = [tuple(one.shape) for one in log_proba]
-        if len(set(shapes)) > 1:
+        if any(one.shape != log_proba[0].shape for one in log_proba):
+            shapes = [tuple(one.shape) for one in log_proba]
             raise ValueError(f"the members must have the same classes, but returned {shapes}")
         return torch.stack(log_proba).logsumexp(0) - math.log(len(log_proba))
 
