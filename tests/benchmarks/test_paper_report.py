@@ -27,6 +27,7 @@ def full() -> list[dict[str, Any]]:
         if line.startswith("name = ")
     ]
     held = {"UCR 2018": members("ucr2018"), "UEA": members("uea")}
+    held["UEA, centred zeros"] = held["UEA"]
     rows = [
         row(name, dataset, 0, generator.uniform(0.7, 1), **dsn_facts(nf=4))
         for name in dict.fromkeys(names)
