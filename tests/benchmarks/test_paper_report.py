@@ -125,7 +125,8 @@ def test_runs_of_any_name_are_shown(tmp_path: Path) -> None:
 
 def test_every_run_of_the_plan_is_shown_somewhere(full: list[dict[str, Any]]) -> None:
     shown = {"batches of 16", "learning rate 1e-3"}  # where DSN is behind
-    shown |= {f"UEA, {what}" for what in ("centred zeros", "z-normalised", "batches of 16")}
+    shown |= {f"UEA, {what}" for what in ("z-normalised", "batches of 16")}
+    shown |= {f"UCR 2018, {what}" for what in ("raw", "right-replicate", "batches of 16")}
     shown |= {name for part in PARTS for name in part.names()}
     runs = {one["run"] for one in full}
     assert {run for run in runs - shown if not run.startswith("Daily Sports")} == set()
