@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks import demo, unpruned
 from benchmarks.gpu import __main__ as gpu
+from sparseconv import datasets
 from sparseconv.bench.network import compare
 from sparseconv.ops.backends import extension
 
@@ -59,6 +61,9 @@ def test_what_cannot_be_done_is_refused_before_the_work(
 
 @pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 def test_the_demo_writes_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = datasets.load(demo.DATASET)
+    short = replace(whole, X_train=whole.X_train[..., :30], X_test=whole.X_test[..., :30])
+    monkeypatch.setattr(datasets, "load", lambda name: short)
     monkeypatch.setattr(demo, "profile", partial(demo.profile, rounds=6))
     monkeypatch.setattr(compare, "training_row", partial(compare.training_row, rounds=3))
     words = ["--epochs", "6", "--epochs-without-groups", "6", "--out", str(tmp_path)]
