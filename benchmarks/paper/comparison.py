@@ -67,7 +67,7 @@ class Runs:
             if all(key in other for other in by_run)
         )  # fmt: skip
 
-    def without_picked(self, reference: str = "DSN") -> Runs:
+    def without_picked(self, reference: str) -> Runs:
         """Without data sets that may have been picked by their results, such as those where the
         reference came out low: by chance alone, any other run is likely to be higher there.
 

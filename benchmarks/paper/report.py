@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.paper import pruned_filters, rocket
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import Runs
-from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, READING, RUNS, Part
+from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, READING, REFERENCES, RUNS, Part
 from benchmarks.paper.pruned_filters import is_pruned_filters
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import ROWS_NAME, read_rows
@@ -82,7 +82,9 @@ def _parts(rows: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[tuple[Pa
     drawn = list(rocket.expanded(kernels))
     if plain:
         everything = Runs(plain)
-        unpicked = everything.without_picked()
+        unpicked = everything
+        for reference in REFERENCES:
+            unpicked = unpicked.without_picked(reference)
         yield from ((part, everything if part.picked else unpicked) for part in PARTS)
     if len(plain) < len(networks):
         yield from ((part, Runs(smaller)) for part in FILTERS)

@@ -85,9 +85,9 @@ def test_picked_sets_do_not_count() -> None:
     rows += [row("DSN", "d", 1, n_timepoints=40), row("picked", "b", 0, n_timepoints=20)]
     rows += [row("begun", name, 0, n_timepoints=sets[name]) for name in "abd"]
     rows += [row("UEA", name, seed) for name in "xy" for seed in (0, 1)]
-    runs = Runs(rows).without_picked()
+    runs = Runs(rows).without_picked("DSN")
     found = {name: sorted(runs.rows(name)) for name in runs.names()}
     whole = ["a", "b", "c", "d"]
     assert found == {"DSN": whole, "whole": whole, "begun": ["a", "b"], "UEA": ["x", "y"]}
     assert len(runs.rows("DSN")["d"]) == 1, "nor does a second seed there"
-    assert Runs(rows[4:8]).without_picked().rows("whole").keys() == sets.keys(), "no reference"
+    assert Runs(rows[4:8]).without_picked("DSN").rows("whole").keys() == sets.keys(), "no reference"
