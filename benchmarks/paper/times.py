@@ -6,7 +6,7 @@ how fast that is: all networks of one data set in turns, a prediction and a step
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import LOCK_NAME
 from sparseconv.core.folders import locked
 from sparseconv.measure.machine import measurement_context, threads
-from sparseconv.measure.timing import milliseconds
-from sparseconv.profiling.stopwatch import Passes, Stopwatch, model_passes
+from sparseconv.measure.timing import interleave, milliseconds
+from sparseconv.profiling.stopwatch import model_passes
 
 TIMES_NAME = "times.jsonl"
-BATCH, ROUNDS = 16, 15
+BATCH, ROUNDS = 16, 9
 KEYS: Mapping[str, kinds.Kind] = {
     "dataset": kinds.text, "seed": kinds.whole, "networks": kinds.table_of(kinds.text),
     "times": kinds.table_of(kinds.table(forward_ms=kinds.duration, step_ms=kinds.duration)),
@@ -34,8 +34,8 @@ KEYS: Mapping[str, kinds.Kind] = {
 def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
     """Add a line for each data set with two networks or more that has none of just these yet.
 
-    Of the networks of its first seed: those of others are as large, or nearly (two minutes a line
-    of twenty). Each line has milliseconds of a batch of 16 on one thread by network, ``forward_ms``
+    Of the networks of its first seed: those of others are as large, or nearly (a minute a line of
+    twenty). Each line has milliseconds of a batch of 16 on one thread by network, ``forward_ms``
     and ``step_ms``, and what each network was. Runs of equal networks have equal times. Random
     kernels are left out.
 
@@ -95,12 +95,12 @@ def _check(line: Mapping[str, Any]) -> None:
 
 
 def _timed(models: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, dict[str, float]]:
-    candidates: dict[str, Passes] = {}
+    calls: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
-        with torch.enable_grad():
-            step = model_passes(model.train(), (x,), True)["step"]
-        candidates[name] = {"forward": _Prediction(model, x), "step": _Step(model, step)}
-    times = Stopwatch(True, ROUNDS, 2e-3, 0).time(candidates)
+        step = model_passes(model.train(), (x,), True)["step"]
+        calls[f"{name} forward"] = _Prediction(model, x)
+        calls[f"{name} step"] = _Step(model, step)
+    times = interleave(calls, rounds=ROUNDS)
     return {
         name: {
             f"{which}_ms": round(milliseconds(times[f"{name} {which}"]).median, 4)
@@ -119,7 +119,8 @@ class _Prediction:
     def __call__(self) -> object:
         if self.model.training:
             self.model.eval()
-        return self.model(self.x)
+        with torch.no_grad():
+            return self.model(self.x)
 
 
 class _Step:

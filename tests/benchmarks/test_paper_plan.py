@@ -198,7 +198,8 @@ def test_the_plans_that_come_along() -> None:
     archive = open_archive(None)
     demo, full = read_plan("demo", archive), read_plan("full", archive)
     assert {job.run for job in demo} == {job.run for job in full}
-    assert {job.recipe().epochs for job in demo} < {10, 20, 30, 50}
+    (epochs,) = {job.recipe().epochs for job in demo}
+    assert epochs <= 20, "or it takes more than ten minutes"
     assert {job.seed for job in demo} == {0}
     assert {job.recipe().epochs for job in full} == {100, 1000}  # none of the three with 60
 

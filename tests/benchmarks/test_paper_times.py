@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 pytest.importorskip("aeon", reason="aeon is not installed")
@@ -81,6 +83,21 @@ def test_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.Monk
         row["run"] for row in expanded([one, other], times.read_times(path)) if "step_ms" in row
     ]
     assert timed == ["DSN"], "a time of another network is not the row's"
+
+
+def test_predictions_are_timed_in_eval_mode_and_steps_with_gradients() -> None:
+    seen: dict[tuple[bool, bool], int] = Counter()
+
+    class Counted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen[self.training, torch.is_grad_enabled()] += 1
+            return super().forward(x)
+
+    found = times._timed({"a": Counted(3, 2), "b": nn.Linear(3, 2)}, torch.ones(5, 3))
+    assert found.keys() == {"a", "b"}
+    assert all(took["forward_ms"] > 0 and took["step_ms"] > 0 for took in found.values())
+    assert seen.keys() == {(False, False), (True, True)}
+    assert min(seen.values()) >= times.ROUNDS
 
 
 def test_no_time_is_taken_beside_a_sweep(tmp_path: Path) -> None:
