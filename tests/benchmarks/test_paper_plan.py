@@ -199,7 +199,7 @@ def test_the_plans_that_come_along() -> None:
     archive = open_archive(None)
     demo, full = read_plan("demo", archive), read_plan("full", archive)
     assert {job.run for job in demo} == {job.run for job in full}
-    assert {job.recipe().epochs for job in demo} == {10}, "with more it takes over ten minutes"
+    assert {job.recipe().epochs for job in demo} == {10}, "docs/paper.md says so"
     for job in demo:
         if job.run in ("DSN", "masked dense"):
             assert looks(archive.shapes[job.dataset], job.recipe()), "or question (a) has no figure"
