@@ -84,11 +84,8 @@ static inline F64 choose(uint32_t where, F64 a, F64 b) {
   return {_mm256_blendv_pd(b.v, a.v, _mm256_castsi256_pd(F64::mask(where)))};
 }
 
-// sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
-// order lanes j and j + half, half = n/2 ... 1. Two vectors of partial sums are halved into one.
-static inline __m256 row_half(const float* row) {
-  return _mm256_add_ps(_mm256_load_ps(row), _mm256_load_ps(row + 8));
-}
+// sum_lanes(rows): lane i of the result is the sum over the lanes of row i, always in the order
+// lanes j and j + half, half = n/2 ... 1. Two vectors of partial sums are halved into one.
 static inline __m256 halve_4(__m256 a, __m256 b) {
   return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
@@ -97,29 +94,25 @@ static inline __m256 halve_2(__m256 a, __m256 b) {
   return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(c, d)),
                        _mm256_castpd_ps(_mm256_unpackhi_pd(c, d)));
 }
-static inline void sum_lanes(const float* rows, float* sums) {
+static inline __m256 halve_1(__m256 a, __m256 b) {
+  return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+}
+static inline F32 sum_lanes(const F32 (&rows)[8]) {
   // Half h of fours[j] ends up as row 4 h + j.
   __m256 fours[4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    fours[j] = halve_4(row_half(rows + j * 16), row_half(rows + (4 + j) * 16));
+    fours[j] = halve_4(rows[j].v, rows[4 + j].v);
   }
-  const __m256 a = halve_2(fours[0], fours[1]), b = halve_2(fours[2], fours[3]);
-  _mm256_store_ps(sums,
-                  _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd)));
-}
-static inline __m256d row_half(const double* row) {
-  return _mm256_add_pd(_mm256_load_pd(row), _mm256_load_pd(row + 4));
+  return {halve_1(halve_2(fours[0], fours[1]), halve_2(fours[2], fours[3]))};
 }
 static inline __m256d halve_2(__m256d a, __m256d b) {
   return _mm256_add_pd(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31));
 }
-static inline void sum_lanes(const double* rows, double* sums) {
+static inline F64 sum_lanes(const F64 (&rows)[4]) {
   // Half h of `even` ends up as row 2 h, that of `odd` as row 2 h + 1.
-  const __m256d even = halve_2(row_half(rows), row_half(rows + 2 * 8));
-  const __m256d odd = halve_2(row_half(rows + 8), row_half(rows + 3 * 8));
-  _mm256_store_pd(sums,
-                  _mm256_add_pd(_mm256_unpacklo_pd(even, odd), _mm256_unpackhi_pd(even, odd)));
+  const __m256d even = halve_2(rows[0].v, rows[2].v), odd = halve_2(rows[1].v, rows[3].v);
+  return {_mm256_add_pd(_mm256_unpacklo_pd(even, odd), _mm256_unpackhi_pd(even, odd))};
 }
 
 // transpose(src, dst): dst[j][i] = src[i][j] for one square block of kBlock x kBlock.

@@ -79,9 +79,9 @@ static inline F64 choose(uint32_t where, F64 a, F64 b) {
   return {_mm512_mask_blend_pd(static_cast<__mmask8>(where), b.v, a.v)};
 }
 
-// sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
-// order lanes j and j + half, half = n/2 ... 1. Two shuffles and an addition halve two vectors of
-// partial sums into one, so a row costs two shuffles, not a tree of its own.
+// sum_lanes(rows): lane i of the result is the sum over the lanes of row i, always in the order
+// lanes j and j + half, half = n/2 ... 1. Two shuffles and an addition halve two vectors of partial
+// sums into one, so a row costs two shuffles, not a tree of its own.
 static inline __m512 halve_8(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }
@@ -96,61 +96,30 @@ static inline __m512 halve_2(__m512 a, __m512 b) {
 static inline __m512 halve_1(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
 }
-static inline void sum_lanes(const float* rows, float* sums) {
+static inline F32 sum_lanes(const F32 (&rows)[16]) {
   // Quarter q of fours[j] ends up as row 4 q + j: rows are taken in that order.
   __m512 fours[4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    const float* row = rows + j * 16;
-    fours[j] = halve_4(halve_8(_mm512_load_ps(row), _mm512_load_ps(row + 4 * 16)),
-                       halve_8(_mm512_load_ps(row + 8 * 16), _mm512_load_ps(row + 12 * 16)));
+    fours[j] = halve_4(halve_8(rows[j].v, rows[4 + j].v), halve_8(rows[8 + j].v, rows[12 + j].v));
   }
-  _mm512_store_ps(sums, halve_1(halve_2(fours[0], fours[1]), halve_2(fours[2], fours[3])));
+  return {halve_1(halve_2(fours[0], fours[1]), halve_2(fours[2], fours[3]))};
 }
-// partial[i] += the sum over the lanes of sum[i], by the same tree.
-template <int kB>
-static inline void add_lane_sums(const F32 (&sum)[kB], float* partial) {
-  static_assert(kB <= 16);
-  const F32 zero = F32::splat(0);
-  const auto row = [&](int i) { return (i < kB ? sum[i] : zero).v; };
-  __m512 fours[4];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    fours[j] = halve_4(halve_8(row(j), row(4 + j)), halve_8(row(8 + j), row(12 + j)));
-  }
-  const F32 sums = {halve_1(halve_2(fours[0], fours[1]), halve_2(fours[2], fours[3]))};
-  add(F32::load_part(partial, kB), sums).store_part(partial, kB);
+static inline __m512d halve_4(__m512d a, __m512d b) {
+  return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee));
 }
-static inline void sum_lanes(const double* rows, double* sums) {
+static inline __m512d halve_2(__m512d a, __m512d b) {
+  return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
+}
+static inline F64 sum_lanes(const F64 (&rows)[8]) {
   // Quarter q of twos[j] ends up as row 2 q + j.
   __m512d twos[2];
 #pragma GCC unroll 2
   for (int j = 0; j < 2; ++j) {
-    __m512d halves[2];
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const __m512d a = _mm512_load_pd(rows + (j + 4 * i) * 8);
-      const __m512d b = _mm512_load_pd(rows + (j + 4 * i + 2) * 8);
-      halves[i] = _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee));
-    }
-    twos[j] = _mm512_add_pd(_mm512_shuffle_f64x2(halves[0], halves[1], 0x88),
-                            _mm512_shuffle_f64x2(halves[0], halves[1], 0xdd));
+    twos[j] = halve_2(halve_4(rows[j].v, rows[2 + j].v), halve_4(rows[4 + j].v, rows[6 + j].v));
   }
-  _mm512_store_pd(sums, _mm512_add_pd(_mm512_unpacklo_pd(twos[0], twos[1]),
-                                      _mm512_unpackhi_pd(twos[0], twos[1])));
-}
-
-template <int kB>
-static inline void add_lane_sums(const F64 (&sum)[kB], double* partial) {
-  alignas(64) double rows[16 * 8], sums[16];
-  for (int i = 0; i < 16; ++i) {
-    (i < kB ? sum[i] : F64::splat(0)).store(rows + i * 8);
-  }
-  sum_lanes(rows, sums);
-  sum_lanes(rows + 8 * 8, sums + 8);
-  for (int i = 0; i < kB; ++i) {
-    partial[i] += sums[i];
-  }
+  return {
+      _mm512_add_pd(_mm512_unpacklo_pd(twos[0], twos[1]), _mm512_unpackhi_pd(twos[0], twos[1]))};
 }
 
 // transpose(src, dst): dst[j][i] = src[i][j] for one square block of kBlock x kBlock.

@@ -121,23 +121,21 @@ static inline V choose(uint32_t where, V a, V b) {
   return y;
 }
 
-// sum_lanes(rows, sums): sums[i] = the sum over the lanes of row i, for kBlock rows, always in the
-// order lanes j and j + half, half = n/2 ... 1.
-template <typename T>
-static inline void sum_lanes(const T* rows, T* sums) {
-  constexpr int kLanes = static_cast<int>(kRowBytes / sizeof(T));
-  for (int row = 0; row < static_cast<int>(16 / sizeof(T)); ++row) {
-    T sum[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      sum[i] = rows[row * kLanes + i];
-    }
-    for (int half = kLanes / 2; half > 0; half /= 2) {
+// sum_lanes(rows): lane i of the result is the sum over the lanes of row i, always in the order
+// lanes j and j + half, half = n/2 ... 1.
+template <typename T, int kWidth>
+static inline Lanes<T> sum_lanes(const Lanes<T> (&rows)[kWidth]) {
+  Lanes<T> sums;
+  for (int row = 0; row < kWidth; ++row) {
+    auto sum = rows[row].v;
+    for (int half = kWidth / 2; half > 0; half /= 2) {
       for (int i = 0; i < half; ++i) {
         sum[i] = sum[i] + sum[i + half];
       }
     }
-    sums[row] = sum[0];
+    sums.v[row] = sum[0];
   }
+  return sums;
 }
 
 // transpose(src, dst): dst[j][i] = src[i][j] for one square block of kBlock x kBlock.

@@ -98,3 +98,42 @@ template <typename V>
 static inline uint32_t lanes_from(uint32_t set, int h) {
   return set >> h & ((1u << V::kWidth) - 1);
 }
+
+// A row as one vector, whose lanes are the first steps of sum_lanes: lanes j and j + half.
+template <typename V>
+static inline V fold(const typename V::T* row) {
+  constexpr int kParts = kLanes<typename V::T> / V::kWidth;
+  V part[kParts];
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) {
+    part[i] = V::load(row + i * V::kWidth);
+  }
+#pragma GCC unroll 2
+  for (int half = kParts / 2; half > 0; half /= 2) {
+#pragma GCC unroll 2
+    for (int i = 0; i < half; ++i) {
+      part[i] = add(part[i], part[i + half]);
+    }
+  }
+  return part[0];
+}
+
+// sums[i] += the sum over the lanes of the vector row(i), for kB rows.
+template <typename V, int kB, typename Row>
+__attribute__((always_inline)) static inline void add_lane_sums(Row row, typename V::T* sums) {
+  constexpr int kW = V::kWidth;
+#pragma GCC unroll 8
+  for (int i = 0; i < kB; i += kW) {
+    V rows[kW];
+#pragma GCC unroll 16
+    for (int j = 0; j < kW; ++j) {
+      rows[j] = i + j < kB ? row(i + j) : V::splat(0);
+    }
+    const V totals = sum_lanes(rows);
+    if (i + kW <= kB) {
+      add(V::loadu(sums + i), totals).storeu(sums + i);
+    } else {
+      add(V::load_part(sums + i, kB - i), totals).store_part(sums + i, kB - i);
+    }
+  }
+}

@@ -46,8 +46,8 @@ static void dot_tile(const typename V::T* a,
                      int64_t sums_stride) {
   using T = typename V::T;
   constexpr int kN = kLanes<T>;
-  constexpr int kRounded = (kA * kB + kBlock<T> - 1) / kBlock<T> * kBlock<T>;
-  alignas(kRowBytes) T lanes[kRounded * kN], totals[kRounded];
+  constexpr int kRounded = (kA * kB + V::kWidth - 1) / V::kWidth * V::kWidth;
+  alignas(kRowBytes) T lanes[kA * kB * kN], totals[kRounded] = {};
   for (int h = 0; h < kN; h += V::kWidth) {
     V sum[kA][kB];
 #pragma GCC unroll 8
@@ -80,12 +80,8 @@ static void dot_tile(const typename V::T* a,
       }
     }
   }
-  for (int i = kA * kB * kN; i < kRounded * kN; i += V::kWidth) {
-    V::splat(0).store(lanes + i);
-  }
-  for (int i = 0; i < kRounded; i += kBlock<T>) {
-    sum_lanes(lanes + i * kN, totals + i);
-  }
+  add_lane_sums<V, kRounded>(
+      [&](int i) { return i < kA * kB ? fold<V>(lanes + i * kN) : V::splat(0); }, totals);
   for (int i = 0; i < kA; ++i) {
     for (int j = 0; j < kB; ++j) {
       sums[i * sums_stride + j] += totals[i * kB + j];

@@ -4,22 +4,6 @@
 // per weight; then the lanes, in a tree; then the chunks of a split in their order, and last the
 // splits. Neither threads, the ISA nor the order of the tensors change it.
 
-// partial[i] += the sum over the lanes of row i of `sums`.
-template <int kB, typename T>
-static inline void add_lane_sums(T* sums, T* partial) {
-  constexpr int kN = kLanes<T>, kRounded = (kB + kBlock<T> - 1) / kBlock<T> * kBlock<T>;
-  alignas(kRowBytes) T rows[kRounded * kN], totals[kRounded];
-  for (int i = 0; i < kRounded * kN; ++i) {
-    rows[i] = i < kB * kN ? sums[i] : T(0);
-  }
-  for (int i = 0; i < kRounded; i += kBlock<T>) {
-    sum_lanes(rows + i * kN, totals + i);
-  }
-  for (int i = 0; i < kB; ++i) {
-    partial[i] += totals[i];
-  }
-}
-
 // The sums of kB weights of one row stay in registers while the chunk's rows pass by: one load of
 // the gradient serves kB multiply-adds, each with an aligned load of the inputs. In the first
 // `idle` rows the lanes of the set `without` do not count: what they hold of the inputs may belong
@@ -73,7 +57,7 @@ __attribute__((always_inline)) static inline void weight_batch(const typename V:
       }
     }
     if constexpr (kWhole) {
-      add_lane_sums(sum, partial);
+      add_lane_sums<V, kB>([&](int i) { return sum[i]; }, partial);
     } else {
 #pragma GCC unroll 16
       for (int i = 0; i < kB; ++i) {
@@ -82,7 +66,7 @@ __attribute__((always_inline)) static inline void weight_batch(const typename V:
     }
   }
   if constexpr (!kWhole) {
-    add_lane_sums<kB>(sums, partial);
+    add_lane_sums<V, kB>([&](int i) { return fold<V>(sums + i * kN); }, partial);
   }
 }
 

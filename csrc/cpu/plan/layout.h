@@ -10,7 +10,7 @@
 namespace sparseconv {
 
 constexpr int64_t kRowBytes = 64;
-// Rows of a tile at most: one register tile of AVX-512, two of AVX2. Shorter tiles pack more
+// Rows of a tile at most: one register tile of AVX-512, four of AVX2. Shorter tiles pack more
 // overlapping inputs, longer ones leave room for fewer channels in L1.
 constexpr int64_t kTileRows = 30;
 // The same for wgrad, whose registers hold weights while the rows pass by.
