@@ -186,14 +186,14 @@ static void edge_rows(const typename V::T* rows,
   }
 }
 
-// The tiles of one group of lanes, in which `rows` rows follow each other: near-equal, none longer
-// than kTileRows.
+// The tiles of `total` rows, or vectors, that follow each other: near-equal, none longer than
+// `most`.
 struct Tiles {
   int64_t count, each, longer;
 
-  explicit Tiles(int64_t rows, int64_t most = kTileRows)
-      : count(ceil_div(rows, most)), each(rows / count), longer(rows % count) {}
-  int64_t rows(int64_t t) const { return each + (t < longer); }
+  explicit Tiles(int64_t total, int64_t most = kTileRows)
+      : count(ceil_div(total, most)), each(total / count), longer(total % count) {}
+  int64_t size(int64_t t) const { return each + (t < longer); }
   int64_t begin(int64_t t) const { return t * each + min_of(t, longer); }
 };
 
@@ -230,14 +230,14 @@ static void correlate_block(const Correlation& p,
   if (first[r0] == first[r1]) {
     return;
   }
-  // Cut by vectors, not by rows: half the rows with both halves of each share more of L1 and of its
-  // lines than all rows with one half (AVX2: fprop and dgrad of DSN 3 to 6 % faster at L = 128).
-  // All tiles run the same code, for the branch predictor: after the first one it knows where the
-  // rows end (dgrad at N = 2, L = 70: 10 %).
+  // Cut by vectors, not by rows: half the rows with both halves of each use whole lines of L1, all
+  // rows with one half only halves (AVX2, L = 128: fprop and dgrad of DSN 2 to 6 % faster). All
+  // tiles run the same code: with one of its own for the last, dgrad at N = 2, L = 70 took 10 %
+  // longer, presumably since the branch predictor learns in one tile where the rows end.
   const Tiles tiles(tile_rows * (kN / V::kWidth), V::kTile);
   for (int64_t t = 0; t < tiles.count; ++t) {
     const int64_t at = tiles.begin(t) * V::kWidth, own = t + 1 == tiles.count ? edge : 0;
-    pick_correlate_tile<V>(tiles.rows(t), b == 0, edge != 0)(
+    pick_correlate_tile<V>(tiles.size(t), b == 0, edge != 0)(
         inputs + at, own, static_cast<const T*>(p.values), e.rows, e.records + first[r0],
         first[r1] - first[r0], init, acc + at, stride);
   }
@@ -260,7 +260,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
   Neighbourhood<V> near;
   for (int64_t at = share.tile_begin; at <= share.tile_end; ++at) {
     const int64_t group = at / tiles.count, t = at % tiles.count;
-    const int64_t row = tiles.begin(t), rows = tiles.rows(t);
+    const int64_t row = tiles.begin(t), rows = tiles.size(t);
     const LaneSets sets = lane_sets(y, group);
     if (p.in_lanes && (at == share.tile_begin || t == 0)) {
       near.set(y, group, p.mode == PaddingMode::replicate);

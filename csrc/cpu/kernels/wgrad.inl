@@ -145,7 +145,7 @@ static void wgrad(const WeightGradient& p, int64_t part, int64_t parts, void* sc
     const int64_t begin = chunks * split / p.splits, end = chunks * (split + 1) / p.splits;
     for (int64_t at = begin; at < end; ++at) {
       const int64_t group = at / tiles.count, t = at % tiles.count;
-      const int64_t row = tiles.begin(t), rows = tiles.rows(t);
+      const int64_t row = tiles.begin(t), rows = tiles.size(t);
       const LaneSets sets = lane_sets(y, group);
       const int64_t idle = sets.first != 0 ? min_of(rows, max_of(0, y.idle - row)) : 0;
       if (p.in_lanes && (at == begin || t == 0)) {
