@@ -35,8 +35,8 @@ def altered_tree(folder: Path, convolve: str) -> Path:
 def test_a_slowed_computation_fails_and_no_other_does(tmp_path: Path) -> None:
     tree = altered_tree(
         tmp_path,
-        "lambda x, v, *a, **k: [convolve(x, v, *a, **k) "
-        "for _ in range(1 if x.requires_grad or v.requires_grad else 3)][-1]",
+        "lambda x, v, *a, **k: (x.requires_grad or v.requires_grad or convolve(x, v, *a, **k), "
+        "convolve(x, v, *a, **k))[1]",
     )
     compared = [REAL, rows.layer(rows.TINY), rows.step(8)]
     keys = [(row.name, computation) for row in compared for computation in row.computations]
@@ -44,7 +44,7 @@ def test_a_slowed_computation_fails_and_no_other_does(tmp_path: Path) -> None:
     assert [result[:2] for result in found if result.verdict(1.1) == "slower"] == [
         (REAL.name, "fprop")
     ], found
-    assert found[0].ratio.median > 1.5  # of three calls for one: what is left of it beside others
+    assert found[0].ratio.median > 1.5
 
 
 def test_a_wrong_result_is_not_timed(tmp_path: Path) -> None:
