@@ -164,8 +164,9 @@ static inline uint16_t float_to_half(float x) {
 // instead of 6, 1x1 of 141 -> 47 takes 8 to 9 % longer, with 5 it takes 4 to 7 % (N = 16, L = 128
 // and 512, one thread of an AMD EPYC, Zen 5).
 constexpr int kPointRows = 6;
-// Of wgrad of a 1x1 convolution: 12 sums, three inputs, one gradient.
-constexpr int kDotRows = 4, kDotInputs = 3;
+// Rows of the taller and of the other factor in a tile of a 1x1 wgrad: 12 sums, three and one
+// loaded.
+constexpr int kDotA = 4, kDotB = 3;
 
 // x, or 0 where x < 0. The instruction returns its second operand where either is a NaN.
 static inline F32 relu(F32 x) {

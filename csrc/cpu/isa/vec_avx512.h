@@ -194,8 +194,9 @@ static inline uint16_t float_to_half(float x) {
 // instead of 12, 1x1 of 141 -> 47 takes 1 % longer (median of its three computations at N = 16,
 // L = 128 and 512, one thread of a busy AMD EPYC, Zen 5); with 14, dgrad takes 9 % longer.
 constexpr int kPointRows = 12;
-// Of wgrad of a 1x1 convolution: 24 sums, four inputs, one gradient.
-constexpr int kDotRows = 6, kDotInputs = 4;
+// Rows of the taller and of the other factor in a tile of a 1x1 wgrad: 24 sums, four and one
+// loaded.
+constexpr int kDotA = 6, kDotB = 4;
 
 // x, or 0 where x < 0. The instruction returns its second operand where either is a NaN.
 static inline F32 relu(F32 x) {

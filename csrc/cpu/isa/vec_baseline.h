@@ -192,8 +192,8 @@ static inline uint16_t float_to_half(float x) {
 
 // Outputs x vectors of one register tile: 8 sums, two inputs, one weight of 16 registers.
 constexpr int kPointRows = 4;
-// Of wgrad of a 1x1 convolution.
-constexpr int kDotRows = 4, kDotInputs = 2;
+// Rows of the taller and of the other factor in a tile of a 1x1 wgrad: 8 sums, two and one loaded.
+constexpr int kDotA = 4, kDotB = 2;
 
 // x, or 0 where x < 0: a NaN stays.
 template <typename V>

@@ -43,7 +43,8 @@ static void dot_tile(const typename V::T* a,
                      int64_t columns,
                      int64_t stride,
                      typename V::T* sums,
-                     int64_t sums_stride) {
+                     int64_t a_stride,
+                     int64_t b_stride) {
   using T = typename V::T;
   constexpr int kN = kLanes<T>;
   constexpr int kRounded = (kA * kB + V::kWidth - 1) / V::kWidth * V::kWidth;
@@ -85,9 +86,25 @@ static void dot_tile(const typename V::T* a,
       [&](int i) { return i < kA * kB ? fold<V>(lanes + i * kN) : V::splat(0); }, totals);
   for (int i = 0; i < kA; ++i) {
     for (int j = 0; j < kB; ++j) {
-      sums[i * sums_stride + j] += totals[i * kB + j];
+      sums[i * a_stride + j * b_stride] += totals[i * kB + j];
     }
   }
+}
+
+template <typename V>
+using DotTile = void (*)(const typename V::T*,
+                         const typename V::T*,
+                         int64_t,
+                         int64_t,
+                         typename V::T*,
+                         int64_t,
+                         int64_t);
+
+// Of a and b rows; sizes: 0 .. kDotA * kDotB - 1.
+template <typename V, int... kSize>
+static DotTile<V> pick_dot_tile(int64_t a, int64_t b, std::integer_sequence<int, kSize...>) {
+  static constexpr DotTile<V> kTiles[] = {dot_tile<V, kSize / kDotB + 1, kSize % kDotB + 1>...};
+  return kTiles[(a - 1) * kDotB + b - 1];
 }
 
 // out[r, k] = sum over the columns j: grad[r, j] * in[k, j]. Lanes run along the columns; sums over
@@ -95,30 +112,32 @@ static void dot_tile(const typename V::T* a,
 template <typename V>
 static void pointwise_gradient(const PointwiseGradient& p, int64_t part, int64_t parts, void*) {
   using T = typename V::T;
-  constexpr int kA = kDotRows, kB = kDotInputs;
-  T* out = static_cast<T*>(p.out);
-  const int64_t blocks = ceil_div(p.rows, kA);
-  const int64_t r0 = blocks * part / parts * kA;
-  const int64_t r1 = min_of(p.rows, blocks * (part + 1) / parts * kA);
-  for (int64_t i = r0 * p.depth; i < r1 * p.depth; ++i) {
+  constexpr auto kSizes = std::make_integer_sequence<int, kDotA * kDotB>();
+  struct Factor {
+    const T* data;
+    int64_t rows, out_stride;
+  };
+  const int64_t begin = p.rows * part / parts, rows = p.rows * (part + 1) / parts - begin;
+  T* out = static_cast<T*>(p.out) + begin * p.depth;
+  for (int64_t i = 0; i < rows * p.depth; ++i) {
     out[i] = T(0);
   }
+  const Factor grad = {static_cast<const T*>(p.grad) + begin * p.columns, rows, p.depth};
+  const Factor in = {static_cast<const T*>(p.in), p.depth, 1};
+  // A tile's rows of the taller one stay in L1 while the other passes, whose columns fit into L2.
+  const Factor& a = grad.rows < in.rows ? in : grad;
+  const Factor& b = grad.rows < in.rows ? grad : in;
+  const int64_t a_tiles = ceil_div(a.rows, kDotA), b_tiles = ceil_div(b.rows, kDotB);
   for (int64_t c = 0; c < p.columns; c += kDotColumns) {
     const int64_t columns = min_of(kDotColumns, p.columns - c);
-    const T* grad = static_cast<const T*>(p.grad) + c;
-    const T* in = static_cast<const T*>(p.in) + c;
-    for (int64_t r = r0; r < r1;) {
-      const int64_t rows = r1 - r >= kA ? kA : 1;
-      for (int64_t k = 0; k < p.depth;) {
-        const int64_t depth = p.depth - k >= kB ? kB : 1;
-        const auto tile = rows == kA    ? depth == kB ? dot_tile<V, kA, kB> : dot_tile<V, kA, 1>
-                          : depth == kB ? dot_tile<V, 1, kB>
-                                        : dot_tile<V, 1, 1>;
-        tile(grad + r * p.columns, in + k * p.columns, columns, p.columns, out + r * p.depth + k,
-             p.depth);
-        k += depth;
+    for (int64_t t = 0; t < a_tiles; ++t) {
+      const int64_t i = a.rows * t / a_tiles, n_i = a.rows * (t + 1) / a_tiles - i;
+      for (int64_t u = 0; u < b_tiles; ++u) {
+        const int64_t j = b.rows * u / b_tiles, n_j = b.rows * (u + 1) / b_tiles - j;
+        pick_dot_tile<V>(n_i, n_j, kSizes)(
+            a.data + i * p.columns + c, b.data + j * p.columns + c, columns, p.columns,
+            out + i * a.out_stride + j * b.out_stride, a.out_stride, b.out_stride);
       }
-      r += rows;
     }
   }
 }
