@@ -118,6 +118,9 @@ static void pointwise_gradient(const PointwiseGradient& p, int64_t part, int64_t
     int64_t rows, out_stride;
   };
   const int64_t begin = p.rows * part / parts, rows = p.rows * (part + 1) / parts - begin;
+  if (rows * p.depth == 0) {
+    return;
+  }
   T* out = static_cast<T*>(p.out) + begin * p.depth;
   for (int64_t i = 0; i < rows * p.depth; ++i) {
     out[i] = T(0);
@@ -127,14 +130,14 @@ static void pointwise_gradient(const PointwiseGradient& p, int64_t part, int64_t
   // A tile's rows of the taller one stay in L1 while the other passes, whose columns fit into L2.
   const Factor& a = grad.rows < in.rows ? in : grad;
   const Factor& b = grad.rows < in.rows ? grad : in;
-  const int64_t a_tiles = ceil_div(a.rows, kDotA), b_tiles = ceil_div(b.rows, kDotB);
+  const Tiles a_tiles(a.rows, kDotA), b_tiles(b.rows, kDotB);
   for (int64_t c = 0; c < p.columns; c += kDotColumns) {
     const int64_t columns = min_of(kDotColumns, p.columns - c);
-    for (int64_t t = 0; t < a_tiles; ++t) {
-      const int64_t i = a.rows * t / a_tiles, n_i = a.rows * (t + 1) / a_tiles - i;
-      for (int64_t u = 0; u < b_tiles; ++u) {
-        const int64_t j = b.rows * u / b_tiles, n_j = b.rows * (u + 1) / b_tiles - j;
-        pick_dot_tile<V>(n_i, n_j, kSizes)(
+    for (int64_t t = 0; t < a_tiles.count; ++t) {
+      const int64_t i = a_tiles.begin(t);
+      for (int64_t u = 0; u < b_tiles.count; ++u) {
+        const int64_t j = b_tiles.begin(u);
+        pick_dot_tile<V>(a_tiles.size(t), b_tiles.size(u), kSizes)(
             a.data + i * p.columns + c, b.data + j * p.columns + c, columns, p.columns,
             out + i * a.out_stride + j * b.out_stride, a.out_stride, b.out_stride);
       }
