@@ -107,14 +107,15 @@ struct Correlation {
   const void* init;    // accumulation type, (n_rows,) or null for zeros
   LaneOrder order;     // of the outputs
   // Both signals lie in that order (float32 and float64 only): `in.data` and `out.data` are all
-  // that counts of them, step and out_step are 1, the tile has one segment, the padding is zeros,
-  // or replicated on the right alone.
+  // that counts of them, step and out_step are 1, the tile has one segment, the padding is zeros
+  // or replicated.
   bool in_lanes;
   TensorView in;
   int64_t in_length;
   PaddingMode mode;
   int64_t origin;
   // The scratch holds, instead of the inputs, their sums from the beginning of the only segment on.
+  // In lanes only the first output of each series is computed then, and added to what is there.
   bool prefix_sums;
   // The last output of each series reads, instead of the inputs, their sums from its own on: that
   // is the gradient of a sample which was replicated on the right.
@@ -129,6 +130,12 @@ struct Correlation {
   int64_t fold_left;
   int64_t fold_right;
   bool relu;  // negative outputs become 0; NaN stays
+
+  // Whether the output itself holds the sums from the first channel block on.
+  bool in_place() const { return in_lanes && !prefix_sums; }
+  // Of the rows of each piece, those that are computed: all, or the one of the first sample.
+  int64_t rows() const { return in_lanes && prefix_sums ? 1 : order.rows; }
+  int64_t first_row() const { return in_lanes && prefix_sums ? order.idle : 0; }
 };
 
 // As many weights of one row and channel block as are summed at once.

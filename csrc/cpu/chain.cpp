@@ -59,7 +59,7 @@ double count_batch(const Chain::Statistics& kept) {
 void Chain::add_conv(ConvPlanPtr plan, bool relu) {
   TORCH_CHECK_VALUE(fits_lanes(plan->geometry),
                     "expected a convolution that keeps the length, of stride 1, padded with zeros "
-                    "or replicated on the right alone");
+                    "or replicated ends");
   stages_.push_back({Kind::conv, std::move(plan), relu, 0, false});
 }
 

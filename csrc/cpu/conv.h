@@ -10,8 +10,8 @@
 
 namespace sparseconv {
 
-// Whether the kernels can take and give tensors in lanes: outputs as long as inputs, padded with
-// zeros or on the right alone.
+// Whether the kernels can take and give tensors in lanes: outputs as long as inputs, which are
+// padded with zeros or replicated ends.
 bool fits_lanes(const Geometry& g);
 
 // `lanes` is the order of input and output, null for (N, C, L).

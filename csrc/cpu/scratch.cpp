@@ -27,13 +27,13 @@ int64_t longest_tile(int64_t rows, int64_t most) {
 
 CorrelateScratch plan_scratch(const Correlation& p) {
   CorrelateScratch plan;
-  const int64_t rows = longest_tile(p.order.rows, kTileRows);
+  const int64_t rows = longest_tile(p.rows(), kTileRows);
   const int64_t group_rows = p.entries.n_rows / p.entries.groups;
-  plan.row_block = p.in_lanes ? group_rows : std::min(group_rows, kAccBytes / (rows * kRowBytes));
+  plan.row_block = p.in_place() ? group_rows : std::min(group_rows, kAccBytes / (rows * kRowBytes));
   plan.input_rows = block_rows(p.tile, p.entries.channels_per_group);
   plan.edge_rows = p.edge ? plan.input_rows : 0;
   plan.acc_stride = rows;
-  plan.acc_rows = p.in_lanes ? 0 : (p.entries.n_blocks == 1 ? kStored : plan.row_block) * rows;
+  plan.acc_rows = p.in_place() ? 0 : (p.entries.n_blocks == 1 ? kStored : plan.row_block) * rows;
   plan.stage_rows = p.in_lanes ? 0 : stage_rows(p.tile, rows);
   return plan;
 }

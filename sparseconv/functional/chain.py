@@ -120,7 +120,7 @@ Stage = Conv | Pointwise | NormRelu
 def keeps_order(geometry: Geometry) -> bool:
     """Whether the kernels can take and give tensors in their own order.
 
-    Outputs are as long as inputs, padding is zeros or replicated on the right alone.
+    Outputs are as long as inputs, padding is zeros or replicated ends.
 
     Example:
         >>> keeps_order(Geometry.of((8, 4, 3), 1, "same", 1, 1, "zeros"))

@@ -254,13 +254,14 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
   T* acc = edges + plan.edge_rows * kN;
   T* stage = acc + plan.acc_rows * kN;
   const LaneOrder& y = p.order;
-  const Tiles tiles(y.rows);
+  const Tiles tiles(p.rows());
+  const bool in_place = p.in_place();
   const int64_t group_rows = e.n_rows / e.groups;
   const Share share = share_of(e.row_starts, e.n_rows, y.groups * tiles.count, part, parts);
   Neighbourhood<V> near;
   for (int64_t at = share.tile_begin; at <= share.tile_end; ++at) {
     const int64_t group = at / tiles.count, t = at % tiles.count;
-    const int64_t row = tiles.begin(t), rows = tiles.size(t);
+    const int64_t row = p.first_row() + tiles.begin(t), rows = tiles.size(t);
     const LaneSets sets = lane_sets(y, group);
     if (p.in_lanes && (at == share.tile_begin || t == 0)) {
       near.set(y, group, p.mode == PaddingMode::replicate);
@@ -274,7 +275,7 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
     for (int64_t r0 = row_begin, r1; r0 < row_end; r0 = r1) {
       const int64_t conv_group = r0 / group_rows;
       r1 = min_of(min_of(row_end, (conv_group + 1) * group_rows), r0 + plan.row_block);
-      const int64_t stride = p.in_lanes ? y.channel() : plan.acc_stride * kN;
+      const int64_t stride = in_place ? y.channel() : plan.acc_stride * kN;
       for (int64_t b = 0; b < e.n_blocks; ++b) {
         const int64_t c0 = conv_group * e.channels_per_group + b * p.tile.block_channels;
         const int64_t c1 =
@@ -300,24 +301,25 @@ static void correlate(const Correlation& p, int64_t part, int64_t parts, void* s
         // Of the tile's last row, relative to where it would read else.
         const int64_t distance = edge ? edges - inputs - (rows - 1) * kN : 0;
         const bool last = b + 1 == e.n_blocks;
-        const int64_t step = last && !p.in_lanes ? kStored : r1 - r0;
+        const int64_t step = last && !in_place ? kStored : r1 - r0;
         for (int64_t s0 = r0, s1; s0 < r1; s0 = s1) {
           s1 = min_of(r1, s0 + step);
           for (int64_t r = s0; last && !p.in_lanes && r < s1; ++r) {
             expect_unpack(p, targets, r);
           }
-          // In its own order the output holds the sums from the first channel block on. With one
-          // block no sum waits for the next, and a few slots serve all rows.
-          T* sums = p.in_lanes ? static_cast<T*>(p.out.data) + (group * y.rows + row) * kN
-                               : acc - (e.n_blocks == 1 ? s0 : r0) * stride;
+          // With one block no sum waits for the next, and a few slots serve all rows.
+          T* out = static_cast<T*>(p.out.data) + (group * y.rows + row) * kN;  // if in lanes
+          T* sums = in_place ? out : acc - (e.n_blocks == 1 ? s0 : r0) * stride;
           correlate_block<V>(p, b, s0, s1, rows, inputs, distance, sums, stride);
           for (int64_t r = s0; last && r < s1; ++r) {
             T* done = sums + r * stride;
             for (int64_t i = 0; p.relu && i < rows * kN; i += V::kWidth) {
               relu(V::load(done + i)).store(done + i);
             }
-            if (p.in_lanes) {
+            if (in_place) {
               clear_idle<V>(y, sets, row, rows, done);
+            } else if (p.in_lanes) {
+              add_lanes<V>(sets.first, done, out + r * y.channel());
             } else {
               unpack(p, lanes, targets, r, rows, done, stage);
             }

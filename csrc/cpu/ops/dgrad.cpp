@@ -55,10 +55,14 @@ Tensor gathered(const Tensor& values, const int32_t* from) {
 // from. A tap at `position` of the kernel meets there the outermost padding - position gradients:
 // the same correlation once more, for one output, over running sums of the gradients.
 void add_left_edge(Tensor& output, Correlation p, const Geometry& g) {
-  Tensor edge = at::empty({output.size(0), output.size(1), 1}, output.options());
   p.origin = g.left - 1;
   p.prefix_sums = true;
   p.edge = false;
+  if (p.in_lanes) {
+    run_correlation(p, element_of(output));
+    return;
+  }
+  Tensor edge = at::empty({output.size(0), output.size(1), 1}, output.options());
   p.out = view(edge);
   p.out_length = 1;
   p.first = 0;
@@ -91,6 +95,9 @@ Tensor run_dgrad(const Tensor& grad,
     p.origin = g.left;
     p.edge = g.mode == PaddingMode::replicate && g.right > 0;
     run_correlation(p, element_of(grad));
+    if (g.mode == PaddingMode::replicate && g.left > 0) {
+      add_left_edge(output, p, g);
+    }
     return output;
   }
   // Padding other than zeros carries gradient back to the samples it was copied from. What reaches

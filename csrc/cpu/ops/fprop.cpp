@@ -12,7 +12,7 @@ namespace sparseconv {
 
 bool fits_lanes(const Geometry& g) {
   return g.stride == 1 && g.left + g.right == g.reach() - 1 &&
-         (g.mode == PaddingMode::zeros || (g.mode == PaddingMode::replicate && g.left == 0)) &&
+         (g.mode == PaddingMode::zeros || g.mode == PaddingMode::replicate) &&
          fprop_layout(g).segments.size() == 1;
 }
 
