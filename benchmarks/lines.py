@@ -37,7 +37,10 @@ def read_lines(
                 raise ValueError(f"expected an object, but got {row!r}")
             check(row)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}, is not a row: {error}") from error
+            raise ValueError(
+                f"{path}, line {number}, is not a row: {error}; remove that line, and what it was "
+                "of is made again"
+            ) from error
         found.append(row)
     return found
 

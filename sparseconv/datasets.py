@@ -186,6 +186,10 @@ def _read_folder(folder: Path, stem: str) -> _Splits:
 def _read_ts(path: Path, read: Callable[..., Any]) -> tuple[Any, Any]:
     try:
         X, y, header = read(str(path), return_meta_data=True)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"there is no {path}; expected NAME_TRAIN.ts and NAME_TEST.ts side by side"
+        ) from error
     # aeon checks little: what is wrong with a file shows as any of these.
     except (OSError, ValueError, TypeError, IndexError) as error:
         raise ValueError(

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.plan import PLANS, read_plan
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"{counted(len(jobs), 'job')} on {sets} of "
         f"{arguments.archive or 'aeon (--archive DIR: of an archive)'}, rows in {arguments.out}"
     )
-    pool = dask_pool(arguments.scheduler) if arguments.scheduler else local_pool(arguments.workers)
+    address = arguments.scheduler
+    pool = local_pool(arguments.workers) if address is None else dask_pool(address)
     failed = sweep(jobs, archive, arguments.out, pool)
     for job, message in failed.items():
         print(f"FAILED: {job}: {message}", file=sys.stderr)
@@ -57,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Make tables and figures of the rows that are there."""
-    page = write_report(read_rows(arguments.out / ROWS_NAME), arguments.out / "report")
+    page = write_report(_rows(arguments), arguments.out / "report")
     print(f"wrote {page}")
     return 0
 
@@ -65,11 +67,18 @@ def report(arguments: argparse.Namespace) -> int:
 def time(arguments: argparse.Namespace) -> int:
     """Measure the networks of the rows, and report."""
     times = arguments.out / TIMES_NAME
-    if added := measure(read_rows(arguments.out / ROWS_NAME), times):
+    if added := measure(_rows(arguments), times):
         print(f"measured the networks of {counted(added, 'data set')}: {times}")
     else:
         print("nothing to measure: no data set has two networks that differ and were not measured")
     return report(arguments)
+
+
+def _rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    if not arguments.out.is_dir():
+        state = "is no folder" if arguments.out.exists() else "does not exist"
+        raise ValueError(f"{arguments.out} {state}; name the folder that a sweep wrote")
+    return read_rows(arguments.out / ROWS_NAME)
 
 
 def cores() -> int:
@@ -79,16 +88,24 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def filled(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
 def folder(text: str) -> Path:
-    if not text:  # which would be the current one
-        raise argparse.ArgumentTypeError("must name a folder, but is empty")
-    return Path(text)
+    # "" would be the current one, and make hands "~" over as it is.
+    return Path(filled(text)).expanduser()
 
 
 def positive(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, but got {text}")
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, but got {text!r}")
     return number
 
 
@@ -112,7 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="processes, one thread each (default: as many as cores that this one may use)",
     )  # fmt: skip
     where.add_argument(
-        "--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs the jobs"
+        "--scheduler",
+        type=filled,
+        metavar="ADDRESS",
+        help="of a Dask cluster that runs the jobs",
     )
     running.set_defaults(command=run)
     reporting = commands.add_parser("report", help="make tables and figures of the rows")
@@ -124,8 +144,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.command(arguments)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where, why = error.filename or "a file", error.strerror or error
+        print(f"error: {where} cannot be used ({why}); choose another folder", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

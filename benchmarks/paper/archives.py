@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.paper import kinds
 from sparseconv import datasets
 from sparseconv.datasets import Dataset
 
@@ -72,6 +73,9 @@ def open_archive(folder: Path | None) -> Archive:
     sources = {name: name for name in datasets.BUNDLED} if folder is None else _find(folder)
     shapes, checksums, broken = {}, {}, {}
     for name, source in sources.items():
+        if not kinds.text(name):
+            broken[ascii(name)] = "its name has characters that cannot be printed; rename its files"
+            continue
         try:
             data = read(source)
         except (ValueError, RuntimeError) as error:
@@ -129,7 +133,7 @@ def read(source: str, series: str = "raw", split: str = "own") -> Dataset:
             ``segment_train`` and those of the test set.
 
     Raises:
-        ValueError: as ``datasets.load``; a file without subjects.
+        ValueError: as ``datasets.load``; training series that are all 0; a file without subjects.
     """
     data = datasets.load(source, nan_to_zero=True)
     if not data.X_train.any():

@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.paper.comparison import Row, Runs, interval, published_accuracy, versus
 from benchmarks.paper.tables.cells import counted, wins
 from benchmarks.paper.tables.dsn import step_ratios
+from benchmarks.paper.times import BATCH
 from sparseconv.models import DSN
 from sparseconv.report.figures import (
     BLUE,
@@ -338,7 +339,9 @@ def pareto(runs: Runs, path: Path) -> Path | None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
-    style_axes(axes, f"ms of a batch of 16 on one thread; data sets: {len(common)}", "accuracy (%)")
+    style_axes(
+        axes, f"ms of a batch of {BATCH} on one thread; data sets: {len(common)}", "accuracy (%)"
+    )
     axes.margins(x=0.1, y=0.1)
     return _save(figure, path)
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper import kinds
 from benchmarks.paper.archives import (
     SERIES,
     SPLITS,
@@ -19,7 +20,7 @@ from benchmarks.paper.archives import (
     lacking,
 )
 from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS
-from benchmarks.paper.variants import check_variants, is_number
+from benchmarks.paper.variants import check_variants, variant_name
 from sparseconv.training.recipe import Recipe
 
 PLANS = Path(__file__).with_name("plans")
@@ -106,9 +107,9 @@ def read_plan(
 
     A plan has ``epochs``, ``seeds`` and ``[[run]]`` tables; or it has ``base``, another plan whose
     runs it takes with its own ``epochs``, ``seeds`` and ``order``, on the ``cheapest`` sets of each
-    run. With ``order = "seeds"`` all runs have one seed before the next begins, with
-    ``order = "sets"`` one data set, the cheapest first: however early it ends, such a sweep has
-    something in each table.
+    run; epochs that one of them has of its own change by the same factor. With ``order = "seeds"``
+    all runs have one seed before the next begins, with ``order = "sets"`` one data set, the
+    cheapest first: however early it ends, such a sweep has something in each table.
 
     Args:
         path: a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``.
@@ -120,13 +121,14 @@ def read_plan(
     """
     file, content = _read(path)
     jobs: dict[tuple[str, str, int], Job] = {}
+    change: Callable[[Any], Any] | None = None  # what becomes of a run of the base
     named: dict[str, Mapping[str, Any]] = {}  # each run's options
     sets: dict[str, None] = {}  # that the plan names, and that are not there
     try:
         runs = content.get("run", [])
         if "base" in content:
             _check_keys(content, ("base", "epochs", "seeds", "cheapest", "order"))
-            content = _of_base(content, file.parent)
+            change, content = _of_base(content, file.parent)
             runs = content["run"]
         _check_keys(content, ("base", "epochs", "seeds", "cheapest", "order", "run"))
         if (order := content.get("order", "runs")) not in list(ORDERS):
@@ -139,7 +141,7 @@ def read_plan(
         _check_seeds(content.get("seeds", [0]))
         for number, run in enumerate(runs, 1):
             try:
-                found = _jobs(run, content, archive)
+                found = _jobs(change(run) if change else run, content, archive)
                 sets |= dict.fromkeys(lacking(archive, run["sets"]))
                 for job in found:
                     for key, above, here in differing(
@@ -154,17 +156,26 @@ def read_plan(
             except (ValueError, TypeError) as error:
                 name = (isinstance(run, dict) and run.get("name")) or number
                 raise ValueError(f"run {name}: {error}") from error
+        for run_name, options in named.items():
+            for other in (variant_name(run_name, variant) for variant in options["pruning"]):
+                if other in named:
+                    raise ValueError(
+                        f"run {other} has the name that tables give a variant of {run_name}; give "
+                        "one of them another name"
+                    )
     except (ValueError, TypeError) as error:
         raise ValueError(f"the plan {file} cannot be used: {error}") from error
     if not jobs:
         raise ValueError(
             f"the plan {file} chooses no data set that the archive holds; it has "
             f"{', '.join(archive.shapes) or 'none that can be read'}"
+            '; sets = "all" in a run chooses all that are there'
         )
     if sets:
         left_out(f"{', '.join(sets)}: the archive does not hold them")
     if empty := [run["name"] for run in runs if all(run["name"] != job[0] for job in jobs)]:
-        left_out(f"the runs {', '.join(dict.fromkeys(empty))}: nothing of their data sets is there")
+        names = ", ".join(f'"{name}"' for name in dict.fromkeys(empty))  # some hold commas
+        left_out(f"the runs {names}: nothing of their data sets is there")
     return sorted(jobs.values(), key=partial(ORDERS[order], archive))
 
 
@@ -176,8 +187,13 @@ def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[
     return [(name, one, other) for name, one, other in pairs if one != other]
 
 
-def _of_base(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The content of the plan that is the base, with the changes; its path is from ``folder``."""
+def _of_base(
+    content: Mapping[str, Any], folder: Path
+) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+    """What a plan changes of each run of its base, and the content of both.
+
+    The base's path is from ``folder``.
+    """
     base = content["base"]
     if not isinstance(base, str):
         raise ValueError(f"base must name a plan, but got {base!r}")
@@ -188,8 +204,9 @@ def _of_base(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         raise ValueError(f"its base {file} has no [[run]] tables")
     if "cheapest" in content:
         check_cheapest(content["cheapest"])
-    changes = {key: content[key] for key in ("epochs", "seeds") if key in content}
-    return {**found, **content, "run": [_changed(run, content, changes) for run in runs]}
+    for plan in (found, content):
+        Recipe(epochs=plan.get("epochs", 1))
+    return partial(_changed, content, found.get("epochs")), {**found, **content}
 
 
 def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -210,19 +227,25 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _changed(
-    run: Mapping[str, Any], content: Mapping[str, Any], changes: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A run of another plan, with this plan's epochs and seeds, on its cheapest sets."""
-    sets = run.get("sets")
-    sets = sets if isinstance(sets, dict) else {"of": sets}
-    if "cheapest" in content:
-        limits = [content["cheapest"], *([sets["cheapest"]] if "cheapest" in sets else [])]
-        sets = {**sets, "cheapest": min(limits)}
-    found = {**run, "sets": sets}
-    if "epochs" in changes:
-        found["recipe"] = {**run.get("recipe", {}), "epochs": changes["epochs"]}
-    if "seeds" in changes:
-        found["seeds"] = changes["seeds"]
+    content: Mapping[str, Any], epochs: int | None, run: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """A run of another plan, which has ``epochs``, with this plan's seeds and cheapest sets.
+
+    Epochs of its own stay in proportion, as they may be what the run is about.
+    """
+    found = dict(run)
+    if "cheapest" in content and "sets" in run:
+        sets = run["sets"] if isinstance(run["sets"], dict) else {"of": run["sets"]}
+        check_cheapest(own := sets.get("cheapest", content["cheapest"]))
+        found["sets"] = {**sets, "cheapest": min(own, content["cheapest"])}
+    recipe = run.get("recipe")
+    if "epochs" in content and isinstance(recipe, dict) and "epochs" in recipe:
+        own = Recipe(epochs=recipe["epochs"]).epochs
+        found["recipe"] = {
+            **recipe, "epochs": max(1, round(own * content["epochs"] / (epochs or own)))
+        }  # fmt: skip
+    if "seeds" in content:
+        found["seeds"] = content["seeds"]
     return found
 
 
@@ -239,8 +262,8 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
         if key not in run:
             raise ValueError(f"it needs {key!r}")
     settings = DEFAULTS | run
-    if not isinstance(name := run["name"], str) or not name or not name.isprintable():
-        raise ValueError(f"name must be a text of one line, but got {name!r}")
+    if not kinds.text(run["name"]):
+        raise ValueError(f"name must be a text of one line, but got {run['name']!r}")
     if not isinstance(settings["keep"], bool):
         raise ValueError(f"keep must be true or false, but got {settings['keep']!r}")
     options = {key: settings[key] for key in CONTENT}
@@ -341,7 +364,7 @@ def _check_rocket(network: Mapping[str, Any]) -> None:
 def _check_pruning(options: Mapping[str, Any]) -> None:
     """Refuse what a plan asks of ``pruning`` and ``silence`` that cannot be done."""
     check_variants(options["pruning"])
-    if not is_number(options["silence"]) or options["silence"] < 0:
+    if not kinds.number(options["silence"]) or options["silence"] < 0:
         raise ValueError(f"silence must be a weight, at least 0, but got {options['silence']!r}")
     if options["pruning"] and (options["model"] == "DSN" or options["model"] in ROCKETS):
         raise ValueError(f"pruning is for dense networks, not for {options['model']}")
@@ -363,4 +386,5 @@ def _check_keys(table: Any, known: Any, prefix: str = "") -> None:
         raise ValueError(f"expected a table, but got {table!r}")
     unknown = [key for key in table if key not in known]
     if unknown:
-        raise ValueError(f"unknown key {prefix}{unknown[0]}; known are {', '.join(sorted(known))}")
+        names = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"unknown key {prefix}{unknown[0]}; known are {names}")

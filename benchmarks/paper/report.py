@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.paper import pruned_filters, rocket
@@ -32,7 +33,7 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     """Write every table (Markdown, CSV), every picture, and ``report.html`` with all of them.
 
     Parts that the rows do not suffice for are named in the page. Times are those that lie beside
-    the folder.
+    the folder. An earlier report stays until this one is made.
 
     Raises:
         ValueError: no rows.
@@ -40,11 +41,20 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     if not rows:
         raise ValueError(f"there are no rows to report in {folder.parent}; run a plan first")
     folder.mkdir(parents=True, exist_ok=True)
-    for part in (*PARTS, *KERNELS, *FILTERS, *RUNS):  # of an earlier report
-        for ending in (".md", ".csv", ".png"):
-            (folder / f"{part.name}{ending}").unlink(missing_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as new:
+        page = _write(rows, Path(new), folder.parent)
+        for part in (*PARTS, *KERNELS, *FILTERS, *RUNS):
+            for ending in (".md", ".csv", ".png"):
+                (folder / f"{part.name}{ending}").unlink(missing_ok=True)
+        for path in Path(new).iterdir():
+            path.replace(folder / path.name)
+    return folder / page.name
+
+
+def _write(rows: Sequence[Mapping[str, Any]], folder: Path, beside: Path) -> Path:
+    """All files of a report, into an empty folder; times are those that lie ``beside``."""
     sections, missing = [], list[str]()
-    parts = list(_parts(rows, folder.parent))
+    parts = list(_parts(rows, beside))
     if any(part in PARTS for part, _ in parts):
         sections.append(Section(READING_TITLE, READING))
     for part, runs in parts:
@@ -97,16 +107,24 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
     """How much was trained, on which machines, with what, when."""
     machines = [row["machine"] for row in rows]
     hours = sum(map(_training_seconds, rows)) / 3600
-    cpus, torches, commits = (
-        ", ".join(sorted({machine[key] for machine in machines}))
-        for key in ("cpu", "torch", "commit")
+    cpus, torches = (
+        ", ".join(sorted({machine[key] for machine in machines})) for key in ("cpu", "torch")
+    )
+    # A job that another commit resumed names both; the rows are in the order of their ends.
+    commits = list(
+        dict.fromkeys(c for machine in machines for c in machine["commit"].split(" then "))
+    )
+    ran = (
+        f"commit {commits[0]}"
+        if len(commits) == 1
+        else (f"{len(commits)} commits, {commits[0]} to {commits[-1]}")
     )
     untimed = sum(row["train_seconds"] is None for row in rows)
     count = counted(len(rows), "training")
     count += f" ({untimed} of them without times)" if untimed else ""
     return (
         f"{count}, {hours:.1f} hours of one core, on {cpus}; torch {torches}; "
-        f"commits {commits}; the last on {max(machine['date'] for machine in machines)}"
+        f"{ran}; the last on {max(machine['date'] for machine in machines)}"
     )
 
 
@@ -131,9 +149,9 @@ def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
         trained += " (the paper: 1000)"
     parts = [  # the shorter of the two lists
         f"{counted(len(sets), 'data set')}{trained}.",
-        f"Of UCR 85, {len(found)} were run"
+        f"Of UCR 85, {len(found) or 'none'} were run"
         + (
-            f": {', '.join(found)}."
+            f"{': ' if found else ''}{', '.join(found)}."
             if len(found) < len(absent)
             else f"; not run: {', '.join(absent) or 'none'}."
         ),

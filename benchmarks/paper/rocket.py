@@ -120,7 +120,7 @@ def _cross_validated(
         float((fitted.predict(data.X_test) == data.y_test).mean()) for fitted in (classifier, first)
     )
     return {
-        "way": "POCKET", "share": "cv" if keep == "cv" else "as published", "k": classifier.k_,
+        "way": "POCKET", "share": "cv" if keep == "cv" else AS_PUBLISHED, "k": classifier.k_,
         "keep": classifier.keep_, "accuracy": accuracy, "stage_1": stage_1,
         "select_seconds": watch.laps["cv"],
     }  # fmt: skip

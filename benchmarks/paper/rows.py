@@ -15,7 +15,7 @@ from benchmarks.lines import add_line, read_lines
 from benchmarks.paper import kinds
 from benchmarks.paper.archives import Archive, Shape
 from benchmarks.paper.plan import DEFAULTS, Job, check_options, differing
-from benchmarks.paper.pruned_filters import is_pruned_filters
+from benchmarks.paper.pruned_filters import VARIANT, is_pruned_filters
 from benchmarks.paper.rocket import is_pruned_kernels
 from sparseconv.models import DSN
 
@@ -52,10 +52,6 @@ _OF_KERNELS = {
     **dict.fromkeys(("way", "share"), kinds.text), "keep": kinds.count, "accuracy": kinds.share,
     "select_seconds": kinds.seconds,
 }  # fmt: skip
-_OF_FILTERS = {
-    "name": kinds.text, **dict.fromkeys(("params", "macs"), kinds.count),
-    **dict.fromkeys(("accuracy", "at_once"), kinds.share), "tune_seconds": kinds.seconds,
-}  # fmt: skip
 # What a row holds at least: of another version, or of another program, it may not.
 KEYS: Mapping[str, kinds.Kind] = {
     "run": kinds.text, "dataset": kinds.text, "seed": kinds.whole, "options": _options,
@@ -67,7 +63,7 @@ DRAWN: Mapping[str, kinds.Kind] = {
     **_LAPS, "n_candidates": kinds.count, "variants": kinds.list_of(kinds.table(**_OF_KERNELS)),
 }  # fmt: skip
 FILTERED: Mapping[str, kinds.Kind] = {
-    **NETWORK, "variants": kinds.list_of(kinds.table(**_OF_FILTERS)),
+    **NETWORK, "variants": kinds.list_of(kinds.table(**VARIANT)),
 }  # fmt: skip
 TRAINED: Mapping[str, kinds.Kind] = {
     **NETWORK, "curve": kinds.list_of(_point), "curve_seconds": kinds.list_of(kinds.seconds),
@@ -195,5 +191,7 @@ class Rows:
                 )
 
     def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row to the file; ValueError if that could not be read again."""
+        _check(row)
         add_line(self.path, row)
         self.found[key_of(row)] = dict(row)

@@ -37,7 +37,7 @@ from benchmarks.paper.plan import Job, n_members
 from benchmarks.paper.pruned_filters import smaller, trainings
 from benchmarks.paper.rocket import multiply_adds as rocket_multiply_adds
 from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, Key, Rows
-from benchmarks.paper.training import PROGRESS_NAME, TRAINING, first_network
+from benchmarks.paper.training import PROGRESS_NAME, TRAINING, first_network, is_kept
 from sparseconv.core.folders import locked
 from sparseconv.training.run_folder import POCKET
 
@@ -75,8 +75,9 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
         rows = Rows(out / ROWS_NAME)
         rows.check(jobs, archive)
         for job in jobs:
-            if job.key in rows.found and not job.keep:
-                shutil.rmtree(_folder(out, job), ignore_errors=True)
+            folder = _folder(out, job)
+            if job.key in rows.found and not job.keep and not is_kept(folder):
+                shutil.rmtree(folder, ignore_errors=True)
         costs = _costs(jobs, archive)
         todo = {job.key: job for job in jobs if job.key not in rows.found}
         failed: dict[str, str] = {}
@@ -84,11 +85,15 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
 
             def ended(job: Job, row: dict[str, Any] | None, error: str) -> None:
                 del todo[job.key]
+                if row is not None:
+                    try:
+                        rows.append({**row, "data": archive.checksums[job.dataset]})
+                    except ValueError as refused:
+                        row, error = None, f"its row is of no use: {refused}"
                 if row is None:
                     failed[str(job)] = error
                     progress.line(f"{job}: FAILED, {error}")
                     return
-                rows.append({**row, "data": archive.checksums[job.dataset]})
                 if not job.keep:
                     shutil.rmtree(_folder(out, job), ignore_errors=True)
                 progress.line(
@@ -175,7 +180,10 @@ def _folder(out: Path, job: Job) -> Path:
 
 
 def _costs(jobs: Sequence[Job], archive: Archive) -> dict[Key, int]:
-    """Multiply-adds of whole jobs: the measure of their time before they have run."""
+    """Multiply-adds of whole jobs: the measure of their time before they have run.
+
+    Their networks are built for it, and refused here if they cannot be: ValueError.
+    """
     counted: dict[str, int] = {}
     costs = {}
     for job in jobs:

@@ -35,9 +35,9 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
     """Add a line for each data set with two networks or more that has none of just these yet.
 
     Of the networks of its first seed: those of others are as large, or nearly (a minute a line of
-    twenty). Each line has milliseconds of a batch of 16 on one thread by network, ``forward_ms``
-    and ``step_ms``, and what each network was. Runs of equal networks have equal times. Random
-    kernels are left out.
+    twenty). Each line has milliseconds of a batch of ``BATCH`` on one thread by network,
+    ``forward_ms`` and ``step_ms``, and what each network was. Runs of equal networks have equal
+    times. Random kernels are left out.
 
     Returns how many lines were added.
 

@@ -128,8 +128,14 @@ def begin_or_resume(job: Job, folder: Path, *others: str) -> str:
             (folder / name).unlink(missing_ok=True)
         for member in range(n_members(job.options)):
             shutil.rmtree(folder / str(member), ignore_errors=True)
-    write_whole(folder / JOB_NAME, json.dumps({"options": job.options, "code": code}))
+    begun = {"options": job.options, "code": code, "keep": job.keep}
+    write_whole(folder / JOB_NAME, json.dumps(begun))
     return code
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether the job's plan said ``keep`` when it was trained."""
+    return _said(folder).get("keep") is True
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
@@ -137,10 +143,10 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 
     None if there is none, or if it is damaged: what was trained is then lost, and trained again.
     """
+    begun = _said(folder)
+    if not isinstance(begun.get("options"), dict) or not isinstance(begun.get("code"), str):
+        return None
     try:
-        begun: dict[str, Any] = json.loads((folder / JOB_NAME).read_text())
-        if not isinstance(begun["options"], dict) or not isinstance(begun["code"], str):
-            return None
         Curve(folder / CURVE_NAME)
         for path in (folder, *folder.glob("[0-9]*")):  # an ensemble has one for each member
             if (path / CHECKPOINT_NAME).exists():
@@ -148,6 +154,15 @@ def _begun(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return begun
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """What ``JOB_NAME`` says; nothing if that cannot be read."""
+    try:
+        said = json.loads((folder / JOB_NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def checkpoint_interval(recipe: Recipe) -> int:

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchmarks.paper import kinds
 from benchmarks.paper.criteria import CRITERIA, WITHOUT_RATIO
 from sparseconv.pruning.factorize import METHODS
 
-
-def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 # By key: what is expected, and whether a value is.
 KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": ("a text", lambda value: isinstance(value, str) and value != ""),
+    "name": ("a text of one line", kinds.text),
     "criterion": (f"one of {', '.join(CRITERIA)}", lambda value: value in list(CRITERIA)),
-    "ratio": ("a share from 0 to below 1", lambda value: is_number(value) and 0 <= value < 1),
-    "steps": ("a number of steps, at least 1", lambda value: type(value) is int and value >= 1),
+    "ratio": ("a share from 0 to below 1", lambda value: kinds.share(value) and value < 1),
+    "steps": ("a number of steps, at least 1", kinds.count),
     "equivalent": ("true or false", lambda value: isinstance(value, bool)),
     "factorize": (f"one of {', '.join(METHODS)}", lambda value: value in list(METHODS)),
-    "compression": ("a number above 1", lambda value: is_number(value) and value > 1),
+    "compression": ("a number above 1", lambda value: kinds.number(value) and value > 1),
     "retrain": ("true or false", lambda value: isinstance(value, bool)),
-    "sparsity": ("a share from 0 to below 1", lambda value: is_number(value) and 0 <= value < 1),
+    "sparsity": ("a share from 0 to below 1", lambda value: kinds.share(value) and value < 1),
 }
 # What each of these keys would be ignored without.
 NEEDS = {
     "ratio": "criterion", "steps": "criterion", "equivalent": "criterion",
     "compression": "factorize", "factorize": "compression",
 }  # fmt: skip
+
+
+def variant_name(run: str, variant: Mapping[str, Any]) -> str:
+    """What tables call what became of a run's network."""
+    return f"{run}, {variant['name']}"
 
 
 def check_variants(variants: Any) -> None:

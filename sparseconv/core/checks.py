@@ -69,7 +69,7 @@ def checked_shape(shape: Any) -> tuple[int, int, int]:
     if out_channels * group_channels * kernel_size >= 2**31:
         raise ValueError(
             f"shape {sizes} has {out_channels * group_channels * kernel_size} weights, but int32 "
-            "indices count fewer than 2**31; split the layer by output channels"
+            "indices count fewer than 2**31; use fewer channels or taps, or split the layer"
         )
     return sizes
 

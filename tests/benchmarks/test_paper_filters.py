@@ -140,6 +140,23 @@ def test_a_job_that_was_killed_goes_on(
     assert json.loads(json.dumps(without_times(row))) == without_times(expected)
 
 
+@pytest.mark.parametrize("damaged", ["{", "3", "[1, 2]", '[{"name": "WHC"}]', '["other"]'])
+def test_variants_that_are_damaged_are_made_again(
+    folder: Path, out: Path, tmp_path: Path, damaged: str
+) -> None:
+    pruning = [{"name": "WHC"}, {"name": "L2"}]
+    (row,) = (row for row in read_rows(out / ROWS_NAME) if row["run"] == "LITE")
+    path = tmp_path / "variants.json"
+    made = [variant for variant in row["variants"] if variant["name"] == "WHC"]
+    path.write_text(json.dumps(made))
+    assert pruned_filters._done(path, pruning) == made
+    assert pruned_filters._done(path, pruning[1:]) == [], "another plan's"
+    path.write_text(damaged)
+    assert pruned_filters._done(path, pruning) == []
+    path.unlink()
+    assert pruned_filters._done(path, pruning) == []
+
+
 def test_the_progress_is_of_all_trainings(folder: Path, tmp_path: Path) -> None:
     (lite, *_) = read_plan(folder / "plan.toml", open_archive(folder / "archive"))
     assert lite.options["pruning"]

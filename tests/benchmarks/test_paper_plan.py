@@ -39,6 +39,21 @@ name = "masked\""""
         ("cheapest = 1", 'cheapest = "one"', "cheapest must be a number"),
         ("cheapest = 1", "cheapest = 0", "cheapest must be a number of data sets, at least 1, but"),
         ('sets = "all"', "sets = []", "sets names no data set; name one at least"),
+        (
+            '"masked dense"',
+            DENSE + 'criterion = "whc", ratio = 0.5}]\n[[run]]\nname = "masked, a"\nsets = "all"',
+            "run masked, a has the name that tables give a variant of masked",
+        ),
+        (
+            '"masked dense"',
+            DENSE.replace('"a"', '"a\\n"') + 'criterion = "whc", ratio = 0.5}]',
+            r"pruning\.name must be a text of one line, but got 'a\\n'",
+        ),
+        (
+            'weights = "masked dense"\nnetwork = {nf = 3, depth = 2}',
+            'model = "OS-CNN"\nnetwork = {layers = 3}',
+            r"unknown key network\.layers; known are none",
+        ),
         ('name = "small"', 'name = ""', "run 1: name must be a text of one line, but got ''"),
         ("cheapest = 1", 'cheaper_than = "Nile"', "'Nile', which the archive does not hold"),
         ('"masked dense"', '"dense"', "weights must be one of sparse, masked dense"),
@@ -122,8 +137,30 @@ def test_plans_on_plans(plan: Path, archive: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cheapest must be a number of data sets, .* but got 'x'"):
         read_plan(small, opened)
     plan.write_text(PLAN.replace('"all"', '"ucr85"').replace('of = "ucr85"', 'of = "uea"'))
-    with pytest.raises(ValueError, match="chooses no data set that the archive holds"):
+    with pytest.raises(ValueError, match=r'chooses no data set .* sets = "all" in a run'):
         read_plan(plan, opened)
+
+
+def test_what_a_plan_on_a_plan_changes(plan: Path, archive: Path, tmp_path: Path) -> None:
+    opened = open_archive(archive)
+    small = tmp_path / "small.toml"
+    small.write_text(f'base = "{plan}"\nepochs = 3\ncheapest = 1\n')
+    with plan.open("a") as file:
+        file.write('\n[[run]]\nname = "long"\nsets = "all"\nrecipe = {epochs = 40}\n')
+        file.write('[[run]]\nname = "drawn"\nsets = "all"\nmodel = "ROCKET"\n')
+    recipes = {job.run: job.options["recipe"] for job in read_plan(small, opened)}
+    assert recipes["small"] == {"epochs": 3}
+    assert recipes["long"] == {"epochs": 10}, "of 40 instead of 12: in proportion"
+    assert recipes["drawn"] == {}, "no epochs"
+    for key, said in (
+        ("recipe = []", "run bad: recipe must be a table"),
+        ('recipe = {epochs = "x"}', "run bad: epochs must"),
+        ('sets = {of = "all", cheapest = "x"}', "run bad: cheapest must be a number"),
+    ):
+        sets = "" if key.startswith("sets") else 'sets = "all"'
+        plan.write_text(f'epochs = 12\n[[run]]\nname = "bad"\n{sets}\n{key}\n')
+        with pytest.raises(ValueError, match=said):
+            read_plan(small, opened)
 
 
 def test_what_is_not_there_is_said(plan: Path, archive: Path) -> None:
@@ -136,7 +173,7 @@ def test_what_is_not_there_is_said(plan: Path, archive: Path) -> None:
     plan.write_text(PLAN.replace('of = "all"', 'of = "uea"'))
     said.clear()
     assert len(read_plan(plan, opened, said.append)) == 4
-    assert said == ["the runs masked: nothing of their data sets is there"]
+    assert said == ['the runs "masked": nothing of their data sets is there']
 
 
 def test_the_order_of_jobs(plan: Path, archive: Path) -> None:
@@ -166,7 +203,7 @@ def test_series_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_archive(Path("ts"))
     assert opened.broken == {}
     (folder / "Third_TEST.ts").write_text((folder / "Other_TEST.ts").read_text())
-    assert "Third_TRAIN.ts" in open_archive(Path("ts")).broken["Third"]
+    assert "Third_TRAIN.ts; expected NAME_TRAIN.ts and" in open_archive(Path("ts")).broken["Third"]
     assert {name: shape.n_timepoints for name, shape in opened.shapes.items()} == {
         "GunPoint": 24, "Other": 12,
     }  # fmt: skip
@@ -199,7 +236,9 @@ def test_the_plans_that_come_along() -> None:
     archive = open_archive(None)
     demo, full = read_plan("demo", archive), read_plan("full", archive)
     assert {job.run for job in demo} == {job.run for job in full}
-    assert {job.recipe().epochs for job in demo} == {10}, "docs/paper.md says so"
+    epochs = {job.run: job.recipe().epochs for job in demo}
+    assert epochs.pop("UEA, 100 epochs") == 1, "a tenth of the others', as its table says"
+    assert set(epochs.values()) == {10}, "docs/paper.md says so"
     for job in demo:
         if job.run in ("DSN", "masked dense"):
             assert looks(archive.shapes[job.dataset], job.recipe()), "or question (a) has no figure"

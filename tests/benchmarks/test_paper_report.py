@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,32 @@ def test_report_of_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "Every univariate set" not in left
     assert "critical difference" not in text, "a caption of a figure that is not there"
     assert main(["report", str(tmp_path / "nothing")]) == 2
-    assert (
-        f"no rows to report in {tmp_path / 'nothing'}; run a plan first" in capsys.readouterr().err
-    )
+    assert "nothing does not exist; name the folder that a sweep" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["time", str(tmp_path / "file")]) == 2
+    assert "file is no folder; name the folder that a sweep" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"no rows to report in {tmp_path}; run a plan first" in capsys.readouterr().err
+
+
+def test_an_earlier_report_stays_until_there_is_another(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    rows = [row("DSN", name) for name in SETS]
+    report.write_report(rows, folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "times.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match=r"times\.jsonl, line 1, is not a row"):
+        report.write_report(rows, folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"report", "times.jsonl"}
+
+
+def test_commits_are_counted() -> None:
+    rows = [row("a", name) for name in SETS[:3]]
+    for one, commit in zip(rows, ("aa", "bb then aa", "cc"), strict=True):
+        one["machine"] = {**one["machine"], "commit": commit}
+    assert "; 3 commits, aa to cc; the last on" in report.where(rows)
+    assert "; commit aa; the last on" in report.where(rows[:1])
 
 
 def pruned_row(run: str, dataset: str) -> dict[str, Any]:
@@ -120,11 +144,15 @@ def test_runs_of_any_name_are_shown(tmp_path: Path) -> None:
         ["|", "mine", "|", "2,", "2", "|", "90.00", "|", "1.00", "|", "40", "|"]
     )
     assert not list(tmp_path.glob("table-1*"))
+    rows = [row(name, dataset) for name in ("DSN", "mine", "depth 2") for dataset in SETS]
+    report.write_report(rows, tmp_path)
+    _, _, *others = (tmp_path / "other-runs.md").read_text().splitlines()
+    assert [line.split()[1] for line in others] == ["mine"], "the others have tables of their own"
 
 
 def test_every_run_of_the_plan_is_shown_somewhere(full: list[dict[str, Any]]) -> None:
-    shown = {"batches of 16", "learning rate 1e-3"}  # where DSN is behind
-    shown |= {"UEA, batches of 16"}
+    shown = {"batches of 16", "learning rate 1e-3"}  # among the other runs
+    shown |= {"UEA, batches of 16"}  # where DSN is behind
     shown |= {f"UCR 2018, {what}" for what in ("right-replicate", "batches of 16")}
     shown |= {name for part in PARTS for name in part.names()}
     runs = {one["run"] for one in full}
@@ -134,9 +162,11 @@ def test_every_run_of_the_plan_is_shown_somewhere(full: list[dict[str, Any]]) ->
 def test_a_figure_without_its_table_is_named(tmp_path: Path) -> None:
     """Two architectures: enough for the table, too few for a diagram of ranks."""
     rows = [row(name, dataset) for name in ("DSN", "depth 2") for dataset in SETS]
-    text = report.write_report(rows, tmp_path).read_text(encoding="utf-8")
+    text = unescape(report.write_report(rows, tmp_path).read_text(encoding="utf-8"))
     left = text.partition("Left out, because what they need was not run: ")[2]
-    assert "Figure 5: depth and width (without the figure, depth 6, nf = 24, nf = 71)" in left
+    said = 'Figure 5: depth and width (without the figure, "depth 6", "nf = 24", "nf = 71")'
+    assert said in left
+    assert "Other runs" not in left
     assert not (tmp_path / "figure-5.png").exists()
 
 

@@ -90,6 +90,36 @@ def test_a_failing_job_leaves_the_others(
     assert len(facts(out)) == 5
 
 
+def test_a_row_that_could_not_be_read_again_is_none(
+    tmp_path: Path,
+    archive: Path,
+    plan: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(sweeping, "perform", unreadable)
+    assert main(command(plan, archive, out)) == 1
+    said = "FAILED: small, Long, seed 0: its row is of no use: it has no usable accuracy (nan)"
+    assert said in capsys.readouterr().err
+    assert len(facts(out)) == 3
+
+
+def unreadable(job: Job, source: str, folder: Path) -> Any:
+    row = perform(job, source, folder)
+    return row | {"accuracy": float("nan")} if job.dataset == "Long" else row
+
+
+def test_names_of_data_sets_that_cannot_be_printed(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(archive / "two\nlines.npz", 12)
+    assert main(command(plan, archive, tmp_path / "out")) == 1
+    said = r"left out: 'two\nlines': its name has characters that cannot be printed"
+    assert said in capsys.readouterr().err
+    assert len(facts(tmp_path / "out")) == 5
+
+
 def failing(job: Job, source: str, folder: Path) -> Any:
     if job.dataset == "Long":
         raise ValueError("the training loss became nan")
@@ -160,6 +190,34 @@ def test_keeping_what_was_removed(
         assert main(command(plan, archive, tmp_path / "out")) == 0
     printed = capsys.readouterr().out
     assert "small, Long, seed 0: its folder was not kept when it was trained; for one" in printed
+
+
+def test_what_was_kept_stays(tmp_path: Path, archive: Path, plan: Path) -> None:
+    short = PLAN.replace("epochs = 12", "epochs = 1")
+    for keep in ("true", "false"):
+        plan.write_text(short.replace("seeds = [0, 1]", f"keep = {keep}"))
+        assert main(command(plan, archive, tmp_path / "out")) == 0
+        assert len(list((tmp_path / "out" / "running").glob("small-*/checkpoint.pt"))) == 2
+
+
+def test_arguments_that_cannot_be(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["--workers", "two"], "--workers: must be a whole number, at least 1, but got 'two'"),
+        (["--workers", "0"], "--workers: must be a whole number, at least 1, but got '0'"),
+        (["--scheduler", ""], "--scheduler: is empty"),
+        (["--out", ""], "--out: is empty"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["run", str(plan), *words])
+        assert said in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_used(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lock").mkdir()
+    assert main(command(plan, archive, tmp_path)) == 2
+    assert f"error: {tmp_path / 'lock'} cannot be used (Is a directory)" in capsys.readouterr().err
 
 
 def test_folders_that_cannot_be(

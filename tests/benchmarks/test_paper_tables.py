@@ -75,7 +75,7 @@ def test_against() -> None:
     # Of 7 differences of one sign the two-sided p is 2 / 2 ** 7, twice that among two tests.
     assert first == (
         "worse", "8, 8", "86.50", "90.00", "0/1/7", f"-3.50 [{low:+.2f}, {high:+.2f}]; -3.50",
-        "0.031",
+        "0.031", "-",
     )  # fmt: skip
     assert second[:5] == ("mixed", "6, 6", "89.50", "90.00", "2/1/3")
     assert table.header[3] == "base %"
@@ -97,11 +97,11 @@ def test_costs_are_beside_the_references() -> None:
     first, second = (dict(zip(table.header, cells, strict=True)) for cells in table.rows)
     assert (first["run"], first["sets, runs"], first["params K"]) == ("a", "2, 2", "1.00")
     assert list(second.values()) == [  # of the set that both have
-        "b", "1, 1", "90.00, 90.00", "+0.00", "3.00, 1.00", "-, -", "5.00, 5.00", "0", "-", "-",
-        "-", "20, 20",
+        "b", "1, 1", "90.00, 90.00", "+0.00", "-", "3.00, 1.00", "-, -", "5.00, 5.00", "0", "-",
+        "-", "-", "20, 20",
     ]  # fmt: skip
     both = [row("a", "x", **dsn_facts(nf=4)), row("b", "x")]
-    assert dsn.costs(Runs(both), ("a", "b"), "a").rows[1][5] == "-, 2.00", "2e6 FLOPs"
+    assert dsn.costs(Runs(both), ("a", "b"), "a").rows[1][6] == "-, 2.00", "2e6 FLOPs"
     assert dsn.costs(runs, ("not run",), "a").rows == []
     assert dsn.costs(runs, ("a",), "a").rows == [], "nothing to compare"
 
@@ -192,3 +192,6 @@ def test_equal_seeds_are_compared() -> None:
     assert figures.less(runs, "b", "a") == {"x": pytest.approx(-10)}
     (cells,) = dsn.against(runs, "a", ("b",)).rows
     assert cells[:5] == ("b", "1, 1", "80.00", "90.00", "0/0/1")
+    assert cells[-1] == "+20.00 (1)", "to the mean of all three"
+    _, costs = dsn.costs(runs, ("a", "b"), "a").rows
+    assert costs[4] == "+20.00 (1)"

@@ -222,7 +222,8 @@ def test_seeds_and_copies() -> None:
     ("name", "values"),
     [
         ("sparsity", (1.0, -0.1, float("nan"), "x", None, False, 0.5j)),
-        *((name, (0,)) for name in ("nf", "depth", "kernel_size", "in_channels", "n_classes")),
+        *((name, (0,)) for name in ("depth", "in_channels", "n_classes")),
+        *((name, (0, 10**9)) for name in ("nf", "kernel_size")),
         ("n_groups", (0, 40, 9)),
         ("init", ("sorted",)),
         ("padding", ("same",)),

@@ -51,5 +51,5 @@ def p_text(p: float | None) -> str:
 
 
 def prediction_seconds(row: Row) -> float:
-    """Measured seconds of predicting one series, in batches of 64, on one thread."""
+    """Measured seconds of predicting one series among all of the test set, on one thread."""
     return float(row["predict_seconds"]) / int(row["n_test"])
