@@ -203,7 +203,10 @@ def test_series_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_archive(Path("ts"))
     assert opened.broken == {}
     (folder / "Third_TEST.ts").write_text((folder / "Other_TEST.ts").read_text())
-    assert "Third_TRAIN.ts; expected NAME_TRAIN.ts and" in open_archive(Path("ts")).broken["Third"]
+    (folder / "Fourth_TRAIN.ts").write_text((folder / "Other_TRAIN.ts").read_text())
+    broken = open_archive(Path("ts")).broken
+    assert "Third_TRAIN.ts" in broken["Third"]
+    assert "Fourth_TEST.ts; expected NAME_TRAIN.ts and NAME_TEST.ts" in broken["Fourth"]
     assert {name: shape.n_timepoints for name, shape in opened.shapes.items()} == {
         "GunPoint": 24, "Other": 12,
     }  # fmt: skip
