@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import classifiers, readme, unpruned
+from benchmarks import classifiers, published_networks, readme, unpruned
 from benchmarks.edge import measure as edge_rows
 from benchmarks.edge import report as edge_report
-from benchmarks.paper import published_networks, report
+from benchmarks.paper import report
 from sparseconv.bench import document, plots, tables
 from sparseconv.measure.table import threads_text
 
@@ -58,7 +58,7 @@ def figure(path: Path, caption: str) -> str:
 def networks() -> str:
     """Networks of other packages, pruned and converted."""
     if not published_networks.RESULTS.exists():
-        return "Not measured yet: `python -m benchmarks.paper.published_networks` does."
+        return "Not measured yet: `python -m benchmarks.published_networks` does."
     return published_networks.table()
 
 

@@ -1,4 +1,4 @@
-"""``benchmarks.paper.published_networks``: a run of it with a stand-in, and what is recorded."""
+"""``benchmarks.published_networks``: a run of it with a stand-in, and what is recorded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks.paper import published_networks
-from benchmarks.paper.published_networks import RESULTS, WAYS, Data, Network
+from benchmarks import published_networks
+from benchmarks.published_networks import RESULTS, WAYS, Data, Network
 
 
 class Own(nn.Conv1d):

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.paper.published_networks``: other authors' networks, pruned and converted.
+"""``python -m benchmarks.published_networks``: other authors' networks, pruned and converted.
 
 Each network is built by its own package with that package's defaults, trained dense, pruned by
 ``torch.nn.utils.prune`` (90 % of every convolution's weights, the smallest ones), converted by
@@ -298,7 +298,7 @@ def _left_dense(row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.published_networks")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.published_networks")
     names = [network.name for network in NETWORKS]
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(names)}")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each network (3)")
