@@ -210,7 +210,7 @@ def _of_base(
 
 
 def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    file = Path(path)
+    file = Path(path).expanduser()  # make hands "~" over as it is
     if file.suffix != ".toml":
         file = PLANS / f"{path}.toml"
     try:

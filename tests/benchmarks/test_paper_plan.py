@@ -115,6 +115,15 @@ def test_plans_that_are_refused(plan: Path, archive: Path, old: str, new: str, m
         read_plan(plan, open_archive(archive))
 
 
+def test_a_plan_in_ones_home(
+    plan: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """make hands "~" over as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    opened = open_archive(archive)
+    assert read_plan(f"~/{plan.relative_to(tmp_path)}", opened) == read_plan(plan, opened)
+
+
 def test_plans_on_plans(plan: Path, archive: Path, tmp_path: Path) -> None:
     opened = open_archive(archive)
     small = tmp_path / "small.toml"
