@@ -32,6 +32,7 @@ class Candidate:
 
     path: str  # "" for the model itself
     conv: nn.Conv1d
+    given: Tensor | None = None  # its mask among those that convert was given
     sparse: SparseConv1d | None = None  # None where there is an obstacle
     hooked: bool = False  # its weight's gradient has hooks, of hand-made masking for one
     chosen: bool = False
@@ -125,7 +126,7 @@ def find_candidates(
     for name, conv in model.named_modules():
         if not isinstance(conv, nn.Conv1d):
             continue
-        candidate = Candidate(name, conv)
+        candidate = Candidate(name, conv, masks.get(conv))
         candidates.append(candidate)
         try:
             if conv in outside:
@@ -148,6 +149,13 @@ def find_candidates(
         if sparse.bias is not None:
             sparse.bias.requires_grad_(asks_for_gradients(conv, "bias"))
     return candidates
+
+
+@torch.no_grad()
+def set_inactive_to_zero(conv: nn.Conv1d, mask: Tensor) -> None:
+    """Set the weights outside of a mask to 0, of a layer that could be replaced."""
+    weight, _ = _pruning(conv)
+    weight.masked_fill_(~mask.to(weight.device), 0)
 
 
 def _pruning(conv: nn.Conv1d) -> tuple[Tensor, Tensor | None]:

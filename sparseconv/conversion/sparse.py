@@ -15,6 +15,7 @@ from sparseconv.conversion.candidates import (
     convolutions,
     find_candidates,
     selected_layers,
+    set_inactive_to_zero,
 )
 from sparseconv.conversion.result import Conversion, ConversionReport
 from sparseconv.core.checks import flag, number
@@ -67,7 +68,8 @@ def convert(
 
     Left dense, with the reason in the report: subclasses of ``nn.Conv1d``, layers with a weight
     that is shared or computed (weight_norm), without inactive weights unless ``unpruned``, or that
-    the input does not reach. Everything else about a layer stays: its name and places, bias, mode,
+    the input does not reach. What ``masks`` leaves out of them is set to 0, too, but nothing keeps
+    it there in training. Everything else about a layer stays: its name and places, bias, mode,
     ``requires_grad``, dtype, device, hooks, added attributes. Outputs differ from those of the
     masked model by rounding. Hooks or code that use a layer's ``weight`` raise afterwards; it has
     ``values``. Hooks on the weight's gradient stay behind, and the report says so.
@@ -143,7 +145,7 @@ def convert(
     for candidate in candidates:
         _decide(candidate, selected, measured, unpruned, max_density)
     chosen = [candidate for candidate in candidates if candidate.chosen]
-    converted = _install(deepcopy_model(model), chosen)
+    converted = _install(deepcopy_model(model), candidates)
     times = {}
     if measured and chosen:
         times = _measure_models(model, converted, arguments, stopwatch)
@@ -153,7 +155,7 @@ def convert(
         backward=backward,
         **stopwatch.conditions(),
     )
-    return Conversion(_install(model, chosen) if inplace else converted, report)
+    return Conversion(_install(model, candidates) if inplace else converted, report)
 
 
 def _measure(
@@ -203,20 +205,30 @@ def _decide(
         candidate.reason = f"{few} {100 * limit:.3g} % of the weights are active; not measured"
     if candidate.chosen and candidate.hooked:
         candidate.reason += "; the hooks on its weight's gradient are left behind"
+    if candidate.given is not None and density < 1 and not candidate.chosen:
+        candidate.reason += "; what its mask leaves out is set to 0"
 
 
 def _bfloat16_on_cpu(values: Tensor) -> bool:
     return values.dtype is torch.bfloat16 and values.device.type == "cpu"
 
 
-def _install(model: nn.Module, chosen: Sequence[Candidate]) -> nn.Module:
-    """Put copies of the chosen sparse layers into the model, or into a copy of it."""
+def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
+    """Put copies of the chosen sparse layers into the model, or into a copy of it.
+
+    And mask the others, so that what the model computes does not depend on what was chosen.
+    """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     successors: dict[nn.Module, nn.Module] = {}
-    for candidate in chosen:
-        conv, sparse = modules[candidate.path], copy.deepcopy(candidate.sparse)
-        assert sparse is not None
+    for candidate in candidates:
+        conv = modules[candidate.path]
         assert isinstance(conv, nn.Conv1d)
+        if not candidate.chosen:
+            if candidate.given is not None:
+                set_inactive_to_zero(conv, candidate.given)
+            continue
+        sparse = copy.deepcopy(candidate.sparse)
+        assert sparse is not None
         carry_state(conv, sparse)
         carry_hooks(conv, sparse)
         successors[conv] = sparse

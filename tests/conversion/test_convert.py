@@ -58,6 +58,27 @@ def test_a_nested_model_computes_the_same_numbers(
                         torch.testing.assert_close(layer.bias.grad, conv.bias.grad)
 
 
+@pytest.mark.promise("P2")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_is_computed_does_not_depend_on_which_layers_become_sparse(
+    kind: str, inplace: bool, count_cases: Callable[[int], None]
+) -> None:
+    """A layer that stays dense keeps to its mask as well, also one of ``masks``."""
+    choices = ({}, {"layers": ["also"]}, {"max_density": 0.0}, {"example_input": X})
+    for options in choices:
+        model = nested()
+        masks = pruned(model, kind)
+        expected = masked(model, masks)(X)
+        converted, report = sc.convert(model, masks=masks, inplace=inplace, **options)
+        assert any(not layer.sparse for layer in report.layers)
+        told = ["mask leaves out is set to 0" in layer.reason for layer in report.layers]
+        assert told == [bool(masks) and not layer.sparse for layer in report.layers]
+        found = converted(X)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        count_cases(found.numel())
+
+
 @pytest.mark.parametrize(
     ("kind", "measured"), [*((kind, False) for kind in KINDS), ("prune", True), ("ao", True)]
 )
