@@ -414,10 +414,8 @@ class DSTScheduler:
         self._watches = {}
         if self.grow == "gradient" and self._is_due(self.step_count + 1):
             for name, layer in self._layers.items():
-                self._watches[name] = watch = DenseGradientHook(watching=True)
-                # Before other hooks, which may return another output than the convolution's.
-                hook = layer.register_forward_hook(watch, prepend=True, with_kwargs=True)
-                self._handles.append(hook)
+                self._watches[name] = watch = DenseGradientHook()
+                self._handles.extend(watch.watch(layer))
 
 
 def _remove_hooks(handles: list[RemovableHandle]) -> None:

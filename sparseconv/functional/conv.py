@@ -114,7 +114,7 @@ def sparse_conv1d_resolved(
             return plain
     # The check for any device is first: it takes a third of the time.
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type):
-        input, values, bias = _autocast(input, values, bias)
+        input, values, bias = as_autocast(input, values, bias)
     check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
     pays = device.type == "cuda" and gpu_plans.cuda_pays(x.dtype, pattern, geometry)
@@ -137,7 +137,7 @@ def _leaves_torch() -> bool:
     return (is_compiling() or _is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
-def _autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+def as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Cast as autocast does for F.conv1d: everything but float64."""
     return tuple(
         t

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch._C import _current_graph_task_id, _will_engine_execute_node
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch.autograd import Variable
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.grad import conv1d_weight
+from torch.utils.hooks import RemovableHandle
 
+from sparseconv.functional.conv import as_autocast
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.reference import pad
 
 
 class DenseGradientHook:
-    """A forward hook that sums the dense weight gradient of a layer over its backward passes.
+    """Hooks that sum the dense weight gradient of a layer over its backward passes.
 
     Over those that ``values.grad`` is the sum of: not over a gradient of something else alone, nor
     over what ``zero_grad()`` has thrown away.
     """
 
-    def __init__(self, watching: bool = False) -> None:
-        self.watching = watching
+    def __init__(self) -> None:
+        self.watching = False
         self.total: Tensor | None = None
-        self._pass = -1  # of autograd's engine, the latest that was counted
+        self._running: WeakValueDictionary[int, _BackwardPass] = WeakValueDictionary()
+        self._accumulated: tuple[Tensor, int] | None = None  # values.grad and its version
+
+    def watch(self, layer: SparseConv1d) -> list[RemovableHandle]:
+        """Count the gradients of a layer from now on; removing the handles ends it."""
+        self.watching = True
+        # Before other hooks, which may return another output than the convolution's.
+        handles = [layer.register_forward_hook(self, prepend=True, with_kwargs=True)]
+        values = layer.values
+        if values.requires_grad:
+            # Other losses may add to values.grad, too: a penalty of the weights for one.
+            before = partial(self._before, values)
+            handles.append(values.register_hook(before))  # type: ignore[no-untyped-call]
+            after = values.register_post_accumulate_grad_hook(self._after)  # type: ignore[no-untyped-call]
+            handles.append(after)
+        return handles
 
     def close(self) -> None:
         """Ignore every further gradient, also of graphs that were made while watching."""
-        self.watching, self.total = False, None
+        self.watching, self.total, self._accumulated = False, None, None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copied or pickled layer has an idle hook; a scheduler copied with it replaces it.
@@ -43,7 +63,11 @@ class DenseGradientHook:
         values = layer.values
         if not values.requires_grad:
             return
-        input = (args[0] if args else kwargs["input"]).detach()
+        input: Tensor = (args[0] if args else kwargs["input"]).detach()
+        if torch.is_autocast_enabled(input.device.type):
+            # What the layer computed with, and kept: a copy, so autograd lets its source change.
+            (input,) = as_autocast(input)
+        version = None if input.is_inference() else input._version
 
         def add(grad: Tensor) -> None:
             if not self.watching or _is_batched(grad):
@@ -51,17 +75,59 @@ class DenseGradientHook:
             accumulates = _accumulates_into(values)
             if accumulates is False:
                 return
-            number = _current_graph_task_id()
-            # A layer that is called twice is met twice in one pass, before anything is accumulated.
-            if accumulates and number != self._pass and self.total is not None:
-                self.total = _unless_cleared(self.total, values.grad)
-            self._pass = number
+            if version is not None and input._version != version:
+                raise RuntimeError(
+                    f"the input of a SparseConv1d, {tuple(input.shape)}, was modified by an "
+                    "inplace operation after the layer had run, so there is no dense gradient for "
+                    'grow="gradient": change a copy of it, or leave out inplace=True'
+                )
+            if accumulates:
+                self._begin(values)
             dense = _dense_wgrad(layer, input, grad.detach())
             self.total = dense if self.total is None else self.total + dense
 
         # The output for one series is a view. What is done to that in place goes around its hooks.
         source = output if output._base is None else output._base
         source.register_hook(add)  # type: ignore[no-untyped-call]
+
+    def _before(self, values: Tensor, grad: Tensor) -> None:
+        if self.watching and _accumulates_into(values):
+            self._begin(values)
+
+    def _begin(self, values: Tensor) -> None:
+        """At the first sign of a backward pass, forget what was thrown away before it."""
+        number = _current_graph_task_id()
+        if number in self._running:
+            return
+        # One inside of another is a reentrant checkpoint's; the outer one has yet to accumulate.
+        nested = len(self._running) > 0
+        self._running[number] = running = _BackwardPass()
+        Variable._execution_engine.queue_callback(running)
+        if nested or self.total is None:
+            return
+        if values.grad is None:
+            self.total = None
+        elif not self._is_accumulated(values.grad):
+            # Zeroed, or clipped, or replaced by another tensor. This waits for no GPU.
+            self.total = torch.where(values.grad.any(), self.total, 0.0)
+
+    def _is_accumulated(self, grad: Tensor) -> bool:
+        """Whether nothing was done to ``values.grad`` since the latest backward pass."""
+        if self._accumulated is None:
+            return False
+        accumulated, version = self._accumulated
+        return grad is accumulated and grad._version == version
+
+    def _after(self, values: Tensor) -> None:
+        if self.watching and values.grad is not None:
+            self._accumulated = values.grad, values.grad._version
+
+
+class _BackwardPass:
+    """A callback that does nothing: the engine holds it for as long as the pass runs or fails."""
+
+    def __call__(self) -> None:
+        pass
 
 
 GradientWatch = DenseGradientHook  # as pickles of version 0.1 name it
@@ -87,11 +153,6 @@ def _accumulates_into(values: Tensor) -> bool | None:
         return bool(_will_engine_execute_node(get_gradient_edge(values).node))
     except RuntimeError:  # of torch.autograd.grad, where values are among the inputs
         return None
-
-
-def _unless_cleared(total: Tensor, grad: Tensor | None) -> Tensor | None:
-    """The sum of earlier passes, if ``zero_grad()`` has not thrown them away since."""
-    return None if grad is None else torch.where(grad.any(), total, 0.0)  # waits for no GPU
 
 
 def gradient_dtype(layer: SparseConv1d) -> torch.dtype:

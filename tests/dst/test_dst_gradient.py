@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from dst_runs import batches, scheduled, snapshot, sparse_layers, train_step, two_layers
 from tiny import same
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from sparseconv import DSTScheduler, Region, SparseConv1d
+from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d
 
 
 def largest_gradients(layer: SparseConv1d, dense_grad: Tensor, fraction: float) -> Tensor:
@@ -162,6 +163,109 @@ def test_the_dense_gradient_is_that_of_values_grad(
     (watch,) = dst._watches.values()
     found = watch.total.flatten()[layer.pattern.positions()]
     torch.testing.assert_close(found, layer.values.grad, rtol=1e-12, atol=1e-14)
+
+
+def one_channel_at_a_time(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
+    """The second one alone is active: of the first the active weights' gradients are all zero."""
+    counted = [x * torch.tensor(channel)[:, None] for channel in ([1.0, 0.0], [0.0, 1.0])]
+    for part in counted:
+        layer(part).pow(3).mean().backward()
+    return counted
+
+
+def a_penalty_first(layer: SparseConv1d, x: Tensor, set_to_none: bool) -> list[Tensor]:
+    layer(10 * x).pow(3).mean().backward()
+    layer.zero_grad(set_to_none)
+    layer.values.square().sum().backward()  # something else that adds to values.grad
+    layer(x).pow(3).mean().backward()
+    return [x]
+
+
+def clipped_between(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
+    layer(x).pow(3).mean().backward()
+    torch.nn.utils.clip_grad_norm_(layer.parameters(), 1e-3)
+    layer(2 * x).pow(3).mean().backward()
+    return [x, 2 * x]
+
+
+def within_a_checkpoint(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
+    x.requires_grad_()
+    first = layer(x).pow(3).mean()
+    inner = checkpoint(lambda z: layer(z).pow(3).mean(), 2 * x, use_reentrant=True)
+    last = layer(3 * x).pow(3).mean()
+    (first + inner + last).backward()  # the last one first, then the checkpoint's own pass
+    return [x.detach(), 2 * x.detach(), 3 * x.detach()]
+
+
+def after_one_that_fails(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
+    def fail(grad: Tensor) -> None:
+        raise ArithmeticError
+
+    y = x.clone().requires_grad_()
+    y.register_hook(fail)
+    with pytest.raises(ArithmeticError):
+        layer(y).pow(3).mean().backward()
+    layer.zero_grad()
+    layer(x).pow(3).mean().backward()
+    return [x]
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        one_channel_at_a_time,
+        functools.partial(a_penalty_first, set_to_none=True),
+        functools.partial(a_penalty_first, set_to_none=False),
+        clipped_between,
+        within_a_checkpoint,
+        after_one_that_fails,
+    ],
+)
+def test_what_counts_is_every_pass_since_the_gradient_was_cleared(
+    train: Callable[[SparseConv1d, Tensor], list[Tensor]],
+) -> None:
+    torch.manual_seed(0)
+    mask = torch.zeros(4, 2, 9, dtype=torch.bool)
+    mask[:, 1, ::2] = True
+    pattern = KernelCSR.from_mask(mask)
+    layer = SparseConv1d(2, 4, 9, pattern=pattern, dtype=torch.float64)
+    _, _, dst = scheduled(layer, "SGD", update_every=1, end_step=9, grow="gradient")
+    for _ in range(2):  # the second time after a gradient that was there
+        weight, dense = dense_twin(layer)
+        layer.zero_grad()
+        for x in train(layer, torch.randn(3, 2, 30, dtype=torch.float64)):
+            dense(x).pow(3).mean().backward()
+        total = dst._watches[""].total
+        torch.testing.assert_close(total, weight.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_an_input_that_changes_after_the_layer() -> None:
+    """Under autocast the layer keeps a copy; elsewhere backward is refused, mostly by autograd."""
+    torch.manual_seed(0)
+    layer = SparseConv1d(2, 4, 9, density=0.3)
+    _, _, dst = scheduled(layer, "SGD", update_every=1, end_step=9, grow="gradient")
+    x = torch.randn(3, 2, 30)
+    weight, dense = dense_twin(layer)
+    found = []
+    for changes in (False, True):
+        layer.zero_grad()
+        given = x.clone()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = layer(given).float().square().mean()
+        if changes:
+            given.relu_()
+        loss.backward()
+        found.append(dst._watches[""].total)
+    assert torch.equal(*found)
+    dense(x).square().mean().backward()
+    torch.testing.assert_close(found[0], weight.grad, rtol=0.1, atol=0.02)
+    layer.zero_grad()
+    given = x.clone()
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda kept: kept):
+        loss = layer(given).square().mean()
+    given.relu_()
+    with pytest.raises(RuntimeError, match=r"\(3, 2, 30\), was modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
