@@ -13,7 +13,6 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparseconv.core.geometry import DTYPES
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import (
-    asks_for_gradients,
     check_module,
     check_not_compiled,
     held_outside,
@@ -144,10 +143,7 @@ def find_candidates(
                 raise ValueError(f"layer {name!r} cannot be converted: {obstacle}") from None
             continue
         candidate.hooked = bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
-        candidate.sparse = sparse = SparseConv1d.from_dense(conv, masks.get(conv, mask))
-        sparse.values.requires_grad_(weight.requires_grad)
-        if sparse.bias is not None:
-            sparse.bias.requires_grad_(asks_for_gradients(conv, "bias"))
+        candidate.sparse = SparseConv1d.from_dense(conv, masks.get(conv, mask))
     return candidates
 
 

@@ -8,7 +8,6 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import (
-    asks_for_gradients,
     carry_hooks,
     carry_state,
     check_module,
@@ -83,7 +82,6 @@ def _dense_twin(layer: SparseConv1d) -> nn.Module:
         conv = layer.to_dense()
         layer.padding, layer.padding_mode = padding, mode
         whole = nn.Sequential(_PADDINGS[mode]((left, right)), conv).train(layer.training)
-    conv.weight.requires_grad_(asks_for_gradients(layer, "values"))
     carry_state(layer, conv)
     carry_hooks(layer, whole)
     return whole

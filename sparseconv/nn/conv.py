@@ -18,10 +18,12 @@ from sparseconv.nn.overwritten import PatternCheck, check_in_graph, checksum_buf
 from sparseconv.nn.parametrizations import Parametrizations
 from sparseconv.nn.state import (
     are_shared,
+    asks_for_gradients,
     check_floats,
     check_not_shared,
     check_own_values,
     check_pattern,
+    computes_conv1d,
     current,
     own_entries,
     read_layer,
@@ -298,14 +300,15 @@ class SparseConv1d(nn.Module):
         """Copy an ``nn.Conv1d`` into a sparse layer.
 
         Args:
-            conv: the dense layer; left as it is.
+            conv: the dense layer; left as it is. What does not train (``requires_grad``) will not.
             mask: bool ``(C_out, C_in // groups, K)``, the active weights; None: the
                 ``weight_mask`` of ``torch.nn.utils.prune`` if there is one, else all that are not
                 zero.
             backend: as in ``sparse_conv1d``.
 
         Raises:
-            TypeError: ``conv`` is not an ``nn.Conv1d``, ``mask`` not a bool tensor.
+            TypeError: ``conv`` is not an ``nn.Conv1d``, or computes something else than one;
+                ``mask`` is not a bool tensor.
             ValueError: the shapes of mask and weight differ.
 
         Example:
@@ -315,6 +318,12 @@ class SparseConv1d(nn.Module):
         """
         if not isinstance(conv, nn.Conv1d):
             raise TypeError(f"conv must be an nn.Conv1d, but got {type(conv).__name__}")
+        if not computes_conv1d(conv):
+            raise TypeError(
+                f"conv must compute what nn.Conv1d does, but {type(conv).__name__} has a forward "
+                "of its own, which the sparse layer would not have; copy its weight and bias into "
+                "an nn.Conv1d, and put what else it does into a module around the sparse layer"
+            )
         weight = current(conv, "weight")
         if mask is None:
             mask = getattr(conv, "weight_mask", weight) != 0
@@ -326,6 +335,8 @@ class SparseConv1d(nn.Module):
         layer.set_pattern(pattern, weight[mask.to(weight.device)])
         if layer.bias is not None and conv.bias is not None:
             layer.bias.copy_(current(conv, "bias"))
+            layer.bias.requires_grad_(asks_for_gradients(conv, "bias"))
+        layer.values.requires_grad_(asks_for_gradients(conv, "weight"))
         return layer.train(conv.training)
 
     @torch.no_grad()
@@ -351,6 +362,8 @@ class SparseConv1d(nn.Module):
         conv.weight.copy_(self.dense_weight())
         if conv.bias is not None and self.bias is not None:
             conv.bias.copy_(current(self, "bias"))
+            conv.bias.requires_grad_(asks_for_gradients(self, "bias"))
+        conv.weight.requires_grad_(asks_for_gradients(self, "values"))
         return conv.train(self.training)
 
     def _save_to_state_dict(
@@ -361,6 +374,10 @@ class SparseConv1d(nn.Module):
         for name in ("crow_indices", "col_indices"):
             indices: Tensor = getattr(self.pattern, name)
             destination[prefix + name] = indices.to(self.values.device, copy=True)
+        # Indices alone would fit another kernel size, or other channels with as many kernels.
+        metadata = getattr(destination, "_metadata", {}).get(prefix.removesuffix("."))
+        if metadata is not None:
+            metadata["shape"] = self.pattern.shape
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load the layer's own entries whole or not at all; see the class for the formats."""
@@ -373,14 +390,15 @@ class SparseConv1d(nn.Module):
             self._load_state_dict_pre_hooks = hooks
 
     def _load_entries(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        *_, error_msgs = rest
+        metadata, *_, error_msgs = rest
         found = own_entries(self, state_dict, prefix)
         bias = self._parameters.get("bias")  # None also if it is parametrized
         if not found:  # the layer's own are missing; a subclass may have others
             super()._load_from_state_dict(state_dict, prefix, *rest)
             return
         try:
-            pattern, entries = read_layer(self, found, self._pattern, bias is not None)
+            shape = metadata.get("shape")
+            pattern, entries = read_layer(self, found, self._pattern, bias is not None, shape)
             self._adopt(pattern)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")

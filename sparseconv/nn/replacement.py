@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import DenseGradientHook
-from sparseconv.nn.state import current
 
 
 def check_module(model: nn.Module) -> None:
@@ -67,11 +66,6 @@ def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.M
 
 
 @torch.enable_grad()
-def asks_for_gradients(layer: nn.Module, name: str) -> bool:
-    """Whether a weight or bias does, or the parameters that it is computed from."""
-    return current(layer, name).requires_grad
-
-
 def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Yield modules that stand in plain attributes, lists for one, where torch cannot see them."""
     for owner in model.modules():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
@@ -96,6 +97,19 @@ def current(layer: nn.Module, name: str) -> Tensor:
     return tensor
 
 
+def computes_conv1d(conv: nn.Conv1d) -> bool:
+    """Whether no subclass or instance computes something else."""
+    methods = ("forward", "_conv_forward", "__call__")
+    own = any(getattr(type(conv), name) is not getattr(nn.Conv1d, name) for name in methods)
+    return not own and not vars(conv).keys() & set(methods)
+
+
+def asks_for_gradients(layer: nn.Module, name: str) -> bool:
+    """Whether a weight, values or bias does, or the parameters that it is computed from."""
+    with torch.enable_grad():
+        return current(layer, name).requires_grad
+
+
 def entry_names(has_bias: bool) -> list[str]:
     """Name the entries of the layer's own format."""
     return ["values", "crow_indices", "col_indices"] + ["bias"] * has_bias
@@ -113,13 +127,22 @@ def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> di
 
 
 def read_layer(
-    layer: nn.Module, found: dict[str, Any], present: KernelCSR, has_bias: bool
+    layer: nn.Module,
+    found: dict[str, Any],
+    present: KernelCSR,
+    has_bias: bool,
+    saved_shape: tuple[int, int, int] | None,
 ) -> tuple[KernelCSR, dict[str, Tensor]]:
     """Check the ``own_entries`` of one layer and return them in the layer's own format.
 
     TypeError or ValueError if they are not exactly one of the formats, or do not fit.
     """
     shape = present.shape
+    if saved_shape is not None and tuple(saved_shape) != shape:
+        raise ValueError(
+            f"size mismatch: expected the state of a layer of shape (out_channels, in_channels // "
+            f"groups, kernel_size) = {shape}, but got that of {tuple(saved_shape)}"
+        )
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")

@@ -155,6 +155,39 @@ def test_from_dense_takes_the_pruned_weights_of_now():
     assert narrow.dense_weight().equal(conv.weight * narrow.pattern.to_mask())
 
 
+class Causal(nn.Conv1d):
+    def forward(self, input):
+        return super().forward(nn.functional.pad(input, (4, 0)))
+
+
+def test_from_dense_refuses_what_computes_something_else():
+    with pytest.raises(TypeError, match="Causal has a forward of its own"):
+        SparseConv1d.from_dense(Causal(3, 4, 5))
+    conv = nn.Conv1d(3, 4, 5)
+    conv.forward = lambda input: input
+    with pytest.raises(TypeError, match="Conv1d has a forward of its own"):
+        SparseConv1d.from_dense(conv)
+
+    class Named(nn.Conv1d):
+        pass
+
+    assert SparseConv1d.from_dense(Named(3, 4, 5)).kernel_size == (5,)
+    weight_norm = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 4, 5))
+    x = torch.randn(2, 3, 20)
+    torch.testing.assert_close(SparseConv1d.from_dense(weight_norm)(x), weight_norm(x))
+
+
+@pytest.mark.parametrize(("weight", "bias"), [(True, False), (False, True), (False, False)])
+def test_what_does_not_train_stays_so(weight, bias):
+    conv = nn.Conv1d(3, 4, 5)
+    conv.weight.requires_grad_(weight)
+    conv.bias.requires_grad_(bias)
+    layer = SparseConv1d.from_dense(conv)
+    assert (layer.values.requires_grad, layer.bias.requires_grad) == (weight, bias)
+    back = layer.to_dense()
+    assert (back.weight.requires_grad, back.bias.requires_grad) == (weight, bias)
+
+
 def test_from_dense_and_to_dense():
     torch.manual_seed(0)
     for options in OPTIONS:

@@ -107,6 +107,26 @@ def test_refused_load_changes_nothing(name, strict):
     assert snapshot(model[1]) == before
 
 
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("shape", [(4, 6, 9), (4, 6, 3), (12, 2, 5), (2, 12, 5)])
+def test_the_state_of_another_shape_is_refused(shape, tmp_path):
+    """Some would fit by the number of kernels and the range of the taps."""
+    n_in, n_out, taps = shape
+    torch.save(
+        nn.Sequential(SparseConv1d(n_in, n_out, taps, bias=False)).state_dict(), tmp_path / "a"
+    )
+    model = nn.Sequential(SparseConv1d(4, 6, 5, bias=False))
+    before = snapshot(model[0])
+    state = torch.load(tmp_path / "a", weights_only=True)
+    with pytest.raises(RuntimeError, match=r"0: size mismatch: .*\(6, 4, 5\), but got that of"):
+        model.load_state_dict(state)
+    assert snapshot(model[0]) == before
+    kept = nn.Sequential(SparseConv1d(4, 6, 5, bias=False)).state_dict()
+    for fits in (kept, dict(kept), copy.deepcopy(kept)):  # a dict has no metadata
+        model.load_state_dict(fits)
+    model[0].to_dense().load_state_dict(nn.Conv1d(4, 6, 5, bias=False).state_dict())
+
+
 def test_absent_layer_is_missing():
     model = nn.Sequential(SparseConv1d(4, 6, 5), nn.BatchNorm1d(6))
     before = snapshot(model[0])
