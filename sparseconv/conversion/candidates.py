@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.geometry import DTYPES
@@ -96,6 +97,10 @@ def selected_layers(convs: Mapping[str, nn.Conv1d], layers: Iterable[str]) -> se
 def checked_masks(
     convs: Mapping[str, nn.Conv1d], masks: Mapping[str, Tensor]
 ) -> dict[nn.Module, Tensor]:
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"masks must be a dict of layer name -> mask, but got a {type(masks).__name__}"
+        )
     found: dict[nn.Module, Tensor] = {}
     for name, mask in masks.items():
         layer = name
@@ -128,11 +133,13 @@ def find_candidates(
         candidate = Candidate(name, conv, masks.get(conv))
         candidates.append(candidate)
         try:
+            if any(p is not None and is_lazy(p) for p in conv._parameters.values()):
+                raise ObstacleError("it was never run, so its weight has no shape yet")
             if conv in outside:
                 raise ObstacleError(
                     f"it also stands in {outside[conv]}, where nothing can replace it"
                 )
-            weight, mask = _pruning(conv)
+            weight, mask = _pruning(conv, candidate.given)
             own = (name, f"{name}.parametrizations.weight".removeprefix("."))
             others = [f"{owner!r}" for owner in owners[id(weight)] if owner not in own]
             if others:
@@ -150,12 +157,12 @@ def find_candidates(
 @torch.no_grad()
 def set_inactive_to_zero(conv: nn.Conv1d, mask: Tensor) -> None:
     """Set the weights outside of a mask to 0, of a layer that could be replaced."""
-    weight, _ = _pruning(conv)
+    weight, _ = _pruning(conv, mask)
     weight.masked_fill_(~mask.to(weight.device), 0)
 
 
-def _pruning(conv: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
-    """The parameter behind the weight, and its mask (None: its zeros)."""
+def _pruning(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The parameter behind the weight, and its mask (None: its zeros) where none is given."""
     kind = type_before_parametrizations(conv)
     if kind is not nn.Conv1d:
         raise ObstacleError(f"a {kind.__name__} may compute something else than nn.Conv1d")
@@ -177,7 +184,12 @@ def _pruning(conv: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
             masks: list[Tensor] = [p.mask for p in computed]  # type: ignore[misc]
             mask = torch.stack([m != 0 for m in masks]).all(dim=0)
     elif (kept := conv._buffers.get("weight_mask")) is not None:
-        weight, mask = conv._parameters.get("weight_orig"), kept.bool()
+        if weight is not None and given is None:
+            raise ObstacleError(
+                "it has a weight_mask, but no weight_orig: whether the model applies it cannot be "
+                "seen; pass it in masks, or delete it"
+            )
+        weight, mask = conv._parameters.get("weight_orig", weight), kept.bool()
     if weight is None or not bias_is_own:
         names = {type(p).__name__ for p in computed}
         names |= {type(hook).__name__ for hook in conv._forward_pre_hooks.values()}

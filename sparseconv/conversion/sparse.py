@@ -115,7 +115,7 @@ def convert(
     """
     convs = convolutions(model)
     selected = None if layers is None else selected_layers(convs, layers)
-    given = checked_masks(convs, masks or {})
+    given = checked_masks(convs, {} if masks is None else masks)
     if max_density is not None:
         if example_input is not None or selected is not None:
             raise ValueError(

@@ -129,7 +129,8 @@ def single(name: str, value: int | tuple[int, ...], least: int) -> int:
     """Accept an int or a 1-tuple, as nn.Conv1d does, not below ``least``."""
     if isinstance(value, (tuple, list)) and len(value) == 1:
         value = value[0]
-    number = integer(f"{name} must be an int or a tuple of one int", value)
+    pair = ", a pair (left, right), 'same' or 'valid'" if name == "padding" else ""
+    number = integer(f"{name} must be an int or a tuple of one int{pair}", value)
     if number < least:
         if name == "dilation":
             raise ArgumentError(f"dilation should be greater than zero, but got {number}")

@@ -235,6 +235,11 @@ class KernelCSR:
         nnz = integer("nnz must be an int", nnz)
         if not 0 <= nnz <= numel:
             raise ValueError(f"nnz must lie in [0, {numel}] for shape {shape}, but got {nnz}")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator must be a torch.Generator or None, but got {generator!r}; for a seed, "
+                "pass torch.Generator().manual_seed(seed)"
+            )
         order = torch.randperm(numel, generator=generator, device="cpu")
         return cls.from_positions(order[:nnz].sort().values, shape)
 

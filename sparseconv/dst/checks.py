@@ -116,7 +116,8 @@ def check_state(name: str, values: Tensor, state: Mapping[str, object]) -> None:
             raise ValueError(
                 f"the optimizer's {key!r} of layer {name!r} must have shape "
                 f"{list(values.shape)}, one for each active weight, but has "
-                f"{list(tensor.shape)}; build a new optimizer after a change of their number"
+                f"{list(tensor.shape)}; build a new optimizer after a change of their number (one "
+                "that counts something else keeps it in a tensor without dimensions)"
             )
 
 

@@ -154,6 +154,8 @@ def check(
     dtype, device = input.dtype, input.device
     if not (
         dtype in DTYPES
+        and input.layout is torch.strided
+        and values.layout is torch.strided
         and values.dtype is dtype
         and values.device == device
         and (bias is None or (bias.dtype is dtype and bias.device == device))
@@ -200,6 +202,10 @@ def _refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
             traced = kind.__module__.startswith("torch.fx")
             raise TypeError(
                 f"{name} must be a Tensor, but got {kind.__name__}" + (_FX if traced else "")
+            )
+        if tensor.layout != torch.strided:
+            raise TypeError(
+                f"{name} must be a dense tensor, but got {tensor.layout}; convert it by .to_dense()"
             )
         if tensor.dtype != input.dtype:
             raise DtypeError(

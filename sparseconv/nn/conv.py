@@ -222,7 +222,8 @@ class SparseConv1d(nn.Module):
         ``load_state_dict``, build a new optimizer: moments of the old length are an error, and
         torch's fused optimizers do not check it but write outside their memory. Start a new
         average too (``AveragedModel`` would refuse to run). No other thread may call the layer at
-        the same time: it could find values of one pattern at positions of the other.
+        the same time: it could find values of one pattern at positions of the other. So would
+        another layer that shares the parameter ``values``.
 
         Args:
             new: the pattern, of the same shape.
@@ -429,6 +430,8 @@ class SparseConv1d(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise AttributeError(_NO_WEIGHT)
+        if name == "pattern":
+            raise AttributeError("set_pattern(pattern) sets the pattern: values move with it")
         if name in _GEOMETRY:
             self._resolved = None
             value = tuple(value) if isinstance(value, list) else value  # immutable

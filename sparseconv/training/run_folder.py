@@ -88,7 +88,7 @@ class TrainedRun:
                 "predict: expected X to be an array of real numbers, series of one length, but "
                 f"{error}"
             ) from error
-        series = datasets.as_series("predict", "X", given, data["nan_to_zero"])
+        series = datasets.as_series(datasets.PREDICTED, "X", given, data["nan_to_zero"])
         if series.shape[1] != data["n_channels"]:
             raise ValueError(
                 f"predict: expected X of shape (n_cases, {data['n_channels']}, n_timepoints), the "
@@ -226,8 +226,8 @@ def read_config(folder: Path) -> dict[str, Any]:
                     _check_size(name, value)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
-            f"{folder} is not a results folder of `python -m sparseconv train`: {path} does not "
-            "exist (sparseconv.training.train writes the checkpoint alone)"
+            f"{folder.absolute()} is not a results folder of `python -m sparseconv train`: its "
+            f"{CONFIG_NAME} does not exist (sparseconv.training.train writes the checkpoint alone)"
         ) from None
     except (
         ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,

@@ -273,6 +273,23 @@ def test_what_cannot_be_replaced_is_left_and_said() -> None:
     assert isinstance(converted.fine, SparseConv1d)
 
 
+def test_a_mask_by_hand_is_one_if_it_is_given() -> None:
+    conv = nn.Conv1d(2, 3, 5)
+    mask = torch.rand(3, 2, 5) < 0.3
+    conv.register_buffer("weight_mask", mask)
+    model = nn.Sequential(conv, nn.LazyConv1d(2, 3))
+    converted, report = sc.convert(model)
+    assert "has a weight_mask, but no weight_orig" in report.layers[0].reason
+    assert "it was never run" in report.layers[1].reason
+    assert isinstance(converted[0], nn.Conv1d)
+    converted, _ = sc.convert(model, masks={"0": mask}, max_density=1.0)
+    assert torch.equal(converted[0].pattern.to_mask(), mask)
+    with pytest.raises(
+        TypeError, match="masks must be a dict of layer name -> mask, but got a list"
+    ):
+        sc.convert(model, masks=[mask])
+
+
 def test_hooks_on_a_gradient_are_left_behind_and_that_is_said() -> None:
     """Masking by hand keeps pruned weights at 0 so; in a sparse layer there are none."""
     model = nn.Sequential(*(nn.Conv1d(2, 2, 3) for _ in range(3)))

@@ -165,6 +165,10 @@ def test_refuses_masks_and_counts():
     for nnz in (-1, 7):
         with pytest.raises(ValueError, match=r"\[0, 6\]"):
             KernelCSR.random((1, 2, 3), nnz)
+    with pytest.raises(
+        TypeError, match=r"must be a torch\.Generator or None, but got 3; for a seed"
+    ):
+        KernelCSR.random((1, 2, 3), 2, generator=3)
 
 
 def test_equality_and_hash():

@@ -133,6 +133,8 @@ def test_weight_does_not_exist():
         with pytest.raises(AttributeError, match=r"values.*dense_weight\(\)"):
             action()
     assert not hasattr(layer, "weight")
+    with pytest.raises(AttributeError, match=r"set_pattern\(pattern\) sets the pattern"):
+        layer.pattern = layer.pattern
     with pytest.raises(AttributeError, match="no attribute 'wieght'"):
         _ = layer.wieght
     assert layer.dense_weight().shape == (3, 2, 4)
