@@ -41,8 +41,8 @@ class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
     users know; MiniROCKET's features are theirs bit for bit, ROCKET's to rounding.
 
     Args:
-        kernels: ``"rocket"`` (each channel of each series is normalised, as in aeon),
-            ``"minirocket"``, or a ``KernelBank``, which is used as it is.
+        kernels: ``"rocket"`` (each channel of each series is normalised, as in aeon, but a
+            constant one becomes zeros), ``"minirocket"``, or a ``KernelBank``, used as it is.
         n_kernels: as aeon counts: kernels for ROCKET, of two features each; features for
             MiniROCKET, rounded down to a multiple of 84, and at least 84.
         random_state: an int fixes the kernels; a ``RandomState`` gives the seed; None draws one.

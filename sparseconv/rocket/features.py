@@ -130,11 +130,24 @@ def _described(out: Any) -> str:
 
 
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Each channel of each series with mean 0 and variance 1, as aeon's Rocket does: in float64."""
+    """Each channel of each series with mean 0 and variance 1; a constant one becomes zeros.
+
+    As aeon's Rocket does, but in float64 whatever the type of X; and what rounding leaves of a
+    constant channel, which aeon scales to variance 1, is no spread here.
+    """
     X = np.ascontiguousarray(X)  # NumPy adds in another order where time is not the last in memory
     mean = X.mean(2, keepdims=True, dtype=np.float64)
     spread = X.std(2, keepdims=True, dtype=np.float64)
-    return np.asarray((X - mean) / np.where(spread == 0, 1, spread))
+    constant = spread <= rounding(mean, X.shape[2], np.finfo(np.float64).eps)
+    return np.asarray(np.where(constant, 0, X - mean) / np.where(constant, 1, spread))
+
+
+def rounding(mean: Any, n: int, eps: Any) -> Any:
+    """The spread up to which ``n`` numbers of this mean count as equal: rounding leaves less.
+
+    The mean of equal numbers may be another number, off by the errors of n additions.
+    """
+    return eps * n**0.5 * abs(mean)
 
 
 def plan_of(bank: KernelBank) -> Any:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sparseconv.rocket.features import rounding
+
 Array = npt.NDArray[Any]
 
 
@@ -31,7 +33,7 @@ class Scaling:
         # With dtype=torch.float64 vector_norm takes more than twice as long.
         length = torch.linalg.vector_norm((features - mean).double(), dim=0)
         # What rounding leaves of a constant feature is no length.
-        tiny = torch.finfo(features.dtype).eps * len(features) ** 0.5 * mean.abs()
+        tiny = rounding(mean, len(features), torch.finfo(features.dtype).eps)
         factor = torch.where(length > tiny, 1 / length, 0)
         return cls(mean, factor.to(features.dtype))
 

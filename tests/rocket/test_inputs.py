@@ -68,6 +68,18 @@ def test_normalised_series() -> None:
     assert np.isfinite(normalised(huge)).all()
 
 
+@pytest.mark.parametrize("length", [11, 13, 15, 31, 60, 127, 135, 1000])
+def test_constant_channels_become_zeros(length: int) -> None:
+    """Also where the mean of equal numbers in float64 is another number."""
+    values = np.array([36.6, 1000.1, -0.1, 1e-30, 1e30, *np.random.default_rng(0).normal(size=500)])
+    X = np.repeat(values[:, None], length, 1)[:, None]
+    assert (X.mean(2) != X[..., 0]).any()  # else nothing is tested
+    for dtype in (np.float64, np.float32, np.longdouble):
+        assert not normalised(X.astype(dtype)).any()
+    X[..., 0] *= 1 + 1e-9  # a difference that float64 holds
+    np.testing.assert_allclose(normalised(X).std(2), 1, rtol=1e-4)
+
+
 def test_series_that_do_not_fit(bank: KernelBank, series: Any) -> None:
     _, channels, length = series.shape
     shape = rf"expected series of shape \(n_cases, {channels}, {length}\), .* pad or cut"
