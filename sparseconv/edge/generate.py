@@ -119,7 +119,7 @@ def write_c(
         "sparse": any(part["kernel"].sparse for part in parts), "is_int8": integers is not None,
         "class_names": [_in_comment(name) for name in classes or ()],
         "copies": sorted(modes - {"zeros"}), "pads_zeros": "zeros" in modes,
-        "loads_whole": channels == 1 and integers is None, "load": arena.inside(0),
+        "copies_samples": channels == 1 and integers is None, "load": arena.inside(0),
         "ending": network.ending, "scores_are": _SCORES[network.ending],
         "uses_math": bool(network.ending) and integers is None, "cases": cases,
         "agreement": agreement, "cost": cost_table(parts).markdown(),

@@ -20,7 +20,7 @@ from benchmarks.edge import targets
 from sparseconv.edge import lowering, quantize
 
 WEIGHTS = ("float32", "int8")
-ALLOWED = {"expf", "logf", "memcpy"}
+ALLOWED = {"expf", "logf"}
 FEW = ("dsn", "reflect", "ends_with_bins", "long_gaps")  # together they have all that there is
 
 
@@ -84,16 +84,17 @@ def self_test(folder: Path) -> None:
     assert printed.split()[0] == printed.split()[2]
 
 
-def test_padding_calls_nothing(tmp_path: Path) -> None:
-    """A loop over one channel that copies a sample is a memset for compilers."""
+def test_one_channel_calls_nothing(tmp_path: Path) -> None:
+    """Loops over one channel that copy samples are a memcpy or a memset for compilers."""
     X = series(9, channels=1, length=300)
     for weights in WEIGHTS:
         folder = sc.export_c(one_channel(), X, tmp_path / weights, weights=weights, calibration=X)
         for compiler in COMPILERS:
-            for level in ("-Os", "-O2", "-O3"):
-                run([compiler, *FLAGS, level, "-fno-pie", "-c", "dsn.c", "-o", "dsn.o"], folder)
-                undefined = run(["nm", "-u", "dsn.o"], folder).split()
-                assert set(undefined) <= {"U", "memcpy"}
+            # Without a library gcc leaves the calls that it would replace by instructions.
+            for level in ("-Os", "-O2", "-O3", "-ffreestanding"):
+                words = [compiler, *FLAGS, "-O2", level, "-fno-pie", "-c", "dsn.c", "-o", "dsn.o"]
+                run(words, folder)
+                assert not run(["nm", "-u", "dsn.o"], folder)
 
 
 @pytest.mark.parametrize("kind", ["double", "bfloat16", "float16", "autocast"])
