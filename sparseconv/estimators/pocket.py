@@ -338,7 +338,11 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
             f"kernels of {least} taps expected series of at least {least} time points, but got "
             f"{X.shape[2]}; pad them with aeon.transformations.collection.unequal_length.Padder"
         )
-    return KernelBank.from_aeon(make(n_kernels, random_state=seed).fit(X))
+    state = np.random.get_state()  # aeon seeds NumPy's global generator, which is not ours to set
+    try:
+        return KernelBank.from_aeon(make(n_kernels, random_state=seed).fit(X))
+    finally:
+        np.random.set_state(state)
 
 
 def how_many(keep: Any, candidates: int) -> int:

@@ -71,6 +71,19 @@ def test_the_kernels_of_a_seed_are_aeons(kind: str) -> None:
     assert np.array_equal(again, ours.transform(X))
 
 
+@pytest.mark.parametrize("random_state", [5, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numpys_global_generator_is_left_alone(kind: str, random_state: int | None) -> None:
+    X, y = data(n=12)
+    before = np.random.get_state(legacy=False)
+    transformer = RocketTransformer(kind, 100, random_state=random_state)
+    banks = [transformer.fit(X).bank_ for _ in range(2)]
+    classifier(kind, n_iter=1, random_state=random_state).fit(X, y)
+    after = np.random.get_state(legacy=False)
+    np.testing.assert_equal(after, before)
+    assert (banks[0] == banks[1]) == (random_state is not None)
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_kept_is_aeons_classifier(kind: str, n_classes: int) -> None:
