@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from typing import Any
 
@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from sparseconv.core.checks import count, number
+from sparseconv.core.checks import count, flag, number
 from sparseconv.estimators.inputs import check_finite, check_series, draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.rocket.bank import KINDS, KernelBank
@@ -52,7 +52,9 @@ class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
         bank_: the ``KernelBank``.
 
     Raises:
-        ValueError: unequal lengths, another shape than in fit, values missing or not finite.
+        ValueError: unequal lengths, another shape than in fit, values missing or not finite;
+            kernels that are none of these, ``n_kernels`` below 1.
+        TypeError: ``n_kernels`` that is no int.
 
     Example:
         >>> from sparseconv import RocketTransformer
@@ -138,9 +140,11 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         seed_, classes_, n_classes_: the seed used; the labels seen in fit, sorted; their number.
 
     Raises:
-        ValueError: series as in ``RocketTransformer``; one class; ``keep`` beyond the kernels;
-            ``"cv"`` with a single case of each class.
-        TypeError: ``n_kernels`` or ``n_iter`` that is no int.
+        ValueError: series or kernels as in ``RocketTransformer``; one class; ``keep`` that is no
+            share, no number of the kernels and not ``"cv"``; ``k`` that is no positive number and
+            not ``"cv"``; ``n_iter`` below 1; ``"cv"`` with a single case of each class.
+        TypeError: ``n_kernels`` or ``n_iter`` that is no int; ``refit`` or ``verbose`` that is
+            neither True nor False.
 
     Example:
         >>> from sparseconv import POCKETClassifier
@@ -195,14 +199,16 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
 
         check_finite("POCKETClassifier", X)
         count("n_iter", self.n_iter)
-        ks = KS if self.k == "cv" else (_positive("k", self.k),)
+        flag("refit", self.refit)
+        flag("verbose", self.verbose)
+        ks = KS if _is_cv(self.k) else (_positive("k", self.k),)
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
         with all_threads(check_n_jobs(self.n_jobs)):
             bank = draw_kernels(self.kernels, self.n_kernels, self.seed_, X)
             size = 2 if bank.kind == "rocket" else 1
             candidates = self.n_candidates_ = bank.n_features // size
-            shares = KEEPS if self.keep == "cv" else (self.keep,)
+            shares = KEEPS if _is_cv(self.keep) else (self.keep,)
             keeps = sorted({how_many(share, candidates) for share in shares})
             choices = list(product(ks, keeps))
             with tqdm(total=2 + FOLDS * len(choices) * (len(choices) > 1),
@@ -381,9 +387,14 @@ def unscaled(scaler: StandardScaler, estimator: RidgeClassifierCV) -> tuple[Arra
     return coef.astype(np.float32), np.atleast_1d(estimator.intercept_).astype(np.float32)
 
 
+def _is_cv(value: Any) -> bool:
+    return isinstance(value, str) and value == "cv"  # an array compares each of its elements
+
+
 def _positive(name: str, value: Any) -> float:
-    if value != "cv" and 0 < (found := number(name, value)) < np.inf:
-        return found
+    with suppress(TypeError):  # which would not say that "cv" is possible
+        if 0 < (found := number(name, value)) < np.inf:
+            return found
     raise ValueError(f'{name} must be a positive number or "cv", but got {value!r}')
 
 

@@ -227,7 +227,12 @@ def test_threads_are_given_back_and_do_not_matter() -> None:
         ({"keep": True}, "keep must be a share in"),
         ({"keep": "all"}, "keep must be a share in .*'all'"),
         ({"k": 0}, "k must be a positive number"),
+        ({"keep": "auto"}, "keep must be a share in .* or \"cv\", but got 'auto'"),
+        ({"keep": np.array([0.1, 0.5])}, "keep must be a share in"),
         ({"k": float("nan")}, "k must be a positive number"),
+        ({"k": "auto"}, "k must be a positive number or \"cv\", but got 'auto'"),
+        ({"k": None}, 'k must be a positive number or "cv", but got None'),
+        ({"k": np.array([0.1, 1.0])}, 'k must be a positive number or "cv"'),
         ({"n_iter": 0}, "n_iter must be at least 1"),
     ],
 )
@@ -242,6 +247,13 @@ def test_numbers_that_are_no_ints_are_named() -> None:
     for name in ("n_kernels", "n_iter"):
         with pytest.raises(TypeError, match=f"{name} must be an int, but got 2.5"):
             classifier(**{name: 2.5}).fit(X, y)
+
+
+def test_flags_that_are_none_are_named() -> None:
+    X, y = data(n=12)
+    for name in ("refit", "verbose"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, but got 'no'"):
+            classifier(**{name: "no"}).fit(X, y)
 
 
 def test_bad_series_are_named() -> None:
