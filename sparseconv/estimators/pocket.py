@@ -23,7 +23,7 @@ from sparseconv.core.checks import count, flag, number
 from sparseconv.estimators.inputs import check_finite, check_series, draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.rocket.bank import KINDS, KernelBank
-from sparseconv.rocket.features import kernel_features
+from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
 from sparseconv.rocket.selection import Selector
 
@@ -52,8 +52,8 @@ class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
         bank_: the ``KernelBank``.
 
     Raises:
-        ValueError: unequal lengths, another shape than in fit, values missing or not finite;
-            kernels that are none of these, ``n_kernels`` below 1.
+        ValueError: unequal lengths, another shape than in fit or than the bank's, values missing
+            or not finite; kernels that are none of these, ``n_kernels`` below 1.
         TypeError: ``n_kernels`` that is no int.
 
     Example:
@@ -332,6 +332,7 @@ def prune_rocket(
 def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBank:
     """The bank of kernels that aeon draws for these series, or the one given."""
     if isinstance(kernels, KernelBank):
+        check_shape(X.shape, kernels)
         return kernels
     if not isinstance(kernels, str) or kernels not in KINDS:
         raise ValueError(f"kernels must be one of {KINDS} or a KernelBank, but got {kernels!r}")

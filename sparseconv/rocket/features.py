@@ -94,18 +94,13 @@ def operations(bank: KernelBank) -> int:
 
 def _checked_series(X: Any, bank: KernelBank) -> Features:
     """``(n_cases, n_channels, n_timepoints)`` as the kernels read them: aligned, finite float32."""
-    shape = bank.series_channels, bank.series_length
-    expected = f"expected series of shape (n_cases, {shape[0]}, {shape[1]}), those that the kernels"
-    remedy = "pad or cut them to this length"
     try:
         X = np.asarray(X)
     except ValueError as error:  # of several lengths
-        raise ValueError(f"{expected} were drawn for, but got several shapes; {remedy}") from error
-    given = X.shape
+        raise _misfit(bank, "several shapes") from error
+    check_shape(X.shape, bank)
     if X.ndim == 2:
         X = X[:, None]
-    if X.ndim != 3 or X.shape[1:] != shape:
-        raise ValueError(f"{expected} were drawn for, but got {given}; {remedy}")
     if X.dtype.kind not in "fiu":
         raise ValueError(f"expected series of real numbers, but got dtype {X.dtype}; convert them")
 
@@ -120,6 +115,20 @@ def _checked_series(X: Any, bank: KernelBank) -> Features:
             "replace NaN, for example with numpy.nan_to_num, or rescale them"
         )
     return single(normalised(X)) if bank.normalise else converted
+
+
+def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
+    """Refuse series of another shape than the bank's; one channel may be left out."""
+    whole = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+    if len(whole) != 3 or whole[1:] != (bank.series_channels, bank.series_length):
+        raise _misfit(bank, shape)
+
+
+def _misfit(bank: KernelBank, given: object) -> ValueError:
+    return ValueError(
+        f"expected series of shape (n_cases, {bank.series_channels}, {bank.series_length}), those "
+        f"that the kernels were drawn for, but got {given}; pad or cut them to this length"
+    )
 
 
 def _described(out: Any) -> str:

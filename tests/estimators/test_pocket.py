@@ -296,8 +296,11 @@ def test_bad_series_are_named() -> None:
     with pytest.raises(TypeError, match="kernels of the classifier given, but got n_kernels"):
         prune_rocket(raw, X, y, n_kernels=10)
     bank = fitted.bank_
-    with pytest.raises(ValueError, match=r"expected series of shape \(n_cases, 1, 60\)"):
-        POCKETClassifier(bank).fit(X[:, :, :50], y)
+    for bad in (X[:, :, :50], np.repeat(X, 2, axis=1)):
+        for estimator in (POCKETClassifier(bank), RocketTransformer(bank)):
+            with pytest.raises(ValueError, match=r"of shape \(n_cases, 1, 60\), .* but got \(12, "):
+                estimator.fit(bad, y)
+            assert not estimator.is_fitted
 
 
 @pytest.mark.parametrize("n_kernels", [1, 84])
