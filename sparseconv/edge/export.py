@@ -67,7 +67,8 @@ def export_c(
         ValueError: a model in training mode, weights that are not finite, series that do not fit,
             int8 without calibration, a name that is no C identifier, a folder that holds files or
             cannot be written.
-        TypeError: a model that is no module, series that are no arrays of numbers.
+        TypeError: a model that is no module, series that are no arrays of numbers, classes that
+            are no list of names.
 
     Example:
         >>> import sparseconv as sc, tempfile
@@ -102,9 +103,7 @@ def export_c(
             "expected a model with finite scores, but those of example_input are infinite or no "
             "numbers in float32; scale the series"
         )
-    named = None if classes is None else [str(name) for name in classes]
-    if named is not None and len(named) != network.classes:
-        raise ValueError(f"expected {network.classes} names of classes, but got {len(named)}")
+    named = None if classes is None else _names(classes, network.classes)
     integers, agreement = None, None
     if weights == "int8":
         known = _calibration(calibration, example)
@@ -120,6 +119,20 @@ def export_c(
     cases = _known_cases(network, integers, example[:KNOWN], scores)
     write_folder(folder, write_c(network, integers, name, cases, agreement, named))
     return folder
+
+
+def _names(classes: Any, n: int) -> list[str]:
+    try:
+        if isinstance(classes, str | bytes):  # its letters are no names
+            raise TypeError
+        named = [str(name) for name in classes]
+    except TypeError:
+        raise TypeError(
+            f"classes must be a list of {n} names in the order of the scores, but got {classes!r}"
+        ) from None
+    if len(named) != n:
+        raise ValueError(f"expected {n} names of classes, but got {len(named)}")
+    return named
 
 
 def _known_cases(
