@@ -114,7 +114,7 @@ def export_c(
             warnings.warn(
                 f"int8 gives PyTorch's class for {same.sum()} of the {len(known)} series of the "
                 "calibration only; bring channels to one scale before the network, or export "
-                "float32", stacklevel=2,
+                "float32", stacklevel=3,  # the caller's line, behind the frame of no_grad
             )  # fmt: skip
     cases = _known_cases(network, integers, example[:KNOWN], scores)
     write_folder(folder, write_c(network, integers, name, cases, agreement, named))
