@@ -154,11 +154,11 @@ def find_candidates(
     return candidates
 
 
-@torch.no_grad()
 def set_inactive_to_zero(conv: nn.Conv1d, mask: Tensor) -> None:
     """Set the weights outside of a mask to 0, of a layer that could be replaced."""
     weight, _ = _pruning(conv, mask)
-    weight.masked_fill_(~mask.to(weight.device), 0)
+    with torch.inference_mode(weight.is_inference()), torch.no_grad():
+        weight.masked_fill_(~mask.to(weight.device), 0)
 
 
 def _pruning(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
