@@ -15,7 +15,7 @@ from sparseconv.nn.restored import check_shapes_are_known
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.criteria import Criterion, evaluating
 from sparseconv.pruning.equivalent import has_pairs
-from sparseconv.pruning.tracing import PRUNABLE, is_ignored, output_tensors
+from sparseconv.pruning.tracing import PRUNABLE, ignored_modules, output_tensors
 
 
 def checked_example(example_input: Any) -> tuple[Any, ...]:
@@ -92,7 +92,8 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
         raise ValueError("the model holds compressors; sparseconv.pruning.merge(model) comes first")
     if scripted := [n for n, m in modules.items() if isinstance(m, torch.jit.ScriptModule)]:
         raise ValueError(f"{scripted[0] or 'it'!r} is a ScriptModule; prune before torch.jit")
-    if unknown := [name for name in ignore if name not in modules]:
+    every = dict(model.named_modules(remove_duplicate=False))  # a shared one by each of its names
+    if unknown := [name for name in ignore if name not in every]:
         raise ValueError(
             f"ignore names {unknown[0]!r}, but the model has no such module; model.named_modules() "
             "lists them"
@@ -102,8 +103,9 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
         raise ValueError(
             f"a module stands in {where}, where torch does not see it; use nn.ModuleList"
         )
+    ignored = ignored_modules(model, ignore)
     for name, module in modules.items():
-        if isinstance(module, PRUNABLE) and not is_ignored(name, ignore):
+        if isinstance(module, PRUNABLE) and module not in ignored:
             computed = [x for x in ("weight", "values", "bias") if x not in module._parameters]
             if computed := [x for x in computed if hasattr(module, x)]:
                 raise ValueError(

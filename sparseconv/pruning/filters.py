@@ -73,7 +73,7 @@ def prune_filters(
             many multiply-adds.
         steps: remove them in so many equal steps, each scored again; for ``DSP``, remove what is
             silent so many times.
-        ignore: names of modules that keep all channels.
+        ignore: names of modules that keep all channels, with all layers inside of them.
         equivalent: put a compressor behind each layer that loses filters and a decompressor before
             each that reads them: 1x1 convolutions through which the removed filters still
             contribute while the result is fine-tuned. ``report.merge()`` then returns the model

@@ -49,13 +49,14 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
     Args:
         model: run once; left as it was.
         arguments: example inputs, with channels in their second dimension.
-        ignore: names of modules that keep all of their channels, whatever they compute.
+        ignore: names of modules that keep all of their channels, whatever they compute, and so do
+            those inside of them.
 
     Raises:
         UnknownLayerError: something that only ``ignore`` helps with, named.
         ValueError: the model cannot take these inputs, or its outputs are not ``output_tensors``.
     """
-    tracer = _Tracer(model, frozenset(ignore))
+    tracer = _Tracer(model, ignored_modules(model, ignore))
     with restored_afterwards(model), torch.no_grad(), ExitStack() as stack:
         model.eval()
         for tensor in tree_leaves(arguments):
@@ -102,15 +103,15 @@ def output_tensors(out: Any) -> list[Tensor]:
     return found
 
 
-def is_ignored(name: str, ignore: Iterable[str]) -> bool:
-    """Whether a module, or one around it, is named."""
-    return any(not outer or f"{name}.".startswith(f"{outer}.") for outer in ignore)
+def ignored_modules(model: nn.Module, ignore: Iterable[str]) -> set[nn.Module]:
+    """The modules named and all inside of them: a list of layers is never called itself."""
+    return {module for name in ignore for module in model.get_submodule(name).modules()}
 
 
 class _Tracer(TorchFunctionMode):
-    def __init__(self, model: nn.Module, ignore: frozenset[str]) -> None:
+    def __init__(self, model: nn.Module, ignored: set[nn.Module]) -> None:
         super().__init__()
-        self.model, self.ignore = model, ignore
+        self.model, self.ignored = model, ignored
         self.numbers = Numbers()
         self.known: dict[int, tuple[Tensor, Tensor, int]] = {}  # by id: tensor, numbers, dimension
         self.layers: dict[str, tuple[nn.Module, Tensor, Tensor, int]] = {}
@@ -138,7 +139,7 @@ class _Tracer(TorchFunctionMode):
     # Modules
 
     def watch(self, name: str, module: nn.Module, stack: ExitStack) -> None:
-        whole = name in self.ignore or isinstance(module, (*PRUNABLE, *MODULES_ALONE))
+        whole = module in self.ignored or isinstance(module, (*PRUNABLE, *MODULES_ALONE))
 
         def before(_: nn.Module, args: Any) -> None:
             self.running.append(name)
@@ -157,7 +158,7 @@ class _Tracer(TorchFunctionMode):
         stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
     def called(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
-        if name in self.ignore:
+        if module in self.ignored:
             self.fix(*tree_leaves(arguments))
             return
         x = next((x for x in tree_leaves(arguments) if isinstance(x, Tensor)), None)
@@ -345,7 +346,7 @@ class _Tracer(TorchFunctionMode):
         """What only training calls would be left behind, and not fit what it reads any more."""
         for name, module in self.model.named_modules():
             left = isinstance(module, PRUNABLE) and name not in self.begun
-            if left and not is_ignored(name, self.ignore):
+            if left and module not in self.ignored:
                 raise UnknownLayerError(
                     f"{name!r} is not called in eval mode, so that what it reads cannot be "
                     "followed; name it in ignore, with the layers whose outputs it reads and those "

@@ -161,6 +161,58 @@ def test_a_layer_that_only_training_calls() -> None:
     assert [y.shape for y in pruned.train()(X)] == [(10, 3), (10, 3)]  # as fine-tuning runs it
 
 
+class Iterated(nn.Module):
+    """Layers in a list, and in a Sequential, that are called one by one; their sum is residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Conv1d(2, 8, 1)
+        self.steps = nn.ModuleList(nn.Conv1d(8, 8, 3, padding=1) for _ in range(2))
+        self.rest = nn.Sequential(nn.Conv1d(8, 6, 3), nn.ReLU())
+        self.last, self.head = nn.Conv1d(6, 6, 1), nn.Linear(6, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x).relu()
+        for step in self.steps:
+            hidden = hidden + step(hidden).relu()
+        for layer in self.rest:
+            hidden = layer(hidden)
+        return self.head(self.last(hidden).mean(2))
+
+
+@pytest.mark.parametrize(
+    ("ignore", "pruned"),
+    [
+        ([], ["a", "steps.0", "steps.1", "rest.0", "last"]),
+        (["rest"], ["last"]),
+        (["steps"], ["rest.0", "last"]),
+        (["a", "steps"], ["rest.0", "last"]),
+        (["shared"], ["rest.0", "last"]),
+        (["shared.0"], ["rest.0", "last"]),
+    ],
+)
+def test_layers_inside_of_what_is_ignored_keep_their_channels(
+    ignore: list[str], pruned: list[str]
+) -> None:
+    model = Iterated()
+    model.shared = nn.ModuleList([model.steps[1]])  # a layer of two names
+    small, report = sc.prune_filters(model, X, WHC(), ratio=0.5, ignore=ignore)
+    assert [x.name for x in report.layers if x.filters[0] > x.filters[1]] == pruned
+    assert small(X).shape == (len(X), 3)
+
+
+def test_a_masked_layer_in_an_ignored_list() -> None:
+    model = Iterated()
+    prune.l1_unstructured(model.steps[1], "weight", 9)
+    with pytest.raises(ValueError, match=r"'weight' of 'steps\.1' is computed"):
+        sc.prune_filters(model, X, WHC(), ratio=0.5)
+    small, report = sc.prune_filters(model, X, WHC(), ratio=0.5, ignore=["steps"])
+    assert [x.name for x in report.layers] == ["a", "rest.0", "last", "head"]
+    assert torch.equal(small.steps[1](small.a(X)), model.steps[1](model.a(X)))
+
+
 class Around(nn.Module):
     """Something between two convolutions."""
 
