@@ -360,13 +360,14 @@ def batches_of(
 def labelled(
     owner: str, model: nn.Module, data: Any, cases: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches as ``batches_of`` gives them, each of which must be ``(x, y)``."""
+    """Batches as ``batches_of`` gives them, each of which must be ``(x, y)``; classes are int64."""
     for x, y in batches_of(owner, model, data, cases):
         if y is None:
             raise ValueError(
                 f"{owner} expected batches (x, y), series with their labels; y is missing"
             )
-        yield x, _tensor(owner, y).to(x.device)
+        y = _tensor(owner, y).to(x.device)
+        yield x, y if y.is_floating_point() else y.long()  # torch's losses take no int32
 
 
 @contextmanager

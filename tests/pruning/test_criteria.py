@@ -220,6 +220,15 @@ def test_jacobian_of_logits_needs_their_loss(dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("loss", [F.nll_loss, F.cross_entropy])
+def test_jacobian_of_classes_in_any_integers(dtype: torch.dtype, loss: Any) -> None:
+    model, (x, y) = classifier(), data()
+    y %= 2
+    found, _ = scored(Jacobian((x, y.to(dtype)), loss), model)
+    assert torch.equal(found, scored(Jacobian([(x, y)], loss), model)[0])
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
