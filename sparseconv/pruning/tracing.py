@@ -229,6 +229,8 @@ class _Tracer(TorchFunctionMode):
         self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor]
     ) -> None:
         name = getattr(func, "__name__", str(func))
+        if name == "__get__":  # an attribute that is computed, as x.mT
+            name = func.__self__.__name__
         if name == "prelu" and args[-1].numel() == 1:
             name = "leaky_relu"
         numbers, dim = self.known[id(inputs[0])][1:]

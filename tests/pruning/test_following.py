@@ -279,6 +279,8 @@ OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Around(Call(lambda x: x * len(torch.where(x)[0]))),
         r"'where' in middle \(Call\)",
     ),
+    "mT": (lambda: Around(Call(lambda x: x.mT.transpose(1, 2))), r"'mT' in middle \(Call\)"),
+    "data": (lambda: Around(Call(lambda x: x.data)), r"'data' in middle \(Call\)"),
     "PReLU": (lambda: Around(nn.PReLU(8)), r"'prelu' in middle \(PReLU\)"),
     "glu": (lambda: Around(nn.GLU(1), 4), r"'glu' in middle \(GLU\)"),
     "own convolution": (
