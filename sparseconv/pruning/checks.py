@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.checks import count, integer, number
+from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import check_not_compiled, held_outside, owners_of
-from sparseconv.nn.restored import check_shapes_are_known
+from sparseconv.nn.restored import check_shapes_are_known, deepcopy_model
 from sparseconv.profiling.stopwatch import copied_arguments
+from sparseconv.pruning.channels import Channels, Layer, kept_channels
 from sparseconv.pruning.criteria import Criterion, evaluating
 from sparseconv.pruning.equivalent import has_pairs
 from sparseconv.pruning.tracing import PRUNABLE, ignored_modules, output_tensors
@@ -141,8 +145,65 @@ def check_scores(criterion: Criterion, scores: Any, n_units: int) -> None:
         raise ValueError(f"{criterion!r} gave scores that are not finite; check the weights")
 
 
-def noise_like(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Noise in the place of the example: zeros, for one, would not tell channels apart."""
+def check_removal(
+    real: tuple[nn.Module, nn.Module],
+    noisy: tuple[nn.Module, nn.Module],
+    arguments: tuple[Any, ...],
+    channels: Channels,
+    kept: Tensor,
+) -> None:
+    """Compare a model in which units are masked with the one from which they were removed.
+
+    Args:
+        real: the masked one and the pruned one.
+        noisy: both again, made of ``with_noise(model)``.
+        arguments: the example.
+        channels, kept: what was removed.
+
+    Raises:
+        ValueError: more than rounding differs, so wrong channels went.
+    """
+    masked, pruned = real
+    _check_same(partial(_outputs, pruned, arguments), _outputs(masked, arguments))
+    # Zeros, in the example or in the weights that follow, do not tell channels apart; noise does,
+    # where the layers receive it: what is returned may be saturated.
+    noise = _noise_like(arguments)
+    for (whole, small), probe in ((noisy, noise), (noisy, arguments), (real, noise)):
+        expected = []
+        with suppress(Exception):  # a model need not take noise
+            expected = _received(whole, probe, channels, kept)
+        if any(x.isfinite().any() for x in expected):
+            _check_same(partial(_received, small, probe, channels), expected)
+            return
+
+
+@torch.no_grad()
+def with_noise(model: nn.Module) -> nn.Module:
+    """A copy with noise in the place of its parameters and of BatchNorm's statistics.
+
+    Weights have both signs, and a size by which signals neither grow nor fade. All else is about 1:
+    variances must be positive, and positive biases keep ReLUs awake.
+    """
+    rng = torch.Generator().manual_seed(0)
+    noisy = deepcopy_model(model)
+    for module in noisy.modules():
+        for name, tensor in module.named_parameters(recurse=False):
+            filters = len(tensor) if tensor.dim() > 1 else 0
+            if isinstance(module, SparseConv1d) and name == "values":
+                filters = module.out_channels
+            noise = torch.rand(tensor.shape, generator=rng) + 0.5
+            if filters:
+                noise *= torch.randint(0, 2, tensor.shape, generator=rng) * 2 - 1
+                noise *= (2 * filters / max(1, tensor.numel())) ** 0.5  # as Kaiming's
+            tensor.copy_(noise)
+        if isinstance(module, nn.BatchNorm1d):
+            for statistic in module.buffers(recurse=False):
+                if statistic.is_floating_point():
+                    statistic.copy_(torch.rand(statistic.shape, generator=rng) + 0.5)
+    return noisy
+
+
+def _noise_like(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     rng = torch.Generator().manual_seed(0)
 
     def noise(x: Tensor) -> Tensor:
@@ -154,30 +215,53 @@ def noise_like(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return found
 
 
-def outputs_of(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
+def _outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
     """The tensors among a model's outputs in eval mode."""
     with evaluating(model), torch.no_grad():
-        return [x.clone() for x in output_tensors(model(*arguments))]
+        # Of copies: a first layer that works in place changes what the next model is given.
+        return [x.clone() for x in output_tensors(model(*copied_arguments(arguments)))]
 
 
-def check_same(pruned: nn.Module, arguments: tuple[Any, ...], expected: list[Tensor]) -> None:
-    """Compare with the masked model: more than rounding means that wrong channels went."""
+def _received(
+    model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor | None = None
+) -> list[Tensor]:
+    """What each layer is given, of a whole model the kept units alone, and the outputs."""
+    found: list[Tensor] = []
+
+    def see(layer: Layer, _: nn.Module, args: Any, kwargs: Any) -> None:
+        x = args[0] if args else kwargs["input"]
+        if kept is None:
+            found.append(x.clone())
+        else:
+            columns = kept_channels(layer.inputs, kept).nonzero()[:, 0]
+            found.append(x.index_select(layer.channel_dim, columns.to(x.device)))
+
+    with ExitStack() as stack:
+        for name, layer in channels.layers.items():
+            module, hook = model.get_submodule(name), partial(see, layer)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        outputs = _outputs(model, arguments)
+    return found + outputs
+
+
+def _check_same(compute: Callable[[], list[Tensor]], expected: list[Tensor]) -> None:
     advice = (
         "the code of the model relies on a number of channels, or moves them in a way that cannot "
         "be followed; name the module where it does in ignore"
     )
     try:
-        found = outputs_of(pruned, arguments)
+        found = compute()
     except Exception as error:
         raise ValueError(
             f"the pruned model does not run ({type(error).__name__}: {error}): {advice}"
         ) from error
-    for got, wanted in zip(found, expected, strict=True):
-        if got.shape != wanted.shape or not _close(got, wanted):
-            raise ValueError(f"the pruned model computes something else: {advice}")
+    if len(found) != len(expected) or not all(map(_close, found, expected)):
+        raise ValueError(f"the pruned model computes something else: {advice}")
 
 
 def _close(got: Tensor, wanted: Tensor) -> bool:
+    if got.shape != wanted.shape:
+        return False
     if not wanted.is_floating_point():
         return got.equal(wanted)
     loose = torch.finfo(wanted.dtype).eps ** 0.5

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +14,22 @@ from sparseconv.nn.replacement import check_module
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.checks import (
-    check_same,
+    check_removal,
     check_scores,
     check_supported,
     checked_example,
     checked_names,
     checked_numbers,
     checked_target,
-    noise_like,
-    outputs_of,
+    with_noise,
 )
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import with_pairs
 from sparseconv.pruning.report import PruningReport, changes
 from sparseconv.pruning.surgery import check_optimizer, mask, remove
 from sparseconv.pruning.tracing import trace
+
+Found = TypeVar("Found")
 
 
 class PrunedFilters(NamedTuple):
@@ -60,7 +60,8 @@ def prune_filters(
     concatenated, at least one filter stays. Layers that keep their channels: those whose channels
     are the model's input or output, and those next to what ``ignore`` names.
 
-    The result is run once beside the model without the removed channels, and must compute the same.
+    The result is run beside the model with the removed channels masked, and must compute the same,
+    also with noise in the place of the weights and the example.
 
     Args:
         model: of ``nn.Conv1d``, ``SparseConv1d``, ``nn.Linear``, ``nn.BatchNorm1d``, and functions
@@ -126,19 +127,13 @@ def prune_filters(
             "or an output of the model, or next to a module in ignore"
         )
     kept, scores = _masked_in_steps(work, whole, criterion, ratio, target_macs, steps)
-    expected = [(arguments, outputs_of(work, arguments))]
-    with suppress(Exception):  # a model need not take noise
-        noise = noise_like(arguments)
-        expected.append((noise, outputs_of(work, noise)))
     found: torch.optim.Optimizer | None = None
     unpaired: tuple[str, ...] = ()
     if equivalent:
-        pruned, unpaired = with_pairs(deepcopy_model(model), whole, kept)
+        pruned, unpaired = _removed(with_pairs, model, whole, kept, arguments)
     else:
-        pruned, surgery = remove(work, whole, kept)
+        pruned, surgery = _removed(remove, model, whole, kept, arguments)
         found = None if optimizer is None else surgery.optimizer(optimizer, model, pruned)
-    for probe, outputs in expected:
-        check_same(pruned, probe, outputs)
     report = PruningReport(
         criterion=repr(criterion),
         layers=changes(whole, kept),
@@ -181,6 +176,26 @@ def _masked_in_steps(
     return kept, last
 
 
+def _removed(
+    way: Callable[[nn.Module, Channels, Tensor], tuple[nn.Module, Found]],
+    model: nn.Module,
+    channels: Channels,
+    kept: Tensor,
+    arguments: tuple[Any, ...],
+) -> tuple[nn.Module, Found]:
+    """What ``remove`` or ``with_pairs`` makes of a copy, checked beside the masked model."""
+
+    def both(whole: nn.Module) -> tuple[tuple[nn.Module, nn.Module], Found]:
+        pruned, found = way(deepcopy_model(whole), channels, kept)  # pairs need what is masked
+        mask(whole, channels, kept)
+        return (whole, pruned), found
+
+    real, found = both(deepcopy_model(model))
+    noisy, _ = both(with_noise(model))
+    check_removal(real, noisy, arguments, channels, kept)
+    return real[1], found
+
+
 @torch.inference_mode(False)
 def keep_filters(
     model: nn.Module,
@@ -214,8 +229,7 @@ def keep_filters(
     wanted = checked_numbers(filters)
     arguments, ignore = checked_example(example_input), checked_names(ignore)
     check_supported(model, ignore)
-    copied = deepcopy_model(model)
-    channels = trace(copied, arguments, ignore)
+    channels = trace(deepcopy_model(model), arguments, ignore)
     kept = torch.ones(channels.n_units, dtype=torch.bool)
     for name, stay in wanted.items():
         if name not in channels.layers:
@@ -235,7 +249,7 @@ def keep_filters(
                 f"filters of {name!r} hang together with others, and only {found} of them can stay "
                 f"as all are given, but {sorted(stay)} are asked for"
             )
-    return remove(copied, channels, kept)[0]
+    return _removed(remove, model, channels, kept, arguments)[0]
 
 
 def choose(

@@ -69,6 +69,37 @@ def test_filters_that_cannot_be_kept(filters: dict[str, list[int]], message: str
     assert keep_filters(model, X, {"a": [0, 2], "b": [0, 2]}).g.weight.shape == (4, 1, 3)
 
 
+class Halves(nn.Module):
+    """Two layers read every other channel of a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Conv1d(2, 8, 3)
+        self.b, self.c = nn.Conv1d(4, 3, 1), nn.Conv1d(4, 3, 1)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x).relu()
+        return self.b(hidden[:, ::2]) + self.c(hidden[:, 1::2])
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ([0, 1, 3, 4], "the pruned model computes something else: .*; name .* in ignore"),
+        ([0, 1, 2, 4, 6], "the pruned model does not run .*; name .* in ignore"),
+    ],
+)
+def test_filters_whose_removal_moves_others(kept: list[int], message: str) -> None:
+    model = Halves()
+    before = everything(model)
+    with pytest.raises(ValueError, match=message):
+        keep_filters(model, X, {"a": kept})
+    assert everything(model) == before
+    assert keep_filters(model, X, {"a": [0, 1, 4, 5]})(X).shape == (10, 3, 10)
+
+
 @pytest.mark.parametrize(
     ("filters", "message"),
     [

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 import sparseconv as sc
 from sparseconv.pruning import DSP, WHC, Criterion, Evolutionary, keep_filters
+from sparseconv.pruning.channels import Channels
 
 X, _ = data()
 
@@ -159,6 +160,86 @@ def test_a_layer_that_only_training_calls() -> None:
     pruned, report = sc.prune_filters(model, X, WHC(), ratio=0.5, ignore=["aux", "body"])
     assert {x.name: x.filters for x in report.layers} == {"other": (6, 3), "head": (3, 3)}
     assert [y.shape for y in pruned.train()(X)] == [(10, 3), (10, 3)]  # as fine-tuning runs it
+
+
+class Branch(nn.Module):
+    """Channels move in a residual branch, some weights of which are zero, as in a new network."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.up = nn.Conv1d(2, 4, 3, padding=1), nn.Conv1d(4, 16, 3, padding=1)
+        self.move = move
+        self.read, self.norm = nn.Conv1d(16, 4, 3, padding=1), nn.BatchNorm1d(4)
+        self.act, self.head = nn.ELU(inplace=True), nn.Linear(4, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.stem(self.act(x))
+        branch = self.norm(self.read(self.move(self.up(hidden))))
+        # Saturated for the most part.
+        return (1000 * self.head(self.act(hidden + branch).mean(2))).softmax(1)
+
+
+class Chosen(Criterion):
+    """Some filters of the layer ``up``."""
+
+    def __init__(self, kept: list[int]) -> None:
+        self.kept = kept
+
+    def scores(self, model: nn.Module, channels: Channels) -> Tensor:
+        found = torch.zeros(channels.n_units).double()
+        found[channels.layers["up"].outputs[self.kept]] = 1
+        return found
+
+
+def rolled(x: Tensor) -> Tensor:
+    return torch.relu_(x.roll(1, 1))
+
+
+def dealt(x: Tensor) -> Tensor:
+    return torch.cat([x[:, ::2], x[:, 1::2]], 1)
+
+
+@pytest.mark.parametrize("x", [X, torch.zeros(1, 2, 12).double()], ids=["example", "zeros"])
+@pytest.mark.parametrize("zero", ["up", "read", "norm"])
+@pytest.mark.parametrize(
+    ("move", "kept", "fits"),
+    [
+        (rolled, [0, 1, 2, 3], False),
+        (rolled, [0, 7, 8, 15], True),  # the last one comes first in both
+        (dealt, [0, 1, 3, 4], False),
+        (dealt, [0, 2, 4, 6], False),
+        (dealt, [0, 5, 8, 9], True),
+        (torch.relu_, [3, 6], True),
+    ],
+)
+def test_channels_that_move_where_weights_are_zero(
+    move: Callable[[Tensor], Tensor], kept: list[int], fits: bool, zero: str, x: Tensor
+) -> None:
+    model = Branch(move)
+    if zero == "read":
+        model.read = sc.SparseConv1d(16, 4, 3, padding=1, density=0.5).double()
+    for parameter in model.get_submodule(zero).parameters():
+        nn.init.zeros_(parameter)
+    before = everything(model)
+    calls: list[Callable[[], nn.Module]] = [
+        lambda: keep_filters(model, x, {"up": kept}, ignore=["stem", "norm"]),
+        lambda: (
+            sc.prune_filters(
+                model, x, Chosen(kept), ratio=1 - len(kept) / 16, ignore=["stem", "norm"]
+            ).model
+        ),
+    ]
+    for call in calls:
+        if fits:
+            small = call()
+            assert torch.equal(small.up.weight, model.up.weight[kept])
+            assert torch.equal(small.norm.weight, model.norm.weight)
+        else:
+            with pytest.raises(ValueError, match=r"computes something else: .*in ignore"):
+                call()
+    assert everything(model) == before
 
 
 class Iterated(nn.Module):
