@@ -183,13 +183,15 @@ def _pruning(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | No
             weight = parametrizations["weight"].original
             masks: list[Tensor] = [p.mask for p in computed]  # type: ignore[misc]
             mask = torch.stack([m != 0 for m in masks]).all(dim=0)
-    elif (kept := conv._buffers.get("weight_mask")) is not None:
-        if weight is not None and given is None:
-            raise ObstacleError(
-                "it has a weight_mask, but no weight_orig: whether the model applies it cannot be "
-                "seen; pass it in masks, or delete it"
-            )
-        weight, mask = conv._parameters.get("weight_orig", weight), kept.bool()
+    elif (
+        "weight_orig" in conv._parameters and (kept := conv._buffers.get("weight_mask")) is not None
+    ):
+        weight, mask = conv._parameters["weight_orig"], kept.bool()
+    elif hasattr(conv, "weight_mask") and given is None:
+        raise ObstacleError(
+            "it has a weight_mask, but no weight_orig: whether the model applies it cannot be "
+            "seen; pass it in masks, or delete it"
+        )
     if weight is None or not bias_is_own:
         names = {type(p).__name__ for p in computed}
         names |= {type(hook).__name__ for hook in conv._forward_pre_hooks.values()}

@@ -26,7 +26,7 @@ from sparseconv.dst.update import (
     prune_and_grow,
 )
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.dense_gradient import DenseGradientHook, gradient_dtype
+from sparseconv.nn.dense_gradient import DenseGradientHook, gradient_dtype, remove_idle_hooks
 from sparseconv.nn.overwritten import checksum
 from sparseconv.nn.replacement import check_module
 
@@ -180,12 +180,15 @@ class DSTScheduler:
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle with the gradients seen so far, but without the hooks."""
         totals = {name: watch.total for name, watch in self._watches.items()}
-        return {**self.__dict__, "_watches": totals}
+        # Handles would take all hooks of the values along, those of others too.
+        return {**self.__dict__, "_watches": totals, "_handles": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({"_recorded": {}, **state, "_watches": {}})
         weakref.finalize(self, _remove_hooks, self._handles)
-        self._watch_next_step()  # removes the idle hooks that came with the layers
+        for layer in self._layers.values():
+            remove_idle_hooks(layer)
+        self._watch_next_step()
         for name, watch in self._watches.items():
             watch.total = state["_watches"][name]
 

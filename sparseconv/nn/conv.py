@@ -25,6 +25,7 @@ from sparseconv.nn.state import (
     check_pattern,
     computes_conv1d,
     current,
+    describe,
     own_entries,
     read_layer,
     shared_options,
@@ -302,9 +303,9 @@ class SparseConv1d(nn.Module):
 
         Args:
             conv: the dense layer; left as it is. What does not train (``requires_grad``) will not.
-            mask: bool ``(C_out, C_in // groups, K)``, the active weights; None: the
-                ``weight_mask`` of ``torch.nn.utils.prune`` if there is one, else all that are not
-                zero.
+            mask: bool ``(C_out, C_in // groups, K)``, the active weights; None: the layer's
+                ``weight_mask``, as of ``torch.nn.utils.prune``, if there is one, else all that are
+                not zero.
             backend: as in ``sparse_conv1d``.
 
         Raises:
@@ -375,10 +376,9 @@ class SparseConv1d(nn.Module):
         for name in ("crow_indices", "col_indices"):
             indices: Tensor = getattr(self.pattern, name)
             destination[prefix + name] = indices.to(self.values.device, copy=True)
-        # Indices alone would fit another kernel size, or other channels with as many kernels.
-        metadata = getattr(destination, "_metadata", {}).get(prefix.removesuffix("."))
-        if metadata is not None:
-            metadata["shape"] = self.pattern.shape
+        metadata = getattr(destination, "_metadata", {})
+        if prefix[:-1] in metadata:  # as torch calls it
+            metadata[prefix[:-1]].update(describe(self.pattern))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load the layer's own entries whole or not at all; see the class for the formats."""
@@ -398,8 +398,7 @@ class SparseConv1d(nn.Module):
             super()._load_from_state_dict(state_dict, prefix, *rest)
             return
         try:
-            shape = metadata.get("shape")
-            pattern, entries = read_layer(self, found, self._pattern, bias is not None, shape)
+            pattern, entries = read_layer(self, found, self._pattern, bias is not None, metadata)
             self._adopt(pattern)
         except (TypeError, ValueError, RuntimeError) as error:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")

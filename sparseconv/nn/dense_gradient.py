@@ -7,13 +7,13 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _current_graph_task_id, _will_engine_execute_node
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.autograd import Variable
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.grad import conv1d_weight
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from sparseconv.functional.conv import as_autocast
 from sparseconv.nn.conv import SparseConv1d
@@ -31,7 +31,8 @@ class DenseGradientHook:
         self.watching = False
         self.total: Tensor | None = None
         self._running: WeakValueDictionary[int, _BackwardPass] = WeakValueDictionary()
-        self._accumulated: tuple[Tensor, int] | None = None  # values.grad and its version
+        # values.grad after the latest backward pass, its version, and whether it held more than 0.
+        self._accumulated: tuple[Tensor, int, Tensor] | None = None
 
     def watch(self, layer: SparseConv1d) -> list[RemovableHandle]:
         """Count the gradients of a layer from now on; removing the handles ends it."""
@@ -39,9 +40,9 @@ class DenseGradientHook:
         # Before other hooks, which may return another output than the convolution's.
         handles = [layer.register_forward_hook(self, prepend=True, with_kwargs=True)]
         values = layer.values
-        if values.requires_grad:
+        if values.requires_grad and values.is_leaf:
             # Other losses may add to values.grad, too: a penalty of the weights for one.
-            before = partial(self._before, values)
+            before = unserializable_hook(partial(self._before, values))  # type: ignore[no-untyped-call]
             handles.append(values.register_hook(before))  # type: ignore[no-untyped-call]
             after = values.register_post_accumulate_grad_hook(self._after)  # type: ignore[no-untyped-call]
             handles.append(after)
@@ -107,20 +108,22 @@ class DenseGradientHook:
             return
         if values.grad is None:
             self.total = None
-        elif not self._is_accumulated(values.grad):
-            # Zeroed, or clipped, or replaced by another tensor. This waits for no GPU.
-            self.total = torch.where(values.grad.any(), self.total, 0.0)
+        else:  # this waits for no GPU
+            self.total = torch.where(self._is_kept(values.grad), self.total, 0.0)
 
-    def _is_accumulated(self, grad: Tensor) -> bool:
-        """Whether nothing was done to ``values.grad`` since the latest backward pass."""
-        if self._accumulated is None:
-            return False
-        accumulated, version = self._accumulated
-        return grad is accumulated and grad._version == version
+    def _is_kept(self, grad: Tensor) -> Tensor:
+        """Whether ``values.grad`` was not zeroed since the latest backward pass."""
+        kept = grad.any()
+        if self._accumulated is not None:
+            accumulated, version, held = self._accumulated
+            if grad is accumulated and grad._version == version:  # or it was zeroed through .data
+                kept |= ~held
+        return kept
 
     def _after(self, values: Tensor) -> None:
-        if self.watching and values.grad is not None:
-            self._accumulated = values.grad, values.grad._version
+        grad = values.grad
+        if self.watching and grad is not None:
+            self._accumulated = grad, grad._version, grad.any()
 
 
 class _BackwardPass:
@@ -128,6 +131,14 @@ class _BackwardPass:
 
     def __call__(self) -> None:
         pass
+
+
+def remove_idle_hooks(module: nn.Module) -> None:
+    """Remove the hooks that a copied or pickled layer came with."""
+    for key, hook in list(module._forward_hooks.items()):
+        if isinstance(hook, DenseGradientHook):
+            del module._forward_hooks[key]
+            module._forward_hooks_with_kwargs.pop(key, None)
 
 
 GradientWatch = DenseGradientHook  # as pickles of version 0.1 name it

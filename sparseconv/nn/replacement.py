@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.utils._pytree import tree_leaves
@@ -65,7 +64,6 @@ def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.M
     return successors.get(model, model)
 
 
-@torch.enable_grad()
 def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Yield modules that stand in plain attributes, lists for one, where torch cannot see them."""
     for owner in model.modules():

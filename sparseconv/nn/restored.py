@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparseconv.nn.dense_gradient import DenseGradientHook
+from sparseconv.nn.dense_gradient import DenseGradientHook, remove_idle_hooks
 
 _CONTAINERS = (dict, list, set, deque)
 
@@ -32,10 +32,7 @@ def deepcopy_model(model: nn.Module) -> nn.Module:
     }
     copied = copy.deepcopy(model, computed)
     for module in copied.modules():
-        for key, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, DenseGradientHook):
-                del module._forward_hooks[key]
-                module._forward_hooks_with_kwargs.pop(key, None)
+        remove_idle_hooks(module)
     return copied
 
 

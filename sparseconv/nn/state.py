@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
+from torch.nn.utils.parametrize import is_parametrized
 
 from sparseconv.core.checks import check_dense
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.nn.overwritten import checksum
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
@@ -105,9 +106,16 @@ def computes_conv1d(conv: nn.Conv1d) -> bool:
 
 
 def asks_for_gradients(layer: nn.Module, name: str) -> bool:
-    """Whether a weight, values or bias does, or the parameters that it is computed from."""
-    with torch.enable_grad():
-        return current(layer, name).requires_grad
+    """Whether a weight, values or bias does, or a parameter that it is computed from.
+
+    What was computed before may be that of a pass without gradients.
+    """
+    if (own := layer._parameters.get(name)) is not None:
+        return own.requires_grad
+    sources = [p for key, p in layer._parameters.items() if key.startswith(f"{name}_")]
+    if is_parametrized(layer, name):
+        sources += layer.parametrizations[name].parameters()  # type: ignore[index,union-attr]
+    return any(p.requires_grad for p in sources if p is not None)
 
 
 def entry_names(has_bias: bool) -> list[str]:
@@ -131,18 +139,13 @@ def read_layer(
     found: dict[str, Any],
     present: KernelCSR,
     has_bias: bool,
-    saved_shape: tuple[int, int, int] | None,
+    metadata: dict[str, Any],
 ) -> tuple[KernelCSR, dict[str, Tensor]]:
     """Check the ``own_entries`` of one layer and return them in the layer's own format.
 
     TypeError or ValueError if they are not exactly one of the formats, or do not fit.
     """
     shape = present.shape
-    if saved_shape is not None and tuple(saved_shape) != shape:
-        raise ValueError(
-            f"size mismatch: expected the state of a layer of shape (out_channels, in_channels // "
-            f"groups, kernel_size) = {shape}, but got that of {tuple(saved_shape)}"
-        )
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
@@ -159,11 +162,32 @@ def read_layer(
             f"unexpected {unexpected}: remove them, or build the layer so that it has them; "
             "a layer is loaded whole or not at all"
         )
+    if metadata.get("shape", shape) != shape and _is_described(found, metadata):
+        raise ValueError(
+            f"size mismatch: expected the state of a layer of shape (out_channels, in_channels // "
+            f"groups, kernel_size) = {shape}, but got that of {metadata['shape']}"
+        )
     pattern = KernelCSR(entries["crow_indices"].cpu(), entries["col_indices"].cpu(), shape)
     for name, size in (("values", pattern.nnz), ("bias", shape[0])):
         if name in entries:
             check_floats(name, entries[name], size)
     return pattern, entries
+
+
+def describe(pattern: KernelCSR) -> dict[str, Any]:
+    """What a state dict's metadata say of a layer: its entries would fit other shapes as well."""
+    return {"shape": pattern.shape, "checksum": checksum(pattern)}
+
+
+def _is_described(found: dict[str, Any], metadata: dict[str, Any]) -> bool:
+    """Whether metadata are of these entries: those of a renamed one stay behind."""
+    try:
+        crow, col = found["crow_indices"].cpu(), found["col_indices"].cpu()
+        return describe(KernelCSR(crow, col, metadata["shape"])) == {
+            name: metadata[name] for name in ("shape", "checksum")
+        }
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:

@@ -284,6 +284,11 @@ def test_a_mask_by_hand_is_one_if_it_is_given() -> None:
     assert isinstance(converted[0], nn.Conv1d)
     converted, _ = sc.convert(model, masks={"0": mask}, max_density=1.0)
     assert torch.equal(converted[0].pattern.to_mask(), mask)
+    for attribute in (mask, nn.Parameter(mask.float(), requires_grad=False)):
+        odd = nn.Conv1d(2, 3, 5)
+        odd.weight_mask = attribute
+        _, report = sc.convert(odd)
+        assert "has a weight_mask, but no weight_orig" in report.layers[0].reason
     with pytest.raises(
         TypeError, match="masks must be a dict of layer name -> mask, but got a list"
     ):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from dst_runs import batches, scheduled, snapshot, sparse_layers, train_step, two_layers
 from tiny import same
 from torch import Tensor
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d
@@ -173,6 +174,14 @@ def one_channel_at_a_time(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
     return counted
 
 
+def zeroed_around_autograd(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
+    layer(10 * x).pow(3).mean().backward()
+    for parameter in layer.parameters():
+        parameter.grad.data.zero_()
+    layer(x).pow(3).mean().backward()
+    return [x]
+
+
 def a_penalty_first(layer: SparseConv1d, x: Tensor, set_to_none: bool) -> list[Tensor]:
     layer(10 * x).pow(3).mean().backward()
     layer.zero_grad(set_to_none)
@@ -214,6 +223,7 @@ def after_one_that_fails(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
     "train",
     [
         one_channel_at_a_time,
+        zeroed_around_autograd,
         functools.partial(a_penalty_first, set_to_none=True),
         functools.partial(a_penalty_first, set_to_none=False),
         clipped_between,
@@ -237,6 +247,39 @@ def test_what_counts_is_every_pass_since_the_gradient_was_cleared(
             dense(x).pow(3).mean().backward()
         total = dst._watches[""].total
         torch.testing.assert_close(total, weight.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_hooks_of_others_are_neither_copied_nor_pickled() -> None:
+    layer, _, dst = watched()
+    layer.values.register_hook(lambda grad: grad.clamp(-1, 1))
+    layer.values.register_post_accumulate_grad_hook(lambda values: None)
+    x = torch.randn(3, 2, 30, dtype=torch.float64)
+    layer(x).square().mean().backward()
+    for copied, its in (pickle.loads(pickle.dumps((layer, dst))), copy.deepcopy((layer, dst))):
+        (hook,) = copied._forward_hooks.values()
+        assert its._watches[""] is hook
+        assert hook.watching
+        assert torch.equal(hook.total, dst._watches[""].total)
+
+
+def test_values_that_are_pruned_for_a_while() -> None:
+    layer, optimizer, dst = watched()
+    x = torch.randn(3, 2, 30, dtype=torch.float64)
+    train_step(layer, optimizer, x)
+    assert dst.step()
+    prune.l1_unstructured(layer, "values", 0.5)
+    before = dst.step_count
+    layer(x).square().mean().backward()
+    with pytest.raises(RuntimeError, match="by pruning or a parametrization"):
+        dst.step()
+    assert dst.step_count == before
+    prune.remove(layer, "values")
+    train_step(layer, optimizer, x)
+    assert dst.step()
+    later = SparseConv1d(2, 4, 9, dtype=torch.float64)
+    _, _, dst = scheduled(later, "SGD", update_every=2, end_step=9, grow="gradient")
+    prune.l1_unstructured(later, "values", 0.5)
+    assert not dst.step()  # watches from here on
 
 
 def test_an_input_that_changes_after_the_layer() -> None:
