@@ -261,11 +261,13 @@ def _check(name: str, splits: _Splits, nan_to_zero: bool) -> Dataset:
     return Dataset(name, X_train, indices[0], X_test, indices[1], classes)
 
 
-PREDICTED = "predict"  # the name of series that a trained network is given, which has its options
+def as_series(
+    name: str, key: str, raw: Any, nan_to_zero: bool, *, is_option: bool = True
+) -> npt.NDArray[np.float32]:
+    """Check series, and return them as float32 ``(n_cases, n_channels, n_timepoints)``, finite.
 
-
-def as_series(name: str, key: str, raw: Any, nan_to_zero: bool) -> npt.NDArray[np.float32]:
-    """Check series, and return them as float32 ``(n_cases, n_channels, n_timepoints)``, finite."""
+    ``is_option``: whether who reads an error can choose ``nan_to_zero``.
+    """
     if isinstance(raw, list):  # one array a case: what aeon gives for @equalLength false
         lengths = {case.shape[-1] for case in raw}
         if len(lengths) > 1:
@@ -294,7 +296,7 @@ def as_series(name: str, key: str, raw: Any, nan_to_zero: bool) -> npt.NDArray[n
     bad = ~np.isfinite(X)
     if bad.any():
         advice = "fill them in first"
-        if np.isnan(X).any() and name != PREDICTED:
+        if is_option and np.isnan(X).any():
             advice += ", or read missing ones as 0 with nan_to_zero=True (--nan-to-zero)"
         raise ValueError(
             f"{name}: expected finite values in {key}, but {int(bad.sum())} of {X.size} are "

@@ -88,7 +88,8 @@ class TrainedRun:
                 "predict: expected X to be an array of real numbers, series of one length, but "
                 f"{error}"
             ) from error
-        series = datasets.as_series(datasets.PREDICTED, "X", given, data["nan_to_zero"])
+        # Missing values were read in training as they are here.
+        series = datasets.as_series("predict", "X", given, data["nan_to_zero"], is_option=False)
         if series.shape[1] != data["n_channels"]:
             raise ValueError(
                 f"predict: expected X of shape (n_cases, {data['n_channels']}, n_timepoints), the "
