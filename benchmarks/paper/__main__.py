@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.plan import PLANS, read_plan
 from benchmarks.paper.report import write_report
@@ -41,8 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
         f"{arguments.archive or 'aeon (--archive DIR: of an archive)'}, rows in {arguments.out}"
     )
     address = arguments.scheduler
+    if arguments.device == "cuda" and address is None and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU, but torch sees none; leave it out")
     pool = local_pool(arguments.workers) if address is None else dask_pool(address)
-    failed = sweep(jobs, archive, arguments.out, pool)
+    failed = sweep(jobs, archive, arguments.out, pool, arguments.device)
     for job, message in failed.items():
         print(f"FAILED: {job}: {message}", file=sys.stderr)
     bad = len(failed) + len(archive.broken)
@@ -134,6 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="ADDRESS",
         help="of a Dask cluster that runs the jobs",
     )
+    running.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu",
+        help="where networks are trained; on a GPU as CUDA graphs, and their rows have no times "
+        "(default: cpu)",
+    )  # fmt: skip
     running.set_defaults(command=run)
     reporting = commands.add_parser("report", help="make tables and figures of the rows")
     reporting.add_argument("out", type=folder, help="the folder of a sweep")

@@ -14,8 +14,8 @@ from sparseconv.core.folders import locked
 from sparseconv.measure.machine import threads
 
 
-def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
-    """Train and test; continue from what ``folder`` holds. One thread.
+def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
+    """Train and test; continue from what ``folder`` holds. One thread, and the GPU if so asked.
 
     Returns the row: facts that are the same however often the job was killed, and times. These are
     CPU seconds of the one thread, since a sweep shares its machine with other work.
@@ -24,5 +24,6 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     with locked(folder / "lock"), threads(1), threadpool_limits(1):
         if job.options["model"] in ROCKETS:
             return rocket.perform(job, source)
-        kind = pruned_filters if job.options["pruning"] else training
-        return kind.perform(job, source, folder)
+        if job.options["pruning"]:
+            return pruned_filters.perform(job, source, folder)
+        return training.perform(job, source, folder, device)

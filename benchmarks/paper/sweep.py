@@ -47,7 +47,9 @@ SILENCE = 300  # seconds, after which a line is due where no bar shows what runs
 Pool = Callable[[], AbstractContextManager[Executor]]
 
 
-def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[str, str]:
+def sweep(
+    jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool, device: str = "cpu"
+) -> dict[str, str]:
     """Perform the jobs that ``out/rows.jsonl`` does not hold; append a row for each.
 
     Killed at any instant, the same call goes on: finished jobs stay, the others continue from
@@ -58,13 +60,17 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
         archive: where their data sets are.
         out: a folder, made if need be.
         pool: opens the executor that runs ``perform``.
+        device: ``"cpu"``, or ``"cuda"`` for the GPU of whoever runs a job.
 
     Returns:
         What went wrong, by job; these are tried again by the next call.
 
     Raises:
-        ValueError: another sweep runs in ``out``, or its rows are of another plan.
+        ValueError: another sweep runs in ``out``, or its rows are of another plan; a job that only
+            a CPU can run.
     """
+    if device != "cpu":
+        _check_gpu(jobs)
     out = out.resolve()  # workers may be elsewhere
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -96,10 +102,9 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
                     return
                 if not job.keep:
                     shutil.rmtree(_folder(out, job), ignore_errors=True)
-                progress.line(
-                    f"{job}: accuracy {row['accuracy']:.4f}, "
-                    f"{row['train_seconds']:.0f} s of training"
-                )
+                seconds = row["train_seconds"]
+                spent = "" if seconds is None else f", {seconds:.0f} s of training"
+                progress.line(f"{job}: accuracy {row['accuracy']:.4f}{spent}")
 
             for job in jobs:
                 if job.keep and job.key in rows.found and not _folder(out, job).exists():
@@ -115,7 +120,7 @@ def sweep(jobs: Sequence[Job], archive: Archive, out: Path, pool: Pool) -> dict[
                 now = [key for key in todo if key not in suspects] or suspects[:1]
                 with pool() as executor:
                     running = _perform_all(
-                        {key: todo[key] for key in now}, archive, out, executor, ended,
+                        {key: todo[key] for key in now}, archive, out, device, executor, ended,
                         progress.update,
                     )  # fmt: skip
                 killed.update(running)
@@ -134,6 +139,7 @@ def _perform_all(
     jobs: Mapping[Key, Job],
     archive: Archive,
     out: Path,
+    device: str,
     executor: Executor,
     ended: Callable[[Job, dict[str, Any] | None, str], None],
     update: Callable[[Sequence[Key]], None],
@@ -143,7 +149,7 @@ def _perform_all(
     Returns those that were running when the pool broke; else an empty list.
     """
     futures: dict[Future[dict[str, Any]], Job] = {
-        executor.submit(perform, job, archive.sources[job.dataset], _folder(out, job)): job
+        executor.submit(perform, job, archive.sources[job.dataset], _folder(out, job), device): job
         for job in jobs.values()
     }
     running: list[Key] = []
@@ -167,6 +173,13 @@ def _perform_all(
         running = [job.key for future, job in futures.items() if future.running()]
         update(running)
     return []
+
+
+def _check_gpu(jobs: Sequence[Job]) -> None:
+    """Refuse what would run on the CPU after all."""
+    for job in jobs:
+        if job.options["model"] in ROCKETS or job.options["pruning"]:
+            raise ValueError(f"{job} cannot run on a GPU, only networks can; take --device cpu")
 
 
 def _broken(future: Future[Any]) -> bool:

@@ -39,14 +39,19 @@ PROGRESS_NAME, CURVE_NAME, JOB_NAME = "progress", "curve.json", "job.json"
 CODE = commit()  # now, as it is imported: when a row is written, the checkout may be another one
 
 
-def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
-    """Train and test; continue from what ``folder`` holds. The row."""
+def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
+    """Train and test; continue from what ``folder`` holds. The row.
+
+    On ``"cuda"`` its times are None: jobs share a GPU, and CPU seconds say nothing of it.
+    """
     code = begin_or_resume(job, folder)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     shape, target = Shape.of(data), torch.as_tensor(data.y_test)
-    model, X_test = first_model(job.options, job.seed, shape), torch.as_tensor(data.X_test)
+    # Drawn on the CPU, so that the first weights are those of any other machine.
+    model = first_model(job.options, job.seed, shape).to(device)
+    X_test, timed = torch.as_tensor(data.X_test), device == "cpu"
     networks = list(model.members) if isinstance(model, Ensemble) else [model]
-    look_at = set(looks(shape, recipe) if len(networks) == 1 else ())
+    look_at = set(looks(shape, recipe) if timed and len(networks) == 1 else ())
     curve, progress = Curve(folder / CURVE_NAME), Progress(folder, [1] * len(networks))
 
     def trained(member: int) -> TrainingResult:
@@ -62,35 +67,38 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
             out=folder / str(member) if len(networks) > 1 else folder, resume=True, progress=False,
             checkpoint_every=checkpoint_interval(own), on_epoch=report,
             scheduler_factory=scheduler_factory(job, own),
+            # Other moments are corrected in memory that moves.
+            cuda_graphs=not timed and job.options["moments"] == "zero",
         )  # fmt: skip
 
     results = [trained(member) for member in range(len(networks))]
     begin = time.process_time()
-    log_proba = predict_log_proba(model, X_test)
+    log_proba = predict_log_proba(model, X_test).cpu()
     predict_seconds = time.process_time() - begin
     rates = [result.itop_rate for result in results if result.itop_rate is not None]
     seconds = list(accumulate(row["cpu_seconds"] for found in results for row in found.history))
     return {
-        **facts_of(job, data, code),
+        **facts_of(job, data, code, device),
         "accuracy": accuracy(log_proba, target),
         "test_loss": F.nll_loss(log_proba, target).item(),
         "train_loss": fmean(result.best_loss for result in results),
         **({"best_epoch": results[0].best_epoch} if len(results) == 1 else {}),
         "epochs": recipe.epochs,
         "itop_rate": fmean(rates) if rates else None,
-        **costs(job, model, shape),
+        **costs(job, model.cpu(), shape),
         "curve": curve.points,
         "curve_seconds": [round(seconds[epoch - 1], 3) for epoch, _ in curve.points],
-        "train_seconds": round(seconds[-1], 3),
-        "predict_seconds": round(predict_seconds, 4),
+        "train_seconds": round(seconds[-1], 3) if timed else None,
+        "predict_seconds": round(predict_seconds, 4) if timed else None,
     }
 
 
-def facts_of(job: Job, data: Dataset, code: str = CODE) -> dict[str, Any]:
+def facts_of(job: Job, data: Dataset, code: str = CODE, device: str = "cpu") -> dict[str, Any]:
     """What a row of any job says: the job, the sizes of its data, the machine and the date.
 
     ``code``: the commit that ran; several, if another one resumed it.
     """
+    gpu = {} if device == "cpu" else {"gpu": torch.cuda.get_device_name(device)}
     return {
         "run": job.run,
         "dataset": job.dataset,
@@ -98,7 +106,7 @@ def facts_of(job: Job, data: Dataset, code: str = CODE) -> dict[str, Any]:
         "options": dict(job.options),
         **asdict(Shape.of(data)),
         "threads": 1,
-        "machine": measurement_context() | {"commit": code},
+        "machine": measurement_context() | {"commit": code} | gpu,
     }
 
 

@@ -63,7 +63,7 @@ class GraphedStep:
     the model has another pattern with as many active weights, its plans are written into the memory
     that the graphs read; with another number of them, or when a tensor of the model or of the
     optimizer's state has moved, the graphs are captured again. All graphs share one pool of memory,
-    so call it from one stream at a time. Not yet run on a GPU.
+    so call it from one stream at a time.
 
     Args:
         model: on one CUDA device.

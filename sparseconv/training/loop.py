@@ -140,10 +140,10 @@ def train(
             ``SchedulerFactory``.
         penalty: a term that is added to the loss of each batch, and so to the training loss that
             is reported; for example ``pruning.InstanceSparsity(model)``.
-        cuda_graphs: replay all steps but the first ones and those before an update as CUDA graphs
-            (``training.graphed``): the same results without most of the time for launches. The
-            model must be on a CUDA device; its forward hooks run in the other steps only. Not yet
-            run on a GPU.
+        cuda_graphs: replay all steps but the first ones as CUDA graphs (``training.graphed``): the
+            same results without most of the time for launches. With gradient growth or a
+            ``scheduler_factory`` the steps before an update are none. The model must be on a CUDA
+            device; its forward hooks run in the other steps only.
 
     Raises:
         TypeError, ValueError: data or arguments that do not fit; ``out`` that cannot be written, or
@@ -269,6 +269,8 @@ class _Run:
             fused=True,
             capturable=X.is_cuda,
         )
+        # Gradient growth watches the step before an update by hooks, which a graph skips.
+        self.watched = make_scheduler is not None or recipe.grow == "gradient"
         self.step: Any = self._eager_step
         if cuda_graphs:
             self.step = GraphedStep(model, self._eager_step, self.optimizer)
@@ -308,8 +310,7 @@ class _Run:
             index = order[(batch - 1) * self.batch_size :][: self.batch_size]
             step = len(self.history) * self.batches + batch
             update = step % self.update_every == 0
-            # Gradient growth watches the step before an update by hooks, which a graph skips.
-            take = self._eager_step if update else self.step
+            take = self._eager_step if update and self.watched else self.step
             if update and self.recipe.skip_step_at_update:
                 take = self._gradients
             loss, hits = take(self.X[index], self.y[index])

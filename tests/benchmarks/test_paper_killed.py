@@ -218,11 +218,11 @@ def test_neighbours_of_a_killer_are_innocent(
     assert len(read_rows(tmp_path / "out" / ROWS_NAME)) == 4
 
 
-def killer(job: Job, source: str, folder: Path) -> Any:
+def killer(job: Job, source: str, folder: Path, device: str) -> Any:
     if job.run == "masked":
         time.sleep(1.2)
         os._exit(9)
-    return perform(job, source, folder)
+    return perform(job, source, folder, device)
 
 
 @pytest.mark.parametrize("result_first", [True, False])

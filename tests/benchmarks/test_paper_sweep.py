@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_plan import PLAN, ROOT, command, facts, write_set
 from tqdm import tqdm
 
@@ -105,8 +106,8 @@ def test_a_row_that_could_not_be_read_again_is_none(
     assert len(facts(out)) == 3
 
 
-def unreadable(job: Job, source: str, folder: Path) -> Any:
-    row = perform(job, source, folder)
+def unreadable(job: Job, source: str, folder: Path, device: str) -> Any:
+    row = perform(job, source, folder, device)
     return row | {"accuracy": float("nan")} if job.dataset == "Long" else row
 
 
@@ -120,10 +121,10 @@ def test_names_of_data_sets_that_cannot_be_printed(
     assert len(facts(tmp_path / "out")) == 5
 
 
-def failing(job: Job, source: str, folder: Path) -> Any:
+def failing(job: Job, source: str, folder: Path, device: str) -> Any:
     if job.dataset == "Long":
         raise ValueError("the training loss became nan")
-    return perform(job, source, folder)
+    return perform(job, source, folder, device)
 
 
 def test_two_sweeps_in_one_folder(tmp_path: Path, archive: Path, plan: Path) -> None:
@@ -234,6 +235,35 @@ def test_networks_that_are_refused(
     plan.write_text(PLAN.replace("nf = 3", "nf = 0"))
     assert main(command(plan, archive, tmp_path / "out")) == 2
     assert "small, Short, seed 0 cannot be run: nf must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(
+    plan: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command(plan, archive, tmp_path / "out"), "--device", "cuda"]) == 2
+    assert "--device cuda needs a GPU, but torch sees none" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [{"model": "ROCKET"}, {"pruning": [{"name": "half"}]}], ids=str)
+def test_what_only_a_cpu_runs(options: dict[str, Any], archive: Path, tmp_path: Path) -> None:
+    job = Job("small", "Short", 0, DEFAULTS | options)
+    with pytest.raises(ValueError, match=r"small, Short, seed 0 cannot run on a GPU.*--device cpu"):
+        sweep([job], open_archive(archive), tmp_path / "out", local_pool(1), "cuda")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_rows_from_a_gpu(plan: Path, archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main([*command(plan, archive, out), "--device", "cuda"]) == 0
+    rows = read_rows(out / ROWS_NAME)
+    assert len(rows) == 5
+    for row in rows:
+        assert row["train_seconds"] is row["predict_seconds"] is None
+        assert not row["curve"]
+        assert torch.cuda.get_device_name() == row["machine"]["gpu"]
 
 
 @pytest.mark.parametrize("line", ['{"run": 1}', "3", "nothing", '{"run": "a", "options": 3}'])
