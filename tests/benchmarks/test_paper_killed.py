@@ -246,7 +246,7 @@ def test_what_ended_before_the_pool_broke_is_kept(
 
     ended: list[Any] = []
     killed = sweeping._perform_all(
-        {job.key: job for job in (first, second, third)}, opened, tmp_path,
+        {job.key: job for job in (first, second, third)}, opened, tmp_path, "cpu",
         cast("Executor", executor), lambda job, row, error: ended.append((job, row)), update,
     )  # fmt: skip
     kept, lost = (second, third) if result_first else (third, second)

@@ -39,11 +39,12 @@ class _Kernels:
         self.engine = engine
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
-        ops, device = calls, self.engine.device
-        if self.engine.backend == "triton":
-            from sparseconv.ops import triton as ops
+        backend, device = self.engine[:2]
 
         def call(*args: Any) -> Tensor:
+            ops, (geometry,) = calls, [a for a in args if isinstance(a, Geometry)]
+            if backend == "triton" or (backend == "cuda" and not in_cuda(geometry, args[0].dtype)):
+                from sparseconv.ops import triton as ops
             moved = (a.to(device) if isinstance(a, Tensor) else a for a in args)
             return getattr(ops, name)(*moved).cpu()
 
@@ -63,6 +64,11 @@ def on_gpu() -> list[Engine]:
     ]
 
 
+def in_cuda(geometry: Geometry, dtype: torch.dtype) -> bool:
+    """Whether there are CUDA kernels for it; else Triton's are tested in their place."""
+    return dtype != torch.float64 and gpu_plans.cuda_computes(geometry)
+
+
 def compute(case: Case, tensors: Tensors, engine: Engine) -> tuple[Tensor, Tensor, Tensor]:
     """Run the three computations: output, gradient of the input, gradient of the values.
 
@@ -71,7 +77,7 @@ def compute(case: Case, tensors: Tensors, engine: Engine) -> tuple[Tensor, Tenso
     x, values, bias, grad = engine.put(tensors)
     pattern, backend = case.make_pattern(), engine.backend
     geometry = Geometry(pattern.shape, *case.geometry)
-    if backend == "cuda" and (case.dtype == "float64" or not gpu_plans.cuda_computes(geometry)):
+    if backend == "cuda" and not in_cuda(geometry, x.dtype):
         backend = "auto"
     x, values = x.detach().requires_grad_(), values.detach().requires_grad_()
     y = sparse_conv1d(x, values, pattern, bias, **case.options, backend=backend)
