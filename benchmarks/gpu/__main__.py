@@ -12,8 +12,8 @@ On a machine with a GPU, nvcc, PyTorch and pytest, from the root of the sources,
     python3 setup.py -q build_ext --inplace 2>&1 | tail -n 20
     python3 -m benchmarks.gpu --seconds 450 --out gpu.json
 
-and the file goes to ``benchmarks/results/gpu.json``. It has never been run on a GPU;
-``--device cpu`` tries it where there is none, on a small network.
+and the file goes to ``benchmarks/results/gpu.json``. ``--device cpu`` tries it where there is no
+GPU, on a small network.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ PARTS = {
     "registers": Part(20, "", ("cuobjdump", "-res-usage")),
     "profile": Part(60, "profile"),
     "tests of triton": Part(300, "", (*TESTS, "triton")),
+    "compiled": Part(300, "compiled"),
 }
 
 

@@ -50,6 +50,11 @@ def training(target: Target, arguments: argparse.Namespace) -> Results:
         yield step.row(target, length, arguments.rounds)
 
 
+def compiled(target: Target, arguments: argparse.Namespace) -> Results:
+    for length in arguments.lengths[:2] if target.graphs else ():
+        yield step.row(target, length, arguments.rounds, compiled=True)
+
+
 def profile(target: Target, arguments: argparse.Namespace) -> Results:
     """Which kernels each form of the layer runs, cuDNN's algorithms among them; and a step."""
     length = arguments.lengths[0]
@@ -100,7 +105,10 @@ def once(target: Target, arguments: argparse.Namespace) -> Results:
     yield {"of": "once", "text": f"{len(calls)} calls"}
 
 
-PARTS = {"ceilings": ceilings, "layer": layers, "step": training, "profile": profile, "once": once}
+PARTS = {
+    "ceilings": ceilings, "layer": layers, "step": training, "compiled": compiled,
+    "profile": profile, "once": once,
+}  # fmt: skip
 
 
 def machine(device: torch.device) -> dict[str, str]:

@@ -80,8 +80,11 @@ def steps(target: Target, name: str, length: int, precision: str, mode: str, upd
     return run
 
 
-def row(target: Target, length: int, rounds: int) -> Row:
-    """One step in every form, with its share of an update and without."""
+def row(target: Target, length: int, rounds: int, compiled: bool = False) -> Row:
+    """One step in every form, with its share of an update and without.
+
+    ``compiled``: instead the dense network by torch.compile, which takes a minute, and as a graph.
+    """
     torch.compiler.reset()  # which compiles only so many versions of one function
     x, y = batches(length, torch.device("cpu"))
     with torch.no_grad():
@@ -98,12 +101,14 @@ def row(target: Target, length: int, rounds: int) -> Row:
         return {label: candidate}, abs(found - exact) / abs(exact)
 
     makes = {}
-    for name, precision in itertools.product((*target.backends, "dense"), PRECISIONS):
-        # Autocast would run sparse kernels in bfloat16, which is no gain there.
+    modes = ["graph", "compiled"] if compiled else ["eager", *["graph"] * target.graphs]
+    names = ("dense",) if compiled else (*target.backends, "dense")
+    for name, precision, mode in itertools.product(names, PRECISIONS, modes):
         dense = name == "dense"
-        modes = ["eager", "graph", *["compiled"] * dense] if target.graphs else ["eager"]
-        for mode in modes if dense or precision != "bf16" else ():
-            for update in ("",) if dense else ("", " with update"):
-                label = f"{name} {precision} {mode}{update}"
-                makes[label] = partial(made, label, bool(update))
-    return target.row("training step", length, makes, rounds)
+        if precision == "bf16" and not dense:
+            continue  # autocast would run sparse kernels in bfloat16, which is no gain there
+        for update in ("",) if dense else ("", " with update"):
+            label = f"{name} {precision} {mode}{update}"
+            makes[label] = partial(made, label, bool(update))
+    what = "compiled training step" if compiled else "training step"
+    return target.row(what, length, makes, rounds)

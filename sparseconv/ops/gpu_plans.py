@@ -113,15 +113,16 @@ def cuda_computes(geometry: Geometry) -> bool:
 def cuda_pays(dtype: torch.dtype, pattern: KernelCSR, geometry: Geometry) -> bool:
     """Whether "auto" takes the CUDA kernels instead of Triton's.
 
-    A prediction that no GPU has confirmed: a replay of the machine code of both says that they are
-    more than 1.5 times as fast for the layers of a Dynamic Sparse Network (docs/kernels.md). They
-    share each sample among the active weights of a kernel: with less than two there is little to
-    share. The batch and the length decide nothing, or bits would depend on them.
+    They share each sample among the active weights of a kernel, so the more of these the better.
+    With one weight a kernel all three computations together took 0.63 to 0.99 of Triton's time on
+    an H100, with half a weight 1.02 to 1.51 of it (benchmarks/results/gpu-threshold.json: three
+    shapes, 64 to 2048 samples). The batch and the length decide nothing, or bits would depend on
+    them.
     """
     return (
         dtype == torch.float32
         and cuda_computes(geometry)
-        and pattern.nnz >= 2 * pattern.shape[0] * pattern.shape[1]
+        and pattern.nnz >= pattern.shape[0] * pattern.shape[1]
     )
 
 

@@ -75,11 +75,16 @@ def test_every_part(fake: CompileCounterWithBackend, tmp_path: Path) -> None:
             assert 0 < error < 1e-5 or ("bf16" in name and 1e-3 < error < 1e-2), name
     (steps,) = part(tmp_path, "step")["rows"]
     assert set(steps["samples_ms"]) == {
-        *(f"dense {kind} {how}" for kind in PRECISIONS for how in ("eager", "graph", "compiled")),
+        *(f"dense {kind} {how}" for kind in PRECISIONS for how in ("eager", "graph")),
         *(f"cpp {kind} {how}{update}" for kind in ("fp32", "TF32") for how in ("eager", "graph")
           for update in ("", " with update")),
     }  # fmt: skip
     assert all(error < 1e-2 for error in steps["error"].values())
+    assert fake.frame_count == 0
+    (steps,) = part(tmp_path, "compiled")["rows"]
+    assert set(steps["samples_ms"]) == {
+        f"dense {kind} {how}" for kind in PRECISIONS for how in ("graph", "compiled")
+    }
     assert fake.frame_count >= 3
     texts = part(tmp_path, "profile")["texts"]
     assert len(texts) == len(forms) + 2
@@ -165,7 +170,7 @@ def test_a_part_that_fails_takes_no_other_along(
     found = json.loads(out.read_text())
     assert found["machine"] == {"device": "H200"}
     rows = [(row["part"], row["length"]) for row in found["rows"]]
-    named = ("ceilings", "layer", "step", "profile")
+    named = ("ceilings", "layer", "step", "profile", "compiled")
     assert rows == [(name, length) for name in named for length in (24, 25)]
     assert {check["check"]: check["ok"] for check in found["checks"]} == {
         "layer": False, "step": False, "step --without cuda": False, "tests of cuda": True,
