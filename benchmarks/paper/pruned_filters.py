@@ -61,7 +61,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
 
     Continues from what the folder holds. Times are CPU seconds of one thread.
     """
-    code = begin_or_resume(job, folder, VARIANTS_NAME)
+    code, _ = begin_or_resume(job, folder, VARIANTS_NAME)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     model = first_model(job.options, job.seed, Shape.of(data))
     progress = Progress(folder, trainings(job.options["pruning"]))

@@ -42,14 +42,16 @@ CODE = commit()  # now, as it is imported: when a row is written, the checkout m
 def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Train and test; continue from what ``folder`` holds. The row.
 
-    On ``"cuda"`` its times are None: jobs share a GPU, and CPU seconds say nothing of it.
+    Its times are None where ``"cuda"`` trained a part: jobs share a GPU, and CPU seconds say
+    nothing of it.
     """
-    code = begin_or_resume(job, folder)
+    gpu = "" if device == "cpu" else torch.cuda.get_device_name(device)
+    code, gpu = begin_or_resume(job, folder, gpu=gpu)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     shape, target = Shape.of(data), torch.as_tensor(data.y_test)
     # Drawn on the CPU, so that the first weights are those of any other machine.
     model = first_model(job.options, job.seed, shape).to(device)
-    X_test, timed = torch.as_tensor(data.X_test), device == "cpu"
+    X_test, timed = torch.as_tensor(data.X_test), not gpu
     networks = list(model.members) if isinstance(model, Ensemble) else [model]
     look_at = set(looks(shape, recipe) if timed and len(networks) == 1 else ())
     curve, progress = Curve(folder / CURVE_NAME), Progress(folder, [1] * len(networks))
@@ -68,7 +70,7 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
             checkpoint_every=checkpoint_interval(own), on_epoch=report,
             scheduler_factory=scheduler_factory(job, own),
             # Other moments are corrected in memory that moves.
-            cuda_graphs=not timed and job.options["moments"] == "zero",
+            cuda_graphs=device != "cpu" and job.options["moments"] == "zero",
         )  # fmt: skip
 
     results = [trained(member) for member in range(len(networks))]
@@ -78,7 +80,7 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
     rates = [result.itop_rate for result in results if result.itop_rate is not None]
     seconds = list(accumulate(row["cpu_seconds"] for found in results for row in found.history))
     return {
-        **facts_of(job, data, code, device),
+        **facts_of(job, data, code, gpu),
         "accuracy": accuracy(log_proba, target),
         "test_loss": F.nll_loss(log_proba, target).item(),
         "train_loss": fmean(result.best_loss for result in results),
@@ -93,12 +95,12 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
     }
 
 
-def facts_of(job: Job, data: Dataset, code: str = CODE, device: str = "cpu") -> dict[str, Any]:
+def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[str, Any]:
     """What a row of any job says: the job, the sizes of its data, the machine and the date.
 
-    ``code``: the commit that ran; several, if another one resumed it.
+    ``code``: the commit that ran; several, if another one resumed it. ``gpu``: the name of the GPU
+    that trained it or a part of it.
     """
-    gpu = {} if device == "cpu" else {"gpu": torch.cuda.get_device_name(device)}
     return {
         "run": job.run,
         "dataset": job.dataset,
@@ -106,7 +108,7 @@ def facts_of(job: Job, data: Dataset, code: str = CODE, device: str = "cpu") -> 
         "options": dict(job.options),
         **asdict(Shape.of(data)),
         "threads": 1,
-        "machine": measurement_context() | {"commit": code} | gpu,
+        "machine": measurement_context() | {"commit": code} | ({"gpu": gpu} if gpu else {}),
     }
 
 
@@ -114,10 +116,10 @@ def accuracy(log_proba: Tensor, target: Tensor) -> float:
     return (log_proba.argmax(1) == target).double().mean().item()
 
 
-def begin_or_resume(job: Job, folder: Path, *others: str) -> str:
+def begin_or_resume(job: Job, folder: Path, *others: str, gpu: str = "") -> tuple[str, str]:
     """Empty the folder (of other files too) unless it holds a readable beginning of this job.
 
-    Returns the commits that trained so far, with this one.
+    Returns the commits that trained so far, with this one; and the GPU that did, if one has.
 
     Raises:
         ValueError: the beginning of a job with other options, which is left alone.
@@ -131,14 +133,15 @@ def begin_or_resume(job: Job, folder: Path, *others: str) -> str:
                 "give the run another name, or remove that folder"
             )
         code = begun["code"] if begun["code"].endswith(CODE) else f"{begun['code']} then {CODE}"
+        gpu = gpu or begun.get("gpu", "")
     else:
         for name in (CHECKPOINT_NAME, CURVE_NAME, PROGRESS_NAME, JOB_NAME, *others):
             (folder / name).unlink(missing_ok=True)
         for member in range(n_members(job.options)):
             shutil.rmtree(folder / str(member), ignore_errors=True)
-    begun = {"options": job.options, "code": code, "keep": job.keep}
+    begun = {"options": job.options, "code": code, "gpu": gpu, "keep": job.keep}
     write_whole(folder / JOB_NAME, json.dumps(begun))
-    return code
+    return code, gpu
 
 
 def is_kept(folder: Path) -> bool:

@@ -232,6 +232,20 @@ def test_a_row_names_the_commits_that_trained(
     monkeypatch.setattr(training, "CODE", "1234567")  # the next one
     row = perform(job, source, folder)
     assert row["machine"]["commit"] == f"{commit()} then 1234567"
+    assert "gpu" not in row["machine"]
+    assert row["train_seconds"] > 0
+    assert row["curve"]
+
+
+def test_what_a_gpu_began_has_no_times(archive: Path, tmp_path: Path) -> None:
+    source, folder = open_archive(archive).sources["Long"], tmp_path / "job"
+    job = job_with(network={"nf": 3, "depth": 2}, recipe={"epochs": 100})
+    half_trained(job, source, folder)
+    file = folder / training.JOB_NAME
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"gpu": "H100"}))
+    row = perform(job, source, folder)
+    assert row["machine"]["gpu"] == "H100"
+    assert row["train_seconds"] is row["predict_seconds"] is None
 
 
 @pytest.mark.parametrize(
