@@ -227,6 +227,22 @@ def test_damaged_and_foreign_files(tmp_path: Path, count_cases: Any) -> None:
         refused(network(1), tmp_path, re.escape(f"has checkpoint version {version}"))
 
 
+@pytest.mark.parametrize("written", [", bias=True", ""])
+def test_what_torch_says_of_a_batchnorm_is_up_to_its_release(written: str, tmp_path: Path) -> None:
+    model = network()
+    interrupted(model, 10, out=tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    content = checkpoint.load(file)
+    (line, *_) = [key for key, text in content["model"].items() if "BatchNorm1d" in text]
+    text = content["model"][line].replace(", bias=True", "")
+    content["model"][line] = text.replace(", track", f"{written}, track")
+    checkpoint.save(file, content)
+    run(model, out=tmp_path, resume=True)
+    content["model"][line] = text.replace("affine=True", "affine=False")
+    checkpoint.save(file, content)
+    refused(network(), tmp_path, "its model differs: 'line ")
+
+
 @pytest.mark.promise("P9")
 def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
