@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from sparseconv.measure.table import Table
 
 Document = Mapping[str, Any]
 PREDICTED = Path(__file__).parents[1] / "results" / "gpu-predicted.json"
+DENSE = ("dense", "channels last")  # how the names of forms by cuDNN begin
+STEPS = ("cuda TF32 graph", "cuda TF32 graph with update", "dense TF32 graph")
 PEAK = 67e12  # FLOP/s of an H200 in float32 multiply-adds; the share counts active weights only
 NEVER_RUN = (
     "**On a GPU** nothing was ever run: no figure in this file is of one. "
@@ -23,7 +26,7 @@ NEVER_RUN = (
 PREDICTION = (
     "**Predicted, not measured**: `python -m benchmarks.gpu.predict` replays the kernels' machine "
     "code for an H200 clock by clock, the layer (47 → 141 channels, K = 39, 13.3 % active, N = 16) "
-    "on its first multiprocessor; uncertain by about 30 %. FFMA: of all instructions. Floor: "
+    "on its first multiprocessor; too short by 12 to 32 %. FFMA: of all instructions. Floor: "
     "67 TFLOP/s of active weights."
 )
 
@@ -66,8 +69,62 @@ def times(found: Document, model: Document) -> Table:
     return Table(header, lines, text_columns=3)
 
 
+def layers(found: Document, model: Document) -> Table:
+    """Microseconds of each computation as a graph: sparse kernels, and the fastest dense form."""
+    guesses = {
+        (row["computation"], row["length"], row["backend"]): f"{row['us']:.0f}"
+        for row in model["rows"]
+    }
+    lines = []
+    for row in found["rows"]:
+        if row["part"] != "layer":
+            continue
+        us = {
+            name.removesuffix(" graph"): 1e3 * float(np.median(some))
+            for name, some in row["samples_ms"].items() if name.endswith(" graph")
+        }  # fmt: skip
+        dense = {
+            kind: min((x for name, x in us.items()
+                       if name.startswith(DENSE) and name.endswith(kind)), default=math.nan)
+            for kind in ("fp32", "TF32", "bf16")
+        }  # fmt: skip
+        sparse = us.get("cuda fp32", math.nan)
+        lines.append(
+            (row["computation"], str(row["length"]), *(_us(us.get(f"{name} fp32", math.nan))
+              for name in ("cuda", "triton")),
+             *map(_us, dense.values()), _us(us.get("FFT fp32", math.nan)),
+             f"{dense['fp32'] / sparse:.1f}", f"{dense['TF32'] / sparse:.1f}",
+             guesses.get((row["computation"], row["length"], "cuda"), "-"))
+        )  # fmt: skip
+    header = (
+        "", "L", "CUDA", "Triton", "dense fp32", "dense TF32", "dense bf16", "FFT fp32",
+        "dense fp32 / CUDA", "dense TF32 / CUDA", "CUDA, predicted",
+    )  # fmt: skip
+    return Table(header, lines)
+
+
+def steps(found: Document) -> Table:
+    """Milliseconds of a training step as a graph."""
+    lines = []
+    for row in found["rows"]:
+        if row["part"] != "step":
+            continue
+        samples = {name: np.asarray(some) for name, some in row["samples_ms"].items()}
+        ratio = "-"
+        if STEPS[0] in samples and STEPS[-1] in samples:
+            ratio = str(timing.ratio(samples, STEPS[-1], STEPS[0]))
+        ms = (f"{np.median(samples[name]):.3f}" if name in samples else "-" for name in STEPS)
+        lines.append((str(row["length"]), *ms, ratio))
+    header = ("L", "sparse (CUDA)", "with its share of an update", "dense", "dense / sparse")
+    return Table(header, lines, text_columns=0)
+
+
+def _us(found: float) -> str:
+    return "-" if math.isnan(found) else f"{found:.0f}"
+
+
 def predictions(model: Document) -> Table:
-    """What ``benchmarks.gpu.predict`` found: microseconds that no GPU has measured."""
+    """What ``benchmarks.gpu.predict`` found: microseconds."""
     lines = [
         (row["computation"], str(row["length"]), row["backend"], row["kernel"], f"{row['us']:.0f}",
          f"{row['ffma']:.0%}", f"{row['floor_us']:.1f}", row["limiter"])
@@ -101,13 +158,20 @@ def section(path: Path) -> list[str]:
     text = (
         f"**On a GPU.** One run of `python -m benchmarks.gpu` on {about['device']}, torch "
         f"{about['torch']}, CUDA {about['cuda']}, cuDNN {about['cudnn']}, {about['date']}, commit "
-        f"{about['commit']}: the layer (47 → 141 channels, K = 39, 13.3 % active, N = 16), and a "
-        "training step of the network with its share of an update. Dense is cuDNN's fastest "
-        "algorithm; compiled: torch.compile, reduce-overhead. Error: the norm of the difference to "
-        "float64, by that of float64."
+        f"{about['commit']}: the layer (47 → 141 channels, K = 39, 13.3 % active, N = 16). "
+        "Microseconds of a call in a CUDA graph of twenty, medians; sparse and fp32 are exact to "
+        "5e-7 of float64, TF32 to 3e-4, bf16 to 5e-3. Dense is the fastest of five forms, each by "
+        "the fastest of cuDNN's algorithms that it tried."
     )
-    shown = {"rows": [row for row in found["rows"] if row["part"] in ("layer", "step")]}
-    return [text, times(shown, model).markdown(), checks(found).markdown()]
+    about_steps = (
+        "A training step of the whole network (N = 16) as a CUDA graph, in milliseconds; with its "
+        "share of an update of the patterns every 50 steps. Dense: `nn.Conv1d` in the place of the "
+        "sparse layers, no masks. cuDNN's convolutions round to TF32 in all, as is torch's default."
+    )
+    parts = [text, layers(found, model).markdown()]
+    if (table := steps(found)).rows:
+        parts += [about_steps, table.markdown()]
+    return [*parts, checks(found).markdown()] if found["checks"] else parts
 
 
 def _line(text: str) -> str:

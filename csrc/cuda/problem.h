@@ -119,7 +119,8 @@ inline Cut cut_of(const Pattern& pattern, int64_t positions, int of_lane) {
           tiles * ceil_div(pattern.n_rows, warps_of(of_lane))};
 }
 // Whichever is sooner done: on a multiprocessor a large block takes 3.6 times as long as a small
-// one, says a model of their machine code. For the 132 of an H200: sums must not depend on the GPU.
+// one. On an H100 nothing else was more than 13 % faster, at 24 to 2709 samples of 16 series. For
+// its 132 multiprocessors: sums must not depend on the GPU.
 inline Cut cut_of(const Pattern& pattern, int64_t positions, bool correlates) {
   constexpr int64_t kProcessors = 132;
   const Cut large = cut_of(pattern, positions, kLarge), small = cut_of(pattern, positions, kSmall);

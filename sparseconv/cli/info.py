@@ -74,7 +74,6 @@ def _installed() -> list[tuple[str, str]]:
         ("ISA", machine.isa()),
         ("threads", f"torch uses {facts['threads']} of {facts['cores']} cores"),
         *((f"backend {name}", state) for name, state in available_backends().items()),
-        ("GPU kernels", "never yet run on a GPU; tested on a CPU, compiled for sm_80 and sm_90"),
         *versions.items(),
         *((name, "not installed: pip install 'sparseconv[tsc]'") for name in missing),
         *((name, os.environ[name]) for name in machine.VARIABLES if name in os.environ),

@@ -145,7 +145,7 @@ def resolve_backend(name: str, device: torch.device, cuda_pays: bool = False) ->
     """Turn a requested backend into one that runs on ``device``, or raise with the reason.
 
     ``"auto"`` is ``SPARSECONV_BACKEND`` if it is set, else the C++ kernels for CPU tensors, and
-    for CUDA tensors Triton's, or the CUDA kernels where these are predicted to be faster
+    for CUDA tensors Triton's, or the CUDA kernels where these are faster
     (``gpu_plans.cuda_pays``), else the dense reference. A named backend is never replaced by
     another.
     """

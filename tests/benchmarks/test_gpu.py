@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,22 @@ def test_the_readme_says_what_never_ran(tmp_path: Path) -> None:
     document = {"machine": about, "rows": [], "checks": []}
     (tmp_path / "gpu.json").write_text(json.dumps(document))
     assert "on H200, torch H200" in tables.section(tmp_path / "gpu.json")[0]
+    graphs = {"cuda fp32": 2.0, "triton fp32": 9.0, "dense fp32": 7.0, "channels last fp32": 5.0,
+              "dense TF32": 3.0, "FFT fp32": 4.0}  # fmt: skip
+    shared = {"length": 24, "error": {}, "absent": {}, "clocks": [], "flop": 0}
+    turns = {"cuda TF32 graph": [1.0] * 9, "dense TF32 graph": [2.0] * 9}
+    document["rows"] = [
+        {"part": "layer", "computation": "fprop", **shared,
+         "samples_ms": {f"{name} graph": [ms] for name, ms in graphs.items()}
+         | {"dense fp32 eager": [0.001]}},
+        {"part": "step", "computation": "training step", **shared, "samples_ms": turns},
+    ]  # fmt: skip
+    (tmp_path / "gpu.json").write_text(json.dumps(document))
+    made = [part for part in tables.section(tmp_path / "gpu.json") if part.startswith("|")]
+    cells = [re.split(r" *\| *", table.split("\n")[2]) for table in made]
+    layer_cells = ["fprop", "24", "2000", "9000", "5000", "3000", "-", "4000", "2.5", "1.5", "-"]
+    assert cells[0][1:-1] == layer_cells
+    assert cells[1][1:-1] == ["24", "1.000", "-", "2.000", "2.00 [2.00, 2.00]"]
     (tmp_path / "gpu.json").write_text(json.dumps(document | {"machine": {"device": "cpu"}}))
     with pytest.raises(ValueError, match="trial on a CPU"):
         tables.section(tmp_path / "gpu.json")
