@@ -68,6 +68,7 @@ PARTS = {
     "profile": Part(60, "profile"),
     "tests of triton": Part(300, "", (*TESTS, "triton")),
     "compiled": Part(300, "compiled"),
+    "density": Part(120, "density"),
 }
 
 

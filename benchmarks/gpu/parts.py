@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,31 @@ def layers(target: Target, arguments: argparse.Namespace) -> Results:
     for length in arguments.lengths:
         for computation in COMPUTATIONS:
             yield layer.row(target, length, computation, arguments.rounds)
+
+
+def densities(target: Target, arguments: argparse.Namespace) -> Results:
+    """Few weights a kernel, by each backend: from how many on "auto" takes the CUDA kernels."""
+    for shape, per_kernel in itertools.product(target.sizes.shapes, target.sizes.per_kernel):
+        out_channels, in_channels, taps = shape
+        for length in arguments.lengths:
+            problem = layer.on(target.device, replace(
+                target.layer(length), out_channels=out_channels, in_channels=in_channels,
+                kernel_size=taps, pattern="random",
+                density=per_kernel / taps,
+            ).build())  # fmt: skip
+            calls = {name: sparse_calls(target.ops(name), problem) for name in target.backends}
+            for computation in COMPUTATIONS:
+                made = {}
+                for name in target.backends:
+                    call, times = calls[name][computation], 1
+                    if target.graphs:
+                        times = target.sizes.replays
+                        call, _ = target.capture(call, times)
+                    made[name] = Candidate(call, times=times)
+                what = f"{computation}, {shape}, {per_kernel:g} a kernel"
+                yield target.row(
+                    what, length, {"": lambda made=made: (made, 0.0)}, arguments.rounds
+                )
 
 
 def training(target: Target, arguments: argparse.Namespace) -> Results:
@@ -107,7 +134,7 @@ def once(target: Target, arguments: argparse.Namespace) -> Results:
 
 PARTS = {
     "ceilings": ceilings, "layer": layers, "step": training, "compiled": compiled,
-    "profile": profile, "once": once,
+    "profile": profile, "density": densities, "once": once,
 }  # fmt: skip
 
 

@@ -60,6 +60,8 @@ class Sizes(NamedTuple):
     steps: int = 50  # in a timed call; an update of the patterns is after as many
     matrix: int = 8192  # rows of the ceilings' matrices
     replays: int = 20  # of a call in one graph: a launch costs as much as a small one
+    shapes: tuple[tuple[int, int, int], ...] = ((141, 47, 39), (64, 64, 9), (128, 128, 3))
+    per_kernel: tuple[float, ...] = (0.25, 0.5, 1, 1.5, 2)  # active weights, of these shapes
 
 
 class Target:
@@ -78,7 +80,7 @@ class Target:
         if device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(f"there is nothing to measure: {self.missing}")
         # For a trial, small enough for any machine.
-        self.sizes = Sizes() if device == "cuda" else Sizes(3, 9, 2, 4, 64, 2)
+        self.sizes = Sizes() if device == "cuda" else Sizes(3, 9, 2, 4, 64, 2, ((4, 3, 5),), (1,))
         self.graphs = device == "cuda"  # whether calls are captured, and compiled
         # cuDNN tries some algorithms at the first call of each shape and keeps the fastest.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 5

@@ -115,9 +115,9 @@ def cuda_pays(dtype: torch.dtype, pattern: KernelCSR, geometry: Geometry) -> boo
 
     They share each sample among the active weights of a kernel, so the more of these the better.
     With one weight a kernel all three computations together took 0.63 to 0.99 of Triton's time on
-    an H100, with half a weight 1.02 to 1.51 of it (benchmarks/results/gpu-threshold.json: three
-    shapes, 64 to 2048 samples). The batch and the length decide nothing, or bits would depend on
-    them.
+    an H100, with half a weight 1.02 to 1.51 of it (benchmarks/results/gpu.json, part "density":
+    three shapes, 64 to 2048 samples). The batch and the length decide nothing, or bits would
+    depend on them.
     """
     return (
         dtype == torch.float32

@@ -87,6 +87,9 @@ def test_every_part(fake: CompileCounterWithBackend, tmp_path: Path) -> None:
         f"dense {kind} {how}" for kind in PRECISIONS for how in ("graph", "compiled")
     }
     assert fake.frame_count >= 3
+    for row, computation in zip(part(tmp_path, "density")["rows"], COMPUTATIONS, strict=True):
+        assert row["computation"] == f"{computation}, (4, 3, 5), 1 a kernel"
+        assert list(row["samples_ms"]) == ["cpp"]
     texts = part(tmp_path, "profile")["texts"]
     assert len(texts) == len(forms) + 2
     assert all("Self CPU" in text["text"] for text in texts)
@@ -171,7 +174,7 @@ def test_a_part_that_fails_takes_no_other_along(
     found = json.loads(out.read_text())
     assert found["machine"] == {"device": "H200"}
     rows = [(row["part"], row["length"]) for row in found["rows"]]
-    named = ("ceilings", "layer", "step", "profile", "compiled")
+    named = ("ceilings", "layer", "step", "profile", "compiled", "density")
     assert rows == [(name, length) for name in named for length in (24, 25)]
     assert {check["check"]: check["ok"] for check in found["checks"]} == {
         "layer": False, "step": False, "step --without cuda": False, "tests of cuda": True,
