@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,6 +123,8 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
     untimed = sum(row["train_seconds"] is None for row in rows)
     count = counted(len(rows), "training")
     count += f" ({untimed} of them without times)" if untimed else ""
+    gpus = Counter(machine["gpu"] for machine in machines if "gpu" in machine)
+    cpus += "".join(f", {n} of them in part or whole on {gpu}" for gpu, n in gpus.items())
     return (
         f"{count}, {hours:.1f} hours of one core, on {cpus}; torch {torches}; "
         f"{ran}; the last on {max(machine['date'] for machine in machines)}"

@@ -49,6 +49,9 @@ def test_hours_are_of_training_pruning_and_tuning() -> None:
     assert report.where(rows).startswith("1 training, 1.5 hours of one core")
     rows += [row("a", SETS[1], train_seconds=None)]
     assert report.where(rows).startswith("2 trainings (1 of them without times), 1.5 hours")
+    assert "GPU" not in report.where(rows)
+    rows[1]["machine"] = rows[1]["machine"] | {"gpu": "GPU 7"}
+    assert ", 1 of them in part or whole on GPU 7; torch" in report.where(rows)
 
 
 def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:
