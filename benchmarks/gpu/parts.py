@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -68,7 +69,7 @@ def densities(target: Target, arguments: argparse.Namespace) -> Results:
                     made[name] = Candidate(call, times=times)
                 what = f"{computation}, {shape}, {per_kernel:g} a kernel"
                 yield target.row(
-                    what, length, {"": lambda made=made: (made, 0.0)}, arguments.rounds
+                    what, length, {"": lambda made=made: (made, math.nan)}, arguments.rounds
                 )
 
 

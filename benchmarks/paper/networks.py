@@ -98,7 +98,8 @@ class MomentsDST(DSTScheduler):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.ages = [age.clone() for age in state_dict["ages"]]
+        pairs = zip(state_dict["ages"], self.layers, strict=True)
+        self.ages = [age.clone().to(layer.values.device) for age, layer in pairs]
 
     @torch.no_grad()
     def _correct(self, optimizer: torch.optim.Optimizer) -> None:
@@ -118,7 +119,8 @@ class MomentsDST(DSTScheduler):
 
 
 def _fill_with_means(layer: SparseConv1d, moment: Tensor, grown: Tensor) -> None:
-    channels = layer.pattern.positions() // (layer.pattern.shape[1] * layer.pattern.shape[2])
+    positions = layer.pattern.positions().to(moment.device)
+    channels = positions // (layer.pattern.shape[1] * layer.pattern.shape[2])
     for (first, end), _ in layer.regions:
         inside = (channels >= first) & (channels < end)
         old = moment[inside & ~grown]

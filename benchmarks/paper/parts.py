@@ -301,7 +301,7 @@ PARTS = (
         "Every univariate set",
         "DSN's mean and standard deviation over seeds; published accuracies; the difference to "
         "the best of these; mean CPU seconds of training, of the kind of CPU that trained most of "
-        "the sets (the first trainings did not record them).",
+        "the sets (the first trainings did not record them, and those on a GPU have none).",
         partial(dsn.each_set, names=UNIVARIATE),
         picked=True,
     ),

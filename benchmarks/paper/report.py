@@ -122,9 +122,10 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     untimed = sum(row["train_seconds"] is None for row in rows)
     count = counted(len(rows), "training")
-    count += f" ({untimed} of them without times)" if untimed else ""
     gpus = Counter(machine["gpu"] for machine in machines if "gpu" in machine)
-    cpus += "".join(f", {n} of them in part or whole on {gpu}" for gpu, n in gpus.items())
+    notes = [f"{untimed} of them without times"] if untimed else []
+    notes += [f"{n} in part or whole on {gpu}" for gpu, n in gpus.items()]
+    count += f" ({', '.join(notes)})" if notes else ""
     return (
         f"{count}, {hours:.1f} hours of one core, on {cpus}; torch {torches}; "
         f"{ran}; the last on {max(machine['date'] for machine in machines)}"

@@ -46,6 +46,7 @@ def _point(value: Any) -> bool:
 
 _MATRIX = kinds.list_of(kinds.list_of(kinds.number, 1), 1)
 _MACHINE = dict.fromkeys(("cpu", "torch", "commit", "date"), kinds.text)
+_GPU = kinds.table(gpu=kinds.text)
 _CPU_SECONDS = dict.fromkeys(("train_seconds", "predict_seconds"), kinds.known_seconds)
 _LAPS = dict.fromkeys(("draw_seconds", "prepare_seconds", "transform_seconds"), kinds.seconds)
 _OF_KERNELS = {
@@ -126,6 +127,7 @@ def _check(row: Mapping[str, Any]) -> None:
     expected = FILTERED if is_pruned_filters(row) else expected
     wrong = kinds.wrong(row, expected)
     wrong += [key for key, kind in OPTIONAL.items() if key in row and not kind(row[key])]
+    wrong += ["machine"] if "gpu" in row["machine"] and not _GPU(row["machine"]) else []
     wrong += [key for key, shape in _shapes(row).items() if not _is_of(row[key], shape)]
     wrong += ["variants"] if expected is TRAINED and "variants" in row else []
     kinds.refuse(row, wrong)

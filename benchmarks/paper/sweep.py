@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -69,8 +69,6 @@ def sweep(
         ValueError: another sweep runs in ``out``, or its rows are of another plan; a job that only
             a CPU can run.
     """
-    if device != "cpu":
-        _check_gpu(jobs)
     out = out.resolve()  # workers may be elsewhere
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -86,6 +84,8 @@ def sweep(
                 shutil.rmtree(folder, ignore_errors=True)
         costs = _costs(jobs, archive)
         todo = {job.key: job for job in jobs if job.key not in rows.found}
+        if device != "cpu":
+            _check_gpu(todo.values())
         failed: dict[str, str] = {}
         with _Progress(jobs, costs, todo, out) as progress:
 
@@ -175,7 +175,7 @@ def _perform_all(
     return []
 
 
-def _check_gpu(jobs: Sequence[Job]) -> None:
+def _check_gpu(jobs: Iterable[Job]) -> None:
     """Refuse what would run on the CPU after all."""
     for job in jobs:
         if job.options["model"] in ROCKETS or job.options["pruning"]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -64,14 +65,18 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
             progress.write(epoch / recipe.epochs, member)
 
         own = job.recipe(member)
-        return train(
-            networks[member], data.X_train, data.y_train, own,
-            out=folder / str(member) if len(networks) > 1 else folder, resume=True, progress=False,
-            checkpoint_every=checkpoint_interval(own), on_epoch=report,
-            scheduler_factory=scheduler_factory(job, own),
-            # Other moments are corrected in memory that moves.
-            cuda_graphs=device != "cpu" and job.options["moments"] == "zero",
-        )  # fmt: skip
+        # In float32 as on a CPU, and the same however often the job is killed.
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with nullcontext() if device == "cpu" else exact:
+            return train(
+                networks[member], data.X_train, data.y_train, own,
+                out=folder / str(member) if len(networks) > 1 else folder, resume=True,
+                progress=False,
+                checkpoint_every=checkpoint_interval(own), on_epoch=report,
+                scheduler_factory=scheduler_factory(job, own),
+                # Other moments are corrected in memory that moves.
+                cuda_graphs=device != "cpu" and job.options["moments"] == "zero",
+            )  # fmt: skip
 
     results = [trained(member) for member in range(len(networks))]
     begin = time.process_time()
@@ -133,7 +138,8 @@ def begin_or_resume(job: Job, folder: Path, *others: str, gpu: str = "") -> tupl
                 "give the run another name, or remove that folder"
             )
         code = begun["code"] if begun["code"].endswith(CODE) else f"{begun['code']} then {CODE}"
-        gpu = gpu or begun.get("gpu", "")
+        if any(folder.rglob(CHECKPOINT_NAME)) and begun["gpu"] not in ("", gpu):
+            gpu = f"{begun['gpu']} then {gpu}" if gpu else begun["gpu"]
     else:
         for name in (CHECKPOINT_NAME, CURVE_NAME, PROGRESS_NAME, JOB_NAME, *others):
             (folder / name).unlink(missing_ok=True)
@@ -154,8 +160,9 @@ def _begun(folder: Path) -> dict[str, Any] | None:
 
     None if there is none, or if it is damaged: what was trained is then lost, and trained again.
     """
-    begun = _said(folder)
-    if not isinstance(begun.get("options"), dict) or not isinstance(begun.get("code"), str):
+    begun = {"gpu": "", **_said(folder)}  # which an earlier version did not say
+    texts = isinstance(begun.get("code"), str) and isinstance(begun["gpu"], str)
+    if not isinstance(begun.get("options"), dict) or not texts:
         return None
     try:
         Curve(folder / CURVE_NAME)

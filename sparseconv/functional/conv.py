@@ -342,12 +342,13 @@ def _side_by_side(
         return first(), second()
     here, beside = torch.cuda.current_stream(device), _second_stream(device)
     beside.wait_stream(here)
-    with torch.cuda.stream(beside):
-        # Its memory is of this stream, which waits as above before it is used again.
-        of_second = second()
-    of_first = first()
-    here.wait_stream(beside)
-    return of_first, of_second
+    try:
+        with torch.cuda.stream(beside):
+            # Its memory is of this stream, which waits as above before it is used again.
+            of_second = second()
+        return first(), of_second
+    finally:
+        here.wait_stream(beside)  # or the end of the capture would hide the error
 
 
 @functools.cache
@@ -362,7 +363,7 @@ def _bias_pattern(pattern: KernelCSR) -> KernelCSR:
 def _bias_gradient(grad: Tensor, pattern: KernelCSR, ops: ModuleType) -> Tensor:
     """The bias is the weight of a channel of ones: torch's own sum on a CPU depends on threads."""
     if grad.is_cuda:
-        return grad.sum((0, 2))
+        return grad.contiguous().sum((0, 2))
     shape = (pattern.shape[0], 1, 1)
     ones = grad.new_ones(1).expand(grad.shape[0], 1, grad.shape[2])
     full = pattern.cached(_bias_pattern)

@@ -156,8 +156,7 @@ class GraphedStep:
     def _with_static_patterns(self, inputs: tuple[Tensor, ...]) -> Outputs:
         """Call the function while the layers read their plans from the static patterns.
 
-        The calls before a capture do so too: a plan made while capturing would be copied from
-        memory of the CPU that is freed before the replay.
+        The calls before a capture do so too: a plan cannot be made while capturing.
         """
         try:
             for layer, static in zip(self._layers, self._static, strict=True):

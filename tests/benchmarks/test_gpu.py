@@ -237,7 +237,7 @@ def test_the_readme_says_what_never_ran(tmp_path: Path) -> None:
     cells = [re.split(r" *\| *", table.split("\n")[2]) for table in made]
     layer_cells = ["fprop", "24", "2000", "9000", "5000", "3000", "-", "4000", "2.5", "1.5", "-"]
     assert cells[0][1:-1] == layer_cells
-    assert cells[1][1:-1] == ["24", "1.000", "-", "2.000", "2.00 [2.00, 2.00]"]
+    assert cells[1][1:-1] == ["24", "1.000", "-", "2.000", "2.00 [2.00, 2.00]", "-"]
     (tmp_path / "gpu.json").write_text(json.dumps(document | {"machine": {"device": "cpu"}}))
     with pytest.raises(ValueError, match="trial on a CPU"):
         tables.section(tmp_path / "gpu.json")

@@ -51,7 +51,7 @@ def test_hours_are_of_training_pruning_and_tuning() -> None:
     assert report.where(rows).startswith("2 trainings (1 of them without times), 1.5 hours")
     assert "GPU" not in report.where(rows)
     rows[1]["machine"] = rows[1]["machine"] | {"gpu": "GPU 7"}
-    assert ", 1 of them in part or whole on GPU 7; torch" in report.where(rows)
+    assert "(1 of them without times, 1 in part or whole on GPU 7), 1.5" in report.where(rows)
 
 
 def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -251,15 +251,18 @@ def test_what_only_a_cpu_runs(options: dict[str, Any], archive: Path, tmp_path: 
     job = Job("small", "Short", 0, DEFAULTS | options)
     with pytest.raises(ValueError, match=r"small, Short, seed 0 cannot run on a GPU.*--device cpu"):
         sweep([job], open_archive(archive), tmp_path / "out", local_pool(1), "cuda")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "running").exists()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 def test_rows_from_a_gpu(plan: Path, archive: Path, tmp_path: Path) -> None:
+    for moments in ("mean", "corrected"):
+        more = f'[[run]]\nname = "{moments}"\nsets = ["Short"]\nmoments = "{moments}"\n'
+        plan.write_text(f"{plan.read_text()}{more}network = {{nf = 3, depth = 2}}\n")
     out = tmp_path / "out"
     assert main([*command(plan, archive, out), "--device", "cuda"]) == 0
     rows = read_rows(out / ROWS_NAME)
-    assert len(rows) == 5
+    assert len(rows) == 7
     for row in rows:
         assert row["train_seconds"] is row["predict_seconds"] is None
         assert not row["curve"]

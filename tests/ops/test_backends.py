@@ -96,7 +96,7 @@ def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         backends.resolve_backend("cuda", torch.device("cpu"))
 
 
-def test_auto_takes_the_cuda_kernels_where_they_are_predicted_to_pay() -> None:
+def test_auto_takes_the_cuda_kernels_where_they_pay() -> None:
     pattern = sc.KernelCSR.full((2, 3, 5))
     geometry = Geometry(pattern.shape, 1, (0, 4), 1, 1, "replicate")
     dtype = torch.float32

@@ -125,6 +125,7 @@ class MaskedDST:
                 grow="random",
                 generator=self._generator,
             )
+            source = source.to(values.device)
             # A position that is pruned and grown at once holds a new weight: it starts from zero.
             kept = values[source.clamp(min=0)].masked_fill_(source < 0, 0)
             layer.weight.copy_(dense_weight(kept, pattern))
