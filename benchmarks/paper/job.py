@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.paper import pruned_filters, rocket, training
@@ -21,7 +22,9 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
     CPU seconds of the one thread, since a sweep shares its machine with other work.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock"), threads(1), threadpool_limits(1):
+    # Of a GPU: in float32, and the same bits each time.
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with locked(folder / "lock"), threads(1), threadpool_limits(1), exact:
         if job.options["model"] in ROCKETS:
             return rocket.perform(job, source)
         if job.options["pruning"]:

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -65,18 +64,14 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
             progress.write(epoch / recipe.epochs, member)
 
         own = job.recipe(member)
-        # In float32 as on a CPU, and the same however often the job is killed.
-        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with nullcontext() if device == "cpu" else exact:
-            return train(
-                networks[member], data.X_train, data.y_train, own,
-                out=folder / str(member) if len(networks) > 1 else folder, resume=True,
-                progress=False,
-                checkpoint_every=checkpoint_interval(own), on_epoch=report,
-                scheduler_factory=scheduler_factory(job, own),
-                # Other moments are corrected in memory that moves.
-                cuda_graphs=device != "cpu" and job.options["moments"] == "zero",
-            )  # fmt: skip
+        return train(
+            networks[member], data.X_train, data.y_train, own,
+            out=folder / str(member) if len(networks) > 1 else folder, resume=True, progress=False,
+            checkpoint_every=checkpoint_interval(own), on_epoch=report,
+            scheduler_factory=scheduler_factory(job, own),
+            # Other moments are corrected in memory that moves.
+            cuda_graphs=device != "cpu" and job.options["moments"] == "zero",
+        )  # fmt: skip
 
     results = [trained(member) for member in range(len(networks))]
     begin = time.process_time()
