@@ -3,7 +3,7 @@
 Every size here follows from the pattern's shape and ``nnz`` alone, so a pattern that changes at
 constant ``nnz`` changes no grid and no address. Both backends read the same rows, and add the
 entries of a row in the same order. All of it is computed on that device: beside an H100 the CPU
-took three times as long, and more in the threads of a backward pass.
+took three times as long.
 """
 
 from __future__ import annotations
