@@ -17,7 +17,6 @@
 #include "cpu/isa/dispatch.h"
 #include "cpu/launch.h"
 #include "cpu/ops/rocket.h"
-#include "dst/update.h"
 
 namespace sparseconv {
 namespace {
@@ -89,15 +88,6 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("bias"), pybind11::arg("plan").none(false), pybind11::arg("relu"),
         "The convolution with its gradients; None where torch is asked for more than computing, or "
         "the arguments do not fit.");
-  m.def("prune_and_grow", &sparseconv::prune_and_grow,
-        pybind11::call_guard<pybind11::gil_scoped_release>(), pybind11::arg("crow_indices"),
-        pybind11::arg("col_indices"), pybind11::arg("shape"), pybind11::arg("values"),
-        pybind11::arg("regions"), pybind11::arg("fraction"), pybind11::arg("dense_grad"),
-        pybind11::arg("generator"),
-        "The new crow_indices, col_indices, and old index of each weight; None if nothing moves.");
-  m.def("mark_active", &sparseconv::mark_active, pybind11::arg("bits"),
-        pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("shape"),
-        "Set the bit of each active weight's flat position.");
   m.def("keeps_order", [](const std::vector<int64_t>& geometry) {
     return sparseconv::fits_lanes(sparseconv::check_geometry(geometry));
   });

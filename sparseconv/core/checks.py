@@ -92,12 +92,10 @@ def check_array(name: str, array: Tensor) -> None:
         raise TypeError(f"{name} must be 1-dimensional, but got shape {list(array.shape)}")
 
 
-def check_structure(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int, int]) -> None:
+def check_structure(crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
     """Refuse arrays that are not a CSR structure, naming the first bad row."""
-    # By numpy, which is faster on int32: this is a part of every update.
-    crow, col = crow_indices.numpy(), col_indices.numpy()
     out_channels, group_channels, kernel_size = shape
-    rows, nnz = out_channels * group_channels, len(col)
+    rows, nnz = out_channels * group_channels, col.shape[0]
 
     def refuse(row: int, problem: str) -> None:
         out_channel, channel = divmod(row, group_channels)
@@ -105,16 +103,16 @@ def check_structure(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int,
             f"row {row} (output channel {out_channel}, input channel {channel}): {problem}"
         )
 
-    if len(crow) != rows + 1:
+    if crow.shape[0] != rows + 1:
         raise ValueError(
             f"crow_indices must have {rows + 1} entries for shape {shape} "
-            f"(one per kernel and one more), but got {len(crow)}"
+            f"(one per kernel and one more), but got {crow.shape[0]}"
         )
     if crow[0] != 0:
         refuse(0, f"crow_indices must begin with 0, but begins with {int(crow[0])}")
     falling = crow[1:] < crow[:-1]
     if falling.any():
-        row = int(falling.argmax())
+        row = int(falling.nonzero()[0])
         refuse(
             row,
             f"crow_indices must not decrease, but goes from {int(crow[row])} "
@@ -127,17 +125,18 @@ def check_structure(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int,
         )
 
     def row_of(position: int) -> int:
-        return int(np.searchsorted(crow, position, side="right")) - 1
+        return int(torch.searchsorted(crow, position, right=True)) - 1
 
     outside = (col < 0) | (col >= kernel_size)
     if outside.any():
-        at = int(outside.argmax())
+        at = int(outside.nonzero()[0])
         refuse(row_of(at), f"taps must lie in [0, {kernel_size}), but got {int(col[at])}")
     falling = col[1:] <= col[:-1]
     # A new row may begin with any tap: clear the marks at row starts.
-    falling[crow[(crow > 0) & (crow < nnz)] - 1] = False
+    starts = crow[(crow > 0) & (crow < nnz)].long()
+    falling[starts - 1] = False
     if falling.any():
-        at = int(falling.argmax())
+        at = int(falling.nonzero()[0])
         problem = "repeated" if col[at] == col[at + 1] else "unsorted"
         refuse(
             row_of(at),

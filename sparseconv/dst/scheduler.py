@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -16,11 +17,12 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst import checks
 from sparseconv.dst.ranks import Ranks
 from sparseconv.dst.update import (
+    Array,
     check_fractions,
     check_growth,
     check_regions,
     cosine_decay,
-    mark_active,
+    positions_of,
     prune_and_grow,
 )
 from sparseconv.nn.conv import SparseConv1d
@@ -43,6 +45,7 @@ class _Change(NamedTuple):
     values: Tensor
     followers: list[tuple[Tensor, Tensor]]  # (gradient or optimizer state, its new content)
     averages: list[tuple[SparseConv1d, Tensor]]  # (the layer in a running average, its new values)
+    grown: Array  # positions of the grown weights
 
 
 class DSTScheduler:
@@ -249,7 +252,8 @@ class DSTScheduler:
                 change.layer.values.grad = grad  # set_pattern dropped it; it is a follower
                 for average, values in change.averages:
                     average.set_pattern(change.pattern, values=values)
-                self._record(change.name)
+                _set_bits(self._ever_active[change.name], change.grown)
+                self._recorded[change.name] = change.pattern
             self.step_count += 1
             self.updates += bool(changes)
         self._watch_next_step()
@@ -377,11 +381,12 @@ class DSTScheduler:
         )
         if pattern is layer.pattern:
             return None
-        # What is grown takes a zero from behind the end.
-        index = source.where(source >= 0, len(source)).to(values.device)
+        grown = np.flatnonzero(source.numpy() < 0)
+        index = source.clamp(min=0).to(values.device)
+        zeros = torch.from_numpy(grown).to(values.device)
 
         def moved(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor, tensor.new_zeros(1)]).index_select(0, index)
+            return tensor.index_select(0, index).index_fill_(0, zeros, 0)
 
         kept = [values.grad, *state.values()]
         followers = [t for t in kept if isinstance(t, Tensor) and t.shape == values.shape]
@@ -393,18 +398,16 @@ class DSTScheduler:
             moved(values),
             [(tensor, moved(tensor)) for tensor in followers],
             [(average, moved(average.values)) for average in averaged],
+            positions_of(pattern, grown),
         )
 
     def _record_patterns(self) -> None:
         """Mark what is active now as having been so, where others have set the pattern."""
         for name, layer in self._layers.items():
             if self._recorded.get(name) is not layer.pattern:
-                self._record(name)
-
-    def _record(self, name: str) -> None:
-        pattern = self._layers[name].pattern
-        mark_active(self._ever_active[name], pattern)
-        self._recorded[name] = pattern
+                positions = layer.pattern.positions().int().numpy()
+                _set_bits(self._ever_active[name], positions)
+                self._recorded[name] = layer.pattern
 
     def _watch_next_step(self) -> None:
         """Forget the gradients seen; watch the layers if the next step is an update."""
@@ -421,6 +424,17 @@ class DSTScheduler:
 def _remove_hooks(handles: list[RemovableHandle]) -> None:
     while handles:
         handles.pop().remove()
+
+
+def _set_bits(bits: Tensor, positions: Array) -> Tensor:
+    """Set the bits at ascending ``positions``, int32; in place."""
+    held = bits.numpy()
+    byte = positions >> 3
+    starts = np.flatnonzero(np.diff(byte, prepend=np.int32(-1)))  # of runs that share a byte
+    if len(starts):
+        bit = np.uint8(1) << (positions & 7).astype(np.uint8)
+        held[byte.take(starts)] |= np.bitwise_or.reduceat(bit, starts)
+    return bits
 
 
 __test__ = {"DSTScheduler": DSTScheduler}  # for doctest, as its __module__ is sparseconv

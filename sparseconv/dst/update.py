@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sparseconv.core.checks import integer, number
 from sparseconv.core.pattern import KernelCSR, Region
-from sparseconv.ops.backends import extension
 
 GROWTHS = ("random", "gradient", "static")
 
@@ -68,7 +67,8 @@ def prune_and_grow(
     check_regions(regions, pattern.shape)
     if values.shape != (pattern.nnz,):
         raise ValueError(f"values must have shape ({pattern.nnz},), but got {list(values.shape)}")
-    if not 0 <= number("fraction", fraction) <= 1:
+    fraction = number("fraction", fraction)
+    if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must lie in [0, 1], but got {fraction}")
     if grow == "gradient" and (dense_grad is None or dense_grad.shape != pattern.shape):
         came = "none" if dense_grad is None else f"one of shape {list(dense_grad.shape)}"
@@ -77,98 +77,103 @@ def prune_and_grow(
         )
     if grow == "static":
         return pattern, torch.arange(pattern.nnz, device="cpu")
-    move = _reference if extension is None else extension.prune_and_grow
-    moved = move(
-        pattern.crow_indices,
-        pattern.col_indices,
-        pattern.shape,
-        _exact(values),
-        [(*channels, *taps) for channels, taps in regions],
-        fraction,
-        _exact(dense_grad) if dense_grad is not None and grow == "gradient" else None,
-        generator,
-    )
-    if moved is None:
+    # On int32, which holds all positions, by numpy: torch takes two to twenty times as long.
+    _, channels, kernel_size = pattern.shape
+    crow, tap = pattern.crow_indices.numpy(), pattern.col_indices.numpy()
+    row = _kernels(pattern)
+    magnitude = _magnitude(values)
+    survives = np.ones(pattern.nnz, np.bool_)
+    grown = []
+    for (first, end), (left, right) in regions:
+        top, bottom, width = first * channels, end * channels, right - left
+        begin, stop = int(crow[top]), int(crow[bottom])
+        inside = (tap[begin:stop] >= left) & (tap[begin:stop] < right)
+        active = begin + np.flatnonzero(inside)
+        free = (bottom - top) * width - len(active)
+        count = min(math.ceil(fraction * len(active)), free)
+        if count == 0:
+            continue
+        least = _least(magnitude.take(active), count)
+        survives[active.take(np.flatnonzero(least))] = False
+        kept = active.take(np.flatnonzero(~least))
+        # Positions are counted along the region's box, which keeps the CSR order.
+        taken = (row.take(kept) - np.int32(top)) * np.int32(width) + tap.take(kept) - np.int32(left)
+        if dense_grad is not None and grow == "gradient":
+            score = -_magnitude(dense_grad[first:end, :, left:right]).ravel()
+            score[taken] = np.inf
+            new = np.flatnonzero(_least(score, count)).astype(np.int32)
+        else:
+            new = _nth_free(_subset(free + count, count, generator), taken)
+        # A row of the box begins kernel_size - width positions after the end of the one before.
+        skipped = (new // np.int32(width)) * np.int32(kernel_size - width)
+        grown.append(new + skipped + np.int32(top * kernel_size + left))
+    if not grown:
         return pattern, torch.arange(pattern.nnz, device="cpu")
-    crow, col, source = moved
-    return KernelCSR(crow, col, pattern.shape), source
-
-
-def mark_active(bits: Tensor, pattern: KernelCSR) -> None:
-    """Set the bits, in uint8 ``(ceil(numel / 8),)``, of the flat positions that are active."""
-    if extension is None:
-        bits |= torch.from_numpy(np.packbits(pattern.to_mask().numpy(), bitorder="little"))
-    else:
-        extension.mark_active(bits, pattern.crow_indices, pattern.col_indices, pattern.shape)
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    """Weights of any floating type in float64, which holds them all, for their ranks."""
-    return tensor.detach().to("cpu", torch.float64).contiguous()
+    kept = np.flatnonzero(survives)
+    old = row.take(kept) * np.int32(kernel_size) + tap.take(kept)
+    merged = np.concatenate([old, *grown])
+    order = np.argsort(merged, kind="stable")  # a few ascending runs: a stable sort merges them
+    source = np.concatenate([kept, np.full(len(merged) - len(kept), -1)]).take(order)
+    positions = torch.from_numpy(merged.take(order).astype(np.int64))
+    return KernelCSR.from_positions(positions, pattern.shape), torch.from_numpy(source)
 
 
 Array = npt.NDArray[Any]
 
 
-def _reference(
-    crow_indices: Tensor,
-    col_indices: Tensor,
-    shape: tuple[int, int, int],
-    values: Tensor,
-    regions: Sequence[tuple[int, int, int, int]],
-    fraction: float,
-    dense_grad: Tensor | None,
-    generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """What csrc/dst/update.cpp does, on dense arrays: for tests, and where it is not built."""
-    positions = KernelCSR(crow_indices, col_indices, shape).positions().numpy()
-    source = np.full(math.prod(shape), -1)  # of each weight: the CSR index that it had
-    source[positions] = np.arange(len(positions))
-    grown = np.zeros(shape, np.bool_)
-    for first, end, left, right in regions:
-        region = slice(first, end), slice(None), slice(left, right)
-        inside = source.reshape(shape)[region]
-        active = inside[inside >= 0]
-        count = min(math.ceil(fraction * len(active)), inside.size - len(active))
-        if count == 0:
-            continue
-        pruned = active[_least(_magnitude(values)[active], count)]
-        source[positions[pruned]] = -1
-        free = np.flatnonzero(inside < 0)
-        if dense_grad is None:
-            new = free[_subset(len(free), count, generator)]
-        else:
-            new = free[_least(-_magnitude(dense_grad[region]).ravel()[free], count)]
-        grown[region].flat[new] = True
-    if not grown.any():
-        return None
-    mask = (source >= 0).reshape(shape) | grown
-    new_pattern = KernelCSR.from_mask(torch.from_numpy(mask))
-    moved = torch.from_numpy(source[mask.ravel()])
-    return new_pattern.crow_indices, new_pattern.col_indices, moved
+def _kernels(pattern: KernelCSR) -> Array:
+    """The kernel ``o * Cg + c`` of each active weight, int32."""
+    crow = pattern.crow_indices.numpy()
+    return np.repeat(np.arange(len(crow) - 1, dtype=np.int32), np.diff(crow))
+
+
+def positions_of(pattern: KernelCSR, entries: Array) -> Array:
+    """Some of ``pattern.positions()``, int32, by CSR index."""
+    taps = pattern.col_indices.numpy().take(entries)
+    found: Array = _kernels(pattern).take(entries) * np.int32(pattern.shape[2]) + taps
+    return found
 
 
 def _magnitude(tensor: Tensor) -> Array:
-    """The absolute values; NaN is infinite."""
-    array: Array = tensor.abs().nan_to_num(nan=math.inf, posinf=math.inf).numpy()
+    """The absolute values, float32 or float64; NaN is infinite."""
+    found = tensor.detach().abs().cpu()
+    found = found if found.dtype == torch.float64 else found.float()
+    array: Array = found.nan_to_num(nan=math.inf, posinf=math.inf).numpy()
     return array
 
 
 def _least(keys: Array, count: int) -> Array:
-    """Find the ``count`` smallest keys, the first ones among equals; ascending indices."""
-    return np.sort(np.argsort(keys, kind="stable")[:count])
+    """Mark the ``count >= 1`` smallest keys; the first ones among equals."""
+    limit = np.partition(keys, count - 1)[count - 1]
+    chosen: Array = keys < limit
+    ties = np.flatnonzero(keys == limit)
+    chosen[ties[: count - np.count_nonzero(chosen)]] = True
+    return chosen
+
+
+def _nth_free(n: Array, taken: Array) -> Array:
+    """Find the n-th (from 0) positions that are not ``taken``; both ascend.
+
+    The i-th taken position has ``taken[i] - i`` free ones before it, so none needs listing.
+    """
+    free_before = taken - np.arange(len(taken), dtype=np.int32)
+    found: Array = n + np.searchsorted(free_before, n, side="right").astype(np.int32)
+    return found
 
 
 def _subset(total: int, count: int, generator: torch.Generator | None) -> Array:
     """Draw ``count <= total / 2`` distinct members of ``range(total)``, all subsets equally likely.
 
-    Ascending; duplicates are drawn again among the rest.
+    In O(count) memory: duplicates are drawn again among the rest. int32, ascending.
     """
-    drawn = np.unique(torch.randint(total, (count,), generator=generator, device="cpu").numpy())
+    draws = torch.randint(total, (count,), generator=generator, device="cpu")
+    drawn = np.sort(draws.numpy().astype(np.int32))
+    last_of_equals = np.append(drawn[1:] != drawn[:-1], True)
+    drawn = drawn.take(np.flatnonzero(last_of_equals))
     if len(drawn) == count:
         return drawn
-    rest = np.setdiff1d(np.arange(total), drawn, assume_unique=True)
-    return np.union1d(drawn, rest[_subset(len(rest), count - len(drawn), generator)])
+    rest = _subset(total - len(drawn), count - len(drawn), generator)
+    return np.sort(np.concatenate([drawn, _nth_free(rest, drawn)]), kind="stable")
 
 
 def cosine_decay(start: float, end: float, step: int, steps: int) -> float:

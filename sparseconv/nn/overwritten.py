@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
@@ -51,8 +50,8 @@ def _checksum(pattern: KernelCSR) -> int:
 
 
 def _tag(pattern: KernelCSR) -> Tensor:
-    bits = checksum(pattern) >> np.arange(32) & 1
-    return torch.from_numpy((np.concatenate([bits, 1 - bits]) * _BIT).astype(np.int32))
+    bits = torch.tensor([checksum(pattern) >> i & 1 for i in range(32)], device="cpu")
+    return (torch.cat([bits, 1 - bits]) * _BIT).to(torch.int32)
 
 
 class PatternCheck:

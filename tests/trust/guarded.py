@@ -11,7 +11,6 @@ PLACE in the environment it reads beyond an ordinary tensor, for the sanitizers 
 from __future__ import annotations
 
 import ctypes
-import itertools
 import json
 import math
 import mmap
@@ -80,30 +79,10 @@ def calls_of(case: Case, rng: random.Random, seed: int) -> list[tuple[Any, tuple
         (OPS.dgrad, (grad, values, *plan, numbers, case.length)),
         (OPS.wgrad, (grad, x, pattern.crow_indices, wgrad_rows, numbers, batches)),
         (OPS.plan_fprop, (pattern.crow_indices, pattern.col_indices, numbers)),
-        update_of(pattern, rng),
     ]
     if case.tensors().input.dtype in (torch.float32, torch.float64):
         found += [chain_of(case, rng) for _ in range(2)]
     return [*found, features_of(Problem("rocket", seed)), features_of(Problem("minirocket", seed))]
-
-
-def update_of(pattern: KernelCSR, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:
-    """Pruning, growing by gradient and at random, and the bits of what is active."""
-    channels, _, taps = pattern.shape
-    first, left = rng.randint(0, channels), rng.randint(0, taps)
-    regions = [(0, first, 0, taps), (first, channels, left, taps)]
-    fraction = rng.random()
-
-    def run(crow: Tensor, col: Tensor, values: Tensor, grad: Tensor, bits: Tensor) -> Any:
-        generator = torch.Generator().manual_seed(0)
-        layer = (crow, col, pattern.shape, values, regions, fraction)
-        results = [extension.prune_and_grow(*layer, slopes, generator) for slopes in (grad, None)]
-        extension.mark_active(bits, crow, col, pattern.shape)
-        return (bits, *itertools.chain(*filter(None, results)))
-
-    bits = torch.zeros((pattern.numel + 7) // 8, dtype=torch.uint8)
-    numbers = (torch.rand(size, dtype=torch.float64) for size in (pattern.nnz, pattern.shape))
-    return run, (pattern.crow_indices, pattern.col_indices, *numbers, bits)
 
 
 def features_of(problem: Problem) -> tuple[Any, tuple[Any, ...]]:
