@@ -71,6 +71,7 @@ def test_an_update_is_what_a_plain_loop_over_weights_says(case: dict) -> None:
     pruned = set(range(pattern.nnz)) - set(source[survivors].tolist())
     grown = set(positions[~survivors].tolist())
 
+    magnitudes = values.abs().nan_to_num(nan=math.inf, posinf=math.inf).tolist()
     expected_pruned, moved = set(), 0
     for region in case["regions"]:
         inside = mask_of(region, pattern.shape)
@@ -79,7 +80,6 @@ def test_an_update_is_what_a_plain_loop_over_weights_says(case: dict) -> None:
         count = min(math.ceil(case["fraction"] * len(active)), room)
         if case["grow"] == "static":
             count = 0
-        magnitudes = values.abs().nan_to_num(nan=math.inf, posinf=math.inf).tolist()
         least = sorted(active, key=lambda i: (magnitudes[i], i))[:count]
         expected_pruned |= set(least)
         here = {p for p in grown if inside[p]}
