@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import chain
 from statistics import fmean, median
 from typing import Any
 
@@ -48,6 +48,10 @@ class Runs:
         """A number of the rows by data set, the mean over seeds."""
         return {name: self.over_sets(run, key, [name]) for name in self.rows(run)}
 
+    def count(self, run: str) -> int:
+        """How many rows a run has."""
+        return sum(map(len, self.rows(run).values()))
+
     def common(self, *runs: str) -> list[str]:
         """The data sets that all of these runs have."""
         first, *others = (self.rows(run) for run in runs)
@@ -67,26 +71,6 @@ class Runs:
             if all(key in other for other in by_run)
         )  # fmt: skip
 
-    def without_picked(self, reference: str) -> Runs:
-        """Without data sets that may have been picked by their results, such as those where the
-        reference came out low: by chance alone, any other run is likely to be higher there.
-
-        Of each run and seed those sets of the reference that come, cheapest first, before the first
-        that is missing; and all that the reference has not.
-        """
-        by_set = self.rows(reference)
-        order = sorted(by_set, key=lambda name: (_train_points(by_set[name][0]), name))
-        held = [row for by_set in self._rows.values() for rows in by_set.values() for row in rows]
-        there = {(row["run"], row["seed"], row["dataset"]) for row in held}
-        kept = {
-            (run, seed): set(takewhile(lambda name: (run, seed, name) in there, order))  # noqa: B023
-            for run, seed in {key[:2] for key in there}
-        }
-        return Runs(
-            row for row in held
-            if row["dataset"] not in by_set or row["dataset"] in kept[row["run"], row["seed"]]
-        )  # fmt: skip
-
     def over_sets(self, run: str, key: str | Callable[[Row], float], sets: Iterable[str]) -> float:
         """The mean over data sets: each counts alike, however many seeds it has."""
         get = key if callable(key) else lambda row: row[key]
@@ -96,31 +80,30 @@ class Runs:
         """The rows of these runs whose networks were measured in turns, on the data sets where all
         of them were.
         """
-        found = Runs(
-            row
-            for run in runs
-            for row in chain.from_iterable(self.rows(run).values())
-            if "step_ms" in row
-        )
+        found = Runs(row for row in chain.from_iterable(map(self._all, runs)) if "step_ms" in row)
         return found.paired(*runs)
 
-    def on_one_cpu(self, *runs: str) -> Runs:
-        """The rows of these runs whose times of training compare: of the CPU on which all of them
-        have the most data sets, and of the seeds that all have on it. Those without times are left
-        out.
+    def on_one_machine(self, *runs: str) -> Runs:
+        """The rows of these runs whose times of training compare: of data sets and seeds that one
+        machine trained for all of them. Those without times are left out.
+
+        A machine is a CPU's name, its instruction sets and a day: one name stands for generations
+        of processors, of which the fastest trains in a third of the time of the slowest.
         """
-        of_cpu: dict[str, list[Row]] = {}
-        for run in runs:
-            held = chain.from_iterable(self.rows(run).values())
-            for row in (row for row in held if row["train_seconds"] is not None):
-                of_cpu.setdefault(row["machine"]["cpu"], []).append(row)
-        found = [Runs(rows).paired(*runs) for rows in of_cpu.values()]
-        return max(found, key=lambda held: len(held.common(*runs)), default=Runs(()))
+        of_machine: dict[tuple[str, ...], list[Row]] = {}
+        for row in chain.from_iterable(map(self._all, runs)):
+            if row["train_seconds"] is not None:
+                of_machine.setdefault(_machine(row), []).append(row)
+        paired = [Runs(rows).paired(*runs) for rows in of_machine.values()]
+        return Runs(row for held in paired for run in runs for row in held._all(run))
+
+    def _all(self, run: str) -> Iterable[Row]:
+        return chain.from_iterable(self.rows(run).values())
 
 
-def _train_points(row: Row) -> int:
-    points: int = row["n_train"] * row["n_channels"] * row["n_timepoints"]
-    return points
+def _machine(row: Row) -> tuple[str, ...]:
+    machine = row["machine"]
+    return machine["cpu"], machine.get("isas", ""), machine["date"].partition(" ")[0]
 
 
 def published_accuracy(network: str) -> dict[str, float]:
@@ -207,3 +190,43 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, value * (len(order) - rank)))
         found[i] = largest
     return found
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run against a reference.
+
+    Attributes:
+        both: the rows of the two, of the data sets and seeds that both have.
+        result: how the run compares.
+        p: of the result, after Holm's correction over the runs compared with the reference.
+        to_all_seeds: how it compares with all seeds of the reference, on the data sets where that
+            has more of them; None without such.
+    """
+
+    both: Runs
+    result: Versus
+    p: float | None
+    to_all_seeds: Versus | None
+
+
+def compared(runs: Runs, others: Sequence[str], reference: str) -> dict[str, Compared]:
+    """Those of the other runs that have a data set and a seed in common with the reference."""
+    found = {}
+    for other in others:
+        both = runs.paired(other, reference)
+        result = versus(both.accuracy(other), both.accuracy(reference))
+        if result and other != reference:
+            found[other] = both, result
+    corrected = holm([result.p for _, result in found.values()])
+    return {
+        other: Compared(both, result, p, _to_all_seeds(runs, other, reference))
+        for (other, (both, result)), p in zip(found.items(), corrected, strict=True)
+    }
+
+
+def _to_all_seeds(runs: Runs, run: str, reference: str) -> Versus | None:
+    ours, theirs = runs.rows(run), runs.rows(reference)
+    means = runs.accuracy(run)
+    fewer = [name for name in runs.common(run, reference) if len(theirs[name]) > len(ours[name])]
+    return versus({name: means[name] for name in fewer}, runs.accuracy(reference))

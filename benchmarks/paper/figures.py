@@ -186,10 +186,10 @@ class Reached:
 def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Reached, Reached]]:
     """By data set, when each of two runs came near the lower final accuracy of the two.
 
-    Of the same seeds, trained on one kind of CPU, that have a curve; of these the ones whose looks
-    at the test set began the earliest.
+    Of the same seeds, trained on one machine and day, that have a curve; of these the ones whose
+    looks at the test set began the earliest.
     """
-    timed = runs.on_one_cpu(sparse, dense)
+    timed = runs.on_one_machine(sparse, dense)
     found = {}
     for dataset in timed.common(sparse, dense):
         pairs = [

@@ -36,10 +36,11 @@ DEFAULTS: dict[str, Any] = {
     "silence": 0.0,
     "pruning": [],
     "keep": False,
+    "picked": False,
 }
 MOST_EPOCHS, MOST_MEMBERS = 1_000_000, 100
 # What makes two jobs of one name the same.
-CONTENT = tuple(key for key in DEFAULTS if key != "keep")
+CONTENT = tuple(key for key in DEFAULTS if key not in ("keep", "picked"))
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Job:
             ``members`` (networks of an ensemble), ``silence`` (weight of the loss that silences
             filters), ``pruning`` (ways to make the trained network smaller).
         keep: leave the folder with its checkpoint.
+        picked: the data set was chosen by results, so the job counts in no comparison.
     """
 
     run: str
@@ -62,6 +64,7 @@ class Job:
     seed: int
     options: Mapping[str, Any]
     keep: bool = False
+    picked: bool = False
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -153,6 +156,8 @@ def read_plan(
                         )
                     if jobs.setdefault(job.key, job).keep != job.keep:
                         raise ValueError(f"{job} has keep once, and once not")
+                    if not job.picked:  # whoever else picked it
+                        jobs[job.key] = job
             except (ValueError, TypeError) as error:
                 name = (isinstance(run, dict) and run.get("name")) or number
                 raise ValueError(f"run {name}: {error}") from error
@@ -264,8 +269,9 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     settings = DEFAULTS | run
     if not kinds.text(run["name"]):
         raise ValueError(f"name must be a text of one line, but got {run['name']!r}")
-    if not isinstance(settings["keep"], bool):
-        raise ValueError(f"keep must be true or false, but got {settings['keep']!r}")
+    for key in ("keep", "picked"):
+        if not isinstance(settings[key], bool):
+            raise ValueError(f"{key} must be true or false, but got {settings[key]!r}")
     options = {key: settings[key] for key in CONTENT}
     trained = settings["model"] not in list(ROCKETS)  # in epochs
     if trained and "epochs" in content and isinstance(options["recipe"], dict):
@@ -274,7 +280,7 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     seeds = run.get("seeds", content.get("seeds", [0]))
     _check_seeds(seeds)
     jobs = [
-        Job(run["name"], dataset, seed, options, settings["keep"])
+        Job(run["name"], dataset, seed, options, settings["keep"], settings["picked"])
         for seed in seeds
         for dataset in choose(archive, run["sets"])
     ]

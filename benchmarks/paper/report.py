@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.paper import pruned_filters, rocket
 from benchmarks.paper.archives import members
 from benchmarks.paper.comparison import Runs
-from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, READING, REFERENCES, RUNS, Part
+from benchmarks.paper.parts import FILTERS, KERNELS, PARTS, READING, RUNS, Part
 from benchmarks.paper.pruned_filters import is_pruned_filters
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import ROWS_NAME, read_rows
@@ -55,9 +55,10 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
 def _write(rows: Sequence[Mapping[str, Any]], folder: Path, beside: Path) -> Path:
     """All files of a report, into an empty folder; times are those that lie ``beside``."""
     sections, missing = [], list[str]()
-    parts = list(_parts(rows, beside))
+    times = read_times(beside / TIMES_NAME)
+    parts = list(_parts(rows, times))
     if any(part in PARTS for part, _ in parts):
-        sections.append(Section(READING_TITLE, READING))
+        sections.append(Section(READING_TITLE, f"{READING} {where_timed(times)}"))
     for part, runs in parts:
         made = part.make(runs, folder / f"{part.name}.png")
         missing += made.missing
@@ -81,27 +82,25 @@ def _write(rows: Sequence[Mapping[str, Any]], folder: Path, beside: Path) -> Pat
     )
 
 
-def _parts(rows: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[tuple[Part, Runs]]:
-    """What there is to show of the rows, each with those that it is about.
-
-    Times are those that lie in the folder.
-    """
+def _parts(
+    rows: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Part, Runs]]:
+    """What there is to show of the rows, each with those that it is about."""
     kernels = list(filter(is_pruned_kernels, rows))
     networks = [row for row in rows if not is_pruned_kernels(row)]
-    smaller = list(pruned_filters.expanded(networks, read_times(folder / TIMES_NAME)))
+    smaller = list(pruned_filters.expanded(networks, times))
     plain = [row for row in smaller if not is_pruned_filters(row)]
     drawn = list(rocket.expanded(kernels))
-    if plain:
-        everything = Runs(plain)
-        unpicked = everything
-        for reference in REFERENCES:
-            unpicked = unpicked.without_picked(reference)
-        yield from ((part, everything if part.picked else unpicked) for part in PARTS)
-    if len(plain) < len(networks):
-        yield from ((part, Runs(smaller)) for part in FILTERS)
-    if kernels:
-        yield from ((part, Runs(drawn)) for part in KERNELS)
-    yield from ((part, Runs([*smaller, *drawn])) for part in RUNS)
+    groups: list[tuple[Sequence[Part], Sequence[Mapping[str, Any]]]] = [
+        (PARTS, plain),
+        (FILTERS, smaller if len(plain) < len(networks) else ()),
+        (KERNELS, drawn),
+        (RUNS, [*smaller, *drawn]),
+    ]
+    for parts, about_them in groups:
+        everything = Runs(about_them)
+        unpicked = Runs(row for row in about_them if not row.get("picked", False))
+        yield from ((part, everything if part.picked else unpicked) for part in parts if about_them)
 
 
 def where(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -129,6 +128,20 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"{count}, {hours:.1f} hours of one core, on {cpus}; torch {torches}; "
         f"{ran}; the last on {max(machine['date'] for machine in machines)}"
+    )
+
+
+def where_timed(times: Sequence[Mapping[str, Any]]) -> str:
+    """On which machine, and with what, networks were measured in turns."""
+    if not times:
+        return "No network was timed yet (`python -m benchmarks.paper time`)."
+    machines = [line["machine"] for line in times]
+    kinds = dict.fromkeys(f"{machine['cpu']} ({machine['isa']})" for machine in machines)
+    commits = dict.fromkeys(machine["commit"] for machine in machines)
+    return (
+        f"Timed so: {counted(len(times), 'data set')}, on {', '.join(kinds)}; other processors "
+        f"have other ratios. Commits: {', '.join(commits)}; the last on "
+        f"{max(machine['date'] for machine in machines)}."
     )
 
 
@@ -170,7 +183,7 @@ def recorded(folder: Path, plan: str) -> str:
 
     Pictures are drawn into ``folder``, which a page includes the text from.
     """
-    rows, parts = _recorded(plan)
+    rows, times, parts = _recorded(plan)
     shown, missing = list[str](), list[str]()
     for part, runs in parts:
         made = part.make(runs, folder / f"paper-{part.name}.png")
@@ -179,25 +192,29 @@ def recorded(folder: Path, plan: str) -> str:
         found += [f"![{part.title}]({folder.name}/{made.figure.name})"] if made.figure else []
         if found:
             shown.append("\n\n".join([f"## {part.title}", *found, made.caption]))
-    reading = [f"## {READING_TITLE}", READING] if any(part in PARTS for part, _ in parts) else []
+    reading = []
+    if any(part in PARTS for part, _ in parts):
+        reading = [f"## {READING_TITLE}", f"{READING} {where_timed(times)}"]
     return "\n\n".join([_what_was_run(plan, rows, missing), *reading, *shown])
 
 
 def recorded_table(plan: str, name: str) -> str:
     """One table of a plan's recorded rows in Markdown, without its caption."""
-    rows, parts = _recorded(plan)
+    rows, _, parts = _recorded(plan)
     found = [
         part.table(runs).markdown() for part, runs in parts if part.table and part.name == name
     ]
     return "\n\n".join([_what_was_run(plan, rows, []), *found])
 
 
-def _recorded(plan: str) -> tuple[list[dict[str, Any]], list[tuple[Part, Runs]]]:
-    """The rows, and the parts that the plan was made for."""
+def _recorded(
+    plan: str,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[Part, Runs]]]:
+    """The rows, the times, and the parts that the plan was made for."""
     source = RECORDED[plan]
-    rows = read_rows(source)
+    rows, times = read_rows(source), read_times(source.with_name(TIMES_NAME))
     wanted = {"full": PARTS, "pocket": KERNELS}.get(plan, FILTERS)
-    return rows, [(part, runs) for part, runs in _parts(rows, source.parent) if part in wanted]
+    return rows, times, [(part, runs) for part, runs in _parts(rows, times) if part in wanted]
 
 
 def _what_was_run(plan: str, rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:

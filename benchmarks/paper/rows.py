@@ -72,7 +72,7 @@ TRAINED: Mapping[str, kinds.Kind] = {
 # What only some rows hold.
 OPTIONAL: Mapping[str, kinds.Kind] = {
     "data": kinds.text, "flops_paper": kinds.number, "kernels_by_size": _MATRIX,
-    "group_weights": kinds.list_of(_MATRIX, 1),
+    "group_weights": kinds.list_of(_MATRIX, 1), "picked": lambda value: value is True,
 }  # fmt: skip
 
 
@@ -175,6 +175,14 @@ class Rows:
                 raise ValueError(
                     f"{self.path} has {job.run} with {name} {there!r}, but the plan says {here!r}; "
                     "give the run another name, or choose another folder"
+                )
+            done = self.found.get(job.key)
+            if done and done.get("picked", False) != job.picked:
+                change = ("add", "to") if job.picked else ("remove", "from")
+                raise ValueError(
+                    f"{self.path} has {job} with picked {not job.picked}, but the plan says "
+                    f'{job.picked}; {change[0]} "picked": true {change[1]} its line, or change the '
+                    "plan"
                 )
         sets = {job.dataset for job in jobs}
         for row in (row for row in self.found.values() if row["dataset"] in sets):

@@ -28,6 +28,7 @@ BATCH, ROUNDS = 16, 9
 KEYS: Mapping[str, kinds.Kind] = {
     "dataset": kinds.text, "seed": kinds.whole, "networks": kinds.table_of(kinds.text),
     "times": kinds.table_of(kinds.table(forward_ms=kinds.duration, step_ms=kinds.duration)),
+    "machine": kinds.table(**dict.fromkeys(("cpu", "isa", "commit", "date"), kinds.text)),
 }  # fmt: skip
 
 
@@ -35,9 +36,10 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
     """Add a line for each data set with two networks or more that has none of just these yet.
 
     Of the networks of its first seed: those of others are as large, or nearly (a minute a line of
-    twenty). Each line has milliseconds of a batch of ``BATCH`` on one thread by network,
-    ``forward_ms`` and ``step_ms``, and what each network was. Runs of equal networks have equal
-    times. Random kernels are left out.
+    twenty). Ratios differ between processors, so on another one all are measured again. Each line
+    has milliseconds of a batch of ``BATCH`` on one thread by network, ``forward_ms`` and
+    ``step_ms``, and what each network was. Runs of equal networks have equal times. Random kernels
+    are left out.
 
     Returns how many lines were added.
 
@@ -51,7 +53,12 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
 
 
 def _measure(networks: Sequence[Mapping[str, Any]], path: Path) -> int:
-    done = {(line["dataset"], line["seed"]): line["networks"] for line in read_times(path)}
+    here = measurement_context()
+    done = {
+        (line["dataset"], line["seed"]): line["networks"]
+        for line in read_times(path)
+        if all(line["machine"][key] == here[key] for key in ("cpu", "isa"))
+    }
     added = 0
     first: dict[str, int] = {}
     for row in networks:

@@ -106,6 +106,7 @@ def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[s
         "dataset": job.dataset,
         "seed": job.seed,
         "options": dict(job.options),
+        **({"picked": True} if job.picked else {}),
         **asdict(Shape.of(data)),
         "threads": 1,
         "machine": measurement_context() | {"commit": code} | ({"gpu": gpu} if gpu else {}),

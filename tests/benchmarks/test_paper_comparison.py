@@ -57,7 +57,7 @@ def test_holm() -> None:
     assert holm([0.04, 0.01]) == [0.04, 0.02]
 
 
-def test_times_compare_on_one_cpu() -> None:
+def test_times_compare_on_one_machine() -> None:
     rows = [
         row("a", "x", 0, **on("slow"), train_seconds=40.0),
         row("a", "x", 1, **on("fast"), train_seconds=20.0),
@@ -67,27 +67,24 @@ def test_times_compare_on_one_cpu() -> None:
     ]
 
     def seconds(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-        runs = Runs(rows).on_one_cpu("a", "b")
+        runs = Runs(rows).on_one_machine("a", "b")
         return [runs.mean(run, "train_seconds") for run in ("a", "b")]
 
     assert seconds(rows) == [{"z": 30.0}, {"z": 10.0}], "of x no seed was trained by both"
+    slow = [row(run, "w", 0, **on("slow"), train_seconds=50.0) for run in "ab"]
+    assert seconds([*rows, *slow])[0] == {"z": 30.0, "w": 50.0}, "each pair has its machine"
     rows += [row("b", "x", 1, **on("fast"), train_seconds=30.0)]
     assert seconds(rows) == [{"x": 20.0, "z": 30.0}, {"x": 30.0, "z": 10.0}], "whatever seed 0 took"
     never = [row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("fast"))]
     assert seconds(never) == [{}, {}]
 
 
-def test_picked_sets_do_not_count() -> None:
-    """Sets that were tried because the reference came out low there favour any other run."""
-    sets = {"a": 10, "b": 20, "c": 30, "d": 40}
-    rows = [row("DSN", name, 0, 0.9, n_timepoints=n) for name, n in sets.items()]
-    rows += [row("whole", name, 0, n_timepoints=n) for name, n in sets.items()]
-    rows += [row("DSN", "d", 1, n_timepoints=40), row("picked", "b", 0, n_timepoints=20)]
-    rows += [row("begun", name, 0, n_timepoints=sets[name]) for name in "abd"]
-    rows += [row("UEA", name, seed) for name in "xy" for seed in (0, 1)]
-    runs = Runs(rows).without_picked("DSN")
-    found = {name: sorted(runs.rows(name)) for name in runs.names()}
-    whole = ["a", "b", "c", "d"]
-    assert found == {"DSN": whole, "whole": whole, "begun": ["a", "b"], "UEA": ["x", "y"]}
-    assert len(runs.rows("DSN")["d"]) == 1, "nor does a second seed there"
-    assert Runs(rows[4:8]).without_picked("DSN").rows("whole").keys() == sets.keys(), "no reference"
+@pytest.mark.parametrize("other", [{"isas": "avx2"}, {"date": "2026-11-24 00:01 UTC"}])
+def test_times_of_one_name_are_of_one_machine(other: dict[str, str]) -> None:
+    """One name stands for several generations of processors."""
+    here = {"isas": "avx512, avx2", "date": "2026-11-23 23:59 UTC"}
+    rows = [row("a", name, 0, **on("EPYC", **here)) for name in "xy"]
+    rows += [row("b", "x", 0, **on("EPYC", **here | other))]
+    assert Runs(rows).on_one_machine("a", "b").common("a", "b") == []
+    rows += [row("b", "y", 0, **on("EPYC", **here | {"date": "2026-11-23 10:00 UTC"}))]
+    assert Runs(rows).on_one_machine("a", "b").common("a", "b") == ["y"]

@@ -45,7 +45,7 @@ def test_differences_and_times_of_questions() -> None:
     }  # fmt: skip
 
 
-def test_time_to_accuracy_is_of_one_cpu(tmp_path: Path) -> None:
+def test_time_to_accuracy_is_of_one_machine(tmp_path: Path) -> None:
     apart = Runs([row("a", "x", 0, **on("slow")), row("b", "x", 0, **on("fast"))])
     assert figures.time_to_accuracy(apart, tmp_path / "x.png", "a", "b") is None
     assert figures.accuracy_by_time(apart, tmp_path / "x.png", ("a", "b")) is None

@@ -80,6 +80,7 @@ name = "masked\""""
         ("seeds = [0]", 'order = "cheap"', "order must be one of runs, seeds, sets"),
         ("seeds = [0]", "order = []", "order must be one of runs, seeds, sets"),
         ("seeds = [0, 1]", 'keep = "false"', "keep must be true or false"),
+        ("seeds = [0, 1]", "picked = 1", "picked must be true or false, but got 1"),
         ("seeds = [0, 1]", "recipe = 3", "recipe must be a table"),
         ("seeds = [0, 1]", 'model = ["DSN"]', "model must be one of"),
         ("seeds = [0]", 'base = "full"', "unknown key run; known are base"),

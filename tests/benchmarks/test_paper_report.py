@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -173,21 +174,32 @@ def test_a_figure_without_its_table_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "figure-5.png").exists()
 
 
-def test_picked_sets_are_where_dsn_is_behind(tmp_path: Path) -> None:
-    rows = [row("DSN", name, 0, 0.5, n_timepoints=n) for n, name in enumerate(SETS, 1)]
-    report.write_report([*rows, row("gradient growth", SETS[3])], tmp_path)
-    assert "gradient growth" in (tmp_path / "behind.md").read_text()
-    assert "gradient growth" in (tmp_path / "runs.md").read_text()
+def test_picked_sets_count_in_no_comparison(tmp_path: Path) -> None:
+    rows = [row("DSN", name, 0, 0.5) for name in SETS]
+    grown = [row("gradient growth", name, picked=True) for name in SETS[:3]]
+    report.write_report([*rows, *grown], tmp_path)
+    for shown in ("behind", "runs"):
+        assert "gradient growth" in (tmp_path / f"{shown}.md").read_text()
     assert not (tmp_path / "figure-7.md").exists()
+    del grown[0]["picked"], grown[2]["picked"]
+    report.write_report([*rows, *grown], tmp_path)
+    (*_, cells) = (tmp_path / "figure-7.md").read_text().splitlines()
+    assert cells.split("|")[2].strip() == "2, 2"
 
 
-def test_picked_sets_of_other_archives_do_not_count(tmp_path: Path) -> None:
-    held = members("ucr2018")[:4]
-    rows = [row("UCR 2018", name, 0, 0.5, n_timepoints=n) for n, name in enumerate(held, 1)]
-    report.write_report([*rows, row("UCR 2018, raw", held[3])], tmp_path)
-    assert not (tmp_path / "new-sets-settings.md").exists()
-    report.write_report([*rows, row("UCR 2018, raw", held[0])], tmp_path)
-    assert "UCR 2018, raw" in (tmp_path / "new-sets-settings.md").read_text()
+def test_the_machine_of_times_is_named(tmp_path: Path) -> None:
+    rows = [row(name, dataset) for name in ("DSN", "depth 2") for dataset in SETS]
+    text = report.write_report(rows, tmp_path / "report").read_text(encoding="utf-8")
+    assert "No network was timed yet" in text
+    lines = [
+        {"dataset": dataset, "seed": 0, "networks": {}, "times": {},
+         "machine": {"cpu": "EPYC", "isa": "avx2", "commit": "abc", "date": f"day {day}"}}
+        for day, dataset in enumerate(SETS[:2])
+    ]  # fmt: skip
+    (tmp_path / "times.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    text = unescape(report.write_report(rows, tmp_path / "report").read_text(encoding="utf-8"))
+    said = "Timed so: 2 data sets, on EPYC (avx2); other processors have other ratios. Commits: abc"
+    assert f"{said}; the last on day 1." in text
 
 
 def test_the_documentation_shows_what_is_recorded(tmp_path: Path) -> None:

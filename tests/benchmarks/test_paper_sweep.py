@@ -201,6 +201,31 @@ def test_what_was_kept_stays(tmp_path: Path, archive: Path, plan: Path) -> None:
         assert len(list((tmp_path / "out" / "running").glob("small-*/checkpoint.pt"))) == 2
 
 
+def test_a_picked_set_is_marked_in_its_row(
+    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless another line of the plan, which did not pick it, names the same network."""
+    out = tmp_path / "out"
+    picked = PLAN.replace("epochs = 12", "epochs = 1").replace("seeds = [0, 1]", "picked = true")
+    plan.write_text(picked)
+    assert main(command(plan, archive, out)) == 0
+    found = {(row["run"], row["dataset"]): row.get("picked", False) for row in facts(out)}
+    assert found == {("masked", "Short"): False} | dict.fromkeys(
+        (("small", "Short"), ("small", "Long")), True
+    )
+    again = picked.partition("[[run]]")[2].replace("picked = true", "").replace('"all"', '"Long"')
+    plan.write_text(f"{picked}\n[[run]]{again.partition('[[run]]')[0]}")
+    assert main(command(plan, archive, out)) == 2
+    said = (
+        'has small, Long, seed 0 with picked True, but the plan says False; remove "picked": true'
+    )
+    assert f"{said} from its line, or change the plan" in capsys.readouterr().err
+    rows = (out / ROWS_NAME).read_text().splitlines()
+    changed = [row.replace('"picked": true, ', "") if '"Long"' in row else row for row in rows]
+    (out / ROWS_NAME).write_text("\n".join(changed) + "\n")
+    assert main(command(plan, archive, out)) == 0, "either order of the lines"
+
+
 def test_arguments_that_cannot_be(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["--workers", "two"], "--workers: must be a whole number, at least 1, but got 'two'"),

@@ -69,6 +69,20 @@ def test_equal_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert [len(line["times"]) for line in times.read_times(path)] == [5]
 
 
+def test_another_processor_measures_all_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"forward_ms": 1.0, "step_ms": 2.0}
+    here = {"cpu": "EPYC", "isa": "avx2", "commit": "abc", "date": "today"}
+    monkeypatch.setattr(times, "_timed", lambda models, x: dict.fromkeys(models, found))
+    path = tmp_path / times.TIMES_NAME
+    for other in ({}, {"isa": "avx512"}, {"cpu": "Xeon"}):
+        monkeypatch.setattr(times, "measurement_context", lambda there=here | other: there)
+        assert times.measure(ROWS, path) == 1
+        assert times.measure(ROWS, path) == 0
+    assert [line["machine"]["cpu"] for line in times.read_times(path)] == ["Xeon"]
+
+
 def test_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"forward_ms": 1.0, "step_ms": 2.0}
     monkeypatch.setattr(times, "_timed", lambda models, x: dict.fromkeys(models, found))
@@ -112,7 +126,7 @@ def test_no_time_is_taken_beside_a_sweep(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ('{"dataset": "GunPoint"}', r"seed \(it has none\), networks .*, times"),
-        ('{"dataset": "x", "seed": 0, "networks": {}, "times": {"DSN": 3}}', "times"),
+        ('{"dataset": "x", "seed": 0, "networks": {}, "times": {"DSN": 3}}', "times.*, machine"),
         (
             '{"dataset": "x", "seed": 0, "networks": {"a": "b"}, '
             '"times": {"a": {"forward_ms": "x", "step_ms": 2}}}',
@@ -130,7 +144,10 @@ def test_times_that_are_damaged(tmp_path: Path, line: str, said: str) -> None:
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=f"line 1, is not a row: it has no usable {said}"):
         times.read_times(path)
-    path.write_text('{"dataset": "x", "seed": 0, "networks": {"a": "b"}, "times": {}}\n')
+    machine = '"machine": {"cpu": "a", "isa": "b", "commit": "c", "date": "d"}'
+    path.write_text(
+        f'{{"dataset": "x", "seed": 0, "networks": {{"a": "b"}}, "times": {{}}, {machine}}}\n'
+    )
     with pytest.raises(ValueError, match="times and networks are of different runs"):
         times.read_times(path)
 

@@ -36,5 +36,6 @@ def dsn_facts(**network: Any) -> dict[str, Any]:
     }
 
 
-def on(cpu: str) -> dict[str, Any]:
-    return {"machine": {"cpu": cpu, "torch": "2.13", "commit": "abc", "date": "today"}}
+def on(cpu: str, **more: str) -> dict[str, Any]:
+    machine = {"cpu": cpu, "torch": "2.13", "commit": "abc", "date": "today", **more}
+    return {"machine": machine}

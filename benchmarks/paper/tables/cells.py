@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from benchmarks.paper.comparison import Row, Versus
+from benchmarks.paper.comparison import Compared, Row, Versus
 
 NONE = "-"
 DIFFERENCE = "difference, 95 % interval; median"
+COMPARED = ("wins/ties/losses", DIFFERENCE, "p, Holm", "to all seeds (sets)")
 
 
 def counted(number: int, noun: str) -> str:
@@ -42,6 +43,17 @@ def difference(result: Versus) -> str:
         return f"{result.difference:+.2f}"
     low, high = result.interval
     return f"{result.difference:+.2f} [{low:+.2f}, {high:+.2f}]; {result.median:+.2f}"
+
+
+def compared_cells(found: Compared) -> tuple[str, ...]:
+    """What goes under ``COMPARED``."""
+    more = found.to_all_seeds
+    return (
+        wins(found.result),
+        difference(found.result),
+        p_text(found.p),
+        f"{difference(more)} ({more.sets})" if more else NONE,
+    )
 
 
 def p_text(p: float | None) -> str:
