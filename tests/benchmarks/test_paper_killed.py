@@ -28,6 +28,8 @@ from benchmarks.paper.plan import Job, read_plan
 from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, read_rows
 from benchmarks.paper.sweep import dask_pool, local_pool, sweep
 
+PATIENCE = 120  # seconds until there must be a checkpoint
+
 
 class Undisturbed(NamedTuple):
     """A sweep that nobody killed."""
@@ -110,23 +112,30 @@ class Killer:
 
 
 def wait_for_a_checkpoint(out: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not list(out.glob("running/*/checkpoint.pt")):
+        assert time.monotonic() < deadline, "nothing was trained"
         time.sleep(0.01)
 
 
 def test_dask_with_a_killed_worker(tmp_path: Path, undisturbed: Undisturbed) -> None:
     distributed = pytest.importorskip("distributed")
     settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    killed = []
     with distributed.LocalCluster(**settings) as cluster:
 
         def kill() -> None:
             wait_for_a_checkpoint(tmp_path)
-            os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+            known = cluster.scheduler.workers
+            busy = [w for w in cluster.workers.values() if known[w.worker_address].processing]
+            killed.append(busy[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
 
         killing = threading.Thread(target=kill)
         killing.start()
         failed = sweep(*undisturbed.jobs(), tmp_path, dask_pool(cluster.scheduler_address))
         killing.join()
+    assert killed
     assert failed == {}
     assert facts(tmp_path) == undisturbed.facts
 
