@@ -68,7 +68,10 @@ def random_kernels(folder: Path) -> str:
     if not bench.get("random_kernels") or not classifiers.rows_of():
         return "Not measured yet: `python -m sparseconv bench --suites random_kernels` does."
     picture = classifiers.draw(folder / "classifiers.png").relative_to(ROOT / "docs")
-    caption = "Random kernels: aeon's classifiers (orange), ours (blue), and DSN (green)"
+    caption = (
+        "Random kernels: aeon's classifiers (orange), ours (blue), and DSN (green, hollow: timed "
+        "on another machine)"
+    )
     return "\n\n".join(
         (
             "Microseconds of the features of one series, 10 000 kernels. "

@@ -318,7 +318,10 @@ KERNELS = (
         "then refitted; stage 1 is POCKET's own classifier. As published: the number that the "
         "authors' table has for the data set. The published means are of the same sets, of other "
         "kernels, with a ridge of the selection that was cross-validated (here it is 1, unless the "
-        "row says by folds).",
+        "row says by folds). p: Wilcoxon's signed-rank test against all kernels, with Holm's "
+        "correction over the table's rows. Fit and features (of one series): medians over the data "
+        "sets, CPU seconds of one thread, of several processors; fitting by magnitude uses what "
+        "POCKET's selection has computed. Rows of different data sets do not compare.",
         random_kernels.pruned_kernels,
     ),
     Part(
@@ -350,8 +353,8 @@ FILTERS = (
         "timed; what rows of the same network differ by is noise. Against that network as it was "
         "trained: wins, ties and losses over the sets, the mean difference, its 95 % interval "
         "(Student's t) and the median, and Wilcoxon's signed-rank test with Holm's correction. "
-        "Fine-tuning begins at the first learning rate of the training, which can spoil a network "
-        "that lost nothing: unpruned, tuned shows it.",
+        "Fine-tuning begins at the first learning rate of the training; what that alone does to a "
+        "network says unpruned, tuned.",
         smaller_networks.smaller_networks,
         figures.pareto,
     ),

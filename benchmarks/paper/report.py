@@ -58,7 +58,7 @@ def _write(rows: Sequence[Mapping[str, Any]], folder: Path, beside: Path) -> Pat
     times = read_times(beside / TIMES_NAME)
     parts = list(_parts(rows, times))
     if any(part in PARTS for part, _ in parts):
-        sections.append(Section(READING_TITLE, f"{READING} {where_timed(times)}"))
+        sections.append(Section(READING_TITLE, READING))
     for part, runs in parts:
         made = part.make(runs, folder / f"{part.name}.png")
         missing += made.missing
@@ -68,7 +68,8 @@ def _write(rows: Sequence[Mapping[str, Any]], folder: Path, beside: Path) -> Pat
             sections.append(
                 Section(part.title, table=made.table, figure=made.figure, caption=made.caption)
             )
-    sections.append(Section("What this is, and what differs from the paper", about(rows, missing)))
+    text = about(rows, times, missing)
+    sections.append(Section("What this is, and what differs from the paper", text))
     title = "The Dynamic Sparse Network, trained again"
     if any(map(is_pruned_filters, rows)):
         title = "Networks made smaller"
@@ -133,14 +134,12 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def where_timed(times: Sequence[Mapping[str, Any]]) -> str:
     """On which machine, and with what, networks were measured in turns."""
-    if not times:
-        return "No network was timed yet (`python -m benchmarks.paper time`)."
     machines = [line["machine"] for line in times]
     kinds = dict.fromkeys(f"{machine['cpu']} ({machine['isa']})" for machine in machines)
     commits = dict.fromkeys(machine["commit"] for machine in machines)
     return (
-        f"Timed so: {counted(len(times), 'data set')}, on {', '.join(kinds)}; other processors "
-        f"have other ratios. Commits: {', '.join(commits)}; the last on "
+        f"Networks of {counted(len(times), 'data set')} were timed, on {', '.join(kinds)}; other "
+        f"processors have other ratios. Commits: {', '.join(commits)}; the last on "
         f"{max(machine['date'] for machine in machines)}."
     )
 
@@ -156,8 +155,10 @@ def _training_seconds(row: Mapping[str, Any]) -> float:
     return float(trained + sum(part.get(lap, 0) for part in parts for lap in laps))
 
 
-def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
-    """What was run, and what was not."""
+def about(
+    rows: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]], missing: Sequence[str]
+) -> str:
+    """What was run and timed, and what was not."""
     sets = {row["dataset"] for row in rows}
     found, absent = ([x for x in members("ucr85") if (x in sets) == was] for was in (True, False))
     epochs = sorted({row["epochs"] for row in rows if "epochs" in row})
@@ -173,6 +174,8 @@ def about(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
             else f"; not run: {', '.join(absent) or 'none'}."
         ),
     ]
+    if times:
+        parts.append(where_timed(times))
     if missing:
         parts.append(f"Left out, because what they need was not run: {'; '.join(missing)}.")
     return " ".join(parts)
@@ -192,19 +195,17 @@ def recorded(folder: Path, plan: str) -> str:
         found += [f"![{part.title}]({folder.name}/{made.figure.name})"] if made.figure else []
         if found:
             shown.append("\n\n".join([f"## {part.title}", *found, made.caption]))
-    reading = []
-    if any(part in PARTS for part, _ in parts):
-        reading = [f"## {READING_TITLE}", f"{READING} {where_timed(times)}"]
-    return "\n\n".join([_what_was_run(plan, rows, missing), *reading, *shown])
+    reading = [f"## {READING_TITLE}", READING] if any(part in PARTS for part, _ in parts) else []
+    return "\n\n".join([_what_was_run(plan, rows, times, missing), *reading, *shown])
 
 
 def recorded_table(plan: str, name: str) -> str:
     """One table of a plan's recorded rows in Markdown, without its caption."""
-    rows, _, parts = _recorded(plan)
+    rows, times, parts = _recorded(plan)
     found = [
         part.table(runs).markdown() for part, runs in parts if part.table and part.name == name
     ]
-    return "\n\n".join([_what_was_run(plan, rows, []), *found])
+    return "\n\n".join([_what_was_run(plan, rows, times, []), *found])
 
 
 def _recorded(
@@ -217,10 +218,15 @@ def _recorded(
     return rows, times, [(part, runs) for part, runs in _parts(rows, times) if part in wanted]
 
 
-def _what_was_run(plan: str, rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
+def _what_was_run(
+    plan: str,
+    rows: Sequence[Mapping[str, Any]],
+    times: Sequence[Mapping[str, Any]],
+    missing: Sequence[str],
+) -> str:
     if not rows:
         return f"Not measured yet: `python -m benchmarks.paper run {plan}` does."
-    return f"{where(rows)}. {about(rows, missing)}"
+    return f"{where(rows)}. {about(rows, times, missing)}"
 
 
 def write_table(table: Table, path: Path) -> None:

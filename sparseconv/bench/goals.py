@@ -250,7 +250,9 @@ def _random_kernels(rows: Sequence[Row]) -> Iterator[Goal]:
     yield from _worst("rocket, AVX2: ≥ 20x aeon", forced, 20, _over("aeon"))
     univariate = [r for r in best if (r["kind"], r["in_channels"], r["batch"]) == ("rocket", 1, 96)]
     long = [row for row in univariate if row["length"] >= 150]
-    yield from _worst("rocket, L ≥ 150: ≥ 80 % of the FMA peak", long, 0.8, _peak, "{:.0%}")
+    yield from _worst(
+        "rocket, 96 series, L ≥ 150: ≥ 80 % of the FMA peak", long, 0.8, _peak, "{:.0%}"
+    )
     where = itemgetter("kind", "length", "in_channels", "threads")
     full = {where(row): row for row in best if row["batch"] == 96}
     pruned = [

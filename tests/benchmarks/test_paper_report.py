@@ -190,7 +190,7 @@ def test_picked_sets_count_in_no_comparison(tmp_path: Path) -> None:
 def test_the_machine_of_times_is_named(tmp_path: Path) -> None:
     rows = [row(name, dataset) for name in ("DSN", "depth 2") for dataset in SETS]
     text = report.write_report(rows, tmp_path / "report").read_text(encoding="utf-8")
-    assert "No network was timed yet" in text
+    assert "were timed, on" not in text
     lines = [
         {"dataset": dataset, "seed": 0, "networks": {}, "times": {},
          "machine": {"cpu": "EPYC", "isa": "avx2", "commit": "abc", "date": f"day {day}"}}
@@ -198,8 +198,8 @@ def test_the_machine_of_times_is_named(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "times.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     text = unescape(report.write_report(rows, tmp_path / "report").read_text(encoding="utf-8"))
-    said = "Timed so: 2 data sets, on EPYC (avx2); other processors have other ratios. Commits: abc"
-    assert f"{said}; the last on day 1." in text
+    said = "Networks of 2 data sets were timed, on EPYC (avx2); other processors have other ratios."
+    assert f"{said} Commits: abc; the last on day 1." in text
 
 
 def test_the_documentation_shows_what_is_recorded(tmp_path: Path) -> None:

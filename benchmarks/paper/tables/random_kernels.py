@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import fmean
+from statistics import fmean, median
 
 from benchmarks.paper.comparison import Runs, holm, published_accuracy, versus
 from benchmarks.paper.networks import ROCKETS
@@ -31,18 +31,21 @@ BY_FOLDS = ("ROCKET, cross-validated", "ROCKET, ridge by folds")
 
 def pruned_kernels(runs: Runs) -> Table:
     """ROCKET and MiniROCKET, whole and pruned: against the whole, and beside published means."""
+    whole_of = {name: whole for name in runs.names() if (whole := _whole(runs, name))}
+    found = {
+        name: result
+        for name, whole in whole_of.items()
+        if name != whole and (result := versus(runs.accuracy(name), runs.accuracy(whole)))
+    }
+    corrected = dict(zip(found, holm([result.p for result in found.values()]), strict=True))
     rows = []
-    for name in runs.names():
-        model = name.split(",")[0]
-        if model not in ROCKETS or model not in runs or name in BY_FOLDS:
-            continue
-        # Against all kernels of the same draw, where a run has some.
-        model = next((run for run in BY_FOLDS if name.startswith(f"{run}, ")), model)
-        common, ours, whole = runs.common(model, name), runs.accuracy(name), runs.accuracy(model)
+    for name, whole in whole_of.items():
+        common, ours = runs.common(whole, name), runs.accuracy(name)
         held = [row for dataset in common for row in runs.rows(name)[dataset]]
         kept = fmean(row["keep"] / row["n_candidates"] for row in held)
-        result = None if name == model else versus(ours, whole)
+        result = found.get(name)
         timed = all(row["predict_seconds"] is not None for row in held)
+        fit = median(runs.mean(name, "fit_seconds").values())
         rows.append(
             (
                 name,
@@ -51,16 +54,27 @@ def pruned_kernels(runs: Runs) -> Table:
                 f"{fmean(ours[dataset] for dataset in common):.2f}",
                 wins(result) if result else NONE,
                 difference(result) if result else NONE,
+                p_text(corrected[name]) if result else NONE,
                 _beside_published(name, ours),
-                f"{fmean(row['fit_seconds'] for row in held):.2f}",
-                f"{1e6 * fmean(map(prediction_seconds, held)):.0f}" if timed else NONE,
+                f"{fit:.2f}",
+                f"{1e6 * median(runs.mean(name, prediction_seconds).values()):.0f}"
+                if timed
+                else NONE,
             )
         )
     header = (
         "run", "sets, fits", "kept", "accuracy %", "wins/ties/losses against all",
-        DIFFERENCE, "published mean, ours", "fit s", "features us",
+        DIFFERENCE, "p, Holm", "published mean, ours", "fit s", "features us",
     )  # fmt: skip
     return Table(header, rows)
+
+
+def _whole(runs: Runs, name: str) -> str | None:
+    """The run with all kernels of the same draw, where there is one; None if it is not shown."""
+    model = name.split(",")[0]
+    if model not in ROCKETS or model not in runs or name in BY_FOLDS:
+        return None
+    return next((run for run in BY_FOLDS if name.startswith(f"{run}, ")), model)
 
 
 def choices(runs: Runs) -> Table:

@@ -58,8 +58,8 @@ def smaller_networks(runs: Runs) -> Table:
             )
         )  # fmt: skip
     header = (
-        "run", "sets, runs", "accuracy %", "params K", "MACs M", "prediction ms", "step ms",
-        "times less", "wins/ties/losses", DIFFERENCE, "p, Holm",
+        "run", "sets, runs", "accuracy %", "params K", "multiply-adds M", "prediction ms",
+        "step ms", "times less", "wins/ties/losses", DIFFERENCE, "p, Holm",
     )  # fmt: skip
     return Table(header, rows)
 
