@@ -73,12 +73,15 @@ _LAZY = {
     "to_dense": "conversion",
 }
 
+# Modules that the guides name, so that it does not matter what was imported before.
+_MODULES = ("datasets", "pruning", "rocket", "testing", "training")
+
 # FlopCounterMode counts active weights. Its module imports Triton, which takes a third of a second.
 when_imported("torch.utils.flop_counter", "sparseconv.ops.flops")
 
 
 def __getattr__(name: str) -> Any:
-    if name in moved.MOVED:
+    if name in moved.MOVED or name in _MODULES:
         return importlib.import_module(f"sparseconv.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -86,4 +89,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_MODULES})

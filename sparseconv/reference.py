@@ -13,19 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseconv.core.geometry import Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
 
 
 def dense_weight(values: Tensor, pattern: KernelCSR) -> Tensor:
     """Spread ``values (nnz,)`` into ``(C_out, C_in // groups, K)``, zeros where inactive.
 
-    Differentiable in ``values``.
+    Differentiable in ``values``. ValueError if these are more or fewer than the active weights.
 
     Example:
         >>> pattern = KernelCSR.from_positions(torch.tensor([1]), (1, 1, 3))
         >>> dense_weight(torch.tensor([5.0]), pattern)
         tensor([[[0., 5., 0.]]])
     """
+    if values.shape != (pattern.nnz,):  # scatter would leave out the others
+        raise ValueError(f"values must be ({pattern.nnz},), but got {tuple(values.shape)}")
     # Cached on a GPU: a CUDA graph cannot read memory of the CPU.
     on_gpu = values.is_cuda
     positions = pattern.cached(_positions_on, values.device) if on_gpu else pattern.positions()
@@ -143,7 +146,10 @@ class MaskedConv1d(nn.Module):
     Args:
         pattern: which weights are active at first.
         stride, dilation, groups, bias, padding_mode: as in ``nn.Conv1d``.
-        padding: ``(left, right)``, in samples.
+        padding: ``(left, right)``, in samples, or what ``nn.Conv1d`` takes.
+
+    Raises:
+        TypeError, ValueError: options that no convolution of this pattern has.
 
     Example:
         >>> layer = MaskedConv1d(KernelCSR.full((4, 2, 3)), padding=(0, 2))
@@ -157,15 +163,15 @@ class MaskedConv1d(nn.Module):
         self,
         pattern: KernelCSR,
         stride: int = 1,
-        padding: tuple[int, int] = (0, 0),
+        padding: Padding = 0,
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
-        self.stride, self.padding, self.dilation = stride, padding, dilation
-        self.groups, self.padding_mode = groups, padding_mode
+        options = Geometry.of(pattern.shape, stride, padding, dilation, groups, padding_mode)
+        _, self.stride, self.padding, self.dilation, self.groups, self.padding_mode = options
         out_channels, group_channels, kernel_size = pattern.shape
         bound = 1 / math.sqrt(group_channels * kernel_size)
         self.weight = nn.Parameter(torch.empty(pattern.shape).uniform_(-bound, bound))
@@ -202,6 +208,14 @@ class MaskedConv1d(nn.Module):
             if twin.bias is not None and layer.bias is not None:
                 twin.bias.copy_(layer.bias)
         return twin.train(layer.training)
+
+    def extra_repr(self) -> str:
+        out_channels, group_channels, kernel_size = self.weight.shape
+        options = (
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"groups={self.groups}, padding_mode={self.padding_mode!r}"
+        )
+        return f"{group_channels * self.groups}, {out_channels}, {kernel_size}, {options}"
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""

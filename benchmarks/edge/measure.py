@@ -155,7 +155,12 @@ def _export(one: Trained, model: sc.models.DSN, weights: str, folder: Path) -> P
     # No instruction depends on the scales of the dense program, so few series do.
     known = data.X_train if model is one.model else data.X_train[:4]
     return sc.export_c(
-        model, data.X_test[:1], folder, name="net", weights=weights, calibration=known
+        model,
+        data.X_test[:1],
+        folder,
+        name="net",
+        weights=weights,
+        calibration=known if weights == "int8" else None,
     )
 
 

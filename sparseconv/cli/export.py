@@ -51,8 +51,8 @@ def _export(args: argparse.Namespace) -> int:
     out = args.out or (folder if folder.is_dir() else folder.parent) / f"c-{weights}"
     series, classes = torch.from_numpy(data.X_train), list(map(str, data.classes))
     export_c(
-        run.model, series, out, name=args.name, weights=weights, calibration=series,
-        classes=classes,
+        run.model, series, out, name=args.name, weights=weights,
+        calibration=series if args.int8 else None, classes=classes,
     )  # fmt: skip
     files = ", ".join(sorted(file.name for file in out.iterdir()))
     print(f"{data.name}, {weights}: {out} holds {files}\nclasses, from 0: {', '.join(classes)}")

@@ -31,10 +31,15 @@ def described(owner: Any) -> dict[str, str]:
 _HELP = described(datasets.load) | described(DSN) | described(Recipe)
 
 
-def add_option(group: argparse._ArgumentGroup, name: str, default: Any) -> None:
-    """One option; left out of the parsed arguments unless it is given."""
+def add_option(
+    group: argparse._ArgumentGroup, name: str, default: Any, said: str | None = None
+) -> None:
+    """One option; left out of the parsed arguments unless it is given.
+
+    ``said``: what the help calls the default, where that depends on the run.
+    """
     flag = "--" + name.replace("_", "-")
-    shown = "" if default is None else f" (default: {default})"
+    shown = "" if default is None else f" (default: {said or default})"
     text = _HELP.get(name, "").replace("%", "%%") + shown
     kwargs: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
     if isinstance(default, bool):

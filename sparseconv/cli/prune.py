@@ -100,7 +100,10 @@ def add_to(commands: Any) -> None:
     command.add_argument("--quiet", action="store_true", help="print the final summary only")
     group = command.add_argument_group("fine-tuning", "what the run had, but for these")
     for name in FINE_TUNING:
-        add_option(group, name, EPOCHS if name == "epochs" else RECIPE[name])
+        if name == "epochs":
+            add_option(group, name, EPOCHS)
+        else:
+            add_option(group, name, RECIPE[name], "the run's")
 
 
 def _prune(args: argparse.Namespace) -> int:

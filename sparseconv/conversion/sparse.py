@@ -89,7 +89,8 @@ def convert(
             a layer has a full pattern, which ``DSTScheduler`` leaves as it is.
         backward: measure what a training step computes; False measures inference.
         inplace: change ``model`` itself; what is replaced must not be used any more.
-        rounds, least_seconds, seed: of the measurement, as in ``profile``.
+        rounds, least_seconds, seed: of the measurement, as in ``profile``. Like ``backward``, they
+            say nothing where there is no ``example_input``.
 
     Returns:
         ``(model, report)``: a converted copy, and a table to print with each layer's density,
@@ -125,7 +126,7 @@ def convert(
         max_density = number("max_density", max_density)
         if not 0 <= max_density <= 1:
             raise ValueError(f"max_density must lie in [0, 1], but got {max_density}")
-    unpruned = flag("unpruned", unpruned)
+    unpruned, inplace = flag("unpruned", unpruned), flag("inplace", inplace)
     if unpruned and (example_input is None or selected is not None):
         raise ValueError(
             "unpruned=True lets a measurement decide; pass example_input, and leave layers out"

@@ -202,8 +202,8 @@ class DSTScheduler:
 
     @property
     def prune_fraction_now(self) -> float:
-        """Share of active weights that an update at the latest ``step()`` moves."""
-        return self._prune_fraction_at(self.step_count)
+        """Share of active weights that an update at the latest ``step()`` moves; 0 if static."""
+        return 0.0 if self.grow == "static" else self._prune_fraction_at(self.step_count)
 
     def itop_rate(self) -> float:
         """Share of all weights of the sparse layers that have been active at any time.

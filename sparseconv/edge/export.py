@@ -65,8 +65,8 @@ def export_c(
     Raises:
         NotImplementedError: a layer that has no counterpart; named, before anything is written.
         ValueError: a model in training mode, weights that are not finite, series that do not fit,
-            int8 without calibration, a name that is no C identifier, a folder that holds files or
-            cannot be written.
+            int8 without calibration or calibration without int8, a name that is no C identifier, a
+            folder that holds files or cannot be written.
         TypeError: a model that is no module, series that are no arrays of numbers, classes that
             are no list of names.
 
@@ -105,6 +105,10 @@ def export_c(
         )
     named = None if classes is None else _names(classes, network.classes)
     integers, agreement = None, None
+    if weights != "int8" and calibration is not None:
+        raise ValueError(
+            f"calibration is for weights='int8', but weights is {weights!r}; leave one of them out"
+        )
     if weights == "int8":
         known = _calibration(calibration, example)
         integers = quantize(network, known)

@@ -13,7 +13,7 @@ from torch._C import _is_tracing
 from torch.compiler import is_compiling
 
 from sparseconv import reference
-from sparseconv.core.checks import ArgumentError
+from sparseconv.core.checks import ArgumentError, flag
 from sparseconv.core.geometry import DTYPES, Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.bilinear import Differentiable, bilinear, differentiable
@@ -86,6 +86,8 @@ def sparse_conv1d(
             f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
             "make one with KernelCSR.from_mask(mask)"
         )
+    if relu is not True and relu is not False:
+        relu = flag("relu", relu)
     geometry = Geometry.of(pattern.shape, stride, padding, dilation, groups, padding_mode)
     return sparse_conv1d_resolved(input, values, pattern, bias, geometry, backend, relu)
 

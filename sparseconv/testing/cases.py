@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparseconv.core.geometry import Padding, output_length, resolve_padding
+from sparseconv.core.geometry import PADDING_MODES, Padding, output_length, resolve_padding
 from sparseconv.core.pattern import KernelCSR
 
 # Below, at and just past the vector widths (2 to 16 numbers), their multiples, and the longest
@@ -25,6 +25,7 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 27, 28, 29, 31, 32, 3
 
 PATTERNS = ("random", "empty_row", "one_tap", "one_dense_row", "dsn_prefix", "dsn_evolved",
             "last_tap_only", "none", "full")  # fmt: skip
+ATTEMPTS = 10_000  # one draw in three is a valid case
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,15 @@ class Case:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the kernel fits and the padding mode allows this much padding."""
+        """Whether the groups divide the channels, the kernel fits, and the padding mode allows this
+        much padding.
+        """
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            return False
+        if self.pattern not in PATTERNS or self.padding_mode not in PADDING_MODES:
+            return False
+        if self.n != 1 and not self.batched:
+            return False
         room = {"reflect": self.length - 1, "circular": self.length}
         most = max(self.resolved_padding)
         return self.output_length > 0 and most <= room.get(self.padding_mode, most)
@@ -141,11 +150,14 @@ class Tensors(NamedTuple):
 def random_case(rng: random.Random, **fixed: Any) -> Case:
     """Draw a valid case; ``fixed`` sets fields by name.
 
+    Raises:
+        ValueError: no case with these fields is valid, or none was found in many draws.
+
     Example:
         >>> random_case(random.Random(1), dtype="float64", groups=2).groups
         2
     """
-    while True:
+    for _ in range(ATTEMPTS):
         groups = rng.choice((1, 1, 1, 2, 3))
         batched = rng.random() < 0.9
         kernel_size = rng.choice((1, 2, 3, 4, 5, 7, 9, 13, 39))
@@ -173,3 +185,4 @@ def random_case(rng: random.Random, **fixed: Any) -> Case:
         case = Case(**(drawn | fixed))
         if case.is_valid:
             return case
+    raise ValueError(f"found no valid case with {fixed} in {ATTEMPTS} draws; the last was {case}")

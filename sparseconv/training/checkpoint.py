@@ -31,7 +31,10 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
             ``torch.load(weights_only=True)`` reads without running any code.
 
     Raises:
-        OSError, RuntimeError: the file cannot be written; an older one is left as it was.
+        TypeError: no dict, or something in it that ``load`` could not read.
+        ValueError: a key ``"format"`` or ``"version"``, which ``save`` itself writes.
+        OSError, RuntimeError: the file cannot be written.
+        Whatever it is, an older file is left as it was.
 
     Example:
         >>> import tempfile
@@ -40,9 +43,21 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         >>> load(path)["epoch"]
         3
     """
+    if not isinstance(content, dict):
+        raise TypeError(f"content must be a dict, but got a {type(content).__name__}")
+    header = {"format": FORMAT, "version": VERSION}
+    for name, own in header.items():
+        if name in content and repr(content[name]) != repr(own):  # what load returned is as good
+            raise ValueError(f"content must not have the key {name!r}, which save writes itself")
     # torch's writer, interrupted, raises errors of its own or aborts the process.
     with ctrl_c_waits(), replacing(Path(path)) as file:
-        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+        torch.save(header | content, file)
+        file.flush()
+        if unread := torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
+            raise TypeError(
+                "content must hold dicts, lists, tensors, numbers and strings only, but it holds "
+                f"{', '.join(sorted(unread))}, which load would refuse; convert it"
+            )
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseconv.core.checks import count
+
 
 @torch.no_grad()
-def predict_log_proba(model: nn.Module, X: Tensor, batch_size: int = 64) -> Tensor:
+def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     """Return the log-probabilities ``(n_cases, n_classes)``, in eval mode, batch by batch.
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities; the mode of each module is left as it was.
-        X: ``(n_cases, ...)``, at least one case, on any device.
+        X: ``(n_cases, ...)``, at least one case; an array, or a tensor on any device. It is brought
+            to the model's dtype.
         batch_size: cases at a time, a question of memory only.
+
+    Raises:
+        ValueError: no case, or a batch of none.
+        TypeError: X is no array of numbers, or the model returns something else than a tensor.
 
     Example:
         >>> from sparseconv.models import DSN
         >>> predict_log_proba(DSN(1, 3, nf=4), torch.zeros(5, 1, 20)).shape
         torch.Size([5, 3])
     """
-    device = first_parameter(model).device
+    count("batch_size", batch_size)
+    try:
+        X = torch.as_tensor(X)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"X must be an array of numbers, but {error}") from error
+    if X.dim() == 0 or len(X) == 0:
+        raise ValueError(f"X must hold at least one case, but got shape {tuple(X.shape)}")
+    parameter = first_parameter(model)
     modes = {module: module.training for module in model.modules()}  # some may be frozen
     model.eval()
     try:
         starts = range(0, len(X), batch_size)
-        found = [model(X[start : start + batch_size].to(device)) for start in starts]
+        found = [model(X[start : start + batch_size].to(parameter)) for start in starts]
     finally:
         for module, training in modes.items():
             module.training = training

@@ -159,7 +159,7 @@ def test_refuses_masks_and_counts():
     for unreadable in (mask.to_sparse(), mask.to("meta")):
         with pytest.raises(TypeError, match="mask must be a dense tensor"):
             KernelCSR.from_mask(unreadable)
-    for nnz in (True, 2.0, "2", None):
+    for nnz in (True, torch.tensor(True), 2.0, "2", None):
         with pytest.raises(TypeError, match="nnz must be an int"):
             KernelCSR.random((1, 2, 3), nnz)
     for nnz in (-1, 7):

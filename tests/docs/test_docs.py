@@ -77,6 +77,11 @@ def test_every_public_name_is_in_the_api() -> None:
                 assert own or any(getattr(held, name) is x for x in found), (package.name, name)
 
 
+@pytest.mark.parametrize("name", ["datasets", "pruning.WHC", "rocket", "testing", "training.train"])
+def test_modules_are_there_whatever_was_imported(name: str) -> None:
+    run_process([sys.executable, "-c", f"import sparseconv as sc; sc.{name}"], check=True)
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     for package in ("sphinx", "furo", "myst_parser", "sphinx_design"):
         pytest.importorskip(package, reason="the docs extra is not installed (make docs builds)")

@@ -57,6 +57,8 @@ def test_updates_happen_at_multiples_up_to_the_end_and_follow_the_cosine() -> No
     _, _, dst = scheduled(end_step=4)  # decays until its end
     assert [dst.step() for _ in range(6)] == [True, True, True, False, False, False]
     assert dst.prune_fraction_now == 0.0  # at step 4 nothing is left to prune
+    _, _, dst = scheduled(grow="static")
+    assert dst.prune_fraction_now == 0.0
 
 
 def test_static_and_layers_without_regions_never_change() -> None:

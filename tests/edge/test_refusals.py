@@ -128,8 +128,9 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 def test_models(name: str, weights: str, tmp_path: Path) -> None:
     make, kind, text = MODELS[name]
     model = make()
+    known = series(3) if weights == "int8" else None
     with pytest.raises(kind, match=text):
-        sc.export_c(model, series(3), tmp_path / "a", weights=weights, calibration=series(3))
+        sc.export_c(model, series(3), tmp_path / "a", weights=weights, calibration=known)
     assert not any(tmp_path.iterdir())
 
 
@@ -147,6 +148,8 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
                          "ends of float32; scale them"),
     "a series with NaN": ({"example_input": series(1) * np.nan}, ValueError, "finite"),
     "other channels": ({"example_input": series(1, channels=2)}, ValueError, "channels"),
+    "calibration of floats": ({"weights": "float32", "calibration": series(5)}, ValueError,
+                              "calibration is for weights='int8', but weights is 'float32'"),
     "no calibration": ({"weights": "int8", "calibration": None}, ValueError,
                        "pass calibration=X_train"),
     "calibration of another length": ({"weights": "int8", "calibration": series(5, length=30)},

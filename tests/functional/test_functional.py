@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,6 +165,14 @@ def test_the_largest_sizes_of_a_geometry() -> None:
     assert Geometry.of((2, 2, 1), 2**29 - 1, 0, 1, 1, "zeros").stride == 2**29 - 1
     geometry = Geometry.of((1, 1, 3), 2, (1, 2), 3, 1, "zeros")
     assert [geometry.output_length(n) for n in (4, 5, 6, 7)] == [1, 1, 2, 2]
+
+
+def test_relu_is_a_bool() -> None:
+    for backend in BACKENDS:
+        for relu in ("no", None, 1):
+            with pytest.raises(TypeError, match="relu must be True or False, but got"):
+                convolve(backend, relu=relu)
+        assert convolve(backend, relu=np.True_).equal(convolve(backend, relu=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +140,31 @@ def test_masked_layer_computes_what_the_sparse_layer_does():
     assert torch.allclose(layer.values.grad, twin.weight.grad[mask], rtol=0, atol=1e-13)
     assert not twin.weight.grad[~mask].any()
     assert set(twin.state_dict()) == {"weight", "bias", "mask"}
+
+
+def test_the_reference_refuses_what_it_would_hide() -> None:
+    pattern = KernelCSR.full((4, 1, 3))
+    with pytest.raises(ValueError, match=r"values must be \(12,\), but got \(13,\)"):
+        dense_weight(torch.zeros(13), pattern)
+    with pytest.raises(ValueError, match="expected weight to be divisible by 3"):
+        MaskedConv1d(pattern, groups=3)
+    with pytest.raises(ValueError, match="zero"):
+        MaskedConv1d(pattern, padding_mode="zero")
+    layer = MaskedConv1d(pattern, padding="same")
+    assert layer(torch.zeros(1, 1, 9)).shape == (1, 4, 9)
+    assert "1, 4, 3, stride=1, padding=(1, 1)" in repr(layer)
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        {"length": 1, "kernel_size": 5, "padding": 0},
+        {"in_channels": 3, "groups": 2},
+        {"pattern": "unknown"},
+        {"padding_mode": "unknown"},
+        {"n": 2, "batched": False},
+    ],
+)
+def test_no_case_is_drawn_that_cannot_be(fixed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="found no valid case with"):
+        random_case(random.Random(0), **fixed)

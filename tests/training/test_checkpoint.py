@@ -255,6 +255,27 @@ def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "absent.pt")
 
 
+def test_what_load_would_refuse_is_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"epoch": 1})
+    for content, kind, said in (
+        ({"version": 7}, ValueError, "must not have the key 'version', which save writes itself"),
+        (
+            {"loss": np.float64(1.5)},
+            TypeError,
+            r"it holds numpy.*scalar.*, which load would refuse",
+        ),
+        ({"recipe": RECIPE}, TypeError, "it holds sparseconv.training.recipe.Recipe, which load"),
+        ([1], TypeError, "content must be a dict, but got a list"),
+    ):
+        with pytest.raises(kind, match=said):
+            checkpoint.save(path, content)  # type: ignore[arg-type]
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+    content = checkpoint.load(path)
+    checkpoint.save(path, {**content, "epoch": 2})
+    assert checkpoint.load(path)["epoch"] == 2, "what was loaded can be saved"
+
+
 class CtrlC:
     """Comes while this is written."""
 
