@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -123,51 +124,9 @@ def read_plan(
         ValueError: not a plan; the message names the run and the key.
     """
     file, content = _read(path)
-    jobs: dict[tuple[str, str, int], Job] = {}
-    change: Callable[[Any], Any] | None = None  # what becomes of a run of the base
-    named: dict[str, Mapping[str, Any]] = {}  # each run's options
-    sets: dict[str, None] = {}  # that the plan names, and that are not there
     try:
-        runs = content.get("run", [])
-        if "base" in content:
-            _check_keys(content, ("base", "epochs", "seeds", "cheapest", "order"))
-            change, content = _of_base(content, file.parent)
-            runs = content["run"]
-        _check_keys(content, ("base", "epochs", "seeds", "cheapest", "order", "run"))
-        if (order := content.get("order", "runs")) not in list(ORDERS):
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, but got {order!r}")
-        if "cheapest" in content and "base" not in content:
-            raise ValueError("cheapest is for a plan with base; write it into the sets of a run")
-        if not isinstance(runs, list) or not runs:
-            raise ValueError("it has no [[run]]; write one for each kind of network")
-        Recipe(epochs=content.get("epochs", 1))
-        _check_seeds(content.get("seeds", [0]))
-        for number, run in enumerate(runs, 1):
-            try:
-                found = _jobs(change(run) if change else run, content, archive)
-                sets |= dict.fromkeys(lacking(archive, run["sets"]))
-                for job in found:
-                    for key, above, here in differing(
-                        named.setdefault(job.run, job.options), job.options
-                    ):
-                        raise ValueError(
-                            f"it has {key} {above!r} above and {here!r} here; give one of them "
-                            "another name"
-                        )
-                    if jobs.setdefault(job.key, job).keep != job.keep:
-                        raise ValueError(f"{job} has keep once, and once not")
-                    if not job.picked:  # whoever else picked it
-                        jobs[job.key] = job
-            except (ValueError, TypeError) as error:
-                name = (isinstance(run, dict) and run.get("name")) or number
-                raise ValueError(f"run {name}: {error}") from error
-        for run_name, options in named.items():
-            for other in (variant_name(run_name, variant) for variant in options["pruning"]):
-                if other in named:
-                    raise ValueError(
-                        f"run {other} has the name that tables give a variant of {run_name}; give "
-                        "one of them another name"
-                    )
+        runs, change, content = _checked(content, file.parent)
+        jobs, absent = _all_jobs(runs, change, content, archive)
     except (ValueError, TypeError) as error:
         raise ValueError(f"the plan {file} cannot be used: {error}") from error
     if not jobs:
@@ -176,12 +135,72 @@ def read_plan(
             f"{', '.join(archive.shapes) or 'none that can be read'}"
             '; sets = "all" in a run chooses all that are there'
         )
-    if sets:
-        left_out(f"{', '.join(sets)}: the archive does not hold them")
-    if empty := [run["name"] for run in runs if all(run["name"] != job[0] for job in jobs)]:
+    if absent:
+        left_out(f"{', '.join(absent)}: the archive does not hold them")
+    if empty := [run["name"] for run in runs if all(run["name"] != job.run for job in jobs)]:
         names = ", ".join(f'"{name}"' for name in dict.fromkeys(empty))  # some hold commas
         left_out(f"the runs {names}: nothing of their data sets is there")
-    return sorted(jobs.values(), key=partial(ORDERS[order], archive))
+    return sorted(jobs, key=partial(ORDERS[content.get("order", "runs")], archive))
+
+
+def _checked(
+    content: dict[str, Any], folder: Path
+) -> tuple[list[Any], Callable[[Any], Any], dict[str, Any]]:
+    """The runs of a plan or of its base, what becomes of each, and the content of both."""
+    keys = ("base", "epochs", "seeds", "cheapest", "order")
+    change: Callable[[Any], Any] = copy
+    if "base" in content:
+        _check_keys(content, keys)
+        change, content = _of_base(content, folder)
+    _check_keys(content, (*keys, "run"))
+    if (order := content.get("order", "runs")) not in list(ORDERS):
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, but got {order!r}")
+    if "cheapest" in content and "base" not in content:
+        raise ValueError("cheapest is for a plan with base; write it into the sets of a run")
+    runs = content.get("run", [])
+    if not isinstance(runs, list) or not runs:
+        raise ValueError("it has no [[run]]; write one for each kind of network")
+    Recipe(epochs=content.get("epochs", 1))
+    _check_seeds(content.get("seeds", [0]))
+    return runs, change, content
+
+
+def _all_jobs(
+    runs: Sequence[Any],
+    change: Callable[[Any], Any],
+    content: Mapping[str, Any],
+    archive: Archive,
+) -> tuple[list[Job], list[str]]:
+    """The jobs of all runs, each once; and the data sets that these name and that are not there."""
+    jobs: dict[tuple[str, str, int], Job] = {}
+    options: dict[str, Mapping[str, Any]] = {}  # of each run
+    absent: dict[str, None] = {}
+    for number, run in enumerate(runs, 1):
+        try:
+            for job in _jobs(change(run), content, archive):
+                for key, above, here in differing(
+                    options.setdefault(job.run, job.options), job.options
+                ):
+                    raise ValueError(
+                        f"it has {key} {above!r} above and {here!r} here; give one of them "
+                        "another name"
+                    )
+                if jobs.setdefault(job.key, job).keep != job.keep:
+                    raise ValueError(f"{job} has keep once, and once not")
+                if not job.picked:  # whoever else picked it
+                    jobs[job.key] = job
+            absent |= dict.fromkeys(lacking(archive, run["sets"]))
+        except (ValueError, TypeError) as error:
+            name = (isinstance(run, dict) and run.get("name")) or number
+            raise ValueError(f"run {name}: {error}") from error
+    for name, held in options.items():
+        for other in (variant_name(name, variant) for variant in held["pruning"]):
+            if other in options:
+                raise ValueError(
+                    f"run {other} has the name that tables give a variant of {name}; give one of "
+                    "them another name"
+                )
+    return list(jobs.values()), list(absent)
 
 
 def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
