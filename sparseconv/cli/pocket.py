@@ -55,10 +55,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def number_or_cv(text: str) -> int | float | str:
     if text == "cv":
         return text
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)  # argparse names the option and this function
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    raise argparse.ArgumentTypeError(f'must be a share, a number or "cv", but got {text!r}')
 
 
 def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:

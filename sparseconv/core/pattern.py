@@ -129,7 +129,8 @@ class KernelCSR:
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"mask must be a bool tensor, but got {kind}; use `weight != 0`")
+            remedy = "weight != 0" if isinstance(mask, Tensor) else "torch.as_tensor(mask) != 0"
+            raise TypeError(f"mask must be a bool tensor, but got {kind}; use `{remedy}`")
         check_dense("mask", mask)
         if mask.dim() != 3:
             raise ArgumentError(
@@ -161,7 +162,10 @@ class KernelCSR:
         shape = checked_shape(shape)
         if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
             kind = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
-            raise TypeError(f"positions must be an int64 tensor, but got {kind}")
+            raise TypeError(
+                f"positions must be an int64 tensor, but got {kind}; use "
+                "`torch.as_tensor(positions, dtype=torch.int64)`"
+            )
         check_dense("positions", positions)
         if positions.dim() != 1:
             raise ValueError(f"positions must be 1-dimensional, but got {list(positions.shape)}")

@@ -12,6 +12,7 @@ import torch
 from aeon.classification.base import BaseClassifier
 from aeon.utils.validation import check_n_jobs
 
+from sparseconv.core.checks import flag
 from sparseconv.estimators.inputs import as_float32, check_series, draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
@@ -111,6 +112,7 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         series = torch.from_numpy(as_float32("DSNClassifier", X))
         labels = torch.from_numpy(np.searchsorted(self.classes_, y))
         self._n_jobs = check_n_jobs(self.n_jobs)
+        progress = flag("verbose", self.verbose)
         seed, own = draw_seed(self.random_state), self.get_params(deep=False)
         if seed < 0:
             raise ValueError(f"random_state must be >= 0, but got {seed}")
@@ -122,7 +124,7 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         with threads(self._n_jobs), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = DSN(series.shape[1], self.n_classes_, **network)
-            result = train(model, series, labels, recipe, progress=bool(self.verbose))
+            result = train(model, series, labels, recipe, progress=progress)
         self.seed_ = seed
         self.model_ = model
         self.history_ = result.history

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.nn.replacement import carry_hooks, replace
+from sparseconv.nn.replacement import carry_hooks, check_module, replace
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.pruning.channels import Channels, Layer, UnitSet, kept_channels
 from sparseconv.pruning.surgery import remove
@@ -89,6 +89,7 @@ def merge(model: nn.Module) -> nn.Module:
         model: of ``prune_filters(..., equivalent=True)``, fine-tuned.
 
     Raises:
+        TypeError: ``model`` is no module.
         ValueError: there is nothing to merge.
 
     Example:
@@ -103,6 +104,7 @@ def merge(model: nn.Module) -> nn.Module:
     Source: Chen et al., "Optimal Brain Connection: Towards Efficient Structural Pruning", arXiv
     2508.05521 (equivalent pruning).
     """
+    check_module(model)
     merged = deepcopy_model(model)
     if not has_pairs(merged):
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseconv.core.checks import number
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.profiling.result import Compared
@@ -114,11 +115,15 @@ class PruningReport:
 
         Raises:
             ValueError: the criterion has no threshold.
+            TypeError: thresholds that are no list of numbers.
         """
         if self.threshold is None:
             raise ValueError(f"{self.criterion} has no threshold, and so no curve; DSP has one")
         if thresholds is None:
             thresholds = torch.logspace(-6, 0, 49).tolist()
+        if isinstance(thresholds, str) or not isinstance(thresholds, Iterable):
+            raise TypeError(f"thresholds must be a list of numbers, but got {thresholds!r}")
+        thresholds = [number("a threshold", value) for value in thresholds]
         best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
         result = []
         for threshold in thresholds:

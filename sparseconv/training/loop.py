@@ -23,6 +23,7 @@ from sparseconv.core.folders import claimed
 from sparseconv.dst import DSTScheduler
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.replacement import check_module
 from sparseconv.training import checkpoint
 from sparseconv.training.checkpoint import CheckpointError
 from sparseconv.training.data import checked_data, digest
@@ -162,6 +163,7 @@ def train(
 
     Source: Xiao et al. 2022 (DSN), Algorithm 1.
     """
+    check_module(model)
     resume, cuda_graphs = flag("resume", resume), flag("cuda_graphs", cuda_graphs)
     progress = flag("progress", progress)
     if resume and out is None:

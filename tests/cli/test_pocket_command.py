@@ -127,6 +127,13 @@ def test_what_is_refused(
     assert not out.exists()
 
 
+def test_a_share_that_is_a_word(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", data, *SMALL, "--keep", "a third"])
+    said = "argument --keep: must be a share, a number or \"cv\", but got 'a third'"
+    assert said in capsys.readouterr().err
+
+
 def test_one_run_at_a_time(data: str, out: Path, refused_while_claimed: Any) -> None:
     refused_while_claimed(["train", data, *SMALL, "--quiet"], out)
 

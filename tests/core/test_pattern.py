@@ -141,7 +141,7 @@ def test_refuses_shapes(shape, error, message):
         (torch.tensor([-1, 0]), ValueError, "got -1"),
         (torch.tensor([0.0]), TypeError, "int64"),
         (torch.tensor([[0]]), ValueError, "1-dimensional"),
-        ([0], TypeError, "int64"),
+        ([0], TypeError, r"got list; use `torch\.as_tensor\(positions, dtype=torch\.int64\)`"),
         (torch.tensor([0]).to("meta"), TypeError, "positions must be a dense tensor"),
     ],
 )
@@ -153,6 +153,8 @@ def test_refuses_positions(positions, error, message):
 def test_refuses_masks_and_counts():
     with pytest.raises(TypeError, match=r"weight != 0"):
         KernelCSR.from_mask(torch.ones(2, 2, 2))
+    with pytest.raises(TypeError, match=r"use `torch\.as_tensor\(mask\) != 0`"):
+        KernelCSR.from_mask(torch.ones(2, 2, 2).bool().numpy())
     with pytest.raises(ValueError, match="three dimensions"):
         KernelCSR.from_mask(torch.ones(2, 2, dtype=torch.bool))
     mask = torch.ones(2, 2, 2, dtype=torch.bool)

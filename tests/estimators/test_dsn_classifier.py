@@ -199,3 +199,5 @@ def test_bad_constants(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         classifier.fit(*waves())
     assert not classifier.is_fitted
+    with pytest.raises(TypeError, match="verbose must be True or False, but got 'no'"):
+        small(verbose="no").fit(*waves())

@@ -191,6 +191,9 @@ def test_the_curve_of_dsp_in_steps() -> None:
 def test_the_curve_in_every_form(tmp_path: Path) -> None:
     report = sc.prune_filters(classifier(16), X, DSP(X, 0.3)).report
     assert json.loads(json.dumps(report.to_dict()))["curve"] == [list(p) for p in report.curve()]
+    for bad in (0.1, "0.1", [None]):
+        with pytest.raises(TypeError, match="threshold"):
+            report.curve(bad)  # type: ignore[arg-type]
     (_, first), (_, last) = report.curve([1e-6, 1])
     assert f"other thresholds: {first} at 1e-06, " in str(report)
     assert f", {last} at 1\n" in str(report) + "\n"

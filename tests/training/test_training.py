@@ -266,6 +266,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         (network(), {"out": out}, ValueError, "out must name a folder, but .* is a file"),
         (nn.Sequential(nn.Flatten(), nn.Linear(24, 2)), {}, ValueError, "LogSoftmax"),
         (nn.Flatten(), {}, ValueError, "no parameters"),
+        ("DSN", {}, TypeError, "model must be an nn.Module, but got str"),
         (network(), {"resume": "no", "out": tmp_path}, TypeError, "resume must be True or False"),
         (network(), {"cuda_graphs": 1}, TypeError, "cuda_graphs must be True or False"),
         (network(), {"progress": None}, TypeError, "progress must be True or False"),
