@@ -49,6 +49,7 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
     Raises:
         ValueError: unequal lengths, values that are missing or not finite, another number of
             channels or time points than in fit, constants out of their range.
+        TypeError: constants of another type; ``verbose`` that is no bool.
 
     Example:
         >>> import numpy as np
