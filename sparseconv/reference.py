@@ -1,6 +1,7 @@
 """The dense path and a masked-dense layer, to compare with.
 
-Nothing here is shared with the kernels: their bugs must not be in what they are compared with.
+No arithmetic here is shared with the kernels: their bugs must not be in what they are compared
+with.
 """
 
 from __future__ import annotations

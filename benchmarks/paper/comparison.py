@@ -87,8 +87,8 @@ class Runs:
         """The rows of these runs whose times of training compare: of data sets and seeds that one
         machine trained for all of them. Those without times are left out.
 
-        A machine is a CPU's name, its instruction sets and a day: one name stands for generations
-        of processors, of which the fastest trains in a third of the time of the slowest.
+        A machine is a CPU's name, its instruction sets and a day, which is as far as a row tells:
+        an older one may have a name that stands for generations of processors, without the family.
         """
         of_machine: dict[tuple[str, ...], list[Row]] = {}
         for row in chain.from_iterable(map(self._all, runs)):

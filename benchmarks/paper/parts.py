@@ -38,7 +38,8 @@ READING = (
     f"optimiser): of a batch of {BATCH} on one thread, fresh networks of a data set in turns, the "
     "machine doing nothing else; geometric means over the sets that were timed, in brackets the "
     "smallest and the largest ratio of a set. Training: CPU seconds of whole trainings, beside "
-    "other trainings; means over the sets that one machine trained for both on one day."
+    "other trainings; means over the sets that one machine trained for both on one day, as far as "
+    "the rows tell machines apart."
 )
 OTHERS = ("ResNet", "InceptionTime", "OS-CNN", "LITE", "LITETime")
 OWN = ("DSN", *OTHERS, "masked dense")
@@ -116,7 +117,8 @@ PARTS = (
         "InceptionTime: one network, mean of 5; OS-CNN: mean of 10), not runs of ours. The paper's "
         "wins, ties and losses of all 85 sets are scaled to as many as were run, most of the "
         "cheaper ones; p of them: of as many sets, drawn from the paper's, having wins as far from "
-        "the scaled ones (hypergeometric, two-sided, not corrected).",
+        "the scaled ones (hypergeometric, two-sided, not corrected); too small, since it has the "
+        "choice of sets alone for chance, and trainings differ by chance as well.",
         dsn.against_published,
     ),
     Part(
@@ -300,9 +302,8 @@ PARTS = (
         "each-set",
         "Every univariate set",
         "DSN's mean and standard deviation over seeds; published accuracies; the difference to "
-        "the best of these; mean CPU seconds of training, of processors of which the fastest "
-        "trains in a third of the time of the slowest (the first trainings did not record them, "
-        "and those on a GPU have none).",
+        "the best of these; mean CPU seconds of training, on whichever machine trained the set "
+        "(those on a GPU have none).",
         partial(dsn.each_set, names=UNIVARIATE),
         picked=True,
     ),
@@ -320,8 +321,8 @@ KERNELS = (
         "kernels, with a ridge of the selection that was cross-validated (here it is 1, unless the "
         "row says by folds). p: Wilcoxon's signed-rank test against all kernels, with Holm's "
         "correction over the table's rows. Fit and features (of one series): medians over the data "
-        "sets, CPU seconds of one thread, of several processors; fitting by magnitude uses what "
-        "POCKET's selection has computed. Rows of different data sets do not compare.",
+        "sets, CPU seconds of one thread, on whichever machine ran it; fitting by magnitude uses "
+        "what POCKET's selection has computed. Rows of different data sets do not compare.",
         random_kernels.pruned_kernels,
     ),
     Part(

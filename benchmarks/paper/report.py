@@ -137,9 +137,10 @@ def where_timed(times: Sequence[Mapping[str, Any]]) -> str:
     machines = [line["machine"] for line in times]
     kinds = dict.fromkeys(f"{machine['cpu']} ({machine['isa']})" for machine in machines)
     commits = dict.fromkeys(machine["commit"] for machine in machines)
+    mixed = "which their means mix" if len(kinds) > 1 else "and other processors have other ratios"
     return (
-        f"Networks of {counted(len(times), 'data set')} were timed, on {', '.join(kinds)}; other "
-        f"processors have other ratios. Commits: {', '.join(commits)}; the last on "
+        f"Networks of {counted(len(times), 'data set')} were timed, on {', '.join(kinds)}, "
+        f"{mixed}. Commits: {', '.join(commits)}; the last on "
         f"{max(machine['date'] for machine in machines)}."
     )
 

@@ -176,14 +176,7 @@ class Rows:
                     f"{self.path} has {job.run} with {name} {there!r}, but the plan says {here!r}; "
                     "give the run another name, or choose another folder"
                 )
-            done = self.found.get(job.key)
-            if done and done.get("picked", False) != job.picked:
-                change = ("add", "to") if job.picked else ("remove", "from")
-                raise ValueError(
-                    f"{self.path} has {job} with picked {not job.picked}, but the plan says "
-                    f'{job.picked}; {change[0]} "picked": true {change[1]} its line, or change the '
-                    "plan"
-                )
+        self._check_picked(jobs)
         sets = {job.dataset for job in jobs}
         for row in (row for row in self.found.values() if row["dataset"] in sets):
             sizes = asdict(archive.shapes[row["dataset"]])
@@ -198,6 +191,22 @@ class Rows:
                 raise ValueError(
                     f"{self.path} has rows of {row['dataset']} with other values than the "
                     "archive's; choose another folder"
+                )
+
+    def _check_picked(self, jobs: Sequence[Job]) -> None:
+        """Refuse jobs beside rows of their own that are picked, or not, against the plan."""
+        done = [job for job in jobs if job.key in self.found]
+        for picked, change in ((True, "add {} to"), (False, "remove {} from")):
+            wrong = [
+                str(job)
+                for job in done
+                if job.picked == picked != self.found[job.key].get("picked", False)
+            ]
+            if wrong:
+                change = change.format('"picked": true')
+                raise ValueError(
+                    f"{self.path} has {'; '.join(wrong)} with picked {not picked}, but the plan "
+                    f"says {picked}; {change} these lines, or change the plan"
                 )
 
     def append(self, row: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ class ArgumentError(ValueError, RuntimeError):
 
 def integer(expectation: str, value: Any) -> int:
     """Accept a Python or NumPy integer, as ``nn.Conv1d`` does, but not a bool."""
-    # A tensor's bool would be 0 or 1: a mask would be taken for two numbers, many times.
+    # A tensor's bool would count as 0 or 1: a mask of kernels as their numbers.
     if not isinstance(value, bool) and getattr(value, "dtype", None) is not torch.bool:
         try:
             return operator.index(value)

@@ -129,7 +129,7 @@ class KernelCSR:
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            remedy = "weight != 0" if isinstance(mask, Tensor) else "torch.as_tensor(mask) != 0"
+            remedy = "weight != 0" if isinstance(mask, Tensor) else "torch.as_tensor(weight) != 0"
             raise TypeError(f"mask must be a bool tensor, but got {kind}; use `{remedy}`")
         check_dense("mask", mask)
         if mask.dim() != 3:

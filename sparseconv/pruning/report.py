@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import number
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.profiling.result import Compared
@@ -121,9 +120,12 @@ class PruningReport:
             raise ValueError(f"{self.criterion} has no threshold, and so no curve; DSP has one")
         if thresholds is None:
             thresholds = torch.logspace(-6, 0, 49).tolist()
-        if isinstance(thresholds, str) or not isinstance(thresholds, Iterable):
-            raise TypeError(f"thresholds must be a list of numbers, but got {thresholds!r}")
-        thresholds = [number("a threshold", value) for value in thresholds]
+        try:
+            thresholds = [float(value) for value in thresholds]
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"thresholds must be a list of numbers, but got {thresholds!r}"
+            ) from None
         best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
         result = []
         for threshold in thresholds:

@@ -25,7 +25,8 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 27, 28, 29, 31, 32, 3
 
 PATTERNS = ("random", "empty_row", "one_tap", "one_dense_row", "dsn_prefix", "dsn_evolved",
             "last_tap_only", "none", "full")  # fmt: skip
-ATTEMPTS = 10_000  # one draw in three is a valid case
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+ATTEMPTS = 10_000  # most draws are valid where no field is given
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,19 @@ class Case:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the groups divide the channels, the kernel fits, and the padding mode allows this
-        much padding.
+        """Whether all fields are in their range, the groups divide the channels, the kernel fits,
+        and the padding mode allows this much padding.
         """
+        counts = (
+            self.in_channels, self.out_channels, self.kernel_size, self.length, self.stride,
+            self.dilation, self.groups,
+        )  # fmt: skip
+        if min(counts) < 1 or self.n < 0 or (self.n != 1 and not self.batched):
+            return False
         if self.in_channels % self.groups or self.out_channels % self.groups:
             return False
-        if self.pattern not in PATTERNS or self.padding_mode not in PADDING_MODES:
-            return False
-        if self.n != 1 and not self.batched:
+        named = (self.pattern, PATTERNS), (self.padding_mode, PADDING_MODES), (self.dtype, DTYPES)
+        if any(value not in known for value, known in named):
             return False
         room = {"reflect": self.length - 1, "circular": self.length}
         most = max(self.resolved_padding)
@@ -185,4 +191,7 @@ def random_case(rng: random.Random, **fixed: Any) -> Case:
         case = Case(**(drawn | fixed))
         if case.is_valid:
             return case
-    raise ValueError(f"found no valid case with {fixed} in {ATTEMPTS} draws; the last was {case}")
+    raise ValueError(
+        f"found no valid case with {fixed} in {ATTEMPTS} draws; the last was {case}. Give fields "
+        "that a convolution can have together, or fewer"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,16 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
             raise ValueError(f"content must not have the key {name!r}, which save writes itself")
     # torch's writer, interrupted, raises errors of its own or aborts the process.
     with ctrl_c_waits(), replacing(Path(path)) as file:
-        torch.save(header | content, file)
-        file.flush()
-        if unread := torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
-            raise TypeError(
-                "content must hold dicts, lists, tensors, numbers and strings only, but it holds "
-                f"{', '.join(sorted(unread))}, which load would refuse; convert it"
-            )
+        only = "content must hold dicts, lists, tensors, numbers and strings only, but"
+        try:
+            torch.save(header | content, file)
+            file.flush()
+            unread = torch.serialization.get_unsafe_globals_in_checkpoint(file.name)
+        except (pickle.PickleError, AttributeError) as error:
+            raise TypeError(f"{only} {error}; convert it") from error
+        if unread:
+            names = ", ".join(sorted(unread))
+            raise TypeError(f"{only} it holds {names}, which load would refuse; convert it")
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:

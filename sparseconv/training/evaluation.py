@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,18 +32,13 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
         torch.Size([5, 3])
     """
     count("batch_size", batch_size)
-    try:
-        X = torch.as_tensor(X)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"X must be an array of numbers, but {error}") from error
-    if X.dim() == 0 or len(X) == 0:
-        raise ValueError(f"X must hold at least one case, but got shape {tuple(X.shape)}")
     parameter = first_parameter(model)
+    X = _as_tensor(X, parameter)
     modes = {module: module.training for module in model.modules()}  # some may be frozen
     model.eval()
     try:
         starts = range(0, len(X), batch_size)
-        found = [model(X[start : start + batch_size].to(parameter)) for start in starts]
+        found = [model(X[start : start + batch_size].to(parameter.device)) for start in starts]
     finally:
         for module, training in modes.items():
             module.training = training
@@ -52,6 +48,24 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
             f"{type(found[0]).__name__}; wrap it in a module that picks them out"
         )
     return torch.cat(found)
+
+
+def _as_tensor(X: Any, parameter: Tensor) -> Tensor:
+    """Cases in the parameter's dtype; integers of a tensor may be indices and stay."""
+    if isinstance(X, Tensor):
+        found = X
+    else:
+        try:
+            array = np.array(X, order="C")  # torch takes no negative strides
+            found = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"X must be an array of numbers, but {error}") from error
+    if found.is_complex():
+        raise TypeError(f"X must hold real numbers, but got {found.dtype}")
+    if found.dim() == 0 or len(found) == 0:
+        raise ValueError(f"X must hold at least one case, but got shape {tuple(found.shape)}")
+    indices = found is X and not found.is_floating_point()
+    return found if indices else found.to(parameter.dtype)
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:

@@ -198,8 +198,10 @@ def test_the_machine_of_times_is_named(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "times.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     text = unescape(report.write_report(rows, tmp_path / "report").read_text(encoding="utf-8"))
-    said = "Networks of 2 data sets were timed, on EPYC (avx2); other processors have other ratios."
-    assert f"{said} Commits: abc; the last on day 1." in text
+    said = "Networks of 2 data sets were timed, on EPYC (avx2), and other processors have other"
+    assert f"{said} ratios. Commits: abc; the last on day 1." in text
+    lines[1]["machine"]["isa"] = "avx512"
+    assert "on EPYC (avx2), EPYC (avx512), which their means mix." in report.where_timed(lines)
 
 
 def test_the_documentation_shows_what_is_recorded(tmp_path: Path) -> None:

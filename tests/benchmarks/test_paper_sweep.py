@@ -219,7 +219,7 @@ def test_a_picked_set_is_marked_in_its_row(
     said = (
         'has small, Long, seed 0 with picked True, but the plan says False; remove "picked": true'
     )
-    assert f"{said} from its line, or change the plan" in capsys.readouterr().err
+    assert f"{said} from these lines, or change the plan" in capsys.readouterr().err
     rows = (out / ROWS_NAME).read_text().splitlines()
     changed = [row.replace('"picked": true, ', "") if '"Long"' in row else row for row in rows]
     (out / ROWS_NAME).write_text("\n".join(changed) + "\n")

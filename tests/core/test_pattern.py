@@ -153,7 +153,7 @@ def test_refuses_positions(positions, error, message):
 def test_refuses_masks_and_counts():
     with pytest.raises(TypeError, match=r"weight != 0"):
         KernelCSR.from_mask(torch.ones(2, 2, 2))
-    with pytest.raises(TypeError, match=r"use `torch\.as_tensor\(mask\) != 0`"):
+    with pytest.raises(TypeError, match=r"use `torch\.as_tensor\(weight\) != 0`"):
         KernelCSR.from_mask(torch.ones(2, 2, 2).bool().numpy())
     with pytest.raises(ValueError, match="three dimensions"):
         KernelCSR.from_mask(torch.ones(2, 2, dtype=torch.bool))

@@ -163,6 +163,11 @@ def test_the_reference_refuses_what_it_would_hide() -> None:
         {"pattern": "unknown"},
         {"padding_mode": "unknown"},
         {"n": 2, "batched": False},
+        {"kernel_size": 0},
+        {"groups": 0},
+        {"stride": 0},
+        {"length": -3},
+        {"dtype": "int7"},
     ],
 )
 def test_no_case_is_drawn_that_cannot_be(fixed: dict[str, Any]) -> None:

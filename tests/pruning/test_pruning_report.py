@@ -194,7 +194,7 @@ def test_the_curve_in_every_form(tmp_path: Path) -> None:
     for bad in (0.1, "0.1", [None]):
         with pytest.raises(TypeError, match="threshold"):
             report.curve(bad)  # type: ignore[arg-type]
-    (_, first), (_, last) = report.curve([1e-6, 1])
+    (_, first), (_, last) = report.curve(torch.tensor([1e-6, 1]))  # type: ignore[arg-type]
     assert f"other thresholds: {first} at 1e-06, " in str(report)
     assert f", {last} at 1\n" in str(report) + "\n"
     page = report.write_html(tmp_path / "report.html").read_text()

@@ -266,6 +266,8 @@ def test_what_load_would_refuse_is_not_saved(tmp_path: Path) -> None:
             r"it holds numpy.*scalar.*, which load would refuse",
         ),
         ({"recipe": RECIPE}, TypeError, "it holds sparseconv.training.recipe.Recipe, which load"),
+        ({"f": lambda: 0}, TypeError, "content must hold dicts.* only, but .*lambda.*; convert it"),
+        ({"n": 10**1000}, TypeError, "content must hold dicts.* only, but .*; convert it"),
         ([1], TypeError, "content must be a dict, but got a list"),
     ):
         with pytest.raises(kind, match=said):

@@ -176,6 +176,12 @@ def test_predict_log_proba_converts_and_refuses() -> None:
     X, _ = data()
     want = predict_log_proba(model, X)
     torch.testing.assert_close(predict_log_proba(model, X.double().numpy()), want)
+    backwards = X.numpy()[..., ::-1].copy()[..., ::-1].astype(">f4")
+    torch.testing.assert_close(predict_log_proba(model, backwards), want)
+    indices = nn.Sequential(nn.Embedding(3, 2), nn.Flatten(), nn.LogSoftmax(1))
+    assert predict_log_proba(indices, torch.tensor([[0, 2]])).shape == (1, 4)
+    with pytest.raises(TypeError, match="X must hold real numbers, but got"):
+        predict_log_proba(model, X + 0j)
     for bad, said in ((X[:0], "at least one case, but got shape"), (X.sum(), "at least one case")):
         with pytest.raises(ValueError, match=said):
             predict_log_proba(model, bad)
