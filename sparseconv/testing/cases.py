@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparseconv.core.geometry import PADDING_MODES, Padding, output_length, resolve_padding
+from sparseconv.core.geometry import (
+    DTYPES,
+    PADDING_MODES,
+    Padding,
+    output_length,
+    resolve_padding,
+)
 from sparseconv.core.pattern import KernelCSR
 
 # Below, at and just past the vector widths (2 to 16 numbers), their multiples, and the longest
@@ -25,7 +31,6 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 27, 28, 29, 31, 32, 3
 
 PATTERNS = ("random", "empty_row", "one_tap", "one_dense_row", "dsn_prefix", "dsn_evolved",
             "last_tap_only", "none", "full")  # fmt: skip
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 ATTEMPTS = 10_000  # most draws are valid where no field is given
 
 
@@ -81,7 +86,7 @@ class Case:
             return False
         if self.in_channels % self.groups or self.out_channels % self.groups:
             return False
-        if self.padding_mode not in PADDING_MODES or self.dtype not in DTYPES:
+        if self.padding_mode not in PADDING_MODES or getattr(torch, self.dtype, None) not in DTYPES:
             return False
         room = {"reflect": self.length - 1, "circular": self.length}
         most = max(self.resolved_padding)

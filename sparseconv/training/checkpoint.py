@@ -26,6 +26,8 @@ class CheckpointError(ValueError):
 def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """Write ``content``; a process killed meanwhile leaves the old file or the new one.
 
+    An error leaves the old one.
+
     Args:
         path: the file; its folder exists.
         content: dicts, lists, tensors, numbers and strings only: what
@@ -35,7 +37,6 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         TypeError: no dict, or something in it that ``load`` could not read.
         ValueError: a key ``"format"`` or ``"version"``, which ``save`` itself writes.
         OSError, RuntimeError: the file cannot be written.
-        Whatever it is, an older file is left as it was.
 
     Example:
         >>> import tempfile

@@ -18,8 +18,8 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
 
     Args:
         model: maps ``(N, ...)`` to log-probabilities; the mode of each module is left as it was.
-        X: ``(n_cases, ...)``, at least one case; an array, or a tensor on any device. It is brought
-            to the model's dtype.
+        X: ``(n_cases, ...)``, at least one case; an array, or a tensor on any device. Brought to
+            the model's dtype, unless it is a tensor of integers, which may be indices.
         batch_size: cases at a time, a question of memory only.
 
     Raises:
@@ -57,7 +57,7 @@ def _as_tensor(X: Any, parameter: Tensor) -> Tensor:
     else:
         try:
             array = np.array(X, order="C")  # torch takes no negative strides
-            found = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+            found = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         except (TypeError, ValueError) as error:
             raise TypeError(f"X must be an array of numbers, but {error}") from error
     if found.is_complex():
