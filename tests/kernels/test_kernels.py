@@ -30,6 +30,7 @@ from engines import check, compute
 from sparseconv import sparse_conv1d
 from sparseconv.bench import run
 from sparseconv.bench.cases import CASES
+from sparseconv.core.geometry import Geometry
 from sparseconv.ops.backends import extension
 from sparseconv.testing import (
     LAYOUTS,
@@ -147,8 +148,9 @@ def test_gradcheck(mode, engines):
         assert bias is not None
         inputs = [tensor.requires_grad_() for tensor in (x, values, bias)]
         pattern = case.make_pattern()
+        backend = engine.backend_for(Geometry(pattern.shape, *case.geometry), x.dtype)
 
-        def function(x, values, bias, pattern=pattern, backend=engine.backend):
+        def function(x, values, bias, pattern=pattern, backend=backend):
             return sparse_conv1d(x, values, pattern, bias, **case.options, backend=backend)
 
         assert torch.autograd.gradcheck(function, inputs)

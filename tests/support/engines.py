@@ -28,6 +28,11 @@ class Engine(NamedTuple):
     def put(self, tensors: Tensors) -> Tensors:
         return Tensors(*(None if t is None else t.to(self.device) for t in tensors))
 
+    def backend_for(self, geometry: Geometry, dtype: torch.dtype) -> str:
+        """What to ask for: what the CUDA kernels do not compute, ``"auto"`` leaves to Triton's."""
+        other = self.backend == "cuda" and not in_cuda(geometry, dtype)
+        return "auto" if other else self.backend
+
     @property
     def kernels(self) -> Any:
         """The three computations on CPU tensors, wherever they run."""
@@ -39,11 +44,12 @@ class _Kernels:
         self.engine = engine
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
-        backend, device = self.engine[:2]
+        device = self.engine.device
 
         def call(*args: Any) -> Tensor:
-            ops, (geometry,) = calls, [a for a in args if isinstance(a, Geometry)]
-            if backend == "triton" or (backend == "cuda" and not in_cuda(geometry, args[0].dtype)):
+            (geometry,) = (a for a in args if isinstance(a, Geometry))
+            ops = calls
+            if self.engine.backend_for(geometry, args[0].dtype) in ("auto", "triton"):
                 from sparseconv.ops import triton as ops
             moved = (a.to(device) if isinstance(a, Tensor) else a for a in args)
             return getattr(ops, name)(*moved).cpu()
@@ -70,15 +76,10 @@ def in_cuda(geometry: Geometry, dtype: torch.dtype) -> bool:
 
 
 def compute(case: Case, tensors: Tensors, engine: Engine) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the three computations: output, gradient of the input, gradient of the values.
-
-    What the CUDA kernels do not compute "auto" leaves to Triton's.
-    """
+    """Run the three computations: output, gradient of the input, gradient of the values."""
     x, values, bias, grad = engine.put(tensors)
-    pattern, backend = case.make_pattern(), engine.backend
-    geometry = Geometry(pattern.shape, *case.geometry)
-    if backend == "cuda" and not in_cuda(geometry, x.dtype):
-        backend = "auto"
+    pattern = case.make_pattern()
+    backend = engine.backend_for(Geometry(pattern.shape, *case.geometry), x.dtype)
     x, values = x.detach().requires_grad_(), values.detach().requires_grad_()
     y = sparse_conv1d(x, values, pattern, bias, **case.options, backend=backend)
     dx, dw = torch.autograd.grad(y, (x, values), grad)
