@@ -24,6 +24,15 @@ def constant_in_graphs(function: F) -> F:
     return function
 
 
+def is_exporting() -> bool:
+    """Whether torch.export traces this call.
+
+    ``torch.compiler.is_exporting`` itself is true in whatever torch.compile traces before torch
+    2.12.
+    """
+    return torch.compiler._is_exporting_flag
+
+
 @contextmanager
 def outside_tracing() -> Iterator[None]:
     """Leave any torch.inference_mode, torch.func transform, FakeTensorMode, tracer or other mode.

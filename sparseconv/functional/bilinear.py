@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _is_tracing
 from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling, is_exporting
+from torch.compiler import is_dynamo_compiling
+
+from sparseconv.core.tracing import is_exporting
 
 Operation = Callable[..., Tensor]
 Gradients = Callable[..., tuple[Tensor | None, ...]]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.core.tracing import outside_tracing
+from sparseconv.core.tracing import is_exporting, outside_tracing
 
 _BIT = 2**30
 _MIXED = (
@@ -140,7 +140,7 @@ def check_in_graph(
 ) -> None:
     """``PatternCheck`` in a traced call: it has no version to read, so each call compares."""
     tag = buffers["pattern_tag"]
-    if tag is None or tag.device.type != "cpu" or torch.compiler.is_exporting():
+    if tag is None or tag.device.type != "cpu" or is_exporting():
         return  # a failed check would destroy the GPU's context
     own = pattern.cached(_tag)
     torch._assert_async(~((own == 0) & (tag != 0)).any(), _MIXED)

@@ -163,7 +163,7 @@ CHANGES: dict[str, Callable[[nn.Sequential], Any]] = {
     "statistics dropped": lambda m: m[1].__dict__.update(
         _buffers={"running_mean": None, "running_var": None, "num_batches_tracked": None}
     ),
-    "not finite any more": lambda m: (m[1].running_var.zero_(), setattr(m[1], "eps", 0.0)),
+    "not finite any more": lambda m: m[1].running_var.fill_(-1),
 }
 ONE_NORM_IS_LEFT = ("pruned", "weight norm", "statistics dropped", "not finite any more")
 

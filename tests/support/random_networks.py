@@ -51,6 +51,7 @@ class RandomNetwork:
         self.model = nn.Sequential(*layers).double().eval()
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm1d):
+                module.running_var.fill_(0.75)  # 1 with its eps: torch before 2.12 refuses 0
                 module.weight.data = self.whole(len(module.weight)).double()
             elif isinstance(module, SparseConv1d):
                 module.values.data = self.whole(len(module.values)).double()
@@ -71,7 +72,7 @@ class RandomNetwork:
             kind = "conv"
         self.kinds.append(kind)
         if kind == "norm":
-            return nn.Sequential(nn.BatchNorm1d(inputs, eps=0.0), nn.ReLU()), inputs
+            return nn.Sequential(nn.BatchNorm1d(inputs, eps=0.25), nn.ReLU()), inputs
         if kind == "pool":
             return nn.MaxPool1d(3, stride=1, padding=1), inputs
         if kind == "twice":  # one layer at two places
