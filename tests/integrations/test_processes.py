@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from child import run_child
+from ranks import FORKS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,7 +45,13 @@ def worker(rank: int, model: nn.Module, seen: Any, x: Tensor, y: Tensor) -> None
 
 
 @pytest.mark.tool("share_memory and torch.multiprocessing (Hogwild)", "works")
-@pytest.mark.parametrize(("method", "n"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(
+    ("method", "n"),
+    [
+        pytest.param("fork", 2, marks=pytest.mark.skipif(torch.cuda.is_available(), reason=FORKS)),
+        ("spawn", 1),
+    ],
+)
 def test_hogwild(method: str, n: int) -> None:
     model, x = make().share_memory(), torch.randn(3, 2, 30).share_memory_()
     assert all(t.is_shared() for t in (*model.parameters(), *model.buffers()))

@@ -21,11 +21,20 @@ CLEAR = (ValueError, TypeError, RuntimeError, NotImplementedError)
 
 
 def run_child(script: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Any:
-    """What the script of this name in ``tests`` prints as JSON; the test fails if it dies."""
+    """What the script of this name in ``tests`` prints as JSON; the test fails if it dies.
+
+    It is about the CPU, and finds no GPU: with one, no memory can be limited, and torch does not
+    differentiate in forks.
+    """
     (file,) = TESTS.rglob(f"{script}.py")
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", str(file), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": PYTHONPATH, **(environment or {})},
+        env={
+            **os.environ,
+            "PYTHONPATH": PYTHONPATH,
+            "CUDA_VISIBLE_DEVICES": "",
+            **(environment or {}),
+        },
         capture_output=True,
         text=True,
         check=False,
