@@ -21,6 +21,16 @@ pytestmark = pytest.mark.promise("P10")
 OPENBLAS = {"OPENBLAS_CORETYPE": "Nehalem"}
 
 
+# Each torch has a Dynamo of its own.
+COMPILED = """
+import torch, sparseconv
+layer, x = sparseconv.SparseConv1d(2, 4, 5, density=0.5), torch.randn(3, 2, 20)
+grads = [
+    torch.autograd.grad(run(x).square().sum(), layer.values)[0]
+    for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True))
+]
+assert grads[0].equal(grads[1])
+"""
 LONG = pytest.mark.campaign("builds kernels or emulates processors for minutes")
 
 
@@ -46,6 +56,7 @@ def installed_with(tmp_path: Path, count_cases: Callable[[int], None]) -> Check:
         assert "left out" not in said, said[-4000:]
         installing.run([*pip, "--no-deps", "--no-index", wheel])
         result = installing.check([interpreter], 200, cwd=tmp_path)
+        installing.run([interpreter, "-c", COMPILED], cwd=tmp_path)
         count_cases(200 * len(result["isas"]))
         shutil.rmtree(tmp_path / "an environment")  # gigabytes
         assert Path(result["file"]).is_relative_to(tmp_path / "an environment")
