@@ -253,11 +253,12 @@ def test_fsdp1(how: str, tmp_path: Path) -> None:
     on_ranks(with_shards, tmp_path, how)
 
 
+def refused(rank: int) -> None:
+    model = sharded(two_layers(), "fully_shard")
+    with pytest.raises(NotImplementedError, match="use DistributedDataParallel"):
+        DSTScheduler(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)
+
+
 @pytest.mark.tool("FSDP with DSTScheduler", "refuses", "NotImplementedError; DDP works")
 def test_patterns_of_sharded_layers_are_fixed(tmp_path: Path) -> None:
-    def attempt(rank: int) -> None:
-        model = sharded(two_layers(), "fully_shard")
-        with pytest.raises(NotImplementedError, match="use DistributedDataParallel"):
-            DSTScheduler(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)
-
-    on_ranks(attempt, tmp_path)
+    on_ranks(refused, tmp_path)

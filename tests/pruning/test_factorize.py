@@ -223,7 +223,8 @@ def test_other_tools_take_it(method: str, bias: bool) -> None:
     wanted = small(x)
     torch._dynamo.reset()
     assert torch.compile(small, backend="aot_eager", fullgraph=True)(x).equal(wanted)
-    sizes = ({0: Dim("n", min=1), 2: Dim("length", min=8)},)
+    # Without a max torch 2.10 stumbles over a bound that it finds by itself.
+    sizes = ({0: Dim("n", min=1), 2: Dim("length", min=8, max=10**6)},)
     program = export(small, (x,), dynamic_shapes=sizes).module()
     other = torch.randn(5, 6, 33)
     torch.testing.assert_close(program(other), small(other))

@@ -219,7 +219,8 @@ for home, force in itertools.product([None, *sys.argv[1:]], ["", "0", "1"]):
 """
     homes = [toolkit(tmp_path / name, release) for name, release in (("no", ""), ("yes", "13.0"))]
     done = set_up(code, None, None, "", ROOT, *homes)
-    assert (done.returncode, done.stderr) == (0, "")
+    said = [line for line in done.stderr.splitlines() if "No CUDA runtime is found" not in line]
+    assert (done.returncode, said) == (0, [])
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(results) == 9
     for home, force, sources, macros in results:
