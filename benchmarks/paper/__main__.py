@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, message in archive.broken.items():
         print(f"left out: {name}: {message}", file=sys.stderr)
     if archive.broken:
-        print("a plan's cheapest sets are chosen among the others", file=sys.stderr)
+        print("a plan that asks for the cheapest sets takes others instead", file=sys.stderr)
     jobs = read_plan(
         arguments.plan, archive, lambda what: print(f"left out: {what}", file=sys.stderr)
     )
@@ -51,9 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"FAILED: {job}: {message}", file=sys.stderr)
     bad = len(failed) + len(archive.broken)
     if bad:
+        names = f" ({', '.join(archive.broken)})" if archive.broken else ""
         print(
             f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; {len(failed)} failed, "
-            f"{counted(len(archive.broken), 'data set')} could not be read",
+            f"{counted(len(archive.broken), 'data set')} could not be read{names}",
             file=sys.stderr,
         )
     if len(failed) < len(jobs):
@@ -151,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     timing.add_argument("out", type=folder, help="the folder of a sweep")
     timing.set_defaults(command=time)
     arguments = parser.parse_args(argv)
+    # What stops a job of a cluster is like Ctrl-C: workers end, and it says how to go on.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code: int = arguments.command(arguments)
     except ValueError as error:
@@ -163,6 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return code
 
 

@@ -16,6 +16,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 F = TypeVar("F", bound=Callable[..., Any])
+_BEFORE_2_12 = torch.torch_version.TorchVersion(torch.__version__) < (2, 12)
 
 
 def constant_in_graphs(function: F) -> F:
@@ -25,12 +26,8 @@ def constant_in_graphs(function: F) -> F:
 
 
 def is_exporting() -> bool:
-    """Whether torch.export traces this call.
-
-    ``torch.compiler.is_exporting`` itself is true in whatever torch.compile traces before torch
-    2.12.
-    """
-    return torch.compiler._is_exporting_flag
+    """``torch.compiler.is_exporting``, which before torch 2.12 says yes in torch.compile, too."""
+    return torch.compiler._is_exporting_flag if _BEFORE_2_12 else torch.compiler.is_exporting()
 
 
 @contextmanager

@@ -81,6 +81,25 @@ def test_killed_at_random_instants(tmp_path: Path, undisturbed: Undisturbed, cam
     assert facts(tmp_path) == undisturbed.facts
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_from_outside(
+    stop: signal.Signals, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    """By Ctrl-C or a cluster, which reach all processes: what it says, and that it goes on."""
+    words = command(undisturbed.plan, undisturbed.archive, tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.paper", *words],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    wait_for_a_checkpoint(tmp_path)
+    os.killpg(process.pid, stop)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, said) == (130, "stopped; the same command goes on\n")
+    assert main(words) == 0
+    assert facts(tmp_path) == undisturbed.facts
+
+
 def test_a_killed_worker_costs_nothing(
     tmp_path: Path, undisturbed: Undisturbed, capsys: pytest.CaptureFixture[str]
 ) -> None:

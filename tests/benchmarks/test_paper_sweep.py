@@ -68,7 +68,7 @@ def test_one_broken_file_among_good_ones(
     assert main(command(plan, archive, out)) == 1
     printed = capsys.readouterr()
     assert "left out: Broken" in printed.err
-    assert "5 of 5 jobs done; 0 failed, 1 data set could not be read" in printed.err
+    assert "5 of 5 jobs done; 0 failed, 1 data set could not be read (Broken)" in printed.err
     assert len(facts(out)) == 5
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ missing = backends._load_triton()[1]
 needs_triton = pytest.mark.skipif(bool(missing), reason=missing)
 too_new = Version(version("numpy")) >= Version("2.4")
 needs_interpreter = pytest.mark.skipif(
-    bool(missing) or (too_new and Version(version("triton")) < Version("3.7")),
+    bool(missing) or (too_new and Version(import_module("triton").__version__) < Version("3.7")),
     reason=missing or "the interpreter of Triton before 3.7 asks NumPy for what 2.4 refuses",
 )
 pytestmark = pytest.mark.skipif(
