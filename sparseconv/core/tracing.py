@@ -16,7 +16,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 F = TypeVar("F", bound=Callable[..., Any])
-_BEFORE_2_12 = torch.torch_version.TorchVersion(torch.__version__) < (2, 12)
+_BEFORE_2_12 = torch.torch_version.TorchVersion(torch.__version__) < "2.12"
 
 
 def constant_in_graphs(function: F) -> F:
