@@ -108,6 +108,7 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
     """How much was trained, on which machines, with what, when."""
     machines = [row["machine"] for row in rows]
     hours = sum(map(_training_seconds, rows)) / 3600
+    time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
     cpus, torches = (
         ", ".join(sorted({machine[key] for machine in machines})) for key in ("cpu", "torch")
     )
@@ -127,7 +128,7 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
     notes += [f"{n} in part or whole on {gpu}" for gpu, n in gpus.items()]
     count += f" ({', '.join(notes)})" if notes else ""
     return (
-        f"{count}, {hours:.1f} hours of one core, on {cpus}; torch {torches}; "
+        f"{count}, {time} of one core, on {cpus}; torch {torches}; "
         f"{ran}; the last on {max(machine['date'] for machine in machines)}"
     )
 

@@ -48,6 +48,8 @@ def test_hours_are_of_training_pruning_and_tuning() -> None:
     variant = {"prune_seconds": 600.0, "tune_seconds": 1200.0, "accuracy": 0.5}
     rows = [row("a", SETS[0], train_seconds=1800.0, variants=[variant, variant])]
     assert report.where(rows).startswith("1 training, 1.5 hours of one core")
+    few = report.where([row("a", SETS[0], train_seconds=100.0)])
+    assert few.startswith("1 training, 2 minutes of one core")
     rows += [row("a", SETS[1], train_seconds=None)]
     assert report.where(rows).startswith("2 trainings (1 of them without times), 1.5 hours")
     assert "GPU" not in report.where(rows)
