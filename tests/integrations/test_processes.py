@@ -44,7 +44,9 @@ def worker(rank: int, model: nn.Module, seen: Any, x: Tensor, y: Tensor) -> None
     seen.put((rank, bool(before.detach().equal(y)) or rank > 0, float(model(x).square().mean())))
 
 
-@pytest.mark.tool("share_memory and torch.multiprocessing (Hogwild)", "works")
+@pytest.mark.tool(
+    "share_memory and torch.multiprocessing (Hogwild), by spawn where torch is for CUDA", "works"
+)
 @pytest.mark.parametrize(
     ("method", "n"),
     [

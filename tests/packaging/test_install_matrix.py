@@ -20,7 +20,6 @@ pytestmark = pytest.mark.promise("P10")
 # imported; named, it does not.
 OPENBLAS = {"OPENBLAS_CORETYPE": "Nehalem"}
 
-
 # Each torch has a Dynamo of its own.
 COMPILED = """
 import torch, sparseconv
@@ -31,6 +30,7 @@ grads = [
 ]
 assert grads[0].equal(grads[1])
 """
+
 LONG = pytest.mark.campaign("builds kernels or emulates processors for minutes")
 
 
@@ -56,7 +56,7 @@ def installed_with(tmp_path: Path, count_cases: Callable[[int], None]) -> Check:
         assert "left out" not in said, said[-4000:]
         installing.run([*pip, "--no-deps", "--no-index", wheel])
         result = installing.check([interpreter], 200, cwd=tmp_path)
-        installing.run([interpreter, "-c", COMPILED], cwd=tmp_path)
+        installing.run([interpreter, "-I", "-c", COMPILED], cwd=tmp_path)
         count_cases(200 * len(result["isas"]))
         shutil.rmtree(tmp_path / "an environment")  # gigabytes
         assert Path(result["file"]).is_relative_to(tmp_path / "an environment")
