@@ -1,0 +1,26 @@
+"""One table of refusals for each public function: the call, the error, a fragment of its text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Row = tuple[Callable[[], Any], type[Exception], str]
+
+
+def table(*rows: Row) -> Any:
+    """Parametrize a test over the rows; each is named by its fragment."""
+    return pytest.mark.parametrize(("call", "error", "fragment"), rows, ids=[row[2] for row in rows])
+
+
+def refuses(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    """Check that the call raises this error and says the fragment.
+
+    Example:
+        >>> refuses(lambda: int("a"), ValueError, "invalid literal")
+    """
+    with pytest.raises(error, match=re.escape(fragment)):
+        call()
