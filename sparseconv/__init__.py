@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from sparseconv import models
 from sparseconv._version import __version__
-from sparseconv.core import moved
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.core.tracing import when_imported
 from sparseconv.dst import DSTScheduler
@@ -81,7 +80,7 @@ when_imported("torch.utils.flop_counter", "sparseconv.ops.flops")
 
 
 def __getattr__(name: str) -> Any:
-    if name in moved.MOVED or name in _MODULES:
+    if name in _MODULES:
         return importlib.import_module(f"sparseconv.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

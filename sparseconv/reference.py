@@ -6,7 +6,6 @@ with.
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -224,9 +223,3 @@ class MaskedConv1d(nn.Module):
         return F.conv1d(
             x, self.weight * self.mask, self.bias, self.stride, 0, self.dilation, self.groups
         )
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("conv1d_oracle", "oracle_dgrad", "oracle_wgrad"):  # here in version 0.1
-        return getattr(importlib.import_module("sparseconv.testing.oracle"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -102,8 +102,6 @@ def data_of_run(
 def difference(facts: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     """How data differ from those of a run, in words; empty if at most in their name."""
     for name, value in facts.items():
-        if name == "train_sha256" and name not in known:  # of a run from before 2026-11-22
-            continue
         if name != "name" and known.get(name) != value:
             return f"its {name} is {value!r}, there {known.get(name)!r}"
     return ""

@@ -13,9 +13,6 @@ from torch import nn
 
 from sparseconv.profiling.result import PASSES, Compared, Measured, layer_table
 
-ModelTimes = Compared  # as pickles of version 0.1 name it
-
-
 @dataclass(frozen=True, kw_only=True)
 class ConversionReport(Measured):
     """What ``convert`` did; printing it shows a table.

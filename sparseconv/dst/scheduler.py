@@ -184,7 +184,7 @@ class DSTScheduler:
         return {**self.__dict__, "_watches": totals, "_handles": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_recorded": {}, **state, "_watches": {}})
+        self.__dict__.update({**state, "_watches": {}})
         weakref.finalize(self, _remove_hooks, self._handles)
         for layer in self._layers.values():
             remove_idle_hooks(layer)

@@ -141,9 +141,6 @@ def remove_idle_hooks(module: nn.Module) -> None:
             module._forward_hooks_with_kwargs.pop(key, None)
 
 
-GradientWatch = DenseGradientHook  # as pickles of version 0.1 name it
-
-
 def _is_batched(tensor: Tensor) -> bool:
     """Whether ``torch.vmap`` runs: per-sample gradients are not the step's."""
     while is_functorch_wrapped_tensor(tensor):

@@ -17,6 +17,7 @@ import torch
 from dst_runs import batches, two_layers
 from torch import nn
 
+import sparseconv as sc
 from sparseconv import KernelCSR, Region, SparseConv1d
 
 X = torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(0))
@@ -90,6 +91,12 @@ def test_whole_module() -> None:
     assert all(name.startswith("sparseconv.") for name in names), names
     with torch.serialization.safe_globals([pickle_class(name) for name in names]):
         check_twin(torch.load(saved(original), weights_only=True), original)
+
+
+def test_pickles_name_the_public_module() -> None:
+    for public in (sc.SparseConv1d, sc.KernelCSR, sc.Region, sc.DSTScheduler):
+        assert getattr(sc, public.__name__) is public
+        assert pickle.dumps(public, 0).startswith(b"csparseconv\n")
 
 
 def pickle_class(name: str) -> Any:

@@ -177,7 +177,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import torch
 before = set(sys.modules)
 import sparseconv as sc
-from sparseconv import machine
+from sparseconv.measure import machine
 sc.available_backends()
 machine.environment_info()
 sc.SparseConv1d(2, 3, 5)(torch.ones(1, 2, 9)).sum().backward()
