@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from sparseconv import models
 from sparseconv._version import __version__
 from sparseconv.core.pattern import KernelCSR, Region
-from sparseconv.core.tracing import when_imported
 from sparseconv.dst import DSTScheduler
 from sparseconv.functional import sparse_conv1d
 from sparseconv.inference import optimize_for_inference
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops.backends import available_backends
+from sparseconv.ops.flops import teach_counters
 
 if TYPE_CHECKING:
     from sparseconv.conversion import convert, to_dense
@@ -75,8 +75,7 @@ _LAZY = {
 # Modules that the guides name, so that it does not matter what was imported before.
 _MODULES = ("datasets", "pruning", "rocket", "testing", "training")
 
-# FlopCounterMode counts active weights. Its module imports Triton, which takes a third of a second.
-when_imported("torch.utils.flop_counter", "sparseconv.ops.flops")
+teach_counters()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -65,33 +60,3 @@ class _Absent(CompiledAttributes):
 
 
 _ABSENT = _Absent()
-
-
-def when_imported(name: str, then: str) -> None:
-    """Import a second module as soon as the first is imported."""
-    if name in sys.modules:
-        importlib.import_module(then)
-    else:
-        sys.meta_path.insert(0, _ImportHook(name, then))
-
-
-class _ImportHook(MetaPathFinder):
-    def __init__(self, name: str, then: str) -> None:
-        self.name, self.then = name, then
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        spec = PathFinder.find_spec(fullname, path)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                sys.meta_path.remove(self)
-                importlib.import_module(self.then)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from sparseconv.core.tracing import is_exporting
+from sparseconv.ops.flops import teach_counters
 
 Operation = Callable[..., Tensor]
 Gradients = Callable[..., tuple[Tensor | None, ...]]
@@ -96,6 +97,8 @@ def differentiable(function: type[Differentiable], *args: Any) -> Tensor:
     While no gradients are recorded, it is only computed.
     """
     dynamo = is_dynamo_compiling()
+    if not dynamo and torch._C._len_torch_dispatch_stack():
+        teach_counters()
     if is_transformed():
         if dynamo:
             raise NotImplementedError(

@@ -1,36 +1,63 @@
-"""How torch.utils.flop_counter counts the registered ops: by their active weights.
+"""Formulas by which torch's FLOP counters count the registered ops: by their active weights.
 
-Imported when that module is (see ``sparseconv/__init__.py``). A multiply-add is two operations.
+A multiply-add is two operations.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 _OPS = torch.ops.sparseconv
+_MODULE = "torch.utils.flop_counter"
 
 
-def _register(macs: Callable[..., Any], *ops: Any) -> None:
-    """Count an op's multiply-adds from the shapes of its output and of its arguments."""
-
-    def flops(*arguments: Any, out_shape: Any = None, **_: Any) -> int:
-        return int(2 * macs(out_shape, *arguments))
-
-    register_flop_formula(list(ops))(flops)
+def _fprop(input: Tensor, values: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+    """Each active weight meets every output of its row once: N * L_out."""
+    return 2 * out_val.shape[0] * out_val.shape[2] * values.shape[0]
 
 
-# Each active weight meets every output of its row once: N * L_out.
-_register(lambda y, x, values, *_: y[0] * y[2] * values[0], _OPS.fprop, _OPS.triton_fprop)
-_register(lambda _, grad, values, *__: grad[0] * grad[2] * values[0], _OPS.dgrad, _OPS.triton_dgrad)
+def _dgrad(grad_output: Tensor, values: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * grad_output.shape[0] * grad_output.shape[2] * values.shape[0]
 
 
-@register_flop_formula([_OPS.wgrad, _OPS.triton_wgrad], get_raw=True)
-def _wgrad(grad: Tensor, x: Tensor, crow: Tensor, rows: Tensor, *_: Any, **__: Any) -> int:
+def _wgrad(grad_output: Tensor, input: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
     # A bias's gradient is that of weights of a channel of ones, a single one repeated; torch does
     # not count it in dense convolutions, nor here.
-    return 2 * grad.shape[0] * grad.shape[2] * rows.shape[0] if any(x.stride()) else 0
+    if not any(input.stride()):
+        return 0
+    return 2 * grad_output.shape[0] * grad_output.shape[2] * out_val.shape[0]
+
+
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    _OPS.fprop: _fprop,
+    _OPS.dgrad: _dgrad,
+    _OPS.wgrad: _wgrad,
+    _OPS.triton_fprop: _fprop,
+    _OPS.triton_dgrad: _dgrad,
+    _OPS.triton_wgrad: _wgrad,
+}
+
+
+def teach_counters() -> None:
+    """Register the formulas with ``torch.utils.flop_counter``, and with the counters that run.
+
+    Does nothing where no one has imported that module, which imports Triton and so takes a third
+    of a second. It is called when this package is imported, and before an op runs under any
+    ``TorchDispatchMode``: a counter copies what is registered when it is made.
+    """
+    module: Any = sys.modules.get(_MODULE)
+    if module is None:
+        return
+    for op, formula in _FORMULAS.items():
+        if op not in module.flop_registry:
+            module.register_flop_formula(op, get_raw=True)(formula)
+    for mode in _get_current_dispatch_mode_stack():
+        counter = getattr(mode, "counter", None)
+        if isinstance(counter, module.FlopCounterMode):
+            counter.flop_registry = {**_FORMULAS, **counter.flop_registry}
