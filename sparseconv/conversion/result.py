@@ -13,6 +13,7 @@ from torch import nn
 
 from sparseconv.profiling.result import PASSES, Compared, Measured, layer_table
 
+
 @dataclass(frozen=True, kw_only=True)
 class ConversionReport(Measured):
     """What ``convert`` did; printing it shows a table.

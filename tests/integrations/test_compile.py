@@ -11,7 +11,7 @@ from layers import OPTIONS
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 import sparseconv as sc
 
@@ -32,21 +32,16 @@ def compiled(model: Callable[..., Any], backend: str = "aot_eager", **options: A
     return torch.compile(model, backend=counter, fullgraph=True, **options), counter
 
 
-def step(model: Callable[[Tensor], Tensor], x: Tensor, *leaves: Tensor) -> list[Tensor]:
+def step(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> list[Tensor]:
     """Output and gradients, of the input too."""
     x = x.detach().requires_grad_()
-    y = model(x)
-    return [y, *torch.autograd.grad(y.square().sum(), [x, *leaves])]
+    y = run(x)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])]
 
 
-def assert_same_bits(got: list[Tensor], wanted: list[Tensor]) -> None:
-    for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
+def assert_same_step(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> None:
+    for i, (a, b) in enumerate(zip(step(run, model, x), step(model, model, x), strict=True)):
         assert a.equal(b), f"tensor {i}"
-
-
-def redrawn(pattern: sc.KernelCSR, nnz: int | None = None) -> sc.KernelCSR:
-    """Another pattern of this shape."""
-    return sc.KernelCSR.random(pattern.shape, pattern.nnz if nnz is None else nnz)
 
 
 @pytest.mark.tool("torch.compile(fullgraph=True)", "works", "from the first call; bits of eager")
@@ -57,8 +52,7 @@ def test_inductor_at_the_first_call(count_cases: Callable[[int], None]) -> None:
     )
     x = torch.randn(2, 3, 20)
     run, counter = compiled(model, "inductor")
-    got = step(run, x, *model.parameters())
-    assert_same_bits(got, step(model, x, *model.parameters()))
+    assert_same_step(run, model, x)
     assert counter.frame_count == 1
     count_cases(1)
 
@@ -68,13 +62,12 @@ def test_every_option(options: dict[str, Any]) -> None:
     layer = sc.SparseConv1d(4, 6, 5, density=0.3, **options)
     x = torch.randn(2, 4, 20, dtype=layer.values.dtype)
     run, counter = compiled(layer)
-    got = step(run, x, *layer.parameters())
-    assert_same_bits(got, step(layer, x, *layer.parameters()))
+    assert_same_step(run, layer, x)
     assert run(x[0]).equal(layer(x[0])), "without a batch dimension"
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             assert run(x).equal(layer(x))
-    assert_same_bits(step(run, x, *layer.parameters()), got)  # plans are no inference tensors
+    assert_same_step(run, layer, x)  # plans are not inference tensors
     assert counter.frame_count == 4
 
 
@@ -86,10 +79,10 @@ def test_dynamic_shapes(count_cases: Callable[[int], None]) -> None:
         x = torch.randn(n, 4, length)
         for dim in (0, 2):
             torch._dynamo.mark_dynamic(x, dim)  # raises if a size is taken for a constant
-        y = run(x)
-        assert y.equal(layer(x))
-        got = torch.autograd.grad(y.sum(), layer.parameters())
-        assert_same_bits([*got], [*torch.autograd.grad(layer(x).sum(), layer.parameters())])
+        y, wanted = run(x), layer(x)
+        assert y.equal(wanted)
+        grads = (torch.autograd.grad(each.sum(), layer.parameters()) for each in (y, wanted))
+        assert all(a.equal(b) for a, b in zip(*grads, strict=True))
     assert counter.frame_count == 1
     count_cases(5)
 
@@ -100,25 +93,20 @@ def test_a_changed_pattern_is_seen() -> None:
     layer, x = sc.SparseConv1d(4, 6, 5, density=0.3), torch.randn(2, 4, 20)
     run, counter = compiled(layer)
 
-    def check() -> Tensor:
-        got = step(run, x, *layer.parameters())
-        assert_same_bits(got, step(layer, x, *layer.parameters()))
-        return got[0]
-
-    before = check()
-    for _ in range(3):
-        layer.set_pattern(redrawn(layer.pattern), layer.values.detach().clone())
-        after = check()
-        assert not after.equal(before), "the change can be seen at all"
-        before = after
-    other = sc.SparseConv1d(4, 6, 5, pattern=redrawn(layer.pattern))
-    layer.load_state_dict(other.state_dict())
-    check()
+    assert_same_step(run, layer, x)
+    for load in (False, False, True):
+        before, pattern = layer(x), sc.KernelCSR.random((6, 4, 5), layer.pattern.nnz)
+        if load:
+            layer.load_state_dict(sc.SparseConv1d(4, 6, 5, pattern=pattern).state_dict())
+        else:
+            layer.set_pattern(pattern, layer.values.detach().clone())
+        assert not layer(x).equal(before), "the change can be seen at all"
+        assert_same_step(run, layer, x)
     assert counter.frame_count == 1
-    layer.set_pattern(redrawn(layer.pattern, 50))
-    check()
+    layer.set_pattern(sc.KernelCSR.random((6, 4, 5), 50))
+    assert_same_step(run, layer, x)
     layer.stride = (2,)  # a plan that no pattern had before
-    check()
+    assert_same_step(run, layer, x)
     assert counter.frame_count == 3
 
 
@@ -127,7 +115,7 @@ def test_a_changed_pattern_is_seen() -> None:
 def test_dynamic_sparse_training(grow: str) -> None:
     """The same weights and patterns as in eager mode, and no graph but the first."""
 
-    def train(compile_: bool, everywhere: bool = False) -> tuple[list[Tensor], Any]:
+    def train(compile_: bool, everywhere: bool = False) -> tuple[dict[str, Tensor], Any]:
         torch.manual_seed(0)
         model = nn.Sequential(
             sc.SparseConv1d(2, 5, 7, padding=3), nn.ReLU(), sc.SparseConv1d(5, 3, 5, density=0.4)
@@ -143,10 +131,11 @@ def test_dynamic_sparse_training(grow: str) -> None:
             optimizer.step()
             dst.step()
         assert model[0].pattern != first
-        return [*model.state_dict().values()], counter
+        return model.state_dict(), counter
 
     got, counter = train(True)
-    assert_same_bits(got, train(False)[0])
+    wanted, _ = train(False)
+    assert all(got[name].equal(tensor) for name, tensor in wanted.items())
     assert counter.frame_count == 1
     if grow == "gradient":
         torch._dynamo.reset()
@@ -162,8 +151,7 @@ def test_one_pattern_in_two_layers() -> None:
     )
     x = torch.randn(2, 4, 30)
     run, counter = compiled(model)
-    got = step(run, x, *model.parameters())
-    assert_same_bits(got, step(model, x, *model.parameters()))
+    assert_same_step(run, model, x)
     assert counter.frame_count == 1
 
 
@@ -183,10 +171,7 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
     model = sc.models.DSN(2, 3, nf=3, kernel_size=9, depth=3)
     x = torch.randn(4, 2, 24)
     run, counter = compiled(model)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    got = step(run, x, *model.parameters())
-    model.load_state_dict(before)
-    assert_same_bits(got, step(model, x, *model.parameters()))
+    assert_same_step(run, model, x)
     fast = sc.optimize_for_inference(model)
     run_fast, counter_fast = compiled(fast)
     with torch.no_grad():
@@ -209,10 +194,9 @@ def forward_mode(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 @pytest.mark.tool("torch.compile of torch.func transforms", "works")
-@pytest.mark.parametrize("trained", [False, True])
-def test_transforms_inside_of_a_graph(trained: bool) -> None:
-    """An op has no derivative of its own: what the graph cannot hold runs outside of it."""
-    layer, x = sc.SparseConv1d(3, 4, 3, padding=1).requires_grad_(trained), torch.randn(2, 3, 8)
+def test_transforms_inside_of_a_graph() -> None:
+    """An op has no derivative: what the graph cannot hold runs outside of it."""
+    layer, x = sc.SparseConv1d(3, 4, 3, padding=1), torch.randn(2, 3, 8)
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
@@ -220,9 +204,7 @@ def test_transforms_inside_of_a_graph(trained: bool) -> None:
 
     functions: list[tuple[Callable[..., Any], Any]] = [
         (lambda x: vmap(layer)(x), x[None]),
-        (lambda x: grad(lambda x: layer(x).square().sum())(x), x),
         (lambda p: grad(loss)(p)["values"], parameters),
-        (lambda x: jacrev(layer)(x), x[0]),
         (lambda x: jvp(layer, (x,), (x,))[1], x),
     ]
     for function, argument in functions:
@@ -234,12 +216,10 @@ def test_transforms_inside_of_a_graph(trained: bool) -> None:
         assert torch.compile(function, backend="aot_eager")(argument).equal(wanted)
 
 
-@pytest.mark.parametrize("taps", [1, 3])
 @pytest.mark.parametrize("first", ["own", "other"])
-def test_functional_call_with_another_pattern(first: str, taps: int) -> None:
+def test_functional_call_with_another_pattern(first: str) -> None:
     """Refused as without a compiler, whichever state dict was compiled for."""
-    torch.manual_seed(0)
-    layer, other = (sc.SparseConv1d(3, 4, taps, density=0.5) for _ in range(2))
+    layer, other = (sc.SparseConv1d(3, 4, 3, density=0.5) for _ in range(2))
     x = torch.randn(2, 3, 8)
     run = torch.compile(lambda state: functional_call(layer, state, (x,)), backend="aot_eager")
     for name in (first, "own", "other", "own"):
@@ -250,28 +230,21 @@ def test_functional_call_with_another_pattern(first: str, taps: int) -> None:
                 run(other.state_dict())
 
 
-@pytest.mark.parametrize("how", ["assigned", "given twice"])
-def test_another_model_whose_tensors_are_told_apart_otherwise(how: str) -> None:
+def test_a_model_as_an_argument() -> None:
     """Torch says why it compiles anew, and asks the new pattern for what it has not made yet."""
-
-    def new() -> sc.SparseConv1d:
-        return sc.SparseConv1d(6, 8, 9, density=0.5)
-
-    first, second, x = new(), new(), torch.randn(2, 6, 20)
-    if how == "assigned":
-        first.load_state_dict(new().state_dict(), assign=True)
+    first, second, third = (sc.SparseConv1d(6, 8, 9, density=0.5) for _ in range(3))
+    first.load_state_dict(third.state_dict(), assign=True)
+    x = torch.randn(2, 6, 20)
     run = torch.compile(lambda layer, u, v: layer(u) + layer(v), backend="eager")
     for layer, other in ((first, x.clone()), (second, x), (first, x)):
         assert run(layer, x, other).equal(2 * layer(x))
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_forward_mode(trained: bool) -> None:
+def test_forward_mode() -> None:
     """A graph that was made without it is not taken for it."""
-    layer, x = sc.SparseConv1d(3, 4, 3, padding=1).requires_grad_(trained), torch.randn(2, 3, 8)
-    run, counter = compiled(layer)
+    layer, x = sc.SparseConv1d(3, 4, 3, padding=1), torch.randn(2, 3, 8)
+    run, _ = compiled(layer)
     run(x)
-    assert counter.frame_count == 1
     with pytest.raises(RuntimeError, match="forward-mode"):
         forward_mode(run, x)
     torch._dynamo.reset()

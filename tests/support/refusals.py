@@ -13,7 +13,9 @@ Row = tuple[Callable[[], Any], type[Exception], str]
 
 def table(*rows: Row) -> Any:
     """Parametrize a test over the rows; each is named by its fragment."""
-    return pytest.mark.parametrize(("call", "error", "fragment"), rows, ids=[row[2] for row in rows])
+    return pytest.mark.parametrize(
+        ("call", "error", "fragment"), rows, ids=[row[2] for row in rows]
+    )
 
 
 def refuses(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
