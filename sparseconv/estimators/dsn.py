@@ -13,7 +13,7 @@ from aeon.classification.base import BaseClassifier
 from aeon.utils.validation import check_n_jobs
 
 from sparseconv.core.checks import flag
-from sparseconv.estimators.inputs import as_float32, check_series, draw_seed
+from sparseconv.estimators.inputs import CheckedSeries, as_float32, draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
 from sparseconv.training.evaluation import predict_log_proba
@@ -21,7 +21,7 @@ from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 
 
-class DSNClassifier(BaseClassifier):  # type: ignore[misc]
+class DSNClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
     """Classify time series with a Dynamic Sparse Network trained on active weights only.
 
     The defaults are the paper's network and recipe. Series have the shape ``(n_cases, n_channels,
@@ -103,11 +103,6 @@ class DSNClassifier(BaseClassifier):  # type: ignore[misc]
         for name in inspect.signature(DSNClassifier).parameters:
             setattr(self, name, given[name])
         super().__init__()
-
-    def _check_X(self, X: Any) -> Any:  # noqa: N802 (aeon's name)
-        check_series(self, X)
-        with np.errstate(invalid="ignore"):  # infinities: as_float32 refuses them
-            return super()._check_X(X)
 
     def _fit(self, X: npt.NDArray[Any], y: npt.NDArray[Any]) -> DSNClassifier:
         series = torch.from_numpy(as_float32("DSNClassifier", X))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -19,8 +20,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from sparseconv.core.checks import count, flag, number
-from sparseconv.estimators.inputs import check_finite, check_series, draw_seed
+from sparseconv.core.checks import count
+from sparseconv.estimators.inputs import CheckedSeries, draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.rocket.bank import KINDS, KernelBank
 from sparseconv.rocket.features import check_shape, kernel_features
@@ -34,7 +35,7 @@ ALPHAS = np.logspace(-3, 3, 10)  # of the ridge classifier, as in aeon's RocketC
 Array = npt.NDArray[Any]
 
 
-class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
+class RocketTransformer(CheckedSeries, BaseCollectionTransformer):  # type: ignore[misc]
     """Features of ROCKET's or MiniROCKET's kernels, by ``kernel_features``.
 
     aeon's ``Rocket`` and ``MiniRocket`` draw the kernels, so that one seed gives the kernels that
@@ -88,17 +89,11 @@ class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
         self.n_jobs = n_jobs
         super().__init__()
 
-    def _check_X(self, X: Any) -> Any:  # noqa: N802 (aeon's name)
-        check_series(self, X)
-        with np.errstate(invalid="ignore"):
-            return super()._check_X(X)
-
     def _fit(self, X: Array, y: Any = None) -> RocketTransformer:
         self.bank_ = draw_kernels(self.kernels, self.n_kernels, draw_seed(self.random_state), X)
         return self
 
     def _transform(self, X: Array, y: Any = None) -> Array:
-        check_finite("RocketTransformer", X)
         with threads(check_n_jobs(self.n_jobs)):
             return kernel_features(X, self.bank_)
 
@@ -107,7 +102,7 @@ class RocketTransformer(BaseCollectionTransformer):  # type: ignore[misc]
         return {"n_kernels": 20}
 
 
-class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
+class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
     """ROCKET or MiniROCKET with a share of its kernels, chosen by group-sparse ridge regression.
 
     The kernels' features go into a ridge classifier in which groups of features, those of one
@@ -143,8 +138,7 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         ValueError: series or kernels as in ``RocketTransformer``; one class; ``keep`` that is no
             share, no number of the kernels and not ``"cv"``; ``k`` that is no positive number and
             not ``"cv"``; ``n_iter`` below 1; ``"cv"`` with a single case of each class.
-        TypeError: ``n_kernels`` or ``n_iter`` that is no int; ``refit`` or ``verbose`` that is
-            neither True nor False.
+        TypeError: ``n_kernels`` or ``n_iter`` that is no int.
 
     Example:
         >>> from sparseconv import POCKETClassifier
@@ -189,36 +183,23 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
         self.verbose = verbose
         super().__init__()
 
-    def _check_X(self, X: Any) -> Any:  # noqa: N802
-        check_series(self, X)
-        with np.errstate(invalid="ignore"):
-            return super()._check_X(X)
-
     def _fit(self, X: Array, y: Array) -> POCKETClassifier:
         from tqdm.auto import tqdm
 
-        check_finite("POCKETClassifier", X)
         count("n_iter", self.n_iter)
-        flag("refit", self.refit)
-        flag("verbose", self.verbose)
-        ks = KS if _is_cv(self.k) else (_positive("k", self.k),)
+        ks = KS if self.k == "cv" else (_ridge(self.k),)
         self.seed_ = draw_seed(self.random_state)
         labels = np.searchsorted(self.classes_, y)
         with all_threads(check_n_jobs(self.n_jobs)):
             bank = draw_kernels(self.kernels, self.n_kernels, self.seed_, X)
             size = 2 if bank.kind == "rocket" else 1
-            candidates = self.n_candidates_ = bank.n_features // size
-            shares = KEEPS if _is_cv(self.keep) else (self.keep,)
-            keeps = sorted({how_many(share, candidates) for share in shares})
+            self.n_candidates_ = bank.n_features // size
+            shares = KEEPS if self.keep == "cv" else (self.keep,)
+            keeps = sorted({how_many(share, self.n_candidates_) for share in shares})
             choices = list(product(ks, keeps))
-            with tqdm(total=2 + FOLDS * len(choices) * (len(choices) > 1),
-                      disable=not self.verbose, desc="kernels") as bar:  # fmt: skip
+            total = 2 + FOLDS * len(choices) * (len(choices) > 1)
+            with tqdm(total=total, disable=not self.verbose, desc="kernels") as bar:
                 features = kernel_features(X, bank)
-                if not np.isfinite(features).all():
-                    raise ValueError(
-                        "POCKETClassifier expected kernels whose outputs float32 holds, but some "
-                        "are too large; rescale the series, or use a bank that normalises them"
-                    )
                 bar.update()
                 scores: dict[tuple[float, int], list[float]] = {}
                 if len(choices) > 1:
@@ -229,17 +210,15 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
                 self.k_, self.keep_ = smallest_good(scores) if scores else choices[0]
                 self.scores_ = scores or None
                 bar.set_description("selection")
-                selected = Selector(features, labels, self.n_classes_, size)(
-                    self.keep_, self.k_, self.n_iter
-                )
-                columns = selected.columns
-                head = ridge_classifier(features[:, columns], labels) if self.refit else None
+                select = Selector(features, labels, self.n_classes_, size)
+                selected = select(self.keep_, self.k_, self.n_iter)
+                kept = features[:, selected.columns]
+                head = ridge_classifier(kept, labels) if self.refit else (None, None)
                 bar.update()
         self.kept_kernels_ = selected.groups
-        self.bank_ = bank.select_features(columns)
-        self.scaler_ = head and head[0]
-        self.estimator_ = head and head[1]
-        coef, intercept = unscaled(*head) if head else (selected.coef, selected.intercept)
+        self.bank_ = bank.select_features(selected.columns)
+        self.scaler_, self.estimator_ = head
+        coef, intercept = unscaled(*head) if self.refit else (selected.coef, selected.intercept)
         classes = self.classes_
         if classes.dtype.kind == "O":  # Python's objects cannot be saved
             classes = np.array(classes.tolist())
@@ -249,17 +228,18 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
     def _folds(
         self, features: Array, labels: Array, size: int, choices: Sequence[tuple[float, int]]
     ) -> Iterator[tuple[tuple[float, int], float]]:
-        """The accuracy of each choice on each fold, as it comes."""
-        most = int(np.bincount(labels).max())
-        with warnings.catch_warnings():  # a class with fewer cases than folds is what it is
+        """Yield the accuracy of each choice on each fold."""
+        cases = np.bincount(labels)
+        with warnings.catch_warnings():  # a class may have fewer cases than there are folds
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            folds = StratifiedKFold(max(2, min(FOLDS, most)), shuffle=True, random_state=self.seed_)
-            splits = list(folds.split(features, labels)) if most > 1 else []
+            folds = StratifiedKFold(
+                int(np.clip(cases.max(), 2, FOLDS)), shuffle=True, random_state=self.seed_
+            )
+            splits = list(folds.split(features, labels)) if cases.max() > 1 else []
         if not splits or any(len(np.unique(labels[inside])) < 2 for inside, _ in splits):
             raise ValueError(
                 '"cv" needs two cases of a class, and two classes in what each fold leaves, but '
-                f"got {len(labels)} cases, {np.bincount(labels).tolist()} of the classes; give "
-                "keep and k as numbers"
+                f"the classes have {cases.tolist()} cases; give keep and k as numbers"
             )
         for inside, outside in splits:
             seen, missed = features[inside], features[outside]
@@ -274,7 +254,6 @@ class POCKETClassifier(BaseClassifier):  # type: ignore[misc]
                 yield (k, keep), float((guess == labels[outside]).mean())
 
     def _predict(self, X: Array) -> Array:
-        check_finite("POCKETClassifier", X)
         with all_threads(check_n_jobs(self.n_jobs)):
             return self.model_.predict(X)
 
@@ -297,8 +276,7 @@ def prune_rocket(
         A fitted ``POCKETClassifier`` with a part of the same kernels.
 
     Raises:
-        TypeError: another object, or an option that says which kernels. ValueError: one that is
-            not fitted; other series or labels.
+        TypeError: another object. ValueError: one that is not fitted; other series.
 
     Example:
         >>> from aeon.classification.convolution_based import RocketClassifier
@@ -311,30 +289,17 @@ def prune_rocket(
 
     Source: Chen et al., arXiv 2309.08499.
     """
-    if extra := {"kernels", "n_kernels"} & set(options):
-        raise TypeError(
-            f"prune_rocket takes the kernels of the classifier given, but got {min(extra)}; leave "
-            "it out"
-        )
-    bank = KernelBank.from_aeon(classifier)
-    y_train = np.asarray(y_train)
-    known, given = getattr(classifier, "classes_", None), np.unique(y_train)
-    if known is not None and not np.array_equal(known, given):
-        raise ValueError(
-            f"expected labels of the classes {list(known)}, those of the fitted classifier, but "
-            f"got {list(given)}"
-        )
-    pruned = POCKETClassifier(bank, keep=keep, **options)
+    pruned = POCKETClassifier(KernelBank.from_aeon(classifier), keep=keep, **options)
     pruned.fit(X_train, y_train)
     return pruned
 
 
 def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBank:
-    """The bank of kernels that aeon draws for these series, or the one given."""
+    """Return the bank of kernels that aeon draws for these series, or the one given."""
     if isinstance(kernels, KernelBank):
         check_shape(X.shape, kernels)
         return kernels
-    if not isinstance(kernels, str) or kernels not in KINDS:
+    if kernels not in KINDS:
         raise ValueError(f"kernels must be one of {KINDS} or a KernelBank, but got {kernels!r}")
     n_kernels = count("n_kernels", n_kernels)
     if not 0 <= seed < 2**32:
@@ -353,7 +318,7 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
 
 
 def how_many(keep: Any, candidates: int) -> int:
-    """A share or a number as a number, at least 1."""
+    """Return a share or a number as a number, at least 1."""
     if isinstance(keep, int | np.integer) and not isinstance(keep, bool):
         if 1 <= keep <= candidates:
             return int(keep)
@@ -366,7 +331,7 @@ def how_many(keep: Any, candidates: int) -> int:
 
 
 def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, int]:
-    """The (k, keep) of the least keep that is within one standard error of the best."""
+    """Return the (k, keep) of the least keep that is within one standard error of the best."""
     mean = {choice: float(np.mean(found)) for choice, found in scores.items()}
     best = max(mean, key=lambda choice: (mean[choice], -choice[1]))
     error = float(np.std(scores[best], ddof=1)) / len(scores[best]) ** 0.5
@@ -376,32 +341,27 @@ def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, 
 
 
 def ridge_classifier(features: Array, labels: Array) -> tuple[StandardScaler, RidgeClassifierCV]:
-    """The head of aeon's RocketClassifier, fitted; its ridge is chosen by leave-one-out."""
+    """Fit the head of aeon's RocketClassifier, whose ridge is chosen by leave-one-out."""
     scaler = StandardScaler(with_mean=False)
     estimator = RidgeClassifierCV(alphas=ALPHAS)
     return scaler, estimator.fit(scaler.fit_transform(features), labels)
 
 
-def unscaled(scaler: StandardScaler, estimator: RidgeClassifierCV) -> tuple[Array, Array]:
-    """Coefficients of the features as they are, and the intercept."""
+def unscaled(scaler: Any, estimator: Any) -> tuple[Array, Array]:
+    """Return coefficients of the features as they are, and the intercept."""
     coef = np.atleast_2d(estimator.coef_).T / scaler.scale_[:, None]
     return coef.astype(np.float32), np.atleast_1d(estimator.intercept_).astype(np.float32)
 
 
-def _is_cv(value: Any) -> bool:
-    return isinstance(value, str) and value == "cv"  # an array compares each of its elements
-
-
-def _positive(name: str, value: Any) -> float:
-    with suppress(TypeError):  # which would not say that "cv" is possible
-        if 0 < (found := number(name, value)) < np.inf:
-            return found
-    raise ValueError(f'{name} must be a positive number or "cv", but got {value!r}')
+def _ridge(k: Any) -> float:
+    if isinstance(k, numbers.Real) and 0 < k < np.inf:
+        return float(k)
+    raise ValueError(f'k must be a positive number or "cv", but got {k!r}')
 
 
 @contextmanager
 def all_threads(n: int) -> Iterator[None]:
-    """So many threads for torch, and for the linear algebra behind NumPy and scikit-learn."""
+    """Use ``n`` threads for torch, and for the linear algebra of NumPy and scikit-learn."""
     with threads(n), threadpool_limits(n):
         yield
 

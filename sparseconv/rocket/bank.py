@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from sparseconv.core.checks import flag, integer
 from sparseconv.core.files import replacing
+from sparseconv.ops.backends import extension
 
-FORMAT, VERSION = "sparseconv kernel bank", 1
-KINDS = ("rocket", "minirocket")
-SHAPE = ("series_channels", "series_length", "normalise")  # what the series are like
-# The arrays of a bank, by kind: with an entry for each kernel, or concatenated over kernels.
-PER_KERNEL: dict[str, dict[str, Any]] = {
+FORMAT = "sparseconv kernel bank, version 1"
+# The arrays of a bank, by kind, in the order in which the C++ kernels take them.
+ARRAYS: dict[str, dict[str, Any]] = {
     "rocket": {
         "length": np.int32, "dilation": np.int32, "padding": np.int32, "bias": np.float32,
-        "n_channels": np.int32,
+        "n_channels": np.int32, "channels": np.int32, "weights": np.float32,
     },
     "minirocket": {
         "taps": np.int32, "dilation": np.int32, "padded": np.int32, "n_biases": np.int32,
-        "n_channels": np.int32,
+        "biases": np.float32, "n_channels": np.int32, "channels": np.int32,
     },
 }  # fmt: skip
-JOINED: dict[str, dict[str, Any]] = {
-    "rocket": {"channels": np.int32, "weights": np.float32},
-    "minirocket": {"channels": np.int32, "biases": np.float32},
-}
+JOINED = ("channels", "weights", "biases")  # concatenated over kernels; the others: one a kernel
+AEON_ROCKET = ("weights", "length", "bias", "dilation", "padding", "n_channels", "channels")
+KINDS = tuple(ARRAYS)
 ROCKET_TAPS = 11  # at most
 MINI_LENGTH, MINI_KERNELS = 9, 84
 Array = npt.NDArray[Any]
+Made = TypeVar("Made")
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class KernelBank:
     """Random kernels of one transform, for series of one shape.
 
@@ -46,6 +47,7 @@ class KernelBank:
     Attributes:
         kind: ``"rocket"`` (two features a kernel: the share of positive outputs, and the maximum)
             or ``"minirocket"`` (a feature for each bias: the share of outputs above it).
+        arrays: by name, read-only: an entry for each kernel, or concatenated over kernels.
         series_channels, series_length: the shape of the series that the kernels were drawn for.
         normalise: the transform brings each channel of each series to mean 0 and variance 1.
         features: which columns of the whole bank's features these are, int64, ascending.
@@ -68,123 +70,45 @@ class KernelBank:
     Source: Dempster et al. 2020 (ROCKET), 2021 (MiniROCKET).
     """
 
-    __slots__ = (
-        "_arrays", "_plan", "features", "kind", "normalise", "series_channels", "series_length",
-    )  # fmt: skip
-
     kind: str
+    arrays: Mapping[str, Array]
     series_channels: int
     series_length: int
     normalise: bool
-    features: npt.NDArray[np.int64]
-    _arrays: Mapping[str, Array]
-    _plan: Any  # what the C++ kernels read, made at the first use
+    features: npt.NDArray[np.int64] = field(default=None)  # type: ignore[assignment]  # all
 
-    def __init__(
-        self,
-        kind: str,
-        arrays: Mapping[str, Any],
-        *,
-        series_channels: int,
-        series_length: int,
-        normalise: bool,
-        features: Any = None,
-    ) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}, but got {kind!r}")
-        held = {}
-        for name, dtype in (PER_KERNEL[kind] | JOINED[kind]).items():
-            if name not in arrays:
-                raise ValueError(f"a bank of kind {kind!r} needs the array {name!r}")
-            held[name] = _frozen(name, arrays[name], dtype)
-        object.__setattr__(self, "_plan", None)
-        object.__setattr__(self, "kind", kind)
-        object.__setattr__(self, "_arrays", MappingProxyType(held))
-        sizes = {"series_channels": series_channels, "series_length": series_length}
-        for name, size in sizes.items():
-            if not 1 <= integer(f"{name} must be an integer", size) < 2**31:
-                raise ValueError(f"{name} must lie in [1, 2**31), but got {size}")
-            object.__setattr__(self, name, int(size))
-        object.__setattr__(self, "normalise", flag("normalise", normalise))
-        count = 2 * len(held["length"]) if kind == "rocket" else len(held["biases"])
-        columns = np.arange(count) if features is None else features
-        object.__setattr__(self, "features", _frozen("features", columns, np.int64))
-        self._check()
-
-    def _check(self) -> None:
-        """Refuse arrays that do not describe kernels for these series."""
-        a, n = self._arrays, self.n_kernels
-        for name in PER_KERNEL[self.kind]:
-            if len(a[name]) != n:
-                raise ValueError(f"a bank of {n} kernels has {len(a[name])} entries of {name!r}")
-        if n == 0:
-            raise ValueError("a bank holds at least one kernel")
-        limits = {
-            "n_channels": (1, self.series_channels),
-            "channels": (0, self.series_channels - 1),
-        }
-        if self.kind == "rocket":
-            limits["n_channels"] = 1, min(self.series_channels, ROCKET_TAPS)
-            limits |= {"length": (1, ROCKET_TAPS), "dilation": (1, 2**24), "padding": (0, 2**24)}
-        else:
-            limits |= {"taps": (0, MINI_KERNELS - 1), "dilation": (1, 2**24), "padded": (0, 1),
-                       "n_biases": (1, 2**24)}  # fmt: skip
-        for name, (low, high) in limits.items():
-            if len(a[name]) and not (low <= a[name].min() and a[name].max() <= high):
-                raise ValueError(
-                    f"{name} must lie in [{low}, {high}], but reaches from {a[name].min()} to "
-                    f"{a[name].max()}"
-                )
-        sizes = {"channels": int(a["n_channels"].sum(dtype=np.int64))}
-        if self.kind == "rocket":
-            span = (a["length"] - 1) * a["dilation"]
-            sizes["weights"] = int((a["n_channels"].astype(np.int64) * a["length"]).sum())
-            if (a["padding"] > span).any():
-                raise ValueError(f"kernel {int((a['padding'] > span).argmax())} is padded by more "
-                                 "samples than it spans")  # fmt: skip
-        else:
-            span = (MINI_LENGTH - 1) * a["dilation"]
-            sizes["biases"] = int(a["n_biases"].sum(dtype=np.int64))
-            if (np.diff(a["dilation"]) < 0).any():
-                raise ValueError("the kernels of a minirocket bank stand by ascending dilation")
-        for name, size in sizes.items():
-            if len(a[name]) != size:
-                raise ValueError(f"expected {size} entries of {name!r}, but got {len(a[name])}")
-        if span.max() >= self.series_length:
+    def __post_init__(self) -> None:
+        if self.kind not in ARRAYS:
+            raise ValueError(f"kind must be one of {KINDS}, but got {self.kind!r}")
+        types = ARRAYS[self.kind]
+        held = {name: _frozen(self.arrays[name], dtype) for name, dtype in types.items()}
+        object.__setattr__(self, "arrays", held)
+        columns = np.arange(self.n_features) if self.features is None else self.features
+        object.__setattr__(self, "features", _frozen(columns, np.int64))
+        if self.features.shape != (self.n_features,):
             raise ValueError(
-                f"kernel {int(span.argmax())} is longer than series of {self.series_length} samples"
+                f"features must name {self.n_features} columns, but have the shape "
+                f"{self.features.shape}"
             )
-        for name in ("weights", "bias", "biases"):
-            if name in a and not np.isfinite(a[name]).all():
-                raise ValueError(f"{name} must be finite")
-        columns = self.features
-        if len(columns) != self.n_features or columns[0] < 0 or (np.diff(columns) <= 0).any():
-            raise ValueError(
-                f"features must name {self.n_features} columns, from 0 on, once and in ascending "
-                "order"
-            )
-        if self.kind == "rocket" and ((columns[::2] % 2 != 0) | (np.diff(columns)[::2] != 1)).any():
-            raise ValueError("features must name both columns of each kernel, 2 k and 2 k + 1")
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"a KernelBank is immutable; {name} cannot be set")
+    @cached_property
+    def plan(self) -> Any:
+        """The bank as the C++ kernels read it; ValueError where no kernels have these arrays."""
+        assert extension is not None
+        make = extension.RocketPlan if self.kind == "rocket" else extension.MiniRocketPlan
+        arrays = map(torch.tensor, self.arrays.values())
+        return make(*arrays, self.series_channels, self.series_length)
 
-    def __reduce__(self) -> Any:
-        return KernelBank.from_content, (self.content(),)
+    def __reduce__(self) -> Any:  # without the plan
+        return KernelBank, tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, KernelBank):
             return NotImplemented
-        mine, theirs = self._facts(), other._facts()
-        return (
-            self.kind == other.kind
-            and np.array_equal(mine.pop("features"), theirs.pop("features"))
-            and mine == theirs
-            and all(np.array_equal(self._arrays[k], other._arrays[k]) for k in self._arrays)
+        mine, theirs = self.content(), other.content()
+        return mine.keys() == theirs.keys() and all(
+            np.array_equal(mine[name], theirs[name]) for name in mine
         )
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.n_kernels, self._arrays["channels"].tobytes()))
 
     def __repr__(self) -> str:
         return (
@@ -192,77 +116,57 @@ class KernelBank:
             f"series ({self.series_channels}, {self.series_length}))"
         )
 
-    def _facts(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in (*SHAPE, "features")}
-
     @property
     def n_kernels(self) -> int:
         """How many kernels there are."""
-        return len(self._arrays["dilation"])
+        return len(self.arrays["dilation"])
 
     @property
     def n_features(self) -> int:
         """Two a kernel for ROCKET, one a bias for MiniROCKET."""
-        if self.kind == "rocket":
-            return 2 * self.n_kernels
-        return len(self._arrays["biases"])
-
-    @property
-    def arrays(self) -> Mapping[str, Array]:
-        """By name, read-only: an entry for each kernel, or concatenated over kernels."""
-        return self._arrays
+        return 2 * self.n_kernels if self.kind == "rocket" else len(self.arrays["biases"])
 
     def select(self, kernels: Iterable[int]) -> KernelBank:
-        """A bank of some kernels, in ascending order, with all their features.
+        """Return a bank of some kernels, in ascending order, with all their features.
 
         Raises:
-            TypeError: what is no integer, also a mask. ValueError: an index that is out of range
-                or named twice, or none.
+            ValueError: no list of different numbers of kernels; a mask is none either.
         """
-        chosen = _indices("kernels", kernels, self.n_kernels)
-        if self.kind == "rocket":
-            return self._of(chosen, np.stack([2 * chosen, 2 * chosen + 1], 1).reshape(-1))
-        first = np.concatenate([[0], np.cumsum(self._arrays["n_biases"])])
-        return self.select_features(_ranges(first[chosen], first[chosen + 1]))
+        chosen = _chosen("kernels", kernels, self.n_kernels)
+        return self.select_features(np.flatnonzero(np.isin(self._owners(), chosen)))
 
     def select_features(self, features: Iterable[int]) -> KernelBank:
-        """A bank with some of the features, of the kernels that they need, in ascending order.
+        """Return a bank with some features, of the kernels that they need, in ascending order.
 
         Raises:
-            TypeError: what is no integer, also a mask. ValueError: an index that is out of range
-                or named twice, or none; for ROCKET one of a kernel's two features alone.
+            ValueError: no list of different numbers of features; for ROCKET one of a kernel's two
+                features alone.
         """
-        chosen = _indices("features", features, self.n_features)
-        if self.kind == "rocket":
-            kernels, counts = np.unique(chosen // 2, return_counts=True)
-            if (counts != 2).any():
-                raise ValueError(
-                    f"kernel {kernels[counts != 2][0]} has two features, and only one of them is "
-                    "named; name both, or use select(kernels)"
-                )
-            return self._of(kernels, chosen)
-        owner = np.repeat(np.arange(self.n_kernels), self._arrays["n_biases"])[chosen]
-        kernels, counts = np.unique(owner, return_counts=True)
-        return self._of(kernels, chosen, counts)
-
-    def _of(self, kernels: Array, columns: Array, n_biases: Array | None = None) -> KernelBank:
-        a = self._arrays
-        held = {name: a[name][kernels] for name in PER_KERNEL[self.kind]}
-        starts = np.concatenate([[0], np.cumsum(a["n_channels"])])
-        held["channels"] = a["channels"][_ranges(starts[kernels], starts[kernels + 1])]
-        if self.kind == "rocket":
-            sizes = a["n_channels"].astype(np.int64) * a["length"]
-            starts = np.concatenate([[0], np.cumsum(sizes)])
-            held["weights"] = a["weights"][_ranges(starts[kernels], starts[kernels + 1])]
+        columns = _chosen("features", features, self.n_features)
+        a, rocket = self.arrays, self.kind == "rocket"
+        kernels, counts = np.unique(self._owners()[columns], return_counts=True)
+        if rocket and (counts != 2).any():
+            raise ValueError(
+                f"kernel {kernels[counts != 2][0]} has two features, and only one of them is "
+                "named; name both, or use select(kernels)"
+            )
+        held = {name: a[name][kernels] for name in a if name not in JOINED}
+        held["channels"] = a["channels"][_positions(a["n_channels"], kernels)]
+        if rocket:
+            held["weights"] = a["weights"][_positions(a["n_channels"] * a["length"], kernels)]
         else:
-            assert n_biases is not None
-            held["biases"], held["n_biases"] = a["biases"][columns], n_biases
-        facts = self._facts() | {"features": self.features[columns]}
-        return KernelBank(self.kind, held, **facts)
+            held["biases"], held["n_biases"] = a["biases"][columns], counts
+        shape = self.series_channels, self.series_length
+        return KernelBank(self.kind, held, *shape, self.normalise, self.features[columns])
+
+    def _owners(self) -> Array:
+        """Return the kernel of each feature."""
+        each = 2 if self.kind == "rocket" else self.arrays["n_biases"]
+        return np.repeat(np.arange(self.n_kernels), each)
 
     @classmethod
     def from_aeon(cls, fitted: Any) -> KernelBank:
-        """The kernels of a fitted aeon ``Rocket``, ``MiniRocket`` or a classifier made of one.
+        """Return the kernels of aeon's ``Rocket``, ``MiniRocket`` or a classifier made of one.
 
         Raises:
             TypeError: another object. ValueError: one that is not fitted.
@@ -279,24 +183,17 @@ class KernelBank:
         if not fitted.is_fitted:
             raise ValueError(f"this {kind} is not fitted; call fit first")
         transformer = getattr(fitted, "_transformer", fitted)
-        shape = {
-            "series_channels": transformer.metadata_["n_channels"],
-            "series_length": transformer.metadata_["n_timepoints"],
-        }
+        shape = transformer.metadata_["n_channels"], transformer.metadata_["n_timepoints"]
         if isinstance(transformer, Rocket):
-            weights, length, bias, dilation, padding, n_channels, channels = transformer.kernels
-            arrays = {
-                "length": length, "dilation": dilation, "padding": padding, "bias": bias,
-                "n_channels": n_channels, "channels": channels, "weights": weights,
-            }  # fmt: skip
-            return cls("rocket", arrays, normalise=bool(transformer.normalise), **shape)
+            arrays = dict(zip(AEON_ROCKET, transformer.kernels, strict=True))
+            return cls("rocket", arrays, *shape, normalise=bool(transformer.normalise))
         n_channels, channels, dilations, n_biases, biases = transformer.parameters
         arrays = _all_kernels(dilations, n_biases)
         arrays |= {"n_channels": n_channels, "channels": channels, "biases": biases}
-        return cls("minirocket", arrays, normalise=False, **shape)
+        return cls("minirocket", arrays, *shape, normalise=False)
 
     def to_aeon(self) -> Any:
-        """A fitted aeon ``Rocket`` or ``MiniRocket`` with these kernels.
+        """Return a fitted aeon ``Rocket`` or ``MiniRocket`` with these kernels.
 
         Raises:
             ValueError: a MiniROCKET bank of which features were dropped: aeon's object always has
@@ -304,11 +201,10 @@ class KernelBank:
         """
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
 
-        a = self._arrays
+        a = {name: array.copy() for name, array in self.arrays.items()}
         if self.kind == "rocket":
             made = Rocket(n_kernels=self.n_kernels, normalise=self.normalise)
-            order = ("weights", "length", "bias", "dilation", "padding", "n_channels", "channels")
-            made.kernels = tuple(a[name].copy() for name in order)
+            made.kernels = tuple(a[name] for name in AEON_ROCKET)
         else:
             dilations, first = np.unique(a["dilation"], return_index=True)
             n_biases = a["n_biases"][first]
@@ -320,10 +216,7 @@ class KernelBank:
                     "compute them with kernel_features"
                 )
             made = MiniRocket(n_kernels=self.n_features)
-            made.parameters = (
-                a["n_channels"].copy(), a["channels"].copy(), dilations,
-                n_biases, a["biases"].copy(),
-            )  # fmt: skip
+            made.parameters = a["n_channels"], a["channels"], dilations, n_biases, a["biases"]
         made._n_jobs, made.is_fitted = 1, True
         made.metadata_ = {
             "multivariate": self.series_channels > 1,
@@ -340,8 +233,7 @@ class KernelBank:
         Raises:
             OSError: the file cannot be written.
         """
-        with replacing(Path(path)) as file:
-            np.savez(file, allow_pickle=False, format=FORMAT, version=VERSION, **self.content())
+        save_arrays(path, FORMAT, self.content())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KernelBank:
@@ -350,86 +242,81 @@ class KernelBank:
         Raises:
             OSError: the file cannot be read. ValueError: damaged, of another version, or no bank.
         """
-        content = read_arrays(path, FORMAT, VERSION)
-        try:
-            return cls.from_content(content)
-        except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{os.fspath(path)} holds no usable kernel bank: {error}") from error
+        return load_arrays(path, FORMAT, cls.from_content)
 
     def content(self) -> dict[str, Any]:
-        """Everything that ``from_content`` needs, as arrays and numbers."""
-        return {"kind": self.kind, **self._facts(), **self._arrays}
+        """Return everything that ``from_content`` needs, as arrays and numbers."""
+        facts = ("kind", "series_channels", "series_length", "normalise", "features")
+        return {name: getattr(self, name) for name in facts} | dict(self.arrays)
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> KernelBank:
-        """Its inverse, of what may come from a file; KeyError, TypeError or ValueError."""
-        kind = str(content["kind"])
-        facts = {name: np.asarray(content[name]).item() for name in SHAPE}
-        return cls(kind, content, features=content["features"], **facts)
+        """Make a bank of what ``content`` returned; some error where it is damaged."""
+        kind, channels, length, normalise = (
+            np.asarray(content[name]).item()
+            for name in ("kind", "series_channels", "series_length", "normalise")
+        )
+        bank = cls(kind, content, channels, length, normalise, content["features"])
+        if extension is not None:
+            _ = bank.plan  # which C++ checks: a damaged file is refused here, not when it is used
+        return bank
 
 
-def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> dict[str, Array]:
-    """The arrays of an ``.npz`` file that says that it is of this kind and version."""
+def save_arrays(path: str | os.PathLike[str], format: str, content: Mapping[str, Any]) -> None:
+    """Write an ``.npz`` file that names its format, whole or not at all."""
+    with replacing(Path(path)) as file:
+        np.savez(file, allow_pickle=False, format=format, **content)
+
+
+def load_arrays(
+    path: str | os.PathLike[str], format: str, make: Callable[[dict[str, Array]], Made]
+) -> Made:
+    """Return what ``make`` makes of the arrays of such a file; ValueError where it is damaged."""
     with Path(path).open("rb") as opened:
         try:
             # np.load takes any text for a pickle, and advises to load it unsafely.
             with np.lib.npyio.NpzFile(opened) as file:
                 content = {name: file[name] for name in file.files}
-                found, number = str(content.pop("format")), int(content.pop("version"))
+            if (found := str(content.pop("format"))) != format:
+                raise ValueError(f"it is a {found}")
+            return make(content)
         except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
             raise ValueError(
-                f"{os.fspath(path)} is no {kind}, or damaged ({type(error).__name__}: {error}); "
+                f"{os.fspath(path)} is no {format}, or damaged ({type(error).__name__}: {error}); "
                 "write it again with save"
             ) from error
-    if found != kind or number != version:
-        raise ValueError(
-            f"expected a {kind} of version {version}, but {os.fspath(path)} is a {found} of "
-            f"version {number}; use the release and the class that wrote it"
-        )
-    return content
 
 
 def _all_kernels(dilations: Array, n_biases: Array) -> dict[str, Array]:
-    """What aeon's MiniRocket does not say: all kernels at every dilation, padded in turn."""
+    """Return what aeon's MiniRocket leaves out: all kernels at every dilation, padded in turn."""
     j, k = np.divmod(np.arange(MINI_KERNELS * len(dilations)), MINI_KERNELS)
     return {
-        "taps": k, "dilation": dilations[j], "padded": (j + k) % 2 == 0, "n_biases": n_biases[j],
+        "taps": k, "dilation": dilations[j], "padded": 1 - (j + k) % 2, "n_biases": n_biases[j],
     }  # fmt: skip
 
 
-def _frozen(name: str, values: Any, dtype: Any) -> Array:
-    """A copy that cannot be written, of numbers that the type holds exactly or to its precision."""
-    given = np.asarray(values)
-    kinds = "iub" if np.dtype(dtype).kind == "i" else "iuf"
-    if given.ndim != 1 or given.dtype.kind not in kinds:
-        raise ValueError(
-            f"{name} must be a vector of {np.dtype(dtype).name}, but got shape {given.shape} and "
-            f"dtype {given.dtype}"
-        )
-    with np.errstate(over="ignore"):
-        array = given.astype(dtype)
-    if np.dtype(dtype).kind == "i" and not np.array_equal(array, given):
-        raise ValueError(f"{name} must fit into {np.dtype(dtype).name}")
+def _frozen(values: Any, dtype: Any) -> Array:
+    """Return a read-only copy; TypeError for numbers of another kind."""
+    array = np.asarray(values).astype(dtype, casting="same_kind")
     array.flags.writeable = False
-    return array.view()  # which cannot be made writable again
-
-
-def _indices(name: str, chosen: Iterable[int], count: int) -> Array:
-    if not isinstance(chosen, Iterable):
-        raise TypeError(f"{name} must be several integers, but got {chosen!r}")
-    found = sorted(integer(f"{name} must be integers", i) for i in chosen)
-    if not found:
-        raise ValueError(f"{name} names none; a bank holds at least one")
-    if found[0] < 0 or found[-1] >= count:
-        raise ValueError(f"{name} must lie in [0, {count}), but hold {found[0]} to {found[-1]}")
-    array = np.array(found, np.int64)
-    if (np.diff(array) == 0).any():
-        raise ValueError(f"{name} name {array[:-1][np.diff(array) == 0][0]} twice")
     return array
 
 
-def _ranges(first: Array, end: Array) -> Array:
-    """All integers of several ranges, one after the other."""
-    sizes = end - first
-    starts = np.repeat(first - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
-    return starts + np.arange(sizes.sum())
+def _chosen(name: str, chosen: Iterable[int], count: int) -> Array:
+    """Return the numbers in ascending order."""
+    given = np.asarray(list(chosen))
+    if given.dtype.kind in "iu" and given.ndim == 1:
+        found = np.unique(given)
+        if len(found) == len(given) and 0 <= found[0] and found[-1] < count:
+            return found
+    raise ValueError(
+        f"{name} must be a list of different integers from 0 to {count - 1}, but got {given}; of a "
+        "mask take numpy.flatnonzero"
+    )
+
+
+def _positions(sizes: Array, kernels: Array) -> Array:
+    """Return where the entries of some kernels are, if kernel i has ``sizes[i]`` of them."""
+    keep = np.zeros(len(sizes), bool)
+    keep[kernels] = True
+    return np.flatnonzero(np.repeat(keep, sizes))

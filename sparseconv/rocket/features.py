@@ -34,7 +34,7 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 
     Raises:
         TypeError: no ``KernelBank``. ValueError: series of another shape or not finite; ``out``
-            that does not fit, or overlaps the series.
+            that does not fit.
 
     Example:
         >>> from aeon.transformations.collection.convolution_based import MiniRocket
@@ -54,22 +54,17 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
     wanted = len(X), bank.n_features
     if out is None:
         out = np.empty(wanted, np.float32)
-    elif not (
-        isinstance(out, np.ndarray)
-        and out.shape == wanted
-        and out.dtype == np.float32
-        and out.flags.carray  # C-contiguous, aligned and writeable
+    elif not isinstance(out, np.ndarray) or not (
+        out.shape == wanted and out.dtype == np.float32 and out.flags.carray
     ):
         raise ValueError(
-            f"expected out to be a C-contiguous, writeable float32 array of shape {wanted}, but "
-            f"got {_described(out)}; leave it out for a new one"
+            f"expected out to be a C-contiguous, writeable float32 array of shape {wanted}; leave "
+            "it out for a new one"
         )
-    elif np.may_share_memory(X, out):
-        raise ValueError("expected out in memory of its own, but it overlaps the series; copy them")
     if extension is None:
         out[:] = kernel_features_reference(X, bank)
     else:
-        plan_of(bank).features(torch.from_numpy(X), torch.from_numpy(out))
+        bank.plan.features(torch.from_numpy(X), torch.from_numpy(out))
     return out
 
 
@@ -131,13 +126,6 @@ def _misfit(bank: KernelBank, given: object) -> ValueError:
     )
 
 
-def _described(out: Any) -> str:
-    if not isinstance(out, np.ndarray):
-        return type(out).__name__
-    lacks = "" if out.flags.carray else ", not C-contiguous, aligned and writeable"
-    return f"{out.dtype} of shape {out.shape}{lacks}"
-
-
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Each channel of each series with mean 0 and variance 1; a constant one becomes zeros.
 
@@ -157,19 +145,3 @@ def rounding(mean: Any, n: int, eps: Any) -> Any:
     The mean of equal numbers may be another number, off by the errors of n additions.
     """
     return eps * n**0.5 * abs(mean)
-
-
-def plan_of(bank: KernelBank) -> Any:
-    """The bank as the kernels read it, made once."""
-    if bank._plan is None:
-        assert extension is not None
-        a = {name: torch.tensor(array) for name, array in bank.arrays.items()}
-        names = ROCKET_ORDER if bank.kind == "rocket" else MINIROCKET_ORDER
-        make = extension.RocketPlan if bank.kind == "rocket" else extension.MiniRocketPlan
-        made = make(*(a[name] for name in names), bank.series_channels, bank.series_length)
-        object.__setattr__(bank, "_plan", made)
-    return bank._plan
-
-
-ROCKET_ORDER = ("length", "dilation", "padding", "bias", "n_channels", "channels", "weights")
-MINIROCKET_ORDER = ("taps", "dilation", "padded", "n_biases", "biases", "n_channels", "channels")

@@ -1,18 +1,18 @@
-"""Features of random kernels: aeon's, whatever the layout, threads, instruction set and bank."""
+"""Features of random kernels: aeon's, of series in any memory and of any numbers."""
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from random_banks import feature_limits
+from random_banks import KINDS, Problem, feature_limits
 
 from sparseconv.ops.backends import extension
 from sparseconv.rocket import KernelBank, kernel_features
+from sparseconv.rocket.features import normalised
 from sparseconv.rocket.reference import kernel_features_reference
 
 aeon = pytest.importorskip("aeon.transformations.collection.convolution_based")
@@ -33,13 +33,13 @@ def fitted(kind: str, X: Any, n_kernels: int = 300, **more: Any) -> Any:
     return make(n_kernels=n_kernels, random_state=0, **more).fit(X)
 
 
-def series(shape: tuple[int, ...], seed: int = 0) -> Any:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+def drawn(shape: tuple[int, ...]) -> Any:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_minirocket_is_aeons(shape: tuple[int, ...]) -> None:
-    X = series(shape)
+    X = drawn(shape)
     transformer = fitted("minirocket", X)
     bank = KernelBank.from_aeon(transformer)
     got = kernel_features(X, bank)
@@ -50,7 +50,7 @@ def test_minirocket_is_aeons(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rocket_is_aeons(shape: tuple[int, ...], normalise: bool) -> None:
-    X = series(shape) * 3 + 1
+    X = drawn(shape) * 3 + 1
     transformer = fitted("rocket", X, normalise=normalise)
     bank = KernelBank.from_aeon(transformer)
     lowest, highest = feature_limits(X, bank)
@@ -58,85 +58,77 @@ def test_rocket_is_aeons(shape: tuple[int, ...], normalise: bool) -> None:
         assert ((lowest <= features) & (features <= highest)).all()
 
 
-@pytest.mark.parametrize("kind", ["rocket", "minirocket"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_bits_depend_on_the_kernel_and_the_series_alone(
-    kind: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(params=KINDS)
+def bank(request: pytest.FixtureRequest) -> KernelBank:
+    return replace(Problem(request.param, 6).bank, normalise=request.param == "rocket")
+
+
+@pytest.fixture
+def series(bank: KernelBank) -> Any:
+    shape = 5, bank.series_channels, bank.series_length
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_series_in_any_memory(bank: KernelBank, series: Any) -> None:
+    expected, before = kernel_features(series, bank), series.copy()
+    unaligned = np.empty(series.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(series.shape)
+    unaligned[:] = series
+    frozen = series.copy()
+    frozen.flags.writeable = False
+    for same in (
+        list(series), series.tolist(), torch.from_numpy(series), series.astype(">f4"),
+        np.asfortranarray(series), np.repeat(series, 2, axis=2)[..., ::2],
+        series[::-1].copy()[::-1], unaligned, frozen, series.astype(np.float64),
+    ):  # fmt: skip
+        assert np.array_equal(kernel_features(same, bank), expected)
+    assert np.array_equal(series, before)
+    assert kernel_features(series[:0], bank).shape == (0, bank.n_features)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float16", "longdouble"])
+def test_series_of_other_numbers(dtype: str, bank: KernelBank, series: Any) -> None:
+    other = (9 * series).astype(np.int8).astype(dtype)
+    expected = kernel_features(other.astype(np.float32), bank)
+    assert np.array_equal(kernel_features(other, bank), expected)
+
+
+def test_one_channel_may_be_left_out() -> None:
+    bank = Problem("minirocket", 2).bank
+    assert bank.series_channels == 1
+    X = np.random.default_rng(0).normal(size=(3, bank.series_length))
+    assert np.array_equal(kernel_features(X, bank), kernel_features(X[:, None], bank))
+
+
+def test_normalised_series() -> None:
+    X = np.random.default_rng(0).normal(3, 5, (40, 6, 101)).astype(np.float32)
+    X[0], X[1, 2] = 0.1, 1e30  # constant ones become zeros
+    found = normalised(X)
+    assert np.array_equal(normalised(np.asfortranarray(X)), found)
+    assert not found[0].any()
+    assert not found[1, 2].any()
+    np.testing.assert_allclose(found[2:].mean(2), 0, atol=1e-12)
+    np.testing.assert_allclose(found[2:].std(2), 1)
+    huge = 3e38 * np.sign(X[2:4])
+    assert np.isfinite(normalised(huge)).all()
+
+
+@pytest.mark.parametrize("length", [11, 13, 15, 31, 60, 127, 135, 1000])
+def test_constant_channels_become_zeros(length: int) -> None:
+    """Also where the mean of equal numbers in float64 is another number."""
+    values = np.array([36.6, 1000.1, -0.1, 1e-30, 1e30, *np.random.default_rng(0).normal(size=500)])
+    X = np.repeat(values[:, None], length, 1)[:, None]
+    assert (X.mean(2) != X[..., 0]).any()  # else nothing is tested
+    for dtype in (np.float64, np.float32, np.longdouble):
+        assert not normalised(X.astype(dtype)).any()
+    # A difference that float64 holds; of so small a spread its rounding is up to the tolerance.
+    X[..., 0] *= 1 + 1e-9
+    np.testing.assert_allclose(normalised(X).std(2), 1, rtol=1e-4)
+
+
+@pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
+def test_an_instruction_set_that_is_none(
+    bank: KernelBank, series: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X = series(shape)
-    bank = KernelBank.from_aeon(fitted(kind, X))
-    whole = kernel_features(X, bank)
-    for isa in extension.isas() if extension else ():
-        monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
-        assert np.array_equal(kernel_features(X, bank), whole), isa
-    monkeypatch.delenv("SPARSECONV_CPU_ISA", raising=False)
-    threads = torch.get_num_threads()
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        assert np.array_equal(kernel_features(X, bank), whole), count
-    torch.set_num_threads(threads)
-    for n in range(min(4, len(X))):
-        assert np.array_equal(kernel_features(X[n : n + 1], bank)[0], whole[n])
-    generator = np.random.default_rng(1)
-    some = bank.select(generator.choice(bank.n_kernels, 20, replace=False).tolist())
-    assert np.array_equal(kernel_features(X, some), whole[:, some.features])
-    one = bank.select([5])
-    assert np.array_equal(kernel_features(X, one), whole[:, one.features])
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_kernels_that_aeon_does_not_draw(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(channels)
-    X, n = series((19, channels, 61)), 400
-    length = generator.integers(1, 12, n) if channels > 1 else generator.choice([7, 9, 11], n)
-    dilation = generator.integers(1, 60 // np.maximum(length - 1, 1) + 1)
-    padding = generator.integers(0, (length - 1) * dilation + 1)
-    n_channels = generator.integers(1, channels + 1, n)
-    bank = KernelBank(
-        "rocket",
-        {
-            "length": length, "dilation": dilation, "padding": padding, "n_channels": n_channels,
-            "bias": generator.uniform(-1, 1, n),
-            "channels": np.concatenate([np.arange(count) for count in n_channels]),
-            "weights": generator.normal(size=(length * n_channels).sum()),
-        },
-        series_channels=channels, series_length=61, normalise=False,
-    )  # fmt: skip
-    lowest, highest = feature_limits(X, bank)
-    for isa in extension.isas() if extension else ():
-        monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
-        whole = kernel_features(X, bank)
-        assert ((lowest <= whole) & (whole <= highest)).all()
-        assert np.array_equal(kernel_features(X[:1], bank), whole[:1])
-
-
-def test_selections_of_features() -> None:
-    X = series((6, 2, 40))
-    bank = KernelBank.from_aeon(fitted("minirocket", X, 1000))
-    whole = kernel_features(X, bank)
-    chosen = np.random.default_rng(2).choice(bank.n_features, 50, replace=False)
-    small = bank.select_features(chosen.tolist())
-    assert small.features.tolist() == sorted(chosen.tolist())
-    assert np.array_equal(kernel_features(X, small), whole[:, small.features])
-    smaller = small.select_features(range(0, 50, 7))
-    assert np.array_equal(kernel_features(X, smaller), whole[:, smaller.features])
-    rocket = KernelBank.from_aeon(fitted("rocket", X))
-    with pytest.raises(ValueError, match="kernel 1 has two features, and only one"):
-        rocket.select_features([0, 1, 2])
-    assert rocket.select_features([4, 5]) == rocket.select([2])
-
-
-@pytest.mark.parametrize("kind", ["rocket", "minirocket"])
-def test_a_bank_is_kept(kind: str, tmp_path: Path) -> None:
-    X = series((6, 2, 40))
-    bank = KernelBank.from_aeon(fitted(kind, X)).select(range(3, 80, 2))
-    kernel_features(X, bank)
-    bank.save(tmp_path / "bank.npz")
-    for other in (KernelBank.load(tmp_path / "bank.npz"), pickle.loads(pickle.dumps(bank))):
-        assert other == bank
-        assert hash(other) == hash(bank)
-        assert np.array_equal(kernel_features(X, other), kernel_features(X, bank))
-    with pytest.raises(AttributeError, match="immutable"):
-        bank.kind = "other"
-    with pytest.raises(ValueError, match="read-only"):
-        bank.arrays["dilation"][0] = 1
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", "sse9")
+    with pytest.raises(ValueError, match=r"SPARSECONV_CPU_ISA must be one of .* but got 'sse9'"):
+        kernel_features(series, bank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from sparseconv.rocket.features import normalised
 from sparseconv.rocket.reference import kernel_features_reference, kernel_outputs_reference
 from sparseconv.testing import error_bound
 
-__all__ = ["CASES", "KINDS", "Problem", "changed", "feature_limits"]
+__all__ = ["KINDS", "Problem", "feature_limits"]
 
 # Below, at and just past what fills vectors, and the rests that have lanes of another kind.
 CASES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 28, 31, 32, 33, 40)
@@ -120,11 +120,9 @@ def _rocket(rng: np.random.Generator) -> tuple[KernelBank, Any, bool]:
         "length": taps, "dilation": dilation, "padding": padding, "bias": bias,
         "n_channels": numbers, "channels": chosen, "weights": weights,
     }  # fmt: skip
-    bank = KernelBank(
-        "rocket", arrays, series_channels=channels, series_length=length,
-        normalise=not exact and bool(rng.random() < 0.3),
-    )  # fmt: skip
-    return bank, _series(rng, (n, channels, length), exact, 1e30), exact
+    normalise = not exact and bool(rng.random() < 0.3)
+    X = _series(rng, (n, channels, length), exact, 1e30)
+    return _bank("rocket", arrays, X, normalise), X, exact
 
 
 def _minirocket(rng: np.random.Generator) -> tuple[KernelBank, Any, bool]:
@@ -143,17 +141,18 @@ def _minirocket(rng: np.random.Generator) -> tuple[KernelBank, Any, bool]:
         "n_biases": n_biases, "n_channels": numbers, "channels": chosen,
         "biases": np.zeros(n_biases.sum()),
     }  # fmt: skip
-    facts: dict[str, Any] = {
-        "series_channels": channels, "series_length": length, "normalise": False,
-    }  # fmt: skip
     # As in training, a bias is an output of some series: that very output is not above it.
     one = X[rng.integers(n)][None]
     with np.errstate(over="ignore", invalid="ignore"):
-        outputs = kernel_outputs_reference(one, KernelBank("minirocket", arrays, **facts))
+        outputs = kernel_outputs_reference(one, _bank("minirocket", arrays, X))
         drawn = [rng.choice(s[0], k) for s, k in zip(outputs, n_biases, strict=True)]
     biases = np.concatenate(drawn)
     biases[(rng.random(len(biases)) < 0.1) | ~np.isfinite(biases)] = 0
-    return KernelBank("minirocket", arrays | {"biases": biases}, **facts), X, exact
+    return _bank("minirocket", arrays | {"biases": biases}, X), X, exact
+
+
+def _bank(kind: str, arrays: dict[str, Any], X: Any, normalise: bool = False) -> KernelBank:
+    return KernelBank(kind, arrays, *X.shape[1:], normalise)
 
 
 def feature_limits(X: Any, bank: KernelBank, exact: bool = False) -> tuple[Any, Any]:
@@ -163,7 +162,8 @@ def feature_limits(X: Any, bank: KernelBank, exact: bool = False) -> tuple[Any, 
         with np.errstate(over="ignore", invalid="ignore"):
             features = kernel_features_reference(X, bank).astype(np.float32)
         return features, features
-    absolute = changed(bank, **{name: abs(bank.arrays[name]) for name in ("weights", "bias")})
+    positive = {name: abs(bank.arrays[name]) for name in ("weights", "bias")}
+    absolute = replace(bank, arrays={**bank.arrays, **positive})
     sums = kernel_outputs_reference(X, bank), kernel_outputs_reference(abs(X), absolute)
     lowest, highest = (np.empty((len(X), bank.n_features)) for _ in "ab")
     terms = 1 + bank.arrays["length"] * bank.arrays["n_channels"]
@@ -181,8 +181,3 @@ def _rounding(s: Any, magnitude: Any, terms: int) -> Any:
     single = torch.finfo(torch.float32)
     tiny = count * single.smallest_normal * single.eps / 2 * (magnitude > 0)
     return (error_bound(s, magnitude, count, torch.float32) + tiny).numpy()
-
-
-def changed(bank: KernelBank, **changes: Any) -> KernelBank:
-    """A bank with another kind, other facts or other arrays."""
-    return KernelBank.from_content(bank.content() | changes)

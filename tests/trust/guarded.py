@@ -30,7 +30,6 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.chain import Chain, Conv, NormRelu, Pointwise
 from sparseconv.ops import calls as ops
 from sparseconv.ops.backends import extension
-from sparseconv.rocket.features import MINIROCKET_ORDER, ROCKET_ORDER
 from sparseconv.testing import LAYOUTS, Case, random_case
 
 OPS = torch.ops.sparseconv
@@ -90,13 +89,12 @@ def features_of(problem: Problem) -> tuple[Any, tuple[Any, ...]]:
     bank, x = problem.bank, torch.from_numpy(problem.series)
     rocket = bank.kind == "rocket"
     plan = extension.RocketPlan if rocket else extension.MiniRocketPlan
-    order = ROCKET_ORDER if rocket else MINIROCKET_ORDER
 
     def run(x: Tensor, out: Tensor, *arrays: Tensor) -> Tensor:
         plan(*arrays, *x.shape[1:]).features(x, out)
         return out
 
-    arrays = (torch.tensor(bank.arrays[name]) for name in order)
+    arrays = map(torch.tensor, bank.arrays.values())
     return run, (x, torch.full((len(x), bank.n_features), math.nan), *arrays)
 
 

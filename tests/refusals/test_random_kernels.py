@@ -1,0 +1,54 @@
+"""What ``kernel_features``, the selections of a ``KernelBank`` and ``from_aeon`` refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from random_banks import Problem
+from refusals import refuses, table
+
+from sparseconv.rocket import KernelBank, kernel_features
+
+ROCKET, MINI = Problem("rocket", 2).bank, Problem("minirocket", 6).bank
+CHANNELS, LENGTH = MINI.series_channels, MINI.series_length
+X = np.random.default_rng(0).normal(size=(5, CHANNELS, LENGTH)).astype(np.float32)
+FEATURES = np.empty((5, MINI.n_features), np.float32)
+
+
+def with_value(value: float) -> Any:
+    series = X.astype(np.float64)
+    series[1, 0, 3] = value
+    return series
+
+
+@table(
+    (lambda: kernel_features(X, None), TypeError, "make one with KernelBank.from_aeon"),
+    (lambda: kernel_features(X[:, :, 1:], MINI), ValueError, f"but got (5, {CHANNELS}, {LENGTH - 1})"),
+    (lambda: kernel_features(X[:, 1:], MINI), ValueError, "pad or cut them to this length"),
+    (lambda: kernel_features(X[0, 0], MINI), ValueError, f"but got ({LENGTH},)"),
+    (lambda: kernel_features([X[0], X[1, :, 1:]], MINI), ValueError, "several shapes; pad or cut"),
+    (lambda: kernel_features(X.astype(str), MINI), ValueError, "of real numbers, but got dtype <U"),
+    (lambda: kernel_features(X * 1j, MINI), ValueError, "of real numbers, but got dtype complex"),
+    (lambda: kernel_features(with_value(np.nan), MINI), ValueError, "replace NaN"),
+    (lambda: kernel_features(with_value(1e300), MINI), ValueError, "infinite or larger numbers"),
+    (lambda: kernel_features(X, MINI, out=FEATURES[1:]), ValueError, "expected out to be"),
+    (lambda: kernel_features(X, MINI, out=FEATURES.tolist()), ValueError, "leave it out"),
+    (lambda: kernel_features(X, MINI, out=np.asfortranarray(FEATURES)), ValueError, "C-contiguous"),
+    (lambda: MINI.select([]), ValueError, "kernels must be a list of different integers"),
+    (lambda: MINI.select([1, 0, 1]), ValueError, "but got [1 0 1]"),
+    (lambda: MINI.select_features([-1]), ValueError, "features must be a list of different"),
+    (lambda: ROCKET.select([0, 10**6]), ValueError, f"from 0 to {ROCKET.n_kernels - 1}"),
+    (lambda: ROCKET.select(np.ones(9, bool)), ValueError, "of a mask take numpy.flatnonzero"),
+    (lambda: ROCKET.select_features([0, 1, 2]), ValueError, "kernel 1 has two features, and only"),
+)  # fmt: skip
+def test_random_kernels(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
+
+
+def test_from_aeon() -> None:
+    aeon = pytest.importorskip("aeon.transformations.collection.convolution_based")
+    refuses(lambda: KernelBank.from_aeon(aeon.Rocket()), ValueError, "not fitted; call fit first")
+    refuses(lambda: KernelBank.from_aeon(aeon.MultiRocket(84)), TypeError, "expected aeon's Rocket")
