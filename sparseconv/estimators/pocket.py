@@ -213,12 +213,13 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
                 select = Selector(features, labels, self.n_classes_, size)
                 selected = select(self.keep_, self.k_, self.n_iter)
                 kept = features[:, selected.columns]
-                head = ridge_classifier(kept, labels) if self.refit else (None, None)
+                head = ridge_classifier(kept, labels) if self.refit else None
                 bar.update()
         self.kept_kernels_ = selected.groups
         self.bank_ = bank.select_features(selected.columns)
-        self.scaler_, self.estimator_ = head
-        coef, intercept = unscaled(*head) if self.refit else (selected.coef, selected.intercept)
+        self.scaler_ = head and head[0]
+        self.estimator_ = head and head[1]
+        coef, intercept = unscaled(*head) if head else (selected.coef, selected.intercept)
         classes = self.classes_
         if classes.dtype.kind == "O":  # Python's objects cannot be saved
             classes = np.array(classes.tolist())
@@ -354,7 +355,7 @@ def unscaled(scaler: Any, estimator: Any) -> tuple[Array, Array]:
 
 
 def _ridge(k: Any) -> float:
-    if isinstance(k, numbers.Real) and 0 < k < np.inf:
+    if isinstance(k, numbers.Real) and 0 < float(k) < np.inf:
         return float(k)
     raise ValueError(f'k must be a positive number or "cv", but got {k!r}')
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,7 +75,7 @@ class KernelBank:
     series_channels: int
     series_length: int
     normalise: bool
-    features: npt.NDArray[np.int64] = field(default=None)  # type: ignore[assignment]  # all
+    features: npt.NDArray[np.int64] = None  # type: ignore[assignment]  # all of them
 
     def __post_init__(self) -> None:
         if self.kind not in ARRAYS:
@@ -307,7 +307,7 @@ def _chosen(name: str, chosen: Iterable[int], count: int) -> Array:
     given = np.asarray(list(chosen))
     if given.dtype.kind in "iu" and given.ndim == 1:
         found = np.unique(given)
-        if len(found) == len(given) and 0 <= found[0] and found[-1] < count:
+        if len(found) == len(given) and found[0] >= 0 and found[-1] < count:
             return found
     raise ValueError(
         f"{name} must be a list of different integers from 0 to {count - 1}, but got {given}; of a "

@@ -26,7 +26,7 @@ def with_value(value: float) -> Any:
 
 @table(
     (lambda: kernel_features(X, None), TypeError, "make one with KernelBank.from_aeon"),
-    (lambda: kernel_features(X[:, :, 1:], MINI), ValueError, f"but got (5, {CHANNELS}, {LENGTH - 1})"),
+    (lambda: kernel_features(X[:, :, 1:], MINI), ValueError, f"got (5, {CHANNELS}, {LENGTH - 1})"),
     (lambda: kernel_features(X[:, 1:], MINI), ValueError, "pad or cut them to this length"),
     (lambda: kernel_features(X[0, 0], MINI), ValueError, f"but got ({LENGTH},)"),
     (lambda: kernel_features([X[0], X[1, :, 1:]], MINI), ValueError, "several shapes; pad or cut"),

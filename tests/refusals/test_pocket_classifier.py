@@ -1,0 +1,57 @@
+"""What ``RocketTransformer``, ``POCKETClassifier`` and ``prune_rocket`` refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from refusals import refuses, table
+
+pytest.importorskip("aeon", reason="aeon is not installed")
+
+from aeon.transformations.collection.convolution_based import Rocket
+from sklearn.linear_model import RidgeClassifierCV
+
+from sparseconv import POCKETClassifier, RocketTransformer, prune_rocket
+
+X = np.random.default_rng(0).normal(size=(12, 1, 60))
+Y = np.arange(12) % 2
+HOLE = np.where(np.arange(60) == 3, np.nan, X)
+UNEQUAL = [x[:, : 20 + i] for i, x in enumerate(X)]
+BANK = RocketTransformer(n_kernels=20, random_state=0).fit(X).bank_
+
+
+def fit(X: Any = X, y: Any = Y, **options: Any) -> POCKETClassifier:
+    return POCKETClassifier(**({"n_kernels": 20, "n_iter": 2} | options)).fit(X, y)
+
+
+@table(
+    (lambda: fit(kernels="hydra"), ValueError, "kernels must be one of ('rocket', 'minirocket')"),
+    (lambda: fit(n_kernels=0), ValueError, "n_kernels must be at least 1"),
+    (lambda: fit(n_kernels=2.5), TypeError, "n_kernels must be an int, but got 2.5"),
+    (lambda: fit(random_state=-1), ValueError, "random_state must lie in [0, 2**32)"),
+    (lambda: fit(keep=1.5), ValueError, "keep must be a share in (0, 1]"),
+    (lambda: fit(keep=21), ValueError, "a number from 1 to 20 (an int)"),
+    (lambda: fit(keep="all"), ValueError, "\"cv\", but got 'all'"),
+    (lambda: fit(k=0), ValueError, "k must be a positive number"),
+    (lambda: fit(k="auto"), ValueError, "k must be a positive number or \"cv\", but got 'auto'"),
+    (lambda: fit(n_iter=0), ValueError, "n_iter must be at least 1"),
+    (lambda: fit(keep="cv", y=np.arange(12)), ValueError, '"cv" needs two cases of a class'),
+    (lambda: fit(UNEQUAL), ValueError, "expected series of one length, but got unequal length"),
+    (lambda: fit(HOLE), ValueError, "POCKETClassifier expected finite values, but got missing"),
+    (lambda: fit(X * np.inf), ValueError, "finite"),
+    (lambda: fit(X[:0]), ValueError, "at least one series"),
+    (lambda: fit(X[:, :, :10]), ValueError, "at least 11 time points, but got 10"),
+    (lambda: fit(X[:, :, :8], kernels="minirocket"), ValueError, "at least 9 time points"),
+    (lambda: fit(X[:, :, :50], kernels=BANK), ValueError, "(n_cases, 1, 60), those that the kern"),
+    (lambda: fit().predict(X[:, :, :50]), ValueError, "length in fit, 60, but got 50"),
+    (lambda: fit().predict(HOLE), ValueError, "fill them in first"),
+    (lambda: RocketTransformer(BANK).fit(X[:, :, :50]), ValueError, "pad or cut them to this"),
+    (lambda: RocketTransformer(BANK).fit_transform(HOLE), ValueError, "RocketTransformer expected"),
+    (lambda: prune_rocket(Rocket(20), X, Y), ValueError, "not fitted; call fit first"),
+    (lambda: prune_rocket(RidgeClassifierCV(), X, Y), TypeError, "expected aeon's Rocket"),
+)  # fmt: skip
+def test_pocket_classifier(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
