@@ -51,7 +51,6 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
     x, values, bias = torch.randn(8, 8, LENGTH), torch.randn(300), torch.randn(16)
     weights = torch.randn(60_000).bfloat16()
     geometry = Geometry.of((16, 8, 9), 1, "same", 1, 1, "zeros")
-    plan = extension.ConvPlan(pattern.crow_indices, pattern.col_indices, geometry.numbers)
     ones = torch.ones(500, dtype=torch.int32)
     bank = extension.RocketPlan(  # kernels of nine taps, of the first channel
         9 * ones, ones, 0 * ones, torch.zeros(500), ones, 0 * ones, torch.randn(4_500), 8, LENGTH
@@ -60,38 +59,24 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
     def conv(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         return sc.sparse_conv1d(x, values, pattern, bias, padding="same", relu=True)
 
-    def replicate(x: Tensor, values: Tensor) -> Tensor:
-        return sc.sparse_conv1d(x, values, pattern, padding=4, padding_mode="replicate")
-
     def chain(x: Tensor, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         stages = [Conv(values, None, pattern, geometry, True), Pointwise(weight, bias)]
         return Chain()(x, stages)
-
-    ones_like_y = torch.ones(8, 16, LENGTH)
 
     def features() -> list[Tensor]:
         out = torch.empty(len(x), 1_000)
         bank.features(x, out)
         return [out]
 
-    def passes() -> list[Tensor]:
-        return [
-            plan.fprop(x, values), plan.dgrad(ones_like_y, values, LENGTH),
-            plan.wgrad(ones_like_y, x),
-        ]  # fmt: skip
-
     return {
         "conv": gradients(conv, x, values, bias),
-        "replicated half": gradients(replicate, x.bfloat16(), values.bfloat16()),
         "many half weights": gradients(
             lambda x, values: sc.sparse_conv1d(x, values, many, padding="same"),
             torch.randn(1, 64, 300).bfloat16(),
             weights,
         ),
         "chain": gradients(chain, x, values, torch.ones(16, 16, 1).tril(), bias),
-        "plan": passes,
         "features": features,
-        "peak": lambda: [torch.tensor([len(extension.run_peak(False, 1_000, 2))])],
     }
 
 

@@ -41,75 +41,51 @@ def worker(rank: int, model: nn.Module, seen: Any, x: Tensor, y: Tensor) -> None
         optimizer.zero_grad()
         model(x).square().mean().backward()
         optimizer.step()
-    seen.put((rank, bool(before.detach().equal(y)) or rank > 0, float(model(x).square().mean())))
+    seen.put(rank > 0 or bool(before.detach().equal(y)))
 
 
 @pytest.mark.tool(
     "share_memory and torch.multiprocessing (Hogwild), by spawn where torch is for CUDA", "works"
 )
-@pytest.mark.parametrize(
-    ("method", "n"),
-    [
-        pytest.param(
-            "fork",
-            2,
-            marks=pytest.mark.skipif(not FORKS, reason="torch with CUDA trains in no fork"),
-        ),
-        ("spawn", 1),
-    ],
-)
-def test_hogwild(method: str, n: int) -> None:
+def test_hogwild() -> None:
     model, x = make().share_memory(), torch.randn(3, 2, 30).share_memory_()
     assert all(t.is_shared() for t in (*model.parameters(), *model.buffers()))
     with torch.no_grad():
         y = model(x).clone()
-    context = mp.get_context(method)
+    context = mp.get_context("fork" if FORKS else "spawn")
     seen = context.Queue()
-    processes = [context.Process(target=worker, args=(i, model, seen, x, y)) for i in range(n)]
-    losses = []
+    processes = [context.Process(target=worker, args=(i, model, seen, x, y)) for i in range(2)]
     for process in processes:
         process.start()
-    for _ in processes:
-        rank, equal, loss = seen.get(timeout=TIMEOUT)
-        assert equal, rank
-        losses.append(loss)
+    assert all(seen.get(timeout=TIMEOUT) for _ in processes)
     for process in processes:
         process.join(TIMEOUT)
         assert process.exitcode == 0
-    with torch.no_grad():
-        final = float(model(x).square().mean())
-    assert final < float(y.square().mean())  # the parent sees what its children have trained
-    assert n > 1 or final == pytest.approx(losses[0])
+    with torch.no_grad():  # the parent sees what its children have trained
+        assert float(model(x).square().mean()) < float(y.square().mean())
 
 
 @pytest.mark.tool("share_memory and a change of pattern", "refuses")
 def test_shared_values_keep_their_pattern() -> None:
     model, x = make(), torch.randn(3, 2, 30)
-    other = copy.deepcopy(model)
-    for layer in (other[0], other[2]):
-        layer.set_pattern(KernelCSR.random(layer.pattern.shape, layer.pattern.nnz))
+    state = copy.deepcopy(model.state_dict())
     model.share_memory()
-    before = copy.deepcopy(model.state_dict())
-    first = model[0]
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    first, optimizer = model[0], torch.optim.SGD(model.parameters(), 0.1)
+    other = KernelCSR.random(first.pattern.shape, first.pattern.nnz)
     for change in (
-        lambda: first.set_pattern(KernelCSR.random(first.pattern.shape, 3)),
+        lambda: first.set_pattern(other),
         lambda: DSTScheduler(model, optimizer, update_every=1, end_step=9),
     ):
         with pytest.raises(NotImplementedError, match="are in shared memory"):
             change()
-    after = model.state_dict()
-    assert all(after[name].equal(tensor) for name, tensor in before.items())
-    assert all(t.is_shared() for t in model.parameters())
+    assert all(model.state_dict()[name].equal(tensor) for name, tensor in state.items())
     first.set_pattern(first.pattern, values=first.values + 1)
-    model.load_state_dict(before)
+    model.load_state_dict(state)
     assert all(t.is_shared() for t in model.parameters()), "the pattern is the same"
     DSTScheduler(model, optimizer, update_every=1, end_step=9, grow="static")
-    for module in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        module.load_state_dict(other.state_dict())
-        assert module(x).equal(other(x))
-    first.values.data = first.values.data.clone()
-    first.set_pattern(KernelCSR.random(first.pattern.shape, 3))
+    alone = copy.deepcopy(model)
+    alone[0].set_pattern(other)
+    assert not alone(x).equal(model(x))
 
 
 def test_a_loaded_pattern_leaves_the_shared_values() -> None:
@@ -117,14 +93,11 @@ def test_a_loaded_pattern_leaves_the_shared_values() -> None:
     model, trained, x = make(), make(1), torch.randn(3, 2, 30)
     model.share_memory()
     elsewhere = pickle.loads(ForkingPickler.dumps(model))  # as another process gets it
-    assert elsewhere(x).equal(model(x))
-    before, optimizer = elsewhere[0].values.clone(), torch.optim.SGD(model.parameters(), 0.1)
+    before, values = elsewhere[0].values.clone(), model[0].values
     model.load_state_dict(trained.state_dict())
     assert model(x).equal(trained(x))
     assert elsewhere[0].values.equal(before), "others keep the old values and pattern"
-    assert [id(p) for p in model.parameters()] == [
-        id(p) for p in optimizer.param_groups[0]["params"]
-    ]
+    assert model[0].values is values
 
 
 class Filtered(Dataset[Tensor]):
@@ -158,13 +131,9 @@ def test_data_loader(method: str, workers: int) -> None:
         expected = model[0](model(x))  # the kernels have run here before the workers start
     dataset, collate = Filtered(model, x), Collate(model)
     loader = DataLoader(
-        dataset,
-        batch_size=4,
-        num_workers=workers,
-        collate_fn=collate,
-        multiprocessing_context=method,
-        timeout=TIMEOUT,
-    )
+        dataset, batch_size=4, num_workers=workers, collate_fn=collate,
+        multiprocessing_context=method, timeout=TIMEOUT,
+    )  # fmt: skip
     assert torch.cat(list(loader)).equal(expected)
 
 
@@ -178,6 +147,5 @@ def test_a_forked_child_computes() -> None:
     # Threads that the runner of the tests restricts itself to are not this test's.
     found = run_child("forked", environment={"OMP_NUM_THREADS": "2"})
     assert found["threads"] > 1, "the kernels have not used a second thread"
-    assert len(found["ended"]) > 5
     bad = {name: code for name, code in found["ended"].items() if code}
     assert not bad, "ended by alarm (-14), or computed something else (1)"

@@ -1,7 +1,4 @@
-"""Saving, copying and converting.
-
-What torch's tools do with nn.Conv1d they do with SparseConv1d: the same outputs, the same pattern.
-"""
+"""Saving, copying and converting: the same outputs and the same pattern afterwards."""
 
 from __future__ import annotations
 
@@ -62,10 +59,8 @@ def through_cloudpickle(original: SparseConv1d) -> SparseConv1d:
 COPIES: dict[str, Callable[[SparseConv1d], SparseConv1d]] = {
     "deepcopy": copy.deepcopy,
     "cloudpickle": through_cloudpickle,
-    **{
-        f"pickle {i}": lambda m, i=i: pickle.loads(pickle.dumps(m, i))
-        for i in range(2, pickle.HIGHEST_PROTOCOL + 1)
-    },
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    "pickle, protocol 2": lambda m: pickle.loads(pickle.dumps(m, 2)),
 }
 
 
@@ -75,7 +70,6 @@ COPIES: dict[str, Callable[[SparseConv1d], SparseConv1d]] = {
 @pytest.mark.parametrize("name", COPIES)
 def test_copies(name: str) -> None:
     original = layer()
-    check_twin(COPIES[name](original), original)
     original(X).sum().backward()
     check_twin(COPIES[name](original), original)
 
@@ -152,42 +146,35 @@ def test_meta_device() -> None:
 
 CONVERSIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "double": lambda m: m.double(),
-    "bfloat16": lambda m: m.bfloat16(),
     "half": lambda m: m.half(),
-    "to(dtype)": lambda m: m.to(torch.float64),
-    "to(device, dtype)": lambda m: m.to("cpu", torch.bfloat16),
-    "type": lambda m: m.type(torch.float64),
+    "to": lambda m: m.to("cpu", torch.bfloat16),
 }
 
 
 @pytest.mark.tool("Module.to, half, double", "works")
 @pytest.mark.parametrize("name", CONVERSIONS)
 @pytest.mark.parametrize("swap", [False, True], ids=["", "swapped"])
-def test_conversions_and_loads_across_dtypes(name: str, swap: bool) -> None:
+def test_conversions_and_loads_across_dtypes(
+    name: str, swap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With set_swap_module_params_on_conversion, parameters stay the same objects."""
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", swap)
     original = layer()
-    torch.__future__.set_swap_module_params_on_conversion(swap)
-    try:
-        twin = copy.deepcopy(original)
-        parameter = twin.values
-        CONVERSIONS[name](twin)
-        assert (twin.values is parameter) or not swap
-        dtype = twin.values.dtype
-        assert dtype != torch.float32
-        assert twin.values.equal(original.values.to(dtype))
-        assert twin.pattern == original.pattern
-        assert twin(X.to(dtype)).dtype == dtype
-        assert twin(X.to(dtype)).equal(CONVERSIONS[name](copy.deepcopy(original))(X.to(dtype)))
-        back = layer(seed=1)
-        back.load_state_dict(twin.state_dict())  # a checkpoint of another dtype is converted
-        assert back.values.dtype == torch.float32
-        assert back.values.equal(twin.values.float())
-        assert back.pattern == original.pattern
-        third = CONVERSIONS[name](layer(seed=2, density=0.5))
-        third.load_state_dict(original.state_dict())
-        assert third(X.to(dtype)).equal(twin(X.to(dtype)))
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(False)
+    twin = copy.deepcopy(original)
+    parameter = twin.values
+    CONVERSIONS[name](twin)
+    assert (twin.values is parameter) or not swap
+    dtype = twin.values.dtype
+    assert twin.values.equal(original.values.to(dtype))
+    assert twin.pattern == original.pattern
+    assert twin(X.to(dtype)).dtype == dtype != torch.float32
+    back = layer(seed=1)
+    back.load_state_dict(twin.state_dict())  # a checkpoint of another dtype is converted
+    assert back.values.equal(twin.values.float())
+    assert back.pattern == original.pattern
+    other = CONVERSIONS[name](layer(seed=2, density=0.5))
+    other.load_state_dict(original.state_dict())
+    assert other(X.to(dtype)).equal(twin(X.to(dtype)))
 
 
 @pytest.mark.tool("torch.utils.swap_tensors", "works")

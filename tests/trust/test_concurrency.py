@@ -1,13 +1,9 @@
-"""Threads.
-
-Several threads on one layer, changes of pattern meanwhile, and any number of OpenMP threads.
-"""
+"""Several threads on one layer, changes of pattern meanwhile, any number of OpenMP threads."""
 
 from __future__ import annotations
 
 import copy
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -43,9 +39,11 @@ def in_threads(work: Callable[[int], Any]) -> list[Any]:
         return work(i)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return [
-            future.result(timeout=120) for future in [pool.submit(begin, i) for i in range(THREADS)]
-        ]
+        return list(pool.map(begin, range(THREADS), timeout=120))
+
+
+def same(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
+    return all(a.equal(b) for a, b in zip(got, wanted, strict=True))
 
 
 @pytest.mark.tool("Python threads", "works", "8 threads on one layer, forward and backward")
@@ -66,9 +64,8 @@ def test_threads_get_the_bits_of_one(
             expected = [compute(alone, x) for x in series]
             found = in_threads(lambda i, of=layer: [compute(of, series[i]) for _ in range(ROUNDS)])
             for want, rounds in zip(expected, found, strict=True):
-                for got in rounds:
-                    assert all(a.equal(b) for a, b in zip(got, want, strict=True))
-                    count_cases(1)
+                assert all(same(got, want) for got in rounds)
+                count_cases(ROUNDS)
 
 
 def test_gradients_of_all_threads_add_up() -> None:
@@ -89,23 +86,6 @@ def test_gradients_of_all_threads_add_up() -> None:
         layer(x).sum().backward()
     assert grad is not None
     assert grad.equal(ROUNDS * layer.values.grad)
-
-
-def rows(pattern: KernelCSR) -> list[int]:
-    return pattern.crow_indices.diff().tolist()
-
-
-def test_plans_are_made_once_for_all_threads() -> None:
-    pattern, made = KernelCSR.random((6, 4, 9), 60), []
-
-    def make(_: KernelCSR) -> object:
-        time.sleep(0.05)  # as long as the others may need to come here too
-        made.append(pattern.cached(rows))  # one plan may be made from another
-        return object()
-
-    found = in_threads(lambda i: pattern.cached(make))
-    assert len(made) == 1
-    assert len(set(map(id, found))) == 1
 
 
 @pytest.mark.parametrize("same_number", [True, False])
@@ -177,14 +157,8 @@ def test_threads_share_a_model_optimised_for_inference() -> None:
     model = nn.Sequential(SparseConv1d(4, 8, 9), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 5, 1))
     model(torch.randn(8, 4, 30))
     fast, x = optimize_for_inference(model), torch.randn(3, 4, 50)
-    with torch.inference_mode():
-        expected = optimize_for_inference(model)(x)
-
-    def work(i: int) -> bool:
-        with torch.inference_mode():
-            return all(fast(x).equal(expected) for _ in range(ROUNDS))
-
-    assert all(in_threads(work))
+    expected = optimize_for_inference(model)(x)
+    assert all(in_threads(lambda i: all(fast(x).equal(expected) for _ in range(ROUNDS))))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,10 +179,18 @@ def test_threads_share_a_bank_of_random_kernels(kind: str, count_cases: Any) -> 
 @pytest.mark.promise("P3")
 @pytest.mark.tool("torch.set_num_threads", "works", "also between calls; the bits stay")
 def test_any_number_of_threads_at_any_call() -> None:
+    """OpenMP counts per thread: other threads may have set another number each."""
     torch.manual_seed(0)
     layer = SparseConv1d(16, 16, 39, padding="same", density=0.3)
-    x, before = torch.randn(4, 16, 700), torch.get_num_threads()
+    x = torch.randn(4, 16, 700)
     expected = compute(layer, x)
+
+    def work(i: int) -> bool:
+        torch.set_num_threads(1 + i % 3)
+        return same(compute(layer, x), expected)
+
+    with threads(torch.get_num_threads()):
+        assert all(in_threads(work))
     for forward, backward in ((1, 2), (2, 1), (7, 3), (3, 16), (1, 1)):
         with threads(forward):
             leaf = x.clone().requires_grad_()
@@ -217,39 +199,16 @@ def test_any_number_of_threads_at_any_call() -> None:
         with threads(backward):
             grads = torch.autograd.grad(y.square().sum(), (leaf, layer.values))
             assert torch.get_num_threads() == backward
-        for got, want in zip((y, *grads), expected, strict=True):
-            assert got.equal(want), (forward, backward)
-    assert torch.get_num_threads() == before
-
-
-def test_threads_of_their_own_number_each() -> None:
-    """OpenMP counts per thread; each of these sets another number, none changes the bits."""
-    torch.manual_seed(0)
-    layer, x = SparseConv1d(16, 16, 39, padding="same", density=0.3), torch.randn(2, 16, 600)
-    expected = compute(layer, x)
-
-    def work(i: int) -> bool:
-        torch.set_num_threads(1 + i % 3)
-        return all(a.equal(b) for a, b in zip(compute(layer, x), expected, strict=True))
-
-    with threads(torch.get_num_threads()):
-        assert all(in_threads(work))
+        assert same((y, *grads), expected), (forward, backward)
 
 
 def test_a_thread_in_inference_mode_beside_one_that_trains() -> None:
     layer, x = SparseConv1d(4, 6, 9, padding="same"), torch.randn(2, 4, 40)
-    with torch.no_grad():
-        expected = sparse_conv1d(x, layer.values, layer.pattern, layer.bias, padding="same")
+    expected = sparse_conv1d(x, layer.values, layer.pattern, layer.bias, padding="same")
 
     def work(i: int) -> bool:
-        for _ in range(ROUNDS):
-            if i % 2:
-                with torch.inference_mode():
-                    y = layer(x)
-            else:
-                y = layer(x)
-            if not (y.equal(expected) and y.requires_grad == (i % 2 == 0)):
-                return False
-        return True
+        with torch.inference_mode(i % 2 == 1):
+            found = [layer(x) for _ in range(ROUNDS)]
+        return all(y.equal(expected) and y.requires_grad == (i % 2 == 0) for y in found)
 
     assert all(in_threads(work))
