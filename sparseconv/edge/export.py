@@ -64,11 +64,11 @@ def export_c(
 
     Raises:
         NotImplementedError: a layer that has no counterpart; named, before anything is written.
-        ValueError: a model in training mode, weights that are not finite, series that do not fit,
-            int8 without calibration or calibration without int8, a name that is no C identifier, a
-            folder that holds files or cannot be written.
-        TypeError: a model that is no module, series that are no arrays of numbers, classes that
-            are no list of names.
+        ValueError: a model in training mode, weights that are not finite, int8 without calibration
+            or calibration without int8, a name that is no C identifier, a folder that holds files
+            or cannot be written.
+        TypeError: a model that is no module, series that are no arrays of numbers.
+        RuntimeError: series that the model does not take.
 
     Example:
         >>> import sparseconv as sc, tempfile
@@ -90,25 +90,26 @@ def export_c(
         )
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {WEIGHTS}, but got {weights!r}")
+    if (weights == "int8") != (calibration is not None):
+        raise ValueError(
+            "int8 takes its scales from calibration=X_train, and float32 has none, but weights is "
+            f"{weights!r} and calibration {'is None' if calibration is None else 'is given'}"
+        )
     example = _series("example_input", example_input)
     folder = Path(folder)
     check_new_or_empty(folder)
-    plain = _float32_copy(model)
+    plain = deepcopy_model(model).float().cpu()  # what the program is compared with
     network = lower(plain, *example.shape[1:])
     scores = _scores_of(plain, example[:KNOWN])
-    if scores.shape != (len(example[:KNOWN]), network.classes):
-        raise ValueError(f"expected a model that gives (n_cases, n_classes), got {scores.shape}")
     if not np.isfinite(scores).all():
         raise ValueError(
-            "expected a model with finite scores, but those of example_input are infinite or no "
-            "numbers in float32; scale the series"
+            "expected a model with finite scores, but those of example_input are infinite or NaN "
+            "in float32; scale the series"
         )
-    named = None if classes is None else _names(classes, network.classes)
+    named = None if classes is None else [str(name) for name in classes]
+    if named is not None and len(named) != network.classes:
+        raise ValueError(f"expected {network.classes} names of classes, but got {len(named)}")
     integers, agreement = None, None
-    if weights != "int8" and calibration is not None:
-        raise ValueError(
-            f"calibration is for weights='int8', but weights is {weights!r}; leave one of them out"
-        )
     if weights == "int8":
         known = _calibration(calibration, example)
         integers = quantize(network, known)
@@ -118,31 +119,17 @@ def export_c(
             warnings.warn(
                 f"int8 gives PyTorch's class for {same.sum()} of the {len(known)} series of the "
                 "calibration only; bring channels to one scale before the network, or export "
-                "float32", stacklevel=3,  # the caller's line, behind the frame of no_grad
+                "float32", stacklevel=3,  # the caller's line, above the frame of no_grad
             )  # fmt: skip
     cases = _known_cases(network, integers, example[:KNOWN], scores)
     write_folder(folder, write_c(network, integers, name, cases, agreement, named))
     return folder
 
 
-def _names(classes: Any, n: int) -> list[str]:
-    try:
-        if isinstance(classes, str | bytes):  # its letters are no names
-            raise TypeError
-        named = [str(name) for name in classes]
-    except TypeError:
-        raise TypeError(
-            f"classes must be a list of {n} names in the order of the scores, but got {classes!r}"
-        ) from None
-    if len(named) != n:
-        raise ValueError(f"expected {n} names of classes, but got {len(named)}")
-    return named
-
-
 def _known_cases(
     network: Network, integers: IntegerNetwork | None, X: Array, scores: Array
 ) -> list[dict[str, Any]]:
-    """What the self-test compares: series, their scores, how far those may be off, and labels."""
+    """Return what the self-test compares: series, scores, how far these may be off, and labels."""
     if integers is not None:
         scores, labels = integers.scores(X), integers.run(X).argmax(1)
         bounds = np.zeros_like(scores)
@@ -160,21 +147,7 @@ def _known_cases(
     ]  # fmt: skip
 
 
-def _float32_copy(model: nn.Module) -> nn.Module:
-    """What the program is compared with: on the CPU, whatever type the weights have."""
-    if complex_ones := [name for name, x in model.named_parameters() if x.is_complex()]:
-        raise NotImplementedError(
-            f"parameter {complex_ones[0]!r} is complex; networks of real numbers can be exported"
-        )
-    return deepcopy_model(model).float().cpu()
-
-
 def _calibration(given: Any, example: Array) -> Array:
-    if given is None:
-        raise ValueError(
-            "int8 takes its scales from series of the training set, but calibration is None; "
-            "pass calibration=X_train"
-        )
     known = _series("calibration", given)
     if known.shape[1:] != example.shape[1:]:
         raise ValueError(

@@ -32,54 +32,49 @@ _SUPPORTED = (
 )
 
 
+@torch.no_grad()
 def lower(model: nn.Module, channels: int, length: int) -> Network:
-    """Translate a model in eval mode, for series ``(channels, length)``.
+    """Translate a model in eval mode for series ``(channels, length)``.
 
     Raises:
         NotImplementedError: a module that the C program has no layer for, by its name.
-        ValueError: a module in training mode, weights that are not finite, or an input that does
-            not fit.
+        ValueError: a module in training mode, or weights that are not finite.
+        RuntimeError: series that the model does not take.
     """
-    for name, module in model.named_modules():
-        if module.training:
-            where = f"module {name!r}" if name else "it"
-            raise ValueError(
-                f"expected a model in eval mode, but {where} is in training mode; call model.eval()"
-            )
     names = {module: name for name, module in model.named_modules()}
     sequences = [model.blocks, model.head] if type(model) is DSN else [model]
-    for module in {model, *sequences}:
-        if _hooked(module):
-            raise _unsupported(names[module], module, "it has hooks or a forward of its own")
-    state = _State(channels, length)
-    for module in [inner for sequence in sequences for inner in leaves(sequence)]:
-        if state.ending:
-            raise _unsupported(
-                names[module], module, f"it follows the {state.ending} that ends the network"
-            )
-        if _hooked(module):
-            raise _unsupported(names[module], module, "it has hooks or a forward of its own")
-        lower_one = _LOWERINGS.get(type(module))
-        if lower_one is None:
-            raise _unsupported(names[module], module)
-        if state.pads and not isinstance(module, nn.Conv1d | SparseConv1d):
-            raise _unsupported(names[module], module, "it follows a padding layer")
-        with np.errstate(all="ignore"):  # the result is looked at
-            try:
-                lower_one(state, module)
-            except ValueError as error:
-                raise ValueError(f"module {names[module]!r}: {error}") from error
-            stored = [part.astype(np.float32) for x in state.layers[-1:]
-                      for part in (x.weight, x.bias)]  # fmt: skip
-        if not all(np.isfinite(part).all() for part in stored):
+    modules = [module for sequence in sequences for module in leaves(sequence)]
+    for module in names:
+        if module.training:
             raise ValueError(
-                f"module {names[module]!r} ({type(module).__name__}): expected finite weights, but "
-                "some are NaN, infinite or too large for float32; train the model anew"
+                f"expected a model in eval mode, but {_named(names, module)} is in training mode; "
+                "call model.eval()"
             )
-    if not state.layers:
-        raise ValueError("expected a network with weights, but this one computes nothing")
-    if state.pads is not None:
-        raise ValueError("expected a convolution behind the last padding layer, but none follows")
+        if _hooked(module):
+            raise _unsupported(names, module, "it has hooks or a forward of its own")
+        if module in modules and type(module) not in _LOWERINGS:
+            raise _unsupported(names, module)
+    model(torch.zeros(1, channels, length))  # PyTorch refuses what does not fit together
+    state = _State(channels, length)
+    for module in modules:
+        if state.ending:
+            raise _unsupported(names, module, f"it follows the {state.ending} that ends the model")
+        if state.pads and not isinstance(module, nn.Conv1d | SparseConv1d):
+            raise _unsupported(names, module, "it follows a padding layer")
+        if isinstance(module, _OF_FEATURES if state.features is None else _OF_CHANNELS):
+            got = "channels" if state.features is None else "features"
+            raise _unsupported(names, module, f"it gets {got}; nn.Flatten() makes features of them")
+        try:
+            with np.errstate(all="ignore"):  # whether the weights are finite is checked here
+                _LOWERINGS[type(module)](state, module)
+                last = [part for layer in state.layers[-1:] for part in (layer.weight, layer.bias)]
+                if not all(np.isfinite(part.astype(np.float32)).all() for part in last):
+                    raise ValueError("expected weights that are finite in float32; train it anew")
+        except ValueError as error:
+            raise ValueError(f"{_named(names, module)}: {error}") from error
+    if not state.layers or state.pads:
+        raise ValueError("expected a network that ends with weights, but after its last padding "
+                         "layer, or as a whole, it has none")  # fmt: skip
     if state.features is None:
         raise ValueError(
             f"expected a model that gives scores (n_cases, n_classes), but this one ends with "
@@ -90,11 +85,17 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     return Network((channels, length), layers, state.ending)
 
 
-def _unsupported(name: str, module: nn.Module, reason: str = "") -> NotImplementedError:
-    which = f"module {name!r}" if name else "the model"
+def _named(names: dict[nn.Module, str], module: nn.Module) -> str:
+    which = f"module {names[module]!r}" if names[module] else "the model"
+    return f"{which} ({type(module).__name__})"
+
+
+def _unsupported(
+    names: dict[nn.Module, str], module: nn.Module, reason: str = ""
+) -> NotImplementedError:
     return NotImplementedError(
-        f"{which} ({type(module).__name__}) cannot be exported to C"
-        f"{': ' + reason if reason else ''}; supported are {_SUPPORTED}"
+        f"{_named(names, module)} cannot be exported to C{': ' + reason if reason else ''}; "
+        f"supported are {_SUPPORTED}"
     )
 
 
@@ -142,11 +143,6 @@ def _worth_storing(weight: Array) -> Array:
 
 
 def _convolution(state: _State, conv: SparseConv1d | nn.Conv1d) -> None:
-    if state.features is not None or state.channels != conv.in_channels:
-        raise ValueError(
-            f"expected {conv.in_channels} input channels, but it gets "
-            f"{'features' if state.features is not None else state.channels}"
-        )
     if isinstance(conv, SparseConv1d):
         active = conv.pattern.to_mask()
         weight = torch.zeros(active.shape, dtype=torch.float64)
@@ -163,7 +159,6 @@ def _convolution(state: _State, conv: SparseConv1d | nn.Conv1d) -> None:
             raise ValueError("a padding layer stands before a convolution that pads by itself")
         geometry = geometry._replace(padding=state.pads[0], padding_mode=state.pads[1])
         state.pads = None
-    geometry.check_length(state.length)
 
     # (rows, taps, channels): the window of one output, as it lies in memory.
     def window(part: Tensor) -> Array:
@@ -187,22 +182,14 @@ def _convolution(state: _State, conv: SparseConv1d | nn.Conv1d) -> None:
 
 def _pad(state: _State, module: Any) -> None:
     left, right = module.padding
-    if state.features is not None:
-        raise ValueError("expected channels, but it gets features")
     if min(left, right) < 0:
         raise ValueError(f"expected padding that is not negative, but got {(left, right)}")
     state.pads = (left, right), _PADS[type(module)]
 
 
 def _linear(state: _State, linear: nn.Linear) -> None:
-    features = state.features
-    if features is None or len(features) != linear.in_features:
-        got = f"({state.channels}, {state.length})" if features is None else len(features)
-        raise ValueError(
-            f"expected {linear.in_features} features, but it gets {got}; nn.Flatten() makes them"
-        )
     weight = np.empty(linear.weight.shape)
-    weight[:, features] = _numpy(current(linear, "weight"))
+    weight[:, state.features] = _numpy(current(linear, "weight"))
     active = _worth_storing(weight)
     bias = np.zeros(len(weight)) if linear.bias is None else _numpy(current(linear, "bias"))
     inputs = np.arange(linear.in_features)
@@ -214,19 +201,16 @@ def _norm(state: _State, norm: nn.BatchNorm1d) -> None:
     """Folded into the layer before, if nothing stands between."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("expected a BatchNorm with running statistics; it computes its own")
-    inputs = state.channels if state.features is None else len(state.features)
-    if norm.num_features != inputs:
-        raise ValueError(f"expected {norm.num_features} channels, but it gets {inputs}")
     scale = 1 / np.sqrt(_numpy(norm.running_var) + norm.eps)
     scale = scale if norm.weight is None else scale * _numpy(current(norm, "weight"))
     shift = -_numpy(norm.running_mean) * scale
     shift = shift if norm.bias is None else shift + _numpy(current(norm, "bias"))
     if state.features is not None:
         by_feature = scale, shift
-        scale, shift = np.empty((2, inputs))
+        scale, shift = np.empty((2, norm.num_features))
         scale[state.features], shift[state.features] = by_feature
     last = state.layers[-1] if state.layers else None
-    if last is None or last.relu or last.over_time or last.rows != inputs:
+    if last is None or last.relu or last.over_time or last.rows != norm.num_features:
         state.layers.append(state.each_channel("BatchNorm", scale, shift))
     else:
         weight, bias = last.weight * scale[:, None], last.bias * scale + shift
@@ -243,8 +227,8 @@ def _relu(state: _State, module: nn.ReLU) -> None:
 def _pool(state: _State, pool: nn.AdaptiveAvgPool1d) -> None:
     size: Any = pool.output_size
     bins = size[0] if isinstance(size, tuple) else size
-    if state.features is not None or not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"expected channels, and a positive number of bins; output_size={size}")
+    if not isinstance(bins, int):
+        raise ValueError(f"expected a number of bins, but output_size is {size}")
     state.add(_averages(state.channels, _numpy(
         new_averaging_matrix(state.length, torch.float64, torch.device("cpu"), bins)
     ).T))  # fmt: skip
@@ -267,8 +251,8 @@ def _flatten(state: _State, module: nn.Flatten) -> None:
 
 
 def _end(state: _State, module: nn.LogSoftmax | nn.Softmax) -> None:
-    if state.features is None or module.dim not in (1, -1):
-        raise ValueError("expected features, and dim=1")
+    if module.dim not in (1, -1):
+        raise ValueError(f"expected dim=1, but got {module.dim}")
     state.ending = "softmax" if isinstance(module, nn.Softmax) else "log_softmax"
 
 
@@ -291,6 +275,10 @@ _LOWERINGS: dict[type[nn.Module], Callable[[_State, Any], None]] = {
     nn.Identity: _nothing,
     **dict.fromkeys(_PADS, _pad),
 }
+
+
+_OF_FEATURES: tuple[type[nn.Module], ...] = (nn.Linear, nn.LogSoftmax, nn.Softmax)
+_OF_CHANNELS: tuple[type[nn.Module], ...] = (SparseConv1d, nn.Conv1d, nn.AdaptiveAvgPool1d, *_PADS)
 
 
 def _in_order(last: Layer, features: Array) -> Layer:

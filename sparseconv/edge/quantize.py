@@ -70,11 +70,6 @@ class Rescale:
     def by(cls, factor: Array, zero: int, low: int = -128, high: int = 127) -> Rescale:
         """The factors as integers below 2**30 with a common shift."""
         shift = min(61, 30 - math.frexp(float(factor.max()))[1])
-        if shift < 1:
-            raise ValueError(
-                f"the scales of two layers differ by a factor of {factor.max():.3g}, which int8 "
-                "cannot bridge; export float32"
-            )
         multiplier = np.minimum(np.rint(factor * 2.0**shift), LIMIT)
         return cls(multiplier.astype(np.int64), shift, zero, low, high)
 
@@ -169,7 +164,7 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
     """Choose the scales for series ``(n_cases, channels, length)``.
 
     Raises:
-        ValueError: sums that int32 could not hold, or scales too far apart.
+        ValueError: sums that int32 could not hold.
     """
     observers = [
         HistogramObserver(dtype=torch.qint8, qscheme=torch.per_tensor_affine,
@@ -195,11 +190,6 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
         low = max(low, target.zero) if layer.relu else low
         layers.append(_integers(layer, scale, target, low, high))
     exponent = 23 - math.frexp(scales[0].size * 256)[1]
-    if not (abs(exponent) < 127 and abs(point) < 127):
-        raise ValueError(
-            f"the series of the calibration or the scores, up to {np.abs(calibration).max():.3g} "
-            f"and {largest:.3g}, come near the ends of float32; scale them"
-        )
     first = Rescale.by(np.array([2.0**-exponent / scales[0].size]), scales[0].zero)
     return IntegerNetwork(network, exponent, first, layers, point)
 

@@ -84,8 +84,6 @@ def narrowest(arrays: Sequence[Array | None]) -> str:
 def numbers_text(numbers: Array) -> str:
     """Numbers as C writes them, wrapped; float32 with as many digits as tell it from others."""
     flat = np.ravel(numbers)
-    if not np.isfinite(flat).all():
-        raise ValueError("numbers that are infinite or NaN have no C text")
     if flat.dtype == np.float32:
         words = [f"{x:.9g}" for x in flat]
         words = [f"{word}{'' if '.' in word or 'e' in word else '.0'}f" for word in words]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import edge_networks
 import numpy as np
 import pytest
 import torch
@@ -130,13 +129,3 @@ def test_every_length(length: int, tmp_path: Path) -> None:
     exact, bound = (tensor.numpy() for tensor in expected(model, X))
     scores = Program(sc.export_c(model, X, tmp_path / "a")).scores(X.numpy())
     assert (np.abs(scores - exact) <= bound).all()
-
-
-def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
-    model = network("pruned")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sc.export_c(model, series(2), tmp_path / "a")
-    assert before.keys() == model.state_dict().keys()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name])
-    assert edge_networks.network("pruned")(series(1)).requires_grad

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from c_program import COMPILERS, Floats, Program
 from edge_networks import NETWORKS, network, series
 from torch import nn
 
 import sparseconv as sc
-from sparseconv import SparseConv1d, datasets, models
+from sparseconv import SparseConv1d
 from sparseconv.edge import lowering, quantize
-from sparseconv.training import Recipe
 
 EXTREMES = [np.nan, np.inf, -np.inf, 1e-45, -1e-39, 3e38, -3e38, 0.0, -0.0, 1e6, -1e6]
 
@@ -129,31 +127,6 @@ def test_scores_are_near_pytorch(name: str) -> None:
     assert np.abs(made.scores(X.numpy()) - wanted).max() < 0.15 * spread
 
 
-def test_accuracy_of_a_trained_network(tmp_path: Path) -> None:
-    X, y = tiny.data(60, seed=1)
-    model = tiny.network(nf=6)
-    tiny.run(model, Recipe(epochs=40, lr=1e-2, batch_size=6))
-    program = Program(
-        sc.export_c(model, X[:3], tmp_path / "a", weights="int8", calibration=tiny.data()[0])
-    )
-    with torch.no_grad():
-        correct = int((model(X).argmax(1) == y).sum())
-    assert correct > 45
-    assert abs((np.array(program.labels(X.numpy())) == y.numpy()).sum() - correct) <= 1
-
-
-def test_log_probabilities(tmp_path: Path) -> None:
-    pytest.importorskip("aeon")
-    found = datasets.load("ItalyPowerDemand")
-    torch.manual_seed(0)
-    model = models.DSN(1, 2, nf=4, kernel_size=9, depth=2)
-    model(torch.from_numpy(found.X_train))
-    sc.export_c(model.eval(), found.X_test[:3], tmp_path / "a", weights="int8",
-                calibration=found.X_train)  # fmt: skip
-    scores = Program(tmp_path / "a").scores(found.X_test)
-    np.testing.assert_allclose(np.exp(scores.astype(float)).sum(1), 1, atol=2**-12)
-
-
 def test_what_is_not_a_number_counts_as_zero(tmp_path: Path) -> None:
     model, X = network("dsn"), series(8)
     program = Program(
@@ -183,20 +156,6 @@ def test_scores_that_saturate(ending: list[nn.Module], tmp_path: Path) -> None:
     assert program.scores(X.numpy()).tobytes() == made.scores(X.numpy()).tobytes()
     if ending:
         assert np.abs(made.run(X.numpy())).max() == quantize.LIMIT
-
-
-@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e6, 1e12])
-def test_series_of_any_scale(scale: float, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm1d(2), nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(24, 2))
-    X = series(20, channels=2, length=10) * scale
-    model[0].momentum, model[0].eps = 1.0, 1e-25
-    with torch.no_grad():
-        model(X)
-        wanted = model.eval()(X).numpy()
-    folder = sc.export_c(model, X, tmp_path / "a", weights="int8", calibration=X)
-    spread = wanted.max() - wanted.min()
-    assert np.abs(Program(folder).scores(X.numpy()) - wanted).max() < 0.15 * spread
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-13, 1e-11, 1.0, 1e10, 1e20, 1e30])

@@ -1,0 +1,95 @@
+"""What ``export_c`` refuses: one clear error, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from edge_networks import network, series
+from refusals import refuses, table
+from torch import nn
+
+import sparseconv as sc
+
+FLAT = (nn.AdaptiveAvgPool1d(1), nn.Flatten())
+
+
+def after(*modules: nn.Module) -> nn.Module:
+    """The modules after a convolution from three channels to four."""
+    return nn.Sequential(nn.Conv1d(3, 4, 3), *modules).eval()
+
+
+@torch.no_grad()
+def dsn(change: Callable[[Any], Any]) -> nn.Module:
+    model = network("dsn")
+    change(model)
+    return model
+
+
+def export(model: nn.Module | None = None, **options: Any) -> None:
+    given = {"example_input": series(3), "folder": "out"} | options
+    sc.export_c(network("dsn") if model is None else model, **given)
+
+
+NOT = NotImplementedError
+HOOK = lambda *_: None  # noqa: E731
+OVERFLOW = after(*FLAT)
+nn.init.constant_(OVERFLOW[0].weight, 3e38)
+MANY = nn.Sequential(nn.Flatten(), nn.Linear(140_000, 2)).eval()
+nn.init.constant_(MANY[1].weight, 1.0)
+LONG = series(2, channels=1, length=140_000)
+
+
+@table(
+    (lambda: export(3), TypeError, "nn.Module, but got int"),
+    (lambda: export(after(nn.GELU(), *FLAT)), NOT, "module '1' (GELU) cannot be exported to C"),
+    (lambda: export(after(nn.LSTM(4, 4))), NOT, "'1' (LSTM) cannot"),
+    (lambda: export(sc.models.ResNet(3, 2).eval()), NOT, "the model (ResNet)"),
+    (lambda: export(dsn(lambda m: m.head.register_forward_hook(HOOK))), NOT,
+     "'head' (Block) cannot be exported to C: it has hooks"),
+    (lambda: export(dsn(lambda m: setattr(m.head[1], "forward", HOOK))), NOT, "a forward of its"),
+    (lambda: export(after(*FLAT, nn.Softmax(1), nn.Linear(4, 2))), NOT, "follows the softmax"),
+    (lambda: export(after(nn.ZeroPad1d(1), *FLAT)), NOT, "follows a padding layer"),
+    (lambda: export(after(nn.Linear(20, 2))), NOT, "it gets channels; nn.Flatten() makes features"),
+    (lambda: export(nn.Sequential(nn.Flatten(), nn.Softmax(1)).eval()), ValueError, "it has none"),
+    (lambda: export(after(nn.ReLU())), ValueError, "end it with nn.Flatten"),
+    (lambda: export(after(*FLAT, nn.Softmax(0))), ValueError, "expected dim=1"),
+    (lambda: export(after(nn.BatchNorm1d(4, track_running_stats=False), *FLAT)), ValueError,
+     "running statistics"),
+    (lambda: export(network("dsn").train()), ValueError, "call model.eval()"),
+    (lambda: export(dsn(lambda m: m.blocks[1].norm.train())), ValueError, "'blocks.1.norm'"),
+    (lambda: export(dsn(lambda m: m.blocks[1].conv.values.fill_(np.nan))), ValueError,
+     "module 'blocks.1.conv' (SparseConv1d): expected weights that are finite"),
+    (lambda: export(OVERFLOW), ValueError, "infinite or NaN"),
+    (lambda: export(nn.Sequential(nn.Conv1d(5, 4, 3), *FLAT).eval()), RuntimeError, "5 channels"),
+    (lambda: export(network("flattened"), example_input=series(2, length=30)), RuntimeError,
+     "shapes cannot be multiplied"),
+    (lambda: export(example_input=series(1)[0]), ValueError, "x[None, None]"),
+    (lambda: export(example_input=[["a"]]), TypeError, "array of numbers"),
+    (lambda: export(example_input=series(1) * np.nan), ValueError, "example_input must be finite"),
+    (lambda: export(classes=["a"]), ValueError, "expected 4 names of classes, but got 1"),
+    (lambda: export(calibration=series(5)), ValueError, "weights is 'float32' and calibration is"),
+    (lambda: export(weights="int8"), ValueError, "calibration=X_train"),
+    (lambda: export(weights="int8", calibration=series(5, length=30)), ValueError, "(3, 30)"),
+    (lambda: export(MANY, example_input=LONG, weights="int8", calibration=LONG), ValueError,
+     "too large for int32; export float32"),
+    (lambda: export(weights="int4"), ValueError, "but got 'int4'"),
+    (lambda: export(name="a-b"), ValueError, "name must be a C identifier"),
+    (lambda: export(folder=__file__), ValueError, "is a file"),
+    (lambda: export(folder=Path(__file__).parent), ValueError, "holds files"),
+    (lambda: export(folder=Path(__file__, "below")), ValueError, "cannot be written"),
+)  # fmt: skip
+def test_export_c(
+    call: Callable[[], Any],
+    error: type[Exception],
+    fragment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refuses(call, error, fragment)
+    assert not any(tmp_path.iterdir())
