@@ -34,10 +34,8 @@ ROCKETS = dict.fromkeys(("ROCKET", "MiniROCKET"), ("n_kernels", "cv", "k"))
 
 def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:
     """A fresh network for data of this shape, drawn with torch's global generator."""
-    sizes = [shape.n_channels, shape.n_classes]
-    if model == "OS-CNN":  # its kernels depend on the length
-        sizes.append(shape.n_timepoints)
-    return NETWORKS[model](*sizes, **arguments)
+    more = {"n_timepoints": shape.n_timepoints} if model == "OS-CNN" else {}  # its longest kernels
+    return NETWORKS[model](shape.n_channels, shape.n_classes, **more, **arguments)
 
 
 def multiply_adds(model: nn.Module, shape: Shape) -> int:

@@ -1,4 +1,4 @@
-"""Networks for time series: DSN, made of sparse convolutions, and dense ones beside it."""
+"""Networks for time series: DSN, made of sparse convolutions, and dense ones to compare with."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import checked_shape, count, number
+from sparseconv.core.checks import count, number
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.block import Block, FusedSequential
 from sparseconv.nn.conv import SparseConv1d
@@ -119,12 +119,6 @@ class DSN(nn.Module):
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {PADDINGS}, but got {padding!r}")
         depth, channels = count("depth", depth), WIDTH * nf
-        try:  # before anything of that size is made
-            checked_shape((channels, nf if depth > 1 or self.in_channels > 1 else 1, kernel_size))
-        except ValueError as error:
-            raise ValueError(
-                f"nf={nf} or kernel_size={kernel_size} is too large: {error}"
-            ) from None
         side, mode = padding.split("-")
         around = (0, kernel_size - 1)
         if side == "centred":

@@ -27,8 +27,8 @@ class Ensemble(nn.Module):
         The members' input; output ``(N, n_classes)``, log-probabilities.
 
     Raises:
-        ValueError: no members, or one twice; in a call, members of different classes.
-        TypeError: a member that is no module; no list of them.
+        ValueError: no members, or one twice. TypeError: a member that is no module.
+        RuntimeError: in a call, members of different classes.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -46,28 +46,15 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()
-        if not isinstance(members, Iterable):
-            raise TypeError(f"members must be a list of modules, but got {_named(members)}")
-        found = list(members)
-        for index, member in enumerate(found):
-            if not isinstance(member, nn.Module):
-                raise TypeError(f"members[{index}] must be a module, but got {_named(member)}")
-            if any(member is other for other in found[:index]):
-                raise ValueError(
-                    f"members[{index}] is there twice; build each member anew, or use copy.deepcopy"
-                )
-        if not found:
-            raise ValueError("members must hold at least one module, but it is empty")
-        self.members = nn.ModuleList(found)
+        self.members = nn.ModuleList(members)
+        found = list(self.members)
+        if not found or len(set(found)) < len(found):
+            raise ValueError(
+                f"members must be at least one module, and none twice, but got {len(found)}; build "
+                "each member anew, or use copy.deepcopy"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log of the members' mean probabilities, ``(N, n_classes)``."""
         log_proba = [member(x) for member in self.members]
-        if any(one.shape != log_proba[0].shape for one in log_proba):
-            shapes = [tuple(one.shape) for one in log_proba]
-            raise ValueError(f"the members must have the same classes, but returned {shapes}")
         return torch.stack(log_proba).logsumexp(0) - math.log(len(log_proba))
-
-
-def _named(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count
-from sparseconv.models.resnet import Residual, average_and_classify, shortcut
+from sparseconv.models.classifier import Classifier, Residual, average_and_classify, shortcut
 
 KERNEL_SIZES = {"keras": (40, 20, 10), "tsai": (39, 19, 9)}
 RESIDUAL_EVERY = 3  # modules
@@ -43,7 +43,7 @@ class Inception(nn.Module):
         return y
 
 
-class InceptionTime(nn.Module):
+class InceptionTime(Classifier):
     """Six Inception modules with a shortcut around every three, a global average, a linear layer.
 
     One network; the published classifier is an ``Ensemble`` of five.
@@ -85,9 +85,8 @@ class InceptionTime(nn.Module):
         depth: int = 6,
         variant: str = "keras",
     ) -> None:
-        super().__init__()
-        self.in_channels = inputs = count("in_channels", in_channels)
-        self.n_classes = count("n_classes", n_classes)
+        super().__init__(in_channels, n_classes)
+        inputs = in_channels
         nf, depth = count("nf", nf), count("depth", depth)
         if variant not in KERNEL_SIZES:
             raise ValueError(f"variant must be one of {tuple(KERNEL_SIZES)}, but got {variant!r}")
@@ -107,8 +106,3 @@ class InceptionTime(nn.Module):
                 blocks.append(Residual(body, shortcut(before, inputs)))
         self.blocks = nn.Sequential(*blocks)
         self.head = average_and_classify(inputs, self.n_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
-        log_proba: Tensor = self.head(self.blocks(x))
-        return log_proba

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count
-from sparseconv.models.resnet import average_and_classify
+from sparseconv.models.classifier import Classifier, average_and_classify
 
 LEARNED = (40, 20, 10)  # taps
 CHANGES = (2, 4, 8, 16, 32, 64)  # taps of the filters that see increase and decrease
@@ -49,7 +49,7 @@ def hand_made_filters() -> list[Tensor]:
     return [filter.view(1, 1, -1) for filter in filters]
 
 
-class LITE(nn.Module):
+class LITE(Classifier):
     """Convolutions of three lengths beside hand-made filters, then two separable convolutions.
 
     9 814 + 33 * n_classes trained parameters for one channel. LITETime is the mean of
@@ -79,9 +79,7 @@ class LITE(nn.Module):
     """
 
     def __init__(self, in_channels: int, n_classes: int, *, nf: int = 32) -> None:
-        super().__init__()
-        self.in_channels = count("in_channels", in_channels)
-        self.n_classes = count("n_classes", n_classes)
+        super().__init__(in_channels, n_classes)
         nf = count("nf", nf)
         self.convs = nn.ModuleList(
             nn.Conv1d(in_channels, nf, taps, padding="same", bias=False) for taps in LEARNED
@@ -99,8 +97,7 @@ class LITE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
         first = torch.cat([*(conv(x) for conv in self.convs), self.hand_made(x)], dim=1)
-        log_proba: Tensor = self.head(self.blocks(first))
-        return log_proba
+        return super().forward(first)
 
 
 def _separable(in_channels: int, out_channels: int, taps: int, dilation: int) -> list[nn.Module]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count
-from sparseconv.models.resnet import average_and_classify
+from sparseconv.models.classifier import Classifier, average_and_classify
 
 BUDGETS = (1024, 229_376)  # weights of the first and of the second layer, at most
 LONGEST = 89  # taps
@@ -36,7 +36,7 @@ class PrimeConvs(nn.Module):
         return y
 
 
-class OSCNN(nn.Module):
+class OSCNN(Classifier):
     """Three layers of convolutions with 1, 2, 3, 5, 7, 11, ... taps, a global average, and a linear
     layer.
 
@@ -67,10 +67,9 @@ class OSCNN(nn.Module):
     series classification", ICLR 2022, and the authors' implementation.
     """
 
-    def __init__(self, in_channels: int, n_classes: int, n_timepoints: int) -> None:
-        super().__init__()
-        self.in_channels = inputs = count("in_channels", in_channels)
-        self.n_classes = count("n_classes", n_classes)
+    def __init__(self, in_channels: int, n_classes: int, *, n_timepoints: int) -> None:
+        super().__init__(in_channels, n_classes)
+        inputs = in_channels
         length = count("n_timepoints", n_timepoints)
         primes = one_and_primes(min(length // 4, LONGEST))
         blocks = []
@@ -83,11 +82,6 @@ class OSCNN(nn.Module):
         blocks.append(PrimeConvs(inputs, last, (1, 2)))
         self.blocks = nn.Sequential(*blocks)
         self.head = average_and_classify(blocks[-1].out_channels, self.n_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
-        log_proba: Tensor = self.head(self.blocks(x))
-        return log_proba
 
 
 def one_and_primes(longest: int) -> tuple[int, ...]:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from sparseconv.core.checks import count
+from sparseconv.models.classifier import Classifier, Residual, average_and_classify, shortcut
 
 KERNEL_SIZES = (7, 5, 3)
 
 
-class Residual(nn.Module):
-    """``relu(body(x) + shortcut(x))``."""
-
-    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        self.shortcut = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Both compute tensors of one shape."""
-        return F.relu(self.body(x) + self.shortcut(x))
-
-
-class ResNet(nn.Module):
+class ResNet(Classifier):
     """Three residual blocks of three convolutions, a global average and a linear layer.
 
     The variant of the package tsai, which the DSN paper counts (479.20 K parameters in the mean
@@ -56,35 +43,14 @@ class ResNet(nn.Module):
     """
 
     def __init__(self, in_channels: int, n_classes: int, *, nf: int = 64) -> None:
-        super().__init__()
-        self.in_channels = inputs = count("in_channels", in_channels)
-        self.n_classes = count("n_classes", n_classes)
-        nf = count("nf", nf)
-        blocks = []
+        super().__init__(in_channels, n_classes)
+        inputs = in_channels
+        nf, blocks = count("nf", nf), []
         for channels in (nf, 2 * nf, 2 * nf):
             blocks.append(_block(inputs, channels))
             inputs = channels
         self.blocks = nn.Sequential(*blocks)
         self.head = average_and_classify(inputs, self.n_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
-        log_proba: Tensor = self.head(self.blocks(x))
-        return log_proba
-
-
-def shortcut(in_channels: int, out_channels: int) -> nn.Sequential:
-    """A 1x1 convolution and BatchNorm."""
-    return nn.Sequential(
-        nn.Conv1d(in_channels, out_channels, 1, bias=False), nn.BatchNorm1d(out_channels)
-    )
-
-
-def average_and_classify(channels: int, n_classes: int) -> nn.Sequential:
-    """From ``(N, channels, L)`` to log-probabilities ``(N, n_classes)``."""
-    return nn.Sequential(
-        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(channels, n_classes), nn.LogSoftmax(dim=1)
-    )
 
 
 def _block(in_channels: int, channels: int) -> Residual:

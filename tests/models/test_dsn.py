@@ -218,43 +218,6 @@ def test_seeds_and_copies() -> None:
             assert layer.regions == other.regions
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("sparsity", (1.0, -0.1, float("nan"), "x", None, False, 0.5j)),
-        *((name, (0,)) for name in ("depth", "in_channels", "n_classes")),
-        *((name, (0, 10**9)) for name in ("nf", "kernel_size")),
-        ("n_groups", (0, 40, 9)),
-        ("init", ("sorted",)),
-        ("padding", ("same",)),
-    ],
-)
-def test_bad_arguments(name: str, values: tuple[object, ...]) -> None:
-    for value in values:
-        error = ValueError if isinstance(value, int | float) or name != "sparsity" else TypeError
-        with pytest.raises(TypeError if value is False else error, match=name):
-            DSN(**{"in_channels": 1, "n_classes": 2, "nf": 2, name: value})
-
-
-@pytest.mark.parametrize(
-    "name", ["in_channels", "n_classes", "nf", "kernel_size", "depth", "n_groups"]
-)
-def test_a_number_in_a_tuple_is_not_an_int(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"{name} must be an int, but got \(3,\)"):
-        DSN(**{"in_channels": 1, "n_classes": 2, "nf": 2, name: (3,)})
-
-
-def test_wrong_input() -> None:
-    model = DSN(9, 6, nf=2)
-    for shape in ((2, 8, 50), (9, 50), (2, 9)):
-        with pytest.raises(ValueError, match=r"\(n_cases, 9, n_timepoints\)"):
-            model(torch.zeros(shape))
-    with pytest.raises(ValueError, match="n_timepoints"):
-        model.cost(0)
-    with pytest.raises(ValueError, match=r"got \(4, 20\); x.unsqueeze\(0\) is a batch of one"):
-        DSN(1, 2, nf=2)(torch.zeros(4, 20))
-
-
 @pytest.mark.parametrize("length", [1, 7, 24, 49, 50, 51, 128, 150, 256, 257, 512])
 def test_short_pooling_is_adaptive_pooling(length: int) -> None:
     x = torch.randn(2, 5, length, dtype=torch.float64, requires_grad=True)

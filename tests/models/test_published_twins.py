@@ -1,4 +1,4 @@
-"""The networks beside DSN compute what their published implementations do, for equal weights.
+"""The dense networks compute what their published implementations do, for equal weights.
 
 tsai and aeon's networks (TensorFlow) are no dependencies: where they are missing, these tests are
 skipped. In an environment with torch:
@@ -75,7 +75,7 @@ def until(norms: Iterator[Any], features: int) -> Iterator[Any]:
     [
         ("ResNet", lambda c: ResNet(c, 5)),
         ("InceptionTime", lambda c: InceptionTime(c, 5, variant="tsai")),
-        ("OmniScaleCNN", lambda c: OSCNN(c, 5, 120)),
+        ("OmniScaleCNN", lambda c: OSCNN(c, 5, n_timepoints=120)),
     ],
 )
 def test_tsai(name: str, ours: Callable[[int], nn.Module], channels: int) -> None:

@@ -21,7 +21,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "InceptionTime": lambda: sc.models.InceptionTime(2, 3, nf=4),
     "tsai": lambda: sc.models.InceptionTime(2, 3, nf=4, depth=4, variant="tsai"),
     "LITE": lambda: sc.models.LITE(2, 3, nf=5),
-    "OSCNN": lambda: sc.models.OSCNN(2, 3, 40),
+    "OSCNN": lambda: sc.models.OSCNN(2, 3, n_timepoints=40),
     "DSN": lambda: sc.models.DSN(2, 3, nf=5),
 }
 

@@ -1,0 +1,55 @@
+"""What the dense networks have in common."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseconv.core.checks import count
+
+
+class Classifier(nn.Module):
+    """``blocks``, a global average, a linear layer and log-softmax.
+
+    Subclasses set ``blocks`` and ``head``.
+    """
+
+    blocks: nn.Sequential
+    head: nn.Sequential
+
+    def __init__(self, in_channels: int, n_classes: int) -> None:
+        super().__init__()
+        self.in_channels = count("in_channels", in_channels)
+        self.n_classes = count("n_classes", n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
+        log_proba: Tensor = self.head(self.blocks(x))
+        return log_proba
+
+
+class Residual(nn.Module):
+    """``relu(body(x) + shortcut(x))``."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what both compute, tensors of one shape."""
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+def shortcut(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return a 1x1 convolution and BatchNorm."""
+    return nn.Sequential(
+        nn.Conv1d(in_channels, out_channels, 1, bias=False), nn.BatchNorm1d(out_channels)
+    )
+
+
+def average_and_classify(channels: int, n_classes: int) -> nn.Sequential:
+    """Return a head from ``(N, channels, L)`` to log-probabilities ``(N, n_classes)``."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(channels, n_classes), nn.LogSoftmax(dim=1)
+    )
