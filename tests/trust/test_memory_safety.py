@@ -29,7 +29,7 @@ SANITIZE = "-fsanitize=address,undefined -fno-sanitize=vptr"
 @pytest.mark.promise("P6")
 def test_inputs_flush_against_guard_pages(campaign: Any, count_cases: Any) -> None:
     # Fresh memory holds junk, so a result that was made from what nobody wrote shows.
-    found = run_child("guarded", 0, campaign(300, 5_000), environment={"MALLOC_PERTURB_": "85"})
+    found = run_child("guarded", 0, campaign(150, 5_000), environment={"MALLOC_PERTURB_": "85"})
     assert found["faults"] == []
     count_cases(found["calls"])
 
@@ -88,14 +88,12 @@ def test_one_byte_too_many_on_the_heap_is_noticed(sanitized: dict[str, str]) -> 
 
 
 LARGE = pytest.mark.campaign("needs 5 GB of memory and a minute")
+ITEMS = ("fprop", "dgrad", "wgrad", "bytes")
 
 
 @pytest.mark.promise("P5")
 @pytest.mark.promise("P6")
-@pytest.mark.parametrize(
-    "what",
-    ["offsets", *(pytest.param(x, marks=LARGE) for x in ("fprop", "dgrad", "wgrad", "bytes"))],
-)
+@pytest.mark.parametrize("what", ["offsets", *(pytest.param(x, marks=LARGE) for x in ITEMS)])
 def test_more_than_an_int32_counts(what: str, tmp_path: Path, count_cases: Any) -> None:
     found = run_child("large_strides", what, tmp_path)
     assert found["faults"] == []
