@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import prune
 
 import sparseconv as sc
 from sparseconv import SparseConv1d, models
+from sparseconv.edge.layers import Array, scores_and_bound
+from sparseconv.edge.lowering import lower
+from sparseconv.nn.restored import deepcopy_model
 
 CHANNELS, LENGTH = 3, 22
 
@@ -124,3 +128,13 @@ def series(
     n_cases: int, seed: int = 0, channels: int = CHANNELS, length: int = LENGTH
 ) -> torch.Tensor:
     return torch.randn(n_cases, channels, length, generator=torch.Generator().manual_seed(seed))
+
+
+def expected(model: nn.Module, X: torch.Tensor) -> tuple[Array, Array]:
+    """PyTorch's scores in float64, and how far those of a float32 program may be from each."""
+    with torch.no_grad():
+        exact: Array = deepcopy_model(model).double()(X.double()).numpy()
+    found, bound = scores_and_bound(lower(deepcopy_model(model), *X.shape[1:]), X.numpy())
+    # Both are in float64, in another order.
+    assert (np.abs(found - exact) <= 2.0**-20 * bound).all()
+    return exact, bound
