@@ -6,14 +6,10 @@ with.
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparseconv.core.geometry import Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
 
 
@@ -135,91 +131,3 @@ def pad(x: Tensor, padding: tuple[int, ...], mode: str) -> Tensor:
     if not any(padding):
         return x
     return F.pad(x, padding, "constant" if mode == "zeros" else mode)
-
-
-class MaskedConv1d(nn.Module):
-    """A convolution with a dense weight times a mask, as mask-based sparse training runs it.
-
-    Time, gradient and optimizer state are those of the dense layer. ``weight`` is the parameter,
-    ``mask`` a bool buffer, both ``(C_out, C_in // groups, K)``.
-
-    Args:
-        pattern: which weights are active at first.
-        stride, dilation, groups, bias, padding_mode: as in ``nn.Conv1d``.
-        padding: ``(left, right)``, in samples, or what ``nn.Conv1d`` takes.
-
-    Raises:
-        TypeError, ValueError: options that no convolution of this pattern has.
-
-    Example:
-        >>> layer = MaskedConv1d(KernelCSR.full((4, 2, 3)), padding=(0, 2))
-        >>> layer(torch.zeros(1, 2, 10)).shape
-        torch.Size([1, 4, 10])
-    """
-
-    mask: Tensor
-
-    def __init__(
-        self,
-        pattern: KernelCSR,
-        stride: int = 1,
-        padding: Padding = 0,
-        dilation: int = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-    ) -> None:
-        super().__init__()
-        options = Geometry.of(pattern.shape, stride, padding, dilation, groups, padding_mode)
-        _, self.stride, self.padding, self.dilation, self.groups, self.padding_mode = options
-        out_channels, group_channels, kernel_size = pattern.shape
-        bound = 1 / math.sqrt(group_channels * kernel_size)
-        self.weight = nn.Parameter(torch.empty(pattern.shape).uniform_(-bound, bound))
-        self.bias = (
-            nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
-        )
-        self.register_buffer("mask", pattern.to_mask())
-
-    @classmethod
-    def from_sparse(cls, layer: Any) -> MaskedConv1d:
-        """Return the masked-dense twin of a ``SparseConv1d``: same function, same options.
-
-        Raises:
-            AttributeError: another module.
-            RuntimeError: the layer's index buffers are those of another pattern.
-
-        Example:
-            >>> import sparseconv as sc
-            >>> layer, x = sc.SparseConv1d(4, 8, 5), torch.randn(2, 4, 20)
-            >>> torch.allclose(MaskedConv1d.from_sparse(layer)(x), layer(x), atol=1e-5)
-            True
-        """
-        twin = cls(
-            layer.pattern,
-            layer.stride[0],
-            layer.resolved_padding,
-            layer.dilation[0],
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-        ).to(layer.values.device, layer.values.dtype)
-        with torch.no_grad():
-            twin.weight.copy_(layer.dense_weight())
-            if twin.bias is not None and layer.bias is not None:
-                twin.bias.copy_(layer.bias)
-        return twin.train(layer.training)
-
-    def extra_repr(self) -> str:
-        out_channels, group_channels, kernel_size = self.weight.shape
-        options = (
-            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}, padding_mode={self.padding_mode!r}"
-        )
-        return f"{group_channels * self.groups}, {out_channels}, {kernel_size}, {options}"
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``(N, C_in, L_in)`` or ``(C_in, L_in)``."""
-        x = pad(input, self.padding, self.padding_mode)
-        return F.conv1d(
-            x, self.weight * self.mask, self.bias, self.stride, 0, self.dilation, self.groups
-        )

@@ -1,4 +1,4 @@
-"""For correctness tests: random cases, an oracle, computed error bounds and tensor layouts."""
+"""For correctness tests: random cases, an oracle and computed error bounds."""
 
 from sparseconv.testing.bounds import (
     Expected,
@@ -8,11 +8,9 @@ from sparseconv.testing.bounds import (
     expected_wgrad,
 )
 from sparseconv.testing.cases import LENGTHS, PATTERNS, Case, Tensors, random_case
-from sparseconv.testing.layouts import LAYOUTS
 from sparseconv.testing.oracle import conv1d_oracle, oracle_dgrad, oracle_wgrad
 
 __all__ = [
-    "LAYOUTS",
     "LENGTHS",
     "PATTERNS",
     "Case",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from layouts import LAYOUTS
 from torch import Tensor
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
@@ -18,7 +19,6 @@ from sparseconv.core.geometry import Geometry
 from sparseconv.functional.chain import Chain, Conv, NormRelu, Pointwise, keeps_order
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
-from sparseconv.testing import LAYOUTS
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
-from sparseconv.reference import MaskedConv1d, conv1d_dense, dense_weight
+from sparseconv import KernelCSR, sparse_conv1d
+from sparseconv.reference import conv1d_dense, dense_weight
 from sparseconv.testing import (
-    LAYOUTS,
     conv1d_oracle,
     expected_dgrad,
     expected_fprop,
@@ -110,49 +109,10 @@ def test_dense_weight():
     assert values.grad.equal(2 * values)
 
 
-def test_layouts_are_what_they_say():
-    x = torch.randn(3, 4, 5)
-    repeating = {"expanded_first", "expanded_last", "overlapping"}
-    strides = set()
-    for name, layout in LAYOUTS.items():
-        y = layout(x)
-        strides.add((y.stride(), y.storage_offset(), y.is_neg()))
-        assert y.shape == x.shape
-        assert not y.isnan().any()
-        assert y.equal(x) or name in repeating
-        for size in ((4, 5), (7,), (0, 3, 2), (1, 1, 1)):
-            assert layout(torch.randn(size)).shape == size
-    assert len(LAYOUTS) == 14
-    assert len(strides) >= 12
-
-
-def test_masked_layer_computes_what_the_sparse_layer_does():
-    layer = SparseConv1d(
-        4, 6, 5, 2, (0, 4), 2, 2, padding_mode="replicate", density=0.4, dtype=torch.float64
-    )
-    layer.backend = "reference"
-    twin = MaskedConv1d.from_sparse(layer)
-    x = torch.randn(3, 4, 20, dtype=torch.float64)
-    y, z = layer(x), twin(x)
-    assert torch.allclose(y, z, rtol=0, atol=1e-14)
-    (y.sum() + z.sum()).backward()
-    mask = layer.pattern.to_mask()
-    assert torch.allclose(layer.values.grad, twin.weight.grad[mask], rtol=0, atol=1e-13)
-    assert not twin.weight.grad[~mask].any()
-    assert set(twin.state_dict()) == {"weight", "bias", "mask"}
-
-
 def test_the_reference_refuses_what_it_would_hide() -> None:
     pattern = KernelCSR.full((4, 1, 3))
     with pytest.raises(ValueError, match=r"values must be \(12,\), but got \(13,\)"):
         dense_weight(torch.zeros(13), pattern)
-    with pytest.raises(ValueError, match="expected weight to be divisible by 3"):
-        MaskedConv1d(pattern, groups=3)
-    with pytest.raises(ValueError, match="zero"):
-        MaskedConv1d(pattern, padding_mode="zero")
-    layer = MaskedConv1d(pattern, padding="same")
-    assert layer(torch.zeros(1, 1, 9)).shape == (1, 4, 9)
-    assert "1, 4, 3, stride=1, padding=(1, 1)" in repr(layer)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from any_kernels import (
     test_relu_is_that_of_torch,  # noqa: F401
 )
 from engines import check, compute
+from layouts import LAYOUTS
 
 from sparseconv import sparse_conv1d
 from sparseconv.bench import run
@@ -33,7 +34,6 @@ from sparseconv.bench.cases import CASES
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops.backends import extension
 from sparseconv.testing import (
-    LAYOUTS,
     LENGTHS,
     PATTERNS,
     Case,

@@ -12,12 +12,12 @@ from itertools import product
 import pytest
 import torch
 from engines import NAMES, Engines, compute, expected
+from layouts import LAYOUTS
 from torch import Tensor
 
 from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
 from sparseconv.testing import (
-    LAYOUTS,
     Case,
     Tensors,
     conv1d_oracle,

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from engines import ISAS
+from layouts import LAYOUTS
 from random_banks import Problem
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.chain import Chain, Conv, NormRelu, Pointwise
 from sparseconv.ops import calls as ops
 from sparseconv.ops.backends import extension
-from sparseconv.testing import LAYOUTS, Case, random_case
+from sparseconv.testing import Case, random_case
 
 OPS = torch.ops.sparseconv
 PAGE = mmap.PAGESIZE

@@ -25,13 +25,14 @@ from any_kernels import (
     test_relu_is_that_of_torch,  # noqa: F401
 )
 from engines import Engine, check, compute
+from layouts import LAYOUTS
 
 from sparseconv import SparseConv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.functional import conv
 from sparseconv.ops import calls, gpu_plans
 from sparseconv.ops.backends import extension
-from sparseconv.testing import LAYOUTS, PATTERNS, Case, random_case
+from sparseconv.testing import PATTERNS, Case, random_case
 
 assert extension is None, "run this file through test_cuda.py"
 

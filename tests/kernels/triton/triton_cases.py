@@ -25,13 +25,14 @@ from any_kernels import (
     test_relu_is_that_of_torch,  # noqa: F401
 )
 from engines import Engine, check, compute, expected
+from layouts import LAYOUTS
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans, triton
 from sparseconv.ops.triton import launch
-from sparseconv.testing import LAYOUTS, PATTERNS, Case, random_case
+from sparseconv.testing import PATTERNS, Case, random_case
 
 assert triton.INTERPRETED, "run this file through test_triton.py"
 
