@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.parser import HeaderParser
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import installing
 import pytest
@@ -86,68 +86,51 @@ def test_the_wheel_holds_the_package_alone(built_without_compiler: tuple[Path, s
         metadata = HeaderParser().parsestr(archive.read(info).decode())
     package = {name for name in names if ".dist-info/" not in name}
     assert package == sources("sparseconv/**/*")
-    assert {PurePosixPath(name).name for name in names - package} >= {"METADATA", "LICENSE"}
-
+    assert any(name.endswith("LICENSE") for name in names - package)
     project = tomllib.loads((installing.ROOT / "pyproject.toml").read_text())["project"]
     assert metadata["Requires-Python"] == project["requires-python"]
-    required = metadata.get_all("Requires-Dist", [])
-    assert [line for line in required if "extra ==" not in line] == project["dependencies"]
-    extras = project["optional-dependencies"]
-    assert set(metadata.get_all("Provides-Extra", [])) == set(extras)
+    assert set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
 
 
-@pytest.mark.parametrize(
-    "blocked", [(), ("triton", "aeon", "sklearn", "matplotlib", "tqdm")], ids=str
-)
 def test_without_a_compiler_the_reference_runs_and_says_so_once(
-    installed: Path,
-    tmp_path: Path,
-    blocked: tuple[str, ...],
-    count_cases: Callable[[int], None],
+    installed: Path, tmp_path: Path, count_cases: Any
 ) -> None:
+    extras = ("triton", "aeon", "sklearn", "matplotlib", "tqdm")
     result = installing.check(
-        [*without_privileges(), sys.executable], 25, blocked=blocked, cwd=tmp_path,
+        [*without_privileges(), sys.executable], 10, blocked=extras, cwd=tmp_path,
         env={"PYTHONPATH": str(installed), "HOME": "/nonexistent"},
     )  # fmt: skip
-    count_cases(25)
+    count_cases(10)
     assert Path(result["file"]).is_relative_to(installed)
     assert result["isas"] == [None]
     assert [text.startswith(SLOWLY) for text in result["warnings"]] == [True]
     assert "pip install --no-build-isolation" in result["warnings"][0]
     assert result["backends"]["reference"] == "available"
-    assert not {"aeon", "sklearn", "matplotlib", "triton", "tqdm"} & set(result["imported"])
+    assert not {*extras} & {*result["imported"]}
 
 
-def test_a_missing_extra_is_named(installed: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules.update(aeon=None, matplotlib=None)\n"
-        "from sparseconv.cli.main import main; sys.exit(main(['train', 'GunPoint']))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(installed)},
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "pip install 'sparseconv[tsc]'" in done.stderr, done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_command_runs_from_a_read_only_installation(installed: Path, tmp_path: Path) -> None:
-    # Without the finder of an editable installation, as in installed_check.py.
-    command = """
-import runpy, sys
+# Without the finder of an editable installation, as in installed_check.py.
+COMMANDS = """
+import sys
 sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != "_EditableFinder"]
-sys.argv[1:] = ["info"]
-runpy.run_module("sparseconv", run_name="__main__")
+sys.modules.update(aeon=None, matplotlib=None)
+from sparseconv.cli.main import main
+assert main(["info"]) == 0
+print("code", main(["train", "GunPoint"]))
 """
+
+
+def test_commands_run_from_a_read_only_installation(installed: Path, tmp_path: Path) -> None:
     said = installing.run(
-        [*without_privileges(), sys.executable, "-c", command],
+        [*without_privileges(), sys.executable, "-c", COMMANDS],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(installed), "HOME": "/nonexistent"},
     )
     assert "backend reference  available" in said
     assert "pip install --no-build-isolation" in said
+    assert "code 2" in said, "a missing extra is an error"
+    assert "pip install 'sparseconv[tsc]'" in said
+    assert not list(tmp_path.iterdir())
 
 
 def without_privileges() -> list[str]:
@@ -158,9 +141,3 @@ def without_privileges() -> list[str]:
         pytest.skip("run as root, which may write everywhere, and setpriv is not installed")
     powers = "-dac_override,-dac_read_search,-fowner"
     return ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"]
-
-
-def test_read_only_means_it(installed: Path) -> None:
-    """The tests above prove nothing if these processes could write."""
-    done = subprocess.run([*without_privileges(), "touch", installed / "x"], capture_output=True)
-    assert done.returncode != 0
