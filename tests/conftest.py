@@ -66,31 +66,6 @@ def campaign(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
 ON_GPU = [engine.backend for engine in on_gpu()] or ["none"] * torch.cuda.is_available()
 
 
-@pytest.fixture(params=["cpu", *ON_GPU])
-def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engines:
-    """Iterate over the kernels of a device: the instruction sets, each forced, or a GPU's."""
-    assert request.param != "none", "no backend runs on this GPU"
-
-    def switch() -> Iterator[Engine]:
-        yield from (engine for engine in on_gpu() if engine.backend == request.param)
-        for isa in ISAS if request.param == "cpu" else []:
-            monkeypatch.setenv("SPARSECONV_CPU_ISA", isa)
-            assert extension is not None
-            assert extension.isa() == isa
-            yield Engine("cpp", isa=isa)
-
-    return switch
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # None in a worker
-    if reporter is None or not promises.is_whole(session):
-        return
-    session.config.stash[UNTESTED] = promises.without_a_test(reporter.stats)
-    if session.config.stash[UNTESTED] and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
 @pytest.fixture
 def isas(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
     """Iterate over the instruction sets of the CPU, each forced."""
@@ -103,6 +78,29 @@ def isas(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
             yield isa
 
     return switch
+
+
+@pytest.fixture(params=["cpu", *ON_GPU])
+def engines(request: pytest.FixtureRequest, isas: Callable[[], Iterator[str]]) -> Engines:
+    """Iterate over the kernels of a device: the instruction sets, each forced, or a GPU's."""
+    assert request.param != "none", "no backend runs on this GPU"
+
+    def switch() -> Iterator[Engine]:
+        if request.param == "cpu":
+            yield from (Engine("cpp", isa=isa) for isa in isas())
+        else:
+            yield from (engine for engine in on_gpu() if engine.backend == request.param)
+
+    return switch
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # None in a worker
+    if reporter is None or not promises.is_whole(session):
+        return
+    session.config.stash[UNTESTED] = promises.without_a_test(reporter.stats)
+    if session.config.stash[UNTESTED] and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(

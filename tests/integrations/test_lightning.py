@@ -1,7 +1,4 @@
-"""PyTorch Lightning.
-
-A LightningModule with sparse layers, trained by Trainer.fit; patterns move, checkpoints keep them.
-"""
+"""PyTorch Lightning: Trainer.fit moves patterns, and checkpoints keep them."""
 
 from __future__ import annotations
 
@@ -40,10 +37,7 @@ class Module(lightning.LightningModule):
         self.dst = DSTScheduler(
             self.network, optimizer, update_every=self.every, end_step=99, grow=self.grow
         )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
-        }
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.dst.step()
@@ -66,16 +60,10 @@ def data() -> DataLoader[Tensor]:
 
 def trainer(folder: Path, epochs: int, **options: Any) -> Any:
     return lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
+        max_epochs=epochs, accelerator="cpu", devices=1, default_root_dir=folder, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         **options,
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.tool("PyTorch Lightning: Trainer.fit", "works", "DSTScheduler in on_train_batch_end")

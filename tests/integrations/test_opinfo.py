@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,12 +45,9 @@ def split(sample: Any) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]:
 @pytest.mark.tool("PyTorch's OpInfo samples of conv1d", "works", "values, gradients; 4 dtypes")
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_samples(dtype: torch.dtype, density: float, count_cases: Callable[[int], None]) -> None:
+def test_samples(dtype: torch.dtype, density: float, count_cases: Any) -> None:
     torch.manual_seed(0)
-    samples = [
-        *OP.sample_inputs("cpu", dtype, requires_grad=True),
-        *OP.reference_inputs("cpu", dtype),
-    ]
+    samples = [*OP.sample_inputs("cpu", dtype), *OP.reference_inputs("cpu", dtype)]
     for sample in samples:
         x, weight, bias, options = split(sample)
         mask = torch.rand(weight.shape) < density
@@ -70,7 +66,7 @@ def test_samples(dtype: torch.dtype, density: float, count_cases: Callable[[int]
 
 
 @pytest.mark.tool("PyTorch's OpInfo samples, integers and complex", "not applicable", "TypeError")
-def test_other_dtypes_are_refused(count_cases: Callable[[int], None]) -> None:
+def test_other_dtypes_are_refused(count_cases: Any) -> None:
     """An integer convolution is not differentiable, and a complex one has no kernels here."""
     cases = 0
     for dtype in OP.supported_dtypes("cpu") - set(DTYPES):
@@ -89,7 +85,7 @@ def sparse_of_dense(x: Tensor, weight: Tensor, *args: Any, **options: Any) -> Te
 
 
 @pytest.mark.tool("PyTorch's OpInfo error inputs of conv1d", "works", "all: same kind, same words")
-def test_error_inputs(count_cases: Callable[[int], None]) -> None:
+def test_error_inputs(count_cases: Any) -> None:
     cases = 0
     for error in OP.error_inputs("cpu"):
         x, weight, bias, options = split(error.sample_input)
@@ -109,10 +105,8 @@ def test_error_inputs(count_cases: Callable[[int], None]) -> None:
 @pytest.mark.promise("P1")
 @pytest.mark.tool("PyTorch's ModuleInfo of nn.Conv1d", "works")
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_module_inputs(
-    dtype: torch.dtype, density: float, count_cases: Callable[[int], None]
-) -> None:
+def test_module_inputs(density: float, count_cases: Any) -> None:
+    dtype = torch.float64
     torch.manual_seed(0)
     cases = 0
     for training in (True, False):
