@@ -17,7 +17,7 @@ from sparseconv import datasets
 from sparseconv.training import Recipe, train
 from sparseconv.training.evaluation import predict_log_proba
 
-EPOCHS = 4 if os.environ.get("SPARSECONV_QUICK") else 40
+EPOCHS = 2 if os.environ.get("SPARSECONV_QUICK") else 40
 rng = np.random.default_rng(0)
 
 # %% [markdown]

@@ -17,7 +17,7 @@ import sparseconv as sc
 from sparseconv import datasets
 from sparseconv.training import Recipe, train
 
-rng, epochs = np.random.default_rng(0), 5 if os.environ.get("SPARSECONV_QUICK") else 60
+rng, epochs = np.random.default_rng(0), 2 if os.environ.get("SPARSECONV_QUICK") else 60
 y = np.arange(160) % 2
 X = np.sin(np.linspace(0, 9, 80) * (1 + 0.3 * y[:, None])) + rng.normal(0, 0.4, (160, 80))
 np.savez("waves.npz", X_train=X[:60], y_train=y[:60], X_test=X[60:], y_test=y[60:])

@@ -20,7 +20,7 @@ import sparseconv as sc
 from sparseconv import datasets
 
 QUICK = bool(os.environ.get("SPARSECONV_QUICK"))
-EPOCHS = 2 if QUICK else 20
+EPOCHS = 1 if QUICK else 20
 CHANNELS = 8 if QUICK else 32
 
 data = datasets.load("GunPoint")

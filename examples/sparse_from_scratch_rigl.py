@@ -19,8 +19,9 @@ from torch import nn
 import sparseconv as sc
 from sparseconv import datasets
 
-EPOCHS = 2 if os.environ.get("SPARSECONV_QUICK") else 60
-DENSITY, CHANNELS, KERNEL = 0.1, 64, 31
+QUICK = bool(os.environ.get("SPARSECONV_QUICK"))
+EPOCHS, CHANNELS = (2, 16) if QUICK else (60, 64)
+DENSITY, KERNEL = 0.1, 31
 
 data = datasets.load("GunPoint")
 X, X_test = torch.from_numpy(data.X_train), torch.from_numpy(data.X_test)
@@ -93,7 +94,7 @@ for grow in ("static", "random", "gradient"):
 # Every sparse layer compared with the same layer dense, on this machine and at this batch.
 
 # %%
-print(sc.profile(model, X[:10]))
+print(sc.profile(model, X[:10], rounds=6 if QUICK else 30))
 
 # %% [markdown]
 # ## Use it

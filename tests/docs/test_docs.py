@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from subprocess import run as run_process
 from typing import Any
@@ -31,10 +30,7 @@ WITH_SNIPPETS = [page for page in (README, *PAGES) if any(snippets.blocks(page))
 
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.stem)
 def test_every_snippet_runs(
-    page: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    count_cases: Callable[[int], None],
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_cases: Any
 ) -> None:
     for package in NEEDS.get(page.stem, []):
         pytest.importorskip(package)
@@ -77,9 +73,10 @@ def test_every_public_name_is_in_the_api() -> None:
                 assert own or any(getattr(held, name) is x for x in found), (package.name, name)
 
 
-@pytest.mark.parametrize("name", ["datasets", "pruning.WHC", "rocket", "testing", "training.train"])
-def test_modules_are_there_whatever_was_imported(name: str) -> None:
-    run_process([sys.executable, "-c", f"import sparseconv as sc; sc.{name}"], check=True)
+def test_modules_are_there_without_an_import() -> None:
+    names = ("datasets", "rocket", "testing", "pruning.WHC", "training.train")
+    code = "\n".join(["import sparseconv as sc", *(f"sc.{name}" for name in names)])
+    run_process([sys.executable, "-c", code], check=True)
 
 
 def test_the_site_builds(tmp_path: Path) -> None:
