@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -241,23 +242,29 @@ class DSTScheduler:
         Example: see the class.
         """
         changes = self._plan() if self._is_due(self.step_count + 1) else []
-        with ctrl_c_waits():
-            if changes:
-                self._record_patterns()
-            for change in changes:
-                grad = change.layer.values.grad
-                change.layer.set_pattern(change.pattern, values=change.values)
-                for tensor, content in change.followers:
-                    tensor.copy_(content)
-                change.layer.values.grad = grad  # set_pattern dropped it; it is a follower
-                for average, values in change.averages:
-                    average.set_pattern(change.pattern, values=values)
-                _set_bits(self._ever_active[change.name], change.grown)
-                self._recorded[change.name] = change.pattern
+        # Half an update would be a wrong model.
+        with ctrl_c_waits() if changes else nullcontext():
+            self._update(changes)
             self.step_count += 1
-            self.updates += bool(changes)
         self._watch_next_step()
         return bool(changes)
+
+    def _update(self, changes: list[_Change]) -> None:
+        """Do what was planned; all of it was computed before."""
+        if not changes:
+            return
+        self.updates += 1
+        self._record_patterns()
+        for change in changes:
+            grad = change.layer.values.grad
+            change.layer.set_pattern(change.pattern, values=change.values)
+            for tensor, content in change.followers:
+                tensor.copy_(content)
+            change.layer.values.grad = grad  # set_pattern dropped it; it is a follower
+            for average, values in change.averages:
+                average.set_pattern(change.pattern, values=values)
+            _set_bits(self._ever_active[change.name], change.grown)
+            self._recorded[change.name] = change.pattern
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the model's and the optimizer's state."""

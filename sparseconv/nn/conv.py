@@ -434,7 +434,9 @@ class SparseConv1d(nn.Module):
         if name in _GEOMETRY:
             self._resolved = None
             value = tuple(value) if isinstance(value, list) else value  # immutable
-        super().__setattr__(name, Parametrizations() if name == "parametrizations" else value)
+        if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
+            value = Parametrizations(value)
+        super().__setattr__(name, value)
 
 
 __test__ = {"SparseConv1d": SparseConv1d}  # for doctest, as its __module__ is sparseconv

@@ -352,3 +352,9 @@ def test_the_dense_weight_is_that_of_the_next_forward_pass():
     torch.testing.assert_close(conv(x), expected)
     assert torch.equal(weight, layer.dense_weight())
     assert torch.equal(weight, conv.weight)
+
+
+def test_parametrizations_can_be_assigned():
+    layer, mine = SparseConv1d(2, 3, 5), nn.ModuleDict({"bias": nn.Tanh()})
+    layer.parametrizations = mine
+    assert layer.parametrizations["bias"] is mine["bias"]
