@@ -78,17 +78,6 @@ def check_movable(layers: Layers, averages: Sequence[Sequence[SparseConv1d]]) ->
                 )
 
 
-def check_dense_gradients_are_seen(layers: Layers) -> None:
-    """Refuse a subclass that computes something else from the convolution's input and output."""
-    for name, layer in layers.items():
-        if type(layer).forward is not SparseConv1d.forward:
-            raise NotImplementedError(
-                f"grow='gradient' reads what goes into a SparseConv1d and comes out of it, but "
-                f"layer {name!r} is a {type(layer).__name__} with a forward of its own; put what "
-                "that does into modules before and behind a SparseConv1d, or use grow='random'"
-            )
-
-
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer whose state is not per weight."""
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -126,8 +115,7 @@ def unseen(name: str, step_count: int) -> str:
     return (
         f"grow='gradient' needs a forward and a backward pass through layer {name!r} between "
         f"step() number {step_count} and {step_count + 1}, but saw none; call loss.backward() and "
-        "optimizer.step() before each step(). Neither torch.compile nor the replay of a CUDA graph "
-        "(GraphedStep) shows the layers' inputs and gradients: in the step before an update, where "
-        "(step_count + 1) % update_every == 0, call the model uncompiled, or the function itself "
-        "instead of its GraphedStep"
+        "optimizer.step() before each step(). The replay of a CUDA graph (GraphedStep) is none: in "
+        "the step before an update, where (step_count + 1) % update_every == 0, call the function "
+        "itself instead of its GraphedStep"
     )

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from sparseconv.core.checks import count, integer, number
 from sparseconv.core.files import ctrl_c_waits
@@ -27,7 +26,7 @@ from sparseconv.dst.update import (
     prune_and_grow,
 )
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.dense_gradient import DenseGradientHook, gradient_dtype, remove_idle_hooks
+from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.overwritten import checksum
 from sparseconv.nn.replacement import check_module
 
@@ -65,9 +64,10 @@ class DSTScheduler:
     ``floor + (start - floor) * (1 + cos(pi * min(t, decay_steps) / decay_steps)) / 2``.
 
     ``grow="gradient"`` needs the dense gradient: it is computed only in the step before an update,
-    summed over the backward passes that ``values.grad`` is the sum of (gradient accumulation, a
-    layer used several times), and released after the update. What a gradient penalty adds by
-    differentiating a gradient is not in it.
+    summed over every ``backward()`` since the last ``dst.step()`` (gradient accumulation, a layer
+    used several times, also what ``zero_grad()`` has discarded since), and released after the
+    update. ``torch.autograd.grad`` and transforms of ``torch.func`` do not count, and what a
+    gradient penalty adds by differentiating a gradient is not in it.
 
     Where ``torch.distributed`` is initialised, every rank constructs and steps its scheduler. Dense
     gradients are summed over the ranks (DistributedDataParallel does not know them), and an update
@@ -173,25 +173,20 @@ class DSTScheduler:
             self._ever_active[name] = bits
         self._recorded: dict[str, KernelCSR] = {}  # the latest that the bits hold
         self._record_patterns()
-        self._watches: dict[str, DenseGradientHook] = {}
-        self._handles: list[RemovableHandle] = []
-        weakref.finalize(self, _remove_hooks, self._handles)
+        self._probes: dict[str, Tensor] = {}
+        weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle with the gradients seen so far, but without the hooks."""
-        totals = {name: watch.total for name, watch in self._watches.items()}
-        # Handles would take all hooks of the values along, those of others too.
-        return {**self.__dict__, "_watches": totals, "_handles": []}
+        """Copy and pickle with the gradients seen so far; a layer's copy has no probe."""
+        return {**self.__dict__, "_probes": {n: probe.grad for n, probe in self._probes.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({**state, "_watches": {}})
-        weakref.finalize(self, _remove_hooks, self._handles)
-        for layer in self._layers.values():
-            remove_idle_hooks(layer)
+        self.__dict__.update({**state, "_probes": {}})
+        weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
-        for name, watch in self._watches.items():
-            watch.total = state["_watches"][name]
+        for name, gradient in state["_probes"].items():
+            self._probes[name].grad = gradient
 
     def __repr__(self) -> str:
         nnz = sum(layer.pattern.nnz for layer in self._layers.values())
@@ -332,8 +327,6 @@ class DSTScheduler:
         if self.grow != "static":
             checks.check_optimizer(self._optimizer)
             checks.check_movable(self._layers, self._averages)
-        if self.grow == "gradient":
-            checks.check_dense_gradients_are_seen(self._layers)
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
@@ -364,15 +357,15 @@ class DSTScheduler:
 
     def _dense_gradients(self) -> dict[str, Tensor | None]:
         """The gradients that any rank has seen, summed over all ranks."""
-        totals = {name: watch.total for name, watch in self._watches.items()}
+        totals = {name: probe.grad for name, probe in self._probes.items()}
         if self.grow != "gradient" or self._ranks.alone:
             return totals
         seen = self._ranks.gather([name for name, total in totals.items() if total is not None])
         for name in sorted(set().union(*seen)):
-            layer, total = self._layers[name], totals[name]
-            if total is None:  # this rank's batch did not use the layer
-                total = layer.values.new_zeros(layer.pattern.shape, dtype=gradient_dtype(layer))
-            totals[name] = self._ranks.sum(total.clone())  # a failed update is tried again
+            total, probe = totals[name], self._probes[name]
+            # A rank's batch may not have used the layer; and a failed update is tried again.
+            own = probe.detach().clone() if total is None else total.clone()
+            totals[name] = self._ranks.sum(own.contiguous())
         return totals
 
     def _plan_layer(self, name: str, fraction: float, dense_grad: Tensor | None) -> _Change | None:
@@ -417,20 +410,19 @@ class DSTScheduler:
                 self._recorded[name] = layer.pattern
 
     def _watch_next_step(self) -> None:
-        """Forget the gradients seen; watch the layers if the next step is an update."""
-        _remove_hooks(self._handles)
-        for watch in self._watches.values():
-            watch.close()
-        self._watches = {}
+        """Forget the gradients seen; give layers a probe if the next step is an update."""
+        _take_back(self._layers, self._probes)
         if self.grow == "gradient" and self._is_due(self.step_count + 1):
             for name, layer in self._layers.items():
-                self._watches[name] = watch = DenseGradientHook()
-                self._handles.extend(watch.watch(layer))
+                layer.dense_probe = new_probe(layer.pattern.shape, layer.values)
+                self._probes[name] = layer.dense_probe
 
 
-def _remove_hooks(handles: list[RemovableHandle]) -> None:
-    while handles:
-        handles.pop().remove()
+def _take_back(layers: Mapping[str, SparseConv1d], probes: dict[str, Tensor]) -> None:
+    for name, probe in probes.items():
+        if layers[name].dense_probe is probe:  # not another scheduler's
+            layers[name].dense_probe = None
+    probes.clear()
 
 
 def _set_bits(bits: Tensor, positions: Array) -> Tensor:

@@ -14,6 +14,7 @@ from sparseconv.core.checks import integer, number
 from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
 from sparseconv.core.pattern import KernelCSR, Region, carry_over
 from sparseconv.functional.conv import sparse_conv1d_resolved
+from sparseconv.nn.dense_gradient import new_probe, probed
 from sparseconv.nn.overwritten import PatternCheck, check_in_graph, checksum_buffer
 from sparseconv.nn.parametrizations import Parametrizations
 from sparseconv.nn.state import (
@@ -140,6 +141,7 @@ class SparseConv1d(nn.Module):
         offsets = torch.empty(shape[0], device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
         self._pattern, self._check = pattern, PatternCheck()
+        self.dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
         self.reset_parameters()
 
     def reset_parameters(self, fan_in: str = "dense") -> None:
@@ -190,9 +192,10 @@ class SparseConv1d(nn.Module):
         held = self._parameters
         values: Any = held["values"] if "values" in held else self.values  # noqa: SIM401
         bias = held["bias"] if "bias" in held else self.bias  # noqa: SIM401
-        return sparse_conv1d_resolved(
-            input, values, self.pattern, bias, self._geometry(), self.backend
-        )
+        geometry = self._geometry()
+        y = sparse_conv1d_resolved(input, values, self.pattern, bias, geometry, self.backend)
+        probe = self.dense_probe
+        return y if probe is None else probed(y, input, values, probe, geometry)
 
     def _geometry(self) -> Geometry:
         if self._resolved is None:  # an attribute was set
@@ -292,6 +295,9 @@ class SparseConv1d(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if known:
             self._check = PatternCheck(self._buffers)
+        if self.dense_probe is not None:  # the same object, which its scheduler knows
+            self.dense_probe.grad = None
+            self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
         return self
 
     @classmethod
@@ -410,6 +416,10 @@ class SparseConv1d(nn.Module):
             tag = checksum_buffer(pattern, self.values.device)
             self.register_buffer("pattern_tag", tag, persistent=False)
         self._check = PatternCheck(self._buffers)  # assign=True replaced them
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the probe: a scheduler that is copied too brings another."""
+        return {**self.__dict__, "dense_probe": None}
 
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""

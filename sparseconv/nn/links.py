@@ -68,6 +68,7 @@ class SparseLink(Link):
         geometry = conv._geometry()
         if (
             self.is_watched()
+            or conv.dense_probe is not None
             or not _fits_order(geometry)
             or resolve_backend(conv.backend, x.device) != "cpp"
         ):

@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.dense_gradient import DenseGradientHook
 
 
 def check_module(model: nn.Module) -> None:
@@ -105,9 +104,7 @@ def carry_hooks(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
     own = own_names(old)
 
     def belongs_to_the_weight(hook: Any) -> bool:
-        if isinstance(hook, BasePruningMethod):
-            return hook._tensor_name in own
-        return isinstance(hook, DenseGradientHook)
+        return isinstance(hook, BasePruningMethod) and hook._tensor_name in own
 
     for name, hooks in vars(old).items():
         if "hook" not in name:

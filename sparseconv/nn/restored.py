@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sparseconv.nn.dense_gradient import DenseGradientHook, remove_idle_hooks
+from sparseconv.nn.conv import SparseConv1d
 
 _CONTAINERS = (dict, list, set, deque)
 
 
 def deepcopy_model(model: nn.Module) -> nn.Module:
-    """``copy.deepcopy``, also of what it refuses; without a scheduler's hooks, which would be idle.
+    """``copy.deepcopy``, also of what it refuses.
 
     Pruning and weight_norm keep a computed tensor as an attribute, which is no leaf of a graph.
     """
@@ -30,10 +30,7 @@ def deepcopy_model(model: nn.Module) -> nn.Module:
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    copied = copy.deepcopy(model, computed)
-    for module in copied.modules():
-        remove_idle_hooks(module)
-    return copied
+    return copy.deepcopy(model, computed)
 
 
 def check_shapes_are_known(model: nn.Module) -> None:
@@ -65,10 +62,8 @@ def restored_afterwards(model: nn.Module) -> Iterator[None]:
             if isinstance(generator, torch.Generator):
                 stack.callback(generator.set_state, generator.get_state())
         for module in model.modules():
-            for hook in module._forward_hooks.values():
-                if isinstance(hook, DenseGradientHook):
-                    stack.callback(setattr, hook, "watching", hook.watching)
-                    hook.watching = False
+            if isinstance(module, SparseConv1d):
+                module.dense_probe = None
         # Tensors in plain attributes may be counters; one that was computed is computed again.
         loose = [
             x for x in held if isinstance(x, Tensor) and x.is_leaf and x.layout == torch.strided

@@ -122,8 +122,9 @@ def test_a_scheduler_that_watches_gradients_stays_behind() -> None:
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
     scheduler = sc.DSTScheduler(layer, optimizer, update_every=1, end_step=9, grow="gradient")
     dense = sc.to_dense(layer)
-    assert layer._forward_hooks, scheduler
-    assert not dense._forward_hooks
+    assert layer.dense_probe is not None, scheduler
+    dense(torch.randn(1, 2, 9)).sum().backward()
+    assert layer.dense_probe.grad is None
 
 
 class OwnSparse(SparseConv1d):
