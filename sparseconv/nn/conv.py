@@ -445,7 +445,7 @@ class SparseConv1d(nn.Module):
             self._resolved = None
             value = tuple(value) if isinstance(value, list) else value  # immutable
         if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
-            value = Parametrizations(value)
+            value = Parametrizations(dict(value.items()))
         super().__setattr__(name, value)
 
 
