@@ -25,9 +25,9 @@ from sparseconv.dst.update import (
     positions_of,
     prune_and_grow,
 )
+from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import new_probe
-from sparseconv.nn.overwritten import checksum
 from sparseconv.nn.replacement import check_module
 
 _HINT = (

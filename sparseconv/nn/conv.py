@@ -14,10 +14,11 @@ from sparseconv.core.checks import integer, number
 from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
 from sparseconv.core.pattern import KernelCSR, Region, carry_over
 from sparseconv.functional.conv import sparse_conv1d_resolved
+from sparseconv.nn.buffer_check import check_indices, check_tag, check_tag_in_graph, new_tag
 from sparseconv.nn.dense_gradient import new_probe, probed
-from sparseconv.nn.overwritten import PatternCheck, check_in_graph, checksum_buffer
 from sparseconv.nn.parametrizations import Parametrizations
 from sparseconv.nn.state import (
+    INDICES,
     are_shared,
     asks_for_gradients,
     check_floats,
@@ -38,6 +39,7 @@ _NO_WEIGHT = (
     "SparseConv1d has no 'weight', only 'values', the active weights in the pattern's CSR order; "
     "dense_weight() returns a dense copy, set_pattern(pattern, values) writes"
 )
+_NEVER_CHECKED: tuple[Any, int] = (None, -1)  # which tag was checked, at which version
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
@@ -58,7 +60,7 @@ class SparseConv1d(nn.Module):
             weight storage, so gradients and optimizer state are nnz long too.
         bias: parameter ``(out_channels,)`` or None.
         pattern: the ``KernelCSR``; ``set_pattern`` changes it.
-        crow_indices, col_indices: the pattern's arrays as buffers, on the layer's device.
+        crow_indices, col_indices: copies of the pattern's arrays on the layer's device.
         regions: boxes in which dynamic sparse training keeps nnz; by default one, the whole.
 
     The state dict holds ``values``, ``crow_indices``, ``col_indices`` and ``bias``. Loading also
@@ -83,8 +85,7 @@ class SparseConv1d(nn.Module):
 
     values: nn.Parameter
     bias: nn.Parameter | None
-    crow_indices: Tensor
-    col_indices: Tensor
+    pattern_tag: Tensor
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class SparseConv1d(nn.Module):
         self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
         offsets = torch.empty(shape[0], device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
-        self._pattern, self._check = pattern, PatternCheck()
+        self._pattern, self._checked = pattern, _NEVER_CHECKED
         self.dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
         self.reset_parameters()
 
@@ -176,10 +177,24 @@ class SparseConv1d(nn.Module):
 
     @property
     def pattern(self) -> KernelCSR:
-        """Which weights are active; RuntimeError if the buffers are those of another pattern."""
-        check = check_in_graph if is_dynamo_compiling() else PatternCheck.__call__
-        check(self._check, self._buffers, self._pattern)
+        """Which weights are active; RuntimeError if the values may be those of another pattern."""
+        tag: Any = self._buffers["pattern_tag"]
+        checked = self._checked
+        if is_dynamo_compiling():
+            check_tag_in_graph(tag, self._own_tag)
+        elif tag is not checked[0] or tag._version != checked[1]:
+            self._checked = check_tag(tag, self._own_tag, checked)
         return self._pattern
+
+    @property
+    def crow_indices(self) -> Tensor:
+        """``pattern.crow_indices``, copied to the layer's device."""
+        return self._pattern.crow_indices.to(self.values.device, copy=True)
+
+    @property
+    def col_indices(self) -> Tensor:
+        """``pattern.col_indices``, copied to the layer's device."""
+        return self._pattern.col_indices.to(self.values.device, copy=True)
 
     @property
     def resolved_padding(self) -> tuple[int, int]:
@@ -268,9 +283,8 @@ class SparseConv1d(nn.Module):
             )
         device, dtype = self.values.device, self.values.dtype
         with torch.inference_mode(False):  # tensors of that mode could not be trained later
-            crow = pattern.crow_indices.to(device, copy=True)
-            col = pattern.col_indices.to(device, copy=True)
-            tag = checksum_buffer(pattern, device)
+            own_tag = new_tag(pattern)
+            tag = own_tag.to(device, copy=True)
             if are_shared(self.values) and pattern != self._pattern:  # other processes keep theirs
                 self.values.data = self.values.detach().clone()
             if self.values.shape != (pattern.nnz,):
@@ -283,18 +297,11 @@ class SparseConv1d(nn.Module):
         if pattern != self._pattern:
             self.values.grad = None
         pattern.warm_up_like(self._pattern)
-        self._pattern = pattern
-        self.register_buffer("crow_indices", crow)
-        self.register_buffer("col_indices", col)
+        self._pattern, self._own_tag = pattern, own_tag
         self.register_buffer("pattern_tag", tag, persistent=False)
-        self._check = PatternCheck(self._buffers)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SparseConv1d:
-        """Move the layer; on the other device the index buffers are its own, too."""
-        known = self._check.is_own(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if known:
-            self._check = PatternCheck(self._buffers)
         if self.dense_probe is not None:  # the same object, which its scheduler knows
             self.dense_probe.grad = None
             self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
@@ -377,14 +384,11 @@ class SparseConv1d(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        """Save the pattern itself, not the buffers: torch's tools may write into those."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in ("crow_indices", "col_indices"):
-            indices: Tensor = getattr(self.pattern, name)
-            destination[prefix + name] = indices.to(self.values.device, copy=True)
+        destination.update((prefix + name, getattr(self, name)) for name in INDICES)
         metadata = getattr(destination, "_metadata", {})
         if prefix[:-1] in metadata:  # as torch calls it
-            metadata[prefix[:-1]].update(describe(self.pattern))
+            metadata[prefix[:-1]].update(describe(self.pattern))  # which checks the tag
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load the layer's own entries whole or not at all; see the class for the formats."""
@@ -397,11 +401,12 @@ class SparseConv1d(nn.Module):
             self._load_state_dict_pre_hooks = hooks
 
     def _load_entries(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        metadata, *_, error_msgs = rest
+        metadata, strict, missing_keys, _, error_msgs = rest
         found = own_entries(self, state_dict, prefix)
         bias = self._parameters.get("bias")  # None also if it is parametrized
         if not found:  # the layer's own are missing; a subclass may have others
             super()._load_from_state_dict(state_dict, prefix, *rest)
+            missing_keys.extend(prefix + name for name in INDICES if strict)
             return
         try:
             pattern, entries = read_layer(self, found, self._pattern, bias is not None, metadata)
@@ -410,16 +415,15 @@ class SparseConv1d(nn.Module):
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
             return
         left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
-        loaded = {prefix + name: tensor for name, tensor in entries.items()}
+        loaded = {prefix + name: t for name, t in entries.items() if name not in INDICES}
         super()._load_from_state_dict(left | loaded, prefix, *rest)
         if self.pattern_tag.device != self.values.device:  # assign=True
-            tag = checksum_buffer(pattern, self.values.device)
+            tag = self._own_tag.to(self.values.device, copy=True)
             self.register_buffer("pattern_tag", tag, persistent=False)
-        self._check = PatternCheck(self._buffers)  # assign=True replaced them
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the probe: a scheduler that is copied too brings another."""
-        return {**self.__dict__, "dense_probe": None}
+        return {**self.__dict__, "dense_probe": None, "_checked": _NEVER_CHECKED}
 
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
@@ -441,6 +445,9 @@ class SparseConv1d(nn.Module):
             raise AttributeError(_NO_WEIGHT)
         if name == "pattern":
             raise AttributeError("set_pattern(pattern) sets the pattern: values move with it")
+        if name in INDICES:  # torch.func.functional_call, with a state dict
+            check_indices(value, getattr(self._pattern, name))
+            return
         if name in _GEOMETRY:
             self._resolved = None
             value = tuple(value) if isinstance(value, list) else value  # immutable

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from sparseconv.core.checks import check_dense
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.overwritten import checksum
+from sparseconv.nn.buffer_check import checksum
 
 
 def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
@@ -118,9 +118,12 @@ def asks_for_gradients(layer: nn.Module, name: str) -> bool:
     return any(p.requires_grad for p in sources if p is not None)
 
 
+INDICES = ("crow_indices", "col_indices")
+
+
 def entry_names(has_bias: bool) -> list[str]:
     """Name the entries of the layer's own format."""
-    return ["values", "crow_indices", "col_indices"] + ["bias"] * has_bias
+    return ["values", *INDICES] + ["bias"] * has_bias
 
 
 def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -192,7 +195,7 @@ def _is_described(found: dict[str, Any], metadata: dict[str, Any]) -> bool:
 
 def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:
     """Refuse another pattern where the values are computed from others or sharded."""
-    for name in ("crow_indices", "col_indices"):
+    for name in INDICES:
         indices, present = found.get(name), getattr(pattern, name)
         if not isinstance(indices, Tensor) or not indices.cpu().equal(present):
             raise ValueError(

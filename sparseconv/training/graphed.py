@@ -178,12 +178,12 @@ class GraphedStep:
         return _Graph(held, replay, self._addresses())
 
     def _tensors(self) -> list[Tensor]:
-        """What a graph reads and writes: all tensors but the buffers that describe patterns."""
+        """What a graph reads and writes: all tensors but the tags of patterns."""
         tensors = [
             tensor
             for module in self.model.modules()
             for name, tensor in (module._parameters | module._buffers).items()
-            if name not in ("crow_indices", "col_indices", "pattern_tag")
+            if name != "pattern_tag"
         ]
         if self.optimizer is not None:
             tensors += [

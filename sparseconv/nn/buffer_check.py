@@ -1,0 +1,103 @@
+"""Notice when tools that copy or average buffers mix the patterns of two layers."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.core.tracing import is_exporting, outside_tracing
+
+_BIT = 2**30
+_OVERWRITTEN = (
+    "the buffers of this layer were overwritten, so its values may belong to other positions than "
+    "its pattern says. AveragedModel does that once the pattern of the averaged model has changed: "
+    "hand it to DSTScheduler(averages=[...]), or start a new average. DistributedDataParallel does "
+    "it where ranks built different patterns: call torch.manual_seed with one seed on all of them "
+    "before, or load one state dict. After to_empty(), call reset_parameters() or load a state dict"
+)
+_OTHER = (
+    "these are the indices of another pattern, and the layer's values would be used as weights at "
+    "other positions: torch.func.functional_call cannot change a pattern. Load the state dict into "
+    "a copy of the module, and call that"
+)
+
+
+def checksum(pattern: KernelCSR) -> int:
+    """Return the CRC-32 of a pattern, the same in any process."""
+    arrays = (pattern.crow_indices.numpy(), pattern.col_indices.numpy())
+    return zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data))
+
+
+def new_tag(pattern: KernelCSR) -> Tensor:
+    """Return a tensor that differs between patterns, whatever torch's tools do to buffers.
+
+    int32 ``(64,)``: the 32 bits of a checksum, then their complements; a 1 is stored as 2**30.
+    Copying another pattern's tag over this one, or averaging with it, makes some 0 here another
+    number; averaging with an equal one leaves every 0 a 0 (but may change the others: integers are
+    cut off).
+    """
+    number = checksum(pattern)
+    bits = torch.tensor([number >> i & 1 for i in range(32)], device="cpu")
+    return (torch.cat([bits, 1 - bits]) * _BIT).to(torch.int32)
+
+
+def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, int]:
+    """Refuse a layer's tag, on any device, that is mixed with another pattern's than its ``own``.
+
+    Args:
+        checked: the tag that was checked last, and its version.
+
+    Returns:
+        The same for the next call.
+    """
+    # DistributedDataParallel writes into every buffer before every forward pass in training:
+    # one check is enough, or each layer would wait for the GPU each time.
+    if tag is checked[0] and tag.is_cuda and torch.is_grad_enabled():
+        return checked
+    content = _content(tag, len(own))
+    if content is not None and bool(content[..., own == 0].any()):
+        raise RuntimeError(_OVERWRITTEN)
+    counts = content is not None and not tag.is_inference()  # those have no version
+    return (tag, tag._version) if counts else checked
+
+
+def check_tag_in_graph(tag: Tensor, own: Tensor) -> None:
+    """Do the same in a traced call, which has no version to read: each call compares."""
+    # A failed check would destroy a GPU's context.
+    if tag.device.type == "cpu" and not is_exporting():
+        torch._assert_async(~((own == 0) & (tag != 0)).any(), _OVERWRITTEN)
+
+
+def check_indices(indices: Tensor, own: Tensor) -> None:
+    """Refuse other indices than the pattern's ``own``, as ``functional_call`` may bring them."""
+    with outside_tracing():
+        content = _content(indices, len(own))
+        known = content is None or (
+            content.shape[-1:] == own.shape and bool((content == own).all())
+        )
+    if not known:
+        raise RuntimeError(_OTHER)
+
+
+def _content(buffer: Tensor, size: int) -> Tensor | None:
+    """Return the content of a buffer ``(size,)``, on the CPU; None if it has none.
+
+    Under ``torch.vmap`` over an ensemble it is that of all members: ``(members, size)``.
+    """
+    if type(buffer) is not Tensor or buffer.is_meta:
+        return None
+    if not is_functorch_wrapped_tensor(buffer):
+        return buffer.detach().cpu()
+    while is_functorch_wrapped_tensor(buffer):
+        buffer = get_unwrapped(buffer)
+    with torch._C._DisableFuncTorch():
+        content = buffer.detach().cpu()
+        # The members may be along any dimension; the entries are along that of their size.
+        if content.dim() > 1 and content.shape[-1] != size and size in content.shape:
+            content = content.movedim(content.shape.index(size), -1)
+        return content
