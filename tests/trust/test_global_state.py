@@ -5,6 +5,7 @@ Imports, training, updates, inference and profiling run in a fresh process, whic
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import gc
@@ -143,12 +144,9 @@ def training_and_inference(sc: Any, watched: Watched) -> None:
     y = network(x.requires_grad_())
     torch.autograd.grad(y.sum(), x, create_graph=True)[0].sum().backward()
     compare(before, "a graph of gradients")
-    sc.SparseConv1d.from_dense(network[0].to_dense()).load_state_dict(network[0].state_dict())
-    compare(before, "conversions")
-    try:
+    with contextlib.suppress(ValueError):
         network[0](torch.zeros(1, 3, 50))
-    except ValueError:
-        compare(before, "an error")
+    compare(before, "an error")
 
 
 def profiling(sc: Any, watched: Watched) -> None:
