@@ -27,12 +27,14 @@ def forced_isa(isa: str | None) -> Iterator[str]:
         ...     print(isa)
         baseline
     """
+    assert backends.extension is not None
+    if isa in (None, backends.extension.isa()):  # nothing to change for other threads to see
+        yield str(backends.extension.isa())
+        return
     variable = "SPARSECONV_CPU_ISA"
     before = os.environ.get(variable)
-    if isa is not None:
-        os.environ[variable] = isa
+    os.environ[variable] = str(isa)
     try:
-        assert backends.extension is not None
         yield str(backends.extension.isa())
     finally:
         if before is None:
