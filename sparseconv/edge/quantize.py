@@ -13,15 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch.ao.quantization.observer import (
-    HistogramObserver,
-    ObserverBase,
-    PerChannelMinMaxObserver,
-)
+from torch.ao.quantization.observer import HistogramObserver
 
 from sparseconv.edge.layers import (
     Array,
@@ -170,15 +165,17 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
         HistogramObserver(dtype=torch.qint8, qscheme=torch.per_tensor_affine,
                           quant_min=-128, quant_max=127, eps=SMALLEST) for _ in network.layers
     ]  # fmt: skip
-    sizes: list[Any] = []  # of the first batch: powers of two, so that dividing rounds nothing
+    sizes: list[float] = []  # of the first batch: powers of two, so that dividing rounds nothing
     largest = 0.0
     for start in range(0, len(calibration), BATCH):
         *inputs, outputs = tensors(network, calibration[start : start + BATCH])
-        sizes = sizes or [_power_of_two(np.abs(x).max()) for x in inputs]
+        sizes = sizes or [math.ldexp(1, math.frexp(np.abs(x).max())[1]) for x in inputs]
         for observer, x, size in zip(observers, inputs, sizes, strict=True):
             observer(torch.from_numpy(x / size).float())
         largest = max(largest, float(np.abs(outputs).max()))
-    scales = [_scale(*pair) for pair in zip(observers, sizes, strict=True)]
+    found = [observer.calculate_qparams() for observer in observers]
+    scales = [Scale(float(step) * size, int(zero))
+              for (step, zero), size in zip(found, sizes, strict=True)]  # fmt: skip
 
     # The last layer's integers have a scale of their own: a power of two, room for 4 times as much.
     point = POINT if network.ending else min(40, 28 - math.frexp(largest or 1.0)[1])
@@ -194,25 +191,10 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
     return IntegerNetwork(network, exponent, first, layers, point)
 
 
-def _scale(observer: ObserverBase, size: float) -> Scale:
-    found, zero = observer.calculate_qparams()  # type: ignore[no-untyped-call]
-    return Scale(float(found) * size, int(zero))
-
-
-def _power_of_two(largest: Array) -> Array:
-    """Above the largest magnitudes, and within twice of them; 1 for 0."""
-    power: Array = np.ldexp(1.0, np.frexp(largest)[1])
-    return power
-
-
 def _integers(layer: Layer, scale: Scale, target: Scale, low: int, high: int) -> IntegerLayer:
-    observer = PerChannelMinMaxObserver(
-        ch_axis=0, dtype=torch.qint8, qscheme=torch.per_channel_symmetric,
-        quant_min=-127, quant_max=127, eps=SMALLEST,
-    )  # fmt: skip
-    powers = _power_of_two(np.abs(layer.weight).max(1, initial=0))
-    observer(torch.from_numpy(layer.weight / powers[:, None]).float())
-    sizes = observer.calculate_qparams()[0].double().numpy() * powers
+    # As torch's PerChannelMinMaxObserver does, in float32; a row without weights has any scale.
+    largest = np.abs(layer.weight).max(1, initial=0).astype(np.float32)
+    sizes = np.where(largest > 0, largest / np.float32(127), np.float32(SMALLEST)).astype(float)
     # A bias far above its weights makes them coarser, so that it stays an integer below 2**28.
     sizes = np.maximum(sizes, np.abs(layer.bias) / (scale.size * 2.0**28))
     weight = np.clip(np.rint(layer.weight / sizes[:, None]), -127, 127)
