@@ -56,7 +56,7 @@ def export_c(
         name: begins every name that the program shows; a C identifier.
         weights: ``"float32"``, or ``"int8"`` for weights and activations.
         calibration: training series ``(N, channels, length)`` from which int8 takes its scales; of
-            more than 500, so many at equal distances.
+            more than 500, 500 at equal distances.
         classes: their names in the order of the scores, for the comments.
 
     Returns:

@@ -53,7 +53,7 @@ class Kernel:
 
 
 class Arena:
-    """Where each layer's input lies: in turns at the begin and at the end of one memory."""
+    """Where each layer's input lies: alternately at the start and at the end of one memory."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         sizes = [layer.padded for layer in layers]
@@ -62,11 +62,11 @@ class Arena:
         self._layers = layers
 
     def padded(self, at: int) -> str:
-        """The input of a layer as a C expression, from its padding on."""
+        """Return the input of a layer as a C expression, from its padding on."""
         return _plus(self._begins[at])
 
     def inside(self, at: int) -> str:
-        """The same without the padding; behind the last layer, the scores."""
+        """Return the same without the padding; after the last layer, the scores."""
         if at == len(self._layers):
             return "arena.scores"
         layer = self._layers[at]
@@ -81,7 +81,7 @@ def write_c(
     agreement: tuple[int, int] | None,
     classes: Sequence[str] | None,
 ) -> dict[str, str]:
-    """The files of a program, by name.
+    """Return the files of a program, by name.
 
     Args:
         integers: for int8.
@@ -146,7 +146,7 @@ def write_c(
 def _part(
     network: Network, integers: IntegerNetwork | None, arena: Arena, at: int
 ) -> dict[str, Any]:
-    """What the templates say of one layer."""
+    """Return what the templates need of one layer."""
     layer = network.layers[at]
     own = None if integers is None else integers.layers[at]
     last = at + 1 == len(network.layers)
@@ -172,7 +172,7 @@ def _part(
 
 
 def about(layer: Layer) -> str:
-    """One line for a reader."""
+    """Describe a layer in one line."""
     outputs = [layer.rows, layer.positions][:: -1 if layer.over_time else 1]
     share = layer.active.mean()
     kept = "" if layer.is_dense or layer.over_time else f", {share:.1%} of the weights"
@@ -183,7 +183,7 @@ def about(layer: Layer) -> str:
 
 
 def cost_table(parts: Sequence[dict[str, Any]]) -> Table:
-    """What each layer stores and computes, and the sum."""
+    """Tabulate what each layer stores and computes, and the sum."""
     rows = [
         (len(part["stored"].weight), sum(x.bytes for x in part["arrays"]), part["products"])
         for part in parts
@@ -205,7 +205,7 @@ def _scale(rescale: Rescale) -> str:
 
 
 def _in_comment(name: str) -> str:
-    """A name that ends no comment and no line."""
+    """Return the name without what would end a comment or a line."""
     printable = "".join(char if char.isprintable() else " " for char in name)
     return printable.replace("*/", "* /").replace("/*", "/ *").replace("|", "/")
 

@@ -60,7 +60,7 @@ class Layer:
 
     @property
     def padded(self) -> int:
-        """Samples of the input with its padding."""
+        """Count the samples of the input with its padding."""
         return (self.length + sum(self.padding)) * self.channels
 
     @property
@@ -69,12 +69,12 @@ class Layer:
 
     @property
     def is_dense(self) -> bool:
-        """Whether each row has every weight of one stretch: no positions have to be stored."""
+        """Tell whether each row has every weight of one stretch: no positions are stored then."""
         return bool(self.active.all() and (self.offsets == np.arange(len(self.offsets))).all())
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether it maps the channels of each time by themselves, with nothing behind."""
+        """Tell whether it maps the channels of each time separately, without ReLU or padding."""
         return (
             not self.over_time and not self.relu and self.step == self.channels
             and self.positions == self.length and not any(self.padding)
@@ -101,7 +101,7 @@ class Network:
 
 
 def time_major(X: Array) -> Array:
-    """Series ``(n_cases, channels, length)`` as the layers read them, ``(n_cases, samples)``."""
+    """Arrange series ``(n_cases, channels, length)`` as the layers read them."""
     return np.ascontiguousarray(X.transpose(0, 2, 1)).reshape(len(X), -1)
 
 
@@ -117,18 +117,18 @@ def pad(layer: Layer, x: Array, blank: float = 0.0) -> Array:
 
 
 def sums(layer: Layer, padded: Array, weight: Array) -> Array:
-    """``(n_cases, positions, rows)``: the sums of a layer without its bias, in float64."""
+    """Compute a layer without its bias in float64: ``(n_cases, positions, rows)``."""
     at = np.arange(layer.positions)[:, None] * layer.step + layer.offsets
     return np.stack([case[at] @ weight.T for case in padded.astype(np.float64)])
 
 
 def arranged(layer: Layer, y: Array) -> Array:
-    """Outputs ``(n_cases, positions, rows)`` as they lie in memory."""
+    """Arrange outputs ``(n_cases, positions, rows)`` as they lie in memory."""
     return (y.transpose(0, 2, 1) if layer.rows_whole else y).reshape(len(y), -1)
 
 
 def tensors(network: Network, X: Array) -> list[Array]:
-    """The input and each layer's output ``(n_cases, samples)``, in float64.
+    """Return the input and each layer's output ``(n_cases, samples)``, in float64.
 
     Args:
         X: series ``(n_cases, channels, length)``.
@@ -141,7 +141,7 @@ def tensors(network: Network, X: Array) -> list[Array]:
 
 
 def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
-    """Scores ``(n_cases, n_classes)`` in float64, and how far float32 may be from each.
+    """Compute scores ``(n_cases, n_classes)`` in float64, and how far float32 may be from each.
 
     A sum of n products and a bias, in any order and with or without fused multiply-adds, is within
     ``(n + 2) * 2**-24`` of its magnitude (Higham 2002, section 3.1); one more for the rounding of
@@ -165,9 +165,10 @@ def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
 
 
 def _ended(ending: str, x: Array, error: Array) -> tuple[Array, Array]:
-    """Scores of the last layer's outputs; expf and logf may be off by two units in the last place.
+    """Compute scores of the last layer's outputs.
 
-    The difference to the maximum is rounded, then its exponential, the sum and the logarithm.
+    expf and logf may be off by two units in the last place. The difference to the maximum is
+    rounded, then its exponential, the sum and the logarithm.
     """
     if not ending:
         return x, error

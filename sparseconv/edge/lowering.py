@@ -100,7 +100,7 @@ def _unsupported(
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether calling it does more than its class does; pruning's hooks compute the weights."""
+    """Tell whether a call does more than its class does; pruning's hooks compute the weights."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     own = any(not isinstance(hook, prune.BasePruningMethod) for hook in hooks)
     return own or "forward" in vars(module)
@@ -123,7 +123,7 @@ class _State:
         self.length, self.channels = (rows, positions) if layer.over_time else (positions, rows)
 
     def each_channel(self, kind: str, scale: Array, shift: Array) -> Layer:
-        """A layer that scales and shifts each channel, or each feature."""
+        """Return a layer that scales and shifts each channel, or each feature."""
         channels = len(scale)
         length = self.length * self.channels // channels
         eye = np.eye(channels, dtype=bool)
@@ -137,7 +137,7 @@ def _numpy(tensor: Tensor) -> Array:
 
 
 def _worth_storing(weight: Array) -> Array:
-    """Of a dense layer: what is not zero if that is less than half, as after pruning; or all."""
+    """Choose what to store of a dense layer: all, or what is not zero if that is less than half."""
     active: Array = weight != 0
     return active if 2 * active.sum() < active.size else np.ones_like(active)
 
@@ -156,7 +156,7 @@ def _convolution(state: _State, conv: SparseConv1d | nn.Conv1d) -> None:
                            conv.groups, conv.padding_mode)  # fmt: skip
     if state.pads is not None:
         if any(geometry.padding):
-            raise ValueError("a padding layer stands before a convolution that pads by itself")
+            raise ValueError("a padding layer precedes a convolution that pads its input itself")
         geometry = geometry._replace(padding=state.pads[0], padding_mode=state.pads[1])
         state.pads = None
 
@@ -198,7 +198,7 @@ def _linear(state: _State, linear: nn.Linear) -> None:
 
 
 def _norm(state: _State, norm: nn.BatchNorm1d) -> None:
-    """Folded into the layer before, if nothing stands between."""
+    """Fold a BatchNorm into the layer before it, if that is possible."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("expected a BatchNorm with running statistics; it computes its own")
     scale = 1 / np.sqrt(_numpy(norm.running_var) + norm.eps)
@@ -235,7 +235,7 @@ def _pool(state: _State, pool: nn.AdaptiveAvgPool1d) -> None:
 
 
 def _averages(channels: int, weight: Array) -> Layer:
-    """Averages over time by weights ``(bins, length)``."""
+    """Return a layer that averages over time by weights ``(bins, length)``."""
     bins, length = weight.shape
     kind = "mean over time" if bins == 1 else f"means of {bins} bins"
     return Layer(kind, weight, weight != 0, np.arange(length) * channels, np.zeros(bins), 1,
@@ -257,7 +257,7 @@ def _end(state: _State, module: nn.LogSoftmax | nn.Softmax) -> None:
 
 
 def _nothing(state: _State, module: nn.Module) -> None:
-    """In eval mode these give what they get."""
+    """Add nothing: in eval mode these modules return their input."""
 
 
 _LOWERINGS: dict[type[nn.Module], Callable[[_State, Any], None]] = {
@@ -282,7 +282,7 @@ _OF_CHANNELS: tuple[type[nn.Module], ...] = (SparseConv1d, nn.Conv1d, nn.Adaptiv
 
 
 def _in_order(last: Layer, features: Array) -> Layer:
-    """The last layer with its results in the order of PyTorch's features."""
+    """Return the last layer with its results in the order of PyTorch's features."""
     if (features == np.arange(len(features))).all():
         return last
     if last.positions > 1:
@@ -292,7 +292,7 @@ def _in_order(last: Layer, features: Array) -> Layer:
 
 
 def _averages_first(layers: list[Layer]) -> list[Layer]:
-    """Averages move before 1x1 convolutions, which then have fewer positions, and merge."""
+    """Move averages before 1x1 convolutions, which then have fewer positions, and merge them."""
     layers = list(layers)
     for _ in range(len(layers)):
         for at in range(1, len(layers)):

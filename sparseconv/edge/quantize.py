@@ -31,7 +31,7 @@ from sparseconv.edge.layers import (
 
 LIMIT = (1 << 30) - 1  # of the last layer's integers: int32 holds the difference of any two
 BATCH = 16  # series
-POINT = 16  # bits behind the point of log-probabilities
+POINT = 16  # bits after the point of log-probabilities
 INPUT_LIMIT = 1 << 24  # of the input as integers, before they become int8
 SMALLEST = 1e-12  # of the scales of what observers see, which is near 1
 LOG2_E, LN_2 = round(math.log2(math.e) * 2**24), round(math.log(2) * 2**24)
@@ -63,7 +63,7 @@ class Rescale:
 
     @classmethod
     def by(cls, factor: Array, zero: int, low: int = -128, high: int = 127) -> Rescale:
-        """The factors as integers below 2**30 with a common shift."""
+        """Write the factors as integers below 2**30 with a common shift."""
         shift = min(61, 30 - math.frexp(float(factor.max()))[1])
         multiplier = np.minimum(np.rint(factor * 2.0**shift), LIMIT)
         return cls(multiplier.astype(np.int64), shift, zero, low, high)
@@ -87,7 +87,7 @@ class IntegerNetwork:
     Attributes:
         exponent: a sample times ``2**exponent`` is cut to an integer.
         first: makes int8 of it.
-        point: bits behind the point of the last layer's integers.
+        point: bits after the point of the last layer's integers.
     """
 
     network: Network
@@ -97,7 +97,7 @@ class IntegerNetwork:
     point: int
 
     def run(self, X: Array) -> Array:
-        """The last layer's integers, int64 ``(n_cases, n_classes)``, as the program has them."""
+        """Compute the last layer's integers as the program does: int64 ``(n_cases, n_classes)``."""
         return np.concatenate([self._run(X[at : at + BATCH]) for at in range(0, len(X), BATCH)])
 
     def _run(self, X: Array) -> Array:
@@ -112,7 +112,7 @@ class IntegerNetwork:
         return q
 
     def scores(self, X: Array) -> Array:
-        """The scores, float32 ``(n_cases, n_classes)``, bit by bit those of the program."""
+        """Compute the scores, float32 ``(n_cases, n_classes)``, bit by bit as the program does."""
         out = self.run(X)
         if not self.network.ending:
             return _times(out.astype(np.float32), self.point)
@@ -132,7 +132,7 @@ def _times(numbers: Array, point: int) -> Array:
 
 
 def power_of_e(behind: int) -> int:
-    """``exp(-behind / 2**16) * 2**30``, from a product of roots of 1/2."""
+    """Compute ``exp(-behind / 2**16) * 2**30`` as a product of roots of 1/2."""
     exponent = (int(behind) * LOG2_E) >> 24
     if exponent >> 16 > 30:
         return 0
@@ -144,7 +144,7 @@ def power_of_e(behind: int) -> int:
 
 
 def natural_log(total: int) -> int:
-    """``log(total / 2**30) * 2**16`` for a total of 2**30 and above, by squaring."""
+    """Compute ``log(total / 2**30) * 2**16`` for a total of 2**30 and above, by squaring."""
     total, log = int(total), 0
     while total >> 31:
         total, log = total >> 1, log + (1 << 16)
@@ -177,7 +177,7 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
     scales = [Scale(float(step) * size, int(zero))
               for (step, zero), size in zip(found, sizes, strict=True)]  # fmt: skip
 
-    # The last layer's integers have a scale of their own: a power of two, room for 4 times as much.
+    # The last layer's scale is a power of two, with room for four times the largest output.
     point = POINT if network.ending else min(40, 28 - math.frexp(largest or 1.0)[1])
     layers = []
     for at, (layer, scale) in enumerate(zip(network.layers, scales, strict=True)):

@@ -47,7 +47,7 @@ class CArray:
 
 
 def stored(layer: Layer, integers: IntegerLayer | None) -> Stored:
-    """The numbers of a layer, in float32 or as integers."""
+    """Return the numbers of a layer, in float32 or as integers."""
     if integers is None:
         values, bias = layer.weight.astype(np.float32), layer.bias.astype(np.float32)
         multiplier = None
@@ -65,7 +65,7 @@ def stored(layer: Layer, integers: IntegerLayer | None) -> Stored:
 
 
 def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
-    """Weights of 0, which change no integer, where a gap is longer than a byte can tell."""
+    """Put weights of 0, which change no integer, where a gap does not fit a byte."""
     bridges = np.maximum(-(-gap // LONGEST_GAP) - 1, 0)
     ends = np.arange(len(gap)) + bridges.cumsum()
     gaps = np.full(len(gap) + bridges.sum(), LONGEST_GAP)
@@ -75,14 +75,14 @@ def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
 
 
 def narrowest(arrays: Sequence[Array | None]) -> str:
-    """The smallest type that holds all of the numbers."""
+    """Return the smallest type that holds all of the numbers."""
     found = [int(array.max(initial=0)) for array in arrays if array is not None]
     largest = max(found, default=0)
     return "uint8_t" if largest < 2**8 else "uint16_t" if largest < 2**16 else "uint32_t"
 
 
 def numbers_text(numbers: Array) -> str:
-    """Numbers as C writes them, wrapped; float32 with as many digits as tell it from others."""
+    """Write numbers as C text, wrapped; float32 with the digits that identify it."""
     flat = np.ravel(numbers)
     if flat.dtype == np.float32:
         words = [f"{x:.9g}" for x in flat]

@@ -16,7 +16,7 @@ class Inception(nn.Module):
     """Convolutions of several lengths side by side, BatchNorm and ReLU.
 
     A 1x1 convolution makes ``nf`` channels of several ones; then ``nf`` filters of each length,
-    and beside them a maximum of three samples with a 1x1 convolution.
+    and parallel to them a maximum of three samples with a 1x1 convolution.
     """
 
     def __init__(self, in_channels: int, nf: int, kernel_sizes: tuple[int, ...]) -> None:

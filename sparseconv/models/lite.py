@@ -31,7 +31,7 @@ class HandMade(nn.Module):
 
 
 def hand_made_filters() -> list[Tensor]:
-    """The 17 filters, each ``(1, 1, taps)``: increasing, decreasing and peaks.
+    """Return the 17 filters, each ``(1, 1, taps)``: increasing, decreasing and peaks.
 
     Example:
         >>> [filter.shape[2] for filter in hand_made_filters()]
@@ -50,7 +50,7 @@ def hand_made_filters() -> list[Tensor]:
 
 
 class LITE(Classifier):
-    """Convolutions of three lengths beside hand-made filters, then two separable convolutions.
+    """Convolutions of three lengths and hand-made filters, then two separable convolutions.
 
     9 814 + 33 * n_classes trained parameters for one channel. LITETime is the mean of
     five: ``Ensemble(LITE(in_channels, n_classes) for _ in range(5))``.
@@ -101,7 +101,7 @@ class LITE(Classifier):
 
 
 def _separable(in_channels: int, out_channels: int, taps: int, dilation: int) -> list[nn.Module]:
-    """Each channel by itself, then all of them at each sample."""
+    """Convolve each channel separately, then all of them at each sample."""
     return [
         nn.Conv1d(
             in_channels, in_channels, taps, padding="same", dilation=dilation, groups=in_channels,

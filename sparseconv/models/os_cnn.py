@@ -15,7 +15,7 @@ LONGEST = 89  # taps
 class PrimeConvs(nn.Module):
     """Convolutions with different numbers of taps side by side, BatchNorm and ReLU.
 
-    Zeros around the series keep its length: ``(taps - 1) // 2`` before it, the others behind.
+    Zeros around the series keep its length: ``(taps - 1) // 2`` before it, the others after it.
     """
 
     def __init__(self, in_channels: int, channels: int, kernel_sizes: tuple[int, ...]) -> None:
@@ -85,7 +85,7 @@ class OSCNN(Classifier):
 
 
 def one_and_primes(longest: int) -> tuple[int, ...]:
-    """1 and the primes up to ``longest``; 1 alone at least.
+    """Return 1 and the primes up to ``longest``.
 
     Example:
         >>> one_and_primes(12)

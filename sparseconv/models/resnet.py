@@ -15,7 +15,7 @@ class ResNet(Classifier):
 
     The variant of the package tsai, which the DSN paper counts (479.20 K parameters in the mean
     over UCR 85). Convolutions have 7, 5 and 3 taps, no bias, zeros around the series so that its
-    length stays, and BatchNorm behind them; the shortcut is a 1x1 convolution where the number of
+    length stays, and BatchNorm after them; the shortcut is a 1x1 convolution where the number of
     channels changes, with BatchNorm in any case. (In the original the first have 8 taps.)
 
     Args:

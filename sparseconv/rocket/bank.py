@@ -93,7 +93,7 @@ class KernelBank:
 
     @cached_property
     def plan(self) -> Any:
-        """The bank as the C++ kernels read it; ValueError where no kernels have these arrays."""
+        """Return what the C++ kernels read; ValueError where the arrays describe no kernels."""
         assert extension is not None
         make = extension.RocketPlan if self.kind == "rocket" else extension.MiniRocketPlan
         arrays = map(torch.tensor, self.arrays.values())
@@ -118,12 +118,12 @@ class KernelBank:
 
     @property
     def n_kernels(self) -> int:
-        """How many kernels there are."""
+        """Count the kernels."""
         return len(self.arrays["dilation"])
 
     @property
     def n_features(self) -> int:
-        """Two a kernel for ROCKET, one a bias for MiniROCKET."""
+        """Count the features: two a kernel for ROCKET, one a bias for MiniROCKET."""
         return 2 * self.n_kernels if self.kind == "rocket" else len(self.arrays["biases"])
 
     def select(self, kernels: Iterable[int]) -> KernelBank:

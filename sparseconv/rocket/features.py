@@ -69,7 +69,7 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 
 
 def operations(bank: KernelBank) -> int:
-    """What the features of one series cost at least.
+    """Count what the features of one series cost at least.
 
     Multiply-adds of taps inside the series for ROCKET; comparisons for MiniROCKET.
     """
@@ -127,10 +127,10 @@ def _misfit(bank: KernelBank, given: object) -> ValueError:
 
 
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Each channel of each series with mean 0 and variance 1; a constant one becomes zeros.
+    """Give each channel of each series mean 0 and variance 1; a constant one becomes zeros.
 
-    As aeon's Rocket does, but in float64 whatever the type of X; and what rounding leaves of a
-    constant channel, which aeon scales to variance 1, is no spread here.
+    As aeon's Rocket does, but in float64 whatever the type of X. What rounding leaves of a constant
+    channel, which aeon scales to variance 1, counts as zero here.
     """
     X = np.ascontiguousarray(X)  # NumPy adds in another order where time is not the last in memory
     mean = X.mean(2, keepdims=True, dtype=np.float64)
@@ -140,7 +140,7 @@ def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def rounding(mean: Any, n: int, eps: Any) -> Any:
-    """The spread up to which ``n`` numbers of this mean count as equal: rounding leaves less.
+    """Return the spread up to which ``n`` numbers of this mean count as equal.
 
     The mean of equal numbers may be another number, off by the errors of n additions.
     """

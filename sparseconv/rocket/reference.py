@@ -31,7 +31,7 @@ def kernel_features_reference(X: Any, bank: KernelBank) -> npt.NDArray[Any]:
 
 
 def kernel_outputs_reference(X: Any, bank: KernelBank) -> Iterator[npt.NDArray[Any]]:
-    """The outputs of each kernel that its features are made from: ``(n_cases, n_outputs)``."""
+    """Yield each kernel's outputs, of which its features are made: ``(n_cases, n_outputs)``."""
     X = np.asarray(X)
     return _rocket(X, bank) if bank.kind == "rocket" else _minirocket(X, bank)
 
@@ -58,7 +58,7 @@ def _minirocket(X: npt.NDArray[Any], bank: KernelBank) -> Iterator[npt.NDArray[n
     triple = np.float32(3) * X
 
     def shifted(x: npt.NDArray[np.float32], steps: int) -> npt.NDArray[np.float32]:
-        """x[t + steps], 0 outside."""
+        """Return x[t + steps], 0 outside."""
         found = np.zeros_like(x)
         if abs(steps) < length:
             source = slice(max(0, steps), length + min(0, steps))

@@ -42,7 +42,7 @@ class Scaling:
 
 
 def targets(labels: Tensor, n_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Labels 0, 1, ... as -1 and 1, one column for two classes, else one a class.
+    """Code labels 0, 1, ... as -1 and 1, one column for two classes, else one a class.
 
     Returns the centred ``(n, columns)`` and what was subtracted, ``(columns,)``.
     """
@@ -72,7 +72,7 @@ class GroupSelection:
         self._k, self._factor = -1.0, self.gram  # the last k, and its factor
 
     def ridge(self, k: float, Q: Tensor | None = None) -> Tensor:
-        """The W that minimises ``|Y - X W|^2 + k |W - Q|^2``, ``(p, columns)``; Q None is 0."""
+        """Minimise ``|Y - X W|^2 + k |W - Q|^2`` by W, ``(p, columns)``; Q None is 0."""
         if k != self._k:
             matrix = self.gram.clone()
             matrix.diagonal().add_(k)
@@ -89,7 +89,7 @@ class GroupSelection:
         return torch.cholesky_solve(right if Q is None else right + k * Q, self._factor)
 
     def select(self, keep: int, k: float, n_iter: int) -> tuple[Tensor, Tensor]:
-        """The ``keep`` best groups, ascending, and the weights of all features after ``n_iter``.
+        """Return the ``keep`` best groups, ascending, and all features' weights after ``n_iter``.
 
         One iteration is the largest groups of the ridge solution: selection by magnitude.
         """

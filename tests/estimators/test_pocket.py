@@ -1,4 +1,4 @@
-"""``RocketTransformer``, ``POCKETClassifier``, ``prune_rocket`` beside aeon and scikit-learn."""
+"""``RocketTransformer``, ``POCKETClassifier`` and ``prune_rocket`` against aeon's."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def tsai(name: str) -> Any:
 
 
 def layers(model: nn.Module, kind: type[nn.Module], *, shortcuts_last: bool = False) -> list[Any]:
-    """Modules of a kind in the order of the network, those of shortcuts behind all others."""
+    """Modules of a kind in the order of the network, those of shortcuts after all others."""
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, kind)]
     if shortcuts_last:
         found.sort(key=lambda pair: "shortcut" in pair[0])

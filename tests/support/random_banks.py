@@ -66,7 +66,7 @@ def _size(rng: np.random.Generator, shortest: int, longest: int) -> tuple[int, i
 
 
 def _series(rng: np.random.Generator, shape: tuple[int, ...], exact: bool, large: float) -> Any:
-    """Each has a character of its own: constant, with ties, of large or tiny numbers."""
+    """Draw series of different kinds: constant, with ties, of large or tiny numbers."""
     X = rng.integers(-8, 9, shape) if exact else rng.normal(size=shape)
     for x in X:
         match rng.integers(5 if exact else 11):
