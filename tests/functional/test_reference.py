@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 import torch
@@ -113,23 +112,3 @@ def test_the_reference_refuses_what_it_would_hide() -> None:
     pattern = KernelCSR.full((4, 1, 3))
     with pytest.raises(ValueError, match=r"values must be \(12,\), but got \(13,\)"):
         dense_weight(torch.zeros(13), pattern)
-
-
-@pytest.mark.parametrize(
-    "fixed",
-    [
-        {"length": 1, "kernel_size": 5, "padding": 0},
-        {"in_channels": 3, "groups": 2},
-        {"pattern": "unknown"},
-        {"padding_mode": "unknown"},
-        {"n": 2, "batched": False},
-        {"kernel_size": 0},
-        {"groups": 0},
-        {"stride": 0},
-        {"length": -3},
-        {"dtype": "int7"},
-    ],
-)
-def test_no_case_is_drawn_that_cannot_be(fixed: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="found no valid case with"):
-        random_case(random.Random(0), **fixed)
