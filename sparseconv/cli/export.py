@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sparseconv.cli.results import data_of_run
-from sparseconv.rocket.model import RocketModel
+from sparseconv.rocket import RocketModel
 from sparseconv.training.run_folder import load_run
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparseconv.measure import machine
 from sparseconv.ops.backends import available_backends
-from sparseconv.rocket.model import RocketModel
+from sparseconv.rocket import RocketModel
 from sparseconv.training.run_folder import MODELS, load_run
 
 

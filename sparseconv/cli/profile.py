@@ -21,7 +21,7 @@ from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import Table
 from sparseconv.models import DSN
 from sparseconv.ops.backends import extension
-from sparseconv.rocket.model import RocketModel
+from sparseconv.rocket import RocketModel
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import (
     CONFIG_NAME,

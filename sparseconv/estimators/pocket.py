@@ -32,6 +32,12 @@ KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # what "cv" tries, of the kernels
 KS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 FOLDS = 5
 ALPHAS = np.logspace(-3, 3, 10)  # of the ridge classifier, as in aeon's RocketClassifier
+KERNEL_TAGS = {  # what aeon knows of both estimators
+    "capability:multivariate": True,
+    "capability:multithreading": True,
+    "algorithm_type": "convolution",
+    "X_inner_type": "numpy3D",
+}
 Array = npt.NDArray[Any]
 
 
@@ -68,13 +74,7 @@ class RocketTransformer(CheckedSeries, BaseCollectionTransformer):  # type: igno
 
     __module__ = "sparseconv"  # what pickles and reprs name
 
-    _tags = {  # noqa: RUF012 (aeon's convention)
-        "output_data_type": "Tabular",
-        "capability:multivariate": True,
-        "capability:multithreading": True,
-        "algorithm_type": "convolution",
-        "X_inner_type": "numpy3D",
-    }
+    _tags = KERNEL_TAGS | {"output_data_type": "Tabular"}
 
     def __init__(
         self,
@@ -153,12 +153,7 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
 
     __module__ = "sparseconv"
 
-    _tags = {  # noqa: RUF012
-        "capability:multivariate": True,
-        "capability:multithreading": True,
-        "algorithm_type": "convolution",
-        "X_inner_type": "numpy3D",
-    }
+    _tags = KERNEL_TAGS
 
     def __init__(
         self,

@@ -2,5 +2,6 @@
 
 from sparseconv.rocket.bank import KernelBank
 from sparseconv.rocket.features import kernel_features
+from sparseconv.rocket.model import RocketModel
 
-__all__ = ["KernelBank", "kernel_features"]
+__all__ = ["KernelBank", "RocketModel", "kernel_features"]

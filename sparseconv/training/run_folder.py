@@ -21,7 +21,7 @@ from sparseconv.core.pattern import KernelCSR
 from sparseconv.models import DSN
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.pruning.filters import keep_filters
-from sparseconv.rocket.model import RocketModel
+from sparseconv.rocket import RocketModel
 from sparseconv.training import checkpoint
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import CHECKPOINT_NAME

@@ -30,7 +30,7 @@ from sparseconv import (
     prune_rocket,
 )
 from sparseconv.estimators.pocket import smallest_good
-from sparseconv.rocket.model import RocketModel
+from sparseconv.rocket import RocketModel
 
 KINDS = ("rocket", "minirocket")
 
