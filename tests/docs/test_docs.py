@@ -1,10 +1,11 @@
-"""README and docs: every snippet runs, every public name has its entry, and the site builds."""
+"""README, docs and examples: all code runs, links and public names exist, and the site builds."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 import re
+import runpy
 import sys
 from pathlib import Path
 from subprocess import run as run_process
@@ -15,6 +16,7 @@ import snippets
 import torch
 
 import sparseconv as sc
+from sparseconv.reference import dense_weight
 
 DOCS = snippets.ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "generated" not in path.parts)
@@ -25,6 +27,7 @@ NEEDS = {
     "export": ["onnx", "onnxscript", "onnxruntime"],
 }
 README = snippets.ROOT / "README.md"
+EXAMPLES = sorted((snippets.ROOT / "examples").glob("*.py"))
 WITH_SNIPPETS = [page for page in (README, *PAGES) if any(snippets.blocks(page))]
 
 
@@ -42,10 +45,42 @@ def test_every_snippet_runs(
         count_cases(1)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+def test_every_example_runs(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("aeon")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPARSECONV_QUICK", "1")
+    runpy.run_path(str(script), run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) > 3
+    assert script.read_text(encoding="utf-8").startswith("# %%"), "cells make it a notebook"
+
+
 def test_there_are_snippets_in_every_guide() -> None:
     guides = [page for page in PAGES if page.parent == DOCS and page.stem != "reliability"]
     assert guides
     assert set(guides) <= set(WITH_SNIPPETS)
+
+
+def test_the_two_calls_of_the_readme_agree() -> None:
+    sparse, dense = re.findall(r"^y = (.*?)  +# ", README.read_text(encoding="utf-8"), re.MULTILINE)
+    values, pattern = torch.randn(60), sc.KernelCSR.random((3, 4, 39), 60)
+    scope = {"sc": sc, "F": torch.nn.functional, "x": torch.randn(2, 4, 60), "values": values,
+             "pattern": pattern, "weight": dense_weight(values, pattern)}  # fmt: skip
+    torch.testing.assert_close(eval(sparse, scope), eval(dense, scope))
+
+
+def test_the_readme_is_read_in_two_minutes() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_relative_link_exists() -> None:
+    for page in (README, *DOCS.glob("*.md"), snippets.ROOT / "CONTRIBUTING.md"):
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        missing = [link for link in links if not (page.parent / link).exists()]
+        assert not missing, page.name
 
 
 def entries() -> list[str]:

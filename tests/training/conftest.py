@@ -1,16 +1,1 @@
-"""What the tests of training share."""
-
-from __future__ import annotations
-
-from collections.abc import Iterator
-
-import pytest
-
-from sparseconv.measure.machine import threads
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sharing out work this small costs more than the work."""
-    with threads(1):
-        yield
+from one_thread import one_thread  # noqa: F401 (a fixture of every test here)
