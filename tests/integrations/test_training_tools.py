@@ -8,55 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import OPTIMIZERS, batches, sparse_layers, spread, train_step, two_layers
+from dst_runs import batches, sparse_layers, train_step, two_layers
 from tiny import same
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 
 from sparseconv import DSTScheduler, SparseConv1d
-
-MORE: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    **OPTIMIZERS,
-    "Adam fused": lambda p: torch.optim.Adam(p, 1e-2, fused=True),
-    "Adam foreach": lambda p: torch.optim.Adam(p, 1e-2, foreach=True),
-    "AdamW capturable": lambda p: torch.optim.AdamW(p, 1e-2, amsgrad=True),
-    "Adamax": lambda p: torch.optim.Adamax(p, 1e-2),
-    "RAdam": lambda p: torch.optim.RAdam(p, 1e-2),
-    "ASGD": lambda p: torch.optim.ASGD(p, 1e-2),
-    "Adafactor": lambda p: torch.optim.Adafactor(p, 1e-2),
-    "SGD fused": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, fused=True),
-    "Adagrad fused": lambda p: torch.optim.Adagrad(p, 1e-2, fused=True),
-}
-
-
-@pytest.mark.tool("torch.optim (every elementwise optimizer)", "works")
-@pytest.mark.parametrize("name", MORE)
-def test_the_state_of_every_optimizer_follows(name: str) -> None:
-    model = two_layers()
-    optimizer = MORE[name](model.parameters())
-    dst = DSTScheduler(model, optimizer, update_every=4, end_step=40)
-    data, followed = batches(), 0
-    for _ in range(12):
-        train_step(model, optimizer, next(data))
-        olds = [
-            ({k: spread(t, x.pattern) for k, t in optimizer.state[x.values].items()
-              if isinstance(t, Tensor) and t.shape == x.values.shape}, x.values.detach().clone())
-            for x in sparse_layers(model)
-        ]  # fmt: skip
-        if not dst.step():
-            continue
-        for layer, (old, values) in zip(sparse_layers(model), olds, strict=True):
-            kept = layer.values != 0
-            assert int(kept.sum()) < len(values)
-            for key, tensor in old.items():
-                now = optimizer.state[layer.values][key]
-                assert now[kept].equal(tensor[layer.pattern.positions()[kept]]), key
-                assert not now[~kept].any(), key
-                followed += 1
-    assert dst.updates == 3
-    assert bool(followed) == (name != "SGD")
-    train_step(model, optimizer, next(data))
-    assert all(p.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.tool("LBFGS with DSTScheduler", "refuses", "its history is of all parameters at once")

@@ -23,6 +23,14 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "Adagrad": lambda p: torch.optim.Adagrad(p, 1e-2),
     "Adadelta": lambda p: torch.optim.Adadelta(p),
     "Rprop": lambda p: torch.optim.Rprop(p, 1e-3),
+    "Adam fused": lambda p: torch.optim.Adam(p, 1e-2, fused=True),
+    "Adam foreach": lambda p: torch.optim.Adam(p, 1e-2, foreach=True),
+    "Adamax": lambda p: torch.optim.Adamax(p, 1e-2),
+    "RAdam": lambda p: torch.optim.RAdam(p, 1e-2),
+    "ASGD": lambda p: torch.optim.ASGD(p, 1e-2),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, 1e-2),
+    "SGD fused": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, fused=True),
+    "Adagrad fused": lambda p: torch.optim.Adagrad(p, 1e-2, fused=True),
 }
 
 
