@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.state import check_not_shared, check_own_values
+from sparseconv.nn.rewiring import check_movable
 
 Layers = Mapping[str, SparseConv1d]
 
@@ -34,28 +34,19 @@ def check_layers(
     layers: Layers, optimizer: torch.optim.Optimizer, averages: Sequence[Sequence[SparseConv1d]]
 ) -> None:
     """Refuse values that the optimizer does not hold, and averages of something else."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     owner: dict[int, str] = {}
     for name, layer in layers.items():
-        check_own_values(layer)
-        if id(layer.values) not in held and layer.values.requires_grad:
-            raise ValueError(
-                f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
-                f"of layer {name!r}; construct it with model.parameters(), or freeze the layer"
-            )
+        check_held(name, layer, optimizer)
         if owner.setdefault(id(layer.values), name) != name:
             raise ValueError(
                 f"each SparseConv1d must have its own `values`, but {owner[id(layer.values)]!r}"
                 f" and {name!r} share theirs; use one layer in both places"
             )
     for average in averages:
-        if [layer.pattern for layer in average] != [layer.pattern for layer in layers.values()]:
-            raise ValueError(
-                "averages must be copies of the model with its current patterns, but one differs; "
-                "start a new one after a change of pattern that this scheduler did not make"
-            )
-        for layer in average:
-            check_own_values(layer)
+        if len(average) != len(layers):
+            raise ValueError(_OTHER_AVERAGE)
+        for own, layer in zip(layers.values(), average, strict=True):
+            check_average(layer, own)
             if id(layer.values) in owner:
                 raise ValueError(
                     f"averages must be copies of the model, but one has the `values` of layer "
@@ -63,19 +54,27 @@ def check_layers(
                 )
 
 
-def check_movable(layers: Layers, averages: Sequence[Sequence[SparseConv1d]]) -> None:
-    """Refuse values whose pattern cannot change: in shared memory, or made in inference mode."""
-    for trained, *followers in zip(layers.values(), *averages, strict=True):
-        if not trained.values.requires_grad:
-            continue
-        for layer in (trained, *followers):
-            check_not_shared(layer)
-            if layer.values.is_inference():
-                raise RuntimeError(
-                    "the layers of model and averages must be made outside of "
-                    "torch.inference_mode(), but one was made in it, and could not follow a "
-                    "change of pattern; copy the average again outside"
-                )
+def check_held(name: str, layer: SparseConv1d, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse values that are to be trained by something else than the optimizer."""
+    check_movable(layer, same_pattern=True)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if id(layer.values) not in held and layer.values.requires_grad:
+        raise ValueError(
+            f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
+            f"of layer {name!r}; construct it with model.parameters(), or freeze the layer"
+        )
+
+
+_OTHER_AVERAGE = (
+    "averages must be copies of the model with its current patterns, but one differs; "
+    "start a new one after a change of pattern that this scheduler did not make"
+)
+
+
+def check_average(average: SparseConv1d, layer: SparseConv1d) -> None:
+    """Refuse a layer of another pattern, to which the same change would do something else."""
+    if average.pattern != layer.pattern:
+        raise ValueError(_OTHER_AVERAGE)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

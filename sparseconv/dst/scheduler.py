@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.replacement import check_module
+from sparseconv.nn.rewiring import check_movable
 
 _HINT = (
     "build model and scheduler from the same seed or state dict on every rank, keep the weights "
@@ -40,11 +41,8 @@ class _Change(NamedTuple):
     """What an update will do to one layer, computed before any layer is touched."""
 
     name: str
-    layer: SparseConv1d
     pattern: KernelCSR
-    values: Tensor
-    followers: list[tuple[Tensor, Tensor]]  # (gradient or optimizer state, its new content)
-    averages: list[tuple[SparseConv1d, Tensor]]  # (the layer in a running average, its new values)
+    rewire: list[Callable[[], None]]  # the layer, and that of each average
     grown: Array  # positions of the grown weights
 
 
@@ -251,13 +249,8 @@ class DSTScheduler:
         self.updates += 1
         self._record_patterns()
         for change in changes:
-            grad = change.layer.values.grad
-            change.layer.set_pattern(change.pattern, values=change.values)
-            for tensor, content in change.followers:
-                tensor.copy_(content)
-            change.layer.values.grad = grad  # set_pattern dropped it; it is a follower
-            for average, values in change.averages:
-                average.set_pattern(change.pattern, values=values)
+            for rewire in change.rewire:
+                rewire()
             _set_bits(self._ever_active[change.name], change.grown)
             self._recorded[change.name] = change.pattern
 
@@ -326,7 +319,9 @@ class DSTScheduler:
         checks.check_layers(self._layers, self._optimizer, self._averages)
         if self.grow != "static":
             checks.check_optimizer(self._optimizer)
-            checks.check_movable(self._layers, self._averages)
+            for own, *copies in zip(self._layers.values(), *self._averages, strict=True):
+                for layer in (own, *copies):
+                    check_movable(layer, same_pattern=not own.values.requires_grad)
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
@@ -338,7 +333,6 @@ class DSTScheduler:
         before = self._generator.get_state()
 
         def compute() -> list[_Change]:
-            self._check_layers()
             seen = [grad for grad in gradients.values() if grad is not None]
             if not all(grad.isfinite().all() for grad in seen):  # the same on all ranks
                 return []
@@ -370,36 +364,25 @@ class DSTScheduler:
 
     def _plan_layer(self, name: str, fraction: float, dense_grad: Tensor | None) -> _Change | None:
         layer = self._layers[name]
-        values = layer.values
-        state = self._optimizer.state.get(values, {})
-        checks.check_state(name, values, state)
+        averages = [average[list(self._layers).index(name)] for average in self._averages]
+        state = self._optimizer.state.get(layer.values, {})
+        checks.check_held(name, layer, self._optimizer)
+        checks.check_state(name, layer.values, state)
+        for average in averages:
+            checks.check_average(average, layer)
         if self.grow == "gradient" and dense_grad is None:
             raise RuntimeError(checks.unseen(name, self.step_count))
         how: dict[str, Any] = {"grow": self.grow, "generator": self._generator}
         pattern, source = prune_and_grow(
-            layer.pattern, values, layer.regions, fraction, dense_grad=dense_grad, **how
+            layer.pattern, layer.values, layer.regions, fraction, dense_grad=dense_grad, **how
         )
         if pattern is layer.pattern:
             return None
+        moments = [t for t in state.values() if isinstance(t, Tensor) and t.dim()]
+        rewire = [layer.prepare_rewire(pattern, source, moments)]
+        rewire += [average.prepare_rewire(pattern, source) for average in averages]
         grown = np.flatnonzero(source.numpy() < 0)
-        index = source.clamp(min=0).to(values.device)
-        zeros = torch.from_numpy(grown).to(values.device)
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.index_select(0, index).index_fill_(0, zeros, 0)
-
-        kept = [values.grad, *state.values()]
-        followers = [t for t in kept if isinstance(t, Tensor) and t.shape == values.shape]
-        averaged = [average[list(self._layers).index(name)] for average in self._averages]
-        return _Change(
-            name,
-            layer,
-            pattern,
-            moved(values),
-            [(tensor, moved(tensor)) for tensor in followers],
-            [(average, moved(average.values)) for average in averaged],
-            positions_of(pattern, grown),
-        )
+        return _Change(name, pattern, rewire, positions_of(pattern, grown))
 
     def _record_patterns(self) -> None:
         """Mark what is active now as having been so, where others have set the pattern."""

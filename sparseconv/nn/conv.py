@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_dynamo_compiling
 
 from sparseconv.core.checks import integer, number
 from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
-from sparseconv.core.pattern import KernelCSR, Region, carry_over
+from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.functional.conv import sparse_conv1d_resolved
-from sparseconv.nn.buffer_check import check_indices, check_tag, check_tag_in_graph, new_tag
-from sparseconv.nn.dense_gradient import new_probe, probed
+from sparseconv.nn.dense_gradient import probed
 from sparseconv.nn.parametrizations import Parametrizations
+from sparseconv.nn.patterned import PatternedModule
+from sparseconv.nn.rewiring import check_pattern
 from sparseconv.nn.state import (
-    INDICES,
-    are_shared,
     asks_for_gradients,
-    check_floats,
-    check_not_shared,
-    check_own_values,
-    check_pattern,
     computes_conv1d,
     current,
-    describe,
-    own_entries,
-    read_layer,
     shared_options,
 )
 from sparseconv.ops.backends import BACKENDS
@@ -39,11 +29,10 @@ _NO_WEIGHT = (
     "SparseConv1d has no 'weight', only 'values', the active weights in the pattern's CSR order; "
     "dense_weight() returns a dense copy, set_pattern(pattern, values) writes"
 )
-_NEVER_CHECKED: tuple[Any, int] = (None, -1)  # which tag was checked, at which version
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
-class SparseConv1d(nn.Module):
+class SparseConv1d(PatternedModule):
     """``nn.Conv1d`` that stores and touches its active weights only.
 
     Args:
@@ -83,9 +72,7 @@ class SparseConv1d(nn.Module):
 
     __module__ = "sparseconv"  # what pickles and reprs name
 
-    values: nn.Parameter
     bias: nn.Parameter | None
-    pattern_tag: Tensor
 
     def __init__(
         self,
@@ -141,8 +128,7 @@ class SparseConv1d(nn.Module):
         self.values = nn.Parameter(torch.empty(pattern.nnz, device=device, dtype=dtype))
         offsets = torch.empty(shape[0], device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
-        self._pattern, self._checked = pattern, _NEVER_CHECKED
-        self.dense_probe: Tensor | None = None  # set by DSTScheduler for a step; see `probed`
+        self._pattern = pattern
         self.reset_parameters()
 
     def reset_parameters(self, fan_in: str = "dense") -> None:
@@ -174,27 +160,6 @@ class SparseConv1d(nn.Module):
             self.values.uniform_(-1, 1).mul_(bound.repeat_interleave(active).to(self.values.device))
             if self.bias is not None:
                 self.bias.uniform_(-1, 1).mul_(bound.to(self.bias.device))
-
-    @property
-    def pattern(self) -> KernelCSR:
-        """Which weights are active; RuntimeError if the values may be those of another pattern."""
-        tag: Any = self._buffers["pattern_tag"]
-        checked = self._checked
-        if is_dynamo_compiling():
-            check_tag_in_graph(tag, self._own_tag)
-        elif tag is not checked[0] or tag._version != checked[1]:
-            self._checked = check_tag(tag, self._own_tag, checked)
-        return self._pattern
-
-    @property
-    def crow_indices(self) -> Tensor:
-        """``pattern.crow_indices``, copied to the layer's device."""
-        return self._pattern.crow_indices.to(self.values.device, copy=True)
-
-    @property
-    def col_indices(self) -> Tensor:
-        """``pattern.col_indices``, copied to the layer's device."""
-        return self._pattern.col_indices.to(self.values.device, copy=True)
 
     @property
     def resolved_padding(self) -> tuple[int, int]:
@@ -229,83 +194,6 @@ class SparseConv1d(nn.Module):
             tensor([[[0., 5., 0.]]])
         """
         return dense_weight(current(self, "values"), self.pattern)
-
-    @torch.no_grad()
-    def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
-        """Make other weights active.
-
-        ``self.values`` stays the same parameter object, so optimizers still hold it: with as many
-        active weights as before its data is overwritten in place, else its ``.data`` is replaced.
-        Its gradient is dropped when the pattern changes. Optimizer state and running averages
-        follow in ``DSTScheduler`` only. With another number of active weights, also after
-        ``load_state_dict``, build a new optimizer: moments of the old length are an error, and
-        torch's fused optimizers do not check it but write outside their memory. Start a new
-        average too (``AveragedModel`` would refuse to run). No other thread may call the layer at
-        the same time: it could find values of one pattern at positions of the other. So would
-        another layer that shares the parameter ``values``.
-
-        Args:
-            new: the pattern, of the same shape.
-            values: ``(nnz,)`` in the new CSR order; None keeps the surviving values and gives the
-                others 0.
-
-        Raises:
-            TypeError, ValueError: another type or shape; the layer is left as it was.
-            RuntimeError: the layer was made in ``torch.inference_mode()``, and this is outside; or
-                torch's pruning computes its values.
-            NotImplementedError: the values are sharded, or in shared memory.
-
-        Example:
-            >>> layer = SparseConv1d(1, 1, 3, pattern=KernelCSR.full((1, 1, 3)))
-            >>> layer.set_pattern(KernelCSR.from_positions(torch.tensor([2]), (1, 1, 3)))
-            >>> layer.values.shape
-            torch.Size([1])
-        """
-        check_pattern(new, self._pattern.shape)
-        check_own_values(self)
-        if new != self._pattern:
-            check_not_shared(self)
-        if values is None:
-            values = carry_over(self.values, self.pattern, new)
-        else:
-            check_floats("values", values, new.nnz)
-            values = values.to(self.values)
-        self._adopt(new)
-        self.values.copy_(values)
-
-    @torch.no_grad()
-    def _adopt(self, pattern: KernelCSR) -> None:
-        """Install a checked pattern; with another nnz the values become 0."""
-        if self.values.is_inference() and not torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "a layer made in torch.inference_mode() can be changed in that mode only; "
-                "make it outside"
-            )
-        device, dtype = self.values.device, self.values.dtype
-        with torch.inference_mode(False):  # tensors of that mode could not be trained later
-            own_tag = new_tag(pattern)
-            tag = own_tag.to(device, copy=True)
-            if are_shared(self.values) and pattern != self._pattern:  # other processes keep theirs
-                self.values.data = self.values.detach().clone()
-            if self.values.shape != (pattern.nnz,):
-                # A live graph keeps the old length for the next backward; a detour over another
-                # dtype makes torch forget it.
-                detour = torch.float32 if dtype == torch.float64 else torch.float64
-                fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
-                self.values.data = torch.empty(pattern.nnz, device=device, dtype=detour)
-                self.values.data = fresh
-        if pattern != self._pattern:
-            self.values.grad = None
-        pattern.warm_up_like(self._pattern)
-        self._pattern, self._own_tag = pattern, own_tag
-        self.register_buffer("pattern_tag", tag, persistent=False)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> SparseConv1d:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.dense_probe is not None:  # the same object, which its scheduler knows
-            self.dense_probe.grad = None
-            self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
-        return self
 
     @classmethod
     @torch.no_grad()
@@ -347,7 +235,8 @@ class SparseConv1d(nn.Module):
         options = shared_options(conv) | {"device": "meta", "dtype": weight.dtype}
         layer = cls(**options, padding=conv.padding, pattern=pattern, backend=backend)
         layer.to_empty(device=weight.device)
-        layer.set_pattern(pattern, weight[mask.to(weight.device)])
+        layer._adopt(pattern)
+        layer.values.copy_(weight[mask.to(weight.device)])
         if layer.bias is not None and conv.bias is not None:
             layer.bias.copy_(current(conv, "bias"))
             layer.bias.requires_grad_(asks_for_gradients(conv, "bias"))
@@ -381,50 +270,6 @@ class SparseConv1d(nn.Module):
         conv.weight.requires_grad_(asks_for_gradients(self, "values"))
         return conv.train(self.training)
 
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update((prefix + name, getattr(self, name)) for name in INDICES)
-        metadata = getattr(destination, "_metadata", {})
-        if prefix[:-1] in metadata:  # as torch calls it
-            metadata[prefix[:-1]].update(describe(self.pattern))  # which checks the tag
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Load the layer's own entries whole or not at all; see the class for the formats."""
-        hooks, self._load_state_dict_pre_hooks = self._load_state_dict_pre_hooks, OrderedDict()
-        try:
-            for hook in hooks.values():  # before anything is read, as they may rename entries
-                hook(state_dict, prefix, *rest)
-            self._load_entries(state_dict, prefix, *rest)
-        finally:
-            self._load_state_dict_pre_hooks = hooks
-
-    def _load_entries(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        metadata, strict, missing_keys, _, error_msgs = rest
-        found = own_entries(self, state_dict, prefix)
-        bias = self._parameters.get("bias")  # None also if it is parametrized
-        if not found:  # the layer's own are missing; a subclass may have others
-            super()._load_from_state_dict(state_dict, prefix, *rest)
-            missing_keys.extend(prefix + name for name in INDICES if strict)
-            return
-        try:
-            pattern, entries = read_layer(self, found, self._pattern, bias is not None, metadata)
-            self._adopt(pattern)
-        except (TypeError, ValueError, RuntimeError) as error:
-            error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
-            return
-        left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
-        loaded = {prefix + name: t for name, t in entries.items() if name not in INDICES}
-        super()._load_from_state_dict(left | loaded, prefix, *rest)
-        if self.pattern_tag.device != self.values.device:  # assign=True
-            tag = self._own_tag.to(self.values.device, copy=True)
-            self.register_buffer("pattern_tag", tag, persistent=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle without the probe: a scheduler that is copied too brings another."""
-        return {**self.__dict__, "dense_probe": None, "_checked": _NEVER_CHECKED}
-
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
         usual = {"dilation": (1,), "groups": 1, "bias": True, "padding_mode": "zeros"}
@@ -443,11 +288,6 @@ class SparseConv1d(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise AttributeError(_NO_WEIGHT)
-        if name == "pattern":
-            raise AttributeError("set_pattern(pattern) sets the pattern: values move with it")
-        if name in INDICES:  # torch.func.functional_call, with a state dict
-            check_indices(value, getattr(self._pattern, name))
-            return
         if name in _GEOMETRY:
             self._resolved = None
             value = tuple(value) if isinstance(value, list) else value  # immutable

@@ -12,59 +12,7 @@ from sparseconv.core.checks import check_dense
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.buffer_check import checksum
-
-
-def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
-    """Refuse anything but a pattern of this shape."""
-    if not isinstance(pattern, KernelCSR):
-        raise TypeError(
-            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
-            "make one with KernelCSR.from_mask(mask)"
-        )
-    if pattern.shape != shape:
-        raise ValueError(
-            f"pattern must have the shape (out_channels, in_channels // groups, kernel_size) "
-            f"= {shape}, but got {pattern.shape}"
-        )
-
-
-def check_own_values(layer: nn.Module) -> None:
-    """Refuse a layer whose values are not a parameter any more, or only in part in this process."""
-    if "values" not in layer._parameters:
-        raise RuntimeError(
-            "the values of this layer are computed from others, by pruning or a parametrization; "
-            "call torch.nn.utils.prune.remove(layer, 'values') or torch.nn.utils.parametrize."
-            "remove_parametrizations(layer, 'values') before a change of pattern"
-        )
-    if not _holds_values(layer):
-        raise NotImplementedError(
-            "the values of this layer are sharded (FSDP), so its pattern cannot change: use "
-            "DistributedDataParallel, or change the pattern before sharding"
-        )
-
-
-def check_not_shared(layer: nn.Module) -> None:
-    """Refuse a layer whose values other processes may use with a pattern of their own."""
-    if are_shared(layer._parameters["values"]):
-        raise NotImplementedError(
-            "the values of this layer are in shared memory, where other processes would use them "
-            "as weights at the positions of their own pattern: change the pattern before "
-            "share_memory() or before torch.multiprocessing sends the layer or its state dict, or "
-            "send a copy. Once no other process uses them, copy them: "
-            "layer.values.data = layer.values.data.clone()"
-        )
-
-
-def _holds_values(layer: nn.Module) -> bool:
-    """Whether all the values are a parameter of the layer, and in this process."""
-    values = layer._parameters.get("values")
-    # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its own.
-    return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
-
-
-def are_shared(values: Any) -> bool:
-    """Whether other processes may have the values too, with a pattern of their own."""
-    return values.device.type == "cpu" and bool(values.is_shared())  # on CUDA all memory is
+from sparseconv.nn.rewiring import holds_values
 
 
 def check_floats(name: str, tensor: Tensor, size: int) -> None:
@@ -153,7 +101,7 @@ def read_layer(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
         check_dense(name, tensor)
-    if not _holds_values(layer):
+    if not holds_values(layer):
         _check_same_pattern(found, present)
         return present, found
     entries = dict(found) if "values" in found else _from_dense(dict(found), shape)

@@ -229,7 +229,7 @@ def test_numpy_numbers_are_taken() -> None:
 
 @pytest.mark.parametrize(
     ("place", "message"),
-    [("shared", "are in shared memory"), ("inference", "made outside of torch.inference_mode")],
+    [("shared", "are in shared memory"), ("inference", "made in torch.inference_mode()")],
 )
 def test_averages_that_could_not_follow_are_refused(place: str, message: str) -> None:
     model = two_layers()
@@ -259,13 +259,13 @@ def test_ctrl_c_waits_until_an_update_is_complete(
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     wanted = run(two_layers(), interrupted=False)
     model = two_layers()
-    first, set_pattern = model[0], model[0].set_pattern
+    first, adopt = model[0], model[0]._adopt
 
-    def interrupt(*arguments: Any, **options: Any) -> None:
-        set_pattern(*arguments, **options)
+    def interrupt(pattern: KernelCSR) -> None:
+        adopt(pattern)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(first, "set_pattern", interrupt, raising=False)
+    monkeypatch.setattr(first, "_adopt", interrupt, raising=False)
     assert same(run(model, interrupted=True), wanted)
 
 

@@ -11,7 +11,7 @@ from layers import OPTIONS, run, snapshot
 from torch import nn
 from torch.nn.utils import prune
 
-from sparseconv import KernelCSR, Region, SparseConv1d
+from sparseconv import KernelCSR, Region, SparseConv1d, reference
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -244,13 +244,17 @@ def test_set_pattern(nnz):
     assert layer.pattern.nnz == 36
     layer(torch.randn(1, 4, 9, dtype=torch.float64)).sum().backward()
     old, old_mask = layer.dense_weight().detach(), layer.pattern.to_mask()
+    grad = reference.dense_weight(layer.values.grad, layer.pattern)
     parameter, memory = layer.values, layer.values.data_ptr()
     new = KernelCSR.random((6, 4, 5), nnz)
     layer.set_pattern(new)
     assert layer.values is parameter
     assert layer.values.shape == (nnz,)
     assert layer.pattern is new
-    assert layer.values.grad is None
+    if nnz == 36:
+        assert reference.dense_weight(layer.values.grad, new).equal(grad * new.to_mask())
+    else:
+        assert layer.values.grad is None
     assert layer.dense_weight().equal(old * new.to_mask()), "survivors keep, the others are 0"
     assert layer.crow_indices.equal(new.crow_indices)
     assert layer.col_indices.equal(new.col_indices)
@@ -260,15 +264,30 @@ def test_set_pattern(nnz):
     values = torch.randn(nnz, dtype=torch.float64)
     layer.set_pattern(new, values)
     assert layer.values.equal(values)
-    layer.values.grad = values
-    layer.set_pattern(KernelCSR(layer.crow_indices, layer.col_indices, layer.pattern.shape))
-    assert layer.values.grad is values, "the same pattern keeps the gradient"
     x = torch.randn(2, 4, 9, dtype=torch.float64)
     loss = layer(x).sum()  # this graph stays alive over the next change
     layer.set_pattern(KernelCSR.full((6, 4, 5)))
     layer(x).square().sum().backward()
     assert layer.values.grad.shape == (120,)
     assert loss.requires_grad
+
+
+@pytest.mark.parametrize("nnz", [20, 36])
+def test_rewire_moves_what_follows(nnz):
+    layer = SparseConv1d(4, 6, 5, density=0.3)
+    layer(torch.randn(1, 4, 9)).sum().backward()
+    optimizer = torch.optim.Adam(layer.parameters())
+    optimizer.step()
+    state, values = optimizer.state[layer.values], layer.values
+    source = torch.randint(-1, 36, (nnz,))
+    follow = [state["exp_avg"], state["exp_avg_sq"]]
+    expected = [torch.where(source < 0, 0, t.detach()[source]) for t in (values, *follow)]
+    layer.rewire(KernelCSR.random((6, 4, 5), nnz), source, follow)
+    assert layer.values is values
+    for tensor, wanted in zip((values, *follow), expected, strict=True):
+        assert tensor.equal(wanted)
+    layer(torch.randn(1, 4, 9)).sum().backward()
+    optimizer.step()
 
 
 def test_refused_pattern_changes_nothing():

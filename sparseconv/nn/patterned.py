@@ -1,0 +1,239 @@
+"""A module whose parameter ``values`` belongs to the active weights of a pattern."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
+
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.nn.buffer_check import check_indices, check_tag, check_tag_in_graph, new_tag
+from sparseconv.nn.dense_gradient import new_probe
+from sparseconv.nn.rewiring import (
+    are_shared,
+    check_mode,
+    check_movable,
+    check_pattern,
+    check_source,
+    move,
+    survivors,
+)
+from sparseconv.nn.state import INDICES, check_floats, describe, own_entries, read_layer
+
+_NEVER_CHECKED: tuple[Any, int] = (None, -1)
+
+
+class PatternedModule(nn.Module):
+    """What a ``SparseConv1d`` has of a pattern: how it changes, and is saved and loaded."""
+
+    values: nn.Parameter
+    pattern_tag: Tensor
+    _pattern: KernelCSR
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._checked = _NEVER_CHECKED  # the tag that was checked last, and its version
+        self.dense_probe: Tensor | None = None  # DSTScheduler's, for a step; see `probed`
+
+    @property
+    def pattern(self) -> KernelCSR:
+        """Which weights are active; RuntimeError if the values may be those of another pattern."""
+        tag: Any = self._buffers["pattern_tag"]
+        checked = self._checked
+        if is_dynamo_compiling():
+            check_tag_in_graph(tag, self._own_tag)
+        elif tag is not checked[0] or tag._version != checked[1]:
+            self._checked = check_tag(tag, self._own_tag, checked)
+        return self._pattern
+
+    @property
+    def crow_indices(self) -> Tensor:
+        """``pattern.crow_indices``, copied to the layer's device."""
+        return self._pattern.crow_indices.to(self.values.device, copy=True)
+
+    @property
+    def col_indices(self) -> Tensor:
+        """``pattern.col_indices``, copied to the layer's device."""
+        return self._pattern.col_indices.to(self.values.device, copy=True)
+
+    @torch.no_grad()
+    def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
+        """Make other weights active; see ``rewire``.
+
+        Args:
+            new: the pattern, of the same shape.
+            values: ``(nnz,)`` in the new CSR order; None keeps the surviving values and gives the
+                others 0.
+
+        Raises:
+            TypeError, ValueError: another type or shape; the layer is left as it was.
+            RuntimeError, NotImplementedError: as ``rewire``.
+
+        Example:
+            >>> from sparseconv import SparseConv1d
+            >>> layer = SparseConv1d(1, 1, 3, pattern=KernelCSR.full((1, 1, 3)))
+            >>> layer.set_pattern(KernelCSR.from_positions(torch.tensor([2]), (1, 1, 3)))
+            >>> layer.values.shape
+            torch.Size([1])
+        """
+        check_pattern(new, self._pattern.shape)
+        if values is not None:
+            check_floats("values", values, new.nnz)
+            values = values.to(self.values)
+        self.rewire(new, survivors(self.pattern, new))
+        if values is not None:
+            self.values.copy_(values)
+
+    @torch.no_grad()
+    def rewire(self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()) -> None:
+        """Make other weights active, and move what belongs to them.
+
+        ``self.values`` stays the same parameter object, so optimizers still hold it: with as many
+        active weights as before its data is overwritten in place, else its ``.data`` is replaced.
+        Its gradient moves too; with another number of weights it is dropped. ``DSTScheduler``
+        moves optimizer state and running averages. Elsewhere, name them in ``follow``, or, with
+        another number of active weights, build a new optimizer: moments of the old length are an
+        error, and torch's fused optimizers do not check it but write outside their memory. Start a
+        new average too (``AveragedModel`` would refuse to run). No other thread may call the layer
+        at the same time: it could find values of one pattern at positions of the other. So would
+        another layer that shares the parameter ``values``.
+
+        Args:
+            pattern: the new one, of the same shape.
+            source: int64 ``(pattern.nnz,)``: for each new active weight the index of the old one
+                whose value it keeps, or -1 if it begins at 0.
+            follow: tensors with one entry for each old active weight, as an optimizer's moments;
+                they are changed as ``values`` is.
+
+        Raises:
+            TypeError, ValueError: another type or shape; everything is left as it was.
+            RuntimeError: the layer was made in ``torch.inference_mode()``, and this is outside; or
+                torch's pruning computes its values.
+            NotImplementedError: the values are sharded, or in shared memory.
+
+        Example:
+            >>> from sparseconv import SparseConv1d
+            >>> layer = SparseConv1d(1, 1, 3, pattern=KernelCSR.full((1, 1, 3)))
+            >>> ages = torch.tensor([7, 8, 9])
+            >>> last = KernelCSR.from_positions(torch.tensor([0, 2]), (1, 1, 3))
+            >>> layer.rewire(last, torch.tensor([-1, 2]), follow=[ages])
+            >>> ages
+            tensor([0, 9])
+        """
+        self.prepare_rewire(pattern, source, follow)()
+
+    def prepare_rewire(
+        self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()
+    ) -> Callable[[], None]:
+        """Check and compute what ``rewire`` does; calling the result does it."""
+        check_pattern(pattern, self._pattern.shape)
+        check_movable(self, same_pattern=pattern == self._pattern)
+        check_source(source, pattern.nnz, self.pattern.nnz)
+        for tensor in follow:
+            if tensor.shape != self.values.shape:
+                raise ValueError(
+                    f"follow must hold tensors of the shape of values, {list(self.values.shape)}, "
+                    f"but got one of shape {list(tensor.shape)}"
+                )
+        followers = [*follow] if self.values.grad is None else [*follow, self.values.grad]
+        with torch.inference_mode(False), torch.no_grad():
+            source = source.cpu()
+            moved = [(t, move(t.detach(), source)) for t in (self.values, *followers)]
+
+        def rewire() -> None:
+            self._adopt(pattern)
+            for tensor, content in moved:
+                if tensor.shape == content.shape:
+                    tensor.copy_(content)
+                else:
+                    tensor.data = content
+
+        return rewire
+
+    @torch.no_grad()
+    def _adopt(self, pattern: KernelCSR) -> None:
+        """Install a checked pattern; with another nnz the values become 0."""
+        check_mode(self.values)
+        device, dtype = self.values.device, self.values.dtype
+        with torch.inference_mode(False):  # tensors of that mode could not be trained later
+            own_tag = new_tag(pattern)
+            tag = own_tag.to(device, copy=True)
+            if are_shared(self.values) and pattern != self._pattern:  # other processes keep theirs
+                self.values.data = self.values.detach().clone()
+            if self.values.shape != (pattern.nnz,):
+                # A live graph keeps the old length for the next backward; a detour over another
+                # dtype makes torch forget it.
+                self.values.grad = None
+                detour = torch.float32 if dtype == torch.float64 else torch.float64
+                fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
+                self.values.data = torch.empty(pattern.nnz, device=device, dtype=detour)
+                self.values.data = fresh
+        pattern.warm_up_like(self._pattern)
+        self._pattern, self._own_tag = pattern, own_tag
+        self.register_buffer("pattern_tag", tag, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.dense_probe is not None:  # the same object, which its scheduler knows
+            self.dense_probe.grad = None
+            self.dense_probe.data = new_probe(self._pattern.shape, self.values).data
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update((prefix + name, getattr(self, name)) for name in INDICES)
+        metadata = getattr(destination, "_metadata", {})
+        if prefix[:-1] in metadata:  # as torch calls it
+            metadata[prefix[:-1]].update(describe(self.pattern))  # which checks the tag
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load the layer's own entries whole or not at all."""
+        hooks, self._load_state_dict_pre_hooks = self._load_state_dict_pre_hooks, OrderedDict()
+        try:
+            for hook in hooks.values():  # before anything is read, as they may rename entries
+                hook(state_dict, prefix, *rest)
+            self._load_entries(state_dict, prefix, *rest)
+        finally:
+            self._load_state_dict_pre_hooks = hooks
+
+    def _load_entries(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        metadata, strict, missing_keys, _, error_msgs = rest
+        found = own_entries(self, state_dict, prefix)
+        bias = self._parameters.get("bias")  # None also if it is parametrized
+        if not found:  # the layer's own are missing; a subclass may have others
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+            missing_keys.extend(prefix + name for name in INDICES if strict)
+            return
+        try:
+            pattern, entries = read_layer(self, found, self._pattern, bias is not None, metadata)
+            kept = pattern == self._pattern
+            self._adopt(pattern)
+        except (TypeError, ValueError, RuntimeError) as error:
+            error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
+            return
+        if not kept:
+            self.values.grad = None
+        left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
+        loaded = {prefix + name: t for name, t in entries.items() if name not in INDICES}
+        super()._load_from_state_dict(left | loaded, prefix, *rest)
+        if self.pattern_tag.device != self.values.device:  # assign=True
+            tag = self._own_tag.to(self.values.device, copy=True)
+            self.register_buffer("pattern_tag", tag, persistent=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the probe: a scheduler that is copied too brings another."""
+        return {**self.__dict__, "dense_probe": None, "_checked": _NEVER_CHECKED}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "pattern":
+            raise AttributeError("set_pattern(pattern) sets the pattern: values move with it")
+        if name in INDICES:  # torch.func.functional_call, with a state dict
+            check_indices(value, getattr(self._pattern, name))
+        else:
+            super().__setattr__(name, value)

@@ -1,0 +1,110 @@
+"""How values, and what belongs to each of them, follow a change of pattern."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseconv.core.pattern import KernelCSR
+
+
+def check_pattern(pattern: KernelCSR, shape: tuple[int, int, int]) -> None:
+    """Refuse anything but a pattern of this shape."""
+    if not isinstance(pattern, KernelCSR):
+        raise TypeError(
+            f"pattern must be a KernelCSR, but got {type(pattern).__name__}; "
+            "make one with KernelCSR.from_mask(mask)"
+        )
+    if pattern.shape != shape:
+        raise ValueError(
+            f"pattern must have the shape (out_channels, in_channels // groups, kernel_size) "
+            f"= {shape}, but got {pattern.shape}"
+        )
+
+
+def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
+    """Refuse a layer whose values cannot follow a change of pattern."""
+    values = layer._parameters.get("values")
+    if values is None:
+        raise RuntimeError(
+            "the values of this layer are computed from others, by pruning or a parametrization; "
+            "call torch.nn.utils.prune.remove(layer, 'values') or torch.nn.utils.parametrize."
+            "remove_parametrizations(layer, 'values') before a change of pattern"
+        )
+    if not holds_values(layer):
+        raise NotImplementedError(
+            "the values of this layer are sharded (FSDP), so its pattern cannot change: use "
+            "DistributedDataParallel, or change the pattern before sharding"
+        )
+    if are_shared(values) and not same_pattern:
+        raise NotImplementedError(
+            "the values of this layer are in shared memory, where other processes would use them "
+            "as weights at the positions of their own pattern: change the pattern before "
+            "share_memory() or before torch.multiprocessing sends the layer or its state dict, or "
+            "send a copy. Once no other process uses them, copy them: "
+            "layer.values.data = layer.values.data.clone()"
+        )
+    check_mode(values)
+
+
+def check_mode(values: Tensor) -> None:
+    """Refuse values that were made in inference mode, outside of it."""
+    if values.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "a layer made in torch.inference_mode() can be changed in that mode only; "
+            "make it outside"
+        )
+
+
+def holds_values(layer: nn.Module) -> bool:
+    """Whether all the values are a parameter of the layer, and in this process."""
+    values = layer._parameters.get("values")
+    # FSDP2's parameters are DTensors; FSDP1 with use_orig_params marks its own.
+    return type(values) is nn.Parameter and not hasattr(values, "_fsdp_flattened")
+
+
+def are_shared(values: Any) -> bool:
+    """Whether other processes may have the values too, with a pattern of their own."""
+    return values.device.type == "cpu" and bool(values.is_shared())  # on CUDA all memory is
+
+
+def survivors(old: KernelCSR, new: KernelCSR) -> Tensor:
+    """Return the ``source`` for ``move`` that keeps every weight active in both patterns.
+
+    Example:
+        >>> first, second = torch.tensor([1, 4]), torch.tensor([0, 4])
+        >>> old, new = (KernelCSR.from_positions(at, (1, 1, 6)) for at in (first, second))
+        >>> survivors(old, new)
+        tensor([-1,  1])
+    """
+    old_at, new_at = old.positions(), new.positions()
+    kept = torch.isin(new_at, old_at, assume_unique=True)
+    return torch.searchsorted(old_at, new_at).where(kept, -1)
+
+
+def move(tensor: Tensor, source: Tensor) -> Tensor:
+    """Return the entries of ``tensor`` that ``source`` names, and 0 where it is negative.
+
+    Args:
+        tensor: one entry for each old active weight.
+        source: int64, on the CPU, one for each new active weight: the old one's index, or -1.
+
+    Example:
+        >>> move(torch.tensor([5.0, 6.0]), torch.tensor([-1, 0, -1]))
+        tensor([0., 5., 0.])
+    """
+    kept = (source >= 0).nonzero().squeeze(1)
+    old, new = source[kept].to(tensor.device), kept.to(tensor.device)
+    return tensor.new_zeros(len(source)).index_copy_(0, new, tensor.index_select(0, old))
+
+
+def check_source(source: Tensor, nnz: int, old_nnz: int) -> None:
+    """Refuse a ``source`` that is not of these numbers of weights."""
+    expected = f"source must be an int64 tensor of shape ({nnz},), of indices below {old_nnz} or -1"
+    if not isinstance(source, Tensor) or source.dtype != torch.int64:
+        kind = source.dtype if isinstance(source, Tensor) else type(source).__name__
+        raise TypeError(f"{expected}, but got {kind}")
+    if source.shape != (nnz,) or bool((source >= old_nnz).any()):
+        raise ValueError(f"{expected}, but got {source}")
