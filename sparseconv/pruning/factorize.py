@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
-from sparseconv.core.geometry import DTYPES
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import (
     check_module,
     check_not_compiled,
     held_outside,
-    own_names,
     owners_of,
     replace,
 )
@@ -85,7 +83,7 @@ def factorize(
     optimizer that is built from its parameters. Code that uses a layer's ``weight`` raises.
 
     Args:
-        model: any module, before ``torch.compile``; left exactly as it is.
+        model: any module, before ``torch.compile``; it does not change.
         layers: sets of names of ``nn.Conv1d`` of equal shape and options. None: all that are equal
             are a set (for ``"svd"``, each alone), if there are two and they get smaller.
         method: as above.
@@ -96,7 +94,7 @@ def factorize(
         ``(model, report)``: the copy, and what became of each set and of the other convolutions.
 
     Raises:
-        TypeError: ``model`` is no module, or an argument of another type.
+        TypeError: ``model`` is not a module, or an argument of another type.
         ValueError: names that are not there; sets of unequal or too few layers; a layer of another
             class, with groups, hooks, a computed or shared weight; not one of ``rank`` and
             ``compression``, or one that the weights cannot have; no layer gets smaller.
@@ -167,7 +165,7 @@ def factorize(
 def _sizes(
     convs: Sequence[nn.Conv1d], method: str, rank: int | None, compression: float | None
 ) -> tuple[int, int, int]:
-    """The rank of a set, and its parameters before and after."""
+    """Return the rank of a set, and its parameters before and after."""
     n, o, m = len(convs), convs[0].out_channels, math.prod(convs[0].weight.shape[1:])
     counts = {"left": [(n, 1)], "right": [(1, n)], "both": [(n, 1), (1, n)], "svd": [(1, 1)]}
     per_rank = sum(pointwise * o + taps * m for pointwise, taps in counts[method])
@@ -228,7 +226,7 @@ def _factors(
 
 
 def _modules(convs: Sequence[nn.Conv1d], pairs: Sequence[Factors]) -> list[nn.Module]:
-    """What takes the layers' places, and takes their biases along."""
+    """Build the layers' successors, which take their biases."""
     options = {name: getattr(convs[0], name) for name in OPTIONS}
     made = [
         (
@@ -262,7 +260,7 @@ def _conv(weight: Tensor, like: nn.Conv1d, options: dict[str, Any]) -> nn.Conv1d
 def _sets(
     model: nn.Module, layers: Iterable[Iterable[str]] | None, method: str
 ) -> tuple[list[tuple[str, ...]], dict[str, str]]:
-    """The sets that are given, checked, or those that exist; and reasons of the layers left."""
+    """Return the sets that are given, or those that exist, and the reasons of the layers left."""
     obstacles = _obstacles(model)
     found = dict(model.named_modules(remove_duplicate=False))
     convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv1d | SparseConv1d)]
@@ -276,23 +274,18 @@ def _sets(
         left |= dict.fromkeys(alone, "no other layer has its shape and options")
         return [tuple(names) for names in equal.values() if names[0] not in left], left
 
-    wanted = "layers must be lists of names, as [['conv1', 'conv2']]"
-    given = list(layers) if isinstance(layers, Iterable) else []
-    if not given or any(
-        isinstance(names, str) or not isinstance(names, Iterable) for names in given
-    ):
-        raise TypeError(f"{wanted}, but got {layers!r}")
-    sets = [tuple(names) for names in given]
+    sets = [tuple(names) for names in layers]
     seen: dict[nn.Module, str] = {}
     for names in sets:
+        if unknown := [name for name in names if name not in found]:
+            raise ValueError(
+                f"layers must be lists of names, as [['conv1', 'conv2']], of {convs}, but got "
+                f"{unknown[0]!r}"
+            )
         if not names or (len(names) == 1) != (method == "svd"):
             count = "one layer" if method == "svd" else "several layers (for one, take 'svd')"
             raise ValueError(f"{method!r} expects sets of {count}, but got {list(names)}")
         for name in names:
-            if not isinstance(name, str):
-                raise TypeError(f"{wanted}, of {convs}, but got {name!r}")
-            if name not in found:
-                raise ValueError(f"{wanted}, of {convs}, but got {name!r}")
             layer = found[name]
             if layer in seen:
                 raise ValueError(f"a layer may come once, but {seen[layer]!r} and {name!r} are one")
@@ -309,41 +302,30 @@ def _sets(
 
 
 def _options(conv: Any) -> dict[str, Any]:
-    """What all layers of a set have in common."""
+    """Return what all layers of a set must have in common."""
     of_weight = {n: getattr(conv.weight, n) for n in ("shape", "dtype", "device", "requires_grad")}
     return of_weight | {name: getattr(conv, name) for name in OPTIONS}
 
 
 def _obstacles(model: nn.Module) -> dict[nn.Module, str]:
-    """Why a module cannot be replaced, of all that cannot."""
+    """Return why a module cannot be replaced, of all that cannot."""
     check_not_compiled(model, "factorize")
     outside, owners = dict(held_outside(model)), owners_of(model)
-    plain = own_names(nn.Conv1d(1, 1, 1, device="meta")) | {"bias"}
 
     def obstacle(layer: nn.Module) -> str | None:
-        kind = type(layer).__name__
-        if isinstance(layer, SparseConv1d):
-            return "it is a SparseConv1d; sc.to_dense makes it an nn.Conv1d"
-        if not isinstance(layer, nn.Conv1d):
-            return f"it is a {kind}, expected was an nn.Conv1d"
-        if not {"weight", "bias"} <= layer._parameters.keys():
+        if isinstance(layer, nn.Conv1d) and not {"weight", "bias"} <= layer._parameters.keys():
             return "its weight or bias is computed (pruning, a parametrization); remove that first"
         if type(layer) is not nn.Conv1d:
-            return f"it is a {kind}, which may compute something else than nn.Conv1d"
-        weight, registries = layer.weight, (layer._parameters, layer._buffers, layer._modules)
-        if weight.dtype not in DTYPES or weight.is_meta or not weight.isfinite().all():
-            return f"its weight ({weight.dtype} on {weight.device}) does not hold finite floats"
+            hint = "; sc.to_dense makes it one" if isinstance(layer, SparseConv1d) else ""
+            return f"it is a {type(layer).__name__}, expected was an nn.Conv1d{hint}"
         if layer.groups != 1:
             return f"it has groups={layer.groups}, expected was 1"
-        hooks = [name for name, value in vars(layer).items() if "hook" in name and value]
-        if hooks or weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        if any("hook" in name and value for name, value in vars(layer).items()):
             return "it has hooks, which would be lost; remove them first"
-        if added := {*vars(layer), *(name for held in registries for name in held)} - plain:
-            return f"it has an own {min(added)!r}, which would be lost; remove it first"
-        if len(owners[id(weight)]) > 1:
-            return f"it shares its weight: {owners[id(weight)]} have one"
+        if len(owners[id(layer.weight)]) > 1:
+            return f"it shares its weight: {owners[id(layer.weight)]} have one"
         if layer in outside:
-            return f"it also stands in {outside[layer]}, where nothing can replace it"
+            return f"{outside[layer]} holds it too, where nothing can replace it"
         return None
 
     return {module: reason for module in model.modules() if (reason := obstacle(module))}

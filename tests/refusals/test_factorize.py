@@ -1,0 +1,87 @@
+"""What ``factorize`` refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from model_state import everything
+from refusals import refuses, table
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import sparseconv as sc
+
+
+def model(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*(layers or [nn.Conv1d(4, 4, 3) for _ in range(3)]))
+
+
+def call(whole: nn.Module, *names: str, **options: Any) -> Callable[[], Any]:
+    """Factorize the set of the named layers; the model must not change."""
+
+    def factorize() -> None:
+        before = everything(whole)
+        layers = [list(names)] if names else None
+        try:
+            sc.factorize(whole, layers, **(options or {"rank": 1}))
+        finally:
+            assert everything(whole) == before
+
+    return factorize
+
+
+def pair(layer: nn.Module) -> Callable[[], Any]:
+    return call(model(nn.Conv1d(4, 4, 3), layer), "0", "1")
+
+
+def hooked() -> nn.Module:
+    conv = nn.Conv1d(4, 4, 3)
+    conv.register_forward_hook(lambda *_: None)
+    return conv
+
+
+def tied() -> nn.Module:
+    found = model()
+    found[2].weight = found[0].weight
+    return found
+
+
+def listed() -> nn.Module:
+    found = model()
+    found.kept = [found[1]]
+    return found
+
+
+@table(
+    (call(model(), rank=1, compression=2), ValueError, "either rank or compression"),
+    (call(model(), rank=None), ValueError, "either rank or compression, but got rank=None"),
+    (call(model(), rank=0), ValueError, "rank must be at least 1, but got 0"),
+    (call(model(), compression=1), ValueError, "compression must be above 1, but got 1"),
+    (call(model(), rank=1, method="middle"), ValueError, "method must be one of"),
+    (lambda: sc.factorize(model(), ["0", "1"], rank=1), ValueError, "expects sets of several"),
+    (call(model(), "0", "9"), ValueError, "of ['0', '1', '2'], but got '9'"),
+    (call(model(), "0", "0"), ValueError, "a layer may come once"),
+    (call(model(), "0", "1", rank=1, method="svd"), ValueError, "expects sets of one layer"),
+    (call(model(), "0", "1", rank=9), ValueError, "a rank of at most 8, that of the weights"),
+    (call(model(), "0", "1", compression=50), ValueError, "expected a compression of at most"),
+    (call(model(), rank=99), ValueError, "no layer gets smaller; '0'"),
+    (call(nn.Linear(2, 2)), ValueError, "the model holds no nn.Conv1d"),
+    (lambda: sc.factorize(3, rank=1), TypeError, "model must be an nn.Module, but got int"),
+    (call(torch.compile(model())), ValueError, "factorize its _orig_mod and compile the result"),
+    (pair(nn.Conv1d(4, 4, 5)), ValueError, "must have one shape, but '0' has"),
+    (pair(nn.Conv1d(4, 4, 3, stride=2)), ValueError, "one stride, but '0' has (1,) and '1' (2,)"),
+    (pair(nn.Conv1d(4, 4, 3, dtype=torch.float64)), ValueError, "must have one dtype"),
+    (pair(nn.Conv1d(4, 4, 3, groups=2)), ValueError, "has groups=2, expected was 1"),
+    (pair(nn.ConvTranspose1d(4, 4, 3)), ValueError, "it is a ConvTranspose1d, expected was"),
+    (pair(sc.SparseConv1d(4, 4, 3)), ValueError, "expected was an nn.Conv1d; sc.to_dense makes"),
+    (pair(type("Own", (nn.Conv1d,), {})(4, 4, 3)), ValueError, "it is a Own"),
+    (pair(hooked()), ValueError, "it has hooks, which would be lost; remove them first"),
+    (pair(prune.l1_unstructured(nn.Conv1d(4, 4, 3), "bias", 2)), ValueError, "bias is computed"),
+    (pair(parametrizations.weight_norm(nn.Conv1d(4, 4, 3))), ValueError, "(pruning, a param"),
+    (call(tied(), "0", "1"), ValueError, "'0' cannot be factorized: it shares its weight"),
+    (call(listed(), "0", "1"), ValueError, "Sequential.kept holds it too"),
+)  # fmt: skip
+def test_factorize(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
