@@ -41,11 +41,11 @@ class InstanceSparsity:
         stages: a ``Stage`` or the name of a module each; None: the published ones of ``LITE`` and
             ``InceptionTime``.
         weight: of the whole loss. 2e-5 is published for LITE in batches of 64; the loss is a sum
-            over the batch beside a mean, so multiply the weight by 64 / B for batches of B.
+            over the batch next to a mean, so multiply the weight by 64 / B for batches of B.
 
     Raises:
-        TypeError, ValueError: a stage that is no module, or (when it runs) whose output is not
-            ``(N, C, L)``; no stages for another model; a weight below 0.
+        TypeError, ValueError: a stage that the model does not have, or (when it runs) whose output
+            is not ``(N, C, L)``; no stages for another model; a weight below 0.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -63,15 +63,17 @@ class InstanceSparsity:
         stages: Sequence[Stage | str] | None = None,
         weight: float = PUBLISHED_WEIGHT,
     ) -> None:
-        self.weight = number("weight", weight)
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight must be finite and at least 0, but got {weight}")
+        self.weight = _weight("weight", weight)
         check_module(model)
-        if isinstance(stages, str | Stage) or (stages is not None and not stages):
-            raise ValueError(f"stages must list modules, one at least, but got {stages!r}")
-        self.stages = tuple(published_stages(model) if stages is None else map(_stage, stages))
+        found = published_stages(model) if stages is None else stages
+        self.stages = tuple(Stage(x) if isinstance(x, str) else Stage(*x) for x in found)
+        if not self.stages:
+            raise ValueError("stages must list modules, at least one, but got none")
         modules = dict(model.named_modules())
         for stage in self.stages:
+            _weight("the weight of a stage", stage.weight)
+            if stage.channels is not None:
+                count("the channels of a stage", stage.channels)
             if stage.module not in modules:
                 raise ValueError(
                     f"stages names {stage.module!r}, but the model has no such module; "
@@ -120,7 +122,11 @@ class InstanceSparsity:
         return see
 
     def __call__(self) -> Tensor:
-        """The loss of the forward passes since the last call; RuntimeError if there were none."""
+        """Return the loss of the forward passes since the last call.
+
+        Raises:
+            RuntimeError: there were none.
+        """
         if not self._terms:
             raise RuntimeError(
                 "no stage was run: call first the very model that InstanceSparsity was made of, in "
@@ -134,22 +140,15 @@ class InstanceSparsity:
         return f"InstanceSparsity(stages={list(map(tuple, self.stages))}, weight={self.weight})"
 
 
-def _stage(given: Any) -> Stage:
-    try:
-        stage = Stage(given) if isinstance(given, str) else Stage(*given)
-    except TypeError as error:
-        raise TypeError(f"stages must hold names or Stages, but got {given!r}") from error
-    weight = number("the weight of a stage", stage.weight)
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"the weight of a stage must be finite and at least 0, but got {weight}")
-    channels = stage.channels
-    if channels is not None:
-        channels = count("the channels of a stage", channels)
-    return Stage(stage.module, weight, channels)
+def _weight(name: str, value: float) -> float:
+    found = number(name, value)
+    if not 0 <= found < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, but got {value}")
+    return found
 
 
 def published_stages(model: nn.Module) -> list[Stage]:
-    """Those of the paper: LITE's three, of the first the learned filters; InceptionTime's modules.
+    """Return the paper's: LITE's three, of the first the learned filters; InceptionTime's modules.
 
     Example:
         >>> published_stages(LITE(1, 2))[0]

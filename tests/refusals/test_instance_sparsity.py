@@ -1,0 +1,43 @@
+"""What ``InstanceSparsity`` refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from refusals import refuses, table
+from torch import nn
+
+from sparseconv.pruning import InstanceSparsity, Stage
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Flatten())
+
+
+def run(*stages: Any) -> None:
+    watched = model()
+    with InstanceSparsity(watched, stages):
+        watched(torch.ones(3, 2, 9))
+
+
+def unused() -> None:
+    with InstanceSparsity(model(), ["0"]) as penalty:
+        penalty()
+
+
+@table(
+    (lambda: InstanceSparsity(3), TypeError, "model must be an nn.Module"),
+    (lambda: InstanceSparsity(model()), ValueError, "no stages are published for Sequential"),
+    (lambda: InstanceSparsity(model(), []), ValueError, "stages must list modules, at least one"),
+    (lambda: InstanceSparsity(model(), ["0"], -1), ValueError, "weight must be finite and at"),
+    (lambda: run("no"), ValueError, "stages names 'no', but the model has no such module"),
+    (lambda: run(Stage("0", -1)), ValueError, "the weight of a stage must be finite and at least"),
+    (lambda: run(Stage("0", 1, 0)), ValueError, "the channels of a stage must be at least 1"),
+    (lambda: run(Stage("1", 1, 9)), ValueError, "stage '1' counts 9 channels, but its output has"),
+    (lambda: run("2"), ValueError, "stage '2' must be (N, C, L), but it is (3, 56)"),
+    (unused, RuntimeError, "no stage was run: call first the very model"),
+)
+def test_instance_sparsity(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
