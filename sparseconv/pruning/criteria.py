@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.restored import restored_afterwards
 from sparseconv.pruning.channels import Channels, Layer, UnitSet
+from sparseconv.pruning.data import BATCH, batches_of, evaluating, labelled
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-BATCH = 64  # series, where data are whole arrays
 EPS = 1e-2  # of DSP
 
 
@@ -56,9 +55,8 @@ class Criterion(ABC):
         """``(n_units,)`` float64, finite; the model is left as it was.
 
         Raises:
-            TypeError, ValueError: data of the criterion that are empty, not finite, or do not fit
-                the model. ``prune_filters`` refuses scores that are no floats, too few or too
-                many, or not finite.
+            ValueError: data of the criterion that are empty. ``prune_filters`` refuses scores
+                that are too few or too many, or not finite.
         """
 
     def __repr__(self) -> str:
@@ -161,8 +159,8 @@ class Jacobian(Criterion):
         batches: how many are used, at most; of arrays so many times 64 series, at equal distances.
 
     Raises:
-        TypeError, ValueError: no function as loss, fewer than one batch; by ``prune_filters``,
-            data without labels or that do not fit the model, a loss that is no scalar.
+        ValueError: fewer than one batch; by ``prune_filters``, data without labels, and outputs
+            that are not log-probabilities where the default loss expects them.
 
     Example:
         >>> import sparseconv as sc
@@ -179,8 +177,6 @@ class Jacobian(Criterion):
     everywhere = True
 
     def __init__(self, data: Any, loss: Loss = F.nll_loss, batches: int = 50) -> None:
-        if not callable(loss):
-            raise TypeError(f"loss must be a function, but got {loss!r}")
         self.data, self.loss, self.batches = data, loss, count("batches", batches)
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
@@ -193,13 +189,10 @@ class Jacobian(Criterion):
                     weight.requires_grad_()
             batches = labelled("Jacobian", model, self.data, self.batches * BATCH)
             for x, y in islice(batches, self.batches):
-                with fitting("Jacobian", x):
-                    out = model(x)
+                out = model(x)
                 if self.loss is F.nll_loss:
                     _check_log_probabilities(out)
-                with fitting("Jacobian", x):
-                    loss = self.loss(out, y)
-                _check_loss(loss)
+                loss = self.loss(out, y)
                 grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
                 products = {
                     name: (torch.zeros_like(weight) if grad is None else grad * weight.detach())
@@ -218,8 +211,8 @@ class DSP(Criterion):
     """Dynamic structured pruning: filters whose output stays near zero on every training series.
 
     A filter's activation is the root mean square over time of what a next layer reads of it, its
-    maximum over all series: behind pooling or a depthwise layer, what comes out of these. It counts
-    as a share of the largest of the filters with which it competes, those of its own layer (of one
+    maximum over all series: after pooling or a depthwise layer, what comes out of these. It counts
+    as a share of the largest of the filters with which it competes, those of its layer (of one
     kernel group of a ``DSN``); where several layers read it, the largest share. A filter of at most
     ``eps`` goes. No ratio is needed: train with ``InstanceSparsity``, which makes filters silent.
 
@@ -230,8 +223,8 @@ class DSP(Criterion):
             ``report.curve`` shows how many filters other values would keep.
 
     Raises:
-        TypeError, ValueError: ``eps`` that is no number in [0, 1); by ``prune_filters``, data
-            that are empty, not finite or do not fit the model.
+        TypeError, ValueError: ``eps`` outside [0, 1); by ``prune_filters``, data that are empty
+            or not finite.
 
     Example:
         >>> import sparseconv as sc
@@ -274,14 +267,8 @@ class DSP(Criterion):
                 hook = see(name, channels.layers[name])
                 module = model.get_submodule(name)
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            for x, y in batches_of("DSP", model, self.data):
-                if isinstance(y, Tensor) and y.dim() >= x.dim():
-                    raise ValueError(
-                        "DSP expected (X, y) with labels in second place, but got an array of "
-                        f"shape {tuple(y.shape)}; it cannot give a model several inputs"
-                    )
-                with fitting("DSP", x):
-                    model(x)
+            for x, _ in batches_of("DSP", model, self.data):
+                model(x)
         scores = torch.zeros(channels.n_units, dtype=torch.float64)
         for most in largest.values():
             for group in channels.sets:
@@ -297,7 +284,7 @@ class DSP(Criterion):
 
 
 def filters_of(channels: Channels, group: UnitSet) -> Tensor:
-    """``(n, p)`` float64: all weights of each unit, of every layer that has some for it."""
+    """Return ``(n, p)`` float64: all weights of each unit, of every layer that has some for it."""
     parts = []
     for name, rows in group.rows.items():
         module = channels.layers[name].module
@@ -307,114 +294,13 @@ def filters_of(channels: Channels, group: UnitSet) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def batches_of(
-    owner: str, model: nn.Module, data: Any, cases: int | None = None
-) -> Iterator[tuple[Tensor, Any]]:
-    """Series in the model's dtype, on its device, and what comes with each batch: labels or None.
-
-    Integers stay integers for a model with an ``nn.Embedding``.
-
-    Args:
-        owner: who asks, for messages.
-        model: what will take the series.
-        data: ``X`` or ``(X, y)``, arrays; or an iterable of batches of either kind.
-        cases: of arrays take so many series, at equal distances: data may be sorted by class.
-
-    Raises:
-        TypeError, ValueError: other data; none; values that are not finite.
-    """
-    like = next(model.parameters())
-    codes = any(isinstance(module, nn.Embedding) for module in model.modules())
-    if isinstance(data, tuple) or hasattr(data, "shape"):
-        arrays = [_tensor(owner, part) for part in (data if isinstance(data, tuple) else (data,))]
-        if len({len(array) for array in arrays}) > 1 or not 1 <= len(arrays) <= 2:
-            shapes = [tuple(array.shape) for array in arrays]
-            raise ValueError(f"{owner} expected (X, y) of as many cases, but got shapes {shapes}")
-        if cases is not None and len(arrays[0]) > cases:
-            chosen = torch.linspace(0, len(arrays[0]) - 1, cases).round().long()
-            arrays = [array[chosen] for array in arrays]
-        data = list(zip(*(torch.split(array, BATCH) for array in arrays), strict=True))
-    elif not hasattr(data, "__iter__"):
-        raise TypeError(
-            f"{owner} expected data as (X, y) or an iterable of batches, but got "
-            f"{type(data).__name__}"
-        )
-    some = False
-    for batch in data:
-        x, *labels = batch if isinstance(batch, tuple | list) else (batch,)
-        x = _tensor(owner, x)
-        if not x.isfinite().all():
-            raise ValueError(f"{owner} expected finite series, but they hold NaN or infinity")
-        if not len(x):
-            continue
-        some = True
-        x = x.to(like.device) if codes and not x.is_floating_point() else x.to(like)
-        yield x, labels[0] if labels else None
-    if not some:
+def _check_log_probabilities(out: Tensor) -> None:
+    total = out.detach().logsumexp(1).abs()  # 0, but for rounding
+    if (total > torch.finfo(out.dtype).eps ** 0.5).any():
         raise ValueError(
-            f"{owner} expected at least one series, but the data hold none (an iterator is used "
-            "up after one pass: give a list or a DataLoader)"
-        )
-
-
-def labelled(
-    owner: str, model: nn.Module, data: Any, cases: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches as ``batches_of`` gives them, each of which must be ``(x, y)``; classes are int64."""
-    for x, y in batches_of(owner, model, data, cases):
-        if y is None:
-            raise ValueError(
-                f"{owner} expected batches (x, y), series with their labels; y is missing"
-            )
-        y = _tensor(owner, y).to(x.device)
-        yield x, y if y.is_floating_point() else y.long()  # torch's losses take no int32
-
-
-@contextmanager
-def fitting(owner: str, x: Tensor) -> Iterator[None]:
-    """Say of an error inside of the block that it comes from the data."""
-    try:
-        yield
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"the data of {owner} do not fit the model, a batch of shape {tuple(x.shape)}: {error}"
-        ) from error
-
-
-def _tensor(owner: str, value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(
-            f"{owner} expected data of numbers, but got {type(value).__name__}: {error}"
-        ) from error
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    with restored_afterwards(model):
-        model.eval()
-        yield
-
-
-def _check_log_probabilities(out: Any) -> None:
-    if isinstance(out, Tensor) and out.dim() > 1 and out.is_floating_point():
-        total = out.detach().logsumexp(1).abs()  # 0, but for rounding
-        if (total > torch.finfo(out.dtype).eps ** 0.5).any():
-            raise ValueError(
-                "Jacobian expected a model that returns log-probabilities, since its loss is "
-                "nll_loss, but the exponentials of the outputs do not sum to 1; for logits pass "
-                "loss=F.cross_entropy"
-            )
-
-
-def _check_loss(loss: Any) -> None:
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        found = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        graph = " without a graph" if isinstance(loss, Tensor) and not loss.requires_grad else ""
-        raise ValueError(
-            "Jacobian expected a loss that returns a scalar tensor, computed from the model's "
-            f"output by torch, but got one {found}{graph}"
+            "Jacobian expected a model that returns log-probabilities, since its loss is nll_loss, "
+            "but the exponentials of the outputs do not sum to 1; for logits pass "
+            "loss=F.cross_entropy"
         )
 
 
@@ -426,7 +312,7 @@ def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _dissimilar(filters: Tensor) -> tuple[Tensor, Tensor]:
-    """The norms, and ``(n, n)`` of ``norm_i * (1 - |cos|)``, 0 on the diagonal."""
+    """Return the norms, and ``(n, n)`` of ``norm_i * (1 - |cos|)``, 0 on the diagonal."""
     norms = filters.norm(dim=1)
     unit = filters / norms.clamp_min(torch.finfo(norms.dtype).tiny)[:, None]
     dissimilar = (1 - (unit @ unit.T).abs()).clamp_min(0).fill_diagonal_(0)
@@ -434,7 +320,7 @@ def _dissimilar(filters: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _felt(name: str, layer: Layer, products: dict[str, Tensor], n_units: int) -> Iterator[Tensor]:
-    """For each part that a layer has of the units, the sum of its products, ``(n_units,)``."""
+    """Yield ``(n_units,)`` for each part that a layer has of the units: the sum of its products."""
     module, prefix = layer.module, f"{name}." if name else ""
     own = {
         key: products[prefix + key].double().cpu()

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import count, integer, number
+from sparseconv.core.checks import count, number
 from sparseconv.pruning.channels import Channels, Layer, UnitSet, kept_channels
-from sparseconv.pruning.criteria import Criterion, evaluating, fitting, labelled
+from sparseconv.pruning.criteria import Criterion
+from sparseconv.pruning.data import evaluating, labelled
 
 Array = npt.NDArray[Any]
 
@@ -38,7 +39,7 @@ class Evolutionary(Criterion):
     Raises:
         RuntimeError: pymoo is not installed.
         TypeError, ValueError: a setting out of its range; by ``prune_filters``, data without
-            labels or that do not fit the model.
+            labels, labels that are not class indices.
 
     Example:
         >>> import sparseconv as sc
@@ -71,9 +72,7 @@ class Evolutionary(Criterion):
             raise ValueError(f"tolerance must lie in [0, 1], but got {tolerance}")
         self.population = count("population", population, 2)
         self.generations = count("generations", generations)
-        self.seed = integer("seed must be an integer", seed)
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, but got {seed}")
+        self.seed = count("seed", seed, 0)
         _require_pymoo()
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
@@ -86,12 +85,9 @@ class Evolutionary(Criterion):
             if missing <= 0:
                 break
         x, y = (torch.cat(parts)[: self.cases] for parts in zip(*batches, strict=True))
-        with evaluating(model), torch.no_grad(), fitting("Evolutionary", x):
-            outputs = model(x)
-        _check_outputs(outputs)
-        with fitting("Evolutionary", x):
-            _check_labels(y, outputs)
         with evaluating(model), torch.no_grad(), _masked(model, channels) as show:
+            show(kept)
+            _check_judgeable(model(x), y)
 
             def error(candidate: Tensor) -> float:
                 show(candidate)
@@ -152,7 +148,7 @@ class Evolutionary(Criterion):
 
 @contextmanager
 def _masked(model: nn.Module, channels: Channels) -> Iterator[Callable[[Tensor], None]]:
-    """A function that makes the model compute as if only some units were kept."""
+    """Yield a function that makes the model compute as if only some units were kept."""
     masks: dict[str, Tensor] = {}
 
     def hook(name: str, layer: Layer) -> Any:
@@ -177,23 +173,17 @@ def _masked(model: nn.Module, channels: Channels) -> Iterator[Callable[[Tensor],
         yield show
 
 
-def _check_outputs(outputs: Any) -> None:
+def _check_judgeable(outputs: Tensor, y: Tensor) -> None:
+    """Refuse what would count as errors in silence."""
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
             f"Evolutionary expected a model that returns (N, classes), but it returns {found}"
         )
     if outputs.isnan().any():
-        raise ValueError("the model's outputs are not finite; check the weights")
-
-
-def _check_labels(y: Tensor, scores: Tensor) -> None:
-    classes = scores.shape[1]
-    if (
-        y.is_floating_point()
-        or y.shape != scores.shape[:1]
-        or not 0 <= y.min() <= y.max() < classes
-    ):
+        raise ValueError("the model's outputs are not finite; check the weights and the data")
+    n, classes = outputs.shape
+    if y.shape != (n,) or not ((y >= 0) & (y < classes) & (y == y.round())).all():
         raise ValueError(f"expected a class index from 0 to {classes - 1} for each series, got {y}")
 
 

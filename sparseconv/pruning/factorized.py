@@ -17,7 +17,7 @@ from sparseconv.nn.restored import deepcopy_model
 from sparseconv.profiling.result import Compared
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning import comparison
-from sparseconv.pruning.criteria import evaluating
+from sparseconv.pruning.data import evaluating
 from sparseconv.report.page import Section, write_html
 
 

@@ -185,12 +185,12 @@ def test_jacobian_component_by_component(flat: bool, frozen: tuple[str, ...] | N
     assert all(a < b for a, b in zip(fewer, found, strict=True))
 
 
-def test_jacobian_takes_batches_of_64_of_arrays_and_any_loss() -> None:
+def test_jacobian_takes_batches_of_64_of_arrays_and_any_loss_and_integers() -> None:
     model, (x, y) = classifier(), data(100)
     batches = [(x[:64], y[:64]), (x[64:], y[64:])]
     loss = torch.nn.MultiMarginLoss()
     given, _ = scored(Jacobian(batches, loss), model)
-    arrays, _ = scored(Jacobian((x.numpy(), y.numpy()), loss), model)
+    arrays, _ = scored(Jacobian((x.numpy(), y.numpy().astype("int16")), loss), model)
     assert torch.equal(given, arrays)
     assert not torch.equal(given, scored(Jacobian(batches), model)[0])
 
@@ -203,43 +203,18 @@ def test_jacobian_takes_50_batches_unless_told() -> None:
     assert not torch.equal(found, scored(Jacobian(batches, batches=49), model)[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_jacobian_of_logits_needs_their_loss(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_jacobian_of_log_probabilities_and_of_logits(dtype: torch.dtype) -> None:
     model, (x, y) = classifier().to(dtype), data(30)
-    logits = model[:-1]
-    with pytest.raises(ValueError, match=r"do not sum to 1; for logits pass loss=F\.cross_entropy"):
-        sc.prune_filters(logits, x.to(dtype), Jacobian((x, y)), ratio=0.5)
     with torch.no_grad():  # rounded outputs of any size are log-probabilities still
-        for scale in (1, 1e3):
-            model[7].weight *= scale
-            sc.prune_filters(model, x.to(dtype), Jacobian((x, y)), ratio=0.5)
-    channels = trace(logits.double(), (x,))
+        model[7].weight *= 1e3
+        sc.prune_filters(model, x.to(dtype), Jacobian((x, y)), ratio=0.5)
+    logits = model[:-1].double()
+    channels = trace(logits, (x,))
     assert torch.allclose(
         Jacobian((x, y), F.cross_entropy).scores(logits, channels),
         Jacobian((x, y)).scores(model.double(), channels),
     )
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int32])
-@pytest.mark.parametrize("loss", [F.nll_loss, F.cross_entropy])
-def test_jacobian_of_classes_in_any_integers(dtype: torch.dtype, loss: Any) -> None:
-    model, (x, y) = classifier(), data()
-    y %= 2
-    found, _ = scored(Jacobian((x, y.to(dtype)), loss), model)
-    assert torch.equal(found, scored(Jacobian([(x, y)], loss), model)[0])
-
-
-@pytest.mark.parametrize(
-    ("loss", "message"),
-    [
-        (lambda out, y: F.nll_loss(out, y, reduction="none"), r"one of shape \(10,\)$"),
-        (lambda out, y: F.nll_loss(out, y).detach(), r"one of shape \(\) without a graph"),
-        (lambda out, y: 0.5, "one 0.5"),
-    ],
-)
-def test_losses_that_are_no_scalar(loss: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"a loss that returns a scalar tensor.*{message}"):
-        sc.prune_filters(classifier(), data()[0], Jacobian(data(), loss), ratio=0.5)
 
 
 def test_jacobian_of_sparse_layers_is_that_of_dense_ones() -> None:
@@ -345,14 +320,6 @@ def test_the_default_of_dsp_is_1_percent() -> None:
     model[0].weight.data.copy_(torch.tensor([1, 0.011, 0.009, 0])[:, None, None])
     report = sc.prune_filters(model, x[:, :1], DSP(x[:, :1])).report
     assert report.layers[0].kept == (0, 1)
-
-
-def test_dsp_of_a_network_that_is_silent() -> None:
-    model, (x, _) = classifier(), data()
-    nn.init.constant_(model[1].bias, -100)
-    pruned, report = sc.prune_filters(model, x, DSP(x))
-    assert [layer.filters[1] for layer in report.layers if layer.kind == "Conv1d"] == [1]
-    assert torch.allclose(pruned.eval()(x), model.eval()(x))
 
 
 class Codes(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,7 +55,7 @@ def test_the_seed_alone_decides(trained: nn.Module) -> None:
     assert any(kept(trained, seed=seed) != first for seed in range(1, 6))
 
 
-@pytest.mark.parametrize("tolerance", [0, 0.05, 0.3])
+@pytest.mark.parametrize("tolerance", [0, 0.3])
 def test_few_errors_and_fewer_weights(trained: nn.Module, tolerance: float) -> None:
     criterion = Evolutionary((X, Y), tolerance=tolerance, **SMALL)
     pruned, report = sc.prune_filters(trained, X[:1], criterion)
@@ -107,33 +106,3 @@ def test_candidates_are_the_masked_model(make: Any) -> None:
             found = model(X)
         assert torch.equal(found, masked(X))
     assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-@pytest.mark.parametrize(
-    ("form", "message"),
-    [
-        (lambda y: (y, y), r"a model that returns \(N, classes\), but it returns tuple"),
-        (lambda y: {"y": y}, "but it returns dict"),
-        (lambda y: y[:, :, None], r"but it returns \(90, 3, 1\)"),
-        (lambda y: y * torch.nan, "outputs are not finite; check the weights"),
-    ],
-)
-def test_outputs_that_it_cannot_judge(form: Any, message: str) -> None:
-    class Returns(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = classifier()
-
-        def forward(self, x: Tensor) -> Any:
-            return form(self.body(x))
-
-    with pytest.raises(ValueError, match=message):
-        sc.prune_filters(Returns(), X, Evolutionary((X, Y), **SMALL))
-
-
-def test_without_pymoo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pymoo", None)
-    with pytest.raises(
-        RuntimeError, match=r"needs pymoo; install it with pip install 'sparseconv\["
-    ):
-        Evolutionary((X, Y))
