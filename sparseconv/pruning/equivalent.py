@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.nn.replacement import carry_hooks, check_module, replace
+from sparseconv.nn.replacement import check_module, replace
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.pruning.channels import Channels, Layer, UnitSet, kept_channels
-from sparseconv.pruning.surgery import remove
+from sparseconv.pruning.surgery import remove, shorten
 
 SLOWER = 5  # times slower than other weights do those of a pair move (under Adam)
 DENSE = (nn.Conv1d, nn.Linear)
-WIDEST = 8192  # inputs of a layer behind a decompressor, a matrix of these by these
+WIDEST = 8192  # inputs of a layer after a decompressor, a matrix of these by these
 
 
 class Mix(nn.Module):
@@ -41,7 +41,7 @@ class Mix(nn.Module):
         return self.start + self.mixed * self.moved / SLOWER
 
     def forward(self, x: Tensor, last: bool) -> Tensor:
-        """Channels stand in the last dimension, or ``(N, inputs, L)``."""
+        """Map inputs to outputs along the last dimension, or the second of ``(N, inputs, L)``."""
         matrix = self.matrix()
         return F.linear(x, matrix) if last else F.conv1d(x, matrix[:, :, None])
 
@@ -54,7 +54,7 @@ class EquivalentLayer(nn.Module):
         self.decompressor, self.layer, self.compressor = before, layer, after
 
     def forward(self, input: Tensor) -> Tensor:  # named as the layer's own
-        """What the merged layer computes."""
+        """Compute what the merged layer does."""
         last = isinstance(self.layer, nn.Linear)
         if self.decompressor is not None:
             input = self.decompressor(input, last)
@@ -62,8 +62,8 @@ class EquivalentLayer(nn.Module):
         return y if self.compressor is None else self.compressor(y, last)
 
     @torch.no_grad()
-    def merged(self) -> Any:
-        """The layer alone, of the pruned shape, that computes the same."""
+    def merged(self) -> nn.Module:
+        """Return the layer alone, changed in place to the pruned shape, that computes the same."""
         layer: Any = self.layer
         weight, bias = layer.weight.double(), layer.bias
         if self.decompressor is not None:
@@ -72,14 +72,10 @@ class EquivalentLayer(nn.Module):
             matrix = self.compressor.matrix().double()
             weight = torch.einsum("po,o...->p...", matrix, weight)
             bias = bias if bias is None else matrix @ bias.double()
-        found = resized(layer, weight.shape[1], weight.shape[0])
-        found.weight.copy_(weight)
-        if bias is not None:
-            found.bias.copy_(bias)
-        for name, parameter in found.named_parameters():
-            parameter.requires_grad_(getattr(layer, name).requires_grad)
-        carry_hooks(layer, found)
-        return found
+        content = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        content = {name: tensor.to(layer.weight.dtype) for name, tensor in content.items()}
+        shorten(layer, content, weight.shape[1])
+        return self.layer
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -89,7 +85,7 @@ def merge(model: nn.Module) -> nn.Module:
         model: of ``prune_filters(..., equivalent=True)``, fine-tuned.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
         ValueError: there is nothing to merge.
 
     Example:
@@ -115,7 +111,7 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def has_pairs(model: nn.Module) -> bool:
-    """Whether it has compressors or decompressors that are not merged."""
+    """Return whether it has compressors or decompressors that are not merged."""
     return any(isinstance(layer, EquivalentLayer) for layer in model.modules())
 
 
@@ -124,10 +120,10 @@ def with_pairs(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Put pairs into a model in place, and remove the other filters; returns the names of these.
 
-    Filters go without pairs where a depthwise, grouped or sparse layer is among those that hang
-    together (a pair cannot be merged through the first, and would make the last dense), one with
+    Filters go without pairs where a depthwise, grouped or sparse layer is among those that are
+    tied (a pair cannot be merged through the first, and would make the last dense), one with
     forward hooks (which may change what is between it and a compressor), one that is frozen (a pair
-    would train it), or one of more inputs than ``WIDEST``, as behind ``nn.Flatten``.
+    would train it), or one of more inputs than ``WIDEST``, as after ``nn.Flatten``.
     """
     pruned = [group for group in channels.sets if not kept[group.units].all()]
     paired = [group for group in pruned if _can_be_paired(channels, group)]
@@ -178,7 +174,7 @@ def _can_have_a_pair(layer: Layer) -> bool:
 
 
 def _mix(units: Tensor, owner: Tensor, kept: Tensor, spared: Tensor) -> Mix | None:
-    """From all channels that a layer has to those that are kept; None if none is paired."""
+    """Return what maps all channels of a layer to those kept; None if none is paired."""
     present = kept_channels(units, kept | spared)
     units = units[present]
     if not kept_channels(units, spared).logical_and(units >= 0).any():
@@ -198,17 +194,3 @@ def _mix(units: Tensor, owner: Tensor, kept: Tensor, spared: Tensor) -> Mix | No
 
 def _transposed(mix: Mix) -> Mix:
     return Mix(mix.start.T.contiguous(), mix.mixed.T.contiguous())
-
-
-def resized(layer: Any, inputs: int, outputs: int) -> Any:
-    """A layer like a dense one, with other numbers of channels; its weights are not set."""
-    weight, bias = layer.weight, layer.bias
-    like: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
-    like["bias"] = bias is not None
-    with torch.random.fork_rng(devices=[]):
-        if isinstance(layer, nn.Linear):
-            return nn.Linear(inputs, outputs, **like).train(layer.training)
-        return nn.Conv1d(
-            inputs, outputs, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-            padding_mode=layer.padding_mode, **like,
-        ).train(layer.training)  # fmt: skip

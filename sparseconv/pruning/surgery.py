@@ -37,13 +37,13 @@ class Surgery:
     cuts: Mapping[str, Cut]
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor of the shape that this parameter had, without what was cut."""
+        """Cut a tensor of the shape that this parameter had."""
         return _cut(tensor, self.cuts.get(name, {}))
 
     def optimizer(
         self, old: torch.optim.Optimizer, model: nn.Module, pruned: nn.Module
     ) -> torch.optim.Optimizer:
-        """An optimizer of the pruned model's parameters, with what the old one knows of them."""
+        """Return an optimizer of the pruned model's parameters, with the state of the old one."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         successors = dict(pruned.named_parameters())
         # Not by its class, whose arguments differ from what it keeps of them; nor by its pickled
@@ -83,7 +83,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         )
     for name, value in vars(optimizer).items():
         apart = name not in ("param_groups", "state")
-        if apart and any(id(leaf) in own for leaf in tree_leaves(value)):  # LBFGS, for one
+        if apart and any(id(leaf) in own for leaf in tree_leaves(value)):  # as LBFGS does
             raise ValueError(
                 f"{type(optimizer).__name__} holds parameters in its attribute {name!r}, which "
                 "cannot be followed; build a new optimizer"
@@ -148,7 +148,7 @@ def _cut(tensor: Tensor, cut: Cut) -> Tensor:
 
 @torch.no_grad()
 def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> None:
-    """Give a dense layer smaller parameters and buffers, and the attributes that say so."""
+    """Give a dense layer smaller parameters and buffers, and the attributes that count them."""
     for name, tensor in content.items():
         if name in module._parameters:
             old = module._parameters[name]
@@ -173,7 +173,7 @@ def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> No
 def _smaller(
     module: SparseConv1d, layer: Layer, rows: Tensor, columns: Tensor, cuts: Mapping[str, Cut]
 ) -> SparseConv1d:
-    """A new sparse layer with some rows and columns of the pattern, and their values."""
+    """Return a new sparse layer with some rows and columns of the pattern, and their values."""
     _, inputs, taps = module.pattern.shape
     inside = columns_in_group(layer, columns)
     shape = (int(rows.sum()), int(inside.sum()), taps)
@@ -199,7 +199,7 @@ def _smaller(
 
 
 def sparse_layer(like: SparseConv1d, pattern: KernelCSR, groups: int) -> SparseConv1d:
-    """A layer with another pattern and shape, and all other options of a given one."""
+    """Return a layer with another pattern and shape, and all other options of a given one."""
     outputs, inputs, taps = pattern.shape
     with torch.random.fork_rng(devices=[]):  # its first values are drawn, and overwritten
         found = SparseConv1d(

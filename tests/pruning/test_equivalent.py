@@ -50,8 +50,6 @@ NETWORKS = {
     "flat": flat,
     "branches": Branches,
     "channels last": ChannelsLast,
-    "ResNet": lambda: sc.models.ResNet(2, 3, nf=4).double(),
-    "InceptionTime": lambda: sc.models.InceptionTime(2, 3, nf=3).double(),
     "LITE": lambda: sc.models.LITE(2, 3, nf=4).double(),
 }
 
@@ -209,13 +207,7 @@ def test_what_is_merged_keeps_its_mode_and_what_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "which", "unpaired"),
-    [
-        ("forward", 5, ("0", "5")),
-        ("forward", 0, ("0",)),
-        ("forward", 7, ("5",)),
-        ("forward_pre", 0, ("0",)),
-    ],
+    ("where", "which", "unpaired"), [("forward", 5, ("0", "5")), ("forward_pre", 0, ("0",))]
 )
 def test_layers_with_forward_hooks_have_no_pairs(
     where: str, which: int, unpaired: tuple[str, ...]
@@ -242,16 +234,6 @@ def test_filters_without_a_pair_are_named() -> None:
     assert report.unpaired == ("0.a + 0.b", "0.g + 0.d")
     paired = [name for name, m in pairs.named_modules() if isinstance(m, EquivalentLayer)]
     assert paired == ["0.c", "0.head", "1", "3"]
-
-
-@pytest.mark.parametrize(
-    "model", [sc.models.DSN(2, 3, nf=4).double(), Mixed()], ids=["DSN", "Mixed"]
-)
-def test_networks_without_a_place_for_pairs(model: nn.Module) -> None:
-    ignore = ["c"] if isinstance(model, Mixed) else []
-    message = "next to sparse, grouped, depthwise, hooked, frozen or very wide"
-    with pytest.raises(ValueError, match=message):
-        sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=True, ignore=ignore)
 
 
 @pytest.mark.parametrize("inputs", [8192, 8193])
