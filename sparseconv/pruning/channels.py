@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,11 +84,11 @@ class Channels:
     other_macs: int = 0
 
     def columns(self, units: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """The layers that read some units: each with those that it reads, and ``(n, m)`` of them.
+        """Yield the layers that read some units: each with those that it reads, ``(n, m)`` of them.
 
-        These are their input channels: m > 1 where a unit is read several times, as after
-        ``Flatten``; where some are read oftener than others, the layer comes once for each m. Not
-        the layers that hand units on, depthwise ones and BatchNorm.
+        The last are its input channels: m > 1 where a unit is read several times, as after
+        ``Flatten``. A layer is yielded once per multiplicity m. Layers that hand units on, which
+        are depthwise ones and BatchNorm, are left out.
         """
         for name, layer in self.layers.items():
             if not layer.has_filters or layer.is_depthwise:
@@ -141,7 +143,7 @@ def active_kept(layer: Layer, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def places(channels: Tensor, units: Tensor) -> Tensor:
-    """``(n, m)``: where each of n units stands among a layer's channels, m times."""
+    """Return ``(n, m)``: the places of each of n units among a layer's channels, m of them."""
     return torch.stack([(channels == unit).nonzero()[:, 0] for unit in units])
 
 
@@ -176,3 +178,59 @@ class Numbers:
 
     def are_fixed(self, numbers: Tensor) -> bool:
         return all(self.fixed[self.root(number)] for number in numbers.tolist())
+
+
+class TracedLayer(NamedTuple):
+    """A layer, the numbers of its channels, and at how many points it computed, of all series."""
+
+    module: nn.Module
+    outputs: Tensor
+    inputs: Tensor
+    samples: int
+
+
+def numbered_units(
+    traced: Mapping[str, TracedLayer], numbers: Numbers, n_series: int, other_macs: int
+) -> Channels:
+    """Number the units, and put those that the same layers make into sets."""
+    roots = {
+        name: [list(map(numbers.root, side.tolist())) for side in (layer.outputs, layer.inputs)]
+        for name, layer in traced.items()
+    }
+    # Of each unit the layers that have filters for it, how many, and in which kernel group.
+    makers: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
+    for name, found in traced.items():
+        if isinstance(found.module, nn.BatchNorm1d):
+            continue
+        rows: dict[int, list[int]] = defaultdict(list)
+        for row, root in enumerate(roots[name][0]):
+            if not numbers.fixed[root]:
+                rows[root].append(row)
+        for root, own in rows.items():
+            makers[root].append((name, len(own), _region(found.module, own[0])))
+    number = {root: unit for unit, root in enumerate(makers)}
+    layers = {}
+    for name, found in traced.items():
+        outputs, inputs = (
+            torch.tensor([number.get(root, FIXED) for root in side], dtype=torch.int64)
+            for side in roots[name]
+        )
+        groups = int(getattr(found.module, "groups", 1))
+        layers[name] = Layer(found.module, outputs, inputs, found.samples // n_series, groups)
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for root, made in makers.items():
+        alike[tuple(made)].append(number[root])
+    sets = []
+    for made, members in alike.items():
+        units = torch.tensor(sorted(members))
+        sets.append(UnitSet(units, {n: places(layers[n].outputs, units) for n, *_ in made}))
+    return Channels(layers, tuple(sets), len(number), other_macs)
+
+
+def _region(module: nn.Module, row: int) -> int:
+    """Return the kernel group of a sparse layer's filter: those of unlike reach do not compete."""
+    if isinstance(module, SparseConv1d):
+        for index, ((first, end), _) in enumerate(module.regions):
+            if first <= row < end:
+                return index
+    return 0

@@ -1,13 +1,12 @@
 """Following the channels of a network through one forward pass.
 
-Every channel of every tensor carries a number; what adds two tensors makes their channels one, what
+Every channel of every tensor carries a number. What adds two tensors makes their channels one, what
 moves data moves the numbers. So residual connections, concatenation, groups and depthwise layers
-need no rules of their own, and what is not known is named.
+need no special rules. What has no rule ends in ``_Tracer.refuse``, which names it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
@@ -24,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.nn.restored import restored_afterwards
-from sparseconv.pruning.channels import FIXED, Channels, Layer, Numbers, UnitSet, places
+from sparseconv.pruning.channels import Channels, Numbers, TracedLayer, numbered_units
 from sparseconv.pruning.functions import (
     ALONE,
     MAY_MIX,
@@ -70,21 +69,22 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
         except UnknownLayerError:
             raise
         except Exception as error:
-            stack.close()
-            tracer.check_runs_untraced(arguments, error)
             shapes = [tuple(x.shape) for x in tree_leaves(arguments) if isinstance(x, Tensor)]
             raise ValueError(
-                f"the model cannot take example_input of shapes {shapes} "
+                f"the model cannot take example_input of shapes {shapes}, or not while its "
+                "channels are followed, as a scripted function cannot "
                 f"({type(error).__name__}: {error})"
             ) from error
     tracer.fix(*output_tensors(out))
     tracer.check_all_called()
     series = (len(x) for x in tree_leaves(arguments) if isinstance(x, Tensor) and x.dim() > 1)
-    return tracer.channels(max(1, next(series, 1)))
+    n_series = max(1, next(series, 1))
+    flops = tracer.flops.get_total_flops() - tracer.flops_of_layers
+    return numbered_units(tracer.layers, tracer.numbers, n_series, flops // (2 * n_series))
 
 
 def output_tensors(out: Any) -> list[Tensor]:
-    """The tensors in what a model returns: in tuples, lists, dicts and dataclasses.
+    """Return the tensors of a model's output: in tuples, lists, dicts and dataclasses.
 
     Raises:
         ValueError: there are none, or something may hold some that cannot be seen.
@@ -104,7 +104,7 @@ def output_tensors(out: Any) -> list[Tensor]:
 
 
 def ignored_modules(model: nn.Module, ignore: Iterable[str]) -> set[nn.Module]:
-    """The modules named and all inside of them: a list of layers is never called itself."""
+    """Return the modules named and all inside of them: a list of layers is not called itself."""
     return {module for name in ignore for module in model.get_submodule(name).modules()}
 
 
@@ -114,7 +114,7 @@ class _Tracer(TorchFunctionMode):
         self.model, self.ignored = model, ignored
         self.numbers = Numbers()
         self.known: dict[int, tuple[Tensor, Tensor, int]] = {}  # by id: tensor, numbers, dimension
-        self.layers: dict[str, tuple[nn.Module, Tensor, Tensor, int]] = {}
+        self.layers: dict[str, TracedLayer] = {}
         self.running: list[str] = []  # names of the modules that are being called
         self.begun: set[str] = set()  # and of all that have been
         self.inside = 0  # of layers that are followed as a whole
@@ -165,13 +165,13 @@ class _Tracer(TorchFunctionMode):
         if x is None or not isinstance(output, Tensor):
             return
         if type(module) not in (*PRUNABLE, *MODULES_ALONE):
-            # Of the first layer, too, or it would keep its filters without a word.
-            self.refuse("a class of its own, which may compute anything,")
+            # Refused as a first layer, too, or it would silently keep its filters.
+            self.refuse("a subclass, which may compute anything,")
         if isinstance(module, nn.Conv1d | SparseConv1d) and x.dim() != 3:
             raise ValueError(
                 f"{name!r} must be given (N, C, L), a batch of series, but got {tuple(x.shape)}"
             )
-        # A layer's are counted by its channels; pooling's are no multiply-adds of weights.
+        # Channels.macs counts those of a layer.
         self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
         known = self.of(x)
         if isinstance(module, MODULES_ALONE):
@@ -188,17 +188,17 @@ class _Tracer(TorchFunctionMode):
             outputs = inputs
         else:
             outputs = self.numbers.new(output.shape[output.dim() - 1 if last else 1])
-        if name in self.layers:  # called again
-            self.numbers.unite(self.layers[name][2], inputs)
-            self.numbers.unite(self.layers[name][1], outputs)
+        samples = output.numel() // max(1, len(outputs))  # of all series, in whatever dimension
+        if (before := self.layers.get(name)) is not None:  # called again
+            self.numbers.unite(before.inputs, inputs)
+            self.numbers.unite(before.outputs, outputs)
+            samples += before.samples
         self.tie(module, inputs, outputs)
-        samples = output.numel() // max(1, len(outputs))  # of all series, wherever they stand
-        samples += self.layers[name][3] if name in self.layers else 0
-        self.layers[name] = module, outputs, inputs, samples
+        self.layers[name] = TracedLayer(module, outputs, inputs, samples)
         self.follow(output, outputs, dim)
 
     def tie(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
-        """What groups demand: all stay alike; a depthwise layer has filters for each input."""
+        """Unite what groups tie: all stay alike; a depthwise layer has filters for each input."""
         groups = getattr(module, "groups", 1)
         if groups == 1:
             return
@@ -233,30 +233,39 @@ class _Tracer(TorchFunctionMode):
             name = func.__self__.__name__
         if name == "prelu" and args[-1].numel() == 1:
             name = "leaky_relu"
-        numbers, dim = self.known[id(inputs[0])][1:]
-        if name in MOVES and any(self.of(x) is not None for x in indices(name, args)):
-            done = False  # which channels are taken depends on the data
-        elif name in MOVES:
-            done = self.move(func, args, kwargs, outputs)
-        elif name in TOGETHER:
-            done = self.unite(args, kwargs, inputs, outputs[0])
-        elif name in ALONE:
-            same = len(inputs) == 1 and outputs[0].dim() == inputs[0].dim()
-            done = same and outputs[0].shape[dim] == len(numbers)
+        if not self.followed(name, func, args, kwargs, inputs, outputs):
+            self.refuse(repr(name), *inputs)
+
+    def followed(
+        self,
+        name: str,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+    ) -> bool:
+        """Follow the inputs' channels to the outputs, if the function's rule is known."""
+        one, (_, numbers, dim) = len(inputs) == 1, self.known[id(inputs[0])]
+        if name in MOVES:
+            # Which channels an index takes may depend on the data.
+            by_data = any(self.of(x) is not None for x in indices(name, args))
+            return not by_data and self.move(func, args, kwargs, outputs)
+        if name in TOGETHER:
+            return self.unite(args, kwargs, inputs, outputs[0])
+        if name in REDUCTIONS:
+            return one and self.reduce(name, args, kwargs, inputs[0], outputs)
+        if name in ALONE:
             if name in MAY_MIX and dim in dimensions(name, args, kwargs, inputs[0].dim()):
                 self.fix(inputs[0])  # each result depends on all of them
-            if done:
-                self.follow(outputs[0], numbers, dim)
-        elif name in REDUCTIONS:
-            done = len(inputs) == 1 and self.reduce(name, args, kwargs, inputs[0], outputs)
-        elif name in ("__matmul__", "matmul") and inputs[0] is args[0] and len(inputs) == 1:
-            done = dim < inputs[0].dim() - 1
-            if done:
-                self.follow(outputs[0], numbers, dim)
+            same = outputs[0].dim() == inputs[0].dim() and outputs[0].shape[dim] == len(numbers)
+        elif name in ("__matmul__", "matmul"):
+            same = inputs[0] is args[0] and dim < inputs[0].dim() - 1
         else:
-            done = False
-        if not done:
-            self.refuse(repr(name), *inputs)
+            return False
+        if one and same:
+            self.follow(outputs[0], numbers, dim)
+        return one and same
 
     def move(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> bool:
         """Move the numbers as the data are moved, and see in which dimension they differ then."""
@@ -275,9 +284,9 @@ class _Tracer(TorchFunctionMode):
         return True
 
     def numbered(self, x: Tensor, dim: int) -> Tensor:
-        """A tensor of the same shape with the number of its channel in the place of each sample.
+        """Return a tensor of the same shape that holds, for each sample, its channel's number.
 
-        One that is not followed yet has channels of its own in dimension ``dim``, which stay.
+        One that is not followed yet gets new channels in dimension ``dim``, which stay.
         """
         found = self.of(x)
         if found is None:
@@ -290,23 +299,23 @@ class _Tracer(TorchFunctionMode):
         return found[0].view(shape).expand(x.shape).contiguous()
 
     def unite(self, args: Any, kwargs: Any, inputs: list[Tensor], output: Tensor) -> bool:
-        """Channels that meet become one, aligned at the last dimension as torch broadcasts."""
+        """Make channels that meet one, aligned at the last dimension as torch broadcasts."""
         numbers, dim = self.known[id(inputs[0])][1:]
-        behind = inputs[0].dim() - dim
-        if output.dim() < behind:  # torch.where(condition) gives indices
+        from_end = inputs[0].dim() - dim
+        if output.dim() < from_end:  # torch.where(condition) gives indices
             return False
         for other in tree_leaves((args, kwargs)):
             if not isinstance(other, Tensor) or other is inputs[0]:
                 continue
             found = self.of(other)
             if found is None:
-                if other.dim() >= behind and other.shape[-behind] != 1:
+                if other.dim() >= from_end and other.shape[-from_end] != 1:
                     return False  # a constant for each channel
-            elif other.dim() - found[1] != behind or len(found[0]) != len(numbers):
+            elif other.dim() - found[1] != from_end or len(found[0]) != len(numbers):
                 return False
             else:
                 self.numbers.unite(numbers, found[0])
-        self.follow(output, numbers, output.dim() - behind)
+        self.follow(output, numbers, output.dim() - from_end)
         return True
 
     def reduce(self, name: str, args: Any, kwargs: Any, x: Tensor, outputs: list[Tensor]) -> bool:
@@ -325,7 +334,7 @@ class _Tracer(TorchFunctionMode):
         if inputs and all(self.numbers.are_fixed(own[0]) for x in inputs if (own := self.of(x))):
             return
         where = self.running[-1] if self.running else ""
-        # Nothing but the whole model stands around what its own forward calls.
+        # Only the whole model contains what its forward calls itself, and cannot be ignored.
         around = "a module around it" if where else "the layers whose outputs it takes"
         raise UnknownLayerError(
             f"cannot follow channels through {what} in {where or 'the model itself'} "
@@ -333,19 +342,8 @@ class _Tracer(TorchFunctionMode):
             "of its channels are kept"
         )
 
-    def check_runs_untraced(self, arguments: Any, error: Exception) -> None:
-        """Raise if only following fails: torch.jit's interpreter hides what ``refuse`` says."""
-        try:
-            self.model(*arguments)
-        except Exception:
-            return
-        what = f"{type(error).__name__}: {error}".partition("\n")[0]
-        self.refuse(f"code that fails when watched, as torch.jit's ({what})")
-
-    # The result
-
     def check_all_called(self) -> None:
-        """What only training calls would be left behind, and not fit what it reads any more."""
+        """Refuse layers that only training calls: they would no longer fit what they read."""
         for name, module in self.model.named_modules():
             left = isinstance(module, PRUNABLE) and name not in self.begun
             if left and module not in self.ignored:
@@ -355,54 +353,9 @@ class _Tracer(TorchFunctionMode):
                     "that read its own, which then keep their channels"
                 )
 
-    def channels(self, n_series: int) -> Channels:
-        """Number the units, and put those that the same layers make into sets."""
-        roots = {
-            name: [list(map(self.numbers.root, side.tolist())) for side in found[1:3]]
-            for name, found in self.layers.items()
-        }
-        # Of each unit the layers that have filters for it, how many, and in which kernel group.
-        makers: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
-        for name, (module, *_) in self.layers.items():
-            if isinstance(module, nn.BatchNorm1d):
-                continue
-            rows: dict[int, list[int]] = defaultdict(list)
-            for row, root in enumerate(roots[name][0]):
-                if not self.numbers.fixed[root]:
-                    rows[root].append(row)
-            for root, own in rows.items():
-                makers[root].append((name, len(own), _region(module, own[0])))
-        number = {root: unit for unit, root in enumerate(makers)}
-        layers = {}
-        for name, (module, _, _, samples) in self.layers.items():
-            outputs, inputs = (
-                torch.tensor([number.get(root, FIXED) for root in side], dtype=torch.int64)
-                for side in roots[name]
-            )
-            groups = int(getattr(module, "groups", 1))
-            layers[name] = Layer(module, outputs, inputs, samples // n_series, groups)
-        alike: dict[Any, list[int]] = defaultdict(list)
-        for root, made in makers.items():
-            alike[tuple(made)].append(number[root])
-        sets = []
-        for made, members in alike.items():
-            units = torch.tensor(sorted(members))
-            sets.append(UnitSet(units, {n: places(layers[n].outputs, units) for n, *_ in made}))
-        others = (self.flops.get_total_flops() - self.flops_of_layers) // (2 * n_series)
-        return Channels(layers, tuple(sets), len(number), others)
-
-
-def _region(module: nn.Module, row: int) -> int:
-    """The kernel group of a sparse layer's filter: those of unlike reach do not compete."""
-    if isinstance(module, SparseConv1d):
-        for index, ((first, end), _) in enumerate(module.regions):
-            if first <= row < end:
-                return index
-    return 0
-
 
 def _differing(numbers: Tensor, along: Iterable[int]) -> int | None:
-    """The only dimension along which numbers differ; of a single channel, the first of size 1."""
+    """Return the only dimension along which numbers differ; of one channel, the first of size 1."""
     if numbers.numel() == 0:
         return None
     every = range(numbers.dim())
