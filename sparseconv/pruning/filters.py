@@ -9,25 +9,23 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import count, flag
+from sparseconv.core.checks import count
 from sparseconv.nn.replacement import check_module
 from sparseconv.nn.restored import deepcopy_model
 from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.checks import (
-    check_removal,
     check_scores,
     check_supported,
     checked_example,
-    checked_names,
     checked_numbers,
     checked_target,
-    with_noise,
 )
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import with_pairs
 from sparseconv.pruning.report import PruningReport, changes
 from sparseconv.pruning.surgery import check_optimizer, mask, remove
 from sparseconv.pruning.tracing import trace
+from sparseconv.pruning.verification import check_removal, with_random_weights
 
 Found = TypeVar("Found")
 
@@ -60,8 +58,8 @@ def prune_filters(
     concatenated, at least one filter stays. Layers that keep their channels: those whose channels
     are the model's input or output, and those next to what ``ignore`` names.
 
-    The result is run beside the model with the removed channels masked, and must compute the same,
-    also with noise in the place of the weights and the example.
+    The result must compute what the model does with the removed channels masked. That is verified
+    with random weights, and random series in the place of a constant example.
 
     Args:
         model: of ``nn.Conv1d``, ``SparseConv1d``, ``nn.Linear``, ``nn.BatchNorm1d``, and functions
@@ -75,17 +73,17 @@ def prune_filters(
         steps: remove them in so many equal steps, each scored again; for ``DSP``, remove what is
             silent so many times.
         ignore: names of modules that keep all channels, with all layers inside of them.
-        equivalent: put a compressor behind each layer that loses filters and a decompressor before
+        equivalent: put a compressor after each layer that loses filters and a decompressor before
             each that reads them: 1x1 convolutions through which the removed filters still
             contribute while the result is fine-tuned. ``report.merge()`` then returns the model
-            without them, of the pruned shape. (In the paper the compressor comes behind BatchNorm;
+            without them, of the pruned shape. (In the paper the compressor comes after BatchNorm;
             before it the same functions can be learned, and BatchNorm stays.)
         optimizer: of this model's parameters; ``report.optimizer`` is its successor, with the state
             of what is left.
 
     Raises:
         TypeError, ValueError: an argument out of its range; neither or both of ``ratio`` and
-            ``target_macs`` where the criterion has no threshold of its own; a target out of reach;
+            ``target_macs`` where the criterion has no threshold; a target out of reach;
             something through which channels cannot be followed, or a layer that eval mode does not
             call, named; a model in which a number of channels is fixed in the code, or whose output
             holds something else than tensors (in tuples, lists, dicts, dataclasses) and constants.
@@ -106,10 +104,9 @@ def prune_filters(
         raise TypeError(
             f"criterion must be one of sparseconv.pruning, for example WHC(), but got {criterion!r}"
         )
-    ignore = checked_names(ignore)
+    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     ratio, target_macs = checked_target(criterion, ratio, target_macs)
     steps = count("steps", steps)
-    equivalent = flag("equivalent", equivalent)
     if equivalent and optimizer is not None:
         raise ValueError(
             "equivalent pruning changes what the parameters mean; build a new optimizer"
@@ -157,7 +154,7 @@ def _masked_in_steps(
     target_macs: int | None,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Which units are kept, and the last scores; the weights of all others become 0 in ``work``."""
+    """Return which units are kept, and the last scores; weights of others become 0 in ``work``."""
     kept, last = torch.ones(whole.n_units, dtype=torch.bool), torch.zeros(whole.n_units)
     for step in range(1, steps + 1):
         scores = criterion.scores(work, restricted(whole, kept))
@@ -183,17 +180,12 @@ def _removed(
     kept: Tensor,
     arguments: tuple[Any, ...],
 ) -> tuple[nn.Module, Found]:
-    """What ``remove`` or ``with_pairs`` makes of a copy, checked beside the masked model."""
-
-    def both(whole: nn.Module) -> tuple[tuple[nn.Module, nn.Module], Found]:
-        pruned, found = way(deepcopy_model(whole), channels, kept)  # pairs need what is masked
-        mask(whole, channels, kept)
-        return (whole, pruned), found
-
-    real, found = both(deepcopy_model(model))
-    noisy, _ = both(with_noise(model))
-    check_removal(real, noisy, arguments, channels, kept)
-    return real[1], found
+    """Return what ``remove`` or ``with_pairs`` makes of a copy, once it is verified."""
+    masked = with_random_weights(model)
+    pruned, _ = way(deepcopy_model(masked), channels, kept)  # pairs need what is masked
+    mask(masked, channels, kept)
+    check_removal(masked, pruned, arguments, channels, kept)
+    return way(deepcopy_model(model), channels, kept)
 
 
 @torch.inference_mode(False)
@@ -209,12 +201,12 @@ def keep_filters(
     Args:
         model, example_input, ignore: as for ``prune_filters``.
         filters: by the name of a layer the numbers of the output channels that stay, ints or an
-            array of them; those of layers that hang together must agree.
+            array of them; those of layers that are tied must agree.
             ``{x.name: x.kept for x in report.layers}`` makes the pruned model's shape of a fresh
             one, to load a state dict into.
 
     Raises:
-        TypeError: ``filters`` is no mapping, or holds something else than ints, a mask for one.
+        TypeError: ``filters`` holds something else than ints, for example a mask.
         ValueError: as for ``prune_filters``; a layer that is not there or would lose all; filters
             that stay or fall with others that do not.
 
@@ -227,7 +219,8 @@ def keep_filters(
     """
     check_module(model)
     wanted = checked_numbers(filters)
-    arguments, ignore = checked_example(example_input), checked_names(ignore)
+    arguments = checked_example(example_input)
+    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     check_supported(model, ignore)
     channels = trace(deepcopy_model(model), arguments, ignore)
     kept = torch.ones(channels.n_units, dtype=torch.bool)
@@ -246,8 +239,8 @@ def keep_filters(
         found = kept_channels(channels.layers[name].outputs, kept).nonzero()[:, 0].tolist()
         if found != sorted(stay):
             raise ValueError(
-                f"filters of {name!r} hang together with others, and only {found} of them can stay "
-                f"as all are given, but {sorted(stay)} are asked for"
+                f"filters of {name!r} are tied to those of other layers: {sorted(stay)} were asked "
+                f"for, but only {found} can stay; give the same filters for tied layers"
             )
     return _removed(remove, model, channels, kept, arguments)[0]
 
@@ -267,7 +260,7 @@ def choose(
 
 
 def restricted(channels: Channels, kept: Tensor) -> Channels:
-    """The same network, in which only kept units compete."""
+    """Return the same network, in which only kept units compete."""
     sets = []
     for group in channels.sets:
         stay = kept[group.units]
@@ -277,7 +270,7 @@ def restricted(channels: Channels, kept: Tensor) -> Channels:
 
 
 def _best(channels: Channels, kept: Tensor, scores: Tensor) -> Tensor:
-    """Bool: the best unit of each set."""
+    """Return a bool mask: the best unit of each set."""
     best = torch.zeros_like(kept)
     ordered = scores.masked_fill(~kept, -torch.inf)
     for group in channels.sets:

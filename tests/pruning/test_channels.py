@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 
 import pytest
 import torch
@@ -44,13 +43,6 @@ def test_random_networks(block: int) -> None:
             assert layer.parameters[1] == sum(p.numel() for p in module.parameters())
         assert result.report.parameters[1] == sum(p.numel() for p in result.model.parameters())
     assert refused in ([], [0])  # of 20
-
-
-def test_the_random_networks_hold_everything() -> None:
-    kinds = Counter(kind for seed in range(NETWORKS) for kind in RandomNetwork(seed).kinds)
-    for kind in ("conv", "sparse", "depthwise", "grouped", "norm", "pool", "twice", "added",
-                 "joined", "flatten", "sum"):  # fmt: skip
-        assert kinds[kind] >= 20, kinds
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -112,21 +104,11 @@ class Guarded(nn.Module):
         return self.body(x).mean(2), x[:, 0, 0] > 0.5
 
 
-def test_a_model_that_takes_no_noise_and_returns_a_mask() -> None:
+def test_a_model_of_counts_that_returns_a_mask() -> None:
     x = torch.rand(3, 1, 12)
     small, report = sc.prune_filters(Guarded(), x, Drawn(0, False), ratio=0.5)
     assert report.layers[0].filters == (4, 2)
     assert small(x)[1].dtype == torch.bool
-
-
-def test_what_was_added_to_a_sparse_layer_stays() -> None:
-    model = nn.Sequential(SparseConv1d(1, 4, 3, density=0.8), nn.Conv1d(4, 2, 3))
-    model[0].register_buffer("note", torch.ones(3))
-    model[0].tag = "mine"
-    small, _ = sc.prune_filters(model, torch.zeros(1, 1, 12), Drawn(0, False), ratio=0.5)
-    assert small[0].bias.shape == (2,)
-    assert small[0].note.tolist() == [1, 1, 1]
-    assert small[0].tag == "mine"
 
 
 def test_a_dsn_keeps_its_kernel_groups() -> None:

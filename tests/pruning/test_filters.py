@@ -1,4 +1,4 @@
-"""``sc.prune_filters``: how many filters go, what it refuses, and what follows the filters."""
+"""``sc.prune_filters``: how many filters go, and what stays as it was."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from sparseconv.pruning.tracing import trace
 X, Y = data()
 
 
-@pytest.mark.parametrize("equivalent", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "equivalent"), [*((name, False) for name in MODELS), ("LITE", True)]
+)
 def test_ratio_0_changes_no_bit(name: str, equivalent: bool) -> None:
     torch.manual_seed(0)
     model, x = MODELS[name](), torch.randn(2, 2, 40)
@@ -46,84 +47,13 @@ def test_the_same_filters_of_a_fresh_model(name: str) -> None:
     fresh = keep_filters(MODELS[name](), x, {layer.name: layer.kept for layer in report.layers})
     fresh.load_state_dict(pruned.state_dict())
     assert torch.equal(fresh.eval()(x), pruned.eval()(x))
-    assert torch.equal(keep_filters(model, x, {}).eval()(x), model.eval()(x))
 
 
-@pytest.mark.parametrize(
-    ("filters", "message"),
-    [
-        ({"no": [0]}, "filters names 'no', which is none of"),
-        ({"a": []}, "filters of 'a' must be some of 0 to 3, but are"),
-        ({"a": [4]}, "some of 0 to 3"),
-        ({"head": [0]}, r"only \[0, 1, 2\] of them can stay"),
-        ({"a": [0]}, r"only \[\] of them can stay"),  # groups tie 0 to 2 and 1 to 3
-        ({"a": [0, 2], "b": [1, 3]}, r"only \[\] of them can stay"),
-    ],
-)
-def test_filters_that_cannot_be_kept(filters: dict[str, list[int]], message: str) -> None:
-    model = Mixed()
-    before = everything(model)
-    with pytest.raises(ValueError, match=message):
-        keep_filters(model, X, filters)
-    assert everything(model) == before
-    assert keep_filters(model, X, {"a": [0, 2], "b": [0, 2]}).g.weight.shape == (4, 1, 3)
-
-
-class Halves(nn.Module):
-    """Two layers read every other channel of a third."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.a = nn.Conv1d(2, 8, 3)
-        self.b, self.c = nn.Conv1d(4, 3, 1), nn.Conv1d(4, 3, 1)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.a(x).relu()
-        return self.b(hidden[:, ::2]) + self.c(hidden[:, 1::2])
-
-
-@pytest.mark.parametrize(
-    ("kept", "message"),
-    [
-        ([0, 1, 3, 4], "the pruned model computes something else: .*; name .* in ignore"),
-        ([0, 1, 2, 4, 6], "the pruned model does not run .*; name .* in ignore"),
-    ],
-)
-def test_filters_whose_removal_moves_others(kept: list[int], message: str) -> None:
-    model = Halves()
-    before = everything(model)
-    with pytest.raises(ValueError, match=message):
-        keep_filters(model, X, {"a": kept})
-    assert everything(model) == before
-    assert keep_filters(model, X, {"a": [0, 1, 4, 5]})(X).shape == (10, 3, 10)
-
-
-@pytest.mark.parametrize(
-    ("filters", "message"),
-    [
-        ({"a": [True, False, True, False]}, r"filters of 'a' must be .*of a mask: .*but got True"),
-        ({"a": torch.tensor([True, False, True, False])}, "must be a list of ints.* but got True"),
-        ({"a": torch.tensor([0.0, 2.0])}, "must be a list of ints.* but got 0.0"),
-        ({"a": torch.tensor(2)}, r"must be a list of ints.* but got tensor\(2\)"),
-        ({"a": 3}, "must be a list of ints.* but got 3"),
-        ({"a": None}, "must be a list of ints.* but got None"),
-        ({"a": {"0": 3}}, "must be a list of ints.* but got '0'"),
-        ([1], r"filters must map names of layers to .* but got \[1\]"),
-        (None, "filters must map names of layers to .* but got None"),
-    ],
-)
-def test_filters_that_are_no_numbers(filters: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        keep_filters(Mixed(), X, filters)
-
-
-@pytest.mark.parametrize("form", [torch.tensor, np.array, iter, set])
+@pytest.mark.parametrize("form", [list, torch.tensor, np.array, iter, set])
 def test_forms_of_numbers(form: Callable[[list[int]], Any]) -> None:
-    assert keep_filters(Mixed(), X, {"a": form([0, 2])}).a.weight.shape == (2, 2, 3)
-    with pytest.raises(ValueError, match=r"some of 0 to 3, but are \[0, 4\]"):
-        keep_filters(Mixed(), X, {"a": form([0, 4])})
+    small = keep_filters(Mixed(), X, {"a": form([0, 2]), "b": form([0, 2])})
+    assert small.a.weight.shape == (2, 2, 3)
+    assert small.g.weight.shape == (4, 1, 3)
 
 
 class Watched(Criterion):
@@ -168,8 +98,7 @@ def test_steps() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("everywhere", [False, True])
-@pytest.mark.parametrize("name", ["ResNet", "InceptionTime", "DSN"])
+@pytest.mark.parametrize(("name", "everywhere"), [("InceptionTime", False), ("DSN", True)])
 def test_target_macs_with_no_filter_more_than_needed(
     name: str, everywhere: bool, steps: int
 ) -> None:
@@ -196,95 +125,24 @@ def test_target_macs_with_no_filter_more_than_needed(
         assert kept.all() if share > 1 else channels.macs(kept) > target
 
 
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({}, "got neither"),
-    ({"ratio": 0.5, "target_macs": 5}, "got both"),
-    *(({"ratio": ratio}, r"ratio must lie in \[0, 1\)") for ratio in (1, -1, torch.nan, torch.inf)),
-    ({"ratio": "half"}, "ratio must be a number"),
-    ({"target_macs": 0}, "target_macs"),
-    ({"target_macs": 0.5}, "target_macs must be an int"),
-    ({"target_macs": 3}, "target_macs=3 is out of reach: .* 76 multiply-adds are left, of 642"),
-    ({"target_macs": 3, "steps": 9}, "target_macs=3 is out of reach"),
-    ({"ratio": 0.5, "steps": 0}, "steps must be at least 1, but got 0"),
-    ({"ratio": 0.5, "steps": 1.5}, r"steps must be an int, but got 1\.5"),
-    ({"ratio": 0.5, "steps": (2,)}, r"steps must be an int, but got \(2,\)"),
-    ({"ratio": 0.5, "equivalent": "no"}, "equivalent must be True or False, but got 'no'"),
-    ({"ratio": True}, "ratio must be a number"),
-    ({"ratio": 0.5, "ignore": ["0", "no"]}, "ignore names 'no', but the model has no such module"),
-    ({"ratio": 0.5, "ignore": ["0", "5"]}, "no filters that can be removed"),
-    ({"ratio": 0.5, "criterion": "WHC"}, "criterion must be one of"),
-    ({"ratio": 0.5, "criterion": WHC}, "criterion must be one of"),
-    ({"ratio": 0.5, "criterion": DSP(X)}, "finds out how many filters go"),
-    ({"target_macs": 99, "criterion": DSP(X)}, "finds out how many filters go"),
-    ({"ratio": 0.5, "example_input": X.numpy()}, "example_input must be a tensor"),
-    ({"ratio": 0.5, "example_input": X[:0]}, "must hold a series"),
-    ({"ratio": 0.5, "example_input": X[:, :1]}, "cannot take example_input"),
-    ({"ratio": 0.5, "example_input": X.float()}, "cannot take example_input"),
-    ({"ratio": 0.5, "example_input": (X, X)}, "cannot take example_input"),
-    ({"ratio": 0.5, "model": "resnet"}, r"model must be an nn\.Module"),
-    ({"ratio": 0.5, "model": nn.ReLU()}, "no filters that can be removed"),
-    ({"ratio": 0.5, "optimizer": "SGD"}, "optimizer must be a torch"),
-    ({"ratio": 0.5, "optimizer": torch.optim.SGD([torch.zeros(1)])}, "not the model's"),
-    (
-        {"ratio": 0.5, "optimizer": torch.optim.SGD([torch.zeros(1)]), "equivalent": True},
-        "build a new optimizer",
-    ),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[:60])
-def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
-    model = classifier()
-    before = everything(model)
-    given = {"model": model, "example_input": X, "criterion": WHC(), **arguments}
-    with pytest.raises((TypeError, ValueError), match=message):
-        sc.prune_filters(**given)
-    assert everything(model) == before
-
-
-class Given(Criterion):
-    """Scores that somebody has computed."""
-
-    def __init__(self, found: Any) -> None:
-        self.found = found
-
-    def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        return self.found
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        (torch.arange(14), r"Given\(\) must give a tensor of floats .* gave torch.int64"),
-        ([0.5] * 14, "must give a tensor of floats as scores, but gave list"),
-        (None, "but gave NoneType"),
-        (torch.rand(13), r"a score for each of 14 units \(channels.n_units\), but gave \(13,\)"),
-        (torch.rand(14, 1), r"but gave \(14, 1\)"),
-        (torch.full((14,), torch.nan), r"Given\(\) gave scores that are not finite"),
-    ],
-)
-def test_scores_that_a_criterion_must_not_give(scores: Any, message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message):
-        sc.prune_filters(classifier(), X, Given(scores), ratio=0.5)
-
-
 @pytest.mark.parametrize("criterion", [WHC(), DSP(X, 0.9), Jacobian((X, Y))], ids=str)
 def test_the_model_and_all_generators_are_left_alone(criterion: Criterion) -> None:
-    model = nn.Sequential(classifier(), nn.Dropout(), Mixed())[:1].train()
+    model = nn.Sequential(classifier()).train()
     model[0][1].eval().requires_grad_(False)
     calls: list[int] = []
     model[0][0].register_forward_hook(lambda *_: calls.append(1))
     model(X).sum().backward()
     before = everything(model)
     limits = {} if criterion.threshold is not None else {"ratio": 0.5}
-    pruned, _ = sc.prune_filters(model, X, criterion, **limits)
+    with torch.inference_mode():
+        pruned, _ = sc.prune_filters(model, X, criterion, **limits)
     assert everything(model) == before
     modes = [module.training for module in pruned.modules()]
     assert modes == [module.training for module in model.modules()]
     asks = [parameter.requires_grad for parameter in pruned.parameters()]
     assert asks == [parameter.requires_grad for parameter in model.parameters()]
     calls.clear()
-    pruned(X)
+    pruned(X).sum().backward()
     assert calls == [1]  # a hook stays with its layer
 
 
@@ -304,14 +162,6 @@ def test_hooks_stay_with_sparse_layers_and_merged_ones() -> None:
         pruned(X).sum().backward()
         assert len(seen) == wanted > 0
         seen.clear()
-
-
-def test_what_was_pruned_in_inference_mode_can_be_trained() -> None:
-    model = classifier()
-    with torch.inference_mode():
-        pruned, _ = sc.prune_filters(model, X, Jacobian((X, Y)), ratio=0.5)
-    pruned(X).sum().backward()
-    assert all(parameter.grad is not None for parameter in pruned.parameters())
 
 
 def test_models_that_are_compiled_in_place() -> None:

@@ -118,15 +118,3 @@ def test_hooks_and_schedulers_of_an_optimizer() -> None:
     report.optimizer.register_step_post_hook(lambda who, *_: stepped.append(None))
     optimizer.step()
     assert stepped == [report.optimizer, optimizer]
-
-
-def test_optimizers_that_cannot_be_followed() -> None:
-    model = classifier()
-    optimizer = torch.optim.Adafactor(model.parameters())
-    model(X).sum().backward()
-    optimizer.step()
-    with pytest.raises(ValueError, match="Adafactor keeps tensors of other shapes"):
-        sc.prune_filters(model, X, WHC(), ratio=0.5, optimizer=optimizer)
-    optimizer = torch.optim.LBFGS(model.parameters())
-    with pytest.raises(ValueError, match="LBFGS holds parameters in its attribute '_params'"):
-        sc.prune_filters(model, X, WHC(), ratio=0.5, optimizer=optimizer)

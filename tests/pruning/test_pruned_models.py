@@ -137,19 +137,6 @@ def test_dynamic_sparse_training_of_a_pruned_dsn() -> None:
     )
 
 
-def test_profile_of_a_pruned_dsn() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 2, 40)
-    model, report = sc.prune_filters(MODELS["DSN"](), x, WHC(), ratio=0.5)
-    profiled = sc.profile(model, x, rounds=6, least_seconds=1e-6)
-    kept = {layer.name: layer.parameters[1] for layer in report.layers}
-    for layer in profiled.layers:
-        module: Any = model.get_submodule(layer.name)
-        own = module.values if isinstance(module, SparseConv1d) else module.weight
-        bias = 0 if module.bias is None else module.bias.numel()
-        assert kept[layer.name] == own.numel() + bias
-
-
 def test_pruned_by_dsp_a_silent_network_predicts_the_same() -> None:
     x, y = data(12)
     model = classifier()

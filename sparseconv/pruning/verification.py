@@ -1,0 +1,137 @@
+"""The check that a pruned model computes what the whole one does without the removed units."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.restored import deepcopy_model
+from sparseconv.profiling.stopwatch import copied_arguments
+from sparseconv.pruning.channels import Channels, Layer, kept_channels
+from sparseconv.pruning.data import evaluating
+from sparseconv.pruning.tracing import output_tensors
+
+ADVICE = (
+    "the code of the model relies on a number of channels, or moves them in a way that cannot be "
+    "followed; name the module where it does in ignore"
+)
+
+
+def check_removal(
+    masked: nn.Module,
+    pruned: nn.Module,
+    arguments: tuple[Any, ...],
+    channels: Channels,
+    kept: Tensor,
+) -> None:
+    """Compare a model in which units are masked with the one from which they were removed.
+
+    The layers' inputs are compared, and the outputs: the latter alone may be saturated.
+
+    Args:
+        masked, pruned: made of ``with_random_weights(model)``, since trained weights may be zero
+            and then tell no channels apart.
+        arguments: the example; random numbers take the place of a constant tensor.
+        channels, kept: what was removed.
+
+    Raises:
+        ValueError: more than rounding differs, so wrong channels were removed.
+    """
+    example = _varied(arguments)
+    try:
+        expected = _received(masked, example, channels, kept)
+    except Exception as error:
+        raise ValueError(
+            f"the model does not run with random weights ({type(error).__name__}: {error}), so the "
+            "pruning cannot be verified; give as example_input real series, which are not constant"
+        ) from error
+    if any(x.numel() and not x.isfinite().any() for x in expected):
+        raise ValueError(
+            "the model gives no finite number with random weights, so the pruning cannot be "
+            "verified; give as example_input finite series"
+        )
+    try:
+        found = _received(pruned, example, channels)
+    except Exception as error:
+        raise ValueError(
+            f"the pruned model does not run ({type(error).__name__}: {error}): {ADVICE}"
+        ) from error
+    if len(found) != len(expected) or not all(map(_close, found, expected)):
+        raise ValueError(f"the pruned model computes something else: {ADVICE}")
+
+
+@torch.no_grad()
+def with_random_weights(model: nn.Module) -> nn.Module:
+    """Copy a model, with random parameters and BatchNorm statistics.
+
+    Weights have both signs, and a size by which signals neither grow nor fade. All else is about 1:
+    variances must be positive, and positive biases keep ReLUs awake.
+    """
+    rng = torch.Generator().manual_seed(0)
+    copied = deepcopy_model(model)
+    for module in copied.modules():
+        for name, tensor in module.named_parameters(recurse=False):
+            filters = len(tensor) if tensor.dim() > 1 else 0
+            if isinstance(module, SparseConv1d) and name == "values":
+                filters = module.out_channels
+            random = torch.rand(tensor.shape, generator=rng) + 0.5
+            if filters:
+                random *= torch.randint(0, 2, tensor.shape, generator=rng) * 2 - 1
+                random *= (2 * filters / max(1, tensor.numel())) ** 0.5  # as Kaiming's
+            tensor.copy_(random)
+        if isinstance(module, nn.BatchNorm1d):
+            for statistic in module.buffers(recurse=False):
+                if statistic.is_floating_point():
+                    statistic.copy_(torch.rand(statistic.shape, generator=rng) + 0.5)
+    return copied
+
+
+def _varied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Put random numbers in the place of constant tensors, such as zeros."""
+    rng = torch.Generator().manual_seed(0)
+
+    def varied(x: Tensor) -> Tensor:
+        if not x.is_floating_point() or (x != x.flatten()[:1]).any():
+            return x
+        return torch.randn(x.shape, generator=rng).to(x)
+
+    found: tuple[Any, ...] = tree_map_only(Tensor, varied, arguments)
+    return found
+
+
+def _received(
+    model: nn.Module, arguments: tuple[Any, ...], channels: Channels, kept: Tensor | None = None
+) -> list[Tensor]:
+    """Run a model; the inputs of its layers, of a whole model only the kept channels, and outputs.
+
+    All are copies: a layer may work in place.
+    """
+    found: list[Tensor] = []
+
+    def see(layer: Layer, _: nn.Module, args: Any, kwargs: Any) -> None:
+        x = args[0] if args else kwargs["input"]
+        columns = kept_channels(layer.inputs, kept).nonzero()[:, 0].to(x.device)
+        found.append(x.clone() if kept is None else x.index_select(layer.channel_dim, columns))
+
+    with evaluating(model), torch.no_grad(), ExitStack() as stack:
+        for name, layer in channels.layers.items():
+            module, hook = model.get_submodule(name), partial(see, layer)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        outputs = output_tensors(model(*copied_arguments(arguments)))
+    return found + [x.clone() for x in outputs]
+
+
+def _close(got: Tensor, wanted: Tensor) -> bool:
+    if got.shape != wanted.shape:
+        return False
+    if not wanted.is_floating_point():
+        return got.equal(wanted)
+    loose = torch.finfo(wanted.dtype).eps ** 0.5
+    scale = float(wanted.nan_to_num(0, 0, 0).abs().max()) if wanted.numel() else 0
+    return torch.allclose(got, wanted, rtol=loose, atol=loose * scale, equal_nan=True)

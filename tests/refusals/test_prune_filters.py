@@ -1,0 +1,262 @@
+"""What ``prune_filters``, its criteria and ``keep_filters`` refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model_state import everything
+from refusals import refuses, table
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import sparseconv as sc
+from sparseconv.pruning import DSP, WHC, Criterion, Evolutionary, Jacobian, Magnitude, keep_filters
+
+torch.manual_seed(0)
+X, Y = torch.randn(6, 2, 12), torch.arange(6) % 3
+HOLE = X.where(X[0, 0, 0] != X, torch.nan)
+
+
+def network(*middle: nn.Module) -> nn.Sequential:
+    """``"0"`` has eight filters, then comes ``"1"``, if something is given, ``"2"`` reads them."""
+    layers = [nn.Conv1d(2, 8, 3), *(middle or [nn.ReLU()]), nn.Conv1d(8, 3, 10)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.LogSoftmax(1))
+
+
+def sgd(model: nn.Module) -> Any:
+    return torch.optim.SGD(model.parameters(), 0.1)
+
+
+def call(
+    model: nn.Module | None = None, x: Any = X, criterion: Any = None, **options: Any
+) -> Callable[[], Any]:
+    """Prune half of the filters, unless told otherwise; the model must not change."""
+
+    def prune() -> None:
+        whole, given = model or network(), criterion or WHC()
+        before = everything(whole)
+        free = isinstance(given, Criterion) and given.threshold is not None
+        limits = options if free or options.keys() & {"ratio", "target_macs"} else {"ratio": 0.5}
+        try:
+            sc.prune_filters(whole, x, given, **(limits | options))
+        finally:
+            assert everything(whole) == before
+
+    return prune
+
+
+class Given(Criterion):
+    """Scores that somebody has computed."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+    def scores(self, model: nn.Module, channels: Any) -> Tensor:
+        return self.found
+
+
+class Function(nn.Module):
+    """Calls a function."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+class Own(nn.Conv1d):
+    """May compute anything."""
+
+
+class Auxiliary(nn.Module):
+    """A second head that only training calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.aux = nn.Conv1d(2, 8, 3), nn.Conv1d(8, 3, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.body(x).relu()
+        y = self.head(hidden).mean(2)
+        return (y, self.aux(hidden.mean(2))) if self.training else y
+
+
+class Counts(nn.Module):
+    """Takes no negative numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor) -> Any:
+        if x.min() < 0:
+            raise ValueError("counts only")
+        return self.body(x)
+
+
+def shared() -> nn.Module:
+    model = nn.Sequential(nn.Conv1d(2, 8, 1), nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1))
+    model[2].weight = model[1].weight
+    return model
+
+
+def computed(name: str) -> nn.Module:
+    return network(prune.l1_unstructured(nn.Conv1d(8, 8, 1), name, 2))
+
+
+def returning(form: Callable[[Tensor], Any]) -> nn.Module:
+    return nn.Sequential(network(), Function(form))
+
+
+def stepped(kind: type[torch.optim.Optimizer]) -> dict[str, Any]:
+    model = network()
+    optimizer = kind(model.parameters())
+    if kind is torch.optim.Adafactor:
+        model(X).sum().backward()
+        optimizer.step()
+    return {"model": model, "optimizer": optimizer}
+
+
+@table(
+    (call(ratio=None), ValueError, "got neither"),
+    (call(ratio=0.5, target_macs=5), ValueError, "got both"),
+    (call(ratio=1), ValueError, "ratio must lie in [0, 1), since every layer keeps a filter"),
+    (call(ratio=float("nan")), ValueError, "ratio must lie in [0, 1)"),
+    (call(ratio="half"), TypeError, "ratio must be a number"),
+    (call(target_macs=0), ValueError, "target_macs must be at least 1"),
+    (call(target_macs=3), ValueError, "target_macs=3 is out of reach: with one filter in each"),
+    (call(steps=0), ValueError, "steps must be at least 1, but got 0"),
+    (call(ignore=["0", "no"]), ValueError, "ignore names 'no', but the model has no such module"),
+    (call(ignore="0"), ValueError, "Sequential has no filters that can be removed"),
+    (call(nn.ReLU()), ValueError, "ReLU has no filters that can be removed"),
+    (call(criterion="WHC"), TypeError, "criterion must be one of sparseconv.pruning"),
+    (call(criterion=DSP(X), ratio=0.5), ValueError, "finds out how many filters go"),
+    (call(x=X.numpy()), TypeError, "example_input must be a tensor"),
+    (call(x=X[:0]), ValueError, "example_input must hold a series"),
+    (call(x=X[:, :1]), ValueError, "the model cannot take example_input of shapes [(6, 1, 12)]"),
+    (call(x=X[0]), ValueError, "'0' must be given (N, C, L), a batch of series, but got (2, 12)"),
+    (lambda: sc.prune_filters("resnet", X, WHC()), TypeError, "model must be an nn.Module"),
+    (call(optimizer="SGD"), TypeError, "optimizer must be a torch.optim.Optimizer"),
+    (call(optimizer=sgd(network())), ValueError, "holds a parameter that is not the model's"),
+    (call(optimizer=sgd(network()), equivalent=True), ValueError, "build a new optimizer"),
+    (call(**stepped(torch.optim.LBFGS)), ValueError, "LBFGS holds parameters in its attribute"),
+    (call(**stepped(torch.optim.Adafactor)), ValueError, "Adafactor keeps tensors of other shapes"),
+    (call(criterion=Given(None)), ValueError, "of 8 units (channels.n_units), but gave NoneType"),
+    (call(criterion=Given(torch.rand(8, 1))), ValueError, "but gave (8, 1)"),
+    (call(criterion=Given(torch.rand(8) / 0)), ValueError, "gave scores that are not finite"),
+)  # fmt: skip
+def test_arguments(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
+
+
+@table(
+    (call(shared()), ValueError, "'1' and '2' share a parameter; only a layer that is used twice"),
+    (call(torch.compile(network(), backend="eager")), ValueError, "prune its _orig_mod"),
+    (call(network(torch.jit.script(nn.Tanh()))), ValueError, "'1' is a ScriptModule"),
+    (lambda: keep_filters(nn.LazyConv1d(8, 3), X, {}), ValueError, "no shape yet; run the model"),
+    (call(computed("weight")), ValueError, "'weight' of '1' is computed from other parameters"),
+    (call(computed("bias")), ValueError, "'bias' of '1' is computed"),
+    (
+        call(network(parametrizations.weight_norm(nn.Conv1d(8, 8, 1)))),
+        ValueError,
+        "parametrize.remove_parametrizations), or name the layer in ignore",
+    ),
+    (call(Auxiliary()), ValueError, "'aux' is not called in eval mode"),
+    (lambda: keep_filters(Auxiliary(), X, {"body": [0]}), ValueError, "is not called in eval"),
+    (call(network(Own(8, 8, 1))), ValueError, "a subclass, which may compute anything, in 1 (Own)"),
+    (call(nn.Sequential(Own(2, 8, 1), nn.Conv1d(8, 3, 1))), ValueError, "anything, in 0 (Own)"),
+    (
+        call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))),
+        ValueError,
+        "a layer along another dimension than the channels' in 1 (Linear)",
+    ),
+    (
+        call(sc.prune_filters(network(), X, WHC(), ratio=0.5, equivalent=True).model),
+        ValueError,
+        "the model holds compressors; sparseconv.pruning.merge(model) comes first",
+    ),
+    (call(sc.models.DSN(2, 3, nf=4), equivalent=True), ValueError, "next to sparse, grouped"),
+    (call(returning(lambda y: np.array(y))), ValueError, "its output holds a ndarray"),
+    (call(returning(lambda y: 3)), ValueError, "returned int without any"),
+    (call(Counts(), X * 0), ValueError, "(ValueError: counts only), so the pruning cannot be"),
+    (call(network(Function(lambda x: x.log().abs() * torch.nan))), ValueError, "no finite number"),
+)
+def test_models(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
+
+
+def evolve(*data: Any, **options: Any) -> Evolutionary:
+    return Evolutionary(data, **({"population": 2, "generations": 1} | options))
+
+
+LOGITS = network()[:-1]
+
+
+@table(
+    (lambda: Magnitude(0.5), ValueError, "p must be finite and at least 1, but got 0.5"),
+    (lambda: DSP(X, 1), ValueError, "eps must lie in [0, 1), but got 1"),
+    (lambda: Jacobian((X, Y), batches=0), ValueError, "batches must be at least 1"),
+    (lambda: evolve(X, Y, tolerance=2), ValueError, "tolerance must lie in [0, 1], but got 2"),
+    (lambda: evolve(X, Y, population=1), ValueError, "population must be at least 2"),
+    (lambda: evolve(X, Y, seed=-1), ValueError, "seed must be at least 0, but got -1"),
+    (call(criterion=Jacobian(X)), ValueError, "Jacobian expected batches (x, y), series with"),
+    (call(criterion=Jacobian((X, Y[:3]))), ValueError, "(X, y) of equal length, but got shapes"),
+    (call(criterion=Jacobian((X, Y)), model=LOGITS), ValueError, "pass loss=F.cross_entropy"),
+    (call(criterion=DSP(iter([]))), ValueError, "an iterator is used up after one pass"),
+    (call(criterion=DSP(HOLE)), ValueError, "not finite; check the weights and the data"),
+    (call(criterion=Jacobian((HOLE, Y))), ValueError, "not finite; check"),
+    (call(criterion=evolve(HOLE, Y)), ValueError, "outputs are not finite; check"),
+    (call(criterion=evolve(X, Y + 1)), ValueError, "expected a class index from 0 to 2 for each"),
+    (call(criterion=evolve(X, Y[:, None])), ValueError, "expected a class index"),
+    (call(criterion=evolve(X, Y / 2)), ValueError, "expected a class index"),
+    (call(returning(lambda y: {"y": y}), criterion=evolve(X, Y)), ValueError, "returns dict"),
+    (call(returning(lambda y: y[:, :, None]), criterion=evolve(X, Y)), ValueError, "(6, 3, 1)"),
+)  # fmt: skip
+def test_criteria(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
+
+
+def test_evolutionary_without_pymoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pymoo", None)
+    refuses(lambda: evolve(X, Y), RuntimeError, "install it with pip install 'sparseconv[pruning]'")
+
+
+class Halves(nn.Module):
+    """Two layers read every other channel of a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv1d(2, 8, 3), nn.Conv1d(4, 3, 1), nn.Conv1d(4, 3, 1)
+        self.tied, self.also = nn.Conv1d(2, 4, 1), nn.Conv1d(2, 4, 1)
+        self.head = nn.Conv1d(4, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x).relu()
+        y = self.b(hidden[:, ::2]) + self.c(hidden[:, 1::2])
+        return y + self.head(self.tied(x) + self.also(x))
+
+
+def keep(**filters: Any) -> Callable[[], Any]:
+    return lambda: keep_filters(Halves(), X, filters)
+
+
+@table(
+    (keep(no=[0]), ValueError, "filters names 'no', which is none of"),
+    (keep(a=[]), ValueError, "filters of 'a' must be some of 0 to 7, but are []"),
+    (keep(a=[8]), ValueError, "some of 0 to 7"),
+    (keep(b=[0]), ValueError, "[0] were asked for, but only [0, 1, 2] can stay"),
+    (keep(tied=[0, 1], also=[0]), ValueError, "filters of 'tied' are tied to those of other"),
+    (keep(a=[True, False]), TypeError, "(of a mask: mask.nonzero()[:, 0]), but got True"),
+    (keep(a=torch.tensor([True])), TypeError, "of a mask: mask.nonzero()[:, 0]"),
+    (keep(a=torch.tensor([0.0])), TypeError, "must be a list of ints"),
+    (keep(a=[0, 1, 3, 4]), ValueError, "computes something else: the code of the model relies"),
+    (keep(a=[0, 1, 2, 4, 6]), ValueError, "the pruned model does not run (RuntimeError"),
+)  # fmt: skip
+def test_keep_filters(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
