@@ -24,7 +24,7 @@ class Ranks:
                 "process_group must be a torch.distributed.ProcessGroup, 'default' or None, "
                 f"but got {group!r}"
             )
-        self.trains_alone = group is None  # in pickles, so its name stays
+        self.trains_alone = group is None
         self.group = None if group == "default" else group  # torch's None is the default group
 
     @property

@@ -15,6 +15,7 @@ from sparseconv.core.checks import count, integer, number
 from sparseconv.core.files import ctrl_c_waits
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.dst import checks
+from sparseconv.dst.itop import EverActive
 from sparseconv.dst.ranks import Ranks
 from sparseconv.dst.update import (
     Array,
@@ -163,14 +164,9 @@ class DSTScheduler:
         self._averages = checks.layers_of(averages)
         self._ranks = Ranks(process_group)
         self._ranks.agree(self._check_layers, self._fingerprint, _HINT)
-        self._ever_active: dict[str, Tensor] = {}
-        for name, layer in self._layers.items():
+        for layer in self._layers.values():
             check_regions(layer.regions, layer.pattern.shape)
-            # One bit for each weight: an ITOP count must not cost what a dense weight costs.
-            bits = torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")
-            self._ever_active[name] = bits
-        self._recorded: dict[str, KernelCSR] = {}  # the latest that the bits hold
-        self._record_patterns()
+        self._ever_active = EverActive(self._layers)
         self._probes: dict[str, Tensor] = {}
         weakref.finalize(self, _take_back, self._layers, self._probes)
         self._watch_next_step()
@@ -206,11 +202,7 @@ class DSTScheduler:
 
         Example: see the class.
         """
-        self._record_patterns()
-        ever = sum(
-            int((bits >> bit & 1).sum()) for bits in self._ever_active.values() for bit in range(8)
-        )
-        return ever / max(1, sum(layer.pattern.numel for layer in self._layers.values()))
+        return self._ever_active.rate()
 
     @torch.no_grad()
     def step(self) -> bool:
@@ -247,12 +239,11 @@ class DSTScheduler:
         if not changes:
             return
         self.updates += 1
-        self._record_patterns()
+        self._ever_active.record()
         for change in changes:
             for rewire in change.rewire:
                 rewire()
-            _set_bits(self._ever_active[change.name], change.grown)
-            self._recorded[change.name] = change.pattern
+            self._ever_active.add(change.name, change.pattern, change.grown)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the model's and the optimizer's state."""
@@ -262,7 +253,7 @@ class DSTScheduler:
             "updates": self.updates,
             "generator": self._generator.get_state(),
             "shapes": {name: layer.pattern.shape for name, layer in self._layers.items()},
-            "ever_active": {name: bits.clone() for name, bits in self._ever_active.items()},
+            "ever_active": {name: bits.clone() for name, bits in self._ever_active.bits.items()},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -287,9 +278,11 @@ class DSTScheduler:
             raise ValueError(f"expected updates <= step_count, but got {updates} > {step_count}")
         ever_active = state_dict["ever_active"]
         for name, bits in own["ever_active"].items():
-            found = ever_active.get(name) if isinstance(ever_active, Mapping) else None
-            facts = [getattr(found, name, None) for name in ("dtype", "shape", "layout", "is_meta")]
-            if facts != [bits.dtype, bits.shape, bits.layout, False]:
+            found = ever_active.get(name)
+            if [getattr(found, key, None) for key in ("dtype", "shape")] != [
+                bits.dtype,
+                bits.shape,
+            ]:
                 raise ValueError(
                     f"expected ever_active[{name!r}] to be a uint8 tensor of shape "
                     f"{list(bits.shape)}, but got {found!r}"
@@ -301,8 +294,7 @@ class DSTScheduler:
             raise ValueError(f"expected a state of a CPU torch.Generator: {error}") from error
         self.step_count, self.updates = step_count, updates
         self._generator = generator
-        self._ever_active = {name: ever_active[name].cpu().clone() for name in self._layers}
-        self._recorded = {}
+        self._ever_active.load(ever_active)
         self._watch_next_step()
 
     def _hyperparameters(self) -> dict[str, Any]:
@@ -384,14 +376,6 @@ class DSTScheduler:
         grown = np.flatnonzero(source.numpy() < 0)
         return _Change(name, pattern, rewire, positions_of(pattern, grown))
 
-    def _record_patterns(self) -> None:
-        """Mark what is active now as having been so, where others have set the pattern."""
-        for name, layer in self._layers.items():
-            if self._recorded.get(name) is not layer.pattern:
-                positions = layer.pattern.positions().int().numpy()
-                _set_bits(self._ever_active[name], positions)
-                self._recorded[name] = layer.pattern
-
     def _watch_next_step(self) -> None:
         """Forget the gradients seen; give layers a probe if the next step is an update."""
         _take_back(self._layers, self._probes)
@@ -406,17 +390,6 @@ def _take_back(layers: Mapping[str, SparseConv1d], probes: dict[str, Tensor]) ->
         if layers[name].dense_probe is probe:  # not another scheduler's
             layers[name].dense_probe = None
     probes.clear()
-
-
-def _set_bits(bits: Tensor, positions: Array) -> Tensor:
-    """Set the bits at ascending ``positions``, int32; in place."""
-    held = bits.numpy()
-    byte = positions >> 3
-    starts = np.flatnonzero(np.diff(byte, prepend=np.int32(-1)))  # of runs that share a byte
-    if len(starts):
-        bit = np.uint8(1) << (positions & 7).astype(np.uint8)
-        held[byte.take(starts)] |= np.bitwise_or.reduceat(bit, starts)
-    return bits
 
 
 __test__ = {"DSTScheduler": DSTScheduler}  # for doctest, as its __module__ is sparseconv

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
@@ -27,13 +29,21 @@ CHAIN_DTYPES = (torch.float32, torch.float64)
 
 
 def runs_eagerly() -> bool:
-    """Whether torch just computes: no tracer, cast, transform, or derivative in forward mode."""
+    """Whether torch just computes: no tracer, cast, transform, mode, or forward derivative."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()  # torch.jit.is_tracing() asks the same, and takes longer
         or torch._C._is_any_autocast_enabled()
         or is_transformed()
+        or torch._C._len_torch_dispatch_stack()
+        or (torch._C._len_torch_function_stack() and not _is_default_device_all())
     )
+
+
+def _is_default_device_all() -> bool:
+    """Whether the modes are those of torch.set_default_device(), which see new tensors alone."""
+    modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return all(type(mode) is DeviceContext for mode in modes)
 
 
 class Conv(NamedTuple):

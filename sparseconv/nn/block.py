@@ -1,4 +1,4 @@
-"""Sequences of modules whose neighbours are computed together, with the outcome of one at a time.
+"""Sequences of modules whose neighbours are computed together, with equal results.
 
 A sequence is planned once: each row of a table of ``Link`` names the types of some modules in a
 row that may be stages of a chain (``functional.chain``). At every call a link looks whether that is
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.functional.chain import CHAIN_DTYPES, Chain, Conv, Stage
-from sparseconv.nn.hooks import has_own_code, in_plain_eager_mode
+from sparseconv.functional.chain import CHAIN_DTYPES, Chain, Conv, Stage, runs_eagerly
+from sparseconv.nn.hooks import all_modules_are_watched, has_own_code
 from sparseconv.nn.links import LINKS, Link, Table
 from sparseconv.ops.backends import extension
 
@@ -149,6 +149,10 @@ def _only_runs_its_modules(module: Any) -> bool:
     )
 
 
+def _may_fuse() -> bool:
+    return runs_eagerly() and not all_modules_are_watched()
+
+
 class FusedSequential(nn.Sequential):
     """``nn.Sequential`` that runs by a plan, unless something could see a difference."""
 
@@ -156,13 +160,13 @@ class FusedSequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in their order."""
-        if not in_plain_eager_mode():
+        if not _may_fuse():
             return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
         return self._run_all((self,), input)
 
     def forward_after(self, first: nn.Module, input: Tensor) -> Tensor:
         """Compute ``self(first(input))``, where hooks of neither would be called."""
-        if not in_plain_eager_mode():
+        if not _may_fuse():
             y: Tensor = self(first(input))
             return y
         return self._run_all((first, self), input)
@@ -190,11 +194,11 @@ class Block(FusedSequential):
     Layers that follow each other are computed as one chain, whose tensors stay in the kernels' own
     order: a ``SparseConv1d`` that keeps the length, a 1x1 ``nn.Conv1d``, an
     ``nn.BatchNorm1d`` followed by ``nn.ReLU``. That is so when the backend is the C++ kernels on
-    AVX2 or better, and the outcome is the same: modules of exactly these types, without hooks, on
+    AVX2 or better, and the results are equal: modules of exactly these types, without hooks, on
     float32 or float64 CPU tensors, outside torch.compile, autocast, torch.func and modes that see
     functions or operations, and without hooks of saved tensors. Everything else runs module by
     module. For backward a chain saves its input and all its parameters: writing into one of them
-    before it is an error, also where a single module would not mind.
+    before it is an error, also where a single module would allow it.
 
     Args:
         modules: as for ``nn.Sequential``.

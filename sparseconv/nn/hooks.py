@@ -1,16 +1,9 @@
-"""Whether calling a module does more than its class's ``forward``, or torch more than compute."""
+"""Whether calling a module does more than its class's ``forward``."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.nn.modules.module as torch_module
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
-
-from sparseconv.functional.chain import runs_eagerly
 
 
 def has_own_code(module: nn.Module) -> bool:
@@ -26,20 +19,11 @@ def has_own_code(module: nn.Module) -> bool:
     )
 
 
-def in_plain_eager_mode() -> bool:
-    """Whether torch just computes: no tracer, cast, transform, mode, or hook of all modules."""
-    return (
-        runs_eagerly()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch_module._global_forward_hooks
-        and not torch_module._global_forward_pre_hooks
-        and not torch_module._global_backward_hooks
-        and not torch_module._global_backward_pre_hooks
-        and (not torch._C._len_torch_function_stack() or _is_default_device_all())
+def all_modules_are_watched() -> bool:
+    """Whether there are hooks that torch calls for every module."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
     )
-
-
-def _is_default_device_all() -> bool:
-    """Whether the modes are those of torch.set_default_device(), which see new tensors alone."""
-    modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return all(type(mode) is DeviceContext for mode in modes)

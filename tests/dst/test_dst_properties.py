@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from fractions import Fraction
-from numbers import Real
 
 import numpy as np
 import pytest
@@ -96,13 +94,6 @@ def test_an_update_is_what_a_plain_loop_over_weights_says(case: dict) -> None:
         assert new is pattern
 
 
-@pytest.mark.parametrize("fraction", [Fraction(7, 25), np.float32(0.28), np.float64(0.28)])
-def test_a_fraction_of_any_type_is_a_float(fraction: Real) -> None:
-    pattern = KernelCSR.from_positions(torch.arange(25), (1, 1, 60))
-    _, source = prune_and_grow(pattern, torch.rand(25), [Region((0, 1), (0, 60))], fraction)
-    assert int((source < 0).sum()) == math.ceil(float(fraction) * 25)
-
-
 @pytest.mark.parametrize(
     ("size", "active", "fraction"), [(6, 3, 0.6), (7, 2, 0.5), (8, 4, 1.0), (5, 3, 1.0)]
 )
@@ -163,29 +154,3 @@ def test_special_values_rank_as_the_largest(special: float, dtype: torch.dtype) 
     new, source = prune_and_grow(pattern, values, [region], 0.5, grow="gradient", dense_grad=grad)
     assert new.positions().tolist() == [0, 3, 6, 7]
     assert source.tolist() == [0, 3, -1, -1]
-
-
-WHOLE = Region((0, 2), (0, 4))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"grow": "rigl"}, "grow must be one of 'random', 'gradient', 'static'"),
-        ({"fraction": 1.5}, r"\[0, 1\], but got 1.5"),
-        ({"fraction": math.nan}, r"\[0, 1\], but got nan"),
-        ({"values": torch.rand(3)}, r"shape \(4,\), but got \[3\]"),
-        ({"grow": "gradient"}, r"dense_grad of shape \[2, 1, 4\], but got none"),
-        ({"grow": "gradient", "dense_grad": torch.rand(8)}, r"but got one of shape \[8\]"),
-        ({"regions": [Region((0, 3), (0, 4))]}, r"does not lie inside .* \[2, 1, 4\]"),
-        ({"regions": [Region((0, 2), (3, 2))]}, "does not lie inside"),
-        ({"regions": [Region((-1, 2), (0, 2))]}, "does not lie inside"),
-        ({"regions": [WHOLE, Region((1, 2), (3, 4))]}, "must be disjoint"),
-        ({"regions": [WHOLE, WHOLE]}, "must be disjoint"),
-    ],
-)
-def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
-    pattern = KernelCSR.from_positions(torch.arange(4), (2, 1, 4))
-    case = {"pattern": pattern, "values": torch.rand(4), "regions": [WHOLE], "fraction": 0.5}
-    with pytest.raises(ValueError, match=message):
-        prune_and_grow(**{**case, **change})

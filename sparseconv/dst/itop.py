@@ -1,0 +1,61 @@
+"""Which weights have been active at any time, one bit for each weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseconv.core.pattern import KernelCSR
+from sparseconv.dst.update import Array
+from sparseconv.nn.conv import SparseConv1d
+
+
+class EverActive:
+    """Counts the weights of some layers that have ever been active.
+
+    Bits, because an ITOP count must not cost what a dense weight costs.
+
+    Attributes:
+        bits: uint8 ``((numel + 7) // 8,)`` by layer, on the CPU.
+
+    Source: Liu et al. 2021 (ITOP).
+    """
+
+    def __init__(self, layers: Mapping[str, SparseConv1d]) -> None:
+        self._layers = layers
+        self.bits = {
+            name: torch.zeros((layer.pattern.numel + 7) // 8, dtype=torch.uint8, device="cpu")
+            for name, layer in layers.items()
+        }
+        self._recorded: dict[str, KernelCSR] = {}  # the latest that the bits hold
+        self.record()
+
+    def record(self) -> None:
+        """Mark what is active now, where others have set the pattern."""
+        for name, layer in self._layers.items():
+            if self._recorded.get(name) is not layer.pattern:
+                self.add(name, layer.pattern, layer.pattern.positions().int().numpy())
+
+    def add(self, name: str, pattern: KernelCSR, grown: Array) -> None:
+        """Mark ascending positions, int32: with them the bits hold all of a layer's new pattern."""
+        held = self.bits[name].numpy()
+        byte = grown >> 3
+        starts = np.flatnonzero(np.diff(byte, prepend=np.int32(-1)))  # of runs that share a byte
+        if len(starts):
+            bit = np.uint8(1) << (grown & 7).astype(np.uint8)
+            held[byte.take(starts)] |= np.bitwise_or.reduceat(bit, starts)
+        self._recorded[name] = pattern
+
+    def rate(self) -> float:
+        """Return the share of all weights that have been active."""
+        self.record()
+        ever = sum(int((bits >> bit & 1).sum()) for bits in self.bits.values() for bit in range(8))
+        return ever / max(1, sum(layer.pattern.numel for layer in self._layers.values()))
+
+    def load(self, bits: Mapping[str, Tensor]) -> None:
+        """Continue from checked ``bits``."""
+        self.bits = {name: bits[name].cpu().clone() for name in self._layers}
+        self._recorded = {}
