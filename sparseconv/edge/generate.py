@@ -14,7 +14,7 @@ from sparseconv._version import __version__
 from sparseconv.edge import quantize
 from sparseconv.edge.layers import Layer, Network
 from sparseconv.edge.quantize import IntegerNetwork, Rescale
-from sparseconv.edge.storage import BYTES, CArray, Stored, narrowest, stored
+from sparseconv.edge.storage import BYTES, CArray, narrowest, stored
 from sparseconv.measure.table import Table, with_thousands
 
 TILE = 8  # positions at a time, at most: their sums and the pointers fit a Cortex-M's registers
@@ -94,15 +94,15 @@ def write_c(
     numbers = [part["stored"] for part in parts]
     sample = "float" if integers is None else "int8_t"
     types = {
-        "weight": sample, "gap": narrowest([x.gap for x in numbers]),
-        "count": narrowest([x.count for x in numbers]),
+        "weight": sample, "gap": narrowest(x["gap"] for x in numbers if "gap" in x),
+        "count": narrowest(x["count"] for x in numbers if "count" in x),
         "bias": "float" if integers is None else "int32_t", "multiplier": "int32_t",
     }  # fmt: skip
     for part in parts:
         part["arrays"] = [
-            CArray.of(f"{field}_{part['at']}", type, getattr(part["stored"], field))
+            CArray.of(f"{field}_{part['at']}", type, part["stored"][field])
             for field, type in types.items()
-            if getattr(part["stored"], field) is not None
+            if field in part["stored"]
         ]
     channels, length = network.input_shape
     kind = "float32" if integers is None else "int8"
@@ -158,12 +158,12 @@ def _part(
             sizes = (left * layer.channels, layer.length * layer.channels, right * layer.channels)
             kind = str(0 if own is None else own.zero)
         pad = f"pad_{mode}({arena.padded(at)}, {kind}, {', '.join(map(str, sizes))})"
-    numbers: Stored = stored(layer, own)
+    numbers = stored(layer, own)
     return {
         "at": at, "about": about(layer), "stored": numbers, "rows": layer.rows,
         "positions": layer.positions, "y_row": layer.positions if layer.rows_whole else 1,
         "y_position": 1 if layer.rows_whole else layer.rows,
-        "columns": len(layer.offsets) if numbers.gap is None else 0,
+        "columns": 0 if "gap" in numbers else len(layer.offsets),
         "kernel": Kernel.of(layer, wide=last and integers is not None), "pad": pad,
         "from": arena.padded(at), "to": arena.inside(at + 1), "relu": int(layer.relu),
         "scale": "" if own is None else _scale(own.rescale),
@@ -185,7 +185,7 @@ def about(layer: Layer) -> str:
 def cost_table(parts: Sequence[dict[str, Any]]) -> Table:
     """Tabulate what each layer stores and computes, and the sum."""
     rows = [
-        (len(part["stored"].weight), sum(x.bytes for x in part["arrays"]), part["products"])
+        (len(part["stored"]["weight"]), sum(x.bytes for x in part["arrays"]), part["products"])
         for part in parts
     ]
     names = [part["about"] for part in parts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,17 +13,6 @@ from sparseconv.edge.quantize import IntegerLayer
 
 BYTES = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "uint32_t": 4, "float": 4}
 LONGEST_GAP = 255  # of an int8 program
-
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """The numbers of a layer, row by row; one that has every weight has no gaps and counts."""
-
-    weight: Array
-    bias: Array
-    gap: Array | None = None
-    count: Array | None = None
-    multiplier: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -46,22 +35,27 @@ class CArray:
         return self.length * BYTES[self.type]
 
 
-def stored(layer: Layer, integers: IntegerLayer | None) -> Stored:
-    """Return the numbers of a layer, in float32 or as integers."""
+def stored(layer: Layer, integers: IntegerLayer | None) -> dict[str, Array]:
+    """Return the numbers of a layer by name, row by row, in float32 or as integers.
+
+    A layer that has every weight has no gaps and counts.
+    """
+    numbers: dict[str, Array]
     if integers is None:
-        values, bias = layer.weight.astype(np.float32), layer.bias.astype(np.float32)
-        multiplier = None
+        values = layer.weight.astype(np.float32)
+        numbers = {"bias": layer.bias.astype(np.float32)}
     else:
-        values, bias = integers.weight.astype(np.int8), integers.bias.astype(np.int32)
-        multiplier = integers.rescale.multiplier
+        values = integers.weight.astype(np.int8)
+        numbers = {"bias": integers.bias.astype(np.int32)}
+        numbers["multiplier"] = integers.rescale.multiplier
     if layer.is_dense:
-        return Stored(values.ravel(), bias, multiplier=multiplier)
+        return numbers | {"weight": values.ravel()}
     rows = []
     for row, active in zip(values, layer.active, strict=True):
         gap = np.diff(layer.offsets[active], prepend=0)
         rows.append((row[active], gap) if integers is None else _bridged(row[active], gap))
     weight, gap = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    return Stored(weight, bias, gap, np.array([len(row) for row, _ in rows]), multiplier)
+    return numbers | {"weight": weight, "gap": gap, "count": np.array([len(w) for w, _ in rows])}
 
 
 def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
@@ -74,10 +68,9 @@ def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
     return weights, gaps
 
 
-def narrowest(arrays: Sequence[Array | None]) -> str:
+def narrowest(arrays: Iterable[Array]) -> str:
     """Return the smallest type that holds all of the numbers."""
-    found = [int(array.max(initial=0)) for array in arrays if array is not None]
-    largest = max(found, default=0)
+    largest = max((int(array.max(initial=0)) for array in arrays), default=0)
     return "uint8_t" if largest < 2**8 else "uint16_t" if largest < 2**16 else "uint32_t"
 
 
