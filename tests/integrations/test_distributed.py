@@ -1,7 +1,4 @@
-"""Distributed training (two processes, gloo).
-
-The ranks see different data; their patterns must stay equal, or all of them must raise.
-"""
+"""Distributed training on two processes: patterns stay equal, or all ranks raise."""
 
 from __future__ import annotations
 

@@ -101,11 +101,11 @@ def test_a_change_of_pattern_in_between_is_safe_and_complete_afterwards(
 
     def change() -> int:
         try:
-            for n in range(120):
+            for n in range(60):
                 layer.set_pattern(patterns[n % 4])
         finally:
             stop.set()
-        return 120
+        return 60
 
     def use() -> int:
         n = 0
@@ -142,14 +142,14 @@ def test_a_parameter_whose_data_are_replaced_stays_readable(name: str, count_cas
 
     def use(i: int) -> int:
         try:
-            return sum(int(layer(x).count_nonzero()) for _ in range(2000))
+            return sum(int(layer(x).count_nonzero()) for _ in range(1000))
         finally:
             if i == 1:
                 stop.set()
 
     with threads(1):
         assert sum(in_threads(lambda i: use(i) if i in (1, 2) else replace() if i == 0 else 0)) == 0
-    count_cases(4000)
+    count_cases(2000)
 
 
 def test_threads_share_a_model_optimised_for_inference() -> None:
@@ -168,7 +168,7 @@ def test_threads_share_a_bank_of_random_kernels(kind: str, count_cases: Any) -> 
     shape = THREADS, 1, made.series_length
     X = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     expected = kernel_features(X, made)
-    for _ in range(20):
+    for _ in range(10):
         fresh = copy.copy(made)
         found = in_threads(lambda i, bank=fresh: [kernel_features(X[i:], bank) for _ in "abc"])
         for i, rounds in enumerate(found):
