@@ -13,7 +13,7 @@ from engines import ISAS, Engine, Engines, on_gpu
 
 from sparseconv.ops.backends import extension
 
-# Programs, and what test_cuda.py and test_triton.py run in a process of its own.
+# Programs, and what test_cuda.py and test_triton.py run in another process.
 collect_ignore = [
     "kernels/cuda/cuda_cases.py",
     "packaging/installed_check.py",

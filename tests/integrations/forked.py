@@ -79,7 +79,7 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
 
 
 def threads_of_others() -> int:
-    """What a thread that begins now finds: the child's setting stays what it was."""
+    """Return the number of threads that a new thread finds: the child's setting is unchanged."""
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     thread.start()

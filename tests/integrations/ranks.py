@@ -18,8 +18,8 @@ FORKS = torch.version.cuda is None
 
 
 def on_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """Call ``function(rank, *args)`` on ranks of their own; a failure of one is an error here."""
-    # On a folder of its own: a second group must not meet the first one's store.
+    """Call ``function(rank, *args)`` on each rank; a failure of one is an error here."""
+    # A new folder: a second group must not meet the first one's store.
     folder = folder / f"ranks{len(list(folder.iterdir()))}"
     folder.mkdir()
     context = mp.get_context("fork" if FORKS else "forkserver")

@@ -159,7 +159,7 @@ def alone(rank: int) -> Any:
             train_step(network, optimizer, x.float())
             dst.step()
         assert dst.updates == STEPS // 3
-    if rank == 0:  # a training loop of one process asks nobody
+    if rank == 0:  # a training loop of one process asks no other rank
         tiny.run(tiny.network())
     return network[0].pattern.positions()
 

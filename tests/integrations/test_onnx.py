@@ -27,7 +27,7 @@ ANY_SIZE = ({0: "n", 2: "length"},)  # batch and length of the input are free
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    logging.disable(logging.WARNING)  # the exporter tells of every package that it does not find
+    logging.disable(logging.WARNING)  # the exporter reports every package that it does not find
     yield
     logging.disable(logging.NOTSET)
 
@@ -119,7 +119,7 @@ def test_without_a_batch_dimension() -> None:
 
 
 @pytest.mark.tool("torch.onnx.export(dynamo=False)", "works")
-@pytest.mark.filterwarnings("ignore")  # deprecated, and it tells of every size that it looks at
+@pytest.mark.filterwarnings("ignore")  # deprecated, and it reports every size that it looks at
 def test_the_older_exporter(tmp_path: Path) -> None:
     model = nn.Sequential(
         SparseConv1d(3, 8, 5, padding="same", padding_mode="reflect"),

@@ -59,7 +59,7 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 @pytest.mark.tool("Optimizer.state_dict", "works", "over changes of the pattern")
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_learning_rates_go_their_way_over_updates(name: str) -> None:
-    """The rates are those of the same run without updates, and a restored run goes on alike."""
+    """The rates are those of the same run without updates, and a restored run continues alike."""
 
     def fresh(seed: int, grow: str) -> Any:
         model = two_layers(seed=seed)

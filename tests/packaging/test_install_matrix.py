@@ -20,7 +20,7 @@ pytestmark = pytest.mark.promise("P10")
 # imported; named, it does not.
 OPENBLAS = {"OPENBLAS_CORETYPE": "Nehalem"}
 
-# Each torch has a Dynamo of its own.
+# Each torch has its own Dynamo.
 COMPILED = """
 import torch, sparseconv
 layer, x = sparseconv.SparseConv1d(2, 4, 5, density=0.5), torch.randn(3, 2, 20)
@@ -94,7 +94,7 @@ def bits_on(processor: str, tmp_path: Path) -> dict[str, Any]:
     if emulator is None:
         pytest.skip("qemu-user is not installed")
     path = os.pathsep.join([str(installing.ROOT), *filter(None, sys.path)])
-    # The emulator takes no links to interpreters with a pyvenv.cfg beside them.
+    # The emulator takes no links to interpreters with a pyvenv.cfg in their folder.
     python = Path(sys.executable).resolve()
     return installing.check(
         [emulator, "-cpu", processor, python], 25, cwd=tmp_path,

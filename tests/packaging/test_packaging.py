@@ -50,7 +50,7 @@ def built_without_compiler(sdist: Path, folder: Path) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def installed(built_without_compiler: tuple[Path, str], folder: Path) -> Iterator[Path]:
-    """The wheel in a folder whose name has spaces and into which nobody may write."""
+    """Install the wheel in a read-only folder whose name has spaces."""
     wheel, _ = built_without_compiler
     target = folder / "site packages of Ünal"
     installing.run(

@@ -1,4 +1,4 @@
-"""Run part of a test in a process of its own, so that a crash is seen and not suffered."""
+"""Run part of a test in another process, so that a crash is seen and not suffered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
-# What a process of its own needs to import what pytest does.
+# What another process needs to import what pytest does.
 PYTHONPATH = os.pathsep.join(
     map(str, (ROOT, *sorted({path.parent for path in TESTS.rglob("*.py")})))
 )

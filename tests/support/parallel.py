@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
     elif config.getoption("numprocesses", None):  # the workers' environment is this one's
-        # OpenMP reads it when a worker starts. Two threads beside another worker wait for a core,
+        # OpenMP reads it when a worker starts. Two threads next to another worker wait for a core,
         # and by default they do so in loops that take it from each other: up to 20 times as long.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

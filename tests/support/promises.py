@@ -1,4 +1,4 @@
-"""What stands for each of the ten promises: tests passed and cases executed, printed at the end.
+"""Count the tests and cases of each of the ten promises, printed at the end.
 
 ``@pytest.mark.promise("P5")`` marks a test of promise P5 (docs/reliability.md), and the fixture
 ``count_cases`` counts the problems that a test computed and compared. Both travel with the reports,

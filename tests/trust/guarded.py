@@ -1,4 +1,4 @@
-"""Calls raw ops and random kernels on tensors flush against pages that nobody may touch: by a test.
+"""Call raw ops and random kernels on tensors flush against forbidden pages: run by a test.
 
     python tests/trust/guarded.py SEED CASES
 
@@ -38,7 +38,7 @@ NO_ACCESS = 0
 
 
 def guarded(x: Tensor, before: bool) -> Tensor:
-    """The same tensor, strides included, in memory of its own that ends or begins at a guard."""
+    """Copy the tensor, strides included, to new memory that ends or begins at a guard."""
     if x.numel() == 0:
         return x
     reach = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
@@ -142,7 +142,7 @@ def check(op: Any, args: tuple[Any, ...]) -> None:
         results.append(result if isinstance(result, tuple) else (result,))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
-            assert a.equal(b), "other bits beside a guard page"
+            assert a.equal(b), "other bits next to a guard page"
 
 
 def main(seed: int, cases: int) -> None:

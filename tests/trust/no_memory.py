@@ -14,7 +14,7 @@ import sparseconv as sc
 
 
 def main() -> None:
-    taps, dilation = 2**19, 32  # so far apart that each tap has a tile of its own
+    taps, dilation = 2**19, 32  # so far apart that each tap has its own tile
     pattern = sc.KernelCSR.from_positions(torch.tensor([5]), (1, 1, taps))
     x, values = torch.ones(1, 1, (taps - 1) * dilation + 1), torch.tensor([2.0])
     limit_memory(0.5)

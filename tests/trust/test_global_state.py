@@ -29,7 +29,7 @@ FE_UPWARD = 0x800
 
 
 def mxcsr() -> str | None:
-    """Rounding, masks, flush-to-zero and denormals-are-zero; the sticky flags are no setting."""
+    """Read rounding, masks, flush-to-zero and denormals-are-zero, without the sticky flags."""
     if platform.machine() != "x86_64":
         return None
     environment = (ctypes.c_uint32 * 8)()
