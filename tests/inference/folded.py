@@ -76,23 +76,6 @@ def settled(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def everything(model: nn.Module) -> dict[str, Any]:
-    """All that a model is, to see whether it was touched."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    return {
-        "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
-        "parameters": [
-            (id(p), p.requires_grad, None if p.grad is None else p.grad.clone())
-            for p in model.parameters()
-        ],
-        "modules": {name: (id(m), type(m), m.training) for name, m in modules.items()},
-        "hooks": {
-            name: {k: list(v) for k, v in vars(m).items() if k.endswith("_hooks")}
-            for name, m in modules.items()
-        },
-    }
-
-
 # What rounding may do, counted along the network.
 
 

@@ -9,10 +9,10 @@ import random
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
-from folded import HALF, everything, norms, operations, outcome, settled, with_bounds
+from folded import HALF, norms, operations, outcome, settled, with_bounds
+from model_state import everything
 from torch import Tensor, nn
 
 import sparseconv as sc
@@ -73,7 +73,7 @@ def test_random_networks_within_the_computed_bound(
         model = settled(nn.Sequential(*layers))
         before = everything(model)
         fast = sc.optimize_for_inference(model)
-        assert tiny.same(everything(model), before)
+        assert everything(model) == before
         x = torch.randn(3, layers[0].in_channels, 70, dtype=dtype)
         exact, bound = with_bounds(layers, x, dtype)
         for isa in ISAS if backend == "cpp" else [""]:
@@ -118,18 +118,6 @@ def test_relu_has_the_bits_of_relu(dtype: torch.dtype, monkeypatch: pytest.Monke
             assert torch.equal(fused.isnan(), plain.isnan())
 
 
-def test_relu_can_be_differentiated_twice() -> None:
-    torch.manual_seed(0)
-    pattern = sc.KernelCSR.random((4, 2, 3), 15)
-    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 9), 15, 4)]
-
-    def function(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        return sc.sparse_conv1d(x, values, pattern, bias, padding=(2, 0), relu=True)
-
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
-
-
 # The Dynamic Sparse Network
 
 
@@ -151,7 +139,7 @@ def test_dsn(in_channels: int, padding: str, monkeypatch: pytest.MonkeyPatch) ->
     model = trained(in_channels, padding=padding)
     before = everything(model)
     fast = sc.optimize_for_inference(model)
-    assert tiny.same(everything(model), before)
+    assert everything(model) == before
     assert model.training
     ran = operations(fast, torch.randn(5, in_channels, 24))
     assert not {"aten::batch_norm", "aten::relu", "aten::relu_"} & ran.keys()
@@ -247,22 +235,6 @@ def test_copied_pickled_saved_and_loaded() -> None:
     (grad,) = torch.autograd.grad(fast(x).sum(), x)
     (wanted,) = torch.autograd.grad(model.eval()(x).sum(), x)
     assert torch.equal(grad, wanted)
-
-
-def test_prints_what_it_is() -> None:
-    model = nn.Sequential(SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
-    fast = sc.optimize_for_inference(model)
-    assert str(fast) == str(model).replace("Sequential", "InferenceSequential")
-    assert str(sc.optimize_for_inference(nn.Sequential(model[1]))).startswith("Sequential(")
-
-
-def test_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(TypeError, match=r"must be an nn\.Module, but got int"):
-        sc.optimize_for_inference(3)
-    layers = (SparseConv1d(2, 3, 5), nn.BatchNorm1d(3), nn.ReLU())
-    for empty in (nn.Sequential(*layers).to("meta"), nn.Sequential(nn.LazyConv1d(3, 3))):
-        with pytest.raises(ValueError, match="must hold data, but 0"):
-            sc.optimize_for_inference(empty)
 
 
 @pytest.mark.parametrize("layer", [SparseConv1d, nn.Conv1d])

@@ -236,16 +236,6 @@ def test_a_default_device_is_no_watcher() -> None:
         assert norms(fast, X) == 0
 
 
-def test_a_sequential_that_was_emptied_or_holds_none() -> None:
-    fast = sc.optimize_for_inference(nn.Sequential(conv(), nn.ReLU()).eval())
-    fast.add_module("none", None)
-    with pytest.raises(TypeError, match="NoneType"):
-        fast(X)
-    for name in list(fast._modules):
-        del fast._modules[name]
-    assert fast(X) is X
-
-
 # Training the copy
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from folded import conv, everything, norms, settled
+from folded import conv, norms, settled
+from model_state import everything
 from torch import Tensor, nn
 
 import sparseconv as sc
@@ -35,12 +35,6 @@ class RunsItWhole(Around):
         return self.again[0](x) * len(self.net)
 
 
-class RunsTheFirstAsWell(Around):
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.get_submodule("net.0")
-        return self.net(x) + first(x) + self.net[:1](x)
-
-
 class RunsEachByItself(Around):
     def forward(self, x: Tensor) -> Tensor:
         outputs = []
@@ -50,33 +44,14 @@ class RunsEachByItself(Around):
         return torch.cat(outputs)
 
 
-class RunsASlice(Around):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[:2](x)
-
-
-def inside(model: nn.Module) -> Iterator[nn.Module]:
-    """The model alone and in other models' places."""
-    yield model
-    yield nn.Sequential(nn.Sequential(model), nn.Tanh())
-
-
-@pytest.mark.parametrize(
-    ("kind", "folded"),
-    [
-        (RunsItWhole, True),
-        (RunsTheFirstAsWell, True),
-        (RunsEachByItself, False),
-        (RunsASlice, False),
-    ],
-)
+@pytest.mark.parametrize(("kind", "folded"), [(RunsItWhole, True), (RunsEachByItself, False)])
 def test_models_around_a_sequential(kind: type[nn.Module], folded: bool) -> None:
     torch.manual_seed(0)
-    for model in inside(settled(kind())):
-        before, state = everything(model), torch.get_rng_state()
+    inner = settled(kind())
+    for model in (inner, nn.Sequential(nn.Sequential(inner), nn.Tanh())):
+        before = everything(model)
         fast = sc.optimize_for_inference(model)
-        assert tiny.same(everything(model), before)
-        assert torch.equal(torch.get_rng_state(), state)
+        assert everything(model) == before
         x = torch.randn(3, 4, 30)
         torch.testing.assert_close(fast(x), model(x))
         assert (norms(fast, x) == 0) == folded

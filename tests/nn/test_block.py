@@ -185,16 +185,6 @@ def test_what_cannot_be_saved_changes_no_statistics() -> None:
             assert tensor.equal(before[name]), name
 
 
-def test_lazy_copies_of_statistics_keep_theirs() -> None:
-    block = make_block()
-    kept = {name: torch._lazy_clone(t) for name, t in block.norm.state_dict().items()}
-    before = {name: t.clone() for name, t in kept.items()}
-    block(X)
-    assert block.norm.num_batches_tracked == 1
-    for name, tensor in kept.items():
-        assert tensor.equal(before[name]), name
-
-
 def test_hooks_see_what_they_should(taken: list[tuple[str, ...]]) -> None:
     block, seen = make_block(), []
     for module in block:

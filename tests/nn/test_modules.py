@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -32,61 +30,6 @@ def test_like_conv1d(options):
             conv.bias.copy_(layer.bias)
     torch.testing.assert_close(run(layer, x), run(conv, x))
     torch.testing.assert_close(run(layer, x[0]), run(conv, x[0]))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"groups": 0},
-        {"groups": -1},
-        {"groups": 3},
-        {"in_channels": 6, "out_channels": 4, "groups": 3},
-        {"padding": "reflect"},
-        {"padding": "same", "stride": 2},
-    ],
-)
-def test_refuses_in_the_words_of_conv1d(options):
-    arguments = {"in_channels": 4, "out_channels": 6, "kernel_size": 3} | options
-    with pytest.raises(ValueError, match=r"must|should|not") as theirs:
-        nn.Conv1d(**arguments)
-    head = str(theirs.value).split("{")[0]  # a set follows, printed in any order
-    with pytest.raises(ValueError, match=re.escape(head)):
-        SparseConv1d(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"padding_mode": "mirror"}, ValueError, "padding_mode must be one of"),
-        ({"kernel_size": 0}, ValueError, "kernel_size"),
-        ({"kernel_size": (3, 3)}, TypeError, "kernel_size"),
-        ({"in_channels": 0}, ValueError, "in_channels"),
-        ({"out_channels": -1}, ValueError, "out_channels"),
-        ({"stride": 0}, ValueError, "stride"),
-        ({"dilation": 0}, ValueError, "dilation"),
-        ({"padding": -1}, ValueError, "padding"),
-        ({"padding": (1, 2, 3)}, TypeError, "padding"),
-        ({"padding": 1.5}, TypeError, "padding"),
-        ({"density": 1.1}, ValueError, r"density must lie in \[0, 1\], but got 1.1"),
-        ({"density": -0.1}, ValueError, "density"),
-        ({"density": float("nan")}, ValueError, "density"),
-        ({"density": "0.2"}, TypeError, "density must be a number, but got a str"),
-        ({"density": True}, TypeError, "density must be a number, but got a bool"),
-        ({"density": torch.tensor(0.2)}, TypeError, "density must be a number"),
-        ({"in_channels": True}, TypeError, "in_channels"),
-        ({"groups": 1.5}, TypeError, "groups must be a positive integer, but got 1.5"),
-        ({"backend": "gpu"}, ValueError, "backend must be one of .*'auto'.* but got 'gpu'"),
-        ({"dtype": torch.int32}, TypeError, "dtype"),
-        ({"dtype": torch.complex64}, TypeError, "dtype"),
-        ({"pattern": torch.ones(6, 4, 3, dtype=torch.bool)}, TypeError, "from_mask"),
-        ({"pattern": KernelCSR.full((6, 4, 4))}, ValueError, r"\(6, 4, 3\), but got \(6, 4, 4\)"),
-        ({"kernel_size": 1 << 30}, ValueError, r"2\*\*31"),
-    ],
-)
-def test_refuses(options, error, message):
-    arguments = {"in_channels": 4, "out_channels": 6, "kernel_size": 3} | options
-    with pytest.raises(error, match=message):
-        SparseConv1d(**arguments)
 
 
 def test_takes_numpy_integers_as_conv1d_does():
@@ -123,22 +66,6 @@ def test_initialisation_is_uniform_within_the_fan_in_bound(fan_in):
     assert abs(scaled.var().item() - 1 / 3) < 5 * (4 / 45 / scaled.numel()) ** 0.5
     bias = (layer.bias * counts.sqrt()).detach()
     assert 0.8 < bias.abs().max() <= 1 + 1e-6
-    with pytest.raises(ValueError, match="fan_in"):
-        layer.reset_parameters(fan_in="out")
-
-
-def test_weight_does_not_exist():
-    layer = SparseConv1d(2, 3, 4)
-    for action in (lambda: layer.weight, lambda: setattr(layer, "weight", nn.Parameter())):
-        with pytest.raises(AttributeError, match=r"values.*dense_weight\(\)"):
-            action()
-    assert not hasattr(layer, "weight")
-    with pytest.raises(AttributeError, match=r"set_pattern\(pattern\) sets the pattern"):
-        layer.pattern = layer.pattern
-    with pytest.raises(AttributeError, match="no attribute 'wieght'"):
-        _ = layer.wieght
-    assert layer.dense_weight().shape == (3, 2, 4)
-    assert layer.dense_weight()[layer.pattern.to_mask()].equal(layer.values)
 
 
 def test_from_dense_takes_the_pruned_weights_of_now():
@@ -157,14 +84,7 @@ def test_from_dense_takes_the_pruned_weights_of_now():
     assert narrow.dense_weight().equal(conv.weight * narrow.pattern.to_mask())
 
 
-class Causal(nn.Conv1d):
-    def forward(self, input):
-        return super().forward(nn.functional.pad(input, (4, 0)))
-
-
 def test_from_dense_refuses_what_computes_something_else():
-    with pytest.raises(TypeError, match="Causal has a forward of its own"):
-        SparseConv1d.from_dense(Causal(3, 4, 5))
     conv = nn.Conv1d(3, 4, 5)
     conv.forward = lambda input: input
     with pytest.raises(TypeError, match="Conv1d has a forward of its own"):
@@ -227,14 +147,6 @@ def test_from_dense_and_to_dense():
         assert SparseConv1d.from_dense(dense).pattern == KernelCSR.from_mask(mask)
     full = SparseConv1d.from_dense(nn.Conv1d(1, 1, 3))
     assert full.pattern.nnz == 3
-    with pytest.raises(TypeError, match=r"nn\.Conv1d"):
-        SparseConv1d.from_dense(nn.Linear(3, 3))
-    with pytest.raises(TypeError, match="bool"):
-        SparseConv1d.from_dense(conv, conv.weight)
-    with pytest.raises(ValueError, match="shape"):
-        SparseConv1d.from_dense(conv, torch.ones(6, 4, 4, dtype=torch.bool))
-    with pytest.raises(NotImplementedError, match=r"to_dense\(layer\)"):
-        SparseConv1d(4, 6, 5, padding=(0, 4)).to_dense()
     assert SparseConv1d(4, 6, 5, padding=(2, 2)).to_dense().padding == (2,)
 
 
@@ -288,27 +200,6 @@ def test_rewire_moves_what_follows(nnz):
         assert tensor.equal(wanted)
     layer(torch.randn(1, 4, 9)).sum().backward()
     optimizer.step()
-
-
-def test_refused_pattern_changes_nothing():
-    layer = SparseConv1d(4, 6, 5)
-    before = snapshot(layer)
-    full = KernelCSR.full((6, 4, 5))
-    for arguments, error in (
-        ((full.to_mask(),), TypeError),
-        ((KernelCSR.full((6, 4, 4)),), ValueError),
-        ((full, torch.ones(119)), ValueError),
-        ((full, torch.ones(120, dtype=torch.int64)), TypeError),
-        ((full, [0.0] * 120), TypeError),
-        ((full, torch.empty(120, device="meta")), TypeError),
-        ((full, torch.ones(120).to_sparse()), TypeError),
-        ((full, torch.ones(120, dtype=torch.complex64)), TypeError),
-    ):
-        with pytest.raises(error):
-            layer.set_pattern(*arguments)
-        assert snapshot(layer) == before
-    with pytest.raises(AttributeError):
-        layer.pattern = full
 
 
 @pytest.mark.parametrize("density", [0.5, 0.2])

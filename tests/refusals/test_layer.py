@@ -1,0 +1,116 @@
+"""What ``SparseConv1d`` and its methods refuse."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from layers import snapshot
+from refusals import refuses, table
+from torch import nn
+
+from sparseconv import KernelCSR, SparseConv1d, optimize_for_inference
+
+
+def make(**options: Any) -> Callable[[], SparseConv1d]:
+    return lambda: SparseConv1d(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3} | options)
+
+
+class Causal(nn.Conv1d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(input, (4, 0)))
+
+
+CONV = nn.Conv1d(3, 4, 5)
+
+
+@table(
+    (make(padding_mode="mirror"), ValueError, "padding_mode must be one of"),
+    (make(kernel_size=0), ValueError, "kernel_size"),
+    (make(kernel_size=(3, 3)), TypeError, "kernel_size"),
+    (make(padding=-1), ValueError, "padding"),
+    (make(padding=(1, 2, 3)), TypeError, "padding"),
+    (make(density=1.1), ValueError, "density must lie in [0, 1], but got 1.1"),
+    (make(density="0.2"), TypeError, "density must be a number, but got a str"),
+    (make(in_channels=True), TypeError, "in_channels"),
+    (make(groups=1.5), TypeError, "groups must be a positive integer, but got 1.5"),
+    (make(backend="gpu"), ValueError, "backend must be one of"),
+    (make(dtype=torch.int32), TypeError, "dtype must be one of"),
+    (make(pattern=torch.ones(6, 4, 3, dtype=torch.bool)), TypeError, "KernelCSR.from_mask(mask)"),
+    (make(pattern=KernelCSR.full((6, 4, 4))), ValueError, "(6, 4, 3), but got (6, 4, 4)"),
+    (make(kernel_size=1 << 30), ValueError, "2**31"),
+    (lambda: make()().reset_parameters(fan_in="out"), ValueError, "'dense' or 'active'"),
+    (lambda: make()().weight, AttributeError, "dense_weight() returns a dense copy"),
+    (
+        lambda: setattr(make()(), "weight", nn.Parameter()),
+        AttributeError,
+        "set_pattern(pattern, values) writes",
+    ),
+    (
+        lambda: setattr(make()(), "pattern", KernelCSR.full((6, 4, 3))),
+        AttributeError,
+        "set_pattern(pattern) sets the pattern",
+    ),
+    (lambda: make()().wieght, AttributeError, "no attribute 'wieght'"),
+    (lambda: make(padding=(0, 4))().to_dense(), NotImplementedError, "to_dense(layer)"),
+    (lambda: SparseConv1d.from_dense(nn.Linear(3, 3)), TypeError, "conv must be an nn.Conv1d"),
+    (lambda: SparseConv1d.from_dense(Causal(3, 4, 5)), TypeError, "Causal has a forward of"),
+    (lambda: SparseConv1d.from_dense(CONV, CONV.weight), TypeError, "mask must be a bool tensor"),
+    (
+        lambda: SparseConv1d.from_dense(CONV, torch.ones(4, 3, 4, dtype=torch.bool)),
+        ValueError,
+        "shape",
+    ),
+    (lambda: optimize_for_inference(3), TypeError, "must be an nn.Module, but got int"),
+    (
+        lambda: optimize_for_inference(nn.Sequential(nn.LazyConv1d(3, 3))),
+        ValueError,
+        "every parameter and buffer must hold data, but 0.weight does not",
+    ),
+)
+def test_layer(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"groups": 0}, {"groups": 3}, {"padding": "reflect"}, {"padding": "same", "stride": 2}],
+    ids=str,
+)
+def test_in_the_words_of_conv1d(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must|should|not") as theirs:
+        nn.Conv1d(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3} | options)
+    head = str(theirs.value).split("{")[0]  # a set follows, printed in any order
+    with pytest.raises(ValueError, match=re.escape(head)):
+        make(**options)()
+
+
+FULL = KernelCSR.full((6, 4, 5))
+SOURCE = torch.arange(120)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda layer: layer.set_pattern(FULL.to_mask()), TypeError),
+        (lambda layer: layer.set_pattern(KernelCSR.full((6, 4, 4))), ValueError),
+        (lambda layer: layer.set_pattern(FULL, torch.ones(119)), ValueError),
+        (lambda layer: layer.set_pattern(FULL, [0.0] * 120), TypeError),
+        (lambda layer: layer.set_pattern(FULL, torch.ones(120, dtype=torch.int64)), TypeError),
+        (lambda layer: layer.rewire(FULL, SOURCE.float()), TypeError),
+        (lambda layer: layer.rewire(FULL, SOURCE[1:]), ValueError),
+        (lambda layer: layer.rewire(FULL, SOURCE), ValueError),
+        (lambda layer: layer.rewire(FULL, SOURCE % 24, [torch.ones(120)]), ValueError),
+    ],
+)
+def test_a_refused_pattern_changes_nothing(
+    change: Callable[[SparseConv1d], Any], error: type[Exception]
+) -> None:
+    layer = SparseConv1d(4, 6, 5)
+    before = snapshot(layer)
+    with pytest.raises(error):
+        change(layer)
+    assert snapshot(layer) == before
