@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plots
 from benchmarks.gpu import tables as gpu_tables
-from sparseconv.bench import document, plots, tables
+from sparseconv.bench import document, tables
 from sparseconv.bench.cases import SUITES
 from sparseconv.bench.suite import ROUNDS
 
@@ -84,7 +85,6 @@ def section(results: Path = RESULTS) -> str:
             "eval mode after `optimize_for_inference`.",
             tables.network(bench["network"]),
         ),
-        ("**Goals**, each judged by the worst of its rows.", tables.goal_table(bench)),
         (
             "**The machine's own peaks**: multiply-adds from registers, in the same run.",
             tables.peaks(bench["peaks"]),

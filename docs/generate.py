@@ -6,15 +6,14 @@ what ``paper.md`` says of its tables rounds some of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from benchmarks import classifiers, published_networks, readme, unpruned
+from benchmarks import classifiers, plots, published_networks, readme, unpruned
 from benchmarks.edge import measure as edge_rows
 from benchmarks.edge import report as edge_report
 from benchmarks.paper import report
-from sparseconv.bench import document, plots, tables
+from sparseconv.bench import document, tables
 from sparseconv.measure.table import threads_text
 
 ROOT = Path(__file__).parent.parent
@@ -87,18 +86,11 @@ def random_kernels(folder: Path) -> str:
                 ).markdown()
                 for count in sorted({row["threads"] for row in bench["random_kernels"]})
             ),
-            goals_met(bench),
             figure(picture, caption),
             classifiers.about(),
             classifiers.table().markdown(),
         )
     )
-
-
-def goals_met(bench: Mapping[str, Any]) -> str:
-    """The goals of random kernels alone."""
-    alone = {"rows": [], "network": [], "random_kernels": bench["random_kernels"]}
-    return tables.goal_table(alone).markdown()
 
 
 def kernels_elsewhere() -> str:
@@ -109,7 +101,6 @@ def kernels_elsewhere() -> str:
         (
             f"{readme.where(bench['machine'])}.",
             tables.random_kernels(whole).markdown(),
-            goals_met(bench),
         )
     )
 

@@ -16,7 +16,7 @@ from sparseconv.measure.timing import Estimate
 Row = Mapping[str, Any]
 
 SCHEMA = 2
-PARTS = {"machine": dict, "peaks": list, "rows": list, "network": list, "goals": list}
+PARTS = {"machine": dict, "peaks": list, "rows": list, "network": list}
 # What every reader of a row relies on.
 COMMON = {"batch": int, "length": int, "threads": int, "ms": dict, "ratio": dict}
 OF_PART = {

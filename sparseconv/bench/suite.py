@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sparseconv.bench import goals, own_order, random_kernels
+from sparseconv.bench import random_kernels
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, SUITES, Case
 from sparseconv.bench.document import SCHEMA, rounded
@@ -66,19 +66,13 @@ def run(
     document |= {"suites": _whole_suites(cases, network, kernels), "rounds": rounds or ROUNDS}
     document |= {"machine": measurement_context()}
     document["peaks"] = rounded(peaks.measure(thread_counts))
-    document |= {"rows": [], "own_order": [], "network": [], "random_kernels": [], "goals": []}
+    document |= {"rows": [], "network": [], "random_kernels": []}
     settings = {
         "rounds": rounds or ROUNDS,
         "baselines": baselines,
         "machine_peaks": document["peaks"],
     }
     tasks = [("rows", *task) for task in _case_tasks(cases, thread_counts, settings)]
-    if any(case.suite == "layer" for case in cases):
-        tasks += [
-            ("own_order", f"the kernels' own order, {threads_text(count)}",
-             partial(own_order.measure, count, document["peaks"], rounds=rounds or ROUNDS))
-            for count in thread_counts
-        ]  # fmt: skip
     if network:
         beside = QUICK_BASELINES if quick else compare.BASELINES
         found = compare.tasks(thread_counts, rounds=rounds or compare.ROUNDS, baselines=beside)
@@ -95,7 +89,6 @@ def run(
             document[key] += rounded(call())
         except WrongResultError as error:
             raise WrongResultError(f"{name}: {error}") from error
-        document["goals"] = [goal._asdict() for goal in goals.judge(document)]
         save(document)
     document["complete"] = True
     save(document)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
-from sparseconv.bench import goals
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import SUITES
 from sparseconv.bench.document import BEST, Row, best_baseline, ratio
+from sparseconv.bench.network.compare import MODES
 from sparseconv.bench.run import COMPUTATIONS
-from sparseconv.measure.table import Table
+from sparseconv.measure.table import Table, threads_text
 
 
 class Column(NamedTuple):
@@ -173,7 +175,7 @@ def peaks(rows: Iterable[Row]) -> Table:
 
 def network(rows: Iterable[Row]) -> Table:
     """Times of the sparse network, what the dense ones take beside it, and memory."""
-    mode = Column("", lambda row: goals.MODES[row["mode"]])
+    mode = Column("", lambda row: MODES[row["mode"]])
     return table(
         rows,
         (
@@ -207,9 +209,43 @@ def random_kernels(rows: Iterable[Row]) -> Table:
 # Everything together
 
 
-def goal_table(document: Mapping[str, Any]) -> Table:
-    """The goals with their verdicts."""
-    return Table(("goal", "measured", "verdict"), goals.judge(document), text_columns=3)
+def lowest_break_even(rows: Iterable[Row], baseline: str) -> tuple[float, str] | None:
+    """The lowest break-even density over computations and threads, and where it is."""
+    points: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for row in rows:
+        if (
+            row["suite"] == "density"
+            and row["case"].startswith("uniform")
+            and (found := ratio(row, baseline))
+        ):
+            points.setdefault((row["computation"], row["threads"], row["isa"]), []).append(
+                (row["density"], found.median)
+            )
+    crossings = [(break_even(found), key) for key, found in points.items()]
+    if not crossings:
+        return None
+    density, (computation, threads, _) = min(crossings, key=itemgetter(0))
+    return density, f"{computation}, {threads_text(threads)}"
+
+
+def break_even(points: Sequence[tuple[float, float]]) -> float:
+    """Density from which on dense is faster, of (density, ratio) points; infinite if never.
+
+    Straight lines between the points, on a log axis of the ratio.
+
+    Example:
+        >>> break_even([(0.1, 8.0), (0.5, 2.0), (1.0, 0.5)])
+        0.75
+        >>> break_even([(0.1, 8.0), (1.0, 1.1)])
+        inf
+    """
+    ordered = sorted(points)
+    if ordered[0][1] < 1:
+        return ordered[0][0]
+    for (x0, y0), (x1, y1) in itertools.pairwise(ordered):
+        if y1 < 1:
+            return x0 + (x1 - x0) * math.log(y0) / math.log(y0 / y1)
+    return math.inf
 
 
 def when_it_pays(document: Mapping[str, Any]) -> Table:
@@ -235,7 +271,7 @@ def when_it_pays(document: Mapping[str, Any]) -> Table:
         _line("worst row of all suites and densities", "conv1d", rows),
     ]  # fmt: skip
     faster = Counter(_which(row) for row in lost(rows) if row["suite"] == "density")
-    crossings = [goals.lowest_break_even(rows, name) for name in ("conv1d", BEST)]
+    crossings = [lowest_break_even(rows, name) for name in ("conv1d", BEST)]
     shown = [
         "above 100 %" if math.isinf(crossing[0]) else f"{crossing[0]:.0%}"
         for crossing in crossings

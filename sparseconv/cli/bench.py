@@ -125,7 +125,7 @@ def _checked(arguments: argparse.Namespace) -> list[int]:
 
 
 def shown(found: Mapping[str, Any]) -> str:
-    """The document as text: machine, peaks, a table for each suite, network, goals."""
+    """The document as text: machine, peaks, a table for each suite, network."""
     rows, network = found["rows"], found["network"]
     parts = [
         "\n".join(f"{key}: {value}" for key, value in found["machine"].items()),
@@ -144,9 +144,6 @@ def shown(found: Mapping[str, Any]) -> str:
         parts += [
             "random_kernels: " + SUITES["random_kernels"], tables.random_kernels(kernels).markdown()
         ]  # fmt: skip
-    if found["goals"]:
-        parts.append("Goals, each judged by the worst of its rows")
-        parts.append(tables.goal_table(found).markdown())
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Documents, and the tables and plots that are made of them."""
+"""Documents, and the tables that are made of them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from bench_rows import network, row
 
-from benchmarks import readme
-from sparseconv.bench import document, plots, tables
-from sparseconv.bench.cases import SUITES, select
+from sparseconv.bench import document, tables
 
 
 def lines(table: Any) -> list[str]:
@@ -54,7 +51,7 @@ def test_a_damaged_document_is_named(tmp_path: Path, content: str, says: str) ->
 )
 def test_a_damaged_row_is_named(tmp_path: Path, part: str, changed: Any, says: str) -> None:
     content: dict[str, Any] = {
-        "schema": document.SCHEMA, "machine": {}, "peaks": [], "goals": [],
+        "schema": document.SCHEMA, "machine": {}, "peaks": [],
         "rows": [row("packing")], "network": [network("train", 24)],
     }  # fmt: skip
     path = tmp_path / "bench.json"
@@ -144,36 +141,6 @@ def test_absent_baselines_are_explained_once() -> None:
     ]
 
 
-# Plots
-
-
-def test_the_registry_spans_the_maps_and_cells_are_the_fastest_baselines() -> None:
-    suites = ["density", "length", "channels", "kernel", "break_even", "layer"]
-    rows = [row(case.name, conv1d=8.0, fft=2.0) for case in select(suites)]
-    for each in plots.MAPS:
-        np.testing.assert_allclose(plots.map_of(rows, each), 2.0)
-
-
-def test_patterns_of_almost_no_weights_and_other_dtypes_are_not_drawn() -> None:
-    names = ("uniform_10", "packing", "float64", "tiny_module", "avx2_L128", "uniform_20")
-    found = plots.main_rows([row(name) for name in names])
-    assert [each["case"] for each in found] == ["uniform_10", "uniform_20"]
-
-
-def test_the_same_results_give_the_same_pictures(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    rows = [row("uniform_10", threads=n) for n in (1, 2)]
-    once, again = (plots.write_all({"rows": rows}, tmp_path / name) for name in ("a", "b"))
-    assert [path.name for path in once] == [
-        "time-saved.svg", "break-even-1.svg", "break-even-2.svg",
-    ]  # fmt: skip
-    for one, other in zip(once, again, strict=True):
-        assert one.read_text() == other.read_text()
-        assert one.read_text().startswith("<?xml")
-    caption = plots.captions([*rows, row("uniform_5", conv1d=2.0, im2col_csr=1.0)])["saved"]
-    assert "Not timed in every case: conv2d_channels_last, fft_prepared, im2col_csr." in caption
-
-
 def test_a_network_says_what_is_absent() -> None:
     rows = [network("train", length, absent={"dense_best, jit": "why"}) for length in (8, 24)]
     assert tables.absences([row("packing"), *rows]) == [
@@ -187,34 +154,3 @@ def test_rows_beside_other_baselines_have_no_plain_figure() -> None:
         "layer, 16 series of 128 samples, fprop|-|4.00|fft",
         "worst row of all suites and densities|-|4.00|fft",
     ]
-
-
-# README
-
-
-@pytest.mark.parametrize("part", [{"suites": ["layer"]}, {"rounds": 6}])
-def test_readme_is_not_made_of_a_part(part: dict[str, Any], tmp_path: Path) -> None:
-    bench = json.loads((readme.RESULTS / "bench.json").read_text())
-    whole = {"suites": list(SUITES), "rounds": 12}
-    (tmp_path / "bench.json").write_text(json.dumps(bench | whole))
-    readme.section(tmp_path)
-    (tmp_path / "bench.json").write_text(json.dumps(bench | whole | part))
-    with pytest.raises(ValueError, match="must be of all suites and 12 rounds, but is of"):
-        readme.section(tmp_path)
-
-
-def test_readme_is_not_made_of_a_stopped_run(tmp_path: Path) -> None:
-    bench = json.loads((readme.RESULTS / "bench.json").read_text())
-    (tmp_path / "bench.json").write_text(json.dumps(bench | {"complete": False}))
-    with pytest.raises(ValueError, match="stopped; run make bench again"):
-        readme.section(tmp_path)
-    (tmp_path / "bench.json").write_text(json.dumps(bench | {"network": []}))
-    assert "**The whole network" not in readme.section(tmp_path)  # and no empty table
-
-
-def test_readme_shows_the_recorded_results() -> None:
-    assert readme.main(["--check"]) == 0, "run python -m benchmarks.readme"
-    text = readme.section()
-    for title in ("Kernels", "Where it pays least", "The whole network", "Goals",
-                  "The machine's own peaks"):  # fmt: skip
-        assert f"**{title}" in text

@@ -14,7 +14,7 @@ from dense_kernels import dense_ops, one_wrong
 from torch import Tensor
 
 from sparseconv import SparseConv1d
-from sparseconv.bench import own_order, run, tables
+from sparseconv.bench import run, tables
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv.measure import peaks, timing
@@ -194,17 +194,3 @@ def test_random_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_kernels, "kernel_features", lambda *a, **k: whole(*a, **k) + 0.1)
     with pytest.raises(run.WrongResultError, match="features"):
         random_kernels.measure(1, [peak], **few)
-
-
-@needs_extension
-def test_the_own_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert extension is not None
-    peak = {"threads": 1, "isa": extension.isa(), "dtype": "float32", "fma_gflops": 100.0}
-    rows = own_order.measure(1, [peak], lengths=[24], rounds=3)
-    assert [row["computation"] for row in rows] == list(run.COMPUTATIONS)
-    assert all(row["share_of_peak"] > 0 and row["ms"]["sparse"] > 0 for row in rows)
-    assert own_order.measure(2, [peak], lengths=[24]) == []  # without a peak there is no share
-    wrong = {name: lambda: torch.zeros(1) for name in run.COMPUTATIONS}
-    monkeypatch.setattr(own_order, "sparse_calls", lambda *_: wrong)
-    with pytest.raises(run.WrongResultError, match="other bits in a chain"):
-        own_order.measure(1, [peak], lengths=[24])

@@ -1,4 +1,4 @@
-"""Rows of a benchmark as the command writes them, of a machine that meets every goal."""
+"""Rows of a benchmark as the command writes them, with plausible figures."""
 
 from __future__ import annotations
 
@@ -24,17 +24,6 @@ def row(name: str, computation: str = "fprop", threads: int = 1, **fields: Any) 
         "share_of_peak": 0.9, "absent": {}, "ms": {"sparse": ms},
         "ratio": {key: [x, 0.9 * x, 1.1 * x] for key, x in (found or RATIOS).items()},
     } | fields  # fmt: skip
-
-
-def random_kernels(
-    kind: str, batch: int, shape: tuple[int, int], kept: float = 1.0, isa: str = "avx512"
-) -> dict[str, Any]:
-    """A row of random kernels on series of (channels, samples); the time is as the share kept."""
-    return {
-        "kind": kind, "batch": batch, "in_channels": shape[0], "length": shape[1], "kept": kept,
-        "threads": 1, "isa": isa, "ms": {"sparse": kept}, "share_of_peak": 0.9,
-        "ratio": {"aeon": [60.0, 60.0, 60.0]} if kept == 1 else {},
-    }  # fmt: skip
 
 
 def network(mode: str, length: int, **fields: Any) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""The figures of README and the plots, made of recorded rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bench_rows import row
+
+from benchmarks import plots, readme
+from sparseconv.bench.cases import SUITES, select
+
+
+@pytest.mark.parametrize("part", [{"suites": ["layer"]}, {"rounds": 6}])
+def test_readme_is_not_made_of_a_part(part: dict[str, Any], tmp_path: Path) -> None:
+    bench = json.loads((readme.RESULTS / "bench.json").read_text())
+    whole = {"suites": list(SUITES), "rounds": 12}
+    (tmp_path / "bench.json").write_text(json.dumps(bench | whole))
+    readme.section(tmp_path)
+    (tmp_path / "bench.json").write_text(json.dumps(bench | whole | part))
+    with pytest.raises(ValueError, match="must be of all suites and 12 rounds, but is of"):
+        readme.section(tmp_path)
+
+
+def test_readme_is_not_made_of_a_stopped_run(tmp_path: Path) -> None:
+    bench = json.loads((readme.RESULTS / "bench.json").read_text())
+    (tmp_path / "bench.json").write_text(json.dumps(bench | {"complete": False}))
+    with pytest.raises(ValueError, match="stopped; run make bench again"):
+        readme.section(tmp_path)
+    (tmp_path / "bench.json").write_text(json.dumps(bench | {"network": []}))
+    assert "**The whole network" not in readme.section(tmp_path)  # and no empty table
+
+
+def test_readme_shows_the_recorded_results() -> None:
+    assert readme.main(["--check"]) == 0, "run python -m benchmarks.readme"
+    text = readme.section()
+    for title in ("Kernels", "Where it pays least", "The whole network", "The machine's own peaks"):
+        assert f"**{title}" in text
+
+
+# Plots
+
+
+def test_the_registry_spans_the_maps_and_cells_are_the_fastest_baselines() -> None:
+    suites = ["density", "length", "channels", "kernel", "break_even", "layer"]
+    rows = [row(case.name, conv1d=8.0, fft=2.0) for case in select(suites)]
+    for each in plots.MAPS:
+        np.testing.assert_allclose(plots.map_of(rows, each), 2.0)
+
+
+def test_patterns_of_almost_no_weights_and_other_dtypes_are_not_drawn() -> None:
+    names = ("uniform_10", "packing", "float64", "tiny_module", "avx2_L128", "uniform_20")
+    found = plots.main_rows([row(name) for name in names])
+    assert [each["case"] for each in found] == ["uniform_10", "uniform_20"]
+
+
+def test_the_same_results_give_the_same_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [row("uniform_10", threads=n) for n in (1, 2)]
+    once, again = (plots.write_all({"rows": rows}, tmp_path / name) for name in ("a", "b"))
+    assert [path.name for path in once] == [
+        "time-saved.svg", "break-even-1.svg", "break-even-2.svg",
+    ]  # fmt: skip
+    for one, other in zip(once, again, strict=True):
+        assert one.read_text() == other.read_text()
+        assert one.read_text().startswith("<?xml")
+    caption = plots.captions([*rows, row("uniform_5", conv1d=2.0, im2col_csr=1.0)])["saved"]
+    assert "Not timed in every case: conv2d_channels_last, fft_prepared, im2col_csr." in caption
