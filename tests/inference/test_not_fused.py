@@ -21,11 +21,6 @@ from sparseconv.nn.block import Block
 X = torch.randn(3, 4, 40, generator=torch.Generator().manual_seed(0))
 
 
-class SpecialNorm(nn.BatchNorm1d):
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) + 1
-
-
 class AlwaysTraining(nn.BatchNorm1d):
     def train(self, mode: bool = True) -> nn.Module:
         return super().train(True)
@@ -36,17 +31,20 @@ class Doubled(SparseConv1d):
         return 2 * super().forward(input)
 
 
-def changed(change: Callable[[nn.Sequential], Any]) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        model = nn.Sequential(conv(), nn.BatchNorm1d(4))
-        change(model)
-        return model
-
-    return make
-
-
 def pruned() -> nn.Module:
     return prune.random_unstructured(nn.Conv1d(4, 4, 3), "weight", 0.5)
+
+
+def hooked() -> nn.Module:
+    norm = nn.BatchNorm1d(4)
+    norm.register_forward_hook(lambda _, __, out: out * 2)
+    return nn.Sequential(conv(), norm)
+
+
+def not_finite() -> nn.Module:
+    model = nn.Sequential(conv(), nn.BatchNorm1d(4))
+    model[1].running_var.fill_(-1)
+    return model
 
 
 # Models in which nothing is fused.
@@ -57,19 +55,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "norm first": lambda: nn.Sequential(nn.BatchNorm1d(4), conv()),
     "not adjacent": lambda: nn.Sequential(conv(), nn.Tanh(), nn.BatchNorm1d(4)),
     "other activation": lambda: nn.Sequential(conv(), nn.GELU()),
-    "ReLU6": lambda: nn.Sequential(conv(), nn.ReLU6()),
-    "subclass of the norm": lambda: nn.Sequential(conv(), SpecialNorm(4)),
     "subclass of the layer": lambda: nn.Sequential(Doubled(4, 4, 3), nn.BatchNorm1d(4)),
     "always in training": lambda: nn.Sequential(conv(), AlwaysTraining(4)),
-    "instance norm": lambda: nn.Sequential(conv(), nn.InstanceNorm1d(4)),
-    "hook before the layer": changed(
-        lambda m: m[0].register_forward_pre_hook(lambda _, args: (args[0] + 1,))
-    ),
-    "hook after the norm": changed(
-        lambda m: m[1].register_forward_hook(lambda _, __, out: out * 2)
-    ),
-    "own forward": changed(lambda m: setattr(m[0], "forward", lambda x: x)),
-    "folded weights not finite": changed(lambda m: m[1].running_var.fill_(-1)),
+    "hook after the norm": hooked,
+    "folded weights not finite": not_finite,
     "norm of another size": lambda: nn.Sequential(conv(), nn.BatchNorm1d(3)),
     "norm of another dtype": lambda: nn.Sequential(conv(), nn.BatchNorm1d(4).double()),
     "pruned": lambda: nn.Sequential(pruned(), nn.BatchNorm1d(4)),
@@ -86,36 +75,8 @@ def test_models_that_are_left_as_they_are(name: str) -> None:
     fast = sc.optimize_for_inference(model)
     model.eval()
     assert str(outcome(fast, X)) == str(outcome(model, X))  # for NaN is not NaN
-    if "another" not in name:
+    if "another" not in name:  # torch refuses those
         assert operations(fast, X) == operations(model, X)
-
-
-def shared_conv() -> nn.Module:
-    layer = conv()
-    return nn.Sequential(layer, nn.BatchNorm1d(4), layer, nn.BatchNorm1d(4))
-
-
-def shared_norm() -> nn.Module:
-    norm = nn.BatchNorm1d(4)
-    return nn.Sequential(conv(), norm, conv(), norm)
-
-
-def shared_block() -> nn.Module:
-    block = nn.Sequential(conv(), nn.BatchNorm1d(4))
-    return nn.Sequential(block, nn.Tanh(), block)
-
-
-def shared_relu() -> nn.Module:
-    relu = nn.ReLU()
-    return nn.Sequential(conv(), nn.BatchNorm1d(4), relu, conv(), relu)
-
-
-@pytest.mark.parametrize("make", [shared_conv, shared_norm, shared_block, shared_relu])
-def test_modules_may_be_in_many_places(make: Callable[[], nn.Module]) -> None:
-    model, fast = original_and_copy(make)
-    torch.testing.assert_close(fast(X), model(X))
-    ran = operations(fast, X)
-    assert (ran["aten::batch_norm"], ran["aten::relu"]) == (0, 0)
 
 
 # Something watches a copy that was fused before, or asks for more than its output. Each gives what
@@ -154,14 +115,6 @@ def hooks_on_all(network: nn.Module, x: Tensor) -> str:
     return " ".join(called)
 
 
-def own_forward(network: nn.Module, x: Tensor) -> Tensor:
-    module: Any = network.get_submodule("1" if len(list(network)) > 2 else "0.1")
-    module.forward = lambda x: x * 0
-    y = network(x)
-    del module.forward
-    return y
-
-
 def function_mode(network: nn.Module, x: Tensor) -> str:
     seen: list[str] = []
 
@@ -185,24 +138,13 @@ def input_gradient(network: nn.Module, x: Tensor) -> Tensor:
     return torch.autograd.grad(network(x).square().sum(), x)[0]
 
 
-def pointwise_gradient(network: nn.Module, x: Tensor) -> Tensor:
-    """Of the 1x1 convolution alone, in eval mode."""
-    weight = next(m.weight for m in network.modules() if type(m) is nn.Conv1d)
-    weight.requires_grad_(True)
-    (grad,) = torch.autograd.grad(network(x).square().sum(), weight)
-    weight.requires_grad_(False)
-    return grad
-
-
 WATCHERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     **watchers.WATCHERS,
     **{f"hooks on {place}": hooks_on(place) for place in ("0", "1", "2", "3", "0.0", "0.2", "1.0")},
     "hooks on all": hooks_on_all,
-    "own forward": own_forward,
     "function mode": function_mode,
     "other state": other_state,
     "gradient": input_gradient,
-    "gradient of the 1x1": pointwise_gradient,
     "export": lambda network, x: torch.export.export(network, (x,)).module()(x),
     "fx": lambda network, x: torch.fx.symbolic_trace(network)(x),
 }
@@ -227,12 +169,6 @@ def test_watchers_see_what_the_original_shows(name: str, kind: type[nn.Sequentia
         else:
             torch.testing.assert_close(seen, wanted)
         assert torch.equal(fast(X), before)
-        assert norms(fast, X) == 0
-
-
-def test_a_default_device_is_no_watcher() -> None:
-    _, fast = original_and_copy(flat)
-    with torch.device("cpu"):
         assert norms(fast, X) == 0
 
 

@@ -20,7 +20,6 @@ from torch.optim.swa_utils import (
     get_ema_multi_avg_fn,
     get_swa_avg_fn,
     get_swa_multi_avg_fn,
-    update_bn,
 )
 
 from sparseconv import DSTScheduler, KernelCSR, SparseConv1d, optimize_for_inference
@@ -184,25 +183,3 @@ def test_an_average_whose_pattern_others_change_is_refused() -> None:
         dst.step()
     assert same(snapshot(model, optimizer, dst), before)
     assert same(average.state_dict(), kept)
-
-
-def test_update_bn_and_several_averages() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(SparseConv1d(2, 6, 7, padding="same"), nn.BatchNorm1d(6))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    averages = [AveragedModel(model), AveragedModel(model, avg_fn=get_ema_avg_fn(0.5))]
-    dst = DSTScheduler(model, optimizer, update_every=1, end_step=99, averages=averages)
-    dst = copy.deepcopy((dst, model, optimizer, averages))  # a copied run has its own averages
-    dst, model, optimizer, averages = dst
-    data = [x for x, _ in zip(batches(), range(6), strict=False)]
-    for x in data:
-        train_step(model, optimizer, x)
-        assert dst.step()
-        for average in averages:
-            average.update_parameters(model)
-    for average in averages:
-        update_bn(data, average)
-        y = average.eval()(data[0])
-        expected = average.module[1](average.module[0].to_dense()(data[0]))
-        torch.testing.assert_close(y, expected)
-    assert averages[0].module[0].values.equal(averages[1].module[0].values) is False

@@ -90,10 +90,6 @@ def with_bottleneck(kernel_size: int, **options: Any) -> Callable[[Block], Any]:
     return lambda block: block.set_submodule("bottleneck", conv)
 
 
-class NamedNorm(nn.BatchNorm1d):
-    """Not exactly nn.BatchNorm1d."""
-
-
 class RaisedReLU(nn.ReLU):
     """Not exactly nn.ReLU."""
 
@@ -104,16 +100,12 @@ class RaisedReLU(nn.ReLU):
 # What changes a block, and what is then still fused.
 CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "norm hook": (lambda b: b.norm.register_forward_hook(hook), NO_NORM),
-    "norm pre-hook": (lambda b: b.norm.register_forward_pre_hook(hook), NO_NORM),
-    "norm backward hook": (lambda b: b.norm.register_full_backward_hook(hook), NO_NORM),
     "norm backward pre-hook": (lambda b: b.norm.register_full_backward_pre_hook(hook), NO_NORM),
     "relu hook": (lambda b: b.relu.register_forward_hook(hook), NO_NORM),
     "bottleneck hook": (lambda b: b.bottleneck.register_forward_hook(hook), NO_1X1),
     "conv hook": (lambda b: b.conv.register_forward_hook(hook), []),
     "own forward": (own_forward, NO_NORM),
-    "norm subclass": (lambda b: b.set_submodule("norm", NamedNorm(9)), NO_NORM),
     "relu subclass": (lambda b: b.set_submodule("relu", RaisedReLU()), NO_NORM),
-    "relu of another class": (lambda b: setattr(b.relu, "__class__", RaisedReLU), NO_NORM),
     "other activation": (lambda b: b.set_submodule("relu", nn.ELU()), NO_NORM),
     "no activation": (lambda b: b.pop(3), NO_NORM),
     "frozen statistics": (lambda b: b.norm.eval(), NO_NORM),
@@ -124,7 +116,6 @@ CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "groups": (with_bottleneck(1, groups=2), NO_1X1),
     "padding": (with_bottleneck(1, padding=1), NO_1X1),
     "three taps": (with_bottleneck(3), NO_1X1),
-    "spelled out": (with_bottleneck(1, padding="same"), FUSED),
     "no sparse layer": (lambda b: b.set_submodule("conv", nn.Conv1d(4, 9, 1, bias=False)), []),
     "reference": (lambda b: setattr(b.conv, "backend", "reference"), []),
     "double": (lambda b: b.double(), FUSED),
@@ -147,10 +138,8 @@ def test_what_the_modules_do_is_done(name: str, taken: list[tuple[str, ...]]) ->
 
 REFUSED_BY_TORCH: dict[str, tuple[Callable[[nn.BatchNorm1d], Any], type[Exception]]] = {
     "eps": (lambda norm: setattr(norm, "eps", 0.0), ValueError),
-    "one statistic": (lambda norm: setattr(norm, "running_mean", None), ValueError),
     "no eps": (lambda norm: setattr(norm, "eps", None), TypeError),
     "momentum": (lambda norm: setattr(norm, "momentum", "a"), TypeError),
-    "large momentum": (lambda norm: setattr(norm, "momentum", 10**400), OverflowError),
     "differentiated": (lambda norm: norm.running_mean.requires_grad_(), RuntimeError),
 }
 
@@ -211,19 +200,6 @@ def test_torch_runs_the_modules_for_watchers(name: str, taken: list[tuple[str, .
     block(X)
     assert taken == FUSED
     torch.testing.assert_close(WATCHERS[name](block, X), WATCHERS[name](plain(block), X))
-    assert taken == FUSED
-
-
-def test_environment_and_compiler(
-    taken: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    block = make_block()
-    want = block(X)
-    want.sum().backward()  # plans of a pattern are made outside the compiler
-    compiled = torch.compile(block, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(X), want)
-    monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
-    torch.testing.assert_close(block(X), want)
     assert taken == FUSED
 
 
