@@ -58,7 +58,7 @@ class RocketModel:
             )
 
     def decision_function(self, X: Any) -> npt.NDArray[np.float32]:
-        """``(n_cases, columns)``: with two classes the second one where above 0, else the largest.
+        """Return ``(n_cases, columns)``; above 0 means the second of two classes, else the largest.
 
         Args:
             X: series as for ``kernel_features``.
@@ -69,14 +69,7 @@ class RocketModel:
         return kernel_features(X, self.bank) @ self.coef + self.intercept
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """Return the label of each series, ``(n_cases,)``.
-
-        Args:
-            X: series as for ``kernel_features``.
-
-        Raises:
-            ValueError: series of another shape than the bank's, or not finite real numbers.
-        """
+        """Return the label of each series, ``(n_cases,)``; see ``decision_function``."""
         labels: npt.NDArray[Any] = self.classes[chosen(self.decision_function(X))]
         return labels
 

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans, triton
+from sparseconv.ops.flops import teach_counters
 from sparseconv.ops.triton import launch
 from sparseconv.testing import PATTERNS, Case, random_case
 
@@ -178,6 +179,7 @@ def test_ops_are_what_their_schemas_say():
         "dgrad": (grad, values, *backward, geometry.numbers, 9),
         "wgrad": (grad, x, blocks, forward.entries, geometry.numbers),
     }
+    teach_counters()  # which only a call through the library does by itself
     for name, args in ops.items():
         op: Callable[..., Any] = getattr(torch.ops.sparseconv, f"triton_{name}").default
         torch.library.opcheck(op, args)
