@@ -31,10 +31,11 @@ SUITES = {
     "dtype": "float64, bfloat16 and float16",
     "isa": "AVX2 forced",
     "adversarial": "patterns and shapes that are hard to share out or to cut into blocks",
-    # These have no cases.
     "network": "the whole network: training step, update, inference, latency",
     "random_kernels": "features of ROCKET's and MiniROCKET's kernels, per series, beside aeon's",
+    "compiled": "a layer compiled, and exported: its time over the eager call's",
 }
+WITHOUT_CASES = ("network", "random_kernels", "compiled")
 
 
 class Problem(NamedTuple):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sparseconv.bench import random_kernels
+from sparseconv.bench import compiled, random_kernels
 from sparseconv.bench.baselines import BASELINES
-from sparseconv.bench.cases import CASES, SUITES, Case
+from sparseconv.bench.cases import CASES, SUITES, WITHOUT_CASES, Case
 from sparseconv.bench.document import SCHEMA, rounded
 from sparseconv.bench.network import compare
 from sparseconv.bench.run import WrongResultError, measure
@@ -34,8 +34,7 @@ def run(
     cases: Sequence[Case],
     thread_counts: Sequence[int],
     *,
-    kernels: bool = False,
-    network: bool = False,
+    others: Collection[str] = (),
     rounds: int | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
     quick: bool = False,
@@ -49,8 +48,7 @@ def run(
         cases: from ``cases.select``; those whose instruction set cannot run here are left out, and
             stderr says so.
         thread_counts: everything is measured with each.
-        network: measure the whole network as well.
-        kernels: measure the features of random kernels as well.
+        others: suites of ``WITHOUT_CASES`` to measure as well.
         rounds: pairs of neighbours; None chooses.
         baselines: of ``BASELINES``, for the cases.
         quick: few rounds; of the network nothing compiled.
@@ -63,26 +61,30 @@ def run(
     retain_freed_memory()  # before anything is timed, so that all of it is timed alike
     rounds = QUICK_ROUNDS if quick else rounds
     document: Document = {"schema": SCHEMA, "complete": False}
-    document |= {"suites": _whole_suites(cases, network, kernels), "rounds": rounds or ROUNDS}
+    document |= {"suites": _whole_suites(cases, others), "rounds": rounds or ROUNDS}
     document |= {"machine": measurement_context()}
     document["peaks"] = rounded(peaks.measure(thread_counts))
-    document |= {"rows": [], "network": [], "random_kernels": []}
+    document |= {"rows": [], **{name: [] for name in WITHOUT_CASES}}
     settings = {
         "rounds": rounds or ROUNDS,
         "baselines": baselines,
         "machine_peaks": document["peaks"],
     }
     tasks = [("rows", *task) for task in _case_tasks(cases, thread_counts, settings)]
-    if network:
+    if "network" in others:
         beside = QUICK_BASELINES if quick else compare.BASELINES
         found = compare.tasks(thread_counts, rounds=rounds or compare.ROUNDS, baselines=beside)
         tasks += [("network", *task) for task in found]
-    if kernels:
-        tasks += [
-            ("random_kernels", f"random kernels, {threads_text(count)}",
-             partial(random_kernels.measure, count, document["peaks"], rounds=rounds or ROUNDS))
-            for count in thread_counts
-        ]  # fmt: skip
+    measures: dict[str, Callable[..., Rows]] = {
+        "random_kernels": partial(random_kernels.measure, machine_peaks=document["peaks"]),
+        "compiled": compiled.measure,
+    }
+    tasks += [
+        (key, f"{key.replace('_', ' ')}, {threads_text(count)}",
+         partial(measure_part, count, rounds=rounds or ROUNDS))
+        for key, measure_part in measures.items() if key in others
+        for count in thread_counts
+    ]  # fmt: skip
     for number, (key, name, call) in enumerate(tasks, 1):
         print(f"{number} of {len(tasks)}: {name}", file=sys.stderr, flush=True)
         try:
@@ -95,12 +97,10 @@ def run(
     return document
 
 
-def _whole_suites(cases: Sequence[Case], network: bool, kernels: bool) -> list[str]:
+def _whole_suites(cases: Sequence[Case], others: Collection[str]) -> list[str]:
     """The suites of which every case is measured."""
     missing = {case.suite for case in CASES.values() if case not in cases}
-    missing |= {
-        name for name, run in (("network", network), ("random_kernels", kernels)) if not run
-    }
+    missing |= {name for name in WITHOUT_CASES if name not in others}
     return [name for name in SUITES if name not in missing]
 
 

@@ -206,6 +206,12 @@ def random_kernels(rows: Iterable[Row]) -> Table:
     )  # fmt: skip
 
 
+def compiled(rows: Iterable[Row]) -> Table:
+    """Build a table of the time of a compiled and of an exported layer over the eager call's."""
+    ways = (Column(f"{name} / eager", _interval(name)) for name in ("compiled", "exported"))
+    return table(rows, (*CASE, MS, *ways), text_columns=2)
+
+
 # Everything together
 
 

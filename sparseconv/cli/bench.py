@@ -11,7 +11,7 @@ from typing import Any
 
 from sparseconv.bench import document, suite, tables
 from sparseconv.bench.baselines import BASELINES
-from sparseconv.bench.cases import SUITES, Case, check_names, select
+from sparseconv.bench.cases import SUITES, WITHOUT_CASES, Case, check_names, select
 from sparseconv.bench.run import WrongResultError, cpp_or_reason
 from sparseconv.bench.suite import QUICK_ROUNDS, README_SUITES, ROUNDS
 from sparseconv.core.files import check_writable
@@ -58,9 +58,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     """
     cases = select(arguments.suites, arguments.cases)
     asked = arguments.suites or ([] if arguments.cases else SUITES)
-    network, kernels = "network" in asked, "random_kernels" in asked
+    others = [name for name in WITHOUT_CASES if name in asked]
     if arguments.list:
-        print(listing(cases, [name for name in ("network", "random_kernels") if name in asked]))
+        print(listing(cases, others))
         return 0
     counts = _checked(arguments)
     if arguments.csv and not cases:
@@ -81,8 +81,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         found = suite.run(
             cases,
             counts,
-            network=network,
-            kernels=kernels,
+            others=others,
             rounds=arguments.rounds,
             baselines=arguments.baselines,
             quick=arguments.quick,
@@ -137,13 +136,15 @@ def shown(found: Mapping[str, Any]) -> str:
     for name, what in SUITES.items():
         if mine := [row for row in rows if row["suite"] == name]:
             parts += [f"{name}: {what}", tables.cases(mine).markdown()]
-    parts += tables.absences([*rows, *network])
+    parts += tables.absences([*rows, *network, *found["compiled"]])
     if network:
         parts += ["network: " + SUITES["network"], tables.network(network).markdown()]
     if kernels := found["random_kernels"]:
         parts += [
             "random_kernels: " + SUITES["random_kernels"], tables.random_kernels(kernels).markdown()
         ]  # fmt: skip
+    if compiled := found["compiled"]:
+        parts += ["compiled: " + SUITES["compiled"], tables.compiled(compiled).markdown()]
     return "\n\n".join(parts) + "\n"
 
 

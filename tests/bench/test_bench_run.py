@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from dense_kernels import dense_ops, one_wrong
 from torch import Tensor
 
 from sparseconv import SparseConv1d
-from sparseconv.bench import run, tables
+from sparseconv.bench import compiled, run, tables
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv.measure import peaks, timing
@@ -194,3 +195,19 @@ def test_random_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_kernels, "kernel_features", lambda *a, **k: whole(*a, **k) + 0.1)
     with pytest.raises(run.WrongResultError, match="features"):
         random_kernels.measure(1, [peak], **few)
+
+
+@needs_extension
+def test_a_compiled_and_an_exported_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    # "eager" needs no C++ compiler, and takes a second instead of half a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    rows = compiled.measure(1, names=["tiny_2x16"], rounds=3)
+    assert [row["computation"] for row in rows] == ["forward", "training"]
+    assert set(rows[0]["ratio"]) == {"compiled", "exported"}
+    for row in rows:
+        assert set(row["ratio"]) | set(row["absent"]) == {"compiled", "exported"}
+    assert "compiled / eager" in tables.compiled(rows).markdown()
+    wrong = SparseConv1d.forward
+    monkeypatch.setattr(SparseConv1d, "forward", lambda self, x: one_wrong(wrong(self, x)))
+    with pytest.raises(run.WrongResultError, match="fprop is wrong"):
+        compiled.measure(1, names=["tiny_2x16"], rounds=3)

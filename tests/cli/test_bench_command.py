@@ -60,7 +60,7 @@ def test_everything_that_is_written(
     assert all(float(f"{ms:.5g}") == ms for row in found["rows"] for ms in row["ms"].values())
     assert list(found) == [
         "schema", "complete", "suites", "rounds", "machine", "peaks", "rows", "network",
-        "random_kernels",
+        "random_kernels", "compiled",
     ]  # fmt: skip
     assert (found["schema"], found["complete"]) == (document.SCHEMA, True)
     assert (found["suites"], found["rounds"]) == (["network"], 6)  # of the others not every case
