@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
-from sparseconv.pruning.channels import Channels, Layer, UnitSet, kept_channels
+from sparseconv.pruning.channels import Channels, UnitSet
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.data import evaluating, labelled
+from sparseconv.pruning.surgery import mask
 
 Array = npt.NDArray[Any]
 
@@ -85,14 +85,17 @@ class Evolutionary(Criterion):
             if missing <= 0:
                 break
         x, y = (torch.cat(parts)[: self.cases] for parts in zip(*batches, strict=True))
-        with evaluating(model), torch.no_grad(), _masked(model, channels) as show:
-            show(kept)
+        weights = [(weight, weight.detach().clone()) for weight in model.parameters()]
+
+        def error(candidate: Tensor) -> float:
+            mask(model, channels, candidate)
+            wrong = float((model(x).argmax(1) != y).double().mean())
+            for weight, content in weights:
+                weight.copy_(content)
+            return wrong
+
+        with evaluating(model), torch.no_grad():
             _check_judgeable(model(x), y)
-
-            def error(candidate: Tensor) -> float:
-                show(candidate)
-                return float((model(x).argmax(1) != y).double().mean())
-
             limit = error(kept) + self.tolerance
             for group in channels.sets:
                 kept[group.units] = self._search(channels, group, kept, error, limit)
@@ -144,33 +147,6 @@ class Evolutionary(Criterion):
     def __repr__(self) -> str:
         names = ("tolerance", "cases", "population", "generations", "seed")
         return f"Evolutionary({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
-
-
-@contextmanager
-def _masked(model: nn.Module, channels: Channels) -> Iterator[Callable[[Tensor], None]]:
-    """Yield a function that makes the model compute as if only some units were kept."""
-    masks: dict[str, Tensor] = {}
-
-    def hook(name: str, layer: Layer) -> Any:
-        def silence(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            x, *others = args or (kwargs.pop("input"),)
-            channels_last = x.movedim(layer.channel_dim, -1)
-            masked = channels_last * masks[name].to(channels_last)
-            return (masked.movedim(-1, layer.channel_dim), *others), kwargs
-
-        return silence
-
-    def show(kept: Tensor) -> None:
-        for name, layer in channels.layers.items():
-            masks[name] = kept_channels(layer.inputs, kept)
-
-    with ExitStack() as stack:
-        for name, layer in channels.layers.items():
-            if layer.has_filters and not layer.is_depthwise:
-                module = model.get_submodule(name)
-                silence = hook(name, layer)
-                stack.callback(module.register_forward_pre_hook(silence, with_kwargs=True).remove)
-        yield show
 
 
 def _check_judgeable(outputs: Tensor, y: Tensor) -> None:

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 import torch
 from model_state import everything
-from networks import ChannelsLast, classifier, data
+from networks import classifier, data
 from torch import Tensor, nn
 
 import sparseconv as sc
-from sparseconv.pruning.evolution import Evolutionary, _masked
-from sparseconv.pruning.surgery import mask
-from sparseconv.pruning.tracing import trace
+from sparseconv.pruning.evolution import Evolutionary
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 
@@ -91,18 +89,3 @@ def test_filters_that_nothing_reads_go(trained: nn.Module) -> None:
         model[5].weight[:, [1, 4, 6]] = 0
     found = kept(model, population=16, generations=15)[0]
     assert not {1, 4, 6} & set(found)
-
-
-@pytest.mark.parametrize("make", [classifier, ChannelsLast])
-def test_candidates_are_the_masked_model(make: Any) -> None:
-    model = make().eval()
-    channels = trace(model, (X,))
-    for seed in range(5):
-        chosen = torch.rand(channels.n_units, generator=torch.Generator().manual_seed(seed)) < 0.5
-        masked = copy.deepcopy(model)
-        mask(masked, channels, chosen)
-        with _masked(model, channels) as show:
-            show(chosen)
-            found = model(X)
-        assert torch.equal(found, masked(X))
-    assert not any(module._forward_pre_hooks for module in model.modules())
