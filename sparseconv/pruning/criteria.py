@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -330,11 +331,10 @@ def _felt(name: str, layer: Layer, products: dict[str, Tensor], n_units: int) ->
     inputs = torch.zeros(len(layer.inputs), dtype=torch.float64)
     each, filters = len(layer.inputs) // layer.groups, len(layer.outputs) // layer.groups
     if isinstance(module, SparseConv1d):
-        kernel = module.pattern.positions() // module.pattern.shape[2]
-        row, column = kernel // each, kernel % each
-        outputs.index_add_(0, row, own["values"])
-        inputs.index_add_(0, row // filters * each + column, own["values"])
-    elif layer.has_filters:
+        values, positions = own["values"], module.pattern.positions()
+        zeros = values.new_zeros(math.prod(module.pattern.shape))
+        own["weight"] = zeros.scatter(0, positions, values)
+    if layer.has_filters:
         weight = own["weight"].reshape(layer.groups, filters, each, -1)
         outputs += weight.sum((2, 3)).view(-1)
         inputs += weight.sum((1, 3)).view(-1)
