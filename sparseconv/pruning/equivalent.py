@@ -115,9 +115,7 @@ def has_pairs(model: nn.Module) -> bool:
     return any(isinstance(layer, EquivalentLayer) for layer in model.modules())
 
 
-def with_pairs(
-    model: nn.Module, channels: Channels, kept: Tensor
-) -> tuple[nn.Module, tuple[str, ...]]:
+def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str, ...]:
     """Put pairs into a model in place, and remove the other filters; returns the names of these.
 
     Filters go without pairs where a depthwise, grouped or sparse layer is among those that are
@@ -136,7 +134,7 @@ def with_pairs(
     spared = torch.zeros_like(kept)
     for group in paired:
         spared[group.units] = True
-    with_norms_cut, _ = remove(model, channels, kept, spared)
+    remove(model, channels, kept, spared)
     successors: dict[nn.Module, nn.Module] = {}
     owner = torch.full((channels.n_units,), -1)
     for number, group in enumerate(paired):
@@ -153,8 +151,8 @@ def with_pairs(
         like = module.weight
         parts = [None if mix is None else mix.to(like) for mix in (before, after)]
         successors[module] = EquivalentLayer(module, *parts).train(module.training)
-    left = tuple(group.name for group in pruned if group not in paired)
-    return replace(with_norms_cut, successors), left
+    replace(model, successors)
+    return tuple(group.name for group in pruned if group not in paired)
 
 
 def _can_be_paired(channels: Channels, group: UnitSet) -> bool:

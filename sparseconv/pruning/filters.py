@@ -127,9 +127,9 @@ def prune_filters(
     found: torch.optim.Optimizer | None = None
     unpaired: tuple[str, ...] = ()
     if equivalent:
-        pruned, unpaired = _removed(with_pairs, model, whole, kept, arguments)
+        pruned, unpaired = _verified(with_pairs, model, whole, kept, arguments)
     else:
-        pruned, surgery = _removed(remove, model, whole, kept, arguments)
+        pruned, surgery = _verified(remove, model, whole, kept, arguments)
         found = None if optimizer is None else surgery.optimizer(optimizer, model, pruned)
     report = PruningReport(
         criterion=repr(criterion),
@@ -173,19 +173,21 @@ def _masked_in_steps(
     return kept, last
 
 
-def _removed(
-    way: Callable[[nn.Module, Channels, Tensor], tuple[nn.Module, Found]],
+def _verified(
+    remove: Callable[[nn.Module, Channels, Tensor], Found],
     model: nn.Module,
     channels: Channels,
     kept: Tensor,
     arguments: tuple[Any, ...],
 ) -> tuple[nn.Module, Found]:
-    """Return what ``remove`` or ``with_pairs`` makes of a copy, once it is verified."""
+    """Return a copy from which filters are removed, once that is verified, and what was found."""
     masked = with_random_weights(model)
-    pruned, _ = way(deepcopy_model(masked), channels, kept)  # pairs need what is masked
+    pruned = deepcopy_model(masked)
+    remove(pruned, channels, kept)
     mask(masked, channels, kept)
     check_removal(masked, pruned, arguments, channels, kept)
-    return way(deepcopy_model(model), channels, kept)
+    pruned = deepcopy_model(model)
+    return pruned, remove(pruned, channels, kept)
 
 
 @torch.inference_mode(False)
@@ -242,7 +244,7 @@ def keep_filters(
                 f"filters of {name!r} are tied to those of other layers: {sorted(stay)} were asked "
                 f"for, but only {found} can stay; give the same filters for tied layers"
             )
-    return _removed(remove, model, channels, kept, arguments)[0]
+    return _verified(remove, model, channels, kept, arguments)[0]
 
 
 def choose(

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import carry_added, carry_hooks, replace
 from sparseconv.pruning.channels import (
     Channels,
     Layer,
@@ -100,14 +99,12 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
 
 def remove(
     model: nn.Module, channels: Channels, kept: Tensor, spared: Tensor | None = None
-) -> tuple[nn.Module, Surgery]:
-    """Shorten a model's layers in place to the kept units (bool).
+) -> Surgery:
+    """Shorten a model's layers in place to the kept units (bool); return what was cut.
 
-    Layers keep the filters and inputs of ``spared`` units, which only BatchNorm loses. Returns the
-    model (or, if it is a single sparse layer, its successor) and what was cut.
+    Layers keep the filters and inputs of ``spared`` units, which only BatchNorm loses.
     """
     cuts: dict[str, Cut] = {}
-    successors: dict[nn.Module, nn.Module] = {}
     for name, layer in channels.layers.items():
         module = model.get_submodule(name)
         stay = kept | spared if spared is not None and layer.has_filters else kept
@@ -117,12 +114,11 @@ def remove(
         found = _cuts(layer, rows, columns)
         prefix = f"{name}." if name else ""
         cuts |= {prefix + key: cut for key, cut in found.items()}
+        content = {key: _cut(getattr(module, key), cut) for key, cut in found.items()}
+        shorten(module, content, int(columns.sum()))
         if isinstance(module, SparseConv1d):
-            successors[module] = _smaller(module, layer, rows, columns, found)
-        else:
-            content = {key: _cut(getattr(module, key), cut) for key, cut in found.items()}
-            shorten(module, content, int(columns.sum()))
-    return replace(model, successors), Surgery(cuts)
+            _shorten_pattern(module, layer, rows, columns)
+    return Surgery(cuts)
 
 
 def _cuts(layer: Layer, rows: Tensor, columns: Tensor) -> dict[str, Cut]:
@@ -148,7 +144,7 @@ def _cut(tensor: Tensor, cut: Cut) -> Tensor:
 
 @torch.no_grad()
 def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> None:
-    """Give a dense layer smaller parameters and buffers, and the attributes that count them."""
+    """Give a layer smaller parameters and buffers; a dense one also counts its channels anew."""
     for name, tensor in content.items():
         if name in module._parameters:
             old = module._parameters[name]
@@ -159,57 +155,33 @@ def shorten(module: nn.Module, content: Mapping[str, Tensor], inputs: int) -> No
             module._buffers[name] = tensor.detach().clone()
     if isinstance(module, nn.BatchNorm1d):
         module.num_features = inputs
-        return
-    assert isinstance(module.weight, Tensor)
-    if isinstance(module, nn.Linear):
+    elif isinstance(module, nn.Linear):
         module.in_features, module.out_features = inputs, len(module.weight)
-        return
-    assert isinstance(module, nn.Conv1d)
-    module.groups = inputs // module.weight.shape[1]  # fewer of a depthwise layer
-    module.in_channels, module.out_channels = inputs, len(module.weight)
+    elif isinstance(module, nn.Conv1d):
+        module.groups = inputs // module.weight.shape[1]  # fewer of a depthwise layer
+        module.in_channels, module.out_channels = inputs, len(module.weight)
 
 
 @torch.no_grad()
-def _smaller(
-    module: SparseConv1d, layer: Layer, rows: Tensor, columns: Tensor, cuts: Mapping[str, Cut]
-) -> SparseConv1d:
-    """Return a new sparse layer with some rows and columns of the pattern, and their values."""
+def _shorten_pattern(module: SparseConv1d, layer: Layer, rows: Tensor, columns: Tensor) -> None:
+    """Keep some rows and columns of a sparse layer's pattern, those of its shortened values."""
     _, inputs, taps = module.pattern.shape
     inside = columns_in_group(layer, columns)
     shape = (int(rows.sum()), int(inside.sum()), taps)
-    old = module.pattern.positions()[cuts["values"][0]]
+    old = module.pattern.positions()[active_kept(layer, rows, columns)]
     row, column = (side.cumsum(0) - 1 for side in (rows, inside))
     kernel = old // taps
     positions = (row[kernel // inputs] * shape[1] + column[kernel % inputs]) * taps + old % taps
-    pattern = KernelCSR.from_positions(positions, shape)
-    state = {key: _cut(getattr(module, key), cut) for key, cut in cuts.items()}
-    found = sparse_layer(module, pattern, int(columns.sum()) // shape[1])
+    module._pattern = KernelCSR.from_positions(positions, shape)
+    module._adopt(module._pattern)  # as after to_empty(): what belongs to the pattern is new
+    module.in_channels, module.out_channels = int(columns.sum()), shape[0]
+    module.groups = module.in_channels // shape[1]
     regions = []
     for (first, end), reach in module.regions:
         before, within = int(rows[:first].sum()), int(rows[first:end].sum())
         if within:
             regions.append(Region((before, before + within), reach))
-    found.regions = tuple(regions)
-    found.values.copy_(state["values"])
-    if found.bias is not None:
-        found.bias.copy_(state["bias"])
-    carry_added(module, found)
-    carry_hooks(module, found)
-    return found
-
-
-def sparse_layer(like: SparseConv1d, pattern: KernelCSR, groups: int) -> SparseConv1d:
-    """Return a layer with another pattern and shape, and all other options of a given one."""
-    outputs, inputs, taps = pattern.shape
-    with torch.random.fork_rng(devices=[]):  # its first values are drawn, and overwritten
-        found = SparseConv1d(
-            inputs * groups, outputs, taps, like.stride, like.padding, like.dilation, groups,
-            like.bias is not None, like.padding_mode, like.values.device, like.values.dtype,
-            pattern=pattern, backend=like.backend,
-        )  # fmt: skip
-    for name, parameter in found.named_parameters():
-        parameter.requires_grad_(getattr(like, name).requires_grad)
-    return found.train(like.training)
+    module.regions = tuple(regions)
 
 
 @torch.no_grad()
