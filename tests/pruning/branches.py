@@ -11,7 +11,7 @@ from sparseconv.pruning.factorize import Sum
 
 
 class Branches(nn.Module):
-    """Layers of one shape side by side; their outputs beside each other."""
+    """Layers of one shape side by side; their outputs are concatenated."""
 
     def __init__(self, n: int, o: int, i: int, k: int, **options: Any) -> None:
         super().__init__()

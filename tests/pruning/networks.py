@@ -78,7 +78,7 @@ def exact(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 class Mixed(nn.Module):
-    """A residual sum through a sparse layer, groups, a depthwise layer, a branch beside them.
+    """A residual sum through a sparse layer, groups, a depthwise layer, and another branch.
 
     Its units, by hand: ``UNITS``.
     """

@@ -92,7 +92,7 @@ def test_multiply_adds_of_a_series_wherever_it_stands_in_a_batch() -> None:
 
 
 class Guarded(nn.Module):
-    """Takes counts only, and returns a mask beside its scores."""
+    """Takes counts only, and returns scores and a mask."""
 
     def __init__(self) -> None:
         super().__init__()
