@@ -1,6 +1,6 @@
 """Links of inference: neighbours computed together, with weights folded when they change.
 
-The modules stay what and where they are. What is computed of their weights is kept beside them.
+The modules are unchanged and stay in place. The links keep what is computed of their weights.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class PointwiseThenMean(FoldedLink):
     """Perhaps adaptive averages, a 1x1 ``nn.Conv1d``, perhaps a BatchNorm1d, a global average.
 
     A 1x1 convolution is the same map at every position: only the mean has to pass it, or where it
-    has fewer channels, the mean is taken behind it.
+    has fewer channels, the mean is taken after it.
     """
 
     ends = True

@@ -127,9 +127,9 @@ class Planned:
 
 
 def leaves(module: Any) -> list[Any]:
-    """The modules that a Sequential runs, in their order; those of Sequentials inside of it too.
+    """Return the modules that a Sequential runs, in order; of Sequentials inside of it, theirs.
 
-    A Sequential inside of a Sequential is no more than its modules, unless calling it does more.
+    A Sequential inside of a Sequential counts as its modules, unless calling it does more.
     """
     if not _only_runs_its_modules(module):
         return [module]

@@ -56,7 +56,7 @@ class Link:
 
 
 class SparseLink(Link):
-    """A ``SparseConv1d``, perhaps with a ReLU behind it."""
+    """A ``SparseConv1d``, perhaps followed by a ReLU."""
 
     def weights_for(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Values and bias; None where the modules have to compute."""
