@@ -79,16 +79,6 @@ def test_every_option(data: str, out: Path, capsys: pytest.CaptureFixture[str]) 
     assert "| 1000 " in summary
 
 
-def test_profile(run_folder: Path, refused: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["profile", str(run_folder / "model.npz"), "--batch", "20", "--threads", "1"]) == 0
-    printed = capsys.readouterr().out
-    assert "KernelBank('rocket', 10 kernels, 20 features" in printed
-    assert "multiply-adds a series" in printed
-    assert [line.split("|")[1].strip() for line in printed.splitlines()[4:]] == ["1", "20"]
-    refused(["profile", str(run_folder), "--length", "9"], "--length is not for random kernels")
-    refused(["profile", str(run_folder), "--inference"], "--inference is not for random kernels")
-
-
 def test_info(run_folder: Path, data: str, tmp_path: Path, capsys: Any, refused: Any) -> None:
     capsys.readouterr()
     assert main(["info", str(run_folder)]) == 0
@@ -142,18 +132,19 @@ def test_models_are_told_apart(data: str, run_folder: Path, refused: Any, tmp_pa
     refused(["train", data, "--out", str(tmp_path / "c"), "--keep", "3"], "not for --model dsn")
     refused(["train", data, "--out", str(run_folder), "--resume"], "holds a pocket model")
     refused(["train", data, "--out", str(run_folder), *SMALL], "run already; choose another")
+    refused(["profile", str(run_folder)], "holds random kernels")
     model = sc.load_run(run_folder).model
     replace(model, classes=np.array(["x", "y"])).save(run_folder / "model.npz")
-    refused(["profile", str(run_folder)], "is of another run than its config.json")
+    refused(["info", str(run_folder)], "is of another run than its config.json")
     with pytest.raises(ValueError, match="expected backend='auto'"):
         sc.load_run(run_folder, backend="cpp")
     with pytest.raises(ValueError, match=r"other.npz does not exist"):
         sc.load_run(run_folder / "other.npz")
     (run_folder / "model.npz").write_bytes(b"no")
-    refused(["profile", str(run_folder)], "model.npz is no sparseconv rocket model")
+    refused(["info", str(run_folder)], "model.npz is no sparseconv rocket model")
     (run_folder / "model.npz").unlink()
-    refused(["profile", str(run_folder)], "model.npz does not exist; a run of --model pocket")
+    refused(["info", str(run_folder)], "model.npz does not exist; a run of --model pocket")
     config = json.loads((run_folder / "config.json").read_text())
     for wrong in ({**config, "model": "forest"}, {**config, "pocket": {}}):
         (run_folder / "config.json").write_text(json.dumps(wrong))
-        refused(["profile", str(run_folder)], "is not the config.json of a run")
+        refused(["info", str(run_folder)], "is not the config.json of a run")

@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 # A reader trains for longer: one epoch of a small network shows that a command runs to its end.
 SMALL = {"train": ["--epochs", "1", "--nf", "4", "--depth", "1", "--quiet"],
          "train pocket": ["--n-kernels", "100", "--quiet"],
-         "profile": ["--nf", "4", "--depth", "1"], "profile pocket": [],
          "prune": ["--epochs", "1", "--quiet"]}  # fmt: skip
 
 
