@@ -1,4 +1,4 @@
-"""Which channels hang together: what is left computes what the whole network does without them."""
+"""Which channels are tied: what is left computes what the whole network does without them."""
 
 from __future__ import annotations
 
