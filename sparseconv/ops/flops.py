@@ -47,9 +47,11 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 def teach_counters() -> None:
     """Register the formulas with ``torch.utils.flop_counter``, and with the counters that run.
 
-    Does nothing where no one has imported that module, which imports Triton and so takes a third
-    of a second. It is called when this package is imported, and before an op runs under any
-    ``TorchDispatchMode``: a counter copies what is registered when it is made.
+    Does nothing where that module is not imported: it imports Triton, which takes a third of a
+    second. It is called when this package is imported, and before an op runs under any
+    ``TorchDispatchMode``: a counter copies what is registered when it is made. An exported graph
+    calls the ops alone: it is counted if the module was imported first, or a layer ran under a
+    counter before.
     """
     module: Any = sys.modules.get(_MODULE)
     if module is None:
