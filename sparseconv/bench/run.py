@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sparseconv.bench.baselines import BASELINES, Calls
 from sparseconv.bench.cases import Case, Problem
+from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import peaks, timing
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops.backends import resolve_backend
-from sparseconv.ops.calls import PlannedKernels
 from sparseconv.reference import conv1d_dense
 from sparseconv.testing import Expected, error_bound
 
@@ -27,7 +27,7 @@ TURN = 0.01
 # Of a case, in its rows.
 FACTS = ("suite", "dtype", "in_channels", "out_channels", "kernel_size", "length", "output_length",
          "stride", "dilation", "groups")  # fmt: skip
-Kernels = Any  # fprop, dgrad and wgrad, as ``PlannedKernels`` has them
+Kernels = Any  # an object with fprop, dgrad and wgrad; None: ``sparse_conv1d`` and autograd
 _PEAK = "fma peak"  # a candidate among the others, never a baseline
 
 
@@ -49,7 +49,30 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def public_calls(problem: Problem) -> Calls:
+    """Compute as a user does: by ``sparse_conv1d``, and by autograd for one gradient at a time."""
+    x, values, grad, pattern, geometry = problem
+
+    def convolve(x: Tensor, values: Tensor) -> Tensor:
+        mode = geometry.padding_mode
+        return sparse_conv1d(
+            x, values, pattern, None, *geometry[1:5], padding_mode=mode, backend="cpp"
+        )
+
+    def gradient(y: Tensor, leaf: Tensor) -> Tensor:
+        return torch.autograd.grad(y, leaf, grad, retain_graph=True)[0]
+
+    x_leaf, values_leaf = (t.detach().requires_grad_() for t in (x, values))
+    return {
+        "fprop": lambda: convolve(x, values),
+        "dgrad": partial(gradient, convolve(x_leaf, values), x_leaf),
+        "wgrad": partial(gradient, convolve(x, values_leaf), values_leaf),
+    }
+
+
 def sparse_calls(kernels: Kernels, problem: Problem) -> Calls:
+    if kernels is None:
+        return public_calls(problem)
     x, values, grad, pattern, geometry = problem
     return {
         "fprop": lambda: kernels.fprop(x, values, None, pattern, geometry),
@@ -177,7 +200,7 @@ def checked_baseline(
 
 def measure(
     case: Case,
-    kernels: Kernels = PlannedKernels,
+    kernels: Kernels = None,
     *,
     baselines: Sequence[str] = tuple(BASELINES),
     rounds: int = 30,

@@ -19,7 +19,6 @@ from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import threads_text
 from sparseconv.measure.timing import LEAST_ROUNDS
 from sparseconv.ops import backends
-from sparseconv.ops.calls import PlannedKernels
 
 # So that everything takes an hour on two cores, and what README.md shows half of that.
 README_SUITES = ("layer", "density", "trained", "network")
@@ -109,7 +108,7 @@ def _case_tasks(
 ) -> Iterator[tuple[str, Callable[[], Rows]]]:
     def on_threads(count: int, case: Case) -> Rows:
         with threads(count):
-            return measure(case, PlannedKernels, **settings)
+            return measure(case, **settings)
 
     assert backends.extension is not None
     for case in cases:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from dense_kernels import dense_ops, one_wrong
 from torch import Tensor, nn
 
 from sparseconv import DSTScheduler, SparseConv1d
-from sparseconv.bench import tables
+from sparseconv.bench import run, tables
 from sparseconv.bench.network import compare, dense
 from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
 from sparseconv.bench.network.steps import TrainingStep
@@ -94,7 +95,8 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("mode", compare.MODES)
 def test_a_wrong_kernel_is_not_timed(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "PlannedKernels", dense_ops(wgrad=one_wrong))
+    wrong = partial(run.sparse_calls, dense_ops(wgrad=one_wrong))
+    monkeypatch.setattr(run, "public_calls", wrong)
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     with pytest.raises(WrongResultError, match="wgrad is wrong"):
         measured(mode)

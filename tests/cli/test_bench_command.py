@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def test_no_figure_is_given_for_a_wrong_kernel(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, quick_peaks: None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(suite, "PlannedKernels", dense_ops(**{name: one_wrong}))
+    wrong = partial(run.sparse_calls, dense_ops(**{name: one_wrong}))
+    monkeypatch.setattr(run, "public_calls", wrong)
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     out = tmp_path / "rows.json"
     words = ["bench", "--cases", "taps_far_apart", "--threads", "1", "--json", str(out)]
