@@ -25,12 +25,12 @@ from sparseconv.core.checks import count
 from sparseconv.core.files import check_writable
 from sparseconv.measure import timing
 from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.page import Section, write_html
+from sparseconv.measure.records import INFERENCE, TRAINING
 from sparseconv.measure.table import Table, threads_text, with_thousands
 from sparseconv.models import DSN, DSNCost
-from sparseconv.profiling import profile
-from sparseconv.profiling.result import PASSES, Profile, layer_table
+from sparseconv.profiling import Profile, profile
 from sparseconv.report import figures
-from sparseconv.report.page import Section, write_html
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import TrainingResult, train
 from sparseconv.training.recipe import Recipe
@@ -201,7 +201,7 @@ def write_page(demo: Demo, out: Path) -> Path:
             "Every layer",
             f"A batch of {batch} series of {samples} samples, {threads_text(threads_used)}. The "
             "dense layer multiplies the same weights, zeros included.",
-            table=layer_table(demo.layers.layers),
+            table=demo.layers.table(),
             caption="Ratios are medians of interleaved pairs, with 95 % intervals. "
             "Training: gradients of the weights and, but for the first layer, of the input.",
         ),
@@ -257,12 +257,12 @@ def write_page(demo: Demo, out: Path) -> Path:
 def _points(demo: Demo) -> dict[str, list[tuple[float, float]]]:
     """Arithmetic and time saved, of each layer and of the step."""
     points = {
-        f"layers, {PASSES[which]}": [
-            (timed.dense_flops / timed.flops, timed.ratio.median)
+        f"layers, {which}": [
+            (layer.flops[which].ratio, layer.times[which].ratio.median)
             for layer in demo.layers.layers
-            if (timed := layer.passes.get(which))
+            if which in layer.times
         ]
-        for which in PASSES
+        for which in (INFERENCE, TRAINING)
     }
     cost = demo.grouped.model.cost(demo.data.n_timepoints)
     points["whole training step"] = [(cost.macs_dense / cost.macs_executed, demo.step_ratio.median)]

@@ -150,7 +150,10 @@ def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -
     row["before"]["pruned"] = accuracy(masked, data)
     if choice is None:
         converted, report = sc.convert(masked, example_input=data.X_train[:BATCH], rounds=12)
-        row["layers"] = report.to_dict()["layers"]
+        row["layers"] = [
+            {"name": layer.name, "sparse": layer.sparse, "reason": layer.reason}
+            for layer in report.layers
+        ]
     else:
         converted, _ = sc.convert(masked, layers=choice)
     models = dict(zip(WAYS, (dense, masked, converted), strict=True))

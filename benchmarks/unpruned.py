@@ -62,8 +62,8 @@ def measure(path: Path) -> None:
         torch.manual_seed(0)
         model, x = NETWORKS[name](), torch.randn(BATCH, 1, length)
         with threads(count):
-            training = _compared(model.train(), x, "step")
-            inference = _compared(model.eval(), x, "forward")
+            training = _compared(model.train(), x, "training")
+            inference = _compared(model.eval(), x, "inference")
         row = {"network": name, "n_timepoints": length, "batch": BATCH, "threads": count}
         row |= {"training": training, "inference": inference, "machine": measurement_context()}
         add_line(path, row)
@@ -72,7 +72,7 @@ def measure(path: Path) -> None:
 def _compared(model: nn.Module, x: torch.Tensor, which: str) -> dict[str, Any]:
     """Which layers are on these kernels now, and how many times faster a pass is."""
     converted, report = sc.convert(
-        model, example_input=x, unpruned=True, backward=which == "step", rounds=ROUNDS
+        model, example_input=x, unpruned=True, backward=which == "training", rounds=ROUNDS
     )
     with torch.no_grad():  # no time is written down for something else
         torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)

@@ -18,8 +18,8 @@ from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables.cells import counted
 from benchmarks.paper.times import TIMES_NAME, read_times
+from sparseconv.measure.page import Section, write_html
 from sparseconv.measure.table import Table
-from sparseconv.report.page import Section, write_html
 
 RESULTS = Path(__file__).parents[1] / "results"
 READING_TITLE = "How to read the tables"

@@ -104,7 +104,7 @@ def _check(line: Mapping[str, Any]) -> None:
 def _timed(models: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, dict[str, float]]:
     calls: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
-        step = model_passes(model.train(), (x,), True)["step"]
+        step = model_passes(model.train(), (x,), True)["training"]
         calls[f"{name} forward"] = _Prediction(model, x)
         calls[f"{name} step"] = _Step(model, step)
     times = interleave(calls, rounds=ROUNDS)

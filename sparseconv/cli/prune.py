@@ -167,7 +167,7 @@ def _prune(args: argparse.Namespace) -> int:
             return INTERRUPTED
         after = _accuracy(model, data)
         report = report.measure()
-    report.write_html(out / "pruning.html")
+    report.save(out / "pruning.html")
     summary = write_training_report(
         out, dataset_name=data.name, model=model, history=result.history,
         cost=model.cost(data.n_timepoints), test_accuracy=after,
@@ -176,10 +176,10 @@ def _prune(args: argparse.Namespace) -> int:
     lines = [
         f"{data.name}: test accuracy {after:.4f} (before {before:.4f}, without fine-tuning "
         f"{at_once:.4f})",
-        report.criterion, *report.summary(), f"report: {out / 'pruning.html'}, {summary}",
+        *report.summary(), f"report: {out / 'pruning.html'}, {summary}",
     ]  # fmt: skip
     if isinstance(criterion, DSP) and all(x.filters[0] == x.filters[1] for x in report.layers):
-        lines.insert(2, "nothing was silent: more --silence-epochs or a larger --silence")
+        lines.insert(1, "nothing was silent: more --silence-epochs or a larger --silence")
     print("\n  ".join(lines))
     return 0
 

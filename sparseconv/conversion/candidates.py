@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.geometry import DTYPES
+from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import (
     check_module,
@@ -19,7 +20,6 @@ from sparseconv.nn.replacement import (
     held_outside,
     owners_of,
 )
-from sparseconv.profiling.result import LayerTimes
 
 
 class ObstacleError(Exception):
@@ -35,8 +35,8 @@ class Candidate:
     given: Tensor | None = None  # its mask among those that convert was given
     sparse: SparseConv1d | None = None  # None where there is an obstacle
     hooked: bool = False  # its weight's gradient has hooks, of hand-made masking for one
-    chosen: bool = False
-    reason: str = ""
+    verdict: Verdict = Verdict.OBSTACLE
+    notes: tuple[str, ...] = ()
     times: LayerTimes | None = None
 
     @property
@@ -52,7 +52,7 @@ class Candidate:
         return self.conv in selected
 
     def record(self) -> LayerTimes:
-        """What became of the layer."""
+        """Make the record of what became of the layer."""
         pattern = None if self.sparse is None else self.sparse.pattern
         unmeasured = LayerTimes(
             name=self.name,
@@ -60,7 +60,12 @@ class Candidate:
             nnz=None if pattern is None else pattern.nnz,
             density=None if pattern is None else pattern.density,
         )
-        return replace(self.times or unmeasured, sparse=self.chosen, reason=self.reason)
+        return replace(
+            self.times or unmeasured,
+            sparse=self.verdict.converts,
+            verdict=self.verdict,
+            notes=self.notes,
+        )
 
 
 def weight_shape(conv: nn.Conv1d) -> tuple[int, ...]:
@@ -145,7 +150,7 @@ def find_candidates(
             if others:
                 raise ObstacleError(f"it shares its weight with {', '.join(others)}")
         except ObstacleError as obstacle:
-            candidate.reason = str(obstacle)
+            candidate.notes = (str(obstacle),)
             if conv in selected or conv in masks:
                 raise ValueError(f"layer {name!r} cannot be converted: {obstacle}") from None
             continue

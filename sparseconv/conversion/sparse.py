@@ -19,9 +19,11 @@ from sparseconv.conversion.candidates import (
 )
 from sparseconv.conversion.result import Conversion, ConversionReport
 from sparseconv.core.checks import flag, number
+from sparseconv.measure import machine
+from sparseconv.measure.records import BeforeAfter, Verdict
+from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import carry_hooks, carry_state, replace
 from sparseconv.nn.restored import deepcopy_model
-from sparseconv.profiling.result import KEEP, Compared, verdict_of
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     capture,
@@ -110,7 +112,7 @@ def convert(
         >>> sparse[0]
         SparseConv1d(8, 16, kernel_size=(9,), stride=(1,), nnz=115, density=9.98 %)
         >>> print(report.layers[1].verdict)
-        dense: no weight is zero or masked
+        no weight is zero or masked
         >>> torch.equal(sc.to_dense(sparse)[0].weight, model[0].weight)
         True
     """
@@ -144,19 +146,24 @@ def convert(
         wanted = [c for c in candidates if c.wanted(selected, unpruned)]
         _measure(model, wanted, arguments, stopwatch)
     for candidate in candidates:
-        _decide(candidate, selected, measured, unpruned, max_density)
-    chosen = [candidate for candidate in candidates if candidate.chosen]
-    converted = _install(deepcopy_model(model), candidates)
+        if candidate.sparse is not None:
+            candidate.verdict = _decide(
+                candidate, candidate.sparse, selected, measured, unpruned, max_density
+            )
+            candidate.notes = _notes(candidate, max_density)
     times = {}
-    if measured and chosen:
-        times = _measure_models(model, converted, arguments, stopwatch)
+    if measured and any(candidate.verdict.converts for candidate in candidates):
+        # Copies are timed: running a model changes it, and one that fails must stay as it is.
+        times = _measure_models(
+            deepcopy_model(model), _install(deepcopy_model(model), candidates), arguments, stopwatch
+        )
     report = ConversionReport(
         layers=tuple(candidate.record() for candidate in candidates),
         times=times,
         backward=backward,
-        **stopwatch.conditions(),
+        machine=machine.environment_info(),
     )
-    return Conversion(_install(model, candidates) if inplace else converted, report)
+    return Conversion(_install(model if inplace else deepcopy_model(model), candidates), report)
 
 
 def _measure(
@@ -165,49 +172,56 @@ def _measure(
     arguments: tuple[Any, ...],
     stopwatch: Stopwatch,
 ) -> None:
-    layers = {candidate.conv: candidate.name for candidate in candidates}
-    check_on_cpu(layers)
-    with stopwatch.running(model):
-        calls = capture(model, layers, arguments)
-        for candidate in candidates:
-            if candidate.conv in calls:
+    check_on_cpu({candidate.conv: candidate.name for candidate in candidates})
+    copied = deepcopy_model(model)
+    twins = {copied.get_submodule(candidate.path): candidate for candidate in candidates}
+    with stopwatch.running():
+        calls = capture(copied, twins, arguments)
+        for twin, candidate in twins.items():
+            if twin in calls:
                 assert candidate.sparse is not None
                 candidate.times, _ = time_layer(
-                    candidate.name, candidate.sparse, calls[candidate.conv], stopwatch
+                    candidate.name, candidate.sparse, calls[twin], stopwatch
                 )
 
 
 def _decide(
     candidate: Candidate,
+    sparse: SparseConv1d,
     selected: Collection[nn.Module] | None,
     measured: bool,
     unpruned: bool,
     max_density: float | None,
-) -> None:
-    if candidate.sparse is None:
-        return
-    density = candidate.sparse.pattern.density
+) -> Verdict:
+    density = sparse.pattern.density
     if selected is not None:
-        candidate.chosen = candidate.conv in selected
-        candidate.reason = "named in layers" if candidate.chosen else "not named in layers"
-    elif density == 1 and not unpruned:
-        candidate.reason = "no weight is zero or masked"
-    elif measured:
-        found = candidate.times and candidate.times.ratio
-        candidate.reason = verdict_of(found) if found else "the input never reaches it"
-        if candidate.reason == KEEP:
-            candidate.chosen, candidate.reason = True, "measured faster"
-    elif max_density is None and _bfloat16_on_cpu(candidate.sparse.values):
-        candidate.reason = "bfloat16 may be faster dense on a CPU; not measured"
-    else:
+        return Verdict.NAMED if candidate.conv in selected else Verdict.NOT_NAMED
+    if density == 1 and not unpruned:
+        return Verdict.UNPRUNED
+    if measured:
+        if candidate.times is None:
+            return Verdict.UNREACHED
+        found = candidate.times.verdict
+        return Verdict.FASTER if found is Verdict.KEEP else found
+    if max_density is None and _bfloat16_on_cpu(sparse.values):
+        return Verdict.BFLOAT16
+    limit = MAX_DENSITY if max_density is None else max_density
+    return Verdict.FEW if density <= limit else Verdict.MANY
+
+
+def _notes(candidate: Candidate, max_density: float | None) -> tuple[str, ...]:
+    """Say what the verdict does not: the limit of density, and what is not carried over."""
+    assert candidate.sparse is not None
+    verdict, notes = candidate.verdict, []
+    if verdict in (Verdict.FEW, Verdict.MANY):
         limit = MAX_DENSITY if max_density is None else max_density
-        candidate.chosen = density <= limit
-        few = "at most" if candidate.chosen else "more than"
-        candidate.reason = f"{few} {100 * limit:.3g} % of the weights are active; not measured"
-    if candidate.chosen and candidate.hooked:
-        candidate.reason += "; the hooks on its weight's gradient are left behind"
-    if candidate.given is not None and density < 1 and not candidate.chosen:
-        candidate.reason += "; what its mask leaves out is set to 0"
+        notes.append(f"the limit is {100 * limit:.3g} %")
+    if verdict.converts and candidate.hooked:
+        notes.append("the hooks on its weight's gradient are left behind")
+    masked = candidate.given is not None and candidate.sparse.pattern.density < 1
+    if masked and not verdict.converts:
+        notes.append("what its mask leaves out is set to 0")
+    return tuple(notes)
 
 
 def _bfloat16_on_cpu(values: Tensor) -> bool:
@@ -217,14 +231,14 @@ def _bfloat16_on_cpu(values: Tensor) -> bool:
 def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
     """Put copies of the chosen sparse layers into the model, or into a copy of it.
 
-    And mask the others, so that what the model computes does not depend on what was chosen.
+    The others are masked, so that what the model computes does not depend on what was chosen.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     successors: dict[nn.Module, nn.Module] = {}
     for candidate in candidates:
         conv = modules[candidate.path]
         assert isinstance(conv, nn.Conv1d)
-        if not candidate.chosen:
+        if not candidate.verdict.converts:
             if candidate.given is not None:
                 set_inactive_to_zero(conv, candidate.given)
             continue
@@ -241,9 +255,9 @@ def _measure_models(
     after: nn.Module,
     arguments: tuple[Any, ...],
     stopwatch: Stopwatch,
-) -> dict[str, Compared]:
+) -> dict[str, BeforeAfter]:
     """Time the whole model before and after the conversion."""
-    with stopwatch.running(before, after):
+    with stopwatch.running():
         try:
             passes = {
                 when: model_passes(model, arguments, stopwatch.backward)
@@ -255,4 +269,4 @@ def _measure_models(
                 "uses a layer's weight, name the other layers in layers=[...], without unpruned"
             ) from error
         times = stopwatch.time(passes)
-    return {which: Compared.of(times, which) for which in passes["after"]}
+    return {which: BeforeAfter.of(times, which) for which in passes["after"]}

@@ -1,21 +1,13 @@
-"""Memory: the most that a call holds, keeping what it frees, and what returning it costs."""
+"""Memory: the most that a call holds, and keeping what it frees."""
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
-import sys
-import time
 from collections.abc import Callable
-from functools import cache
 
-import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
-
-if sys.platform != "win32":
-    import resource
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -81,43 +73,3 @@ def retain_freed_memory() -> bool:
         return False
     mapped = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)
     return bool(mapped and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def fault_share(call: Callable[[], object], seconds: float) -> float:
-    """The share of a call's ``seconds`` that page faults take, at most 1."""
-    call()  # what another one has left behind
-    # In a single short call a few stray faults are a large share: some 50 ms of calls.
-    count = min(1000, max(2, round(0.05 / seconds)))
-    found = []
-    for _ in range(3):  # the least of them: a block may move to other memory once, and then stay
-        before = _minor_faults()
-        for _ in range(count):
-            call()
-        found.append(_minor_faults() - before)
-        if not found[-1]:
-            return 0.0
-    return min(1.0, min(found) / count * _seconds_per_fault() / seconds)
-
-
-def _minor_faults() -> int:
-    """Page faults of this process so far that read no file; 0 where the system counts none."""
-    if sys.platform == "win32":
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-@cache
-def _seconds_per_fault() -> float:
-    """Writing 16 MiB for the first time less writing them again, each at its best of five."""
-    before, first, again = _minor_faults(), [], []
-    for _ in range(5):
-        start = time.perf_counter()
-        with mmap.mmap(-1, 2**24, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-            if hasattr(mmap, "MADV_NOHUGEPAGE"):
-                memory.madvise(mmap.MADV_NOHUGEPAGE)
-            np.frombuffer(memory, np.uint8).fill(1)
-            written = time.perf_counter()
-            np.frombuffer(memory, np.uint8).fill(1)
-            again.append(time.perf_counter() - written)
-        first.append(time.perf_counter() - start - again[-1])
-    return 5 * max(0.0, min(first) - min(again)) / max(1, _minor_faults() - before)

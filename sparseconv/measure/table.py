@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -21,6 +21,21 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     text_columns: int = 1
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, str]], text: Sequence[str] = ()) -> Table:
+        """Make a table of rows, cells by column; columns without any entry are left out.
+
+        Args:
+            rows: the columns are in the order of the longest row, missing cells are empty.
+            text: names of the columns that align left; they come first.
+        """
+        rows = list(rows)
+        names = dict.fromkeys([*text, *max(rows, key=len, default=())])
+        names |= dict.fromkeys(name for row in rows for name in row)
+        header = [name for name in names if any(row.get(name) for row in rows)]
+        cells = [[row.get(name, "") for name in header] for row in rows]
+        return cls(header, cells, sum(name in text for name in header))
 
     def markdown(self) -> str:
         """The table as Markdown, padded so that it also reads well in a terminal."""

@@ -1,6 +1,7 @@
-"""What each sparse layer of a model costs beside dense."""
+"""What each sparse layer of a model costs, compared with the same layer dense."""
 
+from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.profiling.profiler import profile
-from sparseconv.profiling.result import LayerTimes, Measurement, Profile
+from sparseconv.profiling.result import ModelTime, Profile
 
-__all__ = ["LayerTimes", "Measurement", "Profile", "profile"]
+__all__ = ["LayerTimes", "ModelTime", "Profile", "Verdict", "profile"]

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseconv.measure import machine
 from sparseconv.measure.peaks import measure
+from sparseconv.measure.records import INFERENCE
 from sparseconv.measure.timing import milliseconds, ratio
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import check_module
+from sparseconv.nn.restored import deepcopy_model
 from sparseconv.ops.backends import extension
 from sparseconv.profiling.result import ModelTime, Profile
 from sparseconv.profiling.stopwatch import (
@@ -34,7 +37,7 @@ def profile(
     least_seconds: float = 2e-3,
     seed: int = 0,
 ) -> Profile:
-    """Measure every ``SparseConv1d`` of a model beside the same layer dense.
+    """Measure every ``SparseConv1d`` of a model and the same layer dense.
 
     The model runs once to see what its layers are given. Then each layer is timed on its own,
     sparse and dense taking turns in shuffled order (``sparseconv.measure.timing``), and at last the
@@ -46,11 +49,12 @@ def profile(
     ``torch.no_grad()``, and training, a forward pass that records gradients and its backward pass.
     Training computes what a step would: no gradient of the input where none is needed (the first
     layer), none of frozen values. Threads, mode (train or eval) and autocast are those of the
-    caller. Where page faults take more than a tenth of the time, the printed result says so;
-    ``sparseconv.retain_freed_memory`` avoids them.
+    caller. Call
+    ``sparseconv.retain_freed_memory`` before, or page faults may take much of the time.
 
-    The model is left as it was: mode, gradients, buffers, hooks, random generators. Hooks of its
-    own run when the model runs, but not when a layer is timed.
+    What runs is a copy (``copy.deepcopy``), so the model is left as it was, and so are torch's,
+    NumPy's and Python's random generators. Hooks run when the copy runs, but not when a layer is
+    timed.
 
     Args:
         model: any module that holds ``SparseConv1d`` layers, on the CPU.
@@ -61,7 +65,7 @@ def profile(
         seed: of the order and of the gradients that the layers are given.
 
     Returns:
-        A ``Profile``: print it, or read its ``layers``; ``to_dict()`` is ready for json.
+        A ``Profile``: print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
 
     Raises:
         TypeError: ``model`` is no module, ``input`` neither tensor nor tuple; another argument is
@@ -78,11 +82,14 @@ def profile(
         >>> [(layer.name, layer.input_shape, layer.nnz) for layer in found.layers]
         [('0', (4, 8, 50), 230)]
     """
+    check_module(model)
+    with torch.inference_mode(False):
+        model = deepcopy_model(model)
     layers = _sparse_layers(model)
     check_on_cpu(layers)
     arguments = copied_arguments(input)
     stopwatch = Stopwatch(backward, rounds, least_seconds, seed)
-    with stopwatch.running(model):
+    with stopwatch.running():
         called = capture(model, layers, arguments)
         if not called:
             raise ValueError(
@@ -99,25 +106,26 @@ def profile(
         # Shares are taken pair by pair: the machine may have changed since the layers' turn.
         whole = model_passes(model, arguments, backward)
         alone = in_sequence([(1, passes) for _, passes in measured])
-        beside = {which: alone.get(which, alone["forward"]) for which in whole}
+        beside = {which: alone.get(which, alone[INFERENCE]) for which in whole}
         times = stopwatch.time({"model": whole, "layers": beside})
     return Profile(
         layers=tuple(layer for layer, _ in measured),
         unreached=tuple(name for layer, name in layers.items() if layer not in called),
         model={
-            which: ModelTime(
+            which: ModelTime.of(
+                which,
                 milliseconds(times[f"model {which}"]),
                 ratio(times, f"layers {which}", f"model {which}"),
+                [layer for layer, _ in measured],
             )
             for which in whole
         },
         fma_gflops={str(d).removeprefix("torch."): p for d, p in peaks.items() if p is not None},
-        **stopwatch.conditions(),
+        machine=machine.environment_info(),
     )
 
 
 def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
-    check_module(model)
     layers = {
         # torch.compile puts a wrapper around what the user wrote.
         module: ".".join(part for part in name.split(".") if part != "_orig_mod")
@@ -135,7 +143,7 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
             raise NotImplementedError(
                 f"layers are timed as the convolution that SparseConv1d is, but layer {name!r} is "
                 f"a {type(layer).__name__} with a forward of its own; put what that does into "
-                "modules before and behind a SparseConv1d"
+                "modules before and after a SparseConv1d"
             )
     return layers
 

@@ -1,12 +1,13 @@
-"""Measuring a model's layers and passes as a user runs them, sparse beside dense."""
+"""Measure a model's layers and passes as a user runs them, sparse and dense in turns."""
 
 from __future__ import annotations
 
 import math
+import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,35 +19,36 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparseconv.core.checks import flag, integer, number
 from sparseconv.functional import sparse_conv1d
-from sparseconv.measure import machine
-from sparseconv.measure.memory import fault_share
+from sparseconv.measure.records import (
+    INFERENCE,
+    TRAINING,
+    BeforeAfter,
+    Counts,
+    LayerTimes,
+    Verdict,
+)
 from sparseconv.measure.timing import (
     LEAST_ROUNDS,
     Times,
     collector_paused,
     interleave,
-    median_with_ci,
-    milliseconds,
 )
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.restored import restored_afterwards
 from sparseconv.ops.backends import resolve_backend
-from sparseconv.profiling.result import LayerTimes, Measurement
-from sparseconv.reference import conv1d_fft, pad, weight_spectrum
+from sparseconv.reference import pad
 
-Passes = dict[str, Callable[[], object]]  # "forward", and "step" where something has gradients
+Passes = dict[str, Callable[[], object]]  # INFERENCE, and TRAINING where something has gradients
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
 @dataclass
 class Stopwatch:
-    """Times passes in turns: those named ``forward`` without gradients, ``step`` with them."""
+    """Time passes in turns: those of inference without gradients, those of training with them."""
 
     backward: bool
     rounds: int
     least_seconds: float
     seed: int
-    page_faults: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.backward = flag("backward", self.backward)
@@ -64,46 +66,30 @@ class Stopwatch:
             )
 
     @contextmanager
-    def running(self, *models: nn.Module) -> Iterator[None]:
-        """Run models and leave no trace in them; garbage is collected once, at the beginning."""
+    def running(self) -> Iterator[None]:
+        """Run copies of models: random generators stay, garbage is collected once, before."""
         with ExitStack() as stack:
-            for model in models:
-                stack.enter_context(restored_afterwards(model))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.callback(random.setstate, random.getstate())
+            stack.callback(np.random.set_state, np.random.get_state())
             stack.enter_context(collector_paused())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(self.backward))
             yield
 
     def time(self, candidates: Mapping[str, Passes]) -> Times:
-        """Seconds, round by round, of all passes in turns; named ``"sparse step"`` for example."""
+        """Time all passes in turns: seconds by round, named as ``"sparse training"`` is."""
         runs = {
             f"{name} {which}": run for name, p in candidates.items() for which, run in p.items()
         }
 
-        def context(name: str) -> AbstractContextManager[None]:
-            return torch.set_grad_enabled(name.endswith("step"))
-
-        times = interleave(
+        return interleave(
             runs,
-            context=context,
+            context=lambda name: torch.set_grad_enabled(name.endswith(TRAINING)),
             rounds=self.rounds,
             least_seconds=self.least_seconds,
             seed=self.seed,
         )
-        for name, call in runs.items():
-            with context(name):
-                share = fault_share(call, float(np.median(times[name])))
-            which = name.split()[-1]
-            self.page_faults[which] = max(share, self.page_faults.get(which, 0.0))
-        return times
-
-    def conditions(self) -> dict[str, Any]:
-        """The fields of ``Measured`` beside the layers."""
-        return {
-            "threads": torch.get_num_threads(),
-            "page_faults": self.page_faults,
-            "machine": machine.environment_info(),
-        }
 
 
 def check_on_cpu(layers: Mapping[Layer, str]) -> None:
@@ -180,17 +166,11 @@ def capture(
     return {layer: list(seen.values()) for layer, seen in calls.items()}
 
 
-# Active weights per kernel, on average. With fewer, products of spectra were the fastest way in no
-# row of benchmarks/results/bench.json; with as many they come close where AVX2 is forced.
-_FFT_WEIGHTS = 5
-
-
-def ways_to_compute(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., Tensor]]]:
-    """By name (sparse, dense, fft) the weight and the convolution ``(x, weight, bias) -> y``."""
+def implementations(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., Tensor]]]:
+    """Return, of sparse and dense, the weight and the convolution ``(x, weight, bias) -> y``."""
     pattern, mode, padding = layer.pattern, layer.padding_mode, layer.resolved_padding
     stride, dilation, groups = layer.stride, layer.dilation, layer.groups
     left, right = padding
-    spectra: dict[int, Tensor] = {}
 
     def sparse(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         return sparse_conv1d(
@@ -207,21 +187,7 @@ def ways_to_compute(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[...
         x = pad(x, padding, mode)
         return F.conv1d(x, weight, bias, stride, 0, dilation, groups)
 
-    def fft(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = x if x.dim() == 3 else x.unsqueeze(0)
-        length, kept = x.shape[2] + left + right, None
-        if not torch.is_grad_enabled():  # the weights of inference stay
-            if length not in spectra:
-                spectra[length] = weight_spectrum(weight, length, dilation[0], groups).contiguous()
-            kept = spectra[length]
-        return conv1d_fft(x, weight, bias, stride[0], padding, dilation[0], groups, mode, kept)
-
-    ways = {"sparse": (layer.values, sparse), "dense": (layer.dense_weight(), dense)}
-    wide = layer.values.dtype in (torch.float32, torch.float64)
-    many = pattern.nnz >= _FFT_WEIGHTS * pattern.shape[0] * pattern.shape[1]
-    if wide and many and not torch.is_autocast_enabled("cpu"):
-        ways["fft"] = (layer.dense_weight(), fft)
-    return ways
+    return {"sparse": (layer.values, sparse), "dense": (layer.dense_weight(), dense)}
 
 
 def _layer_passes(
@@ -231,7 +197,7 @@ def _layer_passes(
     convolve: Callable[..., Tensor],
     stopwatch: Stopwatch,
 ) -> Passes:
-    """A layer on one input; ``"step"`` only where a gradient is asked for and needed."""
+    """Run a layer on one input; training only where a gradient is asked for and needed."""
 
     def leaf(tensor: Tensor, needs_gradient: bool) -> Tensor:
         return tensor.detach().requires_grad_(call.trains and needs_gradient)
@@ -241,23 +207,23 @@ def _layer_passes(
     forward = partial(convolve, x, weight, bias)
     wanted = _differentiable([t for t in (x, weight, bias) if t is not None])
     if not wanted:
-        return {"forward": forward}
+        return {INFERENCE: forward}
     generator = torch.Generator().manual_seed(stopwatch.seed)
     grad = torch.empty_like(forward()).normal_(generator=generator)
-    return {"forward": forward, "step": lambda: torch.autograd.grad(forward(), wanted, grad)}
+    return {INFERENCE: forward, TRAINING: lambda: torch.autograd.grad(forward(), wanted, grad)}
 
 
 def in_sequence(passes: Sequence[tuple[int, Passes]]) -> Passes:
-    """Several passes, so many times each, as one; those without a step run forward in it."""
+    """Join several passes, each so often; in training, those without gradients run forward."""
 
     def run(which: str) -> None:
         for count, found in passes:
-            task = found.get(which, found["forward"])
+            task = found.get(which, found[INFERENCE])
             for _ in range(count):
                 task()
 
-    names = ("forward", "step") if any("step" in found for _, found in passes) else ("forward",)
-    return {which: partial(run, which) for which in names}
+    trains = any(TRAINING in found for _, found in passes)
+    return {which: partial(run, which) for which in (INFERENCE, TRAINING)[: 1 + trains]}
 
 
 def time_layer(
@@ -269,41 +235,29 @@ def time_layer(
 ) -> tuple[LayerTimes, Passes]:
     """Time a layer, sparse and dense in turns, on all these calls together.
 
-    Returns its record, and its sparse passes to be timed again beside the model. ``peak``: GFLOP/s.
+    Returns its record, and its sparse passes to be timed again with the model. ``peak``: GFLOP/s.
     """
-    ways = ways_to_compute(layer)
-    if not all(call.input.numel() for call in calls):
-        ways.pop("fft", None)  # torch.fft takes nothing empty
     passes = {
         way: in_sequence([(c.count, _layer_passes(layer, c, *how, stopwatch)) for c in calls])
-        for way, how in ways.items()
+        for way, how in implementations(layer).items()
     }
     times = stopwatch.time(passes)
     pattern, first = layer.pattern, calls[0]
     trained = layer.values.requires_grad
     backend = resolve_backend(layer.backend, layer.values.device)
     executed = pattern.numel if backend == "reference" else pattern.nnz
-    found: dict[str, Measurement] = {}
-    for which in passes["sparse"]:
+    found = {which: BeforeAfter.of(times, which, "dense", "sparse") for which in passes["sparse"]}
+    flops, shares = {}, {}
+    for which, compared in found.items():
         per_weight = 0  # multiply-adds: one for each position of the output, in each such pass
         for call in calls:
             batch_and_length = call.output_shape[:-2] + call.output_shape[-1:]
             backward = (trained and call.trains) + call.needs_dgrad
-            over_weights = 1 if which == "forward" else 1 + backward
+            over_weights = 1 if which == INFERENCE else 1 + backward
             per_weight += call.count * int(np.prod(batch_and_length)) * over_weights
-        sparse, dense = times[f"sparse {which}"], times[f"dense {which}"]
-        flops, sparse_ms = 2 * per_weight * executed, milliseconds(sparse)
-        found[which] = Measurement(
-            flops=flops,
-            dense_flops=2 * per_weight * pattern.numel,
-            sparse_ms=sparse_ms,
-            dense_ms=milliseconds(dense),
-            ratio=median_with_ci(dense / sparse),
-            share_of_peak=None
-            if peak is None or backend != "cpp"
-            else flops / sparse_ms.median / 1e6 / peak,
-            fft_ms=milliseconds(times[f"fft {which}"]) if "fft" in passes else None,
-        )
+        flops[which] = Counts(2 * per_weight * pattern.numel, 2 * per_weight * executed)
+        if peak is not None and backend == "cpp":
+            shares[which] = flops[which].after / compared.after.median / 1e6 / peak
     record = LayerTimes(
         name=name,
         weight_shape=pattern.shape,
@@ -316,8 +270,10 @@ def time_layer(
         backend=backend,
         dgrad=any(call.needs_dgrad for call in calls),
         wgrad=trained and any(call.trains for call in calls),
-        forward=found["forward"],
-        step=found.get("step"),
+        verdict=Verdict.of(found.get(TRAINING, found[INFERENCE]).ratio),
+        times=found,
+        flops=flops,
+        share_of_peak=shares,
     )
     return record, passes["sparse"]
 
@@ -344,7 +300,7 @@ def model_passes(model: nn.Module, arguments: tuple[Any, ...], backward: bool) -
             if "use_reentrant" not in str(error):
                 raise
             trains = False  # such a checkpoint has no gradients but by backward()
-    return {"forward": forward, "step": step} if trains else {"forward": forward}
+    return {INFERENCE: forward, TRAINING: step} if trains else {INFERENCE: forward}
 
 
 def _differentiable(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -1,15 +1,22 @@
-"""A model and what became of it, timed in turns, and shown beside each other."""
+"""A network and what became of it: counted, timed in turns, and reported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from sparseconv.measure.table import Table, threads_text, with_thousands
-from sparseconv.profiling.result import PASSES, Compared
+from sparseconv.measure import machine
+from sparseconv.measure.records import (
+    INFERENCE,
+    BeforeAfter,
+    ChangeReport,
+    Counts,
+    where,
+)
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     capture,
@@ -23,14 +30,13 @@ class Comparison(NamedTuple):
     """What ``compare`` measured.
 
     Attributes:
-        parts: by name, a forward pass of some modules together, if eval mode calls them.
-        whole: ``"forward"`` and ``"step"`` of the model.
-        threads, machine: of the measurement.
+        parts: by name, ``{"inference": ...}`` of some modules together, if eval mode calls them.
+        whole: ``"inference"`` and ``"training"`` of the model.
+        machine: of the measurement.
     """
 
-    parts: Mapping[str, Compared]
-    whole: Mapping[str, Compared]
-    threads: int
+    parts: Mapping[str, Mapping[str, BeforeAfter]]
+    whole: Mapping[str, BeforeAfter]
     machine: Mapping[str, str]
 
 
@@ -56,7 +62,7 @@ def compare(
     models, names = {"before": before, "after": after}, [n for part in parts.values() for n in part]
     found = {name: before.get_submodule(name) for name in names}
     check_on_cpu({m: name for name, m in found.items() if any(True for _ in m.parameters())})
-    with stopwatch.running(before, after):
+    with stopwatch.running():
         runs: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
         for when, model in models.items():
             model.eval()
@@ -68,7 +74,7 @@ def compare(
                         f"{tuple(calls[0].input.shape)}"
                     )
                 runs[when][modules[module]] = [
-                    (call.count, {"forward": partial(module, call.input)}) for call in calls
+                    (call.count, {INFERENCE: partial(module, call.input)}) for call in calls
                 ]
         times = {}
         for part, inside in parts.items():
@@ -78,44 +84,49 @@ def compare(
                 when: in_sequence([run for name in inside for run in runs[when].get(name, [])])
                 for when in models
             }
-            times[part] = Compared.of(stopwatch.time(passes), "forward")
+            times[part] = {INFERENCE: BeforeAfter.of(stopwatch.time(passes), INFERENCE)}
         whole = {when: model_passes(model, arguments, backward) for when, model in models.items()}
         seconds = stopwatch.time(whole)
-    facts = stopwatch.conditions()
     return Comparison(
         times,
-        {which: Compared.of(seconds, which) for which in whole["after"]},
-        facts["threads"],
-        facts["machine"],
+        {which: BeforeAfter.of(seconds, which) for which in whole["after"]},
+        machine.environment_info(),
     )
 
 
-def summary(counts: Mapping[str, tuple[int, int]], times: Mapping[str, Compared]) -> Iterator[str]:
-    """Of the whole model, a line each: what is counted, and what was measured."""
-    for name, (before, after) in counts.items():
-        change = 1 - after / max(before, 1)
-        less = f"{change:.1%} fewer" if change >= 0 else f"{-change:.1%} more"
-        yield f"{name}: {with_thousands(before)} -> {with_thousands(after)}, {less}"
-    for which, found in times.items():
-        yield (
-            f"{PASSES[which]}: {found.before_ms.median:.3f} -> {found.after_ms.median:.3f} ms, "
-            f"ratio {found.ratio}"
+@dataclass(frozen=True, kw_only=True)
+class SmallerNetwork(ChangeReport):
+    """A network made smaller: what is counted, and what ``measure`` measured.
+
+    Attributes:
+        before, after: the network that was given, and its successor.
+    """
+
+    before: nn.Module = field(repr=False)
+    after: nn.Module = field(repr=False)
+
+    @property
+    def parameters(self) -> Counts:
+        """Of the whole model."""
+        whole = sum(parameter.numel() for parameter in self.before.parameters())
+        return Counts(
+            whole, whole - sum(x.parameters.before - x.parameters.after for x in self.layers)
         )
 
+    def counts(self) -> dict[str, Counts]:
+        """What is counted of the whole model, by name."""
+        return {"parameters": self.parameters}
 
-def table(counts: Mapping[str, tuple[int, int]], times: Mapping[str, Compared]) -> Table:
-    """The same as a table."""
-    rows = [
-        (name, *map(with_thousands, pair), f"{pair[0] / max(pair[1], 1):.2f}")
-        for name, pair in counts.items()
-    ]
-    for which, found in times.items():
-        pair = found.before_ms, found.after_ms
-        cells = [f"{time.median:.3f}" for time in pair]
-        rows.append((f"ms of {PASSES[which]}", *cells, str(found.ratio)))
-    return Table(("", "before", "after", "before / after"), rows)
+    def notes(self) -> list[str]:
+        """Return lines on this change alone."""
+        return []
 
+    def summary(self) -> list[str]:
+        """What it adds up to, a line each."""
+        lines = [f"{name}: {counts}" for name, counts in self.counts().items()]
+        lines += [*self.time_lines(), *self.notes()]
+        return [*lines, where(self.machine)] if self.machine else lines
 
-def conditions(threads: int, machine: Mapping[str, str]) -> str:
-    """Where it was measured."""
-    return f"machine: {machine['cpu']}, {threads_text(threads)}, torch {machine['torch']}"
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything that was counted and measured, as ``json.dumps`` accepts it."""
+        return super().to_dict() | {name: list(pair) for name, pair in self.counts().items()}

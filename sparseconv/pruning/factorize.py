@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
+from sparseconv.measure.records import Counts
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import (
     check_module,
@@ -107,8 +108,8 @@ def factorize(
         Conv1d(32, 31, kernel_size=(20,), stride=(1,), padding=same, bias=False)
         >>> small[0].taps is small[4].taps, small[0].pointwise is small[4].pointwise
         (True, False)
-        >>> report.sets[0].parameters_before, report.sets[0].parameters_after
-        (102560, 24960)
+        >>> report.layers[0].parameters
+        Counts(before=102560, after=24960)
 
     Source: Chen, Zhou, Sun, Huang, "Joint Matrix Decomposition for Deep Convolutional Neural
     Networks Compression", arXiv 2107.04386, 2021.
@@ -152,12 +153,18 @@ def factorize(
         rest = weights - sum(p.double() @ q.double() for p, q in pairs)
         relative = float(rest.norm() / weights.norm()) if weights.any() else 0.0
         n, o, m = weights.shape
-        macs = n * o * m, len(pairs) * n * r * (m + o)  # what is shared is computed in each layer
-        records.append(FactorizedSet(names, r, before, after, relative, *macs))
+        records.append(
+            FactorizedSet(
+                name=", ".join(names), layers=names, rank=r, relative_error=relative,
+                parameters=Counts(before, after),
+                # What is shared is computed in each layer.
+                macs=Counts(n * o * m, len(pairs) * n * r * (m + o)),
+            )
+        )  # fmt: skip
         successors |= zip(convs, _modules(convs, pairs), strict=True)
     small = replace(twin, successors)
     report = FactorizationReport(
-        method=method, sets=tuple(records), left=left, before=model, after=small
+        method=method, layers=tuple(records), left=left, before=model, after=small
     )
     return Factorized(small, report)
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sparseconv.measure.table import Table, with_thousands
+from sparseconv.measure.records import INFERENCE, Change, Counts, count_cells
 from sparseconv.nn.restored import deepcopy_model
-from sparseconv.profiling.result import Compared
 from sparseconv.pruning import comparison
 from sparseconv.pruning.channels import Channels, kept_channels
+from sparseconv.pruning.comparison import SmallerNetwork
 from sparseconv.pruning.equivalent import has_pairs, merge
-from sparseconv.report.page import Section, write_html
 
-PLATEAUS = "How many units of filters other thresholds would keep; a safe one lies on a plateau."
 DECADES = [10.0**k for k in range(-6, 1)]  # of a curve in a line of text
 
 
-@dataclass(frozen=True)
-class LayerChange:
-    """A layer before and after; pairs are (before, after).
+@dataclass(frozen=True, kw_only=True)
+class LayerChange(Change):
+    """A layer before and after its filters were pruned.
 
     Attributes:
         name: of the module.
@@ -34,28 +30,29 @@ class LayerChange:
         parameters: active weights and biases.
         macs: multiply-adds of one series.
         kept: the numbers of the output channels that are kept.
-        times: a forward pass of the layer; None if not measured.
+        times: ``"inference"``, a forward pass of the layer; empty if not measured.
     """
 
-    name: str
     kind: str
-    filters: tuple[int, int]
-    parameters: tuple[int, int]
-    macs: tuple[int, int]
+    filters: Counts
     kept: tuple[int, ...] = field(repr=False)
-    times: Compared | None = None
+
+    def row(self) -> dict[str, str]:
+        """The cells of this line of the table, by column."""
+        first = {"layer": self.name, "class": self.kind}
+        return first | count_cells("filters", self.filters) | super().row()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruningReport:
+class PruningReport(SmallerNetwork):
     """What ``prune_filters`` did; printing it shows a table.
 
     Attributes:
         criterion: what decided.
         layers: a ``LayerChange`` each, in the order of computation.
-        times: ``"forward"`` (inference) and ``"step"`` (training: forward and backward) of the
-            whole model, once ``measure`` has been called.
-        threads, machine: of the measurement.
+        times: ``"inference"`` and ``"training"`` (forward and backward) of the whole model, once
+            ``measure`` has been called.
+        machine: of the measurement.
         optimizer: the successor of the optimizer that was given.
         scores: of each unit of filters, as the criterion gave them last before it fell.
         threshold: of a criterion whose scores have a degree; None where a ratio said how many
@@ -68,37 +65,32 @@ class PruningReport:
         >>> model = nn.Sequential(nn.Conv1d(1, 8, 5), nn.ReLU(), nn.Conv1d(8, 2, 5))
         >>> report = sc.prune_filters(model, torch.zeros(1, 1, 50), WHC(), ratio=0.5).report
         >>> [(layer.name, layer.filters, layer.macs) for layer in report.layers]
-        [('0', (8, 4), (1840, 920)), ('2', (2, 2), (3360, 1680))]
-        >>> list(report.measure(rounds=6).times)  # ["forward"].ratio above 1: faster now
-        ['forward']
+        [('0', Counts(before=8, after=4), Counts(before=1840, after=920)), \
+('2', Counts(before=2, after=2), Counts(before=3360, after=1680))]
+        >>> list(report.measure(rounds=6).times)  # ["inference"].ratio above 1: faster now
+        ['inference']
     """
 
+    title: ClassVar[str] = "Pruned filters"
+    text_columns = ("layer", "class")
     criterion: str
     layers: tuple[LayerChange, ...]
-    before: nn.Module = field(repr=False)
-    after: nn.Module = field(repr=False)
     arguments: tuple[Any, ...] = field(repr=False)
     channels: Channels = field(repr=False)
     scores: Tensor = field(repr=False)
     optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
     threshold: float | None = None
     unpaired: tuple[str, ...] = ()
-    times: Mapping[str, Compared] = field(default_factory=dict)
-    threads: int = 0
-    machine: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def parameters(self) -> tuple[int, int]:
-        """Of the whole model, before and after; of compressors not, since they are merged."""
-        whole = sum(parameter.numel() for parameter in self.before.parameters())
-        return whole, whole - sum(x.parameters[0] - x.parameters[1] for x in self.layers)
-
-    @property
-    def macs(self) -> tuple[int, int]:
-        """Multiply-adds of one series, before and after."""
+    def macs(self) -> Counts:
+        """Multiply-adds of one series."""
         others = self.channels.other_macs
-        before, after = (sum(layer.macs[i] for layer in self.layers) for i in range(2))
-        return others + before, others + after
+        return Counts(*(others + sum(layer.macs[i] for layer in self.layers) for i in range(2)))
+
+    def counts(self) -> dict[str, Counts]:
+        """What is counted of the whole model, by name."""
+        return super().counts() | {"macs": self.macs}
 
     def merge(self) -> nn.Module:
         """With ``equivalent=True``: the fine-tuned model in its pruned shape (``merge``)."""
@@ -150,103 +142,40 @@ class PruningReport:
             deepcopy_model(self.before), after, {layer.name: [layer.name] for layer in self.layers},
             self.arguments, backward=backward, rounds=rounds, least_seconds=least_seconds,
         )  # fmt: skip
-        layers = [replace(layer, times=found.parts[layer.name]) for layer in self.layers]
-        return replace(
-            self, layers=tuple(layers), times=found.whole, threads=found.threads,
-            machine=found.machine,
-        )  # fmt: skip
+        layers = [replace(x, times=found.parts[x.name]) for x in self.layers]
+        return replace(self, layers=tuple(layers), times=found.whole, machine=found.machine)
 
-    def table(self) -> Table:
-        """A line for each layer."""
-        timed = any(layer.times for layer in self.layers)
-        header = ["layer", "", "filters", "kept", "parameters", "kept", "MACs", "kept"]
-        header += ["ms", "after", "before / after"] if timed else []
-        rows = []
-        for layer in self.layers:
-            cells = [layer.name, layer.kind]
-            for counts in (layer.filters, layer.parameters, layer.macs):
-                cells += map(with_thousands, counts)
-            if layer.times:
-                pair = layer.times.before_ms, layer.times.after_ms
-                cells += [f"{time.median:.4f}" for time in pair]
-                cells.append(str(layer.times.ratio))
-            rows.append(cells)
-        return Table(header, rows, 2)
-
-    def summary(self) -> list[str]:
-        """What it adds up to, a line each."""
-        lines = list(comparison.summary(self._counts(), self.times))
+    def notes(self) -> list[str]:
+        """Return the criterion, and what keeps the time from falling as the multiply-adds do."""
+        lines = [f"criterion: {self.criterion}", *self._rest()]
         if self.unpaired:
             lines.append(f"without compressors: {', '.join(self.unpaired)}")
         if self.threshold is not None:
             kept = ", ".join(f"{kept} at {threshold:g}" for threshold, kept in self.curve(DECADES))
             lines.append(f"units of filters kept at other thresholds: {kept}")
-        return [*lines, *self._conditions()]
-
-    def _conditions(self) -> list[str]:
-        if "forward" not in self.times:
-            return []
-        return [*self._rest(), comparison.conditions(self.threads, self.machine)]
-
-    def _counts(self) -> dict[str, tuple[int, int]]:
-        return {"parameters": self.parameters, "MACs": self.macs}
+        return lines
 
     def _rest(self) -> list[str]:
-        """What keeps the time from falling as the multiply-adds do."""
-        if not self.macs[1] or self.macs[0] == self.macs[1]:
+        if INFERENCE not in self.times or not self.macs.after or self.macs.ratio == 1:
             return []
-        promised, got = self.macs[0] / self.macs[1], self.times["forward"].ratio.median
-        inside = [
-            sum(getattr(layer.times, when).median for layer in self.layers if layer.times)
-            for when in ("before_ms", "after_ms")
-        ]
-        whole = self.times["forward"]
-        rest = max(0, whole.before_ms.median - inside[0]), max(0, whole.after_ms.median - inside[1])
+        promised, whole = self.macs.ratio, self.times[INFERENCE]
+        layers = [layer.times[INFERENCE] for layer in self.layers]
+        before = sum(found.before.median for found in layers)
+        after = sum(found.after.median for found in layers)
+        rest = max(0, whole.before.median - before), max(0, whole.after.median - after)
         return [
-            f"{got / promised:.0%} of the {promised:.2f} times that multiply-adds promise; the "
-            f"layers themselves take {inside[0]:.3f} -> {inside[1]:.3f} ms, what is between them "
-            f"(activations, pooling, concatenation) {rest[0]:.3f} -> {rest[1]:.3f} ms"
+            f"{whole.ratio.median / promised:.0%} of the {promised:.2f} times that multiply-adds "
+            f"promise; the layers themselves take {before:.3f} -> {after:.3f} ms, what is between "
+            f"them (activations, pooling, concatenation) {rest[0]:.3f} -> {rest[1]:.3f} ms"
         ]
-
-    def __str__(self) -> str:
-        """The table and what it adds up to."""
-        return "\n".join([self.table().markdown(), "", self.criterion, *self.summary()])
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, as ``json.dumps`` accepts them."""
-        return {
-            "criterion": self.criterion,
-            "layers": [asdict(layer) for layer in self.layers],
-            "parameters": self.parameters,
-            "macs": self.macs,
-            "unpaired": self.unpaired,
-            "curve": None if self.threshold is None else self.curve(),
-            "times": {which: asdict(found) for which, found in self.times.items()},
-            "threads": self.threads,
-            "machine": dict(self.machine),
-        }
-
-    def write_html(self, path: str | Path) -> Path:
-        """Write the report as a page of its own."""
-        whole = comparison.table(self._counts(), self.times)
-        text = "; ".join(self._conditions())
-        sections = [Section("Whole model", text, whole), Section("Layers", table=self.table())]
-        if self.unpaired:
-            sections.append(Section("Layers without compressors", ", ".join(self.unpaired)))
-        if self.threshold is not None:
-            sections.append(Section("Other thresholds", PLATEAUS, self._plateaus()))
-        return write_html(path, "Pruned filters", sections, subtitle=self.criterion)
-
-    def _plateaus(self) -> Table:
-        rows = []
-        for count, points in groupby(self.curve(), key=lambda point: point[1]):
-            thresholds = [f"{threshold:.2g}" for threshold, _ in points]
-            rows.append((thresholds[0], thresholds[-1], str(count)))
-        return Table(("from", "to", "units kept"), rows)
+        """Return everything that was counted and measured, as ``json.dumps`` accepts it."""
+        return super().to_dict() | {"curve": None if self.threshold is None else self.curve()}
 
 
 def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
-    """Of each layer."""
+    """Build a ``LayerChange`` of each layer."""
     found = []
     for name, layer in channels.layers.items():
         stay = kept_channels(layer.outputs, kept)
@@ -256,12 +185,12 @@ def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
         each = len(own) if not layer.has_filters else int("bias" in own)
         found.append(
             LayerChange(
-                name,
-                type(layer.module).__name__,
-                rows,
-                (weights[0] + each * rows[0], weights[1] + each * rows[1]),
-                (layer.samples * weights[0], layer.samples * weights[1]),
-                tuple(stay.nonzero()[:, 0].tolist()),
+                name=name,
+                kind=type(layer.module).__name__,
+                filters=Counts(*rows),
+                parameters=Counts(weights[0] + each * rows[0], weights[1] + each * rows[1]),
+                macs=Counts(layer.samples * weights[0], layer.samples * weights[1]),
+                kept=tuple(stay.nonzero()[:, 0].tolist()),
             )
         )
     return tuple(found)

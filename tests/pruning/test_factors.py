@@ -51,7 +51,7 @@ def test_no_weights_of_this_rank_are_closer(
     most = min(stacked(model.convs[: len(sets[0])], method).shape)
     for rank in range(1, most + 1):
         small, report = sc.factorize(model, sets, method=method, rank=rank)
-        for names, found in zip(sets, report.sets, strict=True):
+        for names, found in zip(sets, report.layers, strict=True):
             convs = [model.get_submodule(name) for name in names]
             matrix = stacked(convs, method)
             best = float(np.linalg.norm(np.linalg.svd(matrix, compute_uv=False)[rank:]))
@@ -88,7 +88,7 @@ def test_weights_of_low_rank_come_back(method: str, shape: tuple[int, int, int, 
     names = [f"convs.{j}" for j in range(n)]
     sets = [[name] for name in names] if method == "svd" else [names]
     small, report = sc.factorize(model, sets, method=method, rank=rank)
-    for found in report.sets:
+    for found in report.layers:
         assert found.relative_error <= 4 * n * max(o, i * k) * EPS
     for conv, layer in zip(model.convs, small.convs, strict=True):
         off = float((conv.weight.detach() - composed(layer)).norm())

@@ -61,26 +61,26 @@ def test_the_report_counts_the_parameters(method: str, bias: bool) -> None:
         assert factor.untyped_storage().nbytes() == factor.nbytes
         assert factor.is_contiguous()
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
-    assert sum(found.parameters_before for found in report.sets) == before
-    assert sum(found.parameters_after for found in report.sets) == after
-    for found in report.sets:
-        assert found.parameters_before / found.parameters_after >= 2
+    assert sum(found.parameters.before for found in report.layers) == before
+    assert sum(found.parameters.after for found in report.layers) == after
+    for found in report.layers:
+        assert found.parameters.before / found.parameters.after >= 2
         with pytest.raises(ValueError, match="no layer gets smaller"):
             sc.factorize(model, method=method, rank=1000)
     # One more would be too much.
     more, _ = sc.factorize(
         model,
-        [list(found.layers) for found in report.sets],
+        [list(found.layers) for found in report.layers],
         method=method,
-        rank=report.sets[0].rank + 1,
+        rank=report.layers[0].rank + 1,
     )
     assert before / sum(p.numel() for p in more.parameters()) < 2
-    for name in report.sets[0].layers:
+    for name in report.layers[0].layers:
         assert name in str(report)
     content = json.loads(json.dumps(report.to_dict()))
     assert content["parameters"] == [before, after]
     assert (content["macs"], content["times"]) == (None, {})  # not measured
-    assert [found["rank"] for found in content["sets"]] == [found.rank for found in report.sets]
+    assert [found["rank"] for found in content["layers"]] == [found.rank for found in report.layers]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -97,24 +97,24 @@ def test_the_report_measures(method: str, tmp_path: Path) -> None:
     assert report.macs is None
     assert not report.times
     assert measured.macs is not None
-    called = [found for found in measured.sets if not found.layers[0].startswith("idle")]
+    called = [found for found in measured.layers if not found.layers[0].startswith("idle")]
     length = model(x).shape[2]
-    for index, field in enumerate(("macs_before", "macs_after")):
-        assert measured.macs[index] == length * sum(getattr(found, field) for found in called)
-    for found in measured.sets:
-        assert (found.times is not None) == (found in called)
-    assert set(measured.times) == {"forward", "step"}
-    assert measured.times["forward"].before_ms.median > 0
-    text, page = str(measured), measured.write_html(tmp_path / "report.html").read_text()
+    for index in range(2):
+        assert measured.macs[index] == length * sum(found.macs[index] for found in called)
+    for found in measured.layers:
+        assert bool(found.times) == (found in called)
+    assert set(measured.times) == {"inference", "training"}
+    assert measured.times["inference"].before.median > 0
+    text, page = str(measured), measured.save(tmp_path / "report.html").read_text()
     for shown in ("relative error", "before / after", "MACs", f"torch {torch.__version__}"):
         assert shown in text
         assert shown in page
-    assert "inference: " in text
+    assert "inference of the whole model: " in text
     assert json.loads(json.dumps(measured.to_dict()))["macs"] == list(measured.macs)
     with pytest.raises(ValueError, match=r"'convs\.0' must be given \(N, C, L\), a batch of"):
         report.measure(x[0])
     assert "inference" not in str(report)
-    assert "inference" not in report.write_html(tmp_path / "report.html").read_text()
+    assert "inference" not in report.save(tmp_path / "report.html").read_text()
 
 
 def shared_and_own(small: nn.Module, method: str) -> None:
@@ -155,7 +155,7 @@ def test_what_is_shared_is_one_module(
     shared_and_own(small, method)
     again = through(small)
     shared_and_own(again, method)
-    count = report.sets[0].parameters_after
+    count = report.layers[0].parameters.after
     optimizer = torch.optim.SGD(again.parameters(), 0.1)
     assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == count
     storages = {t.data_ptr(): t.numel() for t in again.state_dict().values()}
@@ -215,7 +215,7 @@ def test_all_sets_that_exist() -> None:
         }
     )
     small, report = sc.factorize(model, rank=2)
-    assert [found.layers for found in report.sets] == [("a", "b")]
+    assert [found.layers for found in report.layers] == [("a", "b")]
     assert report.left.keys() == {"other", "grouped", "sparse", "tiny", "tiny too"}
     assert "no other layer" in report.left["other"]
     assert "rank 2 makes 10 parameters of its 6" in report.left["tiny"]
@@ -264,10 +264,10 @@ def test_one_layer_alone_and_weights_that_are_zero() -> None:
     conv = nn.Conv1d(4, 4, 3)
     small, report = sc.factorize(conv, method="svd", rank=1)
     assert isinstance(small, nn.Sequential)
-    assert report.sets[0].layers == ("",)
+    assert report.layers[0].layers == ("",)
     nn.init.zeros_(conv.weight)
     small, report = sc.factorize(conv, method="svd", rank=1)
-    assert report.sets[0].relative_error == 0
+    assert report.layers[0].relative_error == 0
     x = torch.randn(2, 4, 9)
     assert small(x).equal(conv(x))
 
@@ -281,9 +281,9 @@ def test_the_modules_of_inception_time() -> None:
     x = torch.randn(2, 1, 60)
     for method in ("left", "right"):
         small, report = sc.factorize(model, sets, method=method, compression=4)
-        assert [found.layers for found in report.sets] == [tuple(names) for names in sets]
+        assert [found.layers for found in report.layers] == [tuple(names) for names in sets]
         counts = [sum(p.numel() for p in m.parameters()) for m in (model, small)]
-        saving = [found.parameters_before - found.parameters_after for found in report.sets]
+        saving = [found.parameters.before - found.parameters.after for found in report.layers]
         assert counts[0] - counts[1] == sum(saving)
         for names, taps in zip(sets, (40, 20, 10), strict=True):
             layers = [small.get_submodule(name) for name in names]
@@ -296,4 +296,4 @@ def test_the_modules_of_inception_time() -> None:
         torch.testing.assert_close(small(x), dense(x))
         assert small(x).equal(copy.deepcopy(small)(x))
     _, found = sc.factorize(model, compression=4)
-    assert set(map(tuple, sets)) < {entry.layers for entry in found.sets}
+    assert set(map(tuple, sets)) < {entry.layers for entry in found.layers}

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from sparseconv import KernelCSR
+from sparseconv.measure.page import Section, write_html
 from sparseconv.measure.table import Table
 from sparseconv.models import DSN
 from sparseconv.report import figures
-from sparseconv.report.page import Section, write_html
 from sparseconv.report.training import write_training_report
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -149,7 +149,7 @@ def test_in_place() -> None:
     assert isinstance(model.also, SparseConv1d)
     assert model.also is model.block[0] is model.block[2]
     assert type(model.head) is nn.Conv1d
-    assert report.times.keys() == {"forward", "step"}
+    assert report.times.keys() == {"inference", "training"}
     calls = hook.calls
     torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
     assert hook.calls == calls + 2
@@ -269,7 +269,7 @@ def test_what_cannot_be_replaced_is_left_and_said() -> None:
             sc.convert(model, layers=[name])
         with pytest.raises(ValueError, match=f"layer '{name}' cannot be converted"):
             sc.convert(model, masks={name: torch.ones(2, 2, 3)})
-        assert f"dense: {found[name].reason}" in str(report)
+        assert found[name].reason in str(report)
     assert isinstance(converted.fine, SparseConv1d)
 
 

@@ -9,6 +9,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from sparseconv.core.files import write_whole
 from sparseconv.measure.table import Table
@@ -20,32 +21,37 @@ class Section:
 
     title: str
     text: str = ""
+    lines: Sequence[str] = ()
     table: Table | None = None
     figure: Path | None = None
     caption: str = ""
 
 
-def write_html(
-    path: str | Path,
+def page(
     title: str,
     sections: Sequence[Section],
     *,
     subtitle: str = "",
     highlights: Sequence[tuple[str, str]] = (),
-) -> Path:
-    """Write one HTML file that needs no other: styles and figures are inside.
+) -> str:
+    """Make the text of one HTML page that needs no other file: styles and figures are inside.
 
-    ``highlights`` are (figure, meaning) pairs shown large below the heading. Nothing is written if
-    a section's figure does not exist (FileNotFoundError).
+    ``highlights`` are (figure, meaning) pairs shown large below the heading. Raises
+    FileNotFoundError if a section's figure does not exist.
     """
     shown = [f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in highlights]
     body = [f'<dl class="highlights">{"".join(shown)}</dl>' if shown else ""]
     body += [_section(section) for section in sections]
     template = Template(files(__package__).joinpath("page.html").read_text("utf-8"))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = {"title": escape(title), "subtitle": escape(subtitle), "body": "\n".join(body)}
-    write_whole(path, template.substitute(text))
+    return template.substitute(text)
+
+
+def write_html(path: str | Path, title: str, sections: Sequence[Section], **more: Any) -> Path:
+    """Write a ``page`` with these arguments; nothing is written if a figure does not exist."""
+    text, path = page(title, sections, **more), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text)
     return path
 
 
@@ -53,6 +59,7 @@ def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.title)}</h2>"]
     if section.text:
         parts.append(f"<p>{escape(section.text)}</p>")
+    parts += [f"<p>{escape(line)}</p>" for line in section.lines]
     if section.table:
         parts.append(f'<div class="scroll">{_table(section.table)}</div>')
     caption = f"<figcaption>{escape(section.caption)}</figcaption>"

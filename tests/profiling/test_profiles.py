@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import readme
 from sparseconv import SparseConv1d
-from sparseconv.bench import document, tables
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.ops import backends
@@ -45,9 +43,9 @@ def test_every_call_of_every_layer_is_found() -> None:
     assert [(layer.dgrad, layer.wgrad) for layer in found.layers] == [(False, True)] + 3 * [
         (True, True)
     ]
-    assert found.threads == torch.get_num_threads()
-    for name, total in found.totals.items():
-        assert total.flops == sum(layer.passes[name].flops for layer in found.layers)
+    assert found.machine["threads"] == str(torch.get_num_threads())
+    for name, total in found.model.items():
+        assert total.flops.after == sum(layer.flops[name].after for layer in found.layers)
     text = str(found)
     for words in (
         "inner.twice (2x)", "4 -> 4 x 3", "2 x 4 x 18", "50.00%", "training: dgrad + wgrad",
@@ -57,9 +55,9 @@ def test_every_call_of_every_layer_is_found() -> None:
     content = json.loads(json.dumps(found.to_dict()))
     row = content["layers"][1]
     assert (row["name"], row["calls"], row["verdict"]) == ("inner.twice", 2, "no clear difference")
-    assert row["step"]["ratio"] == [1.0, 1.0, 1.0]
-    assert content["totals"]["step"]["flops"] == found.totals["step"].flops
-    assert content["model"]["forward"]["ms"] == [1.0, 1.0, 1.0]
+    assert row["times"]["training"]["ratio"] == [1.0, 1.0, 1.0]
+    assert content["model"]["training"]["flops"] == list(found.model["training"].flops)
+    assert content["model"]["inference"]["ms"] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.skipif(backends.extension is None, reason="the dense path executes dense FLOPs")
@@ -74,13 +72,13 @@ def test_flops_are_those_that_torch_counts() -> None:
         y = model(X)
     with FlopCounterMode(display=False) as backward:
         y.sum().backward()
-    assert found.totals["forward"].flops == forward.get_total_flops()
+    assert found.model["inference"].flops.after == forward.get_total_flops()
     both = forward.get_total_flops() + backward.get_total_flops()
-    assert found.totals["step"].flops == both
+    assert found.model["training"].flops.after == both
     dense = nn.Sequential(*(layer.to_dense() for layer in layers))
     with FlopCounterMode(display=False) as counter:
         dense(X)
-    assert found.totals["forward"].dense_flops == counter.get_total_flops()
+    assert found.model["inference"].flops.before == counter.get_total_flops()
 
 
 def test_passes_run_with_gradients_only_where_they_need_them() -> None:
@@ -108,21 +106,28 @@ def test_what_trains_decides_what_a_step_costs() -> None:
         return layer
 
     for found in (profile(layer("all"), X, backward=False), profile(layer("nothing"), X)):
-        assert found.layers[0].step is None
-        assert found.totals.keys() == found.model.keys() == {"forward"}
+        assert found.layers[0].times.keys() == {"inference"}
+        assert found.model.keys() == {"inference"}
         assert "wgrad" not in str(found)
     found = profile(nn.Sequential(layer("nothing"), layer("bias"), layer("all")), X)
     frozen, bias, all_of_it = found.layers
-    assert frozen.step is None  # it costs a step its forward pass
-    assert bias.step.flops == bias.forward.flops
-    assert (all_of_it.dgrad, all_of_it.step.flops) == (True, 3 * all_of_it.forward.flops)
-    steps = frozen.forward.flops + bias.step.flops + all_of_it.step.flops
-    assert found.totals["step"].flops == steps
+    assert "training" not in frozen.times  # it costs a step its forward pass
+    assert bias.flops["training"].after == bias.flops["inference"].after
+    assert (all_of_it.dgrad, all_of_it.flops["training"].after) == (
+        True,
+        3 * all_of_it.flops["inference"].after,
+    )
+    steps = (
+        frozen.flops["inference"].after
+        + bias.flops["training"].after
+        + all_of_it.flops["training"].after
+    )
+    assert found.model["training"].flops.after == steps
     assert "training: bias only" in str(found)
     x = X.clone().requires_grad_()
     (asked,) = profile(layer("all"), x).layers
     assert (asked.name, asked.dgrad) == ("SparseConv1d", True)
-    assert asked.step.flops == 3 * asked.forward.flops
+    assert asked.flops["training"].after == 3 * asked.flops["inference"].after
     assert x.grad is None
 
 
@@ -144,9 +149,12 @@ class Frozen(nn.Module):
 def test_a_layer_that_records_no_gradients_does_not_train() -> None:
     found = profile(Frozen(hidden=False), X)
     first, second = found.layers
-    assert (first.step, first.wgrad, first.dgrad) == (None, False, False)
+    assert ("training" in first.times, first.wgrad, first.dgrad) == (False, False, False)
     assert (second.dgrad, second.wgrad) == (False, True)
-    assert found.totals["step"].flops == first.forward.flops + 2 * second.forward.flops
+    assert (
+        found.model["training"].flops.after
+        == first.flops["inference"].after + 2 * second.flops["inference"].after
+    )
 
 
 def test_training_that_could_not_be_measured_is_said() -> None:
@@ -156,7 +164,7 @@ def test_training_that_could_not_be_measured_is_said() -> None:
     assert said not in str(profile(Frozen(hidden=True), X, backward=False))
     model = Checkpointed()
     found = profile(model, X, rounds=6)
-    assert set(found.model) == {"forward"}
+    assert set(found.model) == {"inference"}
     assert said in str(found)
     assert model.outer.values.grad is None
 
@@ -174,8 +182,8 @@ class Checkpointed(nn.Module):
 def test_the_reference_executes_all_weights() -> None:
     layer = SparseConv1d(3, 4, 5, density=0.5, backend="reference")
     (found,) = profile(layer, X).layers
-    assert found.forward.flops == found.forward.dense_flops
-    assert found.forward.share_of_peak is None
+    assert found.flops["inference"].after == found.flops["inference"].before
+    assert found.share_of_peak == {}
     assert "computed by the dense reference, not by the kernels: SparseConv1d" in str(
         profile(layer, X)
     )
@@ -187,8 +195,13 @@ def test_a_layer_without_any_weight() -> None:
     layer = SparseConv1d(3, 4, 5, density=0.0)
     found = profile(nn.Sequential(layer, SparseConv1d(4, 4, 5)), X)
     empty = found.layers[0]
-    assert (empty.nnz, empty.density, empty.forward.flops, empty.step.flops) == (0, 0.0, 0, 0)
-    assert empty.forward.dense_flops == 2 * 60 * 2 * 16
+    assert (
+        empty.nnz,
+        empty.density,
+        empty.flops["inference"].after,
+        empty.flops["training"].after,
+    ) == (0, 0.0, 0, 0)
+    assert empty.flops["inference"].before == 2 * 60 * 2 * 16
     assert "0.00%" in str(found)
 
 
@@ -200,21 +213,16 @@ MORE = [
 
 
 @pytest.mark.parametrize("options", OPTIONS + MORE)
-def test_dense_is_the_same_function(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dense_is_the_same_function(options: dict[str, Any]) -> None:
     """Outputs and gradients; a baseline that computed something else would prove nothing."""
-    monkeypatch.setattr(stopwatch, "_FFT_WEIGHTS", 0)  # FFT too
     torch.manual_seed(0)
     layer = SparseConv1d(4, 6, 4, **{"density": 0.5, **options}).double()
     x = torch.randn(2, 4, 30, dtype=torch.float64, requires_grad=True)
     results = []
-    for weight, convolve in stopwatch.ways_to_compute(layer).values():
+    for weight, convolve in stopwatch.implementations(layer).values():
         y = convolve(x, weight, layer.bias)
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, layer.values])])
-    assert len(results) == 3
-    for found in results:
-        torch.testing.assert_close(found, results[0])
+    torch.testing.assert_close(results[0], results[1])
 
 
 @pytest.mark.parametrize("padding", ["same", "valid", 2, (2,), (1, 1)])
@@ -227,7 +235,7 @@ def test_dense_is_called_as_the_layer_would_be(
     real = F.conv1d
     monkeypatch.setattr(F, "conv1d", lambda x, *rest: seen.append((x, *rest[2:])) or real(x, *rest))
     x = torch.randn(2, 4, 30)
-    weight, convolve = stopwatch.ways_to_compute(layer)["dense"]
+    weight, convolve = stopwatch.implementations(layer)["dense"]
     convolve(x, weight, layer.bias)
     layer.to_dense()(x)
     (given, stride, inside, *others), (other, *usual) = seen
@@ -236,59 +244,41 @@ def test_dense_is_called_as_the_layer_would_be(
     assert [stride, inside, *others] == usual
 
 
-def test_where_fft_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"sparse": 2.0, "dense": 3.0, "fft": 1.0, "model": 8.0, "layers": 4.0}
-    fake_clock(monkeypatch, lambda name, _: times[name.split()[0]])
-    dense, sparse = (nn.Sequential(SparseConv1d(3, 6, 5, padding=2, density=d)) for d in (1, 0.9))
-    found = profile(dense, X, backward=False)
-    assert "FFT is the fastest way to compute 0 (inference 1.000 ms)" in str(found)
-    assert found.to_dict()["layers"][0]["forward"]["fft_ms"][0] == pytest.approx(1)
-    times["fft"] = 2.5
-    assert "FFT is the fastest" not in str(profile(dense, X, backward=False))
-    assert "fft" not in str(profile(sparse, X, backward=False))  # not tried
-
-
-def test_no_series_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.fft takes nothing empty."""
-    model = nn.Sequential(SparseConv1d(3, 6, 5, padding=2, density=1.0))
-    assert profile(model, X[:0]).layers[0].forward is not None
-
-
-def test_fft_is_tried_wherever_it_was_the_fastest() -> None:
-    rows = document.read(readme.RESULTS / "bench.json")["rows"]
-    ffts = [row for row in tables.lost(rows) if "fft" in (document.best_baseline(row) or "")]
-    assert any(row["density"] < 0.2 for row in ffts)  # a share of the weights does not say where
-    for row in ffts:
-        kernels = row["out_channels"] * row["in_channels"] // row["groups"]
-        assert row["nnz"] >= stopwatch._FFT_WEIGHTS * kernels, row["case"]
-
-
 @pytest.mark.parametrize(
     ("dense_step", "verdict"),
     [(12.0, "keep sparse"), (1.5, "dense is faster here"), ([2.0, 4.0], "no clear difference")],
 )
 def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, verdict: str) -> None:
     times = {
-        "sparse forward": 1.0, "dense forward": 5.0, "sparse step": 3.0, "dense step": dense_step,
-        "model forward": 8.0, "layers forward": 4.0, "model step": 10.0, "layers step": 5.0,
+        "sparse inference": 1.0, "dense inference": 5.0,
+        "sparse training": 3.0, "dense training": dense_step,
+        "model inference": 8.0, "layers inference": 4.0,
+        "model training": 10.0, "layers training": 5.0,
     }  # fmt: skip
     fake_clock(monkeypatch, lambda name, _: times[name])
     found = profile(nn.Sequential(SparseConv1d(3, 6, 5, padding=2)), X)
     (layer,) = found.layers
     assert layer.verdict == verdict
-    assert layer.ratio == layer.step.ratio
-    assert layer.forward.ratio.median == pytest.approx(5)
-    assert (layer.forward.sparse_ms.median, layer.sparse_ms) == pytest.approx((1, 3))
-    assert layer.forward.flops == 2 * 2 * 20 * layer.nnz
-    assert layer.forward.share_of_peak == pytest.approx(layer.forward.flops / 1e-3 / 1e9 / PEAK)
-    total = found.totals["step"]
-    assert (total.sparse_ms, total.dense_ms) == pytest.approx((3, layer.dense_ms))
-    assert (found.model["forward"].share.median, found.model["step"].share.median) == (0.5, 0.5)
+    assert layer.ratio == layer.times["training"].ratio
+    assert layer.times["inference"].ratio.median == pytest.approx(5)
+    assert [found.after.median for found in layer.times.values()] == pytest.approx([1, 3])
+    assert layer.flops["inference"].after == 2 * 2 * 20 * layer.nnz
+    assert layer.share_of_peak["inference"] == pytest.approx(
+        layer.flops["inference"].after / 1e-3 / 1e9 / PEAK
+    )
+    total = found.model["training"]
+    assert (total.sparse_ms, total.dense_ms) == pytest.approx(
+        (3, layer.times["training"].before.median)
+    )
+    assert (found.model["inference"].share.median, found.model["training"].share.median) == (
+        0.5,
+        0.5,
+    )
     assert verdict in str(found)
     assert "they take 50% [50%, 50%] of its 10.00 ms" in str(found)
     assert "a share above 100 %" not in str(found)
     assert "above 100 % of the model" not in str(found)
-    times["sparse forward"] /= 1e9  # faster than any multiply-add
+    times["sparse inference"] /= 1e9  # faster than any multiply-add
     assert "a share above 100 %" in str(profile(nn.Sequential(SparseConv1d(3, 6, 5)), X))
     assert "FMA peak: 50 GFLOP/s in float32" in str(found)
 
@@ -307,7 +297,7 @@ def test_modes_and_dtypes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.is_inference_mode_enabled() == (mode == "inference")
     dtype = {"autocast": "bfloat16", "bfloat16": "bfloat16", "float64": "float64"}
     assert {layer.dtype for layer in found.layers} == {dtype.get(mode, "float32")}
-    assert all(layer.step for layer in found.layers)
+    assert all("training" in layer.times for layer in found.layers)
     assert counted == [torch.float64 if mode == "float64" else torch.float32]
     assert found.fma_gflops == {}
     assert "FMA peak" not in str(found)
@@ -319,67 +309,3 @@ def test_a_compiled_model() -> None:
     assert [layer.name for layer in profile(compiled, X).layers] == ["0"]
     layer = torch.compile(SparseConv1d(3, 4, 5), backend="eager")
     assert [layer.name for layer in profile(layer, X).layers] == ["SparseConv1d"]
-
-
-class Twice(SparseConv1d):
-    def forward(self, input: Tensor) -> Tensor:
-        return 2 * super().forward(input)
-
-
-class Never(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = SparseConv1d(3, 4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-@pytest.mark.parametrize(
-    ("model", "input", "error", "message"),
-    [
-        (SparseConv1d, X, TypeError, "model must be an nn.Module, but got type"),
-        (nn.Conv1d(3, 4, 5), X, ValueError, "Conv1d holds no SparseConv1d.*from_dense"),
-        (SparseConv1d(3, 4, 5), [X], TypeError, "tuple of the model's arguments, but got list"),
-        (SparseConv1d(3, 4, 5), X[:, :2], ValueError, r"\(2, 2, 20\).*expected.*3 channels"),
-        (SparseConv1d(3, 4, 5), (X, X), ValueError, "failed on the input.*TypeError"),
-        (SparseConv1d(3, 4, 5), X.double(), ValueError, "DtypeError.*should be the same"),
-        (Never(), X, ValueError, r"none of the model's sparse layers \(conv\)"),
-        (SparseConv1d(3, 4, 5, device="meta"), X, NotImplementedError, "on meta.*to_empty"),
-        (nn.Sequential(Twice(3, 4, 5)), X, NotImplementedError, "'0' is a Twice with a forward"),
-        (
-            nn.Sequential(SparseConv1d(3, 4, 5), nn.LazyConv1d(2, 1)),
-            X,
-            ValueError,
-            "'1.weight' has no",
-        ),
-    ],
-)
-def test_refusals(model: Any, input: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        profile(model, input)
-
-
-def test_too_few_rounds_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"rounds must be at least 6.*got 5"):
-        profile(SparseConv1d(3, 4, 5), X, rounds=5)
-    with pytest.raises(TypeError, match="rounds must be an int"):
-        profile(SparseConv1d(3, 4, 5), X, rounds=6.5)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("argument", "error", "message"),
-    [
-        ({"least_seconds": float("nan")}, ValueError, "least_seconds"),
-        ({"least_seconds": float("inf")}, ValueError, "least_seconds must be finite"),
-        ({"least_seconds": -1.0}, ValueError, "least_seconds must be finite and >= 0"),
-        ({"least_seconds": "1"}, TypeError, "least_seconds"),
-        ({"seed": "a"}, TypeError, "seed must be an int"),
-        ({"seed": -1}, ValueError, "seed must be >= 0"),
-        ({"seed": 2**64}, ValueError, "seed must be >= 0 and below"),
-        ({"backward": "no"}, TypeError, "backward must be True or False, but got 'no'"),
-    ],
-)
-def test_arguments_of_a_measurement(argument: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        profile(SparseConv1d(3, 4, 5), X, **argument)

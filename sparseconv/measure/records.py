@@ -1,0 +1,337 @@
+"""Records of ``profile``, ``convert``, ``prune_filters`` and ``factorize``, and their reports.
+
+All reports are of one family: a table of layers, lines of what it adds up to, and the machine.
+The columns of the table of ``profile`` and ``convert`` are made in ``layer_rows``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from sparseconv.core.files import write_whole
+from sparseconv.measure.page import Section, page, write_html
+from sparseconv.measure.table import Table, threads_text, with_thousands
+from sparseconv.measure.timing import Estimate, Times, milliseconds, ratio
+
+INFERENCE, TRAINING = "inference", "training"
+
+
+class Counts(NamedTuple):
+    """A number before and after a change, or of the dense and of the sparse layer.
+
+    Example:
+        >>> print(Counts(1168, 368))
+        1 168 -> 368, 68.5% fewer
+    """
+
+    before: int
+    after: int
+
+    @property
+    def ratio(self) -> float:
+        """Before / after, of at least 1 after."""
+        return self.before / max(self.after, 1)
+
+    def __str__(self) -> str:
+        change = 1 - self.after / max(self.before, 1)
+        less = f"{change:.1%} fewer" if change >= 0 else f"{-change:.1%} more"
+        return f"{with_thousands(self.before)} -> {with_thousands(self.after)}, {less}"
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """A pass of a model or layer, timed before and after a change, or dense and sparse, in turns.
+
+    Attributes:
+        before, after: median time in milliseconds, with its 95 % interval.
+        ratio: before / after, pair by pair.
+    """
+
+    before: Estimate
+    after: Estimate
+    ratio: Estimate
+
+    @classmethod
+    def of(
+        cls, times: Times, which: str, before: str = "before", after: str = "after"
+    ) -> BeforeAfter:
+        """Compare two candidates among times of a ``Stopwatch``, in the pass ``which``."""
+        first, second = f"{before} {which}", f"{after} {which}"
+        return cls(
+            milliseconds(times[first]), milliseconds(times[second]), ratio(times, first, second)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.before.median:.3f} -> {self.after.median:.3f} ms, ratio {self.ratio}"
+
+
+class Verdict(StrEnum):
+    """What follows for a layer, and why; the value is the text in the table."""
+
+    UNMEASURED = ""
+    KEEP = "keep sparse"
+    DENSE = "dense is faster here"
+    UNCLEAR = "no clear difference"
+    FASTER = "measured faster"
+    NAMED = "named in layers"
+    NOT_NAMED = "not named in layers"
+    UNPRUNED = "no weight is zero or masked"
+    UNREACHED = "the input never reaches it"
+    FEW = "few enough of the weights are active; not measured"
+    MANY = "too many of the weights are active; not measured"
+    BFLOAT16 = "bfloat16 may be faster dense on a CPU; not measured"
+    OBSTACLE = "cannot be replaced"
+
+    @classmethod
+    def of(cls, ratio: Estimate) -> Verdict:
+        """Judge dense / sparse by its 95 % interval."""
+        if ratio.low > 1:
+            return cls.KEEP
+        return cls.DENSE if ratio.high < 1 else cls.UNCLEAR
+
+    @property
+    def converts(self) -> bool:
+        """Whether ``convert`` makes such a layer sparse."""
+        return self in (Verdict.FASTER, Verdict.NAMED, Verdict.FEW)
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """A layer, what it costs dense (before) and sparse (after), and what follows from that.
+
+    Attributes:
+        name: of the module in the model; its first one if it has several.
+        weight_shape: ``(C_out, C_in // groups, K)``.
+        nnz, density: active weights, and their share of the kernel tensor. None where ``convert``
+            cannot replace the layer.
+        sparse: whether it is a ``SparseConv1d`` (after ``convert``: now).
+        verdict: what follows; print it, or compare it with a ``Verdict``.
+        notes: what else ``convert`` has to report of it.
+        calls: how often one pass of the model calls it, in a ``Profile`` in this way (see its
+            ``layers``); 0 if it was not measured. FLOPs and times are of all these calls together.
+        input_shape, output_shape: of the first of them.
+        dtype: of the output.
+        backend: what computed the sparse layer, ``"cpp"`` or ``"reference"``; empty if it was not
+            measured.
+        dgrad, wgrad: whether a training step computes the gradient of the input, of the weights.
+        times: ``"inference"`` (a forward pass without gradients) and ``"training"`` (forward and
+            backward, where a gradient is asked for and needed); empty if not measured.
+        flops: by pass, the operations of the dense layer and those executed; a multiply-add is two.
+        share_of_peak: by pass, executed FLOPs per second over the machine's FMA peak; empty where
+            no peak was measured, and of the dense reference.
+    """
+
+    name: str
+    weight_shape: tuple[int, ...]
+    nnz: int | None
+    density: float | None
+    sparse: bool = True
+    verdict: Verdict = Verdict.UNMEASURED
+    notes: tuple[str, ...] = ()
+    calls: int = 0
+    input_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
+    dtype: str = ""
+    backend: str = ""
+    dgrad: bool = False
+    wgrad: bool = False
+    times: Mapping[str, BeforeAfter] = field(default_factory=dict)
+    flops: Mapping[str, Counts] = field(default_factory=dict)
+    share_of_peak: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> Estimate | None:
+        """Dense / sparse in training if it was measured, else in inference; None if neither was."""
+        decisive = self.times.get(TRAINING) or self.times.get(INFERENCE)
+        return decisive.ratio if decisive else None
+
+    @property
+    def reason(self) -> str:
+        """The verdict with its notes, as text."""
+        return "; ".join((self.verdict, *self.notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A layer, or a set of layers, before and after.
+
+    Attributes:
+        name: of the module; of a set the names of all, with commas.
+        parameters: active weights and biases.
+        macs: multiply-adds.
+        times: ``"inference"``, a forward pass; empty if not measured.
+    """
+
+    name: str
+    parameters: Counts
+    macs: Counts
+    times: Mapping[str, BeforeAfter] = field(default_factory=dict)
+
+    def row(self) -> dict[str, str]:
+        """The cells of this line of the table, by column."""
+        row: dict[str, str] = {}
+        for name, counts in (("parameters", self.parameters), ("MACs", self.macs)):
+            row |= count_cells(name, counts)
+        for found in self.times.values():
+            row["ms"], row["ms after"] = (f"{t.median:.4f}" for t in (found.before, found.after))
+            row["before / after"] = str(found.ratio)
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was found: ``print`` it, ``save`` it, or let a notebook show it.
+
+    Attributes:
+        layers: a record each.
+        machine: processor, threads, instruction set and versions; empty if nothing was measured.
+    """
+
+    title: ClassVar[str]
+    text_columns: ClassVar[Sequence[str]]
+    layers: tuple[Any, ...]
+    machine: Mapping[str, str] = field(default_factory=dict)
+
+    def rows(self) -> Iterable[Mapping[str, str]]:
+        """Yield the lines of the table: text by column."""
+        return [layer.row() for layer in self.layers]
+
+    def table(self) -> Table:
+        """Make the table of layers; columns without any entry are left out."""
+        return Table.of(self.rows(), self.text_columns)
+
+    def summary(self) -> list[str]:
+        """What it adds up to, a line each."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n".join([self.table().markdown(), "", *self.summary()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything that was counted and measured, as ``json.dumps`` accepts it."""
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.repr}
+
+    def _sections(self) -> list[Section]:
+        return [Section("Layers", table=self.table()), Section("Together", lines=self.summary())]
+
+    def _repr_html_(self) -> str:
+        return page(self.title, self._sections())
+
+    def save(self, path: str | Path) -> Path:
+        """Write one page (``.html``) that needs no other file, or the figures (``.json``).
+
+        Raises:
+            ValueError: another suffix.
+        """
+        path = Path(path)
+        if path.suffix == ".html":
+            return write_html(path, self.title, self._sections())
+        if path.suffix != ".json":
+            raise ValueError(f"expected a name that ends in .html or .json, but got {str(path)!r}")
+        write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeReport(Report):
+    """A model before and after a change.
+
+    Attributes:
+        layers: a record each.
+        times: of the whole model, if measured: ``"inference"`` (without gradients) and
+            ``"training"`` (forward and backward).
+        machine: processor, threads, instruction set and versions; empty if nothing was measured.
+    """
+
+    times: Mapping[str, BeforeAfter] = field(default_factory=dict)
+
+    def time_lines(self) -> Iterator[str]:
+        """Yield a line for each measured pass of the whole model."""
+        for which, found in self.times.items():
+            yield f"{which} of the whole model: {found}"
+
+
+def plain(value: Any) -> Any:
+    """Turn records into dicts and lists."""
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def count_cells(name: str, counts: Counts) -> dict[str, str]:
+    """Make the two cells of a count."""
+    before, after = map(with_thousands, counts)
+    return {name: before, f"{name} after": after}
+
+
+def where(machine: Mapping[str, str]) -> str:
+    """Describe the machine of a measurement in a line."""
+    threads = threads_text(int(machine["threads"]))
+    return (
+        f"machine: {machine['cpu']}, {threads}, kernels {machine['cpp']}, torch {machine['torch']}"
+    )
+
+
+LAYER_TEXT = ("layer", "weight", "input", "density", "pass")
+
+
+def layer_rows(layer: LayerTimes, converted: bool = False) -> list[dict[str, str]]:
+    """Make the lines of a layer, one for each pass, in the tables of ``profile`` and ``convert``.
+
+    Args:
+        layer: the record.
+        converted: let the verdict begin with what the layer is now.
+    """
+    out_channels, channels, taps = layer.weight_shape
+    groups = layer.input_shape[-2] // channels if layer.input_shape else 1
+    gradients = [word for word in ("dgrad", "wgrad") if getattr(layer, word)] or ["bias only"]
+    first = {
+        "layer": f"{layer.name} ({layer.calls}x)" if layer.calls > 1 else layer.name,
+        "weight": f"{groups * channels} -> {out_channels} x {taps}"
+        + (f", {groups} groups" if groups > 1 else ""),
+        "input": " x ".join(map(str, layer.input_shape)),
+        "density": "" if layer.density is None else f"{layer.density:.2%}",
+    }
+    rows: list[dict[str, str]] = []
+    for which, found in layer.times.items():
+        share = layer.share_of_peak.get(which)
+        dense, executed = map(megaflops, layer.flops[which])
+        rows.append(
+            (dict.fromkeys(LAYER_TEXT, "") if rows else first)
+            | {
+                "pass": f"{which}: {' + '.join(gradients)}" if which == TRAINING else which,
+                "MFLOP": executed,
+                "dense MFLOP": dense,
+                "sparse ms": f"{found.after.median:.3f}",
+                "dense ms": f"{found.before.median:.3f}",
+                "dense / sparse": str(found.ratio),
+                "of peak": "" if share is None else f"{share:.0%}",
+            }
+        )
+    rows = rows or [first]
+    now = f"{'sparse' if layer.sparse else 'dense'}: " if converted else ""
+    rows[-1]["verdict"] = now + layer.reason  # training, the last pass, decides where measured
+    return rows
+
+
+def layer_conditions(layers: Iterable[LayerTimes], machine: Mapping[str, str]) -> list[str]:
+    """Say what the times of layers mean, a line each."""
+    lines = [
+        "dense: F.conv1d of the same shape with all weights, zeros too",
+        "inference: a forward pass without gradients; training: forward and backward",
+    ]
+    if dense := dict.fromkeys(x.name for x in layers if x.backend == "reference"):
+        lines.append(f"computed by the dense reference, not by the kernels: {', '.join(dense)}")
+    return [*lines, where(machine)]
+
+
+def megaflops(flops: int) -> str:
+    """Millions of operations, to four digits or to the unit."""
+    return f"{flops / 1e6:.4g}" if flops < 1e10 else f"{flops / 1e6:.0f}"

@@ -1,0 +1,47 @@
+"""What ``sc.profile`` refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from refusals import refuses, table
+from torch import Tensor, nn
+
+from sparseconv import SparseConv1d, profile
+
+
+class Twice(SparseConv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Never(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = SparseConv1d(3, 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+X = torch.randn(2, 3, 20)
+LAYER = SparseConv1d(3, 4, 5)
+META = SparseConv1d(3, 4, 5, device="meta")
+
+
+@table(
+    (lambda: profile(SparseConv1d, X), TypeError, "model must be an nn.Module, but got type"),
+    (lambda: profile(nn.Conv1d(3, 4, 5), X), ValueError, "Conv1d holds no SparseConv1d"),
+    (lambda: profile(LAYER, [X]), TypeError, "tuple of the model's arguments, but got list"),
+    (lambda: profile(LAYER, X[:, :2]), ValueError, "failed on the input (tensors of shape"),
+    (lambda: profile(Never(), X), ValueError, "none of the model's sparse layers (conv)"),
+    (lambda: profile(META, X), NotImplementedError, "on meta; move the model and its input"),
+    (lambda: profile(nn.Sequential(Twice(3, 4, 5)), X), NotImplementedError, "'0' is a Twice"),
+    (lambda: profile(LAYER, X, rounds=5), ValueError, "rounds must be at least 6"),
+    (lambda: profile(LAYER, X, least_seconds=-1.0), ValueError, "least_seconds must be finite"),
+    (lambda: profile(LAYER, X, backward="no"), TypeError, "backward must be True or False"),
+)
+def test_refusals(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
