@@ -21,10 +21,10 @@ class Section:
 
     title: str
     text: str = ""
-    lines: Sequence[str] = ()
     table: Table | None = None
     figure: Path | None = None
     caption: str = ""
+    lines: Sequence[str] = ()
 
 
 def page(
