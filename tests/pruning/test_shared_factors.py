@@ -222,7 +222,7 @@ def test_all_sets_that_exist() -> None:
     assert type(small["sparse"]) is sc.SparseConv1d
     assert all(name in str(report) for name in report.left)
     _, alone = sc.factorize(model, method="svd", rank=2)
-    assert [found.layers for found in alone.sets] == [("a",), ("b",), ("other",)]
+    assert [found.layers for found in alone.layers] == [("a",), ("b",), ("other",)]
 
 
 def test_what_else_a_layer_has_stays() -> None:
