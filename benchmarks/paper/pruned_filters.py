@@ -38,8 +38,9 @@ from sparseconv.pruning import (
 )
 from sparseconv.pruning.tracing import trace
 from sparseconv.training.evaluation import predict_log_proba
-from sparseconv.training.loop import Penalty, train
+from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
+from sparseconv.training.run import Penalty
 
 VARIANTS_NAME = "variants.json"
 TUNING = 0.25  # epochs of fine-tuning, as a share of the training's

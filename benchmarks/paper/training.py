@@ -28,8 +28,9 @@ from sparseconv.models import DSN, Ensemble
 from sparseconv.report.figures import group_profiles, kernels_by_size
 from sparseconv.training import checkpoint
 from sparseconv.training.evaluation import predict_log_proba
-from sparseconv.training.loop import CHECKPOINT_NAME, SchedulerFactory, TrainingResult, train
+from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
 from sparseconv.training.recipe import Recipe
+from sparseconv.training.run import SchedulerFactory
 
 SCHEDULED = ("prune_fraction", "prune_floor", "seed")  # what every scheduler takes of a recipe
 TRAINING = 3  # what a step costs beside a prediction: fprop, dgrad, wgrad
