@@ -19,7 +19,7 @@ from sparseconv.models import DSN
 from sparseconv.training import Recipe, checkpoint, train
 from sparseconv.training.loop import CHECKPOINT_NAME
 
-EPOCHS = 40
+EPOCHS = 16
 
 
 def run(out: Path, stop: str = "", epoch: int = 0, delay: float = 1e-6) -> tuple[int | None, str]:
