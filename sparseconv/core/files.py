@@ -17,12 +17,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _partial_path(path: Path) -> Path:
-    """A file beside ``path`` that no other writer has."""
+    """Name a new file in the folder of ``path``."""
     return path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
 
 
 def partial_files(path: Path) -> list[Path]:
-    """What writers of ``path`` have not finished: they are at work, or were killed."""
+    """List what writers of ``path`` have not finished: they are at work, or were killed."""
     return list(path.parent.glob(f"{glob.escape(path.name)}.*partial"))
 
 
@@ -72,9 +72,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[None]:
-    """Let a Ctrl-C inside the block be felt behind it: C++ code may not survive it halfway.
+    """Defer SIGINT to the end of the block: C++ code may not survive it halfway.
 
-    Only the main thread feels one.
+    Only the main thread receives one.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from uuid import uuid4
@@ -23,7 +23,7 @@ _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # 
 
 
 def check_new_or_empty(folder: Path) -> None:
-    """ValueError if the folder is a file or holds any."""
+    """Raise ValueError if the folder is a file or holds any."""
     try:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"the folder {folder} is a file; choose another")
@@ -36,41 +36,26 @@ def check_new_or_empty(folder: Path) -> None:
 
 
 def write_folder(folder: Path, files: dict[str, str]) -> None:
-    """All files or none, and no new folder but with them.
-
-    A new folder is written beside, and renamed as a whole. One that exists stays what it is: it may
-    be a link, a mount, or the current one.
-    """
-    with ExitStack() as undo:
-        try:
-            for parent in [x for x in reversed(folder.parents) if not x.exists()]:
-                parent.mkdir()
-                undo.callback(_remove_empty, parent)
-            target = folder
-            if not folder.exists():
-                # Not mkdtemp, whose folders nobody else may read.
-                target = folder.with_name(f".{folder.name}.{uuid4().hex}")
-                target.mkdir()
-                undo.callback(shutil.rmtree, target, ignore_errors=True)
-            for name, text in files.items():
-                undo.callback((target / name).unlink, missing_ok=True)
-                write_whole(target / name, text)
-            if target != folder:
-                os.replace(target, folder)
-        except OSError as error:
-            raise _cannot_write(folder, error) from error
-        undo.pop_all()
+    """Write all files. A folder that does not exist yet appears with all of them or not at all."""
+    # Not mkdtemp, whose folders nobody else may read.
+    new = not folder.exists()
+    target = folder.with_name(f".{folder.name}.{uuid4().hex}") if new else folder
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_whole(target / name, text)
+        if new:
+            os.replace(target, folder)
+    except OSError as error:
+        if new:
+            shutil.rmtree(target, ignore_errors=True)
+        raise _cannot_write(folder, error) from error
 
 
 def _cannot_write(folder: Path, error: OSError) -> ValueError:
     return ValueError(
         f"{folder} cannot be written ({error.strerror or error}); choose another folder"
     )
-
-
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # somebody else has put something there
-        folder.rmdir()
 
 
 def claimed(folder: Path) -> AbstractContextManager[None]:
@@ -93,7 +78,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     take it again. Nothing is locked on Windows, and where the file system knows no locks.
 
     Args:
-        path: a file of its own, removed at the end; a process that is killed leaves it there.
+        path: a file for this lock only, removed at the end; a killed process leaves it there.
         busy: what to say; who holds the lock is added.
     """
     path = path.absolute()
