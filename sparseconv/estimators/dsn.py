@@ -12,13 +12,14 @@ import torch
 from aeon.classification.base import BaseClassifier
 from aeon.utils.validation import check_n_jobs
 
-from sparseconv.core.checks import flag
-from sparseconv.estimators.inputs import CheckedSeries, as_float32, draw_seed
+from sparseconv.datasets import as_series
+from sparseconv.estimators.inputs import CheckedSeries, draw_seed
 from sparseconv.measure.machine import threads
 from sparseconv.models import DSN
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
+from sparseconv.training.run_folder import NETWORK
 
 
 class DSNClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
@@ -49,7 +50,7 @@ class DSNClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
     Raises:
         ValueError: unequal lengths, values that are missing or not finite, another number of
             channels or time points than in fit, constants out of their range.
-        TypeError: constants of another type; ``verbose`` that is no bool.
+        TypeError: constants of another type.
 
     Example:
         >>> import numpy as np
@@ -75,26 +76,26 @@ class DSNClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
 
     def __init__(
         self,
-        sparsity: float = 0.8,
-        nf: int = 47,
-        kernel_size: int = 39,
-        depth: int = 4,
-        n_groups: int = 3,
-        init: str = "prefix",
-        padding: str = "right-replicate",
-        epochs: int = 1000,
-        lr: float = 3e-4,
-        lr_min: float = 1e-4,
-        weight_decay: float = 0.0,
-        batch_size: int | None = None,
-        update_every_epochs: int = 5,
-        update_every_steps: int | None = None,
-        skip_step_at_update: bool = False,
-        decay_share: float = 0.8,
-        prune_fraction: float = 0.5,
-        prune_floor: float = 0.001,
-        grow: str = "random",
-        backend: str = "auto",
+        sparsity: float = NETWORK["sparsity"],
+        nf: int = NETWORK["nf"],
+        kernel_size: int = NETWORK["kernel_size"],
+        depth: int = NETWORK["depth"],
+        n_groups: int = NETWORK["n_groups"],
+        init: str = NETWORK["init"],
+        padding: str = NETWORK["padding"],
+        epochs: int = Recipe.epochs,
+        lr: float = Recipe.lr,
+        lr_min: float = Recipe.lr_min,
+        weight_decay: float = Recipe.weight_decay,
+        batch_size: int | None = Recipe.batch_size,
+        update_every_epochs: int = Recipe.update_every_epochs,
+        update_every_steps: int | None = Recipe.update_every_steps,
+        skip_step_at_update: bool = Recipe.skip_step_at_update,
+        decay_share: float = Recipe.decay_share,
+        prune_fraction: float = Recipe.prune_fraction,
+        prune_floor: float = Recipe.prune_floor,
+        grow: str = Recipe.grow,
+        backend: str = NETWORK["backend"],
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int = 1,
         verbose: bool = False,
@@ -105,13 +106,10 @@ class DSNClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
         super().__init__()
 
     def _fit(self, X: npt.NDArray[Any], y: npt.NDArray[Any]) -> DSNClassifier:
-        series = torch.from_numpy(as_float32("DSNClassifier", X))
+        series = torch.from_numpy(as_series("DSNClassifier", "X", X))
         labels = torch.from_numpy(np.searchsorted(self.classes_, y))
         self._n_jobs = check_n_jobs(self.n_jobs)
-        progress = flag("verbose", self.verbose)
         seed, own = draw_seed(self.random_state), self.get_params(deep=False)
-        if seed < 0:
-            raise ValueError(f"random_state must be >= 0, but got {seed}")
         recipe = Recipe(
             seed=seed,
             **{field.name: own[field.name] for field in fields(Recipe) if field.name in own},
@@ -120,7 +118,7 @@ class DSNClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
         with threads(self._n_jobs), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = DSN(series.shape[1], self.n_classes_, **network)
-            result = train(model, series, labels, recipe, progress=progress)
+            result = train(model, series, labels, recipe, progress=self.verbose)
         self.seed_ = seed
         self.model_ = model
         self.history_ = result.history
@@ -130,7 +128,7 @@ class DSNClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
 
     def _predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         with threads(check_n_jobs(self.n_jobs)):  # set_params may have changed it since fit
-            series = torch.from_numpy(as_float32("DSNClassifier", X))
+            series = torch.from_numpy(as_series("DSNClassifier", "X", X))
             log_proba = predict_log_proba(self.model_, series)
         # In double, so that the probabilities add up to 1 as closely as scikit-learn checks it.
         proba: npt.NDArray[np.float64] = log_proba.double().softmax(1).numpy()

@@ -27,6 +27,7 @@ from sparseconv.rocket.bank import KINDS, KernelBank
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
 from sparseconv.rocket.selection import Selector
+from sparseconv.training.run_folder import POCKET
 
 KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # what "cv" tries, of the kernels
 KS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -157,12 +158,12 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
 
     def __init__(
         self,
-        kernels: str | KernelBank = "rocket",
-        n_kernels: int = 10_000,
-        keep: float | int | str = 0.35,
-        k: float | str = 1.0,
-        n_iter: int = 50,
-        refit: bool = True,
+        kernels: str | KernelBank = POCKET["kernels"],
+        n_kernels: int = POCKET["n_kernels"],
+        keep: float | int | str = POCKET["keep"],
+        k: float | str = POCKET["k"],
+        n_iter: int = POCKET["n_iter"],
+        refit: bool = POCKET["refit"],
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int = 1,
         verbose: bool = False,
@@ -259,7 +260,11 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
 
 
 def prune_rocket(
-    classifier: Any, X_train: Any, y_train: Any, keep: float | int | str = 0.35, **options: Any
+    classifier: Any,
+    X_train: Any,
+    y_train: Any,
+    keep: float | int | str = POCKET["keep"],
+    **options: Any,
 ) -> POCKETClassifier:
     """Prune a fitted aeon ``RocketClassifier`` or ``MiniRocketClassifier``.
 

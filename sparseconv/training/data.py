@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,29 +20,12 @@ def checked_data(model: nn.Module, X: Any, y: Any) -> tuple[Tensor, Tensor]:
     them: labels are class indices from 0.
     """
     parameter = first_parameter(model)
-    if any(t.device.type == "meta" for t in chain(model.parameters(), model.buffers())):
-        raise ValueError(
-            "the model is on the meta device, where tensors hold no values; build it on the CPU or "
-            "a GPU"
-        )
     try:
         X, y = torch.as_tensor(X), torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"X and y must be arrays of numbers, but {error}; {_LABELS}") from error
-    if X.layout != torch.strided or X.is_complex() or X.dtype == torch.bool:
-        raise TypeError(
-            f"X must be a dense array of real numbers, but got {X.dtype} in layout {X.layout}"
-        )
-    if (
-        y.layout != torch.strided
-        or y.is_complex()
-        or y.is_floating_point()
-        or y.dtype == torch.bool
-    ):
-        raise TypeError(
-            "y must be a dense array of class indices as integers, but got "
-            f"{y.dtype} in layout {y.layout}; {_LABELS}"
-        )
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise TypeError(f"y must be class indices as integers, but got {y.dtype}; {_LABELS}")
     if X.dim() < 2 or y.dim() != 1 or len(X) != len(y) or X.numel() == 0:
         raise ValueError(
             "expected X of shape (n_cases, n_channels, n_timepoints) and y of shape (n_cases,), "

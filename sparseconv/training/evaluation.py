@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.core.checks import count
-
 
 @torch.no_grad()
 def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
@@ -23,17 +21,21 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
         batch_size: cases at a time, a question of memory only.
 
     Raises:
-        ValueError: no case, or a batch of none.
-        TypeError: X is no array of numbers, or the model returns something else than a tensor.
+        ValueError: no case.
+        TypeError: X is not an array of numbers, or the model does not return one tensor.
 
     Example:
         >>> from sparseconv.models import DSN
         >>> predict_log_proba(DSN(1, 3, nf=4), torch.zeros(5, 1, 20)).shape
         torch.Size([5, 3])
     """
-    count("batch_size", batch_size)
     parameter = first_parameter(model)
-    X = _as_tensor(X, parameter)
+    if not isinstance(X, Tensor):
+        X = torch.from_numpy(np.array(X, order="C")).to(parameter.dtype)  # no negative strides
+    elif X.is_floating_point():
+        X = X.to(parameter.dtype)
+    if len(X) == 0:
+        raise ValueError(f"X must hold at least one case, but got shape {tuple(X.shape)}")
     modes = {module: module.training for module in model.modules()}  # some may be frozen
     model.eval()
     try:
@@ -42,30 +44,7 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
     finally:
         for module, training in modes.items():
             module.training = training
-    if not isinstance(found[0], Tensor):
-        raise TypeError(
-            "the model must return one tensor of log-probabilities, but returned a "
-            f"{type(found[0]).__name__}; wrap it in a module that picks them out"
-        )
     return torch.cat(found)
-
-
-def _as_tensor(X: Any, parameter: Tensor) -> Tensor:
-    """Cases in the parameter's dtype; integers of a tensor may be indices and stay."""
-    if isinstance(X, Tensor):
-        found = X
-    else:
-        try:
-            array = np.array(X, order="C")  # torch takes no negative strides
-            found = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"X must be an array of numbers, but {error}") from error
-    if found.is_complex():
-        raise TypeError(f"X must hold real numbers, but got {found.dtype}")
-    if found.dim() == 0 or len(found) == 0:
-        raise ValueError(f"X must hold at least one case, but got shape {tuple(found.shape)}")
-    indices = found is X and not found.is_floating_point()
-    return found if indices else found.to(parameter.dtype)
 
 
 def evaluate(model: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> dict[str, float]:

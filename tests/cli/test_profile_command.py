@@ -81,9 +81,6 @@ def test_refusals(run_folder: Path, refused: Any) -> None:
     profile = ["profile", str(run_folder)]
     refused([*profile, "--length", "0"], "--length", "got 0")
     refused([*profile, "--json", "."], "cannot be written (it is a folder)")
-    other = run_folder / "other.pt"
-    checkpoint.save(other, {"weights": {}})
-    refused(["profile", str(other)], "other.pt holds no best epoch")
     (run_folder / "config.json").write_text("{}")
     refused(profile, "config.json is not the config.json of a run")
 

@@ -98,10 +98,7 @@ def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
         (np.zeros(20), r"got \(20,\)"),
         (np.zeros((0, 1, 20)), r"got \(0, 1, 20\)"),
         (np.array([["a"]]), "real numbers"),
-        (
-            [[0.0] * 3, [0.0] * 4],
-            "array of real numbers, series of one length, but .*inhomogeneous",
-        ),
+        ([[0.0] * 3, [0.0] * 4], "series of one length, but got lengths from 3 to 4"),
     ):
         with pytest.raises(ValueError, match=wrong):
             run.predict(X)
@@ -115,14 +112,9 @@ def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
         file.write_text(json.dumps(less))
         with pytest.raises(ValueError, match=rf"not the config\.json of a run.*{name}"):
             sc.load_run(copied)
-    for section, name, value in (
-        ("data", "n_channels", "3"), ("data", "classes", "abc"), ("data", "classes", None),
-        ("data", "n_channels", 10**30), ("data", "n_timepoints", 0), ("network", "nf", 10**30),
-        ("network", "kernel_size", 2**31), ("machine", "threads", 10**30),
-    ):  # fmt: skip
-        file.write_text(json.dumps(config | {section: config[section] | {name: value}}))
-        with pytest.raises(ValueError, match=r"not the config\.json of a run"):
-            sc.load_run(copied)
+    file.write_text(json.dumps(config | {"recipe": config["recipe"] | {"epochs": 0}}))
+    with pytest.raises(ValueError, match=r"not the config\.json of a run.*epochs"):
+        sc.load_run(copied)
     config["network"]["nf"] += 1
     file.write_text(json.dumps(config))
     with pytest.raises(checkpoint.CheckpointError, match="another architecture"):

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny import RECIPE, Constant, WithDropout, data, network, run, same
@@ -171,24 +170,15 @@ def test_progress_bar_and_what_is_said_without_tqdm(
         assert len(run(network(), progress=True).history) == 7
 
 
-def test_predict_log_proba_converts_and_refuses() -> None:
+def test_predict_log_proba_converts() -> None:
     model = network()
     X, _ = data()
     want = predict_log_proba(model, X)
     torch.testing.assert_close(predict_log_proba(model, X.double().numpy()), want)
-    backwards = X.numpy()[..., ::-1].copy()[..., ::-1].astype(">f4")
+    backwards = X.numpy()[..., ::-1].copy()[..., ::-1]
     torch.testing.assert_close(predict_log_proba(model, backwards), want)
     indices = nn.Sequential(nn.Embedding(3, 2), nn.Flatten(), nn.LogSoftmax(1))
     assert predict_log_proba(indices, torch.tensor([[0, 2]])).shape == (1, 4)
-    with pytest.raises(TypeError, match="X must hold real numbers, but got"):
-        predict_log_proba(model, X + 0j)
-    for bad, said in ((X[:0], "at least one case, but got shape"), (X.sum(), "at least one case")):
-        with pytest.raises(ValueError, match=said):
-            predict_log_proba(model, bad)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, but got 0"):
-        predict_log_proba(model, X, batch_size=0)
-    with pytest.raises(TypeError, match="X must be an array of numbers"):
-        predict_log_proba(model, "series")
 
 
 @pytest.mark.promise("P8")
@@ -207,44 +197,8 @@ def test_predict_log_proba_leaves_every_module_in_its_mode() -> None:
         torch.testing.assert_close(got, expected)
 
 
-X, y = data()
-NAN = X.clone()
-NAN[3, 0, 5] = math.nan
-
-
-@pytest.mark.parametrize(
-    ("X", "y", "error", "text"),
-    [
-        (X, y[:-1], ValueError, r"but got \(20, 1, 24\) and \(19,\)"),
-        (X[:0], y[:0], ValueError, "at least one case"),
-        (X[:, 0, 0], y, ValueError, "expected X of shape"),
-        (X, y[:, None], ValueError, "expected X of shape"),
-        (X, y.double(), TypeError, "class indices as integers, but got torch.float64"),
-        (X, y == 1, TypeError, "class indices as integers, but got torch.bool"),
-        (X, np.array(["a", "b"] * 10), TypeError, "return_inverse"),
-        (X, y + 1, ValueError, r"class indices in \[0, 2\).*reaches from 1 to 2"),
-        (X, y - 1, ValueError, r"class indices in \[0, 2\).*reaches from -1 to 0"),
-        (X, ["a", "b"] * 10, TypeError, "arrays of numbers.*return_inverse"),
-        (X.to_sparse(), y, TypeError, "X must be a dense array.*sparse_coo"),
-        (X, y.to_sparse(), TypeError, "y must be a dense array.*sparse_coo"),
-        (X > 0, y, TypeError, "X must be a dense array of real numbers, but got torch.bool"),
-        (X + 0j, y, TypeError, "real numbers, but got torch.complex64"),
-        (NAN, y, ValueError, "1 of 20 series hold NaN"),
-        (X.expand(-1, 2, -1), y, ValueError, r"expects series of shape \(n_cases, 1, n"),
-    ],
-)
-def test_bad_data(X: Any, y: Any, error: type[Exception], text: str) -> None:
-    model = network()
-    before = checkpoint.snapshot(model)
-    for arguments in ((X, y), (*data(), RECIPE)):
-        validation = None if arguments[0] is X else (X, y)
-        with pytest.raises(error, match=text):
-            train(model, *arguments, validation=validation, progress=False)
-    assert same(dict(model.state_dict()), dict(before))
-    assert model.training
-
-
 def test_data_of_any_kind() -> None:
+    X, y = data()
     kinds = (X, y), (X.numpy(), y.numpy()), (X.double().numpy(), y.numpy().astype("u1"))
     first, *others = (train(network(), *kind, RECIPE, progress=False).history for kind in kinds)
     assert all(same(first, other) for other in others)
@@ -252,42 +206,6 @@ def test_data_of_any_kind() -> None:
     last = X[:, 0, 0].clone().view(1, 1, -1).permute(2, 1, 0)
     assert last.is_contiguous()
     assert digest(last) == digest(X[:, :1, :1].clone())
-    (row,) = train(network(), last, y, replace(RECIPE, epochs=1), progress=False).history
-    assert math.isfinite(row["train_loss"])
-
-
-class Named(WithDropout):
-    def forward(self, x: Tensor) -> Any:
-        return {"log_proba": super().forward(x)}
-
-
-def test_bad_arguments(tmp_path: Path) -> None:
-    out = tmp_path / "a file"
-    out.write_text("mine")
-    for model, changes, error, text in (
-        (network(), {"resume": True}, ValueError, "resume=True needs out"),
-        (network(), {"checkpoint_every": 0}, ValueError, "checkpoint_every"),
-        (network(), {"checkpoint_every": (2,)}, TypeError, "checkpoint_every must be an int"),
-        (network(), {"recipe": {"epochs": 2}}, TypeError, "recipe must be a Recipe, but got {'ep"),
-        (network(), {"out": out}, ValueError, "out must name a folder, but .* is a file"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(24, 2)), {}, ValueError, "LogSoftmax"),
-        (nn.Flatten(), {}, ValueError, "no parameters"),
-        ("DSN", {}, TypeError, "model must be an nn.Module, but got str"),
-        (network(), {"resume": "no", "out": tmp_path}, TypeError, "resume must be True or False"),
-        (network(), {"cuda_graphs": 1}, TypeError, "cuda_graphs must be True or False"),
-        (network(), {"progress": None}, TypeError, "progress must be True or False"),
-        (network(), {"validation": data()[0]}, TypeError, r"a pair \(X, y\) .* got a Tensor"),
-        (network(), {"validation": (data()[0],)}, TypeError, "a pair"),
-        (network(), {"on_epoch": "x", "out": tmp_path}, TypeError, "on_epoch must be a function"),
-        (network(), {"scheduler_factory": "x"}, TypeError, "scheduler_factory must be a function"),
-        (network().to("meta"), {}, ValueError, "on the meta device"),
-        (Named(), {}, TypeError, "one tensor of log-probabilities, but returned a dict"),
-        (network().requires_grad_(False), {}, ValueError, "every parameter of the model is frozen"),
-    ):
-        with pytest.raises(error, match=text):
-            run(model, **changes)
-    assert out.read_text() == "mine"
-    assert [file.name for file in tmp_path.iterdir()] == ["a file"]
 
 
 def test_where_gradients_are_off() -> None:

@@ -1,0 +1,70 @@
+"""What ``training.train``, its recipe and its predictions refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from refusals import refuses, table
+from tiny import data, network, run
+from torch import nn
+
+from sparseconv.training import Recipe, train
+from sparseconv.training.evaluation import predict_log_proba
+
+X, y = data()
+NAN = X.clone()
+NAN[3, 0, 5] = math.nan
+NO_SOFTMAX = nn.Sequential(nn.Flatten(), nn.Linear(24, 2))
+A_FILE = Path(__file__)
+
+
+def of(X: Any, y: Any) -> None:
+    train(network(), X, y, progress=False)
+
+
+@table(
+    (lambda: of(X, y[:-1]), ValueError, "but got (20, 1, 24) and (19,)"),
+    (lambda: of(X[:0], y[:0]), ValueError, "at least one case"),
+    (lambda: of(X, y.double()), TypeError, "class indices as integers, but got torch.float64"),
+    (lambda: of(X, np.array(["a", "b"] * 10)), TypeError, "return_inverse"),
+    (lambda: of(X, y + 1), ValueError, "reaches from 1 to 2"),
+    (lambda: of(NAN, y), ValueError, "1 of 20 series hold NaN"),
+    (lambda: of(X.expand(-1, 2, -1), y), ValueError, "expects series of shape (n_cases, 1, n"),
+    (lambda: run(network(), validation=(X, y + 1)), ValueError, "class indices in [0, 2)"),
+    (lambda: run(network(), resume=True), ValueError, "resume=True needs out"),
+    (lambda: run(network(), checkpoint_every=0), ValueError, "checkpoint_every must be at least"),
+    (lambda: run(network(), recipe={"epochs": 2}), TypeError, "recipe must be a Recipe, but got"),
+    (lambda: run(network(), out=A_FILE), ValueError, "cannot be written"),
+    (lambda: run(NO_SOFTMAX), ValueError, "end it with torch.nn.LogSoftmax"),
+    (lambda: run(nn.Flatten()), ValueError, "the model has no parameters"),
+    (lambda: run("DSN"), TypeError, "model must be an nn.Module, but got str"),
+)
+def test_train(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
+
+
+@table(
+    (lambda: predict_log_proba(network(), X[:0]), ValueError, "at least one case, but got shape"),
+)
+def test_predict_log_proba(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
+
+
+@table(
+    (lambda: Recipe(epochs=0), ValueError, "epochs must be >= 1, but got 0"),
+    (lambda: Recipe(epochs=1.5), TypeError, "epochs must be an integer"),
+    (lambda: Recipe(lr="fast"), TypeError, "lr must be a number, but got a str"),
+    (lambda: Recipe(lr=math.nan), ValueError, "lr must be finite"),
+    (lambda: Recipe(lr=1e-5), ValueError, "lr_min <= lr"),
+    (lambda: Recipe(decay_share=1.1), ValueError, "decay_share must lie in (0, 1]"),
+    (lambda: Recipe(prune_fraction=1.1), ValueError, "prune_fraction"),
+    (lambda: Recipe(grow="slowly"), ValueError, "grow must be one of"),
+    (lambda: Recipe(seed=2**63), ValueError, "seed must be < 2**63"),
+    (lambda: Recipe(skip_step_at_update="no"), TypeError, "must be True or False"),
+)
+def test_recipe(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+    refuses(call, error, fragment)
