@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.paper.archives import Shape
-from sparseconv.core.pattern import carry_over
 from sparseconv.dst import DSTScheduler
 from sparseconv.models import DSN, LITE, OSCNN, Ensemble, InceptionTime, ResNet
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.rewiring import move, survivors
 
 # Of LITE's even kernels, as published; torch pads a copy of their input.
 warnings.filterwarnings("ignore", message="Using padding='same' with even kernel lengths")
@@ -85,7 +85,7 @@ class MomentsDST(DSTScheduler):
                 continue
             state = self._optimizer.state[layer.values]
             grown = (layer.values == 0) & (state["exp_avg"] == 0) & (state["exp_avg_sq"] == 0)
-            self.ages[index] = carry_over(self.ages[index], old, layer.pattern)
+            self.ages[index] = move(self.ages[index], survivors(old, layer.pattern))
             self.ages[index][grown] = 0
             if self.moments == "mean":
                 _fill_with_means(layer, state["exp_avg_sq"], grown)

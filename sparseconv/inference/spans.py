@@ -155,7 +155,7 @@ class PointwiseThenMean(FoldedLink):
     has fewer channels, the mean is taken after it.
     """
 
-    ends = True
+    ends_chain = True
 
     @classmethod
     def fits(cls, modules: Sequence[Any]) -> bool:

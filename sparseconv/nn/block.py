@@ -54,7 +54,7 @@ class Plan:
             if link is not None and stage is not None:
                 links.append(link)
                 stages.append(stage)
-                if not link.ends:
+                if not link.ends_chain:
                     continue
             if links:
                 x = self._run(i, links, stages, x)

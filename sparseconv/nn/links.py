@@ -22,7 +22,7 @@ _fits_order = functools.lru_cache(maxsize=None)(keeps_order)
 class Link:
     """Modules in a row that may be a stage of a chain."""
 
-    ends = False  # whether something follows that is computed outside of the chain
+    ends_chain = False  # whether something follows that is computed outside of the chain
 
     def __init__(self, modules: Sequence[Any]) -> None:
         self.modules: list[Any] = [*modules]
@@ -102,7 +102,7 @@ class PooledLink(PointwiseLink):
     The two commute, and fewer channels are pooled.
     """
 
-    ends = True
+    ends_chain = True
 
     @classmethod
     def fits(cls, modules: Sequence[Any]) -> bool:

@@ -126,17 +126,15 @@ def read_layer(
 
 
 def describe(pattern: KernelCSR) -> dict[str, Any]:
-    """What a state dict's metadata say of a layer: its entries would fit other shapes as well."""
+    """Return a layer's entry in a state dict's metadata: its tensors may fit other shapes, too."""
     return {"shape": pattern.shape, "checksum": checksum(pattern)}
 
 
 def _is_described(found: dict[str, Any], metadata: dict[str, Any]) -> bool:
-    """Whether metadata are of these entries: those of a renamed one stay behind."""
+    """Whether metadata are of these entries: after a renaming, another layer's have this name."""
     try:
-        crow, col = found["crow_indices"].cpu(), found["col_indices"].cpu()
-        return describe(KernelCSR(crow, col, metadata["shape"])) == {
-            name: metadata[name] for name in ("shape", "checksum")
-        }
+        crow, col = (found[name].cpu() for name in INDICES)
+        return checksum(KernelCSR(crow, col, metadata["shape"])) == metadata["checksum"]
     except (KeyError, TypeError, ValueError):
         return False
 
