@@ -134,7 +134,7 @@ def _is_described(found: dict[str, Any], metadata: dict[str, Any]) -> bool:
     """Whether metadata are of these entries: after a renaming, another layer's have this name."""
     try:
         crow, col = (found[name].cpu() for name in INDICES)
-        return checksum(KernelCSR(crow, col, metadata["shape"])) == metadata["checksum"]
+        return bool(checksum(KernelCSR(crow, col, metadata["shape"])) == metadata["checksum"])
     except (KeyError, TypeError, ValueError):
         return False
 
