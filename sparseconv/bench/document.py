@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,6 @@ Row = Mapping[str, Any]
 
 SCHEMA = 2
 PARTS = {"machine": dict, "peaks": list, "rows": list, "network": list}
-# What every reader of a row relies on.
-COMMON = {"batch": int, "length": int, "threads": int, "ms": dict, "ratio": dict}
-OF_PART = {
-    "rows": {"suite": str, "case": str, "computation": str, "density": float, "nnz": int},
-    "network": {"model": str, "mode": str, "in_channels": int},
-}
 BEST = "best"  # whichever baseline is the fastest
 
 
@@ -45,30 +38,7 @@ def read(path: Path) -> dict[str, Any]:
         )
     if missing := [key for key in PARTS if not isinstance(document.get(key), PARTS[key])]:
         raise ValueError(f"{path} must have {', '.join(missing)}, as a benchmark does; {again}")
-    for part in ("rows", "network"):
-        for number, row in enumerate(document[part], 1):
-            if wrong := _wrong_in(row, COMMON | OF_PART[part]):
-                raise ValueError(
-                    f"{path} is damaged, for entry {number} of {part} {wrong}; {again}"
-                )
     return dict(document)
-
-
-def _wrong_in(row: Any, expected: Mapping[str, type]) -> str:
-    """What a row lacks or has of another kind, in words; empty if it is sound."""
-    if not isinstance(row, dict):
-        return f"must be an object, but is {row!r}"
-    for key, kind in expected.items():
-        if not isinstance(row.get(key), kind):
-            return f"must have {key!r} as {kind.__name__}, but has {row.get(key)!r}"
-    for key, times in {"ms": 1, "ratio": 3}.items():
-        for name, found in row[key].items():
-            numbers = found if isinstance(found, list) else [found]
-            if len(numbers) != times or not all(
-                isinstance(number, int | float) and 0 < number < math.inf for number in numbers
-            ):
-                return f"must have {times} positive for {key!r} of {name!r}, but has {found!r}"
-    return "" if "sparse" in row["ms"] else "must have the time 'sparse' in 'ms'"
 
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:

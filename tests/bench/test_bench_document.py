@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -37,31 +36,13 @@ def test_a_damaged_document_is_named(tmp_path: Path, content: str, says: str) ->
         document.read(tmp_path / "bench.json")
 
 
-@pytest.mark.parametrize(
-    ("part", "changed", "says"),
-    [
-        ("rows", 3, "entry 2 of rows must be an object, but is 3"),
-        ("rows", {"suite": None}, "entry 2 of rows must have 'suite' as str, but has None"),
-        ("rows", {"ms": {"conv1d": 1.0}}, "must have the time 'sparse'"),
-        ("rows", {"ms": {"sparse": float("nan")}}, "1 positive for 'ms' of 'sparse', but has nan"),
-        ("rows", {"ratio": {"fft": None}}, "3 positive for 'ratio' of 'fft', but has None"),
-        ("rows", {"ratio": {"fft": [1.0, 2.0]}}, "3 positive for 'ratio' of 'fft'"),
-        ("network", {"mode": 1}, "entry 2 of network must have 'mode' as str"),
-    ],
-)
-def test_a_damaged_row_is_named(tmp_path: Path, part: str, changed: Any, says: str) -> None:
+def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
     content: dict[str, Any] = {
         "schema": document.SCHEMA, "machine": {}, "peaks": [],
         "rows": [row("packing")], "network": [network("train", 24)],
     }  # fmt: skip
-    path = tmp_path / "bench.json"
-    document.write_json(content, path)
-    assert document.read(path) == content
-    good = content[part][0]
-    content[part].append(good | changed if isinstance(changed, dict) else changed)
-    document.write_json(content, path)
-    with pytest.raises(ValueError, match=f"bench.json is damaged.*{re.escape(says)}"):
-        document.read(path)
+    document.write_json(content, tmp_path / "bench.json")
+    assert document.read(tmp_path / "bench.json") == content
 
 
 def test_the_best_baseline_is_the_fastest_of_all() -> None:
