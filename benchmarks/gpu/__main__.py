@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     found = measure(arguments)
-    print("", tables.times(found, tables.read()).markdown(), tables.checks(found).markdown(),
+    print("", tables.times(found).markdown(), tables.checks(found).markdown(),
           sep="\n")  # fmt: skip
     return int(not all(check["ok"] for check in found["checks"]))
 

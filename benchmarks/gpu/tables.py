@@ -14,7 +14,6 @@ from sparseconv.measure import timing
 from sparseconv.measure.table import Table
 
 Document = Mapping[str, Any]
-PREDICTED = Path(__file__).parents[1] / "results" / "gpu-predicted.json"
 DENSE = ("dense", "channels last")  # how the names of forms by cuDNN begin
 STEPS = ("cuda TF32 graph", "cuda TF32 graph with update", "dense TF32 graph")
 PEAK = 67e12  # FLOP/s of an H200 in float32 multiply-adds; the share counts active weights only
@@ -23,19 +22,6 @@ NEVER_RUN = (
     "`python -m benchmarks.gpu`, on a machine that has one, makes them all in one run, and the "
     "next `make docs` puts them here."
 )
-PREDICTION = (
-    "**Predicted, not measured**: `python -m benchmarks.gpu.predict` replays the kernels' machine "
-    "code for an H200 clock by clock, the layer (47 → 141 channels, K = 39, 13.3 % active, N = 16) "
-    "on its first multiprocessor; an H100 takes 1.12 to 1.32 times as long for the CUDA "
-    "kernels, 1.02 to 2.57 times for Triton's. FFMA: of all instructions. Floor: "
-    "67 TFLOP/s of active weights."
-)
-
-
-def read(path: Path = PREDICTED) -> Document:
-    """A file of results; no rows where there is none."""
-    found: Document = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    return found
 
 
 def what(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -43,12 +29,8 @@ def what(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["part"], row["computation"], row["length"]
 
 
-def times(found: Document, model: Document) -> Table:
-    """Each candidate of each row, beside the fastest one of its row and what was predicted."""
-    guesses = {
-        (row["computation"], row["length"], f"{row['backend']} fp32"): f"{row['us'] / 1e3:.4g}"
-        for row in model["rows"]
-    }
+def times(found: Document) -> Table:
+    """Compare each candidate of each row with the fastest one of its row."""
     lines = []
     for row in found["rows"]:
         where = (row["computation"], str(row["length"]))
@@ -57,25 +39,20 @@ def times(found: Document, model: Document) -> Table:
         best = min(samples, key=lambda name: median[name], default="")
         for name in samples:
             share = f"{row['flop'] / median[name] * 1e3 / PEAK:.1%}" if row["flop"] else "-"
-            guess = guesses.get((row["computation"], row["length"], name.rpartition(" ")[0]), "-")
             lines.append(
-                (*where, name, f"{median[name]:.4g}", guess, share,
+                (*where, name, f"{median[name]:.4g}", share,
                  str(timing.ratio(samples, name, best)),
                  "-" if (error := row["error"][name]) is None else f"{error:.1e}")
             )  # fmt: skip
-        lines += [(*where, name, *"----", _line(why)[:200]) for name, why in row["absent"].items()]
+        lines += [(*where, name, *"---", _line(why)[:200]) for name, why in row["absent"].items()]
         if any(row["clocks"]):
-            lines.append((*where, "before; after", *"----", "; ".join(row["clocks"])))
-    header = ("", "L", "", "ms", "ms, predicted", "FFMA peak", "times the fastest", "error")
+            lines.append((*where, "before; after", *"---", "; ".join(row["clocks"])))
+    header = ("", "L", "", "ms", "FFMA peak", "times the fastest", "error")
     return Table(header, lines, text_columns=3)
 
 
-def layers(found: Document, model: Document) -> Table:
+def layers(found: Document) -> Table:
     """Microseconds of each computation as a graph: sparse kernels, and the fastest dense form."""
-    guesses = {
-        (row["computation"], row["length"], row["backend"]): f"{row['us']:.0f}"
-        for row in model["rows"]
-    }
     lines = []
     for row in sorted(found["rows"], key=lambda row: row["length"]):
         if row["part"] != "layer":
@@ -94,12 +71,11 @@ def layers(found: Document, model: Document) -> Table:
             (row["computation"], str(row["length"]), *(_us(us.get(f"{name} fp32", math.nan))
               for name in ("cuda", "triton")),
              *map(_us, dense.values()), _us(us.get("FFT fp32", math.nan)),
-             f"{dense['fp32'] / sparse:.1f}", f"{dense['TF32'] / sparse:.1f}",
-             guesses.get((row["computation"], row["length"], "cuda"), "-"))
+             f"{dense['fp32'] / sparse:.1f}", f"{dense['TF32'] / sparse:.1f}")
         )  # fmt: skip
     header = (
         "", "L", "CUDA", "Triton", "dense fp32", "dense TF32", "dense bf16", "FFT fp32",
-        "dense fp32 / CUDA", "dense TF32 / CUDA", "CUDA, predicted",
+        "dense fp32 / CUDA", "dense TF32 / CUDA",
     )  # fmt: skip
     return Table(header, lines)
 
@@ -144,17 +120,6 @@ def _us(found: float) -> str:
     return "-" if math.isnan(found) else f"{found:.0f}"
 
 
-def predictions(model: Document) -> Table:
-    """What ``benchmarks.gpu.predict`` found: microseconds."""
-    lines = [
-        (row["computation"], str(row["length"]), row["backend"], row["kernel"], f"{row['us']:.0f}",
-         f"{row['ffma']:.0%}", f"{row['floor_us']:.1f}", row["limiter"])
-        for row in sorted(model["rows"], key=lambda row: row["length"])
-    ]  # fmt: skip
-    header = ("", "L", "backend", "kernel", "µs, predicted", "FFMA", "µs, floor", "waits for")
-    return Table(header, lines, text_columns=4)
-
-
 def checks(found: Document) -> Table:
     lines = [
         (check["check"], "yes" if check["ok"] else "**no**", _line(check["result"])[-200:])
@@ -169,10 +134,9 @@ def section(path: Path) -> list[str]:
     Raises:
         ValueError: the file is of a trial on a CPU.
     """
-    model = read(path.with_name(PREDICTED.name))
     if not path.exists():
-        return [NEVER_RUN, *([PREDICTION, predictions(model).markdown()] if model["rows"] else [])]
-    found = read(path)
+        return [NEVER_RUN]
+    found: Document = json.loads(path.read_text())
     about = found["machine"]
     if about["device"] == "cpu":
         raise ValueError(f"{path} is of a trial on a CPU; run python -m benchmarks.gpu on a GPU")
@@ -190,7 +154,7 @@ def section(path: Path) -> list[str]:
         "place of the sparse layers, no masks. cuDNN's convolutions round to TF32 in all, as is "
         "torch's default."
     )
-    parts = [text, layers(found, model).markdown()]
+    parts = [text, layers(found).markdown()]
     if (table := steps(found)).rows:
         parts += [about_steps, table.markdown()]
     return [*parts, checks(found).markdown()] if found["checks"] else parts

@@ -94,11 +94,6 @@ def test_every_part(fake: CompileCounterWithBackend, tmp_path: Path) -> None:
     assert len(texts) == len(forms) + 2
     assert all("Self CPU" in text["text"] for text in texts)
     assert part(tmp_path, "once")["texts"] == [{"of": "once", "text": "3 calls"}]
-    model = {"rows": [{"computation": "dgrad", "length": 24, "backend": "cpp", "us": 1234.5}]}
-    lines = [line for line in str(tables.times(found, model).markdown()).split("\n")
-             if "1.234" in line]  # fmt: skip
-    assert len(lines) == 2
-    assert all("dgrad" in line and "cpp fp32" in line for line in lines)
 
 
 def test_a_candidate_that_fails_takes_no_other_along(
@@ -115,7 +110,7 @@ def test_a_candidate_that_fails_takes_no_other_along(
     for row in found["rows"]:
         assert set(row["absent"]) == {f"dense padded {kind}" for kind in PRECISIONS}
         assert len(row["samples_ms"]) == len(DENSE) - 3
-    assert "RuntimeError: cuDNN has no algorithm" in tables.times(found, tables.read()).markdown()
+    assert "RuntimeError: cuDNN has no algorithm" in tables.times(found).markdown()
 
 
 def test_times_are_of_one_call_at_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +230,7 @@ def test_the_readme_says_what_never_ran(tmp_path: Path) -> None:
     (tmp_path / "gpu.json").write_text(json.dumps(document))
     made = [part for part in tables.section(tmp_path / "gpu.json") if part.startswith("|")]
     cells = [re.split(r" *\| *", table.split("\n")[2]) for table in made]
-    layer_cells = ["fprop", "24", "2000", "9000", "5000", "3000", "-", "4000", "2.5", "1.5", "-"]
+    layer_cells = ["fprop", "24", "2000", "9000", "5000", "3000", "-", "4000", "2.5", "1.5"]
     assert cells[0][1:-1] == layer_cells
     assert cells[1][1:-1] == ["24", "1.000", "-", "2.000", "2.00 [2.00, 2.00]", "-"]
     (tmp_path / "gpu.json").write_text(json.dumps(document | {"machine": {"device": "cpu"}}))
