@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn.grad import conv1d_weight
 
 from sparseconv.core.geometry import Geometry
+from sparseconv.core.tracing import is_exporting
 from sparseconv.functional.bilinear import apply, is_transformed
 from sparseconv.functional.conv import as_autocast
 from sparseconv.reference import pad
@@ -30,9 +32,12 @@ def probed(y: Tensor, x: Tensor, values: Tensor, probe: Tensor, geometry: Geomet
     """Return the output ``y`` of a convolution of ``x``, with the probe in its graph.
 
     Every ``backward()`` through it adds the dense weight gradient to ``probe.grad``. Not under
-    transforms of ``torch.func``: per-sample gradients are not those of a step.
+    transforms of ``torch.func``, since per-sample gradients are not those of a step, nor in a graph
+    that is exported or traced.
     """
-    if not (y.requires_grad and values.requires_grad) or is_transformed():
+    if not (y.requires_grad and values.requires_grad) or is_transformed() or is_exporting():
+        return y
+    if not is_dynamo_compiling() and torch._C._is_tracing():
         return y
     if torch.is_autocast_enabled(x.device.type):  # keep what the layer computed with
         (x,) = as_autocast(x)

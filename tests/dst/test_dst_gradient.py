@@ -256,6 +256,14 @@ def test_gradient_growth_without_a_backward_pass_is_refused_and_can_be_repaired(
     assert dst.step()
 
 
+def test_a_watched_layer_is_exported_and_traced_as_any_other() -> None:
+    layer, _, _ = scheduled(SparseConv1d(2, 4, 9), grow="gradient")
+    x = torch.randn(3, 2, 30)
+    for graph in (torch.export.export(layer, (x,)).graph, torch.jit.trace(layer, x).graph):
+        assert "clone" not in str(graph)
+        assert "Probe" not in str(graph)
+
+
 def test_watching_ends_with_the_update_and_leaves_nothing_behind() -> None:
     model = two_layers()
     layer = model[0]
