@@ -143,16 +143,8 @@ def test_resuming_something_else(data: str, out: Path, refused: Any) -> None:
     for text in ("", "{}", "[1]", '{"data": 1, "network": 2, "recipe": 3}'):
         (out / "config.json").write_text(text)
         refused(words, "config.json is not the config.json of a run", "another folder")
-    for section, name, wrong in (
-        ("network", "nf", 6.0),
-        ("network", "sparsity", None),
-        ("network", "padding", 3),
-        ("recipe", "lr", "x"),
-        ("data", "classes", ["a", ["b"]]),
-        ("data", "nan_to_zero", "yes"),
-    ):
-        content = json.loads(before["config.json"])
-        content[section][name] = wrong
-        (out / "config.json").write_text(json.dumps(content))
-        refused(words, "config.json is not the config.json of a run", name)
-        refused(["info", str(out)], "config.json is not the config.json of a run", name)
+    content = json.loads(before["config.json"])
+    content["recipe"]["lr"] = "x"
+    (out / "config.json").write_text(json.dumps(content))
+    for command in (words, ["info", str(out)]):
+        refused(command, "config.json is not the config.json of a run", "lr")
