@@ -9,10 +9,7 @@ Geometry check_geometry(at::IntArrayRef numbers) {
   TORCH_CHECK_VALUE(numbers.size() == 9,
                     "expected geometry [C_out, C_in // groups, K, stride, left, right, dilation, "
                     "groups, padding_mode], but got ",
-                    numbers,
-                    numbers.empty() ? "; a program that an older sparseconv exported has to be "
-                                      "exported again"
-                                    : "");
+                    numbers);
   const Geometry g{numbers[0], numbers[1], numbers[2],
                    numbers[3], numbers[4], numbers[5],
                    numbers[6], numbers[7], static_cast<PaddingMode>(numbers[8])};
@@ -39,18 +36,6 @@ Geometry check_geometry(at::IntArrayRef numbers) {
   return g;
 }
 
-std::vector<int64_t> geometry_numbers(const Geometry& g) {
-  return {g.out_channels,
-          g.channels_per_group,
-          g.kernel_size,
-          g.stride,
-          g.left,
-          g.right,
-          g.dilation,
-          g.groups,
-          static_cast<int64_t>(g.mode)};
-}
-
 void check_lengths(const Geometry& g, int64_t length) {
   TORCH_CHECK_VALUE(length >= 1 && length <= (int64_t{1} << 62),
                     "expected an input of at least one sample, but got length ", length);
@@ -68,7 +53,6 @@ void check_lengths(const Geometry& g, int64_t length) {
 }
 
 // Fake tensors, zeros that are only noted and storages cut short have sizes, and nothing to read.
-// What a subclass does beside is its own affair.
 void check_memory(const Tensor& x, const char* name) {
   const auto readable = [&x] {
     if (!x.has_storage()) {
@@ -106,11 +90,6 @@ void check_same_type(const Tensor& a, const Tensor& b, const char* name) {
       "expected ", name, " to be a dense tensor of dtype ", a.scalar_type(), " on ", a.device(),
       ", but got ", b.toString(), " on ", b.device());
   check_memory(b, name);
-}
-
-void check_values(const Tensor& values, const Tensor& x) {
-  check_same_type(x, values, "values");
-  TORCH_CHECK_VALUE(values.dim() == 1, "expected values of shape (nnz,), but got ", values.sizes());
 }
 
 void check_vector(const Tensor& vector, const char* name, const Tensor& x, int64_t channels) {

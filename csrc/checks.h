@@ -1,6 +1,6 @@
-// What the ops check of their arguments. Every op can be called with anything; after these checks
-// no argument can make a CPU kernel touch memory outside its buffers. (The contents of index
-// tensors are checked on the CPU only; CUDA kernels guard themselves.)
+// What the ops check of their arguments: after that no argument can make a CPU kernel touch memory
+// outside its buffers. (The contents of index tensors are checked on the CPU only; GPU kernels
+// guard themselves.)
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,7 +15,6 @@ using at::Tensor;
 // [C_out, C_in // groups, K, stride, left, right, dilation, groups, PaddingMode]: the fields of
 // Geometry, in their order.
 Geometry check_geometry(at::IntArrayRef numbers);
-std::vector<int64_t> geometry_numbers(const Geometry& g);  // the other way; throws nothing
 void check_lengths(const Geometry& g, int64_t length);
 void check_memory(const Tensor& x, const char* name);
 void check_signal(const Tensor& x, const char* name, at::DeviceType device = at::kCPU);
@@ -24,7 +23,6 @@ void check_signal(const Tensor& x,
                   int64_t channels,
                   at::DeviceType device = at::kCPU);
 void check_same_type(const Tensor& a, const Tensor& b, const char* name);  // and on one device
-void check_values(const Tensor& values, const Tensor& x);
 void check_vector(const Tensor& vector, const char* name, const Tensor& x, int64_t channels);
 void check_gradient(const Tensor& grad, const Geometry& g, int64_t batch, int64_t input_length);
 void check_indices(const Tensor& indices,

@@ -17,6 +17,7 @@
 #include "cpu/isa/dispatch.h"
 #include "cpu/launch.h"
 #include "cpu/ops/rocket.h"
+#include "cpu/plan/plan_cache.h"
 
 namespace sparseconv {
 namespace {
@@ -76,20 +77,19 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("float64"), pybind11::arg("passes"), pybind11::arg("repeats"),
         "Seconds of each of `repeats` runs of `passes` times `peak_pass` multiply-adds of operands "
         "in registers, on each of torch's threads.");
-  using sparseconv::ConvPlan;
-  pybind11::class_<ConvPlan, sparseconv::ConvPlanPtr>(m, "ConvPlan", "Of a pattern and geometry.")
-      .def(pybind11::init<const at::Tensor&, const at::Tensor&, std::vector<int64_t>>(),
-           pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"))
-      .def_property_readonly("nbytes", &ConvPlan::nbytes, "Of what was made so far.")
-      .def("fprop", &sparseconv::fprop_of, pybind11::call_guard<sparseconv::Computing>())
-      .def("dgrad", &sparseconv::dgrad_of, pybind11::call_guard<sparseconv::Computing>())
-      .def("wgrad", &sparseconv::wgrad_of, pybind11::call_guard<sparseconv::Computing>());
+  m.def("plan_bytes", &sparseconv::plan_bytes, pybind11::arg("crow_indices"),
+        pybind11::arg("col_indices"), "What the plans made of a pattern's two tensors take.");
+  m.def("runs_plainly", &sparseconv::runs_plainly,
+        "Whether torch only computes, and perhaps records gradients: nothing traces, casts, "
+        "transforms, watches calls, or differentiates in forward mode.");
   m.def("plain_conv", &sparseconv::plain_conv, pybind11::arg("input"), pybind11::arg("values"),
-        pybind11::arg("bias"), pybind11::arg("plan").none(false), pybind11::arg("relu"),
-        "The convolution with its gradients; None where torch is asked for more than computing, or "
-        "the arguments do not fit.");
-  m.def("keeps_order", [](const std::vector<int64_t>& geometry) {
-    return sparseconv::fits_lanes(sparseconv::check_geometry(geometry));
+        pybind11::arg("bias"), pybind11::arg("crow_indices"), pybind11::arg("col_indices"),
+        pybind11::arg("geometry"), pybind11::arg("relu"),
+        "The convolution with its gradients; None where torch is asked for more than computing, "
+        "the pattern has no plan yet, or the arguments do not fit.");
+  m.def("keeps_order", [](pybind11::handle geometry) {
+    return sparseconv::fits_lanes(
+        sparseconv::check_geometry(sparseconv::geometry_numbers(geometry)));
   });
   using at::Tensor;
   using sparseconv::MiniRocketPlan;
@@ -106,7 +106,14 @@ PYBIND11_MODULE(_C, m) {
   pybind11::class_<Chain, std::shared_ptr<Chain>>(
       m, "Chain", "Layers in a row, on tensors in the kernels' own order.")
       .def(pybind11::init<>())
-      .def("add_conv", &Chain::add_conv, pybind11::arg("plan").none(false), pybind11::arg("relu"))
+      .def(
+          "add_conv",
+          [](Chain& chain, const Tensor& crow, const Tensor& col, pybind11::handle geometry,
+             bool relu) {
+            chain.add_conv(crow, col, sparseconv::geometry_numbers(geometry), relu);
+          },
+          pybind11::arg("crow_indices"), pybind11::arg("col_indices"), pybind11::arg("geometry"),
+          pybind11::arg("relu"))
       .def("add_pointwise", &Chain::add_pointwise)
       .def("add_norm_relu", &Chain::add_norm_relu);
   m.def("plain_chain", &sparseconv::plain_chain, pybind11::arg("chain").none(false),

@@ -17,7 +17,6 @@ from sparseconv.ops.backends import extension
 collect_ignore = [
     "kernels/cuda/cuda_cases.py",
     "packaging/installed_check.py",
-    "kernels/triton/triton_arguments.py",
     "kernels/triton/triton_cases.py",
 ]
 

@@ -19,9 +19,8 @@ pybind11::list described(const Chain& chain) {
   pybind11::list stages;
   for (const Chain::Stage& stage : chain.stages()) {
     if (stage.kind == Chain::Kind::conv) {
-      const ConvPlan& plan = *stage.plan;
-      stages.append(pybind11::make_tuple("conv", plan.crow, plan.col,
-                                         geometry_numbers(plan.geometry), stage.relu));
+      stages.append(
+          pybind11::make_tuple("conv", stage.crow, stage.col, stage.geometry, stage.relu));
     } else if (stage.kind == Chain::Kind::pointwise) {
       stages.append(pybind11::make_tuple("pointwise"));
     } else {
@@ -73,9 +72,7 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
     const Tensor held = ctx->saved_data["chain"].toTensor();
     const Chain& chain = *static_cast<const Chain*>(held.const_data_ptr());
     for (const Chain::Stage& stage : chain.stages()) {
-      if (stage.plan) {
-        stage.plan->check_untouched();
-      }
+      stage.check_untouched();
     }
     const size_t given = ctx->saved_data["inputs"].toInt();
     TORCH_CHECK(given == 1 + 2 * chain.stages().size(),

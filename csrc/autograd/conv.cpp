@@ -1,13 +1,17 @@
 #include "conv.h"
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
 
 #include "../checks.h"
 #include "../cpu/conv.h"
 #include "../cpu/isa/dispatch.h"
 #include "../cpu/launch.h"
+#include "../cpu/plan/plan_cache.h"
 #include "plain.h"
 
 namespace sparseconv {
@@ -17,100 +21,27 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Throws ValueError.
-void check_nnz(const Tensor& values, const ConvPlan& plan) {
-  TORCH_CHECK_VALUE(values.dim() == 1 && values.numel() == plan.nnz,
-                    "expected values of as many active weights as the pattern has, ", plan.nnz,
-                    ", but got ", values.sizes());
-}
-
-void check_arguments(const Tensor& input,
-                     const Tensor& values,
-                     const std::optional<Tensor>& bias,
-                     const ConvPlan& plan) {
-  const Geometry& g = plan.geometry;
-  element_of(input);
-  check_signal(input, "input", g.in_channels());
-  check_lengths(g, input.size(2));
-  check_values(values, input);
-  check_nnz(values, plan);
-  if (bias.has_value()) {
-    check_vector(*bias, "bias", input, g.out_channels);
-  }
-}
-
-// Of the gradient of the output, and the input that the output came from.
-void check_gradient_of(const Tensor& input, const Tensor& grad, const ConvPlan& plan) {
-  const Geometry& g = plan.geometry;
-  check_signal(input, "input", g.in_channels());
-  check_signal(grad, "grad_output", g.out_channels);
-  element_of(input);
-  check_same_type(input, grad, "grad_output");
-  check_lengths(g, input.size(2));
-  check_gradient(grad, g, input.size(0), input.size(2));
-}
-
-}  // namespace
-
-Tensor fprop_of(const ConvPlan& plan, const Tensor& input, const Tensor& values) {
-  const at::NoGradGuard no_grad;
-  const ForkGuard fork_guard;
-  check_arguments(input, values, std::nullopt, plan);
-  return run_fprop(input.resolve_neg(), values.resolve_neg(), std::nullopt, plan.geometry,
-                   plan.fprop(), false);
-}
-
-Tensor dgrad_of(const ConvPlan& plan,
-                const Tensor& grad,
-                const Tensor& values,
-                int64_t input_length) {
-  const at::NoGradGuard no_grad;
-  const ForkGuard fork_guard;
-  const Geometry& g = plan.geometry;
-  check_signal(grad, "grad_output", g.out_channels);
-  check_lengths(g, input_length);
-  check_gradient(grad, g, grad.size(0), input_length);
-  element_of(grad);
-  check_values(values, grad);
-  check_nnz(values, plan);
-  return run_dgrad(grad.resolve_neg(), values.resolve_neg(), g, plan.dgrad(), input_length);
-}
-
-Tensor wgrad_of(const ConvPlan& plan, const Tensor& grad, const Tensor& input) {
-  const at::NoGradGuard no_grad;
-  const ForkGuard fork_guard;
-  check_gradient_of(input, grad, plan);
-  return run_wgrad(grad.resolve_neg(), input.resolve_neg(), plan.geometry, plan.wgrad());
-}
-
-namespace {
-
-Tensor bias_gradient(const Tensor& grad, const ConvPlan& plan) {
-  const ConvPlan& bias = plan.bias();
-  const Tensor ones = at::ones({1}, grad.options()).expand({grad.size(0), 1, grad.size(2)});
-  return run_wgrad(grad, ones, bias.geometry, bias.wgrad());
-}
-
-// Gradients by the functions of sparseconv/functional/conv.py, which have gradients themselves and
-// know torch's transforms.
+// Gradients by a function of sparseconv/functional/conv.py, which have gradients themselves, and
+// which torch's compilers and transforms can trace.
 variable_list gradients_by_python(const Tensor& grad,
                                   const variable_list& saved,
-                                  const ConvPlan& plan,
-                                  const std::array<bool, 3>& needed) {
+                                  const std::vector<int64_t>& geometry,
+                                  const std::array<bool, 3>& needed,
+                                  bool triton) {
   const pybind11::gil_scoped_acquire gil;
   const pybind11::object found =
       pybind11::module_::import("sparseconv.functional.conv")
-          .attr("gradients_by_python")(grad, saved[0], saved[1], plan.crow, plan.col,
-                                       geometry_numbers(plan.geometry), needed);
+          .attr("gradients")(grad, saved[0], saved[1], saved[3], saved[4], geometry, needed,
+                             triton ? "triton" : "cpp");
   return tensors_of(found);
 }
 
-// What the forward pass takes beside the tensors that have gradients; these as well, frozen.
+// What the forward pass takes besides the tensors that have gradients.
 struct Call {
-  ConvPlanPtr plan;
-  Tensor input, values;
-  std::optional<Tensor> bias;
-  bool relu;
+  const Tensor &crow, &col;
+  at::IntArrayRef geometry;
+  bool relu, triton;
+  c10::function_ref<Tensor()> compute;
 };
 
 struct SparseConv : torch::autograd::Function<SparseConv> {
@@ -120,12 +51,13 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
                         const std::optional<Tensor>& bias,
                         const Call& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const ConvPlan& plan = *call.plan;
-    const Tensor output =
-        run_fprop(call.input, call.values, call.bias, plan.geometry, plan.fprop(), call.relu);
-    ctx->save_for_backward({input, values, call.relu ? output : Tensor()});
-    ctx->saved_data["plan"] = held_in_tensor(call.plan);
-    ctx->saved_data["bias"] = bias.has_value();
+    const Tensor output = call.compute();
+    ctx->save_for_backward({input, values, call.relu ? output : Tensor(), call.crow, call.col});
+    std::vector<int64_t> numbers = call.geometry.vec();
+    numbers.resize(9);  // fewer, as a wrong call may have, are refused by the op
+    numbers.push_back(bias.has_value());
+    numbers.push_back(call.triton);
+    ctx->saved_data["numbers"] = std::move(numbers);
     return output;
   }
 
@@ -133,53 +65,83 @@ struct SparseConv : torch::autograd::Function<SparseConv> {
     const ForkGuard fork_guard;
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &output = saved[2];
-    const Tensor held = ctx->saved_data["plan"].toTensor();
-    const ConvPlan& plan = *static_cast<const ConvPlan*>(held.const_data_ptr());
-    plan.check_untouched();
+    std::vector<int64_t> geometry = ctx->saved_data["numbers"].toIntVector();
+    const bool has_bias = geometry.at(9) != 0, triton = geometry.at(10) != 0;
+    geometry.resize(9);
     // What nobody asked for, as in autograd.grad(y, x), is not computed.
-    const std::array<bool, 3> needed = {
-        ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-        ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)};
+    const std::array<bool, 3> needed = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        has_bias && ctx->needs_input_grad(2)};
     Tensor grad = grads[0];
     if (output.defined()) {
       grad = at::threshold_backward(grad, output, 0);  // where y > 0, as F.relu's
     }
     variable_list found(3);
-    if (at::GradMode::is_enabled() || !computes_plainly(grad)) {
-      found = gradients_by_python(grad, saved, plan, needed);
+    if (at::GradMode::is_enabled() || triton || !computes_plainly(grad)) {
+      found = gradients_by_python(grad, saved, geometry, needed, triton);
     } else {
-      // Checked again: hooks of saved tensors and other threads may have changed what was saved.
       const at::AutoDispatchBelowADInplaceOrView below;
-      check_gradient_of(input, grad, plan);
+      const ConvPlanPtr plan = plan_of(saved[3], saved[4], geometry);
+      const Geometry& g = plan->geometry;
       const Tensor values = [&] {
         const pybind11::gil_scoped_acquire gil;
         return frozen(saved[1]);
       }();
-      check_nnz(values, plan);
+      // Checked again: hooks of saved tensors and other threads may have changed what was saved.
+      check_gradient_of(*plan, grad, input);
+      check_vector(values, "values", input, plan->nnz);
+      grad = grad.resolve_neg();
       if (needed[0]) {
         RECORD_FUNCTION("sparseconv::dgrad", c10::ArrayRef<const c10::IValue>{});
-        found[0] = dgrad_of(plan, grad, values, input.size(2));
+        found[0] = run_dgrad(grad, values.resolve_neg(), g, plan->dgrad(), input.size(2));
       }
       if (needed[1]) {
         RECORD_FUNCTION("sparseconv::wgrad", c10::ArrayRef<const c10::IValue>{});
-        found[1] = wgrad_of(plan, grad, input);
+        found[1] = run_wgrad(grad, input.resolve_neg(), g, plan->wgrad());
       }
       if (needed[2]) {
-        found[2] = bias_gradient(grad.resolve_neg(), plan);
+        found[2] = bias_grad(grad);
       }
     }
-    found.resize(4);  // as many as `forward` has arguments
+    found.resize(4);  // one for each argument of `forward`
     return found;
   }
 };
 
-// Whether the arguments are what the kernels take; Python has the words for what is wrong.
-bool fits(const Tensor& input,
+bool is_recorded(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias) {
+  return at::GradMode::is_enabled() && (input.requires_grad() || values.requires_grad() ||
+                                        (bias.has_value() && bias->requires_grad()));
+}
+
+// What the ops fprop and triton_fprop do where autograd meets them.
+template <bool triton>
+Tensor differentiable_fprop(const Tensor& input,
+                            const Tensor& values,
+                            const std::optional<Tensor>& bias,
+                            const Tensor& crow,
+                            const Tensor& col,
+                            at::IntArrayRef geometry,
+                            bool relu) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow(triton ? "sparseconv::triton_fprop" : "sparseconv::fprop", "")
+          .typed<decltype(differentiable_fprop<triton>)>();
+  const auto compute = [&] {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return op.call(input, values, bias, crow, col, geometry, relu);
+  };
+  return is_recorded(input, values, bias)
+             ? SparseConv::apply(input, values, bias,
+                                 Call{crow, col, geometry, relu, triton, compute})
+             : compute();
+}
+
+// Whether the arguments are what the kernels take; if not, Python raises the error.
+bool fits(const ConvPlan& plan,
+          const Tensor& input,
           const Tensor& values,
-          const std::optional<Tensor>& bias,
-          const ConvPlan& plan) {
+          const std::optional<Tensor>& bias) {
   try {
-    check_arguments(input, values, bias, plan);
+    check_fprop(plan, input, values, bias);
     return true;
   } catch (const c10::Error&) {
     return false;
@@ -191,7 +153,9 @@ bool fits(const Tensor& input,
 std::optional<Tensor> plain_conv(pybind11::handle input,
                                  pybind11::handle values,
                                  pybind11::handle bias,
-                                 const ConvPlanPtr& plan,
+                                 const Tensor& crow,
+                                 const Tensor& col,
+                                 pybind11::handle geometry,
                                  bool relu) {
   choose_kernels();
   const std::optional<Tensor> x = plain_tensor(input), parameter = plain_tensor(values);
@@ -200,22 +164,38 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
       (x->dim() != 2 && x->dim() != 3)) {
     return {};
   }
+  const GeometryNumbers numbers = geometry_numbers(geometry);
+  const ConvPlanPtr plan = known_plan(crow, col, numbers);
+  if (!plan) {
+    return {};
+  }
   const bool batched = x->dim() == 3;
   const Tensor signal = batched ? *x : x->unsqueeze(0);
+  const Tensor x_now = frozen(signal), values_now = frozen(*parameter);
   const auto bias_now = b ? std::optional(frozen(*b)) : std::nullopt;
-  const Call call{plan, frozen(signal), frozen(*parameter), bias_now, relu};
   const pybind11::gil_scoped_release release;
-  if (!fits(call.input, call.values, call.bias, *plan)) {
+  if (!fits(*plan, x_now, values_now, bias_now)) {
     return {};
   }
   RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});
-  const bool recorded =
-      at::GradMode::is_enabled() &&
-      (signal.requires_grad() || parameter->requires_grad() || (b && b->requires_grad()));
+  const auto compute = [&] {
+    return run_fprop(x_now, values_now, bias_now, plan->geometry, plan->fprop(), relu);
+  };
   const Tensor y =
-      recorded ? SparseConv::apply(signal, *parameter, b, call)
-               : run_fprop(call.input, call.values, call.bias, plan->geometry, plan->fprop(), relu);
+      is_recorded(signal, *parameter, b)
+          ? SparseConv::apply(signal, *parameter, b, Call{crow, col, numbers, relu, false, compute})
+          : compute();
   return batched ? y : y.squeeze(0);
 }
 
 }  // namespace sparseconv
+
+TORCH_LIBRARY_IMPL(sparseconv, Autograd, m) {
+  m.impl("fprop", sparseconv::differentiable_fprop<false>);
+  m.impl("triton_fprop", sparseconv::differentiable_fprop<true>);
+  // Their gradients are made by sparseconv/functional/conv.py: alone they have none, and backward
+  // and forward mode raise instead of being wrong.
+  for (const char* name : {"dgrad", "wgrad", "bias_grad", "triton_dgrad", "triton_wgrad"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  }
+}

@@ -4,10 +4,13 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <string_view>
 
 namespace sparseconv {
 
@@ -19,12 +22,27 @@ bool is_plain(const at::Tensor& x) {
          !x.unsafeGetTensorImpl()->is_python_dispatch();
 }
 
+// Whether there are no torch function modes but those of torch.set_default_device().
+bool watches_new_tensors_only() {
+  const int64_t modes = at::impl::PythonTorchFunctionTLS::stack_len();
+  if (modes == 0) {
+    return true;
+  }
+  const pybind11::gil_scoped_acquire gil;
+  for (int64_t i = 0; i < modes; ++i) {
+    const auto& mode = at::impl::PythonTorchFunctionTLS::get_stack_at(i);
+    if (std::string_view(Py_TYPE(mode->ptr(getPyInterpreter()))->tp_name) != "DeviceContext") {
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 bool runs_plainly() {
   return !at::autocast::is_autocast_enabled(at::kCPU) &&
-         !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
-         at::impl::PythonTorchFunctionTLS::stack_len() == 0 &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set() && watches_new_tensors_only() &&
          !c10::impl::tls_is_dispatch_key_included(
              c10::DispatchKey::FuncTorchDynamicLayerFrontMode) &&
          !c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Functionalize) &&
@@ -43,6 +61,31 @@ std::optional<at::Tensor> plain_tensor(pybind11::handle x) {
   }
   const at::Tensor& tensor = THPVariable_Unpack(x.ptr());
   return is_plain(tensor) && !tensor.is_neg() ? std::optional(tensor) : std::nullopt;
+}
+
+GeometryNumbers geometry_numbers(pybind11::handle geometry) {
+  const auto item = [](PyObject* tuple, Py_ssize_t i) {
+    TORCH_CHECK_TYPE(PyTuple_Check(tuple) && i < PyTuple_GET_SIZE(tuple), "expected a Geometry");
+    return PyTuple_GET_ITEM(tuple, i);
+  };
+  const auto number = [&](PyObject* tuple, Py_ssize_t i) {
+    const long long value = PyLong_AsLongLong(item(tuple, i));
+    if (value == -1 && PyErr_Occurred() != nullptr) {
+      throw pybind11::error_already_set();
+    }
+    return int64_t{value};
+  };
+  PyObject *fields = geometry.ptr(), *shape = item(fields, 0), *padding = item(fields, 2);
+  int64_t mode = 0;
+  for (const char* name : {"zeros", "replicate", "reflect", "circular"}) {
+    if (PyUnicode_CompareWithASCIIString(item(fields, 5), name) == 0) {
+      break;
+    }
+    ++mode;
+  }
+  return {number(shape, 0),  number(shape, 1),   number(shape, 2),
+          number(fields, 1), number(padding, 0), number(padding, 1),
+          number(fields, 3), number(fields, 4),  mode};
 }
 
 std::vector<at::Tensor> tensors_of(const pybind11::object& found) {

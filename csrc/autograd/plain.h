@@ -6,6 +6,7 @@
 #include <ATen/ops/from_blob.h>
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -25,11 +26,15 @@ std::optional<at::Tensor> plain_tensor(pybind11::handle x);
 // could do so between the checks and the kernels.
 at::Tensor frozen(const at::Tensor& x);
 
+// The fields of a core.geometry.Geometry, in the order of check_geometry. They are not checked.
+using GeometryNumbers = std::array<int64_t, 9>;
+GeometryNumbers geometry_numbers(pybind11::handle geometry);
+
 // What a Python function returned: tensors, and undefined ones for None. With the GIL.
 std::vector<at::Tensor> tensors_of(const pybind11::object& found);
 
-// A tensor whose memory is the object: of what a node of autograd can hold, compiled autograd
-// passes tensors on.
+// A tensor whose memory is the object, for a node of autograd to hold: compiled autograd passes
+// tensors on.
 template <typename Pointer>
 at::Tensor held_in_tensor(const Pointer& object) {
   return at::from_blob(

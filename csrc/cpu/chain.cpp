@@ -8,6 +8,7 @@
 #include "../checks.h"
 #include "lanes.h"
 #include "launch.h"
+#include "plan/plan_cache.h"
 
 namespace sparseconv {
 
@@ -56,19 +57,28 @@ double count_batch(const Chain::Statistics& kept) {
 
 }  // namespace
 
-void Chain::add_conv(ConvPlanPtr plan, bool relu) {
+void Chain::Stage::check_untouched() const {
+  TORCH_CHECK(kind != Kind::conv || version_of(crow, col) == version,
+              "the index arrays of a pattern were modified in place, so it is invalid; clone them "
+              "before a change and build a new KernelCSR");
+}
+
+void Chain::add_conv(const Tensor& crow, const Tensor& col, at::IntArrayRef geometry, bool relu) {
+  const int64_t version = version_of(crow, col);
+  ConvPlanPtr plan = plan_of(crow, col, geometry);
   TORCH_CHECK_VALUE(fits_lanes(plan->geometry),
                     "expected a convolution that keeps the length, of stride 1, padded with zeros "
                     "or replicated ends");
-  stages_.push_back({Kind::conv, std::move(plan), relu, 0, false});
+  stages_.push_back(
+      {Kind::conv, relu, 0, false, std::move(plan), crow, col, version, geometry.vec()});
 }
 
 void Chain::add_pointwise() {
-  stages_.push_back({Kind::pointwise, nullptr, false, 0, false});
+  stages_.push_back({Kind::pointwise});
 }
 
 void Chain::add_norm_relu(double eps, bool training) {
-  stages_.push_back({Kind::norm_relu, nullptr, false, eps, training});
+  stages_.push_back({Kind::norm_relu, false, eps, training});
 }
 
 void Chain::check(const Tensor& x,
@@ -83,9 +93,7 @@ void Chain::check(const Tensor& x,
   int64_t channels = x.size(1);
   for (size_t i = 0; i < stages_.size(); ++i) {
     const Stage& stage = stages_[i];
-    if (stage.plan) {
-      stage.plan->check_untouched();
-    }
+    stage.check_untouched();
     if (stage.kind != Kind::norm_relu) {
       channels =
           stage.kind == Kind::conv ? stage.plan->geometry.out_channels : parameters[2 * i]->size(0);

@@ -18,14 +18,21 @@ class Chain {
   enum class Kind { conv, pointwise, norm_relu };
   struct Stage {
     Kind kind;
-    ConvPlanPtr plan;
-    bool relu;
-    double eps;
-    bool training;
+    bool relu = false;
+    double eps = 0;
+    bool training = false;
+    // Of a sparse convolution.
+    ConvPlanPtr plan = {};
+    at::Tensor crow = {}, col = {};
+    int64_t version = 0;
+    std::vector<int64_t> geometry = {};
+
+    // Throws RuntimeError if the tensors of the pattern were changed in place.
+    void check_untouched() const;
   };
   const std::vector<Stage>& stages() const { return stages_; }
 
-  void add_conv(ConvPlanPtr plan, bool relu);
+  void add_conv(const at::Tensor& crow, const at::Tensor& col, at::IntArrayRef geometry, bool relu);
   void add_pointwise();
   void add_norm_relu(double eps, bool training);
 

@@ -1,5 +1,5 @@
 // The three computations of a sparse convolution, given plans: of signals (N, C, L) with any
-// strides, and of tensors in lanes (lane_order.h). What they are given has been checked.
+// strides, and of tensors in lanes (lane_order.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,7 +14,18 @@ namespace sparseconv {
 // padded with zeros or replicated ends.
 bool fits_lanes(const Geometry& g);
 
-// `lanes` is the order of input and output, null for (N, C, L).
+// Checks of what a computation takes. They throw ValueError or TypeError.
+void check_fprop(const ConvPlan& plan,
+                 const at::Tensor& input,
+                 const at::Tensor& values,
+                 const std::optional<at::Tensor>& bias);
+void check_gradient_of(const ConvPlan& plan, const at::Tensor& grad, const at::Tensor& input);
+
+// The gradient of a bias, summed in an order that does not depend on threads.
+at::Tensor bias_grad(const at::Tensor& grad);
+
+// The computations themselves check nothing. `lanes` is the order of input and output, null for (N,
+// C, L).
 at::Tensor run_fprop(const at::Tensor& input,
                      const at::Tensor& values,
                      const std::optional<at::Tensor>& bias,

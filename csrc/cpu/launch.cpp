@@ -65,11 +65,6 @@ std::mutex counting;  // a thread of a child asks torch for the first time, whic
 
 }  // namespace
 
-void check_rows(const Tensor& rows, const Layout& layout, int64_t channels_per_group) {
-  const int64_t channels = std::min(layout.block_channels, channels_per_group);
-  check_below(rows, "rows", channels * layout.channel_rows - layout.tile_rows + 1);
-}
-
 int64_t lanes_of(const Tensor& x) {
   return kRowBytes / static_cast<int64_t>(at::elementSize(acc_type(x)));
 }

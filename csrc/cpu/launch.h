@@ -11,10 +11,6 @@
 
 namespace sparseconv {
 
-// The scratch rows of entries: each must leave space for the tile that begins there.
-// ValueError.
-void check_rows(const at::Tensor& rows, const Layout& layout, int64_t channels_per_group);
-
 // Elements of the accumulation type in a scratch row.
 int64_t lanes_of(const at::Tensor& x);
 

@@ -128,7 +128,7 @@ Tensor fprop(const Tensor& input,
   check_signal(input, "input", g.in_channels(), at::kCUDA);
   const c10::cuda::CUDAGuard guard(input.device());
   check_lengths(g, input.size(2));
-  check_values(values, input);
+  check_vector(values, "values", input, values.numel());
   check_indices(slots, "rows", values.numel(), input.device());
   const Tensor given = values.to(at::kFloat).contiguous();
   Tensor init;
@@ -182,7 +182,6 @@ Tensor dgrad(const Tensor& grad,
              const Tensor& values,
              const Tensor& rows,
              const Tensor& slots,
-             const Tensor&,  // index: the slots tell
              at::IntArrayRef geometry,
              int64_t input_length) {
   const Geometry g = check_problem(geometry, grad);
@@ -190,7 +189,7 @@ Tensor dgrad(const Tensor& grad,
   const c10::cuda::CUDAGuard guard(grad.device());
   check_lengths(g, input_length);
   check_gradient(grad, g, grad.size(0), input_length);
-  check_values(values, grad);
+  check_vector(values, "values", grad, values.numel());
   check_indices(slots, "rows", values.numel(), grad.device());
   Correlation p{};
   p.pattern = check_pattern(rows, slots, g.in_channels(), g.out_channels, grad.device());
@@ -220,8 +219,7 @@ Tensor wgrad(const Tensor& grad,
              const Tensor& input,
              const Tensor& rows,
              const Tensor& slots,
-             at::IntArrayRef geometry,
-             const std::optional<Tensor>&) {  // batches: the CPU's
+             at::IntArrayRef geometry) {
   const Geometry g = check_problem(geometry, input);
   check_signal(input, "input", g.in_channels(), at::kCUDA);
   check_signal(grad, "grad_output", g.out_channels, at::kCUDA);
@@ -251,9 +249,9 @@ Tensor wgrad(const Tensor& grad,
 }  // namespace
 
 TORCH_LIBRARY_IMPL(sparseconv, CUDA, m) {
-  m.impl("fprop", fprop);
-  m.impl("dgrad", dgrad);
-  m.impl("wgrad", wgrad);
+  m.impl("cuda_fprop", fprop);
+  m.impl("cuda_dgrad", dgrad);
+  m.impl("cuda_wgrad", wgrad);
 }
 
 }  // namespace sparseconv::cuda

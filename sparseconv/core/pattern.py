@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
@@ -19,7 +18,7 @@ from sparseconv.core.checks import (
     checked_shape,
     integer,
 )
-from sparseconv.core.tracing import CompiledAttributes, outside_tracing
+from sparseconv.core.tracing import outside_tracing
 
 T = TypeVar("T")
 
@@ -81,9 +80,7 @@ class KernelCSR:
     _versions: tuple[int, int]
     _hash: int | None
     _cached: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], Any]
-    _named: CompiledAttributes
-    _asked: dict[str, tuple[Callable[..., Any], tuple[Hashable, ...]]]
-    _lock: threading.RLock
+    _copies: dict[str, tuple[Tensor, Tensor]]
 
     __slots__ = (*__annotations__, "__weakref__")
 
@@ -109,9 +106,7 @@ class KernelCSR:
             ("_versions", (crow._version, col._version)),
             ("_hash", None),
             ("_cached", {}),
-            ("_named", CompiledAttributes()),
-            ("_asked", {}),
-            ("_lock", threading.RLock()),  # one plan may be computed from another
+            ("_copies", {}),
         ):
             object.__setattr__(self, name, value)
 
@@ -312,46 +307,41 @@ class KernelCSR:
         """
         check_structure(self._crow, self._col, self._shape)
 
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return ``crow_indices`` and ``col_indices`` on a device, where they are copied once.
+
+        The kernels' plans belong to these two tensors (``ops.gpu_plans``, csrc/cpu/plan).
+
+        Raises:
+            RuntimeError: torch.compile asks for a first copy.
+        """
+        if device.type == "cpu":
+            return self.crow_indices, self.col_indices
+        name = str(device)
+        if name not in self._copies:
+            if (
+                torch.compiler.is_dynamo_compiling()
+            ):  # a copy in the graph would be a new one a call
+                raise RuntimeError(
+                    f"this KernelCSR was never used on {name}: call the function once, or "
+                    f"pattern.on(torch.device({name!r})), before torch.compile"
+                )
+            with outside_tracing():
+                self._copies[name] = self.crow_indices.to(device), self.col_indices.to(device)
+        return self._copies[name]
+
     def cached(self, make: Callable[..., T], *args: Hashable) -> T:
-        """Return ``make(self, *args)``, computed at the first call and cached.
+        """Return ``make(self, *args)``, computed at the first call and kept.
 
-        Holds the kernels' plans, which are neither compared nor pickled. Thread-safe. Computed
-        outside of any tracing, transform or fake mode of the first call. Each ``make`` is a
-        function with a unique name.
+        Two threads may both compute it, and get the same object. Computed outside of any tracing,
+        transform or fake mode of the first call.
         """
-        if torch.compiler.is_dynamo_compiling():
-            # The graph reads it as an input from `_named`, computed before it is looked up, so a
-            # new pattern brings its own.
-            from torch._dynamo.comptime import comptime
-
-            name = "_".join([make.__name__, *[str(arg) for arg in args]])
-            comptime(_cache_while_compiling)
-            return cast(T, getattr(self._named, name))
         key = make, args
-        try:
-            made: T = self._cached[key]
-        except KeyError:
-            with self._lock:
-                if key not in self._cached:
-                    with outside_tracing():
-                        self._cached[key] = make(self, *args)
-                made = self._cached[key]
-        return made
-
-    def warm_up_like(self, other: KernelCSR) -> None:
-        """Compute all that compiled code reads from another pattern of this shape.
-
-        So it is not compiled again for the new pattern.
-        """
-        for name, (make, args) in other._asked.items():
-            self._cache_named(name, make, args)
-            made = getattr(self._named, name)
-            if isinstance(made, KernelCSR):
-                made.warm_up_like(getattr(other._named, name))
-
-    def _cache_named(self, name: str, make: Callable[..., Any], args: tuple[Hashable, ...]) -> None:
-        self._asked[name] = make, args
-        setattr(self._named, name, self.cached(make, *args))
+        if key not in self._cached:
+            with outside_tracing():
+                made = make(self, *args)
+            self._cached.setdefault(key, made)
+        return cast(T, self._cached[key])
 
     def _check_untouched(self) -> None:
         if torch.compiler.is_dynamo_compiling():  # version counters cannot be traced
@@ -395,27 +385,6 @@ class KernelCSR:
 
     def __reduce__(self) -> tuple[type[KernelCSR], tuple[Tensor, Tensor, tuple[int, int, int]]]:
         return KernelCSR, (self.crow_indices, self.col_indices, self._shape)
-
-
-def _cache_while_compiling(context: Any) -> None:
-    """Call ``cached`` with its real arguments: torch.compile runs this while it traces."""
-    pattern, make, args, name = (
-        context.get_local(local)._i_will_not_complain_if_bc_breaks_VariableTracker().realize()
-        for local in ("self", "make", "args", "name")
-    )
-    pattern.value._cache_named(
-        name.as_python_constant(), make.get_function(), args.as_python_constant()
-    )
-
-
-def carry_over(values: Tensor, old: KernelCSR, new: KernelCSR) -> Tensor:
-    """Return the values of ``new``: those of ``old`` where it is active too, else 0."""
-    old_at, new_at = old.positions(), new.positions()
-    survivors = torch.isin(new_at, old_at, assume_unique=True)
-    source = torch.searchsorted(old_at, new_at[survivors]).to(values.device)
-    carried = values.new_zeros(new.nnz)
-    carried[survivors.to(values.device)] = values[source]
-    return carried
 
 
 __test__ = {

@@ -39,24 +39,3 @@ def outside_tracing() -> Iterator[None]:
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
         yield
-
-
-class CompiledAttributes:
-    """Attributes that compiled code reads: it looks each up when needed, but copies a dict whole.
-
-    A missing one reads as empty. torch reads it only while it looks for the reason why a graph
-    does not fit, in a pattern from which compiled code has read nothing yet.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _ABSENT
-
-
-class _Absent(CompiledAttributes):
-    def __getitem__(self, index: object) -> Any:
-        return self
-
-
-_ABSENT = _Absent()

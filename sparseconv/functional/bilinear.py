@@ -7,23 +7,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _is_tracing
+from torch._C import _are_functorch_transforms_active
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
-from sparseconv.core.tracing import is_exporting
-from sparseconv.ops.flops import teach_counters
-
 Operation = Callable[..., Tensor]
-Gradients = Callable[..., tuple[Tensor | None, ...]]
+Derivatives = Callable[..., Any]  # of each tensor, a product and its two tensors
 
 
 class Bilinear(NamedTuple):
     """What ``bilinear`` makes; the gradients of each are made of the two others."""
 
-    fprop: type[Product]
-    dgrad: type[Product]
-    wgrad: type[Product]
+    fprop: type[Differentiable]
+    dgrad: type[Differentiable]
+    wgrad: type[Differentiable]
 
 
 def is_transformed() -> bool:
@@ -31,58 +28,11 @@ def is_transformed() -> bool:
     return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-class _Rest:
-    """The arguments that are no tensors: torch.func would look into a tuple for some."""
+class Rest:
+    """The arguments that are not tensors: torch.func would look into a tuple for some."""
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         self.args = args
-
-
-class Differentiable(torch.autograd.Function):
-    """A function in two forms: the usual one, and one for ``torch.func`` and forward mode.
-
-    Subclasses write ``forward`` and ``backward``: that is called in the least time, and is all
-    that torch.compile knows. ``transformable`` is made of it, ``keep`` and ``tangent``.
-    """
-
-    tensors = 2  # how many arguments are tensors, or None; they come first
-    transformable: type[torch.autograd.Function]
-
-    @staticmethod
-    def compute(*args: Any) -> Tensor:
-        """The result, of what ``forward`` takes after its context."""
-        raise NotImplementedError
-
-    @staticmethod
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save what ``backward`` and ``tangent`` need."""
-        raise NotImplementedError
-
-    @staticmethod
-    def tangent(ctx: Any, *tangents: Any) -> Tensor:
-        """The derivative in the direction of ``tangents``."""
-        raise NotImplementedError
-
-    def __init_subclass__(cls) -> None:
-        class Transformable(torch.autograd.Function):
-            generate_vmap_rule = True
-            jvp = staticmethod(cls.tangent)
-
-            @staticmethod
-            def forward(*args: Any) -> Tensor:
-                *tensors, rest = args
-                return cls.compute(*tensors, *rest.args)
-
-            @staticmethod
-            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-                *tensors, rest = inputs
-                cls.keep(ctx, (*tensors, *rest.args), output)
-
-            @staticmethod
-            def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-                return (*cls.backward(ctx, *grads)[: cls.tensors], None)
-
-        cls.transformable = Transformable
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
@@ -91,113 +41,100 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
     return result
 
 
-def differentiable(function: type[Differentiable], *args: Any) -> Tensor:
-    """The result, in the form that fits how torch is running.
+class Differentiable(torch.autograd.Function):
+    """An autograd function that torch.func and forward mode can transform.
 
-    While no gradients are recorded, it is only computed.
+    Its arguments are tensors, and a tuple of all others.
     """
-    dynamo = is_dynamo_compiling()
-    if not dynamo and torch._C._len_torch_dispatch_stack():
-        teach_counters()
-    if is_transformed():
-        if dynamo:
+
+    generate_vmap_rule = True
+
+    @classmethod
+    def call(cls, *args: Any) -> Tensor:
+        """Compute; record a derivative where torch asks for one."""
+        *tensors, rest = args
+        if is_dynamo_compiling() and is_transformed():
             raise NotImplementedError(
                 "torch.compile with fullgraph=True cannot compile a sparse convolution inside of "
                 "torch.func (vmap, grad, jvp, ...) or forward-mode differentiation; leave "
                 "fullgraph=True out, or apply the transform to the module that is not compiled"
             )
-        tensors, rest = args[: function.tensors], args[function.tensors :]
-        return apply(function.transformable, *tensors, _Rest(rest))
-    # An exported or traced graph holds the op alone: it can be saved, and has no derivative.
-    if (dynamo or torch.is_grad_enabled()) and not (
-        is_exporting() or (not dynamo and _is_tracing())
-    ):
-        return apply(function, *args)
-    return function.compute(*args)
-
-
-class Product(Differentiable):
-    """fprop, dgrad or wgrad as an autograd function."""
+        if is_transformed() or torch.is_grad_enabled():
+            result: Tensor = cls.apply(*tensors, Rest(rest))  # type: ignore[no-untyped-call]
+            return result
+        return cls.compute(*tensors, *rest)
 
     @staticmethod
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        a, b, *context = inputs
-        ctx.save_for_backward(a, b)
-        ctx.save_for_forward(a, b)
-        ctx.context = context
+    def compute(*args: Any) -> Tensor:
+        """Return the result, given the tensors and all others."""
+        raise NotImplementedError
+
+    def __init_subclass__(cls) -> None:
+        def forward(*args: Any) -> Tensor:
+            *tensors, rest = args
+            return cls.compute(*tensors, *rest.args)
+
+        cls.forward = staticmethod(forward)  # type: ignore[method-assign]
 
 
-def gradients(
-    ctx: Any,
-    first: type[Product],
-    first_args: tuple[Tensor, Tensor],
-    second: type[Product],
-    second_args: tuple[Tensor, Tensor],
-) -> tuple[Tensor | None, ...]:
-    """Those of the two tensors that need one, and none of the context."""
-    need_first, need_second, *_ = ctx.needs_input_grad
-    return (
-        differentiable(first, *first_args, *ctx.context) if need_first else None,
-        differentiable(second, *second_args, *ctx.context) if need_second else None,
-        *(None,) * len(ctx.context),
-    )
+def save(ctx: Any, tensors: tuple[Tensor | None, ...], rest: Rest) -> None:
+    """Keep arguments for ``backward`` and for forward mode."""
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.rest = rest.args
 
 
 def bilinear(fprop: Operation, dgrad: Operation, wgrad: Operation) -> Bilinear:
-    """Make an operation ``y = fprop(x, w, *context)`` differentiable.
+    """Make an operation ``y = fprop(x, w, *constants, *rest)`` differentiable, to any order.
 
     Args:
-        fprop: the operation, linear in ``x`` and in ``w``.
-        dgrad: ``(grad, w, *context)`` to the gradient of ``x``.
-        wgrad: ``(grad, x, *context)`` to the gradient of ``w``.
+        fprop: the operation, linear in ``x`` and in ``w``; ``constants`` are tensors.
+        dgrad: ``(grad, w, *constants, *rest)`` to the gradient of ``x``.
+        wgrad: ``(grad, x, *constants, *rest)`` to the gradient of ``w``.
 
     Returns:
-        The three as functions for ``differentiable``.
+        The three; they are called with ``rest`` as one tuple.
 
     Example:
         >>> outer = bilinear(torch.outer, torch.mv, lambda grad, x: grad.t() @ x)
         >>> x, w = torch.ones(2, requires_grad=True), torch.ones(3)
-        >>> differentiable(outer.fprop, x, w).sum().backward()
+        >>> outer.fprop.call(x, w, ()).sum().backward()
         >>> x.grad
         tensor([3., 3.])
     """
 
-    def product(name: str, operation: Operation, derivative: Gradients) -> type[Product]:
-        class Made(Product):
+    def product(name: str, operation: Operation, derivatives: Derivatives) -> type[Differentiable]:
+        class Product(Differentiable):
             compute = staticmethod(operation)
-            backward = staticmethod(derivative)
 
             @staticmethod
-            def forward(ctx: Any, a: Tensor, b: Tensor, *context: Any) -> Tensor:
-                ctx.save_for_backward(a, b)
-                ctx.context = context
-                return operation(a, b, *context)
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+                save(ctx, inputs[:-1], inputs[-1])
 
             @staticmethod
-            def tangent(ctx: Any, da: Tensor, db: Tensor, *_: None) -> Tensor:
-                a, b = ctx.saved_tensors
-                return differentiable(Made, da, b, *ctx.context) + differentiable(
-                    Made, a, db, *ctx.context
+            def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+                a, b, *constants = ctx.saved_tensors
+                (of_a, others_a), (of_b, others_b) = derivatives(grad, a, b)
+                need_a, need_b, *_ = ctx.needs_input_grad
+                return (
+                    of_a.call(*others_a, *constants, ctx.rest) if need_a else None,
+                    of_b.call(*others_b, *constants, ctx.rest) if need_b else None,
+                    *(None for _ in constants),
+                    None,
                 )
 
-        Made._backward_cls.__name__ = f"{name}Backward"  # what a tensor's grad_fn shows
-        return Made
+            @staticmethod
+            def jvp(ctx: Any, da: Tensor, db: Tensor, *_: None) -> Tensor:
+                a, b, *constants = ctx.saved_tensors
+                first = Product.call(da, b, *constants, ctx.rest)
+                return first + Product.call(a, db, *constants, ctx.rest)
 
-    def of_fprop(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
-        return gradients(ctx, made.dgrad, (grad, w), made.wgrad, (grad, x))
-
-    def of_dgrad(ctx: Any, gradgrad: Tensor) -> tuple[Tensor | None, ...]:
-        grad, w = ctx.saved_tensors
-        return gradients(ctx, made.fprop, (gradgrad, w), made.wgrad, (grad, gradgrad))
-
-    def of_wgrad(ctx: Any, gradgrad: Tensor) -> tuple[Tensor | None, ...]:
-        grad, x = ctx.saved_tensors
-        return gradients(ctx, made.fprop, (x, gradgrad), made.dgrad, (grad, gradgrad))
+        Product._backward_cls.__name__ = f"{name}Backward"  # what a tensor's grad_fn shows
+        return Product
 
     made = Bilinear(
-        product("Fprop", fprop, of_fprop),
-        product("Dgrad", dgrad, of_dgrad),
-        product("Wgrad", wgrad, of_wgrad),
+        product("Fprop", fprop, lambda g, x, w: ((made.dgrad, (g, w)), (made.wgrad, (g, x)))),
+        product("Dgrad", dgrad, lambda g, y, w: ((made.fprop, (g, w)), (made.wgrad, (y, g)))),
+        product("Wgrad", wgrad, lambda g, y, x: ((made.fprop, (x, g)), (made.dgrad, (y, g)))),
     )
     return made

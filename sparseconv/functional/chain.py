@@ -3,7 +3,7 @@
 Between the layers a series is not a row of memory: 16 series, or pieces of series, lie side by side
 in vectors (``csrc/cpu/plan/lane_order.h``). No strided tensor can say that, so the order never
 leaves a chain: its input and output are ordinary tensors, converted once in and once out, and what
-lies between is seen by nobody.
+lies between is not observable.
 """
 
 from __future__ import annotations
@@ -15,35 +15,18 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.functional.bilinear import is_transformed
-from sparseconv.functional.conv import sparse_conv1d_resolved
+from sparseconv.functional.conv import convolve
 from sparseconv.ops.backends import extension
-from sparseconv.ops.calls import conv_plan, pattern_of
 
 CHAIN_DTYPES = (torch.float32, torch.float64)
 
 
 def runs_eagerly() -> bool:
-    """Whether torch just computes: no tracer, cast, transform, mode, or forward derivative."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()  # torch.jit.is_tracing() asks the same, and takes longer
-        or torch._C._is_any_autocast_enabled()
-        or is_transformed()
-        or torch._C._len_torch_dispatch_stack()
-        or (torch._C._len_torch_function_stack() and not _is_default_device_all())
-    )
-
-
-def _is_default_device_all() -> bool:
-    """Whether the modes are those of torch.set_default_device(), which see new tensors alone."""
-    modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return all(type(mode) is DeviceContext for mode in modes)
+    """Whether torch just computes: no tracer, mode, cast, transform, or forward-mode derivative."""
+    return not torch.compiler.is_compiling() and extension is not None and extension.runs_plainly()
 
 
 class Conv(NamedTuple):
@@ -64,7 +47,8 @@ class Conv(NamedTuple):
         return self.pattern, self.geometry, self.relu
 
     def add_to(self, chain: Any) -> None:
-        chain.add_conv(conv_plan(self.pattern, self.geometry), self.relu)
+        arrays = self.pattern.crow_indices, self.pattern.col_indices
+        chain.add_conv(*arrays, self.geometry, self.relu)
 
     @property
     def statistics(self) -> None:
@@ -136,7 +120,7 @@ def keeps_order(geometry: Geometry) -> bool:
         >>> keeps_order(Geometry.of((8, 4, 3), 1, "same", 1, 1, "zeros"))
         True
     """
-    return extension is not None and bool(extension.keeps_order(geometry.numbers))
+    return extension is not None and bool(extension.keeps_order(geometry))
 
 
 class Chain:
@@ -184,9 +168,7 @@ class Chain:
 def _conv(
     x: Tensor, values: Any, bias: Any, crow: Tensor, col: Tensor, numbers: list[int], relu: bool
 ) -> Tensor:
-    geometry = Geometry.from_numbers(numbers)
-    pattern = pattern_of(crow, col, geometry)
-    return sparse_conv1d_resolved(x, values, pattern, bias, geometry, "cpp", relu)
+    return convolve(x, values, bias, crow, col, numbers, relu, "cpp")
 
 
 def _pointwise(x: Tensor, weight: Any, bias: Any) -> Tensor:

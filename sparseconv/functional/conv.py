@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -16,9 +15,17 @@ from sparseconv import reference
 from sparseconv.core.checks import ArgumentError, flag
 from sparseconv.core.geometry import DTYPES, Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.functional.bilinear import Differentiable, bilinear, differentiable
-from sparseconv.ops import calls, gpu_plans
+from sparseconv.functional.bilinear import (
+    Differentiable,
+    Rest,
+    bilinear,
+    is_transformed,
+    save,
+)
+from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension, resolve_backend
+from sparseconv.ops.calls import KERNELS, bias_grad
+from sparseconv.ops.flops import teach_counters
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -109,13 +116,10 @@ def sparse_conv1d_resolved(
     ):
         _refuse_types(input, values, bias)
     device = input.device
-    if (
-        extension is not None
-        and not (is_compiling() or _is_tracing())
-        and resolve_backend(backend, device) == "cpp"
-    ):
-        plan = calls.conv_plan(pattern, geometry)
-        plain: Tensor | None = extension.plain_conv(input, values, bias, plan, relu)
+    if not is_compiling() and resolve_backend(backend, device) == "cpp" and extension is not None:
+        plain: Tensor | None = extension.plain_conv(
+            input, values, bias, pattern._crow, pattern._col, geometry, relu
+        )
         if plain is not None:
             return plain
     # The check for any device is first: it takes a third of the time.
@@ -123,19 +127,40 @@ def sparse_conv1d_resolved(
         input, values, bias = as_autocast(input, values, bias)
     check(input, values, pattern, bias, geometry)
     x = input if input.dim() == 3 else input.unsqueeze(0)
-    pays = device.type == "cuda" and gpu_plans.cuda_pays(x.dtype, pattern, geometry)
+    pays = device.type == "cuda" and gpu_plans.cuda_pays(x.dtype, pattern.nnz, geometry)
     name = "reference" if _leaves_torch() else resolve_backend(backend, device, pays)
-    ops: ModuleType = calls
-    if name == "triton":
-        from sparseconv.ops import triton
-
-        ops = triton
     if name == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
         y = y.relu() if relu else y
     else:
-        y = differentiable(_Fprop, x, values, bias, pattern, geometry, relu, ops)
+        y = convolve(x, values, bias, *pattern.on(device), geometry.numbers, relu, name)
     return y if x is input else y.squeeze(0)
+
+
+def convolve(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    numbers: Sequence[int],
+    relu: bool,
+    backend: str,
+) -> Tensor:
+    """``sparse_conv1d`` by an op of a backend, with gradients of any order.
+
+    ``x`` is ``(N, C_in, L_in)``; ``numbers`` are ``Geometry.numbers``; all arguments were checked.
+    """
+    _teach_counters()
+    tensors, rest = (x, values, bias, crow_indices, col_indices), (numbers, relu, backend)
+    if not is_transformed():
+        return _Fprop.compute(*tensors, *rest)  # csrc/autograd/conv.cpp makes its gradients
+    return _Fprop.call(*tensors, rest)
+
+
+def _teach_counters() -> None:
+    if not is_compiling() and torch._C._len_torch_dispatch_stack():
+        teach_counters()
 
 
 def _leaves_torch() -> bool:
@@ -226,110 +251,99 @@ def _refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
 
 
 # The operation is bilinear in (input, values): that is what makes every order of differentiation
-# available. The context is (pattern, geometry, input length, the module whose kernels run).
+# available. Then come crow_indices, col_indices, (Geometry.numbers, input length, backend).
 _CONV = bilinear(
-    lambda x, values, pattern, geometry, _, ops: ops.fprop(x, values, None, pattern, geometry),
-    lambda grad, values, pattern, geometry, length, ops: ops.dgrad(
-        grad, values, pattern, geometry, length
+    lambda x, values, crow, col, numbers, _, backend: KERNELS[backend].fprop(
+        x, values, None, crow, col, numbers
     ),
-    lambda grad, x, pattern, geometry, _, ops: ops.wgrad(grad, x, pattern, geometry),
+    lambda grad, values, crow, col, numbers, length, backend: KERNELS[backend].dgrad(
+        grad, values, crow, col, numbers, length
+    ),
+    lambda grad, x, crow, col, numbers, _, backend: KERNELS[backend].wgrad(
+        grad, x, crow, col, numbers
+    ),
 )
 
 
 class _Fprop(Differentiable):
-    """With a bias, and with ReLU."""
-
-    tensors = 3
+    """fprop with bias and ReLU, where torch transforms it."""
 
     @staticmethod
-    def compute(
-        x: Tensor,
-        values: Tensor,
-        bias: Tensor | None,
-        pattern: KernelCSR,
-        geometry: Geometry,
-        relu: bool,
-        ops: ModuleType,
-    ) -> Tensor:
-        y: Tensor = ops.fprop(x, values, bias, pattern, geometry, relu)
+    def compute(*args: Any) -> Tensor:
+        *tensors, numbers, relu, backend = args
+        y: Tensor = KERNELS[backend].fprop(*tensors, numbers, relu)
         return y
 
     @staticmethod
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, values, _, pattern, geometry, relu, ops = inputs
-        ctx.save_for_backward(x, values, output if relu else None)
-        ctx.save_for_forward(x, values, output if relu else None)
-        ctx.context = pattern, geometry, ops
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        values: Tensor,
-        bias: Tensor | None,
-        pattern: KernelCSR,
-        geometry: Geometry,
-        relu: bool,
-        ops: ModuleType,
-    ) -> Tensor:
-        y: Tensor = ops.fprop(x, values, bias, pattern, geometry, relu)
-        ctx.save_for_backward(x, values, y if relu else None)
-        ctx.context = pattern, geometry, ops
-        return y
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, values, _, crow, col, rest = inputs
+        _, relu, _ = rest.args
+        save(ctx, (x, values, output if relu else None, crow, col), rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,), (x, values, y) = grads, ctx.saved_tensors
+        (grad,), (x, values, y, crow, col) = grads, ctx.saved_tensors
+        numbers, _, backend = ctx.rest
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)  # where y > 0, as F.relu's
-        need_x, need_values, need_bias, *_ = ctx.needs_input_grad
-        pattern, geometry, ops = ctx.context
-        # Read off the tensor: to a compiler a number kept in the context is always this number.
-        context = pattern, geometry, x.shape[2], ops
-
-        def of_parameters() -> tuple[Tensor | None, Tensor | None]:
-            return (
-                differentiable(_CONV.wgrad, grad, x, *context) if need_values else None,
-                _bias_gradient(grad, pattern, ops) if need_bias else None,
-            )
-
-        def of_input() -> Tensor | None:
-            return differentiable(_CONV.dgrad, grad, values, *context) if need_x else None
-
-        of_x, (of_values, of_bias) = _side_by_side(of_input, of_parameters, grad.device)
-        return (of_x, of_values, of_bias, *4 * (None,))
+        needed = ctx.needs_input_grad[:3]
+        return *gradients(grad, x, values, crow, col, numbers, needed, backend), None, None, None
 
     @staticmethod
-    def tangent(ctx: Any, *tangents: Any) -> Tensor:
-        (dx, dvalues, dbias, *_), (x, values, y) = tangents, ctx.saved_tensors
-        pattern, geometry, ops = ctx.context
-        moved = differentiable(_CONV.fprop, dx, values, pattern, geometry, x.shape[2], ops)
-        turned = differentiable(_Fprop, x, dvalues, dbias, pattern, geometry, False, ops)
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (dx, dvalues, dbias, *_), (x, values, y, crow, col) = tangents, ctx.saved_tensors
+        numbers, _, backend = ctx.rest
+        moved = _CONV.fprop.call(dx, values, crow, col, (numbers, x.shape[2], backend))
+        turned = _Fprop.call(x, dvalues, dbias, crow, col, (numbers, False, backend))
         dy = moved + turned
         return dy if y is None else torch.ops.aten.threshold_backward(dy, y, 0)
 
 
-def gradients_by_python(
+def _register_autograd(op: str, backend: str) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, numbers, relu = inputs
+        _Fprop.setup_context(ctx, (*tensors, Rest((numbers, relu, backend))), output)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *_Fprop.backward(ctx, grad), None
+
+    torch.library.register_autograd(f"sparseconv::{op}", backward, setup_context=setup_context)
+
+
+if extension is None:  # csrc/autograd/conv.cpp does it, in less time
+    _register_autograd("fprop", "cuda")
+    _register_autograd("triton_fprop", "triton")
+
+
+def gradients(
     grad: Tensor,
     x: Tensor,
     values: Tensor,
     crow: Tensor,
     col: Tensor,
-    numbers: list[int],
+    numbers: Sequence[int],
     needed: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """The gradients of what C++ has computed, where they have to have gradients themselves.
+    backend: str,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the needed gradients of input, values and bias; they have gradients themselves.
 
-    Called by csrc/autograd/conv.cpp, for double backward and torch's transforms.
+    csrc/autograd/conv.cpp calls it for all but plain backward passes on a CPU.
     """
-    geometry = Geometry.from_numbers(numbers)
-    pattern = calls.pattern_of(crow, col, geometry)
-    context = pattern, geometry, x.shape[2], calls
-    return (
-        differentiable(_CONV.dgrad, grad, values, *context) if needed[0] else None,
-        differentiable(_CONV.wgrad, grad, x, *context) if needed[1] else None,
-        _bias_gradient(grad, pattern, calls) if needed[2] else None,
-    )
+    _teach_counters()
+    # Read off the tensor: to a compiler a number kept in the context is always this number.
+    context = crow, col, (tuple(numbers), x.shape[2], backend)
+
+    def of_parameters() -> tuple[Tensor | None, Tensor | None]:
+        return (
+            _CONV.wgrad.call(grad, x, *context) if needed[1] else None,
+            _bias_gradient(grad) if needed[2] else None,
+        )
+
+    def of_input() -> Tensor | None:
+        return _CONV.dgrad.call(grad, values, *context) if needed[0] else None
+
+    of_x, (of_values, of_bias) = _side_by_side(of_input, of_parameters, grad.device)
+    return of_x, of_values, of_bias
 
 
 def _side_by_side(
@@ -358,16 +372,12 @@ def _second_stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _bias_pattern(pattern: KernelCSR) -> KernelCSR:
-    return KernelCSR.full((pattern.shape[0], 1, 1))
-
-
-def _bias_gradient(grad: Tensor, pattern: KernelCSR, ops: ModuleType) -> Tensor:
-    """The bias is the weight of a channel of ones: torch's own sum on a CPU depends on threads."""
-    if grad.is_cuda:
-        return grad.contiguous().sum((0, 2))
-    shape = (pattern.shape[0], 1, 1)
-    ones = grad.new_ones(1).expand(grad.shape[0], 1, grad.shape[2])
-    full = pattern.cached(_bias_pattern)
-    geometry = Geometry(shape, 1, (0, 0), 1, 1, "zeros")
-    return differentiable(_CONV.wgrad, grad, ones, full, geometry, grad.shape[2], ops)
+def _bias_gradient(grad: Tensor) -> Tensor:
+    # torch's own sum depends on the number of threads, but has a gradient.
+    if (
+        grad.device.type == "cpu"
+        and extension is not None
+        and not (torch.is_grad_enabled() or is_transformed())
+    ):
+        return bias_grad(grad)  # type: ignore[no-any-return]
+    return grad.sum((0, 2))

@@ -172,12 +172,18 @@ class PatternedModule(nn.Module):
                 fresh = torch.zeros(pattern.nnz, device=device, dtype=dtype)
                 self.values.data = torch.empty(pattern.nnz, device=device, dtype=detour)
                 self.values.data = fresh
-        pattern.warm_up_like(self._pattern)
         self._pattern, self._own_tag = pattern, own_tag
         self.register_buffer("pattern_tag", tag, persistent=False)
+        self._copy_pattern()
+
+    def _copy_pattern(self) -> None:
+        """Copy the indices to a GPU now: a graph, compiled or captured, cannot do it later."""
+        if self.values.is_cuda:
+            self._pattern.on(self.values.device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> PatternedModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._copy_pattern()
         if self.dense_probe is not None:  # the same object, which its scheduler knows
             self.dense_probe.grad = None
             self.dense_probe.data = new_probe(self._pattern.shape, self.values).data

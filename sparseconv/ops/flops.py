@@ -26,11 +26,7 @@ def _dgrad(grad_output: Tensor, values: Tensor, *_: Any, **__: Any) -> int:
     return 2 * grad_output.shape[0] * grad_output.shape[2] * values.shape[0]
 
 
-def _wgrad(grad_output: Tensor, input: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
-    # A bias's gradient is that of weights of a channel of ones, a single one repeated; torch does
-    # not count it in dense convolutions, nor here.
-    if not any(input.stride()):
-        return 0
+def _wgrad(grad_output: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
     return 2 * grad_output.shape[0] * grad_output.shape[2] * out_val.shape[0]
 
 

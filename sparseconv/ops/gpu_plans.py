@@ -1,22 +1,26 @@
-"""What the GPU kernels read instead of the pattern; made once for each pattern and device.
+"""What the GPU kernels read instead of a pattern; made once for its two index tensors.
 
 Every size here follows from the pattern's shape and ``nnz`` alone, so a pattern that changes at
-constant ``nnz`` changes no grid and no address. Both backends read the same rows, and add the
-entries of a row in the same order. All of it is computed on that device: beside an H100 the CPU
-took three times as long.
+constant ``nnz`` changes no grid and no address: once the tensors were written to, their plans are
+computed again into the memory that they have, which CUDA graphs go on reading. Both backends read
+the same rows, and add the entries of a row in the same order. All of it is computed on the device
+of the tensors: for an H100 the CPU took three times the time.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from sparseconv.core.geometry import Geometry
-from sparseconv.core.pattern import KernelCSR
 
-P = TypeVar("P")
+P = TypeVar("P", bound="tuple[Tensor, ...]")
+Shape = tuple[int, int, int]
 BLOCK = 16  # entries that a program of Triton's wgrad takes
 REACH = 40  # samples in a window of the CUDA kernels (csrc/cuda/problem.h)
 
@@ -45,59 +49,126 @@ class Masks(NamedTuple):
     slots: Tensor  # int32 (nnz,): (row * channels + channel) * REACH + offset
 
 
-def block_size(shape: tuple[int, int, int]) -> int:
+def block_size(shape: Shape) -> int:
     """Entries in one block of wgrad: a power of two, and no more than a channel can have."""
     most = shape[1] * shape[2]
     return min(BLOCK, 1 << (most - 1).bit_length())
 
 
-def block_count(shape: tuple[int, int, int], nnz: int) -> int:
+def block_count(shape: Shape, nnz: int) -> int:
     """Blocks of wgrad that the least favourable pattern with this ``nnz`` needs."""
     return nnz // block_size(shape) + min(shape[0], nnz)
 
 
-def triton_fprop(pattern: KernelCSR, geometry: Geometry, device: torch.device) -> Correlation:
-    return pattern.cached(_triton_fprop, geometry.dilation, geometry.groups, device)
+class _Held:
+    """The plans of one pattern's two tensors, as they were at ``versions``."""
+
+    def __init__(self, crow: Tensor, versions: tuple[int, int]) -> None:
+        self.crow, self.versions = TensorWeakRef(crow), versions
+        self.plans: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], tuple[Tensor, ...]] = {}
+
+
+_held: Any = WeakTensorKeyDictionary()  # by col_indices
+
+
+def _plan(make: Callable[..., P], crow: Tensor, col: Tensor, *args: Hashable) -> P:
+    """Return ``make(crow, col, *args)``, made at the first call for these tensors."""
+    if crow.is_inference() or col.is_inference():  # nothing tells that they were changed
+        return make(crow, col, *args)
+    held = _held.get(col)
+    if held is None or held.crow() is not crow:
+        held = _held[col] = _Held(crow, (crow._version, col._version))
+    if held.versions != (crow._version, col._version):
+        refresh(crow, col)
+    key = make, args
+    if key not in held.plans:
+        held.plans[key] = _elsewhere(make, crow, col, *args)
+    return cast(P, held.plans[key])
+
+
+def refresh(crow: Tensor, col: Tensor) -> None:
+    """Compute the plans of tensors that were written to again, in the memory that they have."""
+    held = _held.get(col)
+    if held is None:
+        return
+    for (make, args), plan in held.plans.items():
+        for own, new in zip(plan, make(crow, col, *args), strict=True):
+            own.copy_(new)
+    held.versions = crow._version, col._version
+
+
+def _elsewhere(make: Callable[..., P], crow: Tensor, col: Tensor, *args: Hashable) -> P:
+    """Compute a plan that outlives the call: not in the memory of a CUDA graph.
+
+    torch.compile's graphs allocate from a pool of their own on the thread and the stream of the
+    call, and write over what they allocated before.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured.
+    """
+    if col.device.type != "cuda":
+        return make(crow, col, *args)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA graph is captured before the first call with this pattern; call the function "
+            "once before the capture"
+        )
+    current = torch.cuda.current_stream(col.device)
+
+    def compute() -> P:
+        with torch.cuda.device(col.device), torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            torch.cuda.current_stream().wait_stream(current)
+            plan = make(crow, col, *args)
+            torch.cuda.current_stream().synchronize()  # any stream may read it from here on
+        return plan
+
+    return _thread.submit(compute).result()
+
+
+_thread = ThreadPoolExecutor(1, "sparseconv-plans")  # started at the first plan of a GPU
+
+
+def triton_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Correlation:
+    return _plan(_triton_fprop, crow, col, g.shape, g.dilation, g.groups)
 
 
 def _triton_fprop(
-    pattern: KernelCSR, dilation: int, groups: int, device: torch.device
+    crow: Tensor, col: Tensor, shape: Shape, dilation: int, groups: int
 ) -> Correlation:
-    _, channel, tap = _weights(pattern, groups, device)
-    return _ready(Correlation(_rows(pattern, device), _packed(channel, tap * dilation)), device)
+    _, channel, tap = _weights(crow, col, shape, groups)
+    return Correlation(_rows(crow, shape), _packed(channel, tap * dilation))
 
 
-def triton_dgrad(pattern: KernelCSR, geometry: Geometry, device: torch.device) -> Transposed:
-    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
-    return pattern.cached(_triton_dgrad, stride, dilation, groups, device)
+def triton_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Transposed:
+    return _plan(_triton_dgrad, crow, col, g.shape, g.stride, g.dilation, g.groups)
 
 
 def _triton_dgrad(
-    pattern: KernelCSR, stride: int, dilation: int, groups: int, device: torch.device
+    crow: Tensor, col: Tensor, shape: Shape, stride: int, dilation: int, groups: int
 ) -> Transposed:
-    out_channel, channel, tap = _weights(pattern, groups, device)
+    out_channel, channel, tap = _weights(crow, col, shape, groups)
     row = channel * stride + tap * dilation % stride
-    rows, order = _sorted_rows(row, pattern.shape[1] * groups * stride)
+    rows, order = _sorted_rows(row, shape[1] * groups * stride)
     entries = _packed(out_channel, -(tap * dilation // stride))[order]
-    return _ready(Transposed(rows, entries, order.int()), device)
+    return Transposed(rows, entries, order.int())
 
 
-def triton_wgrad(pattern: KernelCSR, device: torch.device) -> Tensor:
+def triton_wgrad(crow: Tensor, col: Tensor, g: Geometry) -> Tensor:
     """Return the blocks ``(blocks, 3)``: entries of one output channel that a program takes."""
-    return pattern.cached(_triton_wgrad, device)
+    return _plan(_triton_wgrad, crow, col, g.shape)[0]
 
 
-def _triton_wgrad(pattern: KernelCSR, device: torch.device) -> Tensor:
-    size = block_size(pattern.shape)
-    bounds = pattern.crow_indices[:: pattern.shape[1]].to(device, torch.int64)
+def _triton_wgrad(crow: Tensor, col: Tensor, shape: Shape) -> tuple[Tensor]:
+    size = block_size(shape)
+    bounds = crow[:: shape[1]].to(torch.int64)
     blocks = ((bounds.diff() + size - 1) // size).cumsum(0)
-    # As many as any pattern with this nnz may need: those left over are empty.
-    block = torch.arange(block_count(pattern.shape, pattern.nnz), device=device)
-    channel = torch.searchsorted(blocks, block, right=True).clamp(max=pattern.shape[0] - 1)
+    # What any pattern with this nnz may need: those left over are empty.
+    block = torch.arange(block_count(shape, col.shape[0]), device=col.device)
+    channel = torch.searchsorted(blocks, block, right=True).clamp(max=shape[0] - 1)
     before = torch.where(channel > 0, blocks[channel - 1], 0)
     begin = bounds[channel] + (block - before) * size
     end = torch.minimum(begin + size, bounds[channel + 1])
-    return _ready(torch.stack((channel, begin, end), 1).int(), device)
+    return (torch.stack((channel, begin, end), 1).int(),)
 
 
 def cuda_computes(geometry: Geometry) -> bool:
@@ -110,7 +181,7 @@ def cuda_computes(geometry: Geometry) -> bool:
     )
 
 
-def cuda_pays(dtype: torch.dtype, pattern: KernelCSR, geometry: Geometry) -> bool:
+def cuda_pays(dtype: torch.dtype, nnz: int, geometry: Geometry) -> bool:
     """Whether "auto" takes the CUDA kernels instead of Triton's.
 
     They share each sample among the active weights of a kernel, so the more of these the better.
@@ -122,40 +193,37 @@ def cuda_pays(dtype: torch.dtype, pattern: KernelCSR, geometry: Geometry) -> boo
     return (
         dtype == torch.float32
         and cuda_computes(geometry)
-        and pattern.nnz >= pattern.shape[0] * pattern.shape[1]
+        and nnz >= geometry.shape[0] * geometry.shape[1]
     )
 
 
-def cuda_fprop(pattern: KernelCSR, geometry: Geometry, device: torch.device) -> Masks:
-    """The plan of fprop and of wgrad.
+def cuda_fprop(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
+    """Return the plan of fprop and of wgrad.
 
     Raises:
         NotImplementedError: the CUDA kernels do not compute this geometry.
     """
-    _check_cuda(geometry)
-    return pattern.cached(_cuda_fprop, geometry.dilation, device)
+    _check_cuda(g)
+    return _plan(_cuda_fprop, crow, col, g.shape, g.dilation)
 
 
-def _cuda_fprop(pattern: KernelCSR, dilation: int, device: torch.device) -> Masks:
-    out_channel, channel, tap = _weights(pattern, 1, device)
-    swizzled = _rows(pattern, device)
-    masks = _masks(swizzled, out_channel, channel, tap * dilation, pattern.shape[1])
-    return _ready(masks, device)
+def _cuda_fprop(crow: Tensor, col: Tensor, shape: Shape, dilation: int) -> Masks:
+    out_channel, channel, tap = _weights(crow, col, shape, 1)
+    return _masks(_rows(crow, shape), out_channel, channel, tap * dilation, shape[1])
 
 
-def cuda_dgrad(pattern: KernelCSR, geometry: Geometry, device: torch.device) -> Masks:
-    """The plan of dgrad, whose rows are input channels; raises as ``cuda_fprop`` does."""
-    _check_cuda(geometry)
-    return pattern.cached(_cuda_dgrad, geometry.dilation, device)
+def cuda_dgrad(crow: Tensor, col: Tensor, g: Geometry) -> Masks:
+    """Return the plan of dgrad, whose rows are input channels; raises as ``cuda_fprop`` does."""
+    _check_cuda(g)
+    return _plan(_cuda_dgrad, crow, col, g.shape, g.dilation)
 
 
-def _cuda_dgrad(pattern: KernelCSR, dilation: int, device: torch.device) -> Masks:
-    out_channel, channel, tap = _weights(pattern, 1, device)
-    out_channels, channels, _ = pattern.shape
+def _cuda_dgrad(crow: Tensor, col: Tensor, shape: Shape, dilation: int) -> Masks:
+    out_channel, channel, tap = _weights(crow, col, shape, 1)
     # Not bincount, which waits for the GPU.
-    counts = channel.new_zeros(channels).scatter_add_(0, channel, torch.ones_like(channel))
+    counts = channel.new_zeros(shape[1]).scatter_add_(0, channel, torch.ones_like(channel))
     swizzled = _heaviest_first(torch.nn.functional.pad(counts.cumsum(0), (1, 0)))
-    return _ready(_masks(swizzled, channel, out_channel, tap * dilation, out_channels), device)
+    return _masks(swizzled, channel, out_channel, tap * dilation, shape[0])
 
 
 def _check_cuda(geometry: Geometry) -> None:
@@ -167,31 +235,21 @@ def _check_cuda(geometry: Geometry) -> None:
         )
 
 
-def _ready(plan: P, device: torch.device) -> P:
-    """The plan, computed: any stream may read it from here on."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
-    return plan
-
-
-def _weights(
-    pattern: KernelCSR, groups: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def _weights(crow: Tensor, col: Tensor, shape: Shape, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return output channel, input channel and tap of every active weight, in CSR order."""
-    out_channels, group_channels, _ = pattern.shape
-    per_kernel = pattern.crow_indices.to(device).diff()
-    kernel = torch.arange(len(per_kernel), device=device).repeat_interleave(
-        per_kernel, output_size=pattern.nnz
+    out_channels, group_channels, _ = shape
+    per_kernel = crow.diff()
+    kernel = torch.arange(len(per_kernel), device=crow.device).repeat_interleave(
+        per_kernel, output_size=col.shape[0]
     )
     out_channel = kernel // group_channels
     group = out_channel // (out_channels // groups)
-    tap = pattern.col_indices.to(device, torch.int64)
-    return out_channel, group * group_channels + kernel % group_channels, tap
+    return out_channel, group * group_channels + kernel % group_channels, col.to(torch.int64)
 
 
-def _rows(pattern: KernelCSR, device: torch.device) -> Tensor:
+def _rows(crow: Tensor, shape: Shape) -> Tensor:
     """Return the output channels' ``(rows, 3)``: row, first entry, past the last."""
-    return _heaviest_first(pattern.crow_indices[:: pattern.shape[1]].to(device))
+    return _heaviest_first(crow[:: shape[1]])
 
 
 def _sorted_rows(row: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:

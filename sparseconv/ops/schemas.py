@@ -6,6 +6,7 @@ export and the FLOP counter see through it; ``nnz`` is always a tensor's shape.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,51 +16,55 @@ from torch import Tensor
 from sparseconv.core.geometry import output_length
 from sparseconv.ops.backends import resolve_backend
 
-SPARE = 4  # rows that a plan has beyond those of its entries: the kernels look ahead (kAhead)
 Fake = TypeVar("Fake", bound=Callable[..., Any])
-# ``int[] geometry`` is ``core.geometry.Geometry.numbers``. Its default is that of programs which an
-# older sparseconv exported: they load, and the kernel says that they have to be exported again.
-_PLANS = (
-    "plan_fprop(Tensor crow_indices, Tensor col_indices, int[] geometry) -> Tensor",
-    "plan_dgrad(Tensor crow_indices, Tensor col_indices, int[] geometry)"
-    " -> (Tensor, Tensor, Tensor)",
-    "plan_wgrad(Tensor crow_indices, Tensor col_indices, int[] geometry) -> (Tensor, Tensor)",
-)
+# Of a pattern an op takes its two index tensors, on the device of the others. The kernels read a
+# plan, which is made at the first call with these two (csrc/cpu/plan/plan_cache.h, gpu_plans).
+# ``int[] geometry`` is ``core.geometry.Geometry.numbers``.
 _COMPUTATIONS = (
-    "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor rows,"
-    " int[] geometry=[], bool relu=False) -> Tensor",
-    "dgrad(Tensor grad_output, Tensor values, Tensor pointers, Tensor rows, Tensor index,"
+    "fprop(Tensor input, Tensor values, Tensor? bias, Tensor crow_indices, Tensor col_indices,"
+    " int[] geometry, bool relu=False) -> Tensor",
+    "dgrad(Tensor grad_output, Tensor values, Tensor crow_indices, Tensor col_indices,"
     " int[] geometry, SymInt input_length) -> Tensor",
-    "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor rows, int[] geometry,"
-    " Tensor? batches=None) -> Tensor",
+    "wgrad(Tensor grad_output, Tensor input, Tensor crow_indices, Tensor col_indices,"
+    " int[] geometry) -> Tensor",
+)
+# The CUDA kernels, given their plans: what the first three run for CUDA tensors.
+_CUDA = (
+    "cuda_fprop(Tensor input, Tensor values, Tensor? bias, Tensor rows, Tensor slots,"
+    " int[] geometry, bool relu) -> Tensor",
+    "cuda_dgrad(Tensor grad_output, Tensor values, Tensor rows, Tensor slots, int[] geometry,"
+    " SymInt input_length) -> Tensor",
+    "cuda_wgrad(Tensor grad_output, Tensor input, Tensor rows, Tensor slots, int[] geometry)"
+    " -> Tensor",
 )
 _library = torch.library.Library("sparseconv", "DEF")  # type: ignore[no-untyped-call]
-# Triton's kernels have their own ops, because they run where others run too: the schema is the
-# same, with their own plans in the place of the index tensors.
-for _schema in (*_PLANS, *_COMPUTATIONS, *(f"triton_{_schema}" for _schema in _COMPUTATIONS)):
+# Triton's kernels have their own ops, because they run where others run too.
+for _schema in (
+    *_COMPUTATIONS,
+    "bias_grad(Tensor grad_output) -> Tensor",
+    *(f"triton_{_schema}" for _schema in _COMPUTATIONS),
+    *_CUDA,
+):
     _library.define(_schema)  # type: ignore[no-untyped-call]
 
 
-def _triton(name: str) -> Callable[..., Tensor]:
-    """Launch Triton's kernel, or say why it cannot run; Triton is imported at the first call."""
-    schema = getattr(torch.ops.sparseconv, f"triton_{name}").default._schema
-    needed = [(i, a.name) for i, a in enumerate(schema.arguments) if str(a.type) == "Tensor"]
+def _in_python(module: str, name: str) -> Callable[..., Tensor]:
+    """Return an op's implementation in ``sparseconv.ops``, which is imported at the first call."""
 
     def launched(*args: Any) -> Tensor:
-        for i, argument in needed:
-            if args[i] is None:  # which torch lets pass
-                raise TypeError(f"expected {argument} to be a tensor, but got None")
-        resolve_backend("triton", args[0].device)
-        from sparseconv.ops.triton import launch
-
+        if module == "triton.launch":
+            resolve_backend("triton", args[0].device)  # says why it cannot run
+        launch = importlib.import_module(f"sparseconv.ops.{module}")
         result: Tensor = getattr(launch, name)(*args)
         return result
 
     return launched
 
 
-for _name in ("fprop", "dgrad", "wgrad"):  # on every device, for the reason why not
-    _library.impl(f"triton_{_name}", _triton(_name), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+for _name in ("fprop", "dgrad", "wgrad"):
+    _library.impl(_name, _in_python("cuda", _name), "CUDA")  # type: ignore[no-untyped-call]
+    _kernel = _in_python("triton.launch", _name)  # on every device, for the reason why not
+    _library.impl(f"triton_{_name}", _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake], Fake]:
@@ -89,28 +94,6 @@ def register_fake(library: torch.library.Library, *names: str) -> Callable[[Fake
     return register
 
 
-@register_fake(_library, "plan_fprop")
-def _fake_plan_fprop(crow_indices: Tensor, col_indices: Tensor, geometry: Sequence[int]) -> Tensor:
-    return col_indices.new_empty((col_indices.shape[0] + SPARE,))
-
-
-@register_fake(_library, "plan_dgrad")
-def _fake_plan_dgrad(
-    crow_indices: Tensor, col_indices: Tensor, geometry: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    pointers = crow_indices.new_empty((geometry[3] * (crow_indices.shape[0] - 1) + 1,))
-    rows = col_indices.new_empty((col_indices.shape[0] + SPARE,))
-    return pointers, rows, torch.empty_like(col_indices)
-
-
-@register_fake(_library, "plan_wgrad")
-def _fake_plan_wgrad(
-    crow_indices: Tensor, col_indices: Tensor, geometry: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    batches = col_indices.new_empty((geometry[1] + 1 + 3 * col_indices.shape[0],))
-    return torch.empty_like(col_indices), batches
-
-
 def output_length_of(geometry: Sequence[int], length: int) -> int:
     return output_length(length, geometry[2], geometry[3], geometry[4:6], geometry[6])
 
@@ -121,7 +104,7 @@ def _fake_fprop(
     values: Tensor,
     bias: Tensor | None,
     crow_indices: Tensor,
-    rows: Tensor,
+    col_indices: Tensor,
     geometry: Sequence[int],
     relu: bool = False,
 ) -> Tensor:
@@ -133,9 +116,8 @@ def _fake_fprop(
 def _fake_dgrad(
     grad_output: Tensor,
     values: Tensor,
-    pointers: Tensor,
-    rows: Tensor,
-    index: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
     geometry: Sequence[int],
     input_length: int,
 ) -> Tensor:
@@ -148,11 +130,15 @@ def _fake_wgrad(
     grad_output: Tensor,
     input: Tensor,
     crow_indices: Tensor,
-    rows: Tensor,
+    col_indices: Tensor,
     geometry: Sequence[int],
-    batches: Tensor | None = None,
 ) -> Tensor:
-    return input.new_empty(rows.shape)
+    return input.new_empty(col_indices.shape)
+
+
+@register_fake(_library, "bias_grad")
+def _fake_bias_grad(grad_output: Tensor) -> Tensor:
+    return grad_output.new_empty((grad_output.shape[1],))
 
 
 # Under torch.vmap, one more dimension of series joins N; anything else is computed one by one.
@@ -161,7 +147,7 @@ def _fake_wgrad(
 def _vmap(op: Any) -> Callable[..., Any]:
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         batched = [i for i, dim in enumerate(in_dims) if isinstance(dim, int)]
-        if batched == [0] and not op._opname.endswith("wgrad"):
+        if batched == [0] and not op._opname.endswith(("wgrad", "bias_grad")):
             series = args[0].movedim(in_dims[0], 0)
             y: Tensor = op(series.flatten(0, 1), *args[1:])
             return y.view(*series.shape[:2], *y.shape[1:]), 0
@@ -174,6 +160,7 @@ def _vmap(op: Any) -> Callable[..., Any]:
     return rule
 
 
-for _name in ("fprop", "dgrad", "wgrad", "triton_fprop", "triton_dgrad", "triton_wgrad"):
+_DIFFERENTIABLE = ("fprop", "dgrad", "wgrad", "triton_fprop", "triton_dgrad", "triton_wgrad")
+for _name in (*_DIFFERENTIABLE, "bias_grad"):
     _op = getattr(torch.ops.sparseconv, _name).default
     torch.library.register_vmap(_op, _vmap(_op), lib=_library)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.ops import gpu_plans
 
 Outputs = tuple[Tensor, ...]
 
@@ -28,8 +29,10 @@ class StaticPattern(KernelCSR):
 
     def follow(self, pattern: KernelCSR) -> None:
         """Copy the content of a pattern with the same shape and nnz."""
-        for own, new in ((self._crow, pattern.crow_indices), (self._col, pattern.col_indices)):
-            own.copy_(new)
+        new = pattern.crow_indices, pattern.col_indices
+        for arrays in ((self._crow, self._col), *self._copies.values()):
+            _overwrite(arrays, new)
+            gpu_plans.refresh(*arrays)
         object.__setattr__(self, "_versions", (self._crow._version, self._col._version))
         object.__setattr__(self, "_hash", None)
         for (make, args), held in self._cached.items():

@@ -245,8 +245,8 @@ def test_memory_counts_what_is_held_and_what_comes_out() -> None:
     # against at most 7 index arrays of nnz.
     nnz = sum(layer.pattern.nnz for layer in model.sparse_layers())
     assert dense - sparse > 16 * inactive - 4 * 7 * nnz
-    plans = [plan for x in model.sparse_layers() for plan in x.pattern._cached.values()]
-    held = sum(plan.nbytes for plan in plans if not isinstance(plan, int))
+    arrays = [(x.pattern.crow_indices, x.pattern.col_indices) for x in model.sparse_layers()]
+    held = sum(extension.plan_bytes(*two) for two in arrays)
     assert held > 4 * 5 * nnz  # rows of three passes, dgrad's order and wgrad's batches, at least
     assert sparse > 16 * sum(p.numel() for p in model.parameters()) + held
     longer = TrainingStep(model, "sparse").peak_bytes(torch.randn(2, 1, 1600), y)

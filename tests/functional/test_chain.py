@@ -345,10 +345,10 @@ def test_which_convolutions_keep_the_order() -> None:
 def test_wrong_tensors_are_refused_before_anything_is_read() -> None:
     """By the C++ code itself: nothing outside of memory is touched, whoever calls it."""
     pattern = KernelCSR.full((2, 3, 1))
-    plan_numbers = Geometry.of((2, 3, 1), 1, 0, 1, 1, "zeros").numbers
-    plan = extension.ConvPlan(pattern.crow_indices, pattern.col_indices, plan_numbers)
+    crow, col = pattern.crow_indices, pattern.col_indices
+    geometry = Geometry.of((2, 3, 1), 1, 0, 1, 1, "zeros")
     chain = extension.Chain()
-    chain.add_conv(plan, False)
+    chain.add_conv(crow, col, geometry, False)
     x, values = torch.randn(2, 3, 9), torch.randn(6)
     assert extension.plain_chain(chain, x, [values, None], [None]) is not None
     for wrong in (x[0], x[:, :2], x[:0], x.double(), x.int(), x.to("meta"), None, 1):
@@ -361,15 +361,13 @@ def test_wrong_tensors_are_refused_before_anything_is_read() -> None:
     assert extension.plain_chain(extension.Chain(), x, [], []) is None
     for call in (
         lambda: extension.plain_chain(None, x, [], []),
-        lambda: chain.add_conv(None, False),
-        lambda: extension.plain_conv(x, values, None, None, False),
+        lambda: chain.add_conv(None, col, geometry, False),
+        lambda: extension.plain_conv(x, values, None, crow, None, geometry, False),
     ):
         with pytest.raises(TypeError, match="incompatible function arguments"):
             call()
     with pytest.raises(TypeError, match="contiguous"):  # before room for 4 TB is asked for
-        extension.ConvPlan(
-            pattern.crow_indices, pattern.col_indices[:1].expand(2**40), plan_numbers
-        )
+        chain.add_conv(crow, col[:1].expand(2**40), geometry, False)
     y = extension.plain_chain(chain, x, [values.requires_grad_(), None], [None])
     chain.add_pointwise()
     with pytest.raises(RuntimeError, match="has grown since it computed the output"):

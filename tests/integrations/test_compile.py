@@ -151,13 +151,13 @@ def test_one_pattern_in_two_layers() -> None:
 
 
 def test_a_pattern_as_an_argument() -> None:
-    """Each new one is compiled anew: it has no plans, and the function knows no earlier one."""
+    """The graph takes its two tensors as inputs: it serves any with this shape and nnz."""
     x, bias = torch.randn(2, 3, 20), torch.randn(4)
     function, counter = compiled(sc.sparse_conv1d)
-    for n in range(1, 4):
+    for _ in range(3):
         pattern, values = sc.KernelCSR.random((4, 3, 5), 20), torch.randn(20)
         assert function(x, values, pattern, bias).equal(sc.sparse_conv1d(x, values, pattern, bias))
-        assert counter.frame_count == n
+    assert counter.frame_count == 1
 
 
 def test_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,18 +111,23 @@ def test_script_is_refused() -> None:
         torch.jit.script(sc.SparseConv1d(2, 3, 5))
 
 
-@pytest.mark.tool("training an exported or traced graph", "refuses", "train the layer, then export")
-def test_graphs_are_for_inference() -> None:
-    """No gradient, rather than none that anybody notices."""
+@pytest.mark.tool("training an exported or traced graph", "works")
+def test_graphs_can_be_trained() -> None:
+    """The op has gradients, so graphs that hold it alone have them too."""
     layer, x = sc.SparseConv1d(2, 3, 5), torch.randn(4, 2, 9)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         traced = torch.jit.trace(layer, x)
-    for graph in (export(layer, (x,)).module(), traced, make_fx(layer)(x)):
-        y = graph(x)
+    program = export(layer, (x,)).module()
+    for graph in (program, traced, make_fx(layer)(x)):
+        leaf = x.clone().requires_grad_()
+        y = graph(leaf)
         assert y.equal(layer(x))
-        with pytest.raises(RuntimeError, match="fprop is not implemented"):
-            y.sum().backward()
+        (found,) = torch.autograd.grad(y.sum(), leaf)
+        assert found.equal(torch.autograd.grad(layer(leaf).sum(), leaf)[0])
+    program(x).sum().backward()
+    layer(x).sum().backward()
+    assert program.values.grad.equal(layer.values.grad)
 
 
 def inside(context: Any, layer: nn.Module, x: Tensor) -> None:

@@ -97,19 +97,17 @@ def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_takes_the_cuda_kernels_where_they_pay() -> None:
-    pattern = sc.KernelCSR.full((2, 3, 5))
-    geometry = Geometry(pattern.shape, 1, (0, 4), 1, 1, "replicate")
-    dtype = torch.float32
-    assert gpu_plans.cuda_pays(dtype, pattern, geometry)
-    assert not gpu_plans.cuda_pays(torch.float16, pattern, geometry)
-    assert gpu_plans.cuda_pays(dtype, sc.KernelCSR.random((2, 3, 5), 6), geometry)
-    assert not gpu_plans.cuda_pays(dtype, sc.KernelCSR.random((2, 3, 5), 5), geometry)
+    geometry = Geometry((2, 3, 5), 1, (0, 4), 1, 1, "replicate")
+    pays = gpu_plans.cuda_pays
+    assert pays(torch.float32, 6, geometry)
+    assert not pays(torch.float32, 5, geometry)
+    assert not pays(torch.float16, 30, geometry)
     for channels, computes in ((2**31 // 40, True), (2**31 // 40 + 1, False)):  # slots are int32
         wide = geometry._replace(shape=(1, channels, 1))
         assert gpu_plans.cuda_computes(wide) is computes
     for change in ({"stride": 2}, {"groups": 3}, {"dilation": 10}):
-        assert not gpu_plans.cuda_pays(dtype, pattern, geometry._replace(**change))
-    assert gpu_plans.cuda_pays(dtype, pattern, geometry._replace(dilation=9))
+        assert not pays(torch.float32, 30, geometry._replace(**change))
+    assert pays(torch.float32, 30, geometry._replace(dilation=9))
 
 
 @pytest.mark.promise("P10")

@@ -1,4 +1,4 @@
-"""The registered ops: the FLOP counter, and bounds of plans."""
+"""The registered ops: the FLOP counter, plans, and what they read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from op_arguments import GEOMETRIES, arguments, with_argument
+from op_arguments import GEOMETRIES, arguments
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
 from sparseconv.core.geometry import Geometry
 from sparseconv.measure.machine import threads
-from sparseconv.ops import calls as ops
+from sparseconv.ops.backends import extension
 
 OPS = torch.ops.sparseconv
 
@@ -28,33 +28,33 @@ def test_relu(geometry: Geometry) -> None:
         assert counter.get_total_flops() == 2 * len(args[1]) * fused.shape[0] * fused.shape[2]
 
 
-@pytest.mark.promise("P5")
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_scratch_rows_are_bounded_tightly(geometry: Geometry) -> None:
-    """A row must leave space for a tile within the scratch that these channels have."""
-    tiles = {"fprop": 30, "dgrad": 30, "wgrad": 64}
-    channels = {"fprop": geometry.shape[1], "wgrad": geometry.shape[1]}
-    channels["dgrad"] = geometry.shape[0] // geometry.groups
-    reach = geometry.dilation * (geometry.shape[2] - 1)
-    residues = {tap * geometry.dilation % geometry.stride for tap in range(geometry.shape[2])}
-    args = arguments(geometry)
-    nnz = len(args["wgrad"][3])
-    for name, i in (("fprop", 4), ("dgrad", 3), ("wgrad", 3)):
-        op, rows = getattr(OPS, name), args[name][i]
-        # All taps of a residue share one run of rows: a tile, and as many as they lie apart.
-        most = channels[name] * (len(residues) * tiles[name] + reach // geometry.stride + 1)
-        for wrong in (most, most + 1, 10_000):
-            poisoned = rows.clone()
-            poisoned[nnz - 1] = wrong  # the last; spare ones may follow
-            with pytest.raises(ValueError, match="rows"):
-                op(*with_argument(args[name], i, poisoned))
-
-
-def test_plans_are_made_once_and_shared() -> None:
+def test_plans_belong_to_the_two_tensors() -> None:
+    """Made once, for views too; made again after a change in place; freed with the tensors."""
     pattern = sc.KernelCSR.random((4, 3, 5), 20)
-    geometry = GEOMETRIES[0]
-    assert ops.fprop_rows(pattern, geometry) is ops.fprop_rows(pattern, geometry)
-    assert pattern.cached(ops._cpu_dgrad, 1, 1, 1) is pattern.cached(ops._cpu_dgrad, 1, 1, 1)
+    crow, col = pattern.crow_indices.clone(), pattern.col_indices.clone()
+    x, values, numbers = torch.randn(2, 3, 9), torch.randn(20), [4, 3, 5, 1, 0, 0, 1, 1, 0]
+
+    def fprop(*arrays: torch.Tensor) -> torch.Tensor:
+        return OPS.fprop(x, values, None, *arrays, numbers)
+
+    assert extension.plan_bytes(crow, col) == 0
+    first = fprop(crow, col)
+    size = extension.plan_bytes(crow, col)
+    assert size > 0
+    assert fprop(crow.detach(), col.view(20)).equal(first)
+    assert extension.plan_bytes(crow, col) == size
+    other = sc.KernelCSR.random((4, 3, 5), 20)
+    crow.copy_(other.crow_indices), col.copy_(other.col_indices)
+    assert fprop(crow, col).equal(fprop(other.crow_indices, other.col_indices))
+    for _ in range(500):  # whose memory may come again at the same address
+        drawn = sc.KernelCSR.random((4, 3, 5), 20)
+        wanted = sc.sparse_conv1d(x, values, drawn, backend="reference")
+        torch.testing.assert_close(fprop(drawn.crow_indices.clone(), drawn.col_indices), wanted)
+    with torch.inference_mode():  # whose tensors count no changes
+        crow, col = pattern.crow_indices.clone(), pattern.col_indices.clone()
+        assert fprop(crow, col).equal(first)
+        crow.copy_(other.crow_indices), col.copy_(other.col_indices)
+        assert fprop(crow, col).equal(fprop(other.crow_indices, other.col_indices))
 
 
 def test_bias_gradient_does_not_depend_on_threads() -> None:

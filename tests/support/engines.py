@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparseconv import available_backends, sparse_conv1d
+from sparseconv import KernelCSR, available_backends, sparse_conv1d
 from sparseconv.core.geometry import Geometry
-from sparseconv.ops import calls, gpu_plans
+from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension
+from sparseconv.ops.calls import KERNELS
 from sparseconv.testing import Case, Tensors, expected_dgrad, expected_fprop, expected_wgrad
 
 NAMES = ("fprop", "dgrad", "wgrad")
@@ -44,17 +45,30 @@ class _Kernels:
         self.engine = engine
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
-        device = self.engine.device
-
         def call(*args: Any) -> Tensor:
             (geometry,) = (a for a in args if isinstance(a, Geometry))
-            ops = calls
-            if self.engine.backend_for(geometry, args[0].dtype) in ("auto", "triton"):
-                from sparseconv.ops import triton as ops
-            moved = (a.to(device) if isinstance(a, Tensor) else a for a in args)
-            return getattr(ops, name)(*moved).cpu()
+            asked = self.engine.backend_for(geometry, args[0].dtype)
+            op = getattr(KERNELS["triton" if asked == "auto" else asked], name)
+            return op(*op_arguments(args, self.engine.device)).cpu()
 
         return call
+
+
+def op_arguments(args: Iterable[Any], device: str = "cpu") -> list[Any]:
+    """What an op takes: two tensors in the place of a pattern, numbers in that of a geometry."""
+    found: list[Any] = []
+    for a in args:
+        if isinstance(a, KernelCSR):
+            found += a.on(torch.device(device))
+        else:
+            found.append(
+                a.numbers
+                if isinstance(a, Geometry)
+                else a.to(device)
+                if isinstance(a, Tensor)
+                else a
+            )
+    return found
 
 
 Engines = Callable[[], Iterator[Engine]]

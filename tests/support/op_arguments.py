@@ -11,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import sparseconv as sc
 from sparseconv.core.geometry import Geometry
 
-OPS = torch.ops.sparseconv
 MOST = 2**31 - 1
 GEOMETRIES = [
     Geometry((4, 3, 5), 1, (0, 0), 1, 1, "zeros"),
@@ -32,15 +31,11 @@ def arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> dict[st
     x = torch.randn(2, geometry.shape[1] * geometry.groups, 20, dtype=dtype)
     grad = torch.randn(2, geometry.shape[0], geometry.output_length(20), dtype=dtype)
     bias = torch.randn(geometry.shape[0], dtype=dtype)
-    rows = OPS.plan_fprop(crow, col, numbers)
-    wgrad_rows, batches = OPS.plan_wgrad(crow, col, numbers)
     return {
-        "plan_fprop": (crow, col, numbers),
-        "plan_dgrad": (crow, col, numbers),
-        "plan_wgrad": (crow, col, numbers),
-        "fprop": (x, values, bias, crow, rows, numbers),
-        "dgrad": (grad, values, *OPS.plan_dgrad(crow, col, numbers), numbers, 20),
-        "wgrad": (grad, x, crow, wgrad_rows, numbers, batches),
+        "fprop": (x, values, bias, crow, col, numbers),
+        "dgrad": (grad, values, crow, col, numbers, 20),
+        "wgrad": (grad, x, crow, col, numbers),
+        "bias_grad": (grad,),
     }
 
 

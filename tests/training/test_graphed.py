@@ -66,9 +66,7 @@ def test_a_static_pattern_follows_in_place(
         return [y, *torch.autograd.grad(y.square().sum(), (x, v, bias))]
 
     gradients(static)
-    held = {key: tensors(value) for key, value in static._cached.items()}
-    places = {key: [t.data_ptr() for t in held[key]] for key in held}
-    assert sum(map(len, held.values())) >= 4
+    places = static.crow_indices.data_ptr(), static.col_indices.data_ptr()
     for _ in range(5):
         pattern = KernelCSR.random(shape, nnz, generator=generator)
         static.follow(pattern)
@@ -76,10 +74,7 @@ def test_a_static_pattern_follows_in_place(
         assert hash(static) == hash(pattern)
         for own, expected in zip(gradients(static), gradients(pattern), strict=True):
             assert torch.equal(own, expected)
-        assert {key: [t.data_ptr() for t in tensors(static._cached[key])] for key in held} == places
-        for key in held:
-            for own, expected in zip(held[key], tensors(pattern._cached[key]), strict=True):
-                assert torch.equal(own, expected)
+        assert (static.crow_indices.data_ptr(), static.col_indices.data_ptr()) == places
         count_cases(1)
 
 
@@ -108,19 +103,20 @@ def test_a_plan_is_made_once_for_an_update() -> None:
 
 def test_plans_for_a_gpu_stay_where_they_are() -> None:
     generator = torch.Generator().manual_seed(1)
-    shape, cpu = (8, 4, 7), torch.device("cpu")
-    layer = SparseConv1d(4, 8, 7, stride=2)
+    shape = (8, 4, 7)
+    strided = SparseConv1d(4, 8, 7, stride=2)._geometry()
+    one = Geometry(shape, 1, (0, 0), 1, 1, "zeros")
     static = static_pattern(KernelCSR.random(shape, 60, generator=generator))
 
     def made(pattern: KernelCSR) -> list[Tensor]:
-        geometry = layer._geometry()
-        plans = tuple(
-            make(pattern, geometry, cpu)
-            for make in (gpu_plans.triton_fprop, gpu_plans.triton_dgrad)
+        arrays = pattern.crow_indices, pattern.col_indices
+        plans = (
+            gpu_plans.triton_fprop(*arrays, strided),
+            gpu_plans.triton_dgrad(*arrays, strided),
+            gpu_plans.cuda_fprop(*arrays, one),
+            gpu_plans.cuda_dgrad(*arrays, one),
         )
-        one = Geometry(pattern.shape, 1, (0, 0), 1, 1, "zeros")
-        cuda = gpu_plans.cuda_fprop(pattern, one, cpu), gpu_plans.cuda_dgrad(pattern, one, cpu)
-        return [*tensors((*plans, *cuda)), gpu_plans.triton_wgrad(pattern, cpu)]
+        return [*tensors(plans), gpu_plans.triton_wgrad(*arrays, strided)]
 
     places = [t.data_ptr() for t in made(static)]
     # All in one channel: as uneven as it gets, at the same nnz.
@@ -195,11 +191,8 @@ def test_captured_again_when_nnz_or_memory_changes(monkeypatch: pytest.MonkeyPat
         return optimizer, eager_optimizer
 
     go(0, WARM_UP)
-    plans = [set(static._cached) for static in taken._static]
-    assert len(plans[0]) == 3  # of fprop, wgrad, and the gradient of the bias
     go(1, 2)
     assert fake.replays == 2
-    assert [set(static._cached) for static in taken._static] == plans  # none while capturing
     as_many = KernelCSR.random((3, 2, 5), 15, generator=torch.Generator().manual_seed(3))
     for net in networks:
         net[0].set_pattern(as_many)

@@ -27,7 +27,6 @@ from torch import Tensor
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.chain import Chain, Conv, NormRelu, Pointwise
-from sparseconv.ops import calls as ops
 from sparseconv.ops.backends import extension
 from sparseconv.testing import Case, random_case
 
@@ -55,7 +54,7 @@ def guarded(x: Tensor, before: bool) -> Tensor:
 
 
 def calls_of(case: Case, rng: random.Random, seed: int) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The three computations with their plans, in random layouts, and the ops around them."""
+    """The ops in random layouts, and the ops around them."""
     layouts = [name for name in LAYOUTS if name != "imaginary"]  # whose memory holds -x
     x, values, bias, grad = (
         None if t is None else LAYOUTS[rng.choice(layouts)](t) for t in case.tensors()
@@ -66,17 +65,12 @@ def calls_of(case: Case, rng: random.Random, seed: int) -> list[tuple[Any, tuple
         x, grad = x[None], grad[None]
     pattern = case.make_pattern()
     geometry = Geometry(pattern.shape, *case.geometry)
-    numbers = geometry.numbers
-    rows = ops.fprop_rows(pattern, geometry)
-    plan = ops._dgrad_plan_for(pattern, geometry, grad)
-    wgrad_rows, batches = OPS.plan_wgrad(pattern.crow_indices, pattern.col_indices, numbers)
-    relu = rng.random() < 0.3
-    fprop = (x, values, bias, pattern.crow_indices, rows, numbers, relu)
-    found = [
-        (OPS.fprop, fprop),
-        (OPS.dgrad, (grad, values, *plan, numbers, case.length)),
-        (OPS.wgrad, (grad, x, pattern.crow_indices, wgrad_rows, numbers, batches)),
-        (OPS.plan_fprop, (pattern.crow_indices, pattern.col_indices, numbers)),
+    context = pattern.crow_indices, pattern.col_indices, geometry.numbers
+    found: list[tuple[Any, tuple[Any, ...]]] = [
+        (OPS.fprop, (x, values, bias, *context, rng.random() < 0.3)),
+        (OPS.dgrad, (grad, values, *context, case.length)),
+        (OPS.wgrad, (grad, x, *context)),
+        (OPS.bias_grad, (grad,)),
     ]
     if case.tensors().input.dtype in (torch.float32, torch.float64):
         found += [chain_of(case, rng) for _ in range(2)]

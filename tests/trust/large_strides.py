@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engines import ISAS
+from engines import ISAS, Engine
 from torch import Tensor
 
 from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
-from sparseconv.ops import calls as ops
 from sparseconv.ops.backends import extension
 from sparseconv.testing import Case
 
 OPS = torch.ops.sparseconv
+KERNELS = Engine("cpp").kernels
 FAR = 2**31
 
 
@@ -55,14 +55,11 @@ def computations(case: Case) -> list[tuple[Any, tuple[Any, ...], list[int]]]:
     x, values, bias, grad = case.tensors()
     pattern = case.make_pattern()
     geometry = Geometry(pattern.shape, *case.geometry)
-    numbers = geometry.numbers
-    rows = ops.fprop_rows(pattern, geometry)
-    plan = ops._dgrad_plan_for(pattern, geometry, grad)
-    wgrad_rows, batches = OPS.plan_wgrad(pattern.crow_indices, pattern.col_indices, numbers)
+    context = pattern.crow_indices, pattern.col_indices, geometry.numbers
     return [
-        (OPS.fprop, (x, values, bias, pattern.crow_indices, rows, numbers), [0, 1, 2]),
-        (OPS.dgrad, (grad, values, *plan, numbers, case.length), [0, 1]),
-        (OPS.wgrad, (grad, x, pattern.crow_indices, wgrad_rows, numbers, batches), [0, 1]),
+        (OPS.fprop, (x, values, bias, *context), [0, 1, 2]),
+        (OPS.dgrad, (grad, values, *context, case.length), [0, 1]),
+        (OPS.wgrad, (grad, x, *context), [0, 1]),
     ]
 
 
@@ -102,8 +99,8 @@ def length(folder: Path) -> tuple[int, list[str]]:
     for isa in ISAS:
         os.environ["SPARSECONV_CPU_ISA"] = isa
         assert extension.isa() == isa
-        y = ops.fprop(x, torch.tensor([2.0]), None, pattern, geometry)
-        dw = ops.wgrad(torch.ones_like(y), x, pattern, geometry)
+        y = KERNELS.fprop(x, torch.tensor([2.0]), None, pattern, geometry)
+        dw = KERNELS.wgrad(torch.ones_like(y), x, pattern, geometry)
         if not y.equal(2 * series) or dw.item() != series.sum():
             faults.append(f"{y.flatten().tolist()}, {dw.item()} on {isa}")
     return 2 * len(ISAS), faults
@@ -124,7 +121,9 @@ def many(what: str) -> tuple[int, list[str]]:
     values = torch.tensor([1, 2, 3], dtype=dtype)
     faults = []
     if what == "wgrad":
-        got = ops.wgrad(torch.ones((), dtype=dtype).expand(n, 1, length), series, pattern, geometry)
+        got = KERNELS.wgrad(
+            torch.ones((), dtype=dtype).expand(n, 1, length), series, pattern, geometry
+        )
         total = n * length * (length + 1) // 2
         # The outer taps miss a sample of the other end. All sums are below 2**53.
         expected = [total - n * length, total, total - n]
@@ -132,11 +131,11 @@ def many(what: str) -> tuple[int, list[str]]:
             faults.append(f"{got.tolist()} instead of {expected}")
         return 1, faults
     if what == "dgrad":
-        y = ops.dgrad(series, values, pattern, geometry, length)
-        first = ops.dgrad(series[:1], values, pattern, geometry, length)
+        y = KERNELS.dgrad(series, values, pattern, geometry, length)
+        first = KERNELS.dgrad(series[:1], values, pattern, geometry, length)
     else:
-        y = ops.fprop(series, values, None, pattern, geometry)
-        first = ops.fprop(series[:1], values, None, pattern, geometry)
+        y = KERNELS.fprop(series, values, None, pattern, geometry)
+        first = KERNELS.fprop(series[:1], values, None, pattern, geometry)
     if not y[0].equal(first[0]) or not all_equal_to_the_first(y):
         faults.append(f"the batch of {n} does not give the same {n} times")
     return 1, faults

@@ -1,4 +1,4 @@
-"""Calls every raw op and plan with every wrong argument, and with several at once: run by a test.
+"""Calls every op with every wrong argument, and with several at once: run by a test.
 
     python tests/trust/wrong_arguments.py SEED COMBINATIONS
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,56 +24,16 @@ from op_arguments import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from sparseconv.ops.backends import extension
-
 OPS = torch.ops.sparseconv
-
-
-# The same computations by a plan, which neither the dispatcher nor Python checks anything for; and
-# by the ops. Of the pattern, its geometry and two tensors, and for dgrad the length of the input.
-BY_PLAN: dict[str, Callable[..., Any]] = {
-    "plan.fprop": lambda crow, col, g, *rest: extension.ConvPlan(crow, col, g).fprop(*rest),
-    "plan.dgrad": lambda crow, col, g, *rest: extension.ConvPlan(crow, col, g).dgrad(*rest),
-    "plan.wgrad": lambda crow, col, g, *rest: extension.ConvPlan(crow, col, g).wgrad(*rest),
-}
-
-
-def by_ops(name: str, crow: Tensor, col: Tensor, g: list[int], *rest: Any) -> Tensor:
-    if name == "plan.fprop":
-        return OPS.fprop(*rest, None, crow, OPS.plan_fprop(crow, col, g), g)
-    if name == "plan.dgrad":
-        grad, values, length = rest
-        return OPS.dgrad(grad, values, *OPS.plan_dgrad(crow, col, g), g, length)
-    rows, batches = OPS.plan_wgrad(crow, col, g)
-    return OPS.wgrad(*rest, crow, rows, g, batches)
 
 
 def all_arguments() -> list[tuple[str, tuple[Any, ...]]]:
     """A correct argument list for every op: one for each geometry."""
-    found = [(name, args) for g in GEOMETRIES for name, args in arguments(g).items()]
-    names = {name for name, _ in found}
-    registered = {
-        name.removeprefix("sparseconv::").partition(".")[0]
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("sparseconv::")
-    }
-    # Triton's ops need a GPU, or its interpreter: tests/kernels/triton/triton_cases.py.
-    assert names == {name for name in registered if not name.startswith("triton_")}
-    for geometry in GEOMETRIES:
-        of = arguments(geometry)
-        grad, x, *_ = of["wgrad"]
-        values, pattern = of["fprop"][1], of["plan_fprop"]
-        found += [
-            ("plan.fprop", (*pattern, x, values)),
-            ("plan.dgrad", (*pattern, grad, values, x.shape[2])),
-            ("plan.wgrad", (*pattern, grad, x)),
-        ]
-    return found
+    return [(name, args) for g in GEOMETRIES for name, args in arguments(g).items()]
 
 
 def call(name: str, *args: Any) -> Any:
-    op: Callable[..., Any] = BY_PLAN.get(name) or getattr(OPS, name)
-    return op(*args)
+    return getattr(OPS, name)(*args)
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:
@@ -83,8 +42,6 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
 
 def is_right(name: str, args: tuple[Any, ...], result: Any, of_numbers: bool) -> bool:
     """Another correct call: the shapes that the compiler is told, and all of it written."""
-    if name in BY_PLAN:
-        return result.equal(by_ops(name, *args))
     op = getattr(OPS, name)
     if any(isinstance(a, Tensor) and a.is_meta for a in args):
         return all(r.is_meta for r in outputs(result))  # nothing was computed
@@ -137,7 +94,7 @@ def main(seed: int, combinations: int) -> None:
             for number, nothing in enumerate(without_memory(value)):
                 about = f"argument {i} without memory ({number})"
                 # Ops refuse to mix fake tensors with others, in torch's words.
-                if name in BY_PLAN or not isinstance(nothing, FakeTensor):
+                if not isinstance(nothing, FakeTensor):
                     attempt(name, with_argument(copied(args), i, nothing), about, False)
         after = outputs(call(name, *copied(args)))
         if not all(a.equal(b) for a, b in zip(before, after, strict=True)):

@@ -2,7 +2,6 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
@@ -155,44 +154,6 @@ Tensor run_dgrad(const Tensor& grad,
     }
   }
   return output.to(grad.scalar_type());
-}
-
-namespace {
-
-Tensor dgrad(const Tensor& grad,
-             const Tensor& values,
-             const Tensor& pointers,
-             const Tensor& rows,
-             const Tensor& index,
-             at::IntArrayRef geometry,
-             int64_t input_length) {
-  const Geometry g = check_geometry(geometry);
-  check_signal(grad, "grad_output", g.out_channels);
-  check_lengths(g, input_length);
-  check_gradient(grad, g, grad.size(0), input_length);
-  check_values(values, grad);
-  const int64_t nnz = values.numel();
-  check_phases(g);
-  check_pointers(pointers, "pointers", g.stride * g.n_kernels(), nnz);
-  check_indices(rows, "rows", nnz + kAhead);
-  check_indices(index, "index", nnz);
-  check_below(index, "index", nnz);
-  const DgradPlan plan =
-      dgrad_plan(g, pointers.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>(),
-                 index.const_data_ptr<int32_t>());
-  int64_t begin = 0;
-  for (const CorrelationPlan& phase : plan.phases) {
-    const int64_t n = phase.entries.view().nnz;
-    check_rows(rows.slice(0, begin, begin + n), phase.layout, g.out_channels / g.groups);
-    begin += n;
-  }
-  return run_dgrad(grad, values, g, plan, input_length);
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
-  m.impl("dgrad", dgrad);
 }
 
 }  // namespace sparseconv

@@ -1,7 +1,6 @@
 // The convolution itself.
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include "../../checks.h"
 #include "../conv.h"
@@ -54,37 +53,6 @@ Tensor run_fprop(const Tensor& input,
     run_correlation(p, element_of(input));
   }
   return output;
-}
-
-namespace {
-
-Tensor fprop(const Tensor& input,
-             const Tensor& values,
-             const std::optional<Tensor>& bias,
-             const Tensor& crow,
-             const Tensor& rows,
-             at::IntArrayRef geometry,
-             bool relu) {
-  const Geometry g = check_geometry(geometry);
-  check_signal(input, "input", g.in_channels());
-  check_lengths(g, input.size(2));
-  check_values(values, input);
-  const int64_t nnz = values.numel();
-  check_pointers(crow, "crow_indices", g.n_kernels(), nnz);
-  check_indices(rows, "rows", nnz + kAhead);
-  const CorrelationPlan plan =
-      fprop_plan(g, crow.const_data_ptr<int32_t>(), rows.const_data_ptr<int32_t>());
-  check_rows(rows, plan.layout, g.channels_per_group);
-  if (bias.has_value()) {
-    check_vector(*bias, "bias", input, g.out_channels);
-  }
-  return run_fprop(input, values, bias, g, plan, relu);
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(sparseconv, CPU, m) {
-  m.impl("fprop", fprop);
 }
 
 }  // namespace sparseconv

@@ -3,10 +3,15 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/zeros.h>
 
+#include <map>
+#include <mutex>
+
 #include "../../checks.h"
 #include "indices.h"
 
 namespace sparseconv {
+
+namespace {
 
 CorrelationPlan fprop_plan(const Geometry& g, const int32_t* crow, const int32_t* rows) {
   Layout layout = fprop_layout(g);
@@ -52,11 +57,9 @@ void check_pattern(const Geometry& g, const Tensor& crow, const Tensor& col) {
   check_pointers(crow, "crow_indices", g.n_kernels(), col.numel());
 }
 
-namespace {
-
-// How often a tensor was changed in place; those of inference mode do not count it.
-int64_t version_of(const Tensor& x) {
-  return x.is_inference() ? 0 : static_cast<int64_t>(x._version());
+std::vector<int32_t> copied(const Tensor& indices) {
+  const int32_t* data = indices.const_data_ptr<int32_t>();
+  return {data, data + indices.numel()};
 }
 
 int64_t bytes_of(std::initializer_list<const std::vector<int32_t>*> arrays) {
@@ -69,43 +72,24 @@ int64_t bytes_of(std::initializer_list<const std::vector<int32_t>*> arrays) {
 
 }  // namespace
 
-ConvPlan::ConvPlan(const Tensor& crow, const Tensor& col, at::IntArrayRef numbers)
-    : geometry(check_geometry(numbers)),
-      crow(crow),
-      col(col),
-      nnz(col.numel()),
-      crow_version_(version_of(crow)),
-      col_version_(version_of(col)) {
-  check_pattern(geometry, crow, col);
-  fprop_rows_.resize(nnz + kAhead);
-  const int32_t* pointers = crow.const_data_ptr<int32_t>();
-  plan_fprop(geometry, pointers, col.const_data_ptr<int32_t>(), fprop_rows_.data());
-  fprop_.emplace(fprop_plan(geometry, pointers, fprop_rows_.data()));
-  nbytes_ = bytes_of({&fprop_rows_}) + fprop_->entries.nbytes();
-}
-
-void ConvPlan::check_untouched() const {
-  TORCH_CHECK(
-      version_of(crow) == crow_version_ && version_of(col) == col_version_ && col.numel() == nnz,
-      "the index arrays of a pattern were modified in place, so it is invalid; clone them "
-      "before a change and build a new KernelCSR");
-}
-
-const CorrelationPlan& ConvPlan::fprop() const {
-  check_untouched();
-  return *fprop_;
-}
+ConvPlan::ConvPlan(const Geometry& geometry, const Tensor& crow, const Tensor& col)
+    : geometry(geometry),
+      nnz((check_pattern(geometry, crow, col), col.numel())),
+      crow_(copied(crow)),
+      col_(copied(col)),
+      fprop_rows_(nnz + kAhead),
+      fprop_((plan_fprop(geometry, crow_.data(), col_.data(), fprop_rows_.data()),
+              fprop_plan(geometry, crow_.data(), fprop_rows_.data()))),
+      nbytes_(bytes_of({&crow_, &col_, &fprop_rows_}) + fprop_.entries.nbytes()) {}
 
 const DgradPlan& ConvPlan::dgrad() const {
-  check_untouched();
   std::call_once(dgrad_once_, [this] {
     check_phases(geometry);
-    check_pattern(geometry, crow, col);  // a change through NumPy is not counted
     dgrad_pointers_.resize(geometry.stride * geometry.n_kernels() + 1);
     dgrad_rows_.resize(nnz + kAhead);
     dgrad_index_.resize(nnz);
-    plan_dgrad(geometry, crow.const_data_ptr<int32_t>(), col.const_data_ptr<int32_t>(),
-               dgrad_pointers_.data(), dgrad_rows_.data(), dgrad_index_.data());
+    plan_dgrad(geometry, crow_.data(), col_.data(), dgrad_pointers_.data(), dgrad_rows_.data(),
+               dgrad_index_.data());
     dgrad_ = dgrad_plan(geometry, dgrad_pointers_.data(), dgrad_rows_.data(), dgrad_index_.data());
     nbytes_ += bytes_of({&dgrad_pointers_, &dgrad_rows_, &dgrad_index_});
     for (const CorrelationPlan& phase : dgrad_.phases) {
@@ -116,31 +100,27 @@ const DgradPlan& ConvPlan::dgrad() const {
 }
 
 const WgradPlan& ConvPlan::wgrad() const {
-  check_untouched();
   std::call_once(wgrad_once_, [this] {
-    check_pattern(geometry, crow, col);
-    const int32_t* pointers = crow.const_data_ptr<int32_t>();
     wgrad_rows_.resize(nnz);
     wgrad_batches_.resize(batches_size(geometry, nnz));
-    plan_wgrad(geometry, pointers, col.const_data_ptr<int32_t>(), wgrad_rows_.data(),
-               wgrad_batches_.data());
-    wgrad_ = wgrad_plan(geometry, pointers, wgrad_rows_.data(), wgrad_batches_.data());
+    plan_wgrad(geometry, crow_.data(), col_.data(), wgrad_rows_.data(), wgrad_batches_.data());
+    wgrad_ = wgrad_plan(geometry, crow_.data(), wgrad_rows_.data(), wgrad_batches_.data());
     nbytes_ += bytes_of({&wgrad_rows_, &wgrad_batches_, &wgrad_.row_starts});
   });
   return wgrad_;
 }
 
-const ConvPlan& ConvPlan::bias() const {
-  std::call_once(bias_once_, [this] {
-    const int64_t channels = geometry.out_channels;
-    const at::TensorOptions options = crow.options();
-    bias_ = c10::make_intrusive<ConvPlan>(at::arange(channels + 1, options),
-                                          at::zeros({channels}, options),
-                                          std::vector<int64_t>{channels, 1, 1, 1, 0, 0, 1, 1, 0});
-    bias_->wgrad();  // what it is for
-    nbytes_ += bias_->nbytes();
-  });
-  return *bias_;
+const ConvPlan& bias_plan(int64_t channels) {
+  static std::mutex& mutex = *new std::mutex;
+  static auto& plans = *new std::map<int64_t, ConvPlan>;  // as many as layers have widths
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto found = plans.find(channels);
+  if (found == plans.end()) {
+    const Geometry geometry{channels, 1, 1, 1, 0, 0, 1, 1, PaddingMode::zeros};
+    const Tensor crow = at::arange(channels + 1, at::kInt), col = at::zeros({channels}, at::kInt);
+    found = plans.try_emplace(channels, geometry, crow, col).first;
+  }
+  return found->second;
 }
 
 }  // namespace sparseconv

@@ -14,6 +14,7 @@ from sparseconv.bench.network.masked import MaskedDST, masked_copy
 from sparseconv.dst.scheduler import DSTScheduler
 from sparseconv.measure.memory import peak_bytes
 from sparseconv.models import DSN
+from sparseconv.ops.backends import extension
 
 NEVER = 10**9
 
@@ -64,12 +65,13 @@ class TrainingStep:
         held = [*self.model.parameters(), *self.model.buffers()]
         held += [p.grad for p in self.model.parameters() if p.grad is not None]
         held += [t for state in self.optimizer.state.values() for t in state.values()]
+        plans = 0
         for layer in self.model.sparse_layers() if isinstance(self.model, DSN) else ():
-            held += [layer.pattern.crow_indices, layer.pattern.col_indices]
-            for plan in layer.pattern._cached.values():
-                held += plan if isinstance(plan, tuple) else (plan,)
-        known = (entry.nbytes for entry in held if not (entry is None or isinstance(entry, int)))
-        return sum(known) + peak_bytes(partial(self, X, y))
+            arrays = layer.pattern.crow_indices, layer.pattern.col_indices
+            held += arrays
+            plans += extension.plan_bytes(*arrays) if extension is not None else 0
+        known = sum(entry.nbytes for entry in held if isinstance(entry, Tensor))
+        return known + plans + peak_bytes(partial(self, X, y))
 
 
 def compiled(twin: nn.Module, **options: bool) -> Network:

@@ -9,16 +9,37 @@ import torch
 from torch import Tensor
 
 from sparseconv.core.geometry import Geometry
-from sparseconv.ops.gpu_plans import block_count, block_size
-from sparseconv.ops.triton import checks, kernels
+from sparseconv.ops import gpu_plans
+from sparseconv.ops.triton import kernels
 
 # Sizes of programs, all fixed: nothing is tuned at run time. Each thread has 16 accumulators.
 # correlate: positions, and how many of them in a row at least
-_TILE, _ALONG = checks.TILE, 64
+_TILE, _ALONG = 1024, 64
 _WGRAD_TILE, _WGRAD_ALONG = 2048, 32  # wgrad: positions times entries
 _MOST_ALONG = 256
 _UNROLL = 4  # wgrad's positions in a row have one address
 _LEAST_TILES, _MOST_CHUNKS = 16, 64  # of wgrad's positions: partial sums, added in a second pass
+_MOST = 2**31 - 1  # positions, programs
+
+
+def _expect(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    """Refuse a tensor of another shape, dtype or device than the kernels would read."""
+    if x.shape != shape or x.dtype != like.dtype or x.device != like.device:
+        raise ValueError(
+            f"expected {name} of shape {shape}, {like.dtype} on {like.device}, but got "
+            f"{tuple(x.shape)}, {x.dtype} on {x.device}"
+        )
+
+
+def _check_length(g: Geometry, length: int) -> None:
+    """Refuse an input length that the options do not go with, or that 32 bits do not count."""
+    g.check_length(length)
+    if length + sum(g.padding) + _TILE * g.stride > _MOST:
+        raise NotImplementedError(
+            "the Triton kernels count positions in 32 bits: expected length + padding + "
+            f"{_TILE} * stride below 2**31, but got length {length}, padding {g.padding}, stride "
+            f"{g.stride}; use backend='reference'"
+        )
 
 
 def _tile(positions: int, along: int, batch: int, length: int) -> tuple[int, int]:
@@ -61,7 +82,11 @@ def _correlate(
     if out.numel() == 0:
         return out
     bn, bl = _tile(_TILE, _ALONG, batch, per_phase)
-    grid = checks.checked_programs(rows.shape[0] * _programs(per_phase, bl, batch, bn))
+    grid = rows.shape[0] * _programs(per_phase, bl, batch, bn)
+    if grid > _MOST:
+        raise ValueError(
+            f"expected a problem of less than 2**31 programs, but got {grid}; split the batch"
+        )
     with torch.accelerator.device_index(x.device.index):
         kernels.correlate[(grid,)](
             out,
@@ -98,27 +123,25 @@ def fprop(
     values: Tensor,
     bias: Tensor | None,
     crow_indices: Tensor,
-    rows: Tensor,
+    col_indices: Tensor,
     geometry: Sequence[int],
     relu: bool = False,
 ) -> Tensor:
     g = Geometry.from_numbers(geometry)
     shape, stride, padding, dilation, groups, padding_mode = g
-    checks.check_signal(input, "input", shape[1] * groups)
     batch, _, length = input.shape
-    checks.check_length(g, length)
-    nnz = values.numel()
-    checks.check_vector(values, "values", input, nnz)
+    _check_length(g, length)
+    _expect("input", input, (batch, shape[1] * groups, length), input)
+    _expect("values", values, tuple(col_indices.shape), input)
     if bias is not None:
-        checks.check_vector(bias, "bias", input, shape[0])
-    checks.check_indices(crow_indices, "crow_indices", (shape[0], 3), torch.int32, input.device)
-    checks.check_indices(rows, "rows", (nnz,), torch.int64, input.device)
+        _expect("bias", bias, (shape[0],), input)
+    rows, entries = gpu_plans.triton_fprop(crow_indices, col_indices, g)
     return _correlate(
         input,
         values,
         bias,
-        crow_indices,
         rows,
+        entries,
         None,
         input.new_empty((batch, shape[0], g.output_length(length))),
         in_step=stride,
@@ -134,23 +157,19 @@ def fprop(
 def dgrad(
     grad_output: Tensor,
     values: Tensor,
-    pointers: Tensor,
-    rows: Tensor,
-    index: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
     geometry: Sequence[int],
     input_length: int,
 ) -> Tensor:
     g = Geometry.from_numbers(geometry)
     shape, stride, padding, dilation, groups, padding_mode = g
-    checks.check_signal(grad_output, "grad_output", shape[0])
-    batch, channels, device = grad_output.shape[0], shape[1] * groups, grad_output.device
-    checks.check_length(g, input_length)
-    checks.check_gradient(grad_output, g, batch, input_length)
-    nnz = values.numel()
-    checks.check_vector(values, "values", grad_output, nnz)
-    checks.check_indices(pointers, "pointers", (channels * stride, 3), torch.int32, device)
-    checks.check_indices(rows, "rows", (nnz,), torch.int64, device)
-    checks.check_indices(index, "index", (nnz,), torch.int32, device)
+    batch, channels = grad_output.shape[0], shape[1] * groups
+    _check_length(g, input_length)
+    expected = (batch, shape[0], g.output_length(input_length))
+    _expect("grad_output", grad_output, expected, grad_output)
+    _expect("values", values, tuple(col_indices.shape), grad_output)
+    rows, entries, source = gpu_plans.triton_dgrad(crow_indices, col_indices, g)
     left, right = padding
     folded = padding_mode != "zeros" and left + right > 0
     length, dtype = input_length, grad_output.dtype
@@ -161,9 +180,9 @@ def dgrad(
         grad_output,
         values,
         None,
-        pointers,
         rows,
-        index,
+        entries,
+        source,
         out,
         in_step=1,
         out_step=stride,
@@ -197,24 +216,21 @@ def wgrad(
     grad_output: Tensor,
     input: Tensor,
     crow_indices: Tensor,
-    rows: Tensor,
+    col_indices: Tensor,
     geometry: Sequence[int],
 ) -> Tensor:
     g = Geometry.from_numbers(geometry)
     shape, stride, padding, dilation, groups, padding_mode = g
-    checks.check_signal(input, "input", shape[1] * groups)
-    checks.check_signal(grad_output, "grad_output", shape[0])
-    checks.check_same_type(input, grad_output, "grad_output")
     batch, _, length = input.shape
-    checks.check_length(g, length)
-    checks.check_gradient(grad_output, g, batch, length)
-    nnz, out_length = rows.numel(), grad_output.shape[2]
-    blocks = block_count(shape, nnz)
-    checks.check_indices(crow_indices, "crow_indices", (blocks, 3), torch.int32, input.device)
-    checks.check_indices(rows, "rows", (nnz,), torch.int64, input.device)
+    _check_length(g, length)
+    out_length, nnz = g.output_length(length), col_indices.shape[0]
+    _expect("input", input, (batch, shape[1] * groups, length), input)
+    _expect("grad_output", grad_output, (batch, shape[0], out_length), input)
+    blocks = gpu_plans.triton_wgrad(crow_indices, col_indices, g)
+    entries = gpu_plans.triton_fprop(crow_indices, col_indices, g).entries
     if nnz == 0 or batch == 0:
         return input.new_zeros(nnz)
-    size = block_size(shape)
+    size = gpu_plans.block_size(shape)
     bn, bl = _tile(min(_WGRAD_TILE // size, _TILE), _WGRAD_ALONG, batch, out_length)
     unroll = min(_UNROLL, _power_of_two(-(-out_length // bl)))
     tiles = _programs(out_length, bl * unroll, batch, bn)
@@ -223,12 +239,12 @@ def wgrad(
     wide = torch.promote_types(input.dtype, torch.float32)
     out = input.new_empty((chunks, nnz), dtype=wide if chunks > 1 else input.dtype)
     with torch.accelerator.device_index(input.device.index):
-        kernels.wgrad[(blocks, chunks)](
+        kernels.wgrad[(blocks.shape[0], chunks)](
             out,
             grad_output,
             input,
-            crow_indices,
-            rows,
+            blocks,
+            entries,
             nnz,
             batch,
             *input.shape[1:],

@@ -30,27 +30,19 @@ from layouts import LAYOUTS
 from sparseconv import SparseConv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.functional import conv
-from sparseconv.ops import calls, gpu_plans
+from sparseconv.ops import cuda, gpu_plans, schemas
 from sparseconv.ops.backends import extension
 from sparseconv.testing import PATTERNS, Case, random_case
 
 assert extension is None, "run this file through test_cuda.py"
 
+OPS = torch.ops.sparseconv
 POSITIONS, ORDER = "EMULATED_POSITIONS", "EMULATED_DESCENDING"
-CPU = torch.device("cpu")
 
 torch.ops.load_library(os.environ["EMULATED_CUDA"])
 conv.resolve_backend = lambda *args: "cuda"
-calls._fprop_plan = lambda pattern, g, x: gpu_plans.cuda_fprop(pattern, g, CPU)
-calls._wgrad_plan = lambda pattern, g, x: (*calls._fprop_plan(pattern, g, x), None)
-
-
-def dgrad_plan(pattern, g, grad):
-    rows, slots = gpu_plans.cuda_dgrad(pattern, g, CPU)
-    return rows, slots, slots
-
-
-calls._dgrad_plan_for = dgrad_plan
+for _name in ("fprop", "dgrad", "wgrad"):  # what runs for CUDA tensors elsewhere
+    schemas._library.impl(_name, getattr(cuda, _name), "CPU")
 
 
 def supported_case(rng):
@@ -154,12 +146,12 @@ def test_wrong_indices_touch_no_memory_outside(engines, monkeypatch, count_cases
 
     def spoilt(plan):
         def call(*args):
-            return tuple(None if t is None else spoil(t) for t in plan(*args))
+            return tuple(map(spoil, plan(*args)))
 
         return call
 
-    for name in ("_fprop_plan", "_dgrad_plan_for", "_wgrad_plan"):
-        monkeypatch.setattr(calls, name, spoilt(getattr(calls, name)))
+    for name in ("cuda_fprop", "cuda_dgrad"):
+        monkeypatch.setattr(gpu_plans, name, spoilt(getattr(gpu_plans, name)))
     for _ in range(20):
         case = supported_case(rng)
         for engine in engines():
@@ -178,16 +170,17 @@ def test_wrong_arguments_are_refused():
     x, values, bias, grad = case.tensors()
     pattern = case.make_pattern()
     g = Geometry(pattern.shape, *case.geometry)
+    arrays = pattern.crow_indices, pattern.col_indices
+    context = *arrays, g.numbers
     for call in (
-        lambda: calls.fprop(x[:, 1:], values, bias, pattern, g),
-        lambda: calls.fprop(x, values[1:], bias, pattern, g),
-        lambda: calls.dgrad(grad, values[1:], pattern, g, 20),
-        lambda: calls.fprop(x.half(), values, bias, pattern, g),
-        lambda: calls.fprop(x, values, bias[1:], pattern, g),
-        lambda: calls.dgrad(grad[:, :, 1:], values, pattern, g, 20),
-        lambda: calls.wgrad(grad[1:], x, pattern, g),
-        lambda: calls.wgrad(grad.double(), x, pattern, g),
-        lambda: calls.fprop(x, values, bias, pattern, g._replace(shape=(5, 4, 3))),
+        lambda: OPS.fprop(x[:, 1:], values, bias, *context),
+        lambda: OPS.fprop(x, values[1:], bias, *context),
+        lambda: OPS.dgrad(grad, values[1:], *context, 20),
+        lambda: OPS.fprop(x.half(), values, bias, *context),
+        lambda: OPS.fprop(x, values, bias[1:], *context),
+        lambda: OPS.dgrad(grad[:, :, 1:], values, *context, 20),
+        lambda: OPS.wgrad(grad[1:], x, *context),
+        lambda: OPS.wgrad(grad.double(), x, *context),
     ):
         with pytest.raises((ValueError, TypeError), match="expected"):
             call()
@@ -197,9 +190,9 @@ def test_wrong_arguments_are_refused():
         (g._replace(dilation=20), r"\+ 1 = 41"),
     ):
         with pytest.raises(NotImplementedError, match="use backend='auto' or 'triton'"):
-            calls.fprop(x, values, bias, pattern, other)
-        plan = gpu_plans.cuda_fprop(pattern, g, CPU)
+            OPS.fprop(x, values, bias, *arrays, other.numbers)
+        plan = gpu_plans.cuda_fprop(*arrays, g)
         with pytest.raises(NotImplementedError, match=wanted + ".*use backend='triton'"):
-            calls._fprop(x, values, bias, *plan, other.numbers, False)
+            OPS.cuda_fprop(x, values, bias, *plan, other.numbers, False)
     with pytest.raises(NotImplementedError, match="got Double"):
-        calls.fprop(x.double(), values.double(), None, pattern, g)
+        OPS.fprop(x.double(), values.double(), None, *context)

@@ -92,7 +92,7 @@ def test_plans_hold_the_whole_pattern(seed: int) -> None:
         (gpu_plans.cuda_fprop, mask),
         (gpu_plans.cuda_dgrad, mask.transpose(0, 1)),
     ):
-        rows, slots = make(pattern, geometry, torch.device("cpu"))
+        rows, slots = make(pattern.crow_indices, pattern.col_indices, geometry)
         number, begin = rows[:, 0] & 0xFFFFFFFF, rows[:, 0] >> 32
         assert number.sort().values.equal(torch.arange(len(expected)))
         counts = expected.sum((1, 2))
@@ -111,10 +111,11 @@ def test_plans_hold_the_whole_pattern(seed: int) -> None:
 
 
 def test_what_the_kernels_do_not_compute_is_refused() -> None:
-    pattern, cpu = KernelCSR.full((1, 1, 41)), torch.device("cpu")
+    pattern = KernelCSR.full((1, 1, 41))
+    geometry = Geometry(pattern.shape, 1, (0, 0), 1, 1, "zeros")
     for make in (gpu_plans.cuda_fprop, gpu_plans.cuda_dgrad):
         with pytest.raises(NotImplementedError, match=r"< 40 and .*; use backend='auto' or"):
-            make(pattern, Geometry(pattern.shape, 1, (0, 0), 1, 1, "zeros"), cpu)
+            make(pattern.crow_indices, pattern.col_indices, geometry)
 
 
 def compiled(folder: Path, *architectures: str) -> tuple[Path, str]:

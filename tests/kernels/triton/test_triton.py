@@ -49,8 +49,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.promise("P1")
 @needs_interpreter
 def test_interpreted(pytestconfig, count_cases):
-    """The cases of two other files, in a process whose Triton interprets."""
-    files = [str(HERE / name) for name in ("triton_cases.py", "triton_arguments.py")]
+    """The cases of another file, in a process whose Triton interprets."""
+    files = [str(HERE / "triton_cases.py")]
     long = ["--campaign", f"--share={pytestconfig.getoption('--share')}"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *long * pytestconfig.getoption("--campaign"), *files],
@@ -121,22 +121,20 @@ def test_compiled_ahead_of_time(case, dtype, capability, monkeypatch, tmp_path, 
     from triton import knobs
     from triton.backends.compiler import GPUTarget
 
-    from sparseconv.ops import triton as ops
     from sparseconv.ops.triton import kernels, launch
 
     names = ("correlate", "wgrad")
     recorders = {name: Recorder(getattr(kernels, name)) for name in names}
     for name, recorder in recorders.items():
         monkeypatch.setattr(kernels, name, recorder)
-    # On CPU tensors, because nothing is launched; the plans are the same.
-    for name in ("fprop", "dgrad", "wgrad"):
-        monkeypatch.setattr(ops, f"_{name}", getattr(launch, name))
     x, values, bias, grad = (t.to(dtype) for t in case.tensors())
     pattern = case.make_pattern()
-    geometry = Geometry(pattern.shape, *case.geometry)
-    ops.fprop(x, values, bias, pattern, geometry, relu=case is FULL_OPTIONS)
-    ops.dgrad(grad, values, pattern, geometry, case.length)
-    ops.wgrad(grad, x, pattern, geometry)
+    # On CPU tensors, because nothing is launched; the plans are the same.
+    numbers = Geometry(pattern.shape, *case.geometry).numbers
+    context = pattern.crow_indices, pattern.col_indices, numbers
+    launch.fprop(x, values, bias, *context, case is FULL_OPTIONS)
+    launch.dgrad(grad, values, *context, case.length)
+    launch.wgrad(grad, x, *context)
     assert [len(r.calls) for r in recorders.values()] == [2, 1]
 
     for name, recorder in recorders.items():
@@ -179,10 +177,10 @@ def test_cpu_tensors_are_refused():
     pattern = sc.KernelCSR.full((1, 1, 1))
     with pytest.raises(RuntimeError, match="runs on CUDA tensors, but the input is on cpu"):
         sc.sparse_conv1d(torch.ones(1, 1, 3), torch.ones(1), pattern, backend="triton")
-    x, values, row = torch.ones(1, 1, 3), torch.ones(1), torch.tensor([[0, 0, 1]]).int()
-    entry, geometry = torch.zeros(1, dtype=torch.int64), [1, 1, 1, 1, 0, 0, 1, 1, 0]
+    x, values, crow = torch.ones(1, 1, 3), torch.ones(1), torch.tensor([0, 1]).int()
+    geometry = [1, 1, 1, 1, 0, 0, 1, 1, 0]
     with pytest.raises(RuntimeError, match=r"runs on CUDA tensors.*TRITON_INTERPRET=1"):
-        torch.ops.sparseconv.triton_fprop(x, values, None, row, entry, geometry)
+        torch.ops.sparseconv.triton_fprop(x, values, None, crow, crow[:1], geometry)
     if not torch.cuda.is_available():
         assert sc.available_backends()["triton"] == "no GPU: torch sees no CUDA device"
 
@@ -193,9 +191,9 @@ def test_raw_ops_need_no_import():
     code = """
 import torch, sparseconv, sys
 assert "sparseconv.ops.triton" not in sys.modules
-row, entry = torch.tensor([[0, 0, 1]]).int(), torch.tensor([0])
+crow, col = torch.tensor([0, 1]).int(), torch.tensor([0]).int()
 x, geometry = torch.randn(1, 1, 9), [1, 1, 1, 1, 0, 0, 1, 1, 0]
-y = torch.ops.sparseconv.triton_fprop(x, torch.tensor([2.0]), None, row, entry, geometry)
+y = torch.ops.sparseconv.triton_fprop(x, torch.tensor([2.0]), None, crow, col, geometry)
 assert y.equal(2 * x)
 """
     environment = os.environ | {"TRITON_INTERPRET": "1"}
@@ -209,10 +207,10 @@ import sys
 sys.modules["triton"] = None
 import torch, sparseconv as sc
 print(sc.available_backends()["triton"])
-x, row = torch.ones(1, 1, 9), torch.tensor([[0, 0, 1]]).int()
+x, crow = torch.ones(1, 1, 9), torch.tensor([0, 1]).int()
 try:
     torch.ops.sparseconv.triton_fprop(
-        x, x[0, 0, :1], None, row, row[0, :1].long(), [1, 1, 1, 1, 0, 0, 1, 1, 0]
+        x, x[0, 0, :1], None, crow, crow[:1], [1, 1, 1, 1, 0, 0, 1, 1, 0]
     )
 except RuntimeError as error:
     assert "Triton cannot be loaded" in str(error), error

@@ -26,11 +26,14 @@ from any_kernels import (
 )
 from engines import Engine, check, compute, expected
 from layouts import LAYOUTS
+from refusals import refuses
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans, triton
+from sparseconv.ops.calls import KERNELS
 from sparseconv.ops.flops import teach_counters
 from sparseconv.ops.triton import launch
 from sparseconv.testing import PATTERNS, Case, random_case
@@ -171,15 +174,13 @@ def test_ops_are_what_their_schemas_say():
     pattern = KernelCSR.random(geometry.shape, 6)
     x, grad = torch.randn(2, 2, 9), torch.randn(2, 4, geometry.output_length(9))
     values, bias = torch.randn(6), torch.randn(4)
-    forward = gpu_plans.triton_fprop(pattern, geometry, x.device)
-    backward = gpu_plans.triton_dgrad(pattern, geometry, x.device)
-    blocks = gpu_plans.triton_wgrad(pattern, x.device)
+    context = pattern.crow_indices, pattern.col_indices, geometry.numbers
     ops: dict[str, tuple[Any, ...]] = {
-        "fprop": (x, values, bias, *forward, geometry.numbers, True),
-        "dgrad": (grad, values, *backward, geometry.numbers, 9),
-        "wgrad": (grad, x, blocks, forward.entries, geometry.numbers),
+        "fprop": (x, values, bias, *context, True),
+        "dgrad": (grad, values, *context, 9),
+        "wgrad": (grad, x, *context),
     }
-    teach_counters()  # which only a call through the library does by itself
+    teach_counters()  # as a call of the library does
     for name, args in ops.items():
         op: Callable[..., Any] = getattr(torch.ops.sparseconv, f"triton_{name}").default
         torch.library.opcheck(op, args)
@@ -188,22 +189,24 @@ def test_ops_are_what_their_schemas_say():
         assert counter.get_total_flops() == 2 * 6 * 2 * grad.shape[2]
 
 
+def plans(pattern: KernelCSR, g: Geometry) -> list[Tensor]:
+    arrays = pattern.crow_indices, pattern.col_indices
+    blocks = gpu_plans.triton_wgrad(*arrays, g)
+    return [blocks, *gpu_plans.triton_fprop(*arrays, g), *gpu_plans.triton_dgrad(*arrays, g)]
+
+
 def test_plans_have_one_size_for_each_nnz():
     """So a pattern that changes while a network trains leaves every grid as it is."""
     geometry = Geometry((7, 5, 9), 2, (0, 0), 1, 1, "zeros")
     generator = torch.Generator().manual_seed(0)
     uneven = KernelCSR.from_positions(torch.arange(60), geometry.shape)
-    device, shapes = torch.device("cpu"), set()
+    shapes = set()
     for pattern in (uneven, *(KernelCSR.random(geometry.shape, 60, generator=generator),) * 3):
-        blocks = gpu_plans.triton_wgrad(pattern, device)
-        plans = (
-            *gpu_plans.triton_fprop(pattern, geometry, device),
-            *gpu_plans.triton_dgrad(pattern, geometry, device),
-        )
-        shapes.add(tuple(t.shape for t in (*plans, blocks)))
-        taken = [e for _, begin, end in blocks.tolist() for e in range(begin, end)]
+        found = plans(pattern, geometry)
+        shapes.add(tuple(t.shape for t in found))
+        taken = [e for _, begin, end in found[0].tolist() for e in range(begin, end)]
         assert taken == list(range(60)), "each entry in one block"
-        assert gpu_plans.triton_wgrad(pattern, device) is blocks
+        assert all(a is b for a, b in zip(found, plans(pattern, geometry), strict=True))
     assert len(shapes) == 1
 
 
@@ -212,3 +215,24 @@ def test_too_long_a_series_is_refused():
     pattern = KernelCSR.full((1, 1, 1))
     with pytest.raises(NotImplementedError, match=r"below 2\*\*31.*backend='reference'"):
         sparse_conv1d(x, torch.ones(1), pattern, stride=2**20, backend="triton")
+
+
+@pytest.mark.promise("P5")
+def test_wrong_arguments_of_the_ops_are_refused():
+    geometry = Geometry((4, 3, 5), 1, (0, 0), 1, 1, "zeros")
+    pattern = KernelCSR.random(geometry.shape, 20)
+    x, grad, values, bias = (torch.randn(size) for size in ((2, 3, 9), (2, 4, 5), 20, 4))
+    context = pattern.crow_indices, pattern.col_indices, geometry.numbers
+    fprop, dgrad, wgrad = KERNELS["triton"]
+    for call, fragment in (
+        (lambda: fprop(x[:, 1:], values, bias, *context), "input of shape (2, 3, 9)"),
+        (lambda: fprop(x[..., :2], values, bias, *context), "can't be greater than actual"),
+        (lambda: fprop(x, values[1:], bias, *context), "values of shape (20,)"),
+        (lambda: fprop(x, values.double(), bias, *context), "values of shape (20,), torch.float32"),
+        (lambda: fprop(x, values, bias[1:], *context), "bias of shape (4,)"),
+        (lambda: fprop(x, values, bias, *context[:2], (4, 3)), "expected geometry [C_out"),
+        (lambda: dgrad(grad[..., 1:], values, *context, 9), "grad_output of shape (2, 4, 5)"),
+        (lambda: dgrad(grad, values, *context, 0), "at least one sample"),
+        (lambda: wgrad(grad[1:], x, *context), "grad_output of shape (2, 4, 5)"),
+    ):
+        refuses(call, ValueError, fragment)

@@ -1,0 +1,133 @@
+#include "plan_cache.h"
+
+#include <c10/core/StorageImpl.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <array>
+#include <mutex>
+#include <unordered_map>
+
+#include "../../checks.h"
+
+namespace sparseconv {
+
+namespace {
+
+using Weak = c10::weak_intrusive_ptr<c10::StorageImpl>;
+
+// The memory of both tensors, and the geometry.
+using Key = std::array<int64_t, 15>;
+
+struct Hash {
+  size_t operator()(const Key& key) const {
+    uint64_t hash = 0;
+    for (const int64_t part : key) {
+      hash = (hash ^ static_cast<uint64_t>(part)) * 0x9E3779B97F4A7C15u;
+      hash ^= hash >> 32;
+    }
+    return hash;
+  }
+};
+
+// While an entry lives, no other storage can have the address in its key.
+struct Entry {
+  Weak crow, col;
+  int64_t version;
+  ConvPlanPtr plan;
+
+  bool is_dead() const { return crow.expired() || col.expired(); }
+};
+
+struct Cache {
+  std::mutex mutex;
+  std::unordered_map<Key, Entry, Hash> entries;
+  size_t sweep_at = 64;  // so many entries, at least half of which may live
+
+  void sweep() {
+    std::erase_if(entries, [](const auto& item) { return item.second.is_dead(); });
+    sweep_at = std::max<size_t>(64, 2 * entries.size());
+  }
+};
+
+Cache& cache() {
+  static Cache& cache = *new Cache;  // plans of static tensors may be asked for until the end
+  // A child must not inherit the lock of a thread that it does not have.
+  [[maybe_unused]] static const int at_fork = pthread_atfork(
+      [] { sparseconv::cache().mutex.lock(); }, [] { sparseconv::cache().mutex.unlock(); },
+      [] { sparseconv::cache().mutex.unlock(); });
+  return cache;
+}
+
+bool is_index_array(const Tensor& x) {
+  return x.is_cpu() && x.layout() == at::kStrided && x.scalar_type() == at::kInt && x.dim() == 1 &&
+         x.is_contiguous() && x.has_storage() && !x.is_inference();
+}
+
+int64_t address_of(const Tensor& x) {
+  return reinterpret_cast<int64_t>(x.storage().unsafeGetStorageImpl());
+}
+
+Key key_of(const Tensor& crow, const Tensor& col, at::IntArrayRef geometry) {
+  Key key = {address_of(crow), crow.storage_offset(), crow.numel(),
+             address_of(col),  col.storage_offset(),  col.numel()};
+  std::copy_n(geometry.begin(), std::min<size_t>(geometry.size(), 9), key.begin() + 6);
+  return key;
+}
+
+}  // namespace
+
+int64_t version_of(const Tensor& crow, const Tensor& col) {
+  const auto version = [](const Tensor& x) {
+    return x.is_inference() ? 0 : static_cast<int64_t>(x._version());
+  };
+  return version(crow) + version(col);  // they only rise
+}
+
+ConvPlanPtr known_plan(const Tensor& crow, const Tensor& col, at::IntArrayRef geometry) {
+  if (!is_index_array(crow) || !is_index_array(col)) {
+    return {};
+  }
+  const Key key = key_of(crow, col, geometry);
+  const int64_t version = version_of(crow, col);
+  const std::lock_guard<std::mutex> lock(cache().mutex);
+  const auto found = cache().entries.find(key);
+  return found != cache().entries.end() && found->second.version == version ? found->second.plan
+                                                                            : ConvPlanPtr();
+}
+
+ConvPlanPtr plan_of(const Tensor& crow, const Tensor& col, at::IntArrayRef numbers) {
+  const Geometry geometry = check_geometry(numbers);
+  if (ConvPlanPtr plan = known_plan(crow, col, numbers)) {
+    return plan;
+  }
+  const int64_t version = version_of(crow, col);
+  const auto made = c10::make_intrusive<const ConvPlan>(geometry, crow, col);
+  if (!is_index_array(crow) || !is_index_array(col)) {
+    return made;  // of inference mode: nothing would tell that they were changed
+  }
+  const Key key = key_of(crow, col, numbers);
+  const std::lock_guard<std::mutex> lock(cache().mutex);
+  if (cache().entries.size() >= cache().sweep_at) {
+    cache().sweep();
+  }
+  const auto weak = [](const Tensor& x) { return x.storage().getWeakStorageImpl(); };
+  Entry fresh{weak(crow), weak(col), version, made};
+  const auto [at, inserted] = cache().entries.try_emplace(key, std::move(fresh));
+  if (!inserted && at->second.version != version) {  // else another thread was faster
+    at->second.version = version;
+    at->second.plan = made;
+  }
+  return at->second.plan;
+}
+
+int64_t plan_bytes(const Tensor& crow, const Tensor& col) {
+  const std::lock_guard<std::mutex> lock(cache().mutex);
+  int64_t bytes = 0;
+  for (const auto& [key, entry] : cache().entries) {
+    bytes += key[0] == address_of(crow) && key[3] == address_of(col) ? entry.plan->nbytes() : 0;
+  }
+  return bytes;
+}
+
+}  // namespace sparseconv

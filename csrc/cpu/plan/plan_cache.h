@@ -1,0 +1,25 @@
+// Where the plans of patterns are kept: they belong to the two tensors of a pattern.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "conv_plan.h"
+
+namespace sparseconv {
+
+// How often the tensors of a pattern were changed in place; none counts in torch.inference_mode().
+int64_t version_of(const at::Tensor& crow, const at::Tensor& col);
+
+// The plan of a pattern and a geometry, made when it is first asked for. It is found by the memory
+// of the tensors, which the cache does not keep alive, and made again once they were changed in
+// place. Throws ValueError or TypeError if they are not those of a pattern of this geometry.
+// geometry: see check_geometry.
+ConvPlanPtr plan_of(const at::Tensor& crow, const at::Tensor& col, at::IntArrayRef geometry);
+
+// The same if it was made before, and the tensors were not changed since; else null.
+ConvPlanPtr known_plan(const at::Tensor& crow, const at::Tensor& col, at::IntArrayRef geometry);
+
+// What all plans made of these tensors take, in bytes.
+int64_t plan_bytes(const at::Tensor& crow, const at::Tensor& col);
+
+}  // namespace sparseconv
