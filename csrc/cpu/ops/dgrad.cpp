@@ -79,7 +79,7 @@ Tensor run_dgrad(const Tensor& grad,
                  int64_t input_length,
                  const LaneOrder* lanes) {
   const ForkGuard fork_guard;
-  const Tensor weights = gathered(values.to(acc_type(grad)).contiguous(), plan.index);
+  const Tensor weights = gathered(values.to(acc_type(grad)).contiguous(), plan.index.data());
   if (lanes != nullptr) {
     Tensor output = new_lanes(g.in_channels(), *lanes, grad.options());
     Correlation p{};

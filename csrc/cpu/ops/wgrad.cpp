@@ -38,18 +38,18 @@ Tensor run_wgrad(const Tensor& grad,
       lanes != nullptr ? *lanes : lane_order(grad.size(0), grad.size(2), lanes_of(input));
   const int64_t chunks = order.groups * ceil_div(order.rows, kWgradRows);
   const int64_t splits = wgrad_splits(chunks);
-  Tensor partial = at::zeros({splits, plan.nnz}, input.options().dtype(acc_type(input)));
-  if (chunks > 0 && plan.nnz > 0) {
+  Tensor partial = at::zeros({splits, plan.nnz()}, input.options().dtype(acc_type(input)));
+  if (chunks > 0 && plan.nnz() > 0) {
     WeightGradient p{};
-    p.block_starts = plan.block_starts;
-    p.batches = plan.batches;
-    p.rows = plan.rows;
+    p.block_starts = plan.block_starts.data();
+    p.batches = plan.batches.data();
+    p.rows = plan.rows.data();
     p.row_starts = plan.row_starts.data();
-    p.n_blocks = plan.n_blocks;
+    p.n_blocks = static_cast<int64_t>(plan.block_starts.size()) - 1;
     p.channels_per_group = g.channels_per_group;
     p.n_rows = g.out_channels;
     p.groups = g.groups;
-    p.nnz = plan.nnz;
+    p.nnz = plan.nnz();
     p.tile = plan.layout.shape();
     p.order = order;
     p.mode = g.mode;
@@ -68,12 +68,13 @@ Tensor run_wgrad(const Tensor& grad,
     const int64_t outputs = order.groups * order.rows;
     const int64_t packed =
         outputs * g.out_channels + (outputs + chunks * plan.layout.span()) * g.in_channels();
-    run_kernel(p, &KernelTable::wgrad, element_of(input), outputs * plan.nnz + packed * kPackCost);
+    run_kernel(p, &KernelTable::wgrad, element_of(input),
+               outputs * plan.nnz() + packed * kPackCost);
   }
   if (partial.scalar_type() == at::kDouble) {
-    add_up(partial.data_ptr<double>(), splits, plan.nnz);
+    add_up(partial.data_ptr<double>(), splits, plan.nnz());
   } else {
-    add_up(partial.data_ptr<float>(), splits, plan.nnz);
+    add_up(partial.data_ptr<float>(), splits, plan.nnz());
   }
   // Without the other splits, whose memory a row of theirs would keep.
   return partial[0].to(input.scalar_type(), /*non_blocking=*/false, /*copy=*/splits > 1);

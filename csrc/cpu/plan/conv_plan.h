@@ -8,30 +8,9 @@
 #include <mutex>
 #include <vector>
 
-#include "layout.h"
+#include "indices.h"
 
 namespace sparseconv {
-
-// fprop, or one phase of the stride of dgrad.
-struct CorrelationPlan {
-  Layout layout;
-  BlockEntries entries;
-};
-
-struct DgradPlan {
-  std::vector<CorrelationPlan> phases;
-  const int32_t* index;  // of each entry, where its weight stands in `values`
-};
-
-struct WgradPlan {
-  Layout layout;
-  int64_t n_blocks;
-  const int32_t* block_starts;  // as in WeightGradient
-  const WeightBatch* batches;
-  const int32_t* rows;
-  std::vector<int32_t> row_starts;
-  int64_t nnz;
-};
 
 // The plans of a pattern and geometry: made and checked once, never changed, and independent of the
 // tensors that they were made of.
@@ -49,12 +28,9 @@ class ConvPlan : public c10::intrusive_ptr_target {
 
  private:
   const std::vector<int32_t> crow_, col_;
-  std::vector<int32_t> fprop_rows_;
-  CorrelationPlan fprop_;
+  const CorrelationPlan fprop_;
   mutable std::atomic<int64_t> nbytes_;
   mutable std::once_flag dgrad_once_, wgrad_once_;
-  mutable std::vector<int32_t> dgrad_pointers_, dgrad_rows_, dgrad_index_;
-  mutable std::vector<int32_t> wgrad_rows_, wgrad_batches_;
   mutable DgradPlan dgrad_;
   mutable WgradPlan wgrad_;
 };

@@ -2,43 +2,89 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <vector>
-
-#include "layout.h"
 
 namespace sparseconv {
 
-void plan_fprop(const Geometry& g, const int32_t* pointers, const int32_t* taps, int32_t* rows) {
-  const Layout layout = fprop_layout(g);
+BlockEntries::BlockEntries(const int32_t* pointers,
+                           std::vector<int32_t> rows,
+                           int64_t n_rows,
+                           int64_t channels_per_group,
+                           int64_t groups,
+                           const Layout& layout,
+                           bool gathered)
+    : rows_(std::move(rows)),
+      n_blocks_(ceil_div(channels_per_group, layout.block_channels)),
+      channels_per_group_(channels_per_group),
+      groups_(groups) {
+  rows_.resize(rows_.size() + kAhead);
+  int32_t offset = 0;
+  records_.reserve(n_rows * n_blocks_);
+  first_.reserve(n_blocks_ * (n_rows + 1));
+  for (int64_t b = 0; b < n_blocks_; ++b) {
+    const int64_t c0 = b * layout.block_channels;
+    const int64_t c1 = std::min(channels_per_group, c0 + layout.block_channels);
+    for (int64_t row = 0; row < n_rows; ++row) {
+      const int32_t* kernels = pointers + row * channels_per_group;
+      const int32_t n = kernels[c1] - kernels[c0];
+      first_.push_back(static_cast<int32_t>(records_.size()));
+      if (n > 0) {
+        records_.push_back({static_cast<int32_t>(row), n, gathered ? offset : kernels[c0], offset});
+      }
+      offset += n;
+    }
+    first_.push_back(static_cast<int32_t>(records_.size()));
+  }
+  for (int64_t row = 0; row <= n_rows; ++row) {
+    row_starts_.push_back(pointers[row * channels_per_group]);
+  }
+}
+
+int64_t BlockEntries::nbytes() const {
+  return static_cast<int64_t>(records_.size() * sizeof(RowEntries) +
+                              (rows_.size() + first_.size() + row_starts_.size()) *
+                                  sizeof(int32_t));
+}
+
+Entries BlockEntries::view() const {
+  return {records_.data(), first_.data(),       rows_.data(),
+          n_blocks_,       channels_per_group_, static_cast<int64_t>(row_starts_.size()) - 1,
+          groups_,         row_starts_.back(),  row_starts_.data()};
+}
+
+CorrelationPlan fprop_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps) {
+  Layout layout = fprop_layout(g);
+  std::vector<int32_t> rows;
+  rows.reserve(pointers[g.n_kernels()] + kAhead);
   for (int64_t c0 = 0; c0 < g.channels_per_group; c0 += layout.block_channels) {
     const int64_t c1 = std::min(g.channels_per_group, c0 + layout.block_channels);
     for (int64_t o = 0; o < g.out_channels; ++o) {
       for (int64_t c = c0; c < c1; ++c) {
         const int32_t* kernel = pointers + o * g.channels_per_group + c;
         for (int32_t e = kernel[0]; e < kernel[1]; ++e) {
-          *rows++ = static_cast<int32_t>((c - c0) * layout.channel_rows + layout.tap_rows[taps[e]]);
+          rows.push_back(
+              static_cast<int32_t>((c - c0) * layout.channel_rows + layout.tap_rows[taps[e]]));
         }
       }
     }
   }
-  std::fill_n(rows, kAhead, 0);
+  BlockEntries entries(pointers, std::move(rows), g.out_channels, g.channels_per_group, g.groups,
+                       layout, false);
+  return {std::move(layout), std::move(entries)};
 }
 
-void plan_dgrad(const Geometry& g,
-                const int32_t* pointers,
-                const int32_t* taps,
-                int32_t* to_pointers,
-                int32_t* rows,
-                int32_t* index) {
+DgradPlan dgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps) {
   const int64_t group_rows = g.out_channels / g.groups;
-  *to_pointers = 0;
+  DgradPlan plan;
+  plan.index.reserve(pointers[g.n_kernels()]);
   std::vector<int64_t> phase_taps;
   for (int64_t phase = 0; phase < g.stride; ++phase) {
-    const Layout layout = dgrad_layout(g, phase, &phase_taps);
+    Layout layout = dgrad_layout(g, phase, &phase_taps);
     std::vector<int32_t> tap_rows(g.kernel_size, -1);
     for (std::size_t i = 0; i < phase_taps.size(); ++i) {
       tap_rows[phase_taps[i]] = layout.tap_rows[i];
     }
+    // By input channel and output channel of its group.
+    std::vector<int32_t> starts(g.n_kernels() + 1), rows;
     for (int64_t o0 = 0; o0 < group_rows; o0 += layout.block_channels) {
       const int64_t o1 = std::min(group_rows, o0 + layout.block_channels);
       for (int64_t channel = 0; channel < g.in_channels(); ++channel) {
@@ -46,39 +92,36 @@ void plan_dgrad(const Geometry& g,
         for (int64_t o = o0; o < o1; ++o) {
           const int64_t kernel =
               (group * group_rows + o) * g.channels_per_group + channel % g.channels_per_group;
-          int32_t count = 0;
+          const std::size_t before = rows.size();
           for (int32_t e = pointers[kernel]; e < pointers[kernel + 1]; ++e) {
             if (tap_rows[taps[e]] >= 0) {
-              *rows++ = static_cast<int32_t>((o - o0) * layout.channel_rows + tap_rows[taps[e]]);
-              *index++ = e;
-              ++count;
+              rows.push_back(
+                  static_cast<int32_t>((o - o0) * layout.channel_rows + tap_rows[taps[e]]));
+              plan.index.push_back(e);
             }
           }
-          to_pointers[channel * group_rows + o + 1] = count;
+          starts[channel * group_rows + o + 1] = static_cast<int32_t>(rows.size() - before);
         }
       }
     }
     for (int64_t i = 0; i < g.n_kernels(); ++i) {
-      to_pointers[i + 1] += to_pointers[i];
+      starts[i + 1] += starts[i];
     }
-    to_pointers += g.n_kernels();
+    BlockEntries entries(starts.data(), std::move(rows), g.in_channels(), group_rows, g.groups,
+                         layout, true);
+    plan.phases.push_back({std::move(layout), std::move(entries)});
   }
-  std::fill_n(rows, kAhead, 0);
+  return plan;
 }
 
-void plan_wgrad(const Geometry& g,
-                const int32_t* pointers,
-                const int32_t* taps,
-                int32_t* rows,
-                int32_t* batches) {
-  const Layout layout = wgrad_layout(g);
-  const int64_t n_blocks = ceil_div(g.channels_per_group, layout.block_channels);
-  int32_t* const starts = batches;
-  auto* const first_batch = reinterpret_cast<WeightBatch*>(batches + g.channels_per_group + 1);
-  std::fill_n(batches, batches_size(g, pointers[g.n_kernels()]), 0);
-  WeightBatch* next = first_batch;
-  for (int64_t b = 0; b < n_blocks; ++b) {
-    const int64_t c0 = b * layout.block_channels;
+WgradPlan wgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps) {
+  WgradPlan plan{wgrad_layout(g), {}, {}, {0}, {}};
+  plan.rows.resize(pointers[g.n_kernels()]);
+  for (int64_t row = 0; row <= g.out_channels; ++row) {
+    plan.row_starts.push_back(pointers[row * g.channels_per_group]);
+  }
+  const Layout& layout = plan.layout;
+  for (int64_t c0 = 0; c0 < g.channels_per_group; c0 += layout.block_channels) {
     const int64_t c1 = std::min(g.channels_per_group, c0 + layout.block_channels);
     for (int64_t o = 0; o < g.out_channels; ++o) {
       const int32_t* kernels = pointers + o * g.channels_per_group;
@@ -87,19 +130,21 @@ void plan_wgrad(const Geometry& g,
       for (int32_t part = 0; part < parts; ++part) {  // near-equal
         const auto begin = static_cast<int32_t>(int64_t{n} * part / parts);
         const auto end = static_cast<int32_t>(int64_t{n} * (part + 1) / parts);
-        *next++ = {static_cast<int32_t>(o), first + begin, end - begin};
+        plan.batches.push_back({static_cast<int32_t>(o), first + begin, end - begin});
       }
       for (int64_t c = c0; c < c1; ++c) {
         for (int32_t e = kernels[c]; e < kernels[c + 1]; ++e) {
-          rows[e] = static_cast<int32_t>((c - c0) * layout.channel_rows + layout.tap_rows[taps[e]]);
+          plan.rows[e] =
+              static_cast<int32_t>((c - c0) * layout.channel_rows + layout.tap_rows[taps[e]]);
         }
       }
     }
     // One size after the other: the kernel's loop is then predicted.
-    std::stable_sort(first_batch + starts[b], next,
+    std::stable_sort(plan.batches.begin() + plan.block_starts.back(), plan.batches.end(),
                      [](const WeightBatch& a, const WeightBatch& b) { return a.n > b.n; });
-    starts[b + 1] = static_cast<int32_t>(next - first_batch);
+    plan.block_starts.push_back(static_cast<int32_t>(plan.batches.size()));
   }
+  return plan;
 }
 
 }  // namespace sparseconv

@@ -1,38 +1,59 @@
-// Index work, done once per pattern: the scratch row of every active weight, and the transposed
-// pattern with the place of each weight in `values`.
+// Index work, done once per pattern: where the active weights of each computation find their inputs
+// in the scratch memory, and the transposed pattern with the place of each weight in `values`.
 #pragma once
 
-#include "../../conv1d.h"
+#include <vector>
+
+#include "layout.h"
 
 namespace sparseconv {
 
-// The pattern is CSR: row o * channels_per_group + c of `pointers` owns taps. Entries of plans for
-// fprop and dgrad are in the order of their records (conv1d.h), with kAhead spare rows at the end.
-// rows: (nnz + kAhead,)
-void plan_fprop(const Geometry& g, const int32_t* pointers, const int32_t* taps, int32_t* rows);
+// The entries of a correlation by channel block and row (conv1d.h).
+class BlockEntries {
+ public:
+  // pointers: where the entries of each kernel begin, row after row. rows: the scratch row of each
+  // entry, in the order of the records, with kAhead more. Values are in that order too if they are
+  // `gathered`, else in the order of the kernels.
+  BlockEntries(const int32_t* pointers,
+               std::vector<int32_t> rows,
+               int64_t n_rows,
+               int64_t channels_per_group,
+               int64_t groups,
+               const Layout& layout,
+               bool gathered);
+  Entries view() const;
+  int64_t nbytes() const;
 
-// Per phase of the stride, input channel and output channel of its group: to_pointers, (stride *
-// n_kernels + 1,); of each entry its row, (nnz + kAhead,), and its place in `values`, (nnz,).
-void plan_dgrad(const Geometry& g,
-                const int32_t* pointers,
-                const int32_t* taps,
-                int32_t* to_pointers,
-                int32_t* rows,
-                int32_t* index);
+ private:
+  std::vector<RowEntries> records_;
+  std::vector<int32_t> rows_, first_, row_starts_;
+  int64_t n_blocks_, channels_per_group_, groups_;
+};
 
-// rows: (nnz,), in the order of `values`. batches: where those of each block begin, with space for
-// as many blocks as channels; then all batches, by block, from the largest to the smallest, and by
-// row, with space for as many as weights: the size depends on the shape and nnz alone.
-void plan_wgrad(const Geometry& g,
-                const int32_t* pointers,
-                const int32_t* taps,
-                int32_t* rows,
-                int32_t* batches);
-inline int64_t batches_size(const Geometry& g, int64_t nnz) {
-  return g.channels_per_group + 1 + 3 * nnz;
-}
-inline const WeightBatch* batches_of(const Geometry& g, const int32_t* batches) {
-  return reinterpret_cast<const WeightBatch*>(batches + g.channels_per_group + 1);
-}
+// fprop, or one phase of the stride of dgrad.
+struct CorrelationPlan {
+  Layout layout;
+  BlockEntries entries;
+};
+
+struct DgradPlan {
+  std::vector<CorrelationPlan> phases;
+  std::vector<int32_t> index;  // of each entry, where its weight stands in `values`
+};
+
+struct WgradPlan {
+  Layout layout;
+  std::vector<int32_t> rows;  // scratch rows, in the order of `values`
+  // By channel block, from the largest to the smallest, and by row; where those of a block begin.
+  std::vector<WeightBatch> batches;
+  std::vector<int32_t> block_starts, row_starts;
+
+  int64_t nnz() const { return row_starts.back(); }
+};
+
+// The pattern is CSR: row o * channels_per_group + c of `pointers` owns taps.
+CorrelationPlan fprop_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps);
+DgradPlan dgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps);
+WgradPlan wgrad_plan(const Geometry& g, const int32_t* pointers, const int32_t* taps);
 
 }  // namespace sparseconv

@@ -67,56 +67,6 @@ Layout make_layout(const std::vector<int64_t>& positions, int64_t step, int64_t 
   return layout;
 }
 
-}  // namespace
-
-BlockEntries::BlockEntries(const int32_t* pointers,
-                           const int32_t* rows,
-                           int64_t n_rows,
-                           int64_t channels_per_group,
-                           int64_t groups,
-                           const Layout& layout,
-                           bool gathered)
-    : rows_(rows),
-      n_blocks_(ceil_div(channels_per_group, layout.block_channels)),
-      channels_per_group_(channels_per_group),
-      groups_(groups) {
-  const int32_t begin = pointers[0];
-  int32_t offset = 0;
-  records_.reserve(n_rows * n_blocks_);
-  first_.reserve(n_blocks_ * (n_rows + 1));
-  for (int64_t b = 0; b < n_blocks_; ++b) {
-    const int64_t c0 = b * layout.block_channels;
-    const int64_t c1 = std::min(channels_per_group, c0 + layout.block_channels);
-    for (int64_t row = 0; row < n_rows; ++row) {
-      const int32_t* kernels = pointers + row * channels_per_group;
-      const int32_t n = kernels[c1] - kernels[c0];
-      first_.push_back(static_cast<int32_t>(records_.size()));
-      if (n > 0) {
-        records_.push_back(
-            {static_cast<int32_t>(row), n, gathered ? offset : kernels[c0] - begin, offset});
-      }
-      offset += n;
-    }
-    first_.push_back(static_cast<int32_t>(records_.size()));
-  }
-  for (int64_t row = 0; row <= n_rows; ++row) {
-    row_starts_.push_back(pointers[row * channels_per_group] - begin);
-  }
-}
-
-int64_t BlockEntries::nbytes() const {
-  return static_cast<int64_t>(records_.size() * sizeof(RowEntries) +
-                              (first_.size() + row_starts_.size()) * sizeof(int32_t));
-}
-
-Entries BlockEntries::view() const {
-  return {records_.data(), first_.data(),       rows_,
-          n_blocks_,       channels_per_group_, static_cast<int64_t>(row_starts_.size()) - 1,
-          groups_,         row_starts_.back(),  row_starts_.data()};
-}
-
-namespace {
-
 Layout forward_layout(const Geometry& g, int64_t tile_rows) {
   std::vector<int64_t> positions(g.kernel_size);
   for (int64_t tap = 0; tap < g.kernel_size; ++tap) {

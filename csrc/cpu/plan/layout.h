@@ -46,28 +46,6 @@ Layout wgrad_layout(const Geometry& g);
 // The taps that reach input phase `phase` (padded input position mod stride); `taps` names them.
 Layout dgrad_layout(const Geometry& g, int64_t phase, std::vector<int64_t>* taps);
 
-// The entries of a pattern by channel block and row, from where those of each kernel start. `rows`
-// follow each other in that order; values do too if they were `gathered`, else they are in the
-// order of the kernels.
-class BlockEntries {
- public:
-  BlockEntries(const int32_t* pointers,
-               const int32_t* rows,
-               int64_t n_rows,
-               int64_t channels_per_group,
-               int64_t groups,
-               const Layout& layout,
-               bool gathered);
-  Entries view() const;
-  int64_t nbytes() const;
-
- private:
-  std::vector<RowEntries> records_;
-  std::vector<int32_t> first_, row_starts_;
-  const int32_t* rows_;
-  int64_t n_blocks_, channels_per_group_, groups_;
-};
-
 // wgrad's chunks of rows are cut into so many fixed runs, that many threads need not all pack the
 // same inputs. By shape alone: the sums must not depend on the number of threads.
 int64_t wgrad_splits(int64_t chunks);
