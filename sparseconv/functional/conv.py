@@ -380,4 +380,4 @@ def _bias_gradient(grad: Tensor) -> Tensor:
         and not (torch.is_grad_enabled() or is_transformed())
     ):
         return bias_grad(grad)  # type: ignore[no-any-return]
-    return grad.sum((0, 2))
+    return grad.contiguous().sum((0, 2))  # its bits may depend on strides
