@@ -344,7 +344,8 @@ def _arguments(model: str) -> Sequence[str]:
     if model in ROCKETS:
         return ROCKETS[model]
     known = inspect.signature(NETWORKS[model]).parameters.values()
-    return [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
+    options = [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
+    return [name for name in options if name != "n_timepoints"]  # the data set's
 
 
 def _check_together(options: Mapping[str, Any]) -> None:

@@ -36,19 +36,22 @@ def check_new_or_empty(folder: Path) -> None:
 
 
 def write_folder(folder: Path, files: dict[str, str]) -> None:
-    """Write all files. A folder that does not exist yet appears with all of them or not at all."""
-    # Not mkdtemp, whose folders nobody else may read.
+    """Write all files into a new or empty folder, or none of them."""
     new = not folder.exists()
-    target = folder.with_name(f".{folder.name}.{uuid4().hex}") if new else folder
+    # Not mkdtemp, whose folders no one else may read.
+    target = (folder.parent if new else folder) / f".{folder.name}.{uuid4().hex}"
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        target.mkdir(parents=True)
         for name, text in files.items():
             write_whole(target / name, text)
         if new:
             os.replace(target, folder)
+        else:
+            for name in files:
+                os.replace(target / name, folder / name)
+            target.rmdir()
     except OSError as error:
-        if new:
-            shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
         raise _cannot_write(folder, error) from error
 
 

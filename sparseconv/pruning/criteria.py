@@ -44,7 +44,7 @@ class Criterion(ABC):
         ...         return found
         >>> model, x = sc.models.ResNet(1, 2, nf=8), torch.zeros(1, 1, 50)
         >>> sc.prune_filters(model, x, LargestWeight(), ratio=0.5).report.parameters
-        (7842, 2066)
+        Counts(before=7842, after=2066)
     """
 
     everywhere = False

@@ -94,7 +94,7 @@ def prune_filters(
         >>> model = sc.models.ResNet(1, 2, nf=8)
         >>> pruned, report = prune_filters(model, torch.zeros(1, 1, 50), WHC(), ratio=0.5)
         >>> report.parameters
-        (7842, 2066)
+        Counts(before=7842, after=2066)
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; of the criteria, theirs;
     of ``equivalent``, Chen et al., arXiv 2508.05521.

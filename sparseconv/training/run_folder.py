@@ -150,7 +150,10 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
         if "pruning" in config:
             model = _pruned(model, config, state, file)
     checkpoint.restore(model, state)
-    return TrainedRun(model.eval(), np.array(data["classes"]), best, config)
+    classes = data["classes"]
+    large = isinstance(classes[-1], int) and classes[-1] >= 2**63  # NumPy would make floats of them
+    labels = np.array(classes, np.uint64 if large else None)
+    return TrainedRun(model.eval(), labels, best, config)
 
 
 def _pruned(

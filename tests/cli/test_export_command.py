@@ -42,7 +42,7 @@ def test_refusals(run: Path, data: str, tmp_path: Path, refused: Callable[..., N
         ["export", str(run)],
         "was trained on 'toy', which is not bundled; name its data with --data",
     )
-    refused(["export", str(run), "--data", str(tmp_path / "b.npz")], "does not exist")
+    refused(["export", str(run), "--data", str(tmp_path / "b.npz")], "no data set")
     pytest.importorskip("aeon")
     refused(
         ["export", str(run), "--data", "GunPoint"],
