@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparseconv.bench.cases import Problem
 from sparseconv.core.geometry import Geometry
-from sparseconv.reference import conv1d_fft, dense_weight, fast_size, pad
+from sparseconv.reference import dense_weight, pad
 
 Calls = dict[str, Callable[[], Tensor]]
 
@@ -177,7 +177,7 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
     n, length, outputs = len(x), x.shape[2], grad.shape[2]
     reach = dilation * (taps - 1) + 1
     padded_length = length + sum(geometry.padding)
-    size = fast_size(padded_length)  # no index of the three sums reaches further
+    size = _fast_size(padded_length)  # no index of the three sums reaches further
 
     dense = dense_weight(values, pattern)
     kernel = dense.new_zeros(*dense.shape[:2], reach)
@@ -211,7 +211,8 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
 
     def fprop() -> Tensor:
         kept = spectrum().conj() if conjugate is None else conjugate
-        return conv1d_fft(x, dense, None, *geometry[1:], kept)
+        found = samples(transform(_pad(x, geometry)) @ kept)
+        return found[..., : padded_length - reach + 1 : stride]
 
     def dgrad() -> Tensor:
         found = samples(transform(spread()) @ (spectrum().mT if transposed is None else transposed))
@@ -224,6 +225,22 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
 
     calls: Calls = {"fprop": fprop, "dgrad": dgrad}
     return calls if prepared else calls | {"wgrad": wgrad}
+
+
+def _fast_size(least: int) -> int:
+    """Return the smallest even product of powers of 2, 3 and 5 that is not below ``least``.
+
+    A product of spectra of this size gives every sum whose indices stay below ``least``.
+    """
+    size = least + least % 2 or 2
+    while True:
+        rest = size
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return size
+        size += 2
 
 
 BASELINES: dict[str, Callable[[Problem], Calls]] = {

@@ -1,4 +1,4 @@
-"""Which layers of a model ``convert`` could replace, and what is in the way of the others."""
+"""Find the layers that ``convert`` could replace, and why it cannot replace others."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sparseconv.nn.replacement import (
     check_module,
     check_not_compiled,
     held_outside,
+    hooks_of,
     owners_of,
 )
 
@@ -73,7 +74,7 @@ def weight_shape(conv: nn.Conv1d) -> tuple[int, ...]:
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv1d]:
-    """Every ``nn.Conv1d`` by its name; by each, if it stands in several places."""
+    """Return every ``nn.Conv1d`` by its name; a shared one by each of its names."""
     check_module(model)
     check_not_compiled(model, "convert")
     every = model.named_modules(remove_duplicate=False)
@@ -128,7 +129,7 @@ def checked_masks(
 def find_candidates(
     model: nn.Module, masks: Mapping[nn.Module, Tensor], selected: Collection[nn.Module]
 ) -> list[Candidate]:
-    """Every ``nn.Conv1d`` once, with its sparse layer or the reason why it has none."""
+    """Return every ``nn.Conv1d`` once, with its sparse layer or the reason why it has none."""
     outside = dict(held_outside(model))
     owners = owners_of(model)
     candidates = []
@@ -141,9 +142,7 @@ def find_candidates(
             if any(p is not None and is_lazy(p) for p in conv._parameters.values()):
                 raise ObstacleError("it was never run, so its weight has no shape yet")
             if conv in outside:
-                raise ObstacleError(
-                    f"it also stands in {outside[conv]}, where nothing can replace it"
-                )
+                raise ObstacleError(f"{outside[conv]} holds it too, where nothing can replace it")
             weight, mask = _pruning(conv, candidate.given)
             own = (name, f"{name}.parametrizations.weight".removeprefix("."))
             others = [f"{owner!r}" for owner in owners[id(weight)] if owner not in own]
@@ -167,20 +166,14 @@ def set_inactive_to_zero(conv: nn.Conv1d, mask: Tensor) -> None:
 
 
 def _pruning(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The parameter behind the weight, and its mask (None: its zeros) where none is given."""
+    """Return the parameter of the weight, and its mask (None: its zeros) where none is given."""
     kind = type_before_parametrizations(conv)
     if kind is not nn.Conv1d:
         raise ObstacleError(f"a {kind.__name__} may compute something else than nn.Conv1d")
-    if "forward" in vars(conv):
-        raise ObstacleError("it has a forward of its own")
-    if any(hasattr(conv, name) for name in ("values", "pattern")):
-        raise ObstacleError(
-            "it has an attribute 'values' or 'pattern' of its own, as SparseConv1d does"
-        )
     weight: Tensor | None = conv._parameters.get("weight")
     mask: Tensor | None = None
     computed: list[nn.Module] = []
-    bias_is_own = "bias" in conv._parameters or "bias_orig" in conv._parameters
+    bias_is_own = "bias" in conv._parameters
     if "parametrizations" in conv._modules:
         parametrizations: Any = conv.parametrizations
         computed = [p for found in parametrizations.values() for p in found]
@@ -201,14 +194,29 @@ def _pruning(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | No
         names = {type(p).__name__ for p in computed}
         names |= {type(hook).__name__ for hook in conv._forward_pre_hooks.values()}
         raise ObstacleError(
-            f"its {'weight' if weight is None else 'bias'} is computed by other means than pruning "
-            f"({', '.join(sorted(names))}); make it a plain parameter first"
+            f"its {'weight' if weight is None else 'bias'} is computed ({', '.join(sorted(names))})"
+            "; make it a plain parameter first"
         )
+    if added := _added(conv):
+        raise ObstacleError(f"it has {', '.join(added)}, which would be lost")
     if weight.dtype not in DTYPES:
         raise ObstacleError(f"{weight.dtype} is not supported")
     if weight.is_meta:
         raise ObstacleError("its weight holds no data, on the meta device")
     return weight, mask
+
+
+def _added(conv: nn.Conv1d) -> list[str]:
+    """Return what the layer holds that neither ``nn.Conv1d`` nor pruning has put there."""
+    expected = {*_held(nn.Conv1d(1, 1, 1, device="meta"))}  # there nothing is drawn
+    expected |= {"weight", "weight_orig", "weight_mask", "parametrizations"}
+    found = [f"an attribute {name!r}" for name in _held(conv) if name not in expected]
+    return [*(["hooks"] if hooks_of(conv) else []), *found]
+
+
+def _held(module: nn.Module) -> list[str]:
+    """Return the names of all attributes, parameters, buffers and modules of one module."""
+    return [*vars(module), *module._parameters, *module._buffers, *module._modules]
 
 
 def _is_fake_sparsity(parametrization: nn.Module) -> bool:

@@ -7,13 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import (
-    carry_hooks,
-    carry_state,
-    check_module,
-    replace,
-)
-from sparseconv.nn.restored import deepcopy_model
+from sparseconv.nn.replacement import check_module, deepcopy_model, hooks_of, replace
 
 
 @torch.inference_mode(False)
@@ -23,18 +17,19 @@ def to_dense(model: nn.Module) -> nn.Module:
     The way back from ``convert``, and to every tool that knows torch's own layers only. Active
     weights and biases come back bit for bit; inactive ones are +0.0. Which of the zeros were
     active is not known any more: keep ``{name: layer.pattern.to_mask()}`` for ``convert``'s
-    ``masks`` if it matters. Names, mode, ``requires_grad``, hooks and added attributes stay.
-    Values that pruning or a parametrization computes come back as they are now, uncomputed.
+    ``masks`` if it matters. Names, mode and ``requires_grad`` stay. Values and biases that pruning
+    or a parametrization computes become plain parameters; added attributes are not carried over.
 
     A layer that pads left and right differently, which ``nn.Conv1d`` cannot, becomes an
     ``nn.Sequential`` of torch's padding layer and an ``nn.Conv1d``; its entries in the state dict
     are called ``1.weight`` and ``1.bias`` then. So do those of a DSN.
 
     Args:
-        model: any module; left exactly as it is. Without sparse layers, the copy is just that.
+        model: any module; left as it is.
 
     Raises:
         TypeError: ``model`` is no module.
+        ValueError: a sparse layer has hooks, which would be lost.
         NotImplementedError: a subclass of ``SparseConv1d``, which may compute something else.
 
     Example:
@@ -57,8 +52,10 @@ def to_dense(model: nn.Module) -> nn.Module:
         if kind is not SparseConv1d:
             raise NotImplementedError(
                 f"layer {name!r} is a {kind.__name__}, which may compute something else than "
-                "SparseConv1d; replace it yourself, by layer.to_dense() for one"
+                "SparseConv1d; replace it yourself, for example by layer.to_dense()"
             )
+        if hooks_of(layer):
+            raise ValueError(f"layer {name!r} has hooks, which would be lost; remove them first")
         successors[layer] = _dense_twin(layer)
     return replace(twin, successors)
 
@@ -73,15 +70,10 @@ _PADDINGS = {
 
 def _dense_twin(layer: SparseConv1d) -> nn.Module:
     left, right = layer.resolved_padding
-    whole: nn.Module
     if left == right or isinstance(layer.padding, str):
-        whole = conv = layer.to_dense()
-    else:
-        padding, mode = layer.padding, layer.padding_mode
-        layer.padding, layer.padding_mode = (0,), "zeros"
-        conv = layer.to_dense()
-        layer.padding, layer.padding_mode = padding, mode
-        whole = nn.Sequential(_PADDINGS[mode]((left, right)), conv).train(layer.training)
-    carry_state(layer, conv)
-    carry_hooks(layer, whole)
-    return whole
+        return layer.to_dense()
+    padding, mode = layer.padding, layer.padding_mode
+    layer.padding, layer.padding_mode = (0,), "zeros"
+    conv = layer.to_dense()
+    layer.padding, layer.padding_mode = padding, mode
+    return nn.Sequential(_PADDINGS[mode]((left, right)), conv).train(layer.training)

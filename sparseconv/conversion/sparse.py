@@ -22,8 +22,7 @@ from sparseconv.core.checks import flag, number
 from sparseconv.measure import machine
 from sparseconv.measure.records import BeforeAfter, Verdict
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import carry_hooks, carry_state, replace
-from sparseconv.nn.restored import deepcopy_model
+from sparseconv.nn.replacement import deepcopy_model, replace
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     capture,
@@ -71,10 +70,11 @@ def convert(
     Left dense, with the reason in the report: subclasses of ``nn.Conv1d``, layers with a weight
     that is shared or computed (weight_norm), without inactive weights unless ``unpruned``, or that
     the input does not reach. What ``masks`` leaves out of them is set to 0, too, but nothing keeps
-    it there in training. Everything else about a layer stays: its name and places, bias, mode,
-    ``requires_grad``, dtype, device, hooks, added attributes. Outputs differ from those of the
-    masked model by rounding. Hooks or code that use a layer's ``weight`` raise afterwards; it has
-    ``values``. Hooks on the weight's gradient stay behind, and the report says so.
+    it there in training. Left dense are also layers with hooks or added attributes, which would be
+    lost, and with a pruned bias. Everything else about a layer stays: its name and places, bias,
+    mode, ``requires_grad``, dtype, device. Outputs differ from those of the masked model by
+    rounding. Code that uses a layer's ``weight`` raises afterwards; it has ``values``. Hooks on the
+    weight's gradient are lost, and the report says so.
 
     Convert first, then build the optimizer: ``Adam(converted.parameters())``. One that was built
     before holds the dense weights, and its moments of these are not carried over.
@@ -217,10 +217,10 @@ def _notes(candidate: Candidate, max_density: float | None) -> tuple[str, ...]:
         limit = MAX_DENSITY if max_density is None else max_density
         notes.append(f"the limit is {100 * limit:.3g} %")
     if verdict.converts and candidate.hooked:
-        notes.append("the hooks on its weight's gradient are left behind")
+        notes.append("the hooks on its weight's gradient are lost")
     masked = candidate.given is not None and candidate.sparse.pattern.density < 1
     if masked and not verdict.converts:
-        notes.append("what its mask leaves out is set to 0")
+        notes.append("the weights outside its mask are set to 0")
     return tuple(notes)
 
 
@@ -244,8 +244,7 @@ def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
             continue
         sparse = copy.deepcopy(candidate.sparse)
         assert sparse is not None
-        carry_state(conv, sparse)
-        carry_hooks(conv, sparse)
+        sparse._parameters["bias"] = conv._parameters["bias"]  # the same object, if it is shared
         successors[conv] = sparse
     return replace(model, successors)
 

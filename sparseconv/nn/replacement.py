@@ -1,17 +1,28 @@
-"""Putting another layer in a layer's place: where it stands, and what stays with it."""
+"""Copy a model, and put another layer wherever one is used."""
 
 from __future__ import annotations
 
-import weakref
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.utils._pytree import tree_leaves
 
-from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.conv import SparseConv1d
+
+def deepcopy_model(model: nn.Module) -> nn.Module:
+    """Copy a model as ``copy.deepcopy`` does, with computed tensors, which that refuses.
+
+    Pruning and weight_norm keep one as an attribute: it is no leaf of a graph.
+    """
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed)
 
 
 def check_module(model: nn.Module) -> None:
@@ -40,20 +51,6 @@ def owners_of(model: nn.Module) -> dict[int, list[str]]:
     return owners
 
 
-def own_names(layer: nn.Conv1d | SparseConv1d) -> frozenset[str]:
-    """What a layer of this class holds for itself, but for its bias, however it is pruned."""
-    if isinstance(layer, SparseConv1d):
-        # On the meta device nothing is drawn, so torch's generator is left as it was.
-        pattern = KernelCSR.full((1, 1, 1))
-        plain: nn.Module = SparseConv1d(1, 1, 1, device="meta", pattern=pattern)
-        weight = "values"
-    else:
-        plain, weight = nn.Conv1d(1, 1, 1, device="meta"), "weight"
-    names = {*vars(plain), *plain._parameters, *plain._buffers} - {"bias"}
-    names |= {weight, f"{weight}_orig", f"{weight}_mask", "parametrizations"}
-    return frozenset(names | {"_compiled_call_impl"})  # of layer.compile(): it calls the old layer
-
-
 def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Put each successor wherever its predecessor stands; returns the model, or its successor."""
     for parent in list(model.modules()):
@@ -75,44 +72,8 @@ def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                     yield leaf, f"{type(owner).__name__}.{name}"
 
 
-def carry_state(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
-    """Move the bias, the same parameter object, and whatever somebody has added to the layer.
-
-    ``new`` already holds the weights, a bias if the old one has one, and the mode.
-    """
-    if "bias" in old._parameters:
-        new._parameters["bias"] = old._parameters["bias"]
-    elif "bias_orig" in old._parameters:  # pruned, and stays so
-        del new._parameters["bias"]
-    carry_added(old, new)
-
-
-def carry_added(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
-    """Move whatever somebody has added to the layer."""
-    own = own_names(old)
-    for registry in ("_parameters", "_buffers", "_modules"):
-        held = vars(old)[registry].items()
-        added = {name: v for name, v in held if name not in own and name != "bias"}
-        vars(new)[registry].update(added)
-    new._non_persistent_buffers_set |= old._non_persistent_buffers_set - own
-    for name in vars(old).keys() - vars(new).keys() - own:
-        vars(new)[name] = vars(old)[name]
-
-
-def carry_hooks(old: nn.Conv1d | SparseConv1d, new: nn.Module) -> None:
-    """Move all hooks but those that belong to the weight; their handles keep working."""
-    own = own_names(old)
-
-    def belongs_to_the_weight(hook: Any) -> bool:
-        return isinstance(hook, BasePruningMethod) and hook._tensor_name in own
-
-    for name, hooks in vars(old).items():
-        if "hook" not in name:
-            continue
-        if isinstance(hooks, dict) and any(map(belongs_to_the_weight, hooks.values())):
-            hooks = type(hooks)((k, h) for k, h in hooks.items() if not belongs_to_the_weight(h))
-        if name == "_load_state_dict_pre_hooks":
-            for hook in hooks.values():
-                if hook.with_module:  # torch's wrapper, which holds the layer
-                    hook.module = weakref.ref(new)
-        vars(new)[name] = hooks
+def hooks_of(layer: nn.Module) -> list[Any]:
+    """Return a layer's hooks, except those of ``torch.nn.utils.prune``."""
+    registries = [vars(layer)[name] for name in vars(layer) if name.endswith("_hooks")]
+    every = [hook for registry in registries for hook in registry.values()]
+    return [hook for hook in every if not isinstance(hook, BasePruningMethod)]

@@ -8,18 +8,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from sparseconv.nn.restored import restored_afterwards
+from torch.nn.parameter import is_lazy
 
 BATCH = 64  # series, where data are whole arrays
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and restore it afterwards."""
-    with restored_afterwards(model):
-        model.eval()
-        yield
+    """Put a model in eval mode; restore modes, buffers and torch's generator afterwards.
+
+    Raises:
+        ValueError: a lazy module was never run.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name!r} has no shape yet; run the model once on a series")
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                for buffer, content in buffers:
+                    if not torch.equal(buffer, content):
+                        buffer.copy_(content)
 
 
 def batches_of(

@@ -16,11 +16,12 @@ from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.replacement import (
     check_module,
     check_not_compiled,
+    deepcopy_model,
     held_outside,
+    hooks_of,
     owners_of,
     replace,
 )
-from sparseconv.nn.restored import deepcopy_model
 from sparseconv.pruning.factorized import FactorizationReport, FactorizedSet
 
 METHODS = ("left", "right", "both", "svd")
@@ -327,7 +328,7 @@ def _obstacles(model: nn.Module) -> dict[nn.Module, str]:
             return f"it is a {type(layer).__name__}, expected was an nn.Conv1d{hint}"
         if layer.groups != 1:
             return f"it has groups={layer.groups}, expected was 1"
-        if any("hook" in name and value for name, value in vars(layer).items()):
+        if hooks_of(layer):
             return "it has hooks, which would be lost; remove them first"
         if len(owners[id(layer.weight)]) > 1:
             return f"it shares its weight: {owners[id(layer.weight)]} have one"

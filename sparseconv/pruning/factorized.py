@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv.measure.records import Change, Counts
-from sparseconv.nn.restored import deepcopy_model
+from sparseconv.nn.replacement import deepcopy_model
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning import comparison
 from sparseconv.pruning.data import evaluating

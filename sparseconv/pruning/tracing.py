@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import ShortAvgPool1d
-from sparseconv.nn.restored import restored_afterwards
 from sparseconv.pruning.channels import Channels, Numbers, TracedLayer, numbered_units
+from sparseconv.pruning.data import evaluating
 from sparseconv.pruning.functions import (
     ALONE,
     MAY_MIX,
@@ -56,8 +56,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
         ValueError: the model cannot take these inputs, or its outputs are not ``output_tensors``.
     """
     tracer = _Tracer(model, ignored_modules(model, ignore))
-    with restored_afterwards(model), torch.no_grad(), ExitStack() as stack:
-        model.eval()
+    with evaluating(model), torch.no_grad(), ExitStack() as stack:
         for tensor in tree_leaves(arguments):
             if isinstance(tensor, Tensor) and tensor.dim() > 1:
                 tracer.follow(tensor, tracer.numbers.new(tensor.shape[1], fixed=True), 1)

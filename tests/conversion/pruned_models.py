@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils import prune
 
-from sparseconv.nn.restored import deepcopy_model
+from sparseconv.nn.replacement import deepcopy_model
 
 KINDS = ("prune", "twice", "ao", "zeros", "masks")
 
@@ -87,13 +85,3 @@ X = torch.randint(-3, 4, (2, 2, 30), generator=torch.Generator().manual_seed(1))
 
 def bits(tensor: Tensor) -> Tensor:
     return tensor.detach().view(torch.int64 if tensor.dtype == torch.float64 else torch.int32)
-
-
-class Tagged:
-    """A hook that knows itself."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, *args: Any) -> None:
-        self.calls += 1
