@@ -85,8 +85,6 @@ def convolutions(model: nn.Module) -> dict[str, nn.Conv1d]:
 
 
 def _find(convs: Mapping[str, nn.Conv1d], name: str, what: str) -> nn.Conv1d:
-    if not isinstance(name, str):
-        raise TypeError(f"{what} must hold names of layers, but got {name!r}")
     if name not in convs:
         raise ValueError(
             f"{what} must hold names of nn.Conv1d layers, of {sorted(convs)}, but got {name!r}"
@@ -103,18 +101,10 @@ def selected_layers(convs: Mapping[str, nn.Conv1d], layers: Iterable[str]) -> se
 def checked_masks(
     convs: Mapping[str, nn.Conv1d], masks: Mapping[str, Tensor]
 ) -> dict[nn.Module, Tensor]:
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            f"masks must be a dict of layer name -> mask, but got a {type(masks).__name__}"
-        )
     found: dict[nn.Module, Tensor] = {}
     for name, mask in masks.items():
-        layer = name
-        if isinstance(name, str) and name not in convs:
-            layer = name.removesuffix("weight").removesuffix(".")
+        layer = name if name in convs else name.removesuffix("weight").removesuffix(".")
         conv = _find(convs, layer, "masks")
-        if not isinstance(mask, Tensor):
-            raise TypeError(f"the mask of {name!r} must be a tensor, but got {type(mask).__name__}")
         if mask.shape != weight_shape(conv):
             raise ValueError(
                 f"the mask of {name!r} must have the weight's shape {weight_shape(conv)}, but has "

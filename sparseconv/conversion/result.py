@@ -53,7 +53,7 @@ class ConversionReport(ChangeReport):
         return [row for layer in self.layers for row in layer_rows(layer, converted=True)]
 
     def summary(self) -> list[str]:
-        """What it adds up to, a line each."""
+        """Return what it adds up to, a line each."""
         count = sum(layer.sparse for layer in self.layers)
         lines = [f"{count} of {len(self.layers)} layers are sparse now", *self.time_lines()]
         if not self.measured:

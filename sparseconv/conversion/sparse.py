@@ -99,7 +99,7 @@ def convert(
         times and verdict. The input model is left as it was, unless ``inplace``.
 
     Raises:
-        TypeError: ``model`` is no module, or a mask or name of another type.
+        TypeError: ``model`` is no module, or ``layers`` is a str.
         ValueError: no ``nn.Conv1d``, unknown names, a mask that does not fit or whose layer cannot
             be converted, options that exclude each other; the model fails on the input.
         NotImplementedError: a measurement on another device than the CPU.

@@ -1,4 +1,4 @@
-"""The machine and the software under a result: facts to print beside it, and its threads."""
+"""Describe the machine and the software of a result, and set its threads."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ VARIABLES = ("SPARSECONV_BACKEND", "SPARSECONV_CPU_ISA")
 
 
 def cpu_name() -> str:
-    """The processor's name, as the system gives it, with its family and model on x86.
+    """Return the processor's name, as the system gives it, with its family and model on x86.
 
     Cloud machines give one name ("AMD EPYC") to generations that differ threefold in speed.
     """
     cpuinfo = Path("/proc/cpuinfo")
     first = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else ""
-    told = {
+    given = {
         key.strip(): value.strip()
         for key, _, value in (line.partition(":") for line in first.splitlines())
     }
-    if "model name" not in told:
+    if "model name" not in given:
         return platform.processor() or platform.machine()
-    if "cpu family" not in told:
-        return told["model name"]
-    return f"{told['model name']} (family {told['cpu family']}, model {told.get('model', '?')})"
+    if "cpu family" not in given:
+        return given["model name"]
+    return f"{given['model name']} (family {given['cpu family']}, model {given.get('model', '?')})"
 
 
 def optional_versions() -> dict[str, str]:
-    """Versions of the optional packages that are there."""
+    """Return the versions of the optional packages that are installed."""
     found = {}
     for package in OPTIONAL_PACKAGES:
         try:
@@ -50,7 +50,7 @@ def optional_versions() -> dict[str, str]:
 
 
 def isa() -> str:
-    """The instruction set that the C++ kernels use, and those that this CPU could run."""
+    """Name the instruction set that the C++ kernels use, and those that this CPU could run."""
     if extension is None:
         return "none: the C++ extension is not built"
     try:
@@ -61,7 +61,7 @@ def isa() -> str:
 
 
 def environment_info() -> dict[str, str]:
-    """What a reader of a time or of an accuracy must know."""
+    """Return what a reader of a time or of an accuracy must know."""
     return {
         "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
@@ -79,7 +79,7 @@ MOST_THREADS = 1024
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside the block and as many as before after it.
+    """Let torch use ``count`` threads inside the block.
 
     Raises:
         ValueError: more threads than ``MOST_THREADS``, or a core each, which could crash OpenMP.
@@ -95,7 +95,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def measurement_context() -> dict[str, str]:
-    """The facts without which a time says nothing, and the date; threads stand in every row."""
+    """Return the facts that a time depends on, and the date; every row has its threads."""
     found = environment_info() | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     del found["threads"]
     isa, isas = ("none", ["none"]) if extension is None else (extension.isa(), extension.isas())
@@ -103,7 +103,7 @@ def measurement_context() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this checkout of the repository, marked if sources differ; else "unknown"."""
+    """Return the commit of this checkout, marked if sources differ; else "unknown"."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:

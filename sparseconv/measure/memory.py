@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes that torch's allocator has out at once during a call: result, temporaries.
+    """Return the most bytes that torch's allocator has handed out during a call.
 
     The kernels' scratch is not among them: it belongs to a thread, not to a call, and fits in L2.
     """
@@ -26,7 +26,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def allocations(call: Callable[[], object]) -> list[int]:
-    """Bytes of each buffer that torch's CPU allocator hands out (or takes back: negative)."""
+    """Return the bytes of each buffer that torch hands out on the CPU (or takes back: negative)."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes two lines to stderr each time
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = call()  # freed after the last event, as a caller would hold it

@@ -84,7 +84,7 @@ def measure(
 def find(
     peaks: Sequence[Mapping[str, Any]], threads: int, isa: str, dtype: str
 ) -> Mapping[str, Any] | None:
-    """The peak measured under these conditions, if it was."""
+    """Return the peak measured under these conditions, or None."""
     for peak in peaks:
         if (peak["threads"], peak["isa"], peak["dtype"]) == (threads, isa, dtype):
             return peak
@@ -99,10 +99,10 @@ class Loop(NamedTuple):
 
 
 def loop(peak: Mapping[str, Any]) -> Loop:
-    """The loop behind ``peak["fma_gflops"]``; each call lasts some milliseconds.
+    """Make the loop that ``peak["fma_gflops"]`` is measured by; each call lasts some milliseconds.
 
-    The clock of a shared machine follows its other tenants: what a kernel could reach is what this
-    reaches beside it, not what it reached minutes ago.
+    The clock of a shared machine follows its other tenants: a kernel is compared with this loop in
+    turns, not with what the loop reached minutes ago.
     """
     flops = _flops()
     passes = max(1, round(_RUN * 1e9 * peak["fma_gflops"] / peak["threads"] / flops))
@@ -111,7 +111,7 @@ def loop(peak: Mapping[str, Any]) -> Loop:
 
 
 def _gflops(dtype: str) -> float:
-    """Of one thread."""
+    """Measure the peak of one thread in GFLOP/s."""
     tried = 10_000
     passes = max(1, round(tried * _RUN / _seconds(dtype, tried, 3)))
     return 1e-9 * _flops() * passes / _seconds(dtype, passes, REPEATS)
@@ -123,6 +123,6 @@ def _seconds(dtype: str, passes: int, repeats: int) -> float:
 
 
 def _flops() -> int:
-    """Of one pass."""
+    """Return the operations of one pass of the loop."""
     assert backends.extension is not None
     return 2 * int(backends.extension.peak_pass)

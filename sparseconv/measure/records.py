@@ -152,7 +152,7 @@ class LayerTimes:
 
     @property
     def reason(self) -> str:
-        """The verdict with its notes, as text."""
+        """Return the verdict with its notes, as text."""
         return "; ".join((self.verdict, *self.notes))
 
 
@@ -173,7 +173,7 @@ class Change:
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
 
     def row(self) -> dict[str, str]:
-        """The cells of this line of the table, by column."""
+        """Return the cells of this line of the table, by column."""
         row: dict[str, str] = {}
         for name, counts in (("parameters", self.parameters), ("MACs", self.macs)):
             row |= count_cells(name, counts)
@@ -206,7 +206,7 @@ class Report:
         return Table.of(self.rows(), self.text_columns)
 
     def summary(self) -> list[str]:
-        """What it adds up to, a line each."""
+        """Return what it adds up to, a line each."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -333,5 +333,5 @@ def layer_conditions(layers: Iterable[LayerTimes], machine: Mapping[str, str]) -
 
 
 def megaflops(flops: int) -> str:
-    """Millions of operations, to four digits or to the unit."""
+    """Format operations in millions, to four digits or to the unit."""
     return f"{flops / 1e6:.4g}" if flops < 1e10 else f"{flops / 1e6:.0f}"

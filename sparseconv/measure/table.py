@@ -38,7 +38,7 @@ class Table:
         return cls(header, cells, sum(name in text for name in header))
 
     def markdown(self) -> str:
-        """The table as Markdown, padded so that it also reads well in a terminal."""
+        """Write the table as Markdown, padded so that it also reads well in a terminal."""
         lines = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
         widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
         left = [i < self.text_columns for i in range(len(widths))]
@@ -59,7 +59,7 @@ class Table:
 
 
 def with_thousands(number: float) -> str:
-    """Digits in groups of three: ``34 459``.
+    """Write digits in groups of three.
 
     Example:
         >>> with_thousands(34459)
@@ -69,5 +69,5 @@ def with_thousands(number: float) -> str:
 
 
 def threads_text(count: int) -> str:
-    """``1 thread``, ``2 threads``."""
+    """Write ``1 thread`` or ``2 threads``."""
     return f"{count} thread{'s' if count > 1 else ''}"

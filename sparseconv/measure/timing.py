@@ -37,11 +37,11 @@ class Estimate(NamedTuple):
 
 
 def median_with_ci(samples: ArrayLike) -> Estimate:
-    """Median of ``samples`` and an interval that holds the true median in 95 % of cases or more.
+    """Return the median, and an interval that holds the true one in 95 % of cases or more.
 
-    Whatever the samples' distribution, as many of them lie below its median as coins show heads:
-    left out at each end are as many samples as that allows (the interval of the sign test; fewer
-    than ``LEAST_ROUNDS`` samples give their whole range, which is too narrow).
+    Whatever the distribution, the number of samples below its median is Binomial(n, 1/2). That
+    decides how many samples are left out at each end (the interval of the sign test). Fewer than
+    ``LEAST_ROUNDS`` samples give their whole range, which is too narrow.
 
     Example:
         >>> median_with_ci([3.0, 1.0, 2.0, 4.0, 5.0, 7.0, 6.0, 9.0, 8.0])
@@ -58,12 +58,12 @@ def median_with_ci(samples: ArrayLike) -> Estimate:
 
 
 def ratio(times: Times, numerator: str, denominator: str) -> Estimate:
-    """Median and interval of the ratio of two candidates, taken pair by pair."""
+    """Return median and interval of the ratio of two candidates, taken pair by pair."""
     return median_with_ci(times[numerator] / times[denominator])
 
 
 def milliseconds(seconds: NDArray[np.float64]) -> Estimate:
-    """The median of times, in milliseconds."""
+    """Return the median of times, in milliseconds."""
     return median_with_ci(1e3 * seconds)
 
 

@@ -105,8 +105,8 @@ def profile(
         # Shares are taken pair by pair: the machine may have changed since the layers' turn.
         whole = model_passes(model, arguments, backward)
         alone = in_sequence([(1, passes) for _, passes in measured])
-        beside = {which: alone.get(which, alone[INFERENCE]) for which in whole}
-        times = stopwatch.time({"model": whole, "layers": beside})
+        layers_alone = {which: alone.get(which, alone[INFERENCE]) for which in whole}
+        times = stopwatch.time({"model": whole, "layers": layers_alone})
     return Profile(
         layers=tuple(layer for layer, _ in measured),
         unreached=tuple(name for layer, name in layers.items() if layer not in called),
@@ -141,19 +141,19 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
         if type(layer).forward is not SparseConv1d.forward:
             raise NotImplementedError(
                 f"layers are timed as the convolution that SparseConv1d is, but layer {name!r} is "
-                f"a {type(layer).__name__} with a forward of its own; put what that does into "
+                f"a {type(layer).__name__} with its own forward; put what that does into "
                 "modules before and after a SparseConv1d"
             )
     return layers
 
 
 def _counted(call: Call) -> torch.dtype:
-    """The dtype of the multiply-adds: the half types accumulate in float32."""
+    """Return the dtype of the multiply-adds: the half types accumulate in float32."""
     return torch.float64 if call.input.dtype == torch.float64 else torch.float32
 
 
 def _fma_peak(dtype: torch.dtype) -> float | None:
-    """GFLOP/s that this machine reaches with the caller's threads; None without the kernels."""
+    """Measure GFLOP/s on the caller's number of threads; None without the kernels."""
     if extension is None:
         return None
     name = str(dtype).removeprefix("torch.")

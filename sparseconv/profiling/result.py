@@ -91,7 +91,7 @@ class Profile(Report):
         return [row for layer in self.layers for row in layer_rows(layer)]
 
     def summary(self) -> list[str]:
-        """What it adds up to, a line each."""
+        """Return what it adds up to, a line each."""
         lines = []
         for which, found in self.model.items():
             share, low, high = found.share

@@ -105,7 +105,7 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
 
 
 def copied_arguments(input: Any, name: str = "input") -> tuple[Any, ...]:
-    """The model's arguments, copied: a model may write into them."""
+    """Copy the model's arguments: a model may write into them."""
     if not isinstance(input, Tensor | tuple):
         raise TypeError(
             f"{name} must be a tensor, or a tuple of the model's arguments, but got "
@@ -279,7 +279,7 @@ def time_layer(
 
 
 def model_passes(model: nn.Module, arguments: tuple[Any, ...], backward: bool) -> Passes:
-    """Calls that run the whole model."""
+    """Return calls that run the whole model."""
 
     def forward() -> list[Tensor]:
         return [t for t in tree_leaves(model(*arguments)) if isinstance(t, Tensor)]

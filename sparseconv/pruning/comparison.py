@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 from torch import nn
 
@@ -17,81 +17,16 @@ from sparseconv.measure.records import (
     Counts,
     where,
 )
+from sparseconv.nn.replacement import deepcopy_model
 from sparseconv.profiling.stopwatch import (
+    Passes,
     Stopwatch,
     capture,
     check_on_cpu,
     in_sequence,
     model_passes,
 )
-
-
-class Comparison(NamedTuple):
-    """What ``compare`` measured.
-
-    Attributes:
-        parts: by name, ``{"inference": ...}`` of some modules together, if eval mode calls them.
-        whole: ``"inference"`` and ``"training"`` of the model.
-        machine: of the measurement.
-    """
-
-    parts: Mapping[str, Mapping[str, BeforeAfter]]
-    whole: Mapping[str, BeforeAfter]
-    machine: Mapping[str, str]
-
-
-def compare(
-    before: nn.Module,
-    after: nn.Module,
-    parts: Mapping[str, Sequence[str]],
-    arguments: tuple[Any, ...],
-    *,
-    backward: bool,
-    rounds: int,
-    least_seconds: float,
-) -> Comparison:
-    """Time two models, and the modules of the same names in both, in eval mode.
-
-    Both are fresh copies: what has been trained in place is not as fast.
-
-    Raises:
-        ValueError: the model fails on the arguments, or they are one series without a batch.
-        NotImplementedError: the model is on a GPU.
-    """
-    stopwatch = Stopwatch(backward, rounds, least_seconds, 0)
-    models, names = {"before": before, "after": after}, [n for part in parts.values() for n in part]
-    found = {name: before.get_submodule(name) for name in names}
-    check_on_cpu({m: name for name, m in found.items() if any(True for _ in m.parameters())})
-    with stopwatch.running():
-        runs: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
-        for when, model in models.items():
-            model.eval()
-            modules = {model.get_submodule(name): name for name in names}
-            for module, calls in capture(model, modules, arguments).items():
-                if isinstance(module, nn.Conv1d) and calls[0].input.dim() != 3:
-                    raise ValueError(
-                        f"{modules[module]!r} must be given (N, C, L), a batch of series, but got "
-                        f"{tuple(calls[0].input.shape)}"
-                    )
-                runs[when][modules[module]] = [
-                    (call.count, {INFERENCE: partial(module, call.input)}) for call in calls
-                ]
-        times = {}
-        for part, inside in parts.items():
-            if not any(name in runs["before"] for name in inside):
-                continue  # eval mode does not call them
-            passes = {
-                when: in_sequence([run for name in inside for run in runs[when].get(name, [])])
-                for when in models
-            }
-            times[part] = {INFERENCE: BeforeAfter.of(stopwatch.time(passes), INFERENCE)}
-        whole = {when: model_passes(model, arguments, backward) for when, model in models.items()}
-        seconds = stopwatch.time(whole)
-    return Comparison(
-        times,
-        {which: BeforeAfter.of(seconds, which) for which in whole["after"]},
-        machine.environment_info(),
-    )
+from sparseconv.pruning.equivalent import has_pairs, merge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +42,14 @@ class SmallerNetwork(ChangeReport):
 
     @property
     def parameters(self) -> Counts:
-        """Of the whole model."""
+        """Parameters of the whole model."""
         whole = sum(parameter.numel() for parameter in self.before.parameters())
         return Counts(
             whole, whole - sum(x.parameters.before - x.parameters.after for x in self.layers)
         )
 
     def counts(self) -> dict[str, Counts]:
-        """What is counted of the whole model, by name."""
+        """Return the counts of the whole model, by name."""
         return {"parameters": self.parameters}
 
     def notes(self) -> list[str]:
@@ -122,7 +57,7 @@ class SmallerNetwork(ChangeReport):
         return []
 
     def summary(self) -> list[str]:
-        """What it adds up to, a line each."""
+        """Return what it adds up to, a line each."""
         lines = [f"{name}: {counts}" for name, counts in self.counts().items()]
         lines += [*self.time_lines(), *self.notes()]
         return [*lines, where(self.machine)] if self.machine else lines
@@ -130,3 +65,67 @@ class SmallerNetwork(ChangeReport):
     def to_dict(self) -> dict[str, Any]:
         """Return everything that was counted and measured, as ``json.dumps`` accepts it."""
         return super().to_dict() | {name: list(pair) for name, pair in self.counts().items()}
+
+    def _measured(
+        self,
+        parts: Mapping[str, Sequence[str]],
+        arguments: tuple[Any, ...],
+        backward: bool,
+        rounds: int,
+        least_seconds: float,
+    ) -> Self:
+        """Time copies of both models, and modules of the same names in both; a new report.
+
+        Args:
+            parts: for each record of ``layers`` the names of the modules that are timed together.
+            arguments: of the models, which run in eval mode.
+            backward, rounds, least_seconds: as in ``profile``.
+
+        Raises:
+            ValueError: the model fails on the arguments, or they are one series without a batch.
+            NotImplementedError: the model is on a GPU.
+        """
+        stopwatch = Stopwatch(backward, rounds, least_seconds, 0)
+        # Fresh copies: what has been trained in place is not as fast.
+        after = merge(self.after) if has_pairs(self.after) else deepcopy_model(self.after)
+        models = {"before": deepcopy_model(self.before).eval(), "after": after.eval()}
+        names = [name for part in parts.values() for name in part]
+        found = {name: self.before.get_submodule(name) for name in names}
+        check_on_cpu({m: name for name, m in found.items() if any(True for _ in m.parameters())})
+        times: dict[str, dict[str, BeforeAfter]] = {}
+        with stopwatch.running():
+            runs = {when: _runs(model, names, arguments) for when, model in models.items()}
+            for part, inside in parts.items():
+                if not any(name in runs["before"] for name in inside):
+                    continue  # eval mode does not call them
+                passes = {
+                    when: in_sequence([run for name in inside for run in runs[when].get(name, [])])
+                    for when in models
+                }
+                times[part] = {INFERENCE: BeforeAfter.of(stopwatch.time(passes), INFERENCE)}
+            whole = {when: model_passes(m, arguments, backward) for when, m in models.items()}
+            seconds = stopwatch.time(whole)
+        return replace(
+            self,
+            layers=tuple(replace(layer, times=times.get(layer.name, {})) for layer in self.layers),
+            times={which: BeforeAfter.of(seconds, which) for which in whole["after"]},
+            machine=machine.environment_info(),
+        )
+
+
+def _runs(
+    model: nn.Module, names: Sequence[str], arguments: tuple[Any, ...]
+) -> dict[str, list[tuple[int, Passes]]]:
+    """Return the calls of modules in one run of the model, each with how often it occurs."""
+    modules = {model.get_submodule(name): name for name in names}
+    found: dict[str, list[tuple[int, Passes]]] = {}
+    for module, calls in capture(model, modules, arguments).items():
+        shape = tuple(calls[0].input.shape)
+        if isinstance(module, nn.Conv1d) and len(shape) != 3:
+            raise ValueError(
+                f"{modules[module]!r} must be given (N, C, L), a batch of series, but got {shape}"
+            )
+        found[modules[module]] = [
+            (call.count, {INFERENCE: partial(module, call.input)}) for call in calls
+        ]
+    return found

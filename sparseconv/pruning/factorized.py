@@ -12,9 +12,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv.measure.records import Change, Counts
-from sparseconv.nn.replacement import deepcopy_model
 from sparseconv.profiling.stopwatch import copied_arguments
-from sparseconv.pruning import comparison
+from sparseconv.pruning.comparison import SmallerNetwork
 from sparseconv.pruning.data import evaluating
 
 
@@ -36,13 +35,13 @@ class FactorizedSet(Change):
     relative_error: float
 
     def row(self) -> dict[str, str]:
-        """The cells of this line of the table, by column."""
+        """Return the cells of this line of the table, by column."""
         first = {"layers": self.name, "rank": str(self.rank)}
         return first | {"relative error": f"{self.relative_error:.3g}"} | super().row()
 
 
 @dataclass(frozen=True, kw_only=True)
-class FactorizationReport(comparison.SmallerNetwork):
+class FactorizationReport(SmallerNetwork):
     """What ``factorize`` did; printing it shows a table.
 
     Attributes:
@@ -94,21 +93,13 @@ class FactorizationReport(comparison.SmallerNetwork):
             NotImplementedError: the model is on a GPU.
         """
         arguments = copied_arguments(example_input, "example_input")
-        before, after = deepcopy_model(self.before), deepcopy_model(self.after)
         parts = {found.name: found.layers for found in self.layers}
-        found = comparison.compare(
-            before, after, parts, arguments, backward=backward, rounds=rounds,
-            least_seconds=least_seconds,
-        )  # fmt: skip
-        macs = Counts(_macs(before, arguments), _macs(after, arguments))
-        # Eval mode may not call all layers.
-        layers = [replace(x, times=found.parts.get(x.name, {})) for x in self.layers]
-        return replace(
-            self, layers=tuple(layers), macs=macs, times=found.whole, machine=found.machine
-        )
+        report = self._measured(parts, arguments, backward, rounds, least_seconds)
+        macs = Counts(_macs(self.before, arguments), _macs(self.after, arguments))
+        return replace(report, macs=macs)
 
     def counts(self) -> dict[str, Counts]:
-        """What is counted of the whole model, by name."""
+        """Return the counts of the whole model, by name."""
         return super().counts() | ({} if self.macs is None else {"macs": self.macs})
 
     def notes(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from sparseconv.measure.records import INFERENCE, Change, Counts, count_cells
 from sparseconv.nn.replacement import deepcopy_model
-from sparseconv.pruning import comparison
 from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.comparison import SmallerNetwork
-from sparseconv.pruning.equivalent import has_pairs, merge
+from sparseconv.pruning.equivalent import merge
 
 DECADES = [10.0**k for k in range(-6, 1)]  # of a curve in a line of text
 
@@ -38,7 +37,7 @@ class LayerChange(Change):
     kept: tuple[int, ...] = field(repr=False)
 
     def row(self) -> dict[str, str]:
-        """The cells of this line of the table, by column."""
+        """Return the cells of this line of the table, by column."""
         first = {"layer": self.name, "class": self.kind}
         return first | count_cells("filters", self.filters) | super().row()
 
@@ -84,12 +83,12 @@ class PruningReport(SmallerNetwork):
 
     @property
     def macs(self) -> Counts:
-        """Multiply-adds of one series."""
+        """Return the multiply-adds of one series."""
         others = self.channels.other_macs
         return Counts(*(others + sum(layer.macs[i] for layer in self.layers) for i in range(2)))
 
     def counts(self) -> dict[str, Counts]:
-        """What is counted of the whole model, by name."""
+        """Return the counts of the whole model, by name."""
         return super().counts() | {"macs": self.macs}
 
     def merge(self) -> nn.Module:
@@ -99,31 +98,24 @@ class PruningReport(SmallerNetwork):
         return merge(self.after)
 
     def curve(self, thresholds: Iterable[float] | None = None) -> list[tuple[float, int]]:
-        """How many units of filters other thresholds would keep: ``(threshold, kept)``.
+        """Count the units of filters that other thresholds would keep: ``(threshold, kept)``.
 
         For ``DSP``: a threshold in the middle of a plateau is a safe one. Without an argument from
         1e-6 to 1, eight in each decade.
 
         Raises:
             ValueError: the criterion has no threshold.
-            TypeError: thresholds that are no list of numbers.
         """
         if self.threshold is None:
             raise ValueError(f"{self.criterion} has no threshold, and so no curve; DSP has one")
         if thresholds is None:
             thresholds = torch.logspace(-6, 0, 49).tolist()
-        try:
-            thresholds = [float(value) for value in thresholds]
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"thresholds must be a list of numbers, but got {thresholds!r}"
-            ) from None
         best = [int(group.units[self.scores[group.units].argmax()]) for group in self.channels.sets]
         result = []
         for threshold in thresholds:
             kept = self.scores > threshold
             kept[best] = True
-            result.append((threshold, int(kept.sum())))
+            result.append((float(threshold), int(kept.sum())))
         return result
 
     def measure(
@@ -137,13 +129,8 @@ class PruningReport(SmallerNetwork):
         Raises:
             NotImplementedError: the model is on a GPU.
         """
-        after = merge(self.after) if has_pairs(self.after) else deepcopy_model(self.after)
-        found = comparison.compare(
-            deepcopy_model(self.before), after, {layer.name: [layer.name] for layer in self.layers},
-            self.arguments, backward=backward, rounds=rounds, least_seconds=least_seconds,
-        )  # fmt: skip
-        layers = [replace(x, times=found.parts[x.name]) for x in self.layers]
-        return replace(self, layers=tuple(layers), times=found.whole, machine=found.machine)
+        parts = {layer.name: [layer.name] for layer in self.layers}
+        return self._measured(parts, self.arguments, backward, rounds, least_seconds)
 
     def notes(self) -> list[str]:
         """Return the criterion, and what keeps the time from falling as the multiply-adds do."""

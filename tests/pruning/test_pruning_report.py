@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from model_state import everything
 from networks import MODELS, Drawn, classifier, data
 
 import sparseconv as sc
-from sparseconv.measure.table import with_thousands
 from sparseconv.models.lite import hand_made_filters
 from sparseconv.profiling.stopwatch import model_passes
 from sparseconv.pruning import DSP, WHC, Criterion
@@ -47,26 +45,6 @@ def test_parameters_are_those_of_the_modules(name: str) -> None:
     for layer in report.layers:
         assert len(set(layer.kept)) == layer.filters[1]
         assert set(layer.kept) <= set(range(layer.filters[0]))
-
-
-def test_text_dict_and_page(tmp_path: Path) -> None:
-    report = report_of("LITE", WHC())
-    for given in (report, report.measure(rounds=6, least_seconds=1e-5)):
-        text, content = str(given), json.loads(json.dumps(given.to_dict()))
-        page = given.save(tmp_path / "report.html").read_text()
-        assert content["parameters"] == list(given.parameters)
-        assert content["macs"] == list(given.macs)
-        assert [layer["name"] for layer in content["layers"]] == [x.name for x in given.layers]
-        assert [tuple(layer["kept"]) for layer in content["layers"]] == [
-            layer.kept for layer in given.layers
-        ]
-        for shown in (text, page):
-            assert "WHC()" in shown
-            assert all(layer.name in shown for layer in given.layers)
-            for count in given.parameters:
-                assert with_thousands(count) in shown
-            assert ("inference" in shown) == bool(given.times)
-        assert bool(content["times"]) == bool(given.times)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -186,33 +164,25 @@ def test_the_curve_of_dsp_in_steps() -> None:
     assert units[1] < units[0]
 
 
-def test_the_curve_in_every_form(tmp_path: Path) -> None:
+def test_the_curve_in_every_form() -> None:
     report = sc.prune_filters(classifier(16), X, DSP(X, 0.3)).report
     assert json.loads(json.dumps(report.to_dict()))["curve"] == [list(p) for p in report.curve()]
-    for bad in (0.1, "0.1", [None]):
-        with pytest.raises(TypeError, match="threshold"):
-            report.curve(bad)  # type: ignore[arg-type]
     (_, first), (_, last) = report.curve(torch.tensor([1e-6, 1]))  # type: ignore[arg-type]
     assert f"other thresholds: {first} at 1e-06, " in str(report)
     assert f", {last} at 1\n" in str(report) + "\n"
 
 
-def test_criteria_without_a_threshold_have_no_curve(tmp_path: Path) -> None:
+def test_criteria_without_a_threshold_have_no_curve() -> None:
     report = report_of("ResNet", WHC())
     with pytest.raises(ValueError, match=r"WHC\(\) has no threshold, and so no curve"):
         report.curve([0.5])
     assert report.to_dict()["curve"] is None
-    page = report.save(tmp_path / "report.html").read_text()
-    assert "thresholds" not in str(report) + page
+    assert "thresholds" not in str(report)
 
 
 @pytest.mark.parametrize("name", ["LITE", "ResNet"])
-def test_layers_without_compressors_in_every_form(name: str, tmp_path: Path) -> None:
+def test_layers_without_compressors_are_reported(name: str) -> None:
     x = torch.randn(2, 2, 40)
     report = sc.prune_filters(MODELS[name](), x, WHC(), ratio=0.5, equivalent=True).report
-    names = ", ".join(report.unpaired)
-    assert bool(names) == (name == "LITE")
-    assert json.loads(json.dumps(report.to_dict()))["unpaired"] == list(report.unpaired)
-    for shown in (str(report), report.save(tmp_path / "report.html").read_text()):
-        assert ("without compressors" in shown) == bool(names)
-        assert names in shown
+    assert bool(report.unpaired) == ("without compressors" in str(report)) == (name == "LITE")
+    assert ", ".join(report.unpaired) in str(report)

@@ -24,7 +24,6 @@ HALF = torch.full((4, 3, 9), 0.5)
     (lambda: convert(MODEL, max_density=2.0), ValueError, "must lie in [0, 1], but got 2"),
     (lambda: convert(MODEL, layers="0"), TypeError, "use a list"),
     (lambda: convert(MODEL, layers=["1"]), ValueError, "of ['0'], but got '1'"),
-    (lambda: convert(MODEL, masks=[HALF]), TypeError, "masks must be a dict of layer name -> mask"),
     (lambda: convert(MODEL, masks={"1.weight": X}), ValueError, "masks must hold names"),
     (lambda: convert(MODEL, masks={"0": X}), ValueError, "(4, 3, 9), but has (2, 3, 40)"),
     (lambda: convert(MODEL, masks={"0": HALF}), ValueError, "zeros and ones only"),
