@@ -203,7 +203,8 @@ def _decide(
             return Verdict.UNREACHED
         found = candidate.times.verdict
         return Verdict.FASTER if found is Verdict.KEEP else found
-    if max_density is None and _bfloat16_on_cpu(sparse.values):
+    bfloat16_on_cpu = sparse.values.dtype is torch.bfloat16 and sparse.values.device.type == "cpu"
+    if max_density is None and bfloat16_on_cpu:
         return Verdict.BFLOAT16
     limit = MAX_DENSITY if max_density is None else max_density
     return Verdict.FEW if density <= limit else Verdict.MANY
@@ -222,10 +223,6 @@ def _notes(candidate: Candidate, max_density: float | None) -> tuple[str, ...]:
     if masked and not verdict.converts:
         notes.append("the weights outside its mask are set to 0")
     return tuple(notes)
-
-
-def _bfloat16_on_cpu(values: Tensor) -> bool:
-    return values.dtype is torch.bfloat16 and values.device.type == "cpu"
 
 
 def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:

@@ -13,7 +13,7 @@ from sparseconv import SparseConv1d
 
 
 class Nested(nn.Module):
-    """A layer used twice on one shape, another on two, one never; statistics, a counter, noise."""
+    """A layer used twice on one shape, another on two, one never; statistics, noise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,13 +23,9 @@ class Nested(nn.Module):
         )
         self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout(0.5)
         self.never = SparseConv1d(2, 2, 2)
-        self.runs, self.seen = 0, []
         self.failing = False
 
     def forward(self, x: Tensor) -> dict[str, Any]:
-        self.runs += 1
-        self.seen.append(x)
-        self.last = x
         y = self.drop(self.norm(self.first(x)))
         y = self.inner["twice"](self.inner["twice"](y))
         noise = random.random() + float(np.random.rand())

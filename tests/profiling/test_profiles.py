@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from fake_clock import PEAK, fake_clock
 from layers import OPTIONS
+from model_state import everything
 from nested import X, nested
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -309,3 +311,34 @@ def test_a_compiled_model() -> None:
     assert [layer.name for layer in profile(compiled, X).layers] == ["0"]
     layer = torch.compile(SparseConv1d(3, 4, 5), backend="eager")
     assert [layer.name for layer in profile(layer, X).layers] == ["SparseConv1d"]
+
+
+@pytest.mark.promise("P8")
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was(fails: bool) -> None:
+    model = nested()
+    model.inner.eval()
+    model(X)["out"][0].sum().backward()
+    model.failing = fails
+    before = everything(model)
+    with pytest.raises(ValueError, match="the head is broken") if fails else nullcontext():
+        profile(model, X)
+    assert everything(model) == before
+
+
+@pytest.mark.promise("P8")
+def test_the_input_is_left_as_it_was() -> None:
+    class Greedy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = SparseConv1d(3, 4, 5)
+
+        def forward(self, x: Tensor, scale: float) -> Tensor:
+            y = self.conv(x)
+            x.mul_(scale)
+            return y
+
+    x = X.clone()
+    found = profile(Greedy(), (x, 3.0), backward=False)
+    assert torch.equal(x, X)
+    assert len(found.layers) == 1
