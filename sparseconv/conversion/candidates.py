@@ -35,7 +35,7 @@ class Candidate:
     conv: nn.Conv1d
     given: Tensor | None = None  # its mask among those that convert was given
     sparse: SparseConv1d | None = None  # None where there is an obstacle
-    hooked: bool = False  # its weight's gradient has hooks, of hand-made masking for one
+    hooked: bool = False  # its weight's gradient has hooks, for example of hand-made masking
     verdict: Verdict = Verdict.OBSTACLE
     notes: tuple[str, ...] = ()
     times: LayerTimes | None = None
@@ -45,7 +45,7 @@ class Candidate:
         return self.path or type(self.conv).__name__
 
     def wanted(self, selected: Collection[nn.Module] | None, unpruned: bool) -> bool:
-        """Whether to measure this layer."""
+        """Return whether to measure this layer."""
         if self.sparse is None:
             return False
         if selected is None:
@@ -210,6 +210,6 @@ def _held(module: nn.Module) -> list[str]:
 
 
 def _is_fake_sparsity(parametrization: nn.Module) -> bool:
-    """Whether this is a mask of torch.ao.pruning, which takes long to import."""
+    """Return whether this is a mask of torch.ao.pruning, which takes long to import."""
     kind = type(parametrization)
     return kind.__name__ == "FakeSparsity" and kind.__module__.startswith("torch.ao.pruning")

@@ -45,7 +45,7 @@ class ConversionReport(ChangeReport):
 
     @property
     def measured(self) -> bool:
-        """Whether any layer was timed."""
+        """Return whether any layer was timed."""
         return any(layer.calls for layer in self.layers)
 
     def rows(self) -> list[dict[str, str]]:

@@ -96,7 +96,7 @@ class Verdict(StrEnum):
 
     @property
     def converts(self) -> bool:
-        """Whether ``convert`` makes such a layer sparse."""
+        """Return whether ``convert`` makes such a layer sparse."""
         return self in (Verdict.FASTER, Verdict.NAMED, Verdict.FEW)
 
 

@@ -42,7 +42,7 @@ def check_not_compiled(model: nn.Module, what: str) -> None:
 
 
 def owners_of(model: nn.Module) -> dict[int, list[str]]:
-    """The names of the modules that hold a parameter, by its id; several share it."""
+    """Return the names of the modules that hold each parameter, by its id."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in dict.fromkeys(module._parameters.values()):
@@ -52,7 +52,7 @@ def owners_of(model: nn.Module) -> dict[int, list[str]]:
 
 
 def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put each successor wherever its predecessor stands; returns the model, or its successor."""
+    """Put each successor in the place of its predecessor; return the model, or its successor."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in successors:
@@ -61,7 +61,7 @@ def replace(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> nn.M
 
 
 def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield modules that stand in plain attributes, lists for one, where torch cannot see them."""
+    """Yield modules in plain attributes, for example in lists, where torch cannot see them."""
     for owner in model.modules():
         for name, value in vars(owner).items():
             if name == "_modules":

@@ -1,4 +1,4 @@
-"""A network and what became of it: counted, timed in turns, and reported."""
+"""Count, time and report a network and its smaller successor."""
 
 from __future__ import annotations
 
