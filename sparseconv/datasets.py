@@ -278,7 +278,7 @@ def as_series(
     if nan_to_zero and raw.dtype.kind == "f":
         raw = np.where(np.isnan(raw), 0.0, raw)
     with np.errstate(over="ignore"):  # a number too large for float32 shows as inf just below
-        X = np.ascontiguousarray(raw, dtype=np.float32)
+        X = np.require(raw, np.float32, ["C", "A", "W"])  # torch warns of an array not writable
     bad = ~np.isfinite(X)
     if bad.any():
         advice = "fill them in first"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sparseconv.core.folders import check_new_or_empty, write_folder
+from sparseconv.datasets import as_series
 from sparseconv.edge.generate import write_c
 from sparseconv.edge.layers import Array, Network, scores_and_bound
 from sparseconv.edge.lowering import lower
@@ -49,7 +50,8 @@ def export_c(
         model: a ``DSN``, an ``nn.Sequential``, or what ``convert`` or ``optimize_for_inference``
             made of one, in eval mode; left as it is. It maps ``(N, channels, length)`` to ``(N,
             n_classes)``.
-        example_input: series ``(N, channels, length)``; the self-test knows the first three.
+        example_input: series ``(N, channels, length)``, or of one channel ``(N, length)``; the
+            self-test knows the first three.
         folder: new or empty; it receives ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and ``README.md``,
             or nothing.
         name: begins every name that the program shows; a C identifier.
@@ -63,10 +65,10 @@ def export_c(
 
     Raises:
         NotImplementedError: a layer that has no counterpart; named, before anything is written.
-        ValueError: a model in training mode, weights that are not finite, int8 without calibration
-            or calibration without int8, a name that is no C identifier, a folder that holds files
-            or cannot be written.
-        TypeError: a model that is no module, series that are no arrays of numbers.
+        ValueError: a model in training mode, weights or series that are not finite, series that are
+            no real numbers, int8 without calibration or calibration without int8, a name that is no
+            C identifier, a folder that holds files or cannot be written.
+        TypeError: a model that is no module.
         RuntimeError: series that the model does not take.
 
     Example:
@@ -94,7 +96,7 @@ def export_c(
             "int8 takes its scales from calibration=X_train, and float32 has none, but weights is "
             f"{weights!r} and calibration {'is None' if calibration is None else 'is given'}"
         )
-    example = _series("example_input", example_input)
+    example = as_series("export_c", "example_input", example_input)
     folder = Path(folder)
     check_new_or_empty(folder)
     plain = deepcopy_model(model).float().cpu()  # what the program is compared with
@@ -147,7 +149,7 @@ def _known_cases(
 
 
 def _calibration(given: Any, example: Array) -> Array:
-    known = _series("calibration", given)
+    known = as_series("export_c", "calibration", given)
     if known.shape[1:] != example.shape[1:]:
         raise ValueError(
             f"calibration must have the channels and length of example_input, "
@@ -163,24 +165,3 @@ def _scores_of(model: nn.Module, X: Array) -> Array:
         parts = [model(torch.from_numpy(X[at : at + 64])) for at in range(0, len(X), 64)]
     scores: Array = torch.cat(parts).numpy()
     return scores
-
-
-def _series(name: str, given: Any) -> Array:
-    """float32 ``(N, channels, length)``, finite."""
-    if isinstance(given, np.ndarray):
-        given = np.ascontiguousarray(given)  # torch takes no negative strides
-    try:
-        tensor = torch.as_tensor(given).detach().cpu()
-        if tensor.is_complex():
-            raise TypeError("they are complex")
-        array: Array = tensor.to(torch.float32).contiguous().numpy()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be an array of numbers, but {error}") from error
-    if array.ndim != 3 or 0 in array.shape:
-        raise ValueError(
-            f"{name} must have the shape (n_cases, channels, length), none of them 0, but got "
-            f"{array.shape}; one series of one channel is x[None, None]"
-        )
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite, but holds NaN or infinity")
-    return array

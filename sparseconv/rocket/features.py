@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sparseconv.datasets import as_series
 from sparseconv.ops.backends import extension
 from sparseconv.rocket.bank import MINI_LENGTH, KernelBank
 from sparseconv.rocket.reference import kernel_features_reference
@@ -27,7 +28,8 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
 
     Args:
         X: ``(n_cases, n_channels, n_timepoints)``, or of one channel ``(n_cases, n_timepoints)``,
-            of the shape that the bank was made for, finite in float32, which is computed with.
+            of the shape that the bank was made for, at least one case, finite in float32, which is
+            computed with.
         bank: the kernels.
         out: where to write instead of new memory, which costs as much as the kernels for few
             series: C-contiguous float32 ``(n_cases, bank.n_features)``.
@@ -50,8 +52,11 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
             f"expected a KernelBank, but got {type(bank).__name__}; make one with "
             "KernelBank.from_aeon"
         )
-    X = _checked_series(X, bank)
-    wanted = len(X), bank.n_features
+    series = as_series("kernel_features", "X", X)
+    check_shape(series.shape, bank)
+    if bank.normalise:  # of X's own numbers, which may have more digits than float32
+        series = normalised(np.asarray(X).reshape(series.shape)).astype(np.float32)
+    wanted = len(series), bank.n_features
     if out is None:
         out = np.empty(wanted, np.float32)
     elif not isinstance(out, np.ndarray) or not (
@@ -62,9 +67,9 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
             "it out for a new one"
         )
     if extension is None:
-        out[:] = kernel_features_reference(X, bank)
+        out[:] = kernel_features_reference(series, bank)
     else:
-        bank.plan.features(torch.from_numpy(X), torch.from_numpy(out))
+        bank.plan.features(torch.from_numpy(series), torch.from_numpy(out))
     return out
 
 
@@ -87,43 +92,14 @@ def operations(bank: KernelBank) -> int:
     return total
 
 
-def _checked_series(X: Any, bank: KernelBank) -> Features:
-    """``(n_cases, n_channels, n_timepoints)`` as the kernels read them: aligned, finite float32."""
-    try:
-        X = np.asarray(X)
-    except ValueError as error:  # of several lengths
-        raise _misfit(bank, "several shapes") from error
-    check_shape(X.shape, bank)
-    if X.ndim == 2:
-        X = X[:, None]
-    if X.dtype.kind not in "fiu":
-        raise ValueError(f"expected series of real numbers, but got dtype {X.dtype}; convert them")
-
-    def single(X: npt.NDArray[Any]) -> Features:  # writable, since torch warns of others
-        return np.require(X, np.float32, ["C", "A", "W"])
-
-    with np.errstate(over="ignore"):
-        converted = single(X)
-    if not np.isfinite(converted).all():
-        raise ValueError(
-            "expected series that are finite in float32, but got NaN, infinite or larger numbers; "
-            "replace NaN, for example with numpy.nan_to_num, or rescale them"
-        )
-    return single(normalised(X)) if bank.normalise else converted
-
-
 def check_shape(shape: tuple[int, ...], bank: KernelBank) -> None:
-    """Refuse series of another shape than the bank's; one channel may be left out."""
-    whole = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
-    if len(whole) != 3 or whole[1:] != (bank.series_channels, bank.series_length):
-        raise _misfit(bank, shape)
-
-
-def _misfit(bank: KernelBank, given: object) -> ValueError:
-    return ValueError(
-        f"expected series of shape (n_cases, {bank.series_channels}, {bank.series_length}), those "
-        f"that the kernels were drawn for, but got {given}; pad or cut them to this length"
-    )
+    """Refuse series of another shape than the bank's."""
+    if shape[1:] != (bank.series_channels, bank.series_length):
+        raise ValueError(
+            f"expected series of shape (n_cases, {bank.series_channels}, {bank.series_length}), "
+            f"those that the kernels were drawn for, but got {shape}; pad or cut them to this "
+            "length"
+        )
 
 
 def normalised(X: npt.NDArray[Any]) -> npt.NDArray[Any]:
