@@ -29,27 +29,14 @@ class StaticPattern(KernelCSR):
 
     def follow(self, pattern: KernelCSR) -> None:
         """Copy the content of a pattern with the same shape and nnz."""
-        new = pattern.crow_indices, pattern.col_indices
-        for arrays in ((self._crow, self._col), *self._copies.values()):
-            _overwrite(arrays, new)
-            gpu_plans.refresh(*arrays)
+        for crow, col in ((self._crow, self._col), *self._copies.values()):
+            crow.copy_(pattern.crow_indices)
+            col.copy_(pattern.col_indices)
+            gpu_plans.refresh(crow, col)
         object.__setattr__(self, "_versions", (self._crow._version, self._col._version))
         object.__setattr__(self, "_hash", None)
         for (make, args), held in self._cached.items():
-            _overwrite(held, pattern.cached(make, *args))  # made once, for eager steps as well
-
-
-def _overwrite(held: Any, new: Any) -> None:
-    if isinstance(held, Tensor) and isinstance(new, Tensor) and held.shape == new.shape:
-        held.copy_(new)
-    elif isinstance(held, tuple) and isinstance(new, tuple) and len(held) == len(new):
-        for old_part, new_part in zip(held, new, strict=True):
-            _overwrite(old_part, new_part)
-    elif held != new:
-        raise RuntimeError(
-            "this was computed from a pattern and cannot be rewritten in place for another one "
-            f"with the same shape and nnz: {held!r}"
-        )
+            held.copy_(pattern.cached(make, *args))  # a tensor, as all that the reference keeps
 
 
 class _Graph(NamedTuple):

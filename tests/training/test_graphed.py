@@ -39,10 +39,6 @@ def static_pattern(pattern: KernelCSR) -> StaticPattern:
     return StaticPattern(pattern.crow_indices, pattern.col_indices, pattern.shape)
 
 
-def taps(pattern: KernelCSR) -> list[int]:
-    return pattern.col_indices.tolist()
-
-
 def tensors(derived: object) -> list[Tensor]:
     if isinstance(derived, Tensor):
         return [derived]
@@ -76,29 +72,6 @@ def test_a_static_pattern_follows_in_place(
             assert torch.equal(own, expected)
         assert (static.crow_indices.data_ptr(), static.col_indices.data_ptr()) == places
         count_cases(1)
-
-
-def test_a_static_pattern_says_what_it_cannot_rewrite() -> None:
-    static = static_pattern(KernelCSR.from_positions(torch.tensor([0, 1]), (1, 1, 4)))
-    static.cached(taps)
-    with pytest.raises(RuntimeError, match="cannot be rewritten in place"):
-        static.follow(KernelCSR.from_positions(torch.tensor([2, 3]), (1, 1, 4)))
-
-
-def test_a_plan_is_made_once_for_an_update() -> None:
-    made = []
-
-    def plan(pattern: KernelCSR) -> Tensor:
-        made.append(pattern)
-        return pattern.col_indices + 1
-
-    static = static_pattern(KernelCSR.from_positions(torch.tensor([0, 1]), (1, 1, 4)))
-    static.cached(plan)
-    pattern = KernelCSR.from_positions(torch.tensor([2, 3]), (1, 1, 4))
-    pattern.cached(plan)  # as the eager step before the graphs' does
-    static.follow(pattern)
-    assert static.cached(plan).tolist() == [3, 4]
-    assert len(made) == 2
 
 
 def test_plans_for_a_gpu_stay_where_they_are() -> None:
