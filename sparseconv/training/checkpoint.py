@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.files import ctrl_c_waits, replacing
 
-FORMAT = "sparseconv checkpoint"
-VERSION = 1
+FORMAT = "sparseconv checkpoint, version 1"
 
 
 class CheckpointError(ValueError):
@@ -44,7 +43,7 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """
     # torch's writer, interrupted, raises errors of its own or aborts the process.
     with ctrl_c_waits(), replacing(Path(path)) as file:
-        torch.save(content | {"format": FORMAT, "version": VERSION}, file)
+        torch.save(content | {"format": FORMAT}, file)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -71,13 +70,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or repr(content.get("format")) != repr(FORMAT):
         raise CheckpointError(
-            f"{path} is a file of torch, but not a checkpoint written by "
-            "sparseconv.training.checkpoint.save"
-        )
-    if repr(content.get("version")) != repr(VERSION):
-        raise CheckpointError(
-            f"{path} has checkpoint version {content.get('version')}, but this release reads "
-            f"version {VERSION}; use the release that wrote it"
+            f"{path} is a file of torch, but not a {FORMAT}, which sparseconv.training.train writes"
         )
     found: dict[str, Any] = content
     return found
@@ -90,12 +83,11 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def restore(model: nn.Module, state: dict[str, Any]) -> None:
-    """Load a model's state dict whole or not at all.
+    """Load a model's state dict.
 
     CheckpointError if it is of another architecture, or its patterns are invalid.
     """
-    before = snapshot(model)
-    expected, came = layout(before), layout(state)
+    expected, came = layout(model.state_dict()), layout(state)
     if expected != came:
         name = min(name for name, _ in expected.items() ^ came.items())
         raise CheckpointError(
@@ -106,7 +98,6 @@ def restore(model: nn.Module, state: dict[str, Any]) -> None:
     try:
         model.load_state_dict(state)
     except Exception as error:
-        model.load_state_dict(before)
         raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
 
 
