@@ -13,11 +13,6 @@ from uuid import uuid4
 
 from sparseconv.core.files import write_whole
 
-try:
-    import fcntl
-except ImportError:  # Windows: there nothing is locked
-    fcntl = None  # type: ignore[assignment]
-
 LOCK_NAME = "training.lock"
 _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # by this thread
 
@@ -78,14 +73,14 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     """Hold a lock that the system takes back when the process ends, however it ends.
 
     If another process or thread holds it: wait, or raise ValueError with ``busy``. Who holds it may
-    take it again. Nothing is locked on Windows, and where the file system knows no locks.
+    take it again. Nothing is locked where the file system knows no locks.
 
     Args:
         path: a file for this lock only, removed at the end; a killed process leaves it there.
         busy: what to say; who holds the lock is added.
     """
     path = path.absolute()
-    if fcntl is None or path in _held.get():
+    if path in _held.get():
         yield
         return
     file = _lock(path, busy)
@@ -100,6 +95,8 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
 
 
 def _lock(path: Path, busy: str | None) -> int:
+    import fcntl  # which Windows lacks: the layers can be imported there
+
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
