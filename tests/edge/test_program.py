@@ -261,12 +261,3 @@ def test_a_full_disk_leaves_nothing(
     with pytest.raises(ValueError, match="No space left on device"):
         export("stride", tmp_path / folder, "float32")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_the_model_and_the_series_are_left_as_they_were(tmp_path: Path) -> None:
-    model, X = network("pruned"), series(3)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    first = sc.export_c(model, X, tmp_path / "a")
-    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
-    backwards = sc.export_c(model, X.numpy()[::-1].copy()[::-1], tmp_path / "b")
-    assert (first / "dsn_test.c").read_text() == (backwards / "dsn_test.c").read_text()

@@ -206,12 +206,6 @@ def test_threads_are_given_back_and_do_not_matter() -> None:
     assert np.array_equal(one.predict(X), two.predict(X))
 
 
-def test_fitted_again_on_series_of_another_length() -> None:
-    X, y = data(n=12)
-    fitted = classifier(n_iter=2).fit(X, y)
-    assert fitted.fit(X[:, :, :50], y).bank_.series_length == 50
-
-
 @pytest.mark.parametrize("n_kernels", [1, 84])
 @pytest.mark.parametrize("kind", KINDS)
 def test_few_kernels(kind: str, n_kernels: int) -> None:

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from child import ROOT
 from tiny import same
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparseconv import KernelCSR, Region, SparseConv1d
+from sparseconv import KernelCSR, Region
 from sparseconv.models import DSN, dsn
 from sparseconv.models.dsn import PADDINGS
 
@@ -188,16 +188,6 @@ def test_forward_and_backward(
         gradients.append((y, *torch.autograd.grad(y[:, 0].sum(), list(model.parameters()))))
     for got, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected)
-
-
-def test_only_the_long_convolutions_are_sparse() -> None:
-    model = DSN(3, 2)
-    sparse = [m for m in model.modules() if isinstance(m, SparseConv1d)]
-    assert len(sparse) == 4
-    assert model.sparse_layers() == sparse
-    dense = [m for m in model.modules() if isinstance(m, nn.Conv1d)]
-    assert [m.weight.shape for m in dense] == [(47, 3, 1)] + 3 * [(47, 141, 1)] + [(2, 141, 1)]
-    assert all(m.bias is None for m in [*dense, *sparse])
 
 
 def test_seeds_and_copies() -> None:

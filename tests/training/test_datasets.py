@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,26 +116,6 @@ def test_missing_values_as_zero_when_asked(tmp_path: Path) -> None:
     X = np.where(np.arange(60).reshape(6, 2, 5) % 7 == 0, np.nan, 1.0)
     data = datasets.load(npz(tmp_path, X_train=X), nan_to_zero=True)
     np.testing.assert_array_equal(data.X_train, np.nan_to_num(X))
-
-
-@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
-def test_damaged_npz(tmp_path: Path, write: Callable[..., None], count_cases: Any) -> None:
-    path = tmp_path / "toy.npz"
-    write(path, **arrays())
-    content, whole = path.read_bytes(), datasets.load(path)
-    places = range(0, len(content), 13)
-    for place in places:
-        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
-        with contextlib.suppress(ValueError):
-            read = datasets.load(path)  # some bytes, such as dates, do not matter
-            for key in ("X_train", "y_train", "X_test", "y_test", "classes"):
-                np.testing.assert_array_equal(getattr(read, key), getattr(whole, key))
-    cuts = [content[: int(len(content) * share)] for share in (0.1, 0.5, 0.9)]
-    for damaged in (content[:100] + bytes(20) + content[120:], *cuts):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="cannot be used"):
-            datasets.load(path)
-    count_cases(len(places))
 
 
 def test_a_bundled_name_and_a_folder_of_that_name(

@@ -44,15 +44,7 @@ class Counted(InstanceSparsity):
 
 
 def test_the_history_holds_it() -> None:
-    recipe = Recipe(epochs=1, batch_size=5, grow="static")
-    model, plain = network(), network()
-    counted = Counted(model, STAGES, 0.1)
-    with_it = run(model, recipe, penalty=counted)
-    assert len(counted.given) == 4
-    assert hooks(model) == 0
-
-    # The first batch alone: the term is what is added, and its gradient moves the weights.
-    X, y = data(5)
+    X, y = data(5)  # one batch
     one = Recipe(epochs=1, batch_size=5, grow="static")
     model, again = network(), network()
     counted = Counted(model, STAGES, 0.1)
@@ -60,17 +52,8 @@ def test_the_history_holds_it() -> None:
     alone = train(again, X, y, one, progress=False).history[0]["train_loss"]
     assert both == pytest.approx(alone + counted.given[0], rel=1e-6)  # of float32
     assert counted.given[0] > 0
-    assert with_it.history[0]["train_loss"] > run(plain, recipe).history[0]["train_loss"]
-
-
-def test_a_heavy_one_silences_what_it_watches() -> None:
-    X, _ = data()
-    activations = []
-    for weight in (0.0, 1.0):
-        model = network()
-        run(model, Recipe(epochs=30, lr=1e-2, batch_size=10), penalty=penalty(model, weight))
-        activations.append(float(model.blocks[0](X).detach().norm()))
-    assert activations[1] < 0.5 * activations[0]
+    assert not same(model.state_dict(), again.state_dict()), "its gradient moves the weights"
+    assert hooks(model) == 0
 
 
 def test_validation_is_not_watched() -> None:
@@ -93,25 +76,12 @@ def test_resumed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
     assert same(model.state_dict(), other.state_dict())
 
 
-@pytest.mark.parametrize(
-    ("first", "then"),
-    [(0.1, 0.2), (0.1, None), (None, 0.1)],
-)
-def test_another_penalty_is_not_resumed(
-    tmp_path: Path, first: float | None, then: float | None
-) -> None:
-    def given(model: nn.Module, weight: float | None) -> InstanceSparsity | None:
-        return None if weight is None else penalty(model, weight)
-
-    model = network()
-    run(model, out=tmp_path, penalty=given(model, first))
-    content = (tmp_path / "checkpoint.pt").read_bytes()
-    model = network()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match="another run, its penalty differs: 'loss term' is"):
-        run(model, out=tmp_path, resume=True, penalty=given(model, then))
-    assert same(dict(model.state_dict()), before)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == content
+def test_another_penalty_is_not_resumed(tmp_path: Path) -> None:
+    model, other = network(), network()
+    run(model, out=tmp_path, penalty=penalty(model))
+    for then in (penalty(other, 0.2), None):
+        with pytest.raises(ValueError, match="another run, its penalty differs: 'loss term' is"):
+            run(other, out=tmp_path, resume=True, penalty=then)
 
 
 def test_neither_cuda_graphs_nor_a_term_that_is_not_finite() -> None:

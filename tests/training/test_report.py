@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,23 +87,6 @@ def test_figures_are_drawn(tmp_path: Path, model: DSN) -> None:
         figures.learning_curve([], tmp_path / "none.png")
 
 
-def test_drawing_leaves_matplotlib_and_numpy_as_they_were(tmp_path: Path) -> None:
-    """In a fresh process: importing draws nothing in; drawing sets no global state."""
-    code = f"""
-import sys, sparseconv.report
-assert "matplotlib" not in sys.modules, "imported too early"
-import matplotlib, random, torch
-before = matplotlib.rcParams.copy(), random.getstate(), torch.get_rng_state()
-from sparseconv.report import figures
-figures.learning_curve({history(1)!r}, {str(tmp_path / "a.png")!r})
-assert "matplotlib.pyplot" not in sys.modules, "pyplot keeps global state"
-after = matplotlib.rcParams.copy(), random.getstate(), torch.get_rng_state()
-assert before[:2] == after[:2] and torch.equal(before[2], after[2])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_training_report(tmp_path: Path, model: DSN) -> None:
     cost, rows = model.cost(150), history(20)
     rows[3]["train_loss"] = rows[-1]["train_loss"]  # of equal epochs the later one is kept
@@ -150,12 +132,6 @@ def test_html_is_one_self_contained_file(tmp_path: Path, model: DSN) -> None:
         "<td>1.5</td>", "98 %", "What it shows", "one line",
     ):  # fmt: skip
         assert text in html
-
-
-def test_html_writes_nothing_without_its_figure(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        write_html(tmp_path / "r.html", "t", [Section("s", figure=tmp_path / "missing.png")])
-    assert not list(tmp_path.iterdir())
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,8 +96,6 @@ def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
     for X, wrong in (
         (np.zeros((2, 3, 20)), r"shape \(n_cases, 1, n_.*got \(2, 3, 20\).*X\[None\]"),
         (np.zeros(20), r"got \(20,\)"),
-        (np.zeros((0, 1, 20)), r"got \(0, 1, 20\)"),
-        (np.array([["a"]]), "real numbers"),
         ([[0.0] * 3, [0.0] * 4], "series of one length, but got lengths from 3 to 4"),
     ):
         with pytest.raises(ValueError, match=wrong):
@@ -107,11 +105,6 @@ def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
             sc.load_run(path)
     file = copied / "config.json"
     config = json.loads(file.read_text())
-    for section, name in (("network", "nf"), ("data", "classes"), ("machine", "threads")):
-        less = {**config, section: {k: v for k, v in config[section].items() if k != name}}
-        file.write_text(json.dumps(less))
-        with pytest.raises(ValueError, match=rf"not the config\.json of a run.*{name}"):
-            sc.load_run(copied)
     file.write_text(json.dumps(config | {"recipe": config["recipe"] | {"epochs": 0}}))
     with pytest.raises(ValueError, match=r"not the config\.json of a run.*epochs"):
         sc.load_run(copied)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import sys
 from dataclasses import replace
@@ -213,23 +212,3 @@ def test_where_gradients_are_off() -> None:
         result = run(network())
         assert not torch.is_grad_enabled()
     assert same(result.history, run(network()).history)
-
-
-def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It shows before an epoch is computed; a finished run has nothing to write any more."""
-    finished = run(network(), out=tmp_path)
-    before = (tmp_path / "checkpoint.pt").read_bytes()
-
-    def touch(self: Path, *_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "touch", touch)
-    epochs: list[Any] = []
-    model = network()
-    state = checkpoint.snapshot(model)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be written \(Permission denied\)"):
-        run(model, out=tmp_path, on_epoch=epochs.append)
-    assert not epochs
-    assert same(dict(model.state_dict()), dict(state))
-    assert run(network(), out=tmp_path, resume=True).history == finished.history
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
