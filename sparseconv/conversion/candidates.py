@@ -105,6 +105,7 @@ def checked_masks(
     for name, mask in masks.items():
         layer = name if name in convs else name.removesuffix("weight").removesuffix(".")
         conv = _find(convs, layer, "masks")
+        mask = torch.as_tensor(mask)
         if mask.shape != weight_shape(conv):
             raise ValueError(
                 f"the mask of {name!r} must have the weight's shape {weight_shape(conv)}, but has "
