@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import count, number
+from sparseconv.core.checks import number
 from sparseconv.models import LITE, InceptionTime
 from sparseconv.models.classifier import Residual
 from sparseconv.nn.replacement import check_module
@@ -45,7 +44,7 @@ class InstanceSparsity:
 
     Raises:
         TypeError, ValueError: a stage that the model does not have, or (when it runs) whose output
-            is not ``(N, C, L)``; no stages for another model; a weight below 0.
+            is not ``(N, C, L)``; no stages for another model; ``weight`` below 0.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -63,7 +62,9 @@ class InstanceSparsity:
         stages: Sequence[Stage | str] | None = None,
         weight: float = PUBLISHED_WEIGHT,
     ) -> None:
-        self.weight = _weight("weight", weight)
+        self.weight = number("weight", weight)
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight must be finite and at least 0, but got {weight}")
         check_module(model)
         found = published_stages(model) if stages is None else stages
         self.stages = tuple(Stage(x) if isinstance(x, str) else Stage(*x) for x in found)
@@ -71,9 +72,6 @@ class InstanceSparsity:
             raise ValueError("stages must list modules, at least one, but got none")
         modules = dict(model.named_modules())
         for stage in self.stages:
-            _weight("the weight of a stage", stage.weight)
-            if stage.channels is not None:
-                count("the channels of a stage", stage.channels)
             if stage.module not in modules:
                 raise ValueError(
                     f"stages names {stage.module!r}, but the model has no such module; "
@@ -89,12 +87,7 @@ class InstanceSparsity:
             self._handles.append(module.register_forward_hook(self._hook(stage)))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Watch no more."""
         for handle in self._handles:
             handle.remove()
@@ -107,11 +100,6 @@ class InstanceSparsity:
                 found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ValueError(
                     f"the output of stage {stage.module!r} must be (N, C, L), but it is {found}"
-                )
-            if stage.channels is not None and stage.channels > output.shape[1]:
-                raise ValueError(
-                    f"stage {stage.module!r} counts {stage.channels} channels, but its output has "
-                    f"{output.shape[1]}"
                 )
             if module.training and output.requires_grad:
                 norms = torch.linalg.vector_norm(output[:, : stage.channels], dim=2)
@@ -138,13 +126,6 @@ class InstanceSparsity:
 
     def __repr__(self) -> str:
         return f"InstanceSparsity(stages={list(map(tuple, self.stages))}, weight={self.weight})"
-
-
-def _weight(name: str, value: float) -> float:
-    found = number(name, value)
-    if not 0 <= found < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, but got {value}")
-    return found
 
 
 def published_stages(model: nn.Module) -> list[Stage]:
