@@ -91,26 +91,6 @@ def test_multiply_adds_of_a_series_wherever_it_stands_in_a_batch() -> None:
     assert result.report.macs[1] <= target < result.report.macs[0]
 
 
-class Guarded(nn.Module):
-    """Takes counts only, and returns scores and a mask."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 3))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.min() < 0:
-            raise ValueError("expected counts")
-        return self.body(x).mean(2), x[:, 0, 0] > 0.5
-
-
-def test_a_model_of_counts_that_returns_a_mask() -> None:
-    x = torch.rand(3, 1, 12)
-    small, report = sc.prune_filters(Guarded(), x, Drawn(0, False), ratio=0.5)
-    assert report.layers[0].filters == (4, 2)
-    assert small(x)[1].dtype == torch.bool
-
-
 def test_a_dsn_keeps_its_kernel_groups() -> None:
     model = sc.models.DSN(1, 2, nf=6)
     pruned, report = sc.prune_filters(model, torch.zeros(1, 1, 50), Drawn(1, False), ratio=0.5)

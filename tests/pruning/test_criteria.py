@@ -195,14 +195,6 @@ def test_jacobian_takes_batches_of_64_of_arrays_and_any_loss_and_integers() -> N
     assert not torch.equal(given, scored(Jacobian(batches), model)[0])
 
 
-def test_jacobian_takes_50_batches_unless_told() -> None:
-    model, (x, y) = classifier(), data(120)
-    batches = [(x[i : i + 2], y[i : i + 2]) for i in range(0, 120, 2)]
-    found, _ = scored(Jacobian(batches), model)
-    assert torch.equal(found, scored(Jacobian(batches, batches=50), model)[0])
-    assert not torch.equal(found, scored(Jacobian(batches, batches=49), model)[0])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_jacobian_of_log_probabilities_and_of_logits(dtype: torch.dtype) -> None:
     model, (x, y) = classifier().to(dtype), data(30)

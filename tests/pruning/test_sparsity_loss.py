@@ -38,7 +38,7 @@ def by_loops(output: Tensor, channels: int) -> float:
 STAGES = [Stage("2", 3.0), Stage("0", 0.5, 5)]
 
 
-def test_the_formula_and_its_gradient() -> None:
+def test_the_formula() -> None:
     model = classifier()
     found = outputs_of(copy.deepcopy(model), ["2", "0"], X)
     wanted = SCALE * (3 * by_loops(found["2"], 8) + 0.5 * by_loops(found["0"], 5))
@@ -47,28 +47,6 @@ def test_the_formula_and_its_gradient() -> None:
         loss = penalty()
     unit = 2.0**-53
     assert abs(loss.item() - wanted) <= (5 * 13 + 12 + 10) * unit * wanted
-    loss.backward()
-
-    # The norm's gradient is x / |x|, and 0 for a silent channel.
-    twin = copy.deepcopy(model)
-    twin.zero_grad()
-    found = outputs_of(twin, ["2", "0"], X)
-    parts = []
-    for stage in STAGES:
-        output = found[stage.module]
-        direction = torch.zeros_like(output)
-        for b in range(len(output)):
-            for c in range(stage.channels or output.shape[1]):
-                own = output[b, c].detach()
-                if own.any():
-                    direction[b, c] = own / math.sqrt(math.fsum(v * v for v in own.tolist()))
-        parts.append(stage.weight * SCALE * (direction * output).sum())
-    sum(parts).backward()
-    for own, other in zip(model.parameters(), twin.parameters(), strict=True):
-        if own.grad is None:  # after the stages
-            assert other.grad is None
-        else:
-            assert torch.allclose(own.grad, other.grad, rtol=1e4 * unit, atol=1e4 * unit * SCALE)
     assert out.shape == (5, 3)
 
 
