@@ -218,12 +218,12 @@ def choose(archive: Archive, wanted: Any) -> list[str]:
             raise ValueError(f"cheaper_than names {limit!r}, which {state}")
         names = [name for name in names if there[name].train_points < there[limit].train_points]
     if "cheapest" in table:
-        check_cheapest(table["cheapest"])
+        _check_cheapest(table["cheapest"])
         names = names[: table["cheapest"]]
     return names
 
 
-def check_cheapest(value: Any) -> None:
+def _check_cheapest(value: Any) -> None:
     """Refuse what is no number of data sets."""
     if type(value) is not int or value < 1:
         raise ValueError(f"cheapest must be a number of data sets, at least 1, but got {value!r}")

@@ -5,21 +5,13 @@ from __future__ import annotations
 import inspect
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper import kinds
-from benchmarks.paper.archives import (
-    SERIES,
-    SPLITS,
-    Archive,
-    check_cheapest,
-    choose,
-    lacking,
-)
+from benchmarks.paper.archives import SERIES, SPLITS, Archive, choose, lacking
 from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS
 from benchmarks.paper.variants import check_variants, variant_name
 from sparseconv.training.recipe import Recipe
@@ -109,11 +101,9 @@ def read_plan(
 ) -> list[Job]:
     """Read a plan; the jobs in its order, in each run all sets of one seed before the next.
 
-    A plan has ``epochs``, ``seeds`` and ``[[run]]`` tables; or it has ``base``, another plan whose
-    runs it takes with its own ``epochs``, ``seeds`` and ``order``, on the ``cheapest`` sets of each
-    run; epochs that one of them has of its own change by the same factor. With ``order = "seeds"``
-    all runs have one seed before the next begins, with ``order = "sets"`` one data set, the
-    cheapest first: however early it ends, such a sweep has something in each table.
+    A plan has ``epochs``, ``seeds``, ``order`` and ``[[run]]`` tables. With ``order = "seeds"`` all
+    runs have one seed before the next begins, with ``order = "sets"`` one data set, the cheapest
+    first: however early it ends, such a sweep has something in each table.
 
     Args:
         path: a ``.toml`` file, or the name of one in ``benchmarks/paper/plans``.
@@ -125,8 +115,8 @@ def read_plan(
     """
     file, content = _read(path)
     try:
-        runs, change, content = _checked(content, file.parent)
-        jobs, absent = _all_jobs(runs, change, content, archive)
+        runs = _checked(content)
+        jobs, absent = _all_jobs(runs, content, archive)
     except (ValueError, TypeError) as error:
         raise ValueError(f"the plan {file} cannot be used: {error}") from error
     if not jobs:
@@ -143,33 +133,21 @@ def read_plan(
     return sorted(jobs, key=partial(ORDERS[content.get("order", "runs")], archive))
 
 
-def _checked(
-    content: dict[str, Any], folder: Path
-) -> tuple[list[Any], Callable[[Any], Any], dict[str, Any]]:
-    """The runs of a plan or of its base, what becomes of each, and the content of both."""
-    keys = ("base", "epochs", "seeds", "cheapest", "order")
-    change: Callable[[Any], Any] = copy
-    if "base" in content:
-        _check_keys(content, keys)
-        change, content = _of_base(content, folder)
-    _check_keys(content, (*keys, "run"))
+def _checked(content: Mapping[str, Any]) -> list[Any]:
+    """The runs of a plan."""
+    _check_keys(content, ("epochs", "seeds", "order", "run"))
     if (order := content.get("order", "runs")) not in list(ORDERS):
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, but got {order!r}")
-    if "cheapest" in content and "base" not in content:
-        raise ValueError("cheapest is for a plan with base; write it into the sets of a run")
     runs = content.get("run", [])
     if not isinstance(runs, list) or not runs:
         raise ValueError("it has no [[run]]; write one for each kind of network")
     Recipe(epochs=content.get("epochs", 1))
     _check_seeds(content.get("seeds", [0]))
-    return runs, change, content
+    return runs
 
 
 def _all_jobs(
-    runs: Sequence[Any],
-    change: Callable[[Any], Any],
-    content: Mapping[str, Any],
-    archive: Archive,
+    runs: Sequence[Any], content: Mapping[str, Any], archive: Archive
 ) -> tuple[list[Job], list[str]]:
     """The jobs of all runs, each once; and the data sets that these name and that are not there."""
     jobs: dict[tuple[str, str, int], Job] = {}
@@ -177,7 +155,7 @@ def _all_jobs(
     absent: dict[str, None] = {}
     for number, run in enumerate(runs, 1):
         try:
-            for job in _jobs(change(run), content, archive):
+            for job in _jobs(run, content, archive):
                 for key, above, here in differing(
                     options.setdefault(job.run, job.options), job.options
                 ):
@@ -211,28 +189,6 @@ def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[
     return [(name, one, other) for name, one, other in pairs if one != other]
 
 
-def _of_base(
-    content: Mapping[str, Any], folder: Path
-) -> tuple[Callable[[Any], Any], dict[str, Any]]:
-    """What a plan changes of each run of its base, and the content of both.
-
-    The base's path is from ``folder``.
-    """
-    base = content["base"]
-    if not isinstance(base, str):
-        raise ValueError(f"base must name a plan, but got {base!r}")
-    file, found = _read(folder / base if base.endswith(".toml") else base)
-    _check_keys(found, ("epochs", "seeds", "order", "run"), f"{file}: ")
-    runs = found.get("run", [])
-    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
-        raise ValueError(f"its base {file} has no [[run]] tables")
-    if "cheapest" in content:
-        check_cheapest(content["cheapest"])
-    for plan in (found, content):
-        Recipe(epochs=plan.get("epochs", 1))
-    return partial(_changed, content, found.get("epochs")), {**found, **content}
-
-
 def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
     file = Path(path).expanduser()  # make hands "~" over as it is
     if file.suffix != ".toml":
@@ -248,29 +204,6 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
         raise ValueError(f"the plan {file} cannot be read: {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"the plan {file} is not TOML: {error}") from error
-
-
-def _changed(
-    content: Mapping[str, Any], epochs: int | None, run: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """A run of another plan, which has ``epochs``, with this plan's seeds and cheapest sets.
-
-    Epochs of its own stay in proportion, as they may be what the run is about.
-    """
-    found = dict(run)
-    if "cheapest" in content and "sets" in run:
-        sets = run["sets"] if isinstance(run["sets"], dict) else {"of": run["sets"]}
-        check_cheapest(own := sets.get("cheapest", content["cheapest"]))
-        found["sets"] = {**sets, "cheapest": min(own, content["cheapest"])}
-    recipe = run.get("recipe")
-    if "epochs" in content and isinstance(recipe, dict) and "epochs" in recipe:
-        own = Recipe(epochs=recipe["epochs"]).epochs
-        found["recipe"] = {
-            **recipe, "epochs": max(1, round(own * content["epochs"] / (epochs or own)))
-        }  # fmt: skip
-    if "seeds" in content:
-        found["seeds"] = content["seeds"]
-    return found
 
 
 def _check_seeds(seeds: Any) -> None:

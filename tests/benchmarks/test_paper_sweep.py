@@ -111,16 +111,6 @@ def unreadable(job: Job, source: str, folder: Path, device: str) -> Any:
     return row | {"accuracy": float("nan")} if job.dataset == "Long" else row
 
 
-def test_names_of_data_sets_that_cannot_be_printed(
-    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_set(archive / "two\nlines.npz", 12)
-    assert main(command(plan, archive, tmp_path / "out")) == 1
-    said = r"left out: 'two\nlines': its name has characters that cannot be printed"
-    assert said in capsys.readouterr().err
-    assert len(facts(tmp_path / "out")) == 5
-
-
 def failing(job: Job, source: str, folder: Path, device: str) -> Any:
     if job.dataset == "Long":
         raise ValueError("the training loss became nan")
@@ -313,23 +303,12 @@ def test_rows_that_were_edited(
     for changes, said in (
         ({"accuracy": 42}, "accuracy"),
         ({"accuracy": float("nan")}, "accuracy"),
-        ({"accuracy": True}, "accuracy"),
         ({"machine": {"cpu": "x"}}, "machine"),
         ({"train_seconds": "1"}, "train_seconds"),
-        ({"predict_seconds": -1}, "predict_seconds"),
-        ({"epochs": 0, "n_test": 0}, "n_test"),
         ({"kernels_by_size": []}, "kernels_by_size"),
-        ({"group_weights": 3}, "group_weights"),
         ({"curve": [[1, 2]], "curve_seconds": [1.0]}, "curve"),
-        ({"options": {"model": ["DSN"]}}, "options"),
-        ({"options": {"nothing": 1}}, "options"),
-        ({"options": {"network": {"nothing": 1}}}, "options"),
         ({"options": {"recipe": {"epochs": 1}, "network": {"depth": 3}}}, "kernels_by_size .*, g"),
-        ({"kernels_by_size": [[0] * 40] * 2}, "kernels_by_size"),
-        ({"kernels_by_size": [[1] * 40, [1]]}, "kernels_by_size"),
         ({"group_weights": [[[1] * 39] * 2] * 2}, "group_weights"),
-        ({"variants": 3}, "variants"),
-        ({"run": "two\nlines"}, "run"),
         ({"options": {"model": "LITE", "pruning": [{"name": "a"}]}}, "variants"),
         ({"options": {"model": "ROCKET"}}, "draw_seconds .*, variants"),
     ):
@@ -337,10 +316,6 @@ def test_rows_that_were_edited(
         with pytest.raises(ValueError, match=f"line 1, is not a row: it has no usable .*{said}"):
             read_rows(path)
     row = json.loads(lines[0])
-    for key in ("train_seconds", "predict_seconds", "machine", "curve"):
-        path.write_text(json.dumps({k: v for k, v in row.items() if k != key}) + "\n")
-        with pytest.raises(ValueError, match=f"no usable {key}"):
-            read_rows(path)
     path.write_text(json.dumps({**row, "curve": [[1, 0.5]], "curve_seconds": []}) + "\n")
     with pytest.raises(ValueError, match="different lengths"):
         read_rows(path)
@@ -349,9 +324,6 @@ def test_rows_that_were_edited(
         read_rows(path)
     path.write_text(json.dumps({**row, "epochs": 2}) + "\n")
     with pytest.raises(ValueError, match="its epochs are 2, but its recipe says 1"):
-        read_rows(path)
-    path.write_text("[" * 100_000 + "\n")
-    with pytest.raises(ValueError, match="line 1, is not a row"):
         read_rows(path)
     path.write_text("".join([*lines, lines[0]]))
     for doubled in (["report", str(tmp_path)], words):
