@@ -126,7 +126,7 @@ def test_random_networks_of_whole_numbers_merge_to_the_bit() -> None:
 
 
 class WithInput(nn.Module):
-    """Its second layer reads the input beside the first."""
+    """Its second layer reads the input next to the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ def test_filters_without_a_pair_are_named() -> None:
 
 
 @pytest.mark.parametrize("inputs", [8192, 8193])
-def test_layers_behind_flatten_are_paired_up_to_a_width(inputs: int) -> None:
+def test_layers_after_flatten_are_paired_up_to_a_width(inputs: int) -> None:
     model = nn.Sequential(nn.Conv1d(1, inputs, 1), nn.Flatten(), nn.Linear(inputs, 2))
     channels = trace(model, (torch.zeros(1, 1, 1),))
     assert _can_be_paired(channels, channels.sets[0]) == (inputs == 8192)

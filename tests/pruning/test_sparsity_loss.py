@@ -97,22 +97,17 @@ def test_lite_counts_its_learned_filters() -> None:
 def test_inception_time_counts_each_module_after_its_addition() -> None:
     torch.manual_seed(0)
     model = sc.models.InceptionTime(2, 3, nf=4).double()
-    seen: list[Tensor] = []
-    relu = F.relu
-
     stages = published_stages(model)
     assert len(stages) == 6
     assert all((stage.weight, stage.channels) == (1, None) for stage in stages)
     found = outputs_of(copy.deepcopy(model), [stage.module for stage in stages], X)
     assert {tuple(y.shape) for y in found.values()} == {(5, 16, 12)}
     assert all((y >= 0).all() for y in found.values())  # after ReLU
-    for index, stage in ((2, "blocks.0"), (5, "blocks.1")):
-        assert stages[index].module == stage
-        seen.append(found[stage])
+    assert (stages[2].module, stages[5].module) == ("blocks.0", "blocks.1")
     # Every third is the sum with the shortcut.
-    twin = copy.deepcopy(model)
-    parts = outputs_of(twin, ["blocks.0.body", "blocks.0.shortcut"], X)
-    assert torch.equal(seen[0], relu(parts["blocks.0.body"] + parts["blocks.0.shortcut"]))
+    parts = outputs_of(copy.deepcopy(model), ["blocks.0.body", "blocks.0.shortcut"], X)
+    total = parts["blocks.0.body"] + parts["blocks.0.shortcut"]
+    assert torch.equal(found["blocks.0"], F.relu(total))
 
 
 def test_sums_of_small_types_are_not_rounded_away() -> None:

@@ -106,8 +106,8 @@ def shared() -> nn.Module:
     return model
 
 
-def computed(name: str) -> nn.Module:
-    return network(prune.l1_unstructured(nn.Conv1d(8, 8, 1), name, 2))
+def computed() -> nn.Module:
+    return network(prune.l1_unstructured(nn.Conv1d(8, 8, 1), "weight", 2))
 
 
 def returning(form: Callable[[Tensor], Any]) -> nn.Module:
@@ -127,9 +127,7 @@ def stepped(kind: type[torch.optim.Optimizer]) -> dict[str, Any]:
     (call(ratio=None), ValueError, "got neither"),
     (call(ratio=0.5, target_macs=5), ValueError, "got both"),
     (call(ratio=1), ValueError, "ratio must lie in [0, 1), since every layer keeps a filter"),
-    (call(ratio=float("nan")), ValueError, "ratio must lie in [0, 1)"),
     (call(ratio="half"), TypeError, "ratio must be a number"),
-    (call(target_macs=0), ValueError, "target_macs must be at least 1"),
     (call(target_macs=3), ValueError, "target_macs=3 is out of reach: with one filter in each"),
     (call(steps=0), ValueError, "steps must be at least 1, but got 0"),
     (call(ignore=["0", "no"]), ValueError, "ignore names 'no', but the model has no such module"),
@@ -148,7 +146,6 @@ def stepped(kind: type[torch.optim.Optimizer]) -> dict[str, Any]:
     (call(**stepped(torch.optim.LBFGS)), ValueError, "LBFGS holds parameters in its attribute"),
     (call(**stepped(torch.optim.Adafactor)), ValueError, "Adafactor keeps tensors of other shapes"),
     (call(criterion=Given(None)), ValueError, "of 8 units (channels.n_units), but gave NoneType"),
-    (call(criterion=Given(torch.rand(8, 1))), ValueError, "but gave (8, 1)"),
     (call(criterion=Given(torch.rand(8) / 0)), ValueError, "gave scores that are not finite"),
 )  # fmt: skip
 def test_arguments(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
@@ -160,17 +157,14 @@ def test_arguments(call: Callable[[], Any], error: type[Exception], fragment: st
     (call(torch.compile(network(), backend="eager")), ValueError, "prune its _orig_mod"),
     (call(network(torch.jit.script(nn.Tanh()))), ValueError, "'1' is a ScriptModule"),
     (lambda: keep_filters(nn.LazyConv1d(8, 3), X, {}), ValueError, "no shape yet; run the model"),
-    (call(computed("weight")), ValueError, "'weight' of '1' is computed from other parameters"),
-    (call(computed("bias")), ValueError, "'bias' of '1' is computed"),
+    (call(computed()), ValueError, "'weight' of '1' is computed from other parameters"),
     (
         call(network(parametrizations.weight_norm(nn.Conv1d(8, 8, 1)))),
         ValueError,
         "parametrize.remove_parametrizations), or name the layer in ignore",
     ),
     (call(Auxiliary()), ValueError, "'aux' is not called in eval mode"),
-    (lambda: keep_filters(Auxiliary(), X, {"body": [0]}), ValueError, "is not called in eval"),
     (call(network(Own(8, 8, 1))), ValueError, "a subclass, which may compute anything, in 1 (Own)"),
-    (call(nn.Sequential(Own(2, 8, 1), nn.Conv1d(8, 3, 1))), ValueError, "anything, in 0 (Own)"),
     (
         call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))),
         ValueError,
@@ -210,10 +204,8 @@ LOGITS = network()[:-1]
     (call(criterion=Jacobian((X, Y)), model=LOGITS), ValueError, "pass loss=F.cross_entropy"),
     (call(criterion=DSP(iter([]))), ValueError, "an iterator is used up after one pass"),
     (call(criterion=DSP(HOLE)), ValueError, "not finite; check the weights and the data"),
-    (call(criterion=Jacobian((HOLE, Y))), ValueError, "not finite; check"),
     (call(criterion=evolve(HOLE, Y)), ValueError, "outputs are not finite; check"),
     (call(criterion=evolve(X, Y + 1)), ValueError, "expected a class index from 0 to 2 for each"),
-    (call(criterion=evolve(X, Y[:, None])), ValueError, "expected a class index"),
     (call(criterion=evolve(X, Y / 2)), ValueError, "expected a class index"),
     (call(returning(lambda y: {"y": y}), criterion=evolve(X, Y)), ValueError, "returns dict"),
     (call(returning(lambda y: y[:, :, None]), criterion=evolve(X, Y)), ValueError, "(6, 3, 1)"),
@@ -249,12 +241,9 @@ def keep(**filters: Any) -> Callable[[], Any]:
 @table(
     (keep(no=[0]), ValueError, "filters names 'no', which is none of"),
     (keep(a=[]), ValueError, "filters of 'a' must be some of 0 to 7, but are []"),
-    (keep(a=[8]), ValueError, "some of 0 to 7"),
     (keep(b=[0]), ValueError, "[0] were asked for, but only [0, 1, 2] can stay"),
     (keep(tied=[0, 1], also=[0]), ValueError, "filters of 'tied' are tied to those of other"),
     (keep(a=[True, False]), TypeError, "(of a mask: mask.nonzero()[:, 0]), but got True"),
-    (keep(a=torch.tensor([True])), TypeError, "of a mask: mask.nonzero()[:, 0]"),
-    (keep(a=torch.tensor([0.0])), TypeError, "must be a list of ints"),
     (keep(a=[0, 1, 3, 4]), ValueError, "computes something else: the code of the model relies"),
     (keep(a=[0, 1, 2, 4, 6]), ValueError, "the pruned model does not run (RuntimeError"),
 )  # fmt: skip
