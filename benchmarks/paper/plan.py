@@ -228,7 +228,7 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     trained = settings["model"] not in list(ROCKETS)  # in epochs
     if trained and "epochs" in content and isinstance(options["recipe"], dict):
         options["recipe"] = {"epochs": content["epochs"]} | options["recipe"]
-    check_options(options)
+    _check_options(options)
     seeds = run.get("seeds", content.get("seeds", [0]))
     _check_seeds(seeds)
     jobs = [
@@ -242,7 +242,7 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     return jobs
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def _check_options(options: Mapping[str, Any]) -> None:
     """Refuse what is no job's ``options``, and what would be ignored silently.
 
     Raises:

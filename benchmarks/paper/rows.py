@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.lines import add_line, read_lines
 from benchmarks.paper import kinds
 from benchmarks.paper.archives import Archive, Shape
-from benchmarks.paper.plan import DEFAULTS, Job, check_options, differing
+from benchmarks.paper.plan import Job, differing
 from benchmarks.paper.pruned_filters import VARIANT, is_pruned_filters
 from benchmarks.paper.rocket import is_pruned_kernels
-from sparseconv.models import DSN
 
 ROWS_NAME, LOCK_NAME = "rows.jsonl", "lock"
 Key = tuple[str, str, int]  # run, data set, seed
 SIZES = tuple(field.name for field in fields(Shape))
-DSN_DEFAULTS = inspect.signature(DSN).parameters
-
-
-def _options(value: Any) -> bool:
-    if not isinstance(value, dict) or not value.keys() <= DEFAULTS.keys():
-        return False
-    try:
-        check_options(DEFAULTS | value)  # a row of an earlier version may lack some
-    except (ValueError, TypeError):
-        return False
-    return True
 
 
 def _point(value: Any) -> bool:
@@ -44,9 +29,7 @@ def _point(value: Any) -> bool:
     )
 
 
-_MATRIX = kinds.list_of(kinds.list_of(kinds.number, 1), 1)
 _MACHINE = dict.fromkeys(("cpu", "torch", "commit", "date"), kinds.text)
-_GPU = kinds.table(gpu=kinds.text)
 _CPU_SECONDS = dict.fromkeys(("train_seconds", "predict_seconds"), kinds.known_seconds)
 _LAPS = dict.fromkeys(("draw_seconds", "prepare_seconds", "transform_seconds"), kinds.seconds)
 _OF_KERNELS = {
@@ -55,7 +38,7 @@ _OF_KERNELS = {
 }  # fmt: skip
 # What a row holds at least: of another version, or of another program, it may not.
 KEYS: Mapping[str, kinds.Kind] = {
-    "run": kinds.text, "dataset": kinds.text, "seed": kinds.whole, "options": _options,
+    "run": kinds.text, "dataset": kinds.text, "seed": kinds.whole, "options": kinds.table(),
     "machine": kinds.table(**_MACHINE), "accuracy": kinds.share, **_CPU_SECONDS,
     **dict.fromkeys(SIZES, kinds.count),
 }  # fmt: skip
@@ -68,11 +51,6 @@ FILTERED: Mapping[str, kinds.Kind] = {
 }  # fmt: skip
 TRAINED: Mapping[str, kinds.Kind] = {
     **NETWORK, "curve": kinds.list_of(_point), "curve_seconds": kinds.list_of(kinds.seconds),
-}  # fmt: skip
-# What only some rows hold.
-OPTIONAL: Mapping[str, kinds.Kind] = {
-    "data": kinds.text, "flops_paper": kinds.number, "kernels_by_size": _MATRIX,
-    "group_weights": kinds.list_of(_MATRIX, 1), "picked": lambda value: value is True,
 }  # fmt: skip
 
 
@@ -125,39 +103,7 @@ def _check(row: Mapping[str, Any]) -> None:
     kinds.refuse(row, kinds.wrong(row, KEYS))
     expected = DRAWN if is_pruned_kernels(row) else TRAINED
     expected = FILTERED if is_pruned_filters(row) else expected
-    wrong = kinds.wrong(row, expected)
-    wrong += [key for key, kind in OPTIONAL.items() if key in row and not kind(row[key])]
-    wrong += ["machine"] if "gpu" in row["machine"] and not _GPU(row["machine"]) else []
-    wrong += [key for key, shape in _shapes(row).items() if not _is_of(row[key], shape)]
-    wrong += ["variants"] if expected is TRAINED and "variants" in row else []
-    kinds.refuse(row, wrong)
-    if expected is TRAINED and len(row["curve"]) != len(row["curve_seconds"]):
-        raise ValueError("its curve and curve_seconds have different lengths")
-    if (row["train_seconds"] is None) != (row["predict_seconds"] is None):
-        raise ValueError("it has only one of train_seconds and predict_seconds")
-    recipe = row["options"].get("recipe", {})
-    if "epochs" in row and row["epochs"] != recipe.get("epochs", row["epochs"]):
-        raise ValueError(f"its epochs are {row['epochs']}, but its recipe says {recipe['epochs']}")
-
-
-def _shapes(row: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shapes that a DSN's ``kernels_by_size`` and ``group_weights`` must have."""
-    if row["options"].get("model", "DSN") != "DSN":
-        return {}
-    depth, taps, groups = (
-        row["options"].get("network", {}).get(name, DSN_DEFAULTS[name].default)
-        for name in ("depth", "kernel_size", "n_groups")
-    )
-    found = {"kernels_by_size": (depth, taps + 1), "group_weights": (depth, groups, taps)}
-    return {key: shape for key, shape in found.items() if key in row}
-
-
-def _is_of(layers: Any, shape: tuple[int, ...]) -> bool:
-    try:
-        found = np.array(layers)
-    except ValueError:  # ragged
-        return False
-    return found.shape == shape and bool(found.any())
+    kinds.refuse(row, kinds.wrong(row, expected))
 
 
 class Rows:
