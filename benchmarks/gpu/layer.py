@@ -14,8 +14,9 @@ from benchmarks.gpu.target import PRECISIONS, Call, Candidate, Row, Target, tf32
 from sparseconv import KernelCSR
 from sparseconv.bench import baselines
 from sparseconv.bench.cases import Problem
-from sparseconv.bench.run import exact_results, sparse_calls
+from sparseconv.bench.run import exact_results
 from sparseconv.core.geometry import Geometry
+from sparseconv.ops.calls import KERNELS
 
 Rival = Callable[[Problem], baselines.Calls]
 
@@ -31,6 +32,18 @@ class Form(NamedTuple):
 def on(device: torch.device, problem: Problem, dtype: torch.dtype | None = None) -> Problem:
     x, values, grad = (tensor.to(device, dtype) for tensor in problem[:3])
     return problem._replace(x=x, values=values, grad=grad)
+
+
+def sparse_calls(backend: str, problem: Problem) -> baselines.Calls:
+    """The three computations by a backend's ops."""
+    x, values, grad, pattern, geometry = problem
+    fprop, dgrad, wgrad = KERNELS[backend]
+    plan = (*pattern.on(x.device), geometry.numbers)
+    return {
+        "fprop": lambda: fprop(x, values, None, *plan),
+        "dgrad": lambda: dgrad(grad, values, *plan, x.shape[2]),
+        "wgrad": lambda: wgrad(grad, x, *plan),
+    }
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
@@ -92,7 +105,7 @@ def forms(target: Target, problem: Problem) -> Iterator[Form]:
     typed = {name: on(target.device, problem, dtype) for name, (dtype, _) in PRECISIONS.items()}
     for backend in target.backends:
         for precision in ("fp32", "bf16"):
-            make = partial(sparse_calls, target.ops(backend), typed[precision])
+            make = partial(sparse_calls, backend, typed[precision])
             yield Form(f"{backend} {precision}", make)
     for precision, (_, allowed) in PRECISIONS.items():
         for name, rival in RIVALS.items():

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity
 from benchmarks.gpu import layer, step
 from benchmarks.gpu.target import PRECISIONS, Call, Candidate, Make, Target
 from sparseconv.bench.document import write_json
-from sparseconv.bench.run import COMPUTATIONS, sparse_calls
+from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.measure.machine import measurement_context
 
 Results = Iterator[dict[str, Any]]  # rows of times, and texts
@@ -58,7 +58,7 @@ def densities(target: Target, arguments: argparse.Namespace) -> Results:
                 kernel_size=taps, pattern="random",
                 density=per_kernel / taps,
             ).build())  # fmt: skip
-            calls = {name: sparse_calls(target.ops(name), problem) for name in target.backends}
+            calls = {name: layer.sparse_calls(name, problem) for name in target.backends}
             for computation in COMPUTATIONS:
                 made = {}
                 for name in target.backends:
@@ -116,8 +116,8 @@ def once(target: Target, arguments: argparse.Namespace) -> Results:
     calls = [
         call
         for backend in target.backends
-        for call in sparse_calls(
-            target.ops(backend), layer.on(target.device, target.layer(arguments.lengths[0]).build())
+        for call in layer.sparse_calls(
+            backend, layer.on(target.device, target.layer(arguments.lengths[0]).build())
         ).values()
     ]
     for call in calls:

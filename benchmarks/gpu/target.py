@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from sparseconv import available_backends
 from sparseconv.bench.cases import CASES, Case
 from sparseconv.measure import timing
-from sparseconv.ops import calls
 
 # Dense precisions: the tensors' type, and whether float32 may be rounded to TF32.
 PRECISIONS = {
@@ -90,14 +88,6 @@ class Target:
         nf, kernel_size = self.sizes[:2]
         changes = {"in_channels": nf, "out_channels": 3 * nf, "kernel_size": kernel_size}
         return Case(**(vars(CASES["dsn_evolved_L128"]) | changes | {"length": length}))
-
-    def ops(self, backend: str) -> ModuleType:
-        """fprop, dgrad and wgrad of a backend."""
-        if backend != "triton":
-            return calls
-        from sparseconv.ops import triton
-
-        return triton
 
     def clock(self) -> float:
         if self.device.type == "cuda":
