@@ -61,7 +61,7 @@ def test_a_run_is_recorded_once_and_shown(
         assert min(row["after"][way] for way in (*WAYS, "moving")) > 0.6
     text = published_networks.table(path)
     assert f"Stand-in (torch {version('torch')})" in text
-    assert "1 of 2 left dense: a Own" in text
+    assert "1 of 2 left dense: cannot be replaced; a Own" in text
     assert capsys.readouterr().out.count("Stand-in") == 2
 
 
