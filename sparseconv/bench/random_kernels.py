@@ -116,7 +116,7 @@ def _check(X: npt.NDArray[np.float32], bank: KernelBank, theirs: Any) -> None:
         # An output within rounding of 0 may count or not; and more than one does not happen.
         outputs = bank.series_length + 2 * bank.arrays["padding"]
         outputs = outputs - (bank.arrays["length"] - 1) * bank.arrays["dilation"]
-        if maxima.max() > ROUNDING or (shares * outputs[: shares.shape[1]] > 1.5).any():
+        if not maxima.max() <= ROUNDING or (shares * outputs[: shares.shape[1]] > 1.5).any():
             raise WrongResultError(f"{bank}: features differ from {name}'s by {maxima.max():.3g}")
 
 
