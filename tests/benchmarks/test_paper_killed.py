@@ -86,18 +86,22 @@ def test_stopped_from_outside(
     stop: signal.Signals, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     """By Ctrl-C or a cluster, which reach all processes: what it says, and that it goes on."""
-    words = command(undisturbed.plan, undisturbed.archive, tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.paper", *words],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    wait_for_a_checkpoint(tmp_path)
-    os.killpg(process.pid, stop)
-    _, said = process.communicate(timeout=PATIENCE)
+    for attempt in range(3):  # on a busy machine all may be trained before the signal comes
+        out = tmp_path / str(attempt)
+        words = command(undisturbed.plan, undisturbed.archive, out)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.paper", *words],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        wait_for_a_checkpoint(out)
+        os.killpg(process.pid, stop)
+        _, said = process.communicate(timeout=PATIENCE)
+        if process.returncode != 0:
+            break
     assert (process.returncode, said) == (130, "stopped; the same command goes on\n")
     assert main(words) == 0
-    assert facts(tmp_path) == undisturbed.facts
+    assert facts(out) == undisturbed.facts
 
 
 def test_a_killed_worker_costs_nothing(
