@@ -5,15 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.hooks import own_parameters
 
 Convolution = SparseConv1d | nn.Conv1d
 Weights = tuple[Tensor, Tensor | None]
 
 
 def weight_and_bias(conv: Convolution) -> Weights | None:
-    """The parameters of ``conv``; None if its weight is not one (parametrized or pruned)."""
-    weight = conv._parameters.get("values" if isinstance(conv, SparseConv1d) else "weight")
-    return None if weight is None else (weight, conv._parameters.get("bias"))
+    """Return the parameters of ``conv``; None if one of the two is not a parameter."""
+    weight = "values" if isinstance(conv, SparseConv1d) else "weight"
+    own = own_parameters(conv, weight, "bias")
+    return None if own is None else (own[0], own[1])
 
 
 def fold(conv: Convolution, norm: nn.BatchNorm1d) -> Weights | None:
@@ -36,13 +38,13 @@ def fold(conv: Convolution, norm: nn.BatchNorm1d) -> Weights | None:
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
     """
-    own = weight_and_bias(conv)
+    own, affine = weight_and_bias(conv), own_parameters(norm, "weight", "bias")
     mean, var = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
     counter = norm._buffers.get("num_batches_tracked")  # of the updates of the two others
-    if own is None or mean is None or var is None or counter is None:
+    if own is None or affine is None or mean is None or var is None or counter is None:
         return None
     weight, bias = own
-    gamma, beta = norm._parameters.get("weight"), norm._parameters.get("bias")
+    gamma, beta = affine
     per_channel = [t for t in (mean, var, gamma, beta, bias) if t is not None]
     if not all(
         type(t) in (Tensor, nn.Parameter) and (t.dtype, t.device) == (weight.dtype, weight.device)

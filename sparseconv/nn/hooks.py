@@ -1,6 +1,8 @@
-"""Whether calling a module does more than its class's ``forward``."""
+"""What may be read of a module in place of calling it: its parameters, and what hooks see."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch.nn.modules.module as torch_module
 from torch import nn
@@ -17,6 +19,17 @@ def has_own_code(module: nn.Module) -> bool:
         or "forward" in attributes
         or type(module).__call__ is not nn.Module.__call__
     )
+
+
+def own_parameters(module: nn.Module, *names: str) -> Any:
+    """Return the parameters of these names; None where one is frozen, pruned or parametrized.
+
+    Such a one is a buffer or an attribute, and to take a missing bias for none would be wrong.
+    """
+    try:
+        return [module._parameters[name] for name in names]
+    except KeyError:
+        return None
 
 
 def all_modules_are_watched() -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparseconv.functional.chain import Conv, NormRelu, Pointwise, Stage, keeps_order
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.hooks import has_own_code
+from sparseconv.nn.hooks import has_own_code, own_parameters
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.ops.backends import resolve_backend
 
@@ -58,10 +58,9 @@ class Link:
 class SparseLink(Link):
     """A ``SparseConv1d``, perhaps followed by a ReLU."""
 
-    def weights_for(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    def weights_for(self, x: Tensor) -> Any:
         """Values and bias; None where the modules have to compute."""
-        held: Any = self.modules[0]._parameters
-        return (held["values"], held["bias"]) if "values" in held and "bias" in held else None
+        return own_parameters(self.modules[0], "values", "bias")
 
     def stage(self, x: Tensor) -> Conv | None:
         conv = self.modules[0]
@@ -76,7 +75,8 @@ class SparseLink(Link):
         weights = self.weights_for(x)
         if weights is None:
             return None
-        return Conv(*weights, conv.pattern, geometry, type(self.modules[-1]) is nn.ReLU)
+        values, bias = weights
+        return Conv(values, bias, conv.pattern, geometry, type(self.modules[-1]) is nn.ReLU)
 
 
 class PointwiseLink(Link):
@@ -84,16 +84,10 @@ class PointwiseLink(Link):
 
     def stage(self, x: Tensor) -> Pointwise | None:
         conv = self.modules[-1]
-        held = conv._parameters
-        # A parametrized one is not among the parameters.
-        if (
-            self.is_watched()
-            or not is_pointwise(conv)
-            or "weight" not in held
-            or "bias" not in held
-        ):
+        weights = own_parameters(conv, "weight", "bias")
+        if weights is None or self.is_watched() or not is_pointwise(conv):
             return None
-        return Pointwise(held["weight"], held["bias"])
+        return Pointwise(*weights)
 
 
 class PooledLink(PointwiseLink):
@@ -119,22 +113,24 @@ class NormLink(Link):
     def stage(self, x: Tensor) -> NormRelu | None:
         norm = self.modules[0]
         training, eps, momentum = bool(norm.training), norm.eps, norm.momentum
+        own = own_parameters(norm, "weight", "bias")
         if (
-            self.is_watched()
+            own is None
+            or self.is_watched()
             or not isinstance(eps, float)
             or not (momentum is None or isinstance(momentum, float))
         ):
             return None
         try:
-            weight, bias = (norm._parameters[name] for name in ("weight", "bias"))
             kept = [norm._buffers[name] for name in _STATISTICS]
-        except KeyError:  # parametrized
+        except KeyError:
             return None
         mean, var, counter = kept
         if not training and (mean is None or torch.is_grad_enabled()):
             return None
         if training and not norm.track_running_stats:
             mean = var = counter = None
+        weight, bias = own
         return NormRelu(weight, bias, mean, var, momentum, eps, training, counter)
 
 

@@ -41,6 +41,14 @@ def hooked() -> nn.Module:
     return nn.Sequential(conv(), norm)
 
 
+def frozen(layer: int, name: str) -> nn.Module:
+    """A parameter is a buffer, as in networks that are never trained again."""
+    model = nn.Sequential(conv(bias=True), nn.BatchNorm1d(4))
+    delattr(model[layer], name)
+    model[layer].register_buffer(name, torch.tensor([3.0, -1.0, 0.5, 2.0]))
+    return model
+
+
 def not_finite() -> nn.Module:
     model = nn.Sequential(conv(), nn.BatchNorm1d(4))
     model[1].running_var.fill_(-1)
@@ -56,6 +64,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "not adjacent": lambda: nn.Sequential(conv(), nn.Tanh(), nn.BatchNorm1d(4)),
     "other activation": lambda: nn.Sequential(conv(), nn.GELU()),
     "subclass of the layer": lambda: nn.Sequential(Doubled(4, 4, 3), nn.BatchNorm1d(4)),
+    "frozen bias": lambda: frozen(0, "bias"),
+    "frozen scale": lambda: frozen(1, "weight"),
+    "frozen shift": lambda: frozen(1, "bias"),
     "always in training": lambda: nn.Sequential(conv(), AlwaysTraining(4)),
     "hook after the norm": hooked,
     "folded weights not finite": not_finite,
