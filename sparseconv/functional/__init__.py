@@ -1,7 +1,8 @@
 """Sparse convolution as functions: the checks, the choice of a backend and the gradients."""
 
 from sparseconv.core.geometry import DTYPES, PADDING_MODES, Geometry, resolve_padding
-from sparseconv.functional.conv import DtypeError, sparse_conv1d
+from sparseconv.functional.conv import sparse_conv1d
+from sparseconv.ops.checks import DtypeError
 
 __all__ = [
     "DTYPES",

@@ -12,8 +12,8 @@ from torch._C import _is_tracing
 from torch.compiler import is_compiling
 
 from sparseconv import reference
-from sparseconv.core.checks import ArgumentError, flag
-from sparseconv.core.geometry import DTYPES, Geometry, Padding
+from sparseconv.core.checks import flag
+from sparseconv.core.geometry import Geometry, Padding
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.functional.bilinear import (
     Differentiable,
@@ -25,14 +25,11 @@ from sparseconv.functional.bilinear import (
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension, resolve_backend
 from sparseconv.ops.calls import KERNELS, bias_grad
+from sparseconv.ops.checks import check, refuse_types
 from sparseconv.ops.flops import teach_counters
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-class DtypeError(TypeError, RuntimeError):
-    """A dtype that does not fit, of which ``F.conv1d`` makes a RuntimeError."""
 
 
 def sparse_conv1d(
@@ -114,7 +111,7 @@ def sparse_conv1d_resolved(
         and isinstance(values, Tensor)
         and (bias is None or isinstance(bias, Tensor))
     ):
-        _refuse_types(input, values, bias)
+        refuse_types(input, values, bias)
     device = input.device
     if not is_compiling() and resolve_backend(backend, device) == "cpp" and extension is not None:
         plain: Tensor | None = extension.plain_conv(
@@ -125,10 +122,11 @@ def sparse_conv1d_resolved(
     # The check for any device is first: it takes a third of the time.
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type):
         input, values, bias = as_autocast(input, values, bias)
-    check(input, values, pattern, bias, geometry)
-    x = input if input.dim() == 3 else input.unsqueeze(0)
+    x = input.unsqueeze(0) if input.dim() == 2 else input
     pays = device.type == "cuda" and gpu_plans.cuda_pays(x.dtype, pattern.nnz, geometry)
     name = "reference" if _leaves_torch() else resolve_backend(backend, device, pays)
+    if name == "reference" or not is_compiling():  # else torch asks the op for its shape
+        check(input, values, pattern.nnz, bias, geometry)
     if name == "reference":
         y = reference.conv1d_dense(x, values, pattern, bias, *geometry[1:])
         y = y.relu() if relu else y
@@ -176,78 +174,6 @@ def as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
         else t.to(torch.get_autocast_dtype(t.device.type))
         for t in tensors
     )
-
-
-def check(
-    input: Tensor, values: Tensor, pattern: KernelCSR, bias: Tensor | None, geometry: Geometry
-) -> None:
-    """Refuse what the kernels cannot compute, in F.conv1d's words where it has them."""
-    dtype, device = input.dtype, input.device
-    if not (
-        dtype in DTYPES
-        and input.layout is torch.strided
-        and values.layout is torch.strided
-        and values.dtype is dtype
-        and values.device == device
-        and (bias is None or (bias.dtype is dtype and bias.device == device))
-    ):
-        _refuse_types(input, values, bias)
-    (out_channels, group_channels, _), _, _, _, groups, _ = geometry
-    size = input.shape
-    if len(size) not in (2, 3) or size[-1] == 0:
-        raise ArgumentError(
-            "Expected 2D (unbatched) or 3D (batched) input to sparse_conv1d with optional 0 dim "
-            f"batch size, but got input of size: {list(size)}"
-        )
-    if size[-2] != group_channels * groups:
-        raise ArgumentError(
-            f"Given groups={groups}, weight of size {list(geometry.shape)}, expected "
-            f"input{list(size)} to have {group_channels * groups} channels, but got "
-            f"{size[-2]} channels instead"
-        )
-    if values.shape != (pattern.nnz,):
-        raise ArgumentError(
-            f"values must have shape ({pattern.nnz},), one value for each active weight of the "
-            f"pattern, but got {list(values.shape)}"
-        )
-    if bias is not None and bias.shape != (out_channels,):
-        raise ArgumentError(
-            f"Given weight of size {list(geometry.shape)}, expected bias to be 1-dimensional "
-            f"with {out_channels} elements, but got bias of size {list(bias.shape)} instead"
-        )
-    geometry.check_length(size[-1])
-
-
-_FX = (
-    "; torch.fx.symbolic_trace cannot look into a SparseConv1d: use a torch.fx.Tracer whose "
-    "is_leaf_module(module, name) is True for it, or torch.export"
-)
-
-
-def _refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
-    for name, tensor in (("input", input), ("values", values), ("bias", bias)):
-        if tensor is None and name == "bias":
-            continue
-        if not isinstance(tensor, Tensor):
-            kind = type(tensor)
-            traced = kind.__module__.startswith("torch.fx")
-            raise TypeError(
-                f"{name} must be a Tensor, but got {kind.__name__}" + (_FX if traced else "")
-            )
-        if tensor.layout != torch.strided:
-            raise TypeError(
-                f"{name} must be a dense tensor, but got {tensor.layout}; convert it by .to_dense()"
-            )
-        if tensor.dtype != input.dtype:
-            raise DtypeError(
-                f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"
-            )
-        if tensor.device != input.device:
-            raise ArgumentError(
-                f"Expected all tensors to be on the same device, but input is on {input.device} "
-                f"and {name} on {tensor.device}; move one with .to()"
-            )
-    raise DtypeError(f"input must have one of the dtypes {DTYPES}, but got {input.dtype}")
 
 
 # The operation is bilinear in (input, values): that is what makes every order of differentiation

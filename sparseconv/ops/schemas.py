@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sparseconv.core.geometry import output_length
+from sparseconv.core.geometry import Geometry, output_length
 from sparseconv.ops.backends import resolve_backend
+from sparseconv.ops.checks import check
 
 Fake = TypeVar("Fake", bound=Callable[..., Any])
 # Of a pattern an op takes its two index tensors, on the device of the others. The kernels read a
@@ -108,6 +109,7 @@ def _fake_fprop(
     geometry: Sequence[int],
     relu: bool = False,
 ) -> Tensor:
+    check(input, values, col_indices.shape[0], bias, Geometry.from_numbers(geometry))
     length = output_length_of(geometry, input.shape[2])
     return input.new_empty((input.shape[0], geometry[0], length))
 

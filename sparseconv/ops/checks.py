@@ -1,0 +1,84 @@
+"""What the ops refuse: the words of an error about the tensors of a convolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparseconv.core.checks import ArgumentError
+from sparseconv.core.geometry import DTYPES, Geometry
+
+
+class DtypeError(TypeError, RuntimeError):
+    """A dtype that does not fit, of which ``F.conv1d`` makes a RuntimeError."""
+
+
+def check(input: Tensor, values: Tensor, nnz: int, bias: Tensor | None, geometry: Geometry) -> None:
+    """Refuse what the kernels cannot compute, in F.conv1d's words where it has them."""
+    dtype, device = input.dtype, input.device
+    if not (
+        dtype in DTYPES
+        and input.layout is torch.strided
+        and values.layout is torch.strided
+        and values.dtype is dtype
+        and values.device == device
+        and (bias is None or (bias.dtype is dtype and bias.device == device))
+    ):
+        refuse_types(input, values, bias)
+    (out_channels, group_channels, _), _, _, _, groups, _ = geometry
+    size = input.shape
+    if len(size) not in (2, 3) or size[-1] == 0:
+        raise ArgumentError(
+            "Expected 2D (unbatched) or 3D (batched) input to sparse_conv1d with optional 0 dim "
+            f"batch size, but got input of size: {list(size)}"
+        )
+    if size[-2] != group_channels * groups:
+        raise ArgumentError(
+            f"Given groups={groups}, weight of size {list(geometry.shape)}, expected "
+            f"input{list(size)} to have {group_channels * groups} channels, but got "
+            f"{size[-2]} channels instead"
+        )
+    if values.shape != (nnz,):
+        raise ArgumentError(
+            f"values must have shape ({nnz},), one value for each active weight of the "
+            f"pattern, but got {list(values.shape)}"
+        )
+    if bias is not None and bias.shape != (out_channels,):
+        raise ArgumentError(
+            f"Given weight of size {list(geometry.shape)}, expected bias to be 1-dimensional "
+            f"with {out_channels} elements, but got bias of size {list(bias.shape)} instead"
+        )
+    geometry.check_length(size[-1])
+
+
+_FX = (
+    "; torch.fx.symbolic_trace cannot look into a SparseConv1d: use a torch.fx.Tracer whose "
+    "is_leaf_module(module, name) is True for it, or torch.export"
+)
+
+
+def refuse_types(input: Tensor, values: Tensor, bias: Tensor | None) -> None:
+    """Raise the error of the first tensor that no kernel takes."""
+    for name, tensor in (("input", input), ("values", values), ("bias", bias)):
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, Tensor):
+            kind = type(tensor)
+            traced = kind.__module__.startswith("torch.fx")
+            raise TypeError(
+                f"{name} must be a Tensor, but got {kind.__name__}" + (_FX if traced else "")
+            )
+        if tensor.layout != torch.strided:
+            raise TypeError(
+                f"{name} must be a dense tensor, but got {tensor.layout}; convert it by .to_dense()"
+            )
+        if tensor.dtype != input.dtype:
+            raise DtypeError(
+                f"Input type ({input.dtype}) and {name} type ({tensor.dtype}) should be the same"
+            )
+        if tensor.device != input.device:
+            raise ArgumentError(
+                f"Expected all tensors to be on the same device, but input is on {input.device} "
+                f"and {name} on {tensor.device}; move one with .to()"
+            )
+    raise DtypeError(f"input must have one of the dtypes {DTYPES}, but got {input.dtype}")
