@@ -9,8 +9,9 @@ process happens to be in memory can cost some per cent, and among a dozen compar
 is unlucky.
 
 Compared are fprop, dgrad and wgrad of four layers, a call of a tiny layer with and without
-gradients, and a training step of the Dynamic Sparse Network at each length of --steps. --cases FILE
-compares your own layers instead of these: a JSON list with an object for each, such as ::
+gradients and compiled by torch.compile, and a training step of the Dynamic Sparse Network at each
+length of --steps. --cases FILE compares your own layers instead of these: a JSON list with an
+object for each, such as ::
 
     [{"name": "mine", "in_channels": 64, "out_channels": 64, "kernel_size": 15, "length": 500,
       "density": 0.1, "n": 8, "padding": "same"}]

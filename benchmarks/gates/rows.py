@@ -50,7 +50,8 @@ def layer(case: Case) -> Row:
             for result in results.values():
                 check_bounds({"fprop": result}, problem)
 
-        return Row(case.name, "call", data, ("forward", "forward, recording gradients"), check)
+        calls = ("forward", "forward, recording gradients", "forward, compiled")
+        return Row(case.name, "call", data, calls, check)
 
     computations = ("fprop", "dgrad", "wgrad")
     return Row(case.name, "layer", data, computations, lambda found: check_bounds(found, problem))

@@ -50,11 +50,17 @@ def call(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[st
     )
     module.load_state_dict({**module.state_dict(), "values": values})
 
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return module(x)
+    compiled = torch.compile(module)
 
-    return {"forward": forward, "forward, recording gradients": lambda: module(x)}
+    def forward(call: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.no_grad():
+            return call(x)
+
+    return {
+        "forward": lambda: forward(module),
+        "forward, recording gradients": lambda: module(x),
+        "forward, compiled": lambda: forward(compiled),
+    }
 
 
 def step(network: dict[str, Any], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Calls:
