@@ -44,7 +44,7 @@ from sparseconv.bench.document import rounded, write_json
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, interleave, median_with_ci
-from sparseconv.nn.replacement import deepcopy_model
+from sparseconv.nn.modules import deepcopy_model
 
 RESULTS = Path(__file__).parent / "results" / "published_networks.json"
 PRUNED = 0.9

@@ -29,7 +29,7 @@ from benchmarks.paper.training import (
 from benchmarks.paper.variants import variant_name
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
-from sparseconv.nn.replacement import deepcopy_model
+from sparseconv.nn.modules import deepcopy_model
 from sparseconv.pruning import (
     InstanceSparsity,
     keep_filters,

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from sparseconv.core.geometry import DTYPES
 from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import (
+from sparseconv.nn.modules import (
     check_module,
     check_not_compiled,
     held_outside,

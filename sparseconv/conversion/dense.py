@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import check_module, deepcopy_model, hooks_of, replace
+from sparseconv.nn.modules import check_module, deepcopy_model, hooks_of, replace
 
 
 @torch.inference_mode(False)

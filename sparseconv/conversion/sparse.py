@@ -22,7 +22,7 @@ from sparseconv.core.checks import flag, number
 from sparseconv.measure import machine
 from sparseconv.measure.records import BeforeAfter, Verdict
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import deepcopy_model, replace
+from sparseconv.nn.modules import deepcopy_model, replace
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
     capture,

@@ -29,7 +29,7 @@ from sparseconv.dst.update import (
 from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import new_probe
-from sparseconv.nn.replacement import check_module
+from sparseconv.nn.modules import check_module
 from sparseconv.nn.rewiring import check_movable
 
 _HINT = (

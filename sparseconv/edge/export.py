@@ -20,7 +20,7 @@ from sparseconv.edge.layers import Array, Network, scores_and_bound
 from sparseconv.edge.lowering import lower
 from sparseconv.edge.quantize import IntegerNetwork, quantize
 from sparseconv.edge.storage import numbers_text
-from sparseconv.nn.replacement import check_module, deepcopy_model
+from sparseconv.nn.modules import check_module, deepcopy_model
 
 WEIGHTS = ("float32", "int8")
 KNOWN = 3  # series of the self-test

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 from sparseconv.inference.spans import FOLDED, FoldedLink, FrozenPointwise
 from sparseconv.nn.block import Block, FusedSequential, Plan, Planned, leaves
 from sparseconv.nn.links import LINKS
-from sparseconv.nn.replacement import check_module, deepcopy_model
+from sparseconv.nn.modules import check_module, deepcopy_model
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from sparseconv.measure.peaks import measure
 from sparseconv.measure.records import INFERENCE
 from sparseconv.measure.timing import milliseconds, ratio
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import check_module, deepcopy_model
+from sparseconv.nn.modules import check_module, deepcopy_model
 from sparseconv.ops.backends import extension
 from sparseconv.profiling.result import ModelTime, Profile
 from sparseconv.profiling.stopwatch import (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sparseconv.core.checks import count, integer, number
-from sparseconv.nn.replacement import check_not_compiled, owners_of
+from sparseconv.nn.modules import check_not_compiled, owners_of
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import has_pairs

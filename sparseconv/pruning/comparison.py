@@ -17,7 +17,7 @@ from sparseconv.measure.records import (
     Counts,
     where,
 )
-from sparseconv.nn.replacement import deepcopy_model
+from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import (
     Passes,
     Stopwatch,

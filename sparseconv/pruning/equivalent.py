@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseconv.nn.replacement import check_module, deepcopy_model, replace
+from sparseconv.nn.modules import check_module, deepcopy_model, replace
 from sparseconv.pruning.channels import Channels, Layer, UnitSet, kept_channels
 from sparseconv.pruning.surgery import remove, shorten
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, number
 from sparseconv.measure.records import Counts
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import (
+from sparseconv.nn.modules import (
     check_module,
     check_not_compiled,
     deepcopy_model,

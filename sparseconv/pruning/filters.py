@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count
-from sparseconv.nn.replacement import check_module, deepcopy_model
+from sparseconv.nn.modules import check_module, deepcopy_model
 from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.checks import (
     check_scores,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.measure.records import INFERENCE, Change, Counts, count_cells
-from sparseconv.nn.replacement import deepcopy_model
+from sparseconv.nn.modules import deepcopy_model
 from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.comparison import SmallerNetwork
 from sparseconv.pruning.equivalent import merge

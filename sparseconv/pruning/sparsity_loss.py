@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparseconv.core.checks import number
 from sparseconv.models import LITE, InceptionTime
 from sparseconv.models.classifier import Residual
-from sparseconv.nn.replacement import check_module
+from sparseconv.nn.modules import check_module
 
 PUBLISHED_WEIGHT, PUBLISHED_BATCH = 2e-5, 64  # for LITE; none is public for other networks
 

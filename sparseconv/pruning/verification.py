@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.replacement import deepcopy_model
+from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.channels import Channels, Layer, kept_channels
 from sparseconv.pruning.data import evaluating

@@ -18,7 +18,7 @@ from sparseconv.core.files import check_writable, partial_files
 from sparseconv.core.folders import claimed
 from sparseconv.dst import DSTScheduler
 from sparseconv.measure.memory import retain_freed_memory
-from sparseconv.nn.replacement import check_module
+from sparseconv.nn.modules import check_module
 from sparseconv.training import checkpoint
 from sparseconv.training.checkpoint import CheckpointError
 from sparseconv.training.data import checked_data

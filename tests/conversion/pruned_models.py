@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils import prune
 
-from sparseconv.nn.replacement import deepcopy_model
+from sparseconv.nn.modules import deepcopy_model
 
 KINDS = ("prune", "twice", "ao", "zeros", "masks")
 

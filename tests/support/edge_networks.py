@@ -13,7 +13,7 @@ import sparseconv as sc
 from sparseconv import SparseConv1d, models
 from sparseconv.edge.layers import Array, scores_and_bound
 from sparseconv.edge.lowering import lower
-from sparseconv.nn.replacement import deepcopy_model
+from sparseconv.nn.modules import deepcopy_model
 
 CHANNELS, LENGTH = 3, 22
 

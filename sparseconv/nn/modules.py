@@ -1,4 +1,4 @@
-"""Copy a model, and put another layer wherever one is used."""
+"""Walk, copy and change any ``nn.Module``: names, hooks, one layer in place of another."""
 
 from __future__ import annotations
 
