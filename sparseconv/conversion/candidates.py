@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from sparseconv.core.geometry import DTYPES
@@ -27,144 +26,128 @@ class ObstacleError(Exception):
     """Why a layer cannot be replaced."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
     """An ``nn.Conv1d`` and what may take its place."""
 
     path: str  # "" for the model itself
     conv: nn.Conv1d
-    given: Tensor | None = None  # its mask among those that convert was given
+    named: bool = False  # in ``layers``
+    given: Tensor | None = None  # its mask, of ``masks``
     sparse: SparseConv1d | None = None  # None where there is an obstacle
-    hooked: bool = False  # its weight's gradient has hooks, for example of hand-made masking
     verdict: Verdict = Verdict.OBSTACLE
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # the obstacle, or what a sparse layer loses
     times: LayerTimes | None = None
 
     @property
     def name(self) -> str:
         return self.path or type(self.conv).__name__
 
-    def wanted(self, selected: Collection[nn.Module] | None, unpruned: bool) -> bool:
-        """Return whether to measure this layer."""
-        if self.sparse is None:
-            return False
-        if selected is None:
-            return unpruned or self.sparse.pattern.density < 1
-        return self.conv in selected
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the weight, ``(C_out, C_in // groups, K)``."""
+        conv = self.conv
+        return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
 
-    def record(self) -> LayerTimes:
+    def record(self, notes: Sequence[str]) -> LayerTimes:
         """Make the record of what became of the layer."""
-        pattern = None if self.sparse is None else self.sparse.pattern
-        unmeasured = LayerTimes(
-            name=self.name,
-            weight_shape=weight_shape(self.conv),
-            nnz=None if pattern is None else pattern.nnz,
-            density=None if pattern is None else pattern.density,
-        )
-        return replace(
-            self.times or unmeasured,
-            sparse=self.verdict.converts,
-            verdict=self.verdict,
-            notes=self.notes,
-        )
-
-
-def weight_shape(conv: nn.Conv1d) -> tuple[int, ...]:
-    return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
-
-
-def convolutions(model: nn.Module) -> dict[str, nn.Conv1d]:
-    """Return every ``nn.Conv1d`` by its name; a shared one by each of its names."""
-    check_module(model)
-    check_not_compiled(model, "convert")
-    every = model.named_modules(remove_duplicate=False)
-    convs = {name: module for name, module in every if isinstance(module, nn.Conv1d)}
-    if not convs:
-        raise ValueError(f"{type(model).__name__} holds no nn.Conv1d, so there is none to convert")
-    return convs
-
-
-def _find(convs: Mapping[str, nn.Conv1d], name: str, what: str) -> nn.Conv1d:
-    if name not in convs:
-        raise ValueError(
-            f"{what} must hold names of nn.Conv1d layers, of {sorted(convs)}, but got {name!r}"
-        )
-    return convs[name]
-
-
-def selected_layers(convs: Mapping[str, nn.Conv1d], layers: Iterable[str]) -> set[nn.Module]:
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be several names, but got the str {layers!r}; use a list")
-    return {_find(convs, name, "layers") for name in layers}
-
-
-def checked_masks(
-    convs: Mapping[str, nn.Conv1d], masks: Mapping[str, Tensor]
-) -> dict[nn.Module, Tensor]:
-    found: dict[nn.Module, Tensor] = {}
-    for name, mask in masks.items():
-        layer = name if name in convs else name.removesuffix("weight").removesuffix(".")
-        conv = _find(convs, layer, "masks")
-        mask = torch.as_tensor(mask)
-        if mask.shape != weight_shape(conv):
-            raise ValueError(
-                f"the mask of {name!r} must have the weight's shape {weight_shape(conv)}, but has "
-                f"{tuple(mask.shape)}"
-            )
-        if not ((mask == 0) | (mask == 1)).all():
-            raise ValueError(f"the mask of {name!r} must hold bools, or zeros and ones only")
-        found[conv] = mask != 0
-    return found
+        nnz, density = None, None
+        if self.sparse is not None:
+            nnz, density = self.sparse.pattern.nnz, self.sparse.pattern.density
+        found = self.times or LayerTimes(self.name, self.shape, nnz, density)
+        sparse = self.verdict.converts
+        return replace(found, sparse=sparse, verdict=self.verdict, notes=tuple(notes))
 
 
 def find_candidates(
-    model: nn.Module, masks: Mapping[nn.Module, Tensor], selected: Collection[nn.Module]
+    model: nn.Module, masks: Mapping[str, Tensor], layers: Iterable[str]
 ) -> list[Candidate]:
-    """Return every ``nn.Conv1d`` once, with its sparse layer or the reason why it has none."""
-    outside = dict(held_outside(model))
-    owners = owners_of(model)
-    candidates = []
-    for name, conv in model.named_modules():
-        if not isinstance(conv, nn.Conv1d):
-            continue
-        candidate = Candidate(name, conv, masks.get(conv))
-        candidates.append(candidate)
+    """Return every ``nn.Conv1d`` once, with its sparse layer or the reason why it has none.
+
+    Args:
+        model: it does not change.
+        masks, layers: as given to ``convert``; a layer with several names may have any of them.
+
+    Raises:
+        TypeError, ValueError: as ``convert``.
+    """
+    check_module(model)
+    check_not_compiled(model, "convert")
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be several names, but got the str {layers!r}; use a list")
+    found: dict[nn.Module, Candidate] = {}
+    by_name: dict[str, Candidate] = {}
+    for name, conv in model.named_modules(remove_duplicate=False):
+        if isinstance(conv, nn.Conv1d):
+            by_name[name] = found.setdefault(conv, Candidate(name, conv))
+    if not found:
+        raise ValueError(f"{type(model).__name__} holds no nn.Conv1d, so there is none to convert")
+    for name in layers:
+        _find(by_name, name, "layers").named = True
+    for name, mask in masks.items():
+        layer = name if name in by_name else name.removesuffix("weight").removesuffix(".")
+        candidate = _find(by_name, layer, "masks")
+        candidate.given = _checked_mask(name, mask, candidate.shape)
+    outside, owners = dict(held_outside(model)), owners_of(model)
+    for candidate in found.values():
         try:
-            if any(p is not None and is_lazy(p) for p in conv._parameters.values()):
-                raise ObstacleError("it was never run, so its weight has no shape yet")
-            if conv in outside:
-                raise ObstacleError(f"{outside[conv]} holds it too, where nothing can replace it")
-            weight, mask = _pruning(conv, candidate.given)
-            own = (name, f"{name}.parametrizations.weight".removeprefix("."))
-            others = [f"{owner!r}" for owner in owners[id(weight)] if owner not in own]
-            if others:
-                raise ObstacleError(f"it shares its weight with {', '.join(others)}")
+            candidate.sparse = _sparse(candidate, outside, owners)
         except ObstacleError as obstacle:
-            candidate.notes = (str(obstacle),)
-            if conv in selected or conv in masks:
+            if candidate.named or candidate.given is not None:
+                name = candidate.path
                 raise ValueError(f"layer {name!r} cannot be converted: {obstacle}") from None
-            continue
-        candidate.hooked = bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
-        candidate.sparse = SparseConv1d.from_dense(conv, masks.get(conv, mask))
-    return candidates
+            candidate.notes = (str(obstacle),)
+    return list(found.values())
 
 
-def set_inactive_to_zero(conv: nn.Conv1d, mask: Tensor) -> None:
-    """Set the weights outside of a mask to 0, of a layer that could be replaced."""
-    weight, _ = _pruning(conv, mask)
-    with torch.inference_mode(weight.is_inference()), torch.no_grad():
-        weight.masked_fill_(~mask.to(weight.device), 0)
+def _find(candidates: Mapping[str, Candidate], name: str, what: str) -> Candidate:
+    if name not in candidates:
+        raise ValueError(
+            f"{what} must hold names of nn.Conv1d layers, of {sorted(candidates)}, but got {name!r}"
+        )
+    return candidates[name]
 
 
-def _pruning(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the parameter of the weight, and its mask (None: its zeros) where none is given."""
+def _checked_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    mask = torch.as_tensor(mask)
+    if mask.shape != shape:
+        raise ValueError(
+            f"the mask of {name!r} must have the weight's shape {shape}, but has "
+            f"{tuple(mask.shape)}"
+        )
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"the mask of {name!r} must hold bools, or zeros and ones only")
+    return mask != 0
+
+
+def _sparse(
+    candidate: Candidate, outside: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
+) -> SparseConv1d:
+    """Make the sparse layer of a candidate."""
+    conv, path = candidate.conv, candidate.path
+    weight, mask = weight_and_mask(conv, candidate.given)
+    if conv in outside:
+        raise ObstacleError(f"{outside[conv]} holds it too, where nothing can replace it")
+    own = (path, f"{path}.parametrizations.weight".removeprefix("."))
+    if others := [f"{owner!r}" for owner in owners[id(weight)] if owner not in own]:
+        raise ObstacleError(f"it shares its weight with {', '.join(others)}")
+    if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # of masking by hand
+        candidate.notes = ("the hooks on its weight's gradient are lost",)
+    return SparseConv1d.from_dense(conv, mask if candidate.given is None else candidate.given)
+
+
+def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the parameter of the weight, and the mask of pruning (None: its zeros).
+
+    Raises:
+        ObstacleError: the layer computes something else than an ``nn.Conv1d`` of that parameter.
+    """
     kind = type_before_parametrizations(conv)
     if kind is not nn.Conv1d:
         raise ObstacleError(f"a {kind.__name__} may compute something else than nn.Conv1d")
     weight: Tensor | None = conv._parameters.get("weight")
     mask: Tensor | None = None
     computed: list[nn.Module] = []
-    bias_is_own = "bias" in conv._parameters
     if "parametrizations" in conv._modules:
         parametrizations: Any = conv.parametrizations
         computed = [p for found in parametrizations.values() for p in found]
@@ -172,18 +155,15 @@ def _pruning(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | No
             weight = parametrizations["weight"].original
             masks: list[Tensor] = [p.mask for p in computed]  # type: ignore[misc]
             mask = torch.stack([m != 0 for m in masks]).all(dim=0)
-    elif (
-        "weight_orig" in conv._parameters and (kept := conv._buffers.get("weight_mask")) is not None
-    ):
-        weight, mask = conv._parameters["weight_orig"], kept.bool()
+    elif "weight_orig" in conv._parameters and "weight_mask" in conv._buffers:
+        weight, mask = conv._parameters["weight_orig"], conv.get_buffer("weight_mask").bool()
     elif hasattr(conv, "weight_mask") and given is None:
         raise ObstacleError(
             "it has a weight_mask, but no weight_orig: whether the model applies it cannot be "
             "seen; pass it in masks, or delete it"
         )
-    if weight is None or not bias_is_own:
-        names = {type(p).__name__ for p in computed}
-        names |= {type(hook).__name__ for hook in conv._forward_pre_hooks.values()}
+    if weight is None or "bias" not in conv._parameters:
+        names = {type(p).__name__ for p in [*computed, *conv._forward_pre_hooks.values()]}
         raise ObstacleError(
             f"its {'weight' if weight is None else 'bias'} is computed ({', '.join(sorted(names))})"
             "; make it a plain parameter first"
@@ -192,8 +172,6 @@ def _pruning(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tensor | No
         raise ObstacleError(f"it has {', '.join(added)}, which would be lost")
     if weight.dtype not in DTYPES:
         raise ObstacleError(f"{weight.dtype} is not supported")
-    if weight.is_meta:
-        raise ObstacleError("its weight holds no data, on the meta device")
     return weight, mask
 
 

@@ -56,24 +56,5 @@ def to_dense(model: nn.Module) -> nn.Module:
             )
         if hooks_of(layer):
             raise ValueError(f"layer {name!r} has hooks, which would be lost; remove them first")
-        successors[layer] = _dense_twin(layer)
+        successors[layer] = layer.to_dense()
     return replace(twin, successors)
-
-
-_PADDINGS = {
-    "zeros": nn.ZeroPad1d,
-    "replicate": nn.ReplicationPad1d,
-    "reflect": nn.ReflectionPad1d,
-    "circular": nn.CircularPad1d,
-}
-
-
-def _dense_twin(layer: SparseConv1d) -> nn.Module:
-    left, right = layer.resolved_padding
-    if left == right or isinstance(layer.padding, str):
-        return layer.to_dense()
-    padding, mode = layer.padding, layer.padding_mode
-    layer.padding, layer.padding_mode = (0,), "zeros"
-    conv = layer.to_dense()
-    layer.padding, layer.padding_mode = padding, mode
-    return nn.Sequential(_PADDINGS[mode]((left, right)), conv).train(layer.training)

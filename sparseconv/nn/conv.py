@@ -29,6 +29,12 @@ _NO_WEIGHT = (
     "SparseConv1d has no 'weight', only 'values', the active weights in the pattern's CSR order; "
     "dense_weight() returns a dense copy, set_pattern(pattern, values) writes"
 )
+_PADDINGS = {
+    "zeros": nn.ZeroPad1d,
+    "replicate": nn.ReplicationPad1d,
+    "reflect": nn.ReflectionPad1d,
+    "circular": nn.CircularPad1d,
+}
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
@@ -244,31 +250,31 @@ class SparseConv1d(PatternedModule):
         return layer.train(conv.training)
 
     @torch.no_grad()
-    def to_dense(self) -> nn.Conv1d:
+    def to_dense(self) -> nn.Module:
         """Copy the layer into an ``nn.Conv1d`` that computes the same function.
 
-        Raises:
-            NotImplementedError: the padding differs left and right, which ``nn.Conv1d`` cannot do.
+        Where the padding differs left and right, which ``nn.Conv1d`` cannot, it comes after
+        torch's padding layer in an ``nn.Sequential``.
 
         Example:
             >>> SparseConv1d(2, 3, 5, padding=2).to_dense()
             Conv1d(2, 3, kernel_size=(5,), stride=(1,), padding=(2,))
         """
-        left, right = self.resolved_padding
-        if left != right and not isinstance(self.padding, str):
-            raise NotImplementedError(
-                f"nn.Conv1d cannot pad {left} samples left and {right} right; "
-                "sparseconv.to_dense(layer) puts torch's padding layer before it"
-            )
-        padding = self.padding if isinstance(self.padding, str) else left
         options = shared_options(self) | {"device": "meta", "dtype": self.values.dtype}
-        conv = nn.Conv1d(**options, padding=padding).to_empty(device=self.values.device)
+        left, right = self.resolved_padding
+        apart = left != right and not isinstance(self.padding, str)
+        if apart:
+            options |= {"padding": 0, "padding_mode": "zeros"}
+        else:
+            options["padding"] = self.padding if isinstance(self.padding, str) else left
+        conv = nn.Conv1d(**options).to_empty(device=self.values.device)
         conv.weight.copy_(self.dense_weight())
         if conv.bias is not None and self.bias is not None:
             conv.bias.copy_(current(self, "bias"))
             conv.bias.requires_grad_(asks_for_gradients(self, "bias"))
         conv.weight.requires_grad_(asks_for_gradients(self, "values"))
-        return conv.train(self.training)
+        whole = nn.Sequential(_PADDINGS[self.padding_mode]((left, right)), conv) if apart else conv
+        return whole.train(self.training)
 
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""

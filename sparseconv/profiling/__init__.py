@@ -2,6 +2,6 @@
 
 from sparseconv.measure.records import LayerTimes, Verdict
 from sparseconv.profiling.profiler import profile
-from sparseconv.profiling.result import ModelTime, Profile
+from sparseconv.profiling.report import ModelTime, Profile
 
 __all__ = ["LayerTimes", "ModelTime", "Profile", "Verdict", "profile"]

@@ -14,7 +14,7 @@ from sparseconv.measure.timing import milliseconds, ratio
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import check_module, deepcopy_model
 from sparseconv.ops.backends import extension
-from sparseconv.profiling.result import ModelTime, Profile
+from sparseconv.profiling.report import ModelTime, Profile
 from sparseconv.profiling.stopwatch import (
     Call,
     Stopwatch,
@@ -34,15 +34,13 @@ def profile(
     backward: bool = True,
     rounds: int = 30,
     least_seconds: float = 2e-3,
-    seed: int = 0,
 ) -> Profile:
     """Measure every ``SparseConv1d`` of a model and the same layer dense.
 
     The model runs once to see what its layers are given. Then each layer is timed on its own,
     sparse and dense taking turns in shuffled order (``sparseconv.measure.timing``), and at last the
-    whole model in turns with its sparse layers alone. Dense is what ``nn.Conv1d`` does:
-    ``F.conv1d`` with the dense weight, after ``F.pad`` where the padding is not zeros or differs
-    left and right.
+    whole model in turns with its sparse layers alone. Dense is what ``to_dense`` makes of a layer:
+    an ``nn.Conv1d``, after a padding layer where the padding differs left and right.
 
     Two passes are timed, each as a loop of calls runs it: inference, a forward pass under
     ``torch.no_grad()``, and training, a forward pass that records gradients and its backward pass.
@@ -61,7 +59,6 @@ def profile(
         backward: time training too; False profiles inference only.
         rounds: pairs of measurements, at least 6.
         least_seconds: calls shorter than this are repeated until they last so long.
-        seed: of the order and of the gradients that the layers are given.
 
     Returns:
         A ``Profile``: print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
@@ -70,7 +67,7 @@ def profile(
         TypeError: ``model`` is no module, ``input`` neither tensor nor tuple; another argument is
             no number, or ``backward`` no bool.
         ValueError: the model holds no ``SparseConv1d``, fails on the input, or reaches none of
-            its sparse layers with it; too few rounds; seconds or seed out of range.
+            its sparse layers with it; too few rounds.
         NotImplementedError: a layer is on another device than the CPU, or a subclass with a
             ``forward`` of its own.
 
@@ -87,7 +84,7 @@ def profile(
     layers = _sparse_layers(model)
     check_on_cpu(layers)
     arguments = copied_arguments(input)
-    stopwatch = Stopwatch(backward, rounds, least_seconds, seed)
+    stopwatch = Stopwatch(backward, rounds, least_seconds)
     with stopwatch.running():
         called = capture(model, layers, arguments)
         if not called:

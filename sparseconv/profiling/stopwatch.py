@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,12 +12,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv.core.checks import flag, integer, number
-from sparseconv.functional import sparse_conv1d
+from sparseconv.core.checks import count, flag, number
 from sparseconv.measure.records import (
     INFERENCE,
     TRAINING,
@@ -27,15 +24,9 @@ from sparseconv.measure.records import (
     LayerTimes,
     Verdict,
 )
-from sparseconv.measure.timing import (
-    LEAST_ROUNDS,
-    Times,
-    collector_paused,
-    interleave,
-)
+from sparseconv.measure.timing import LEAST_ROUNDS, Times, collector_paused, interleave
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.ops.backends import resolve_backend
-from sparseconv.reference import pad
 
 Passes = dict[str, Callable[[], object]]  # INFERENCE, and TRAINING where something has gradients
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -48,22 +39,11 @@ class Stopwatch:
     backward: bool
     rounds: int
     least_seconds: float
-    seed: int
 
     def __post_init__(self) -> None:
         self.backward = flag("backward", self.backward)
-        self.seed = integer("seed must be an int", self.seed)
-        if not 0 <= self.seed < 2**64:  # what torch's generators take
-            raise ValueError(f"seed must be >= 0 and below 2**64, but got {self.seed}")
+        self.rounds = count("rounds", self.rounds, LEAST_ROUNDS)  # fewer have no 95 % interval
         self.least_seconds = number("least_seconds", self.least_seconds)
-        if not 0 <= self.least_seconds < math.inf:
-            raise ValueError(f"least_seconds must be finite and >= 0, but got {self.least_seconds}")
-        self.rounds = integer("rounds must be an int", self.rounds)
-        if self.rounds < LEAST_ROUNDS:
-            raise ValueError(
-                f"rounds must be at least {LEAST_ROUNDS}, or no interval of 95 % exists, "
-                f"but got {self.rounds}"
-            )
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -79,16 +59,11 @@ class Stopwatch:
 
     def time(self, candidates: Mapping[str, Passes]) -> Times:
         """Time all passes in turns: seconds by round, named as ``"sparse training"`` is."""
-        runs = {
-            f"{name} {which}": run for name, p in candidates.items() for which, run in p.items()
-        }
-
         return interleave(
-            runs,
+            {f"{name} {which}": run for name, p in candidates.items() for which, run in p.items()},
             context=lambda name: torch.set_grad_enabled(name.endswith(TRAINING)),
             rounds=self.rounds,
             least_seconds=self.least_seconds,
-            seed=self.seed,
         )
 
 
@@ -97,10 +72,9 @@ def check_on_cpu(layers: Mapping[Layer, str]) -> None:
     for layer, name in layers.items():
         device = next(layer.parameters()).device
         if device.type != "cpu":
-            remedy = "give them values with .to_empty()" if device.type == "meta" else "with .cpu()"
             raise NotImplementedError(
                 f"layers are measured on the CPU only, but layer {name!r} is on {device}; "
-                f"move the model and its input {remedy}"
+                "move the model and its input with .cpu()"
             )
 
 
@@ -166,50 +140,24 @@ def capture(
     return {layer: list(seen.values()) for layer, seen in calls.items()}
 
 
-def implementations(layer: SparseConv1d) -> dict[str, tuple[Tensor, Callable[..., Tensor]]]:
-    """Return, of sparse and dense, the weight and the convolution ``(x, weight, bias) -> y``."""
-    pattern, mode, padding = layer.pattern, layer.padding_mode, layer.resolved_padding
-    stride, dilation, groups = layer.stride, layer.dilation, layer.groups
-    left, right = padding
-
-    def sparse(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        return sparse_conv1d(
-            x, values, pattern, bias, stride, padding, dilation, groups,
-            padding_mode=mode, backend=layer.backend,
-        )  # fmt: skip
-
-    def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # As nn.Conv1d calls it: "same" may pad otherwise than by the numbers, and in other time.
-        by_torch = isinstance(layer.padding, str) or left == right
-        if mode == "zeros" and by_torch:
-            inside = layer.padding if isinstance(layer.padding, str) else left
-            return F.conv1d(x, weight, bias, stride, inside, dilation, groups)
-        x = pad(x, padding, mode)
-        return F.conv1d(x, weight, bias, stride, 0, dilation, groups)
-
-    return {"sparse": (layer.values, sparse), "dense": (layer.dense_weight(), dense)}
+def _plain_twins(layer: SparseConv1d) -> tuple[nn.Module, SparseConv1d]:
+    """Copy a layer into a dense and a sparse one, without its hooks and computed values."""
+    dense = layer.to_dense()
+    conv: Any = dense[-1] if isinstance(dense, nn.Sequential) else dense  # after its padding layer
+    sparse = SparseConv1d.from_dense(conv, layer.pattern.to_mask(), backend=layer.backend)
+    sparse.padding, sparse.padding_mode = layer.padding, layer.padding_mode
+    return dense, sparse
 
 
-def _layer_passes(
-    layer: SparseConv1d,
-    call: Call,
-    weight: Tensor,
-    convolve: Callable[..., Tensor],
-    stopwatch: Stopwatch,
-) -> Passes:
+def _layer_passes(layer: nn.Module, call: Call) -> Passes:
     """Run a layer on one input; training only where a gradient is asked for and needed."""
-
-    def leaf(tensor: Tensor, needs_gradient: bool) -> Tensor:
-        return tensor.detach().requires_grad_(call.trains and needs_gradient)
-
-    x, weight = leaf(call.input, call.needs_dgrad), leaf(weight, layer.values.requires_grad)
-    bias = None if layer.bias is None else leaf(layer.bias, layer.bias.requires_grad)
-    forward = partial(convolve, x, weight, bias)
-    wanted = _differentiable([t for t in (x, weight, bias) if t is not None])
-    if not wanted:
-        return {INFERENCE: forward}
-    generator = torch.Generator().manual_seed(stopwatch.seed)
-    grad = torch.empty_like(forward()).normal_(generator=generator)
+    x = call.input.detach().requires_grad_(call.needs_dgrad)
+    wanted = _differentiable([x, *layer.parameters()])
+    if not (call.trains and wanted):
+        return {INFERENCE: torch.no_grad()(partial(layer, x))}
+    forward = partial(layer, x)
+    y: Tensor = forward()
+    grad = torch.empty_like(y).normal_(generator=torch.Generator().manual_seed(0))
     return {INFERENCE: forward, TRAINING: lambda: torch.autograd.grad(forward(), wanted, grad)}
 
 
@@ -217,9 +165,9 @@ def in_sequence(passes: Sequence[tuple[int, Passes]]) -> Passes:
     """Join several passes, each so often; in training, those without gradients run forward."""
 
     def run(which: str) -> None:
-        for count, found in passes:
+        for times, found in passes:
             task = found.get(which, found[INFERENCE])
-            for _ in range(count):
+            for _ in range(times):
                 task()
 
     trains = any(TRAINING in found for _, found in passes)
@@ -237,13 +185,14 @@ def time_layer(
 
     Returns its record, and its sparse passes to be timed again with the model. ``peak``: GFLOP/s.
     """
+    dense, sparse = _plain_twins(layer)
     passes = {
-        way: in_sequence([(c.count, _layer_passes(layer, c, *how, stopwatch)) for c in calls])
-        for way, how in implementations(layer).items()
+        name: in_sequence([(call.count, _layer_passes(twin, call)) for call in calls])
+        for name, twin in (("sparse", sparse), ("dense", dense))
     }
     times = stopwatch.time(passes)
     pattern, first = layer.pattern, calls[0]
-    trained = layer.values.requires_grad
+    trained = sparse.values.requires_grad
     backend = resolve_backend(layer.backend, layer.values.device)
     executed = pattern.numel if backend == "reference" else pattern.nnz
     found = {which: BeforeAfter.of(times, which, "dense", "sparse") for which in passes["sparse"]}

@@ -85,7 +85,7 @@ class SmallerNetwork(ChangeReport):
             ValueError: the model fails on the arguments, or they are one series without a batch.
             NotImplementedError: the model is on a GPU.
         """
-        stopwatch = Stopwatch(backward, rounds, least_seconds, 0)
+        stopwatch = Stopwatch(backward, rounds, least_seconds)
         # Fresh copies: what has been trained in place is not as fast.
         after = merge(self.after) if has_pairs(self.after) else deepcopy_model(self.after)
         models = {"before": deepcopy_model(self.before).eval(), "after": after.eval()}

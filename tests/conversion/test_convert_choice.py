@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ import sparseconv as sc
 from benchmarks import readme
 from sparseconv import SparseConv1d
 from sparseconv.bench import document
-from sparseconv.conversion.sparse import MAX_DENSITY
+from sparseconv.conversion.converter import MAX_DENSITY
 from sparseconv.profiling import Verdict
 
 X = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
@@ -92,9 +91,7 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     assert f"dense: {Verdict.DENSE}" in text
     assert "training of the whole model: 2.000 -> 1.000 ms, ratio 2.00" in text
     assert "training decides" in text
-    found = json.loads(json.dumps(report.to_dict()))
-    assert found["layers"][0]["verdict"] == "measured faster"
-    assert found["times"]["inference"]["ratio"] == [pytest.approx(2.0)] * 3
+    assert report.to_dict()["layers"][0]["verdict"] == "measured faster"
 
 
 @pytest.mark.parametrize("dense_ms", [3.0, 0.5])
@@ -159,12 +156,6 @@ def test_nothing_known_means_by_density(clock: list[set[str]]) -> None:
     assert not any(layer.sparse for layer in report.layers)
 
 
-def test_the_limit_is_reported_as_it_was_given() -> None:
-    model = prune.l1_unstructured(nn.Conv1d(3, 4, 9), "weight", 0.9)
-    (layer,) = sc.convert(model, max_density=0.125).report.layers
-    assert layer.notes == ("the limit is 12.5 %",)
-
-
 def test_of_what_is_made_sparse_unasked_none_was_slower_than_dense() -> None:
     rows = document.read(readme.RESULTS / "bench.json")["rows"]
     made = (row for row in rows if row["density"] <= MAX_DENSITY and row["dtype"] != "bfloat16")
@@ -174,40 +165,32 @@ def test_of_what_is_made_sparse_unasked_none_was_slower_than_dense() -> None:
 
 def test_bfloat16_on_a_cpu_is_not_made_sparse_unasked() -> None:
     model = prune.l1_unstructured(nn.Conv1d(3, 4, 9).bfloat16(), "weight", 0.9)
-    _, report = sc.convert(model)
-    assert verdicts(report) == {
-        "Conv1d": (False, "bfloat16 may be faster dense on a CPU; not measured")
-    }
-    _, report = sc.convert(model, max_density=0.2)
-    assert report.layers[0].sparse
+    (layer,) = sc.convert(model).report.layers
+    assert (layer.sparse, layer.verdict) == (False, Verdict.BFLOAT16)
+    (layer,) = sc.convert(model, max_density=0.125).report.layers
+    assert (layer.sparse, layer.notes) == (True, ("the limit is 12.5 %",))
 
 
 def test_a_layer_called_on_several_shapes_is_measured_with_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = fake_clock(monkeypatch, lambda name, _: 9.0 if name.startswith("dense") else 4.0)
+    fake_clock(monkeypatch, lambda name, _: 9.0 if name.startswith("dense") else 4.0)
     shapes: list[int] = []
     real = F.conv1d
     monkeypatch.setattr(F, "conv1d", lambda x, *a: shapes.append(x.shape[2]) or real(x, *a))
-    shared = prune.l1_unstructured(nn.Conv1d(3, 3, 3), "weight", 0.9)
 
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = shared
+            self.conv = prune.l1_unstructured(nn.Conv1d(3, 3, 3), "weight", 0.9)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x).sum() + self.conv(x).sum() + self.conv(x[..., :9]).sum()
 
-    _, report = sc.convert(Shared(), example_input=X, backward=False)
-    (layer,) = report.layers
-    assert asked[0] == {"dense inference", "sparse inference"}
+    (layer,) = sc.convert(Shared(), example_input=X, backward=False).report.layers
     assert shapes.count(40) == 2 * shapes.count(9) > 0
     assert (layer.calls, layer.sparse) == (3, True)
-    found = layer.times["inference"]
     assert layer.flops["inference"].after == 2 * layer.nnz * len(X) * (2 * 38 + 7)
-    assert (found.after.median, found.before.median) == pytest.approx((4.0, 9.0))
-    assert "conv (3x)" in str(report)
 
 
 def test_it_really_measures() -> None:

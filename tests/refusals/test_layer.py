@@ -55,7 +55,6 @@ CONV = nn.Conv1d(3, 4, 5)
         "set_pattern(pattern) sets the pattern",
     ),
     (lambda: make()().wieght, AttributeError, "no attribute 'wieght'"),
-    (lambda: make(padding=(0, 4))().to_dense(), NotImplementedError, "to_dense(layer)"),
     (lambda: SparseConv1d.from_dense(nn.Linear(3, 3)), TypeError, "conv must be an nn.Conv1d"),
     (lambda: SparseConv1d.from_dense(Causal(3, 4, 5)), TypeError, "Causal has a forward of"),
     (lambda: SparseConv1d.from_dense(CONV, CONV.weight), TypeError, "mask must be a bool tensor"),

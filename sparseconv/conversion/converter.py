@@ -1,27 +1,17 @@
-"""``convert``: sparse layers where they are faster; ``to_dense``: the way back."""
+"""``convert``: sparse layers where they are faster."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseconv.conversion.candidates import (
-    Candidate,
-    checked_masks,
-    convolutions,
-    find_candidates,
-    selected_layers,
-    set_inactive_to_zero,
-)
-from sparseconv.conversion.result import Conversion, ConversionReport
-from sparseconv.core.checks import flag, number
+from sparseconv.conversion.candidates import Candidate, find_candidates, weight_and_mask
+from sparseconv.conversion.report import Conversion, ConversionReport
 from sparseconv.measure import machine
 from sparseconv.measure.records import BeforeAfter, Verdict
-from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import deepcopy_model, replace
 from sparseconv.profiling.stopwatch import (
     Stopwatch,
@@ -50,7 +40,6 @@ def convert(
     inplace: bool = False,
     rounds: int = 30,
     least_seconds: float = 2e-3,
-    seed: int = 0,
 ) -> Conversion:
     """Replace a pruned model's ``nn.Conv1d`` layers by ``SparseConv1d`` where that is faster.
 
@@ -91,8 +80,8 @@ def convert(
             a layer has a full pattern, which ``DSTScheduler`` leaves as it is.
         backward: measure what a training step computes; False measures inference.
         inplace: change ``model`` itself; what is replaced must not be used any more.
-        rounds, least_seconds, seed: of the measurement, as in ``profile``. Like ``backward``, they
-            say nothing where there is no ``example_input``.
+        rounds, least_seconds: of the measurement, as in ``profile``. Like ``backward``, they say
+            nothing where there is no ``example_input``.
 
     Returns:
         ``(model, report)``: a converted copy, and a table to print with each layer's density,
@@ -116,49 +105,40 @@ def convert(
         >>> torch.equal(sc.to_dense(sparse)[0].weight, model[0].weight)
         True
     """
-    convs = convolutions(model)
-    selected = None if layers is None else selected_layers(convs, layers)
-    given = checked_masks(convs, {} if masks is None else masks)
     if max_density is not None:
-        if example_input is not None or selected is not None:
+        if example_input is not None or layers is not None:
             raise ValueError(
                 "max_density decides where nothing else does; leave it out, or example_input and "
                 "layers"
             )
-        max_density = number("max_density", max_density)
         if not 0 <= max_density <= 1:
             raise ValueError(f"max_density must lie in [0, 1], but got {max_density}")
-    unpruned, inplace = flag("unpruned", unpruned), flag("inplace", inplace)
-    if unpruned and (example_input is None or selected is not None):
+    if unpruned and (example_input is None or layers is not None):
         raise ValueError(
             "unpruned=True lets a measurement decide; pass example_input, and leave layers out"
         )
-    stopwatch = Stopwatch(backward, rounds, least_seconds, seed)
     if inplace and isinstance(model, nn.Conv1d):
         raise ValueError(
             "a model that is itself the nn.Conv1d cannot be replaced in place; use "
             "SparseConv1d.from_dense(model), or convert it without inplace"
         )
-    candidates = find_candidates(model, given, selected or ())
-    measured = example_input is not None
+    stopwatch = Stopwatch(backward, rounds, least_seconds)
+    candidates = find_candidates(model, masks or {}, layers or ())
+    limit = MAX_DENSITY if max_density is None else max_density
+    measured, by_name = example_input is not None, layers is not None
+    for found in candidates:
+        found.verdict = _decide(found, measured, by_name, unpruned, max_density)
+    times: dict[str, BeforeAfter] = {}
     if measured:
         arguments = copied_arguments(example_input, "example_input")
-        wanted = [c for c in candidates if c.wanted(selected, unpruned)]
-        _measure(model, wanted, arguments, stopwatch)
-    for candidate in candidates:
-        if candidate.sparse is not None:
-            candidate.verdict = _decide(
-                candidate, candidate.sparse, selected, measured, unpruned, max_density
-            )
-            candidate.notes = _notes(candidate, max_density)
-    times = {}
-    if measured and any(candidate.verdict.converts for candidate in candidates):
-        # Copies are timed: running a model changes it, and one that fails must stay as it is.
-        times = _measure_models(
-            deepcopy_model(model), _install(deepcopy_model(model), candidates), arguments, stopwatch
-        )
+        before = deepcopy_model(model)  # running a model changes it
+        with stopwatch.running():
+            _measure(before, candidates, arguments, stopwatch)
+            if any(found.verdict.converts for found in candidates):
+                after = _install(deepcopy_model(model), candidates)
+                times = _model_times(before, after, arguments, stopwatch)
     report = ConversionReport(
-        layers=tuple(candidate.record() for candidate in candidates),
+        layers=tuple(found.record(_notes(found, limit)) for found in candidates),
         times=times,
         backward=backward,
         machine=machine.environment_info(),
@@ -166,103 +146,89 @@ def convert(
     return Conversion(_install(model if inplace else deepcopy_model(model), candidates), report)
 
 
-def _measure(
-    model: nn.Module,
-    candidates: list[Candidate],
-    arguments: tuple[Any, ...],
-    stopwatch: Stopwatch,
-) -> None:
-    check_on_cpu({candidate.conv: candidate.name for candidate in candidates})
-    copied = deepcopy_model(model)
-    twins = {copied.get_submodule(candidate.path): candidate for candidate in candidates}
-    with stopwatch.running():
-        calls = capture(copied, twins, arguments)
-        for twin, candidate in twins.items():
-            if twin in calls:
-                assert candidate.sparse is not None
-                candidate.times, _ = time_layer(
-                    candidate.name, candidate.sparse, calls[twin], stopwatch
-                )
-
-
 def _decide(
-    candidate: Candidate,
-    sparse: SparseConv1d,
-    selected: Collection[nn.Module] | None,
-    measured: bool,
-    unpruned: bool,
-    max_density: float | None,
+    found: Candidate, measured: bool, by_name: bool, unpruned: bool, max_density: float | None
 ) -> Verdict:
-    density = sparse.pattern.density
-    if selected is not None:
-        return Verdict.NAMED if candidate.conv in selected else Verdict.NOT_NAMED
+    """Decide about a layer; ``UNREACHED`` is final unless its time is measured."""
+    if found.sparse is None:
+        return Verdict.OBSTACLE
+    if by_name:
+        return Verdict.NAMED if found.named else Verdict.NOT_NAMED
+    density, values = found.sparse.pattern.density, found.sparse.values
     if density == 1 and not unpruned:
         return Verdict.UNPRUNED
     if measured:
-        if candidate.times is None:
-            return Verdict.UNREACHED
-        found = candidate.times.verdict
-        return Verdict.FASTER if found is Verdict.KEEP else found
-    bfloat16_on_cpu = sparse.values.dtype is torch.bfloat16 and sparse.values.device.type == "cpu"
-    if max_density is None and bfloat16_on_cpu:
-        return Verdict.BFLOAT16
-    limit = MAX_DENSITY if max_density is None else max_density
-    return Verdict.FEW if density <= limit else Verdict.MANY
+        return Verdict.UNREACHED
+    if max_density is None:
+        if values.dtype is torch.bfloat16 and values.device.type == "cpu":
+            return Verdict.BFLOAT16
+        max_density = MAX_DENSITY
+    return Verdict.FEW if density <= max_density else Verdict.MANY
 
 
-def _notes(candidate: Candidate, max_density: float | None) -> tuple[str, ...]:
+def _measure(
+    model: nn.Module,
+    candidates: Sequence[Candidate],
+    arguments: tuple[Any, ...],
+    stopwatch: Stopwatch,
+) -> None:
+    """Time the layers about which time decides, or the caller, on what one run gives them."""
+    wanted = [x for x in candidates if x.verdict in (Verdict.UNREACHED, Verdict.NAMED)]
+    check_on_cpu({found.conv: found.name for found in wanted})
+    twins = {model.get_submodule(found.path): found for found in wanted}
+    for twin, calls in capture(model, twins, arguments).items():
+        found = twins[twin]
+        assert found.sparse is not None
+        found.times, _ = time_layer(found.name, found.sparse, calls, stopwatch)
+        if found.verdict is Verdict.UNREACHED:
+            verdict = found.times.verdict
+            found.verdict = Verdict.FASTER if verdict is Verdict.KEEP else verdict
+
+
+def _notes(found: Candidate, limit: float) -> list[str]:
     """Say what the verdict does not: the limit of density, and what is not carried over."""
-    assert candidate.sparse is not None
-    verdict, notes = candidate.verdict, []
-    if verdict in (Verdict.FEW, Verdict.MANY):
-        limit = MAX_DENSITY if max_density is None else max_density
+    notes = list(found.notes) if found.verdict.converts or found.sparse is None else []
+    if found.verdict in (Verdict.FEW, Verdict.MANY):
         notes.append(f"the limit is {100 * limit:.3g} %")
-    if verdict.converts and candidate.hooked:
-        notes.append("the hooks on its weight's gradient are lost")
-    masked = candidate.given is not None and candidate.sparse.pattern.density < 1
-    if masked and not verdict.converts:
+    if found.given is not None and not (found.verdict.converts or found.given.all()):
         notes.append("the weights outside its mask are set to 0")
-    return tuple(notes)
+    return notes
 
 
 def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
-    """Put copies of the chosen sparse layers into the model, or into a copy of it.
+    """Put the chosen sparse layers into the model, or into a copy of it.
 
     The others are masked, so that what the model computes does not depend on what was chosen.
     """
-    modules: dict[str, nn.Module] = dict(model.named_modules())
+    modules: dict[str, Any] = dict(model.named_modules())
     successors: dict[nn.Module, nn.Module] = {}
-    for candidate in candidates:
-        conv = modules[candidate.path]
-        assert isinstance(conv, nn.Conv1d)
-        if not candidate.verdict.converts:
-            if candidate.given is not None:
-                set_inactive_to_zero(conv, candidate.given)
-            continue
-        sparse = copy.deepcopy(candidate.sparse)
-        assert sparse is not None
-        sparse._parameters["bias"] = conv._parameters["bias"]  # the same object, if it is shared
-        successors[conv] = sparse
+    for found in candidates:
+        conv = modules[found.path]
+        if found.verdict.converts:
+            assert found.sparse is not None
+            found.sparse.bias = conv.bias  # the same object, if it is shared
+            successors[conv] = found.sparse
+        elif found.given is not None:
+            weight, _ = weight_and_mask(conv, found.given)
+            with torch.inference_mode(weight.is_inference()), torch.no_grad():
+                weight.masked_fill_(~found.given.to(weight.device), 0)
     return replace(model, successors)
 
 
-def _measure_models(
-    before: nn.Module,
-    after: nn.Module,
-    arguments: tuple[Any, ...],
-    stopwatch: Stopwatch,
+def _model_times(
+    before: nn.Module, after: nn.Module, arguments: tuple[Any, ...], stopwatch: Stopwatch
 ) -> dict[str, BeforeAfter]:
     """Time the whole model before and after the conversion."""
-    with stopwatch.running():
-        try:
-            passes = {
-                when: model_passes(model, arguments, stopwatch.backward)
-                for when, model in (("before", before), ("after", after))
-            }
-        except AttributeError as error:
-            raise ValueError(
-                f"the converted model fails on example_input: {error}; if the model's own code "
-                "uses a layer's weight, name the other layers in layers=[...], without unpruned"
-            ) from error
-        times = stopwatch.time(passes)
+    models = {"before": before, "after": after}
+    try:
+        passes = {
+            when: model_passes(model, arguments, stopwatch.backward)
+            for when, model in models.items()
+        }
+    except AttributeError as error:
+        raise ValueError(
+            f"the converted model fails on example_input: {error}; if the model's own code "
+            "uses a layer's weight, name the other layers in layers=[...], without unpruned"
+        ) from error
+    times = stopwatch.time(passes)
     return {which: BeforeAfter.of(times, which) for which in passes["after"]}
