@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,6 @@ TURN = 0.02
 
 def measure(
     count: int,
-    machine_peaks: Sequence[Mapping[str, Any]],
     *,
     shapes: Sequence[tuple[int, int]] = SHAPES,
     n_kernels: int = 10_000,
@@ -46,7 +45,6 @@ def measure(
 
     Args:
         count: torch's threads, and aeon's.
-        machine_peaks: of ``peaks.measure``.
         shapes: (channels, samples) of the series.
         n_kernels: as aeon counts them.
         rounds: pairs of neighbours.
@@ -69,10 +67,7 @@ def measure(
                 theirs = make[kind](n_kernels, random_state=0, n_jobs=count).fit(X)
                 bank = KernelBank.from_aeon(theirs)
                 _check(X[:CHECKED], bank, theirs)
-                timed = partial(
-                    _row, X=X, theirs=theirs, count=count, machine_peaks=machine_peaks,
-                    rounds=rounds,
-                )  # fmt: skip
+                timed = partial(_row, X=X, theirs=theirs, count=count, rounds=rounds)
                 rows += [timed(bank, batch=batch) for batch in (BATCH, 1)]
                 with peaks.forced_isa("avx2") as isa:
                     if rows[0]["isa"] != isa and (channels, length) == (1, 150):
@@ -132,7 +127,6 @@ def _row(
     X: npt.NDArray[np.float32],
     theirs: Any,
     count: int,
-    machine_peaks: Sequence[Mapping[str, Any]],
     rounds: int,
     batch: int,
     kept: float = 1.0,
@@ -144,9 +138,8 @@ def _row(
         candidates = {"sparse": partial(kernel_features, ours, bank, out=out)}
         if kept == 1.0:
             candidates["aeon"] = partial(theirs.transform, other)
-        peak = peaks.find(machine_peaks, count, isa, "float32")
         # On one thread only: numba's threads spin for a while after each call of aeon's.
-        loop = peaks.loop(peak) if peak and bank.kind == "rocket" and count == 1 else None
+        loop = peaks.loop("float32") if bank.kind == "rocket" and count == 1 else None
         if loop:
             candidates["peak"] = loop.call
         # numba's threads are OpenMP's: its calls change how many torch uses.

@@ -204,14 +204,12 @@ def measure(
     *,
     baselines: Sequence[str] = tuple(BASELINES),
     rounds: int = 30,
-    machine_peaks: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Check a case, then time its computations; one row each.
 
     Torch's present number of threads is used, and the instruction set that the case names. A
     baseline that cannot run a computation, or whose result is wrong, is left out of its row, which
-    says why under ``"absent"``. Without the fitting one of ``machine_peaks``, which
-    ``peaks.measure`` returns, ``"share_of_peak"`` is None.
+    says why under ``"absent"``. The ``"share_of_peak"`` of a half type is None.
 
     Raises:
         WrongResultError: a result is wrong; nothing was timed.
@@ -237,8 +235,8 @@ def measure(
                     candidates[name][baseline] = call
                 for name, reason in reasons.items():
                     absent[name][baseline] = reason
-            if peak := peaks.find(machine_peaks, torch.get_num_threads(), isa, case.dtype):
-                loop = peaks.loop(peak)
+            if case.dtype in peaks.DTYPES:
+                loop = peaks.loop(case.dtype)
         rows = []
         for name, timed in candidates.items():
             beside: dict[str, Callable[[], object]] = {_PEAK: loop.call} if loop else {}

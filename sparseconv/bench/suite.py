@@ -64,18 +64,14 @@ def run(
     document |= {"machine": measurement_context()}
     document["peaks"] = rounded(peaks.measure(thread_counts))
     document |= {"rows": [], **{name: [] for name in WITHOUT_CASES}}
-    settings = {
-        "rounds": rounds or ROUNDS,
-        "baselines": baselines,
-        "machine_peaks": document["peaks"],
-    }
+    settings = {"rounds": rounds or ROUNDS, "baselines": baselines}
     tasks = [("rows", *task) for task in _case_tasks(cases, thread_counts, settings)]
     if "network" in others:
         beside = QUICK_BASELINES if quick else compare.BASELINES
         found = compare.tasks(thread_counts, rounds=rounds or compare.ROUNDS, baselines=beside)
         tasks += [("network", *task) for task in found]
     measures: dict[str, Callable[..., Rows]] = {
-        "random_kernels": partial(random_kernels.measure, machine_peaks=document["peaks"]),
+        "random_kernels": random_kernels.measure,
         "compiled": compiled.measure,
     }
     tasks += [

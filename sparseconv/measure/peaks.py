@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+
 from sparseconv.measure.machine import threads
 from sparseconv.ops import backends
 
+DTYPES = ("float32", "float64")
 REPEATS = 20
 _RUN = 2e-3  # seconds of one run: short, so that some run undisturbed; starting threads takes 0.5 %
+_VARIABLE = "SPARSECONV_CPU_ISA"
 
 
 @contextmanager
@@ -28,101 +32,68 @@ def forced_isa(isa: str | None) -> Iterator[str]:
         baseline
     """
     assert backends.extension is not None
-    if isa in (None, backends.extension.isa()):  # nothing to change for other threads to see
-        yield str(backends.extension.isa())
-        return
-    variable = "SPARSECONV_CPU_ISA"
-    before = os.environ.get(variable)
-    os.environ[variable] = str(isa)
+    before = os.environ.get(_VARIABLE)
+    if isa is not None:
+        os.environ[_VARIABLE] = isa
     try:
         yield str(backends.extension.isa())
     finally:
-        if before is None:
-            os.environ.pop(variable, None)
-        else:
-            os.environ[variable] = before
+        os.environ.pop(_VARIABLE, None)
+        if before is not None:
+            os.environ[_VARIABLE] = before
 
 
 def measure(
     thread_counts: Sequence[int],
     isas: Sequence[str] | None = None,
-    dtypes: Sequence[str] = ("float32", "float64"),
+    dtypes: Sequence[str] = DTYPES,
 ) -> list[dict[str, Any]]:
-    """Measure the peak of every instruction set, type and number of threads.
-
-    A peak is the fastest of several runs: what disturbs a run only slows it down. The multiply-add
-    is the kernels' own, which the portable baseline imitates without the instruction.
-
-    Args:
-        thread_counts: numbers of torch's threads.
-        isas: instruction sets; all that this CPU can run by default.
-        dtypes: ``"float32"`` and ``"float64"``.
+    """Measure the peak of every instruction set, all by default, type and number of threads.
 
     Returns:
         One dict each, with ``fma_gflops`` in GFLOP/s of all threads together.
-
-    Raises:
-        RuntimeError: the C++ extension is not built.
-
-    Example:
-        >>> list(measure([1], ["baseline"], ["float32"])[0])
-        ['threads', 'isa', 'dtype', 'fma_gflops']
     """
-    if backends.extension is None:
-        raise RuntimeError("the peaks are measured by the C++ extension, which is not built")
+    assert backends.extension is not None
     rows = []
     for count in thread_counts:
-        with threads(count):
-            for isa in isas or backends.extension.isas():
-                with forced_isa(isa):
-                    for dtype in dtypes:
-                        row: dict[str, Any] = {"threads": count, "isa": isa, "dtype": dtype}
-                        rows.append(row | {"fma_gflops": _gflops(dtype) * count})
+        for isa in isas or backends.extension.isas():
+            for dtype in dtypes:
+                with threads(count), forced_isa(isa):
+                    row = {"threads": count, "isa": isa, "dtype": dtype}
+                    rows.append(row | {"fma_gflops": gflops(dtype)})
     return rows
 
 
-def find(
-    peaks: Sequence[Mapping[str, Any]], threads: int, isa: str, dtype: str
-) -> Mapping[str, Any] | None:
-    """Return the peak measured under these conditions, or None."""
-    for peak in peaks:
-        if (peak["threads"], peak["isa"], peak["dtype"]) == (threads, isa, dtype):
-            return peak
-    return None
+def gflops(dtype: str) -> float:
+    """Measure the peak of torch's threads with the instruction set in use, in GFLOP/s.
+
+    It is the fastest of several runs: what disturbs a run only slows it down. The multiply-add is
+    the kernels' own, which the portable baseline imitates without the instruction.
+    """
+    found = loop(dtype)
+    return 1e-9 * found.flops / min(found.call() for _ in range(REPEATS))
 
 
 class Loop(NamedTuple):
     """Multiply-adds from registers, to be timed in turns with a kernel."""
 
-    call: Callable[[], object]
+    call: Callable[[], float]  # returns its seconds
     flops: float  # of all threads, per call
 
 
-def loop(peak: Mapping[str, Any]) -> Loop:
-    """Make the loop that ``peak["fma_gflops"]`` is measured by; each call lasts some milliseconds.
+def loop(dtype: str) -> Loop:
+    """Make such a loop for torch's threads and the instruction set in use.
 
     The clock of a shared machine follows its other tenants: a kernel is compared with this loop in
     turns, not with what the loop reached minutes ago.
     """
-    flops = _flops()
-    passes = max(1, round(_RUN * 1e9 * peak["fma_gflops"] / peak["threads"] / flops))
-    run = partial(_seconds, peak["dtype"], passes, 1)
-    return Loop(run, flops * passes * peak["threads"])
-
-
-def _gflops(dtype: str) -> float:
-    """Measure the peak of one thread in GFLOP/s."""
+    assert backends.extension is not None
     tried = 10_000
     passes = max(1, round(tried * _RUN / _seconds(dtype, tried, 3)))
-    return 1e-9 * _flops() * passes / _seconds(dtype, passes, REPEATS)
+    flops = 2.0 * backends.extension.peak_pass * passes * torch.get_num_threads()
+    return Loop(partial(_seconds, dtype, passes, 1), flops)
 
 
 def _seconds(dtype: str, passes: int, repeats: int) -> float:
     assert backends.extension is not None
     return float(min(backends.extension.run_peak(dtype == "float64", passes, repeats)))
-
-
-def _flops() -> int:
-    """Return the operations of one pass of the loop."""
-    assert backends.extension is not None
-    return 2 * int(backends.extension.peak_pass)

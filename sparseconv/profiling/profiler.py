@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.measure import machine
-from sparseconv.measure.peaks import measure
+from sparseconv.measure.peaks import gflops
 from sparseconv.measure.records import INFERENCE
 from sparseconv.measure.timing import milliseconds, ratio
 from sparseconv.nn.conv import SparseConv1d
@@ -151,8 +151,4 @@ def _counted(call: Call) -> torch.dtype:
 
 def _fma_peak(dtype: torch.dtype) -> float | None:
     """Measure GFLOP/s on the caller's number of threads; None without the kernels."""
-    if extension is None:
-        return None
-    name = str(dtype).removeprefix("torch.")
-    (peak,) = measure([torch.get_num_threads()], [extension.isa()], [name])
-    return float(peak["fma_gflops"])
+    return None if extension is None else gflops(str(dtype).removeprefix("torch."))
