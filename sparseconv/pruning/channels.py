@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,14 +38,43 @@ class Layer:
         return not isinstance(self.module, nn.BatchNorm1d)
 
     @property
-    def channel_dim(self) -> int:
-        """The dimension of its input, and of its output, that counts the channels."""
-        return -1 if isinstance(self.module, nn.Linear) else 1
+    def reads(self) -> bool:
+        """Whether it mixes its inputs: BatchNorm and depthwise layers hand each of them on."""
+        return self.has_filters and not self.is_depthwise
 
     @property
     def is_depthwise(self) -> bool:
         """Whether each input channel has its own output channels."""
         return self.groups > 1 and self.groups == len(self.inputs)
+
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of its input, and of its output, that counts the channels."""
+        return -1 if isinstance(self.module, nn.Linear) else 1
+
+    def columns(self, kept: Tensor | None) -> Tensor:
+        """Which input channels of its weight ``(C_out, C_in // groups, K)`` stay, as bool."""
+        if self.is_depthwise:
+            return torch.ones(1, dtype=torch.bool)
+        # Tracing has tied the groups to each other.
+        return kept_channels(self.inputs, kept)[: len(self.inputs) // self.groups]
+
+    def weights(self, kept: Tensor | None = None) -> int:
+        """Count its active weights, without its bias, if only some units (bool) are kept."""
+        if not self.has_filters:
+            return 0
+        rows, columns = kept_channels(self.outputs, kept), self.columns(kept)
+        if isinstance(self.module, SparseConv1d):
+            return int(self.module.pattern.to_mask()[rows][:, columns].sum())
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return int(rows.sum()) * int(columns.sum()) * weight[0, 0].numel()
+
+    def parameters(self, kept: Tensor | None = None) -> int:
+        """Count its active weights and biases, if only some units (bool) are kept."""
+        names = ("bias",) if self.has_filters else ("weight", "bias")
+        each = sum(getattr(self.module, name) is not None for name in names)
+        return self.weights(kept) + each * int(kept_channels(self.outputs, kept).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,68 +112,27 @@ class Channels:
     n_units: int
     other_macs: int = 0
 
-    def columns(self, units: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yield the layers that read some units: each with those that it reads, ``(n, m)`` of them.
-
-        The last are its input channels: m > 1 where a unit is read several times, as after
-        ``Flatten``. A layer is yielded once per multiplicity m. Layers that hand units on, which
-        are depthwise ones and BatchNorm, are left out.
-        """
-        for name, layer in self.layers.items():
-            if not layer.has_filters or layer.is_depthwise:
-                continue
-            times = (layer.inputs == units[:, None]).sum(1)
-            for m in torch.unique(times).tolist():
-                if m:
-                    some = units[times == m]
-                    yield name, some, places(layer.inputs, some)
-
     def macs(self, kept: Tensor | None = None) -> int:
-        """Multiply-adds for one series, if only some units (bool) are kept."""
-        total = self.other_macs
-        for layer in self.layers.values():
-            total += layer.samples * self.weights(layer, kept)
-        return total
+        """Count multiply-adds of one series, if only some units (bool) are kept."""
+        layers = self.layers.values()
+        return self.other_macs + sum(layer.samples * layer.weights(kept) for layer in layers)
 
-    def weights(self, layer: Layer, kept: Tensor | None = None) -> int:
-        """Active weights of a layer, without its bias."""
-        if not layer.has_filters:
-            return 0
-        rows, columns = kept_channels(layer.outputs, kept), kept_channels(layer.inputs, kept)
-        module = layer.module
-        if isinstance(module, SparseConv1d):
-            return int(active_kept(layer, rows, columns).sum())
-        taps = module.kernel_size[0] if isinstance(module, nn.Conv1d) else 1
-        inputs = 1 if layer.is_depthwise else int(columns.sum()) // layer.groups
-        return int(rows.sum()) * inputs * taps
+    def zeros(self) -> Tensor:
+        """Return a score of 0 for each unit, float64."""
+        return torch.zeros(self.n_units, dtype=torch.float64)
+
+    def sums(self, values: Tensor, units: Tensor) -> Tensor:
+        """Add up values ``(..., channels)`` by their channels' units: ``(..., n_units)``."""
+        places = torch.where(units < 0, self.n_units, units)  # the last: channels that stay
+        found = values.new_zeros(*values.shape[:-1], self.n_units + 1)
+        return found.index_add_(-1, places, values)[..., :-1]
 
 
 def kept_channels(channels: Tensor, kept: Tensor | None) -> Tensor:
-    """Bool, which channels stay when some units are kept; None keeps all."""
+    """Return a bool mask: the channels that stay when some units are kept; None keeps all."""
     if kept is None:
         return torch.ones(len(channels), dtype=torch.bool)
     return torch.cat([kept, torch.ones(1, dtype=torch.bool)])[channels]  # FIXED is the last
-
-
-def columns_in_group(layer: Layer, columns: Tensor) -> Tensor:
-    """Which of a weight's input channels, those of one group, stay: ``(C_in // groups,)``."""
-    if layer.is_depthwise:
-        return torch.ones(1, dtype=torch.bool)
-    return columns[: len(columns) // layer.groups]  # tracing has tied the groups to each other
-
-
-def active_kept(layer: Layer, rows: Tensor, columns: Tensor) -> Tensor:
-    """``(nnz,)`` bool: the active weights of a sparse layer whose channels both stay."""
-    assert isinstance(layer.module, SparseConv1d)
-    _, inputs, taps = layer.module.pattern.shape
-    positions = layer.module.pattern.positions()
-    kernel = positions // taps
-    return rows[kernel // inputs] & columns_in_group(layer, columns)[kernel % inputs]
-
-
-def places(channels: Tensor, units: Tensor) -> Tensor:
-    """Return ``(n, m)``: the places of each of n units among a layer's channels, m of them."""
-    return torch.stack([(channels == unit).nonzero()[:, 0] for unit in units])
 
 
 class Numbers:
@@ -223,7 +211,11 @@ def numbered_units(
     sets = []
     for made, members in alike.items():
         units = torch.tensor(sorted(members))
-        sets.append(UnitSet(units, {n: places(layers[n].outputs, units) for n, *_ in made}))
+        outputs_of = {
+            name: torch.stack([(layers[name].outputs == unit).nonzero()[:, 0] for unit in units])
+            for name, *_ in made
+        }
+        sets.append(UnitSet(units, outputs_of))
     return Channels(layers, tuple(sets), len(number), other_macs)
 
 

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from sparseconv.core.checks import count, integer, number
+from sparseconv.core.checks import count, number
 from sparseconv.nn.modules import check_not_compiled, owners_of
-from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import has_pairs
 from sparseconv.pruning.tracing import PRUNABLE, ignored_modules
-
-
-def checked_example(example_input: Any) -> tuple[Any, ...]:
-    """Return the model's arguments, as a tuple of copies."""
-    arguments = copied_arguments(example_input, "example_input")
-    if any(isinstance(x, Tensor) and not x.numel() for x in tree_leaves(arguments)):
-        raise ValueError("example_input must hold a series at least, but holds none")
-    return arguments
 
 
 def checked_target(
@@ -42,24 +30,11 @@ def checked_target(
         )
     if ratio is None:
         return None, count("target_macs", target_macs)
-    ratio = number("ratio", ratio)
-    if not 0 <= ratio < 1:
+    if not 0 <= (ratio := number("ratio", ratio)) < 1:
         raise ValueError(
             f"ratio must lie in [0, 1), since every layer keeps a filter, but got {ratio}"
         )
     return ratio, None
-
-
-def checked_numbers(filters: Mapping[str, Iterable[int]]) -> dict[str, set[int]]:
-    """Return the numbers of the filters of each layer, given as ints or as arrays of them."""
-    found = {}
-    for name, given in filters.items():
-        expectation = (
-            f"filters of {name!r} must be a list of ints, the numbers of those that stay (of a "
-            "mask: mask.nonzero()[:, 0])"
-        )
-        found[name] = {integer(expectation, number) for number in given}
-    return found
 
 
 def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
@@ -79,8 +54,6 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
         )
     ignored = ignored_modules(model, ignore)
     for name, module in modules.items():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{name or 'it'!r} is a ScriptModule; prune before torch.jit")
         if not isinstance(module, PRUNABLE) or module in ignored:
             continue
         for key in ("weight", "values", "bias"):
@@ -100,13 +73,8 @@ def check_supported(model: nn.Module, ignore: Iterable[str]) -> None:
 
 def check_scores(criterion: Criterion, scores: Tensor, n_units: int) -> None:
     """Refuse what is not a finite score for each unit."""
-    if not isinstance(scores, Tensor) or scores.shape != (n_units,):
-        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if not isinstance(scores, Tensor) or scores.shape != (n_units,) or not scores.isfinite().all():
         raise ValueError(
-            f"{criterion!r} must give a score for each of {n_units} units (channels.n_units), but "
-            f"gave {found}"
-        )
-    if not scores.isfinite().all():
-        raise ValueError(
-            f"{criterion!r} gave scores that are not finite; check the weights and the data"
+            f"{criterion!r} must give a finite score for each of {n_units} units "
+            f"(channels.n_units), but gave {scores}; check the weights and the data"
         )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, number
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.pruning.channels import Channels, Layer, UnitSet
-from sparseconv.pruning.data import BATCH, batches_of, evaluating, labelled
+from sparseconv.pruning.data import BATCH, batches_of, evaluating, watching
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 EPS = 1e-2  # of DSP
@@ -36,7 +34,7 @@ class Criterion(ABC):
         >>> import sparseconv as sc
         >>> class LargestWeight(Criterion):
         ...     def scores(self, model, channels):
-        ...         found = torch.zeros(channels.n_units, dtype=torch.float64)
+        ...         found = channels.zeros()
         ...         for units, rows in ((group.units, group.rows) for group in channels.sets):
         ...             for name, filters in rows.items():
         ...                 weight = channels.layers[name].module.weight.detach().abs()
@@ -181,27 +179,27 @@ class Jacobian(Criterion):
         self.data, self.loss, self.batches = data, loss, count("batches", batches)
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        found = torch.zeros(channels.n_units, dtype=torch.float64)
-        parameters = dict(model.named_parameters())
+        found, parameters = channels.zeros(), list(model.parameters())
         with evaluating(model), torch.enable_grad(), ExitStack() as stack:
-            for weight in parameters.values():
+            for weight in parameters:
                 if not weight.requires_grad:  # what is frozen has a filter's products as well
                     stack.callback(weight.requires_grad_, False)
                     weight.requires_grad_()
-            batches = labelled("Jacobian", model, self.data, self.batches * BATCH)
+            batches = batches_of("Jacobian", model, self.data, self.batches * BATCH)
             for x, y in islice(batches, self.batches):
                 out = model(x)
                 if self.loss is F.nll_loss:
                     _check_log_probabilities(out)
-                loss = self.loss(out, y)
-                grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+                grads = torch.autograd.grad(self.loss(out, y), parameters, materialize_grads=True)
                 products = {
-                    name: (torch.zeros_like(weight) if grad is None else grad * weight.detach())
-                    for (name, weight), grad in zip(parameters.items(), grads, strict=True)
+                    id(weight): (grad * weight.detach()).double().cpu()
+                    for weight, grad in zip(parameters, grads, strict=True)
                 }
-                for name, layer in channels.layers.items():
-                    for felt in _felt(name, layer, products, channels.n_units):
-                        found += felt.square()
+                for layer in channels.layers.values():
+                    outputs, inputs = _felt(layer, products)
+                    found += channels.sums(outputs, layer.outputs).square()
+                    if layer.reads:
+                        found += channels.sums(inputs, layer.inputs).square()
         return found
 
     def __repr__(self) -> str:
@@ -245,32 +243,22 @@ class DSP(Criterion):
             raise ValueError(f"eps must lie in [0, 1), but got {eps}")
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        read: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for group in channels.sets:
-            for name, units, columns in channels.columns(group.units):
-                read[name].append((units, columns))
-        # Mean squares over time.
-        largest = {name: torch.zeros(channels.n_units, dtype=torch.float64) for name in read}
+        # Of each unit where it is read: its mean square over time, the largest of all series.
+        largest = {name: channels.zeros() for name, x in channels.layers.items() if x.reads}
 
-        def see(name: str, layer: Layer) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-                x = args[0] if args else kwargs["input"]
-                x = x.detach().double().cpu().movedim(layer.channel_dim, 1)
-                squares = x.square().reshape(*x.shape[:2], -1).mean(2)
-                for units, columns in read[name]:
-                    found = squares[:, columns].mean(2).amax(0)
-                    largest[name][units] = torch.maximum(largest[name][units], found)
+        def see(name: str, x: Tensor) -> None:
+            layer = channels.layers[name]
+            x = x.double().cpu().movedim(layer.channel_dim, 1)
+            squares = x.square().reshape(*x.shape[:2], -1).mean(2)
+            # A unit may be several channels, as after Flatten.
+            counts = channels.sums(torch.ones_like(squares[0]), layer.inputs).clamp_min(1)
+            means = channels.sums(squares, layer.inputs) / counts
+            largest[name] = torch.maximum(largest[name], means.amax(0))
 
-            return hook
-
-        with evaluating(model), torch.no_grad(), ExitStack() as stack:
-            for name in read:
-                hook = see(name, channels.layers[name])
-                module = model.get_submodule(name)
-                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            for x, _ in batches_of("DSP", model, self.data):
+        with watching(model, largest, see):
+            for x, _ in batches_of("DSP", model, self.data, labels=False):
                 model(x)
-        scores = torch.zeros(channels.n_units, dtype=torch.float64)
+        scores = channels.zeros()
         for most in largest.values():
             for group in channels.sets:
                 # Not of all that is read: an input's scale, or another branch's, is not theirs.
@@ -306,7 +294,7 @@ def _check_log_probabilities(out: Tensor) -> None:
 
 
 def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:
-    found = torch.zeros(channels.n_units, dtype=torch.float64)
+    found = channels.zeros()
     for group in channels.sets:
         found[group.units] = score(filters_of(channels, group))
     return found
@@ -320,33 +308,18 @@ def _dissimilar(filters: Tensor) -> tuple[Tensor, Tensor]:
     return norms, norms[:, None] * dissimilar
 
 
-def _felt(name: str, layer: Layer, products: dict[str, Tensor], n_units: int) -> Iterator[Tensor]:
-    """Yield ``(n_units,)`` for each part that a layer has of the units: the sum of its products."""
-    module, prefix = layer.module, f"{name}." if name else ""
-    own = {
-        key: products[prefix + key].double().cpu()
-        for key, _ in module.named_parameters(recurse=False)
-    }
-    outputs = torch.zeros(len(layer.outputs), dtype=torch.float64)
-    inputs = torch.zeros(len(layer.inputs), dtype=torch.float64)
-    each, filters = len(layer.inputs) // layer.groups, len(layer.outputs) // layer.groups
-    if isinstance(module, SparseConv1d):
-        values, positions = own["values"], module.pattern.positions()
-        zeros = values.new_zeros(math.prod(module.pattern.shape))
-        own["weight"] = zeros.scatter(0, positions, values)
-    if layer.has_filters:
-        weight = own["weight"].reshape(layer.groups, filters, each, -1)
-        outputs += weight.sum((2, 3)).view(-1)
-        inputs += weight.sum((1, 3)).view(-1)
-    elif "weight" in own:
-        outputs += own["weight"]
-    if "bias" in own:
-        outputs += own["bias"]
-    yield _per_unit(outputs, layer.outputs, n_units)
-    if layer.has_filters and not layer.is_depthwise:
-        yield _per_unit(inputs, layer.inputs, n_units)
-
-
-def _per_unit(sums: Tensor, units: Tensor, n_units: int) -> Tensor:
-    places = torch.where(units < 0, n_units, units)  # the last: channels that stay
-    return torch.zeros(n_units + 1, dtype=torch.float64).index_add_(0, places, sums)[:n_units]
+def _felt(layer: Layer, products: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the sums of a layer's products for each of its outputs, and of its inputs."""
+    outputs, inputs = (torch.zeros(len(x)).double() for x in (layer.outputs, layer.inputs))
+    for parameter in layer.module.parameters(recurse=False):
+        product = products[id(parameter)]
+        if isinstance(layer.module, SparseConv1d) and parameter is layer.module.values:
+            mask = layer.module.pattern.to_mask()
+            product = torch.zeros(mask.shape).double().masked_scatter_(mask, product)
+        if product.dim() == 1:  # a bias, or BatchNorm's
+            outputs += product
+        else:
+            parts = product.reshape(layer.groups, -1, product.shape[1], product[0, 0].numel())
+            outputs += parts.sum((2, 3)).flatten()
+            inputs += parts.sum((1, 3)).flatten()
+    return outputs, inputs

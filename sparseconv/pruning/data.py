@@ -1,9 +1,10 @@
-"""The series by which criteria judge filters, in batches that fit the model."""
+"""Run a model as criteria do: in eval mode, on series in batches that fit it, watching layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,27 +39,46 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(content)
 
 
-def batches_of(
-    criterion: str, model: nn.Module, data: Any, cases: int | None = None
-) -> Iterator[tuple[Tensor, Any]]:
-    """Yield series in the model's dtype, on its device, each batch with its labels or None.
+@contextmanager
+def watching(
+    model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Run a model in eval mode; ``see`` is called with the name and the input of these layers."""
 
-    Integers stay integers for a model with an ``nn.Embedding``.
+    def hook(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        see(name, args[0] if args else kwargs["input"])
+
+    with evaluating(model), torch.no_grad(), ExitStack() as stack:
+        for name in names:
+            module = model.get_submodule(name)
+            handle = module.register_forward_pre_hook(partial(hook, name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def batches_of(
+    criterion: str, model: nn.Module, data: Any, cases: int | None = None, labels: bool = True
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield series in the model's dtype, on its device, each batch with its labels.
+
+    Integers stay integers for a model with an ``nn.Embedding``. Classes are int64, as torch's
+    losses want them.
 
     Args:
         criterion: its name, for messages.
         model: takes the series.
-        data: ``X`` or ``(X, y)``, arrays; or an iterable of batches of either kind.
+        data: ``(X, y)``, arrays; or an iterable of such batches; without labels ``X`` as well.
         cases: of arrays take so many series, at equal distances: data may be sorted by class.
+        labels: whether they are needed; else a batch without them has None.
 
     Raises:
-        ValueError: arrays of unequal length; no series.
+        ValueError: arrays of unequal length; no series; no labels.
     """
     like = next(model.parameters())
     codes = any(isinstance(module, nn.Embedding) for module in model.modules())
     if isinstance(data, tuple) or hasattr(data, "shape"):
         arrays = [torch.as_tensor(x) for x in (data if isinstance(data, tuple) else (data,))]
-        if len({len(array) for array in arrays}) > 1 or not 1 <= len(arrays) <= 2:
+        if len({len(array) for array in arrays}) > 1:
             shapes = [tuple(array.shape) for array in arrays]
             raise ValueError(
                 f"{criterion} expected (X, y) of equal length, but got shapes {shapes}"
@@ -69,31 +89,18 @@ def batches_of(
         data = zip(*(torch.split(array, BATCH) for array in arrays), strict=True)
     empty = True
     for batch in data:
-        x, *labels = batch if isinstance(batch, tuple | list) else (batch,)
-        x = torch.as_tensor(x)
+        x, *rest = map(torch.as_tensor, batch if isinstance(batch, tuple | list) else (batch,))
+        if labels and not rest:
+            raise ValueError(
+                f"{criterion} expected batches (x, y), series with their labels; y is missing"
+            )
         if len(x):
             empty = False
             x = x.to(like.device) if codes and not x.is_floating_point() else x.to(like)
-            yield x, labels[0] if labels else None
+            y = rest[0].to(x.device) if rest else None
+            yield x, y if y is None or y.is_floating_point() else y.long()
     if empty:
         raise ValueError(
             f"{criterion} expected at least one series, but the data hold none (an iterator is "
             "used up after one pass: give a list or a DataLoader)"
         )
-
-
-def labelled(
-    criterion: str, model: nn.Module, data: Any, cases: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield ``(x, y)`` as ``batches_of`` does; classes are int64, as torch's losses want them.
-
-    Raises:
-        ValueError: there are no labels.
-    """
-    for x, y in batches_of(criterion, model, data, cases):
-        if y is None:
-            raise ValueError(
-                f"{criterion} expected batches (x, y), series with their labels; y is missing"
-            )
-        y = torch.as_tensor(y).to(x.device)
-        yield x, y if y.is_floating_point() else y.long()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import torch
@@ -135,28 +134,29 @@ def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str,
         spared[group.units] = True
     remove(model, channels, kept, spared)
     successors: dict[nn.Module, nn.Module] = {}
-    owner = torch.full((channels.n_units,), -1)
+    owner = torch.full((channels.n_units + 1,), -1)  # the last: channels that stay
     for number, group in enumerate(paired):
         owner[group.units] = number
     for name, layer in channels.layers.items():
-        if not isinstance(layer.module, DENSE):
-            continue
-        after = _mix(layer.outputs, owner, kept, spared)
-        before = _mix(layer.inputs, owner, kept, spared)
-        before = None if before is None else _transposed(before)
-        if after is None and before is None:
-            continue
         module: Any = model.get_submodule(name)
-        like = module.weight
-        parts = [None if mix is None else mix.to(like) for mix in (before, after)]
-        successors[module] = EquivalentLayer(module, *parts).train(module.training)
+        if not isinstance(module, DENSE):
+            continue
+        before, after = (_mix(x, owner, kept, spared) for x in (layer.inputs, layer.outputs))
+        if before is not None:
+            before = Mix(before.start.T.contiguous(), before.mixed.T.contiguous())
+        if before is not None or after is not None:
+            parts = [None if mix is None else mix.to(module.weight) for mix in (before, after)]
+            successors[module] = EquivalentLayer(module, *parts).train(module.training)
     replace(model, successors)
     return tuple(group.name for group in pruned if group not in paired)
 
 
 def _can_be_paired(channels: Channels, group: UnitSet) -> bool:
-    names = {*group.rows, *(name for name, *_ in channels.columns(group.units))}
-    return all(_can_have_a_pair(channels.layers[name]) for name in names)
+    return all(
+        _can_have_a_pair(layer)
+        for name, layer in channels.layers.items()
+        if name in group.rows or (layer.reads and torch.isin(layer.inputs, group.units).any())
+    )
 
 
 def _can_have_a_pair(layer: Layer) -> bool:
@@ -172,22 +172,12 @@ def _can_have_a_pair(layer: Layer) -> bool:
 
 def _mix(units: Tensor, owner: Tensor, kept: Tensor, spared: Tensor) -> Mix | None:
     """Return what maps all channels of a layer to those kept; None if none is paired."""
-    present = kept_channels(units, kept | spared)
-    units = units[present]
-    if not kept_channels(units, spared).logical_and(units >= 0).any():
+    units = units[kept_channels(units, kept | spared)]
+    group = owner[units]
+    if not (group >= 0).any():
         return None
-    stay = kept_channels(units, kept).nonzero()[:, 0]
     # Channels that are mixed: of one set, and where a layer reads a unit often, in the same place.
-    group = torch.where(units < 0, -1, owner[units])
-    seen: Counter[int] = Counter()
-    place = torch.empty_like(group)
-    for i, unit in enumerate(units.tolist()):
-        place[i] = seen[unit]
-        seen[unit] += 1
-    same = (group[:, None] == group) & (place[:, None] == place)
-    free = group >= 0
-    return Mix(torch.eye(len(units))[stay], (same & free)[stay])
-
-
-def _transposed(mix: Mix) -> Mix:
-    return Mix(mix.start.T.contiguous(), mix.mixed.T.contiguous())
+    place = torch.tril(units[:, None] == units, -1).sum(1)
+    same = (group[:, None] == group) & (place[:, None] == place) & (group >= 0)
+    stay = kept_channels(units, kept)
+    return Mix(torch.eye(len(units))[stay], same[stay])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparseconv.core.checks import count, number
 from sparseconv.pruning.channels import Channels, UnitSet
 from sparseconv.pruning.criteria import Criterion
-from sparseconv.pruning.data import evaluating, labelled
+from sparseconv.pruning.data import batches_of, evaluating
 from sparseconv.pruning.surgery import mask
 
 Array = npt.NDArray[Any]
@@ -79,7 +79,7 @@ class Evolutionary(Criterion):
         """1 for each unit that the search keeps, else 0."""
         kept = torch.ones(channels.n_units, dtype=torch.bool)
         batches, missing = [], self.cases
-        for batch in labelled("Evolutionary", model, self.data, self.cases):
+        for batch in batches_of("Evolutionary", model, self.data, self.cases):
             batches.append(batch)
             missing -= len(batch[0])
             if missing <= 0:
@@ -110,25 +110,23 @@ class Evolutionary(Criterion):
         limit: float,
     ) -> Tensor:
         from pymoo.algorithms.moo.nsga2 import NSGA2
-        from pymoo.core.problem import ElementwiseProblem
         from pymoo.operators.crossover.ux import UniformCrossover
         from pymoo.operators.mutation.bitflip import BitflipMutation
         from pymoo.optimize import minimize
+        from pymoo.problems.functional import FunctionalProblem
 
-        def costs(chosen: Array) -> list[float]:
-            candidate = kept.clone()
-            candidate[group.units] = torch.from_numpy(chosen)
-            weights = sum(channels.weights(x, candidate) for x in channels.layers.values())
-            return [error(candidate), weights]
+        def candidate(chosen: Array) -> Tensor:
+            found = kept.clone()
+            found[group.units] = torch.from_numpy(chosen)
+            return found
 
-        class Filters(ElementwiseProblem):  # type: ignore[misc]
-            def __init__(self) -> None:
-                super().__init__(n_var=len(group.units), n_obj=2, n_ieq_constr=1, vtype=bool)
+        def weights(chosen: Array) -> int:
+            return sum(layer.weights(candidate(chosen)) for layer in channels.layers.values())
 
-            def _evaluate(self, x: Array, out: dict[str, Any], *_: Any, **__: Any) -> None:
-                out["F"] = costs(x) if x.any() else [1.0, 0.0]
-                out["G"] = [1 - int(x.sum())]  # at least one
-
+        problem = FunctionalProblem(
+            len(group.units), [lambda chosen: error(candidate(chosen)), weights],
+            constr_ieq=[lambda chosen: 1 - int(chosen.sum())], vtype=bool,  # at least one
+        )  # fmt: skip
         rng = np.random.default_rng(self.seed)
         shares = np.linspace(0.1, 1, self.population)  # of the first sets, the last one is whole
         first = rng.random((self.population, len(group.units))) < shares[:, None]
@@ -137,7 +135,7 @@ class Evolutionary(Criterion):
             self.population, sampling=first, crossover=UniformCrossover(),
             mutation=BitflipMutation(), eliminate_duplicates=True,
         )  # fmt: skip
-        found = minimize(Filters(), search, ("n_gen", self.generations), seed=self.seed)
+        found = minimize(problem, search, ("n_gen", self.generations), seed=self.seed)
         good = found.F[:, 0] <= limit + 1e-9
         if not good.any():  # no generation held the whole layer any more
             return kept[group.units]
@@ -151,13 +149,11 @@ class Evolutionary(Criterion):
 
 def _check_judgeable(outputs: Tensor, y: Tensor) -> None:
     """Refuse what would count as errors in silence."""
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.isnan().any():
         raise ValueError(
-            f"Evolutionary expected a model that returns (N, classes), but it returns {found}"
+            "Evolutionary expected a model that returns numbers (N, classes), which are not NaN, "
+            f"but it returns {outputs}"
         )
-    if outputs.isnan().any():
-        raise ValueError("the model's outputs are not finite; check the weights and the data")
     n, classes = outputs.shape
     if y.shape != (n,) or not ((y >= 0) & (y < classes) & (y == y.round())).all():
         raise ValueError(f"expected a class index from 0 to {classes - 1} for each series, got {y}")

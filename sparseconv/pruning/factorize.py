@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from sparseconv.nn.modules import (
     owners_of,
     replace,
 )
-from sparseconv.pruning.factorized import FactorizationReport, FactorizedSet
+from sparseconv.pruning.report import FactorizationReport, FactorizedSet
 
 METHODS = ("left", "right", "both", "svd")
 ALTERNATIONS = 30  # of "both", as published
@@ -127,13 +128,15 @@ def factorize(
         raise ValueError(f"compression must be above 1, but got {compression}")
     sets, left = _sets(model, layers, method)
     found: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
-    chosen: list[tuple[tuple[str, ...], tuple[int, int, int]]] = []
+    chosen: list[tuple[tuple[str, ...], tuple[int, Counts]]] = []
     for names in sets:
         try:
-            sizes = _sizes([found[name] for name in names], method, rank, compression)
-            if layers is None and sizes[2] >= sizes[1]:
-                raise ValueError(f"rank {sizes[0]} makes {sizes[2]} parameters of its {sizes[1]}")
-            chosen.append((names, sizes))
+            r, parameters = _sizes([found[name] for name in names], method, rank, compression)
+            if layers is None and parameters.after >= parameters.before:
+                raise ValueError(
+                    f"rank {r} makes {parameters.after} parameters of its {parameters.before}"
+                )
+            chosen.append((names, (r, parameters)))
         except ValueError as error:
             if layers is not None:
                 raise ValueError(f"{list(names)}: {error}") from None
@@ -146,7 +149,7 @@ def factorize(
     found = dict(twin.named_modules(remove_duplicate=False))
     successors: dict[nn.Module, nn.Module] = {}
     records = []
-    for names, (r, before, after) in chosen:
+    for names, (r, parameters) in chosen:
         convs = [found[name] for name in names]
         weights = torch.stack([conv.weight.detach().cpu().double().flatten(1) for conv in convs])
         pairs = _factors(weights, method, r)
@@ -157,7 +160,7 @@ def factorize(
         records.append(
             FactorizedSet(
                 name=", ".join(names), layers=names, rank=r, relative_error=relative,
-                parameters=Counts(before, after),
+                parameters=parameters,
                 # What is shared is computed in each layer.
                 macs=Counts(n * o * m, len(pairs) * n * r * (m + o)),
             )
@@ -165,14 +168,15 @@ def factorize(
         successors |= zip(convs, _modules(convs, pairs), strict=True)
     small = replace(twin, successors)
     report = FactorizationReport(
-        method=method, layers=tuple(records), left=left, before=model, after=small
-    )
+        method=method, layers=tuple(records), left=left, before=model, after=small,
+        parameters=Counts(*(sum(p.numel() for p in m.parameters()) for m in (model, small))),
+    )  # fmt: skip
     return Factorized(small, report)
 
 
 def _sizes(
     convs: Sequence[nn.Conv1d], method: str, rank: int | None, compression: float | None
-) -> tuple[int, int, int]:
+) -> tuple[int, Counts]:
     """Return the rank of a set, and its parameters before and after."""
     n, o, m = len(convs), convs[0].out_channels, math.prod(convs[0].weight.shape[1:])
     counts = {"left": [(n, 1)], "right": [(1, n)], "both": [(n, 1), (1, n)], "svd": [(1, 1)]}
@@ -190,7 +194,7 @@ def _sizes(
     assert rank is not None
     if rank > most:
         raise ValueError(f"expected a rank of at most {most}, that of the weights, but got {rank}")
-    return rank, before, biases + rank * per_rank
+    return rank, Counts(before, biases + rank * per_rank)
 
 
 def _left(weights: Tensor, rank: int) -> Factors:
@@ -269,11 +273,12 @@ def _sets(
     model: nn.Module, layers: Iterable[Iterable[str]] | None, method: str
 ) -> tuple[list[tuple[str, ...]], dict[str, str]]:
     """Return the sets that are given, or those that exist, and the reasons of the layers left."""
-    obstacles = _obstacles(model)
+    check_not_compiled(model, "factorize")
     found = dict(model.named_modules(remove_duplicate=False))
+    obstacle = partial(_obstacle, outside=dict(held_outside(model)), owners=owners_of(model))
     convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv1d | SparseConv1d)]
     if layers is None:
-        left = {n: obstacles[found[n]] for n in convs if found[n] in obstacles}
+        left = {name: reason for name in convs if (reason := obstacle(found[name]))}
         equal: dict[Any, list[str]] = {}
         for name in (n for n in convs if n not in left):
             key = name if method == "svd" else tuple(_options(found[name]).values())
@@ -283,29 +288,24 @@ def _sets(
         return [tuple(names) for names in equal.values() if names[0] not in left], left
 
     sets = [tuple(names) for names in layers]
-    seen: dict[nn.Module, str] = {}
     for names in sets:
-        if unknown := [name for name in names if name not in found]:
-            raise ValueError(
-                f"layers must be lists of names, as [['conv1', 'conv2']], of {convs}, but got "
-                f"{unknown[0]!r}"
-            )
         if not names or (len(names) == 1) != (method == "svd"):
-            count = "one layer" if method == "svd" else "several layers (for one, take 'svd')"
-            raise ValueError(f"{method!r} expects sets of {count}, but got {list(names)}")
+            size = "one layer" if method == "svd" else "several layers (for one, take 'svd')"
+            raise ValueError(f"{method!r} expects sets of {size}, but got {list(names)}")
         for name in names:
-            layer = found[name]
-            if layer in seen:
-                raise ValueError(f"a layer may come once, but {seen[layer]!r} and {name!r} are one")
-            if layer in obstacles:
-                raise ValueError(f"layer {name!r} cannot be factorized: {obstacles[layer]}")
-            seen[layer] = name
-            mine, first = _options(layer), _options(found[names[0]])
+            if name not in found:
+                raise ValueError(f"layers must be lists of names, of {convs}, but got {name!r}")
+            if reason := obstacle(found[name]):
+                raise ValueError(f"layer {name!r} cannot be factorized: {reason}")
+            mine, first = _options(found[name]), _options(found[names[0]])
             if other := [option for option in mine if mine[option] != first[option]]:
                 raise ValueError(
                     f"the layers of a set must have one {other[0]}, but {names[0]!r} has "
                     f"{first[other[0]]} and {name!r} {mine[other[0]]}; make two sets"
                 )
+    every = [found[name] for names in sets for name in names]
+    if len(set(every)) < len(every):
+        raise ValueError(f"a layer may come once, but got {[list(names) for names in sets]}")
     return sets, {}
 
 
@@ -315,25 +315,21 @@ def _options(conv: Any) -> dict[str, Any]:
     return of_weight | {name: getattr(conv, name) for name in OPTIONS}
 
 
-def _obstacles(model: nn.Module) -> dict[nn.Module, str]:
-    """Return why a module cannot be replaced, of all that cannot."""
-    check_not_compiled(model, "factorize")
-    outside, owners = dict(held_outside(model)), owners_of(model)
-
-    def obstacle(layer: nn.Module) -> str | None:
-        if isinstance(layer, nn.Conv1d) and not {"weight", "bias"} <= layer._parameters.keys():
-            return "its weight or bias is computed (pruning, a parametrization); remove that first"
-        if type(layer) is not nn.Conv1d:
-            hint = "; sc.to_dense makes it one" if isinstance(layer, SparseConv1d) else ""
-            return f"it is a {type(layer).__name__}, expected was an nn.Conv1d{hint}"
-        if layer.groups != 1:
-            return f"it has groups={layer.groups}, expected was 1"
-        if hooks_of(layer):
-            return "it has hooks, which would be lost; remove them first"
-        if len(owners[id(layer.weight)]) > 1:
-            return f"it shares its weight: {owners[id(layer.weight)]} have one"
-        if layer in outside:
-            return f"{outside[layer]} holds it too, where nothing can replace it"
-        return None
-
-    return {module: reason for module in model.modules() if (reason := obstacle(module))}
+def _obstacle(
+    layer: nn.Module, outside: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
+) -> str | None:
+    """Return why a layer cannot be replaced, if it cannot."""
+    if isinstance(layer, nn.Conv1d) and not {"weight", "bias"} <= layer._parameters.keys():
+        return "its weight or bias is computed (pruning, a parametrization); remove that first"
+    if type(layer) is not nn.Conv1d:
+        hint = "; sc.to_dense makes it one" if isinstance(layer, SparseConv1d) else ""
+        return f"it is a {type(layer).__name__}, expected was an nn.Conv1d{hint}"
+    if layer.groups != 1:
+        return f"it has groups={layer.groups}, expected was 1"
+    if hooks_of(layer):
+        return "it has hooks, which would be lost; remove them first"
+    if len(owners[id(layer.weight)]) > 1:
+        return f"it shares its weight: {owners[id(layer.weight)]} have one"
+    if layer in outside:
+        return f"{outside[layer]} holds it too, where nothing can replace it"
+    return None

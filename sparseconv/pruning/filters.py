@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import count
+from sparseconv.core.checks import count, integer
+from sparseconv.measure.records import Counts
 from sparseconv.nn.modules import check_module, deepcopy_model
-from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
-from sparseconv.pruning.checks import (
-    check_scores,
-    check_supported,
-    checked_example,
-    checked_numbers,
-    checked_target,
-)
+from sparseconv.profiling.stopwatch import copied_arguments
+from sparseconv.pruning.channels import FIXED, Channels, UnitSet, kept_channels
+from sparseconv.pruning.checks import check_scores, check_supported, checked_target
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.equivalent import with_pairs
 from sparseconv.pruning.report import PruningReport, changes
-from sparseconv.pruning.surgery import check_optimizer, mask, remove
+from sparseconv.pruning.surgery import check_optimizer, mask, remove, successor
 from sparseconv.pruning.tracing import trace
 from sparseconv.pruning.verification import check_removal, with_random_weights
 
 Found = TypeVar("Found")
+NUMBERS = "must be a list of ints, the numbers of those that stay (of a mask: mask.nonzero()[:, 0])"
 
 
 class PrunedFilters(NamedTuple):
@@ -98,12 +97,10 @@ def prune_filters(
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; of the criteria, theirs;
     of ``equivalent``, Chen et al., arXiv 2508.05521.
     """
-    check_module(model)
     if not isinstance(criterion, Criterion):
         raise TypeError(
             f"criterion must be one of sparseconv.pruning, for example WHC(), but got {criterion!r}"
         )
-    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     ratio, target_macs = checked_target(criterion, ratio, target_macs)
     steps = count("steps", steps)
     if equivalent and optimizer is not None:
@@ -112,11 +109,7 @@ def prune_filters(
         )
     if optimizer is not None:
         check_optimizer(optimizer, model)
-    arguments = checked_example(example_input)
-    check_supported(model, ignore)
-
-    work = deepcopy_model(model)
-    whole = trace(work, arguments, ignore)
+    work, whole, arguments = _traced(model, example_input, ignore)
     if not whole.n_units:
         raise ValueError(
             f"{type(model).__name__} has no filters that can be removed: every channel is an input "
@@ -128,11 +121,15 @@ def prune_filters(
     if equivalent:
         pruned, unpaired = _verified(with_pairs, model, whole, kept, arguments)
     else:
-        pruned, surgery = _verified(remove, model, whole, kept, arguments)
-        found = None if optimizer is None else surgery.optimizer(optimizer, model, pruned)
+        pruned, cuts = _verified(remove, model, whole, kept, arguments)
+        found = None if optimizer is None else successor(optimizer, model, pruned, cuts)
+    layers, parameters = changes(whole, kept), sum(p.numel() for p in model.parameters())
+    gone = sum(layer.parameters.before - layer.parameters.after for layer in layers)
     report = PruningReport(
         criterion=repr(criterion),
-        layers=changes(whole, kept),
+        layers=layers,
+        parameters=Counts(parameters, parameters - gone),
+        macs=Counts(whole.macs(), whole.macs(kept)),
         threshold=criterion.threshold if criterion.graded else None,
         unpaired=unpaired,
         before=model,
@@ -143,6 +140,18 @@ def prune_filters(
         optimizer=found,
     )
     return PrunedFilters(pruned, report)
+
+
+def _traced(
+    model: nn.Module, example_input: Any, ignore: Iterable[str]
+) -> tuple[nn.Module, Channels, tuple[Any, ...]]:
+    """Check and follow a model; return a copy, its channels, and its arguments."""
+    check_module(model)
+    arguments = copied_arguments(example_input, "example_input")
+    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    check_supported(model, ignore)
+    work = deepcopy_model(model)
+    return work, trace(work, arguments, ignore), arguments
 
 
 def _masked_in_steps(
@@ -161,13 +170,14 @@ def _masked_in_steps(
         last = scores.where(kept, last.to(scores))  # a unit that has fallen keeps its own
         if criterion.threshold is not None:
             kept = kept & (scores > criterion.threshold) | _best(whole, kept, scores)
-        elif ratio is not None:
-            kept = choose(whole, kept, scores, criterion.everywhere, ratio * step / steps)
         else:
-            assert target_macs is not None
-            full = whole.macs()
-            limit = full - (full - target_macs) * step / steps
-            kept = _to_macs(whole, kept, scores, criterion.everywhere, limit, target_macs)
+            choose = partial(_choose, whole, kept, scores, criterion.everywhere)
+            if ratio is not None:
+                share = ratio * step / steps
+            else:
+                assert target_macs is not None
+                share = _least_share(whole, choose, target_macs, step / steps)
+            kept = choose(share)
         mask(work, whole, kept)
     return kept, last
 
@@ -218,24 +228,24 @@ def keep_filters(
         >>> small.blocks[0].body[0]
         Conv1d(1, 2, kernel_size=(7,), stride=(1,), padding=same, bias=False)
     """
-    check_module(model)
-    wanted = checked_numbers(filters)
-    arguments = checked_example(example_input)
-    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-    check_supported(model, ignore)
-    channels = trace(deepcopy_model(model), arguments, ignore)
+    wanted = {
+        name: {integer(f"filters of {name!r} {NUMBERS}", number) for number in given}
+        for name, given in filters.items()
+    }
+    _, channels, arguments = _traced(model, example_input, ignore)
     kept = torch.ones(channels.n_units, dtype=torch.bool)
     for name, stay in wanted.items():
         if name not in channels.layers:
             raise ValueError(f"filters names {name!r}, which is none of {list(channels.layers)}")
-        if not stay or not stay <= set(range(len(channels.layers[name].outputs))):
+        outputs = channels.layers[name].outputs
+        if not stay or not stay <= set(range(len(outputs))):
             raise ValueError(
-                f"filters of {name!r} must be some of 0 to {len(channels.layers[name].outputs) - 1}"
-                f", but are {sorted(stay)}"
+                f"filters of {name!r} must be some of 0 to {len(outputs) - 1}, but are "
+                f"{sorted(stay)}"
             )
-        for row, unit in enumerate(channels.layers[name].outputs.tolist()):
-            if row not in stay and unit >= 0:
-                kept[unit] = False
+        gone = torch.ones(len(outputs), dtype=torch.bool)
+        gone[list(stay)] = False
+        kept[outputs[gone & (outputs != FIXED)]] = False
     for name, stay in wanted.items():
         found = kept_channels(channels.layers[name].outputs, kept).nonzero()[:, 0].tolist()
         if found != sorted(stay):
@@ -246,7 +256,7 @@ def keep_filters(
     return _verified(remove, model, channels, kept, arguments)[0]
 
 
-def choose(
+def _choose(
     channels: Channels, kept: Tensor, scores: Tensor, everywhere: bool, ratio: float
 ) -> Tensor:
     """Keep the best units, all but a share of those that there were; of each set at least one."""
@@ -279,20 +289,18 @@ def _best(channels: Channels, kept: Tensor, scores: Tensor) -> Tensor:
     return best
 
 
-def _to_macs(
-    channels: Channels, kept: Tensor, scores: Tensor, everywhere: bool, limit: float, target: int
-) -> Tensor:
-    def at(ratio: float) -> Tensor:
-        return choose(channels, kept, scores, everywhere, ratio)
-
-    low, high = 0.0, 1.0
-    least = channels.macs(at(high))
+def _least_share(
+    channels: Channels, choose: Callable[[float], Tensor], target: int, progress: float
+) -> float:
+    """Return the least share by which ``choose`` comes so far on the way to so many MACs."""
+    full, least = channels.macs(), channels.macs(choose(1.0))
+    limit = full - (full - target) * progress
     if least > limit:
         raise ValueError(
             f"target_macs={target} is out of reach: with one filter in each layer {least} "
-            f"multiply-adds are left, of {channels.macs()}"
+            f"multiply-adds are left, of {full}"
         )
-    for _ in range(30):  # far finer than one filter
-        middle = (low + high) / 2
-        low, high = (low, middle) if channels.macs(at(middle)) <= limit else (middle, high)
-    return at(high)
+    parts = 2**30  # far finer than one filter
+    return (
+        bisect_left(range(parts), -limit, key=lambda n: -channels.macs(choose(n / parts))) / parts
+    )

@@ -1,19 +1,40 @@
-"""What pruning filters has changed: filters, parameters, multiply-adds, and measured time."""
+"""Reports of networks made smaller, by ``prune_filters`` and ``factorize``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from sparseconv.measure.records import INFERENCE, Change, Counts, count_cells
+from sparseconv.measure import machine
+from sparseconv.measure.records import (
+    INFERENCE,
+    BeforeAfter,
+    Change,
+    ChangeReport,
+    Counts,
+    count_cells,
+    where,
+)
 from sparseconv.nn.modules import deepcopy_model
+from sparseconv.profiling.stopwatch import (
+    Passes,
+    Stopwatch,
+    capture,
+    check_on_cpu,
+    copied_arguments,
+    in_sequence,
+    model_passes,
+)
 from sparseconv.pruning.channels import Channels, kept_channels
-from sparseconv.pruning.comparison import SmallerNetwork
-from sparseconv.pruning.equivalent import merge
+from sparseconv.pruning.data import evaluating
+from sparseconv.pruning.equivalent import has_pairs, merge
 
 DECADES = [10.0**k for k in range(-6, 1)]  # of a curve in a line of text
 
@@ -36,10 +57,113 @@ class LayerChange(Change):
     filters: Counts
     kept: tuple[int, ...] = field(repr=False)
 
+    @property
+    def layers(self) -> tuple[str]:
+        """Its only layer."""
+        return (self.name,)
+
     def row(self) -> dict[str, str]:
         """Return the cells of this line of the table, by column."""
         first = {"layer": self.name, "class": self.kind}
         return first | count_cells("filters", self.filters) | super().row()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizedSet(Change):
+    """A set of layers before and after they were factorized.
+
+    Attributes:
+        name, layers: their names, as one text and as several.
+        rank: channels between the two convolutions.
+        parameters: of all its layers, biases included.
+        relative_error: Frobenius norm of the difference of all weights, over that of the weights.
+        macs: multiply-adds of all its layers, for one sample of each output.
+        times: ``"inference"``, a forward pass of all its layers; empty if not measured.
+    """
+
+    layers: tuple[str, ...]
+    rank: int
+    relative_error: float
+
+    def row(self) -> dict[str, str]:
+        """Return the cells of this line of the table, by column."""
+        first = {"layers": self.name, "rank": str(self.rank)}
+        return first | {"relative error": f"{self.relative_error:.3g}"} | super().row()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallerNetwork(ChangeReport):
+    """A network made smaller: what is counted, and what ``measure`` measured.
+
+    Attributes:
+        before, after: the network that was given, and its successor.
+        parameters: of the whole model; of ``after`` without compressors.
+        macs: multiply-adds of one series; None if not counted.
+    """
+
+    before: nn.Module = field(repr=False)
+    after: nn.Module = field(repr=False)
+    parameters: Counts
+    macs: Counts | None = None
+
+    def notes(self) -> list[str]:
+        """Return lines on this change alone."""
+        raise NotImplementedError
+
+    def summary(self) -> list[str]:
+        """Return what it adds up to, a line each."""
+        lines = [f"parameters: {self.parameters}"]
+        lines += [f"macs: {self.macs}"] if self.macs else []
+        lines += [*self.time_lines(), *self.notes()]
+        return [*lines, where(self.machine)] if self.machine else lines
+
+    def _measured(self, input: Any, backward: bool, rounds: int, least_seconds: float) -> Self:
+        """Time copies of both models, and the modules of each record in both; a new report."""
+        stopwatch = Stopwatch(backward, rounds, least_seconds)
+        arguments = copied_arguments(input, "example_input")
+        # Fresh copies: what has been trained in place is not as fast.
+        after = merge(self.after) if has_pairs(self.after) else deepcopy_model(self.after)
+        models = {"before": deepcopy_model(self.before).eval(), "after": after.eval()}
+        names = [name for record in self.layers for name in record.layers]
+        modules = {self.before.get_submodule(name): name for name in names}
+        check_on_cpu({m: name for m, name in modules.items() if list(m.parameters())})
+        records = []
+        with stopwatch.running():
+            runs = {when: _runs(model, names, arguments) for when, model in models.items()}
+            for record in self.layers:
+                passes = {
+                    when: in_sequence([run for name in record.layers for run in found[name]])
+                    for when, found in runs.items()
+                }
+                called = any(runs["before"][name] for name in record.layers)  # by eval mode
+                times = BeforeAfter.of(stopwatch.time(passes), INFERENCE) if called else None
+                records.append(replace(record, times={INFERENCE: times} if times else {}))
+            whole = {when: model_passes(m, arguments, backward) for when, m in models.items()}
+            seconds = stopwatch.time(whole)
+        return replace(
+            self,
+            layers=tuple(records),
+            times={which: BeforeAfter.of(seconds, which) for which in whole["after"]},
+            machine=machine.environment_info(),
+        )
+
+
+def _runs(
+    model: nn.Module, names: Sequence[str], arguments: tuple[Any, ...]
+) -> dict[str, list[tuple[int, Passes]]]:
+    """Return the calls of modules in one run of the model, each with how often it occurs."""
+    calls = capture(model, [model.get_submodule(name) for name in names], arguments)
+    found: dict[str, list[tuple[int, Passes]]] = {}
+    for name in names:
+        module = model.get_submodule(name)
+        of_module = calls.get(module, [])
+        if isinstance(module, nn.Conv1d) and any(call.input.dim() != 3 for call in of_module):
+            raise ValueError(
+                f"{name!r} must be given (N, C, L), a batch of series, but got "
+                f"{tuple(of_module[0].input.shape)}"
+            )
+        found[name] = [(c.count, {INFERENCE: partial(module, c.input)}) for c in of_module]
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +205,6 @@ class PruningReport(SmallerNetwork):
     threshold: float | None = None
     unpaired: tuple[str, ...] = ()
 
-    @property
-    def macs(self) -> Counts:
-        """Return the multiply-adds of one series."""
-        others = self.channels.other_macs
-        return Counts(*(others + sum(layer.macs[i] for layer in self.layers) for i in range(2)))
-
-    def counts(self) -> dict[str, Counts]:
-        """Return the counts of the whole model, by name."""
-        return super().counts() | {"macs": self.macs}
-
     def merge(self) -> nn.Module:
         """With ``equivalent=True``: the fine-tuned model in its pruned shape (``merge``)."""
         if all(layer.filters[0] == layer.filters[1] for layer in self.layers):
@@ -129,12 +243,11 @@ class PruningReport(SmallerNetwork):
         Raises:
             NotImplementedError: the model is on a GPU.
         """
-        parts = {layer.name: [layer.name] for layer in self.layers}
-        return self._measured(parts, self.arguments, backward, rounds, least_seconds)
+        return self._measured(self.arguments, backward, rounds, least_seconds)
 
     def notes(self) -> list[str]:
-        """Return the criterion, and what keeps the time from falling as the multiply-adds do."""
-        lines = [f"criterion: {self.criterion}", *self._rest()]
+        """Return the criterion, the layers without compressors, and the curve of thresholds."""
+        lines = [f"criterion: {self.criterion}"]
         if self.unpaired:
             lines.append(f"without compressors: {', '.join(self.unpaired)}")
         if self.threshold is not None:
@@ -142,42 +255,87 @@ class PruningReport(SmallerNetwork):
             lines.append(f"units of filters kept at other thresholds: {kept}")
         return lines
 
-    def _rest(self) -> list[str]:
-        if INFERENCE not in self.times or not self.macs.after or self.macs.ratio == 1:
-            return []
-        promised, whole = self.macs.ratio, self.times[INFERENCE]
-        layers = [layer.times[INFERENCE] for layer in self.layers]
-        before = sum(found.before.median for found in layers)
-        after = sum(found.after.median for found in layers)
-        rest = max(0, whole.before.median - before), max(0, whole.after.median - after)
-        return [
-            f"{whole.ratio.median / promised:.0%} of the {promised:.2f} times that multiply-adds "
-            f"promise; the layers themselves take {before:.3f} -> {after:.3f} ms, what is between "
-            f"them (activations, pooling, concatenation) {rest[0]:.3f} -> {rest[1]:.3f} ms"
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything that was counted and measured, as ``json.dumps`` accepts it."""
-        return super().to_dict() | {"curve": None if self.threshold is None else self.curve()}
-
 
 def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
     """Build a ``LayerChange`` of each layer."""
     found = []
     for name, layer in channels.layers.items():
         stay = kept_channels(layer.outputs, kept)
-        rows = len(stay), int(stay.sum())
-        weights = [channels.weights(layer, k) for k in (None, kept)]
-        own = [p for p in ("weight", "bias") if getattr(layer.module, p, None) is not None]
-        each = len(own) if not layer.has_filters else int("bias" in own)
-        found.append(
-            LayerChange(
-                name=name,
-                kind=type(layer.module).__name__,
-                filters=Counts(*rows),
-                parameters=Counts(weights[0] + each * rows[0], weights[1] + each * rows[1]),
-                macs=Counts(layer.samples * weights[0], layer.samples * weights[1]),
-                kept=tuple(stay.nonzero()[:, 0].tolist()),
-            )
+        weights = Counts(layer.weights(), layer.weights(kept))
+        change = LayerChange(
+            name=name,
+            kind=type(layer.module).__name__,
+            filters=Counts(len(stay), int(stay.sum())),
+            parameters=Counts(layer.parameters(), layer.parameters(kept)),
+            macs=Counts(layer.samples * weights.before, layer.samples * weights.after),
+            kept=tuple(stay.nonzero()[:, 0].tolist()),
         )
+        found.append(change)
     return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizationReport(SmallerNetwork):
+    """What ``factorize`` did; printing it shows a table.
+
+    Attributes:
+        method: as given.
+        layers: a ``FactorizedSet`` for each set of layers that are made of factors now.
+        left: name -> reason, of the convolutions that are unchanged.
+        macs: multiply-adds of one series, once ``measure`` has been called.
+        times: then also ``"inference"`` and ``"training"`` (forward and backward) of the whole
+            model.
+        machine: of the measurement.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> model = nn.Sequential(*(nn.Conv1d(8, 8, 9, padding="same") for _ in range(2)))
+        >>> report = sc.factorize(model, rank=4).report
+        >>> report.parameters, report.layers[0].layers
+        (Counts(before=1168, after=368), ('0', '1'))
+        >>> report.measure(torch.randn(2, 8, 30), rounds=6).macs
+        Counts(before=34560, after=19200)
+    """
+
+    title: ClassVar[str] = "Shared factors"
+    text_columns = ("layers",)
+    method: str
+    layers: tuple[FactorizedSet, ...]
+    left: Mapping[str, str]
+
+    def measure(
+        self,
+        example_input: Any,
+        *,
+        backward: bool = False,
+        rounds: int = 20,
+        least_seconds: float = 2e-3,
+    ) -> FactorizationReport:
+        """Count the multiply-adds of the model, and time it before and after; a new report.
+
+        Args:
+            example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments, the first
+                tensor of which holds the batch.
+            backward, rounds, least_seconds: as for ``PruningReport.measure``.
+
+        Raises:
+            ValueError: the model fails on the input, or it is one series without a batch.
+            NotImplementedError: the model is on a GPU.
+        """
+        report = self._measured(example_input, backward, rounds, least_seconds)
+        arguments = copied_arguments(example_input)
+        macs = Counts(_macs(self.before, arguments), _macs(self.after, arguments))
+        return replace(report, macs=macs)
+
+    def notes(self) -> list[str]:
+        """Return the method, and the layers that are unchanged."""
+        left = [f"{name} is unchanged: {reason}" for name, reason in self.left.items()]
+        return [f"method: {self.method}", *left]
+
+
+def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
+    """Count the multiply-adds of one series, as torch does."""
+    series = next(x for x in tree_leaves(arguments) if isinstance(x, Tensor))
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*arguments)
+    return int(counter.get_total_flops()) // (2 * len(series))

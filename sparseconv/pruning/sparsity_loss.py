@@ -141,11 +141,11 @@ def published_stages(model: nn.Module) -> list[Stage]:
     if isinstance(model, InceptionTime):
         stages = []
         for i, block in enumerate(model.blocks):
-            residual = isinstance(block, Residual)
-            body, prefix = (block.body, f"blocks.{i}.body") if residual else (block, f"blocks.{i}")
-            names = [f"{prefix}.{j}" for j in range(len(body))]  # type: ignore[arg-type]
-            # The addition comes after the last one.
-            stages += [*names[:-1], f"blocks.{i}" if residual else names[-1]]
+            body: Any = block.body if isinstance(block, Residual) else block
+            prefix = f"blocks.{i}.body" if isinstance(block, Residual) else f"blocks.{i}"
+            stages += [f"{prefix}.{j}" for j in range(len(body))]
+            if isinstance(block, Residual):
+                stages[-1] = f"blocks.{i}"  # the addition comes after the last one
         return [Stage(name) for name in stages]
     raise ValueError(
         f"no stages are published for {type(model).__name__}; name in stages the modules whose "

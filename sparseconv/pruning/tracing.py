@@ -220,20 +220,15 @@ class _Tracer(TorchFunctionMode):
         if not self.inside:
             outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
             inputs = [x for x in tree_leaves((args, kwargs)) if self.of(x) is not None]
-            if inputs and outputs:
-                self.apply(func, args, kwargs, inputs, outputs)
+            name = getattr(func, "__name__", str(func))
+            if name == "__get__":  # an attribute that is computed, as x.mT
+                name = func.__self__.__name__  # type: ignore[attr-defined]
+            if name == "prelu" and args[-1].numel() == 1:
+                name = "leaky_relu"
+            known = not inputs or not outputs
+            if not known and not self.followed(name, func, args, kwargs, inputs, outputs):
+                self.refuse(repr(name), *inputs)
         return result
-
-    def apply(
-        self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor]
-    ) -> None:
-        name = getattr(func, "__name__", str(func))
-        if name == "__get__":  # an attribute that is computed, as x.mT
-            name = func.__self__.__name__
-        if name == "prelu" and args[-1].numel() == 1:
-            name = "leaky_relu"
-        if not self.followed(name, func, args, kwargs, inputs, outputs):
-            self.refuse(repr(name), *inputs)
 
     def followed(
         self,
@@ -258,10 +253,9 @@ class _Tracer(TorchFunctionMode):
             if name in MAY_MIX and dim in dimensions(name, args, kwargs, inputs[0].dim()):
                 self.fix(inputs[0])  # each result depends on all of them
             same = outputs[0].dim() == inputs[0].dim() and outputs[0].shape[dim] == len(numbers)
-        elif name in ("__matmul__", "matmul"):
-            same = inputs[0] is args[0] and dim < inputs[0].dim() - 1
         else:
-            return False
+            product = name in ("__matmul__", "matmul")
+            same = product and inputs[0] is args[0] and dim < inputs[0].dim() - 1
         if one and same:
             self.follow(outputs[0], numbers, dim)
         return one and same

@@ -87,19 +87,6 @@ class Auxiliary(nn.Module):
         return (y, self.aux(hidden.mean(2))) if self.training else y
 
 
-class Counts(nn.Module):
-    """Takes no negative numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = network()
-
-    def forward(self, x: Tensor) -> Any:
-        if x.min() < 0:
-            raise ValueError("counts only")
-        return self.body(x)
-
-
 def shared() -> nn.Module:
     model = nn.Sequential(nn.Conv1d(2, 8, 1), nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1))
     model[2].weight = model[1].weight
@@ -136,17 +123,15 @@ def stepped(kind: type[torch.optim.Optimizer]) -> dict[str, Any]:
     (call(criterion="WHC"), TypeError, "criterion must be one of sparseconv.pruning"),
     (call(criterion=DSP(X), ratio=0.5), ValueError, "finds out how many filters go"),
     (call(x=X.numpy()), TypeError, "example_input must be a tensor"),
-    (call(x=X[:0]), ValueError, "example_input must hold a series"),
     (call(x=X[:, :1]), ValueError, "the model cannot take example_input of shapes [(6, 1, 12)]"),
     (call(x=X[0]), ValueError, "'0' must be given (N, C, L), a batch of series, but got (2, 12)"),
-    (lambda: sc.prune_filters("resnet", X, WHC()), TypeError, "model must be an nn.Module"),
+    (lambda: keep_filters("resnet", X, {}), TypeError, "model must be an nn.Module"),
     (call(optimizer="SGD"), TypeError, "optimizer must be a torch.optim.Optimizer"),
     (call(optimizer=sgd(network())), ValueError, "holds a parameter that is not the model's"),
     (call(optimizer=sgd(network()), equivalent=True), ValueError, "build a new optimizer"),
     (call(**stepped(torch.optim.LBFGS)), ValueError, "LBFGS holds parameters in its attribute"),
     (call(**stepped(torch.optim.Adafactor)), ValueError, "Adafactor keeps tensors of other shapes"),
-    (call(criterion=Given(None)), ValueError, "of 8 units (channels.n_units), but gave NoneType"),
-    (call(criterion=Given(torch.rand(8) / 0)), ValueError, "gave scores that are not finite"),
+    (call(criterion=Given(None)), ValueError, "of 8 units (channels.n_units), but gave None"),
 )  # fmt: skip
 def test_arguments(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
     refuses(call, error, fragment)
@@ -155,7 +140,6 @@ def test_arguments(call: Callable[[], Any], error: type[Exception], fragment: st
 @table(
     (call(shared()), ValueError, "'1' and '2' share a parameter; only a layer that is used twice"),
     (call(torch.compile(network(), backend="eager")), ValueError, "prune its _orig_mod"),
-    (call(network(torch.jit.script(nn.Tanh()))), ValueError, "'1' is a ScriptModule"),
     (lambda: keep_filters(nn.LazyConv1d(8, 3), X, {}), ValueError, "no shape yet; run the model"),
     (call(computed()), ValueError, "'weight' of '1' is computed from other parameters"),
     (
@@ -178,8 +162,11 @@ def test_arguments(call: Callable[[], Any], error: type[Exception], fragment: st
     (call(sc.models.DSN(2, 3, nf=4), equivalent=True), ValueError, "next to sparse, grouped"),
     (call(returning(lambda y: np.array(y))), ValueError, "its output holds a ndarray"),
     (call(returning(lambda y: 3)), ValueError, "returned int without any"),
-    (call(Counts(), X * 0), ValueError, "(ValueError: counts only), so the pruning cannot be"),
-    (call(network(Function(lambda x: x.log().abs() * torch.nan))), ValueError, "no finite number"),
+    (
+        call(network(Function(lambda x: x.log().abs() * torch.nan))),
+        ValueError,
+        "or it gives nothing finite",
+    ),
 )
 def test_models(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
     refuses(call, error, fragment)
@@ -203,12 +190,10 @@ LOGITS = network()[:-1]
     (call(criterion=Jacobian((X, Y[:3]))), ValueError, "(X, y) of equal length, but got shapes"),
     (call(criterion=Jacobian((X, Y)), model=LOGITS), ValueError, "pass loss=F.cross_entropy"),
     (call(criterion=DSP(iter([]))), ValueError, "an iterator is used up after one pass"),
-    (call(criterion=DSP(HOLE)), ValueError, "not finite; check the weights and the data"),
-    (call(criterion=evolve(HOLE, Y)), ValueError, "outputs are not finite; check"),
+    (call(criterion=DSP(HOLE)), ValueError, "; check the weights and the data"),
+    (call(criterion=evolve(HOLE, Y)), ValueError, "(N, classes), which are not NaN, but it"),
     (call(criterion=evolve(X, Y + 1)), ValueError, "expected a class index from 0 to 2 for each"),
-    (call(criterion=evolve(X, Y / 2)), ValueError, "expected a class index"),
-    (call(returning(lambda y: {"y": y}), criterion=evolve(X, Y)), ValueError, "returns dict"),
-    (call(returning(lambda y: y[:, :, None]), criterion=evolve(X, Y)), ValueError, "(6, 3, 1)"),
+    (call(returning(lambda y: {"y": y}), criterion=evolve(X, Y)), ValueError, "returns {'y'"),
 )  # fmt: skip
 def test_criteria(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
     refuses(call, error, fragment)
