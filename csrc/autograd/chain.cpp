@@ -60,10 +60,13 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
     for (const std::optional<Tensor>& parameter : call.originals) {
       saved.push_back(parameter.value_or(Tensor()));
     }
-    ctx->saved_data["inputs"] = static_cast<int64_t>(saved.size());
+    for (const std::optional<Tensor>& parameter : call.parameters) {
+      saved.push_back(parameter.value_or(Tensor()));
+    }
     std::move(result.kept.begin(), result.kept.end(), std::back_inserter(saved));
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["chain"] = held_in_tensor(call.chain);
+    ctx->saved_data["sizes"] = result.output.sizes().vec();
     return result.output;
   }
 
@@ -74,12 +77,15 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
     for (const Chain::Stage& stage : chain.stages()) {
       stage.check_untouched();
     }
-    const size_t given = ctx->saved_data["inputs"].toInt();
-    TORCH_CHECK(given == 1 + 2 * chain.stages().size(),
-                "a chain of layers has grown since it computed the output");
-    const auto end = inputs.begin() + given;
+    const auto own = inputs.begin() + 1 + 2 * chain.stages().size();
+    const auto end = own + 2 * chain.stages().size();
+    // The parameters as they were: the data of the others may have been replaced since.
+    Chain::Tensors parameters;
+    std::transform(own, end, std::back_inserter(parameters), [](const Tensor& parameter) {
+      return parameter.defined() ? std::optional(parameter) : std::nullopt;
+    });
     const variable_list kept(end, inputs.end());
-    inputs.erase(end, inputs.end());
+    inputs.erase(own, inputs.end());
     // What nobody asked for, as in autograd.grad(y, x), is not computed.
     std::vector<bool> needed;
     size_t edge = 0;
@@ -90,17 +96,16 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
     if (at::GradMode::is_enabled() || !computes_plainly(grads[0])) {
       found = gradients_by_python(chain, grads[0], inputs, needed);
     } else {
-      const Tensor &x = inputs[0], &grad = grads[0];
-      TORCH_CHECK_VALUE(
-          grad.dim() == 3 && grad.size(0) == x.size(0) && grad.size(2) == x.size(2),
-          "expected grad_output of as many series and samples as the output has, but got ",
-          grad.sizes());
-      Chain::Tensors parameters;
-      {
-        const pybind11::gil_scoped_acquire gil;
-        for (size_t i = 1; i < inputs.size(); ++i) {
-          parameters.push_back(inputs[i].defined() ? std::optional(frozen(inputs[i]))
-                                                   : std::nullopt);
+      const std::vector<int64_t> sizes = ctx->saved_data["sizes"].toIntVector();
+      TORCH_CHECK_VALUE(grads[0].sizes() == at::IntArrayRef(sizes),
+                        "expected grad_output of shape ", sizes, ", but got ", grads[0].sizes());
+      check_same_type(inputs[0], grads[0], "grad_output");
+      for (size_t i = 0; i < parameters.size(); ++i) {
+        if (parameters[i]) {
+          TORCH_CHECK_VALUE(inputs[1 + i].sizes() == parameters[i]->sizes(),
+                            "expected a parameter of shape ", parameters[i]->sizes(),
+                            ", as in the forward pass, but got ", inputs[1 + i].sizes());
+          check_memory(*parameters[i], "the parameters");
         }
       }
       for (auto& gradient : chain.backward(grads[0], kept, parameters, needed)) {

@@ -101,20 +101,8 @@ void Chain::check(const Tensor& x,
     }
     const Statistics& kept = statistics[i];
     TORCH_CHECK_VALUE(stage.training ? stage.eps > 0 : stage.eps >= 0, "expected eps above 0");
-    TORCH_CHECK_VALUE(kept.mean.has_value() == kept.var.has_value(),
-                      "expected running_mean and running_var, or neither");
     check_contiguous(kept.mean, "running_mean", x, channels, !stage.training);
     check_contiguous(kept.var, "running_var", x, channels, !stage.training);
-    TORCH_CHECK_TYPE(!kept.counter || (kept.counter->scalar_type() == at::kLong &&
-                                       kept.counter->is_cpu() && kept.counter->numel() == 1),
-                     "expected one int64 as num_batches_tracked");
-    for (const std::optional<Tensor>& updated : {kept.mean, kept.var, kept.counter}) {
-      TORCH_CHECK_VALUE(!stage.training || !updated || !updated->requires_grad(),
-                        "expected statistics that are not differentiated");
-    }
-    TORCH_CHECK_VALUE(
-        kept.momentum || !kept.counter || *kept.counter->const_data_ptr<int64_t>() >= 0,
-        "expected num_batches_tracked of at least 0");
     TORCH_CHECK_VALUE(!stage.training || x.size(0) * x.size(2) > 1,
                       "Expected more than 1 value per channel when training, got input size ",
                       x.sizes());
@@ -147,34 +135,6 @@ void Chain::check_parameters(const Tensor& x, int64_t channels, const Tensors& p
                       first->sizes());
     check_contiguous(second, "bias", x, channels, false);
   }
-}
-
-void Chain::check_kept(const std::vector<Tensor>& kept,
-                       const Tensors& parameters,
-                       const Tensor& grad,
-                       const LaneOrder& order) const {
-  const Tensor& input = kept.at(0);
-  const std::array<int64_t, 3> lanes = {order.groups, order.rows, order.lanes};
-  check_same_type(input, grad, "grad_output");
-  TORCH_CHECK_VALUE(
-      input.sizes().slice(1) == at::IntArrayRef(lanes),
-      "expected grad_output of as many series and samples as the output has, but got ",
-      grad.sizes());
-  int64_t channels = input.size(0);
-  check_parameters(input, channels, parameters);
-  size_t next = 0;
-  for (size_t i = 0; i < stages_.size(); ++i) {
-    TORCH_CHECK_VALUE(kept[next].size(0) == channels, "expected stage ", i, " to take ",
-                      kept[next].size(0), " channels, as it did, but got parameters of ", channels,
-                      ": they were replaced after the forward pass");
-    next += stages_[i].kind == Kind::norm_relu ? 3 : 1;  // its mean and invstd as well
-    if (stages_[i].kind != Kind::norm_relu) {
-      channels = stages_[i].kind == Kind::conv ? stages_[i].plan->geometry.out_channels
-                                               : parameters[2 * i]->size(0);
-    }
-  }
-  TORCH_CHECK_VALUE(grad.size(1) == channels, "expected grad_output of ", channels,
-                    " channels, as the parameters give now, but got ", grad.sizes());
 }
 
 Chain::Result Chain::forward(const Tensor& x,
@@ -243,9 +203,7 @@ Chain::Tensors Chain::backward(const Tensor& grad,
   RECORD_FUNCTION("sparseconv::chain_backward", c10::ArrayRef<const c10::IValue>{});
   const ForkGuard fork_guard;
   const at::AutoDispatchBelowADInplaceOrView below;
-  check_signal(grad, "grad_output");
   const LaneOrder order = lane_order(grad.size(0), grad.size(2), lanes_of(grad));
-  check_kept(kept, parameters, grad, order);
   Tensors found(1 + parameters.size());
   // The first of x and the parameters that needs a gradient: nothing is computed before it.
   size_t until = 0;

@@ -56,7 +56,8 @@ class Chain {
                  const std::vector<Statistics>& statistics,
                  bool keep) const;
 
-  // Gradients of x and of the parameters, as far as they are `needed`, x first.
+  // Gradients of x and of the parameters, as far as they are `needed`, x first. grad: as the
+  // output; parameters: those of `forward`.
   Tensors backward(const at::Tensor& grad,
                    const std::vector<at::Tensor>& kept,
                    const Tensors& parameters,
@@ -65,12 +66,6 @@ class Chain {
  private:
   // Of tensors like x; the first stage takes so many channels.
   void check_parameters(const at::Tensor& x, int64_t channels, const Tensors& parameters) const;
-  // Whether the gradient, which anybody may call a node with, and the parameters, whose data may
-  // have been replaced since, fit what `forward` kept.
-  void check_kept(const std::vector<at::Tensor>& kept,
-                  const Tensors& parameters,
-                  const at::Tensor& grad,
-                  const LaneOrder& order) const;
   std::vector<Stage> stages_;
 };
 

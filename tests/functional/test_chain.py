@@ -368,26 +368,14 @@ def test_wrong_tensors_are_refused_before_anything_is_read() -> None:
             call()
     with pytest.raises(TypeError, match="contiguous"):  # before room for 4 TB is asked for
         chain.add_conv(crow, col[:1].expand(2**40), geometry, False)
-    y = extension.plain_chain(chain, x, [values.requires_grad_(), None], [None])
-    chain.add_pointwise()
-    with pytest.raises(RuntimeError, match="has grown since it computed the output"):
-        y.sum().backward()
 
 
 @pytest.mark.promise("P5")
-@pytest.mark.parametrize(
-    ("shapes", "says"),
-    [
-        (((8, 16, 1), (16, 8, 1)), "take 16 channels, as it did, but got parameters of 8"),
-        (((16, 16, 1), (8, 16, 1)), "grad_output of 8 channels, as the parameters give now"),
-    ],
-)
-def test_parameters_replaced_before_the_backward_pass_are_refused(shapes: Any, says: str) -> None:
-    """They fit each other, but not what the forward pass kept."""
+def test_parameters_replaced_before_the_backward_pass_are_refused() -> None:
     first, second = (torch.randn(16, 16, 1, requires_grad=True) for _ in range(2))
     y = run_chain(torch.randn(2, 16, 30), [Pointwise(first), Pointwise(second)])
-    first.data, second.data = (torch.randn(shape) for shape in shapes)
-    with pytest.raises(ValueError, match=says):
+    first.data, second.data = torch.randn(8, 16, 1), torch.randn(16, 8, 1)
+    with pytest.raises(ValueError, match="as in the forward pass"):
         y.sum().backward()
 
 
@@ -460,17 +448,15 @@ def test_statistics_that_do_not_fit_are_not_half_updated() -> None:
     pattern = KernelCSR.full((3, 3, 1))
     conv = Conv(torch.randn(9), None, pattern, Geometry.of((3, 3, 1), 1, 0, 1, 1, "zeros"))
     x, ones, counter = torch.randn(4, 3, 9), torch.ones(3), torch.tensor(0)
-    for mean, var, count in (
-        (ones[:2], ones, counter),
-        (ones, ones.double(), counter),
-        (ones, torch.ones(6)[::2], counter),
-        (ones, ones, counter.float()),
-        (ones, ones, torch.tensor([1, 2])),
+    for mean, var in (
+        (ones[:2], ones),
+        (ones, ones.double()),
+        (ones, torch.ones(6)[::2]),
     ):
-        before = [t.clone() for t in (mean, var, count)]
-        norm = NormRelu(None, None, mean, var, 0.1, 1e-5, num_batches_tracked=count)
+        before = [t.clone() for t in (mean, var, counter)]
+        norm = NormRelu(None, None, mean, var, 0.1, 1e-5, num_batches_tracked=counter)
         assert Chain()(x, [conv, NormRelu(None, None, ones, ones, 0.1, 1e-5), norm]) is None
-        assert all(map(torch.equal, before, (mean, var, count)))
+        assert all(map(torch.equal, before, (mean, var, counter)))
     with torch.inference_mode():
         own = [torch.zeros(3), torch.ones(3), torch.tensor(0)]
     norm = NormRelu(None, None, *own[:2], 0.1, 1e-5, num_batches_tracked=own[2])

@@ -140,7 +140,6 @@ REFUSED_BY_TORCH: dict[str, tuple[Callable[[nn.BatchNorm1d], Any], type[Exceptio
     "eps": (lambda norm: setattr(norm, "eps", 0.0), ValueError),
     "no eps": (lambda norm: setattr(norm, "eps", None), TypeError),
     "momentum": (lambda norm: setattr(norm, "momentum", "a"), TypeError),
-    "differentiated": (lambda norm: norm.running_mean.requires_grad_(), RuntimeError),
 }
 
 
