@@ -9,12 +9,10 @@ from torch import nn
 
 from sparseconv.measure.records import (
     INFERENCE,
-    LAYER_TEXT,
     TRAINING,
     ChangeReport,
     LayerTimes,
     layer_conditions,
-    layer_rows,
 )
 
 
@@ -39,7 +37,6 @@ class ConversionReport(ChangeReport):
     """
 
     title: ClassVar[str] = "Converted layers"
-    text_columns = LAYER_TEXT
     layers: tuple[LayerTimes, ...]
     backward: bool
 
@@ -48,13 +45,9 @@ class ConversionReport(ChangeReport):
         """Return whether any layer was timed."""
         return any(layer.calls for layer in self.layers)
 
-    def rows(self) -> list[dict[str, str]]:
-        """Yield the lines of the table, one for each layer and pass."""
-        return [row for layer in self.layers for row in layer_rows(layer, converted=True)]
-
     def summary(self) -> list[str]:
         """Return what it adds up to, a line each."""
-        count = sum(layer.sparse for layer in self.layers)
+        count = sum(layer.verdict.converts for layer in self.layers)
         lines = [f"{count} of {len(self.layers)} layers are sparse now", *self.time_lines()]
         if not self.measured:
             return [

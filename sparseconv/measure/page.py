@@ -20,11 +20,10 @@ class Section:
     """One part of a page."""
 
     title: str
-    text: str = ""
+    text: str = ""  # a paragraph each line
     table: Table | None = None
     figure: Path | None = None
     caption: str = ""
-    lines: Sequence[str] = ()
 
 
 def page(
@@ -57,9 +56,7 @@ def write_html(path: str | Path, title: str, sections: Sequence[Section], **more
 
 def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.title)}</h2>"]
-    if section.text:
-        parts.append(f"<p>{escape(section.text)}</p>")
-    parts += [f"<p>{escape(line)}</p>" for line in section.lines]
+    parts += [f"<p>{escape(line)}</p>" for line in section.text.splitlines()]
     if section.table:
         parts.append(f'<div class="scroll">{_table(section.table)}</div>')
     caption = f"<figcaption>{escape(section.caption)}</figcaption>"

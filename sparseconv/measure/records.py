@@ -1,7 +1,7 @@
 """Records of ``profile``, ``convert``, ``prune_filters`` and ``factorize``, and their reports.
 
 All reports are of one family: a table of layers, lines of what it adds up to, and the machine.
-The columns of the table of ``profile`` and ``convert`` are made in ``layer_rows``.
+The columns of the table of ``profile`` and ``convert`` are made in ``LayerTimes.rows``.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class LayerTimes:
         weight_shape: ``(C_out, C_in // groups, K)``.
         nnz, density: active weights, and their share of the kernel tensor. None where ``convert``
             cannot replace the layer.
-        sparse: whether it is a ``SparseConv1d`` (after ``convert``: now).
+        sparse: whether ``convert`` made it sparse; None in a ``Profile``.
         verdict: what follows; print it, or compare it with a ``Verdict``.
         notes: what else ``convert`` has to report of it.
         calls: how often one pass of the model calls it, in a ``Profile`` in this way (see its
@@ -130,7 +130,7 @@ class LayerTimes:
     weight_shape: tuple[int, ...]
     nnz: int | None
     density: float | None
-    sparse: bool = True
+    sparse: bool | None = None
     verdict: Verdict = Verdict.UNMEASURED
     notes: tuple[str, ...] = ()
     calls: int = 0
@@ -155,6 +155,36 @@ class LayerTimes:
         """Return the verdict with its notes, as text."""
         return "; ".join((self.verdict, *self.notes))
 
+    def rows(self) -> list[dict[str, str]]:
+        """Return the lines of the table, one for each pass: text by column."""
+        out_channels, channels, taps = self.weight_shape
+        groups = self.input_shape[-2] // channels if self.input_shape else 1
+        first = {
+            "layer": f"{self.name} ({self.calls}x)" if self.calls > 1 else self.name,
+            "weight": f"{groups * channels} -> {out_channels} x {taps}"
+            + (f", {groups} groups" if groups > 1 else ""),
+            "input": " x ".join(map(str, self.input_shape)),
+            "density": "" if self.density is None else f"{self.density:.2%}",
+        }
+        rows = [self._cells(which) for which in self.times] or [{}]
+        rows[0] = first | rows[0]
+        now = {None: "", True: "sparse: ", False: "dense: "}[self.sparse]
+        rows[-1]["verdict"] = now + self.reason  # training, the last pass, decides where measured
+        return rows
+
+    def _cells(self, which: str) -> dict[str, str]:
+        found, share = self.times[which], self.share_of_peak.get(which)
+        gradients = [word for word in ("dgrad", "wgrad") if getattr(self, word)] or ["bias only"]
+        return {
+            "pass": f"{which}: {' + '.join(gradients)}" if which == TRAINING else which,
+            "MFLOP": megaflops(self.flops[which].after),
+            "dense MFLOP": megaflops(self.flops[which].before),
+            "sparse ms": f"{found.after.median:.3f}",
+            "dense ms": f"{found.before.median:.3f}",
+            "dense / sparse": str(found.ratio),
+            "of peak": "" if share is None else f"{share:.0%}",
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -172,15 +202,15 @@ class Change:
     macs: Counts
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
 
-    def row(self) -> dict[str, str]:
-        """Return the cells of this line of the table, by column."""
+    def rows(self) -> list[dict[str, str]]:
+        """Return the one line of the table: text by column."""
         row: dict[str, str] = {}
         for name, counts in (("parameters", self.parameters), ("MACs", self.macs)):
             row |= count_cells(name, counts)
         for found in self.times.values():
             row["ms"], row["ms after"] = (f"{t.median:.4f}" for t in (found.before, found.after))
             row["before / after"] = str(found.ratio)
-        return row
+        return [row]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,17 +223,13 @@ class Report:
     """
 
     title: ClassVar[str]
-    text_columns: ClassVar[Sequence[str]]
+    text_columns: ClassVar[Sequence[str]] = ("layer", "weight", "input", "density", "pass")
     layers: tuple[Any, ...]
     machine: Mapping[str, str] = field(default_factory=dict)
 
-    def rows(self) -> Iterable[Mapping[str, str]]:
-        """Yield the lines of the table: text by column."""
-        return [layer.row() for layer in self.layers]
-
     def table(self) -> Table:
         """Make the table of layers; columns without any entry are left out."""
-        return Table.of(self.rows(), self.text_columns)
+        return Table.of((row for layer in self.layers for row in layer.rows()), self.text_columns)
 
     def summary(self) -> list[str]:
         """Return what it adds up to, a line each."""
@@ -217,7 +243,8 @@ class Report:
         return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.repr}
 
     def _sections(self) -> list[Section]:
-        return [Section("Layers", table=self.table()), Section("Together", lines=self.summary())]
+        together = Section("Together", "\n".join(self.summary()))
+        return [Section("Layers", table=self.table()), together]
 
     def _repr_html_(self) -> str:
         return page(self.title, self._sections())
@@ -277,48 +304,6 @@ def where(machine: Mapping[str, str]) -> str:
     return (
         f"machine: {machine['cpu']}, {threads}, kernels {machine['cpp']}, torch {machine['torch']}"
     )
-
-
-LAYER_TEXT = ("layer", "weight", "input", "density", "pass")
-
-
-def layer_rows(layer: LayerTimes, converted: bool = False) -> list[dict[str, str]]:
-    """Make the lines of a layer, one for each pass, in the tables of ``profile`` and ``convert``.
-
-    Args:
-        layer: the record.
-        converted: let the verdict begin with what the layer is now.
-    """
-    out_channels, channels, taps = layer.weight_shape
-    groups = layer.input_shape[-2] // channels if layer.input_shape else 1
-    gradients = [word for word in ("dgrad", "wgrad") if getattr(layer, word)] or ["bias only"]
-    first = {
-        "layer": f"{layer.name} ({layer.calls}x)" if layer.calls > 1 else layer.name,
-        "weight": f"{groups * channels} -> {out_channels} x {taps}"
-        + (f", {groups} groups" if groups > 1 else ""),
-        "input": " x ".join(map(str, layer.input_shape)),
-        "density": "" if layer.density is None else f"{layer.density:.2%}",
-    }
-    rows: list[dict[str, str]] = []
-    for which, found in layer.times.items():
-        share = layer.share_of_peak.get(which)
-        dense, executed = map(megaflops, layer.flops[which])
-        rows.append(
-            (dict.fromkeys(LAYER_TEXT, "") if rows else first)
-            | {
-                "pass": f"{which}: {' + '.join(gradients)}" if which == TRAINING else which,
-                "MFLOP": executed,
-                "dense MFLOP": dense,
-                "sparse ms": f"{found.after.median:.3f}",
-                "dense ms": f"{found.before.median:.3f}",
-                "dense / sparse": str(found.ratio),
-                "of peak": "" if share is None else f"{share:.0%}",
-            }
-        )
-    rows = rows or [first]
-    now = f"{'sparse' if layer.sparse else 'dense'}: " if converted else ""
-    rows[-1]["verdict"] = now + layer.reason  # training, the last pass, decides where measured
-    return rows
 
 
 def layer_conditions(layers: Iterable[LayerTimes], machine: Mapping[str, str]) -> list[str]:

@@ -16,8 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sparseconv.core.checks import count
-
 Times = dict[str, NDArray[np.float64]]
 
 # With n rounds the whole range of the samples covers the median with probability 1 - 2 / 2^n: six
@@ -48,8 +46,6 @@ def median_with_ci(samples: ArrayLike) -> Estimate:
         Estimate(median=5.0, low=2.0, high=8.0)
     """
     values = np.sort(np.asarray(samples, dtype=np.float64))
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"expected a list of at least one sample, but got shape {values.shape}")
     n, left_out, tail = len(values), 0, 2.0 ** -len(values)
     while (tail := tail + comb(n, left_out + 1) / 2**n) <= 0.025:
         left_out += 1
@@ -108,11 +104,7 @@ def interleave(
 
     Returns:
         name -> seconds per call, one entry per round; entries of one index belong together.
-
-    Raises:
-        TypeError, ValueError: ``rounds`` is no number of pairs; nothing was called.
     """
-    rounds = count("rounds", rounds)
     repeats = {}
     for name, call in candidates.items():
         with context(name):

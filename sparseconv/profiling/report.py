@@ -8,13 +8,11 @@ from typing import ClassVar
 
 from sparseconv.measure.records import (
     INFERENCE,
-    LAYER_TEXT,
     TRAINING,
     Counts,
     LayerTimes,
     Report,
     layer_conditions,
-    layer_rows,
     megaflops,
 )
 from sparseconv.measure.timing import Estimate
@@ -80,15 +78,10 @@ class Profile(Report):
     """
 
     title: ClassVar[str] = "Profile of sparse layers"
-    text_columns = LAYER_TEXT
     layers: tuple[LayerTimes, ...]
     unreached: tuple[str, ...]
     model: Mapping[str, ModelTime]
     fma_gflops: Mapping[str, float]
-
-    def rows(self) -> list[dict[str, str]]:
-        """Yield the lines of the table, one for each layer and pass."""
-        return [row for layer in self.layers for row in layer_rows(layer)]
 
     def summary(self) -> list[str]:
         """Return what it adds up to, a line each."""

@@ -62,10 +62,10 @@ class LayerChange(Change):
         """Its only layer."""
         return (self.name,)
 
-    def row(self) -> dict[str, str]:
-        """Return the cells of this line of the table, by column."""
-        first = {"layer": self.name, "class": self.kind}
-        return first | count_cells("filters", self.filters) | super().row()
+    def rows(self) -> list[dict[str, str]]:
+        """Return the one line of the table: text by column."""
+        first = {"layer": self.name, "class": self.kind} | count_cells("filters", self.filters)
+        return [first | row for row in super().rows()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,11 @@ class FactorizedSet(Change):
     rank: int
     relative_error: float
 
-    def row(self) -> dict[str, str]:
-        """Return the cells of this line of the table, by column."""
+    def rows(self) -> list[dict[str, str]]:
+        """Return the one line of the table: text by column."""
         first = {"layers": self.name, "rank": str(self.rank)}
-        return first | {"relative error": f"{self.relative_error:.3g}"} | super().row()
+        first["relative error"] = f"{self.relative_error:.3g}"
+        return [first | row for row in super().rows()]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,8 +41,6 @@ def test_an_interval_is_seeded_and_needs_samples() -> None:
     median, low, high = timing.median_with_ci(samples)
     assert low < median == np.median(samples) < high < low + 1  # far better than one sample is
     assert timing.median_with_ci(samples) == (median, low, high)
-    with pytest.raises(ValueError, match="at least one sample"):
-        timing.median_with_ci([])
 
 
 @pytest.mark.parametrize("n", [6, 7, 12, 15, 30, 41])
@@ -126,12 +123,6 @@ def test_a_ctrl_c_before_the_collector_pauses_leaves_it_on(monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt), timing.collector_paused():
         pytest.fail("the block ran")
     assert gc.isenabled()
-
-
-@pytest.mark.parametrize("rounds", [0, -1, 1.5, True])
-def test_no_rounds_are_no_measurement(rounds: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="rounds must be"):
-        timing.interleave({"a": lambda: pytest.fail("called")}, rounds=rounds)
 
 
 def test_the_commit_is_the_packages_own_or_unknown(tmp_path: Path) -> None:
