@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.plots import draw_savings
 from sparseconv import datasets
 from sparseconv.bench import tables
 from sparseconv.bench.network import compare
@@ -181,9 +182,15 @@ def write_page(demo: Demo, out: Path) -> Path:
         f"without ({with_thousands(_active(ungrouped.model))} active)": ungrouped.model,
     }
     curve = figures.learning_curve(result.history, folder / "learning_curve.png")
-    fields = figures.receptive_fields(networks, folder / "receptive_fields.png")
-    weights = figures.group_weights(model, folder / "group_weights.png")
-    saved = figures.time_vs_flops(_points(demo), folder / "time_vs_flops.png")
+    kernels = {label: figures.kernels_by_size(network) for label, network in networks.items()}
+    fields = figures.receptive_fields(kernels, folder / "receptive_fields.png")
+    layers = model.sparse_layers()
+    profiles = [figures.group_profiles(layer) for layer in layers]
+    weights = figures.group_weights(profiles, layers[0].regions, folder / "group_weights.png")
+    figure = figures.new_figure("Time saved against FLOPs saved", 6.4, 5.2)
+    draw_savings(ax := figure.subplots(), _points(demo))
+    figures.legend_above(figure, ax)
+    saved = figures.save(figure, folder / "time_vs_flops.png")
     sections = [
         Section(
             "How it learned",

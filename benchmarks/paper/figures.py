@@ -15,14 +15,13 @@ from benchmarks.paper.tables.cells import counted, wins
 from benchmarks.paper.tables.dsn import step_ratios
 from benchmarks.paper.times import BATCH
 from sparseconv.models import DSN
+from sparseconv.report import figures as report_figures
 from sparseconv.report.figures import (
     BLUE,
     FAINT,
     INK,
     ORANGE,
     SERIES,
-    draw_group_weights,
-    draw_receptive_fields,
     legend_above,
     new_figure,
     style_axes,
@@ -65,7 +64,7 @@ def receptive_fields(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
         for name in names
         if (layers := _mean_layers(both, name, _shares))
     }
-    return draw_receptive_fields(kernels, path) if kernels else None
+    return report_figures.receptive_fields(kernels, path) if kernels else None
 
 
 def _shares(row: Row) -> list[Any]:
@@ -123,7 +122,7 @@ def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
         return None
     network = next(iter(runs.rows(name).values()))[0]["options"]["network"]
     regions = DSN(1, 2, **network).sparse_layers()[0].regions
-    return draw_group_weights(profiles, regions, path)
+    return report_figures.group_weights(profiles, regions, path)
 
 
 def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | None:

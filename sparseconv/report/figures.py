@@ -1,7 +1,7 @@
-"""The figures of a run: how it learned, what it sees and what the sparsity saved.
+"""The figures of a run: how it learned, what it sees and where its weights are.
 
 matplotlib is imported when a figure is drawn, and only its object interface is used: no pyplot,
-no global state, so figures can be made in any thread and beside any plotting of the user's own.
+no global state, so figures can be made in any thread, whatever the user plots.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ INK, FAINT, GRID = "#1f2933", "#64707d", "#e4e8ec"
 
 
 def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
-    """Effective neighbour receptive field of every kernel, int64 ``(C_out, C_in // groups)``.
+    """Compute the effective receptive field of every kernel, int64 ``(C_out, C_in // groups)``.
 
     In samples: last active tap - first active tap + 1, and 0 for a kernel without active taps
     (Xiao et al., NeurIPS 2022, equation 2).
@@ -42,7 +42,7 @@ def receptive_field_sizes(pattern: KernelCSR) -> NDArray[np.int64]:
 
 
 def group_profiles(layer: SparseConv1d) -> NDArray[np.float64]:
-    """Sum of the magnitudes of a layer's active weights, float64 ``(n_groups, K)``."""
+    """Sum the magnitudes of a layer's active weights, float64 ``(n_groups, K)``."""
     weight = layer.dense_weight().detach().abs().double().cpu()
     groups = sorted(region.out_channels for region in layer.regions)
     return np.stack([weight[first:end].sum((0, 1)).numpy() for first, end in groups])
@@ -79,11 +79,11 @@ def learning_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
         axes[0].set_yscale("log")
     axes[1].set_ylim(top=1.02)
     legend_above(figure, axes[1])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The row of least training loss; among equals, the last."""
+    """Return the row of least training loss; among equals, the last."""
     return min(reversed(history), key=lambda row: float(row["train_loss"]))
 
 
@@ -95,29 +95,27 @@ def _running_median(curve: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def kernels_by_size(model: DSN) -> list[NDArray[np.int64]]:
-    """For each sparse layer, how many kernels have the receptive field sizes 0, 1, 2, ..., K."""
+    """Count, in each sparse layer, the kernels of receptive field sizes 0, 1, 2, ..., K."""
     patterns = [layer.pattern for layer in model.sparse_layers()]
     return [np.bincount(receptive_field_sizes(p).ravel(), minlength=p.shape[2] + 1)
             for p in patterns]  # fmt: skip
 
 
-def receptive_fields(models: Mapping[str, DSN], path: str | Path) -> Path:
+def receptive_fields(
+    kernels: Mapping[str, Sequence[NDArray[np.int64] | NDArray[np.float64]]], path: str | Path
+) -> Path:
     """Draw how effective receptive field sizes are distributed, per layer and per stack.
 
     Upper row: sizes of all kernels of a layer. Lower row: sizes of all paths through the layers
     so far, ``sum(s) - (depth - 1)`` (Xiao et al., NeurIPS 2022, equations 2 and 3 and Figure 6).
     The 1x1 convolution between two layers joins every output to every input, so paths combine
     freely and their distribution is the convolution of the layers' distributions. Paths through
-    an empty kernel are left out of the lower row. All networks have the same depth.
+    an empty kernel are left out of the lower row.
+
+    Args:
+        kernels: of networks of one depth, by label: ``kernels_by_size``, or means of shares.
+        path: the PNG file.
     """
-    kernels = {label: kernels_by_size(model) for label, model in models.items()}
-    return draw_receptive_fields(kernels, path)
-
-
-def draw_receptive_fields(
-    kernels: Mapping[str, Sequence[NDArray[np.int64] | NDArray[np.float64]]], path: str | Path
-) -> Path:
-    """The same for networks of which ``kernels_by_size`` is left, or means of shares."""
     depth = len(next(iter(kernels.values())))
     figure = new_figure("Effective receptive fields", 2.35 * depth, 4.6)
     axes = figure.subplots(2, depth, sharex="row", sharey="row", squeeze=False)
@@ -139,24 +137,23 @@ def draw_receptive_fields(
         style_axes(axes[0, i], "kernel's field (samples)", "kernels (%)" if i == 0 else "")
         style_axes(axes[1, i], "path's field (samples)", "shorter or equal (%)" if i == 0 else "")
     legend_above(figure, axes[0, 0])
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def group_weights(model: DSN, path: str | Path) -> Path:
+def group_weights(
+    profiles: Sequence[NDArray[np.float64]], regions: Sequence[Region], path: str | Path
+) -> Path:
     """Draw where the weights of each kernel group are, per layer (after the paper's Figure 8).
 
     A cell is the sum of the magnitudes of one group's active weights at one tap, divided by the
     largest such sum of the layer; hatched taps are outside the group's region. The number at the
     right is the group's share of the magnitudes of all the layer's active weights.
+
+    Args:
+        profiles: the layers' ``group_profiles``.
+        regions: of each layer.
+        path: the PNG file.
     """
-    layers = model.sparse_layers()
-    return draw_group_weights([group_profiles(layer) for layer in layers], layers[0].regions, path)
-
-
-def draw_group_weights(
-    profiles: Sequence[NDArray[np.float64]], regions: Sequence[Region], path: str | Path
-) -> Path:
-    """The same for the ``group_profiles`` of layers that have these regions."""
     regions = sorted(regions, key=lambda region: region.out_channels)
     height = 0.9 + 0.95 * len(profiles)
     figure = new_figure("Normalised active weights of the kernel groups", 9.0, height)
@@ -185,39 +182,7 @@ def draw_group_weights(
     bar.outline.set_visible(False)
     axes[0].annotate("share", (1, 1), (6, 6), xycoords="axes fraction", fontsize=8, color=FAINT,
                      textcoords="offset points", annotation_clip=False)  # fmt: skip
-    return _save(figure, path)
-
-
-def time_vs_flops(points: Mapping[str, ArrayLike], path: str | Path) -> Path:
-    """Draw ``(FLOPs saved, time saved)`` of every series, both dense divided by sparse."""
-    figure = new_figure("Time saved against FLOPs saved", 6.4, 5.2)
-    ax = figure.subplots()
-    draw_savings(ax, points)
-    legend_above(figure, ax)
-    return _save(figure, path)
-
-
-def draw_savings(ax: Axes, points: Mapping[str, ArrayLike]) -> None:
-    """Points by what factors FLOPs and time fell, with the line y = x.
-
-    On the line time fell exactly as the arithmetic did; above it the sparse kernel also uses the
-    machine better than the dense one. Below 1, dense is faster.
-    """
-    style_axes(ax, "FLOPs: dense / executed", "time: dense / sparse")
-    ax.axhspan(1e-3, 1.0, color="#f4f1ee", zorder=0, linewidth=0)
-    ax.plot([0.5, 128], [0.5, 128], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    flops, times = [2.0], [1.0, 2.0]
-    for (name, series), colour in zip(points.items(), SERIES, strict=False):
-        x, y = np.asarray(series, dtype=float).reshape(-1, 2).T
-        ax.scatter(x, y, s=14, color=colour, edgecolor="white", linewidth=0.4, zorder=3, label=name)
-        flops += x.tolist()
-        times += y.tolist()
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log", base=2)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}x")
-    ax.set_xlim(0.9, 1.2 * max(flops))
-    ax.set_ylim(0.8 * min(times), 1.3 * max(times))
+    return save(figure, path)
 
 
 def require_matplotlib() -> type[Figure]:
@@ -233,7 +198,7 @@ def require_matplotlib() -> type[Figure]:
 
 
 def new_figure(title: str, width: float, height: float) -> Figure:
-    """A white figure, ``width x height`` inches, its title at the left."""
+    """Make a white figure, ``width x height`` inches, its title at the left."""
     figure = require_matplotlib()(figsize=(width, height), layout="constrained", facecolor="white")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
@@ -254,13 +219,14 @@ def style_axes(ax: Axes, xlabel: str, ylabel: str, *, grid: bool = True) -> None
 
 
 def legend_above(figure: Figure, ax: Axes) -> None:
-    """One legend for the whole figure, above the plots and right of the title."""
+    """Put one legend for the whole figure above the plots, right of the title."""
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=8.5,
                   frameon=False, labelcolor=INK, handlelength=1.4)  # fmt: skip
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=170)

@@ -31,13 +31,15 @@ def write_training_report(
     """
     out = Path(out)
     folder = out / "figures"
+    layers = model.sparse_layers()
+    profiles = [figures.group_profiles(layer) for layer in layers]
     captions = {
         figures.learning_curve(history, folder / "learning_curve.png"): "Loss and accuracy",
         figures.receptive_fields(
-            {"this network": model}, folder / "receptive_fields.png"
+            {"this network": figures.kernels_by_size(model)}, folder / "receptive_fields.png"
         ): "Effective receptive fields of kernels and of paths through the layers",
         figures.group_weights(
-            model, folder / "group_weights.png"
+            profiles, layers[0].regions, folder / "group_weights.png"
         ): "Magnitude of the active weights by kernel group and tap",
     }
     kept = figures.best_epoch(history)
@@ -72,7 +74,7 @@ def write_training_report(
 
 
 def _layer_table(model: DSN) -> Table:
-    """The sparse layers of a network: size, active weights, density."""
+    """Make a table of the sparse layers: size, active weights, density."""
     patterns = [layer.pattern for layer in model.sparse_layers()]
     return Table(
         ("layer", "channels x taps", "active weights", "of", "density"),
