@@ -6,13 +6,12 @@ import copy
 
 import pytest
 import torch
-from networks import MODELS, Drawn, silenced
+from networks import Drawn, silenced
 from random_networks import RandomNetwork
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
-from sparseconv import SparseConv1d
 from sparseconv.pruning.tracing import trace
 
 NETWORKS = 200
@@ -43,26 +42,6 @@ def test_random_networks(block: int) -> None:
             assert layer.parameters[1] == sum(p.numel() for p in module.parameters())
         assert result.report.parameters[1] == sum(p.numel() for p in result.model.parameters())
     assert refused in ([], [0])  # of 20
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model(name: str) -> None:
-    torch.manual_seed(0)
-    model, x = MODELS[name]().eval(), torch.randn(3, 2, 40)
-    channels = trace(model, (x,))
-    result = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5)
-    halves = [layer.filters for layer in result.report.layers if layer.filters[0] > 3]
-    assert halves
-    # Half of each branch; what the input or the output fixes, and hand-made filters, stay.
-    fixed = {"LITE": 17}.get(name, 0)
-    assert all(after - fixed <= before / 2 + 3 for before, after in halves), halves
-    assert channels.macs() == result.report.macs[0]
-    if not any(isinstance(module, SparseConv1d) for module in model.modules()):
-        for count, counted in zip(result.report.macs, (model, result.model), strict=True):
-            with FlopCounterMode(display=False) as flops, torch.no_grad():
-                counted.eval()(x)
-            # torch pads an even kernel, and counts as if it computed more samples.
-            assert flops.get_total_flops() / 2 / len(x) == pytest.approx(count, rel=0.05)
 
 
 class Folded(nn.Module):
@@ -104,50 +83,6 @@ def test_a_dsn_keeps_its_kernel_groups() -> None:
     assert torch.equal(conv.dense_weight(), old.dense_weight()[list(rows)][:, list(columns)])
     assert pruned.cost(50).params == report.parameters[1]
     assert pruned.cost(50).macs_executed == report.macs[1]
-
-
-class Function(nn.Module):
-    """Two convolutions with a function between them."""
-
-    def __init__(self, function: object) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv1d(1, 4, 3, bias=False), nn.Conv1d(4, 2, 3, bias=False)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.function(self.first(x)))  # type: ignore[operator]
-
-
-@pytest.mark.parametrize(
-    ("function", "units"),
-    [
-        (torch.relu, 4),
-        (lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), 4),
-        (lambda x: x[:, :, 1:-1], 4),
-        (lambda x: torch.cat([x, x], 2), 4),
-        (lambda x: x * 2 + torch.ones(1), 4),
-        (lambda x: torch.nn.functional.pad(x, (1, 2)), 4),
-        (lambda x: x - x.mean(2, keepdim=True), 4),
-        (lambda x: x.reshape(x.shape[0], 2, 2, -1).flatten(1, 2), None),
-        (lambda x: x.softmax(1), 0),
-        (lambda x: x / x.amax(1, keepdim=True), 0),
-        (lambda x: x.cumsum(1), 0),
-        (lambda x: torch.fft.rfft(x).real, None),
-        (lambda x: x * torch.ones(4, 1), None),
-        (lambda x: x.flip(1), 4),
-    ],
-)
-def test_functions(function: object, units: int | None) -> None:
-    model, x = Function(function), torch.randn(2, 1, 20)
-    if units is None:
-        with pytest.raises(ValueError, match="cannot follow channels"):
-            trace(model, (x,))
-        assert trace(model, (x,), ["first", "second"]).n_units == 0
-        return
-    assert trace(model, (x,)).n_units == units
-    if units:
-        result = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5)
-        assert result.model(x).shape == model(x).shape
 
 
 def test_a_layer_that_is_called_twice_is_counted_twice() -> None:

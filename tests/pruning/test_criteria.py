@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -82,17 +83,12 @@ def test_magnitude(p: float) -> None:
         assert abs(score - wanted) <= 2 * (len(own) + 10) * UNIT * wanted
 
 
-@pytest.mark.parametrize("special", ["none", "zero", "twins", "opposite", "all zero"])
+@pytest.mark.parametrize("special", [None, 0.0, 1.0, -1.0])
 @pytest.mark.parametrize("criterion", [HC(), WHC()], ids=str)
-def test_hybrid_criteria_by_their_definition(criterion: Criterion, special: str) -> None:
+def test_hybrid_criteria_by_their_definition(criterion: Criterion, special: float | None) -> None:
     model = Mixed()
-    with torch.no_grad():
-        if special == "zero":
-            model.c.weight[1] = 0
-        elif special == "all zero":
-            model.c.weight.zero_()
-        elif special in ("twins", "opposite"):
-            model.c.weight[2] = model.c.weight[0] * (1 if special == "twins" else -1)
+    if special is not None:  # a filter that is zero, a twin or the opposite of another
+        model.c.weight.data[2] = model.c.weight.data[0] * special
     found = by_unit(*scored(criterion, model))
     for units in SETS:
         filters = [weights(model, unit) for unit in units]
@@ -108,170 +104,150 @@ def test_hybrid_criteria_by_their_definition(criterion: Criterion, special: str)
 def test_kernel_groups_of_a_dsn_are_ranked_apart() -> None:
     model = sc.models.DSN(2, 3, nf=6, kernel_size=9, depth=2).double()
     scores, channels = scored(WHC(), model, 30)
-    layer = channels.layers["blocks.0.conv"]
-    dense = model.blocks[0].conv.dense_weight().tolist()
-    assert len(model.blocks[0].conv.regions) == 3
-    for (first, end), _ in model.blocks[0].conv.regions:
-        filters = [[w for kernel in dense[row] for w in kernel] for row in range(first, end)]
-        found = scores[layer.outputs[first:end]]
-        for score, wanted in zip(found.tolist(), hybrid(filters, True), strict=True):
-            assert score == pytest.approx(wanted, rel=1e-12)
-        # Of each group as many fall.
-        kept = sc.prune_filters(model, torch.zeros(1, 2, 30).double(), WHC(), ratio=0.5).report
-        rows = next(x.kept for x in kept.layers if x.name == "blocks.0.conv")
-        assert sum(first <= row < end for row in rows) == (end - first) - (end - first) // 2
+    layer, conv = channels.layers["blocks.0.conv"], model.blocks[0].conv
+    report = sc.prune_filters(model, torch.zeros(1, 2, 30).double(), WHC(), ratio=0.5).report
+    kept = next(x.kept for x in report.layers if x.name == "blocks.0.conv")
+    assert len(conv.regions) == 3
+    for (first, end), _ in conv.regions:
+        filters = conv.dense_weight()[first:end].flatten(1).tolist()
+        wanted = [*hybrid(filters, True)]
+        assert scores[layer.outputs[first:end]].tolist() == pytest.approx(wanted, rel=1e-12)
+        assert sum(first <= row < end for row in kept) == (end - first) - (end - first) // 2
 
 
-def parts(model: nn.Module) -> Iterator[tuple[int, str, list[tuple[str, Any]]]]:
-    """Of each unit and each of its components: the entries of parameters that belong to it."""
-    for unit, (outputs, inputs) in enumerate(UNITS):
-        for name, rows in outputs.items():
-            layer: Any = model.get_submodule(name)
-            entries: list[tuple[str, Any]] = []
-            for row in rows:
-                if name == "b":
-                    positions = layer.pattern.positions().tolist()
-                    own = [i for i, position in enumerate(positions) if position // 12 == row]
-                    entries += [("b.values", i) for i in own]
-                else:
-                    entries.append((f"{name}.weight", row))
-                if layer.bias is not None:
-                    entries.append((f"{name}.bias", row))
-            yield unit, f"{name} out", entries
-        for name, columns in inputs.items():
-            layer = model.get_submodule(name)
-            entries = []
-            for column in columns:
-                if name == "b":
-                    positions = layer.pattern.positions().tolist()
-                    own = [i for i, p in enumerate(positions) if p // 3 % 4 == column]
-                    entries += [("b.values", i) for i in own]
-                elif name == "g":  # channels 0, 1 belong to filters 0, 1, and 2, 3 to 2, 3
-                    group, inside = divmod(column, 2)
-                    entries.append(("g.weight", (slice(2 * group, 2 * group + 2), inside)))
-                else:
-                    taps = model.head.in_features // 7
-                    columns_here = slice(column * taps, (column + 1) * taps)
-                    entries.append(("head.weight", (slice(None), columns_here)))
-            yield unit, f"{name} in", entries
+Flows = dict[str, list[tuple[Tensor, Tensor]]]
+
+
+def flows(model: nn.Module, x: Tensor) -> tuple[Tensor, Flows]:
+    """The output, and of each layer inputs and outputs, ``(N, C, ...)``, which keep gradients."""
+    found: Flows = defaultdict(list)
+    given: dict[str, Tensor] = {}
+
+    def before(name: str, _: nn.Module, args: Any) -> Tensor:
+        given[name] = args[0].clone()  # other layers may read it too
+        given[name].requires_grad_().retain_grad()
+        return given[name]
+
+    def after(name: str, _: nn.Module, args: Any, y: Tensor) -> None:
+        y.retain_grad()
+        found[name].append((given[name], y))
+
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_pre_hook(partial(before, name))
+            module.register_forward_hook(partial(after, name))
+    return model(x), found
+
+
+def felt(channels: Any, loss: Tensor, found: Flows) -> tuple[Tensor, Tensor]:
+    """Each unit's sum of squares for one batch; and the same of all products' sizes.
+
+    What flows, times its gradient, is the sum of the weights that make it (or that read it), each
+    times its own gradient: the derivative by one factor for them all.
+    """
+    loss.backward()
+    wanted, sizes = (torch.zeros(channels.n_units, dtype=torch.float64) for _ in range(2))
+    for name, layer in channels.layers.items():
+        for side, units in enumerate((layer.inputs, layer.outputs)):
+            products = [f[side].detach() * f[side].grad for f in found[name]]
+            of_channels = torch.cat([p.transpose(0, 1).flatten(1) for p in products], 1)
+            for unit in units[units >= 0].unique() if side or layer.reads else ():
+                own = of_channels[units == unit]
+                wanted[unit] += own.sum().square()
+                sizes[unit] += own.abs().sum().square()
+    return wanted, sizes
 
 
 @pytest.mark.parametrize("frozen", [(), ("a.weight", "norm.bias", "head.weight"), None])
 @pytest.mark.parametrize("flat", [False, True])
-def test_jacobian_component_by_component(flat: bool, frozen: tuple[str, ...] | None) -> None:
+def test_jacobian_by_what_flows(flat: bool, frozen: tuple[str, ...] | None) -> None:
     model, (x, y) = Mixed(flat).eval(), data(10)
-    wanted, magnitude = [0.0] * len(UNITS), [0.0] * len(UNITS)
-    for first in range(0, 10, 4):
+    channels = trace(model, (x,))
+    batches = [(x[i : i + 4], y[i : i + 4]) for i in range(0, 10, 4)]
+    wanted, sizes = torch.zeros(2, channels.n_units, dtype=torch.float64)
+    for series, classes in batches:
         twin = copy.deepcopy(model)
-        F.nll_loss(twin(x[first : first + 4]), y[first : first + 4]).backward()
-        named = dict(twin.named_parameters())
-        for unit, _, entries in parts(twin):
-            products = [
-                (named[name].grad[where] * named[name].detach()[where]).flatten().tolist()
-                for name, where in entries
-            ]
-            flatly = [product for part in products for product in part]
-            wanted[unit] += math.fsum(flatly) ** 2
-            magnitude[unit] += norm(flatly, 1) ** 2
+        out, found = flows(twin, series)
+        one, size = felt(channels, F.nll_loss(out, classes), found)
+        wanted += one
+        sizes += size
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(frozen is not None and name not in frozen)
-    batches = [(x[i : i + 4], y[i : i + 4]) for i in range(0, 10, 4)]
-    found = by_unit(*scored(Jacobian(batches), model))
-    for unit, score in enumerate(found):
-        assert wanted[unit] > 0
-        # Gradients themselves are rounded, in other orders in other threads.
-        assert abs(score - wanted[unit]) <= 1000 * UNIT * magnitude[unit]
-    fewer = by_unit(*scored(Jacobian(batches, batches=2), model))
-    assert all(a < b for a, b in zip(fewer, found, strict=True))
+    scores, _ = scored(Jacobian(batches), model)
+    assert (wanted > 0).all()
+    # Gradients themselves are rounded, in other orders in other threads.
+    assert ((scores - wanted).abs() <= 1000 * UNIT * sizes).all()
+    assert (scored(Jacobian(batches, batches=2), model)[0] < scores).all()
 
 
-def test_jacobian_takes_batches_of_64_of_arrays_and_any_loss_and_integers() -> None:
+def test_jacobian_of_random_networks_of_whole_numbers() -> None:
+    grouped = 0
+    for seed in range(40):
+        network = RandomNetwork(seed)
+        model, x = network.model, network.example
+        channels = trace(model, (x,))
+        layers = [m for m in model.modules() if isinstance(m, sc.SparseConv1d)]
+        if not layers or not channels.n_units:
+            continue
+
+        def loss(out: Tensor, y: Tensor) -> Tensor:
+            return (out * torch.tensor([1.0, -2.0, 3.0])).sum()
+
+        scores = Jacobian([(x, torch.zeros(2))], loss).scores(model, channels)
+        out, found = flows(model, x)
+        assert torch.equal(scores, felt(channels, loss(out, x), found)[0])
+        grouped += any(1 < layer.groups < layer.in_channels for layer in layers)
+    assert grouped >= 5
+
+
+def test_jacobian_takes_arrays_any_loss_and_integers() -> None:
     model, (x, y) = classifier(), data(100)
     batches = [(x[:64], y[:64]), (x[64:], y[64:])]
     loss = torch.nn.MultiMarginLoss()
     given, _ = scored(Jacobian(batches, loss), model)
     arrays, _ = scored(Jacobian((x.numpy(), y.numpy().astype("int16")), loss), model)
     assert torch.equal(given, arrays)
-    assert not torch.equal(given, scored(Jacobian(batches), model)[0])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_jacobian_of_log_probabilities_and_of_logits(dtype: torch.dtype) -> None:
-    model, (x, y) = classifier().to(dtype), data(30)
-    with torch.no_grad():  # rounded outputs of any size are log-probabilities still
-        model[7].weight *= 1e3
-        sc.prune_filters(model, x.to(dtype), Jacobian((x, y)), ratio=0.5)
-    logits = model[:-1].double()
-    channels = trace(logits, (x,))
+    logits = model[:-1]
     assert torch.allclose(
-        Jacobian((x, y), F.cross_entropy).scores(logits, channels),
-        Jacobian((x, y)).scores(model.double(), channels),
+        Jacobian((x, y), F.cross_entropy).scores(logits, trace(logits, (x,))),
+        scored(Jacobian((x, y)), model)[0],
     )
+    with torch.no_grad():  # rounded outputs of any size are log-probabilities still
+        model.bfloat16()[7].weight *= 1e3
+        sc.prune_filters(model, x.bfloat16(), Jacobian((x, y)), ratio=0.5)
 
 
-def test_jacobian_of_sparse_layers_is_that_of_dense_ones() -> None:
-    def loss(out: Tensor, y: Tensor) -> Tensor:
-        return (out * torch.tensor([1.0, -2.0, 3.0])).sum()
-
-    grouped = 0
-    for seed in range(40):
-        network = RandomNetwork(seed)  # of whole numbers: exact
-        layers = [m for m in network.model.modules() if isinstance(m, sc.SparseConv1d)]
-        if not layers or not trace(network.model, (network.example,)).n_units:
-            continue
-        criterion = Jacobian([(network.example, torch.zeros(2))], loss)
-        found, wanted = (
-            criterion.scores(model, trace(model, (network.example,)))
-            for model in (network.model, sc.to_dense(network.model))
-        )
-        assert torch.equal(found, wanted)
-        grouped += any(1 < layer.groups < layer.in_channels for layer in layers)
-    assert grouped >= 5
-
-
-def activations(model: Mixed, batches: list[Tensor]) -> list[float]:
+def shares(model: Mixed, x: Tensor) -> list[float]:
     """Of each unit a_c / max a_c over its set, a_c = max over series of |F[b, c]|_2 / sqrt(T).
 
     F is what a layer is given. Of a unit with several channels F holds them all, one after another;
     where several layers read it, the largest share counts.
     """
-    given: dict[str, list[Tensor]] = defaultdict(list)
-    for name in {name for _, inputs in UNITS for name in inputs}:
-        hook = lambda _, args, name=name: given[name].append(args[0])  # noqa: E731
-        model.get_submodule(name).register_forward_pre_hook(hook)
-    with torch.no_grad():
-        for batch in batches:
-            model(batch)
-
-    def activation(name: str, columns: list[int]) -> float:
-        length = 12 if name == "head" and model.flat else 1  # samples that have become channels
-        rows = [range(c * length, (c + 1) * length) for c in columns]
-        return max(
-            norm(values) / math.sqrt(len(values))
-            for batch in given[name]
-            for series in batch
-            for values in [[v for row in rows for i in row for v in series[i].flatten().tolist()]]
-        )
-
-    shares = [0.0] * len(UNITS)
+    _, found = flows(copy.deepcopy(model), x)
+    result = [0.0] * len(UNITS)
     for units in SETS:
         for name in UNITS[units[0]][1]:
-            a = {unit: activation(name, UNITS[unit][1][name]) for unit in units}
+            # Samples may have become channels.
+            series = found[name][0][0].detach().reshape(len(x), 7 if name == "head" else 4, -1)
+            a = {
+                unit: max(norm(F) / math.sqrt(len(F)) for F in own.flatten(1).tolist())
+                for unit in units
+                for own in [series[:, UNITS[unit][1][name]]]
+            }
             for unit in units:
-                shares[unit] = max(shares[unit], a[unit] / max(a.values()))
-    return shares
+                result[unit] = max(result[unit], a[unit] / max(a.values()))
+    return result
 
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_activations_of_dsp(flat: bool) -> None:
     model, (x, y) = Mixed(flat).eval(), data(10)
-    wanted = activations(copy.deepcopy(model), [x])
+    wanted = shares(model, x)
     assert min(wanted) < 0.9
     forms = [x, (x, y), (x.numpy(),), [x[:3], x[3:]], [(x[:9], y[:9]), (x[9:], y[9:])],
              DataLoader(TensorDataset(x, y), 4)]  # fmt: skip
     for form in forms:
-        found = by_unit(*scored(DSP(form), model))
-        assert found == pytest.approx(wanted, rel=100 * UNIT)
+        assert by_unit(*scored(DSP(form), model)) == pytest.approx(wanted, rel=100 * UNIT)
     # What falls does so exactly at its share.
     share = sorted(wanted)[1]
     for eps, count in ((share * (1 + 1e-9), 2), (share * (1 - 1e-9), 1)):
@@ -326,28 +302,22 @@ class Codes(nn.Module):
         return self.head(self.inner(self.embedding(x).mT).relu()).mean(2).log_softmax(1)
 
 
-@pytest.mark.parametrize("make", [Jacobian, lambda data: DSP(data[0])], ids=["Jacobian", "DSP"])
-def test_series_of_integers(make: Callable[[Any], Criterion]) -> None:
-    model, codes = Codes(), torch.arange(40).view(4, 10) % 5
-    small, report = sc.prune_filters(model, codes, make((codes, torch.arange(4) % 2)),
-                                     ratio=None if make is not Jacobian else 0.5)  # fmt: skip
-    assert small(codes).shape == (4, 2)
-    assert report.layers[0].name == "inner"
+def test_series_of_integers() -> None:
+    model, codes, y = Codes(), torch.arange(40).view(4, 10) % 5, torch.arange(4) % 2
+    for criterion, ratio in ((Jacobian((codes, y)), 0.5), (DSP(codes), None)):
+        small, report = sc.prune_filters(model, codes, criterion, ratio=ratio)
+        assert small(codes).shape == (4, 2)
+        assert report.layers[0].name == "inner"
     # Whole numbers are samples as others are where there is nothing to look up.
     series = torch.arange(48).view(4, 1, 12)
     plain = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Conv1d(4, 2, 3), nn.Flatten(), nn.LogSoftmax(1))
-    sc.prune_filters(plain, series.float(), Jacobian((series, torch.arange(4) % 2)), ratio=0.5)
+    sc.prune_filters(plain, series.float(), Jacobian((series, y)), ratio=0.5)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [Jacobian, DSP, lambda given: Evolutionary(given, population=2, generations=1)],
-    ids=["Jacobian", "DSP", "Evolutionary"],
-)
-def test_linear_layers_at_each_sample(make: Callable[[Any], Criterion]) -> None:
+def test_linear_layers_at_each_sample() -> None:
     model, given = ChannelsLast().eval(), data()
-    scores, channels = scored(make(given), model)
-    assert (scores >= 0).all()
-    if isinstance(make(given), DSP):
-        seen = model.conv(given[0]).relu().detach().square().mean(2).amax(0).sqrt()
-        assert torch.allclose(scores[channels.layers["conv"].outputs], seen / seen.max())
+    scores, channels = scored(DSP(given), model)
+    seen = model.conv(given[0]).relu().detach().square().mean(2).amax(0).sqrt()
+    assert torch.allclose(scores[channels.layers["conv"].outputs], seen / seen.max())
+    for criterion in (Jacobian(given), Evolutionary(given, population=2, generations=1)):
+        assert (scored(criterion, model)[0] >= 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,81 +10,72 @@ import torch
 from fake_clock import fake_clock
 from model_state import everything
 from networks import MODELS, Drawn, classifier, data
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparseconv as sc
 from sparseconv.models.lite import hand_made_filters
 from sparseconv.profiling.stopwatch import model_passes
-from sparseconv.pruning import DSP, WHC, Criterion
-from sparseconv.pruning.report import PruningReport
+from sparseconv.pruning import DSP, WHC
 
 X, Y = data()
 
 
-def report_of(name: str, criterion: Criterion) -> PruningReport:
-    torch.manual_seed(0)
-    return sc.prune_filters(MODELS[name](), torch.randn(2, 2, 40), criterion, ratio=0.5).report
-
-
 @pytest.mark.parametrize("name", MODELS)
-def test_parameters_are_those_of_the_modules(name: str) -> None:
-    report = report_of(name, WHC())
-    for i, model in enumerate((report.before, report.after)):
-        assert report.parameters[i] == sum(p.numel() for p in model.parameters())
+def test_counts_are_those_of_the_modules(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = MODELS[name](), torch.randn(3, 2, 40)
+    report = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5).report
+    for i, whole in enumerate((report.before, report.after)):
+        assert report.parameters[i] == sum(p.numel() for p in whole.parameters())
+        assert report.parameters[i] == sum(layer.parameters[i] for layer in report.layers)
         # LITE's hand-made filters are functions on buffers, of each input channel.
         taps = sum(filter.shape[2] for filter in hand_made_filters())
         others = 40 * 2 * taps if name == "LITE" else 0
         assert report.macs[i] == others + sum(layer.macs[i] for layer in report.layers)
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            whole.eval()(x)
+        # torch pads an even kernel, and counts as if it computed more samples.
+        of_torch = pytest.approx(report.macs[i], rel=0.05)
+        assert name in ("DSN", "OSCNN") or flops.get_total_flops() / 2 / len(x) == of_torch
         for layer in report.layers:
-            module: Any = model.get_submodule(layer.name)
+            module: Any = whole.get_submodule(layer.name)
             assert layer.kind == type(module).__name__
             assert layer.parameters[i] == sum(p.numel() for p in module.parameters())
             sizes = {"Linear": "out_features", "BatchNorm1d": "num_features"}
             assert layer.filters[i] == getattr(module, sizes.get(layer.kind, "out_channels"))
-        covered = sum(layer.parameters[i] for layer in report.layers)
-        assert covered == report.parameters[i]
+    halves = [layer.filters for layer in report.layers if layer.filters[0] > 3]
+    assert halves
+    # Half of each branch; what the input or the output fixes, and hand-made filters, stay.
+    fixed = {"LITE": 17}.get(name, 0)
+    assert all(after - fixed <= before / 2 + 3 for before, after in halves), halves
     for layer in report.layers:
         assert len(set(layer.kept)) == layer.filters[1]
         assert set(layer.kept) <= set(range(layer.filters[0]))
 
 
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("name", ["classifier", "DSN", "twice"])
-def test_measured_times(name: str, backward: bool) -> None:
+def twice() -> torch.nn.Module:
     layer = torch.nn.Conv1d(6, 6, 3, padding=1)
-    twice = torch.nn.Sequential(torch.nn.Conv1d(2, 6, 1), layer, layer, torch.nn.Conv1d(6, 3, 1))
-    model = {"classifier": classifier, "DSN": MODELS["DSN"], "twice": lambda: twice}[name]()
+    return torch.nn.Sequential(torch.nn.Conv1d(2, 6, 1), layer, layer, torch.nn.Conv1d(6, 3, 1))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("make", [classifier, MODELS["DSN"], twice])
+def test_measured_times(make: Callable[[], torch.nn.Module], backward: bool) -> None:
+    model = make()
     x = torch.randn(2, 2, 12).to(next(model.parameters()))
     report = sc.prune_filters(model, x, Drawn(0, False), ratio=0.5).report
     states = [everything(report.before), everything(report.after)]
     timed = report.measure(rounds=6, least_seconds=1e-6, backward=backward)
     assert [everything(report.before), everything(report.after)] == states
-    assert not report.times
-    assert all(not layer.times for layer in report.layers)
+    assert not any((report.times, *(layer.times for layer in report.layers)))
     assert set(timed.times) == ({"inference", "training"} if backward else {"inference"})
     for times in (*timed.times.values(), *(layer.times["inference"] for layer in timed.layers)):
         for found in (times.before, times.after, times.ratio):
             assert 0 < found.low <= found.median <= found.high
     assert timed.machine["threads"] == str(torch.get_num_threads())
-    assert timed.machine["torch"]
 
 
-@pytest.mark.parametrize("equivalent", [False, True])
-def test_copies_are_timed_with_compressors_merged(equivalent: bool) -> None:
-    model, called = classifier(), set()
-
-    def see(module: torch.nn.Module, *_: object) -> None:
-        called.add(module)
-
-    model[2].register_forward_hook(see)
-    report = sc.prune_filters(model, X, WHC(), ratio=0.5, equivalent=equivalent).report
-    called.clear()
-    timed = report.measure(rounds=6, least_seconds=1e-6, backward=True)
-    assert len(called) == 2
-    assert not called & {report.before[2], report.after[2]}
-    assert [layer.name for layer in timed.layers] == [layer.name for layer in report.layers]
-
-
-def test_what_is_timed_has_the_shapes_that_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_timed_with_compressors_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[torch.nn.Module] = []
 
     def watched(model: torch.nn.Module, *given: Any) -> Any:
@@ -93,6 +85,7 @@ def test_what_is_timed_has_the_shapes_that_are_counted(monkeypatch: pytest.Monke
     monkeypatch.setattr("sparseconv.pruning.report.model_passes", watched)
     report = sc.prune_filters(classifier(), X, WHC(), ratio=0.5, equivalent=True).report
     report.measure(rounds=6, least_seconds=1e-6)
+    assert not {report.before, report.after} & {*timed}
     assert [sum(p.numel() for p in model.parameters()) for model in timed] == [*report.parameters]
 
 
@@ -156,15 +149,7 @@ def test_the_curve_is_printed() -> None:
     (_, first), (_, last) = report.curve(torch.tensor([1e-6, 1]))  # type: ignore[arg-type]
     assert f"other thresholds: {first} at 1e-06, " in str(report)
     assert f", {last} at 1\n" in str(report) + "\n"
-    report = report_of("ResNet", WHC())
+    report = sc.prune_filters(classifier(), X, WHC(), ratio=0.5).report
     with pytest.raises(ValueError, match=r"WHC\(\) has no threshold, and so no curve"):
         report.curve([0.5])
     assert "thresholds" not in str(report)
-
-
-@pytest.mark.parametrize("name", ["LITE", "ResNet"])
-def test_layers_without_compressors_are_reported(name: str) -> None:
-    x = torch.randn(2, 2, 40)
-    report = sc.prune_filters(MODELS[name](), x, WHC(), ratio=0.5, equivalent=True).report
-    assert bool(report.unpaired) == ("without compressors" in str(report)) == (name == "LITE")
-    assert ", ".join(report.unpaired) in str(report)
