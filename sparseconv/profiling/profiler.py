@@ -64,8 +64,7 @@ def profile(
         A ``Profile``: print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
 
     Raises:
-        TypeError: ``model`` is no module, ``input`` neither tensor nor tuple; another argument is
-            no number, or ``backward`` no bool.
+        TypeError: ``model`` is no module, ``input`` neither tensor nor tuple.
         ValueError: the model holds no ``SparseConv1d``, fails on the input, or reaches none of
             its sparse layers with it; too few rounds.
         NotImplementedError: a layer is on another device than the CPU, or a subclass with a

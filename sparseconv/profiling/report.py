@@ -103,8 +103,7 @@ class Profile(Report):
         if TRAINING not in self.model and any(TRAINING in layer.times for layer in self.layers):
             lines.append(
                 "training of the whole model was not measured: no output that can be seen here, a "
-                "tensor or one inside lists, tuples and dicts, has a gradient, or not for "
-                "torch.autograd.grad (checkpoints with use_reentrant=True)"
+                "tensor or one inside lists, tuples and dicts, has a gradient"
             )
         if self.unreached:
             lines.append("never reached by this input: " + ", ".join(self.unreached))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sparseconv.core.checks import count, flag, number
+from sparseconv.core.checks import count
 from sparseconv.measure.records import (
     INFERENCE,
     TRAINING,
@@ -41,9 +41,7 @@ class Stopwatch:
     least_seconds: float
 
     def __post_init__(self) -> None:
-        self.backward = flag("backward", self.backward)
-        self.rounds = count("rounds", self.rounds, LEAST_ROUNDS)  # fewer have no 95 % interval
-        self.least_seconds = number("least_seconds", self.least_seconds)
+        count("rounds", self.rounds, LEAST_ROUNDS)  # fewer have no interval of 95 %
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -233,22 +231,12 @@ def model_passes(model: nn.Module, arguments: tuple[Any, ...], backward: bool) -
     def forward() -> list[Tensor]:
         return [t for t in tree_leaves(model(*arguments)) if isinstance(t, Tensor)]
 
-    def step() -> object:
+    def step() -> None:
+        model.zero_grad()
         outputs = _differentiable(forward())
-        return torch.autograd.grad(
-            outputs, wanted, [torch.ones_like(t) for t in outputs], allow_unused=True
-        )
+        torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
 
-    inputs = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
-    wanted = _differentiable([*model.parameters(), *inputs])
-    trains = backward and bool(wanted) and bool(_differentiable(forward()))
-    if trains:
-        try:
-            step()
-        except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            trains = False  # such a checkpoint has no gradients but by backward()
+    trains = backward and bool(_differentiable(forward()))
     return {INFERENCE: forward, TRAINING: step} if trains else {INFERENCE: forward}
 
 

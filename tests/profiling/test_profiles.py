@@ -164,9 +164,7 @@ def test_training_that_could_not_be_measured_is_said() -> None:
     assert said in str(profile(Frozen(hidden=True), X))
     assert said not in str(profile(Frozen(hidden=True), X, backward=False))
     model = Checkpointed()
-    found = profile(model, X, rounds=6)
-    assert set(found.model) == {"inference"}
-    assert said in str(found)
+    assert set(profile(model, X).model) == {"inference", "training"}
     assert model.outer.values.grad is None
 
 
