@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -53,12 +52,9 @@ def test_every_call_of_every_layer_is_found() -> None:
         "never reached by this input: never", machine.cpu_name(), "dense: F.conv1d",
     ):  # fmt: skip
         assert words in text
-    content = json.loads(json.dumps(found.to_dict()))
-    row = content["layers"][1]
-    assert (row["name"], row["calls"], row["verdict"]) == ("inner.twice", 2, "no clear difference")
-    assert row["times"]["training"]["ratio"] == [1.0, 1.0, 1.0]
+    content = found.to_dict()
+    assert content["layers"][1]["times"]["training"]["ratio"] == [1.0, 1.0, 1.0]
     assert content["model"]["training"]["flops"] == list(found.model["training"].flops)
-    assert content["model"]["inference"]["ms"] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.skipif(backends.extension is None, reason="the dense path executes dense FLOPs")
@@ -99,35 +95,27 @@ def test_passes_run_with_gradients_only_where_they_need_them() -> None:
     assert seen == {False}
 
 
-def test_what_trains_decides_what_a_step_costs() -> None:
-    def layer(learns: str) -> SparseConv1d:
-        layer = SparseConv1d(3, 3, 5)
-        for name, parameter in layer.named_parameters():
-            parameter.requires_grad_(learns in (name, "all"))
-        return layer
+def layer(learns: str) -> SparseConv1d:
+    found = SparseConv1d(3, 3, 5)
+    for name, parameter in found.named_parameters():
+        parameter.requires_grad_(learns in (name, "all"))
+    return found
 
+
+def test_what_trains_decides_what_a_step_costs() -> None:
     for found in (profile(layer("all"), X, backward=False), profile(layer("nothing"), X)):
-        assert found.layers[0].times.keys() == {"inference"}
-        assert found.model.keys() == {"inference"}
+        assert found.layers[0].times.keys() == found.model.keys() == {"inference"}
         assert "wgrad" not in str(found)
     found = profile(nn.Sequential(layer("nothing"), layer("bias"), layer("all")), X)
-    frozen, bias, all_of_it = found.layers
+    frozen, bias, whole = found.layers
     assert "training" not in frozen.times  # it costs a step its forward pass
     assert bias.flops["training"].after == bias.flops["inference"].after
-    assert (all_of_it.dgrad, all_of_it.flops["training"].after) == (
-        True,
-        3 * all_of_it.flops["inference"].after,
-    )
-    steps = (
-        frozen.flops["inference"].after
-        + bias.flops["training"].after
-        + all_of_it.flops["training"].after
-    )
-    assert found.model["training"].flops.after == steps
+    assert whole.flops["training"].after == 3 * whole.flops["inference"].after
+    steps = [frozen.flops["inference"], bias.flops["training"], whole.flops["training"]]
+    assert found.model["training"].flops.after == sum(counts.after for counts in steps)
     assert "training: bias only" in str(found)
     x = X.clone().requires_grad_()
     (asked,) = profile(layer("all"), x).layers
-    assert (asked.name, asked.dgrad) == ("SparseConv1d", True)
     assert asked.flops["training"].after == 3 * asked.flops["inference"].after
     assert x.grad is None
 
@@ -152,10 +140,8 @@ def test_a_layer_that_records_no_gradients_does_not_train() -> None:
     first, second = found.layers
     assert ("training" in first.times, first.wgrad, first.dgrad) == (False, False, False)
     assert (second.dgrad, second.wgrad) == (False, True)
-    assert (
-        found.model["training"].flops.after
-        == first.flops["inference"].after + 2 * second.flops["inference"].after
-    )
+    costs = first.flops["inference"].after + 2 * second.flops["inference"].after
+    assert found.model["training"].flops.after == costs
 
 
 def test_training_that_could_not_be_measured_is_said() -> None:
@@ -163,9 +149,6 @@ def test_training_that_could_not_be_measured_is_said() -> None:
     assert said not in str(profile(Frozen(hidden=False), X))
     assert said in str(profile(Frozen(hidden=True), X))
     assert said not in str(profile(Frozen(hidden=True), X, backward=False))
-    model = Checkpointed()
-    assert set(profile(model, X).model) == {"inference", "training"}
-    assert model.outer.values.grad is None
 
 
 class Checkpointed(nn.Module):
@@ -173,35 +156,33 @@ class Checkpointed(nn.Module):
         super().__init__()
         self.outer, self.inner = SparseConv1d(3, 4, 5), SparseConv1d(4, 4, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = checkpoint(self.inner, self.outer(x), use_reentrant=True)
-        return y
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.inner, self.outer(x), use_reentrant=True)
+
+
+def test_a_checkpoint_that_only_backward_knows() -> None:
+    model = Checkpointed()
+    assert set(profile(model, X).model) == {"inference", "training"}
+    assert model.outer.values.grad is None
 
 
 def test_the_reference_executes_all_weights() -> None:
-    layer = SparseConv1d(3, 4, 5, density=0.5, backend="reference")
-    (found,) = profile(layer, X).layers
-    assert found.flops["inference"].after == found.flops["inference"].before
-    assert found.share_of_peak == {}
-    assert "computed by the dense reference, not by the kernels: SparseConv1d" in str(
-        profile(layer, X)
-    )
-    assert profile(layer, X).to_dict()["layers"][0]["backend"] == "reference"
+    found = profile(SparseConv1d(3, 4, 5, density=0.5, backend="reference"), X)
+    (layer,) = found.layers
+    assert layer.flops["inference"].after == layer.flops["inference"].before
+    assert (layer.share_of_peak, layer.backend) == ({}, "reference")
+    assert "computed by the dense reference, not by the kernels: SparseConv1d" in str(found)
     assert "dense reference" not in str(profile(SparseConv1d(3, 4, 5), X))
 
 
 def test_a_layer_without_any_weight() -> None:
-    layer = SparseConv1d(3, 4, 5, density=0.0)
-    found = profile(nn.Sequential(layer, SparseConv1d(4, 4, 5)), X)
-    empty = found.layers[0]
-    assert (
-        empty.nnz,
-        empty.density,
-        empty.flops["inference"].after,
-        empty.flops["training"].after,
-    ) == (0, 0.0, 0, 0)
+    (empty,) = profile(SparseConv1d(3, 4, 5, density=0.0), X).layers
+    assert (empty.nnz, empty.density) == (0, 0.0)
+    assert {which: counts.after for which, counts in empty.flops.items()} == {
+        "inference": 0,
+        "training": 0,
+    }
     assert empty.flops["inference"].before == 2 * 60 * 2 * 16
-    assert "0.00%" in str(found)
 
 
 def test_dense_is_what_the_layer_is_converted_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,26 +213,20 @@ def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, ve
     assert layer.verdict == verdict
     assert layer.ratio == layer.times["training"].ratio
     assert layer.times["inference"].ratio.median == pytest.approx(5)
-    assert [found.after.median for found in layer.times.values()] == pytest.approx([1, 3])
+    assert [times.after.median for times in layer.times.values()] == pytest.approx([1, 3])
     assert layer.flops["inference"].after == 2 * 2 * 20 * layer.nnz
-    assert layer.share_of_peak["inference"] == pytest.approx(
-        layer.flops["inference"].after / 1e-3 / 1e9 / PEAK
-    )
+    share = layer.flops["inference"].after / 1e-3 / 1e9 / PEAK
+    assert layer.share_of_peak["inference"] == pytest.approx(share)
     total = found.model["training"]
-    assert (total.sparse_ms, total.dense_ms) == pytest.approx(
-        (3, layer.times["training"].before.median)
-    )
-    assert (found.model["inference"].share.median, found.model["training"].share.median) == (
-        0.5,
-        0.5,
-    )
-    assert verdict in str(found)
-    assert "they take 50% [50%, 50%] of its 10.00 ms" in str(found)
-    assert "a share above 100 %" not in str(found)
-    assert "above 100 % of the model" not in str(found)
+    assert total.sparse_ms == pytest.approx(3)
+    assert total.dense_ms == layer.times["training"].before.median
+    assert [times.share.median for times in found.model.values()] == [0.5, 0.5]
+    text = str(found)
+    for said in (verdict, "they take 50% [50%, 50%] of its 10.00 ms", "FMA peak: 50 GFLOP/s in"):
+        assert said in text
+    assert "above 100 %" not in text
     times["sparse inference"] /= 1e9  # faster than any multiply-add
     assert "a share above 100 %" in str(profile(nn.Sequential(SparseConv1d(3, 6, 5)), X))
-    assert "FMA peak: 50 GFLOP/s in float32" in str(found)
 
 
 @pytest.mark.parametrize("mode", ["no_grad", "inference", "autocast", "bfloat16", "float64"])
