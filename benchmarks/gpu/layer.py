@@ -1,32 +1,25 @@
-"""DSN's later layer on 16 series: the sparse kernels beside dense at every precision."""
+"""DSN's later layer on 16 series: sparse kernels and dense ones at every precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.target import PRECISIONS, Call, Candidate, Row, Target, tf32
+from benchmarks.gpu.target import PRECISIONS, Call, Row, Target, Timed, tf32
 from sparseconv import KernelCSR
 from sparseconv.bench import baselines
 from sparseconv.bench.cases import Problem
-from sparseconv.bench.run import exact_results
+from sparseconv.bench.run import COMPUTATIONS, exact_results
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops.calls import KERNELS
 
 Rival = Callable[[Problem], baselines.Calls]
-
-
-class Form(NamedTuple):
-    """One way to compute the layer; what makes its calls may fail."""
-
-    name: str
-    make: Callable[[], baselines.Calls]
-    tf32: bool = False
 
 
 def on(device: torch.device, problem: Problem, dtype: torch.dtype | None = None) -> Problem:
@@ -58,7 +51,7 @@ def part_of(problem: Problem, mask: Tensor, x: Tensor, values: Tensor, grad: Ten
 
 
 def padded(rival: Rival, problem: Problem) -> baselines.Calls:
-    """With channels of 16s, the further ones zero."""
+    """Pad the channels with zeros to a multiple of 16."""
     rows, columns, _ = problem.pattern.shape
     out, more = -rows % 16, -columns % 16
     mask = F.pad(problem.pattern.to_mask(), (0, 0, 0, more, 0, out))
@@ -72,7 +65,7 @@ def padded(rival: Rival, problem: Problem) -> baselines.Calls:
 
 
 def sliced(rival: Rival, problem: Problem) -> baselines.Calls:
-    """A dense convolution for each of DSN's three kernel groups, as long as its longest kernel."""
+    """Convolve densely for each of DSN's three kernel groups, as long as its longest kernel."""
     x, values, grad, pattern, _ = problem
     parts, mask, begin, taps = [], pattern.to_mask(), 0, pattern.shape[2]
     for rows in torch.arange(len(mask)).chunk(3):
@@ -100,53 +93,62 @@ RIVALS: dict[str, Rival] = {
 }
 
 
-def forms(target: Target, problem: Problem) -> Iterator[Form]:
-    """Sparse kernels in two types; dense at each precision, and by FFT."""
-    typed = {name: on(target.device, problem, dtype) for name, (dtype, _) in PRECISIONS.items()}
-    for backend in target.backends:
-        for precision in ("fp32", "bf16"):
-            make = partial(sparse_calls, backend, typed[precision])
-            yield Form(f"{backend} {precision}", make)
-    for precision, (_, allowed) in PRECISIONS.items():
-        for name, rival in RIVALS.items():
-            yield Form(f"{name} {precision}", partial(rival, typed[precision]), allowed)
-    yield Form("FFT fp32", partial(baselines.fft, typed["fp32"]))
+def row(target: Target, length: int, computation: str) -> Row:
+    """Time one computation in every form: sparse, dense at each precision, by FFT; also as graphs.
 
-
-def all_computations(form: Form) -> Call:
-    calls = form.make()
-
-    def run() -> None:
-        with tf32(form.tf32):
-            for call in calls.values():
-                call()
-
-    return run
-
-
-def row(target: Target, length: int, computation: str, rounds: int) -> Row:
-    """Time one computation in every form, eager and as a graph.
-
-    The error beside each time is that against float64; a sparse float32 one is a wrong kernel's
-    where it is far above 1e-6.
+    A sparse kernel whose error is far above 1e-6 in float32 is wrong.
     """
     problem = target.layer(length).build()
     wanted = exact_results(problem)[computation].exact  # on the CPU, whatever the GPU does
     positions = problem.pattern.positions()
+    typed = {name: on(target.device, problem, dtype) for name, (dtype, _) in PRECISIONS.items()}
 
-    def made(form: Form) -> tuple[dict[str, Candidate], float]:
-        with tf32(form.tf32):
-            call = form.make()[computation]
+    def made(make: Callable[[], baselines.Calls], allowed: bool, graph: bool) -> Timed:
+        with tf32(allowed):
+            call = make()[computation]
             result = call().cpu()
             if computation == "wgrad" and result.dim() == 3:  # dense: of the active weights
                 result = result.flatten()[positions]
-            timed = {f"{form.name} eager": Candidate(call, form.tf32)}
-            if target.graphs:
-                times = target.sizes.replays
-                replay, _ = target.capture(call, times)
-                timed[f"{form.name} graph"] = Candidate(replay, form.tf32, times)
-            return timed, relative(result, wanted)
+            timed = Timed(call, allowed, error=relative(result, wanted))
+            return target.graphed(timed) if graph else timed
 
-    makes = {form.name: partial(made, form) for form in forms(target, problem)}
+    forms: dict[str, tuple[Callable[[], baselines.Calls], bool]] = {
+        f"{backend} {precision}": (partial(sparse_calls, backend, typed[precision]), False)
+        for backend in target.backends
+        for precision in ("fp32", "bf16")
+    }
+    for precision, (_, allowed) in PRECISIONS.items():
+        for name, rival in RIVALS.items():
+            forms[f"{name} {precision}"] = partial(rival, typed[precision]), allowed
+    forms["FFT fp32"] = partial(baselines.fft, typed["fp32"]), False
+    makes = {
+        f"{name} {mode}": partial(made, make, allowed, mode == "graph")
+        for name, (make, allowed) in forms.items()
+        for mode in ("eager", "graph")[: 1 + target.graphs]
+    }
     flop = 2 * len(problem.values) * len(problem.x) * problem.grad.shape[2]
-    return target.row(computation, length, makes, rounds, flop)
+    return target.row(computation, length, makes, flop)
+
+
+def density_rows(target: Target, length: int) -> Iterator[Row]:
+    """Time each backend's kernels with few weights a kernel."""
+    for shape, per_kernel in product(target.sizes.shapes, target.sizes.per_kernel):
+        rows, columns, taps = shape
+        case = replace(target.layer(length), out_channels=rows, in_channels=columns,
+                       kernel_size=taps, pattern="random", density=per_kernel / taps)  # fmt: skip
+        problem = on(target.device, case.build())
+        for computation in COMPUTATIONS:
+
+            def made(backend: str, computation: str = computation) -> Timed:
+                timed = Timed(sparse_calls(backend, problem)[computation])  # noqa: B023 (called here)
+                return target.graphed(timed) if target.graphs else timed
+
+            makes = {backend: partial(made, backend) for backend in target.backends}
+            name = f"{computation}, {shape}, {per_kernel:g} a kernel"
+            yield target.row(name, length, makes)
+
+
+def all_calls(target: Target, length: int) -> list[Call]:
+    """The layer's three computations by each backend."""
+    problem = on(target.device, target.layer(length).build())
+    return [call for name in target.backends for call in sparse_calls(name, problem).values()]

@@ -1,4 +1,4 @@
-"""The whole network's training step: sparse with pattern updates, beside dense; eager, graphed.
+"""The whole network's training step: sparse with pattern updates, and dense; eager and graphed.
 
 Dense is the same network with ``nn.Conv1d`` in the place of each sparse convolution: no masks are
 applied, which makes it a faster baseline than masked training is.
@@ -6,21 +6,20 @@ applied, which makes it a faster baseline than masked training is.
 
 from __future__ import annotations
 
-import itertools
 from functools import partial
-from typing import Any
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu.target import PRECISIONS, Call, Candidate, Row, Target, tf32
+from benchmarks.gpu.target import PRECISIONS, Call, Row, Target, Timed, tf32
 from sparseconv import DSTScheduler, to_dense
 from sparseconv.models import DSN
 from sparseconv.training.graphed import GraphedStep
 
 BATCH = 16
-BATCHES = 4  # different ones, in turns
+BATCHES = 4  # different ones
 NEVER = 10**9
 
 
@@ -49,7 +48,7 @@ def loss(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> Tensor:
 
 
 def steps(target: Target, name: str, length: int, precision: str, mode: str, updates: bool) -> Call:
-    """So many steps as a call is timed for; the last may update the patterns."""
+    """Make a call of ``sizes.steps`` training steps; the last may update the patterns."""
     x, y = batches(length, target.device)
     model = model_of(target, name).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, capturable=mode == "graph")
@@ -58,13 +57,10 @@ def steps(target: Target, name: str, length: int, precision: str, mode: str, upd
         scheduler = DSTScheduler(
             model, optimizer, update_every=target.sizes.steps, end_step=NEVER, decay_steps=NEVER
         )
-    forward: Any = model
-    if mode == "compiled":
-        forward = torch.compile(model, mode="reduce-overhead", dynamic=False)
 
     def eager(series: Tensor, classes: Tensor) -> tuple[Tensor, ...]:
         optimizer.zero_grad()
-        found = loss(forward, series, classes, precision)
+        found = loss(model, series, classes, precision)
         found.backward()
         optimizer.step()
         return (found.detach(),)
@@ -80,35 +76,27 @@ def steps(target: Target, name: str, length: int, precision: str, mode: str, upd
     return run
 
 
-def row(target: Target, length: int, rounds: int, compiled: bool = False) -> Row:
-    """One step in every form, with its share of an update and without.
-
-    ``compiled``: instead the dense network by torch.compile, which takes a minute, and as a graph.
-    """
-    torch.compiler.reset()  # which compiles only so many versions of one function
+def row(target: Target, length: int) -> Row:
+    """Time one step in every form, with its share of an update and without."""
     x, y = batches(length, torch.device("cpu"))
     with torch.no_grad():
         exact = float(loss(model_of(target, "dense").cpu().double(), x[0].double(), y[0], "fp32"))
 
-    def made(label: str, updates: bool) -> tuple[dict[str, Candidate], float]:
-        name, precision, mode, *_ = label.split()
+    def made(name: str, precision: str, mode: str, updates: bool) -> Timed:
         allowed, device = PRECISIONS[precision][1], target.device
         with tf32(allowed):
             model = model_of(target, name).train()
             found = float(loss(model, x[0].to(device), y[0].to(device), precision).detach())
             call = steps(target, name, length, precision, mode, updates)
-        candidate = Candidate(call, allowed, target.sizes.steps)
-        return {label: candidate}, abs(found - exact) / abs(exact)
+        return Timed(call, allowed, target.sizes.steps, abs(found - exact) / abs(exact))
 
-    makes = {}
-    modes = ["graph", "compiled"] if compiled else ["eager", *["graph"] * target.graphs]
-    names = ("dense",) if compiled else (*target.backends, "dense")
-    for name, precision, mode in itertools.product(names, PRECISIONS, modes):
-        dense = name == "dense"
-        if precision == "bf16" and not dense:
-            continue  # autocast would run sparse kernels in bfloat16, which is no gain there
-        for update in ("",) if dense else ("", " with update"):
-            label = f"{name} {precision} {mode}{update}"
-            makes[label] = partial(made, label, bool(update))
-    what = "compiled training step" if compiled else "training step"
-    return target.row(what, length, makes, rounds)
+    modes = ("eager", "graph")[: 1 + target.graphs]
+    # No bf16: autocast would run sparse kernels in bfloat16, which gains nothing there.
+    sparse = product(target.backends, ("fp32", "TF32"), modes, (False, True))
+    dense = product(("dense",), PRECISIONS, modes, (False,))
+    makes = {
+        f"{name} {precision} {mode}{' with update' * updates}":
+            partial(made, name, precision, mode, updates)
+        for name, precision, mode, updates in (*sparse, *dense)
+    }  # fmt: skip
+    return target.row("training step", length, makes)

@@ -1,17 +1,14 @@
-"""Where benchmarks.gpu runs its calls and how it times them: a GPU, or a CPU to try it on."""
+"""The device that is measured, and how calls are timed on it: a GPU, or a CPU for a trial."""
 
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from sparseconv import available_backends
 from sparseconv.bench.cases import CASES, Case
@@ -27,15 +24,20 @@ Call = Callable[[], Any]
 Row = dict[str, Any]
 
 
-class Candidate(NamedTuple):
-    """A call to be timed, whether TF32 is allowed in it, and how often it does what is timed."""
+class Timed(NamedTuple):
+    """A call to be timed.
+
+    Attributes:
+        call: what is timed.
+        tf32: whether it may round float32 products to TF32.
+        times: how often it does what the row counts.
+        error: relative to float64; NaN where it was not compared.
+    """
 
     call: Call
     tf32: bool = False
     times: int = 1
-
-
-Make = Callable[[], tuple[dict[str, Candidate], float]]  # candidates, and the error of them all
+    error: float = math.nan
 
 
 @contextmanager
@@ -50,13 +52,12 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 class Sizes(NamedTuple):
-    """What is measured: the paper's network, and how often."""
+    """The network that is measured (the paper's), and how often."""
 
-    nf: int = 47  # channels between modules; three times as many behind each
+    nf: int = 47  # channels between modules; three times as many after each
     kernel_size: int = 39
     depth: int = 4
-    steps: int = 50  # in a timed call; an update of the patterns is after as many
-    matrix: int = 8192  # rows of the ceilings' matrices
+    steps: int = 50  # in a timed call; the last may update the patterns
     replays: int = 20  # of a call in one graph: a launch costs as much as a small one
     shapes: tuple[tuple[int, int, int], ...] = ((141, 47, 39), (64, 64, 9), (128, 128, 3))
     per_kernel: tuple[float, ...] = (0.25, 0.5, 1, 1.5, 2)  # active weights, of these shapes
@@ -69,17 +70,15 @@ class Target:
         RuntimeError: there is no such device; with the reason.
     """
 
-    def __init__(self, device: str, without: Collection[str] = ()) -> None:
-        self.device, states = torch.device(device), available_backends()
+    def __init__(self, device: str, rounds: int) -> None:
+        self.device, self.rounds, states = torch.device(device), rounds, available_backends()
         names = ("triton", "cuda") if device == "cuda" else ("cpp",)
-        states |= dict.fromkeys(without, "left out")
         self.backends = [name for name in names if states[name].startswith("available")]
         self.missing = {name: states[name] for name in names if name not in self.backends}
         if device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(f"there is nothing to measure: {self.missing}")
-        # For a trial, small enough for any machine.
-        self.sizes = Sizes() if device == "cuda" else Sizes(3, 9, 2, 4, 64, 2, ((4, 3, 5),), (1,))
-        self.graphs = device == "cuda"  # whether calls are captured, and compiled
+        self.sizes = Sizes() if device == "cuda" else Sizes(3, 9, 2, 4, 2, ((4, 3, 5),), (1,))
+        self.graphs = device == "cuda"  # whether calls are captured
         # cuDNN tries some algorithms at the first call of each shape and keeps the fastest.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 5
 
@@ -90,61 +89,55 @@ class Target:
         return Case(**(vars(CASES["dsn_evolved_L128"]) | changes | {"length": length}))
 
     def clock(self) -> float:
+        """Wait for the device; seconds."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def state(self) -> str:
-        """The GPU's clock, power and temperature now."""
-        if not shutil.which("nvidia-smi"):
-            return ""
-        query = "--query-gpu=clocks.sm,power.draw,temperature.gpu"
-        command = ["nvidia-smi", query, "--format=csv,noheader"]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    def capture(self, call: Callable[[], Tensor], times: int = 1) -> tuple[Call, Tensor]:
-        """Capture so many calls into a CUDA graph; its replay, and the tensor that it fills."""
+    def graphed(self, timed: Timed) -> Timed:
+        """Capture many of the same calls into a CUDA graph, which is timed instead."""
+        times = self.sizes.replays
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):  # also where a capture that fails leaves another one
             for _ in range(3):
-                call()
+                timed.call()
             torch.cuda.synchronize()
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 for _ in range(times):
-                    result = call()
-        return graph.replay, result
+                    timed.call()
+        return timed._replace(call=graph.replay, times=times)
 
     def row(
-        self, computation: str, length: int, makes: Mapping[str, Make], rounds: int, flop: int = 0
+        self, computation: str, length: int, makes: Mapping[str, Callable[[], Timed]], flop: int = 0
     ) -> Row:
-        """Let candidates take turns: milliseconds of each; what cannot be made says why."""
-        candidates: dict[str, Candidate] = {}
-        errors: dict[str, float | None] = {}
+        """Time candidates in turns, in milliseconds; a candidate that cannot be made says why."""
+        made: dict[str, Timed] = {}
         absent = {}
         for name, make in makes.items():
             try:
-                made, error = make()
-                for candidate in made.values():
-                    with tf32(candidate.tf32):
-                        candidate.call()
+                timed = make()
+                with tf32(timed.tf32):
+                    timed.call()
                 self.clock()
             except Exception as reason:
                 absent[name] = f"{type(reason).__name__}: {reason}"
-                continue
-            candidates |= made
-            errors |= dict.fromkeys(made, error if math.isfinite(error) else None)
-        before = self.state()
+            else:
+                made[name] = timed
         times = timing.interleave(
-            {name: candidate.call for name, candidate in candidates.items()},
-            rounds=rounds,
+            {name: timed.call for name, timed in made.items()},
+            rounds=self.rounds,
             clock=self.clock,
-            context=lambda name: tf32(candidates[name].tf32),
+            context=lambda name: tf32(made[name].tf32),
         )
         samples = {
-            name: [float(f"{1e3 * seconds / candidates[name].times:.5g}") for seconds in turns]
+            name: [float(f"{1e3 * seconds / made[name].times:.5g}") for seconds in turns]
             for name, turns in times.items()
+        }
+        errors = {
+            name: timed.error if math.isfinite(timed.error) else None
+            for name, timed in made.items()
         }
         return {
             "computation": computation, "length": length, "flop": flop, "samples_ms": samples,
-            "error": errors, "absent": absent, "clocks": [before, self.state()],
+            "error": errors, "absent": absent,
         }  # fmt: skip

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from benchmarks import demo, unpruned
-from benchmarks.gpu import __main__ as gpu
 from sparseconv import datasets
 from sparseconv.bench.network import compare
 from sparseconv.ops.backends import extension
@@ -42,9 +41,6 @@ def test_without_the_extension_the_demo_says_so(
         (demo.main, ["--threads", "0"], "--threads must be at least 1, but got 0"),
         (unpruned.main, ["--out", "file/rows"], "file/rows cannot be written"),
         (unpruned.main, ["--out", "file"], "file, line 1, is not a row"),
-        (gpu.main, ["--out", "file/gpu.json"], "file/gpu.json cannot be written"),
-        (gpu.main, ["--out", "new", "--rounds", "1"], "--rounds must be at least 6, but got 1"),
-        (gpu.main, ["--out", "new", "--seconds", "nan"], "--seconds must be a number of"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_the_work(
@@ -53,7 +49,7 @@ def test_what_cannot_be_done_is_refused_before_the_work(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("no row\n")
-    for module, work in ((demo, "measured"), (unpruned, "measure"), (gpu, "measure")):
+    for module, work in ((demo, "measured"), (unpruned, "measure")):
         monkeypatch.setattr(module, work, lambda *_: pytest.fail("worked"))
     assert main(words) == 2
     assert f"error: {says}" in capsys.readouterr().err
