@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper import kinds
 from sparseconv import datasets
 from sparseconv.datasets import Dataset
 
@@ -73,9 +72,6 @@ def open_archive(folder: Path | None) -> Archive:
     sources = {name: name for name in datasets.BUNDLED} if folder is None else _find(folder)
     shapes, checksums, broken = {}, {}, {}
     for name, source in sources.items():
-        if not kinds.text(name):
-            broken[ascii(name)] = "its name has characters that cannot be printed; rename its files"
-            continue
         try:
             data = read(source)
         except (ValueError, RuntimeError) as error:
@@ -94,29 +90,20 @@ def _checksum(data: Dataset) -> str:
 
 
 def _find(folder: Path) -> dict[str, str]:
-    if not folder.is_dir():
-        state = "is not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f"the archive {folder} {state}; name a folder with .npz or .ts files")
-    found: dict[str, str] = {}
+    """Return the file of each data set below a folder, or the one with its training set."""
     folder = folder.resolve()  # a relative path could be the name of one of aeon's sets
-    files = [path for kind in ("*.npz", "*_TRAIN.ts") for path in sorted(folder.rglob(kind))]
-    # Tests without a training set are named as broken, like a training set without tests.
-    trains = [
-        path.with_name(path.name.removesuffix("_TEST.ts") + "_TRAIN.ts")
-        for path in sorted(folder.rglob("*_TEST.ts"))
-    ]
-    files += [path for path in trains if path not in files]
-    for path in files:
-        name, source = path.name.removesuffix("_TRAIN.ts").removesuffix(".npz"), str(path)
+    found: dict[str, str] = {}
+    for path in sorted([*folder.rglob("*.npz"), *folder.rglob("*_TRAIN.ts")]):
+        name = path.name.removesuffix("_TRAIN.ts").removesuffix(".npz")
         if name in found:
             raise ValueError(
-                f"the archive holds {name} twice, as {found[name]} and {source}; remove one"
+                f"the archive holds {name} twice, as {found[name]} and {path}; remove one"
             )
-        found[name] = source
+        found[name] = str(path)
     if not found:
         raise ValueError(
-            f"the archive {folder} holds no data set; expected NAME.npz files, or folders with "
-            "NAME_TRAIN.ts and NAME_TEST.ts"
+            f"the archive {folder} holds no data set; expected a folder with NAME.npz files, or "
+            "with NAME_TRAIN.ts and NAME_TEST.ts"
         )
     return dict(sorted(found.items()))
 
@@ -189,76 +176,42 @@ ARCHIVES = ("ucr85", "ucr2018", "uea")
 
 
 def choose(archive: Archive, wanted: Any) -> list[str]:
-    """The data sets that a plan's ``sets`` names, of those that are there, cheapest first.
+    """Return the data sets that a plan's ``sets`` names, of those that are there, cheapest first.
 
     ``wanted`` is "all", an archive's name, a list of names, or a table with ``of`` and ``without``
-    (each one of these), ``cheapest`` (how many) and ``cheaper_than`` (a name).
+    (each one of these) and ``cheapest`` (how many).
 
     Raises:
         ValueError: anything else, or a name that neither the archive nor published.csv has.
     """
     table = wanted if isinstance(wanted, dict) else {"of": wanted}
-    unknown = table.keys() - {"of", "without", "cheapest", "cheaper_than"}
-    if unknown or "of" not in table:
+    if "of" not in table or table.keys() - {"of", "without", "cheapest"}:
         raise ValueError(
-            f"sets must be a name, a list of names, or a table with of, without, cheapest and "
-            f"cheaper_than, but got {wanted!r}"
+            "sets must be a name, a list of names, or a table with of, without and cheapest, but "
+            f"got {wanted!r}"
         )
-    if table["of"] == []:
-        raise ValueError("sets names no data set; name one at least, or leave the run out")
-    there = archive.shapes
-    names = _named(archive, table["of"])
-    without = set(_named(archive, table.get("without", [])))
-    names = [name for name in names if name in there and name not in without]
-    names.sort(key=lambda name: (there[name].train_points, name))
-    if "cheaper_than" in table:
-        (limit,) = _names([table["cheaper_than"]])
-        if limit not in there:
-            state = "cannot be read" if limit in archive.broken else "the archive does not hold"
-            raise ValueError(f"cheaper_than names {limit!r}, which {state}")
-        names = [name for name in names if there[name].train_points < there[limit].train_points]
-    if "cheapest" in table:
-        _check_cheapest(table["cheapest"])
-        names = names[: table["cheapest"]]
-    return names
+    without = named(archive, table.get("without", []))
+    names = [
+        name
+        for name in named(archive, table["of"])
+        if name in archive.shapes and name not in without
+    ]
+    names.sort(key=lambda name: (archive.shapes[name].train_points, name))
+    return names[: table.get("cheapest")]
 
 
-def _check_cheapest(value: Any) -> None:
-    """Refuse what is no number of data sets."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"cheapest must be a number of data sets, at least 1, but got {value!r}")
-
-
-def lacking(archive: Archive, wanted: Any) -> list[str]:
-    """The data sets that a plan's ``sets`` names itself, and that the archive does not hold."""
-    of = wanted["of"] if isinstance(wanted, dict) else wanted
-    names = [] if of == "all" or of in ARCHIVES else _names(of)
-    return [name for name in names if name not in archive.sources]
-
-
-def _named(archive: Archive, of: Any) -> Iterable[str]:
+def named(archive: Archive, of: Any) -> list[str]:
+    """Return the data sets of "all", of an archive's name, of a name or of a list of names."""
     if of == "all":
-        return archive.shapes
+        return list(archive.shapes)
     if of in ARCHIVES:
         return members(of)
-    return _known(archive, of)
-
-
-def _known(archive: Archive, of: Any) -> list[str]:
-    names = _names(of)
+    names = [of] if isinstance(of, str) else list(of)
     unknown = [name for name in names if name not in archive.sources and name not in published()]
     if unknown:
         raise ValueError(
             f"the plan names {', '.join(map(repr, unknown))}, which the archive does not hold; it "
-            f"has {', '.join(archive.shapes)}; without a list, one of all, {', '.join(ARCHIVES)} "
-            "can stand"
+            f"has {', '.join(archive.shapes)}; without a list, it may be one of all, "
+            f"{', '.join(ARCHIVES)}"
         )
-    return names
-
-
-def _names(names: Any) -> list[str]:
-    if isinstance(names, str):
-        names = [names]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"expected names of data sets, but got {names!r}")
     return names

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper import kinds
-from benchmarks.paper.archives import SERIES, SPLITS, Archive, choose, lacking
+from benchmarks.paper.archives import ARCHIVES, SERIES, SPLITS, Archive, choose, named
+from benchmarks.paper.criteria import check_variants
 from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS
-from benchmarks.paper.variants import check_variants, variant_name
 from sparseconv.training.recipe import Recipe
 
 PLANS = Path(__file__).with_name("plans")
+# A job's options, and what they are where a plan does not say.
 DEFAULTS: dict[str, Any] = {
     "model": "DSN",
     "weights": "sparse",
@@ -28,12 +28,14 @@ DEFAULTS: dict[str, Any] = {
     "members": 1,
     "silence": 0.0,
     "pruning": [],
-    "keep": False,
-    "picked": False,
 }
-MOST_EPOCHS, MOST_MEMBERS = 1_000_000, 100
-# What makes two jobs of one name the same.
-CONTENT = tuple(key for key in DEFAULTS if key not in ("keep", "picked"))
+CHOICES: dict[str, Sequence[str]] = {
+    "model": (*NETWORKS, *ROCKETS),
+    "weights": WEIGHTS,
+    "series": SERIES,
+    "split": SPLITS,
+    "moments": MOMENTS,
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,6 @@ class Job:
             than the paper's), ``series`` (raw or z-normalised), ``split``, ``moments``,
             ``members`` (networks of an ensemble), ``silence`` (weight of the loss that silences
             filters), ``pruning`` (ways to make the trained network smaller).
-        keep: leave the folder with its checkpoint.
         picked: the data set was chosen by results, so the job counts in no comparison.
     """
 
@@ -56,34 +57,27 @@ class Job:
     dataset: str
     seed: int
     options: Mapping[str, Any]
-    keep: bool = False
     picked: bool = False
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What names the job among all of a sweep."""
+        """Name the job among all of a sweep."""
         return self.run, self.dataset, self.seed
 
     def __str__(self) -> str:
         return f"{self.run}, {self.dataset}, seed {self.seed}"
 
     def recipe(self, member: int = 0) -> Recipe:
-        """The constants of its training; of an ensemble, of that member's."""
+        """Return the constants of its training; of an ensemble, of that member's."""
         return Recipe(seed=member_seed(self.options, self.seed, member), **self.options["recipe"])
 
 
-def n_members(options: Mapping[str, Any]) -> int:
-    """How many networks a job's ensemble has; 1 for a network alone."""
-    found: int = options.get("members", 1)  # a row of an earlier version has none
-    return found
-
-
 def member_seed(options: Mapping[str, Any], seed: int, member: int) -> int:
-    """The seed of a member of a job's ensemble: no other job of its run has it.
+    """Return the seed of a member of a job's ensemble: no other job of its run has it.
 
     The first member of seed 0 is the network that seed 0 gives alone.
     """
-    return seed * n_members(options) + member
+    return int(seed * options["members"] + member)
 
 
 # What a job is sorted by; equal ones stay as the plan has them.
@@ -114,79 +108,40 @@ def read_plan(
         ValueError: not a plan; the message names the run and the key.
     """
     file, content = _read(path)
-    try:
-        runs = _checked(content)
-        jobs, absent = _all_jobs(runs, content, archive)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the plan {file} cannot be used: {error}") from error
+    _check_keys(content, ("epochs", "seeds", "order", "run"))
+    jobs: dict[tuple[str, str, int], Job] = {}
+    options: dict[str, Mapping[str, Any]] = {}
+    for number, run in enumerate(content.get("run", []), 1):
+        name = run.get("name", f"number {number}")
+        try:
+            found = _jobs(run, content, archive)
+            if found and (change := difference(options.setdefault(name, found[0].options),
+                                               found[0].options)):  # fmt: skip
+                raise ValueError(f"above it has {change}; give one of the two another name")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"the plan {file}, run {name}: {error}") from error
+        for job in found:
+            if job.key not in jobs or not job.picked:  # whatever other line picked it
+                jobs[job.key] = job
+        if absent := _absent(run["sets"], archive):
+            left_out(f"{', '.join(absent)}: the archive does not hold them")
+        if not found:
+            left_out(f'the run "{name}": nothing of its data sets is there')
     if not jobs:
         raise ValueError(
             f"the plan {file} chooses no data set that the archive holds; it has "
             f"{', '.join(archive.shapes) or 'none that can be read'}"
             '; sets = "all" in a run chooses all that are there'
         )
-    if absent:
-        left_out(f"{', '.join(absent)}: the archive does not hold them")
-    if empty := [run["name"] for run in runs if all(run["name"] != job.run for job in jobs)]:
-        names = ", ".join(f'"{name}"' for name in dict.fromkeys(empty))  # some hold commas
-        left_out(f"the runs {names}: nothing of their data sets is there")
-    return sorted(jobs, key=partial(ORDERS[content.get("order", "runs")], archive))
-
-
-def _checked(content: Mapping[str, Any]) -> list[Any]:
-    """The runs of a plan."""
-    _check_keys(content, ("epochs", "seeds", "order", "run"))
-    if (order := content.get("order", "runs")) not in list(ORDERS):
+    if (order := content.get("order", "runs")) not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, but got {order!r}")
-    runs = content.get("run", [])
-    if not isinstance(runs, list) or not runs:
-        raise ValueError("it has no [[run]]; write one for each kind of network")
-    Recipe(epochs=content.get("epochs", 1))
-    _check_seeds(content.get("seeds", [0]))
-    return runs
+    return sorted(jobs.values(), key=partial(ORDERS[order], archive))
 
 
-def _all_jobs(
-    runs: Sequence[Any], content: Mapping[str, Any], archive: Archive
-) -> tuple[list[Job], list[str]]:
-    """The jobs of all runs, each once; and the data sets that these name and that are not there."""
-    jobs: dict[tuple[str, str, int], Job] = {}
-    options: dict[str, Mapping[str, Any]] = {}  # of each run
-    absent: dict[str, None] = {}
-    for number, run in enumerate(runs, 1):
-        try:
-            for job in _jobs(run, content, archive):
-                for key, above, here in differing(
-                    options.setdefault(job.run, job.options), job.options
-                ):
-                    raise ValueError(
-                        f"it has {key} {above!r} above and {here!r} here; give one of them "
-                        "another name"
-                    )
-                if jobs.setdefault(job.key, job).keep != job.keep:
-                    raise ValueError(f"{job} has keep once, and once not")
-                if not job.picked:  # whoever else picked it
-                    jobs[job.key] = job
-            absent |= dict.fromkeys(lacking(archive, run["sets"]))
-        except (ValueError, TypeError) as error:
-            name = (isinstance(run, dict) and run.get("name")) or number
-            raise ValueError(f"run {name}: {error}") from error
-    for name, held in options.items():
-        for other in (variant_name(name, variant) for variant in held["pruning"]):
-            if other in options:
-                raise ValueError(
-                    f"run {other} has the name that tables give a variant of {name}; give one of "
-                    "them another name"
-                )
-    return list(jobs.values()), list(absent)
-
-
-def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The options of two jobs that differ: the name, and both values."""
-    pairs = [
-        (name, some.get(name, DEFAULTS[name]), others.get(name, DEFAULTS[name])) for name in CONTENT
-    ]
-    return [(name, one, other) for name, one, other in pairs if one != other]
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Say in which option two jobs differ; nothing where they do not."""
+    pairs = ((key, there[key], here[key]) for key in DEFAULTS)
+    return next((f"{key} {one!r}, not {other!r}" for key, one, other in pairs if one != other), "")
 
 
 def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -200,80 +155,64 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
         raise ValueError(
             f"no plan {file}; name a file that ends with .toml, or one of {known}"
         ) from None
-    except OSError as error:
-        raise ValueError(f"the plan {file} cannot be read: {error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"the plan {file} is not TOML: {error}") from error
 
 
-def _check_seeds(seeds: Any) -> None:
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise ValueError(f"seeds must be a list of integers, at least one, but got {seeds!r}")
-    for seed in seeds:
-        Recipe(seed=seed)
+def _absent(sets: Any, archive: Archive) -> list[str]:
+    """Return the data sets that a run names one by one, and that the archive does not hold."""
+    of = sets["of"] if isinstance(sets, dict) else sets
+    names = [] if of in ("all", *ARCHIVES) else named(archive, of)
+    return [name for name in names if name not in archive.sources]
 
 
 def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> list[Job]:
-    _check_keys(run, ("name", "sets", "seeds", *DEFAULTS))
-    for key in ("name", "sets"):
-        if key not in run:
-            raise ValueError(f"it needs {key!r}")
-    settings = DEFAULTS | run
-    if not kinds.text(run["name"]):
-        raise ValueError(f"name must be a text of one line, but got {run['name']!r}")
-    for key in ("keep", "picked"):
-        if not isinstance(settings[key], bool):
-            raise ValueError(f"{key} must be true or false, but got {settings[key]!r}")
-    options = {key: settings[key] for key in CONTENT}
-    trained = settings["model"] not in list(ROCKETS)  # in epochs
-    if trained and "epochs" in content and isinstance(options["recipe"], dict):
+    _check_keys(run, ("name", "sets", "seeds", "picked", *DEFAULTS))
+    if missing := [key for key in ("name", "sets") if key not in run]:
+        raise ValueError(f"it needs {missing[0]!r}")
+    options = {key: run.get(key, default) for key, default in DEFAULTS.items()}
+    if options["model"] not in ROCKETS and "epochs" in content:
         options["recipe"] = {"epochs": content["epochs"]} | options["recipe"]
     _check_options(options)
     seeds = run.get("seeds", content.get("seeds", [0]))
-    _check_seeds(seeds)
+    if not isinstance(seeds, list) or not seeds:
+        raise ValueError(f"seeds must be a list of integers, at least one, but got {seeds!r}")
     jobs = [
-        Job(run["name"], dataset, seed, options, settings["keep"], settings["picked"])
+        Job(run["name"], dataset, seed, options, run.get("picked", False))
         for seed in seeds
         for dataset in choose(archive, run["sets"])
     ]
     for job in jobs:
-        if (epochs := job.recipe().epochs) > MOST_EPOCHS:  # other constants the recipe refuses
-            raise ValueError(f"epochs must be at most {MOST_EPOCHS}, but got {epochs}")
+        job.recipe()  # which refuses constants that cannot be
     return jobs
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what is no job's ``options``, and what would be ignored silently.
-
-    Raises:
-        ValueError: the message names the key.
-    """
-    for key in ("network", "recipe"):
-        if not isinstance(options[key], dict):
-            raise ValueError(f"{key} must be a table, but got {options[key]!r}")
-    choices = {
-        "model": (*NETWORKS, *ROCKETS),
-        "weights": WEIGHTS,
-        "series": SERIES,
-        "split": SPLITS,
-        "moments": MOMENTS,
-    }
-    for key, allowed in choices.items():
-        if not isinstance(options[key], str) or options[key] not in allowed:
+    """Refuse what no job can be, and what would be ignored silently."""
+    for key, allowed in CHOICES.items():
+        if options[key] not in allowed:
             raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {options[key]!r}")
-    constants = {field.name for field in fields(Recipe)} - {"seed"}
-    _check_keys(options["recipe"], constants, "recipe.")
-    if type(options["members"]) is not int or not 1 <= options["members"] <= MOST_MEMBERS:
-        raise ValueError(
-            f"members must be a whole number from 1 to {MOST_MEMBERS}, but got "
-            f"{options['members']!r}"
-        )
-    _check_together(options)
-    _check_pruning(options)
-    _check_keys(options["network"], _arguments(options["model"]), "network.")
+    model, pruned = options["model"], bool(options["pruning"])
+    _check_keys(options["network"], _arguments(model), "network.")
+    check_variants(options["pruning"])
+    drawn, dsn = model in ROCKETS, model == "DSN"
+    ignored = {
+        "weights": not dsn,
+        "moments": not dsn or options["weights"] != "sparse",
+        "recipe": drawn,
+        "members": drawn or pruned,
+        "pruning": drawn or dsn,
+        "silence": not pruned,
+    }
+    for key in (key for key, is_ignored in ignored.items() if is_ignored):
+        if options[key] != DEFAULTS[key]:
+            raise ValueError(
+                f"{key} = {options[key]!r} is not for {model} with the other options of this run; "
+                "leave it out"
+            )
 
 
-def _arguments(model: str) -> Sequence[str]:
+def _arguments(model: str) -> Iterable[str]:
     if model in ROCKETS:
         return ROCKETS[model]
     known = inspect.signature(NETWORKS[model]).parameters.values()
@@ -281,69 +220,7 @@ def _arguments(model: str) -> Sequence[str]:
     return [name for name in options if name != "n_timepoints"]  # the data set's
 
 
-def _check_together(options: Mapping[str, Any]) -> None:
-    """Refuse what would be ignored silently."""
-    grow = options["recipe"].get("grow", "random")
-    if options["model"] != "DSN":
-        for key, default in (("weights", "sparse"), ("moments", "zero")):
-            if options[key] != default:
-                raise ValueError(f"{key} = {options[key]!r} is for DSN, not for {options['model']}")
-        pointless = options["recipe"] if options["model"] in ROCKETS else PATTERNS
-        idle = [key for key in options["recipe"] if key in pointless]
-        if idle:
-            raise ValueError(f"recipe.{idle[0]} is not for {options['model']}; leave it out")
-    if options["members"] > 1 and (options["pruning"] or options["model"] in ROCKETS):
-        other = "pruning" if options["pruning"] else options["model"]
-        raise ValueError(
-            f"members = {options['members']} is not for {other}; leave one of the two out"
-        )
-    if options["model"] in ROCKETS:
-        _check_rocket(options["network"])
-    if options["weights"] == "masked dense" and (grow != "random" or options["moments"] != "zero"):
-        raise ValueError("masked dense weights grow at random, and have the moments that they have")
-    if options["moments"] != "zero" and grow == "static":
-        raise ValueError(
-            f"moments = {options['moments']!r} needs weights that grow, not a static grow"
-        )
-    if options["moments"] != "zero" and options["network"].get("sparsity") == 0:
-        raise ValueError(f"moments = {options['moments']!r} needs sparse weights, not sparsity = 0")
-
-
-def _check_rocket(network: Mapping[str, Any]) -> None:
-    n_kernels, cv, k = (network.get(key) for key in ("n_kernels", "cv", "k"))
-    if n_kernels is not None and (type(n_kernels) is not int or n_kernels < 1):
-        raise ValueError(f"network.n_kernels must be a number of kernels, but got {n_kernels!r}")
-    if not isinstance(cv, bool | None) or k not in (None, "cv") or (cv and k):
-        raise ValueError(
-            'network.cv may be true, or network.k "cv", and not both, but got '
-            f"cv = {cv!r} and k = {k!r}"
-        )
-
-
-def _check_pruning(options: Mapping[str, Any]) -> None:
-    """Refuse what a plan asks of ``pruning`` and ``silence`` that cannot be done."""
-    check_variants(options["pruning"])
-    if not kinds.number(options["silence"]) or options["silence"] < 0:
-        raise ValueError(f"silence must be a weight, at least 0, but got {options['silence']!r}")
-    if options["pruning"] and (options["model"] == "DSN" or options["model"] in ROCKETS):
-        raise ValueError(f"pruning is for dense networks, not for {options['model']}")
-    if options["silence"] and not options["pruning"]:
-        raise ValueError("silence is for a run with pruning, and would be ignored in this one")
-    if options["silence"] and options["model"] not in ("InceptionTime", "LITE"):
-        raise ValueError(f"no stages of {options['model']} are known that silence could act on")
-
-
-# The constants of Recipe that are about patterns.
-PATTERNS = (
-    "update_every_epochs", "update_every_steps", "skip_step_at_update", "decay_share",
-    "prune_fraction", "prune_floor", "grow",
-)  # fmt: skip
-
-
-def _check_keys(table: Any, known: Any, prefix: str = "") -> None:
-    if not isinstance(table, dict):
-        raise ValueError(f"expected a table, but got {table!r}")
-    unknown = [key for key in table if key not in known]
-    if unknown:
+def _check_keys(table: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> None:
+    if unknown := [key for key in table if key not in known]:
         names = ", ".join(sorted(known)) or "none"
         raise ValueError(f"unknown key {prefix}{unknown[0]}; known are {names}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 import sparseconv as sc
-from benchmarks.paper import kinds
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.criteria import CRITERIA, Data
-from benchmarks.paper.plan import Job, n_members
+from benchmarks.paper.plan import Job
 from benchmarks.paper.training import (
     Progress,
     accuracy,
@@ -26,7 +25,6 @@ from benchmarks.paper.training import (
     facts_of,
     first_model,
 )
-from benchmarks.paper.variants import variant_name
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
 from sparseconv.nn.modules import deepcopy_model
@@ -44,11 +42,6 @@ from sparseconv.training.run import Penalty
 
 VARIANTS_NAME = "variants.json"
 TUNING = 0.25  # epochs of fine-tuning, as a share of the training's
-# What is known of each network that was made smaller.
-VARIANT: Mapping[str, kinds.Kind] = {
-    "name": kinds.text, **dict.fromkeys(("params", "macs"), kinds.count),
-    **dict.fromkeys(("accuracy", "at_once"), kinds.share), "tune_seconds": kinds.seconds,
-}  # fmt: skip
 
 
 def penalty_of(job: Job, model: nn.Module) -> Penalty | None:
@@ -62,7 +55,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
 
     Continues from what the folder holds. Times are CPU seconds of one thread.
     """
-    code, _ = begin_or_resume(job, folder, VARIANTS_NAME)
+    code, _ = begin_or_resume(job, folder)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     model = first_model(job.options, job.seed, Shape.of(data))
     progress = Progress(folder, trainings(job.options["pruning"]))
@@ -72,7 +65,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
         on_epoch=lambda history: progress.write(len(history) / recipe.epochs),
     )  # fmt: skip
     path = folder / VARIANTS_NAME
-    done = _done(path, job.options["pruning"])
+    done: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for variant in job.options["pruning"][len(done) :]:
         report = partial(progress.write, part=1 + len(done))
         done.append(_pruned(variant, model, data, job, report))
@@ -90,18 +83,6 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
         "predict_seconds": round(predict_seconds, 4),
         "variants": done,
     }
-
-
-def _done(path: Path, pruning: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The first variants, as far as they were made; if the file is damaged, none."""
-    try:
-        done: list[dict[str, Any]] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return []
-    names = [variant["name"] for variant in pruning]
-    if not kinds.list_of(kinds.table(**VARIANT))(done):
-        return []
-    return done if [variant["name"] for variant in done] == names[: len(done)] else []
 
 
 def trainings(pruning: Iterable[Mapping[str, Any]]) -> list[float]:
@@ -235,8 +216,7 @@ def _asked(row: Mapping[str, Any], variant: Mapping[str, Any]) -> Mapping[str, A
 
 def is_pruned_filters(row: Mapping[str, Any]) -> bool:
     """A row of ``perform``."""
-    options = row.get("options")
-    return isinstance(options, Mapping) and bool(options.get("pruning"))
+    return bool(row["options"]["pruning"])
 
 
 def variants_of(row: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
@@ -246,14 +226,14 @@ def variants_of(row: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
 
 def name_of(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:
     """What tables call a row's network, or one of its variants."""
-    return variant_name(row["run"], variant) if variant else str(row["run"])
+    return f"{row['run']}, {variant['name']}" if variant else str(row["run"])
 
 
 def network_of(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:
     """What tells the network of a row, or of one of its variants, from others of the data set."""
     options = row["options"]
     parts = [options["model"], options["weights"], options["network"]]
-    if (members := n_members(options)) > 1:
+    if (members := options["members"]) > 1:
         parts.append({"members": members})
     if variant:
         parts += [_asked(row, variant), variant.get("kept")]

@@ -6,7 +6,6 @@ import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.paper import pruned_filters, rocket
@@ -33,29 +32,20 @@ RECORDED = {
 def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     """Write every table (Markdown, CSV), every picture, and ``report.html`` with all of them.
 
-    Parts that the rows do not suffice for are named in the page. Times are those that lie beside
-    the folder. An earlier report stays until this one is made.
+    Parts that the rows do not suffice for are named in the page. Times are those of ``times.jsonl``
+    in the folder above.
 
     Raises:
         ValueError: no rows.
     """
     if not rows:
         raise ValueError(f"there are no rows to report in {folder.parent}; run a plan first")
+    times = read_times(folder.parent / TIMES_NAME)
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as new:
-        page = _write(rows, Path(new), folder.parent)
-        for part in (*PARTS, *KERNELS, *FILTERS, *RUNS):
-            for ending in (".md", ".csv", ".png"):
-                (folder / f"{part.name}{ending}").unlink(missing_ok=True)
-        for path in Path(new).iterdir():
-            path.replace(folder / path.name)
-    return folder / page.name
-
-
-def _write(rows: Sequence[Mapping[str, Any]], folder: Path, beside: Path) -> Path:
-    """All files of a report, into an empty folder; times are those that lie ``beside``."""
+    for part in (*PARTS, *KERNELS, *FILTERS, *RUNS):
+        for ending in (".md", ".csv", ".png"):
+            (folder / f"{part.name}{ending}").unlink(missing_ok=True)
     sections, missing = [], list[str]()
-    times = read_times(beside / TIMES_NAME)
     parts = list(_parts(rows, times))
     if any(part in PARTS for part, _ in parts):
         sections.append(Section(READING_TITLE, READING))
@@ -75,12 +65,7 @@ def _write(rows: Sequence[Mapping[str, Any]], folder: Path, beside: Path) -> Pat
         title = "Networks made smaller"
     elif all(map(is_pruned_kernels, rows)):
         title = "Random kernels, pruned"
-    return write_html(
-        folder / "report.html",
-        title,
-        sections,
-        subtitle=where(rows),
-    )
+    return write_html(folder / "report.html", title, sections, subtitle=where(rows))
 
 
 def _parts(

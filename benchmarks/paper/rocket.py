@@ -22,12 +22,6 @@ SHARES = {"35 %": 0.35, "10 %": 0.1}
 AS_PUBLISHED = "as published"  # the share of the authors' table for the data set, of ROCKET
 
 
-def multiply_adds(model: str, n_kernels: int, n_channels: int, n_timepoints: int) -> int:
-    """Of the features of a series, about."""
-    taps = 9 if model == "ROCKET" else 0.5  # 84 kernels a dilation share theirs
-    return int(n_kernels * taps * n_timepoints * n_channels**0.5)
-
-
 def perform(job: Job, source: str) -> dict[str, Any]:
     """Fit and test; the row, with one entry of ``"variants"`` for each way to prune.
 
@@ -149,8 +143,7 @@ class _Watch:
 
 def is_pruned_kernels(row: Mapping[str, Any]) -> bool:
     """A row of ``perform``, not of a network's training."""
-    options = row.get("options")
-    return isinstance(options, Mapping) and options.get("model") in KINDS
+    return row["options"]["model"] in KINDS
 
 
 def is_by_folds(row: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ how fast that is: all networks of one data set in turns, a prediction and a step
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ import torch
 from torch import nn
 
 from benchmarks.lines import add_line, read_lines
-from benchmarks.paper import kinds
 from benchmarks.paper.pruned_filters import like, name_of, network_of, variants_of
 from benchmarks.paper.rocket import is_pruned_kernels
-from benchmarks.paper.rows import LOCK_NAME
+from benchmarks.paper.rows import LOCK_NAME, check_keys
 from sparseconv.core.folders import locked
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.timing import interleave, milliseconds
@@ -25,11 +25,7 @@ from sparseconv.profiling.stopwatch import model_passes
 
 TIMES_NAME = "times.jsonl"
 BATCH, ROUNDS = 16, 9
-KEYS: Mapping[str, kinds.Kind] = {
-    "dataset": kinds.text, "seed": kinds.whole, "networks": kinds.table_of(kinds.text),
-    "times": kinds.table_of(kinds.table(forward_ms=kinds.duration, step_ms=kinds.duration)),
-    "machine": kinds.table(**dict.fromkeys(("cpu", "isa", "commit", "date"), kinds.text)),
-}  # fmt: skip
+KEYS = ("dataset", "seed", "networks", "times", "machine")
 
 
 def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
@@ -91,22 +87,16 @@ def read_times(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line that it cannot have written; the message has its number.
     """
-    lines = read_lines(path, _check)
+    lines = read_lines(path, partial(check_keys, keys=KEYS))
     return list({(line["dataset"], line["seed"]): line for line in lines}.values())
-
-
-def _check(line: Mapping[str, Any]) -> None:
-    kinds.refuse(line, kinds.wrong(line, KEYS))
-    if line["times"].keys() != line["networks"].keys():
-        raise ValueError("its times and networks are of different runs")
 
 
 def _timed(models: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, dict[str, float]]:
     calls: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
         step = model_passes(model.train(), (x,), True)["training"]
-        calls[f"{name} forward"] = _Prediction(model, x)
-        calls[f"{name} step"] = _Step(model, step)
+        calls[f"{name} forward"] = partial(_predict, model, x)
+        calls[f"{name} step"] = partial(_step, model, step)
     times = interleave(calls, rounds=ROUNDS)
     return {
         name: {
@@ -117,24 +107,14 @@ def _timed(models: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, dict[s
     }
 
 
-class _Prediction:
-    """A call in eval mode; the mode is set each time, which costs microseconds."""
-
-    def __init__(self, model: nn.Module, x: torch.Tensor) -> None:
-        self.model, self.x = model, x
-
-    def __call__(self) -> object:
-        if self.model.training:
-            self.model.eval()
-        with torch.no_grad():
-            return self.model(self.x)
+def _predict(model: nn.Module, x: torch.Tensor) -> object:
+    if model.training:  # the first call of a round; it costs microseconds
+        model.eval()
+    with torch.no_grad():
+        return model(x)
 
 
-class _Step:
-    def __init__(self, model: nn.Module, step: Any) -> None:
-        self.model, self.step = model, step
-
-    def __call__(self) -> object:
-        if not self.model.training:
-            self.model.train()
-        return self.step()
+def _step(model: nn.Module, step: Callable[[], object]) -> object:
+    if not model.training:
+        model.train()
+    return step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,16 +18,15 @@ from torch import Tensor, nn
 
 from benchmarks.paper.archives import Shape, read
 from benchmarks.paper.networks import MomentsDST, build, multiply_adds
-from benchmarks.paper.plan import Job, differing, member_seed, n_members
+from benchmarks.paper.plan import Job, difference, member_seed
 from sparseconv.bench.network.masked import MaskedDST, masked_copy
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
 from sparseconv.measure.machine import commit, measurement_context
 from sparseconv.models import DSN, Ensemble
 from sparseconv.report.figures import group_profiles, kernels_by_size
-from sparseconv.training import checkpoint
 from sparseconv.training.evaluation import predict_log_proba
-from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
+from sparseconv.training.loop import TrainingResult, train
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run import SchedulerFactory
 
@@ -47,7 +45,7 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
     nothing of it.
     """
     gpu = "" if device == "cpu" else torch.cuda.get_device_name(device)
-    code, gpu = begin_or_resume(job, folder, gpu=gpu)
+    code, gpu = begin_or_resume(job, folder, gpu)
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     shape, target = Shape.of(data), torch.as_tensor(data.y_test)
     # Drawn on the CPU, so that the first weights are those of any other machine.
@@ -118,66 +116,27 @@ def accuracy(log_proba: Tensor, target: Tensor) -> float:
     return (log_proba.argmax(1) == target).double().mean().item()
 
 
-def begin_or_resume(job: Job, folder: Path, *others: str, gpu: str = "") -> tuple[str, str]:
-    """Empty the folder (of other files too) unless it holds a readable beginning of this job.
+def begin_or_resume(job: Job, folder: Path, gpu: str = "") -> tuple[str, str]:
+    """Note in the folder what is trained there.
 
     Returns the commits that trained so far, with this one; and the GPU that did, if one has.
 
     Raises:
-        ValueError: the beginning of a job with other options, which is left alone.
+        ValueError: the folder holds the beginning of a job with other options.
     """
-    begun = _begun(folder)
-    code = CODE
-    if begun:
-        for name, there, here in differing(begun["options"], job.options):
+    path, code = folder / JOB_NAME, CODE
+    if path.exists():
+        begun = json.loads(path.read_text())
+        if change := difference(begun["options"], job.options):
             raise ValueError(
-                f"{folder} holds the beginning of a training with {name} {there!r}, not {here!r}; "
-                "give the run another name, or remove that folder"
+                f"{folder} holds the beginning of a training with {change}; give the run another "
+                "name, or remove that folder"
             )
         code = begun["code"] if begun["code"].endswith(CODE) else f"{begun['code']} then {CODE}"
-        if any(folder.rglob(CHECKPOINT_NAME)) and begun["gpu"] not in ("", gpu):
+        if begun["gpu"] not in ("", gpu):
             gpu = f"{begun['gpu']} then {gpu}" if gpu else begun["gpu"]
-    else:
-        for name in (CHECKPOINT_NAME, CURVE_NAME, PROGRESS_NAME, JOB_NAME, *others):
-            (folder / name).unlink(missing_ok=True)
-        for member in range(n_members(job.options)):
-            shutil.rmtree(folder / str(member), ignore_errors=True)
-    begun = {"options": job.options, "code": code, "gpu": gpu, "keep": job.keep}
-    write_whole(folder / JOB_NAME, json.dumps(begun))
+    write_whole(path, json.dumps({"options": job.options, "code": code, "gpu": gpu}))
     return code, gpu
-
-
-def is_kept(folder: Path) -> bool:
-    """Whether the job's plan said ``keep`` when it was trained."""
-    return _said(folder).get("keep") is True
-
-
-def _begun(folder: Path) -> dict[str, Any] | None:
-    """What ``JOB_NAME`` says of a training that can be continued.
-
-    None if there is none, or if it is damaged: what was trained is then lost, and trained again.
-    """
-    begun = {"gpu": "", **_said(folder)}  # which an earlier version did not say
-    texts = isinstance(begun.get("code"), str) and isinstance(begun["gpu"], str)
-    if not isinstance(begun.get("options"), dict) or not texts:
-        return None
-    try:
-        Curve(folder / CURVE_NAME)
-        for path in (folder, *folder.glob("[0-9]*")):  # an ensemble has one for each member
-            if (path / CHECKPOINT_NAME).exists():
-                checkpoint.load(path / CHECKPOINT_NAME)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return begun
-
-
-def _said(folder: Path) -> dict[str, Any]:
-    """What ``JOB_NAME`` says; nothing if that cannot be read."""
-    try:
-        said = json.loads((folder / JOB_NAME).read_text())
-    except (OSError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 def checkpoint_interval(recipe: Recipe) -> int:
@@ -239,7 +198,7 @@ class Curve:
 
 def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
     """The network or ensemble of a job's options before training, the same for the same seed."""
-    seeds = [member_seed(options, seed, member) for member in range(n_members(options))]
+    seeds = [member_seed(options, seed, member) for member in range(options["members"])]
     networks = [first_network(options, own, shape) for own in seeds]
     return Ensemble(networks) if len(networks) > 1 else networks[0]
 
@@ -279,7 +238,7 @@ def costs(job: Job, model: nn.Module, shape: Shape) -> dict[str, Any]:
     if job.options["model"] == "DSN":  # by its active weights, also where masks are over dense ones
         network = build("DSN", job.options["network"], shape)
         assert isinstance(network, DSN)
-        found["flops_paper"] = n_members(job.options) * network.cost(shape.n_timepoints).flops_paper
+        found["flops_paper"] = job.options["members"] * network.cost(shape.n_timepoints).flops_paper
     if isinstance(model, DSN) and model.sparse_layers():
         found["kernels_by_size"] = [counts.tolist() for counts in kernels_by_size(model)]
         profiles = [group_profiles(layer) for layer in model.sparse_layers()]

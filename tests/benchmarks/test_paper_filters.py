@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from benchmarks.paper import pruned_filters, times
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.comparison import Runs
-from benchmarks.paper.criteria import CRITERIA
 from benchmarks.paper.plan import read_plan
 from benchmarks.paper.pruned_filters import expanded, like
 from benchmarks.paper.rows import ROWS_NAME, read_rows
@@ -140,23 +138,6 @@ def test_a_job_that_was_killed_goes_on(
     assert json.loads(json.dumps(without_times(row))) == without_times(expected)
 
 
-@pytest.mark.parametrize("damaged", ["{", "3", "[1, 2]", '[{"name": "WHC"}]', '["other"]'])
-def test_variants_that_are_damaged_are_made_again(
-    folder: Path, out: Path, tmp_path: Path, damaged: str
-) -> None:
-    pruning = [{"name": "WHC"}, {"name": "L2"}]
-    (row,) = (row for row in read_rows(out / ROWS_NAME) if row["run"] == "LITE")
-    path = tmp_path / "variants.json"
-    made = [variant for variant in row["variants"] if variant["name"] == "WHC"]
-    path.write_text(json.dumps(made))
-    assert pruned_filters._done(path, pruning) == made
-    assert pruned_filters._done(path, pruning[1:]) == [], "another plan's"
-    path.write_text(damaged)
-    assert pruned_filters._done(path, pruning) == []
-    path.unlink()
-    assert pruned_filters._done(path, pruning) == []
-
-
 def test_the_progress_is_of_all_trainings(folder: Path, tmp_path: Path) -> None:
     (lite, *_) = read_plan(folder / "plan.toml", open_archive(folder / "archive"))
     assert lite.options["pruning"]
@@ -169,37 +150,6 @@ def test_the_progress_is_of_all_trainings(folder: Path, tmp_path: Path) -> None:
     )
     progress.write(1.0, part=1)
     assert float((tmp_path / "progress").read_text()) < (1 + parts[1]) / sum(parts), "too soon"
-
-
-def test_what_no_network_can_become_is_refused_before_training(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = tmp_path / "plan.toml"
-    plan.write_text(
-        "[[run]]\nname = 'LITE'\nmodel = 'LITE'\nsets = 'all'\n"
-        "pruning = [{name = 'a', factorize = 'left', compression = 2}]\n"
-    )
-    words = ["run", str(plan), "--archive", str(folder / "archive"), "--out", str(tmp_path / "out")]
-    assert main(words) == 2
-    assert "LITE, GunPoint, seed 0 cannot be run: no layer gets smaller" in capsys.readouterr().err
-
-
-def test_a_killed_training_repeats_two_percent(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    between: list[int] = []
-
-    def stopped(*_: Any, checkpoint_every: int, **__: Any) -> Any:
-        between.append(checkpoint_every)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pruned_filters, "train", stopped)
-    (lite, *_) = read_plan(folder / "plan.toml", open_archive(folder / "archive"))
-    long = replace(lite, options={**lite.options, "recipe": {"epochs": 1000}})
-    (tmp_path / "job").mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        pruned_filters.perform(long, str(folder / "archive" / "GunPoint.npz"), tmp_path / "job")
-    assert between == [20]
 
 
 def test_times_and_tables(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,44 +199,3 @@ def test_each_set_is_timed_with_its_first_seed(
     ratio["ratio"] /= 2  # of this variant and of no other the network is another one
     names = [row["run"] for row in expanded(rows, read_times(path)) if "step_ms" not in row]
     assert names == [f"{rows[0]['run']}, {ratio['name']}"]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ('criterion = "whc"', 'criterion = "luck"', "pruning.criterion must be one of whc"),
-        ("ratio = 0.5}", "share = 0.5}", "unknown key pruning.share"),
-        ('{name = "HC"', '{name = "L2"', "names a variant twice"),
-        ('{name = "HC", ', "{", "a list of tables with a name"),
-        ("ratio = 0.5}", "ratio = 7}", "pruning.ratio must be a share from 0 to below 1, .* 7"),
-        ("ratio = 0.5}", "ratio = nan}", "pruning.ratio must be a share"),
-        ('criterion = "whc", ', "", "pruning.ratio of 'WHC' needs criterion"),
-        ('criterion = "whc"', 'criterion = ["whc"]', "pruning.criterion must be one of"),
-        (", compression = 1.2", "", "pruning.factorize of 'joint SVD' needs compression"),
-        ("compression = 1.2", "compression = 1", "pruning.compression must be a number above 1"),
-        ('factorize = "left"', 'factorize = "up"', "pruning.factorize must be one of left, right"),
-        ("ratio = 0.3}", 'ratio = 0.3, factorize = "left", compression = 2}', "both criterion and"),
-        ("steps = 2", "steps = 0", "pruning.steps must be a number of steps"),
-        ("equivalent = true", "equivalent = 1", "pruning.equivalent must be true or false"),
-        ("sparsity = 0.8", "sparsity = 1", "pruning.sparsity must be a share"),
-        ("silence = 1e-4", 'silence = "a"', "silence must be a weight, at least 0, but got 'a'"),
-        ("silence = 1e-4", "silence = nan", "silence must be a weight"),
-        ("nf = 3, depth = 1}", "nf = 3}\npruning = 3", "pruning must be a list of tables"),
-        ("nf = 3, depth = 1}", "nf = 3}\nsilence = 1e-4", "silence is for a run with pruning"),
-        ("nf = 3, depth = 1}", 'nf = 3}\npruning = [{name = "a"}]', "not for DSN"),
-    ],
-)
-def test_plans_that_are_refused(
-    folder: Path, tmp_path: Path, old: str, new: str, said: str
-) -> None:
-    (tmp_path / "plan.toml").write_text(PLAN.replace(old, new, 1))
-    with pytest.raises(ValueError, match=said):
-        read_plan(tmp_path / "plan.toml", open_archive(folder / "archive"))
-
-
-def test_the_plan_of_the_evidence() -> None:
-    jobs = read_plan("filters", open_archive(None))
-    assert {job.seed for job in jobs} == {0, 1, 2}
-    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
-    used = {v["criterion"] for job in jobs for v in job.options["pruning"] if "criterion" in v}
-    assert used == set(CRITERIA)

@@ -10,12 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pytest
 from small_plan import PLAN, ROOT, command, facts, write_archive
@@ -25,7 +23,7 @@ from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import Archive, open_archive
 from benchmarks.paper.job import perform
 from benchmarks.paper.plan import Job, read_plan
-from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, read_rows
+from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.sweep import dask_pool, local_pool, sweep
 
 PATIENCE = 120  # seconds until there must be a checkpoint
@@ -37,7 +35,6 @@ class Undisturbed(NamedTuple):
     plan: Path
     archive: Path
     facts: list[dict[str, Any]]
-    seconds: float
 
     def jobs(self) -> tuple[list[Job], Archive]:
         opened = open_archive(self.archive)
@@ -50,95 +47,67 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     plan, archive, out = folder / "plan.toml", folder / "archive", folder / "out"
     plan.write_text(PLAN.replace("epochs = 12", "epochs = 60"))
     write_archive(archive)
-    begin = time.monotonic()
     assert main(command(plan, archive, out)) == 0
-    return Undisturbed(plan, archive, facts(out), time.monotonic() - begin)
+    return Undisturbed(plan, archive, facts(out))
+
+
+def wait_for_a_checkpoint(out: Path, since: int = 0) -> None:
+    """Return as soon as one was written after this time, in nanoseconds."""
+    deadline = time.monotonic() + PATIENCE
+    while not any(path.stat().st_mtime_ns > since for path in out.glob("running/*/checkpoint.pt")):
+        assert time.monotonic() < deadline, "nothing was trained"
+        time.sleep(0.01)
 
 
 @pytest.mark.promise("P9")
 def test_killed_at_random_instants(tmp_path: Path, undisturbed: Undisturbed, campaign: Any) -> None:
-    words = command(undisturbed.plan, undisturbed.archive, tmp_path)
+    """By a signal that stops all processes, as a cluster sends it, and without any warning."""
+    words = command(undisturbed.plan, undisturbed.archive, tmp_path, "--workers", "1")
     chance = random.Random(0)
-    for kill in range(campaign(2, 10)):
-        (tmp_path / LOCK_NAME).unlink(missing_ok=True)  # which a kill leaves
+    for stop in (signal.SIGTERM, *[signal.SIGKILL] * campaign(1, 10)):
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.paper", *words], cwd=ROOT, stdout=subprocess.DEVNULL
-        )
-        if kill == 0:  # for certain while it trains
-            wait_for_a_checkpoint(tmp_path)
-        else:  # what it imports takes longer than what it trains
-            while not (tmp_path / LOCK_NAME).exists() and process.poll() is None:
-                time.sleep(0.01)
-            time.sleep(chance.uniform(0, 0.5) * undisturbed.seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if kill == 0:
-            assert list(tmp_path.glob("running/*/checkpoint.pt"))
-            assert len(facts(tmp_path)) < 5
+            [sys.executable, "-m", "benchmarks.paper", *words],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        wait_for_a_checkpoint(tmp_path, time.time_ns())
+        time.sleep(chance.uniform(0, 0.1))
+        if stop == signal.SIGTERM:
+            os.killpg(process.pid, stop)
+        else:
+            process.kill()  # its workers end by themselves
+        _, said = process.communicate(timeout=PATIENCE)
+        if stop == signal.SIGTERM:
+            assert process.returncode == 130
+            assert said.endswith("stopped; the same command goes on\n")
+        assert len(facts(tmp_path)) < 5
     with (tmp_path / ROWS_NAME).open("a") as file:
         file.write('{"run": "small", "da')  # as a kill while writing leaves it
     assert main(words) == 0
     assert facts(tmp_path) == undisturbed.facts
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_from_outside(
-    stop: signal.Signals, tmp_path: Path, undisturbed: Undisturbed
-) -> None:
-    """By Ctrl-C or a cluster, which reach all processes: what it says, and that it goes on."""
-    for attempt in range(3):  # on a busy machine all may be trained before the signal comes
-        out = tmp_path / str(attempt)
-        words = command(undisturbed.plan, undisturbed.archive, out)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.paper", *words],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        wait_for_a_checkpoint(out)
-        os.killpg(process.pid, stop)
-        _, said = process.communicate(timeout=PATIENCE)
-        if process.returncode != 0:
-            break
-    assert (process.returncode, said) == (130, "stopped; the same command goes on\n")
-    assert main(words) == 0
-    assert facts(out) == undisturbed.facts
-
-
 def test_a_killed_worker_costs_nothing(
     tmp_path: Path, undisturbed: Undisturbed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    killing = Killer(tmp_path)
-    assert sweep(*undisturbed.jobs(), tmp_path, killing.pool) == {}
-    assert killing.pids
-    assert facts(tmp_path) == undisturbed.facts
-    assert "stopped, as a process was killed; it goes on" in capsys.readouterr().out
-
-
-class Killer:
-    """A local pool, the first worker of which is killed while its job runs."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.pids: list[int] = []
+    killed: list[int] = []
 
     @contextmanager
-    def pool(self) -> Iterator[Executor]:
+    def pool() -> Iterator[Executor]:
         with local_pool(2)() as executor:
-            if not self.pids:
-                threading.Thread(target=self.kill, args=(executor,)).start()
+            if not killed:
+                threading.Thread(target=kill, args=(executor,)).start()
             yield executor
 
-    def kill(self, executor: Any) -> None:
-        wait_for_a_checkpoint(self.out)
-        self.pids.append(min(executor._processes))
-        os.kill(self.pids[0], signal.SIGKILL)
+    def kill(executor: Any) -> None:
+        wait_for_a_checkpoint(tmp_path)
+        killed.append(min(executor._processes))
+        os.kill(killed[0], signal.SIGKILL)
 
-
-def wait_for_a_checkpoint(out: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not list(out.glob("running/*/checkpoint.pt")):
-        assert time.monotonic() < deadline, "nothing was trained"
-        time.sleep(0.01)
+    assert sweep(*undisturbed.jobs(), tmp_path, pool) == {}
+    assert killed
+    assert facts(tmp_path) == undisturbed.facts
+    assert "stopped, as a process was killed; it goes on" in capsys.readouterr().out
 
 
 def test_dask_with_a_killed_worker(tmp_path: Path, undisturbed: Undisturbed) -> None:
@@ -163,124 +132,19 @@ def test_dask_with_a_killed_worker(tmp_path: Path, undisturbed: Undisturbed) -> 
     assert facts(tmp_path) == undisturbed.facts
 
 
-def test_an_address_without_a_scheduler(
-    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("distributed")
-    words = ["run", str(plan), "--archive", str(archive), "--out", str(tmp_path)]
-    assert main([*words, "--scheduler", "nonsense"]) == 2
-    assert "such as tcp://HOST:8786, but 'nonsense' cannot be used" in capsys.readouterr().err
-
-
-def test_a_scheduler_that_was_started_elsewhere(
-    tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It cannot import the jobs; started as the documentation says, it does them."""
-    pytest.importorskip("distributed")
-    words = ["run", str(plan), "--archive", str(archive), "--out", str(tmp_path / "out")]
-    with dask("scheduler", "--port", "0", "--no-dashboard", folder=tmp_path) as address:
-        assert main([*words, "--scheduler", address]) == 2
-        said = capsys.readouterr().err
-        assert "cannot import this sweep (No module named 'benchmarks')" in said
-        assert "start both in a copy of the repository, by `python -m dask scheduler`" in said
-    options = ["--nworkers", "1", "--nthreads", "1", "--no-dashboard", "--no-nanny"]
-    with dask("scheduler", "--port", "0", "--no-dashboard", folder=ROOT) as address:
-        with dask_pool(address)():
-            assert "has no worker yet: the jobs wait for one" in capsys.readouterr().out
-        with dask("worker", address, *options, "--local-directory", str(tmp_path), folder=ROOT):
-            assert main([*words, "--scheduler", address]) == 0
-
-
-@contextmanager
-def dask(*arguments: str, folder: Path) -> Iterator[str]:
-    """A process of Dask's, as soon as it says its own address or its scheduler's."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dask", *arguments], cwd=folder, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stderr is not None
-    try:
-        yield next(
-            word for line in process.stderr for word in line.split() if word.startswith("tcp://")
-        )
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_a_scheduler_that_goes_away(tmp_path: Path, archive: Path, plan: Path) -> None:
-    """Dask cancels the jobs of a client that has lost its scheduler."""
-
-    class Gone(Executor):
-        def submit(self, *_: Any, **__: Any) -> Future[Any]:
-            future: Future[Any] = Future()
-            future.cancel()
-            future.set_running_or_notify_cancel()
-            return future
-
-    opened = open_archive(archive)
-    with pytest.raises(ValueError, match=r"scheduler is gone, .* the same command goes on"):
-        sweep(read_plan(plan, opened), opened, tmp_path / "out", Gone)
-
-
 def test_a_job_that_kills_its_process_is_given_up(
     tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeping, "perform", deadly)
     opened = open_archive(archive)
-    jobs = read_plan(plan, opened)[:1]
-    failed = sweep(jobs, opened, tmp_path / "out", local_pool(1))
-    assert list(failed.values()) == ["its process was killed 4 times"]
-    assert read_rows(tmp_path / "out" / ROWS_NAME) == []
-
-
-def deadly(*_: Any) -> None:
-    time.sleep(1.5)  # longer than the sweep takes to see it running
-    os._exit(9)
-
-
-def test_neighbours_of_a_killer_are_innocent(
-    tmp_path: Path, archive: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "perform", killer)
-    opened = open_archive(archive)
-    jobs = read_plan(plan, opened)
-    failed = sweep(jobs, opened, tmp_path / "out", local_pool(2))
-    assert list(failed) == ["masked, Short, seed 0"]
+    failed = sweep(read_plan(plan, opened), opened, tmp_path / "out", local_pool(1))
+    ((job, said),) = failed.items()
+    assert job == "masked, Short, seed 0"
+    assert said.startswith("its process or another was killed 3 times; with fewer --workers")
     assert len(read_rows(tmp_path / "out" / ROWS_NAME)) == 4
 
 
-def killer(job: Job, source: str, folder: Path, device: str) -> Any:
+def deadly(job: Job, source: str, folder: Path, device: str) -> Any:
     if job.run == "masked":
-        time.sleep(1.2)
         os._exit(9)
     return perform(job, source, folder, device)
-
-
-@pytest.mark.parametrize("result_first", [True, False])
-def test_what_ended_before_the_pool_broke_is_kept(
-    tmp_path: Path, archive: Path, plan: Path, result_first: bool
-) -> None:
-    """A job may end between two looks, of which the second finds the pool broken."""
-    opened = open_archive(archive)
-    first, second, third = read_plan(plan, opened)[:3]
-    futures = [Future[dict[str, Any]]() for _ in range(3)]
-    futures[0].set_result({"job": 1})
-    waiting = list(futures)
-    executor = SimpleNamespace(submit=lambda *_: waiting.pop(0))
-    for future in futures[1:]:
-        future.set_running_or_notify_cancel()
-
-    def update(_: Any) -> None:
-        if not futures[1].done():
-            futures[1 if result_first else 2].set_result({"job": 2})
-            futures[2 if result_first else 1].set_exception(BrokenProcessPool("killed"))
-
-    ended: list[Any] = []
-    killed = sweeping._perform_all(
-        {job.key: job for job in (first, second, third)}, opened, tmp_path, "cpu",
-        cast("Executor", executor), lambda job, row, error: ended.append((job, row)), update,
-    )  # fmt: skip
-    kept, lost = (second, third) if result_first else (third, second)
-    assert ended == [(first, {"job": 1}), (kept, {"job": 2})]
-    assert killed == [lost.key]

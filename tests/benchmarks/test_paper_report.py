@@ -62,9 +62,9 @@ def test_report_with_everything(full: list[dict[str, Any]], tmp_path: Path) -> N
     text = page.read_text(encoding="utf-8")
     for part in PARTS:
         assert part.title in text, part.name
+        assert "{" not in part.caption(with_figure=True), "not filled in"
         assert part.figure is None or (tmp_path / f"{part.name}.png").stat().st_size > 5000
     assert "Left out" not in text
-    assert "{" not in "".join(part.caption + part.of_figure for part in PARTS), "not filled in"
     assert "Of UCR 85, 6 were run: " in text
     with (tmp_path / "table-1.csv").open(newline="") as file:
         assert next(csv.reader(file))[0] == "published"
@@ -81,25 +81,8 @@ def test_report_of_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "Figure 5: depth and width" in left
     assert "Every univariate set" not in left
     assert "critical difference" not in text, "a caption of a figure that is not there"
-    assert main(["report", str(tmp_path / "nothing")]) == 2
-    assert "nothing does not exist; name the folder that a sweep" in capsys.readouterr().err
-    (tmp_path / "file").touch()
-    assert main(["time", str(tmp_path / "file")]) == 2
-    assert "file is no folder; name the folder that a sweep" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 2
     assert f"no rows to report in {tmp_path}; run a plan first" in capsys.readouterr().err
-
-
-def test_an_earlier_report_stays_until_there_is_another(tmp_path: Path) -> None:
-    folder = tmp_path / "report"
-    rows = [row("DSN", name) for name in SETS]
-    report.write_report(rows, folder)
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    (tmp_path / "times.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(ValueError, match=r"times\.jsonl, line 1, is not a row"):
-        report.write_report(rows, folder)
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
-    assert {path.name for path in tmp_path.iterdir()} == {"report", "times.jsonl"}
 
 
 def test_commits_are_counted() -> None:
@@ -213,11 +196,3 @@ def test_the_documentation_shows_what_is_recorded(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*figure-8.png"))
     assert "## Table 1: univariate sets" in text
     assert "data sets; epochs:" in text
-
-
-def test_one_table_of_what_is_recorded() -> None:
-    text = report.recorded_table("filters", "silenced")
-    assert "InceptionTime, silenced" in text
-    assert "steps" in text
-    assert "wins/ties/losses" not in text  # the other part of this plan
-    assert "##" not in text  # the page has headings of its own

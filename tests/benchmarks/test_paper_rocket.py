@@ -11,10 +11,9 @@ from paper_rows import row
 
 from benchmarks.paper import report
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.archives import members, open_archive, published
+from benchmarks.paper.archives import published
 from benchmarks.paper.comparison import Runs
-from benchmarks.paper.plan import read_plan
-from benchmarks.paper.rocket import SHARES, expanded
+from benchmarks.paper.rocket import expanded
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables import random_kernels
 from benchmarks.paper.tables.cells import p_text
@@ -136,32 +135,3 @@ def test_a_table_is_not_of_the_largest_set() -> None:
     assert pocket[6] == p_text(2 / 2**6), "six losses; the other row has no p"
     assert chance[6] == "-", "equal on each set"
     assert whole[-2:] == ("2.00", "2"), "50 series each"
-
-
-def test_the_plan_of_the_evidence() -> None:
-    jobs = read_plan("pocket", open_archive(None))
-    assert {job.options["model"] for job in jobs} == {"ROCKET", "MiniROCKET"}
-    assert {job.seed for job in jobs} == {0, 1, 2, 3, 4}
-    assert set(SHARES.values()) == {0.35, 0.1}
-    stated = [name for name in members("ucr85") if published()[name]["POCKET kernels"]]
-    assert len(stated) == 85
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("recipe = {epochs = 3}", "recipe.epochs is not for ROCKET"),
-        ("network = {nf = 3}", "unknown key network.nf"),
-        ("network = {n_kernels = 0}", "network.n_kernels must be a number of kernels"),
-        ("network = {k = 2.0}", 'network.cv may be true, or network.k "cv"'),
-        ('network = {k = "cv", cv = true}', "and not both"),
-        ('weights = "masked dense"', "weights = 'masked dense' is for DSN"),
-    ],
-)
-def test_what_a_plan_refuses(
-    tmp_path: Path, line: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = tmp_path / "plan.toml"
-    plan.write_text(f'[[run]]\nname = "a"\nmodel = "ROCKET"\nsets = "all"\n{line}\n')
-    assert main(["run", str(plan), "--out", str(tmp_path / "out")]) == 2
-    assert said in capsys.readouterr().err

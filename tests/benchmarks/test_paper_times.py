@@ -122,36 +122,6 @@ def test_no_time_is_taken_beside_a_sweep(tmp_path: Path) -> None:
             beside.result()
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"dataset": "GunPoint"}', r"seed \(it has none\), networks .*, times"),
-        ('{"dataset": "x", "seed": 0, "networks": {}, "times": {"DSN": 3}}', "times.*, machine"),
-        (
-            '{"dataset": "x", "seed": 0, "networks": {"a": "b"}, '
-            '"times": {"a": {"forward_ms": "x", "step_ms": 2}}}',
-            "times",
-        ),
-        (
-            '{"dataset": "x", "seed": 0, "networks": {"a": "b"}, '
-            '"times": {"a": {"forward_ms": 1, "step_ms": -2}}}',
-            "times",
-        ),
-    ],
-)
-def test_times_that_are_damaged(tmp_path: Path, line: str, said: str) -> None:
-    path = tmp_path / times.TIMES_NAME
-    path.write_text(line + "\n")
-    with pytest.raises(ValueError, match=f"line 1, is not a row: it has no usable {said}"):
-        times.read_times(path)
-    machine = '"machine": {"cpu": "a", "isa": "b", "commit": "c", "date": "d"}'
-    path.write_text(
-        f'{{"dataset": "x", "seed": 0, "networks": {{"a": "b"}}, "times": {{}}, {machine}}}\n'
-    )
-    with pytest.raises(ValueError, match="times and networks are of different runs"):
-        times.read_times(path)
-
-
 def test_nothing_to_measure(tmp_path: Path) -> None:
     path = tmp_path / times.TIMES_NAME
     assert times.measure([row("ROCKET", model="ROCKET", network={})], path) == 0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
+from typing import TypeVar
 
-from benchmarks.paper.comparison import Compared, Row, Versus
+from benchmarks.paper.comparison import Compared, Row, Versus, holm
 
+Name = TypeVar("Name")
 NONE = "-"
 DIFFERENCE = "difference, 95 % interval; median"
 COMPARED = ("wins/ties/losses", DIFFERENCE, "p, Holm", "to all seeds (sets)")
+NOT_COMPARED = (NONE, NONE, NONE)
 
 
 def counted(number: int, noun: str) -> str:
@@ -45,8 +48,18 @@ def difference(result: Versus) -> str:
     return f"{result.difference:+.2f} [{low:+.2f}, {high:+.2f}]; {result.median:+.2f}"
 
 
+def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, ...]]:
+    """Wins, difference and p of each comparison of a table, the last after Holm's correction."""
+    compared = {name: result for name, result in found.items() if result}
+    corrected = holm([result.p for result in compared.values()])
+    return dict.fromkeys(found, NOT_COMPARED) | {
+        name: (wins(result), difference(result), p_text(p))
+        for (name, result), p in zip(compared.items(), corrected, strict=True)
+    }
+
+
 def compared_cells(found: Compared) -> tuple[str, ...]:
-    """What goes under ``COMPARED``."""
+    """Return what goes under ``COMPARED``."""
     more = found.to_all_seeds
     return (
         wins(found.result),

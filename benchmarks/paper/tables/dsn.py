@@ -13,7 +13,6 @@ from benchmarks.paper.comparison import (
     Runs,
     Versus,
     compared,
-    holm,
     published_accuracy,
     versus,
 )
@@ -23,10 +22,10 @@ from benchmarks.paper.tables.cells import (
     NONE,
     compared_cells,
     counted,
-    difference,
     p_text,
+    percent,
+    result_cells,
     spread,
-    wins,
 )
 from sparseconv.measure.table import Table, with_thousands
 
@@ -39,20 +38,13 @@ def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> T
     """DSN against published networks on an archive's sets that were run: Table 1 for UCR 85."""
     sets = set(members(archive))
     ours = {name: value for name, value in runs.accuracy(run).items() if name in sets}
-    found = {peer: both for peer in PEERS if (both := _to_published(ours, peer)) is not None}
-    corrected = holm([result.p for result, _ in found.values()])
-    rows = [
-        (
-            peer,
-            str(result.sets),
-            wins(result),
-            *([_beside_the_papers(PAPER[peer], result)] if archive == "ucr85" else []),
-            *reversed(means),
-            difference(result),
-            p_text(p),
-        )
-        for (peer, (result, means)), p in zip(found.items(), corrected, strict=True)
-    ]
+    found = {peer: both for peer in PEERS if (both := _to_published(ours, peer))}
+    cells = result_cells({peer: result for peer, (result, _) in found.items()})
+    rows = []
+    for peer, (result, means) in found.items():
+        counts, *others = cells[peer]
+        papers = [_beside_the_papers(PAPER[peer], result)] if archive == "ucr85" else []
+        rows.append((peer, str(result.sets), counts, *papers, *reversed(means), *others))
     header = (
         "published", "sets", "DSN wins/ties/losses",
         *(["in the paper, scaled; p"] if archive == "ucr85" else []), "its accuracy %", "DSN's %",
@@ -63,23 +55,11 @@ def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> T
 
 def reproduced(runs: Runs, names: Sequence[str]) -> Table:
     """Networks of others that were trained here, against what their authors published."""
-    accuracies = {name: runs.accuracy(name) for name in names}
-    found = {
-        name: both
-        for name, ours in accuracies.items()
-        if (both := _to_published(ours, name)) is not None
-    }
-    corrected = holm([result.p for result, _ in found.values()])
+    found = {name: both for name in names if (both := _to_published(runs.accuracy(name), name))}
+    cells = result_cells({name: result for name, (result, _) in found.items()})
     rows = [
-        (
-            name,
-            f"{result.sets}, {_counted_rows(runs, name)}",
-            *means,
-            wins(result),
-            difference(result),
-            p_text(p),
-        )
-        for (name, (result, means)), p in zip(found.items(), corrected, strict=True)
+        (name, f"{result.sets}, {_counted_rows(runs, name)}", *means, *cells[name])
+        for name, (result, means) in found.items()
     ]
     header = (
         "network", "sets, runs", "ours %", "published %", "our wins/ties/losses", DIFFERENCE,
@@ -198,7 +178,7 @@ def multivariate(runs: Runs) -> Table:
                 (
                     name if run == "UEA" else run,
                     f"{accuracy:.2f} ({len(held)})",
-                    *(NONE if value is None else f"{value:.2f}" for value in theirs),
+                    *map(percent, theirs),
                     f"{fmean(row['params'] for row in held) / 1e3:.2f}",
                 )
             )
@@ -235,7 +215,7 @@ def each_set(runs: Runs, names: Sequence[str]) -> Table:
                     name,
                     run,
                     _spread_of(runs, run, name),
-                    *(NONE if value is None else f"{value:.2f}" for value in theirs),
+                    *map(percent, theirs),
                     NONE if gap is None else f"{gap:+.2f}",
                     with_thousands(seconds[name]) if name in seconds else NONE,
                 )

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import fmean, median
 
-from benchmarks.paper.comparison import Runs, holm, published_accuracy, versus
+from benchmarks.paper.comparison import Runs, Versus, published_accuracy, versus
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.tables.cells import (
     DIFFERENCE,
     NONE,
-    difference,
-    p_text,
     percent,
     prediction_seconds,
-    wins,
+    result_cells,
 )
 from sparseconv.measure.table import Table
 
@@ -32,18 +30,17 @@ BY_FOLDS = ("ROCKET, cross-validated", "ROCKET, ridge by folds")
 def pruned_kernels(runs: Runs) -> Table:
     """ROCKET and MiniROCKET, whole and pruned: against the whole, and beside published means."""
     whole_of = {name: whole for name in runs.names() if (whole := _whole(runs, name))}
-    found = {
-        name: result
-        for name, whole in whole_of.items()
-        if name != whole and (result := versus(runs.accuracy(name), runs.accuracy(whole)))
-    }
-    corrected = dict(zip(found, holm([result.p for result in found.values()]), strict=True))
+    cells = result_cells(
+        {
+            name: versus(runs.accuracy(name), runs.accuracy(whole)) if name != whole else None
+            for name, whole in whole_of.items()
+        }
+    )
     rows = []
     for name, whole in whole_of.items():
         common, ours = runs.common(whole, name), runs.accuracy(name)
         held = [row for dataset in common for row in runs.rows(name)[dataset]]
         kept = fmean(row["keep"] / row["n_candidates"] for row in held)
-        result = found.get(name)
         timed = all(row["predict_seconds"] is not None for row in held)
         fit = median(runs.mean(name, "fit_seconds").values())
         rows.append(
@@ -52,9 +49,7 @@ def pruned_kernels(runs: Runs) -> Table:
                 f"{len(common)}, {len(held)}",
                 f"{100 * kept:.0f} %",
                 f"{fmean(ours[dataset] for dataset in common):.2f}",
-                wins(result) if result else NONE,
-                difference(result) if result else NONE,
-                p_text(corrected[name]) if result else NONE,
+                *cells[name],
                 _beside_published(name, ours),
                 f"{fit:.2f}",
                 f"{1e6 * median(runs.mean(name, prediction_seconds).values()):.0f}"
@@ -79,19 +74,14 @@ def _whole(runs: Runs, name: str) -> str | None:
 
 def choices(runs: Runs) -> Table:
     """Does the choice of kernels matter: POCKET against magnitude and against chance, refitted."""
-    found = []
+    found: dict[tuple[str, str], Versus] = {}
     for name in runs.names():
-        if name.endswith(", POCKET"):
-            base = runs.accuracy(name)
-            for way in ("magnitude", "random"):
-                other = name.removesuffix("POCKET") + way
-                if result := versus(base, runs.accuracy(other)):
-                    found.append((name, way, result))
-    corrected = holm([result.p for _, _, result in found])
-    rows = [
-        (name, way, f"{result.sets}", wins(result), difference(result), p_text(p))
-        for (name, way, result), p in zip(found, corrected, strict=True)
-    ]
+        for way in ("magnitude", "random") if name.endswith(", POCKET") else ():
+            other = runs.accuracy(name.removesuffix("POCKET") + way)
+            if result := versus(runs.accuracy(name), other):
+                found[name, way] = result
+    cells = result_cells(found)
+    rows = [(*names, str(result.sets), *cells[names]) for names, result in found.items()]
     header = ("run", "against", "sets", "wins/ties/losses", DIFFERENCE, "p, Holm")
     return Table(header, rows, 2)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean, geometric_mean
 
-from benchmarks.paper.comparison import Row, Runs, Versus, holm, versus
-from benchmarks.paper.tables.cells import DIFFERENCE, NONE, difference, p_text, percent, wins
+from benchmarks.paper.comparison import Row, Runs, versus
+from benchmarks.paper.tables.cells import DIFFERENCE, NONE, percent, result_cells
 from sparseconv.measure.table import Table, with_thousands
 from sparseconv.training.recipe import Recipe
 
@@ -17,16 +17,13 @@ def smaller_networks(runs: Runs) -> Table:
     """Networks and what pruning made of them: accuracy, size, time, and against the whole ones."""
     names = runs.names()
     common = runs.common(*names)
-    found: dict[str, Versus] = {}
-    for name in names:
-        whole = name.split(",")[0]
-        if (
-            name != whole
-            and whole in runs
-            and (result := versus(runs.accuracy(name), runs.accuracy(whole)))
-        ):
-            found[name] = result
-    corrected = dict(zip(found, holm([result.p for result in found.values()]), strict=True))
+    whole_of = {name: name.split(",")[0] for name in names}
+    cells = result_cells(
+        {
+            name: versus(runs.accuracy(name), runs.accuracy(whole)) if name != whole else None
+            for name, whole in whole_of.items()
+        }
+    )
     # Times of the sets of which every run has some.
     together = [
         dataset
@@ -38,7 +35,6 @@ def smaller_networks(runs: Runs) -> Table:
         held = [row for dataset in common for row in runs.rows(name)[dataset]]
         mean = partial(runs.over_sets, name, sets=common)
         timed = [row for row in held if "forward_ms" in row and row["dataset"] in together]
-        result = found.get(name)
         rows.append(
             (
                 name,
@@ -51,10 +47,8 @@ def smaller_networks(runs: Runs) -> Table:
                     if timed else NONE
                     for which in ("forward", "step")
                 ),
-                _times_less(timed, runs.rows(name.split(",")[0])),
-                wins(result) if result else NONE,
-                difference(result) if result else NONE,
-                p_text(corrected[name]) if result else NONE,
+                _times_less(timed, runs.rows(whole_of[name])),
+                *cells[name],
             )
         )  # fmt: skip
     header = (
