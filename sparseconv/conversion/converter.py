@@ -46,10 +46,9 @@ def convert(
     Inactive are the weights that a mask leaves out: that of ``masks``, of ``torch.nn.utils.prune``
     or of ``torch.ao.pruning``; without a mask those that are zero. What decides is
 
-    - with ``example_input``, a measurement: the model runs once to see what its layers are given,
-      then each layer is timed sparse and dense in turns, as ``profile`` does. It becomes sparse
-      if that is faster with 95 % confidence. Threads, mode and autocast are those of the caller.
-      Dense is a plain ``nn.Conv1d``, without the cost of masks or pruning hooks.
+    - with ``example_input``, a measurement as by ``profile``: a layer becomes sparse if that is
+      faster with 95 % confidence. Dense is a plain ``nn.Conv1d``, without the cost of masks or
+      pruning hooks.
     - with ``layers``, you: exactly these become sparse; they are measured too if there is an
       ``example_input``.
     - with neither, the density: every layer with at most ``max_density`` active weights becomes
@@ -57,13 +56,12 @@ def convert(
       bfloat16 layers stay dense unless ``max_density`` is given.
 
     Left dense, with the reason in the report: subclasses of ``nn.Conv1d``, layers with a weight
-    that is shared or computed (weight_norm), without inactive weights unless ``unpruned``, or that
-    the input does not reach. What ``masks`` leaves out of them is set to 0, too, but nothing keeps
-    it there in training. Left dense are also layers with hooks or added attributes, which would be
-    lost, and with a pruned bias. Everything else about a layer stays: its name and places, bias,
-    mode, ``requires_grad``, dtype, device. Outputs differ from those of the masked model by
-    rounding. Code that uses a layer's ``weight`` raises afterwards; it has ``values``. Hooks on the
-    weight's gradient are lost, and the report says so.
+    that is shared or computed (weight_norm), with a pruned bias, hooks or added attributes, without
+    inactive weights unless ``unpruned``, or that the input does not reach. What ``masks`` leaves
+    out of them is set to 0, too, but nothing keeps it there in training. Everything else about a
+    layer stays: its name and places, bias, mode, ``requires_grad``, dtype, device. Outputs differ
+    from those of the masked model by rounding. Code that uses a layer's ``weight`` raises
+    afterwards; it has ``values``. Hooks on the weight's gradient are lost, and the report says so.
 
     Convert first, then build the optimizer: ``Adam(converted.parameters())``. One that was built
     before holds the dense weights, and its moments of these are not carried over.
@@ -125,11 +123,10 @@ def convert(
     stopwatch = Stopwatch(backward, rounds, least_seconds)
     candidates = find_candidates(model, masks or {}, layers or ())
     limit = MAX_DENSITY if max_density is None else max_density
-    measured, by_name = example_input is not None, layers is not None
     for found in candidates:
-        found.verdict = _decide(found, measured, by_name, unpruned, max_density)
+        found.verdict = _decide(found, example_input, layers, max_density, unpruned)
     times: dict[str, BeforeAfter] = {}
-    if measured:
+    if example_input is not None:
         arguments = copied_arguments(example_input, "example_input")
         before = deepcopy_model(model)  # running a model changes it
         with stopwatch.running():
@@ -147,17 +144,17 @@ def convert(
 
 
 def _decide(
-    found: Candidate, measured: bool, by_name: bool, unpruned: bool, max_density: float | None
+    found: Candidate, example_input: Any, layers: Any, max_density: float | None, unpruned: bool
 ) -> Verdict:
     """Decide about a layer; ``UNREACHED`` is final unless its time is measured."""
     if found.sparse is None:
         return Verdict.OBSTACLE
-    if by_name:
+    if layers is not None:
         return Verdict.NAMED if found.named else Verdict.NOT_NAMED
     density, values = found.sparse.pattern.density, found.sparse.values
     if density == 1 and not unpruned:
         return Verdict.UNPRUNED
-    if measured:
+    if example_input is not None:
         return Verdict.UNREACHED
     if max_density is None:
         if values.dtype is torch.bfloat16 and values.device.type == "cpu":
@@ -181,8 +178,7 @@ def _measure(
         assert found.sparse is not None
         found.times, _ = time_layer(found.name, found.sparse, calls, stopwatch)
         if found.verdict is Verdict.UNREACHED:
-            verdict = found.times.verdict
-            found.verdict = Verdict.FASTER if verdict is Verdict.KEEP else verdict
+            found.verdict = found.times.verdict
 
 
 def _notes(found: Candidate, limit: float) -> list[str]:

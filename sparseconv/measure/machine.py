@@ -27,26 +27,17 @@ def cpu_name() -> str:
     """
     cpuinfo = Path("/proc/cpuinfo")
     first = cpuinfo.read_text().partition("\n\n")[0] if cpuinfo.exists() else ""
-    given = {
-        key.strip(): value.strip()
-        for key, _, value in (line.partition(":") for line in first.splitlines())
-    }
-    if "model name" not in given:
-        return platform.processor() or platform.machine()
+    given = dict(line.split("\t", 1) for line in first.splitlines() if "\t" in line)
+    given = {key: value.strip("\t: ") for key, value in given.items()}
     if "cpu family" not in given:
-        return given["model name"]
-    return f"{given['model name']} (family {given['cpu family']}, model {given.get('model', '?')})"
+        return given.get("model name") or platform.processor() or platform.machine()
+    return f"{given['model name']} (family {given['cpu family']}, model {given['model']})"
 
 
 def optional_versions() -> dict[str, str]:
     """Return the versions of the optional packages that are installed."""
-    found = {}
-    for package in OPTIONAL_PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {found.name: found.version for found in metadata.distributions()}
+    return {name: installed[name] for name in OPTIONAL_PACKAGES if name in installed}
 
 
 def isa() -> str:

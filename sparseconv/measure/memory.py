@@ -46,16 +46,13 @@ def allocations(call: Callable[[], object]) -> list[int]:
 def retain_freed_memory() -> bool:
     """Let this process keep the memory that CPU tensors free, instead of returning it.
 
-    A pass of a network frees its activations, and the next one allocates as much again. The GNU C
+    A pass of a network frees its activations, and the next one allocates the same again. The GNU C
     library (glibc) returns such blocks to the system by default, and every page of the next ones
-    is cleared at its first use: a page fault each, often a fifth to a half of the time of a small
-    network. This sets glibc's ``M_MMAP_THRESHOLD`` to 1 GiB (older versions allow 32 MiB), so
-    that smaller blocks come from the heap instead of ``mmap``, and ``M_TRIM_THRESHOLD`` to 2 GiB,
-    the free memory that the heap keeps at its end. It holds for the whole process until it exits,
-    which then needs as much memory as it did at its peak. Call it at the start of a program that
-    trains or infers on the CPU, and before you measure. ``training.train`` does, and so do
-    those who call it (``DSNClassifier``; in a shell ``train`` of a network, and ``prune``), and in
-    a shell ``profile`` and ``bench``.
+    is cleared at its first use: often a fifth to a half of the time of a small network. This sets
+    glibc's ``M_MMAP_THRESHOLD`` to 1 GiB (older versions allow 32 MiB) and ``M_TRIM_THRESHOLD`` to
+    2 GiB. The process then keeps the memory of its peak until it exits. Call it at the start of a
+    program that trains or infers on the CPU, and before you measure. ``training.train`` and
+    ``DSNClassifier`` do, and in a shell ``train``, ``prune``, ``profile`` and ``bench``.
 
     Returns:
         Whether it could be set: False with other C libraries (musl, macOS, Windows), where this

@@ -74,10 +74,9 @@ class Verdict(StrEnum):
     """What follows for a layer, and why; the value is the text in the table."""
 
     UNMEASURED = ""
-    KEEP = "keep sparse"
+    SPARSE = "sparse is faster here"
     DENSE = "dense is faster here"
     UNCLEAR = "no clear difference"
-    FASTER = "measured faster"
     NAMED = "named in layers"
     NOT_NAMED = "not named in layers"
     UNPRUNED = "no weight is zero or masked"
@@ -91,13 +90,13 @@ class Verdict(StrEnum):
     def of(cls, ratio: Estimate) -> Verdict:
         """Judge dense / sparse by its 95 % interval."""
         if ratio.low > 1:
-            return cls.KEEP
+            return cls.SPARSE
         return cls.DENSE if ratio.high < 1 else cls.UNCLEAR
 
     @property
     def converts(self) -> bool:
         """Return whether ``convert`` makes such a layer sparse."""
-        return self in (Verdict.FASTER, Verdict.NAMED, Verdict.FEW)
+        return self in (Verdict.SPARSE, Verdict.NAMED, Verdict.FEW)
 
 
 @dataclass(frozen=True)

@@ -38,16 +38,16 @@ def profile(
     """Measure every ``SparseConv1d`` of a model and the same layer dense.
 
     The model runs once to see what its layers are given. Then each layer is timed on its own,
-    sparse and dense taking turns in shuffled order (``sparseconv.measure.timing``), and at last the
-    whole model in turns with its sparse layers alone. Dense is what ``to_dense`` makes of a layer:
+    sparse and dense taking turns in shuffled order, and at last the whole model in turns with its
+    sparse layers alone. Dense is what ``to_dense`` makes of a layer:
     an ``nn.Conv1d``, after a padding layer where the padding differs left and right.
 
     Two passes are timed, each as a loop of calls runs it: inference, a forward pass under
     ``torch.no_grad()``, and training, a forward pass that records gradients and its backward pass.
     Training computes what a step would: no gradient of the input where none is needed (the first
     layer), none of frozen values. Threads, mode (train or eval) and autocast are those of the
-    caller. Call
-    ``sparseconv.retain_freed_memory`` before, or page faults may take much of the time.
+    caller. Call ``sparseconv.retain_freed_memory`` before, or page faults may take much of the
+    time.
 
     What runs is a copy (``copy.deepcopy``), so the model is left as it was, and so are torch's,
     NumPy's and Python's random generators. Hooks run when the copy runs, but not when a layer is

@@ -72,7 +72,7 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     model = network()
     converted, report = sc.convert(model, example_input=X)
     assert verdicts(report) == {
-        "wins": (True, "measured faster"),
+        "wins": (True, "sparse is faster here"),
         "loses": (False, Verdict.DENSE),
         "neither": (False, Verdict.UNCLEAR),
         "never": (False, "the input never reaches it"),
@@ -87,11 +87,11 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
     assert report.times["training"].ratio.median == pytest.approx(2.0)
     text = str(report)
     assert "1 of 5 layers are sparse now" in text
-    assert "sparse: measured faster" in text
+    assert "sparse: sparse is faster here" in text
     assert f"dense: {Verdict.DENSE}" in text
     assert "training of the whole model: 2.000 -> 1.000 ms, ratio 2.00" in text
     assert "training decides" in text
-    assert report.to_dict()["layers"][0]["verdict"] == "measured faster"
+    assert report.to_dict()["layers"][0]["verdict"] == "sparse is faster here"
 
 
 @pytest.mark.parametrize("dense_ms", [3.0, 0.5])
@@ -103,9 +103,11 @@ def test_layers_that_nobody_pruned_are_measured_if_asked(
     converted, report = sc.convert(model, example_input=X, unpruned=True)
     assert len(clock) == (4 + 1)  # layers that are reached, and the models
     found = verdicts(report)
-    assert found["wins"] == (True, "measured faster")
+    assert found["wins"] == (True, "sparse is faster here")
     assert found["never"] == (False, "the input never reaches it")
-    assert found["whole"] == ((True, "measured faster") if dense_ms > 1 else (False, Verdict.DENSE))
+    assert found["whole"] == (
+        (True, "sparse is faster here") if dense_ms > 1 else (False, Verdict.DENSE)
+    )
     if dense_ms > 1:
         assert converted.whole.pattern.density == 1
         dense = sc.to_dense(converted)
