@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +16,6 @@ from torch.export import Dim, export
 
 import sparseconv as sc
 from sparseconv.pruning.factorize import METHODS, Sum
-
-JOINT = ("left", "right", "both")
-
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -60,42 +55,29 @@ def test_the_report_counts_the_parameters(method: str, bias: bool) -> None:
         assert factor.untyped_storage().nbytes() == factor.nbytes
         assert factor.is_contiguous()
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
+    assert report.parameters == (before, after)
     assert sum(found.parameters.before for found in report.layers) == before
     assert sum(found.parameters.after for found in report.layers) == after
-    for found in report.layers:
-        assert found.parameters.before / found.parameters.after >= 2
-        with pytest.raises(ValueError, match="no layer gets smaller"):
-            sc.factorize(model, method=method, rank=1000)
+    assert all(found.parameters.ratio >= 2 for found in report.layers)
     # One more would be too much.
-    more, _ = sc.factorize(
-        model,
-        [list(found.layers) for found in report.layers],
-        method=method,
-        rank=report.layers[0].rank + 1,
-    )
+    sets, rank = [found.layers for found in report.layers], report.layers[0].rank + 1
+    more, _ = sc.factorize(model, sets, method=method, rank=rank)
     assert before / sum(p.numel() for p in more.parameters()) < 2
-    for name in report.layers[0].layers:
-        assert name in str(report)
-    content = json.loads(json.dumps(report.to_dict()))
-    assert content["parameters"] == [before, after]
-    assert (content["macs"], content["times"]) == (None, {})  # not measured
-    assert [found["rank"] for found in content["layers"]] == [found.rank for found in report.layers]
+    with pytest.raises(ValueError, match="no layer gets smaller"):
+        sc.factorize(model, method=method, rank=1000)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_report_measures(method: str, tmp_path: Path) -> None:
+def test_the_report_measures(method: str) -> None:
     model = branches((3, 8, 6, 5))
-    idle = nn.ModuleList(nn.Conv1d(8, 8, 7) for _ in range(2))  # not called
-    model.idle = idle
+    model.idle = nn.ModuleList(nn.Conv1d(8, 8, 7) for _ in range(2))  # not called
     x = torch.randn(4, 6, 20)
     _, report = sc.factorize(model, method=method, compression=2)
-    held = [(name, tensor.clone()) for name, tensor in model.state_dict().items()]
+    before = everything(model)
     measured = report.measure(x, backward=True, rounds=6, least_seconds=0)
-    for name, tensor in held:
-        assert model.state_dict()[name].equal(tensor)
+    assert everything(model) == before
     assert report.macs is None
     assert not report.times
-    assert measured.macs is not None
     called = [found for found in measured.layers if not found.layers[0].startswith("idle")]
     length = model(x).shape[2]
     for index in range(2):
@@ -103,17 +85,10 @@ def test_the_report_measures(method: str, tmp_path: Path) -> None:
     for found in measured.layers:
         assert bool(found.times) == (found in called)
     assert set(measured.times) == {"inference", "training"}
-    assert measured.times["inference"].before.median > 0
-    text, page = str(measured), measured.save(tmp_path / "report.html").read_text()
-    for shown in ("relative error", "before / after", "MACs", f"torch {torch.__version__}"):
-        assert shown in text
-        assert shown in page
-    assert "inference of the whole model: " in text
-    assert json.loads(json.dumps(measured.to_dict()))["macs"] == list(measured.macs)
+    for shown in ("relative error", "before / after", "macs: ", "inference of the whole model: "):
+        assert shown in str(measured)
     with pytest.raises(ValueError, match=r"'convs\.0' must be given \(N, C, L\), a batch of"):
         report.measure(x[0])
-    assert "inference" not in str(report)
-    assert "inference" not in report.save(tmp_path / "report.html").read_text()
 
 
 def shared_and_own(small: nn.Module, method: str) -> None:
@@ -129,26 +104,14 @@ def shared_and_own(small: nn.Module, method: str) -> None:
         assert sorted(same) == sorted(wanted)
 
 
-def pickled(model: nn.Module) -> nn.Module:
-    return pickle.loads(pickle.dumps(model))
-
-
-@pytest.mark.parametrize("through", [copy.deepcopy, pickled])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("method", JOINT)
-def test_what_is_shared_is_one_module(
-    method: str, bias: bool, through: Callable[[nn.Module], nn.Module]
-) -> None:
-    model = branches((3, 8, 6, 5), bias=bias)
-    small, report = sc.factorize(model, method=method, rank=2)
-    shared_and_own(small, method)
-    again = through(small)
-    shared_and_own(again, method)
-    count = report.layers[0].parameters.after
-    optimizer = torch.optim.SGD(again.parameters(), 0.1)
-    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == count
-    storages = {t.data_ptr(): t.numel() for t in again.state_dict().values()}
-    assert sum(storages.values()) == count
+@pytest.mark.parametrize("method", ["left", "right", "both"])
+def test_what_is_shared_is_one_module(method: str, bias: bool) -> None:
+    small, report = sc.factorize(branches((3, 8, 6, 5), bias=bias), method=method, rank=2)
+    for found in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        shared_and_own(found, method)
+        storages = {t.data_ptr(): t.numel() for t in found.state_dict().values()}
+        assert sum(storages.values()) == report.layers[0].parameters.after
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -162,7 +125,7 @@ def test_training_moves_every_factor(method: str) -> None:
         loss = (small(x) - target).square().mean()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert not any(a.equal(b) for a, b in zip(before, small.parameters(), strict=True))
 
@@ -182,8 +145,7 @@ def test_other_tools_take_it(method: str) -> None:
     torch.testing.assert_close(program(other), small(other))
     torch.testing.assert_close(sc.optimize_for_inference(small)(x), wanted)
     taps = [n for n, m in small.named_modules() if n.endswith("taps")]
-    sparse, report = sc.convert(small, layers=taps)
-    assert all(layer.sparse == (layer.name in taps) for layer in report.layers)
+    sparse, _ = sc.convert(small, layers=taps)
     torch.testing.assert_close(sparse(x), wanted)
     torch.testing.assert_close(sc.to_dense(sparse)(x), wanted)
     kinds = [type(m) for m in sparse.modules()]
