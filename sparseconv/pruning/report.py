@@ -44,13 +44,12 @@ class LayerChange(Change):
     """A layer before and after its filters were pruned.
 
     Attributes:
-        name: of the module.
-        kind: its class.
-        filters: output channels.
+        name, kind: of the module, and its class.
         parameters: active weights and biases.
         macs: multiply-adds of one series.
+        times: ``"inference"``, a forward pass; empty if not measured.
+        filters: output channels.
         kept: the numbers of the output channels that are kept.
-        times: ``"inference"``, a forward pass of the layer; empty if not measured.
     """
 
     kind: str
@@ -75,10 +74,9 @@ class FactorizedSet(Change):
     Attributes:
         name, layers: their names, as one text and as several.
         rank: channels between the two convolutions.
-        parameters: of all its layers, biases included.
         relative_error: Frobenius norm of the difference of all weights, over that of the weights.
-        macs: multiply-adds of all its layers, for one sample of each output.
-        times: ``"inference"``, a forward pass of all its layers; empty if not measured.
+        parameters, times: of all its layers.
+        macs: of all its layers, for one sample of each output.
     """
 
     layers: tuple[str, ...]
@@ -97,15 +95,21 @@ class SmallerNetwork(ChangeReport):
     """A network made smaller: what is counted, and what ``measure`` measured.
 
     Attributes:
+        layers: a record each.
+        parameters: of the whole model; of a pruned one without compressors.
+        macs: multiply-adds of one series; of ``factorize`` None, until ``measure`` counts them.
+        times: of the whole model, from ``measure``: ``"inference"``, and with ``backward``
+            ``"training"`` (forward and backward).
+        machine: of the measurement.
         before, after: the network that was given, and its successor.
-        parameters: of the whole model; of ``after`` without compressors.
-        macs: multiply-adds of one series; None if not counted.
+        arguments: the example input of ``prune_filters``.
     """
 
-    before: nn.Module = field(repr=False)
-    after: nn.Module = field(repr=False)
     parameters: Counts
     macs: Counts | None = None
+    before: nn.Module = field(repr=False)
+    after: nn.Module = field(repr=False)
+    arguments: tuple[Any, ...] | None = field(default=None, repr=False)
 
     def notes(self) -> list[str]:
         """Return lines on this change alone."""
@@ -118,10 +122,31 @@ class SmallerNetwork(ChangeReport):
         lines += [*self.time_lines(), *self.notes()]
         return [*lines, where(self.machine)] if self.machine else lines
 
-    def _measured(self, input: Any, backward: bool, rounds: int, least_seconds: float) -> Self:
-        """Time copies of both models, and the modules of each record in both; a new report."""
+    def measure(
+        self,
+        example_input: Any = None,
+        *,
+        backward: bool = False,
+        rounds: int = 20,
+        least_seconds: float = 2e-3,
+    ) -> Self:
+        """Time the layers and the whole model, before and after in turns; return a new report.
+
+        On torch's threads, in eval mode, of copies of both networks as they are now, compressors
+        merged; with ``backward`` also a training step (forward and backward).
+
+        Args:
+            example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments, the first
+                tensor of which holds the batch; None: the one that ``prune_filters`` was given.
+            backward, rounds, least_seconds: as in ``profile``.
+
+        Raises:
+            ValueError: the model fails on the input, or it is one series without a batch.
+            NotImplementedError: the model is on a GPU.
+        """
         stopwatch = Stopwatch(backward, rounds, least_seconds)
-        arguments = copied_arguments(input, "example_input")
+        given = self.arguments if example_input is None else example_input
+        arguments = copied_arguments(given, "example_input")
         # Fresh copies: what has been trained in place is not as fast.
         after = merge(self.after) if has_pairs(self.after) else deepcopy_model(self.after)
         models = {"before": deepcopy_model(self.before).eval(), "after": after.eval()}
@@ -143,6 +168,7 @@ class SmallerNetwork(ChangeReport):
             seconds = stopwatch.time(whole)
         return replace(
             self,
+            macs=self.macs or Counts(*(_macs(m, arguments) for m in models.values())),
             layers=tuple(records),
             times={which: BeforeAfter.of(seconds, which) for which in whole["after"]},
             machine=machine.environment_info(),
@@ -167,6 +193,14 @@ def _runs(
     return found
 
 
+def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
+    """Count the multiply-adds of one series, as torch does."""
+    series = next(x for x in tree_leaves(arguments) if isinstance(x, Tensor))
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*arguments)
+    return int(counter.get_total_flops()) // (2 * len(series))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruningReport(SmallerNetwork):
     """What ``prune_filters`` did; printing it shows a table.
@@ -174,9 +208,6 @@ class PruningReport(SmallerNetwork):
     Attributes:
         criterion: what decided.
         layers: a ``LayerChange`` each, in the order of computation.
-        times: ``"inference"`` and ``"training"`` (forward and backward) of the whole model, once
-            ``measure`` has been called.
-        machine: of the measurement.
         optimizer: the successor of the optimizer that was given.
         scores: of each unit of filters, as the criterion gave them last before it fell.
         threshold: of a criterion whose scores have a degree; None where a ratio said how many
@@ -199,7 +230,6 @@ class PruningReport(SmallerNetwork):
     text_columns = ("layer", "class")
     criterion: str
     layers: tuple[LayerChange, ...]
-    arguments: tuple[Any, ...] = field(repr=False)
     channels: Channels = field(repr=False)
     scores: Tensor = field(repr=False)
     optimizer: torch.optim.Optimizer | None = field(default=None, repr=False)
@@ -232,19 +262,6 @@ class PruningReport(SmallerNetwork):
             kept[best] = True
             result.append((float(threshold), int(kept.sum())))
         return result
-
-    def measure(
-        self, *, backward: bool = False, rounds: int = 20, least_seconds: float = 2e-3
-    ) -> PruningReport:
-        """Time the layers and the whole model, before and after in turns; returns a new report.
-
-        On torch's threads, on the example input, in eval mode, of copies of both networks as they
-        are now, compressors merged; with ``backward`` also a training step (forward and backward).
-
-        Raises:
-            NotImplementedError: the model is on a GPU.
-        """
-        return self._measured(self.arguments, backward, rounds, least_seconds)
 
     def notes(self) -> list[str]:
         """Return the criterion, the layers without compressors, and the curve of thresholds."""
@@ -283,10 +300,6 @@ class FactorizationReport(SmallerNetwork):
         method: as given.
         layers: a ``FactorizedSet`` for each set of layers that are made of factors now.
         left: name -> reason, of the convolutions that are unchanged.
-        macs: multiply-adds of one series, once ``measure`` has been called.
-        times: then also ``"inference"`` and ``"training"`` (forward and backward) of the whole
-            model.
-        machine: of the measurement.
 
     Example:
         >>> import sparseconv as sc
@@ -304,39 +317,7 @@ class FactorizationReport(SmallerNetwork):
     layers: tuple[FactorizedSet, ...]
     left: Mapping[str, str]
 
-    def measure(
-        self,
-        example_input: Any,
-        *,
-        backward: bool = False,
-        rounds: int = 20,
-        least_seconds: float = 2e-3,
-    ) -> FactorizationReport:
-        """Count the multiply-adds of the model, and time it before and after; a new report.
-
-        Args:
-            example_input: a tensor ``(N, C, L)``, or a tuple of the model's arguments, the first
-                tensor of which holds the batch.
-            backward, rounds, least_seconds: as for ``PruningReport.measure``.
-
-        Raises:
-            ValueError: the model fails on the input, or it is one series without a batch.
-            NotImplementedError: the model is on a GPU.
-        """
-        report = self._measured(example_input, backward, rounds, least_seconds)
-        arguments = copied_arguments(example_input)
-        macs = Counts(_macs(self.before, arguments), _macs(self.after, arguments))
-        return replace(report, macs=macs)
-
     def notes(self) -> list[str]:
         """Return the method, and the layers that are unchanged."""
         left = [f"{name} is unchanged: {reason}" for name, reason in self.left.items()]
         return [f"method: {self.method}", *left]
-
-
-def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:
-    """Count the multiply-adds of one series, as torch does."""
-    series = next(x for x in tree_leaves(arguments) if isinstance(x, Tensor))
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*arguments)
-    return int(counter.get_total_flops()) // (2 * len(series))
