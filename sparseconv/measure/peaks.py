@@ -50,6 +50,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Measure the peak of every instruction set, all by default, type and number of threads.
 
+    A peak is the fastest of several runs: what disturbs a run only slows it down. The multiply-add
+    is the kernels' own, which the portable baseline imitates without the instruction.
+
     Returns:
         One dict each, with ``fma_gflops`` in GFLOP/s of all threads together.
     """
@@ -59,19 +62,11 @@ def measure(
         for isa in isas or backends.extension.isas():
             for dtype in dtypes:
                 with threads(count), forced_isa(isa):
-                    row = {"threads": count, "isa": isa, "dtype": dtype}
-                    rows.append(row | {"fma_gflops": gflops(dtype)})
+                    found = loop(dtype)
+                    gflops = 1e-9 * found.flops / min(found.call() for _ in range(REPEATS))
+                row: dict[str, Any] = {"threads": count, "isa": isa, "dtype": dtype}
+                rows.append(row | {"fma_gflops": gflops})
     return rows
-
-
-def gflops(dtype: str) -> float:
-    """Measure the peak of torch's threads with the instruction set in use, in GFLOP/s.
-
-    It is the fastest of several runs: what disturbs a run only slows it down. The multiply-add is
-    the kernels' own, which the portable baseline imitates without the instruction.
-    """
-    found = loop(dtype)
-    return 1e-9 * found.flops / min(found.call() for _ in range(REPEATS))
 
 
 class Loop(NamedTuple):

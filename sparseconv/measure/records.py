@@ -121,8 +121,6 @@ class LayerTimes:
         times: ``"inference"`` (a forward pass without gradients) and ``"training"`` (forward and
             backward, where a gradient is asked for and needed); empty if not measured.
         flops: by pass, the operations of the dense layer and those executed; a multiply-add is two.
-        share_of_peak: by pass, executed FLOPs per second over the machine's FMA peak; empty where
-            no peak was measured, and of the dense reference.
     """
 
     name: str
@@ -141,7 +139,6 @@ class LayerTimes:
     wgrad: bool = False
     times: Mapping[str, BeforeAfter] = field(default_factory=dict)
     flops: Mapping[str, Counts] = field(default_factory=dict)
-    share_of_peak: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> Estimate | None:
@@ -172,7 +169,7 @@ class LayerTimes:
         return rows
 
     def _cells(self, which: str) -> dict[str, str]:
-        found, share = self.times[which], self.share_of_peak.get(which)
+        found = self.times[which]
         gradients = [word for word in ("dgrad", "wgrad") if getattr(self, word)] or ["bias only"]
         return {
             "pass": f"{which}: {' + '.join(gradients)}" if which == TRAINING else which,
@@ -181,7 +178,6 @@ class LayerTimes:
             "sparse ms": f"{found.after.median:.3f}",
             "dense ms": f"{found.before.median:.3f}",
             "dense / sparse": str(found.ratio),
-            "of peak": "" if share is None else f"{share:.0%}",
         }
 
 

@@ -8,15 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.measure import machine
-from sparseconv.measure.peaks import gflops
 from sparseconv.measure.records import INFERENCE
 from sparseconv.measure.timing import milliseconds, ratio
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import check_module, deepcopy_model
-from sparseconv.ops.backends import extension
 from sparseconv.profiling.report import ModelTime, Profile
 from sparseconv.profiling.stopwatch import (
-    Call,
     Stopwatch,
     capture,
     check_on_cpu,
@@ -93,11 +90,7 @@ def profile(
                 "the mode (train or eval) that does"
             )
         calls = [(layer, call) for layer, found in called.items() for call in found]
-        peaks = {dtype: _fma_peak(dtype) for dtype in {_counted(call) for _, call in calls}}
-        measured = [
-            time_layer(layers[layer], layer, [call], stopwatch, peaks[_counted(call)])
-            for layer, call in calls
-        ]
+        measured = [time_layer(layers[layer], layer, [call], stopwatch) for layer, call in calls]
         # Shares are taken pair by pair: the machine may have changed since the layers' turn.
         whole = model_passes(model, arguments, backward)
         alone = in_sequence([(1, passes) for _, passes in measured])
@@ -115,7 +108,6 @@ def profile(
             )
             for which in whole
         },
-        fma_gflops={str(d).removeprefix("torch."): p for d, p in peaks.items() if p is not None},
         machine=machine.environment_info(),
     )
 
@@ -141,13 +133,3 @@ def _sparse_layers(model: nn.Module) -> dict[SparseConv1d, str]:
                 "modules before and after a SparseConv1d"
             )
     return layers
-
-
-def _counted(call: Call) -> torch.dtype:
-    """Return the dtype of the multiply-adds: the half types accumulate in float32."""
-    return torch.float64 if call.input.dtype == torch.float64 else torch.float32
-
-
-def _fma_peak(dtype: torch.dtype) -> float | None:
-    """Measure GFLOP/s on the caller's number of threads; None without the kernels."""
-    return None if extension is None else gflops(str(dtype).removeprefix("torch."))

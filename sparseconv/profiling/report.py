@@ -62,7 +62,6 @@ class Profile(Report):
             for which the same gradients are computed.
         unreached: names of sparse layers that this input never came to.
         model: a ``ModelTime`` of ``"inference"`` and, if measured, of ``"training"``.
-        fma_gflops: the measured peak per dtype of the multiply-adds.
         machine: processor, threads, instruction set and versions.
 
     Example:
@@ -81,7 +80,6 @@ class Profile(Report):
     layers: tuple[LayerTimes, ...]
     unreached: tuple[str, ...]
     model: Mapping[str, ModelTime]
-    fma_gflops: Mapping[str, float]
 
     def summary(self) -> list[str]:
         """Return what it adds up to, a line each."""
@@ -107,11 +105,4 @@ class Profile(Report):
             )
         if self.unreached:
             lines.append("never reached by this input: " + ", ".join(self.unreached))
-        lines += layer_conditions(self.layers, self.machine)
-        lines += [f"FMA peak: {p:.0f} GFLOP/s in {name}" for name, p in self.fma_gflops.items()]
-        if any(share > 1 for layer in self.layers for share in layer.share_of_peak.values()):
-            lines.append(
-                "a share above 100 %: other programs were busy while the peak was measured; "
-                "measure again"
-            )
-        return lines
+        return [*lines, *layer_conditions(self.layers, self.machine)]

@@ -177,11 +177,10 @@ def time_layer(
     layer: SparseConv1d,
     calls: Sequence[Call],
     stopwatch: Stopwatch,
-    peak: float | None = None,
 ) -> tuple[LayerTimes, Passes]:
     """Time a layer, sparse and dense in turns, on all these calls together.
 
-    Returns its record, and its sparse passes to be timed again with the model. ``peak``: GFLOP/s.
+    Returns its record, and its sparse passes to be timed again with the model.
     """
     dense, sparse = _plain_twins(layer)
     passes = {
@@ -194,8 +193,8 @@ def time_layer(
     backend = resolve_backend(layer.backend, layer.values.device)
     executed = pattern.numel if backend == "reference" else pattern.nnz
     found = {which: BeforeAfter.of(times, which, "dense", "sparse") for which in passes["sparse"]}
-    flops, shares = {}, {}
-    for which, compared in found.items():
+    flops = {}
+    for which in found:
         per_weight = 0  # multiply-adds: one for each position of the output, in each such pass
         for call in calls:
             batch_and_length = call.output_shape[:-2] + call.output_shape[-1:]
@@ -203,8 +202,6 @@ def time_layer(
             over_weights = 1 if which == INFERENCE else 1 + backward
             per_weight += call.count * int(np.prod(batch_and_length)) * over_weights
         flops[which] = Counts(2 * per_weight * pattern.numel, 2 * per_weight * executed)
-        if peak is not None and backend == "cpp":
-            shares[which] = flops[which].after / compared.after.median / 1e6 / peak
     record = LayerTimes(
         name=name,
         weight_shape=pattern.shape,
@@ -220,7 +217,6 @@ def time_layer(
         verdict=Verdict.of(found.get(TRAINING, found[INFERENCE]).ratio),
         times=found,
         flops=flops,
-        share_of_peak=shares,
     )
     return record, passes["sparse"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_clock import PEAK, fake_clock
+from fake_clock import fake_clock
 from model_state import everything
 from nested import X, nested
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from sparseconv import SparseConv1d
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.ops import backends
-from sparseconv.profiling import profile, profiler
+from sparseconv.profiling import profile
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +170,7 @@ def test_the_reference_executes_all_weights() -> None:
     found = profile(SparseConv1d(3, 4, 5, density=0.5, backend="reference"), X)
     (layer,) = found.layers
     assert layer.flops["inference"].after == layer.flops["inference"].before
-    assert (layer.share_of_peak, layer.backend) == ({}, "reference")
+    assert layer.backend == "reference"
     assert "computed by the dense reference, not by the kernels: SparseConv1d" in str(found)
     assert "dense reference" not in str(profile(SparseConv1d(3, 4, 5), X))
 
@@ -219,24 +219,18 @@ def test_verdict_and_shares(monkeypatch: pytest.MonkeyPatch, dense_step: Any, ve
     assert layer.times["inference"].ratio.median == pytest.approx(5)
     assert [times.after.median for times in layer.times.values()] == pytest.approx([1, 3])
     assert layer.flops["inference"].after == 2 * 2 * 20 * layer.nnz
-    share = layer.flops["inference"].after / 1e-3 / 1e9 / PEAK
-    assert layer.share_of_peak["inference"] == pytest.approx(share)
     total = found.model["training"]
     assert total.sparse_ms == pytest.approx(3)
     assert total.dense_ms == layer.times["training"].before.median
     assert [times.share.median for times in found.model.values()] == [0.5, 0.5]
     text = str(found)
-    for said in (verdict, "they take 50% [50%, 50%] of its 10.00 ms", "FMA peak: 50 GFLOP/s in"):
-        assert said in text
+    assert verdict in text
+    assert "they take 50% [50%, 50%] of its 10.00 ms" in text
     assert "above 100 %" not in text
-    times["sparse inference"] /= 1e9  # faster than any multiply-add
-    assert "a share above 100 %" in str(profile(nn.Sequential(SparseConv1d(3, 6, 5)), X))
 
 
 @pytest.mark.parametrize("mode", ["no_grad", "inference", "autocast", "bfloat16", "float64"])
-def test_modes_and_dtypes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[torch.dtype] = []
-    monkeypatch.setattr(profiler, "_fma_peak", lambda dtype: counted.append(dtype))
+def test_modes_and_dtypes(mode: str) -> None:
     model, x = DSN(3, 2, nf=2, kernel_size=5, depth=2), X
     contexts = {"no_grad": torch.no_grad(), "inference": torch.inference_mode(),
                 "autocast": torch.autocast("cpu", torch.bfloat16)}  # fmt: skip
@@ -248,9 +242,6 @@ def test_modes_and_dtypes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dtype = {"autocast": "bfloat16", "bfloat16": "bfloat16", "float64": "float64"}
     assert {layer.dtype for layer in found.layers} == {dtype.get(mode, "float32")}
     assert all("training" in layer.times for layer in found.layers)
-    assert counted == [torch.float64 if mode == "float64" else torch.float32]
-    assert found.fma_gflops == {}
-    assert "FMA peak" not in str(found)
 
 
 def test_a_compiled_model() -> None:
