@@ -83,8 +83,8 @@ def loop(dtype: str) -> Loop:
     turns, not with what the loop reached minutes ago.
     """
     assert backends.extension is not None
-    tried = 10_000
-    passes = max(1, round(tried * _RUN / _seconds(dtype, tried, 3)))
+    tried = 1_000
+    passes = max(1, round(tried * _RUN / _seconds(dtype, tried, REPEATS)))
     flops = 2.0 * backends.extension.peak_pass * passes * torch.get_num_threads()
     return Loop(partial(_seconds, dtype, passes, 1), flops)
 

@@ -99,8 +99,7 @@ class Call:
     input: Tensor
     needs_dgrad: bool
     trains: bool  # the model records gradients here
-    output_shape: tuple[int, ...]
-    output_dtype: torch.dtype
+    output: Tensor  # on the meta device, without its data
     count: int = 0
 
 
@@ -117,7 +116,7 @@ def capture(
         needs_dgrad = trains and x.requires_grad
         key = x.shape, x.stride(), x.dtype, needs_dgrad, trains
         if key not in seen:  # cloned, for what follows may write into it
-            seen[key] = Call(x.detach().clone(), needs_dgrad, trains, tuple(y.shape), y.dtype)
+            seen[key] = Call(x.detach().clone(), needs_dgrad, trains, y.detach().to("meta"))
         seen[key].count += 1
 
     handles = [layer.register_forward_hook(see, with_kwargs=True, prepend=True) for layer in layers]
@@ -154,8 +153,7 @@ def _layer_passes(layer: nn.Module, call: Call) -> Passes:
     if not (call.trains and wanted):
         return {INFERENCE: torch.no_grad()(partial(layer, x))}
     forward = partial(layer, x)
-    y: Tensor = forward()
-    grad = torch.empty_like(y).normal_(generator=torch.Generator().manual_seed(0))
+    grad = torch.randn_like(forward())
     return {INFERENCE: forward, TRAINING: lambda: torch.autograd.grad(forward(), wanted, grad)}
 
 
@@ -197,10 +195,9 @@ def time_layer(
     for which in found:
         per_weight = 0  # multiply-adds: one for each position of the output, in each such pass
         for call in calls:
-            batch_and_length = call.output_shape[:-2] + call.output_shape[-1:]
-            backward = (trained and call.trains) + call.needs_dgrad
-            over_weights = 1 if which == INFERENCE else 1 + backward
-            per_weight += call.count * int(np.prod(batch_and_length)) * over_weights
+            positions = call.output.numel() // call.output.shape[-2]
+            gradients = (trained and call.trains) + call.needs_dgrad if which == TRAINING else 0
+            per_weight += call.count * positions * (1 + gradients)
         flops[which] = Counts(2 * per_weight * pattern.numel, 2 * per_weight * executed)
     record = LayerTimes(
         name=name,
@@ -209,8 +206,8 @@ def time_layer(
         density=pattern.density,
         calls=sum(call.count for call in calls),
         input_shape=tuple(first.input.shape),
-        output_shape=first.output_shape,
-        dtype=str(first.output_dtype).removeprefix("torch."),
+        output_shape=tuple(first.output.shape),
+        dtype=str(first.output.dtype).removeprefix("torch."),
         backend=backend,
         dgrad=any(call.needs_dgrad for call in calls),
         wgrad=trained and any(call.trains for call in calls),
