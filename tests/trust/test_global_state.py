@@ -49,15 +49,9 @@ def in_a_thread(function: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def denormals() -> list[float]:
-    """Halves of the smallest normal numbers; in vectors, so that torch's threads compute some."""
-    tiny = torch.full((100_000,), torch.finfo(torch.float32).tiny)
-    return [5e-324 * 1.0, float(np.float32(1e-40)), float((tiny * 0.5 > 0).sum())]
-
-
 def state() -> dict[str, Any]:
     return {
-        "mxcsr": mxcsr(), "mxcsr of a thread": in_a_thread(mxcsr), "denormals": denormals(),
+        "mxcsr": mxcsr(), "mxcsr of a thread": in_a_thread(mxcsr),
         "torch generator": torch.get_rng_state().tolist(),
         "numpy generator": str(np.random.get_state()),
         "python generator": str(random.getstate()),
@@ -91,7 +85,7 @@ def compare(before: dict[str, Any], what: str) -> None:
 
 
 class Watched:
-    """Notes what the environment and the signal handlers are set to for a while only."""
+    """Notes each change of the environment and of signal handlers, however short."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -155,7 +149,7 @@ def profiling(sc: Any, watched: Watched) -> None:
     before = state()
     watched.seen.clear()
     sc.profile(network, x, rounds=6, least_seconds=1e-6)
-    #     watched.nothing_since("profile")
+    watched.nothing_since("profile")
     compare(before, "profile")
 
 
