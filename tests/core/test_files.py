@@ -49,11 +49,12 @@ def test_a_file_that_another_writes_is_left_alone(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_a_full_disk_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_what_a_full_disk_says(late: bool, tmp_path: Path) -> None:
     path = tmp_path / "a"
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def fail(late: bool) -> None:
+    def fail() -> None:
         with replacing(path):
             try:
                 raise full
@@ -62,15 +63,14 @@ def test_what_a_full_disk_says(tmp_path: Path) -> None:
                     raise RuntimeError("[enforce fail at inline_container.cc:672]")  # noqa: B904
                 raise
 
-    for late in (False, True):
-        with pytest.raises(OSError, match=f"No space left on device; {path} was not.*make room"):
-            fail(late)
+    with pytest.raises(OSError, match=f"No space left on device; {path} was not.*make room"):
+        fail()
     path.write_text("old")
     with pytest.raises(OSError, match="was not written and is as it was; make room") as error:
-        fail(late=True)
+        fail()
     assert error.value.errno == errno.ENOSPC
-    with pytest.raises(RuntimeError, match="of its own"), replacing(path):
-        raise RuntimeError("of its own")
+    with pytest.raises(RuntimeError, match="another"), replacing(path):
+        raise RuntimeError("another")
 
 
 def test_a_lock_is_of_one_thread_and_leaves_nothing(tmp_path: Path) -> None:

@@ -213,6 +213,10 @@ def test_autocast_in_transforms(dtype: torch.dtype) -> None:
         y = layer(x.requires_grad_()).float().sum()
     y.backward()
     assert gradient.equal(x.grad)
+    assert layer.values.grad.dtype == torch.float32
+    double_layer = make_layer()
+    with torch.autocast("cpu", dtype):
+        assert double_layer(double(3, 2, 9)).dtype == torch.float64
 
 
 @pytest.mark.tool("anomaly detection, tensor and module hooks", "works")

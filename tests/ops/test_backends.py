@@ -26,28 +26,18 @@ def test_extension_is_built() -> None:
     assert backends.extension is not None, sc.available_backends()["cpp"]
 
 
-def test_auto_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_backend_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, taken = torch.device("cpu"), backends.resolve_backend
     monkeypatch.delenv("SPARSECONV_BACKEND", raising=False)
-    assert backends.resolve_backend("auto", torch.device("cpu")) == "cpp"
-    assert backends.resolve_backend("auto", torch.device("cpu:0")) == "cpp"
-    assert backends.resolve_backend("auto", torch.device("meta")) == "reference"
-
-
-def test_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert taken("auto", cpu) == "cpp"
+    assert taken("auto", torch.device("meta")) == "reference"
     monkeypatch.setenv("SPARSECONV_BACKEND", "reference")
-    assert backends.resolve_backend("auto", torch.device("cpu")) == "reference"
-    assert backends.resolve_backend("cpp", torch.device("cpu")) == "cpp"
-    monkeypatch.setenv("SPARSECONV_BACKEND", "\udcff")  # bytes that are no text
-    with pytest.raises(ValueError, match=r"but got '\\udcff'"):
-        convolve()
+    assert taken("auto", cpu) == "reference"
+    assert taken("cpp", cpu) == "cpp"
     monkeypatch.setenv("SPARSECONV_BACKEND", "fast")
-    with pytest.raises(ValueError, match="'fast'"):
-        convolve()
-
-
-def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="'auto' or one of 'cpp', 'cuda', 'triton', 'reference'"):
-        convolve("fast")
+    for name in ("auto", "fast"):
+        with pytest.raises(ValueError, match=r"of 'cpp', 'cuda', 'triton', .*'fast'"):
+            convolve(name)
 
 
 @pytest.mark.promise("P10")
@@ -111,10 +101,17 @@ def test_auto_takes_the_cuda_kernels_where_they_pay() -> None:
 
 
 @pytest.mark.promise("P10")
-@pytest.mark.parametrize("name", ["avx1024", "AVX2", "avx2 "])
-def test_unknown_isa_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARSECONV_CPU_ISA", name)
-    with pytest.raises(ValueError, match=f"can run .*baseline.*but got '{name}'"):
+def test_every_listed_isa_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backends.extension is not None
+    names = backends.extension.isas()
+    assert names[-1] == "baseline"
+    for name in names:
+        monkeypatch.setenv("SPARSECONV_CPU_ISA", name)
+        assert backends.extension.isa() == name
+        assert sc.available_backends()["cpp"] == f"available (CPU, {name})"
+        assert torch.equal(convolve("cpp"), torch.full((1, 2, 3), 3.0))
+    monkeypatch.setenv("SPARSECONV_CPU_ISA", "AVX2")
+    with pytest.raises(ValueError, match=r"can run .*baseline.*but got 'AVX2'"):
         convolve("cpp")
     assert "SPARSECONV_CPU_ISA" in sc.available_backends()["cpp"]
 
@@ -127,20 +124,6 @@ def test_the_isa_is_read_with_pythons_lock(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SPARSECONV_CPU_ISA", "mmx")
     y.sum().backward()
     assert layer.values.grad is not None
-    with pytest.raises(ValueError, match="mmx"):
-        layer(torch.randn(2, 2, 9))
-
-
-@pytest.mark.promise("P10")
-def test_every_listed_isa_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert backends.extension is not None
-    names = backends.extension.isas()
-    assert names[-1] == "baseline"
-    for name in names:
-        monkeypatch.setenv("SPARSECONV_CPU_ISA", name)
-        assert backends.extension.isa() == name
-        assert sc.available_backends()["cpp"] == f"available (CPU, {name})"
-        assert torch.equal(convolve("cpp"), torch.full((1, 2, 3), 3.0))
 
 
 def run_python(code: str) -> str:
@@ -167,7 +150,8 @@ assert conv.values.grad is not None
 def test_import_is_light() -> None:
     """Nor does it take Triton, or the compiler's two seconds, to ask what there is.
 
-    A GPU is hidden: with one, Triton is loaded to find out whether its kernels can run.
+    A GPU is hidden: with one, Triton is loaded to find out whether its kernels can run. A FLOP
+    counter that is imported later counts.
     """
     code = """
 import os, sys
@@ -178,24 +162,16 @@ import sparseconv as sc
 from sparseconv.measure import machine
 sc.available_backends()
 machine.environment_info()
-sc.SparseConv1d(2, 3, 5)(torch.ones(1, 2, 9)).sum().backward()
+layer = sc.SparseConv1d(2, 3, 5, pattern=sc.KernelCSR.random((3, 2, 5), 7))
+y = layer(torch.ones(4, 2, 9))
+y.sum().backward(retain_graph=True)
 extras = {"aeon", "sklearn", "matplotlib", "triton", "tqdm", "sparseconv.ops.triton"}
 extras |= {"sparseconv.bench", "sparseconv.profiling", "sparseconv.conversion"}
 extras |= {"torch._dynamo", "torch._inductor", "sympy", "scipy", "pandas", "numba"}  # seconds each
 print(sorted(extras & (set(sys.modules) - before)))
-"""
-    assert run_python(code) == "[]"
-
-
-def test_a_flop_counter_that_is_imported_late_counts() -> None:
-    """It copies the formulas when it is made, before the library runs under it."""
-    code = """
-import torch, sparseconv as sc
-layer = sc.SparseConv1d(2, 3, 5, pattern=sc.KernelCSR.random((3, 2, 5), 7))
-y = layer(torch.ones(4, 2, 9))
 from torch.utils.flop_counter import FlopCounterMode
 with FlopCounterMode(display=False) as counter:
     y.sum().backward()
 print(counter.get_total_flops())
 """
-    assert run_python(code) == str(2 * 7 * 4 * 5)
+    assert run_python(code).splitlines() == ["[]", str(2 * 7 * 4 * 5)]

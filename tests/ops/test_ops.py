@@ -71,22 +71,6 @@ def test_bias_gradient_does_not_depend_on_threads() -> None:
         assert len(bits) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_as_conv1d(dtype: torch.dtype) -> None:
-    x, layer = torch.randn(2, 4, 20), sc.SparseConv1d(4, 8, 5, density=0.4)
-    model = torch.nn.Sequential(torch.nn.Conv1d(4, 4, 3), layer)
-    with torch.autocast("cpu", dtype):
-        y = model(x)
-        assert y.dtype == dtype == layer.to_dense()(x).dtype
-        assert layer(x.double().to(dtype)).dtype == dtype
-    y.float().sum().backward()
-    assert layer.values.grad is not None
-    assert layer.values.grad.dtype == torch.float32
-    double = sc.SparseConv1d(4, 8, 5, dtype=torch.float64)
-    with torch.autocast("cpu", dtype):
-        assert double(x.double()).dtype == torch.float64
-
-
 IN_PLACE: dict[str, Callable[[torch.nn.Parameter], Any]] = {
     "SGD": lambda p: torch.optim.SGD([p], 0.1).step(),
     "SGD foreach": lambda p: torch.optim.SGD([p], 0.1, foreach=True).step(),
