@@ -89,7 +89,12 @@ def test_searches() -> None:
 
 
 @pytest.mark.tool("scikit-learn: Pipeline, VotingClassifier", "works")
-def test_pipelines_of_scikit_learn() -> None:
+@pytest.mark.tool("aeon: make_pipeline", "works", "with aeon's transformers before it")
+@pytest.mark.tool("aeon: bundled data sets", "works")
+def test_pipelines() -> None:
+    X, y = load_classification("ItalyPowerDemand", split="train")
+    pipeline = make_pipeline(Normalizer(), classifier())
+    assert accuracy_score(y, pipeline.fit(X * 50 + 3, y).predict(X * 50 + 3)) > 0.8
     X, y = data()
     steps = [("scale", FunctionTransformer(lambda a: a / np.abs(a).max())), ("dsn", classifier())]
     pipeline = Pipeline(steps).fit(X, y)
@@ -97,17 +102,3 @@ def test_pipelines_of_scikit_learn() -> None:
     assert pipeline.set_params(dsn__epochs=1).fit(X, y).named_steps["dsn"].epochs == 1
     members = [("a", classifier()), ("b", classifier(sparsity=0.5))]
     assert VotingClassifier(members, voting="soft").fit(X, y).score(X, y) > 0.8
-
-
-@pytest.mark.tool("aeon: make_pipeline", "works", "with aeon's transformers before it")
-def test_pipelines_of_aeon() -> None:
-    X, y = data()
-    pipeline = make_pipeline(Normalizer(), classifier())
-    assert accuracy_score(y, pipeline.fit(X * 50 + 3, y).predict(X * 50 + 3)) > 0.8
-
-
-@pytest.mark.tool("aeon: bundled data sets", "works")
-def test_a_bundled_data_set() -> None:
-    X, y = load_classification("ItalyPowerDemand", split="train")
-    small = DSNClassifier(nf=6, kernel_size=9, depth=2, epochs=15, lr=3e-3, random_state=0)
-    assert small.fit(X, y).score(X, y) > 0.85

@@ -101,7 +101,7 @@ def test_a_loaded_pattern_leaves_the_shared_values() -> None:
 
 
 class Filtered(Dataset[Tensor]):
-    """Runs a sparse layer in the worker, and again in the collate function."""
+    """Runs a sparse layer in the worker."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.model, self.x = model, x
@@ -113,13 +113,8 @@ class Filtered(Dataset[Tensor]):
     def __getitem__(self, i: int) -> Tensor:
         return self.model(self.x[i])
 
-
-class Collate:
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
     @torch.no_grad()
-    def __call__(self, items: list[Tensor]) -> Tensor:
+    def collate(self, items: list[Tensor]) -> Tensor:
         return self.model[0](torch.stack(items))
 
 
@@ -129,9 +124,9 @@ def test_data_loader(method: str, workers: int) -> None:
     model, x = make(), torch.randn(12, 2, 40)
     with threads(2), torch.no_grad():
         expected = model[0](model(x))  # the kernels have run here before the workers start
-    dataset, collate = Filtered(model, x), Collate(model)
+    dataset = Filtered(model, x)
     loader = DataLoader(
-        dataset, batch_size=4, num_workers=workers, collate_fn=collate,
+        dataset, batch_size=4, num_workers=workers, collate_fn=dataset.collate,
         multiprocessing_context=method, timeout=TIMEOUT,
     )  # fmt: skip
     assert torch.cat(list(loader)).equal(expected)

@@ -8,7 +8,8 @@ import io
 
 import pytest
 import torch
-from layers import OPTIONS, run, snapshot
+from layers import OPTIONS, run
+from model_state import everything
 from torch import nn
 from torch.nn.utils import prune
 
@@ -70,10 +71,10 @@ def test_refused_load_changes_nothing(name):
     state, message = bad_states()[name]
     model = nn.Sequential(nn.ReLU(), SparseConv1d(4, 6, 5))
     model(torch.randn(2, 4, 30)).sum().backward()
-    before = snapshot(model[1])
+    before = everything(model[1])
     with pytest.raises(RuntimeError, match=f"1: .*{message}"):
         model.load_state_dict({f"1.{k}": v for k, v in state.items()}, strict=False)
-    assert snapshot(model[1]) == before
+    assert everything(model[1]) == before
 
 
 def test_load_dense_weight():
@@ -102,11 +103,11 @@ def test_the_state_of_another_shape_is_refused(shape, tmp_path):
         nn.Sequential(SparseConv1d(n_in, n_out, taps, bias=False)).state_dict(), tmp_path / "a"
     )
     model = nn.Sequential(SparseConv1d(4, 6, 5, bias=False))
-    before = snapshot(model[0])
+    before = everything(model[0])
     state = torch.load(tmp_path / "a", weights_only=True)
     with pytest.raises(RuntimeError, match=r"0: size mismatch: .*\(6, 4, 5\), but got that of"):
         model.load_state_dict(state)
-    assert snapshot(model[0]) == before
+    assert everything(model[0]) == before
     kept = nn.Sequential(SparseConv1d(4, 6, 5, bias=False)).state_dict()
     for fits in (kept, dict(kept), copy.deepcopy(kept)):  # a dict has no metadata
         model.load_state_dict(fits)
@@ -138,13 +139,13 @@ def test_entries_under_new_names_are_taken_by_their_own_shape():
 
 def test_absent_layer_is_missing():
     model = nn.Sequential(SparseConv1d(4, 6, 5), nn.BatchNorm1d(6))
-    before = snapshot(model[0])
+    before = everything(model[0])
     state = {name: t for name, t in model.state_dict().items() if name.startswith("1.")}
     report = model.load_state_dict(state, strict=False)
     assert report.missing_keys == ["0.values", "0.bias", "0.crow_indices", "0.col_indices"]
     with pytest.raises(RuntimeError, match=r"Missing key\(s\).*0.values"):
         model.load_state_dict(state)
-    assert snapshot(model[0]) == before
+    assert everything(model[0]) == before
 
 
 def test_indices_are_copies_of_the_pattern_that_computes():

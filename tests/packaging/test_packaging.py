@@ -115,8 +115,7 @@ import sys
 sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != "_EditableFinder"]
 sys.modules.update(aeon=None, matplotlib=None)
 from sparseconv.cli.main import main
-assert main(["info"]) == 0
-print("code", main(["train", "GunPoint"]))
+print("codes", main(["info"]), main(["train", "GunPoint"]))
 """
 
 
@@ -127,8 +126,7 @@ def test_commands_run_from_a_read_only_installation(installed: Path, tmp_path: P
         env=os.environ | {"PYTHONPATH": str(installed), "HOME": "/nonexistent"},
     )
     assert "backend reference  available" in said
-    assert "pip install --no-build-isolation" in said
-    assert "code 2" in said, "a missing extra is an error"
+    assert "codes 0 2" in said, "a missing extra is an error"
     assert "pip install 'sparseconv[tsc]'" in said
     assert not list(tmp_path.iterdir())
 

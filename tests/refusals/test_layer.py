@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from layers import snapshot
+from model_state import everything
 from refusals import refuses, table
 from torch import nn
 
@@ -109,7 +109,7 @@ def test_a_refused_pattern_changes_nothing(
     change: Callable[[SparseConv1d], Any], error: type[Exception]
 ) -> None:
     layer = SparseConv1d(4, 6, 5)
-    before = snapshot(layer)
+    before = everything(layer)
     with pytest.raises(error):
         change(layer)
-    assert snapshot(layer) == before
+    assert everything(layer) == before

@@ -58,10 +58,7 @@ def _dsn(**options: object) -> models.DSN:
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dsn": _dsn,
-    "dsn_dense": lambda: _dsn(sparsity=0),
-    "dsn_centred_zeros": lambda: _dsn(padding="centred-zeros"),
     "dsn_centred_replicate": lambda: _dsn(padding="centred-replicate"),
-    "dsn_random": lambda: _dsn(init="random", sparsity=0.5),
     "dsn_optimized": lambda: sc.optimize_for_inference(_dsn()),
     "dsn_to_dense": lambda: sc.to_dense(_dsn()),
     "no_padding": lambda: _conv(),
@@ -70,13 +67,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "groups": lambda: _conv(groups=2, padding=2),
     "reflect": lambda: _conv(padding=4, padding_mode="reflect"),
     "circular": lambda: _conv(padding=4, padding_mode="circular"),
-    "replicate_stride": lambda: _conv(padding=(1, 4), padding_mode="replicate", stride=2),
     "dense": lambda: _dense(padding=2),
-    "dense_dilated": lambda: _dense(dilation=2, stride=2, bias=False),
     "depthwise": lambda: nn.Sequential(nn.Conv1d(3, 6, 3, groups=3), nn.ReLU(), *_head(6)),
     "pruned": _pruned,
     "long_gaps": _long_gaps,
-    "optimized": lambda: sc.optimize_for_inference(_conv(padding=2)),
     "norm_first": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.ReLU(), *_head(3), nn.Softmax(1)),
     "relu_first": lambda: nn.Sequential(nn.ReLU(), nn.Identity(), *_head(3), nn.LogSoftmax(-1)),
     "norm_after_relu": lambda: nn.Sequential(
@@ -86,12 +80,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         SparseConv1d(3, 4, 3, stride=2), nn.Flatten(), nn.Linear(40, 9), nn.BatchNorm1d(9),
         nn.ReLU(), nn.BatchNorm1d(9), nn.Linear(9, 2),
     ),
-    "flattened_norm": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(66), nn.Linear(66, 2)),
     "ends_with_channels": lambda: nn.Sequential(SparseConv1d(3, 4, 3, stride=3), nn.Flatten()),
     "ends_with_bins": lambda: nn.Sequential(nn.AdaptiveAvgPool1d(5), nn.Flatten(), nn.Softmax(1)),
-    "ends_with_norm": lambda: nn.Sequential(
-        nn.Conv1d(3, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(20)
-    ),
     "bins": lambda: nn.Sequential(
         SparseConv1d(3, 4, 3), nn.AdaptiveAvgPool1d(7), nn.Conv1d(4, 2, 3), nn.Flatten(),
         nn.Linear(10, 3),

@@ -1,11 +1,9 @@
-"""Layers to try, and what the tests of one look at."""
+"""Options of layers to try."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-
-from sparseconv import SparseConv1d
 
 OPTIONS = [
     {},
@@ -14,16 +12,6 @@ OPTIONS = [
     {"groups": 2, "bias": False, "padding": (1,), "padding_mode": "circular"},
     {"padding": "valid", "stride": (3,), "dtype": torch.float64},
 ]
-
-
-def snapshot(layer: SparseConv1d) -> dict[str, object]:
-    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    return {
-        "state": {name: tensor.tolist() for name, tensor in state.items()},
-        "pattern": layer.pattern,
-        "objects": [id(p) for p in layer.parameters()],
-        "grad": None if layer.values.grad is None else layer.values.grad.tolist(),
-    }
 
 
 def run(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,33 +22,25 @@ CASES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 28, 31, 32, 33, 
 
 @dataclass(frozen=True)
 class Problem:
-    """A bank and series; its ``repr`` evaluates to the same problem."""
+    """A bank and series; its ``repr`` evaluates to the same problem.
+
+    ``exact``: all numbers are small and whole, so that float32 holds every sum.
+    """
 
     kind: str
     seed: int
+    bank: KernelBank = field(init=False, repr=False)
+    series: Any = field(init=False, repr=False)
+    exact: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        drawn = _rocket(self.rng) if self.kind == "rocket" else _minirocket(self.rng)
+        for name, value in zip(("bank", "series", "exact"), drawn, strict=True):
+            object.__setattr__(self, name, value)
 
     @property
     def rng(self) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.kind == "rocket"])
-
-    @cached_property
-    def _drawn(self) -> tuple[KernelBank, Any, bool]:
-        rng = self.rng
-        draw = _rocket if self.kind == "rocket" else _minirocket
-        return draw(rng)
-
-    @property
-    def bank(self) -> KernelBank:
-        return self._drawn[0]
-
-    @property
-    def series(self) -> Any:
-        return self._drawn[1]
-
-    @property
-    def exact(self) -> bool:
-        """Whether all numbers are small and whole, so that float32 holds every sum."""
-        return self._drawn[2]
 
 
 def _size(rng: np.random.Generator, shortest: int, longest: int) -> tuple[int, int, int, int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from child import PYTHONPATH, ROOT, preloaded, run_child
+from child import PYTHONPATH, ROOT, preloaded, refuses, run_child
 from random_banks import KINDS, Problem
 
 from sparseconv.ops.backends import extension
@@ -138,15 +138,13 @@ def test_wrong_arrays_make_no_plan_of_random_kernels(kind: str, count_cases: Any
         if not array.is_floating_point():
             wrong += [torch.full_like(array, bad) for bad in (-1, 2**31 - 1, -(2**31))]
         for bad in wrong:
-            with pytest.raises((ValueError, TypeError), match=r"must|expected"):
-                plan(*arrays[:i], bad, *arrays[i + 1 :], *x.shape[1:])
+            changed = [*arrays[:i], bad, *arrays[i + 1 :]]
+            assert refuses(lambda changed=changed: plan(*changed, *x.shape[1:]))[0]
         cases += len(wrong)
     for bad in (x.double(), x[0], x[..., :-1], x.to("meta")):
-        with pytest.raises((ValueError, TypeError), match=r"must|expected"):
-            made.features(bad, out)
+        assert refuses(lambda bad=bad: made.features(bad, out))[0]
     for bad in (out.double(), out[0], out[:, :-1], out[1:], out.to("meta")):
-        with pytest.raises((ValueError, TypeError), match=r"must|expected"):
-            made.features(x, bad)
+        assert refuses(lambda bad=bad: made.features(x, bad))[0]
     made.features(x, out)
     assert not out.isnan().any()
     count_cases(cases + 9)
