@@ -39,20 +39,12 @@ class Conv(NamedTuple):
     relu: bool = False
 
     @property
-    def tensors(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.values, self.bias
-
-    @property
     def settings(self) -> tuple[Any, ...]:
-        return self.pattern, self.geometry, self.relu
+        return self[2:]
 
     def add_to(self, chain: Any) -> None:
         arrays = self.pattern.crow_indices, self.pattern.col_indices
         chain.add_conv(*arrays, self.geometry, self.relu)
-
-    @property
-    def statistics(self) -> None:
-        return None
 
 
 class Pointwise(NamedTuple):
@@ -62,19 +54,11 @@ class Pointwise(NamedTuple):
     bias: Tensor | None = None
 
     @property
-    def tensors(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.weight, self.bias
-
-    @property
     def settings(self) -> tuple[Any, ...]:
         return ()
 
     def add_to(self, chain: Any) -> None:
         chain.add_pointwise()
-
-    @property
-    def statistics(self) -> None:
-        return None
 
 
 class NormRelu(NamedTuple):
@@ -93,10 +77,6 @@ class NormRelu(NamedTuple):
     num_batches_tracked: Tensor | None = None
 
     @property
-    def tensors(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.weight, self.bias
-
-    @property
     def settings(self) -> tuple[Any, ...]:
         return self.eps, self.training
 
@@ -108,7 +88,7 @@ class NormRelu(NamedTuple):
         chain.add_norm_relu(self.eps, self.training)
 
 
-Stage = Conv | Pointwise | NormRelu
+Stage = Conv | Pointwise | NormRelu  # each begins with two tensors: a weight, and a bias or None
 
 
 def keeps_order(geometry: Geometry) -> bool:
@@ -159,8 +139,8 @@ class Chain:
             for stage in stages:
                 stage.add_to(chain)
             made = self._made = settings, chain  # as a whole, for other threads may be here too
-        tensors = [tensor for stage in stages for tensor in stage.tensors]
-        statistics = [stage.statistics for stage in stages]
+        tensors = [tensor for stage in stages for tensor in stage[:2]]
+        statistics = [s.statistics if type(s) is NormRelu else None for s in stages]
         y: Tensor | None = extension.plain_chain(made[1], x, tensors, statistics)
         return y
 

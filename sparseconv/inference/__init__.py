@@ -1,9 +1,5 @@
 """Networks for inference: neighbours folded and fused."""
 
-from sparseconv.inference.optimize import (
-    InferenceBlock,
-    InferenceSequential,
-    optimize_for_inference,
-)
+from sparseconv.inference.optimize import InferenceBlock, optimize_for_inference
 
-__all__ = ["InferenceBlock", "InferenceSequential", "optimize_for_inference"]
+__all__ = ["InferenceBlock", "optimize_for_inference"]

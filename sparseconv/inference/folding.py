@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.hooks import own_parameters
+from sparseconv.nn.modules import own_parameters
 
 Convolution = SparseConv1d | nn.Conv1d
 Weights = tuple[Tensor, Tensor | None]

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from sparseconv.inference.spans import FOLDED, FoldedLink, FrozenPointwise
-from sparseconv.nn.block import Block, FusedSequential, Plan, Planned, leaves
-from sparseconv.nn.links import LINKS
+from sparseconv.inference.spans import FOLDED, FoldedLink
+from sparseconv.nn.block import Block, Plan, leaves
+from sparseconv.nn.links import LINKS, Table
 from sparseconv.nn.modules import check_module, deepcopy_model
 
 
@@ -73,35 +73,22 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for parameter in fast.parameters():  # requires_grad_() refuses ScriptModules
         parameter.requires_grad_(False)
     for module in fast.modules():
-        kind = _KINDS.get(type(module))
-        if kind is not None and "forward" not in vars(module):
-            steps = Plan(leaves(module), FOLDED).steps
-            if any(isinstance(s, FoldedLink) and type(s) is not FrozenPointwise for s in steps):
-                module.__class__ = kind
+        if type(module) not in (nn.Sequential, Block) or "forward" in vars(module):
+            continue
+        if any(isinstance(step, FoldedLink) for step in Plan(leaves(module), FOLDED).steps):
+            module.__class__ = InferenceBlock
     return fast
 
 
-class InferenceSequential(FusedSequential):
-    """What ``optimize_for_inference`` makes of an ``nn.Sequential``; see there."""
+class InferenceBlock(Block):
+    """What ``optimize_for_inference`` makes of an ``nn.Sequential`` or a ``Block``; see there."""
 
-    def _plan(self) -> Planned:
+    @property
+    def _table(self) -> Table:
         # A slice of this one begins in training mode, so none is folded for a single call.
-        return Planned(()) if self.training else Planned(FOLDED)
+        return LINKS if self.training else FOLDED
 
-    def train(self, mode: bool = True) -> InferenceSequential:
+    def train(self, mode: bool = True) -> InferenceBlock:
         """Forget the folded weights: what wrote into the others may not have been counted."""
-        self._run = None
+        self._planned = None
         return super().train(mode)
-
-
-class InferenceBlock(InferenceSequential, Block):
-    """What ``optimize_for_inference`` makes of a ``Block``, as of a ``DSN``'s; see there."""
-
-    def _plan(self) -> Planned:
-        return Planned() if self.training else Planned(FOLDED, LINKS)
-
-
-_KINDS: dict[type[nn.Module], type[InferenceSequential]] = {
-    nn.Sequential: InferenceSequential,
-    Block: InferenceBlock,
-}

@@ -48,16 +48,6 @@ class FoldedLink(Link):
         y = None if weights is None else self.compute(x, *weights)
         return super().one_by_one(x) if y is None else y
 
-    def is_ready(self, x: Any) -> bool:
-        """Whether nothing is trained."""
-        if self.norm is not None and self.norm.training:
-            return False
-        if not torch.is_grad_enabled():
-            return True
-        return not _any_trained(
-            (x, *(p for module in self.modules for p in module._parameters.values()))
-        )
-
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         """The output of the modules by the folded weights; None where they have to compute."""
         raise NotImplementedError
@@ -138,16 +128,6 @@ class FoldedConv(FoldedLink):
         return y
 
 
-class FrozenPointwise(FoldedLink, PointwiseLink):
-    """A 1x1 ``nn.Conv1d``."""
-
-    def one_by_one(self, x: Tensor) -> Tensor:
-        return Link.one_by_one(self, x)
-
-    def stage(self, x: Tensor) -> Pointwise | None:
-        return None if self.weights_for(x) is None else PointwiseLink.stage(self, x)
-
-
 class PointwiseThenMean(FoldedLink):
     """Perhaps adaptive averages, a 1x1 ``nn.Conv1d``, perhaps a BatchNorm1d, a global average.
 
@@ -221,5 +201,5 @@ FOLDED: Table = (
     ((SPARSE, RELU), FoldedSparseConv),
     ((SPARSE,), FoldedSparseConv),
     ((CONV, NORM), FoldedConv),
-    ((CONV,), FrozenPointwise),
+    ((CONV,), PointwiseLink),
 )

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
 from sparseconv.core.pattern import KernelCSR, Region
-from sparseconv.nn.block import Block, FusedSequential
+from sparseconv.nn.block import Block
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.hooks import has_own_code
 from sparseconv.nn.pooling import POOLED, ShortAvgPool1d
 
 INITS = ("prefix", "random")
@@ -168,7 +167,7 @@ class DSN(nn.Module):
                 f"but got {tuple(x.shape)}; {remedy}"
             )
         blocks, head = self.blocks, self.head
-        if isinstance(head, FusedSequential) and not (has_own_code(blocks) or has_own_code(head)):
+        if isinstance(head, Block):
             return head.forward_after(blocks, x)  # one chain from the first block into the head
         log_proba: Tensor = head(blocks(x))
         return log_proba

@@ -9,15 +9,15 @@ run, the modules do.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparseconv.functional.chain import CHAIN_DTYPES, Chain, Conv, Stage, runs_eagerly
-from sparseconv.nn.hooks import all_modules_are_watched, has_own_code
 from sparseconv.nn.links import LINKS, Link, Table
+from sparseconv.nn.modules import all_modules_are_watched, has_own_code
 from sparseconv.ops.backends import extension
 
 _CPU = torch.device("cpu")
@@ -28,21 +28,17 @@ class Plan:
 
     Example:
         >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]
-        >>> [type(step).__name__ for step in Plan(modules).steps]
+        >>> [type(step).__name__ for step in Plan(modules, LINKS).steps]
         ['NormLink', 'ReLU']
     """
 
-    def __init__(self, modules: Sequence[Any], table: Table = LINKS) -> None:
+    def __init__(self, modules: Sequence[Any], table: Table) -> None:
         self.steps: list[Any] = []  # links, and modules that are none
         while modules:
             link = _first_link(modules, table)
             self.steps.append(modules[0] if link is None else link[0])
             modules = modules[1 if link is None else link[1] :]
         self._chains: defaultdict[int, Chain] = defaultdict(Chain)  # by the step after them
-
-    def is_ready(self, x: Any) -> bool:
-        """Whether what the links are for holds now."""
-        return all(step.is_ready(x) for step in self.steps if isinstance(step, Link))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute what the modules compute, in chains as far as possible."""
@@ -100,32 +96,6 @@ def _may_chain(x: Any) -> bool:
     )
 
 
-class Planned:
-    """Runs what some sequences hold, one after the other, by a plan that is made once.
-
-    Args:
-        table: the links of the plan.
-        otherwise: those of a second plan, by which everything runs where a link of the first one
-            is not ready.
-    """
-
-    def __init__(self, table: Table = LINKS, otherwise: Table | None = None) -> None:
-        self._tables = (table,) if otherwise is None else (table, otherwise)
-        # The modules that were planned, with their types, and the plans.
-        self._planned: tuple[tuple[Any, ...], list[Plan]] | None = None
-
-    def __call__(self, sequences: Iterable[nn.Module], x: Tensor) -> Tensor:
-        modules = [module for sequence in sequences for module in leaves(sequence)]
-        key = list(map(id, modules)), list(map(type, modules))
-        planned = self._planned
-        if planned is None or planned[0] != key:
-            plans = [Plan(modules, table) for table in self._tables]
-            planned = self._planned = key, plans  # as a whole, for other threads may be here too
-        plans = planned[1]
-        first = plans[0]
-        return first(x) if len(plans) == 1 or first.is_ready(x) else plans[1](x)
-
-
 def leaves(module: Any) -> list[Any]:
     """Return the modules that a Sequential runs, in order; of Sequentials inside of it, theirs.
 
@@ -143,8 +113,8 @@ def leaves(module: Any) -> list[Any]:
 def _only_runs_its_modules(module: Any) -> bool:
     kind = type(module)
     return kind is nn.Sequential or (
-        issubclass(kind, FusedSequential)
-        and kind.forward is FusedSequential.forward
+        issubclass(kind, Block)
+        and kind.forward is Block.forward
         and kind.__iter__ is nn.Sequential.__iter__
     )
 
@@ -153,42 +123,7 @@ def _may_fuse() -> bool:
     return runs_eagerly() and not all_modules_are_watched()
 
 
-class FusedSequential(nn.Sequential):
-    """``nn.Sequential`` that runs by a plan, unless something could see a difference."""
-
-    _run: Planned | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Run the modules in their order."""
-        if not _may_fuse():
-            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
-        return self._run_all((self,), input)
-
-    def forward_after(self, first: nn.Module, input: Tensor) -> Tensor:
-        """Compute ``self(first(input))``, where hooks of neither would be called."""
-        if not _may_fuse():
-            y: Tensor = self(first(input))
-            return y
-        return self._run_all((first, self), input)
-
-    def _run_all(self, sequences: Iterable[nn.Module], input: Tensor) -> Tensor:
-        if self._run is None:
-            self._run = self._plan()
-        return self._run(sequences, input)
-
-    def _plan(self) -> Planned:
-        return Planned()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_run"}
-
-    def __prepare_scriptable__(self) -> nn.Sequential:
-        plain = nn.Sequential()
-        plain.__dict__.update(self.__getstate__())
-        return plain
-
-
-class Block(FusedSequential):
+class Block(nn.Sequential):
     """``nn.Sequential`` around sparse convolutions, with faster ways through their neighbours.
 
     Layers that follow each other are computed as one chain, whose tensors stay in the kernels' own
@@ -211,3 +146,39 @@ class Block(FusedSequential):
         >>> block(torch.zeros(4, 2, 9)).shape
         torch.Size([4, 3, 5])
     """
+
+    # What the modules were planned as: their identities and types, and the plan.
+    _planned: tuple[Any, Plan] | None = None
+
+    @property
+    def _table(self) -> Table:
+        return LINKS
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the modules in their order."""
+        if not _may_fuse():
+            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
+        return self._run(leaves(self), input)
+
+    def forward_after(self, first: nn.Module, input: Tensor) -> Tensor:
+        """Compute ``self(first(input))``, where possible by one plan of both."""
+        if has_own_code(first) or has_own_code(self) or not _may_fuse():
+            y: Tensor = self(first(input))
+            return y
+        return self._run(leaves(first) + leaves(self), input)
+
+    def _run(self, modules: list[Any], x: Tensor) -> Tensor:
+        key = list(map(id, modules)), list(map(type, modules))
+        planned = self._planned
+        if planned is None or planned[0] != key:
+            # As a whole, for other threads may be here too.
+            planned = self._planned = key, Plan(modules, self._table)
+        return planned[1](x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_planned"}
+
+    def __prepare_scriptable__(self) -> nn.Sequential:
+        plain = nn.Sequential()
+        plain.__dict__.update(self.__getstate__())
+        return plain

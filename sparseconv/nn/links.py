@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparseconv.functional.chain import Conv, NormRelu, Pointwise, Stage, keeps_order
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.hooks import has_own_code, own_parameters
+from sparseconv.nn.modules import has_own_code, own_parameters
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.ops.backends import resolve_backend
 
@@ -39,10 +39,6 @@ class Link:
     def finish(self, y: Tensor) -> Tensor:
         """What is left to compute of the chain's output."""
         return y
-
-    def is_ready(self, x: Any) -> bool:
-        """Whether what the link is for holds now; a plan has an alternative for where not."""
-        return True
 
     def one_by_one(self, x: Tensor) -> Tensor:
         """Call the modules."""

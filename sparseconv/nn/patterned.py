@@ -18,7 +18,6 @@ from sparseconv.nn.rewiring import (
     check_mode,
     check_movable,
     check_pattern,
-    check_source,
     move,
     survivors,
 )
@@ -132,13 +131,14 @@ class PatternedModule(nn.Module):
         """Check and compute what ``rewire`` does; calling the result does it."""
         check_pattern(pattern, self._pattern.shape)
         check_movable(self, same_pattern=pattern == self._pattern)
-        check_source(source, pattern.nnz, self.pattern.nnz)
-        for tensor in follow:
-            if tensor.shape != self.values.shape:
-                raise ValueError(
-                    f"follow must hold tensors of the shape of values, {list(self.values.shape)}, "
-                    f"but got one of shape {list(tensor.shape)}"
-                )
+        if source.shape != (pattern.nnz,) or bool((source >= self.pattern.nnz).any()):
+            raise ValueError(
+                f"source must be an int64 tensor of shape ({pattern.nnz},), of indices below "
+                f"{self.pattern.nnz} or -1, but got {source}"
+            )
+        if any(tensor.shape != self.values.shape for tensor in follow):
+            shapes = [list(tensor.shape) for tensor in follow]
+            raise ValueError(f"follow must be of shape {list(self.values.shape)}, but got {shapes}")
         followers = [*follow] if self.values.grad is None else [*follow, self.values.grad]
         with torch.inference_mode(False), torch.no_grad():
             source = source.cpu()

@@ -98,13 +98,3 @@ def move(tensor: Tensor, source: Tensor) -> Tensor:
     kept = (source >= 0).nonzero().squeeze(1)
     old, new = source[kept].to(tensor.device), kept.to(tensor.device)
     return tensor.new_zeros(len(source)).index_copy_(0, new, tensor.index_select(0, old))
-
-
-def check_source(source: Tensor, nnz: int, old_nnz: int) -> None:
-    """Refuse a ``source`` that is not of these numbers of weights."""
-    expected = f"source must be an int64 tensor of shape ({nnz},), of indices below {old_nnz} or -1"
-    if not isinstance(source, Tensor) or source.dtype != torch.int64:
-        kind = source.dtype if isinstance(source, Tensor) else type(source).__name__
-        raise TypeError(f"{expected}, but got {kind}")
-    if source.shape != (nnz,) or bool((source >= old_nnz).any()):
-        raise ValueError(f"{expected}, but got {source}")

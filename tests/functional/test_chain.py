@@ -63,7 +63,7 @@ def run_chain(x: Tensor, stages: list[Any]) -> Tensor:
 
 
 def leaves(x: Tensor, stages: list[Any]) -> list[Tensor]:
-    tensors = [x, *(t for stage in stages for t in stage.tensors)]
+    tensors = [x, *(t for stage in stages for t in stage[:2])]
     return [t.requires_grad_() for t in tensors if t is not None]
 
 
@@ -78,9 +78,9 @@ def one_by_one(x: Tensor, stages: list[Any], backend: str = "reference") -> Tens
                 backend=backend, relu=stage.relu,
             )  # fmt: skip
         elif isinstance(stage, Pointwise):
-            x = F.conv1d(x, *stage.tensors)
+            x = F.conv1d(x, *stage[:2])
         else:
-            x = F.relu(F.batch_norm(x, None, None, *stage.tensors, True, 0.0, stage.eps))
+            x = F.relu(F.batch_norm(x, None, None, *stage[:2], True, 0.0, stage.eps))
     return x
 
 
