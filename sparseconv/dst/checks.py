@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.rewiring import check_movable
 
 Layers = Mapping[str, SparseConv1d]
 
@@ -18,35 +17,27 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseConv1d]:
     return {name: m for name, m in model.named_modules() if isinstance(m, SparseConv1d)}
 
 
-def layers_of(averages: Sequence[nn.Module]) -> list[list[SparseConv1d]]:
-    """The sparse layers of each average; refuse anything but a list of modules."""
-    if not isinstance(averages, list | tuple) or not all(
-        isinstance(average, nn.Module) for average in averages
-    ):
-        raise TypeError(
-            "averages must be a list of modules, copies of the model, but got "
-            f"{type(averages).__name__}; write averages=[ema]"
-        )
-    return [list(sparse_layers(average).values()) for average in averages]
-
-
 def check_layers(
     layers: Layers, optimizer: torch.optim.Optimizer, averages: Sequence[Sequence[SparseConv1d]]
 ) -> None:
     """Refuse values that the optimizer does not hold, and averages of something else."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     owner: dict[int, str] = {}
     for name, layer in layers.items():
-        check_held(name, layer, optimizer)
+        if id(layer.values) not in held and layer.values.requires_grad:
+            raise ValueError(
+                f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
+                f"of layer {name!r}; construct it with model.parameters(), or freeze the layer"
+            )
         if owner.setdefault(id(layer.values), name) != name:
             raise ValueError(
                 f"each SparseConv1d must have its own `values`, but {owner[id(layer.values)]!r}"
                 f" and {name!r} share theirs; use one layer in both places"
             )
     for average in averages:
-        if len(average) != len(layers):
-            raise ValueError(_OTHER_AVERAGE)
-        for own, layer in zip(layers.values(), average, strict=True):
-            check_average(layer, own)
+        if [layer.pattern for layer in average] != [layer.pattern for layer in layers.values()]:
+            raise ValueError(OTHER_AVERAGE)
+        for layer in average:
             if id(layer.values) in owner:
                 raise ValueError(
                     f"averages must be copies of the model, but one has the `values` of layer "
@@ -54,27 +45,10 @@ def check_layers(
                 )
 
 
-def check_held(name: str, layer: SparseConv1d, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse values that are to be trained by something else than the optimizer."""
-    check_movable(layer, same_pattern=True)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if id(layer.values) not in held and layer.values.requires_grad:
-        raise ValueError(
-            f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
-            f"of layer {name!r}; construct it with model.parameters(), or freeze the layer"
-        )
-
-
-_OTHER_AVERAGE = (
+OTHER_AVERAGE = (
     "averages must be copies of the model with its current patterns, but one differs; "
     "start a new one after a change of pattern that this scheduler did not make"
 )
-
-
-def check_average(average: SparseConv1d, layer: SparseConv1d) -> None:
-    """Refuse a layer of another pattern, to which the same change would do something else."""
-    if average.pattern != layer.pattern:
-        raise ValueError(_OTHER_AVERAGE)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

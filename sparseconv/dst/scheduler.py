@@ -150,8 +150,6 @@ class DSTScheduler:
         check_growth(grow)
         self.grow = grow
         self.seed = integer("seed must be an int", seed)
-        if not -(2**63) <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in [-2**63, 2**64), but got {self.seed}")
         self.step_count = self.updates = 0
         self._optimizer = optimizer
         self._generator = torch.Generator("cpu").manual_seed(self.seed)
@@ -161,7 +159,7 @@ class DSTScheduler:
                 "model must hold at least one SparseConv1d, but it has none; "
                 "make one of an nn.Conv1d with SparseConv1d.from_dense(conv)"
             )
-        self._averages = checks.layers_of(averages)
+        self._averages = [list(checks.sparse_layers(average).values()) for average in averages]
         self._ranks = Ranks(process_group)
         self._ranks.agree(self._check_layers, self._fingerprint, _HINT)
         for layer in self._layers.values():
@@ -218,8 +216,8 @@ class DSTScheduler:
             RuntimeError: gradient growth, but no backward pass went through some layer since the
                 last ``step()``; a rank that failed, or chose another pattern; a model or average
                 made in inference mode.
-            ValueError: the optimizer no longer holds some layer's ``values``, or has state for
-                another number of them; averages that no longer fit the model.
+            ValueError: the optimizer has state for another number of ``values``; averages that
+                no longer fit the model.
             NotImplementedError: ``values`` or state of the optimizer that cannot follow, as where
                 they were moved into shared memory since.
             In each case nothing has moved.
@@ -229,21 +227,16 @@ class DSTScheduler:
         changes = self._plan() if self._is_due(self.step_count + 1) else []
         # Half an update would be a wrong model.
         with ctrl_c_waits() if changes else nullcontext():
-            self._update(changes)
+            if changes:
+                self._ever_active.record()
+                self.updates += 1
+            for change in changes:
+                for rewire in change.rewire:
+                    rewire()
+                self._ever_active.add(change.name, change.pattern, change.grown)
             self.step_count += 1
         self._watch_next_step()
         return bool(changes)
-
-    def _update(self, changes: list[_Change]) -> None:
-        """Do what was planned; all of it was computed before."""
-        if not changes:
-            return
-        self.updates += 1
-        self._ever_active.record()
-        for change in changes:
-            for rewire in change.rewire:
-                rewire()
-            self._ever_active.add(change.name, change.pattern, change.grown)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the model's and the optimizer's state."""
@@ -257,44 +250,22 @@ class DSTScheduler:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where ``state_dict()`` was taken; all or nothing.
+        """Continue where ``state_dict()`` was taken.
 
         Raises:
             ValueError: not the state of a scheduler with these settings over these layers.
         """
-        own = self.state_dict()
-        if not isinstance(state_dict, Mapping) or state_dict.keys() != own.keys():
-            came = list(state_dict) if isinstance(state_dict, Mapping) else type(state_dict)
-            raise ValueError(f"expected a DSTScheduler state with keys {list(own)}, but got {came}")
-        for key in ("hyperparameters", "shapes"):
-            if state_dict[key] != own[key]:
+        for key, own in self.state_dict().items():
+            if key in ("hyperparameters", "shapes") and state_dict.get(key) != own:
                 raise ValueError(
-                    f"the state is of another scheduler: expected {key} {own[key]}, but got "
-                    f"{state_dict[key]}; build model and scheduler as when it was saved"
-                )
-        step_count = count("step_count", state_dict["step_count"], 0)
-        updates = count("updates", state_dict["updates"], 0)
-        if updates > step_count:
-            raise ValueError(f"expected updates <= step_count, but got {updates} > {step_count}")
-        ever_active = state_dict["ever_active"]
-        for name, bits in own["ever_active"].items():
-            found = ever_active.get(name)
-            if [getattr(found, key, None) for key in ("dtype", "shape")] != [
-                bits.dtype,
-                bits.shape,
-            ]:
-                raise ValueError(
-                    f"expected ever_active[{name!r}] to be a uint8 tensor of shape "
-                    f"{list(bits.shape)}, but got {found!r}"
+                    f"the state is of another scheduler: expected {key} {own}, but got "
+                    f"{state_dict.get(key)}; build model and scheduler as when it was saved"
                 )
         generator = torch.Generator("cpu")
-        try:
-            generator.set_state(state_dict["generator"])
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"expected a state of a CPU torch.Generator: {error}") from error
-        self.step_count, self.updates = step_count, updates
+        generator.set_state(state_dict["generator"])
+        self._ever_active.load(state_dict["ever_active"])
+        self.step_count, self.updates = state_dict["step_count"], state_dict["updates"]
         self._generator = generator
-        self._ever_active.load(ever_active)
         self._watch_next_step()
 
     def _hyperparameters(self) -> dict[str, Any]:
@@ -312,8 +283,8 @@ class DSTScheduler:
         if self.grow != "static":
             checks.check_optimizer(self._optimizer)
             for own, *copies in zip(self._layers.values(), *self._averages, strict=True):
-                for layer in (own, *copies):
-                    check_movable(layer, same_pattern=not own.values.requires_grad)
+                for layer in (own, *copies) if own.values.requires_grad else ():
+                    check_movable(layer)
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
@@ -358,10 +329,9 @@ class DSTScheduler:
         layer = self._layers[name]
         averages = [average[list(self._layers).index(name)] for average in self._averages]
         state = self._optimizer.state.get(layer.values, {})
-        checks.check_held(name, layer, self._optimizer)
         checks.check_state(name, layer.values, state)
-        for average in averages:
-            checks.check_average(average, layer)
+        if any(average.pattern != layer.pattern for average in averages):
+            raise ValueError(checks.OTHER_AVERAGE)
         if self.grow == "gradient" and dense_grad is None:
             raise RuntimeError(checks.unseen(name, self.step_count))
         how: dict[str, Any] = {"grow": self.grow, "generator": self._generator}

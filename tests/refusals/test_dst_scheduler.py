@@ -68,7 +68,6 @@ def inference_copy(model: nn.Module) -> list[nn.Module]:
     ),
     (make(with_shared_values()), ValueError, "'a' and 'b' share theirs"),
     (make(with_regions((Region((0, 4), (0, 6)),))), ValueError, "does not lie inside a weight of"),
-    (make(with_regions(((0, 4), (0, 5)))), TypeError, "sequence of Region"),
     (make(update_every=0), ValueError, "update_every must be at least 1"),
     (make(end_step=2.5), TypeError, "end_step must be an int"),
     (make(decay_steps=0), ValueError, "decay_steps must be at least 1"),
@@ -76,12 +75,10 @@ def inference_copy(model: nn.Module) -> list[nn.Module]:
     (make(prune_fraction="a"), TypeError, "prune_fraction must be a number, but got a str"),
     (make(prune_floor=0.6), ValueError, "prune_floor=0.6 and prune_fraction=0.5"),
     (make(seed=None), TypeError, "seed must be an int, but got None"),
-    (make(seed=2**64), ValueError, "seed must lie in [-2**63, 2**64)"),
     (make(grow="rigl"), ValueError, "grow must be one of 'random', 'gradient', 'static'"),
     (averaged(lambda m: [m]), ValueError, "the `values` of layer '0' itself"),
     (averaged(lambda m: [two_layers(seed=1)]), ValueError, "model with its current patterns"),
     (averaged(lambda m: [m[:1]]), ValueError, "averages must be copies of the model"),
-    (averaged(lambda m: m), TypeError, "write averages=[ema]"),
     (averaged(lambda m: [copy.deepcopy(m).share_memory()]), NotImplementedError, "shared memory"),
     (averaged(inference_copy), RuntimeError, "made in torch.inference_mode()"),
 )
@@ -89,36 +86,15 @@ def test_scheduler(call: Callable[[], Any], error: type[Exception], fragment: st
     refuses(call, error, fragment)
 
 
-Change = Callable[[dict[str, Any]], Any]
-
-
-def put(key: str, value: Any) -> Change:
-    return lambda state: {**state, key: value}
-
-
 @pytest.mark.promise("P5")
-@pytest.mark.parametrize(
-    ("change", "fragment"),
-    [
-        (lambda state: {"last_epoch": 3}, r"but got \['last_epoch'\]"),
-        (put("shapes", {"0": (6, 2, 7)}), "of another scheduler: expected shapes"),
-        (put("hyperparameters", {"update_every": 4}), "but got {'update_every': 4}"),
-        (put("updates", 2), "expected updates <= step_count, but got 2 > 1"),
-        (put("generator", torch.zeros(3)), "state of a CPU torch.Generator"),
-        (put("ever_active", {}), r"ever_active\['0'\] to be a uint8 tensor"),
-        (
-            lambda state: put("ever_active", {**state["ever_active"], "2": torch.zeros(3)})(state),
-            r"ever_active\['2'\].*shape \[15\]",
-        ),
-    ],
-)
-def test_a_foreign_state_changes_nothing(change: Change, fragment: str) -> None:
+@pytest.mark.parametrize("key", ["hyperparameters", "shapes"])
+def test_a_foreign_state_changes_nothing(key: str) -> None:
     model, optimizer, dst = scheduled(None, "Adam")
     other = DSTScheduler(model, optimizer, update_every=1, end_step=9)
     other.step()
     before = snapshot(model, optimizer, dst)
-    with pytest.raises(ValueError, match=fragment):
-        dst.load_state_dict(change(other.state_dict()))
+    with pytest.raises(ValueError, match=f"of another scheduler: expected {key}.* but got {{}}"):
+        dst.load_state_dict({**other.state_dict(), key: {}})
     assert same(snapshot(model, optimizer, dst), before)
     dst.load_state_dict(other.state_dict())  # unchanged, it is taken
     assert same(dst.state_dict(), other.state_dict())

@@ -99,7 +99,6 @@ SOURCE = torch.arange(120)
         (lambda layer: layer.set_pattern(FULL, torch.ones(119)), ValueError),
         (lambda layer: layer.set_pattern(FULL, [0.0] * 120), TypeError),
         (lambda layer: layer.set_pattern(FULL, torch.ones(120, dtype=torch.int64)), TypeError),
-        (lambda layer: layer.rewire(FULL, SOURCE.float()), TypeError),
         (lambda layer: layer.rewire(FULL, SOURCE[1:]), ValueError),
         (lambda layer: layer.rewire(FULL, SOURCE), ValueError),
         (lambda layer: layer.rewire(FULL, SOURCE % 24, [torch.ones(120)]), ValueError),
