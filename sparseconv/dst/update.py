@@ -209,7 +209,7 @@ def check_growth(grow: str) -> None:
 
 def check_regions(regions: Sequence[Region], shape: tuple[int, int, int]) -> None:
     """Refuse regions that overlap or do not lie inside a weight of this shape."""
-    if not len(regions):
+    if not regions:
         return
     first, end = np.array(regions).transpose(2, 0, 1)
     wrong = (first < 0) | (first > end) | (end > (shape[0], shape[2]))
