@@ -279,12 +279,12 @@ class DSTScheduler:
         return self.grow != "static" and step <= self.end_step and step % self.update_every == 0
 
     def _check_layers(self) -> None:
-        checks.check_layers(self._layers, self._optimizer, self._averages)
         if self.grow != "static":
             checks.check_optimizer(self._optimizer)
-            for own, *copies in zip(self._layers.values(), *self._averages, strict=True):
+            for own, *copies in zip(self._layers.values(), *self._averages, strict=False):
                 for layer in (own, *copies) if own.values.requires_grad else ():
                     check_movable(layer)
+        checks.check_layers(self._layers, self._optimizer, self._averages)
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
