@@ -21,14 +21,9 @@ def check_layers(
     layers: Layers, optimizer: torch.optim.Optimizer, averages: Sequence[Sequence[SparseConv1d]]
 ) -> None:
     """Refuse values that the optimizer does not hold, and averages of something else."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    check_held(layers, optimizer)
     owner: dict[int, str] = {}
     for name, layer in layers.items():
-        if id(layer.values) not in held and layer.values.requires_grad:
-            raise ValueError(
-                f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
-                f"of layer {name!r}; construct it with model.parameters(), or freeze the layer"
-            )
         if owner.setdefault(id(layer.values), name) != name:
             raise ValueError(
                 f"each SparseConv1d must have its own `values`, but {owner[id(layer.values)]!r}"
@@ -43,6 +38,18 @@ def check_layers(
                     f"averages must be copies of the model, but one has the `values` of layer "
                     f"{owner[id(layer.values)]!r} itself; use AveragedModel or copy.deepcopy"
                 )
+
+
+def check_held(layers: Layers, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse values that are to be trained by something else than the optimizer."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, layer in layers.items():
+        values = layer._parameters.get("values")
+        if values is not None and values.requires_grad and id(values) not in held:
+            raise ValueError(
+                f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
+                f"of layer {name!r}; construct it with model.parameters(), or freeze the layer"
+            )
 
 
 OTHER_AVERAGE = (

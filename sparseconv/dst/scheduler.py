@@ -216,8 +216,8 @@ class DSTScheduler:
             RuntimeError: gradient growth, but no backward pass went through some layer since the
                 last ``step()``; a rank that failed, or chose another pattern; a model or average
                 made in inference mode.
-            ValueError: the optimizer has state for another number of ``values``; averages that
-                no longer fit the model.
+            ValueError: the optimizer no longer holds some layer's ``values``, or has state for
+                another number of them; averages that no longer fit the model.
             NotImplementedError: ``values`` or state of the optimizer that cannot follow, as where
                 they were moved into shared memory since.
             In each case nothing has moved.
@@ -299,6 +299,7 @@ class DSTScheduler:
             seen = [grad for grad in gradients.values() if grad is not None]
             if not all(grad.isfinite().all() for grad in seen):  # the same on all ranks
                 return []
+            checks.check_held(self._layers, self._optimizer)
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
             plans = [self._plan_layer(name, fraction, gradients.get(name)) for name in training]
             return [plan for plan in plans if plan is not None]
