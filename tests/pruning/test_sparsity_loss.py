@@ -104,7 +104,7 @@ def test_inception_time_counts_each_module_after_its_addition() -> None:
     assert {tuple(y.shape) for y in found.values()} == {(5, 16, 12)}
     assert all((y >= 0).all() for y in found.values())  # after ReLU
     assert (stages[2].module, stages[5].module) == ("blocks.0", "blocks.1")
-    # Every third is the sum with the shortcut.
+    # The addition comes before the last ReLU.
     parts = outputs_of(copy.deepcopy(model), ["blocks.0.body", "blocks.0.shortcut"], X)
     total = parts["blocks.0.body"] + parts["blocks.0.shortcut"]
     assert torch.equal(found["blocks.0"], F.relu(total))
