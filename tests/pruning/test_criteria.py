@@ -255,34 +255,6 @@ def test_activations_of_dsp(flat: bool) -> None:
         assert (report.scores > eps).sum() == len(UNITS) - count
 
 
-class Beside(nn.Module):
-    """Two layers, and the input, concatenated: of each other's scales they are independent."""
-
-    def __init__(self, scale: float, other: float) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.scale = scale
-        self.a, self.c = nn.Conv1d(2, 6, 3, padding=1, bias=False), nn.Conv1d(2, 4, 1, bias=False)
-        self.c.weight.data *= other
-        self.b = nn.Conv1d(12, 3, 1)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = self.b(torch.cat([x * self.scale, self.a(x), self.c(x)], dim=1))
-        return found.mean(2).log_softmax(1)
-
-
-@pytest.mark.parametrize(("scale", "other"), [(1000.0, 1.0), (1.0, 0.004), (1.0, 250.0)])
-def test_dsp_compares_the_filters_of_a_layer_with_each_other(scale: float, other: float) -> None:
-    model = Beside(scale, other)
-    report = sc.prune_filters(model, x, DSP(x)).report
-    assert [layer.filters for layer in report.layers] == [(6, 6), (4, 4), (3, 3)]
-    model.a.weight.data[2] *= 1e-4
-    model.c.weight.data[1] *= 1e-4
-    report = sc.prune_filters(model, x, DSP(x)).report
-    assert [layer.kept for layer in report.layers[:2]] == [(0, 1, 3, 4, 5), (0, 2, 3)]
-
-
 def test_the_default_of_dsp_is_1_percent() -> None:
     model = nn.Sequential(nn.Conv1d(1, 4, 1, bias=False), nn.Conv1d(4, 2, 1)).double()
     model[0].weight.data.copy_(torch.tensor([1, 0.011, 0.009, 0])[:, None, None])

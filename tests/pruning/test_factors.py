@@ -19,19 +19,9 @@ EPS = torch.finfo(torch.float64).eps
 
 
 def stacked(convs: Any, method: str) -> np.ndarray:
-    """The matrix whose best approximation the method asks for, entry by entry."""
-    n, (o, i, k) = len(convs), convs[0].weight.shape
-    matrix = np.zeros((i * k, n * o) if method != "right" else (n * i * k, o))
-    for layer, conv in enumerate(convs):
-        for out, row in enumerate(conv.weight.tolist()):
-            for channel, taps in enumerate(row):
-                for tap, value in enumerate(taps):
-                    at = channel * k + tap
-                    if method == "right":
-                        matrix[layer * i * k + at, out] = value
-                    else:
-                        matrix[at, layer * o + out] = value
-    return matrix
+    """The matrix whose best approximation the method asks for: one above or next to another."""
+    weights = [conv.weight.detach().flatten(1).numpy() for conv in convs]
+    return np.concatenate(weights, axis=int(method == "right"))
 
 
 def rounding(matrix: np.ndarray) -> float:
