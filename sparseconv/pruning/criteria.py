@@ -59,7 +59,8 @@ class Criterion(ABC):
         """
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        settings = [f"{key}={x}" for key, x in vars(self).items() if isinstance(x, int | float)]
+        return f"{type(self).__name__}({', '.join(settings)})"
 
 
 class Magnitude(Criterion):
@@ -88,9 +89,6 @@ class Magnitude(Criterion):
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
         return _by_set(channels, lambda filters: filters.norm(self.p, dim=1))
-
-    def __repr__(self) -> str:
-        return f"Magnitude(p={self.p})"
 
 
 class HC(Criterion):
@@ -201,9 +199,6 @@ class Jacobian(Criterion):
                     if layer.reads:
                         found += channels.sums(inputs, layer.inputs).square()
         return found
-
-    def __repr__(self) -> str:
-        return f"Jacobian(batches={self.batches})"
 
 
 class DSP(Criterion):

@@ -16,7 +16,7 @@ BATCH = 64  # series, where data are whole arrays
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode; restore modes, buffers and torch's generator afterwards.
+    """Put a model in eval mode; restore modes and torch's generator afterwards.
 
     Raises:
         ValueError: a lazy module was never run.
@@ -25,7 +25,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         if is_lazy(tensor):
             raise ValueError(f"{name!r} has no shape yet; run the model once on a series")
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.random.fork_rng(devices=[]):
         try:
             model.eval()
@@ -33,10 +32,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
-            with torch.no_grad():
-                for buffer, content in buffers:
-                    if not torch.equal(buffer, content):
-                        buffer.copy_(content)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv.nn.modules import check_module, deepcopy_model, replace
-from sparseconv.pruning.channels import Channels, Layer, UnitSet, kept_channels
+from sparseconv.pruning.channels import Channels, UnitSet, kept_channels
 from sparseconv.pruning.surgery import remove, shorten
 
 SLOWER = 5  # times slower than other weights do those of a pair move (under Adam)
@@ -152,21 +152,18 @@ def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str,
 
 
 def _can_be_paired(channels: Channels, group: UnitSet) -> bool:
-    return all(
-        _can_have_a_pair(layer)
+    tied = [
+        layer
         for name, layer in channels.layers.items()
         if name in group.rows or (layer.reads and torch.isin(layer.inputs, group.units).any())
-    )
-
-
-def _can_have_a_pair(layer: Layer) -> bool:
-    module = layer.module
-    return (
-        type(module) in DENSE
+    ]
+    return all(
+        type(layer.module) in DENSE
         and layer.groups == 1
         and len(layer.inputs) <= WIDEST
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and all(parameter.requires_grad for parameter in module.parameters())
+        and not (layer.module._forward_hooks or layer.module._forward_pre_hooks)
+        and all(parameter.requires_grad for parameter in layer.module.parameters())
+        for layer in tied
     )
 
 

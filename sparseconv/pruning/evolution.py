@@ -66,23 +66,27 @@ class Evolutionary(Criterion):
         generations: int = 10,
         seed: int = 0,
     ) -> None:
-        self.data, self.cases = data, count("cases", cases)
-        self.tolerance = number("tolerance", tolerance)
+        self.data, self.tolerance = data, number("tolerance", tolerance)
         if not 0 <= self.tolerance <= 1:
             raise ValueError(f"tolerance must lie in [0, 1], but got {tolerance}")
+        self.cases = count("cases", cases)
         self.population = count("population", population, 2)
         self.generations = count("generations", generations)
         self.seed = count("seed", seed, 0)
-        _require_pymoo()
+        try:
+            import pymoo  # noqa: F401
+        except ImportError as error:
+            raise RuntimeError(
+                "Evolutionary needs pymoo; install it with pip install 'sparseconv[pruning]'"
+            ) from error
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
         """1 for each unit that the search keeps, else 0."""
         kept = torch.ones(channels.n_units, dtype=torch.bool)
-        batches, missing = [], self.cases
+        batches, found = [], 0
         for batch in batches_of("Evolutionary", model, self.data, self.cases):
             batches.append(batch)
-            missing -= len(batch[0])
-            if missing <= 0:
+            if (found := found + len(batch[0])) >= self.cases:
                 break
         x, y = (torch.cat(parts)[: self.cases] for parts in zip(*batches, strict=True))
         weights = [(weight, weight.detach().clone()) for weight in model.parameters()]
@@ -142,10 +146,6 @@ class Evolutionary(Criterion):
         best = np.where(good)[0][found.F[good, 1].argmin()]
         return torch.from_numpy(np.asarray(found.X[best], dtype=bool))
 
-    def __repr__(self) -> str:
-        names = ("tolerance", "cases", "population", "generations", "seed")
-        return f"Evolutionary({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
-
 
 def _check_judgeable(outputs: Tensor, y: Tensor) -> None:
     """Refuse what would count as errors in silence."""
@@ -157,12 +157,3 @@ def _check_judgeable(outputs: Tensor, y: Tensor) -> None:
     n, classes = outputs.shape
     if y.shape != (n,) or not ((y >= 0) & (y < classes) & (y == y.round())).all():
         raise ValueError(f"expected a class index from 0 to {classes - 1} for each series, got {y}")
-
-
-def _require_pymoo() -> None:
-    try:
-        import pymoo  # noqa: F401
-    except ImportError as error:
-        raise RuntimeError(
-            "Evolutionary needs pymoo; install it with pip install 'sparseconv[pruning]'"
-        ) from error

@@ -75,7 +75,14 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
                 f"({type(error).__name__}: {error})"
             ) from error
     tracer.fix(*output_tensors(out))
-    tracer.check_all_called()
+    for name, module in model.named_modules():  # what only training calls fits no longer then
+        left = isinstance(module, PRUNABLE) and name not in tracer.begun
+        if left and module not in tracer.ignored:
+            raise UnknownLayerError(
+                f"{name!r} is not called in eval mode, so that what it reads cannot be followed; "
+                "name it in ignore, with the layers whose outputs it reads and those that read its "
+                "own, which then keep their channels"
+            )
     series = (len(x) for x in tree_leaves(arguments) if isinstance(x, Tensor) and x.dim() > 1)
     n_series = max(1, next(series, 1))
     flops = tracer.flops.get_total_flops() - tracer.flops_of_layers
@@ -334,17 +341,6 @@ class _Tracer(TorchFunctionMode):
             f"({type(self.model.get_submodule(where)).__name__}); name {around} in ignore, and all "
             "of its channels are kept"
         )
-
-    def check_all_called(self) -> None:
-        """Refuse layers that only training calls: they would no longer fit what they read."""
-        for name, module in self.model.named_modules():
-            left = isinstance(module, PRUNABLE) and name not in self.begun
-            if left and module not in self.ignored:
-                raise UnknownLayerError(
-                    f"{name!r} is not called in eval mode, so that what it reads cannot be "
-                    "followed; name it in ignore, with the layers whose outputs it reads and those "
-                    "that read its own, which then keep their channels"
-                )
 
 
 def _differing(numbers: Tensor, along: Iterable[int]) -> int | None:

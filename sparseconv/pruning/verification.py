@@ -73,11 +73,9 @@ def with_random_weights(model: nn.Module) -> nn.Module:
     copied = deepcopy_model(model)
     for module in copied.modules():
         for name, tensor in module.named_parameters(recurse=False):
-            filters = len(tensor) if tensor.dim() > 1 else 0
-            if isinstance(module, SparseConv1d) and name == "values":
-                filters = module.out_channels
             random = torch.rand(tensor.shape, generator=rng) + 0.5
-            if filters:
+            if tensor.dim() > 1 or (isinstance(module, SparseConv1d) and name == "values"):
+                filters = getattr(module, "out_channels", len(tensor))
                 random *= torch.randint(0, 2, tensor.shape, generator=rng) * 2 - 1
                 random *= (2 * filters / max(1, tensor.numel())) ** 0.5  # as Kaiming's
             tensor.copy_(random)
