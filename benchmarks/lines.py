@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparseconv.core.folders import locked
+from sparseconv.measure.machine import measurement_context
 
 
 def read_lines(
@@ -57,6 +58,24 @@ def add_line(path: Path, row: Mapping[str, Any]) -> None:
         file.write(begun + json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def add_missing(
+    path: Path, keys: Sequence[str], jobs: Mapping[tuple[Any, ...], Callable[[], dict[str, Any]]]
+) -> None:
+    """Measure and add the rows that a file does not hold yet, each with the machine's description.
+
+    Args:
+        path: the file.
+        keys: the fields by which a row is known.
+        jobs: what measures the further fields of a row, by the values of ``keys``.
+    """
+    done = {tuple(row[key] for key in keys) for row in read_lines(path)}
+    for values, measure in jobs.items():
+        if values not in done:
+            row = dict(zip(keys, values, strict=True)) | measure()
+            add_line(path, row | {"machine": measurement_context()})
+            print(*values, flush=True)
 
 
 def _whole(content: bytes) -> int:

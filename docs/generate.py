@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import classifiers, plots, published_networks, readme, unpruned
+from benchmarks import plots, readme
 from benchmarks.edge import measure as edge_rows
 from benchmarks.edge import report as edge_report
 from benchmarks.paper import report
+from benchmarks.studies import classifiers, published_networks, unpruned
 from sparseconv.bench import document, tables
 from sparseconv.measure.table import threads_text
 
@@ -36,7 +37,7 @@ def write_all(folder: Path) -> None:
         ),
         "saved": lambda: figure(pictures[0], captions["saved"]),
         "dense_wins": lambda: tables.faster_baselines(bench["rows"]).markdown(),
-        "published_networks": networks,
+        "published_networks": published_networks.section,
         "unpruned": unpruned.section,
         "edge": lambda: edge_report.section(edge_rows.rows_of(), folder / "edge.png"),
         "random_kernels": lambda: random_kernels(folder),
@@ -54,18 +55,9 @@ def figure(path: Path, caption: str) -> str:
     return f"```{{figure}} {path}\n:alt: {caption}\n\n{caption}\n```"
 
 
-def networks() -> str:
-    """Networks of other packages, pruned and converted."""
-    if not published_networks.RESULTS.exists():
-        return "Not measured yet: `python -m benchmarks.published_networks` does."
-    return published_networks.table()
-
-
 def random_kernels(folder: Path) -> str:
     """Times of the features, and of classifiers that are made of them."""
     bench = readme.recorded()
-    if not bench.get("random_kernels") or not classifiers.rows_of():
-        return "Not measured yet: `python -m sparseconv bench --suites random_kernels` does."
     picture = classifiers.draw(folder / "classifiers.png").relative_to(ROOT / "docs")
     caption = (
         "Random kernels: aeon's classifiers (orange), ours (blue), and DSN (green, hollow: timed "
@@ -87,8 +79,7 @@ def random_kernels(folder: Path) -> str:
                 for count in sorted({row["threads"] for row in bench["random_kernels"]})
             ),
             figure(picture, caption),
-            classifiers.about(),
-            classifiers.table().markdown(),
+            classifiers.section(),
         )
     )
 

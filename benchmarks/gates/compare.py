@@ -24,16 +24,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -51,23 +51,16 @@ ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 LIMIT = 1.10
 ROUNDS = 60
-# A turn lasts about so long: far longer than a message takes, shorter than other tenants' turns.
-TURN_SECONDS = 3e-3
+TURN_SECONDS = 3e-3  # far longer than a message takes, shorter than other tenants' turns
 
 Key = tuple[str, str]  # row, computation
 
 
-def cores_of_this_process() -> list[int]:
-    """Numbers of the cores that it may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 class Side(Protocol):
-    """One of the two trees, ready to run; returns seconds per call."""
+    """One of the two trees, ready to run."""
 
-    def seconds(self, row: str, computation: str, repeats: int, /) -> float: ...
+    def seconds(self, row: str, computation: str, repeats: int, /) -> float:
+        """Run a computation so many times; seconds per call."""
 
 
 class Result(NamedTuple):
@@ -86,7 +79,7 @@ class Result(NamedTuple):
 
 
 def measure(base: Side, present: Side, key: Key, *, rounds: int, seed: int) -> Result:
-    """Let the two sides take turns with one computation."""
+    """Time one computation of the two sides in turns."""
     once = max(side.seconds(*key, 1) for side in (base, present))
     repeats = max(1, round(TURN_SECONDS / once))
     elapsed = 0.0
@@ -117,7 +110,7 @@ def compare(
     rounds: int = ROUNDS,
     limit: float = LIMIT,
 ) -> list[Result]:
-    """Measure every key; those that look slower are measured once more, by sides started afresh."""
+    """Measure every key, and those that look slower once more, by sides started afresh."""
     found: dict[Key, Result] = {}
     for attempt in range(2):
         with sides() as (base, present):
@@ -130,11 +123,7 @@ def compare(
 
 
 class Worker:
-    """A process that runs one tree's code.
-
-    Raises:
-        CompareError: from any method, if the process ended.
-    """
+    """A process that runs one tree's code."""
 
     def __init__(self, tree: Path, rows: Path, results: Path, threads: int) -> None:
         self.tree = tree
@@ -147,36 +136,29 @@ class Worker:
             "OMP_WAIT_POLICY": "passive",
             "OMP_NUM_THREADS": str(threads),
         }
-        # The same cores for every worker; some systems do not let a process choose.
-        pinned = cores_of_this_process()[-threads:] if hasattr(os, "sched_getaffinity") else []
-        # -P: a script's folder is no place to import from.
-        words = [tree, rows, results, threads, *pinned]
+        cores = sorted(os.sched_getaffinity(0))[-threads:]  # the same ones for every worker
+        words = map(str, [tree, rows, results, threads, *cores])
         self._process = subprocess.Popen(
-            [sys.executable, "-P", WORKER, *map(str, words)],
+            [sys.executable, "-P", WORKER, *words],  # -P: import nothing from the worker's folder
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def wait(self) -> str:
-        """Wait until the results are written; returns which kernels computed them."""
+        """Wait for the answer: at first which kernels computed the results, then seconds."""
         assert self._process.stdout is not None
-        answer = self._process.stdout.readline().strip()
-        return answer or self._fail()
+        if answer := self._process.stdout.readline().strip():
+            return answer
+        raise CompareError(f"the worker of {self.tree} ended with code {self._process.wait()}")
 
     def seconds(self, row: str, computation: str, repeats: int, /) -> float:
         assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps([row, computation, repeats]) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._fail()
+        self._process.stdin.write(json.dumps([row, computation, repeats]) + "\n")
+        self._process.stdin.flush()
         return float(self.wait())
 
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
-
-    def _fail(self) -> NoReturn:
-        raise CompareError(f"the worker of {self.tree} ended with code {self._process.wait()}")
 
 
 @contextmanager
@@ -189,25 +171,22 @@ def workers(
         WrongResultError: a result is wrong, so its speed means nothing.
         CompareError: a worker does not start.
     """
-    started: dict[str, Worker] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         torch.save([row[:3] for row in rows], folder / "rows")
-        try:
-            for name, tree in (("base", base), ("present", present)):
-                started[name] = Worker(tree, folder / "rows", folder / name, threads)
-            for name, worker in started.items():
-                print(f"{name} is measured: cpp {worker.wait()}", flush=True)
-                results = torch.load(folder / name)
-                for row in rows:
-                    try:
-                        row.check(results[row.name])
-                    except WrongResultError as error:
-                        raise WrongResultError(f"{name}, {row.name}: {error}") from error
-            yield started["base"], started["present"]
-        finally:
-            for worker in started.values():
-                worker.close()
+        started = {}
+        for name, tree in (("base", base), ("present", present)):
+            started[name] = Worker(tree, folder / "rows", folder / name, threads)
+            stack.callback(started[name].close)
+        for name, worker in started.items():
+            print(f"{name} is measured: cpp {worker.wait()}", flush=True)
+            results = torch.load(folder / name)
+            for row in rows:
+                try:
+                    row.check(results[row.name])
+                except WrongResultError as error:
+                    raise WrongResultError(f"{name}, {row.name}: {error}") from error
+        yield started["base"], started["present"]
 
 
 def table(results: Sequence[Result], limit: float) -> Table:
@@ -231,23 +210,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=Path, metavar="FILE", help="your own layers (JSON)")
     parser.add_argument(
         "--steps", type=int, nargs="*", metavar="L",
-        help="lengths of the training steps (24 128; none beside --cases)",
+        help="lengths of the training steps (24 128; none with --cases)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="pairs per comparison")
     arguments = parser.parse_args(argv)
-    if not 1 <= arguments.limit < math.inf:
-        parser.error(f"--limit must be a number of 1 or more, but got {arguments.limit}")
-    if arguments.rounds < timing.LEAST_ROUNDS:
-        parser.error(
-            f"--rounds must be {timing.LEAST_ROUNDS} or more, or no interval of 95 % exists, but "
-            f"got {arguments.rounds}"
-        )
-    cores = len(cores_of_this_process())
-    if not 1 <= arguments.threads <= cores:
-        parser.error(f"--threads must be 1 to {cores}, the cores here, but got {arguments.threads}")
-    if min(arguments.steps or [1]) < 1:
-        parser.error(f"--steps must be lengths of 1 or more, but got {min(arguments.steps)}")
     try:
         return run(arguments)
     except (CompareError, WrongResultError) as error:
@@ -273,12 +240,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"base: {heads[0]} ({arguments.base}); present: {heads[1]}{changed}")
         print("building both trees", flush=True)
         base, present = build(tree, tree.parent / "base"), build(ROOT, tree.parent / "present")
-        results = compare(
-            lambda: workers(base, present, rows, threads=threads),
-            keys,
-            rounds=arguments.rounds,
-            limit=limit,
-        )
+        sides = partial(workers, base, present, rows, threads=threads)
+        results = compare(sides, keys, rounds=arguments.rounds, limit=limit)
     about = measurement_context()
     print(f"{about['cpu']}, {threads} thread(s), torch {about['torch']}, {about['date']}\n")
     print(table(results, limit).markdown())

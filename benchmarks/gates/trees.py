@@ -1,4 +1,4 @@
-"""The two trees that are compared: a commit checked out beside the repository, and builds."""
+"""The two trees that are compared: a checked out commit and the present one, each with a build."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ class CompareError(RuntimeError):
 
 
 def git(repo: Path, *words: str) -> str:
-    """Raises CompareError, with what git says."""
-    try:
-        done = subprocess.run(["git", *words], cwd=repo, capture_output=True, text=True, check=True)
-    except OSError as error:
-        raise CompareError(f"bench-check needs git: {error}") from error
-    except subprocess.CalledProcessError as error:
-        raise CompareError(f"git {' '.join(words)} failed: {error.stderr.strip()}") from error
+    """Run git, and return what it prints.
+
+    Raises:
+        CompareError: with the words of git.
+    """
+    done = subprocess.run(["git", *words], cwd=repo, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CompareError(f"git {' '.join(words)} failed: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
 @contextmanager
 def worktree(repo: Path, ref: str) -> Iterator[Path]:
-    """Check a commit out beside ``repo``; nothing of it is left afterwards, whatever happens."""
+    """Check a commit out into a new folder, which is removed afterwards, whatever happens."""
     folder = Path(tempfile.mkdtemp(prefix="sparseconv-base-")).resolve()
     try:
         commit = git(repo, "rev-parse", "--verify", "--end-of-options", ref + "^{commit}")
@@ -41,7 +42,7 @@ def worktree(repo: Path, ref: str) -> Iterator[Path]:
 
 
 def build(tree: Path, into: Path) -> Path:
-    """Build a tree's package into a folder of its own; returns what to import it from.
+    """Build a tree's package into another folder; returns what to import it from.
 
     Raises:
         CompareError: with the end of the build's output.

@@ -1,6 +1,6 @@
 """One tree's side of ``benchmarks.gates.compare``: computes on request, and times itself.
 
-``worker.py TREE ROWS RESULTS THREADS [CORE ...]`` uses public names of ``sparseconv`` alone, so it
+``worker.py TREE ROWS RESULTS THREADS CORE ...`` uses public names of ``sparseconv`` alone, so it
 runs on the tree of any commit. A request is a line of JSON, ``[row, computation, repeats]``; the
 answer is a line with seconds per call. The first line says which kernels run.
 """
@@ -27,7 +27,7 @@ Calls = dict[str, Callable[[], Tensor]]
 
 
 def layer(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[str, Any]) -> Calls:
-    """The three computations. Autograd computes only the gradient that is asked for."""
+    """Compute the three computations. Autograd computes only the gradient that is asked for."""
     pattern = sc.KernelCSR.from_mask(mask)
 
     def convolve(x: Tensor, values: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def layer(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[s
 
 
 def call(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[str, Any]) -> Calls:
-    """What a call of a tiny layer costs around its kernel."""
+    """Call a tiny layer, whose kernel takes less time than what is around it."""
     pattern = sc.KernelCSR.from_mask(mask)
     module = sc.SparseConv1d(
         x.shape[1], *mask.shape[::2], **options, bias=False, pattern=pattern, backend="cpp"
@@ -64,7 +64,7 @@ def call(x: Tensor, values: Tensor, grad: Tensor, mask: Tensor, options: dict[st
 
 
 def step(network: dict[str, Any], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Calls:
-    """A training step of a DSN; the pattern changes after every 50th."""
+    """Train a DSN one step; the pattern changes after every 50th."""
     torch.manual_seed(0)
     model = sc.models.DSN(**network)
     model.load_state_dict(state)
@@ -88,15 +88,14 @@ KINDS = {"layer": layer, "call": call, "step": step}
 
 def main() -> None:
     tree, rows_file, results_file, threads, *cores = sys.argv[1:]
-    # Ctrl-C reaches the whole process group; the parent ends its workers in its own time.
+    # Ctrl-C reaches the whole process group; the parent ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a library prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     if not Path(str(sc.__file__)).is_relative_to(tree):
         sys.exit(f"sparseconv was to come from {tree}: {sc.__file__}")
-    if cores:
-        os.sched_setaffinity(0, map(int, cores))
+    os.sched_setaffinity(0, map(int, cores))
     torch.set_num_threads(int(threads))
     # One thread's own time leaves out what other tenants of the core take in between.
     clock = time.process_time if threads == "1" else time.perf_counter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ import pytest
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
-from benchmarks import classifiers
+from benchmarks.lines import add_line, read_lines
+from benchmarks.studies import classifiers
+from benchmarks.studies.__main__ import main
 from sparseconv.estimators.pocket import POCKETClassifier
 
 
@@ -27,13 +28,14 @@ def test_means_of_common_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     lines = [line("ours", "a", 0.9), line("ours", "a", 0.7, seed=1), line("ours", "b", 0.5)]
     lines += [line("theirs", "a", 0.9)]
     file = tmp_path / "time.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    for row in lines:
+        add_line(file, row)
     monkeypatch.setattr(classifiers, "read_rows", lambda _: [])
-    rows = classifiers.rows_of(file)
-    assert classifiers.means(rows) == {"ours": {"accuracy": 65.0, "fit": 2.0, "predict": 5000.0}}
-    monkeypatch.setattr(classifiers, "rows_of", lambda: rows)
-    assert classifiers.table().rows == [("ours", "65.00", "2", "5000")]
-    assert "2 data sets (a, b), 3 seeds each" in classifiers.about()
+    monkeypatch.setattr(classifiers, "RESULTS", file)
+    text = classifiers.section(file)
+    assert "| ours       |      65.00 |     2 |          5000 |" in text
+    assert "theirs" not in text
+    assert "2 data sets (a, b), 3 seeds each" in text
     assert classifiers.draw(tmp_path / "a.png").stat().st_size > 5000
 
 
@@ -45,19 +47,19 @@ def test_each_fit_is_a_line_and_done_once(
     archive = tmp_path / "archive"
     archive.mkdir()
     np.savez(archive / "GunPoint.npz", X_train=X[:12], y_train=y[:12], X_test=X[12:], y_test=y[12:])
-    trained = [{"run": "DSN", "dataset": "GunPoint", "seed": 0}]
+    trained = [{"run": "DSN", "dataset": "GunPoint", "seed": 0, "train_seconds": None}]
     monkeypatch.setattr(classifiers, "read_rows", lambda _: trained)
     small = {"ROCKET": lambda seed: POCKETClassifier(n_kernels=20, random_state=seed)}
     monkeypatch.setattr(classifiers, "classifiers", lambda: small)
     out = tmp_path / "new" / "time.jsonl"
-    words = ["--archive", str(archive), "--out", str(out)]
-    assert classifiers.main(words) == 0
+    words = ["classifiers", "--archive", str(archive), "--out", str(out)]
+    assert main(words) == 0
     before = out.read_text()
-    rows = classifiers.rows_of(out)
+    rows = read_lines(out)
     assert [row["seed"] for row in rows] == [0, 1, 2]
     assert all(row["fit_seconds"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
-    assert classifiers.main(words) == 0
+    assert main(words) == 0
     assert out.read_text() == before
-    assert classifiers.main(["--archive", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
-    assert classifiers.main(["--archive", str(archive), "--out", "/proc/none"]) == 2
+    assert main(["classifiers", "--archive", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
+    assert main(["classifiers", "--archive", str(archive), "--out", "/proc/none"]) == 2
     assert "/proc/none cannot be written" in capsys.readouterr().err

@@ -83,11 +83,11 @@ def test_unchanged_sides_pass_ten_times_of_ten() -> None:
         assert not slower(compare.compare(FakeTrees(1.0, seed=seed), KEYS, rounds=20))
 
 
-@pytest.mark.parametrize(("factors", "starts"), [((1.3, 1.0), 2), ((1.3,), 2), ((1.0,), 1)])
-def test_a_slowdown_must_show_in_fresh_workers_too(factors: list[float], starts: int) -> None:
+@pytest.mark.parametrize("factors", [(1.3, 1.0), (1.3,)])
+def test_a_slowdown_must_show_in_fresh_workers_too(factors: list[float]) -> None:
     sides = FakeTrees(*factors)
     assert bool(slower(compare.compare(sides, KEYS))) == (factors == (1.3,))
-    assert len(sides.started) == starts
+    assert len(sides.started) == 2
 
 
 def test_only_what_looks_slower_is_measured_again() -> None:
@@ -138,47 +138,17 @@ def test_own_layers_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[{", "cannot be read as JSON"),
-        ({}, "must hold a list of layers"),
-        ([], "must hold a list of layers"),
-        ([MINE, "?"], "entry 1: expected an object with density, in_channels"),
-        ([MINE | {"kernel": 3}], "entry 0: expected an object .*, but got .*'kernel': 3"),
-        ([{"name": "mine"}], "entry 0: expected an object"),
-        ([MINE, MINE], "entry 1: the name 'mine' occurs twice"),
-        ([MINE | {"density": 1.5}], "density must be above 0 and at most 1, but got 1.5"),
-        ([MINE | {"length": 3}], "does not fit into length 3"),
-        ([MINE | {"out_channels": "six"}], "entry 0: "),
+        (None, "must be a JSON list of layers"),
+        ("[{", "must be a JSON list of layers"),
+        ([MINE, MINE | {"kernel": 3}], "entry 1: .*'kernel'"),
+        ([MINE | {"length": 3}], "entry 0: "),
         ([MINE | {"groups": 0}], "entry 0: "),
-        ([MINE | {"padding": "some"}], "entry 0: "),
-        ([MINE | {"n": 0}], "entry 0: n must be at least 1, but got 0"),
-        ([MINE | {"groups": 3}], "entry 0: groups=3 must divide in_channels=4"),
-        ([MINE | {"groups": 4}], "entry 0: Given groups=4, expected weight"),
-        ([MINE | {"dilation": -1}], "entry 0: .*dilation"),
-        ([MINE | {"padding_mode": "mirror"}], "entry 0: padding_mode must be one of"),
-        ([MINE | {"name": None}], "entry 0: name must be a text, but got None"),
-        ([MINE | {"dtype": "int32"}], "entry 0: dtype must be one of float32.*got 'int32'"),
-        ([MINE | {"density": "much"}], "entry 0: density must be a number"),
-        ([MINE | {"seed": -1}], "entry 0: seed must be at least 0"),
     ],
 )
 def test_malformed_cases_are_refused(tmp_path: Path, content: Any, says: str) -> None:
+    path = written(tmp_path, content) if content else tmp_path / "nowhere.json"
     with pytest.raises(CompareError, match=says):
-        rows.read_layers(written(tmp_path, content))
-
-
-@pytest.mark.parametrize("limit", ["nan", "inf", "0.9"])
-def test_a_limit_that_always_passes_is_refused(
-    limit: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compare, "run", lambda arguments: pytest.fail("measured"))
-    with pytest.raises(SystemExit):
-        compare.main(["main", "--limit", limit])
-    assert f"--limit must be a number of 1 or more, but got {limit}" in capsys.readouterr().err
-
-
-def test_missing_cases_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CompareError, match="cannot be read"):
-        rows.read_layers(tmp_path / "nowhere.json")
+        rows.read_layers(path)
 
 
 # The two trees.
@@ -279,19 +249,6 @@ def test_the_command_fails_for_what_became_slower_only(
     assert "with uncommitted changes" in capsys.readouterr().out
 
 
-def test_wide_intervals_are_pointed_out(
-    repository: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    result = compare.Result("row", "fprop", 1.0, 1.0, timing.Estimate(1.0, 0.7, 1.3))
-    monkeypatch.setattr(compare, "build", lambda tree, into: into)
-    monkeypatch.setattr(compare, "compare", lambda *_, **__: [result])
-    assert compare.main(["--cases", str(written(tmp_path, [MINE])), "--", "good"]) == 0
-    assert "1 intervals reach beyond 1.10" in capsys.readouterr().out
-
-
 def test_interruption_is_said(
     repository: Path,
     tmp_path: Path,
@@ -305,17 +262,3 @@ def test_interruption_is_said(
     assert compare.main(["--cases", str(written(tmp_path, [MINE])), "--", "good"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert leftovers(repository) == []
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--threads", "0"],
-        ["--threads", "4096"],
-        ["--rounds", "5"],
-        ["--steps", "0", "--threads", "1"],
-    ],
-)
-def test_senseless_options_are_refused(words: list[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        compare.main([*words, "good"])

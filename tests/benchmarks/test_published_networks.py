@@ -1,19 +1,18 @@
-"""``benchmarks.published_networks``: a run of it with a stand-in, and what is recorded."""
+"""``benchmarks.studies.published_networks``: a run of it with a stand-in, and what is recorded."""
 
 from __future__ import annotations
 
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks import published_networks
-from benchmarks.published_networks import RESULTS, WAYS, Data, Network
+from benchmarks.studies import published_networks
+from benchmarks.studies.published_networks import WAYS, Data, Network
 
 
 class Own(nn.Conv1d):
@@ -45,10 +44,12 @@ def test_a_run_is_recorded_once_and_shown(
     monkeypatch.setattr(published_networks, "ROUNDS", 2)
     monkeypatch.setattr(published_networks, "LR", 0.02)
     network = Network("Stand-in", "torch", "Ramps", build, epochs=8)
+    monkeypatch.setattr(published_networks, "NETWORKS", (network,))
+    monkeypatch.setattr(published_networks, "SEEDS", range(2))
     path = tmp_path / "results.json"
-    published_networks.measure([network], 2, path)
+    published_networks.measure(path)
     before = path.read_text()
-    published_networks.measure([network], 2, path)
+    published_networks.measure(path)
     assert path.read_text() == before
     rows = json.loads(before)["rows"]
     assert [row["seed"] for row in rows] == [0, 1]
@@ -59,21 +60,7 @@ def test_a_run_is_recorded_once_and_shown(
     for row in rows:
         assert row["before"].keys() == {"dense", "pruned"}
         assert min(row["after"][way] for way in (*WAYS, "moving")) > 0.6
-    text = published_networks.table(path)
+    text = published_networks.section(path)
     assert f"Stand-in (torch {version('torch')})" in text
     assert "1 of 2 left dense: cannot be replaced; a Own" in text
     assert capsys.readouterr().out.count("Stand-in") == 2
-
-
-def test_the_recorded_results_make_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert published_networks.main(["--table"]) == 0
-    text = capsys.readouterr().out
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"]
-    for name in {row["network"] for row in rows}:
-        assert f"| {name} (" in text
-
-
-def test_unknown_networks_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        published_networks.main(["LeNet"])
-    assert "expected networks of ['InceptionTime'" in capsys.readouterr().err

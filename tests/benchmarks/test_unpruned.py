@@ -1,4 +1,4 @@
-"""``benchmarks.unpruned``: what is measured, recorded once, and said."""
+"""``benchmarks.studies.unpruned``: what is measured, recorded once, and said."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from fake_clock import fake_clock
 from torch import nn
 
-from benchmarks import unpruned
 from benchmarks.lines import read_lines
+from benchmarks.studies import unpruned
+from benchmarks.studies.__main__ import main
 from sparseconv.pruning.tracing import trace
 
 
@@ -24,7 +25,7 @@ def test_each_network_is_measured_once(
     networks = {"small": lambda: nn.Sequential(nn.Conv1d(1, 4, 5), nn.ReLU(), nn.Conv1d(4, 2, 3))}
     monkeypatch.setattr(unpruned, "NETWORKS", networks)
     path = tmp_path / "rows.jsonl"
-    assert unpruned.main(["--out", str(path)]) == 0
+    assert main(["unpruned", "--out", str(path)]) == 0
     rows = read_lines(path)
     assert [(r["n_timepoints"], r["threads"]) for r in rows] == [
         (150, 1), (150, 2), (500, 1), (500, 2),
@@ -32,7 +33,7 @@ def test_each_network_is_measured_once(
     everywhere = {"chosen": 2, "layers": 2, "ratio": [3, 3, 3]}
     assert all(row["training"] == row["inference"] == everywhere for row in rows)
     measured = len(clock)
-    assert unpruned.main(["--out", str(path)]) == 0
+    assert main(["unpruned", "--out", str(path)]) == 0
     assert len(clock) == measured, "nothing was left to do"
     assert "3.00 [3.00, 3.00]" in capsys.readouterr().out
 
@@ -51,21 +52,6 @@ def test_a_wrong_network_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(AssertionError, match="not close"):
         unpruned.measure(tmp_path / "rows.jsonl")
     assert not (tmp_path / "rows.jsonl").exists()
-
-
-def test_what_was_recorded() -> None:
-    rows = read_lines(unpruned.RESULTS)
-    assert {row["network"] for row in rows} == set(unpruned.NETWORKS)
-    assert len(rows) == len(unpruned.NETWORKS) * 4
-    assert "LITE" in unpruned.section()
-
-
-def test_a_line_of_another_kind_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"network": "LITE"}\n')
-    assert unpruned.main(["--out", str(tmp_path / "rows.jsonl")]) == 2
-    assert "line 1, is not a row" in capsys.readouterr().err
 
 
 def test_half_of_the_filters() -> None:

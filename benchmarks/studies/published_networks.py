@@ -1,12 +1,11 @@
-"""``python -m benchmarks.published_networks``: other authors' networks, pruned and converted.
+"""Other authors' networks, pruned and converted.
 
 Each network is built by its own package with that package's defaults, trained dense, pruned by
 ``torch.nn.utils.prune`` (90 % of every convolution's weights, the smallest ones), converted by
 ``sc.convert``, and fine-tuned in four ways with the same number of epochs: dense and unpruned,
 masked dense (the pruning hooks), converted with its pattern, and converted with a ``DSTScheduler``
 (RigL, as in its paper: 0.3, a cosine to 0). Timed in turns, on one thread: a training step and
-inference of the first three. Every finished run is written to results/published_networks.json at
-once, and skipped when the command is repeated; ``--table`` prints what is recorded.
+inference of the first three.
 
 The packages are no dependencies of this project. Into an environment that has it with ``[tsc]``:
 
@@ -17,14 +16,14 @@ tsai's fastai brings a torchvision for CUDA, which a CPU build of torch cannot l
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -46,10 +45,11 @@ from sparseconv.measure.table import Table
 from sparseconv.measure.timing import Estimate, interleave, median_with_ci
 from sparseconv.nn.modules import deepcopy_model
 
-RESULTS = Path(__file__).parent / "results" / "published_networks.json"
+RESULTS = Path(__file__).parents[1] / "results" / "published_networks.json"
 PRUNED = 0.9
 BATCH = 16
 LR = 1e-3  # at first; a cosine ends it at 0
+SEEDS = range(3)
 ROUNDS, REPEATS = 8, 3  # pairs of times
 WAYS = ("dense", "masked", "converted")
 
@@ -177,17 +177,16 @@ def fit(model: nn.Module, data: Data, epochs: int, seed: int, *, moving: bool = 
 def stepper(
     model: nn.Module, data: Data, epochs: int, *, moving: bool = False
 ) -> Callable[[], None]:
-    """One training step after another, over shuffled batches without end."""
+    """Make a function that trains one step, over shuffled batches without end."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     steps = epochs * (len(data.X_train) // BATCH)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    dst = None
+    schedulers: list[Any] = [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)]
     if moving and any(isinstance(m, sc.SparseConv1d) for m in model.modules()):
-        dst = sc.DSTScheduler(
+        schedulers.append(sc.DSTScheduler(
             model, optimizer, update_every=max(1, steps // 10), end_step=max(1, steps * 3 // 4),
             prune_fraction=0.3, grow="gradient",
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def batches() -> Iterable[Tensor]:
         while True:  # the few that are left over would make a batch too small for BatchNorm
@@ -201,9 +200,8 @@ def stepper(
         optimizer.zero_grad()
         F.cross_entropy(model(data.X_train[part]), data.y_train[part]).backward()
         optimizer.step()
-        rate.step()
-        if dst is not None:
-            dst.step()
+        for scheduler in schedulers:
+            scheduler.step()
 
     return step
 
@@ -220,19 +218,15 @@ def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     """Time a training step and inference of one batch, all ways in turns, several times over."""
     data = replace(data, X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
     found: dict[str, Any] = {}
-
-    def inference(model: nn.Module) -> Callable[[], object]:
-        def call() -> object:
-            with torch.inference_mode():
-                return model(data.X_train)
-
-        return call
-
     for what in ("step", "inference"):
+        calls: dict[str, Callable[[], object]]
         if what == "step":
             calls = {way: stepper(model, data, 1) for way, model in models.items()}
         else:
-            calls = {way: inference(model.eval()) for way, model in models.items()}
+            inference = torch.inference_mode()(nn.Module.__call__)
+            calls = {
+                way: partial(inference, model.eval(), data.X_train) for way, model in models.items()
+            }
         taken = [interleave(calls, rounds=ROUNDS, seed=seed) for seed in range(REPEATS)]
         seconds = {way: np.concatenate([t[way] for t in taken]) for way in models}
         found[what] = {
@@ -248,8 +242,8 @@ def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     return found
 
 
-def table(path: Path = RESULTS) -> str:
-    """What is recorded, as Markdown: times of the first seed, accuracies over all seeds."""
+def section(path: Path = RESULTS) -> str:
+    """Tabulate times of the first seed and accuracies over all seeds, in Markdown."""
     document = json.loads(path.read_text(encoding="utf-8"))
     rows = []
     for name in dict.fromkeys(row["network"] for row in document["rows"]):
@@ -283,9 +277,10 @@ def table(path: Path = RESULTS) -> str:
         "fine-tuning as of training, few of both."
     )
     for row in document["rows"]:
-        for reason, count in _left_dense(row).items():
-            of = f"{count} of {len(row['layers'])}"
-            lines.append(f"- {row['network']}: {of} left dense: {reason}")
+        layers = row.get("layers", ())
+        reasons = Counter(layer["reason"] for layer in layers if not layer["sparse"])
+        for reason, count in reasons.items():
+            lines.append(f"- {row['network']}: {count} of {len(layers)} left dense: {reason}")
     for row in document.get("earlier", ()):  # settings were changed after these had been seen
         scores = ", ".join(f"{way} {100 * score:.1f}" for way, score in row["after"].items())
         lines.append(
@@ -295,48 +290,21 @@ def table(path: Path = RESULTS) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _left_dense(row: Mapping[str, Any]) -> dict[str, int]:
-    reasons = [layer["reason"] for layer in row.get("layers", ()) if not layer["sparse"]]
-    return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.published_networks")
-    names = [network.name for network in NETWORKS]
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(names)}")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each network (3)")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where results are recorded")
-    parser.add_argument("--table", action="store_true", help="print what is recorded, run nothing")
-    arguments = parser.parse_args(argv)
-    if unknown := set(arguments.networks) - set(names):
-        parser.error(f"expected networks of {names}, but got {sorted(unknown)}")
-    if not arguments.table:
-        chosen = [n for n in NETWORKS if n.name in (arguments.networks or names)]
-        with threads(1), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the packages
-            measure(chosen, arguments.seeds, arguments.json)
-    print(table(arguments.json), end="")
-    return 0
-
-
-def measure(networks: Iterable[Network], seeds: int, path: Path) -> None:
+def measure(path: Path, archive: Path | None = None) -> None:
     """Run what is not recorded yet, and record each run when it has ended."""
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
-    for seed, network in product(range(seeds), networks):
+    for seed, network in product(SEEDS, NETWORKS):
         done = [row for row in document["rows"] if row["network"] == network.name]
         if any(row["seed"] == seed for row in done):
             continue
-        choice = None
-        if measured := [row["layers"] for row in done if "layers" in row]:
-            choice = [layer["name"] for layer in measured[0] if layer["sparse"]]
-        row = run(network, seed, choice, Data.load(network.dataset))
-        packages = {"package": f"{network.package} {version(network.package)}"}
-        rows = [*document["rows"], rounded(row) | packages]
-        load = round(os.getloadavg()[1], 1)  # of the last five minutes, this program's own with it
-        document = document | {"machine": measurement_context(), "load": load, "rows": rows}
+        layers = next((row["layers"] for row in done if "layers" in row), None)
+        choice = layers and [layer["name"] for layer in layers if layer["sparse"]]
+        with threads(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the packages
+            row = run(network, seed, choice, Data.load(network.dataset))
+        row["package"] = f"{network.package} {version(network.package)}"
+        load = round(os.getloadavg()[1], 1)  # of the last five minutes, this program's with it
+        document |= {"machine": measurement_context(), "load": load}
+        document["rows"].append(rounded(row))
         write_json(document, path)
         print(network.name, seed, row["before"], row["after"], flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Measure networks and classifiers of others with these kernels, for the documentation.
+
+    python -m benchmarks.studies unpruned
+
+Each row is saved when it was measured. A study that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.studies import classifiers, published_networks, unpruned
+from sparseconv.core.files import check_writable
+
+STUDIES = {
+    "published_networks": published_networks,
+    "unpruned": unpruned,
+    "classifiers": classifiers,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.studies", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--archive", type=Path, metavar="DIR",
+                        help="folder of .npz files, for classifiers")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where rows are added")
+    arguments = parser.parse_args(argv)
+    study = STUDIES[arguments.study]
+    out = arguments.out or study.RESULTS
+    try:
+        check_writable(out)
+        study.measure(out, arguments.archive)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(study.section(out))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,162 @@
+"""Accuracy against time: classifiers on random kernels, aeon's and ours, and DSN.
+
+Trains each on each data set, on one thread; the documentation shows a picture and a table of the
+rows. aeon's are compiled before they are timed. DSN's row is that of the paper's sweep
+(``benchmarks/results/paper``), on the same data sets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from benchmarks.lines import add_missing, read_lines
+from benchmarks.paper.archives import members, open_archive, read
+from benchmarks.paper.report import RECORDED
+from benchmarks.paper.rows import read_rows
+from sparseconv.estimators.pocket import POCKETClassifier
+from sparseconv.measure.machine import threads
+from sparseconv.measure.table import Table
+from sparseconv.report.figures import BLUE, GREEN, INK, ORANGE, new_figure, style_axes
+
+RESULTS = Path(__file__).parents[1] / "results" / "pocket" / "time.jsonl"
+SETS = 12  # the cheapest of UCR 85 that the paper's sweep has trained DSN on
+SEEDS = (0, 1, 2)
+# Whose names stand to the left of their points, in the picture.
+LEFT = ("ROCKET, 10 %", "MiniROCKET", "MiniROCKET, 35 %", "aeon MultiRocket")
+
+
+def classifiers() -> dict[str, Callable[[int], Any]]:
+    """What makes a fresh classifier with a seed, by name."""
+    from aeon.classification.convolution_based import (
+        HydraClassifier,
+        MiniRocketClassifier,
+        MultiRocketClassifier,
+        RocketClassifier,
+    )
+
+    def ours(kernels: str, **options: Any) -> Callable[[int], Any]:
+        return lambda seed: POCKETClassifier(kernels, random_state=seed, **options)
+
+    return {
+        "aeon Rocket": lambda seed: RocketClassifier(random_state=seed),
+        "aeon MiniRocket": lambda seed: MiniRocketClassifier(random_state=seed),
+        "aeon MultiRocket": lambda seed: MultiRocketClassifier(random_state=seed),
+        "aeon Hydra": lambda seed: HydraClassifier(random_state=seed),
+        "ROCKET": ours("rocket", keep=1.0),
+        "ROCKET, 35 %": ours("rocket"),
+        "ROCKET, 10 %": ours("rocket", keep=0.1),
+        "ROCKET, 35 %, magnitude": ours("rocket", n_iter=1),
+        "MiniROCKET": ours("minirocket", keep=1.0),
+        "MiniROCKET, 35 %": ours("minirocket"),
+    }
+
+
+def measure(path: Path, archive: Path | None) -> None:
+    """Fit, predict and time what the file does not hold yet."""
+    data_sets = open_archive(archive)
+    trained = {row["dataset"] for row in read_rows(RECORDED["full"]) if row["run"] == "DSN"}
+    names = [name for name in members("ucr85") if name in trained & data_sets.shapes.keys()]
+    names = sorted(names, key=lambda name: data_sets.shapes[name].train_points)[:SETS]
+    jobs = {
+        (kind, name, seed): partial(row, kind, data_sets.sources[name], seed)
+        for name in names for kind in classifiers() for seed in SEEDS
+    }  # fmt: skip
+    add_missing(path, ("classifier", "dataset", "seed"), jobs)
+
+
+def row(kind: str, source: str, seed: int) -> dict[str, Any]:
+    """Fit and predict once, on one thread."""
+    data, make = read(source), classifiers()[kind]
+    if kind.startswith("aeon"):  # compiles; the data's shape is part of some
+        make(0).fit(data.X_train, data.y_train).predict(data.X_test[:2])
+    with threads(1), threadpool_limits(1):
+        begin = time.perf_counter()
+        fitted = make(seed).fit(data.X_train, data.y_train)
+        between = time.perf_counter()
+        guess = fitted.predict(data.X_test)
+        end = time.perf_counter()
+    return {
+        "accuracy": float((guess == data.y_test).mean()),
+        "fit_seconds": round(between - begin, 4), "predict_seconds": round(end - between, 4),
+        "n_train": len(data.X_train), "n_test": len(data.X_test),
+        "n_timepoints": data.n_timepoints,
+    }  # fmt: skip
+
+
+def trained_dsn(names: Collection[str]) -> list[dict[str, Any]]:
+    """The recorded rows of DSN with their times in CPU seconds."""
+    return [
+        {**row, "classifier": "DSN", "fit_seconds": row["train_seconds"]}
+        for row in read_rows(RECORDED["full"])
+        if row["run"] == "DSN" and row["dataset"] in names and row["seed"] in SEEDS
+        and row["train_seconds"] is not None
+    ]  # fmt: skip
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Average accuracy %, seconds of a fit and us of a prediction, for those with all data sets."""
+    names = {row["dataset"] for row in rows}
+    by_kind: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for row in [*rows, *trained_dsn(names)]:
+        figures = {
+            "accuracy": 100 * row["accuracy"],
+            "fit": row["fit_seconds"],
+            "predict": 1e6 * row["predict_seconds"] / row["n_test"],
+        }
+        by_kind.setdefault(row["classifier"], {}).setdefault(row["dataset"], []).append(figures)
+    return {
+        kind: {
+            name: fmean(fmean(one[name] for one in ones) for ones in by_set.values())
+            for name in ("accuracy", "fit", "predict")
+        }
+        for kind, by_set in by_kind.items() if by_set.keys() == names
+    }  # fmt: skip
+
+
+def section(path: Path = RESULTS) -> str:
+    """Tabulate the means, after the data sets, the machine and the date, in Markdown."""
+    rows = read_lines(path)
+    names = dict.fromkeys(row["dataset"] for row in rows)
+    machine = rows[-1]["machine"]
+    cpus = sorted({row["machine"]["cpu"] for row in trained_dsn(names)})
+    lines = [
+        (kind, f"{it['accuracy']:.2f}", f"{it['fit']:.3g}", f"{it['predict']:.0f}")
+        for kind, it in means(rows).items()
+    ]
+    table = Table(("classifier", "accuracy %", "fit s", "prediction us"), lines)
+    return (
+        f"Means over {len(names)} data sets ({', '.join(names)}), {len(SEEDS)} seeds each, on one "
+        f"thread of {machine['cpu']}, {machine['date']}. DSN: 1 000 epochs, CPU seconds on "
+        f"{', '.join(cpus) or 'no machine yet'}, while other networks were trained beside it, so "
+        "that its times compare in their order of magnitude alone (hollow in the figure).\n\n"
+        f"{table.markdown()}"
+    )
+
+
+def draw(path: Path) -> Path:
+    """Draw accuracy against the time of a prediction."""
+    figure = new_figure("Accuracy against the time of a prediction", 7, 4.2)
+    axes = figure.subplots()
+    for kind, it in means(read_lines(RESULTS)).items():
+        color = ORANGE if kind.startswith("aeon") else GREEN if kind == "DSN" else BLUE
+        axes.scatter(
+            [it["predict"]], [it["accuracy"]], s=26, zorder=3, edgecolors=color,
+            facecolors="white" if kind == "DSN" else color,
+        )  # fmt: skip
+        left = kind in LEFT
+        axes.annotate(
+            kind, (it["predict"], it["accuracy"]), (-6 if left else 6, 4), color=INK, fontsize=8,
+            textcoords="offset points", ha="right" if left else "left",
+        )  # fmt: skip
+    axes.set_xscale("log")
+    style_axes(axes, "microseconds of a series, in one call for the test set", "mean accuracy, %")
+    axes.margins(x=0.25, y=0.12)
+    figure.savefig(path, dpi=170)
+    return path

@@ -1,0 +1,97 @@
+"""Networks that nobody pruned, with their layers on these kernels where that is faster.
+
+``sc.convert(unpruned=True)`` of each network for training and for inference, timed in turns with
+the network before. The machine should do nothing else: it takes ten minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import sparseconv as sc
+from benchmarks.lines import add_missing, read_lines
+from sparseconv.measure.machine import threads
+from sparseconv.measure.table import Table
+from sparseconv.measure.timing import Estimate
+from sparseconv.pruning import WHC, prune_filters
+
+RESULTS = Path(__file__).parents[1] / "results" / "unpruned.jsonl"
+BATCH, LENGTHS, THREADS, ROUNDS = 16, (150, 500), (1, 2), 15
+
+
+def half(model: nn.Module) -> nn.Module:
+    """The network with half of its filters."""
+    return prune_filters(model, torch.zeros(1, 1, LENGTHS[0]), WHC(), ratio=0.5).model
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "LITE": lambda: sc.models.LITE(1, 2),
+    "InceptionTime": lambda: sc.models.InceptionTime(1, 2),
+    "InceptionTime, half of its filters": lambda: half(sc.models.InceptionTime(1, 2)),
+    "ResNet": lambda: sc.models.ResNet(1, 2),
+}
+
+
+def measure(path: Path, archive: Path | None = None) -> None:
+    """Convert and time what the file does not hold yet."""
+    jobs = {key: partial(row, *key) for key in product(NETWORKS, LENGTHS, THREADS)}
+    add_missing(path, ("network", "n_timepoints", "threads"), jobs)
+
+
+def row(name: str, length: int, count: int) -> dict[str, Any]:
+    """Convert a network for training and for inference."""
+    torch.manual_seed(0)
+    model, x = NETWORKS[name](), torch.randn(BATCH, 1, length)
+    with threads(count):
+        training = _compared(model.train(), x, "training")
+        inference = _compared(model.eval(), x, "inference")
+    return {"batch": BATCH, "training": training, "inference": inference}
+
+
+def _compared(model: nn.Module, x: torch.Tensor, which: str) -> dict[str, Any]:
+    """Count the layers on these kernels now, and time a pass."""
+    converted, report = sc.convert(
+        model, example_input=x, unpruned=True, backward=which == "training", rounds=ROUNDS
+    )
+    with torch.no_grad():  # no time is written down for something else
+        torch.testing.assert_close(converted(x), model(x), rtol=1e-4, atol=1e-5)
+    chosen = sum(layer.sparse for layer in report.layers)
+    found: dict[str, Any] = {"chosen": chosen, "layers": len(report.layers)}
+    if chosen:
+        found["ratio"] = [round(value, 3) for value in report.times[which].ratio]
+    return found
+
+
+def section(path: Path = RESULTS) -> str:
+    """Tabulate how many times faster each network is, with the machine, in Markdown."""
+    rows = sorted(read_lines(path), key=lambda row: list(NETWORKS).index(row["network"]))
+
+    def cells(found: Mapping[str, Any]) -> tuple[str, str]:
+        ratio = str(Estimate(*found["ratio"])) if "ratio" in found else "-"
+        return f"{found['chosen']} of {found['layers']}", ratio
+
+    header = (
+        "network", "length", "threads", "layers, training", "step: torch's / these",
+        "layers, inference", "prediction: torch's / these",
+    )  # fmt: skip
+    lines = [
+        (row["network"], str(row["n_timepoints"]), str(row["threads"]), *cells(row["training"]),
+         *cells(row["inference"]))
+        for row in rows
+    ]  # fmt: skip
+    machines = {
+        f"{m['cpu']}, {m['isa']}, torch {m['torch']}, {m['date'][:10]}"
+        for m in (row["machine"] for row in rows)
+    }
+    return (
+        f"{Table(header, lines).markdown()}\n\n{'; '.join(sorted(machines))}. Batches of {BATCH} "
+        "series of one channel, float32; ratios above 1: the converted network is faster; medians "
+        f"with 95 % intervals of {ROUNDS} pairs in turns.\n"
+    )
