@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from full_disk import check_every_write
-from random_banks import KINDS, Problem, feature_limits
+from random_banks import Problem
 
 from sparseconv.rocket import KernelBank, kernel_features
+from sparseconv.rocket.bank import KINDS
+from sparseconv.rocket.bounds import feature_limits
 
 ROCKET, MINI = Problem("rocket", 2).bank, Problem("minirocket", 6).bank
 X = np.random.default_rng(0).normal(size=(9, 3, 60)).astype(np.float32)

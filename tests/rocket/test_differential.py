@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import ISAS
-from random_banks import KINDS, Problem, feature_limits
+from random_banks import Problem
 
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 from sparseconv.rocket import KernelBank, kernel_features
+from sparseconv.rocket.bank import KINDS
+from sparseconv.rocket.bounds import feature_limits
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 

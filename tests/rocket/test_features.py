@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_banks import KINDS, Problem, feature_limits
+from random_banks import Problem
 
 from sparseconv.ops.backends import extension
 from sparseconv.rocket import KernelBank, kernel_features
+from sparseconv.rocket.bank import KINDS
+from sparseconv.rocket.bounds import feature_limits
 from sparseconv.rocket.features import normalised
 from sparseconv.rocket.reference import kernel_features_reference
 

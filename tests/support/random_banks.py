@@ -1,20 +1,15 @@
-"""Random kernels and random series for them, from a seed, and which features they may have."""
+"""Random kernels and random series for them, from a seed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from sparseconv.rocket import KernelBank
-from sparseconv.rocket.bank import KINDS, MINI_KERNELS, ROCKET_TAPS
-from sparseconv.rocket.features import normalised
-from sparseconv.rocket.reference import kernel_features_reference, kernel_outputs_reference
-from sparseconv.testing import error_bound
-
-__all__ = ["KINDS", "Problem", "feature_limits"]
+from sparseconv.rocket.bank import MINI_KERNELS, ROCKET_TAPS
+from sparseconv.rocket.reference import kernel_outputs_reference
 
 # Below, at and just past what fills vectors, and the rests that have lanes of another kind.
 CASES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 20, 28, 31, 32, 33, 40)
@@ -144,31 +139,3 @@ def _minirocket(rng: np.random.Generator) -> tuple[KernelBank, Any, bool]:
 
 def _bank(kind: str, arrays: dict[str, Any], X: Any, normalise: bool = False) -> KernelBank:
     return KernelBank(kind, arrays, *X.shape[1:], normalise)
-
-
-def feature_limits(X: Any, bank: KernelBank, exact: bool = False) -> tuple[Any, Any]:
-    """The lowest and the highest features that a correct computation may give."""
-    X = normalised(X).astype(np.float32) if bank.normalise else X
-    if bank.kind == "minirocket" or exact:  # its order of additions is part of the result
-        with np.errstate(over="ignore", invalid="ignore"):
-            features = kernel_features_reference(X, bank).astype(np.float32)
-        return features, features
-    positive = {name: abs(bank.arrays[name]) for name in ("weights", "bias")}
-    absolute = replace(bank, arrays={**bank.arrays, **positive})
-    sums = kernel_outputs_reference(X, bank), kernel_outputs_reference(abs(X), absolute)
-    lowest, highest = (np.empty((len(X), bank.n_features)) for _ in "ab")
-    terms = 1 + bank.arrays["length"] * bank.arrays["n_channels"]
-    for k, (s, magnitude) in enumerate(zip(*sums, strict=True)):
-        bound = _rounding(s, magnitude, int(terms[k]))
-        for limit, values in ((lowest, s - bound), (highest, s + bound)):
-            limit[:, 2 * k] = (values > 0).mean(1).astype(np.float32)
-            limit[:, 2 * k + 1] = values.max(1)
-    return lowest, highest
-
-
-def _rounding(s: Any, magnitude: Any, terms: int) -> Any:
-    s, magnitude, count = (torch.as_tensor(x, dtype=torch.float64) for x in (s, magnitude, terms))
-    # A sum of tiny numbers is rounded to whole subnormal steps.
-    single = torch.finfo(torch.float32)
-    tiny = count * single.smallest_normal * single.eps / 2 * (magnitude > 0)
-    return (error_bound(s, magnitude, count, torch.float32) + tiny).numpy()

@@ -24,12 +24,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from child import limit_memory, refuses
-from random_banks import KINDS, Problem
+from random_banks import Problem
 from tiny import RECIPE, network, run, same
 from torch import Tensor
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.rocket import KernelBank, kernel_features
+from sparseconv.rocket.bank import KINDS
+from sparseconv.rocket.bounds import feature_limits
 from sparseconv.training import checkpoint
 
 HUGE = (-1, 1, 2, 7, 2**31 - 1, -(2**31), 2**62)

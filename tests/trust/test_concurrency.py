@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_banks import KINDS, Problem
+from random_banks import Problem
 from torch import Tensor, nn
 
 from sparseconv import KernelCSR, SparseConv1d
 from sparseconv.measure.machine import threads
 from sparseconv.rocket import kernel_features
+from sparseconv.rocket.bank import KINDS
 
 THREADS, ROUNDS = 8, 12
 
