@@ -84,12 +84,13 @@ def sliced(rival: Rival, problem: Problem) -> baselines.Calls:
     }
 
 
+CHANNELS_LAST = partial(baselines.dense, channels_last=True)
 RIVALS: dict[str, Rival] = {
-    "dense": baselines.conv1d,
-    "dense padded": partial(padded, baselines.conv1d),
-    "dense slices": partial(sliced, baselines.conv1d),
-    "channels last": baselines.conv2d_channels_last,
-    "channels last padded": partial(padded, baselines.conv2d_channels_last),
+    "dense": baselines.dense,
+    "dense padded": partial(padded, baselines.dense),
+    "dense slices": partial(sliced, baselines.dense),
+    "channels last": CHANNELS_LAST,
+    "channels last padded": partial(padded, CHANNELS_LAST),
 }
 
 

@@ -26,91 +26,62 @@ def _pad(x: Tensor, geometry: Geometry) -> Tensor:
     return pad(x, geometry.padding, geometry.padding_mode)
 
 
-def _unpad(grad: Tensor, geometry: Geometry, length: int) -> Tensor:
-    """The gradient of ``_pad``: what belongs to the padding is added to its source."""
-    left, right = geometry.padding
-    inner = grad[..., left : left + length]
-    if geometry.padding_mode == "zeros" or not (left or right):
-        return inner
-    inner, before, after = inner.clone(), grad[..., :left], grad[..., left + length :]
-    if geometry.padding_mode == "replicate":
-        inner[..., 0] += before.sum(-1)
-        inner[..., -1] += after.sum(-1)
-    elif geometry.padding_mode == "circular":
-        inner[..., length - left :] += before
-        inner[..., :right] += after
-    else:
-        inner[..., 1 : left + 1] += before.flip(-1)
-        inner[..., length - 1 - right : length - 1] += after.flip(-1)
-    return inner
+def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
+    """Return the gradient of ``_pad``: what belongs to the padding is added to its source."""
+    if geometry.padding_mode == "zeros":
+        left, length = geometry.padding[0], x.shape[2]
+        return lambda grad: grad[..., left : left + length]
+    leaf = x.detach().requires_grad_()
+    padded = _pad(leaf, geometry)
+    return lambda grad: torch.autograd.grad(padded, leaf, grad, retain_graph=True)[0]
 
 
-def conv1d(problem: Problem, *, padded: bool = False) -> Calls:
+def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False) -> Calls:
     """``F.conv1d`` and its two gradients, each alone.
 
-    ``padded`` gives it zeros by ``F.pad`` instead of by its argument, which is faster where kernels
-    are long. There are no such calls where every call pads so, nor for ``wgrad``, which does not
-    gain.
+    ``channels_last`` is ``F.conv2d`` of height 1 on channels-last memory, into which everything was
+    converted. ``padded`` gives zeros by ``F.pad`` instead of by the argument, which is faster where
+    kernels are long. There are no such calls where every call pads so, nor for ``wgrad``, which
+    does not gain.
     """
-    return _dense(problem, F.conv1d, lambda t: t, lambda t: t, padded)
-
-
-def conv2d_channels_last(problem: Problem, *, padded: bool = False) -> Calls:
-    """``F.conv2d`` of height 1 on channels-last memory, into which everything was converted.
-
-    ``padded`` as for ``conv1d``.
-    """
-    return _dense(
-        problem,
-        F.conv2d,
-        lambda t: t.unsqueeze(2).contiguous(memory_format=torch.channels_last),
-        lambda t: t.squeeze(2),
-        padded,
-    )
-
-
-def _dense(
-    problem: Problem,
-    convolve: Callable[..., Tensor],
-    convert: Callable[[Tensor], Tensor],
-    back: Callable[[Tensor], Tensor],
-    pads_before: bool,
-) -> Calls:
     x, values, grad, pattern, geometry = problem
-    image, weight, g = (convert(t) for t in (x, dense_weight(values, pattern), grad))
-    zeros = len(set(geometry.padding)) == 1 and geometry.padding_mode == "zeros"
-    if pads_before and not (zeros and any(geometry.padding)):
+    zeros = geometry.padding_mode == "zeros" and len(set(geometry.padding)) == 1
+    if padded and not (zeros and any(geometry.padding)):
         return {}
-    fits = zeros and not pads_before  # one call pads by itself
-    inside = geometry.padding[0] if fits else 0
+    fits = zeros and not padded  # one call pads by itself
+
+    def convert(t: Tensor) -> Tensor:
+        return t.unsqueeze(2).contiguous(memory_format=torch.channels_last) if channels_last else t
+
+    def back(t: Tensor) -> Tensor:
+        return t.squeeze(2) if channels_last else t
 
     def spatial(size: int, height: int) -> list[int]:
-        return [size] if image.dim() == 3 else [height, size]
+        return [height, size] if channels_last else [size]
 
+    convolve: Callable[..., Tensor] = F.conv2d if channels_last else F.conv1d
+    image, weight, g = (convert(t) for t in (x, dense_weight(values, pattern), grad))
+    inside = geometry.padding[0] if fits else 0
     sizes = spatial(geometry.stride, 1), spatial(inside, 0), spatial(geometry.dilation, 1)
     # The input's gradient reads the input's shape only.
     shaped = image if fits else convert(x.new_empty(_pad(x, geometry).shape))
+    unpad = _unpad(x, geometry)
 
-    def padded() -> Tensor:
+    def input() -> Tensor:
         return image if fits else convert(_pad(back(image), geometry))
 
     def backward(wanted: int, input: Tensor) -> Tensor:
         chosen = [wanted == i for i in range(3)]
-        transposed, groups = (False, spatial(0, 0)), geometry.groups
         result: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            g, input, weight, None, *sizes, *transposed, groups, chosen
+            g, input, weight, None, *sizes, False, spatial(0, 0), geometry.groups, chosen
         )
         return back(result[wanted])
 
-    def dgrad() -> Tensor:
-        found = backward(0, shaped)
-        return found if fits else _unpad(found, geometry, x.shape[2])
-
     calls: Calls = {
-        "fprop": lambda: back(convolve(padded(), weight, None, *sizes, geometry.groups)),
-        "dgrad": dgrad,
+        "fprop": lambda: back(convolve(input(), weight, None, *sizes, geometry.groups)),
+        "dgrad": lambda: backward(0, shaped) if fits else unpad(backward(0, shaped)),
     }
-    return calls if pads_before else calls | {"wgrad": lambda: backward(1, padded())}
+    return calls if padded else calls | {"wgrad": lambda: backward(1, input())}
 
 
 def im2col_csr(problem: Problem) -> Calls:
@@ -122,7 +93,7 @@ def im2col_csr(problem: Problem) -> Calls:
     out_channels, group_channels, taps = pattern.shape
     stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
     n, channels, length, outputs = *x.shape, grad.shape[2]
-    width = channels * taps
+    width, unpad = channels * taps, _unpad(x, geometry)
 
     position = pattern.positions()
     row, rest = position // (group_channels * taps), position % (group_channels * taps)
@@ -153,7 +124,7 @@ def im2col_csr(problem: Problem) -> Calls:
         span = (1, length + sum(geometry.padding))
         folded = F.fold(found, span, (1, taps), (1, dilation), 0, (1, stride))
         # A stride may leave samples at the end that no window reaches: fold makes them zero.
-        return _unpad(folded.squeeze(2), geometry, length)
+        return unpad(folded.squeeze(2))
 
     def wgrad() -> Tensor:
         product = torch.sparse.sampled_addmm(zeros, flat(), columns().t(), beta=0.0)
@@ -178,20 +149,19 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
     reach = dilation * (taps - 1) + 1
     padded_length = length + sum(geometry.padding)
     size = _fast_size(padded_length)  # no index of the three sums reaches further
+    unpad = _unpad(x, geometry)
 
     dense = dense_weight(values, pattern)
     kernel = dense.new_zeros(*dense.shape[:2], reach)
     kernel[..., ::dilation] = dense
 
-    # Of a kernel that is spread beforehand, and not yet conjugated as fprop's is: dgrad's is not.
     def spectrum() -> Tensor:  # (frequency, group, input, output): a matrix product for each
         found: Tensor = torch.fft.rfft(kernel, size)
         found = found.view(groups, out_channels // groups, group_channels, -1)
         return found.permute(3, 0, 2, 1)
 
-    ready = spectrum() if prepared else None
-    conjugate = None if ready is None else ready.conj().resolve_conj().contiguous()
-    transposed = None if ready is None else ready.mT.contiguous()
+    conjugate = spectrum().conj().resolve_conj().contiguous() if prepared else None
+    transposed = spectrum().mT.contiguous() if prepared else None
 
     def transform(t: Tensor) -> Tensor:  # (N, C, samples) -> (frequency, group, N, C // group)
         found: Tensor = torch.fft.rfft(t, size)
@@ -216,7 +186,7 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
 
     def dgrad() -> Tensor:
         found = samples(transform(spread()) @ (spectrum().mT if transposed is None else transposed))
-        return _unpad(found[..., :padded_length], geometry, length)
+        return unpad(found[..., :padded_length])
 
     def wgrad() -> Tensor:
         found = transform(spread()).conj().mT @ transform(_pad(x, geometry))
@@ -228,26 +198,18 @@ def fft(problem: Problem, *, prepared: bool = False) -> Calls:
 
 
 def _fast_size(least: int) -> int:
-    """Return the smallest even product of powers of 2, 3 and 5 that is not below ``least``.
-
-    A product of spectra of this size gives every sum whose indices stay below ``least``.
-    """
+    """Return the smallest even product of powers of 2, 3 and 5 that is not below ``least``."""
     size = least + least % 2 or 2
-    while True:
-        rest = size
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return size
+    while 30 ** size.bit_length() % size:  # it has another prime factor
         size += 2
+    return size
 
 
 BASELINES: dict[str, Callable[[Problem], Calls]] = {
-    "conv1d": conv1d,
-    "conv1d_padded": partial(conv1d, padded=True),
-    "conv2d_channels_last": conv2d_channels_last,
-    "conv2d_channels_last_padded": partial(conv2d_channels_last, padded=True),
+    "conv1d": dense,
+    "conv1d_padded": partial(dense, padded=True),
+    "conv2d_channels_last": partial(dense, channels_last=True),
+    "conv2d_channels_last_padded": partial(dense, channels_last=True, padded=True),
     "im2col_csr": im2col_csr,
     "fft": fft,
     "fft_prepared": partial(fft, prepared=True),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparseconv import testing
-from sparseconv.bench import trained
 from sparseconv.core.geometry import Geometry
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.models import DSN
@@ -36,6 +37,13 @@ SUITES = {
     "compiled": "a layer compiled, and exported: its time over the eager call's",
 }
 WITHOUT_CASES = ("network", "random_kernels", "compiled")
+# Masks of the first and of the last layer of a trained network (those between have the last one's
+# shape). Made by version 0.1.0 and torch 2.13.0, of the network of least training loss, epoch 441:
+#     python -m sparseconv train GunPoint --epochs 500 --threads 1 --out gunpoint
+#     layers = sparseconv.load_run("gunpoint").model.sparse_layers()
+#     first, *_, last = (layer.pattern.to_mask().numpy() for layer in layers)
+#     np.savez_compressed("trained.npz", first=first, last=last)
+TRAINED = Path(__file__).with_name("trained.npz")
 
 
 class Problem(NamedTuple):
@@ -115,7 +123,8 @@ class Case(testing.Case):
 @functools.lru_cache(maxsize=4)
 def _make_pattern(case: Case) -> KernelCSR:
     if case.pattern.startswith("trained_"):
-        return trained.pattern(case.pattern.removeprefix("trained_"))
+        with np.load(TRAINED) as masks:
+            return KernelCSR.from_mask(torch.from_numpy(masks[case.pattern[len("trained_") :]]))
     if case.pattern.startswith("dsn_"):
         return _dsn_pattern(case)
     shape = (case.out_channels, case.in_channels // case.groups, case.kernel_size)
@@ -143,137 +152,118 @@ def _dsn_pattern(case: Case) -> KernelCSR:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
         model = DSN(
-            1,
-            2,
-            sparsity=round(1 - case.density, 12),
-            nf=case.out_channels // 3 if first else case.in_channels,
-            kernel_size=case.kernel_size,
-            depth=1 if first else 2,
+            1, 2, sparsity=round(1 - case.density, 12), kernel_size=case.kernel_size,
+            nf=case.out_channels // 3 if first else case.in_channels, depth=1 if first else 2,
             n_groups=1 if case.pattern == "dsn_ungrouped" else 3,
             init="prefix" if case.pattern == "dsn_prefix" else "random",
-        )
-    pattern = model.sparse_layers()[-1].pattern
-    assert pattern.shape == (case.out_channels, case.in_channels, case.kernel_size)
-    return pattern
+        )  # fmt: skip
+    return model.sparse_layers()[-1].pattern
 
 
-def _layer(name: str, suite: str, **changes: Any) -> Case:
-    """DSN's later layer on 16 series of 128 samples, S = 80 %, zeros around; and what differs."""
-    fields: dict[str, Any] = {
-        "n": 16, "in_channels": 47, "out_channels": 141, "kernel_size": 39, "length": 128,
-        "padding": "same", "pattern": "dsn_evolved", "density": 0.2,
-    }  # fmt: skip
-    return Case(**(fields | changes), name=name, suite=suite)
+Fields = dict[str, Any]
+# DSN's later layer on 16 series of 128 samples, S = 80 %, zeros around.
+LAYER: Fields = {
+    "n": 16, "in_channels": 47, "out_channels": 141, "kernel_size": 39, "length": 128,
+    "padding": "same", "pattern": "dsn_evolved", "density": 0.2,
+}  # fmt: skip
+UNIFORM: Fields = {"pattern": "random", "density": 2 / 15}  # as many weights, drawn uniformly
+RIGHT: Fields = {"padding": (0, 38), "padding_mode": "replicate"}
 
 
-def _uniform(name: str, suite: str, **changes: Any) -> Case:
-    """The same with as many active weights, drawn uniformly."""
-    return _layer(name, suite, **({"pattern": "random", "density": 2 / 15} | changes))
+def _square(channels: int) -> Fields:
+    return {"in_channels": channels, "out_channels": channels, "length": 64}
 
 
-def _all() -> Iterator[Case]:
+def _rows() -> Iterator[tuple[str, str, Fields]]:
+    """Suite, name, and what differs from ``LAYER``."""
     for pattern in ("dsn_prefix", "dsn_evolved"):
         for length in (24, 128, 512, 1024, 2709):
-            yield _layer(f"{pattern}_L{length}", "layer", pattern=pattern, length=length)
-    yield from _published()
+            yield "layer", f"{pattern}_L{length}", {"pattern": pattern, "length": length}
+    yield from (("published", *row) for row in _published())
     for layer, channels in (("first", 1), ("last", 47)):
         for n, length in ((5, 150), (16, 128)):  # as it was trained, and as the others here
-            yield _layer(
-                f"trained_{layer}_N{n}_L{length}", "trained",
-                pattern=f"trained_{layer}", in_channels=channels, n=n, length=length,
-                padding=(0, 38), padding_mode="replicate",
-            )  # fmt: skip
+            sizes = {"in_channels": channels, "n": n, "length": length}
+            yield "trained", f"trained_{layer}_N{n}_L{length}", {
+                "pattern": f"trained_{layer}", **sizes, **RIGHT,
+            }  # fmt: skip
     for percent in (2, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100):
-        yield _uniform(f"uniform_{percent}", "density", density=percent / 100)
+        yield "density", f"uniform_{percent}", UNIFORM | {"density": percent / 100}
     for percent in (50, 80, 90):
-        yield _layer(f"dsn_S{percent}", "density", density=round(1 - percent / 100, 12))
+        yield "density", f"dsn_S{percent}", {"density": round(1 - percent / 100, 12)}
     # Its time is that of reading and writing: what a sparse layer costs without its weights.
-    yield _uniform("packing", "density", pattern="one_weight_per_channel")
+    yield "density", "packing", UNIFORM | {"pattern": "one_weight_per_channel"}
     for length in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
-        yield _layer(f"length_{length}", "length", length=length)
+        yield "length", f"length_{length}", {"length": length}
     for n in (1, 2, 5, 16, 17):
-        yield _layer(f"batch_{n}", "batch", n=n)
+        yield "batch", f"batch_{n}", {"n": n}
     for length in (127, 131, 513):
-        yield _layer(f"odd_L{length}", "batch", length=length)
+        yield "batch", f"odd_L{length}", {"length": length}
     for channels in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
-        yield _uniform(
-            f"channels_{channels}", "channels",
-            in_channels=channels, out_channels=channels, length=64,
-        )  # fmt: skip
+        yield "channels", f"channels_{channels}", UNIFORM | _square(channels)
     for taps in (3, 5, 9, 19, 39, 64, 128):
-        yield _uniform(f"kernel_{taps}", "kernel", kernel_size=taps)
-    yield from _break_even()
-    yield from _options()
+        yield "kernel", f"kernel_{taps}", UNIFORM | {"kernel_size": taps}
+    # What the sweeps leave open of three maps: density against length, channels and kernel.
+    for percent in (30, 60, 100):
+        for mark, changes in {
+            **{f"L{length}": {"length": length} for length in (24, 512)},
+            **{f"C{channels}": _square(channels) for channels in (8, 32, 128)},
+            **{f"K{taps}": {"kernel_size": taps} for taps in (3, 9)},
+        }.items():
+            name = f"uniform_{percent}_{mark}"
+            yield "break_even", name, UNIFORM | {"density": percent / 100} | changes
+    yield from (("options", *row) for row in _options().items())
     for dtype in ("float64", "bfloat16", "float16"):
-        yield _layer(dtype, "dtype", dtype=dtype)
+        yield "dtype", dtype, {"dtype": dtype}
     for length in (128, 512, 1024):
-        yield _layer(f"avx2_L{length}", "isa", length=length, isa="avx2")
-    yield from _adversarial()
+        yield "isa", f"avx2_L{length}", {"length": length, "isa": "avx2"}
+    for pattern in ("dense_output", "empty_outputs", "one_channel", "one_dense_row",
+                    "last_tap_only"):  # fmt: skip
+        yield "adversarial", pattern, UNIFORM | {"pattern": pattern}
 
 
-def _published() -> Iterator[Case]:
+def _published() -> Iterator[tuple[str, Fields]]:
     """Settings and sizes of the paper; batches by its rule (Xiao et al. 2022, section 5.1).
 
     UCR's and UEA's archives hold many lengths: two bundled sets stand for each.
     """
-    right: dict[str, Any] = {"padding": (0, 38), "padding_mode": "replicate"}
-    for archive, data, n, length, how in (
-        ("ucr85", "GunPoint", 5, 150, right),
-        ("ucr85", "OSULeaf", 16, 427, right),
-        ("ucr2018", "GunPoint", 5, 150, {}),
-        ("ucr2018", "ACSF1", 10, 1460, {}),
+    for name, n, length, how in (
+        ("ucr85_GunPoint", 5, 150, RIGHT),
+        ("ucr85_OSULeaf", 16, 427, RIGHT),
+        ("ucr2018_GunPoint", 5, 150, {}),
+        ("ucr2018_ACSF1", 10, 1460, {}),
     ):
-        name = f"{archive}_{data}"
-        yield _layer(f"{name}_first", "published", in_channels=1, n=n, length=length, **how)
-        yield _layer(f"{name}_later", "published", n=n, length=length, **how)
+        yield f"{name}_first", {"in_channels": 1, "n": n, "length": length, **how}
+        yield f"{name}_later", {"n": n, "length": length, **how}
     for name, length in (("HAR", 128), ("EEG2", 256), ("DailySport", 125)):
         for percent in (50, 80, 90):
-            yield _layer(
-                f"uci_{name}_S{percent}", "published",
-                length=length, density=round(1 - percent / 100, 12), **right,
-            )  # fmt: skip
-    yield _layer("uci_HAR_ungrouped", "published", pattern="dsn_ungrouped", **right)
-    yield _layer("uci_HAR_dense", "published", pattern="full", density=1.0, **right)
+            density = round(1 - percent / 100, 12)
+            yield f"uci_{name}_S{percent}", {"length": length, "density": density, **RIGHT}
+    yield "uci_HAR_ungrouped", {"pattern": "dsn_ungrouped", **RIGHT}
+    yield "uci_HAR_dense", {"pattern": "full", "density": 1.0, **RIGHT}
     for name, n, length in (("BasicMotions", 4, 100), ("JapaneseVowels", 16, 25)):
-        yield _layer(
-            f"uea_{name}", "published",
-            in_channels=59, out_channels=177, n=n, length=length, density=0.1, **right,
-        )  # fmt: skip
+        sizes = {"in_channels": 59, "out_channels": 177, "n": n, "length": length}
+        yield f"uea_{name}", {**sizes, "density": 0.1, **RIGHT}
 
 
-def _break_even() -> Iterator[Case]:
-    """What the sweeps leave open of three maps: density against length, channels and kernel."""
-    for percent in (30, 60, 100):
-        for mark, size, changes in (
-            *(("L", n, {"length": n}) for n in (24, 512)),
-            *(("C", n, {"in_channels": n, "out_channels": n, "length": 64}) for n in (8, 32, 128)),
-            *(("K", n, {"kernel_size": n}) for n in (3, 9)),
-        ):
-            yield _uniform(
-                f"uniform_{percent}_{mark}{size}", "break_even", density=percent / 100, **changes
-            )
+def _options() -> dict[str, Fields]:
+    bottleneck = UNIFORM | {"in_channels": 141, "out_channels": 47, "kernel_size": 1}
+    return {
+        **{f"first_layer_L{n}": {"in_channels": 1, "length": n} for n in (128, 512)},
+        "pointwise": bottleneck,
+        "pointwise_dense": bottleneck | {"pattern": "full", "density": 1.0},
+        "stride_2": {"padding": 19, "stride": 2},
+        "dilation_4": {"dilation": 4},
+        "groups_3": UNIFORM | {"in_channels": 48, "out_channels": 144, "groups": 3},
+        "depthwise": UNIFORM | {"groups": 47},
+        "causal": {"padding": (38, 0)},
+        "circular": {"padding_mode": "circular"},
+    }
 
 
-def _options() -> Iterator[Case]:
-    for length in (128, 512):
-        yield _layer(f"first_layer_L{length}", "options", in_channels=1, length=length)
-    bottleneck: dict[str, Any] = {"in_channels": 141, "out_channels": 47, "kernel_size": 1}
-    yield _uniform("pointwise", "options", **bottleneck)
-    yield _uniform("pointwise_dense", "options", **bottleneck, pattern="full", density=1.0)
-    yield _layer("stride_2", "options", padding=19, stride=2)
-    yield _layer("dilation_4", "options", dilation=4)
-    yield _uniform("groups_3", "options", in_channels=48, out_channels=144, groups=3)
-    yield _uniform("depthwise", "options", in_channels=47, out_channels=141, groups=47)
-    yield _layer("causal", "options", padding=(38, 0))
-    yield _layer("circular", "options", padding_mode="circular")
+def _all() -> Iterator[Case]:
+    for suite, name, changes in _rows():
+        yield Case(**(LAYER | changes), name=name, suite=suite)
     yield Case(1, 4, 8, 5, 16, name="tiny_module", suite="options", module=True)
-
-
-def _adversarial() -> Iterator[Case]:
-    for pattern in ("dense_output", "empty_outputs", "one_channel"):
-        yield _uniform(pattern, "adversarial", pattern=pattern)
-    for pattern in ("one_dense_row", "last_tap_only"):
-        yield _uniform(pattern, "adversarial", pattern=pattern)
     for name, case in {
         "wgrad_splits": testing.Case(16, 2, 3, 3, 512),  # lane groups summed in separate runs
         # More rows than L2 has sums for:
@@ -291,25 +281,12 @@ def _adversarial() -> Iterator[Case]:
 CASES = {case.name: case for case in _all()}
 
 
-def select(suites: list[str] | None = None, names: list[str] | None = None) -> list[Case]:
-    """The cases of some suites and those of these names; all if neither is given.
-
-    Raises:
-        ValueError: a name that is not one; the message lists those that are.
+def select(suites: Collection[str] = (), names: Collection[str] = ()) -> list[Case]:
+    """Return the cases of some suites and those of these names; all if neither is given.
 
     Example:
         >>> [case.name for case in select(["isa"], ["float64"])]
         ['float64', 'avx2_L128', 'avx2_L512', 'avx2_L1024']
     """
-    check_names("suite", suites or (), SUITES)
-    check_names("case", names or (), CASES)
-    if suites is None and names is None:
-        return list(CASES.values())
-    return [c for c in CASES.values() if c.suite in (suites or ()) or c.name in (names or ())]
-
-
-def check_names(kind: str, given: Iterable[str], valid: Iterable[str]) -> None:
-    """Refuse a name that is not one, and list those that are."""
-    for name in given:
-        if name not in valid:
-            raise ValueError(f"there is no {kind} {name!r}; expected one of {', '.join(valid)}")
+    everything = not (suites or names)
+    return [c for c in CASES.values() if everything or c.suite in suites or c.name in names]

@@ -15,8 +15,8 @@ from sparseconv.bench.baselines import BASELINES, Calls
 from sparseconv.bench.cases import Case, Problem
 from sparseconv.functional import sparse_conv1d
 from sparseconv.measure import peaks, timing
+from sparseconv.measure.machine import threads
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.ops.backends import resolve_backend
 from sparseconv.reference import conv1d_dense
 from sparseconv.testing import Expected, error_bound
 
@@ -27,21 +27,11 @@ TURN = 0.01
 # Of a case, in its rows.
 FACTS = ("suite", "dtype", "in_channels", "out_channels", "kernel_size", "length", "output_length",
          "stride", "dilation", "groups")  # fmt: skip
-Kernels = Any  # an object with fprop, dgrad and wgrad; None: ``sparse_conv1d`` and autograd
 _PEAK = "fma peak"  # a candidate among the others, never a baseline
 
 
 class WrongResultError(AssertionError):
     """A kernel left its computed error bound, so its speed means nothing."""
-
-
-def cpp_or_reason() -> str:
-    """Why the C++ kernels cannot run here; empty if they can."""
-    try:
-        resolve_backend("cpp", torch.device("cpu"))
-    except RuntimeError as error:
-        return f"there is nothing to measure: {error}"
-    return ""
 
 
 def first_line(error: Exception) -> str:
@@ -70,17 +60,6 @@ def public_calls(problem: Problem) -> Calls:
     }
 
 
-def sparse_calls(kernels: Kernels, problem: Problem) -> Calls:
-    if kernels is None:
-        return public_calls(problem)
-    x, values, grad, pattern, geometry = problem
-    return {
-        "fprop": lambda: kernels.fprop(x, values, None, pattern, geometry),
-        "dgrad": lambda: kernels.dgrad(grad, values, pattern, geometry, x.shape[2]),
-        "wgrad": lambda: kernels.wgrad(grad, x, pattern, geometry),
-    }
-
-
 def exact_results(problem: Problem) -> dict[str, Expected]:
     """The three results in float64, with the bound computed for each output."""
     data = problem[:3]
@@ -102,20 +81,23 @@ def _double(problem: Problem, x: Tensor, values: Tensor, grad: Tensor) -> dict[s
     return {"fprop": y.detach(), "dgrad": dgrad, "wgrad": wgrad}
 
 
-def check(kernels: Kernels, problem: Problem) -> dict[str, Expected]:
+def check(
+    problem: Problem, make_calls: Callable[[Problem], Calls] | None = None
+) -> dict[str, Expected]:
     """Compare all three computations with float64; return what they were compared with.
 
     Within the computed bound on the problem's own data, and exactly on integers: a gradient of the
-    weights sums so many terms that a missing one hides inside any bound.
+    weights sums so many terms that a missing one hides inside any bound. The calls are
+    ``public_calls`` unless ``make_calls`` makes others of a problem.
 
     Raises:
         WrongResultError: some output is outside its bound, or some sum of integers is not exact.
     """
-    results = {name: call() for name, call in sparse_calls(kernels, problem).items()}
-    wanted = check_bounds(results, problem)
+    make_calls = make_calls or public_calls
+    wanted = check_bounds({name: call() for name, call in make_calls(problem).items()}, problem)
     twin, exact = _integers(problem)
     largest = _double(twin, *(t.abs() for t in twin[:3]))
-    for name, call in sparse_calls(kernels, twin).items():
+    for name, call in make_calls(twin).items():
         sums = exact[name].to(twin.x.dtype)
         # Below 2**24 every partial sum is an exact float32.
         if (largest[name] < 2**24).all() and (wrong := int((call() != sums).sum())):
@@ -131,14 +113,10 @@ def check_bounds(results: Mapping[str, Tensor], problem: Problem) -> dict[str, E
     """
     wanted = exact_results(problem)
     for name, result in results.items():
-        _check_result(name, result, wanted[name])
+        times = _times_its_bound(result, wanted[name])
+        if not times <= 1:
+            raise WrongResultError(f"{name} is wrong: {times:.3g} times its error bound")
     return wanted
-
-
-def _check_result(name: str, result: Tensor, wanted: Expected) -> None:
-    times = _times_its_bound(result, wanted)
-    if not times <= 1:
-        raise WrongResultError(f"{name} is wrong: {times:.3g} times its error bound")
 
 
 def _times_its_bound(got: Tensor, wanted: Expected) -> float:
@@ -199,85 +177,73 @@ def checked_baseline(
 
 
 def measure(
+    count: int,
     case: Case,
-    kernels: Kernels = None,
     *,
     baselines: Sequence[str] = tuple(BASELINES),
     rounds: int = 30,
 ) -> list[dict[str, Any]]:
-    """Check a case, then time its computations; one row each.
+    """Check a case, then time its computations on ``count`` threads; one row each.
 
-    Torch's present number of threads is used, and the instruction set that the case names. A
-    baseline that cannot run a computation, or whose result is wrong, is left out of its row, which
-    says why under ``"absent"``. The ``"share_of_peak"`` of a half type is None.
+    The case names the instruction set. A baseline that cannot run a computation, or whose result is
+    wrong, is left out of its row, which says why under ``"absent"``. Without the fitting one of
+    ``machine_peaks``, which ``peaks.measure`` returns, ``"share_of_peak"`` is None.
 
     Raises:
         WrongResultError: a result is wrong; nothing was timed.
         ValueError: the case's instruction set cannot run here.
     """
-    with peaks.forced_isa(case.isa or None) as isa:
-        problem = case.build()
-        wanted = check(kernels, problem)
+    with threads(count), peaks.forced_isa(case.isa or None) as isa:
+        problem, loop = case.build(), None
+        wanted = check(problem)
         absent: dict[str, dict[str, str]] = {name: {} for name in COMPUTATIONS}
-        loop = None
         if case.module:  # its time is Python's, and has no peak
-            candidates = {
-                name: {k: timed[k] for k in timed if k in ("sparse", *baselines)}
-                for name, timed in _module_calls(problem, wanted).items()
-            }
+            candidates = _module_calls(problem, baselines)
+            absent["both passes"] = {}
         else:
-            candidates = {
-                name: {"sparse": call} for name, call in sparse_calls(kernels, problem).items()
-            }
+            candidates = {name: {"sparse": call} for name, call in public_calls(problem).items()}
             for baseline in baselines:
                 right, reasons = checked_baseline(baseline, problem, wanted)
                 for name, call in right.items():
                     candidates[name][baseline] = call
                 for name, reason in reasons.items():
                     absent[name][baseline] = reason
-            if case.dtype in peaks.DTYPES:
-                loop = peaks.loop(case.dtype)
+            if peak := peaks.find(machine_peaks, count, isa, case.dtype):
+                loop = peaks.loop(peak)
         rows = []
         for name, timed in candidates.items():
             beside: dict[str, Callable[[], object]] = {_PEAK: loop.call} if loop else {}
             times = timing.interleave({**timed, **beside}, rounds=rounds, least_seconds=TURN)
             row = {"case": case.name, "computation": name, "isa": isa, "rounds": rounds}
-            row |= _figures(case, problem, name, times, loop) | {"absent": absent.get(name, {})}
+            row |= _figures(case, problem, name, times, loop) | {"absent": absent[name]}
             rows.append(row)
         return rows
 
 
-def _module_calls(problem: Problem, wanted: Mapping[str, Expected]) -> dict[str, Calls]:
-    """Forward passes that record gradients, as a training loop calls them; and both passes."""
-    x, values, _, pattern, geometry = problem
-    out_channels, group_channels, taps = pattern.shape
-    sizes = (group_channels * geometry.groups, out_channels, taps, geometry.stride)
-    options = (geometry.padding[0], geometry.dilation, geometry.groups, False)
-    layer = SparseConv1d(*sizes, *options, pattern=pattern)
-    dense = nn.Conv1d(*sizes, *options)
+def _module_calls(problem: Problem, baselines: Sequence[str]) -> dict[str, Calls]:
+    """Forward passes that record gradients, as a training loop calls them, and both passes."""
+    x, values, grad, pattern, _ = problem
+    out_channels, in_channels, taps = pattern.shape
+    layer = SparseConv1d(in_channels, out_channels, taps, bias=False, pattern=pattern)
+    dense = nn.Conv1d(in_channels, out_channels, taps, bias=False)
     with torch.no_grad():
         layer.values.copy_(values)
         dense.weight.copy_(layer.dense_weight())
-    signal, grad = x.clone().requires_grad_(), problem.grad
+    signal = x.clone().requires_grad_()
 
-    def gradients(module: nn.Module) -> tuple[Tensor, ...]:
+    def both(module: nn.Module) -> Any:
         return torch.autograd.grad(module(signal), [signal, *module.parameters()], grad)
 
-    def both(module: nn.Module) -> Tensor:
-        return gradients(module)[0]
-
-    for module in (layer, dense):
-        name = type(module).__name__
-        _check_result(f"fprop of {name}", module(x), wanted["fprop"])
-        dgrad, wgrad = gradients(module)
-        _check_result(f"dgrad of {name}", dgrad, wanted["dgrad"])
+    calls: dict[str, Calls] = {"fprop": {}, "both passes": {}}
+    for name, module in (("sparse", layer), ("conv1d", dense)):
+        if name not in ("sparse", *baselines):
+            continue
+        dgrad, wgrad = both(module)
         wgrad = wgrad if module is layer else wgrad[pattern.to_mask()]
-        _check_result(f"wgrad of {name}", wgrad, wanted["wgrad"])
-    modules = {"sparse": layer, "conv1d": dense}
-    return {
-        "fprop": {name: partial(module, x) for name, module in modules.items()},
-        "both passes": {name: partial(both, module) for name, module in modules.items()},
-    }
+        check_bounds({"fprop": module(x), "dgrad": dgrad, "wgrad": wgrad}, problem)
+        calls["fprop"][name] = partial(module, x)
+        calls["both passes"][name] = partial(both, module)
+    return calls
 
 
 def _figures(

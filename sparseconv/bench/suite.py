@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from sparseconv.bench.document import SCHEMA, rounded
 from sparseconv.bench.network import compare
 from sparseconv.bench.run import WrongResultError, measure
 from sparseconv.measure import peaks
-from sparseconv.measure.machine import measurement_context, threads
+from sparseconv.measure.machine import measurement_context
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import threads_text
 from sparseconv.measure.timing import LEAST_ROUNDS
@@ -58,58 +58,49 @@ def run(
             before it has been saved.
     """
     retain_freed_memory()  # before anything is timed, so that all of it is timed alike
+    assert backends.extension is not None
     rounds = QUICK_ROUNDS if quick else rounds
-    document: Document = {"schema": SCHEMA, "complete": False}
-    document |= {"suites": _whole_suites(cases, others), "rounds": rounds or ROUNDS}
-    document |= {"machine": measurement_context()}
-    document["peaks"] = rounded(peaks.measure(thread_counts))
-    document |= {"rows": [], **{name: [] for name in WITHOUT_CASES}}
-    settings = {"rounds": rounds or ROUNDS, "baselines": baselines}
-    tasks = [("rows", *task) for task in _case_tasks(cases, thread_counts, settings)]
+    missing = {case.suite for case in CASES.values() if case not in cases}
+    missing |= {name for name in WITHOUT_CASES if name not in others}
+    machine_peaks = rounded(peaks.measure(thread_counts))
+    document: Document = {
+        "schema": SCHEMA,
+        "complete": False,
+        "suites": [name for name in SUITES if name not in missing],  # measured as a whole
+        "rounds": rounds or ROUNDS,
+        "machine": measurement_context(),
+        "peaks": machine_peaks,
+        "rows": [],
+        **{name: [] for name in WITHOUT_CASES},
+    }
+    measures: list[tuple[str, str, Callable[..., Rows]]] = []
+    for case in cases:
+        if case.isa in ("", *backends.extension.isas()):
+            call = partial(measure, case=case, baselines=baselines, machine_peaks=machine_peaks)
+            measures.append(("rows", case.name, call))
+        else:
+            print(f"{case.name} is left out: this CPU has no {case.isa}", file=sys.stderr)
+    if "random_kernels" in others:
+        call = partial(random_kernels.measure, machine_peaks=machine_peaks)
+        measures.append(("random_kernels", "random kernels", call))
+    if "compiled" in others:
+        measures.append(("compiled", "compiled", compiled.measure))
+    tasks: list[tuple[str, str, Callable[[], Rows]]] = [
+        (key, f"{name}, {threads_text(count)}", partial(call, count, rounds=rounds or ROUNDS))
+        for key, name, call in measures
+        for count in thread_counts
+    ]
     if "network" in others:
         beside = QUICK_BASELINES if quick else compare.BASELINES
         found = compare.tasks(thread_counts, rounds=rounds or compare.ROUNDS, baselines=beside)
         tasks += [("network", *task) for task in found]
-    measures: dict[str, Callable[..., Rows]] = {
-        "random_kernels": random_kernels.measure,
-        "compiled": compiled.measure,
-    }
-    tasks += [
-        (key, f"{key.replace('_', ' ')}, {threads_text(count)}",
-         partial(measure_part, count, rounds=rounds or ROUNDS))
-        for key, measure_part in measures.items() if key in others
-        for count in thread_counts
-    ]  # fmt: skip
-    for number, (key, name, call) in enumerate(tasks, 1):
+    for number, (key, name, task) in enumerate(tasks, 1):
         print(f"{number} of {len(tasks)}: {name}", file=sys.stderr, flush=True)
         try:
-            document[key] += rounded(call())
+            document[key] += rounded(task())
         except WrongResultError as error:
             raise WrongResultError(f"{name}: {error}") from error
         save(document)
     document["complete"] = True
     save(document)
     return document
-
-
-def _whole_suites(cases: Sequence[Case], others: Collection[str]) -> list[str]:
-    """The suites of which every case is measured."""
-    missing = {case.suite for case in CASES.values() if case not in cases}
-    missing |= {name for name in WITHOUT_CASES if name not in others}
-    return [name for name in SUITES if name not in missing]
-
-
-def _case_tasks(
-    cases: Sequence[Case], thread_counts: Sequence[int], settings: Mapping[str, Any]
-) -> Iterator[tuple[str, Callable[[], Rows]]]:
-    def on_threads(count: int, case: Case) -> Rows:
-        with threads(count):
-            return measure(case, **settings)
-
-    assert backends.extension is not None
-    for case in cases:
-        if case.isa in ("", *backends.extension.isas()):
-            for count in thread_counts:
-                yield f"{case.name}, {threads_text(count)}", partial(on_threads, count, case)
-        else:
-            print(f"{case.name} is left out: this CPU has no {case.isa}", file=sys.stderr)

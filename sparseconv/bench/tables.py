@@ -6,33 +6,24 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import SUITES
 from sparseconv.bench.document import BEST, Row, best_baseline, ratio
 from sparseconv.bench.network.compare import MODES
 from sparseconv.bench.run import COMPUTATIONS
-from sparseconv.measure.table import Table, threads_text
+from sparseconv.measure.table import Table
 
-
-class Column(NamedTuple):
-    """A header, and what a row shows below it."""
-
-    title: str
-    cell: Callable[[Row], str]
+Column = tuple[str, Callable[[Row], str]]  # its title, and what a row shows below it
 
 
 def table(rows: Iterable[Row], columns: Sequence[Column], text_columns: int = 1) -> Table:
-    """One line per row; a column in which there is nothing to show is left out."""
-    lines = [[column.cell(row) for column in columns] for row in rows]
+    """Make one line per row; a column in which there is nothing to show is left out."""
+    lines = [[cell(row) for _, cell in columns] for row in rows]
     shown = [i for i in range(len(columns)) if any(line[i] != "-" for line in lines)]
-    return Table(
-        [columns[i].title for i in shown],
-        [[line[i] for i in shown] for line in lines],
-        text_columns,
-    )
+    header = [columns[i][0] for i in shown]
+    return Table(header, [[line[i] for i in shown] for line in lines], text_columns)
 
 
 # Cells
@@ -59,9 +50,9 @@ def spelled(baseline: str) -> str:
     return names.get(baseline, baseline.replace("_", " "))
 
 
-def _fact(key: str) -> Column:
+def _facts(*keys: str) -> list[Column]:
     names = {"batch": "N", "in_channels": "C", "length": "L", "kernel_size": "K", "computation": ""}
-    return Column(names.get(key, key), lambda row: str(row[key]))
+    return [(names.get(key, key), lambda row, key=key: str(row[key])) for key in keys]  # type: ignore[misc]
 
 
 def _interval(baseline: str) -> Callable[[Row], str]:
@@ -69,11 +60,7 @@ def _interval(baseline: str) -> Callable[[Row], str]:
 
 
 def _median(baseline: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        found = ratio(row, baseline)
-        return "-" if found is None else f"{found.median:.2f}"
-
-    return cell
+    return lambda row: f"{found.median:.2f}" if (found := ratio(row, baseline)) else "-"
 
 
 def _which(row: Row) -> str:
@@ -89,21 +76,16 @@ def _megabytes(side: str) -> Callable[[Row], str]:
     return cell
 
 
-def _share(row: Row) -> str:
-    return "-" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}"
-
-
-CASE = (_fact("case"), _fact("computation"), _fact("threads"))
-MS = Column("ms", lambda row: three_digits(row["ms"]["sparse"]))
-DENSITY = Column("density", lambda row: f"{row['density']:.1%}")
-SPEED = (
-    MS,
-    Column("GFLOP/s", lambda row: f"{row['gflops']:.0f}"),
-    Column("of peak", _share),
-)
-FASTEST = (Column("vs fastest", _interval(BEST)), Column("(which)", _which))
-CONV1D = Column("vs F.conv1d", _median("conv1d"))
-AGAINST = tuple(Column(f"vs {spelled(name)}", _median(name)) for name in BASELINES)
+CASE = _facts("case", "computation", "threads")
+MS = ("ms", lambda row: three_digits(row["ms"]["sparse"]))
+DENSITY = ("density", lambda row: f"{row['density']:.1%}")
+SHARE = (
+    "of peak", lambda row: "-" if (share := row["share_of_peak"]) is None else f"{share:.0%}",
+)  # fmt: skip
+SPEED = (MS, ("GFLOP/s", lambda row: f"{row['gflops']:.0f}"), SHARE)
+FASTEST = (("vs fastest", _interval(BEST)), ("(which)", _which))
+CONV1D = ("vs F.conv1d", _median("conv1d"))
+AGAINST = [(f"vs {spelled(name)}", _median(name)) for name in BASELINES]
 
 
 # Tables of the cases
@@ -118,8 +100,8 @@ def kernels(rows: Iterable[Row]) -> Table:
     """The layer that the kernels are made for, at every length."""
     layer = [row for row in rows if row["case"].startswith("dsn_evolved")]
     layer.sort(key=lambda r: (COMPUTATIONS.index(r["computation"]), r["length"], r["threads"]))
-    return table(layer, (*(_fact(k) for k in ("computation", "length", "threads")), *SPEED,
-                         *FASTEST, *AGAINST))  # fmt: skip
+    facts = _facts("computation", "length", "threads")
+    return table(layer, (*facts, *SPEED, *FASTEST, *AGAINST))
 
 
 def worst(rows: Sequence[Row]) -> Table:
@@ -130,7 +112,7 @@ def worst(rows: Sequence[Row]) -> Table:
         for suite in SUITES
         if (mine := [row for row in timed if row["suite"] == suite])
     ]
-    return table(lowest, (_fact("suite"), *CASE, DENSITY, *FASTEST, CONV1D), text_columns=3)
+    return table(lowest, (*_facts("suite"), *CASE, DENSITY, *FASTEST, CONV1D), text_columns=3)
 
 
 def lost(rows: Iterable[Row]) -> list[Row]:
@@ -141,8 +123,8 @@ def lost(rows: Iterable[Row]) -> list[Row]:
 
 def faster_baselines(rows: Iterable[Row]) -> Table:
     """Every row in which any baseline was faster."""
-    channels = Column("channels", lambda row: f"{row['in_channels']} → {row['out_channels']}")
-    shape = (_fact("batch"), channels, _fact("kernel_size"), _fact("length"), DENSITY)
+    channels = ("channels", lambda row: f"{row['in_channels']} → {row['out_channels']}")
+    shape = (*_facts("batch"), channels, *_facts("kernel_size", "length"), DENSITY)
     return table(lost(rows), (*CASE, *shape, *FASTEST, CONV1D), text_columns=2)
 
 
@@ -150,43 +132,40 @@ def absences(rows: Iterable[Row]) -> list[str]:
     """Why baselines are missing: one line for each and its reason, with the cases."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
-        for absent in row.get("absent", {}).items():
-            found.setdefault(absent, {})[_spelled_row(row)] = None
+        if "case" in row:
+            name = f"{row['case']} {row['computation']}"
+        else:
+            name = f"{row['model']} {row['mode']} L={row['length']}"
+        for absent in row["absent"].items():
+            found.setdefault(absent, {})[name] = None
     return [
         f"{baseline} is left out of {', '.join(cases)}: {reason}"
         for (baseline, reason), cases in found.items()
     ]
 
 
-def _spelled_row(row: Row) -> str:
-    if "case" in row:
-        return f"{row['case']} {row['computation']}"
-    return f"{row['model']} {row['mode']} L={row['length']}"
-
-
 def peaks(rows: Iterable[Row]) -> Table:
     """Multiply-adds from registers."""
-    speed = Column("GFLOP/s", lambda row: f"{row['fma_gflops']:.0f}")
-    return table(rows, (_fact("isa"), _fact("dtype"), _fact("threads"), speed), text_columns=2)
-
-
-# Tables of the whole network
+    speed = ("GFLOP/s", lambda row: f"{row['fma_gflops']:.0f}")
+    return table(rows, (*_facts("isa", "dtype", "threads"), speed), text_columns=2)
 
 
 def network(rows: Iterable[Row]) -> Table:
     """Times of the sparse network, what the dense ones take beside it, and memory."""
-    mode = Column("", lambda row: MODES[row["mode"]])
     return table(
         rows,
         (
-            mode, _fact("batch"), _fact("in_channels"), _fact("length"), _fact("threads"), MS,
-            Column("vs masked", _interval("masked_dense")),
-            Column("vs settings", _median("dense_best")),
-            Column("(which)", lambda row: row.get("settings", {}).get("dense_best", "-")),
-            Column("vs compiled", _median("dense_compiled")),
-            Column("MB", _megabytes("sparse")), Column("masked MB", _megabytes("masked_dense")),
+            ("", lambda row: MODES[row["mode"]]),
+            *_facts("batch", "in_channels", "length", "threads"),
+            MS,
+            ("vs masked", _interval("masked_dense")),
+            ("vs settings", _median("dense_best")),
+            ("(which)", lambda row: row["settings"].get("dense_best", "-")),
+            ("vs compiled", _median("dense_compiled")),
+            ("MB", _megabytes("sparse")),
+            ("masked MB", _megabytes("masked_dense")),
         ),
-    )  # fmt: skip
+    )
 
 
 def random_kernels(rows: Iterable[Row]) -> Table:
@@ -198,40 +177,35 @@ def random_kernels(rows: Iterable[Row]) -> Table:
     return table(
         rows,
         (
-            _fact("kind"), _fact("batch"), _fact("in_channels"), _fact("length"),
-            Column("kept", lambda row: f"{row['kept']:.0%}"), _fact("threads"), _fact("isa"),
-            Column("us", microseconds("sparse")), Column("aeon's us", microseconds("aeon")),
-            Column("times aeon", _interval("aeon")), Column("of peak", _share),
+            *_facts("kind", "batch", "in_channels", "length"),
+            ("kept", lambda row: f"{row['kept']:.0%}"),
+            *_facts("threads", "isa"),
+            ("us", microseconds("sparse")),
+            ("aeon's us", microseconds("aeon")),
+            ("times aeon", _interval("aeon")),
+            SHARE,
         ),
-    )  # fmt: skip
+    )
 
 
 def compiled(rows: Iterable[Row]) -> Table:
     """Build a table of the time of a compiled and of an exported layer over the eager call's."""
-    ways = (Column(f"{name} / eager", _interval(name)) for name in ("compiled", "exported"))
+    ways = [(f"{name} / eager", _interval(name)) for name in ("compiled", "exported")]
     return table(rows, (*CASE, MS, *ways), text_columns=2)
 
 
 # Everything together
 
 
-def lowest_break_even(rows: Iterable[Row], baseline: str) -> tuple[float, str] | None:
-    """The lowest break-even density over computations and threads, and where it is."""
+def lowest_break_even(rows: Iterable[Row], baseline: str) -> float | None:
+    """The lowest break-even density over computations and threads; None without such rows."""
     points: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for row in rows:
-        if (
-            row["suite"] == "density"
-            and row["case"].startswith("uniform")
-            and (found := ratio(row, baseline))
-        ):
-            points.setdefault((row["computation"], row["threads"], row["isa"]), []).append(
-                (row["density"], found.median)
-            )
-    crossings = [(break_even(found), key) for key, found in points.items()]
-    if not crossings:
-        return None
-    density, (computation, threads, _) = min(crossings, key=itemgetter(0))
-    return density, f"{computation}, {threads_text(threads)}"
+        found = ratio(row, baseline)
+        if found and row["suite"] == "density" and row["case"].startswith("uniform"):
+            key = row["computation"], row["threads"], row["isa"]
+            points.setdefault(key, []).append((row["density"], found.median))
+    return min(map(break_even, points.values()), default=None)
 
 
 def break_even(points: Sequence[tuple[float, float]]) -> float:
@@ -257,44 +231,30 @@ def break_even(points: Sequence[tuple[float, float]]) -> float:
 def when_it_pays(document: Mapping[str, Any]) -> Table:
     """The README's lines: of each number of threads the worse one, and the worst of everything."""
     rows, nets = document["rows"], [r for r in document["network"] if r["in_channels"] == 1]
-    layer = [row for row in rows if row["case"] == "dsn_evolved_L128"]
-    lines = [
-        *(
-            _line(f"layer, 16 series of 128 samples, {name}", "conv1d",
-                  [row for row in layer if row["computation"] == name])
-            for name in COMPUTATIONS
-        ),
-        *(
-            _line(f"DSN, {what}", "masked_dense",
-                  [r for r in nets if (r["mode"], r["length"]) == (mode, length)
-                   and r["batch"] in (1, 16)])
-            for what, mode, length in (
-                ("training step, 16 series of 128", "train", 128),
-                ("inference, 16 series of 128", "inference", 128),
-                ("latency of one series of 24", "latency", 24),
-            )
-        ),
-        _line("worst row of all suites and densities", "conv1d", rows),
+    groups = [
+        (f"layer, 16 series of 128 samples, {name}", "conv1d",
+         [r for r in rows if (r["case"], r["computation"]) == ("dsn_evolved_L128", name)])
+        for name in COMPUTATIONS
     ]  # fmt: skip
+    for what, mode, length in (
+        ("training step, 16 series of 128", "train", 128),
+        ("inference, 16 series of 128", "inference", 128),
+        ("latency of one series of 24", "latency", 24),
+    ):
+        mine = [r for r in nets if (r["mode"], r["length"]) == (mode, length)]
+        groups.append((f"DSN, {what}", "masked_dense", [r for r in mine if r["batch"] in (1, 16)]))
+    groups.append(("worst row of all suites and densities", "conv1d", rows))
+    lines: list[tuple[str, ...]] = []
+    for what, plain, mine in groups:
+        if timed := [row for row in mine if best_baseline(row)]:
+            usual = [found.median for row in timed if (found := ratio(row, plain))]
+            worst = min(timed, key=lambda row: ratio(row) or ())
+            shown = f"{min(usual):.2f}" if usual else "-"
+            lines.append((what, shown, _median(BEST)(worst), _which(worst)))
     faster = Counter(_which(row) for row in lost(rows) if row["suite"] == "density")
     crossings = [lowest_break_even(rows, name) for name in ("conv1d", BEST)]
-    shown = [
-        "above 100 %" if math.isinf(crossing[0]) else f"{crossing[0]:.0%}"
-        for crossing in crossings
-        if crossing
-    ]
-    if shown:
-        lines.append(
-            ("layer, any density: slower from", *shown, *[n for n, _ in faster.most_common(1)])
-        )
+    if faster and None not in crossings:
+        texts = ["above 100 %" if x == math.inf else f"{x:.0%}" for x in crossings if x]
+        lines.append(("layer, any density: slower from", *texts, faster.most_common(1)[0][0]))
     header = ("13 % of the weights active, where not said", "plain dense", "fastest", "which")
-    return Table(header, [line for line in lines if len(line) == len(header)])
-
-
-def _line(what: str, plain: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    rows = [row for row in rows if best_baseline(row)]
-    if not rows:
-        return ()
-    usual = [found.median for row in rows if (found := ratio(row, plain))]
-    row = min(rows, key=lambda row: ratio(row) or ())
-    return what, f"{min(usual):.2f}" if usual else "-", _median(BEST)(row), _which(row)
+    return Table(header, lines)

@@ -6,17 +6,21 @@ import argparse
 import os
 import sys
 from collections.abc import Container, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparseconv.bench import document, suite, tables
 from sparseconv.bench.baselines import BASELINES
-from sparseconv.bench.cases import SUITES, WITHOUT_CASES, Case, check_names, select
-from sparseconv.bench.run import WrongResultError, cpp_or_reason
+from sparseconv.bench.cases import CASES, SUITES, WITHOUT_CASES, Case, select
+from sparseconv.bench.run import WrongResultError
 from sparseconv.bench.suite import QUICK_ROUNDS, README_SUITES, ROUNDS
+from sparseconv.cli.options import at_least
 from sparseconv.core.files import check_writable
-from sparseconv.measure.machine import threads
 from sparseconv.measure.timing import LEAST_ROUNDS
+from sparseconv.ops.backends import resolve_backend
 
 
 def add_to(commands: Any) -> None:
@@ -30,23 +34,22 @@ def add_to(commands: Any) -> None:
         f"--suites {' '.join(README_SUITES)} half an hour, with --quick an estimated ten minutes.",
     )
     command.set_defaults(run=_bench)
-    add = command.add_argument
-    add("--suites", nargs="+", metavar="SUITE", help=f"of {', '.join(SUITES)}")
-    add(
-        "--cases",
-        nargs="+",
-        metavar="CASE",
-        help="these cases, and all of the --suites if some are named; --list shows them",
-    )
-    add("--threads", nargs="+", type=int, metavar="X", help="default: 1 and, with more cores, 2")
-    add("--baselines", nargs="*", metavar="BASELINE", default=list(BASELINES),
-        help=f"of the cases (default: {' '.join(BASELINES)})")  # fmt: skip
+    add, several = command.add_argument, partial(command.add_argument, nargs="+")
+    all_suites, all_baselines = ", ".join(SUITES), " ".join(BASELINES)
+    several("--suites", choices=SUITES, metavar="SUITE", default=(), help=f"of {all_suites}")
+    cases = "these cases, and all of the --suites if some are named; --list shows them"
+    several("--cases", choices=CASES, metavar="CASE", default=(), help=cases)
+    counts, default = sorted({1, min(2, os.cpu_count() or 1)}), "default: 1 and, with more cores, 2"
+    several("--threads", type=at_least(1), metavar="X", default=counts, help=default)
+    add("--baselines", nargs="*", choices=BASELINES, metavar="BASELINE", default=list(BASELINES),
+        help=f"of the cases (default: {all_baselines})")  # fmt: skip
+    often = command.add_mutually_exclusive_group()
     rounds = f"timed rounds of everything, at least {LEAST_ROUNDS} (default: {ROUNDS} of each case)"
-    add("--rounds", type=int, metavar="X", help=rounds)
+    often.add_argument("--rounds", type=at_least(LEAST_ROUNDS), metavar="X", help=rounds)
     quick = f"a first look: {QUICK_ROUNDS} rounds; of the network nothing compiled"
-    add("--quick", action="store_true", help=quick)
+    often.add_argument("--quick", action="store_true", help=quick)
     add("--json", type=Path, metavar="FILE", help="also write everything, after each case")
-    add("--csv", type=Path, metavar="FILE", help="also write the rows")
+    add("--csv", type=Path, metavar="FILE", help="also write the rows of cases")
     add("--list", action="store_true", help="show the suites and cases, and do nothing")
 
 
@@ -54,7 +57,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     """Run the command: 0, or 1 if a result was wrong.
 
     Raises:
-        ValueError, RuntimeError, OSError: something asked for cannot be done; nothing was measured.
+        ValueError, RuntimeError: something asked for cannot be done; nothing was measured.
     """
     cases = select(arguments.suites, arguments.cases)
     asked = arguments.suites or ([] if arguments.cases else SUITES)
@@ -62,13 +65,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print(listing(cases, others))
         return 0
-    counts = _checked(arguments)
-    if arguments.csv and not cases:
-        raise ValueError(
-            f"--csv writes the rows of cases, but {', '.join(asked)} has none; use --json"
-        )
-    if reason := cpp_or_reason():
-        raise RuntimeError(reason)
+    resolve_backend("cpp", torch.device("cpu"))
+    for path in filter(None, (arguments.json, arguments.csv)):
+        check_writable(path)
     kept = ""
 
     def save(found: Mapping[str, Any]) -> None:  # an interrupted run loses nothing
@@ -80,7 +79,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     try:
         found = suite.run(
             cases,
-            counts,
+            list(dict.fromkeys(arguments.threads)),
             others=others,
             rounds=arguments.rounds,
             baselines=arguments.baselines,
@@ -101,31 +100,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _checked(arguments: argparse.Namespace) -> list[int]:
-    counts: list[int] = arguments.threads or sorted({1, min(2, os.cpu_count() or 1)})
-    if min(counts) < 1:
-        raise ValueError(f"--threads must be at least 1, but got {min(counts)}")
-    for count in counts:  # before hours of work
-        with threads(count):
-            pass
-    if arguments.rounds is not None and arguments.quick:
-        raise ValueError(f"--quick means --rounds {QUICK_ROUNDS}; omit one of them")
-    if arguments.rounds is not None and arguments.rounds < LEAST_ROUNDS:
-        raise ValueError(
-            f"--rounds must be at least {LEAST_ROUNDS}, or no interval of 95 % exists, but got "
-            f"{arguments.rounds}"
-        )
-    check_names("baseline", arguments.baselines, BASELINES)
-    if arguments.json and arguments.csv and arguments.json.absolute() == arguments.csv.absolute():
-        raise ValueError(f"{arguments.json} was named for two outputs; name a file for each")
-    for path in filter(None, (arguments.json, arguments.csv)):
-        check_writable(path)
-    return list(dict.fromkeys(counts))
-
-
 def shown(found: Mapping[str, Any]) -> str:
     """The document as text: machine, peaks, a table for each suite, network."""
-    rows, network = found["rows"], found["network"]
+    rows = found["rows"]
     parts = [
         "\n".join(f"{key}: {value}" for key, value in found["machine"].items()),
         "Peaks: multiply-adds from registers.",
@@ -133,18 +110,12 @@ def shown(found: Mapping[str, Any]) -> str:
         "vs: a baseline's time over the sparse one, median of the pairs, and for the fastest its "
         "95 % interval.",
     ]
+    parts += tables.absences([*rows, *found["network"], *found["compiled"]])
+    makers = {name: getattr(tables, name) for name in WITHOUT_CASES}
     for name, what in SUITES.items():
-        if mine := [row for row in rows if row["suite"] == name]:
-            parts += [f"{name}: {what}", tables.cases(mine).markdown()]
-    parts += tables.absences([*rows, *network, *found["compiled"]])
-    if network:
-        parts += ["network: " + SUITES["network"], tables.network(network).markdown()]
-    if kernels := found["random_kernels"]:
-        parts += [
-            "random_kernels: " + SUITES["random_kernels"], tables.random_kernels(kernels).markdown()
-        ]  # fmt: skip
-    if compiled := found["compiled"]:
-        parts += ["compiled: " + SUITES["compiled"], tables.compiled(compiled).markdown()]
+        mine = found[name] if name in makers else [row for row in rows if row["suite"] == name]
+        if mine:
+            parts += [f"{name}: {what}", makers.get(name, tables.cases)(mine).markdown()]
     return "\n\n".join(parts) + "\n"
 
 

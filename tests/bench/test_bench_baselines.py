@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparseconv import testing
 from sparseconv.bench import run
-from sparseconv.bench.baselines import BASELINES, Calls, conv2d_channels_last
+from sparseconv.bench.baselines import BASELINES, Calls, dense
 from sparseconv.bench.cases import CASES, Case, Problem
 
 OF = {name: set(run.COMPUTATIONS) for name in BASELINES}
@@ -55,7 +55,7 @@ def small() -> Problem:
     return CASES["stride_2"].shrunk(outputs=16).build()
 
 
-@pytest.mark.parametrize("name", ["conv1d", "fft", "fft_prepared"])
+@pytest.mark.parametrize("name", ["conv1d", "fft_prepared"])
 @pytest.mark.parametrize("computation", ["fprop", "dgrad"])
 @pytest.mark.parametrize(
     "fault",
@@ -112,5 +112,5 @@ def test_the_baselines_are_what_they_are_called(small: Problem) -> None:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_channels_last_stays_channels_last(small: Problem, padded: bool) -> None:
-    y = conv2d_channels_last(small, padded=padded)["fprop"]()
+    y = dense(small, channels_last=True, padded=padded)["fprop"]()
     assert y.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,9 @@ def lines(table: Any) -> list[str]:
 # Reading and writing
 
 
-@pytest.mark.parametrize("content", [{"schema": 1}, {}, []])
-def test_what_is_no_document_of_ours_is_refused(tmp_path: Path, content: Any) -> None:
-    (tmp_path / "bench.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"bench.json must be .* schema 2, but its schema is"):
-        document.read(tmp_path / "bench.json")
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [("{", "bench.json is damaged"), ('{"schema": 2}', "bench.json must have machine, peaks")],
-)
-def test_a_damaged_document_is_named(tmp_path: Path, content: str, says: str) -> None:
-    (tmp_path / "bench.json").write_text(content)
-    with pytest.raises(ValueError, match=says):
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text('{"schema": 1}')
+    with pytest.raises(ValueError, match=r"bench.json must be .* schema 2, but its schema is 1"):
         document.read(tmp_path / "bench.json")
 
 
@@ -115,17 +103,12 @@ def test_absent_baselines_are_explained_once() -> None:
         {"case": "a", "computation": "fprop", "absent": {"fft": "no"}},
         {"case": "a", "computation": "fprop", "absent": {"fft": "no"}},
         {"case": "b", "computation": "dgrad", "absent": {"fft": "no", "conv1d": "wrong"}},
+        *(network("train", length, absent={"dense_best, jit": "why"}) for length in (8, 24)),
     ]
     assert tables.absences(rows) == [
         "fft is left out of a fprop, b dgrad: no",
         "conv1d is left out of b dgrad: wrong",
-    ]
-
-
-def test_a_network_says_what_is_absent() -> None:
-    rows = [network("train", length, absent={"dense_best, jit": "why"}) for length in (8, 24)]
-    assert tables.absences([row("packing"), *rows]) == [
-        "dense_best, jit is left out of DSN train L=8, DSN train L=24: why"
+        "dense_best, jit is left out of DSN train L=8, DSN train L=24: why",
     ]
 
 

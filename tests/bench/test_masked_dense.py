@@ -111,9 +111,3 @@ def test_it_moves_what_the_sparse_scheduler_moves() -> None:
             assert torch.equal(ours.pattern.to_mask(), theirs.mask)
             torch.testing.assert_close(ours.dense_weight(), theirs.weight, rtol=1e-9, atol=1e-12)
     assert sparse.updates == 6
-
-
-def test_a_model_without_masked_layers_is_refused() -> None:
-    model = network()
-    with pytest.raises(ValueError, match="masked_copy"):
-        MaskedDST(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)

@@ -1,4 +1,4 @@
-"""``python -m sparseconv bench``: what it prints and writes, and what it refuses to begin."""
+"""``python -m sparseconv bench``: what it measures, prints and writes."""
 
 from __future__ import annotations
 
@@ -13,25 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from dense_kernels import dense_ops, one_wrong
+from bench_rows import network
+from dense_kernels import dense_calls, one_wrong
 
 from sparseconv.bench import document, run, suite
 from sparseconv.bench.baselines import BASELINES
-from sparseconv.bench.cases import CASES, SUITES, Case
+from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.network import compare
 from sparseconv.cli import bench
 from sparseconv.cli.main import main
 from sparseconv.measure import peaks, timing
-from sparseconv.ops import backends
+from sparseconv.ops.backends import extension
 
-needs_extension = pytest.mark.skipif(
-    backends.extension is None, reason="the C++ extension is not built"
-)
+needs_extension = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 PEAK = {"threads": 1, "isa": "avx512", "dtype": "float32", "fma_gflops": 2.0}
-NETWORK_ROW = {
-    "model": "DSN", "mode": "train", "length": 24, "batch": 16, "in_channels": 1, "threads": 1,
-    "ms": {"sparse": 5.0}, "absent": {}, "ratio": {"masked_dense": [4.0, 3.9, 4.1]},
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -44,9 +39,11 @@ def test_everything_that_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     quick_peaks: None,
 ) -> None:  # fmt: skip
+    net = network("train", 24, masked_dense=4.0)
+
     def tasks(counts: list[int], **settings: Any) -> list[Any]:
         assert (counts, settings["rounds"]) == ([1], 6)
-        return [("DSN train", lambda: [NETWORK_ROW])]
+        return [("DSN train", lambda: [net])]
 
     monkeypatch.setattr(compare, "tasks", tasks)
     paths = {kind: tmp_path / "new" / f"rows.{kind}" for kind in ("json", "csv")}
@@ -65,7 +62,7 @@ def test_everything_that_is_written(
     ]  # fmt: skip
     assert (found["schema"], found["complete"]) == (document.SCHEMA, True)
     assert (found["suites"], found["rounds"]) == (["network"], 6)  # of the others not every case
-    assert (found["peaks"], found["network"]) == ([PEAK], [NETWORK_ROW])
+    assert (found["peaks"], found["network"]) == ([PEAK], [net])
     assert found["machine"]["torch"] == torch.__version__
     assert all(isinstance(value, str) and value for value in found["machine"].values())
     names = [(row["case"], row["computation"]) for row in found["rows"]]
@@ -85,7 +82,7 @@ def test_everything_that_is_written(
     shown = capsys.readouterr()
     assert shown.out.count("wgrad_splits") == 3
     assert "channels last" not in shown.out
-    assert "4.00 [3.90, 4.10]" in shown.out
+    assert "4.00 [4.00, 4.00]" in shown.out
     assert found["machine"]["cpu"] in shown.out
     assert "wgrad_splits" in shown.err  # progress
 
@@ -96,8 +93,7 @@ def test_no_figure_is_given_for_a_wrong_kernel(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, quick_peaks: None,
 ) -> None:  # fmt: skip
-    wrong = partial(run.sparse_calls, dense_ops(**{name: one_wrong}))
-    monkeypatch.setattr(run, "public_calls", wrong)
+    monkeypatch.setattr(run, "public_calls", partial(dense_calls, **{name: one_wrong}))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     out = tmp_path / "rows.json"
     words = ["bench", "--cases", "taps_far_apart", "--threads", "1", "--json", str(out)]
@@ -110,49 +106,16 @@ def test_no_figure_is_given_for_a_wrong_kernel(
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--suites", "layers"], ["no suite 'layers'", *SUITES]),
-        (["--cases", "dsn"], ["no case 'dsn'", "dsn_prefix_L24", "packing"]),
-        (["--baselines", "winograd"], ["no baseline 'winograd'", *BASELINES]),
-        (["--threads", "0"], ["--threads must be at least 1", "0"]),
-        (["--threads", "1", "1000000"], ["at most", "threads, but got 1000000"]),
-        (["--rounds", "5"], ["--rounds must be at least 6", "5"]),
-        (["--rounds", "9", "--quick"], ["--quick means --rounds 6"]),
-        (["--json", "a", "--csv", "a"], ["a was named for two outputs"]),
-        (["--json", "."], [". cannot be written", "choose"]),
-        (["--suites", "network", "--csv", "a"], ["network has none", "use --json"]),
-        (["--csv", "/dev/null/rows"], ["/dev/null/rows cannot be written", "choose"]),
-    ],
-)
-def test_refusals(
-    words: list[str], expected: list[str], refused: Any,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(suite, "run", lambda *a, **k: pytest.fail("measured"))
-    monkeypatch.setattr(bench, "cpp_or_reason", lambda: "")
-    refused(["bench", *words], *expected)
-
-
-def test_without_the_extension_it_says_so(refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "extension", None)
-    monkeypatch.setattr(backends, "_missing_reason", "the C++ extension is not built (why)")
-    refused(["bench"], "nothing to measure", "not built (why)")
-
-
-@pytest.mark.parametrize(
     ("words", "names", "network"),
     [
         ([], [*CASES], True),
         (["--suites", "isa"], ["avx2_L128", "avx2_L512", "avx2_L1024"], False),
         (["--suites", "network"], [], True),
-        (["--cases", "packing"], ["packing"], False),
         (["--cases", "tiny_module", "--suites", "trained", "network"],
          [*(n for n in CASES if CASES[n].suite == "trained"), "tiny_module"], True),
     ],
 )  # fmt: skip
-def test_what_is_measured(
+def test_what_is_listed(
     words: list[str], names: list[str], network: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "--list", *words]) == 0
@@ -170,15 +133,18 @@ def test_rounds_threads_and_what_cannot_run(
     quick_peaks: None,
 ) -> None:  # fmt: skip
     asked: dict[str, Any] = {}
+    done: list[str] = []
 
-    def fake(case: Case, *_: object, rounds: int, baselines: Any, **__: object) -> list[Any]:
-        asked[case.name] = rounds, torch.get_num_threads(), list(baselines)
+    def fake(count: int, case: Case, *, rounds: int, baselines: Any, **__: object) -> list[Any]:
+        assert done == ["kept"]  # freed memory, before anything is timed
+        asked[case.name] = rounds, count, list(baselines)
         return []
 
     def tasks(counts: list[int], *, rounds: int, baselines: tuple[str, ...]) -> list[Any]:
         asked["network"] = counts, rounds, "dense_compiled" in baselines
         return []
 
+    monkeypatch.setattr(suite, "retain_freed_memory", lambda: done.append("kept"))
     monkeypatch.setattr(suite, "measure", fake)
     monkeypatch.setattr(compare, "tasks", tasks)
     other = Case(1, 1, 1, 1, 1, name="other_isa", suite="isa", isa="neon9")
@@ -194,20 +160,6 @@ def test_rounds_threads_and_what_cannot_run(
 
 
 @needs_extension
-def test_freed_memory_is_kept_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-
-    def noting(name: str) -> Any:
-        return lambda *_, **__: done.append(name) or []
-
-    monkeypatch.setattr(suite, "retain_freed_memory", noting("kept"))
-    monkeypatch.setattr(peaks, "measure", noting("peaks"))
-    monkeypatch.setattr(suite, "measure", noting("case"))
-    suite.run([CASES["stride_2"]], [1])
-    assert done == ["kept", "peaks", "case"]
-
-
-@needs_extension
 @pytest.mark.parametrize("error", [KeyboardInterrupt, run.WrongResultError("wgrad is wrong")])
 def test_what_was_measured_before_an_end_is_kept(
     error: type[BaseException] | BaseException, tmp_path: Path,
@@ -215,7 +167,7 @@ def test_what_was_measured_before_an_end_is_kept(
 ) -> None:  # fmt: skip
     row = {"suite": "options", "case": "any", "computation": "fprop", "density": 1.0, "ratio": {}}
 
-    def fake(case: Case, *_: object, **__: object) -> list[Any]:
+    def fake(count: int, case: Case, **__: object) -> list[Any]:
         if case.name == "stride_2":
             raise error
         return [row]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from sparseconv import KernelCSR, available_backends, sparse_conv1d
+from sparseconv.bench.baselines import Calls
+from sparseconv.bench.cases import Problem
 from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension
@@ -38,6 +40,16 @@ class Engine(NamedTuple):
     def kernels(self) -> Any:
         """The three computations on CPU tensors, wherever they run."""
         return _Kernels(self)
+
+    def calls(self, problem: Problem) -> Calls:
+        """The three computations of a problem of the benchmark."""
+        x, values, grad, pattern, geometry = problem
+        kernels = self.kernels
+        return {
+            "fprop": lambda: kernels.fprop(x, values, None, pattern, geometry),
+            "dgrad": lambda: kernels.dgrad(grad, values, pattern, geometry, x.shape[2]),
+            "wgrad": lambda: kernels.wgrad(grad, x, pattern, geometry),
+        }
 
 
 class _Kernels:

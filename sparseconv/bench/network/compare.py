@@ -65,7 +65,7 @@ def tasks(
     build: Callable[[int, int], DSN] = evolved,
     recipe: Sequence[tuple[int, int, int]] = RECIPE,
 ) -> list[tuple[str, Callable[[], list[Row]]]]:
-    """The network in every mode, at every length, with every number of threads; each with a name.
+    """Make a task of each mode, length and number of threads; each with a name.
 
     Args:
         thread_counts: torch's threads.
@@ -84,29 +84,29 @@ def tasks(
         WrongResultError: of a task: a kernel or network is wrong; nothing of it was timed.
     """
 
-    def measure(mode: str, length: int, count: int) -> list[Row]:
+    def measure(
+        mode: str, batch: int, length: int, channels: int, count: int, beside: Sequence[str]
+    ) -> list[Row]:
         with torch.random.fork_rng(devices=[]), threads(count):
             torch.manual_seed(0)
-            model, X = build(1, 2), torch.randn(1 if mode == "latency" else BATCH, 1, length)
-            beside = [n for n in baselines if n == "masked_dense" or mode != "update"]
+            model, X = build(channels, 2), torch.randn(batch, channels, length)
             if mode in ("inference", "latency"):
                 return [_inference_row(mode, model, X, rounds, beside)]
-            return [training_row(mode, model, X, torch.arange(BATCH) % 2, rounds, beside)]
+            return [training_row(mode, model, X, torch.arange(batch) % 2, rounds, beside)]
 
-    def measure_shape(batch: int, length: int, channels: int) -> list[Row]:
-        with torch.random.fork_rng(devices=[]), threads(1):
-            torch.manual_seed(0)
-            X = torch.randn(batch, channels, length)
-            return [training_row("train", build(channels, 2), X, torch.arange(batch) % 2, rounds)]
-
-    found: list[tuple[str, Callable[[], list[Row]]]] = [
-        (f"DSN {mode} L={length}, {threads_text(count)}", partial(measure, mode, length, count))
-        for mode in modes
-        for length in lengths
-        for count in thread_counts
-    ]
+    found: list[tuple[str, Callable[[], list[Row]]]] = []
+    for mode in modes:
+        batch = 1 if mode == "latency" else BATCH
+        beside = [name for name in baselines if name == "masked_dense" or mode != "update"]
+        for length in lengths:
+            for count in thread_counts:
+                call = partial(measure, mode, batch, length, 1, count, beside)
+                found.append((f"DSN {mode} L={length}, {threads_text(count)}", call))
     if "train" in modes and 1 in thread_counts:
-        found += [(f"DSN train {shape}", partial(measure_shape, *shape)) for shape in recipe]
+        found += [
+            (f"DSN train {shape}", partial(measure, "train", *shape, 1, ("masked_dense",)))
+            for shape in recipe
+        ]
     return found
 
 
@@ -132,11 +132,10 @@ def training_row(
         return call
 
     every = 1 if mode == "update" else NEVER
-    names: dict[str, tuple[str, ...]] = {name: (name,) for name in ("sparse", *baselines)}
-    if "dense_best" in names:
-        names["dense_best"] = tuple(training_variants(model))
+    best = {"dense_best": tuple(training_variants(model))}
     sides: dict[str, Ways] = {
-        side: {way: partial(step, way, every) for way in ways} for side, ways in names.items()
+        side: {way: partial(step, way, every) for way in best.get(side, (side,))}
+        for side in ("sparse", *baselines)
     }
     if mode == "update":  # in turns with the step that it is compared with
         sides["plain_step"] = {"plain_step": partial(step, "sparse", NEVER)}
@@ -183,13 +182,13 @@ def _check_output(got: Tensor, exact: Tensor) -> None:
 
 
 def check_layers(model: DSN, batch: int, length: int) -> None:
-    """Compare the kernels with float64 on every sparse layer of a model, as it is.
+    """Compare the kernels with float64 on every sparse layer of a model.
 
     Raises:
         WrongResultError: some result is outside its error bound.
     """
     for layer in model.sparse_layers():
-        check(None, layer_problem(layer, batch, length))
+        check(layer_problem(layer, batch, length))
 
 
 def check_step(model: DSN, X: Tensor, y: Tensor) -> None:
@@ -230,20 +229,21 @@ def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
     settings: dict[str, str] = {}
     absent: dict[str, str] = {}
     for name, ways in sides.items():
-        right, wrong = {}, {}
+        right: dict[str, Call] = {}
+        wrong: dict[str, str] = {}
         for way, make in ways.items():
+            if name == "dense_compiled" and right:  # one is enough: compiling takes half a minute
+                break
             try:
                 right[way] = make()
             except Exception as error:
                 if name == "sparse":
                     raise
                 wrong[way] = first_line(error)
-            else:
-                if name == "dense_compiled":  # one is enough: compiling takes half a minute
-                    break
         if right:
-            settings[name] = _fastest(right)
-            calls[name] = right[settings[name]]
+            way = _fastest(right)
+            calls[name] = right[way]
+            settings |= {name: way} if way != name else {}
             absent |= {f"{name}, {way}": reason for way, reason in wrong.items()}
         else:
             absent[name] = "; ".join(f"{way}: {reason}" for way, reason in wrong.items())
@@ -258,7 +258,7 @@ def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
         "rounds": rounds,
         **times_and_ratios(times),
         "absent": absent,
-        "settings": {name: way for name, way in settings.items() if way != name},
+        "settings": settings,
     }
 
 

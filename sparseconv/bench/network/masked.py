@@ -97,8 +97,6 @@ class MaskedDST:
         seed: int = 0,
     ) -> None:
         self.layers = [m for m in model.modules() if isinstance(m, PremaskedConv1d)]
-        if not self.layers:
-            raise ValueError("model must come from masked_copy(), but holds no masked layer")
         self.update_every, self.end_step, self.decay_steps = update_every, end_step, decay_steps
         self.prune_fraction, self.prune_floor = prune_fraction, prune_floor
         self.step_count = 0
