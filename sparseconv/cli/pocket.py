@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,49 +14,11 @@ from typing import Any
 import torch
 
 from sparseconv import datasets
-from sparseconv.cli.results import check_free, data_facts
-from sparseconv.core.checks import count
-from sparseconv.core.files import check_writable, write_whole
-from sparseconv.core.folders import claimed
+from sparseconv.cli.results import data_facts, described, new_folder
+from sparseconv.core.files import write_whole
 from sparseconv.measure import machine
 from sparseconv.measure.table import Table
-from sparseconv.rocket.bank import KINDS
 from sparseconv.training.run_folder import CONFIG_NAME, DATA, MODEL_NAME, POCKET
-
-_HELP = {
-    "kernels": "kind of random kernels",
-    "n_kernels": "how many are drawn, as aeon counts them",
-    "keep": "what to keep: a share (0.35), a number (500), or cv, which chooses by 5 folds",
-    "k": "weight of the ridge in the selection, or cv",
-    "n_iter": "iterations of the selection; 1: by magnitude",
-    "refit": "fit a new ridge classifier on what is kept",
-}
-
-
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``--model pocket`` to ``train``; ``--seed`` is there already."""
-    group = command.add_argument_group("pocket", "with --model pocket only")
-    for name, text in _HELP.items():
-        flag = "--" + name.replace("_", "-")
-        kwargs: dict[str, Any] = {"default": argparse.SUPPRESS}
-        kwargs["help"] = f"{text} (default: {POCKET[name]})"
-        if name == "kernels":
-            kwargs["choices"] = KINDS
-        elif name == "refit":
-            kwargs["action"] = argparse.BooleanOptionalAction
-        else:
-            kwargs |= {"type": int if name in ("n_kernels", "n_iter") else number_or_cv}
-            kwargs["metavar"] = "X"
-        group.add_argument(flag, **kwargs)
-
-
-def number_or_cv(text: str) -> int | float | str:
-    if text == "cv":
-        return text
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    raise argparse.ArgumentTypeError(f'must be a share, a number or "cv", but got {text!r}')
 
 
 def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:
@@ -66,34 +26,18 @@ def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:
     settings = POCKET | DATA | dict(given)
     if args.resume:
         raise ValueError("a pocket model has no epochs to resume; train it again without --resume")
-    check_free(out)
-    threads = torch.get_num_threads() if args.threads is None else args.threads
-    count("--threads", threads)
     data = datasets.load(args.data, nan_to_zero=settings["nan_to_zero"])
     from sparseconv.estimators.pocket import POCKETClassifier  # aeon takes seconds
 
+    threads = args.threads or torch.get_num_threads()
     options = {name: settings[name] for name in POCKET if name != "seed"}
     classifier = POCKETClassifier(
         **options, random_state=settings["seed"], n_jobs=threads, verbose=not args.quiet
     )
     if not args.quiet:
-        print(
-            f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test series, "
-            f"{data.n_channels} x {data.n_timepoints}, {len(data.classes)} classes; "
-            f"{settings['kernels']}, threads: {threads}; results go to {out}",
-            flush=True,
-        )
-    try:
-        with claimed(out):
-            check_free(out)  # still
-            check_writable(out / CONFIG_NAME)  # before what may take minutes
-            return _fit_and_write(classifier, data, settings, threads, out)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            out.rmdir()  # it was new, or empty
-        if isinstance(error, KeyboardInterrupt) and not out.exists():
-            print("\nstopped; nothing was written", file=sys.stderr)
-        raise
+        print(f"{described(data)}; {settings['kernels']}, threads: {threads}", flush=True)
+    with new_folder(out, resumable=False):
+        return _fit_and_write(classifier, data, settings, threads, out)
 
 
 def _fit_and_write(
@@ -112,7 +56,7 @@ def _fit_and_write(
     kind = "kernels" if settings["kernels"] == "rocket" else "features"
     found = {
         "test accuracy": f"{correct / len(guess):.4f} ({correct} of {len(guess)})",
-        f"{kind} kept": f"{classifier.keep_:,} ({_share(classifier)} of those drawn)",
+        f"{kind} kept": f"{classifier.keep_:,} of {classifier.n_candidates_:,}",
         "features": f"{model.bank.n_features:,}",
         "ridge of the selection": f"{classifier.k_:g}",
         "fit": f"{seconds:.2f} s",
@@ -129,12 +73,6 @@ def _fit_and_write(
     print("\n".join(f"  {name:{width}}  {text}" for name, text in found.items()))
     print(f"  {'report':{width}}  {out / 'summary.md'}")
     return 0
-
-
-def _share(classifier: Any) -> str:
-    """What share of the candidates is kept, in percent."""
-    drawn = classifier.keep_ / classifier.n_candidates_
-    return f"{drawn:.1%}"
 
 
 def _summary(name: str, found: Mapping[str, str], scores: Mapping[Any, Any] | None) -> str:

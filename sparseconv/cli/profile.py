@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sparseconv.core.checks import count
+from sparseconv.cli.options import add_threads, at_least
 from sparseconv.core.files import check_writable, write_whole
 from sparseconv.measure import machine
 from sparseconv.measure.memory import retain_freed_memory
@@ -33,9 +33,9 @@ def add_to(commands: Any) -> None:
     for name, text in (
         ("length", "samples of a series (default: those of the training series)"),
         ("batch", "series in a batch (default: as in training)"),
-        ("threads", "threads for torch (default: as in training)"),
     ):
-        command.add_argument(f"--{name}", type=int, metavar="X", help=text)
+        command.add_argument(f"--{name}", type=at_least(1), metavar="X", help=text)
+    add_threads(command, "as in training")
     command.add_argument(
         "--inference", action="store_true", help="eval mode, no gradients, forward only"
     )
@@ -49,13 +49,8 @@ def _profile(args: argparse.Namespace) -> int:
             f"{args.run_folder} holds random kernels; expected the run of a Dynamic Sparse Network"
         )
     data = run.config["data"]
-    usual = {
-        "batch": Recipe(**run.config["recipe"]).batch_size_for(data["n_train"]),
-        "length": data["n_timepoints"],
-        "threads": int(run.config["machine"]["threads"]),
-    }
-    given = {name: getattr(args, name) for name in usual if getattr(args, name) is not None}
-    batch, length, threads = (count(f"--{k}", v) for k, v in (usual | given).items())
+    batch = args.batch or Recipe(**run.config["recipe"]).batch_size_for(data["n_train"])
+    length = args.length or data["n_timepoints"]
     if args.json is not None:
         check_writable(args.json)
 
@@ -65,7 +60,7 @@ def _profile(args: argparse.Namespace) -> int:
     x = torch.randn(batch, data["n_channels"], length, generator=torch.Generator())
     from sparseconv.profiling import profile  # needed by this command only
 
-    with machine.threads(threads):
+    with machine.threads(args.threads or int(run.config["machine"]["threads"])):
         found = profile(run.model, x, backward=not args.inference)
     if args.json is not None:
         write_whole(args.json, json.dumps(found.to_dict(), indent=2) + "\n")

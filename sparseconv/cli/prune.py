@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv import datasets
-from sparseconv.cli.options import INTERRUPTED, add_option
-from sparseconv.cli.results import check_free, data_of_run, history_writer
-from sparseconv.core.checks import count
-from sparseconv.core.files import check_writable, write_whole
-from sparseconv.core.folders import claimed
+from sparseconv.cli.options import add_option, add_threads, at_least, refuse_foreign
+from sparseconv.cli.results import data_of_run, history_writer, new_folder
+from sparseconv.core.files import write_whole
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.pruning import (
@@ -33,7 +29,6 @@ from sparseconv.pruning import (
     PruningReport,
     prune_filters,
 )
-from sparseconv.pruning.checks import checked_target
 from sparseconv.pruning.criteria import EPS
 from sparseconv.pruning.sparsity_loss import PUBLISHED_BATCH, PUBLISHED_WEIGHT
 from sparseconv.report import figures
@@ -53,6 +48,7 @@ CRITERIA: dict[str, Callable[[Data, argparse.Namespace], Criterion]] = {
     "evolutionary": lambda data, args: Evolutionary(data, seed=args.seed),
 }
 FINE_TUNING = ("epochs", "lr", "lr_min", "batch_size", "seed")  # the rest is the run's
+DSP_OPTIONS = ("eps", "silence", "silence_epochs")
 EPOCHS = 100
 
 
@@ -74,22 +70,23 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     amount = command.add_mutually_exclusive_group()
     dsp = command.add_argument_group("--criterion dsp")
-    options: tuple[tuple[Any, str, Any, Any, str], ...] = (
-        (amount, "ratio", float, None, "share of the filters that goes (default: 0.5)"),
-        (amount, "target-macs", int, None, "multiply-adds of one series that may be left"),
-        (command, "steps", int, 1, "remove them in so many steps (default: 1)"),
-        (command, "threads", int, None, "threads for torch (default: the run's)"),
-        (dsp, "eps", float, argparse.SUPPRESS,
+    options: tuple[tuple[Any, str, Any, str], ...] = (
+        (amount, "ratio", float, "share of the filters that goes (default: 0.5)"),
+        (amount, "target-macs", int, "multiply-adds of one series that may be left"),
+        (command, "steps", at_least(1), "remove them in so many steps (default: 1)"),
+        (dsp, "eps", float,
          "filters go whose activation is at most this share of the largest of their kernel group "
          f"(default: {EPS})"),
-        (dsp, "silence", float, argparse.SUPPRESS,
+        (dsp, "silence", float,
          "weight of the loss that silences filters (default: "
          f"{PUBLISHED_WEIGHT} * {PUBLISHED_BATCH} / batch size)"),
-        (dsp, "silence-epochs", int, argparse.SUPPRESS,
-         "epochs with it (default: those of fine-tuning)"),
+        (dsp, "silence-epochs", at_least(1), "epochs with it (default: those of fine-tuning)"),
     )  # fmt: skip
-    for group, name, kind, default, text in options:
-        group.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=text)
+    for group, name, kind, text in options:
+        group.add_argument(
+            f"--{name}", type=kind, default=argparse.SUPPRESS, metavar="X", help=text
+        )
+    add_threads(command, "the run's")
     command.add_argument(
         "--data", metavar="NAME_OR_PATH",
         help="the run's data set (default: the bundled one of its name)",
@@ -112,59 +109,40 @@ def _prune(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.run_folder} holds no network; a pocket model is pruned where it is trained"
         )
-    for name in ("eps", "silence", "silence_epochs"):
-        if args.criterion != "dsp" and name in args:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is not for --criterion {args.criterion}; omit it"
-            )
-    folder = args.run_folder if args.run_folder.is_dir() else args.run_folder.parent
-    folder = folder.resolve() if folder.name in ("", "..") else folder  # the current one, or above
+    foreign = ("ratio", "target_macs") if args.criterion == "dsp" else DSP_OPTIONS
+    refuse_foreign(args, foreign, f"--criterion {args.criterion}")
+    path = args.run_folder.resolve()
+    folder = path if path.is_dir() else path.parent
     out = args.out or folder.with_name(f"{folder.name}-{args.criterion}")
-    check_free(out, resumable=False)
     figures.require_matplotlib()
     data = data_of_run(run.config["data"], args.data, folder)
     given = {name: value for name, value in vars(args).items() if name in FINE_TUNING}
     recipe = Recipe(**{**run.config["recipe"], "epochs": EPOCHS, **given})
     args.seed = recipe.seed
-    threads = int(run.config["machine"]["threads"]) if args.threads is None else args.threads
-    count("--threads", threads)
     X, y = (torch.from_numpy(array) for array in (data.X_train, data.y_train))
-    with machine.threads(threads), contextlib.ExitStack() as claim:
+    threads = args.threads or int(run.config["machine"]["threads"])
+    with machine.threads(threads), new_folder(out, resumable=False):
         before = _accuracy(run.model, data)
-        try:
-            criterion = CRITERIA[args.criterion]((X, y), args)
-            if criterion.threshold is None and args.ratio is None and args.target_macs is None:
-                args.ratio = 0.5
-            # Before hours of training.
-            ratio, target = checked_target(criterion, args.ratio, args.target_macs)
-            steps = count("--steps", args.steps)
-            claim.enter_context(claimed(out))
-            check_free(out, resumable=False)  # still
-            check_writable(out / CONFIG_NAME)
-            if isinstance(criterion, DSP):
-                _silence(run.model, X, y, recipe, args)
-            model: Any
-            model, report = prune_filters(
-                run.model, X[:1], criterion, ratio=ratio, target_macs=target, steps=steps
-            )
-            at_once = _accuracy(model, data)
-            config = {**run.config, "recipe": {name: getattr(recipe, name) for name in RECIPE}}
-            config["machine"] = machine.environment_info()
-            config["pruning"] = {
-                "criterion": report.criterion,
-                "filters": _numbered(report, run.config.get("pruning", {}).get("filters", {})),
-            }
-            write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
-            result = train(model, X, y, recipe, out=out, progress=not args.quiet,
-                           on_epoch=history_writer(out / HISTORY_NAME))  # fmt: skip
-        except BaseException as error:
-            claim.close()
-            with contextlib.suppress(OSError):
-                out.rmdir()  # nothing has been written
-            if not isinstance(error, KeyboardInterrupt):
-                raise
-            print("\nstopped; prune again, into another folder if one was begun", file=sys.stderr)
-            return INTERRUPTED
+        criterion = CRITERIA[args.criterion]((X, y), args)
+        amount = {name: getattr(args, name) for name in ("ratio", "target_macs") if name in args}
+        if isinstance(criterion, DSP):
+            _silence(run.model, X, y, recipe, args)
+        elif not amount:
+            amount = {"ratio": 0.5}
+        model: Any
+        model, report = prune_filters(
+            run.model, X[:1], criterion, steps=getattr(args, "steps", 1), **amount
+        )
+        at_once = _accuracy(model, data)
+        config = {**run.config, "recipe": {name: getattr(recipe, name) for name in RECIPE}}
+        config["machine"] = machine.environment_info()
+        config["pruning"] = {
+            "criterion": report.criterion,
+            "filters": _numbered(report, run.config.get("pruning", {}).get("filters", {})),
+        }
+        write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+        result = train(model, X, y, recipe, out=out, progress=not args.quiet,
+                       on_epoch=history_writer(out / HISTORY_NAME))  # fmt: skip
         after = _accuracy(model, data)
         report = report.measure()
     report.save(out / "pruning.html")
@@ -193,7 +171,7 @@ def _numbered(report: PruningReport, before: Mapping[str, Any]) -> dict[str, lis
 
 
 def _silence(model: DSN, X: Tensor, y: Tensor, recipe: Recipe, args: argparse.Namespace) -> None:
-    epochs = count("--silence-epochs", getattr(args, "silence_epochs", recipe.epochs))
+    epochs = getattr(args, "silence_epochs", recipe.epochs)
     recipe = Recipe(**{**vars(recipe), "epochs": epochs})
     stages = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
     # The loss is a sum over a batch, beside a mean.

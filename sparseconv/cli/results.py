@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparseconv import datasets
-from sparseconv.core.files import partial_files, write_whole
-from sparseconv.core.folders import LOCK_NAME
+from sparseconv.core.files import check_writable, partial_files, write_whole
+from sparseconv.core.folders import LOCK_NAME, claimed
 from sparseconv.training.data import digest
 from sparseconv.training.loop import CHECKPOINT_NAME
 from sparseconv.training.run_folder import CONFIG_NAME, DATA, MODEL_NAME
 
 
-def check_free(out: Path, *, resumable: bool = True) -> None:
-    """Refuse a results folder that holds anything worth keeping, or name what goes on with it."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"the results folder {out} is a file; choose another with --out")
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    unfinished = [*partial_files(out / CONFIG_NAME), *partial_files(out / CHECKPOINT_NAME)]
-    # A run that ended before its first checkpoint leaves nothing worth keeping.
-    if found - {CONFIG_NAME, LOCK_NAME, *(path.name for path in unfinished)}:
-        if CONFIG_NAME in found:
-            resumable = resumable and MODEL_NAME not in found
-            resume = "resume it with --resume, or " if resumable else ""
-            raise ValueError(f"{out} holds a run already; {resume}choose another folder with --out")
-        raise ValueError(
-            f"expected a new or empty results folder, but {out} holds other files; choose another "
-            "with --out"
-        )
+@contextlib.contextmanager
+def new_folder(out: Path, *, resumable: bool = True) -> Iterator[None]:
+    """Claim a results folder that is new or empty; if the block writes nothing, it goes again.
+
+    Raises:
+        ValueError: it holds anything worth keeping, or another run writes there.
+    """
+    try:
+        with claimed(out):
+            found = {path.name for path in out.iterdir()} - {LOCK_NAME}
+            for name in (CONFIG_NAME, CHECKPOINT_NAME):
+                found -= {path.name for path in partial_files(out / name)}
+            # A run that ended before its first checkpoint leaves nothing worth keeping.
+            if found - {CONFIG_NAME}:
+                what = "a run already; " if CONFIG_NAME in found else "other files; "
+                if CONFIG_NAME in found and resumable and MODEL_NAME not in found:
+                    what += "resume it with --resume, or "
+                raise ValueError(f"{out} holds {what}choose another folder with --out")
+            check_writable(out / CONFIG_NAME)
+            yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            out.rmdir()
+        raise
 
 
 def history_writer(path: Path) -> Callable[[list[dict[str, Any]]], None]:
@@ -57,8 +66,16 @@ def history_writer(path: Path) -> Callable[[list[dict[str, Any]]], None]:
     return write
 
 
+def described(data: datasets.Dataset) -> str:
+    """Write the data's name and sizes."""
+    return (
+        f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test series, "
+        f"{data.n_channels} x {data.n_timepoints}, {len(data.classes)} classes"
+    )
+
+
 def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``config.json`` says of the data, by which another data set is told."""
+    """What ``config.json`` says of the data, used to detect another data set."""
     return {
         "name": data.name,
         "n_train": len(data.X_train),
@@ -75,12 +92,7 @@ def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str,
 def data_of_run(
     facts: Mapping[str, Any], given: str | None, folder: str | Path
 ) -> datasets.Dataset:
-    """The data that a run was trained on: the bundled set of its name, or what ``--data`` names.
-
-    Args:
-        facts: of ``data_facts``, from the run's configuration.
-        given: a name or path; None for the run's own.
-        folder: of the run, for messages.
+    """Load the data that a run was trained on: the bundled set of its name, or ``given``.
 
     Raises:
         ValueError: the data are others, or the run's own are not bundled.

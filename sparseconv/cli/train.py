@@ -14,9 +14,15 @@ import torch
 
 from sparseconv import datasets
 from sparseconv.cli import pocket
-from sparseconv.cli.options import INTERRUPTED, PROG, add_option, resumed_settings
-from sparseconv.cli.results import check_free, data_facts, difference, history_writer
-from sparseconv.core.checks import count
+from sparseconv.cli.options import (
+    INTERRUPTED,
+    PROG,
+    add_option,
+    add_threads,
+    refuse_foreign,
+    resumed_settings,
+)
+from sparseconv.cli.results import data_facts, described, difference, history_writer, new_folder
 from sparseconv.core.files import write_whole
 from sparseconv.core.folders import claimed
 from sparseconv.measure import machine
@@ -24,7 +30,7 @@ from sparseconv.models import DSN
 from sparseconv.report import figures
 from sparseconv.report.training import write_training_report
 from sparseconv.training.evaluation import predict_log_proba
-from sparseconv.training.loop import TrainingResult, train
+from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
 from sparseconv.training.run_folder import (
     CONFIG_NAME,
@@ -68,53 +74,50 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "--resume", action="store_true", help="resume the run in the results folder"
     )
-    command.add_argument(
-        "--threads",
-        type=int,
-        metavar="X",
-        help="threads for torch (default: torch's own; in a resumed run, as before: the last bits "
-        "depend on it)",
-    )
+    add_threads(command, "torch's own; in a resumed run, as before: the last bits depend on it")
     command.add_argument("--quiet", action="store_true", help="print the final summary only")
     # --epochs and the rest: the fields of training.recipe.Recipe, the arguments of models.DSN.
     for title, options in SECTIONS.items():
         group = command.add_argument_group(title)
         for name, default in options.items():
             add_option(group, name, default)
-    pocket.add_options(command)
+    group = command.add_argument_group("pocket", "with --model pocket only")
+    for name in POCKET:
+        if name != "seed":  # which is there already
+            add_option(group, name, POCKET[name])
 
 
 def _train(args: argparse.Namespace) -> int:
     own = {name for options in MODELS[args.model].values() for name in options}
+    refuse_foreign(args, (DATA | NETWORK | RECIPE | POCKET).keys() - own, f"--model {args.model}")
     given = {name: value for name, value in vars(args).items() if name in own}
-    for name in vars(args):
-        if name in DATA | NETWORK | RECIPE | POCKET and name not in own:
-            raise ValueError(f"--{name.replace('_', '-')} is not for --model {args.model}; omit it")
-    name, mark = Path(args.data).resolve().name, ""
-    name = name.removesuffix(".npz").removesuffix("_TRAIN.ts")
-    if args.model != "dsn":
-        mark = f"{args.model}-"
+    name = Path(args.data).resolve().name.removesuffix(".npz").removesuffix("_TRAIN.ts")
+    mark = "" if args.model == "dsn" else f"{args.model}-"
     out: Path = args.out or Path("runs") / f"{name}-{mark}seed{given.get('seed', RECIPE['seed'])}"
     if args.model == "pocket":
         return pocket.train(args, given, out)
-    settings = resumed_settings(out, given) if args.resume else _settings(out, given)
+    settings = DATA | NETWORK | RECIPE | {"threads": torch.get_num_threads()} | given
+    if args.resume:
+        settings = resumed_settings(out, given)
 
     # Whatever can be wrong shows before anything is written.
     figures.require_matplotlib()
     data = datasets.load(args.data, nan_to_zero=settings["nan_to_zero"])
     recipe = Recipe(**{name: settings[name] for name in RECIPE})
-    threads = settings["threads"] if args.threads is None else args.threads
-    count("--threads", threads)
     torch.manual_seed(recipe.seed)
     model = DSN(data.n_channels, len(data.classes), **{name: settings[name] for name in NETWORK})
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
 
-    with machine.threads(threads), claimed(out):
-        if not args.resume:
-            check_free(out)  # still
+    folder = claimed(out) if args.resume else new_folder(out)
+    with machine.threads(args.threads or settings["threads"]), folder:
         config = _config(out, data, settings, resume=args.resume)
         if not args.quiet:
-            print(_describe(data, model, out), flush=True)
+            cost = model.cost(data.n_timepoints)
+            print(
+                f"{described(data)}\nnetwork of {cost.params:,} parameters (dense "
+                f"{cost.params_dense:,}), threads: {torch.get_num_threads()}; results go to {out}",
+                flush=True,
+            )
         try:
             result = train(
                 model, data.X_train, data.y_train, recipe,
@@ -127,25 +130,22 @@ def _train(args: argparse.Namespace) -> int:
             return INTERRUPTED
         history_writer(out / HISTORY_NAME)(result.history)
         log_proba = predict_log_proba(model, torch.from_numpy(data.X_test))
-    correct = int((log_proba.argmax(1).numpy() == data.y_test).sum())
-    print(_conclude(data, model, result, correct))
-
+    correct, cases = int((log_proba.argmax(1).numpy() == data.y_test).sum()), len(data.y_test)
     summary = write_training_report(
         out,
         dataset_name=data.name,
         model=model,
         history=result.history,
         cost=model.cost(data.n_timepoints),
-        test_accuracy=correct / len(data.y_test),
+        test_accuracy=correct / cases,
         config={name: value for section in config.values() for name, value in section.items()},
     )
-    print(f"  report     {summary}")
+    print(
+        f"{data.name}: test accuracy {correct / cases:.4f} ({correct} of {cases})\n"
+        f"  kept is epoch {result.best_epoch} of {len(result.history)}, training loss "
+        f"{result.best_loss:.4g}\n  cost, layers and figures: {summary}"
+    )
     return 0
-
-
-def _settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    check_free(out)
-    return DATA | NETWORK | RECIPE | {"threads": torch.get_num_threads()} | dict(given)
 
 
 def _config(
@@ -170,31 +170,3 @@ def _config(
     config = {**config, "data": facts, "machine": machine.environment_info()}
     write_whole(path, json.dumps(config, indent=2) + "\n")
     return config
-
-
-def _describe(data: datasets.Dataset, model: DSN, out: Path) -> str:
-    cost = model.cost(data.n_timepoints)
-    return (
-        f"{data.name}: {len(data.X_train)} training and {len(data.X_test)} test series, "
-        f"{data.n_channels} x {data.n_timepoints}, {len(data.classes)} classes\n"
-        f"network of {cost.params:,} parameters (dense {cost.params_dense:,}), "
-        f"threads: {torch.get_num_threads()}; results go to {out}"
-    )
-
-
-def _conclude(data: datasets.Dataset, model: DSN, result: TrainingResult, correct: int) -> str:
-    cost, cases = model.cost(data.n_timepoints), len(data.y_test)
-    minutes, seconds = divmod(round(sum(row["seconds"] for row in result.history)), 60)
-    executed, dense = cost.macs_executed / 1e6, cost.macs_dense / 1e6
-    paper, paper_dense = cost.flops_paper / 1e6, cost.flops_paper_dense / 1e6
-    return "\n".join(
-        (
-            f"{data.name}: test accuracy {correct / cases:.4f} ({correct} of {cases})",
-            f"  parameters {cost.params:,} ({cost.params / cost.params_dense:.1%} of the dense "
-            f"network's {cost.params_dense:,})",
-            f"  FLOPs      {paper:,.2f} M a series as the paper counts (dense {paper_dense:,.2f}); "
-            f"{executed:,.2f} M multiply-accumulates executed (dense {dense:,.2f})",
-            f"  training   {minutes} min {seconds:02} s, {len(result.history)} epochs; kept is "
-            f"epoch {result.best_epoch} with training loss {result.best_loss:.4g}",
-        )
-    )

@@ -1,95 +1,150 @@
-"""``python -m sparseconv train`` refuses what cannot be run, in one line, and changes nothing."""
+"""``python -m sparseconv`` refuses what it cannot do, with exit code 2, and changes nothing."""
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_run import SMALL, files
+from toy_run import SMALL, files, write_data
 
+from sparseconv.bench import suite
 from sparseconv.cli.main import main
 from sparseconv.ops import backends
-from sparseconv.training.run_folder import RECIPE
+
+TRAIN = "train {toy} --quiet --nf 3 --depth 2"
+POCKET = "train {toy} --quiet --model pocket --n-kernels 40"
+PRUNE = "prune {run} --data {toy} --quiet"
+# The command line and what it says. {toy} is the data of the run in {run}, {other} has other
+# training series; {mine} is a folder of other files, {pocket} a run of --model pocket, {pruned} a
+# pruned one, and {damaged} has an empty config.json.
+ROWS = [
+    ("", "required: COMMAND"),
+    ("fly", "invalid choice: 'fly'"),
+    ("info none", "is not a results folder"),
+    ("info {damaged}", "config.json is not the config.json of a run of this version"),
+    ("train", "required: NAME_OR_PATH"),
+    ("train GunPont", "no data set 'GunPont'"),
+    ("train .", "one pair NAME_TRAIN.ts"),
+    (f"{TRAIN} --epoch 2", "unrecognized arguments: --epoch"),
+    (f"{TRAIN} --epochs many", "argument --epochs: invalid int value"),
+    (f"{TRAIN} --epochs 0", "epochs must be >= 1"),
+    (f"{TRAIN} --grow fast", "argument --grow: invalid choice"),
+    (f"{TRAIN} --lr nan", "lr must be finite"),
+    (f"{TRAIN} --sparsity 1", "sparsity must lie in [0, 1)"),
+    (f"{TRAIN} --n-groups 50", "n_groups=50 is too many"),
+    (f"{TRAIN} --threads 0", "argument --threads: must be at least 1, but got 0"),
+    (f"{TRAIN} --threads 1000000", "at most"),
+    (f"{TRAIN} --seed -1", "seed must be >= 0"),
+    (f"{TRAIN} --keep 3", "--keep is not for --model dsn; omit it"),
+    (f"{TRAIN} --resume", "nothing to resume"),
+    (f"{TRAIN} --out {{toy}}", "toy.npz cannot be written"),
+    (f"{TRAIN} --out {{mine}}", "holds other files; choose another folder with --out"),
+    (f"{TRAIN} --out {{run}}", "holds a run already; resume it with --resume, or choose"),
+    ("train {toy} --out {run} --resume --epochs 3", "has epochs=2, but --epochs asks for 3"),
+    ("train {other} --out {run} --resume", "is not its data, its train_sha256 is"),
+    ("train {toy} --out {damaged} --resume", "config.json is not the config.json of a run"),
+    ("train {toy} --out {pocket} --resume", "holds a pocket model, which has no epochs"),
+    ("train {toy} --out {pruned} --resume", "fine-tuning is not resumed; prune again"),
+    (f"{POCKET} --nf 4", "--nf is not for --model pocket; omit it"),
+    (f"{POCKET} --resume", "no epochs to resume"),
+    (f"{POCKET} --keep 'a third'", "argument --keep: invalid number_or_cv value: 'a third'"),
+    (
+        f"{POCKET} --out new --keep 41",
+        "keep must be a share in (0, 1] (a float), a number from 1 to 40",
+    ),
+    (f"{POCKET} --out new --k 0", 'k must be a positive number or "cv"'),
+    (f"{POCKET} --out /proc/pocket", "/proc/pocket cannot be written"),
+    (f"{POCKET} --out {{pocket}}", "holds a run already; choose another folder with --out"),
+    ("prune none", "is not a results folder"),
+    ("prune {run}", "was trained on 'toy', which is not bundled; name its data with --data"),
+    ("prune {run} --data {other}", "is not what"),
+    ("prune {pocket} --data {toy}", "holds no network; a pocket model is pruned where it is"),
+    (f"{PRUNE} --ratio 1", "ratio must lie in [0, 1)"),
+    (f"{PRUNE} --ratio 0.5 --target-macs 9", "not allowed with argument --ratio"),
+    (f"{PRUNE} --target-macs 1", "out of reach"),
+    (f"{PRUNE} --steps 0", "argument --steps: must be at least 1"),
+    (f"{PRUNE} --eps 0.3", "--eps is not for --criterion whc; omit it"),
+    (f"{PRUNE} --criterion dsp --ratio 0.3", "--ratio is not for --criterion dsp; omit it"),
+    (f"{PRUNE} --out {{run}}", "holds a run already; choose another folder with --out"),
+    ("profile {pocket}", "holds random kernels"),
+    ("profile {run} --length 0", "argument --length: must be at least 1"),
+    ("profile {run} --json .", "cannot be written (it is a folder)"),
+    ("export none", "is not a results folder"),
+    ("export {run}", "was trained on 'toy', which is not bundled; name its data with --data"),
+    ("export {run} --data {other}", "its train_sha256 is"),
+    ("export {run} --data {toy} --name 1", "C identifier"),
+    ("export {run} --data {toy} --out {run}", "holds files"),
+    ("bench --suites layers", "argument --suites: invalid choice: 'layers'"),
+    ("bench --cases dsn", "argument --cases: invalid choice: 'dsn'"),
+    ("bench --baselines winograd", "argument --baselines: invalid choice: 'winograd'"),
+    ("bench --threads 0", "argument --threads: must be at least 1"),
+    ("bench --rounds 5", "argument --rounds: must be at least 6"),
+    ("bench --rounds 9 --quick", "not allowed with argument --rounds"),
+    ("bench --json .", ". cannot be written"),
+    ("bench --csv /dev/null/rows", "/dev/null/rows cannot be written"),
+]
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--epochs", "0"], ["epochs must be >= 1", "0"]),
-        (["--lr", "nan"], ["lr must be finite"]),
-        (["--sparsity", "1"], ["sparsity must lie in [0, 1)", "1.0"]),
-        (["--n-groups", "50"], ["n_groups=50 is too many"]),
-        (["--threads", "0"], ["--threads must be at least 1", "0"]),
-        (["--seed", "-1"], ["seed must be >= 0", "-1"]),
-        (["--seed", str(2**70)], ["seed must be < 2**63", str(2**70)]),
-        (["--resume"], ["nothing to resume", "config.json does not exist", "--resume"]),
-    ],
-)
-def test_bad_options_write_nothing(
-    data: str, out: Path, refused: Any, words: list[str], expected: list[str]
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("aeon", reason="aeon is not installed")
+    folder = tmp_path_factory.mktemp("home")
+    toy = write_data(folder)
+    with np.load(toy) as arrays:
+        np.savez(folder / "other.npz", **{**arrays, "X_train": arrays["X_train"] + 1})
+    run, pocket, pruned = (str(folder / name) for name in ("run", "pocket", "pruned"))
+    assert main(["train", toy, "--out", run, *SMALL, "--epochs", "2"]) == 0
+    assert main([*shlex.split(POCKET.format(toy=toy)), "--out", pocket]) == 0
+    words = ["--data", toy, "--out", pruned, "--epochs", "1", "--quiet"]
+    assert main(["prune", run, *words]) == 0
+    shutil.copytree(run, folder / "damaged")
+    (folder / "damaged" / "config.json").write_text("{}")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.tex").write_text("mine")
+    return folder
+
+
+@pytest.mark.parametrize(("line", "said"), ROWS, ids=[row[0] for row in ROWS])
+def test_refusals(
+    line: str, said: str, home: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused(["train", data, "--out", str(out), *SMALL, *words], *expected)
-    assert not out.exists()
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(suite, "run", lambda *a, **k: pytest.fail("measured"))
+    places = {path.stem: path.name for path in home.iterdir()}
+    before = files(home)
+    refused(shlex.split(line.format(**places)), said)
+    assert files(home) == before
+    assert {path.stem for path in home.iterdir()} == set(places)
 
 
-def test_a_backend_that_cannot_run_writes_nothing(
-    data: str, out: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["train", data, "--out", str(out), *SMALL, "--backend", "cpp"]
-    if backends.extension is not None:
-        with monkeypatch.context() as patched:
-            patched.setenv("SPARSECONV_CPU_ISA", "mmx")
-            refused(words, "SPARSECONV_CPU_ISA", "mmx", "baseline")
-    monkeypatch.setattr(backends, "extension", None)
-    refused(words, "backend 'cpp' cannot run")
-    assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    "words",
-    [[], ["fly"], ["train"], ["train", "x", "--grow", "fast"], ["train", "x", "--epochs", "many"]],
-)
-def test_bad_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(words)
-    assert stop.value.code == 2
-    assert "usage: python -m sparseconv" in capsys.readouterr().err
-
-
-def test_unknown_data(tmp_path: Path, out: Path, refused: Any) -> None:
-    words = ["train", "GunPont", "--out", str(out)]
-    refused(words, "no data set 'GunPont'", "GunPoint", "_TRAIN.ts", ".npz")
-    refused(["train", str(tmp_path), "--out", str(out)], "one pair NAME_TRAIN.ts")
-    assert not out.exists()
-
-
-def test_a_name_that_is_no_utf8(data: str, out: Path, refused: Any) -> None:
+def test_names_are_in_utf8(data: str, out: Path, refused: Any) -> None:
     other = os.fsdecode(os.fsencode(data).replace(b"toy", b"d\xff"))
     os.rename(data, other)
     refused(["train", other, "--out", str(out), *SMALL], "in UTF-8", r"d\xff.npz", "rename")
     assert not out.exists()
 
 
-def test_folders_that_are_not_free(data: str, out: Path, refused: Any) -> None:
-    words = ["train", data, "--epochs", "2", *SMALL, "--out", str(out)]
-    out.write_text("a file")
-    refused(words, str(out), "is a file", "--out")
-    out.unlink()
-    out.mkdir()
-    (out / "thesis.tex").write_text("mine")
-    refused(words, str(out), "holds other files", "--out")
-    refused([*words, "--resume"], "nothing to resume")
-    assert files(out) == {"thesis.tex": b"mine"}
-    (out / "thesis.tex").unlink()
-    assert main(words) == 0
-    before = files(out)
-    refused(words, str(out), "holds a run already", "--resume", "--out")
-    assert files(out) == before
+def test_what_is_missing(
+    data: str, out: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", data, "--out", str(out), *SMALL]
+    if backends.extension is not None:
+        with monkeypatch.context() as patched:
+            patched.setenv("SPARSECONV_CPU_ISA", "mmx")
+            refused([*words, "--backend", "cpp"], "SPARSECONV_CPU_ISA", "mmx", "baseline")
+    monkeypatch.setattr(backends, "extension", None)
+    monkeypatch.setattr(backends, "_missing_reason", "the C++ extension is not built (why)")
+    refused([*words, "--backend", "cpp"], "backend 'cpp' cannot run")
+    refused(["bench"], "not built (why)")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    refused(words, "figures need matplotlib", "pip")
+    assert not out.exists()
 
 
 def test_a_run_without_a_checkpoint_does_not_block_its_folder(
@@ -101,50 +156,6 @@ def test_a_run_without_a_checkpoint_does_not_block_its_folder(
     for left in ("checkpoint.pt.partial", "checkpoint.pt.0123abcd.partial", "training.lock"):
         (out / left).write_bytes(b"killed while it wrote its first checkpoint")
     assert main(words) == 0
-    assert not {"training.lock"} & files(out).keys()
+    assert "training.lock" not in files(out)
     assert not list(out.glob("*.partial"))
-    assert json.loads((out / "config.json").read_text())["recipe"]["lr"] == RECIPE["lr"]
-    refused(words, "holds a run already")
-
-
-def test_without_matplotlib_nothing_is_trained(
-    data: str, out: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    refused(["train", data, "--out", str(out), *SMALL], "figures need matplotlib", "pip")
-    assert not out.exists()
-
-
-def test_resuming_something_else(data: str, out: Path, refused: Any) -> None:
-    words = ["train", data, "--out", str(out), "--resume", "--quiet"]
-    assert main(["train", data, "--epochs", "2", *SMALL, "--out", str(out)]) == 0
-    before = files(out)
-    refused([*words, "--epochs", "3"], "has epochs=2, but --epochs asks for 3", "--out")
-    refused([*words, "--kernel-size", "7"], "has kernel_size=6, but --kernel-size asks")
-    with np.load(data) as arrays:
-        whole = dict(arrays)
-    for changes, text in (
-        ({"X_train": whole["X_train"] + 1}, "is not its data, its train_sha256 is"),
-        ({"X_test": whole["X_test"] + 1}, "is not its data, its test_sha256 is"),
-        ({"y_test": whole["y_test"][::-1]}, "is not its data, its test_sha256 is"),
-        (
-            {"X_test": whole["X_test"][:5], "y_test": whole["y_test"][:5]},
-            "its n_test is 5, there 6",
-        ),
-        ({"y_train": whole["y_train"] + "er", "y_test": whole["y_test"] + "er"}, "its classes is"),
-    ):
-        np.savez(data, **(whole | changes))
-        refused(words, text)
-        assert files(out) == before
-    np.savez(data, **whole)
-
-    (out / "checkpoint.pt").write_bytes(before["checkpoint.pt"][:1000])
-    refused(words, "checkpoint.pt is not a readable checkpoint")
-    for text in ("", "{}", "[1]", '{"data": 1, "network": 2, "recipe": 3}'):
-        (out / "config.json").write_text(text)
-        refused(words, "config.json is not the config.json of a run", "another folder")
-    content = json.loads(before["config.json"])
-    content["recipe"]["lr"] = "x"
-    (out / "config.json").write_text(json.dumps(content))
-    for command in (words, ["info", str(out)]):
-        refused(command, "config.json is not the config.json of a run", "lr")
+    assert '"lr": 0.0003' in (out / "config.json").read_text()

@@ -1,4 +1,4 @@
-"""``python -m sparseconv profile``: which network it takes, what it prints, what it refuses."""
+"""``python -m sparseconv profile``: which network it takes, and what it prints."""
 
 from __future__ import annotations
 
@@ -75,14 +75,6 @@ def test_its_best_epoch_with_other_shapes(
     assert call == {"shape": (3, 1, 31), "backward": False, "training": False, "threads": 2}
     rows = json.loads(path.read_text())["layers"]
     assert [row["input_shape"] for row in rows] == [[3, 1, 31], [3, 3, 31]]
-
-
-def test_refusals(run_folder: Path, refused: Any) -> None:
-    profile = ["profile", str(run_folder)]
-    refused([*profile, "--length", "0"], "--length", "got 0")
-    refused([*profile, "--json", "."], "cannot be written (it is a folder)")
-    (run_folder / "config.json").write_text("{}")
-    refused(profile, "config.json is not the config.json of a run")
 
 
 def test_the_command_line_is_light() -> None:
