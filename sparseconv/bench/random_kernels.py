@@ -66,7 +66,7 @@ def measure(
                 theirs = make[kind](n_kernels, random_state=0, n_jobs=count).fit(X)
                 bank = KernelBank.from_aeon(theirs)
                 _check(X[:CHECKED], bank)
-                timed = partial(_row, X, theirs, count, machine_peaks, rounds)
+                timed = partial(_row, X, theirs, count, rounds)
                 rows += [timed(bank, batch) for batch in (BATCH, 1)]
                 with peaks.forced_isa("avx2") as isa:
                     if rows[0]["isa"] != isa and (channels, length) == (1, 150):

@@ -186,8 +186,8 @@ def measure(
     """Check a case, then time its computations on ``count`` threads; one row each.
 
     The case names the instruction set. A baseline that cannot run a computation, or whose result is
-    wrong, is left out of its row, which says why under ``"absent"``. Without the fitting one of
-    ``machine_peaks``, which ``peaks.measure`` returns, ``"share_of_peak"`` is None.
+    wrong, is left out of its row, which says why under ``"absent"``. The ``"share_of_peak"`` of a
+    half type is None.
 
     Raises:
         WrongResultError: a result is wrong; nothing was timed.
@@ -208,8 +208,8 @@ def measure(
                     candidates[name][baseline] = call
                 for name, reason in reasons.items():
                     absent[name][baseline] = reason
-            if peak := peaks.find(machine_peaks, count, isa, case.dtype):
-                loop = peaks.loop(peak)
+            if case.dtype in peaks.DTYPES:
+                loop = peaks.loop(case.dtype)
         rows = []
         for name, timed in candidates.items():
             beside: dict[str, Callable[[], object]] = {_PEAK: loop.call} if loop else {}

@@ -62,27 +62,25 @@ def run(
     rounds = QUICK_ROUNDS if quick else rounds
     missing = {case.suite for case in CASES.values() if case not in cases}
     missing |= {name for name in WITHOUT_CASES if name not in others}
-    machine_peaks = rounded(peaks.measure(thread_counts))
     document: Document = {
         "schema": SCHEMA,
         "complete": False,
         "suites": [name for name in SUITES if name not in missing],  # measured as a whole
         "rounds": rounds or ROUNDS,
         "machine": measurement_context(),
-        "peaks": machine_peaks,
+        "peaks": rounded(peaks.measure(thread_counts)),
         "rows": [],
         **{name: [] for name in WITHOUT_CASES},
     }
     measures: list[tuple[str, str, Callable[..., Rows]]] = []
     for case in cases:
         if case.isa in ("", *backends.extension.isas()):
-            call = partial(measure, case=case, baselines=baselines, machine_peaks=machine_peaks)
+            call = partial(measure, case=case, baselines=baselines)
             measures.append(("rows", case.name, call))
         else:
             print(f"{case.name} is left out: this CPU has no {case.isa}", file=sys.stderr)
     if "random_kernels" in others:
-        call = partial(random_kernels.measure, machine_peaks=machine_peaks)
-        measures.append(("random_kernels", "random kernels", call))
+        measures.append(("random_kernels", "random kernels", random_kernels.measure))
     if "compiled" in others:
         measures.append(("compiled", "compiled", compiled.measure))
     tasks: list[tuple[str, str, Callable[[], Rows]]] = [
