@@ -39,7 +39,6 @@ ROWS = [
     (f"{TRAIN} --sparsity 1", "sparsity must lie in [0, 1)"),
     (f"{TRAIN} --n-groups 50", "n_groups=50 is too many"),
     (f"{TRAIN} --threads 0", "argument --threads: must be at least 1, but got 0"),
-    (f"{TRAIN} --threads 1000000", "at most"),
     (f"{TRAIN} --seed -1", "seed must be >= 0"),
     (f"{TRAIN} --keep 3", "--keep is not for --model dsn; omit it"),
     (f"{TRAIN} --resume", "nothing to resume"),
