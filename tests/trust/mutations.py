@@ -31,7 +31,6 @@ from torch import Tensor
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
 from sparseconv.rocket import KernelBank, kernel_features
 from sparseconv.rocket.bank import KINDS
-from sparseconv.rocket.bounds import feature_limits
 from sparseconv.training import checkpoint
 
 HUGE = (-1, 1, 2, 7, 2**31 - 1, -(2**31), 2**62)
