@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,12 +33,9 @@ def convolve(backend: str, **changes: Any) -> Tensor:
 AS_CONV1D = [
     {"input": torch.randn(3, 3, 9)},
     {"input": torch.randn(3, 1, 9)},
-    {"input": torch.randn(3, 9)},
     {"input": torch.randn(3, 2, 2)},
     {"input": torch.randn(3, 2, 1), "padding": 0},
-    {"input": torch.randn(3, 4, 9)},
     {"bias": torch.randn(3)},
-    {"bias": torch.randn(1)},
     {"bias": torch.randn(1, 2)},
     {"groups": 2},
     {"dilation": 4, "input": torch.randn(1, 2, 8)},
@@ -68,39 +64,26 @@ def test_refuses_what_conv1d_refuses(changes: dict[str, Any], backend: str) -> N
     [
         ({"input": [1.0]}, TypeError, "input must be a Tensor, but got list"),
         ({"values": 1.0}, TypeError, "values must be a Tensor, but got float"),
-        ({"values": None}, TypeError, "values must be a Tensor, but got NoneType"),
-        ({"bias": 0.5}, TypeError, "bias must be a Tensor, but got float"),
         ({"pattern": PATTERN.to_mask()}, TypeError, "pattern must be a KernelCSR, but got Tensor"),
         ({"values": VALUES.double()}, TypeError, "values type .*float64.* should be the same"),
         ({"bias": BIAS.double()}, TypeError, "bias type .*float64.* should be the same"),
         ({"input": X.double()}, TypeError, "Input type .*float64.* values type .*float32"),
         ({"values": VALUES.to("meta")}, ValueError, "same device.*cpu and values on meta"),
-        ({"bias": BIAS.to("meta")}, ValueError, "same device.*cpu and bias on meta"),
         ({"input": torch.randn(2, 0)}, ValueError, r"Expected 2D .*\[2, 0\]"),
-        ({"input": torch.randn(3, 2, 0), "padding": 5}, ValueError, r"Expected 2D .*\[3, 2, 0\]"),
-        ({"input": torch.randn(2)}, ValueError, r"Expected 2D .*\[2\]"),
         ({"input": torch.randn(1, 3, 2, 9)}, ValueError, r"Expected 2D .*\[1, 3, 2, 9\]"),
-        (
-            {"input": torch.ones(1, 2, 9).to_sparse()},
-            TypeError,
-            "input must be a dense tensor, but",
-        ),
-        ({"values": VALUES.to_sparse()}, TypeError, "values must be a dense tensor, but got"),
+        ({"input": X.to_sparse()}, TypeError, "input must be a dense tensor, but"),
         ({"values": VALUES[:-1]}, ValueError, r"values must have shape \(8,\).*\[7\]"),
         ({"values": VALUES[None]}, ValueError, r"values must have shape \(8,\).*\[1, 8\]"),
         ({"stride": 0}, ValueError, "non-positive stride .* expected >= 1, got 0"),
         ({"dilation": 0}, ValueError, "dilation should be greater than zero, but got 0"),
         ({"groups": 0}, ValueError, "non-positive groups .* expected >= 1, got 0"),
         ({"groups": 3}, ValueError, "Given groups=3, expected weight to be at least 3"),
-        ({"padding": -1}, ValueError, "negative padding .* expected >= 0, got -1"),
         ({"padding": (0, -1)}, ValueError, "negative padding .* expected >= 0, got -1"),
-        ({"padding": (-1, 0)}, ValueError, "negative padding .* expected >= 0, got -1"),
         ({"padding": (1, 1, 1)}, TypeError, "padding must be an int or a tuple of one int, a pair"),
-        ({"stride": (1, 1)}, TypeError, "stride must be an int or a tuple of one int"),
+        ({"relu": "no"}, TypeError, "relu must be True or False, but got"),
         ({"padding": "SAME"}, ValueError, "Invalid padding string 'SAME'"),
         ({"padding": "same", "stride": 2}, ValueError, "'same' is not supported for strided"),
         ({"padding_mode": "wrap"}, ValueError, "padding_mode must be one of .*'wrap'"),
-        ({"padding": 2**31}, ValueError, r"must be below 2\*\*31, but got padding"),
         ({"padding": (0, 2**31)}, ValueError, r"must be below 2\*\*31, but got padding"),
         ({"stride": 2**29}, ValueError, r"must be below 2\*\*31.* stride 536870912 with 4 kernels"),
     ],
@@ -165,14 +148,6 @@ def test_the_largest_sizes_of_a_geometry() -> None:
     assert Geometry.of((2, 2, 1), 2**29 - 1, 0, 1, 1, "zeros").stride == 2**29 - 1
     geometry = Geometry.of((1, 1, 3), 2, (1, 2), 3, 1, "zeros")
     assert [geometry.output_length(n) for n in (4, 5, 6, 7)] == [1, 1, 2, 2]
-
-
-def test_relu_is_a_bool() -> None:
-    for backend in BACKENDS:
-        for relu in ("no", None, 1):
-            with pytest.raises(TypeError, match="relu must be True or False, but got"):
-                convolve(backend, relu=relu)
-        assert convolve(backend, relu=np.True_).equal(convolve(backend, relu=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
