@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.pruning.channels import Channels, Layer, UnitSet
+from sparseconv.pruning.channels import Channels, Layer
 from sparseconv.pruning.data import BATCH, batches_of, evaluating, watching
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -111,7 +111,7 @@ class HC(Criterion):
     """
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        return _by_set(channels, lambda filters: _dissimilar(filters)[1].sum(1))
+        return _by_set(channels, lambda filters: _dissimilar(filters).sum(1))
 
 
 class WHC(Criterion):
@@ -134,11 +134,7 @@ class WHC(Criterion):
     """
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        def weighted(filters: Tensor) -> Tensor:
-            norms, dissimilar = _dissimilar(filters)
-            return dissimilar @ norms
-
-        return _by_set(channels, weighted)
+        return _by_set(channels, lambda filters: _dissimilar(filters) @ filters.norm(dim=1))
 
 
 class Jacobian(Criterion):
@@ -267,17 +263,6 @@ class DSP(Criterion):
         return f"DSP(eps={self.threshold})"
 
 
-def filters_of(channels: Channels, group: UnitSet) -> Tensor:
-    """Return ``(n, p)`` float64: all weights of each unit, of every layer that has some for it."""
-    parts = []
-    for name, rows in group.rows.items():
-        module = channels.layers[name].module
-        weight: Any = module.dense_weight() if isinstance(module, SparseConv1d) else module.weight
-        weight = weight.detach().double().cpu().flatten(1)
-        parts.append(weight[rows].flatten(1))
-    return torch.cat(parts, dim=1)
-
-
 def _check_log_probabilities(out: Tensor) -> None:
     total = out.detach().logsumexp(1).abs()  # 0, but for rounding
     if (total > torch.finfo(out.dtype).eps ** 0.5).any():
@@ -289,18 +274,24 @@ def _check_log_probabilities(out: Tensor) -> None:
 
 
 def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """Score each set's filters ``(n, p)``: all weights of a unit, of every layer that has some."""
     found = channels.zeros()
     for group in channels.sets:
-        found[group.units] = score(filters_of(channels, group))
+        filters = []
+        for name, rows in group.rows.items():
+            module: Any = channels.layers[name].module
+            sparse = isinstance(module, SparseConv1d)
+            weight = (module.dense_weight() if sparse else module.weight).detach().double().cpu()
+            filters.append(weight.flatten(1)[rows].flatten(1))
+        found[group.units] = score(torch.cat(filters, dim=1))
     return found
 
 
-def _dissimilar(filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the norms, and ``(n, n)`` of ``norm_i * (1 - |cos|)``, 0 on the diagonal."""
-    norms = filters.norm(dim=1)
-    unit = filters / norms.clamp_min(torch.finfo(norms.dtype).tiny)[:, None]
-    dissimilar = (1 - (unit @ unit.T).abs()).clamp_min(0).fill_diagonal_(0)
-    return norms, norms[:, None] * dissimilar
+def _dissimilar(filters: Tensor) -> Tensor:
+    """Return ``(n, n)`` of ``norm_i * (1 - |cos|)``, 0 on the diagonal."""
+    norms: Tensor = filters.norm(dim=1, keepdim=True)
+    unit = filters / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    return norms * (1 - (unit @ unit.T).abs()).clamp_min(0).fill_diagonal_(0)
 
 
 def _felt(layer: Layer, products: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:

@@ -126,46 +126,41 @@ def factorize(
     rank = None if rank is None else count("rank", rank)
     if compression is not None and not (compression := number("compression", compression)) > 1:
         raise ValueError(f"compression must be above 1, but got {compression}")
-    sets, left = _sets(model, layers, method)
-    found: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
-    chosen: list[tuple[tuple[str, ...], tuple[int, Counts]]] = []
+    twin = deepcopy_model(model)
+    sets, left = _sets(twin, layers, method)
+    found: dict[str, Any] = dict(twin.named_modules(remove_duplicate=False))
+    successors: dict[nn.Module, nn.Module] = {}
+    records = []
     for names in sets:
+        convs = [found[name] for name in names]
         try:
-            r, parameters = _sizes([found[name] for name in names], method, rank, compression)
+            r, parameters = _sizes(convs, method, rank, compression)
             if layers is None and parameters.after >= parameters.before:
                 raise ValueError(
                     f"rank {r} makes {parameters.after} parameters of its {parameters.before}"
                 )
-            chosen.append((names, (r, parameters)))
         except ValueError as error:
             if layers is not None:
                 raise ValueError(f"{list(names)}: {error}") from None
             left |= dict.fromkeys(names, str(error))
-    if not chosen:
-        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left.items())
-        raise ValueError(f"no layer gets smaller; {reasons or 'the model holds no nn.Conv1d'}")
-
-    twin = deepcopy_model(model)
-    found = dict(twin.named_modules(remove_duplicate=False))
-    successors: dict[nn.Module, nn.Module] = {}
-    records = []
-    for names, (r, parameters) in chosen:
-        convs = [found[name] for name in names]
+            continue
         weights = torch.stack([conv.weight.detach().cpu().double().flatten(1) for conv in convs])
         pairs = _factors(weights, method, r)
         pairs = [(p.to(convs[0].weight.dtype), q.to(convs[0].weight.dtype)) for p, q in pairs]
         rest = weights - sum(p.double() @ q.double() for p, q in pairs)
-        relative = float(rest.norm() / weights.norm()) if weights.any() else 0.0
         n, o, m = weights.shape
         records.append(
             FactorizedSet(
-                name=", ".join(names), layers=names, rank=r, relative_error=relative,
-                parameters=parameters,
+                name=", ".join(names), layers=names, rank=r, parameters=parameters,
+                relative_error=float(rest.norm() / weights.norm()) if weights.any() else 0.0,
                 # What is shared is computed in each layer.
                 macs=Counts(n * o * m, len(pairs) * n * r * (m + o)),
             )
         )  # fmt: skip
         successors |= zip(convs, _modules(convs, pairs), strict=True)
+    if not records:
+        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left.items())
+        raise ValueError(f"no layer gets smaller; {reasons or 'the model holds no nn.Conv1d'}")
     small = replace(twin, successors)
     report = FactorizationReport(
         method=method, layers=tuple(records), left=left, before=model, after=small,

@@ -75,7 +75,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
                 f"({type(error).__name__}: {error})"
             ) from error
     tracer.fix(*output_tensors(out))
-    for name, module in model.named_modules():  # what only training calls fits no longer then
+    for name, module in model.named_modules():  # or it would no longer fit what it reads
         left = isinstance(module, PRUNABLE) and name not in tracer.begun
         if left and module not in tracer.ignored:
             raise UnknownLayerError(
