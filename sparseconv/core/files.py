@@ -57,11 +57,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise
-        text = f"{cause.strerror or cause}; {path} was not written"
-        if path.exists():
-            text += " and is as it was"
-        if cause.errno in _FULL:
-            text += "; make room on its disk, or choose another"
+        advice = "; make room on its disk, or choose another" if cause.errno in _FULL else ""
+        text = f"{cause.strerror or cause}; {path} was not written{advice}"
         raise OSError(cause.errno, text) from error
     folder = os.open(path.parent, os.O_RDONLY)  # the new name must reach the disk as well
     try:

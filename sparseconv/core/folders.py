@@ -1,15 +1,13 @@
-"""Folders that are written whole or not at all, or by one process at a time."""
+"""Folders that are written by one process at a time, or from new."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from uuid import uuid4
 
 from sparseconv.core.files import write_whole
 
@@ -19,34 +17,22 @@ _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # 
 
 def check_new_or_empty(folder: Path) -> None:
     """Raise ValueError if the folder is a file or holds any."""
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"the folder {folder} is a file; choose another")
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(
-                f"expected a new or empty folder, but {folder} holds files; choose another"
-            )
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(
+            f"expected a new or empty folder, but {folder} is a file or holds files; choose another"
+        )
 
 
 def write_folder(folder: Path, files: dict[str, str]) -> None:
-    """Write all files into a new or empty folder, or none of them."""
-    new = not folder.exists()
-    # Not mkdtemp, whose folders no one else may read.
-    target = (folder.parent if new else folder) / f".{folder.name}.{uuid4().hex}"
+    """Write all files into a new or empty folder; where one cannot be written, leave none."""
     try:
-        target.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            write_whole(target / name, text)
-        if new:
-            os.replace(target, folder)
-        else:
-            for name in files:
-                os.replace(target / name, folder / name)
-            target.rmdir()
+            write_whole(folder / name, text)
     except OSError as error:
-        shutil.rmtree(target, ignore_errors=True)
+        for name in files:
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
         raise _cannot_write(folder, error) from error
 
 
@@ -77,7 +63,6 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
 
     Args:
         path: a file for this lock only, removed at the end; a killed process leaves it there.
-        busy: what to say; who holds the lock is added.
     """
     path = path.absolute()
     if path in _held.get():
@@ -89,8 +74,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
         yield
     finally:
         _held.reset(before)
-        with contextlib.suppress(OSError):
-            path.unlink()
+        path.unlink(missing_ok=True)
         os.close(file)
 
 
@@ -102,15 +86,11 @@ def _lock(path: Path, busy: str | None) -> int:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
-            holder = os.pread(file, 20, 0).decode(errors="replace")
             os.close(file)
-            raise ValueError(f"{busy} (process {holder} has locked {path})") from None
+            raise ValueError(busy) from None
         except OSError:  # the file system knows none
             return file
         with contextlib.suppress(FileNotFoundError):  # who held it has removed it
             if os.path.samestat(os.fstat(file), os.stat(path)):
-                with contextlib.suppress(OSError):  # the disk is full
-                    os.truncate(file, 0)
-                    os.write(file, str(os.getpid()).encode())
                 return file
         os.close(file)

@@ -125,11 +125,6 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
     folder = path.parent if path.suffix in (".pt", ".npz") and not path.is_dir() else path
     config = read_config(folder)
     if config.get("model", "dsn") == "pocket":
-        if backend != "auto":
-            raise ValueError(
-                "random kernels choose how they run; expected backend='auto' for a run of --model "
-                f"pocket, but got {backend!r}"
-            )
         file = folder / MODEL_NAME if path == folder else path
         if not file.exists():
             raise ValueError(

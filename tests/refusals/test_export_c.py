@@ -69,7 +69,7 @@ LONG = series(2, channels=1, length=140_000)
     (lambda: export(MANY, example_input=LONG, weights="int8", calibration=LONG), ValueError,
      "too large for int32; export float32"),
     (lambda: export(name="a-b"), ValueError, "name must be a C identifier"),
-    (lambda: export(folder=__file__), ValueError, "is a file"),
+    (lambda: export(folder=__file__), ValueError, "is a file or holds files"),
     (lambda: export(folder=Path(__file__).parent), ValueError, "holds files"),
 )  # fmt: skip
 def test_export_c(

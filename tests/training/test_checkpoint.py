@@ -84,7 +84,7 @@ def test_an_interrupted_model_holds_the_best_epoch_so_far(tmp_path: Path) -> Non
 
 @pytest.mark.promise("P9")
 def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
-    said = f"another run is writing to {tmp_path}; .* choose another .*process {os.getpid()} has"
+    said = f"another run is writing to {tmp_path}; wait for it, or choose another"
 
     def other(_: Any) -> None:
         before = (tmp_path / "checkpoint.pt").read_bytes()
@@ -152,8 +152,6 @@ def _set_moments(content: dict[str, Any], name: str, change: Callable[[Tensor], 
         lambda content: content["state"]["blocks.1.conv.col_indices"].fill_(99),
         lambda content: content["best"]["model"]["blocks.0.conv.col_indices"].fill_(-1),
         lambda content: _set_moments(content, "exp_avg", lambda _: torch.zeros(3)),
-        lambda content: _set_moments(content, "exp_avg_sq", lambda m: m.double()),
-        lambda content: content["optimizer"]["state"].update({99: {}}),
         lambda content: content["scheduler"].pop("generator"),
         lambda content: content["rng"].update(torch=torch.zeros(3)),
     ],

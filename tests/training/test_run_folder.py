@@ -114,7 +114,7 @@ def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
         sc.load_run(copied)
 
 
-def test_where_it_was_trained_and_how_it_is_called_do_not_matter(copied: Path) -> None:
+def test_where_it_was_trained_and_how_it_is_named_do_not_matter(copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     config["network"]["backend"] = "cuda"
     (copied / "config.json").write_text(json.dumps(config))
