@@ -41,6 +41,8 @@ def of(X: Any, y: Any) -> None:
     (lambda: run(network(), out=A_FILE), ValueError, "cannot be written"),
     (lambda: run(NO_SOFTMAX), ValueError, "end it with torch.nn.LogSoftmax"),
     (lambda: run(nn.Flatten()), ValueError, "the model has no parameters"),
+    (lambda: run(network(), cuda_graphs=True), ValueError, "move it with model.cuda()"),
+    (lambda: run(network(), cuda_graphs=True, penalty=1), ValueError, "a penalty watches every"),
     (lambda: run("DSN"), TypeError, "model must be an nn.Module, but got str"),
 )
 def test_train(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:

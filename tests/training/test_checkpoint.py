@@ -6,7 +6,7 @@ import math
 import os
 import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -216,22 +216,18 @@ class CtrlC:
         return OrderedDict, ()
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """A shell's background jobs ignore it, and their children would."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.promise("P9")
-@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_until_a_checkpoint_is_written(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(path, {"epoch": 2, "interrupt": CtrlC(), "weight": torch.ones(3)})
+    # A shell's background jobs ignore it, and their children would.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(path, {"epoch": 2, "interrupt": CtrlC(), "weight": torch.ones(3)})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert checkpoint.load(path)["epoch"] == 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     # Other threads feel none, and may not set handlers.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(checkpoint.save, path, {"epoch": 3}).result()

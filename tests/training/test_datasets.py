@@ -40,16 +40,11 @@ def npz(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def ts(
-    path: Path, cases: list[str], *, header: str = "@equalLength true\n@classLabel true a b"
-) -> None:
-    path.write_text("\n".join(["@problemName toy", header, "@data", *cases]) + "\n")
-
-
-def ts_folder(folder: Path, train: list[str], test: list[str], **kwargs: Any) -> Path:
+def ts_folder(folder: Path, train: list[str], test: list[str], header: str = "") -> Path:
     folder.mkdir(exist_ok=True)
-    ts(folder / "toy_TRAIN.ts", train, **kwargs)
-    ts(folder / "toy_TEST.ts", test, **kwargs)
+    for split, cases in (("TRAIN", train), ("TEST", test)):
+        lines = ["@problemName toy", header, "@classLabel true a b", "@data", *cases]
+        (folder / f"toy_{split}.ts").write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -68,45 +63,36 @@ def test_bundled_sets_have_their_published_sizes(name: str) -> None:
     assert len(data.classes) == n_classes
 
 
-def test_npz_keeps_values_and_encodes_labels(tmp_path: Path) -> None:
-    data = datasets.load(npz(tmp_path))
-    given = arrays()
-    assert data.name == "toy"
-    np.testing.assert_array_equal(data.X_train, given["X_train"].astype(np.float32))
-    np.testing.assert_array_equal(data.X_test, given["X_test"].astype(np.float32))
-    np.testing.assert_array_equal(data.classes[data.y_train], given["y_train"])
-    np.testing.assert_array_equal(data.classes[data.y_test], given["y_test"])
-    assert data.classes.tolist() == [0, 1, 7]
-    X = np.arange(30.0).reshape(6, 5)  # a matrix is univariate
-    data = datasets.load(str(npz(tmp_path, X_train=X, X_test=X[:4])))
-    np.testing.assert_array_equal(data.X_train[:, 0], X)
-    assert data.X_test.shape == (4, 1, 5)
-
-
 @pytest.mark.parametrize(
     "labels",
     [["b", "a"] * 3, [True, False] * 3, [2.5, -1.0] * 3, [200, 3] * 3],
     ids=["str", "bool", "float", "int"],
 )
-def test_labels_of_any_dtype(tmp_path: Path, labels: list[Any]) -> None:
-    y = np.array(labels)
+def test_npz(tmp_path: Path, labels: list[Any]) -> None:
+    """Values are kept, labels of any type become numbers; a matrix has one channel."""
+    given, y = arrays(), np.array(labels)
     data = datasets.load(npz(tmp_path, y_train=y, y_test=y[:4]))
+    assert data.name == "toy"
+    np.testing.assert_array_equal(data.X_train, given["X_train"].astype(np.float32))
+    np.testing.assert_array_equal(data.X_test, given["X_test"].astype(np.float32))
     assert data.y_train.tolist() == [1, 0] * 3
     assert data.classes.dtype == y.dtype
     np.testing.assert_array_equal(data.classes[data.y_test], y[:4])
+    X = np.arange(30.0).reshape(6, 5)
+    data = datasets.load(str(npz(tmp_path, X_train=X, X_test=X[:4])))
+    np.testing.assert_array_equal(data.X_train[:, 0], X)
+    assert data.X_test.shape == (4, 1, 5)
 
 
 def test_ts_folder(tmp_path: Path) -> None:
-    header = "@univariate false\n@classLabel true a b"
-    ts_folder(tmp_path, ["1,2:3,4:a", "5,6:7,8:b"], ["0,1:2,3:b"], header=header)
+    ts_folder(tmp_path, ["1,2:3,4:a", "5,6:7,8:b"], ["0,1:2,3:b"], "@univariate false")
     data = datasets.load(tmp_path)
     assert data.name == "toy"
     assert data.X_train.tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
     assert data.X_test.tolist() == [[[0, 1], [2, 3]]]
     assert (data.y_train.tolist(), data.y_test.tolist()) == ([0, 1], [1])
     assert data.classes.tolist() == ["a", "b"]
-    header = "@equalLength false\n@classLabel true a b"  # though it is
-    ts_folder(tmp_path, ["1,2:a", "5,6:b"], ["0,1:b"], header=header)
+    ts_folder(tmp_path, ["1,2:a", "5,6:b"], ["0,1:b"], "@equalLength false")  # though it is
     assert datasets.load(tmp_path).X_train.tolist() == [[[1, 2]], [[5, 6]]]
 
 
@@ -130,10 +116,10 @@ def test_a_bundled_name_and_a_folder_of_that_name(
 
 
 def test_of_several_pairs_the_one_with_the_folder_s_name(tmp_path: Path) -> None:
-    for stem in ("a", "b"):
-        for split in ("TRAIN", "TEST"):
-            ts(tmp_path / f"{stem}_{split}.ts", ["1:a", "2:b"])
-    with pytest.raises(ValueError, match="the pairs a, b; put one data set"):
+    ts_folder(tmp_path, ["1:a", "2:b"], ["1:a"])
+    for split in ("TRAIN", "TEST"):
+        (tmp_path / f"b_{split}.ts").write_text((tmp_path / f"toy_{split}.ts").read_text())
+    with pytest.raises(ValueError, match="the pairs b, toy; put one data set"):
         datasets.load(tmp_path)
     assert datasets.load(tmp_path.rename(tmp_path.with_name("b"))).name == "b"
 

@@ -212,23 +212,6 @@ def test_growth_by_gradient_with_every_step_graphed_is_refused(
     assert layer.pattern != before
 
 
-def test_what_cannot_be_captured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeCudaGraph(monkeypatch)
-
-    def refuse(call: Callable[[], Outputs]) -> Callable[[], Outputs]:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(GraphedStep, "_capture", staticmethod(refuse))
-    layer = SparseConv1d(2, 3, 5)
-    taken = GraphedStep(layer, step_of(layer)[1])
-    x = torch.randn(1, 2, 9)
-    for _ in range(WARM_UP):
-        taken(x)
-    with pytest.raises(RuntimeError, match=r"cannot be captured .* not permitted .* without .item"):
-        taken(x)
-    assert not isinstance(layer.pattern, StaticPattern)
-
-
 def test_a_checkpoint_of_another_device_is_resumed(tmp_path: Path) -> None:
     """On CUDA the optimizer's settings are others: a tensor for ``lr``, and ``capturable``."""
     model, other, recipe = network(), network(), replace(RECIPE, epochs=4)
@@ -244,11 +227,3 @@ def test_a_checkpoint_of_another_device_is_resumed(tmp_path: Path) -> None:
     groups = checkpoint.load(file)["optimizer"]["param_groups"]
     assert [(group["capturable"], type(group["lr"])) for group in groups] == [(False, float)]
     assert same(model.state_dict(), other.state_dict())
-
-
-def test_without_a_gpu_it_is_refused() -> None:
-    model = network()
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"CUDA device.*model\.cuda\(\)"):
-        run(model, cuda_graphs=True)
-    assert same(model.state_dict(), before)

@@ -92,14 +92,9 @@ def test_missing_values_as_in_training(copied: Path) -> None:
 
 
 def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
-    run = sc.load_run(copied)
-    for X, wrong in (
-        (np.zeros((2, 3, 20)), r"shape \(n_cases, 1, n_.*got \(2, 3, 20\).*X\[None\]"),
-        (np.zeros(20), r"got \(20,\)"),
-        ([[0.0] * 3, [0.0] * 4], "series of one length, but got lengths from 3 to 4"),
-    ):
-        with pytest.raises(ValueError, match=wrong):
-            run.predict(X)
+    for X in (np.zeros((2, 3, 20)), np.zeros(20)):
+        with pytest.raises(ValueError, match=r"shape \(n_cases, .*n_timepoints"):
+            sc.load_run(copied).predict(X)
     for path in (tmp_path / "nowhere", copied / "history.csv", tmp_path):
         with pytest.raises(ValueError, match=r"is not a results folder of"):
             sc.load_run(path)
