@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparseconv.core.files import check_writable, replacing, write_whole
-from sparseconv.core.folders import locked
+from sparseconv.core.folders import locked, write_folder
 
 
 def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
@@ -69,3 +69,16 @@ def test_a_lock_is_of_one_thread_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), locked(path):
         raise KeyboardInterrupt
     assert not path.exists()
+
+
+def test_a_folder_is_written_as_a_whole(tmp_path: Path) -> None:
+    own, linked, new = tmp_path / "own", tmp_path / "linked", tmp_path / "new" / "one"
+    own.mkdir(mode=0o700)
+    linked.symlink_to(own)
+    for folder in (own, linked, new):
+        write_folder(folder, {"a": "1", "b": "2"})
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "1", "b": "2"}
+    assert own.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(ValueError, match=r"full cannot be written .*choose another folder"):
+        write_folder(tmp_path / "full", {"a": "1", "b/c": "no such folder"})
+    assert not list((tmp_path / "full").iterdir())

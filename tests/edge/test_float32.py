@@ -90,16 +90,6 @@ def test_not_a_number_travels_along_active_weights(tmp_path: Path) -> None:
     assert count
 
 
-def test_empty_and_full_networks(tmp_path: Path) -> None:
-    empty = SparseConv1d(1, 3, 5, density=0.0)
-    model = nn.Sequential(empty, nn.AdaptiveAvgPool1d(1), nn.Flatten()).eval()
-    X = series(4, channels=1, length=9)
-    program = Program(sc.export_c(model, X, tmp_path / "a"))
-    assert empty.bias is not None
-    bias = np.tile(empty.bias.detach().numpy(), (4, 1))
-    np.testing.assert_allclose(program.scores(X.numpy()), bias, rtol=1e-6)
-
-
 @pytest.mark.parametrize("length", [*range(5, 27), 63, 64, 65])
 def test_every_length(length: int, tmp_path: Path) -> None:
     """Tiles of positions, and the last one that overlaps."""

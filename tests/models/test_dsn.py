@@ -50,6 +50,9 @@ def test_cost_is_the_papers_table(name: str, sparsity: float, params: str, flops
     model = DSN(channels, classes, sparsity=sparsity)
     cost = model.cost(length)
     assert prints_as(cost.params, params, 1_000)
+    if name == "HAR":
+        millions = {0.0: "134.97", 0.5: "46.75", 0.8: "20.28", 0.9: "11.46"}[sparsity]
+        assert prints_as(cost.macs_executed, millions, 1_000_000)
     printed = "47.40" if (name, sparsity) == MISPRINTED_FLOPS else flops
     assert prints_as(cost.flops_paper, printed, 1_000_000)
     assert cost.params == sum(parameter.numel() for parameter in model.parameters())
@@ -58,16 +61,6 @@ def test_cost_is_the_papers_table(name: str, sparsity: float, params: str, flops
     assert cost.params_dense == dense.params
     assert cost.flops_paper_dense == dense.flops_paper
     assert cost.macs_dense == dense.macs_executed
-
-
-@pytest.mark.parametrize(
-    ("sparsity", "millions"),
-    list(zip(SPARSITIES, ("134.97", "46.75", "20.28", "11.46"), strict=True)),
-)
-def test_macs_executed(sparsity: float, millions: str) -> None:
-    model = DSN(9, 6, sparsity=sparsity)
-    cost = model.cost(128)
-    assert prints_as(cost.macs_executed, millions, 1_000_000)
 
 
 def test_ucr85_means() -> None:

@@ -115,7 +115,7 @@ def test_minirocket_to_aeon_and_back(aeon: Any, channels: int) -> None:
     assert np.array_equal(back.transform(series), kernel_features(series, bank))
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(8))
 def test_rocket_to_aeon_and_back(aeon: Any, seed: int) -> None:
     problem = Problem("rocket", seed)
     bank = replace(problem.bank, normalise=False)
@@ -142,14 +142,6 @@ def test_minirocket_banks_that_aeon_cannot_have(aeon: Any) -> None:
             other.to_aeon()
     first = bank.select(range(84))
     assert np.array_equal(first.to_aeon().transform(X), kernel_features(X, first))
-
-
-def test_classifiers_lend_their_kernels(aeon: Any) -> None:
-    classifiers = pytest.importorskip("aeon.classification.convolution_based")
-    y = np.arange(len(X)) % 2
-    for make in (classifiers.RocketClassifier, classifiers.MiniRocketClassifier):
-        fitted = make(n_kernels=200, random_state=0).fit(X, y)
-        assert KernelBank.from_aeon(fitted) == KernelBank.from_aeon(fitted._transformer)
 
 
 def test_selections() -> None:

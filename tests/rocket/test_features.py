@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from random_banks import Problem
 
-from sparseconv.ops.backends import extension
 from sparseconv.rocket import KernelBank, kernel_features
 from sparseconv.rocket.bank import KINDS
 from sparseconv.rocket.bounds import feature_limits
@@ -30,19 +28,10 @@ SHAPES = [
 ]
 
 
-def fitted(kind: str, X: Any, n_kernels: int = 300, **more: Any) -> Any:
-    make = aeon.Rocket if kind == "rocket" else aeon.MiniRocket
-    return make(n_kernels=n_kernels, random_state=0, **more).fit(X)
-
-
-def drawn(shape: tuple[int, ...]) -> Any:
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_minirocket_is_aeons(shape: tuple[int, ...]) -> None:
-    X = drawn(shape)
-    transformer = fitted("minirocket", X)
+    X = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    transformer = aeon.MiniRocket(300, random_state=0).fit(X)
     bank = KernelBank.from_aeon(transformer)
     got = kernel_features(X, bank)
     assert np.array_equal(got, transformer.transform(X))
@@ -52,26 +41,20 @@ def test_minirocket_is_aeons(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rocket_is_aeons(shape: tuple[int, ...], normalise: bool) -> None:
-    X = drawn(shape) * 3 + 1
-    transformer = fitted("rocket", X, normalise=normalise)
+    X = np.random.default_rng(0).normal(1, 3, size=shape).astype(np.float32)
+    transformer = aeon.Rocket(300, normalise=normalise, random_state=0).fit(X)
     bank = KernelBank.from_aeon(transformer)
     lowest, highest = feature_limits(X, bank)
     for features in (kernel_features(X, bank), transformer.transform(X)):
         assert ((lowest <= features) & (features <= highest)).all()
 
 
-@pytest.fixture(params=KINDS)
-def bank(request: pytest.FixtureRequest) -> KernelBank:
-    return replace(Problem(request.param, 6).bank, normalise=request.param == "rocket")
-
-
-@pytest.fixture
-def series(bank: KernelBank) -> Any:
+@pytest.mark.parametrize("seed", [2, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_series_in_any_memory_of_any_numbers(kind: str, seed: int) -> None:
+    bank = replace(Problem(kind, seed).bank, normalise=kind == "rocket")
     shape = 5, bank.series_channels, bank.series_length
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
-def test_series_in_any_memory(bank: KernelBank, series: Any) -> None:
+    series = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     expected, before = kernel_features(series, bank), series.copy()
     unaligned = np.empty(series.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(series.shape)
     unaligned[:] = series
@@ -84,20 +67,12 @@ def test_series_in_any_memory(bank: KernelBank, series: Any) -> None:
     ):  # fmt: skip
         assert np.array_equal(kernel_features(same, bank), expected)
     assert np.array_equal(series, before)
-
-
-@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float16", "longdouble"])
-def test_series_of_other_numbers(dtype: str, bank: KernelBank, series: Any) -> None:
-    other = (9 * series).astype(np.int8).astype(dtype)
-    expected = kernel_features(other.astype(np.float32), bank)
-    assert np.array_equal(kernel_features(other, bank), expected)
-
-
-def test_one_channel_may_be_left_out() -> None:
-    bank = Problem("minirocket", 2).bank
-    assert bank.series_channels == 1
-    X = np.random.default_rng(0).normal(size=(3, bank.series_length))
-    assert np.array_equal(kernel_features(X, bank), kernel_features(X[:, None], bank))
+    if bank.series_channels == 1:
+        assert np.array_equal(kernel_features(series[:, 0], bank), expected)
+    whole = (9 * series).astype(np.int8)
+    expected = kernel_features(whole.astype(np.float32), bank)
+    for dtype in ("int8", "int64", "float16", "longdouble"):
+        assert np.array_equal(kernel_features(whole.astype(dtype), bank), expected)
 
 
 def test_normalised_series() -> None:
@@ -124,12 +99,3 @@ def test_constant_channels_become_zeros(length: int) -> None:
     # A difference that float64 holds; of so small a spread its rounding is up to the tolerance.
     X[..., 0] *= 1 + 1e-9
     np.testing.assert_allclose(normalised(X).std(2), 1, rtol=1e-4)
-
-
-@pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
-def test_an_instruction_set_that_is_none(
-    bank: KernelBank, series: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SPARSECONV_CPU_ISA", "sse9")
-    with pytest.raises(ValueError, match=r"SPARSECONV_CPU_ISA must be one of .* but got 'sse9'"):
-        kernel_features(series, bank)

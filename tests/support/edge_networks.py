@@ -71,6 +71,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "depthwise": lambda: nn.Sequential(nn.Conv1d(3, 6, 3, groups=3), nn.ReLU(), *_head(6)),
     "pruned": _pruned,
     "long_gaps": _long_gaps,
+    "empty": lambda: nn.Sequential(SparseConv1d(3, 5, 5, density=0.0), *_head(5)),
     "norm_first": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.ReLU(), *_head(3), nn.Softmax(1)),
     "relu_first": lambda: nn.Sequential(nn.ReLU(), nn.Identity(), *_head(3), nn.LogSoftmax(-1)),
     "norm_after_relu": lambda: nn.Sequential(
