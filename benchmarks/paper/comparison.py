@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from statistics import fmean, median
 from typing import Any
@@ -151,7 +152,7 @@ def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | N
     # Without the noise of means and percents, which would hide equal ranks and ties.
     ranked = np.where(np.abs(difference) < TIE, 0, difference.round(6))
     if ranked.any() and len(ranked) > 1:
-        p = float(wilcoxon(ranked).pvalue)
+        p = _wilcoxon(tuple(ranked.tolist()))
     return Versus(
         wins=int((difference >= TIE).sum()),
         ties=int((np.abs(difference) < TIE).sum()),
@@ -161,6 +162,12 @@ def versus(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Versus | N
         median=median(difference.tolist()),
         p=p,
     )
+
+
+@cache
+def _wilcoxon(differences: tuple[float, ...]) -> float:
+    """Return p; cached, since of few sets with ties it is a permutation test, and seconds long."""
+    return float(wilcoxon(differences).pvalue)
 
 
 def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:

@@ -71,7 +71,7 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
 def _parts(
     rows: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[Part, Runs]]:
-    """What there is to show of the rows, each with those that it is about."""
+    """Yield what there is to show of the rows, each with those that it is about."""
     kernels = list(filter(is_pruned_kernels, rows))
     networks = [row for row in rows if not is_pruned_kernels(row)]
     smaller = list(pruned_filters.expanded(networks, times))
@@ -90,7 +90,7 @@ def _parts(
 
 
 def where(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How much was trained, on which machines, with what, when."""
+    """Say how much was trained, on which machines, with what, when."""
     machines = [row["machine"] for row in rows]
     hours = sum(map(_training_seconds, rows)) / 3600
     time = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
@@ -98,14 +98,9 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
         ", ".join(sorted({machine[key] for machine in machines})) for key in ("cpu", "torch")
     )
     # A job that another commit resumed names both; the rows are in the order of their ends.
-    commits = list(
-        dict.fromkeys(c for machine in machines for c in machine["commit"].split(" then "))
-    )
-    ran = (
-        f"commit {commits[0]}"
-        if len(commits) == 1
-        else (f"{len(commits)} commits, {commits[0]} to {commits[-1]}")
-    )
+    told = " then ".join(machine["commit"] for machine in machines)
+    first, *others = dict.fromkeys(told.split(" then "))
+    ran = f"{1 + len(others)} commits, {first} to {others[-1]}" if others else f"commit {first}"
     untimed = sum(row["train_seconds"] is None for row in rows)
     count = counted(len(rows), "training")
     gpus = Counter(machine["gpu"] for machine in machines if "gpu" in machine)
@@ -119,7 +114,7 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def where_timed(times: Sequence[Mapping[str, Any]]) -> str:
-    """On which machine, and with what, networks were measured in turns."""
+    """Say on which machine, and with what, networks were measured in turns."""
     machines = [line["machine"] for line in times]
     kinds = dict.fromkeys(f"{machine['cpu']} ({machine['isa']})" for machine in machines)
     commits = dict.fromkeys(machine["commit"] for machine in machines)
@@ -132,7 +127,7 @@ def where_timed(times: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _training_seconds(row: Mapping[str, Any]) -> float:
-    """Of one job: also what drawing random kernels, choosing, pruning and fine-tuning took."""
+    """Sum up a job's seconds: also of drawing random kernels, choosing, pruning and tuning."""
     laps = (
         "draw_seconds", "prepare_seconds", "select_seconds", "refit_seconds", "prune_seconds",
         "tune_seconds",
@@ -145,7 +140,7 @@ def _training_seconds(row: Mapping[str, Any]) -> float:
 def about(
     rows: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]], missing: Sequence[str]
 ) -> str:
-    """What was run and timed, and what was not."""
+    """Say what was run and timed, and what was not."""
     sets = {row["dataset"] for row in rows}
     found, absent = ([x for x in members("ucr85") if (x in sets) == was] for was in (True, False))
     epochs = sorted({row["epochs"] for row in rows if "epochs" in row})
@@ -169,7 +164,7 @@ def about(
 
 
 def recorded(folder: Path, plan: str) -> str:
-    """The tables and pictures of a plan's recorded rows in Markdown, for the documentation.
+    """Return the tables and pictures of a plan's recorded rows in Markdown, for the documentation.
 
     Pictures are drawn into ``folder``, which a page includes the text from.
     """
@@ -183,41 +178,28 @@ def recorded(folder: Path, plan: str) -> str:
         if found:
             shown.append("\n\n".join([f"## {part.title}", *found, made.caption]))
     reading = [f"## {READING_TITLE}", READING] if any(part in PARTS for part, _ in parts) else []
-    return "\n\n".join([_what_was_run(plan, rows, times, missing), *reading, *shown])
+    return "\n\n".join([f"{where(rows)}. {about(rows, times, missing)}", *reading, *shown])
 
 
 def recorded_table(plan: str, name: str) -> str:
-    """One table of a plan's recorded rows in Markdown, without its caption."""
+    """Return one table of a plan's recorded rows in Markdown, without its caption."""
     rows, times, parts = _recorded(plan)
-    found = [
-        part.table(runs).markdown() for part, runs in parts if part.table and part.name == name
-    ]
-    return "\n\n".join([_what_was_run(plan, rows, times, []), *found])
+    (table,) = (part.table(runs) for part, runs in parts if part.table and part.name == name)
+    return f"{where(rows)}. {about(rows, times, [])}\n\n{table.markdown()}"
 
 
 def _recorded(
     plan: str,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[Part, Runs]]]:
-    """The rows, the times, and the parts that the plan was made for."""
+    """Return the rows, the times, and the parts that the plan was made for."""
     source = RECORDED[plan]
     rows, times = read_rows(source), read_times(source.with_name(TIMES_NAME))
     wanted = {"full": PARTS, "pocket": KERNELS}.get(plan, FILTERS)
     return rows, times, [(part, runs) for part, runs in _parts(rows, times) if part in wanted]
 
 
-def _what_was_run(
-    plan: str,
-    rows: Sequence[Mapping[str, Any]],
-    times: Sequence[Mapping[str, Any]],
-    missing: Sequence[str],
-) -> str:
-    if not rows:
-        return f"Not measured yet: `python -m benchmarks.paper run {plan}` does."
-    return f"{where(rows)}. {about(rows, times, missing)}"
-
-
 def write_table(table: Table, path: Path) -> None:
-    """``path`` with the endings ``.md`` and ``.csv``."""
+    """Write ``path`` with the endings ``.md`` and ``.csv``."""
     path.with_suffix(".md").write_text(table.markdown() + "\n", encoding="utf-8")
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([table.header, *table.rows])

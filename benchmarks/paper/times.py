@@ -44,45 +44,42 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
     """
     if not rows:
         raise ValueError(f"there are no rows to measure in {path.parent}; run a plan first")
-    with locked(path.with_name(LOCK_NAME), f"a sweep is running in {path.parent}; wait for it"):
-        return _measure([row for row in rows if not is_pruned_kernels(row)], path)
-
-
-def _measure(networks: Sequence[Mapping[str, Any]], path: Path) -> int:
-    here = measurement_context()
-    done = {
-        (line["dataset"], line["seed"]): line["networks"]
-        for line in read_times(path)
-        if all(line["machine"][key] == here[key] for key in ("cpu", "isa"))
-    }
-    added = 0
+    here, added = measurement_context(), 0
     first: dict[str, int] = {}
-    for row in networks:
+    for row in rows:
         first[row["dataset"]] = min(row["seed"], first.get(row["dataset"], row["seed"]))
-    for dataset, seed in sorted(first.items()):
-        held = [row for row in networks if (row["dataset"], row["seed"]) == (dataset, seed)]
-        models: dict[str, nn.Module] = {}
-        timed_as: dict[str, str] = {}
-        for row in held:
-            for variant in variants_of(row):
-                name = network_of(row, variant)
-                timed_as[name_of(row, variant)] = name
-                if name not in models:
-                    models[name] = like(row, variant)
-        if len(models) < 2 or done.get((dataset, seed)) == timed_as:
-            continue
-        x = torch.randn(BATCH, held[0]["n_channels"], held[0]["n_timepoints"])
-        with threads(1):
-            found = _timed(models, x)
-        times = {run: found[name] for run, name in timed_as.items()}
-        line = {"dataset": dataset, "seed": seed, "times": times, "networks": timed_as}
-        add_line(path, {**line, "batch": BATCH, "machine": measurement_context()})
-        added += 1
+    with locked(path.with_name(LOCK_NAME), f"a sweep is running in {path.parent}; wait for it"):
+        done = {
+            line["dataset"]: (line["seed"], line["networks"])
+            for line in read_times(path)
+            if all(line["machine"][key] == here[key] for key in ("cpu", "isa"))
+        }
+        for dataset, seed in sorted(first.items()):
+            models: dict[str, nn.Module] = {}
+            timed_as: dict[str, str] = {}
+            for row in rows:
+                if (row["dataset"], row["seed"]) != (dataset, seed) or is_pruned_kernels(row):
+                    continue
+                for variant in variants_of(row):
+                    name = timed_as[name_of(row, variant)] = network_of(row, variant)
+                    if name not in models:
+                        models[name] = like(row, variant)
+                x = torch.randn(BATCH, row["n_channels"], row["n_timepoints"])
+            if len(models) < 2 or done.get(dataset) == (seed, timed_as):
+                continue
+            with threads(1):
+                found = _timed(models, x)
+            line = {
+                "dataset": dataset, "seed": seed, "networks": timed_as,
+                "times": {run: found[name] for run, name in timed_as.items()},
+            }  # fmt: skip
+            add_line(path, {**line, "batch": BATCH, "machine": measurement_context()})
+            added += 1
     return added
 
 
 def read_times(path: Path) -> list[dict[str, Any]]:
-    """The lines that ``measure`` wrote, of each data set and seed the last.
+    """Read the lines that ``measure`` wrote, of each data set and seed the last.
 
     Raises:
         ValueError: a line that it cannot have written; the message has its number.
@@ -108,7 +105,7 @@ def _timed(models: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, dict[s
 
 
 def _predict(model: nn.Module, x: torch.Tensor) -> object:
-    if model.training:  # the first call of a round; it costs microseconds
+    if model.training:  # the call before was a step; setting the mode costs microseconds
         model.eval()
     with torch.no_grad():
         return model(x)

@@ -40,14 +40,11 @@ def test_versus_published() -> None:
     assert (one.wins, one.interval, one.p) == (1, None, None), "one set has no spread"
 
 
-@pytest.mark.parametrize("count", [2, 3, 12, 60])
+@pytest.mark.parametrize("count", [2, 12])
 def test_interval_of_a_mean_holds_it_in_95_percent(count: int) -> None:
-    drawn = np.random.default_rng(count).normal(5, 2, size=(2000, count))
+    drawn = np.random.default_rng(count).normal(5, 2, size=(400, count))
     holds = [low <= 5 <= high for low, high in map(interval, drawn)]
-    assert np.mean(holds) == pytest.approx(0.95, abs=0.015)  # three deviations of 2000 cases
-
-
-def test_interval_of_equal_values() -> None:
+    assert np.mean(holds) == pytest.approx(0.95, abs=0.033)  # three deviations of 400 cases
     assert interval([2.0, 2.0]) == (2, 2)
 
 

@@ -189,10 +189,20 @@ def test_the_machine_of_times_is_named(tmp_path: Path) -> None:
     assert "on EPYC (avx2), EPYC (avx512), which their means mix." in report.where_timed(lines)
 
 
-def test_the_documentation_shows_what_is_recorded(tmp_path: Path) -> None:
-    text = report.recorded(tmp_path, "full")
+def test_the_documentation_shows_what_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row("DSN", name, n_classes=2, **dsn_facts(nf=4)) for name in SETS]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    with monkeypatch.context() as patch:
+        patch.setitem(report.RECORDED, "full", tmp_path / "rows.jsonl")
+        text = report.recorded(tmp_path, "full")
     for picture in tmp_path.glob("*.png"):
         assert f"({tmp_path.name}/{picture.name})" in text
     assert list(tmp_path.glob("*figure-8.png"))
     assert "## Table 1: univariate sets" in text
-    assert "data sets; epochs:" in text
+    assert "6 data sets; epochs:" in text
+    table = report.recorded_table("full", "table-1")
+    assert "1277 trainings" in table
+    assert "| InceptionTime |" in table
+    assert "##" not in table  # the page has headings of its own
