@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,3 +23,13 @@ def plan(tmp_path: Path) -> Path:
     path = tmp_path / "plan.toml"
     path.write_text(PLAN)
     return path
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[None]:
+    """Let the jobs of a sweep run in a thread: the start of processes takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "benchmarks.paper.__main__.local_pool", lambda workers: partial(ThreadPoolExecutor, 1)
+        )
+        yield

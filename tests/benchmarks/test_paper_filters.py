@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def out(folder: Path) -> Path:
+def out(folder: Path, in_this_process: None) -> Path:
     words = command(folder / "plan.toml", folder / "archive", folder / "out", "--workers", "1")
     assert main(words) == 0
     return folder / "out"

@@ -19,7 +19,6 @@ import pytest
 from small_plan import PLAN, ROOT, command, facts, write_archive
 
 from benchmarks.paper import sweep as sweeping
-from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import Archive, open_archive
 from benchmarks.paper.job import perform
 from benchmarks.paper.plan import Job, read_plan
@@ -32,13 +31,9 @@ PATIENCE = 120  # seconds until there must be a checkpoint
 class Undisturbed(NamedTuple):
     """A sweep that nobody killed."""
 
-    plan: Path
-    archive: Path
+    words: list[str]
+    jobs: tuple[list[Job], Archive]
     facts: list[dict[str, Any]]
-
-    def jobs(self) -> tuple[list[Job], Archive]:
-        opened = open_archive(self.archive)
-        return read_plan(self.plan, opened), opened
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +42,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     plan, archive, out = folder / "plan.toml", folder / "archive", folder / "out"
     plan.write_text(PLAN.replace("epochs = 12", "epochs = 60"))
     write_archive(archive)
-    assert main(command(plan, archive, out)) == 0
-    return Undisturbed(plan, archive, facts(out))
+    opened = open_archive(archive)
+    jobs = read_plan(plan, opened)
+    assert sweep(jobs, opened, out, local_pool(2)) == {}
+    return Undisturbed(command(plan, archive, out)[:-4], (jobs, opened), facts(out))
 
 
 def wait_for_a_checkpoint(out: Path, since: int = 0) -> None:
@@ -62,7 +59,7 @@ def wait_for_a_checkpoint(out: Path, since: int = 0) -> None:
 @pytest.mark.promise("P9")
 def test_killed_at_random_instants(tmp_path: Path, undisturbed: Undisturbed, campaign: Any) -> None:
     """By a signal that stops all processes, as a cluster sends it, and without any warning."""
-    words = command(undisturbed.plan, undisturbed.archive, tmp_path, "--workers", "1")
+    words = [*undisturbed.words, "--out", str(tmp_path), "--workers", "1"]
     chance = random.Random(0)
     for stop in (signal.SIGTERM, *[signal.SIGKILL] * campaign(1, 10)):
         process = subprocess.Popen(
@@ -83,7 +80,7 @@ def test_killed_at_random_instants(tmp_path: Path, undisturbed: Undisturbed, cam
         assert len(facts(tmp_path)) < 5
     with (tmp_path / ROWS_NAME).open("a") as file:
         file.write('{"run": "small", "da')  # as a kill while writing leaves it
-    assert main(words) == 0
+    assert sweep(*undisturbed.jobs, tmp_path, local_pool(2)) == {}
     assert facts(tmp_path) == undisturbed.facts
 
 
@@ -104,32 +101,33 @@ def test_a_killed_worker_costs_nothing(
         killed.append(min(executor._processes))
         os.kill(killed[0], signal.SIGKILL)
 
-    assert sweep(*undisturbed.jobs(), tmp_path, pool) == {}
+    assert sweep(*undisturbed.jobs, tmp_path, pool) == {}
     assert killed
     assert facts(tmp_path) == undisturbed.facts
     assert "stopped, as a process was killed; it goes on" in capsys.readouterr().out
 
 
-def test_dask_with_a_killed_worker(tmp_path: Path, undisturbed: Undisturbed) -> None:
+def test_dask(tmp_path: Path, undisturbed: Undisturbed, campaign: Any) -> None:
+    """In a campaign one of two workers is killed; else there is one, which is a thread."""
     distributed = pytest.importorskip("distributed")
-    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
-    killed = []
-    with distributed.LocalCluster(**settings) as cluster:
+    kills = campaign(0, 1)
+    settings = {"processes": kills > 0, "threads_per_worker": 1, "dashboard_address": None}
 
-        def kill() -> None:
-            wait_for_a_checkpoint(tmp_path)
-            known = cluster.scheduler.workers
-            busy = [w for w in cluster.workers.values() if known[w.worker_address].processing]
-            killed.append(busy[0].pid)
-            os.kill(killed[0], signal.SIGKILL)
+    def kill() -> None:
+        wait_for_a_checkpoint(tmp_path)
+        known = cluster.scheduler.workers
+        busy = [w for w in cluster.workers.values() if known[w.worker_address].processing]
+        os.kill(busy[0].pid, signal.SIGKILL)
 
-        killing = threading.Thread(target=kill)
-        killing.start()
-        failed = sweep(*undisturbed.jobs(), tmp_path, dask_pool(cluster.scheduler_address))
-        killing.join()
-    assert killed
-    assert failed == {}
-    assert facts(tmp_path) == undisturbed.facts
+    with distributed.LocalCluster(n_workers=1 + kills, **settings) as cluster:
+        threads = [threading.Thread(target=kill) for _ in range(kills)]
+        for thread in threads:
+            thread.start()
+        jobs, opened = undisturbed.jobs
+        assert sweep(jobs[-1:], opened, tmp_path, dask_pool(cluster.scheduler_address)) == {}
+        for thread in threads:
+            thread.join()
+    assert facts(tmp_path) == undisturbed.facts[:1], "which is that of the last job"
 
 
 def test_a_job_that_kills_its_process_is_given_up(

@@ -55,7 +55,9 @@ def data() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def out(data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(
+    data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, in_this_process: None
+) -> Path:
     folder = tmp_path_factory.mktemp("pocket")
     (folder / "archive").mkdir()
     np.savez(folder / "archive" / "GunPoint.npz", **data)

@@ -22,6 +22,8 @@ from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, read_rows
 from benchmarks.paper.sweep import local_pool, sweep
 from sparseconv.core.folders import locked
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 def test_each_job_once(
     tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
