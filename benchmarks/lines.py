@@ -68,13 +68,15 @@ def add_missing(
     Args:
         path: the file.
         keys: the fields by which a row is known.
-        jobs: what measures the further fields of a row, by the values of ``keys``.
+        jobs: what measures the further fields of a row, by the values of ``keys``; ``"machine"`` is
+            added to the description.
     """
     done = {tuple(row[key] for key in keys) for row in read_lines(path)}
     for values, measure in jobs.items():
         if values not in done:
             row = dict(zip(keys, values, strict=True)) | measure()
-            add_line(path, row | {"machine": measurement_context()})
+            row["machine"] = measurement_context() | row.get("machine", {})
+            add_line(path, row)
             print(*values, flush=True)
 
 

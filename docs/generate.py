@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import plots, readme
-from benchmarks.edge import measure as edge_rows
+from benchmarks.edge import measure as edge
 from benchmarks.edge import report as edge_report
+from benchmarks.lines import read_lines
 from benchmarks.paper import report
 from benchmarks.studies import classifiers, published_networks, unpruned
 from sparseconv.bench import document, tables
@@ -39,7 +40,7 @@ def write_all(folder: Path) -> None:
         "dense_wins": lambda: tables.faster_baselines(bench["rows"]).markdown(),
         "published_networks": published_networks.section,
         "unpruned": unpruned.section,
-        "edge": lambda: edge_report.section(edge_rows.rows_of(), folder / "edge.png"),
+        "edge": lambda: edge_report.section(read_lines(edge.RESULTS), folder / "edge.png"),
         "random_kernels": lambda: random_kernels(folder),
         "random_kernels_xeon": kernels_elsewhere,
         "pocket": lambda: report.recorded(folder, "pocket"),

@@ -1,8 +1,6 @@
 """Exported networks against PyTorch, on this processor and on emulated ones.
 
-    python -m benchmarks.edge
-    python -m benchmarks.edge --archive DIR
-    python -m benchmarks.edge --run runs/GunPoint-seed0
+    python -m benchmarks.edge [--archive DIR | --run runs/GunPoint-seed0]
 
 Trains short runs, exports them, and predicts whole test sets on each processor whose tools are
 installed; the others are named with what to install. Rows are added to a file as they come, so a
@@ -17,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.edge import measure, report, targets
+from benchmarks.lines import read_lines
 from sparseconv.core.files import check_writable
 
 
@@ -35,25 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help=f"rows (default: {measure.RESULTS.name} of the results, or edge.jsonl "
                         "in the folder of --run)")  # fmt: skip
     arguments = parser.parse_args(argv)
+    out, machines = arguments.out or measure.RESULTS, targets.available()
     try:
-        return run(arguments)
+        if arguments.run is None:
+            check_writable(out)
+            for network in measure.trained(arguments.runs, arguments.archive):
+                measure.measure(network, machines, out)
+            print(report.section(read_lines(out), None))
+        else:
+            out = arguments.out or arguments.run / "edge.jsonl"
+            measure.measure(measure.load(arguments.run, arguments.data), machines, out)
+            print(report.cost_table(read_lines(out)).markdown())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def run(arguments: argparse.Namespace) -> int:
-    machines = targets.available()
-    if arguments.run is not None:
-        out = arguments.out or arguments.run / "edge.jsonl"
-        measure.measure(measure.load(arguments.run, arguments.data), machines, out)
-        print(report.cost_table(measure.rows_of(out)).markdown())
-        return 0
-    out = arguments.out or measure.RESULTS
-    check_writable(out)
-    for network in measure.trained(arguments.runs, arguments.archive):
-        measure.measure(network, machines, out)
-    print(report.section(measure.rows_of(out), None))
     return 0
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,12 @@ import torch
 import sparseconv as sc
 from benchmarks.edge import targets
 from benchmarks.edge.targets import Target
-from benchmarks.lines import add_line, read_lines
+from benchmarks.lines import add_missing
 from sparseconv.cli.main import main as command_line
 from sparseconv.cli.results import data_of_run
 from sparseconv.datasets import Dataset
 from sparseconv.edge.export import WEIGHTS
 from sparseconv.edge.lowering import lower
-from sparseconv.measure.machine import measurement_context
 from sparseconv.training.evaluation import predict_log_proba
 
 RESULTS = Path(__file__).parents[1] / "results" / "edge" / "rows.jsonl"
@@ -56,14 +56,10 @@ def trained(runs: Path, archive: Path | None) -> Iterator[Trained]:
     """Train what the folder ``runs`` does not hold, and load it."""
     sources = {name: name for name in BUNDLED}
     if archive is not None:
-        if not archive.is_dir():
-            raise ValueError(f"expected a folder with .npz files, but {archive} is none")
         found = {path.stem: str(path) for path in sorted(archive.rglob("*.npz"))}
-        for name in ARCHIVE:
-            if name in found:
-                sources[name] = found[name]
-            else:
-                print(f"{name}: skipped, {archive} does not hold it", flush=True)
+        sources |= {name: found[name] for name in ARCHIVE if name in found}
+        if missing := ", ".join(name for name in ARCHIVE if name not in found):
+            print(f"skipped, {archive} does not hold them: {missing}", flush=True)
     for name, source in sources.items():
         for sparsity in SPARSITIES if name in BUNDLED[:1] else (USUAL,):
             out = runs / f"{name}-{round(100 * sparsity)}"
@@ -86,34 +82,28 @@ def load(run_folder: Path, source: str | None = None, whole: bool = True) -> Tra
 
 def measure(one: Trained, machines: Sequence[Target], out: Path) -> None:
     """Add the rows that the file does not hold yet."""
-    done = {key(row) for row in rows_of(out)}
-    for weights in WEIGHTS:
-        known = {"dataset": one.dataset, "sparsity": one.sparsity, "weights": weights}
-        missing = [x for x in machines if key(known | {"target": x.name}) not in done]
-        if not missing:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            program = _export(one, one.model, weights, Path(folder) / "sparse")
-            dense = _export(one, every_tap(one.model), weights, Path(folder) / "dense")
-            for target in missing:
-                row = known | {"target": target.name} | _row(one, weights, target, program, dense)
-                row["machine"] = measurement_context() | {"tools": target.versions()}
-                out.parent.mkdir(parents=True, exist_ok=True)
-                add_line(out, row)
-                print(f"{one.dataset}, S={one.sparsity:.0%}, {weights}, {target.name}: "
-                      f"accuracy {row['accuracy']:.4f}, PyTorch's {row['accuracy_pytorch']:.4f}, "
-                      f"on {row['n_predicted']} of {row['n_test']} series", flush=True)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+
+        @cache
+        def programs(weights: str) -> tuple[Path, Path]:
+            sparse, dense = Path(folder) / weights / "sparse", Path(folder) / weights / "dense"
+            _export(one, one.model, weights, sparse)
+            _export(one, every_tap(one.model), weights, dense)
+            return sparse, dense
+
+        jobs = {
+            (one.dataset, one.sparsity, weights, target.name):
+                partial(_row, one, weights, target, programs)
+            for weights in WEIGHTS for target in machines
+        }  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
+        add_missing(out, ("dataset", "sparsity", "weights", "target"), jobs)
 
 
-def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("dataset", "sparsity", "weights", "target"))
-
-
-def rows_of(path: Path = RESULTS) -> list[dict[str, Any]]:
-    return read_lines(path)
-
-
-def _row(one: Trained, weights: str, target: Target, program: Path, dense: Path) -> dict[str, Any]:
+def _row(
+    one: Trained, weights: str, target: Target, programs: Callable[[str], tuple[Path, Path]]
+) -> dict[str, Any]:
+    program, dense = programs(weights)
     data, native = one.data, not target.emulator
     X, y = data.X_test, data.y_test
     if not native and not one.whole:
@@ -132,6 +122,7 @@ def _row(one: Trained, weights: str, target: Target, program: Path, dense: Path)
         "difference": float(np.abs(scores - wanted).max()),
         "bits": hashlib.sha256(scores.tobytes()).hexdigest()[:16],
         "size": targets.sizes(target, program), "weight_bytes": targets.weights(program),
+        "machine": {"tools": target.versions()},
     }  # fmt: skip
     if weights == "float32" and native:  # of the computed bounds, how much is used
         network = lower(one.model, *X.shape[1:])
@@ -150,17 +141,12 @@ def _row(one: Trained, weights: str, target: Target, program: Path, dense: Path)
     return row
 
 
-def _export(one: Trained, model: sc.models.DSN, weights: str, folder: Path) -> Path:
-    data = one.data
+def _export(one: Trained, model: sc.models.DSN, weights: str, folder: Path) -> None:
     # No instruction depends on the scales of the dense program, so few series do.
-    known = data.X_train if model is one.model else data.X_train[:4]
-    return sc.export_c(
-        model,
-        data.X_test[:1],
-        folder,
-        name="net",
-        weights=weights,
-        calibration=known if weights == "int8" else None,
+    known = one.data.X_train if model is one.model else one.data.X_train[:4]
+    calibration = known if weights == "int8" else None
+    sc.export_c(
+        model, one.data.X_test[:1], folder, name="net", weights=weights, calibration=calibration
     )
 
 

@@ -18,13 +18,8 @@ from sparseconv.edge.storage import BYTES
 Series = npt.NDArray[np.float32]
 SOURCES = Path(__file__).with_name("c")
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
-_CORTEX_M = (
-    "-fdata-sections",
-    "--specs=rdimon.specs",
-    "-T",
-    str(SOURCES / "cortex_m.ld"),
-    str(SOURCES / "cortex_m.c"),
-)
+_CORTEX_M = ("-fdata-sections", "--specs=rdimon.specs", "-T", f"{SOURCES / 'cortex_m.ld'}",
+             f"{SOURCES / 'cortex_m.c'}")  # fmt: skip
 _SEMIHOSTING = ("-nographic", "-monitor", "none", "-serial", "none", "-semihosting-config",
                 "enable=on,target=native")  # fmt: skip
 _PACKAGES = {
