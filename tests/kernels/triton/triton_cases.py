@@ -56,13 +56,13 @@ def small_case(rng: random.Random, **fixed: Any) -> Case:
     while True:
         case = random_case(rng, **fixed)
         programs = case.out_channels + case.in_channels * case.stride
-        if case.n > 0 and programs <= 20 and 0 < case.make_pattern().nnz <= 50:
+        if case.n > 0 and programs <= 20 and 0 < case.make_pattern().nnz <= 30:
             return case
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_cases_within_the_computed_bound(seed, engines, campaign, count_cases):
-    rng, cases = random.Random(seed), campaign(5, 70)
+    rng, cases = random.Random(seed), campaign(4, 70)
     for _ in range(cases):
         check(small_case(rng), engines)
     count_cases(cases)
@@ -75,14 +75,13 @@ def test_integers_are_exact(engines, campaign, count_cases):
     count_cases(counted)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_named_patterns(pattern, engines, count_cases):
-    for mode, options in zip(MODES, ((1, 1, 1), (2, 1, 3), (1, 3, 1), (3, 2, 3)), strict=True):
-        stride, dilation, groups = options
-        check(
-            Case(2, 3, 6, 4, 11, stride, (2, 3), dilation, groups, mode, pattern=pattern), engines
-        )
-    count_cases(4)
+@pytest.mark.parametrize(("number", "pattern"), enumerate(PATTERNS))
+def test_named_patterns(number, pattern, engines, count_cases):
+    """Each pattern in one padding mode, or it would take a minute; the random cases mix them."""
+    mode = MODES[number % 4]
+    stride, dilation, groups = ((1, 1, 1), (2, 1, 3), (1, 3, 1), (3, 2, 3))[number % 4]
+    check(Case(2, 3, 6, 4, 11, stride, (2, 3), dilation, groups, mode, pattern=pattern), engines)
+    count_cases(1)
 
 
 @SLOW
@@ -132,12 +131,11 @@ def test_layout_does_not_change_a_bit(name, engines, count_cases):
     count_cases(check_layout(case, name, engines))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_nan_and_inf_travel_along_active_weights_only(mode, engines, count_cases):
+@pytest.mark.parametrize(("mode", "special"), [*zip(MODES, ("nan", "inf") * 2, strict=True)])
+def test_nan_and_inf_travel_along_active_weights_only(mode, special, engines, count_cases):
     case = Case(1, 2, 3, 3, 10, 2, (2, 1), 1, 1, mode, pattern="empty_row", density=0.4)
-    for special in (float("nan"), float("inf")):
-        check_special_input(case, special, engines, every=13)
-    count_cases(4)
+    check_special_input(case, float(special), engines, every=13)
+    count_cases(1)
 
 
 @SLOW
