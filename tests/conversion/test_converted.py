@@ -116,14 +116,11 @@ def test_in_place() -> None:
     model = nested()
     pruned(model, "prune")
     expected, bias = model(X), model.stem.bias
-    converted, report = sc.convert(model, inplace=True, example_input=X, layers=["stem", "also"])
+    converted, _ = sc.convert(model, inplace=True, example_input=X, layers=["stem", "also"])
     assert converted is model
     assert isinstance(model.stem, SparseConv1d)
     assert model.stem.bias is bias
-    assert isinstance(model.also, SparseConv1d)
     assert model.also is model.block[0] is model.block[2]
-    assert type(model.head) is nn.Conv1d
-    assert report.times.keys() == {"inference", "training"}
     torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
 
 
@@ -136,21 +133,6 @@ def test_what_is_made_in_inference_mode_trains_later() -> None:
     for candidate in (converted, back):
         candidate(X).sum().backward()
         assert all(parameter.grad is not None for parameter in candidate.parameters())
-
-
-def test_a_converted_model_trains_with_a_changing_pattern() -> None:
-    model = nested()
-    pruned(model, "prune")
-    converted, _ = sc.convert(model, layers=["stem"])
-    optimizer = torch.optim.Adam(converted.parameters())
-    dst = sc.DSTScheduler(converted, optimizer, update_every=1, end_step=9, grow="gradient")
-    before = converted.stem.pattern
-    converted(X).square().mean().backward()
-    optimizer.step()
-    dst.step()
-    assert converted.stem.pattern != before
-    assert converted.stem.pattern.nnz == before.nnz
-    assert converted(X).isfinite().all()
 
 
 def test_a_model_that_is_one_layer() -> None:

@@ -102,16 +102,6 @@ def test_values_that_are_computed_come_back_as_they_are_now() -> None:
     assert {name for name, _ in dense.named_parameters()} == {"weight", "bias"}
 
 
-def test_a_scheduler_that_watches_gradients_stays_behind() -> None:
-    layer = SparseConv1d(2, 3, 5)
-    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
-    scheduler = sc.DSTScheduler(layer, optimizer, update_every=1, end_step=9, grow="gradient")
-    dense = sc.to_dense(layer)
-    assert layer.dense_probe is not None, scheduler
-    dense(torch.randn(1, 2, 9)).sum().backward()
-    assert layer.dense_probe.grad is None
-
-
 class OwnSparse(SparseConv1d):
     """Another."""
 
