@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Drawn, classifier, data, silenced
+from networks import Drawn, Function, classifier, data, silenced
 from torch import Tensor, nn
 
 import sparseconv as sc
@@ -24,17 +24,6 @@ class Out:
     logits: Tensor
     hidden: tuple[Tensor, ...] = ()
     name: str = "out"
-
-
-class Function(nn.Module):
-    """Calls a function."""
-
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
 
 
 class ByKeyword(nn.Module):
@@ -134,7 +123,6 @@ END = {"rest.0": 3, "last": 3}
         (Iterated, (), EVERY),
         (Iterated, ("rest",), {"last": 3}),
         (Iterated, ("steps",), END),
-        (Iterated, ("a", "steps"), END),
         (Iterated, ("shared",), END),
         (Iterated, ("shared.0",), END),
     ],
