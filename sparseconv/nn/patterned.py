@@ -21,7 +21,7 @@ from sparseconv.nn.rewiring import (
     move,
     survivors,
 )
-from sparseconv.nn.state import INDICES, check_floats, describe, own_entries, read_layer
+from sparseconv.nn.state import INDICES, check_floats, own_entries, read_layer
 
 _NEVER_CHECKED: tuple[Any, int] = (None, -1)
 
@@ -196,7 +196,8 @@ class PatternedModule(nn.Module):
         destination.update((prefix + name, getattr(self, name)) for name in INDICES)
         metadata = getattr(destination, "_metadata", {})
         if prefix[:-1] in metadata:  # as torch calls it
-            metadata[prefix[:-1]].update(describe(self.pattern))  # which checks the tag
+            # Tensors may fit other shapes, too. Asking for the pattern checks the tag.
+            metadata[prefix[:-1]]["shape"] = self.pattern.shape
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load the layer's own entries whole or not at all."""

@@ -11,7 +11,6 @@ from torch.nn.utils.parametrize import is_parametrized
 from sparseconv.core.checks import check_dense
 from sparseconv.core.geometry import DTYPES
 from sparseconv.core.pattern import KernelCSR
-from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.rewiring import holds_values
 
 
@@ -113,30 +112,17 @@ def read_layer(
             f"unexpected {unexpected}: remove them, or build the layer so that it has them; "
             "a layer is loaded whole or not at all"
         )
-    if metadata.get("shape", shape) != shape and _is_described(found, metadata):
+    if "values" in found and metadata.get("shape", shape) != shape:
         raise ValueError(
             f"size mismatch: expected the state of a layer of shape (out_channels, in_channels // "
-            f"groups, kernel_size) = {shape}, but got that of {metadata['shape']}"
+            f"groups, kernel_size) = {shape}, but got that of {metadata['shape']}; where entries "
+            "of several layers were renamed, load dict(state_dict)"
         )
     pattern = KernelCSR(entries["crow_indices"].cpu(), entries["col_indices"].cpu(), shape)
     for name, size in (("values", pattern.nnz), ("bias", shape[0])):
         if name in entries:
             check_floats(name, entries[name], size)
     return pattern, entries
-
-
-def describe(pattern: KernelCSR) -> dict[str, Any]:
-    """Return a layer's entry in a state dict's metadata: its tensors may fit other shapes, too."""
-    return {"shape": pattern.shape, "checksum": checksum(pattern)}
-
-
-def _is_described(found: dict[str, Any], metadata: dict[str, Any]) -> bool:
-    """Whether metadata are of these entries: after a renaming, another layer's have this name."""
-    try:
-        crow, col = (found[name].cpu() for name in INDICES)
-        return bool(checksum(KernelCSR(crow, col, metadata["shape"])) == metadata["checksum"])
-    except (KeyError, TypeError, ValueError):
-        return False
 
 
 def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:

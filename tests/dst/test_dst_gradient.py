@@ -161,17 +161,17 @@ def for_each_sample(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
     return one_series_in_place(layer, x)
 
 
-@pytest.mark.parametrize(
-    "train",
-    [
-        thrown_away,
-        attack,
-        one_series_in_place,
-        within_checkpoints,
-        in_a_block,
-        for_each_sample,
-    ],
+TRAININGS = (
+    thrown_away,
+    attack,
+    one_series_in_place,
+    within_checkpoints,
+    in_a_block,
+    for_each_sample,
 )
+
+
+@pytest.mark.parametrize("train", TRAININGS)
 def test_every_backward_pass_since_the_latest_step_counts(
     train: Callable[[SparseConv1d, Tensor], list[Tensor]],
 ) -> None:

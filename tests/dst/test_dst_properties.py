@@ -122,28 +122,6 @@ def test_random_growth_draws_every_set_of_free_positions_equally_often(
     assert chi2.sf(statistic, subsets - 1) > 0.001
 
 
-def test_random_growth_is_uniform_over_a_large_region() -> None:
-    """Counts per position; equal marginals of sets of fixed size, hence the factor (m-1)/m."""
-    shape, draws = (4, 5, 25), 400
-    generator = torch.Generator().manual_seed(3)
-    pattern = KernelCSR.random(shape, 100, generator=generator)
-    values = torch.rand(100, generator=generator) + 1
-    kept = pattern.positions()[values.argsort()[50:]]
-    counts = torch.zeros(500)
-    for _ in range(draws):
-        new, source = prune_and_grow(
-            pattern, values, [Region((0, 4), (0, 25))], 0.5, generator=generator
-        )
-        counts[new.positions()[source < 0]] += 1
-    assert counts[kept].sum() == 0
-    free = torch.ones(500, dtype=torch.bool)
-    free[kept] = False
-    share = 50 / 450
-    variance = draws * share * (1 - share) * 450 / 449
-    statistic = float(((counts[free] - draws * share) ** 2).sum() / variance)
-    assert 0.001 < chi2.sf(statistic, 449) < 0.999
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("special", [math.nan, math.inf])
 def test_special_values_rank_as_the_largest(special: float, dtype: torch.dtype) -> None:

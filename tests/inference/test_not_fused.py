@@ -61,12 +61,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         conv(), nn.BatchNorm1d(4, track_running_stats=False)
     ),
     "norm first": lambda: nn.Sequential(nn.BatchNorm1d(4), conv()),
-    "not adjacent": lambda: nn.Sequential(conv(), nn.Tanh(), nn.BatchNorm1d(4)),
     "other activation": lambda: nn.Sequential(conv(), nn.GELU()),
     "subclass of the layer": lambda: nn.Sequential(Doubled(4, 4, 3), nn.BatchNorm1d(4)),
     "frozen bias": lambda: frozen(0, "bias"),
     "frozen scale": lambda: frozen(1, "weight"),
-    "frozen shift": lambda: frozen(1, "bias"),
     "always in training": lambda: nn.Sequential(conv(), AlwaysTraining(4)),
     "hook after the norm": hooked,
     "folded weights not finite": not_finite,

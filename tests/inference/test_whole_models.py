@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from folded import conv, norms, settled
@@ -55,15 +52,6 @@ def test_models_around_a_sequential(kind: type[nn.Module], folded: bool) -> None
         x = torch.randn(3, 4, 30)
         torch.testing.assert_close(fast(x), model(x))
         assert (norms(fast, x) == 0) == folded
-
-
-@pytest.mark.parametrize("on", ["net", ""])
-def test_a_hook_may_look_inside(on: str) -> None:
-    torch.manual_seed(0)
-    model, x = settled(RunsItWhole()), torch.randn(3, 4, 30)
-    first: Callable[..., Any] = (lambda m, i: m[0](i[0])) if on else (lambda m, i: m.net[0](i[0]))
-    model.get_submodule(on).register_forward_hook(lambda m, i, _: first(m, i))
-    torch.testing.assert_close(sc.optimize_for_inference(model)(x), model(x))
 
 
 @pytest.mark.promise("P7")

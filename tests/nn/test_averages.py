@@ -149,7 +149,7 @@ def test_any_copy_that_somebody_averages_follows() -> None:
 def test_every_other_pattern_is_noticed(count_cases: Any) -> None:
     """Copies and means of tags, with the least share of the other that an EMA gives it."""
     generator = torch.Generator().manual_seed(0)
-    shape, n = (6, 4, 5), 300
+    shape, n = (6, 4, 5), 50
     layers = [
         SparseConv1d(4, 6, 5, pattern=KernelCSR.random(shape, 24, generator=generator))
         for _ in range(n)

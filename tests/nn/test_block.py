@@ -136,22 +136,14 @@ def test_what_the_modules_do_is_done(name: str, taken: list[tuple[str, ...]]) ->
     assert taken == fused
 
 
-REFUSED_BY_TORCH: dict[str, tuple[Callable[[nn.BatchNorm1d], Any], type[Exception]]] = {
-    "eps": (lambda norm: setattr(norm, "eps", 0.0), ValueError),
-    "no eps": (lambda norm: setattr(norm, "eps", None), TypeError),
-    "momentum": (lambda norm: setattr(norm, "momentum", "a"), TypeError),
-}
-
-
 @pytest.mark.promise("P5")
-@pytest.mark.parametrize("name", REFUSED_BY_TORCH)
-def test_what_batch_norm_refuses_is_refused(name: str) -> None:
-    change, error = REFUSED_BY_TORCH[name]
+@pytest.mark.parametrize(("name", "value"), [("eps", 0.0), ("eps", None), ("momentum", "a")])
+def test_what_batch_norm_refuses_is_refused(name: str, value: Any) -> None:
     block = make_block()
     block(X)
-    change(block.norm)
+    setattr(block.norm, name, value)
     before = block.norm.running_var.clone()
-    with pytest.raises(error):
+    with pytest.raises((ValueError, TypeError)):
         block(X)
     assert before.equal(block.norm.running_var)
 

@@ -90,14 +90,11 @@ def test_what_does_not_train_stays_so(weight, bias):
     assert (back.weight.requires_grad, back.bias.requires_grad) == (weight, bias)
 
 
-@pytest.mark.parametrize("kind", ["weight_norm", "parametrized", "pruned"])
+@pytest.mark.parametrize("kind", ["parametrized", "pruned"])
 @pytest.mark.parametrize("trains", [True, False])
 def test_what_is_computed_trains_if_its_source_does(kind, trains):
     conv = nn.Conv1d(3, 4, 5)
-    if kind == "weight_norm":
-        with pytest.warns(FutureWarning, match="weight_norm"):
-            nn.utils.weight_norm(conv)
-    elif kind == "parametrized":
+    if kind == "parametrized":
         nn.utils.parametrizations.weight_norm(conv)
     else:
         prune.l1_unstructured(conv, "weight", 0.5)

@@ -114,29 +114,6 @@ def test_the_state_of_another_shape_is_refused(shape, tmp_path):
     model[0].to_dense().load_state_dict(nn.Conv1d(4, 6, 5, bias=False).state_dict())
 
 
-def test_entries_under_new_names_are_taken_by_their_own_shape():
-    """Metadata stay behind under the old names, or are those of another layer."""
-    torch.manual_seed(0)
-    layers = [SparseConv1d(4, 4, taps, bias=False) for taps in (3, 9, 5)]
-    state = nn.Sequential(*layers).state_dict()
-    for key in reversed(list(state)):
-        index, name = key.split(".")
-        state[f"{int(index) + 1}.{name}"] = state.pop(key)
-    found = [SparseConv1d(4, 4, taps, bias=False) for taps in (3, 9, 5)]
-    nn.Sequential(nn.Identity(), *found).load_state_dict(state)
-    for layer, loaded in zip(layers, found, strict=True):
-        assert loaded.dense_weight().equal(layer.dense_weight())
-    state = layers[0].state_dict()
-    state.clear()
-    state["weight"] = torch.randn(4, 4, 5)
-    found[2].load_state_dict(state)
-    assert found[2].dense_weight().equal(state["weight"])
-    for damaged in (7, None, (4, 4), "454"):
-        state = layers[2].state_dict()
-        state._metadata[""]["shape"] = damaged
-        found[2].load_state_dict(state)
-
-
 def test_absent_layer_is_missing():
     model = nn.Sequential(SparseConv1d(4, 6, 5), nn.BatchNorm1d(6))
     before = everything(model[0])
