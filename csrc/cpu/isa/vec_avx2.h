@@ -30,15 +30,6 @@ struct F32 {
 static inline F32 fma(F32 a, F32 b, F32 c) {
   return {_mm256_fmadd_ps(a.v, b.v, c.v)};
 }
-static inline F32 mul(F32 a, F32 b) {
-  return {_mm256_mul_ps(a.v, b.v)};
-}
-static inline F32 add(F32 a, F32 b) {
-  return {_mm256_add_ps(a.v, b.v)};
-}
-static inline F32 sub(F32 a, F32 b) {
-  return {_mm256_sub_ps(a.v, b.v)};
-}
 // a in the lanes that `where` has bits for, b in the others.
 static inline F32 choose(uint32_t where, F32 a, F32 b) {
   return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(F32::mask(where)))};
@@ -70,15 +61,6 @@ struct F64 {
 };
 static inline F64 fma(F64 a, F64 b, F64 c) {
   return {_mm256_fmadd_pd(a.v, b.v, c.v)};
-}
-static inline F64 mul(F64 a, F64 b) {
-  return {_mm256_mul_pd(a.v, b.v)};
-}
-static inline F64 add(F64 a, F64 b) {
-  return {_mm256_add_pd(a.v, b.v)};
-}
-static inline F64 sub(F64 a, F64 b) {
-  return {_mm256_sub_pd(a.v, b.v)};
 }
 static inline F64 choose(uint32_t where, F64 a, F64 b) {
   return {_mm256_blendv_pd(b.v, a.v, _mm256_castsi256_pd(F64::mask(where)))};
@@ -189,25 +171,13 @@ static inline F32 greater_of(F32 a, F32 b) {
   return {_mm256_max_ps(a.v, b.v)};
 }
 
-// A number in each lane: how often something was greater.
+// A number in each lane: how often a was greater.
 struct Counts {
   __m256i v;
 };
-static inline Counts no_counts() {
-  return {_mm256_setzero_si256()};
-}
 static inline Counts count_greater(F32 a, F32 b, Counts n) {
   const __m256i greater = _mm256_castps_si256(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ));
   return {_mm256_sub_epi32(n.v, greater)};  // -1 in the lanes that are
-}
-static inline Counts load_counts(const float* p) {
-  return {_mm256_castps_si256(_mm256_load_ps(p))};
-}
-static inline void store_counts(Counts n, float* p) {
-  _mm256_store_ps(p, _mm256_castsi256_ps(n.v));
-}
-static inline F32 shares_of(Counts n, int64_t of) {
-  return {_mm256_div_ps(_mm256_cvtepi32_ps(n.v), _mm256_set1_ps(static_cast<float>(of)))};
 }
 // The sum of all lanes, in the first.
 static inline Counts total_of(Counts n) {

@@ -27,15 +27,6 @@ struct F32 {
 static inline F32 fma(F32 a, F32 b, F32 c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
-static inline F32 mul(F32 a, F32 b) {
-  return {_mm512_mul_ps(a.v, b.v)};
-}
-static inline F32 add(F32 a, F32 b) {
-  return {_mm512_add_ps(a.v, b.v)};
-}
-static inline F32 sub(F32 a, F32 b) {
-  return {_mm512_sub_ps(a.v, b.v)};
-}
 // a in the lanes that `where` has bits for, b in the others.
 static inline F32 choose(uint32_t where, F32 a, F32 b) {
   return {_mm512_mask_blend_ps(static_cast<__mmask16>(where), b.v, a.v)};
@@ -65,15 +56,6 @@ struct F64 {
 };
 static inline F64 fma(F64 a, F64 b, F64 c) {
   return {_mm512_fmadd_pd(a.v, b.v, c.v)};
-}
-static inline F64 mul(F64 a, F64 b) {
-  return {_mm512_mul_pd(a.v, b.v)};
-}
-static inline F64 add(F64 a, F64 b) {
-  return {_mm512_add_pd(a.v, b.v)};
-}
-static inline F64 sub(F64 a, F64 b) {
-  return {_mm512_sub_pd(a.v, b.v)};
 }
 static inline F64 choose(uint32_t where, F64 a, F64 b) {
   return {_mm512_mask_blend_pd(static_cast<__mmask8>(where), b.v, a.v)};
@@ -219,25 +201,13 @@ static inline F32 greater_of(F32 a, F32 b) {
   return {_mm512_max_ps(a.v, b.v)};
 }
 
-// A number in each lane: how often something was greater.
+// A number in each lane: how often a was greater.
 struct Counts {
   __m512i v;
 };
-static inline Counts no_counts() {
-  return {_mm512_setzero_si512()};
-}
 static inline Counts count_greater(F32 a, F32 b, Counts n) {
   const __mmask16 greater = _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
   return {_mm512_mask_add_epi32(n.v, greater, n.v, _mm512_set1_epi32(1))};
-}
-static inline Counts load_counts(const float* p) {
-  return {_mm512_castps_si512(_mm512_load_ps(p))};
-}
-static inline void store_counts(Counts n, float* p) {
-  _mm512_store_ps(p, _mm512_castsi512_ps(n.v));
-}
-static inline F32 shares_of(Counts n, int64_t of) {
-  return {_mm512_div_ps(_mm512_cvtepi32_ps(n.v), _mm512_set1_ps(static_cast<float>(of)))};
 }
 // The sum of all lanes, in the first.
 static inline Counts total_of(Counts n) {

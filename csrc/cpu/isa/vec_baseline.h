@@ -99,18 +99,6 @@ static inline F64 fma(F64 a, F64 b, F64 c) {
   }
   return y;
 }
-template <typename V>
-static inline V mul(V a, V b) {
-  return {a.v * b.v};
-}
-template <typename V>
-static inline V add(V a, V b) {
-  return {a.v + b.v};
-}
-template <typename V>
-static inline V sub(V a, V b) {
-  return {a.v - b.v};
-}
 // a in the lanes that `where` has bits for, b in the others.
 template <typename V>
 static inline V choose(uint32_t where, V a, V b) {
@@ -224,29 +212,13 @@ static inline F32 greater_of(F32 a, F32 b) {
   return y;
 }
 
-// A number in each lane: how often something was greater.
+// A number in each lane: how often a was greater.
 struct Counts {
   typedef int32_t Vector __attribute__((vector_size(16)));
   Vector v;
 };
-static inline Counts no_counts() {
-  return {Counts::Vector{}};
-}
 static inline Counts count_greater(F32 a, F32 b, Counts n) {
   return {n.v - reinterpret_cast<Counts::Vector>(a.v > b.v)};  // -1 in the lanes that are
-}
-static inline Counts load_counts(const float* p) {
-  return {reinterpret_cast<Counts::Vector>(F32::load(p).v)};
-}
-static inline void store_counts(Counts n, float* p) {
-  F32{reinterpret_cast<F32::Vector>(n.v)}.store(p);
-}
-static inline F32 shares_of(Counts n, int64_t of) {
-  F32 y;
-  for (int i = 0; i < F32::kWidth; ++i) {
-    y.v[i] = static_cast<float>(n.v[i]) / static_cast<float>(of);
-  }
-  return y;
 }
 // The sum of all lanes, in the first.
 static inline Counts total_of(Counts n) {

@@ -1,5 +1,30 @@
 // Lanes, and how numbers are converted. Included once per ISA, after its vec_*.h.
 
+template <typename V>
+static inline V mul(V a, V b) {
+  return {a.v * b.v};
+}
+template <typename V>
+static inline V add(V a, V b) {
+  return {a.v + b.v};
+}
+template <typename V>
+static inline V sub(V a, V b) {
+  return {a.v - b.v};
+}
+
+typedef int32_t Integers __attribute__((vector_size(sizeof(F32))));
+
+static inline Counts load_counts(const float* p) {
+  return {reinterpret_cast<decltype(Counts::v)>(F32::load(p).v)};
+}
+static inline void store_counts(Counts n, float* p) {
+  F32{reinterpret_cast<decltype(F32::v)>(n.v)}.store(p);
+}
+static inline F32 shares_of(Counts n, int64_t of) {
+  const auto counts = reinterpret_cast<Integers>(n.v);
+  return {__builtin_convertvector(counts, decltype(F32::v)) / F32::splat(static_cast<float>(of)).v};
+}
 template <typename T>
 constexpr int kLanes = static_cast<int>(kRowBytes / sizeof(T));
 template <typename T>

@@ -169,7 +169,7 @@ static void mini_unit(const MiniRocketFeatures& p,
   const int64_t begin = p.kernels[from].bias;
   const int64_t end = p.kernels[to - 1].bias + p.kernels[to - 1].n_biases;
   for (int64_t f = begin; f < end; ++f) {
-    store_counts(no_counts(), counts + f * kW);
+    store_counts(Counts{}, counts + f * kW);
   }
   (positions ? mini_kernels<true> : mini_kernels<false>)(p, rows, triple, margin, plane, from, to,
                                                          all_taps, sums, counts);

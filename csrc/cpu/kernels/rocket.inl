@@ -22,7 +22,7 @@ struct Extremes {
 };
 
 static inline Extremes no_outputs() {
-  return {F32::splat(-__builtin_inff()), no_counts()};
+  return {F32::splat(-__builtin_inff()), Counts{}};
 }
 
 // Outputs of n alike kernels, which are a column: kSteps of them, a dilation apart. Tap j of output
