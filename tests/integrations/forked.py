@@ -77,17 +77,6 @@ def cases() -> dict[str, Callable[[], list[Tensor]]]:
     }
 
 
-def in_threads(compute: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
-    """The same from five Python threads at once, ten times each."""
-
-    def together() -> list[Tensor]:
-        with ThreadPoolExecutor(5) as pool:
-            futures = [pool.submit(compute) for _ in range(50)]
-            return [y for future in futures for y in future.result()]
-
-    return together
-
-
 def ended(compute: Callable[[], list[Tensor]]) -> int:
     """How a forked child ends that computes the same: 0, or 1 for other bits, or by its alarm."""
     expected = compute()
@@ -103,8 +92,15 @@ def ended(compute: Callable[[], list[Tensor]]) -> int:
 
 def main() -> None:
     torch.set_num_threads(THREADS)
-    found = {name: ended(compute) for name, compute in cases().items()}
-    found["conv in five threads"] = ended(in_threads(cases()["conv"]))
+    work = cases()
+
+    def from_five_threads() -> list[Tensor]:
+        with ThreadPoolExecutor(5) as pool:
+            futures = [pool.submit(work["conv"]) for _ in range(50)]
+            return [y for future in futures for y in future.result()]
+
+    found = {name: ended(compute) for name, compute in work.items()}
+    found["conv in five threads"] = ended(from_five_threads)
     print(json.dumps({"ended": found, "threads": len(os.listdir("/proc/self/task"))}))
 
 

@@ -66,22 +66,16 @@ def test_clone_and_parameters() -> None:
 
 
 @pytest.mark.tool("scikit-learn: cross_val_score, cross_validate, cross_val_predict", "works")
-def test_cross_validation() -> None:
+@pytest.mark.tool("scikit-learn: GridSearchCV, RandomizedSearchCV", "works")
+def test_validation_and_searches() -> None:
     X, y = data()
-    folds = StratifiedKFold(3)
+    folds, grid = StratifiedKFold(3), {"grow": ["random", "gradient"]}
     scores = cross_val_score(classifier(), X, y, cv=folds)
-    assert scores.shape == (3,)
     assert scores.mean() > 0.8
     again = cross_validate(classifier(), X, y, cv=folds, scoring=["accuracy", "neg_log_loss"])
     assert np.array_equal(again["test_accuracy"], scores)  # a seed fixes everything
     proba = cross_val_predict(classifier(), X, y, cv=folds, method="predict_proba")
     assert np.allclose(proba.sum(1), 1)
-
-
-@pytest.mark.tool("scikit-learn: GridSearchCV, RandomizedSearchCV", "works")
-def test_searches() -> None:
-    X, y = data()
-    grid = {"grow": ["random", "gradient"]}
     search = GridSearchCV(classifier(), grid, cv=2).fit(X, y)
     assert accuracy_score(y, search.predict(X)) > 0.8
     found = RandomizedSearchCV(classifier(), grid, n_iter=1, cv=2, random_state=0).fit(X, y)

@@ -22,9 +22,9 @@ pytestmark = [
 
 
 class Module(lightning.LightningModule):
-    def __init__(self, grow: str = "random", every: int = 4, seed: int = 0) -> None:
+    def __init__(self, grow: str = "gradient", seed: int = 0) -> None:
         super().__init__()
-        self.network, self.grow, self.every = two_layers(seed=seed), grow, every
+        self.network, self.grow = two_layers(seed=seed), grow
         self.losses: list[float] = []
 
     def training_step(self, x: Tensor, _: int) -> Tensor:
@@ -35,7 +35,7 @@ class Module(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), 1e-2)
         self.dst = DSTScheduler(
-            self.network, optimizer, update_every=self.every, end_step=99, grow=self.grow
+            self.network, optimizer, update_every=4, end_step=99, grow=self.grow
         )
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
 
@@ -68,15 +68,13 @@ def trainer(folder: Path, epochs: int, **options: Any) -> Any:
 
 @pytest.mark.tool("PyTorch Lightning: Trainer.fit", "works", "DSTScheduler in on_train_batch_end")
 def test_fit_and_resume(tmp_path: Path) -> None:
-    grow = "gradient"
-    through = Module(grow)
+    through, first, second = Module(), Module(), Module(seed=9)
     trainer(tmp_path, 4, gradient_clip_val=0.5).fit(through, data())
     assert through.losses[-1] < through.losses[0] / 2
     assert through.dst.updates == 6
     path, begun = tmp_path / "half.ckpt", trainer(tmp_path, 2, gradient_clip_val=0.5)
-    begun.fit(Module(grow), data())
+    begun.fit(first, data())
     begun.save_checkpoint(path)
-    second = Module(grow, seed=9)
     trainer(tmp_path, 4, gradient_clip_val=0.5).fit(second, data(), ckpt_path=path)
     for one, other in zip(sparse_layers(second), sparse_layers(through), strict=True):
         assert one.pattern == other.pattern
@@ -86,7 +84,7 @@ def test_fit_and_resume(tmp_path: Path) -> None:
 
 @pytest.mark.tool("PyTorch Lightning: bf16-mixed precision", "works")
 def test_mixed_precision(tmp_path: Path) -> None:
-    module = Module("gradient")
+    module = Module()
     trainer(tmp_path, 3, precision="bf16-mixed").fit(module, data())
     assert module.dst.updates == 4
     assert module.losses[-1] < module.losses[0] / 2

@@ -112,13 +112,11 @@ def test_accumulated_and_clipped_gradients(grow: str) -> None:
 
 
 @pytest.mark.tool("torch.autocast and GradScaler", "works", "float32 weights, half computation")
-@pytest.mark.parametrize(
-    ("dtype", "grow"), [(torch.bfloat16, "random"), (torch.float16, "gradient")]
-)
-def test_mixed_precision(dtype: torch.dtype, grow: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision(dtype: torch.dtype) -> None:
     model = two_layers()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    dst = DSTScheduler(model, optimizer, update_every=3, end_step=99, grow=grow)
+    dst = DSTScheduler(model, optimizer, update_every=3, end_step=99, grow="gradient")
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
     x, losses = next(batches()), []
     for _ in range(30):
@@ -141,26 +139,22 @@ def test_mixed_precision(dtype: torch.dtype, grow: str) -> None:
 
 def test_a_step_that_the_scaler_skips() -> None:
     """A gradient that is not finite moves nothing, and is forgotten."""
-    layer = SparseConv1d(2, 3, 5)
+    layer = SparseConv1d(2, 3, 5, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
     dst = DSTScheduler(layer, optimizer, update_every=1, end_step=9, grow="gradient")
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
-    before = layer.state_dict()
-    scaler.scale(layer(torch.full((1, 2, 9), 1e20)).sum()).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    assert not dst.step()
-    assert same(layer.state_dict(), before)
-    assert scaler.get_scale() < 2.0**127
-    optimizer.zero_grad()
-    layer(torch.randn(1, 2, 9)).sum().backward()
-    optimizer.step()
-    assert dst.step()
+    before = copy.deepcopy(layer.state_dict())
+    for value, moves in ((1e20, False), (1e-2, True)):
+        optimizer.zero_grad()
+        scaler.scale(layer(torch.full((1, 2, 9), value)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert dst.step() == moves
+        assert same(layer.state_dict(), before) != moves
 
 
 @pytest.mark.tool("parameter groups, frozen layers", "works")
-@pytest.mark.parametrize("grow", ["random", "gradient"])
-def test_groups_and_frozen_layers(grow: str) -> None:
+def test_groups_and_frozen_layers() -> None:
     """A frozen layer keeps its pattern, and need not be in the optimizer."""
     model = two_layers()
     model[0].requires_grad_(False)
@@ -171,7 +165,7 @@ def test_groups_and_frozen_layers(grow: str) -> None:
     ]
     for parameters in (groups, list(model[2].parameters())):
         optimizer = torch.optim.AdamW(parameters, 1e-2)
-        dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow=grow)
+        dst = DSTScheduler(model, optimizer, update_every=1, end_step=9, grow="gradient")
         for x, _ in zip(batches(), range(3), strict=False):
             train_step(model, optimizer, x)
             assert dst.step()

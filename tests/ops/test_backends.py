@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -58,30 +59,27 @@ def test_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.promise("P10")
 def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def state(built: bool, version: str | None, device: bool) -> str:
-        monkeypatch.setattr(
-            backends,
-            "extension",
-            SimpleNamespace(cuda=built, isa=lambda: "isa", getenv=os.environ.get),
-        )
+        fake = SimpleNamespace(cuda=built, isa=lambda: "isa", getenv=os.environ.get)
+        monkeypatch.setattr(backends, "extension", fake)
         monkeypatch.setattr(torch.version, "cuda", version)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
         return sc.available_backends()["cuda"]
 
-    cuda = torch.device("cuda")
+    def auto(triton: Any, **options: Any) -> str:
+        monkeypatch.setattr(backends, "_load_triton", lambda: (triton, "none"))
+        return backends.resolve_backend("auto", cuda, **options)
+
+    cuda, module = torch.device("cuda"), SimpleNamespace(INTERPRETED=False)
     for version, text in ((None, "not built: torch has no CUDA"), ("13.0", "or FORCE_CUDA=0; set")):
         assert text in state(False, version, True)
-        for module, taken in ((None, "reference"), (SimpleNamespace(INTERPRETED=False), "triton")):
-            monkeypatch.setattr(backends, "_load_triton", lambda module=module: (module, "none"))
-            assert backends.resolve_backend("auto", cuda) == taken
+        assert (auto(None), auto(module)) == ("reference", "triton")
         with pytest.raises(RuntimeError, match=f"'cuda' cannot run: .*{text}"):
             backends.resolve_backend("cuda", cuda)
     assert state(True, "13.0", False) == "no GPU: torch sees no CUDA device"
     assert state(True, "13.0", True) == "available (a GPU)"
-    assert backends.resolve_backend("auto", cuda) == "triton"
-    assert backends.resolve_backend("auto", cuda, cuda_pays=True) == "cuda"
-    monkeypatch.setattr(backends, "_load_triton", lambda: (None, "none"))
-    assert backends.resolve_backend("auto", cuda) == "reference"
+    assert (auto(None), auto(module)) == ("reference", "triton")
+    assert auto(module, cuda_pays=True) == "cuda"
     with pytest.raises(RuntimeError, match="'cuda' cannot run: it runs on CUDA tensors"):
         backends.resolve_backend("cuda", torch.device("cpu"))
 

@@ -42,9 +42,9 @@ def sdist(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def built_without_compiler(sdist: Path, folder: Path) -> tuple[Path, str]:
-    source = installing.unpack(sdist, folder / "unpacked")
-    (folder / "no programs").mkdir()
-    hidden = {"PATH": str(folder / "no programs"), "CC": "", "CXX": "", "FORCE_CUDA": "0"}
+    source, empty = installing.unpack(sdist, folder / "unpacked"), folder / "no programs"
+    empty.mkdir()
+    hidden = {"PATH": str(empty), "CC": "", "CXX": "", "FORCE_CUDA": "0"}
     return installing.make_wheel(source, folder / "wheels", **hidden)
 
 

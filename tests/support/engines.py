@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +41,14 @@ class Engine(NamedTuple):
     @property
     def kernels(self) -> Any:
         """The three computations on CPU tensors, wherever they run."""
-        return _Kernels(self)
+
+        def call(name: str, *args: Any) -> Tensor:
+            (geometry,) = (a for a in args if isinstance(a, Geometry))
+            asked = self.backend_for(geometry, args[0].dtype)
+            op = getattr(KERNELS["triton" if asked == "auto" else asked], name)
+            return op(*op_arguments(args, self.device)).cpu()
+
+        return SimpleNamespace(**{name: partial(call, name) for name in NAMES})
 
     def calls(self, problem: Problem) -> Calls:
         """The three computations of a problem of the benchmark."""
@@ -52,34 +61,16 @@ class Engine(NamedTuple):
         }
 
 
-class _Kernels:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def __getattr__(self, name: str) -> Callable[..., Tensor]:
-        def call(*args: Any) -> Tensor:
-            (geometry,) = (a for a in args if isinstance(a, Geometry))
-            asked = self.engine.backend_for(geometry, args[0].dtype)
-            op = getattr(KERNELS["triton" if asked == "auto" else asked], name)
-            return op(*op_arguments(args, self.engine.device)).cpu()
-
-        return call
-
-
 def op_arguments(args: Iterable[Any], device: str = "cpu") -> list[Any]:
     """What an op takes: two tensors in the place of a pattern, numbers in that of a geometry."""
     found: list[Any] = []
     for a in args:
         if isinstance(a, KernelCSR):
             found += a.on(torch.device(device))
+        elif isinstance(a, Tensor):
+            found.append(a.to(device))
         else:
-            found.append(
-                a.numbers
-                if isinstance(a, Geometry)
-                else a.to(device)
-                if isinstance(a, Tensor)
-                else a
-            )
+            found.append(a.numbers if isinstance(a, Geometry) else a)
     return found
 
 
@@ -89,11 +80,8 @@ Engines = Callable[[], Iterator[Engine]]
 def on_gpu() -> list[Engine]:
     """Every backend that runs on CUDA tensors here."""
     states = available_backends()
-    return [
-        Engine(name, "cuda")
-        for name in ("cuda", "triton")
-        if states.get(name, "").startswith("available")
-    ]
+    names = [n for n in ("cuda", "triton") if states.get(n, "").startswith("available")]
+    return [Engine(name, "cuda") for name in names]
 
 
 def in_cuda(geometry: Geometry, dtype: torch.dtype) -> bool:
@@ -112,12 +100,8 @@ def compute(case: Case, tensors: Tensors, engine: Engine) -> tuple[Tensor, Tenso
     return y.detach().cpu(), dx.cpu(), dw.cpu()
 
 
-def expected(case: Case, tensors: Tensors):
-    return (
-        expected_fprop(case, tensors),
-        expected_dgrad(case, tensors),
-        expected_wgrad(case, tensors),
-    )
+def expected(case: Case, tensors: Tensors) -> list[Any]:
+    return [of(case, tensors) for of in (expected_fprop, expected_dgrad, expected_wgrad)]
 
 
 def check(case: Case, engines: Engines) -> None:

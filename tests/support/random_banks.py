@@ -24,9 +24,9 @@ class Problem:
 
     kind: str
     seed: int
-    bank: KernelBank = field(init=False, repr=False)
-    series: Any = field(init=False, repr=False)
-    exact: bool = field(init=False, repr=False)
+    bank: KernelBank = field(init=False, repr=False, compare=False)
+    series: Any = field(init=False, repr=False, compare=False)
+    exact: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         drawn = _rocket(self.rng) if self.kind == "rocket" else _minirocket(self.rng)

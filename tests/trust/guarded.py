@@ -15,7 +15,9 @@ import mmap
 import os
 import random
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,22 +122,18 @@ def chain_of(case: Case, rng: random.Random) -> tuple[Any, tuple[Any, ...]]:
 
 
 def check(op: Any, args: tuple[Any, ...]) -> None:
-    def place(before: bool | None) -> tuple[Any, ...]:
-        return tuple(
-            a if not isinstance(a, Tensor) else a.clone() if before is None else guarded(a, before)
-            for a in args
-        )
+    """Compare the bits next to guards after and before with those of plain copies."""
 
-    results = []
-    for before in (None, True, False):
-        if before is None:
-            result = op(*place(before))
-        else:  # a new thread has no scratch memory of earlier calls, which might be larger
-            with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as new:
-                result = new.submit(op, *place(before)).result()
-        results.append(result if isinstance(result, tuple) else (result,))
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
+    def run(place: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        # A new thread has no scratch memory of earlier calls, which might be larger.
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as new:
+            placed = [place(a) if isinstance(a, Tensor) else a for a in args]
+            result = new.submit(op, *placed).result()
+        return result if isinstance(result, tuple) else (result,)
+
+    plain = run(Tensor.clone)
+    for before in (True, False):
+        for a, b in zip(plain, run(partial(guarded, before=before)), strict=True):
             assert a.equal(b), "other bits next to a guard page"
 
 

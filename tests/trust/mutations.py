@@ -1,6 +1,6 @@
-"""Damages patterns, state dicts, checkpoints and banks and loads what comes out: run by a test.
+"""Damages patterns, state dicts and checkpoints and loads what comes out: run by a test.
 
-    python tests/trust/mutations.py FOLDER PATTERNS STATES CHECKPOINTS BANKS
+    python tests/trust/mutations.py FOLDER PATTERNS STATES CHECKPOINTS
 
 Each either loads, and then computes what it says, or is refused with a clear error that leaves
 everything as it was. So is a call that needs more memory than there is. The numbers are those of
@@ -20,18 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from child import limit_memory, refuses
-from random_banks import Problem
 from tiny import RECIPE, network, run, same
 from torch import Tensor
 
 from sparseconv import KernelCSR, SparseConv1d, sparse_conv1d
-from sparseconv.rocket import KernelBank, kernel_features
-from sparseconv.rocket.bank import KINDS
 from sparseconv.training import checkpoint
+from sparseconv.training.loop import CHECKPOINT_NAME as NAME
 
 HUGE = (-1, 1, 2, 7, 2**31 - 1, -(2**31), 2**62)
 
@@ -192,15 +189,13 @@ def one_state(rng: random.Random) -> bool:
 
 class Checkpoints:
     def __init__(self, folder: Path) -> None:
-        self.folder, self.recipe = folder, replace(RECIPE, epochs=4)
-        self.path, copied = folder / "checkpoint.pt", folder / "copied.pt"
+        self.folder, self.recipe, self.path = folder, replace(RECIPE, epochs=4), folder / NAME
 
         def keep(history: list[Any]) -> None:
             if len(history) == 3:
-                copied.write_bytes(self.path.read_bytes())
+                self.raw, self.content = self.path.read_bytes(), checkpoint.load(self.path)
 
         run(network(), self.recipe, out=folder, on_epoch=keep)
-        self.raw, self.content = copied.read_bytes(), checkpoint.load(copied)
 
     def __call__(self, rng: random.Random) -> bool:
         kind = rng.random()
@@ -220,31 +215,6 @@ class Checkpoints:
             assert self.path.read_bytes() == damaged, "a refused file was overwritten"
         elif raised:  # weights that are not finite, learnt from numbers that were changed
             assert "training loss became" in str(error), f"{type(error).__name__}: {error}"
-        return raised
-
-
-class Banks:
-    """Files of random kernels."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path, self.raw = folder / "bank.npz", []
-        for kind in KINDS:
-            for seed in (1, 2, 5, 6):
-                Problem(kind, seed).bank.save(self.path)
-                self.raw.append(self.path.read_bytes())
-
-    def __call__(self, rng: random.Random) -> bool:
-        damage = damaged_bytes if rng.random() < 0.3 else damaged_archive
-        self.path.write_bytes(damage(rng, rng.choice(self.raw)))
-        raised, bank = refuses(lambda: KernelBank.load(self.path))
-        if raised:
-            assert isinstance(bank, ValueError), f"{type(bank).__name__}: {bank}"
-        elif bank.series_channels * bank.series_length < 10**5:
-            shape = rng.randint(1, 20), bank.series_channels, bank.series_length
-            X = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-            features = kernel_features(X, bank)
-            shares = features if bank.kind == "minirocket" else features[:, ::2]
-            assert ((shares >= 0) & (shares <= 1)).all(), "not every feature was written"
         return raised
 
 
@@ -269,7 +239,6 @@ def main(folder: Path, *cases: int) -> None:
         "patterns": one_pattern,
         "states": one_state,
         "checkpoints": Checkpoints(folder),
-        "banks": Banks(folder),
     }
     refused, faults = dict.fromkeys(kinds, 0), []
     for (kind, one), count in zip(kinds.items(), cases, strict=True):

@@ -108,26 +108,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
     return digest(out), sum(epoch["seconds"] for epoch in history) / EPOCHS
 
 
-def kill_and_resume(
-    out: Path, kills: int, instants: random.Random, epoch_seconds: float
-) -> list[int]:
-    """Kill the run again and again, at random instants of random epochs.
-
-    Returns the number of epochs in the checkpoint after each kill; fewer than ``kills`` of them if
-    the run came to its end before a kill.
-    """
-    saved: list[int] = []
-    for epoch in sorted(instants.sample(range(EPOCHS - 3), kills)):
-        code, errors = run(out, "kill", epoch, instants.uniform(1e-6, 2 * epoch_seconds))
-        if code != -signal.SIGALRM:
-            assert code == 0, errors
-            break
-        file = out / CHECKPOINT_NAME
-        saved.append(len(checkpoint.load(file)["history"]) if file.exists() else 0)
-        assert saved[-1] >= epoch, "a saved epoch was lost"
-    return saved
-
-
 @pytest.mark.promise("P9")
 def test_killed_at_random_instants(
     undisturbed: tuple[str, float],
@@ -142,8 +122,15 @@ def test_killed_at_random_instants(
         runs += 1
         assert runs <= 2 * kills, f"only {killed} of {runs} runs could be killed"
         out = tmp_path / f"{runs}"
-        # On a busy machine a run may end before its kill comes: then there were fewer.
-        killed += len(kill_and_resume(out, min(4, kills), instants, epoch_seconds))
+        file = out / CHECKPOINT_NAME
+        for epoch in sorted(instants.sample(range(EPOCHS - 3), min(4, kills))):
+            code, errors = run(out, "kill", epoch, instants.uniform(1e-6, 2 * epoch_seconds))
+            if code != -signal.SIGALRM:  # on a busy machine a run may end before its kill comes
+                assert code == 0, errors
+                break
+            killed += 1
+            saved = len(checkpoint.load(file)["history"]) if file.exists() else 0
+            assert saved >= epoch, "a saved epoch was lost"
         finish(out)
         assert digest(out) == expected
     count_cases(killed)

@@ -20,6 +20,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,8 @@ def libm() -> Any:
 
 
 def in_a_thread(function: Callable[[], Any]) -> Any:
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(function()))
-    thread.start()
-    thread.join()
-    return found[0]
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 def state() -> dict[str, Any]:
@@ -64,15 +62,14 @@ def state() -> dict[str, Any]:
             torch.is_anomaly_enabled(), torch.backends.mkldnn.enabled,
             torch.__future__.get_swap_module_params_on_conversion(),
         ],
-        "numpy errors": np.geterr(),
+        "numpy errors": np.geterr(), "collector": [gc.isenabled(), gc.get_threshold()],
         "environment": dict(os.environ), "folder": os.getcwd(), "path": list(sys.path),
         "imports": [list(sys.meta_path), list(sys.path_hooks)],
         "warnings": list(warnings.filters),
         "logging": [list(logging.root.handlers), logging.root.level],
         "signals": {s: signal.getsignal(s) for s in signal.valid_signals()},
         "hooks": [sys.excepthook, sys.displayhook, sys.gettrace(), sys.getprofile()],
-        "limits": [sys.getrecursionlimit(), sys.getswitchinterval(), gc.get_threshold()],
-        "collector": gc.isenabled(),
+        "limits": [sys.getrecursionlimit(), sys.getswitchinterval()],
         "locale": locale.setlocale(locale.LC_ALL),
         "start method": multiprocessing.get_start_method(allow_none=True),
     }  # fmt: skip
@@ -133,13 +130,9 @@ def training_and_inference(sc: Any, watched: Watched) -> None:
     fast = sc.optimize_for_inference(network)
     with torch.inference_mode():
         fast(x)
-    compare(before, "inference")
-    y = network(x.requires_grad_())
-    torch.autograd.grad(y.sum(), x, create_graph=True)[0].sum().backward()
-    compare(before, "a graph of gradients")
-    with contextlib.suppress(ValueError):
-        network[0](torch.zeros(1, 3, 50))
-    compare(before, "an error")
+        with contextlib.suppress(ValueError):
+            fast(torch.zeros(1, 3, 50))
+    compare(before, "inference and an error")
 
 
 def profiling(sc: Any, watched: Watched) -> None:
@@ -163,12 +156,11 @@ def floating_point_modes(sc: Any) -> None:
         before = state()
         assert (float(layer(x).abs().max()) == 0) == flush
         compare(before, f"flush {flush}")
-    assert libm().fesetround(FE_UPWARD) == 0
+    libm().fesetround(FE_UPWARD)
     before = state()
     layer(x)
     compare(before, "another rounding mode")
-    assert libm().fegetround() == FE_UPWARD
-    assert libm().fesetround(0) == 0
+    libm().fesetround(0)
 
 
 def main() -> None:

@@ -107,7 +107,7 @@ def test_what_is_damaged_or_too_large_is_refused_or_computed(
 ) -> None:
     cases = {
         "patterns": campaign(200, 50_000), "states": campaign(100, 20_000),
-        "checkpoints": campaign(25, 10_000), "banks": campaign(200, 50_000),
+        "checkpoints": campaign(25, 10_000),
     }  # fmt: skip
     found = run_child("mutations", tmp_path, *cases.values())
     assert found["faults"] == []
