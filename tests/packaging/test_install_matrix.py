@@ -88,20 +88,6 @@ def test_versions(python: str, torch: str, installed_with: Check) -> None:
     installed_with(python, torch)
 
 
-def bits_on(processor: str, tmp_path: Path) -> dict[str, Any]:
-    """Run this tree's kernels on another processor, in emulation."""
-    emulator = shutil.which("qemu-x86_64")
-    if emulator is None:
-        pytest.skip("qemu-user is not installed")
-    path = os.pathsep.join([str(installing.ROOT), *filter(None, sys.path)])
-    # The emulator takes no links to interpreters with a pyvenv.cfg in their folder.
-    python = Path(sys.executable).resolve()
-    return installing.check(
-        [emulator, "-cpu", processor, python], 25, cwd=tmp_path,
-        env={"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **OPENBLAS},
-    )  # fmt: skip
-
-
 WITHOUT_AVX2 = pytest.mark.tool(
     "a processor without AVX2 (Sandy Bridge, Nehalem, emulated)", "works", "the same bits"
 )
@@ -120,10 +106,15 @@ WITHOUT_AVX512 = pytest.mark.tool(
     ],
 )
 def test_processors(processor: str, isas: list[str], tmp_path: Path, count_cases: Any) -> None:
-    here = installing.check(
-        [sys.executable], 25, cwd=tmp_path, env={"PYTHONPATH": str(installing.ROOT)}
-    )
-    there = bits_on(processor, tmp_path)
+    emulator = shutil.which("qemu-x86_64")
+    if emulator is None:
+        pytest.skip("qemu-user is not installed")
+    path = os.pathsep.join([str(installing.ROOT), *filter(None, sys.path)])
+    # The emulator takes no links to interpreters with a pyvenv.cfg in their folder.
+    python, env = Path(sys.executable).resolve(), {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    here = installing.check([sys.executable], 25, cwd=tmp_path, env=env)
+    command = [emulator, "-cpu", processor, python]
+    there = installing.check(command, 25, cwd=tmp_path, env={**env, **OPENBLAS})
     assert there["isas"] == isas
     assert there["bits"] == here["bits"]
     count_cases(25 * len(isas))

@@ -27,31 +27,25 @@ def run_child(script: str, *arguments: object, environment: Mapping[str, str] | 
     differentiate in forks.
     """
     (file,) = TESTS.rglob(f"{script}.py")
+    found = {"PYTHONPATH": PYTHONPATH, "CUDA_VISIBLE_DEVICES": "", **(environment or {})}
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", str(file), *map(str, arguments)],
-        env={
-            **os.environ,
-            "PYTHONPATH": PYTHONPATH,
-            "CUDA_VISIBLE_DEVICES": "",
-            **(environment or {}),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        env=os.environ | found, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, f"the child ended with {done.returncode}:\n{done.stderr[-4000:]}"
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def preloaded(compiler: str) -> dict[str, str]:
     """The environment of a process that loads libraries built under AddressSanitizer."""
-    paths = []
-    for name in ("libasan.so", "libstdc++.so"):  # the second for exceptions to pass through
+
+    def path(name: str) -> str:
         find = [compiler, f"-print-file-name={name}"]
-        paths.append(
-            subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
-        )
-    return {"LD_PRELOAD": " ".join(paths), "ASAN_OPTIONS": "detect_leaks=0"}
+        return subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+
+    # The second for exceptions to pass through.
+    libraries = f"{path('libasan.so')} {path('libstdc++.so')}"
+    return {"LD_PRELOAD": libraries, "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 def refuses(call: Callable[[], Any]) -> tuple[bool, Any]:

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 from child import PYTHONPATH, ROOT, preloaded, refuses, run_child
-from random_banks import KINDS, Problem
+from random_banks import Problem
 
 from sparseconv.ops.backends import extension
+from sparseconv.rocket.bank import KINDS
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 
@@ -106,8 +107,8 @@ def test_what_is_damaged_or_too_large_is_refused_or_computed(
     tmp_path: Path, campaign: Any, count_cases: Any
 ) -> None:
     cases = {
-        "patterns": campaign(200, 50_000), "states": campaign(100, 20_000),
-        "checkpoints": campaign(25, 10_000),
+        "patterns": campaign(120, 50_000), "states": campaign(60, 20_000),
+        "checkpoints": campaign(15, 10_000),
     }  # fmt: skip
     found = run_child("mutations", tmp_path, *cases.values())
     assert found["faults"] == []
