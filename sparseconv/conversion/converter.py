@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -192,7 +193,7 @@ def _notes(found: Candidate, limit: float) -> list[str]:
 
 
 def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
-    """Put the chosen sparse layers into the model, or into a copy of it.
+    """Put copies of the chosen sparse layers into the model, or into a copy of it.
 
     The others are masked, so that what the model computes does not depend on what was chosen.
     """
@@ -202,8 +203,8 @@ def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
         conv = modules[found.path]
         if found.verdict.converts:
             assert found.sparse is not None
-            found.sparse.bias = conv.bias  # the same object, if it is shared
-            successors[conv] = found.sparse
+            successors[conv] = sparse = copy.deepcopy(found.sparse)
+            sparse.bias = conv.bias  # the same object, if it is shared
         elif found.given is not None:
             weight, _ = weight_and_mask(conv, found.given)
             with torch.inference_mode(weight.is_inference()), torch.no_grad():

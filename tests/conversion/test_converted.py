@@ -121,6 +121,7 @@ def test_in_place() -> None:
     assert isinstance(model.stem, SparseConv1d)
     assert model.stem.bias is bias
     assert model.also is model.block[0] is model.block[2]
+    assert all(parameter.grad is None for parameter in model.parameters())
     torch.testing.assert_close(model(X), expected, rtol=0, atol=0)
 
 
