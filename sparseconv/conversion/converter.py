@@ -80,14 +80,14 @@ def convert(
         backward: measure what a training step computes; False measures inference.
         inplace: change ``model`` itself; what is replaced must not be used any more.
         rounds, least_seconds: of the measurement, as in ``profile``. Like ``backward``, they say
-            nothing where there is no ``example_input``.
+            nothing without ``example_input``.
 
     Returns:
         ``(model, report)``: a converted copy, and a table to print with each layer's density,
-        times and verdict. The input model is left as it was, unless ``inplace``.
+        times and verdict. The input model does not change, unless ``inplace``.
 
     Raises:
-        TypeError: ``model`` is no module, or ``layers`` is a str.
+        TypeError: ``model`` is not a module, or ``layers`` is a str.
         ValueError: no ``nn.Conv1d``, unknown names, a mask that does not fit or whose layer cannot
             be converted, options that exclude each other; the model fails on the input.
         NotImplementedError: a measurement on another device than the CPU.

@@ -28,7 +28,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         model: any module; left as it is.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
         ValueError: a sparse layer has hooks, which would be lost.
         NotImplementedError: a subclass of ``SparseConv1d``, which may compute something else.
 

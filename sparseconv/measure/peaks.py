@@ -70,7 +70,7 @@ def measure(
 
 
 class Loop(NamedTuple):
-    """Multiply-adds from registers, to be timed in turns with a kernel."""
+    """Multiply-adds from registers, to be interleaved with a kernel."""
 
     call: Callable[[], float]  # returns its seconds
     flops: float  # of all threads, per call
@@ -79,8 +79,8 @@ class Loop(NamedTuple):
 def loop(dtype: str) -> Loop:
     """Make such a loop for torch's threads and the instruction set in use.
 
-    The clock of a shared machine follows its other tenants: a kernel is compared with this loop in
-    turns, not with what the loop reached minutes ago.
+    The clock of a shared machine follows its other tenants: a kernel is compared with a loop that
+    runs between its own calls, not with what the loop reached minutes ago.
     """
     assert backends.extension is not None
     tried = 1_000

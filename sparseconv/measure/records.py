@@ -45,7 +45,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """A pass of a model or layer, timed before and after a change, or dense and sparse, in turns.
+    """A pass of a model or layer, before and after a change, or dense and sparse, interleaved.
 
     Attributes:
         before, after: median time in milliseconds, with its 95 % interval.

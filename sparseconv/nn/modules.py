@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 def deepcopy_model(model: nn.Module) -> nn.Module:
     """Copy a model as ``copy.deepcopy`` does, with computed tensors, which that refuses.
 
-    Pruning and weight_norm keep one as an attribute: it is no leaf of a graph.
+    Pruning and weight_norm keep one as an attribute, which is not a leaf of a graph.
     """
     computed = {
         id(value): value.detach().clone()

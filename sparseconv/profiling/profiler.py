@@ -34,9 +34,9 @@ def profile(
 ) -> Profile:
     """Measure every ``SparseConv1d`` of a model and the same layer dense.
 
-    The model runs once to see what its layers are given. Then each layer is timed on its own,
-    sparse and dense taking turns in shuffled order, and at last the whole model in turns with its
-    sparse layers alone. Dense is what ``to_dense`` makes of a layer:
+    The model runs once to see what its layers are given. Then each layer is timed alone, sparse and
+    dense interleaved in shuffled order, and at last the whole model interleaved with its sparse
+    layers. Dense is what ``to_dense`` makes of a layer:
     an ``nn.Conv1d``, after a padding layer where the padding differs left and right.
 
     Two passes are timed, each as a loop of calls runs it: inference, a forward pass under
@@ -46,8 +46,8 @@ def profile(
     caller. Call ``sparseconv.retain_freed_memory`` before, or page faults may take much of the
     time.
 
-    What runs is a copy (``copy.deepcopy``), so the model is left as it was, and so are torch's,
-    NumPy's and Python's random generators. Hooks run when the copy runs, but not when a layer is
+    What runs is a copy (``copy.deepcopy``), so the model does not change, nor do torch's, NumPy's
+    and Python's random generators. Hooks run when the copy runs, but not when a layer is
     timed.
 
     Args:
@@ -61,11 +61,11 @@ def profile(
         A ``Profile``: print it, read its ``layers``, or ``save("profile.html")`` (or ``.json``).
 
     Raises:
-        TypeError: ``model`` is no module, ``input`` neither tensor nor tuple.
+        TypeError: ``model`` is not a module, ``input`` neither tensor nor tuple.
         ValueError: the model holds no ``SparseConv1d``, fails on the input, or reaches none of
             its sparse layers with it; too few rounds.
-        NotImplementedError: a layer is on another device than the CPU, or a subclass with a
-            ``forward`` of its own.
+        NotImplementedError: a layer is on another device than the CPU, or a subclass with its
+            own ``forward``.
 
     Example:
         >>> import sparseconv as sc

@@ -89,8 +89,8 @@ class Profile(Report):
             dense, executed = map(megaflops, found.flops)
             lines.append(
                 f"{which}: sparse layers {found.sparse_ms:.2f} ms, as dense ones "
-                f"{found.dense_ms:.2f} ms; {executed} of {dense} MFLOP executed; in turns with the "
-                f"model they take {share:.0%} [{low:.0%}, {high:.0%}] of its "
+                f"{found.dense_ms:.2f} ms; {executed} of {dense} MFLOP executed; interleaved with "
+                f"the model they take {share:.0%} [{low:.0%}, {high:.0%}] of its "
                 f"{found.ms.median:.2f} ms"
             )
         if any(found.share.median > 1 for found in self.model.values()):

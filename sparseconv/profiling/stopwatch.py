@@ -1,4 +1,4 @@
-"""Measure a model's layers and passes as a user runs them, sparse and dense in turns."""
+"""Measure a model's layers and passes as a user runs them, sparse and dense interleaved."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 @dataclass
 class Stopwatch:
-    """Time passes in turns: those of inference without gradients, those of training with them."""
+    """Interleave passes: those of inference without gradients, those of training with them."""
 
     backward: bool
     rounds: int
@@ -56,7 +56,7 @@ class Stopwatch:
             yield
 
     def time(self, candidates: Mapping[str, Passes]) -> Times:
-        """Time all passes in turns: seconds by round, named as ``"sparse training"`` is."""
+        """Time all passes interleaved: seconds by round, named as ``"sparse training"`` is."""
         return interleave(
             {f"{name} {which}": run for name, p in candidates.items() for which, run in p.items()},
             context=lambda name: torch.set_grad_enabled(name.endswith(TRAINING)),
@@ -158,7 +158,7 @@ def _layer_passes(layer: nn.Module, call: Call) -> Passes:
 
 
 def in_sequence(passes: Sequence[tuple[int, Passes]]) -> Passes:
-    """Join several passes, each so often; in training, those without gradients run forward."""
+    """Join passes, each repeated; in training, those without gradients run forward."""
 
     def run(which: str) -> None:
         for times, found in passes:
@@ -176,7 +176,7 @@ def time_layer(
     calls: Sequence[Call],
     stopwatch: Stopwatch,
 ) -> tuple[LayerTimes, Passes]:
-    """Time a layer, sparse and dense in turns, on all these calls together.
+    """Time a layer, sparse and dense interleaved, on all these calls together.
 
     Returns its record, and its sparse passes to be timed again with the model.
     """

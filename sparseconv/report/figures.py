@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sparseconv.models import DSN
     from sparseconv.nn.conv import SparseConv1d
 
-# Okabe and Ito's palette: told apart with every common form of colour blindness.
+# Okabe and Ito's palette: distinct with every common form of colour blindness.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE)
 INK, FAINT, GRID = "#1f2933", "#64707d", "#e4e8ec"

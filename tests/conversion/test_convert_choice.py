@@ -91,7 +91,7 @@ def test_sparse_is_what_was_measured_faster(clock: list[set[str]]) -> None:
 
 
 @pytest.mark.parametrize("dense_ms", [3.0, 0.5])
-def test_layers_that_nobody_pruned_are_measured_if_asked(
+def test_unpruned_layers_are_measured_if_asked(
     dense_ms: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = network()
