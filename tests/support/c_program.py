@@ -39,10 +39,8 @@ class Program:
         flags: Sequence[str] = ("-O2",),
     ) -> None:
         library = folder / f"{name}_{compiler}{''.join(flags)}.so"
-        run(
-            [compiler, *FLAGS, *flags, "-shared", "-fPIC", f"{name}.c", "-lm", "-o", library],
-            folder,
-        )
+        source = "-shared", "-fPIC", f"{name}.c", "-lm", "-o", library
+        run([compiler, *FLAGS, *flags, *source], folder)
         loaded = ctypes.CDLL(str(library))
         self._predict, self._scores = loaded[f"{name}_predict"], loaded[f"{name}_scores"]
         header = (folder / f"{name}.h").read_text()

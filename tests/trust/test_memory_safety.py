@@ -79,16 +79,6 @@ def test_under_the_sanitizers(
     count_cases(found["calls"])
 
 
-@SLOW_BUILD
-def test_one_byte_too_many_on_the_heap_is_noticed(sanitized: dict[str, str]) -> None:
-    code = "import ctypes, torch; ctypes.string_at(torch.zeros(5).data_ptr(), 5 * 4 + 1)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | sanitized,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "heap-buffer-overflow" in done.stderr
-
-
 LARGE = pytest.mark.campaign("needs 5 GB of memory and a minute")
 ITEMS = ("fprop", "dgrad", "wgrad", "bytes")
 
