@@ -6,7 +6,6 @@ Each change is made to the copy, whose folded weights are in use, and to the ori
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -150,15 +149,3 @@ def test_threads_share_a_copy() -> None:
             fast.eval()  # all fold at once
             for got, want in zip(threads.map(fast, xs), wanted, strict=True):
                 torch.testing.assert_close(got, want)
-
-
-def test_a_changed_copy_can_be_pickled() -> None:
-    _, fast = original_and_copy(make)
-    fast(X)
-    in_place(fast)
-    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        in_place(other)
-        with torch.no_grad():
-            assert not torch.allclose(other(X), fast(X), atol=1e-2)
-        for module, twin in zip(other.modules(), fast.modules(), strict=True):
-            assert module is not twin

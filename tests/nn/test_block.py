@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrizations, prune
-from watchers import WATCHERS
 
 from sparseconv import SparseConv1d
 from sparseconv.models import DSN
@@ -165,35 +164,6 @@ def test_what_cannot_be_saved_changes_no_statistics() -> None:
             assert tensor.equal(before[name]), name
 
 
-def test_hooks_see_what_they_should(taken: list[tuple[str, ...]]) -> None:
-    block, seen = make_block(), []
-    for module in block:
-        module.register_forward_hook(lambda module, args, y: seen.append((type(module), y.clone())))
-    block(X)
-    assert [kind for kind, _ in seen] == list(map(type, block))
-    assert seen[3][1].equal(seen[2][1].relu())
-    everywhere: list[type] = []
-    handle = nn.modules.module.register_module_forward_hook(
-        lambda module, args, y: everywhere.append(type(module))
-    )
-    try:
-        make_block()(X)
-    finally:
-        handle.remove()
-    assert everywhere == [*map(type, block), Block]
-    assert not taken
-
-
-@pytest.mark.promise("P7")
-@pytest.mark.parametrize("name", [name for name in WATCHERS if name != "script"])
-def test_torch_runs_the_modules_for_watchers(name: str, taken: list[tuple[str, ...]]) -> None:
-    block = make_block(tracked=False)
-    block(X)
-    assert taken == FUSED
-    torch.testing.assert_close(WATCHERS[name](block, X), WATCHERS[name](plain(block), X))
-    assert taken == FUSED
-
-
 def test_a_sequence_like_any_other(taken: list[tuple[str, ...]]) -> None:
     block = make_block()
     twin = plain(block)
@@ -233,17 +203,3 @@ def test_training_is_that_of_the_plain_modules(length: int, taken: list[tuple[st
     assert taken == [(*block, *3 * rest, "Pointwise")] * steps
     for (name, a), b in zip(fused.state_dict().items(), modules.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
-
-
-def test_second_derivatives() -> None:
-    block = make_block(torch.float64)
-    x = X.double().requires_grad_()
-    got, want = (
-        torch.autograd.grad(
-            torch.autograd.grad(model(x).square().sum(), x, create_graph=True)[0].square().sum(),
-            list(model.parameters()),
-        )
-        for model in (block, plain(block))
-    )
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b)
