@@ -37,7 +37,6 @@ class FoldedLink(Link):
 
     def __init__(self, modules: Sequence[Any]) -> None:
         super().__init__(modules)
-        self.conv = next(module for module in modules if type(module) in (*SPARSE, *CONV))
         self.norm = next((module for module in modules if type(module) in NORM), None)
         # The state of the tensors that were folded, the tensors, and the result, if that is usable.
         self._folded: tuple[list[Any], list[Any], Weights | None] | None = None
@@ -114,21 +113,15 @@ class FoldedSparseConv(FoldedLink, SparseLink):
         return sparse_conv1d_resolved(x, weight, conv.pattern, bias, geometry, conv.backend, relu)
 
 
-class FoldedConv(FoldedLink):
+class FoldedConv(FoldedLink, PointwiseLink):
     """An ``nn.Conv1d`` and a BatchNorm1d."""
-
-    def stage(self, x: Tensor) -> Pointwise | None:
-        if self.is_watched() or not is_pointwise(self.conv):
-            return None
-        weights = self.weights_for(x)
-        return None if weights is None else Pointwise(*weights)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y: Tensor = self.conv._conv_forward(x, weight, bias)
         return y
 
 
-class PointwiseThenMean(FoldedLink):
+class PointwiseThenMean(FoldedLink, PointwiseLink):
     """Perhaps adaptive averages, a 1x1 ``nn.Conv1d``, perhaps a BatchNorm1d, a global average.
 
     A 1x1 convolution is the same map at every position: only the mean has to pass it, or where it
@@ -137,33 +130,29 @@ class PointwiseThenMean(FoldedLink):
 
     ends_chain = True
 
-    @classmethod
-    def fits(cls, modules: Sequence[Any]) -> bool:
-        conv = next(module for module in modules if type(module) in CONV)
-        return cls._bins(conv, modules) is not None
+    def fits(self) -> bool:
+        return self._bins is not None
 
-    @staticmethod
-    def _bins(conv: nn.Conv1d, modules: Sequence[Any]) -> int | None:
+    @property
+    def _bins(self) -> int | None:
         """How many averages come before the convolution; None where the two do not commute."""
-        if not is_pointwise(conv) or _pooled_size(modules[-1]) != 1:
+        first, last = self.modules[0], self.modules[-1]
+        if not is_pointwise(self.conv) or _pooled_size(last) != 1:
             return None
-        return 1 if modules[0] is conv else _pooled_size(modules[0])
+        return 1 if first is self.conv else _pooled_size(first)
 
     def stage(self, x: Tensor) -> Pointwise | None:
-        if self.is_watched() or self._bins(self.conv, self.modules) is None:
-            return None
-        weights = self.weights_for(x)
-        if weights is None or weights[0].shape[0] >= weights[0].shape[1]:
-            return None
-        return Pointwise(*weights)
+        stage = None if self._bins is None else super().stage(x)
+        fewer = stage is not None and stage.weight.shape[0] < stage.weight.shape[1]
+        return stage if fewer else None
 
     def finish(self, y: Tensor) -> Tensor:
-        bins = self._bins(self.conv, self.modules)
+        bins = self._bins
         assert bins is not None
         return (y @ _mean_of_bins(y.shape[2], bins, y.dtype, y.device)).unsqueeze(-1)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        bins = self._bins(self.conv, self.modules)
+        bins = self._bins
         _, channels, length = x.shape
         if not (
             bins is not None

@@ -71,14 +71,15 @@ class Plan:
 
 
 def _first_link(modules: Sequence[Any], table: Table) -> tuple[Link, int] | None:
-    for kinds, link in table:
+    for kinds, make in table:
         part = modules[: len(kinds)]
-        if (
-            len(part) == len(kinds)
-            and all(type(module) in kind for module, kind in zip(part, kinds, strict=True))
-            and link.fits(part)
+        if len(part) < len(kinds) or any(
+            type(module) not in kind for module, kind in zip(part, kinds, strict=True)
         ):
-            return link(part), len(kinds)
+            continue
+        link = make(part)
+        if link.fits():
+            return link, len(kinds)
     return None
 
 

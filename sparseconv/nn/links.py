@@ -26,10 +26,10 @@ class Link:
 
     def __init__(self, modules: Sequence[Any]) -> None:
         self.modules: list[Any] = [*modules]
+        self.conv: Any = next((m for m in modules if type(m) in (*SPARSE, *CONV)), None)
 
-    @classmethod
-    def fits(cls, modules: Sequence[Any]) -> bool:
-        """Whether modules of the right types can be such a stage at all."""
+    def fits(self) -> bool:
+        """Whether these modules can be such a stage at all."""
         return True
 
     def stage(self, x: Tensor) -> Stage | None:
@@ -56,10 +56,10 @@ class SparseLink(Link):
 
     def weights_for(self, x: Tensor) -> Any:
         """Values and bias; None where the modules have to compute."""
-        return own_parameters(self.modules[0], "values", "bias")
+        return own_parameters(self.conv, "values", "bias")
 
     def stage(self, x: Tensor) -> Conv | None:
-        conv = self.modules[0]
+        conv = self.conv
         geometry = conv._geometry()
         if (
             self.is_watched()
@@ -78,12 +78,15 @@ class SparseLink(Link):
 class PointwiseLink(Link):
     """A 1x1 ``nn.Conv1d``."""
 
+    def weights_for(self, x: Tensor) -> Any:
+        """Weight and bias; None where the modules have to compute."""
+        return own_parameters(self.conv, "weight", "bias")
+
     def stage(self, x: Tensor) -> Pointwise | None:
-        conv = self.modules[-1]
-        weights = own_parameters(conv, "weight", "bias")
-        if weights is None or self.is_watched() or not is_pointwise(conv):
+        if self.is_watched() or not is_pointwise(self.conv):
             return None
-        return Pointwise(*weights)
+        weights = self.weights_for(x)
+        return None if weights is None else Pointwise(*weights)
 
 
 class PooledLink(PointwiseLink):
@@ -94,9 +97,8 @@ class PooledLink(PointwiseLink):
 
     ends_chain = True
 
-    @classmethod
-    def fits(cls, modules: Sequence[Any]) -> bool:
-        return bool(modules[1].out_channels < modules[1].in_channels)
+    def fits(self) -> bool:
+        return bool(self.conv.out_channels < self.conv.in_channels)
 
     def finish(self, y: Tensor) -> Tensor:
         pooled: Tensor = self.modules[0](y)
