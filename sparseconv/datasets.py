@@ -122,21 +122,15 @@ def _aeon() -> Any:
 
 
 def _find_stem(folder: Path) -> str:
-    """The NAME of the one pair NAME_TRAIN.ts, NAME_TEST.ts; of several, the folder's own name."""
-    files = set(os.listdir(folder))
-    stems = sorted(
-        stem
-        for stem in (file.removesuffix("_TRAIN.ts") for file in files)
-        if {f"{stem}_TRAIN.ts", f"{stem}_TEST.ts"} <= files
-    )
+    """Return the NAME of the one NAME_TRAIN.ts; of several, the folder's own name."""
+    stems = sorted(path.name.removesuffix("_TRAIN.ts") for path in folder.glob("*_TRAIN.ts"))
     own = folder.resolve().name
     if own in stems:
         return own
     if len(stems) != 1:
-        found = f"the pairs {', '.join(stems)}" if stems else ", ".join(sorted(files)[:5])
         raise ValueError(
-            f"expected one pair NAME_TRAIN.ts and NAME_TEST.ts in the folder {folder}, but it "
-            f"holds {found or 'nothing'}; put one data set into a folder"
+            f"expected one pair NAME_TRAIN.ts and NAME_TEST.ts in the folder {folder}, but found "
+            f"{', '.join(stems) or 'none'}; put one data set into a folder"
         )
     return stems[0]
 

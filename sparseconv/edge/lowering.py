@@ -227,8 +227,6 @@ def _relu(state: _State, module: nn.ReLU) -> None:
 def _pool(state: _State, pool: nn.AdaptiveAvgPool1d) -> None:
     size: Any = pool.output_size
     bins = size[0] if isinstance(size, tuple) else size
-    if not isinstance(bins, int):
-        raise ValueError(f"expected a number of bins, but output_size is {size}")
     state.add(_averages(state.channels, _numpy(
         new_averaging_matrix(state.length, torch.float64, torch.device("cpu"), bins)
     ).T))  # fmt: skip

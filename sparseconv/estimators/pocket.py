@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
 import warnings
 from collections.abc import Iterator, Sequence
@@ -168,15 +169,9 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
         n_jobs: int = 1,
         verbose: bool = False,
     ) -> None:
-        self.kernels = kernels
-        self.n_kernels = n_kernels
-        self.keep = keep
-        self.k = k
-        self.n_iter = n_iter
-        self.refit = refit
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.verbose = verbose
+        given = locals()
+        for name in inspect.signature(POCKETClassifier).parameters:
+            setattr(self, name, given[name])
         super().__init__()
 
     def _fit(self, X: Array, y: Array) -> POCKETClassifier:
@@ -303,8 +298,6 @@ def draw_kernels(kernels: Any, n_kernels: int, seed: int, X: Array) -> KernelBan
     if kernels not in KINDS:
         raise ValueError(f"kernels must be one of {KINDS} or a KernelBank, but got {kernels!r}")
     n_kernels = count("n_kernels", n_kernels)
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"random_state must lie in [0, 2**32), but got {seed}")
     make, least = (Rocket, 11) if kernels == "rocket" else (MiniRocket, 9)
     if X.shape[2] < least:
         raise ValueError(

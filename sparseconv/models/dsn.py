@@ -131,16 +131,12 @@ class DSN(nn.Module):
             if inputs > 1:
                 layers["bottleneck"] = nn.Conv1d(inputs, nf, 1, bias=False)
                 inputs = nf
+            shape = (channels, inputs, kernel_size)
+            pattern = _first_pattern(shape, regions, sparsity, init)
             conv = SparseConv1d(
-                inputs,
-                channels,
-                kernel_size,
-                padding=around,
-                bias=False,
-                padding_mode=mode,
-                pattern=_first_pattern(regions, inputs, sparsity, init, channels, kernel_size),
-                backend=backend,
-            )
+                inputs, channels, kernel_size, padding=around, bias=False, padding_mode=mode,
+                pattern=pattern, backend=backend,
+            )  # fmt: skip
             conv.regions = regions
             layers["conv"] = conv
             layers["norm"] = nn.BatchNorm1d(channels)
@@ -159,12 +155,9 @@ class DSN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
         if x.dim() != 3 or x.shape[1] != self.in_channels:
-            remedy = "build it with in_channels equal to the second size"
-            if x.dim() == 2:
-                remedy = "x.unsqueeze(0) is a batch of one, x.unsqueeze(1) has one channel"
             raise ValueError(
                 f"this DSN expects series of shape (n_cases, {self.in_channels}, n_timepoints), "
-                f"but got {tuple(x.shape)}; {remedy}"
+                f"but got {tuple(x.shape)}; x.unsqueeze(0) is a batch of one"
             )
         blocks, head = self.blocks, self.head
         if isinstance(head, Block):
@@ -239,15 +232,10 @@ def _regions(channels: int, kernel_size: int, n_groups: int, sparsity: float) ->
 
 
 def _first_pattern(
-    regions: tuple[Region, ...],
-    in_channels: int,
-    sparsity: float,
-    init: str,
-    channels: int,
-    kernel_size: int,
+    shape: tuple[int, int, int], regions: tuple[Region, ...], sparsity: float, init: str
 ) -> KernelCSR:
     """Activate ``int(size * (1 - sparsity))`` weights of each region."""
-    shape = (channels, in_channels, kernel_size)
+    _, in_channels, kernel_size = shape
     if sparsity == 0:
         return KernelCSR.full(shape)
     density = round(1 - sparsity, 12)  # 1 - 0.8 is 0.19999999999999996, which truncates wrongly

@@ -21,8 +21,8 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
         batch_size: cases at a time, a question of memory only.
 
     Raises:
-        ValueError: no case.
         TypeError: X is not an array of numbers, or the model does not return one tensor.
+        RuntimeError: no case.
 
     Example:
         >>> from sparseconv.models import DSN
@@ -34,8 +34,6 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
         X = torch.from_numpy(np.array(X, order="C")).to(parameter.dtype)  # no negative strides
     elif X.is_floating_point():
         X = X.to(parameter.dtype)
-    if len(X) == 0:
-        raise ValueError(f"X must hold at least one case, but got shape {tuple(X.shape)}")
     modes = {module: module.training for module in model.modules()}  # some may be frozen
     model.eval()
     try:

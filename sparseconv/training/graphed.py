@@ -103,7 +103,8 @@ class GraphedStep:
         """Take a step; what it returns is overwritten by the next one.
 
         Raises:
-            RuntimeError: the function cannot be captured.
+            RuntimeError: the function cannot be captured: every operation must stay on the device,
+                without ``.item()`` or ``.cpu()``.
         """
         self._follow()
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
@@ -122,8 +123,10 @@ class GraphedStep:
         if self._calls[key] < WARM_UP:
             self._calls[key] += 1
             return self._on_side_stream(lambda: self._with_static_patterns(inputs))
-        self._graphs[key] = graph = self._captured(inputs)
-        return graph.replay()
+        copies = tuple(tensor.clone() for tensor in inputs)
+        replay = self._capture(lambda: self._with_static_patterns(copies))
+        self._graphs[key] = _Graph(copies, replay, self._addresses())
+        return replay()
 
     def _follow(self) -> None:
         """Update the static patterns, or forget all graphs where nnz has changed."""
@@ -155,17 +158,6 @@ class GraphedStep:
         finally:
             for layer, pattern in zip(self._layers, self._patterns, strict=True):
                 layer._pattern = pattern
-
-    def _captured(self, inputs: tuple[Tensor, ...]) -> _Graph:
-        held = tuple(tensor.clone() for tensor in inputs)
-        try:
-            replay = self._capture(lambda: self._with_static_patterns(held))
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"this step cannot be captured as a CUDA graph: {error}; every operation must stay "
-                "on the device, without .item() or .cpu(); or call the function itself"
-            ) from error
-        return _Graph(held, replay, self._addresses())
 
     def _tensors(self) -> list[Tensor]:
         """What a graph reads and writes: all tensors but the tags of patterns."""

@@ -14,7 +14,7 @@ from torch import nn
 
 import sparseconv as sc
 from benchmarks.edge import targets
-from sparseconv import SparseConv1d, datasets, models
+from sparseconv import SparseConv1d
 from sparseconv.edge import lowering
 
 
@@ -46,24 +46,6 @@ def test_every_layer_is_within_the_bound_of_one_sum(
     lowered = lowering.lower(model, *X.shape[1:])
     assert 0 < targets.used_of_bound(folder, lowered, X.numpy()) <= 1
     count_cases(len(X) * sum(layer.outputs for layer in lowered.layers))
-
-
-@pytest.mark.parametrize("data", ["GunPoint", "ItalyPowerDemand", "BasicMotions", "JapaneseVowels"])
-def test_whole_test_sets(data: str, tmp_path: Path, count_cases: Callable[[int], None]) -> None:
-    pytest.importorskip("aeon")
-    found = datasets.load(data)
-    torch.manual_seed(0)
-    model = models.DSN(found.n_channels, len(found.classes), nf=6, kernel_size=15, depth=3)
-    model(torch.from_numpy(found.X_train))  # statistics
-    model.eval()
-    program = Program(sc.export_c(model, found.X_test[:3], tmp_path / "a"))
-    X = torch.from_numpy(found.X_test)
-    exact, bound = expected(model, X)
-    scores = program.scores(found.X_test)
-    assert (np.abs(scores - exact) <= bound).all()
-    with torch.no_grad():
-        assert program.labels(found.X_test) == model(X).argmax(1).tolist()
-    count_cases(len(X))
 
 
 def test_not_a_number_travels_along_active_weights(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_ts(cases: list[str], header: str, fragment: str, tmp_path: Path) -> Non
         ("", None, "no data set 'GunPont': expected the name of one of aeon's bundled sets"),
         ("a.csv", "1,2", "or a .npz file with X_train, y_train, X_test, y_test"),
         ("a.npz", "time,value", "cannot be used as a data set (File is not a zip file)"),
-        ("a_TRAIN.ts", "@data", "and NAME_TEST.ts in the folder"),
+        ("a_TEST.ts", "@data", "and NAME_TEST.ts in the folder"),
     ],
 )
 def test_paths(name: str, content: str | None, fragment: str, tmp_path: Path) -> None:

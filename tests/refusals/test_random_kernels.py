@@ -30,7 +30,7 @@ def with_value(value: float) -> Any:
     (lambda: kernel_features([X[0], X[1, :, 1:]], MINI), ValueError, "series of one length, but"),
     (lambda: kernel_features(with_value(np.nan), MINI), ValueError, "finite values in X"),
     (lambda: kernel_features(X, MINI, out=FEATURES[1:]), ValueError, "expected out to be"),
-    (lambda: kernel_features(X, MINI, out=np.asfortranarray(FEATURES)), ValueError, "C-contiguous"),
+    (lambda: kernel_features(X, MINI, out=FEATURES.T), ValueError, "to be contiguous"),
     (lambda: MINI.select([]), ValueError, "kernels must be a list of different integers"),
     (lambda: MINI.select_features([-1]), ValueError, "features must be a list of different"),
     (lambda: ROCKET.select([0, 10**6]), ValueError, f"from 0 to {ROCKET.n_kernels - 1}"),

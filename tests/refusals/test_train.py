@@ -13,7 +13,6 @@ from tiny import data, network, run
 from torch import nn
 
 from sparseconv.training import Recipe, train
-from sparseconv.training.evaluation import predict_log_proba
 
 X, y = data()
 NAN = X.clone()
@@ -46,13 +45,6 @@ def of(X: Any, y: Any) -> None:
     (lambda: run("DSN"), TypeError, "model must be an nn.Module, but got str"),
 )
 def test_train(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
-
-
-@table(
-    (lambda: predict_log_proba(network(), X[:0]), ValueError, "at least one case, but got shape"),
-)
-def test_predict_log_proba(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
     refuses(call, error, fragment)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from full_disk import check_every_write
 from random_banks import Problem
 
 from sparseconv.rocket import KernelBank, kernel_features
@@ -90,15 +89,6 @@ def test_files_that_are_no_banks(tmp_path: Path, count_cases: Callable[[int], No
     count_cases(len(contents))
     with pytest.raises(OSError, match=r"none\.npz"):
         KernelBank.load(tmp_path / "none.npz")
-
-
-def test_a_save_that_fails_leaves_the_older_file(
-    tmp_path: Path, count_cases: Callable[[int], None]
-) -> None:
-    path = tmp_path / "bank.npz"
-    ROCKET.save(path)
-    count_cases(check_every_write(lambda: MINI.save(path), path))
-    assert KernelBank.load(path) == MINI
 
 
 @pytest.fixture(scope="module")

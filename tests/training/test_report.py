@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +138,3 @@ def test_html_is_one_self_contained_file(tmp_path: Path, model: DSN) -> None:
         "<td>1.5</td>", "98 %", "What it shows", "one line",
     ):  # fmt: skip
         assert text in html
-
-
-def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(RuntimeError, match=r"matplotlib.*pip install"):
-        figures.learning_curve(history(2), tmp_path / "a.png")

@@ -58,15 +58,6 @@ def test_history(grow: str) -> None:
     assert (result.itop_rate == started) if grow == "static" else (result.itop_rate > started)
 
 
-def test_training_learns() -> None:
-    model = network(nf=6)
-    recipe = Recipe(epochs=30, lr=1e-2, batch_size=5)
-    result = train(model, *data(60), recipe, progress=False)
-    X, y = data(200, seed=5)
-    assert result.history[-1]["train_loss"] < 0.5 * result.history[0]["train_loss"]
-    assert (predict_log_proba(model, X).argmax(1) == y).double().mean() > 0.8
-
-
 def test_loss_and_accuracy_are_means_over_series() -> None:
     result = run(Constant(), replace(RECIPE, epochs=5))
     assert result.history[0]["train_loss"] == pytest.approx(math.log(2))
