@@ -177,7 +177,7 @@ def _measure(
     for twin, calls in capture(model, twins, arguments).items():
         found = twins[twin]
         assert found.sparse is not None
-        found.times, _ = time_layer(found.name, found.sparse, calls, stopwatch)
+        found.times = time_layer(found.name, found.sparse, calls, stopwatch)
         if found.verdict is Verdict.UNREACHED:
             found.verdict = found.times.verdict
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.measure import machine
-from sparseconv.measure.records import INFERENCE
-from sparseconv.measure.timing import milliseconds, ratio
+from sparseconv.measure.timing import milliseconds
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.modules import check_module, deepcopy_model
 from sparseconv.profiling.report import ModelTime, Profile
@@ -18,7 +17,6 @@ from sparseconv.profiling.stopwatch import (
     capture,
     check_on_cpu,
     copied_arguments,
-    in_sequence,
     model_passes,
     time_layer,
 )
@@ -35,9 +33,9 @@ def profile(
     """Measure every ``SparseConv1d`` of a model and the same layer dense.
 
     The model runs once to see what its layers are given. Then each layer is timed alone, sparse and
-    dense interleaved in shuffled order, and at last the whole model interleaved with its sparse
-    layers. Dense is what ``to_dense`` makes of a layer:
-    an ``nn.Conv1d``, after a padding layer where the padding differs left and right.
+    dense interleaved in shuffled order, and at last the whole model. Dense is what ``to_dense``
+    makes of a layer: an ``nn.Conv1d``, after a padding layer where it pads left and right
+    differently.
 
     Two passes are timed, each as a loop of calls runs it: inference, a forward pass under
     ``torch.no_grad()``, and training, a forward pass that records gradients and its backward pass.
@@ -91,21 +89,13 @@ def profile(
             )
         calls = [(layer, call) for layer, found in called.items() for call in found]
         measured = [time_layer(layers[layer], layer, [call], stopwatch) for layer, call in calls]
-        # Shares are taken pair by pair: the machine may have changed since the layers' turn.
         whole = model_passes(model, arguments, backward)
-        alone = in_sequence([(1, passes) for _, passes in measured])
-        layers_alone = {which: alone.get(which, alone[INFERENCE]) for which in whole}
-        times = stopwatch.time({"model": whole, "layers": layers_alone})
+        times = stopwatch.time({"model": whole})
     return Profile(
-        layers=tuple(layer for layer, _ in measured),
+        layers=tuple(measured),
         unreached=tuple(name for layer, name in layers.items() if layer not in called),
         model={
-            which: ModelTime.of(
-                which,
-                milliseconds(times[f"model {which}"]),
-                ratio(times, f"layers {which}", f"model {which}"),
-                [layer for layer, _ in measured],
-            )
+            which: ModelTime.of(which, milliseconds(times[f"model {which}"]), measured)
             for which in whole
         },
         machine=machine.environment_info(),

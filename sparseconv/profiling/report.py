@@ -24,32 +24,30 @@ class ModelTime:
 
     Attributes:
         ms: median time of the model in milliseconds, with its 95 % interval.
-        share: time of the layers called one by one, over that of the model, pair by pair. On their
-            own they cost what the model spares: each has its own backward pass, and nothing is
-            fused. Where that is much, with short calls for example, the share comes above 1.
         flops: of all layers, dense and executed.
-        dense_ms, sparse_ms: of all layers, medians added up.
+        dense_ms, sparse_ms: of all layers, called one by one, medians added up.
     """
 
     ms: Estimate
-    share: Estimate
     flops: Counts
     dense_ms: float
     sparse_ms: float
 
     @classmethod
-    def of(
-        cls, which: str, ms: Estimate, share: Estimate, layers: Iterable[LayerTimes]
-    ) -> ModelTime:
+    def of(cls, which: str, ms: Estimate, layers: Iterable[LayerTimes]) -> ModelTime:
         """Add up layers; one without gradients costs a training step its forward pass."""
         found = [(layer, which if which in layer.times else INFERENCE) for layer in layers]
         return cls(
             ms,
-            share,
             Counts(*map(sum, zip(*(layer.flops[name] for layer, name in found), strict=True))),
             sum(layer.times[name].before.median for layer, name in found),
             sum(layer.times[name].after.median for layer, name in found),
         )
+
+    @property
+    def share(self) -> float:
+        """Sparse layers over the model; above 1 where the model spares what they cost alone."""
+        return self.sparse_ms / self.ms.median
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +83,13 @@ class Profile(Report):
         """Return what it adds up to, a line each."""
         lines = []
         for which, found in self.model.items():
-            share, low, high = found.share
             dense, executed = map(megaflops, found.flops)
             lines.append(
                 f"{which}: sparse layers {found.sparse_ms:.2f} ms, as dense ones "
-                f"{found.dense_ms:.2f} ms; {executed} of {dense} MFLOP executed; interleaved with "
-                f"the model they take {share:.0%} [{low:.0%}, {high:.0%}] of its "
-                f"{found.ms.median:.2f} ms"
+                f"{found.dense_ms:.2f} ms; {executed} of {dense} MFLOP executed; alone they "
+                f"take {found.share:.0%} of the model's {found.ms.median:.2f} ms"
             )
-        if any(found.share.median > 1 for found in self.model.values()):
+        if any(found.share > 1 for found in self.model.values()):
             lines.append(
                 "above 100 % of the model: layers are called one by one, where they cost more than "
                 "within it, with one backward pass for all, and some fused"

@@ -175,11 +175,8 @@ def time_layer(
     layer: SparseConv1d,
     calls: Sequence[Call],
     stopwatch: Stopwatch,
-) -> tuple[LayerTimes, Passes]:
-    """Time a layer, sparse and dense interleaved, on all these calls together.
-
-    Returns its record, and its sparse passes to be timed again with the model.
-    """
+) -> LayerTimes:
+    """Time a layer, sparse and dense interleaved, on all these calls together."""
     dense, sparse = _plain_twins(layer)
     passes = {
         name: in_sequence([(call.count, _layer_passes(twin, call)) for call in calls])
@@ -199,7 +196,7 @@ def time_layer(
             gradients = (trained and call.trains) + call.needs_dgrad if which == TRAINING else 0
             per_weight += call.count * positions * (1 + gradients)
         flops[which] = Counts(2 * per_weight * pattern.numel, 2 * per_weight * executed)
-    record = LayerTimes(
+    return LayerTimes(
         name=name,
         weight_shape=pattern.shape,
         nnz=pattern.nnz,
@@ -215,7 +212,6 @@ def time_layer(
         times=found,
         flops=flops,
     )
-    return record, passes["sparse"]
 
 
 def model_passes(model: nn.Module, arguments: tuple[Any, ...], backward: bool) -> Passes:
