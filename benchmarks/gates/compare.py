@@ -220,9 +220,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CompareError, WrongResultError) as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the worktree of BASE is removed", file=sys.stderr)
-        return 130
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -29,7 +29,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +41,7 @@ from sparseconv import datasets
 from sparseconv.bench.document import rounded, write_json
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.table import Table
-from sparseconv.measure.timing import Estimate, interleave, median_with_ci
+from sparseconv.measure.timing import Estimate, interleave, median_with_ci, ratio
 from sparseconv.nn.modules import deepcopy_model
 
 RESULTS = Path(__file__).parents[1] / "results" / "published_networks.json"
@@ -50,7 +49,7 @@ PRUNED = 0.9
 BATCH = 16
 LR = 1e-3  # at first; a cosine ends it at 0
 SEEDS = range(3)
-ROUNDS, REPEATS = 8, 3  # pairs of times
+ROUNDS = 24  # pairs of times
 WAYS = ("dense", "masked", "converted")
 
 
@@ -215,7 +214,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 
 def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
-    """Time a training step and inference of one batch, all ways in turns, several times over."""
+    """Time a training step and inference of one batch, all ways in turns."""
     data = replace(data, X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
     found: dict[str, Any] = {}
     for what in ("step", "inference"):
@@ -227,17 +226,10 @@ def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
             calls = {
                 way: partial(inference, model.eval(), data.X_train) for way, model in models.items()
             }
-        taken = [interleave(calls, rounds=ROUNDS, seed=seed) for seed in range(REPEATS)]
-        seconds = {way: np.concatenate([t[way] for t in taken]) for way in models}
+        taken = interleave(calls, rounds=ROUNDS)
         found[what] = {
-            "ms": {way: [1e3 * t for t in median_with_ci(s)] for way, s in seconds.items()},
-            "ratio": {
-                way: list(median_with_ci(seconds[way] / seconds["converted"])) for way in WAYS[:2]
-            },
-            "ratio_by_repeat": {
-                way: [median_with_ci(t[way] / t["converted"]).median for t in taken]
-                for way in WAYS[:2]
-            },
+            "ms": {way: [1e3 * t for t in median_with_ci(s)] for way, s in taken.items()},
+            "ratio": {way: list(ratio(taken, way, "converted")) for way in WAYS[:2]},
         }
     return found
 
@@ -271,7 +263,7 @@ def section(path: Path = RESULTS) -> str:
     lines.append(
         f"{about['cpu']}, 1 thread, {about['isa']}, torch {about['torch']}, {about['date']}; 90 % "
         "of the weights of every convolution pruned by magnitude. Ratios above 1: the converted "
-        f"network is faster; medians with 95 % intervals of {ROUNDS * REPEATS} pairs taken in "
+        f"network is faster; medians with 95 % intervals of {ROUNDS} pairs taken in "
         f"turns, other processes at work on the same {about['cores']} cores. Accuracies in "
         "percent on the test set: mean ± standard deviation (seeds), after as many epochs of "
         "fine-tuning as of training, few of both."

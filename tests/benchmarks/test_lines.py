@@ -13,19 +13,11 @@ from benchmarks.lines import add_line, read_lines
 ROWS = [{"a": 1, "name": "é\u2028\n"}, {"a": [2.5, None]}]
 
 
-def test_what_is_added_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    assert read_lines(path) == []
-    for row in ROWS:
-        add_line(path, row)
-    assert read_lines(path) == ROWS
-    assert path.read_bytes().count(b"\n") == 2
-
-
 def test_a_kill_at_any_byte_loses_the_last_row_alone(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     for row in ROWS:
         add_line(path, row)
+    assert read_lines(path) == ROWS
     whole = path.read_bytes()
     first, second = whole.index(b"\n"), len(whole) - 1
     for size in range(len(whole)):

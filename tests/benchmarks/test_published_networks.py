@@ -41,7 +41,7 @@ def test_a_run_is_recorded_once_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Data, "load", data)
-    monkeypatch.setattr(published_networks, "ROUNDS", 2)
+    monkeypatch.setattr(published_networks, "ROUNDS", 6)
     monkeypatch.setattr(published_networks, "LR", 0.02)
     network = Network("Stand-in", "torch", "Ramps", build, epochs=8)
     monkeypatch.setattr(published_networks, "NETWORKS", (network,))

@@ -14,24 +14,15 @@ from benchmarks import plots, readme
 from sparseconv.bench.cases import SUITES, select
 
 
-@pytest.mark.parametrize("part", [{"suites": ["layer"]}, {"rounds": 6}])
-def test_readme_is_not_made_of_a_part(part: dict[str, Any], tmp_path: Path) -> None:
-    bench = json.loads((readme.RESULTS / "bench.json").read_text())
-    whole = {"suites": list(SUITES), "rounds": 12}
-    (tmp_path / "bench.json").write_text(json.dumps(bench | whole))
-    readme.section(tmp_path)
-    (tmp_path / "bench.json").write_text(json.dumps(bench | whole | part))
-    with pytest.raises(ValueError, match="must be of all suites and 12 rounds, but is of"):
-        readme.section(tmp_path)
-
-
-def test_readme_is_not_made_of_a_stopped_run(tmp_path: Path) -> None:
-    bench = json.loads((readme.RESULTS / "bench.json").read_text())
-    (tmp_path / "bench.json").write_text(json.dumps(bench | {"complete": False}))
-    with pytest.raises(ValueError, match="stopped; run make bench again"):
-        readme.section(tmp_path)
-    (tmp_path / "bench.json").write_text(json.dumps(bench | {"network": []}))
-    assert "**The whole network" not in readme.section(tmp_path)  # and no empty table
+@pytest.mark.parametrize("part", [{"suites": ["layer"]}, {"rounds": 6}, {"complete": False}])
+def test_readme_is_made_of_a_whole_run(part: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    bench = readme.recorded() | {"suites": list(SUITES), "rounds": 12}
+    path.write_text(json.dumps(bench))
+    assert readme.recorded(path) == bench
+    path.write_text(json.dumps(bench | part))
+    with pytest.raises(ValueError, match="must be of a whole run"):
+        readme.recorded(path)
 
 
 def test_readme_shows_the_recorded_results() -> None:
