@@ -12,6 +12,7 @@ import pytest
 from benchmarks import demo
 from sparseconv import datasets
 from sparseconv.bench.network import compare
+from sparseconv.ops import backends
 from sparseconv.ops.backends import extension
 
 
@@ -22,7 +23,8 @@ def test_what_stops_the_demo_is_said_before_the_work(
     (tmp_path / "file").touch()
     assert demo.main(["--out", str(tmp_path / "file")]) == 2
     assert "report.html cannot be written" in capsys.readouterr().err
-    monkeypatch.setattr(demo, "cpp_or_reason", lambda: "the C++ extension is not built (why)")
+    monkeypatch.setattr(backends, "extension", None)
+    monkeypatch.setattr(backends, "_missing_reason", "the C++ extension is not built (why)")
     assert demo.main(["--out", str(tmp_path / "demo")]) == 2
     assert "not built (why)" in capsys.readouterr().err
 
