@@ -35,46 +35,31 @@ def read(path: Path) -> dict[str, Any]:
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
     """Write everything: each entry of a list on its own line, to be read in a diff."""
-    write_whole(path, dumps(document))
-
-
-def dumps(document: Mapping[str, Any]) -> str:
-    """The text of ``write_json``.
-
-    Example:
-        >>> print(dumps({"schema": 1, "rows": [{"ms": 1.5}, {"ms": 2.0}]}), end="")
-        {"schema": 1,
-        "rows": [
-        {"ms": 1.5},
-        {"ms": 2.0}]}
-    """
     parts = []
     for key, value in document.items():
         text = json.dumps(value)
         if isinstance(value, list) and value:
             text = "[\n" + ",\n".join(map(json.dumps, value)) + "]"
         parts.append(f"{json.dumps(key)}: {text}")
-    return "{" + ",\n".join(parts) + "}\n"
+    write_whole(path, "{" + ",\n".join(parts) + "}\n")
 
 
 def write_csv(document: Mapping[str, Any], path: Path) -> None:
     """Write the rows: ``ms_conv1d``, ``ratio_conv1d``, ``ratio_conv1d_low`` and so on."""
-    flat = [_flattened(row) for row in document["rows"]]
-    names = list(dict.fromkeys(name for row in flat for name in row))
+    flat = []
+    for row in document["rows"]:
+        line = {key: row[key] for key in row if key not in ("ms", "ratio", "absent")}
+        line |= {f"ms_{name}": ms for name, ms in row["ms"].items()}
+        for name, three in row["ratio"].items():
+            ends = (f"ratio_{name}{end}" for end in ("", "_low", "_high"))
+            line |= dict(zip(ends, three, strict=True))
+        flat.append(line)
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    names = dict.fromkeys(name for line in flat for name in line)
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     write_whole(path, text.getvalue())
-
-
-def _flattened(row: Row) -> dict[str, Any]:
-    flat = {key: row[key] for key in row if key not in ("ms", "ratio", "absent")}
-    flat |= {f"ms_{name}": ms for name, ms in row["ms"].items()}
-    for name, (median, low, high) in row["ratio"].items():
-        key = f"ratio_{name}"
-        flat |= {key: median, f"{key}_low": low, f"{key}_high": high}
-    return flat
 
 
 def rounded(value: Any) -> Any:

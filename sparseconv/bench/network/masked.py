@@ -48,11 +48,10 @@ class PremaskedConv1d(nn.Module):
         if input.dim() != 4:
             x = pad(input, self.padding, self.padding_mode)
             return F.conv1d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-        (left, right), x, inside = self.padding, input, 0
-        if self.padding_mode == "zeros" and left == right:  # one call pads by itself
-            inside = left
-        else:
-            x = pad(input, (left, right, 0, 0), self.padding_mode)
+        left, right = self.padding
+        # One call pads by itself.
+        inside = left if self.padding_mode == "zeros" and left == right else 0
+        x = input if inside else pad(input, (left, right, 0, 0), self.padding_mode)
         return F.conv2d(
             x, self.weight.unsqueeze(2), self.bias, (1, self.stride), (0, inside),
             (1, self.dilation), self.groups,
