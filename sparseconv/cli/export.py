@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from sparseconv.cli.results import data_of_run
-from sparseconv.rocket import RocketModel
-from sparseconv.training.run_folder import load_run
+from sparseconv.cli.results import data_of_run, load_network
 
 
 def add_to(commands: Any) -> None:
@@ -38,11 +36,7 @@ def add_to(commands: Any) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    run = load_run(args.run_folder)
-    if isinstance(run.model, RocketModel):
-        raise ValueError(
-            f"{args.run_folder} holds random kernels; expected the run of a Dynamic Sparse Network"
-        )
+    run, model = load_network(args.run_folder)
     data = data_of_run(run.config["data"], args.data, args.run_folder)
     from sparseconv.edge import export_c  # torch's observers take a moment to import
 
@@ -51,7 +45,7 @@ def _export(args: argparse.Namespace) -> int:
     out = args.out or (folder if folder.is_dir() else folder.parent) / f"c-{weights}"
     series, classes = torch.from_numpy(data.X_train), list(map(str, data.classes))
     export_c(
-        run.model, series, out, name=args.name, weights=weights,
+        model, series, out, name=args.name, weights=weights,
         calibration=series if args.int8 else None, classes=classes,
     )  # fmt: skip
     files = ", ".join(sorted(file.name for file in out.iterdir()))

@@ -26,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
-        _check_encoding(sys.argv[1:] if argv is None else argv)
         code: int = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -39,18 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return REFUSED
     return code
-
-
-def _check_encoding(words: Sequence[str]) -> None:
-    """Names are printed and written to reports, at the end of the work."""
-    for word in words:
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"expected names in UTF-8, but got {os.fsencode(word)!r}; rename that file or "
-                "folder"
-            ) from None
 
 
 class _WholeWords(argparse.ArgumentParser):

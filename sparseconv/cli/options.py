@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sparseconv import datasets
@@ -15,7 +14,6 @@ from sparseconv.models.dsn import DSN, INITS, PADDINGS
 from sparseconv.ops.backends import BACKENDS
 from sparseconv.rocket.bank import KINDS
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import CONFIG_NAME, SECTIONS, read_config
 
 PROG = "python -m sparseconv"
 INTERRUPTED = 130  # exit code: the shell's for SIGINT
@@ -93,23 +91,3 @@ def add_option(
         kind: Any = float if isinstance(default, float) else int
         kwargs |= {"type": number_or_cv if name in ("keep", "k") else kind, "metavar": "X"}
     group.add_argument(flag, **kwargs)
-
-
-def resumed_settings(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the run in ``out``; those given again must agree."""
-    if not (out / CONFIG_NAME).exists():
-        raise ValueError(
-            f"nothing to resume: {out / CONFIG_NAME} does not exist; name the folder of a run with "
-            "--out, or omit --resume"
-        )
-    config = read_config(out)
-    if config.get("model", "dsn") != "dsn":
-        raise ValueError(f"{out} holds a {config['model']} model, which has no epochs to resume")
-    settings = {name: config[key][name] for key, options in SECTIONS.items() for name in options}
-    for name, value in given.items():
-        if value != settings[name]:
-            raise ValueError(
-                f"the run in {out} has {name}={settings[name]}, but --{name.replace('_', '-')} "
-                f"asks for {value}; omit the option, or start a new run with --out"
-            )
-    return settings | {"threads": int(config["machine"]["threads"])}

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from sparseconv.cli.options import add_threads, at_least
+from sparseconv.cli.results import load_network
 from sparseconv.core.files import check_writable, write_whole
 from sparseconv.measure import machine
 from sparseconv.measure.memory import retain_freed_memory
-from sparseconv.rocket import RocketModel
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import load_run
 
 
 def add_to(commands: Any) -> None:
@@ -43,11 +42,7 @@ def add_to(commands: Any) -> None:
 
 
 def _profile(args: argparse.Namespace) -> int:
-    run = load_run(args.run_folder)
-    if isinstance(run.model, RocketModel):
-        raise ValueError(
-            f"{args.run_folder} holds random kernels; expected the run of a Dynamic Sparse Network"
-        )
+    run, model = load_network(args.run_folder)
     data = run.config["data"]
     batch = args.batch or Recipe(**run.config["recipe"]).batch_size_for(data["n_train"])
     length = args.length or data["n_timepoints"]
@@ -55,13 +50,13 @@ def _profile(args: argparse.Namespace) -> int:
         check_writable(args.json)
 
     retain_freed_memory()  # as train() does
-    run.model.train(not args.inference)
+    model.train(not args.inference)
     # Random series: no kernel's time depends on the numbers in them.
     x = torch.randn(batch, data["n_channels"], length, generator=torch.Generator())
     from sparseconv.profiling import profile  # needed by this command only
 
     with machine.threads(args.threads or int(run.config["machine"]["threads"])):
-        found = profile(run.model, x, backward=not args.inference)
+        found = profile(model, x, backward=not args.inference)
     if args.json is not None:
         write_whole(args.json, json.dumps(found.to_dict(), indent=2) + "\n")
     print(found)

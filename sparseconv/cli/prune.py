@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparseconv import datasets
 from sparseconv.cli.options import add_option, add_threads, at_least, refuse_foreign
-from sparseconv.cli.results import data_of_run, history_writer, new_folder
+from sparseconv.cli.results import data_of_run, history_writer, load_network, new_folder
 from sparseconv.core.files import write_whole
 from sparseconv.measure import machine
 from sparseconv.models import DSN
@@ -36,7 +36,7 @@ from sparseconv.report.training import write_training_report
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import CONFIG_NAME, HISTORY_NAME, RECIPE, load_run
+from sparseconv.training.run_folder import CONFIG_NAME, HISTORY_NAME, RECIPE
 
 Data = tuple[Tensor, Tensor]
 CRITERIA: dict[str, Callable[[Data, argparse.Namespace], Criterion]] = {
@@ -104,11 +104,7 @@ def add_to(commands: Any) -> None:
 
 
 def _prune(args: argparse.Namespace) -> int:
-    run = load_run(args.run_folder)
-    if not isinstance(run.model, DSN):
-        raise ValueError(
-            f"{args.run_folder} holds no network; a pocket model is pruned where it is trained"
-        )
+    run, network = load_network(args.run_folder)
     foreign = ("ratio", "target_macs") if args.criterion == "dsp" else DSP_OPTIONS
     refuse_foreign(args, foreign, f"--criterion {args.criterion}")
     path = args.run_folder.resolve()
@@ -122,16 +118,16 @@ def _prune(args: argparse.Namespace) -> int:
     X, y = (torch.from_numpy(array) for array in (data.X_train, data.y_train))
     threads = args.threads or int(run.config["machine"]["threads"])
     with machine.threads(threads), new_folder(out, resumable=False):
-        before = _accuracy(run.model, data)
+        before = _accuracy(network, data)
         criterion = CRITERIA[args.criterion]((X, y), args)
         amount = {name: getattr(args, name) for name in ("ratio", "target_macs") if name in args}
         if isinstance(criterion, DSP):
-            _silence(run.model, X, y, recipe, args)
+            _silence(network, X, y, recipe, args)
         elif not amount:
             amount = {"ratio": 0.5}
         model: Any
         model, report = prune_filters(
-            run.model, X[:1], criterion, steps=getattr(args, "steps", 1), **amount
+            network, X[:1], criterion, steps=getattr(args, "steps", 1), **amount
         )
         at_once = _accuracy(model, data)
         config = {**run.config, "recipe": {name: getattr(recipe, name) for name in RECIPE}}

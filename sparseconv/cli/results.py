@@ -14,9 +14,10 @@ import torch
 from sparseconv import datasets
 from sparseconv.core.files import check_writable, partial_files, write_whole
 from sparseconv.core.folders import LOCK_NAME, claimed
+from sparseconv.models import DSN
 from sparseconv.training.data import digest
 from sparseconv.training.loop import CHECKPOINT_NAME
-from sparseconv.training.run_folder import CONFIG_NAME, DATA, MODEL_NAME
+from sparseconv.training.run_folder import CONFIG_NAME, DATA, MODEL_NAME, TrainedRun, load_run
 
 
 @contextlib.contextmanager
@@ -87,6 +88,14 @@ def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str,
         "test_sha256": digest(torch.from_numpy(data.X_test), torch.from_numpy(data.y_test)),
         **{name: settings[name] for name in DATA},
     }
+
+
+def load_network(path: str | Path) -> tuple[TrainedRun, DSN]:
+    """Load a run with its network; ValueError if it holds random kernels."""
+    run = load_run(path)
+    if isinstance(run.model, DSN):
+        return run, run.model
+    raise ValueError(f"{path} holds random kernels; expected the run of a Dynamic Sparse Network")
 
 
 def data_of_run(

@@ -20,7 +20,6 @@ from sparseconv.cli.options import (
     add_option,
     add_threads,
     refuse_foreign,
-    resumed_settings,
 )
 from sparseconv.cli.results import data_facts, described, difference, history_writer, new_folder
 from sparseconv.core.files import write_whole
@@ -41,6 +40,7 @@ from sparseconv.training.run_folder import (
     POCKET,
     RECIPE,
     SECTIONS,
+    read_config,
 )
 
 
@@ -96,21 +96,32 @@ def _train(args: argparse.Namespace) -> int:
     out: Path = args.out or Path("runs") / f"{name}-{mark}seed{given.get('seed', RECIPE['seed'])}"
     if args.model == "pocket":
         return pocket.train(args, given, out)
-    settings = DATA | NETWORK | RECIPE | {"threads": torch.get_num_threads()} | given
-    if args.resume:
-        settings = resumed_settings(out, given)
+    settings = DATA | NETWORK | RECIPE | given
+    config: dict[str, Any] = _resumed(out, given) if args.resume else {
+        key: {name: settings[name] for name in options} for key, options in SECTIONS.items()
+    }  # fmt: skip
+    settings = {name: config[key][name] for key, options in SECTIONS.items() for name in options}
 
     # Whatever can be wrong shows before anything is written.
     figures.require_matplotlib()
     data = datasets.load(args.data, nan_to_zero=settings["nan_to_zero"])
-    recipe = Recipe(**{name: settings[name] for name in RECIPE})
+    facts = data_facts(data, settings)
+    if args.resume and (different := difference(facts, config["data"])):
+        raise ValueError(
+            f"{out} holds another run: {data.name} is not its data, {different}; give the data of "
+            "that run, or start a new one with --out"
+        )
+    recipe = Recipe(**config["recipe"])
     torch.manual_seed(recipe.seed)
-    model = DSN(data.n_channels, len(data.classes), **{name: settings[name] for name in NETWORK})
+    model = DSN(data.n_channels, len(data.classes), **config["network"])
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
 
+    threads = args.threads or int(config.get("machine", {}).get("threads", 0))
     folder = claimed(out) if args.resume else new_folder(out)
-    with machine.threads(args.threads or settings["threads"]), folder:
-        config = _config(out, data, settings, resume=args.resume)
+    with machine.threads(threads or torch.get_num_threads()), folder:
+        if not args.resume:
+            config |= {"data": facts, "machine": machine.environment_info()}
+            write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         if not args.quiet:
             cost = model.cost(data.n_timepoints)
             print(
@@ -148,25 +159,23 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _config(
-    out: Path, data: datasets.Dataset, settings: Mapping[str, Any], *, resume: bool
-) -> dict[str, Any]:
-    """Write config.json, or read that of a resumed run."""
-    path = out / CONFIG_NAME
-    facts = data_facts(data, settings)
-    if resume:
-        config: dict[str, Any] = json.loads(path.read_text())
-        if different := difference(facts, config["data"]):
+def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the configuration of the run in ``out``; options given again must agree with it."""
+    if not (out / CONFIG_NAME).exists():
+        raise ValueError(
+            f"nothing to resume: {out / CONFIG_NAME} does not exist; name the folder of a run with "
+            "--out, or omit --resume"
+        )
+    config = read_config(out)
+    if config.get("model", "dsn") != "dsn":
+        raise ValueError(f"{out} holds a {config['model']} model, which has no epochs to resume")
+    if "pruning" in config:
+        raise ValueError(f"{out} holds a pruned run, whose fine-tuning is not resumed; prune again")
+    known = {name: value for key in SECTIONS for name, value in config[key].items()}
+    for name, value in given.items():
+        if value != known[name]:
             raise ValueError(
-                f"{out} holds another run: {data.name} is not its data, {different}; give the data "
-                "of that run, or start a new one with --out"
+                f"the run in {out} has {name}={known[name]}, but --{name.replace('_', '-')} asks "
+                f"for {value}; omit the option, or start a new run with --out"
             )
-        if "pruning" in config:
-            raise ValueError(
-                f"{out} holds a pruned run, whose fine-tuning is not resumed; prune again"
-            )
-        return config
-    config = {key: {name: settings[name] for name in options} for key, options in SECTIONS.items()}
-    config = {**config, "data": facts, "machine": machine.environment_info()}
-    write_whole(path, json.dumps(config, indent=2) + "\n")
     return config

@@ -88,9 +88,9 @@ def ctrl_c_waits() -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all; a name that is no UTF-8 is escaped in it."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def check_writable(path: Path) -> None:
