@@ -99,8 +99,6 @@ def test_one_run_at_a_time(data: str, out: Path, refused_while_claimed: Any) -> 
 
 
 def test_a_damaged_model(run_folder: Path, refused: Any) -> None:
-    with pytest.raises(ValueError, match="expected backend='auto'"):
-        sc.load_run(run_folder, backend="cpp")
     (run_folder / "model.npz").write_bytes(b"no")
     refused(["info", str(run_folder)], "model.npz is no sparseconv rocket model")
     (run_folder / "model.npz").unlink()
