@@ -22,7 +22,6 @@ from benchmarks.paper.pruned_filters import expanded, like
 from benchmarks.paper.rows import ROWS_NAME, read_rows
 from benchmarks.paper.tables.smaller_networks import silenced, smaller_networks
 from benchmarks.paper.times import TIMES_NAME, read_times
-from benchmarks.paper.training import Progress
 from sparseconv.pruning.tracing import trace
 
 PLAN = """
@@ -125,20 +124,6 @@ def test_a_job_that_was_killed_goes_on(
     (expected,) = (row for row in read_rows(out / ROWS_NAME) if row["run"] == "LITE")
     del expected["data"]  # the sweep adds it
     assert json.loads(json.dumps(without_times(row))) == without_times(expected)
-
-
-def test_the_progress_is_of_all_trainings(folder: Path, tmp_path: Path) -> None:
-    (lite, *_) = read_plan(folder / "plan.toml", open_archive(folder / "archive"))
-    assert lite.options["pruning"]
-    parts = pruned_filters.trainings(lite.options["pruning"])
-    progress = Progress(tmp_path, parts)
-    progress.written = -9.0  # longer ago than a second
-    progress.write(0.5, part=1)
-    assert float((tmp_path / "progress").read_text()) == pytest.approx(
-        (1 + parts[1] / 2) / sum(parts)
-    )
-    progress.write(1.0, part=1)
-    assert float((tmp_path / "progress").read_text()) < (1 + parts[1]) / sum(parts), "too soon"
 
 
 def test_times_and_tables(

@@ -53,7 +53,9 @@ def test_hours_are_of_training_pruning_and_tuning() -> None:
     rows += [row("a", SETS[1], train_seconds=None)]
     assert report.where(rows).startswith("2 trainings (1 of them without times), 1.5 hours")
     assert "GPU" not in report.where(rows)
-    rows[1]["machine"] = rows[1]["machine"] | {"gpu": "GPU 7"}
+    assert "; commit abc; the last on" in report.where(rows)
+    rows[1]["machine"] = rows[1]["machine"] | {"gpu": "GPU 7", "commit": "abc then cc"}
+    assert "; 2 commits, abc to cc; the last on" in report.where(rows)
     assert "(1 of them without times, 1 in part or whole on GPU 7), 1.5" in report.where(rows)
 
 
@@ -83,14 +85,6 @@ def test_report_of_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "critical difference" not in text, "a caption of a figure that is not there"
     assert main(["report", str(tmp_path)]) == 2
     assert f"no rows to report in {tmp_path}; run a plan first" in capsys.readouterr().err
-
-
-def test_commits_are_counted() -> None:
-    rows = [row("a", name) for name in SETS[:3]]
-    for one, commit in zip(rows, ("aa", "bb then aa", "cc"), strict=True):
-        one["machine"] = {**one["machine"], "commit": commit}
-    assert "; 3 commits, aa to cc; the last on" in report.where(rows)
-    assert "; commit aa; the last on" in report.where(rows[:1])
 
 
 def pruned_row(run: str, dataset: str) -> dict[str, Any]:
@@ -148,17 +142,6 @@ def test_every_run_of_the_plan_is_shown_somewhere(full: list[dict[str, Any]]) ->
     assert {run for run in runs - shown if not run.startswith("Daily Sports")} == set()
 
 
-def test_a_figure_without_its_table_is_named(tmp_path: Path) -> None:
-    """Two architectures: enough for the table, too few for a diagram of ranks."""
-    rows = [row(name, dataset) for name in ("DSN", "depth 2") for dataset in SETS]
-    text = unescape(report.write_report(rows, tmp_path).read_text(encoding="utf-8"))
-    left = text.partition("Left out, because what they need was not run: ")[2]
-    said = 'Figure 5: depth and width (without the figure, "depth 6", "nf = 24", "nf = 71")'
-    assert said in left
-    assert "Other runs" not in left
-    assert not (tmp_path / "figure-5.png").exists()
-
-
 def test_picked_sets_count_in_no_comparison(tmp_path: Path) -> None:
     rows = [row("DSN", name, 0, 0.5) for name in SETS]
     grown = [row("gradient growth", name, picked=True) for name in SETS[:3]]
@@ -172,10 +155,17 @@ def test_picked_sets_count_in_no_comparison(tmp_path: Path) -> None:
     assert cells.split("|")[2].strip() == "2, 2"
 
 
-def test_the_machine_of_times_is_named(tmp_path: Path) -> None:
+def test_what_is_missing_and_the_machine_of_times_are_named(tmp_path: Path) -> None:
+    """Two architectures: enough for the table, too few for a diagram of ranks."""
     rows = [row(name, dataset) for name in ("DSN", "depth 2") for dataset in SETS]
-    text = report.write_report(rows, tmp_path / "report").read_text(encoding="utf-8")
+    page = report.write_report(rows, tmp_path / "report")
+    text = unescape(page.read_text(encoding="utf-8"))
     assert "were timed, on" not in text
+    left = text.partition("Left out, because what they need was not run: ")[2]
+    said = 'Figure 5: depth and width (without the figure, "depth 6", "nf = 24", "nf = 71")'
+    assert said in left
+    assert "Other runs" not in left
+    assert not (page.parent / "figure-5.png").exists()
     lines = [
         {"dataset": dataset, "seed": 0, "networks": {}, "times": {},
          "machine": {"cpu": "EPYC", "isa": "avx2", "commit": "abc", "date": f"day {day}"}}

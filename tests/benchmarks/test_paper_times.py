@@ -54,6 +54,7 @@ def test_equal_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(times, "_timed", timed)
     path = tmp_path / times.TIMES_NAME
+    assert times.measure(ROWS[5:6], path) == 0, "random kernels are not timed"
     assert times.measure(ROWS, path) == 1, "of one set all networks are equal"
     layers = 4
     assert measured == [
@@ -67,20 +68,6 @@ def test_equal_networks_are_measured_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert times.measure(ROWS, path) == 0, "nothing is measured twice"
     assert times.measure([*ROWS, row("new", network={"nf": 5})], path) == 1
     assert [len(line["times"]) for line in times.read_times(path)] == [5]
-
-
-def test_another_processor_measures_all_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = {"forward_ms": 1.0, "step_ms": 2.0}
-    here = {"cpu": "EPYC", "isa": "avx2", "commit": "abc", "date": "today"}
-    monkeypatch.setattr(times, "_timed", lambda models, x: dict.fromkeys(models, found))
-    path = tmp_path / times.TIMES_NAME
-    for other in ({}, {"isa": "avx512"}, {"cpu": "Xeon"}):
-        monkeypatch.setattr(times, "measurement_context", lambda there=here | other: there)
-        assert times.measure(ROWS, path) == 1
-        assert times.measure(ROWS, path) == 0
-    assert [line["machine"]["cpu"] for line in times.read_times(path)] == ["Xeon"]
 
 
 def test_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +84,12 @@ def test_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.Monk
         row["run"] for row in expanded([one, other], times.read_times(path)) if "step_ms" in row
     ]
     assert timed == ["DSN"], "a time of another network is not the row's"
+    here = {"cpu": "EPYC", "isa": "avx2", "commit": "abc", "date": "today"}
+    for change in ({}, {"isa": "avx512"}, {"cpu": "Xeon"}):
+        monkeypatch.setattr(times, "measurement_context", lambda there=here | change: there)
+        assert times.measure([one, other], path) == 1, "on another processor"
+        assert times.measure([one, other], path) == 0
+    assert [line["machine"]["cpu"] for line in times.read_times(path)] == ["Xeon"]
 
 
 def test_predictions_are_timed_in_eval_mode_and_steps_with_gradients() -> None:
@@ -120,11 +113,3 @@ def test_no_time_is_taken_beside_a_sweep(tmp_path: Path) -> None:
         beside = pool.submit(times.measure, ROWS, path)
         with pytest.raises(ValueError, match=r"a sweep is running in .*; wait for it"):
             beside.result()
-
-
-def test_nothing_to_measure(tmp_path: Path) -> None:
-    path = tmp_path / times.TIMES_NAME
-    assert times.measure([row("ROCKET", model="ROCKET", network={})], path) == 0
-    assert not path.exists()
-    with pytest.raises(ValueError, match=r"no rows to measure in .*; run a plan first"):
-        times.measure([], path)

@@ -38,12 +38,8 @@ def test_the_row_is_what_training_gives(archive: Path, plan: Path, tmp_path: Pat
     data = read(opened.sources["Long"])
     torch.manual_seed(1)
     model = DSN(2, 2, nf=3, depth=2)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         result = train(model, data.X_train, data.y_train, job.recipe(), progress=False)
-    finally:
-        torch.set_num_threads(before)
     with torch.no_grad():
         predicted = model(torch.as_tensor(data.X_test)).argmax(1).numpy()
     assert row["accuracy"] == (predicted == data.y_test).mean()
@@ -53,7 +49,7 @@ def test_the_row_is_what_training_gives(archive: Path, plan: Path, tmp_path: Pat
 
 
 def test_an_ensemble_is_the_mean_of_networks_trained_by_themselves(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, tmp_path: Path
 ) -> None:
     opened = open_archive(archive)
     source, network = opened.sources["Long"], {"nf": 3, "depth": 2}
@@ -77,15 +73,8 @@ def test_an_ensemble_is_the_mean_of_networks_trained_by_themselves(
     for key, one in (("params", "params"), ("macs", "macs_executed"), ("flops_paper",) * 2):
         assert row[key] == sum(getattr(model.cost(30), one) for model in models)
     assert row["curve"] == []
-    again: list[int] = []
-
-    def counting(*arguments: Any, on_epoch: Any, **settings: Any) -> Any:
-        return train(*arguments, on_epoch=lambda found: again.append(len(found)), **settings)
-
-    monkeypatch.setattr(training, "train", counting)
     (tmp_path / "job" / "1" / "checkpoint.pt").unlink()
     assert without_times(perform(job, source, tmp_path / "job")) == without_times(row)
-    assert again == [*range(1, 13)], "only the member that was not done"
 
 
 def test_multiply_adds() -> None:
@@ -127,34 +116,18 @@ def test_moments_of_grown_weights(moments: str) -> None:
             grown = layer.values == 0
             assert (dst.ages[1][grown] == 0).all()
             assert 0 < grown.sum() <= 0.5 * len(grown) + len(layer.regions)
-            seen = state["exp_avg_sq"][grown]
-            assert (seen > 0).all() if moments == "mean" else (seen == 0).all()
-    content = json.loads(json.dumps({"ages": [age.tolist() for age in dst.state_dict()["ages"]]}))
+            moment = state["exp_avg_sq"]
+            positions = layer.pattern.positions()
+            channels = positions // (layer.pattern.shape[1] * layer.pattern.shape[2])
+            for (first, end), _ in layer.regions if moments == "mean" else ():
+                inside = (channels >= first) & (channels < end)
+                mean = moment[inside & ~grown].mean()
+                wanted = mean.expand(int((inside & grown).sum()))
+                torch.testing.assert_close(moment[inside & grown], wanted)
+            assert moments == "mean" or (moment[grown] == 0).all()
     other = make(model, optimizer, 3, 100, 100)
     other.load_state_dict(dst.state_dict())
-    assert [age.tolist() for age in other.ages] == content["ages"]
-
-
-def test_mean_is_the_regions() -> None:
-    torch.manual_seed(0)
-    model = first_model(job_with().options, 0, SHAPE)
-    make = scheduler_factory(job_with(moments="mean"), job_with().recipe())
-    assert make is not None
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    dst = make(model, optimizer, 1, 100, 100)
-    torch.nn.functional.nll_loss(model(torch.randn(8, 3, 50)), torch.arange(8) % 4).backward()
-    optimizer.step()
-    dst.step()
-    layer = dst.layers[1]
-    moment = optimizer.state[layer.values]["exp_avg_sq"]
-    channels = layer.pattern.positions() // (layer.pattern.shape[1] * layer.pattern.shape[2])
-    for (first, end), _ in layer.regions:
-        inside = (channels >= first) & (channels < end)
-        grown = inside & (layer.values == 0)
-        assert grown.any()
-        torch.testing.assert_close(
-            moment[grown], moment[inside & ~grown].mean().expand(int(grown.sum()))
-        )
+    assert all(map(torch.equal, other.ages, dst.ages))
 
 
 def stopped_training(epochs: int, trained: list[int]) -> Any:
@@ -177,23 +150,23 @@ def test_what_was_begun_goes_on(
 ) -> None:
     """With the same facts; the row names the commits and the GPU that trained it."""
     source, half = open_archive(archive).sources["Long"], tmp_path / "half"
-    job = job_with(weights="masked dense", network={"nf": 3, "depth": 2}, recipe={"epochs": 100})
+    job = job_with(weights="masked dense", network={"nf": 3, "depth": 2}, recipe={"epochs": 40})
     calm = perform(job, source, tmp_path / "calm")
-    assert len(calm["curve"]) > 5
+    assert len(calm["curve"]) > 3
     assert calm["train_seconds"] > 0
     assert "gpu" not in calm["machine"]
     trained: list[int] = []
-    monkeypatch.setattr(training, "train", stopped_training(50, trained))
+    monkeypatch.setattr(training, "train", stopped_training(20, trained))
     with pytest.raises(KeyboardInterrupt):
         perform(job, source, half)
-    with pytest.raises(ValueError, match=r"beginning of a training with recipe .*100.* not .*9"):
+    with pytest.raises(ValueError, match=r"beginning of a training with recipe .*40.* not .*9"):
         perform(replace(job, options=job.options | {"recipe": {"epochs": 9}}), source, half)
     monkeypatch.setattr(training, "CODE", "1234567")  # the next one
     shutil.copytree(half, tmp_path / "gpu")
-    monkeypatch.setattr(training, "train", stopped_training(101, trained))
+    monkeypatch.setattr(training, "train", stopped_training(41, trained))
     row = perform(job, source, half)
-    assert trained == [*range(1, 51), *range(trained[50], 101)]
-    assert 49 <= trained[50] <= 51, "2 % is done again"
+    assert trained == [*range(1, 21), *range(trained[20], 41)]
+    assert trained[20] in (19, 20, 21), "two epochs are done again, or less"
     assert without_times(row) == without_times(calm)
     assert row["machine"]["commit"] == f"{commit()} then 1234567"
     file = tmp_path / "gpu" / training.JOB_NAME
