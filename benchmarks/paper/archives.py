@@ -57,7 +57,7 @@ class Shape:
 
     @property
     def train_points(self) -> int:
-        """What an epoch costs, roughly."""
+        """Estimate what an epoch costs."""
         return self.n_train * self.n_channels * self.n_timepoints
 
 
@@ -162,13 +162,13 @@ def _split_within_subjects(data: Dataset, source: str) -> Dataset:
 
 @cache
 def published() -> dict[str, dict[str, str]]:
-    """The rows of published.csv by data set: ``archive``, and a column for each network."""
+    """Read published.csv: its rows by data set: ``archive``, and a column for each network."""
     with PUBLISHED.open(newline="") as file:
         return {row["dataset"]: row for row in csv.DictReader(file)}
 
 
 def members(archive: str) -> list[str]:
-    """The data sets of ``"ucr85"``, ``"ucr2018"`` (new in that year) or ``"uea"``."""
+    """Name the data sets of ``"ucr85"``, ``"ucr2018"`` (new in that year) or ``"uea"``."""
     return [name for name, row in published().items() if row["archive"] == archive]
 
 

@@ -38,28 +38,28 @@ class Runs:
         return list(self._rows)
 
     def rows(self, run: str) -> dict[str, list[Row]]:
-        """A run's rows by data set, one for each seed; none for a run that was not made."""
+        """Return a run's rows by data set, one for each seed; none of a run that was not made."""
         return self._rows.get(run, {})
 
     def accuracy(self, run: str) -> dict[str, float]:
-        """Percent by data set, the mean over seeds."""
+        """Return percents by data set, each the mean over seeds."""
         return {name: 100 * value for name, value in self.mean(run, "accuracy").items()}
 
     def mean(self, run: str, key: str | Callable[[Row], float]) -> dict[str, float]:
-        """A number of the rows by data set, the mean over seeds."""
+        """Return a number of the rows by data set, each the mean over seeds."""
         return {name: self.over_sets(run, key, [name]) for name in self.rows(run)}
 
     def count(self, run: str) -> int:
-        """How many rows a run has."""
+        """Count the rows of a run."""
         return sum(map(len, self.rows(run).values()))
 
     def common(self, *runs: str) -> list[str]:
-        """The data sets that all of these runs have."""
-        first, *others = (self.rows(run) for run in runs)
+        """Return the data sets that all of these runs have."""
+        first, *others = [self.rows(run) for run in runs] or [{}]
         return [name for name in first if all(name in other for other in others)]
 
     def paired(self, *runs: str) -> Runs:
-        """The rows of these runs with the data sets and seeds that all of them have.
+        """Return the rows of these runs with the data sets and seeds that all of them have.
 
         Equal seeds begin alike, and a mean over several seeds is no match for a single one.
         """
@@ -72,21 +72,25 @@ class Runs:
             if all(key in other for other in by_run)
         )  # fmt: skip
 
+    def among(self, names: Iterable[str]) -> tuple[list[str], Runs, list[str]]:
+        """Return the names of runs that were made, their paired rows, and their common sets."""
+        made = [name for name in names if name in self]
+        both = self.paired(*made)
+        return made, both, both.common(*made)
+
     def over_sets(self, run: str, key: str | Callable[[Row], float], sets: Iterable[str]) -> float:
-        """The mean over data sets: each counts alike, however many seeds it has."""
+        """Return the mean over data sets: each counts alike, however many seeds it has."""
         get = key if callable(key) else lambda row: row[key]
         return fmean(fmean(map(get, self.rows(run)[name])) for name in sets)
 
     def timed(self, *runs: str) -> Runs:
-        """The rows of these runs whose networks were measured in turns, on the data sets where all
-        of them were.
-        """
+        """Return the rows whose networks were measured in turns, of the sets where all runs were."""
         found = Runs(row for row in chain.from_iterable(map(self._all, runs)) if "step_ms" in row)
         return found.paired(*runs)
 
     def on_one_machine(self, *runs: str) -> Runs:
-        """The rows of these runs whose times of training compare: of data sets and seeds that one
-        machine trained for all of them. Those without times are left out.
+        """Return the rows whose times of training compare: one machine trained the set and seed for
+        all of these runs. Those without times are left out.
 
         A machine is a CPU's name, its instruction sets and a day, which is as far as a row tells:
         an older one may have a name that stands for generations of processors, without the family.
@@ -108,7 +112,7 @@ def _machine(row: Row) -> tuple[str, ...]:
 
 
 def published_accuracy(network: str) -> dict[str, float]:
-    """Percent by data set, as others published it."""
+    """Return percents by data set, as others published them."""
     return {name: float(row[network]) for name, row in published().items() if row[network]}
 
 
@@ -171,7 +175,7 @@ def _wilcoxon(differences: tuple[float, ...]) -> float:
 
 
 def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, float]:
-    """The 95 % interval of a mean by Student's t, of two values or more.
+    """Return the 95 % interval of a mean by Student's t, of two values or more.
 
     A bootstrap's is too narrow where these are few: of three normal values it holds the mean in
     75 % of the cases, of twelve in 91 %.
@@ -184,7 +188,7 @@ def interval(values: Sequence[float] | np.ndarray[Any, Any]) -> tuple[float, flo
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction of several tests; None stays None.
+    """Correct the p of several tests by Holm's method; None stays None.
 
     Example:
         >>> holm([0.01, None, 0.04, 0.03])
@@ -218,7 +222,7 @@ class Compared:
 
 
 def compared(runs: Runs, others: Sequence[str], reference: str) -> dict[str, Compared]:
-    """Those of the other runs that have a data set and a seed in common with the reference."""
+    """Compare the runs that have a data set and a seed in common with the reference."""
     found = {}
     for other in others:
         both = runs.paired(other, reference)

@@ -31,16 +31,14 @@ NEAR = 0.98  # of the lower of two final accuracies
 
 
 def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Figure 5: critical difference diagram of depths and widths (aeon's), on common sets.
+    """Draw figure 5: a critical difference diagram of depths and widths (aeon's), on common sets.
 
     Its Wilcoxon tests are one-sided, each at 0.05 / (number of networks - 1).
     """
     import matplotlib.pyplot as plt
     from aeon.visualisation import plot_critical_difference
 
-    names = [name for name in names if name in runs]
-    runs = runs.paired(*names)
-    common = runs.common(*names) if names else []
+    names, runs, common = runs.among(names)
     if len(names) < 3 or len(common) < 3:
         return None
     ours = [runs.accuracy(name) for name in names]
@@ -53,12 +51,11 @@ def architectures(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
 
 
 def receptive_fields(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Figure 6: shares of kernels and of paths with an effective receptive field.
+    """Draw figure 6: shares of kernels and of paths with an effective receptive field.
 
     Of the data sets and seeds that these runs have in common.
     """
-    names = [name for name in names if name in runs]
-    both = runs.paired(*names)
+    names, both, _ = runs.among(names)
     kernels = {
         f"{name}, {counted(len(both.rows(name)), 'data set')}": layers
         for name in names
@@ -72,7 +69,7 @@ def _shares(row: Row) -> list[Any]:
 
 
 def _mean_layers(runs: Runs, name: str, layers_of: Callable[[Row], list[Any]]) -> list[Any]:
-    """An array for each layer, the mean over data sets, of which each counts alike."""
+    """Return an array for each layer, the mean over data sets, of which each counts alike."""
     of_sets = []
     for held in runs.rows(name).values():
         if found := [layers for row in held if (layers := layers_of(row))]:
@@ -81,7 +78,7 @@ def _mean_layers(runs: Runs, name: str, layers_of: Callable[[Row], list[Any]]) -
 
 
 def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Figure 7: dynamic, fixed and gradient-grown patterns, each against OS-CNN."""
+    """Draw figure 7: dynamic, fixed and gradient-grown patterns, each against OS-CNN."""
     compared = beside_published(runs, names, published_accuracy("OS-CNN"))
     if len(compared) < 2 or len(next(iter(compared.values()))) < 2:
         return None
@@ -105,10 +102,9 @@ def growth(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
 def beside_published(
     runs: Runs, names: Sequence[str], theirs: Mapping[str, float]
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """For each run, by data set, a published accuracy and its own; of the sets that all have."""
-    names = [name for name in names if name in runs]
-    runs = runs.paired(*names)
-    common = [name for name in runs.common(*names) if name in theirs] if names else []
+    """Return by run and set a published accuracy and its own; of the sets that all have."""
+    names, runs, common = runs.among(names)
+    common = [name for name in common if name in theirs]
     if not common:
         return {}
     ours = {name: runs.accuracy(name) for name in names}
@@ -116,7 +112,7 @@ def beside_published(
 
 
 def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
-    """Figure 8: where the active weights are after training, by layer and kernel group."""
+    """Draw figure 8: where the active weights are after training, by layer and kernel group."""
     profiles = _mean_layers(runs, name, lambda row: row.get("group_weights", []))
     if not profiles:
         return None
@@ -126,7 +122,7 @@ def active_weights(runs: Runs, path: Path, name: str) -> Path | None:
 
 
 def time_to_accuracy(runs: Runs, path: Path, sparse: str, dense: str) -> Path | None:
-    """Question (a): seconds of training until the test accuracy of the weaker one is near."""
+    """Draw question (a): seconds of training until the accuracy of the weaker one is near."""
     by_set = times_to_accuracy(runs, sparse, dense)
     if not by_set:
         return None
@@ -183,7 +179,7 @@ class Reached:
 
 
 def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Reached, Reached]]:
-    """By data set, when each of two runs came near the lower final accuracy of the two.
+    """Say by data set when each of two runs came near the lower final accuracy.
 
     Of the same seeds, trained on one machine and day, that have a curve; of these the ones whose
     looks at the test set began the earliest.
@@ -210,7 +206,7 @@ def times_to_accuracy(runs: Runs, sparse: str, dense: str) -> dict[str, tuple[Re
 
 
 def reached(row: Row, target: float) -> Reached:
-    """When a look at the test set first showed the target; else the end of the training."""
+    """Say when a look at the test set first showed the target; else the end of the training."""
     points = zip(row["curve"], row["curve_seconds"], strict=True)
     for look, ((_, accuracy), seconds) in enumerate(points):
         if accuracy >= target:
@@ -224,7 +220,7 @@ def _mean_reached(found: Sequence[Reached]) -> Reached:
 
 
 def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -> Path | None:
-    """Questions (b) and (d): accuracy of other settings less that of a reference."""
+    """Draw questions (b) and (d): accuracy of other settings less that of a reference."""
     shown = {
         other: found
         for other in others
@@ -248,7 +244,7 @@ def differences(runs: Runs, path: Path, reference: str, others: Sequence[str]) -
 
 
 def less(runs: Runs, run: str, reference: str) -> dict[str, float]:
-    """Accuracy of a run less that of another, in percentage points, by common data set.
+    """Return a run's accuracy less another's, in percentage points, by common data set.
 
     Of the seeds that both have there.
     """
@@ -258,7 +254,7 @@ def less(runs: Runs, run: str, reference: str) -> dict[str, float]:
 
 
 def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | None:
-    """Question (c): accuracy less that of the first run, by the time of a step of its training."""
+    """Draw question (c): accuracy less that of the first run, by the time of a step."""
     found = times_and_accuracies(runs, names)
     if len(found) < 2:
         return None
@@ -283,32 +279,29 @@ def accuracy_by_time(runs: Runs, path: Path, names: Sequence[str]) -> Path | Non
 def times_and_accuracies(
     runs: Runs, names: Sequence[str]
 ) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
-    """Of each run the times of a step by the first one's, and accuracies less its, by data set.
+    """Return by run the times of a step by the first one's, and accuracies less its.
 
     Of the sets on which all were measured in turns; nothing with fewer than two of these.
     """
-    names = [name for name in names if name in runs]
-    timed, runs = runs.timed(*names), runs.paired(*names)
-    common = timed.common(*names) if names else []
+    names, both, _ = runs.among(names)
+    timed = runs.timed(*names)
+    common = timed.common(*names)
     if len(common) < 2:
         return {}
-    found = {}
-    for name in names:
-        gains = less(runs, name, names[0])
-        found[name] = (
-            step_ratios(timed, name, names[0]),
-            [gains[dataset] for dataset in common],
-        )
-    return found
+    gains = {name: less(both, name, names[0]) for name in names}
+    return {
+        name: (step_ratios(timed, name, names[0]), [gains[name][dataset] for dataset in common])
+        for name in names
+    }
 
 
 def pareto(runs: Runs, path: Path) -> Path | None:
-    """Accuracy against the time of a prediction; a line joins what nothing is better than in both.
+    """Draw accuracy by the time of a prediction; a line joins what nothing beats in both.
 
     Times are geometric means over the sets of all runs, accuracies means over seeds as well.
     """
     names = runs.names()
-    common = runs.common(*names) if names else []
+    common = runs.common(*names)
     points = {}
     for name in names:
         rows = [row for dataset in common for row in runs.rows(name)[dataset]]

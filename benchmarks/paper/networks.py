@@ -33,13 +33,13 @@ ROCKETS = dict.fromkeys(("ROCKET", "MiniROCKET"), ("n_kernels", "cv", "k"))
 
 
 def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:
-    """A fresh network for data of this shape, drawn with torch's global generator."""
+    """Build a fresh network for data of this shape, drawn with torch's global generator."""
     more = {"n_timepoints": shape.n_timepoints} if model == "OS-CNN" else {}  # its longest kernels
     return NETWORKS[model](shape.n_channels, shape.n_classes, **more, **arguments)
 
 
 def multiply_adds(model: nn.Module, shape: Shape) -> int:
-    """Multiply-adds of one prediction; of the active weights only."""
+    """Count the multiply-adds of one prediction, of the active weights only."""
     if isinstance(model, Ensemble):
         return sum(multiply_adds(member, shape) for member in model.members)
     if isinstance(model, DSN) and model.sparse_layers():

@@ -38,16 +38,9 @@ from sparseconv.pruning.tracing import trace
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run import Penalty
 
 VARIANTS_NAME = "variants.json"
 TUNING = 0.25  # epochs of fine-tuning, as a share of the training's
-
-
-def penalty_of(job: Job, model: nn.Module) -> Penalty | None:
-    """The loss that silences filters, if the plan asks for it."""
-    weight = job.options["silence"]
-    return InstanceSparsity(model, weight=weight) if weight else None
 
 
 def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
@@ -59,9 +52,11 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
     data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
     model = first_model(job.options, job.seed, Shape.of(data))
     progress = Progress(folder, trainings(job.options["pruning"]))
+    weight = job.options["silence"]
+    silencing = InstanceSparsity(model, weight=weight) if weight else None
     result = train(
         model, data.X_train, data.y_train, recipe, out=folder, resume=True, progress=False,
-        checkpoint_every=checkpoint_interval(recipe), penalty=penalty_of(job, model),
+        checkpoint_every=checkpoint_interval(recipe), penalty=silencing,
         on_epoch=lambda history: progress.write(len(history) / recipe.epochs),
     )  # fmt: skip
     path = folder / VARIANTS_NAME
@@ -86,7 +81,7 @@ def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
 
 
 def trainings(pruning: Iterable[Mapping[str, Any]]) -> list[float]:
-    """How long the training of a network and that of each variant is, in epochs of the first."""
+    """Say how long the trainings of a network and of its variants are, in epochs of the first."""
     return [1, *(1 if variant.get("retrain") else TUNING for variant in pruning)]
 
 
@@ -130,7 +125,7 @@ def _pruned(
 def smaller(
     variant: Mapping[str, Any], whole: nn.Module, data: Data, seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A copy of a network, made smaller as a variant says; and how many units each set kept."""
+    """Copy a network, smaller as a variant says; also say how many units each set kept."""
     example, facts = data[0][:1], {}
     found = deepcopy_model(whole)
     if method := variant.get("factorize"):
@@ -156,7 +151,7 @@ def smaller(
 
 
 def made_sparse(model: nn.Module, density: float) -> nn.Module:
-    """The convolutions of several taps, with their largest weights only, as sparse layers."""
+    """Make the convolutions of several taps sparse layers of their largest weights."""
     masks = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
@@ -168,7 +163,7 @@ def made_sparse(model: nn.Module, density: float) -> nn.Module:
 
 
 def size(model: nn.Module, data: Dataset) -> dict[str, int]:
-    """Parameters (of sparse layers the active ones), and multiply-adds of one series."""
+    """Count parameters (of sparse layers the active ones), and multiply-adds of one series."""
     example = torch.zeros(1, data.n_channels, data.n_timepoints)
     return {
         "params": sum(parameter.numel() for parameter in model.parameters()),
@@ -182,7 +177,7 @@ def tested(model: nn.Module, data: Dataset) -> float:
 
 
 def like(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> nn.Module:
-    """A fresh network of the shape that a row's training, or one of its variants, had."""
+    """Build a fresh network of the shape that a row's network, or a variant of it, had."""
     options = row["options"]
     shape = Shape(**{field.name: row[field.name] for field in fields(Shape)})
     model = first_model(options, row["seed"], shape)
@@ -207,7 +202,7 @@ def like(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> nn.Module
 
 
 def _asked(row: Mapping[str, Any], variant: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the plan asked for, of a variant that was made."""
+    """Return what the plan asked for, of a variant that was made."""
     found: Mapping[str, Any] = next(
         asked for asked in row["options"]["pruning"] if asked["name"] == variant["name"]
     )
@@ -215,22 +210,22 @@ def _asked(row: Mapping[str, Any], variant: Mapping[str, Any]) -> Mapping[str, A
 
 
 def is_pruned_filters(row: Mapping[str, Any]) -> bool:
-    """A row of ``perform``."""
+    """Say whether ``perform`` made the row."""
     return bool(row["options"]["pruning"])
 
 
 def variants_of(row: Mapping[str, Any]) -> list[Mapping[str, Any] | None]:
-    """None for the row's own network, and what became of it by each way of pruning."""
+    """Return None for the row's own network, and what each way of pruning made of it."""
     return [None, *(row["variants"] if is_pruned_filters(row) else ())]
 
 
 def name_of(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:
-    """What tables call a row's network, or one of its variants."""
+    """Return what tables call a row's network, or one of its variants."""
     return f"{row['run']}, {variant['name']}" if variant else str(row["run"])
 
 
 def network_of(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str:
-    """What tells the network of a row, or of one of its variants, from others of the data set."""
+    """Return a text that is equal for equal networks of a data set."""
     options = row["options"]
     parts = [options["model"], options["weights"], options["network"]]
     if (members := options["members"]) > 1:
@@ -243,7 +238,7 @@ def network_of(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> str
 def expanded(
     rows: Iterable[Mapping[str, Any]], times: Iterable[Mapping[str, Any]] = ()
 ) -> Iterator[Mapping[str, Any]]:
-    """Each row; and of one with variants a row for each of these, under a name of its own.
+    """Yield each row, and for each variant of it a row under another name.
 
     With what was measured of each such network: ``forward_ms`` and ``step_ms``.
     """

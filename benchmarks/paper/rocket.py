@@ -100,7 +100,7 @@ def perform(job: Job, source: str) -> dict[str, Any]:
 def _cross_validated(
     job: Job, data: Any, bank: Any, watch: _Watch, keep: int | str
 ) -> dict[str, Any]:
-    """As many as five folds ask for; or so many, with the ridge that five folds ask for."""
+    """Choose the number of kernels, or the ridge, by five folds."""
     from sparseconv.estimators.pocket import POCKETClassifier
 
     watch.lap("before")
@@ -121,7 +121,7 @@ def _cross_validated(
 
 
 def _counts(dataset: str, model: str, candidates: int) -> dict[str, int]:
-    """How many to keep, by the name of the share."""
+    """Say how many to keep, by the name of the share."""
     counts = {name: round(share * candidates) for name, share in SHARES.items()}
     known = published().get(dataset, {}).get("POCKET kernels")
     if known and model == "ROCKET":
@@ -142,18 +142,18 @@ class _Watch:
 
 
 def is_pruned_kernels(row: Mapping[str, Any]) -> bool:
-    """A row of ``perform``, not of a network's training."""
+    """Say whether ``perform`` made the row, not a network's training."""
     return row["options"]["model"] in KINDS
 
 
 def is_by_folds(row: Mapping[str, Any]) -> bool:
-    """A row whose kernels, or whose ridge, were chosen by folds."""
+    """Say whether the row's kernels, or its ridge, were chosen by folds."""
     network = row["options"]["network"]
     return bool(network.get("cv")) or network.get("k") == "cv"
 
 
 def expanded(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Each row; and of one with variants a row for each of these, under a name of its own.
+    """Yield each row, and for each variant of it a row under another name.
 
     Their ``"fit_seconds"`` include drawing and the transform of the training set; magnitude uses
     the factor that POCKET's selection has computed. ``"predict_seconds"`` are of the features, None

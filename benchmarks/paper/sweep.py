@@ -192,13 +192,13 @@ class _Progress:
 
 
 def _points(job: Job, archive: Archive) -> int:
-    """Time points that a job trains on: the measure of its time before it has run."""
+    """Count the time points that a job trains on: the measure of its time before it has run."""
     epochs = job.recipe().epochs * sum(trainings(job.options["pruning"]))
     return int(archive.shapes[job.dataset].train_points * epochs * job.options["members"])
 
 
 def local_pool(workers: int) -> Pool:
-    """Processes of this machine, which end with the one that started them."""
+    """Make a pool of processes of this machine, which end with the one that started them."""
 
     @contextmanager
     def opened() -> Iterator[Executor]:
@@ -233,7 +233,7 @@ def _end_with(watched: Connection) -> None:
 
 
 def dask_pool(address: str) -> Pool:
-    """The workers of a Dask cluster; they see the archive and ``out`` at the same paths.
+    """Make a pool of a Dask cluster, whose workers see the archive and ``out`` at the same paths.
 
     Dask itself repeats the jobs of workers that are gone.
     """

@@ -39,7 +39,7 @@ CODE = commit()  # now, as it is imported: when a row is written, the checkout m
 
 
 def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
-    """Train and test; continue from what ``folder`` holds. The row.
+    """Train and test, from what ``folder`` holds; return the row.
 
     Its times are None where ``"cuda"`` trained a part: jobs share a GPU, and CPU seconds say
     nothing of it.
@@ -95,7 +95,7 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
 
 
 def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[str, Any]:
-    """What a row of any job says: the job, the sizes of its data, the machine and the date.
+    """Return what any row says: the job, the sizes of its data, the machine and the date.
 
     ``code``: the commit that ran; several, if another one resumed it. ``gpu``: the name of the GPU
     that trained it or a part of it.
@@ -140,12 +140,12 @@ def begin_or_resume(job: Job, folder: Path, gpu: str = "") -> tuple[str, str]:
 
 
 def checkpoint_interval(recipe: Recipe) -> int:
-    """Epochs between checkpoints."""
+    """Return the epochs between two checkpoints."""
     return max(2, recipe.epochs // CHECKPOINTS)
 
 
 def looks(shape: Shape, recipe: Recipe) -> list[int]:
-    """The epochs after which to look at the test set, which training never sees.
+    """Choose the epochs after which to look at the test set, which training never sees.
 
     Each later by about the same factor, since the accuracy moves most in the beginning. In the
     epoch before the pattern changes (its new weights are 0 then), and in none with a checkpoint: a
@@ -197,21 +197,21 @@ class Curve:
 
 
 def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
-    """The network or ensemble of a job's options before training, the same for the same seed."""
+    """Build a job's network or ensemble before training, the same for the same seed."""
     seeds = [member_seed(options, seed, member) for member in range(options["members"])]
     networks = [first_network(options, own, shape) for own in seeds]
     return Ensemble(networks) if len(networks) > 1 else networks[0]
 
 
 def first_network(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
-    """One network of these options, drawn with its own seed."""
+    """Build one network of these options, drawn with its own seed."""
     torch.manual_seed(seed)
     model = build(options["model"], options["network"], shape)
     return masked_copy(model) if options["weights"] == "masked dense" else model
 
 
 def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
-    """What changes the patterns, where it is not the recipe's ``DSTScheduler``."""
+    """Return what changes the patterns, where it is not the recipe's ``DSTScheduler``."""
     settings: dict[str, Any] = {name: getattr(recipe, name) for name in SCHEDULED}
     moments = job.options["moments"]
     if job.options["weights"] == "sparse" and moments == "zero":
@@ -230,7 +230,7 @@ def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:
 
 
 def costs(job: Job, model: nn.Module, shape: Shape) -> dict[str, Any]:
-    """Parameters, multiply-adds of a prediction, and what the kernels of a DSN look like."""
+    """Count parameters and multiply-adds, and describe the kernels of a DSN."""
     found: dict[str, Any] = {
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "macs": multiply_adds(model, shape),

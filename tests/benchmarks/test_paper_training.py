@@ -152,7 +152,7 @@ def test_what_was_begun_goes_on(
     source, half = open_archive(archive).sources["Long"], tmp_path / "half"
     job = job_with(weights="masked dense", network={"nf": 3, "depth": 2}, recipe={"epochs": 40})
     calm = perform(job, source, tmp_path / "calm")
-    assert len(calm["curve"]) > 3
+    assert len(calm["curve"]) == 3
     assert calm["train_seconds"] > 0
     assert "gpu" not in calm["machine"]
     trained: list[int] = []

@@ -29,7 +29,7 @@ def percent(value: float | None) -> str:
 
 
 def spread(percents: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation (how many), ``"-"`` of none."""
+    """Write mean ± standard deviation (how many), ``"-"`` of none."""
     if not percents:
         return NONE
     deviation = f" ± {stdev(percents):.{digits}f}" if len(percents) > 1 else ""
@@ -41,7 +41,7 @@ def wins(result: Versus) -> str:
 
 
 def difference(result: Versus) -> str:
-    """What goes under ``DIFFERENCE``; of a single set the difference alone."""
+    """Write what goes under ``DIFFERENCE``; of a single set the difference alone."""
     if result.interval is None:
         return f"{result.difference:+.2f}"
     low, high = result.interval
@@ -49,7 +49,7 @@ def difference(result: Versus) -> str:
 
 
 def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, ...]]:
-    """Wins, difference and p of each comparison of a table, the last after Holm's correction."""
+    """Write wins, difference and Holm's corrected p of each comparison of a table."""
     compared = {name: result for name, result in found.items() if result}
     corrected = holm([result.p for result in compared.values()])
     return dict.fromkeys(found, NOT_COMPARED) | {
@@ -59,7 +59,7 @@ def result_cells(found: Mapping[Name, Versus | None]) -> dict[Name, tuple[str, .
 
 
 def compared_cells(found: Compared) -> tuple[str, ...]:
-    """Return what goes under ``COMPARED``."""
+    """Write what goes under ``COMPARED``."""
     more = found.to_all_seeds
     return (
         wins(found.result),
@@ -76,5 +76,5 @@ def p_text(p: float | None) -> str:
 
 
 def prediction_seconds(row: Row) -> float:
-    """Measured seconds of predicting one series among all of the test set, on one thread."""
+    """Return the seconds of predicting one series among the test set, on one thread."""
     return float(row["predict_seconds"]) / int(row["n_test"])

@@ -35,7 +35,7 @@ BEHIND = 5.0  # percentage points: where DSN is behind
 
 
 def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> Table:
-    """DSN against published networks on an archive's sets that were run: Table 1 for UCR 85."""
+    """Compare DSN with published networks on an archive's sets that were run."""
     sets = set(members(archive))
     ours = {name: value for name, value in runs.accuracy(run).items() if name in sets}
     found = {peer: both for peer in PEERS if (both := _to_published(ours, peer))}
@@ -54,7 +54,7 @@ def against_published(runs: Runs, run: str = "DSN", archive: str = "ucr85") -> T
 
 
 def reproduced(runs: Runs, names: Sequence[str]) -> Table:
-    """Networks of others that were trained here, against what their authors published."""
+    """Compare networks of others that were trained here with what their authors published."""
     found = {name: both for name in names if (both := _to_published(runs.accuracy(name), name))}
     cells = result_cells({name: result for name, (result, _) in found.items()})
     rows = [
@@ -74,7 +74,7 @@ def _counted_rows(runs: Runs, name: str) -> int:
 
 
 def _to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[str]] | None:
-    """Accuracies against published ones, and both means over the data sets that both have."""
+    """Compare accuracies with published ones; also return both means over their common sets."""
     theirs = published_accuracy(peer)
     result = versus(ours, theirs)
     if result is None:
@@ -85,7 +85,7 @@ def _to_published(ours: Mapping[str, float], peer: str) -> tuple[Versus, list[st
 
 
 def _beside_the_papers(counts: Sequence[int], result: Versus) -> str:
-    """The paper's counts scaled to as many sets, and the p of our wins.
+    """Scale the paper's counts to our number of sets, and give the p of our wins.
 
     Of our wins if ours were some of the paper's sets, with its results. Trainings differ by chance
     as well, which makes this p a small one.
@@ -98,7 +98,7 @@ def _beside_the_papers(counts: Sequence[int], result: Versus) -> str:
 
 
 def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
-    """Parameters, FLOPs and measured time of runs, each beside the reference's.
+    """Compare parameters, FLOPs and measured times of runs with the reference's.
 
     Means over the data sets and seeds that both have; geometric ones of times, over the sets on
     which both networks were measured in turns. No rows without a run to compare.
@@ -133,20 +133,20 @@ def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
 
 
 def _training_seconds(runs: Runs, names: Sequence[str]) -> str:
-    """Mean CPU seconds of whole trainings over the sets that one machine trained for all."""
+    """Average CPU seconds of whole trainings over the sets that one machine trained for all."""
     held = runs.on_one_machine(*names)
     means = [held.mean(name, "train_seconds").values() for name in names]
     return ", ".join(with_thousands(fmean(mean)) for mean in means) if all(means) else NONE
 
 
 def step_ratios(timed: Runs, run: str, reference: str) -> list[float]:
-    """The time of a training step by that of another run's, of each data set."""
+    """Return the time of a training step by another run's, of each data set."""
     ours, theirs = timed.mean(run, "step_ms"), timed.mean(reference, "step_ms")
     return [ours[name] / theirs[name] for name in timed.common(run, reference)]
 
 
 def _milliseconds(timed: Runs, names: Sequence[str], key: str) -> str:
-    """The geometric means of runs' times over the data sets, by commas."""
+    """Write the geometric means of runs' times over the data sets, with commas."""
     means = [timed.mean(name, key).values() for name in names]
     return ", ".join(f"{geometric_mean(mean):.2f}" for mean in means) if all(means) else NONE
 
@@ -159,7 +159,7 @@ def _means(
     scale: float,
     digits: int,
 ) -> str:
-    """The means of runs over data sets, by commas; of those that have such a number."""
+    """Write the means of runs over data sets, with commas; of those that have such a number."""
     known = [all(key in row for s in sets for row in runs.rows(name)[s]) for name in names]
     return ", ".join(
         f"{scale * runs.over_sets(name, key, sets):.{digits}f}" if has else NONE
@@ -168,7 +168,7 @@ def _means(
 
 
 def multivariate(runs: Runs) -> Table:
-    """Table 2: DSN on multivariate sets, beside published networks."""
+    """Make table 2: DSN and published networks on multivariate sets."""
     rows = []
     for run in ["UEA", *(name for name in runs.names() if name.startswith("Daily Sports"))]:
         for name, accuracy in sorted(runs.accuracy(run).items()):
@@ -186,9 +186,7 @@ def multivariate(runs: Runs) -> Table:
 
 
 def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
-    """Other runs against one, on the sets and seeds that both have: mean accuracies and their
-    difference.
-    """
+    """Compare the accuracies of other runs with one, on the sets and seeds that both have."""
     rows = [
         (
             other,
@@ -202,7 +200,7 @@ def against(runs: Runs, reference: str, others: Sequence[str]) -> Table:
 
 
 def each_set(runs: Runs, names: Sequence[str]) -> Table:
-    """Every univariate set of some runs: mean and deviation, and the published networks'."""
+    """List every univariate set of some runs: mean, deviation, published accuracies."""
     peers: Mapping[str, Mapping[str, float]] = {peer: published_accuracy(peer) for peer in PEERS}
     rows = []
     for run in names:
@@ -225,8 +223,9 @@ def each_set(runs: Runs, names: Sequence[str]) -> Table:
 
 
 def behind(runs: Runs, names: Sequence[str]) -> Table:
-    """The sets where runs of DSN are ``BEHIND`` points or more below the best published network,
-    and which other runs come out higher there.
+    """List the sets where DSN is ``BEHIND`` points or more below the best published network.
+
+    With the other runs that come out higher there.
     """
     sets = sorted(
         (gap, name, run)
@@ -248,7 +247,7 @@ def behind(runs: Runs, names: Sequence[str]) -> Table:
 
 
 def _higher(runs: Runs, run: str, dataset: str, others: Sequence[str]) -> str:
-    """The runs that are above one on a data set, best first, and how many are not."""
+    """Name the runs above one on a data set, best first, and count the others."""
     means = {other: runs.accuracy(other).get(dataset) for other in others}
     known = {other: mean for other, mean in means.items() if mean is not None}
     least = runs.accuracy(run)[dataset]
@@ -260,7 +259,7 @@ def _higher(runs: Runs, run: str, dataset: str, others: Sequence[str]) -> str:
 
 
 def to_the_best(dataset: str, percent: float) -> float | None:
-    """Percentage points to the best of the published accuracies; None if there is none."""
+    """Return the points to the best of the published accuracies; None if there is none."""
     theirs = [found[dataset] for found in map(published_accuracy, PEERS) if dataset in found]
     return round(percent - max(theirs), 2) if theirs else None
 

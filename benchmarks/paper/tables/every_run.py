@@ -8,7 +8,7 @@ from sparseconv.measure.table import Table, with_thousands
 
 
 def every_run(runs: Runs) -> Table:
-    """Every run: how many there are, mean accuracy and size, and CPU seconds of training.
+    """List every run: how many there are, mean accuracy and size, and CPU seconds of training.
 
     Of those that have times, with their number where that is not all.
     """

@@ -28,7 +28,7 @@ BY_FOLDS = ("ROCKET, cross-validated", "ROCKET, ridge by folds")
 
 
 def pruned_kernels(runs: Runs) -> Table:
-    """ROCKET and MiniROCKET, whole and pruned: against the whole, and beside published means."""
+    """Compare pruned ROCKET and MiniROCKET with whole ones, and with published means."""
     whole_of = {name: whole for name in runs.names() if (whole := _whole(runs, name))}
     cells = result_cells(
         {
@@ -65,7 +65,7 @@ def pruned_kernels(runs: Runs) -> Table:
 
 
 def _whole(runs: Runs, name: str) -> str | None:
-    """The run with all kernels of the same draw, where there is one; None if it is not shown."""
+    """Return the run with all kernels of the same draw; None for a run that is not shown."""
     model = name.split(",")[0]
     if model not in ROCKETS or model not in runs or name in BY_FOLDS:
         return None
@@ -73,7 +73,7 @@ def _whole(runs: Runs, name: str) -> str | None:
 
 
 def choices(runs: Runs) -> Table:
-    """Does the choice of kernels matter: POCKET against magnitude and against chance, refitted."""
+    """Compare POCKET's choice with magnitude and with chance, refitted."""
     found: dict[tuple[str, str], Versus] = {}
     for name in runs.names():
         for way in ("magnitude", "random") if name.endswith(", POCKET") else ():
@@ -87,7 +87,7 @@ def choices(runs: Runs) -> Table:
 
 
 def _beside_published(run: str, ours: Mapping[str, float]) -> str:
-    """Published and own mean accuracy over the sets that have both."""
+    """Write the published and our mean accuracy over the sets that have both."""
     theirs = published_accuracy(PUBLISHED_ROCKET[run]) if run in PUBLISHED_ROCKET else {}
     known = [dataset for dataset in ours if dataset in theirs]
     if not known:
@@ -96,7 +96,7 @@ def _beside_published(run: str, ours: Mapping[str, float]) -> str:
 
 
 def pruned_kernels_each(runs: Runs) -> Table:
-    """Every data set: accuracies of the whole and of pruned ones, ours and published."""
+    """List every data set: accuracies of whole and pruned ones, ours and published."""
     names = [name for name in runs.names() if name.split(",")[0] in ROCKETS]
     names = [name for name in names if name not in BY_FOLDS]
     theirs = {name: published_accuracy(name) for name in ("ROCKET", "POCKET-1", "POCKET-2")}

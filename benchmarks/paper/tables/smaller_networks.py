@@ -14,7 +14,7 @@ from sparseconv.training.recipe import Recipe
 
 
 def smaller_networks(runs: Runs) -> Table:
-    """Networks and what pruning made of them: accuracy, size, time, and against the whole ones."""
+    """Compare networks with what pruning made of them: accuracy, size, time."""
     names = runs.names()
     common = runs.common(*names)
     whole_of = {name: name.split(",")[0] for name in names}
@@ -59,7 +59,7 @@ def smaller_networks(runs: Runs) -> Table:
 
 
 def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str:
-    """How many times less multiply-adds, time of a prediction and of a step: than the whole took.
+    """Say how many times less multiply-adds and time it takes than the whole network.
 
     Of the same data set and seed.
     """
@@ -73,12 +73,12 @@ def _times_less(timed: Sequence[Row], whole: Mapping[str, Sequence[Row]]) -> str
 
 
 def _pairs(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Those of one seed."""
+    """Pair the rows of one seed."""
     return [(row, other) for row in rows for other in others if other["seed"] == row["seed"]]
 
 
 def silenced(runs: Runs) -> Table:
-    """What DSP removed of networks that were trained to silence filters, by steps of training."""
+    """List what DSP removed of networks trained to silence filters, by steps of training."""
     found = []
     for name in runs.names():
         for dataset, held in runs.rows(f"{name}, DSP").items():
