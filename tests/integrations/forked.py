@@ -96,7 +96,7 @@ def main() -> None:
 
     def from_five_threads() -> list[Tensor]:
         with ThreadPoolExecutor(5) as pool:
-            futures = [pool.submit(work["conv"]) for _ in range(50)]
+            futures = [pool.submit(work["conv"]) for _ in range(20)]
             return [y for future in futures for y in future.result()]
 
     found = {name: ended(compute) for name, compute in work.items()}

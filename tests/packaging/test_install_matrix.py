@@ -6,14 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import installing
 import pytest
-
-Check = Callable[..., dict[str, Any]]
 
 pytestmark = pytest.mark.promise("P10")
 # numpy's OpenBLAS takes an emulated processor for another one and crashes before this package is
@@ -34,41 +31,6 @@ assert grads[0].equal(grads[1])
 LONG = pytest.mark.campaign("builds kernels or emulates processors for minutes")
 
 
-@pytest.fixture
-def installed_with(tmp_path: Path, count_cases: Any) -> Check:
-    """Build from the source archive with this Python and torch, install it, and let it compute."""
-
-    def install(python: str, torch: str) -> dict[str, Any]:
-        base = shutil.which(f"python{python}")
-        if base is None or subprocess.run([base, "-c", ""], check=False).returncode:
-            pytest.skip(f"Python {python} is not installed")
-        sdist = installing.make_sdist(tmp_path)
-        source = installing.unpack(sdist, tmp_path / "unpacked")
-        installing.run([base, "-m", "venv", tmp_path / "an environment"])
-        interpreter = tmp_path / "an environment" / "bin" / "python"
-        pip = [interpreter, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
-        # As the README says, but for the version: torch first, then what builds against it.
-        installing.run([*pip, f"torch=={torch}"])
-        installing.run([*pip, "numpy>=2.0", "setuptools>=77", "ninja", "pybind11", "wheel"])
-        wheel, said = installing.make_wheel(
-            source, tmp_path / "wheels", interpreter, FORCE_CUDA="0", MAX_JOBS="1"
-        )
-        assert "left out" not in said, said[-4000:]
-        installing.run([*pip, "--no-deps", "--no-index", wheel])
-        result = installing.check([interpreter], 200, cwd=tmp_path)
-        installing.run([interpreter, "-I", "-c", COMPILED], cwd=tmp_path)
-        count_cases(200 * len(result["isas"]))
-        shutil.rmtree(tmp_path / "an environment")  # gigabytes
-        assert Path(result["file"]).is_relative_to(tmp_path / "an environment")
-        assert result["python"].startswith(python)
-        assert result["torch"].startswith(torch)
-        assert result["isas"][-1] == "baseline"
-        assert result["warnings"] == []
-        return result
-
-    return install
-
-
 def on(python: str, torch: str, note: str) -> Any:
     mark = pytest.mark.tool(f"Python {python} with torch {torch}{note}", "works")
     return pytest.param(python, torch, marks=mark)
@@ -84,8 +46,33 @@ def on(python: str, torch: str, note: str) -> Any:
         on("3.14", "2.15.0", ""),
     ],
 )
-def test_versions(python: str, torch: str, installed_with: Check) -> None:
-    installed_with(python, torch)
+def test_versions(python: str, torch: str, tmp_path: Path, count_cases: Any) -> None:
+    """Build from the source archive with this Python and torch, install it, and let it compute."""
+    base = shutil.which(f"python{python}")
+    if base is None or subprocess.run([base, "-c", ""], check=False).returncode:
+        pytest.skip(f"Python {python} is not installed")
+    source = installing.unpack(installing.make_sdist(tmp_path), tmp_path / "unpacked")
+    environment = tmp_path / "an environment"
+    installing.run([base, "-m", "venv", environment])
+    interpreter = environment / "bin" / "python"
+    pip = [interpreter, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
+    # As the README says, but for the version: torch first, then what builds against it.
+    installing.run([*pip, f"torch=={torch}"])
+    installing.run([*pip, "numpy>=2.0", "setuptools>=77", "ninja", "pybind11", "wheel"])
+    wheel, said = installing.make_wheel(
+        source, tmp_path / "wheels", interpreter, FORCE_CUDA="0", MAX_JOBS="1"
+    )
+    assert "left out" not in said, said[-4000:]
+    installing.run([*pip, "--no-deps", "--no-index", wheel])
+    result = installing.check([interpreter], 200, cwd=tmp_path)
+    installing.run([interpreter, "-I", "-c", COMPILED], cwd=tmp_path)
+    count_cases(200 * len(result["isas"]))
+    shutil.rmtree(environment)  # gigabytes
+    assert Path(result["file"]).is_relative_to(environment)
+    assert result["python"].startswith(python)
+    assert result["torch"].startswith(torch)
+    assert result["isas"][-1] == "baseline"
+    assert result["warnings"] == []
 
 
 WITHOUT_AVX2 = pytest.mark.tool(
