@@ -144,16 +144,16 @@ def test_per_sample_gradients() -> None:
 
 @pytest.mark.tool("forward mode (torch.autograd.forward_ad)", "works")
 @pytest.mark.tool("double backward (gradgradcheck)", "works", "every order, forward over reverse")
-@pytest.mark.parametrize("relu", [False, True])
-def test_every_order(relu: bool) -> None:
-    layer = make_layer(stride=2, padding=(2, 0), padding_mode="reflect")
+@pytest.mark.parametrize(("mode", "relu"), [("reflect", False), ("circular", True)])
+def test_every_order(mode: str, relu: bool) -> None:
+    options: dict[str, Any] = {"stride": 2, "padding": (2, 0), "padding_mode": mode}
+    layer = make_layer(**options)
     leaves = tuple(
         t.detach().clone().requires_grad_() for t in (double(2, 2, 6), layer.values, layer.bias)
     )
 
     def run(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        options = {"stride": 2, "padding": (2, 0), "padding_mode": "reflect", "relu": relu}
-        return sc.sparse_conv1d(x, values, layer.pattern, bias, **options)
+        return sc.sparse_conv1d(x, values, layer.pattern, bias, **options, relu=relu)
 
     assert gradcheck(
         run, leaves, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True

@@ -29,10 +29,8 @@ from any_kernels import (
 from engines import check, compute
 from layouts import LAYOUTS
 
-from sparseconv import sparse_conv1d
 from sparseconv.bench import run
 from sparseconv.bench.cases import CASES
-from sparseconv.core.geometry import Geometry
 from sparseconv.ops.backends import extension
 from sparseconv.testing import (
     PATTERNS,
@@ -127,23 +125,6 @@ def test_integers_are_exact(seed, engines, campaign, count_cases):
     while counted < campaign(30, 3000):
         counted += check_integers(random_case(rng, integers=True), engines)
     count_cases(counted)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_gradcheck(mode, engines):
-    case = Case(2, 4, 6, 3, 8, 2, (1, 3), 2, 2, mode, "float64", density=0.5)
-    for engine in engines():
-        x, values, bias, _ = engine.put(case.tensors())
-        assert bias is not None
-        inputs = [tensor.requires_grad_() for tensor in (x, values, bias)]
-        pattern = case.make_pattern()
-        backend = engine.backend_for(Geometry(pattern.shape, *case.geometry), x.dtype)
-
-        def function(x, values, bias, pattern=pattern, backend=backend):
-            return sparse_conv1d(x, values, pattern, bias, **case.options, backend=backend)
-
-        assert torch.autograd.gradcheck(function, inputs)
-        assert torch.autograd.gradgradcheck(function, inputs)
 
 
 @pytest.mark.promise("P6")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-import sparseconv as sc
+from sparseconv import KernelCSR
 from sparseconv.core.geometry import Geometry
 
 GEOMETRIES = [
@@ -19,18 +20,25 @@ GEOMETRIES = [
 ]
 
 
-def arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, ...]]:
-    """A correct argument list for every op."""
-    torch.manual_seed(0)
-    pattern = sc.KernelCSR.from_mask(torch.rand(geometry.shape) < 0.5)
+def op_calls(
+    tensors: Iterable[Any], pattern: KernelCSR, geometry: Geometry, length: int
+) -> dict[str, tuple[Any, ...]]:
+    """The arguments of every op for an input, values, a bias and a gradient of the output."""
+    x, values, bias, grad = tensors
     context = pattern.crow_indices, pattern.col_indices, list(geometry.numbers)
-    values = torch.randn(pattern.nnz, dtype=dtype)
-    x = torch.randn(2, geometry.shape[1] * geometry.groups, 20, dtype=dtype)
-    grad = torch.randn(2, geometry.shape[0], geometry.output_length(20), dtype=dtype)
-    bias = torch.randn(geometry.shape[0], dtype=dtype)
     return {
         "fprop": (x, values, bias, *context),
-        "dgrad": (grad, values, *context, 20),
+        "dgrad": (grad, values, *context, length),
         "wgrad": (grad, x, *context),
         "bias_grad": (grad,),
     }
+
+
+def arguments(geometry: Geometry, dtype: torch.dtype = torch.float32) -> dict[str, tuple[Any, ...]]:
+    """A correct argument list for every op."""
+    torch.manual_seed(0)
+    pattern = KernelCSR.from_mask(torch.rand(geometry.shape) < 0.5)
+    sizes = ((2, geometry.shape[1] * geometry.groups, 20), (pattern.nnz,), geometry.shape[:1],
+             (2, geometry.shape[0], geometry.output_length(20)))  # fmt: skip
+    tensors = (torch.randn(size, dtype=dtype) for size in sizes)
+    return op_calls(tensors, pattern, geometry, 20)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from engines import ISAS
 from layouts import LAYOUTS
+from op_arguments import op_calls
 from random_banks import Problem
 from torch import Tensor
 
@@ -67,13 +68,9 @@ def calls_of(case: Case, rng: random.Random, seed: int) -> list[tuple[Any, tuple
         x, grad = x[None], grad[None]
     pattern = case.make_pattern()
     geometry = Geometry(pattern.shape, *case.geometry)
-    context = pattern.crow_indices, pattern.col_indices, geometry.numbers
-    found: list[tuple[Any, tuple[Any, ...]]] = [
-        (OPS.fprop, (x, values, bias, *context, rng.random() < 0.3)),
-        (OPS.dgrad, (grad, values, *context, case.length)),
-        (OPS.wgrad, (grad, x, *context)),
-        (OPS.bias_grad, (grad,)),
-    ]
+    calls = op_calls((x, values, bias, grad), pattern, geometry, case.length)
+    calls["fprop"] += (rng.random() < 0.3,)  # with ReLU
+    found: list[tuple[Any, tuple[Any, ...]]] = [(getattr(OPS, n), a) for n, a in calls.items()]
     if case.tensors().input.dtype in (torch.float32, torch.float64):
         found += [chain_of(case, rng) for _ in range(2)]
     return [*found, features_of(Problem("rocket", seed)), features_of(Problem("minirocket", seed))]

@@ -14,10 +14,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from engines import ISAS, Engine
+from op_arguments import op_calls
 from torch import Tensor
 
 from sparseconv import KernelCSR
@@ -50,43 +50,31 @@ class Sparse:
         return self.memory.view(x.dtype).as_strided(x.shape, steps, offset).copy_(x)
 
 
-def computations(case: Case) -> list[tuple[Any, tuple[Any, ...], list[int]]]:
-    """Each op, its arguments, and which of them are spread."""
-    x, values, bias, grad = case.tensors()
-    pattern = case.make_pattern()
-    geometry = Geometry(pattern.shape, *case.geometry)
-    context = pattern.crow_indices, pattern.col_indices, geometry.numbers
-    return [
-        (OPS.fprop, (x, values, bias, *context), [0, 1, 2]),
-        (OPS.dgrad, (grad, values, *context, case.length), [0, 1]),
-        (OPS.wgrad, (grad, x, *context), [0, 1]),
-    ]
-
-
 def strides(folder: Path) -> tuple[int, list[str]]:
     sparse, calls, faults = Sparse(folder), 0, []
-    work = []
     for dtype in ("float32", "float64", "bfloat16", "float16"):
         mode, stride = ("reflect", 2) if dtype == "float64" else ("zeros", 1)
         case = Case(2, 3, 4, 5, 40, stride, (3, 2), padding_mode=mode, dtype=dtype, density=0.5)
-        work += computations(case)
-    for op, args, which in work:
-        for i in which:
-            for dim in range(args[i].dim()):
-                if args[i].shape[dim] < 2:
-                    continue
-                for offset in (0, FAR):
-                    far = sparse.spread(args[i], dim, offset if dim == 0 else 0)
-                    for isa in ISAS:
-                        os.environ["SPARSECONV_CPU_ISA"] = isa
-                        assert extension.isa() == isa
-                        near = [a.clone() if isinstance(a, Tensor) else a for a in args]
-                        expected = op(*near)
-                        got = op(*near[:i], far, *near[i + 1 :])
-                        calls += 1
-                        one, other = (r if isinstance(r, tuple) else (r,) for r in (expected, got))
-                        if not all(map(torch.equal, one, other)):
-                            faults.append(f"{op} argument {i} dim {dim} on {isa}")
+        pattern = case.make_pattern()
+        geometry = Geometry(pattern.shape, *case.geometry)
+        for name, args in op_calls(case.tensors(), pattern, geometry, 40).items():
+            places = [
+                (i, dim, offset)
+                for i, a in enumerate(args)
+                if isinstance(a, Tensor) and a.is_floating_point()
+                for dim in range(a.dim())
+                if a.shape[dim] > 1
+                for offset in ((0, FAR) if dim == 0 else (0,))
+            ]
+            for i, dim, offset in places:
+                far = sparse.spread(args[i], dim, offset)
+                for isa in ISAS:
+                    os.environ["SPARSECONV_CPU_ISA"] = isa
+                    assert extension.isa() == isa
+                    got = getattr(OPS, name)(*args[:i], far, *args[i + 1 :])
+                    calls += 1
+                    if not got.equal(getattr(OPS, name)(*args)):
+                        faults.append(f"{name} argument {i} dim {dim} on {isa}")
     return calls, faults
 
 
