@@ -141,7 +141,7 @@ class SmallerNetwork(ChangeReport):
             backward, rounds, least_seconds: as in ``profile``.
 
         Raises:
-            ValueError: the model fails on the input, or it is one series without a batch.
+            ValueError: the input is one series without a batch.
             NotImplementedError: the model is on a GPU.
         """
         stopwatch = Stopwatch(backward, rounds, least_seconds)

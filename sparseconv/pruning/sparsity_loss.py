@@ -68,8 +68,6 @@ class InstanceSparsity:
         check_module(model)
         found = published_stages(model) if stages is None else stages
         self.stages = tuple(Stage(x) if isinstance(x, str) else Stage(*x) for x in found)
-        if not self.stages:
-            raise ValueError("stages must list modules, at least one, but got none")
         modules = dict(model.named_modules())
         for stage in self.stages:
             if stage.module not in modules:

@@ -38,10 +38,6 @@ PRUNABLE = (nn.Conv1d, SparseConv1d, nn.Linear, nn.BatchNorm1d)
 MODULES_ALONE = (ShortAvgPool1d,)  # each channel by itself, whatever functions it calls
 
 
-class UnknownLayerError(ValueError):
-    """A layer or function through which channels cannot be followed."""
-
-
 def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = ()) -> Channels:
     """Follow the channels of a network from its inputs to its outputs, as it runs in eval mode.
 
@@ -52,8 +48,8 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
             those inside of them.
 
     Raises:
-        UnknownLayerError: something that only ``ignore`` helps with, named.
-        ValueError: the model cannot take these inputs, or its outputs are not ``output_tensors``.
+        ValueError: something that only ``ignore`` helps with, named; the outputs are not
+            ``output_tensors``.
     """
     tracer = _Tracer(model, ignored_modules(model, ignore))
     with evaluating(model), torch.no_grad(), ExitStack() as stack:
@@ -62,23 +58,13 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
                 tracer.follow(tensor, tracer.numbers.new(tensor.shape[1], fixed=True), 1)
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
-        try:
-            with tracer.flops, tracer:
-                out = model(*arguments)
-        except UnknownLayerError:
-            raise
-        except Exception as error:
-            shapes = [tuple(x.shape) for x in tree_leaves(arguments) if isinstance(x, Tensor)]
-            raise ValueError(
-                f"the model cannot take example_input of shapes {shapes}, or not while its "
-                "channels are followed, as a scripted function cannot "
-                f"({type(error).__name__}: {error})"
-            ) from error
+        with tracer.flops, tracer:
+            out = model(*arguments)
     tracer.fix(*output_tensors(out))
     for name, module in model.named_modules():  # or it would no longer fit what it reads
         left = isinstance(module, PRUNABLE) and name not in tracer.begun
         if left and module not in tracer.ignored:
-            raise UnknownLayerError(
+            raise ValueError(
                 f"{name!r} is not called in eval mode, so that what it reads cannot be followed; "
                 "name it in ignore, with the layers whose outputs it reads and those that read its "
                 "own, which then keep their channels"
@@ -336,7 +322,7 @@ class _Tracer(TorchFunctionMode):
         where = self.running[-1] if self.running else ""
         # Only the whole model contains what its forward calls itself, and cannot be ignored.
         around = "a module around it" if where else "the layers whose outputs it takes"
-        raise UnknownLayerError(
+        raise ValueError(
             f"cannot follow channels through {what} in {where or 'the model itself'} "
             f"({type(self.model.get_submodule(where)).__name__}); name {around} in ignore, and all "
             "of its channels are kept"

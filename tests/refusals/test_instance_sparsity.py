@@ -30,7 +30,6 @@ def unused() -> None:
 @table(
     (lambda: InstanceSparsity(3), TypeError, "model must be an nn.Module"),
     (lambda: InstanceSparsity(model()), ValueError, "no stages are published for Sequential"),
-    (lambda: InstanceSparsity(model(), []), ValueError, "stages must list modules, at least one"),
     (lambda: InstanceSparsity(model(), ["0"], -1), ValueError, "weight must be finite and at"),
     (lambda: run("no"), ValueError, "stages names 'no', but the model has no such module"),
     (lambda: run("2"), ValueError, "stage '2' must be (N, C, L), but it is (3, 56)"),

@@ -107,7 +107,7 @@ def stepped(kind: type[torch.optim.Optimizer]) -> dict[str, Any]:
     (call(criterion="WHC"), TypeError, "criterion must be one of sparseconv.pruning"),
     (call(criterion=DSP(X), ratio=0.5), ValueError, "finds out how many filters go"),
     (call(x=X.numpy()), TypeError, "example_input must be a tensor"),
-    (call(x=X[:, :1]), ValueError, "the model cannot take example_input of shapes [(6, 1, 12)]"),
+    (call(x=X[:, :1]), RuntimeError, "input[6, 1, 12] to have 2 channels, but got 1 channels"),
     (call(x=X[0]), ValueError, "'0' must be given (N, C, L), a batch of series, but got (2, 12)"),
     (lambda: keep_filters("resnet", X, {}), TypeError, "model must be an nn.Module"),
     (call(optimizer=sgd(network())), ValueError, "holds a parameter that is not the model's"),
