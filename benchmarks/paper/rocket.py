@@ -13,7 +13,7 @@ from benchmarks.paper.plan import Job
 from benchmarks.paper.training import facts_of
 from sparseconv.rocket.features import kernel_features
 from sparseconv.rocket.model import chosen
-from sparseconv.rocket.selection import Selector
+from sparseconv.rocket.selection import GroupSelection
 from sparseconv.training.run_folder import POCKET
 
 KINDS = {"ROCKET": "rocket", "MiniROCKET": "minirocket"}
@@ -52,7 +52,7 @@ def perform(job: Job, source: str) -> dict[str, Any]:
     accuracy = tested(slice(None))
     watch.lap("head")
     full = dict(watch.laps)
-    select = Selector(train, data.y_train, n_classes, group)
+    select = GroupSelection(train, data.y_train, n_classes, group)
     watch.lap("prepare")
     counts = _counts(job.dataset, model, candidates)
     variants = []

@@ -27,7 +27,7 @@ from sparseconv.measure.machine import threads
 from sparseconv.rocket.bank import KINDS, KernelBank
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
-from sparseconv.rocket.selection import Selector
+from sparseconv.rocket.selection import GroupSelection
 from sparseconv.training.run_folder import POCKET
 
 KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # what "cv" tries, of the kernels
@@ -201,7 +201,7 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
                 self.k_, self.keep_ = smallest_good(scores) if scores else choices[0]
                 self.scores_ = scores or None
                 bar.set_description("selection")
-                select = Selector(features, labels, self.n_classes_, size)
+                select = GroupSelection(features, labels, self.n_classes_, size)
                 selected = select(self.keep_, self.k_, self.n_iter)
                 kept = features[:, selected.columns]
                 head = ridge_classifier(kept, labels) if self.refit else None
@@ -235,7 +235,7 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
             )
         for inside, outside in splits:
             seen, missed = features[inside], features[outside]
-            select = Selector(seen, labels[inside], self.n_classes_, size)
+            select = GroupSelection(seen, labels[inside], self.n_classes_, size)
             for k, keep in choices:
                 found = select(keep, k, self.n_iter)
                 if self.refit:

@@ -21,24 +21,18 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Scaling:
-    """Features centred, and scaled to length 1 over the training cases; a constant one is 0."""
+class Selected:
+    """What a selection keeps, and the classifier that it made of it (POCKET's stage 1).
 
-    mean: Tensor  # (p,)
-    factor: Tensor  # (p,)
+    Attributes:
+        groups, columns: the numbers of the groups, and of their features, ascending.
+        coef: ``(columns, targets)`` of the features as they are; ``intercept`` of each target.
+    """
 
-    @classmethod
-    def of(cls, features: Tensor) -> Scaling:
-        mean = features.mean(0, dtype=torch.float64).to(features.dtype)
-        # With dtype=torch.float64 vector_norm takes more than twice as long.
-        length = torch.linalg.vector_norm((features - mean).double(), dim=0)
-        # What rounding leaves of a constant feature is no length.
-        tiny = rounding(mean, len(features), torch.finfo(features.dtype).eps)
-        factor = torch.where(length > tiny, 1 / length, 0)
-        return cls(mean, factor.to(features.dtype))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        return (features - self.mean) * self.factor
+    groups: Array
+    columns: Array
+    coef: Array
+    intercept: Array
 
 
 def targets(labels: Tensor, n_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -60,16 +54,36 @@ class GroupSelection:
     Gram matrix serves every k, and its factor every number of groups.
 
     Args:
-        X: ``(n, p)`` features, scaled (``Scaling``).
-        Y: ``(n, columns)`` targets, centred (``targets``).
-        group_size: neighbouring columns of X that are kept or dropped together.
+        features: ``(n, p)``, as they are.
+        labels: ``(n,)``, from 0 to ``n_classes - 1``.
+        group_size: neighbouring features that are kept or dropped together.
+
+    Attributes:
+        X: the features centred, and scaled to length 1; a constant one is 0.
+        Y: the targets, centred.
     """
 
-    def __init__(self, X: Tensor, Y: Tensor, group_size: int) -> None:
-        self.X, self.Y, self.group_size = X, Y, group_size
-        self.wide = len(X) < X.shape[1]
+    def __init__(self, features: Array, labels: Array, n_classes: int, group_size: int) -> None:
+        raw = torch.from_numpy(features)
+        self._mean = raw.mean(0, dtype=torch.float64).to(raw.dtype)
+        # With dtype=torch.float64 vector_norm takes more than twice as long.
+        length = torch.linalg.vector_norm((raw - self._mean).double(), dim=0)
+        # What rounding leaves of a constant feature is no length.
+        tiny = rounding(self._mean, len(raw), torch.finfo(raw.dtype).eps)
+        self._factor = torch.where(length > tiny, 1 / length, 0).to(raw.dtype)
+        self.X = X = (raw - self._mean) * self._factor
+        self.Y, self._offset = targets(torch.from_numpy(labels), n_classes, raw.dtype)
+        self.group_size, self.wide = group_size, len(X) < X.shape[1]
         self.gram = X @ X.T if self.wide else X.T @ X
-        self._k, self._factor = -1.0, self.gram  # the last k, and its factor
+        self._k, self._cholesky = -1.0, self.gram  # the last k, and its factor
+
+    def __call__(self, keep: int, k: float, n_iter: int) -> Selected:
+        """Select ``keep`` groups; see ``select``."""
+        groups, W = self.select(keep, k, n_iter)
+        columns = (groups[:, None] * self.group_size + torch.arange(self.group_size)).view(-1)
+        coef = W[columns] * self._factor[columns, None]
+        intercept = self._offset - self._mean[columns] @ coef
+        return Selected(*(np.asarray(found) for found in (groups, columns, coef, intercept)))
 
     def ridge(self, k: float, Q: Tensor | None = None) -> Tensor:
         """Minimise ``|Y - X W|^2 + k |W - Q|^2`` by W, ``(p, columns)``; Q None is 0."""
@@ -79,14 +93,14 @@ class GroupSelection:
             factor, failed = torch.linalg.cholesky_ex(matrix)
             if failed:
                 raise ValueError(f"k = {k} is too small for these features; choose a larger one")
-            self._k, self._factor = k, factor
+            self._k, self._cholesky = k, factor
         if self.wide:
             residual = self.Y if Q is None else self.Y - self.X @ Q
-            solved = torch.cholesky_solve(residual, self._factor)
+            solved = torch.cholesky_solve(residual, self._cholesky)
             step = (solved.T @ self.X).T  # column by column in memory: twice as fast, here and next
             return step if Q is None else Q + step
         right = self.X.T @ self.Y
-        return torch.cholesky_solve(right if Q is None else right + k * Q, self._factor)
+        return torch.cholesky_solve(right if Q is None else right + k * Q, self._cholesky)
 
     def select(self, keep: int, k: float, n_iter: int) -> tuple[Tensor, Tensor]:
         """Return the ``keep`` best groups, ascending, and all features' weights after ``n_iter``.
@@ -109,42 +123,3 @@ class GroupSelection:
             U = U + theta - W
             W = self.ridge(k, theta + U)
         return order[:keep].sort().values, W
-
-
-@dataclass(frozen=True, eq=False)
-class Selected:
-    """What a selection keeps, and the classifier that it made of it (POCKET's stage 1).
-
-    Attributes:
-        groups, columns: the numbers of the groups, and of their features, ascending.
-        coef: ``(columns, targets)`` of the features as they are; ``intercept`` of each target.
-    """
-
-    groups: Array
-    columns: Array
-    coef: Array
-    intercept: Array
-
-
-class Selector:
-    """Selections from the features of some cases, which share what they can.
-
-    Args:
-        features: ``(n, p)`` float32, as they are.
-        labels: ``(n,)``, from 0 to ``n_classes - 1``.
-        group_size: features of a group, which are neighbours.
-    """
-
-    def __init__(self, features: Array, labels: Array, n_classes: int, group_size: int) -> None:
-        raw = torch.from_numpy(features)
-        self.scaling, self.size = Scaling.of(raw), group_size
-        coded, self.mean = targets(torch.from_numpy(labels), n_classes, raw.dtype)
-        self.selection = GroupSelection(self.scaling(raw), coded, group_size)
-
-    def __call__(self, keep: int, k: float, n_iter: int) -> Selected:
-        """Select ``keep`` groups; see ``GroupSelection.select``."""
-        groups, W = self.selection.select(keep, k, n_iter)
-        columns = (groups[:, None] * self.size + torch.arange(self.size)).view(-1)
-        coef = W[columns] * self.scaling.factor[columns, None]
-        intercept = self.mean - self.scaling.mean[columns] @ coef
-        return Selected(*(np.asarray(found) for found in (groups, columns, coef, intercept)))
