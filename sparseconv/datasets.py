@@ -63,11 +63,10 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         name_or_path: the name of one of ``BUNDLED`` (part of the aeon package; JapaneseVowels is
             the equal-length variant), a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` or the
             first of these two files, or a ``.npz`` file with ``X_train``, ``y_train``, ``X_test``
-            and ``y_test``. Series have
-            the shape ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
-            ``(n_cases, n_timepoints)``; labels are strings or real numbers. A ``Path`` is always a
-            path. A string that is a bundled name is read as that; where a folder has this name
-            too, a warning says so: it is ``"./NAME"``.
+            and ``y_test``: series ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
+            ``(n_cases, n_timepoints)``, and labels that are strings or real numbers. A ``Path`` is
+            always a path. A string that is a bundled name is read as that; where a folder has this
+            name too, a warning names it as ``"./NAME"``.
         nan_to_zero: replace missing values by 0, as in the paper's UCR 85 runs.
 
     Raises:

@@ -20,7 +20,6 @@ from sparseconv.dst import DSTScheduler
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.nn.modules import check_module
 from sparseconv.training import checkpoint
-from sparseconv.training.checkpoint import CheckpointError
 from sparseconv.training.data import checked_data
 from sparseconv.training.evaluation import evaluate
 from sparseconv.training.recipe import Recipe
@@ -144,6 +143,7 @@ def train(
             stack.enter_context(claimed(path.parent))
             if resume and path.exists():
                 run.load(path)
+        saved = len(run.history)
         bar = _progress_bar(len(run.history), recipe.epochs) if progress else None
         try:
             if path is not None and len(run.history) < recipe.epochs:
@@ -157,6 +157,7 @@ def train(
                     row |= evaluate(model, *validation, run.batch_size)
                 done = len(run.history)
                 if path is not None and (done % checkpoint_every == 0 or done == recipe.epochs):
+                    saved = done
                     checkpoint.save(path, run.content())
                 if on_epoch is not None:
                     on_epoch(run.history)
@@ -164,7 +165,7 @@ def train(
                     bar.set_postfix(loss=f"{row['train_loss']:.4f}", best=run.best["epoch"])
                     bar.update()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_how_to_resume(run, path)) from None
+            raise KeyboardInterrupt(_how_to_resume(run, path, saved)) from None
         finally:
             if bar is not None:
                 bar.close()
@@ -174,18 +175,13 @@ def train(
     return TrainingResult(run.history, run.best["epoch"], run.best["loss"], itop)
 
 
-def _how_to_resume(run: Run, path: Path | None) -> str:
-    text = f"training was interrupted in epoch {len(run.history) + 1} of {run.recipe.epochs}; "
+def _how_to_resume(run: Run, path: Path | None, saved: int) -> str:
+    how = f"{path} holds the state after epoch {saved}: resume with the same call and resume=True"
     if path is None:
-        return text + "nothing was saved, because train(out=...) was not given"
-    with contextlib.suppress(OSError, CheckpointError):  # of an older run, or none yet
-        history = checkpoint.load(path).get("history")
-        if history and history == run.history[: len(history)]:
-            return text + (
-                f"{path} holds the state after epoch {len(history)}: resume with the same call "
-                "and resume=True"
-            )
-    return text + "no epoch of this run has been saved yet"
+        how = "nothing was saved, because train(out=...) was not given"
+    elif saved == 0:
+        how = "no epoch of this run has been saved yet"
+    return f"training was interrupted in epoch {len(run.history) + 1} of {run.recipe.epochs}; {how}"
 
 
 def _progress_bar(done: int, epochs: int) -> Any:
