@@ -124,19 +124,16 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
     path = Path(path)
     folder = path.parent if path.suffix in (".pt", ".npz") and not path.is_dir() else path
     config = read_config(folder)
-    if config.get("model", "dsn") == "pocket":
-        file = folder / MODEL_NAME if path == folder else path
-        if not file.exists():
-            raise ValueError(
-                f"{file} does not exist; a run of --model pocket that has ended has {MODEL_NAME}"
-            )
-        found = RocketModel.load(file)
-        return TrainedRun(found, found.classes, None, config)
-    file = path if path.suffix == ".pt" and not path.is_dir() else path / CHECKPOINT_NAME
+    pocket = config.get("model", "dsn") == "pocket"
+    file = path if path != folder else folder / (MODEL_NAME if pocket else CHECKPOINT_NAME)
     if not file.exists():
         raise ValueError(
-            f"{file} does not exist; if no epoch of the run has ended yet, resume it with --resume"
+            f"{file} does not exist: the run has saved nothing yet; start it again, or resume it "
+            "with --resume"
         )
+    if pocket:
+        found = RocketModel.load(file)
+        return TrainedRun(found, found.classes, None, config)
     content, data = checkpoint.load(file)["best"], config["data"]
     best, state = content["epoch"], content["model"]
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then overwritten

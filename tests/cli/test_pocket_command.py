@@ -102,4 +102,4 @@ def test_a_damaged_model(run_folder: Path, refused: Any) -> None:
     (run_folder / "model.npz").write_bytes(b"no")
     refused(["info", str(run_folder)], "model.npz is no sparseconv rocket model")
     (run_folder / "model.npz").unlink()
-    refused(["info", str(run_folder)], "model.npz does not exist; a run of --model pocket")
+    refused(["info", str(run_folder)], "model.npz does not exist: the run has saved nothing yet")
