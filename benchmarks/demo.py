@@ -57,24 +57,15 @@ class Trained(NamedTuple):
 
 
 class Demo(NamedTuple):
-    """What was trained and timed.
+    """What was trained and timed."""
 
-    Attributes:
-        machine: as in ``measurement_context``, and the number of ``threads``.
-        data: the data set.
-        batch: the number of its series in a batch.
-        grouped, ungrouped: the network with kernel groups, and without.
-        layers: each layer of the first, sparse and dense, in training.
-        steps: its training steps and masked-dense ones, by number of threads and mode.
-    """
-
-    machine: dict[str, Any]
+    machine: dict[str, Any]  # as in ``measurement_context``, and the number of ``threads``
     data: datasets.Dataset
-    batch: int
-    grouped: Trained
-    ungrouped: Trained
-    layers: Profile
-    steps: list[dict[str, Any]]
+    batch: int  # series in a batch
+    grouped: Trained  # the network with kernel groups
+    ungrouped: Trained  # and without
+    layers: Profile  # of the network with groups, sparse and dense
+    steps: list[dict[str, Any]]  # its training steps, sparse and masked-dense
 
     @property
     def step_ratio(self) -> timing.Estimate:

@@ -127,8 +127,7 @@ def row(target: Target, length: int, computation: str) -> Row:
         for name, (make, allowed) in forms.items()
         for mode in ("eager", "graph")[: 1 + target.graphs]
     }
-    flop = 2 * len(problem.values) * len(problem.x) * problem.grad.shape[2]
-    return target.row(computation, length, makes, flop)
+    return target.row(computation, length, makes)
 
 
 def density_rows(target: Target, length: int) -> Iterator[Row]:

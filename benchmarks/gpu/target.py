@@ -107,9 +107,7 @@ class Target:
                     timed.call()
         return timed._replace(call=graph.replay, times=times)
 
-    def row(
-        self, computation: str, length: int, makes: Mapping[str, Callable[[], Timed]], flop: int = 0
-    ) -> Row:
+    def row(self, computation: str, length: int, makes: Mapping[str, Callable[[], Timed]]) -> Row:
         """Time candidates in turns, in milliseconds; a candidate that cannot be made says why."""
         made: dict[str, Timed] = {}
         absent = {}
@@ -138,6 +136,6 @@ class Target:
             for name, timed in made.items()
         }
         return {
-            "computation": computation, "length": length, "flop": flop, "samples_ms": samples,
-            "error": errors, "absent": absent,
+            "computation": computation, "length": length, "samples_ms": samples, "error": errors,
+            "absent": absent,
         }  # fmt: skip

@@ -22,12 +22,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,30 +53,25 @@ ROUNDS = 24  # pairs of times
 WAYS = ("dense", "masked", "converted")
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """A published network and the data set that it is tried on."""
 
     name: str
     package: str
     dataset: str
-    build: Callable[[int, int, int], nn.Module]  # channels, classes, samples
-    epochs: int = 20  # dense, and as many again of fine-tuning
+    build: Callable[[int, int], nn.Module]  # of channels and classes
+    epochs: int = 20  # dense, and the same number of fine-tuning
 
 
-def _inception_time(channels: int, classes: int, length: int) -> nn.Module:
-    from tsai.models.InceptionTime import InceptionTime
+def _tsai(name: str) -> Callable[[int, int], nn.Module]:
+    def build(channels: int, classes: int) -> nn.Module:
+        network: nn.Module = getattr(import_module(f"tsai.models.{name}"), name)(channels, classes)
+        return network
 
-    return InceptionTime(channels, classes)
-
-
-def _fcn(channels: int, classes: int, length: int) -> nn.Module:
-    from tsai.models.FCN import FCN
-
-    return FCN(channels, classes)
+    return build
 
 
-def _ecg_crnn(channels: int, classes: int, length: int) -> nn.Module:
+def _ecg_crnn(channels: int, classes: int) -> nn.Module:
     from torch_ecg.model_configs import ECG_CRNN_CONFIG
     from torch_ecg.models import ECG_CRNN
 
@@ -84,24 +79,22 @@ def _ecg_crnn(channels: int, classes: int, length: int) -> nn.Module:
     return ECG_CRNN(classes=names, n_leads=channels, config=deepcopy(ECG_CRNN_CONFIG))
 
 
-def _tcn(channels: int, classes: int, length: int) -> nn.Module:
+def _tcn(channels: int, classes: int) -> nn.Module:
     from pytorch_tcn import TCN
 
     features = TCN(channels, [25] * 8, kernel_size=7)  # sizes of tsai's TCN
-    pool = nn.AdaptiveAvgPool1d(1)
-    return nn.Sequential(features, pool, nn.Flatten(), nn.Linear(25, classes))
+    return nn.Sequential(features, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(25, classes))
 
 
 NETWORKS = (
-    Network("InceptionTime", "tsai", "GunPoint", _inception_time),
-    Network("FCN", "tsai", "ArrowHead", _fcn, epochs=80),
+    Network("InceptionTime", "tsai", "GunPoint", _tsai("InceptionTime")),
+    Network("FCN", "tsai", "ArrowHead", _tsai("FCN"), epochs=80),
     Network("ECG_CRNN", "torch-ecg", "BasicMotions", _ecg_crnn, epochs=60),
     Network("TCN", "pytorch-tcn", "BasicMotions", _tcn, epochs=40),
 )
 
 
-@dataclass(frozen=True)
-class Data:
+class Data(NamedTuple):
     """Standardised series by channel, and class numbers."""
 
     X_train: Tensor
@@ -113,11 +106,12 @@ class Data:
     @classmethod
     def load(cls, name: str) -> Data:
         found = datasets.load(name)
-        mean = found.X_train.mean(axis=(0, 2), keepdims=True)
-        std = found.X_train.std(axis=(0, 2), keepdims=True)
-        X_train, X_test = ((X - mean) / std for X in (found.X_train, found.X_test))
-        tensors = [torch.as_tensor(a) for a in (X_train, found.y_train, X_test, found.y_test)]
-        return cls(*tensors, classes=len(found.classes))
+        X_train, y_train, X_test, y_test = map(
+            torch.as_tensor, (found.X_train, found.y_train, found.X_test, found.y_test)
+        )
+        std, mean = torch.std_mean(X_train, (0, 2), correction=0, keepdim=True)
+        parts = (X_train - mean) / std, y_train, (X_test - mean) / std, y_test
+        return cls(*parts, classes=len(found.classes))
 
 
 def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -> dict[str, Any]:
@@ -127,8 +121,7 @@ def run(network: Network, seed: int, choice: Sequence[str] | None, data: Data) -
         choice: names of the layers to convert, as measured with another seed; None measures.
     """
     torch.manual_seed(seed)
-    length = data.X_train.shape[2]
-    dense = network.build(data.X_train.shape[1], data.classes, length)
+    dense = network.build(data.X_train.shape[1], data.classes)
     fit(dense, data, network.epochs, seed)
     for layer in dense.modules():  # weight_norm, which pruning cannot act on, has done its work
         if isinstance(layer, nn.Conv1d) and is_parametrized(layer, "weight"):
@@ -215,7 +208,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     """Time a training step and inference of one batch, all ways in turns."""
-    data = replace(data, X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
+    data = data._replace(X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
     found: dict[str, Any] = {}
     for what in ("step", "inference"):
         calls: dict[str, Callable[[], object]]

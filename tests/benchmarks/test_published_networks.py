@@ -19,7 +19,7 @@ class Own(nn.Conv1d):
     """Convert leaves it alone."""
 
 
-def build(channels: int, classes: int, length: int) -> nn.Module:
+def build(channels: int, classes: int) -> nn.Module:
     return nn.Sequential(
         weight_norm(nn.Conv1d(channels, 8, 49, padding="same")),
         nn.ReLU(),
