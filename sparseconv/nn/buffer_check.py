@@ -59,7 +59,7 @@ def check_tag(tag: Tensor, own: Tensor, checked: tuple[Any, int]) -> tuple[Any, 
     # one check is enough, or each layer would wait for the GPU each time.
     if tag is checked[0] and tag.is_cuda and torch.is_grad_enabled():
         return checked
-    content = _content(tag, len(own))
+    content = _content(tag)
     if content is not None and bool(content[..., own == 0].any()):
         raise RuntimeError(_OVERWRITTEN)
     counts = content is not None and not tag.is_inference()  # those have no version
@@ -76,7 +76,7 @@ def check_tag_in_graph(tag: Tensor, own: Tensor) -> None:
 def check_indices(indices: Tensor, own: Tensor) -> None:
     """Refuse other indices than the pattern's ``own``, as ``functional_call`` may bring them."""
     with outside_tracing():
-        content = _content(indices, len(own))
+        content = _content(indices)
         known = content is None or (
             content.shape[-1:] == own.shape and bool((content == own).all())
         )
@@ -84,7 +84,7 @@ def check_indices(indices: Tensor, own: Tensor) -> None:
         raise RuntimeError(_OTHER)
 
 
-def _content(buffer: Tensor, size: int) -> Tensor | None:
+def _content(buffer: Tensor) -> Tensor | None:
     """Return the content of a buffer ``(size,)``, on the CPU; None if it has none.
 
     Under ``torch.vmap`` over an ensemble it is that of all members: ``(members, size)``.
@@ -96,8 +96,4 @@ def _content(buffer: Tensor, size: int) -> Tensor | None:
     while is_functorch_wrapped_tensor(buffer):
         buffer = get_unwrapped(buffer)
     with torch._C._DisableFuncTorch():
-        content = buffer.detach().cpu()
-        # The members may be along any dimension; the entries are along that of their size.
-        if content.dim() > 1 and content.shape[-1] != size and size in content.shape:
-            content = content.movedim(content.shape.index(size), -1)
-        return content
+        return buffer.detach().cpu()
