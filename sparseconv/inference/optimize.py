@@ -75,7 +75,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for module in fast.modules():
         if type(module) not in (nn.Sequential, Block) or "forward" in vars(module):
             continue
-        if any(isinstance(step, FoldedLink) for step in Plan(leaves(module), FOLDED).steps):
+        if any(isinstance(link, FoldedLink) for link in Plan(leaves(module), FOLDED).links):
             module.__class__ = InferenceBlock
     return fast
 

@@ -24,30 +24,28 @@ _CPU = torch.device("cpu")
 
 
 class Plan:
-    """Modules cut into links, each by the first row of the table that fits, and single modules.
+    """Modules cut into links, each by the first row of the table that fits, or of one module.
 
     Example:
         >>> modules = [nn.BatchNorm1d(3), nn.ReLU(), nn.ReLU()]
-        >>> [type(step).__name__ for step in Plan(modules, LINKS).steps]
-        ['NormLink', 'ReLU']
+        >>> [type(link).__name__ for link in Plan(modules, LINKS).links]
+        ['NormLink', 'Link']
     """
 
     def __init__(self, modules: Sequence[Any], table: Table) -> None:
-        self.steps: list[Any] = []  # links, and modules that are none
+        self.links: list[Link] = []
         while modules:
-            link = _first_link(modules, table)
-            self.steps.append(modules[0] if link is None else link[0])
-            modules = modules[1 if link is None else link[1] :]
-        self._chains: defaultdict[int, Chain] = defaultdict(Chain)  # by the step after them
+            self.links.append(_first_link(modules, table))
+            modules = modules[len(self.links[-1].modules) :]
+        self._chains: defaultdict[int, Chain] = defaultdict(Chain)  # by the link after them
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute what the modules compute, in chains as far as possible."""
         links: list[Link] = []
         stages: list[Stage] = []
-        for i, step in enumerate(self.steps):
-            link = step if isinstance(step, Link) else None
-            stage = link.stage(x) if link is not None and (links or _may_chain(x)) else None
-            if link is not None and stage is not None:
+        for i, link in enumerate(self.links):
+            stage = link.stage(x) if links or _may_chain(x) else None
+            if stage is not None:
                 links.append(link)
                 stages.append(stage)
                 if not link.ends_chain:
@@ -56,8 +54,8 @@ class Plan:
                 x = self._run(i, links, stages, x)
                 links, stages = [], []
             if stage is None:
-                x = step(x) if link is None else link.one_by_one(x)
-        return self._run(len(self.steps), links, stages, x) if links else x
+                x = link.one_by_one(x)
+        return self._run(len(self.links), links, stages, x) if links else x
 
     def _run(self, end: int, links: Sequence[Link], stages: Sequence[Stage], x: Tensor) -> Tensor:
         # Alone a layer is faster without the conversions, and without a sparse one torch is.
@@ -70,7 +68,7 @@ class Plan:
         return x
 
 
-def _first_link(modules: Sequence[Any], table: Table) -> tuple[Link, int] | None:
+def _first_link(modules: Sequence[Any], table: Table) -> Link:
     for kinds, make in table:
         part = modules[: len(kinds)]
         if len(part) < len(kinds) or any(
@@ -79,8 +77,8 @@ def _first_link(modules: Sequence[Any], table: Table) -> tuple[Link, int] | None
             continue
         link = make(part)
         if link.fits():
-            return link, len(kinds)
-    return None
+            return link
+    return Link(modules[:1])
 
 
 def _may_chain(x: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseconv.core.checks import integer, number
+from sparseconv.core.checks import number
 from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.functional.conv import sparse_conv1d_resolved
@@ -104,12 +104,9 @@ class SparseConv1d(PatternedModule):
         self.kernel_size = (single("kernel_size", kernel_size, 1),)
         self.stride = (single("stride", stride, 1),)
         self.dilation = (single("dilation", dilation, 1),)
-        self.groups = integer("groups must be a positive integer", groups)
-        if self.groups <= 0:
-            raise ValueError("groups must be a positive integer")
-        for name in ("in_channels", "out_channels"):
-            if getattr(self, name) % self.groups:
-                raise ValueError(f"{name} must be divisible by groups")
+        self.groups = single("groups", groups, 1)
+        if self.in_channels % self.groups:
+            raise ValueError("in_channels must be divisible by groups")
         if not isinstance(padding, str):
             padding = tuple(padding) if isinstance(padding, list | tuple) else (padding,)
             padding = tuple(single("padding", samples, 0) for samples in padding)

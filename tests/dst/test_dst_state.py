@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, scheduled, snapshot, train_step, two_layers
+from dst_runs import batches, scheduled, snapshot, sparse_layers, train_step, two_layers
 from tiny import same
 from torch import nn
 
@@ -112,10 +112,11 @@ def test_ctrl_c_waits_until_an_update_is_complete(
 
 def test_itop_counts_patterns_that_others_have_set() -> None:
     model, _, dst = scheduled()
-    layer, other = model[0], two_layers(seed=1)[0]
-    ever = layer.pattern.to_mask() | other.pattern.to_mask()
-    before, numel = dst.itop_rate(), sum(m.pattern.numel for m in model if hasattr(m, "pattern"))
-    new = int(ever.sum()) - layer.pattern.nnz
-    assert new
-    layer.load_state_dict(other.state_dict())
-    assert dst.itop_rate() == pytest.approx(before + new / numel, rel=1e-12)
+    layers = sparse_layers(model)
+    ever = [layer.pattern.to_mask() for layer in layers]
+    others = iter([two_layers(seed=1).state_dict(), two_layers(seed=2).state_dict()])
+    load = lambda: model.load_state_dict(next(others))  # noqa: E731
+    for change in (load, dst.step, load):
+        change()
+        ever = [mask | a.pattern.to_mask() for mask, a in zip(ever, layers, strict=True)]
+    assert dst.itop_rate() == torch.cat([mask.flatten() for mask in ever]).double().mean()

@@ -235,15 +235,3 @@ def test_made_in_inference_mode_and_used_outside() -> None:
     fast(x).sum().backward()
     with torch.inference_mode():
         assert fast(x).shape == (2, 3)
-
-
-def test_a_model_that_a_scheduler_watches_is_folded() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(sc.SparseConv1d(2, 4, 9, density=0.3), nn.BatchNorm1d(4), nn.ReLU())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    settings = {"update_every": 1, "end_step": 9, "grow": "gradient"}
-    dst = sc.DSTScheduler(model, optimizer, **settings)
-    fast, x = sc.optimize_for_inference(model), torch.randn(3, 2, 30)
-    torch.testing.assert_close(fast(x), model.eval()(x))
-    model.train()(x).square().mean().backward()
-    assert dst.step()  # the model is still watched

@@ -203,3 +203,11 @@ def test_training_is_that_of_the_plain_modules(length: int, taken: list[tuple[st
     assert taken == [(*block, *3 * rest, "Pointwise")] * steps
     for (name, a), b in zip(fused.state_dict().items(), modules.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("place", ["blocks", "head"])
+def test_parts_of_a_network_with_hooks_are_called(place: str) -> None:
+    model, seen = DSN(1, 3, nf=5, kernel_size=9), []
+    model.get_submodule(place).register_forward_hook(lambda *_: seen.append(place))
+    model(torch.randn(2, 1, 30))
+    assert seen == [place]

@@ -36,7 +36,9 @@ CONV = nn.Conv1d(3, 4, 5)
     (make(density=1.1), ValueError, "density must lie in [0, 1], but got 1.1"),
     (make(density="0.2"), TypeError, "density must be a number, but got a str"),
     (make(in_channels=True), TypeError, "in_channels"),
-    (make(groups=1.5), TypeError, "groups must be a positive integer, but got 1.5"),
+    (make(groups=1.5), TypeError, "groups must be an int or a tuple of one int, but got 1.5"),
+    (make(groups=0), ValueError, "groups is not supported: expected >= 1, got 0"),
+    (make(in_channels=3, groups=3, out_channels=4), ValueError, "to be divisible by 3"),
     (make(backend="gpu"), ValueError, "backend must be one of"),
     (make(dtype=torch.int32), TypeError, "dtype must be one of"),
     (make(pattern=torch.ones(6, 4, 3, dtype=torch.bool)), TypeError, "KernelCSR.from_mask(mask)"),
@@ -76,7 +78,7 @@ def test_layer(call: Callable[[], Any], error: type[Exception], fragment: str) -
 
 @pytest.mark.parametrize(
     "options",
-    [{"groups": 0}, {"groups": 3}, {"padding": "reflect"}, {"padding": "same", "stride": 2}],
+    [{"groups": 3}, {"padding": "reflect"}, {"padding": "same", "stride": 2}],
     ids=str,
 )
 def test_in_the_words_of_conv1d(options: dict[str, Any]) -> None:
