@@ -3,8 +3,8 @@
     python -m benchmarks.edge [--archive DIR | --run runs/GunPoint-seed0]
 
 Trains short runs, exports them, and predicts whole test sets on each processor whose tools are
-installed; the others are named with what to install. Rows are added to a file as they come, so a
-stopped measurement goes on where it was. docs/edge.md shows them.
+installed; the others are named with what to install. Rows are added to a file as they come; run a
+stopped measurement again for those that are missing. docs/edge.md shows them.
 """
 
 from __future__ import annotations

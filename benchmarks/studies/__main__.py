@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies unpruned
 
-Each row is saved when it was measured. A study that was stopped goes on where it was.
+Each row is saved when it was measured. Run a stopped study again for the rows that are missing.
 """
 
 from __future__ import annotations
