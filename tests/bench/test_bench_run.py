@@ -13,7 +13,7 @@ from dense_kernels import dense_calls, one_wrong
 from torch import Tensor
 
 from sparseconv import SparseConv1d
-from sparseconv.bench import compiled, run, tables
+from sparseconv.bench import compiled, random_kernels, run, tables
 from sparseconv.bench.baselines import BASELINES, Calls
 from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
 from sparseconv.measure import peaks, timing
@@ -23,6 +23,12 @@ from sparseconv.ops.backends import extension
 
 needs_extension = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 TINY = Case(2, 3, 4, 5, 20, padding=2, name="tiny", suite="layer")
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (run, compiled, random_kernels):
+        monkeypatch.setattr(module, "TURN", 1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -160,10 +166,7 @@ def test_peak_memory_of_known_calls() -> None:
 def test_random_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     # Imported before, so that what numba has compiled for other tests is not compiled again.
     pytest.importorskip("aeon.transformations.collection.convolution_based")
-    from sparseconv.bench import random_kernels
-
-    assert extension is not None
-    few = {"shapes": [(2, 30)], "n_kernels": 168, "rounds": 3}
+    few = {"shapes": [(2, 30)], "n_kernels": 84, "rounds": 3}
     rows = random_kernels.measure(1, **few)
     assert [(r["kind"], r["length"], r["batch"], r["kept"]) for r in rows[:4]] == [
         ("rocket", 30, 96, 1), ("rocket", 30, 1, 1), ("rocket", 30, 96, 0.4),

@@ -198,14 +198,13 @@ def test_interrupted_and_resumed_is_as_undisturbed(
 
 
 def test_as_a_process(data: str, out: Path, refused: Any) -> None:
-    """The command itself: info, Ctrl-C in the middle of a long run, exit codes, no traceback."""
+    """The command itself: Ctrl-C in the middle of a long run, exit codes, no traceback."""
     environment = os.environ | {
         "PYTHONPATH": str(Path(sc.__file__).parents[1]),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "sparseconv"]
     words = [*command, "train", data, "--epochs", "100000", *SMALL, "--out", str(out)]
-    info = subprocess.Popen([*command, "info"], stdout=subprocess.PIPE, text=True, env=environment)
     run = subprocess.Popen(
         words, stderr=subprocess.PIPE, text=True, env=environment,
         # A shell's background jobs ignore Ctrl-C, and their children would inherit that.
@@ -225,5 +224,3 @@ def test_as_a_process(data: str, out: Path, refused: Any) -> None:
     assert "Traceback" not in error
     assert error.strip().endswith(f"--out {out} --resume")
     assert len(history(out)) >= 1
-    assert info.communicate(timeout=60)[0].startswith("versions")
-    assert info.returncode == 0

@@ -82,9 +82,9 @@ def test_what_silences_filters_is_scaled_to_the_batch(
     monkeypatch.setattr("sparseconv.cli.prune.InstanceSparsity", watched)
     words = ["prune", str(trained), "--data", data, "--criterion", "dsp", "--eps", "0", "--quiet"]
     words += ["--silence-epochs", "1", "--epochs", "1"]
-    for i, more in enumerate(([], ["--batch-size", "8"], ["--silence", "3"])):
+    for i, more in enumerate((["--batch-size", "8"], ["--silence", "3"])):
         assert main([*words, *more, "--out", str(tmp_path / f"{i}")]) == 0
-    assert given == pytest.approx([2e-5 * 64 / 2, 2e-5 * 64 / 8, 3.0])
+    assert given == pytest.approx([2e-5 * 64 / 8, 3.0])
     shown = capsys.readouterr().out
     assert "nothing was silent: more --silence-epochs or a larger --silence" in shown
     assert "units of filters kept at other thresholds: " in shown
