@@ -37,7 +37,7 @@ def _unpad(x: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
 
 
 def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False) -> Calls:
-    """``F.conv1d`` and its two gradients, each alone.
+    """Call ``F.conv1d`` and its two gradients, each alone.
 
     ``channels_last`` is ``F.conv2d`` of height 1 on channels-last memory, into which everything was
     converted. ``padded`` gives zeros by ``F.pad`` instead of by the argument, which is faster where
@@ -85,7 +85,7 @@ def dense(problem: Problem, *, channels_last: bool = False, padded: bool = False
 
 
 def im2col_csr(problem: Problem) -> Calls:
-    """``torch.sparse`` CSR times the columns that the kernel sees; indices prepared beforehand.
+    """Multiply ``torch.sparse`` CSR by the columns that the kernel sees; indices are prepared.
 
     Columns are (input channel, tap) by (series, output sample); groups are on the diagonal.
     """
@@ -135,7 +135,7 @@ def im2col_csr(problem: Problem) -> Calls:
 
 
 def fft(problem: Problem, *, prepared: bool = False) -> Calls:
-    """Products of spectra, by ``torch.fft``.
+    """Multiply spectra, by ``torch.fft``.
 
     In training the weights change at every step, so their spectrum is computed inside the call.
     ``prepared`` computes it beforehand, as inference can; a training step that kept it from the

@@ -57,7 +57,7 @@ class Problem(NamedTuple):
 
 
 def layer_problem(layer: SparseConv1d, batch: int, length: int, seed: int = 0) -> Problem:
-    """A layer as it is, on random series; the same seed gives the same bits."""
+    """Make the problem of a layer on random series; the same seed gives the same bits."""
     generator = torch.Generator().manual_seed(seed)
     geometry = Geometry(
         layer.pattern.shape,
@@ -109,7 +109,7 @@ class Case(testing.Case):
         return Problem(x, values, grad, pattern, Geometry(pattern.shape, *self.geometry))
 
     def shrunk(self, n: int = 2, outputs: int = 40) -> Case:
-        """The same case on fewer and shorter series, for tests.
+        """Return the same case on fewer and shorter series, for tests.
 
         Example:
             >>> small = CASES["dsn_evolved_L1024"].shrunk()
@@ -147,7 +147,7 @@ def _make_pattern(case: Case) -> KernelCSR:
 
 
 def _dsn_pattern(case: Case) -> KernelCSR:
-    """The pattern of a new network's layer; ``evolved`` is what random growth tends to."""
+    """Take the pattern of a new network's layer; ``evolved`` is what random growth tends to."""
     first = case.in_channels == 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case.seed)
@@ -175,7 +175,7 @@ def _square(channels: int) -> Fields:
 
 
 def _rows() -> Iterator[tuple[str, str, Fields]]:
-    """Suite, name, and what differs from ``LAYER``."""
+    """Yield suite, name, and what differs from ``LAYER``."""
     for pattern in ("dsn_prefix", "dsn_evolved"):
         for length in (24, 128, 512, 1024, 2709):
             yield "layer", f"{pattern}_L{length}", {"pattern": pattern, "length": length}
@@ -222,7 +222,7 @@ def _rows() -> Iterator[tuple[str, str, Fields]]:
 
 
 def _published() -> Iterator[tuple[str, Fields]]:
-    """Settings and sizes of the paper; batches by its rule (Xiao et al. 2022, section 5.1).
+    """Yield settings and sizes of the paper; batches by its rule (Xiao et al. 2022, section 5.1).
 
     UCR's and UEA's archives hold many lengths: two bundled sets stand for each.
     """

@@ -63,7 +63,7 @@ def write_csv(document: Mapping[str, Any], path: Path) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Lists and dicts with every float in them rounded to five digits; it repeats to three at best.
+    """Round every float in lists and dicts to five digits; timings repeat to three at best.
 
     Example:
         >>> rounded([{"ms": 1.23456789, "nnz": 1234567, "data": "ACSF1"}, None])
@@ -77,7 +77,7 @@ def rounded(value: Any) -> Any:
 
 
 def best_baseline(row: Row) -> str | None:
-    """The fastest of all that a row was timed beside; None if there was none.
+    """Return the fastest baseline of a row; None if none was timed.
 
     Example:
         >>> best_baseline({"ratio": {"conv1d": [8, 7, 9], "fft": [2, 1, 3]}})
@@ -88,6 +88,6 @@ def best_baseline(row: Row) -> str | None:
 
 
 def ratio(row: Row, baseline: str = BEST) -> Estimate | None:
-    """A baseline's time over the sparse one, below 1 where sparse is slower; None if not timed."""
+    """Return a baseline's time over the sparse one, below 1 where sparse is slower; or None."""
     found = row["ratio"].get(best_baseline(row) if baseline == BEST else baseline)
     return None if found is None else Estimate(*found)

@@ -35,7 +35,7 @@ class WrongResultError(AssertionError):
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, or its type."""
+    """Return what an error says first, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -61,7 +61,7 @@ def public_calls(problem: Problem) -> Calls:
 
 
 def exact_results(problem: Problem) -> dict[str, Expected]:
-    """The three results in float64, with the bound computed for each output."""
+    """Compute the three results in float64, with a bound for each output."""
     data = problem[:3]
     exact = _double(problem, *data)
     # On magnitudes it adds up what can be rounded, on ones it counts the terms.
@@ -120,7 +120,7 @@ def check_bounds(results: Mapping[str, Tensor], problem: Problem) -> dict[str, E
 
 
 def _times_its_bound(got: Tensor, wanted: Expected) -> float:
-    """How many times its bound the worst error is; NaN for NaN, infinite for another shape."""
+    """Return the worst error over its bound; NaN for NaN, infinite for another shape."""
     if got.shape != wanted.exact.shape:
         return float("inf")
     if not got.numel():
@@ -131,7 +131,7 @@ def _times_its_bound(got: Tensor, wanted: Expected) -> float:
 
 @functools.lru_cache(maxsize=1)  # asked for by the kernels and by two baselines
 def _integers(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
-    """The same convolution of integers from -8 to 8 without 0, and its results."""
+    """Draw the same convolution of integers from -8 to 8 without 0, and compute its results."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(like: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def _integers(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
 def checked_baseline(
     name: str, problem: Problem, wanted: Mapping[str, Expected]
 ) -> tuple[Calls, dict[str, str]]:
-    """The calls of a baseline that are right, and for the others the reason against them.
+    """Return the calls of a baseline that are right, and for the others the reasons against them.
 
     A transform's error is relative to the norm of a whole series, so no bound of single outputs
     holds for FFT. It is checked on integers, where every output, rounded, must be exact.
@@ -221,7 +221,7 @@ def measure(
 
 
 def _module_calls(problem: Problem, baselines: Sequence[str]) -> dict[str, Calls]:
-    """Forward passes that record gradients, as a training loop calls them, and both passes."""
+    """Make calls as a training loop does: a recorded forward pass, and both passes."""
     x, values, grad, pattern, _ = problem
     out_channels, in_channels, taps = pattern.shape
     layer = SparseConv1d(in_channels, out_channels, taps, bias=False, pattern=pattern)
@@ -269,7 +269,7 @@ def _figures(
 
 
 def times_and_ratios(times: timing.Times) -> dict[str, Any]:
-    """Milliseconds of all, and each other one's time over the sparse one, pair by pair."""
+    """Return milliseconds of all, and each other one's time over the sparse one, pair by pair."""
     return {
         "ms": {name: 1e3 * float(np.median(samples)) for name, samples in times.items()},
         "ratio": {

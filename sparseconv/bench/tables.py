@@ -30,7 +30,7 @@ def table(rows: Iterable[Row], columns: Sequence[Column], text_columns: int = 1)
 
 
 def three_digits(value: float) -> str:
-    """Three figures that count.
+    """Write three significant figures.
 
     Example:
         >>> three_digits(1234.5), three_digits(12.345), three_digits(0.012345)
@@ -40,7 +40,7 @@ def three_digits(value: float) -> str:
 
 
 def spelled(baseline: str) -> str:
-    """A baseline's name in a text: ``fft, prepared`` has the weights' spectrum prepared."""
+    """Write a baseline's name: ``fft, prepared`` has the weights' spectrum prepared."""
     names = {
         "conv1d": "F.conv1d",
         "conv1d_padded": "F.conv1d, padded",
@@ -92,12 +92,12 @@ AGAINST = [(f"vs {spelled(name)}", _median(name)) for name in BASELINES]
 
 
 def cases(rows: Iterable[Row]) -> Table:
-    """Time, speed, and each baseline's time over the sparse one."""
+    """Show time, speed, and each baseline's time over the sparse one."""
     return table(rows, (*CASE, DENSITY, *SPEED, *FASTEST, *AGAINST), text_columns=2)
 
 
 def kernels(rows: Iterable[Row]) -> Table:
-    """The layer that the kernels are made for, at every length."""
+    """Show the layer that the kernels are made for, at every length."""
     layer = [row for row in rows if row["case"].startswith("dsn_evolved")]
     layer.sort(key=lambda r: (COMPUTATIONS.index(r["computation"]), r["length"], r["threads"]))
     facts = _facts("computation", "length", "threads")
@@ -105,7 +105,7 @@ def kernels(rows: Iterable[Row]) -> Table:
 
 
 def worst(rows: Sequence[Row]) -> Table:
-    """Of every suite the row in which the fastest baseline was the closest."""
+    """Show of every suite the row in which the fastest baseline was the closest."""
     timed = [row for row in rows if best_baseline(row)]
     lowest = [
         min(mine, key=lambda row: ratio(row) or ())
@@ -116,20 +116,20 @@ def worst(rows: Sequence[Row]) -> Table:
 
 
 def lost(rows: Iterable[Row]) -> list[Row]:
-    """The rows in which any baseline was faster, slowest first."""
+    """Return the rows in which any baseline was faster, slowest first."""
     found = [row for row in rows if (best := ratio(row)) is not None and best.median < 1]
     return sorted(found, key=lambda row: ratio(row) or ())
 
 
 def faster_baselines(rows: Iterable[Row]) -> Table:
-    """Every row in which any baseline was faster."""
+    """Show every row in which any baseline was faster."""
     channels = ("channels", lambda row: f"{row['in_channels']} → {row['out_channels']}")
     shape = (*_facts("batch"), channels, *_facts("kernel_size", "length"), DENSITY)
     return table(lost(rows), (*CASE, *shape, *FASTEST, CONV1D), text_columns=2)
 
 
 def absences(rows: Iterable[Row]) -> list[str]:
-    """Why baselines are missing: one line for each and its reason, with the cases."""
+    """Say why baselines are missing: one line for each and its reason, with the cases."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         if "case" in row:
@@ -145,13 +145,13 @@ def absences(rows: Iterable[Row]) -> list[str]:
 
 
 def peaks(rows: Iterable[Row]) -> Table:
-    """Multiply-adds from registers."""
+    """Show the speed of multiply-adds from registers."""
     speed = ("GFLOP/s", lambda row: f"{row['fma_gflops']:.0f}")
     return table(rows, (*_facts("isa", "dtype", "threads"), speed), text_columns=2)
 
 
 def network(rows: Iterable[Row]) -> Table:
-    """Times of the sparse network, what the dense ones take beside it, and memory."""
+    """Show times of the sparse network, ratios of the dense ones, and memory."""
     return table(
         rows,
         (
@@ -169,7 +169,7 @@ def network(rows: Iterable[Row]) -> Table:
 
 
 def random_kernels(rows: Iterable[Row]) -> Table:
-    """Microseconds of a series: aeon's time over ours, and the share of the FMA peak (ROCKET)."""
+    """Show microseconds of a series, aeon's time over ours, and the share of the peak (ROCKET)."""
 
     def microseconds(name: str) -> Callable[[Row], str]:
         return lambda row: three_digits(1e3 * row["ms"][name]) if name in row["ms"] else "-"
@@ -189,7 +189,7 @@ def random_kernels(rows: Iterable[Row]) -> Table:
 
 
 def compiled(rows: Iterable[Row]) -> Table:
-    """Build a table of the time of a compiled and of an exported layer over the eager call's."""
+    """Show the times of a compiled and of an exported layer over the eager call's."""
     ways = [(f"{name} / eager", _interval(name)) for name in ("compiled", "exported")]
     return table(rows, (*CASE, MS, *ways), text_columns=2)
 
@@ -198,7 +198,7 @@ def compiled(rows: Iterable[Row]) -> Table:
 
 
 def lowest_break_even(rows: Iterable[Row], baseline: str) -> float | None:
-    """The lowest break-even density over computations and threads; None without such rows."""
+    """Return the lowest break-even density over computations and threads; None without rows."""
     points: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for row in rows:
         found = ratio(row, baseline)
@@ -209,7 +209,7 @@ def lowest_break_even(rows: Iterable[Row], baseline: str) -> float | None:
 
 
 def break_even(points: Sequence[tuple[float, float]]) -> float:
-    """Density from which on dense is faster, of (density, ratio) points; infinite if never.
+    """Return the density from which dense is faster, of (density, ratio) points; infinite if never.
 
     Straight lines between the points, on a log axis of the ratio.
 
@@ -229,7 +229,7 @@ def break_even(points: Sequence[tuple[float, float]]) -> float:
 
 
 def when_it_pays(document: Mapping[str, Any]) -> Table:
-    """The README's lines: of each number of threads the worse one, and the worst of everything."""
+    """Make README's table: of each line the worse number of threads, and the worst row of all."""
     rows, nets = document["rows"], [r for r in document["network"] if r["in_channels"] == 1]
     groups = [
         (f"layer, 16 series of 128 samples, {name}", "conv1d",
