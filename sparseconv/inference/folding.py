@@ -5,17 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.links import weight_and_bias
 from sparseconv.nn.modules import own_parameters
 
 Convolution = SparseConv1d | nn.Conv1d
 Weights = tuple[Tensor, Tensor | None]
-
-
-def weight_and_bias(conv: Convolution) -> Weights | None:
-    """Return the parameters of ``conv``; None if one of the two is not a parameter."""
-    weight = "values" if isinstance(conv, SparseConv1d) else "weight"
-    own = own_parameters(conv, weight, "bias")
-    return None if own is None else (own[0], own[1])
 
 
 def fold(conv: Convolution, norm: nn.BatchNorm1d) -> Weights | None:

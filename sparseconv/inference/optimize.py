@@ -30,7 +30,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     have no batch dimension; under torch.compile, torch.jit, torch.export, torch.func, autocast and
     modes that see functions or operations (except ``torch.set_default_device``); for subclasses, a
     BatchNorm without running statistics or of another size or dtype, and where folded weights would
-    not be finite.
+    not be finite. A Sequential in training mode runs as a ``Block``.
 
     The folded weights are computed at the first call, and again after every change of a parameter,
     buffer, pattern or ``eps``. Only in-place writes that PyTorch does not count are not seen, when

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparseconv.functional.chain import Pointwise
 from sparseconv.functional.conv import sparse_conv1d_resolved
-from sparseconv.inference.folding import Weights, fold, weight_and_bias
+from sparseconv.inference.folding import Weights, fold
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.links import (
     CONV,
@@ -28,6 +28,7 @@ from sparseconv.nn.links import (
     SparseLink,
     Table,
     is_pointwise,
+    weight_and_bias,
 )
 from sparseconv.nn.pooling import new_averaging_matrix
 

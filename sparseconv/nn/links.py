@@ -36,6 +36,10 @@ class Link:
         """A stage that computes what the modules do, in a chain for x; None if they have to."""
         return None
 
+    def weights_for(self, x: Tensor) -> Any:
+        """Weights and bias of the convolution; None where the modules have to compute."""
+        return weight_and_bias(self.conv)
+
     def finish(self, y: Tensor) -> Tensor:
         """What is left to compute of the chain's output."""
         return y
@@ -53,10 +57,6 @@ class Link:
 
 class SparseLink(Link):
     """A ``SparseConv1d``, perhaps followed by a ReLU."""
-
-    def weights_for(self, x: Tensor) -> Any:
-        """Values and bias; None where the modules have to compute."""
-        return own_parameters(self.conv, "values", "bias")
 
     def stage(self, x: Tensor) -> Conv | None:
         conv = self.conv
@@ -77,10 +77,6 @@ class SparseLink(Link):
 
 class PointwiseLink(Link):
     """A 1x1 ``nn.Conv1d``."""
-
-    def weights_for(self, x: Tensor) -> Any:
-        """Weight and bias; None where the modules have to compute."""
-        return own_parameters(self.conv, "weight", "bias")
 
     def stage(self, x: Tensor) -> Pointwise | None:
         if self.is_watched() or not is_pointwise(self.conv):
@@ -130,6 +126,12 @@ class NormLink(Link):
             mean = var = counter = None
         weight, bias = own
         return NormRelu(weight, bias, mean, var, momentum, eps, training, counter)
+
+
+def weight_and_bias(conv: SparseConv1d | nn.Conv1d) -> Any:
+    """Return the parameters of ``conv``; None if one of the two is not a parameter."""
+    weight = "values" if isinstance(conv, SparseConv1d) else "weight"
+    return own_parameters(conv, weight, "bias")
 
 
 def is_pointwise(conv: nn.Conv1d) -> bool:
