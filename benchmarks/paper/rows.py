@@ -64,8 +64,9 @@ def done_jobs(path: Path, jobs: Sequence[Job], archive: Archive) -> set[Key]:
                 f"{path} has {job.run} with {change} as the plan; give the run another name, or "
                 "choose another folder"
             )
+    checksums = {job.dataset: archive.checksums[job.dataset] for job in jobs}
     for row in rows:
-        there = archive.checksums.get(row["dataset"])
+        there = checksums.get(row["dataset"])
         if there is not None and row.get("data", there) != there:  # older rows have none
             raise ValueError(
                 f"{path} has rows of {row['dataset']} with other values than the archive's; choose "
