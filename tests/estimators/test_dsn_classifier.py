@@ -92,12 +92,10 @@ def test_random_state_fixes_everything(fitted: DSNClassifier) -> None:
     assert same(fitted, small().fit(X, y))
     assert not same(fitted, small(random_state=1).fit(X, y))
     generator = np.random.RandomState(5)
-    first = small(random_state=generator).fit(X, y)
-    second = small(random_state=generator).fit(X, y)
+    first, second = (small(random_state=generator).fit(X, y) for _ in range(2))
     assert not same(first, second)
-    assert same(first, small(random_state=np.random.RandomState(5)).fit(X, y))
     assert same(first, small(random_state=first.seed_).fit(X, y))
-    assert small(random_state=None).fit(X, y).seed_ != small(random_state=None).fit(X, y).seed_
+    assert len({small(random_state=None, epochs=1).fit(X, y).seed_ for _ in range(2)}) == 2
 
 
 def test_n_jobs_sets_the_threads_and_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What ``RocketTransformer``, ``POCKETClassifier`` and ``prune_rocket`` refuse."""
+"""What the aeon estimators and ``prune_rocket`` refuse: series with the remedy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ pytest.importorskip("aeon", reason="aeon is not installed")
 from aeon.transformations.collection.convolution_based import Rocket
 from sklearn.linear_model import RidgeClassifierCV
 
-from sparseconv import POCKETClassifier, RocketTransformer, prune_rocket
+from sparseconv import DSNClassifier, POCKETClassifier, RocketTransformer, prune_rocket
 
 X = np.random.default_rng(0).normal(size=(12, 1, 60))
 Y = np.arange(12) % 2
 HOLE = np.where(np.arange(60) == 3, np.nan, X)
 UNEQUAL = [x[:, : 20 + i] for i, x in enumerate(X)]
 BANK = RocketTransformer(n_kernels=20, random_state=0).fit(X).bank_
+
+
+def fit_dsn(X: Any = X, **options: Any) -> DSNClassifier:
+    small = {"nf": 2, "kernel_size": 9, "depth": 2, "epochs": 1} | options
+    return DSNClassifier(**small).fit(X, Y)
 
 
 def fit(X: Any = X, y: Any = Y, **options: Any) -> POCKETClassifier:
@@ -40,9 +45,14 @@ def fit(X: Any = X, y: Any = Y, **options: Any) -> POCKETClassifier:
     (lambda: fit(X[:, :, :10]), ValueError, "at least 11 time points, but got 10"),
     (lambda: fit(X[:, :, :50], kernels=BANK), ValueError, "(n_cases, 1, 60), those that the kern"),
     (lambda: fit().predict(X[:, :, :50]), ValueError, "different length to the data seen in fit"),
+    (lambda: fit_dsn(HOLE), ValueError, "DSNClassifier: expected finite values in X"),
+    (lambda: fit_dsn(UNEQUAL), ValueError, "lengths from 20 to 31; pad or cut them"),
+    (lambda: fit_dsn().predict(np.full_like(X, 1e39)), ValueError, "too large for float32"),
+    (lambda: fit_dsn().predict(X[:, :, :30]), ValueError, "different length"),
+    (lambda: fit_dsn(epochs=0), ValueError, "epochs must be >= 1"),
     (lambda: RocketTransformer(BANK).fit(X[:, :, :50]), ValueError, "pad or cut them to this"),
     (lambda: prune_rocket(Rocket(20), X, Y), ValueError, "not fitted; call fit first"),
     (lambda: prune_rocket(RidgeClassifierCV(), X, Y), TypeError, "expected aeon's Rocket"),
 )  # fmt: skip
-def test_pocket_classifier(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+def test_aeon_estimators(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
     refuses(call, error, fragment)
