@@ -28,10 +28,8 @@ def partial_files(path: Path) -> list[Path]:
 
 def _target(path: Path) -> Path:
     """The file that is to be replaced, which a link names; OSError if no file can be."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
+        raise OSError(errno.EINVAL, "it is a folder, a device or a pipe, not a file", str(path))
     return Path(os.path.realpath(path))
 
 

@@ -108,7 +108,7 @@ def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
         # Copied, since the fused step reads a moment's memory as the parameter's lies.
         restored[index] = {
             name: torch.empty_like(like).copy_(moments[name]) for name in ("exp_avg", "exp_avg_sq")
-        } | {"step": moments["step"]}
+        } | {"step": torch.tensor(float(moments["step"]))}
     own = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": restored, "param_groups": own})
 
