@@ -72,7 +72,7 @@ ROWS = [
     (f"{PRUNE} --out {{run}}", "holds a run already; choose another folder with --out"),
     ("profile {pocket}", "holds random kernels"),
     ("profile {run} --length 0", "argument --length: must be at least 1"),
-    ("profile {run} --json .", "cannot be written (it is a folder)"),
+    ("profile {run} --json .", "cannot be written (it is a folder, a device"),
     ("export none", "is not a results folder"),
     ("export {run}", "was trained on 'toy', which is not bundled; name its data with --data"),
     ("export {run} --data {other}", "its train_sha256 is"),
