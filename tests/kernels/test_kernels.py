@@ -61,8 +61,9 @@ def test_every_length_and_batch_about_the_vector_widths(dtype, engines, count_ca
     for length in range(1, 70):
         case = replace(DSN_LIKE, length=length, dtype=dtype, seed=length)
         check(case, engines)
-        check(replace(case, stride=2, padding=19, padding_mode="zeros"), engines)
-        count_cases(2)
+        if length % 2:  # each output length once
+            check(replace(case, stride=2, padding=19, padding_mode="zeros"), engines)
+        count_cases(1 + length % 2)
     for n in range(1, 35):  # the lanes of a vector are series, or pieces of them
         check(Case(n, 2, 3, 5, 9, padding=2, dtype=dtype, seed=n), engines)
         count_cases(1)
