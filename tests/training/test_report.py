@@ -117,21 +117,15 @@ def test_training_report(tmp_path: Path, model: DSN) -> None:
 
 def test_html_is_one_self_contained_file(tmp_path: Path, model: DSN) -> None:
     figure = group_weights(model, tmp_path / "weights.png")
-    page = write_html(
-        tmp_path / "out" / "report.html",
-        "A <title>",
-        [
-            Section("First & foremost", "Text: <b>tags</b>.", Table(("a", "b"), [("x", "1.5")])),
-            Section("Second", figure=figure, caption="What it shows"),
-        ],
-        subtitle="one line",
-        highlights=[("98 %", "accuracy")],
-    )
-    figure.unlink()  # nothing outside is needed
+    sections = [
+        Section("First & foremost", "Text: <b>tags</b>.", Table(("a", "b"), [("x", "1.5")])),
+        Section("Second", figure=figure, caption="What it shows"),
+    ]
+    facts = {"subtitle": "one line", "highlights": [("98 %", "accuracy")]}
+    page = write_html(tmp_path / "out" / "report.html", "A <title>", sections, **facts)
     html = page.read_text()
-    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
-    assert len(sources) == 1
-    assert sources[0].startswith("data:image/png;base64,iVBOR")
+    (source,) = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert source.startswith("data:image/png;base64,iVBOR")
     assert not any(other in html for other in ("@import", "url(", "<script"))
     for text in (
         "A &lt;title&gt;", "&lt;b&gt;", "First &amp; foremost", '<td class="text">x</td>',
