@@ -33,6 +33,17 @@ void check_phases(const Geometry& g);  // dgrad has pointers for each phase of t
 void check_below(const Tensor& indices, const char* name, int64_t limit);
 void check_pointers(const Tensor& pointers, const char* name, int64_t rows, int64_t nnz);
 
+// Whether `check`, a call of these, refuses nothing; if it does, Python raises the error.
+template <typename Check>
+bool fits(const Check& check) {
+  try {
+    check();
+    return true;
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+
 Element element_of(const Tensor& x);
 at::ScalarType acc_type(const Tensor& x);
 TensorView view(const Tensor& x);

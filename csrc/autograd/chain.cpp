@@ -123,18 +123,6 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
   }
 };
 
-bool fits(const Chain& chain,
-          const Tensor& x,
-          const Chain::Tensors& parameters,
-          const std::vector<Chain::Statistics>& statistics) {
-  try {
-    chain.check(x, parameters, statistics);
-    return true;
-  } catch (const c10::Error&) {
-    return false;
-  }
-}
-
 // Appends the tensor or None; false if it is neither, or not an ordinary tensor.
 bool append(Chain::Tensors& tensors, pybind11::handle object) {
   tensors.push_back(object.is_none() ? std::nullopt : plain_tensor(object));
@@ -181,7 +169,7 @@ std::optional<Tensor> plain_chain(const std::shared_ptr<Chain>& chain,
   }
   const Tensor x_now = frozen(*x);
   const pybind11::gil_scoped_release release;
-  if (!fits(*chain, x_now, now, kept)) {
+  if (!fits([&] { chain->check(x_now, now, kept); })) {
     return {};
   }
   variable_list variables = {*x};

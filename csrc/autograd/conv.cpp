@@ -135,19 +135,6 @@ Tensor differentiable_fprop(const Tensor& input,
              : compute();
 }
 
-// Whether the arguments are what the kernels take; if not, Python raises the error.
-bool fits(const ConvPlan& plan,
-          const Tensor& input,
-          const Tensor& values,
-          const std::optional<Tensor>& bias) {
-  try {
-    check_fprop(plan, input, values, bias);
-    return true;
-  } catch (const c10::Error&) {
-    return false;
-  }
-}
-
 }  // namespace
 
 std::optional<Tensor> plain_conv(pybind11::handle input,
@@ -174,7 +161,7 @@ std::optional<Tensor> plain_conv(pybind11::handle input,
   const Tensor x_now = frozen(signal), values_now = frozen(*parameter);
   const auto bias_now = b ? std::optional(frozen(*b)) : std::nullopt;
   const pybind11::gil_scoped_release release;
-  if (!fits(*plan, x_now, values_now, bias_now)) {
+  if (!fits([&] { check_fprop(*plan, x_now, values_now, bias_now); })) {
     return {};
   }
   RECORD_FUNCTION("sparseconv::fprop", c10::ArrayRef<const c10::IValue>{});

@@ -11,13 +11,6 @@ struct F32 {
   void store(T* p) const { _mm256_store_ps(p, v); }
   static F32 loadu(const T* p) { return {_mm256_loadu_ps(p)}; }
   void storeu(T* p) const { _mm256_storeu_ps(p, v); }
-  // The first n lanes; the others are not touched in memory, and read as zeros.
-  static __m256i first(int64_t n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
-                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-  }
-  static F32 load_part(const T* p, int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
-  void store_part(T* p, int64_t n) const { _mm256_maskstore_ps(p, first(n), v); }
   // The lanes that `where` has bits for; the others are not touched in memory, and read as zeros.
   static __m256i mask(uint32_t where) {
     const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -45,12 +38,6 @@ struct F64 {
   void store(T* p) const { _mm256_store_pd(p, v); }
   static F64 loadu(const T* p) { return {_mm256_loadu_pd(p)}; }
   void storeu(T* p) const { _mm256_storeu_pd(p, v); }
-  // The first n lanes; the others are not touched in memory, and read as zeros.
-  static __m256i first(int64_t n) {
-    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
-  }
-  static F64 load_part(const T* p, int64_t n) { return {_mm256_maskload_pd(p, first(n))}; }
-  void store_part(T* p, int64_t n) const { _mm256_maskstore_pd(p, first(n), v); }
   // The lanes that `where` has bits for; the others are not touched in memory, and read as zeros.
   static __m256i mask(uint32_t where) {
     const __m256i bits = _mm256_setr_epi64x(1, 2, 4, 8);

@@ -12,10 +12,6 @@ struct F32 {
   void store(T* p) const { _mm512_store_ps(p, v); }
   static F32 loadu(const T* p) { return {_mm512_loadu_ps(p)}; }
   void storeu(T* p) const { _mm512_storeu_ps(p, v); }
-  // The first n lanes; the others are not touched in memory, and read as zeros.
-  static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
-  static F32 load_part(const T* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
-  void store_part(T* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
   // The lanes that `where` has bits for; the others are not touched in memory, and read as zeros.
   static F32 load_where(const T* p, uint32_t where) {
     return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(where), p)};
@@ -42,10 +38,6 @@ struct F64 {
   void store(T* p) const { _mm512_store_pd(p, v); }
   static F64 loadu(const T* p) { return {_mm512_loadu_pd(p)}; }
   void storeu(T* p) const { _mm512_storeu_pd(p, v); }
-  // The first n lanes; the others are not touched in memory, and read as zeros.
-  static __mmask8 first(int64_t n) { return static_cast<__mmask8>((1u << n) - 1); }
-  static F64 load_part(const T* p, int64_t n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
-  void store_part(T* p, int64_t n) const { _mm512_mask_storeu_pd(p, first(n), v); }
   // The lanes that `where` has bits for; the others are not touched in memory, and read as zeros.
   static F64 load_where(const T* p, uint32_t where) {
     return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(where), p)};

@@ -20,19 +20,6 @@ struct Lanes {
   }
   void store(T* p) const { *reinterpret_cast<Vector*>(p) = v; }
   void storeu(T* p) const { *reinterpret_cast<Loose*>(p) = v; }
-  // The first n lanes; the others are not touched in memory, and read as zeros.
-  static Lanes load_part(const T* p, int64_t n) {
-    Lanes x = splat(0);
-    for (int64_t i = 0; i < n; ++i) {
-      x.v[i] = p[i];
-    }
-    return x;
-  }
-  void store_part(T* p, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) {
-      p[i] = v[i];
-    }
-  }
   // The lanes that `where` has bits for; the others are not touched in memory, and read as zeros.
   static Lanes load_where(const T* p, uint32_t where) {
     Lanes x = splat(0);

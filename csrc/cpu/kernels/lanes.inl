@@ -158,7 +158,8 @@ __attribute__((always_inline)) static inline void add_lane_sums(Row row, typenam
     if (i + kW <= kB) {
       add(V::loadu(sums + i), totals).storeu(sums + i);
     } else {
-      add(V::load_part(sums + i, kB - i), totals).store_part(sums + i, kB - i);
+      const uint32_t rest = (1u << (kB - i)) - 1;
+      add(V::load_where(sums + i, rest), totals).store_where(sums + i, rest);
     }
   }
 }

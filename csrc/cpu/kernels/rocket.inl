@@ -328,7 +328,7 @@ static void store_features(const SeriesBatch& s, int64_t first, const float* fro
     }
     transpose(src, dst);
     for (int64_t i = 0; n < F32::kWidth && i < lanes; ++i) {
-      F32::load(dst[i]).store_part(s.features + (first + i) * s.n_features + f, n);
+      F32::load(dst[i]).store_where(s.features + (first + i) * s.n_features + f, (1u << n) - 1);
     }
   }
 }
