@@ -38,6 +38,7 @@ ROWS = [
     (f"{TRAIN} --sparsity 1", "sparsity must lie in [0, 1)"),
     (f"{TRAIN} --n-groups 50", "n_groups=50 is too many"),
     (f"{TRAIN} --threads 0", "argument --threads: must be at least 1, but got 0"),
+    (f"{TRAIN} --threads 1000000", "threads must be 1 to 1024"),
     (f"{TRAIN} --seed -1", "seed must be >= 0"),
     (f"{TRAIN} --keep 3", "--keep is not for --model dsn; omit it"),
     (f"{TRAIN} --resume", "nothing to resume"),
