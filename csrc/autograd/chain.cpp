@@ -79,13 +79,22 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
     }
     const auto own = inputs.begin() + 1 + 2 * chain.stages().size();
     const auto end = own + 2 * chain.stages().size();
-    // The parameters as they were: the data of the others may have been replaced since.
+    // The parameters as they were.
     Chain::Tensors parameters;
     std::transform(own, end, std::back_inserter(parameters), [](const Tensor& parameter) {
       return parameter.defined() ? std::optional(parameter) : std::nullopt;
     });
     const variable_list kept(end, inputs.end());
     inputs.erase(own, inputs.end());
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      if (parameters[i]) {
+        check_memory(*parameters[i], "the parameters");
+        TORCH_CHECK_VALUE(inputs[1 + i].sizes() == parameters[i]->sizes() &&
+                              inputs[1 + i].const_data_ptr() == parameters[i]->const_data_ptr(),
+                          "expected the parameter of shape ", parameters[i]->sizes(),
+                          " as in the forward pass, but its data was replaced since");
+      }
+    }
     // What nobody asked for, as in autograd.grad(y, x), is not computed.
     std::vector<bool> needed;
     size_t edge = 0;
@@ -100,14 +109,6 @@ struct ChainFunction : torch::autograd::Function<ChainFunction> {
       TORCH_CHECK_VALUE(grads[0].sizes() == at::IntArrayRef(sizes),
                         "expected grad_output of shape ", sizes, ", but got ", grads[0].sizes());
       check_same_type(inputs[0], grads[0], "grad_output");
-      for (size_t i = 0; i < parameters.size(); ++i) {
-        if (parameters[i]) {
-          TORCH_CHECK_VALUE(inputs[1 + i].sizes() == parameters[i]->sizes(),
-                            "expected a parameter of shape ", parameters[i]->sizes(),
-                            ", as in the forward pass, but got ", inputs[1 + i].sizes());
-          check_memory(*parameters[i], "the parameters");
-        }
-      }
       for (auto& gradient : chain.backward(grads[0], kept, parameters, needed)) {
         found.push_back(gradient.value_or(Tensor()));
       }

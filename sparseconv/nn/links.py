@@ -122,6 +122,10 @@ class NormLink(Link):
         mean, var, counter = kept
         if not training and (mean is None or torch.is_grad_enabled()):
             return None
+        if (mean is None) != (var is None) or not (
+            counter is None or (counter.dtype is torch.int64 and counter.numel() == 1)
+        ):
+            return None
         if training and not norm.track_running_stats:
             mean = var = counter = None
         weight, bias = own

@@ -108,6 +108,10 @@ CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "other activation": (lambda b: b.set_submodule("relu", nn.ELU()), NO_NORM),
     "no activation": (lambda b: b.pop(3), NO_NORM),
     "frozen statistics": (lambda b: b.norm.eval(), NO_NORM),
+    "counter of floats": (
+        lambda b: b.norm.register_buffer("num_batches_tracked", torch.tensor(0.0)),
+        NO_NORM,
+    ),
     "weight norm": (lambda b: parametrizations.weight_norm(b.bottleneck), NO_1X1),
     "pruned": (lambda b: prune.l1_unstructured(b.bottleneck, "weight", 3), NO_1X1),
     "bias": (lambda b: b.set_submodule("bottleneck", nn.Conv1d(6, 4, 1)), FUSED),
@@ -133,6 +137,16 @@ def test_what_the_modules_do_is_done(name: str, taken: list[tuple[str, ...]]) ->
     sequence = nn.Sequential(OrderedDict(block._modules))  # of the same modules, hooks and all
     torch.testing.assert_close(block(x), sequence(x))
     assert taken == fused
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_data_replaced_before_the_backward_pass_is_refused(create_graph: bool) -> None:
+    block, x = make_block(), X.clone().requires_grad_()
+    y = block(x).sum()
+    block.bottleneck.weight.data = 2 * block.bottleneck.weight.data
+    with pytest.raises(ValueError, match="replaced since"):
+        torch.autograd.grad(y, x, create_graph=create_graph)
 
 
 @pytest.mark.promise("P5")
