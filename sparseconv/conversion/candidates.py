@@ -172,6 +172,8 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
         raise ObstacleError(f"it has {', '.join(added)}, which would be lost")
     if weight.dtype not in DTYPES:
         raise ObstacleError(f"{weight.dtype} is not supported")
+    if weight.is_meta:
+        raise ObstacleError("its weight holds no data, on the meta device")
     return weight, mask
 
 

@@ -24,19 +24,21 @@ def check_layers(
     check_held(layers, optimizer)
     owner: dict[int, str] = {}
     for name, layer in layers.items():
-        if owner.setdefault(id(layer.values), name) != name:
+        values = layer._parameters.get("values")  # computed ones are made anew at each access
+        if values is not None and owner.setdefault(id(values), name) != name:
             raise ValueError(
-                f"each SparseConv1d must have its own `values`, but {owner[id(layer.values)]!r}"
+                f"each SparseConv1d must have its own `values`, but {owner[id(values)]!r}"
                 f" and {name!r} share theirs; use one layer in both places"
             )
     for average in averages:
         if [layer.pattern for layer in average] != [layer.pattern for layer in layers.values()]:
             raise ValueError(OTHER_AVERAGE)
         for layer in average:
-            if id(layer.values) in owner:
+            values = layer._parameters.get("values")
+            if values is not None and id(values) in owner:
                 raise ValueError(
                     f"averages must be copies of the model, but one has the `values` of layer "
-                    f"{owner[id(layer.values)]!r} itself; use AveragedModel or copy.deepcopy"
+                    f"{owner[id(values)]!r} itself; use AveragedModel or copy.deepcopy"
                 )
 
 

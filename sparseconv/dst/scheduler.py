@@ -255,16 +255,23 @@ class DSTScheduler:
         Raises:
             ValueError: not the state of a scheduler with these settings over these layers.
         """
-        for key, own in self.state_dict().items():
-            if key in ("hyperparameters", "shapes") and state_dict.get(key) != own:
+        own = self.state_dict()
+        if state_dict.keys() != own.keys():
+            raise ValueError(
+                f"expected a DSTScheduler state with keys {list(own)}, but got {list(state_dict)}"
+            )
+        for key in ("hyperparameters", "shapes"):
+            if state_dict[key] != own[key]:
                 raise ValueError(
-                    f"the state is of another scheduler: expected {key} {own}, but got "
-                    f"{state_dict.get(key)}; build model and scheduler as when it was saved"
+                    f"the state is of another scheduler: expected {key} {own[key]}, but got "
+                    f"{state_dict[key]}; build model and scheduler as when it was saved"
                 )
+        step_count = count("step_count", state_dict["step_count"], 0)
+        updates = count("updates", state_dict["updates"], 0)
         generator = torch.Generator("cpu")
         generator.set_state(state_dict["generator"])
         self._ever_active.load(state_dict["ever_active"])
-        self.step_count, self.updates = state_dict["step_count"], state_dict["updates"]
+        self.step_count, self.updates = step_count, updates
         self._generator = generator
         self._watch_next_step()
 

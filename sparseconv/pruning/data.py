@@ -84,7 +84,8 @@ def batches_of(
         data = zip(*(torch.split(array, BATCH) for array in arrays), strict=True)
     empty = True
     for batch in data:
-        x, *rest = map(torch.as_tensor, batch if isinstance(batch, tuple | list) else (batch,))
+        first, *rest = batch if isinstance(batch, tuple | list) else (batch,)
+        x = torch.as_tensor(first)
         if labels and not rest:
             raise ValueError(
                 f"{criterion} expected batches (x, y), series with their labels; y is missing"
@@ -92,7 +93,7 @@ def batches_of(
         if len(x):
             empty = False
             x = x.to(like.device) if codes and not x.is_floating_point() else x.to(like)
-            y = rest[0].to(x.device) if rest else None
+            y = torch.as_tensor(rest[0]).to(x.device) if labels else None
             yield x, y if y is None or y.is_floating_point() else y.long()
     if empty:
         raise ValueError(

@@ -56,8 +56,16 @@ def kernel_features(X: Any, bank: KernelBank, *, out: Features | None = None) ->
     check_shape(series.shape, bank)
     if bank.normalise:  # of X's own numbers, which may have more digits than float32
         series = normalised(np.asarray(X).reshape(series.shape)).astype(np.float32)
+    wanted = len(series), bank.n_features
     if out is None:
-        out = np.empty((len(series), bank.n_features), np.float32)
+        out = np.empty(wanted, np.float32)
+    elif not isinstance(out, np.ndarray) or not (
+        out.shape == wanted and out.dtype == np.float32 and out.flags.carray
+    ):
+        raise ValueError(
+            f"expected out to be a C-contiguous, writeable float32 array of shape {wanted}; leave "
+            "it out for a new one"
+        )
     if extension is None:
         out[:] = kernel_features_reference(series, bank)
     else:

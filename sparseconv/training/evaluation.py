@@ -22,7 +22,7 @@ def predict_log_proba(model: nn.Module, X: Any, batch_size: int = 64) -> Tensor:
 
     Raises:
         TypeError: X is not an array of numbers, or the model does not return one tensor.
-        RuntimeError: no case.
+        ValueError: no case.
 
     Example:
         >>> from sparseconv.models import DSN

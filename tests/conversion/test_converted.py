@@ -160,6 +160,7 @@ REASONS = {
     "listed": r"Odd\.kept holds it too, where nothing can replace it",
     "bound": r"Odd\.call holds it too, where nothing can replace it",
     "complex": r"torch\.complex64 is not supported",
+    "empty": "its weight holds no data, on the meta device",
     "hooked": "it has hooks, an attribute 'seen', which would be lost",
 }
 
@@ -180,6 +181,7 @@ class Odd(nn.Module):
         self.kept = [{"conv": self.listed}]
         self.call = self.bound.forward
         self.complex = nn.Conv1d(2, 2, 3, dtype=torch.complex64)
+        self.empty = nn.Conv1d(2, 2, 3, device="meta")
         prune.l1_unstructured(self.bias_pruned, "bias", 1)
         self.hooked.register_forward_hook(lambda *_: None)
         self.hooked.register_buffer("seen", torch.tensor(3))

@@ -13,6 +13,7 @@ from dst_runs import scheduled, snapshot, two_layers
 from refusals import refuses, table
 from tiny import same
 from torch import nn
+from torch.nn.utils import parametrize
 
 from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d
 from sparseconv.dst import prune_and_grow
@@ -86,6 +87,13 @@ def test_scheduler(call: Callable[[], Any], error: type[Exception], fragment: st
     refuses(call, error, fragment)
 
 
+def test_computed_values_are_not_taken_for_shared_ones() -> None:
+    model = two_layers()
+    for layer in (model[0], model[2]):
+        parametrize.register_parametrization(layer, "values", nn.Identity())
+    assert not make(model, grow="static")().step()
+
+
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize("key", ["hyperparameters", "shapes"])
 def test_a_foreign_state_changes_nothing(key: str) -> None:
@@ -95,6 +103,8 @@ def test_a_foreign_state_changes_nothing(key: str) -> None:
     before = snapshot(model, optimizer, dst)
     with pytest.raises(ValueError, match=f"of another scheduler: expected {key}.* but got {{}}"):
         dst.load_state_dict({**other.state_dict(), key: {}})
+    with pytest.raises(ValueError, match="state with keys"):
+        dst.load_state_dict({k: v for k, v in other.state_dict().items() if k != key})
     assert same(snapshot(model, optimizer, dst), before)
     dst.load_state_dict(other.state_dict())  # unchanged, it is taken
     assert same(dst.state_dict(), other.state_dict())

@@ -16,6 +16,8 @@ ROCKET, MINI = Problem("rocket", 2).bank, Problem("minirocket", 6).bank
 CHANNELS, LENGTH = MINI.series_channels, MINI.series_length
 X = np.random.default_rng(0).normal(size=(5, CHANNELS, LENGTH)).astype(np.float32)
 FEATURES = np.empty((5, MINI.n_features), np.float32)
+READ_ONLY = FEATURES.copy()
+READ_ONLY.flags.writeable = False
 
 
 def with_value(value: float) -> Any:
@@ -30,7 +32,8 @@ def with_value(value: float) -> Any:
     (lambda: kernel_features([X[0], X[1, :, 1:]], MINI), ValueError, "series of one length, but"),
     (lambda: kernel_features(with_value(np.nan), MINI), ValueError, "finite values in X"),
     (lambda: kernel_features(X, MINI, out=FEATURES[1:]), ValueError, "expected out to be"),
-    (lambda: kernel_features(X, MINI, out=FEATURES.T), ValueError, "to be contiguous"),
+    (lambda: kernel_features(X, MINI, out=FEATURES.T), ValueError, "C-contiguous, writeable"),
+    (lambda: kernel_features(X, MINI, out=READ_ONLY), ValueError, "C-contiguous, writeable"),
     (lambda: MINI.select([]), ValueError, "kernels must be a list of different integers"),
     (lambda: MINI.select_features([-1]), ValueError, "features must be a list of different"),
     (lambda: ROCKET.select([0, 10**6]), ValueError, f"from 0 to {ROCKET.n_kernels - 1}"),
