@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules import module as modules
 from torch.nn.utils import parametrizations, prune
 
 from sparseconv import SparseConv1d
@@ -99,6 +100,7 @@ class RaisedReLU(nn.ReLU):
 # What changes a block, and what is then still fused.
 CHANGES: dict[str, tuple[Callable[[Block], Any], list[str]]] = {
     "norm hook": (lambda b: b.norm.register_forward_hook(hook), NO_NORM),
+    "norm backward hook": (lambda b: b.norm.register_full_backward_hook(hook), NO_NORM),
     "norm backward pre-hook": (lambda b: b.norm.register_full_backward_pre_hook(hook), NO_NORM),
     "relu hook": (lambda b: b.relu.register_forward_hook(hook), NO_NORM),
     "bottleneck hook": (lambda b: b.bottleneck.register_forward_hook(hook), NO_1X1),
@@ -137,6 +139,26 @@ def test_what_the_modules_do_is_done(name: str, taken: list[tuple[str, ...]]) ->
     sequence = nn.Sequential(OrderedDict(block._modules))  # of the same modules, hooks and all
     torch.testing.assert_close(block(x), sequence(x))
     assert taken == fused
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        modules.register_module_forward_hook,
+        modules.register_module_forward_pre_hook,
+        modules.register_module_full_backward_hook,
+        modules.register_module_full_backward_pre_hook,
+    ],
+    ids=lambda register: register.__name__,
+)
+def test_hooks_of_all_modules(register: Any, taken: list[tuple[str, ...]]) -> None:
+    block = make_block()
+    handle = register(hook)
+    try:
+        block(X)
+    finally:
+        handle.remove()
+    assert taken == []
 
 
 @pytest.mark.promise("P5")
