@@ -13,6 +13,7 @@
 #include "wgrad.inl"
 #include "pointwise.inl"
 #include "batch_norm_relu.inl"
+#include "series.inl"
 #include "rocket.inl"
 #include "minirocket.inl"
 #include "peak.inl"
