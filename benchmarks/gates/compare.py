@@ -79,7 +79,7 @@ class Result(NamedTuple):
 
 
 def measure(base: Side, present: Side, key: Key, *, rounds: int, seed: int) -> Result:
-    """Time one computation of the two sides in turns."""
+    """Time one computation of the two sides, interleaved."""
     once = max(side.seconds(*key, 1) for side in (base, present))
     repeats = max(1, round(TURN_SECONDS / once))
     elapsed = 0.0

@@ -108,7 +108,7 @@ class Target:
         return timed._replace(call=graph.replay, times=times)
 
     def row(self, computation: str, length: int, makes: Mapping[str, Callable[[], Timed]]) -> Row:
-        """Time candidates in turns, in milliseconds; a candidate that cannot be made says why."""
+        """Time candidates interleaved, in ms; one that cannot be made gives the reason."""
         made: dict[str, Timed] = {}
         absent = {}
         for name, make in makes.items():

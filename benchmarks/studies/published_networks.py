@@ -4,7 +4,7 @@ Each network is built by its own package with that package's defaults, trained d
 ``torch.nn.utils.prune`` (90 % of every convolution's weights, the smallest ones), converted by
 ``sc.convert``, and fine-tuned in four ways with the same number of epochs: dense and unpruned,
 masked dense (the pruning hooks), converted with its pattern, and converted with a ``DSTScheduler``
-(RigL, as in its paper: 0.3, a cosine to 0). Timed in turns, on one thread: a training step and
+(RigL, as in its paper: 0.3, a cosine to 0). Timed interleaved, on one thread: a training step and
 inference of the first three.
 
 The packages are no dependencies of this project. Into an environment that has it with ``[tsc]``:
@@ -207,7 +207,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 
 def times(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
-    """Time a training step and inference of one batch, all ways in turns."""
+    """Time a training step and inference of one batch, all ways interleaved."""
     data = data._replace(X_train=data.X_train[:BATCH], y_train=data.y_train[:BATCH])
     found: dict[str, Any] = {}
     for what in ("step", "inference"):

@@ -1,6 +1,6 @@
 """Networks that nobody pruned, with their layers on these kernels where that is faster.
 
-``sc.convert(unpruned=True)`` of each network for training and for inference, timed in turns with
+``sc.convert(unpruned=True)`` of each network for training and for inference, interleaved with
 the network before. The machine should do nothing else: it takes ten minutes.
 """
 
