@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from refusals import refuses, table
+from refusals import refusals
 
 from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.testing import PATTERNS, Case
@@ -84,8 +83,7 @@ def at(*positions: int, like: torch.dtype = torch.int64) -> KernelCSR:
     return KernelCSR.from_positions(torch.tensor(positions, dtype=like), (2, 1, 3))
 
 
-@pytest.mark.promise("P5")
-@table(
+test_refuses = pytest.mark.promise("P5")(refusals(
     (lambda: made_of(0, 2, 3, 3, 4, col=(1, 0, 2, 1)), ValueError, "unsorted"),
     (lambda: made_of(0, 2, 4, 4, 4, col=(0, 2, 1, 1)), ValueError,
      "row 1 (output channel 0, input channel 1)"),
@@ -112,7 +110,7 @@ def at(*positions: int, like: torch.dtype = torch.int64) -> KernelCSR:
     (lambda: KernelCSR.full(None), TypeError, "but got None"),
     (lambda: at(0, 2, 1), ValueError, "1 follows 2"),
     (lambda: at(0, 2, 2), ValueError, "2 follows 2"),
-    (lambda: at(0, 3, 1), ValueError, "1 follows 3"),  # of another row
+    (lambda: at(0, 3, 1), ValueError, "1 follows 3"),
     (lambda: at(0, 6), ValueError, "got 6"),
     (lambda: at(-1, 0), ValueError, "got -1"),
     (lambda: at(0, like=torch.float32), TypeError, "int64"),
@@ -126,9 +124,7 @@ def at(*positions: int, like: torch.dtype = torch.int64) -> KernelCSR:
     (lambda: KernelCSR.random((1, 2, 3), -1), ValueError, "[0, 6]"),
     (lambda: KernelCSR.random((1, 2, 3), 7), ValueError, "[0, 6]"),
     (lambda: KernelCSR.random((1, 2, 3), 2, generator=3), TypeError, "but got 3; for a seed"),
-)  # fmt: skip
-def test_refuses(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
+))  # fmt: skip
 
 
 def test_equality_and_hash():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from refusals import refuses, table
+from refusals import refusals
 
 pytest.importorskip("aeon", reason="aeon is not installed")
 
@@ -32,7 +31,7 @@ def fit(X: Any = X, y: Any = Y, **options: Any) -> POCKETClassifier:
     return POCKETClassifier(**({"n_kernels": 20, "n_iter": 2} | options)).fit(X, y)
 
 
-@table(
+test_aeon_estimators = refusals(
     (lambda: fit(kernels="hydra"), ValueError, "kernels must be one of ('rocket', 'minirocket')"),
     (lambda: fit(n_kernels=0), ValueError, "n_kernels must be at least 1"),
     (lambda: fit(keep=1.5), ValueError, "keep must be a share in (0, 1]"),
@@ -54,5 +53,3 @@ def fit(X: Any = X, y: Any = Y, **options: Any) -> POCKETClassifier:
     (lambda: prune_rocket(Rocket(20), X, Y), ValueError, "not fitted; call fit first"),
     (lambda: prune_rocket(RidgeClassifierCV(), X, Y), TypeError, "expected aeon's Rocket"),
 )  # fmt: skip
-def test_aeon_estimators(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)

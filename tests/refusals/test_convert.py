@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from refusals import refuses, table
+from refusals import refusals
 from torch import nn
 
 from sparseconv import convert
@@ -15,8 +12,7 @@ X = torch.randn(2, 3, 40)
 MODEL = nn.Sequential(nn.Conv1d(3, 4, 9), nn.ReLU())
 HALF = torch.full((4, 3, 9), 0.5)
 
-
-@table(
+test_convert = refusals(
     (lambda: convert([]), TypeError, "nn.Module, but got list"),
     (lambda: convert(nn.Sequential()), ValueError, "Sequential holds no nn.Conv1d"),
     (lambda: convert(MODEL, layers=["0"], max_density=0.5), ValueError, "max_density decides"),
@@ -28,19 +24,10 @@ HALF = torch.full((4, 3, 9), 0.5)
     (lambda: convert(MODEL, masks={"0": X}), ValueError, "(4, 3, 9), but has (2, 3, 40)"),
     (lambda: convert(MODEL, masks={"0": HALF}), ValueError, "zeros and ones only"),
     (lambda: convert(MODEL, example_input=[X]), TypeError, "example_input must be a tensor"),
-    (
-        lambda: convert(MODEL, example_input=X[:, :2], layers=["0"]),
-        ValueError,
-        "failed on the input",
-    ),
+    (lambda: convert(MODEL, example_input=X[:, :2], layers=["0"]), ValueError,
+     "failed on the input"),
     (lambda: convert(MODEL, example_input=X, rounds=3), ValueError, "at least 6"),
     (lambda: convert(MODEL[0], inplace=True), ValueError, "itself the nn.Conv1d"),
-    (
-        lambda: convert(torch.compile(MODEL, backend="eager")),
-        ValueError,
-        "expected a model before torch.compile",
-    ),
-)
-def test_refusals(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
-    assert type(MODEL[0]) is nn.Conv1d
+    (lambda: convert(torch.compile(MODEL, backend="eager")), ValueError,
+     "expected a model before torch.compile"),
+)  # fmt: skip

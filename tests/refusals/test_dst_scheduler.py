@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dst_runs import scheduled, snapshot, two_layers
-from refusals import refuses, table
+from refusals import refusals
 from tiny import same
 from torch import nn
 from torch.nn.utils import parametrize
@@ -54,19 +54,13 @@ def inference_copy(model: nn.Module) -> list[nn.Module]:
         return [copy.deepcopy(model).requires_grad_(False)]
 
 
-@table(
+test_scheduler = refusals(
     (make("DSN"), TypeError, "model must be an nn.Module, but got str"),
-    (
-        lambda: DSTScheduler(two_layers(), None, update_every=1, end_step=9),
-        TypeError,
-        "must be a torch.optim.Optimizer, but got None",
-    ),
+    (lambda: DSTScheduler(two_layers(), None, update_every=1, end_step=9), TypeError,
+     "must be a torch.optim.Optimizer, but got None"),
     (make(nn.Conv1d(1, 1, 3)), ValueError, "make one of an nn.Conv1d with SparseConv1d.from_dense"),
-    (
-        make(parameters=lambda m: [*m[0].parameters(), m[2].bias]),
-        ValueError,
-        "lacks those of layer '2'; construct it with model.parameters()",
-    ),
+    (make(parameters=lambda m: [*m[0].parameters(), m[2].bias]), ValueError,
+     "lacks those of layer '2'; construct it with model.parameters()"),
     (make(with_shared_values()), ValueError, "'a' and 'b' share theirs"),
     (make(with_regions((Region((0, 4), (0, 6)),))), ValueError, "does not lie inside a weight of"),
     (make(update_every=0), ValueError, "update_every must be at least 1"),
@@ -82,9 +76,7 @@ def inference_copy(model: nn.Module) -> list[nn.Module]:
     (averaged(lambda m: [m[:1]]), ValueError, "averages must be copies of the model"),
     (averaged(lambda m: [copy.deepcopy(m).share_memory()]), NotImplementedError, "shared memory"),
     (averaged(inference_copy), RuntimeError, "made in torch.inference_mode()"),
-)
-def test_scheduler(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
+)  # fmt: skip
 
 
 def test_computed_values_are_not_taken_for_shared_ones() -> None:
@@ -119,7 +111,7 @@ def update(**change: Any) -> Callable[[], Any]:
     return lambda: prune_and_grow(**{**case, **change})
 
 
-@table(
+test_update = refusals(
     (update(grow="rigl"), ValueError, "grow must be one of 'random', 'gradient', 'static'"),
     (update(fraction=math.nan), ValueError, "[0, 1], but got nan"),
     (update(values=torch.rand(3)), ValueError, "shape (4,), but got [3]"),
@@ -127,6 +119,4 @@ def update(**change: Any) -> Callable[[], Any]:
     (update(grow="gradient", dense_grad=torch.rand(8)), ValueError, "but got one of shape [8]"),
     (update(regions=[Region((0, 3), (0, 4))]), ValueError, "does not lie inside"),
     (update(regions=[WHOLE, Region((1, 2), (3, 4))]), ValueError, "must be disjoint"),
-)
-def test_update(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
+)  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from model_state import everything
-from refusals import refuses, table
+from refusals import refusals
 from torch import nn
 from torch.nn.utils import prune
 
@@ -54,7 +54,7 @@ def listed() -> nn.Module:
     return found
 
 
-@table(
+test_factorize = refusals(
     (call(model(), rank=1, compression=2), ValueError, "either rank or compression"),
     (call(model(), rank=0), ValueError, "rank must be at least 1, but got 0"),
     (call(model(), compression=1), ValueError, "compression must be above 1, but got 1"),
@@ -79,5 +79,3 @@ def listed() -> nn.Module:
     (call(tied(), "0", "1"), ValueError, "'0' cannot be factorized: it shares its weight"),
     (call(listed(), "0", "1"), ValueError, "Sequential.kept holds it too"),
 )  # fmt: skip
-def test_factorize(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from refusals import refuses, table
+from refusals import refusals
 from torch import nn
 
 from sparseconv.pruning import InstanceSparsity
@@ -27,13 +26,11 @@ def unused() -> None:
         penalty()
 
 
-@table(
+test_instance_sparsity = refusals(
     (lambda: InstanceSparsity(3), TypeError, "model must be an nn.Module"),
     (lambda: InstanceSparsity(model()), ValueError, "no stages are published for Sequential"),
     (lambda: InstanceSparsity(model(), ["0"], -1), ValueError, "weight must be finite and at"),
     (lambda: run("no"), ValueError, "stages names 'no', but the model has no such module"),
     (lambda: run("2"), ValueError, "stage '2' must be (N, C, L), but it is (3, 56)"),
     (unused, RuntimeError, "no stage was run: call first the very model"),
-)
-def test_instance_sparsity(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
+)  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from model_state import everything
-from refusals import refuses, table
+from refusals import refusals
 from torch import nn
 
 from sparseconv import KernelCSR, SparseConv1d, optimize_for_inference
@@ -26,8 +26,7 @@ class Causal(nn.Conv1d):
 
 CONV = nn.Conv1d(3, 4, 5)
 
-
-@table(
+test_layer = refusals(
     (make(padding_mode="mirror"), ValueError, "padding_mode must be one of"),
     (make(kernel_size=0), ValueError, "kernel_size"),
     (make(kernel_size=(3, 3)), TypeError, "kernel_size"),
@@ -46,34 +45,20 @@ CONV = nn.Conv1d(3, 4, 5)
     (make(kernel_size=1 << 30), ValueError, "2**31"),
     (lambda: make()().reset_parameters(fan_in="out"), ValueError, "'dense' or 'active'"),
     (lambda: make()().weight, AttributeError, "dense_weight() returns a dense copy"),
-    (
-        lambda: setattr(make()(), "weight", nn.Parameter()),
-        AttributeError,
-        "set_pattern(pattern, values) writes",
-    ),
-    (
-        lambda: setattr(make()(), "pattern", KernelCSR.full((6, 4, 3))),
-        AttributeError,
-        "set_pattern(pattern) sets the pattern",
-    ),
+    (lambda: setattr(make()(), "weight", nn.Parameter()), AttributeError,
+     "set_pattern(pattern, values) writes"),
+    (lambda: setattr(make()(), "pattern", KernelCSR.full((6, 4, 3))), AttributeError,
+     "set_pattern(pattern) sets the pattern"),
     (lambda: make()().wieght, AttributeError, "no attribute 'wieght'"),
     (lambda: SparseConv1d.from_dense(nn.Linear(3, 3)), TypeError, "conv must be an nn.Conv1d"),
     (lambda: SparseConv1d.from_dense(Causal(3, 4, 5)), TypeError, "Causal has a forward of"),
     (lambda: SparseConv1d.from_dense(CONV, CONV.weight), TypeError, "mask must be a bool tensor"),
-    (
-        lambda: SparseConv1d.from_dense(CONV, torch.ones(4, 3, 4, dtype=torch.bool)),
-        ValueError,
-        "shape",
-    ),
+    (lambda: SparseConv1d.from_dense(CONV, torch.ones(4, 3, 4, dtype=torch.bool)), ValueError,
+     "shape"),
     (lambda: optimize_for_inference(3), TypeError, "must be an nn.Module, but got int"),
-    (
-        lambda: optimize_for_inference(nn.Sequential(nn.LazyConv1d(3, 3))),
-        ValueError,
-        "every parameter and buffer must hold data, but 0.weight does not",
-    ),
-)
-def test_layer(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
+    (lambda: optimize_for_inference(nn.Sequential(nn.LazyConv1d(3, 3))), ValueError,
+     "every parameter and buffer must hold data, but 0.weight does not"),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

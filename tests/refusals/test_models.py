@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from refusals import refuses, table
+from refusals import refusals
 
 from sparseconv.models import DSN, LITE, Ensemble, InceptionTime
 
-
-@table(
+test_models = refusals(
     (lambda: DSN(1, 2, sparsity=1.0), ValueError, "sparsity must lie in [0, 1), but got 1.0"),
     (lambda: DSN(0, 2), ValueError, "in_channels must be at least 1"),
     (lambda: DSN(1, 2, n_groups=40), ValueError, "n_groups=40 is too many"),
@@ -24,6 +20,4 @@ from sparseconv.models import DSN, LITE, Ensemble, InceptionTime
     (lambda: InceptionTime(1, 2, variant="torch"), ValueError, "variant must be one of"),
     (lambda: Ensemble([]), ValueError, "at least one module, and none twice, but got 0"),
     (lambda: Ensemble([LITE(1, 2)] * 2), ValueError, "use copy.deepcopy"),
-)
-def test_models(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
+)  # fmt: skip

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from refusals import refuses, table
+from refusals import refusals
 from torch import Tensor, nn
 
 from sparseconv import SparseConv1d, profile
@@ -30,8 +27,7 @@ X = torch.randn(2, 3, 20)
 LAYER = SparseConv1d(3, 4, 5)
 META = SparseConv1d(3, 4, 5, device="meta")
 
-
-@table(
+test_refusals = refusals(
     (lambda: profile(SparseConv1d, X), TypeError, "model must be an nn.Module, but got type"),
     (lambda: profile(nn.Conv1d(3, 4, 5), X), ValueError, "Conv1d holds no SparseConv1d"),
     (lambda: profile(LAYER, [X]), TypeError, "tuple of the model's arguments, but got list"),
@@ -40,6 +36,4 @@ META = SparseConv1d(3, 4, 5, device="meta")
     (lambda: profile(META, X), NotImplementedError, "on meta; move the model and its input"),
     (lambda: profile(nn.Sequential(Twice(3, 4, 5)), X), NotImplementedError, "'0' is a Twice"),
     (lambda: profile(LAYER, X, rounds=5), ValueError, "rounds must be at least 6"),
-)
-def test_refusals(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
+)  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from model_state import everything
-from refusals import refuses, table
+from refusals import refusals, refuses
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -96,7 +96,7 @@ def stepped(kind: type[torch.optim.Optimizer]) -> dict[str, Any]:
     return {"model": model, "optimizer": optimizer}
 
 
-@table(
+test_arguments = refusals(
     (call(ratio=None), ValueError, "got neither"),
     (call(ratio=0.5, target_macs=5), ValueError, "got both"),
     (call(ratio=1), ValueError, "ratio must lie in [0, 1), since every layer keeps a filter"),
@@ -116,41 +116,24 @@ def stepped(kind: type[torch.optim.Optimizer]) -> dict[str, Any]:
     (call(**stepped(torch.optim.Adafactor)), ValueError, "Adafactor keeps tensors of other shapes"),
     (call(criterion=Given(None)), ValueError, "of 8 units (channels.n_units), but gave None"),
 )  # fmt: skip
-def test_arguments(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
 
-
-@table(
+test_models = refusals(
     (call(shared()), ValueError, "'1' and '2' share a parameter; only a layer that is used twice"),
     (call(torch.compile(network(), backend="eager")), ValueError, "prune its _orig_mod"),
     (lambda: keep_filters(nn.LazyConv1d(8, 3), X, {}), ValueError, "no shape yet; run the model"),
-    (
-        call(network(prune.l1_unstructured(nn.Conv1d(8, 8, 1), "weight", 2))),
-        ValueError,
-        "'weight' of '1' is computed from other parameters",
-    ),
+    (call(network(prune.l1_unstructured(nn.Conv1d(8, 8, 1), "weight", 2))), ValueError,
+     "'weight' of '1' is computed from other parameters"),
     (call(idle()), ValueError, "'1.aux' is not called in eval mode"),
-    (
-        call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))),
-        ValueError,
-        "a layer along another dimension than the channels' in 1 (Linear)",
-    ),
-    (
-        call(sc.prune_filters(network(), X, WHC(), ratio=0.5, equivalent=True).model),
-        ValueError,
-        "the model holds compressors; sparseconv.pruning.merge(model) comes first",
-    ),
+    (call(nn.Sequential(nn.Conv1d(2, 8, 3), nn.Linear(10, 4))), ValueError,
+     "a layer along another dimension than the channels' in 1 (Linear)"),
+    (call(sc.prune_filters(network(), X, WHC(), ratio=0.5, equivalent=True).model), ValueError,
+     "the model holds compressors; sparseconv.pruning.merge(model) comes first"),
     (call(sc.models.DSN(2, 3, nf=4), equivalent=True), ValueError, "next to sparse, grouped"),
     (call(returning(lambda y: np.array(y))), ValueError, "its output holds a ndarray"),
     (call(returning(lambda y: 3)), ValueError, "returned int without any"),
-    (
-        call(network(Function(lambda x: x.log().abs() * torch.nan))),
-        ValueError,
-        "or it gives nothing finite",
-    ),
-)
-def test_models(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
+    (call(network(Function(lambda x: x.log().abs() * torch.nan))), ValueError,
+     "or it gives nothing finite"),
+)  # fmt: skip
 
 
 def evolve(*data: Any, **options: Any) -> Evolutionary:
@@ -159,8 +142,7 @@ def evolve(*data: Any, **options: Any) -> Evolutionary:
 
 LOGITS = network()[:-1]
 
-
-@table(
+test_criteria = refusals(
     (lambda: Magnitude(0.5), ValueError, "p must be finite and at least 1, but got 0.5"),
     (lambda: DSP(X, 1), ValueError, "eps must lie in [0, 1), but got 1"),
     (lambda: Jacobian((X, Y), batches=0), ValueError, "batches must be at least 1"),
@@ -175,8 +157,6 @@ LOGITS = network()[:-1]
     (call(criterion=evolve(X, Y + 1)), ValueError, "expected a class index from 0 to 2 for each"),
     (call(returning(lambda y: {"y": y}), criterion=evolve(X, Y)), ValueError, "returns {'y'"),
 )  # fmt: skip
-def test_criteria(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
 
 
 def test_evolutionary_without_pymoo(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,13 +170,10 @@ def keep(filters: dict[str, list[Any]]) -> Callable[[], Any]:
 
 FIRST, LAST, SHORTCUT = "blocks.0.body.0", "blocks.0.body.6", "blocks.0.shortcut.0"
 
-
-@table(
+test_keep_filters = refusals(
     (keep({"no": [0]}), ValueError, "filters names 'no', which is none of"),
     (keep({FIRST: []}), ValueError, "must be some of 0 to 3, but are []"),
     (keep({"head.2": [0]}), ValueError, "[0] were asked for, but only [0, 1, 2] can stay"),
     (keep({LAST: [0, 1], SHORTCUT: [0]}), ValueError, "'blocks.0.body.6' are tied to those of"),
     (keep({FIRST: [True, False]}), TypeError, "(of a mask: mask.nonzero()[:, 0]), but got True"),
 )  # fmt: skip
-def test_keep_filters(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)

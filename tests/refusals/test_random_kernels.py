@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from random_banks import Problem
-from refusals import refuses, table
+from refusals import refusals, refuses
 
 from sparseconv.rocket import KernelBank, kernel_features
 
@@ -26,7 +25,7 @@ def with_value(value: float) -> Any:
     return series
 
 
-@table(
+test_random_kernels = refusals(
     (lambda: kernel_features(X, None), TypeError, "make one with KernelBank.from_aeon"),
     (lambda: kernel_features(X[:, :, 1:], MINI), ValueError, f"got (5, {CHANNELS}, {LENGTH - 1})"),
     (lambda: kernel_features([X[0], X[1, :, 1:]], MINI), ValueError, "series of one length, but"),
@@ -40,8 +39,6 @@ def with_value(value: float) -> Any:
     (lambda: ROCKET.select(np.ones(9, bool)), ValueError, "of a mask take numpy.flatnonzero"),
     (lambda: ROCKET.select_features([0, 1, 2]), ValueError, "kernel 1 has two features, and only"),
 )  # fmt: skip
-def test_random_kernels(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
 
 
 def test_from_aeon() -> None:

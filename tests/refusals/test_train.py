@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from refusals import refuses, table
+from refusals import refusals
 from tiny import data, network, run
 from torch import nn
 
@@ -25,7 +24,7 @@ def of(X: Any, y: Any) -> None:
     train(network(), X, y, progress=False)
 
 
-@table(
+test_train = refusals(
     (lambda: of(X, y[:-1]), ValueError, "but got (20, 1, 24) and (19,)"),
     (lambda: of(X[:0], y[:0]), ValueError, "at least one case"),
     (lambda: of(X, y.double()), TypeError, "class indices as integers, but got torch.float64"),
@@ -43,12 +42,9 @@ def of(X: Any, y: Any) -> None:
     (lambda: run(network(), cuda_graphs=True), ValueError, "move it with model.cuda()"),
     (lambda: run(network(), cuda_graphs=True, penalty=1), ValueError, "a penalty watches every"),
     (lambda: run("DSN"), TypeError, "model must be an nn.Module, but got str"),
-)
-def test_train(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
+)  # fmt: skip
 
-
-@table(
+test_recipe = refusals(
     (lambda: Recipe(epochs=0), ValueError, "epochs must be >= 1, but got 0"),
     (lambda: Recipe(epochs=1.5), TypeError, "epochs must be an integer"),
     (lambda: Recipe(lr="fast"), TypeError, "lr must be a number, but got a str"),
@@ -59,6 +55,4 @@ def test_train(call: Callable[[], Any], error: type[Exception], fragment: str) -
     (lambda: Recipe(grow="slowly"), ValueError, "grow must be one of"),
     (lambda: Recipe(seed=2**63), ValueError, "seed must be < 2**63"),
     (lambda: Recipe(skip_step_at_update="no"), TypeError, "must be True or False"),
-)
-def test_recipe(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
-    refuses(call, error, fragment)
+)  # fmt: skip

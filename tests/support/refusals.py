@@ -26,3 +26,13 @@ def refuses(call: Callable[[], Any], error: type[Exception], fragment: str) -> N
     """
     with pytest.raises(error, match=re.escape(fragment)):
         call()
+
+
+def refusals(*rows: Row) -> Callable[..., None]:
+    """Make a test that each row ``refuses``."""
+
+    @table(*rows)
+    def test(call: Callable[[], Any], error: type[Exception], fragment: str) -> None:
+        refuses(call, error, fragment)
+
+    return test
