@@ -84,10 +84,6 @@ def section() -> str:
             "eval mode after `optimize_for_inference`.",
             tables.network(bench["network"]),
         ),
-        (
-            "**The machine's own peaks**: multiply-adds from registers, in the same run.",
-            tables.peaks(bench["peaks"]),
-        ),
     ):
         parts += [text, table.markdown()]
     return "\n\n".join([*parts, *gpu_tables.section(RESULTS / "gpu.json")]) + "\n"

@@ -36,7 +36,7 @@ SUITES = {
     "random_kernels": "features of ROCKET's and MiniROCKET's kernels, per series, beside aeon's",
     "compiled": "a layer compiled, and exported: its time over the eager call's",
 }
-WITHOUT_CASES = ("network", "random_kernels", "compiled")
+WITHOUT_CASES = ("network", "random_kernels")
 # Masks of the first and of the last layer of a trained network (those between have the last one's
 # shape). Made by version 0.1.0 and torch 2.13.0, of the network of least training loss, epoch 441:
 #     python -m sparseconv train GunPoint --epochs 500 --threads 1 --out gunpoint
@@ -81,8 +81,10 @@ class Case(testing.Case):
         name: how the case is called everywhere.
         suite: which of ``SUITES`` it belongs to.
         isa: the instruction set that the kernels are forced to; the best one if empty.
-        module: time a forward pass of ``SparseConv1d`` beside one of ``nn.Conv1d``, alone and with
-            its gradients, and with all that surrounds the kernels, instead of the kernels alone.
+        module: if not empty, what is timed is not the kernels but all of a ``SparseConv1d``, a
+            forward pass without gradients and a pass with both gradients. The other ways to run the
+            layer that are timed with it: ``"conv1d"`` (``nn.Conv1d``), ``"compiled"``
+            (``torch.compile``), ``"exported"`` (``torch.export``).
         pattern: besides those of ``sparseconv.testing``, where ``dsn_prefix`` and ``dsn_evolved``
             are here those of a real network: ``density`` is 1 - S, the active share of a kernel
             group's region. ``dsn_ungrouped`` has one region, the whole kernel. ``trained_first``
@@ -95,7 +97,7 @@ class Case(testing.Case):
     name: str
     suite: str
     isa: str = ""
-    module: bool = False
+    module: tuple[str, ...] = ()
     bias: bool = False
 
     def make_pattern(self) -> KernelCSR:
@@ -167,6 +169,7 @@ LAYER: Fields = {
     "padding": "same", "pattern": "dsn_evolved", "density": 0.2,
 }  # fmt: skip
 UNIFORM: Fields = {"pattern": "random", "density": 2 / 15}  # as many weights, drawn uniformly
+COMPILERS = ("compiled", "exported")
 RIGHT: Fields = {"padding": (0, 38), "padding_mode": "replicate"}
 
 
@@ -216,6 +219,9 @@ def _rows() -> Iterator[tuple[str, str, Fields]]:
         yield "dtype", dtype, {"dtype": dtype}
     for length in (128, 512, 1024):
         yield "isa", f"avx2_L{length}", {"length": length, "isa": "avx2"}
+    for n, length in ((16, 128), (16, 24), (1, 128)):
+        shape = {"n": n, "length": length}
+        yield "compiled", f"compiled_{n}x{length}", shape | {"module": COMPILERS}
     for pattern in ("dense_output", "empty_outputs", "one_channel", "one_dense_row",
                     "last_tap_only"):  # fmt: skip
         yield "adversarial", pattern, UNIFORM | {"pattern": pattern}
@@ -263,7 +269,8 @@ def _options() -> dict[str, Fields]:
 def _all() -> Iterator[Case]:
     for suite, name, changes in _rows():
         yield Case(**(LAYER | changes), name=name, suite=suite)
-    yield Case(1, 4, 8, 5, 16, name="tiny_module", suite="options", module=True)
+    yield Case(1, 4, 8, 5, 16, name="tiny_module", suite="options", module=("conv1d",))
+    yield Case(2, 4, 8, 5, 16, name="compiled_tiny", suite="compiled", module=COMPILERS)
     for name, case in {
         "wgrad_splits": testing.Case(16, 2, 3, 3, 512),  # lane groups summed in separate runs
         # More rows than L2 has sums for:

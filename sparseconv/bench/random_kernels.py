@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparseconv.bench import peaks
 from sparseconv.bench.run import WrongResultError, times_and_ratios
-from sparseconv.measure import peaks, timing
+from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.rocket.bank import KINDS, KernelBank
 from sparseconv.rocket.bounds import feature_limits
@@ -39,7 +40,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Time 10 000 kernels of ROCKET and MiniROCKET, whole and pruned, for many series and for one.
 
-    aeon's transforms take their turns beside them, with the same kernels and threads. They are
+    aeon's transforms are interleaved with them, with the same kernels and threads. They are
     compiled in this process, since those that numba loads from its cache are slower.
 
     Args:
@@ -49,44 +50,37 @@ def measure(
         rounds: pairs of neighbours.
 
     Returns:
-        One dict for each kind, shape, batch, share of kernels and instruction set, with times in
-        milliseconds of one series.
+        One dict for each kind, shape, batch and share of kernels, with times in milliseconds of
+        one series.
 
     Raises:
         WrongResultError: a feature is wrong; nothing was timed with it.
         RuntimeError: aeon, which draws the kernels, is not installed.
     """
-    make = _aeon()
+    transforms = _aeon()
     rows = []
     with threads(count):
-        for kind in KINDS:
-            for channels, length in shapes:
-                generator = np.random.default_rng(0)
-                X = generator.normal(size=(BATCH, channels, length)).astype(np.float32)
-                theirs = make[kind](n_kernels, random_state=0, n_jobs=count).fit(X)
-                bank = KernelBank.from_aeon(theirs)
-                _check(X[:CHECKED], bank)
-                timed = partial(_row, X, theirs, count, rounds)
-                rows += [timed(bank, batch) for batch in (BATCH, 1)]
-                with peaks.forced_isa("avx2") as isa:
-                    if rows[0]["isa"] != isa and (channels, length) == (1, 150):
-                        rows.append(timed(bank, BATCH))
-                columns = 2 if kind == "rocket" else 1
-                groups = bank.n_features // columns
-                for share in KEPT:
-                    kept = np.sort(generator.permutation(groups)[: round(share * groups)])
-                    features = (kept[:, None] * columns + np.arange(columns)).reshape(-1)
-                    pruned = bank.select_features(features.tolist())
-                    rows.append(timed(pruned, BATCH, share))
+        for kind, (channels, length) in itertools.product(KINDS, shapes):
+            generator = np.random.default_rng(0)
+            X = generator.normal(size=(BATCH, channels, length)).astype(np.float32)
+            theirs = transforms[kind](n_kernels, random_state=0, n_jobs=count).fit(X)
+            bank = KernelBank.from_aeon(theirs)
+            _check(X[:CHECKED], bank)
+            rows += [_row(X[:batch], bank, count, rounds, theirs) for batch in (BATCH, 1)]
+            columns = 2 if kind == "rocket" else 1  # features that come together
+            groups = np.arange(bank.n_features).reshape(-1, columns)
+            for share in KEPT:
+                kept = np.sort(generator.permutation(len(groups))[: round(share * len(groups))])
+                pruned = bank.select_features(groups[kept].ravel().tolist())
+                rows.append(_row(X, pruned, count, rounds) | {"kept": share})
     return rows
 
 
 def _aeon() -> dict[str, Any]:
-    fresh = "aeon.transformations.collection.convolution_based" not in sys.modules
-    if fresh and "numba" not in sys.modules:
-        folder = tempfile.mkdtemp()  # empty, so that everything is compiled
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["NUMBA_CACHE_DIR"] = folder
+    if "numba" not in sys.modules:
+        folder = tempfile.TemporaryDirectory()  # an empty cache, so that everything is compiled
+        atexit.register(folder.cleanup)
+        os.environ["NUMBA_CACHE_DIR"] = folder.name
     try:
         from aeon.transformations.collection.convolution_based import MiniRocket, Rocket
     except ImportError as error:
@@ -104,43 +98,33 @@ def _check(X: npt.NDArray[np.float32], bank: KernelBank) -> None:
 
 
 def _row(
-    X: npt.NDArray[np.float32],
-    theirs: Any,
-    count: int,
-    rounds: int,
-    bank: KernelBank,
-    batch: int,
-    kept: float = 1.0,
+    X: npt.NDArray[np.float32], bank: KernelBank, count: int, rounds: int, theirs: Any = None
 ) -> dict[str, Any]:
+    out = np.empty((len(X), bank.n_features), np.float32)
+    few = X[: AEONS_BATCH[bank.kind]]
+    calls: dict[str, Callable[[], object]] = {"sparse": partial(kernel_features, X, bank, out=out)}
+    if theirs is not None:
+        calls["aeon"] = partial(theirs.transform, few)
     with peaks.forced_isa(None) as isa:
-        ours, other = X[:batch], X[: min(batch, AEONS_BATCH[bank.kind])]
-        out = np.empty((batch, bank.n_features), np.float32)
-        candidates: dict[str, Callable[[], object]] = {
-            "sparse": partial(kernel_features, ours, bank, out=out)
-        }
-        if kept == 1.0:
-            candidates["aeon"] = partial(theirs.transform, other)
         # On one thread only: numba's threads spin for a while after each call of aeon's.
         loop = peaks.loop("float32") if bank.kind == "rocket" and count == 1 else None
         if loop:
-            candidates["peak"] = loop.call
+            calls[peaks.PEAK] = loop.call
         # numba's threads are OpenMP's: its calls change how many torch uses.
         times = timing.interleave(
-            candidates, rounds=rounds, least_seconds=TURN, context=lambda _: threads(count)
+            calls, rounds=rounds, least_seconds=TURN, context=lambda _: threads(count)
         )
-    flops = 2 * operations(bank)
-    times["sparse"] = times["sparse"] / batch
+    times["sparse"] /= len(X)
     if "aeon" in times:
-        times["aeon"] = times["aeon"] / len(other)
-    share = None
-    if loop:
-        share = float(np.median(flops / times["sparse"] / (loop.flops / times.pop("peak"))))
+        times["aeon"] /= len(few)
+    flops = 2 * operations(bank)
+    share = loop.share(times, flops) if loop else None
     return {
         "kind": bank.kind,
         "in_channels": bank.series_channels,
         "length": bank.series_length,
-        "batch": batch,
-        "kept": kept,
+        "batch": len(X),
+        "kept": 1.0,
         "threads": count,
         "isa": isa,
         "operations": flops // 2,

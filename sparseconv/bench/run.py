@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparseconv.bench import peaks
 from sparseconv.bench.baselines import BASELINES, Calls
 from sparseconv.bench.cases import Case, Problem
 from sparseconv.functional import sparse_conv1d
-from sparseconv.measure import peaks, timing
+from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.reference import conv1d_dense
@@ -27,7 +28,7 @@ TURN = 0.01
 # Of a case, in its rows.
 FACTS = ("suite", "dtype", "in_channels", "out_channels", "kernel_size", "length", "output_length",
          "stride", "dilation", "groups")  # fmt: skip
-_PEAK = "fma peak"  # a candidate among the others, never a baseline
+Timed = dict[str, Callable[[], Any]]  # by way to compute
 
 
 class WrongResultError(AssertionError):
@@ -196,12 +197,12 @@ def measure(
     with threads(count), peaks.forced_isa(case.isa or None) as isa:
         problem, loop = case.build(), None
         wanted = check(problem)
-        absent: dict[str, dict[str, str]] = {name: {} for name in COMPUTATIONS}
         if case.module:  # its time is Python's, and has no peak
-            candidates = _module_calls(problem, baselines)
-            absent["both passes"] = {}
+            others = [name for name in case.module if name in baselines or name not in BASELINES]
+            candidates, absent = _module_calls(problem, others)
         else:
             candidates = {name: {"sparse": call} for name, call in public_calls(problem).items()}
+            absent = {name: {} for name in candidates}
             for baseline in baselines:
                 right, reasons = checked_baseline(baseline, problem, wanted)
                 for name, call in right.items():
@@ -212,60 +213,80 @@ def measure(
                 loop = peaks.loop(case.dtype)
         rows = []
         for name, timed in candidates.items():
-            beside: dict[str, Callable[[], object]] = {_PEAK: loop.call} if loop else {}
+            beside: dict[str, Callable[[], object]] = {peaks.PEAK: loop.call} if loop else {}
             times = timing.interleave({**timed, **beside}, rounds=rounds, least_seconds=TURN)
-            row = {"case": case.name, "computation": name, "isa": isa, "rounds": rounds}
-            row |= _figures(case, problem, name, times, loop) | {"absent": absent[name]}
-            rows.append(row)
+            passes = 1 if name in COMPUTATIONS else len(COMPUTATIONS)
+            work = 2 * passes * case.n * case.output_length
+            flops = work * problem.pattern.nnz
+            share = loop.share(times, flops) if loop else None
+            rows.append(
+                {"case": case.name, "computation": name, "isa": isa, "rounds": rounds}
+                | {fact: getattr(case, fact) for fact in FACTS}
+                | {
+                    "batch": case.n,
+                    "threads": count,
+                    "nnz": problem.pattern.nnz,
+                    "density": problem.pattern.density,
+                    "flops": flops,
+                    "dense_flops": work * problem.pattern.numel,
+                    **times_and_ratios(times),
+                    "gflops": float(np.median(1e-9 * flops / times["sparse"])),
+                    "share_of_peak": share,
+                    "absent": absent[name],
+                }
+            )
         return rows
 
 
-def _module_calls(problem: Problem, baselines: Sequence[str]) -> dict[str, Calls]:
-    """Make calls as a training loop does: a recorded forward pass, and both passes."""
-    x, values, grad, pattern, _ = problem
-    out_channels, in_channels, taps = pattern.shape
-    layer = SparseConv1d(in_channels, out_channels, taps, bias=False, pattern=pattern)
-    dense = nn.Conv1d(in_channels, out_channels, taps, bias=False)
+def _module_calls(
+    problem: Problem, others: Sequence[str]
+) -> tuple[dict[str, Timed], dict[str, dict[str, str]]]:
+    """Make calls of a layer as a loop has them, sparse and in other ways; and why some are absent.
+
+    Raises:
+        WrongResultError: an output or a gradient is wrong.
+    """
+    x, values, grad, pattern, geometry = problem
+    sizes = x.shape[1], grad.shape[1], pattern.shape[2], *geometry[1:5]
+    mode = geometry.padding_mode
+    layer = SparseConv1d(*sizes, bias=False, padding_mode=mode, pattern=pattern)
     with torch.no_grad():
         layer.values.copy_(values)
-        dense.weight.copy_(layer.dense_weight())
+    make: dict[str, Callable[[], Any]] = {
+        "sparse": lambda: layer,
+        "conv1d": layer.to_dense,
+        "compiled": lambda: torch.compile(layer),
+        "exported": lambda: torch.export.export(layer, (x,)).module(),
+    }
     signal = x.clone().requires_grad_()
 
-    def both(module: nn.Module) -> Any:
-        return torch.autograd.grad(module(signal), [signal, *module.parameters()], grad)
+    def forward(module: nn.Module) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (module(x),)
 
-    calls: dict[str, Calls] = {"fprop": {}, "both passes": {}}
-    for name, module in (("sparse", layer), ("conv1d", dense)):
-        if name not in ("sparse", *baselines):
-            continue
-        dgrad, wgrad = both(module)
-        wgrad = wgrad if module is layer else wgrad[pattern.to_mask()]
-        check_bounds({"fprop": module(x), "dgrad": dgrad, "wgrad": wgrad}, problem)
-        calls["fprop"][name] = partial(module, x)
-        calls["both passes"][name] = partial(both, module)
-    return calls
+    def both(module: nn.Module) -> tuple[Tensor, ...]:
+        y = module(signal)
+        return y, *torch.autograd.grad(y, [signal, *module.parameters()], grad)
 
-
-def _figures(
-    case: Case, problem: Problem, computation: str, times: timing.Times, loop: peaks.Loop | None
-) -> dict[str, Any]:
-    peak = None if loop is None else 1e-9 * loop.flops / times.pop(_PEAK)
-    outputs = case.n * case.output_length
-    passes = 1 if computation in COMPUTATIONS else len(COMPUTATIONS)
-    flops = passes * 2 * problem.pattern.nnz * outputs
-    gflops = 1e-9 * flops / times["sparse"]
-    return {
-        **{name: getattr(case, name) for name in FACTS},
-        "batch": case.n,
-        "threads": torch.get_num_threads(),
-        "nnz": problem.pattern.nnz,
-        "density": problem.pattern.density,
-        "flops": flops,
-        "dense_flops": passes * 2 * problem.pattern.numel * outputs,
-        **times_and_ratios(times),
-        "gflops": float(np.median(gflops)),
-        "share_of_peak": None if peak is None else float(np.median(gflops / peak)),
-    }
+    torch.compiler.reset()  # or the second shape of a layer would be compiled as a dynamic one
+    passes = {"fprop": forward, "both passes": both}
+    calls: dict[str, Timed] = {name: {} for name in passes}
+    absent: dict[str, dict[str, str]] = {name: {} for name in passes}
+    for way in ("sparse", *others):
+        module = make[way]()
+        for name, run in passes.items():
+            try:
+                found = dict(zip(COMPUTATIONS, run(module), strict=False))
+            except Exception as error:  # torch's compilers raise errors of many types
+                if way == "sparse":
+                    raise
+                absent[name][way] = first_line(error)
+                continue
+            if way == "conv1d" and "wgrad" in found:
+                found["wgrad"] = found["wgrad"][pattern.to_mask()]
+            check_bounds(found, problem)
+            calls[name][way] = partial(run, module)
+    return calls, absent
 
 
 def times_and_ratios(times: timing.Times) -> dict[str, Any]:

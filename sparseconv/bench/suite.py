@@ -7,13 +7,12 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from sparseconv.bench import compiled, random_kernels
+from sparseconv.bench import random_kernels
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, SUITES, WITHOUT_CASES, Case
 from sparseconv.bench.document import SCHEMA, rounded
 from sparseconv.bench.network import compare
 from sparseconv.bench.run import WrongResultError, measure
-from sparseconv.measure import peaks
 from sparseconv.measure.machine import measurement_context
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.measure.table import threads_text
@@ -39,7 +38,7 @@ def run(
     quick: bool = False,
     save: Callable[[Document], object] = lambda document: None,
 ) -> Document:
-    """Measure peaks, cases and network; return what files and reports are made of.
+    """Measure cases and networks; return what files and reports are made of.
 
     The process keeps freed memory from then on (``retain_freed_memory``): either side gains.
 
@@ -68,21 +67,17 @@ def run(
         "suites": [name for name in SUITES if name not in missing],  # measured as a whole
         "rounds": rounds or ROUNDS,
         "machine": measurement_context(),
-        "peaks": rounded(peaks.measure(thread_counts)),
         "rows": [],
         **{name: [] for name in WITHOUT_CASES},
     }
     measures: list[tuple[str, str, Callable[..., Rows]]] = []
     for case in cases:
         if case.isa in ("", *backends.extension.isas()):
-            call = partial(measure, case=case, baselines=baselines)
-            measures.append(("rows", case.name, call))
+            measures.append(("rows", case.name, partial(measure, case=case, baselines=baselines)))
         else:
             print(f"{case.name} is left out: this CPU has no {case.isa}", file=sys.stderr)
     if "random_kernels" in others:
         measures.append(("random_kernels", "random kernels", random_kernels.measure))
-    if "compiled" in others:
-        measures.append(("compiled", "compiled", compiled.measure))
     tasks: list[tuple[str, str, Callable[[], Rows]]] = [
         (key, f"{name}, {threads_text(count)}", partial(call, count, rounds=rounds or ROUNDS))
         for key, name, call in measures

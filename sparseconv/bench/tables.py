@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import SUITES
-from sparseconv.bench.document import BEST, Row, best_baseline, ratio
+from sparseconv.bench.document import BEST, OURS, Row, best_baseline, ratio
 from sparseconv.bench.network.compare import MODES
 from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.measure.table import Table
@@ -85,7 +83,7 @@ SHARE = (
 SPEED = (MS, ("GFLOP/s", lambda row: f"{row['gflops']:.0f}"), SHARE)
 FASTEST = (("vs fastest", _interval(BEST)), ("(which)", _which))
 CONV1D = ("vs F.conv1d", _median("conv1d"))
-AGAINST = [(f"vs {spelled(name)}", _median(name)) for name in BASELINES]
+AGAINST = [(f"vs {spelled(name)}", _median(name)) for name in (*BASELINES, *OURS)]
 
 
 # Tables of the cases
@@ -115,10 +113,10 @@ def worst(rows: Sequence[Row]) -> Table:
     return table(lowest, (*_facts("suite"), *CASE, DENSITY, *FASTEST, CONV1D), text_columns=3)
 
 
-def lost(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows in which any baseline was faster, slowest first."""
-    found = [row for row in rows if (best := ratio(row)) is not None and best.median < 1]
-    return sorted(found, key=lambda row: ratio(row) or ())
+def lost(rows: Iterable[Row], baseline: str = BEST) -> list[Row]:
+    """Return the rows in which a baseline, or any, was faster, slowest first."""
+    found = [row for row in rows if (its := ratio(row, baseline)) and its.median < 1]
+    return sorted(found, key=lambda row: ratio(row, baseline) or ())
 
 
 def faster_baselines(rows: Iterable[Row]) -> Table:
@@ -142,12 +140,6 @@ def absences(rows: Iterable[Row]) -> list[str]:
         f"{baseline} is left out of {', '.join(cases)}: {reason}"
         for (baseline, reason), cases in found.items()
     ]
-
-
-def peaks(rows: Iterable[Row]) -> Table:
-    """Show the speed of multiply-adds from registers."""
-    speed = ("GFLOP/s", lambda row: f"{row['fma_gflops']:.0f}")
-    return table(rows, (*_facts("isa", "dtype", "threads"), speed), text_columns=2)
 
 
 def network(rows: Iterable[Row]) -> Table:
@@ -188,44 +180,7 @@ def random_kernels(rows: Iterable[Row]) -> Table:
     )
 
 
-def compiled(rows: Iterable[Row]) -> Table:
-    """Show the times of a compiled and of an exported layer over the eager call's."""
-    ways = [(f"{name} / eager", _interval(name)) for name in ("compiled", "exported")]
-    return table(rows, (*CASE, MS, *ways), text_columns=2)
-
-
 # Everything together
-
-
-def lowest_break_even(rows: Iterable[Row], baseline: str) -> float | None:
-    """Return the lowest break-even density over computations and threads; None without rows."""
-    points: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
-    for row in rows:
-        found = ratio(row, baseline)
-        if found and row["suite"] == "density" and row["case"].startswith("uniform"):
-            key = row["computation"], row["threads"], row["isa"]
-            points.setdefault(key, []).append((row["density"], found.median))
-    return min(map(break_even, points.values()), default=None)
-
-
-def break_even(points: Sequence[tuple[float, float]]) -> float:
-    """Return the density from which dense is faster, of (density, ratio) points; infinite if never.
-
-    Straight lines between the points, on a log axis of the ratio.
-
-    Example:
-        >>> break_even([(0.1, 8.0), (0.5, 2.0), (1.0, 0.5)])
-        0.75
-        >>> break_even([(0.1, 8.0), (1.0, 1.1)])
-        inf
-    """
-    ordered = sorted(points)
-    if ordered[0][1] < 1:
-        return ordered[0][0]
-    for (x0, y0), (x1, y1) in itertools.pairwise(ordered):
-        if y1 < 1:
-            return x0 + (x1 - x0) * math.log(y0) / math.log(y0 / y1)
-    return math.inf
 
 
 def when_it_pays(document: Mapping[str, Any]) -> Table:
@@ -251,10 +206,13 @@ def when_it_pays(document: Mapping[str, Any]) -> Table:
             worst = min(timed, key=lambda row: ratio(row) or ())
             shown = f"{min(usual):.2f}" if usual else "-"
             lines.append((what, shown, _median(BEST)(worst), _which(worst)))
-    faster = Counter(_which(row) for row in lost(rows) if row["suite"] == "density")
-    crossings = [lowest_break_even(rows, name) for name in ("conv1d", BEST)]
-    if faster and None not in crossings:
-        texts = ["above 100 %" if x == math.inf else f"{x:.0%}" for x in crossings if x]
-        lines.append(("layer, any density: slower from", *texts, faster.most_common(1)[0][0]))
+    uniform = [row for row in rows if row["suite"] == "density" and "uniform" in row["case"]]
+    if slower := lost(uniform):
+        texts = []
+        for baseline in ("conv1d", BEST):
+            densities = [row["density"] for row in lost(uniform, baseline)]
+            texts.append(f"{min(densities):.0%}" if densities else "above 100 %")
+        which = Counter(map(_which, slower)).most_common(1)[0][0]
+        lines.append(("layer, lowest density at which dense was faster", *texts, which))
     header = ("13 % of the weights active, where not said", "plain dense", "fastest", "which")
     return Table(header, lines)

@@ -101,16 +101,14 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def shown(found: Mapping[str, Any]) -> str:
-    """The document as text: machine, peaks, a table for each suite, network."""
+    """The document as text: machine, a table for each suite, network."""
     rows = found["rows"]
     parts = [
         "\n".join(f"{key}: {value}" for key, value in found["machine"].items()),
-        "Peaks: multiply-adds from registers.",
-        tables.peaks(found["peaks"]).markdown(),
         "vs: a baseline's time over the sparse one, median of the pairs, and for the fastest its "
         "95 % interval.",
     ]
-    parts += tables.absences([*rows, *found["network"], *found["compiled"]])
+    parts += tables.absences([*rows, *found["network"]])
     makers = {name: getattr(tables, name) for name in WITHOUT_CASES}
     for name, what in SUITES.items():
         mine = found[name] if name in makers else [row for row in rows if row["suite"] == name]

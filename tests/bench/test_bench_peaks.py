@@ -1,14 +1,13 @@
-"""The machine's peaks are measured, not optimised away, and believable."""
+"""The machine's peak is measured, not optimised away, and believable."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import pytest
-import torch
 
-from sparseconv.measure import peaks, timing
+from sparseconv.bench import peaks
+from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
 from sparseconv.ops.backends import extension
 
@@ -18,34 +17,21 @@ pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is 
 FLOPS_PER_CYCLE = {"avx512": (32, 64), "avx2": (16, 32)}
 
 
-def eventually(holds: Callable[[], bool]) -> bool:
-    """Other programs can only slow a measurement down: one undisturbed attempt decides."""
-    return any(holds() for _ in range(5))
-
-
 @pytest.mark.parametrize("isa", extension.isas() if extension else [])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_peak_is_believable_and_its_loop_reaches_it(isa: str, dtype: str) -> None:
+def test_a_peak_is_believable(isa: str, dtype: str) -> None:
     scale = 1 if dtype == "float32" else 0.5
     least, most = FLOPS_PER_CYCLE.get(isa, (0.02, 64))
 
     def holds() -> bool:
-        (peak,) = peaks.measure([1], [isa], [dtype])
         with threads(1), peaks.forced_isa(isa):
             loop = peaks.loop(dtype)
             seconds = min(timing.interleave({"": loop.call}, rounds=5)[""])
-        again = 1e-9 * loop.flops / seconds / peak["fma_gflops"]
-        believable = 0.5 * least * scale < peak["fma_gflops"] < 7 * most * scale
-        return believable and 1e-3 < seconds < 8e-3 and 0.8 < again < 1.2
+        gflops = 1e-9 * loop.flops / seconds
+        return 0.5 * least * scale < gflops < 7 * most * scale and 1e-3 < seconds < 8e-3
 
-    assert eventually(holds)
-
-
-def test_as_many_threads_as_asked() -> None:
-    before = torch.get_num_threads()
-    found = peaks.measure([1, 2], ["baseline"], ["float32"])
-    assert [peak["threads"] for peak in found] == [1, 2]
-    assert torch.get_num_threads() == before
+    # Other programs can only slow a measurement down: one undisturbed attempt decides.
+    assert any(holds() for _ in range(5))
 
 
 def test_forcing_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,9 +45,3 @@ def test_forcing_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="sse9"), peaks.forced_isa("sse9"):
         pass
     assert os.environ["SPARSECONV_CPU_ISA"] == "baseline"
-
-
-@pytest.mark.parametrize(("passes", "repeats"), [(0, 1), (1, 0)])
-def test_refusals(passes: int, repeats: int) -> None:
-    with pytest.raises(ValueError, match="at least 1 pass and 1 repeat"):
-        extension.run_peak(False, passes, repeats)

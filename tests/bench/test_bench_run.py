@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 from dense_kernels import dense_calls, one_wrong
+from random_banks import Problem as Kernels
 from torch import Tensor
 
 from sparseconv import SparseConv1d
-from sparseconv.bench import compiled, random_kernels, run, tables
+from sparseconv.bench import peaks, random_kernels, run, tables
 from sparseconv.bench.baselines import BASELINES, Calls
 from sparseconv.bench.cases import CASES, Case, Problem, layer_problem
-from sparseconv.measure import peaks, timing
+from sparseconv.measure import timing
 from sparseconv.measure.memory import peak_bytes
 from sparseconv.models import DSN
 from sparseconv.ops.backends import extension
+from sparseconv.rocket.bank import KINDS, KernelBank
 
 needs_extension = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
 TINY = Case(2, 3, 4, 5, 20, padding=2, name="tiny", suite="layer")
@@ -27,7 +29,7 @@ TINY = Case(2, 3, 4, 5, 20, padding=2, name="tiny", suite="layer")
 
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (run, compiled, random_kernels):
+    for module in (run, random_kernels):
         monkeypatch.setattr(module, "TURN", 1e-4)
 
 
@@ -90,11 +92,27 @@ def test_a_wrong_module_is_not_timed(name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_extension
-def test_a_module_has_the_baselines_that_were_asked_for() -> None:
-    for names, found in ((["fft"], set()), (["fft", "conv1d"], {"conv1d"})):
-        lines = run.measure(1, CASES["tiny_module"], baselines=names, rounds=3)
-        assert [line["computation"] for line in lines] == ["fprop", "both passes"]
-        assert all(set(line["ratio"]) == found for line in lines)
+@pytest.mark.parametrize(
+    ("name", "baselines", "ways"),
+    [
+        ("tiny_module", ["fft"], set()),
+        ("tiny_module", ["fft", "conv1d"], {"conv1d"}),
+        ("compiled_tiny", ["conv1d"], {"compiled", "exported"}),
+    ],
+)
+def test_a_module_is_timed_with_its_other_ways(
+    name: str, baselines: list[str], ways: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # "eager" needs no C++ compiler, and takes a second instead of half a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    rows = run.measure(1, CASES[name], baselines=baselines, rounds=3)
+    assert [row["computation"] for row in rows] == ["fprop", "both passes"]
+    assert set(rows[0]["ratio"]) == ways
+    assert all(set(row["ratio"]) | set(row["absent"]) == ways for row in rows)
+    header = tables.cases(rows).header
+    assert {"vs compiled", "vs exported"} & set(header) == {
+        f"vs {way}" for way in ways - {"conv1d"}
+    }
 
 
 @needs_extension
@@ -163,38 +181,31 @@ def test_peak_memory_of_known_calls() -> None:
 
 
 @needs_extension
-def test_random_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Imported before, so that what numba has compiled for other tests is not compiled again.
-    pytest.importorskip("aeon.transformations.collection.convolution_based")
-    few = {"shapes": [(2, 30)], "n_kernels": 84, "rounds": 3}
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Aeons:
+        """In the place of aeon's transforms, which take half a minute to compile."""
+
+        def __init__(self, n_kernels: int, **_: int) -> None: ...
+
+        def fit(self, X: object) -> Aeons:
+            return self
+
+        def transform(self, X: object) -> None: ...
+
+    bank = Kernels(kind, 6).bank
+    monkeypatch.setattr(random_kernels, "KINDS", [kind])
+    monkeypatch.setattr(random_kernels, "_aeon", lambda: {kind: Aeons})
+    monkeypatch.setattr(KernelBank, "from_aeon", lambda fitted: bank)
+    few = {"shapes": [(bank.series_channels, bank.series_length)], "rounds": 3}
     rows = random_kernels.measure(1, **few)
-    assert [(r["kind"], r["length"], r["batch"], r["kept"]) for r in rows[:4]] == [
-        ("rocket", 30, 96, 1), ("rocket", 30, 1, 1), ("rocket", 30, 96, 0.4),
-        ("rocket", 30, 96, 0.1),
-    ]  # fmt: skip
-    assert len(rows) == 2 * 4
+    assert [(r["batch"], r["kept"]) for r in rows] == [(96, 1), (1, 1), (96, 0.4), (96, 0.1)]
     for row in rows:
         assert row["ms"]["sparse"] > 0
         assert ("aeon" in row["ratio"]) == (row["kept"] == 1)
-        assert (row["share_of_peak"] is not None) == (row["kind"] == "rocket")
-    assert tables.random_kernels(rows).markdown().count("minirocket") == 4
-    whole = random_kernels.kernel_features
-    monkeypatch.setattr(random_kernels, "kernel_features", lambda *a, **k: whole(*a, **k) + 0.1)
+        assert (row["share_of_peak"] is not None) == (kind == "rocket")
+    assert tables.random_kernels(rows).markdown().count(kind) == 4
+    right = random_kernels.kernel_features
+    monkeypatch.setattr(random_kernels, "kernel_features", lambda *a, **k: right(*a, **k) + 0.1)
     with pytest.raises(run.WrongResultError, match="features"):
         random_kernels.measure(1, **few)
-
-
-@needs_extension
-def test_a_compiled_and_an_exported_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    # "eager" needs no C++ compiler, and takes a second instead of half a minute.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    rows = compiled.measure(1, names=["tiny_2x16"], rounds=3)
-    assert [row["computation"] for row in rows] == ["forward", "training"]
-    assert set(rows[0]["ratio"]) == {"compiled", "exported"}
-    for row in rows:
-        assert set(row["ratio"]) | set(row["absent"]) == {"compiled", "exported"}
-    assert "compiled / eager" in tables.compiled(rows).markdown()
-    wrong = SparseConv1d.forward
-    monkeypatch.setattr(SparseConv1d, "forward", lambda self, x: one_wrong(wrong(self, x)))
-    with pytest.raises(run.WrongResultError, match="fprop is wrong"):
-        compiled.measure(1, names=["tiny_2x16"], rounds=3)

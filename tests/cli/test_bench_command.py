@@ -22,23 +22,16 @@ from sparseconv.bench.cases import CASES, Case
 from sparseconv.bench.network import compare
 from sparseconv.cli import bench
 from sparseconv.cli.main import main
-from sparseconv.measure import peaks, timing
+from sparseconv.measure import timing
 from sparseconv.ops.backends import extension
 
 needs_extension = pytest.mark.skipif(extension is None, reason="the C++ extension is not built")
-PEAK = {"threads": 1, "isa": "avx512", "dtype": "float32", "fma_gflops": 2.0}
-
-
-@pytest.fixture
-def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peaks, "measure", lambda counts: [PEAK | {"threads": n} for n in counts])
 
 
 @needs_extension
 def test_everything_that_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    quick_peaks: None,
-) -> None:  # fmt: skip
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = network("train", 24, masked_dense=4.0)
 
     def tasks(counts: list[int], **settings: Any) -> list[Any]:
@@ -57,12 +50,11 @@ def test_everything_that_is_written(
     assert json.dumps(found["rows"][0]) in text.replace(",\n", "\n").splitlines()  # for diffs
     assert all(float(f"{ms:.5g}") == ms for row in found["rows"] for ms in row["ms"].values())
     assert list(found) == [
-        "schema", "complete", "suites", "rounds", "machine", "peaks", "rows", "network",
-        "random_kernels", "compiled",
+        "schema", "complete", "suites", "rounds", "machine", "rows", "network", "random_kernels",
     ]  # fmt: skip
     assert (found["schema"], found["complete"]) == (document.SCHEMA, True)
     assert (found["suites"], found["rounds"]) == (["network"], 6)  # of the others not every case
-    assert (found["peaks"], found["network"]) == ([PEAK], [net])
+    assert found["network"] == [net]
     assert found["machine"]["torch"] == torch.__version__
     assert all(isinstance(value, str) and value for value in found["machine"].values())
     names = [(row["case"], row["computation"]) for row in found["rows"]]
@@ -90,9 +82,8 @@ def test_everything_that_is_written(
 @needs_extension
 @pytest.mark.parametrize("name", run.COMPUTATIONS)
 def test_no_figure_is_given_for_a_wrong_kernel(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, quick_peaks: None,
-) -> None:  # fmt: skip
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run, "public_calls", partial(dense_calls, **{name: one_wrong}))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
     out = tmp_path / "rows.json"
@@ -129,9 +120,8 @@ def test_what_is_listed(
 @needs_extension
 @pytest.mark.parametrize("quick", [False, True])
 def test_rounds_threads_and_what_cannot_run(
-    quick: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    quick_peaks: None,
-) -> None:  # fmt: skip
+    quick: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked: dict[str, Any] = {}
     done: list[str] = []
 
@@ -163,7 +153,7 @@ def test_rounds_threads_and_what_cannot_run(
 @pytest.mark.parametrize("error", [KeyboardInterrupt, run.WrongResultError("wgrad is wrong")])
 def test_what_was_measured_before_an_end_is_kept(
     error: type[BaseException] | BaseException, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_peaks: None,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     row = {"suite": "options", "case": "any", "computation": "fprop", "density": 1.0, "ratio": {}}
 

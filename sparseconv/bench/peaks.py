@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from sparseconv.measure.machine import threads
+from sparseconv.measure.timing import Times
 from sparseconv.ops import backends
 
 DTYPES = ("float32", "float64")
-REPEATS = 20
+PEAK = "fma peak"  # the loop's name among candidates
 _RUN = 2e-3  # seconds of one run: short, so that some run undisturbed; starting threads takes 0.5 %
 _VARIABLE = "SPARSECONV_CPU_ISA"
 
@@ -43,48 +44,27 @@ def forced_isa(isa: str | None) -> Iterator[str]:
             os.environ[_VARIABLE] = before
 
 
-def measure(
-    thread_counts: Sequence[int],
-    isas: Sequence[str] | None = None,
-    dtypes: Sequence[str] = DTYPES,
-) -> list[dict[str, Any]]:
-    """Measure the peak of every instruction set, all by default, type and number of threads.
-
-    A peak is the fastest of several runs: what disturbs a run only slows it down. The multiply-add
-    is the kernels' own, which the portable baseline imitates without the instruction.
-
-    Returns:
-        One dict each, with ``fma_gflops`` in GFLOP/s of all threads together.
-    """
-    assert backends.extension is not None
-    rows = []
-    for count in thread_counts:
-        for isa in isas or backends.extension.isas():
-            for dtype in dtypes:
-                with threads(count), forced_isa(isa):
-                    found = loop(dtype)
-                    gflops = 1e-9 * found.flops / min(found.call() for _ in range(REPEATS))
-                row: dict[str, Any] = {"threads": count, "isa": isa, "dtype": dtype}
-                rows.append(row | {"fma_gflops": gflops})
-    return rows
-
-
 class Loop(NamedTuple):
     """Multiply-adds from registers, to be interleaved with a kernel."""
 
     call: Callable[[], float]  # returns its seconds
     flops: float  # of all threads, per call
 
+    def share(self, times: Times, flops: float) -> float:
+        """Return the speed of ``"sparse"``, of ``flops`` a call, over that of this loop."""
+        return float(np.median(flops / times["sparse"] / (self.flops / times.pop(PEAK))))
+
 
 def loop(dtype: str) -> Loop:
     """Make such a loop for torch's threads and the instruction set in use.
 
     The clock of a shared machine follows its other tenants: a kernel is compared with a loop that
-    runs between its own calls, not with what the loop reached minutes ago.
+    runs between its own calls. The multiply-add is the kernels' own, which the portable baseline
+    imitates without the instruction.
     """
     assert backends.extension is not None
     tried = 1_000
-    passes = max(1, round(tried * _RUN / _seconds(dtype, tried, REPEATS)))
+    passes = max(1, round(tried * _RUN / _seconds(dtype, tried, 20)))
     flops = 2.0 * backends.extension.peak_pass * passes * torch.get_num_threads()
     return Loop(partial(_seconds, dtype, passes, 1), flops)
 
