@@ -18,10 +18,8 @@ Column = tuple[str, Callable[[Row], str]]  # its title, and what a row shows bel
 
 def table(rows: Iterable[Row], columns: Sequence[Column], text_columns: int = 1) -> Table:
     """Make one line per row; a column in which there is nothing to show is left out."""
-    lines = [[cell(row) for _, cell in columns] for row in rows]
-    shown = [i for i in range(len(columns)) if any(line[i] != "-" for line in lines)]
-    header = [columns[i][0] for i in shown]
-    return Table(header, [[line[i] for i in shown] for line in lines], text_columns)
+    lines = [{title: cell(row) for title, cell in columns} for row in rows]
+    return Table.of(lines, [title for title, _ in columns[:text_columns]])
 
 
 # Cells
@@ -54,32 +52,34 @@ def _facts(*keys: str) -> list[Column]:
 
 
 def _interval(baseline: str) -> Callable[[Row], str]:
-    return lambda row: str(ratio(row, baseline) or "-")
+    return lambda row: str(ratio(row, baseline) or "")
 
 
 def _median(baseline: str) -> Callable[[Row], str]:
-    return lambda row: f"{found.median:.2f}" if (found := ratio(row, baseline)) else "-"
+    return lambda row: f"{found.median:.2f}" if (found := ratio(row, baseline)) else ""
 
 
 def _which(row: Row) -> str:
     name = best_baseline(row)
-    return "-" if name is None else row.get("settings", {}).get(name) or spelled(name)
+    return "" if name is None else row.get("settings", {}).get(name) or spelled(name)
+
+
+def _milliseconds(side: str, factor: float = 1.0) -> Callable[[Row], str]:
+    return lambda row: three_digits(factor * row["ms"][side]) if side in row["ms"] else ""
 
 
 def _megabytes(side: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         held = row.get("peak_bytes", {}).get(side)
-        return "-" if held is None else f"{held / 1e6:.1f}"
+        return f"{held / 1e6:.1f}" if held else ""
 
     return cell
 
 
 CASE = _facts("case", "computation", "threads")
-MS = ("ms", lambda row: three_digits(row["ms"]["sparse"]))
+MS = ("ms", _milliseconds("sparse"))
 DENSITY = ("density", lambda row: f"{row['density']:.1%}")
-SHARE = (
-    "of peak", lambda row: "-" if (share := row["share_of_peak"]) is None else f"{share:.0%}",
-)  # fmt: skip
+SHARE = ("of peak", lambda row: f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "")
 SPEED = (MS, ("GFLOP/s", lambda row: f"{row['gflops']:.0f}"), SHARE)
 FASTEST = (("vs fastest", _interval(BEST)), ("(which)", _which))
 CONV1D = ("vs F.conv1d", _median("conv1d"))
@@ -152,7 +152,7 @@ def network(rows: Iterable[Row]) -> Table:
             MS,
             ("vs masked", _interval("masked_dense")),
             ("vs settings", _median("dense_best")),
-            ("(which)", lambda row: row["settings"].get("dense_best", "-")),
+            ("(which)", lambda row: row["settings"].get("dense_best", "")),
             ("vs compiled", _median("dense_compiled")),
             ("MB", _megabytes("sparse")),
             ("masked MB", _megabytes("masked_dense")),
@@ -162,18 +162,14 @@ def network(rows: Iterable[Row]) -> Table:
 
 def random_kernels(rows: Iterable[Row]) -> Table:
     """Show microseconds of a series, aeon's time over ours, and the share of the peak (ROCKET)."""
-
-    def microseconds(name: str) -> Callable[[Row], str]:
-        return lambda row: three_digits(1e3 * row["ms"][name]) if name in row["ms"] else "-"
-
     return table(
         rows,
         (
             *_facts("kind", "batch", "in_channels", "length"),
             ("kept", lambda row: f"{row['kept']:.0%}"),
             *_facts("threads", "isa"),
-            ("us", microseconds("sparse")),
-            ("aeon's us", microseconds("aeon")),
+            ("us", _milliseconds("sparse", 1e3)),
+            ("aeon's us", _milliseconds("aeon", 1e3)),
             ("times aeon", _interval("aeon")),
             SHARE,
         ),

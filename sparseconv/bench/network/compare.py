@@ -74,9 +74,8 @@ def tasks(
         modes: of ``MODES``. ``"train"`` is zero_grad, forward, loss, backward, Adam, masks;
             ``"update"`` prunes and grows in each step as well, beside a ``"plain_step"`` that does
             not; ``"latency"`` is ``"inference"`` of one series.
-        baselines: of ``BASELINES``; an update is compared with ``masked_dense`` only.
-            One that cannot run, or a way to run it, is left out of its row, with the reason under
-            ``"absent"``.
+        baselines: of ``BASELINES``; an update is compared with ``masked_dense`` only. A way to
+            run one that fails is left out of its row, with the reason under ``"absent"``.
         build: makes the network from its numbers of channels and classes.
         recipe: batch, length and channels of more training steps, beside masked dense, one thread.
 
@@ -132,13 +131,14 @@ def training_row(
         return call
 
     every = 1 if mode == "update" else NEVER
-    best = {"dense_best": tuple(training_variants(model))}
+    ways: dict[str, tuple[str, ...]] = {name: (name,) for name in ("sparse", *baselines)}
+    if "dense_best" in ways:
+        ways["dense_best"] = tuple(training_variants(model))
     sides: dict[str, Ways] = {
-        side: {way: partial(step, way, every) for way in best.get(side, (side,))}
-        for side in ("sparse", *baselines)
+        side: {way: partial(step, way, every) for way in names} for side, names in ways.items()
     }
-    if mode == "update":  # in turns with the step that it is compared with
-        sides["plain_step"] = {"plain_step": partial(step, "sparse", NEVER)}
+    if mode == "update":  # interleaved with the step that it is compared with
+        sides["plain_step"] = {"sparse": partial(step, "sparse", NEVER)}
     row = _row(mode, X, sides, rounds)
     both = [name for name in ("sparse", "masked_dense") if name in row["ms"]]
     row["peak_bytes"] = {name: TrainingStep(model, name).peak_bytes(X, y) for name in both}
@@ -155,10 +155,7 @@ def _inference_row(mode: str, model: DSN, x: Tensor, rounds: int, baselines: Seq
         "sparse": {"optimize_for_inference": lambda: optimize_for_inference(model)},
         "masked_dense": {"plain": lambda: masked_copy(model).eval()},
         "dense_best": inference_variants(model, x),
-        "dense_compiled": {
-            "freezing": lambda: compiled(masked_copy(model).eval(), freezing=True),
-            "not frozen": lambda: compiled(masked_copy(model).eval()),
-        },
+        "dense_compiled": {"freezing": lambda: compiled(masked_copy(model).eval(), freezing=True)},
     }
 
     def checked(make: Callable[[], Network]) -> Call:
@@ -219,34 +216,24 @@ def check_step(model: DSN, X: Tensor, y: Tensor) -> None:
 
 
 def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
-    """Make the calls of every side and time the fastest of each.
-
-    What fails is left out, with the reason under ``"absent"``: of a side by its name, of one of its
-    ways by both names.
-    """
+    """Make the calls of every side and time the fastest of each; what fails is ``"absent"``."""
     torch.compiler.reset()  # or the eighth shape of a run is not compiled any more
     calls: dict[str, Call] = {}
     settings: dict[str, str] = {}
     absent: dict[str, str] = {}
     for name, ways in sides.items():
         right: dict[str, Call] = {}
-        wrong: dict[str, str] = {}
         for way, make in ways.items():
-            if name == "dense_compiled" and right:  # one is enough: compiling takes half a minute
-                break
             try:
                 right[way] = make()
             except Exception as error:
                 if name == "sparse":
                     raise
-                wrong[way] = first_line(error)
+                absent[name if way == name else f"{name}, {way}"] = first_line(error)
         if right:
             way = _fastest(right)
             calls[name] = right[way]
             settings |= {name: way} if way != name else {}
-            absent |= {f"{name}, {way}": reason for way, reason in wrong.items()}
-        else:
-            absent[name] = "; ".join(f"{way}: {reason}" for way, reason in wrong.items())
     times = timing.interleave(calls, rounds=rounds, least_seconds=TURN)
     return {
         "model": "DSN",
