@@ -1,14 +1,7 @@
 """For correctness tests: random cases, an oracle and computed error bounds."""
 
-from sparseconv.testing.bounds import (
-    Expected,
-    error_bound,
-    expected_dgrad,
-    expected_fprop,
-    expected_wgrad,
-)
 from sparseconv.testing.cases import LENGTHS, PATTERNS, Case, Tensors, random_case
-from sparseconv.testing.oracle import conv1d_oracle, oracle_dgrad, oracle_wgrad
+from sparseconv.testing.oracle import Expected, conv1d_oracle, error_bound, expected, oracle
 
 __all__ = [
     "LENGTHS",
@@ -18,10 +11,7 @@ __all__ = [
     "Tensors",
     "conv1d_oracle",
     "error_bound",
-    "expected_dgrad",
-    "expected_fprop",
-    "expected_wgrad",
-    "oracle_dgrad",
-    "oracle_wgrad",
+    "expected",
+    "oracle",
     "random_case",
 ]

@@ -1,4 +1,4 @@
-"""The three computations in float64, one active weight after the other.
+"""The three computations in float64, and how far a kernel may be from them.
 
 Nothing here is shared with the kernels or the dense path, not even the padding: their bugs must not
 be in what they are compared with.
@@ -6,52 +6,31 @@ be in what they are compared with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparseconv.core.pattern import KernelCSR
+from sparseconv.testing.cases import Case, Tensors
 
 
-def _windows(
-    pattern: KernelCSR, length: int, stride: int, dilation: int, groups: int
-) -> Iterator[tuple[int, int, slice]]:
-    """Of each active weight, in CSR order: output channel, input channel, its padded samples."""
-    out_channels, group_channels, _ = pattern.shape
-    crow, col = pattern.crow_indices.tolist(), pattern.col_indices.tolist()
-    for row in range(len(crow) - 1):
-        o, c = divmod(row, group_channels)
-        channel = o // (out_channels // groups) * group_channels + c
-        for k in col[crow[row] : crow[row + 1]]:
-            begin = k * dilation
-            yield o, channel, slice(begin, begin + stride * (length - 1) + 1, stride)
-
-
-def _sources(length: int, padding: tuple[int, int], mode: str) -> tuple[list[int], list[int]]:
-    """Pair every padded sample with the input sample that it repeats; zeros have none."""
-    padded, sources = [], []
+def _sources(length: int, padding: tuple[int, int], mode: str) -> list[int]:
+    """The input sample that each padded sample repeats; -1 for a zero."""
+    sources = []
     for at in range(-padding[0], length + padding[1]):
         if 0 <= at < length:
-            source = at
+            sources.append(at)
         elif mode == "replicate":
-            source = 0 if at < 0 else length - 1
+            sources.append(0 if at < 0 else length - 1)
         elif mode == "reflect":
-            source = -at if at < 0 else 2 * (length - 1) - at
+            sources.append(-at if at < 0 else 2 * (length - 1) - at)
         elif mode == "circular":
-            source = at + length if at < 0 else at - length
+            sources.append(at + length if at < 0 else at - length)
         else:
-            continue
-        padded.append(at + padding[0])
-        sources.append(source)
-    return padded, sources
-
-
-def _padded(x: Tensor, padding: tuple[int, int], mode: str) -> Tensor:
-    y = x.new_zeros(*x.shape[:2], x.shape[2] + sum(padding), dtype=torch.float64)
-    padded, sources = _sources(x.shape[2], padding, mode)
-    y[:, :, padded] = x.detach().double()[:, :, sources]
-    return y
+            sources.append(-1)
+    return sources
 
 
 def conv1d_oracle(
@@ -65,11 +44,11 @@ def conv1d_oracle(
     groups: int,
     padding_mode: str,
 ) -> Tensor:
-    """Compute the output ``(N, C_out, L_out)`` in float64, one active weight after the other.
+    """Compute the output ``(N, C_out, L_out)`` in float64, one tap after the other.
 
     The definition itself: ``y[n, o, l] = bias[o] + sum w[o, c, k] * x[n, c, l*stride +
-    k*dilation - left]``. On absolute values of input, values and bias it gives the sum of
-    magnitudes that bounds the rounding error. ``padding`` is ``(left, right)``, in samples.
+    k*dilation - left]``. Differentiable in input and values. ``padding`` is ``(left, right)``, in
+    samples.
 
     Example:
         >>> pattern = KernelCSR.from_mask(torch.tensor([[[True, False, True]]]))
@@ -77,55 +56,92 @@ def conv1d_oracle(
         >>> conv1d_oracle(x, values, pattern, None, 1, (0, 0), 1, 1, "zeros")
         tensor([[[-2., -2., -2.]]], dtype=torch.float64)
     """
-    x = _padded(input, padding, padding_mode)
-    out_channels, _, kernel_size = pattern.shape
-    length = (x.shape[2] - dilation * (kernel_size - 1) - 1) // stride + 1
-    y = x.new_zeros(x.shape[0], out_channels, length)
-    if bias is not None:
-        y += bias.detach().double()[:, None]
-    windows = _windows(pattern, length, stride, dilation, groups)
-    for w, (o, channel, at) in zip(values.detach().double().tolist(), windows, strict=True):
-        y[:, o] += w * x[:, channel, at]
-    return y
+    out_channels, group_channels, taps = pattern.shape
+    sizes = pattern.crow_indices.diff()
+    row = torch.arange(len(sizes)).repeat_interleave(sizes)
+    weight = torch.zeros(len(sizes), taps, dtype=torch.float64)
+    weight = weight.index_put((row, pattern.col_indices.long()), values.double())
+    weight = weight.view(groups, out_channels // groups, group_channels, taps)
+    sources = torch.tensor(_sources(input.shape[2], padding, padding_mode))
+    x = torch.where(sources < 0, 0, input.double()[:, :, sources])
+    x = x.unflatten(1, (groups, group_channels))
+    length = (len(sources) - dilation * (taps - 1) - 1) // stride + 1
+    y = x.new_zeros(len(x), groups, out_channels // groups, length)
+    for k in range(taps):
+        window = x[..., k * dilation : k * dilation + stride * (length - 1) + 1 : stride]
+        y = y + torch.einsum("goc,ngcl->ngol", weight[..., k], window)
+    y = y.flatten(1, 2)
+    return y if bias is None else y + bias.detach().double()[:, None]
 
 
-def oracle_dgrad(
-    grad: Tensor,
-    values: Tensor,
-    pattern: KernelCSR,
-    input_length: int,
-    stride: int,
-    padding: tuple[int, int],
-    dilation: int,
-    groups: int,
-    padding_mode: str,
-) -> Tensor:
-    """Compute the gradient ``(N, C_in, L_in)`` of the input in float64; see ``conv1d_oracle``."""
-    g, channels = grad.detach().double(), pattern.shape[1] * groups
-    padded = g.new_zeros(g.shape[0], channels, input_length + sum(padding))
-    windows = _windows(pattern, grad.shape[2], stride, dilation, groups)
-    for w, (o, channel, at) in zip(values.detach().double().tolist(), windows, strict=True):
-        padded[:, channel, at] += w * g[:, o]
-    folded = g.new_zeros(g.shape[0], channels, input_length)
-    for i, source in zip(*_sources(input_length, padding, padding_mode), strict=True):
-        folded[:, :, source] += padded[:, :, i]
-    return folded
+def oracle(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the output, and the gradients of input and values that belong to its ``grad``.
+
+    The gradients are autograd's, of ``conv1d_oracle``. On absolute values all of them are the sums
+    of magnitudes that bound the rounding error.
+
+    Returns:
+        float64: ``(output, gradient of the input, gradient of the values)``.
+    """
+    with torch.enable_grad():
+        x, values = (t.detach().double().requires_grad_() for t in tensors[:2])
+        batch = x if case.batched else x.unsqueeze(0)
+        y = conv1d_oracle(batch, values, case.make_pattern(), tensors.bias, *case.geometry)
+        y = y if case.batched else y[0]
+        dx, dw = torch.autograd.grad(y, (x, values), tensors.grad.double())
+    return y.detach(), dx, dw
 
 
-def oracle_wgrad(
-    grad: Tensor,
-    input: Tensor,
-    pattern: KernelCSR,
-    stride: int,
-    padding: tuple[int, int],
-    dilation: int,
-    groups: int,
-    padding_mode: str,
-) -> Tensor:
-    """Compute the gradient ``(nnz,)`` of the values in float64; see ``conv1d_oracle``."""
-    x, g = _padded(input, padding, padding_mode), grad.detach().double()
-    sums = g.new_zeros(pattern.nnz)
-    windows = _windows(pattern, grad.shape[2], stride, dilation, groups)
-    for j, (o, channel, at) in enumerate(windows):
-        sums[j] = (g[:, o] * x[:, channel, at]).sum()
-    return sums
+class Expected(NamedTuple):
+    """A result in float64 and how far from it a correct computation may lie."""
+
+    exact: Tensor
+    bound: Tensor
+
+
+def expected(case: Case, tensors: Tensors) -> list[Expected]:
+    """Compute the three results of ``oracle`` with their error bounds.
+
+    Example:
+        >>> import sparseconv as sc
+        >>> case = Case(n=2, in_channels=4, out_channels=6, kernel_size=3, length=10)
+        >>> x, values, bias, _ = tensors = case.tensors()
+        >>> y = sc.sparse_conv1d(x, values, case.make_pattern(), bias, **case.options)
+        >>> exact, bound = expected(case, tensors)[0]
+        >>> bool(((y - exact).abs() <= bound).all())
+        True
+    """
+
+    def of(change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return oracle(case, Tensors(*(None if t is None else change(t) for t in tensors)))
+
+    # On magnitudes the oracle adds up what can be rounded, on ones it counts the terms.
+    results = zip(oracle(case, tensors), of(torch.abs), of(torch.ones_like), strict=True)
+    dtype = tensors.input.dtype
+    return [Expected(exact, error_bound(exact, *sums, dtype)) for exact, *sums in results]
+
+
+def error_bound(exact: Tensor, magnitude: Tensor, terms: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bound the rounding error of a sum of products, whatever the order of its terms.
+
+    ``(terms + 2) * u * magnitude`` with the unit roundoff ``u`` of the accumulator (Higham,
+    "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1), where ``magnitude`` is
+    the sum of the products' absolute values; of sums that neither over- nor underflow. The half
+    types accumulate in float32 and add one rounding to the result. In float64 the oracle rounds as
+    well, which doubles the bound.
+
+    Example:
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> bool(error_bound(one, one, one, torch.float32) == 3 * 2**-24)
+        True
+    """
+    half = dtype in (torch.bfloat16, torch.float16)
+    unit = torch.finfo(torch.float32 if half else dtype).eps / 2
+    bound = (terms + 2) * unit * magnitude
+    if dtype == torch.float64:
+        return 2 * bound
+    if half:
+        info = torch.finfo(dtype)
+        spacing = info.smallest_normal * info.eps  # of the subnormal numbers
+        bound = bound + info.eps / 2 * (exact.abs() + bound) + spacing / 2
+    return bound

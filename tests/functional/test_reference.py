@@ -10,15 +10,7 @@ import torch.nn.functional as F
 
 from sparseconv import KernelCSR, sparse_conv1d
 from sparseconv.reference import conv1d_dense, dense_weight
-from sparseconv.testing import (
-    conv1d_oracle,
-    expected_dgrad,
-    expected_fprop,
-    expected_wgrad,
-    oracle_dgrad,
-    oracle_wgrad,
-    random_case,
-)
+from sparseconv.testing import expected, oracle, random_case
 
 
 @pytest.mark.promise("P1")
@@ -38,11 +30,8 @@ def test_oracle_is_conv1d(seed, count_cases):
         padded = F.pad(x, padding, "constant" if mode == "zeros" else mode)
         y = F.conv1d(padded, weight, bias, stride, 0, dilation, groups)
         y.backward(grad)
-        assert conv1d_oracle(x, values, pattern, bias, *case.geometry).equal(y), case
-        dx = oracle_dgrad(grad, values, pattern, case.length, *case.geometry)
-        assert dx.equal(x.grad), case
-        dw = oracle_wgrad(grad, x, pattern, *case.geometry)
-        assert dw.equal(weight.grad[pattern.to_mask()]), case
+        wanted = y, x.grad, weight.grad[pattern.to_mask()]
+        assert all(map(torch.equal, oracle(case, case.tensors()), wanted)), case
         count_cases(1)
 
 
@@ -57,11 +46,8 @@ def test_dense_path_within_the_bound(seed, count_cases):
         x.requires_grad_(), values.requires_grad_()
         y = sparse_conv1d(x, values, case.make_pattern(), bias, **case.options, backend="reference")
         y.backward(grad)
-        for got, (exact, bound) in (
-            (y, expected_fprop(case, tensors)),
-            (x.grad, expected_dgrad(case, tensors)),
-            (values.grad, expected_wgrad(case, tensors)),
-        ):
+        results = zip((y, x.grad, values.grad), expected(case, tensors), strict=True)
+        for got, (exact, bound) in results:
             assert (got.shape, got.dtype) == (exact.shape, x.dtype), case
             assert ((got.detach().double() - exact).abs() <= bound).all(), case
         count_cases(1)
@@ -76,7 +62,7 @@ def test_the_bound_is_tight_enough_to_catch_a_missing_term():
         x, values, bias, _ = tensors
         wrong = values.clone()
         wrong[0] = 0
-        exact, bound = expected_fprop(case, tensors)
+        exact, bound = expected(case, tensors)[0]
         y = conv1d_dense(x, wrong, case.make_pattern(), bias, *case.geometry)
         assert ((y.double() - exact).abs() > bound).any(), case
 

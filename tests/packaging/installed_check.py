@@ -52,9 +52,7 @@ with warnings.catch_warnings(record=True) as caught:
             y = sc.sparse_conv1d(x, values, case.make_pattern(), data.bias, **case.options)
             got = (y, *torch.autograd.grad(y, (x, values), data.grad))
             plain = data._replace(input=x.detach(), values=values.detach())
-            oracles = testing.expected_fprop, testing.expected_dgrad, testing.expected_wgrad
-            for tensor, oracle in zip(got, oracles, strict=True):
-                exact, bound = oracle(case, plain)
+            for tensor, (exact, bound) in zip(got, testing.expected(case, plain), strict=True):
                 excess = (tensor.detach().double() - exact).abs() - bound
                 assert not excess.numel() or excess.max() <= 0, repr(case)
                 if extension is not None:

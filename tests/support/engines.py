@@ -17,7 +17,7 @@ from sparseconv.core.geometry import Geometry
 from sparseconv.ops import gpu_plans
 from sparseconv.ops.backends import extension
 from sparseconv.ops.calls import KERNELS
-from sparseconv.testing import Case, Tensors, expected_dgrad, expected_fprop, expected_wgrad
+from sparseconv.testing import Case, Tensors, expected
 
 NAMES = ("fprop", "dgrad", "wgrad")
 ISAS = extension.isas() if extension is not None else []
@@ -98,10 +98,6 @@ def compute(case: Case, tensors: Tensors, engine: Engine) -> tuple[Tensor, Tenso
     y = sparse_conv1d(x, values, pattern, bias, **case.options, backend=backend)
     dx, dw = torch.autograd.grad(y, (x, values), grad)
     return y.detach().cpu(), dx.cpu(), dw.cpu()
-
-
-def expected(case: Case, tensors: Tensors) -> list[Any]:
-    return [of(case, tensors) for of in (expected_fprop, expected_dgrad, expected_wgrad)]
 
 
 def check(case: Case, engines: Engines) -> None:
