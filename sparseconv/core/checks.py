@@ -75,72 +75,38 @@ def checked_shape(shape: Any) -> tuple[int, int, int]:
     return sizes
 
 
-def check_array(name: str, array: Tensor) -> None:
-    """Refuse anything but an int32 vector on the CPU."""
-    if not isinstance(array, Tensor):
-        raise TypeError(
-            f"{name} must be an int32 tensor, but got {type(array).__name__}; "
-            "use torch.as_tensor(..., dtype=torch.int32)"
-        )
-    if array.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32, but got {array.dtype}; use .to(torch.int32)")
-    if array.device.type != "cpu" or array.layout != torch.strided:
-        raise TypeError(
-            f"{name} must be a dense tensor on the CPU, but got {array.layout} on {array.device}; "
-            "use .cpu()"
-        )
-    if array.dim() != 1:
-        raise TypeError(f"{name} must be 1-dimensional, but got shape {list(array.shape)}")
+def check_vector(name: str, array: Tensor, dtype: torch.dtype) -> None:
+    """Refuse anything but a dense vector of this dtype."""
+    if isinstance(array, Tensor) and array.dtype == dtype and array.dim() == 1:
+        check_dense(name, array)
+        return
+    came = type(array).__name__
+    if isinstance(array, Tensor):
+        came = f"{array.dtype} of shape {list(array.shape)}"
+    raise TypeError(
+        f"{name} must be a tensor of one dimension and dtype {dtype}, but got {came}; "
+        f"use torch.as_tensor({name}, dtype={dtype})"
+    )
 
 
 def check_structure(crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
     """Refuse arrays that are not a CSR structure, naming the first bad row."""
     out_channels, group_channels, kernel_size = shape
-    rows, nnz = out_channels * group_channels, col.shape[0]
-
-    def refuse(row: int, problem: str) -> None:
-        out_channel, channel = divmod(row, group_channels)
+    rows, nnz = out_channels * group_channels, len(col)
+    sizes = crow.long().diff()
+    if len(sizes) != rows or crow[0] != 0 or crow[-1] != nnz or bool((sizes < 0).any()):
         raise ValueError(
-            f"row {row} (output channel {out_channel}, input channel {channel}): {problem}"
+            f"crow_indices must have {rows + 1} entries for shape {shape}, which begin with 0, do "
+            f"not decrease and end with {nnz}, the number of col_indices, but got {crow}"
         )
-
-    if crow.shape[0] != rows + 1:
+    row = torch.arange(rows, device="cpu").repeat_interleave(sizes)
+    wrong = (col < 0) | (col >= kernel_size)
+    wrong[1:] |= (col[1:] <= col[:-1]) & (row[1:] == row[:-1])
+    if wrong.any():
+        bad = int(row[wrong.nonzero()[0]])
+        out_channel, channel = divmod(bad, group_channels)
         raise ValueError(
-            f"crow_indices must have {rows + 1} entries for shape {shape} "
-            f"(one per kernel and one more), but got {crow.shape[0]}"
-        )
-    if crow[0] != 0:
-        refuse(0, f"crow_indices must begin with 0, but begins with {int(crow[0])}")
-    falling = crow[1:] < crow[:-1]
-    if falling.any():
-        row = int(falling.nonzero()[0])
-        refuse(
-            row,
-            f"crow_indices must not decrease, but goes from {int(crow[row])} "
-            f"to {int(crow[row + 1])}",
-        )
-    if crow[-1] != nnz:
-        raise ValueError(
-            f"crow_indices must end with the number of col_indices, {nnz}, "
-            f"but ends with {int(crow[-1])}"
-        )
-
-    def row_of(position: int) -> int:
-        return int(torch.searchsorted(crow, position, right=True)) - 1
-
-    outside = (col < 0) | (col >= kernel_size)
-    if outside.any():
-        at = int(outside.nonzero()[0])
-        refuse(row_of(at), f"taps must lie in [0, {kernel_size}), but got {int(col[at])}")
-    falling = col[1:] <= col[:-1]
-    # A new row may begin with any tap: clear the marks at row starts.
-    starts = crow[(crow > 0) & (crow < nnz)].long()
-    falling[starts - 1] = False
-    if falling.any():
-        at = int(falling.nonzero()[0])
-        problem = "repeated" if col[at] == col[at + 1] else "unsorted"
-        refuse(
-            row_of(at),
-            f"taps must ascend without repetition, but {int(col[at + 1])} follows {int(col[at])} "
-            f"({problem}); KernelCSR.from_mask sorts for you",
+            f"row {bad} (output channel {out_channel}, input channel {channel}): taps must lie in "
+            f"[0, {kernel_size}) and ascend without repetition, but got {col[row == bad].tolist()}"
+            "; KernelCSR.from_mask sorts for you"
         )

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sparseconv.core.checks import (
     ArgumentError,
-    check_array,
     check_dense,
     check_structure,
+    check_vector,
     checked_shape,
     integer,
 )
@@ -27,9 +27,8 @@ class Region(NamedTuple):
     """A box of one weight tensor that holds a fixed number of active weights.
 
     ``out_channels`` and ``taps`` are half-open ranges; all input channels belong to the box.
-    A kernel group of a Dynamic Sparse Network is one region. Nothing is checked here:
-    ``DSTScheduler`` and ``prune_and_grow`` raise TypeError for anything but pairs of ints, and
-    ValueError for regions that overlap or are no ranges inside the weight.
+    A kernel group of a Dynamic Sparse Network is one region. ``DSTScheduler`` and
+    ``prune_and_grow`` check regions, not the constructor.
 
     Example:
         >>> Region(out_channels=(0, 47), taps=(0, 13))
@@ -50,16 +49,15 @@ class KernelCSR:
     channel ``o``; within a row the taps ascend. Immutable, so equality and hash go by content and
     everything computed from a pattern is computed once. The constructor copies the index arrays.
     ``crow_indices`` and ``col_indices`` return the pattern's own memory, to be read only: after an
-    in-place change by torch the pattern raises (one through ``.numpy()`` shows in ``validate()``
-    only, and only if it broke the structure).
+    in-place change by torch the pattern raises; one through ``.numpy()`` is not noticed.
 
     Args:
-        crow_indices: int32 ``(C_out * C_in // groups + 1,)`` on the CPU.
-        col_indices: int32 ``(nnz,)`` on the CPU.
+        crow_indices: int32 ``(C_out * C_in // groups + 1,)``, on any device.
+        col_indices: int32 ``(nnz,)``, on any device.
         shape: ``(C_out, C_in // groups, K)``, less than 2**31 weights.
 
     Raises:
-        TypeError: arrays that are not int32 CPU tensors of one dimension.
+        TypeError: arrays that are not dense int32 tensors of one dimension.
         ValueError: indices that are not a CSR structure of this shape; the first bad row is named.
 
     Example:
@@ -89,26 +87,19 @@ class KernelCSR:
     ) -> None:
         shape = checked_shape(shape)
         for name, array in (("crow_indices", crow_indices), ("col_indices", col_indices)):
-            check_array(name, array)
+            check_vector(name, array, torch.int32)
         # An inference tensor has no version counter, and the pattern outlives the mode.
         with torch.inference_mode(False):
-            crow = crow_indices.detach().clone(memory_format=torch.contiguous_format)
-            col = col_indices.detach().clone(memory_format=torch.contiguous_format)
+            crow = crow_indices.detach().cpu().clone(memory_format=torch.contiguous_format)
+            col = col_indices.detach().cpu().clone(memory_format=torch.contiguous_format)
         check_structure(crow, col, shape)
         self._hold(crow, col, shape)
 
     def _hold(self, crow: Tensor, col: Tensor, shape: tuple[int, int, int]) -> None:
         """Become the pattern of arrays that are its own and were checked."""
-        for name, value in (
-            ("_crow", crow),
-            ("_col", col),
-            ("_shape", shape),
-            ("_versions", (crow._version, col._version)),
-            ("_hash", None),
-            ("_cached", {}),
-            ("_copies", {}),
-        ):
-            object.__setattr__(self, name, value)
+        self._crow, self._col, self._shape = crow, col, shape
+        self._versions = crow._version, col._version
+        self._hash, self._cached, self._copies = None, {}, {}
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> KernelCSR:
@@ -146,7 +137,7 @@ class KernelCSR:
 
         Raises:
             TypeError: positions that are not a dense int64 tensor of one dimension.
-            ValueError: positions unsorted, repeated or outside the shape.
+            ValueError: positions that are unsorted, repeated or outside the shape.
 
         Example:
             >>> KernelCSR.from_positions(torch.tensor([0, 5]), (2, 1, 3)).to_mask().int()
@@ -155,29 +146,14 @@ class KernelCSR:
                     [[0, 0, 1]]], dtype=torch.int32)
         """
         shape = checked_shape(shape)
-        if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
-            kind = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
-            raise TypeError(
-                f"positions must be an int64 tensor, but got {kind}; use "
-                "`torch.as_tensor(positions, dtype=torch.int64)`"
-            )
-        check_dense("positions", positions)
-        if positions.dim() != 1:
-            raise ValueError(f"positions must be 1-dimensional, but got {list(positions.shape)}")
+        check_vector("positions", positions, torch.int64)
         flat = positions.detach().cpu().numpy()
         rows, kernel_size = shape[0] * shape[1], shape[2]
-        outside = flat[(flat < 0) | (flat >= rows * kernel_size)]
-        if len(outside):
+        inside = not len(flat) or 0 <= flat[0] <= flat[-1] < rows * kernel_size
+        if not inside or not (flat[1:] > flat[:-1]).all():
             raise ValueError(
-                f"positions must lie in [0, {rows * kernel_size}) for shape {shape}, but got "
-                f"{outside[0]}"
-            )
-        falling = np.flatnonzero(flat[1:] <= flat[:-1])
-        if len(falling):
-            before, after = flat[falling[0] : falling[0] + 2]
-            raise ValueError(
-                f"positions must ascend without repetition, but {after} follows {before}; "
-                "sort them first"
+                f"positions must ascend without repetition from 0 to {rows * kernel_size - 1} for "
+                f"shape {shape}, but got {positions}; sort them first"
             )
         # int32 holds all of them, and numpy is fast on it: this is a part of every update.
         flat = flat.astype(np.int32)
@@ -234,11 +210,6 @@ class KernelCSR:
         nnz = integer("nnz must be an int", nnz)
         if not 0 <= nnz <= numel:
             raise ValueError(f"nnz must lie in [0, {numel}] for shape {shape}, but got {nnz}")
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"generator must be a torch.Generator or None, but got {generator!r}; for a seed, "
-                "pass torch.Generator().manual_seed(seed)"
-            )
         order = torch.randperm(numel, generator=generator, device="cpu")
         return cls.from_positions(order[:nnz].sort().values, shape)
 
@@ -299,14 +270,6 @@ class KernelCSR:
         mask[self.positions()] = True
         return mask.view(self._shape)
 
-    def validate(self) -> None:
-        """Check the whole structure again (the constructor did it once).
-
-        Raises:
-            ValueError: they are not a CSR structure of this shape; the first bad row is named.
-        """
-        check_structure(self._crow, self._col, self._shape)
-
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return ``crow_indices`` and ``col_indices`` on a device, where they are copied once.
 
@@ -319,9 +282,7 @@ class KernelCSR:
             return self.crow_indices, self.col_indices
         name = str(device)
         if name not in self._copies:
-            if (
-                torch.compiler.is_dynamo_compiling()
-            ):  # a copy in the graph would be a new one a call
+            if torch.compiler.is_dynamo_compiling():  # each call of the graph would copy again
                 raise RuntimeError(
                     f"this KernelCSR was never used on {name}: call the function once, or "
                     f"pattern.on(torch.device({name!r})), before torch.compile"
@@ -352,12 +313,6 @@ class KernelCSR:
                 "clone them before a change and build a new KernelCSR"
             )
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"KernelCSR is immutable: cannot set {name!r}; build a new one")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"KernelCSR is immutable: cannot delete {name!r}; build a new one")
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, KernelCSR):
             return NotImplemented
@@ -370,8 +325,8 @@ class KernelCSR:
     def __hash__(self) -> int:
         if self._hash is None:
             arrays = (self.crow_indices.numpy().tobytes(), self.col_indices.numpy().tobytes())
-            object.__setattr__(self, "_hash", hash((self._shape, arrays)))
-        return cast(int, self._hash)
+            self._hash = hash((self._shape, arrays))
+        return self._hash
 
     def __repr__(self) -> str:
         percent = 100 * self.density

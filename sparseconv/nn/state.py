@@ -118,7 +118,7 @@ def read_layer(
             f"groups, kernel_size) = {shape}, but got that of {metadata['shape']}; where entries "
             "of several layers were renamed, load dict(state_dict)"
         )
-    pattern = KernelCSR(entries["crow_indices"].cpu(), entries["col_indices"].cpu(), shape)
+    pattern = KernelCSR(entries["crow_indices"], entries["col_indices"], shape)
     for name, size in (("values", pattern.nnz), ("bias", shape[0])):
         if name in entries:
             check_floats(name, entries[name], size)

@@ -64,9 +64,9 @@ def conv1d_oracle(
     weight = weight.view(groups, out_channels // groups, group_channels, taps)
     sources = torch.tensor(_sources(input.shape[2], padding, padding_mode))
     x = torch.where(sources < 0, 0, input.double()[:, :, sources])
-    x = x.unflatten(1, (groups, group_channels))
+    x = x.view(len(x), groups, group_channels, len(sources))
     length = (len(sources) - dilation * (taps - 1) - 1) // stride + 1
-    y = x.new_zeros(len(x), groups, out_channels // groups, length)
+    y: Tensor = x.new_zeros(len(x), groups, out_channels // groups, length)
     for k in range(taps):
         window = x[..., k * dilation : k * dilation + stride * (length - 1) + 1 : stride]
         y = y + torch.einsum("goc,ngcl->ngol", weight[..., k], window)
@@ -113,12 +113,13 @@ def expected(case: Case, tensors: Tensors) -> list[Expected]:
     """
 
     def of(change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        return oracle(case, Tensors(*(None if t is None else change(t) for t in tensors)))
+        changed = [None if t is None else change(t) for t in tensors]
+        return oracle(case, Tensors(*changed))  # type: ignore[arg-type]
 
     # On magnitudes the oracle adds up what can be rounded, on ones it counts the terms.
-    results = zip(oracle(case, tensors), of(torch.abs), of(torch.ones_like), strict=True)
+    sums = zip(oracle(case, tensors), of(torch.abs), of(torch.ones_like), strict=True)
     dtype = tensors.input.dtype
-    return [Expected(exact, error_bound(exact, *sums, dtype)) for exact, *sums in results]
+    return [Expected(e, error_bound(e, magnitude, n, dtype)) for e, magnitude, n in sums]
 
 
 def error_bound(exact: Tensor, magnitude: Tensor, terms: Tensor, dtype: torch.dtype) -> Tensor:

@@ -31,7 +31,6 @@ def case(pattern: str) -> Case:
 def test_mask_round_trip(name, count_cases):
     pattern = case(name).make_pattern()
     mask = pattern.to_mask()
-    pattern.validate()
     rows = [row.nonzero().flatten().tolist() for row in mask.flatten(0, 1)]
     assert pattern.col_indices.tolist() == [tap for row in rows for tap in row]
     assert pattern.crow_indices.diff().tolist() == [len(row) for row in rows]
@@ -84,23 +83,23 @@ def at(*positions: int, like: torch.dtype = torch.int64) -> KernelCSR:
 
 
 test_refuses = pytest.mark.promise("P5")(refusals(
-    (lambda: made_of(0, 2, 3, 3, 4, col=(1, 0, 2, 1)), ValueError, "unsorted"),
+    (lambda: made_of(0, 2, 3, 3, 4, col=(1, 0, 2, 1)), ValueError, "ascend without repetition"),
     (lambda: made_of(0, 2, 4, 4, 4, col=(0, 2, 1, 1)), ValueError,
      "row 1 (output channel 0, input channel 1)"),
-    (lambda: made_of(0, 1, 1, 2, 3, col=(0, 3, 1)), ValueError, "[0, 3), but got 3"),
-    (lambda: made_of(0, 1, 1, 1, 2, col=(0, -1)), ValueError, "but got -1"),
-    (lambda: made_of(0, 2, 1, 2, 2, col=(0, 1)), ValueError, "must not decrease"),
-    (lambda: made_of(0, -1, 2, 2, 2, col=(0, 1)), ValueError, "must not decrease"),
-    (lambda: made_of(1, 1, 2, 2, 2, col=(0, 1)), ValueError, "begin with 0"),
-    (lambda: made_of(0, 1, 2, 2, 3, col=(0, 1)), ValueError, "col_indices, 2, but ends with 3"),
+    (lambda: made_of(0, 1, 1, 2, 3, col=(0, 3, 1)), ValueError, "[0, 3) and ascend"),
+    (lambda: made_of(0, 1, 1, 1, 2, col=(0, -1)), ValueError, "but got [-1]"),
+    (lambda: made_of(0, 2, 1, 2, 2, col=(0, 1)), ValueError, "do not decrease"),
+    (lambda: made_of(0, -1, 2, 2, 2, col=(0, 1)), ValueError, "do not decrease"),
+    (lambda: made_of(1, 1, 2, 2, 2, col=(0, 1)), ValueError, "which begin with 0"),
+    (lambda: made_of(0, 1, 2, 2, 3, col=(0, 1)), ValueError, "end with 2, the number of"),
     (lambda: made_of(0, 1, 2, 2, col=(0, 1)), ValueError, "must have 5 entries"),
     (lambda: made_of(col=()), ValueError, "must have 5 entries"),
-    (lambda: of_arrays(torch.tensor([0, 1])), TypeError, "_indices must be"),
-    (lambda: of_arrays([0, 1]), TypeError, "_indices must be"),
-    (lambda: of_arrays(col=torch.tensor([0.0])), TypeError, "_indices must be"),
-    (lambda: of_arrays(col=int32(0)[None]), TypeError, "_indices must be"),
-    (lambda: of_arrays(col=int32(0).to("meta")), TypeError, "_indices must be"),
-    (lambda: of_arrays(col=int32(1).to_sparse()), TypeError, "_indices must be"),
+    (lambda: of_arrays(torch.tensor([0, 1])), TypeError, "must be"),
+    (lambda: of_arrays([0, 1]), TypeError, "must be"),
+    (lambda: of_arrays(col=torch.tensor([0.0])), TypeError, "must be"),
+    (lambda: of_arrays(col=int32(0)[None]), TypeError, "must be"),
+    (lambda: of_arrays(col=int32(0).to("meta")), TypeError, "must be"),
+    (lambda: of_arrays(col=int32(1).to_sparse()), TypeError, "must be"),
     (lambda: KernelCSR.full((1 << 11, 1 << 10, 1 << 10)), ValueError, "2**31"),
     (lambda: KernelCSR.random((1 << 40, 1 << 40, 1 << 40), 1), ValueError, "2**31"),
     (lambda: KernelCSR(int32(0), int32(), (1, 0, 3)), ValueError, "positive"),
@@ -108,14 +107,14 @@ test_refuses = pytest.mark.promise("P5")(refusals(
     (lambda: KernelCSR.full((1, 2)), TypeError, "three ints"),
     (lambda: KernelCSR.full((1, 2, 3.0)), TypeError, "three ints"),
     (lambda: KernelCSR.full(None), TypeError, "but got None"),
-    (lambda: at(0, 2, 1), ValueError, "1 follows 2"),
-    (lambda: at(0, 2, 2), ValueError, "2 follows 2"),
-    (lambda: at(0, 3, 1), ValueError, "1 follows 3"),
-    (lambda: at(0, 6), ValueError, "got 6"),
-    (lambda: at(-1, 0), ValueError, "got -1"),
-    (lambda: at(0, like=torch.float32), TypeError, "int64"),
+    (lambda: at(0, 2, 1), ValueError, "sort them first"),
+    (lambda: at(0, 2, 2), ValueError, "tensor([0, 2, 2])"),
+    (lambda: at(0, 3, 1), ValueError, "tensor([0, 3, 1])"),
+    (lambda: at(0, 6), ValueError, "from 0 to 5"),
+    (lambda: at(-1, 0), ValueError, "tensor([-1,  0])"),
+    (lambda: at(0, like=torch.float32), TypeError, "dtype torch.int64"),
     (lambda: KernelCSR.from_positions([0], (2, 1, 3)), TypeError,
-     "got list; use `torch.as_tensor(positions, dtype=torch.int64)`"),
+     "got list; use torch.as_tensor(positions, dtype=torch.int64)"),
     (lambda: KernelCSR.from_mask(MASK.float()), TypeError, "weight != 0"),
     (lambda: KernelCSR.from_mask(MASK.numpy()), TypeError, "use `torch.as_tensor(weight) != 0`"),
     (lambda: KernelCSR.from_mask(MASK[0]), ValueError, "three dimensions"),
@@ -123,7 +122,6 @@ test_refuses = pytest.mark.promise("P5")(refusals(
     (lambda: KernelCSR.random((1, 2, 3), 2.0), TypeError, "nnz must be an int"),
     (lambda: KernelCSR.random((1, 2, 3), -1), ValueError, "[0, 6]"),
     (lambda: KernelCSR.random((1, 2, 3), 7), ValueError, "[0, 6]"),
-    (lambda: KernelCSR.random((1, 2, 3), 2, generator=3), TypeError, "but got 3; for a seed"),
 ))  # fmt: skip
 
 
@@ -157,12 +155,9 @@ def test_copies():
 
 
 def test_immutable():
-    pattern = KernelCSR.full((1, 1, 3))
-    for name in ("shape", "crow_indices", "_col", "new"):
-        with pytest.raises(AttributeError, match="immutable"):
-            setattr(pattern, name, None)
-    with pytest.raises(AttributeError, match="immutable"):
-        del pattern._col
+    for name in ("shape", "crow_indices", "new"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(KernelCSR.full((1, 1, 3)), name, None)
 
 
 @pytest.mark.promise("P5")
@@ -172,10 +167,6 @@ def test_a_change_of_its_arrays_is_seen(name):
     pattern = KernelCSR(*arrays, (1, 1, 3))
     arrays[name == "col_indices"][1] = 1
     assert getattr(pattern, name).tolist() == [0, 2], "it owns its arrays"
-    pattern.validate()
-    getattr(pattern, name).numpy()[1] = 9  # which counts no change
-    with pytest.raises(ValueError, match=r"col_indices|crow_indices|row"):
-        pattern.validate()
     getattr(pattern, name)[1] = 1
     with pytest.raises(RuntimeError, match="modified in place"):
         getattr(pattern, name)
