@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseconv.core.folders import locked
+from sparseconv.core.files import locked
 from sparseconv.measure.machine import measurement_context
 
 

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.paper import pruned_filters, rocket, training
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.plan import Job
-from sparseconv.core.folders import locked
+from sparseconv.core.files import locked
 from sparseconv.measure.machine import threads
 
 

@@ -35,7 +35,7 @@ from benchmarks.paper.plan import Job
 from benchmarks.paper.pruned_filters import trainings
 from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, Key, done_jobs
 from benchmarks.paper.training import PROGRESS_NAME
-from sparseconv.core.folders import locked
+from sparseconv.core.files import locked
 
 RUNNING_NAME = "running"
 ATTEMPTS = 3  # of a job that runs when a process is killed

@@ -18,7 +18,7 @@ from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.pruned_filters import like, name_of, network_of, variants_of
 from benchmarks.paper.rocket import is_pruned_kernels
 from benchmarks.paper.rows import LOCK_NAME, check_keys
-from sparseconv.core.folders import locked
+from sparseconv.core.files import locked
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.timing import interleave, milliseconds
 from sparseconv.profiling.stopwatch import model_passes

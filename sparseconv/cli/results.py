@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from sparseconv import datasets
-from sparseconv.core.files import check_writable, partial_files, write_whole
-from sparseconv.core.folders import LOCK_NAME, claimed
+from sparseconv.core.files import LOCK_NAME, check_writable, claimed, partial_files, write_whole
 from sparseconv.models import DSN
 from sparseconv.training.data import digest
 from sparseconv.training.loop import CHECKPOINT_NAME

@@ -22,8 +22,7 @@ from sparseconv.cli.options import (
     refuse_foreign,
 )
 from sparseconv.cli.results import data_facts, described, difference, history_writer, new_folder
-from sparseconv.core.files import write_whole
-from sparseconv.core.folders import claimed
+from sparseconv.core.files import claimed, write_whole
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.report import figures

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process writes to."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import errno
 import glob
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
+LOCK_NAME = "training.lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def _partial_path(path: Path) -> Path:
-    """Name a new file in the folder of ``path``."""
-    return path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
+_held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # by this thread
 
 
 def partial_files(path: Path) -> list[Path]:
@@ -41,7 +40,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     the old one, and OSError says so.
     """
     path = _target(path)
-    partial = _partial_path(path)
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
     try:
         with partial.open("wb") as file:
             yield file
@@ -91,15 +90,93 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))
 
 
-def check_writable(path: Path) -> None:
-    """Check before the work that its result can be written, else ValueError; make its folder."""
+@contextlib.contextmanager
+def _refusing(path: Path, kind: str) -> Iterator[None]:
     try:
-        target = _target(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial_path(target)
-        partial.touch()
-        partial.unlink()
+        yield
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be written ({error.strerror or error}); choose another file"
+            f"{path} cannot be written ({error.strerror or error}); choose another {kind}"
         ) from error
+
+
+def check_writable(path: Path) -> None:
+    """Check before the work that its result can be written, else ValueError; make its folder."""
+    with _refusing(path, "file"):
+        folder = _target(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+def check_new_or_empty(folder: Path) -> None:
+    """Raise ValueError if the folder is a file or holds any."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(
+            f"expected a new or empty folder, but {folder} is a file or holds files; choose another"
+        )
+
+
+def write_folder(folder: Path, files: dict[str, str]) -> None:
+    """Write all files into a new or empty folder; where one cannot be written, leave none."""
+    with _refusing(folder, "folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for name, text in files.items():
+                write_whole(folder / name, text)
+        except OSError:
+            for name in files:
+                with contextlib.suppress(OSError):
+                    (folder / name).unlink()
+            raise
+
+
+def claimed(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Make a results folder, and keep other runs out of it; ValueError if one is in it."""
+    with _refusing(folder, "folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # nor can others write there
+        return contextlib.nullcontext()
+    busy = f"another run is writing to {folder}; wait for it, or choose another folder"
+    return locked(folder / LOCK_NAME, busy)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock that the system takes back when the process ends, however it ends.
+
+    If another process or thread holds it: wait, or raise ValueError with ``busy``. Who holds it may
+    take it again. Nothing is locked where the file system knows no locks.
+
+    Args:
+        path: a file for this lock only, removed at the end; a killed process leaves it there.
+    """
+    path = path.absolute()
+    if path in _held.get():
+        yield
+        return
+    file = _lock(path, busy)
+    before = _held.set(_held.get() | {path})
+    try:
+        yield
+    finally:
+        _held.reset(before)
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _lock(path: Path, busy: str | None) -> int:
+    import fcntl  # which Windows lacks: the layers can be imported there
+
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            os.close(file)
+            raise ValueError(busy) from None
+        except OSError:  # the file system knows none
+            return file
+        with contextlib.suppress(FileNotFoundError):  # who held it has removed it
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        os.close(file)

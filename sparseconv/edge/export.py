@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparseconv.core.folders import check_new_or_empty, write_folder
+from sparseconv.core.files import check_new_or_empty, write_folder
 from sparseconv.datasets import as_series
 from sparseconv.edge.generate import write_c
 from sparseconv.edge.layers import Array, Network, scores_and_bound

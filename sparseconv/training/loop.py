@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from sparseconv.core.checks import count
-from sparseconv.core.files import check_writable, partial_files
-from sparseconv.core.folders import claimed
+from sparseconv.core.files import check_writable, claimed, partial_files
 from sparseconv.dst import DSTScheduler
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.nn.modules import check_module

@@ -20,7 +20,7 @@ from benchmarks.paper.job import perform
 from benchmarks.paper.plan import DEFAULTS, Job, read_plan
 from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, read_rows
 from benchmarks.paper.sweep import local_pool, sweep
-from sparseconv.core.folders import locked
+from sparseconv.core.files import locked
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 

@@ -19,7 +19,7 @@ from benchmarks.paper.plan import DEFAULTS
 from benchmarks.paper.pruned_filters import expanded
 from benchmarks.paper.rows import LOCK_NAME
 from sparseconv.bench.network.masked import PremaskedConv1d
-from sparseconv.core.folders import locked
+from sparseconv.core.files import locked
 from sparseconv.nn.conv import SparseConv1d
 
 

@@ -10,7 +10,7 @@ import pytest
 from toy_run import write_data
 
 from sparseconv.cli.main import main
-from sparseconv.core.folders import claimed
+from sparseconv.core.files import claimed
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparseconv.core.files import check_writable, replacing, write_whole
-from sparseconv.core.folders import locked, write_folder
+from sparseconv.core.files import check_writable, locked, replacing, write_folder, write_whole
 
 
 def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
