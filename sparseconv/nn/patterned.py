@@ -218,7 +218,7 @@ class PatternedModule(nn.Module):
             missing_keys.extend(prefix + name for name in INDICES if strict)
             return
         try:
-            pattern, entries = read_layer(self, found, self._pattern, bias is not None, metadata)
+            pattern, loaded = read_layer(self, found, self._pattern, bias is not None, metadata)
             kept = pattern == self._pattern
             self._adopt(pattern)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -227,8 +227,8 @@ class PatternedModule(nn.Module):
         if not kept:
             self.values.grad = None
         left = {name: v for name, v in state_dict.items() if name.removeprefix(prefix) not in found}
-        loaded = {prefix + name: t for name, t in entries.items() if name not in INDICES}
-        super()._load_from_state_dict(left | loaded, prefix, *rest)
+        left |= {prefix + name: tensor for name, tensor in loaded.items()}
+        super()._load_from_state_dict(left, prefix, *rest)
         if self.pattern_tag.device != self.values.device:  # assign=True
             tag = self._own_tag.to(self.values.device, copy=True)
             self.register_buffer("pattern_tag", tag, persistent=False)

@@ -66,11 +66,13 @@ def asks_for_gradients(layer: nn.Module, name: str) -> bool:
 
 
 INDICES = ("crow_indices", "col_indices")
-
-
-def entry_names(has_bias: bool) -> list[str]:
-    """Name the entries of the layer's own format."""
-    return ["values", *INDICES] + ["bias"] * has_bias
+NAMES = ("values", *INDICES, "bias")  # of the layer's own format
+_FORMATS = (
+    {"values", *INDICES},
+    {"weight"},
+    {"weight", "weight_mask"},
+    {"weight_orig", "weight_mask"},
+)
 
 
 def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def own_entries(layer: nn.Module, state_dict: dict[str, Any], prefix: str) -> di
     Except those that a subclass, pruning or parametrization added: nn.Module loads them.
     """
     added = {*layer._parameters, *layer._buffers, *layer._modules, _EXTRA_STATE_KEY_SUFFIX}
-    added -= set(entry_names(True))
+    added -= set(NAMES)
     entries = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     return {name: v for name, v in entries.items() if name.split(".")[0] not in added}
 
@@ -91,38 +93,46 @@ def read_layer(
     has_bias: bool,
     metadata: dict[str, Any],
 ) -> tuple[KernelCSR, dict[str, Tensor]]:
-    """Check the ``own_entries`` of one layer and return them in the layer's own format.
+    """Check the ``own_entries`` of one layer; return its pattern, and values and bias by name.
 
     TypeError or ValueError if they are not exactly one of the formats, or do not fit.
     """
-    shape = present.shape
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, but got {type(tensor).__name__}")
         check_dense(name, tensor)
+    shape, rest = present.shape, {name: t for name, t in found.items() if name not in INDICES}
     if not holds_values(layer):
         _check_same_pattern(found, present)
-        return present, found
-    entries = dict(found) if "values" in found else _from_dense(dict(found), shape)
-    expected = entry_names(has_bias)
-    if missing := sorted(set(expected) - set(entries)):
-        raise ValueError(f"missing {missing}; a layer is loaded whole or not at all")
-    if unexpected := sorted(set(entries) - set(expected)):
+        return present, rest
+    if found.keys() - {"bias"} not in _FORMATS or ("bias" in found) != has_bias:
         raise ValueError(
-            f"unexpected {unexpected}: remove them, or build the layer so that it has them; "
+            "expected values, crow_indices and col_indices, or a dense weight, or weight_orig and "
+            f"weight_mask, {'with' if has_bias else 'without'} a bias, but got {sorted(found)}; "
             "a layer is loaded whole or not at all"
         )
-    if "values" in found and metadata.get("shape", shape) != shape:
-        raise ValueError(
-            f"size mismatch: expected the state of a layer of shape (out_channels, in_channels // "
-            f"groups, kernel_size) = {shape}, but got that of {metadata['shape']}; where entries "
-            "of several layers were renamed, load dict(state_dict)"
-        )
-    pattern = KernelCSR(entries["crow_indices"], entries["col_indices"], shape)
+    if "values" in found:
+        if metadata.get("shape", shape) != shape:
+            raise ValueError(
+                "size mismatch: expected the state of a layer of shape (out_channels, in_channels "
+                f"// groups, kernel_size) = {shape}, but got that of {metadata['shape']}; where "
+                "entries of several layers were renamed, load dict(state_dict)"
+            )
+        pattern = KernelCSR(found["crow_indices"], found["col_indices"], shape)
+    else:
+        weight = rest.pop("weight" if "weight" in found else "weight_orig").detach()
+        mask = rest.pop("weight_mask", weight)
+        if not weight.shape == mask.shape == shape:
+            raise ValueError(
+                f"size mismatch for weight: expected shape {shape}, but got {tuple(weight.shape)}, "
+                f"and {tuple(mask.shape)} for its mask"
+            )
+        pattern = KernelCSR.from_mask(mask != 0)
+        rest["values"] = weight[(mask != 0).to(weight.device)]
     for name, size in (("values", pattern.nnz), ("bias", shape[0])):
-        if name in entries:
-            check_floats(name, entries[name], size)
-    return pattern, entries
+        if name in rest:
+            check_floats(name, rest[name], size)
+    return pattern, rest
 
 
 def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:
@@ -135,30 +145,3 @@ def _check_same_pattern(found: dict[str, Any], pattern: KernelCSR) -> None:
                 "computed from others or sharded; load before sharding, or call "
                 "torch.nn.utils.prune.remove(layer, 'values') first"
             )
-
-
-def _from_dense(entries: dict[str, Tensor], shape: tuple[int, int, int]) -> dict[str, Tensor]:
-    name = "weight_orig" if "weight_orig" in entries else "weight"
-    needed = {"weight_orig", "weight_mask"} if name == "weight_orig" else {"weight"}
-    if not needed <= set(entries):
-        raise ValueError(
-            "expected values, crow_indices and col_indices, or a dense weight, or weight_orig and "
-            f"weight_mask, but got only {sorted(entries)}"
-        )
-    weight = entries.pop(name).detach()
-    mask = entries.pop("weight_mask", None)
-    for label, tensor in ((name, weight), ("weight_mask", mask)):
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(
-                f"size mismatch for {label}: expected shape {shape}, but got {tuple(tensor.shape)}"
-            )
-    if mask is not None and not ((mask == 0) | (mask == 1)).all():
-        raise ValueError("weight_mask must hold zeros and ones only")
-    active = (weight if mask is None else mask) != 0
-    pattern = KernelCSR.from_mask(active)
-    return {
-        "values": weight[active.to(weight.device)],
-        "crow_indices": pattern.crow_indices.clone(),
-        "col_indices": pattern.col_indices.clone(),
-        **entries,
-    }
