@@ -13,7 +13,6 @@ from sparseconv.core.geometry import DTYPES, Geometry, Padding, single
 from sparseconv.core.pattern import KernelCSR, Region
 from sparseconv.functional.conv import sparse_conv1d_resolved
 from sparseconv.nn.dense_gradient import probed
-from sparseconv.nn.parametrizations import Parametrizations
 from sparseconv.nn.patterned import PatternedModule
 from sparseconv.nn.rewiring import check_pattern
 from sparseconv.nn.state import (
@@ -79,6 +78,7 @@ class SparseConv1d(PatternedModule):
     __module__ = "sparseconv"  # what pickles and reprs name
 
     bias: nn.Parameter | None
+    _resolved: Geometry | None
 
     def __init__(
         self,
@@ -112,8 +112,6 @@ class SparseConv1d(PatternedModule):
             padding = tuple(single("padding", samples, 0) for samples in padding)
         self.padding, self.padding_mode = padding, padding_mode
         shape = (self.out_channels, self.in_channels // self.groups, self.kernel_size[0])
-        settings = (getattr(self, name) for name in _GEOMETRY)
-        self._resolved: Geometry | None = Geometry.of(shape, *settings)
         if backend not in ("auto", *BACKENDS):
             raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, but got {backend!r}")
         self.backend = backend
@@ -132,6 +130,7 @@ class SparseConv1d(PatternedModule):
         offsets = torch.empty(shape[0], device=device, dtype=dtype)
         self.register_parameter("bias", nn.Parameter(offsets) if bias else None)
         self._pattern = pattern
+        self._geometry()  # which refuses what no input could fit
         self.reset_parameters()
 
     def reset_parameters(self, fan_in: str = "dense") -> None:
@@ -226,9 +225,9 @@ class SparseConv1d(PatternedModule):
             raise TypeError(f"conv must be an nn.Conv1d, but got {type(conv).__name__}")
         if not computes_conv1d(conv):
             raise TypeError(
-                f"conv must compute what nn.Conv1d does, but {type(conv).__name__} has a forward "
-                "of its own, which the sparse layer would not have; copy its weight and bias into "
-                "an nn.Conv1d, and put what else it does into a module around the sparse layer"
+                f"conv must compute what nn.Conv1d does, but {type(conv).__name__} has its own "
+                "forward; copy its weight and bias into an nn.Conv1d, and put what else it does "
+                "into a module around the sparse layer"
             )
         weight = current(conv, "weight")
         if mask is None:
@@ -294,8 +293,6 @@ class SparseConv1d(PatternedModule):
         if name in _GEOMETRY:
             self._resolved = None
             value = tuple(value) if isinstance(value, list) else value  # immutable
-        if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
-            value = Parametrizations(dict(value.items()))
         super().__setattr__(name, value)
 
 

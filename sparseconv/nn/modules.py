@@ -26,6 +26,26 @@ def deepcopy_model(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, computed)
 
 
+class Parametrizations(nn.ModuleDict):
+    """What ``torch.nn.utils.parametrize`` puts into a layer, by the name of the tensor.
+
+    ``nn.ModuleDict`` refuses ``"values"``, after torch has taken the parameter away. Here it is the
+    entry of that name, if there is one: by index, as an attribute, and for ``get_submodule``.
+    """
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        if name == "values" and module is not None:
+            self._modules[name] = module
+        else:
+            super().add_module(name, module)
+
+    @property
+    def values(self) -> Any:
+        """The parametrizations of ``values``, or else the method of every dict."""
+        held = self._modules.get("values")
+        return super().values if held is None else held
+
+
 def check_module(model: nn.Module) -> None:
     """Refuse what is not a module."""
     if not isinstance(model, nn.Module):

@@ -13,6 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from sparseconv.core.pattern import KernelCSR
 from sparseconv.nn.buffer_check import check_indices, check_tag, check_tag_in_graph, new_tag
 from sparseconv.nn.dense_gradient import new_probe
+from sparseconv.nn.modules import Parametrizations
 from sparseconv.nn.rewiring import (
     are_shared,
     check_mode,
@@ -61,16 +62,12 @@ class PatternedModule(nn.Module):
 
     @torch.no_grad()
     def set_pattern(self, new: KernelCSR, values: Tensor | None = None) -> None:
-        """Make other weights active; see ``rewire``.
+        """Make other weights active; see ``rewire``, also for the errors.
 
         Args:
             new: the pattern, of the same shape.
             values: ``(nnz,)`` in the new CSR order; None keeps the surviving values and gives the
                 others 0.
-
-        Raises:
-            TypeError, ValueError: another type or shape; the layer is left as it was.
-            RuntimeError, NotImplementedError: as ``rewire``.
 
         Example:
             >>> from sparseconv import SparseConv1d
@@ -91,15 +88,13 @@ class PatternedModule(nn.Module):
     def rewire(self, pattern: KernelCSR, source: Tensor, follow: Sequence[Tensor] = ()) -> None:
         """Make other weights active, and move what belongs to them.
 
-        ``self.values`` stays the same parameter object, so optimizers still hold it: with as many
-        active weights as before its data is overwritten in place, else its ``.data`` is replaced.
-        Its gradient moves too; with another number of weights it is dropped. ``DSTScheduler``
-        moves optimizer state and running averages. Elsewhere, name them in ``follow``, or, with
-        another number of active weights, build a new optimizer: moments of the old length are an
-        error, and torch's fused optimizers do not check it but write outside their memory. Start a
-        new average too (``AveragedModel`` would refuse to run). No other thread may call the layer
-        at the same time: it could find values of one pattern at positions of the other. So would
-        another layer that shares the parameter ``values``.
+        ``self.values`` stays the same parameter object, so optimizers still hold it; if their
+        number stays, it is overwritten in place. Its gradient moves too; with another number of
+        weights it is dropped. ``DSTScheduler`` moves optimizer state and running averages.
+        Elsewhere, name the state in ``follow``, or, with another number of weights, build a new
+        optimizer: torch's fused optimizers do not check the length of their moments but write
+        outside their memory. Start a new average too. No other thread may call the layer at the
+        same time, and no other layer share ``values``.
 
         Args:
             pattern: the new one, of the same shape.
@@ -109,10 +104,11 @@ class PatternedModule(nn.Module):
                 they are changed as ``values`` is.
 
         Raises:
-            TypeError, ValueError: another type or shape; everything is left as it was.
+            TypeError, ValueError: another type or shape.
             RuntimeError: the layer was made in ``torch.inference_mode()``, and this is outside; or
                 torch's pruning computes its values.
-            NotImplementedError: the values are sharded, or in shared memory.
+            NotImplementedError: the values are sharded, or in shared memory. In all cases
+                everything is left as it was.
 
         Example:
             >>> from sparseconv import SparseConv1d
@@ -242,5 +238,7 @@ class PatternedModule(nn.Module):
             raise AttributeError("set_pattern(pattern) sets the pattern: values move with it")
         if name in INDICES:  # torch.func.functional_call, with a state dict
             check_indices(value, getattr(self._pattern, name))
-        else:
-            super().__setattr__(name, value)
+            return
+        if name == "parametrizations" and type(value) is nn.ModuleDict:  # torch's, still empty
+            value = Parametrizations(dict(value.items()))
+        super().__setattr__(name, value)
