@@ -8,38 +8,51 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.rewiring import check_movable
 
 Layers = Mapping[str, SparseConv1d]
+OTHER_AVERAGE = (
+    "averages must be copies of the model with its current patterns, but one differs; "
+    "start a new one after a change of pattern that this scheduler did not make"
+)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseConv1d]:
-    """The model's ``SparseConv1d`` layers by name."""
+    """Return the model's ``SparseConv1d`` layers by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, SparseConv1d)}
 
 
-def check_layers(
-    layers: Layers, optimizer: torch.optim.Optimizer, averages: Sequence[Sequence[SparseConv1d]]
-) -> None:
-    """Refuse values that the optimizer does not hold, and averages of something else."""
-    check_held(layers, optimizer)
+def copies_of(layers: Layers, averages: Sequence[nn.Module]) -> dict[str, list[SparseConv1d]]:
+    """Return for each layer its copies in the averages."""
+    found = [sparse_layers(average).values() for average in averages]
+    try:
+        return {name: copies for name, *copies in zip(layers, *found, strict=True)}
+    except ValueError:
+        raise ValueError(OTHER_AVERAGE) from None
+
+
+def check_layers(layers: Layers, copies: Mapping[str, Sequence[SparseConv1d]], moves: bool) -> None:
+    """Refuse values in two places, averages of something else, and, if it moves, what cannot."""
     owner: dict[int, str] = {}
     for name, layer in layers.items():
-        values = layer._parameters.get("values")  # computed ones are made anew at each access
-        if values is not None and owner.setdefault(id(values), name) != name:
-            raise ValueError(
-                f"each SparseConv1d must have its own `values`, but {owner[id(values)]!r}"
-                f" and {name!r} share theirs; use one layer in both places"
-            )
-    for average in averages:
-        if [layer.pattern for layer in average] != [layer.pattern for layer in layers.values()]:
-            raise ValueError(OTHER_AVERAGE)
-        for layer in average:
-            values = layer._parameters.get("values")
+        check_copies(layer, copies[name])
+        for each in (layer, *copies[name]):
+            if moves and layer.values.requires_grad:
+                check_movable(each)
+            values = each._parameters.get("values")  # computed ones are made anew at each access
             if values is not None and id(values) in owner:
                 raise ValueError(
-                    f"averages must be copies of the model, but one has the `values` of layer "
-                    f"{owner[id(values)]!r} itself; use AveragedModel or copy.deepcopy"
+                    "each SparseConv1d, also of an average, must have its own `values`, but "
+                    f"{owner[id(values)]!r} and {name!r} share theirs; use one layer in both "
+                    "places, and AveragedModel or copy.deepcopy for an average"
                 )
+            owner[id(values)] = name
+
+
+def check_copies(layer: SparseConv1d, copies: Sequence[SparseConv1d]) -> None:
+    """Refuse averages with another pattern than the layer's."""
+    if any(copy.pattern != layer.pattern for copy in copies):
+        raise ValueError(OTHER_AVERAGE)
 
 
 def check_held(layers: Layers, optimizer: torch.optim.Optimizer) -> None:
@@ -54,23 +67,17 @@ def check_held(layers: Layers, optimizer: torch.optim.Optimizer) -> None:
             )
 
 
-OTHER_AVERAGE = (
-    "averages must be copies of the model with its current patterns, but one differs; "
-    "start a new one after a change of pattern that this scheduler did not make"
-)
-
-
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer whose state is not per weight."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise NotImplementedError(
-            "LBFGS keeps a history of all parameters at once, which cannot follow a change of "
+            "LBFGS keeps a history of all parameters together, which cannot follow a change of "
             "pattern; use SGD, Adam or another elementwise optimizer, or grow='static'"
         )
     for name, inner in vars(optimizer).items():  # ZeroRedundancyOptimizer, SAM, ...
         if isinstance(inner, torch.optim.Optimizer) and inner.state is not optimizer.state:
             raise NotImplementedError(
-                f"{type(optimizer).__name__} keeps its state in an optimizer of its own, where it "
+                f"{type(optimizer).__name__} keeps its state in an inner optimizer, where it "
                 f"cannot follow a change of pattern; hand optimizer.{name} to the DSTScheduler"
             )
 
@@ -78,26 +85,14 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
 def check_state(name: str, values: Tensor, state: Mapping[str, object]) -> None:
     """Refuse state of the optimizer that is not elementwise."""
     for key, tensor in state.items():
-        if isinstance(tensor, (list, tuple, dict)):
+        if isinstance(tensor, list | tuple | dict):
             raise NotImplementedError(
                 f"the optimizer's {key!r} of layer {name!r} is a {type(tensor).__name__}, which "
                 "cannot follow a change of pattern; use an elementwise optimizer, or grow='static'"
             )
         if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape != values.shape:
             raise ValueError(
-                f"the optimizer's {key!r} of layer {name!r} must have shape "
-                f"{list(values.shape)}, one for each active weight, but has "
-                f"{list(tensor.shape)}; build a new optimizer after a change of their number (one "
-                "that counts something else keeps it in a tensor without dimensions)"
+                f"the optimizer's {key!r} of layer {name!r} must have shape {list(values.shape)}, "
+                f"one for each active weight, but has {list(tensor.shape)}; build a new optimizer "
+                "after a change of their number"
             )
-
-
-def unseen(name: str, step_count: int) -> str:
-    """The error of gradient growth without a gradient, and what to do."""
-    return (
-        f"grow='gradient' needs a forward and a backward pass through layer {name!r} between "
-        f"step() number {step_count} and {step_count + 1}, but saw none; call loss.backward() and "
-        "optimizer.step() before each step(). The replay of a CUDA graph (GraphedStep) is none: in "
-        "the step before an update, where (step_count + 1) % update_every == 0, call the function "
-        "itself instead of its GraphedStep"
-    )

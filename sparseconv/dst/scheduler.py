@@ -30,7 +30,6 @@ from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
-from sparseconv.nn.rewiring import check_movable
 
 _HINT = (
     "build model and scheduler from the same seed or state dict on every rank, keep the weights "
@@ -90,9 +89,8 @@ class DSTScheduler:
         updates: how many of them moved weights.
 
     Raises:
-        TypeError: not a module, not an optimizer, or a setting of another type.
-        ValueError: numbers out of range, no sparse layer, ``values`` that the optimizer does not
-            hold, two layers with the same ``values``, bad regions, an average of another model.
+        TypeError, ValueError: arguments of another type, out of range or that do not fit each
+            other; no sparse layer; two layers with the same ``values``; bad regions.
         RuntimeError: ranks with other settings or patterns.
         NotImplementedError: ``values`` that are sharded, or in shared memory; an optimizer whose
             state cannot follow.
@@ -159,7 +157,7 @@ class DSTScheduler:
                 "model must hold at least one SparseConv1d, but it has none; "
                 "make one of an nn.Conv1d with SparseConv1d.from_dense(conv)"
             )
-        self._averages = [list(checks.sparse_layers(average).values()) for average in averages]
+        self._copies = checks.copies_of(self._layers, averages)
         self._ranks = Ranks(process_group)
         self._ranks.agree(self._check_layers, self._fingerprint, _HINT)
         for layer in self._layers.values():
@@ -214,13 +212,9 @@ class DSTScheduler:
 
         Raises:
             RuntimeError: gradient growth, but no backward pass went through some layer since the
-                last ``step()``; a rank that failed, or chose another pattern; a model or average
-                made in inference mode.
-            ValueError: the optimizer no longer holds some layer's ``values``, or has state for
-                another number of them; averages that no longer fit the model.
-            NotImplementedError: ``values`` or state of the optimizer that cannot follow, as where
-                they were moved into shared memory since.
-            In each case nothing has moved.
+                last ``step()``; a rank that failed, or chose another pattern.
+            ValueError, RuntimeError, NotImplementedError: as the constructor, where layers,
+                averages or the optimizer's state were changed since. Nothing has moved.
 
         Example: see the class.
         """
@@ -286,12 +280,11 @@ class DSTScheduler:
         return self.grow != "static" and step <= self.end_step and step % self.update_every == 0
 
     def _check_layers(self) -> None:
-        if self.grow != "static":
+        moves = self.grow != "static"
+        if moves:
             checks.check_optimizer(self._optimizer)
-            for own, *copies in zip(self._layers.values(), *self._averages, strict=False):
-                for layer in (own, *copies) if own.values.requires_grad else ():
-                    check_movable(layer)
-        checks.check_layers(self._layers, self._optimizer, self._averages)
+        checks.check_held(self._layers, self._optimizer)
+        checks.check_layers(self._layers, self._copies, moves)
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
@@ -335,13 +328,17 @@ class DSTScheduler:
 
     def _plan_layer(self, name: str, fraction: float, dense_grad: Tensor | None) -> _Change | None:
         layer = self._layers[name]
-        averages = [average[list(self._layers).index(name)] for average in self._averages]
         state = self._optimizer.state.get(layer.values, {})
         checks.check_state(name, layer.values, state)
-        if any(average.pattern != layer.pattern for average in averages):
-            raise ValueError(checks.OTHER_AVERAGE)
+        checks.check_copies(layer, self._copies[name])
         if self.grow == "gradient" and dense_grad is None:
-            raise RuntimeError(checks.unseen(name, self.step_count))
+            raise RuntimeError(
+                f"grow='gradient' needs a forward and a backward pass through layer {name!r} "
+                f"between step() number {self.step_count} and {self.step_count + 1}, but saw none; "
+                "call loss.backward() and optimizer.step() before each step(). The replay of a "
+                "CUDA graph (GraphedStep) is none: where (step_count + 1) % update_every == 0, "
+                "call the function itself instead of its GraphedStep"
+            )
         how: dict[str, Any] = {"grow": self.grow, "generator": self._generator}
         pattern, source = prune_and_grow(
             layer.pattern, layer.values, layer.regions, fraction, dense_grad=dense_grad, **how
@@ -350,7 +347,7 @@ class DSTScheduler:
             return None
         moments = [t for t in state.values() if isinstance(t, Tensor) and t.dim()]
         rewire = [layer.prepare_rewire(pattern, source, moments)]
-        rewire += [average.prepare_rewire(pattern, source) for average in averages]
+        rewire += [copy.prepare_rewire(pattern, source) for copy in self._copies[name]]
         grown = np.flatnonzero(source.numpy() < 0)
         return _Change(name, pattern, rewire, positions_of(pattern, grown))
 

@@ -71,7 +71,7 @@ test_scheduler = refusals(
     (make(prune_floor=0.6), ValueError, "prune_floor=0.6 and prune_fraction=0.5"),
     (make(seed=None), TypeError, "seed must be an int, but got None"),
     (make(grow="rigl"), ValueError, "grow must be one of 'random', 'gradient', 'static'"),
-    (averaged(lambda m: [m]), ValueError, "the `values` of layer '0' itself"),
+    (averaged(lambda m: [m]), ValueError, "'0' and '0' share theirs"),
     (averaged(lambda m: [two_layers(seed=1)]), ValueError, "model with its current patterns"),
     (averaged(lambda m: [m[:1]]), ValueError, "averages must be copies of the model"),
     (averaged(lambda m: [copy.deepcopy(m).share_memory()]), NotImplementedError, "shared memory"),
