@@ -51,7 +51,7 @@ test_layer = refusals(
      "set_pattern(pattern) sets the pattern"),
     (lambda: make()().wieght, AttributeError, "no attribute 'wieght'"),
     (lambda: SparseConv1d.from_dense(nn.Linear(3, 3)), TypeError, "conv must be an nn.Conv1d"),
-    (lambda: SparseConv1d.from_dense(Causal(3, 4, 5)), TypeError, "Causal has a forward of"),
+    (lambda: SparseConv1d.from_dense(Causal(3, 4, 5)), TypeError, "but Causal has its own forward"),
     (lambda: SparseConv1d.from_dense(CONV, CONV.weight), TypeError, "mask must be a bool tensor"),
     (lambda: SparseConv1d.from_dense(CONV, torch.ones(4, 3, 4, dtype=torch.bool)), ValueError,
      "shape"),
