@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sparseconv.edge.layers import TINY, UNIT, Network, arranged, sums
-from sparseconv.edge.storage import BYTES
+from sparseconv.edge.layers import TINY, UNIT, Network
 
 Series = npt.NDArray[np.float32]
 SOURCES = Path(__file__).with_name("c")
@@ -149,10 +148,9 @@ def used_of_bound(program: Path, network: Network, X: Series) -> float:
         x = tensors[:, at : at + layer.padded]
         y = tensors[:, at + layer.padded : at + layer.padded + layer.outputs]
         at += layer.padded + layer.outputs
-        exact = sums(layer, x, layer.weight) + layer.bias
-        magnitude = sums(layer, np.abs(x), np.abs(layer.weight)) + np.abs(layer.bias)
-        bound = arranged(layer, (layer.active.sum(1) + 3) * (UNIT * magnitude + TINY))
-        exact = arranged(layer, np.maximum(exact, 0) if layer.relu else exact)
+        exact = layer.arranged(layer.finished(layer.sums(x, layer.weight) + layer.bias))
+        magnitude = layer.sums(np.abs(x), np.abs(layer.weight)) + np.abs(layer.bias)
+        bound = layer.arranged((layer.active.sum(1) + 3) * (UNIT * magnitude + TINY))
         used = max(used, float((np.abs(y - exact) / bound).max()))
     return used
 
@@ -180,7 +178,8 @@ def weights(program: Path) -> int:
     arrays = re.findall(
         r"^static const (\w+) (?:weight|gap|count)_\d+\[(\d+)\]", text, re.MULTILINE
     )
-    return sum(BYTES[kind] * int(length) for kind, length in arrays)
+    sizes = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "uint32_t": 4, "float": 4}
+    return sum(sizes[kind] * int(length) for kind, length in arrays)
 
 
 def _compile(target: Target, program: Path, sources: Sequence[str]) -> str:

@@ -16,10 +16,9 @@ from torch import nn
 from sparseconv.core.files import check_new_or_empty, write_folder
 from sparseconv.datasets import as_series
 from sparseconv.edge.generate import write_c
-from sparseconv.edge.layers import Array, Network, scores_and_bound
+from sparseconv.edge.layers import Array, scores_and_bound
 from sparseconv.edge.lowering import lower
-from sparseconv.edge.quantize import IntegerNetwork, quantize
-from sparseconv.edge.storage import numbers_text
+from sparseconv.edge.quantize import quantize
 from sparseconv.nn.modules import check_module, deepcopy_model
 
 WEIGHTS = ("float32", "int8")
@@ -107,14 +106,19 @@ def export_c(
             "expected a model with finite scores, but those of example_input are infinite or NaN "
             "in float32; scale the series"
         )
-    named = None if classes is None else [str(name) for name in classes]
-    if named is not None and len(named) != network.classes:
+    named = [] if classes is None else [str(name) for name in classes]
+    if classes is not None and len(named) != network.classes:
         raise ValueError(f"expected {network.classes} names of classes, but got {len(named)}")
-    integers, agreement = None, None
-    if weights == "int8":
+    X, agreement = example[:KNOWN], None
+    if weights == "float32":
+        labels = scores.argmax(1)
+        # PyTorch rounds as well, so both may be as far from the exact scores.
+        bounds = 2 * scores_and_bound(network, X)[1]
+    else:
         known = _calibration(calibration, example)
-        integers = quantize(network, known)
-        same = integers.run(known).argmax(1) == _scores_of(plain, known).argmax(1)
+        network = quantize(network, known)
+        scores, labels, bounds = network.scores(X), network.run(X).argmax(1), np.zeros_like(scores)
+        same = network.run(known).argmax(1) == _scores_of(plain, known).argmax(1)
         agreement = len(known), int(same.sum())
         if same.mean() < AGREEMENT:
             warnings.warn(
@@ -122,30 +126,10 @@ def export_c(
                 "calibration only; bring channels to one scale before the network, or export "
                 "float32", stacklevel=3,  # the caller's line, above the frame of no_grad
             )  # fmt: skip
-    cases = _known_cases(network, integers, example[:KNOWN], scores)
-    write_folder(folder, write_c(network, integers, name, cases, agreement, named))
-    return folder
-
-
-def _known_cases(
-    network: Network, integers: IntegerNetwork | None, X: Array, scores: Array
-) -> list[dict[str, Any]]:
-    """Return what the self-test compares: series, scores, how far these may be off, and labels."""
-    if integers is not None:
-        scores, labels = integers.scores(X), integers.run(X).argmax(1)
-        bounds = np.zeros_like(scores)
-    else:
-        labels = scores.argmax(1)
-        # PyTorch rounds as well, so both may be as far from the exact scores.
-        bounds = 2 * scores_and_bound(network, X)[1]
     bounds = np.minimum(bounds, np.finfo(np.float32).max).astype(np.float32)
-    return [
-        {
-            "series": numbers_text(x), "scores": numbers_text(y.astype(np.float32)),
-            "bounds": numbers_text(bound), "label": int(label),
-        }
-        for x, y, bound, label in zip(X, scores, bounds, labels, strict=True)
-    ]  # fmt: skip
+    cases = list(zip(X, scores, bounds, labels, strict=True))
+    write_folder(folder, write_c(network, name, cases, agreement, named))
+    return folder
 
 
 def _calibration(given: Any, example: Array) -> Array:

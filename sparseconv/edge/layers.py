@@ -18,9 +18,10 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 UNIT = 2.0**-24  # unit roundoff of float32
 TINY = 2.0**-149  # its smallest number
+_PADS: dict[str, Any] = {"replicate": "edge", "reflect": "reflect", "circular": "wrap"}  # NumPy's
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Layer:
     """``y[position, row] = bias[row] + sum_j weight[row, j] * x[position * step + offsets[j]]``.
 
@@ -34,6 +35,7 @@ class Layer:
         positions: outputs of each row.
         length, channels: of the input.
         padding, padding_mode: rows of channels put around the input before; as in ``nn.Conv1d``.
+        zero: what padding with zeros holds.
         over_time: averages: the rows are times and the positions are channels.
         rows_whole: results of a row lie side by side; else those of a position.
         relu: negative outputs become 0.
@@ -50,6 +52,7 @@ class Layer:
     channels: int
     padding: tuple[int, int] = (0, 0)
     padding_mode: str = "zeros"
+    zero: int = 0
     over_time: bool = False
     rows_whole: bool = False
     relu: bool = False
@@ -81,6 +84,33 @@ class Layer:
             and int(self.offsets[-1]) < self.channels
         )  # fmt: skip
 
+    def pad(self, x: Array) -> Array:
+        """Put the padding around inputs ``(n_cases, length * channels)``."""
+        shaped = x.reshape(len(x), self.length, self.channels)
+        around = ((0, 0), self.padding, (0, 0))
+        if self.padding_mode == "zeros":
+            padded = np.pad(shaped, around, constant_values=self.zero)
+        else:
+            padded = np.pad(shaped, around, _PADS[self.padding_mode])
+        return padded.reshape(len(x), -1)
+
+    def sums(self, padded: Array, weight: Array) -> Array:
+        """Compute the sums without bias in float64: ``(n_cases, positions, rows)``."""
+        at = np.arange(self.positions)[:, None] * self.step + self.offsets
+        return np.stack([case[at] @ weight.T for case in padded.astype(np.float64)])
+
+    def finished(self, y: Array) -> Array:
+        """Compute what is stored of sums with their bias."""
+        return np.maximum(y, 0) if self.relu else y
+
+    def arranged(self, y: Array) -> Array:
+        """Arrange outputs ``(n_cases, positions, rows)`` as they lie in memory."""
+        return (y.transpose(0, 2, 1) if self.rows_whole else y).reshape(len(y), -1)
+
+    def __call__(self, x: Array) -> Array:
+        """Compute outputs ``(n_cases, outputs)`` of inputs ``(n_cases, length * channels)``."""
+        return self.arranged(self.finished(self.sums(self.pad(x), self.weight) + self.bias))
+
 
 @dataclass(frozen=True, eq=False)
 class Network:
@@ -99,45 +129,16 @@ class Network:
     def classes(self) -> int:
         return self.layers[-1].outputs
 
+    def load(self, X: Array) -> Array:
+        """Arrange series ``(n_cases, channels, length)`` as the first layer reads them."""
+        return X.astype(np.float64).transpose(0, 2, 1).reshape(len(X), -1)
 
-def time_major(X: Array) -> Array:
-    """Arrange series ``(n_cases, channels, length)`` as the layers read them."""
-    return np.ascontiguousarray(X.transpose(0, 2, 1)).reshape(len(X), -1)
-
-
-def pad(layer: Layer, x: Array, blank: float = 0.0) -> Array:
-    """Put the layer's padding around inputs ``(n_cases, length * channels)``."""
-    mode = {"zeros": "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
-    around: Any = ((0, 0), layer.padding, (0, 0))
-    kwargs: Any = {"constant_values": blank} if layer.padding_mode == "zeros" else {}
-    shaped = x.reshape(len(x), layer.length, layer.channels)
-    chosen: Any = mode[layer.padding_mode]
-    padded: Array = np.pad(shaped, around, chosen, **kwargs)
-    return padded.reshape(len(x), -1)
-
-
-def sums(layer: Layer, padded: Array, weight: Array) -> Array:
-    """Compute a layer without its bias in float64: ``(n_cases, positions, rows)``."""
-    at = np.arange(layer.positions)[:, None] * layer.step + layer.offsets
-    return np.stack([case[at] @ weight.T for case in padded.astype(np.float64)])
-
-
-def arranged(layer: Layer, y: Array) -> Array:
-    """Arrange outputs ``(n_cases, positions, rows)`` as they lie in memory."""
-    return (y.transpose(0, 2, 1) if layer.rows_whole else y).reshape(len(y), -1)
-
-
-def tensors(network: Network, X: Array) -> list[Array]:
-    """Return the input and each layer's output ``(n_cases, samples)``, in float64.
-
-    Args:
-        X: series ``(n_cases, channels, length)``.
-    """
-    found = [time_major(X.astype(np.float64))]
-    for layer in network.layers:
-        y = sums(layer, pad(layer, found[-1]), layer.weight) + layer.bias
-        found.append(arranged(layer, np.maximum(y, 0) if layer.relu else y))
-    return found
+    def tensors(self, X: Array) -> list[Array]:
+        """Compute the first layer's input and each layer's output, ``(n_cases, samples)``."""
+        found = [self.load(X)]
+        for layer in self.layers:
+            found.append(layer(found[-1]))
+        return found
 
 
 def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
@@ -153,14 +154,14 @@ def scores_and_bound(network: Network, X: Array) -> tuple[Array, Array]:
     Returns:
         Both, ``(n_cases, n_classes)``.
     """
-    values = tensors(network, X)
+    values = network.tensors(X)
     error = np.zeros_like(values[0])
     for layer, x in zip(network.layers, values, strict=False):
         size = np.abs(layer.weight)
-        carried = sums(layer, pad(layer, error), size)
-        magnitude = sums(layer, pad(layer, np.abs(x)), size) + carried + np.abs(layer.bias)
+        carried = layer.sums(layer.pad(error), size)
+        magnitude = layer.sums(layer.pad(np.abs(x)), size) + carried + np.abs(layer.bias)
         terms = layer.active.sum(1) + 3
-        error = arranged(layer, carried + terms * (UNIT * magnitude + TINY))
+        error = layer.arranged(carried + terms * (UNIT * magnitude + TINY))
     return _ended(network.ending, values[-1], error)
 
 

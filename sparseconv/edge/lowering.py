@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from sparseconv.core.geometry import Geometry
 from sparseconv.edge.layers import Array, Layer, Network
 from sparseconv.models.dsn import DSN
 from sparseconv.nn.block import leaves
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.pooling import ShortAvgPool1d, new_averaging_matrix
+from sparseconv.nn.modules import hooks_of
+from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.nn.state import current
 
 _PADS: dict[type[nn.Module], str] = {
@@ -25,11 +26,6 @@ _PADS: dict[type[nn.Module], str] = {
     nn.ReflectionPad1d: "reflect",
     nn.CircularPad1d: "circular",
 }
-_SUPPORTED = (
-    "SparseConv1d, Conv1d, Linear, BatchNorm1d, ReLU, AdaptiveAvgPool1d, Flatten, Dropout, "
-    "Identity, a padding layer before a convolution, and at the end LogSoftmax or Softmax; in a "
-    "DSN or in Sequentials"
-)
 
 
 @torch.no_grad()
@@ -44,34 +40,19 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     names = {module: name for name, module in model.named_modules()}
     sequences = [model.blocks, model.head] if type(model) is DSN else [model]
     modules = [module for sequence in sequences for module in leaves(sequence)]
-    for module in names:
-        if module.training:
-            raise ValueError(
-                f"expected a model in eval mode, but {_named(names, module)} is in training mode; "
-                "call model.eval()"
-            )
-        if _hooked(module):
-            raise _unsupported(names, module, "it has hooks or a forward of its own")
-        if module in modules and type(module) not in _LOWERINGS:
-            raise _unsupported(names, module)
+    for module, name in names.items():
+        with _naming(name, module):
+            if module.training:
+                raise ValueError("expected a model in eval mode; call model.eval()")
+            if hooks_of(module) or "forward" in vars(module):
+                raise NotImplementedError("it has hooks or a forward of its own")
+            if module in modules and type(module) not in _LOWERINGS:
+                raise NotImplementedError("it has no counterpart there")
     model(torch.zeros(1, channels, length))  # PyTorch refuses what does not fit together
     state = _State(channels, length)
     for module in modules:
-        if state.ending:
-            raise _unsupported(names, module, f"it follows the {state.ending} that ends the model")
-        if state.pads and not isinstance(module, nn.Conv1d | SparseConv1d):
-            raise _unsupported(names, module, "it follows a padding layer")
-        if isinstance(module, _OF_FEATURES if state.features is None else _OF_CHANNELS):
-            got = "channels" if state.features is None else "features"
-            raise _unsupported(names, module, f"it gets {got}; nn.Flatten() makes features of them")
-        try:
-            with np.errstate(all="ignore"):  # whether the weights are finite is checked here
-                _LOWERINGS[type(module)](state, module)
-                last = [part for layer in state.layers[-1:] for part in (layer.weight, layer.bias)]
-                if not all(np.isfinite(part.astype(np.float32)).all() for part in last):
-                    raise ValueError("expected weights that are finite in float32; train it anew")
-        except ValueError as error:
-            raise ValueError(f"{_named(names, module)}: {error}") from error
+        with _naming(names[module], module), np.errstate(all="ignore"):  # finite ones are checked
+            state.lower(module)
     if not state.layers or state.pads:
         raise ValueError("expected a network that ends with weights, but after its last padding "
                          "layer, or as a whole, it has none")  # fmt: skip
@@ -85,30 +66,25 @@ def lower(model: nn.Module, channels: int, length: int) -> Network:
     return Network((channels, length), layers, state.ending)
 
 
-def _named(names: dict[nn.Module, str], module: nn.Module) -> str:
-    which = f"module {names[module]!r}" if names[module] else "the model"
-    return f"{which} ({type(module).__name__})"
-
-
-def _unsupported(
-    names: dict[nn.Module, str], module: nn.Module, reason: str = ""
-) -> NotImplementedError:
-    return NotImplementedError(
-        f"{_named(names, module)} cannot be exported to C{': ' + reason if reason else ''}; "
-        f"supported are {_SUPPORTED}"
-    )
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Tell whether a call does more than its class does; pruning's hooks compute the weights."""
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    own = any(not isinstance(hook, prune.BasePruningMethod) for hook in hooks)
-    return own or "forward" in vars(module)
+@contextlib.contextmanager
+def _naming(name: str, module: nn.Module) -> Iterator[None]:
+    """Name the module in the errors of the block."""
+    which = f"{f'module {name!r}' if name else 'the model'} ({type(module).__name__})"
+    try:
+        yield
+    except NotImplementedError as error:
+        supported = ", ".join(kind.__name__ for kind in _LOWERINGS)
+        raise NotImplementedError(
+            f"{which} cannot be exported to C: {error}; supported are, in a DSN or in Sequentials, "
+            f"{supported}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{which}: {error}") from error
 
 
 @dataclass
 class _State:
-    """The layers so far, and what comes out of them."""
+    """The layers so far, and what comes out of them; features are channels of length 1."""
 
     channels: int
     length: int
@@ -117,18 +93,32 @@ class _State:
     pads: tuple[tuple[int, int], str] | None = None
     ending: str = ""
 
+    def lower(self, module: nn.Module) -> None:
+        """Add what a module computes."""
+        if self.ending:
+            raise NotImplementedError(f"it follows the {self.ending} that ends the model")
+        if self.pads and not isinstance(module, nn.Conv1d | SparseConv1d):
+            raise NotImplementedError("it follows a padding layer")
+        if isinstance(module, _OF_FEATURES if self.features is None else _OF_CHANNELS):
+            got = "channels" if self.features is None else "features"
+            raise NotImplementedError(f"it gets {got}; nn.Flatten() makes features of them")
+        _LOWERINGS[type(module)](self, module)
+        last = [part for layer in self.layers[-1:] for part in (layer.weight, layer.bias)]
+        if not all(np.isfinite(part.astype(np.float32)).all() for part in last):
+            raise ValueError("expected weights that are finite in float32; train it anew")
+
     def add(self, layer: Layer) -> None:
         self.layers.append(layer)
         rows, positions = layer.rows, layer.positions
         self.length, self.channels = (rows, positions) if layer.over_time else (positions, rows)
 
-    def each_channel(self, kind: str, scale: Array, shift: Array) -> Layer:
-        """Return a layer that scales and shifts each channel, or each feature."""
-        channels = len(scale)
-        length = self.length * self.channels // channels
-        eye = np.eye(channels, dtype=bool)
-        return Layer(kind, eye * scale, eye, np.arange(channels), shift, channels, length, length,
-                     channels)  # fmt: skip
+    def add_each_channel(self, kind: str, scale: Array, shift: Array) -> None:
+        """Add a layer that scales and shifts each channel."""
+        eye = np.eye(self.channels, dtype=bool)
+        self.add(Layer(
+            kind=kind, weight=eye * scale, active=eye, offsets=np.arange(self.channels), bias=shift,
+            step=self.channels, positions=self.length, length=self.length, channels=self.channels,
+        ))  # fmt: skip
 
 
 def _numpy(tensor: Tensor) -> Array:
@@ -144,40 +134,44 @@ def _worth_storing(weight: Array) -> Array:
 
 def _convolution(state: _State, conv: SparseConv1d | nn.Conv1d) -> None:
     if isinstance(conv, SparseConv1d):
-        active = conv.pattern.to_mask()
-        weight = torch.zeros(active.shape, dtype=torch.float64)
-        weight[active] = current(conv, "values").detach().double().cpu()
+        active: Array = conv.pattern.to_mask().cpu().numpy()
+        weight: Array = np.zeros(active.shape)
+        weight[active] = _numpy(current(conv, "values"))
     else:
-        weight = current(conv, "weight").detach().double().cpu()
-        active = torch.from_numpy(_worth_storing(weight.numpy()))
+        weight = _numpy(current(conv, "weight"))
+        active = _worth_storing(weight)
     rows, group_channels, taps = weight.shape
     padding: Any = conv.padding
-    geometry = Geometry.of((rows, group_channels, taps), conv.stride, padding, conv.dilation,
-                           conv.groups, conv.padding_mode)  # fmt: skip
+    geometry = Geometry.of(weight.shape, conv.stride, padding, conv.dilation, conv.groups,
+                           conv.padding_mode)  # fmt: skip
     if state.pads is not None:
         if any(geometry.padding):
             raise ValueError("a padding layer precedes a convolution that pads its input itself")
         geometry = geometry._replace(padding=state.pads[0], padding_mode=state.pads[1])
         state.pads = None
+    # (rows, 1, group_channels): the channels that each row reads.
+    read = np.arange(rows)[:, None, None] // (rows // conv.groups) * group_channels
+    read = read + np.arange(group_channels)
 
-    # (rows, taps, channels): the window of one output, as it lies in memory.
-    def window(part: Tensor) -> Array:
-        wide = part.new_zeros(rows, taps, state.channels)
-        for row in range(rows):
-            first = row // (rows // conv.groups) * group_channels
-            wide[row, :, first : first + group_channels] = part[row].T
-        array: Array = wide.reshape(rows, -1).numpy()
-        return array
+    def window(part: Array) -> Array:
+        """Arrange ``(rows, group_channels, taps)`` as the samples of an output lie in memory."""
+        wide = np.zeros((rows, taps, state.channels), part.dtype)
+        np.put_along_axis(wide, read, part.transpose(0, 2, 1), axis=2)
+        return wide.reshape(rows, -1)
 
     tap = np.arange(taps)[:, None] * geometry.dilation * state.channels
-    bias = np.zeros(rows) if conv.bias is None else _numpy(current(conv, "bias"))
     kind = "sparse convolution" if isinstance(conv, SparseConv1d) else "convolution"
     state.add(Layer(
-        f"{kind}, {taps} tap{'s' if taps > 1 else ''}", window(weight), window(active),
-        (tap + np.arange(state.channels)).ravel(), bias, geometry.stride * state.channels,
-        geometry.output_length(state.length), state.length, state.channels, geometry.padding,
-        geometry.padding_mode,
+        kind=f"{kind}, {taps} tap{'s' if taps > 1 else ''}", weight=window(weight),
+        active=window(active), offsets=(tap + np.arange(state.channels)).ravel(),
+        bias=_bias(conv, rows), step=geometry.stride * state.channels,
+        positions=geometry.output_length(state.length), length=state.length,
+        channels=state.channels, padding=geometry.padding, padding_mode=geometry.padding_mode,
     ))  # fmt: skip
+
+
+def _bias(module: Any, rows: int) -> Array:
+    return np.zeros(rows) if module.bias is None else _numpy(current(module, "bias"))
 
 
 def _pad(state: _State, module: Any) -> None:
@@ -190,11 +184,12 @@ def _pad(state: _State, module: Any) -> None:
 def _linear(state: _State, linear: nn.Linear) -> None:
     weight = np.empty(linear.weight.shape)
     weight[:, state.features] = _numpy(current(linear, "weight"))
-    active = _worth_storing(weight)
-    bias = np.zeros(len(weight)) if linear.bias is None else _numpy(current(linear, "bias"))
-    inputs = np.arange(linear.in_features)
-    state.add(Layer("linear", weight, active, inputs, bias, len(inputs), 1, 1, len(inputs)))
-    state.features = np.arange(linear.out_features)
+    rows, inputs = weight.shape
+    state.add(Layer(
+        kind="linear", weight=weight, active=_worth_storing(weight), offsets=np.arange(inputs),
+        bias=_bias(linear, rows), step=inputs, positions=1, length=1, channels=inputs,
+    ))  # fmt: skip
+    state.features = np.arange(rows)
 
 
 def _norm(state: _State, norm: nn.BatchNorm1d) -> None:
@@ -206,12 +201,11 @@ def _norm(state: _State, norm: nn.BatchNorm1d) -> None:
     shift = -_numpy(norm.running_mean) * scale
     shift = shift if norm.bias is None else shift + _numpy(current(norm, "bias"))
     if state.features is not None:
-        by_feature = scale, shift
-        scale, shift = np.empty((2, norm.num_features))
-        scale[state.features], shift[state.features] = by_feature
+        place = state.features.argsort()
+        scale, shift = scale[place], shift[place]
     last = state.layers[-1] if state.layers else None
     if last is None or last.relu or last.over_time or last.rows != norm.num_features:
-        state.layers.append(state.each_channel("BatchNorm", scale, shift))
+        state.add_each_channel("BatchNorm", scale, shift)
     else:
         weight, bias = last.weight * scale[:, None], last.bias * scale + shift
         state.layers[-1] = replace(last, weight=weight, bias=bias)
@@ -219,25 +213,23 @@ def _norm(state: _State, norm: nn.BatchNorm1d) -> None:
 
 def _relu(state: _State, module: nn.ReLU) -> None:
     if not state.layers:
-        ones = np.ones(state.channels)
-        state.layers.append(state.each_channel("ReLU", ones, 0 * ones))
+        state.add_each_channel("ReLU", np.ones(state.channels), np.zeros(state.channels))
     state.layers[-1] = replace(state.layers[-1], relu=True)
 
 
 def _pool(state: _State, pool: nn.AdaptiveAvgPool1d) -> None:
-    size: Any = pool.output_size
-    bins = size[0] if isinstance(size, tuple) else size
-    state.add(_averages(state.channels, _numpy(
-        new_averaging_matrix(state.length, torch.float64, torch.device("cpu"), bins)
-    ).T))  # fmt: skip
+    weight = _numpy(pool(torch.eye(state.length, dtype=torch.float64))).T  # what each sample counts
+    state.add(_averages(state.channels, weight))
 
 
 def _averages(channels: int, weight: Array) -> Layer:
     """Return a layer that averages over time by weights ``(bins, length)``."""
     bins, length = weight.shape
-    kind = "mean over time" if bins == 1 else f"means of {bins} bins"
-    return Layer(kind, weight, weight != 0, np.arange(length) * channels, np.zeros(bins), 1,
-                 channels, length, channels, over_time=True, rows_whole=True)  # fmt: skip
+    return Layer(
+        kind="mean over time" if bins == 1 else f"means of {bins} bins", weight=weight,
+        active=weight != 0, offsets=np.arange(length) * channels, bias=np.zeros(bins), step=1,
+        positions=channels, length=length, channels=channels, over_time=True, rows_whole=True,
+    )  # fmt: skip
 
 
 def _flatten(state: _State, module: nn.Flatten) -> None:
@@ -246,6 +238,7 @@ def _flatten(state: _State, module: nn.Flatten) -> None:
     if state.features is None:
         channel, time = np.divmod(np.arange(state.channels * state.length), state.length)
         state.features = time * state.channels + channel
+        state.channels, state.length = len(state.features), 1
 
 
 def _end(state: _State, module: nn.LogSoftmax | nn.Softmax) -> None:
@@ -273,8 +266,7 @@ _LOWERINGS: dict[type[nn.Module], Callable[[_State, Any], None]] = {
     nn.Identity: _nothing,
     **dict.fromkeys(_PADS, _pad),
 }
-
-
+# Which of them cannot get channels, and which no features.
 _OF_FEATURES: tuple[type[nn.Module], ...] = (nn.Linear, nn.LogSoftmax, nn.Softmax)
 _OF_CHANNELS: tuple[type[nn.Module], ...] = (SparseConv1d, nn.Conv1d, nn.AdaptiveAvgPool1d, *_PADS)
 

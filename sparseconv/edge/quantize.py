@@ -18,16 +18,7 @@ import numpy as np
 import torch
 from torch.ao.quantization.observer import HistogramObserver
 
-from sparseconv.edge.layers import (
-    Array,
-    Layer,
-    Network,
-    arranged,
-    pad,
-    sums,
-    tensors,
-    time_major,
-)
+from sparseconv.edge.layers import Array, Layer, Network
 
 LIMIT = (1 << 30) - 1  # of the last layer's integers: int32 holds the difference of any two
 BATCH = 16  # series
@@ -36,14 +27,6 @@ INPUT_LIMIT = 1 << 24  # of the input as integers, before they become int8
 SMALLEST = 1e-12  # of the scales of what observers see, which is near 1
 LOG2_E, LN_2 = round(math.log2(math.e) * 2**24), round(math.log(2) * 2**24)
 HALVES = [round(2 ** (31 - 2.0**-bit)) for bit in range(1, 17)]  # 2 to the minus 1/2, 1/4, ...
-
-
-@dataclass(frozen=True, eq=False)
-class Scale:
-    """``real = (integer - zero) * size``."""
-
-    size: float
-    zero: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +41,7 @@ class Rescale:
 
     def __call__(self, value: Array) -> Array:
         half = 1 << (self.shift - 1)
-        scaled: Array = (value * self.multiplier + half) >> self.shift
+        scaled: Array = (value.astype(np.int64) * self.multiplier + half) >> self.shift
         return np.clip(scaled + self.zero, self.low, self.high)
 
     @classmethod
@@ -69,19 +52,22 @@ class Rescale:
         return cls(multiplier.astype(np.int64), shift, zero, low, high)
 
 
-@dataclass(frozen=True, eq=False)
-class IntegerLayer:
-    """A layer with int8 weights, an int32 bias (the input's zero is in it) and its rescaling."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class IntegerLayer(Layer):
+    """A layer with weights as int8 and a bias as int32 (the input's zero is in it).
 
-    layer: Layer
-    weight: Array
-    bias: Array
-    zero: int  # of the input: what padding with zeros holds
+    float64 holds all its sums, so they are exact.
+    """
+
     rescale: Rescale
 
+    def finished(self, y: Array) -> Array:
+        """Bring sums to the scale of the next tensor; its ReLU is a limit of that."""
+        return self.rescale(y)
+
 
 @dataclass(frozen=True, eq=False)
-class IntegerNetwork:
+class IntegerNetwork(Network):
     """What the int8 program computes.
 
     Attributes:
@@ -90,36 +76,31 @@ class IntegerNetwork:
         point: bits after the point of the last layer's integers.
     """
 
-    network: Network
+    layers: Sequence[IntegerLayer]
     exponent: int
     first: Rescale
-    layers: Sequence[IntegerLayer]
     point: int
+
+    def load(self, X: Array) -> Array:
+        """Make the first layer's integers of series ``(n_cases, channels, length)``."""
+        x = super().load(X.astype(np.float32)) * 2.0**self.exponent
+        whole = np.nan_to_num(x, nan=0, posinf=np.inf, neginf=-np.inf)
+        return self.first(np.clip(whole, -INPUT_LIMIT, INPUT_LIMIT))
 
     def run(self, X: Array) -> Array:
         """Compute the last layer's integers as the program does: int64 ``(n_cases, n_classes)``."""
-        return np.concatenate([self._run(X[at : at + BATCH]) for at in range(0, len(X), BATCH)])
-
-    def _run(self, X: Array) -> Array:
-        x = time_major(np.asarray(X, np.float32)).astype(np.float64) * 2.0**self.exponent
-        cut = np.trunc(np.clip(np.nan_to_num(x, nan=0, posinf=np.inf, neginf=-np.inf),
-                               -INPUT_LIMIT, INPUT_LIMIT))  # fmt: skip
-        q = self.first(cut.astype(np.int64))
-        for step in self.layers:
-            # float64 holds these integers, so the product of matrices is exact.
-            total = sums(step.layer, pad(step.layer, q, step.zero), step.weight)
-            q = arranged(step.layer, step.rescale(total.astype(np.int64) + step.bias))
-        return q
+        parts = [self.tensors(X[at : at + BATCH])[-1] for at in range(0, len(X), BATCH)]
+        return np.concatenate(parts)
 
     def scores(self, X: Array) -> Array:
         """Compute the scores, float32 ``(n_cases, n_classes)``, bit by bit as the program does."""
         out = self.run(X)
-        if not self.network.ending:
+        if not self.ending:
             return _times(out.astype(np.float32), self.point)
         behind = out.max(1, keepdims=True) - out
         powers = np.vectorize(power_of_e, otypes=[np.int64])(behind)
         total = powers.sum(1, keepdims=True)
-        if self.network.ending == "softmax":
+        if self.ending == "softmax":
             shares: Array = powers.astype(np.float32) / total.astype(np.float32)
             return shares
         log = behind + np.vectorize(natural_log, otypes=[np.int64])(total)
@@ -165,44 +146,46 @@ def quantize(network: Network, calibration: Array) -> IntegerNetwork:
         HistogramObserver(dtype=torch.qint8, qscheme=torch.per_tensor_affine,
                           quant_min=-128, quant_max=127, eps=SMALLEST) for _ in network.layers
     ]  # fmt: skip
-    sizes: list[float] = []  # of the first batch: powers of two, so that dividing rounds nothing
+    units: list[float] = []  # of the first batch: powers of two, so that dividing rounds nothing
     largest = 0.0
     for start in range(0, len(calibration), BATCH):
-        *inputs, outputs = tensors(network, calibration[start : start + BATCH])
-        sizes = sizes or [math.ldexp(1, math.frexp(np.abs(x).max())[1]) for x in inputs]
-        for observer, x, size in zip(observers, inputs, sizes, strict=True):
-            observer(torch.from_numpy(x / size).float())
+        *inputs, outputs = network.tensors(calibration[start : start + BATCH])
+        units = units or [math.ldexp(1, math.frexp(np.abs(x).max())[1]) for x in inputs]
+        for observer, x, unit in zip(observers, inputs, units, strict=True):
+            observer(torch.from_numpy(x / unit).float())
         largest = max(largest, float(np.abs(outputs).max()))
     found = [observer.calculate_qparams() for observer in observers]
-    scales = [Scale(float(step) * size, int(zero))
-              for (step, zero), size in zip(found, sizes, strict=True)]  # fmt: skip
-
+    sizes = [float(step) * unit for (step, _), unit in zip(found, units, strict=True)]
+    zeros = [int(zero) for _, zero in found]
+    exponent = 23 - math.frexp(sizes[0] * 256)[1]
+    first = Rescale.by(np.array([2.0**-exponent / sizes[0]]), zeros[0])
     # The last layer's scale is a power of two, with room for four times the largest output.
     point = POINT if network.ending else min(40, 28 - math.frexp(largest or 1.0)[1])
+    sizes, zeros = [*sizes, 2.0**-point], [*zeros, 0]
     layers = []
-    for at, (layer, scale) in enumerate(zip(network.layers, scales, strict=True)):
-        last = at + 1 == len(scales)
-        target = Scale(2.0**-point, 0) if last else scales[at + 1]
-        low, high = (-LIMIT, LIMIT) if last else (-128, 127)
-        low = max(low, target.zero) if layer.relu else low
-        layers.append(_integers(layer, scale, target, low, high))
-    exponent = 23 - math.frexp(scales[0].size * 256)[1]
-    first = Rescale.by(np.array([2.0**-exponent / scales[0].size]), scales[0].zero)
-    return IntegerNetwork(network, exponent, first, layers, point)
+    for at, layer in enumerate(network.layers):
+        limits = (-LIMIT, LIMIT) if layer is network.layers[-1] else (-128, 127)
+        layers.append(_integers(layer, sizes[at : at + 2], zeros[at : at + 2], *limits))
+    return IntegerNetwork(network.input_shape, layers, network.ending, exponent, first, point)
 
 
-def _integers(layer: Layer, scale: Scale, target: Scale, low: int, high: int) -> IntegerLayer:
+def _integers(
+    layer: Layer, sizes: Sequence[float], zeros: Sequence[int], low: int, high: int
+) -> IntegerLayer:
+    """Make integers of a layer; ``(integer - zero) * size`` is a number before, and after it."""
     # As torch's PerChannelMinMaxObserver does, in float32; a row without weights has any scale.
     largest = np.abs(layer.weight).max(1, initial=0).astype(np.float32)
-    sizes = np.where(largest > 0, largest / np.float32(127), np.float32(SMALLEST)).astype(float)
+    steps = np.where(largest > 0, largest / np.float32(127), np.float32(SMALLEST)).astype(float)
     # A bias far above its weights makes them coarser, so that it stays an integer below 2**28.
-    sizes = np.maximum(sizes, np.abs(layer.bias) / (scale.size * 2.0**28))
-    weight = np.clip(np.rint(layer.weight / sizes[:, None]), -127, 127)
-    bias = np.rint(layer.bias / (scale.size * sizes)) - scale.zero * weight.sum(1)
+    steps = np.maximum(steps, np.abs(layer.bias) / (sizes[0] * 2.0**28))
+    weight = np.clip(np.rint(layer.weight / steps[:, None]), -127, 127)
+    bias = np.rint(layer.bias / (sizes[0] * steps)) - zeros[0] * weight.sum(1)
     if (np.abs(bias) + 128 * np.abs(weight).sum(1)).max() >= 2**31:
         raise ValueError(
             f"{layer.kind}: sums of {int(layer.active.sum(1).max())} products are too large for "
             "int32; export float32"
         )
-    rescale = Rescale.by(scale.size * sizes / target.size, target.zero, low, high)
-    return IntegerLayer(layer, weight, bias.astype(np.int64), scale.zero, rescale)
+    low = max(low, zeros[1]) if layer.relu else low
+    rescale = Rescale.by(sizes[0] * steps / sizes[1], zeros[1], low, high)
+    values = vars(layer) | {"weight": weight, "bias": bias, "zero": zeros[0]}
+    return IntegerLayer(**values, rescale=rescale)

@@ -3,59 +3,38 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from sparseconv.edge.layers import Array, Layer
 from sparseconv.edge.quantize import IntegerLayer
 
-BYTES = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "uint32_t": 4, "float": 4}
 LONGEST_GAP = 255  # of an int8 program
 
 
-@dataclass(frozen=True)
-class CArray:
-    """A constant as C text."""
+def constants(layer: Layer) -> dict[str, Array]:
+    """Return the numbers of a layer by name, row by row, in the types of the program.
 
-    name: str
-    type: str
-    length: int
-    text: str
-
-    @classmethod
-    def of(cls, name: str, type: str, numbers: Array) -> CArray:
-        if not len(numbers):  # C has no empty arrays
-            numbers = np.zeros(1, numbers.dtype)
-        return cls(name, type, len(numbers), numbers_text(numbers))
-
-    @property
-    def bytes(self) -> int:
-        return self.length * BYTES[self.type]
-
-
-def stored(layer: Layer, integers: IntegerLayer | None) -> dict[str, Array]:
-    """Return the numbers of a layer by name, row by row, in float32 or as integers.
-
-    A layer that has every weight has no gaps and counts.
+    A layer that has every weight has no gaps and counts; those of others have no final type yet.
     """
-    numbers: dict[str, Array]
-    if integers is None:
-        values = layer.weight.astype(np.float32)
-        numbers = {"bias": layer.bias.astype(np.float32)}
+    if isinstance(layer, IntegerLayer):
+        weights = layer.weight.astype(np.int8)
+        found = {"bias": layer.bias.astype(np.int32)}
+        found["multiplier"] = layer.rescale.multiplier.astype(np.int32)
     else:
-        values = integers.weight.astype(np.int8)
-        numbers = {"bias": integers.bias.astype(np.int32)}
-        numbers["multiplier"] = integers.rescale.multiplier
+        weights = layer.weight.astype(np.float32)
+        found = {"bias": layer.bias.astype(np.float32)}
     if layer.is_dense:
-        return numbers | {"weight": values.ravel()}
+        return found | {"weight": weights.ravel()}
     rows = []
-    for row, active in zip(values, layer.active, strict=True):
-        gap = np.diff(layer.offsets[active], prepend=0)
-        rows.append((row[active], gap) if integers is None else _bridged(row[active], gap))
+    for row, active in zip(weights, layer.active, strict=True):
+        weight, gap = row[active], np.diff(layer.offsets[active], prepend=0)
+        rows.append(_bridged(weight, gap) if isinstance(layer, IntegerLayer) else (weight, gap))
+    count = np.array([len(weight) for weight, _ in rows])
+    if not count.any():  # C has no empty arrays
+        rows.append((np.zeros(1, weights.dtype), np.zeros(1, int)))
     weight, gap = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    return numbers | {"weight": weight, "gap": gap, "count": np.array([len(w) for w, _ in rows])}
+    return found | {"weight": weight, "gap": gap, "count": count}
 
 
 def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
@@ -68,19 +47,16 @@ def _bridged(weight: Array, gap: Array) -> tuple[Array, Array]:
     return weights, gaps
 
 
-def narrowest(arrays: Iterable[Array]) -> str:
-    """Return the smallest type that holds all of the numbers."""
-    largest = max((int(array.max(initial=0)) for array in arrays), default=0)
-    return "uint8_t" if largest < 2**8 else "uint16_t" if largest < 2**16 else "uint32_t"
+def c_type(array: Array) -> str:
+    """Return the name in C of the type of an array."""
+    return "float" if array.dtype == np.float32 else f"{array.dtype}_t"
 
 
-def numbers_text(numbers: Array) -> str:
+def c_numbers(array: Array) -> str:
     """Write numbers as C text, wrapped; float32 with the digits that identify it."""
-    flat = np.ravel(numbers)
-    if flat.dtype == np.float32:
-        words = [f"{x:.9g}" for x in flat]
-        words = [f"{word}{'' if '.' in word or 'e' in word else '.0'}f" for word in words]
-    else:
-        words = [str(int(x)) for x in flat]
-    lines = textwrap.wrap(", ".join(words), 96, break_long_words=False, break_on_hyphens=False)
-    return textwrap.indent("\n".join(lines), "    ")
+    suffix = "f" if array.dtype == np.float32 else ""
+    words = ", ".join(f"{number!s}{suffix}" for number in array.ravel())
+    indent = " " * 4
+    return textwrap.fill(
+        words, 100, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
