@@ -148,9 +148,9 @@ def agreement(rows: Rows) -> str:
     ]
     return (
         f"Of {sum(row['n_test'] for row in real)} test series float32 labels {unlike} unlike "
-        f"PyTorch, and int8 {unlike8}; int8 changes the accuracy by {change:+.2f} points in the mean. "
-        f"float32 uses at most {used:.2f} of the bound of a sum. int8 has the same bits on all "
-        f"processors for {sum(len(found) == 1 for found in bits)} of {len(bits)} data sets."
+        f"PyTorch, and int8 {unlike8}. int8 changes the accuracy by {change:+.2f} points in the "
+        f"mean. float32 uses at most {used:.2f} of the bound of a sum. int8 has the same bits on "
+        f"all processors for {sum(len(found) == 1 for found in bits)} of {len(bits)} data sets."
     )
 
 
