@@ -1,4 +1,4 @@
-"""``python -m sparseconv bench``: which suites, what is printed, which files are written."""
+"""``python -m sparseconv bench``."""
 
 from __future__ import annotations
 
@@ -17,32 +17,24 @@ from sparseconv.bench.baselines import BASELINES
 from sparseconv.bench.cases import CASES, SUITES, WITHOUT_CASES, Case, select
 from sparseconv.bench.run import WrongResultError
 from sparseconv.bench.suite import QUICK_ROUNDS, README_SUITES, ROUNDS
-from sparseconv.cli.options import at_least
+from sparseconv.cli.options import at_least, count
 from sparseconv.core.files import check_writable
 from sparseconv.measure.timing import LEAST_ROUNDS
 from sparseconv.ops.backends import resolve_backend
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the command line's parser."""
-    command = commands.add_parser(
-        "bench",
-        help="check and time the kernels beside dense PyTorch",
-        description="Check the sparse kernels against float64, then time them, and the whole "
-        "network, beside dense PyTorch and other baselines, in turns, in one process. Without "
-        "--suites and --cases, everything. About an hour on two cores; "
-        f"--suites {' '.join(README_SUITES)} half an hour, with --quick an estimated ten minutes.",
-    )
-    command.set_defaults(run=_bench)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     add, several = command.add_argument, partial(command.add_argument, nargs="+")
-    all_suites, all_baselines = ", ".join(SUITES), " ".join(BASELINES)
-    several("--suites", choices=SUITES, metavar="SUITE", default=(), help=f"of {all_suites}")
+    suites = f"of {', '.join(SUITES)}; {' '.join(README_SUITES)} take half an hour"
+    several("--suites", choices=SUITES, metavar="SUITE", default=(), help=suites)
     cases = "these cases, and all of the --suites if some are named; --list shows them"
     several("--cases", choices=CASES, metavar="CASE", default=(), help=cases)
-    counts, default = sorted({1, min(2, os.cpu_count() or 1)}), "default: 1 and, with more cores, 2"
-    several("--threads", type=at_least(1), metavar="X", default=counts, help=default)
+    counts = sorted({1, min(2, os.cpu_count() or 1)})
+    several("--threads", **count("default: 1 and, with more cores, 2"), default=counts)
+    baselines = f"of the cases (default: {' '.join(BASELINES)})"
     add("--baselines", nargs="*", choices=BASELINES, metavar="BASELINE", default=list(BASELINES),
-        help=f"of the cases (default: {all_baselines})")  # fmt: skip
+        help=baselines)  # fmt: skip
     often = command.add_mutually_exclusive_group()
     rounds = f"timed rounds of everything, at least {LEAST_ROUNDS} (default: {ROUNDS} of each case)"
     often.add_argument("--rounds", type=at_least(LEAST_ROUNDS), metavar="X", help=rounds)
@@ -53,11 +45,12 @@ def add_to(commands: Any) -> None:
     add("--list", action="store_true", help="show the suites and cases, and do nothing")
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    """Run the command: 0, or 1 if a result was wrong.
+def run(arguments: argparse.Namespace) -> int:
+    """Check the sparse kernels against float64, and time them and dense PyTorch.
 
-    Raises:
-        ValueError, RuntimeError: something asked for cannot be done; nothing was measured.
+    The kernels and the whole network take turns with dense PyTorch and other baselines in one
+    process. Without --suites and --cases, everything: about an hour on two cores, with --quick ten
+    minutes. Ends with 1 if a result was wrong.
     """
     cases = select(arguments.suites, arguments.cases)
     asked = arguments.suites or ([] if arguments.cases else SUITES)

@@ -1,48 +1,38 @@
-"""``python -m sparseconv export``: a trained network as C."""
+"""``python -m sparseconv export``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sparseconv.cli.results import data_of_run, load_network
+from sparseconv.cli.options import DATA, RUN
+from sparseconv.cli.results import data_of_run, folder_of, load_network
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the command line's parser."""
-    command = commands.add_parser(
-        "export",
-        help="write a trained network as C for microcontrollers",
-        description="Write the network of a run as C99 without dependencies: NAME.c, NAME.h, "
-        "NAME_test.c with series of the training set, and README.md with sizes and cost. With "
-        "--int8 the training set calibrates it.",
-    )
-    command.set_defaults(run=_export)
-    command.add_argument("run_folder", metavar="RUN", help="results folder of `train`")
-    command.add_argument("--int8", action="store_true", help="int8 weights and activations")
-    command.add_argument(
-        "--name", default="dsn", help="a C identifier that begins every name (default: dsn)"
-    )
-    command.add_argument(
-        "--out", type=Path, help="folder, new or empty (default: RUN/c-float32 or RUN/c-int8)"
-    )
-    command.add_argument(
-        "--data", metavar="NAME_OR_PATH",
-        help="the data set of the run, as `train` accepts it (default: the name in the run)",
-    )  # fmt: skip
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = command.add_argument
+    add("run_folder", **RUN)
+    add("--int8", action="store_true", help="int8 weights and activations")
+    add("--name", default="dsn", help="a C identifier that begins every name (default: dsn)")
+    add("--out", type=Path, help="folder, new or empty (default: RUN/c-float32 or RUN/c-int8)")
+    add("--data", **DATA)
 
 
-def _export(args: argparse.Namespace) -> int:
-    run, model = load_network(args.run_folder)
-    data = data_of_run(run.config["data"], args.data, args.run_folder)
+def run(args: argparse.Namespace) -> int:
+    """Write a trained network as C for microcontrollers.
+
+    The folder receives C99 without dependencies: NAME.c, NAME.h, NAME_test.c with series of the
+    training set, and README.md with sizes and cost. With --int8 the training set calibrates it.
+    """
+    trained, model = load_network(args.run_folder)
+    data = data_of_run(trained.config["data"], args.data, args.run_folder)
     from sparseconv.edge import export_c  # torch's observers take a moment to import
 
     weights = "int8" if args.int8 else "float32"
-    folder = Path(args.run_folder)
-    out = args.out or (folder if folder.is_dir() else folder.parent) / f"c-{weights}"
+    out = args.out or folder_of(args.run_folder) / f"c-{weights}"
     series, classes = torch.from_numpy(data.X_train), list(map(str, data.classes))
     export_c(
         model, series, out, name=args.name, weights=weights,

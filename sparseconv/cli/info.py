@@ -1,34 +1,26 @@
-"""``python -m sparseconv info``: what is installed and can run here, or what a run holds."""
+"""``python -m sparseconv info``."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
+from sparseconv.cli.options import RUN
 from sparseconv.measure import machine
 from sparseconv.ops.backends import available_backends
 from sparseconv.rocket import RocketModel
 from sparseconv.training.run_folder import MODELS, load_run
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the command line's parser."""
-    command = commands.add_parser(
-        "info", help="say what is installed and what can run here, or what a run holds"
-    )
-    command.set_defaults(run=_info)
-    command.add_argument(
-        "run_folder",
-        nargs="?",
-        metavar="RUN",
-        help="results folder of `train`: describe it instead",
-    )
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    command.add_argument("run_folder", nargs="?", **RUN)
 
 
-def _info(args: argparse.Namespace) -> int:
-    lines = _installed() if args.run_folder is None else _of_run(Path(args.run_folder))
+def run(args: argparse.Namespace) -> int:
+    """Show what is installed and what can run here, or what a run holds."""
+    lines = _installed() if args.run_folder is None else _of_run(args.run_folder)
     width = max(len(name) for name, _ in lines)
     print("\n".join(f"{name:{width}}  {text}" for name, text in lines))
     return 0
@@ -65,11 +57,9 @@ def _of_run(folder: Path) -> list[tuple[str, str]]:
 def _installed() -> list[tuple[str, str]]:
     facts, versions = machine.environment_info(), machine.optional_versions()
     missing = [name for name in machine.OPTIONAL_PACKAGES if name not in versions]
+    own = ", ".join(f"{name} {facts[name]}" for name in ("sparseconv", "torch", "python"))
     return [
-        (
-            "versions",
-            ", ".join(f"{name} {facts[name]}" for name in ("sparseconv", "torch", "python")),
-        ),
+        ("versions", own),
         ("processor", f"{facts['cpu']} ({facts['system']})"),
         ("ISA", machine.isa()),
         ("threads", f"torch uses {facts['threads']} of {facts['cores']} cores"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from sparseconv.cli import bench, export, info, profile, prune, train
 from sparseconv.cli.options import INTERRUPTED, PROG
@@ -40,18 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-class _WholeWords(argparse.ArgumentParser):
-    """Options are not abbreviated: --epoch could be a typing error for another one."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs, allow_abbrev=False)
-
-
 def _parser() -> argparse.ArgumentParser:
+    """Make a parser of every command, whose help is the docstring of its ``run``."""
     parser = argparse.ArgumentParser(
         prog=PROG, description="Weight-sparse 1-D convolution for PyTorch."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_WholeWords)
-    for command in (info, bench, train, prune, profile, export):
-        command.add_to(commands)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in (info, bench, train, prune, profile, export):
+        text = inspect.getdoc(module.run) or ""
+        name = module.__name__.rpartition(".")[2]
+        first = text.partition("\n")[0]
+        # Options are not abbreviated: --epoch could be a typing error for another one.
+        command = commands.add_parser(name, help=first, description=text, allow_abbrev=False)
+        command.set_defaults(run=module.run)
+        module.add_options(command)
     return parser

@@ -1,4 +1,4 @@
-"""The options of a run, described where they are defined, and what the commands share."""
+"""Options that commands share; those of a run are described where they are defined."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import inspect
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from sparseconv import datasets
@@ -59,10 +60,20 @@ def number_or_cv(text: str) -> int | float | str:
     return float(text) if "." in text or "e" in text.lower() else int(text)
 
 
-def add_threads(command: argparse.ArgumentParser, default: str) -> None:
-    """Add ``--threads``; its help calls the default this."""
-    text = f"threads for torch (default: {default})"
-    command.add_argument("--threads", type=at_least(1), metavar="X", help=text)
+def count(text: str) -> dict[str, Any]:
+    """Return the keywords of an option that is a number from 1."""
+    return {"type": at_least(1), "metavar": "X", "help": text}
+
+
+Keywords = dict[str, Any]
+RUN: Keywords = {
+    "metavar": "RUN", "type": Path, "help": "results folder of `train`, or its checkpoint.pt",
+}  # fmt: skip
+DATA: Keywords = {
+    "metavar": "NAME_OR_PATH",
+    "help": "the run's data set, as `train` accepts it (default: the bundled one of its name)",
+}
+QUIET: Keywords = {"action": "store_true", "help": "print the final summary only"}
 
 
 def refuse_foreign(args: argparse.Namespace, names: Iterable[str], owner: str) -> None:
@@ -72,22 +83,19 @@ def refuse_foreign(args: argparse.Namespace, names: Iterable[str], owner: str) -
             raise ValueError(f"--{name.replace('_', '-')} is not for {owner}; omit it")
 
 
-def add_option(
-    group: argparse._ArgumentGroup, name: str, default: Any, said: str | None = None
-) -> None:
-    """Add an option, which is left out of the parsed arguments unless it is given.
+def add_setting(group: argparse._ArgumentGroup, name: str, value: Any, default: str = "") -> None:
+    """Add an option of a run, which is left out of the parsed arguments unless it is given.
 
-    ``said``: what the help calls the default, where that depends on the run.
+    ``value``: the default, which the help calls ``default`` where it depends on the run.
     """
-    flag = "--" + name.replace("_", "-")
-    shown = "" if default is None else f" (default: {said or default})"
+    shown = "" if value is None else f" (default: {default or value})"
     text = _HELP.get(name, "").replace("%", "%%") + shown
     kwargs: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
-    if isinstance(default, bool):
+    if isinstance(value, bool):
         kwargs |= {"action": argparse.BooleanOptionalAction}
     elif name in _CHOICES:
         kwargs |= {"choices": _CHOICES[name]}
     else:
-        kind: Any = float if isinstance(default, float) else int
+        kind: Any = float if isinstance(value, float) else int
         kwargs |= {"type": number_or_cv if name in ("keep", "k") else kind, "metavar": "X"}
-    group.add_argument(flag, **kwargs)
+    group.add_argument(f"--{name.replace('_', '-')}", **kwargs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -14,46 +13,47 @@ from typing import Any
 import torch
 
 from sparseconv import datasets
-from sparseconv.cli.results import data_facts, described, new_folder
+from sparseconv.cli.results import data_facts, described, new_folder, write_config
 from sparseconv.core.files import write_whole
 from sparseconv.measure import machine
 from sparseconv.measure.table import Table
-from sparseconv.training.run_folder import CONFIG_NAME, DATA, MODEL_NAME, POCKET
+from sparseconv.training.run_folder import MODEL_NAME
 
 
-def train(args: argparse.Namespace, given: Mapping[str, Any], out: Path) -> int:
+def train(args: argparse.Namespace, config: dict[str, Any], out: Path) -> int:
     """Fit, test, and write the results folder."""
-    settings = POCKET | DATA | dict(given)
     if args.resume:
         raise ValueError("a pocket model has no epochs to resume; train it again without --resume")
-    data = datasets.load(args.data, nan_to_zero=settings["nan_to_zero"])
+    data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
     from sparseconv.estimators.pocket import POCKETClassifier  # aeon takes seconds
 
     threads = args.threads or torch.get_num_threads()
-    options = {name: settings[name] for name in POCKET if name != "seed"}
+    options = dict(config["pocket"])
     classifier = POCKETClassifier(
-        **options, random_state=settings["seed"], n_jobs=threads, verbose=not args.quiet
+        random_state=options.pop("seed"), n_jobs=threads, verbose=not args.quiet, **options
     )
+    config |= {"model": "pocket", "data": data_facts(data, config["data"])}
+    config |= {"machine": machine.environment_info() | {"threads": threads}}
     if not args.quiet:
-        print(f"{described(data)}; {settings['kernels']}, threads: {threads}", flush=True)
-    with new_folder(out, resumable=False):
-        return _fit_and_write(classifier, data, settings, threads, out)
+        print(f"{described(data)}; {classifier.kernels}, threads: {threads}", flush=True)
+    with new_folder(out):
+        return _fit_and_write(classifier, data, config, out)
 
 
 def _fit_and_write(
-    classifier: Any, data: datasets.Dataset, settings: Mapping[str, Any], threads: int, out: Path
+    classifier: Any, data: datasets.Dataset, config: Mapping[str, Any], out: Path
 ) -> int:
     begin = time.perf_counter()
     classifier.fit(data.X_train, data.y_train)
     seconds = time.perf_counter() - begin
     model = replace(classifier.model_, classes=data.classes)
-    with machine.threads(threads):
+    with machine.threads(classifier.n_jobs):
         model.predict(data.X_test[:1])  # the kernels are prepared once
         begin = time.perf_counter()
         guess = model.predict(data.X_test)
         each = (time.perf_counter() - begin) / len(guess)
     correct = int((guess == data.classes[data.y_test]).sum())
-    kind = "kernels" if settings["kernels"] == "rocket" else "features"
+    kind = "kernels" if classifier.kernels == "rocket" else "features"
     found = {
         "test accuracy": f"{correct / len(guess):.4f} ({correct} of {len(guess)})",
         f"{kind} kept": f"{classifier.keep_:,} of {classifier.n_candidates_:,}",
@@ -62,10 +62,7 @@ def _fit_and_write(
         "fit": f"{seconds:.2f} s",
         "prediction": f"{1e6 * each:.0f} us a series",
     }
-    config = {"model": "pocket", "data": data_facts(data, settings)}
-    config |= {"pocket": {name: settings[name] for name in POCKET}}
-    config |= {"machine": machine.environment_info() | {"threads": threads}}
-    write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    write_config(out, config)
     model.save(out / MODEL_NAME)
     write_whole(out / "summary.md", _summary(data.name, found, classifier.scores_))
     print(f"{data.name}: test accuracy {found.pop('test accuracy')}")

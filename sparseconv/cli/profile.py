@@ -1,15 +1,14 @@
-"""``python -m sparseconv profile``: the sparse layers of a trained network."""
+"""``python -m sparseconv profile``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sparseconv.cli.options import add_threads, at_least
+from sparseconv.cli.options import RUN, count
 from sparseconv.cli.results import load_network
 from sparseconv.core.files import check_writable, write_whole
 from sparseconv.measure import machine
@@ -17,34 +16,25 @@ from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.training.recipe import Recipe
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the command line's parser."""
-    command = commands.add_parser(
-        "profile",
-        help="measure each sparse layer beside the same layer dense",
-        description="Measure each sparse layer of a trained Dynamic Sparse Network beside the same "
-        "layer dense, with the pattern of its best epoch.",
-    )
-    command.set_defaults(run=_profile)
-    command.add_argument(
-        "run_folder", metavar="RUN", help="results folder of `train`, or its checkpoint.pt"
-    )
-    for name, text in (
-        ("length", "samples of a series (default: those of the training series)"),
-        ("batch", "series in a batch (default: as in training)"),
-    ):
-        command.add_argument(f"--{name}", type=at_least(1), metavar="X", help=text)
-    add_threads(command, "as in training")
-    command.add_argument(
-        "--inference", action="store_true", help="eval mode, no gradients, forward only"
-    )
-    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = command.add_argument
+    add("run_folder", **RUN)
+    add("--length", **count("samples of a series (default: those of the training series)"))
+    add("--batch", **count("series in a batch (default: as in training)"))
+    add("--threads", **count("threads for torch (default: as in training)"))
+    add("--inference", action="store_true", help="eval mode, no gradients, forward only")
+    add("--json", type=Path, metavar="FILE", help="write every figure there too")
 
 
-def _profile(args: argparse.Namespace) -> int:
-    run, model = load_network(args.run_folder)
-    data = run.config["data"]
-    batch = args.batch or Recipe(**run.config["recipe"]).batch_size_for(data["n_train"])
+def run(args: argparse.Namespace) -> int:
+    """Compare each sparse layer of a trained network with the same layer dense.
+
+    The network is a Dynamic Sparse Network with the pattern of its best epoch.
+    """
+    trained, model = load_network(args.run_folder)
+    data = trained.config["data"]
+    batch = args.batch or Recipe(**trained.config["recipe"]).batch_size_for(data["n_train"])
     length = args.length or data["n_timepoints"]
     if args.json is not None:
         check_writable(args.json)
@@ -55,7 +45,7 @@ def _profile(args: argparse.Namespace) -> int:
     x = torch.randn(batch, data["n_channels"], length, generator=torch.Generator())
     from sparseconv.profiling import profile  # needed by this command only
 
-    with machine.threads(args.threads or int(run.config["machine"]["threads"])):
+    with machine.threads(args.threads or int(trained.config["machine"]["threads"])):
         found = profile(model, x, backward=not args.inference)
     if args.json is not None:
         write_whole(args.json, json.dumps(found.to_dict(), indent=2) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,22 @@ import torch
 from sparseconv import datasets
 from sparseconv.core.files import LOCK_NAME, check_writable, claimed, partial_files, write_whole
 from sparseconv.models import DSN
+from sparseconv.report.training import write_training_report
 from sparseconv.training.data import digest
-from sparseconv.training.loop import CHECKPOINT_NAME
-from sparseconv.training.run_folder import CONFIG_NAME, DATA, MODEL_NAME, TrainedRun, load_run
+from sparseconv.training.evaluation import predict_log_proba
+from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
+from sparseconv.training.recipe import Recipe
+from sparseconv.training.run_folder import (
+    CONFIG_NAME,
+    DATA,
+    HISTORY_NAME,
+    TrainedRun,
+    load_run,
+)
 
 
 @contextlib.contextmanager
-def new_folder(out: Path, *, resumable: bool = True) -> Iterator[None]:
+def new_folder(out: Path) -> Iterator[None]:
     """Claim a results folder that is new or empty; if the block writes nothing, it goes again.
 
     Raises:
@@ -28,15 +37,15 @@ def new_folder(out: Path, *, resumable: bool = True) -> Iterator[None]:
     """
     try:
         with claimed(out):
-            found = {path.name for path in out.iterdir()} - {LOCK_NAME}
+            found = {path.name for path in out.iterdir()} - {LOCK_NAME, CONFIG_NAME}
             for name in (CONFIG_NAME, CHECKPOINT_NAME):
                 found -= {path.name for path in partial_files(out / name)}
-            # A run that ended before its first checkpoint leaves nothing worth keeping.
-            if found - {CONFIG_NAME}:
-                what = "a run already; " if CONFIG_NAME in found else "other files; "
-                if CONFIG_NAME in found and resumable and MODEL_NAME not in found:
-                    what += "resume it with --resume, or "
-                raise ValueError(f"{out} holds {what}choose another folder with --out")
+            if found:  # a run that ended before its first checkpoint leaves none of them
+                what = "a run already" if (out / CONFIG_NAME).exists() else "other files"
+                raise ValueError(
+                    f"{out} holds {what}; choose another folder with --out, or resume a run of "
+                    "`train` with --resume"
+                )
             check_writable(out / CONFIG_NAME)
             yield
     except BaseException:
@@ -45,22 +54,62 @@ def new_folder(out: Path, *, resumable: bool = True) -> Iterator[None]:
         raise
 
 
-def history_writer(path: Path) -> Callable[[list[dict[str, Any]]], None]:
+def write_config(out: Path, config: Mapping[str, Any]) -> None:
+    """Write ``config.json``."""
+    write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+
+
+def correct(model: DSN, data: datasets.Dataset) -> int:
+    """Count the test series of which the network gives the class."""
+    log_proba = predict_log_proba(model, torch.from_numpy(data.X_test))
+    return int((log_proba.argmax(1).numpy() == data.y_test).sum())
+
+
+def train_network(
+    model: DSN,
+    data: datasets.Dataset,
+    config: Mapping[str, Any],
+    out: Path,
+    *,
+    quiet: bool,
+    resume: bool = False,
+) -> tuple[TrainingResult, int, Path]:
+    """Train, test and write everything of a run of a network into its results folder.
+
+    Returns:
+        What training found, the test series that get their class, and the path of ``summary.md``.
+    """
+    if not resume:
+        write_config(out, config)
+    history = out / HISTORY_NAME
+    result = train(
+        model, data.X_train, data.y_train, Recipe(**config["recipe"]), out=out, resume=resume,
+        progress=not quiet, on_epoch=_history_writer(history),
+    )  # fmt: skip
+    _history_writer(history)(result.history)  # its last row may be missing if the run was killed
+    found = correct(model, data)
+    settings = {
+        name: value for section in config.values() for name, value in section.items()
+        if name != "filters"
+    }  # fmt: skip
+    summary = write_training_report(
+        out, dataset_name=data.name, model=model, history=result.history,
+        cost=model.cost(data.n_timepoints), test_accuracy=found / len(data.y_test), config=settings,
+    )  # fmt: skip
+    return result, found, summary
+
+
+def _history_writer(path: Path) -> Callable[[list[dict[str, Any]]], None]:
     """Write the whole history at the first call, then add each epoch's row as it comes."""
     begun = False
 
     def write(history: list[dict[str, Any]]) -> None:
         nonlocal begun
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=history[0], lineterminator="\n")
-        if begun:
-            writer.writerow(history[-1])
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text.getvalue())
-        else:
-            writer.writeheader()
-            writer.writerows(history)
-            write_whole(path, text.getvalue())
+        with path.open("a" if begun else "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=history[0], lineterminator="\n")
+            if not begun:
+                writer.writeheader()
+            writer.writerows(history[-1:] if begun else history)
         begun = True
 
     return write
@@ -75,7 +124,7 @@ def described(data: datasets.Dataset) -> str:
 
 
 def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``config.json`` says of the data, used to detect another data set."""
+    """Return what ``config.json`` holds about the data, by which another data set is found."""
     return {
         "name": data.name,
         "n_train": len(data.X_train),
@@ -89,7 +138,13 @@ def data_facts(data: datasets.Dataset, settings: Mapping[str, Any]) -> dict[str,
     }
 
 
-def load_network(path: str | Path) -> tuple[TrainedRun, DSN]:
+def folder_of(path: Path) -> Path:
+    """Return the absolute folder of a run that is named by it or by a file in it."""
+    path = path.resolve()
+    return path if path.is_dir() else path.parent
+
+
+def load_network(path: Path) -> tuple[TrainedRun, DSN]:
     """Load a run with its network; ValueError if it holds random kernels."""
     run = load_run(path)
     if isinstance(run.model, DSN):
@@ -97,9 +152,7 @@ def load_network(path: str | Path) -> tuple[TrainedRun, DSN]:
     raise ValueError(f"{path} holds random kernels; expected the run of a Dynamic Sparse Network")
 
 
-def data_of_run(
-    facts: Mapping[str, Any], given: str | None, folder: str | Path
-) -> datasets.Dataset:
+def data_of_run(facts: Mapping[str, Any], given: str | None, folder: Path) -> datasets.Dataset:
     """Load the data that a run was trained on: the bundled set of its name, or ``given``.
 
     Raises:
@@ -111,17 +164,15 @@ def data_of_run(
             "--data"
         )
     data = datasets.load(given or facts["name"], nan_to_zero=facts["nan_to_zero"])
-    if different := difference(data_facts(data, facts), facts):
-        raise ValueError(
-            f"{data.name} is not what {folder} was trained on, {different}; name the data of the "
-            "run with --data"
-        )
+    check_data(data, facts, folder)
     return data
 
 
-def difference(facts: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """How data differ from those of a run, in words; empty if at most in their name."""
-    for name, value in facts.items():
+def check_data(data: datasets.Dataset, known: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError unless the data are those of a run, at most under another name."""
+    for name, value in data_facts(data, known).items():
         if name != "name" and known.get(name) != value:
-            return f"its {name} is {value!r}, there {known.get(name)!r}"
-    return ""
+            raise ValueError(
+                f"{data.name} is not what {folder} was trained on: its {name} is {value!r}, there "
+                f"{known.get(name)!r}; name the data of that run, or start a new one"
+            )

@@ -1,9 +1,8 @@
-"""``python -m sparseconv train``: train on a data set and write a results folder."""
+"""``python -m sparseconv train``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,104 +13,72 @@ import torch
 
 from sparseconv import datasets
 from sparseconv.cli import pocket
-from sparseconv.cli.options import (
-    INTERRUPTED,
-    PROG,
-    add_option,
-    add_threads,
-    refuse_foreign,
-)
-from sparseconv.cli.results import data_facts, described, difference, history_writer, new_folder
-from sparseconv.core.files import claimed, write_whole
+from sparseconv.cli.options import INTERRUPTED, PROG, QUIET, add_setting, count, refuse_foreign
+from sparseconv.cli.results import check_data, data_facts, described, new_folder, train_network
+from sparseconv.core.files import claimed
 from sparseconv.measure import machine
 from sparseconv.models import DSN
 from sparseconv.report import figures
-from sparseconv.report.training import write_training_report
 from sparseconv.training.evaluation import predict_log_proba
-from sparseconv.training.loop import train
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run_folder import (
-    CONFIG_NAME,
-    DATA,
-    HISTORY_NAME,
-    MODELS,
-    NETWORK,
-    POCKET,
-    RECIPE,
-    SECTIONS,
-    read_config,
-)
+from sparseconv.training.run_folder import MODELS, SECTIONS, read_config
+
+SETTINGS = SECTIONS | MODELS["pocket"]
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the command line's parser."""
-    command = commands.add_parser(
-        "train",
-        help="train a Dynamic Sparse Network, or pruned random kernels, on a data set",
-        description="Train a Dynamic Sparse Network and write a results folder: config.json, "
-        "history.csv (a row per epoch), checkpoint.pt, figures and summary.md. The defaults are "
-        "the paper's network and recipe. With --model pocket: ROCKET's or MiniROCKET's kernels, "
-        "pruned; config.json, model.npz and summary.md.",
-    )
-    command.set_defaults(run=_train)
-    command.add_argument(
-        "data",
-        metavar="NAME_OR_PATH",
-        help=f"one of {', '.join(datasets.BUNDLED)}; a folder with NAME_TRAIN.ts and "
-        "NAME_TEST.ts; or a .npz file with X_train, y_train, X_test and y_test",
-    )
-    command.add_argument(
-        "--model", choices=tuple(MODELS), default="dsn",
-        help="a Dynamic Sparse Network (default), or random kernels pruned by POCKET",
-    )  # fmt: skip
-    command.add_argument(
-        "--out",
-        type=Path,
-        help="results folder, new or empty (default: runs/NAME-seedSEED, with --model pocket "
-        "runs/NAME-pocket-seedSEED)",
-    )
-    command.add_argument(
-        "--resume", action="store_true", help="resume the run in the results folder"
-    )
-    add_threads(command, "torch's own; in a resumed run, as before: the last bits depend on it")
-    command.add_argument("--quiet", action="store_true", help="print the final summary only")
-    # --epochs and the rest: the fields of training.recipe.Recipe, the arguments of models.DSN.
-    for title, options in SECTIONS.items():
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = command.add_argument
+    data = f"one of {', '.join(datasets.BUNDLED)}; a folder with NAME_TRAIN.ts and NAME_TEST.ts; "
+    data += "or a .npz file with X_train, y_train, X_test and y_test"
+    add("data", metavar="NAME_OR_PATH", help=data)
+    models = "a Dynamic Sparse Network (default), or random kernels pruned by POCKET"
+    add("--model", choices=tuple(MODELS), default="dsn", help=models)
+    out = "results folder, new or empty (default: runs/NAME-seedSEED, or runs/NAME-pocket-seedSEED)"
+    add("--out", type=Path, help=out)
+    add("--resume", action="store_true", help="resume the run in the results folder")
+    threads = "torch's own; in a resumed run, as before: the last bits depend on it"
+    add("--threads", **count(f"threads for torch (default: {threads})"))
+    add("--quiet", **QUIET)
+    # --epochs and the rest: the fields of training.recipe.Recipe, the arguments of models.DSN, and
+    # those of POCKETClassifier.
+    for title, options in SETTINGS.items():
         group = command.add_argument_group(title)
         for name, default in options.items():
-            add_option(group, name, default)
-    group = command.add_argument_group("pocket", "with --model pocket only")
-    for name in POCKET:
-        if name != "seed":  # which is there already
-            add_option(group, name, POCKET[name])
+            if not (title == "pocket" and name == "seed"):  # which is there already
+                add_setting(group, name, default)
 
 
-def _train(args: argparse.Namespace) -> int:
-    own = {name for options in MODELS[args.model].values() for name in options}
-    refuse_foreign(args, (DATA | NETWORK | RECIPE | POCKET).keys() - own, f"--model {args.model}")
+def run(args: argparse.Namespace) -> int:
+    """Train a Dynamic Sparse Network, or pruned random kernels, on a data set.
+
+    The results folder receives config.json, history.csv (a row per epoch), checkpoint.pt, figures
+    and summary.md. The defaults are the paper's network and recipe. With --model pocket: ROCKET's
+    or MiniROCKET's kernels, pruned; config.json, model.npz and summary.md.
+    """
+    sections = MODELS[args.model]
+    own = {name: value for options in sections.values() for name, value in options.items()}
+    every = {name for options in SETTINGS.values() for name in options}
+    refuse_foreign(args, every - own.keys(), f"--model {args.model}")
     given = {name: value for name, value in vars(args).items() if name in own}
+    settings = own | given
     name = Path(args.data).resolve().name.removesuffix(".npz").removesuffix("_TRAIN.ts")
     mark = "" if args.model == "dsn" else f"{args.model}-"
-    out: Path = args.out or Path("runs") / f"{name}-{mark}seed{given.get('seed', RECIPE['seed'])}"
+    out: Path = args.out or Path("runs") / f"{name}-{mark}seed{settings['seed']}"
+    config: dict[str, Any] = {
+        key: {name: settings[name] for name in options} for key, options in sections.items()
+    }
     if args.model == "pocket":
-        return pocket.train(args, given, out)
-    settings = DATA | NETWORK | RECIPE | given
-    config: dict[str, Any] = _resumed(out, given) if args.resume else {
-        key: {name: settings[name] for name in options} for key, options in SECTIONS.items()
-    }  # fmt: skip
-    settings = {name: config[key][name] for key, options in SECTIONS.items() for name in options}
+        return pocket.train(args, config, out)
+    if args.resume:
+        config = _resumed(out, given)
 
     # Whatever can be wrong shows before anything is written.
     figures.require_matplotlib()
-    data = datasets.load(args.data, nan_to_zero=settings["nan_to_zero"])
-    facts = data_facts(data, settings)
-    if args.resume and (different := difference(facts, config["data"])):
-        raise ValueError(
-            f"{out} holds another run: {data.name} is not its data, {different}; give the data of "
-            "that run, or start a new one with --out"
-        )
-    recipe = Recipe(**config["recipe"])
-    torch.manual_seed(recipe.seed)
+    data = datasets.load(args.data, nan_to_zero=config["data"]["nan_to_zero"])
+    if args.resume:
+        check_data(data, config["data"], out)
+    torch.manual_seed(Recipe(**config["recipe"]).seed)
     model = DSN(data.n_channels, len(data.classes), **config["network"])
     predict_log_proba(model, torch.from_numpy(data.X_test[:1]))  # can the backend run?
 
@@ -119,8 +86,8 @@ def _train(args: argparse.Namespace) -> int:
     folder = claimed(out) if args.resume else new_folder(out)
     with machine.threads(threads or torch.get_num_threads()), folder:
         if not args.resume:
+            facts = data_facts(data, config["data"])
             config |= {"data": facts, "machine": machine.environment_info()}
-            write_whole(out / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         if not args.quiet:
             cost = model.cost(data.n_timepoints)
             print(
@@ -129,29 +96,16 @@ def _train(args: argparse.Namespace) -> int:
                 flush=True,
             )
         try:
-            result = train(
-                model, data.X_train, data.y_train, recipe,
-                out=out, resume=args.resume, progress=not args.quiet,
-                on_epoch=history_writer(out / HISTORY_NAME),
-            )  # fmt: skip
+            result, found, summary = train_network(
+                model, data, config, out, quiet=args.quiet, resume=args.resume
+            )
         except KeyboardInterrupt:
             again = shlex.join(["train", args.data, "--out", str(out), "--resume"])
             print(f"\nstopped; to resume: {PROG} {again}", file=sys.stderr)
             return INTERRUPTED
-        history_writer(out / HISTORY_NAME)(result.history)
-        log_proba = predict_log_proba(model, torch.from_numpy(data.X_test))
-    correct, cases = int((log_proba.argmax(1).numpy() == data.y_test).sum()), len(data.y_test)
-    summary = write_training_report(
-        out,
-        dataset_name=data.name,
-        model=model,
-        history=result.history,
-        cost=model.cost(data.n_timepoints),
-        test_accuracy=correct / cases,
-        config={name: value for section in config.values() for name, value in section.items()},
-    )
+    cases = len(data.y_test)
     print(
-        f"{data.name}: test accuracy {correct / cases:.4f} ({correct} of {cases})\n"
+        f"{data.name}: test accuracy {found / cases:.4f} ({found} of {cases})\n"
         f"  kept is epoch {result.best_epoch} of {len(result.history)}, training loss "
         f"{result.best_loss:.4g}\n  cost, layers and figures: {summary}"
     )
@@ -160,16 +114,10 @@ def _train(args: argparse.Namespace) -> int:
 
 def _resumed(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Read the configuration of the run in ``out``; options given again must agree with it."""
-    if not (out / CONFIG_NAME).exists():
-        raise ValueError(
-            f"nothing to resume: {out / CONFIG_NAME} does not exist; name the folder of a run with "
-            "--out, or omit --resume"
-        )
     config = read_config(out)
-    if config.get("model", "dsn") != "dsn":
-        raise ValueError(f"{out} holds a {config['model']} model, which has no epochs to resume")
-    if "pruning" in config:
-        raise ValueError(f"{out} holds a pruned run, whose fine-tuning is not resumed; prune again")
+    if "recipe" not in config or "pruning" in config:
+        kind = "pruned run" if "pruning" in config else f"{config['model']} model"
+        raise ValueError(f"{out} holds a {kind}, which cannot be resumed; start it again")
     known = {name: value for key in SECTIONS for name, value in config[key].items()}
     for name, value in given.items():
         if value != known[name]:

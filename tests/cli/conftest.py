@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from toy_run import write_data
 
 from sparseconv.cli.main import main
-from sparseconv.core.files import claimed
 
 
 @pytest.fixture
@@ -40,18 +38,5 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
         assert "error: " in line
         for text in expected:
             assert text in line
-
-    return check
-
-
-@pytest.fixture
-def refused_while_claimed(refused: Callable[..., None]) -> Callable[[list[str], Path], None]:
-    """``refused_while_claimed(words, out)``: the command is refused while a run writes there."""
-
-    def check(words: list[str], out: Path) -> None:
-        with claimed(out), ThreadPoolExecutor(1) as other:
-            said = f"another run is writing to {out}; wait for it, or choose another folder"
-            other.submit(refused, [*words, "--out", str(out)], said).result()
-        assert not list(out.iterdir())
 
     return check

@@ -177,8 +177,12 @@ def test_what_was_measured_before_an_end_is_kept(
 
 
 def test_a_reader_that_has_enough() -> None:
-    """As in ``... | head``: no message, and the exit code of a shell."""
-    words = [sys.executable, "-m", "sparseconv", "bench", "--list"]
+    """As in ``... | head``: no message, a shell's exit code; and nothing is imported needlessly."""
+    code = (
+        "import sys\nfrom sparseconv.cli.main import main\ncode = main(['bench', '--list'])\n"
+        "assert not {'matplotlib', 'aeon', 'scipy'} & set(sys.modules)\nsys.exit(code)"
+    )
+    words = [sys.executable, "-c", code]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

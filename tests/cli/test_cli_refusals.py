@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from toy_run import SMALL, files, write_data
 
 from sparseconv.bench import suite
 from sparseconv.cli.main import main
+from sparseconv.core.folders import claimed
 from sparseconv.ops import backends
 
 TRAIN = "train {toy} --quiet --nf 3 --depth 2"
@@ -24,68 +26,41 @@ PRUNE = "prune {run} --data {toy} --quiet"
 # pruned one, and {damaged} has an empty config.json.
 ROWS = [
     ("", "required: COMMAND"),
-    ("fly", "invalid choice: 'fly'"),
     ("info none", "is not a results folder"),
     ("info {damaged}", "config.json is not the config.json of a run of this version"),
-    ("train", "required: NAME_OR_PATH"),
     ("train GunPont", "no data set 'GunPont'"),
-    ("train .", "one pair NAME_TRAIN.ts"),
     (f"{TRAIN} --epoch 2", "unrecognized arguments: --epoch"),
-    (f"{TRAIN} --epochs many", "argument --epochs: invalid int value"),
     (f"{TRAIN} --epochs 0", "epochs must be >= 1"),
     (f"{TRAIN} --grow fast", "argument --grow: invalid choice"),
-    (f"{TRAIN} --lr nan", "lr must be finite"),
-    (f"{TRAIN} --sparsity 1", "sparsity must lie in [0, 1)"),
-    (f"{TRAIN} --n-groups 50", "n_groups=50 is too many"),
     (f"{TRAIN} --threads 0", "argument --threads: must be at least 1, but got 0"),
-    (f"{TRAIN} --threads 1000000", "threads must be 1 to 1024"),
-    (f"{TRAIN} --seed -1", "seed must be >= 0"),
     (f"{TRAIN} --keep 3", "--keep is not for --model dsn; omit it"),
-    (f"{TRAIN} --resume", "nothing to resume"),
+    (f"{TRAIN} --resume", "is not a results folder"),
     (f"{TRAIN} --out {{toy}}", "toy.npz cannot be written"),
     (f"{TRAIN} --out {{mine}}", "holds other files; choose another folder with --out"),
-    (f"{TRAIN} --out {{run}}", "holds a run already; resume it with --resume, or choose"),
+    (f"{TRAIN} --out {{run}}", "holds a run already; choose another folder with --out, or"),
     ("train {toy} --out {run} --resume --epochs 3", "has epochs=2, but --epochs asks for 3"),
-    ("train {other} --out {run} --resume", "is not its data, its train_sha256 is"),
-    ("train {toy} --out {damaged} --resume", "config.json is not the config.json of a run"),
-    ("train {toy} --out {pocket} --resume", "holds a pocket model, which has no epochs"),
-    ("train {toy} --out {pruned} --resume", "fine-tuning is not resumed; prune again"),
+    ("train {other} --out {run} --resume", "is not what"),
+    ("train {toy} --out {pocket} --resume", "holds a pocket model, which cannot be resumed"),
+    ("train {toy} --out {pruned} --resume", "holds a pruned run, which cannot be resumed"),
     (f"{POCKET} --nf 4", "--nf is not for --model pocket; omit it"),
     (f"{POCKET} --resume", "no epochs to resume"),
-    (f"{POCKET} --keep 'a third'", "argument --keep: invalid number_or_cv value: 'a third'"),
     (
         f"{POCKET} --out new --keep 41",
         "keep must be a share in (0, 1] (a float), a number from 1 to 40",
     ),
-    (f"{POCKET} --out new --k 0", 'k must be a positive number or "cv"'),
-    (f"{POCKET} --out /proc/pocket", "/proc/pocket cannot be written"),
     (f"{POCKET} --out {{pocket}}", "holds a run already; choose another folder with --out"),
-    ("prune none", "is not a results folder"),
     ("prune {run}", "was trained on 'toy', which is not bundled; name its data with --data"),
     ("prune {run} --data {other}", "is not what"),
-    ("prune {pocket} --data {toy}", "holds random kernels"),
-    (f"{PRUNE} --ratio 1", "ratio must lie in [0, 1)"),
     (f"{PRUNE} --ratio 0.5 --target-macs 9", "not allowed with argument --ratio"),
-    (f"{PRUNE} --target-macs 1", "out of reach"),
-    (f"{PRUNE} --steps 0", "argument --steps: must be at least 1"),
     (f"{PRUNE} --eps 0.3", "--eps is not for --criterion whc; omit it"),
     (f"{PRUNE} --criterion dsp --ratio 0.3", "--ratio is not for --criterion dsp; omit it"),
     (f"{PRUNE} --out {{run}}", "holds a run already; choose another folder with --out"),
     ("profile {pocket}", "holds random kernels"),
-    ("profile {run} --length 0", "argument --length: must be at least 1"),
     ("profile {run} --json .", "cannot be written (it is a folder, a device"),
-    ("export none", "is not a results folder"),
-    ("export {run}", "was trained on 'toy', which is not bundled; name its data with --data"),
-    ("export {run} --data {other}", "its train_sha256 is"),
     ("export {run} --data {toy} --name 1", "C identifier"),
     ("export {run} --data {toy} --out {run}", "holds files"),
-    ("bench --suites layers", "argument --suites: invalid choice: 'layers'"),
     ("bench --cases dsn", "argument --cases: invalid choice: 'dsn'"),
-    ("bench --baselines winograd", "argument --baselines: invalid choice: 'winograd'"),
-    ("bench --threads 0", "argument --threads: must be at least 1"),
     ("bench --rounds 5", "argument --rounds: must be at least 6"),
-    ("bench --rounds 9 --quick", "not allowed with argument --rounds"),
-    ("bench --json .", ". cannot be written"),
     ("bench --csv /dev/null/rows", "/dev/null/rows cannot be written"),
 ]
 
@@ -151,3 +126,12 @@ def test_a_run_without_a_checkpoint_does_not_block_its_folder(
     assert "training.lock" not in files(out)
     assert not list(out.glob("*.partial"))
     assert '"lr": 0.0003' in (out / "config.json").read_text()
+
+
+@pytest.mark.parametrize("line", [TRAIN, POCKET, f"{PRUNE} --epochs 1"])
+def test_one_run_at_a_time(line: str, home: Path, out: Path, refused: Any) -> None:
+    words = shlex.split(line.format(toy=home / "toy.npz", run=home / "run")) + ["--out", str(out)]
+    with claimed(out), ThreadPoolExecutor(1) as other:
+        said = f"another run is writing to {out}; wait for it, or choose another folder"
+        other.submit(refused, words, said).result()
+    assert not list(out.iterdir())

@@ -74,12 +74,13 @@ def test_what_silences_filters_is_scaled_to_the_batch(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given: list[float] = []
+    real = sc.pruning.InstanceSparsity
 
     def watched(model: Any, stages: Any, weight: float) -> Any:
         given.append(weight)
-        return sc.pruning.InstanceSparsity(model, stages, weight)
+        return real(model, stages, weight)
 
-    monkeypatch.setattr("sparseconv.cli.prune.InstanceSparsity", watched)
+    monkeypatch.setattr("sparseconv.pruning.InstanceSparsity", watched)
     words = ["prune", str(trained), "--data", data, "--criterion", "dsp", "--eps", "0", "--quiet"]
     words += ["--silence-epochs", "1", "--epochs", "1"]
     for i, more in enumerate((["--batch-size", "8"], ["--silence", "3"])):
@@ -123,19 +124,13 @@ def test_the_same_data_by_another_name_from_inside_of_the_run(
         sc.load_run(pruned)
 
 
-def test_one_run_at_a_time(
-    data: str, trained: Path, tmp_path: Path, refused_while_claimed: Any
-) -> None:
-    refused_while_claimed(["prune", str(trained), "--data", data, *TUNE], tmp_path / "x")
-
-
 def test_interrupted_before_anything_is_written(
     data: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sparseconv.cli.prune.prune_filters", stop)
+    monkeypatch.setattr("sparseconv.pruning.prune_filters", stop)
     out = tmp_path / "x"
     assert main(["prune", str(trained), "--data", data, "--out", str(out), *TUNE]) == 130
     assert not out.exists()
