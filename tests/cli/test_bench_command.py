@@ -45,18 +45,11 @@ def test_everything_that_is_written(
     words += [word for kind, path in paths.items() for word in (f"--{kind}", str(path))]
     assert main(["bench", *words]) == 0
 
-    text = paths["json"].read_text()
     found = document.read(paths["json"])
-    assert json.dumps(found["rows"][0]) in text.replace(",\n", "\n").splitlines()  # for diffs
     assert all(float(f"{ms:.5g}") == ms for row in found["rows"] for ms in row["ms"].values())
-    assert list(found) == [
-        "schema", "complete", "suites", "rounds", "machine", "rows", "network", "random_kernels",
-    ]  # fmt: skip
-    assert (found["schema"], found["complete"]) == (document.SCHEMA, True)
     assert (found["suites"], found["rounds"]) == (["network"], 6)  # of the others not every case
-    assert found["network"] == [net]
+    assert (found["complete"], found["network"]) == (True, [net])
     assert found["machine"]["torch"] == torch.__version__
-    assert all(isinstance(value, str) and value for value in found["machine"].values())
     names = [(row["case"], row["computation"]) for row in found["rows"]]
     tiny = [("tiny_module", "fprop"), ("tiny_module", "both passes")]
     assert names == [*tiny, *(("wgrad_splits", n) for n in run.COMPUTATIONS)]
@@ -67,31 +60,27 @@ def test_everything_that_is_written(
         assert float(line["ms_sparse"]) == row["ms"]["sparse"]
         three = [float(line[f"ratio_conv1d{end}"]) for end in ("", "_low", "_high")]
         assert three == row["ratio"]["conv1d"]
-    assert lines[0]["ms_fft"] == ""  # the module has one baseline
-    assert lines[2]["ms_fft"] != ""
+    assert (lines[0]["ms_fft"], lines[2]["ms_fft"] != "") == ("", True)  # not of the module
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["rows.csv", "rows.json"]
 
     shown = capsys.readouterr()
     assert shown.out.count("wgrad_splits") == 3
-    assert "channels last" not in shown.out
     assert "4.00 [4.00, 4.00]" in shown.out
     assert found["machine"]["cpu"] in shown.out
     assert "wgrad_splits" in shown.err  # progress
 
 
 @needs_extension
-@pytest.mark.parametrize("name", run.COMPUTATIONS)
 def test_no_figure_is_given_for_a_wrong_kernel(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "public_calls", partial(dense_calls, **{name: one_wrong}))
+    monkeypatch.setattr(run, "public_calls", partial(dense_calls, dgrad=one_wrong))
     monkeypatch.setattr(timing, "interleave", lambda *a, **k: pytest.fail("timed a wrong kernel"))
-    out = tmp_path / "rows.json"
-    words = ["bench", "--cases", "taps_far_apart", "--threads", "1", "--json", str(out)]
-    assert main(words) == 1
+    words = ["--cases", "taps_far_apart", "--threads", "1", "--json", str(tmp_path / "rows.json")]
+    assert main(["bench", *words]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert f"taps_far_apart, 1 thread: {name} is wrong" in shown.err
+    assert "taps_far_apart, 1 thread: dgrad is wrong" in shown.err
     assert "before" not in shown.err
     assert not any(tmp_path.iterdir())
 

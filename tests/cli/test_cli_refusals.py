@@ -130,8 +130,8 @@ def test_a_run_without_a_checkpoint_does_not_block_its_folder(
 
 @pytest.mark.parametrize("line", [TRAIN, POCKET, f"{PRUNE} --epochs 1"])
 def test_one_run_at_a_time(line: str, home: Path, out: Path, refused: Any) -> None:
-    words = shlex.split(line.format(toy=home / "toy.npz", run=home / "run")) + ["--out", str(out)]
+    words = shlex.split(line.format(toy=home / "toy.npz", run=home / "run"))
     with claimed(out), ThreadPoolExecutor(1) as other:
         said = f"another run is writing to {out}; wait for it, or choose another folder"
-        other.submit(refused, words, said).result()
+        other.submit(refused, [*words, "--out", str(out)], said).result()
     assert not list(out.iterdir())

@@ -173,26 +173,6 @@ def test_the_average_comes_first(name: str, dtype: torch.dtype) -> None:
     assert outcome(fast, x.half()) == outcome(model, x.half())
 
 
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [nn.Conv1d(4, 4, 1, groups=2), nn.AdaptiveAvgPool1d(1)],
-        [nn.Conv1d(4, 4, 3), nn.AdaptiveAvgPool1d(1)],
-        [nn.Conv1d(4, 4, 1, padding=1), nn.AdaptiveAvgPool1d(1)],
-        [nn.Conv1d(4, 4, 1, stride=2), nn.AdaptiveAvgPool1d(1)],
-        [nn.Conv1d(4, 4, 1), nn.AdaptiveAvgPool1d(2)],
-        [nn.Conv1d(4, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1)],
-        [nn.Conv1d(4, 4, 1), nn.AdaptiveMaxPool1d(1)],
-    ],
-    ids=str,
-)
-def test_no_average_is_moved_where_it_counts(layers: list[nn.Module]) -> None:
-    model, x = nn.Sequential(*layers), torch.randn(2, 4, 9)
-    fast = sc.optimize_for_inference(model)
-    assert type(fast) is nn.Sequential
-    assert torch.equal(fast(x), model(x))
-
-
 # What the result can do
 
 

@@ -31,56 +31,62 @@ class Doubled(SparseConv1d):
         return 2 * super().forward(input)
 
 
-def pruned() -> nn.Module:
-    return prune.random_unstructured(nn.Conv1d(4, 4, 3), "weight", 0.5)
-
-
 def hooked() -> nn.Module:
     norm = nn.BatchNorm1d(4)
     norm.register_forward_hook(lambda _, __, out: out * 2)
-    return nn.Sequential(conv(), norm)
+    return norm
 
 
-def frozen(layer: int, name: str) -> nn.Module:
+def frozen(layer: int, name: str) -> list[nn.Module]:
     """A parameter is a buffer, as in networks that are never trained again."""
-    model = nn.Sequential(conv(bias=True), nn.BatchNorm1d(4))
-    delattr(model[layer], name)
-    model[layer].register_buffer(name, torch.tensor([3.0, -1.0, 0.5, 2.0]))
-    return model
+    layers = [conv(bias=True), nn.BatchNorm1d(4)]
+    delattr(layers[layer], name)
+    layers[layer].register_buffer(name, torch.tensor([3.0, -1.0, 0.5, 2.0]))
+    return layers
 
 
 def not_finite() -> nn.Module:
-    model = nn.Sequential(conv(), nn.BatchNorm1d(4))
-    model[1].running_var.fill_(-1)
-    return model
+    norm = nn.BatchNorm1d(4)
+    norm.running_var.fill_(-1)
+    return norm
+
+
+def pooled(*arguments: Any, **options: Any) -> list[nn.Module]:
+    return [nn.Conv1d(4, 4, *arguments, **options), nn.AdaptiveAvgPool1d(1)]
 
 
 # Models in which nothing is fused.
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "no running statistics": lambda: nn.Sequential(
-        conv(), nn.BatchNorm1d(4, track_running_stats=False)
-    ),
-    "norm first": lambda: nn.Sequential(nn.BatchNorm1d(4), conv()),
-    "other activation": lambda: nn.Sequential(conv(), nn.GELU()),
-    "subclass of the layer": lambda: nn.Sequential(Doubled(4, 4, 3), nn.BatchNorm1d(4)),
+MODELS: dict[str, Callable[[], list[nn.Module]]] = {
+    "no running statistics": lambda: [conv(), nn.BatchNorm1d(4, track_running_stats=False)],
+    "norm first": lambda: [nn.BatchNorm1d(4), conv()],
+    "other activation": lambda: [conv(), nn.GELU()],
+    "subclass of the layer": lambda: [Doubled(4, 4, 3), nn.BatchNorm1d(4)],
     "frozen bias": lambda: frozen(0, "bias"),
     "frozen scale": lambda: frozen(1, "weight"),
-    "always in training": lambda: nn.Sequential(conv(), AlwaysTraining(4)),
-    "hook after the norm": hooked,
-    "folded weights not finite": not_finite,
-    "norm of another size": lambda: nn.Sequential(conv(), nn.BatchNorm1d(3)),
-    "norm of another dtype": lambda: nn.Sequential(conv(), nn.BatchNorm1d(4).double()),
-    "pruned": lambda: nn.Sequential(pruned(), nn.BatchNorm1d(4)),
-    "weight norm": lambda: nn.Sequential(
-        parametrizations.weight_norm(nn.Conv1d(4, 4, 3)), nn.BatchNorm1d(4)
-    ),
-}
+    "always in training": lambda: [conv(), AlwaysTraining(4)],
+    "hook after the norm": lambda: [conv(), hooked()],
+    "folded weights not finite": lambda: [conv(), not_finite()],
+    "norm of another size": lambda: [conv(), nn.BatchNorm1d(3)],
+    "norm of another dtype": lambda: [conv(), nn.BatchNorm1d(4).double()],
+    "pruned": lambda: [
+        prune.random_unstructured(nn.Conv1d(4, 4, 3), "weight", 0.5), nn.BatchNorm1d(4),
+    ],
+    "weight norm": lambda: [parametrizations.weight_norm(nn.Conv1d(4, 4, 3)), nn.BatchNorm1d(4)],
+    # Averages that are not the same before the convolution.
+    "groups": lambda: pooled(1, groups=2),
+    "three taps": lambda: pooled(3),
+    "padding": lambda: pooled(1, padding=1),
+    "stride": lambda: pooled(1, stride=2),
+    "two bins": lambda: [nn.Conv1d(4, 4, 1), nn.AdaptiveAvgPool1d(2)],
+    "ReLU between": lambda: [nn.Conv1d(4, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool1d(1)],
+    "maximum": lambda: [nn.Conv1d(4, 4, 1), nn.AdaptiveMaxPool1d(1)],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_that_are_left_as_they_are(name: str) -> None:
     torch.manual_seed(0)
-    model = MODELS[name]()
+    model = nn.Sequential(*MODELS[name]())
     fast = sc.optimize_for_inference(model)
     model.eval()
     assert str(outcome(fast, X)) == str(outcome(model, X))  # for NaN is not NaN
