@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,13 +49,17 @@ class Candidate:
         conv = self.conv
         return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
 
-    def record(self, notes: Sequence[str]) -> LayerTimes:
-        """Make the record of what became of the layer."""
-        nnz, density = None, None
+    def record(self, limit: float) -> LayerTimes:
+        """Make the record of what became of the layer; ``limit`` is that of the density."""
+        sparse, nnz, density = self.verdict.converts, None, None
         if self.sparse is not None:
             nnz, density = self.sparse.pattern.nnz, self.sparse.pattern.density
+        notes = list(self.notes) if sparse or self.sparse is None else []
+        if self.verdict in (Verdict.FEW, Verdict.MANY):
+            notes.append(f"the limit is {100 * limit:.3g} %")
+        if self.given is not None and not (sparse or self.given.all()):
+            notes.append("the weights outside its mask are set to 0")
         found = self.times or LayerTimes(self.name, self.shape, nnz, density)
-        sparse = self.verdict.converts
         return replace(found, sparse=sparse, verdict=self.verdict, notes=tuple(notes))
 
 
@@ -179,15 +183,11 @@ def weight_and_mask(conv: nn.Conv1d, given: Tensor | None) -> tuple[Tensor, Tens
 
 def _added(conv: nn.Conv1d) -> list[str]:
     """Return what the layer holds that neither ``nn.Conv1d`` nor pruning has put there."""
-    expected = {*_held(nn.Conv1d(1, 1, 1, device="meta"))}  # there nothing is drawn
-    expected |= {"weight", "weight_orig", "weight_mask", "parametrizations"}
-    found = [f"an attribute {name!r}" for name in _held(conv) if name not in expected]
+    plain, theirs = nn.Conv1d(1, 1, 1, device="meta"), {"weight_orig", "weight_mask"}
+    names = [*vars(conv), *conv._parameters, *conv._buffers, *conv._modules]
+    expected = {*vars(plain), *plain._parameters, *theirs, "parametrizations"}
+    found = [f"an attribute {name!r}" for name in names if name not in expected]
     return [*(["hooks"] if hooks_of(conv) else []), *found]
-
-
-def _held(module: nn.Module) -> list[str]:
-    """Return the names of all attributes, parameters, buffers and modules of one module."""
-    return [*vars(module), *module._parameters, *module._buffers, *module._modules]
 
 
 def _is_fake_sparsity(parametrization: nn.Module) -> bool:

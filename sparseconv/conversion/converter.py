@@ -136,7 +136,7 @@ def convert(
                 after = _install(deepcopy_model(model), candidates)
                 times = _model_times(before, after, arguments, stopwatch)
     report = ConversionReport(
-        layers=tuple(found.record(_notes(found, limit)) for found in candidates),
+        layers=tuple(found.record(limit) for found in candidates),
         times=times,
         backward=backward,
         machine=machine.environment_info(),
@@ -180,16 +180,6 @@ def _measure(
         found.times = time_layer(found.name, found.sparse, calls, stopwatch)
         if found.verdict is Verdict.UNREACHED:
             found.verdict = found.times.verdict
-
-
-def _notes(found: Candidate, limit: float) -> list[str]:
-    """Say what the verdict does not: the limit of density, and what is not carried over."""
-    notes = list(found.notes) if found.verdict.converts or found.sparse is None else []
-    if found.verdict in (Verdict.FEW, Verdict.MANY):
-        notes.append(f"the limit is {100 * limit:.3g} %")
-    if found.given is not None and not (found.verdict.converts or found.given.all()):
-        notes.append("the weights outside its mask are set to 0")
-    return notes
 
 
 def _install(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
