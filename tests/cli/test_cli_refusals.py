@@ -33,6 +33,7 @@ ROWS = [
     (f"{TRAIN} --epochs 0", "epochs must be >= 1"),
     (f"{TRAIN} --grow fast", "argument --grow: invalid choice"),
     (f"{TRAIN} --threads 0", "argument --threads: must be at least 1, but got 0"),
+    (f"{TRAIN} --threads 1000000", "threads must be 1 to 1024"),
     (f"{TRAIN} --keep 3", "--keep is not for --model dsn; omit it"),
     (f"{TRAIN} --resume", "is not a results folder"),
     (f"{TRAIN} --out {{toy}}", "toy.npz cannot be written"),
