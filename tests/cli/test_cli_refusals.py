@@ -15,7 +15,7 @@ from toy_run import SMALL, files, write_data
 
 from sparseconv.bench import suite
 from sparseconv.cli.main import main
-from sparseconv.core.folders import claimed
+from sparseconv.core.files import claimed
 from sparseconv.ops import backends
 
 TRAIN = "train {toy} --quiet --nf 3 --depth 2"
