@@ -19,24 +19,8 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from sparseconv import DSTScheduler, Region, SparseConv1d
+from sparseconv.dst import prune_and_grow
 from sparseconv.nn.block import Block
-
-
-def largest_gradients(layer: SparseConv1d, dense_grad: Tensor, fraction: float) -> Tensor:
-    """Compute the mask that RigL asks for, with sorts over dense arrays."""
-    weight = layer.dense_weight().detach().abs()
-    mask = layer.pattern.to_mask()
-    new = mask.clone()
-    for region in layer.regions:
-        box = (slice(*region.out_channels), slice(None), slice(*region.taps))
-        count = math.ceil(fraction * int(mask[box].sum()))
-        ranked = torch.where(mask[box], weight[box], math.inf).flatten()
-        survivors = mask[box].flatten().clone()
-        survivors[ranked.argsort()[:count]] = False
-        score = torch.where(survivors, -1.0, dense_grad[box].abs().flatten())
-        survivors[score.argsort(descending=True)[:count]] = True
-        new[box] = survivors.view(new[box].shape)
-    return new
 
 
 def dense_twin(layer: SparseConv1d) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -63,9 +47,7 @@ CONVOLUTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("batched", [True, False])
-def test_growth_picks_exactly_the_largest_dense_gradients(
-    options: dict[str, Any], batched: bool
-) -> None:
+def test_growth_is_by_the_dense_gradient(options: dict[str, Any], batched: bool) -> None:
     torch.manual_seed(3)
     layer = SparseConv1d(4, 6, 5, density=0.25, dtype=torch.float64, **options)
     layer.regions = (Region((0, 2), (0, 3)), Region((2, 6), (1, 5)))
@@ -77,84 +59,80 @@ def test_growth_picks_exactly_the_largest_dense_gradients(
         dense(x).pow(6).mean().backward()
         optimizer.zero_grad()
         layer(x).pow(3).mean().backward()
+        optimizer.step()
         assert (layer.dense_probe is not None) == (step % 2 == 0)
-        optimizer.step()
-        fraction = 0.25 * (1 + math.cos(math.pi * step / 100))
-        expected = largest_gradients(layer, weight.grad, fraction)
-        updated = dst.step()
-        assert updated == (step % 2 == 0)
-        if updated:
-            assert torch.equal(layer.pattern.to_mask(), expected)
+        if layer.dense_probe is not None:
+            # Two orders of summing the same products.
+            torch.testing.assert_close(layer.dense_probe.grad, weight.grad, rtol=1e-10, atol=1e-12)
+            fraction = 0.25 * (1 + math.cos(math.pi * step / 100))
+            by = {"grow": "gradient", "dense_grad": weight.grad}
+            grown = prune_and_grow(layer.pattern, layer.values, layer.regions, fraction, **by)
+        assert dst.step() == (step % 2 == 0)
+        if step % 2 == 0:
+            assert layer.pattern == grown[0]
 
 
-def test_gradients_add_up_over_backwards_and_uses_while_other_forwards_do_not_count() -> None:
-    torch.manual_seed(4)
-    layer = SparseConv1d(3, 3, 5, padding=2, density=0.3, dtype=torch.float64)
-    _, optimizer, dst = scheduled(layer, end_step=100, grow="gradient")
-    for _ in range(4):
-        weight, dense = dense_twin(layer)
-        optimizer.zero_grad()
-        for _ in range(3):  # gradient accumulation, the layer twice in each forward pass
-            x = torch.randn(2, 3, 16, dtype=torch.float64)
-            dense(dense(x).tanh()).square().sum().backward()
-            y = layer(layer(input=x).tanh())
-            with torch.no_grad():
-                layer(x * 100)
-            with torch.inference_mode():
-                layer(x * 100)
-            layer.eval()
-            layer(x * 100)  # builds a graph that is never run backward
-            layer.train()
-            copy.deepcopy(layer)(x * 100).sum().backward()  # a copy is not the layer
-            y.square().sum().backward()
-        total = layer.dense_probe.grad
-        # Two orders of summing the same products: float64 rounding only, far below 1e-10.
-        torch.testing.assert_close(total, weight.grad, rtol=1e-10, atol=1e-10)
-        optimizer.step()
-        expected = largest_gradients(
-            layer, weight.grad, 0.25 * (1 + math.cos(math.pi * (dst.step_count + 1) / 100))
-        )
-        assert dst.step()
-        assert torch.equal(layer.pattern.to_mask(), expected)
+Layer = Callable[[Tensor], Tensor]
+Loss = Callable[[Layer], Tensor]
 
 
-def thrown_away(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
-    layer(2 * x).pow(3).mean().backward()
+def loss_of(x: Tensor) -> Loss:
+    return lambda layer: layer(x).pow(3).mean()
+
+
+def accumulated(layer: SparseConv1d, x: Tensor) -> list[Loss]:
+    """Three backward passes, the layer twice in each, and forward passes that do not count."""
+    losses: list[Loss] = [
+        lambda f, scale=scale: f(f(scale * x).tanh()[:, :2]).square().sum() for scale in (1, 2, 3)
+    ]
+    for loss in losses:
+        with torch.no_grad():
+            layer(x * 100)
+        with torch.inference_mode():
+            layer(x * 100)
+        layer(x * 100)  # builds a graph that is never run backward
+        copy.deepcopy(layer)(x * 100).sum().backward()  # a copy is not the layer
+        loss(layer).backward()
+    return losses
+
+
+def thrown_away(layer: SparseConv1d, x: Tensor) -> list[Loss]:
+    loss_of(2 * x)(layer).backward()
     layer.zero_grad()
-    layer(x).pow(3).mean().backward()
-    return [2 * x, x]
+    loss_of(x)(layer).backward()
+    return [loss_of(2 * x), loss_of(x)]
 
 
-def attack(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
+def attack(layer: SparseConv1d, x: Tensor) -> list[Loss]:
     given = x.clone().requires_grad_()
-    (sign,) = torch.autograd.grad(layer(10 * given).pow(3).mean(), given)
-    torch.autograd.grad(layer(x).pow(3).mean(), layer.values)
-    layer(x + 0.1 * sign).pow(3).mean().backward()
-    return [x + 0.1 * sign]
+    (sign,) = torch.autograd.grad(loss_of(10 * given)(layer), given)
+    torch.autograd.grad(loss_of(x)(layer), layer.values)
+    loss_of(x + 0.1 * sign)(layer).backward()
+    return [loss_of(x + 0.1 * sign)]
 
 
-def one_series_in_place(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
+def one_series_in_place(layer: SparseConv1d, x: Tensor) -> list[Loss]:
     layer(x[0]).pow_(3).mean().backward()
-    return [x[0]]
+    return [loss_of(x[0])]
 
 
-def within_checkpoints(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
-    x.requires_grad_()
-    loss = layer(x).pow(3).mean()
+def within_checkpoints(layer: SparseConv1d, x: Tensor) -> list[Loss]:
+    given = x.clone().requires_grad_()
+    loss = loss_of(given)(layer)
     for factor, reentrant in ((2, True), (3, False)):
-        run = lambda z: layer(z).pow(3).mean()  # noqa: E731
-        loss = loss + checkpoint(run, factor * x, use_reentrant=reentrant)
+        run = lambda z: loss_of(z)(layer)  # noqa: E731
+        loss = loss + checkpoint(run, factor * given, use_reentrant=reentrant)
     loss.backward()
-    return [x.detach(), 2 * x.detach(), 3 * x.detach()]
+    return [loss_of(x), loss_of(2 * x), loss_of(3 * x)]
 
 
-def in_a_block(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
+def in_a_block(layer: SparseConv1d, x: Tensor) -> list[Loss]:
     bottleneck = torch.nn.Conv1d(2, 2, 1, dtype=x.dtype)
     Block(bottleneck, layer)(x).pow(3).mean().backward()
-    return [bottleneck(x).detach()]
+    return [loss_of(bottleneck(x).detach())]
 
 
-def for_each_sample(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
+def for_each_sample(layer: SparseConv1d, x: Tensor) -> list[Loss]:
     own = {name: p.detach() for name, p in layer.named_parameters()}
     run = lambda p, x: torch.func.functional_call(layer, p, (x,)).pow(3).mean()  # noqa: E731
     torch.func.vmap(torch.func.grad(run), in_dims=(None, 0))(own, x)
@@ -162,6 +140,7 @@ def for_each_sample(layer: SparseConv1d, x: Tensor) -> list[Tensor]:
 
 
 TRAININGS = (
+    accumulated,
     thrown_away,
     attack,
     one_series_in_place,
@@ -173,16 +152,15 @@ TRAININGS = (
 
 @pytest.mark.parametrize("train", TRAININGS)
 def test_every_backward_pass_since_the_latest_step_counts(
-    train: Callable[[SparseConv1d, Tensor], list[Tensor]],
+    train: Callable[[SparseConv1d, Tensor], list[Loss]],
 ) -> None:
     torch.manual_seed(0)
     layer = SparseConv1d(2, 4, 9, padding="same", density=0.3, dtype=torch.float64)
     _, _, dst = scheduled(layer, grow="gradient")
     weight, dense = dense_twin(layer)
-    for x in train(layer, torch.randn(3, 2, 30, dtype=torch.float64)):
-        dense(x).pow(3).mean().backward()
-    found = layer.dense_probe.grad
-    torch.testing.assert_close(found, weight.grad, rtol=1e-12, atol=1e-14)
+    for loss in train(layer, torch.randn(3, 2, 30, dtype=torch.float64)):
+        loss(dense).backward()
+    torch.testing.assert_close(layer.dense_probe.grad, weight.grad, rtol=1e-12, atol=1e-12)
     assert dst.step()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from dst_runs import batches, scheduled, snapshot, sparse_layers, train_step, two_layers
+from dst_runs import batches, scheduled, snapshot, train_step, two_layers
 from tiny import same
 from torch import nn
 
@@ -108,15 +108,3 @@ def test_ctrl_c_waits_until_an_update_is_complete(
 
     monkeypatch.setattr(first, "_adopt", interrupt, raising=False)
     assert same(run(model, interrupted=True), wanted)
-
-
-def test_itop_counts_patterns_that_others_have_set() -> None:
-    model, _, dst = scheduled()
-    layers = sparse_layers(model)
-    ever = [layer.pattern.to_mask() for layer in layers]
-    others = iter([two_layers(seed=1).state_dict(), two_layers(seed=2).state_dict()])
-    load = lambda: model.load_state_dict(next(others))  # noqa: E731
-    for change in (load, dst.step, load):
-        change()
-        ever = [mask | a.pattern.to_mask() for mask, a in zip(ever, layers, strict=True)]
-    assert dst.itop_rate() == torch.cat([mask.flatten() for mask in ever]).double().mean()
