@@ -12,20 +12,13 @@ from sparseconv.core.files import locked
 from sparseconv.measure.machine import measurement_context
 
 
-def read_lines(
-    path: Path, check: Callable[[dict[str, Any]], None] = lambda row: None
-) -> list[dict[str, Any]]:
-    """The rows, also while some are added; none where there is no file.
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the rows, also while some are added; none where there is no file.
 
     A last line that ends before its JSON does is being written, or torn by a kill, and is left out.
 
-    Args:
-        path: the file.
-        check: raises ValueError for an object that is no row.
-
     Raises:
-        ValueError: a line that is no JSON object, or that ``check`` refuses; the message has its
-            number.
+        ValueError: a line that is no JSON object; the message has its number.
     """
     if not path.exists():
         return []
@@ -36,7 +29,6 @@ def read_lines(
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object, but got {row!r}")
-            check(row)
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number}, is not a row: {error}; remove that line, and what it was "

@@ -84,7 +84,7 @@ class Runs:
         return fmean(fmean(map(get, self.rows(run)[name])) for name in sets)
 
     def timed(self, *runs: str) -> Runs:
-        """Return the rows whose networks were measured in turns, of sets where all runs were."""
+        """Return the rows whose networks were measured interleaved, of sets where all runs were."""
         found = Runs(row for row in chain.from_iterable(map(self._all, runs)) if "step_ms" in row)
         return found.paired(*runs)
 

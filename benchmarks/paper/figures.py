@@ -281,7 +281,7 @@ def times_and_accuracies(
 ) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
     """Return by run the times of a step by the first one's, and accuracies less its.
 
-    Of the sets on which all were measured in turns; nothing with fewer than two of these.
+    Of the sets on which all were measured interleaved; nothing with fewer than two of these.
     """
     names, both, _ = runs.among(names)
     timed = runs.timed(*names)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.paper import pruned_filters, rocket, training
+from benchmarks.paper import rocket, training
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.plan import Job
 from sparseconv.core.files import locked
@@ -27,6 +27,4 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
     with locked(folder / "lock"), threads(1), threadpool_limits(1), exact:
         if job.options["model"] in ROCKETS:
             return rocket.perform(job, source)
-        if job.options["pruning"]:
-            return pruned_filters.perform(job, source, folder)
         return training.perform(job, source, folder, device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.paper.archives import Shape
+from sparseconv.bench.network.masked import masked_copy
 from sparseconv.dst import DSTScheduler
 from sparseconv.models import DSN, LITE, OSCNN, Ensemble, InceptionTime, ResNet
 from sparseconv.nn.conv import SparseConv1d
@@ -38,17 +39,32 @@ def build(model: str, arguments: Mapping[str, Any], shape: Shape) -> nn.Module:
     return NETWORKS[model](shape.n_channels, shape.n_classes, **more, **arguments)
 
 
+def member_seed(options: Mapping[str, Any], seed: int, member: int) -> int:
+    """Return the seed of a member of a job's ensemble: no other job of its run has it.
+
+    The first member of seed 0 is the network that seed 0 gives alone.
+    """
+    return int(seed * options["members"] + member)
+
+
+def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
+    """Build a job's network or ensemble before training, the same for the same seed."""
+    networks = []
+    for member in range(options["members"]):
+        torch.manual_seed(member_seed(options, seed, member))
+        network = build(options["model"], options["network"], shape)
+        networks.append(masked_copy(network) if options["weights"] == "masked dense" else network)
+    return Ensemble(networks) if len(networks) > 1 else networks[0]
+
+
 def multiply_adds(model: nn.Module, shape: Shape) -> int:
-    """Count the multiply-adds of one prediction, of the active weights only."""
+    """Count the multiply-adds of one prediction, of the active weights only, in eval mode."""
     if isinstance(model, Ensemble):
         return sum(multiply_adds(member, shape) for member in model.members)
     if isinstance(model, DSN) and model.sparse_layers():
         return model.cost(shape.n_timepoints).macs_executed
-    modes = {module: module.training for module in model.modules()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(torch.zeros(1, shape.n_channels, shape.n_timepoints))
-    for module, training in modes.items():
-        module.training = training
     return int(counter.get_total_flops()) // 2
 
 

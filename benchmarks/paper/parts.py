@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,14 +50,14 @@ class Part:
     Attributes:
         name: of its files, and of its entry in captions.toml.
         table, figure: make them; without rows, or None, where runs are wanting.
-        picked: of all rows, also of those that the plan marks as picked.
+        post_hoc: about all rows, also those of data sets that were chosen by results.
         optional: not missed where there is nothing to show.
     """
 
     name: str
     table: Callable[[Runs], Table] | None = None
     figure: Callable[[Runs, Path], Path | None] | None = None
-    picked: bool = False
+    post_hoc: bool = False
     optional: bool = False
 
     @property
@@ -76,30 +76,6 @@ class Part:
             for value in make.keywords.values() if isinstance(make, partial) else ():
                 found |= dict.fromkeys([value] if isinstance(value, str) else value)
         return [name for name in found if name not in ARCHIVES]
-
-    def make(self, runs: Runs, picture: Path) -> Made:
-        """Make the table and the figure, as far as the runs suffice."""
-        table = self.table(runs) if self.table else None
-        table = table if table and table.rows else None
-        drawn = self.figure(runs, picture) if self.figure else None
-        missing = []
-        if not table and not drawn:
-            missing += [] if self.optional else [self.title]
-        else:
-            lacks = ["the figure"] if self.figure and drawn is None else []
-            lacks += [f'"{name}"' for name in self.names() if name not in runs and not self.picked]
-            missing += [f"{self.title} (without {', '.join(lacks)})"] if lacks else []
-        return Made(table, drawn, self.caption(with_figure=drawn is not None), missing)
-
-
-@dataclass(frozen=True)
-class Made:
-    """What became of a part: what there is, its caption, and the title of what is missing."""
-
-    table: Table | None
-    figure: Path | None
-    caption: str
-    missing: Sequence[str]
 
 
 def other_runs(runs: Runs) -> Table:
@@ -134,16 +110,16 @@ PARTS = (
     Part("question-d", against(reference="DSN", others=INPUTS),
          partial(figures.differences, reference="DSN", others=INPUTS)),
     Part("other-runs", other_runs, optional=True),
-    Part("behind", partial(dsn.behind, names=(*UNIVARIATE, "UEA")), picked=True),
-    Part("each-set", partial(dsn.each_set, names=UNIVARIATE), picked=True),
+    Part("behind", partial(dsn.behind, names=(*UNIVARIATE, "UEA")), post_hoc=True),
+    Part("each-set", partial(dsn.each_set, names=UNIVARIATE), post_hoc=True),
 )  # fmt: skip
 KERNELS = (
     Part("pruned-kernels", random_kernels.pruned_kernels),
     Part("choices", random_kernels.choices),
-    Part("each-set-pruned", random_kernels.pruned_kernels_each, picked=True),
+    Part("each-set-pruned", random_kernels.pruned_kernels_each, post_hoc=True),
 )
 FILTERS = (
     Part("smaller-networks", smaller_networks.smaller_networks, figures.pareto),
     Part("silenced", smaller_networks.silenced),
 )
-RUNS = (Part("runs", every_run.every_run, picked=True),)
+RUNS = (Part("runs", every_run.every_run, post_hoc=True),)

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.paper.archives import ARCHIVES, SERIES, SPLITS, Archive, choose, named
 from benchmarks.paper.criteria import check_variants
-from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS
+from benchmarks.paper.networks import MOMENTS, NETWORKS, ROCKETS, WEIGHTS, member_seed
 from sparseconv.training.recipe import Recipe
 
 PLANS = Path(__file__).with_name("plans")
@@ -50,14 +50,14 @@ class Job:
             than the paper's), ``series`` (raw or z-normalised), ``split``, ``moments``,
             ``members`` (networks of an ensemble), ``silence`` (weight of the loss that silences
             filters), ``pruning`` (ways to make the trained network smaller).
-        picked: the data set was chosen by results, so the job counts in no comparison.
+        post_hoc: the data set was chosen by results, so the job counts in no comparison.
     """
 
     run: str
     dataset: str
     seed: int
     options: Mapping[str, Any]
-    picked: bool = False
+    post_hoc: bool = False
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -70,14 +70,6 @@ class Job:
     def recipe(self, member: int = 0) -> Recipe:
         """Return the constants of its training; of an ensemble, of that member's."""
         return Recipe(seed=member_seed(self.options, self.seed, member), **self.options["recipe"])
-
-
-def member_seed(options: Mapping[str, Any], seed: int, member: int) -> int:
-    """Return the seed of a member of a job's ensemble: no other job of its run has it.
-
-    The first member of seed 0 is the network that seed 0 gives alone.
-    """
-    return int(seed * options["members"] + member)
 
 
 # What a job is sorted by; equal ones stay as the plan has them.
@@ -121,7 +113,7 @@ def read_plan(
         except (ValueError, TypeError) as error:
             raise ValueError(f"the plan {file}, run {name}: {error}") from error
         for job in found:
-            if job.key not in jobs or not job.picked:  # whatever other line picked it
+            if job.key not in jobs or not job.post_hoc:  # also where another line says so
                 jobs[job.key] = job
         if absent := _absent(run["sets"], archive):
             left_out(f"{', '.join(absent)}: the archive does not hold them")
@@ -167,7 +159,7 @@ def _absent(sets: Any, archive: Archive) -> list[str]:
 
 
 def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> list[Job]:
-    _check_keys(run, ("name", "sets", "seeds", "picked", *DEFAULTS))
+    _check_keys(run, ("name", "sets", "seeds", "post_hoc", *DEFAULTS))
     if missing := [key for key in ("name", "sets") if key not in run]:
         raise ValueError(f"it needs {missing[0]!r}")
     options = {key: run.get(key, default) for key, default in DEFAULTS.items()}
@@ -178,7 +170,7 @@ def _jobs(run: dict[str, Any], content: Mapping[str, Any], archive: Archive) -> 
     if not isinstance(seeds, list) or not seeds:
         raise ValueError(f"seeds must be a list of integers, at least one, but got {seeds!r}")
     jobs = [
-        Job(run["name"], dataset, seed, options, run.get("picked", False))
+        Job(run["name"], dataset, seed, options, run.get("post_hoc", False))
         for seed in seeds
         for dataset in choose(archive, run["sets"])
     ]

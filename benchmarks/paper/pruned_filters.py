@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import sparseconv as sc
-from benchmarks.paper.archives import Shape, read
+from benchmarks.paper.archives import Shape
 from benchmarks.paper.criteria import CRITERIA, Data
+from benchmarks.paper.networks import first_model, multiply_adds
 from benchmarks.paper.plan import Job
-from benchmarks.paper.training import (
-    Progress,
-    accuracy,
-    begin_or_resume,
-    checkpoint_interval,
-    facts_of,
-    first_model,
-)
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
 from sparseconv.nn.modules import deepcopy_model
-from sparseconv.pruning import (
-    InstanceSparsity,
-    keep_filters,
-    merge,
-    prune_filters,
-)
+from sparseconv.pruning import keep_filters, merge, prune_filters
 from sparseconv.pruning.tracing import trace
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import train
@@ -43,54 +30,21 @@ VARIANTS_NAME = "variants.json"
 TUNING = 0.25  # epochs of fine-tuning, as a share of the training's
 
 
-def perform(job: Job, source: str, folder: Path) -> dict[str, Any]:
-    """Train, then prune and fine-tune in each way of the plan; the row, with ``"variants"``.
+def variants(job: Job, whole: nn.Module, data: Dataset, folder: Path) -> list[dict[str, Any]]:
+    """Prune a trained network in each way of the plan, and fine-tune it.
 
     Continues from what the folder holds. Times are CPU seconds of one thread.
     """
-    code, _ = begin_or_resume(job, folder)
-    data, recipe = read(source, job.options["series"], job.options["split"]), job.recipe()
-    model = first_model(job.options, job.seed, Shape.of(data))
-    progress = Progress(folder, trainings(job.options["pruning"]))
-    weight = job.options["silence"]
-    silencing = InstanceSparsity(model, weight=weight) if weight else None
-    result = train(
-        model, data.X_train, data.y_train, recipe, out=folder, resume=True, progress=False,
-        checkpoint_every=checkpoint_interval(recipe), penalty=silencing,
-        on_epoch=lambda history: progress.write(len(history) / recipe.epochs),
-    )  # fmt: skip
     path = folder / VARIANTS_NAME
     done: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for variant in job.options["pruning"][len(done) :]:
-        report = partial(progress.write, part=1 + len(done))
-        done.append(_pruned(variant, model, data, job, report))
+        done.append(_pruned(variant, whole, data, job))
         write_whole(path, json.dumps(done))
-    begin = time.process_time()
-    score = tested(model, data)
-    predict_seconds = time.process_time() - begin
-    return {
-        **facts_of(job, data, code),
-        "accuracy": score,
-        "train_loss": result.best_loss,
-        "epochs": recipe.epochs,
-        **size(model, data),
-        "train_seconds": round(sum(row["cpu_seconds"] for row in result.history), 3),
-        "predict_seconds": round(predict_seconds, 4),
-        "variants": done,
-    }
-
-
-def trainings(pruning: Iterable[Mapping[str, Any]]) -> list[float]:
-    """Say how long the trainings of a network and of its variants are, in epochs of the first."""
-    return [1, *(1 if variant.get("retrain") else TUNING for variant in pruning)]
+    return done
 
 
 def _pruned(
-    variant: Mapping[str, Any],
-    whole: nn.Module,
-    data: Dataset,
-    job: Job,
-    report: Callable[[float], None],
+    variant: Mapping[str, Any], whole: nn.Module, data: Dataset, job: Job
 ) -> dict[str, Any]:
     X, y = torch.from_numpy(data.X_train), torch.from_numpy(data.y_train)
     torch.manual_seed(job.seed)
@@ -106,16 +60,15 @@ def _pruned(
         for module in small.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-    result = train(
-        small, X, y, recipe, progress=False, on_epoch=lambda history: report(len(history) / epochs)
-    )
+    result = train(small, X, y, recipe, progress=False)
     final = merge(small) if variant.get("equivalent") else small
     return {
         "name": variant["name"],
         "accuracy": tested(final, data),
         "at_once": at_once,
         "tuning_epochs": epochs,
-        **size(final, data),
+        "params": sum(parameter.numel() for parameter in final.parameters()),
+        "macs": multiply_adds(final, Shape.of(data)),
         **facts,
         "prune_seconds": round(prune_seconds, 3),
         "tune_seconds": round(sum(row["cpu_seconds"] for row in result.history), 3),
@@ -162,18 +115,13 @@ def made_sparse(model: nn.Module, density: float) -> nn.Module:
     return sc.convert(model, masks=masks, layers=list(masks)).model
 
 
-def size(model: nn.Module, data: Dataset) -> dict[str, int]:
-    """Count parameters (of sparse layers the active ones), and multiply-adds of one series."""
-    example = torch.zeros(1, data.n_channels, data.n_timepoints)
-    return {
-        "params": sum(parameter.numel() for parameter in model.parameters()),
-        "macs": trace(model, (example,)).macs(),
-    }
-
-
 def tested(model: nn.Module, data: Dataset) -> float:
     log_proba = predict_log_proba(model, torch.as_tensor(data.X_test))
-    return accuracy(log_proba, torch.as_tensor(data.y_test))
+    return share_right(log_proba, torch.as_tensor(data.y_test))
+
+
+def share_right(log_proba: Tensor, target: Tensor) -> float:
+    return (log_proba.argmax(1) == target).double().mean().item()
 
 
 def like(row: Mapping[str, Any], variant: Mapping[str, Any] | None) -> nn.Module:

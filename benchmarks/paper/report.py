@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from benchmarks.paper.times import TIMES_NAME, read_times
 from sparseconv.measure.page import Section, write_html
 from sparseconv.measure.table import Table
 
+Rows = Sequence[Mapping[str, Any]]
 RESULTS = Path(__file__).parents[1] / "results"
-READING_TITLE = "How to read the tables"
 # The rows of each plan that the documentation shows.
 RECORDED = {
     "full": RESULTS / "paper" / ROWS_NAME,
@@ -29,7 +29,7 @@ RECORDED = {
 }
 
 
-def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+def write_report(rows: Rows, folder: Path) -> Path:
     """Write every table (Markdown, CSV), every picture, and ``report.html`` with all of them.
 
     Parts that the rows do not suffice for are named in the page. Times are those of ``times.jsonl``
@@ -40,56 +40,65 @@ def write_report(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     """
     if not rows:
         raise ValueError(f"there are no rows to report in {folder.parent}; run a plan first")
-    times = read_times(folder.parent / TIMES_NAME)
     folder.mkdir(parents=True, exist_ok=True)
     for part in (*PARTS, *KERNELS, *FILTERS, *RUNS):
         for ending in (".md", ".csv", ".png"):
             (folder / f"{part.name}{ending}").unlink(missing_ok=True)
-    sections, missing = [], list[str]()
-    parts = list(_parts(rows, times))
-    if any(part in PARTS for part, _ in parts):
-        sections.append(Section(READING_TITLE, READING))
-    for part, runs in parts:
-        made = part.make(runs, folder / f"{part.name}.png")
-        missing += made.missing
-        if made.table:
-            write_table(made.table, folder / part.name)
-        if made.table or made.figure:
-            sections.append(
-                Section(part.title, table=made.table, figure=made.figure, caption=made.caption)
-            )
-    text = about(rows, times, missing)
-    sections.append(Section("What this is, and what differs from the paper", text))
-    title = "The Dynamic Sparse Network, trained again"
-    if any(map(is_pruned_filters, rows)):
-        title = "Networks made smaller"
-    elif all(map(is_pruned_kernels, rows)):
-        title = "Random kernels, pruned"
-    return write_html(folder / "report.html", title, sections, subtitle=where(rows))
+    times = read_times(folder.parent / TIMES_NAME)
+    sections, text = _sections(rows, times, _parts(rows, times), folder)
+    for name, section in sections.items():
+        if section.table:
+            write_table(section.table, folder / name)
+    about = Section("What this is, and what differs from the paper", text)
+    shown = [*sections.values(), about]
+    return write_html(folder / "report.html", "Trained again", shown, subtitle=where(rows))
 
 
-def _parts(
-    rows: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[Part, Runs]]:
-    """Yield what there is to show of the rows, each with those that it is about."""
+def _parts(rows: Rows, times: Rows) -> list[tuple[Part, Runs]]:
+    """Return what there is to show of the rows, each with those that it is about."""
     kernels = list(filter(is_pruned_kernels, rows))
     networks = [row for row in rows if not is_pruned_kernels(row)]
     smaller = list(pruned_filters.expanded(networks, times))
     plain = [row for row in smaller if not is_pruned_filters(row)]
     drawn = list(rocket.expanded(kernels))
-    groups: list[tuple[Sequence[Part], Sequence[Mapping[str, Any]]]] = [
+    groups: list[tuple[Sequence[Part], Rows]] = [
         (PARTS, plain),
         (FILTERS, smaller if len(plain) < len(networks) else ()),
         (KERNELS, drawn),
         (RUNS, [*smaller, *drawn]),
     ]
+    found = []
     for parts, about_them in groups:
+        compared = Runs(row for row in about_them if not row["post_hoc"])
         everything = Runs(about_them)
-        unpicked = Runs(row for row in about_them if not row.get("picked", False))
-        yield from ((part, everything if part.picked else unpicked) for part in parts if about_them)
+        found += [(part, everything if part.post_hoc else compared) for part in parts if about_them]
+    return found
 
 
-def where(rows: Sequence[Mapping[str, Any]]) -> str:
+def _sections(
+    rows: Rows, times: Rows, parts: Sequence[tuple[Part, Runs]], folder: Path, prefix: str = ""
+) -> tuple[dict[str, Section], str]:
+    """Make sections by name, with pictures in the folder; also say what was run and what was not.
+
+    ``prefix``: how the names of the pictures' files begin.
+    """
+    reading = any(part in PARTS for part, _ in parts)
+    found = {"reading": Section("How to read the tables", READING)} if reading else {}
+    missing = []
+    for part, runs in parts:
+        table = part.table(runs) if part.table else None
+        table = table if table and table.rows else None
+        picture = folder / f"{prefix}{part.name}.png"
+        drawn = part.figure(runs, picture) if part.figure else None
+        if table or drawn:
+            caption = part.caption(with_figure=drawn is not None)
+            found[part.name] = Section(part.title, table=table, figure=drawn, caption=caption)
+        elif not part.optional:
+            missing.append(part.title)
+    return found, about(rows, times, missing)
+
+
+def where(rows: Rows) -> str:
     """Say how much was trained, on which machines, with what, when."""
     machines = [row["machine"] for row in rows]
     hours = sum(map(_training_seconds, rows)) / 3600
@@ -113,8 +122,8 @@ def where(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def where_timed(times: Sequence[Mapping[str, Any]]) -> str:
-    """Say on which machine, and with what, networks were measured in turns."""
+def where_timed(times: Rows) -> str:
+    """Say on which machine, and with what, networks were measured."""
     machines = [line["machine"] for line in times]
     kinds = dict.fromkeys(f"{machine['cpu']} ({machine['isa']})" for machine in machines)
     commits = dict.fromkeys(machine["commit"] for machine in machines)
@@ -137,9 +146,7 @@ def _training_seconds(row: Mapping[str, Any]) -> float:
     return float(trained + sum(part.get(lap, 0) for part in parts for lap in laps))
 
 
-def about(
-    rows: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]], missing: Sequence[str]
-) -> str:
+def about(rows: Rows, times: Rows, missing: Sequence[str]) -> str:
     """Say what was run and timed, and what was not."""
     sets = {row["dataset"] for row in rows}
     found, absent = ([x for x in members("ucr85") if (x in sets) == was] for was in (True, False))
@@ -169,16 +176,15 @@ def recorded(folder: Path, plan: str) -> str:
     Pictures are drawn into ``folder``, which a page includes the text from.
     """
     rows, times, parts = _recorded(plan)
-    shown, missing = list[str](), list[str]()
-    for part, runs in parts:
-        made = part.make(runs, folder / f"paper-{part.name}.png")
-        missing += made.missing
-        found = [made.table.markdown()] if made.table else []
-        found += [f"![{part.title}]({folder.name}/{made.figure.name})"] if made.figure else []
-        if found:
-            shown.append("\n\n".join([f"## {part.title}", *found, made.caption]))
-    reading = [f"## {READING_TITLE}", READING] if any(part in PARTS for part, _ in parts) else []
-    return "\n\n".join([f"{where(rows)}. {about(rows, times, missing)}", *reading, *shown])
+    sections, text = _sections(rows, times, parts, folder, "paper-")
+    paragraphs = [f"{where(rows)}. {text}"]
+    for section in sections.values():
+        paragraphs += [f"## {section.title}", section.text]
+        paragraphs += [section.table.markdown()] if section.table else []
+        if section.figure:
+            paragraphs.append(f"![{section.title}]({folder.name}/{section.figure.name})")
+        paragraphs.append(section.caption)
+    return "\n\n".join(filter(None, paragraphs))
 
 
 def recorded_table(plan: str, name: str) -> str:
@@ -188,9 +194,7 @@ def recorded_table(plan: str, name: str) -> str:
     return f"{where(rows)}. {about(rows, times, [])}\n\n{table.markdown()}"
 
 
-def _recorded(
-    plan: str,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[Part, Runs]]]:
+def _recorded(plan: str) -> tuple[Rows, Rows, list[tuple[Part, Runs]]]:
     """Return the rows, the times, and the parts that the plan was made for."""
     source = RECORDED[plan]
     rows, times = read_rows(source), read_times(source.with_name(TIMES_NAME))

@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lines import read_lines
-from benchmarks.paper.archives import Archive, Shape
+from benchmarks.paper.archives import Archive
 from benchmarks.paper.plan import DEFAULTS, Job, difference
 
 ROWS_NAME, LOCK_NAME = "rows.jsonl", "lock"
 Key = tuple[str, str, int]  # run, data set, seed
-# What a row holds at least: one of another program may not.
-KEYS = (
-    "run", "dataset", "seed", "options", "machine", "accuracy", "train_seconds", "predict_seconds",
-    *(field.name for field in fields(Shape)),
-)  # fmt: skip
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of finished jobs, also while the sweep runs.
+    """Read the rows of finished jobs, also while the sweep runs; of each job the last.
 
     Raises:
-        ValueError: a line that is no row of a sweep, or a job's second one.
+        ValueError: a line that is no row.
     """
-    rows = read_lines(path, partial(check_keys, keys=KEYS))
-    for key, count in Counter(map(key_of, rows)).items():
-        if count > 1:
-            raise ValueError(
-                f"{path} holds {', '.join(map(str, key))} {count} times; remove all but one line"
-            )
-    for row in rows:
+    rows = {key_of(row): row for row in read_lines(path)}
+    for row in rows.values():
         row["options"] = DEFAULTS | row["options"]  # older rows lack later options
-    return rows
-
-
-def check_keys(row: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raise ValueError for a row that lacks one of these keys."""
-    if missing := [key for key in keys if key not in row]:
-        raise ValueError(f"it has no {', '.join(missing)}")
+        row.setdefault("post_hoc", row.get("picked", False))  # its name in older rows
+    return list(rows.values())
 
 
 def key_of(row: Mapping[str, Any]) -> Key:

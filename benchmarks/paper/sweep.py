@@ -8,16 +8,13 @@ import shutil
 import signal
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
-    FIRST_COMPLETED,
     BrokenExecutor,
     CancelledError,
     Executor,
-    Future,
     ProcessPoolExecutor,
-    wait,
+    as_completed,
 )
 from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
@@ -32,13 +29,12 @@ from benchmarks.paper.archives import Archive
 from benchmarks.paper.job import perform
 from benchmarks.paper.networks import ROCKETS
 from benchmarks.paper.plan import Job
-from benchmarks.paper.pruned_filters import trainings
-from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, Key, done_jobs
-from benchmarks.paper.training import PROGRESS_NAME
+from benchmarks.paper.pruned_filters import TUNING
+from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, done_jobs
 from sparseconv.core.files import locked
 
 RUNNING_NAME = "running"
-ATTEMPTS = 3  # of a job that runs when a process is killed
+ATTEMPTS = 3  # in a row in which a process is killed and no job ends
 LOG_SECONDS = 300  # between two lines where no terminal shows a bar
 Pool = Callable[[], AbstractContextManager[Executor]]
 
@@ -78,7 +74,8 @@ def sweep(
             if device != "cpu" and (job.options["model"] in ROCKETS or job.options["pruning"]):
                 raise ValueError(f"{job} cannot run on a GPU, only networks can; take --device cpu")
         failed: dict[str, str] = {}
-        with _Progress(todo, archive, out) as progress:
+        points = {job.key: _points(job, archive) for job in jobs}
+        with _bar(sum(points.values()), sum(points[key] for key in points if key in done)) as bar:
 
             def ended(job: Job, row: dict[str, Any] | None, error: str = "") -> None:
                 del todo[job.key]
@@ -89,61 +86,38 @@ def sweep(
                     add_line(out / ROWS_NAME, {**row, "data": archive.checksums[job.dataset]})
                     shutil.rmtree(_folder(out, job), ignore_errors=True)
                     said = f"accuracy {row['accuracy']:.4f}"
-                progress.say(f"{len(jobs) - len(todo)} of {len(jobs)}: {job}: {said}")
+                bar.update(points[job.key])
+                bar.write(f"{len(jobs) - len(todo)} of {len(jobs)}: {job}: {said}", sys.stdout)
+                sys.stdout.flush()
 
-            killed: Counter[Key] = Counter()
-            while todo:
+            attempts = 0  # since a job ended
+            while todo and attempts < ATTEMPTS:
+                before = len(todo)
                 with pool() as executor:
-                    running = _perform_all(
-                        todo, archive, out, device, executor, ended, progress.update
-                    )
-                for key in running:
-                    killed[key] += 1
-                    progress.say(f"{todo[key]}: stopped, as a process was killed; it goes on from "
-                                 "its last checkpoint")  # fmt: skip
-                    if killed[key] == ATTEMPTS:
-                        ended(todo[key], None, f"its process or another was killed {ATTEMPTS} times"
-                              "; with fewer --workers there is more memory for each")  # fmt: skip
+                    futures = {
+                        executor.submit(
+                            perform, job, archive.sources[job.dataset], _folder(out, job), device
+                        ): job
+                        for job in todo.values()
+                    }
+                    for future in as_completed(futures):
+                        try:
+                            row = future.result()
+                        except (BrokenExecutor, CancelledError):  # Dask cancels without scheduler
+                            continue
+                        except Exception as error:  # whatever training raises is this job's alone
+                            ended(futures[future], None, f"{type(error).__name__}: {error}")
+                        else:
+                            ended(futures[future], row)
+                if todo:
+                    bar.write("a process was killed; all goes on from the last checkpoints")
+                attempts = attempts + 1 if len(todo) == before else 0
+                if attempts:  # the first job kills its process, and must not hold up the others
+                    todo = dict(reversed(todo.items()))
+            for job in list(todo.values()):
+                ended(job, None, f"its process or another was killed {ATTEMPTS} times; with fewer "
+                      "--workers there is more memory for each")  # fmt: skip
         return failed
-
-
-def _perform_all(
-    jobs: Mapping[Key, Job],
-    archive: Archive,
-    out: Path,
-    device: str,
-    executor: Executor,
-    ended: Callable[[Job, dict[str, Any] | None, str], None],
-    update: Callable[[Sequence[Key]], None],
-) -> list[Key]:
-    """Perform jobs; ``ended(job, row, error)`` for each, with a row or an error.
-
-    Returns those that were running when a process was killed; else an empty list.
-    """
-    futures: dict[Future[dict[str, Any]], Job] = {
-        executor.submit(perform, job, archive.sources[job.dataset], _folder(out, job), device): job
-        for job in jobs.values()
-    }
-    running: list[Key] = []
-    while futures:
-        done, _ = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
-        broken = False
-        for future in done:
-            try:
-                row = future.result()
-            except (BrokenExecutor, CancelledError):  # Dask cancels where its scheduler is gone
-                broken = True
-                continue
-            except Exception as error:  # whatever training raises is this job's alone
-                ended(futures.pop(future), None, f"{type(error).__name__}: {error}")
-            else:
-                ended(futures.pop(future), row, "")
-        left = [job.key for job in futures.values()]
-        if broken:
-            return [key for key in running if key in left] or left[:1]
-        running = [job.key for future, job in futures.items() if future.running()]
-        update(running)
-    return []
 
 
 def _folder(out: Path, job: Job) -> Path:
@@ -152,48 +126,19 @@ def _folder(out: Path, job: Job) -> Path:
     return out / RUNNING_NAME / f"{name[:60]}-{sha256(repr(job.key).encode()).hexdigest()[:10]}"
 
 
-class _Progress:
-    """A bar over the time points of all jobs' trainings; without a terminal a line now and then."""
-
-    def __init__(self, todo: Mapping[Key, Job], archive: Archive, out: Path) -> None:
-        self.todo, self.out = todo, out
-        self.points = {key: _points(job, archive) for key, job in todo.items()}
-        self.total = sum(self.points.values())
-
-    def __enter__(self) -> _Progress:
-        self.bar = tqdm(
-            total=self.total, initial=self._done(), unit="points", unit_scale=True, smoothing=0.05,
-            mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS, miniters=1, dynamic_ncols=True,
-        )  # fmt: skip
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def _share(self, job: Job) -> float:
-        path = _folder(self.out, job) / PROGRESS_NAME
-        return float(path.read_text()) if path.exists() else 0.0
-
-    def _done(self) -> int:
-        left = sum((1 - self._share(job)) * self.points[key] for key, job in self.todo.items())
-        return self.total - int(left)
-
-    def update(self, running: Sequence[Key]) -> None:
-        """Show how far all is, and these jobs, which run or will be next."""
-        jobs = [self.todo[key] for key in running]
-        shown = [f"{job.dataset} {self._share(job):.0%}" for job in jobs[:4]]
-        self.bar.set_postfix_str(", ".join(shown), refresh=False)
-        self.bar.update(self._done() - self.bar.n)
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
+def _bar(total: int, done: int) -> tqdm[Any]:
+    """Make a bar over the time points of all trainings; a log gets a line of it now and then."""
+    return tqdm(
+        total=total, initial=done, unit="points", unit_scale=True, smoothing=0.05,
+        mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS, miniters=1, dynamic_ncols=True,
+    )  # fmt: skip
 
 
 def _points(job: Job, archive: Archive) -> int:
     """Count the time points that a job trains on: the measure of its time before it has run."""
-    epochs = job.recipe().epochs * sum(trainings(job.options["pruning"]))
+    variants = job.options["pruning"]
+    tuned = sum(1 if variant.get("retrain") else TUNING for variant in variants)
+    epochs = job.recipe().epochs * (1 + tuned)
     return int(archive.shapes[job.dataset].train_points * epochs * job.options["members"])
 
 

@@ -1,7 +1,7 @@
 """Times of networks, measured on a machine that does nothing else.
 
 A sweep shares its machine and goes on for days, so its rows say how a network is shaped, and this
-how fast that is: all networks of one data set in turns, a prediction and a step of training.
+how fast that is: all networks of one data set interleaved, a prediction and a step of training.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.lines import add_line, read_lines
 from benchmarks.paper.pruned_filters import like, name_of, network_of, variants_of
 from benchmarks.paper.rocket import is_pruned_kernels
-from benchmarks.paper.rows import LOCK_NAME, check_keys
+from benchmarks.paper.rows import LOCK_NAME
 from sparseconv.core.files import locked
 from sparseconv.measure.machine import measurement_context, threads
 from sparseconv.measure.timing import interleave, milliseconds
@@ -25,7 +25,6 @@ from sparseconv.profiling.stopwatch import model_passes
 
 TIMES_NAME = "times.jsonl"
 BATCH, ROUNDS = 16, 9
-KEYS = ("dataset", "seed", "networks", "times", "machine")
 
 
 def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
@@ -79,13 +78,9 @@ def measure(rows: Sequence[Mapping[str, Any]], path: Path) -> int:
 
 
 def read_times(path: Path) -> list[dict[str, Any]]:
-    """Read the lines that ``measure`` wrote, of each data set and seed the last.
-
-    Raises:
-        ValueError: a line that it cannot have written; the message has its number.
-    """
-    lines = read_lines(path, partial(check_keys, keys=KEYS))
-    return list({(line["dataset"], line["seed"]): line for line in lines}.values())
+    """Read the lines that ``measure`` wrote, of each data set and seed the last."""
+    lines = {(line["dataset"], line["seed"]): line for line in read_lines(path)}
+    return list(lines.values())
 
 
 def _timed(models: Mapping[str, nn.Module], x: torch.Tensor) -> dict[str, dict[str, float]]:

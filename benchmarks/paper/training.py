@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -14,16 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.paper.archives import Shape, read
-from benchmarks.paper.networks import MomentsDST, build, multiply_adds
-from benchmarks.paper.plan import Job, difference, member_seed
-from sparseconv.bench.network.masked import MaskedDST, masked_copy
+from benchmarks.paper.networks import MomentsDST, build, first_model, multiply_adds
+from benchmarks.paper.plan import Job, difference
+from benchmarks.paper.pruned_filters import share_right, tested, variants
+from sparseconv.bench.network.masked import MaskedDST
 from sparseconv.core.files import write_whole
 from sparseconv.datasets import Dataset
 from sparseconv.measure.machine import commit, measurement_context
 from sparseconv.models import DSN, Ensemble
+from sparseconv.pruning import InstanceSparsity
 from sparseconv.report.figures import group_profiles, kernels_by_size
 from sparseconv.training.evaluation import predict_log_proba
 from sparseconv.training.loop import TrainingResult, train
@@ -34,7 +35,7 @@ SCHEDULED = ("prune_fraction", "prune_floor", "seed")  # what every scheduler ta
 TRAINING = 3  # what a step costs beside a prediction: fprop, dgrad, wgrad
 CHECKPOINTS = 50  # in a whole run: a killed one repeats 2 % at most
 CURVE_POINTS, CURVE_SHARE = 25, 0.05  # at most, and what they may cost of the training
-PROGRESS_NAME, CURVE_NAME, JOB_NAME = "progress", "curve.json", "job.json"
+JOB_NAME = "job.json"
 CODE = commit()  # now, as it is imported: when a row is written, the checkout may be another one
 
 
@@ -52,22 +53,21 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
     model = first_model(job.options, job.seed, shape).to(device)
     X_test, timed = torch.as_tensor(data.X_test), not gpu
     networks = list(model.members) if isinstance(model, Ensemble) else [model]
-    look_at = set(looks(shape, recipe) if timed and len(networks) == 1 else ())
-    curve, progress = Curve(folder / CURVE_NAME), Progress(folder, [1] * len(networks))
+    look_at = looks(shape, recipe) if timed and len(networks) == 1 else []
+    weight = job.options["silence"]
+
+    def look(history: list[dict[str, Any]]) -> None:  # which checkpoints hold
+        if len(history) in look_at:
+            history[-1]["test_accuracy"] = round(tested(model, data), 4)
 
     def trained(member: int) -> TrainingResult:
-        def report(history: list[dict[str, Any]]) -> None:
-            epoch = len(history)
-            if epoch in look_at:
-                curve.add(epoch, accuracy(predict_log_proba(model, X_test), target))
-            progress.write(epoch / recipe.epochs, member)
-
         own = job.recipe(member)
         return train(
             networks[member], data.X_train, data.y_train, own,
             out=folder / str(member) if len(networks) > 1 else folder, resume=True, progress=False,
-            checkpoint_every=checkpoint_interval(own), on_epoch=report,
+            checkpoint_every=checkpoint_interval(own), on_epoch=look,
             scheduler_factory=scheduler_factory(job, own),
+            penalty=InstanceSparsity(model, weight=weight) if weight else None,
             # Other moments are corrected in memory that moves.
             cuda_graphs=device != "cpu" and job.options["moments"] == "zero",
         )  # fmt: skip
@@ -77,20 +77,23 @@ def perform(job: Job, source: str, folder: Path, device: str = "cpu") -> dict[st
     log_proba = predict_log_proba(model, X_test).cpu()
     predict_seconds = time.process_time() - begin
     rates = [result.itop_rate for result in results if result.itop_rate is not None]
-    seconds = list(accumulate(row["cpu_seconds"] for found in results for row in found.history))
+    history = [row for result in results for row in result.history]
+    seconds = list(accumulate(row["cpu_seconds"] for row in history))
+    seen = [row for row in history if "test_accuracy" in row]
     return {
         **facts_of(job, data, code, gpu),
-        "accuracy": accuracy(log_proba, target),
+        "accuracy": share_right(log_proba, target),
         "test_loss": F.nll_loss(log_proba, target).item(),
         "train_loss": fmean(result.best_loss for result in results),
         **({"best_epoch": results[0].best_epoch} if len(results) == 1 else {}),
         "epochs": recipe.epochs,
         "itop_rate": fmean(rates) if rates else None,
         **costs(job, model.cpu(), shape),
-        "curve": curve.points,
-        "curve_seconds": [round(seconds[epoch - 1], 3) for epoch, _ in curve.points],
+        "curve": [[row["epoch"], row["test_accuracy"]] for row in seen],
+        "curve_seconds": [round(seconds[row["epoch"] - 1], 3) for row in seen],
         "train_seconds": round(seconds[-1], 3) if timed else None,
         "predict_seconds": round(predict_seconds, 4) if timed else None,
+        **({"variants": variants(job, model, data, folder)} if job.options["pruning"] else {}),
     }
 
 
@@ -105,38 +108,34 @@ def facts_of(job: Job, data: Dataset, code: str = CODE, gpu: str = "") -> dict[s
         "dataset": job.dataset,
         "seed": job.seed,
         "options": dict(job.options),
-        **({"picked": True} if job.picked else {}),
+        "post_hoc": job.post_hoc,
         **asdict(Shape.of(data)),
         "threads": 1,
         "machine": measurement_context() | {"commit": code} | ({"gpu": gpu} if gpu else {}),
     }
 
 
-def accuracy(log_proba: Tensor, target: Tensor) -> float:
-    return (log_proba.argmax(1) == target).double().mean().item()
-
-
 def begin_or_resume(job: Job, folder: Path, gpu: str = "") -> tuple[str, str]:
     """Note in the folder what is trained there.
 
-    Returns the commits that trained so far, with this one; and the GPU that did, if one has.
+    Returns the commits that trained so far, with this one; and the GPUs that did, if any has.
 
     Raises:
         ValueError: the folder holds the beginning of a job with other options.
     """
-    path, code = folder / JOB_NAME, CODE
+    path = folder / JOB_NAME
+    begun = {"options": job.options, "commits": [], "gpus": []}
     if path.exists():
         begun = json.loads(path.read_text())
-        if change := difference(begun["options"], job.options):
-            raise ValueError(
-                f"{folder} holds the beginning of a training with {change}; give the run another "
-                "name, or remove that folder"
-            )
-        code = begun["code"] if begun["code"].endswith(CODE) else f"{begun['code']} then {CODE}"
-        if begun["gpu"] not in ("", gpu):
-            gpu = f"{begun['gpu']} then {gpu}" if gpu else begun["gpu"]
-    write_whole(path, json.dumps({"options": job.options, "code": code, "gpu": gpu}))
-    return code, gpu
+    if change := difference(begun["options"], job.options):
+        raise ValueError(
+            f"{folder} holds the beginning of a training with {change}; give the run another "
+            "name, or remove that folder"
+        )
+    for key, own in (("commits", CODE), ("gpus", gpu)):
+        begun[key] = [name for name in dict.fromkeys([*begun[key], own]) if name]
+    write_whole(path, json.dumps(begun))
+    return " then ".join(begun["commits"]), " then ".join(begun["gpus"])
 
 
 def checkpoint_interval(recipe: Recipe) -> int:
@@ -160,54 +159,6 @@ def looks(shape: Shape, recipe: Recipe) -> list[int]:
     ]  # fmt: skip
     wanted = np.geomspace(1, recipe.epochs, count + 2)[1:-1] if allowed else ()
     return sorted({min(allowed, key=lambda epoch: abs(epoch - one)) for one in wanted})
-
-
-class Progress:
-    """The share of a job that is done, in a file of its folder.
-
-    Args:
-        folder: the job's.
-        parts: how long each of its trainings is, in any unit.
-    """
-
-    def __init__(self, folder: Path, parts: Sequence[float] = (1,)) -> None:
-        self.path, self.parts, self.written = folder / PROGRESS_NAME, parts, time.monotonic()
-
-    def write(self, share: float, part: int = 0) -> None:
-        """Say how much of a part is done, unless something was said less than a second ago."""
-        if time.monotonic() - self.written > 1:
-            self.written = time.monotonic()
-            done = sum(self.parts[:part]) + share * self.parts[part]
-            write_whole(self.path, str(done / sum(self.parts)))
-
-
-class Curve:
-    """Test accuracies by epoch, ``points``; kept in a file, as a killed run loses none."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        found = json.loads(path.read_text()) if path.exists() else []
-        self.points: list[list[Any]] = [[int(epoch), float(value)] for epoch, value in found]
-
-    def add(self, epoch: int, value: float) -> None:
-        """Add a point, unless a run that was killed had added it."""
-        if not self.points or self.points[-1][0] < epoch:
-            self.points.append([epoch, round(value, 4)])
-            write_whole(self.path, json.dumps(self.points))
-
-
-def first_model(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
-    """Build a job's network or ensemble before training, the same for the same seed."""
-    seeds = [member_seed(options, seed, member) for member in range(options["members"])]
-    networks = [first_network(options, own, shape) for own in seeds]
-    return Ensemble(networks) if len(networks) > 1 else networks[0]
-
-
-def first_network(options: Mapping[str, Any], seed: int, shape: Shape) -> nn.Module:
-    """Build one network of these options, drawn with its own seed."""
-    torch.manual_seed(seed)
-    model = build(options["model"], options["network"], shape)
-    return masked_copy(model) if options["weights"] == "masked dense" else model
 
 
 def scheduler_factory(job: Job, recipe: Recipe) -> SchedulerFactory | None:

@@ -101,7 +101,7 @@ def costs(runs: Runs, names: Sequence[str], reference: str = "DSN") -> Table:
     """Compare parameters, FLOPs and measured times of runs with the reference's.
 
     Means over the data sets and seeds that both have; geometric ones of times, over the sets on
-    which both networks were measured in turns. No rows without a run to compare.
+    which both networks were measured interleaved. No rows without a run to compare.
     """
     found = compared(runs, names, reference)
     rows = []
