@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -43,13 +42,9 @@ def test_several_may_add_at_once(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-@pytest.mark.parametrize("line", ["nothing", "3", "", '{"a": 1} {"a": 2}', '{"a": 2}'])
+@pytest.mark.parametrize("line", ["nothing", "3", '{"a": 1} {"a": 2}'])
 def test_what_is_no_row_is_named(tmp_path: Path, line: str) -> None:
-    def check(row: dict[str, Any]) -> None:
-        if row["a"] != 1:
-            raise ValueError("a must be 1")
-
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' + line + '\n{"a": 1}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 2, is not a row"):
-        read_lines(path, check)
+        read_lines(path)

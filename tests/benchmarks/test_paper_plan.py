@@ -41,14 +41,14 @@ def test_the_order_of_jobs(plan: Path, archive: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_set_is_picked_unless_another_line_names_it(
+def test_a_set_is_post_hoc_unless_another_line_names_it(
     plan: Path, archive: Path, first: bool
 ) -> None:
     line = "[[run]]\nname = 'a'\nsets = 'Long'\n"
-    lines = [line.replace("'Long'", "'all'") + "picked = true\n", line]
+    lines = [line.replace("'Long'", "'all'") + "post_hoc = true\n", line]
     plan.write_text("".join(lines if first else reversed(lines)))
     jobs = read_plan(plan, open_archive(archive))
-    assert {job.dataset: job.picked for job in jobs} == {"Short": True, "Long": False}
+    assert {job.dataset: job.post_hoc for job in jobs} == {"Short": True, "Long": False}
 
 
 def test_series_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paper_rows import row as row_of
 from small_plan import PLAN, command, facts, write_set
 
 from benchmarks.paper import sweep as sweeping
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.archives import open_archive
 from benchmarks.paper.job import perform
-from benchmarks.paper.plan import DEFAULTS, Job, read_plan
+from benchmarks.paper.plan import DEFAULTS, Job
 from benchmarks.paper.rows import LOCK_NAME, ROWS_NAME, read_rows
 from benchmarks.paper.sweep import local_pool, sweep
 from sparseconv.core.files import locked
@@ -29,7 +27,7 @@ def test_each_job_once(
     tmp_path: Path, archive: Path, plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "out"
-    plan.write_text(f"{PLAN}picked = true\n")
+    plan.write_text(f"{PLAN}post_hoc = true\n")
     (archive / "Broken.npz").write_bytes(b"no archive")
     assert main(command(plan, archive, out)) == 1
     printed = capsys.readouterr()
@@ -56,7 +54,7 @@ def test_each_job_once(
     assert sparse["itop_rate"] > 0.14  # the density
     assert [epoch for epoch, _ in sparse["curve"]] == [9]
     assert not list((out / "running").iterdir())
-    assert [row.get("picked", False) for row in rows] == [True, False, False, False, False]
+    assert [row["post_hoc"] for row in rows] == [True, False, False, False, False]
     (archive / "Broken.npz").unlink()
     before = (out / ROWS_NAME).read_bytes()
     assert main(command(plan, archive, out)) == 0
@@ -133,37 +131,6 @@ def test_a_sweep_is_alone_in_its_folder(tmp_path: Path, archive: Path) -> None:
         other = pool.submit(sweep, [], open_archive(archive), tmp_path, local_pool(1))
         with pytest.raises(ValueError, match="another sweep is running in"):
             other.result()
-
-
-@pytest.mark.parametrize("line", ['{"run": 1}', "3", "nothing"])
-def test_rows_that_are_damaged(tmp_path: Path, line: str) -> None:
-    path = tmp_path / ROWS_NAME
-    path.write_text(line + "\n")
-    with pytest.raises(ValueError, match="line 1, is not a row"):
-        read_rows(path)
-
-
-def test_a_row_that_is_there_twice(tmp_path: Path) -> None:
-    line = json.dumps(row_of("a", "x", n_classes=2)) + "\n"
-    (tmp_path / ROWS_NAME).write_text(line * 2)
-    with pytest.raises(ValueError, match="a, x, 0 2 times; remove all but one line"):
-        read_rows(tmp_path / ROWS_NAME)
-
-
-def test_progress_is_of_time_points(tmp_path: Path, archive: Path, plan: Path) -> None:
-    opened = open_archive(archive)
-    todo = {job.key: job for job in read_plan(plan, opened)}
-    with sweeping._Progress(todo, opened, tmp_path) as progress:
-        each = {"Short": 12 * 14 * 12, "Long": 12 * 14 * 2 * 30}  # epochs, series, points
-        assert progress.points == {key: each[key[1]] for key in todo}
-        folder = sweeping._folder(tmp_path, todo["small", "Long", 0])
-        folder.mkdir(parents=True)
-        (folder / "progress").write_text("0.5")
-        progress.update(list(todo))
-        assert progress.bar.n == each["Long"] / 2
-        del todo["small", "Short", 1]
-        progress.update(list(todo))
-        assert progress.bar.n == each["Long"] / 2 + each["Short"]
 
 
 def test_names_that_look_alike(tmp_path: Path) -> None:

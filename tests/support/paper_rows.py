@@ -17,6 +17,7 @@ def row(
 ) -> dict[str, Any]:
     return {
         "run": run, "dataset": dataset, "seed": seed, "accuracy": accuracy, "options": DEFAULTS,
+        "post_hoc": False,
         "params": 1000, "macs": 5_000_000, "epochs": 10, "train_seconds": 20.0, "n_test": 50,
         "predict_seconds": 0.1, "n_train": 20, "n_channels": 1, "n_timepoints": 10,
         "curve": [[5, accuracy / 2], [10, accuracy]],
