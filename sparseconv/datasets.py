@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 BUNDLED = (
-    "ACSF1",
-    "ArrowHead",
-    "BasicMotions",
-    "GunPoint",
-    "ItalyPowerDemand",
-    "JapaneseVowels",
+    "ACSF1", "ArrowHead", "BasicMotions", "GunPoint", "ItalyPowerDemand", "JapaneseVowels",
     "OSULeaf",
-)
+)  # fmt: skip
 _KEYS = ("X_train", "y_train", "X_test", "y_test")
 # aeon has JapaneseVowels twice: the original, and one padded to 25 time points.
 _STEMS = {"JapaneseVowels": "JapaneseVowels_eq"}
-
-_Splits = tuple[Any, Any, Any, Any]  # in the order of _KEYS
+_TRAIN, _TEST = "_TRAIN.ts", "_TEST.ts"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +57,8 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
             the equal-length variant), a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts`` or the
             first of these two files, or a ``.npz`` file with ``X_train``, ``y_train``, ``X_test``
             and ``y_test``: series ``(n_cases, n_channels, n_timepoints)`` or, with one channel,
-            ``(n_cases, n_timepoints)``, and labels that are strings or real numbers. A ``Path`` is
-            always a path. A string that is a bundled name is read as that; where a folder has this
-            name too, a warning names it as ``"./NAME"``.
+            ``(n_cases, n_timepoints)``, and labels that are strings or real numbers. A string that
+            is a bundled name is read as that; a folder of this name is ``"./NAME"`` or a ``Path``.
         nan_to_zero: replace missing values by 0, as in the paper's UCR 85 runs.
 
     Raises:
@@ -82,31 +74,25 @@ def load(name_or_path: str | os.PathLike[str], *, nan_to_zero: bool = False) -> 
         ((50, 1, 150), (150, 1, 150), ['1', '2'])
     """
     path = Path(name_or_path)
-    if isinstance(name_or_path, str) and name_or_path in BUNDLED:
-        name = name_or_path
-        if path.exists():
-            warnings.warn(
-                f"{name!r} is read as aeon's bundled data set; for what is called so in the "
-                f"current folder, give './{name}' or a Path",
-                stacklevel=2,
-            )
-        folder = Path(_aeon().__file__).parent / "data" / name
-        splits = _read_folder(folder, _STEMS.get(name, name))
-    elif os.path.isdir(path):
-        stem = _find_stem(path)
-        name, splits = stem, _read_folder(path, stem)
-    elif path.name.endswith("_TRAIN.ts") and os.path.isfile(path):
-        name = path.name.removesuffix("_TRAIN.ts")
-        splits = _read_folder(path.parent, name)
-    elif path.suffix == ".npz" and os.path.isfile(path):
-        name, splits = path.stem, _read_npz(path)
+    bundled = isinstance(name_or_path, str) and name_or_path in BUNDLED
+    if bundled:
+        stem = _STEMS.get(path.name, path.name)
+        path = Path(_aeon().__file__).parent / "data" / path / f"{stem}{_TRAIN}"
+    elif path.is_dir():
+        path = _training_file(path)
+    if path.suffix == ".npz" and path.is_file():
+        name, raw = path.stem, _read_npz(path)
+    elif path.name.endswith(_TRAIN) and path.is_file():
+        name = path.name.removesuffix(_TRAIN)
+        cases = *_read_ts(path), *_read_ts(path.with_name(name + _TEST))
+        raw = dict(zip(_KEYS, cases, strict=True))
     else:
         raise ValueError(
             f"no data set {os.fspath(name_or_path)!r}: expected the name of one of aeon's bundled "
             f"sets ({', '.join(BUNDLED)}) as a str, a folder with NAME_TRAIN.ts and NAME_TEST.ts, "
             f"or a .npz file with {', '.join(_KEYS)}"
         )
-    return _check(name, splits, nan_to_zero)
+    return _check(str(name_or_path) if bundled else name, raw, nan_to_zero)
 
 
 def _aeon() -> Any:
@@ -120,23 +106,16 @@ def _aeon() -> Any:
     return aeon.datasets
 
 
-def _find_stem(folder: Path) -> str:
-    """Return the NAME of the one NAME_TRAIN.ts; of several, the folder's own name."""
-    stems = sorted(path.name.removesuffix("_TRAIN.ts") for path in folder.glob("*_TRAIN.ts"))
-    own = folder.resolve().name
-    if own in stems:
-        return own
-    if len(stems) != 1:
+def _training_file(folder: Path) -> Path:
+    """Return the one NAME_TRAIN.ts; of several, that with the folder's own name."""
+    found = sorted(folder.glob(f"*{_TRAIN}"))
+    own = [path for path in found if path.name == folder.resolve().name + _TRAIN]
+    if len(own or found) != 1:
         raise ValueError(
             f"expected one pair NAME_TRAIN.ts and NAME_TEST.ts in the folder {folder}, but found "
-            f"{', '.join(stems) or 'none'}; put one data set into a folder"
+            f"{', '.join(path.name for path in found) or 'none'}; put one data set into a folder"
         )
-    return stems[0]
-
-
-def _read_folder(folder: Path, stem: str) -> _Splits:
-    train, test = (_read_ts(folder / f"{stem}_{split}.ts") for split in ("TRAIN", "TEST"))
-    return *train, *test
+    return (own or found)[0]
 
 
 def _read_ts(path: Path) -> tuple[Any, Any]:
@@ -154,69 +133,54 @@ def _read_ts(path: Path) -> tuple[Any, Any]:
             f"{path} has no class labels; expected a header line '@classLabel true ...' and a "
             "label at the end of each line"
         )
-    if missing := int((np.asarray(y) == "NaN").sum()):  # aeon's word for "?", not in lower case
-        raise ValueError(
-            f"{path} lacks the label of {missing} of its {len(X)} cases ('?'); expected one at the "
-            "end of each line"
-        )
     return X, y
 
 
-def _read_npz(path: Path) -> _Splits:
+def _read_npz(path: Path) -> dict[str, Any]:
     try:
         # np.load takes any text for a pickle, and advises to load it unsafely.
         with path.open("rb") as opened, np.lib.npyio.NpzFile(opened) as file:
-            X_train, y_train, X_test, y_test = (file[key] for key in _KEYS)
+            return {key: file[key] for key in _KEYS}
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{path} cannot be used as a data set ({error}); write it with np.savez and the keys "
             f"{', '.join(_KEYS)}, each a plain array of numbers (labels: or of strings)"
         ) from error
-    return X_train, y_train, X_test, y_test
 
 
-def _check(name: str, splits: _Splits, nan_to_zero: bool) -> Dataset:
-    raw_train, labels_train, raw_test, labels_test = splits
-    X_train = as_series(name, "X_train", raw_train, nan_to_zero, is_option=True)
-    X_test = as_series(name, "X_test", raw_test, nan_to_zero, is_option=True)
+def _check(name: str, raw: dict[str, Any], nan_to_zero: bool) -> Dataset:
+    X_train, X_test = (as_series(name, key, raw[key], nan_to_zero) for key in _KEYS[::2])
     if X_train.shape[1:] != X_test.shape[1:]:
         raise ValueError(
             f"{name}: expected X_test to have X_train's channels and time points "
             f"{X_train.shape[1:]}, but got {X_test.shape[1:]}; cut or pad one of them"
         )
-    y_train = _labels(name, "y_train", labels_train, len(X_train))
-    y_test = _labels(name, "y_test", labels_test, len(X_test))
+    y_train = _labels(name, "y_train", raw["y_train"], len(X_train))
+    y_test = _labels(name, "y_test", raw["y_test"], len(X_test))
     classes = np.unique(y_train)
-    if len(classes) < 2:
-        raise ValueError(
-            f"{name}: expected at least 2 classes in y_train, but got only {classes.tolist()}"
-        )
-    unseen = sorted(set(y_test.tolist()) - set(classes.tolist()), key=str)
-    if unseen:
+    known = classes.tolist()
+    if len(known) < 2:
+        raise ValueError(f"{name}: expected at least 2 classes in y_train, but got only {known}")
+    if unseen := sorted(set(y_test.tolist()) - set(known), key=str):
         raise ValueError(
             f"{name}: y_test holds labels that y_train does not: {unseen[:5]}; training knows "
-            f"{classes.tolist()[:10]}; remove those cases, or add some of them to the training set"
+            f"{known[:10]}; remove those cases, or add some of them to the training set"
         )
-    index = {label: i for i, label in enumerate(classes.tolist())}
-    indices = [
-        np.array([index[label] for label in y.tolist()], dtype=np.int64) for y in (y_train, y_test)
-    ]
-    return Dataset(name, X_train, indices[0], X_test, indices[1], classes)
+    train, test = (np.searchsorted(classes, y).astype(np.int64) for y in (y_train, y_test))
+    return Dataset(name, X_train, train, X_test, test, classes)
 
 
 def as_series(
-    owner: str, key: str, raw: Any, nan_to_zero: bool = False, *, is_option: bool = False
+    owner: str, key: str, raw: Any, nan_to_zero: bool | None = None
 ) -> npt.NDArray[np.float32]:
     """Check series, and return them as float32 ``(n_cases, n_channels, n_timepoints)``, finite.
 
     Every function that takes series of one length calls this one.
 
     Args:
-        owner: who asks, for messages.
-        key: what the series are called there.
+        owner, key: who asks, and what the series are called there, for messages.
         raw: an array, a tensor or a list of arrays; of one channel ``(n_cases, n_timepoints)``.
-        nan_to_zero: replace missing values by 0.
-        is_option: whether the reader of an error can choose ``nan_to_zero``.
+        nan_to_zero: replace missing values by 0; None where the caller's user cannot choose it.
 
     Raises:
         ValueError: unequal lengths, another shape, no real numbers, values that are not finite.
@@ -234,15 +198,11 @@ def as_series(
         ) from error
     if raw.ndim == 2:
         raw = raw[:, None, :]
-    if raw.ndim != 3 or 0 in raw.shape:
+    if raw.ndim != 3 or 0 in raw.shape or raw.dtype.kind not in "fiu":
         raise ValueError(
-            f"{owner}: expected {key} of shape (n_cases, n_channels, n_timepoints) or (n_cases, "
-            f"n_timepoints), none of them 0, but got {raw.shape}"
-        )
-    if raw.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{owner}: expected {key} to hold real numbers, but got dtype {raw.dtype}; "
-            "convert it to float32"
+            f"{owner}: expected {key} to hold real numbers of shape (n_cases, n_channels, "
+            f"n_timepoints) or (n_cases, n_timepoints), none of them 0, but got {raw.dtype} of "
+            f"shape {raw.shape}"
         )
     if nan_to_zero and raw.dtype.kind == "f":
         raw = np.where(np.isnan(raw), 0.0, raw)
@@ -251,7 +211,7 @@ def as_series(
     bad = ~np.isfinite(X)
     if bad.any():
         advice = "fill them in first"
-        if is_option and np.isnan(X).any():
+        if nan_to_zero is False and np.isnan(X).any():
             advice += ", or read missing ones as 0 with nan_to_zero=True (--nan-to-zero)"
         raise ValueError(
             f"{owner}: expected finite values in {key}, but {int(bad.sum())} of {X.size} are "
@@ -263,16 +223,12 @@ def as_series(
 
 def _labels(name: str, key: str, raw: Any, n_cases: int) -> npt.NDArray[Any]:
     y = np.asarray(raw)
-    if y.shape != (n_cases,):
+    # aeon reads "?" as "NaN".
+    missing = y.dtype.kind in "fU" and np.isin(y.astype(str), ("nan", "NaN")).any()
+    if y.shape != (n_cases,) or y.dtype.kind not in "biufU" or missing:
         raise ValueError(
-            f"{name}: expected {key} of shape ({n_cases},), one label for each case of its "
-            f"series, but got {y.shape}"
+            f"{name}: expected {key} to hold a string or a real number for each of {n_cases} "
+            f"cases, but got {y.dtype} of shape {y.shape}{', some of them missing' * bool(missing)}"
+            "; convert bytes with y.astype(str)"
         )
-    if y.dtype.kind not in "biufU":
-        raise ValueError(
-            f"{name}: expected {key} to hold strings or real numbers, but got dtype {y.dtype}; "
-            "convert it, bytes for example with y.astype(str)"
-        )
-    if y.dtype.kind == "f" and np.isnan(y).any():
-        raise ValueError(f"{name}: expected a label for each case, but {key} holds NaN")
     return y

@@ -80,7 +80,7 @@ class TrainedRun:
         Example: see ``load_run``.
         """
         data = self.config["data"]
-        series = datasets.as_series("predict", "X", X, data["nan_to_zero"])
+        series = datasets.as_series("predict", "X", X, data["nan_to_zero"] or None)
         if series.shape[1] != data["n_channels"]:
             raise ValueError(
                 f"predict: expected X of shape (n_cases, {data['n_channels']}, n_timepoints), the "

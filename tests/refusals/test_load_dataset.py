@@ -21,14 +21,18 @@ LABELS = "@classLabel true a b"
     ("changes", "fragment"),
     [
         ({"y_test": None}, "y_test is not a file in the archive"),
-        ({"X_train": np.zeros(6)}, "expected X_train of shape (n_cases, n_channels"),
-        ({"X_train": np.full((6, 2, 5), "x")}, "real numbers, but got dtype <U1"),
+        (
+            {"X_train": np.zeros(6)},
+            "expected X_train to hold real numbers of shape (n_cases, n_chan",
+        ),
+        ({"X_train": np.full((6, 2, 5), "x")}, "none of them 0, but got <U1"),
         ({"X_test": INFINITE}, "1 of 60 are missing (NaN), infinite or too large"),
         ({"X_test": np.where(INFINITE > 9, np.nan, X)}, "nan_to_zero=True (--nan-to-zero)"),
         ({"X_test": np.zeros((4, 2, 6))}, "time points (2, 5), but got (2, 6)"),
         ({"y_train": np.array([b"a", b"b"] * 3)}, "y.astype(str)"),
         ({"y_train": np.zeros(6)}, "at least 2 classes in y_train, but got only [0.0]"),
-        ({"y_train": np.array([0, 1, np.nan, 0, 1, 1])}, "but y_train holds NaN"),
+        ({"y_train": np.array([0, 1, np.nan, 0, 1, 1])}, "(6,), some of them missing"),
+        ({"y_test": y[:5]}, "for each of 6 cases, but got int64 of shape (5,)"),
         ({"y_test": np.array([0, 1, 9, 8, 1, 1])}, "labels that y_train does not: [8, 9]"),
         ({"X_train": np.array([None, 1], dtype=object)}, "cannot be used as a data set"),
     ],
@@ -46,7 +50,7 @@ def test_npz(changes: dict[str, Any], fragment: str, tmp_path: Path) -> None:
         (["1,2:a", "1,2,3:b"], LABELS, "a_TRAIN.ts cannot be read as a .ts file"),
         (["1,2:a", "1,2,3:b"], "@equalLength false\n" + LABELS, "lengths from 2 to 3; pad or cut"),
         (["1,2", "1,3"], "@classLabel false", "has no class labels; expected a header line"),
-        (["1,2:a", "1,2:?"], LABELS, "lacks the label of 1 of its 2 cases"),
+        (["1,2:a", "1,2:?"], LABELS, "some of them missing"),
     ],
 )
 def test_ts(cases: list[str], header: str, fragment: str, tmp_path: Path) -> None:

@@ -104,22 +104,19 @@ def test_missing_values_as_zero_when_asked(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.X_train, np.nan_to_num(X))
 
 
-def test_a_bundled_name_and_a_folder_of_that_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_with_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = ts_folder(tmp_path / "GunPoint", ["1,2:a", "5,6:b"], ["0,1:b"])
-    for path in (Path("GunPoint"), Path("./GunPoint"), "./GunPoint", own):
+    for path in (Path("GunPoint"), "./GunPoint", str(own / "toy_TRAIN.ts")):
         assert datasets.load(path).X_train.tolist() == [[[1, 2]], [[5, 6]]]
-    with pytest.warns(UserWarning, match=r"bundled data set; .* give './GunPoint' or a Path"):
-        assert datasets.load("GunPoint").X_train.shape == (50, 1, 150)
+    assert datasets.load("GunPoint").X_train.shape == (50, 1, 150)
 
 
 def test_of_several_pairs_the_one_with_the_folder_s_name(tmp_path: Path) -> None:
     ts_folder(tmp_path, ["1:a", "2:b"], ["1:a"])
     for split in ("TRAIN", "TEST"):
         (tmp_path / f"b_{split}.ts").write_text((tmp_path / f"toy_{split}.ts").read_text())
-    with pytest.raises(ValueError, match="but found b, toy; put one data set"):
+    with pytest.raises(ValueError, match=r"but found b_TRAIN.ts, toy_TRAIN.ts; put one data set"):
         datasets.load(tmp_path)
     assert datasets.load(tmp_path.rename(tmp_path.with_name("b"))).name == "b"
 
