@@ -7,6 +7,7 @@ import numbers
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -27,7 +28,7 @@ from sparseconv.measure.machine import threads
 from sparseconv.rocket.bank import KINDS, KernelBank
 from sparseconv.rocket.features import check_shape, kernel_features
 from sparseconv.rocket.model import RocketModel, chosen
-from sparseconv.rocket.selection import GroupSelection
+from sparseconv.rocket.selection import GroupSelection, Selected
 from sparseconv.training.run_folder import POCKET
 
 KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)  # what "cv" tries, of the kernels
@@ -123,7 +124,7 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
             weights of one ridge classifier, which does as well on many data sets.
         refit: fit a new ridge classifier on the kept features, its weight by leave-one-out; else
             predict with the weights of the selection (the paper's stage 1).
-        verbose: show a progress bar.
+        verbose: show a progress bar of the folds.
 
     Attributes:
         kept_kernels_: the numbers of the kernels (MiniROCKET: features) kept, ascending; of a bank
@@ -131,8 +132,6 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
         bank_: the ``KernelBank`` of those.
         keep_, n_candidates_, k_: how many were kept, of how many; the ridge of the selection.
         scores_: with ``"cv"`` the folds' accuracies by (k, keep); None without a choice.
-        scaler_, estimator_: the refit's ``StandardScaler`` and ``RidgeClassifierCV`` of the kept
-            features, else None.
         model_: the ``RocketModel`` that predicts, which can be saved.
         seed_, classes_, n_classes_: the seed used; the labels seen in fit, sorted; their number.
 
@@ -188,34 +187,35 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
             shares = KEEPS if self.keep == "cv" else (self.keep,)
             keeps = sorted({how_many(share, self.n_candidates_) for share in shares})
             choices = list(product(ks, keeps))
-            total = 2 + FOLDS * len(choices) * (len(choices) > 1)
-            with tqdm(total=total, disable=not self.verbose, desc="kernels") as bar:
-                features = kernel_features(X, bank)
-                bar.update()
-                scores: dict[tuple[float, int], list[float]] = {}
-                if len(choices) > 1:
-                    bar.set_description("folds")
-                    for choice, score in self._folds(features, labels, size, choices):
-                        scores.setdefault(choice, []).append(score)
-                        bar.update()
-                self.k_, self.keep_ = smallest_good(scores) if scores else choices[0]
-                self.scores_ = scores or None
-                bar.set_description("selection")
-                select = GroupSelection(features, labels, self.n_classes_, size)
-                selected = select(self.keep_, self.k_, self.n_iter)
-                kept = features[:, selected.columns]
-                head = ridge_classifier(kept, labels) if self.refit else None
-                bar.update()
-        self.kept_kernels_ = selected.groups
-        self.bank_ = bank.select_features(selected.columns)
-        self.scaler_ = head and head[0]
-        self.estimator_ = head and head[1]
-        coef, intercept = unscaled(*head) if head else (selected.coef, selected.intercept)
+            features = kernel_features(X, bank)
+            scores: dict[tuple[float, int], list[float]] = {choice: [] for choice in choices}
+            self.k_, self.keep_ = choices[0]
+            if len(choices) > 1:
+                folds = self._folds(features, labels, size, choices)
+                total = FOLDS * len(choices)
+                for choice, score in tqdm(folds, "folds", total, disable=not self.verbose):
+                    scores[choice].append(score)
+                self.k_, self.keep_ = smallest_good(scores)
+            self.scores_ = scores if len(choices) > 1 else None
+            select = GroupSelection(features, labels, self.n_classes_, size)
+            found = self._head(select, features, labels, self.k_, self.keep_)
+        self.kept_kernels_ = found.groups
+        self.bank_ = bank.select_features(found.columns)
         classes = self.classes_
         if classes.dtype.kind == "O":  # Python's objects cannot be saved
             classes = np.array(classes.tolist())
-        self.model_ = RocketModel(self.bank_, coef, intercept, classes)
+        self.model_ = RocketModel(self.bank_, found.coef, found.intercept, classes)
         return self
+
+    def _head(
+        self, select: GroupSelection, features: Array, labels: Array, k: float, keep: int
+    ) -> Selected:
+        """Select features, and fit the classifier on them."""
+        found = select(keep, k, self.n_iter)
+        if not self.refit:
+            return found
+        coef, intercept = ridge_classifier(features[:, found.columns], labels)
+        return replace(found, coef=coef, intercept=intercept)
 
     def _folds(
         self, features: Array, labels: Array, size: int, choices: Sequence[tuple[float, int]]
@@ -237,12 +237,8 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
             seen, missed = features[inside], features[outside]
             select = GroupSelection(seen, labels[inside], self.n_classes_, size)
             for k, keep in choices:
-                found = select(keep, k, self.n_iter)
-                if self.refit:
-                    scaler, ridge = ridge_classifier(seen[:, found.columns], labels[inside])
-                    guess = ridge.predict(scaler.transform(missed[:, found.columns]))
-                else:
-                    guess = chosen(missed[:, found.columns] @ found.coef + found.intercept)
+                found = self._head(select, seen, labels[inside], k, keep)
+                guess = chosen(missed[:, found.columns] @ found.coef + found.intercept)
                 yield (k, keep), float((guess == labels[outside]).mean())
 
     def _predict(self, X: Array) -> Array:
@@ -334,17 +330,16 @@ def smallest_good(scores: dict[tuple[float, int], list[float]]) -> tuple[float, 
     return min(good, key=lambda choice: (choice[1], -mean[choice], choice[0]))
 
 
-def ridge_classifier(features: Array, labels: Array) -> tuple[StandardScaler, RidgeClassifierCV]:
-    """Fit the head of aeon's RocketClassifier, whose ridge is chosen by leave-one-out."""
-    scaler = StandardScaler(with_mean=False)
-    estimator = RidgeClassifierCV(alphas=ALPHAS)
-    return scaler, estimator.fit(scaler.fit_transform(features), labels)
+def ridge_classifier(features: Array, labels: Array) -> tuple[Array, Array]:
+    """Fit the head of aeon's RocketClassifier, whose ridge is chosen by leave-one-out.
 
-
-def unscaled(scaler: Any, estimator: Any) -> tuple[Array, Array]:
-    """Return coefficients of the features as they are, and the intercept."""
-    coef = np.atleast_2d(estimator.coef_).T / scaler.scale_[:, None]
-    return coef.astype(np.float32), np.atleast_1d(estimator.intercept_).astype(np.float32)
+    Returns the coefficients of the features as they are, ``(n_features, columns)``, and the
+    intercept, ``(columns,)``.
+    """
+    scaler, ridge = StandardScaler(with_mean=False), RidgeClassifierCV(alphas=ALPHAS)
+    ridge.fit(scaler.fit_transform(features), labels)
+    coef = np.atleast_2d(ridge.coef_).T / scaler.scale_[:, None]
+    return coef.astype(np.float32), np.atleast_1d(ridge.intercept_).astype(np.float32)
 
 
 def _ridge(k: Any) -> float:

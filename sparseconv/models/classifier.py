@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,6 +47,14 @@ def shortcut(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv1d(in_channels, out_channels, 1, bias=False), nn.BatchNorm1d(out_channels)
     )
+
+
+class Parallel(nn.ModuleList):
+    """Apply several modules to the same series and join their channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, L) -> (N, out_channels, L)``, the sum of the modules' channels."""
+        return torch.cat([module(x) for module in self], dim=1)
 
 
 def average_and_classify(channels: int, n_classes: int) -> nn.Sequential:

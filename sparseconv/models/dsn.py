@@ -25,12 +25,10 @@ class DSNCost:
 
     Attributes:
         params: parameters that exist: active weights, 1x1 convolutions, BatchNorm's affine pairs.
-        params_dense: the same with every tap active.
         flops_paper: operations as the paper counts them: ``2 * C_in - 1`` for each tap of an
             output, and the head's convolution and BatchNorm twice, as its counter does.
-        flops_paper_dense: the same with every tap active.
         macs_executed: multiply-accumulates of all convolutions, one per active weight and sample.
-        macs_dense: the same with every tap active.
+        params_dense, flops_paper_dense, macs_dense: the same with every tap active.
 
     Source: of ``flops_paper``, Xiao et al. 2022 (DSN) and the counter of its public implementation.
     """

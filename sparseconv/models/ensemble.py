@@ -12,16 +12,12 @@ from torch import Tensor, nn
 class Ensemble(nn.Module):
     """The mean of the probabilities of several classifiers, each trained on its own.
 
-    LITETime is the mean of five ``LITE``; the classifier that InceptionTime's authors publish is
-    the mean of five ``InceptionTime``. Train the ``members`` one by one: a loss of the mean
-    would train them as one network.
+    LITETime is the mean of five ``LITE``, as InceptionTime's authors publish that of five
+    ``InceptionTime``. Train the ``members`` one by one: a loss of the mean would train them as one.
 
     Args:
         members: networks that return log-probabilities ``(N, n_classes)`` of the same classes for
             the same input, such as those of ``sparseconv.models``; at least one, none twice.
-
-    Attributes:
-        members: the networks, a ``ModuleList``.
 
     Shape:
         The members' input; output ``(N, n_classes)``, log-probabilities.

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count
-from sparseconv.models.classifier import Classifier, Residual, average_and_classify, shortcut
+from sparseconv.models.classifier import (
+    Classifier,
+    Parallel,
+    Residual,
+    average_and_classify,
+    shortcut,
+)
 
 KERNEL_SIZES = {"keras": (40, 20, 10), "tsai": (39, 19, 9)}
 RESIDUAL_EVERY = 3  # modules
@@ -24,7 +30,7 @@ class Inception(nn.Module):
         several = in_channels > 1
         self.bottleneck = nn.Conv1d(in_channels, nf, 1, bias=False) if several else nn.Identity()
         inputs = nf if several else in_channels
-        self.convs = nn.ModuleList(
+        self.convs = Parallel(
             nn.Conv1d(inputs, nf, taps, padding="same", bias=False) for taps in kernel_sizes
         )
         self.pooled = nn.Sequential(
@@ -36,10 +42,8 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels, L) -> (N, out_channels, L)``."""
-        z = self.bottleneck(x)
-        y: Tensor = self.relu(
-            self.norm(torch.cat([*(conv(z) for conv in self.convs), self.pooled(x)], dim=1))
-        )
+        found = torch.cat([self.convs(self.bottleneck(x)), self.pooled(x)], dim=1)
+        y: Tensor = self.relu(self.norm(found))
         return y
 
 
@@ -49,21 +53,13 @@ class InceptionTime(Classifier):
     One network; the published classifier is an ``Ensemble`` of five.
 
     Args:
-        in_channels: channels of a series.
-        n_classes: number of classes.
+        in_channels, n_classes: as for ``DSN``, and so are shapes and errors.
         nf: filters of each length.
         depth: number of modules.
         variant: ``"keras"``, the original: 40, 20 and 10 taps, a 1x1 convolution in each shortcut
             (420 192 parameters of a univariate network without its last layer); or ``"tsai"``, what
             the DSN paper counts (389.34 K in the mean over UCR 85): 39, 19 and 9 taps, and
             BatchNorm alone in a shortcut between as many channels.
-
-    Shape:
-        Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.
-
-    Raises:
-        ValueError: an argument out of its range.
-        TypeError: an argument of another type.
 
     Example:
         >>> model = InceptionTime(1, 2)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count
-from sparseconv.models.classifier import Classifier, average_and_classify
+from sparseconv.models.classifier import Classifier, Parallel, average_and_classify
 
 LEARNED = (40, 20, 10)  # taps
 CHANGES = (2, 4, 8, 16, 32, 64)  # taps of the filters that see increase and decrease
@@ -56,16 +56,8 @@ class LITE(Classifier):
     five: ``Ensemble(LITE(in_channels, n_classes) for _ in range(5))``.
 
     Args:
-        in_channels: channels of a series.
-        n_classes: number of classes.
+        in_channels, n_classes: as for ``DSN``, and so are shapes and errors.
         nf: filters of each length, and channels of the separable convolutions.
-
-    Shape:
-        Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.
-
-    Raises:
-        ValueError: an argument below 1.
-        TypeError: an argument of another type.
 
     Example:
         >>> model = LITE(1, 2)
@@ -81,7 +73,7 @@ class LITE(Classifier):
     def __init__(self, in_channels: int, n_classes: int, *, nf: int = 32) -> None:
         super().__init__(in_channels, n_classes)
         nf = count("nf", nf)
-        self.convs = nn.ModuleList(
+        self.convs = Parallel(
             nn.Conv1d(in_channels, nf, taps, padding="same", bias=False) for taps in LEARNED
         )
         self.hand_made = HandMade(in_channels)
@@ -96,7 +88,7 @@ class LITE(Classifier):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities ``(N, n_classes)`` of series ``(N, in_channels, L)``."""
-        first = torch.cat([*(conv(x) for conv in self.convs), self.hand_made(x)], dim=1)
+        first = torch.cat([self.convs(x), self.hand_made(x)], dim=1)
         return super().forward(first)
 
 

@@ -19,16 +19,8 @@ class ResNet(Classifier):
     channels changes, with BatchNorm in any case. (In the original the first have 8 taps.)
 
     Args:
-        in_channels: channels of a series.
-        n_classes: number of classes.
+        in_channels, n_classes: as for ``DSN``, and so are shapes and errors.
         nf: channels of the first block; the two others have twice as many.
-
-    Shape:
-        Input ``(N, in_channels, L)``, any L >= 1; output ``(N, n_classes)``, log-probabilities.
-
-    Raises:
-        ValueError: an argument below 1.
-        TypeError: an argument of another type.
 
     Example:
         >>> import torch

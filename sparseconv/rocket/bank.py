@@ -31,6 +31,7 @@ ARRAYS: dict[str, dict[str, Any]] = {
 JOINED = ("channels", "weights", "biases")  # concatenated over kernels; the others: one a kernel
 AEON_ROCKET = ("weights", "length", "bias", "dilation", "padding", "n_channels", "channels")
 KINDS = tuple(ARRAYS)
+FACTS = ("kind", "series_channels", "series_length", "normalise")
 ROCKET_TAPS = 11  # at most
 MINI_LENGTH, MINI_KERNELS = 9, 84
 Array = npt.NDArray[Any]
@@ -133,7 +134,7 @@ class KernelBank:
             ValueError: no list of different numbers of kernels; a mask is none either.
         """
         chosen = _chosen("kernels", kernels, self.n_kernels)
-        return self.select_features(np.flatnonzero(np.isin(self._owners(), chosen)))
+        return self.select_features(np.flatnonzero(np.isin(self._owners(self._each), chosen)))
 
     def select_features(self, features: Iterable[int]) -> KernelBank:
         """Return a bank with some features, of the kernels that they need, in ascending order.
@@ -144,25 +145,30 @@ class KernelBank:
         """
         columns = _chosen("features", features, self.n_features)
         a, rocket = self.arrays, self.kind == "rocket"
-        kernels, counts = np.unique(self._owners()[columns], return_counts=True)
+        kernels, counts = np.unique(self._owners(self._each)[columns], return_counts=True)
         if rocket and (counts != 2).any():
             raise ValueError(
                 f"kernel {kernels[counts != 2][0]} has two features, and only one of them is "
                 "named; name both, or use select(kernels)"
             )
         held = {name: a[name][kernels] for name in a if name not in JOINED}
-        held["channels"] = a["channels"][_positions(a["n_channels"], kernels)]
+        held["channels"] = a["channels"][np.isin(self._owners(a["n_channels"]), kernels)]
         if rocket:
-            held["weights"] = a["weights"][_positions(a["n_channels"] * a["length"], kernels)]
+            sizes = a["n_channels"] * a["length"]
+            held["weights"] = a["weights"][np.isin(self._owners(sizes), kernels)]
         else:
             held["biases"], held["n_biases"] = a["biases"][columns], counts
         shape = self.series_channels, self.series_length
         return KernelBank(self.kind, held, *shape, self.normalise, self.features[columns])
 
-    def _owners(self) -> Array:
-        """Return the kernel of each feature."""
-        each = 2 if self.kind == "rocket" else self.arrays["n_biases"]
-        return np.repeat(np.arange(self.n_kernels), each)
+    @property
+    def _each(self) -> Any:
+        """Count the features of each kernel."""
+        return 2 if self.kind == "rocket" else self.arrays["n_biases"]
+
+    def _owners(self, sizes: Any) -> Array:
+        """Return the kernel of each entry of an array in which kernel i has ``sizes[i]``."""
+        return np.repeat(np.arange(self.n_kernels), sizes)
 
     @classmethod
     def from_aeon(cls, fitted: Any) -> KernelBank:
@@ -219,12 +225,9 @@ class KernelBank:
             made.parameters = a["n_channels"], a["channels"], dilations, n_biases, a["biases"]
         made._n_jobs, made.is_fitted = 1, True
         made.metadata_ = {
-            "multivariate": self.series_channels > 1,
-            "n_channels": self.series_channels,
-            "n_timepoints": self.series_length,
-            "missing_values": False,
-            "unequal_length": False,
-        }
+            "multivariate": self.series_channels > 1, "n_channels": self.series_channels,
+            "n_timepoints": self.series_length, "missing_values": False, "unequal_length": False,
+        }  # fmt: skip
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -246,16 +249,12 @@ class KernelBank:
 
     def content(self) -> dict[str, Any]:
         """Return everything that ``from_content`` needs, as arrays and numbers."""
-        facts = ("kind", "series_channels", "series_length", "normalise", "features")
-        return {name: getattr(self, name) for name in facts} | dict(self.arrays)
+        return {name: getattr(self, name) for name in (*FACTS, "features")} | dict(self.arrays)
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> KernelBank:
         """Make a bank of what ``content`` returned; some error where it is damaged."""
-        kind, channels, length, normalise = (
-            np.asarray(content[name]).item()
-            for name in ("kind", "series_channels", "series_length", "normalise")
-        )
+        kind, channels, length, normalise = (np.asarray(content[name]).item() for name in FACTS)
         bank = cls(kind, content, channels, length, normalise, content["features"])
         if extension is not None:
             _ = bank.plan  # which C++ checks: a damaged file is refused here, not when it is used
@@ -313,10 +312,3 @@ def _chosen(name: str, chosen: Iterable[int], count: int) -> Array:
         f"{name} must be a list of different integers from 0 to {count - 1}, but got {given}; of a "
         "mask take numpy.flatnonzero"
     )
-
-
-def _positions(sizes: Array, kernels: Array) -> Array:
-    """Return where the entries of some kernels are, if kernel i has ``sizes[i]`` of them."""
-    keep = np.zeros(len(sizes), bool)
-    keep[kernels] = True
-    return np.flatnonzero(np.repeat(keep, sizes))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.preprocessing import label_binarize
 from torch import Tensor
 
 from sparseconv.rocket.features import rounding
@@ -35,17 +36,6 @@ class Selected:
     intercept: Array
 
 
-def targets(labels: Tensor, n_classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Code labels 0, 1, ... as -1 and 1, one column for two classes, else one a class.
-
-    Returns the centred ``(n, columns)`` and what was subtracted, ``(columns,)``.
-    """
-    classes = torch.arange(1, 2) if n_classes == 2 else torch.arange(n_classes)
-    coded = torch.where(labels[:, None] == classes, 1.0, -1.0).to(dtype)
-    mean = coded.mean(0)
-    return coded - mean, mean
-
-
 class GroupSelection:
     """Selects groups of features by ADMM on a ridge loss, without a matrix of features squared.
 
@@ -60,7 +50,7 @@ class GroupSelection:
 
     Attributes:
         X: the features centred, and scaled to length 1; a constant one is 0.
-        Y: the targets, centred.
+        Y: the labels coded as -1 and 1, centred.
     """
 
     def __init__(self, features: Array, labels: Array, n_classes: int, group_size: int) -> None:
@@ -72,7 +62,10 @@ class GroupSelection:
         tiny = rounding(self._mean, len(raw), torch.finfo(raw.dtype).eps)
         self._factor = torch.where(length > tiny, 1 / length, 0).to(raw.dtype)
         self.X = X = (raw - self._mean) * self._factor
-        self.Y, self._offset = targets(torch.from_numpy(labels), n_classes, raw.dtype)
+        # One column for two classes, else one a class.
+        coded = torch.from_numpy(label_binarize(labels, classes=range(n_classes), neg_label=-1))
+        self._offset = coded.to(raw.dtype).mean(0)
+        self.Y = coded - self._offset
         self.group_size, self.wide = group_size, len(X) < X.shape[1]
         self.gram = X @ X.T if self.wide else X.T @ X
         self._k, self._cholesky = -1.0, self.gram  # the last k, and its factor

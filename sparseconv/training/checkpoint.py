@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseconv.core.files import ctrl_c_waits, replacing
 
@@ -81,19 +81,6 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     return state
 
 
-def restore(model: nn.Module, state: dict[str, Any]) -> None:
-    """Load a model's state dict.
-
-    CheckpointError if it is of another architecture, or its patterns are invalid.
-    """
-    try:
-        model.load_state_dict(state)
-    except Exception as error:
-        raise CheckpointError(
-            f"the checkpoint is of another architecture, or damaged: {error}"
-        ) from error
-
-
 def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
     """Load Adam's moments if they fit the parameters, which the fused step never checks.
 
@@ -111,11 +98,3 @@ def restore_adam(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
         } | {"step": torch.tensor(float(moments["step"]))}
     own = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": restored, "param_groups": own})
-
-
-def layout(state: dict[str, Any]) -> dict[str, str]:
-    """Describe each entry of a state dict by its dtype and shape."""
-    return {
-        name: f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else "no tensor"
-        for name, tensor in state.items()
-    }

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-import numpy as np
-
-from sparseconv.core.checks import integer, number
+from sparseconv.core.checks import count, flag, number
 from sparseconv.dst.update import check_fractions, check_growth, cosine_decay
 
 
@@ -64,16 +62,14 @@ class Recipe:
             if kind == "str" or (value is None and field.default is None):
                 continue
             if kind.startswith("int"):
-                value, least = integer(f"{name} must be an integer", value), int(name != "seed")
-                if value < least:
-                    raise ValueError(f"{name} must be >= {least}, but got {value}")
+                value = count(name, value, least=int(name != "seed"))
             elif kind == "float":
                 value = number(name, value)
                 if not 0 <= value < math.inf:
                     raise ValueError(f"{name} must be finite and >= 0, but got {value}")
-            elif not isinstance(value, bool | np.bool_):
-                raise TypeError(f"{name} must be True or False, but got {value!r}")
-            object.__setattr__(self, name, bool(value) if kind == "bool" else value)
+            else:
+                value = flag(name, value)
+            object.__setattr__(self, name, value)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be < 2**63, but got {self.seed}")
         if not self.lr_min <= self.lr or self.lr == 0:

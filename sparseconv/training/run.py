@@ -215,8 +215,8 @@ class Run:
         try:
             for kind, here in self._identity().items():
                 _check_same(kind, here, content[kind])
-            checkpoint.restore(self.model, content["best"]["model"])
-            checkpoint.restore(self.model, content["state"])
+            for state in (content["best"]["model"], content["state"]):
+                self.model.load_state_dict(state)
             checkpoint.restore_adam(self.optimizer, content["optimizer"])
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(content["scheduler"])
@@ -233,12 +233,15 @@ class Run:
 
 def _architecture(model: nn.Module) -> dict[str, str]:
     """Describe what a checkpoint must fit: each tensor's shape, each sparse layer's geometry."""
-    geometry = {
-        f"geometry of {name}": f"{x.stride} {x.padding} {x.dilation} {x.padding_mode} {x.groups}"
-        for name, x in model.named_modules()
-        if isinstance(x, SparseConv1d)
+    found = {
+        name: f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else "no tensor"
+        for name, tensor in model.state_dict().items()
     }
-    return checkpoint.layout(model.state_dict()) | geometry
+    for name, x in model.named_modules():
+        if isinstance(x, SparseConv1d):
+            geometry = f"{x.stride} {x.padding} {x.dilation} {x.padding_mode} {x.groups}"
+            found[f"geometry of {name}"] = geometry
+    return found
 
 
 def _check_same(kind: str, here: dict[str, Any], there: dict[str, Any]) -> None:

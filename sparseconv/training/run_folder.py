@@ -79,14 +79,7 @@ class TrainedRun:
 
         Example: see ``load_run``.
         """
-        data = self.config["data"]
-        series = datasets.as_series("predict", "X", X, data["nan_to_zero"] or None)
-        if series.shape[1] != data["n_channels"]:
-            raise ValueError(
-                f"predict: expected X of shape (n_cases, {data['n_channels']}, n_timepoints), the "
-                f"channels of the training series, but got {np.shape(X)}; one series alone is "
-                "X[None]"
-            )
+        series = datasets.as_series("predict", "X", X, self.config["data"]["nan_to_zero"] or None)
         if isinstance(self.model, RocketModel):
             return self.model.predict(series)
         log_proba = predict_log_proba(self.model, torch.from_numpy(series))
@@ -98,7 +91,7 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
     """Read the model that ``python -m sparseconv train`` wrote.
 
     Args:
-        path: the results folder, of a finished run or not: the network is that of the best epoch
+        path: the results folder, of a run finished or not: the network is that of the best epoch
             so far. Or its ``checkpoint.pt``, or the ``model.npz`` of ``--model pocket``.
         backend: as in ``sparse_conv1d``, whatever the run was trained with; of a network only.
 
@@ -122,10 +115,10 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
         (1,)
     """
     path = Path(path)
-    folder = path.parent if path.suffix in (".pt", ".npz") and not path.is_dir() else path
+    folder = path.parent if path.is_file() else path
     config = read_config(folder)
     pocket = config.get("model", "dsn") == "pocket"
-    file = path if path != folder else folder / (MODEL_NAME if pocket else CHECKPOINT_NAME)
+    file = path if path.is_file() else folder / (MODEL_NAME if pocket else CHECKPOINT_NAME)
     if not file.exists():
         raise ValueError(
             f"{file} does not exist: the run has saved nothing yet; start it again, or resume it "
@@ -134,36 +127,30 @@ def load_run(path: str | os.PathLike[str], *, backend: str = "auto") -> TrainedR
     if pocket:
         found = RocketModel.load(file)
         return TrainedRun(found, found.classes, None, config)
-    content, data = checkpoint.load(file)["best"], config["data"]
-    best, state = content["epoch"], content["model"]
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then overwritten
-        network = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
+    best, data = checkpoint.load(file)["best"], config["data"]
+    network = {name: config["network"][name] for name in NETWORK} | {"backend": backend}
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then overwritten
         model: Any = DSN(data["n_channels"], len(data["classes"]), **network)
+    try:
         if "pruning" in config:
-            model = _pruned(model, config, state, file)
-    checkpoint.restore(model, state)
-    classes = data["classes"]
-    large = isinstance(classes[-1], int) and classes[-1] >= 2**63  # NumPy would make floats of them
-    labels = np.array(classes, np.uint64 if large else None)
-    return TrainedRun(model.eval(), labels, best, config)
+            model = _pruned(model, config, best["model"])
+        model.load_state_dict(best["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(
+            f"{file} does not fit the network that {CONFIG_NAME} describes: {error}"
+        ) from error
+    return TrainedRun(model.eval(), np.array(data["classes"]), best["epoch"], config)
 
 
-def _pruned(
-    model: DSN, config: Mapping[str, Any], state: Mapping[str, Any], file: Path
-) -> nn.Module:
+def _pruned(model: DSN, config: Mapping[str, Any], state: Mapping[str, Any]) -> nn.Module:
     """The network in the shape, and with the patterns, of one that ``prune`` made of it."""
     data = config["data"]
     example = torch.zeros(1, data["n_channels"], data["n_timepoints"])
-    try:
-        pruned = keep_filters(model, example, config["pruning"]["filters"])
-        for name, layer in pruned.named_modules():
-            if isinstance(layer, SparseConv1d):
-                crow, col = (state[f"{name}.{key}"] for key in ("crow_indices", "col_indices"))
-                layer.set_pattern(KernelCSR(crow, col, layer.pattern.shape))
-    except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(
-            f"{file} does not fit the filters in its {CONFIG_NAME}: {error}"
-        ) from error
+    pruned = keep_filters(model, example, config["pruning"]["filters"])
+    for name, layer in pruned.named_modules():
+        if isinstance(layer, SparseConv1d):
+            crow, col = (state[f"{name}.{key}"] for key in ("crow_indices", "col_indices"))
+            layer.set_pattern(KernelCSR(crow, col, layer.pattern.shape))
     return pruned
 
 
@@ -175,11 +162,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         for section, options in MODELS[config.get("model", "dsn")].items():
             for name in options:
                 config[section][name]
-        for section, name in (
-            ("machine", "threads"), ("data", "n_channels"), ("data", "n_timepoints"),
-            ("data", "n_train"), ("data", "classes"),
-        ):  # fmt: skip
-            config[section][name]
+        config["machine"]["threads"]
+        for name in ("n_channels", "n_timepoints", "n_train", "classes"):
+            config["data"][name]
         if "recipe" in config:
             Recipe(**{name: config["recipe"][name] for name in RECIPE})
     except (FileNotFoundError, NotADirectoryError):

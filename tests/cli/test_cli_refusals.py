@@ -30,7 +30,7 @@ ROWS = [
     ("info {damaged}", "config.json is not the config.json of a run of this version"),
     ("train GunPont", "no data set 'GunPont'"),
     (f"{TRAIN} --epoch 2", "unrecognized arguments: --epoch"),
-    (f"{TRAIN} --epochs 0", "epochs must be >= 1"),
+    (f"{TRAIN} --epochs 0", "epochs must be at least 1"),
     (f"{TRAIN} --grow fast", "argument --grow: invalid choice"),
     (f"{TRAIN} --threads 0", "argument --threads: must be at least 1, but got 0"),
     (f"{TRAIN} --threads 1000000", "threads must be 1 to 1024"),

@@ -120,7 +120,7 @@ def test_the_same_data_by_another_name_from_inside_of_the_run(
     config = json.loads((pruned / "config.json").read_text())
     config["pruning"]["filters"]["blocks.0.conv"] = [0]
     (pruned / "config.json").write_text(json.dumps(config))
-    with pytest.raises(sc.training.checkpoint.CheckpointError, match="does not fit the filters"):
+    with pytest.raises(sc.training.checkpoint.CheckpointError, match="does not fit the network"):
         sc.load_run(pruned)
 
 

@@ -19,7 +19,7 @@ LITE = f'{RUN}model = "LITE"\npruning = '
     [
         (f"epochs = \n{RUN}", "is not TOML"),
         (f"epoch = 12\n{RUN}", "unknown key epoch; known are epochs, order, run, seeds"),
-        (f"epochs = 0\n{RUN}", "run a: epochs must be >= 1"),
+        (f"epochs = 0\n{RUN}", "run a: epochs must be at least 1"),
         (f'order = "cheap"\n{RUN}', "order must be one of runs, seeds, sets"),
         (f"seeds = 2\n{RUN}", "seeds must be a list of integers"),
         (f"{RUN}seed = 1", "run a: unknown key seed"),

@@ -15,7 +15,6 @@ from random_banks import Problem
 
 from sparseconv.rocket import KernelBank, kernel_features
 from sparseconv.rocket.bank import KINDS
-from sparseconv.rocket.bounds import feature_limits
 
 ROCKET, MINI = Problem("rocket", 2).bank, Problem("minirocket", 6).bank
 X = np.random.default_rng(0).normal(size=(9, 3, 60)).astype(np.float32)
@@ -95,28 +94,11 @@ def aeon() -> Any:
     return pytest.importorskip("aeon.transformations.collection.convolution_based")
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_minirocket_to_aeon_and_back(aeon: Any, channels: int) -> None:
-    series = X[:, :channels]
-    bank = KernelBank.from_aeon(aeon.MiniRocket(700, random_state=0).fit(series))
-    back = bank.to_aeon()
-    assert KernelBank.from_aeon(back) == bank
-    assert np.array_equal(back.transform(series), kernel_features(series, bank))
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_rocket_to_aeon_and_back(aeon: Any, seed: int) -> None:
-    problem = Problem("rocket", seed)
-    bank = replace(problem.bank, normalise=False)
-    back = bank.to_aeon()
-    assert KernelBank.from_aeon(back) == bank
-    series = problem.rng.normal(size=(5, bank.series_channels, bank.series_length))
-    series = series.astype(np.float32)
-    lowest, highest = feature_limits(series, bank)
-    features = back.transform(series)
-    assert ((lowest <= features) & (features <= highest)).all()
-    bank = replace(bank, normalise=True)
-    assert KernelBank.from_aeon(bank.to_aeon()) == bank
+    for normalise in (False, True):
+        bank = replace(Problem("rocket", seed).bank, normalise=normalise)
+        assert KernelBank.from_aeon(bank.to_aeon()) == bank
 
 
 def test_minirocket_banks_that_aeon_cannot_have(aeon: Any) -> None:
@@ -130,7 +112,7 @@ def test_minirocket_banks_that_aeon_cannot_have(aeon: Any) -> None:
         with pytest.raises(ValueError, match=r"has all 84 kernels .* compute them with"):
             other.to_aeon()
     first = bank.select(range(84))
-    assert np.array_equal(first.to_aeon().transform(X), kernel_features(X, first))
+    assert KernelBank.from_aeon(first.to_aeon()) == first
 
 
 def test_selections() -> None:

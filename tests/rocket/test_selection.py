@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparseconv.rocket.selection import GroupSelection, targets
+from sparseconv.rocket.selection import GroupSelection
 
 
 def naive(
@@ -70,10 +70,13 @@ def test_scaling_and_targets() -> None:
     torch.testing.assert_close(scaled.norm(dim=0), torch.tensor([1.0, 0.0, 1.0]))
     constant = np.full((50, 1), 0.1, np.float32) + np.float32(1e-9)
     assert not GroupSelection(constant, np.arange(50) % 2, 2, 1).X.any()
-    Y, mean = targets(torch.tensor([0, 1, 1, 1]), 2, torch.float32)
-    assert (Y + mean)[:, 0].tolist() == [-1, 1, 1, 1]
-    Y, mean = targets(torch.tensor([0, 2, 1]), 3, torch.float32)
-    assert np.array_equal((Y + mean).numpy(), [[1, -1, -1], [-1, -1, 1], [-1, 1, -1]])
+    for labels, coded in (
+        ([0, 1, 1, 1], [[-1], [1], [1], [1]]),
+        ([0, 2, 1], [[1, -1, -1], [-1, -1, 1], [-1, 1, -1]]),
+    ):
+        found = GroupSelection(raw[:1].repeat(len(labels), 0), np.array(labels), max(labels) + 1, 1)
+        wanted = torch.tensor(coded, dtype=torch.float32)
+        torch.testing.assert_close(found.Y, wanted - wanted.mean(0))
 
 
 def test_a_ridge_too_small_for_its_features_is_named() -> None:
