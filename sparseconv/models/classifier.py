@@ -1,4 +1,4 @@
-"""What the dense networks have in common."""
+"""What the networks have in common."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from sparseconv.core.checks import count
 
 
 class Classifier(nn.Module):
-    """``blocks``, a global average, a linear layer and log-softmax.
-
-    Subclasses set ``blocks`` and ``head``.
-    """
+    """``blocks`` and a ``head``, which subclasses set, from series to log-probabilities."""
 
     blocks: nn.Sequential
-    head: nn.Sequential
+    head: nn.Module
 
     def __init__(self, in_channels: int, n_classes: int) -> None:
         super().__init__()

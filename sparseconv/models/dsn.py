@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
 from sparseconv.core.pattern import KernelCSR, Region
+from sparseconv.models.classifier import Classifier
 from sparseconv.nn.block import Block
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import POOLED, ShortAvgPool1d
@@ -41,7 +42,7 @@ class DSNCost:
     macs_dense: int
 
 
-class DSN(nn.Module):
+class DSN(Classifier):
     """Four modules of sparse convolutions with long kernels, and a small dense head.
 
     A module is [1x1 convolution to ``nf`` channels, unless its input has one channel] → sparse
@@ -103,9 +104,7 @@ class DSN(nn.Module):
         padding: str = "right-replicate",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.in_channels = count("in_channels", in_channels)
-        self.n_classes = count("n_classes", n_classes)
+        super().__init__(in_channels, n_classes)
         sparsity = number("sparsity", sparsity)
         if not 0 <= sparsity < 1:
             raise ValueError(f"sparsity must lie in [0, 1), but got {sparsity}")
@@ -157,11 +156,10 @@ class DSN(nn.Module):
                 f"this DSN expects series of shape (n_cases, {self.in_channels}, n_timepoints), "
                 f"but got {tuple(x.shape)}; x.unsqueeze(0) is a batch of one"
             )
-        blocks, head = self.blocks, self.head
-        if isinstance(head, Block):
-            return head.forward_after(blocks, x)  # one chain from the first block into the head
-        log_proba: Tensor = head(blocks(x))
-        return log_proba
+        head = self.head
+        if isinstance(head, Block):  # one chain from the first block into the head
+            return head.forward_after(self.blocks, x)
+        return super().forward(x)
 
     def sparse_layers(self) -> list[SparseConv1d]:
         """Return the sparse convolutions, first to last."""

@@ -3,12 +3,11 @@
 from sparseconv.training.checkpoint import CheckpointError
 from sparseconv.training.loop import CHECKPOINT_NAME, TrainingResult, train
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run import PatternScheduler, SchedulerFactory
+from sparseconv.training.run import SchedulerFactory
 
 __all__ = [
     "CHECKPOINT_NAME",
     "CheckpointError",
-    "PatternScheduler",
     "Recipe",
     "SchedulerFactory",
     "TrainingResult",

@@ -18,11 +18,12 @@ from sparseconv.core.files import check_writable, claimed, partial_files
 from sparseconv.dst import DSTScheduler
 from sparseconv.measure.memory import retain_freed_memory
 from sparseconv.nn.modules import check_module
+from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.training import checkpoint
 from sparseconv.training.data import checked_data
 from sparseconv.training.evaluation import evaluate
 from sparseconv.training.recipe import Recipe
-from sparseconv.training.run import Penalty, Run, SchedulerFactory, cuda_generator
+from sparseconv.training.run import Run, SchedulerFactory
 
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -63,7 +64,7 @@ def train(
     checkpoint_every: int = 1,
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
     scheduler_factory: SchedulerFactory | None = None,
-    penalty: Penalty | None = None,
+    penalty: InstanceSparsity | None = None,
     cuda_graphs: bool = False,
 ) -> TrainingResult:
     """Train a classifier and leave it with the weights and patterns of its best epoch.
@@ -87,10 +88,9 @@ def train(
         progress: show a bar (tqdm) on stderr.
         checkpoint_every: epochs between checkpoints; the last epoch always writes one.
         on_epoch: called with the history so far when an epoch has ended and is saved.
-        scheduler_factory: builds what changes the patterns instead of a ``DSTScheduler``; a
-            ``SchedulerFactory``.
+        scheduler_factory: builds what changes the patterns; a ``SchedulerFactory``.
         penalty: a term that is added to the loss of each batch, and so to the training loss that
-            is reported; for example ``pruning.InstanceSparsity(model)``.
+            is reported: a ``pruning.InstanceSparsity``, or what is used like one.
         cuda_graphs: replay all steps but the first ones as CUDA graphs (``training.graphed``): the
             same results without most of the time for launches. With gradient growth or a
             ``scheduler_factory`` the steps before an update are none. The model must be on a CUDA
@@ -129,7 +129,8 @@ def train(
     with folder, generators, torch.enable_grad():
         torch.default_generator.manual_seed(recipe.seed)
         if X.is_cuda:
-            cuda_generator(X.device).manual_seed(recipe.seed)
+            with torch.cuda.device(X.device):
+                torch.cuda.manual_seed(recipe.seed)
         run = Run(model, X, y, recipe, scheduler_factory, penalty, cuda_graphs)
         if path is not None and resume and path.exists():
             run.load(path)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,50 +15,16 @@ from torch import Tensor, nn
 
 from sparseconv.dst import DSTScheduler
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.pruning.sparsity_loss import InstanceSparsity
 from sparseconv.training import checkpoint
 from sparseconv.training.checkpoint import CheckpointError
 from sparseconv.training.data import digest
 from sparseconv.training.graphed import GraphedStep
 from sparseconv.training.recipe import Recipe
 
-
-class PatternScheduler(Protocol):
-    """Change a model's patterns: a ``DSTScheduler``, or anything with these four members.
-
-    Example:
-        >>> from sparseconv.models import DSN
-        >>> from sparseconv.training import Recipe, train
-        >>> def early(model, optimizer, update_every, end_step, decay_steps):
-        ...     return DSTScheduler(model, optimizer, update_every=1, end_step=end_step // 2)
-        >>> X, y = torch.randn(20, 1, 30), torch.arange(20) % 2
-        >>> options = {"scheduler_factory": early, "progress": False}
-        >>> result = train(DSN(1, 2, nf=4, depth=2), X, y, Recipe(epochs=4), **options)
-        >>> [row["updated"] for row in result.history]
-        [True, True, False, False]
-    """
-
-    @property
-    def prune_fraction_now(self) -> float:
-        """Share of active weights that an update at the latest ``step()`` moves."""
-
-    def step(self) -> bool:
-        """Called after each optimizer step; whether weights were moved."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
-        """Continue where ``state_dict()`` was taken."""
-
-
-# (model, optimizer, update_every, end_step, decay_steps), the last three in optimizer steps
-SchedulerFactory = Callable[..., PatternScheduler | None]
-
-
-class Penalty(AbstractContextManager[Any], Protocol):
-    """A term of the loss, which watches the model's forward passes inside of its with block."""
-
-    def __call__(self) -> Tensor: ...
+# (model, optimizer, update_every, end_step, decay_steps), the last three in optimizer steps; makes
+# a DSTScheduler, what has its step, state_dict, load_state_dict and prune_fraction_now, or None.
+SchedulerFactory = Callable[..., Any]
 
 
 class Run:
@@ -72,7 +37,7 @@ class Run:
         y: Tensor,
         recipe: Recipe,
         make_scheduler: SchedulerFactory | None,
-        penalty: Penalty | None,
+        penalty: InstanceSparsity | None,
         cuda_graphs: bool,
     ) -> None:
         self.penalty = penalty
@@ -110,7 +75,7 @@ class Run:
 
     def _dst(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int, end: int, decay: int
-    ) -> PatternScheduler | None:
+    ) -> DSTScheduler | None:
         if not any(isinstance(layer, SparseConv1d) for layer in model.modules()):
             return None
         names = ("prune_fraction", "prune_floor", "grow", "seed")
@@ -188,14 +153,14 @@ class Run:
             "state": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "rng": {name: generator.get_state() for name, generator in self._generators().items()},
+            "rng": {
+                "torch": torch.get_rng_state(),
+                "shuffle": self.shuffle.get_state(),
+                "cuda": torch.cuda.get_rng_state(self.X.device) if self.X.is_cuda else None,
+            },
             "best": self.best,
             "history": self.history,
         }
-
-    def _generators(self) -> dict[str, torch.Generator]:
-        own = {"torch": torch.default_generator, "shuffle": self.shuffle}
-        return own | ({"cuda": cuda_generator(self.X.device)} if self.X.is_cuda else {})
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -220,9 +185,11 @@ class Run:
             checkpoint.restore_adam(self.optimizer, content["optimizer"])
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(content["scheduler"])
-            for name, generator in self._generators().items():
-                if name != "cuda" or name in content["rng"]:  # written on a CPU it has none
-                    generator.set_state(content["rng"][name])
+            states = content["rng"]
+            torch.set_rng_state(states["torch"])
+            self.shuffle.set_state(states["shuffle"])
+            if self.X.is_cuda and states["cuda"] is not None:  # not written on a CPU
+                torch.cuda.set_rng_state(states["cuda"], self.X.device)
             self.best, self.history = content["best"], list(content["history"])
         except Exception as error:
             self.model.load_state_dict(before)
@@ -252,10 +219,3 @@ def _check_same(kind: str, here: dict[str, Any], there: dict[str, Any]) -> None:
                 f"it is of another run, its {kind} differs: {key!r} is {then!r} in the checkpoint, "
                 f"but now {now!r}; resume with the same {kind}, or choose another folder"
             )
-
-
-def cuda_generator(device: torch.device) -> torch.Generator:
-    """Return the default generator of a CUDA device."""
-    torch.cuda.init()  # type: ignore[no-untyped-call]  # makes the generators
-    generators: tuple[torch.Generator, ...] = torch.cuda.default_generators
-    return generators[torch.cuda.current_device() if device.index is None else device.index]
