@@ -43,7 +43,6 @@ class DSNClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
         model_: the trained ``DSN``, with the weights and pattern of its best epoch.
         history_: one dict per epoch, see ``training.TrainingResult``.
         cost_: ``DSNCost`` for one series of the training set's length.
-        n_parameters_: parameters that exist, active weights and all others.
         seed_: the seed used.
         classes_, n_classes_: the labels seen in fit, sorted, and their number.
 
@@ -123,7 +122,6 @@ class DSNClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
         self.model_ = model
         self.history_ = result.history
         self.cost_ = model.cost(series.shape[2])
-        self.n_parameters_ = self.cost_.params
         return self
 
     def _predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

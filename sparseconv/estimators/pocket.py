@@ -136,10 +136,8 @@ class POCKETClassifier(CheckedSeries, BaseClassifier):  # type: ignore[misc]
         seed_, classes_, n_classes_: the seed used; the labels seen in fit, sorted; their number.
 
     Raises:
-        ValueError: series or kernels as in ``RocketTransformer``; one class; ``keep`` that is no
-            share, no number of the kernels and not ``"cv"``; ``k`` that is no positive number and
-            not ``"cv"``; ``n_iter`` below 1; ``"cv"`` with a single case of each class.
-        TypeError: ``n_kernels`` or ``n_iter`` that is no int.
+        ValueError, TypeError: as in ``RocketTransformer``; one class; ``keep``, ``k`` or ``n_iter``
+            out of range; ``"cv"`` with a single case of each class.
 
     Example:
         >>> from sparseconv import POCKETClassifier

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ import torch
 from sparseconv.core.files import replacing
 from sparseconv.ops.backends import extension
 
-FORMAT = "sparseconv kernel bank, version 1"
 # The arrays of a bank, by kind, in the order in which the C++ kernels take them.
 ARRAYS: dict[str, dict[str, Any]] = {
     "rocket": {
@@ -35,11 +34,59 @@ FACTS = ("kind", "series_channels", "series_length", "normalise")
 ROCKET_TAPS = 11  # at most
 MINI_LENGTH, MINI_KERNELS = 9, 84
 Array = npt.NDArray[Any]
-Made = TypeVar("Made")
+
+
+class Saved:
+    """An object made of arrays and numbers.
+
+    Subclasses name their ``FORMAT``; ``content()`` returns all that ``from_content`` needs.
+    """
+
+    FORMAT: ClassVar[str]
+
+    def content(self) -> dict[str, Any]:
+        """Return the arrays and numbers by name."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any]) -> Self:
+        """Make the object; some error where its content is damaged."""
+        raise NotImplementedError
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an ``.npz`` file of arrays, whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        with replacing(Path(path)) as file:
+            np.savez(file, allow_pickle=False, format=self.FORMAT, **self.content())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what ``save`` wrote; no code is run.
+
+        Raises:
+            OSError: the file cannot be read. ValueError: damaged, of another version, or no such
+                object.
+        """
+        with Path(path).open("rb") as opened:
+            try:
+                # np.load takes any text for a pickle, and advises to load it unsafely.
+                with np.lib.npyio.NpzFile(opened) as file:
+                    content = {name: file[name] for name in file.files}
+                if (found := str(content.pop("format"))) != cls.FORMAT:
+                    raise ValueError(f"it is a {found}")
+                return cls.from_content(content)
+            except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
+                raise ValueError(
+                    f"{os.fspath(path)} is no {cls.FORMAT}, or damaged ({type(error).__name__}: "
+                    f"{error}); write it again with save"
+                ) from error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class KernelBank:
+class KernelBank(Saved):
     """Random kernels of one transform, for series of one shape.
 
     Made by ``from_aeon`` or ``load``. Immutable; ``select`` and ``select_features`` give smaller
@@ -70,6 +117,8 @@ class KernelBank:
 
     Source: Dempster et al. 2020 (ROCKET), 2021 (MiniROCKET).
     """
+
+    FORMAT = "sparseconv kernel bank, version 1"
 
     kind: str
     arrays: Mapping[str, Array]
@@ -230,60 +279,18 @@ class KernelBank:
         }  # fmt: skip
         return made
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an ``.npz`` file of arrays, whole or not at all.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        save_arrays(path, FORMAT, self.content())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> KernelBank:
-        """Read what ``save`` wrote; no code is run.
-
-        Raises:
-            OSError: the file cannot be read. ValueError: damaged, of another version, or no bank.
-        """
-        return load_arrays(path, FORMAT, cls.from_content)
-
     def content(self) -> dict[str, Any]:
-        """Return everything that ``from_content`` needs, as arrays and numbers."""
+        """Return the arrays and numbers by name."""
         return {name: getattr(self, name) for name in (*FACTS, "features")} | dict(self.arrays)
 
     @classmethod
-    def from_content(cls, content: Mapping[str, Any]) -> KernelBank:
+    def from_content(cls, content: Mapping[str, Any]) -> Self:
         """Make a bank of what ``content`` returned; some error where it is damaged."""
         kind, channels, length, normalise = (np.asarray(content[name]).item() for name in FACTS)
         bank = cls(kind, content, channels, length, normalise, content["features"])
         if extension is not None:
             _ = bank.plan  # which C++ checks: a damaged file is refused here, not when it is used
         return bank
-
-
-def save_arrays(path: str | os.PathLike[str], format: str, content: Mapping[str, Any]) -> None:
-    """Write an ``.npz`` file that names its format, whole or not at all."""
-    with replacing(Path(path)) as file:
-        np.savez(file, allow_pickle=False, format=format, **content)
-
-
-def load_arrays(
-    path: str | os.PathLike[str], format: str, make: Callable[[dict[str, Array]], Made]
-) -> Made:
-    """Return what ``make`` makes of the arrays of such a file; ValueError where it is damaged."""
-    with Path(path).open("rb") as opened:
-        try:
-            # np.load takes any text for a pickle, and advises to load it unsafely.
-            with np.lib.npyio.NpzFile(opened) as file:
-                content = {name: file[name] for name in file.files}
-            if (found := str(content.pop("format"))) != format:
-                raise ValueError(f"it is a {found}")
-            return make(content)
-        except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
-            raise ValueError(
-                f"{os.fspath(path)} is no {format}, or damaged ({type(error).__name__}: {error}); "
-                "write it again with save"
-            ) from error
 
 
 def _all_kernels(dilations: Array, n_biases: Array) -> dict[str, Array]:

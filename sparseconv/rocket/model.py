@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from sparseconv.rocket.bank import KernelBank, load_arrays, save_arrays
+from sparseconv.rocket.bank import KernelBank, Saved
 from sparseconv.rocket.features import kernel_features
-
-FORMAT = "sparseconv rocket model, version 1"
 
 
 @dataclass(frozen=True, eq=False)
-class RocketModel:
+class RocketModel(Saved):
     """A linear classifier on the features of random kernels.
 
     Attributes:
@@ -42,6 +39,8 @@ class RocketModel:
         >>> RocketModel.load(path).predict(X[:2])
         array(['slow', 'fast'], dtype='<U4')
     """
+
+    FORMAT = "sparseconv rocket model, version 1"
 
     bank: KernelBank
     coef: npt.NDArray[np.float32]
@@ -73,30 +72,17 @@ class RocketModel:
         labels: npt.NDArray[Any] = self.classes[chosen(self.decision_function(X))]
         return labels
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an ``.npz`` file of arrays, whole or not at all.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        content = {"coef": self.coef, "intercept": self.intercept, "classes": self.classes}
-        content |= {f"bank_{name}": array for name, array in self.bank.content().items()}
-        save_arrays(path, FORMAT, content)
+    def content(self) -> dict[str, Any]:
+        """Return the arrays and numbers by name."""
+        own = {"coef": self.coef, "intercept": self.intercept, "classes": self.classes}
+        return own | {f"bank_{name}": array for name, array in self.bank.content().items()}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> RocketModel:
-        """Read what ``save`` wrote; no code is run.
-
-        Raises:
-            OSError: the file cannot be read. ValueError: damaged, of another version, or no model.
-        """
-        return load_arrays(path, FORMAT, cls._from_content)
-
-    @classmethod
-    def _from_content(cls, content: dict[str, Any]) -> RocketModel:
+    def from_content(cls, content: dict[str, Any]) -> Self:
+        """Make a model of what ``content`` returned; some error where it is damaged."""
         bank = {name[5:]: content[name] for name in content if name.startswith("bank_")}
-        held = (content[name] for name in ("coef", "intercept", "classes"))
-        return cls(KernelBank.from_content(bank), *held)
+        own = (content[name] for name in ("coef", "intercept", "classes"))
+        return cls(KernelBank.from_content(bank), *own)
 
 
 def chosen(decision: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

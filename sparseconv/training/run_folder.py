@@ -165,8 +165,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         config["machine"]["threads"]
         for name in ("n_channels", "n_timepoints", "n_train", "classes"):
             config["data"][name]
-        if "recipe" in config:
-            Recipe(**{name: config["recipe"][name] for name in RECIPE})
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder.absolute()} is not a results folder of `python -m sparseconv train`: its "

@@ -13,7 +13,6 @@ pytest.importorskip("aeon", reason="aeon is not installed")
 
 from aeon.datasets import load_classification
 from aeon.pipeline import make_pipeline
-from aeon.testing.estimator_checking import check_estimator
 from aeon.transformations.collection import Normalizer
 from sklearn.base import clone
 from sklearn.ensemble import VotingClassifier
@@ -43,13 +42,6 @@ def data(n: int = 24) -> tuple[np.ndarray, np.ndarray]:
 
 def classifier(**options: Any) -> DSNClassifier:
     return DSNClassifier(**SMALL, random_state=0, **options)
-
-
-@pytest.mark.tool("aeon: check_estimator", "works", "all of its checks")
-def test_check_estimator() -> None:
-    results = check_estimator(DSNClassifier, raise_exceptions=True, verbose=False)
-    assert len(results) > 15
-    assert set(results.values()) == {"PASSED"}
 
 
 @pytest.mark.tool("scikit-learn: clone, get_params, set_params, pickle", "works")

@@ -40,7 +40,6 @@ test_train = refusals(
     (lambda: run(nn.Flatten()), ValueError, "the model has no parameters"),
     (lambda: run(network(), cuda_graphs=True), ValueError, "move it with model.cuda()"),
     (lambda: run(network(), cuda_graphs=True, penalty=1), ValueError, "a penalty watches every"),
-    (lambda: run("DSN"), TypeError, "model must be an nn.Module, but got str"),
 )  # fmt: skip
 
 test_recipe = refusals(
@@ -50,8 +49,6 @@ test_recipe = refusals(
     (lambda: Recipe(lr=math.nan), ValueError, "lr must be finite"),
     (lambda: Recipe(lr=1e-5), ValueError, "lr_min <= lr"),
     (lambda: Recipe(decay_share=1.1), ValueError, "decay_share must lie in (0, 1]"),
-    (lambda: Recipe(prune_fraction=1.1), ValueError, "prune_fraction"),
     (lambda: Recipe(grow="slowly"), ValueError, "grow must be one of"),
-    (lambda: Recipe(seed=2**63), ValueError, "seed must be < 2**63"),
     (lambda: Recipe(skip_step_at_update="no"), TypeError, "must be True or False"),
 )  # fmt: skip

@@ -100,8 +100,8 @@ def test_what_is_refused(copied: Path, tmp_path: Path) -> None:
             sc.load_run(path)
     file = copied / "config.json"
     config = json.loads(file.read_text())
-    file.write_text(json.dumps(config | {"recipe": config["recipe"] | {"epochs": 0}}))
-    with pytest.raises(ValueError, match=r"not the config\.json of a run.*epochs"):
+    file.write_text(json.dumps({name: config[name] for name in ("data", "network", "machine")}))
+    with pytest.raises(ValueError, match=r"not the config\.json of a run.*recipe"):
         sc.load_run(copied)
     config["network"]["nf"] += 1
     file.write_text(json.dumps(config))
