@@ -8,15 +8,32 @@ tables, by ``section``.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
 from benchmarks.gpu import tables as gpu_tables
-from sparseconv.bench import document, tables
+from sparseconv.bench import document
 from sparseconv.bench.cases import SUITES
+from sparseconv.bench.document import BEST, Row, best_baseline, ratio
+from sparseconv.bench.run import COMPUTATIONS
 from sparseconv.bench.suite import ROUNDS
+from sparseconv.bench.tables import (
+    AGAINST,
+    CASE,
+    CONV1D,
+    DENSITY,
+    FASTEST,
+    SPEED,
+    facts,
+    median,
+    network,
+    table,
+    which,
+)
+from sparseconv.measure.table import Table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results")
@@ -33,13 +50,13 @@ BASELINES = (
 def short() -> str:
     """The measured lines of the README, in Markdown."""
     bench = recorded()
-    timed = sum(document.best_baseline(row) is not None for row in bench["rows"])
-    lost = tables.lost(bench["rows"])
-    full = sum(row["density"] > 0.5 for row in lost)
-    few = [row["kernel_size"] for row in lost if row["density"] < 0.15]
+    timed = sum(best_baseline(row) is not None for row in bench["rows"])
+    slower = lost(bench["rows"])
+    full = sum(row["density"] > 0.5 for row in slower)
+    few = [row["kernel_size"] for row in slower if row["density"] < 0.15]
     sizes = ", ".join(map(str, sorted(set(few))))
     return (
-        f"{tables.when_it_pays(bench).markdown()}\n\n"
+        f"{when_it_pays(bench).markdown()}\n\n"
         "- Ratios: dense time over sparse time, the worse of one and two threads; below 1 sparse "
         "is slower. fprop computes the output, dgrad the gradient of the input, wgrad that of the "
         "weights. *Layer*: 47 to 141 channels, 39 taps, the pattern of a trained DSN.\n"
@@ -47,7 +64,7 @@ def short() -> str:
         f"for the layer, the best of {BASELINES}; for the network, the best of PyTorch's "
         "settings.\n"
         "- *Worst row*: a row of its own for each of the two figures. A dense way wins in "
-        f"[{len(lost)} of {timed} measured rows](docs/when-it-pays.md) by the median, {full} of "
+        f"[{len(slower)} of {timed} measured rows](docs/when-it-pays.md) by the median, {full} of "
         "them with more than half of the weights active"
         f"{f', {len(few)} with less than 15 % (kernels of {sizes} taps)' if few else ''}.\n"
         f"- {where(bench['machine'])}.\n"
@@ -63,17 +80,17 @@ def section() -> str:
         "their 95 % interval where there is room. All of it, with all suites, is in "
         "`benchmarks/results/bench.json`."
     ]
-    for text, table in (
+    for text, shown in (
         (
             "**Kernels.** One layer of the network on 16 series of L samples: 47 → 141 channels, "
             "K = 39, 34 459 of 258 453 weights active (13.3 %), float32. *Of peak*: of the same "
             "multiply-adds from registers, timed in turns with the kernel. Beside it: "
             f"{BASELINES}. The gradient of the weights needs no such spectrum.",
-            tables.kernels(bench["rows"]),
+            kernels(bench["rows"]),
         ),
         (
             "**Where it pays least**: of every suite the worst row. Below 1, sparse is slower.",
-            tables.worst(bench["rows"]),
+            worst(bench["rows"]),
         ),
         (
             "**The whole network** (DSN, S = 80 %, N series of C channels and L samples), beside "
@@ -82,11 +99,78 @@ def section() -> str:
             "*compiled*, `torch.compile`. A training step is zero_grad, forward, "
             "loss, backward, Adam and masks; an update also prunes and grows; inference is in "
             "eval mode after `optimize_for_inference`.",
-            tables.network(bench["network"]),
+            network(bench["network"]),
         ),
     ):
-        parts += [text, table.markdown()]
+        parts += [text, shown.markdown()]
     return "\n\n".join([*parts, *gpu_tables.section(RESULTS / "gpu.json")]) + "\n"
+
+
+def lost(rows: Iterable[Row], baseline: str = BEST) -> list[Row]:
+    """Return the rows in which a baseline, or any, was faster, slowest first."""
+    found = [row for row in rows if (its := ratio(row, baseline)) and its.median < 1]
+    return sorted(found, key=lambda row: ratio(row, baseline) or ())
+
+
+def closest(rows: Iterable[Row]) -> Row | None:
+    """Return the row in which the fastest baseline came closest; None if none was timed."""
+    timed = (row for row in rows if best_baseline(row))
+    return min(timed, key=lambda row: ratio(row) or (), default=None)
+
+
+def when_it_pays(bench: Mapping[str, Any]) -> Table:
+    """Make README's table: of each line the worse number of threads, and the worst row of all."""
+    rows, nets = bench["rows"], [row for row in bench["network"] if row["in_channels"] == 1]
+    groups = [
+        (f"layer, 16 series of 128 samples, {name}", "conv1d",
+         [row for row in rows if (row["case"], row["computation"]) == ("dsn_evolved_L128", name)])
+        for name in COMPUTATIONS
+    ]  # fmt: skip
+    for what, *place in (
+        ("training step, 16 series of 128", "train", 16, 128),
+        ("inference, 16 series of 128", "inference", 16, 128),
+        ("latency of one series of 24", "latency", 1, 24),
+    ):
+        mine = [row for row in nets if [row["mode"], row["batch"], row["length"]] == place]
+        groups.append((f"DSN, {what}", "masked_dense", mine))
+    groups.append(("worst row of all suites and densities", "conv1d", rows))
+    lines: list[tuple[str, ...]] = []
+    for what, plain, mine in groups:
+        if row := closest(mine):
+            usual = [found.median for each in mine if (found := ratio(each, plain))]
+            shown = f"{min(usual):.2f}" if usual else "-"
+            lines.append((what, shown, median(BEST)(row), which(row)))
+    uniform = [row for row in rows if row["suite"] == "density" and "uniform" in row["case"]]
+    if slower := lost(uniform):
+        texts = []
+        for baseline in ("conv1d", BEST):
+            densities = [row["density"] for row in lost(uniform, baseline)]
+            texts.append(f"{min(densities):.0%}" if densities else "above 100 %")
+        usual_winner = Counter(map(which, slower)).most_common(1)[0][0]
+        lines.append(("layer, lowest density at which dense was faster", *texts, usual_winner))
+    header = ("13 % of the weights active, where not said", "plain dense", "fastest", "which")
+    return Table(header, lines)
+
+
+def kernels(rows: Iterable[Row]) -> Table:
+    """Show the layer that the kernels are made for, at every length."""
+    layer = [row for row in rows if row["case"].startswith("dsn_evolved")]
+    layer.sort(key=lambda r: (COMPUTATIONS.index(r["computation"]), r["length"], r["threads"]))
+    return table(layer, (*facts("computation", "length", "threads"), *SPEED, *FASTEST, *AGAINST))
+
+
+def worst(rows: Sequence[Row]) -> Table:
+    """Show of every suite the row in which the fastest baseline was the closest."""
+    of_suites = (closest(row for row in rows if row["suite"] == suite) for suite in SUITES)
+    columns = (*facts("suite"), *CASE, DENSITY, *FASTEST, CONV1D)
+    return table(filter(None, of_suites), columns, text_columns=3)
+
+
+def faster_baselines(rows: Iterable[Row]) -> Table:
+    """Show every row in which any baseline was faster."""
+    channels = ("channels", lambda row: f"{row['in_channels']} → {row['out_channels']}")
+    shape = (*facts("batch"), channels, *facts("kernel_size", "length"), DENSITY)
+    return table(lost(rows), (*CASE, *shape, *FASTEST, CONV1D), text_columns=2)
 
 
 def recorded(path: Path = RESULTS / "bench.json") -> dict[str, Any]:

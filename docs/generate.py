@@ -37,7 +37,7 @@ def write_all(folder: Path) -> None:
             for threads, path in enumerate(pictures[1:], 1)
         ),
         "saved": lambda: figure(pictures[0], captions["saved"]),
-        "dense_wins": lambda: tables.faster_baselines(bench["rows"]).markdown(),
+        "dense_wins": lambda: readme.faster_baselines(bench["rows"]).markdown(),
         "published_networks": published_networks.section,
         "unpruned": unpruned.section,
         "edge": lambda: edge_report.section(read_lines(edge.RESULTS), folder / "edge.png"),

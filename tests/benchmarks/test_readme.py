@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_rows import row
+from bench_rows import network, row
 
 from benchmarks import plots, readme
 from sparseconv.bench.cases import SUITES, select
+from sparseconv.measure.table import Table
 
 
 @pytest.mark.parametrize("part", [{"suites": ["layer"]}, {"rounds": 6}, {"complete": False}])
@@ -30,6 +31,64 @@ def test_readme_shows_the_recorded_results() -> None:
     text = readme.section()
     for title in ("Kernels", "Where it pays least", "The whole network"):
         assert f"**{title}" in text
+
+
+# Tables
+
+
+def lines(table: Table) -> list[str]:
+    return ["|".join(line) for line in table.rows]
+
+
+def test_every_table_names_the_fastest_and_every_baseline() -> None:
+    rows = [
+        row("dsn_evolved_L128", "dgrad", ms={"sparse": 1.0}, conv1d=8.0, fft_prepared=4.0),
+        row("dsn_evolved_L24", ms={"sparse": 1.0}, conv1d=9.0, fft=3.0),
+    ]
+    found = readme.kernels(rows)
+    header = ("", "L", "threads", "ms", "GFLOP/s", "of peak", "vs fastest", "(which)")
+    assert found.header == [*header, "vs F.conv1d", "vs fft", "vs fft, prepared"]
+    assert lines(found) == [
+        "fprop|24|1|1.00|100|90%|3.00 [2.70, 3.30]|fft|9.00|3.00|",
+        "dgrad|128|1|1.00|100|90%|4.00 [3.60, 4.40]|fft, prepared|8.00||4.00",
+    ]
+
+
+def test_the_worst_row_and_the_lost_ones_are_judged_by_the_fastest() -> None:
+    rows = [
+        row("uniform_50", conv1d=2.0, fft=0.8),
+        row("uniform_40", conv1d=0.9, fft=1.5),
+        row("uniform_10", conv1d=9.0, fft=4.0),
+        row("kernel_3", conv1d=1.5),
+    ]
+    assert lines(readme.faster_baselines(rows)) == [
+        "uniform_50|fprop|1|16|47 → 141|39|128|50.0%|0.80 [0.72, 0.88]|fft|2.00",
+        "uniform_40|fprop|1|16|47 → 141|39|128|40.0%|0.90 [0.81, 0.99]|F.conv1d|0.90",
+    ]
+    assert [line.split("|")[:2] for line in lines(readme.worst(rows))] == [
+        ["density", "uniform_50"], ["kernel", "kernel_3"],
+    ]  # fmt: skip
+
+
+def test_the_readme_has_the_worse_of_the_threads_and_what_it_lost_to() -> None:
+    rows = [row("dsn_evolved_L128", threads=n, conv1d=8.0 - n, fft=4.0 + n) for n in (1, 2)]
+    rows += [row(f"uniform_{p}", conv1d=8.0, fft=r) for p, r in ((50, 4.0), (100, 0.25))]
+    latency = network("latency", 24, batch=1, masked_dense=5.0, dense_best=0.9)
+    found = readme.when_it_pays({"rows": rows, "network": [latency]})
+    assert lines(found) == [
+        "layer, 16 series of 128 samples, fprop|6.00|5.00|fft",
+        "DSN, latency of one series of 24|5.00|0.90|jit",
+        "worst row of all suites and densities|6.00|0.25|fft",
+        "layer, lowest density at which dense was faster|above 100 %|100%|fft",
+    ]
+
+
+def test_rows_beside_other_baselines_have_no_plain_figure() -> None:
+    rows = [row("dsn_evolved_L128", fft=4.0), row("dsn_evolved_L128", "dgrad", ratio={})]
+    assert lines(readme.when_it_pays({"rows": rows, "network": []})) == [
+        "layer, 16 series of 128 samples, fprop|-|4.00|fft",
+        "worst row of all suites and densities|-|4.00|fft",
+    ]
 
 
 # Plots
