@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sparseconv import DSTScheduler, SparseConv1d
 from sparseconv.bench import run, tables
 from sparseconv.bench.network import compare, dense
+from sparseconv.bench.network.compare import TrainingStep
 from sparseconv.bench.network.masked import PremaskedConv1d, masked_copy
-from sparseconv.bench.network.steps import TrainingStep
 from sparseconv.bench.run import WrongResultError
 from sparseconv.measure import timing
 from sparseconv.models import DSN
@@ -29,13 +29,19 @@ pytestmark = pytest.mark.skipif(extension is None, reason="the C++ extension is 
 SECONDS = {"sparse": 2e-3, "masked_dense": 1e-2, "dense_best": 6e-3, "dense_compiled": 8e-3}
 
 
-def small(in_channels: int = 1, n_classes: int = 2, **options: Any) -> DSN:
-    return DSN(in_channels, n_classes, **{"nf": 4, "kernel_size": 9, "depth": 2, **options})
+def small(in_channels: int = 1, **options: Any) -> DSN:
+    return DSN(in_channels, 2, **{"nf": 4, "kernel_size": 9, "depth": 2, **options})
+
+
+@pytest.fixture(autouse=True)
+def one_small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LENGTHS", [10]), ("RECIPE", [(3, 7, 2)]), ("evolved", small)):
+        monkeypatch.setattr(compare, name, value)
 
 
 def measured(*modes: str, **settings: Any) -> list[compare.Row]:
-    tasks = compare.tasks([1], lengths=[10], modes=modes, build=small, recipe=(), **settings)
-    return [row for _, measure in tasks for row in measure()]
+    tasks = dict(compare.tasks([1], **settings))
+    return [row for mode in modes for row in tasks[f"DSN {mode} L=10, 1 thread"]()]
 
 
 @pytest.fixture
@@ -58,8 +64,7 @@ def test_rows_of_every_mode(fake_times: list[list[str]], monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     monkeypatch.setattr(dense, "_scripted", lambda network, x: network)
     state = torch.get_rng_state()
-    recipe = [(3, 7, 2)]
-    tasks = compare.tasks([1, 2], lengths=(10,), rounds=5, build=small, recipe=recipe)
+    tasks = compare.tasks([1, 2], rounds=5)
     assert [name for name, _ in tasks[:2]] == [
         "DSN train L=10, 1 thread", "DSN train L=10, 2 threads",
     ]  # fmt: skip

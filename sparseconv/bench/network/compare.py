@@ -9,25 +9,28 @@ gradients, and what runs inference by its outputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseconv.bench.cases import layer_problem
 from sparseconv.bench.network.dense import Network, inference_variants, training_variants
-from sparseconv.bench.network.masked import masked_copy
-from sparseconv.bench.network.steps import NEVER, TrainingStep, compiled
+from sparseconv.bench.network.masked import MaskedDST, masked_copy
 from sparseconv.bench.run import WrongResultError, check, first_line, times_and_ratios
+from sparseconv.dst.scheduler import DSTScheduler
 from sparseconv.inference.optimize import optimize_for_inference
 from sparseconv.measure import timing
 from sparseconv.measure.machine import threads
+from sparseconv.measure.memory import peak_bytes
 from sparseconv.measure.table import threads_text
 from sparseconv.models import DSN
+from sparseconv.ops.backends import extension
 
 MODES = {
     "train": "training step",
@@ -44,40 +47,27 @@ RECIPE = ((5, 150, 1), (6, 24, 1), (3, 251, 1), (10, 1460, 1), (2, 80, 1), (16, 
 # other. With one step a turn, in caches that another had filled, the sparse step took 5.3 ms, not
 # 3.6, at L = 24, one thread, and 13.8, not 13.2, at L = 128.
 TURN = 0.1
+NEVER = 10**9
 
 Call = Callable[[], object]
 Ways = Mapping[str, Callable[[], Call]]  # by name: makers of calls that compute the same
 Row = dict[str, Any]
 
 
-def evolved(in_channels: int, n_classes: int) -> DSN:
-    """The network with the kind of pattern that random growth tends to."""
-    return DSN(in_channels, n_classes, init="random")
+def evolved(in_channels: int) -> DSN:
+    """Make a network with the kind of pattern that random growth tends to."""
+    return DSN(in_channels, 2, init="random")
 
 
 def tasks(
-    thread_counts: Sequence[int],
-    *,
-    lengths: Sequence[int] = LENGTHS,
-    rounds: int = ROUNDS,
-    modes: Collection[str] = tuple(MODES),
-    baselines: Sequence[str] = BASELINES,
-    build: Callable[[int, int], DSN] = evolved,
-    recipe: Sequence[tuple[int, int, int]] = RECIPE,
+    thread_counts: Sequence[int], *, rounds: int = ROUNDS, baselines: Sequence[str] = BASELINES
 ) -> list[tuple[str, Callable[[], list[Row]]]]:
     """Make a task of each mode, length and number of threads; each with a name.
 
-    Args:
-        thread_counts: torch's threads.
-        lengths: samples of a series.
-        rounds: pairs of neighbours.
-        modes: of ``MODES``. ``"train"`` is zero_grad, forward, loss, backward, Adam, masks;
-            ``"update"`` prunes and grows in each step as well, beside a ``"plain_step"`` that does
-            not; ``"latency"`` is ``"inference"`` of one series.
-        baselines: of ``BASELINES``; an update is compared with ``masked_dense`` only. A way to
-            run one that fails is left out of its row, with the reason under ``"absent"``.
-        build: makes the network from its numbers of channels and classes.
-        recipe: batch, length and channels of more training steps, beside masked dense, one thread.
+    The step of ``"train"`` is zero_grad, forward, loss, backward, Adam, masks. ``"update"`` prunes
+    and grows in each step as well, beside a ``"plain_step"`` that does not, and is compared with
+    ``masked_dense`` only. ``"latency"`` is ``"inference"`` of one series. What fails is left out
+    of its row, with the reason under ``"absent"``.
 
     Raises:
         WrongResultError: of a task: a kernel or network is wrong; nothing of it was timed.
@@ -88,25 +78,76 @@ def tasks(
     ) -> list[Row]:
         with torch.random.fork_rng(devices=[]), threads(count):
             torch.manual_seed(0)
-            model, X = build(channels, 2), torch.randn(batch, channels, length)
+            model, X = evolved(channels), torch.randn(batch, channels, length)
             if mode in ("inference", "latency"):
                 return [_inference_row(mode, model, X, rounds, beside)]
             return [training_row(mode, model, X, torch.arange(batch) % 2, rounds, beside)]
 
     found: list[tuple[str, Callable[[], list[Row]]]] = []
-    for mode in modes:
+    for mode, length, count in itertools.product(MODES, LENGTHS, thread_counts):
         batch = 1 if mode == "latency" else BATCH
         beside = [name for name in baselines if name == "masked_dense" or mode != "update"]
-        for length in lengths:
-            for count in thread_counts:
-                call = partial(measure, mode, batch, length, 1, count, beside)
-                found.append((f"DSN {mode} L={length}, {threads_text(count)}", call))
-    if "train" in modes and 1 in thread_counts:
-        found += [
-            (f"DSN train {shape}", partial(measure, "train", *shape, 1, ("masked_dense",)))
-            for shape in recipe
-        ]
+        call = partial(measure, mode, batch, length, 1, count, beside)
+        found.append((f"DSN {mode} L={length}, {threads_text(count)}", call))
+    for shape in RECIPE if 1 in thread_counts else ():
+        call = partial(measure, "train", *shape, 1, ("masked_dense",))
+        found.append((f"DSN train {shape}", call))
     return found
+
+
+class TrainingStep:
+    """zero_grad, forward, loss, backward, Adam and masks, of a copy of ``model`` or of its twin.
+
+    ``name`` is ``"sparse"``, ``"masked_dense"`` (as its authors run it), ``"dense_compiled"`` or
+    one of ``training_variants``.
+
+    Example:
+        >>> step = TrainingStep(DSN(1, 2, nf=2, kernel_size=3, depth=2), "masked_dense")
+        >>> step(torch.randn(4, 1, 9), torch.tensor([0, 1, 0, 1]))
+    """
+
+    def __init__(self, model: DSN, name: str, update_every: int = NEVER) -> None:
+        if name == "sparse":
+            self.model: nn.Module = copy.deepcopy(model).train()
+        else:
+            make = training_variants(model).get(name, lambda: masked_copy(model))
+            self.model = make().train()
+        # fused: Adam's fastest form for either side, and the one that train() uses.
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-4, fused=True)
+        self.scheduler = (DSTScheduler if name == "sparse" else MaskedDST)(
+            self.model,
+            self.optimizer,
+            update_every=update_every,
+            end_step=NEVER,
+            decay_steps=NEVER,
+        )
+        self._network = compiled(self.model) if name == "dense_compiled" else self.model
+
+    def __call__(self, X: Tensor, y: Tensor) -> None:
+        """Train on one batch."""
+        self.optimizer.zero_grad()
+        F.nll_loss(self._network(X), y).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.scheduler.step()
+
+    def peak_bytes(self, X: Tensor, y: Tensor) -> int:
+        """The most bytes held at once in a step.
+
+        Parameters, gradients, moments, masks or indices with their plans, and what torch's
+        allocator has out during the step. The kernels' own scratch (a thread's, within L2) is not
+        counted, nor oneDNN's.
+        """
+        self(X, y)  # makes gradients, moments and plans
+        held = [*self.model.parameters(), *self.model.buffers()]
+        held += [p.grad for p in self.model.parameters() if p.grad is not None]
+        held += [t for state in self.optimizer.state.values() for t in state.values()]
+        plans = 0
+        for layer in self.model.sparse_layers() if isinstance(self.model, DSN) else ():
+            arrays = layer.pattern.crow_indices, layer.pattern.col_indices
+            held += arrays
+            plans += extension.plan_bytes(*arrays) if extension is not None else 0
+        known = sum(entry.nbytes for entry in held if isinstance(entry, Tensor))
+        return known + plans + peak_bytes(partial(self, X, y))
 
 
 def training_row(
@@ -138,7 +179,7 @@ def training_row(
         side: {way: partial(step, way, every) for way in names} for side, names in ways.items()
     }
     if mode == "update":  # interleaved with the step that it is compared with
-        sides["plain_step"] = {"sparse": partial(step, "sparse", NEVER)}
+        sides["plain_step"] = {"plain_step": partial(step, "sparse", NEVER)}
     row = _row(mode, X, sides, rounds)
     both = [name for name in ("sparse", "masked_dense") if name in row["ms"]]
     row["peak_bytes"] = {name: TrainingStep(model, name).peak_bytes(X, y) for name in both}
@@ -247,6 +288,12 @@ def _row(mode: str, X: Tensor, sides: Mapping[str, Ways], rounds: int) -> Row:
         "absent": absent,
         "settings": settings,
     }
+
+
+def compiled(twin: nn.Module, **options: bool) -> Network:
+    """``torch.compile`` for one shape; ``options`` are inductor's."""
+    network: Network = torch.compile(twin, dynamic=False, options=dict(options))
+    return network
 
 
 def _fastest(calls: Mapping[str, Call]) -> str:

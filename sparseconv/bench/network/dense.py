@@ -124,7 +124,6 @@ def _taps_first(weight: Tensor) -> Tensor:
 
 def _pointwise(conv: nn.Conv1d) -> nn.Conv2d:
     twin = nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None)
-    twin.weight.data = conv.weight.detach().unsqueeze(2).to(memory_format=torch.channels_last)
-    if twin.bias is not None and conv.bias is not None:
-        twin.bias.data = conv.bias.detach().clone()
+    state = conv.state_dict()
+    twin.load_state_dict(state | {"weight": state["weight"].unsqueeze(2)})
     return twin
