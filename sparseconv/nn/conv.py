@@ -77,6 +77,7 @@ class SparseConv1d(PatternedModule):
 
     __module__ = "sparseconv"  # what pickles and reprs name
 
+    output_padding = (0,)  # for the repr of nn.Conv1d
     bias: nn.Parameter | None
     _resolved: Geometry | None
 
@@ -239,10 +240,8 @@ class SparseConv1d(PatternedModule):
         layer.to_empty(device=weight.device)
         layer._adopt(pattern)
         layer.values.copy_(weight[mask.to(weight.device)])
-        if layer.bias is not None and conv.bias is not None:
-            layer.bias.copy_(current(conv, "bias"))
-            layer.bias.requires_grad_(asks_for_gradients(conv, "bias"))
         layer.values.requires_grad_(asks_for_gradients(conv, "weight"))
+        _copy_bias(conv, layer)
         return layer.train(conv.training)
 
     @torch.no_grad()
@@ -265,22 +264,15 @@ class SparseConv1d(PatternedModule):
             options["padding"] = self.padding if isinstance(self.padding, str) else left
         conv = nn.Conv1d(**options).to_empty(device=self.values.device)
         conv.weight.copy_(self.dense_weight())
-        if conv.bias is not None and self.bias is not None:
-            conv.bias.copy_(current(self, "bias"))
-            conv.bias.requires_grad_(asks_for_gradients(self, "bias"))
         conv.weight.requires_grad_(asks_for_gradients(self, "values"))
+        _copy_bias(self, conv)
         whole = nn.Sequential(_PADDINGS[self.padding_mode]((left, right)), conv) if apart else conv
         return whole.train(self.training)
 
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
-        usual = {"dilation": (1,), "groups": 1, "bias": True, "padding_mode": "zeros"}
-        options = {**self.__dict__, "bias": self.bias is not None}
-        said = [f"padding={self.padding}"] if self.padding not in ((0,), (0, 0)) else []
-        said += [f"{name}={options[name]}" for name in usual if options[name] != usual[name]]
-        head = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        tail = f"nnz={self._pattern.nnz}, density={100 * self._pattern.density:.2f} %"
-        return ", ".join([head, f"stride={self.stride}", *said, tail])
+        usual = nn.Conv1d.extra_repr(self)  # type: ignore[no-untyped-call]
+        return f"{usual}, nnz={self._pattern.nnz}, density={100 * self._pattern.density:.2f} %"
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
@@ -294,6 +286,12 @@ class SparseConv1d(PatternedModule):
             self._resolved = None
             value = tuple(value) if isinstance(value, list) else value  # immutable
         super().__setattr__(name, value)
+
+
+def _copy_bias(source: SparseConv1d | nn.Conv1d, target: SparseConv1d | nn.Conv1d) -> None:
+    if target.bias is not None:
+        target.bias.copy_(current(source, "bias"))
+        target.bias.requires_grad_(asks_for_gradients(source, "bias"))
 
 
 __test__ = {"SparseConv1d": SparseConv1d}  # for doctest, as its __module__ is sparseconv

@@ -41,10 +41,9 @@ def check_movable(layer: nn.Module, same_pattern: bool = False) -> None:
     if are_shared(values) and not same_pattern:
         raise NotImplementedError(
             "the values of this layer are in shared memory, where other processes would use them "
-            "as weights at the positions of their own pattern: change the pattern before "
-            "share_memory() or before torch.multiprocessing sends the layer or its state dict, or "
-            "send a copy. Once no other process uses them, copy them: "
-            "layer.values.data = layer.values.data.clone()"
+            "at the positions of their own pattern: change the pattern before share_memory() or "
+            "before torch.multiprocessing sends the layer. Once no other process uses them, copy "
+            "them: layer.values.data = layer.values.data.clone()"
         )
     check_mode(values)
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_state import everything
 from refusals import refusals, refuses
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -34,19 +33,11 @@ def sgd(model: nn.Module) -> Any:
 def call(
     model: nn.Module | None = None, x: Any = X, criterion: Any = None, **options: Any
 ) -> Callable[[], Any]:
-    """Prune half of the filters, unless told otherwise; the model must not change."""
-
-    def prune() -> None:
-        whole, given = model or network(), criterion or WHC()
-        before = everything(whole)
-        free = isinstance(given, Criterion) and given.threshold is not None
-        limits = options if free or options.keys() & {"ratio", "target_macs"} else {"ratio": 0.5}
-        try:
-            sc.prune_filters(whole, x, given, **(limits | options))
-        finally:
-            assert everything(whole) == before
-
-    return prune
+    """Prune half of the filters, unless told otherwise."""
+    free = isinstance(criterion, Criterion) and criterion.threshold is not None
+    limits = {} if free or options.keys() & {"ratio", "target_macs"} else {"ratio": 0.5}
+    whole, given = model or network(), criterion or WHC()
+    return lambda: sc.prune_filters(whole, x, given, **(limits | options))
 
 
 class Given(Criterion):
