@@ -271,7 +271,7 @@ class SparseConv1d(PatternedModule):
 
     def extra_repr(self) -> str:
         """Describe the layer as ``nn.Conv1d`` does, and its sparsity."""
-        usual = nn.Conv1d.extra_repr(self)  # type: ignore[no-untyped-call]
+        usual = nn.Conv1d.extra_repr(self)  # type: ignore[arg-type, no-untyped-call]
         return f"{usual}, nnz={self._pattern.nnz}, density={100 * self._pattern.density:.2f} %"
 
     def __getattr__(self, name: str) -> Any:
