@@ -203,20 +203,6 @@ def test_a_model_that_moves_takes_its_probe_along() -> None:
     assert dst.step()
 
 
-@pytest.mark.parametrize("loss", [math.inf, math.nan])
-def test_gradients_that_are_not_finite_move_nothing(loss: float) -> None:
-    model, optimizer, dst = scheduled(two_layers(), update_every=1, end_step=9, grow="gradient")
-    x = next(batches())
-    before = snapshot(model, optimizer)
-    (model(x).square().mean() * loss).backward()
-    model.zero_grad()  # as if GradScaler had left out the step
-    assert not dst.step()
-    assert same(snapshot(model, optimizer), before)
-    assert (dst.step_count, dst.updates) == (1, 0)
-    train_step(model, optimizer, x)
-    assert dst.step()
-
-
 def test_gradient_growth_without_a_backward_pass_is_refused_and_can_be_repaired() -> None:
     model, optimizer, dst = scheduled(None, "Adam", update_every=2, grow="gradient")
     data = batches()
