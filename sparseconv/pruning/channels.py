@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,17 @@ class Layer:
         module: a convolution, ``nn.Linear`` or ``nn.BatchNorm1d``.
         outputs, inputs: int64, the unit of each output and input channel, ``FIXED`` where it stays.
         samples: at how many points of a series the layer computes.
-        groups: of a convolution; 1 for others.
     """
 
     module: nn.Module
     outputs: Tensor
     inputs: Tensor
     samples: int
-    groups: int
+
+    @property
+    def groups(self) -> int:
+        """Those of a convolution; 1 for others."""
+        return int(getattr(self.module, "groups", 1))
 
     @property
     def has_filters(self) -> bool:
@@ -136,87 +139,90 @@ def kept_channels(channels: Tensor, kept: Tensor | None) -> Tensor:
 
 
 class Numbers:
-    """The numbers of channels, of which some have become one: a disjoint-set forest."""
+    """Numbers of channels, some of which have become one, and the tensors that have them.
+
+    0 is the number of all channels that stay.
+    """
 
     def __init__(self) -> None:
-        self.parent: list[int] = []
-        self.fixed: list[bool] = []
+        self.parent = [0]  # a disjoint-set forest, where the least number is the root
+        # By id: numbers, their dimension, and the tensor itself, so that its id stays its own.
+        self.tensors: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def new(self, count: int, fixed: bool = False) -> Tensor:
+        """Return ``count`` numbers that nothing has yet."""
         first = len(self.parent)
-        self.parent += range(first, first + count)
-        self.fixed += [fixed] * count
+        self.parent += [0] * count if fixed else range(first, first + count)
         return torch.arange(first, first + count)
 
-    def root(self, number: int) -> int:
+    def roots(self, numbers: Tensor) -> list[int]:
+        """Return the least of the numbers with which each has become one."""
+        return list(map(self._root, numbers.tolist()))
+
+    def _root(self, number: int) -> int:
         while self.parent[number] != number:
             self.parent[number] = self.parent[self.parent[number]]
             number = self.parent[number]
         return number
 
     def unite(self, a: Tensor, b: Tensor) -> None:
+        """Make the numbers of two sequences one, pair by pair."""
         for i, j in zip(a.tolist(), b.tolist(), strict=True):
-            i, j = self.root(i), self.root(j)
-            self.parent[j] = i
-            self.fixed[i] = self.fixed[i] or self.fixed[j]
+            least, other = sorted((self._root(i), self._root(j)))
+            self.parent[other] = least
 
-    def fix(self, numbers: Tensor) -> None:
-        for number in numbers.tolist():
-            self.fixed[self.root(number)] = True
+    def follow(self, tensor: Tensor, numbers: Tensor, dim: int) -> None:
+        """Give a tensor's channels, in dimension ``dim``, these numbers."""
+        self.tensors[id(tensor)] = (numbers, dim, tensor)
 
-    def are_fixed(self, numbers: Tensor) -> bool:
-        return all(self.fixed[self.root(number)] for number in numbers.tolist())
+    def get(self, tensor: Any) -> tuple[Tensor, int] | None:
+        """Return the numbers of a tensor and their dimension; None if it is not followed."""
+        found = self.tensors.get(id(tensor))
+        return None if found is None else found[:2]
 
+    def __getitem__(self, tensor: Tensor) -> tuple[Tensor, int]:
+        return self.tensors[id(tensor)][:2]
 
-class TracedLayer(NamedTuple):
-    """A layer, the numbers of its channels, and at how many points it computed, of all series."""
-
-    module: nn.Module
-    outputs: Tensor
-    inputs: Tensor
-    samples: int
+    def fix(self, *tensors: Any) -> None:
+        """Keep the channels of those that are followed."""
+        for tensor in tensors:
+            if (found := self.get(tensor)) is not None:
+                self.unite(found[0], torch.zeros_like(found[0]))
 
 
 def numbered_units(
-    traced: Mapping[str, TracedLayer], numbers: Numbers, n_series: int, other_macs: int
+    traced: Mapping[str, Layer], numbers: Numbers, n_series: int, other_macs: int
 ) -> Channels:
-    """Number the units, and put those that the same layers make into sets."""
-    roots = {
-        name: [list(map(numbers.root, side.tolist())) for side in (layer.outputs, layer.inputs)]
-        for name, layer in traced.items()
-    }
-    # Of each unit the layers that have filters for it, how many, and in which kernel group.
-    makers: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
-    for name, found in traced.items():
-        if isinstance(found.module, nn.BatchNorm1d):
-            continue
-        rows: dict[int, list[int]] = defaultdict(list)
-        for row, root in enumerate(roots[name][0]):
-            if not numbers.fixed[root]:
-                rows[root].append(row)
-        for root, own in rows.items():
-            makers[root].append((name, len(own), _region(found.module, own[0])))
-    number = {root: unit for unit, root in enumerate(makers)}
-    layers = {}
-    for name, found in traced.items():
-        outputs, inputs = (
-            torch.tensor([number.get(root, FIXED) for root in side], dtype=torch.int64)
-            for side in roots[name]
-        )
-        groups = int(getattr(found.module, "groups", 1))
-        layers[name] = Layer(found.module, outputs, inputs, found.samples // n_series, groups)
+    """Number the units, and put those that the same layers make into sets.
+
+    Args:
+        traced: layers with numbers of channels instead of units, and the samples of all series.
+    """
+    # By root and layer: the filters that make a unit.
+    makers: dict[int, dict[str, list[int]]] = defaultdict(dict)
+    for name, layer in traced.items():
+        for row, root in enumerate(numbers.roots(layer.outputs)):
+            if layer.has_filters and root:
+                makers[root].setdefault(name, []).append(row)
+    units = {root: unit for unit, root in enumerate(makers)}
+
+    def units_of(side: Tensor) -> Tensor:
+        return torch.tensor([units.get(root, FIXED) for root in numbers.roots(side)])
+
     alike: dict[Any, list[int]] = defaultdict(list)
     for root, made in makers.items():
-        alike[tuple(made)].append(number[root])
+        kinds = ((name, len(r), _region(traced[name].module, r[0])) for name, r in made.items())
+        alike[tuple(kinds)].append(root)
     sets = []
-    for made, members in alike.items():
-        units = torch.tensor(sorted(members))
-        outputs_of = {
-            name: torch.stack([(layers[name].outputs == unit).nonzero()[:, 0] for unit in units])
-            for name, *_ in made
-        }
-        sets.append(UnitSet(units, outputs_of))
-    return Channels(layers, tuple(sets), len(number), other_macs)
+    for roots in alike.values():
+        names = makers[roots[0]]
+        rows = {name: torch.tensor([makers[root][name] for root in roots]) for name in names}
+        sets.append(UnitSet(torch.tensor([units[root] for root in roots]), rows))
+    layers = {
+        name: Layer(x.module, units_of(x.outputs), units_of(x.inputs), x.samples // n_series)
+        for name, x in traced.items()
+    }
+    return Channels(layers, tuple(sets), len(units), other_macs)
 
 
 def _region(module: nn.Module, row: int) -> int:

@@ -2,7 +2,8 @@
 
 Every channel of every tensor carries a number. What adds two tensors makes their channels one, what
 moves data moves the numbers. So residual connections, concatenation, groups and depthwise layers
-need no special rules. What has no rule ends in ``_Tracer.refuse``, which names it.
+need no special rules. How operations treat channels is in ``operations.py``, what layers do here.
+What has no rule ends in ``_Tracer.refuse``, which names it.
 """
 
 from __future__ import annotations
@@ -17,22 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.pooling import ShortAvgPool1d
-from sparseconv.pruning.channels import Channels, Numbers, TracedLayer, numbered_units
+from sparseconv.pruning.channels import Channels, Layer, Numbers, numbered_units
 from sparseconv.pruning.data import evaluating
-from sparseconv.pruning.functions import (
-    ALONE,
-    MAY_MIX,
-    MOVES,
-    REDUCTIONS,
-    TOGETHER,
-    dimensions,
-    indices,
-)
+from sparseconv.pruning.operations import RULES, Call
 
 PRUNABLE = (nn.Conv1d, SparseConv1d, nn.Linear, nn.BatchNorm1d)
 MODULES_ALONE = (ShortAvgPool1d,)  # each channel by itself, whatever functions it calls
@@ -52,15 +45,15 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
             ``output_tensors``.
     """
     tracer = _Tracer(model, ignored_modules(model, ignore))
+    series = [x for x in tree_leaves(arguments) if isinstance(x, Tensor) and x.dim() > 1]
+    for x in series:
+        tracer.numbers.follow(x, tracer.numbers.new(x.shape[1], fixed=True), 1)
     with evaluating(model), torch.no_grad(), ExitStack() as stack:
-        for tensor in tree_leaves(arguments):
-            if isinstance(tensor, Tensor) and tensor.dim() > 1:
-                tracer.follow(tensor, tracer.numbers.new(tensor.shape[1], fixed=True), 1)
         for name, module in model.named_modules():
             tracer.watch(name, module, stack)
         with tracer.flops, tracer:
             out = model(*arguments)
-    tracer.fix(*output_tensors(out))
+    tracer.numbers.fix(*output_tensors(out))
     for name, module in model.named_modules():  # or it would no longer fit what it reads
         left = isinstance(module, PRUNABLE) and name not in tracer.begun
         if left and module not in tracer.ignored:
@@ -69,8 +62,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...], ignore: Iterable[str] = 
                 "name it in ignore, with the layers whose outputs it reads and those that read its "
                 "own, which then keep their channels"
             )
-    series = (len(x) for x in tree_leaves(arguments) if isinstance(x, Tensor) and x.dim() > 1)
-    n_series = max(1, next(series, 1))
+    n_series = max(1, len(series[0])) if series else 1
     flops = tracer.flops.get_total_flops() - tracer.flops_of_layers
     return numbered_units(tracer.layers, tracer.numbers, n_series, flops // (2 * n_series))
 
@@ -105,28 +97,12 @@ class _Tracer(TorchFunctionMode):
         super().__init__()
         self.model, self.ignored = model, ignored
         self.numbers = Numbers()
-        self.known: dict[int, tuple[Tensor, Tensor, int]] = {}  # by id: tensor, numbers, dimension
-        self.layers: dict[str, TracedLayer] = {}
+        self.layers: dict[str, Layer] = {}
         self.running: list[str] = []  # names of the modules that are being called
         self.begun: set[str] = set()  # and of all that have been
         self.inside = 0  # of layers that are followed as a whole
         self.flops = FlopCounterMode(display=False)
         self.flops_before, self.flops_of_layers = 0, 0
-
-    # What a tensor's channels are
-
-    def follow(self, tensor: Tensor, numbers: Tensor, dim: int) -> None:
-        # The tensor too, so that its id stays its own.
-        self.known[id(tensor)] = (tensor, numbers, dim)
-
-    def of(self, tensor: Any) -> tuple[Tensor, int] | None:
-        found = self.known.get(id(tensor))
-        return None if found is None else found[1:]
-
-    def fix(self, *tensors: Any) -> None:
-        for tensor in tensors:
-            if (found := self.of(tensor)) is not None:
-                self.numbers.fix(found[0])
 
     # Modules
 
@@ -151,7 +127,7 @@ class _Tracer(TorchFunctionMode):
 
     def called(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
         if module in self.ignored:
-            self.fix(*tree_leaves(arguments))
+            self.numbers.fix(*tree_leaves(arguments))
             return
         x = next((x for x in tree_leaves(arguments) if isinstance(x, Tensor)), None)
         if x is None or not isinstance(output, Tensor):
@@ -165,10 +141,10 @@ class _Tracer(TorchFunctionMode):
             )
         # Channels.macs counts those of a layer.
         self.flops_of_layers += self.flops.get_total_flops() - self.flops_before
-        known = self.of(x)
+        known = self.numbers.get(x)
         if isinstance(module, MODULES_ALONE):
             if known is not None:
-                self.follow(output, *known)
+                self.numbers.follow(output, *known)
             return
         last = isinstance(module, nn.Linear)
         dim = x.dim() - 1 if last else 1
@@ -186,138 +162,43 @@ class _Tracer(TorchFunctionMode):
             self.numbers.unite(before.outputs, outputs)
             samples += before.samples
         self.tie(module, inputs, outputs)
-        self.layers[name] = TracedLayer(module, outputs, inputs, samples)
-        self.follow(output, outputs, dim)
+        self.layers[name] = Layer(module, outputs, inputs, samples)
+        self.numbers.follow(output, outputs, dim)
 
     def tie(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
         """Unite what groups tie: all stay alike; a depthwise layer has filters for each input."""
         groups = getattr(module, "groups", 1)
-        if groups == 1:
-            return
-        if groups == len(inputs):
-            multiple = len(outputs) // groups
-            self.numbers.unite(inputs.repeat_interleave(multiple), outputs)
+        if groups == len(inputs) > 1:
+            self.numbers.unite(inputs.repeat_interleave(len(outputs) // groups), outputs)
             return
         for numbers in (inputs, outputs):
-            first, *others = numbers.view(groups, -1)
-            for other in others:
-                self.numbers.unite(first, other)
+            for other in numbers.view(groups, -1):
+                self.numbers.unite(numbers[: len(other)], other)
 
-    # Functions
+    # Operations
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not self.inside:
-            outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-            inputs = [x for x in tree_leaves((args, kwargs)) if self.of(x) is not None]
-            name = getattr(func, "__name__", str(func))
-            if name == "__get__":  # an attribute that is computed, as x.mT
-                name = func.__self__.__name__  # type: ignore[attr-defined]
-            if name == "prelu" and args[-1].numel() == 1:
-                name = "leaky_relu"
-            known = not inputs or not outputs
-            if not known and not self.followed(name, func, args, kwargs, inputs, outputs):
+        if self.inside:
+            return result
+        outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        inputs = [x for x in tree_leaves((args, kwargs)) if self.numbers.get(x) is not None]
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__":  # an attribute that is computed, as x.mT
+            name = func.__self__.__name__  # type: ignore[attr-defined]
+        if inputs and outputs:
+            rule = RULES.get(name)
+            call = Call(self.numbers, name, func, args, kwargs, inputs, outputs)
+            if rule is None or not rule(call):
                 self.refuse(repr(name), *inputs)
         return result
 
-    def followed(
-        self,
-        name: str,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        inputs: list[Tensor],
-        outputs: list[Tensor],
-    ) -> bool:
-        """Follow the inputs' channels to the outputs, if the function's rule is known."""
-        one, (_, numbers, dim) = len(inputs) == 1, self.known[id(inputs[0])]
-        if name in MOVES:
-            # Which channels an index takes may depend on the data.
-            by_data = any(self.of(x) is not None for x in indices(name, args))
-            return not by_data and self.move(func, args, kwargs, outputs)
-        if name in TOGETHER:
-            return self.unite(args, kwargs, inputs, outputs[0])
-        if name in REDUCTIONS:
-            return one and self.reduce(name, args, kwargs, inputs[0], outputs)
-        if name in ALONE:
-            if name in MAY_MIX and dim in dimensions(name, args, kwargs, inputs[0].dim()):
-                self.fix(inputs[0])  # each result depends on all of them
-            same = outputs[0].dim() == inputs[0].dim() and outputs[0].shape[dim] == len(numbers)
-        else:
-            product = name in ("__matmul__", "matmul")
-            same = product and inputs[0] is args[0] and dim < inputs[0].dim() - 1
-        if one and same:
-            self.follow(outputs[0], numbers, dim)
-        return one and same
-
-    def move(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> bool:
-        """Move the numbers as the data are moved, and see in which dimension they differ then."""
-        along = [found[1] for x in tree_leaves((args, kwargs)) if (found := self.of(x)) is not None]
-
-        def numbered(x: Any) -> Any:
-            return self.numbered(x, along[0]) if isinstance(x, Tensor) else x
-
-        moved = func(*tree_map(numbered, args), **tree_map(numbered, kwargs))
-        results = [x for x in tree_leaves(moved) if isinstance(x, Tensor)]
-        for result, output in zip(results, outputs, strict=True):
-            dim = _differing(result, along)
-            if dim is None:
-                return False
-            self.follow(output, result.movedim(dim, 0).flatten(1)[:, 0].clone(), dim)
-        return True
-
-    def numbered(self, x: Tensor, dim: int) -> Tensor:
-        """Return a tensor of the same shape that holds, for each sample, its channel's number.
-
-        One that is not followed yet gets new channels in dimension ``dim``, which stay.
-        """
-        found = self.of(x)
-        if found is None:
-            is_index = x.dtype in (torch.bool, torch.int64) and x.dim() < 2
-            if is_index or dim >= x.dim():
-                return x
-            found = self.numbers.new(x.shape[dim], fixed=True), dim
-        shape = [1] * x.dim()
-        shape[found[1]] = -1
-        return found[0].view(shape).expand(x.shape).contiguous()
-
-    def unite(self, args: Any, kwargs: Any, inputs: list[Tensor], output: Tensor) -> bool:
-        """Make channels that meet one, aligned at the last dimension as torch broadcasts."""
-        numbers, dim = self.known[id(inputs[0])][1:]
-        from_end = inputs[0].dim() - dim
-        if output.dim() < from_end:  # torch.where(condition) gives indices
-            return False
-        for other in tree_leaves((args, kwargs)):
-            if not isinstance(other, Tensor) or other is inputs[0]:
-                continue
-            found = self.of(other)
-            if found is None:
-                if other.dim() >= from_end and other.shape[-from_end] != 1:
-                    return False  # a constant for each channel
-            elif other.dim() - found[1] != from_end or len(found[0]) != len(numbers):
-                return False
-            else:
-                self.numbers.unite(numbers, found[0])
-        self.follow(output, numbers, output.dim() - from_end)
-        return True
-
-    def reduce(self, name: str, args: Any, kwargs: Any, x: Tensor, outputs: list[Tensor]) -> bool:
-        numbers, dim = self.known[id(x)][1:]
-        gone = dimensions(name, args, kwargs, x.dim())
-        if dim in gone or not gone:
-            self.fix(x)
-            return True
-        kept = outputs[0].dim() == x.dim()
-        for output in outputs:
-            self.follow(output, numbers, dim if kept else dim - sum(d < dim for d in gone))
-        return True
-
     def refuse(self, what: str, *inputs: Tensor) -> None:
         """Raise, unless nothing is lost because the channels of these tensors stay in any case."""
-        if inputs and all(self.numbers.are_fixed(own[0]) for x in inputs if (own := self.of(x))):
+        if inputs and not any(any(self.numbers.roots(self.numbers[x][0])) for x in inputs):
             return
         where = self.running[-1] if self.running else ""
         # Only the whole model contains what its forward calls itself, and cannot be ignored.
@@ -327,14 +208,3 @@ class _Tracer(TorchFunctionMode):
             f"({type(self.model.get_submodule(where)).__name__}); name {around} in ignore, and all "
             "of its channels are kept"
         )
-
-
-def _differing(numbers: Tensor, along: Iterable[int]) -> int | None:
-    """Return the only dimension along which numbers differ; of one channel, the first of size 1."""
-    if numbers.numel() == 0:
-        return None
-    every = range(numbers.dim())
-    dims = [dim for dim in every if (numbers != numbers.narrow(dim, 0, 1)).any()]
-    if not dims:
-        dims = [dim for dim in (*along, *every[1:]) if numbers.shape[dim : dim + 1] == (1,)][:1]
-    return dims[0] if len(dims) == 1 else None
