@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseconv.core.checks import count, integer
 from sparseconv.measure.records import Counts
-from sparseconv.nn.modules import check_module, deepcopy_model
+from sparseconv.nn.modules import check_module, check_not_compiled, deepcopy_model
 from sparseconv.profiling.stopwatch import copied_arguments
-from sparseconv.pruning.channels import FIXED, Channels, UnitSet, kept_channels
-from sparseconv.pruning.checks import check_scores, check_supported, checked_target
+from sparseconv.pruning.channels import FIXED, Channels, kept_channels
 from sparseconv.pruning.criteria import Criterion
-from sparseconv.pruning.equivalent import with_pairs
+from sparseconv.pruning.equivalent import has_pairs, with_pairs
 from sparseconv.pruning.report import PruningReport, changes
-from sparseconv.pruning.surgery import check_optimizer, mask, remove, successor
-from sparseconv.pruning.tracing import trace
-from sparseconv.pruning.verification import check_removal, with_random_weights
+from sparseconv.pruning.selection import checked_target, select_in_steps
+from sparseconv.pruning.surgery import check_optimizer, remove, successor
+from sparseconv.pruning.tracing import check_parameters, ignored_modules, trace
+from sparseconv.pruning.verification import check_removal
 
-Found = TypeVar("Found")
 NUMBERS = "must be a list of ints, the numbers of those that stay (of a mask: mask.nonzero()[:, 0])"
 
 
@@ -110,36 +106,31 @@ def prune_filters(
         )
     if optimizer is not None:
         check_optimizer(optimizer, model)
-    work, whole, arguments = _traced(model, example_input, ignore)
-    if not whole.n_units:
+    work, channels, arguments = _traced(model, example_input, ignore)
+    if not channels.n_units:
         raise ValueError(
             f"{type(model).__name__} has no filters that can be removed: every channel is an input "
             "or an output of the model, or next to a module in ignore"
         )
-    kept, scores = _masked_in_steps(work, whole, criterion, ratio, target_macs, steps)
-    found: torch.optim.Optimizer | None = None
+    kept, scores = select_in_steps(work, channels, criterion, ratio, target_macs, steps)
+    check_removal(with_pairs if equivalent else remove, work, arguments, channels, kept)
+    pruned = deepcopy_model(model)
     unpaired: tuple[str, ...] = ()
     if equivalent:
-        pruned, unpaired = _verified(with_pairs, model, whole, kept, arguments)
+        unpaired = with_pairs(pruned, channels, kept)
     else:
-        pruned, cuts = _verified(remove, model, whole, kept, arguments)
-        found = None if optimizer is None else successor(optimizer, model, pruned, cuts)
-    layers, parameters = changes(whole, kept), sum(p.numel() for p in model.parameters())
+        cuts = remove(pruned, channels, kept)
+        optimizer = optimizer and successor(optimizer, model, pruned, cuts)
+    layers, parameters = changes(channels, kept), sum(p.numel() for p in model.parameters())
     gone = sum(layer.parameters.before - layer.parameters.after for layer in layers)
     report = PruningReport(
-        criterion=repr(criterion),
-        layers=layers,
+        criterion=repr(criterion), layers=layers,
         parameters=Counts(parameters, parameters - gone),
-        macs=Counts(whole.macs(), whole.macs(kept)),
+        macs=Counts(channels.macs(), channels.macs(kept)),
         threshold=criterion.threshold if criterion.graded else None,
-        unpaired=unpaired,
-        before=model,
-        after=pruned,
-        arguments=arguments,
-        scores=scores,
-        channels=whole,
-        optimizer=found,
-    )
+        unpaired=unpaired, before=model, after=pruned, arguments=arguments,
+        scores=scores, channels=channels, optimizer=optimizer,
+    )  # fmt: skip
     return PrunedFilters(pruned, report)
 
 
@@ -150,54 +141,12 @@ def _traced(
     check_module(model)
     arguments = copied_arguments(example_input, "example_input")
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
-    check_supported(model, ignore)
+    check_not_compiled(model, "prune")
+    if has_pairs(model):
+        raise ValueError("the model holds compressors; sparseconv.pruning.merge(model) comes first")
+    check_parameters(model, ignored_modules(model, ignore))
     work = deepcopy_model(model)
     return work, trace(work, arguments, ignore), arguments
-
-
-def _masked_in_steps(
-    work: nn.Module,
-    whole: Channels,
-    criterion: Criterion,
-    ratio: float | None,
-    target_macs: int | None,
-    steps: int,
-) -> tuple[Tensor, Tensor]:
-    """Return which units are kept, and the last scores; weights of others become 0 in ``work``."""
-    kept, last = torch.ones(whole.n_units, dtype=torch.bool), torch.zeros(whole.n_units)
-    for step in range(1, steps + 1):
-        scores = criterion.scores(work, restricted(whole, kept))
-        check_scores(criterion, scores, whole.n_units)
-        last = scores.where(kept, last.to(scores))  # a unit that has fallen keeps its own
-        if criterion.threshold is not None:
-            kept = kept & (scores > criterion.threshold) | _best(whole, kept, scores)
-        else:
-            choose = partial(_choose, whole, kept, scores, criterion.everywhere)
-            if ratio is not None:
-                share = ratio * step / steps
-            else:
-                assert target_macs is not None
-                share = _least_share(whole, choose, target_macs, step / steps)
-            kept = choose(share)
-        mask(work, whole, kept)
-    return kept, last
-
-
-def _verified(
-    remove: Callable[[nn.Module, Channels, Tensor], Found],
-    model: nn.Module,
-    channels: Channels,
-    kept: Tensor,
-    arguments: tuple[Any, ...],
-) -> tuple[nn.Module, Found]:
-    """Return a copy from which filters are removed, once that is verified, and what was found."""
-    masked = with_random_weights(model)
-    pruned = deepcopy_model(masked)
-    remove(pruned, channels, kept)
-    mask(masked, channels, kept)
-    check_removal(masked, pruned, arguments, channels, kept)
-    pruned = deepcopy_model(model)
-    return pruned, remove(pruned, channels, kept)
 
 
 @torch.inference_mode(False)
@@ -233,7 +182,7 @@ def keep_filters(
         name: {integer(f"filters of {name!r} {NUMBERS}", number) for number in given}
         for name, given in filters.items()
     }
-    _, channels, arguments = _traced(model, example_input, ignore)
+    work, channels, arguments = _traced(model, example_input, ignore)
     kept = torch.ones(channels.n_units, dtype=torch.bool)
     for name, stay in wanted.items():
         if name not in channels.layers:
@@ -254,54 +203,7 @@ def keep_filters(
                 f"filters of {name!r} are tied to those of other layers: {sorted(stay)} were asked "
                 f"for, but only {found} can stay; give the same filters for tied layers"
             )
-    return _verified(remove, model, channels, kept, arguments)[0]
-
-
-def _choose(
-    channels: Channels, kept: Tensor, scores: Tensor, everywhere: bool, ratio: float
-) -> Tensor:
-    """Keep the best units, all but a share of those that there were; of each set at least one."""
-    best = _best(channels, kept, scores)
-    order = scores.masked_fill(~kept, -torch.inf).masked_fill(best, torch.inf)
-    result = kept.clone()
-    pools = [torch.arange(channels.n_units)] if everywhere else [s.units for s in channels.sets]
-    for units in pools:
-        count = min(int(ratio * len(units) + 1e-9), len(units) - int(best[units].sum()))
-        result[units[order[units].argsort(stable=True)[:count]]] = False
-    return result
-
-
-def restricted(channels: Channels, kept: Tensor) -> Channels:
-    """Return the same network, in which only kept units compete."""
-    sets = []
-    for group in channels.sets:
-        stay = kept[group.units]
-        rows = {name: found[stay] for name, found in group.rows.items()}
-        sets.append(UnitSet(group.units[stay], rows))
-    return replace(channels, sets=tuple(sets))
-
-
-def _best(channels: Channels, kept: Tensor, scores: Tensor) -> Tensor:
-    """Return a bool mask: the best unit of each set."""
-    best = torch.zeros_like(kept)
-    ordered = scores.masked_fill(~kept, -torch.inf)
-    for group in channels.sets:
-        best[group.units[ordered[group.units].argmax()]] = True
-    return best
-
-
-def _least_share(
-    channels: Channels, choose: Callable[[float], Tensor], target: int, progress: float
-) -> float:
-    """Return the least share by which ``choose`` comes so far on the way to so many MACs."""
-    full, least = channels.macs(), channels.macs(choose(1.0))
-    limit = full - (full - target) * progress
-    if least > limit:
-        raise ValueError(
-            f"target_macs={target} is out of reach: with one filter in each layer {least} "
-            f"multiply-adds are left, of {full}"
-        )
-    parts = 2**30  # far finer than one filter
-    return (
-        bisect_left(range(parts), -limit, key=lambda n: -channels.macs(choose(n / parts))) / parts
-    )
+    check_removal(remove, work, arguments, channels, kept)
+    pruned = deepcopy_model(model)
+    remove(pruned, channels, kept)
+    return pruned

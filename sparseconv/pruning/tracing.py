@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparseconv.nn.conv import SparseConv1d
+from sparseconv.nn.modules import owners_of
 from sparseconv.nn.pooling import ShortAvgPool1d
 from sparseconv.pruning.channels import Channels, Layer, Numbers, numbered_units
 from sparseconv.pruning.data import evaluating
@@ -88,8 +89,38 @@ def output_tensors(out: Any) -> list[Tensor]:
 
 
 def ignored_modules(model: nn.Module, ignore: Iterable[str]) -> set[nn.Module]:
-    """Return the modules named and all inside of them: a list of layers is not called itself."""
-    return {module for name in ignore for module in model.get_submodule(name).modules()}
+    """Return the modules named and all inside of them: a list of layers is not called itself.
+
+    Raises:
+        ValueError: there is no module of a name.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))  # a shared one by each of its names
+    if unknown := [name for name in ignore if name not in modules]:
+        raise ValueError(
+            f"ignore names {unknown[0]!r}, but the model has no such module; model.named_modules() "
+            "lists them"
+        )
+    return {module for name in ignore for module in modules[name].modules()}
+
+
+def check_parameters(model: nn.Module, ignored: set[nn.Module]) -> None:
+    """Refuse parameters that are computed from others, or that several layers share."""
+    for name, module in model.named_modules():
+        if not isinstance(module, PRUNABLE) or module in ignored:
+            continue
+        for key in ("weight", "values", "bias"):
+            if hasattr(module, key) and key not in module._parameters:
+                raise ValueError(
+                    f"{key!r} of {name!r} is computed from other parameters; undo that "
+                    "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), or name "
+                    "the layer in ignore"
+                )
+    for owners in owners_of(model).values():
+        if len(owners) > 1:
+            raise ValueError(
+                f"{owners[0]!r} and {owners[1]!r} share a parameter; only a layer that is used "
+                "twice as a whole can be pruned"
+            )
 
 
 class _Tracer(TorchFunctionMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sparseconv.nn.modules import deepcopy_model
 from sparseconv.profiling.stopwatch import copied_arguments
 from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.data import watching
+from sparseconv.pruning.surgery import mask
 from sparseconv.pruning.tracing import output_tensors
 
 ADVICE = (
@@ -22,21 +24,20 @@ ADVICE = (
 
 
 def check_removal(
-    masked: nn.Module,
-    pruned: nn.Module,
+    edit: Callable[[nn.Module, Channels, Tensor], object],
+    model: nn.Module,
     arguments: tuple[Any, ...],
     channels: Channels,
     kept: Tensor,
 ) -> None:
-    """Compare a model in which units are masked with the one from which they were removed.
+    """Compare a model in which units are masked with one from which ``edit`` removes them.
 
     The layers' inputs are compared, and the outputs: the latter alone may be saturated.
 
     Args:
-        masked, pruned: made of ``with_random_weights(model)``, since trained weights may be zero
-            and then tell no channels apart.
+        model: gets random weights, since trained ones may be zero and then tell no channels apart.
         arguments: the example; random numbers take the place of a constant tensor.
-        channels, kept: what was removed.
+        channels, kept: what is removed.
 
     Raises:
         ValueError: more than rounding differs, so wrong channels were removed.
@@ -49,7 +50,11 @@ def check_removal(
         return torch.randn(x.shape, generator=rng).to(x)
 
     example: tuple[Any, ...] = tree_map_only(Tensor, varied, arguments)
-    expected = _received(masked, example, channels, kept)
+    _randomize(model)
+    pruned = deepcopy_model(model)
+    edit(pruned, channels, kept)
+    mask(model, channels, kept)
+    expected = _received(model, example, channels, kept)
     try:
         found = _received(pruned, example, channels)
     except Exception as error:
@@ -63,15 +68,14 @@ def check_removal(
 
 
 @torch.no_grad()
-def with_random_weights(model: nn.Module) -> nn.Module:
-    """Copy a model, with random parameters and BatchNorm statistics.
+def _randomize(model: nn.Module) -> None:
+    """Draw parameters and BatchNorm statistics.
 
     Weights have both signs, and a size by which signals neither grow nor fade. All else is about 1:
     variances must be positive, and positive biases keep ReLUs awake.
     """
     rng = torch.Generator().manual_seed(0)
-    copied = deepcopy_model(model)
-    for module in copied.modules():
+    for module in model.modules():
         for name, tensor in module.named_parameters(recurse=False):
             random = torch.rand(tensor.shape, generator=rng) + 0.5
             if tensor.dim() > 1 or (isinstance(module, SparseConv1d) and name == "values"):
@@ -83,7 +87,6 @@ def with_random_weights(model: nn.Module) -> nn.Module:
             for statistic in module.buffers(recurse=False):
                 if statistic.is_floating_point():
                     statistic.copy_(torch.rand(statistic.shape, generator=rng) + 0.5)
-    return copied
 
 
 def _received(
