@@ -182,33 +182,6 @@ class LayerTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """A layer, or a set of layers, before and after.
-
-    Attributes:
-        name: of the module; of a set the names of all, with commas.
-        parameters: active weights and biases.
-        macs: multiply-adds.
-        times: ``"inference"``, a forward pass; empty if not measured.
-    """
-
-    name: str
-    parameters: Counts
-    macs: Counts
-    times: Mapping[str, BeforeAfter] = field(default_factory=dict)
-
-    def rows(self) -> list[dict[str, str]]:
-        """Return the one line of the table: text by column."""
-        row: dict[str, str] = {}
-        for name, counts in (("parameters", self.parameters), ("MACs", self.macs)):
-            row |= count_cells(name, counts)
-        for found in self.times.values():
-            row["ms"], row["ms after"] = (f"{t.median:.4f}" for t in (found.before, found.after))
-            row["before / after"] = str(found.ratio)
-        return [row]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """What was found: ``print`` it, ``save`` it, or let a notebook show it.
 

@@ -120,6 +120,10 @@ class Channels:
         layers = self.layers.values()
         return self.other_macs + sum(layer.samples * layer.weights(kept) for layer in layers)
 
+    def weights(self, kept: Tensor | None = None) -> int:
+        """Count active weights, without biases, if only some units (bool) are kept."""
+        return sum(layer.weights(kept) for layer in self.layers.values())
+
     def zeros(self) -> Tensor:
         """Return a score of 0 for each unit, float64."""
         return torch.zeros(self.n_units, dtype=torch.float64)

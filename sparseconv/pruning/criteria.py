@@ -19,6 +19,10 @@ from sparseconv.pruning.data import BATCH, batches_of, evaluating, watching
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 EPS = 1e-2  # of DSP
+LOGITS = (
+    "Jacobian expected a model that returns log-probabilities, since its loss is nll_loss, but the "
+    "exponentials of the outputs do not sum to 1; for logits pass loss=F.cross_entropy"
+)
 
 
 class Criterion(ABC):
@@ -51,11 +55,11 @@ class Criterion(ABC):
 
     @abstractmethod
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        """``(n_units,)`` float64, finite; the model is left as it was.
+        """Return ``(n_units,)`` float64; the model is left as it was.
 
         Raises:
-            ValueError: data of the criterion that are empty. ``prune_filters`` refuses scores
-                that are too few or too many, or not finite.
+            ValueError: data of the criterion that are empty, or without the labels that it needs.
+                ``prune_filters`` refuses scores that are not finite, as of weights that are not.
         """
 
     def __repr__(self) -> str:
@@ -70,10 +74,7 @@ class Magnitude(Criterion):
     its own, and the taps that a depthwise layer has for it.
 
     Args:
-        p: of the norm, at least 1.
-
-    Raises:
-        TypeError, ValueError: another ``p``.
+        p: of the norm, at least 1; else ValueError.
 
     Example:
         >>> Magnitude(p=1)
@@ -94,20 +95,7 @@ class Magnitude(Criterion):
 class HC(Criterion):
     """Hybrid criterion: the norm of a filter times its dissimilarity to its layer's others.
 
-    ``|F_i| * sum over j != i of (1 - |cos(F_i, F_j)|)``, without data.
-
-    Raises:
-        ValueError: by ``prune_filters``, where weights are not finite.
-
-    Example:
-        >>> import sparseconv as sc
-        >>> model = nn.Sequential(nn.Conv1d(1, 3, 2), nn.ReLU(), nn.Conv1d(3, 1, 1))
-        >>> model[0].weight.data = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 1.0]]])
-        >>> sc.prune_filters(model, torch.zeros(1, 1, 9), HC(), ratio=0.4).report.scores
-        tensor([1., 2., 2.], dtype=torch.float64)
-
-    Source: Chen et al., "WHC: Weighted Hybrid Criterion for Filter Pruning on Convolutional Neural
-    Networks", ICASSP 2023 (its ablation).
+    ``|F_i| * sum over j != i of (1 - |cos(F_i, F_j)|)``: the ablation of ``WHC``, which see.
     """
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
@@ -119,15 +107,13 @@ class WHC(Criterion):
 
     ``|F_i| * sum over j != i of |F_j| * (1 - |cos(F_i, F_j)|)``, without data.
 
-    Raises:
-        ValueError: by ``prune_filters``, where weights are not finite.
-
     Example:
         >>> import sparseconv as sc
         >>> model = nn.Sequential(nn.Conv1d(1, 3, 2), nn.ReLU(), nn.Conv1d(3, 1, 1))
         >>> model[0].weight.data = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 1.0]]])
-        >>> sc.prune_filters(model, torch.zeros(1, 1, 9), WHC(), ratio=0.4).report.scores
-        tensor([1., 2., 3.], dtype=torch.float64)
+        >>> x = torch.zeros(1, 1, 9)
+        >>> [sc.prune_filters(model, x, c, ratio=0).report.scores.tolist() for c in (HC(), WHC())]
+        [[1.0, 2.0, 2.0], [1.0, 2.0, 3.0]]
 
     Source: Chen et al., "WHC: Weighted Hybrid Criterion for Filter Pruning on Convolutional Neural
     Networks", ICASSP 2023.
@@ -151,16 +137,12 @@ class Jacobian(Criterion):
             return log-probabilities, and refuses others; for logits, give ``F.cross_entropy``.
         batches: how many are used, at most; of arrays so many times 64 series, at equal distances.
 
-    Raises:
-        ValueError: fewer than one batch; by ``prune_filters``, data without labels, and outputs
-            that are not log-probabilities where the default loss expects them.
-
     Example:
         >>> import sparseconv as sc
         >>> X, y = torch.randn(8, 1, 30), torch.arange(8) % 2
-        >>> model, criterion = sc.models.ResNet(1, 2, nf=4), Jacobian((X, y))
-        >>> report = sc.prune_filters(model, X[:1], criterion, ratio=0.5).report
-        >>> report.parameters[0] > report.parameters[1]
+        >>> model = sc.models.ResNet(1, 2, nf=4)
+        >>> report = sc.prune_filters(model, X[:1], Jacobian((X, y)), ratio=0.5).report
+        >>> report.parameters.ratio > 1
         True
 
     Source: Chen et al., "Optimal Brain Connection: Towards Efficient Structural Pruning", arXiv
@@ -183,7 +165,9 @@ class Jacobian(Criterion):
             for x, y in islice(batches, self.batches):
                 out = model(x)
                 if self.loss is F.nll_loss:
-                    _check_log_probabilities(out)
+                    total = out.detach().logsumexp(1).abs()  # 0, but for rounding
+                    if (total > torch.finfo(out.dtype).eps ** 0.5).any():
+                        raise ValueError(LOGITS)
                 grads = torch.autograd.grad(self.loss(out, y), parameters, materialize_grads=True)
                 products = {
                     id(weight): (grad * weight.detach()).double().cpu()
@@ -209,12 +193,8 @@ class DSP(Criterion):
     Args:
         data: training series as an array ``(n_cases, n_channels, length)``, or ``(X, y)``; or an
             iterable of batches, ``x`` or ``(x, y)``.
-        eps: share of the largest activation of these. The paper's own value is not public;
-            ``report.curve`` shows how many filters other values would keep.
-
-    Raises:
-        TypeError, ValueError: ``eps`` outside [0, 1); by ``prune_filters``, data that are empty
-            or not finite.
+        eps: share of the largest activation of these, in [0, 1). The paper's own value is not
+            public; ``report.curve`` shows how many filters other values would keep.
 
     Example:
         >>> import sparseconv as sc
@@ -261,16 +241,6 @@ class DSP(Criterion):
 
     def __repr__(self) -> str:
         return f"DSP(eps={self.threshold})"
-
-
-def _check_log_probabilities(out: Tensor) -> None:
-    total = out.detach().logsumexp(1).abs()  # 0, but for rounding
-    if (total > torch.finfo(out.dtype).eps ** 0.5).any():
-        raise ValueError(
-            "Jacobian expected a model that returns log-probabilities, since its loss is nll_loss, "
-            "but the exponentials of the outputs do not sum to 1; for logits pass "
-            "loss=F.cross_entropy"
-        )
 
 
 def _by_set(channels: Channels, score: Callable[[Tensor], Tensor]) -> Tensor:

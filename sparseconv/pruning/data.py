@@ -9,21 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 BATCH = 64  # series, where data are whole arrays
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode; restore modes and torch's generator afterwards.
-
-    Raises:
-        ValueError: a lazy module was never run.
-    """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"{name!r} has no shape yet; run the model once on a series")
+    """Put a model in eval mode; restore modes and torch's generator afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     with torch.random.fork_rng(devices=[]):
         try:

@@ -80,11 +80,8 @@ def merge(model: nn.Module) -> nn.Module:
     """Return a copy in which each compressor and decompressor is part of its layer.
 
     Args:
-        model: of ``prune_filters(..., equivalent=True)``, fine-tuned.
-
-    Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: there is nothing to merge.
+        model: of ``prune_filters(..., equivalent=True)``, fine-tuned; else TypeError. One without
+            compressors is copied.
 
     Example:
         >>> import sparseconv as sc
@@ -100,10 +97,6 @@ def merge(model: nn.Module) -> nn.Module:
     """
     check_module(model)
     merged = deepcopy_model(model)
-    if not has_pairs(merged):
-        raise ValueError(
-            "the model has no compressors; prune it with prune_filters(..., equivalent=True)"
-        )
     pairs = [layer for layer in merged.modules() if isinstance(layer, EquivalentLayer)]
     return replace(merged, {layer: layer.merged() for layer in pairs})
 
@@ -123,12 +116,6 @@ def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str,
     """
     pruned = [group for group in channels.sets if not kept[group.units].all()]
     paired = [group for group in pruned if _can_be_paired(channels, group)]
-    if pruned and not paired:
-        raise ValueError(
-            "equivalent pruning needs nn.Conv1d or nn.Linear on both sides of the filters that go, "
-            "but all are next to sparse, grouped, depthwise, hooked, frozen or very wide layers; "
-            "prune without it, or before the layers become so"
-        )
     spared = torch.zeros_like(kept)
     for group in paired:
         spared[group.units] = True

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseconv.core.checks import count, number
@@ -15,8 +16,6 @@ from sparseconv.pruning.channels import Channels, UnitSet
 from sparseconv.pruning.criteria import Criterion
 from sparseconv.pruning.data import batches_of, evaluating
 from sparseconv.pruning.surgery import mask
-
-Array = npt.NDArray[Any]
 
 
 class Evolutionary(Criterion):
@@ -30,16 +29,14 @@ class Evolutionary(Criterion):
 
     Args:
         data: ``(X, y)``, training series and class indices; or an iterable of batches.
-        tolerance: share of errors that all layers together may add.
+        tolerance: share of errors that all layers together may add, in [0, 1].
         cases: how many series judge, at most; of arrays those at equal distances.
-        population: sets of filters in a generation.
+        population: sets of filters in a generation, at least 2.
         generations: how many.
         seed: of the search.
 
     Raises:
         RuntimeError: pymoo is not installed.
-        TypeError, ValueError: a setting out of its range; by ``prune_filters``, data without
-            labels, labels that are not class indices.
 
     Example:
         >>> import sparseconv as sc
@@ -81,7 +78,7 @@ class Evolutionary(Criterion):
             ) from error
 
     def scores(self, model: nn.Module, channels: Channels) -> Tensor:
-        """1 for each unit that the search keeps, else 0."""
+        """Return 1 for each unit that the search keeps, else 0."""
         kept = torch.ones(channels.n_units, dtype=torch.bool)
         batches, found = [], 0
         for batch in batches_of("Evolutionary", model, self.data, self.cases):
@@ -99,7 +96,9 @@ class Evolutionary(Criterion):
             return wrong
 
         with evaluating(model), torch.no_grad():
-            _check_judgeable(model(x), y)
+            # It raises where labels are no class indices, which would count as errors.
+            if F.cross_entropy(model(x), y).isnan():
+                raise ValueError("Evolutionary expected outputs that are numbers, but some are NaN")
             limit = error(kept) + self.tolerance
             for group in channels.sets:
                 kept[group.units] = self._search(channels, group, kept, error, limit)
@@ -119,21 +118,18 @@ class Evolutionary(Criterion):
         from pymoo.optimize import minimize
         from pymoo.problems.functional import FunctionalProblem
 
-        def candidate(chosen: Array) -> Tensor:
+        def candidate(chosen: npt.NDArray[Any]) -> Tensor:
             found = kept.clone()
             found[group.units] = torch.from_numpy(chosen)
             return found
 
-        def weights(chosen: Array) -> int:
-            return sum(layer.weights(candidate(chosen)) for layer in channels.layers.values())
-
-        problem = FunctionalProblem(
-            len(group.units), [lambda chosen: error(candidate(chosen)), weights],
-            constr_ieq=[lambda chosen: 1 - int(chosen.sum())], vtype=bool,  # at least one
-        )  # fmt: skip
+        objectives = [lambda x: error(candidate(x)), lambda x: channels.weights(candidate(x))]
+        at_least_one = [lambda chosen: 1 - int(chosen.sum())]
+        n = len(group.units)
+        problem = FunctionalProblem(n, objectives, constr_ieq=at_least_one, vtype=bool)
         rng = np.random.default_rng(self.seed)
         shares = np.linspace(0.1, 1, self.population)  # of the first sets, the last one is whole
-        first = rng.random((self.population, len(group.units))) < shares[:, None]
+        first = rng.random((self.population, n)) < shares[:, None]
         first[~first.any(1), 0] = True
         search = NSGA2(
             self.population, sampling=first, crossover=UniformCrossover(),
@@ -145,15 +141,3 @@ class Evolutionary(Criterion):
             return kept[group.units]
         best = np.where(good)[0][found.F[good, 1].argmin()]
         return torch.from_numpy(np.asarray(found.X[best], dtype=bool))
-
-
-def _check_judgeable(outputs: Tensor, y: Tensor) -> None:
-    """Refuse what would count as errors in silence."""
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.isnan().any():
-        raise ValueError(
-            "Evolutionary expected a model that returns numbers (N, classes), which are not NaN, "
-            f"but it returns {outputs}"
-        )
-    n, classes = outputs.shape
-    if y.shape != (n,) or not ((y >= 0) & (y < classes) & (y == y.round())).all():
-        raise ValueError(f"expected a class index from 0 to {classes - 1} for each series, got {y}")

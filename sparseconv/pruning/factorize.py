@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from sparseconv.pruning.report import FactorizationReport, FactorizedSet
 
 METHODS = ("left", "right", "both", "svd")
 ALTERNATIONS = 30  # of "both", as published
+WEIGHT = ("shape", "dtype", "device", "requires_grad")
 OPTIONS = ("stride", "padding", "dilation", "padding_mode")
 
 # Of the weights of N layers, (N, O, I*K): (N, O, r) and (N, r, I*K), N = 1 where it is shared.
@@ -81,9 +82,8 @@ def factorize(
 
     All but ``"both"`` have the least squared error of the weights that the rank allows; that one
     falls in every step, perhaps to a local minimum. Where it starts, and that each factor takes the
-    square root of the singular values, is our choice. Computed in float64, rounded to the layers'
-    dtype. Biases, modes, ``requires_grad`` and devices stay. Fine-tune the result, with an
-    optimizer that is built from its parameters. Code that uses a layer's ``weight`` raises.
+    square root of the singular values, is our choice. Fine-tune the result, with an optimizer that
+    is built from its parameters. Code that uses a layer's ``weight`` raises.
 
     Args:
         model: any module, before ``torch.compile``; it does not change.
@@ -117,6 +117,7 @@ def factorize(
     Networks Compression", arXiv 2107.04386, 2021.
     """
     check_module(model)
+    check_not_compiled(model, "factorize")
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, but got {method!r}")
     if (rank is None) == (compression is None):
@@ -127,13 +128,13 @@ def factorize(
     if compression is not None and not (compression := number("compression", compression)) > 1:
         raise ValueError(f"compression must be above 1, but got {compression}")
     twin = deepcopy_model(model)
-    sets, left = _sets(twin, layers, method)
-    found: dict[str, Any] = dict(twin.named_modules(remove_duplicate=False))
     successors: dict[nn.Module, nn.Module] = {}
-    records = []
-    for names in sets:
-        convs = [found[name] for name in names]
+    records: list[FactorizedSet] = []
+    left: dict[str, str] = {}
+    for names, convs, obstacle in _sets(twin, layers, method):
         try:
+            if obstacle or successors.keys() & set(convs):
+                raise ValueError(obstacle or "a layer may come once")
             r, parameters = _sizes(convs, method, rank, compression)
             if layers is None and parameters.after >= parameters.before:
                 raise ValueError(
@@ -145,8 +146,7 @@ def factorize(
             left |= dict.fromkeys(names, str(error))
             continue
         weights = torch.stack([conv.weight.detach().cpu().double().flatten(1) for conv in convs])
-        pairs = _factors(weights, method, r)
-        pairs = [(p.to(convs[0].weight.dtype), q.to(convs[0].weight.dtype)) for p, q in pairs]
+        pairs = [[x.to(convs[0].weight.dtype) for x in p] for p in _factors(weights, method, r)]
         rest = weights - sum(p.double() @ q.double() for p, q in pairs)
         n, o, m = weights.shape
         records.append(
@@ -160,13 +160,16 @@ def factorize(
         successors |= zip(convs, _modules(convs, pairs), strict=True)
     if not records:
         reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left.items())
-        raise ValueError(f"no layer gets smaller; {reasons or 'the model holds no nn.Conv1d'}")
+        raise ValueError(f"no layer gets smaller; {reasons or 'there is no nn.Conv1d'}")
     small = replace(twin, successors)
-    report = FactorizationReport(
-        method=method, layers=tuple(records), left=left, before=model, after=small,
-        parameters=Counts(*(sum(p.numel() for p in m.parameters()) for m in (model, small))),
+    parameters = Counts(*(sum(p.numel() for p in m.parameters()) for m in (model, small)))
+    return Factorized(
+        small,
+        FactorizationReport(
+            method=method, layers=tuple(records), left=left,
+            parameters=parameters, before=model, after=small,
+        ),
     )  # fmt: skip
-    return Factorized(small, report)
 
 
 def _sizes(
@@ -194,20 +197,14 @@ def _sizes(
 
 def _left(weights: Tensor, rank: int) -> Factors:
     n, o, m = weights.shape
-    p, q = _truncated_svd(weights.reshape(n * o, m), rank)
-    return p.reshape(n, o, rank), q[None]
+    u, s, v = torch.linalg.svd(weights.reshape(n * o, m), full_matrices=False)
+    root = s[:rank].sqrt()
+    return (u[:, :rank] * root).reshape(n, o, rank), (root[:, None] * v[:rank])[None]
 
 
 def _right(weights: Tensor, rank: int) -> Factors:
-    n, o, m = weights.shape
-    p, q = _truncated_svd(weights.transpose(0, 1).reshape(o, n * m), rank)
-    return p[None], q.reshape(rank, n, m).transpose(0, 1)
-
-
-def _truncated_svd(matrix: Tensor, rank: int) -> Factors:
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * v[:rank]
+    taps, pointwise = _left(weights.mT, rank)
+    return pointwise.mT, taps.mT
 
 
 def _factors(
@@ -232,7 +229,7 @@ def _factors(
     return [first, other]
 
 
-def _modules(convs: Sequence[nn.Conv1d], pairs: Sequence[Factors]) -> list[nn.Module]:
+def _modules(convs: Sequence[nn.Conv1d], pairs: Sequence[Sequence[Tensor]]) -> list[nn.Module]:
     """Build the layers' successors, which take their biases."""
     options = {name: getattr(convs[0], name) for name in OPTIONS}
     made = [
@@ -266,65 +263,53 @@ def _conv(weight: Tensor, like: nn.Conv1d, options: dict[str, Any]) -> nn.Conv1d
 
 def _sets(
     model: nn.Module, layers: Iterable[Iterable[str]] | None, method: str
-) -> tuple[list[tuple[str, ...]], dict[str, str]]:
-    """Return the sets that are given, or those that exist, and the reasons of the layers left."""
-    check_not_compiled(model, "factorize")
-    found = dict(model.named_modules(remove_duplicate=False))
+) -> Iterator[tuple[tuple[str, ...], list[Any], str | None]]:
+    """Yield the names and layers of each set, given or found, and why it cannot be factorized."""
+    found: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
     obstacle = partial(_obstacle, outside=dict(held_outside(model)), owners=owners_of(model))
-    convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv1d | SparseConv1d)]
     if layers is None:
-        left = {name: reason for name in convs if (reason := obstacle(found[name]))}
         equal: dict[Any, list[str]] = {}
-        for name in (n for n in convs if n not in left):
-            key = name if method == "svd" else tuple(_options(found[name]).values())
-            equal.setdefault(key, []).append(name)
-        alone = [names[0] for names in equal.values() if len(names) == 1 and method != "svd"]
-        left |= dict.fromkeys(alone, "no other layer has its shape and options")
-        return [tuple(names) for names in equal.values() if names[0] not in left], left
-
-    sets = [tuple(names) for names in layers]
-    for names in sets:
-        if not names or (len(names) == 1) != (method == "svd"):
-            size = "one layer" if method == "svd" else "several layers (for one, take 'svd')"
-            raise ValueError(f"{method!r} expects sets of {size}, but got {list(names)}")
-        for name in names:
-            if name not in found:
-                raise ValueError(f"layers must be lists of names, of {convs}, but got {name!r}")
-            if reason := obstacle(found[name]):
-                raise ValueError(f"layer {name!r} cannot be factorized: {reason}")
-            mine, first = _options(found[name]), _options(found[names[0]])
-            if other := [option for option in mine if mine[option] != first[option]]:
-                raise ValueError(
-                    f"the layers of a set must have one {other[0]}, but {names[0]!r} has "
-                    f"{first[other[0]]} and {name!r} {mine[other[0]]}; make two sets"
-                )
-    every = [found[name] for names in sets for name in names]
-    if len(set(every)) < len(every):
-        raise ValueError(f"a layer may come once, but got {[list(names) for names in sets]}")
-    return sets, {}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv1d | SparseConv1d):
+                alone = method == "svd" or obstacle(module)
+                equal.setdefault(name if alone else _common(module), []).append(name)
+        layers = equal.values()
+    for names in map(tuple, layers):
+        convs = [found.get(name) for name in names]
+        reasons = (
+            why and f"{name!r} {why}" for name, why in zip(names, map(obstacle, convs), strict=True)
+        )
+        reason = next(filter(None, reasons), None)
+        if reason is None and (not names or (len(names) == 1) != (method == "svd")):
+            reason = f"{method!r} expects several equal layers in a set, and 'svd' one"
+        if reason is None and len({_common(conv) for conv in convs}) > 1:
+            reason = f"the layers must have the same {', '.join(WEIGHT + OPTIONS)}; make two sets"
+        if reason is None and len(set(convs)) < len(convs):
+            reason = "a layer may come once"
+        yield names, convs, reason
 
 
-def _options(conv: Any) -> dict[str, Any]:
+def _common(conv: Any) -> tuple[Any, ...]:
     """Return what all layers of a set must have in common."""
-    of_weight = {n: getattr(conv.weight, n) for n in ("shape", "dtype", "device", "requires_grad")}
-    return of_weight | {name: getattr(conv, name) for name in OPTIONS}
+    of_weight = (getattr(conv.weight, name) for name in WEIGHT)
+    return (*of_weight, *(getattr(conv, name) for name in OPTIONS))
 
 
 def _obstacle(
-    layer: nn.Module, outside: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
+    layer: nn.Module | None, outside: Mapping[nn.Module, str], owners: Mapping[int, list[str]]
 ) -> str | None:
     """Return why a layer cannot be replaced, if it cannot."""
     if isinstance(layer, nn.Conv1d) and not {"weight", "bias"} <= layer._parameters.keys():
-        return "its weight or bias is computed (pruning, a parametrization); remove that first"
+        return "has a computed weight or bias (pruning, a parametrization); remove that first"
     if type(layer) is not nn.Conv1d:
         hint = "; sc.to_dense makes it one" if isinstance(layer, SparseConv1d) else ""
-        return f"it is a {type(layer).__name__}, expected was an nn.Conv1d{hint}"
+        return f"is a {type(layer).__name__}, expected was an nn.Conv1d{hint}"
     if layer.groups != 1:
-        return f"it has groups={layer.groups}, expected was 1"
+        return f"has groups={layer.groups}, expected was 1"
     if hooks_of(layer):
-        return "it has hooks, which would be lost; remove them first"
+        return "has hooks, which would be lost; remove them first"
     if len(owners[id(layer.weight)]) > 1:
-        return f"it shares its weight: {owners[id(layer.weight)]} have one"
+        return f"shares its weight: {owners[id(layer.weight)]} have one"
     if layer in outside:
-        return f"{outside[layer]} holds it too, where nothing can replace it"
+        return f"is held by {outside[layer]} too, where nothing can replace it"
     return None

@@ -16,7 +16,6 @@ from sparseconv.measure import machine
 from sparseconv.measure.records import (
     INFERENCE,
     BeforeAfter,
-    Change,
     ChangeReport,
     Counts,
     count_cells,
@@ -34,9 +33,39 @@ from sparseconv.profiling.stopwatch import (
 )
 from sparseconv.pruning.channels import Channels, kept_channels
 from sparseconv.pruning.data import evaluating
-from sparseconv.pruning.equivalent import has_pairs, merge
+from sparseconv.pruning.equivalent import merge
 
 DECADES = [10.0**k for k in range(-6, 1)]  # of a curve in a line of text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A layer, or a set of layers, before and after.
+
+    Attributes:
+        name: of the module; of a set the names of all, with commas.
+        parameters: active weights and biases.
+        macs: multiply-adds of one series; of ``factorize`` for one sample of each output.
+        times: ``"inference"``, a forward pass; empty if not measured.
+    """
+
+    name: str
+    parameters: Counts
+    macs: Counts
+    times: Mapping[str, BeforeAfter] = field(default_factory=dict)
+
+    def first_cells(self) -> dict[str, str]:
+        """Return the first columns of the table."""
+        raise NotImplementedError
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the one line of the table: text by column."""
+        row = self.first_cells()
+        row |= count_cells("parameters", self.parameters) | count_cells("MACs", self.macs)
+        for found in self.times.values():
+            row["ms"], row["ms after"] = (f"{t.median:.4f}" for t in (found.before, found.after))
+            row["before / after"] = str(found.ratio)
+        return [row]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +73,7 @@ class LayerChange(Change):
     """A layer before and after its filters were pruned.
 
     Attributes:
-        name, kind: of the module, and its class.
-        parameters: active weights and biases.
-        macs: multiply-adds of one series.
-        times: ``"inference"``, a forward pass; empty if not measured.
+        kind: the class of the module.
         filters: output channels.
         kept: the numbers of the output channels that are kept.
     """
@@ -61,10 +87,9 @@ class LayerChange(Change):
         """Its only layer."""
         return (self.name,)
 
-    def rows(self) -> list[dict[str, str]]:
-        """Return the one line of the table: text by column."""
-        first = {"layer": self.name, "class": self.kind} | count_cells("filters", self.filters)
-        return [first | row for row in super().rows()]
+    def first_cells(self) -> dict[str, str]:
+        """Return the first columns of the table."""
+        return {"layer": self.name, "class": self.kind} | count_cells("filters", self.filters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,22 +97,19 @@ class FactorizedSet(Change):
     """A set of layers before and after they were factorized.
 
     Attributes:
-        name, layers: their names, as one text and as several.
+        layers: their names.
         rank: channels between the two convolutions.
         relative_error: Frobenius norm of the difference of all weights, over that of the weights.
-        parameters, times: of all its layers.
-        macs: of all its layers, for one sample of each output.
     """
 
     layers: tuple[str, ...]
     rank: int
     relative_error: float
 
-    def rows(self) -> list[dict[str, str]]:
-        """Return the one line of the table: text by column."""
-        first = {"layers": self.name, "rank": str(self.rank)}
-        first["relative error"] = f"{self.relative_error:.3g}"
-        return [first | row for row in super().rows()]
+    def first_cells(self) -> dict[str, str]:
+        """Return the first columns of the table."""
+        error = f"{self.relative_error:.3g}"
+        return {"layers": self.name, "rank": str(self.rank), "relative error": error}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +117,9 @@ class SmallerNetwork(ChangeReport):
     """A network made smaller: what is counted, and what ``measure`` measured.
 
     Attributes:
-        layers: a record each.
+        layers: a ``Change`` each.
         parameters: of the whole model; of a pruned one without compressors.
         macs: multiply-adds of one series; of ``factorize`` None, until ``measure`` counts them.
-        times: of the whole model, from ``measure``: ``"inference"``, and with ``backward``
-            ``"training"`` (forward and backward).
-        machine: of the measurement.
         before, after: the network that was given, and its successor.
         arguments: the example input of ``prune_filters``.
     """
@@ -130,7 +149,7 @@ class SmallerNetwork(ChangeReport):
         rounds: int = 20,
         least_seconds: float = 2e-3,
     ) -> Self:
-        """Time the layers and the whole model, before and after in turns; return a new report.
+        """Time the layers and the whole model, before and after interleaved; return a new report.
 
         On torch's threads, in eval mode, of copies of both networks as they are now, compressors
         merged; with ``backward`` also a training step (forward and backward).
@@ -148,8 +167,7 @@ class SmallerNetwork(ChangeReport):
         given = self.arguments if example_input is None else example_input
         arguments = copied_arguments(given, "example_input")
         # Fresh copies: what has been trained in place is not as fast.
-        after = merge(self.after) if has_pairs(self.after) else deepcopy_model(self.after)
-        models = {"before": deepcopy_model(self.before).eval(), "after": after.eval()}
+        models = {"before": deepcopy_model(self.before).eval(), "after": merge(self.after).eval()}
         names = [name for record in self.layers for name in record.layers]
         modules = {self.before.get_submodule(name): name for name in names}
         check_on_cpu({m: name for m, name in modules.items() if list(m.parameters())})
@@ -178,18 +196,19 @@ class SmallerNetwork(ChangeReport):
 def _runs(
     model: nn.Module, names: Sequence[str], arguments: tuple[Any, ...]
 ) -> dict[str, list[tuple[int, Passes]]]:
-    """Return the calls of modules in one run of the model, each with how often it occurs."""
-    calls = capture(model, [model.get_submodule(name) for name in names], arguments)
+    """Return the calls of layers in one run of the model, each with how often it occurs."""
+    modules = {name: model.get_submodule(name) for name in names}
+    calls = capture(model, modules.values(), arguments)
     found: dict[str, list[tuple[int, Passes]]] = {}
-    for name in names:
-        module = model.get_submodule(name)
-        of_module = calls.get(module, [])
-        if isinstance(module, nn.Conv1d) and any(call.input.dim() != 3 for call in of_module):
-            raise ValueError(
-                f"{name!r} must be given (N, C, L), a batch of series, but got "
-                f"{tuple(of_module[0].input.shape)}"
-            )
-        found[name] = [(c.count, {INFERENCE: partial(module, c.input)}) for c in of_module]
+    for name, module in modules.items():
+        found[name] = []
+        for call in calls.get(module, []):
+            if isinstance(module, nn.Conv1d) and call.input.dim() != 3:
+                shape = tuple(call.input.shape)
+                raise ValueError(
+                    f"{name!r} must be given (N, C, L), a batch of series, but got {shape}"
+                )
+            found[name].append((call.count, {INFERENCE: partial(module, call.input)}))
     return found
 
 
@@ -238,8 +257,6 @@ class PruningReport(SmallerNetwork):
 
     def merge(self) -> nn.Module:
         """With ``equivalent=True``: the fine-tuned model in its pruned shape (``merge``)."""
-        if all(layer.filters[0] == layer.filters[1] for layer in self.layers):
-            return deepcopy_model(self.after)  # nothing was removed
         return merge(self.after)
 
     def curve(self, thresholds: Iterable[float] | None = None) -> list[tuple[float, int]]:
@@ -279,15 +296,13 @@ def changes(channels: Channels, kept: Tensor) -> tuple[LayerChange, ...]:
     found = []
     for name, layer in channels.layers.items():
         stay = kept_channels(layer.outputs, kept)
-        weights = Counts(layer.weights(), layer.weights(kept))
         change = LayerChange(
-            name=name,
-            kind=type(layer.module).__name__,
+            name=name, kind=type(layer.module).__name__,
             filters=Counts(len(stay), int(stay.sum())),
             parameters=Counts(layer.parameters(), layer.parameters(kept)),
-            macs=Counts(layer.samples * weights.before, layer.samples * weights.after),
+            macs=Counts(*(layer.samples * layer.weights(units) for units in (None, kept))),
             kept=tuple(stay.nonzero()[:, 0].tolist()),
-        )
+        )  # fmt: skip
         found.append(change)
     return tuple(found)
 

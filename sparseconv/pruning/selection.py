@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,25 +48,23 @@ def select_in_steps(
     kept, last = torch.ones(channels.n_units, dtype=torch.bool), channels.zeros()
     for step in range(1, steps + 1):
         scores = criterion.scores(work, _restricted(channels, kept))
-        _check_scores(criterion, scores, channels.n_units)
+        of_all = isinstance(scores, Tensor) and scores.shape == kept.shape
+        if not of_all or not scores.isfinite().all():
+            raise ValueError(
+                f"{criterion!r} must give a finite score for each of {len(kept)} units "
+                f"(channels.n_units), but gave {scores}; check the weights and the data"
+            )
         last = scores.where(kept, last.to(scores))  # a unit that has fallen keeps its own
+        selection = _Selection(channels, criterion.everywhere, kept, scores)
         if criterion.threshold is not None:
-            kept = kept & (scores > criterion.threshold) | _best(channels, kept, scores)
+            kept = kept & (scores > criterion.threshold) | selection.best()
         elif ratio is not None:
-            kept = _choose(channels, kept, scores, criterion, ratio * step / steps)
+            kept = selection.without(ratio * step / steps)
         else:
             assert target_macs is not None
-            kept = _within(channels, kept, scores, criterion, target_macs, step / steps)
+            kept = selection.within(target_macs, step / steps)
         mask(work, channels, kept)
     return kept, last
-
-
-def _check_scores(criterion: Criterion, scores: Tensor, n_units: int) -> None:
-    if not isinstance(scores, Tensor) or scores.shape != (n_units,) or not scores.isfinite().all():
-        raise ValueError(
-            f"{criterion!r} must give a finite score for each of {n_units} units "
-            f"(channels.n_units), but gave {scores}; check the weights and the data"
-        )
 
 
 def _restricted(channels: Channels, kept: Tensor) -> Channels:
@@ -78,55 +77,46 @@ def _restricted(channels: Channels, kept: Tensor) -> Channels:
     return replace(channels, sets=tuple(sets))
 
 
-def _best(channels: Channels, kept: Tensor, scores: Tensor) -> Tensor:
-    """Return a bool mask: the best unit of each set."""
-    best = torch.zeros_like(kept)
-    ordered = scores.masked_fill(~kept, -torch.inf)
-    for group in channels.sets:
-        best[group.units[ordered[group.units].argmax()]] = True
-    return best
+class _Selection(NamedTuple):
+    """The units that are kept so far, and their scores."""
 
+    channels: Channels
+    everywhere: bool
+    kept: Tensor
+    scores: Tensor
 
-def _pools(channels: Channels, criterion: Criterion) -> list[Tensor]:
-    """Return the units of which the same share goes."""
-    every = [torch.arange(channels.n_units)]
-    return every if criterion.everywhere else [group.units for group in channels.sets]
+    def pools(self) -> list[Tensor]:
+        """Return the units of which the same share goes."""
+        sets = [group.units for group in self.channels.sets]
+        return [torch.arange(len(self.kept))] if self.everywhere else sets
 
+    def best(self) -> Tensor:
+        """Return a bool mask: the best unit of each set."""
+        best = torch.zeros_like(self.kept)
+        ordered = self.scores.masked_fill(~self.kept, -torch.inf)
+        for group in self.channels.sets:
+            best[group.units[ordered[group.units].argmax()]] = True
+        return best
 
-def _choose(
-    channels: Channels, kept: Tensor, scores: Tensor, criterion: Criterion, share: float
-) -> Tensor:
-    """Keep the best units, all but a share of those that there were; of each set at least one."""
-    best = _best(channels, kept, scores)
-    order = scores.masked_fill(~kept, -torch.inf).masked_fill(best, torch.inf)
-    result = kept.clone()
-    for units in _pools(channels, criterion):
-        count = min(int(share * len(units) + 1e-9), len(units) - int(best[units].sum()))
-        result[units[order[units].argsort(stable=True)[:count]]] = False
-    return result
+    def without(self, share: float) -> Tensor:
+        """Keep the best units, all but a share of those that there were; of each set one."""
+        best, kept = self.best(), self.kept.clone()
+        order = self.scores.masked_fill(~kept, -torch.inf).masked_fill(best, torch.inf)
+        for units in self.pools():
+            gone = min(int(share * len(units) + 1e-9), len(units) - int(best[units].sum()))
+            kept[units[order[units].argsort(stable=True)[:gone]]] = False
+        return kept
 
-
-def _within(
-    channels: Channels,
-    kept: Tensor,
-    scores: Tensor,
-    criterion: Criterion,
-    target: int,
-    progress: float,
-) -> Tensor:
-    """Keep the most units that are so far on the way to a number of multiply-adds."""
-
-    def left(share: float) -> int:
-        return channels.macs(_choose(channels, kept, scores, criterion, share))
-
-    full = channels.macs()
-    limit = full - (full - target) * progress
-    sizes = {len(units) for units in _pools(channels, criterion)}
-    shares = sorted({count / size for size in sizes for count in range(size)})
-    first = bisect_left(shares, -limit, key=lambda share: -left(share))
-    if first == len(shares):
-        raise ValueError(
-            f"target_macs={target} is out of reach: with one filter in each layer {left(1)} "
-            f"multiply-adds are left, of {full}"
-        )
-    return _choose(channels, kept, scores, criterion, shares[first])
+    def within(self, target: int, progress: float) -> Tensor:
+        """Keep the most units that are so far on the way to a number of multiply-adds."""
+        full = self.channels.macs()
+        limit = full - (full - target) * progress
+        sizes = {len(units) for units in self.pools()}
+        shares = sorted({gone / size for size in sizes for gone in range(size)})
+        first = bisect_left(shares, -limit, key=lambda x: -self.channels.macs(self.without(x)))
+        if first == len(shares):
+            raise ValueError(
+                f"target_macs={target} is out of reach: with one filter in each layer "
+                f"{self.channels.macs(self.without(1))} multiply-adds are left, of {full}"
+            )
+        return self.without(shares[first])

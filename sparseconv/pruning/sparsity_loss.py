@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,14 +38,11 @@ class InstanceSparsity:
 
     Args:
         model: any module.
-        stages: a ``Stage`` or the name of a module each; None: the published ones of ``LITE`` and
-            ``InceptionTime``.
-        weight: of the whole loss. 2e-5 is published for LITE in batches of 64; the loss is a sum
-            over the batch next to a mean, so multiply the weight by 64 / B for batches of B.
-
-    Raises:
-        TypeError, ValueError: a stage that the model does not have, or (when it runs) whose output
-            is not ``(N, C, L)``; no stages for another model; ``weight`` below 0.
+        stages: a ``Stage`` or the name of a module each, whose outputs are ``(N, C, L)``; None: the
+            published ones of ``LITE`` and ``InceptionTime``.
+        weight: of the whole loss, at least 0. 2e-5 is published for LITE in batches of 64; the loss
+            is a sum over the batch next to a mean, so multiply the weight by 64 / B for batches
+            of B.
 
     Example:
         >>> from sparseconv.models import LITE
@@ -68,21 +66,14 @@ class InstanceSparsity:
         check_module(model)
         found = published_stages(model) if stages is None else stages
         self.stages = tuple(Stage(x) if isinstance(x, str) else Stage(*x) for x in found)
-        modules = dict(model.named_modules())
-        for stage in self.stages:
-            if stage.module not in modules:
-                raise ValueError(
-                    f"stages names {stage.module!r}, but the model has no such module; "
-                    "model.named_modules() lists them"
-                )
-        self._modules = [modules[stage.module] for stage in self.stages]
+        self._modules = [model.get_submodule(stage.module) for stage in self.stages]
         self._handles: list[Any] = []
         self._terms: list[Tensor] = []
 
     def __enter__(self) -> InstanceSparsity:
         """Watch the model's forward passes in which gradients are computed."""
         for stage, module in zip(self.stages, self._modules, strict=True):
-            self._handles.append(module.register_forward_hook(self._hook(stage)))
+            self._handles.append(module.register_forward_hook(partial(self._see, stage)))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -92,20 +83,17 @@ class InstanceSparsity:
         self._handles.clear()
         self._terms.clear()
 
-    def _hook(self, stage: Stage) -> Any:
-        def see(module: nn.Module, arguments: Any, output: Any) -> None:
-            if not isinstance(output, Tensor) or output.dim() != 3:
-                found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise ValueError(
-                    f"the output of stage {stage.module!r} must be (N, C, L), but it is {found}"
-                )
-            if module.training and output.requires_grad:
-                norms = torch.linalg.vector_norm(output[:, : stage.channels], dim=2)
-                # A sum over a batch: in bfloat16 most of it would be rounded away.
-                wide = torch.promote_types(norms.dtype, torch.float32)
-                self._terms.append(stage.weight * norms.sum(dtype=wide))
-
-        return see
+    def _see(self, stage: Stage, module: nn.Module, arguments: Any, output: Tensor) -> None:
+        if output.dim() != 3:
+            raise ValueError(
+                f"the output of stage {stage.module!r} must be (N, C, L), but it is "
+                f"{tuple(output.shape)}"
+            )
+        if module.training and output.requires_grad:
+            norms = torch.linalg.vector_norm(output[:, : stage.channels], dim=2)
+            # A sum over a batch: in bfloat16 most of it would be rounded away.
+            wide = torch.promote_types(norms.dtype, torch.float32)
+            self._terms.append(stage.weight * norms.sum(dtype=wide))
 
     def __call__(self) -> Tensor:
         """Return the loss of the forward passes since the last call.
@@ -121,9 +109,6 @@ class InstanceSparsity:
         loss = self.weight * torch.stack(self._terms).sum()
         self._terms.clear()
         return loss
-
-    def __repr__(self) -> str:
-        return f"InstanceSparsity(stages={list(map(tuple, self.stages))}, weight={self.weight})"
 
 
 def published_stages(model: nn.Module) -> list[Stage]:

@@ -11,7 +11,6 @@ from random_networks import RandomNetwork
 from torch import Tensor, nn
 
 import sparseconv as sc
-from sparseconv.pruning import WHC
 from sparseconv.pruning.equivalent import EquivalentLayer, Mix, _can_be_paired, merge
 from sparseconv.pruning.tracing import trace
 
@@ -192,10 +191,3 @@ def test_layers_after_flatten_are_paired_up_to_a_width(inputs: int) -> None:
     model = nn.Sequential(nn.Conv1d(1, inputs, 1), nn.Flatten(), nn.Linear(inputs, 2))
     channels = trace(model, (torch.zeros(1, 1, 1),))
     assert _can_be_paired(channels, channels.sets[0]) == (inputs == 8192)
-
-
-def test_there_must_be_something_to_merge() -> None:
-    with pytest.raises(ValueError, match="the model has no compressors"):
-        merge(classifier())
-    with pytest.raises(ValueError, match="the model has no compressors"):
-        sc.prune_filters(classifier(), X, WHC(), ratio=0.5).report.merge()

@@ -152,7 +152,7 @@ def test_all_sets_that_exist() -> None:
     small, report = sc.factorize(model, rank=2)
     assert [found.layers for found in report.layers] == [("a", "b")]
     assert report.left.keys() == {"other", "grouped", "sparse", "tiny", "tiny too"}
-    assert "no other layer" in report.left["other"]
+    assert "expects several equal layers" in report.left["other"]
     assert "rank 2 makes 10 parameters of its 6" in report.left["tiny"]
     assert type(small["sparse"]) is sc.SparseConv1d
     assert all(name in str(report) for name in report.left)
