@@ -67,9 +67,7 @@ def batches_of(
         arrays = [torch.as_tensor(x) for x in (data if isinstance(data, tuple) else (data,))]
         if len({len(array) for array in arrays}) > 1:
             shapes = [tuple(array.shape) for array in arrays]
-            raise ValueError(
-                f"{criterion} expected (X, y) of equal length, but got shapes {shapes}"
-            )
+            raise ValueError(f"{criterion} expected (X, y) of equal length, but got {shapes}")
         if cases is not None and len(arrays[0]) > cases:
             chosen = torch.linspace(0, len(arrays[0]) - 1, cases).round().long()
             arrays = [array[chosen] for array in arrays]
@@ -79,9 +77,7 @@ def batches_of(
         first, *rest = batch if isinstance(batch, tuple | list) else (batch,)
         x = torch.as_tensor(first)
         if labels and not rest:
-            raise ValueError(
-                f"{criterion} expected batches (x, y), series with their labels; y is missing"
-            )
+            raise ValueError(f"{criterion} expected batches (x, y), but the labels y are missing")
         if len(x):
             empty = False
             x = x.to(like.device) if codes and not x.is_floating_point() else x.to(like)

@@ -115,15 +115,13 @@ def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str,
     would train it), or one of more inputs than ``WIDEST``, as after ``nn.Flatten``.
     """
     pruned = [group for group in channels.sets if not kept[group.units].all()]
-    paired = [group for group in pruned if _can_be_paired(channels, group)]
-    spared = torch.zeros_like(kept)
-    for group in paired:
-        spared[group.units] = True
+    owner = torch.full((channels.n_units + 1,), -1)  # the paired set; the last: channels that stay
+    for number, group in enumerate(pruned):
+        if _can_be_paired(channels, group):
+            owner[group.units] = number
+    spared = owner[:-1] >= 0
     remove(model, channels, kept, spared)
     successors: dict[nn.Module, nn.Module] = {}
-    owner = torch.full((channels.n_units + 1,), -1)  # the last: channels that stay
-    for number, group in enumerate(paired):
-        owner[group.units] = number
     for name, layer in channels.layers.items():
         module: Any = model.get_submodule(name)
         if not isinstance(module, DENSE):
@@ -135,23 +133,22 @@ def with_pairs(model: nn.Module, channels: Channels, kept: Tensor) -> tuple[str,
             parts = [None if mix is None else mix.to(module.weight) for mix in (before, after)]
             successors[module] = EquivalentLayer(module, *parts).train(module.training)
     replace(model, successors)
-    return tuple(group.name for group in pruned if group not in paired)
+    return tuple(group.name for group in pruned if owner[group.units[0]] < 0)
 
 
 def _can_be_paired(channels: Channels, group: UnitSet) -> bool:
-    tied = [
-        layer
-        for name, layer in channels.layers.items()
-        if name in group.rows or (layer.reads and torch.isin(layer.inputs, group.units).any())
-    ]
-    return all(
-        type(layer.module) in DENSE
-        and layer.groups == 1
-        and len(layer.inputs) <= WIDEST
-        and not (layer.module._forward_hooks or layer.module._forward_pre_hooks)
-        and all(parameter.requires_grad for parameter in layer.module.parameters())
-        for layer in tied
-    )
+    for name, layer in channels.layers.items():
+        reads = layer.reads and torch.isin(layer.inputs, group.units).any()
+        if (reads or name in group.rows) and (
+            type(layer.module) not in DENSE
+            or layer.groups > 1
+            or len(layer.inputs) > WIDEST
+            or layer.module._forward_hooks
+            or layer.module._forward_pre_hooks
+            or not all(parameter.requires_grad for parameter in layer.module.parameters())
+        ):
+            return False
+    return True
 
 
 def _mix(units: Tensor, owner: Tensor, kept: Tensor, spared: Tensor) -> Mix | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from networks import Drawn, silenced
@@ -14,34 +12,26 @@ from torch.utils.flop_counter import FlopCounterMode
 import sparseconv as sc
 from sparseconv.pruning.tracing import trace
 
-NETWORKS = 200
 
-
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", range(6))
 def test_random_networks(block: int) -> None:
     refused = []
-    for seed in range(block * NETWORKS // 10, (block + 1) * NETWORKS // 10):
+    for seed in range(10 * block, 10 * block + 10):
         network = RandomNetwork(seed)
-        x, before = network.example, copy.deepcopy(network.model.state_dict())
-        ratio = (seed % 7 + 1) / 9
-        try:
-            result = sc.prune_filters(network.model, x, Drawn(seed, seed % 2 == 0), ratio=ratio)
-        except ValueError as error:
-            if "no filters that can be removed" not in str(error):
-                raise
-            refused.append(trace(network.model, (x,)).n_units)
+        model, x = network.model, network.example
+        if not (channels := trace(model, (x,))).n_units:
+            refused.append(seed)
             continue
-        assert torch.equal(result.model(x), silenced(network.model, result.report)(x)), (
-            network.model
-        )
-        for key, tensor in network.model.state_dict().items():
-            assert torch.equal(tensor, before[key])
-        for layer in result.report.layers:
-            module = result.model.get_submodule(layer.name)
+        ratio = (seed % 7 + 1) / 9
+        small, report = sc.prune_filters(model, x, Drawn(seed, seed % 2 == 0), ratio=ratio)
+        assert torch.equal(small(x), silenced(model, report)(x)), model
+        assert report.macs[0] == channels.macs()
+        assert report.parameters[1] == sum(p.numel() for p in small.parameters())
+        for layer in report.layers:
+            module = small.get_submodule(layer.name)
             assert 1 <= layer.filters[1] == len(layer.kept) <= layer.filters[0]
             assert layer.parameters[1] == sum(p.numel() for p in module.parameters())
-        assert result.report.parameters[1] == sum(p.numel() for p in result.model.parameters())
-    assert refused in ([], [0])  # of 20
+    assert len(refused) < 2  # of 10
 
 
 class Folded(nn.Module):

@@ -202,9 +202,6 @@ OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "where": (lambda: Around(lambda x: x * len(torch.where(x)[0])), "'where' in middle"),
     "constants": (lambda: Around(lambda x: x * torch.ones(8, 1)), "'mul' in middle"),
     "mT": (lambda: Around(lambda x: x.mT.transpose(1, 2)), r"'mT' in middle \(Function\)"),
-    "data": (lambda: Around(lambda x: x.data), r"'data' in middle \(Function\)"),
-    "fft": (lambda: Around(lambda x: torch.fft.rfft(x).real), "'fft_rfft' in middle"),
-    "conv1d": (lambda: Around(lambda x: F.conv1d(x, torch.ones(8, 8, 1).double())), "'conv1d' in"),
     "subclass": (lambda: Around(type("Own", (nn.Conv1d,), {})(8, 8, 1)), r"in middle \(Own\)"),
 }  # fmt: skip
 

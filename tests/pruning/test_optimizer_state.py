@@ -29,7 +29,7 @@ def optimizers(model: nn.Module) -> Iterator[torch.optim.Optimizer]:
 
 
 @pytest.mark.parametrize("which", range(5))
-@pytest.mark.parametrize("seed", [0, 1, 5, 11])
+@pytest.mark.parametrize("seed", [0, 5])
 def test_an_optimizer_goes_on_as_if_its_filters_were_silent(seed: int, which: int) -> None:
     network = RandomNetwork(seed)
     model, x, drawn = network.model, network.example, Drawn(seed, False)

