@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,32 +26,28 @@ def run(command: Sequence[str | Path], **options: Any) -> str:
     return done.stdout + done.stderr
 
 
-def make_sdist(folder: Path) -> Path:
-    """Build the source archive of this tree, without touching the tree."""
+# Builds both archives in the folder that it is given, from the source tree that it runs in; the
+# wheel from the unpacked source archive.
+BUILD = """
+import os, sys, tarfile
+from pathlib import Path
+import setuptools.build_meta as build
+
+folder, settings = Path(sys.argv[1]), sys.argv[2:]
+with tarfile.open(folder / build.build_sdist(str(folder))) as archive:
+    archive.extractall(folder / "unpacked", filter="data")
+os.chdir(next((folder / "unpacked").iterdir()))
+os.environ.update(setting.split("=", 1) for setting in settings)
+build.build_wheel(str(folder))
+"""
+
+
+def make_archives(folder: Path, python: Path | str = sys.executable, **env: str) -> str:
+    """Build a source archive of this tree and a wheel from it; what the builds printed."""
     copy = folder / "tree"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_SOURCES))
-    make = f"import setuptools.build_meta as b; b.build_sdist({str(folder)!r})"
-    run([sys.executable, "-c", make], cwd=copy)
-    return next(folder.glob("*.tar.gz"))
-
-
-def unpack(sdist: Path, folder: Path) -> Path:
-    """Unpack a source archive; its one folder."""
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    return next(folder.iterdir())
-
-
-def make_wheel(
-    source: Path, folder: Path, python: Path | str = sys.executable, **env: str
-) -> tuple[Path, str]:
-    """Build a wheel as the README says; its path and what the build printed."""
-    said = run(
-        [python, "-m", "pip", "wheel", "--verbose", "--no-build-isolation", "--no-deps",
-         "--no-index", "--wheel-dir", folder, source],
-        env=os.environ | env,
-    )  # fmt: skip
-    return next(folder.glob("*.whl")), said
+    settings = [f"{name}={value}" for name, value in env.items()]
+    return run([python, "-c", BUILD, folder, *settings], cwd=copy)
 
 
 def check(

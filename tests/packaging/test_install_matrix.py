@@ -51,7 +51,6 @@ def test_versions(python: str, torch: str, tmp_path: Path, count_cases: Any) -> 
     base = shutil.which(f"python{python}")
     if base is None or subprocess.run([base, "-c", ""], check=False).returncode:
         pytest.skip(f"Python {python} is not installed")
-    source = installing.unpack(installing.make_sdist(tmp_path), tmp_path / "unpacked")
     environment = tmp_path / "an environment"
     installing.run([base, "-m", "venv", environment])
     interpreter = environment / "bin" / "python"
@@ -59,11 +58,9 @@ def test_versions(python: str, torch: str, tmp_path: Path, count_cases: Any) -> 
     # As the README says, but for the version: torch first, then what builds against it.
     installing.run([*pip, f"torch=={torch}"])
     installing.run([*pip, "numpy>=2.0", "setuptools>=77", "ninja", "pybind11", "wheel"])
-    wheel, said = installing.make_wheel(
-        source, tmp_path / "wheels", interpreter, FORCE_CUDA="0", MAX_JOBS="1"
-    )
+    said = installing.make_archives(tmp_path, interpreter, FORCE_CUDA="0", MAX_JOBS="1")
     assert "left out" not in said, said[-4000:]
-    installing.run([*pip, "--no-deps", "--no-index", wheel])
+    installing.run([*pip, "--no-deps", "--no-index", next(tmp_path.glob("*.whl"))])
     result = installing.check([interpreter], 200, cwd=tmp_path)
     installing.run([interpreter, "-I", "-c", COMPILED], cwd=tmp_path)
     count_cases(200 * len(result["isas"]))
