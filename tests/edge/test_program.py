@@ -59,6 +59,8 @@ def test_the_self_test_passes_and_can_fail(name: str, weights: str, tmp_path: Pa
     words = ["gcc", *FLAGS, "-O2", "net.c", "net_test.c", "-lm", "-o", "t"]
     run(words, folder)
     assert run(["./t"], folder) == "3 of 3 series as expected\n"
+    if name not in FEW:
+        return
     # One weight of the first layer is another.
     source = (folder / "net.c").read_text()
     damaged = re.sub(r"(bias_0\[\d+\] = \{\n\s+)[^,\n}]+", r"\g<1>99999", source, count=1)
@@ -148,12 +150,12 @@ def test_what_the_readme_says(tmp_path: Path) -> None:
 def test_sanitizers(
     weights: str, tmp_path: Path, count_cases: Callable[[int], None], campaign: Callable[..., int]
 ) -> None:
-    """10 000 random and extreme series through all the networks together."""
-    X = extreme(campaign(10_000 // len(NETWORKS) + 1, 10_000), *series(1).shape[1:])
-    for name in NETWORKS:
+    """10 000 random and extreme series through the four networks together, or through each."""
+    X = extreme(campaign(2_500, 10_000), *series(1).shape[1:])
+    for name in [*FEW, *(name for name in NETWORKS if name not in FEW)][: campaign(4, 99)]:
         folder = export(name, tmp_path / name, weights)
         (folder / "series.bin").write_bytes(X.tobytes())
-        for compiler in COMPILERS:
+        for compiler in COMPILERS[: campaign(1, 2)]:
             run([compiler, *FLAGS, "-O1", "-g", "-fsanitize=address,undefined",
                  "-fno-sanitize-recover=all", f"-I{folder}", targets.SOURCES / "predict.c",
                  "net.c", "-lm", "-o", "t"], folder)  # fmt: skip
