@@ -16,6 +16,7 @@ import snippets
 import torch
 
 import sparseconv as sc
+from sparseconv.measure.timing import LEAST_ROUNDS
 from sparseconv.profiling import stopwatch
 from sparseconv.reference import dense_weight
 
@@ -27,23 +28,24 @@ NEEDS = {
     "when-it-pays": ["aeon"],
     "export": ["onnx", "onnxscript", "onnxruntime"],
 }
-QUICKLY = {"rounds": 6, "least_seconds": 1e-6}
 README = snippets.ROOT / "README.md"
 EXAMPLES = sorted((snippets.ROOT / "examples").glob("*.py"))
 WITH_SNIPPETS = [page for page in (README, *PAGES) if any(snippets.blocks(page))]
 
 
+@pytest.fixture
+def quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fresh folder, and a measurement takes a second, however long a reader's takes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPARSECONV_QUICK", "1")
+    measure, short = stopwatch.interleave, {"rounds": LEAST_ROUNDS, "least_seconds": 1e-6}
+    monkeypatch.setattr(stopwatch, "interleave", lambda calls, **how: measure(calls, **how | short))
+
+
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.stem)
-def test_every_snippet_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_cases: Any
-) -> None:
+def test_every_snippet_runs(page: Path, quickly: None, count_cases: Any) -> None:
     for package in NEEDS.get(page.stem, []):
         pytest.importorskip(package)
-    monkeypatch.chdir(tmp_path)
-    measure = stopwatch.interleave  # in a second, however long a reader's measurement takes
-    monkeypatch.setattr(
-        stopwatch, "interleave", lambda calls, **how: measure(calls, **how | QUICKLY)
-    )
     torch.manual_seed(0)
     scope: dict[str, Any] = {"__name__": "snippet"}
     for block in snippets.blocks(page):
@@ -53,12 +55,8 @@ def test_every_snippet_runs(
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
-def test_every_example_runs(
-    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_every_example_runs(script: Path, quickly: None, capsys: Any) -> None:
     pytest.importorskip("aeon")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SPARSECONV_QUICK", "1")
     runpy.run_path(str(script), run_name="__main__")
     assert len(capsys.readouterr().out.splitlines()) > 3
     assert script.read_text(encoding="utf-8").startswith("# %%"), "cells make it a notebook"
