@@ -76,11 +76,10 @@ def prune_filters(
             of what is left.
 
     Raises:
-        TypeError, ValueError: an argument out of its range; neither or both of ``ratio`` and
-            ``target_macs`` where the criterion has no threshold; a target out of reach;
-            something through which channels cannot be followed, or a layer that eval mode does not
-            call, named; a model in which a number of channels is fixed in the code, or whose output
-            holds something else than tensors (in tuples, lists, dicts, dataclasses) and constants.
+        TypeError, ValueError: an argument out of its range; a target out of reach; something
+            through which channels cannot be followed, or a layer that eval mode does not call,
+            named; a model in which a number of channels is fixed in the code, or whose output holds
+            something else than tensors (in tuples, lists, dicts, dataclasses) and constants.
         RuntimeError: what torch raises where the model cannot take ``example_input``.
 
     Example:
@@ -167,8 +166,7 @@ def keep_filters(
             one, to load a state dict into.
 
     Raises:
-        TypeError: ``filters`` holds something else than ints, for example a mask.
-        ValueError: as for ``prune_filters``; a layer that is not there or would lose all; filters
+        TypeError, ValueError: as for ``prune_filters``; numbers that are none of a layer's; filters
             that stay or fall with others that do not.
 
     Example:
@@ -188,14 +186,14 @@ def keep_filters(
         if name not in channels.layers:
             raise ValueError(f"filters names {name!r}, which is none of {list(channels.layers)}")
         outputs = channels.layers[name].outputs
-        if not stay or not stay <= set(range(len(outputs))):
+        gone = [number for number in range(len(outputs)) if number not in stay]
+        if not stay or len(gone) + len(stay) != len(outputs):
             raise ValueError(
                 f"filters of {name!r} must be some of 0 to {len(outputs) - 1}, but are "
                 f"{sorted(stay)}"
             )
-        gone = torch.ones(len(outputs), dtype=torch.bool)
-        gone[list(stay)] = False
-        kept[outputs[gone & (outputs != FIXED)]] = False
+        units = outputs[gone]
+        kept[units[units != FIXED]] = False
     for name, stay in wanted.items():
         found = kept_channels(channels.layers[name].outputs, kept).nonzero()[:, 0].tolist()
         if found != sorted(stay):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, Self
 
 import torch
@@ -73,6 +74,7 @@ class LayerChange(Change):
     """A layer before and after its filters were pruned.
 
     Attributes:
+        name, parameters, macs, times: as ``Change`` has them.
         kind: the class of the module.
         filters: output channels.
         kept: the numbers of the output channels that are kept.
@@ -97,6 +99,7 @@ class FactorizedSet(Change):
     """A set of layers before and after they were factorized.
 
     Attributes:
+        name, parameters, macs, times: as ``Change`` has them.
         layers: their names.
         rank: channels between the two convolutions.
         relative_error: Frobenius norm of the difference of all weights, over that of the weights.
@@ -168,18 +171,13 @@ class SmallerNetwork(ChangeReport):
         arguments = copied_arguments(given, "example_input")
         # Fresh copies: what has been trained in place is not as fast.
         models = {"before": deepcopy_model(self.before).eval(), "after": merge(self.after).eval()}
-        names = [name for record in self.layers for name in record.layers]
-        modules = {self.before.get_submodule(name): name for name in names}
-        check_on_cpu({m: name for m, name in modules.items() if list(m.parameters())})
+        check_on_cpu({self.before: type(self.before).__name__})
         records = []
         with stopwatch.running():
-            runs = {when: _runs(model, names, arguments) for when, model in models.items()}
+            runs = {when: _runs(m, self.layers, arguments) for when, m in models.items()}
             for record in self.layers:
-                passes = {
-                    when: in_sequence([run for name in record.layers for run in found[name]])
-                    for when, found in runs.items()
-                }
-                called = any(runs["before"][name] for name in record.layers)  # by eval mode
+                passes = {when: in_sequence(found[record.name]) for when, found in runs.items()}
+                called = runs["before"][record.name]  # by eval mode
                 times = BeforeAfter.of(stopwatch.time(passes), INFERENCE) if called else None
                 records.append(replace(record, times={INFERENCE: times} if times else {}))
             whole = {when: model_passes(m, arguments, backward) for when, m in models.items()}
@@ -194,22 +192,22 @@ class SmallerNetwork(ChangeReport):
 
 
 def _runs(
-    model: nn.Module, names: Sequence[str], arguments: tuple[Any, ...]
+    model: nn.Module, records: Sequence[LayerChange | FactorizedSet], arguments: tuple[Any, ...]
 ) -> dict[str, list[tuple[int, Passes]]]:
-    """Return the calls of layers in one run of the model, each with how often it occurs."""
-    modules = {name: model.get_submodule(name) for name in names}
-    calls = capture(model, modules.values(), arguments)
-    found: dict[str, list[tuple[int, Passes]]] = {}
-    for name, module in modules.items():
-        found[name] = []
-        for call in calls.get(module, []):
-            if isinstance(module, nn.Conv1d) and call.input.dim() != 3:
-                shape = tuple(call.input.shape)
-                raise ValueError(
-                    f"{name!r} must be given (N, C, L), a batch of series, but got {shape}"
-                )
-            found[name].append((call.count, {INFERENCE: partial(module, call.input)}))
-    return found
+    """Return by a record's name the calls of its layers in one run, and how often each occurs."""
+    layers = {r.name: [model.get_submodule(name) for name in r.layers] for r in records}
+    calls = capture(model, chain(*layers.values()), arguments)
+    for call in chain(*(found for layer, found in calls.items() if isinstance(layer, nn.Conv1d))):
+        if call.input.dim() != 3:
+            raise ValueError(f"expected (N, C, L), a batch, but a layer gets {call.input.shape}")
+    return {
+        name: [
+            (call.count, {INFERENCE: partial(layer, call.input)})
+            for layer in found
+            for call in calls.get(layer, [])
+        ]
+        for name, found in layers.items()
+    }
 
 
 def _macs(model: nn.Module, arguments: tuple[Any, ...]) -> int:

@@ -126,10 +126,10 @@ def published_stages(model: nn.Module) -> list[Stage]:
         for i, block in enumerate(model.blocks):
             body: Any = block.body if isinstance(block, Residual) else block
             prefix = f"blocks.{i}.body" if isinstance(block, Residual) else f"blocks.{i}"
-            stages += [f"{prefix}.{j}" for j in range(len(body))]
+            stages += [Stage(f"{prefix}.{j}") for j in range(len(body))]
             if isinstance(block, Residual):
-                stages[-1] = f"blocks.{i}"  # the addition comes after the last one
-        return [Stage(name) for name in stages]
+                stages[-1] = Stage(f"blocks.{i}")  # the addition comes after the last one
+        return stages
     raise ValueError(
         f"no stages are published for {type(model).__name__}; name in stages the modules whose "
         "outputs are to be sparse, for example the ReLUs"

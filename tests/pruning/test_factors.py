@@ -1,18 +1,47 @@
-"""The factors of ``sc.factorize``: the best that there are."""
+"""``sc.factorize``: the best factors that there are, really shared, in layers that compute so."""
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from branches import branches, composed
+from torch import Tensor, nn
+from torch.export import Dim, export
 
 import sparseconv as sc
-from sparseconv.pruning.factorize import _factors
+from sparseconv.pruning.factorize import METHODS, Sum, _factors
+
+
+class Branches(nn.Module):
+    """Layers of one shape side by side; their outputs are concatenated."""
+
+    def __init__(self, n: int, o: int, i: int, k: int, **options: Any) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv1d(i, o, k, **options) for _ in range(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([conv(x) for conv in self.convs], dim=-2)
+
+
+def branches(shape: tuple[int, int, int, int], seed: int = 0, **options: Any) -> Branches:
+    torch.manual_seed(seed)
+    return Branches(*shape, **options)
+
+
+def composed(layer: nn.Module) -> Tensor:
+    """The weight (O, I, K) that factors mean, in float64."""
+    pairs = layer.terms if isinstance(layer, Sum) else [layer]
+    return sum(
+        torch.einsum("or,rik->oik", p.pointwise.weight[:, :, 0].double(), p.taps.weight.double())
+        for p in pairs
+    ).detach()
+
 
 SHAPES = [(3, 4, 2, 3), (4, 2, 5, 4), (2, 6, 1, 3)]  # N, O, I, K: tall, wide and thin stacks
 EPS = torch.finfo(torch.float64).eps
@@ -88,3 +117,186 @@ def test_both_falls_in_every_alternation_and_is_never_worse_than_one_of_them(see
     assert falling[0] <= min(residual("left"), residual("right")) + noise
     assert all(b <= a + noise for a, b in itertools.pairwise(falling))
     assert falling[-1] < falling[0]
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"padding": "same", "kernel_size": 6},
+    {"padding": "same", "dilation": 3, "padding_mode": "reflect", "kernel_size": 4},
+    {"padding": 2, "stride": 3, "bias": False},
+    {"padding": (3,), "dilation": 2, "padding_mode": "circular", "bias": False},
+    {"padding": "valid", "stride": 2, "padding_mode": "replicate"},
+    {"padding": "same", "dtype": torch.float32},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_layers_compute_what_the_weight_of_their_factors_would(
+    options: dict[str, Any], method: str, count_cases: Callable[[int], None]
+) -> None:
+    options = {"kernel_size": 5, "dtype": torch.float64, **options}
+    model = branches((3, 4, 3, options.pop("kernel_size")), **options)
+    small, _ = sc.factorize(model, method=method, rank=1 if method == "both" else 2)
+    x = torch.randn(2, 3, 40, dtype=options["dtype"])
+    for conv, layer in zip(model.convs, small.convs, strict=True):
+        dense = copy.deepcopy(conv)
+        dense.weight.copy_(composed(layer))
+        torch.testing.assert_close(layer(x), dense(x))
+        torch.testing.assert_close(layer(x[0]), dense(x[0]))  # another way through torch
+        count_cases(2)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_report_counts_the_parameters(method: str, bias: bool) -> None:
+    model = branches((3, 8, 6, 5), bias=bias, dtype=torch.float64)
+    small, report = sc.factorize(model, method=method, compression=2)
+    for factor in small.parameters():  # nothing is saved or moved along with it
+        assert factor.untyped_storage().nbytes() == factor.nbytes
+        assert factor.is_contiguous()
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
+    assert report.parameters == (before, after)
+    assert sum(found.parameters.before for found in report.layers) == before
+    assert sum(found.parameters.after for found in report.layers) == after
+    assert all(found.parameters.ratio >= 2 for found in report.layers)
+    # One more would be too much.
+    sets, rank = [found.layers for found in report.layers], report.layers[0].rank + 1
+    more, _ = sc.factorize(model, sets, method=method, rank=rank)
+    assert before / sum(p.numel() for p in more.parameters()) < 2
+    with pytest.raises(ValueError, match="no layer gets smaller"):
+        sc.factorize(model, method=method, rank=1000)
+
+
+def test_the_report_measures() -> None:
+    model = branches((3, 8, 6, 5))
+    model.idle = nn.ModuleList(nn.Conv1d(8, 8, 7) for _ in range(2))  # not called
+    x = torch.randn(4, 6, 20)
+    _, report = sc.factorize(model, method="both", compression=2)
+    measured = report.measure(x, backward=True, rounds=6, least_seconds=0)
+    assert report.macs is None
+    assert not report.times
+    called, idle = measured.layers
+    for index in range(2):
+        assert measured.macs[index] == model(x).shape[2] * called.macs[index]
+    assert called.times
+    assert not idle.times
+    assert set(measured.times) == {"inference", "training"}
+    for shown in ("relative error", "before / after", "macs: ", "inference of the whole model: "):
+        assert shown in str(measured)
+    with pytest.raises(ValueError, match=r"expected \(N, C, L\), a batch, but a layer gets"):
+        report.measure(x[0])
+
+
+def shared_and_own(small: nn.Module, method: str) -> None:
+    first, *others = small.convs
+    for other in others:
+        pairs = [first, other]
+        if isinstance(first, Sum):
+            pairs = [first.terms, other.terms]
+        flat = [[*p] if isinstance(p, nn.ModuleList) else [p] for p in pairs]
+        same = [(a.taps is b.taps, a.pointwise is b.pointwise) for a, b in zip(*flat, strict=True)]
+        taps, pointwise = (True, False), (False, True)
+        wanted = {"left": [taps], "right": [pointwise], "both": [taps, pointwise]}[method]
+        assert sorted(same) == sorted(wanted)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", ["left", "right", "both"])
+def test_what_is_shared_is_one_module(method: str, bias: bool) -> None:
+    small, report = sc.factorize(branches((3, 8, 6, 5), bias=bias), method=method, rank=2)
+    for found in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        shared_and_own(found, method)
+        storages = {t.data_ptr(): t.numel() for t in found.state_dict().values()}
+        assert sum(storages.values()) == report.layers[0].parameters.after
+
+
+@pytest.mark.parametrize("method", ["left", "both"])
+def test_other_tools_take_it(method: str) -> None:
+    model = nn.Sequential(branches((3, 8, 6, 5)), nn.BatchNorm1d(24), nn.ReLU()).eval()
+    small, _ = sc.factorize(model, method=method, rank=2)
+    x = torch.randn(2, 6, 20)
+    wanted = small(x)
+    torch._dynamo.reset()
+    assert torch.compile(small, backend="aot_eager", fullgraph=True)(x).equal(wanted)
+    # Without a max torch 2.10 stumbles over a bound that it finds by itself.
+    sizes = ({0: Dim("n", min=1), 2: Dim("length", min=8, max=10**6)},)
+    program = export(small, (x,), dynamic_shapes=sizes).module()
+    other = torch.randn(5, 6, 33)
+    torch.testing.assert_close(program(other), small(other))
+    torch.testing.assert_close(sc.optimize_for_inference(small)(x), wanted)
+    taps = [n for n, m in small.named_modules() if n.endswith("taps")]
+    sparse, _ = sc.convert(small, layers=taps)
+    torch.testing.assert_close(sparse(x), wanted)
+    torch.testing.assert_close(sc.to_dense(sparse)(x), wanted)
+    kinds = [type(m) for m in sparse.modules()]
+    assert kinds.count(sc.SparseConv1d) == {"left": 1, "both": 4}[method]
+
+
+def test_all_sets_that_exist() -> None:
+    model = nn.ModuleDict(
+        {
+            "a": nn.Conv1d(8, 8, 9),
+            "b": nn.Conv1d(8, 8, 9, bias=False),
+            "other": nn.Conv1d(8, 8, 9, padding=1),
+            "grouped": nn.Conv1d(8, 8, 9, groups=2),
+            "sparse": sc.SparseConv1d(8, 8, 9, density=0.5),
+            "tiny": nn.Conv1d(2, 1, 1),
+            "tiny too": nn.Conv1d(2, 1, 1),
+            "linear": nn.Linear(3, 3),
+        }
+    )
+    small, report = sc.factorize(model, rank=2)
+    assert [found.layers for found in report.layers] == [("a", "b")]
+    assert report.left.keys() == {"other", "grouped", "sparse", "tiny", "tiny too"}
+    assert "expects several equal layers" in report.left["other"]
+    assert "rank 2 makes 10 parameters of its 6" in report.left["tiny"]
+    assert type(small["sparse"]) is sc.SparseConv1d
+    assert all(name in str(report) for name in report.left)
+    _, alone = sc.factorize(model, method="svd", rank=2)
+    assert [found.layers for found in alone.layers] == [("a",), ("b",), ("other",)]
+
+
+def test_what_else_a_layer_has_stays() -> None:
+    model = branches((2, 8, 6, 5))
+    model.twin = model.convs[1]  # under another name as well
+    model.convs[0].eval().bias.requires_grad_(False)
+    for conv in model.convs:
+        conv.weight.requires_grad_(False)
+    with torch.inference_mode():
+        small, _ = sc.factorize(model, [["convs.0", "twin"]], rank=2)
+    first, second = small.convs
+    assert small.twin is second
+    assert not first.taps.weight.requires_grad
+    assert not second.pointwise.weight.requires_grad
+    assert (first.training, second.training) == (False, True)
+    assert not first.pointwise.bias.requires_grad
+    assert second.pointwise.bias.requires_grad
+    for conv, layer in zip(model.convs, small.convs, strict=True):
+        assert layer.pointwise.bias.equal(conv.bias)
+        assert layer.pointwise.bias is not conv.bias
+        assert not layer.taps.weight.is_inference()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_factors_stand_where_the_layers_stood(method: str) -> None:
+    model = branches((3, 8, 6, 5), device="cuda", dtype=torch.float64)
+    small, _ = sc.factorize(model, method=method, rank=2)
+    assert {p.device for p in small.parameters()} == {model.convs[0].weight.device}
+    on_cpu, _ = sc.factorize(copy.deepcopy(model).cpu(), method=method, rank=2)
+    x = torch.randn(2, 6, 20).double()
+    torch.testing.assert_close(small(x.cuda()).cpu(), on_cpu(x))
+
+
+def test_one_layer_alone_and_weights_that_are_zero() -> None:
+    conv = nn.Conv1d(4, 4, 3)
+    small, report = sc.factorize(conv, method="svd", rank=1)
+    assert isinstance(small, nn.Sequential)
+    assert report.layers[0].layers == ("",)
+    nn.init.zeros_(conv.weight)
+    small, report = sc.factorize(conv, method="svd", rank=1)
+    assert report.layers[0].relative_error == 0
+    x = torch.randn(2, 4, 9)
+    assert small(x).equal(conv(x))
