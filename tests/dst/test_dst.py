@@ -15,7 +15,6 @@ from dst_runs import (
     scheduled,
     snapshot,
     sparse_layers,
-    spread,
     train_step,
     two_layers,
 )
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseconv import KernelCSR, SparseConv1d
+from sparseconv.dst import prune_and_grow
 
 # --- the schedule ---
 
@@ -96,46 +96,38 @@ def test_itop_rate_is_the_share_of_weights_that_were_ever_active() -> None:
 @pytest.mark.parametrize("grow", ["random", "gradient"])
 def test_survivors_keep_everything_and_grown_weights_start_from_zero(name: str, grow: str) -> None:
     model, optimizer, dst = scheduled(None, name, update_every=4, end_step=40, grow=grow)
-    data = batches()
-    checked = 0
+    data, generator, followed = batches(), torch.Generator(), 0
     for step in range(1, 13):
         train_step(model, optimizer, next(data))
         if step % 4:
             assert not dst.step()
             continue
-        before = []
+        generator.set_state(dst.state_dict()["generator"])
+        fraction, expected = 0.25 * (1 + math.cos(math.pi * step / 40)), []
         for layer in sparse_layers(model):
-            state = optimizer.state[layer.values]
-            tensors = {"value": layer.values.data, "gradient": layer.values.grad}
-            tensors |= {k: t for k, t in state.items() if isinstance(t, Tensor) and t.dim() == 1}
-            spreads = {k: spread(t, layer.pattern) for k, t in tensors.items()}
-            scalars = {k: copy.copy(v) for k, v in state.items() if k not in tensors}
-            before.append((layer.values, layer.pattern, amounts(layer), tensors, spreads, scalars))
-        assert dst.step()
-        for layer, old in zip(sparse_layers(model), before, strict=True):
-            parameter, pattern, nnz, tensors, spreads, scalars = old
-            assert layer.values is parameter
-            assert amounts(layer) == nnz
-            assert layer.values.data.data_ptr() == tensors["value"].data_ptr()
-            assert layer.values.grad is tensors["gradient"]
-            assert same({k: optimizer.state[parameter][k] for k in scalars}, scalars)
-            assert (
-                KernelCSR(
-                    layer.pattern.crow_indices, layer.pattern.col_indices, layer.pattern.shape
-                )
-                == layer.pattern
+            by: dict[str, Any] = {"grow": grow, "generator": generator}
+            if grow == "gradient":
+                by["dense_grad"] = layer.dense_probe.grad
+            pattern, source = prune_and_grow(
+                layer.pattern, layer.values, layer.regions, fraction, **by
             )
-            moved = sum(math.ceil(dst.prune_fraction_now * n) for n in nnz)
-            # A position that was pruned and came back holds a fresh zero: survivors are the rest.
-            fresh = layer.values.data == 0
-            assert int(fresh.sum()) == moved
-            at = layer.pattern.positions()
-            assert pattern.to_mask().flatten()[at[~fresh]].all()
-            for key, tensor in tensors.items():
-                assert torch.equal(tensor[~fresh], spreads[key][at[~fresh]]), key
-                assert (tensor[fresh] == 0).all(), key
-                checked += 1
-    assert (checked > 3 * 2 * 2) == (name != "SGD"), "state followed"
+            state = optimizer.state[layer.values]
+            rest = {k: v for k, v in state.items() if not (isinstance(v, Tensor) and v.dim())}
+            own = [layer.values, layer.values.grad, *(state[k] for k in state if k not in rest)]
+            moved = [torch.where(source < 0, 0, tensor.detach()[source]) for tensor in own]
+            expected.append((pattern, own, moved, rest, copy.deepcopy(rest)))
+        assert dst.step()
+        for layer, (pattern, own, moved, rest, kept) in zip(
+            sparse_layers(model), expected, strict=True
+        ):
+            state = optimizer.state[layer.values]
+            now = [layer.values, layer.values.grad, *(state[k] for k in state if k not in rest)]
+            assert all(a is b for a, b in zip(now, own, strict=True)), "the same objects"
+            assert layer.pattern == pattern
+            assert all(map(torch.equal, own, moved))
+            assert same({k: state[k] for k in rest}, kept)
+            followed += len(own) - 2
+    assert bool(followed) == (name != "SGD")
 
 
 def test_empty_and_single_weight_layers_are_ordinary() -> None:

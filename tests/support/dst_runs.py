@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseconv import DSTScheduler, KernelCSR, Region, SparseConv1d
+from sparseconv import DSTScheduler, Region, SparseConv1d
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "Adam": lambda p: torch.optim.Adam(p, 1e-2),
@@ -89,8 +88,3 @@ def snapshot(
             torch.get_rng_state(),
         )
     )
-
-
-def spread(tensor: Tensor, pattern: KernelCSR) -> Tensor:
-    """Put per-weight numbers at their flat positions; NaN where no weight is active."""
-    return tensor.new_full((pattern.numel,), math.nan).index_put_((pattern.positions(),), tensor)
