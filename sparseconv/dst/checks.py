@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sparseconv.nn.conv import SparseConv1d
-from sparseconv.nn.rewiring import check_movable
 
 Layers = Mapping[str, SparseConv1d]
 OTHER_AVERAGE = (
@@ -31,15 +30,25 @@ def copies_of(layers: Layers, averages: Sequence[nn.Module]) -> dict[str, list[S
         raise ValueError(OTHER_AVERAGE) from None
 
 
-def check_layers(layers: Layers, copies: Mapping[str, Sequence[SparseConv1d]], moves: bool) -> None:
-    """Refuse values in two places, averages of something else, and, if it moves, what cannot."""
+def check_layers(
+    layers: Layers,
+    copies: Mapping[str, Sequence[SparseConv1d]],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Refuse values that something else trains or that are in two places, and other averages."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     owner: dict[int, str] = {}
     for name, layer in layers.items():
-        check_copies(layer, copies[name])
+        values = layer._parameters.get("values")  # computed ones are made anew at each access
+        if values is not None and values.requires_grad and id(values) not in held:
+            raise ValueError(
+                f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
+                f"of layer {name!r}; construct it with model.parameters(), or freeze the layer"
+            )
+        if any(copy.pattern != layer.pattern for copy in copies[name]):
+            raise ValueError(OTHER_AVERAGE)
         for each in (layer, *copies[name]):
-            if moves and layer.values.requires_grad:
-                check_movable(each)
-            values = each._parameters.get("values")  # computed ones are made anew at each access
+            values = each._parameters.get("values")
             if values is not None and id(values) in owner:
                 raise ValueError(
                     "each SparseConv1d, also of an average, must have its own `values`, but "
@@ -47,24 +56,6 @@ def check_layers(layers: Layers, copies: Mapping[str, Sequence[SparseConv1d]], m
                     "places, and AveragedModel or copy.deepcopy for an average"
                 )
             owner[id(values)] = name
-
-
-def check_copies(layer: SparseConv1d, copies: Sequence[SparseConv1d]) -> None:
-    """Refuse averages with another pattern than the layer's."""
-    if any(copy.pattern != layer.pattern for copy in copies):
-        raise ValueError(OTHER_AVERAGE)
-
-
-def check_held(layers: Layers, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse values that are to be trained by something else than the optimizer."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for name, layer in layers.items():
-        values = layer._parameters.get("values")
-        if values is not None and values.requires_grad and id(values) not in held:
-            raise ValueError(
-                f"the optimizer must hold `values` of every SparseConv1d, but it lacks those "
-                f"of layer {name!r}; construct it with model.parameters(), or freeze the layer"
-            )
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

@@ -30,6 +30,7 @@ from sparseconv.nn.buffer_check import checksum
 from sparseconv.nn.conv import SparseConv1d
 from sparseconv.nn.dense_gradient import new_probe
 from sparseconv.nn.modules import check_module
+from sparseconv.nn.rewiring import check_movable
 
 _HINT = (
     "build model and scheduler from the same seed or state dict on every rank, keep the weights "
@@ -280,11 +281,12 @@ class DSTScheduler:
         return self.grow != "static" and step <= self.end_step and step % self.update_every == 0
 
     def _check_layers(self) -> None:
-        moves = self.grow != "static"
-        if moves:
+        checks.check_layers(self._layers, self._copies, self._optimizer)
+        if self.grow != "static":
             checks.check_optimizer(self._optimizer)
-        checks.check_held(self._layers, self._optimizer)
-        checks.check_layers(self._layers, self._copies, moves)
+            for name, layer in self._layers.items():
+                for each in (layer, *self._copies[name]) if layer.values.requires_grad else ():
+                    check_movable(each)
 
     def _fingerprint(self, _: None) -> dict[str, Any]:
         patterns = {name: checksum(layer.pattern) for name, layer in self._layers.items()}
@@ -299,7 +301,7 @@ class DSTScheduler:
             seen = [grad for grad in gradients.values() if grad is not None]
             if not all(grad.isfinite().all() for grad in seen):  # the same on all ranks
                 return []
-            checks.check_held(self._layers, self._optimizer)
+            checks.check_layers(self._layers, self._copies, self._optimizer)
             training = [name for name, x in self._layers.items() if x.values.requires_grad]
             plans = [self._plan_layer(name, fraction, gradients.get(name)) for name in training]
             return [plan for plan in plans if plan is not None]
@@ -330,7 +332,6 @@ class DSTScheduler:
         layer = self._layers[name]
         state = self._optimizer.state.get(layer.values, {})
         checks.check_state(name, layer.values, state)
-        checks.check_copies(layer, self._copies[name])
         if self.grow == "gradient" and dense_grad is None:
             raise RuntimeError(
                 f"grow='gradient' needs a forward and a backward pass through layer {name!r} "
